@@ -31,6 +31,7 @@ test-faults: $(VENV)/.ready
 	$(BIN)/python tests/faults/run.py --jobs 2
 
 lint: $(VENV)/.ready
+	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m ruff check .
 
 docs: $(VENV)/.ready

@@ -27,7 +27,13 @@ class Case(NamedTuple):
 PAINN = {"num_features": 128, "num_layers": 3, "num_radial": 20}
 SCHNET = PAINN
 TRANSFORMER = {"num_features": 128, "num_layers": 8, "num_radial": 64, "num_heads": 8}
-SO3KRATES = {"num_features": 132, "num_layers": 3, "num_radial": 32, "num_heads": 4, "degrees": [1, 2, 3]}
+SO3KRATES = {
+    "num_features": 132,
+    "num_layers": 3,
+    "num_radial": 32,
+    "num_heads": 4,
+    "degrees": [1, 2, 3],
+}
 SPLINE = {"radial_filter": "spline"}
 
 CASES = (
@@ -36,16 +42,34 @@ CASES = (
     Case("schnetpack/schnet", "spk", "schnet", SCHNET),
     Case("ours/schnet", OURS, "schnet", SCHNET, "schnetpack/schnet"),
     Case("torchmd-net/et", "tmd", "equivariant-transformer", TRANSFORMER),
-    Case("ours/equivariant_transformer", OURS, "equivariant_transformer", TRANSFORMER, "torchmd-net/et"),
-    Case("ours/equivariant_transformer-spline", OURS, "equivariant_transformer", TRANSFORMER | SPLINE,
-         "torchmd-net/et"),
+    Case(
+        "ours/equivariant_transformer",
+        OURS,
+        "equivariant_transformer",
+        TRANSFORMER,
+        "torchmd-net/et",
+    ),
+    Case(
+        "ours/equivariant_transformer-spline",
+        OURS,
+        "equivariant_transformer",
+        TRANSFORMER | SPLINE,
+        "torchmd-net/et",
+    ),
     # mlff's So3krates is on no package registry; SchNetPack's PaiNN, measured beside it, is as fast
     Case("ours/so3krates", OURS, "so3krates", SO3KRATES, "schnetpack/painn"),
     Case("ours/so3krates-spline", OURS, "so3krates", SO3KRATES | SPLINE, "schnetpack/painn"),
-    Case("torchmd-net/tensornet", "tmd", "tensornet", {"num_features": 128, "num_layers": 2, "num_radial": 32}),
+    Case(
+        "torchmd-net/tensornet",
+        "tmd",
+        "tensornet",
+        {"num_features": 128, "num_layers": 2, "num_radial": 32},
+    ),
     Case("mlip/visnet", "mlip", "visnet", {"num_features": 128, "num_layers": 4, "num_radial": 32}),
     Case("mlip/mace", "mlip", "mace", {"num_features": 128, "num_layers": 2, "num_radial": 8}),
-    Case("mace-torch/mace", "mace", "mace", {"num_features": 128, "num_layers": 2, "num_radial": 8}),
+    Case(
+        "mace-torch/mace", "mace", "mace", {"num_features": 128, "num_layers": 2, "num_radial": 8}
+    ),
 )
 
 
@@ -69,8 +93,14 @@ def chosen(only: list[str], quick: bool = False) -> list[Case]:
     """
     for text in only:
         if not any(text in case.name for case in CASES):
-            raise ValueError(f"no case has {text!r} in its name; there are {', '.join(c.name for c in CASES)}")
+            raise ValueError(
+                f"no case has {text!r} in its name; there are {', '.join(c.name for c in CASES)}"
+            )
     if not only and quick:
-        return [case for case in CASES if (is_peer(case) or is_ours(case) and "-spline" not in case.name)
-                and case.options["num_layers"] < 8]
+        return [
+            case
+            for case in CASES
+            if (is_peer(case) or is_ours(case) and "-spline" not in case.name)
+            and case.options["num_layers"] < 8
+        ]
     return [case for case in CASES if not only or any(text in case.name for text in only)]

@@ -48,23 +48,36 @@ def molecule(rng: np.random.Generator, n_atoms: int) -> np.ndarray:
     return np.array(placed)
 
 
-def write_spice(path: Path, num_molecules: int, conformations: int = 50, n_atoms: int = 40, seed: int = 0) -> int:
+def write_spice(
+    path: Path, num_molecules: int, conformations: int = 50, n_atoms: int = 40, seed: int = 0
+) -> int:
     """A SPICE-layout file of so many structures; energies and forces are those of springs that hold the atoms."""
     rng = np.random.default_rng(seed)
     templates = [molecule(rng, n_atoms) for _ in range(20)]
     with h5py.File(path, "w") as file:
         for m in range(num_molecules):
             rest = templates[m % len(templates)]
-            numbers = rng.permutation(np.r_[np.full(n_atoms // 2, 1), rng.choice([6, 7, 8], n_atoms - n_atoms // 2)])
+            numbers = rng.permutation(
+                np.r_[np.full(n_atoms // 2, 1), rng.choice([6, 7, 8], n_atoms - n_atoms // 2)]
+            )
             moves = rng.normal(0, 0.05, (conformations, n_atoms, 3))
             moves -= moves.mean(1, keepdims=True)
             group = file.create_group(f"molecule-{m}")
             for name, data, unit in (
-                    ("atomic_numbers", numbers.astype(np.int16), None),
-                    ("conformations", ((rest + moves) / 0.529177210903).astype(np.float32), "bohr"),
-                    ("dft_total_energy", -40.0 * n_atoms + 0.5 * SPRING * (moves ** 2).sum((1, 2)), "hartree"),
-                    ("dft_total_gradient", (SPRING * moves * 0.529177210903).astype(np.float32), "hartree/bohr"),
-                    ("formation_energy", np.full(conformations, -5.0), "hartree")):
+                ("atomic_numbers", numbers.astype(np.int16), None),
+                ("conformations", ((rest + moves) / 0.529177210903).astype(np.float32), "bohr"),
+                (
+                    "dft_total_energy",
+                    -40.0 * n_atoms + 0.5 * SPRING * (moves**2).sum((1, 2)),
+                    "hartree",
+                ),
+                (
+                    "dft_total_gradient",
+                    (SPRING * moves * 0.529177210903).astype(np.float32),
+                    "hartree/bohr",
+                ),
+                ("formation_energy", np.full(conformations, -5.0), "hartree"),
+            ):
                 made = group.create_dataset(name, data=data)
                 if unit:
                     made.attrs["units"] = unit
@@ -82,13 +95,19 @@ def run_convert(folder: Path, repeats: int) -> None:
         start = time.process_time()
         convert(ConversionSpec(str(path)), folder / f"store-{i}", num_processes=1, progress=False)
         rates.append(count / (time.process_time() - start))
-    print(f"converting {count} structures of 40 atoms, 50 to a molecule, checks on: {spread(rates)} structures/core-s")
+    print(
+        f"converting {count} structures of 40 atoms, 50 to a molecule, checks on: {spread(rates)} structures/core-s"
+    )
 
 
 def run_neighbors(folder: Path, repeats: int) -> None:
     rng = np.random.default_rng(0)
     molecules = [molecule(rng, 40) for _ in range(300)]
-    methods = {"mlip_jax": lambda p: neighbor_list(p, CUTOFF), "NumPy brute force": _brute_force, **_peers()}
+    methods = {
+        "mlip_jax": lambda p: neighbor_list(p, CUTOFF),
+        "NumPy brute force": _brute_force,
+        **_peers(),
+    }
     for method in methods.values():
         method(molecules[0])
     rates = {name: [] for name in methods}
@@ -99,7 +118,9 @@ def run_neighbors(folder: Path, repeats: int) -> None:
                 method(positions)
             rates[name].append(len(molecules) / (time.process_time() - start))
     edges = np.mean([len(neighbor_list(p, CUTOFF).senders) for p in molecules])
-    print(f"neighbour lists, 40 atoms, {CUTOFF} Å, {edges:.0f} directed edges (mlip_jax: sorted, with pair order):")
+    print(
+        f"neighbour lists, 40 atoms, {CUTOFF} Å, {edges:.0f} directed edges (mlip_jax: sorted, with pair order):"
+    )
     for name in methods:
         print(f"  {name}: {spread(rates[name])} structures/core-s")
 
@@ -114,14 +135,20 @@ def _peers():
     peers = {}
     try:
         from vesin import NeighborList
+
         calculator, box = NeighborList(cutoff=CUTOFF, full_list=True), np.zeros((3, 3))
-        peers["vesin"] = lambda p: calculator.compute(points=p, box=box, periodic=False, quantities="ij")
+        peers["vesin"] = lambda p: calculator.compute(
+            points=p, box=box, periodic=False, quantities="ij"
+        )
     except ImportError:
         pass
     try:
         from matscipy.neighbours import neighbour_list
+
         cell = 100 * np.eye(3)
-        peers["matscipy"] = lambda p: neighbour_list("ij", positions=p, cell=cell, pbc=[False] * 3, cutoff=CUTOFF)
+        peers["matscipy"] = lambda p: neighbour_list(
+            "ij", positions=p, cell=cell, pbc=[False] * 3, cutoff=CUTOFF
+        )
     except ImportError:
         pass
     return peers
@@ -129,13 +156,21 @@ def _peers():
 
 def run_input(folder: Path, repeats: int) -> None:
     write_spice(folder / "spice.hdf5", 200)
-    store = Store(convert(ConversionSpec(str(folder / "spice.hdf5")), folder / "store", progress=False))
+    store = Store(
+        convert(ConversionSpec(str(folder / "spice.hdf5")), folder / "store", progress=False)
+    )
     for batch_size in (8, 32):
         batches, split = _batches(store, batch_size)
         for name, step in (("alone", None), ("beside a device step of 5 ms", 0.005)):
             rates, waits = zip(*(_pull(batches, split, step, 600) for _ in range(repeats)))
-            wait = "" if step is None else f", waiting for input {spread([100 * w for w in waits])} % of the time"
-            print(f"input, {batch_size} structures of 40 atoms, {name}: {spread(rates)} batches/s{wait}")
+            wait = (
+                ""
+                if step is None
+                else f", waiting for input {spread([100 * w for w in waits])} % of the time"
+            )
+            print(
+                f"input, {batch_size} structures of 40 atoms, {name}: {spread(rates)} batches/s{wait}"
+            )
         if batch_size == 8:
             _with_model(batches, split, repeats)
 
@@ -145,7 +180,10 @@ def _batches(store, batch_size):
     from mlip_jax.graphs.padding import choose_budget
     from mlip_jax.graphs.shapes import Sizes
     from mlip_jax.training.data import Batches, Split
-    split = Split(store, np.arange(len(store)), Sizes(store.index("n_atoms"), edge_counts(store, CUTOFF)))
+
+    split = Split(
+        store, np.arange(len(store)), Sizes(store.index("n_atoms"), edge_counts(store, CUTOFF))
+    )
     return Batches((choose_budget(split.sizes, batch_size),), CUTOFF, np.zeros(119), 1), split
 
 
@@ -175,6 +213,7 @@ def _with_model(batches, split, repeats):
     from mlip_jax.potential import example_graph
     from mlip_jax.training.objectives import ForceField
     from mlip_jax.training.step import Trainer
+
     options = get_config().model.options.to_dict()
     model = models.create("so3krates", **options)
     loss = {"penalty": "mae", "energy_per_atom": False, "huber_delta": 0.05}
@@ -194,7 +233,9 @@ def _with_model(batches, split, repeats):
             rates[name].append(30 / (time.perf_counter() - start))
     stream.close()
     for name, found in rates.items():
-        print(f"training So3krates on this CPU, 8 structures of 40 atoms, {name}: {spread(found)} batches/s")
+        print(
+            f"training So3krates on this CPU, 8 structures of 40 atoms, {name}: {spread(found)} batches/s"
+        )
 
 
 def run_memory(folder: Path, atoms: int) -> None:
@@ -208,23 +249,45 @@ def _memory_of(folder: Path, atoms: int) -> None:
     """Of a store of so many atoms; a small model, so that it is not the model's memory that is measured."""
     path = folder / "spice.hdf5"
     count = write_spice(path, atoms // (40 * 50))
-    print(f"{count} structures, {40 * count / 1e6:.1f} million atoms, {path.stat().st_size / 2**20:.0f} MiB of HDF5")
+    print(
+        f"{count} structures, {40 * count / 1e6:.1f} million atoms, {path.stat().st_size / 2**20:.0f} MiB of HDF5"
+    )
     store = folder / "store"
     model = ["num_features=24", "num_layers=1"]
     script = [sys.executable, __file__]
-    train = [*script, "child", "--config=configs/spice.py:painn", f"--config.data.path={store}",
-             "--config.train.num_steps=1000", "--config.train.valid_every=500", f"--config.data.num_train={count}",
-             "--config.data.num_valid=1000", "--config.data.num_test=1000",
-             *(f"--config.model.options.{m}" for m in model)]
+    train = [
+        *script,
+        "child",
+        "--config=configs/spice.py:painn",
+        f"--config.data.path={store}",
+        "--config.train.num_steps=1000",
+        "--config.train.valid_every=500",
+        f"--config.data.num_train={count}",
+        "--config.data.num_valid=1000",
+        "--config.data.num_test=1000",
+        *(f"--config.model.options.{m}" for m in model),
+    ]
     for task, command, tunables in (
-            ("convert", [*script, "child", "--config=configs/convert.py", f"--config.data.path={path}",
-                         f"--workdir={store}"], ALLOCATOR),
-            ("input alone, 2,000 batches", [*script, "pull", str(store)], ALLOCATOR),
-            ("train", [*train, f"--workdir={folder / 'tuned'}"], ALLOCATOR),
-            ("train, allocator as the system has it", [*train, f"--workdir={folder / 'plain'}"], "")):
+        (
+            "convert",
+            [
+                *script,
+                "child",
+                "--config=configs/convert.py",
+                f"--config.data.path={path}",
+                f"--workdir={store}",
+            ],
+            ALLOCATOR,
+        ),
+        ("input alone, 2,000 batches", [*script, "pull", str(store)], ALLOCATOR),
+        ("train", [*train, f"--workdir={folder / 'tuned'}"], ALLOCATOR),
+        ("train, allocator as the system has it", [*train, f"--workdir={folder / 'plain'}"], ""),
+    ):
         start = time.perf_counter()
         with open(folder / "log", "w") as log:
-            run = subprocess.run(command, stdout=log, stderr=log, env=os.environ | {"GLIBC_TUNABLES": tunables})
+            run = subprocess.run(
+                command, stdout=log, stderr=log, env=os.environ | {"GLIBC_TUNABLES": tunables}
+            )
         lines = (folder / "log").read_text().splitlines()
         if run.returncode:
             sys.exit("\n".join(lines[-30:]))
@@ -234,6 +297,7 @@ def _memory_of(folder: Path, atoms: int) -> None:
 def child(arguments: list[str]) -> None:
     """A run of the main program that tells its peak memory, and that of its largest worker process."""
     from mlip_jax import main
+
     sys.argv = ["main", *arguments]
     try:
         main.main()
@@ -252,8 +316,10 @@ def pull(store: str) -> None:
 
 
 def _tell_memory() -> None:
-    own, largest = (resource.getrusage(who).ru_maxrss / 2**10
-                    for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    own, largest = (
+        resource.getrusage(who).ru_maxrss / 2**10
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
     print(f"peak memory {own:.0f} MiB, of the largest worker {largest:.0f} MiB", file=sys.stderr)
 
 
@@ -265,7 +331,9 @@ def main() -> None:
     if "GLIBC_TUNABLES" not in os.environ:  # as the main program has it; read when a process starts
         os.environ["GLIBC_TUNABLES"] = ALLOCATOR
         os.execv(sys.executable, [sys.executable, *sys.argv])
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("convert", "neighbors", "input", "memory"))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--atoms", type=int, default=20_000_000, help="of the store of `memory`")
@@ -276,8 +344,9 @@ def main() -> None:
         if arguments.what == "memory":
             run_memory(Path(folder), arguments.atoms)
         else:
-            {"convert": run_convert, "neighbors": run_neighbors, "input": run_input}[arguments.what](
-                Path(folder), arguments.repeats)
+            {"convert": run_convert, "neighbors": run_neighbors, "input": run_input}[
+                arguments.what
+            ](Path(folder), arguments.repeats)
 
 
 if __name__ == "__main__":

@@ -21,9 +21,13 @@ _CHUNK, _RECORD_EVERY = 10_000, 100  # steps
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--force_field", required=True, help="workdir of a training run")
-    parser.add_argument("--smiles", default="CCO,CC(C)=O,C[C@H](N)C(=O)O", help="separated by commas")
+    parser.add_argument(
+        "--smiles", default="CCO,CC(C)=O,C[C@H](N)C(=O)O", help="separated by commas"
+    )
     parser.add_argument("--picoseconds", type=float, default=100.0)
     parser.add_argument("--timestep", type=float, default=0.5, help="fs")
     parser.add_argument("--temperature", type=float, default=300.0, help="K")
@@ -31,11 +35,25 @@ def main():
     smiles, force_field = a.smiles.split(","), Potential.load(a.force_field)
     starts = [make((Entry(i, s, s, s), EmbeddingOptions()))[0].atoms for i, s in enumerate(smiles)]
     molecules = [result.atoms for result in relax(starts, force_field)]
-    warm = MolecularDynamics(molecules, force_field, ensemble="langevin", temperature=a.temperature,
-                             timestep=a.timestep, record_every=_RECORD_EVERY, frame_every=1_000, seed=1)
+    warm = MolecularDynamics(
+        molecules,
+        force_field,
+        ensemble="langevin",
+        temperature=a.temperature,
+        timestep=a.timestep,
+        record_every=_RECORD_EVERY,
+        frame_every=1_000,
+        seed=1,
+    )
     molecules = [t.frames[-1] for t in warm.run(round(5_000 / a.timestep / 1_000) * 1_000)]
-    dynamics = MolecularDynamics(molecules, force_field, ensemble="nve", timestep=a.timestep,
-                                 record_every=_RECORD_EVERY, frame_every=0)
+    dynamics = MolecularDynamics(
+        molecules,
+        force_field,
+        ensemble="nve",
+        timestep=a.timestep,
+        record_every=_RECORD_EVERY,
+        frame_every=0,
+    )
     energies, temperatures = ([[] for _ in smiles] for _ in range(2))
     steps = round(1e3 * a.picoseconds / a.timestep)
     while dynamics.step < steps:
@@ -47,12 +65,17 @@ def main():
 
 def tell(smiles, molecules, energies, temperatures, dynamics, timestep):
     picoseconds = 1e-3 * timestep * dynamics.step
-    print(f"{picoseconds:.1f} ps, {dynamics.steps_per_second:.0f} steps/s, broken: {dynamics.broken or 'none'}")
+    print(
+        f"{picoseconds:.1f} ps, {dynamics.steps_per_second:.0f} steps/s, broken: {dynamics.broken or 'none'}"
+    )
     for name, atoms, energy, temperature in zip(smiles, molecules, energies, temperatures):
         per_atom = 1e3 * np.array(energy) / len(atoms)
         slope = np.polyfit(np.linspace(0.0, picoseconds, len(per_atom)), per_atom, 1)[0]
-        print(f"  {name}: drift {slope:+.4f} meV/atom/ps, fluctuation {per_atom.std():.3f} meV/atom, "
-              f"{np.mean(temperature):.0f} K", flush=True)
+        print(
+            f"  {name}: drift {slope:+.4f} meV/atom/ps, fluctuation {per_atom.std():.3f} meV/atom, "
+            f"{np.mean(temperature):.0f} K",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

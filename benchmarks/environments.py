@@ -32,10 +32,18 @@ class Environment(NamedTuple):
 
 
 ENVIRONMENTS = {
-    "spk": Environment("schnetpack", "2.1.1", constraints=("setuptools<81",), not_required=("sympy",)),
+    "spk": Environment(
+        "schnetpack", "2.1.1", constraints=("setuptools<81",), not_required=("sympy",)
+    ),
     # torch-sim relaxes with SchNetPack's PaiNN
-    "ts": Environment("schnetpack", "2.1.1", constraints=("setuptools<81",), not_required=("sympy",),
-                      also=("torch-sim-atomistic==0.6.2",), python=(3, 12)),
+    "ts": Environment(
+        "schnetpack",
+        "2.1.1",
+        constraints=("setuptools<81",),
+        not_required=("sympy",),
+        also=("torch-sim-atomistic==0.6.2",),
+        python=(3, 12),
+    ),
     "tmd": Environment("torchmd-net", "3.1.0"),
     "mace": Environment("mace-torch", "0.3.16"),
     "mlip": Environment("mlip", "0.2.5", torch=False),
@@ -77,10 +85,21 @@ def make(home: Path, name: str, torch: str = TORCH) -> str | None:
     constraints = home / f"v_{name}.constraints.txt"
     pins = [*environment.constraints, *([f"torch=={torch}"] if environment.torch else [])]
     constraints.write_text("\n".join(pins) + "\n")
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", str(constraints)]
+    pip = [
+        str(python),
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "-c",
+        str(constraints),
+    ]
     try:
         _run([interpreter, "-m", "venv", str(python.parents[1])])
-        if environment.torch:  # first and alone: a package that asks for torch would choose the build itself
+        if (
+            environment.torch
+        ):  # first and alone: a package that asks for torch would choose the build itself
             _run([*pip, "torch"])
         _install(pip, python, environment)
         if environment.also:
@@ -114,7 +133,9 @@ def _install(pip: list[str], python: Path, environment: Environment) -> None:
         _run([*pip, target])
         return
     _run([*pip, "--no-deps", target])
-    wanted = _run([str(python), "-c", _REQUIREMENTS, environment.package, *environment.not_required]).split("\n")
+    wanted = _run(
+        [str(python), "-c", _REQUIREMENTS, environment.package, *environment.not_required]
+    ).split("\n")
     _run([*pip, "setuptools", *(line for line in wanted if line)])
 
 

@@ -42,12 +42,17 @@ def is_fit(mol, a) -> bool:
     if Chem.GetFormalCharge(mol) or any(x.GetNumRadicalElectrons() for x in mol.GetAtoms()):
         return False
     size = Chem.AddHs(mol).GetNumAtoms()
-    return ({x.GetSymbol() for x in mol.GetAtoms()} <= ELEMENTS and a.min_atoms <= size <= a.max_atoms
-            and Lipinski.NumRotatableBonds(mol) >= a.min_rotatable)
+    return (
+        {x.GetSymbol() for x in mol.GetAtoms()} <= ELEMENTS
+        and a.min_atoms <= size <= a.max_atoms
+        and Lipinski.NumRotatableBonds(mol) >= a.min_rotatable
+    )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("output", type=Path)
     parser.add_argument("smiles", nargs="+", type=Path)
     parser.add_argument("--min_atoms", type=int, default=18, help="hydrogens included")

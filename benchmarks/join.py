@@ -60,21 +60,30 @@ def write(file, name, group):
     to["atomic_numbers"] = first.numbers.astype(np.int16)
     to["smiles"], to["subset"] = [first.smiles], [first.subset]
     for key, unit, values in (
-            ("conformations", "bohr", np.array([s.positions / Bohr for s in same], np.float32)),
-            ("dft_total_energy", "hartree", np.array([s.energy / Hartree for s in same])),
-            ("dft_total_gradient", "hartree/bohr", np.array([-s.forces * Bohr / Hartree for s in same], np.float32))):
+        ("conformations", "bohr", np.array([s.positions / Bohr for s in same], np.float32)),
+        ("dft_total_energy", "hartree", np.array([s.energy / Hartree for s in same])),
+        (
+            "dft_total_gradient",
+            "hartree/bohr",
+            np.array([-s.forces * Bohr / Hartree for s in same], np.float32),
+        ),
+    ):
         to[key] = values
         to[key].attrs["units"] = unit
     return len(same)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("output", type=Path)
     parser.add_argument("data", nargs="+", help="files or patterns")
     parser.add_argument("--options", default="", help="of the reader of the first data set")
     parser.add_argument("--without", action="append", default=[], metavar="FILE:SPLIT.json")
-    parser.add_argument("--conformers", type=int, default=None, help="at most, of a molecule of the other data sets")
+    parser.add_argument(
+        "--conformers", type=int, default=None, help="at most, of a molecule of the other data sets"
+    )
     parser.add_argument("--level_of_theory", default="GFN2-xTB")
     a = parser.parse_args()
     if a.output.exists():
@@ -92,8 +101,11 @@ def main():
                 if skeleton is not None and skeleton not in out:
                     total += write(file, f"{number}-{place:07d}", group[:most])
                     kept += 1
-            print(f"{path}: {total} structures of {kept} molecules; held out: {len(groups) - kept - unread}; "
-                  f"not to be read by RDKit: {unread}", flush=True)
+            print(
+                f"{path}: {total} structures of {kept} molecules; held out: {len(groups) - kept - unread}; "
+                f"not to be read by RDKit: {unread}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

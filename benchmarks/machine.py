@@ -13,8 +13,10 @@ from collections.abc import Sequence
 def describe(packages: Sequence[str]) -> str:
     """One line: date, processor, cores, versions."""
     versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in packages if _has(p))
-    return (f"{datetime.date.today()}, {_processor()}, {len(os.sched_getaffinity(0))} core(s), Python "
-            f"{platform.python_version()}, {versions}")
+    return (
+        f"{datetime.date.today()}, {_processor()}, {len(os.sched_getaffinity(0))} core(s), Python "
+        f"{platform.python_version()}, {versions}"
+    )
 
 
 def _has(package: str) -> bool:

@@ -60,26 +60,40 @@ def start(size: int, potential, relaxed: bool = True) -> Atoms:
             parts.append(part)
         return sum(parts[1:], parts[0])
     smiles = PARACETAMOL if size == 20 else GLYCERIDE
-    record, = make((Entry(0, "", smiles, smiles), EmbeddingOptions(1, True, 0)))
+    (record,) = make((Entry(0, "", smiles, smiles), EmbeddingOptions(1, True, 0)))
     if not relaxed:
         return record.atoms
-    found, = relax([record.atoms], potential, max_steps=300)
+    (found,) = relax([record.atoms], potential, max_steps=300)
     return found.atoms
 
 
 def untrained(name: str, features: int) -> Potential:
     """A force field with random parameters; its energy is zero, which takes as long to compute."""
     model = models.create(name, num_features=features)
-    return Potential(model, model.init(jax.random.key(0), example_graph()), cutoff=model.cutoff,
-                     reference_energies=np.zeros(119), energy_scale=1.0, elements=tuple(range(1, 90)))
+    return Potential(
+        model,
+        model.init(jax.random.key(0), example_graph()),
+        cutoff=model.cutoff,
+        reference_energies=np.zeros(119),
+        energy_scale=1.0,
+        elements=tuple(range(1, 90)),
+    )
 
 
 class Device:
     """The loop on the device."""
 
     def __init__(self, atoms: Atoms, potential, replicas: int = 1, temperature: float = 300.0):
-        self.dynamics = MolecularDynamics(atoms, potential, replicas=replicas, ensemble="nve", temperature=temperature,
-                                          timestep=0.5, record_every=20, frame_every=100)
+        self.dynamics = MolecularDynamics(
+            atoms,
+            potential,
+            replicas=replicas,
+            ensemble="nve",
+            temperature=temperature,
+            timestep=0.5,
+            record_every=20,
+            frame_every=100,
+        )
 
     def steps(self, count: int) -> None:
         """Make so many."""
@@ -108,20 +122,36 @@ class JaxMd:
     def __init__(self, atoms: Atoms, potential):
         displacement, shift = jax_md.space.free()
         self._find = jax_md.partition.neighbor_list(
-            displacement, box=1e3, r_cutoff=potential.cutoff, dr_threshold=settings.Settings().skin,
-            format=jax_md.partition.OrderedSparse, disable_cell_list=True)
-        numbers = jnp.append(jnp.asarray(atoms.numbers, jnp.int32), 0)  # the last atom takes what is empty in a list
+            displacement,
+            box=1e3,
+            r_cutoff=potential.cutoff,
+            dr_threshold=settings.Settings().skin,
+            format=jax_md.partition.OrderedSparse,
+            disable_cell_list=True,
+        )
+        numbers = jnp.append(
+            jnp.asarray(atoms.numbers, jnp.int32), 0
+        )  # the last atom takes what is empty in a list
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), potential.params)
 
         def energy(positions, neighbor):
-            graph = open_graph(jnp.concatenate([positions, jnp.zeros((1, 3))]), numbers, neighbor.idx)
-            return evaluate(potential.model, params, graph, potential.energy_scale, with_forces=False).energy[0]
+            graph = open_graph(
+                jnp.concatenate([positions, jnp.zeros((1, 3))]), numbers, neighbor.idx
+            )
+            return evaluate(
+                potential.model, params, graph, potential.energy_scale, with_forces=False
+            ).energy[0]
 
         init, self._apply = jax_md.simulate.nve(energy, shift, 0.5 * units.fs)
         positions = jnp.asarray(atoms.positions, jnp.float32)
         self._neighbors = self._find.allocate(positions)
-        self._state = init(jax.random.key(0), positions, kT=0.0, mass=jnp.asarray(atoms.get_masses(), jnp.float32),
-                           neighbor=self._neighbors)
+        self._state = init(
+            jax.random.key(0),
+            positions,
+            kT=0.0,
+            mass=jnp.asarray(atoms.get_masses(), jnp.float32),
+            neighbor=self._neighbors,
+        )
         self._state = self._state.set(momentum=jnp.asarray(atoms.get_momenta(), jnp.float32))
         self._run = jax.jit(self._many)
 
@@ -150,9 +180,13 @@ def open_graph(positions, numbers, pairs) -> jraph.GraphsTuple:
     real = 2 * (pairs[0] < num - 1).sum()
     return jraph.GraphsTuple(
         nodes={"positions": positions, "numbers": numbers},
-        edges={"pair_order": jnp.arange(edges)}, receivers=forward, senders=jnp.concatenate([pairs[1], pairs[0]]),
-        globals={"charge": jnp.zeros(2, positions.dtype)}, n_node=jnp.array([num - 1, 1]),
-        n_edge=jnp.stack([real, edges - real]))
+        edges={"pair_order": jnp.arange(edges)},
+        receivers=forward,
+        senders=jnp.concatenate([pairs[1], pairs[0]]),
+        globals={"charge": jnp.zeros(2, positions.dtype)},
+        n_node=jnp.array([num - 1, 1]),
+        n_edge=jnp.stack([real, edges - real]),
+    )
 
 
 def rate(engine, seconds: float) -> float:
@@ -170,9 +204,13 @@ def compare(size: int, potential, args, features: int | None = None) -> None:
     """Print a row of the table; with `features`, of an untrained model of so many."""
     atoms = start(size, potential, relaxed=features is None)
     device = Device(atoms, potential, temperature=300.0 if features is None else 1e-3)
-    engines = [device] + [engine(device.dynamics.molecules[0], potential)
-                          for engine in (Ase, *([JaxMd] if jax_md else []))]
-    rates = np.array([[rate(engine, args.seconds) for engine in engines] for _ in range(args.rounds)]).T
+    engines = [device] + [
+        engine(device.dynamics.molecules[0], potential)
+        for engine in (Ase, *([JaxMd] if jax_md else []))
+    ]
+    rates = np.array(
+        [[rate(engine, args.seconds) for engine in engines] for _ in range(args.rounds)]
+    ).T
     ratios = [rates[0] / rates[n] for n in range(1, len(engines))]
     name = len(atoms) if features is None else f"{len(atoms)}, {features} features"
     cells = [name, *map(machine.spread, [*rates, *ratios])]
@@ -181,20 +219,32 @@ def compare(size: int, potential, args, features: int | None = None) -> None:
 
 def main() -> None:
     """Measure, and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     chosen = parser.add_mutually_exclusive_group(required=True)
     chosen.add_argument("--force_field")
     chosen.add_argument("--model", help="an untrained one, of each of --features")
     parser.add_argument("--features", default="16,32,64,128")
     parser.add_argument("--sizes", default=None, help="20, 60 and 1000; 20 alone with --model")
-    parser.add_argument("--replicas", type=int, default=16, help="of the smallest molecule, beside each other")
+    parser.add_argument(
+        "--replicas", type=int, default=16, help="of the smallest molecule, beside each other"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5.0, help="of a measurement")
     args = parser.parse_args()
-    sizes = [int(size) for size in (args.sizes or ("20" if args.model else "20,60,1000")).split(",")]
+    sizes = [
+        int(size) for size in (args.sizes or ("20" if args.model else "20,60,1000")).split(",")
+    ]
     print(machine.describe(["jax", "ase", "numpy", "jax-md"]))
-    columns = ["atoms", "loop on the device, steps/s", "ASE's loop, steps/s", *(["jax-md, steps/s"] if jax_md else []),
-               "ratio to ASE", *(["to jax-md"] if jax_md else [])]
+    columns = [
+        "atoms",
+        "loop on the device, steps/s",
+        "ASE's loop, steps/s",
+        *(["jax-md, steps/s"] if jax_md else []),
+        "ratio to ASE",
+        *(["to jax-md"] if jax_md else []),
+    ]
     print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
     if args.model:
         for features in map(int, args.features.split(",")):
@@ -207,7 +257,9 @@ def main() -> None:
     if args.replicas > 1:
         many = Device(start(sizes[0], potential), potential, args.replicas)
         rates = [rate(many, args.seconds) * args.replicas for _ in range(args.rounds)]
-        print(f"{args.replicas} molecules of {sizes[0]} atoms side by side: {machine.spread(rates)} steps/s in all")
+        print(
+            f"{args.replicas} molecules of {sizes[0]} atoms side by side: {machine.spread(rates)} steps/s in all"
+        )
 
 
 if __name__ == "__main__":

@@ -34,9 +34,18 @@ from benchmarks.machine import describe
 from mlip_jax.cli.process import ALLOCATOR
 
 PARTS = ("environments", "data", "train", "latency", "repeat", "roofline", "table")
-DRIVERS = {OURS: ROOT / "benchmarks" / "ours.py",
-           **{name: ROOT / "benchmarks" / "peers" / f"run_{file}.py" for name, file in (
-               ("spk", "schnetpack"), ("tmd", "torchmdnet"), ("mace", "mace"), ("mlip", "mlip"))}}
+DRIVERS = {
+    OURS: ROOT / "benchmarks" / "ours.py",
+    **{
+        name: ROOT / "benchmarks" / "peers" / f"run_{file}.py"
+        for name, file in (
+            ("spk", "schnetpack"),
+            ("tmd", "torchmdnet"),
+            ("mace", "mace"),
+            ("mlip", "mlip"),
+        )
+    },
+}
 PACKAGES = ("jax", "jaxlib", "flax", "numpy")
 BATCH, REPEAT_BATCH = 32, 8
 SWEEP = (32, 64, 128, 256, 512, 1024)
@@ -95,13 +104,23 @@ class Runner:
       drivers: Script of each environment. time_limit: Seconds for one process.
     """
 
-    def __init__(self, home: Path, results: Path, pin: int | None, tuned: bool,
-                 drivers: Mapping[str, Path] = DRIVERS, time_limit: float = TIME_LIMIT):
+    def __init__(
+        self,
+        home: Path,
+        results: Path,
+        pin: int | None,
+        tuned: bool,
+        drivers: Mapping[str, Path] = DRIVERS,
+        time_limit: float = TIME_LIMIT,
+    ):
         self._drivers, self._time_limit = drivers, time_limit
         self._home, self.results, self._pin, self._tuned = home, results, pin, tuned
         self._hopeless: set[tuple[str, str, int]] = set()
-        self._machine = describe(PACKAGES) + (f", core {pin} alone" if pin is not None else "") + (
-            "" if tuned else ", allocator untuned")
+        self._machine = (
+            describe(PACKAGES)
+            + (f", core {pin} alone" if pin is not None else "")
+            + ("" if tuned else ", allocator untuned")
+        )
         self.lines: list[tables.Line] = []
 
     def measure(self, case: Case, job: NamedTuple, part: str, number: int, **more) -> None:
@@ -111,8 +130,16 @@ class Runner:
 
     def keep(self, case: Case, job: NamedTuple, part: str, number: int, found: tables.Line) -> None:
         """Add a result to the file and print it, or why there is none."""
-        line = {"part": part, "case": case.name, "round": number, "batch": job.batch, "machine": self._machine,
-                "pin": self._pin, "tuned": self._tuned, **found}
+        line = {
+            "part": part,
+            "case": case.name,
+            "round": number,
+            "batch": job.batch,
+            "machine": self._machine,
+            "pin": self._pin,
+            "tuned": self._tuned,
+            **found,
+        }
         self.lines.append(line)
         with open(self.results, "a") as file:
             file.write(json.dumps(line) + "\n")
@@ -124,18 +151,37 @@ class Runner:
 
     def start(self, case: Case, job: NamedTuple) -> tables.Line:
         """Run the process of a job: its result, or {"failed": why}."""
-        python = Path(sys.executable) if is_ours(case) else environments.python_of(self._home, case.environment)
+        python = (
+            Path(sys.executable)
+            if is_ours(case)
+            else environments.python_of(self._home, case.environment)
+        )
         if not python.exists():
             return {"failed": f"no environment {python.parents[1]}"}
         command = ["taskset", "-c", str(self._pin)] if self._pin is not None else []
-        command += [str(python), "-W", "ignore", str(self._drivers[case.environment]), json.dumps(job._asdict())]
+        command += [
+            str(python),
+            "-W",
+            "ignore",
+            str(self._drivers[case.environment]),
+            json.dumps(job._asdict()),
+        ]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, env=environment(self._pin, self._tuned),
-                                  timeout=self._time_limit)
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                env=environment(self._pin, self._tuned),
+                timeout=self._time_limit,
+            )
         except subprocess.TimeoutExpired:
             return {"failed": f"not done in {self._time_limit} s"}
         if done.returncode:
-            return {"failed": (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:300]}
+            return {
+                "failed": (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[
+                    -1
+                ][:300]
+            }
         try:
             return tables.last_result(done.stdout)
         except ValueError as error:
@@ -149,20 +195,28 @@ def environment(pin: int | None, tuned: bool) -> dict[str, str]:
     if pin is not None:
         threads = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
         variables |= dict.fromkeys(threads, "1")
-        variables["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
+        variables["XLA_FLAGS"] = (
+            f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
+        )
     return variables
 
 
 def brief(line: tables.Line) -> str:
     """The figure of a line that one wants to see while it runs."""
     if "structures_per_s" in line:
-        return (f"{line['structures_per_s']:.4g} structures/s, {line['structures_per_cpu_s']:.4g} per CPU-second, "
-                f"{line['peak_mib']:.0f} MiB, compiled in {line['compile_s']:.1f} s")
+        return (
+            f"{line['structures_per_s']:.4g} structures/s, {line['structures_per_cpu_s']:.4g} per CPU-second, "
+            f"{line['peak_mib']:.0f} MiB, compiled in {line['compile_s']:.1f} s"
+        )
     if "molecules_per_cpu_s" in line:
-        return (f"{line['molecules_per_cpu_s']:.4g} molecules per CPU-second, {line['cpu_ms_per_step']:.4g} ms per "
-                f"molecule-step, {line['converged']} of {line['molecules']} converged")
+        return (
+            f"{line['molecules_per_cpu_s']:.4g} molecules per CPU-second, {line['cpu_ms_per_step']:.4g} ms per "
+            f"molecule-step, {line['converged']} of {line['molecules']} converged"
+        )
     if "systems" in line:
-        return ", ".join(f"{s['atoms']} atoms {s['ms']['median']:.4g} ms" for s in line["systems"].values())
+        return ", ".join(
+            f"{s['atoms']} atoms {s['ms']['median']:.4g} ms" for s in line["systems"].values()
+        )
     return ", ".join(f"{what} {value[:12]}" for what, value in line["hashes"].items())
 
 
@@ -177,7 +231,16 @@ class Work(NamedTuple):
     def training(self, case: Case, batch: int, counters: bool) -> Job:
         """The job of training steps with batches of so many structures."""
         count = max(1, min(self.effort.batches, self.structures // batch))
-        return Job("train", case.model, case.options, self.path, batch, count, self.effort.seconds, counters=counters)
+        return Job(
+            "train",
+            case.model,
+            case.options,
+            self.path,
+            batch,
+            count,
+            self.effort.seconds,
+            counters=counters,
+        )
 
     def in_round(self, number: int) -> list[Case]:
         """Those of a round: what is there for orientation alone is in the first one."""
@@ -191,21 +254,39 @@ def run_train(runner: Runner, work: Work, batch_sizes: list[int]) -> None:
     for number in range(work.effort.rounds):
         for batch in batch_sizes or [BATCH]:
             for case in work.in_round(number):
-                runner.measure(case, work.training(case, batch, counters=number == 0), "train", number)
+                runner.measure(
+                    case, work.training(case, batch, counters=number == 0), "train", number
+                )
 
 
 def run_latency(runner: Runner, work: Work) -> None:
     effort = work.effort
     for number in range(effort.latency_rounds):
         for case in work.in_round(number):
-            runner.measure(case, Job("latency", case.model, case.options, work.path, seconds=effort.latency_seconds,
-                                     systems=effort.systems), "latency", number)
+            runner.measure(
+                case,
+                Job(
+                    "latency",
+                    case.model,
+                    case.options,
+                    work.path,
+                    seconds=effort.latency_seconds,
+                    systems=effort.systems,
+                ),
+                "latency",
+                number,
+            )
 
 
 def run_repeat(runner: Runner, work: Work) -> None:
     for number in range(2):
         for case in work.ours():
-            runner.measure(case, Job("repeat", case.model, case.options, work.path, REPEAT_BATCH), "repeat", number)
+            runner.measure(
+                case,
+                Job("repeat", case.model, case.options, work.path, REPEAT_BATCH),
+                "repeat",
+                number,
+            )
 
 
 def run_roofline(runner: Runner, work: Work, batch_sizes: list[int]) -> None:
@@ -213,35 +294,62 @@ def run_roofline(runner: Runner, work: Work, batch_sizes: list[int]) -> None:
 
     Steps that part `train` has measured just before are taken from there.
     """
-    limits = runner.start(Case("device", OURS, "", {}), Job("device", "", {}, work.path, seconds=work.effort.seconds))
+    limits = runner.start(
+        Case("device", OURS, "", {}), Job("device", "", {}, work.path, seconds=work.effort.seconds)
+    )
     if "failed" in limits:
         print(f"  roofline: skipped, {limits['failed']}")
         return
-    measured = {(line["case"], line["batch"]): line for line in runner.lines
-                if line["part"] == "train" and line["round"] == 0 and "failed" not in line}
+    measured = {
+        (line["case"], line["batch"]): line
+        for line in runner.lines
+        if line["part"] == "train" and line["round"] == 0 and "failed" not in line
+    }
     for batch in batch_sizes or ([BATCH] if limits["device"] == "cpu" else list(SWEEP)):
         for case in work.ours():
             job, known = work.training(case, batch, counters=True), measured.get((case.name, batch))
             if known is None:
                 runner.measure(case, job, "roofline", 0, limits=limits)
             else:
-                runner.keep(case, job, "roofline", 0, known | {"part": "roofline", "limits": limits})
+                runner.keep(
+                    case, job, "roofline", 0, known | {"part": "roofline", "limits": limits}
+                )
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("parts", nargs="+", choices=(*PARTS, "all"))
-    parser.add_argument("--home", type=Path, required=True, help="folder of environments, data and results")
-    parser.add_argument("--only", action="append", default=[], help="cases with this in their name; may be repeated")
-    parser.add_argument("--batch", type=_sizes, default=[], help="structures in a batch, or several: 32,128,512")
-    parser.add_argument("--pin", type=int, help="core that every process is bound to, with one thread")
-    parser.add_argument("--untuned", action="store_true", help="the allocator as the system has it, for all packages")
+    parser.add_argument(
+        "--home", type=Path, required=True, help="folder of environments, data and results"
+    )
+    parser.add_argument(
+        "--only", action="append", default=[], help="cases with this in their name; may be repeated"
+    )
+    parser.add_argument(
+        "--batch", type=_sizes, default=[], help="structures in a batch, or several: 32,128,512"
+    )
+    parser.add_argument(
+        "--pin", type=int, help="core that every process is bound to, with one thread"
+    )
+    parser.add_argument(
+        "--untuned",
+        action="store_true",
+        help="the allocator as the system has it, for all packages",
+    )
     parser.add_argument("--quick", action="store_true", help="one short round")
     parser.add_argument("--rounds", type=int, help="of every part but repeat")
-    parser.add_argument("--data", help="a store or a data file in place of the drugs that are made here")
-    parser.add_argument("--torch", default=environments.TORCH, help="version of PyTorch in the peers' environments")
-    parser.add_argument("--results", type=Path, help="file of the results; default: one in --home for each start")
+    parser.add_argument(
+        "--data", help="a store or a data file in place of the drugs that are made here"
+    )
+    parser.add_argument(
+        "--torch", default=environments.TORCH, help="version of PyTorch in the peers' environments"
+    )
+    parser.add_argument(
+        "--results", type=Path, help="file of the results; default: one in --home for each start"
+    )
     chosen_parts = parser.parse_args(arguments)
     if "all" in chosen_parts.parts:
         chosen_parts.parts = list(PARTS)
@@ -270,8 +378,12 @@ def main() -> None:
         make_environments(home, cases, arguments.torch)
     if parts == ["environments"]:
         return
-    runner = Runner(home, arguments.results or home / f"results-{datetime.datetime.now():%Y%m%d-%H%M%S}.jsonl",
-                    arguments.pin, not arguments.untuned)
+    runner = Runner(
+        home,
+        arguments.results or home / f"results-{datetime.datetime.now():%Y%m%d-%H%M%S}.jsonl",
+        arguments.pin,
+        not arguments.untuned,
+    )
     measure(runner, parts, prepare(home, cases, arguments.data, effort), arguments.batch)
     if runner.lines:
         print(f"\n{tables.report(runner.lines)}\n\n{runner.results}")
@@ -280,6 +392,7 @@ def main() -> None:
 def prepare(home: Path, cases: list[Case], data: str | None, effort: Effort) -> Work:
     """Make the common work, unless it is there."""
     from benchmarks.work import make_work
+
     path = make_work(home / "data", data, effort.conformations)
     with np.load(path) as file:
         return Work(cases, str(path), len(file["energy"]), effort)
@@ -301,7 +414,10 @@ def make_environments(home: Path, cases: list[Case], torch: str) -> None:
     """Those that the cases need; one that cannot be made is reported, and its rows are left out later."""
     for name in dict.fromkeys(case.environment for case in cases if case.environment != OURS):
         problem = environments.make(home, name, torch)
-        print(f"environment v_{name}: {problem or environments.ENVIRONMENTS[name].package + ' is there'}", flush=True)
+        print(
+            f"environment v_{name}: {problem or environments.ENVIRONMENTS[name].package + ' is there'}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

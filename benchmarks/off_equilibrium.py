@@ -32,21 +32,27 @@ from mlip_jax.datasets.formats import safe_pickle
 SEED = 0
 
 
-def perturbed(positions: np.ndarray, noise: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
+def perturbed(
+    positions: np.ndarray, noise: tuple[float, float], rng: np.random.Generator
+) -> np.ndarray:
     """A geometry (n, 3) in Å off the given one; `noise`: the most of white and of smooth noise, Å."""
     white = rng.uniform(0.0, noise[0]) * rng.normal(size=positions.shape)
     length, size = rng.uniform(1.5, 3.0), rng.uniform(0.0, noise[1])
     squared = ((positions[:, None] - positions[None]) ** 2).sum(-1)
-    root = np.linalg.cholesky(np.exp(-squared / (2 * length ** 2)) + 1e-6 * np.eye(len(positions)))
+    root = np.linalg.cholesky(np.exp(-squared / (2 * length**2)) + 1e-6 * np.eye(len(positions)))
     return positions + white + size * root @ rng.normal(size=positions.shape)
 
 
 def snapshot(numbers, positions, energy, gradient) -> dict:
     """In the layout of the files: Å, hartree, hartree/bohr."""
     atoms = [{"atom": chemical_symbols[z], "charge": float(z)} for z in numbers]
-    return {"coordinates": [a | dict(zip("xyz", map(float, x))) for a, x in zip(atoms, positions)],
-            "energy": float(energy),
-            "gradient": [a | dict(zip(("dx", "dy", "dz"), map(float, g))) for a, g in zip(atoms, gradient)]}
+    return {
+        "coordinates": [a | dict(zip("xyz", map(float, x))) for a, x in zip(atoms, positions)],
+        "energy": float(energy),
+        "gradient": [
+            a | dict(zip(("dx", "dy", "dz"), map(float, g))) for a, g in zip(atoms, gradient)
+        ],
+    }
 
 
 def frames_of(job):
@@ -70,7 +76,9 @@ def trajectories_of(path, stages):
     """{key of a molecule: (numbers, one list of positions for each stage that has snapshots of it)}."""
     found = {}
     for stage in stages:
-        with readers.open_data(path, "pubchemqcr", stages=(stage,), level_of_theory="GFN2-xTB") as source:
+        with readers.open_data(
+            path, "pubchemqcr", stages=(stage,), level_of_theory="GFN2-xTB"
+        ) as source:
             of_stage = {}
             for s in source:
                 of_stage.setdefault(s.molecule, (s.numbers, []))[1].append(s.positions)
@@ -80,25 +88,42 @@ def trajectories_of(path, stages):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("trajectories", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--frames", type=int, default=8, help="geometries of each molecule")
-    parser.add_argument("--stages", default="pm3,DFT_1st", help="whose snapshots are moved, each stage alike")
+    parser.add_argument(
+        "--stages", default="pm3,DFT_1st", help="whose snapshots are moved, each stage alike"
+    )
     parser.add_argument("--white", type=float, default=0.08, help="most white noise, Å")
     parser.add_argument("--smooth", type=float, default=0.25, help="most smooth noise, Å")
-    parser.add_argument("--keep_every", type=int, default=1,
-                        help="keep every so many snapshots of DFT_1st and the last: they differ little")
+    parser.add_argument(
+        "--keep_every",
+        type=int,
+        default=1,
+        help="keep every so many snapshots of DFT_1st and the last: they differ little",
+    )
     parser.add_argument("--max_force", type=float, default=15.0, help="eV/Å")
     parser.add_argument("--num_processes", type=int, default=None)
     a = parser.parse_args()
     if a.output.exists():
         sys.exit(f"{a.output} exists already; give another name")
     from rich.progress import track
-    jobs = [(key, numbers, trajectories, a.frames, (a.white, a.smooth), a.max_force)
-            for key, (numbers, trajectories) in trajectories_of(a.trajectories, a.stages.split(",")).items()]
-    made = {key: frames for _, (key, frames) in track(
-        workers.run(frames_of, jobs, a.num_processes), "labelling", total=len(jobs))}
+
+    jobs = [
+        (key, numbers, trajectories, a.frames, (a.white, a.smooth), a.max_force)
+        for key, (numbers, trajectories) in trajectories_of(
+            a.trajectories, a.stages.split(",")
+        ).items()
+    ]
+    made = {
+        key: frames
+        for _, (key, frames) in track(
+            workers.run(frames_of, jobs, a.num_processes), "labelling", total=len(jobs)
+        )
+    }
     old = lmdb.open(str(a.trajectories), subdir=False, readonly=True, lock=False)
     new = lmdb.open(str(a.output), subdir=False, map_size=1 << 34)
     kept = total = 0

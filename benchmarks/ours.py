@@ -39,7 +39,10 @@ REPEATED_STEPS = 3
 
 def make_model(job: dict[str, Any]):
     """The model; its energy head does not start at zero, so that gradients reach every parameter at once."""
-    options = {key: tuple(value) if isinstance(value, list) else value for key, value in job["options"].items()}
+    options = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in job["options"].items()
+    }
     return models.create(job["model"], cutoff=clock.CUTOFF, zero_init=False, **options)
 
 
@@ -57,9 +60,14 @@ class Setup:
     def __init__(self, job: dict[str, Any], num_batches: int):
         count = job["batch"] * num_batches
         # more than the batches need, so that the last of them is as full as the batches of a long run
-        columns = Columns.from_structures([
-            Structure(numbers=m.numbers, positions=m.positions, energy=m.energy, forces=m.forces)
-            for m in clock.read_molecules(job["work"])][:2 * count])
+        columns = Columns.from_structures(
+            [
+                Structure(
+                    numbers=m.numbers, positions=m.positions, energy=m.energy, forces=m.forces
+                )
+                for m in clock.read_molecules(job["work"])
+            ][: 2 * count]
+        )
         sizes = graph_sizes(columns, clock.CUTOFF)
         self.budget = choose_budget(sizes, job["batch"])
         plan = plan_batches(np.arange(len(columns)), sizes, self.budget)[:num_batches]
@@ -67,12 +75,19 @@ class Setup:
         model = make_model(job)
         params = make_params(model)
         self.num_parameters = sum(p.size for p in jax.tree.leaves(params))
-        self.trainer = Trainer(ForceField(model, 1.0, lambda step: clock.FORCE_WEIGHT, clock.FORCE_WEIGHT, LOSS),
-                               optax.adam(clock.LEARNING_RATE), EMA_DECAY)
+        self.trainer = Trainer(
+            ForceField(model, 1.0, lambda step: clock.FORCE_WEIGHT, clock.FORCE_WEIGHT, LOSS),
+            optax.adam(clock.LEARNING_RATE),
+            EMA_DECAY,
+        )
         if self.trainer.num_devices != 1:
-            raise ValueError(f"one device is measured, {self.trainer.num_devices} are there: CUDA_VISIBLE_DEVICES=0")
+            raise ValueError(
+                f"one device is measured, {self.trainer.num_devices} are there: CUDA_VISIBLE_DEVICES=0"
+            )
         self.state = self.trainer.init(params)
-        self.data = [self._input(build_batch(columns.take(p), self.budget, clock.CUTOFF)) for p in plan]
+        self.data = [
+            self._input(build_batch(columns.take(p), self.budget, clock.CUTOFF)) for p in plan
+        ]
 
     def _input(self, graphs):
         """One micro-batch of one update of a call."""
@@ -85,15 +100,26 @@ class Setup:
 def train(job: dict[str, Any]) -> dict[str, Any]:
     run = Setup(job, job["batches"])
     device = jax.devices()[0]
-    times = clock.time_steps(run.step, run.data, job["seconds"], lambda: jax.block_until_ready(run.state.params),
-                             each=device.platform == "cpu")
+    times = clock.time_steps(
+        run.step,
+        run.data,
+        job["seconds"],
+        lambda: jax.block_until_ready(run.state.params),
+        each=device.platform == "cpu",
+    )
     if run.trainer.num_compiles != 1:
-        raise RuntimeError(f"the training step was traced {run.trainer.num_compiles} times, once was expected")
+        raise RuntimeError(
+            f"the training step was traced {run.trainer.num_compiles} times, once was expected"
+        )
     peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
     result = clock.training_result(
-        times, run.real, run.num_parameters, device=device.platform,
+        times,
+        run.real,
+        run.num_parameters,
+        device=device.platform,
         padded=dict(zip(("nodes", "edges", "graphs", "pairs"), run.budget)),
-        peak_device_mib=None if peak is None else peak / 2**20)
+        peak_device_mib=None if peak is None else peak / 2**20,
+    )
     if job["counters"]:
         result |= clock.xla_cost(run.trainer.lower(run.state, run.data[0]).compile())
     return result
@@ -102,7 +128,9 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
 def latency(job: dict[str, Any]) -> dict[str, Any]:
     model = make_model(job)
     elements = tuple(range(1, 119))
-    calculator = MLIPCalculator(Potential(model, make_params(model), clock.CUTOFF, np.zeros(119), 1.0, elements))
+    calculator = MLIPCalculator(
+        Potential(model, make_params(model), clock.CUTOFF, np.zeros(119), 1.0, elements)
+    )
     return clock.latency(job, lambda atoms: calculator)
 
 
@@ -138,16 +166,26 @@ def device(job: dict[str, Any]) -> dict[str, Any]:
     clock_of_device = time.process_time if cpu else time.perf_counter
     size, length = (2048, 2**25) if cpu else (8192, 2**28)
     multiply = jax.jit(lambda a: a @ a)
-    copy = jax.jit(lambda a: -a, donate_argnums=0)  # into the same memory: no pages to be had from the system
-    matrix, held = jax.random.normal(jax.random.key(0), (size, size), jnp.float32), [jnp.ones(length, jnp.float32)]
+    copy = jax.jit(
+        lambda a: -a, donate_argnums=0
+    )  # into the same memory: no pages to be had from the system
+    matrix, held = (
+        jax.random.normal(jax.random.key(0), (size, size), jnp.float32),
+        [jnp.ones(length, jnp.float32)],
+    )
 
     def copy_held():
         held[0] = copy(held[0])
         return held[0]
 
-    return {"device": first.platform, "kind": first.device_kind,
-            "flops_per_s": 2 * size**3 / _shortest(lambda: multiply(matrix), job["seconds"], clock_of_device),
-            "bytes_per_s": 8 * length / _shortest(copy_held, job["seconds"], clock_of_device)}
+    return {
+        "device": first.platform,
+        "kind": first.device_kind,
+        "flops_per_s": 2
+        * size**3
+        / _shortest(lambda: multiply(matrix), job["seconds"], clock_of_device),
+        "bytes_per_s": 8 * length / _shortest(copy_held, job["seconds"], clock_of_device),
+    }
 
 
 def _shortest(function, seconds: float, clock_of_device) -> float:
@@ -161,4 +199,7 @@ def _shortest(function, seconds: float, clock_of_device) -> float:
 
 
 if __name__ == "__main__":
-    clock.main({"train": train, "latency": latency, "repeat": repeat, "device": device}, ("jax", "jaxlib", "flax"))
+    clock.main(
+        {"train": train, "latency": latency, "repeat": repeat, "device": device},
+        ("jax", "jaxlib", "flax"),
+    )

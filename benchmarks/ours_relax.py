@@ -28,7 +28,9 @@ from mlip_jax.potential import evaluate
 from mlip_jax.simulation.relaxation.pool import slot_size
 
 REPEATS = 20
-CHECKED_STEPS = 60  # of which positions are compared; after that rounding may take two relaxations apart
+CHECKED_STEPS = (
+    60  # of which positions are compared; after that rounding may take two relaxations apart
+)
 
 
 class Morse(nn.Module):
@@ -51,9 +53,17 @@ class Morse(nn.Module):
 
 def potential(job: dict[str, Any]) -> Potential:
     if job["model"] != "morse":
-        return (schnetpack.load if job["weights"].endswith(".npz") else load_force_field)(job["weights"])
-    return Potential(Morse(), {"params": {"nothing": np.zeros(1, np.float32)}}, relaxing.MORSE["cutoff"],
-                     np.zeros(119), 1.0, (18,))
+        return (schnetpack.load if job["weights"].endswith(".npz") else load_force_field)(
+            job["weights"]
+        )
+    return Potential(
+        Morse(),
+        {"params": {"nothing": np.zeros(1, np.float32)}},
+        relaxing.MORSE["cutoff"],
+        np.zeros(119),
+        1.0,
+        (18,),
+    )
 
 
 def molecules_of(job: dict[str, Any]) -> list:
@@ -63,24 +73,48 @@ def molecules_of(job: dict[str, Any]) -> list:
 def batched(job: dict[str, Any]) -> dict[str, Any]:
     """All molecules through a `Relaxer` twice: the first time compiles, the second one is measured."""
     molecules, force_field = molecules_of(job), potential(job)
-    relaxer = Relaxer(force_field, optimizer=job["method"], fmax=relaxing.FMAX, max_steps=relaxing.MAX_STEPS,
-                      batch_atoms=job["atoms"] or None)
+    relaxer = Relaxer(
+        force_field,
+        optimizer=job["method"],
+        fmax=relaxing.FMAX,
+        max_steps=relaxing.MAX_STEPS,
+        batch_atoms=job["atoms"] or None,
+    )
     begin = time.perf_counter()
     list(relaxer.stream(enumerate(molecules)))
-    first, compiles, before = time.perf_counter() - begin, relaxer.num_compiles, relaxer.statistics()
+    first, compiles, before = (
+        time.perf_counter() - begin,
+        relaxer.num_compiles,
+        relaxer.statistics(),
+    )
     start = relaxing.Begin()
     found = [result for _, result in relaxer.stream(enumerate(molecules))]
-    made = relaxing.result(start, len(molecules), sum(r.steps for r in found), sum(r.converged for r in found), None,
-                           steps=[r.steps for r in found])
+    made = relaxing.result(
+        start,
+        len(molecules),
+        sum(r.steps for r in found),
+        sum(r.converged for r in found),
+        None,
+        steps=[r.steps for r in found],
+    )
     after, model_ms = relaxer.statistics(), 0.0
     for size in sorted({slot_size(len(atoms)) for atoms in molecules}):
         full_ms = FullBatch(relaxer, force_field, molecules, size).milliseconds()
-        model_ms += full_ms["model_ms"] * sum(r.steps + 1 for r in found if slot_size(len(r.atoms)) == size)
-    return made | full_ms | {
-        "model_share": model_ms / (1e3 * made["cpu_seconds"]), "compiles": compiles,
-        "compiled_again": relaxer.num_compiles - compiles, "first_s": first,
-        "sizes": len({slot_size(len(atoms)) for atoms in molecules}),
-        "evaluations": after["iterations"] - before["iterations"]}
+        model_ms += full_ms["model_ms"] * sum(
+            r.steps + 1 for r in found if slot_size(len(r.atoms)) == size
+        )
+    return (
+        made
+        | full_ms
+        | {
+            "model_share": model_ms / (1e3 * made["cpu_seconds"]),
+            "compiles": compiles,
+            "compiled_again": relaxer.num_compiles - compiles,
+            "first_s": first,
+            "sizes": len({slot_size(len(atoms)) for atoms in molecules}),
+            "evaluations": after["iterations"] - before["iterations"],
+        }
+    )
 
 
 class FullBatch:
@@ -89,22 +123,30 @@ class FullBatch:
     def __init__(self, relaxer: Relaxer, force_field: Potential, molecules: list, size: int):
         (pool,) = (p for (_, s), p in relaxer._pools.items() if s == size)
         self._budget, self._potential, self._pool = pool._budgets[-1], force_field, pool
-        chosen = [atoms for atoms in molecules if slot_size(len(atoms)) == size][:pool._slots]
-        self._slots = slot_graphs.Slots(np.zeros((pool._slots, size), np.int32), np.zeros(pool._slots, np.int32),
-                                        np.zeros(pool._slots, np.float32), np.zeros(pool._slots, np.float32))
+        chosen = [atoms for atoms in molecules if slot_size(len(atoms)) == size][: pool._slots]
+        self._slots = slot_graphs.Slots(
+            np.zeros((pool._slots, size), np.int32),
+            np.zeros(pool._slots, np.int32),
+            np.zeros(pool._slots, np.float32),
+            np.zeros(pool._slots, np.float32),
+        )
         self._positions = np.zeros((pool._slots, size, 3), np.float32)
         for m, atoms in enumerate(chosen):
-            self._slots.count[m], self._slots.numbers[m, :len(atoms)] = len(atoms), atoms.numbers
-            self._positions[m, :len(atoms)] = atoms.positions - atoms.positions.mean(0)
+            self._slots.count[m], self._slots.numbers[m, : len(atoms)] = len(atoms), atoms.numbers
+            self._positions[m, : len(atoms)] = atoms.positions - atoms.positions.mean(0)
 
     def milliseconds(self) -> dict[str, float]:
         """Of processor time for each molecule of the batch: neighbours, model, minimiser."""
         p, minimizer = self._potential, self._pool._options["minimizer"]
-        build = jax.jit(lambda s, x: slot_graphs.build(s, x, self._budget, p.cutoff, p.long_range_cutoff))
+        build = jax.jit(
+            lambda s, x: slot_graphs.build(s, x, self._budget, p.cutoff, p.long_range_cutoff)
+        )
         batch = build(self._slots, self._positions)
         model = jax.jit(lambda w, graph: evaluate(p.model, w, graph, p.energy_scale))
         count, size = len(self._slots.count), self._positions[0].size
-        state = jax.tree.map(lambda x: jnp.array(np.array(x)), minimizer.init(count, size, jnp.float32))
+        state = jax.tree.map(
+            lambda x: jnp.array(np.array(x)), minimizer.init(count, size, jnp.float32)
+        )
         step = jax.jit(minimizer.step, donate_argnums=0)
         rng, here = np.random.default_rng(0), np.ones(count, bool)
         # forces of a quadratic bowl, so that the minimiser works as it does near a minimum
@@ -117,9 +159,11 @@ class FullBatch:
             return x
 
         taking_part = int(batch.takes_part.sum())
-        return {"neighbors_ms": _median_ms(lambda: build(self._slots, self._positions)) / taking_part,
-                "model_ms": _median_ms(lambda: model(p.params, batch.graph)) / taking_part,
-                "minimizer_ms": _median_ms(one_step) / count}
+        return {
+            "neighbors_ms": _median_ms(lambda: build(self._slots, self._positions)) / taking_part,
+            "model_ms": _median_ms(lambda: model(p.params, batch.graph)) / taking_part,
+            "minimizer_ms": _median_ms(one_step) / count,
+        }
 
 
 def _median_ms(function) -> float:
@@ -139,21 +183,41 @@ def ase(job: dict[str, Any]) -> dict[str, Any]:
 def check(job: dict[str, Any]) -> dict[str, Any]:
     """Step for step against ASE's BFGS, in float64: largest deviation of any atom, and numbers of steps."""
     molecules, force_field = molecules_of(job), potential(job)
-    relaxer = Relaxer(force_field, fmax=relaxing.FMAX, max_steps=relaxing.MAX_STEPS, dtype="float64",
-                      trajectory_every=1)
+    relaxer = Relaxer(
+        force_field,
+        fmax=relaxing.FMAX,
+        max_steps=relaxing.MAX_STEPS,
+        dtype="float64",
+        trajectory_every=1,
+    )
     calculator = MLIPCalculator(force_field, dtype="float64")
     deviation, others, steps = [], [], []
     for number, ours in relaxer.stream(enumerate(molecules)):
         frames = _frames_of_ase(molecules[number], calculator)
         compared = min(len(frames), len(ours.frames), CHECKED_STEPS + 1)
-        deviation.append(max(float(np.abs(ours.frames[n].positions - frames[n]).max()) for n in range(compared)))
+        deviation.append(
+            max(float(np.abs(ours.frames[n].positions - frames[n]).max()) for n in range(compared))
+        )
         if len(frames) != len(ours.frames):
             drift = [float(np.abs(a.positions - b).max()) for a, b in zip(ours.frames, frames)]
-            others.append({"molecule": number, "ours": ours.steps, "ase": len(frames) - 1,
-                           "first_step_off_by_1e-3": next((n for n, d in enumerate(drift) if d > 1e-3), None)})
+            others.append(
+                {
+                    "molecule": number,
+                    "ours": ours.steps,
+                    "ase": len(frames) - 1,
+                    "first_step_off_by_1e-3": next(
+                        (n for n, d in enumerate(drift) if d > 1e-3), None
+                    ),
+                }
+            )
         steps.append(ours.steps)
-    return {"molecules": len(molecules), "same_number_of_steps": len(molecules) - len(others), "others": others,
-            "largest_deviation": max(deviation), "steps": [min(steps), float(np.median(steps)), max(steps)]}
+    return {
+        "molecules": len(molecules),
+        "same_number_of_steps": len(molecules) - len(others),
+        "others": others,
+        "largest_deviation": max(deviation),
+        "steps": [min(steps), float(np.median(steps)), max(steps)],
+    }
 
 
 def _frames_of_ase(start, calculator) -> list[np.ndarray]:

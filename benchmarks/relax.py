@@ -33,9 +33,11 @@ from benchmarks.work import DRUGS, make_work
 PARTS = ("environments", "check", "painn", "morse", "table")
 CHECKED = 50
 SCHNETPACK, TORCH_SIM = "spk", "ts"
-DRIVERS = {OURS: ROOT / "benchmarks" / "ours_relax.py",
-           SCHNETPACK: ROOT / "benchmarks" / "peers" / "run_relax_schnetpack.py",
-           TORCH_SIM: ROOT / "benchmarks" / "peers" / "run_torchsim.py"}
+DRIVERS = {
+    OURS: ROOT / "benchmarks" / "ours_relax.py",
+    SCHNETPACK: ROOT / "benchmarks" / "peers" / "run_relax_schnetpack.py",
+    TORCH_SIM: ROOT / "benchmarks" / "peers" / "run_torchsim.py",
+}
 TRAINING = {"batch": 32, "batches": 90}
 CONFORMATIONS = 50  # of each drug, to train on
 TIME_LIMIT = 3600
@@ -77,27 +79,48 @@ def rows(model: str) -> list[Row]:
 
     ours = [row("ours", OURS, "batched", method) for method in ("bfgs", "lbfgs", "fire")]
     if model == "morse":
-        return [*ours, *(row("torch-sim", TORCH_SIM, "batched", method, 4 * TORCH_SIM_ATOMS)
-                         for method in ("bfgs", "lbfgs", "fire"))]
-    return [ours[0], row("ours under ASE", OURS, "ase", "bfgs"), *ours[1:],
-            row("SchNetPack under ASE", SCHNETPACK, "ase", "bfgs"),
-            *(row("torch-sim", TORCH_SIM, "batched", method, TORCH_SIM_ATOMS) for method in ("bfgs", "fire"))]
+        return [
+            *ours,
+            *(
+                row("torch-sim", TORCH_SIM, "batched", method, 4 * TORCH_SIM_ATOMS)
+                for method in ("bfgs", "lbfgs", "fire")
+            ),
+        ]
+    return [
+        ours[0],
+        row("ours under ASE", OURS, "ase", "bfgs"),
+        *ours[1:],
+        row("SchNetPack under ASE", SCHNETPACK, "ase", "bfgs"),
+        *(
+            row("torch-sim", TORCH_SIM, "batched", method, TORCH_SIM_ATOMS)
+            for method in ("bfgs", "fire")
+        ),
+    ]
 
 
 def make_starts(folder: Path, count: int) -> Path:
     """`count` geometries of the drugs by RDKit, each drug once before any comes again."""
     from mlip_jax.datasets.molecules.files import read_molecules
+
     path = folder / f"starts-{count}.npz"
     if not path.is_file():
         drugs = sum(bool(line.strip()) for line in DRUGS.read_text().splitlines())
         conformers = -(-count // drugs)
-        found = [record for record in read_molecules(DRUGS, num_conformers=conformers) if record.atoms is not None]
+        found = [
+            record
+            for record in read_molecules(DRUGS, num_conformers=conformers)
+            if record.atoms is not None
+        ]
         found.sort(key=lambda record: (record.index % conformers, record.index))
         atoms = [record.atoms for record in found][:count]
         if len(atoms) < count:
             raise ValueError(f"{DRUGS} gave {len(atoms)} geometries, {count} were asked for")
-        np.savez(path, offsets=np.cumsum([0, *map(len, atoms)]), numbers=np.concatenate([a.numbers for a in atoms]),
-                 positions=np.concatenate([a.positions for a in atoms]))
+        np.savez(
+            path,
+            offsets=np.cumsum([0, *map(len, atoms)]),
+            numbers=np.concatenate([a.numbers for a in atoms]),
+            positions=np.concatenate([a.positions for a in atoms]),
+        )
     return path
 
 
@@ -107,10 +130,14 @@ def make_weights(runner: Runner, folder: Path) -> Path:
     if not path.is_file():
         work = make_work(folder, None, CONFORMATIONS)
         case = Case("weights", SCHNETPACK, "painn", PAINN)
-        found = runner.start(case, Job("weights", "", "painn", PAINN, str(work), str(path), **TRAINING))
+        found = runner.start(
+            case, Job("weights", "", "painn", PAINN, str(work), str(path), **TRAINING)
+        )
         if "failed" in found:
             sys.exit(f"no weights: {found['failed']}")
-        print(f"  weights: {found['force_error']:.3g} eV/Å mean absolute force error after {found['batches']} batches")
+        print(
+            f"  weights: {found['force_error']:.3g} eV/Å mean absolute force error after {found['batches']} batches"
+        )
     return path
 
 
@@ -124,33 +151,65 @@ def measure(runner: Runner, model: str, folder: Path, arguments: argparse.Namesp
                 continue
             if arguments.force_field and model == "painn" and row.case.environment != OURS:
                 continue  # the peers run SchNetPack's weights alone
-            count = arguments.molecules if row.case.environment == OURS else arguments.peer_molecules
-            job = Job(row.part, row.method, model, PAINN, str(starts), str(weights), count, atoms=row.atoms)
+            count = (
+                arguments.molecules if row.case.environment == OURS else arguments.peer_molecules
+            )
+            job = Job(
+                row.part,
+                row.method,
+                model,
+                PAINN,
+                str(starts),
+                str(weights),
+                count,
+                atoms=row.atoms,
+            )
             runner.measure(row.case, job, model, number)
 
 
 def check(runner: Runner, folder: Path, molecules: int) -> None:
     """Our steps against those of ASE."""
-    job = Job("check", "bfgs", "painn", PAINN, str(make_starts(folder, molecules)),
-              str(make_weights(runner, folder)), CHECKED)
+    job = Job(
+        "check",
+        "bfgs",
+        "painn",
+        PAINN,
+        str(make_starts(folder, molecules)),
+        str(make_weights(runner, folder)),
+        CHECKED,
+    )
     found = runner.start(Case("check", OURS, "painn", PAINN), job)
     if "failed" in found:
         sys.exit(f"check: {found['failed']}")
-    print(f"  check: {found['same_number_of_steps']} of {found['molecules']} molecules take as many steps as under ASE "
-          f"(lowest, median, highest: {found['steps']}); an atom deviates by {found['largest_deviation']:.2g} Å at "
-          "most over the first 60 steps", *found["others"], flush=True)
+    print(
+        f"  check: {found['same_number_of_steps']} of {found['molecules']} molecules take as many steps as under ASE "
+        f"(lowest, median, highest: {found['steps']}); an atom deviates by {found['largest_deviation']:.2g} Å at "
+        "most over the first 60 steps",
+        *found["others"],
+        flush=True,
+    )
 
 
 def report(lines: Sequence[tables.Line]) -> str:
     """Both tables, as far as there are lines for them."""
     good = [line for line in lines if "failed" not in line]
-    sections = [f"Measured on {machine}." for machine in dict.fromkeys(line["machine"] for line in good)]
+    sections = [
+        f"Measured on {machine}." for machine in dict.fromkeys(line["machine"] for line in good)
+    ]
     for model in ("painn", "morse"):
         of_model = [line for line in good if line["part"] == model]
         if of_model:
             sections += [f"{model}:", _table(of_model)]
-    return "\n\n".join([*sections, *(f"Not measured: {line['part']} {line['case']}: {line['failed']}"
-                                     for line in lines if "failed" in line)])
+    return "\n\n".join(
+        [
+            *sections,
+            *(
+                f"Not measured: {line['part']} {line['case']}: {line['failed']}"
+                for line in lines
+                if "failed" in line
+            ),
+        ]
+    )
 
 
 def _table(lines: Sequence[tables.Line]) -> str:
@@ -162,30 +221,77 @@ def _table(lines: Sequence[tables.Line]) -> str:
             return tables.summary([line.get(key) for line in of_case])
 
         first = of_case[0]
-        compiled = "-" if "compiles" not in first else f"{first['compiles']} in {first['sizes']} size(s)"
-        found.append([name, f"{first['molecules']}", of("molecules_per_cpu_s"), of("cpu_ms_per_step"),
-                      of("model_share"), f"{first['molecule_steps'] / first['molecules']:.0f}",
-                      f"{first['converged']}", of("minimizer_ms"), of("neighbors_ms"), of("model_ms"), compiled,
-                      of("peak_mib")])
+        compiled = (
+            "-" if "compiles" not in first else f"{first['compiles']} in {first['sizes']} size(s)"
+        )
+        found.append(
+            [
+                name,
+                f"{first['molecules']}",
+                of("molecules_per_cpu_s"),
+                of("cpu_ms_per_step"),
+                of("model_share"),
+                f"{first['molecule_steps'] / first['molecules']:.0f}",
+                f"{first['converged']}",
+                of("minimizer_ms"),
+                of("neighbors_ms"),
+                of("model_ms"),
+                compiled,
+                of("peak_mib"),
+            ]
+        )
     return tables.markdown(
-        ["what", "molecules", "molecules per CPU-second", "CPU ms per molecule-step", "share of the model",
-         "mean steps", "converged", "minimiser alone, ms", "neighbours alone", "model alone", "programs", "peak MiB"],
-        found)
+        [
+            "what",
+            "molecules",
+            "molecules per CPU-second",
+            "CPU ms per molecule-step",
+            "share of the model",
+            "mean steps",
+            "converged",
+            "minimiser alone, ms",
+            "neighbours alone",
+            "model alone",
+            "programs",
+            "peak MiB",
+        ],
+        found,
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("parts", nargs="+", choices=(*PARTS, "all"))
-    parser.add_argument("--home", type=Path, required=True, help="folder of environments, data and results")
-    parser.add_argument("--only", action="append", default=[], help="rows with this in their name; may be repeated")
-    parser.add_argument("--force_field", help="in place of SchNetPack's weights, for the rows that are ours")
+    parser.add_argument(
+        "--home", type=Path, required=True, help="folder of environments, data and results"
+    )
+    parser.add_argument(
+        "--only", action="append", default=[], help="rows with this in their name; may be repeated"
+    )
+    parser.add_argument(
+        "--force_field", help="in place of SchNetPack's weights, for the rows that are ours"
+    )
     parser.add_argument("--molecules", type=int, default=200)
-    parser.add_argument("--peer_molecules", type=int, default=60, help="the first ones, for the slower peers")
-    parser.add_argument("--pin", type=int, help="core that every process is bound to, with one thread")
-    parser.add_argument("--untuned", action="store_true", help="the allocator as the system has it, for all packages")
+    parser.add_argument(
+        "--peer_molecules", type=int, default=60, help="the first ones, for the slower peers"
+    )
+    parser.add_argument(
+        "--pin", type=int, help="core that every process is bound to, with one thread"
+    )
+    parser.add_argument(
+        "--untuned",
+        action="store_true",
+        help="the allocator as the system has it, for all packages",
+    )
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--torch", default=environments.TORCH, help="version of PyTorch in the peers' environments")
-    parser.add_argument("--results", type=Path, help="file of the results; default: one in --home for each start")
+    parser.add_argument(
+        "--torch", default=environments.TORCH, help="version of PyTorch in the peers' environments"
+    )
+    parser.add_argument(
+        "--results", type=Path, help="file of the results; default: one in --home for each start"
+    )
     arguments = parser.parse_args()
     parts = PARTS if "all" in arguments.parts else arguments.parts
     home = arguments.home.resolve()
@@ -199,9 +305,18 @@ def main() -> None:
         return
     if "environments" in parts:
         for name in (SCHNETPACK, TORCH_SIM):
-            print(f"environment v_{name}: {environments.make(home, name, arguments.torch) or 'is there'}", flush=True)
-    runner = Runner(home, arguments.results or home / f"relax-{datetime.datetime.now():%Y%m%d-%H%M%S}.jsonl",
-                    arguments.pin, not arguments.untuned, DRIVERS, TIME_LIMIT)
+            print(
+                f"environment v_{name}: {environments.make(home, name, arguments.torch) or 'is there'}",
+                flush=True,
+            )
+    runner = Runner(
+        home,
+        arguments.results or home / f"relax-{datetime.datetime.now():%Y%m%d-%H%M%S}.jsonl",
+        arguments.pin,
+        not arguments.untuned,
+        DRIVERS,
+        TIME_LIMIT,
+    )
     if "check" in parts:
         check(runner, folder, arguments.molecules)
     for model in ("painn", "morse"):

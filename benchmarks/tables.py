@@ -52,10 +52,17 @@ def summary(values: Sequence[float | None]) -> str:
     return spread(known) if len(known) > 1 else f"{known[0]:,.4g}"
 
 
-def ratios(lines: Sequence[Line], value: Callable[[Line], float], case: str, peer: str) -> list[float]:
+def ratios(
+    lines: Sequence[Line], value: Callable[[Line], float], case: str, peer: str
+) -> list[float]:
     """`value` of a case over that of a peer, of each round in which both were measured."""
-    by_round = {name: {line["round"]: value(line) for line in lines if line["case"] == name} for name in (case, peer)}
-    return [by_round[case][r] / by_round[peer][r] for r in sorted(by_round[case]) if r in by_round[peer]]
+    by_round = {
+        name: {line["round"]: value(line) for line in lines if line["case"] == name}
+        for name in (case, peer)
+    }
+    return [
+        by_round[case][r] / by_round[peer][r] for r in sorted(by_round[case]) if r in by_round[peer]
+    ]
 
 
 def fastest_peer(lines: Sequence[Line], milliseconds: Callable[[Line], float]) -> str:
@@ -71,15 +78,24 @@ def report(lines: Sequence[Line]) -> str:
     """All tables that the lines are enough for."""
     failed = {(line["part"], line["case"]): line["failed"] for line in lines if "failed" in line}
     good = [line for line in lines if "failed" not in line]
-    parts = {name: [line for line in good if line["part"] == name] for name in {line["part"] for line in good}}
-    sections = [f"Measured on {machine}." for machine in dict.fromkeys(line["machine"] for line in good)]
+    parts = {
+        name: [line for line in good if line["part"] == name]
+        for name in {line["part"] for line in good}
+    }
+    sections = [
+        f"Measured on {machine}." for machine in dict.fromkeys(line["machine"] for line in good)
+    ]
     for batch in sorted({line["batch"] for line in parts.get("train", ())}):
-        sections += [f"Training step, batch {batch}:",
-                     training([line for line in parts["train"] if line["batch"] == batch])]
+        sections += [
+            f"Training step, batch {batch}:",
+            training([line for line in parts["train"] if line["batch"] == batch]),
+        ]
     for name, make in (("latency", latency), ("repeat", repeat), ("roofline", roofline)):
         if name in parts:
             sections += [f"{name.capitalize()}:", make(parts[name])]
-    sections += [f"Not measured: {part} of {case}: {reason}" for (part, case), reason in failed.items()]
+    sections += [
+        f"Not measured: {part} of {case}: {reason}" for (part, case), reason in failed.items()
+    ]
     return "\n\n".join(sections)
 
 
@@ -90,23 +106,51 @@ def _by_case(lines: Sequence[Line]) -> list[tuple[str, list[Line]]]:
 
 def training(lines: Sequence[Line]) -> str:
     """Table of part `train`. On a GPU ratios are of wall time: processor time is not what is spent there."""
+
     def rate(line):
         return line["structures_per_cpu_s" if line["device"] == "cpu" else "structures_per_s"]
 
     rows = []
     for name, of_case in _by_case(lines):
         counted = [line for line in of_case if line.get("flops") is not None]
-        rows.append([
-            name, summary([line["real_per_batch"]["edges"] / line["real_per_batch"]["structures"]
-                           for line in of_case[:1]]),
-            *(summary([line[key] for line in of_case]) for key in ("structures_per_s", "structures_per_cpu_s")),
-            _ratio(lines, rate, name, _PEER[name]),
-            summary([line["step_ms"]["median"] for line in of_case]),
-            summary([_memory(line) for line in of_case]), summary([line["compile_s"] for line in of_case]),
-            summary([line["flops"] / 1e9 for line in counted[:1]]),
-            summary([line["bytes"] / 1e9 for line in counted[:1]]), f"{of_case[0]['parameters']:,}"])
-    return markdown(("model", "edges/structure", "structures/s", "structures/CPU-s", "to its peer",
-                     "step, ms", "peak MiB", "compiling, s", "GFLOP/step", "GB/step", "parameters"), rows)
+        rows.append(
+            [
+                name,
+                summary(
+                    [
+                        line["real_per_batch"]["edges"] / line["real_per_batch"]["structures"]
+                        for line in of_case[:1]
+                    ]
+                ),
+                *(
+                    summary([line[key] for line in of_case])
+                    for key in ("structures_per_s", "structures_per_cpu_s")
+                ),
+                _ratio(lines, rate, name, _PEER[name]),
+                summary([line["step_ms"]["median"] for line in of_case]),
+                summary([_memory(line) for line in of_case]),
+                summary([line["compile_s"] for line in of_case]),
+                summary([line["flops"] / 1e9 for line in counted[:1]]),
+                summary([line["bytes"] / 1e9 for line in counted[:1]]),
+                f"{of_case[0]['parameters']:,}",
+            ]
+        )
+    return markdown(
+        (
+            "model",
+            "edges/structure",
+            "structures/s",
+            "structures/CPU-s",
+            "to its peer",
+            "step, ms",
+            "peak MiB",
+            "compiling, s",
+            "GFLOP/step",
+            "GB/step",
+            "parameters",
+        ),
+        rows,
+    )
 
 
 def _memory(line: Line) -> float:
@@ -129,14 +173,29 @@ def latency(lines: Sequence[Line]) -> str:
 
         best = fastest_peer(here, milliseconds)
         for name, of_case in _by_case(here):
-            rows.append([
-                f"{of_case[0]['systems'][system]['atoms']:,}", name, summary([milliseconds(line) for line in of_case]),
-                summary([line["systems"][system]["cpu_ms"] for line in of_case]),
-                summary([line["systems"][system]["first_s"] for line in of_case]),
-                _ratio(here, milliseconds, name, _PEER[name]),
-                _ratio(here, milliseconds, name, best) if _IS_OURS[name] else "-"])
-    return markdown(("atoms", "model", "call, ms", "CPU, ms", "first call, s", "to its peer",
-                     "to the fastest peer"), rows)
+            rows.append(
+                [
+                    f"{of_case[0]['systems'][system]['atoms']:,}",
+                    name,
+                    summary([milliseconds(line) for line in of_case]),
+                    summary([line["systems"][system]["cpu_ms"] for line in of_case]),
+                    summary([line["systems"][system]["first_s"] for line in of_case]),
+                    _ratio(here, milliseconds, name, _PEER[name]),
+                    _ratio(here, milliseconds, name, best) if _IS_OURS[name] else "-",
+                ]
+            )
+    return markdown(
+        (
+            "atoms",
+            "model",
+            "call, ms",
+            "CPU, ms",
+            "first call, s",
+            "to its peer",
+            "to the fastest peer",
+        ),
+        rows,
+    )
 
 
 def repeat(lines: Sequence[Line]) -> str:
@@ -145,7 +204,13 @@ def repeat(lines: Sequence[Line]) -> str:
     for name, of_case in _by_case(lines):
         for what in of_case[0]["hashes"]:
             hashes = [line["hashes"][what] for line in of_case]
-            verdict = "one run only" if len(hashes) == 1 else "identical" if len(set(hashes)) == 1 else "DIFFERENT"
+            verdict = (
+                "one run only"
+                if len(hashes) == 1
+                else "identical"
+                if len(set(hashes)) == 1
+                else "DIFFERENT"
+            )
             rows.append([name, what, str(len(hashes)), verdict, hashes[0][:12]])
     return markdown(("model", "what", "processes", "bits", "hash"), rows)
 
@@ -158,16 +223,41 @@ def roofline(lines: Sequence[Line]) -> str:
             of_batch = [line for line in of_case if line["batch"] == batch]
             shares = [share(line) for line in of_batch]
             first = of_batch[0]
-            rows.append([
-                name, str(batch), summary([line["structures_per_s"] for line in of_batch]),
-                summary([first["flops"] / 1e9]), summary([first["bytes"] / 1e9]),
-                summary([100 * s["flops"] for s in shares]), summary([100 * s["bytes"] for s in shares]),
-                "bytes" if shares[0]["bytes"] > shares[0]["flops"] else "FLOPs"])
-    head = [f"{line['limits']['kind']}: {line['limits']['flops_per_s'] / 1e9:,.4g} GFLOP/s in a matrix product, "
-            f"{line['limits']['bytes_per_s'] / 1e9:,.4g} GB/s in a copy" for line in lines]
-    return "\n\n".join((head[0], markdown(
-        ("model", "batch", "structures/s", "GFLOP/step", "GB/step", "% of the FLOP/s", "% of the bytes/s", "bound by"),
-        rows)))
+            rows.append(
+                [
+                    name,
+                    str(batch),
+                    summary([line["structures_per_s"] for line in of_batch]),
+                    summary([first["flops"] / 1e9]),
+                    summary([first["bytes"] / 1e9]),
+                    summary([100 * s["flops"] for s in shares]),
+                    summary([100 * s["bytes"] for s in shares]),
+                    "bytes" if shares[0]["bytes"] > shares[0]["flops"] else "FLOPs",
+                ]
+            )
+    head = [
+        f"{line['limits']['kind']}: {line['limits']['flops_per_s'] / 1e9:,.4g} GFLOP/s in a matrix product, "
+        f"{line['limits']['bytes_per_s'] / 1e9:,.4g} GB/s in a copy"
+        for line in lines
+    ]
+    return "\n\n".join(
+        (
+            head[0],
+            markdown(
+                (
+                    "model",
+                    "batch",
+                    "structures/s",
+                    "GFLOP/step",
+                    "GB/step",
+                    "% of the FLOP/s",
+                    "% of the bytes/s",
+                    "bound by",
+                ),
+                rows,
+            ),
+        )
+    )
 
 
 def share(line: Line) -> dict[str, float]:

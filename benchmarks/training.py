@@ -68,12 +68,24 @@ def train(arguments, model: str, batch: int, devices: int, number: int) -> dict:
     workdir = Path(arguments.home) / f"{model}-{batch}-{devices}-{number}"
     shutil.rmtree(workdir, ignore_errors=True)
     every = max(arguments.steps // 15, 1)
-    command = [sys.executable, "-m", "mlip_jax.main", f"--config=configs/spice.py:{model}", f"--workdir={workdir}",
-               f"--config.data.path={Path(arguments.file).resolve()}", f"--config.data.directory={arguments.home}/data",
-               f"--config.train.num_steps={arguments.steps}", f"--config.train.batch_size={batch}",
-               f"--config.train.log_every={every}", f"--config.train.valid_every={arguments.steps}",
-               f"--config.train.checkpoint_every={5 * every}", "--config.train.max_valid=500",
-               "--config.report.max_train=100", "--config.report.max_test=100", *arguments.more]
+    command = [
+        sys.executable,
+        "-m",
+        "mlip_jax.main",
+        f"--config=configs/spice.py:{model}",
+        f"--workdir={workdir}",
+        f"--config.data.path={Path(arguments.file).resolve()}",
+        f"--config.data.directory={arguments.home}/data",
+        f"--config.train.num_steps={arguments.steps}",
+        f"--config.train.batch_size={batch}",
+        f"--config.train.log_every={every}",
+        f"--config.train.valid_every={arguments.steps}",
+        f"--config.train.checkpoint_every={5 * every}",
+        "--config.train.max_valid=500",
+        "--config.report.max_train=100",
+        "--config.report.max_test=100",
+        *arguments.more,
+    ]
     environment = dict(os.environ, COLUMNS="500")
     if devices > 1:
         environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
@@ -88,7 +100,7 @@ def read(workdir: Path, log: str, busy: BusyShare) -> dict:
     """Medians and shares of a finished run."""
     with open(workdir / "metrics.csv", newline="") as file:
         rows = [r for r in csv.DictReader(file) if r["structures_per_second"]]
-    rows = rows[min(WARM_UP, len(rows) - 1):]
+    rows = rows[min(WARM_UP, len(rows) - 1) :]
     seconds = float(rows[-1]["seconds"]) - float(rows[0]["seconds"])
     over = (workdir / "metrics.csv").stat().st_mtime
     folded = " ".join(log.split())
@@ -103,11 +115,13 @@ def read(workdir: Path, log: str, busy: BusyShare) -> dict:
         "padding": float(re.search(r"([\d.]+) % of edges are padding", folded)[1]),
         "train": int(re.search(r"train: (\d+) structures", folded)[1]),
         "mfu": [100 * float(r["mfu"]) for r in rows if r["mfu"]],
-        "busy": busy.between(over - seconds, over)}
+        "busy": busy.between(over - seconds, over),
+    }
 
 
 def show(model: str, batch: int, devices: int, runs: list[dict]) -> str:
     """A row of the table."""
+
     def figures(name):
         return spread([r[name] for r in runs])
 
@@ -115,13 +129,30 @@ def show(model: str, batch: int, devices: int, runs: list[dict]) -> str:
     busy = [r["busy"] for r in runs if r["busy"] is not None]
     mfu = [statistics.median(r["mfu"]) for r in runs if r["mfu"]]
     hundred = 100 * runs[0]["train"] / rate / 60
-    return " | ".join(("", model, str(batch), str(devices), figures("structures"), figures("atoms"), figures("edges"),
-                       figures("input"), figures("checkpoint"), figures("padding"),
-                       spread(busy) if busy else "-", spread(mfu) if mfu else "-", f"{hundred:,.0f}", "")).strip()
+    return " | ".join(
+        (
+            "",
+            model,
+            str(batch),
+            str(devices),
+            figures("structures"),
+            figures("atoms"),
+            figures("edges"),
+            figures("input"),
+            figures("checkpoint"),
+            figures("padding"),
+            spread(busy) if busy else "-",
+            spread(mfu) if mfu else "-",
+            f"{hundred:,.0f}",
+            "",
+        )
+    ).strip()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("file", help="data file or store")
     parser.add_argument("--home", required=True, help="folder of the runs")
     parser.add_argument("--models", default="so3krates,painn")
@@ -131,16 +162,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("more", nargs="*", help="further flags of the command, after --")
     arguments = parser.parse_args()
-    cases = [(m, int(b), int(d)) for m in arguments.models.split(",") for b in arguments.batch.split(",")
-             for d in arguments.devices.split(",")]
+    cases = [
+        (m, int(b), int(d))
+        for m in arguments.models.split(",")
+        for b in arguments.batch.split(",")
+        for d in arguments.devices.split(",")
+    ]
     runs = {case: [] for case in cases}
     for number in range(arguments.rounds):
         for case in cases:
             runs[case].append(train(arguments, *case, number))
             print(f"round {number}: {case}: {runs[case][-1]}", file=sys.stderr, flush=True)
     print(f"{describe(PACKAGES)}\n")
-    print("| model | batch | devices | structures/s | atoms/s | edges/s | waiting for input, % | checkpoints, % | "
-          "padded edges, % | GPU busy, % | MFU, % | minutes for 100 epochs |\n|" + "---|" * 12)
+    print(
+        "| model | batch | devices | structures/s | atoms/s | edges/s | waiting for input, % | checkpoints, % | "
+        "padded edges, % | GPU busy, % | MFU, % | minutes for 100 epochs |\n|" + "---|" * 12
+    )
     for case in cases:
         print(show(*case, runs[case]))
 

@@ -24,7 +24,9 @@ from mlip_jax.simulation.energies import energies_and_forces
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("force_field")
     parser.add_argument("data")
     parser.add_argument("--split", type=Path, required=True)
@@ -33,20 +35,36 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args()
     potential, test = load_force_field(a.force_field), set(json.loads(a.split.read_text())["test"])
-    found = [s for record, group in molecules(a.data, reader_options(a.options)) if record in test for s in group
-             if set(s.numbers.tolist()) <= set(potential.elements)]
+    found = [
+        s
+        for record, group in molecules(a.data, reader_options(a.options))
+        if record in test
+        for s in group
+        if set(s.numbers.tolist()) <= set(potential.elements)
+    ]
     if not found:
-        sys.exit(f"{a.data}: no structure of the part 'test' of {a.split} has only elements that the force field knows")
-    chosen = [found[i] for i in np.random.default_rng(a.seed).permutation(len(found))[:a.structures]]
-    energies, forces = energies_and_forces(potential, Columns.from_structures(chosen), np.arange(len(chosen)))
-    sizes, subsets = np.array([len(s.numbers) for s in chosen]), np.array([s.subset for s in chosen])
+        sys.exit(
+            f"{a.data}: no structure of the part 'test' of {a.split} has only elements that the force field knows"
+        )
+    chosen = [
+        found[i] for i in np.random.default_rng(a.seed).permutation(len(found))[: a.structures]
+    ]
+    energies, forces = energies_and_forces(
+        potential, Columns.from_structures(chosen), np.arange(len(chosen))
+    )
+    sizes, subsets = (
+        np.array([len(s.numbers) for s in chosen]),
+        np.array([s.subset for s in chosen]),
+    )
     energy = 1e3 * np.abs(energies - [s.energy for s in chosen]) / sizes
     force = 1e3 * np.abs(forces - np.concatenate([s.forces for s in chosen]))
     print(f"{len(chosen)} structures of {len({s.record for s in chosen})} molecules")
     for name in ("", *sorted(set(subsets))):
         of = (subsets == name) if name else np.ones(len(chosen), bool)
-        print(f"{name or 'all'}: {of.sum()} structures, {energy[of].mean():.2f} meV/atom, "
-              f"{force[np.repeat(of, sizes)].mean():.1f} meV/Å")
+        print(
+            f"{name or 'all'}: {of.sum()} structures, {energy[of].mean():.2f} meV/atom, "
+            f"{force[np.repeat(of, sizes)].mean():.1f} meV/Å"
+        )
 
 
 if __name__ == "__main__":

@@ -36,14 +36,23 @@ def make_work(folder: Path, data: str | None, conformations: int, seed: int = 0)
     Raises:
       ValueError: No structure of the data has energy and forces.
     """
-    name = hashlib.sha256(f"{data and Path(data).resolve()} {conformations} {seed}".encode()).hexdigest()[:12]
+    name = hashlib.sha256(
+        f"{data and Path(data).resolve()} {conformations} {seed}".encode()
+    ).hexdigest()[:12]
     path = folder / f"work-{name}.npz"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         store = _open(folder, data, conformations, seed, name)
         columns = _shuffled(store, seed)
-        arrays = {name: getattr(columns, name) for name in ("numbers", "positions", "forces", "offsets")}
-        np.savez(path.with_suffix(".tmp.npz"), **arrays, energy=_remainders(columns), **latency_systems(columns, seed))
+        arrays = {
+            name: getattr(columns, name) for name in ("numbers", "positions", "forces", "offsets")
+        }
+        np.savez(
+            path.with_suffix(".tmp.npz"),
+            **arrays,
+            energy=_remainders(columns),
+            **latency_systems(columns, seed),
+        )
         path.with_suffix(".tmp.npz").rename(path)
     return path
 
@@ -55,9 +64,17 @@ def _open(folder: Path, data: str | None, conformations: int, seed: int, name: s
         drugs, problems = read_smiles_file(DRUGS)
         if problems:
             raise ValueError("; ".join(problems))
-        data = str(generate_embedded(folder / f"drugs-{conformations}.h5", molecules=drugs, seed=seed,
-                                     num_conformations=conformations * len(drugs)))
-    return Store(convert(ConversionSpec(data, filters={"require": "forces"}), folder / f"store-{name}"))
+        data = str(
+            generate_embedded(
+                folder / f"drugs-{conformations}.h5",
+                molecules=drugs,
+                seed=seed,
+                num_conformations=conformations * len(drugs),
+            )
+        )
+    return Store(
+        convert(ConversionSpec(data, filters={"require": "forces"}), folder / f"store-{name}")
+    )
 
 
 def _shuffled(store: Store, seed: int) -> Columns:
@@ -90,6 +107,8 @@ def water_cluster(side: int, seed: int) -> Atoms:
     for place in np.ndindex(side, side, side):
         turned = water.copy()
         turned.euler_rotate(*rng.uniform([0, 0, 0], [360, 180, 360]), center="COP")
-        turned.positions += WATER_VOLUME ** (1 / 3) * np.array(place) - turned.positions.mean(axis=0)
+        turned.positions += WATER_VOLUME ** (1 / 3) * np.array(place) - turned.positions.mean(
+            axis=0
+        )
         cluster += turned
     return cluster

@@ -24,7 +24,10 @@ def get_config(size: str = "published") -> ml_collections.ConfigDict:
         reference = pubchemqcr.get_config("small")
         c.optimizer.learning_rate = reference.optimizer.learning_rate
         c.train.num_epochs, c.train.num_steps = None, reference.train.num_steps
-        c.train.batch_size, c.train.max_valid = reference.train.batch_size, reference.train.max_valid
+        c.train.batch_size, c.train.max_valid = (
+            reference.train.batch_size,
+            reference.train.max_valid,
+        )
         c.train.valid_every = c.train.checkpoint_every = 2_000
         c.train.ema_decay = reference.train.ema_decay
     return c

@@ -45,27 +45,45 @@ CONFORMERS = (1, 2, 4, 8, 16)
 SEEDS = (0, 1, 2)
 STEPS = 500_000  # at scale 1, the choice of this file
 LEAST_STEPS = 2_000
-MODELS = spice.MODELS | {"equivariant_transformer": dict(num_features=128, num_layers=8, num_heads=8, cutoff=5.0,
-                                                         num_radial=64)}
+MODELS = spice.MODELS | {
+    "equivariant_transformer": dict(
+        num_features=128, num_layers=8, num_heads=8, cutoff=5.0, num_radial=64
+    )
+}
 
 
 def arguments(text: str) -> dict:
     """Parse "scale=0.08,grid=2" into {"scale": 0.08, "grid": 2, "model": ..., ...}, with defaults for the others."""
-    found = {"scale": 1.0, "grid": len(BUDGETS), "model": "equivariant_transformer", "conformers": max(CONFORMERS),
-             "seeds": len(SEEDS), "selection": "random", "beta": 0.0}
+    found = {
+        "scale": 1.0,
+        "grid": len(BUDGETS),
+        "model": "equivariant_transformer",
+        "conformers": max(CONFORMERS),
+        "seeds": len(SEEDS),
+        "selection": "random",
+        "beta": 0.0,
+    }
     for part in filter(None, text.split(",")):
         name, equals, value = part.partition("=")
         if name not in found or not equals:
-            raise ValueError(f"argument of this config: {unknown_name('name', name, found)} Received {text!r}")
+            raise ValueError(
+                f"argument of this config: {unknown_name('name', name, found)} Received {text!r}"
+            )
         found[name] = type(found[name])(value)
     if not 0 < found["scale"] <= 1 or not 1 <= found["grid"] <= len(BUDGETS):
-        raise ValueError(f"scale must be above 0 and at most 1, and grid from 1 to {len(BUDGETS)}; received {text!r}")
+        raise ValueError(
+            f"scale must be above 0 and at most 1, and grid from 1 to {len(BUDGETS)}; received {text!r}"
+        )
     if found["conformers"] not in CONFORMERS or not 1 <= found["seeds"] <= len(SEEDS):
-        raise ValueError(f"conformers must be one of {', '.join(map(str, CONFORMERS))}, and seeds from 1 to "
-                         f"{len(SEEDS)}; received {text!r}")
+        raise ValueError(
+            f"conformers must be one of {', '.join(map(str, CONFORMERS))}, and seeds from 1 to "
+            f"{len(SEEDS)}; received {text!r}"
+        )
     if not 0 <= found["beta"] < 1:
-        raise ValueError("beta, the weight of forces, must be at least 0 (energies only) and below 1, because energies "
-                         f"are compared; received {text!r}")
+        raise ValueError(
+            "beta, the weight of forces, must be at least 0 (energies only) and below 1, because energies "
+            f"are compared; received {text!r}"
+        )
     if found["selection"] not in SELECTIONS:
         raise ValueError(unknown_name("selection of molecules", found["selection"], SELECTIONS))
     if found["model"] not in MODELS:
@@ -106,12 +124,21 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
 
 def draws(given: dict) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the numbers of conformers n_c and the seeds of the parsed `arguments`."""
-    return tuple(n for n in CONFORMERS if n <= given["conformers"]), SEEDS[:given["seeds"]]
+    return tuple(n for n in CONFORMERS if n <= given["conformers"]), SEEDS[: given["seeds"]]
 
 
 def sweep(text: str = "") -> list[dict]:
     given = arguments(text)
     conformers, seeds = draws(given)
-    budgets = [round(given["scale"] * budget) for budget in BUDGETS[:given["grid"]]]
-    return [{"name": f"N{total}-c{n_c}-s{v['seed']}", "data.num_molecules": n_s, "data.num_conformers": n_c, **v}
-            for total in budgets for n_s, n_c in budget_grid(total, conformers) for v in product({"seed": seeds})]
+    budgets = [round(given["scale"] * budget) for budget in BUDGETS[: given["grid"]]]
+    return [
+        {
+            "name": f"N{total}-c{n_c}-s{v['seed']}",
+            "data.num_molecules": n_s,
+            "data.num_conformers": n_c,
+            **v,
+        }
+        for total in budgets
+        for n_s, n_c in budget_grid(total, conformers)
+        for v in product({"seed": seeds})
+    ]

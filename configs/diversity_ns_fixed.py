@@ -29,6 +29,10 @@ def get_config(text: str = "") -> ml_collections.ConfigDict:
 def sweep(text: str = "") -> list[dict]:
     given = arguments(text)
     conformers, seeds = draws(given)
-    counts = [round(given["scale"] * count) for count in MOLECULES[:given["grid"]]]
-    return [{"name": f"S{v['data.num_molecules']}-c{v['data.num_conformers']}-s{v['seed']}", **v}
-            for v in product({"data.num_molecules": counts, "data.num_conformers": conformers, "seed": seeds})]
+    counts = [round(given["scale"] * count) for count in MOLECULES[: given["grid"]]]
+    return [
+        {"name": f"S{v['data.num_molecules']}-c{v['data.num_conformers']}-s{v['seed']}", **v}
+        for v in product(
+            {"data.num_molecules": counts, "data.num_conformers": conformers, "seed": seeds}
+        )
+    ]

@@ -25,8 +25,10 @@ from mlip_jax.defaults import property_defaults
 MODES = ("all", "heads", "scratch", "random_heads")
 SIZES = ("published", "small")
 # The same as in configs/pubchemqcr.py.
-PAINN = {"published": dict(num_features=128, num_layers=4, cutoff=4.5, num_radial=128),
-         "small": dict(num_features=128, num_layers=3, cutoff=4.5, num_radial=32)}
+PAINN = {
+    "published": dict(num_features=128, num_layers=4, cutoff=4.5, num_radial=128),
+    "small": dict(num_features=128, num_layers=3, cutoff=4.5, num_radial=32),
+}
 
 
 def get_config(what: str = "all") -> ml_collections.ConfigDict:
@@ -43,7 +45,9 @@ def get_config(what: str = "all") -> ml_collections.ConfigDict:
     c.property.pooling = "mean"
     if mode in ("scratch", "random_heads"):
         c.model.name = model
-        c.model.options = ml_collections.ConfigDict(PAINN[size] if model == "painn" else spice.MODELS[model])
+        c.model.options = ml_collections.ConfigDict(
+            PAINN[size] if model == "painn" else spice.MODELS[model]
+        )
     c.init.train = "heads" if mode.endswith("heads") else "all"
 
     c.data.split = "molecule"

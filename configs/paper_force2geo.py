@@ -47,12 +47,20 @@ def sweep(what: str = "data/trajectories.lmdb") -> list[dict]:
     runs.property("force2prop", "all", field, SEEDS)
     runs.fine_tuning("finetune", SEEDS)
     runs.fine_tuning("finetune-no-alignment", SEEDS, weight=0.0)
-    runs.fine_tuning("continued", SEEDS, weight=0.0, noise=0.0, frames="")  # equally long, without noise or alignment
+    runs.fine_tuning(
+        "continued", SEEDS, weight=0.0, noise=0.0, frames=""
+    )  # equally long, without noise or alignment
     runs.property("heads", "heads", field, SEEDS)
     runs.property("random-heads", "random_heads", seeds=SEEDS)
     for molecules in (250, 800):
         for name, mode in (("scratch", "scratch"), ("force2prop", "all")):
-            runs.property(f"{name}-{molecules}", mode, field if mode == "all" else "", SEEDS, molecules=molecules)
+            runs.property(
+                f"{name}-{molecules}",
+                mode,
+                field if mode == "all" else "",
+                SEEDS,
+                molecules=molecules,
+            )
     runs.property("scaffold-scratch", "scratch", seeds=SEEDS, split="scaffold")
     runs.property("scaffold-force2prop", "all", field, SEEDS, split="scaffold")
     runs.field("force-field-300", molecules=300)
@@ -74,6 +82,7 @@ def sweep(what: str = "data/trajectories.lmdb") -> list[dict]:
 
 def report(folder: Path) -> Path:
     from mlip_jax.reports.force2geo.paper import write_paper_report
+
     return write_paper_report(folder)
 
 
@@ -83,13 +92,30 @@ class _Runs:
     def __init__(self, data: str, field: str):
         self.variants, self._data, self._field = [], data, field
 
-    def property(self, name, mode, init="", seeds=(0,), split="molecule", molecules=None, schnet=False,
-                 geometry="labels"):
+    def property(
+        self,
+        name,
+        mode,
+        init="",
+        seeds=(0,),
+        split="molecule",
+        molecules=None,
+        schnet=False,
+        geometry="labels",
+    ):
         for seed in seeds:
-            variant = {"name": f"{name}-{seed}", "config": _PROPERTY.format(mode), "seed": seed,
-                       "data.path": self._data, "data.reader_options": _STAGES, "data.split": split,
-                       "train.num_epochs": EPOCHS, "data.geometry": geometry, "data.test_geometries": GEOMETRIES,
-                       "data.force_field": self._field}
+            variant = {
+                "name": f"{name}-{seed}",
+                "config": _PROPERTY.format(mode),
+                "seed": seed,
+                "data.path": self._data,
+                "data.reader_options": _STAGES,
+                "data.split": split,
+                "train.num_epochs": EPOCHS,
+                "data.geometry": geometry,
+                "data.test_geometries": GEOMETRIES,
+                "data.force_field": self._field,
+            }
             if init:
                 variant["init.workdir"] = init
             if molecules:
@@ -100,38 +126,83 @@ class _Runs:
 
     def split(self, by):
         """Add a run that only provides its split, which the training of the force field requires."""
-        self.variants.append({
-            "name": "split" if by == "molecule" else f"{by}-split", "config": _PROPERTY.format("scratch"),
-            "data.path": self._data, "data.reader_options": _STAGES, "data.split": by, "data.num_molecules": 50,
-            "train.num_epochs": 1.0})
+        self.variants.append(
+            {
+                "name": "split" if by == "molecule" else f"{by}-split",
+                "config": _PROPERTY.format("scratch"),
+                "data.path": self._data,
+                "data.reader_options": _STAGES,
+                "data.split": by,
+                "data.num_molecules": 50,
+                "train.num_epochs": 1.0,
+            }
+        )
 
     def fine_tuning(self, name, seeds, weight=0.1, noise=0.1, frames="pm3,DFT_1st"):
         for seed in seeds:
-            self.variants.append({
-                "name": f"{name}-{seed}", "config": "configs/geometry_finetune.py:small", "seed": seed,
-                "data.path": self._data, "data.reader_options": _STAGES, "init.workdir": f"{{sweep}}/scratch-{seed}",
-                "data.force_field": self._field, "align.frames": frames, "align.weight": weight,
-                "align.noise": noise, "train.num_epochs": FINE_TUNING_EPOCHS, "data.test_geometries": GEOMETRIES})
+            self.variants.append(
+                {
+                    "name": f"{name}-{seed}",
+                    "config": "configs/geometry_finetune.py:small",
+                    "seed": seed,
+                    "data.path": self._data,
+                    "data.reader_options": _STAGES,
+                    "init.workdir": f"{{sweep}}/scratch-{seed}",
+                    "data.force_field": self._field,
+                    "align.frames": frames,
+                    "align.weight": weight,
+                    "align.noise": noise,
+                    "train.num_epochs": FINE_TUNING_EPOCHS,
+                    "data.test_geometries": GEOMETRIES,
+                }
+            )
 
     def field(self, name, molecules=None, schnet=False):
-        variant = {"name": name, "config": _FIELD, "data.path": self._data, "data.reader_options": _TRAINING_STAGES,
-                   "data.held_out": _HELD_OUT, "data.num_train": 80_000_000}
+        variant = {
+            "name": name,
+            "config": _FIELD,
+            "data.path": self._data,
+            "data.reader_options": _TRAINING_STAGES,
+            "data.held_out": _HELD_OUT,
+            "data.num_train": 80_000_000,
+        }
         if molecules:
-            variant |= {"data.num_molecules": molecules, "data.num_conformers": 12, "train.num_steps": 8_000}
+            variant |= {
+                "data.num_molecules": molecules,
+                "data.num_conformers": 12,
+                "train.num_steps": 8_000,
+            }
         if schnet:
-            variant |= {"model.name": "schnet", "model.options": _schnet(), "train.num_steps": 14_000}
+            variant |= {
+                "model.name": "schnet",
+                "model.options": _schnet(),
+                "train.num_steps": 14_000,
+            }
         self.variants.append(variant)
 
     def dens(self, name):
-        self.variants.append({
-            "name": name, "config": "configs/dens.py:small", "data.path": self._data,
-            "data.reader_options": _TRAINING_STAGES, "data.held_out": _HELD_OUT, "train.num_steps": 28_000})
+        self.variants.append(
+            {
+                "name": name,
+                "config": "configs/dens.py:small",
+                "data.path": self._data,
+                "data.reader_options": _TRAINING_STAGES,
+                "data.held_out": _HELD_OUT,
+                "train.num_steps": 28_000,
+            }
+        )
 
     def denoising(self, name):
-        self.variants.append({
-            "name": name, "config": "configs/denoise.py:small", "data.path": self._data,
-            "data.reader_options": "stages=('DFT_1st',); level_of_theory=GFN2-xTB", "data.held_out": _HELD_OUT,
-            "train.num_epochs": 4.0})
+        self.variants.append(
+            {
+                "name": name,
+                "config": "configs/denoise.py:small",
+                "data.path": self._data,
+                "data.reader_options": "stages=('DFT_1st',); level_of_theory=GFN2-xTB",
+                "data.held_out": _HELD_OUT,
+                "train.num_epochs": 4.0,
+            }
+        )
 
 
 def _schnet() -> dict:

@@ -15,8 +15,18 @@ from mlip_jax.config import unknown_name
 from mlip_jax.configs import spice
 from mlip_jax.defaults import train_defaults
 
-MOLECULES = ("aspirin", "azobenzene", "benzene", "ethanol", "malonaldehyde", "naphthalene", "paracetamol", "salicylic",
-             "toluene", "uracil")
+MOLECULES = (
+    "aspirin",
+    "azobenzene",
+    "benzene",
+    "ethanol",
+    "malonaldehyde",
+    "naphthalene",
+    "paracetamol",
+    "salicylic",
+    "toluene",
+    "uracil",
+)
 MODELS = {name: spice.MODELS[name] for name in ("so3krates", "painn")}
 # Steps, and beta at the start and at the end.
 TRAINING = {"so3krates": (100_000, 0.95, 0.8), "painn": (50_000, 0.98, 0.95)}

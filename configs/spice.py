@@ -14,16 +14,32 @@ from mlip_jax.defaults import train_defaults
 
 MODELS = {
     # Frank et al., Nature Communications 15, 6539 (2024)
-    "so3krates": dict(num_features=132, num_layers=3, num_heads=4, degrees=(1, 2, 3), cutoff=5.0, num_radial=32,
-                      radial_filter="spline", num_knots=32, energy_act="silu",
-                      layer_norm_1=False, layer_norm_2=False, residual_mlp_1=False, residual_mlp_2=False,
-                      ev_init="zeros", message_normalization="sqrt_num_features", avg_num_neighbors=1.0),
+    "so3krates": dict(
+        num_features=132,
+        num_layers=3,
+        num_heads=4,
+        degrees=(1, 2, 3),
+        cutoff=5.0,
+        num_radial=32,
+        radial_filter="spline",
+        num_knots=32,
+        energy_act="silu",
+        layer_norm_1=False,
+        layer_norm_2=False,
+        residual_mlp_1=False,
+        residual_mlp_2=False,
+        ev_init="zeros",
+        message_normalization="sqrt_num_features",
+        avg_num_neighbors=1.0,
+    ),
     # Schütt, Unke, Gastegger, ICML 2021
     "painn": dict(num_features=128, num_layers=3, cutoff=5.0, num_radial=20),
     # Schütt et al., J. Chem. Phys. 148, 241722 (2018)
     "schnet": dict(num_features=128, num_layers=6, cutoff=5.0, num_radial=20),
     # Thölke and De Fabritiis, ICLR 2022: settings of ANI-1, their data set of many molecules; vectors have a cutoff too
-    "equivariant_transformer": dict(num_features=128, num_layers=6, num_heads=8, cutoff=5.0, num_radial=64),
+    "equivariant_transformer": dict(
+        num_features=128, num_layers=6, num_heads=8, cutoff=5.0, num_radial=64
+    ),
 }
 
 

@@ -16,8 +16,12 @@ def get_config() -> ml_collections.ConfigDict:
     c = spice.get_config()
     c.data.max_atoms = 25
     c.data.num_train, c.data.num_valid, c.data.num_test = 5_600, 93, 800
-    c.loss.beta = c.loss.beta_end = 0.98  # more weight on forces, because energies are learned faster here
-    c.model.options.cutoff = 4.0  # as accurate per step as 5 Å on molecules of this size, with a quarter fewer edges
+    c.loss.beta = c.loss.beta_end = (
+        0.98  # more weight on forces, because energies are learned faster here
+    )
+    c.model.options.cutoff = (
+        4.0  # as accurate per step as 5 Å on molecules of this size, with a quarter fewer edges
+    )
     c.optimizer.name, c.optimizer.learning_rate = "adam", 1e-3  # as in the comparison
     c.train.num_steps = 23_000
     c.train.valid_every = 2_000

@@ -24,5 +24,11 @@ def get_config() -> ml_collections.ConfigDict:
 
 
 def sweep() -> list[dict]:
-    return [{"name": f"{v['model.name']}-{v['seed']}", **v, "model.options": spice.MODELS[v["model.name"]]}
-            for v in product({"model.name": ["so3krates", "painn"], "seed": [0, 1, 2]})]
+    return [
+        {
+            "name": f"{v['model.name']}-{v['seed']}",
+            **v,
+            "model.options": spice.MODELS[v["model.name"]],
+        }
+        for v in product({"model.name": ["so3krates", "painn"], "seed": [0, 1, 2]})
+    ]

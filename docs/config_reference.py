@@ -38,9 +38,14 @@ def _value(value: object) -> str:
 
 
 def _table(task: Part) -> list[str]:
-    lines, values = ["| field | default | description |", "|---|---|---|"], dict(fields(task.build()))
-    return lines + [f"| `{name}` | {_value(values[name])} | {_cell(field.explain())} |"
-                    for name, field in task.fields()]
+    lines, values = (
+        ["| field | default | description |", "|---|---|---|"],
+        dict(fields(task.build())),
+    )
+    return lines + [
+        f"| `{name}` | {_value(values[name])} | {_cell(field.explain())} |"
+        for name, field in task.fields()
+    ]
 
 
 def experiments() -> dict[str, object]:
@@ -66,9 +71,18 @@ def _experiment(name: str, module) -> list[str]:
         return [*lines, "This config needs an argument after the colon: see above.", ""]
     base = dict(fields(TASKS[config.task].build()))
     changed = [(k, v) for k, v in fields(config) if k not in base or not _same(base[k], v)]
-    lines += [f"Task [`{config.task}`](#task-{config.task})" + (", with:" if changed else ", with its defaults."), ""]
+    lines += [
+        f"Task [`{config.task}`](#task-{config.task})"
+        + (", with:" if changed else ", with its defaults."),
+        "",
+    ]
     if changed:
-        lines += ["| field | value here |", "|---|---|", *(f"| `{k}` | {_value(v)} |" for k, v in changed), ""]
+        lines += [
+            "| field | value here |",
+            "|---|---|",
+            *(f"| `{k}` | {_value(v)} |" for k, v in changed),
+            "",
+        ]
     return lines
 
 
@@ -79,18 +93,36 @@ def _same(a, b) -> bool:
 def page() -> str:
     """Return the page as markdown."""
     lines = [
-        "# Config reference", "",
-        "This page is generated from `mlip_jax/defaults` and `configs/*.py` when the site is built.", "",
+        "# Config reference",
+        "",
+        "This page is generated from `mlip_jax/defaults` and `configs/*.py` when the site is built.",
+        "",
         "Set a field on the command line with `--config.FIELD=VALUE`, for instance "
-        "`--config.train.num_steps=50000`. \"unset\" is a field without a value. A misspelled name is an error that "
+        '`--config.train.num_steps=50000`. "unset" is a field without a value. A misspelled name is an error that '
         "suggests the nearest valid one. Fields of `model.options` are those of the model's class: see "
-        "[Models](models.md).", "",
-        "A description starts with the unit and the bounds of the value, in parentheses.", "", "## Tasks", ""]
+        "[Models](models.md).",
+        "",
+        "A description starts with the unit and the bounds of the value, in parentheses.",
+        "",
+        "## Tasks",
+        "",
+    ]
     for name, task in TASKS.items():
-        lines += [f"### Task `{name}` {{ #task-{name} }}", "", task.description, "", *_table(task), ""]
-    lines += ["## Experiments", "",
-              "Each experiment is a file with the following docstring; the table lists the fields that differ from the "
-              "defaults of its task.", ""]
+        lines += [
+            f"### Task `{name}` {{ #task-{name} }}",
+            "",
+            task.description,
+            "",
+            *_table(task),
+            "",
+        ]
+    lines += [
+        "## Experiments",
+        "",
+        "Each experiment is a file with the following docstring; the table lists the fields that differ from the "
+        "defaults of its task.",
+        "",
+    ]
     for name, module in experiments().items():
         lines += _experiment(name, module)
     return "\n".join(lines) + "\n"
@@ -99,6 +131,7 @@ def page() -> str:
 def on_files(files, config):
     """Hook of mkdocs: add the page to the site."""
     from mkdocs.structure.files import File
+
     files.append(File.generated(config, PAGE, content=page()))
     return files
 

@@ -17,6 +17,8 @@ def _converted(match: re.Match) -> str:
     latex = html.unescape(match[2]).strip()[2:-2]  # \( \) or \[ \]
     display = "block" if match[1] == "div" else "inline"
     shown = latex2mathml.converter.convert(latex, display=display)
-    if "\\" in shown or "<mi>&</mi>" in shown:  # a command or an environment that the converter does not know
+    if (
+        "\\" in shown or "<mi>&</mi>" in shown
+    ):  # a command or an environment that the converter does not know
         raise ValueError(f"not to be shown as MathML: {latex}")
     return f"<{match[1]}>{shown}</{match[1]}>"

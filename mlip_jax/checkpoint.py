@@ -59,12 +59,17 @@ def from_arrays(template: Any, arrays: dict[str, np.ndarray], prefix: str = "") 
         of them.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(template)
-    found = {k[len(prefix):]: v for k, v in arrays.items() if k.startswith(prefix)}
+    found = {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
     wanted = {_path(path): leaf for path, leaf in leaves}
     problems = [f"missing: {k} {np.shape(v)}" for k, v in wanted.items() if k not in found]
-    problems += [f"not in the model: {k} {np.shape(v)}" for k, v in found.items() if k not in wanted]
-    problems += [f"{k}: stored {np.shape(found[k])}, expected {np.shape(v)}"
-                 for k, v in wanted.items() if k in found and np.shape(found[k]) != np.shape(v)]
+    problems += [
+        f"not in the model: {k} {np.shape(v)}" for k, v in found.items() if k not in wanted
+    ]
+    problems += [
+        f"{k}: stored {np.shape(found[k])}, expected {np.shape(v)}"
+        for k, v in wanted.items()
+        if k in found and np.shape(found[k]) != np.shape(v)
+    ]
     if problems:
         raise CheckpointError("the checkpoint does not fit the model:\n  " + "\n  ".join(problems))
     return jax.tree.unflatten(structure, [found[k] for k in wanted])
@@ -107,8 +112,10 @@ class CheckpointStore:
         if read_only and not self.directory.is_dir():
             raise CheckpointError(f"{self.directory}: no checkpoints there")
         if not read_only and jax.process_index() != 0:
-            raise CheckpointError(f"{self.directory}: process {jax.process_index()} of {jax.process_count()} would "
-                                  "write checkpoints, which process 0 alone does; open it with read_only=True")
+            raise CheckpointError(
+                f"{self.directory}: process {jax.process_index()} of {jax.process_count()} would "
+                "write checkpoints, which process 0 alone does; open it with read_only=True"
+            )
         self._damaged: set[int] = set()
         self._pending: Future | None = None
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -172,7 +179,9 @@ class CheckpointStore:
     def _before_saving(self) -> None:
         """Check that the store is writable, and wait for a save in progress."""
         if self._read_only:
-            raise CheckpointError(f"{self.directory}: opened with read_only=True; open it without to save")
+            raise CheckpointError(
+                f"{self.directory}: opened with read_only=True; open it without to save"
+            )
         self.wait()
 
     def wait(self) -> None:
@@ -204,14 +213,19 @@ class CheckpointStore:
             self._remove_unfinished()
             aside = self._put_aside(step)
             with _WRITING:
-                self._orbax.save(self.directory / str(step), args=ocp.args.Composite(
-                    arrays=ocp.args.StandardSave(arrays), metadata=ocp.args.JsonSave(metadata)))
+                self._orbax.save(
+                    self.directory / str(step),
+                    args=ocp.args.Composite(
+                        arrays=ocp.args.StandardSave(arrays), metadata=ocp.args.JsonSave(metadata)
+                    ),
+                )
             _sync(self.directory / str(step))
             written = True
         except Exception as error:  # a full disk raises various types, and devices may fail as well
             raise CheckpointError(
                 f"{self.directory}: checkpoint of step {step} cannot be written: {_short(error)}. Older checkpoints "
-                "are untouched; free some space, or mend what is named here, and start again.") from error
+                "are untouched; free some space, or mend what is named here, and start again."
+            ) from error
         finally:
             if not written:
                 self._put_back(aside)
@@ -256,12 +270,18 @@ class CheckpointStore:
         """
         self._damaged.discard(step)
         ranked = sorted(self._steps(), key=lambda s: (s == step, s not in self._damaged, s))
-        old = [self.directory / str(s) for s in ranked[:-self.keep]] + ([] if aside is None else [aside])
+        old = [self.directory / str(s) for s in ranked[: -self.keep]] + (
+            [] if aside is None else [aside]
+        )
         for folder in old:
             try:
                 shutil.rmtree(folder)
             except OSError as error:
-                log.warning("%s: the old checkpoint cannot be removed (%s); it takes up space", folder, error)
+                log.warning(
+                    "%s: the old checkpoint cannot be removed (%s); it takes up space",
+                    folder,
+                    error,
+                )
 
     def restore(self) -> Restored | None:
         """Return the newest intact checkpoint, or None if there are no checkpoints.
@@ -277,8 +297,13 @@ class CheckpointStore:
                 return self._read(step)
             except Exception as error:  # orbax raises various types for a corrupted file
                 self._damaged.add(step)
-                log.warning("checkpoint %s/%d is damaged (%s: %s); trying the one before it",
-                            self.directory, step, type(error).__name__, str(error)[:200])
+                log.warning(
+                    "checkpoint %s/%d is damaged (%s: %s); trying the one before it",
+                    self.directory,
+                    step,
+                    type(error).__name__,
+                    str(error)[:200],
+                )
         if steps:
             raise CheckpointError(f"{self.directory}: none of the checkpoints {steps} can be read")
         return None
@@ -288,8 +313,12 @@ class CheckpointStore:
         folder = self.directory / str(step)
         if not folder.exists():  # a run is replacing it, or ended while replacing it
             folder = self.directory / f"{step}{_REPLACED}"
-        restored = self._orbax.restore(folder, args=ocp.args.Composite(
-            arrays=ocp.args.StandardRestore(), metadata=ocp.args.JsonRestore()))
+        restored = self._orbax.restore(
+            folder,
+            args=ocp.args.Composite(
+                arrays=ocp.args.StandardRestore(), metadata=ocp.args.JsonRestore()
+            ),
+        )
         arrays = {k: np.asarray(v) for k, v in restored["arrays"].items()}
         metadata = restored["metadata"]
         if metadata.pop("checksum", None) != _checksum(arrays, metadata):
@@ -318,9 +347,11 @@ def _checkpointer() -> ocp.Checkpointer:
             multiprocessing_options=alone,
             # Otherwise, if a folder cannot be created, threads wait for ten minutes and the process
             # cannot end.
-            async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False)),
+            async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
+        ),
         arrays=ocp.StandardCheckpointHandler(multiprocessing_options=alone),
-        metadata=ocp.JsonCheckpointHandler(multiprocessing_options=alone))
+        metadata=ocp.JsonCheckpointHandler(multiprocessing_options=alone),
+    )
     return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 

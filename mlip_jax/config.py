@@ -13,12 +13,22 @@ from mlip_jax.defaults import TASKS
 from mlip_jax.defaults.errors import ConfigError, unknown_name
 from mlip_jax.defaults.training import TERMS
 
-__all__ = ["TERMS", "ConfigError", "complete", "differences", "find_file", "identity", "to_dict",
-           "unknown_name"]
+__all__ = [
+    "TERMS",
+    "ConfigError",
+    "complete",
+    "differences",
+    "find_file",
+    "identity",
+    "to_dict",
+    "unknown_name",
+]
 
 
 # Dotted names of free parts, whose fields are checked by the classes that they are options of.
-FREE_FIELDS = frozenset(name for task in TASKS.values() for name, field in task.fields() if field.is_free)
+FREE_FIELDS = frozenset(
+    name for task in TASKS.values() for name, field in task.fields() if field.is_free
+)
 
 
 # Shipped configs: mlip_jax/configs in an installed package, configs/ in a checkout.
@@ -56,10 +66,16 @@ def find_file(path: str) -> str:
             raise ConfigError(unknown_name("shipped config", file, shipped_names()) + hint)
         return f"{_SHIPPED / file}.py{colon}{argument}"
     shipped = _SHIPPED / given.name
-    return f"{shipped}{colon}{argument}" if given.parent == Path("configs") and shipped.is_file() else path
+    return (
+        f"{shipped}{colon}{argument}"
+        if given.parent == Path("configs") and shipped.is_file()
+        else path
+    )
 
 
-def complete(config: ml_collections.ConfigDict, defaults: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def complete(
+    config: ml_collections.ConfigDict, defaults: ml_collections.ConfigDict
+) -> ml_collections.ConfigDict:
     """Return `defaults` with the values of `config`, and check every value.
 
     Raises:
@@ -90,7 +106,9 @@ def _merge(target, given, path):
             target[key] = value
         elif isinstance(target[key], ml_collections.ConfigDict):
             if not isinstance(value, ml_collections.ConfigDict):
-                raise ConfigError(f"config field {where!r} holds further fields; received {value!r}")
+                raise ConfigError(
+                    f"config field {where!r} holds further fields; received {value!r}"
+                )
             _merge(target[key], value, f"{where}.")
         else:
             try:

@@ -43,7 +43,9 @@ def begin_from(config: ml_collections.ConfigDict) -> Potential | None:
     """
     if not config.init.workdir:
         if not config.model.name:
-            raise ConfigError("model.name is empty and there is no init.workdir to take it from: set one of them")
+            raise ConfigError(
+                "model.name is empty and there is no init.workdir to take it from: set one of them"
+            )
         return None
     found = load_force_field(config.init.workdir)
     theirs = describe(found.model)
@@ -52,10 +54,12 @@ def begin_from(config: ml_collections.ConfigDict) -> Potential | None:
         config.model.options = ml_collections.ConfigDict(theirs["model"]["options"])
     model = create_model(config.model, config.potential)
     if model != found.model:
-        raise ConfigError(f"{config.init.workdir} has another model than this config, which cannot begin from it:\n  "
-                          + "\n  ".join(differences(theirs, describe(model)))
-                          + "\n--config.model.name='' takes the architecture from there; energy terms are switched on "
-                          "in the part 'potential'.")
+        raise ConfigError(
+            f"{config.init.workdir} has another model than this config, which cannot begin from it:\n  "
+            + "\n  ".join(differences(theirs, describe(model)))
+            + "\n--config.model.name='' takes the architecture from there; energy terms are switched on "
+            "in the part 'potential'."
+        )
     return found
 
 
@@ -65,7 +69,9 @@ def parameters(begin: Potential) -> Any:
     return jax.tree.map(lambda shape, leaf: np.asarray(leaf, shape.dtype), shapes, begin.params)
 
 
-def reference_energies(begin: Potential, train: Split, elements: np.ndarray, seed: int) -> np.ndarray:
+def reference_energies(
+    begin: Potential, train: Split, elements: np.ndarray, seed: int
+) -> np.ndarray:
     """Fit reference energies (eV), shape (119,), such that `begin` agrees with the training data.
 
     The fit uses at most 2,000 random structures; elements that none of them contains keep the
@@ -84,12 +90,16 @@ def reference_energies(begin: Potential, train: Split, elements: np.ndarray, see
     """
     strange = sorted(set(elements.tolist()) - set(begin.elements))
     if strange:
-        log.warning("the force field that is begun from has not seen %s", ", ".join(chemical_symbols[z]
-                                                                                   for z in strange))
+        log.warning(
+            "the force field that is begun from has not seen %s",
+            ", ".join(chemical_symbols[z] for z in strange),
+        )
     taken = train.sample(_FITTED, seed)
     columns = taken.columns(labels_only=True)
     # `begin` must accept the new elements; the fit corrects their energies
-    everything = dataclasses.replace(begin, elements=tuple(sorted({*begin.elements, *elements.tolist()})))
+    everything = dataclasses.replace(
+        begin, elements=tuple(sorted({*begin.elements, *elements.tolist()}))
+    )
     fit = ElementFit()
     fit.add(columns, columns.energy - energies(everything, columns, np.arange(len(columns))))
     return begin.reference_energies + fit.solve()

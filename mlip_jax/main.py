@@ -35,6 +35,7 @@ def main() -> None:
     from absl import app
 
     from mlip_jax.cli import flags
+
     flags.define()
     app.run(_main, flags_parser=lambda args: flags.parse(args, __doc__))
 
@@ -45,10 +46,11 @@ def _main(arguments: list[str]) -> None:
 
     from mlip_jax import distributed
     from mlip_jax.cli import console
+
     console.log_to_console()
     try:
         _dispatch(arguments)
-    except distributed.InterruptedTwice:
+    except distributed.ForcedInterrupt:
         sys.exit("interrupted; the same command continues from the last checkpoint")
     except KeyboardInterrupt:  # outside of the training loop, which handles interrupts itself
         log.warning("interrupted; the same command continues from what is saved")
@@ -66,13 +68,23 @@ def _dispatch(arguments: list[str]) -> None:
 
     from mlip_jax import distributed
     from mlip_jax.cli import flags
+
     flags.check(arguments[1:])
     config = flags.overridden(FLAGS.config)
     if FLAGS.sweep:  # first, because the variants need the devices and ports
         from mlip_jax.sweeps import runner
-        sys.exit(runner.run(
-            config_flags.get_config_filename(FLAGS["config"]), config, FLAGS.workdir, sys.argv[1:],
-            index=FLAGS.sweep_index, list_only=FLAGS.sweep_list, collect_only=FLAGS.sweep_collect))
+
+        sys.exit(
+            runner.run(
+                config_flags.get_config_filename(FLAGS["config"]),
+                config,
+                FLAGS.workdir,
+                sys.argv[1:],
+                index=FLAGS.sweep_index,
+                list_only=FLAGS.sweep_list,
+                collect_only=FLAGS.sweep_collect,
+            )
+        )
     flags.set_profile(config)
     process.keep_compiled_programs()
     with distributed.session(distributed.from_environment()), distributed.ended_by_signals():
@@ -91,6 +103,7 @@ def run(config, workdir: str) -> None:
     """
     from mlip_jax import tasks
     from mlip_jax.config import ConfigError, unknown_name
+
     names = [m.name for m in pkgutil.iter_modules(tasks.__path__)]
     if config.get("task") not in names:
         raise ConfigError(unknown_name("task", config.get("task"), names))

@@ -44,8 +44,14 @@ class Evaluation(NamedTuple):
     properties: dict[str, jax.Array] = {}
 
 
-def evaluate(model: nn.Module, params: Any, graph: jraph.GraphsTuple, energy_scale: float,
-             with_stress: bool = False, with_forces: bool = True) -> Evaluation:
+def evaluate(
+    model: nn.Module,
+    params: Any,
+    graph: jraph.GraphsTuple,
+    energy_scale: float,
+    with_stress: bool = False,
+    with_forces: bool = True,
+) -> Evaluation:
     """Compute energies, forces and, optionally, stress of a padded batch.
 
     Energies include those of further terms. Forces are minus the gradient. The function is pure;
@@ -60,7 +66,9 @@ def evaluate(model: nn.Module, params: Any, graph: jraph.GraphsTuple, energy_sca
         volume. It requires globals["cell"].
       with_forces: If False and there is no stress, nothing is differentiated and forces are zero.
     """
-    params, graph = jax.tree.map(jnp.asarray, (params, graph))  # a traced index fails on NumPy arrays
+    params, graph = jax.tree.map(
+        jnp.asarray, (params, graph)
+    )  # a traced index fails on NumPy arrays
     node_graph = node_graph_index(graph)
     node_mask = jraph.get_node_padding_mask(graph)
     num = graph.n_node.shape[0]
@@ -69,8 +77,10 @@ def evaluate(model: nn.Module, params: Any, graph: jraph.GraphsTuple, energy_sca
         outputs = model.apply(params, _moved(graph, positions, strain, node_graph))
         energies = sum(outputs.terms.values(), outputs.energies * energy_scale)
         energies = jnp.where(node_mask, energies, 0.0)
-        properties = {name: jnp.where(node_mask.reshape(-1, *[1] * (values.ndim - 1)), values, 0.0)
-                      for name, values in outputs.properties.items()}
+        properties = {
+            name: jnp.where(node_mask.reshape(-1, *[1] * (values.ndim - 1)), values, 0.0)
+            for name, values in outputs.properties.items()
+        }
         return energies.sum(), (energies, properties)
 
     positions = graph.nodes["positions"]
@@ -83,7 +93,9 @@ def evaluate(model: nn.Module, params: Any, graph: jraph.GraphsTuple, energy_sca
     else:
         # stress = d energy / d strain / volume; graphs without a cell are divided by 1, not by 0
         strain = jnp.zeros((num, 3, 3), positions.dtype)
-        (gradient, by_strain), (energies, properties) = jax.grad(total, (0, 1), has_aux=True)(positions, strain)
+        (gradient, by_strain), (energies, properties) = jax.grad(total, (0, 1), has_aux=True)(
+            positions, strain
+        )
         volume = jnp.abs(jnp.linalg.det(graph.globals["cell"]))
         by_strain = 0.5 * (by_strain + by_strain.transpose(0, 2, 1))
         stress = by_strain / jnp.where(volume > 0, volume, 1.0)[:, None, None]
@@ -92,8 +104,13 @@ def evaluate(model: nn.Module, params: Any, graph: jraph.GraphsTuple, energy_sca
     return Evaluation(energy, forces, energies, stress, properties)
 
 
-def hessian_columns(model: nn.Module, params: Any, graph: jraph.GraphsTuple, energy_scale: float,
-                    directions: jax.Array) -> jax.Array:
+def hessian_columns(
+    model: nn.Module,
+    params: Any,
+    graph: jraph.GraphsTuple,
+    energy_scale: float,
+    directions: jax.Array,
+) -> jax.Array:
     """Compute derivatives of the energy's gradient along displacements of the atoms (eV/Å²).
 
     With unit vectors as directions these are columns of the Hessian. The function is pure. It uses
@@ -125,10 +142,14 @@ def _moved(graph, positions, strain, node_graph):
     exact = jax.lax.Precision.HIGHEST  # no rounding to bfloat16 or TF32
     cell = jnp.einsum("gcx,gxy->gcy", graph.globals["cell"], deformation, precision=exact)
     positions = jnp.einsum("nx,nxy->ny", positions, deformation[node_graph], precision=exact)
-    return graph._replace(nodes={**graph.nodes, "positions": positions}, globals={**graph.globals, "cell": cell})
+    return graph._replace(
+        nodes={**graph.nodes, "positions": positions}, globals={**graph.globals, "cell": cell}
+    )
 
 
-def gradient(loss: Callable[[Any], tuple[jax.Array, Any]], params: Any) -> tuple[jax.Array, Any, Any]:
+def gradient(
+    loss: Callable[[Any], tuple[jax.Array, Any]], params: Any
+) -> tuple[jax.Array, Any, Any]:
     """Differentiate a loss of `Evaluation`s with respect to the parameters.
 
     Args:
@@ -174,8 +195,10 @@ class Potential:
         """
         restored = read_checkpoint(path)
         if "reference_energies" not in restored.metadata["statistics"]:
-            raise CheckpointError(f"{path}: holds a predictor of properties, not a force field; "
-                                  "mlip_jax.predictor.Predictor.load opens it")
+            raise CheckpointError(
+                f"{path}: holds a predictor of properties, not a force field; "
+                "mlip_jax.predictor.Predictor.load opens it"
+            )
         return cls.from_checkpoint(restored.arrays, restored.metadata)
 
     @classmethod
@@ -189,11 +212,15 @@ class Potential:
         statistics, config = metadata["statistics"], metadata["config"]
         model = create_model(config["model"], config.get("potential"))
         template = jax.eval_shape(lambda: model.init(jax.random.key(0), example_graph()))
-        return cls(model=model, params=from_arrays(template, arrays, "params/"),
-                   cutoff=float(statistics["cutoff"]),
-                   reference_energies=np.array(statistics["reference_energies"], np.float64),
-                   energy_scale=float(statistics["energy_scale"]), elements=tuple(statistics["elements"]),
-                   metadata=metadata)
+        return cls(
+            model=model,
+            params=from_arrays(template, arrays, "params/"),
+            cutoff=float(statistics["cutoff"]),
+            reference_energies=np.array(statistics["reference_energies"], np.float64),
+            energy_scale=float(statistics["energy_scale"]),
+            elements=tuple(statistics["elements"]),
+            metadata=metadata,
+        )
 
     @property
     def long_range_cutoff(self) -> float | None:
@@ -216,7 +243,8 @@ class Potential:
         if unknown:
             raise ValueError(
                 f"this force field was not trained on {', '.join(chemical_symbols[z] for z in unknown)}; it knows "
-                f"{', '.join(chemical_symbols[z] for z in self.elements)}")
+                f"{', '.join(chemical_symbols[z] for z in self.elements)}"
+            )
 
 
 def read_checkpoint(path: str | Path) -> Restored:
@@ -263,7 +291,9 @@ def active_terms(potential: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """
     cutoff = float(potential.get("long_range_cutoff", math.inf))
     if not cutoff > 0:
-        raise ValueError(f"potential.long_range_cutoff must be positive (Å, or inf for all pairs), received {cutoff}")
+        raise ValueError(
+            f"potential.long_range_cutoff must be positive (Å, or inf for all pairs), received {cutoff}"
+        )
     switches = [k for k in potential if k != "long_range_cutoff" and not k.endswith("_options")]
     active = {}
     for name in sorted(switches):
@@ -295,10 +325,20 @@ def example_graph(dtype=np.float32) -> jraph.GraphsTuple:
     It is sufficient to initialize any model with any terms.
     """
     return jraph.GraphsTuple(
-        nodes={"positions": np.array([[0, 0, 0], [0, 0, 1], [0, 0, 0]], dtype),
-               "numbers": np.array([6, 1, 0], np.int32)},
-        edges={"pair_order": np.array([0, 2, 1, 3], np.int32),
-               "long_range": {"receivers": np.array([0, 2], np.int32), "senders": np.array([1, 2], np.int32)}},
-        senders=np.array([1, 0, 2, 2], np.int32), receivers=np.array([0, 1, 2, 2], np.int32),
+        nodes={
+            "positions": np.array([[0, 0, 0], [0, 0, 1], [0, 0, 0]], dtype),
+            "numbers": np.array([6, 1, 0], np.int32),
+        },
+        edges={
+            "pair_order": np.array([0, 2, 1, 3], np.int32),
+            "long_range": {
+                "receivers": np.array([0, 2], np.int32),
+                "senders": np.array([1, 2], np.int32),
+            },
+        },
+        senders=np.array([1, 0, 2, 2], np.int32),
+        receivers=np.array([0, 1, 2, 2], np.int32),
         globals={"charge": np.zeros(2, dtype), "spin": np.zeros(2, dtype)},
-        n_node=np.array([2, 1], np.int32), n_edge=np.array([2, 2], np.int32))
+        n_node=np.array([2, 1], np.int32),
+        n_edge=np.array([2, 2], np.int32),
+    )

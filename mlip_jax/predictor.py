@@ -59,8 +59,10 @@ class Predictor:
         """
         restored = read_checkpoint(path)
         if restored.metadata["config"].get("task") != TASK:
-            raise CheckpointError(f"{path}: holds a force field, not a predictor of properties. Train one from it: "
-                                  f"--config=configs/force2prop.py --config.init.workdir={path}")
+            raise CheckpointError(
+                f"{path}: holds a force field, not a predictor of properties. Train one from it: "
+                f"--config=configs/force2prop.py --config.init.workdir={path}"
+            )
         return cls.from_checkpoint(restored.arrays, restored.metadata)
 
     @classmethod
@@ -75,11 +77,21 @@ class Predictor:
         targets = tuple(Target.from_json(t) for t in statistics["targets"])
         model = with_heads(backbone_of(metadata["config"]), statistics["heads"])
         template = jax.eval_shape(model.init, jax.random.key(0), example_graph())
-        return cls(model, from_arrays(template, arrays, "params/"), targets, float(statistics["cutoff"]),
-                   tuple(statistics["elements"]), metadata)
+        return cls(
+            model,
+            from_arrays(template, arrays, "params/"),
+            targets,
+            float(statistics["cutoff"]),
+            tuple(statistics["elements"]),
+            metadata,
+        )
 
-    def predict(self, structures: Columns | Sequence[Atoms], batch_size: int = 64, budget: GrowingBudget | None = None
-                ) -> dict[str, np.ndarray]:
+    def predict(
+        self,
+        structures: Columns | Sequence[Atoms],
+        batch_size: int = 64,
+        budget: GrowingBudget | None = None,
+    ) -> dict[str, np.ndarray]:
         """Predict the properties of structures.
 
         Args:
@@ -97,11 +109,16 @@ class Predictor:
           ValueError: There are no structures, or one has an element that is missing from the
             training split.
         """
-        columns = structures if isinstance(structures, Columns) else Columns.from_structures(map(from_ase, structures))
+        columns = (
+            structures
+            if isinstance(structures, Columns)
+            else Columns.from_structures(map(from_ase, structures))
+        )
         self.check_elements(columns.numbers)
         outputs = self._outputs(columns, batch_size, GrowingBudget() if budget is None else budget)
         return {t.name: t.to_physical(outputs[t.name], columns) for t in self.targets} | {
-            EMBEDDING: outputs[EMBEDDING].astype(np.float64)}
+            EMBEDDING: outputs[EMBEDDING].astype(np.float64)
+        }
 
     def check_elements(self, numbers: np.ndarray) -> None:
         """Raise ValueError that lists the elements that are missing from the training split."""
@@ -109,9 +126,12 @@ class Predictor:
         if unknown:
             raise ValueError(
                 f"this predictor was not trained on {', '.join(chemical_symbols[z] for z in unknown)}; it knows "
-                f"{', '.join(chemical_symbols[z] for z in self.elements)}")
+                f"{', '.join(chemical_symbols[z] for z in self.elements)}"
+            )
 
-    def _outputs(self, columns: Columns, batch_size: int, growing: GrowingBudget) -> dict[str, np.ndarray]:
+    def _outputs(
+        self, columns: Columns, batch_size: int, growing: GrowingBudget
+    ) -> dict[str, np.ndarray]:
         """Compute the outputs in batches; return them in the order of the structures."""
         if not len(columns):
             raise ValueError("there are no structures to predict")
@@ -119,12 +139,20 @@ class Predictor:
         budget = growing.fit(choose_budget(sizes, min(batch_size, len(columns))))
         parts, order = [], []
         for places in plan_batches(np.arange(len(columns)), sizes, budget):
-            graph = build_batch(columns.take(places), budget, self.cutoff,
-                                long_range_cutoff=self.model.long_range_cutoff)
+            graph = build_batch(
+                columns.take(places),
+                budget,
+                self.cutoff,
+                long_range_cutoff=self.model.long_range_cutoff,
+            )
             made = jax.device_get(_apply(self.model, self.params, graph))
             rows = len(columns.atoms_of(places))  # without padding
-            parts.append({name: values[:rows if name in self._of_atoms else len(places)]
-                          for name, values in made.items()})
+            parts.append(
+                {
+                    name: values[: rows if name in self._of_atoms else len(places)]
+                    for name, values in made.items()
+                }
+            )
             order.append(places)
         # undo the order of the batches: for rows of structures and for rows of atoms
         order = np.concatenate(order)
@@ -135,15 +163,20 @@ class Predictor:
     @property
     def _of_atoms(self) -> set[str]:
         """Names of the properties that have one row per atom."""
-        return {name for name, options in self.model.heads if dict(options).get("kind", "").startswith("atom")}
-
+        return {
+            name
+            for name, options in self.model.heads
+            if dict(options).get("kind", "").startswith("atom")
+        }
 
     def digest(self) -> str:
         """Return a short digest of model, parameters and targets.
 
         It identifies the predictor.
         """
-        found = hashlib.sha256(repr((self.model, self.cutoff, [t.to_json() for t in self.targets])).encode())
+        found = hashlib.sha256(
+            repr((self.model, self.cutoff, [t.to_json() for t in self.targets])).encode()
+        )
         for leaf in jax.tree.leaves(self.params):
             found.update(np.ascontiguousarray(leaf).tobytes())
         return found.hexdigest()[:16]
@@ -175,12 +208,12 @@ def pretrained(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray],
     """
     restored = read_checkpoint(path)
     prefix = "params/params/"
-    arrays = {k[len(prefix):]: v for k, v in restored.arrays.items() if k.startswith(prefix)}
+    arrays = {k[len(prefix) :]: v for k, v in restored.arrays.items() if k.startswith(prefix)}
     config = restored.metadata["config"]
     if config.get("task") != TASK:
         with_terms = bool(active_terms(config.get("potential") or {}))
         own = "model/" if with_terms else ""
-        arrays = {f"{BACKBONE}/{k[len(own):]}": v for k, v in arrays.items() if k.startswith(own)}
+        arrays = {f"{BACKBONE}/{k[len(own) :]}": v for k, v in arrays.items() if k.startswith(own)}
     return config["model"], arrays, restored.metadata
 
 
@@ -209,6 +242,8 @@ def begin_from(params: Any, arrays: Mapping[str, np.ndarray], source: str) -> tu
         try:
             parts[name] = from_arrays(own, found, f"{name}/")
         except CheckpointError as error:
-            raise CheckpointError(f"{source} cannot be begun from: in {name!r} {error}\nLeave config.model.name empty "
-                                  "to take its architecture, or change config.model.options.") from error
+            raise CheckpointError(
+                f"{source} cannot be begun from: in {name!r} {error}\nLeave config.model.name empty "
+                "to take its architecture, or change config.model.options."
+            ) from error
     return {**params, "params": parts}, fresh

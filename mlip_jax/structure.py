@@ -57,11 +57,13 @@ class Structure:
         if self.positions.shape != (len(self.numbers), 3):
             raise ValueError(
                 f"{self.source or 'structure'}: positions must have shape ({len(self.numbers)}, 3), "
-                f"received {self.positions.shape}")
+                f"received {self.positions.shape}"
+            )
         if self.forces is not None and self.forces.shape != self.positions.shape:
             raise ValueError(
                 f"{self.source or 'structure'}: forces must have shape {self.positions.shape}, "
-                f"received {self.forces.shape}")
+                f"received {self.forces.shape}"
+            )
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -82,7 +84,9 @@ def electronic_value(atoms, name: str) -> float:
     except (TypeError, ValueError):
         value = np.nan
     if not np.isfinite(value):
-        raise ValueError(f"atoms.info[{name!r}] must be a finite number, received {given!r}; leave it out for 0")
+        raise ValueError(
+            f"atoms.info[{name!r}] must be a finite number, received {given!r}; leave it out for 0"
+        )
     return value
 
 
@@ -103,4 +107,5 @@ def from_ase(atoms, **labels) -> Structure:
         cell=np.asarray(atoms.cell.array, np.float64) if periodic else None,
         pbc=np.asarray(atoms.pbc, bool) if periodic else None,
         charge=electronic_value(atoms, "charge"),
-        **labels)
+        **labels,
+    )

@@ -43,8 +43,10 @@ def claimed(workdir: str | Path, config: Mapping[str, Any]) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             lock.seek(0)
-            raise WorkdirError(f"{workdir}: another run (process {lock.read().strip() or 'unknown'}) is at work there. "
-                               "Wait for it, or give another --workdir.") from error
+            raise WorkdirError(
+                f"{workdir}: another run (process {lock.read().strip() or 'unknown'}) is at work there. "
+                "Wait for it, or give another --workdir."
+            ) from error
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
@@ -55,7 +57,9 @@ def claimed(workdir: str | Path, config: Mapping[str, Any]) -> Iterator[Path]:
         except Exception:
             # If the run failed before it wrote results (for example because of a mistyped path),
             # release the workdir for the corrected run.
-            if fresh and all(p.name in (".lock", "config.json") or _is_log(p) for p in workdir.iterdir()):
+            if fresh and all(
+                p.name in (".lock", "config.json") or _is_log(p) for p in workdir.iterdir()
+            ):
                 (workdir / "config.json").unlink(missing_ok=True)
             raise
 
@@ -74,12 +78,17 @@ def _check_config(workdir: Path, config: Mapping[str, Any]) -> None:
     try:
         old = json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise WorkdirError(f"{path}: is not valid JSON ({error}); give another --workdir") from error
+        raise WorkdirError(
+            f"{path}: is not valid JSON ({error}); give another --workdir"
+        ) from error
     # convert tuples to lists, as in the file
     changed = differences(old, json.loads(json.dumps(config)))
     if changed:
-        raise WorkdirError(f"{workdir} holds a run of another config:\n  " + "\n  ".join(changed)
-                           + "\nGive another --workdir, or the config that it was started with.")
+        raise WorkdirError(
+            f"{workdir} holds a run of another config:\n  "
+            + "\n  ".join(changed)
+            + "\nGive another --workdir, or the config that it was started with."
+        )
 
 
 def check_origin(path: Path, origin: Mapping[str, Any], what: str) -> None:
@@ -102,8 +111,11 @@ def check_origin(path: Path, origin: Mapping[str, Any], what: str) -> None:
     except (ValueError, AttributeError) as error:
         raise WorkdirError(f"{path}: is damaged ({error}); give another --workdir") from error
     if changed:
-        raise WorkdirError(f"{path.parent} holds {what}:\n  " + "\n  ".join(changed)
-                           + "\nGive another --workdir, or the files as they were.")
+        raise WorkdirError(
+            f"{path.parent} holds {what}:\n  "
+            + "\n  ".join(changed)
+            + "\nGive another --workdir, or the files as they were."
+        )
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -126,7 +138,9 @@ def write_text(path: Path, content: str, *, shared: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def atomic_open(path: Path, mode: str = "wb", *, shared: bool = False, **options: Any) -> Iterator[IO]:
+def atomic_open(
+    path: Path, mode: str = "wb", *, shared: bool = False, **options: Any
+) -> Iterator[IO]:
     """Open a file whose content replaces `path` when the block ends without an error.
 
     Args:

@@ -21,7 +21,9 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any
 
-SINGLE_THREADED = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+SINGLE_THREADED = {
+    name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+}
 _JOBS_AHEAD = 8  # default maximum number of waiting or running jobs per process
 
 
@@ -30,8 +32,14 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run(function: Callable[[Any], Any], jobs: Sequence[Any], num_processes: int | None = None, *,
-        initializer: Callable[[], None] | None = None, one_stays_here: bool = True) -> Iterator[tuple[int, Any]]:
+def run(
+    function: Callable[[Any], Any],
+    jobs: Sequence[Any],
+    num_processes: int | None = None,
+    *,
+    initializer: Callable[[], None] | None = None,
+    one_stays_here: bool = True,
+) -> Iterator[tuple[int, Any]]:
     """Yield (index of the job, function(job)) in the order in which the jobs finish.
 
     Worker processes are fresh interpreters with single-threaded libraries. Therefore `function`,
@@ -63,8 +71,14 @@ def run(function: Callable[[Any], Any], jobs: Sequence[Any], num_processes: int 
         executor.shutdown(wait=True, cancel_futures=True)
 
 
-def stream(function: Callable[[Any], Any], jobs: Iterable[Any], num_processes: int | None = None, *,
-           ahead: int | None = None, on_death: Callable[[Any], Any] | None = None) -> Iterator[Any]:
+def stream(
+    function: Callable[[Any], Any],
+    jobs: Iterable[Any],
+    num_processes: int | None = None,
+    *,
+    ahead: int | None = None,
+    on_death: Callable[[Any], Any] | None = None,
+) -> Iterator[Any]:
     """Yield function(job) for each job, in order, computing a bounded number of jobs ahead.
 
     The worker processes are those of `run`. If the caller leaves the iterator, they end at once, in
@@ -89,7 +103,9 @@ def stream(function: Callable[[Any], Any], jobs: Iterable[Any], num_processes: i
     executor = _Executor(num_processes)
     try:
         while True:
-            for job in itertools.islice(source, max((ahead or _JOBS_AHEAD * num_processes) - len(waiting), 0)):
+            for job in itertools.islice(
+                source, max((ahead or _JOBS_AHEAD * num_processes) - len(waiting), 0)
+            ):
                 waiting.append((job, _submit(executor, function, job)))
             if not waiting:
                 return
@@ -104,7 +120,9 @@ def stream(function: Callable[[Any], Any], jobs: Iterable[Any], num_processes: i
                 executor.kill()
                 result = _run_isolated(function, job, on_death)
                 executor = _Executor(num_processes)
-                waiting = deque((j, f if _succeeded(f) else _submit(executor, function, j)) for j, f in waiting)
+                waiting = deque(
+                    (j, f if _succeeded(f) else _submit(executor, function, j)) for j, f in waiting
+                )
             yield result
     finally:
         executor.kill()

@@ -22,7 +22,10 @@ gc.set_threshold(50_000, 50, 100)
 
 # Tests start and interrupt programs, which inherit ignored signals. The background jobs of a shell
 # ignore signals, so restore their handlers.
-for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+for number, handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, handler)
 

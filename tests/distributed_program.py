@@ -18,13 +18,16 @@ LARGE = np.random.default_rng(0).bytes(3_000_001)
 
 def steps(folder, config):
     """Steps across all devices for ever, or until all know that one has been told to stop."""
+
     def step(stop):
         return jax.lax.psum((stop, 1), "devices")
 
     step = jax.pmap(step, "devices")
     with distributed.StopSignal() as signal:
         for i in range(100_000):
-            stop, devices = step(np.full(jax.local_device_count(), signal.received is not None, np.int32))
+            stop, devices = step(
+                np.full(jax.local_device_count(), signal.received is not None, np.int32)
+            )
             if int(stop[0]):
                 sys.exit(distributed.EXIT_REQUEUE)
             if i == 0:
@@ -39,7 +42,11 @@ def steps(folder, config):
 def words(folder, config):
     """All that processes tell each other."""
     rank = distributed.index()
-    value = {"name": "Ångström", "sizes": np.arange(5, dtype=np.int16), "pair": (1, None)} if rank == 0 else rank
+    value = (
+        {"name": "Ångström", "sizes": np.arange(5, dtype=np.int16), "pair": (1, None)}
+        if rank == 0
+        else rank
+    )
     received = distributed.broadcast(value)
     large = distributed.broadcast(np.frombuffer(LARGE, np.uint8) if distributed.leader() else None)
     if rank:
@@ -52,12 +59,26 @@ def words(folder, config):
             time.sleep(0.5)
             (folder / "written").write_text("by the leader")
         found = (folder / "written").read_text()
-    devices = jax.pmap(lambda x: jax.lax.psum(x, "i"), "i")(np.ones(jax.local_device_count(), np.int32))
-    (folder / f"words_{rank}.json").write_text(json.dumps({
-        "name": received["name"], "sizes": received["sizes"].tolist(), "dtype": str(received["sizes"].dtype),
-        "pair": received["pair"], "large": hashlib.sha256(large).hexdigest(), "come": come,
-        "after_barrier": after_barrier, "found": found, "count": distributed.count(), "devices": int(devices[0]),
-        "jax": [jax.process_index(), jax.process_count()]}))
+    devices = jax.pmap(lambda x: jax.lax.psum(x, "i"), "i")(
+        np.ones(jax.local_device_count(), np.int32)
+    )
+    (folder / f"words_{rank}.json").write_text(
+        json.dumps(
+            {
+                "name": received["name"],
+                "sizes": received["sizes"].tolist(),
+                "dtype": str(received["sizes"].dtype),
+                "pair": received["pair"],
+                "large": hashlib.sha256(large).hexdigest(),
+                "come": come,
+                "after_barrier": after_barrier,
+                "found": found,
+                "count": distributed.count(),
+                "devices": int(devices[0]),
+                "jax": [jax.process_index(), jax.process_count()],
+            }
+        )
+    )
 
 
 def leader_fails(folder, config):
@@ -79,7 +100,8 @@ def main():
     try:
         with distributed.session(distributed.from_environment(), options.timeout):
             {f.__name__: f for f in (steps, words, leader_fails)}[options.task](
-                options.workdir, options.config)
+                options.workdir, options.config
+            )
     except (ValueError, RuntimeError) as error:
         sys.exit(f"error: {error}")
 

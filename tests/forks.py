@@ -60,8 +60,10 @@ class Forks:
         with other:
             self._process = subprocess.Popen(
                 [sys.executable, "-W", "ignore", "-c", SERVER, str(other.fileno()), *modules],
-                cwd=Path(__file__).parents[1], env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
-                pass_fds=[other.fileno()])
+                cwd=Path(__file__).parents[1],
+                env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
+                pass_fds=[other.fileno()],
+            )
 
     def __enter__(self):
         return self
@@ -70,7 +72,9 @@ class Forks:
         self._link.close()
         self._process.wait()
 
-    def start(self, script, *arguments, stdin=subprocess.DEVNULL, stdout, stderr=None, **environment):
+    def start(
+        self, script, *arguments, stdin=subprocess.DEVNULL, stdout, stderr=None, **environment
+    ):
         """Start a script in a fork.
 
         Args:
@@ -81,7 +85,11 @@ class Forks:
           stderr: Open file, by default that of stdout.
           **environment: Environment variables of the script.
         """
-        request = {"script": script, "arguments": list(map(str, arguments)), "environment": environment}
+        request = {
+            "script": script,
+            "arguments": list(map(str, arguments)),
+            "environment": environment,
+        }
         with contextlib.ExitStack() as stack:
             if stdin == subprocess.DEVNULL:
                 stdin = stack.enter_context(open(os.devnull))
@@ -111,7 +119,9 @@ class Fork:
         """Wait for the end of the process and return its exit code."""
         deadline = time.monotonic() + timeout
         while self.poll() is None:
-            assert time.monotonic() < deadline, f"process {self.pid} has not ended within {timeout} s"
+            assert time.monotonic() < deadline, (
+                f"process {self.pid} has not ended within {timeout} s"
+            )
             time.sleep(0.01)
         return self.returncode
 

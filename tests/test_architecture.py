@@ -17,15 +17,39 @@ MAX_LINES, MAX_FILES = 400, 20
 
 # Rooms of the package (files and folders at its top), from the ground up: a room imports only from rooms before it.
 ORDER = (
-    "structure", "workers", "checkpoint", "configs", "defaults", "config", "workdir", "distributed", "datasets",
-    "graphs", "models", "terms", "potential", "predictor", "importers", "training", "simulation", "fine_tuning",
-    "reports", "sweeps", "tasks", "cli", "main",
+    "structure",
+    "workers",
+    "checkpoint",
+    "configs",
+    "defaults",
+    "config",
+    "workdir",
+    "distributed",
+    "datasets",
+    "graphs",
+    "models",
+    "terms",
+    "potential",
+    "predictor",
+    "importers",
+    "training",
+    "simulation",
+    "fine_tuning",
+    "reports",
+    "sweeps",
+    "tasks",
+    "cli",
+    "main",
 )
 
 # Plug-in folders, whose files are found by name: what each file defines. Their helpers live in subfolders.
 PLUGINS = {
-    "models": "class Model", "terms": "class Term", "importers": "def load", "datasets/readers": "class Reader",
-    "tasks": "def run", "simulation/relaxation/minimizers": "class {NAME}",
+    "models": "class Model",
+    "terms": "class Term",
+    "importers": "def load",
+    "datasets/readers": "class Reader",
+    "tasks": "def run",
+    "simulation/relaxation/minimizers": "class {NAME}",
 }
 
 
@@ -33,8 +57,12 @@ PLUGINS = {
 def sources() -> dict[str, Path]:
     """Files of the package by module, "training.loop"; a package's `__init__` by the name of its folder."""
     files = [p for p in PACKAGE.rglob("*.py") if "__pycache__" not in p.parts]
-    return {".".join(p.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").strip("."): p
-            for p in sorted(files)}
+    return {
+        ".".join(p.relative_to(PACKAGE).with_suffix("").parts)
+        .removesuffix("__init__")
+        .strip("."): p
+        for p in sorted(files)
+    }
 
 
 class Facts(NamedTuple):
@@ -61,8 +89,11 @@ def facts(module: str) -> Facts:
             imported |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ClassDef):
             classes.append(node)
-    defined = {f"{'class' if isinstance(node, ast.ClassDef) else 'def'} {node.name}" for node in tree.body
-               if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+    defined = {
+        f"{'class' if isinstance(node, ast.ClassDef) else 'def'} {node.name}"
+        for node in tree.body
+        if isinstance(node, ast.ClassDef | ast.FunctionDef)
+    }
     return Facts(text.count("\n"), imported, relative, classes, defined, "TYPE_CHECKING" in text)
 
 
@@ -74,7 +105,9 @@ def imports(module: str) -> frozenset[str]:
         first, *parts = name.split(".")
         if first == PACKAGE.name:
             # `from mlip_jax.a import b`: b is a module, or a name in the module a
-            found.add(next((m for m in (".".join(parts), ".".join(parts[:-1])) if m in sources()), ""))
+            found.add(
+                next((m for m in (".".join(parts), ".".join(parts[:-1])) if m in sources()), "")
+            )
     return frozenset(found - {"", module})
 
 
@@ -87,21 +120,35 @@ def check(faults: list[str]) -> None:
 
 
 def test_every_room_has_its_place():
-    check([f"{name}: a new room of the package; add it to ORDER, after all that it imports from"
-           for name in sorted({room(m) for m in sources() if m} - set(ORDER))])
+    check(
+        [
+            f"{name}: a new room of the package; add it to ORDER, after all that it imports from"
+            for name in sorted({room(m) for m in sources() if m} - set(ORDER))
+        ]
+    )
 
 
 def test_imports_run_downward():
     place = {name: k for k, name in enumerate(ORDER)}
-    check([f"{module} imports {other}, but {room(other)} is above {room(module)}: move what it needs from there to "
-           f"{room(module)} or below"
-           for module in sources() for other in sorted(imports(module))
-           if module and place.get(room(other), 0) > place.get(room(module), len(ORDER))])
+    check(
+        [
+            f"{module} imports {other}, but {room(other)} is above {room(module)}: move what it needs from there to "
+            f"{room(module)} or below"
+            for module in sources()
+            for other in sorted(imports(module))
+            if module and place.get(room(other), 0) > place.get(room(module), len(ORDER))
+        ]
+    )
 
 
 def test_imports_are_absolute():
-    check([f"{module}, line {line}: a relative import; write it as `from mlip_jax...`" for module in sources()
-           for line in facts(module).relative])
+    check(
+        [
+            f"{module}, line {line}: a relative import; write it as `from mlip_jax...`"
+            for module in sources()
+            for line in facts(module).relative
+        ]
+    )
 
 
 def children() -> dict[str, dict[str, set[str]]]:
@@ -122,7 +169,7 @@ def circle(graph: dict[str, set[str]]) -> list[str]:
 
     def visit(node):
         if node in path:
-            return [*path[path.index(node):], node]
+            return [*path[path.index(node) :], node]
         if node in done:
             return []
         path.append(node)
@@ -140,31 +187,53 @@ def test_a_circle_is_found():
 
 
 def test_folders_have_no_circles():
-    check([f"mlip_jax/{folder.replace('.', '/')}: {' -> '.join(found)} import each other in a circle: move what both "
-           "need to a file below them" for folder, graph in sorted(children().items()) if (found := circle(graph))])
+    check(
+        [
+            f"mlip_jax/{folder.replace('.', '/')}: {' -> '.join(found)} import each other in a circle: move what both "
+            "need to a file below them"
+            for folder, graph in sorted(children().items())
+            if (found := circle(graph))
+        ]
+    )
 
 
 def test_files_are_short():
-    check([f"{path.relative_to(ROOT)}: {lines} lines, at most {MAX_LINES} are allowed; split it by subject"
-           for module, path in sources().items() if (lines := facts(module).lines) > MAX_LINES])
+    check(
+        [
+            f"{path.relative_to(ROOT)}: {lines} lines, at most {MAX_LINES} are allowed; split it by subject"
+            for module, path in sources().items()
+            if (lines := facts(module).lines) > MAX_LINES
+        ]
+    )
 
 
 def test_folders_are_small():
     counts = collections.Counter(path.parent for path in sources().values())
-    check([f"{folder.relative_to(ROOT)}: {count} files, at most {MAX_FILES} are allowed; group them in subfolders"
-           for folder, count in counts.items() if count > MAX_FILES])
+    check(
+        [
+            f"{folder.relative_to(ROOT)}: {count} files, at most {MAX_FILES} are allowed; group them in subfolders"
+            for folder, count in counts.items()
+            if count > MAX_FILES
+        ]
+    )
 
 
 @pytest.mark.parametrize("folder", PLUGINS)
 def test_every_file_of_a_plug_in_folder_is_a_plug_in(folder):
     prefix, faults = folder.replace("/", ".") + ".", []
-    plugins = [m for m, p in sources().items() if m.rpartition(".")[0] + "." == prefix and p.name != "__init__.py"]
+    plugins = [
+        m
+        for m, p in sources().items()
+        if m.rpartition(".")[0] + "." == prefix and p.name != "__init__.py"
+    ]
     assert plugins, f"mlip_jax/{folder} holds no plug-ins: correct PLUGINS"
     for module in plugins:
         definition = PLUGINS[folder].format(NAME=module.rpartition(".")[2].upper())
         if definition not in facts(module).definitions:
-            faults.append(f"mlip_jax/{module.replace('.', '/')}.py does not define `{definition}`, as each file of "
-                          "this plug-in folder does: define it, or move the file to a subfolder")
+            faults.append(
+                f"mlip_jax/{module.replace('.', '/')}.py does not define `{definition}`, as each file of "
+                "this plug-in folder does: define it, or move the file to a subfolder"
+            )
     check(faults)
 
 
@@ -178,11 +247,25 @@ def test_a_class_name_means_one_thing():
             is_plugin = (module.rpartition(".")[0], node.name) in interfaces
             bases = {getattr(base, "attr", getattr(base, "id", "")) for base in node.bases}
             if not (is_plugin and node.name in bases):
-                places[node.name.lstrip("_")].add(module.rpartition(".")[0] if is_plugin else module)
-    check([f"{name} is defined in {', '.join(sorted(modules))}: say in each name what is particular about it, or merge "
-           "them" for name, modules in sorted(places.items()) if len(modules) > 1])
+                places[node.name.lstrip("_")].add(
+                    module.rpartition(".")[0] if is_plugin else module
+                )
+    check(
+        [
+            f"{name} is defined in {', '.join(sorted(modules))}: say in each name what is particular about it, or merge "
+            "them"
+            for name, modules in sorted(places.items())
+            if len(modules) > 1
+        ]
+    )
 
 
 def test_types_need_no_imports_of_their_own():
-    check([f"{module}: uses TYPE_CHECKING, which hides a circle of imports; import the module as it is, or move the "
-           "type to a file below both" for module in sources() if facts(module).hides_imports])
+    check(
+        [
+            f"{module}: uses TYPE_CHECKING, which hides a circle of imports; import the module as it is, or move the "
+            "type to a file below both"
+            for module in sources()
+            if facts(module).hides_imports
+        ]
+    )

@@ -35,21 +35,46 @@ relaxing = _load("relaxing")
 
 
 def _training_line(case, number, rate, **more):
-    return {"part": "train", "case": case, "round": number, "batch": 32, "machine": "a machine", "device": "cpu",
-            "structures_per_s": rate, "structures_per_cpu_s": 2 * rate, "step_ms": {"median": 32e3 / rate},
-            "peak_mib": 100.0, "compile_s": 3.0, "parameters": 1234,
-            "real_per_batch": {"structures": 32.0, "atoms": 1184.0, "edges": 23680.0}} | more
+    return {
+        "part": "train",
+        "case": case,
+        "round": number,
+        "batch": 32,
+        "machine": "a machine",
+        "device": "cpu",
+        "structures_per_s": rate,
+        "structures_per_cpu_s": 2 * rate,
+        "step_ms": {"median": 32e3 / rate},
+        "peak_mib": 100.0,
+        "compile_s": 3.0,
+        "parameters": 1234,
+        "real_per_batch": {"structures": 32.0, "atoms": 1184.0, "edges": 23680.0},
+    } | more
 
 
 def _latency_line(case, number, milliseconds):
-    system = {"atoms": 20, "ms": {"median": milliseconds}, "cpu_ms": milliseconds / 2, "first_s": 1.0}
-    return {"part": "latency", "case": case, "round": number, "batch": 32, "machine": "a machine",
-            "systems": {"small": system}}
+    system = {
+        "atoms": 20,
+        "ms": {"median": milliseconds},
+        "cpu_ms": milliseconds / 2,
+        "first_s": 1.0,
+    }
+    return {
+        "part": "latency",
+        "case": case,
+        "round": number,
+        "batch": 32,
+        "machine": "a machine",
+        "systems": {"small": system},
+    }
 
 
 def _cells(table, first):
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()
-            if line.startswith("|")]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in table.splitlines()
+        if line.startswith("|")
+    ]
     head = rows[0]
     return dict(zip(head, next(row for row in rows[2:] if first in row)))
 
@@ -57,12 +82,16 @@ def _cells(table, first):
 def test_ratios_pair_the_rounds_and_leave_out_those_without_a_partner():
     lines = [_training_line("ours/painn", n, r) for n, r in enumerate((10.0, 30.0, 50.0))]
     lines += [_training_line("schnetpack/painn", n, r) for n, r in ((1, 10.0), (0, 5.0))]
-    assert tables.ratios(lines, lambda line: line["structures_per_s"], "ours/painn", "schnetpack/painn") == [2.0, 3.0]
+    assert tables.ratios(
+        lines, lambda line: line["structures_per_s"], "ours/painn", "schnetpack/painn"
+    ) == [2.0, 3.0]
 
 
 def test_training_table():
-    lines = [_training_line("ours/painn", n, r, flops=2e9 if n == 0 else None, bytes=3e9)
-             for n, r in enumerate((10.0, 30.0, 20.0))]
+    lines = [
+        _training_line("ours/painn", n, r, flops=2e9 if n == 0 else None, bytes=3e9)
+        for n, r in enumerate((10.0, 30.0, 20.0))
+    ]
     lines += [_training_line("schnetpack/painn", n, 10.0) for n in range(3)]
     row = _cells(tables.training(lines), "ours/painn")
     assert row["structures/s"] == "20 (10 to 30)" and row["structures/CPU-s"] == "40 (20 to 60)"
@@ -74,16 +103,26 @@ def test_training_table():
 
 
 def test_on_a_gpu_ratios_and_memory_are_those_of_the_device():
-    lines = [_training_line("ours/painn", 0, 30.0, device="gpu", structures_per_cpu_s=1.0, peak_device_mib=7.0),
-             _training_line("schnetpack/painn", 0, 10.0, device="cuda", structures_per_cpu_s=9.0)]
+    lines = [
+        _training_line(
+            "ours/painn", 0, 30.0, device="gpu", structures_per_cpu_s=1.0, peak_device_mib=7.0
+        ),
+        _training_line("schnetpack/painn", 0, 10.0, device="cuda", structures_per_cpu_s=9.0),
+    ]
     row = _cells(tables.training(lines), "ours/painn")
     assert row["to its peer"].startswith("3 ×") and row["peak MiB"] == "7"
 
 
 def test_latency_is_compared_with_the_same_architecture_and_with_the_fastest_peer():
-    lines = [_latency_line("ours/painn", 0, 2.0), _latency_line("schnetpack/painn", 0, 8.0),
-             _latency_line("mlip/visnet", 0, 4.0)]
-    assert tables.fastest_peer(lines, lambda line: line["systems"]["small"]["ms"]["median"]) == "mlip/visnet"
+    lines = [
+        _latency_line("ours/painn", 0, 2.0),
+        _latency_line("schnetpack/painn", 0, 8.0),
+        _latency_line("mlip/visnet", 0, 4.0),
+    ]
+    assert (
+        tables.fastest_peer(lines, lambda line: line["systems"]["small"]["ms"]["median"])
+        == "mlip/visnet"
+    )
     row = _cells(tables.latency(lines), "ours/painn")
     assert row["to its peer"] == "0.25 × schnetpack/painn"
     assert row["to the fastest peer"] == "0.5 × mlip/visnet" and row["CPU, ms"] == "1"
@@ -102,13 +141,26 @@ def test_roofline_share():
     assert tables.share(line) == pytest.approx({"flops": 0.5, "bytes": 0.2})
     assert tables.share(line | {"device": "gpu"}) == pytest.approx({"flops": 0.25, "bytes": 0.1})
     row = _cells(tables.roofline([line]), "ours/painn")
-    assert (row["% of the FLOP/s"], row["% of the bytes/s"], row["bound by"]) == ("50", "20", "FLOPs")
+    assert (row["% of the FLOP/s"], row["% of the bytes/s"], row["bound by"]) == (
+        "50",
+        "20",
+        "FLOPs",
+    )
 
 
 def test_report_has_a_table_for_each_part_and_names_what_is_missing():
-    lines = [_training_line("ours/painn", 0, 1.0), _training_line("ours/painn", 0, 1.0, batch=64),
-             _latency_line("ours/painn", 0, 2.0),
-             {"part": "train", "case": "ours/schnet", "round": 0, "batch": 32, "failed": "it is not there"}]
+    lines = [
+        _training_line("ours/painn", 0, 1.0),
+        _training_line("ours/painn", 0, 1.0, batch=64),
+        _latency_line("ours/painn", 0, 2.0),
+        {
+            "part": "train",
+            "case": "ours/schnet",
+            "round": 0,
+            "batch": 32,
+            "failed": "it is not there",
+        },
+    ]
     text = tables.report(lines)
     assert text.startswith("Measured on a machine.")
     for expected in ("batch 32:", "batch 64:", "Latency:", "train of ours/schnet: it is not there"):
@@ -147,8 +199,14 @@ def test_chosen_cases():
 
 
 def test_command_line():
-    arguments = parse(["all", "--home=somewhere", "--batch=32,128", "--pin=1", "--only=painn", "--only=schnet"])
-    assert arguments.batch == [32, 128] and arguments.only == ["painn", "schnet"] and arguments.pin == 1
+    arguments = parse(
+        ["all", "--home=somewhere", "--batch=32,128", "--pin=1", "--only=painn", "--only=schnet"]
+    )
+    assert (
+        arguments.batch == [32, 128]
+        and arguments.only == ["painn", "schnet"]
+        and arguments.pin == 1
+    )
     assert {"train", "latency", "repeat", "roofline"} <= set(arguments.parts)
     with pytest.raises(SystemExit):
         parse(["training", "--home=somewhere"])
@@ -166,10 +224,18 @@ def test_every_process_gets_the_same_allocator_and_one_thread_when_it_is_pinned(
 def test_a_batch_larger_than_the_data_and_cases_for_orientation():
     work = Work(list(CASES), "work.npz", 100, EFFORT._replace(batches=4))
     case = chosen(["ours/painn"])[0]
-    assert [work.training(case, batch, False).batches for batch in (10, 32, 64, 1000)] == [4, 3, 1, 1]
+    assert [work.training(case, batch, False).batches for batch in (10, 32, 64, 1000)] == [
+        4,
+        3,
+        1,
+        1,
+    ]
     assert work.in_round(0) == list(CASES)
     assert {c.name for c in work.in_round(1) if not is_ours(c)} == {
-        "schnetpack/painn", "schnetpack/schnet", "torchmd-net/et"}
+        "schnetpack/painn",
+        "schnetpack/schnet",
+        "torchmd-net/et",
+    }
 
 
 def test_a_case_without_environment_is_left_out_once_with_its_reason(tmp_path, capsys):
@@ -178,17 +244,27 @@ def test_a_case_without_environment_is_left_out_once_with_its_reason(tmp_path, c
     for number in range(2):
         runner.measure(case, Job("train", case.model, case.options, "work.npz"), "train", number)
     lines = tables.read(tmp_path / "results.jsonl")
-    assert len(lines) == 1 and lines[0]["failed"].endswith("v_mlip") and lines[0]["case"] == "mlip/mace"
+    assert (
+        len(lines) == 1
+        and lines[0]["failed"].endswith("v_mlip")
+        and lines[0]["case"] == "mlip/mace"
+    )
     assert capsys.readouterr().out.count("skipped") == 1
 
 
 def test_time_steps_counts_whole_passes_and_not_the_first_calls():
     calls = []
-    times = measure.time_steps(lambda item: calls.append(item) or time.sleep(0.002), ["a", "b"], 0.02)
+    times = measure.time_steps(
+        lambda item: calls.append(item) or time.sleep(0.002), ["a", "b"], 0.02
+    )
     assert calls[:4] == ["a", "a", "a", "b"] and len(times.wall) == len(times.cpu) == len(calls) - 2
     assert len(times.wall) % 2 == 0 and min(times.wall) >= 0.002 and times.first >= 0.002
-    together = measure.time_steps(lambda item: None, [0.0, 0.01], 0.0, lambda: time.sleep(0.01), each=False)
-    assert len(together.wall) == 2 and together.wall[0] == together.wall[1] >= 0.005  # one wait for both
+    together = measure.time_steps(
+        lambda item: None, [0.0, 0.01], 0.0, lambda: time.sleep(0.01), each=False
+    )
+    assert (
+        len(together.wall) == 2 and together.wall[0] == together.wall[1] >= 0.005
+    )  # one wait for both
 
 
 def test_training_result_counts_real_structures():
@@ -196,7 +272,10 @@ def test_training_result_counts_real_structures():
     result = measure.training_result(times, [(30, 900, 18000), (33, 1000, 20000)], 7, device="cpu")
     assert result["structures_per_s"] == pytest.approx(31.5 / 1.5)
     assert result["structures_per_cpu_s"] == pytest.approx(31.5 / 0.75)
-    assert result["step_ms"] == {"median": 1500, "lowest": 1000, "highest": 40000} and result["compile_s"] == 1.5
+    assert (
+        result["step_ms"] == {"median": 1500, "lowest": 1000, "highest": 40000}
+        and result["compile_s"] == 1.5
+    )
     assert result["real_per_batch"] == {"structures": 31.5, "atoms": 950, "edges": 19000}
     assert 10 < result["peak_mib"] < 1e5
 
@@ -223,8 +302,15 @@ def test_water_cluster_is_dense_and_has_no_overlaps():
 
 def _structures(sizes):
     rng = np.random.default_rng(0)
-    return [Structure(numbers=rng.choice([1, 6, 8], n).astype(np.int32), positions=rng.uniform(0, 8, (n, 3)),
-                      forces=rng.normal(size=(n, 3)), energy=float(n)) for n in sizes]
+    return [
+        Structure(
+            numbers=rng.choice([1, 6, 8], n).astype(np.int32),
+            positions=rng.uniform(0, 8, (n, 3)),
+            forces=rng.normal(size=(n, 3)),
+            energy=float(n),
+        )
+        for n in sizes
+    ]
 
 
 def test_latency_systems_are_the_nearest_in_size():
@@ -241,7 +327,11 @@ def test_the_common_work_of_a_file_is_the_same_every_time(tmp_path):
     for a, b in zip(first, second):
         assert np.array_equal(a.positions, b.positions) and np.array_equal(a.numbers, b.numbers)
         assert a.energy == b.energy
-        assert np.isfinite(a.energy) and np.isfinite(a.forces).all() and a.forces.shape == (len(a.numbers), 3)
+        assert (
+            np.isfinite(a.energy)
+            and np.isfinite(a.forces).all()
+            and a.forces.shape == (len(a.numbers), 3)
+        )
     atoms = measure.read_system(works[0].path, "cluster")
     assert len(atoms) == 1029 and atoms.info["charge"] == 0
     job = Job("train", "", {}, works[0].path, batch=4, batches=2)._asdict()
@@ -266,7 +356,9 @@ def test_an_environment_that_is_not_there_has_no_version():
 @pytest.mark.slow
 def test_our_models_are_measured_end_to_end(tmp_path, capsys):
     data = Path(__file__).parent / "data" / "gfn2_small.hdf5"
-    work = prepare(tmp_path, chosen(["ours/painn"])[:1], str(data), EFFORT._replace(systems=("small",)))
+    work = prepare(
+        tmp_path, chosen(["ours/painn"])[:1], str(data), EFFORT._replace(systems=("small",))
+    )
     small = work.cases[0]._replace(options={"num_features": 8, "num_layers": 1})
     work = work._replace(cases=[small])
     runner = Runner(tmp_path, tmp_path / "results.jsonl", None, True)
@@ -274,43 +366,75 @@ def test_our_models_are_measured_end_to_end(tmp_path, capsys):
     assert not [line for line in runner.lines if "failed" in line]
     by_part = {line["part"]: line for line in runner.lines}
     assert by_part["train"]["flops"] > 1e6 and by_part["train"]["bytes"] > 1e6
-    assert by_part["train"]["real_per_batch"]["structures"] <= by_part["train"]["padded"]["graphs"] - 1
-    assert by_part["roofline"]["structures_per_s"] == by_part["train"]["structures_per_s"]  # not measured twice
+    assert (
+        by_part["train"]["real_per_batch"]["structures"] <= by_part["train"]["padded"]["graphs"] - 1
+    )
+    assert (
+        by_part["roofline"]["structures_per_s"] == by_part["train"]["structures_per_s"]
+    )  # not measured twice
     report = tables.report(tables.read(runner.results))
     for what in ("gradients", "state after 3 steps"):
-        assert _cells(tables.repeat([line for line in runner.lines if line["part"] == "repeat"]), what)[
-            "bits"] == "identical"
+        assert (
+            _cells(
+                tables.repeat([line for line in runner.lines if line["part"] == "repeat"]), what
+            )["bits"]
+            == "identical"
+        )
     assert all(heading in report for heading in ("batch 4:", "Latency:", "Repeat:", "Roofline:"))
     assert "compiled in" in capsys.readouterr().out
 
 
 def _relax_line(case, rate, **more):
-    return {"part": "painn", "case": case, "round": 0, "machine": "a machine", "molecules": 10, "converged": 9,
-            "molecules_per_cpu_s": rate, "cpu_ms_per_step": 5.0, "model_share": 0.9, "molecule_steps": 1000,
-            "peak_mib": 300.0} | more
+    return {
+        "part": "painn",
+        "case": case,
+        "round": 0,
+        "machine": "a machine",
+        "molecules": 10,
+        "converged": 9,
+        "molecules_per_cpu_s": rate,
+        "cpu_ms_per_step": 5.0,
+        "model_share": 0.9,
+        "molecule_steps": 1000,
+        "peak_mib": 300.0,
+    } | more
 
 
 def test_table_of_relaxations():
-    lines = [_relax_line("ours bfgs", 2.0, compiles=4, sizes=2, minimizer_ms=0.04), _relax_line("ours bfgs", 4.0),
-             _relax_line("torch-sim fire", 1.0), {"part": "morse", "case": "x", "failed": "no environment"}]
+    lines = [
+        _relax_line("ours bfgs", 2.0, compiles=4, sizes=2, minimizer_ms=0.04),
+        _relax_line("ours bfgs", 4.0),
+        _relax_line("torch-sim fire", 1.0),
+        {"part": "morse", "case": "x", "failed": "no environment"},
+    ]
     text = relax.report(lines)
     ours, peer = _cells(text, "ours bfgs"), _cells(text, "torch-sim fire")
     assert ours["molecules per CPU-second"] == "3 (2 to 4)" and ours["programs"] == "4 in 2 size(s)"
-    assert ours["mean steps"] == "100" and ours["minimiser alone, ms"] == "0.04" and peer["minimiser alone, ms"] == "-"
+    assert (
+        ours["mean steps"] == "100"
+        and ours["minimiser alone, ms"] == "0.04"
+        and peer["minimiser alone, ms"] == "-"
+    )
     assert "Not measured: morse x: no environment" in text
 
 
 def test_drops_and_results_of_relaxations():
     drops = relaxing.drops(2)
     again = relaxing.drops(1)[0]
-    assert (drops[0].positions == again.positions).all() and (drops[0].positions != drops[1].positions).any()
+    assert (drops[0].positions == again.positions).all() and (
+        drops[0].positions != drops[1].positions
+    ).any()
     for drop in drops:
         distances = drop.get_all_distances() + 10 * np.eye(len(drop))
         assert len(drop) == relaxing.MORSE_ATOMS and distances.min() > 1.8
     begin = relaxing.Begin()
     time.sleep(0.05)
     found = relaxing.result(begin, 5, 45, 4, 0.01, steps=[1, 9, 35])
-    assert found["molecule_steps"] == 50 and found["steps"] == {"lowest": 1, "median": 9, "highest": 35}
+    assert found["molecule_steps"] == 50 and found["steps"] == {
+        "lowest": 1,
+        "median": 9,
+        "highest": 35,
+    }
     assert found["seconds"] >= 0.05 and 0 < found["model_share"] < 0.2
     assert found["molecules_per_s"] == pytest.approx(5 / found["seconds"])
 

@@ -17,11 +17,20 @@ from mlip_jax import checkpoint
 from mlip_jax.checkpoint import CheckpointError, CheckpointStore, from_arrays, to_arrays
 
 TREE = {
-    "params": {"dense": {"kernel": np.random.default_rng(0).normal(size=(7, 5)).astype(np.float32),
-                         "bias": np.array([np.pi, -0.0, 1e-45, np.inf, np.nan], np.float32)},
-               "list": [np.arange(3, dtype=np.int32), np.float64(1.0) / 3]},
-    "step": np.int32(7)}
-METADATA = {"config": {"model": {"name": "painn", "options": {"degrees": [1, 2]}}}, "note": "Å", "value": 0.1 + 0.2}
+    "params": {
+        "dense": {
+            "kernel": np.random.default_rng(0).normal(size=(7, 5)).astype(np.float32),
+            "bias": np.array([np.pi, -0.0, 1e-45, np.inf, np.nan], np.float32),
+        },
+        "list": [np.arange(3, dtype=np.int32), np.float64(1.0) / 3],
+    },
+    "step": np.int32(7),
+}
+METADATA = {
+    "config": {"model": {"name": "painn", "options": {"degrees": [1, 2]}}},
+    "note": "Å",
+    "value": 0.1 + 0.2,
+}
 
 
 def tree_of(step):
@@ -102,7 +111,7 @@ def test_reading_where_nothing_is(tmp_path):
 
 def truncate(path):
     content = path.read_bytes()
-    path.write_bytes(content[:len(content) // 2])
+    path.write_bytes(content[: len(content) // 2])
 
 
 def flip(path):
@@ -127,7 +136,9 @@ def two_checkpoints(tmp_path_factory):
 @pytest.mark.parametrize("damage", [truncate, flip])
 def test_damaged_newest_gives_way_to_the_one_before(two_checkpoints, tmp_path, caplog, damage):
     """Each file of the newest one in turn: what is restored is whole, and a fall back is told."""
-    files = sorted(f.relative_to(two_checkpoints) for f in (two_checkpoints / "2").rglob("*") if f.is_file())
+    files = sorted(
+        f.relative_to(two_checkpoints) for f in (two_checkpoints / "2").rglob("*") if f.is_file()
+    )
     assert files
     fell_back = 0
     for n, name in enumerate(files):
@@ -144,14 +155,18 @@ def test_damaged_newest_gives_way_to_the_one_before(two_checkpoints, tmp_path, c
         assert_holds(restored, restored.step)
         assert restored.metadata["config"] == {"name": "painn"}, name
         assert restored.metadata["statistics"] == {"cutoff": 5.0}, name
-        warned = any(r.name == checkpoint.__name__ and "is damaged" in r.getMessage() for r in caplog.records)
+        warned = any(
+            r.name == checkpoint.__name__ and "is damaged" in r.getMessage() for r in caplog.records
+        )
         assert warned == (restored.step == 1), name
         fell_back += restored.step == 1
     assert fell_back > 0
 
 
 def test_directories_emptied_or_missing(two_checkpoints, tmp_path):
-    for n, names in enumerate((["arrays"], ["metadata"], [p.name for p in (two_checkpoints / "2").iterdir()])):
+    for n, names in enumerate(
+        (["arrays"], ["metadata"], [p.name for p in (two_checkpoints / "2").iterdir()])
+    ):
         copy = tmp_path / str(n)
         shutil.copytree(two_checkpoints, copy)
         for name in names:
@@ -214,12 +229,19 @@ def test_what_was_just_written_stays(tmp_path_factory, keep, steps):
             assert len(made.steps()) == min(keep, len({*before, step}))
         newest = made.restore()
         assert_holds(newest, max(made.steps()))
-        assert newest.metadata["turn"] == max(n for n, step in enumerate(steps) if step == newest.step)
+        assert newest.metadata["turn"] == max(
+            n for n, step in enumerate(steps) if step == newest.step
+        )
 
 
 def test_mismatch_lists_the_parameters():
     template = {"a": np.zeros((2, 3)), "b": {"c": np.zeros(4)}, "same": np.zeros(1)}
-    arrays = {"params/a": np.zeros((2, 2)), "params/d": np.zeros(5), "params/same": np.zeros(1), "ema/b/c": np.zeros(4)}
+    arrays = {
+        "params/a": np.zeros((2, 2)),
+        "params/d": np.zeros(5),
+        "params/same": np.zeros(1),
+        "ema/b/c": np.zeros(4),
+    }
     with pytest.raises(CheckpointError) as caught:
         from_arrays(template, arrays, "params/")
     message = str(caught.value)
@@ -232,7 +254,9 @@ def test_full_disk_leaves_older_ones_readable(store, monkeypatch):
     store.save(2, tree_of(2), {})
     with monkeypatch.context() as patch:
         patch.setattr(store._orbax, "save", fail_with_full_disk)
-        with pytest.raises(CheckpointError, match="step 3 cannot be written.*No space left.*free some space"):
+        with pytest.raises(
+            CheckpointError, match="step 3 cannot be written.*No space left.*free some space"
+        ):
             store.save(3, tree_of(3), {})
     assert store.steps() == [1, 2]
     assert_holds(store.restore(), 2)
@@ -320,12 +344,14 @@ class Gate:
         def noting(*args):
             self.threads.append(threading.current_thread())
             return function(*args)
+
         return noting
 
     def _held(self, function):
         def held(*args, **kwargs):
             assert self.open.wait(60)
             return self._noting(lambda: function(*args, **kwargs))()
+
         return held
 
 
@@ -340,7 +366,11 @@ def test_background_saves_leave_the_caller_alone(store, monkeypatch):
     assert (store.directory / "1").is_dir()  # the second waits for the first
     store.wait()
     assert not store.busy
-    assert len(gate.threads) == 6 and len(set(gate.threads)) == 1 and threading.current_thread() not in gate.threads
+    assert (
+        len(gate.threads) == 6
+        and len(set(gate.threads)) == 1
+        and threading.current_thread() not in gate.threads
+    )
     assert_holds(store.restore(), 2)
     with contextlib.closing(CheckpointStore(store.directory, read_only=True)) as reader:
         assert reader._read(1).metadata["nested"] == {"value": 1}
@@ -357,7 +387,8 @@ NEXT_CALLS = {
     "save": lambda store: store.save(4, tree_of(4), {}),
     "save_in_background": lambda store: store.save_in_background(4, tree_of(4), {}),
     "wait": CheckpointStore.wait,
-    "close": CheckpointStore.close}
+    "close": CheckpointStore.close,
+}
 
 
 @pytest.mark.parametrize("call", NEXT_CALLS)

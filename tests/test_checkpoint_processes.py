@@ -39,7 +39,9 @@ def start(forks, tmp_path_factory):
         (stdin, write), (read, stdout) = os.pipe(), os.pipe()
         errors = folder / f"errors_{len(started)}"
         with open(stdin) as stdin, open(stdout, "w") as stdout, open(errors, "w") as stderr:
-            process = forks.start(PRELUDE + script, *arguments, stdin=stdin, stdout=stdout, stderr=stderr)
+            process = forks.start(
+                PRELUDE + script, *arguments, stdin=stdin, stdout=stdout, stderr=stderr
+            )
         process.stdin, process.stdout, process.errors = open(write, "w"), open(read), errors
         process.watchdog = threading.Timer(seconds, os.kill, (process.pid, signal.SIGKILL))
         process.watchdog.start()
@@ -84,19 +86,26 @@ def test_a_store_that_is_closed_finishes_the_save(tmp_path, monkeypatch, end):
 
 
 def test_a_save_that_the_interpreter_ends_is_reported(tmp_path, start):
-    returned, _, errors = finish(start("""
+    returned, _, errors = finish(
+        start(
+            """
 store = CheckpointStore(directory)
 store.save(1, tree_of(1), {})
 save = store._orbax.save
 store._orbax.save = lambda *args, **kwargs: (time.sleep(0.3), save(*args, **kwargs))
-store.save_in_background(2, tree_of(2), {})""", tmp_path))
+store.save_in_background(2, tree_of(2), {})""",
+            tmp_path,
+        )
+    )
     assert returned == 0 and "step 2 cannot be written" in errors, errors
     assert newest(tmp_path).step == 1
 
 
 def test_full_disk_in_the_background(tmp_path, start):
     """A limit of the file size stands for a full disk. What nobody asks for any more is logged at the end."""
-    returned, out, errors = finish(start("""
+    returned, out, errors = finish(
+        start(
+            """
 store = CheckpointStore(directory)
 store.save(1, tree_of(1), {})
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -108,7 +117,10 @@ try:
 except CheckpointError:
     print("raised", os.listdir(directory))
 store.wait()
-store.save_in_background(3, large, {})""", tmp_path))
+store.save_in_background(3, large, {})""",
+            tmp_path,
+        )
+    )
     assert returned == 0 and out == "raised ['1']\n", out + errors
     assert "step 3 cannot be written" in errors and "step 2" not in errors
     assert newest(tmp_path).step == 1
@@ -116,7 +128,9 @@ store.save_in_background(3, large, {})""", tmp_path))
 
 def test_a_folder_that_cannot_be_made_keeps_no_thread_waiting(tmp_path, start):
     """Orbax's threads would wait ten minutes for the folders, and the end of the process for them."""
-    returned, out, errors = finish(start("""
+    returned, out, errors = finish(
+        start(
+            """
 import errno
 store = CheckpointStore(directory)
 store.save(1, tree_of(1), {})
@@ -132,7 +146,11 @@ store.save_in_background(2, tree_of(2), {})
 try:
     store.wait()
 except CheckpointError as error:
-    print(error)""", tmp_path, seconds=60))
+    print(error)""",
+            tmp_path,
+            seconds=60,
+        )
+    )
     assert returned == 0, out + errors
     assert "step 2 cannot be written" in out and "No space left" in out
     assert newest(tmp_path).step == 1

@@ -7,12 +7,21 @@ from mlip_jax.workdir import claimed
 
 
 def test_folders_of_runs_from_before_a_field_was_there_go_on(tmp_path):
-    for make in (defaults.train_defaults, defaults.property_defaults, defaults.stability_defaults,
-                 defaults.md_defaults):
+    for make in (
+        defaults.train_defaults,
+        defaults.property_defaults,
+        defaults.stability_defaults,
+        defaults.md_defaults,
+    ):
         now = config.identity(make())
         before = copy.deepcopy(now)
-        for part, name in (("optimizer", "rates"), ("data", "held_out"), ("data", "selection"),
-                           ("data", "fewer_conformers"), ("data", "selection_force_field")):
+        for part, name in (
+            ("optimizer", "rates"),
+            ("data", "held_out"),
+            ("data", "selection"),
+            ("data", "fewer_conformers"),
+            ("data", "selection_force_field"),
+        ):
             assert name not in before.get(part, {})
         assert "trajectory_format" not in before
         with claimed(tmp_path / make.__name__, before):
@@ -25,12 +34,21 @@ def test_a_later_field_that_is_set_tells_folders_apart():
     plain, chosen = defaults.train_defaults(), defaults.train_defaults()
     chosen.data.selection = "maxmin"
     assert config.differences(config.identity(plain), config.identity(chosen)) == [
-        "data.selection: '(absent)' -> 'maxmin'"]
+        "data.selection: '(absent)' -> 'maxmin'"
+    ]
     assert "max_domain" not in config.identity(plain)["report"]
     plain, chosen = defaults.md_defaults(), defaults.md_defaults()
     chosen.trajectory_format = "hdf5"
     assert config.differences(config.identity(plain), config.identity(chosen)) == [
-        "trajectory_format: '(absent)' -> 'hdf5'"]
+        "trajectory_format: '(absent)' -> 'hdf5'"
+    ]
     compared = defaults.stability_defaults()
     compared.compare_picoseconds = 2.0
-    assert len(config.differences(config.identity(defaults.stability_defaults()), config.identity(compared))) == 3
+    assert (
+        len(
+            config.differences(
+                config.identity(defaults.stability_defaults()), config.identity(compared)
+            )
+        )
+        == 3
+    )

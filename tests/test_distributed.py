@@ -35,8 +35,11 @@ def free_port():
 # --- values
 
 
-plain = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
-                     lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(), x, max_size=3), max_leaves=12)
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(), x, max_size=3),
+    max_leaves=12,
+)
 
 
 @given(plain)
@@ -45,18 +48,35 @@ def test_plain_values_come_back(value):
 
 
 def test_arrays_come_back():
-    value = {"a": [np.arange(6.0).reshape(2, 3).T, np.array([], np.int8)], "b": np.float32(0.1),
-             "c": np.array(["å", "b"]), "d": np.array(np.nan)}
+    value = {
+        "a": [np.arange(6.0).reshape(2, 3).T, np.array([], np.int8)],
+        "b": np.float32(0.1),
+        "c": np.array(["å", "b"]),
+        "d": np.array(np.nan),
+    }
     found = distributed.broadcast(value)
-    assert found["b"].dtype == np.float32 and found["b"] == np.float32(0.1) and found["d"].shape == ()
-    for mine, theirs in [*zip(value["a"], found["a"]), (value["c"], found["c"]), (value["d"], found["d"])]:
+    assert (
+        found["b"].dtype == np.float32 and found["b"] == np.float32(0.1) and found["d"].shape == ()
+    )
+    for mine, theirs in [
+        *zip(value["a"], found["a"]),
+        (value["c"], found["c"]),
+        (value["d"], found["d"]),
+    ]:
         np.testing.assert_array_equal(mine, theirs)
         assert mine.dtype == theirs.dtype
 
 
-@pytest.mark.parametrize("value, message", [
-    ({"a": [1, {2}]}, r"value\['a'\]\[1\]: set"), ({1: 2}, "the key 1"), ({"__array__": 1}, "__array__"),
-    (np.array([None]), "Python objects"), (b"", "bytes")])
+@pytest.mark.parametrize(
+    "value, message",
+    [
+        ({"a": [1, {2}]}, r"value\['a'\]\[1\]: set"),
+        ({1: 2}, "the key 1"),
+        ({"__array__": 1}, "__array__"),
+        (np.array([None]), "Python objects"),
+        (b"", "bytes"),
+    ],
+)
 def test_other_values_are_refused(value, message):
     with pytest.raises(TypeError, match=message):
         distributed.broadcast(value)
@@ -76,19 +96,30 @@ def test_single_process_needs_nothing():
 # --- errors and signals
 
 
-@pytest.mark.parametrize("text", [
-    "UNKNOWN: Gloo all-reduce failed: [external/gloo/gloo/transport/tcp/pair.cc:538] Read error [127.0.0.1]:23949: "
-    "Connection reset by peer",
-    "INTERNAL: NCCL operation ncclGroupEnd() failed: remote process exited or there was a network error",
-    "UNAVAILABLE: Task 1 heartbeat timeout. This indicates that the remote task has failed",
-    "UNAVAILABLE: Failed to send RPC to coordination service. Either the leader task was preempted/died"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "UNKNOWN: Gloo all-reduce failed: [external/gloo/gloo/transport/tcp/pair.cc:538] Read error [127.0.0.1]:23949: "
+        "Connection reset by peer",
+        "INTERNAL: NCCL operation ncclGroupEnd() failed: remote process exited or there was a network error",
+        "UNAVAILABLE: Task 1 heartbeat timeout. This indicates that the remote task has failed",
+        "UNAVAILABLE: Failed to send RPC to coordination service. Either the leader task was preempted/died",
+    ],
+)
 def test_errors_of_a_dead_peer(text):
     assert "last checkpoint" in distributed.failed_peer_message(ValueError(text))
 
 
-@pytest.mark.parametrize("error", [
-    ValueError("shapes (3,) and (4,) do not match"), RuntimeError("RESOURCE_EXHAUSTED: Out of memory"),
-    ConnectionResetError("Connection reset by peer"), RuntimeError("NCCL: unhandled cuda error"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("shapes (3,) and (4,) do not match"),
+        RuntimeError("RESOURCE_EXHAUSTED: Out of memory"),
+        ConnectionResetError("Connection reset by peer"),
+        RuntimeError("NCCL: unhandled cuda error"),
+        KeyboardInterrupt(),
+    ],
+)
 def test_errors_of_this_process(error):
     assert distributed.failed_peer_message(error) is None
 
@@ -121,15 +152,18 @@ def test_signals_in_another_thread():
 
 
 def test_second_sigterm_ends_at_once():
-    code = ("import os, signal, time\nfrom mlip_jax.distributed import StopSignal\nwith StopSignal() as stop:\n"
-            "    os.kill(os.getpid(), signal.SIGTERM)\n    assert stop.received == 'SIGTERM'\n"
-            "    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(60)")
+    code = (
+        "import os, signal, time\nfrom mlip_jax.distributed import StopSignal\nwith StopSignal() as stop:\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n    assert stop.received == 'SIGTERM'\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(60)"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, timeout=60).returncode == 75
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_within_a_garbage_collection_is_not_lost(number):
     """Python ignores what is raised there, and JAX has it call Python."""
+
     def collected(phase, info):
         if phase == "stop" and not sent:
             sent.append(number)
@@ -168,10 +202,17 @@ def processes(forks, tmp_path, monkeypatch):
         port = str(free_port())
         for k in range(2):
             with open(tmp_path / f"log_{k}", "w") as log:
-                started.append(forks.start(
-                    "from tests import distributed_program\ndistributed_program.main()", f"--workdir={tmp_path}",
-                    *arguments, stdout=log, MLIP_JAX_COORDINATOR=f"localhost:{port}", MLIP_JAX_NUM_PROCESSES="2",
-                    MLIP_JAX_PROCESS_ID=str(k)))
+                started.append(
+                    forks.start(
+                        "from tests import distributed_program\ndistributed_program.main()",
+                        f"--workdir={tmp_path}",
+                        *arguments,
+                        stdout=log,
+                        MLIP_JAX_COORDINATOR=f"localhost:{port}",
+                        MLIP_JAX_NUM_PROCESSES="2",
+                        MLIP_JAX_PROCESS_ID=str(k),
+                    )
+                )
         return started
 
     yield start
@@ -183,7 +224,9 @@ def processes(forks, tmp_path, monkeypatch):
 def wait_for(paths, started):
     deadline = time.monotonic() + 60
     while not all(p.exists() for p in paths):
-        assert time.monotonic() < deadline and all(p.poll() is None for p in started), "they do not start"
+        assert time.monotonic() < deadline and all(p.poll() is None for p in started), (
+            "they do not start"
+        )
         time.sleep(0.02)
 
 
@@ -192,16 +235,41 @@ def test_processes_talk(tmp_path, monkeypatch):
     for name in [n for n in os.environ if n.startswith(("SLURM", "MLIP_JAX", "XLA_FLAGS"))]:
         monkeypatch.delenv(name)
     done = subprocess.run(
-        [REPOSITORY / "launch/local.sh", "-n", "2", "--devices-per-process", "2", "-m", "tests.distributed_program",
-         "--", "--task=words", f"--workdir={tmp_path}"], capture_output=True, text=True, timeout=90,
-        env=os.environ | {"PYTHON": sys.executable, "JAX_PLATFORMS": "cpu"})
+        [
+            REPOSITORY / "launch/local.sh",
+            "-n",
+            "2",
+            "--devices-per-process",
+            "2",
+            "-m",
+            "tests.distributed_program",
+            "--",
+            "--task=words",
+            f"--workdir={tmp_path}",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=90,
+        env=os.environ | {"PYTHON": sys.executable, "JAX_PLATFORMS": "cpu"},
+    )
     assert done.returncode == 0, done.stderr
     found = [json.loads((tmp_path / f"words_{k}.json").read_text()) for k in range(2)]
     for k, each in enumerate(found):
-        assert each == found[0] | {"come": each["come"], "after_barrier": each["after_barrier"], "jax": [k, 2]}
+        assert each == found[0] | {
+            "come": each["come"],
+            "after_barrier": each["after_barrier"],
+            "jax": [k, 2],
+        }
     assert found[0] == found[0] | {
-        "name": "Ångström", "sizes": list(range(5)), "dtype": "int16", "pair": [1, None], "found": "by the leader",
-        "large": hashlib.sha256(LARGE).hexdigest(), "count": 2, "devices": 4}
+        "name": "Ångström",
+        "sizes": list(range(5)),
+        "dtype": "int16",
+        "pair": [1, None],
+        "found": "by the leader",
+        "large": hashlib.sha256(LARGE).hexdigest(),
+        "count": 2,
+        "devices": 4,
+    }
     # one came half a second later
     assert min(each["after_barrier"] for each in found) >= max(each["come"] for each in found)
 
@@ -214,19 +282,25 @@ def test_survivor_of_a_kill_ends_within_seconds(processes, tmp_path, killed):
     assert (tmp_path / "steps_0").read_text() == "2"
     started[killed].kill()
     assert started[1 - killed].wait(15) == distributed.EXIT_PEER_FAILED
-    assert (f"process {1 - killed} ends because process {killed} of this run has died"
-            in (tmp_path / f"log_{1 - killed}").read_text())
+    assert (
+        f"process {1 - killed} ends because process {killed} of this run has died"
+        in (tmp_path / f"log_{1 - killed}").read_text()
+    )
 
 
 def test_error_of_one_ends_both(processes, tmp_path):
     """While the other waits for it within a step."""
     assert [p.wait() for p in processes("--config=raise_1")] == [distributed.EXIT_PEER_FAILED, 1]
-    assert ("process 1 of this run has failed: ValueError: the third step went wrong"
-            in (tmp_path / "log_0").read_text())
+    assert (
+        "process 1 of this run has failed: ValueError: the third step went wrong"
+        in (tmp_path / "log_0").read_text()
+    )
     assert (tmp_path / "log_1").read_text().strip().endswith("error: the third step went wrong")
 
 
-@pytest.mark.parametrize("config, code, word", [("raise", 1, "ValueError: no such file"), ("stop", 75, "exit code 75")])
+@pytest.mark.parametrize(
+    "config, code, word", [("raise", 1, "ValueError: no such file"), ("stop", 75, "exit code 75")]
+)
 def test_leader_that_fails_before_the_others(processes, tmp_path, config, code, word):
     started = processes("--task=leader_fails", f"--config={config}")
     assert [p.wait() for p in started] == [code, distributed.EXIT_PEER_FAILED]

@@ -52,9 +52,16 @@ def workplace(tmp_path, monkeypatch):
         monkeypatch.delenv(name)
     (tmp_path / "program.py").write_text(PROGRAM)
     (tmp_path / "bin").mkdir()
-    for name, value in {"PYTHONPATH": str(tmp_path), "NOTES": str(tmp_path), "CODES": "0,0,0,0", "JAX_PLATFORMS": "cpu",
-                        "PYTHON": sys.executable, "XLA_FLAGS": "", "HOME": str(tmp_path / "home"),
-                        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}.items():
+    for name, value in {
+        "PYTHONPATH": str(tmp_path),
+        "NOTES": str(tmp_path),
+        "CODES": "0,0,0,0",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHON": sys.executable,
+        "XLA_FLAGS": "",
+        "HOME": str(tmp_path / "home"),
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+    }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -67,7 +74,9 @@ def fake(workplace, name, body):
 
 
 def local(*arguments, **kwargs):
-    return subprocess.run([LAUNCH / "local.sh", *arguments], capture_output=True, text=True, timeout=60, **kwargs)
+    return subprocess.run(
+        [LAUNCH / "local.sh", *arguments], capture_output=True, text=True, timeout=60, **kwargs
+    )
 
 
 def notes(workplace, rank, start=0):
@@ -89,36 +98,55 @@ def test_local_starts_all_with_the_same_flags(workplace):
     environments = [n["environment"] for n in found]
     assert [e["MLIP_JAX_PROCESS_ID"] for e in environments] == ["0", "1", "2"]
     assert {e["MLIP_JAX_NUM_PROCESSES"] for e in environments} == {"3"}
-    coordinator, = {e["MLIP_JAX_COORDINATOR"] for e in environments}
+    (coordinator,) = {e["MLIP_JAX_COORDINATOR"] for e in environments}
     assert coordinator.startswith("localhost:") and 0 < int(coordinator.split(":")[1]) < 65_536
     assert {e["XLA_FLAGS"] for e in environments} == {"--xla_force_host_platform_device_count=2"}
     assert done.stdout == "output of process 0\n"
     assert "output of process 2" in (workplace / "out" / "process_2.log").read_text()
 
 
-@pytest.mark.parametrize("gpus, options, expected", [
-    ("0,1,2,3", [], ["0,1", "2,3"]), ("4,7", [], ["4", "7"]), ("GPU-a,GPU-b", [], ["GPU-a", "GPU-b"]),
-    ("0,1,2", ["--devices-per-process", "1"], ["0", "1"])])
+@pytest.mark.parametrize(
+    "gpus, options, expected",
+    [
+        ("0,1,2,3", [], ["0,1", "2,3"]),
+        ("4,7", [], ["4", "7"]),
+        ("GPU-a,GPU-b", [], ["GPU-a", "GPU-b"]),
+        ("0,1,2", ["--devices-per-process", "1"], ["0", "1"]),
+    ],
+)
 def test_local_deals_out_gpus(workplace, monkeypatch, gpus, options, expected):
     monkeypatch.setenv("JAX_PLATFORMS", "")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
     assert local("-n", "2", *options, "-m", "program", "--", "--workdir=out").returncode == 0
-    assert [notes(workplace, k)["environment"]["CUDA_VISIBLE_DEVICES"] for k in range(2)] == expected
+    assert [
+        notes(workplace, k)["environment"]["CUDA_VISIBLE_DEVICES"] for k in range(2)
+    ] == expected
 
 
 def test_local_asks_which_gpus_there_are(workplace, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "")
     fake(workplace, "nvidia-smi", 'printf "0\\n1\\n"')
     assert local("-n", "2", "-m", "program", "--", "--workdir=out").returncode == 0
-    assert [notes(workplace, k)["environment"]["CUDA_VISIBLE_DEVICES"] for k in range(2)] == ["0", "1"]
+    assert [notes(workplace, k)["environment"]["CUDA_VISIBLE_DEVICES"] for k in range(2)] == [
+        "0",
+        "1",
+    ]
     done = local("-n", "4", "-m", "program", "--", "--workdir=out")
     assert done.returncode == 2 and "2 GPU(s) for 4 processes" in done.stderr
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["--", "--workdir=out"], "-n N"), (["-n", "0", "--", "--workdir=out"], "-n 0"), (["-n", "2"], "no flags"),
-    (["-n", "2", "--", "--config=x"], "--workdir=DIR"), (["-n"], "needs a value"),
-    (["--sweep"], "unknown option --sweep"), (["-n", "2", "--restarts", "x", "--", "--workdir=out"], "--restarts x")])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--", "--workdir=out"], "-n N"),
+        (["-n", "0", "--", "--workdir=out"], "-n 0"),
+        (["-n", "2"], "no flags"),
+        (["-n", "2", "--", "--config=x"], "--workdir=DIR"),
+        (["-n"], "needs a value"),
+        (["--sweep"], "unknown option --sweep"),
+        (["-n", "2", "--restarts", "x", "--", "--workdir=out"], "--restarts x"),
+    ],
+)
 def test_local_says_what_is_wrong(workplace, arguments, message):
     done = local(*arguments)
     assert done.returncode == 2 and message in done.stderr
@@ -134,12 +162,20 @@ def test_local_shows_who_failed_and_ends_the_others(workplace, monkeypatch):
     monkeypatch.setenv("CODES", "wait,3")
     script, text = workplace / "local.sh", (LAUNCH / "local.sh").read_text()
     found = re.search(r"GRACE_FAILED=(\d+)", text)
-    assert int(found[1]) > distributed._WORD_SECONDS  # otherwise the others end before they say which process has died
+    assert (
+        int(found[1]) > distributed._WORD_SECONDS
+    )  # otherwise the others end before they say which process has died
     script.write_text(text.replace(found[0], "GRACE_FAILED=1"))
     begin = time.monotonic()
-    done = subprocess.run(["bash", script, "-n", "2", "-m", "program", "--", "--workdir", "out"], capture_output=True,
-                          text=True, timeout=60)
-    assert done.returncode == 3 and time.monotonic() - begin < 15  # the other would sleep for a minute
+    done = subprocess.run(
+        ["bash", script, "-n", "2", "-m", "program", "--", "--workdir", "out"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (
+        done.returncode == 3 and time.monotonic() - begin < 15
+    )  # the other would sleep for a minute
     assert "process 1 ended with exit code 3" in done.stderr
     assert "output of process 1" in done.stderr  # the end of its log
 
@@ -149,9 +185,17 @@ def test_local_blames_the_one_that_failed_first(workplace, monkeypatch):
     assert local("-n", "2", "-m", "program", "--", "--workdir=out").returncode == 4
 
 
-@pytest.mark.parametrize("codes, restarts, starts, code", [
-    ("75,75;0,0", 1, 2, 0), ("75,75", 2, 3, 75), ("75,75", 0, 1, 75), ("1,1", 3, 1, 1), ("75,75;3,0", 5, 2, 3),
-    ("75,76;0,0", 1, 2, 0)])
+@pytest.mark.parametrize(
+    "codes, restarts, starts, code",
+    [
+        ("75,75;0,0", 1, 2, 0),
+        ("75,75", 2, 3, 75),
+        ("75,75", 0, 1, 75),
+        ("1,1", 3, 1, 1),
+        ("75,75;3,0", 5, 2, 3),
+        ("75,76;0,0", 1, 2, 0),
+    ],
+)
 def test_local_restarts(workplace, monkeypatch, codes, restarts, starts, code):
     monkeypatch.setenv("CODES", codes)
     done = local("-n", "2", "--restarts", str(restarts), "-m", "program", "--", "--workdir=out")
@@ -161,8 +205,14 @@ def test_local_restarts(workplace, monkeypatch, codes, restarts, starts, code):
 
 @contextlib.contextmanager
 def started(*arguments, **kwargs):
-    process = subprocess.Popen(arguments, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                               text=True, **kwargs)
+    process = subprocess.Popen(
+        arguments,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **kwargs,
+    )
     try:
         yield process
     finally:
@@ -182,12 +232,14 @@ def wait_for(process, *paths):
 def test_local_passes_signals_on_once(workplace, monkeypatch, number):
     """To the whole group, as Ctrl-C in a terminal does; a run that was told to stop is not started again."""
     monkeypatch.setenv("CODES", "wait,wait")
-    with started(LAUNCH / "local.sh", "-n", "2", "--restarts", "3", "-m", "program", "--", "--workdir=out") as process:
+    with started(
+        LAUNCH / "local.sh", "-n", "2", "--restarts", "3", "-m", "program", "--", "--workdir=out"
+    ) as process:
         wait_for(process, workplace / "note_0_0", workplace / "note_1_0")
         os.killpg(process.pid, number)
         assert process.wait(30) == 75
     for rank in range(2):
-        received, = workplace.glob(f"signal_{rank}_*")
+        (received,) = workplace.glob(f"signal_{rank}_*")
         assert received.read_text() == number.name
         assert not (workplace / f"note_{rank}_1").exists()
 
@@ -212,14 +264,21 @@ def cluster(workplace, monkeypatch):
     fake(workplace, "srun", SRUN)
     fake(workplace, "python", PYTHON)
     fake(workplace, "scontrol", 'printf "%s\\n" "$@" > scontrol_arguments')
-    for name, value in {"PYTHON": str(workplace / "bin" / "python"), "SLURM_JOB_ID": "77", "TMPDIR": str(workplace),
-                        "SLURM_SUBMIT_DIR": str(LAUNCH), "MLIP_JAX_REPOSITORY": str(REPOSITORY)}.items():
+    for name, value in {
+        "PYTHON": str(workplace / "bin" / "python"),
+        "SLURM_JOB_ID": "77",
+        "TMPDIR": str(workplace),
+        "SLURM_SUBMIT_DIR": str(LAUNCH),
+        "MLIP_JAX_REPOSITORY": str(REPOSITORY),
+    }.items():
         monkeypatch.setenv(name, value)
     return workplace
 
 
 def sbatch(*arguments):
-    return subprocess.run(["bash", LAUNCH / "slurm.sbatch", *arguments], capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        ["bash", LAUNCH / "slurm.sbatch", *arguments], capture_output=True, text=True, timeout=60
+    )
 
 
 @pytest.mark.parametrize("code", [0, 1, 75])
@@ -228,7 +287,12 @@ def test_slurm_requeues_what_was_stopped(cluster, code):
     flags = ["--config=a b.py", "--workdir=out"]
     done = sbatch(*flags)
     assert done.returncode == (0 if code == 75 else code), done.stderr
-    assert (cluster / "python_arguments").read_text().splitlines() == ["-u", "-m", "mlip_jax.main", *flags]
+    assert (cluster / "python_arguments").read_text().splitlines() == [
+        "-u",
+        "-m",
+        "mlip_jax.main",
+        *flags,
+    ]
     requeued = cluster / "scontrol_arguments"
     assert requeued.exists() == (code == 75)
     assert code != 75 or requeued.read_text().split() == ["requeue", "77"]
@@ -261,7 +325,10 @@ def test_slurm_array_is_a_sweep(cluster, monkeypatch):
     (cluster / "code").write_text("0")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "7")
     assert sbatch("--workdir=out").returncode == 0
-    assert (cluster / "python_arguments").read_text().splitlines()[-2:] == ["--sweep", "--sweep_index=7"]
+    assert (cluster / "python_arguments").read_text().splitlines()[-2:] == [
+        "--sweep",
+        "--sweep_index=7",
+    ]
 
 
 def test_slurm_warning_reaches_the_program_and_not_the_shells(cluster):
@@ -315,12 +382,24 @@ def pod(workplace):
 
 
 def tpu_pod(*arguments):
-    return subprocess.run([LAUNCH / "tpu_pod.sh", "--tpu", "pod", "--zone", "us-1", *arguments], capture_output=True,
-                          text=True, timeout=60)
+    return subprocess.run(
+        [LAUNCH / "tpu_pod.sh", "--tpu", "pod", "--zone", "us-1", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
-@pytest.mark.parametrize("codes, restarts, starts, code", [
-    ("0 0", 0, 1, 0), ("75 75\n0 0", 2, 2, 0), ("75 75\n75 75", 1, 2, 75), ("1 76", 2, 1, 1), ("75 1", 2, 1, 1)])
+@pytest.mark.parametrize(
+    "codes, restarts, starts, code",
+    [
+        ("0 0", 0, 1, 0),
+        ("75 75\n0 0", 2, 2, 0),
+        ("75 75\n75 75", 1, 2, 75),
+        ("1 76", 2, 1, 1),
+        ("75 1", 2, 1, 1),
+    ],
+)
 def test_tpu_goes_on_where_all_hosts_want_to(pod, codes, restarts, starts, code):
     (pod / "codes").write_text(codes + "\n")
     done = tpu_pod("--no-setup", "--restarts", str(restarts), "--", "--workdir=/mnt/out")
@@ -332,7 +411,9 @@ def test_tpu_copies_and_starts_on_all_hosts(pod):
     (pod / "codes").write_text("0 0\n")
     done = tpu_pod("--project", "mine", "--", "--config=a b.py", "--workdir=/mnt/out")
     assert done.returncode == 0, done.stderr
-    names = subprocess.run(["tar", "-tzf", pod / "copied.tar.gz"], capture_output=True, text=True).stdout.split()
+    names = subprocess.run(
+        ["tar", "-tzf", pod / "copied.tar.gz"], capture_output=True, text=True
+    ).stdout.split()
     assert "mlip_jax/main.py" in names and "pyproject.toml" in names
     calls = (pod / "gcloud_arguments").read_text().split("\n\n")[:-1]
     assert [c.split("\n")[2] for c in calls] == ["tpu-vm"] * 3
@@ -341,7 +422,9 @@ def test_tpu_copies_and_starts_on_all_hosts(pod):
         assert call.split("\n")[-5:] == ["--zone", "us-1", "--project", "mine", "--worker=all"]
     assert "pip install" in calls[1]
     command = calls[2].split("\n")[calls[2].split("\n").index("--command") + 1]
-    assert "MLIP_JAX_COORDINATOR=auto" in command and r"--config=a\ b.py --workdir=/mnt/out" in command
+    assert (
+        "MLIP_JAX_COORDINATOR=auto" in command and r"--config=a\ b.py --workdir=/mnt/out" in command
+    )
 
 
 def test_tpu_stops_a_run(pod):
@@ -349,9 +432,17 @@ def test_tpu_stops_a_run(pod):
     assert "pkill -TERM" in (pod / "gcloud_arguments").read_text()
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["--tpu", ""], "--tpu NAME"), ([], "no flags"), (["--restarts", "-1", "--", "--workdir=x"], "--restarts -1"),
-    (["--worker=0"], "unknown option")])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--tpu", ""], "--tpu NAME"),
+        ([], "no flags"),
+        (["--restarts", "-1", "--", "--workdir=x"], "--restarts -1"),
+        (["--worker=0"], "unknown option"),
+    ],
+)
 def test_tpu_says_what_is_wrong(pod, arguments, message):
     done = tpu_pod(*arguments)
-    assert done.returncode == 2 and message in done.stderr and not (pod / "gcloud_arguments").exists()
+    assert (
+        done.returncode == 2 and message in done.stderr and not (pod / "gcloud_arguments").exists()
+    )

@@ -23,8 +23,14 @@ SCRIPT = ("-c", "from mlip_jax.main import command; command()")  # as the instal
 
 
 def start(*arguments, program=MODULE):
-    return subprocess.Popen([sys.executable, *program, *map(str, arguments)], cwd=REPOSITORY, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | {"GLIBC_TUNABLES": ""})
+    return subprocess.Popen(
+        [sys.executable, *program, *map(str, arguments)],
+        cwd=REPOSITORY,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=os.environ | {"GLIBC_TUNABLES": ""},
+    )
 
 
 def catches(process, number):
@@ -41,7 +47,9 @@ def test_a_signal_of_the_first_seconds_asks_to_be_started_again(tmp_path, number
     while not catches(started, number):
         assert started.poll() is None and time.monotonic() < deadline
         time.sleep(0.001)
-    assert "jaxlib" not in Path(f"/proc/{started.pid}/maps").read_text()  # which takes seconds to import
+    assert (
+        "jaxlib" not in Path(f"/proc/{started.pid}/maps").read_text()
+    )  # which takes seconds to import
     started.send_signal(number)
     output, _ = started.communicate(timeout=60)
     assert started.returncode == distributed.EXIT_REQUEUE == process.EXIT_REQUEUE and not output
@@ -59,7 +67,9 @@ def test_the_allocator_is_tuned_by_the_same_command(monkeypatch):
     """With the interpreter's options and the program as given, and only if nothing is set yet."""
     calls = []
     monkeypatch.setattr(process.platform, "libc_ver", lambda: ("glibc", "2.36"))
-    monkeypatch.setattr(process.os, "execv", lambda *call: calls.append((call, os.environ["GLIBC_TUNABLES"])))
+    monkeypatch.setattr(
+        process.os, "execv", lambda *call: calls.append((call, os.environ["GLIBC_TUNABLES"]))
+    )
     monkeypatch.setattr(sys, "orig_argv", ["python", "-u", "/bin/mlip-jax", "--config=spice"])
     for value in ("", "glibc.malloc.arena_max=2"):
         monkeypatch.setenv("GLIBC_TUNABLES", value)
@@ -67,7 +77,12 @@ def test_the_allocator_is_tuned_by_the_same_command(monkeypatch):
     assert not calls
     monkeypatch.delenv("GLIBC_TUNABLES")
     process.tune_allocator()
-    assert calls == [((sys.executable, [sys.executable, "-u", "/bin/mlip-jax", "--config=spice"]), process.ALLOCATOR)]
+    assert calls == [
+        (
+            (sys.executable, [sys.executable, "-u", "/bin/mlip-jax", "--config=spice"]),
+            process.ALLOCATOR,
+        )
+    ]
 
 
 def test_shipped_configs_are_found_in_any_folder(tmp_path, monkeypatch):
@@ -77,9 +92,16 @@ def test_shipped_configs_are_found_in_any_folder(tmp_path, monkeypatch):
     shipped = REPOSITORY / "configs"
     given = ["--workdir=runs/a", "--config=configs/spice.py:painn", "--config", "configs/md.py"]
     assert flags.with_found_config(given) == [
-        "--workdir=runs/a", f"--config={shipped}/spice.py:painn", "--config", f"{shipped}/md.py"]
+        "--workdir=runs/a",
+        f"--config={shipped}/spice.py:painn",
+        "--config",
+        f"{shipped}/md.py",
+    ]
     assert flags.with_found_config(["--config=spice:painn", "-config", "md"]) == [
-        f"--config={shipped}/spice.py:painn", "-config", f"{shipped}/md.py"]
+        f"--config={shipped}/spice.py:painn",
+        "-config",
+        f"{shipped}/md.py",
+    ]
     (tmp_path / "configs").mkdir()
     for own in ("configs/md.py", "spice"):
         (tmp_path / own).write_text("")
@@ -90,10 +112,13 @@ def test_shipped_configs_are_found_in_any_folder(tmp_path, monkeypatch):
 def test_an_unknown_config_tells_the_nearest(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text("")
-    for given, message in (("spicy", "Did you mean 'spice'.* Known: convert, .* stability"),
-                           ("configs/spicy.py:painn", "no config file configs/spicy.py.* Did you mean 'spice'"),
-                           ("spice.py", "no config file spice.py"), ("", "unknown shipped config ''"),
-                           ("mine", "Your own file is --config=mine.py")):
+    for given, message in (
+        ("spicy", "Did you mean 'spice'.* Known: convert, .* stability"),
+        ("configs/spicy.py:painn", "no config file configs/spicy.py.* Did you mean 'spice'"),
+        ("spice.py", "no config file spice.py"),
+        ("", "unknown shipped config ''"),
+        ("mine", "Your own file is --config=mine.py"),
+    ):
         with pytest.raises(ConfigError, match=message):
             flags.with_found_config([f"--config={given}"])
 
@@ -121,6 +146,12 @@ def test_runs_in_any_folder(tmp_path):
     text = "from mlip_jax.configs import md\n\ndef get_config():\n    return md.get_config()\n"
     (tmp_path / "mine.py").write_text(text)
     environment = os.environ | {"GLIBC_TUNABLES": "", "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run([sys.executable, "-m", "mlip_jax.main", "--config=mine.py", "--workdir=runs/md"],
-                          cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-m", "mlip_jax.main", "--config=mine.py", "--workdir=runs/md"],
+        cwd=tmp_path,
+        env=environment,
+        text=True,
+        capture_output=True,
+        timeout=120,
+    )
     assert done.returncode == 1 and "force_field" in done.stderr and "Traceback" not in done.stderr

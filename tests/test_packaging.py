@@ -36,7 +36,9 @@ def folder(tmp_path_factory):
         pytest.skip(f"needs setuptools {SETUPTOOLS} or newer: pip install -e '.[dev]'")
     folder = tmp_path_factory.mktemp("packaging")
     for name in ("mlip_jax", "configs"):
-        shutil.copytree(REPOSITORY / name, folder / "copy" / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            REPOSITORY / name, folder / "copy" / name, ignore=shutil.ignore_patterns("__pycache__")
+        )
     for name in ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, folder / "copy")
     python(BUILD, folder / "copy")
@@ -44,8 +46,13 @@ def folder(tmp_path_factory):
 
 
 def python(code, cwd, *arguments, **environment):
-    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=cwd, capture_output=True, text=True,
-                          env=os.environ | environment)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -60,11 +67,17 @@ def test_the_wheel_holds_one_package_with_all_files_and_configs(folder, way):
         for source in (REPOSITORY / "configs").glob("*.py"):
             assert file.read(f"mlip_jax/configs/{source.name}") == source.read_bytes()
         # with the templates of the reports, which are no modules
-        sources = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "mlip_jax").rglob("*")
-                   if path.is_file() and path.parent.name not in ("__pycache__", "configs")}
+        sources = {
+            str(path.relative_to(REPOSITORY))
+            for path in (REPOSITORY / "mlip_jax").rglob("*")
+            if path.is_file() and path.parent.name not in ("__pycache__", "configs")
+        }
         assert "mlip_jax/reports/templates/page.html" in sources
         assert {n for n in names if not n.startswith(("mlip_jax/configs/", about))} == sources
-        assert "mlip-jax = mlip_jax.main:command" in file.read(f"{about}/entry_points.txt").decode().splitlines()
+        assert (
+            "mlip-jax = mlip_jax.main:command"
+            in file.read(f"{about}/entry_points.txt").decode().splitlines()
+        )
         assert file.read(f"{about}/licenses/LICENSE") == (REPOSITORY / "LICENSE").read_bytes()
 
 
@@ -74,8 +87,15 @@ def test_the_wheel_runs_away_from_the_repository(folder, tmp_path):
     installed, work = tmp_path / "installed", tmp_path / "work"
     zipfile.ZipFile(next((folder / "direct").glob("*.whl"))).extractall(installed)
     work.mkdir()
-    (work / "mine.py").write_text('"""Mine."""\nfrom mlip_jax.configs import spice_small\n\n\n'
-                                  "def get_config():\n    return spice_small.get_config()\n")
+    (work / "mine.py").write_text(
+        '"""Mine."""\nfrom mlip_jax.configs import spice_small\n\n\n'
+        "def get_config():\n    return spice_small.get_config()\n"
+    )
     code = "import mlip_jax; from mlip_jax.main import command; print(mlip_jax.__file__); command()"
-    output = python(code, work, "--config=mine.py", "--help", PYTHONPATH=str(installed), GLIBC_TUNABLES="")
-    assert output.startswith(f"{installed}/mlip_jax/__init__.py\nMine.") and "train.num_steps = " in output
+    output = python(
+        code, work, "--config=mine.py", "--help", PYTHONPATH=str(installed), GLIBC_TUNABLES=""
+    )
+    assert (
+        output.startswith(f"{installed}/mlip_jax/__init__.py\nMine.")
+        and "train.num_steps = " in output
+    )

@@ -25,7 +25,10 @@ from mlip_jax.potential import (
 )
 from mlip_jax.structure import Structure
 
-MODEL = {"name": "painn", "options": {"num_features": 8, "num_layers": 1, "num_radial": 4, "cutoff": 3.0}}
+MODEL = {
+    "name": "painn",
+    "options": {"num_features": 8, "num_layers": 1, "num_radial": 4, "cutoff": 3.0},
+}
 
 
 class Harmonic(nn.Module):
@@ -35,19 +38,26 @@ class Harmonic(nn.Module):
     def __call__(self, graph):
         x, z = graph.nodes["positions"], graph.nodes["numbers"]
         own = z.astype(x.dtype) * self.param("one", nn.initializers.ones, ()).astype(x.dtype)
-        term = 0.5 * (x ** 2).sum(-1)
-        return AtomOutputs(own, jnp.zeros((len(z), 1, 1, 1)), {"harmonic": term, "constant": term * 0 + 3.0},
-                           {"partial_charges": own + 1.0})
+        term = 0.5 * (x**2).sum(-1)
+        return AtomOutputs(
+            own,
+            jnp.zeros((len(z), 1, 1, 1)),
+            {"harmonic": term, "constant": term * 0 + 3.0},
+            {"partial_charges": own + 1.0},
+        )
 
 
 def test_terms_are_added_in_ev_and_predictions_are_masked():
     rng = np.random.default_rng(0)
-    made = [Structure(np.array([1, 8]), rng.normal(size=(2, 3))), Structure(np.array([6]), rng.normal(size=(1, 3)))]
+    made = [
+        Structure(np.array([1, 8]), rng.normal(size=(2, 3))),
+        Structure(np.array([6]), rng.normal(size=(1, 3))),
+    ]
     batch = build_batch(Columns.from_structures(made), PaddingBudget(6, 8, 4), 5.0)
     params = Harmonic().init(jax.random.key(0), example_graph())
     out = jax.jit(lambda p, graph: evaluate(Harmonic(), p, graph, 2.5))(params, batch)
     x = batch.nodes["positions"][:3]
-    expected = 2.5 * np.array([1, 8, 6]) + 0.5 * (x ** 2).sum(1) + 3.0
+    expected = 2.5 * np.array([1, 8, 6]) + 0.5 * (x**2).sum(1) + 3.0
     np.testing.assert_allclose(out.energies, [*expected, 0, 0, 0], rtol=1e-6)
     np.testing.assert_allclose(out.energy, [expected[:2].sum(), expected[2], 0, 0], rtol=1e-6)
     np.testing.assert_allclose(out.forces[:3], -x, rtol=1e-6)
@@ -69,7 +79,9 @@ def test_terms_of_a_config():
     assert active_terms(c) == {"zbl": {}, "electrostatics": {"damping": 3.0, "cutoff": 12.0}}
     model = create_model(MODEL, c)
     assert model.cutoff == 3.0 and long_range_cutoff(model) == 12.0
-    assert model == create_model(json.loads(json.dumps(MODEL)), json.loads(json.dumps(configs.to_dict(c))))
+    assert model == create_model(
+        json.loads(json.dumps(MODEL)), json.loads(json.dumps(configs.to_dict(c)))
+    )
     c.long_range_cutoff = float("inf")
     assert active_terms(c)["electrostatics"]["cutoff"] is None
     assert math.isinf(long_range_cutoff(create_model(MODEL, c)))
@@ -79,12 +91,19 @@ def test_terms_of_a_config():
     assert long_range_cutoff(create_model(MODEL, c)) is None
 
 
-@pytest.mark.parametrize(("fields", "message"), [
-    ({"zbll": True}, "unknown energy term 'zbll'. Did you mean 'zbl'"),
-    ({"zbl": True, "zbl_options": {"cutof": 3.0}}, "unknown option of term 'zbl' 'cutof'. Did you mean 'cutoff'"),
-    ({"zbl": False, "zbl_options": {"cutof": 3.0}}, "unknown option of term 'zbl'"),
-    ({"zbl": True, "long_range_cutoff": 0.0}, "long_range_cutoff must be positive"),
-    ({"zbl": True, "zbl_options": {"cutoff": 4.0}}, "the model's edges end at 3")])
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"zbll": True}, "unknown energy term 'zbll'. Did you mean 'zbl'"),
+        (
+            {"zbl": True, "zbl_options": {"cutof": 3.0}},
+            "unknown option of term 'zbl' 'cutof'. Did you mean 'cutoff'",
+        ),
+        ({"zbl": False, "zbl_options": {"cutof": 3.0}}, "unknown option of term 'zbl'"),
+        ({"zbl": True, "long_range_cutoff": 0.0}, "long_range_cutoff must be positive"),
+        ({"zbl": True, "zbl_options": {"cutoff": 4.0}}, "the model's edges end at 3"),
+    ],
+)
 def test_errors_of_a_config(fields, message):
     with pytest.raises(ValueError, match=message.replace(".", r"\.")):
         create_model(MODEL, fields)
@@ -122,17 +141,30 @@ def test_example_graph_initialises_every_term():
     assert {"model", "zbl", "electrostatics"} <= set(params)
 
 
-@pytest.mark.parametrize("potential", [None, {"zbl": True, "electrostatics": True, "long_range_cutoff": 8.0}])
+@pytest.mark.parametrize(
+    "potential", [None, {"zbl": True, "electrostatics": True, "long_range_cutoff": 8.0}]
+)
 def test_a_checkpoint_knows_its_terms(potential):
     """Checkpoints of before there were terms hold no such part."""
     model = create_model(MODEL, potential)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), example_graph()))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32), shapes)
-    arrays = {"params/" + "/".join(k.key for k in path): leaf
-              for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    metadata = {"statistics": {"cutoff": 3.0, "reference_energies": [0.0] * 119, "energy_scale": 1.0, "elements": [1]},
-                "config": {"model": MODEL} | ({} if potential is None else {"potential": potential})}
+    arrays = {
+        "params/" + "/".join(k.key for k in path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    metadata = {
+        "statistics": {
+            "cutoff": 3.0,
+            "reference_energies": [0.0] * 119,
+            "energy_scale": 1.0,
+            "elements": [1],
+        },
+        "config": {"model": MODEL} | ({} if potential is None else {"potential": potential}),
+    }
     loaded = Potential.from_checkpoint(arrays, json.loads(json.dumps(metadata)))
-    assert loaded.model == model and loaded.long_range_cutoff == (None if potential is None else 8.0)
+    assert loaded.model == model and loaded.long_range_cutoff == (
+        None if potential is None else 8.0
+    )
     jax.tree.map(np.testing.assert_array_equal, loaded.params, params)

@@ -8,10 +8,15 @@ from mlip_jax.structure import electronic_value
 
 @pytest.mark.parametrize("value", ["many", None, float("nan"), [1, 2]])
 def test_a_state_that_is_not_a_number(value):
-    with pytest.raises(ValueError, match=r"atoms.info\['charge'\] must be a finite number, received"):
+    with pytest.raises(
+        ValueError, match=r"atoms.info\['charge'\] must be a finite number, received"
+    ):
         electronic_value(Atoms("H", info={"charge": value}), "charge")
 
 
 def test_states():
     atoms = Atoms("H", info={"num_unpaired_electrons": "1"})
-    assert electronic_value(atoms, "num_unpaired_electrons") == 1.0 and electronic_value(atoms, "charge") == 0.0
+    assert (
+        electronic_value(atoms, "num_unpaired_electrons") == 1.0
+        and electronic_value(atoms, "charge") == 0.0
+    )

@@ -28,9 +28,12 @@ def versions(tmp_path):
         file.chmod(0o755)
 
     def run(*arguments, **variables):
-        return subprocess.run([SCRIPT, "--folder", tmp_path / "environments", *arguments], text=True,
-                              capture_output=True, env=os.environ | variables | {
-                                  "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"})
+        return subprocess.run(
+            [SCRIPT, "--folder", tmp_path / "environments", *arguments],
+            text=True,
+            capture_output=True,
+            env=os.environ | variables | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"},
+        )
 
     return run
 
@@ -41,13 +44,17 @@ def test_each_environment_has_its_versions_and_one_line(versions, tmp_path):
     lines = done.stdout.splitlines()
     assert len(lines) == 3 and all("3 passed, 1 skipped" in line for line in lines)
     folders = [tmp_path / "environments" / f"python{v}" for v in ("3.11", "3.12", "3.13")]
-    asked = [next(a for a in (f / "pip").read_text().split() if a.startswith("jax==")) for f in folders]
+    asked = [
+        next(a for a in (f / "pip").read_text().split() if a.startswith("jax==")) for f in folders
+    ]
     assert asked == ["jax==0.10.0", "jax==0.11.*", "jax==0.12.*"]
     lowest, pinned, newest = ((f / "constraints.txt").read_text().splitlines() for f in folders)
     assert "numpy==2.0" in lowest and not any(line.startswith("jax==") for line in lowest + pinned)
     assert any(line.startswith("flax==") for line in pinned) and newest == []
     assert (tmp_path / "environments/python3.12.log").read_text().splitlines() == [
-        "tests/models -x", "=== 3 passed, 1 skipped in 1.20s ==="]
+        "tests/models -x",
+        "=== 3 passed, 1 skipped in 1.20s ===",
+    ]
 
 
 def test_failure_is_shown_and_an_unchanged_environment_is_reused(versions, tmp_path):

@@ -22,7 +22,9 @@ def test_content_is_on_disk_before_it_replaces_the_file(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(os, "fsync", lambda fd: calls.append(("fsync", os.fstat(fd).st_size)))
     replace = os.replace
-    monkeypatch.setattr(os, "replace", lambda *paths: (calls.append(("replace", 3)), replace(*paths)))
+    monkeypatch.setattr(
+        os, "replace", lambda *paths: (calls.append(("replace", 3)), replace(*paths))
+    )
     write_text(tmp_path / "file.txt", "new")
     assert calls == [("fsync", 3), ("replace", 3)]
 

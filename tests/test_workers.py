@@ -16,7 +16,16 @@ import pytest
 
 from mlip_jax import workers
 from mlip_jax.workers import run, stream
-from tests.worker_jobs import JobError, die_at_negative, fail_at_three, mark, settings, square, wait_for, wait_if_first
+from tests.worker_jobs import (
+    JobError,
+    die_at_negative,
+    fail_at_three,
+    mark,
+    settings,
+    square,
+    wait_for,
+    wait_if_first,
+)
 
 REPOSITORY = Path(__file__).parents[1]
 SCRIPT = """
@@ -57,7 +66,12 @@ def test_finished_jobs_come_first(tmp_path):
 
 def test_one_process_is_this_one_and_in_order():
     seen = []
-    found = run(lambda x: seen.append(x) or os.getpid(), "abc", 1, initializer=lambda: pytest.fail("called here"))
+    found = run(
+        lambda x: seen.append(x) or os.getpid(),
+        "abc",
+        1,
+        initializer=lambda: pytest.fail("called here"),
+    )
     assert seen == []
     assert next(found) == (0, os.getpid()) and seen == ["a"]
     assert [index for index, _ in found] == [1, 2] and seen == ["a", "b", "c"]
@@ -84,11 +98,15 @@ def test_a_worker_is_single_threaded_and_initialized_and_ignores_ctrl_c(monkeypa
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
     job = (*workers.SINGLE_THREADED, "MARK")
-    (index, (found, ignores)), = run(settings, [job], 1, initializer=mark, one_stays_here=False)
+    ((index, (found, ignores)),) = run(settings, [job], 1, initializer=mark, one_stays_here=False)
     assert index == 0 and ignores
     assert {name: found[name] for name in workers.SINGLE_THREADED} == workers.SINGLE_THREADED
     assert found["MARK"].startswith("of ") and found["MARK"] != f"of {os.getpid()}"
-    assert os.environ["OMP_NUM_THREADS"] == "7" and "MKL_NUM_THREADS" not in os.environ and "MARK" not in os.environ
+    assert (
+        os.environ["OMP_NUM_THREADS"] == "7"
+        and "MKL_NUM_THREADS" not in os.environ
+        and "MARK" not in os.environ
+    )
 
 
 def test_error_in_this_process_comes_through():
@@ -123,7 +141,9 @@ def test_iterator_that_is_left_ends_the_workers():
 
     started = time.monotonic()
     first()  # its iterator is closed when it is collected
-    assert not multiprocessing.active_children() and time.monotonic() - started < 15  # 200 jobs would take 40 s
+    assert (
+        not multiprocessing.active_children() and time.monotonic() - started < 15
+    )  # 200 jobs would take 40 s
 
 
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="Linux reports the end of any process")
@@ -131,8 +151,11 @@ def test_iterator_that_is_left_ends_the_workers():
 def test_workers_end_with_a_parent_that_is_killed(tmp_path, number):
     """In the middle of a job of ten minutes."""
     (tmp_path / "script.py").write_text(SCRIPT)
-    with subprocess.Popen([sys.executable, str(tmp_path / "script.py")], stdout=subprocess.PIPE,
-                          env=dict(os.environ, PYTHONPATH=str(REPOSITORY))) as parent:
+    with subprocess.Popen(
+        [sys.executable, str(tmp_path / "script.py")],
+        stdout=subprocess.PIPE,
+        env=dict(os.environ, PYTHONPATH=str(REPOSITORY)),
+    ) as parent:
         ends = [os.pidfd_open(int(parent.stdout.readline())) for _ in range(2)]
         assert parent.poll() is None
         parent.send_signal(number)

@@ -42,7 +42,9 @@ def die_at_negative(x):
 
 def settings(names):
     """Environment variables of these names, and how the process handles Ctrl-C."""
-    return {name: os.environ.get(name) for name in names}, signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    return {name: os.environ.get(name) for name in names}, signal.getsignal(
+        signal.SIGINT
+    ) is signal.SIG_IGN
 
 
 def mark():

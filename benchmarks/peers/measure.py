@@ -40,7 +40,9 @@ class Times(NamedTuple):
     cpu: list[float]
 
 
-def main(parts: dict[str, Callable[[dict[str, Any]], dict[str, Any]]], packages: Sequence[str]) -> None:
+def main(
+    parts: dict[str, Callable[[dict[str, Any]], dict[str, Any]]], packages: Sequence[str]
+) -> None:
     """Do the job of the command line and print its result with the versions of `packages`."""
     job = json.loads(sys.argv[1])
     result = parts[job["part"]](job)
@@ -51,26 +53,35 @@ def main(parts: dict[str, Callable[[dict[str, Any]], dict[str, Any]]], packages:
 def read_molecules(path: str, count: int | None = None) -> list[Molecule]:
     """The first `count` structures of the common work, in its order."""
     with np.load(path) as file:
-        offsets = file["offsets"][:None if count is None else count + 1]
+        offsets = file["offsets"][: None if count is None else count + 1]
         if count is not None and len(offsets) != count + 1:
             raise ValueError(f"{path} holds {len(offsets) - 1} structures, {count} are needed")
-        numbers, positions, forces, energy = (file[name] for name in ("numbers", "positions", "forces", "energy"))
-    return [Molecule(numbers[a:b], positions[a:b], float(e), forces[a:b])
-            for a, b, e in zip(offsets[:-1], offsets[1:], energy)]
+        numbers, positions, forces, energy = (
+            file[name] for name in ("numbers", "positions", "forces", "energy")
+        )
+    return [
+        Molecule(numbers[a:b], positions[a:b], float(e), forces[a:b])
+        for a, b, e in zip(offsets[:-1], offsets[1:], energy)
+    ]
 
 
 def read_system(path: str, name: str):
     """One of SYSTEMS as `ase.Atoms`, neutral."""
     from ase import Atoms
+
     with np.load(path) as file:
-        return Atoms(numbers=file[f"{name}_numbers"], positions=file[f"{name}_positions"], info={"charge": 0.0})
+        return Atoms(
+            numbers=file[f"{name}_numbers"],
+            positions=file[f"{name}_positions"],
+            info={"charge": 0.0},
+        )
 
 
 def batches(job: dict[str, Any]) -> list[list[Molecule]]:
     """The first structures, in lists of the batch size."""
     size, count = job["batch"], job["batches"]
     molecules = read_molecules(job["work"], size * count)
-    return [molecules[i * size:(i + 1) * size] for i in range(count)]
+    return [molecules[i * size : (i + 1) * size] for i in range(count)]
 
 
 def edges(positions: np.ndarray, cutoff: float = CUTOFF) -> tuple[np.ndarray, np.ndarray]:
@@ -80,8 +91,13 @@ def edges(positions: np.ndarray, cutoff: float = CUTOFF) -> tuple[np.ndarray, np
     return np.nonzero(squares < cutoff**2)
 
 
-def time_steps(step: Callable[[Any], Any], data: Sequence[Any], seconds: float,
-               wait: Callable[[], None] = lambda: None, each: bool = True) -> Times:
+def time_steps(
+    step: Callable[[Any], Any],
+    data: Sequence[Any],
+    seconds: float,
+    wait: Callable[[], None] = lambda: None,
+    each: bool = True,
+) -> Times:
     """Time `step` over all of `data`, again and again for so many seconds, once at least.
 
     Args:
@@ -108,20 +124,33 @@ def time_steps(step: Callable[[Any], Any], data: Sequence[Any], seconds: float,
     return Times(first, wall, cpu)
 
 
-def training_result(times: Times, real: Sequence[tuple[int, int, int]], parameters: int, **more) -> dict[str, Any]:
+def training_result(
+    times: Times, real: Sequence[tuple[int, int, int]], parameters: int, **more
+) -> dict[str, Any]:
     """Result of `train`; `real` are structures, atoms and directed edges of each batch, padding not counted."""
     structures = float(np.mean([r[0] for r in real]))
     middle = float(np.median(times.wall))
     # of the median step: a stall of the machine would weigh on a mean
-    return {"structures_per_s": structures / middle, "structures_per_cpu_s": structures / float(np.median(times.cpu)),
-            "step_ms": spread_ms(times.wall), "compile_s": max(times.first - middle, 0.0), "peak_mib": peak_memory(),
-            "parameters": int(parameters), "steps": len(times.wall),
-            "real_per_batch": dict(zip(("structures", "atoms", "edges"), np.mean(real, axis=0).tolist()))} | more
+    return {
+        "structures_per_s": structures / middle,
+        "structures_per_cpu_s": structures / float(np.median(times.cpu)),
+        "step_ms": spread_ms(times.wall),
+        "compile_s": max(times.first - middle, 0.0),
+        "peak_mib": peak_memory(),
+        "parameters": int(parameters),
+        "steps": len(times.wall),
+        "real_per_batch": dict(
+            zip(("structures", "atoms", "edges"), np.mean(real, axis=0).tolist())
+        ),
+    } | more
 
 
 def real_sizes(groups: Sequence[Sequence[Molecule]]) -> list[tuple[int, int, int]]:
     """Structures, atoms and directed edges of each list of molecules."""
-    return [(len(g), sum(len(m.numbers) for m in g), sum(len(edges(m.positions)[0]) for m in g)) for g in groups]
+    return [
+        (len(g), sum(len(m.numbers) for m in g), sum(len(edges(m.positions)[0]) for m in g))
+        for g in groups
+    ]
 
 
 def latency(job: dict[str, Any], make: Callable[[Any], Any]) -> dict[str, Any]:
@@ -131,6 +160,7 @@ def latency(job: dict[str, Any], make: Callable[[Any], Any]) -> dict[str, Any]:
       make: Gives the calculator for an `ase.Atoms`.
     """
     from ase.calculators.calculator import all_changes
+
     systems = {}
     for name in job["systems"]:
         atoms = read_system(job["work"], name)
@@ -143,8 +173,12 @@ def latency(job: dict[str, Any], make: Callable[[Any], Any]) -> dict[str, Any]:
         times = time_steps(call, [0], job["seconds"])
         if not np.isfinite(calculator.results["forces"]).all():
             raise ValueError(f"{name}: the forces are not finite")
-        systems[name] = {"atoms": len(atoms), "ms": spread_ms(times.wall),
-                         "cpu_ms": 1e3 * float(np.median(times.cpu)), "first_s": times.first}
+        systems[name] = {
+            "atoms": len(atoms),
+            "ms": spread_ms(times.wall),
+            "cpu_ms": 1e3 * float(np.median(times.cpu)),
+            "first_s": times.first,
+        }
     return {"systems": systems, "peak_mib": peak_memory()}
 
 
@@ -165,4 +199,8 @@ def xla_cost(compiled) -> dict[str, Any]:
     """FLOPs and bytes by XLA's own count, fusions counted once, of a compiled function."""
     cost = compiled.cost_analysis()
     cost = cost[0] if isinstance(cost, list) else cost
-    return {"flops": cost.get("flops"), "bytes": cost.get("bytes accessed"), "counted_by": "XLA, after fusion"}
+    return {
+        "flops": cost.get("flops"),
+        "bytes": cost.get("bytes accessed"),
+        "counted_by": "XLA, after fusion",
+    }

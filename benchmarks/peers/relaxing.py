@@ -21,21 +21,25 @@ MORSE_ATOMS = 40
 def starts(job: dict[str, Any]) -> list:
     """The first molecules of the common starts as `ase.Atoms`, neutral."""
     from ase import Atoms
+
     with np.load(job["work"]) as file:
         offsets, numbers, positions = (file[name] for name in ("offsets", "numbers", "positions"))
-    return [Atoms(numbers=numbers[a:b], positions=positions[a:b], info={"charge": 0.0})
-            for a, b in zip(offsets[:job["batch"]], offsets[1:])]
+    return [
+        Atoms(numbers=numbers[a:b], positions=positions[a:b], info={"charge": 0.0})
+        for a, b in zip(offsets[: job["batch"]], offsets[1:])
+    ]
 
 
 def drops(count: int) -> list:
     """So many drops of MORSE_ATOMS for the Morse potential: atoms at random, none closer than 1.8 Å."""
     from ase import Atoms
+
     found = []
     for number in range(count):
         rng, positions = np.random.default_rng(number), np.zeros((1, 3))
         while len(positions) < MORSE_ATOMS:
             new = rng.uniform(-4.5, 4.5, 3)
-            if ((positions - new) ** 2).sum(1).min() > 1.8 ** 2:
+            if ((positions - new) ** 2).sum(1).min() > 1.8**2:
                 positions = np.vstack([positions, new])
         found.append(Atoms(numbers=[18] * MORSE_ATOMS, positions=positions, info={"charge": 0.0}))
     return found
@@ -44,6 +48,7 @@ def drops(count: int) -> list:
 def one_by_one(molecules: Sequence, calculator) -> dict[str, Any]:
     """ASE's BFGS on one molecule after another; the calculator has seen them before the clock starts."""
     from ase.optimize import BFGS
+
     calls = Clocked(calculator.calculate)
     calculator.calculate = calls
     for atoms in molecules:
@@ -78,8 +83,16 @@ class Begin:
         self.wall, self.cpu = time.perf_counter(), time.process_time()
 
 
-def result(begin: Begin, molecules: int, moves: int, converged: int, model_seconds: float | None, *,
-           steps: Sequence[int] = (), **more) -> dict[str, Any]:
+def result(
+    begin: Begin,
+    molecules: int,
+    moves: int,
+    converged: int,
+    model_seconds: float | None,
+    *,
+    steps: Sequence[int] = (),
+    **more,
+) -> dict[str, Any]:
     """Result of a relaxation that began at `begin` and has just ended.
 
     Args:
@@ -88,9 +101,21 @@ def result(begin: Begin, molecules: int, moves: int, converged: int, model_secon
       steps: Of each molecule.
     """
     wall, cpu = time.perf_counter() - begin.wall, time.process_time() - begin.cpu
-    spread = dict(zip(("lowest", "median", "highest"), np.percentile(steps, [0, 50, 100]).tolist())) if steps else None
-    return {"molecules": molecules, "seconds": wall, "cpu_seconds": cpu, "molecules_per_s": molecules / wall,
-            "molecules_per_cpu_s": molecules / cpu, "cpu_ms_per_step": 1e3 * cpu / (moves + molecules),
-            "molecule_steps": moves + molecules, "converged": converged, "steps": spread,
-            "model_share": None if model_seconds is None else model_seconds / wall,
-            "peak_mib": measure.peak_memory()} | more
+    spread = (
+        dict(zip(("lowest", "median", "highest"), np.percentile(steps, [0, 50, 100]).tolist()))
+        if steps
+        else None
+    )
+    return {
+        "molecules": molecules,
+        "seconds": wall,
+        "cpu_seconds": cpu,
+        "molecules_per_s": molecules / wall,
+        "molecules_per_cpu_s": molecules / cpu,
+        "cpu_ms_per_step": 1e3 * cpu / (moves + molecules),
+        "molecule_steps": moves + molecules,
+        "converged": converged,
+        "steps": spread,
+        "model_share": None if model_seconds is None else model_seconds / wall,
+        "peak_mib": measure.peak_memory(),
+    } | more

@@ -2,7 +2,9 @@
 
 import os
 
-os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"  # e3nn 0.4.4 keeps its constants in a pickle of its own
+os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = (
+    "1"  # e3nn 0.4.4 keeps its constants in a pickle of its own
+)
 
 import ase
 import measure
@@ -22,7 +24,9 @@ from mace.tools import AtomicNumberTable
 from mace.tools.torch_geometric.dataloader import Collater
 
 ELEMENTS = AtomicNumberTable([1, 6, 7, 8, 9, 16, 17])
-LABELS = KeySpecification(info_keys={"energy": "label_energy"}, arrays_keys={"forces": "label_forces"})
+LABELS = KeySpecification(
+    info_keys={"energy": "label_energy"}, arrays_keys={"forces": "label_forces"}
+)
 
 
 def make_model(job) -> torch.nn.Module:
@@ -30,12 +34,24 @@ def make_model(job) -> torch.nn.Module:
     torch.set_default_dtype(torch.float32)
     options = job["options"]
     return ScaleShiftMACE(
-        r_max=measure.CUTOFF, num_bessel=options["num_radial"], num_polynomial_cutoff=5, max_ell=3,
-        interaction_cls_first=RealAgnosticInteractionBlock, interaction_cls=RealAgnosticResidualInteractionBlock,
-        num_interactions=options["num_layers"], num_elements=len(ELEMENTS), atomic_numbers=ELEMENTS.zs,
-        hidden_irreps=Irreps(f"{options['num_features']}x0e"), MLP_irreps=Irreps("16x0e"), gate=gate_dict["silu"],
-        atomic_energies=np.zeros(len(ELEMENTS)), avg_num_neighbors=20.0, correlation=3, atomic_inter_scale=1.0,
-        atomic_inter_shift=0.0).to(torch_step.DEVICE)
+        r_max=measure.CUTOFF,
+        num_bessel=options["num_radial"],
+        num_polynomial_cutoff=5,
+        max_ell=3,
+        interaction_cls_first=RealAgnosticInteractionBlock,
+        interaction_cls=RealAgnosticResidualInteractionBlock,
+        num_interactions=options["num_layers"],
+        num_elements=len(ELEMENTS),
+        atomic_numbers=ELEMENTS.zs,
+        hidden_irreps=Irreps(f"{options['num_features']}x0e"),
+        MLP_irreps=Irreps("16x0e"),
+        gate=gate_dict["silu"],
+        atomic_energies=np.zeros(len(ELEMENTS)),
+        avg_num_neighbors=20.0,
+        correlation=3,
+        atomic_inter_scale=1.0,
+        atomic_inter_shift=0.0,
+    ).to(torch_step.DEVICE)
 
 
 def collate(molecules):

@@ -21,7 +21,10 @@ from mlip.training.ema import exponentially_moving_average
 from mlip.training.training_state import init_training_state
 from mlip.training.training_step import make_train_step
 
-OF_MODEL = {"visnet": (Visnet, dict(l_max=2)), "mace": (Mace, dict(l_max=3, node_symmetry=1, correlation=2))}
+OF_MODEL = {
+    "visnet": (Visnet, dict(l_max=2)),
+    "mace": (Mace, dict(l_max=3, node_symmetry=1, correlation=2)),
+}
 EDGE_ROOM = 1.25
 # more structures than the batches need: the builder puts less into one than it is asked for
 SPARE = 1.5
@@ -41,8 +44,12 @@ def make_batches(job, batch: int, count: int):
 
 def make_force_field(job, info) -> ForceField:
     network, options = OF_MODEL[job["model"]]
-    config = network.Config(num_channels=job["options"]["num_features"], num_layers=job["options"]["num_layers"],
-                            num_rbf=job["options"]["num_radial"], **options)
+    config = network.Config(
+        num_channels=job["options"]["num_features"],
+        num_layers=job["options"]["num_layers"],
+        num_rbf=job["options"]["num_radial"],
+        **options,
+    )
     return ForceField.from_mlip_network(network(config, info))
 
 
@@ -53,8 +60,13 @@ def train(job):
     optimizer, average = optax.adam(measure.LEARNING_RATE), exponentially_moving_average(0.999)
     real = [_real(graph) for graph in graphs]
     loss = MSELoss(lambda epoch: measure.ENERGY_WEIGHT, lambda epoch: measure.FORCE_WEIGHT)
-    function = make_train_step(force_field.predictor, loss, optimizer, average,
-                               avg_n_graphs_per_batch=float(np.mean([r[0] for r in real])))
+    function = make_train_step(
+        force_field.predictor,
+        loss,
+        optimizer,
+        average,
+        avg_n_graphs_per_batch=float(np.mean([r[0] for r in real])),
+    )
     held = {"state": init_training_state(force_field.params, optimizer, average)}
     data = [jax.device_put(graph) for graph in graphs]
 
@@ -62,12 +74,21 @@ def train(job):
         held["state"], _ = function(held["state"], graph, 0)
 
     device = jax.devices()[0]
-    times = measure.time_steps(step, data, job["seconds"], lambda: jax.block_until_ready(held["state"].params),
-                               each=device.platform == "cpu")
+    times = measure.time_steps(
+        step,
+        data,
+        job["seconds"],
+        lambda: jax.block_until_ready(held["state"].params),
+        each=device.platform == "cpu",
+    )
     peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
     result = measure.training_result(
-        times, real, sum(p.size for p in jax.tree.leaves(force_field.params)), device=device.platform,
-        peak_device_mib=None if peak is None else peak / 2**20)
+        times,
+        real,
+        sum(p.size for p in jax.tree.leaves(force_field.params)),
+        device=device.platform,
+        peak_device_mib=None if peak is None else peak / 2**20,
+    )
     if job["counters"]:
         result |= measure.xla_cost(function.lower(held["state"], data[0], 0).compile())
     return result
@@ -75,12 +96,18 @@ def train(job):
 
 def _real(graph) -> tuple[int, int, int]:
     mask = np.asarray(graph.graph_mask())
-    return int(mask.sum()), int(np.asarray(graph.n_node)[mask].sum()), int(np.asarray(graph.n_edge)[mask].sum())
+    return (
+        int(mask.sum()),
+        int(np.asarray(graph.n_node)[mask].sum()),
+        int(np.asarray(graph.n_edge)[mask].sum()),
+    )
 
 
 def latency(job):
     force_field = make_force_field(job, make_batches(job, 8, 200)[1])
-    return measure.latency(job, lambda atoms: MLIPForceFieldASECalculator(atoms, EDGE_ROOM, force_field))
+    return measure.latency(
+        job, lambda atoms: MLIPForceFieldASECalculator(atoms, EDGE_ROOM, force_field)
+    )
 
 
 if __name__ == "__main__":

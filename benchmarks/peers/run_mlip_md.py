@@ -21,8 +21,10 @@ from mlip.simulation.ase.mlip_ase_calculator import MLIPForceFieldASECalculator
 from mlip.simulation.enums import MDIntegrator
 from mlip.simulation.jax_md import JaxMDSimulationEngine
 
-NETWORKS = {"visnet": (Visnet, dict(num_layers=3, l_max=2)),
-            "mace": (Mace, dict(num_layers=2, l_max=3, node_symmetry=1, correlation=2))}
+NETWORKS = {
+    "visnet": (Visnet, dict(num_layers=3, l_max=2)),
+    "mace": (Mace, dict(num_layers=2, l_max=3, node_symmetry=1, correlation=2)),
+}
 TIMESTEP = 0.01  # fs
 EPISODE = 200  # steps
 EDGE_ROOM = 1.25
@@ -33,8 +35,14 @@ class Episodes:
 
     def __init__(self, atoms, force_field, count):
         config = JaxMDSimulationEngine.Config(
-            num_steps=EPISODE * count, num_episodes=count, timestep_fs=TIMESTEP, snapshot_interval=EPISODE,
-            temperature_kelvin=1e-3, md_integrator=MDIntegrator.NVE_VELOCITY_VERLET, edge_capacity_multiplier=EDGE_ROOM)
+            num_steps=EPISODE * count,
+            num_episodes=count,
+            timestep_fs=TIMESTEP,
+            snapshot_interval=EPISODE,
+            temperature_kelvin=1e-3,
+            md_integrator=MDIntegrator.NVE_VELOCITY_VERLET,
+            edge_capacity_multiplier=EDGE_ROOM,
+        )
         self.ends = [time.perf_counter()]
         engine = JaxMDSimulationEngine(atoms, force_field, config)
         engine.attach_logger(lambda state: self.ends.append(time.perf_counter()))
@@ -58,7 +66,9 @@ def rate_of_ase(atoms, force_field, seconds):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("molecule")
     parser.add_argument("--model", choices=NETWORKS, default="visnet")
     parser.add_argument("--features", default="16,128")
@@ -68,19 +78,33 @@ def main():
     args = parser.parse_args()
     logging.disable(logging.WARNING)
     atoms = ase.io.read(args.molecule)
-    info = DatasetInfo(atomic_energies_map=dict.fromkeys(range(1, 18), 0.0), graph_cutoff_angstrom=5.0,
-                       avg_num_neighbors=15.0, avg_r_min_angstrom=1.0)
+    info = DatasetInfo(
+        atomic_energies_map=dict.fromkeys(range(1, 18), 0.0),
+        graph_cutoff_angstrom=5.0,
+        avg_num_neighbors=15.0,
+        avg_r_min_angstrom=1.0,
+    )
     network, options = NETWORKS[args.model]
     for features in map(int, args.features.split(",")):
         force_field = ForceField.from_mlip_network(
-            network(network.Config(num_channels=features, num_rbf=20, **options), info))
-        rates = np.array([(Episodes(atoms, force_field, args.episodes).rate(),
-                           rate_of_ase(atoms, force_field, args.seconds)) for _ in range(args.rounds)])
+            network(network.Config(num_channels=features, num_rbf=20, **options), info)
+        )
+        rates = np.array(
+            [
+                (
+                    Episodes(atoms, force_field, args.episodes).rate(),
+                    rate_of_ase(atoms, force_field, args.seconds),
+                )
+                for _ in range(args.rounds)
+            ]
+        )
         loop, other = np.median(rates, axis=0)
         ratios = rates[:, 0] / rates[:, 1]
-        print(f"{args.model}, {features} features, {len(atoms)} atoms: mlip's loop {loop:.4g} steps/s, ASE's with its "
-              f"calculator {other:.4g}, ratio {np.median(ratios):.2f} ({ratios.min():.2f} to {ratios.max():.2f})",
-              flush=True)
+        print(
+            f"{args.model}, {features} features, {len(atoms)} atoms: mlip's loop {loop:.4g} steps/s, ASE's with its "
+            f"calculator {other:.4g}, ratio {np.median(ratios):.2f} ({ratios.min():.2f} to {ratios.max():.2f})",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -17,13 +17,17 @@ def weights(job):
         batch = run_schnetpack.collate(group)
         out = model(dict(batch))
         error_f = out["forces"] - batch["label_forces"]
-        loss = (measure.ENERGY_WEIGHT * torch.mean((out["energy"] - batch["label_energy"]) ** 2)
-                + measure.FORCE_WEIGHT * torch.mean(error_f ** 2))
+        loss = measure.ENERGY_WEIGHT * torch.mean(
+            (out["energy"] - batch["label_energy"]) ** 2
+        ) + measure.FORCE_WEIGHT * torch.mean(error_f**2)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         errors.append(float(error_f.detach().abs().mean()))
-    np.savez(job["weights"], **{name: value.detach().cpu().numpy() for name, value in model.state_dict().items()})
+    np.savez(
+        job["weights"],
+        **{name: value.detach().cpu().numpy() for name, value in model.state_dict().items()},
+    )
     return {"force_error": errors[-1], "batches": len(errors)}
 
 
@@ -37,8 +41,12 @@ def load(job) -> torch.nn.Module:
 def ase(job):
     """One model call a step: SchNetPack's calculator answers energy and forces from one evaluation."""
     calculator = run_schnetpack.CalculatorOfModule(
-        model_file=load(job), neighbor_list=run_schnetpack.MatScipyNeighborList(cutoff=measure.CUTOFF),
-        energy_unit="eV", position_unit="Ang", device=torch_step.DEVICE)
+        model_file=load(job),
+        neighbor_list=run_schnetpack.MatScipyNeighborList(cutoff=measure.CUTOFF),
+        energy_unit="eV",
+        position_unit="Ang",
+        device=torch_step.DEVICE,
+    )
     calculate = calculator.calculate
 
     def both(atoms=None, properties=None, system_changes=None):

@@ -7,7 +7,9 @@ import torch
 import torch.utils.data.dataloader as torch_loader
 import torch_step
 
-if not hasattr(torch_loader, "T_co"):  # SchNetPack 2.1.1 imports this name, which newer versions of torch lack
+if not hasattr(
+    torch_loader, "T_co"
+):  # SchNetPack 2.1.1 imports this name, which newer versions of torch lack
     torch_loader.T_co = TypeVar("T_co", covariant=True)
 
 import schnetpack
@@ -16,7 +18,10 @@ from schnetpack.data.loader import _atoms_collate_fn
 from schnetpack.interfaces import SpkCalculator
 from schnetpack.transform import MatScipyNeighborList
 
-REPRESENTATIONS = {"painn": schnetpack.representation.PaiNN, "schnet": schnetpack.representation.SchNet}
+REPRESENTATIONS = {
+    "painn": schnetpack.representation.PaiNN,
+    "schnet": schnetpack.representation.SchNet,
+}
 
 
 def make_model(job) -> torch.nn.Module:
@@ -24,13 +29,19 @@ def make_model(job) -> torch.nn.Module:
     options = job["options"]
     width = options["num_features"]
     representation = REPRESENTATIONS[job["model"]](
-        n_atom_basis=width, n_interactions=options["num_layers"],
+        n_atom_basis=width,
+        n_interactions=options["num_layers"],
         radial_basis=schnetpack.nn.GaussianRBF(n_rbf=options["num_radial"], cutoff=measure.CUTOFF),
-        cutoff_fn=schnetpack.nn.CosineCutoff(measure.CUTOFF))
+        cutoff_fn=schnetpack.nn.CosineCutoff(measure.CUTOFF),
+    )
     return schnetpack.model.NeuralNetworkPotential(
-        representation=representation, input_modules=[schnetpack.atomistic.PairwiseDistances()],
-        output_modules=[schnetpack.atomistic.Atomwise(n_in=width, output_key="energy"),
-                        schnetpack.atomistic.Forces()]).to(torch_step.DEVICE)
+        representation=representation,
+        input_modules=[schnetpack.atomistic.PairwiseDistances()],
+        output_modules=[
+            schnetpack.atomistic.Atomwise(n_in=width, output_key="energy"),
+            schnetpack.atomistic.Forces(),
+        ],
+    ).to(torch_step.DEVICE)
 
 
 def collate(molecules):
@@ -41,13 +52,18 @@ def collate(molecules):
 def _inputs(molecule):
     receivers, senders = (torch.from_numpy(i) for i in measure.edges(molecule.positions))
     return {
-        properties.idx: torch.tensor([0]), properties.n_atoms: torch.tensor([len(molecule.numbers)]),
+        properties.idx: torch.tensor([0]),
+        properties.n_atoms: torch.tensor([len(molecule.numbers)]),
         properties.Z: torch.tensor(molecule.numbers, dtype=torch.long),
         properties.R: torch.tensor(molecule.positions, dtype=torch.float32),
-        properties.cell: torch.zeros(1, 3, 3), properties.pbc: torch.zeros(3, dtype=torch.bool),
-        properties.idx_i: receivers, properties.idx_j: senders, properties.offsets: torch.zeros(len(receivers), 3),
+        properties.cell: torch.zeros(1, 3, 3),
+        properties.pbc: torch.zeros(3, dtype=torch.bool),
+        properties.idx_i: receivers,
+        properties.idx_j: senders,
+        properties.offsets: torch.zeros(len(receivers), 3),
         "label_energy": torch.tensor([molecule.energy], dtype=torch.float32),
-        "label_forces": torch.tensor(molecule.forces, dtype=torch.float32)}
+        "label_forces": torch.tensor(molecule.forces, dtype=torch.float32),
+    }
 
 
 def train(job):
@@ -70,8 +86,12 @@ class CalculatorOfModule(SpkCalculator):
 def latency(job):
     model = make_model(job).requires_grad_(False)
     calculator = CalculatorOfModule(
-        model_file=model, neighbor_list=MatScipyNeighborList(cutoff=measure.CUTOFF), energy_unit="eV",
-        position_unit="Ang", device=torch_step.DEVICE)
+        model_file=model,
+        neighbor_list=MatScipyNeighborList(cutoff=measure.CUTOFF),
+        energy_unit="eV",
+        position_unit="Ang",
+        device=torch_step.DEVICE,
+    )
     return measure.latency(job, lambda atoms: calculator)
 
 

@@ -39,12 +39,21 @@ class PaiNN(Counted):
         self.net = load(job)
 
     def evaluate(self, state):
-        pairs, _, _ = torchsim_nl(state.positions, state.row_vector_cell, state.pbc, measure.CUTOFF, state.system_idx)
-        out = self.net({
-            "_idx": torch.zeros(state.n_systems), "_n_atoms": state.n_atoms_per_system,
-            "_atomic_numbers": state.atomic_numbers, "_positions": state.positions.detach().clone(),
-            "_idx_i": pairs[0], "_idx_j": pairs[1], "_offsets": torch.zeros(pairs.shape[1], 3, device=DEVICE),
-            "_idx_m": state.system_idx})
+        pairs, _, _ = torchsim_nl(
+            state.positions, state.row_vector_cell, state.pbc, measure.CUTOFF, state.system_idx
+        )
+        out = self.net(
+            {
+                "_idx": torch.zeros(state.n_systems),
+                "_n_atoms": state.n_atoms_per_system,
+                "_atomic_numbers": state.atomic_numbers,
+                "_positions": state.positions.detach().clone(),
+                "_idx_i": pairs[0],
+                "_idx_j": pairs[1],
+                "_offsets": torch.zeros(pairs.shape[1], 3, device=DEVICE),
+                "_idx_m": state.system_idx,
+            }
+        )
         return {"energy": out["energy"].detach(), "forces": out["forces"].detach()}
 
 
@@ -52,8 +61,15 @@ class Morse(Counted):
     def __init__(self, job):
         super().__init__(torch.float64)
         m = relaxing.MORSE
-        self.net = MorseModel(sigma=m["r0"], epsilon=m["epsilon"], alpha=m["alpha"], cutoff=m["cutoff"],
-                              dtype=torch.float64, device=DEVICE, compute_stress=False)
+        self.net = MorseModel(
+            sigma=m["r0"],
+            epsilon=m["epsilon"],
+            alpha=m["alpha"],
+            cutoff=m["cutoff"],
+            dtype=torch.float64,
+            device=DEVICE,
+            compute_stress=False,
+        )
 
     def evaluate(self, state):
         return self.net(state)
@@ -67,15 +83,25 @@ def batched(job):
         atoms.set_cell([BOX] * 3)
     model = (Morse if morse else PaiNN)(job)
     converged = torch_sim.generate_force_convergence_fn(relaxing.FMAX)
-    batcher = InFlightAutoBatcher(model=model, memory_scales_with="n_atoms", max_memory_scaler=job["atoms"])
+    batcher = InFlightAutoBatcher(
+        model=model, memory_scales_with="n_atoms", max_memory_scaler=job["atoms"]
+    )
     model(torch_sim.initialize_state(copy.deepcopy(molecules[:1]), DEVICE, model.dtype))
     model.systems, model.clock.seconds, begin = 0, 0.0, relaxing.Begin()
-    final = torch_sim.optimize(molecules, model, optimizer=torch_sim.Optimizer(job["method"]),
-                               convergence_fn=converged, max_steps=relaxing.MAX_STEPS, steps_between_swaps=5,
-                               autobatcher=batcher)
+    final = torch_sim.optimize(
+        molecules,
+        model,
+        optimizer=torch_sim.Optimizer(job["method"]),
+        convergence_fn=converged,
+        max_steps=relaxing.MAX_STEPS,
+        steps_between_swaps=5,
+        autobatcher=batcher,
+    )
     torch_step.wait()
     done = int((torch_sim.system_wise_max_force(final) < relaxing.FMAX).sum())
-    return relaxing.result(begin, len(molecules), model.systems - len(molecules), done, model.clock.seconds)
+    return relaxing.result(
+        begin, len(molecules), model.systems - len(molecules), done, model.clock.seconds
+    )
 
 
 if __name__ == "__main__":

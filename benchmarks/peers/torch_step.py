@@ -20,8 +20,12 @@ def wait() -> None:
         torch.cuda.synchronize()
 
 
-def train(job: dict[str, Any], model: torch.nn.Module, collate: Callable[[Sequence[measure.Molecule]], Any],
-          predict: Callable[[Any], tuple[torch.Tensor, ...]]) -> dict[str, Any]:
+def train(
+    job: dict[str, Any],
+    model: torch.nn.Module,
+    collate: Callable[[Sequence[measure.Molecule]], Any],
+    predict: Callable[[Any], tuple[torch.Tensor, ...]],
+) -> dict[str, Any]:
     """Time steps of energies, forces and Adam.
 
     Args:
@@ -34,16 +38,22 @@ def train(job: dict[str, Any], model: torch.nn.Module, collate: Callable[[Sequen
 
     def step(batch):
         energy, energy_label, forces, force_label = predict(batch)
-        loss = (measure.ENERGY_WEIGHT * torch.mean((energy - energy_label) ** 2)
-                + measure.FORCE_WEIGHT * torch.mean((forces - force_label) ** 2))
+        loss = measure.ENERGY_WEIGHT * torch.mean(
+            (energy - energy_label) ** 2
+        ) + measure.FORCE_WEIGHT * torch.mean((forces - force_label) ** 2)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 
     times = measure.time_steps(step, data, job["seconds"], wait, each=DEVICE == "cpu")
     peak = torch.cuda.max_memory_allocated() / 2**20 if DEVICE == "cuda" else None
-    result = measure.training_result(times, measure.real_sizes(groups), sum(p.numel() for p in model.parameters()),
-                                     device=DEVICE, peak_device_mib=peak)
+    result = measure.training_result(
+        times,
+        measure.real_sizes(groups),
+        sum(p.numel() for p in model.parameters()),
+        device=DEVICE,
+        peak_device_mib=peak,
+    )
     return result | (cost(step, data[0]) if job["counters"] else {})
 
 
@@ -58,10 +68,15 @@ class _Counter(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
         if function.overloadpacket in flop_registry:
-            self.flops += flop_registry[function.overloadpacket](*args, **(kwargs or {}), out_val=out)
+            self.flops += flop_registry[function.overloadpacket](
+                *args, **(kwargs or {}), out_val=out
+            )
         if not function.is_view:
-            self.bytes += sum(t.numel() * t.element_size() for t in tree_leaves((args, kwargs, out))
-                              if isinstance(t, torch.Tensor))
+            self.bytes += sum(
+                t.numel() * t.element_size()
+                for t in tree_leaves((args, kwargs, out))
+                if isinstance(t, torch.Tensor)
+            )
         return out
 
 
@@ -69,4 +84,8 @@ def cost(step: Callable[[Any], None], batch: Any) -> dict[str, Any]:
     """FLOPs and bytes of one step."""
     with _Counter() as counter:
         step(batch)
-    return {"flops": counter.flops, "bytes": counter.bytes, "counted_by": "operators; FLOPs of matrix products alone"}
+    return {
+        "flops": counter.flops,
+        "bytes": counter.bytes,
+        "counted_by": "operators; FLOPs of matrix products alone",
+    }

@@ -14,9 +14,12 @@ def log_to_console() -> None:
     """
     from absl import logging as absl_logging
     from rich.logging import RichHandler
+
     absl_logging.use_absl_handler()
     root = logging.getLogger()
-    root.handlers = [RichHandler(show_path=False, omit_repeated_times=False, log_time_format="%H:%M:%S")]
+    root.handlers = [
+        RichHandler(show_path=False, omit_repeated_times=False, log_time_format="%H:%M:%S")
+    ]
     root.setLevel(logging.INFO)
     logging.getLogger("jax").setLevel(logging.WARNING)
     # orbax logs every file that it opens, and the traceback of every error, which it raises anyway
@@ -34,5 +37,9 @@ def _hide_closed_loops() -> None:
         return isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
 
     show, show_unraisable = sys.excepthook, sys.unraisablehook
-    sys.excepthook = lambda kind, error, trace: None if closed_loop(error) else show(kind, error, trace)
-    sys.unraisablehook = lambda about: None if closed_loop(about.exc_value) else show_unraisable(about)
+    sys.excepthook = lambda kind, error, trace: (
+        None if closed_loop(error) else show(kind, error, trace)
+    )
+    sys.unraisablehook = lambda about: (
+        None if closed_loop(about.exc_value) else show_unraisable(about)
+    )

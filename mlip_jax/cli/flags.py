@@ -20,23 +20,42 @@ _OF_SWEEPS = ("sweep_index", "sweep_list", "sweep_collect")
 def define() -> None:
     """Define the flags. After `parse`, their values are attributes of `absl.flags.FLAGS`."""
     config_flags.DEFINE_config_file(
-        "config", None, "A file with get_config(), or the name of a shipped config: spice. An argument for "
-        "get_config() follows a colon: spice:painn.")
-    flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics and report go there.")
-    flags.DEFINE_bool(
-        "sweep", False, "Run the variants that sweep() of the config file gives, one after another, each in "
-        "WORKDIR/NAME, and collect them in WORKDIR/sweep.md and sweep.csv. The same command again runs what is not "
-        "complete; several at once share the work.")
+        "config",
+        None,
+        "A file with get_config(), or the name of a shipped config: spice. An argument for "
+        "get_config() follows a colon: spice:painn.",
+    )
     flags.DEFINE_string(
-        "sweep_index", None, 'With --sweep: run only the variant of this number (from 0), for job arrays; "slurm" '
-        "takes the number from SLURM_ARRAY_TASK_ID.")
+        "workdir", None, "Folder of the run: checkpoints, metrics and report go there."
+    )
     flags.DEFINE_bool(
-        "sweep_list", False, "With --sweep: print number, name and fields of each variant in a line; run nothing.")
+        "sweep",
+        False,
+        "Run the variants that sweep() of the config file gives, one after another, each in "
+        "WORKDIR/NAME, and collect them in WORKDIR/sweep.md and sweep.csv. The same command again runs what is not "
+        "complete; several at once share the work.",
+    )
+    flags.DEFINE_string(
+        "sweep_index",
+        None,
+        'With --sweep: run only the variant of this number (from 0), for job arrays; "slurm" '
+        "takes the number from SLURM_ARRAY_TASK_ID.",
+    )
+    flags.DEFINE_bool(
+        "sweep_list",
+        False,
+        "With --sweep: print number, name and fields of each variant in a line; run nothing.",
+    )
     flags.DEFINE_bool("sweep_collect", False, "With --sweep: write the table again; run nothing.")
     flags.DEFINE_multi_string(
-        "overrides", None, "Config fields with their values as a Python dictionary, applied after those given as "
-        "--config.FIELD: \"{'model.options.degrees': (1, 2), 'seed': 1}\". A sweep passes them to its variants.")
-    flags.DEFINE_integer("profile", None, "Profile this many training steps and write the trace to WORKDIR/trace.")
+        "overrides",
+        None,
+        "Config fields with their values as a Python dictionary, applied after those given as "
+        "--config.FIELD: \"{'model.options.degrees': (1, 2), 'seed': 1}\". A sweep passes them to its variants.",
+    )
+    flags.DEFINE_integer(
+        "profile", None, "Profile this many training steps and write the trace to WORKDIR/trace."
+    )
     flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
     flags.mark_flags_as_required(["config", "workdir"])
 
@@ -57,12 +76,16 @@ def parse(args: Sequence[str], about: str) -> list[str]:
     except ModuleNotFoundError as error:
         if error.name != "configs":
             raise
-        sys.exit("error: the config imports from `configs`, where the shipped configs are no longer found; write "
-                 "`from mlip_jax.configs import NAME`")
+        sys.exit(
+            "error: the config imports from `configs`, where the shipped configs are no longer found; write "
+            "`from mlip_jax.configs import NAME`"
+        )
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         if any(a.lstrip("-").startswith("config.data.reader_options.") for a in args):
-            sys.exit("error: options of a reader are given together: "
-                     '--config.data.reader_options="NAME=VALUE; NAME=VALUE"')
+            sys.exit(
+                "error: options of a reader are given together: "
+                '--config.data.reader_options="NAME=VALUE; NAME=VALUE"'
+            )
         # the text of a KeyError is the repr of its argument, with ml_collections even twice
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
         sys.exit("error: " + text.strip("'\"").replace("\\n", "\n").replace("\\'", "'"))
@@ -82,13 +105,16 @@ def check(arguments: Sequence[str]) -> None:
     if arguments:
         raise ConfigError(f"unknown arguments: {' '.join(arguments)}")
     alone = [f"--{name}" for name in _OF_SWEEPS if flags.FLAGS[name].value]
-    if alone and not flags.FLAGS.sweep and flags.FLAGS.overrides is None:  # a sweep passes its flags to its variants
+    if (
+        alone and not flags.FLAGS.sweep and flags.FLAGS.overrides is None
+    ):  # a sweep passes its flags to its variants
         raise ConfigError(f"{', '.join(alone)} without --sweep")
 
 
 def overridden(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Return the config with the values of --overrides applied."""
     from mlip_jax.sweeps.overrides import override, parse
+
     for text in flags.FLAGS.overrides or ():
         config = override(config, parse(text))
     return config
@@ -103,7 +129,9 @@ def set_profile(config: ml_collections.ConfigDict) -> None:
     if flags.FLAGS.profile is None:
         return
     if config.get("task") != "train":
-        raise ConfigError(f"--profile is of training; the task of this config is {config.get('task')!r}")
+        raise ConfigError(
+            f"--profile is of training; the task of this config is {config.get('task')!r}"
+        )
     config.train.profile_steps = flags.FLAGS.profile
 
 
@@ -145,11 +173,14 @@ def _show_help(args: Sequence[str], about: str) -> None:
     given += [a.partition("=")[2] for a in args if a.startswith(("--config=", "-config="))]
     if given:
         from mlip_jax.cli.help import help_text
+
         print(help_text(given[0]))
         print("\nFlags of every config: --help without --config.")
     else:
         # the first line is the name of this module
         flag_texts = flags.FLAGS.module_help(__name__).strip().partition("\n")[2]
-        configs = textwrap.fill(", ".join(shipped_names()), 80, initial_indent="  ", subsequent_indent="  ")
+        configs = textwrap.fill(
+            ", ".join(shipped_names()), 80, initial_indent="  ", subsequent_indent="  "
+        )
         print(f"{about.strip()}\n\nShipped configs:\n{configs}\n\nFlags:\n{flag_texts}")
     sys.exit(0)

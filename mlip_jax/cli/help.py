@@ -41,7 +41,9 @@ def help_text(path: str, width: int | None = None) -> str:
         inspect.signature(module.get_config).bind(*given)
     except TypeError as error:
         if not colon:  # get_config requires an argument, so its fields are unknown
-            return "\n\n".join([*parts, f"The fields are shown with the argument: --config={path}:ARGUMENT --help"])
+            return "\n\n".join(
+                [*parts, f"The fields are shown with the argument: --config={path}:ARGUMENT --help"]
+            )
         raise ConfigError(f"{path}: get_config: {error}") from error
     config = module.get_config(*given)
     parts.append("Fields, set with --config.FIELD=VALUE:")
@@ -53,7 +55,11 @@ def help_text(path: str, width: int | None = None) -> str:
 def fields(config: ml_collections.ConfigDict, path: str = "") -> Iterator[tuple[str, object]]:
     """Yield (dotted name, value) of all fields. An empty part such as model.options is a field."""
     for name in config:
-        value = config.get_ref(name).get() if not isinstance(config[name], ml_collections.ConfigDict) else config[name]
+        value = (
+            config.get_ref(name).get()
+            if not isinstance(config[name], ml_collections.ConfigDict)
+            else config[name]
+        )
         if isinstance(value, ml_collections.ConfigDict) and len(value):
             yield from fields(value, f"{path}{name}.")
         else:
@@ -84,7 +90,9 @@ def _lines(config: ml_collections.ConfigDict, width: int) -> list[str]:
             part = name.partition(".")[0]
             about = declared.members[part].description if part in declared.members else ""
             lines += [""] * bool(lines)
-            lines += textwrap.wrap(f"{part}: {about}", width, initial_indent="  ", subsequent_indent="  ")
+            lines += textwrap.wrap(
+                f"{part}: {about}", width, initial_indent="  ", subsequent_indent="  "
+            )
         lines += _line(name, value, meanings.get(name, ""), width)
     return lines
 
@@ -104,7 +112,11 @@ def _in_order(given: dict[str, object], declared: Part) -> dict[str, object]:
 
 def _line(name: str, value: object, meaning: str, width: int) -> list[str]:
     """Return the lines of the help for one field, with its meaning wrapped to the right."""
-    shown = "unset" if value is None else repr(dict(value) if isinstance(value, ml_collections.ConfigDict) else value)
+    shown = (
+        "unset"
+        if value is None
+        else repr(dict(value) if isinstance(value, ml_collections.ConfigDict) else value)
+    )
     left = f"  {name} = {shown}"
     meaning_lines = textwrap.wrap(meaning, width - _NAMES, break_on_hyphens=False)
     if not meaning_lines:
@@ -119,9 +131,12 @@ def _model_options(config: ml_collections.ConfigDict, width: int) -> list[str]:
     if not name:
         return []
     from mlip_jax import models
+
     model = models.find(name)
     own = [f for f in dataclasses.fields(model) if f.name not in ("parent", "name")]
     shown = ", ".join(f"{f.name} = {f.default!r}" for f in own)
-    return [f"Options of the model {name!r}, as --config.model.options.NAME=VALUE, and their defaults:",
-            textwrap.fill(shown, width, initial_indent="  ", subsequent_indent="  "),
-            textwrap.indent(inspect.getdoc(model) or "", "  ")]
+    return [
+        f"Options of the model {name!r}, as --config.model.options.NAME=VALUE, and their defaults:",
+        textwrap.fill(shown, width, initial_indent="  ", subsequent_indent="  "),
+        textwrap.indent(inspect.getdoc(model) or "", "  "),
+    ]

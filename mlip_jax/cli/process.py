@@ -14,8 +14,10 @@ from pathlib import Path
 
 # ALLOCATOR: settings that keep glibc from returning every large buffer to the system and requesting
 # it again. Without them, page faults take half of the time of a training step on a CPU.
-ALLOCATOR = ("glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=34359738368:"
-             "glibc.malloc.top_pad=67108864:glibc.malloc.arena_max=1")
+ALLOCATOR = (
+    "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=34359738368:"
+    "glibc.malloc.top_pad=67108864:glibc.malloc.arena_max=1"
+)
 EXIT_REQUEUE = 75  # distributed.EXIT_REQUEUE, whose import would take too long
 
 
@@ -50,10 +52,18 @@ def keep_compiled_programs() -> None:
     import hashlib
 
     import jax
+
     kind = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        kind = next((line for line in cpuinfo.read_text().splitlines() if line.startswith(("flags", "Features"))), kind)
+        kind = next(
+            (
+                line
+                for line in cpuinfo.read_text().splitlines()
+                if line.startswith(("flags", "Features"))
+            ),
+            kind,
+        )
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = f"{jax.__version__}-{hashlib.sha256(kind.encode()).hexdigest()[:8]}"
     jax.config.update("jax_compilation_cache_dir", str(cache / "mlip_jax" / name))

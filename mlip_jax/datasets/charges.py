@@ -34,7 +34,11 @@ def total_charge(label: Any, smiles: str, initial: float) -> float:
 
 def whole_charge(charge: float) -> float | None:
     """Return the whole number within 0.001 e of a charge, or None if there is none."""
-    return float(round(charge)) if math.isfinite(charge) and abs(charge - round(charge)) <= _TOLERANCE else None
+    return (
+        float(round(charge))
+        if math.isfinite(charge) and abs(charge - round(charge)) <= _TOLERANCE
+        else None
+    )
 
 
 def charge_from_smiles(smiles: str) -> int:

@@ -11,7 +11,18 @@ import numpy as np
 from mlip_jax.structure import Structure
 
 PER_ATOM = ("numbers", "positions", "forces")
-PER_STRUCTURE = ("energy", "charge", "molecule", "smiles", "conformer", "record", "subset", "source", "cell", "pbc")
+PER_STRUCTURE = (
+    "energy",
+    "charge",
+    "molecule",
+    "smiles",
+    "conformer",
+    "record",
+    "subset",
+    "source",
+    "cell",
+    "pbc",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,24 +91,44 @@ class Columns:
 
         def per_atom(arrays, tail, dtype):
             arrays = list(arrays)
-            return np.concatenate(arrays).astype(dtype, copy=False) if arrays else np.zeros((0, *tail), dtype)
+            return (
+                np.concatenate(arrays).astype(dtype, copy=False)
+                if arrays
+                else np.zeros((0, *tail), dtype)
+            )
 
         return cls(
             numbers=per_atom((s.numbers for s in items), (), np.int32),
             positions=per_atom((s.positions for s in items), (3,), np.float64),
-            forces=per_atom((np.full((len(s), 3), np.nan) if s.forces is None else s.forces for s in items),
-                            (3,), np.float64),
+            forces=per_atom(
+                (np.full((len(s), 3), np.nan) if s.forces is None else s.forces for s in items),
+                (3,),
+                np.float64,
+            ),
             offsets=np.concatenate([[0], np.cumsum([len(s) for s in items])]).astype(np.int64),
-            energy=per_structure("energy", np.float64), charge=per_structure("charge", np.float64),
-            molecule=per_structure("molecule", object), smiles=per_structure("smiles", object),
-            conformer=per_structure("conformer", np.int64), record=per_structure("record", np.int64),
-            subset=per_structure("subset", object), source=per_structure("source", object),
-            cell=np.array([np.zeros((3, 3)) if s.cell is None else s.cell for s in items]) if periodic else None,
-            pbc=np.array([np.zeros(3, bool) if s.pbc is None else s.pbc for s in items]) if periodic else None,
-            properties={name: np.stack(list(_values(items, "properties", name)))
-                        for name in _names(items, "properties")},
-            atom_properties={name: np.concatenate(list(_values(items, "atom_properties", name)))
-                             for name in _names(items, "atom_properties")})
+            energy=per_structure("energy", np.float64),
+            charge=per_structure("charge", np.float64),
+            molecule=per_structure("molecule", object),
+            smiles=per_structure("smiles", object),
+            conformer=per_structure("conformer", np.int64),
+            record=per_structure("record", np.int64),
+            subset=per_structure("subset", object),
+            source=per_structure("source", object),
+            cell=np.array([np.zeros((3, 3)) if s.cell is None else s.cell for s in items])
+            if periodic
+            else None,
+            pbc=np.array([np.zeros(3, bool) if s.pbc is None else s.pbc for s in items])
+            if periodic
+            else None,
+            properties={
+                name: np.stack(list(_values(items, "properties", name)))
+                for name in _names(items, "properties")
+            },
+            atom_properties={
+                name: np.concatenate(list(_values(items, "atom_properties", name)))
+                for name in _names(items, "atom_properties")
+            },
+        )
 
     @classmethod
     def concatenate(cls, parts: Sequence[Columns]) -> Columns:
@@ -105,29 +136,54 @@ class Columns:
 
         Properties that a part lacks become NaN, and a part without cells becomes non-periodic.
         """
-        from_parts = {name: np.concatenate([getattr(p, name) for p in parts])
-                      for name in (*PER_ATOM, *PER_STRUCTURE[:-2])}
-        offsets = np.concatenate([[0], np.cumsum(np.concatenate([p.n_atoms for p in parts]))]).astype(np.int64)
+        from_parts = {
+            name: np.concatenate([getattr(p, name) for p in parts])
+            for name in (*PER_ATOM, *PER_STRUCTURE[:-2])
+        }
+        offsets = np.concatenate(
+            [[0], np.cumsum(np.concatenate([p.n_atoms for p in parts]))]
+        ).astype(np.int64)
         cell = pbc = None
         if any(p.pbc is not None for p in parts):
-            cell = np.concatenate([np.zeros((len(p), 3, 3)) if p.cell is None else p.cell for p in parts])
-            pbc = np.concatenate([np.zeros((len(p), 3), bool) if p.pbc is None else p.pbc for p in parts])
+            cell = np.concatenate(
+                [np.zeros((len(p), 3, 3)) if p.cell is None else p.cell for p in parts]
+            )
+            pbc = np.concatenate(
+                [np.zeros((len(p), 3), bool) if p.pbc is None else p.pbc for p in parts]
+            )
         properties = _concatenate_properties([(p.properties, len(p)) for p in parts])
-        atom_properties = _concatenate_properties([(p.atom_properties, len(p.numbers)) for p in parts])
-        return cls(**from_parts, offsets=offsets, cell=cell, pbc=pbc, properties=properties,
-                   atom_properties=atom_properties)
+        atom_properties = _concatenate_properties(
+            [(p.atom_properties, len(p.numbers)) for p in parts]
+        )
+        return cls(
+            **from_parts,
+            offsets=offsets,
+            cell=cell,
+            pbc=pbc,
+            properties=properties,
+            atom_properties=atom_properties,
+        )
 
     def __getitem__(self, s: int) -> Structure:
         atoms = slice(self.offsets[s], self.offsets[s + 1])
         periodic = self.pbc is not None and self.pbc[s].any()
         return Structure(
-            numbers=self.numbers[atoms], positions=self.positions[atoms], forces=self.forces[atoms],
-            energy=float(self.energy[s]), charge=float(self.charge[s]),
-            cell=self.cell[s] if periodic else None, pbc=self.pbc[s] if periodic else None,
-            molecule=str(self.molecule[s]), smiles=str(self.smiles[s]), conformer=int(self.conformer[s]),
-            record=int(self.record[s]), subset=str(self.subset[s]), source=str(self.source[s]),
+            numbers=self.numbers[atoms],
+            positions=self.positions[atoms],
+            forces=self.forces[atoms],
+            energy=float(self.energy[s]),
+            charge=float(self.charge[s]),
+            cell=self.cell[s] if periodic else None,
+            pbc=self.pbc[s] if periodic else None,
+            molecule=str(self.molecule[s]),
+            smiles=str(self.smiles[s]),
+            conformer=int(self.conformer[s]),
+            record=int(self.record[s]),
+            subset=str(self.subset[s]),
+            source=str(self.source[s]),
             properties={name: values[s] for name, values in self.properties.items()},
-            atom_properties={name: values[atoms] for name, values in self.atom_properties.items()})
+            atom_properties={name: values[atoms] for name, values in self.atom_properties.items()},
+        )
 
     def __iter__(self) -> Iterator[Structure]:
         return (self[s] for s in range(len(self)))
@@ -141,16 +197,23 @@ class Columns:
         indices = np.asarray(indices, np.int64)
         atoms = self.atoms_of(indices)
         fields = {name: getattr(self, name)[atoms] for name in PER_ATOM}
-        fields |= {name: None if getattr(self, name) is None else getattr(self, name)[indices]
-                   for name in PER_STRUCTURE}
+        fields |= {
+            name: None if getattr(self, name) is None else getattr(self, name)[indices]
+            for name in PER_STRUCTURE
+        }
         fields["offsets"] = np.concatenate([[0], np.cumsum(self.n_atoms[indices])]).astype(np.int64)
-        return Columns(**fields, properties={name: values[indices] for name, values in self.properties.items()},
-                       atom_properties={name: values[atoms] for name, values in self.atom_properties.items()})
+        return Columns(
+            **fields,
+            properties={name: values[indices] for name, values in self.properties.items()},
+            atom_properties={name: values[atoms] for name, values in self.atom_properties.items()},
+        )
 
     def atoms_of(self, indices: np.ndarray) -> np.ndarray:
         """Return the rows of the atom arrays that belong to the structures `indices`, in order."""
         counts = self.n_atoms[indices]
-        starts = np.repeat(self.offsets[:-1][indices] - np.concatenate([[0], np.cumsum(counts)[:-1]]), counts)
+        starts = np.repeat(
+            self.offsets[:-1][indices] - np.concatenate([[0], np.cumsum(counts)[:-1]]), counts
+        )
         return starts + np.arange(counts.sum())
 
 
@@ -167,15 +230,28 @@ def _values(items: list[Structure], field: str, name: str) -> Iterator[np.ndarra
         shape = (len(s), *tail) if per_atom else tail
         value = np.asarray(getattr(s, field).get(name, np.full(shape, np.nan)), np.float64)
         if value.shape != shape:
-            raise ValueError(f"{s.source or 'structure'}: property {name!r} has shape {value.shape}, "
-                             f"expected {shape} as in the structures before")
+            raise ValueError(
+                f"{s.source or 'structure'}: property {name!r} has shape {value.shape}, "
+                f"expected {shape} as in the structures before"
+            )
         yield value
 
 
-def _concatenate_properties(parts: Sequence[tuple[Mapping[str, np.ndarray], int]]) -> dict[str, np.ndarray]:
-    tails = {name: values.shape[1:] for properties, _ in parts for name, values in properties.items()}
-    return {name: np.concatenate([properties.get(name, np.full((count, *tails[name]), np.nan))
-                                  for properties, count in parts]) for name in sorted(tails)}
+def _concatenate_properties(
+    parts: Sequence[tuple[Mapping[str, np.ndarray], int]],
+) -> dict[str, np.ndarray]:
+    tails = {
+        name: values.shape[1:] for properties, _ in parts for name, values in properties.items()
+    }
+    return {
+        name: np.concatenate(
+            [
+                properties.get(name, np.full((count, *tails[name]), np.nan))
+                for properties, count in parts
+            ]
+        )
+        for name in sorted(tails)
+    }
 
 
 class Rows(Protocol):

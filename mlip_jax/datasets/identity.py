@@ -44,13 +44,22 @@ def stable_ids(molecule: np.ndarray) -> np.ndarray:
     """
     molecule = np.asarray(molecule)
     if molecule.dtype.kind in "iu":
-        return splitmix64(molecule.astype(np.int64 if molecule.dtype.kind == "i" else np.uint64).view(np.uint64))
+        return splitmix64(
+            molecule.astype(np.int64 if molecule.dtype.kind == "i" else np.uint64).view(np.uint64)
+        )
     names = molecule.tolist()
     different = set(names)
     if not all(isinstance(name, str | bytes) for name in different):
         raise ValueError(f"molecules must be strings or whole numbers; received {molecule.dtype}")
-    number = {name: int.from_bytes(hashlib.blake2b(name if isinstance(name, bytes) else name.encode(),
-                                                   digest_size=8).digest(), "little") for name in different}
+    number = {
+        name: int.from_bytes(
+            hashlib.blake2b(
+                name if isinstance(name, bytes) else name.encode(), digest_size=8
+            ).digest(),
+            "little",
+        )
+        for name in different
+    }
     return np.array([number[name] for name in names], np.uint64)
 
 

@@ -77,5 +77,7 @@ def texts(name: str, value: Any) -> tuple[str, ...]:
 
 
 def _wrong(name: str, expected: str, value: Any) -> ConfigError:
-    return ConfigError(f"reader option {name} must be {expected}; received {reprlib.repr(value)} "
-                       f"({type(value).__name__})")
+    return ConfigError(
+        f"reader option {name} must be {expected}; received {reprlib.repr(value)} "
+        f"({type(value).__name__})"
+    )

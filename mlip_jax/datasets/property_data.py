@@ -19,7 +19,14 @@ from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.statistics import NUM_ELEMENTS, ElementFit, sum_reference
 
 # Units by property name, as readers name the properties. Other properties are shown without unit.
-UNITS = {"gap": "eV", "homo": "eV", "lumo": "eV", "dipole": "e·Å", "dipole_moment": "e·Å", "zpve": "eV"}
+UNITS = {
+    "gap": "eV",
+    "homo": "eV",
+    "lumo": "eV",
+    "dipole": "e·Å",
+    "dipole_moment": "e·Å",
+    "zpve": "eV",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,13 +103,23 @@ class Samples:
 
     def take(self, indices: np.ndarray, *, labels_only: bool = False) -> Columns:
         """Return the samples `indices` with targets. Texts are optional if `labels_only`."""
-        columns = self.rows.take(self.index[indices], labels_only=labels_only and not self.atom_properties)
-        atoms = {t.name: t.to_training(columns.atom_properties[t.name], columns) for t in self.atom_properties}
-        return dataclasses.replace(columns, atom_properties=atoms, properties={
-            name: values[indices] for name, values in self.properties.items()})
+        columns = self.rows.take(
+            self.index[indices], labels_only=labels_only and not self.atom_properties
+        )
+        atoms = {
+            t.name: t.to_training(columns.atom_properties[t.name], columns)
+            for t in self.atom_properties
+        }
+        return dataclasses.replace(
+            columns,
+            atom_properties=atoms,
+            properties={name: values[indices] for name, values in self.properties.items()},
+        )
 
 
-def labelled(store: Any, indices: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def labelled(
+    store: Any, indices: np.ndarray, names: Sequence[str]
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Select the structures with a known value of at least one property.
 
     Args:
@@ -130,7 +147,9 @@ def labelled(store: Any, indices: np.ndarray, names: Sequence[str]) -> tuple[np.
                 found[name].append(columns.properties[name][rows])
     kept = np.concatenate(kept) if kept else np.zeros(0, np.int64)
     if not len(kept):
-        raise DatasetError(f"{store.path}: none of the {len(indices)} structures has a known {' or '.join(names)}")
+        raise DatasetError(
+            f"{store.path}: none of the {len(indices)} structures has a known {' or '.join(names)}"
+        )
     return kept, {name: np.concatenate(parts) for name, parts in found.items() if parts}
 
 
@@ -140,8 +159,16 @@ def _known(columns: Columns, name: str) -> np.ndarray:
     if name in columns.atom_properties:
         finite = _finite(columns.atom_properties[name])
         # (A,) -> (S,): known for all atoms of a structure
-        return np.logical_and.reduceat(finite, columns.offsets[:-1]) if len(columns) else np.zeros(0, bool)
-    raise DatasetError(unknown_name("property of these data", name, [*columns.properties, *columns.atom_properties]))
+        return (
+            np.logical_and.reduceat(finite, columns.offsets[:-1])
+            if len(columns)
+            else np.zeros(0, bool)
+        )
+    raise DatasetError(
+        unknown_name(
+            "property of these data", name, [*columns.properties, *columns.atom_properties]
+        )
+    )
 
 
 def _finite(values: np.ndarray) -> np.ndarray:
@@ -149,8 +176,13 @@ def _finite(values: np.ndarray) -> np.ndarray:
     return np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
 
 
-def fit_targets(rows: Rows, index: np.ndarray, values: Mapping[str, np.ndarray], names: Sequence[str],
-                options: Mapping[str, Mapping[str, Any]]) -> list[Target]:
+def fit_targets(
+    rows: Rows,
+    index: np.ndarray,
+    values: Mapping[str, np.ndarray],
+    names: Sequence[str],
+    options: Mapping[str, Mapping[str, Any]],
+) -> list[Target]:
     """Fit shifts and scales of the targets on the training split.
 
     Args:
@@ -178,8 +210,10 @@ def _kind(name: str, values, columns: Columns) -> str:
     else:
         shape, kind = columns.atom_properties[name].shape[1:], {(): "atom"}
     if shape not in kind:
-        raise DatasetError(f"property {name!r} has the shape {shape} for each structure or atom; what can be learned "
-                           "is a number or a vector of a structure, or a number of an atom")
+        raise DatasetError(
+            f"property {name!r} has the shape {shape} for each structure or atom; what can be learned "
+            "is a number or a vector of a structure, or a number of an atom"
+        )
     return kind[shape]
 
 
@@ -197,7 +231,9 @@ def _fitted(target: Target, columns: Columns, values: np.ndarray | None) -> Targ
     elif target.kind == "scalar":
         target = dataclasses.replace(target, shift=float(np.nanmean(values)))
     rest = target.to_training(values, columns)
-    scale = float(np.sqrt(np.nanmean(rest ** 2)))
+    scale = float(np.sqrt(np.nanmean(rest**2)))
     if not scale > 1e-12 * np.nanmax(np.abs(values)):  # a smaller spread is rounding error
-        raise DatasetError(f"property {target.name!r} has no spread in the training part: there is nothing to learn")
+        raise DatasetError(
+            f"property {target.name!r} has no spread in the training part: there is nothing to learn"
+        )
     return dataclasses.replace(target, scale=scale)

@@ -79,7 +79,9 @@ class Reader(abc.ABC):
         self.atom_energies: Mapping[str, float] | None = None
         self.notes: list[str] = []
         if not self.path.exists():
-            raise DatasetError(f"{self.path}: no such file or folder. Give the path of the data as config.data.path.")
+            raise DatasetError(
+                f"{self.path}: no such file or folder. Give the path of the data as config.data.path."
+            )
 
     @classmethod
     @abc.abstractmethod
@@ -111,7 +113,11 @@ class Reader(abc.ABC):
 
     def files(self) -> list[Path]:
         """Return all files of the data set. Their checksums go into the manifest of a store."""
-        return [self.path] if self.path.is_file() else sorted(p for p in self.path.rglob("*") if p.is_file())
+        return (
+            [self.path]
+            if self.path.is_file()
+            else sorted(p for p in self.path.rglob("*") if p.is_file())
+        )
 
     def official_split(self) -> dict[str, np.ndarray] | None:
         """Return the record numbers of "train", "valid" and "test", or None without a split."""
@@ -146,8 +152,10 @@ class MultiFileReader(Reader):
         self.LEVEL_OF_THEORY, self.UNITS = readers[0].LEVEL_OF_THEORY, readers[0].UNITS
         energies = [r.atom_energies for r in readers]
         if any(e != energies[0] for e in energies):
-            raise DatasetError(f"{', '.join(str(r.path) for r in readers)}: the files state different energies of "
-                               "isolated atoms; they do not belong together")
+            raise DatasetError(
+                f"{', '.join(str(r.path) for r in readers)}: the files state different energies of "
+                "isolated atoms; they do not belong together"
+            )
 
     @classmethod
     def matches(cls, path: Path) -> bool:
@@ -174,7 +182,9 @@ class MultiFileReader(Reader):
             return {}
         folder = reader.path.parent.name
         named_by_place = s.molecule == s.source or s.molecule.startswith(f"{reader.path.name}:")
-        return {"source": f"{folder}/{s.source}"} | ({"molecule": f"{folder}/{s.molecule}"} if named_by_place else {})
+        return {"source": f"{folder}/{s.source}"} | (
+            {"molecule": f"{folder}/{s.molecule}"} if named_by_place else {}
+        )
 
     def files(self) -> list[Path]:
         return [f for r in self._readers for f in r.files()]
@@ -191,12 +201,16 @@ def open_hdf5(path: Path) -> h5py.File:
       DatasetError: The file is missing, truncated or not an HDF5 file.
     """
     if not path.exists():
-        raise DatasetError(f"{path}: no such file. Give the path of an HDF5 file as config.data.path.")
+        raise DatasetError(
+            f"{path}: no such file. Give the path of an HDF5 file as config.data.path."
+        )
     try:
         return h5py.File(path, "r")
     except OSError as error:
-        raise DatasetError(f"{path}: cannot be opened as HDF5 ({path.stat().st_size} bytes; {error}). It is "
-                           "truncated or not an HDF5 file; download or make it again.") from error
+        raise DatasetError(
+            f"{path}: cannot be opened as HDF5 ({path.stat().st_size} bytes; {error}). It is "
+            "truncated or not an HDF5 file; download or make it again."
+        ) from error
 
 
 def symbols_to_numbers(symbols: Iterable[str], source: str) -> np.ndarray:
@@ -206,6 +220,7 @@ def symbols_to_numbers(symbols: Iterable[str], source: str) -> np.ndarray:
       DatasetError: A string is not the symbol of an element.
     """
     from ase.data import atomic_numbers
+
     try:
         return np.array([atomic_numbers[s.capitalize()] for s in symbols], np.int32)
     except (KeyError, AttributeError) as error:

@@ -38,7 +38,8 @@ SPICE_LEVEL = spice.Reader.LEVEL_OF_THEORY
 HOW_TO_GET_SPICE = (
     "For the real data set download SPICE-2.0.1.hdf5 (or SPICE-1.1.4.hdf5) of the SPICE dataset by Eastman et al. from "
     "Zenodo (linked from github.com/openmm/spice-dataset), put it into the folder data/ or name it as "
-    "--config.data.path.")
+    "--config.data.path."
+)
 # Bytes. Checksums of larger stores would delay the start of a run by more than some seconds.
 _VERIFY_UP_TO = 4 * 2**30
 Embed = Callable[[Store, np.ndarray], np.ndarray]
@@ -84,9 +85,16 @@ def locate(data: Any) -> str:
         return str(found[0])
     path = directory / f"embedded_gfn2_{data.num_generated}.hdf5"
     if not path.exists():
-        log.warning("no SPICE file in %s/: making %d conformations of built-in molecules with GFN2-xTB labels (NOT "
-                    "SPICE's %s). %s", directory, data.num_generated, SPICE_LEVEL, HOW_TO_GET_SPICE)
+        log.warning(
+            "no SPICE file in %s/: making %d conformations of built-in molecules with GFN2-xTB labels (NOT "
+            "SPICE's %s). %s",
+            directory,
+            data.num_generated,
+            SPICE_LEVEL,
+            HOW_TO_GET_SPICE,
+        )
     from mlip_jax.datasets.builtin import generate_embedded
+
     return str(generate_embedded(path, num_conformations=data.num_generated))
 
 
@@ -106,7 +114,9 @@ def open_store(data: Any) -> Store:
         return store
     recipe = ConversionSpec(path, data.reader, reader_options(data.reader_options))
     with recipe.open() as source:
-        identity = json.dumps([dataclasses.asdict(recipe) | {"path": ""}, identify(source)], sort_keys=True)
+        identity = json.dumps(
+            [dataclasses.asdict(recipe) | {"path": ""}, identify(source)], sort_keys=True
+        )
     key = hashlib.sha256(identity.encode()).hexdigest()[:10]
     stem = "".join(c if c.isalnum() or c in "-_" else "_" for c in Path(path).stem)[:60]
     folder = Path(data.directory) / "stores" / f"{stem}-{key}"
@@ -117,8 +127,11 @@ def open_store(data: Any) -> Store:
     store = Store(folder)
     errors = [p["message"] for p in store.manifest["problems"] if p["severity"] == "error"]
     if errors and data.refuse:  # the store was converted earlier with refuse=False
-        raise DatasetError(f"{path}: refused by the checks of the data:\n  - " + "\n  - ".join(errors)
-                           + "\nIf it is right all the same, give --config.data.refuse=False.")
+        raise DatasetError(
+            f"{path}: refused by the checks of the data:\n  - "
+            + "\n  - ".join(errors)
+            + "\nIf it is right all the same, give --config.data.refuse=False."
+        )
     return store
 
 
@@ -146,7 +159,9 @@ def reader_options(text: str) -> dict[str, Any]:
     for part in filter(None, (p.strip() for p in text.split(";"))):
         name, equals, value = (p.strip() for p in part.partition("="))
         if not equals or not name.isidentifier():
-            raise ConfigError(f"data.reader_options: expected 'name=value; name=value', received {text!r}")
+            raise ConfigError(
+                f"data.reader_options: expected 'name=value; name=value', received {text!r}"
+            )
         try:
             options[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
@@ -168,21 +183,36 @@ def load(data: Any) -> LoadedData:
     reasons = select(store, filters_of(data))
     indices = np.flatnonzero(reasons == 0)
     made = store.manifest["counts"]
-    counts = {"structures read": made["read"], "skipped by the reader": made["skipped"],
-              "in the store": len(store), "left out": count_reasons(reasons), "used": len(indices)}
+    counts = {
+        "structures read": made["read"],
+        "skipped by the reader": made["skipped"],
+        "in the store": len(store),
+        "left out": count_reasons(reasons),
+        "used": len(indices),
+    }
     if not len(indices):
         raise DatasetError(
             f"{name}: none of {len(store)} structures passes the selection (left out: {count_reasons(reasons)}; "
             f"skipped when read: {made['skipped'] or 'none'}). Change data.elements, data.charge, data.max_atoms or "
-            "another filter of config.data.")
-    log.info("%s: %d structures used of %d; left out: %s", name, len(indices), len(store),
-             count_reasons(reasons) or "none")
+            "another filter of config.data."
+        )
+    log.info(
+        "%s: %d structures used of %d; left out: %s",
+        name,
+        len(indices),
+        len(store),
+        count_reasons(reasons) or "none",
+    )
     level = store.level_of_theory
     notes = list(store.manifest["notes"]) + [p["message"] for p in store.manifest["problems"]]
     if "xtb" in level.lower():
         note = f"The labels of this run are {level}: a fast semi-empirical method"
         in_place_of_spice = not data.path or store.manifest["source"]["reader"] == "spice"
-        notes.append(f"{note}, not SPICE's {SPICE_LEVEL}. {HOW_TO_GET_SPICE}" if in_place_of_spice else f"{note}.")
+        notes.append(
+            f"{note}, not SPICE's {SPICE_LEVEL}. {HOW_TO_GET_SPICE}"
+            if in_place_of_spice
+            else f"{note}."
+        )
     for note in notes:
         log.warning(note)
     return LoadedData(store, indices, reasons, name, level, notes, counts)
@@ -200,8 +230,9 @@ def select(store: Store, filters: Filters) -> np.ndarray:
         reasons[here] = filters.reasons(columns, shortest=store.index("shortest_distance")[here])
     if filters.compares_conformations:
         kept = np.flatnonzero(reasons == 0)
-        reasons[kept] = filters.molecule_outliers(*(store.index(n)[kept] for n in (
-            "molecule", "energy", "force_rms", "n_atoms")))
+        reasons[kept] = filters.molecule_outliers(
+            *(store.index(n)[kept] for n in ("molecule", "energy", "force_rms", "n_atoms"))
+        )
     return reasons
 
 
@@ -235,21 +266,39 @@ def split(data: LoadedData, options: Any, embed: Embed | None = None) -> dict[st
         extra["n_atoms"] = np.asarray(store.index("n_atoms")[indices])
     elif by == "official":
         records = store.manifest["source"]["records"]
-        extra["official"] = (split_files.read_split_files(options.split_files, records) if options.split_files
-                             else store.official_split())
+        extra["official"] = (
+            split_files.read_split_files(options.split_files, records)
+            if options.split_files
+            else store.official_split()
+        )
         extra["record"] = np.asarray(store.index("record")[indices])
-    parts = splits.split(by, (options.num_train, options.num_valid, options.num_test), seed=options.split_seed,
-                         molecule=np.asarray(store.index("molecule")[indices]), **extra)
+    parts = splits.split(
+        by,
+        (options.num_train, options.num_valid, options.num_test),
+        seed=options.split_seed,
+        molecule=np.asarray(store.index("molecule")[indices]),
+        **extra,
+    )
     parts = {name: indices[places] for name, places in parts.items()}
     if options.held_out:
         parts = _without_held_out(parts, store, options.held_out)
     if options.num_molecules:
         train = parts["train"]
         molecule, conformer = (np.asarray(store.index(n)[train]) for n in ("molecule", "conformer"))
-        parts["train"] = np.sort(train[subsets.nested_subset(
-            molecule, conformer, options.num_molecules, options.num_conformers, seed=options.split_seed,
-            min_conformers=options.min_conformers, fewer_last=_fewer_last(options),
-            rank=_rank(data, train, molecule, options, embed))])
+        parts["train"] = np.sort(
+            train[
+                subsets.nested_subset(
+                    molecule,
+                    conformer,
+                    options.num_molecules,
+                    options.num_conformers,
+                    seed=options.split_seed,
+                    min_conformers=options.min_conformers,
+                    fewer_last=_fewer_last(options),
+                    rank=_rank(data, train, molecule, options, embed),
+                )
+            ]
+        )
     return parts
 
 
@@ -262,13 +311,16 @@ def _fewer_last(options: Any) -> bool:
     if asked not in ("exclude", "last"):
         raise ValueError(unknown_name("data.fewer_conformers", asked, ("exclude", "last")))
     if asked == "last" and options.get("selection", "random") != "random":
-        raise ValueError("data.fewer_conformers='last' draws molecules in an order of its own, so that "
-                         f"data.selection must be 'random'; received {options.selection!r}")
+        raise ValueError(
+            "data.fewer_conformers='last' draws molecules in an order of its own, so that "
+            f"data.selection must be 'random'; received {options.selection!r}"
+        )
     return asked == "last"
 
 
-def _rank(data: LoadedData, train: np.ndarray, molecule: np.ndarray, options: Any, embed: Embed | None
-          ) -> np.ndarray | None:
+def _rank(
+    data: LoadedData, train: np.ndarray, molecule: np.ndarray, options: Any, embed: Embed | None
+) -> np.ndarray | None:
     """Return the rank of each molecule in the selection for training; None for random selection."""
     selection = options.get("selection", "random")  # missing in configs of older versions
     if selection not in subsets.SELECTIONS:
@@ -279,29 +331,42 @@ def _rank(data: LoadedData, train: np.ndarray, molecule: np.ndarray, options: An
     how = dict(seed=options.split_seed, least=options.min_conformers or options.num_conformers)
     if selection == "maxmin":
         codes, smiles = store.texts("smiles")
-        return diversity.maxmin_rank(molecule, [smiles[code] for code in codes[train]], count, **how)
+        return diversity.maxmin_rank(
+            molecule, [smiles[code] for code in codes[train]], count, **how
+        )
     if embed is None:
-        raise ValueError("data.selection='embedding' needs the features of a trained force field: "
-                         "--config.data.selection_force_field=WORKDIR")
+        raise ValueError(
+            "data.selection='embedding' needs the features of a trained force field: "
+            "--config.data.selection_force_field=WORKDIR"
+        )
     # Embed the molecules of all splits. Runs with other splits can then reuse the features, and the
     # batches are the same. With other batches, rounding could swap two picks.
     ids = np.asarray(store.index("molecule"))
-    first = first_of_each(store, subsets.of_many_conformers(ids, data.indices, how["least"]))
+    first = first_of_each(store, subsets.with_min_conformers(ids, data.indices, how["least"]))
     return diversity.farthest_rank(molecule, ids[first], embed(store, first), count, **how)
 
 
 def _without_held_out(parts, store: Store, files: str) -> dict[str, np.ndarray]:
     """Remove the molecules in the test split of any of `files` from the splits train and valid."""
     records = store.manifest["source"]["records"]
-    test = [split_files.read_split_file(path.strip(), records).get("test") for path in files.split(",")]
+    test = [
+        split_files.read_split_file(path.strip(), records).get("test") for path in files.split(",")
+    ]
     if any(t is None for t in test):
-        raise DatasetError(f"data.held_out: {files} has no test part, which it is to keep out of training")
+        raise DatasetError(
+            f"data.held_out: {files} has no test part, which it is to keep out of training"
+        )
     molecule = np.asarray(store.index("molecule"))
     # Remove whole molecules: the split in the file may omit some of their records.
     held = np.isin(molecule, molecule[np.isin(store.index("record"), np.concatenate(test))])
-    kept = {name: indices if name == "test" else indices[~held[indices]] for name, indices in parts.items()}
-    log.info("held out for the tests of other runs: %d structures of training, %d of validation",
-             *(len(parts[name]) - len(kept[name]) for name in ("train", "valid")))
+    kept = {
+        name: indices if name == "test" else indices[~held[indices]]
+        for name, indices in parts.items()
+    }
+    log.info(
+        "held out for the tests of other runs: %d structures of training, %d of validation",
+        *(len(parts[name]) - len(kept[name]) for name in ("train", "valid")),
+    )
     if not len(kept["train"]):
         raise DatasetError(f"data.held_out: {files} leaves no structure to train on")
     return kept
@@ -310,8 +375,10 @@ def _without_held_out(parts, store: Store, files: str) -> dict[str, np.ndarray]:
 def _scaffolds(store: Store) -> np.ndarray:
     codes, smiles = store.texts("smiles")
     if smiles == [""]:
-        raise DatasetError(f"{store.path}: a split by scaffold needs SMILES, and this data set has none. Choose "
-                           "another data.split.")
+        raise DatasetError(
+            f"{store.path}: a split by scaffold needs SMILES, and this data set has none. Choose "
+            "another data.split."
+        )
     return scaffolds.scaffold_index(smiles)[1][codes]
 
 
@@ -329,8 +396,10 @@ def isolated_atoms(data: LoadedData) -> np.ndarray | None:
         return energies
     if "formation_energy" not in data.store.manifest["properties"]:
         return None
-    return isolated_from_formation((columns, columns.properties["formation_energy"])
-                                   for _, columns in data.store.chunks(data.indices))
+    return isolated_from_formation(
+        (columns, columns.properties["formation_energy"])
+        for _, columns in data.store.chunks(data.indices)
+    )
 
 
 def parse_reference(text: str) -> str | dict[str, float]:
@@ -345,4 +414,5 @@ def parse_reference(text: str) -> str | dict[str, float]:
         return {k.strip(): float(v) for k, v in (pair.split("=") for pair in text.split(","))}
     except ValueError as error:
         raise ValueError(
-            f"data.reference_energies: expected 'H=-13.6,C=-1029.4,...' in eV, received {text!r}") from error
+            f"data.reference_energies: expected 'H=-13.6,C=-1029.4,...' in eV, received {text!r}"
+        ) from error

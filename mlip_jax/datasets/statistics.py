@@ -12,7 +12,9 @@ from mlip_jax.datasets.columns import Columns
 NUM_ELEMENTS = len(chemical_symbols)
 
 
-def element_counts(numbers: np.ndarray, n_atoms: np.ndarray, elements: np.ndarray | None = None) -> np.ndarray:
+def element_counts(
+    numbers: np.ndarray, n_atoms: np.ndarray, elements: np.ndarray | None = None
+) -> np.ndarray:
     """Count the atoms of each element in each structure.
 
     Args:
@@ -27,7 +29,9 @@ def element_counts(numbers: np.ndarray, n_atoms: np.ndarray, elements: np.ndarra
     num = NUM_ELEMENTS if elements is None else len(elements)
     place = numbers if elements is None else np.searchsorted(elements, numbers)
     # Count (structure, element) pairs by a single index.
-    flat = np.bincount(np.repeat(np.arange(len(n_atoms)), n_atoms) * num + place, minlength=len(n_atoms) * num)
+    flat = np.bincount(
+        np.repeat(np.arange(len(n_atoms)), n_atoms) * num + place, minlength=len(n_atoms) * num
+    )
     return flat.reshape(len(n_atoms), num).astype(np.float64)
 
 
@@ -58,7 +62,9 @@ class ElementFit:
         counts = element_counts(columns.numbers, columns.n_atoms)[known]
         self.present |= counts.any(0)
         used = np.append(self.present, True)
-        rows = np.concatenate([self._factor[:, used], np.column_stack([counts, energy[known]])[:, used]])
+        rows = np.concatenate(
+            [self._factor[:, used], np.column_stack([counts, energy[known]])[:, used]]
+        )
         reduced = np.linalg.qr(rows, mode="r")
         self._factor = np.zeros((len(reduced), NUM_ELEMENTS + 1))
         self._factor[:, used] = reduced
@@ -72,9 +78,13 @@ class ElementFit:
           ValueError: No energy was known.
         """
         if not self.present.any():
-            raise ValueError("no energy is known in the training set; reference energies cannot be fitted. Use "
-                             "reference_energies = 'none' to train on forces alone")
-        solution, *_ = np.linalg.lstsq(self._factor[:, :-1][:, self.present], self._factor[:, -1], rcond=1e-12)
+            raise ValueError(
+                "no energy is known in the training set; reference energies cannot be fitted. Use "
+                "reference_energies = 'none' to train on forces alone"
+            )
+        solution, *_ = np.linalg.lstsq(
+            self._factor[:, :-1][:, self.present], self._factor[:, -1], rcond=1e-12
+        )
         reference = np.zeros(NUM_ELEMENTS)
         reference[self.present] = solution
         return reference
@@ -114,11 +124,14 @@ class Summary:
     @property
     def force_rms(self) -> float:
         """Root mean square of the force components (eV/Å); NaN without forces."""
-        return float(np.sqrt(self._squares / self._components)) if self._components else float("nan")
+        return (
+            float(np.sqrt(self._squares / self._components)) if self._components else float("nan")
+        )
 
 
-def reference_energies(summary: Summary, method: str | Mapping[str, float], *,
-                       isolated_atoms: np.ndarray | None = None) -> np.ndarray:
+def reference_energies(
+    summary: Summary, method: str | Mapping[str, float], *, isolated_atoms: np.ndarray | None = None
+) -> np.ndarray:
     """Return the reference energy of each element (eV), (119,) float64; 0 if it does not occur.
 
     Args:
@@ -144,12 +157,16 @@ def reference_energies(summary: Summary, method: str | Mapping[str, float], *,
         return np.zeros(NUM_ELEMENTS)
     if method == "isolated_atoms":
         if isolated_atoms is None:
-            raise ValueError("the data set has no energies of isolated atoms; use reference_energies = "
-                             "'least_squares' or give them by element")
+            raise ValueError(
+                "the data set has no energies of isolated atoms; use reference_energies = "
+                "'least_squares' or give them by element"
+            )
         return _complete(isolated_atoms, present, "the data set's isolated atoms")
     if method != "least_squares":
-        raise ValueError("reference_energies must be 'least_squares', 'isolated_atoms', 'none' or a mapping from "
-                         f"symbols to eV; received {method!r}")
+        raise ValueError(
+            "reference_energies must be 'least_squares', 'isolated_atoms', 'none' or a mapping from "
+            f"symbols to eV; received {method!r}"
+        )
     return summary.fit.solve()
 
 

@@ -17,9 +17,27 @@ from mlip_jax.defaults.property import PROPERTY
 from mlip_jax.defaults.simulation import FORCE2GEO, MINIMA, PREDICT, RELAX
 from mlip_jax.defaults.training import ENSEMBLE, EXPORT, TRAIN
 
-TASKS: dict[str, Part] = {config.members["task"].default: config for config in (
-    TRAIN, PROPERTY, DIVERSITY, DIVERSITY_REPORT, CONVERT, INSPECT, GENERATE, GENERATE_CONFORMERS, FORCE2GEO, RELAX,
-    ENSEMBLE, EXPORT, PREDICT, MD, MINIMA, STABILITY)}
+TASKS: dict[str, Part] = {
+    config.members["task"].default: config
+    for config in (
+        TRAIN,
+        PROPERTY,
+        DIVERSITY,
+        DIVERSITY_REPORT,
+        CONVERT,
+        INSPECT,
+        GENERATE,
+        GENERATE_CONFORMERS,
+        FORCE2GEO,
+        RELAX,
+        ENSEMBLE,
+        EXPORT,
+        PREDICT,
+        MD,
+        MINIMA,
+        STABILITY,
+    )
+}
 
 
 def train_defaults() -> ml_collections.ConfigDict:

@@ -84,8 +84,16 @@ class Field:
             return None
         values = value if isinstance(value, list | tuple) else [value]
         if self.choices:
-            unknown = [v for v in values if v not in self.choices and not (self.free_mark and self.free_mark in v)]
-            others = f" A value with {self.free_mark!r} is accepted as well, see --help." if self.free_mark else ""
+            unknown = [
+                v
+                for v in values
+                if v not in self.choices and not (self.free_mark and self.free_mark in v)
+            ]
+            others = (
+                f" A value with {self.free_mark!r} is accepted as well, see --help."
+                if self.free_mark
+                else ""
+            )
             return unknown_name(name, unknown[0], self.choices) + others if unknown else None
         if self.bounds is not None and not all(v in self.bounds for v in values):
             unit = f" ({self.unit})" if self.unit else ""
@@ -97,9 +105,16 @@ class Field:
         domain = ", ".join(str(x) for x in (self.unit, self.bounds) if x)
         parts = [f"({domain}) {self.description}" if domain else self.description]
         if self.choices:
-            meanings = self.choices if isinstance(self.choices, Mapping) else dict.fromkeys(self.choices)
-            listed = [f'"{name}"' + (f" ({meaning})" if meaning else "") for name, meaning in meanings.items()]
-            parts.append(f"{'Any' if isinstance(self.default, tuple) else 'One'} of {', '.join(listed)}.")
+            meanings = (
+                self.choices if isinstance(self.choices, Mapping) else dict.fromkeys(self.choices)
+            )
+            listed = [
+                f'"{name}"' + (f" ({meaning})" if meaning else "")
+                for name, meaning in meanings.items()
+            ]
+            parts.append(
+                f"{'Any' if isinstance(self.default, tuple) else 'One'} of {', '.join(listed)}."
+            )
         if self.unset:
             parts.append(f"Unset: {self.unset}.")
         return " ".join(parts)
@@ -120,16 +135,27 @@ class Part:
         effect.
     """
 
-    def __init__(self, description: str, /, *parts: Part, only_with: Sequence[str] = (), **members: Field | Part):
+    def __init__(
+        self,
+        description: str,
+        /,
+        *parts: Part,
+        only_with: Sequence[str] = (),
+        **members: Field | Part,
+    ):
         self.description, self.only_with = description, tuple(only_with)
-        self.members = {name: member for part in parts for name, member in part.members.items()} | members
+        self.members = {
+            name: member for part in parts for name, member in part.members.items()
+        } | members
 
     def replace(self, **changes: Any) -> Part:
         """Return a copy with other defaults. A Field or Part as value replaces a whole member."""
         members = dict(self.members)
         for name, value in changes.items():
             is_member = isinstance(value, Field | Part)
-            members[name] = value if is_member else dataclasses.replace(self.members[name], default=value)
+            members[name] = (
+                value if is_member else dataclasses.replace(self.members[name], default=value)
+            )
         return Part(self.description, only_with=self.only_with, **members)
 
     def build(self) -> ml_collections.ConfigDict:
@@ -162,7 +188,9 @@ class Part:
             elif (problem := member.problem(f"{prefix}{name}", plain[name])) is not None:
                 yield problem
 
-    def identity(self, plain: Mapping[str, Any], whole: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def identity(
+        self, plain: Mapping[str, Any], whole: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
         """Return a plain config without the fields that do not change the results of a run.
 
         Args:
@@ -173,9 +201,15 @@ class Part:
         kept = {}
         for name, value in plain.items():
             member = self.members.get(name)
-            if member is not None and member.only_with and not any(_value(whole, n) for n in member.only_with):
+            if (
+                member is not None
+                and member.only_with
+                and not any(_value(whole, n) for n in member.only_with)
+            ):
                 continue
-            if isinstance(member, Field) and not (member.changes_results and value != member.legacy_value):
+            if isinstance(member, Field) and not (
+                member.changes_results and value != member.legacy_value
+            ):
                 continue
             kept[name] = member.identity(value, whole) if isinstance(member, Part) else value
         return kept

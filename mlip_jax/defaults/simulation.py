@@ -11,35 +11,66 @@ from mlip_jax.defaults.data import DATA, dtype, num_processes, seed
 from mlip_jax.defaults.field import Field, Part, optional, task
 
 # Minimizers: the files of that folder, which is listed rather than imported, because an import takes seconds.
-MINIMIZERS = tuple(sorted(m.name for m in pkgutil.iter_modules(
-    [str(Path(__file__).parents[1] / "simulation" / "relaxation" / "minimizers")])))
+MINIMIZERS = tuple(
+    sorted(
+        m.name
+        for m in pkgutil.iter_modules(
+            [str(Path(__file__).parents[1] / "simulation" / "relaxation" / "minimizers")]
+        )
+    )
+)
 
 MOLECULES = Part(
     "Molecules of a file.",
-    input=Field("", "File of molecules: .smi, .csv, .sdf, .xyz, .db, another format that ASE reads, or a store."),
+    input=Field(
+        "",
+        "File of molecules: .smi, .csv, .sdf, .xyz, .db, another format that ASE reads, or a store.",
+    ),
     smiles_column=Field("", "Column of the SMILES in a CSV file; if empty, it is detected."),
     name_column=Field("", "Column of the names in a CSV file; if empty, it is detected."),
-    limit=optional(int, "Number of molecules, taken from the start of the file.", bounds=AT_LEAST_ONE,
-                   unset="all molecules"),
+    limit=optional(
+        int,
+        "Number of molecules, taken from the start of the file.",
+        bounds=AT_LEAST_ONE,
+        unset="all molecules",
+    ),
     mmff=Field(False, "Relaxation with MMFF94 of geometries that are embedded from SMILES."),
 )
 # Each molecule has its own result, so a rerun with another limit keeps the finished ones.
-SEPARATE_MOLECULES = MOLECULES.replace(limit=dataclasses.replace(MOLECULES.members["limit"], changes_results=False))
+SEPARATE_MOLECULES = MOLECULES.replace(
+    limit=dataclasses.replace(MOLECULES.members["limit"], changes_results=False)
+)
 
-FORCE_FIELD = Part("Force field.", force_field=Field(
-    "", "Force field: the workdir of a training run, so3lr:params.pkl, schnetpack:FILE.safetensors, "
-        "torchmdnet:FILE.safetensors, or parameters:FOLDER."))
+FORCE_FIELD = Part(
+    "Force field.",
+    force_field=Field(
+        "",
+        "Force field: the workdir of a training run, so3lr:params.pkl, schnetpack:FILE.safetensors, "
+        "torchmdnet:FILE.safetensors, or parameters:FOLDER.",
+    ),
+)
 
 ORACLE = Part(
     "Reference method.",
-    method=Field("GFN2-xTB", 'Name of the reference method, or "package.module:Class" of an ASE calculator, whose '
-                             "module is imported and run.", choices=("GFN2-xTB", "GFN1-xTB", "IPEA1-xTB"),
-                 free_mark=":"),
-    options=Field("", 'Keyword arguments of the reference method, as in "accuracy=0.1; max_iterations=500".'),
+    method=Field(
+        "GFN2-xTB",
+        'Name of the reference method, or "package.module:Class" of an ASE calculator, whose '
+        "module is imported and run.",
+        choices=("GFN2-xTB", "GFN1-xTB", "IPEA1-xTB"),
+        free_mark=":",
+    ),
+    options=Field(
+        "", 'Keyword arguments of the reference method, as in "accuracy=0.1; max_iterations=500".'
+    ),
     num_processes=num_processes("that run the reference method"),
 )
 
-FMAX = Field(0.05, "Largest force on an atom at which a relaxation has converged.", unit="eV/Å", bounds=POSITIVE)
+FMAX = Field(
+    0.05,
+    "Largest force on an atom at which a relaxation has converged.",
+    unit="eV/Å",
+    bounds=POSITIVE,
+)
 MAX_STEPS = Field(500, "Maximum number of steps of a relaxation.", bounds=AT_LEAST_ONE)
 MINIMIZER = Part(
     "Relaxation.",
@@ -48,101 +79,206 @@ MINIMIZER = Part(
     max_steps=MAX_STEPS,
     maxstep=Field(0.2, "Maximum displacement of an atom per step.", unit="Å", bounds=POSITIVE),
     dtype=dtype("the relaxation"),
-    batch_atoms=optional(int, "Number of atoms that are relaxed at a time.", bounds=NOT_NEGATIVE,
-                         unset="what suits the device", changes_results=False),
+    batch_atoms=optional(
+        int,
+        "Number of atoms that are relaxed at a time.",
+        bounds=NOT_NEGATIVE,
+        unset="what suits the device",
+        changes_results=False,
+    ),
 )
 
 RELAX = task(
-    "relax", "Relaxation of molecules with a force field.", FORCE_FIELD, SEPARATE_MOLECULES, MINIMIZER,
-    num_conformers=Field(1, "Number of geometries that are embedded per SMILES.", bounds=AT_LEAST_ONE),
+    "relax",
+    "Relaxation of molecules with a force field.",
+    FORCE_FIELD,
+    SEPARATE_MOLECULES,
+    MINIMIZER,
+    num_conformers=Field(
+        1, "Number of geometries that are embedded per SMILES.", bounds=AT_LEAST_ONE
+    ),
     seed=seed("the embedding"),
     num_processes=num_processes("that embed SMILES, per process of the run"),
-    trajectory_every=Field(0, "Number of steps between the frames of trajectories.xyz; 0 writes no frames.",
-                           bounds=NOT_NEGATIVE),
-    formats=Field(("xyz", "sdf"), "Formats of the relaxed molecules; relaxed.sdf needs known bonds.",
-                  choices=("xyz", "sdf")),
+    trajectory_every=Field(
+        0,
+        "Number of steps between the frames of trajectories.xyz; 0 writes no frames.",
+        bounds=NOT_NEGATIVE,
+    ),
+    formats=Field(
+        ("xyz", "sdf"),
+        "Formats of the relaxed molecules; relaxed.sdf needs known bonds.",
+        choices=("xyz", "sdf"),
+    ),
 )
 
 PREDICT = task(
-    "predict", "Prediction of properties with a trained predictor.",
-    Part("", predictor=Field("", 'Workdir of a run of task "property"; several are an ensemble, as in '
-                                 '"runs/gap-0,runs/gap-1".')), SEPARATE_MOLECULES,
-    force_field=optional(str, "Force field that relaxes the molecules first: a workdir, or what task relax accepts; "
-                              '"none" predicts at the given or embedded geometries.',
-                         unset="data.force_field of the run of the predictor"),
+    "predict",
+    "Prediction of properties with a trained predictor.",
+    Part(
+        "",
+        predictor=Field(
+            "",
+            'Workdir of a run of task "property"; several are an ensemble, as in '
+            '"runs/gap-0,runs/gap-1".',
+        ),
+    ),
+    SEPARATE_MOLECULES,
+    force_field=optional(
+        str,
+        "Force field that relaxes the molecules first: a workdir, or what task relax accepts; "
+        '"none" predicts at the given or embedded geometries.',
+        unset="data.force_field of the run of the predictor",
+    ),
     seed=seed("the embedding"),
     num_processes=num_processes("that embed SMILES, per process of the run"),
     fmax=FMAX,
     max_steps=MAX_STEPS,
-    batch_size=Field(64, "Number of molecules per batch of the predictor.", bounds=AT_LEAST_ONE,
-                     changes_results=False),
+    batch_size=Field(
+        64,
+        "Number of molecules per batch of the predictor.",
+        bounds=AT_LEAST_ONE,
+        changes_results=False,
+    ),
 )
 
 MINIMA = task(
-    "minima", "Search for the low-energy minima of molecules.", FORCE_FIELD, MOLECULES,
+    "minima",
+    "Search for the low-energy minima of molecules.",
+    FORCE_FIELD,
+    MOLECULES,
     geometries=Field(20, "Number of geometries that are embedded per SMILES.", bounds=AT_LEAST_ONE),
     batch=Field(16, "Number of molecules that are searched in parallel.", bounds=AT_LEAST_ONE),
     search=Part(
         "Search by relaxation and short dynamics; see simulation/relaxation/minima.py.",
-        rounds=Field(2, "Number of rounds of dynamics; 0 only relaxes the embedded geometries.", bounds=NOT_NEGATIVE),
+        rounds=Field(
+            2,
+            "Number of rounds of dynamics; 0 only relaxes the embedded geometries.",
+            bounds=NOT_NEGATIVE,
+        ),
         replicas=Field(8, "Number of trajectories per molecule and round.", bounds=AT_LEAST_ONE),
         temperature=Field(600.0, "Temperature of the dynamics.", unit="K", bounds=POSITIVE),
         picoseconds=Field(1.0, "Length of each trajectory.", unit="ps", bounds=POSITIVE),
         frames=Field(4, "Number of frames per trajectory that are relaxed.", bounds=AT_LEAST_ONE),
-        window=Field(0.5, "Energy above the lowest minimum up to which minima are kept.", unit="eV", bounds=POSITIVE),
+        window=Field(
+            0.5,
+            "Energy above the lowest minimum up to which minima are kept.",
+            unit="eV",
+            bounds=POSITIVE,
+        ),
         fmax=dataclasses.replace(FMAX, default=0.02),
         max_steps=MAX_STEPS,
-        same_energy=Field(0.005, "Energy difference below which two minima can be the same.", unit="eV",
-                          bounds=POSITIVE),
-        same_rmsd=Field(0.125, "RMSD below which two minima of the same energy are the same.", unit="Å",
-                        bounds=POSITIVE),
+        same_energy=Field(
+            0.005,
+            "Energy difference below which two minima can be the same.",
+            unit="eV",
+            bounds=POSITIVE,
+        ),
+        same_rmsd=Field(
+            0.125,
+            "RMSD below which two minima of the same energy are the same.",
+            unit="Å",
+            bounds=POSITIVE,
+        ),
         timestep=Field(0.5, "Time step of the dynamics.", unit="fs", bounds=POSITIVE),
         dtype=dtype("relaxations and dynamics"),
         seed=seed("the dynamics"),
     ),
-    judged=Field(0, "Number of lowest minima per molecule that the reference method evaluates.", bounds=NOT_NEGATIVE),
+    judged=Field(
+        0,
+        "Number of lowest minima per molecule that the reference method evaluates.",
+        bounds=NOT_NEGATIVE,
+    ),
     oracle=ORACLE,
 )
 
 FORCE2GEO = task(
-    "force2geo_eval", "Evaluation of relaxed geometries by a reference method, as in Force2Geo.",
+    "force2geo_eval",
+    "Evaluation of relaxed geometries by a reference method, as in Force2Geo.",
     seed=seed("the selection of molecules, the embedding of SMILES and the bootstrap"),
-    force_field=optional(str, 'Workdir of a training run, or several to compare, as in "name=path,name2=path2".',
-                         unset="not allowed"),
+    force_field=optional(
+        str,
+        'Workdir of a training run, or several to compare, as in "name=path,name2=path2".',
+        unset="not allowed",
+    ),
     data=Part(
-        "Molecules and their starting geometries.", DATA.replace(require="none"),
-        stage=optional(str, 'Subset of the data, such as "pm3", whose first snapshot is the start of a molecule.',
-                       unset="any subset"),
-        reference=Field("oracle", "Minimum that relaxed geometries are compared with.",
-                        choices={"oracle": "relaxed by the reference method from the same start",
-                                 "data": "the last snapshot of data.reference_stage"}),
-        reference_stage=optional(str, 'Subset of the data, such as "DFT_1st", with the minima of '
-                                      'data.reference="data".', unset="none"),
+        "Molecules and their starting geometries.",
+        DATA.replace(require="none"),
+        stage=optional(
+            str,
+            'Subset of the data, such as "pm3", whose first snapshot is the start of a molecule.',
+            unset="any subset",
+        ),
+        reference=Field(
+            "oracle",
+            "Minimum that relaxed geometries are compared with.",
+            choices={
+                "oracle": "relaxed by the reference method from the same start",
+                "data": "the last snapshot of data.reference_stage",
+            },
+        ),
+        reference_stage=optional(
+            str,
+            'Subset of the data, such as "DFT_1st", with the minima of data.reference="data".',
+            unset="none",
+        ),
         num_molecules=Field(1_000, "Maximum number of molecules.", bounds=AT_LEAST_ONE),
-        selection=Field("maxmin", "Selection of the molecules.",
-                        choices={"maxmin": "most dissimilar fingerprints", "random": "", "all": ""},
-                        legacy_value="random"),
-        first=optional(str, "Name of the molecule that the selection by dissimilarity starts with.",
-                       unset="a random molecule"),
-        allow_seen=Field(False, "Use of molecules from the training or validation split of a force field."),
+        selection=Field(
+            "maxmin",
+            "Selection of the molecules.",
+            choices={"maxmin": "most dissimilar fingerprints", "random": "", "all": ""},
+            legacy_value="random",
+        ),
+        first=optional(
+            str,
+            "Name of the molecule that the selection by dissimilarity starts with.",
+            unset="a random molecule",
+        ),
+        allow_seen=Field(
+            False, "Use of molecules from the training or validation split of a force field."
+        ),
     ),
     relax=MINIMIZER.replace(max_steps=dataclasses.replace(MAX_STEPS, bounds=NOT_NEGATIVE)),
     oracle=Part(
-        "Reference method.", ORACLE,
-        fmax=Field(0.05, "Largest force on an atom at which a relaxation by the reference method has converged.",
-                   unit="eV/Å", bounds=POSITIVE),
-        max_steps=Field(500, "Maximum number of steps of a relaxation by the reference method.", bounds=NOT_NEGATIVE),
-        cache=Field("", "File with the results of the reference method, which runs may share; if empty, oracle.jsonl "
-                        "in the workdir.", changes_results=False),
+        "Reference method.",
+        ORACLE,
+        fmax=Field(
+            0.05,
+            "Largest force on an atom at which a relaxation by the reference method has converged.",
+            unit="eV/Å",
+            bounds=POSITIVE,
+        ),
+        max_steps=Field(
+            500,
+            "Maximum number of steps of a relaxation by the reference method.",
+            bounds=NOT_NEGATIVE,
+        ),
+        cache=Field(
+            "",
+            "File with the results of the reference method, which runs may share; if empty, oracle.jsonl "
+            "in the workdir.",
+            changes_results=False,
+        ),
     ),
     metrics=Part(
         "Limits of the metrics.",
-        chemical_accuracy=Field(1.0, "Energy above the minimum of the reference method up to which a relaxation "
-                                     "succeeds.", unit="kcal/mol", bounds=NOT_NEGATIVE),
-        fmax=Field(0.05, "Largest force on an atom, by the reference method, at which a geometry has converged.",
-                   unit="eV/Å", bounds=NOT_NEGATIVE),
-        min_gap=Field(1e-3, "Energy between start and minimum below which a percentage is undefined.", unit="eV",
-                      bounds=NOT_NEGATIVE),
+        chemical_accuracy=Field(
+            1.0,
+            "Energy above the minimum of the reference method up to which a relaxation succeeds.",
+            unit="kcal/mol",
+            bounds=NOT_NEGATIVE,
+        ),
+        fmax=Field(
+            0.05,
+            "Largest force on an atom, by the reference method, at which a geometry has converged.",
+            unit="eV/Å",
+            bounds=NOT_NEGATIVE,
+        ),
+        min_gap=Field(
+            1e-3,
+            "Energy between start and minimum below which a percentage is undefined.",
+            unit="eV",
+            bounds=NOT_NEGATIVE,
+        ),
         num_bootstrap=Field(1_000, "Number of bootstrap samples.", bounds=Bounds("[2, inf)")),
     ),
 )

@@ -19,23 +19,47 @@ from mlip_jax.defaults.field import Field, Part, optional, task
 
 # Energy terms that can be added to a model: the files of mlip_jax/terms. The folder is listed rather than imported,
 # because an import takes seconds.
-TERMS = tuple(sorted(m.name for m in pkgutil.iter_modules([str(Path(__file__).parents[1] / "terms")])
-                     if not m.ispkg))
+TERMS = tuple(
+    sorted(
+        m.name
+        for m in pkgutil.iter_modules([str(Path(__file__).parents[1] / "terms")])
+        if not m.ispkg
+    )
+)
 
-PENALTIES = {"mse": "squared error", "mae": "absolute error", "huber": "Huber loss",
-             "rmse": "root mean square error per structure"}
-FORCE_PENALTIES = PENALTIES | {"norm": "length of the error vector of an atom",
-                               "relative": "squared error over the squared force plus loss.force_floor squared"}
+PENALTIES = {
+    "mse": "squared error",
+    "mae": "absolute error",
+    "huber": "Huber loss",
+    "rmse": "root mean square error per structure",
+}
+FORCE_PENALTIES = PENALTIES | {
+    "norm": "length of the error vector of an atom",
+    "relative": "squared error over the squared force plus loss.force_floor squared",
+}
 
 _TERM_FIELDS = {
-    name: member for term in TERMS for name, member in (
+    name: member
+    for term in TERMS
+    for name, member in (
         (term, Field(False, f"Addition of the energy term {term!r} to the model.")),
-        (f"{term}_options", Field({}, f"Options of the energy term {term!r}: fields of its class.")))}
+        (
+            f"{term}_options",
+            Field({}, f"Options of the energy term {term!r}: fields of its class."),
+        ),
+    )
+}
 POTENTIAL = Part(
-    "Energy terms that are added to the energy of the model.", only_with=[f"potential.{term}" for term in TERMS],
+    "Energy terms that are added to the energy of the model.",
+    only_with=[f"potential.{term}" for term in TERMS],
     **_TERM_FIELDS,
-    long_range_cutoff=Field(12.0, "Cutoff radius of electrostatics and dispersion; inf includes all pairs, for "
-                                  "non-periodic structures only.", unit="Å", bounds=POSITIVE_OR_INFINITE),
+    long_range_cutoff=Field(
+        12.0,
+        "Cutoff radius of electrostatics and dispersion; inf includes all pairs, for "
+        "non-periodic structures only.",
+        unit="Å",
+        bounds=POSITIVE_OR_INFINITE,
+    ),
 )
 
 MODEL = Part(
@@ -48,17 +72,36 @@ LOSS = Part(
     "Training loss, (1 - beta) * energy loss + beta * force loss.",
     beta=Field(0.99, "Weight of the forces at the start.", bounds=FRACTION),
     beta_end=Field(0.99, "Weight of the forces at the end.", bounds=FRACTION),
-    beta_begin=Field(0.5, "Fraction of the training steps at which the weight of the forces starts to change.",
-                     bounds=FRACTION),
-    beta_schedule=Field("geometric", "Path of the weight of the forces from beta to beta_end.",
-                        choices={"geometric": "geometric in 1 - beta", "linear": "", "step": "all at once"}),
-    penalty=Field("mse", "Penalty of an energy error, and of a force error unless force_penalty is set.",
-                  choices=PENALTIES),
-    force_penalty=optional(str, "Penalty of a force error.", choices=FORCE_PENALTIES, unset="loss.penalty"),
-    huber_delta=Field(0.05, 'Error at which the penalty "huber" becomes linear.', unit="eV and eV/Å",
-                      bounds=Bounds("[0, inf]")),
-    force_floor=Field(0.1, 'Force below which the force penalty "relative" stops growing.', unit="eV/Å",
-                      bounds=Bounds("[0, inf]")),
+    beta_begin=Field(
+        0.5,
+        "Fraction of the training steps at which the weight of the forces starts to change.",
+        bounds=FRACTION,
+    ),
+    beta_schedule=Field(
+        "geometric",
+        "Path of the weight of the forces from beta to beta_end.",
+        choices={"geometric": "geometric in 1 - beta", "linear": "", "step": "all at once"},
+    ),
+    penalty=Field(
+        "mse",
+        "Penalty of an energy error, and of a force error unless force_penalty is set.",
+        choices=PENALTIES,
+    ),
+    force_penalty=optional(
+        str, "Penalty of a force error.", choices=FORCE_PENALTIES, unset="loss.penalty"
+    ),
+    huber_delta=Field(
+        0.05,
+        'Error at which the penalty "huber" becomes linear.',
+        unit="eV and eV/Å",
+        bounds=Bounds("[0, inf]"),
+    ),
+    force_floor=Field(
+        0.1,
+        'Force below which the force penalty "relative" stops growing.',
+        unit="eV/Å",
+        bounds=Bounds("[0, inf]"),
+    ),
     energy_per_atom=Field(True, "Penalty of energies per atom rather than total energies."),
 )
 
@@ -66,70 +109,150 @@ OPTIMIZER = Part(
     "Optimizer and learning-rate schedule.",
     name=Field("adam", "Update rule.", choices=("adam", "amsgrad", "adamw", "muon")),
     learning_rate=Field(1e-3, "Learning rate after the warmup.", bounds=POSITIVE),
-    learning_rate_end=Field(1e-5, "Learning rate at the end of the schedule, and its lower limit.",
-                            bounds=NOT_NEGATIVE),
-    schedule=Field("cosine", "Decay of the learning rate.",
-                   choices={"cosine": "", "exponential": "", "step": "by decay_factor every decay_epochs",
-                            "plateau": "by decay_factor when validation stops improving", "constant": "no decay"}),
+    learning_rate_end=Field(
+        1e-5, "Learning rate at the end of the schedule, and its lower limit.", bounds=NOT_NEGATIVE
+    ),
+    schedule=Field(
+        "cosine",
+        "Decay of the learning rate.",
+        choices={
+            "cosine": "",
+            "exponential": "",
+            "step": "by decay_factor every decay_epochs",
+            "plateau": "by decay_factor when validation stops improving",
+            "constant": "no decay",
+        },
+    ),
     warmup_steps=Field(200, "Number of steps of linear warmup.", bounds=NOT_NEGATIVE),
-    decay_factor=Field(0.5, 'Factor to the learning rate at a decay of the schedules "step" and "plateau".',
-                       bounds=FRACTION),
-    decay_epochs=Field(40.0, 'Number of epochs between two decays of the schedule "step".',
-                       bounds=Bounds("[0, inf]")),
-    plateau_patience=Field(10, "Number of epochs without a better validation loss after which the schedule "
-                               '"plateau" decays.', bounds=NOT_NEGATIVE),
-    plateau_threshold=Field(1e-4, 'Relative decrease of the validation loss that the schedule "plateau" counts as '
-                                  "an improvement.", bounds=BELOW_ONE),
+    decay_factor=Field(
+        0.5,
+        'Factor to the learning rate at a decay of the schedules "step" and "plateau".',
+        bounds=FRACTION,
+    ),
+    decay_epochs=Field(
+        40.0,
+        'Number of epochs between two decays of the schedule "step".',
+        bounds=Bounds("[0, inf]"),
+    ),
+    plateau_patience=Field(
+        10,
+        "Number of epochs without a better validation loss after which the schedule "
+        '"plateau" decays.',
+        bounds=NOT_NEGATIVE,
+    ),
+    plateau_threshold=Field(
+        1e-4,
+        'Relative decrease of the validation loss that the schedule "plateau" counts as '
+        "an improvement.",
+        bounds=BELOW_ONE,
+    ),
     b1=Field(0.9, "Decay rate of the first moment.", bounds=BELOW_ONE),
     b2=Field(0.999, "Decay rate of the second moment.", bounds=BELOW_ONE),
     eps=Field(1e-8, "Constant added to the root of the second moment.", bounds=POSITIVE),
-    weight_decay=Field(0.01, 'Decoupled weight decay of matrices by "adamw" and "muon".', bounds=NOT_NEGATIVE),
-    clip_norm=optional(float, "Maximum global norm of the gradient; 0 turns clipping off.", bounds=NOT_NEGATIVE,
-                       unset="no clipping", default=10.0),
+    weight_decay=Field(
+        0.01, 'Decoupled weight decay of matrices by "adamw" and "muon".', bounds=NOT_NEGATIVE
+    ),
+    clip_norm=optional(
+        float,
+        "Maximum global norm of the gradient; 0 turns clipping off.",
+        bounds=NOT_NEGATIVE,
+        unset="no clipping",
+        default=10.0,
+    ),
     freeze=Field((), "Paths of parameters that are not trained, as in ('params/embedding/*',)."),
-    rates=Field("", 'Factors to the learning rate by parameter path, as in "params/backbone/*=0.1".', legacy_value=""),
+    rates=Field(
+        "",
+        'Factors to the learning rate by parameter path, as in "params/backbone/*=0.1".',
+        legacy_value="",
+    ),
 )
 
 LOOP = Part(
     "Length of training, batches, and intervals between outputs.",
     num_steps=Field(10_000, "Number of training steps.", bounds=AT_LEAST_ONE),
-    num_epochs=optional(float, "Number of epochs, which replaces num_steps.", bounds=POSITIVE, unset="num_steps"),
-    batch_size=Field(16, "Average number of structures per training step, over all devices.", bounds=AT_LEAST_ONE),
-    micro_batches=optional(int, "Number of micro-batches per training step, over all devices.", bounds=AT_LEAST_ONE,
-                           unset="one per device of the first start"),
-    ema_decay=Field(0.999, "Decay rate per step of the moving average of the parameters; 0 turns averaging off.",
-                    bounds=BELOW_ONE),
+    num_epochs=optional(
+        float, "Number of epochs, which replaces num_steps.", bounds=POSITIVE, unset="num_steps"
+    ),
+    batch_size=Field(
+        16, "Average number of structures per training step, over all devices.", bounds=AT_LEAST_ONE
+    ),
+    micro_batches=optional(
+        int,
+        "Number of micro-batches per training step, over all devices.",
+        bounds=AT_LEAST_ONE,
+        unset="one per device of the first start",
+    ),
+    ema_decay=Field(
+        0.999,
+        "Decay rate per step of the moving average of the parameters; 0 turns averaging off.",
+        bounds=BELOW_ONE,
+    ),
     log_every=Field(50, "Number of steps between log lines.", bounds=AT_LEAST_ONE),
     valid_every=Field(500, "Number of steps between validations.", bounds=AT_LEAST_ONE),
     checkpoint_every=Field(500, "Number of steps between checkpoints.", bounds=AT_LEAST_ONE),
-    max_valid=Field(2_000, "Maximum number of structures of a validation during training; the report uses all.",
-                    bounds=AT_LEAST_ONE),
-    on_nonfinite=Field("stop", "Reaction to a loss or gradient that is not finite.",
-                       choices={"stop": "end the run", "skip": "skip the step", "rollback": "return to the checkpoint"},
-                       changes_results=False),
-    resident=optional(bool, "Storage of the training data on the device, which then assembles the batches.",
-                      unset="on a GPU or TPU if the data need little of its memory", changes_results=False),
-    steps_per_dispatch=Field(0, "Number of training steps per call to the device; 0 chooses it.", bounds=NOT_NEGATIVE,
-                             changes_results=False),
-    profile_steps=Field(0, "Number of steps that are profiled into trace/ in the workdir; also --profile.",
-                        bounds=NOT_NEGATIVE, changes_results=False),
+    max_valid=Field(
+        2_000,
+        "Maximum number of structures of a validation during training; the report uses all.",
+        bounds=AT_LEAST_ONE,
+    ),
+    on_nonfinite=Field(
+        "stop",
+        "Reaction to a loss or gradient that is not finite.",
+        choices={
+            "stop": "end the run",
+            "skip": "skip the step",
+            "rollback": "return to the checkpoint",
+        },
+        changes_results=False,
+    ),
+    resident=optional(
+        bool,
+        "Storage of the training data on the device, which then assembles the batches.",
+        unset="on a GPU or TPU if the data need little of its memory",
+        changes_results=False,
+    ),
+    steps_per_dispatch=Field(
+        0,
+        "Number of training steps per call to the device; 0 chooses it.",
+        bounds=NOT_NEGATIVE,
+        changes_results=False,
+    ),
+    profile_steps=Field(
+        0,
+        "Number of steps that are profiled into trace/ in the workdir; also --profile.",
+        bounds=NOT_NEGATIVE,
+        changes_results=False,
+    ),
 )
 
 TRAIN = task(
-    "train", "Training of a force field.",
+    "train",
+    "Training of a force field.",
     seed=seed("the initial parameters and of the order of the training data"),
     data=Part(
-        "Training, validation and test structures.", DATA.replace(elements=("H", "C", "N", "O", "S")), SPLIT,
+        "Training, validation and test structures.",
+        DATA.replace(elements=("H", "C", "N", "O", "S")),
+        SPLIT,
         reference_energies=Field(
-            "least_squares", "Energies of the elements that are subtracted before training, or their values in eV as "
+            "least_squares",
+            "Energies of the elements that are subtracted before training, or their values in eV as "
             'in "H=-13.6,C=-1029.4". With init.workdir, "least_squares" fits the difference to its force field.',
-            choices={"least_squares": "fitted to the training energies", "isolated_atoms": "those of the data set",
-                     "none": "zero"}, free_mark="="),
+            choices={
+                "least_squares": "fitted to the training energies",
+                "isolated_atoms": "those of the data set",
+                "none": "zero",
+            },
+            free_mark="=",
+        ),
     ),
     init=Part(
-        "Start of the parameters.", only_with=["init.workdir"],
-        workdir=Field("", 'Workdir of a force field to fine-tune, or "so3lr:params.pkl" and the like; if empty, '
-                          "training starts from random parameters."),
+        "Start of the parameters.",
+        only_with=["init.workdir"],
+        workdir=Field(
+            "",
+            'Workdir of a force field to fine-tune, or "so3lr:params.pkl" and the like; if empty, '
+            "training starts from random parameters.",
+        ),
     ),
     model=MODEL,
     potential=POTENTIAL,
@@ -138,33 +261,62 @@ TRAIN = task(
     train=LOOP,
     report=Part(
         "Size of the report.",
-        max_train=Field(5_000, "Maximum number of training structures that the report evaluates.",
-                        bounds=NOT_NEGATIVE),
-        max_test=Field(50_000, "Maximum number of validation structures, and of test structures, that the report "
-                               "evaluates.", bounds=NOT_NEGATIVE),
-        max_domain=Field(1_000, "Maximum number of structures per split that calibrate the detection of inputs "
-                                "outside the training domain; 0 turns it off.", bounds=NOT_NEGATIVE,
-                         legacy_value=1_000),
+        max_train=Field(
+            5_000,
+            "Maximum number of training structures that the report evaluates.",
+            bounds=NOT_NEGATIVE,
+        ),
+        max_test=Field(
+            50_000,
+            "Maximum number of validation structures, and of test structures, that the report "
+            "evaluates.",
+            bounds=NOT_NEGATIVE,
+        ),
+        max_domain=Field(
+            1_000,
+            "Maximum number of structures per split that calibrate the detection of inputs "
+            "outside the training domain; 0 turns it off.",
+            bounds=NOT_NEGATIVE,
+            legacy_value=1_000,
+        ),
     ),
 )
 
 ENSEMBLE = task(
-    "ensemble", "Calibration of the uncertainty of an ensemble of force fields.",
-    members=Field("", 'Workdirs of training runs, as in "runs/a,runs/b,runs/c"; the data are those of the first.'),
-    max_structures=Field(2_000, "Maximum number of validation structures, and of test structures.",
-                         bounds=AT_LEAST_ONE),
+    "ensemble",
+    "Calibration of the uncertainty of an ensemble of force fields.",
+    members=Field(
+        "",
+        'Workdirs of training runs, as in "runs/a,runs/b,runs/c"; the data are those of the first.',
+    ),
+    max_structures=Field(
+        2_000,
+        "Maximum number of validation structures, and of test structures.",
+        bounds=AT_LEAST_ONE,
+    ),
     seed=seed("the choice of validation and test structures"),
 )
 
 EXPORT = task(
-    "export", "Export of a force field as a StableHLO program and a file of parameters.",
+    "export",
+    "Export of a force field as a StableHLO program and a file of parameters.",
     force_field=Field("", "Force field: a workdir, or what task relax accepts."),
     max_atoms=Field(64, "Maximum number of atoms of a structure.", bounds=AT_LEAST_ONE),
-    max_pairs=optional(int, "Maximum number of pairs within the cutoff, each counted once.", bounds=AT_LEAST_ONE,
-                       unset="all pairs of max_atoms atoms, or those of a dense solid"),
-    max_long_range_pairs=optional(int, "Maximum number of pairs within the long-range cutoff, each counted once.",
-                                  bounds=AT_LEAST_ONE, unset="as for max_pairs"),
+    max_pairs=optional(
+        int,
+        "Maximum number of pairs within the cutoff, each counted once.",
+        bounds=AT_LEAST_ONE,
+        unset="all pairs of max_atoms atoms, or those of a dense solid",
+    ),
+    max_long_range_pairs=optional(
+        int,
+        "Maximum number of pairs within the long-range cutoff, each counted once.",
+        bounds=AT_LEAST_ONE,
+        unset="as for max_pairs",
+    ),
     periodic=Field(False, "Support of periodic cells, with stress."),
     dtype=dtype("the program"),
-    platforms=Field(("cpu", "cuda", "tpu"), "Platforms of the program.", choices=("cpu", "cuda", "rocm", "tpu")),
+    platforms=Field(
+        ("cpu", "cuda", "tpu"), "Platforms of the program.", choices=("cpu", "cuda", "rocm", "tpu")
+    ),
 )

@@ -31,12 +31,37 @@ from mlip_jax.distributed import jax_internals
 from mlip_jax.distributed.coordination import Coordination
 from mlip_jax.distributed.environment import Environment, expand_hostlist, from_environment
 from mlip_jax.distributed.meeting import meet
-from mlip_jax.distributed.signals import EXIT_REQUEUE, InterruptedTwice, Stopped, StopSignal, ended_by_signals
+from mlip_jax.distributed.signals import (
+    EXIT_REQUEUE,
+    ForcedInterrupt,
+    Stopped,
+    StopSignal,
+    ended_by_signals,
+)
 from mlip_jax.distributed.values import decode, encode
 
-__all__ = ["EXIT_PEER_FAILED", "EXIT_REQUEUE", "Environment", "InterruptedTwice", "StopSignal", "Stopped", "barrier",
-           "broadcast", "count", "ended_by_signals", "expand_hostlist", "failed_peer_message", "from_environment",
-           "index", "initialize", "leader", "leader_first", "session", "shutdown", "total"]
+__all__ = [
+    "EXIT_PEER_FAILED",
+    "EXIT_REQUEUE",
+    "Environment",
+    "ForcedInterrupt",
+    "StopSignal",
+    "Stopped",
+    "barrier",
+    "broadcast",
+    "count",
+    "ended_by_signals",
+    "expand_hostlist",
+    "failed_peer_message",
+    "from_environment",
+    "index",
+    "initialize",
+    "leader",
+    "leader_first",
+    "session",
+    "shutdown",
+    "total",
+]
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +81,8 @@ _PEER_ERRORS = re.compile(
     r"gloo.{0,80}(failed|timed? ?out)|connect(ing|ion)?.{0,40}gloo|coordination.?service|heartbeat timeout"
     r"|tasks? (is|are) unhealthy|preempted/died|ncclRemoteError"
     r"|nccl.{0,200}(remote (process|error)|connection (closed|reset|refused)|abort|timed? ?out)",
-    re.IGNORECASE | re.DOTALL)
+    re.IGNORECASE | re.DOTALL,
+)
 
 _coordination: Coordination | None = None
 
@@ -80,6 +106,7 @@ def initialize(environment: Environment | None, timeout: float = 300.0) -> None:
     if _coordination is not None:
         raise RuntimeError("this process has joined a run already; initialize is called once")
     import jax
+
     # the handler of that service would swallow every SIGTERM
     jax.config.update("jax_enable_preemption_service", False)
     # otherwise, JAX aborts all other processes when one has died, and does not report which one
@@ -89,8 +116,13 @@ def initialize(environment: Environment | None, timeout: float = 300.0) -> None:
     try:
         meet(environment, timeout)
         state = jax_internals.coordination()
-        _coordination = Coordination(state.client, state.coordinator_address, state.process_id, state.num_processes,
-                                     _end_process)
+        _coordination = Coordination(
+            state.client,
+            state.coordinator_address,
+            state.process_id,
+            state.num_processes,
+            _end_process,
+        )
         _coordination.barrier(f"start of a run of {state.num_processes} processes")
         # The processes exchange their devices here. If one did so later, while it waits for a
         # message of another that is still in this exchange, both would wait forever.
@@ -198,6 +230,7 @@ def _share(data: bytes) -> bytes:
     if len(small) == size:
         return small
     from jax.experimental import multihost_utils
+
     # JAX broadcasts by a sum; the other processes contribute zeros
     numbers = np.frombuffer(data + bytes(-size % 4), np.uint32)
     return np.asarray(multihost_utils.broadcast_one_to_all(numbers)).tobytes()[:size]
@@ -211,7 +244,10 @@ def total(array: np.ndarray) -> np.ndarray:
     if count() == 1:
         return array
     from jax.experimental import multihost_utils
-    return np.asarray(multihost_utils.process_allgather(array)).reshape(count(), *array.shape).sum(0)
+
+    return (
+        np.asarray(multihost_utils.process_allgather(array)).reshape(count(), *array.shape).sum(0)
+    )
 
 
 def barrier(name: str) -> None:
@@ -283,7 +319,7 @@ def _exit_code(error: BaseException) -> int:
     """Return the exit code for an exception; an interrupt may be requeued."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 0 if error.code is None else 1
-    if isinstance(error, KeyboardInterrupt) and not isinstance(error, InterruptedTwice):
+    if isinstance(error, KeyboardInterrupt) and not isinstance(error, ForcedInterrupt):
         return EXIT_REQUEUE
     return 1
 

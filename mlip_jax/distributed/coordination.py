@@ -39,13 +39,18 @@ class Coordination:
         failed. Its argument is a sentence that says which one and how.
     """
 
-    def __init__(self, client: Any, address: str, index: int, count: int, on_failure: Callable[[str], None]):
+    def __init__(
+        self, client: Any, address: str, index: int, count: int, on_failure: Callable[[str], None]
+    ):
         self.index, self.count = index, count
         self._client, self._on_failure = client, on_failure
         self._turn = 0  # number of messages of the leader so far
         self._over = threading.Lock()  # acquired by the first failure and never released
         self._parting = threading.Event()
-        self._watches = [_thread(self._await_failure), *([_thread(self._await_silence, address)] if index else ())]
+        self._watches = [
+            _thread(self._await_failure),
+            *([_thread(self._await_silence, address)] if index else ()),
+        ]
         self._deaths = [] if index else [_thread(self._await_death, k) for k in range(1, count)]
 
     @property
@@ -101,6 +106,7 @@ class Coordination:
     def close(self, timeout: float | None = None) -> None:
         """Wait for all processes and disconnect. The leader is the last to disconnect."""
         import jax
+
         self.barrier(_END, timeout)
         if self.index:
             self._put(f"parting/{self.index}", b"")
@@ -126,16 +132,22 @@ class Coordination:
     def _take(self, k: int, name: str, timeout: float | None) -> bytes:
         """Return the body of the message of process `k` in this turn."""
         try:
-            message = self._get(f"turn/{self._turn}/{k}", _FOREVER if timeout is None else int(timeout * 1000))
+            message = self._get(
+                f"turn/{self._turn}/{k}", _FOREVER if timeout is None else int(timeout * 1000)
+            )
         except RuntimeError as error:
             if "DEADLINE_EXCEEDED" not in str(error):
                 raise
-            raise RuntimeError(f"process {k} of this run has not come to {name!r} within {timeout:g} s of process "
-                               f"{self.index}") from error
+            raise RuntimeError(
+                f"process {k} of this run has not come to {name!r} within {timeout:g} s of process "
+                f"{self.index}"
+            ) from error
         found, _, body = message.partition(b"\0")
         if found != name.encode():
-            raise RuntimeError(f"process {self.index} of this run waits for process {k} at {name!r}, which is at "
-                               f"{found.decode()!r}: they do not run the same program, or do not have the same config")
+            raise RuntimeError(
+                f"process {self.index} of this run waits for process {k} at {name!r}, which is at "
+                f"{found.decode()!r}: they do not run the same program, or do not have the same config"
+            )
         return body
 
     def _report(self, k: int, text: str) -> None:
@@ -143,7 +155,10 @@ class Coordination:
 
         It also counts as a process that has read of the failure.
         """
-        for key, value in (("failure", json.dumps([k, text[:_MAX_TEXT]]).encode()), (f"heard/{k}", b"")):
+        for key, value in (
+            ("failure", json.dumps([k, text[:_MAX_TEXT]]).encode()),
+            (f"heard/{k}", b""),
+        ):
             # the key exists, or process 0 has died, which all others detect
             with contextlib.suppress(RuntimeError):
                 self._put(key, value)
@@ -169,7 +184,9 @@ class Coordination:
         """
         # Returns when every live process of the two has called it. Process k never calls it.
         self._client.get_live_nodes([0, k])
-        if f"mlip_jax/parting/{k}" not in dict(self._client.key_value_dir_get_bytes("mlip_jax/parting")):
+        if f"mlip_jax/parting/{k}" not in dict(
+            self._client.key_value_dir_get_bytes("mlip_jax/parting")
+        ):
             self._report(k, _DIED.format(k))
 
     def _await_silence(self, address: str) -> None:
@@ -183,7 +200,10 @@ class Coordination:
             try:
                 socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
             except OSError as error:  # other errors are local, such as too many open files
-                if isinstance(error, TimeoutError) or error.errno in (errno.ECONNREFUSED, errno.EHOSTUNREACH):
+                if isinstance(error, TimeoutError) or error.errno in (
+                    errno.ECONNREFUSED,
+                    errno.EHOSTUNREACH,
+                ):
                     self._lose_leader()
                     return
 

@@ -48,7 +48,11 @@ def from_environment(env: Mapping[str, str] = os.environ) -> Environment | None:
     own = {name: env[name] for name in _OWN if env.get(name)}
     if own:
         return _own(own)
-    if env.get("SLURM_JOB_ID") and env.get("SLURM_STEP_ID") and _number(env, "SLURM_STEP_NUM_TASKS", 1) > 1:
+    if (
+        env.get("SLURM_JOB_ID")
+        and env.get("SLURM_STEP_ID")
+        and _number(env, "SLURM_STEP_NUM_TASKS", 1) > 1
+    ):
         return _slurm(env)
     if "," in env.get("TPU_WORKER_HOSTNAMES", "") or _number(env, "MEGASCALE_NUM_SLICES", 1) > 1:
         return Environment()
@@ -63,12 +67,16 @@ def _own(env: Mapping[str, str]) -> Environment | None:
         return None
     missing = [name for name in _OWN if name not in env]
     if missing:
-        raise ValueError(f"{', '.join(env)} set but not {', '.join(missing)}: a run of several processes needs all of "
-                         f"{', '.join(_OWN)} (launch/local.sh sets them); for a single process unset them")
+        raise ValueError(
+            f"{', '.join(env)} set but not {', '.join(missing)}: a run of several processes needs all of "
+            f"{', '.join(_OWN)} (launch/local.sh sets them); for a single process unset them"
+        )
     coordinator = env["MLIP_JAX_COORDINATOR"]
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65_536:
-        raise ValueError(f"MLIP_JAX_COORDINATOR={coordinator}: expected host:port, the port from 1 to 65535")
+        raise ValueError(
+            f"MLIP_JAX_COORDINATOR={coordinator}: expected host:port, the port from 1 to 65535"
+        )
     count, index = _number(env, "MLIP_JAX_NUM_PROCESSES"), _number(env, "MLIP_JAX_PROCESS_ID")
     _check_index(count, index, "MLIP_JAX_NUM_PROCESSES", "MLIP_JAX_PROCESS_ID")
     return None if count == 1 else Environment(coordinator, count, index)
@@ -79,9 +87,11 @@ def _slurm(env: Mapping[str, str]) -> Environment:
     missing = [name for name in ("SLURM_PROCID", "SLURM_LOCALID") if not env.get(name)]
     nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST")
     if missing or not nodes:
-        raise ValueError(f"a SLURM step of {env['SLURM_STEP_NUM_TASKS']} tasks without "
-                         f"{', '.join(missing) or 'SLURM_STEP_NODELIST'}: start with `srun python -m mlip_jax.main`, "
-                         "or set MLIP_JAX_NUM_PROCESSES=1 for a single process")
+        raise ValueError(
+            f"a SLURM step of {env['SLURM_STEP_NUM_TASKS']} tasks without "
+            f"{', '.join(missing) or 'SLURM_STEP_NODELIST'}: start with `srun python -m mlip_jax.main`, "
+            "or set MLIP_JAX_NUM_PROCESSES=1 for a single process"
+        )
     count, index = _number(env, "SLURM_STEP_NUM_TASKS"), _number(env, "SLURM_PROCID")
     _check_index(count, index, "SLURM_STEP_NUM_TASKS", "SLURM_PROCID")
     # The sum gives each step of a job another port. Some steps, such as the interactive one of
@@ -98,12 +108,16 @@ def _slurm_devices(env: Mapping[str, str]) -> tuple[int, ...] | None:
     """
     tasks = _tasks_on_node(env)
     visible = [d for d in env.get("CUDA_VISIBLE_DEVICES", "").split(",") if d]
-    bound = len(visible) < _number(env, "SLURM_GPUS_ON_NODE", len(visible)) or env.get("SLURM_GPUS_PER_TASK")
+    bound = len(visible) < _number(env, "SLURM_GPUS_ON_NODE", len(visible)) or env.get(
+        "SLURM_GPUS_PER_TASK"
+    )
     if tasks == 1 or len(visible) < 2 or bound:
         return None
     if len(visible) % tasks:
-        raise ValueError(f"{len(visible)} GPUs (CUDA_VISIBLE_DEVICES={env['CUDA_VISIBLE_DEVICES']}) cannot be dealt "
-                         f"out evenly to the {tasks} tasks of a node: choose --ntasks-per-node so that they can")
+        raise ValueError(
+            f"{len(visible)} GPUs (CUDA_VISIBLE_DEVICES={env['CUDA_VISIBLE_DEVICES']}) cannot be dealt "
+            f"out evenly to the {tasks} tasks of a node: choose --ntasks-per-node so that they can"
+        )
     share, local = len(visible) // tasks, _number(env, "SLURM_LOCALID")
     return tuple(range(local * share, (local + 1) * share))
 
@@ -114,10 +128,14 @@ def _tasks_on_node(env: Mapping[str, str]) -> int:
     The variable lists the tasks of each node and abbreviates equal ones: here 4, 4 and 3.
     """
     counts = []
-    for part in (env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_NTASKS_PER_NODE") or "1").split(","):
+    for part in (
+        env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_NTASKS_PER_NODE") or "1"
+    ).split(","):
         match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part.strip())
         if not match:
-            raise ValueError(f"SLURM_STEP_TASKS_PER_NODE: expected the like of 4(x2),3, received {part!r}")
+            raise ValueError(
+                f"SLURM_STEP_TASKS_PER_NODE: expected the like of 4(x2),3, received {part!r}"
+            )
         counts += [int(match[1])] * int(match[2] or 1)
     node = _number(env, "SLURM_NODEID", 0)
     return counts[node] if node < len(counts) else counts[0]
@@ -136,7 +154,9 @@ def expand_hostlist(text: str) -> list[str]:
     for item in re.split(r",(?![^\[]*\])", text.strip()):
         parts = re.split(r"\[([^\[\]]*)\]", item)  # plain, range, plain, range, ..., plain
         if not item or re.search(r"[\[\]\s]", "".join(parts)):
-            raise ValueError(f"not a list of hosts: {text!r}; expected the like of node[01-03,7],login")
+            raise ValueError(
+                f"not a list of hosts: {text!r}; expected the like of node[01-03,7],login"
+            )
         found = [parts[0]]
         for ranges, plain in zip(parts[1::2], parts[2::2]):
             found = [host + number + plain for host in found for number in _numbers(ranges, text)]
@@ -151,7 +171,9 @@ def _numbers(ranges: str, text: str) -> list[str]:
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if first > last:
-            raise ValueError(f"not a range of hosts: [{ranges}] in {text!r}; expected the like of [01-03,7]")
+            raise ValueError(
+                f"not a range of hosts: [{ranges}] in {text!r}; expected the like of [01-03,7]"
+            )
         numbers += [str(n).zfill(len(match[1])) for n in range(first, last + 1)]
     return numbers
 
@@ -173,5 +195,7 @@ def _number(env: Mapping[str, str], name: str, default: int | None = None) -> in
 def _check_index(count: int, index: int, count_name: str, index_name: str) -> None:
     """Raise ValueError if the index of a process is not below the number of processes."""
     if not 0 <= index < count:
-        raise ValueError(f"{index_name}={index} of {count_name}={count}: processes are numbered from 0 to "
-                         f"{count_name} - 1")
+        raise ValueError(
+            f"{index_name}={index} of {count_name}={count}: processes are numbered from 0 to "
+            f"{count_name} - 1"
+        )

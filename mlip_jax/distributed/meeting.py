@@ -28,10 +28,14 @@ def meet(environment: Environment, timeout: float) -> None:
 
     def start() -> None:
         import jax
+
         try:
             jax.distributed.initialize(
-                initialization_timeout=int(timeout) + _SPARE_SECONDS, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
-                shutdown_timeout_seconds=_SHUTDOWN_SECONDS, **options)
+                initialization_timeout=int(timeout) + _SPARE_SECONDS,
+                heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+                shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
+                **options,
+            )
             result.put(None)
         except BaseException as error:  # raised below, in the calling thread
             result.put(error)
@@ -49,7 +53,8 @@ def meet(environment: Environment, timeout: float) -> None:
     if error is not None:
         raise RuntimeError(
             f"JAX cannot start a run of several processes: {error}\nCheck that nothing has used JAX's devices before, "
-            "and that the processes reach each other") from error
+            "and that the processes reach each other"
+        ) from error
 
 
 def _options(environment: Environment) -> dict:
@@ -63,16 +68,24 @@ def _options(environment: Environment) -> dict:
     if environment.process_id == 0:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            socket.create_server((host.strip("[]") if here else "", int(port)), family=family).close()
+            socket.create_server(
+                (host.strip("[]") if here else "", int(port)), family=family
+            ).close()
         except OSError as error:
-            raise RuntimeError(f"process 0 cannot listen on port {port} ({error}): another run may be using it. Choose "
-                               "another port for MLIP_JAX_COORDINATOR") from error
+            raise RuntimeError(
+                f"process 0 cannot listen on port {port} ({error}): another run may be using it. Choose "
+                "another port for MLIP_JAX_COORDINATOR"
+            ) from error
     ids = environment.local_device_ids
-    return {"coordinator_address": environment.coordinator, "num_processes": environment.num_processes,
-            "process_id": environment.process_id, "local_device_ids": None if ids is None else list(ids),
-            "cluster_detection_method": "deactivate",
-            # accept only local connections if all processes are on this machine
-            "coordinator_bind_address": environment.coordinator if here else None}
+    return {
+        "coordinator_address": environment.coordinator,
+        "num_processes": environment.num_processes,
+        "process_id": environment.process_id,
+        "local_device_ids": None if ids is None else list(ids),
+        "cluster_detection_method": "deactivate",
+        # accept only local connections if all processes are on this machine
+        "coordinator_bind_address": environment.coordinator if here else None,
+    }
 
 
 def _wait_before_aborts() -> None:

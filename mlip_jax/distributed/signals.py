@@ -23,7 +23,7 @@ class Stopped(RuntimeError):
     """A signal stopped the run. Its progress is saved, and a rerun resumes from there."""
 
 
-class InterruptedTwice(KeyboardInterrupt):
+class ForcedInterrupt(KeyboardInterrupt):
     """A user has interrupted the run twice: it ends without saving and must not be requeued."""
 
 
@@ -86,7 +86,7 @@ def _lost_ones_again() -> Iterator[None]:
 class StopSignal:
     """Context manager that records the first SIGTERM, SIGINT or SIGUSR1; the process continues.
 
-    A second SIGINT raises InterruptedTwice. A second SIGTERM ends the process at once, with exit
+    A second SIGINT raises ForcedInterrupt. A second SIGTERM ends the process at once, with exit
     code 75 (EXIT_REQUEUE). The previous handlers are restored on exit. Only the main thread
     receives signals, so this does nothing in other threads. Python handles a signal when a call
     into compiled code returns, such as a training step or a compilation.
@@ -124,6 +124,6 @@ class StopSignal:
         if self._counts[number] < 2:
             return
         if number == signal.SIGINT:
-            raise InterruptedTwice
+            raise ForcedInterrupt
         if number == signal.SIGTERM:
             os._exit(EXIT_REQUEUE)

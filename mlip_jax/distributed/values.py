@@ -48,13 +48,17 @@ def _without_arrays(value, arrays, where):
     if isinstance(value, Mapping):
         wrong = [key for key in value if not isinstance(key, str) or key == _ARRAY]
         if wrong:
-            raise TypeError(f"{where}: the key {wrong[0]!r}; expected keys that are text, and not {_ARRAY!r}")
+            raise TypeError(
+                f"{where}: the key {wrong[0]!r}; expected keys that are text, and not {_ARRAY!r}"
+            )
         return {key: _without_arrays(v, arrays, f"{where}[{key!r}]") for key, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_without_arrays(v, arrays, f"{where}[{i}]") for i, v in enumerate(value)]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    raise TypeError(f"{where}: {type(value).__name__}; expected numbers, text, lists, dictionaries or NumPy arrays")
+    raise TypeError(
+        f"{where}: {type(value).__name__}; expected numbers, text, lists, dictionaries or NumPy arrays"
+    )
 
 
 def _with_arrays(tree, buffer):

@@ -1,11 +1,11 @@
 """Padded batches of structures, laid out as graphs/graph.py describes.
 
-    >>> from mlip_jax.structure import Structure
-    >>> water = Structure(numbers=np.array([8, 1, 1]), positions=np.array([[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]]))
-    >>> columns = Columns.from_structures([water, water])
-    >>> batch = build_batch(columns, PaddingBudget(n_node=8, n_edge=16, n_graph=3), cutoff=5.0)
-    >>> batch.n_node.tolist(), batch.n_edge.tolist()
-    ([3, 3, 2], [6, 6, 4])
+>>> from mlip_jax.structure import Structure
+>>> water = Structure(numbers=np.array([8, 1, 1]), positions=np.array([[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]]))
+>>> columns = Columns.from_structures([water, water])
+>>> batch = build_batch(columns, PaddingBudget(n_node=8, n_edge=16, n_graph=3), cutoff=5.0)
+>>> batch.n_node.tolist(), batch.n_edge.tolist()
+([3, 3, 2], [6, 6, 4])
 """
 
 from __future__ import annotations
@@ -20,9 +20,15 @@ from mlip_jax.graphs.neighbors import long_range_list, neighbor_list
 from mlip_jax.graphs.shapes import PaddingBudget
 
 
-def build_batch(columns: Columns, budget: PaddingBudget, cutoff: float, reference: np.ndarray | None = None,
-                dtype=np.float32, long_range_cutoff: float | None = None, properties: Sequence[str] = ()
-                ) -> jraph.GraphsTuple:
+def build_batch(
+    columns: Columns,
+    budget: PaddingBudget,
+    cutoff: float,
+    reference: np.ndarray | None = None,
+    dtype=np.float32,
+    long_range_cutoff: float | None = None,
+    properties: Sequence[str] = (),
+) -> jraph.GraphsTuple:
     """Build one padded batch of all structures of `columns`.
 
     The arrays are NumPy arrays in the layout of graphs/graph.py.
@@ -44,11 +50,19 @@ def build_batch(columns: Columns, budget: PaddingBudget, cutoff: float, referenc
         and a structure is periodic.
     """
     n_node = columns.n_atoms
-    neighbors = [neighbor_list(positions, cutoff, *box) for positions, *box in each_geometry(columns)]
+    neighbors = [
+        neighbor_list(positions, cutoff, *box) for positions, *box in each_geometry(columns)
+    ]
     n_edge = np.array([len(nb.senders) for nb in neighbors], np.int64)
-    if n_node.sum() > budget.n_node - 1 or n_edge.sum() > budget.n_edge or len(columns) > budget.n_graph - 1:
-        raise ValueError(f"{len(columns)} structures with {n_node.sum()} atoms and {n_edge.sum()} edges do not "
-                         f"fit into {budget}")
+    if (
+        n_node.sum() > budget.n_node - 1
+        or n_edge.sum() > budget.n_edge
+        or len(columns) > budget.n_graph - 1
+    ):
+        raise ValueError(
+            f"{len(columns)} structures with {n_node.sum()} atoms and {n_edge.sum()} edges do not "
+            f"fit into {budget}"
+        )
     energy = subtract_references(columns, reference)
     pad = budget.n_graph - len(columns)
     made = _concatenate_edges(neighbors, n_node, n_edge, budget, columns.cell is not None)
@@ -58,21 +72,39 @@ def build_batch(columns: Columns, budget: PaddingBudget, cutoff: float, referenc
     cell = None if columns.cell is None else _pad(columns.cell.astype(dtype), budget.n_graph)
     of_graphs, of_nodes = _labels(columns, budget, properties, dtype)
     return jraph.GraphsTuple(
-        nodes={"positions": _pad(columns.positions.astype(dtype), budget.n_node),
-               "numbers": _pad(columns.numbers.astype(np.int32), budget.n_node),
-               "forces": _pad(columns.forces.astype(dtype), budget.n_node), **of_nodes},
-        edges=edges, senders=made["senders"], receivers=made["receivers"],
-        globals={"energy": _pad(energy.astype(dtype), budget.n_graph),
-                 "charge": _pad(columns.charge.astype(dtype), budget.n_graph),
-                 **({} if cell is None else {"cell": cell}), **of_graphs},
-        n_node=np.concatenate([n_node, [budget.n_node - n_node.sum()], np.zeros(pad - 1)]).astype(np.int32),
-        n_edge=np.concatenate([n_edge, [budget.n_edge - n_edge.sum()], np.zeros(pad - 1)]).astype(np.int32))
+        nodes={
+            "positions": _pad(columns.positions.astype(dtype), budget.n_node),
+            "numbers": _pad(columns.numbers.astype(np.int32), budget.n_node),
+            "forces": _pad(columns.forces.astype(dtype), budget.n_node),
+            **of_nodes,
+        },
+        edges=edges,
+        senders=made["senders"],
+        receivers=made["receivers"],
+        globals={
+            "energy": _pad(energy.astype(dtype), budget.n_graph),
+            "charge": _pad(columns.charge.astype(dtype), budget.n_graph),
+            **({} if cell is None else {"cell": cell}),
+            **of_graphs,
+        },
+        n_node=np.concatenate([n_node, [budget.n_node - n_node.sum()], np.zeros(pad - 1)]).astype(
+            np.int32
+        ),
+        n_edge=np.concatenate([n_edge, [budget.n_edge - n_edge.sum()], np.zeros(pad - 1)]).astype(
+            np.int32
+        ),
+    )
 
 
-def _labels(columns: Columns, budget: PaddingBudget, names: Sequence[str], dtype) -> tuple[dict, dict]:
+def _labels(
+    columns: Columns, budget: PaddingBudget, names: Sequence[str], dtype
+) -> tuple[dict, dict]:
     """Return {"properties": ...} of the graphs and of the nodes; {} if there are none."""
     made = []
-    for found, length in ((columns.properties, budget.n_graph), (columns.atom_properties, budget.n_node)):
+    for found, length in (
+        (columns.properties, budget.n_graph),
+        (columns.atom_properties, budget.n_node),
+    ):
         labels = {name: _pad(found[name].astype(dtype), length) for name in names if name in found}
         made.append({"properties": labels} if labels else {})
     return made[0], made[1]
@@ -86,12 +118,18 @@ def subtract_references(columns: Columns, reference: np.ndarray | None) -> np.nd
     return energy
 
 
-def each_geometry(columns: Columns) -> Iterator[tuple[np.ndarray, np.ndarray | None, np.ndarray | None]]:
+def each_geometry(
+    columns: Columns,
+) -> Iterator[tuple[np.ndarray, np.ndarray | None, np.ndarray | None]]:
     """Yield (positions, cell, pbc) of each structure; cell and pbc are None for open boundaries."""
     for s in range(len(columns)):
         atoms = slice(columns.offsets[s], columns.offsets[s + 1])
         periodic = columns.pbc is not None and columns.pbc[s].any()
-        yield columns.positions[atoms], columns.cell[s] if periodic else None, columns.pbc[s] if periodic else None
+        yield (
+            columns.positions[atoms],
+            columns.cell[s] if periodic else None,
+            columns.pbc[s] if periodic else None,
+        )
 
 
 def _long_range(columns, cutoff, budget) -> dict[str, np.ndarray]:
@@ -99,13 +137,20 @@ def _long_range(columns, cutoff, budget) -> dict[str, np.ndarray]:
     lists = [long_range_list(positions, cutoff, *box) for positions, *box in each_geometry(columns)]
     n_pair = sum(len(pairs[0]) for pairs in lists)
     if n_pair > budget.n_pair:
-        raise ValueError(f"{len(columns)} structures with {n_pair} long-range pairs do not fit into {budget}")
+        raise ValueError(
+            f"{len(columns)} structures with {n_pair} long-range pairs do not fit into {budget}"
+        )
     padding = np.full(budget.n_pair - n_pair, len(columns.numbers), np.int32)
     first_atom = columns.offsets.astype(np.int32)
-    out = {name: np.concatenate([*(pairs[k] + a for pairs, a in zip(lists, first_atom)), padding])
-           for k, name in enumerate(("receivers", "senders"))}
+    out = {
+        name: np.concatenate([*(pairs[k] + a for pairs, a in zip(lists, first_atom)), padding])
+        for k, name in enumerate(("receivers", "senders"))
+    }
     if columns.cell is not None:
-        rows = [np.zeros((len(pairs[0]), 3), np.int32) if pairs[2] is None else pairs[2] for pairs in lists]
+        rows = [
+            np.zeros((len(pairs[0]), 3), np.int32) if pairs[2] is None else pairs[2]
+            for pairs in lists
+        ]
         out["shifts"] = _pad(np.concatenate([np.zeros((0, 3), np.int32), *rows]), budget.n_pair)
     return out
 
@@ -130,10 +175,16 @@ def _concatenate_edges(neighbors, n_node, n_edge, budget, periodic) -> dict[str,
     halves = [np.split(o, 2) for o in joined("pair_order", first_edge)]
     shifts = None
     if periodic:
-        rows = [np.zeros((len(nb.senders), 3), np.int32) if nb.shifts is None else nb.shifts for nb in neighbors]
+        rows = [
+            np.zeros((len(nb.senders), 3), np.int32) if nb.shifts is None else nb.shifts
+            for nb in neighbors
+        ]
         shifts = _pad(np.concatenate([np.zeros((0, 3), np.int32), *rows]), budget.n_edge)
     return {
         "senders": np.concatenate(joined("senders", first_atom) + [padding]),
         "receivers": np.concatenate(joined("receivers", first_atom) + [padding]),
-        "pair_order": np.concatenate([h[0] for h in halves] + [idle[0::2]] + [h[1] for h in halves] + [idle[1::2]]),
-        "shifts": shifts}
+        "pair_order": np.concatenate(
+            [h[0] for h in halves] + [idle[0::2]] + [h[1] for h in halves] + [idle[1::2]]
+        ),
+        "shifts": shifts,
+    }

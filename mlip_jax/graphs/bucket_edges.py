@@ -77,7 +77,9 @@ def _with_larger(n_edge: np.ndarray, batch_size: float, num: int) -> Iterator[Bu
             # Each large structure starts a batch; small ones fill the remaining space.
             held = ends[np.searchsorted(ends, large)].sum()
             batches = len(large) + max(n_edge.sum() - held, 0) / first
-            found.append((abs(np.log(len(n_edge) / batches / batch_size)), -factor, (first, *_ends(ends))))
+            found.append(
+                (abs(np.log(len(n_edge) / batches / batch_size)), -factor, (first, *_ends(ends)))
+            )
     found.sort()
     near = [f for f in found if f[0] <= _NEAR] or found[:1]
     yield from (BucketEdges(edges) for _, _, edges in near[:_TRIALS])
@@ -120,8 +122,7 @@ def partition(values: np.ndarray, counts: np.ndarray, num: int) -> np.ndarray:
 
 
 def _grouped(n_edge: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return distinct sizes, ascending, and their counts; many sizes are rounded up to quantiles.
-    """
+    """Return distinct sizes, ascending, and their counts; many sizes are rounded up to quantiles."""
     values, counts = np.unique(n_edge, return_counts=True)
     if len(values) <= _GROUPS:
         return values, counts

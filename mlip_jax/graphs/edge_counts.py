@@ -1,5 +1,4 @@
-"""Numbers of edges of all structures of a store: counted once per cutoff and stored with the store.
-"""
+"""Numbers of edges of all structures of a store: counted once per cutoff and stored with the store."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from rich import progress as bars
 
 from mlip_jax import workers
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.datasets.store.array_cache import array_beside
+from mlip_jax.datasets.store.array_cache import load_or_compute
 from mlip_jax.datasets.store.store import Store
 from mlip_jax.graphs.neighbors import count_edges, infinite_pairs
 
@@ -26,8 +25,12 @@ def count_all(columns: Columns, cutoff: float) -> np.ndarray:
     for s in range(len(columns)):
         atoms = slice(columns.offsets[s], columns.offsets[s + 1])
         periodic = columns.pbc is not None and columns.pbc[s].any()
-        counts[s] = count_edges(columns.positions[atoms], cutoff, columns.cell[s] if periodic else None,
-                                columns.pbc[s] if periodic else None)
+        counts[s] = count_edges(
+            columns.positions[atoms],
+            cutoff,
+            columns.cell[s] if periodic else None,
+            columns.pbc[s] if periodic else None,
+        )
     return counts
 
 
@@ -70,7 +73,9 @@ def all_pairs_of(n_atoms: np.ndarray) -> np.ndarray:
     return n * (n - 1) // 2
 
 
-def edge_counts(store: Store, cutoff: float, *, num_processes: int | None = None, progress: bool = True) -> np.ndarray:
+def edge_counts(
+    store: Store, cutoff: float, *, num_processes: int | None = None, progress: bool = True
+) -> np.ndarray:
     """Return the number of directed edges of every structure of a store.
 
     The first call for a cutoff counts them and writes them to the folder edges/ of the store. If
@@ -86,21 +91,35 @@ def edge_counts(store: Store, cutoff: float, *, num_processes: int | None = None
       Numbers of edges, shape (S,), int32, memory-mapped.
     """
     path = store.path / "edges" / f"{float(cutoff)!r}-{store.digest()}.npy"
-    return array_beside(path, np.int32, len(store), lambda: _count(store, cutoff, num_processes, progress),
-                        "edge counts")
+    return load_or_compute(
+        path,
+        np.int32,
+        len(store),
+        lambda: _count(store, cutoff, num_processes, progress),
+        "edge counts",
+    )
 
 
 def _count(store: Store, cutoff: float, num_processes, progress: bool) -> np.ndarray:
-    jobs = [(store.path, start, min(start + _PER_JOB, len(store)), cutoff) for start in range(0, len(store), _PER_JOB)]
+    jobs = [
+        (store.path, start, min(start + _PER_JOB, len(store)), cutoff)
+        for start in range(0, len(store), _PER_JOB)
+    ]
     if len(store) < _WORTH_PROCESSES:
         num_processes = 1
     counts = np.zeros(len(store), np.int32)
-    bar = bars.Progress(bars.TextColumn("counting neighbours"), bars.BarColumn(), bars.MofNCompleteColumn(),
-                        bars.TextColumn("structures"), bars.TimeRemainingColumn(), disable=not progress)
+    bar = bars.Progress(
+        bars.TextColumn("counting neighbours"),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TextColumn("structures"),
+        bars.TimeRemainingColumn(),
+        disable=not progress,
+    )
     with bar:
         task = bar.add_task("", total=len(store))
         for index, part in workers.run(_count_part, jobs, num_processes):
-            counts[jobs[index][1]:jobs[index][2]] = part
+            counts[jobs[index][1] : jobs[index][2]] = part
             bar.update(task, advance=len(part))
     return counts
 
@@ -108,5 +127,9 @@ def _count(store: Store, cutoff: float, num_processes, progress: bool) -> np.nda
 def _count_part(job: tuple[Path, int, int, float]) -> np.ndarray:
     """Count the edges of the structures of one job, (path of the store, start, stop, cutoff)."""
     path, start, stop, cutoff = job
-    return np.concatenate([count_all(columns, cutoff)
-                           for _, columns in Store(path).chunks(np.arange(start, stop), labels_only=True)])
+    return np.concatenate(
+        [
+            count_all(columns, cutoff)
+            for _, columns in Store(path).chunks(np.arange(start, stop), labels_only=True)
+        ]
+    )

@@ -79,7 +79,9 @@ def _vectors(graph, receivers, senders, shifts):
 
 def _translations(shifts, cell):
     # the default precision of some devices, bfloat16 or TF32, would be wrong by hundredths of an Å
-    return jnp.einsum("ec,ecx->ex", shifts.astype(cell.dtype), cell, precision=jax.lax.Precision.HIGHEST)
+    return jnp.einsum(
+        "ec,ecx->ex", shifts.astype(cell.dtype), cell, precision=jax.lax.Precision.HIGHEST
+    )
 
 
 def pairs(graph: jraph.GraphsTuple, undirected: bool = True) -> Pairs:
@@ -92,8 +94,12 @@ def pairs(graph: jraph.GraphsTuple, undirected: bool = True) -> Pairs:
     if order is None:
         receivers, senders, vectors = graph.receivers, graph.senders, displacements(graph)
     else:
-        forward = order[:order.shape[0] // 2]  # one edge of each pair, (E / 2,)
-        receivers, senders, vectors = graph.receivers[forward], graph.senders[forward], displacements(graph, forward)
+        forward = order[: order.shape[0] // 2]  # one edge of each pair, (E / 2,)
+        receivers, senders, vectors = (
+            graph.receivers[forward],
+            graph.senders[forward],
+            displacements(graph, forward),
+        )
     # Messages of thousands of padding edges to a single atom would add up to infinity after a few
     # layers, so padding edges get a length beyond the cutoff.
     padding = (receivers == senders) & (vectors == 0).all(axis=-1)
@@ -111,6 +117,9 @@ def long_range_pairs(graph: jraph.GraphsTuple) -> Pairs:
     if listed is None:
         raise ValueError(
             f"this graph has no long-range pairs: expected edges['long_range'], found {sorted(graph.edges)}; give "
-            "build_batch the long_range_cutoff of the model")
+            "build_batch the long_range_cutoff of the model"
+        )
     receivers, senders = listed["receivers"], listed["senders"]
-    return Pairs(receivers, senders, _vectors(graph, receivers, senders, listed.get("shifts")), True)
+    return Pairs(
+        receivers, senders, _vectors(graph, receivers, senders, listed.get("shifts")), True
+    )

@@ -42,8 +42,12 @@ class Neighbors(NamedTuple):
     pair_order: np.ndarray
 
 
-def neighbor_list(positions: np.ndarray, cutoff: float, cell: np.ndarray | None = None,
-                  pbc: np.ndarray | None = None) -> Neighbors:
+def neighbor_list(
+    positions: np.ndarray,
+    cutoff: float,
+    cell: np.ndarray | None = None,
+    pbc: np.ndarray | None = None,
+) -> Neighbors:
     """Find all directed pairs closer than `cutoff`.
 
     Args:
@@ -57,7 +61,9 @@ def neighbor_list(positions: np.ndarray, cutoff: float, cell: np.ndarray | None 
     """
     positions = np.asarray(positions, np.float64)
     if not np.isfinite(positions).all():
-        raise ValueError("positions hold NaN or infinite values; no neighbour list can be made of them")
+        raise ValueError(
+            "positions hold NaN or infinite values; no neighbour list can be made of them"
+        )
     if pbc is not None and np.any(pbc):
         return _periodic(positions, cutoff, np.asarray(cell, np.float64), np.asarray(pbc, bool))
     if len(positions) <= _DENSE_LIMIT:
@@ -72,11 +78,17 @@ def count_edges(positions: np.ndarray, cutoff: float, cell=None, pbc=None) -> in
     """
     if (pbc is not None and np.any(pbc)) or len(positions) > _DENSE_LIMIT:
         return len(neighbor_list(positions, cutoff, cell, pbc).senders)
-    return int((_squared_distances(np.asarray(positions, np.float64)) < cutoff * cutoff).sum()) - len(positions)
+    return int(
+        (_squared_distances(np.asarray(positions, np.float64)) < cutoff * cutoff).sum()
+    ) - len(positions)
 
 
-def long_range_list(positions: np.ndarray, cutoff: float, cell: np.ndarray | None = None,
-                    pbc: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+def long_range_list(
+    positions: np.ndarray,
+    cutoff: float,
+    cell: np.ndarray | None = None,
+    pbc: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Find every pair closer than `cutoff` once, including pairs of an atom and its own image.
 
     Args:
@@ -93,11 +105,15 @@ def long_range_list(positions: np.ndarray, cutoff: float, cell: np.ndarray | Non
     """
     positions = np.asarray(positions, np.float64)
     if not np.isfinite(positions).all():
-        raise ValueError("positions hold NaN or infinite values; no long-range list can be made of them")
+        raise ValueError(
+            "positions hold NaN or infinite values; no long-range list can be made of them"
+        )
     if pbc is not None and np.any(pbc):
         if np.isinf(cutoff):
             raise infinite_pairs(pbc)
-        return _periodic_half(positions, cutoff, np.asarray(cell, np.float64), np.asarray(pbc, bool))
+        return _periodic_half(
+            positions, cutoff, np.asarray(cell, np.float64), np.asarray(pbc, bool)
+        )
     if np.isinf(cutoff):
         return *_all_pairs(len(positions)), None
     if len(positions) <= _DENSE_LIMIT:
@@ -109,8 +125,10 @@ def long_range_list(positions: np.ndarray, cutoff: float, cell: np.ndarray | Non
 
 def infinite_pairs(pbc) -> ValueError:
     """Return the error for an infinite long-range cutoff of a periodic structure."""
-    return ValueError(f"a periodic structure (pbc={np.asarray(pbc).tolist()}) has pairs without end: its long-range "
-                      "cutoff must be finite, received inf. Give the terms of long range a cutoff.")
+    return ValueError(
+        f"a periodic structure (pbc={np.asarray(pbc).tolist()}) has pairs without end: its long-range "
+        "cutoff must be finite, received inf. Give the terms of long range a cutoff."
+    )
 
 
 def _all_pairs(n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -150,8 +168,10 @@ def _dense_half(positions: np.ndarray, cutoff: float) -> tuple[np.ndarray, np.nd
     receivers, senders, start = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)], 0
     while start < n - 1:
         stop = min(n - 1, start + max(1, _BLOCK // (n - start)))
-        d = x[:, start:stop, None] - x[:, None, start + 1:]
-        row, column = np.divmod(np.flatnonzero(_squares(d) < cutoff * cutoff).astype(np.int32), n - start - 1)
+        d = x[:, start:stop, None] - x[:, None, start + 1 :]
+        row, column = np.divmod(
+            np.flatnonzero(_squares(d) < cutoff * cutoff).astype(np.int32), n - start - 1
+        )
         upper = column >= row
         receivers.append(row[upper] + np.int32(start))
         senders.append(column[upper] + np.int32(start + 1))
@@ -188,7 +208,7 @@ def _pairs_of(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _dense(positions: np.ndarray, cutoff: float) -> Neighbors:
     n = len(positions)
     close = _squared_distances(positions) < cutoff * cutoff
-    close.ravel()[::n + 1] = False  # an atom is not its own neighbor
+    close.ravel()[:: n + 1] = False  # an atom is not its own neighbor
     places = np.flatnonzero(close)
     row, column, mirrored = _pairs_of(n)
     receivers, senders = row[places], column[places]
@@ -202,18 +222,23 @@ def _dense(positions: np.ndarray, cutoff: float) -> Neighbors:
 def _tree(positions: np.ndarray, cutoff: float) -> Neighbors:
     n = len(positions)
     i, j = (a.astype(np.int64) for a in _close_pairs(positions, cutoff))
-    receivers, senders = (a.astype(np.int32) for a in np.divmod(np.sort(np.concatenate([i * n + j, j * n + i])), n))
+    receivers, senders = (
+        a.astype(np.int32) for a in np.divmod(np.sort(np.concatenate([i * n + j, j * n + i])), n)
+    )
     return Neighbors(receivers, senders, None, _pair_order_open(receivers, senders, n))
 
 
 def _tree_half(positions: np.ndarray, cutoff: float) -> tuple[np.ndarray, np.ndarray]:
     i, j = _close_pairs(positions, cutoff)
-    return tuple(a.astype(np.int32) for a in np.divmod(np.sort(i * len(positions) + j), len(positions)))
+    return tuple(
+        a.astype(np.int32) for a in np.divmod(np.sort(i * len(positions) + j), len(positions))
+    )
 
 
 def _close_pairs(positions, cutoff):
     """Return the pairs i < j within the cutoff in any order, found with a k-d tree."""
     from scipy.spatial import cKDTree
+
     i, j = cKDTree(positions).query_pairs(cutoff, output_type="ndarray").T
     # query_pairs includes pairs exactly at the cutoff
     close = _squares((positions[i] - positions[j]).T) < cutoff * cutoff
@@ -244,9 +269,13 @@ def _periodic(positions, cutoff, cell, pbc) -> Neighbors:
 def _periodic_half(positions, cutoff, cell, pbc) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return receivers, senders and shifts of pairs with receivers <= senders, sorted."""
     if cell.shape != (3, 3) or not np.isfinite(cell).all():
-        raise ValueError(f"a periodic structure needs a finite cell of shape (3, 3), received {cell!r}")
+        raise ValueError(
+            f"a periodic structure needs a finite cell of shape (3, 3), received {cell!r}"
+        )
     if (np.linalg.norm(cell, axis=1)[pbc] < 1e-9).any():
-        raise ValueError(f"pbc is {pbc.tolist()} but a periodic direction has no lattice vector: {cell.tolist()}")
+        raise ValueError(
+            f"pbc is {pbc.tolist()} but a periodic direction has no lattice vector: {cell.tolist()}"
+        )
     full = _completed_cell(cell, pbc)
     if abs(np.linalg.det(full)) < 1e-9:
         raise ValueError(f"the lattice vectors {cell.tolist()} lie in one plane; they span no cell")
@@ -258,7 +287,7 @@ def _periodic_half(positions, cutoff, cell, pbc) -> tuple[np.ndarray, np.ndarray
     images = np.array(list(itertools.product(*(range(-r, r + 1) for r in reach))), np.int64)
     # One of the images s and -s is sufficient. They are sorted, with the structure itself in the
     # middle, so the first half including the middle is used.
-    receivers, senders, shifts = _image_pairs(wrapped, images[:len(images) // 2 + 1], full, cutoff)
+    receivers, senders, shifts = _image_pairs(wrapped, images[: len(images) // 2 + 1], full, cutoff)
     # convert shifts of wrapped atoms to shifts of the given atoms
     shifts = shifts - (offset[senders] - offset[receivers]).astype(np.int64)
     turned = receivers > senders
@@ -274,11 +303,17 @@ def _image_pairs(wrapped, images, full, cutoff):
     The last of the images is the structure itself.
     """
     from scipy.spatial import cKDTree
+
     n = len(wrapped)
     ghosts = (wrapped[None] + (images @ full)[:, None]).reshape(-1, 3)
-    low, high = wrapped.min(axis=0, initial=np.inf) - cutoff, wrapped.max(axis=0, initial=-np.inf) + cutoff
+    low, high = (
+        wrapped.min(axis=0, initial=np.inf) - cutoff,
+        wrapped.max(axis=0, initial=-np.inf) + cutoff,
+    )
     near = np.flatnonzero(((ghosts >= low) & (ghosts <= high)).all(axis=1))
-    hits = cKDTree(wrapped).sparse_distance_matrix(cKDTree(ghosts[near]), cutoff, output_type="ndarray")
+    hits = cKDTree(wrapped).sparse_distance_matrix(
+        cKDTree(ghosts[near]), cutoff, output_type="ndarray"
+    )
     receivers, ghost = hits["i"], near[hits["j"]]
     image, senders = np.divmod(ghost, n)
     close = _squares((ghosts[ghost] - wrapped[receivers]).T) < cutoff * cutoff
@@ -291,5 +326,5 @@ def _completed_cell(cell, pbc):
     full = np.array(cell)
     if not pbc.all():
         _, _, basis = np.linalg.svd(full[pbc])
-        full[~pbc] = basis[pbc.sum():]
+        full[~pbc] = basis[pbc.sum() :]
     return full

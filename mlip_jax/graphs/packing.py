@@ -54,7 +54,9 @@ def plan_batches(order: np.ndarray, sizes: Sizes, budget: PaddingBudget) -> list
     return [indices for _, indices in plan_buckets(order, sizes, (budget,))]
 
 
-def plan_buckets(order: np.ndarray, sizes: Sizes, budgets: Sequence[PaddingBudget]) -> list[tuple[int, np.ndarray]]:
+def plan_buckets(
+    order: np.ndarray, sizes: Sizes, budgets: Sequence[PaddingBudget]
+) -> list[tuple[int, np.ndarray]]:
     """Plan batches within several budgets, the size buckets.
 
     A batch starts with the first remaining structure, in the smallest bucket that fits it. If that
@@ -74,16 +76,28 @@ def plan_buckets(order: np.ndarray, sizes: Sizes, budgets: Sequence[PaddingBudge
       ValueError: A structure does not fit into an empty batch of the last budget, or the budgets
         are not in ascending order.
     """
-    if not budgets or any(a > b for low, high in zip(budgets, budgets[1:]) for a, b in zip(low, high)):
-        raise ValueError(f"expected one or more budgets, each at least as large as the one before, received {budgets}")
+    if not budgets or any(
+        a > b for low, high in zip(budgets, budgets[1:]) for a, b in zip(low, high)
+    ):
+        raise ValueError(
+            f"expected one or more budgets, each at least as large as the one before, received {budgets}"
+        )
     ordered = sizes.take(order)
     check_sizes(ordered, budgets[-1], lambda s: f"structure {order[s]}")
     needs = np.stack([ordered.n_node, ordered.n_edge, _pairs_or_zero(ordered)])  # (3, W)
     limits = [np.array([b.n_node - 1, b.n_edge, b.n_pair]) for b in budgets]
-    nearby = [[k for k in range(first, len(budgets)) if k == first
-               or budgets[k].n_edge <= _NEAR * budgets[first].n_edge] for first in range(len(budgets))]
+    nearby = [
+        [
+            k
+            for k in range(first, len(budgets))
+            if k == first or budgets[k].n_edge <= _NEAR * budgets[first].n_edge
+        ]
+        for first in range(len(budgets))
+    ]
     # smallest bucket that fits each structure
-    smallest = np.argmax([(needs <= limit[:, None]).all(axis=0) for limit in limits], axis=0)  # (W,)
+    smallest = np.argmax(
+        [(needs <= limit[:, None]).all(axis=0) for limit in limits], axis=0
+    )  # (W,)
     batches, pool, position = [], np.zeros(0, np.int64), 0
     while position < len(order) or len(pool):
         # `pool` contains indices into `order`; see the steps in the module docstring
@@ -93,7 +107,9 @@ def plan_buckets(order: np.ndarray, sizes: Sizes, budgets: Sequence[PaddingBudge
         best = -1.0
         for k in nearby[smallest[pool[0]]]:
             fitting = np.flatnonzero(smallest[pool] <= k)
-            selected = fitting[_fill_batch(needs[:, pool[fitting]], limits[k], budgets[k].n_graph - 1)]
+            selected = fitting[
+                _fill_batch(needs[:, pool[fitting]], limits[k], budgets[k].n_graph - 1)
+            ]
             filled = needs[1, pool[selected]].sum() / max(budgets[k].n_edge, 1)
             if filled > best:
                 best, bucket, chosen = filled, k, selected
@@ -137,29 +153,45 @@ def _fill_batch(needs: np.ndarray, limit: np.ndarray, max_structures: int) -> np
     return np.array(chosen, np.int64)
 
 
-def check_sizes(sizes: Sizes, budget: PaddingBudget, name: Callable[[int], str] = "structure {}".format) -> None:
+def check_sizes(
+    sizes: Sizes, budget: PaddingBudget, name: Callable[[int], str] = "structure {}".format
+) -> None:
     """Raise ValueError if a structure exceeds the budget; `name` formats its index for the message."""
     n_pair = _pairs_or_zero(sizes)
-    too_large = (sizes.n_node > budget.n_node - 1) | (sizes.n_edge > budget.n_edge) | (n_pair > budget.n_pair)
+    too_large = (
+        (sizes.n_node > budget.n_node - 1)
+        | (sizes.n_edge > budget.n_edge)
+        | (n_pair > budget.n_pair)
+    )
     if too_large.any():
         s = int(np.flatnonzero(too_large)[0])
-        has, limit = (f", {n_pair[s]} long-range pairs", f", {budget.n_pair} pairs") if n_pair.any() else ("", "")
+        has, limit = (
+            (f", {n_pair[s]} long-range pairs", f", {budget.n_pair} pairs")
+            if n_pair.any()
+            else ("", "")
+        )
         raise ValueError(
             f"{name(s)} has {sizes.n_node[s]} atoms and {sizes.n_edge[s]} edges{has} and does not fit into a batch of "
             f"{budget.n_node - 1} atoms and {budget.n_edge} edges{limit}; {too_large.sum()} such structures. "
-            "Give a larger batch size or leave them out with data.max_atoms.")
+            "Give a larger batch size or leave them out with data.max_atoms."
+        )
 
 
-def fill_fraction(plan: list[tuple[int, np.ndarray]], sizes: Sizes, budgets: Sequence[PaddingBudget]
-                  ) -> dict[str, float]:
+def fill_fraction(
+    plan: list[tuple[int, np.ndarray]], sizes: Sizes, budgets: Sequence[PaddingBudget]
+) -> dict[str, float]:
     """Compute the fractions of the budgets that are not padding, over all batches of a plan.
 
     Returns:
       Fractions by field of `PaddingBudget`; "n_pair" only if the budgets have pairs.
     """
     chosen = np.concatenate([indices for _, indices in plan])
-    used = {"n_node": sizes.n_node[chosen].sum(), "n_edge": sizes.n_edge[chosen].sum(), "n_graph": len(chosen),
-            "n_pair": _pairs_or_zero(sizes)[chosen].sum()}
+    used = {
+        "n_node": sizes.n_node[chosen].sum(),
+        "n_edge": sizes.n_edge[chosen].sum(),
+        "n_graph": len(chosen),
+        "n_pair": _pairs_or_zero(sizes)[chosen].sum(),
+    }
     total = {name: sum(getattr(budgets[bucket], name) for bucket, _ in plan) for name in used}
     return {name: float(used[name] / total[name]) for name in used if total[name]}
 

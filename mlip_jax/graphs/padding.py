@@ -57,7 +57,9 @@ def graph_sizes(columns: Columns, cutoff: float, long_range_cutoff: float | None
       ValueError: The long-range cutoff is infinite and a structure is periodic.
     """
     n_pair = None if long_range_cutoff is None else count_all_pairs(columns, long_range_cutoff)
-    return Sizes(columns.n_atoms.astype(np.int64), count_all(columns, cutoff).astype(np.int64), n_pair)
+    return Sizes(
+        columns.n_atoms.astype(np.int64), count_all(columns, cutoff).astype(np.int64), n_pair
+    )
 
 
 def choose_budget(sizes: Sizes, batch_size: float) -> PaddingBudget:
@@ -71,8 +73,9 @@ def choose_budget(sizes: Sizes, batch_size: float) -> PaddingBudget:
     return _budget_with_edges(sizes, round_up(edges, _FINE), batch_size)
 
 
-def choose_budgets(sizes: Sizes, batch_size: float, *, max_budgets: int = 4, waste: float = 0.05
-                   ) -> tuple[PaddingBudget, ...]:
+def choose_budgets(
+    sizes: Sizes, batch_size: float, *, max_budgets: int = 4, waste: float = 0.05
+) -> tuple[PaddingBudget, ...]:
     """Choose size buckets for `plan_buckets`, in ascending order.
 
     The last bucket fits every structure. A single bucket is chosen if its batches contain
@@ -92,8 +95,10 @@ def choose_budgets(sizes: Sizes, batch_size: float, *, max_budgets: int = 4, was
     """
     _check_not_empty(sizes)
     if not batch_size > 0 or max_budgets < 1:
-        raise ValueError(f"budgets need a positive batch size and at least one budget, received {batch_size=} and "
-                         f"{max_budgets=}")
+        raise ValueError(
+            f"budgets need a positive batch size and at least one budget, received {batch_size=} and "
+            f"{max_budgets=}"
+        )
     if not sizes.n_edge.any():
         return (choose_budget(sizes, batch_size),)
     batch_size = max(batch_size, 1)
@@ -119,8 +124,11 @@ def grow_to_fit(budget: PaddingBudget, sizes: Sizes) -> PaddingBudget:
     if not len(sizes.n_node):
         return budget
     n_pair = budget.n_pair if sizes.n_pair is None else max(budget.n_pair, int(sizes.n_pair.max()))
-    return budget._replace(n_node=max(budget.n_node, int(sizes.n_node.max()) + 1),
-                           n_edge=max(budget.n_edge, int(sizes.n_edge.max())), n_pair=n_pair)
+    return budget._replace(
+        n_node=max(budget.n_node, int(sizes.n_node.max()) + 1),
+        n_edge=max(budget.n_edge, int(sizes.n_edge.max())),
+        n_pair=n_pair,
+    )
 
 
 def _draw_sample(sizes: Sizes, rng: np.random.Generator) -> Sizes:
@@ -132,8 +140,9 @@ def _draw_sample(sizes: Sizes, rng: np.random.Generator) -> Sizes:
     return sizes.take(drawn)
 
 
-def _score(bucket_edges: BucketEdges, sizes: Sizes, order: np.ndarray, batch_size: float, waste: float,
-           ) -> Iterator[tuple[BucketEdges, float]]:
+def _score(
+    bucket_edges: BucketEdges, sizes: Sizes, order: np.ndarray, batch_size: float, waste: float
+) -> Iterator[tuple[BucketEdges, float]]:
     """Yield the buckets, then the buckets reduced to the edges that the plan used, with scores.
 
     A score of 0 meets both the requested batch size and the allowed waste.
@@ -147,17 +156,24 @@ def _score(bucket_edges: BucketEdges, sizes: Sizes, order: np.ndarray, batch_siz
             used[bucket] = max(used[bucket], sizes.n_edge[indices].sum())
         count = sum(len(indices) for _, indices in plan) / len(plan)
         excess = 1 - fill_fraction(plan, sizes, budgets)["n_edge"] - _MARGIN * waste
-        yield bucket_edges, max(excess, 0) + max(abs(np.log(count / batch_size)) - _NEAR_BATCH_SIZE, 0)
+        yield (
+            bucket_edges,
+            max(excess, 0) + max(abs(np.log(count / batch_size)) - _NEAR_BATCH_SIZE, 0),
+        )
         reduced = np.maximum(used, _largest_within(sizes, bucket_edges))
         if (reduced >= 0.995 * np.array([b.n_edge for b in budgets])).all():
             return
         # an unused bucket becomes equal to the one before it, and `unique` drops it
-        bucket_edges = bucket_edges._replace(n_edge=tuple(np.unique(np.maximum.accumulate(reduced)).tolist()))
+        bucket_edges = bucket_edges._replace(
+            n_edge=tuple(np.unique(np.maximum.accumulate(reduced)).tolist())
+        )
 
 
 def _largest_within(sizes: Sizes, bucket_edges: BucketEdges) -> np.ndarray:
     """Return the edges of the largest structure that fits into each bucket."""
-    return np.array([sizes.n_edge[sizes.n_edge <= edges].max(initial=2) for edges in bucket_edges.n_edge])
+    return np.array(
+        [sizes.n_edge[sizes.n_edge <= edges].max(initial=2) for edges in bucket_edges.n_edge]
+    )
 
 
 def _budgets(sizes: Sizes, bucket_edges: BucketEdges) -> tuple[PaddingBudget, ...]:
@@ -169,7 +185,9 @@ def _budgets(sizes: Sizes, bucket_edges: BucketEdges) -> tuple[PaddingBudget, ..
         mean = within.n_edge.mean()
         budget = _budget_with_edges(within, edges, max(edges / mean, 1) if mean else 1)
         if bucket_edges.single:
-            budget = budget._replace(n_node=round_up(int(within.n_node.max()) + 1, NODE_MULTIPLE), n_graph=2)
+            budget = budget._replace(
+                n_node=round_up(int(within.n_node.max()) + 1, NODE_MULTIPLE), n_graph=2
+            )
         budgets.append(budget)
     return tuple(PaddingBudget(*map(int, b)) for b in np.maximum.accumulate(budgets))
 
@@ -181,11 +199,21 @@ def _budget_with_edges(sizes: Sizes, edges: int, count: float) -> PaddingBudget:
     """
     # the mean over `count` structures fluctuates by 1 / sqrt(count)
     slack = 1 + 1.5 / np.sqrt(count)
-    nodes = max(int(np.ceil(count * sizes.n_node.mean() * min(slack, _NODE_SLACK))), int(sizes.n_node.max())) + 1
+    nodes = (
+        max(
+            int(np.ceil(count * sizes.n_node.mean() * min(slack, _NODE_SLACK))),
+            int(sizes.n_node.max()),
+        )
+        + 1
+    )
     graphs = max(int(np.ceil(count * min(slack, _GRAPH_SLACK))), 1) + 1
     pairs = 0
     if sizes.n_pair is not None:
-        pairs = max(int(np.ceil(count * sizes.n_pair.mean() * min(slack, _PAIR_SLACK))), int(sizes.n_pair.max()), 1)
+        pairs = max(
+            int(np.ceil(count * sizes.n_pair.mean() * min(slack, _PAIR_SLACK))),
+            int(sizes.n_pair.max()),
+            1,
+        )
     return PaddingBudget(round_up(nodes, NODE_MULTIPLE), edges, graphs, round_up(pairs, _FINE))
 
 

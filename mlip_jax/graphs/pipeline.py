@@ -38,11 +38,14 @@ class Shuffle:
         """Return elements start:stop of the permutation of an epoch, int64."""
         first = epoch * self._n
         # Grain increases the seed of its shuffle by one with each epoch.
-        return np.array([self._order[first + i] for i in range(start, min(stop, self._n))], np.int64)
+        return np.array(
+            [self._order[first + i] for i in range(start, min(stop, self._n))], np.int64
+        )
 
 
 class _Flatten(grain.experimental.FlatMapTransform):
     """Turn the lists of groups of all windows into one sequence of groups."""
+
     max_fan_out = sys.maxsize
 
     def flat_map(self, element):
@@ -62,13 +65,26 @@ class Stream:
         batch that was taken from the earlier one.
     """
 
-    def __init__(self, window: Callable[[int], list[Any]], count: int | None, build: Callable[[Any], Any], *,
-                 depth: int = 4, state: dict[str, Any] | None = None):
-        windows = grain.MapDataset.range(2**40 if count is None else count).map(_unstoppable(window))
+    def __init__(
+        self,
+        window: Callable[[int], list[Any]],
+        count: int | None,
+        build: Callable[[Any], Any],
+        *,
+        depth: int = 4,
+        state: dict[str, Any] | None = None,
+    ):
+        windows = grain.MapDataset.range(2**40 if count is None else count).map(
+            _unstoppable(window)
+        )
         groups = grain.experimental.FlatMapIterDataset(
-            windows.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)), _Flatten())
+            windows.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)),
+            _Flatten(),
+        )
         built = groups.map(_unstoppable(lambda group: (group, build(group))))
-        self._iterator = iter(grain.experimental.ThreadPrefetchIterDataset(built, prefetch_buffer_size=depth))
+        self._iterator = iter(
+            grain.experimental.ThreadPrefetchIterDataset(built, prefetch_buffer_size=depth)
+        )
         if state is not None:
             self._iterator.set_state(state)
 

@@ -92,7 +92,12 @@ def estimate_bytes(sizes: Sizes, periodic: bool = False, dtype=np.float32) -> in
       periodic: Whether there are cells and shifts.
       dtype: Floating-point type of the arrays.
     """
-    item, atoms, edges, num = np.dtype(dtype).itemsize, _total(sizes.n_node), _total(sizes.n_edge), len(sizes.n_node)
+    item, atoms, edges, num = (
+        np.dtype(dtype).itemsize,
+        _total(sizes.n_node),
+        _total(sizes.n_edge),
+        len(sizes.n_node),
+    )
     index = _smallest(sizes.n_node.max(initial=1) - 1).itemsize
     order = _smallest(max(sizes.n_edge.max(initial=1) - 1, 0)).itemsize
     total = atoms * (6 * item + 1) + edges * (2 * index + order + 3 * periodic) + 2 * 4 * (num + 1)
@@ -110,8 +115,13 @@ def indexable(sizes: Sizes) -> bool:
     return all(_total(size) <= _MOST for size in sizes if size is not None)
 
 
-def collect(columns: Columns | Iterable[Columns], cutoff: float, reference: np.ndarray | None = None,
-            long_range_cutoff: float | None = None, dtype=np.float32) -> DeviceDataset:
+def collect(
+    columns: Columns | Iterable[Columns],
+    cutoff: float,
+    reference: np.ndarray | None = None,
+    long_range_cutoff: float | None = None,
+    dtype=np.float32,
+) -> DeviceDataset:
     """Concatenate structures, in order, with their neighbors.
 
     Args:
@@ -134,7 +144,8 @@ def collect(columns: Columns | Iterable[Columns], cutoff: float, reference: np.n
             raise ValueError(
                 "the structures, or those of them that were counted, have {} atoms, {} edges and {} long-range pairs; "
                 "at most {} of each can stay on a device, whose indices are int32. Keep these structures on the host, "
-                "or give fewer.".format(*totals, _MOST))
+                "or give fewer.".format(*totals, _MOST)
+            )
     if not pieces:
         raise ValueError("there are no structures to collect")
     return _joined(pieces)
@@ -149,26 +160,41 @@ def _pieces(columns: Columns | Iterable[Columns]) -> Iterator[Columns]:
         yield from (piece for piece in columns if len(piece))
 
 
-def _collected(columns: Columns, cutoff, reference, long_range_cutoff, dtype) -> dict[str, np.ndarray]:
+def _collected(
+    columns: Columns, cutoff, reference, long_range_cutoff, dtype
+) -> dict[str, np.ndarray]:
     """Return the fields of a piece, with counts in place of first indices.
 
     Fields that the piece does not need are omitted.
     """
     geometry = list(each_geometry(columns))
     found = [neighbor_list(positions, cutoff, *box) for positions, *box in geometry]
-    made = {"positions": columns.positions.astype(dtype), "numbers": columns.numbers.astype(np.uint8),
-            "forces": columns.forces.astype(dtype), "energy": subtract_references(columns, reference).astype(dtype),
-            "charge": columns.charge.astype(dtype), "n_atom": columns.n_atoms,
-            "n_edge": np.array([len(nb.senders) for nb in found], np.int64), "n_pair": np.zeros(0, np.int64)}
+    made = {
+        "positions": columns.positions.astype(dtype),
+        "numbers": columns.numbers.astype(np.uint8),
+        "forces": columns.forces.astype(dtype),
+        "energy": subtract_references(columns, reference).astype(dtype),
+        "charge": columns.charge.astype(dtype),
+        "n_atom": columns.n_atoms,
+        "n_edge": np.array([len(nb.senders) for nb in found], np.int64),
+        "n_pair": np.zeros(0, np.int64),
+    }
     for name in ("receivers", "senders", "pair_order"):
         made[name] = _compact(getattr(nb, name) for nb in found)
     if columns.cell is not None:
-        made |= {"cell": columns.cell.astype(dtype),
-                 "shifts": _compact_shifts((nb.shifts for nb in found), made["n_edge"])}
+        made |= {
+            "cell": columns.cell.astype(dtype),
+            "shifts": _compact_shifts((nb.shifts for nb in found), made["n_edge"]),
+        }
     if long_range_cutoff is not None:
-        receivers, senders, shifts = zip(*(long_range_list(x, long_range_cutoff, *box) for x, *box in geometry))
-        made |= {"n_pair": np.array([len(r) for r in receivers], np.int64),
-                 "pair_receivers": _compact(receivers), "pair_senders": _compact(senders)}
+        receivers, senders, shifts = zip(
+            *(long_range_list(x, long_range_cutoff, *box) for x, *box in geometry)
+        )
+        made |= {
+            "n_pair": np.array([len(r) for r in receivers], np.int64),
+            "pair_receivers": _compact(receivers),
+            "pair_senders": _compact(senders),
+        }
         if columns.cell is not None:
             made["pair_shifts"] = _compact_shifts(shifts, made["n_pair"])
     return made
@@ -176,6 +202,7 @@ def _collected(columns: Columns, cutoff, reference, long_range_cutoff, dtype) ->
 
 def _joined(pieces: list[dict[str, np.ndarray]]) -> DeviceDataset:
     """Concatenate the pieces; each of their fields is freed when it is concatenated."""
+
     def first(name):
         counts = np.concatenate([piece[name] for piece in pieces])
         return np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
@@ -185,14 +212,20 @@ def _joined(pieces: list[dict[str, np.ndarray]]) -> DeviceDataset:
     if "pair_receivers" in names:
         starts["first_pair"] = first("n_pair")
     # if one piece is periodic, all others get cells and shifts of zero
-    for name, rows, tail in (("cell", "energy", (3, 3)), ("shifts", "receivers", (3,)),
-                             ("pair_shifts", "pair_receivers", (3,))):
+    for name, rows, tail in (
+        ("cell", "energy", (3, 3)),
+        ("shifts", "receivers", (3,)),
+        ("pair_shifts", "pair_receivers", (3,)),
+    ):
         for piece in pieces if name in names else ():
             if name not in piece:
                 dtype = piece["positions"].dtype if name == "cell" else np.int8
                 piece[name] = np.zeros((len(piece[rows]), *tail), dtype)
-    fields = {name: np.concatenate([piece.pop(name) for piece in pieces])
-              for name in DeviceDataset._fields if name in names}
+    fields = {
+        name: np.concatenate([piece.pop(name) for piece in pieces])
+        for name in DeviceDataset._fields
+        if name in names
+    }
     return DeviceDataset(**starts, **fields)
 
 
@@ -204,9 +237,16 @@ def _compact(arrays: Iterable[np.ndarray]) -> np.ndarray:
 
 def _compact_shifts(arrays: Iterable[np.ndarray | None], counts: np.ndarray) -> np.ndarray:
     """Concatenate shifts, zeros for None, in the smallest signed integer type."""
-    joined = np.concatenate([np.zeros((n, 3), np.int32) if a is None else a for a, n in zip(arrays, counts)])
-    return joined.astype(np.result_type(np.int8, np.min_scalar_type(joined.min(initial=0)),
-                                        np.min_scalar_type(-joined.max(initial=0) - 1)))
+    joined = np.concatenate(
+        [np.zeros((n, 3), np.int32) if a is None else a for a, n in zip(arrays, counts)]
+    )
+    return joined.astype(
+        np.result_type(
+            np.int8,
+            np.min_scalar_type(joined.min(initial=0)),
+            np.min_scalar_type(-joined.max(initial=0) - 1),
+        )
+    )
 
 
 def _smallest(largest: int) -> np.dtype:
@@ -233,33 +273,52 @@ def gather(resident: DeviceDataset, places: jax.Array, budget: PaddingBudget) ->
       ValueError: `places` has another shape.
     """
     if places.shape != (budget.n_graph - 1,):
-        raise ValueError(f"expected the places of {budget.n_graph - 1} structures for {budget}, -1 after the last, "
-                         f"received shape {places.shape}")
+        raise ValueError(
+            f"expected the places of {budget.n_graph - 1} structures for {budget}, -1 after the last, "
+            f"received shape {places.shape}"
+        )
     resident = jax.tree.map(jnp.asarray, resident)
     real = places >= 0  # (G - 1,)
     place = jnp.clip(places, 0, num_structures(resident) - 1).astype(jnp.int32)
     atoms = _rows(resident.first_atom, place, real, budget.n_node)
     edges = _rows(resident.first_edge, place, real, budget.n_edge)
-    fit = (places < num_structures(resident)).all() & (atoms.total < budget.n_node) & (edges.total <= budget.n_edge)
+    fit = (
+        (places < num_structures(resident)).all()
+        & (atoms.total < budget.n_node)
+        & (edges.total <= budget.n_edge)
+    )
     listed = {"pair_order": _pair_order(resident, edges, place, real, budget.n_edge)}
     if resident.shifts is not None:
         listed["shifts"] = edges.take(resident.shifts).astype(jnp.int32)
     if resident.first_pair is not None:
         pairs = _rows(resident.first_pair, place, real, budget.n_pair)
-        listed["long_range"] = {"receivers": pairs.take_atoms(resident.pair_receivers, atoms),
-                                "senders": pairs.take_atoms(resident.pair_senders, atoms)}
+        listed["long_range"] = {
+            "receivers": pairs.take_atoms(resident.pair_receivers, atoms),
+            "senders": pairs.take_atoms(resident.pair_senders, atoms),
+        }
         if resident.pair_shifts is not None:
             listed["long_range"]["shifts"] = pairs.take(resident.pair_shifts).astype(jnp.int32)
         fit &= pairs.total <= budget.n_pair
-    nodes = {name: atoms.take(getattr(resident, name)) for name in ("positions", "numbers", "forces")}
+    nodes = {
+        name: atoms.take(getattr(resident, name)) for name in ("positions", "numbers", "forces")
+    }
     nodes["numbers"] = nodes["numbers"].astype(jnp.int32)
     nodes["positions"] = jnp.where(fit, nodes["positions"], jnp.nan)
-    globals_ = {name: _of_graphs(getattr(resident, name), place, real) for name in ("energy", "charge", "cell")
-                if getattr(resident, name) is not None}
+    globals_ = {
+        name: _of_graphs(getattr(resident, name), place, real)
+        for name in ("energy", "charge", "cell")
+        if getattr(resident, name) is not None
+    }
     # n_node and n_edge assign all padding rows to the first padding graph
     return jraph.GraphsTuple(
-        nodes=nodes, edges=listed, globals=globals_, n_node=atoms.per_graph(real), n_edge=edges.per_graph(real),
-        senders=edges.take_atoms(resident.senders, atoms), receivers=edges.take_atoms(resident.receivers, atoms))
+        nodes=nodes,
+        edges=listed,
+        globals=globals_,
+        n_node=atoms.per_graph(real),
+        n_edge=edges.per_graph(real),
+        senders=edges.take_atoms(resident.senders, atoms),
+        receivers=edges.take_atoms(resident.receivers, atoms),
+    )
 
 
 class _RowIndex(NamedTuple):
@@ -286,14 +345,18 @@ class _RowIndex(NamedTuple):
         """Return the rows of a resident array, zero in padding."""
         taken = _at(array, self.source)
         used = self.graph < len(self.count)
-        return jnp.where(used.reshape(-1, *[1] * (array.ndim - 1)), taken, jnp.zeros((), array.dtype))
+        return jnp.where(
+            used.reshape(-1, *[1] * (array.ndim - 1)), taken, jnp.zeros((), array.dtype)
+        )
 
     def take_atoms(self, array: jax.Array, atoms: _RowIndex) -> jax.Array:
         """Convert atom indices of structures to atom indices of the batch.
 
         In padding the result is the index of the first padding atom.
         """
-        return self.take(array).astype(jnp.int32) + _at(jnp.append(atoms.begin, atoms.total), self.graph)
+        return self.take(array).astype(jnp.int32) + _at(
+            jnp.append(atoms.begin, atoms.total), self.graph
+        )
 
     def per_graph(self, real: jax.Array) -> jax.Array:
         """Return the number of rows of each graph, shape (G,).
@@ -311,7 +374,12 @@ def _rows(first: jax.Array, place: jax.Array, real: jax.Array, length: int) -> _
     end = jnp.cumsum(count)
     begin, row = end - count, jnp.arange(length, dtype=jnp.int32)
     graph = _graph_of(end, row)
-    return _RowIndex(count, begin, graph, jnp.where(row < end[-1], row + _at(jnp.append(start - begin, 0), graph), 0))
+    return _RowIndex(
+        count,
+        begin,
+        graph,
+        jnp.where(row < end[-1], row + _at(jnp.append(start - begin, 0), graph), 0),
+    )
 
 
 def _graph_of(end: jax.Array, row: jax.Array) -> jax.Array:
@@ -333,13 +401,16 @@ def _pair_order(resident: DeviceDataset, edges: _RowIndex, place, real, length: 
     begin, half = _at(jnp.append(edges.begin, 0), graph), _at(jnp.append(half, 0), graph)
     forward = _at(resident.pair_order, source).astype(jnp.int32) + begin
     backward = _at(resident.pair_order, source + half).astype(jnp.int32) + begin
-    return jnp.concatenate([jnp.where(used, forward, 2 * row),
-                            jnp.where(used, backward, 2 * row + 1)[:length // 2]])
+    return jnp.concatenate(
+        [jnp.where(used, forward, 2 * row), jnp.where(used, backward, 2 * row + 1)[: length // 2]]
+    )
 
 
 def _of_graphs(array: jax.Array, place: jax.Array, real: jax.Array) -> jax.Array:
     """Return one row per graph, shape (G, ...), zero for padding graphs."""
-    taken = jnp.where(real.reshape(-1, *[1] * (array.ndim - 1)), array[place], jnp.zeros((), array.dtype))
+    taken = jnp.where(
+        real.reshape(-1, *[1] * (array.ndim - 1)), array[place], jnp.zeros((), array.dtype)
+    )
     return jnp.concatenate([taken, jnp.zeros((1, *array.shape[1:]), array.dtype)])
 
 

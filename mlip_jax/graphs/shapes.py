@@ -59,7 +59,9 @@ class Sizes(NamedTuple):
 
     def take(self, indices: np.ndarray) -> Sizes:
         """Return the sizes of the structures at `indices`."""
-        return Sizes(*(None if size is None else np.asarray(size[indices], np.int64) for size in self))
+        return Sizes(
+            *(None if size is None else np.asarray(size[indices], np.int64) for size in self)
+        )
 
 
 class PaddingBudget(NamedTuple):
@@ -111,8 +113,14 @@ class GrowingBudget:
     def fit(self, needed: PaddingBudget) -> PaddingBudget:
         """Return a budget of at least the size of `needed`: the last one if it is large enough."""
         if self._budget is None or any(a > b for a, b in zip(needed, self._budget)):
-            grown = PaddingBudget(*(math.ceil(self._slack * n / self._multiple) * self._multiple for n in needed))
-            self._budget = grown if self._budget is None else PaddingBudget(*map(max, zip(grown, self._budget)))
+            grown = PaddingBudget(
+                *(math.ceil(self._slack * n / self._multiple) * self._multiple for n in needed)
+            )
+            self._budget = (
+                grown
+                if self._budget is None
+                else PaddingBudget(*map(max, zip(grown, self._budget)))
+            )
         return self._budget
 
 
@@ -168,7 +176,9 @@ class SizeBuckets:
     def _pair_capacity(self, n_node: int, nodes: int, n_pair: int, periodic: bool) -> int:
         """Return the number of long-range pairs of a new bucket."""
         if np.isinf(self._long_range_cutoff):
-            pairs = (nodes - 1) * (nodes - 2) // 2  # all pairs of any structure with at most nodes - 1 atoms
+            pairs = (
+                (nodes - 1) * (nodes - 2) // 2
+            )  # all pairs of any structure with at most nodes - 1 atoms
         else:
             pairs = int(np.ceil(n_pair * EDGE_SLACK))
             pairs = pairs if periodic else min(pairs, n_node * (n_node - 1) // 2)
@@ -178,6 +188,9 @@ class SizeBuckets:
 def _suits(bucket: SizeBucket, nodes: int, n_edge: int, n_pair: int | None, periodic: bool) -> bool:
     """Return whether a structure with `nodes` atoms, including padding, fits with little waste."""
     has = bucket.budget
-    return (bucket.periodic == periodic and nodes <= has.n_node <= MAX_BUCKET_WASTE * nodes
-            and n_edge <= has.n_edge <= MAX_BUCKET_WASTE * n_edge
-            and (n_pair is None or n_pair <= has.n_pair <= MAX_BUCKET_WASTE ** 2 * n_pair))
+    return (
+        bucket.periodic == periodic
+        and nodes <= has.n_node <= MAX_BUCKET_WASTE * nodes
+        and n_edge <= has.n_edge <= MAX_BUCKET_WASTE * n_edge
+        and (n_pair is None or n_pair <= has.n_pair <= MAX_BUCKET_WASTE**2 * n_pair)
+    )

@@ -61,8 +61,12 @@ class Box(NamedTuple):
         Returns:
           Translations in lattice vectors, whole numbers, shape (..., 3).
         """
-        fractions = jnp.einsum("...x,...xc->...c", vectors, jnp.linalg.inv(self.cell)[slot],
-                               precision=jax.lax.Precision.HIGHEST)
+        fractions = jnp.einsum(
+            "...x,...xc->...c",
+            vectors,
+            jnp.linalg.inv(self.cell)[slot],
+            precision=jax.lax.Precision.HIGHEST,
+        )
         return jnp.where(self.periodic[slot], -jnp.round(fractions), 0.0)
 
 
@@ -88,7 +92,7 @@ class SlotBatch(NamedTuple):
       takes_part: Whether each slot takes part, shape (M,), bool.
       nearest: Smallest distance between two atoms of each slot (Å), shape (M,); inf for fewer than
         two atoms.
-      loneliest: Largest distance from an atom to its nearest neighbor in each slot (Å), shape (M,);
+      max_nearest_distance: Largest distance from an atom to its nearest neighbor in each slot (Å), shape (M,);
         0 for fewer than two atoms.
       begin: Index of the first atom of each slot in the graph, shape (M,).
       n_edge: Number of edges of each slot, whether it takes part or not, shape (M,). A slot that
@@ -100,14 +104,20 @@ class SlotBatch(NamedTuple):
     graph: jraph.GraphsTuple
     takes_part: jax.Array
     nearest: jax.Array
-    loneliest: jax.Array
+    max_nearest_distance: jax.Array
     begin: jax.Array
     n_edge: jax.Array
     n_pair: jax.Array
 
 
-def build(slots: Slots, positions: jax.Array, budget: PaddingBudget, cutoff: float,
-          long_range_cutoff: float | None = None, box: Box | None = None) -> SlotBatch:
+def build(
+    slots: Slots,
+    positions: jax.Array,
+    budget: PaddingBudget,
+    cutoff: float,
+    long_range_cutoff: float | None = None,
+    box: Box | None = None,
+) -> SlotBatch:
     """Build the padded graph of the slots, with all pairs closer than the cutoffs.
 
     The function is pure; call it under jit.
@@ -127,8 +137,10 @@ def build(slots: Slots, positions: jax.Array, budget: PaddingBudget, cutoff: flo
     """
     size = slots.numbers.shape[1]
     if budget.n_node <= size or budget.n_edge % 2:
-        raise ValueError(f"a graph of slots with {size} atoms needs room for more than {size} atoms and an even number "
-                         f"of edges, received {budget}")
+        raise ValueError(
+            f"a graph of slots with {size} atoms needs room for more than {size} atoms and an even number "
+            f"of edges, received {budget}"
+        )
     here = jnp.arange(size) < slots.count[:, None]  # (M, n)
     both = here[:, :, None] & here[:, None, :] & ~jnp.eye(size, dtype=bool)
     # squared distances of pairs of real atoms, inf for others, (M, n, n)
@@ -150,22 +162,35 @@ def build(slots: Slots, positions: jax.Array, budget: PaddingBudget, cutoff: flo
     receivers, senders, order = _edges(close, begin, count.sum(), budget.n_edge)
     edges = {"pair_order": order}
     if long_range_cutoff is not None:
-        edges["long_range"] = _long_range(far & takes_part[:, None, None], begin, count.sum(), budget.n_pair)
+        edges["long_range"] = _long_range(
+            far & takes_part[:, None, None], begin, count.sum(), budget.n_pair
+        )
     graph_globals = {"charge": _padded(slots.charge), "spin": _padded(slots.spin)}
     if box is not None:
         graph_globals["cell"] = jnp.concatenate([box.cell, jnp.zeros((1, 3, 3), box.cell.dtype)])
         edges["shifts"] = _shifts(box, nodes["positions"], receivers, senders, begin + count)
         if long_range_cutoff is not None:
             far = edges["long_range"]
-            far["shifts"] = _shifts(box, nodes["positions"], far["receivers"], far["senders"], begin + count)
+            far["shifts"] = _shifts(
+                box, nodes["positions"], far["receivers"], far["senders"], begin + count
+            )
     graph = jraph.GraphsTuple(
-        nodes=nodes, edges=edges, receivers=receivers, senders=senders, globals=graph_globals,
+        nodes=nodes,
+        edges=edges,
+        receivers=receivers,
+        senders=senders,
+        globals=graph_globals,
         n_node=jnp.append(count, budget.n_node - count.sum()).astype(jnp.int32),
-        n_edge=_with_rest(jnp.where(takes_part, n_edge, 0), budget.n_edge))
+        n_edge=_with_rest(jnp.where(takes_part, n_edge, 0), budget.n_edge),
+    )
     nearest_of_atom = squared.min(2)
     nearest = nearest_of_atom.min(1)
-    loneliest = jnp.where(here & jnp.isfinite(nearest_of_atom), nearest_of_atom, 0.0).max(1)
-    return SlotBatch(graph, takes_part, jnp.sqrt(nearest), jnp.sqrt(loneliest), begin, n_edge, n_pair)
+    max_nearest_distance = jnp.where(
+        here & jnp.isfinite(nearest_of_atom), nearest_of_atom, 0.0
+    ).max(1)
+    return SlotBatch(
+        graph, takes_part, jnp.sqrt(nearest), jnp.sqrt(max_nearest_distance), begin, n_edge, n_pair
+    )
 
 
 def to_slots(batch: SlotBatch, values: jax.Array, size: int) -> jax.Array:
@@ -188,8 +213,12 @@ def _squared_distances(positions, box):
     d = [positions[:, :, None, x] - positions[:, None, :, x] for x in range(3)]
     if box is not None:
         vectors, slot = jnp.stack(d, -1), jnp.arange(len(positions))[:, None, None]
-        vectors += jnp.einsum("mijc,mcx->mijx", box.translations(vectors, slot), box.cell,
-                              precision=jax.lax.Precision.HIGHEST)
+        vectors += jnp.einsum(
+            "mijc,mcx->mijx",
+            box.translations(vectors, slot),
+            box.cell,
+            precision=jax.lax.Precision.HIGHEST,
+        )
         d = [vectors[..., x] for x in range(3)]
     return d[0] * d[0] + d[1] * d[1] + d[2] * d[2]
 
@@ -202,13 +231,17 @@ def _nodes(slots, positions, count, begin, length):
     used = row < end[-1]
     slot = jnp.where(used, slot, 0)
     local = jnp.where(used, row - begin[slot], 0)
-    return {"positions": jnp.where(used[:, None], positions[slot, local], 0.0),
-            "numbers": jnp.where(used, slots.numbers[slot, local], 0).astype(jnp.int32)}
+    return {
+        "positions": jnp.where(used[:, None], positions[slot, local], 0.0),
+        "numbers": jnp.where(used, slots.numbers[slot, local], 0).astype(jnp.int32),
+    }
 
 
 def _shifts(box, positions, receivers, senders, end):
     """Return translations of the senders; padding edges connect an atom to itself and have none."""
-    slot = jnp.searchsorted(end, receivers, side="right", method="compare_all").clip(max=len(end) - 1)
+    slot = jnp.searchsorted(end, receivers, side="right", method="compare_all").clip(
+        max=len(end) - 1
+    )
     return box.translations(positions[senders] - positions[receivers], slot).astype(jnp.int32)
 
 
@@ -244,8 +277,10 @@ def _long_range(far, begin, num_atoms, length):
     row, column = places // size, places % size
     used = jnp.arange(length) < total
     first = begin[row // size]
-    return {"receivers": jnp.where(used, first + row % size, num_atoms).astype(jnp.int32),
-            "senders": jnp.where(used, first + column, num_atoms).astype(jnp.int32)}
+    return {
+        "receivers": jnp.where(used, first + row % size, num_atoms).astype(jnp.int32),
+        "senders": jnp.where(used, first + column, num_atoms).astype(jnp.int32),
+    }
 
 
 def _padded(values):

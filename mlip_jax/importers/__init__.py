@@ -40,5 +40,6 @@ def load_force_field(text: str) -> Potential:
     except TypeError as error:
         raise ValueError(
             f"{text}: the file alone does not describe the force field ({error}). Load it in Python with "
-            f"mlip_jax.importers.{importer}.load and save it with mlip_jax.importers.parameters.save.") from error
+            f"mlip_jax.importers.{importer}.load and save it with mlip_jax.importers.parameters.save."
+        ) from error
     return load(path)

@@ -46,14 +46,27 @@ def save(potential: Potential, folder: str | Path) -> Path:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    arrays = {**to_arrays({"params": potential.params}), _REFERENCE: np.asarray(potential.reference_energies)}
+    arrays = {
+        **to_arrays({"params": potential.params}),
+        _REFERENCE: np.asarray(potential.reference_energies),
+    }
     content = safetensors.numpy.save({name: np.asarray(a, order="C") for name, a in arrays.items()})
     description = {
-        "format": _FORMAT, "version": _VERSION, "written_by": f"mlip_jax {__version__}",
-        **describe(potential.model), "cutoff": potential.cutoff, "energy_scale": potential.energy_scale,
-        "elements": [int(z) for z in potential.elements], "sha256": hashlib.sha256(content).hexdigest(),
-        "units": {"length": "Angstrom", "energy": "eV", "energy_scale": "eV per unit of the model's output"},
-        "metadata": potential.metadata}
+        "format": _FORMAT,
+        "version": _VERSION,
+        "written_by": f"mlip_jax {__version__}",
+        **describe(potential.model),
+        "cutoff": potential.cutoff,
+        "energy_scale": potential.energy_scale,
+        "elements": [int(z) for z in potential.elements],
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "units": {
+            "length": "Angstrom",
+            "energy": "eV",
+            "energy_scale": "eV per unit of the model's output",
+        },
+        "metadata": potential.metadata,
+    }
     # The description is written last. Its checksum confirms that the weights are complete.
     (folder / WEIGHTS).write_bytes(content)
     write_json(folder / DESCRIPTION, description)
@@ -72,15 +85,21 @@ def describe(model: nn.Module) -> dict[str, Any]:
     added = {}
     if isinstance(model, terms.WithTerms):
         model, added = model.model, {name: dict(options) for name, options in model.terms}
-    options = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name not in ("parent", "name")}
+    options = {
+        f.name: getattr(model, f.name)
+        for f in dataclasses.fields(model)
+        if f.name not in ("parent", "name")
+    }
     name = type(model).__module__.rpartition(".")[2]
     for owner, own in ((name, options), *added.items()):
         for option, value in own.items():
             try:
                 json.dumps(value)
             except TypeError as error:
-                raise ValueError(f"option {option} of {owner!r} cannot be written as JSON: {value!r}; expected "
-                                 "numbers, texts, or tuples of them") from error
+                raise ValueError(
+                    f"option {option} of {owner!r} cannot be written as JSON: {value!r}; expected "
+                    "numbers, texts, or tuples of them"
+                ) from error
     return {"model": {"name": name, "options": options}, "terms": added}
 
 
@@ -97,8 +116,10 @@ def load(folder: str | Path) -> Potential:
     if not (folder / WEIGHTS).is_file():
         raise FileNotFoundError(f"{folder / WEIGHTS}: no such file; it stands beside {DESCRIPTION}")
     if hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest() != description["sha256"]:
-        raise WeightsError(f"{folder / WEIGHTS}: is damaged, or belongs to another {DESCRIPTION}: its SHA-256 is not "
-                           f"the one that stands there. Write both anew.")
+        raise WeightsError(
+            f"{folder / WEIGHTS}: is damaged, or belongs to another {DESCRIPTION}: its SHA-256 is not "
+            f"the one that stands there. Write both anew."
+        )
     arrays = weights.read(folder / WEIGHTS)
     reference = arrays.pop(_REFERENCE)
     model = terms.with_terms(create_model(description["model"]), description["terms"])
@@ -107,22 +128,34 @@ def load(folder: str | Path) -> Potential:
         params = from_arrays(template, arrays, "params/")
     except CheckpointError as error:
         raise WeightsError(f"{folder}: {error}") from error
-    return Potential(model=model, params=params, cutoff=description["cutoff"], reference_energies=reference,
-                     energy_scale=description["energy_scale"], elements=tuple(description["elements"]),
-                     metadata=description["metadata"])
+    return Potential(
+        model=model,
+        params=params,
+        cutoff=description["cutoff"],
+        reference_energies=reference,
+        energy_scale=description["energy_scale"],
+        elements=tuple(description["elements"]),
+        metadata=description["metadata"],
+    )
 
 
 def _read_description(path: Path) -> dict[str, Any]:
     """Read and check parameters.json."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; a folder that mlip_jax.importers.parameters.save wrote is "
-                                "expected")
+        raise FileNotFoundError(
+            f"{path}: no such file; a folder that mlip_jax.importers.parameters.save wrote is "
+            "expected"
+        )
     try:
         description = json.loads(path.read_text())
     except ValueError as error:
         raise WeightsError(f"{path}: not JSON: {error}") from error
     if not isinstance(description, dict) or description.get("format") != _FORMAT:
-        raise WeightsError(f'{path}: no description of a force field; "format" should be {_FORMAT!r}')
+        raise WeightsError(
+            f'{path}: no description of a force field; "format" should be {_FORMAT!r}'
+        )
     if description.get("version") != _VERSION:
-        raise WeightsError(f"{path}: is of version {description.get('version')}; this mlip_jax reads {_VERSION}")
+        raise WeightsError(
+            f"{path}: is of version {description.get('version')}; this mlip_jax reads {_VERSION}"
+        )
     return description

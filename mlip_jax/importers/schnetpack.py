@@ -43,9 +43,16 @@ class Converted(NamedTuple):
     offsets: np.ndarray
 
 
-def load(path: str | Path, *, activation: str | None = None, energy_act: str = "silu", epsilon: float = 1e-8,
-         do_postprocessing: bool = True, energy_unit: float = 1.0,
-         elements: Sequence[int | str] | None = None) -> Potential:
+def load(
+    path: str | Path,
+    *,
+    activation: str | None = None,
+    energy_act: str = "silu",
+    epsilon: float = 1e-8,
+    do_postprocessing: bool = True,
+    energy_unit: float = 1.0,
+    elements: Sequence[int | str] | None = None,
+) -> Potential:
     """Load a force field from a file with the state dict of a SchNetPack model.
 
     Args:
@@ -71,10 +78,16 @@ def load(path: str | Path, *, activation: str | None = None, energy_act: str = "
     reference[list(known)] = found.offsets[list(known)] * energy_unit
     model, cutoff = models.create(found.name, **found.options), found.options["cutoff"]
     metadata = {
-        "source": "SchNetPack", "file": Path(path).name,
+        "source": "SchNetPack",
+        "file": Path(path).name,
         "config": {"model": {"name": found.name, "options": found.options}},
-        "statistics": {"cutoff": cutoff, "reference_energies": reference.tolist(), "energy_scale": energy_unit,
-                       "elements": list(known)}}
+        "statistics": {
+            "cutoff": cutoff,
+            "reference_energies": reference.tolist(),
+            "energy_scale": energy_unit,
+            "elements": list(known),
+        },
+    }
     return Potential(model, found.params, cutoff, reference, energy_unit, known, metadata)
 
 
@@ -86,19 +99,30 @@ def _elements(path, elements, offsets) -> tuple[int, ...]:
     if elements is None:
         known = tuple(range(1, len(offsets)))
     else:
-        known = tuple(sorted({atomic_numbers.get(z, -1) if isinstance(z, str) else int(z) for z in elements}))
+        known = tuple(
+            sorted({atomic_numbers.get(z, -1) if isinstance(z, str) else int(z) for z in elements})
+        )
         if not known or not 1 <= known[0] <= known[-1] < len(offsets):
-            raise ValueError(f"{path}: elements must be symbols or atomic numbers from 1 to {len(offsets) - 1}, for "
-                             f"which there are weights; received {list(elements)}")
+            raise ValueError(
+                f"{path}: elements must be symbols or atomic numbers from 1 to {len(offsets) - 1}, for "
+                f"which there are weights; received {list(elements)}"
+            )
     bad = [z for z in known if not np.isfinite(offsets[z])]
     if bad:
-        raise ValueError(f"{path}: the reference energies of elements {bad} are not finite; give `elements`, those "
-                         "that the model was trained on, without them")
+        raise ValueError(
+            f"{path}: the reference energies of elements {bad} are not finite; give `elements`, those "
+            "that the model was trained on, without them"
+        )
     return known
 
 
-def convert(weights: Mapping[str, np.ndarray], activation: str | None = None, energy_act: str = "silu",
-            epsilon: float = 1e-8, do_postprocessing: bool = True) -> Converted:
+def convert(
+    weights: Mapping[str, np.ndarray],
+    activation: str | None = None,
+    energy_act: str = "silu",
+    epsilon: float = 1e-8,
+    do_postprocessing: bool = True,
+) -> Converted:
     """Convert the state dict of a PaiNN or SchNet with one `Atomwise` output, the energy.
 
     Args:
@@ -120,7 +144,7 @@ def convert(weights: Mapping[str, np.ndarray], activation: str | None = None, en
     embedding = state.take(_EMBEDDING, None, None)
     rows, width = embedding.shape
     table = np.zeros((MAX_ATOMIC_NUMBER + 1, width), embedding.dtype)
-    table[:rows] = embedding[:len(table)]
+    table[:rows] = embedding[: len(table)]
     cutoff, options = _cutoff_and_basis(state)
     convert_blocks = {"painn": _painn, "schnet": _schnet}[_kind(state)]
     name, more, params = convert_blocks(state, width, cutoff, options, activation, epsilon)
@@ -128,9 +152,15 @@ def convert(weights: Mapping[str, np.ndarray], activation: str | None = None, en
     head, energy_width = _energy(state, width)
     offsets = _offsets(state, min(rows, len(table)), do_postprocessing)
     state.finish()
-    options |= more | {"num_features": width, "energy_width": energy_width, "energy_act": energy_act,
-                       "learned_shift": False}
-    return Converted(name, options, {"params": {"embedding": table, **params, "energy": head}}, offsets)
+    options |= more | {
+        "num_features": width,
+        "energy_width": energy_width,
+        "energy_act": energy_act,
+        "learned_shift": False,
+    }
+    return Converted(
+        name, options, {"params": {"embedding": table, **params, "energy": head}}, offsets
+    )
 
 
 class _RemainingWeights:
@@ -144,10 +174,13 @@ class _RemainingWeights:
         if len(found) != 1:
             raise WeightsError(
                 f"expected the state dict of one SchNetPack model, with one {_EMBEDDING!r}; received "
-                f"{len(found)} of them among {len(weights)} arrays: {_list(weights)}")
+                f"{len(found)} of them among {len(weights)} arrays: {_list(weights)}"
+            )
         prefix = found[0].removesuffix(_EMBEDDING)
-        self.left = {name.removeprefix(prefix) if name.startswith(prefix) else name: array
-                     for name, array in weights.items()}
+        self.left = {
+            name.removeprefix(prefix) if name.startswith(prefix) else name: array
+            for name, array in weights.items()
+        }
 
     def __contains__(self, name: str) -> bool:
         return name in self.left
@@ -162,21 +195,31 @@ class _RemainingWeights:
         if name not in self.left:
             raise WeightsError(f"weight {name!r} is missing; there are {_list(self.left)}")
         array = np.asarray(self.left.pop(name))
-        if shape and (array.ndim != len(shape) or any(s not in (None, n) for s, n in zip(shape, array.shape))):
-            raise WeightsError(f"weight {name!r}: expected shape ({', '.join(str(s or 'any') for s in shape)}), "
-                               f"received {array.shape}")
+        if shape and (
+            array.ndim != len(shape) or any(s not in (None, n) for s, n in zip(shape, array.shape))
+        ):
+            raise WeightsError(
+                f"weight {name!r}: expected shape ({', '.join(str(s or 'any') for s in shape)}), "
+                f"received {array.shape}"
+            )
         return array if array.dtype == np.float64 else array.astype(np.float32)
 
-    def dense(self, name: str, num_in: int, num_out: int | None, use_bias: bool = True) -> dict[str, np.ndarray]:
+    def dense(
+        self, name: str, num_in: int, num_out: int | None, use_bias: bool = True
+    ) -> dict[str, np.ndarray]:
         """Remove a linear layer and return its kernel and bias."""
         kernel = self.take(f"{name}.weight", num_out, num_in).T
-        return {"kernel": kernel} | ({"bias": self.take(f"{name}.bias", kernel.shape[1])} if use_bias else {})
+        return {"kernel": kernel} | (
+            {"bias": self.take(f"{name}.bias", kernel.shape[1])} if use_bias else {}
+        )
 
     def number(self, name: str) -> float:
         """Remove a weight of any shape that contains a single number and return it."""
         array = self.take(name)
         if array.size != 1:
-            raise WeightsError(f"weight {name!r}: expected one number, received shape {array.shape}")
+            raise WeightsError(
+                f"weight {name!r}: expected one number, received shape {array.shape}"
+            )
         return float(array.reshape(()))
 
     def numbers(self, pattern: str) -> list[int]:
@@ -188,8 +231,10 @@ class _RemainingWeights:
         """Return the number of blocks `name.0`, `name.1`, ..."""
         numbers = self.numbers(rf"{re.escape(name)}\.(\d+)\.")
         if numbers != list(range(len(numbers))) or not numbers:
-            raise WeightsError(f"expected the blocks {name}.0, {name}.1, ... without gaps, received {numbers}; "
-                               "blocks that share their weights must be stored under each name")
+            raise WeightsError(
+                f"expected the blocks {name}.0, {name}.1, ... without gaps, received {numbers}; "
+                "blocks that share their weights must be stored under each name"
+            )
         return len(numbers)
 
     def finish(self) -> None:
@@ -198,7 +243,8 @@ class _RemainingWeights:
             raise WeightsError(
                 f"these weights have no counterpart here: {_list(self.left, 20)}. PaiNN and SchNet with one Atomwise "
                 "output (two layers, the energy) are read; leave out the weights of other outputs when saving, if "
-                "the energy does not depend on them")
+                "the energy does not depend on them"
+            )
 
 
 def _list(names: Iterable[str], most: int = 8) -> str:
@@ -209,10 +255,15 @@ def _list(names: Iterable[str], most: int = 8) -> str:
 
 def _kind(state: _RemainingWeights) -> str:
     """Return the architecture: "painn" or "schnet"."""
-    for kind, mark in (("painn", "representation.filter_net.weight"), ("schnet", f"{_INTERACTIONS}.0.in2f.weight")):
+    for kind, mark in (
+        ("painn", "representation.filter_net.weight"),
+        ("schnet", f"{_INTERACTIONS}.0.in2f.weight"),
+    ):
         if mark in state:
             return kind
-    raise WeightsError(f"neither SchNetPack's PaiNN nor its SchNet; the weights are {_list(state.left, 20)}")
+    raise WeightsError(
+        f"neither SchNetPack's PaiNN nor its SchNet; the weights are {_list(state.left, 20)}"
+    )
 
 
 def _cutoff_and_basis(state: _RemainingWeights) -> tuple[float, dict[str, Any]]:
@@ -222,7 +273,9 @@ def _cutoff_and_basis(state: _RemainingWeights) -> tuple[float, dict[str, Any]]:
     """
     cutoff = state.number("representation.cutoff_fn.cutoff")
     options: dict[str, Any] = {"cutoff": cutoff, "cutoff_fn": "cosine"}
-    if "representation.cutoff_fn.eps" in state:  # MollifierCutoff; eps only avoids a division by zero
+    if (
+        "representation.cutoff_fn.eps" in state
+    ):  # MollifierCutoff; eps only avoids a division by zero
         state.number("representation.cutoff_fn.eps")
         options["cutoff_fn"] = "exponential"
     basis = "representation.radial_basis"
@@ -231,14 +284,20 @@ def _cutoff_and_basis(state: _RemainingWeights) -> tuple[float, dict[str, Any]]:
         options["radial_basis"] = "bessel"
     else:
         centers = state.take(f"{basis}.offsets", None)
-        constants = {"radial_centers": centers, "radial_widths": state.take(f"{basis}.widths", len(centers))}
+        constants = {
+            "radial_centers": centers,
+            "radial_widths": state.take(f"{basis}.widths", len(centers)),
+        }
         options["radial_basis"] = "gaussian"
     options["num_radial"] = len(constants["radial_centers"])
-    return cutoff, options | {name: tuple(values.astype(np.float64).tolist()) for name, values in constants.items()}
+    return cutoff, options | {
+        name: tuple(values.astype(np.float64).tolist()) for name, values in constants.items()
+    }
 
 
-def _of_radial_basis(state: _RemainingWeights, name: str, cutoff: float, options, num_out: int | None
-                     ) -> dict[str, np.ndarray]:
+def _of_radial_basis(
+    state: _RemainingWeights, name: str, cutoff: float, options, num_out: int | None
+) -> dict[str, np.ndarray]:
     """Remove the linear layer that is applied to the radial basis and return it."""
     layer = state.dense(name, options["num_radial"], num_out)
     if options["radial_basis"] == "bessel":  # SchNetPack omits the factor of DimeNet
@@ -252,20 +311,27 @@ def _painn(state, width, cutoff, options, activation, epsilon):
     num_layers = state.count(_INTERACTIONS)
     filters = _of_radial_basis(state, "representation.filter_net", cutoff, options, None)
     if filters["kernel"].shape[1] == 3 * width:  # shared by all interactions
-        filters = {name: np.concatenate([array] * num_layers, axis=-1) for name, array in filters.items()}
+        filters = {
+            name: np.concatenate([array] * num_layers, axis=-1) for name, array in filters.items()
+        }
     if filters["kernel"].shape[1] != 3 * width * num_layers:
         raise WeightsError(
             f"representation.filter_net.weight: expected {3 * width * num_layers} or, shared, {3 * width} rows for "
-            f"{num_layers} interactions, received {filters['kernel'].shape[1]}")
+            f"{num_layers} interactions, received {filters['kernel'].shape[1]}"
+        )
     params: dict[str, Any] = {"filters": filters}
     for n in range(num_layers):
-        message, mixing = f"{_INTERACTIONS}.{n}.interatomic_context_net", f"representation.mixing.{n}"
+        message, mixing = (
+            f"{_INTERACTIONS}.{n}.interatomic_context_net",
+            f"representation.mixing.{n}",
+        )
         params[f"message_{n}_layer_1"] = state.dense(f"{message}.0", width, width)
         params[f"message_{n}_layer_2"] = state.dense(f"{message}.1", width, 3 * width)
         params[f"update_{n}"] = {
             "mix": state.dense(f"{mixing}.mu_channel_mix", width, 2 * width, use_bias=False),
             "layer_1": state.dense(f"{mixing}.intraatomic_context_net.0", 2 * width, width),
-            "layer_2": state.dense(f"{mixing}.intraatomic_context_net.1", width, 3 * width)}
+            "layer_2": state.dense(f"{mixing}.intraatomic_context_net.1", width, 3 * width),
+        }
     return "painn", {"num_layers": num_layers, "epsilon": epsilon}, params
 
 
@@ -278,11 +344,19 @@ def _schnet(state, width, cutoff, options, activation, epsilon):
         first = _of_radial_basis(state, f"{block}.filter_network.0", cutoff, options, num_filters)
         num_filters = first["kernel"].shape[1]
         params[f"filter_{n}"] = {
-            "layer_1": first, "layer_2": state.dense(f"{block}.filter_network.1", num_filters, num_filters)}
+            "layer_1": first,
+            "layer_2": state.dense(f"{block}.filter_network.1", num_filters, num_filters),
+        }
         params[f"in_{n}"] = state.dense(f"{block}.in2f", width, num_filters, use_bias=False)
-        params[f"out_{n}"] = {"layer_1": state.dense(f"{block}.f2out.0", num_filters, width),
-                              "layer_2": state.dense(f"{block}.f2out.1", width, width)}
-    return "schnet", {"num_layers": num_layers, "num_filters": num_filters, "activation": activation}, params
+        params[f"out_{n}"] = {
+            "layer_1": state.dense(f"{block}.f2out.0", num_filters, width),
+            "layer_2": state.dense(f"{block}.f2out.1", width, width),
+        }
+    return (
+        "schnet",
+        {"num_layers": num_layers, "num_filters": num_filters, "activation": activation},
+        params,
+    )
 
 
 def _energy(state: _RemainingWeights, width: int) -> tuple[dict[str, Any], int]:
@@ -292,11 +366,14 @@ def _energy(state: _RemainingWeights, width: int) -> tuple[dict[str, Any], int]:
         raise WeightsError(
             f"expected one output module with weights, the Atomwise of the energy; received {len(modules)}: "
             f"{_list(name for name in state.left if name.startswith('output_modules.'))}. Leave out the others when "
-            "saving, if the energy does not depend on them")
+            "saving, if the energy does not depend on them"
+        )
     outnet = f"output_modules.{modules[0]}.outnet"
     if state.numbers(rf"{re.escape(outnet)}\.(\d+)\.") != [0, 1]:
-        raise WeightsError(f"the energy must come of two layers, {outnet}.0 and {outnet}.1; received "
-                           f"{_list(name for name in state.left if name.startswith(outnet))}")
+        raise WeightsError(
+            f"the energy must come of two layers, {outnet}.0 and {outnet}.1; received "
+            f"{_list(name for name in state.left if name.startswith(outnet))}"
+        )
     hidden = state.dense(f"{outnet}.0", width, None)
     energy_width = hidden["kernel"].shape[1]
     return {"hidden": hidden, "final": state.dense(f"{outnet}.1", energy_width, 1)}, energy_width
@@ -313,10 +390,14 @@ def _offsets(state: _RemainingWeights, rows: int, do_postprocessing: bool) -> np
         elif name.endswith(".atomref"):
             atomref = state.take(name).astype(np.float64)
             if atomref.shape[:1] != (atomref.size,):
-                raise WeightsError(f"weight {name!r}: expected one energy for each element, received {atomref.shape}")
-            offsets = offsets[:len(atomref)] + atomref.reshape(-1)[:len(offsets)]
+                raise WeightsError(
+                    f"weight {name!r}: expected one energy for each element, received {atomref.shape}"
+                )
+            offsets = offsets[: len(atomref)] + atomref.reshape(-1)[: len(offsets)]
         elif name.endswith(".scale"):
-            raise WeightsError(f"weight {name!r} is that of a ScaleProperty, and the state dict does not say what it "
-                               "scales. Leave it out when saving; if it scales the energy, multiply weight and bias of "
-                               "the last layer of the output module by it")
+            raise WeightsError(
+                f"weight {name!r} is that of a ScaleProperty, and the state dict does not say what it "
+                "scales. Leave it out when saving; if it scales the energy, multiply weight and bias of "
+                "the last layer of the output module by it"
+            )
     return offsets

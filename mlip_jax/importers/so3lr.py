@@ -23,18 +23,41 @@ ELEMENTS = (1, 6, 7, 8, 9, 15, 16, 17)
 LONG_RANGE_CUTOFF = 12.0  # Å
 DISPERSION_SWITCH_WIDTH = 2.0  # Å
 HYPERPARAMETERS: Mapping[str, Any] = {
-    "num_layers": 3, "num_features": 128, "num_heads": 4, "degrees": (1, 2, 3, 4), "cutoff": 4.5, "cutoff_fn": "phys",
-    "radial_basis_fn": "bernstein", "num_radial_basis_fn": 32, "activation_fn": "silu", "qk_non_linearity": "identity",
-    "message_normalization": "avg_num_neighbors", "avg_num_neighbors": 13.168995780096482,
-    "layer_normalization_1": True, "layer_normalization_2": True, "residual_mlp_1": True, "residual_mlp_2": False,
-    "energy_regression_dim": 128, "energy_activation_fn": "silu", "energy_learn_atomic_type_scales": True,
-    "energy_learn_atomic_type_shifts": True, "use_charge_embed": True, "use_spin_embed": True,
-    "zbl_repulsion_bool": True, "electrostatic_energy_bool": True, "electrostatic_energy_scale": 4.0,
-    "dispersion_energy_bool": True, "dispersion_energy_scale": 1.2}
+    "num_layers": 3,
+    "num_features": 128,
+    "num_heads": 4,
+    "degrees": (1, 2, 3, 4),
+    "cutoff": 4.5,
+    "cutoff_fn": "phys",
+    "radial_basis_fn": "bernstein",
+    "num_radial_basis_fn": 32,
+    "activation_fn": "silu",
+    "qk_non_linearity": "identity",
+    "message_normalization": "avg_num_neighbors",
+    "avg_num_neighbors": 13.168995780096482,
+    "layer_normalization_1": True,
+    "layer_normalization_2": True,
+    "residual_mlp_1": True,
+    "residual_mlp_2": False,
+    "energy_regression_dim": 128,
+    "energy_activation_fn": "silu",
+    "energy_learn_atomic_type_scales": True,
+    "energy_learn_atomic_type_shifts": True,
+    "use_charge_embed": True,
+    "use_spin_embed": True,
+    "zbl_repulsion_bool": True,
+    "electrostatic_energy_bool": True,
+    "electrostatic_energy_scale": 4.0,
+    "dispersion_energy_bool": True,
+    "dispersion_energy_scale": 1.2,
+}
 
 
-def load(path: str | Path = "params.pkl", long_range_cutoff: float | None = LONG_RANGE_CUTOFF,
-         hyperparameters: str | Path | None = None) -> Potential:
+def load(
+    path: str | Path = "params.pkl",
+    long_range_cutoff: float | None = LONG_RANGE_CUTOFF,
+    hyperparameters: str | Path | None = None,
+) -> Potential:
     """Load SO3LR from its parameter file.
 
     Args:
@@ -54,9 +77,20 @@ def load(path: str | Path = "params.pkl", long_range_cutoff: float | None = LONG
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no such file; expected params.pkl of the SO3LR release "
-            "(https://github.com/general-molecular-simulations/so3lr, so3lr/params/params.pkl)")
-    settings = HYPERPARAMETERS if hyperparameters is None else mlff.read_hyperparameters(hyperparameters)
+            "(https://github.com/general-molecular-simulations/so3lr, so3lr/params/params.pkl)"
+        )
+    settings = (
+        HYPERPARAMETERS if hyperparameters is None else mlff.read_hyperparameters(hyperparameters)
+    )
     return mlff.potential(
-        mlff.read(path), settings, ELEMENTS, long_range_cutoff, DISPERSION_SWITCH_WIDTH, metadata={
-            "source": "SO3LR", "file": path.name,
-            "statistics": {"elements": list(ELEMENTS), "charges": None, "spins": [0.0]}})
+        mlff.read(path),
+        settings,
+        ELEMENTS,
+        long_range_cutoff,
+        DISPERSION_SWITCH_WIDTH,
+        metadata={
+            "source": "SO3LR",
+            "file": path.name,
+            "statistics": {"elements": list(ELEMENTS), "charges": None, "spins": [0.0]},
+        },
+    )

@@ -23,6 +23,7 @@ def find(name: str) -> type:
       ValueError: Unknown model; the message lists the known ones.
     """
     from mlip_jax.config import unknown_name
+
     if name not in names():
         raise ValueError(unknown_name("model", name, names()))
     return importlib.import_module(f"{__name__}.{name}").Model
@@ -35,6 +36,7 @@ def create(name: str, **options):
       ValueError: Unknown model or option; the message lists the known ones.
     """
     from mlip_jax.config import unknown_name
+
     model = find(name)
     known = [f for f in model.__dataclass_fields__ if f not in ("parent", "name")]
     for option in options:

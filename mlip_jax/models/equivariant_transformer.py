@@ -40,8 +40,12 @@ from mlip_jax.models.layers.gated_energy import GatedEnergy, packed_xavier, xavi
 from mlip_jax.models.layers.heads import AtomicEnergy, AtomOutputs, embed_elements
 from mlip_jax.models.layers.splines import SplineGrid
 
-CHOICES = {"radial_basis": ("expnorm", "gaussian"), "distance_influence": ("both", "keys", "values", "none"),
-           "head": ("gated", "scalar"), "radial_filter": ("exact", "spline")}
+CHOICES = {
+    "radial_basis": ("expnorm", "gaussian"),
+    "distance_influence": ("both", "keys", "values", "none"),
+    "head": ("gated", "scalar"),
+    "radial_filter": ("exact", "spline"),
+}
 
 
 class Model(nn.Module):
@@ -111,15 +115,23 @@ class Model(nn.Module):
 
     def _check_options(self):
         if self.num_features % self.num_heads or self.num_features % 2:
-            raise ValueError(f"num_features={self.num_features} must be even and divisible by "
-                             f"num_heads={self.num_heads}")
+            raise ValueError(
+                f"num_features={self.num_features} must be even and divisible by "
+                f"num_heads={self.num_heads}"
+            )
         if not 0 <= self.cutoff_lower < self.cutoff:
-            raise ValueError(f"cutoff_lower={self.cutoff_lower} must be between 0 and cutoff={self.cutoff}")
+            raise ValueError(
+                f"cutoff_lower={self.cutoff_lower} must be between 0 and cutoff={self.cutoff}"
+            )
         if self.cutoff_lower > 0 and self.cutoff_fn != "cosine":
-            raise ValueError(f"with a cutoff_lower, cutoff_fn must be 'cosine', received {self.cutoff_fn!r}")
+            raise ValueError(
+                f"with a cutoff_lower, cutoff_fn must be 'cosine', received {self.cutoff_fn!r}"
+            )
         for field, allowed in CHOICES.items():
             if getattr(self, field) not in allowed:
-                raise ValueError(f"{field} must be one of {allowed}, received {getattr(self, field)!r}")
+                raise ValueError(
+                    f"{field} must be one of {allowed}, received {getattr(self, field)!r}"
+                )
 
     @nn.compact
     def __call__(self, graph: jraph.GraphsTuple) -> AtomOutputs:
@@ -129,11 +141,21 @@ class Model(nn.Module):
         edge = pairs(graph, self.undirected)
         distances = safe_norm(edge.displacements)
         direction = unit_vectors(edge.displacements, distances)
-        basis = RadialBasis(self.radial_basis, self.num_radial, self.cutoff_lower, self.cutoff, self.trainable_rbf,
-                            self.radial_centers, self.radial_widths, name="radial_basis")
+        basis = RadialBasis(
+            self.radial_basis,
+            self.num_radial,
+            self.cutoff_lower,
+            self.cutoff,
+            self.trainable_rbf,
+            self.radial_centers,
+            self.radial_widths,
+            name="radial_basis",
+        )
         # initial features: s (N, F), v None for zero
         s, v = embed_elements(self, numbers, width, direction.dtype), None
-        envelope = cutoff_envelope(distances, self.cutoff_fn, self.cutoff_lower, self.cutoff)[:, None]
+        envelope = cutoff_envelope(distances, self.cutoff_fn, self.cutoff_lower, self.cutoff)[
+            :, None
+        ]
         if self.neighbor_embedding:
             s = NeighborEmbedding(name="neighbors")(s, numbers, basis(distances), envelope, edge)
         # filters of all layers, of pairs and of an atom with itself
@@ -142,14 +164,18 @@ class Model(nn.Module):
         # attention layers
         for n in range(self.num_layers):
             s, v = TransformerLayer(self.num_heads, self.attn_activation, name=f"layer_{n}")(
-                s, v, filters[n] | cuts, own_filters[n] | own_cuts, direction, edge)
+                s, v, filters[n] | cuts, own_filters[n] | own_cuts, direction, edge
+            )
         # atomic energies (N,) and features (N, 1, 4, F), degrees 0 and 1
         s = layer_norm(s, "norm")
         if self.head == "gated":
-            energies = GatedEnergy(self.activation, self.epsilon, self.zero_init, name="energy")(s, v)
+            energies = GatedEnergy(self.activation, self.epsilon, self.zero_init, name="energy")(
+                s, v
+            )
         else:
-            energies = AtomicEnergy(width // 2, self.activation, self.zero_init, learned_shift=False,
-                                    name="energy")(s, numbers)
+            energies = AtomicEnergy(
+                width // 2, self.activation, self.zero_init, learned_shift=False, name="energy"
+            )(s, numbers)
         return AtomOutputs(energies, jnp.concatenate([s[:, None, None, :], v[:, None]], axis=2))
 
     def _filters(self, basis, distances, vector_cut):
@@ -162,8 +188,10 @@ class Model(nn.Module):
           For each layer {name: factor} of pairs, (P, F), and of an atom with itself, (1, F).
         """
         names = [filter_names(self.distance_influence, n > 0) for n in range(self.num_layers)]
-        networks = [FilterNetwork(parts, self.num_features, self.activation, name=f"layer_{n}_filters")
-                    for n, parts in enumerate(names)]
+        networks = [
+            FilterNetwork(parts, self.num_features, self.activation, name=f"layer_{n}_filters")
+            for n, parts in enumerate(names)
+        ]
         if not names[0]:
             return [{}] * self.num_layers, [{}] * self.num_layers
         own = [network(basis(jnp.zeros((1,), distances.dtype))) for network in networks]
@@ -173,8 +201,14 @@ class Model(nn.Module):
         grid = SplineGrid(self.num_knots, self.cutoff)
         rbf, splines = basis(grid.distances(distances.dtype)), grid.basis(distances)
         cut_splines = splines * vector_cut
-        return [{part: (cut_splines if part == "along_vectors" else splines) @ grid.coefficients(values)
-                 for part, values in network(rbf).items()} for network in networks], own
+        return [
+            {
+                part: (cut_splines if part == "along_vectors" else splines)
+                @ grid.coefficients(values)
+                for part, values in network(rbf).items()
+            }
+            for network in networks
+        ], own
 
     def _cuts(self, distances, envelope):
         """Compute the cutoffs of the messages to scalars and to vectors.
@@ -185,10 +219,15 @@ class Model(nn.Module):
         # an atom is at distance 0 from itself, below any `cutoff_lower`
         own = 0.0 if self.cutoff_lower > 0 else 1.0
         if self.vector_cutoff:
-            return {"scalar_cut": envelope, "vector_cut": envelope}, {"scalar_cut": own, "vector_cut": own}
+            return {"scalar_cut": envelope, "vector_cut": envelope}, {
+                "scalar_cut": own,
+                "vector_cut": own,
+            }
         within = (distances >= self.cutoff_lower) & (distances < self.cutoff)
-        return ({"scalar_cut": envelope, "vector_cut": within[:, None].astype(distances.dtype)},
-                {"scalar_cut": own, "vector_cut": 1.0})
+        return (
+            {"scalar_cut": envelope, "vector_cut": within[:, None].astype(distances.dtype)},
+            {"scalar_cut": own, "vector_cut": 1.0},
+        )
 
 
 def value_names(has_vectors: bool) -> tuple[str, ...]:
@@ -197,7 +236,11 @@ def value_names(has_vectors: bool) -> tuple[str, ...]:
     They are sent to the scalars, to the vectors along the sender's vectors (except in the first
     layer, where these are zero), and to the vectors along the direction of the pair.
     """
-    return ("to_scalars", "along_vectors", "along_pairs") if has_vectors else ("to_scalars", "along_pairs")
+    return (
+        ("to_scalars", "along_vectors", "along_pairs")
+        if has_vectors
+        else ("to_scalars", "along_pairs")
+    )
 
 
 def filter_names(distance_influence: str, has_vectors: bool) -> tuple[str, ...]:
@@ -213,7 +256,9 @@ def cutoff_envelope(d, name: str, lower: float, upper: float):
     """
     if lower == 0:
         return cutoff_function(name)(d, upper)
-    return 0.5 * (1.0 - jnp.cos(2.0 * jnp.pi * (jnp.clip(d, lower, upper) - lower) / (upper - lower)))
+    return 0.5 * (
+        1.0 - jnp.cos(2.0 * jnp.pi * (jnp.clip(d, lower, upper) - lower) / (upper - lower))
+    )
 
 
 def with_cut(filters: dict, vector_cut) -> dict:
@@ -246,8 +291,12 @@ class RadialBasis(nn.Module):
     def __call__(self, d):
         centers, widths = self._constants()
         if self.trainable:
-            centers = self.param("centers", lambda _: jnp.asarray(centers, jnp.float32)).astype(d.dtype)
-            widths = self.param("widths", lambda _: jnp.asarray(widths, jnp.float32)).astype(d.dtype)
+            centers = self.param("centers", lambda _: jnp.asarray(centers, jnp.float32)).astype(
+                d.dtype
+            )
+            widths = self.param("widths", lambda _: jnp.asarray(widths, jnp.float32)).astype(
+                d.dtype
+            )
         else:
             centers, widths = jnp.asarray(centers, d.dtype), jnp.asarray(widths, d.dtype)
         if self.kind == "gaussian":
@@ -265,11 +314,19 @@ class RadialBasis(nn.Module):
             start = np.exp(self.lower - self.upper)
             centers = np.linspace(start, 1.0, self.num)
             widths = np.full(self.num, (2.0 / self.num * (1.0 - start)) ** -2)
-        given = [x if y is None else np.asarray(y) for x, y in ((centers, self.centers), (widths, self.widths))]
-        for name, x, y in (("radial_centers", given[0], centers), ("radial_widths", given[1], widths)):
+        given = [
+            x if y is None else np.asarray(y)
+            for x, y in ((centers, self.centers), (widths, self.widths))
+        ]
+        for name, x, y in (
+            ("radial_centers", given[0], centers),
+            ("radial_widths", given[1], widths),
+        ):
             if x.shape != y.shape:
-                raise ValueError(f"{name} holds {x.size} numbers; num_radial={self.num} {self.kind} functions have "
-                                 f"{y.size}")
+                raise ValueError(
+                    f"{name} holds {x.size} numbers; num_radial={self.num} {self.kind} functions have "
+                    f"{y.size}"
+                )
         return given
 
 
@@ -288,7 +345,9 @@ class FilterNetwork(nn.Module):
 
     @nn.compact
     def __call__(self, rbf):
-        init = packed_xavier(*((self.width, (1 if part == "key" else 3) * self.width) for part in self.parts))
+        init = packed_xavier(
+            *((self.width, (1 if part == "key" else 3) * self.width) for part in self.parts)
+        )
         values = SplitDense(len(self.parts), self.width, init, name="dense")(rbf)
         return {part: activation(self.act)(x) for part, x in zip(self.parts, values)}
 
@@ -306,7 +365,9 @@ class NeighborEmbedding(nn.Module):
         elements = embed_elements(self, numbers, width, s.dtype)
         total = segment_sum(weights * gather(elements, edge.senders), edge.receivers, num)
         if edge.undirected:
-            total = total + segment_sum(weights * gather(elements, edge.receivers), edge.senders, num)
+            total = total + segment_sum(
+                weights * gather(elements, edge.receivers), edge.senders, num
+            )
         return Dense(width, kernel_init=xavier, name="mix")(jnp.concatenate([s, total], axis=-1))
 
 
@@ -326,26 +387,36 @@ class TransformerLayer(nn.Module):
         num, width = s.shape
         parts = ("query", "key", *value_names(v is not None))
         init = packed_xavier((2 * width, width), ((len(parts) - 2) * width, 3 * width))
-        projected = Dense(len(parts) * width, kernel_init=init, name="projections")(layer_norm(s, "norm"))
+        projected = Dense(len(parts) * width, kernel_init=init, name="projections")(
+            layer_norm(s, "norm")
+        )
         # query and everything that an atom sends: (N, F) each, "vectors" (N, 3, F)
         sent = dict(zip(parts, jnp.split(projected, len(parts), axis=-1)))
         if v is not None:
             sent["vectors"] = sent.pop("along_vectors")[:, None, :] * v
         ds, dv = self._aggregate(sent, weights, own_weights, direction, edge)
         if v is None:
-            return s + Dense(width, kernel_init=packed_xavier((width, 3 * width)), name="output")(ds), dv
+            return s + Dense(width, kernel_init=packed_xavier((width, 3 * width)), name="output")(
+                ds
+            ), dv
         v_1, v_2, v_3 = jnp.split(
-            Dense(3 * width, use_bias=False, kernel_init=xavier, name="vectors")(v), 3, axis=-1)
-        o_1, o_2, o_3 = jnp.split(Dense(3 * width, kernel_init=xavier, name="output")(ds), 3, axis=-1)
+            Dense(3 * width, use_bias=False, kernel_init=xavier, name="vectors")(v), 3, axis=-1
+        )
+        o_1, o_2, o_3 = jnp.split(
+            Dense(3 * width, kernel_init=xavier, name="output")(ds), 3, axis=-1
+        )
         return s + o_2 * jnp.sum(v_1 * v_2, axis=1) + o_3, v + dv + o_1[:, None, :] * v_3
 
     def _attention(self, query, sent, weights):
         """Return the values to the scalars times attention, shape (P, F)."""
+
         def heads(x):
             return x.reshape(len(x), self.num_heads, -1)
 
         products = query * sent["key"] * weights.get("key", 1.0)
-        attention = activation(self.attn_activation)(heads(products).sum(-1)) * weights["scalar_cut"]
+        attention = (
+            activation(self.attn_activation)(heads(products).sum(-1)) * weights["scalar_cut"]
+        )
         values = sent["to_scalars"] * weights.get("to_scalars", 1.0)
         return (attention[:, :, None] * heads(values)).reshape(values.shape)
 
@@ -357,8 +428,12 @@ class TransformerLayer(nn.Module):
             along_vectors = weights.get("along_vectors", weights["vector_cut"])
 
         def one_way(source, target, unit):
-            arrived = {name: gather(sent[name], source) for name in ("key", "to_scalars", "along_pairs")}
-            ds = segment_sum(self._attention(gather(sent["query"], target), arrived, weights), target, num)
+            arrived = {
+                name: gather(sent[name], source) for name in ("key", "to_scalars", "along_pairs")
+            }
+            ds = segment_sum(
+                self._attention(gather(sent["query"], target), arrived, weights), target, num
+            )
             along_pairs, dv = arrived["along_pairs"] * weights.get("along_pairs", 1.0), []
             for x in range(3):  # one Cartesian component at a time: (P, F)
                 message = along_pairs * unit[:, x, None]
@@ -374,7 +449,12 @@ class TransformerLayer(nn.Module):
             ds, dv = ds + back_s, dv + back_v
         ds = ds + self._attention(sent["query"], sent, own_weights)
         if "vectors" in sent:
-            dv = dv + own_weights.get("along_vectors", 1.0) * own_weights["vector_cut"] * sent["vectors"]
+            dv = (
+                dv
+                + own_weights.get("along_vectors", 1.0)
+                * own_weights["vector_cut"]
+                * sent["vectors"]
+            )
         return ds, dv
 
 

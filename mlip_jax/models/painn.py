@@ -87,7 +87,8 @@ class Model(nn.Module):
         # filters of all layers: 3 * num_layers arrays (P, F)
         envelope = cutoff_function(self.cutoff_fn)(distances, self.cutoff)
         rbf = radial_basis(self.radial_basis, self.radial_centers, self.radial_widths)(
-            distances, self.num_radial, self.cutoff)
+            distances, self.num_radial, self.cutoff
+        )
         filters = LinearFilters(3 * self.num_layers, width, name="filters")(rbf, envelope)
         # message passing: s (N, F), v (N, 3, F), None for zero
         s = embed_elements(self, numbers, width, direction.dtype)
@@ -95,13 +96,18 @@ class Model(nn.Module):
         for n in range(self.num_layers):
             phi = Dense(width, name=f"message_{n}_layer_1")(s)
             phi = Dense(3 * width, name=f"message_{n}_layer_2")(jax.nn.silu(phi))
-            ds, dv = messages(phi, v, filters[3 * n:3 * n + 3], direction, edge)
+            ds, dv = messages(phi, v, filters[3 * n : 3 * n + 3], direction, edge)
             s, v = s + ds, dv if v is None else v + dv
             s, v = Update(self.epsilon, name=f"update_{n}")(s, v)
         # atomic energies (N,) and features (N, 1, 4, F), degrees 0 and 1
         energies = AtomicEnergy(
-            self.energy_width or width // 2, self.energy_act, self.zero_init, self.learned_scale, self.learned_shift,
-            name="energy")(s, numbers)
+            self.energy_width or width // 2,
+            self.energy_act,
+            self.zero_init,
+            self.learned_scale,
+            self.learned_shift,
+            name="energy",
+        )(s, numbers)
         return AtomOutputs(energies, jnp.concatenate([s[:, None, None, :], v[:, None]], axis=2))
 
     def _encoded_forces(self, graph):

@@ -76,16 +76,29 @@ class Model(nn.Module):
         distances = safe_norm(edge.displacements)
         envelope = cutoff_function(self.cutoff_fn)(distances, self.cutoff)[:, None]
         rbf = radial_basis(self.radial_basis, self.radial_centers, self.radial_widths)(
-            distances, self.num_radial, self.cutoff)
+            distances, self.num_radial, self.cutoff
+        )
         # interactions: x (N, F)
         x = embed_elements(self, numbers, width, distances.dtype)
         for n in range(self.num_layers):
-            filters = TwoLayers((self.num_filters or width,) * 2, self.activation, name=f"filter_{n}")(rbf) * envelope
+            filters = (
+                TwoLayers((self.num_filters or width,) * 2, self.activation, name=f"filter_{n}")(
+                    rbf
+                )
+                * envelope
+            )
             y = Dense(filters.shape[-1], use_bias=False, name=f"in_{n}")(x)
-            x = x + TwoLayers((width, width), self.activation, name=f"out_{n}")(convolution(y, filters, edge))
+            x = x + TwoLayers((width, width), self.activation, name=f"out_{n}")(
+                convolution(y, filters, edge)
+            )
         energies = AtomicEnergy(
-            self.energy_width or width // 2, self.energy_act, self.zero_init, self.learned_scale, self.learned_shift,
-            name="energy")(x, numbers)
+            self.energy_width or width // 2,
+            self.energy_act,
+            self.zero_init,
+            self.learned_scale,
+            self.learned_shift,
+            name="energy",
+        )(x, numbers)
         return AtomOutputs(energies, x[:, None, None, :])
 
 
@@ -93,5 +106,7 @@ def convolution(values, filters, edge: Pairs):
     """Sum values times filter over the neighbors: (N, W), (P, W) -> (N, W)."""
     total = segment_sum(gather(values, edge.senders) * filters, edge.receivers, len(values))
     if edge.undirected:
-        total = total + segment_sum(gather(values, edge.receivers) * filters, edge.senders, len(values))
+        total = total + segment_sum(
+            gather(values, edge.receivers) * filters, edge.senders, len(values)
+        )
     return total

@@ -117,12 +117,19 @@ class Model(nn.Module):
 
     def _check_options(self):
         if self.num_features % self.num_heads or self.num_features % len(self.degrees):
-            raise ValueError(f"num_features={self.num_features} must be divisible by num_heads={self.num_heads} "
-                             f"and by the number of degrees ({len(self.degrees)})")
-        for field, allowed in (("message_normalization", NORMALIZATIONS), ("radial_filter", RADIAL_FILTERS),
-                               ("ev_init", ("zeros", "neighborhood"))):
+            raise ValueError(
+                f"num_features={self.num_features} must be divisible by num_heads={self.num_heads} "
+                f"and by the number of degrees ({len(self.degrees)})"
+            )
+        for field, allowed in (
+            ("message_normalization", NORMALIZATIONS),
+            ("radial_filter", RADIAL_FILTERS),
+            ("ev_init", ("zeros", "neighborhood")),
+        ):
             if getattr(self, field) not in allowed:
-                raise ValueError(f"{field} must be one of {allowed}, received {getattr(self, field)!r}")
+                raise ValueError(
+                    f"{field} must be one of {allowed}, received {getattr(self, field)!r}"
+                )
 
     @nn.compact
     def __call__(self, graph: jraph.GraphsTuple) -> AtomOutputs:
@@ -141,10 +148,16 @@ class Model(nn.Module):
         filters = self._radial_filters(distances)
         for n in range(self.num_layers):
             f, x = So3kratesLayer(options, degrees, name=f"layer_{n}")(
-                f, x, edge, harmonics, envelope, filters[n], n == 0 and self.ev_init == "zeros")
+                f, x, edge, harmonics, envelope, filters[n], n == 0 and self.ev_init == "zeros"
+            )
         energies = AtomicEnergy(
-            self.energy_width or self.num_features, self.energy_act, self.zero_init, self.learned_scale,
-            self.learned_shift, name="energy")(f, numbers)
+            self.energy_width or self.num_features,
+            self.energy_act,
+            self.zero_init,
+            self.learned_scale,
+            self.learned_shift,
+            name="energy",
+        )(f, numbers)
         return AtomOutputs(energies, f[:, None, None, :])
 
     def _embed(self, graph, dtype):
@@ -154,8 +167,11 @@ class Model(nn.Module):
         for name, wanted in (("charge", self.charge_embedding), ("spin", self.spin_embedding)):
             if wanted:
                 psi = graph.globals.get(name, jnp.zeros(graph.n_node.shape, dtype))
-                parts.append(StateEmbedding(self.num_features, name=f"{name}_embedding")(
-                    psi, numbers, node_graph_index(graph), dtype))
+                parts.append(
+                    StateEmbedding(self.num_features, name=f"{name}_embedding")(
+                        psi, numbers, node_graph_index(graph), dtype
+                    )
+                )
         return sum(parts) / float(np.sqrt(len(parts))) if len(parts) > 1 else parts[0]
 
     def _initial_ev(self, edge: Pairs, harmonics, envelope, num, degrees):
@@ -177,15 +193,19 @@ class Model(nn.Module):
         """
         widths = (self.num_features, self.num_features)
         basis = radial_basis(self.radial_basis)
-        networks = [[TwoLayers(widths, name=f"layer_{n}_radial_{b}") for b in ("features", "ev")]
-                    for n in range(self.num_layers)]
+        networks = [
+            [TwoLayers(widths, name=f"layer_{n}_radial_{b}") for b in ("features", "ev")]
+            for n in range(self.num_layers)
+        ]
         if self.radial_filter == "exact":
             rbf = basis(distances, self.num_radial, self.cutoff)
             return [[network(rbf) for network in both] for both in networks]
         grid = SplineGrid(self.num_knots, self.cutoff)
         rbf = basis(grid.distances(distances.dtype), self.num_radial, self.cutoff)
         splines = grid.basis(distances)
-        return [[splines @ grid.coefficients(network(rbf)) for network in both] for both in networks]
+        return [
+            [splines @ grid.coefficients(network(rbf)) for network in both] for both in networks
+        ]
 
 
 class LayerOptions(NamedTuple):
@@ -232,7 +252,11 @@ class So3kratesLayer(nn.Module):
         num, width = f.shape
         # filters of the two branches: (P, F)
         invariants = degree_invariants(
-            jnp.zeros_like(x[:1]) if ev_is_zero else gather(x, edge.senders) - gather(x, edge.receivers), self.degrees)
+            jnp.zeros_like(x[:1])
+            if ev_is_zero
+            else gather(x, edge.senders) - gather(x, edge.receivers),
+            self.degrees,
+        )
         spherical_widths = (width // 4, width)
         filter_f = radial[0] + TwoLayers(spherical_widths, name="spherical_features")(invariants)
         filter_x = radial[1] + TwoLayers(spherical_widths, name="spherical_ev")(invariants)
@@ -249,7 +273,8 @@ class So3kratesLayer(nn.Module):
             f = ResidualMLP(name="residual_mlp_1")(f)
         # exchange block: features and invariants of x update each other
         exchanged = Dense(width + len(self.degrees), name="exchange")(
-            jnp.concatenate([f, degree_invariants(x, self.degrees)], axis=-1))
+            jnp.concatenate([f, degree_invariants(x, self.degrees)], axis=-1)
+        )
         f = f + exchanged[:, :width]
         x = x + x * repeat_degrees(exchanged[:, width:], self.degrees)
         if o.residual_mlp_2:
@@ -262,8 +287,12 @@ class So3kratesLayer(nn.Module):
         """Return q and k of the feature branch, then of the Euclidean branch, shape (N, F) each."""
         act = activation(self.options.qk_activation)
         heads, degrees = self.options.num_heads, len(self.degrees)
-        return (act(PerHead(heads, name="q_features")(f)), act(PerHead(heads, name="k_features")(f)),
-                act(PerHead(degrees, name="q_ev")(f)), act(PerHead(degrees, name="k_ev")(f)))
+        return (
+            act(PerHead(heads, name="q_features")(f)),
+            act(PerHead(heads, name="k_features")(f)),
+            act(PerHead(degrees, name="q_ev")(f)),
+            act(PerHead(degrees, name="k_ev")(f)),
+        )
 
     def _attention(self, q, k, weights, edge: Pairs, envelope, heads):
         """Compute the attention of the receivers and, for undirected pairs, of the senders.
@@ -272,8 +301,11 @@ class So3kratesLayer(nn.Module):
           Two arrays, shape (P, heads) each; the second is None for directed edges.
         """
         o = self.options
-        divisor = {"identity": 1.0, "sqrt_num_features": float(np.sqrt(q.shape[-1] // heads)),
-                   "avg_num_neighbors": o.avg_num_neighbors}[o.message_normalization]
+        divisor = {
+            "identity": 1.0,
+            "sqrt_num_features": float(np.sqrt(q.shape[-1] // heads)),
+            "avg_num_neighbors": o.avg_num_neighbors,
+        }[o.message_normalization]
         scale = (envelope / divisor)[:, None]
 
         def weigh(query, key):
@@ -298,8 +330,11 @@ class PerHead(nn.Module):
     @nn.compact
     def __call__(self, f):
         width = f.shape[-1] // self.heads
-        kernel = self.param("kernel", nn.initializers.lecun_normal(in_axis=-2, out_axis=-1, batch_axis=(0,)),
-                            (self.heads, width, width))
+        kernel = self.param(
+            "kernel",
+            nn.initializers.lecun_normal(in_axis=-2, out_axis=-1, batch_axis=(0,)),
+            (self.heads, width, width),
+        )
         y = jnp.einsum("nhd,hcd->nhc", f.reshape(-1, self.heads, width), kernel.astype(f.dtype))
         return y.reshape(f.shape)
 
@@ -311,7 +346,7 @@ def degree_invariants(x: jax.Array, degrees: tuple[int, ...]) -> jax.Array:
     """
     squares, start, out = x * x, 0, []
     for l in degrees:
-        out.append(squares[..., start:start + 2 * l + 1].sum(-1) / float(np.sqrt(2 * l + 1)))
+        out.append(squares[..., start : start + 2 * l + 1].sum(-1) / float(np.sqrt(2 * l + 1)))
         start += 2 * l + 1
     return jnp.stack(out, axis=-1)
 
@@ -330,7 +365,9 @@ def parity(degrees: tuple[int, ...], dtype) -> jax.Array:
 
     The harmonics of -r are those of r times this parity.
     """
-    return jnp.asarray(np.repeat([(-1.0) ** l for l in degrees], [2 * l + 1 for l in degrees]), dtype)
+    return jnp.asarray(
+        np.repeat([(-1.0) ** l for l in degrees], [2 * l + 1 for l in degrees]), dtype
+    )
 
 
 def scatter_pairs(to_receivers, to_senders, edge: Pairs, num: int) -> jax.Array:
@@ -356,10 +393,12 @@ def aggregate_features(attention, values, edge: Pairs, num: int) -> jax.Array:
 
 
 def aggregate_ev(attention, harmonics, edge: Pairs, num: int, degrees) -> jax.Array:
-    """Sum attention times harmonics over the neighbors: (P, number of degrees), (P, D) -> (N, D).
-    """
+    """Sum attention times harmonics over the neighbors: (P, number of degrees), (P, D) -> (N, D)."""
     at_receiver, at_sender = attention
     to_receivers = repeat_degrees(at_receiver, degrees) * harmonics
-    to_senders = (None if at_sender is None else
-                  repeat_degrees(at_sender, degrees) * (harmonics * parity(degrees, harmonics.dtype)))
+    to_senders = (
+        None
+        if at_sender is None
+        else repeat_degrees(at_sender, degrees) * (harmonics * parity(degrees, harmonics.dtype))
+    )
     return scatter_pairs(to_receivers, to_senders, edge, num)

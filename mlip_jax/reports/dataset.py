@@ -34,10 +34,22 @@ _TEXT_COLUMNS = ("data set", "level of theory", "elements", "label", "", "shape"
 DISTRIBUTIONS = (
     ("n_atoms", "Atoms per structure", "number of atoms", "", "structures"),
     ("conformers", "Conformers per molecule", "number of conformations", "", "molecules"),
-    ("energy_per_atom", "Energy less reference", "energy less reference of elements", "eV/atom", "structures"),
+    (
+        "energy_per_atom",
+        "Energy less reference",
+        "energy less reference of elements",
+        "eV/atom",
+        "structures",
+    ),
     ("total_energy_per_atom", "Total energy", "total energy", "eV/atom", "structures"),
     ("force", "Force on an atom", "|F|", "eV/Å", "atoms"),
-    ("shortest_distance", "Shortest distance", "shortest distance in a structure", "Å", "structures"),
+    (
+        "shortest_distance",
+        "Shortest distance",
+        "shortest distance in a structure",
+        "Å",
+        "structures",
+    ),
 )
 
 
@@ -119,9 +131,14 @@ class DatasetSummary:
         unknown = [symbol for symbol in self.elements if symbol not in atomic_numbers]
         if unknown:
             raise ValueError(f"elements: {unknown[0]!r} is not the symbol of an element")
-        for name, share in [*self.labels.items(), *((n, p.labelled) for n, p in self.properties.items())]:
+        for name, share in [
+            *self.labels.items(),
+            *((n, p.labelled) for n, p in self.properties.items()),
+        ]:
             if not 0 <= share <= 1:
-                raise ValueError(f"the share of structures with {name!r} must be between 0 and 1, received {share}")
+                raise ValueError(
+                    f"the share of structures with {name!r} must be between 0 and 1, received {share}"
+                )
 
     @property
     def mean_conformers(self) -> float:
@@ -140,7 +157,8 @@ class DatasetSummary:
     def to_json(self) -> dict[str, Any]:
         """Return the summary as plain values, ready for JSON; NaN and infinity become None."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)} | {
-            "mean_conformers": self.mean_conformers}
+            "mean_conformers": self.mean_conformers
+        }
         return _plain(fields)
 
 
@@ -170,8 +188,14 @@ def markdown(summary: DatasetSummary) -> str:
     """Return the text of `dataset.md`."""
     lines = [f"# {_inline(summary.title)}", ""]
     lines += [f"> **Problem:** {_inline(problem)}\n" for problem in summary.problems]
-    lines += [*_table(*_overview(summary)), "", f"Source: {', '.join(map(_inline, summary.files)) or 'not told'}", "",
-              "![Distributions](dataset.png)", ""]
+    lines += [
+        *_table(*_overview(summary)),
+        "",
+        f"Source: {', '.join(map(_inline, summary.files)) or 'not told'}",
+        "",
+        "![Distributions](dataset.png)",
+        "",
+    ]
     for title, (header, rows) in _sections(summary).items():
         lines += [f"## {title}", "", *_table(header, rows), ""]
     if summary.notes:
@@ -185,11 +209,19 @@ def print_summary(summary: DatasetSummary, console: Console | None = None) -> No
     sections = {summary.title: _overview(summary), **_sections(summary, brief=True)}
     for title, (header, rows) in sections.items():
         # Use Text: names from data files must not be interpreted as markup.
-        table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD,
-                      pad_edge=False, collapse_padding=True)
+        table = Table(
+            title=Text(title, style="bold"),
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+            collapse_padding=True,
+        )
         for place, name in enumerate(header):
-            table.add_column(Text(name), justify="left" if place == 0 or name in _TEXT_COLUMNS else "right",
-                             no_wrap=name == "")
+            table.add_column(
+                Text(name),
+                justify="left" if place == 0 or name in _TEXT_COLUMNS else "right",
+                no_wrap=name == "",
+            )
         for row in rows:
             table.add_row(*(Text(_cell(value)) for value in row))
         console.print(table)
@@ -200,34 +232,70 @@ def print_summary(summary: DatasetSummary, console: Console | None = None) -> No
 
 def _overview(summary: DatasetSummary) -> tuple[Sequence[str], list[Sequence[Any]]]:
     return ("data set", "n_s", "n_c", "N", "level of theory", "elements"), [
-        (summary.title, summary.num_molecules, f"{summary.mean_conformers:.1f}", summary.num_structures,
-         summary.level_of_theory, ", ".join(summary.symbols()))]
+        (
+            summary.title,
+            summary.num_molecules,
+            f"{summary.mean_conformers:.1f}",
+            summary.num_structures,
+            summary.level_of_theory,
+            ", ".join(summary.symbols()),
+        )
+    ]
 
 
-def _sections(summary: DatasetSummary, brief: bool = False) -> dict[str, tuple[Sequence[str], list[Sequence[Any]]]]:
+def _sections(
+    summary: DatasetSummary, brief: bool = False
+) -> dict[str, tuple[Sequence[str], list[Sequence[Any]]]]:
     """Return {title: (header, rows)} of all tables that have rows."""
     atoms = sum(summary.elements.values())
-    elements = [(s, summary.elements[s], _percent(summary.elements[s] / max(atoms, 1)),
-                 _exact(summary.reference_energies.get(s))) for s in summary.symbols()]
+    elements = [
+        (
+            s,
+            summary.elements[s],
+            _percent(summary.elements[s] / max(atoms, 1)),
+            _exact(summary.reference_energies.get(s)),
+        )
+        for s in summary.symbols()
+    ]
     header = ["element", "atoms", "share", "reference (eV)"]
     if not summary.reference_energies:
         header, elements = header[:-1], [row[:-1] for row in elements]
     sections = {
-        "Labels": (("label", "structures that have it"), [(k, _percent(v)) for k, v in summary.labels.items()]),
+        "Labels": (
+            ("label", "structures that have it"),
+            [(k, _percent(v)) for k, v in summary.labels.items()],
+        ),
         "Distributions": _distribution_table(summary, brief),
         "Elements": (header, elements),
-        "Total charge": (("charge (e)", "structures", "share"),
-                         [(_charge(charge), count, _percent(count / max(summary.num_structures, 1)))
-                          for charge, count in sorted(summary.charges.items())]),
-        "Further labels": (("label", "shape", "unit", "structures that have it", "min", "max"),
-                           [(name, "×".join(map(str, p.shape)) or "scalar", p.unit or "unknown", _percent(p.labelled),
-                             float(p.minimum), float(p.maximum)) for name, p in summary.properties.items()]),
+        "Total charge": (
+            ("charge (e)", "structures", "share"),
+            [
+                (_charge(charge), count, _percent(count / max(summary.num_structures, 1)))
+                for charge, count in sorted(summary.charges.items())
+            ],
+        ),
+        "Further labels": (
+            ("label", "shape", "unit", "structures that have it", "min", "max"),
+            [
+                (
+                    name,
+                    "×".join(map(str, p.shape)) or "scalar",
+                    p.unit or "unknown",
+                    _percent(p.labelled),
+                    float(p.minimum),
+                    float(p.maximum),
+                )
+                for name, p in summary.properties.items()
+            ],
+        ),
         "Counts": (("", "number"), list(summary.counts.items())),
     }
     return {title: (header, rows) for title, (header, rows) in sections.items() if rows}
 
 
-def _distribution_table(summary: DatasetSummary, brief: bool) -> tuple[Sequence[str], list[Sequence[Any]]]:
+def _distribution_table(
+    summary: DatasetSummary, brief: bool
+) -> tuple[Sequence[str], list[Sequence[Any]]]:
     """Return header and rows of the table of quantiles, with fewer columns if `brief`."""
     quantiles = _FEW_QUANTILES if brief else QUANTILES
     header = ("values", "missing", "mean", "min", *(f"{100 * q:g} %" for q in quantiles), "max")
@@ -258,7 +326,12 @@ def dataset_figure(summary: DatasetSummary):
     if elements:
         bars["Elements"] = (elements, sum(elements.values()), "element", "share of atoms (%)")
     if len(charges) > 1:
-        bars["Total charge"] = (charges, summary.num_structures, "total charge (e)", "share of structures (%)")
+        bars["Total charge"] = (
+            charges,
+            summary.num_structures,
+            "total charge (e)",
+            "share of structures (%)",
+        )
     titles = [*distributions, *bars] or ["No data"]
     fig, axes = figures.figure(*titles, size=(9.2, 2.75 * math.ceil(len(titles) / 2) + 0.2))
     axes = dict(zip(titles, np.atleast_1d(axes)))
@@ -279,7 +352,15 @@ def _draw_histogram(ax, h: Histogram, label: str, counted: str) -> None:
     note += f" · {figures.format_tick(beyond)} outside" if beyond else ""
     ax.set_title(note, loc="right", fontsize=8.5, color=figures.VERMILLION)
     if not len(counts):
-        ax.text(0.5, 0.5, "all values outside", transform=ax.transAxes, ha="center", va="center", color=figures.GREY)
+        ax.text(
+            0.5,
+            0.5,
+            "all values outside",
+            transform=ax.transAxes,
+            ha="center",
+            va="center",
+            color=figures.GREY,
+        )
         return
     widths = np.diff(edges)
     logarithmic = edges[0] > 0 and widths[-1] > 3 * widths[0]
@@ -309,13 +390,15 @@ def _shown(h: Histogram) -> tuple[np.ndarray, np.ndarray]:
     if h.known >= 200:
         low, high = np.searchsorted(h.edges, [h.quantile(q) for q in (5e-4, 0.9995)])
         first, last = max(first, min(low - 2, last)), min(last, max(high + 1, first))
-    return _coarser(h.edges[first:last + 2], h.counts[first:last + 1], 80)
+    return _coarser(h.edges[first : last + 2], h.counts[first : last + 1], 80)
 
 
 def _coarser(edges: np.ndarray, counts: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
     """Merge neighboring bins to at most `most` bins; the last one may be narrower."""
     step = math.ceil(len(counts) / most)
-    return np.append(edges[:-1:step], edges[-1]), np.add.reduceat(counts, np.arange(0, len(counts), step))
+    return np.append(edges[:-1:step], edges[-1]), np.add.reduceat(
+        counts, np.arange(0, len(counts), step)
+    )
 
 
 def _draw_bars(ax, counts: Mapping[str, int], total: int, label: str, share: str) -> None:
@@ -326,11 +409,24 @@ def _draw_bars(ax, counts: Mapping[str, int], total: int, label: str, share: str
     fine = len(values) <= 14
     for place, value in zip(x, values):
         if fine:
-            ax.annotate(f"{value:.2g}" if value < 99.95 else "100", (place, value), (0, 2), ha="center",
-                        textcoords="offset points", fontsize=8, color=figures.GREY)
+            ax.annotate(
+                f"{value:.2g}" if value < 99.95 else "100",
+                (place, value),
+                (0, 2),
+                ha="center",
+                textcoords="offset points",
+                fontsize=8,
+                color=figures.GREY,
+            )
     ax.set_xticks(x, [figures.escape_label(name) for name in counts], fontsize=9 if fine else 6)
     bottom = min(10 ** math.floor(math.log10(values.min()) - 0.3), 1.0)
-    ax.set(xlabel=label, ylabel=share, yscale="log", ylim=(bottom, 400), xlim=(-0.7, max(len(values), 4) - 0.3))
+    ax.set(
+        xlabel=label,
+        ylabel=share,
+        yscale="log",
+        ylim=(bottom, 400),
+        xlim=(-0.7, max(len(values), 4) - 0.3),
+    )
     ax.yaxis.set_major_locator(figures.LogLocator(numticks=6))
     ax.yaxis.set_major_formatter(figures.FuncFormatter(figures.format_tick))
     ax.minorticks_off()
@@ -364,9 +460,14 @@ def _cell(value: Any) -> str:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
-    align = ["---" if place == 0 or name in _TEXT_COLUMNS else "---:" for place, name in enumerate(header)]
-    return ["| " + " | ".join(cells) + " |" for cells in
-            (header, align, *([_inline(_cell(value)) for value in row] for row in rows))]
+    align = [
+        "---" if place == 0 or name in _TEXT_COLUMNS else "---:"
+        for place, name in enumerate(header)
+    ]
+    return [
+        "| " + " | ".join(cells) + " |"
+        for cells in (header, align, *([_inline(_cell(value)) for value in row] for row in rows))
+    ]
 
 
 def _inline(text: str) -> str:

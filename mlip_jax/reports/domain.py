@@ -16,7 +16,9 @@ from mlip_jax.reports import html_page as page
 LARGE = 0.1  # fraction of the errors that count as large, which the distance should identify
 
 
-def roc(distance: np.ndarray, absolute: np.ndarray, share: float = LARGE) -> tuple[np.ndarray, np.ndarray, float]:
+def roc(
+    distance: np.ndarray, absolute: np.ndarray, share: float = LARGE
+) -> tuple[np.ndarray, np.ndarray, float]:
     """Compute the ROC curve of the distance as a predictor of large errors.
 
     Args:
@@ -40,7 +42,9 @@ def roc(distance: np.ndarray, absolute: np.ndarray, share: float = LARGE) -> tup
     return false, true, float(np.trapezoid(true, false))
 
 
-def section(title: str, distance: np.ndarray, errors: Mapping[str, tuple[np.ndarray, str]]) -> Iterator[str]:
+def section(
+    title: str, distance: np.ndarray, errors: Mapping[str, tuple[np.ndarray, str]]
+) -> Iterator[str]:
     """Yield a heading and one figure per kind of error.
 
     Args:
@@ -53,17 +57,26 @@ def section(title: str, distance: np.ndarray, errors: Mapping[str, tuple[np.ndar
         if not np.isfinite(absolute).any():
             continue
         false, true, area = roc(distance, absolute)
-        fig, axes = figures.figure("Error against distance", f"Largest {100 * LARGE:.0f} % of the errors",
-                                   size=(9.2, 3.8))
+        fig, axes = figures.figure(
+            "Error against distance", f"Largest {100 * LARGE:.0f} % of the errors", size=(9.2, 3.8)
+        )
         axes[0].scatter(distance, absolute, s=9, alpha=0.45, color=figures.BLUE, linewidths=0)
         axes[0].axvline(1, color=figures.GREY, linewidth=1, linestyle=(0, (4, 3)))
-        axes[0].set(xlabel="distance (1: border of the domain)",
-                    ylabel=f"|error| of {name} ({unit})" if unit else f"|error| of {name}")
+        axes[0].set(
+            xlabel="distance (1: border of the domain)",
+            ylabel=f"|error| of {name} ({unit})" if unit else f"|error| of {name}",
+        )
         axes[1].plot(false, true, color=figures.BLUE)
         axes[1].plot([0, 1], [0, 1], color=figures.GREY, linewidth=1, linestyle=(0, (4, 3)))
         axes[1].set(xlabel="false alarms", ylabel="found", xlim=(0, 1), ylim=(0, 1))
         beyond = distance > 1
-        inside, outside = (f"{np.nanmean(absolute[b]):.3g} {unit}" if np.isfinite(absolute[b]).any() else "none"
-                           for b in (~beyond, beyond))
-        yield page.figure(fig, f"{name}: mean |error| {inside} inside of the domain, {outside} for the "
-                          f"{int(beyond.sum())} outside. Area under the curve {area:.2f}; 0.5 is chance.", wide=True)
+        inside, outside = (
+            f"{np.nanmean(absolute[b]):.3g} {unit}" if np.isfinite(absolute[b]).any() else "none"
+            for b in (~beyond, beyond)
+        )
+        yield page.figure(
+            fig,
+            f"{name}: mean |error| {inside} inside of the domain, {outside} for the "
+            f"{int(beyond.sum())} outside. Area under the curve {area:.2f}; 0.5 is chance.",
+            wide=True,
+        )

@@ -36,15 +36,21 @@ class _CalibratedErrors(NamedTuple):
 
 def _judged(calibration: Calibration, evaluated: EnsembleErrors) -> dict[str, _CalibratedErrors]:
     """Return errors of "energy" (structures, meV/atom) and "forces" (atoms, meV/Å), where known."""
-    kinds = {"energy": (evaluated.energy_error[:, None], evaluated.energy_spread, "meV/atom"),
-             "forces": (evaluated.force_error, evaluated.force_spread, "meV/Å")}
+    kinds = {
+        "energy": (evaluated.energy_error[:, None], evaluated.energy_spread, "meV/atom"),
+        "forces": (evaluated.force_error, evaluated.force_spread, "meV/Å"),
+    }
     made = {}
     for name, (errors, spread, unit) in kinds.items():
         scale, known = getattr(calibration, name), np.isfinite(errors).all(axis=1)
         if scale is not None and known.any():
             errors, expected = errors[known], scale.expected(spread[known])  # (N, components), (N,)
-            made[name] = _CalibratedErrors(1e3 * np.sqrt(np.mean(errors**2, axis=1)), 1e3 * expected,
-                                           np.abs(errors) / expected[:, None], unit)
+            made[name] = _CalibratedErrors(
+                1e3 * np.sqrt(np.mean(errors**2, axis=1)),
+                1e3 * expected,
+                np.abs(errors) / expected[:, None],
+                unit,
+            )
     return made
 
 
@@ -64,15 +70,25 @@ def scores(calibration: Calibration, evaluated: EnsembleErrors) -> dict[str, Any
     made: dict[str, Any] = {"num_structures": len(evaluated), "energy": None, "forces": None}
     for name, j in _judged(calibration, evaluated).items():
         area = roc(j.expected, j.error)[2]
-        made[name] = {"rms_error": float(np.sqrt(np.mean(j.error**2))), "z_rms": float(np.sqrt(np.mean(j.z**2))),
-                      "within_1": float(np.mean(j.z < 1)), "within_2": float(np.mean(j.z < 2)),
-                      "roc_auc": area if np.isfinite(area) else None}
+        made[name] = {
+            "rms_error": float(np.sqrt(np.mean(j.error**2))),
+            "z_rms": float(np.sqrt(np.mean(j.z**2))),
+            "within_1": float(np.mean(j.z < 1)),
+            "within_2": float(np.mean(j.z < 2)),
+            "roc_auc": area if np.isfinite(area) else None,
+        }
     return made
 
 
-def write_ensemble_report(workdir: Path, calibration: Calibration, evaluated: Mapping[str, EnsembleErrors],
-                          scores: Mapping[str, Mapping[str, Any]], *, notes: Sequence[str],
-                          info: Mapping[str, Mapping[str, Any]]) -> Path:
+def write_ensemble_report(
+    workdir: Path,
+    calibration: Calibration,
+    evaluated: Mapping[str, EnsembleErrors],
+    scores: Mapping[str, Mapping[str, Any]],
+    *,
+    notes: Sequence[str],
+    info: Mapping[str, Mapping[str, Any]],
+) -> Path:
     """Write report.html, one self-contained page, and return its path.
 
     Args:
@@ -85,14 +101,24 @@ def write_ensemble_report(workdir: Path, calibration: Calibration, evaluated: Ma
     """
     scales = {"energy": calibration.energy, "forces": calibration.forces}
     detail = f"by {calibration.num_structures:,} structures"
-    body = [page.heading("What error to expect of the ensemble", 1), page.cards([
-        (f"{name}: expected error over spread", f"{scale.factor:.2f}", "", detail)
-        for name, scale in scales.items() if scale is not None])]
+    body = [
+        page.heading("What error to expect of the ensemble", 1),
+        page.cards(
+            [
+                (f"{name}: expected error over spread", f"{scale.factor:.2f}", "", detail)
+                for name, scale in scales.items()
+                if scale is not None
+            ]
+        ),
+    ]
     body += [page.callout(note) for note in notes]
-    body.append(page.paragraph(
-        "The expected error is the standard deviation over the members times the factor above. Where errors are "
-        "Gaussian, the root mean square of error / expected error is 1, and 68 % and 95 % of the errors are below one "
-        "and two expected ones; few members give more large ones."))
+    body.append(
+        page.paragraph(
+            "The expected error is the standard deviation over the members times the factor above. Where errors are "
+            "Gaussian, the root mean square of error / expected error is 1, and 68 % and 95 % of the errors are below one "
+            "and two expected ones; few members give more large ones."
+        )
+    )
     for part, found in evaluated.items():
         body += [page.heading(_TITLES[part]), _table(scores[part])]
         body += _figures(_judged(calibration, found))
@@ -102,30 +128,64 @@ def write_ensemble_report(workdir: Path, calibration: Calibration, evaluated: Ma
 
 
 def _table(found: Mapping[str, Any]) -> str:
-    rows = [(name, unit, s["rms_error"], s["z_rms"], 100 * s["within_1"], 100 * s["within_2"], s["roc_auc"])
-            for name, unit in (("energy", "meV/atom"), ("forces", "meV/Å")) if (s := found[name]) is not None]
-    return page.table([f"{found['num_structures']:,} structures", "unit", "RMS error", "RMS of error / expected",
-                       "below one (%)", "below two (%)", "area under the curve"], rows)
+    rows = [
+        (
+            name,
+            unit,
+            s["rms_error"],
+            s["z_rms"],
+            100 * s["within_1"],
+            100 * s["within_2"],
+            s["roc_auc"],
+        )
+        for name, unit in (("energy", "meV/atom"), ("forces", "meV/Å"))
+        if (s := found[name]) is not None
+    ]
+    return page.table(
+        [
+            f"{found['num_structures']:,} structures",
+            "unit",
+            "RMS error",
+            "RMS of error / expected",
+            "below one (%)",
+            "below two (%)",
+            "area under the curve",
+        ],
+        rows,
+    )
 
 
 def _figures(judged: Mapping[str, _CalibratedErrors]) -> Iterator[str]:
     """Yield, per kind of error, a calibration plot and a ROC curve."""
     for name, j in judged.items():
-        fig, axes = figures.figure("Found against expected", f"Largest {100 * LARGE:.0f} % of the errors",
-                                   size=(9.2, 3.8))
+        fig, axes = figures.figure(
+            "Found against expected", f"Largest {100 * LARGE:.0f} % of the errors", size=(9.2, 3.8)
+        )
         expected, found = _binned(j)
         axes[0].plot(expected, found, color=figures.BLUE, marker="o", markersize=4)
-        ends = np.array([min(expected.min(), found.min()), max(expected.max(), found.max())]) * [0.8, 1.25]
+        ends = np.array([min(expected.min(), found.min()), max(expected.max(), found.max())]) * [
+            0.8,
+            1.25,
+        ]
         axes[0].plot(ends, ends, color=figures.GREY, linewidth=1, linestyle=(0, (4, 3)))
-        axes[0].set(xscale="log", yscale="log", xlabel=f"expected error ({j.unit})", ylabel=f"RMS error ({j.unit})")
+        axes[0].set(
+            xscale="log",
+            yscale="log",
+            xlabel=f"expected error ({j.unit})",
+            ylabel=f"RMS error ({j.unit})",
+        )
         false, true, area = roc(j.expected, j.error)
         axes[1].plot(false, true, color=figures.BLUE)
         axes[1].plot([0, 1], [0, 1], color=figures.GREY, linewidth=1, linestyle=(0, (4, 3)))
         axes[1].set(xlabel="false alarms", ylabel="found", xlim=(0, 1), ylim=(0, 1))
         of = "structures" if name == "energy" else "atoms"
-        yield page.figure(fig, f"{name} of {len(j.error):,} {of}. Left: root mean square of the errors of {of} with "
-                          "about the same expected error; on the dashed line they agree. Right: large errors told by "
-                          f"the spread, area under the curve {area:.2f}; 0.5 is chance.", wide=True)
+        yield page.figure(
+            fig,
+            f"{name} of {len(j.error):,} {of}. Left: root mean square of the errors of {of} with "
+            "about the same expected error; on the dashed line they agree. Right: large errors told by "
+            f"the spread, area under the curve {area:.2f}; 0.5 is chance.",
+            wide=True,
+        )
 
 
 def _binned(j: _CalibratedErrors) -> tuple[np.ndarray, np.ndarray]:

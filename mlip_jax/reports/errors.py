@@ -55,7 +55,11 @@ def summary(predictions: Predictions) -> dict[str, float | int | None]:
     prediction is NaN or infinite. They are excluded from the averages, so the averages are too
     optimistic if this number is not zero.
     """
-    energy, per_atom, force = energy_errors(predictions), energy_errors_per_atom(predictions), force_errors(predictions)
+    energy, per_atom, force = (
+        energy_errors(predictions),
+        energy_errors_per_atom(predictions),
+        force_errors(predictions),
+    )
     slope = energy_slope(predictions)
     return json_safe(
         {
@@ -71,7 +75,8 @@ def summary(predictions: Predictions) -> dict[str, float | int | None]:
             "num_atoms": predictions.num_atoms,
             "num_molecules": int(np.unique(predictions.molecule).size),
             "num_force_outliers": len(force_outliers(predictions)),
-            "num_nonfinite_predictions": _lost(predictions.energy, energy) + _lost(predictions.forces, force),
+            "num_nonfinite_predictions": _lost(predictions.energy, energy)
+            + _lost(predictions.forces, force),
         }
     )
 
@@ -131,7 +136,9 @@ def energy_slope(predictions: Predictions) -> SlopeFit:
     weighted = x * (y - x @ np.array([value, slope]))[:, None]  # (S, 2)
     scores = np.stack([np.bincount(cluster, weights=column) for column in weighted.T], axis=1)
     factor = names.size / (names.size - 1) * (y.size - 1) / (y.size - 2)
-    return SlopeFit(center, float(value), float(slope), factor * inverse @ (scores.T @ scores) @ inverse)
+    return SlopeFit(
+        center, float(value), float(slope), factor * inverse @ (scores.T @ scores) @ inverse
+    )
 
 
 def per_element_correction(predictions: Predictions, fitted_on: Predictions | None = None) -> dict:
@@ -164,7 +171,9 @@ def per_element_correction(predictions: Predictions, fitted_on: Predictions | No
     )
 
 
-def element_energies(predictions: Predictions, energies: np.ndarray, elements: np.ndarray) -> np.ndarray:
+def element_energies(
+    predictions: Predictions, energies: np.ndarray, elements: np.ndarray
+) -> np.ndarray:
     """Fit energies (S,) with a sum of energies per element and return the latter, (E,).
 
     NaN energies are ignored. If the solution is not unique, it is the solution of minimum norm.
@@ -173,7 +182,10 @@ def element_energies(predictions: Predictions, energies: np.ndarray, elements: n
     if not known.any():
         return np.full(elements.size, np.nan)
     return np.linalg.lstsq(
-        element_counts(predictions.numbers, predictions.sizes, elements)[known], energies[known], rcond=None)[0]
+        element_counts(predictions.numbers, predictions.sizes, elements)[known],
+        energies[known],
+        rcond=None,
+    )[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,10 +209,16 @@ def per_element(predictions: Predictions) -> list[GroupErrors]:
     elements, of_atom = np.unique(predictions.numbers, return_inverse=True)
     force_mae, force_rmse = _grouped(1e3 * force_errors(predictions), of_atom, elements.size)
     per_structure = element_counts(predictions.numbers, predictions.sizes, elements)  # (S, E)
-    counts = np.stack([(per_structure > 0).sum(axis=0), per_structure.sum(axis=0)], axis=1).astype(int).tolist()
+    counts = (
+        np.stack([(per_structure > 0).sum(axis=0), per_structure.sum(axis=0)], axis=1)
+        .astype(int)
+        .tolist()
+    )
     return [
         GroupErrors(chemical_symbols[z], *count, math.nan, math.nan, *force)
-        for z, count, force in zip(elements, counts, zip(force_mae, force_rmse, strict=True), strict=True)
+        for z, count, force in zip(
+            elements, counts, zip(force_mae, force_rmse, strict=True), strict=True
+        )
     ]
 
 
@@ -245,7 +263,9 @@ class ForceOutlier:
     reference_norm: float
 
 
-def force_outliers(predictions: Predictions, threshold: float = OUTLIER_THRESHOLD) -> list[ForceOutlier]:
+def force_outliers(
+    predictions: Predictions, threshold: float = OUTLIER_THRESHOLD
+) -> list[ForceOutlier]:
     """Return atoms whose force error has a norm above `threshold` (eV/Å), the largest first."""
     residual = np.linalg.norm(force_errors(predictions), axis=1)
     reference = np.linalg.norm(predictions.forces, axis=1)
@@ -262,7 +282,10 @@ def force_outliers(predictions: Predictions, threshold: float = OUTLIER_THRESHOL
         )
         for a, s in zip(atoms, structures, strict=True)
     ]
-    return sorted(found, key=lambda outlier: (-outlier.residual, outlier.molecule, outlier.conformer, outlier.atom))
+    return sorted(
+        found,
+        key=lambda outlier: (-outlier.residual, outlier.molecule, outlier.conformer, outlier.atom),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -292,7 +315,9 @@ def worst_molecules(predictions: Predictions, count: int = 15) -> list[MoleculeE
     largest = np.zeros(names.size, dtype=int)
     np.maximum.at(largest, of_structure, sizes)
     worst = np.argsort(-absolute, kind="stable")[:count]
-    columns = (column[worst].tolist() for column in (names, conformers, largest, absolute, signed, total))
+    columns = (
+        column[worst].tolist() for column in (names, conformers, largest, absolute, signed, total)
+    )
     return [MoleculeErrors(*row) for row in zip(*columns, strict=True)]
 
 
@@ -320,7 +345,9 @@ def _lost(reference: np.ndarray, errors: np.ndarray) -> int:
     return int(np.sum(np.isfinite(reference) & ~np.isfinite(errors)))
 
 
-def _grouped(errors: np.ndarray, group: np.ndarray, num_groups: int) -> tuple[list[float], list[float]]:
+def _grouped(
+    errors: np.ndarray, group: np.ndarray, num_groups: int
+) -> tuple[list[float], list[float]]:
     """Compute MAE and RMSE per group of errors (N,) or (N, 3), in one pass over all groups."""
     errors = errors[:, None] if errors.ndim == 1 else errors
     known = np.isfinite(errors)
@@ -334,10 +361,20 @@ def _grouped(errors: np.ndarray, group: np.ndarray, num_groups: int) -> tuple[li
         return (total(np.abs(clean)) / count).tolist(), np.sqrt(total(clean**2) / count).tolist()
 
 
-def _per_group(predictions: Predictions, of_structure: np.ndarray, labels: list[str]) -> list[GroupErrors]:
+def _per_group(
+    predictions: Predictions, of_structure: np.ndarray, labels: list[str]
+) -> list[GroupErrors]:
     """Compute energy and force errors per group; `of_structure` (S,) is the index of the group."""
     structures = np.bincount(of_structure, minlength=len(labels)).tolist()
-    atoms = np.bincount(of_structure, weights=predictions.sizes, minlength=len(labels)).astype(int).tolist()
+    atoms = (
+        np.bincount(of_structure, weights=predictions.sizes, minlength=len(labels))
+        .astype(int)
+        .tolist()
+    )
     energy = _grouped(energy_errors_per_atom(predictions), of_structure, len(labels))
-    force = _grouped(1e3 * force_errors(predictions), of_structure[predictions.structure_of_atom], len(labels))
-    return [GroupErrors(*row) for row in zip(labels, structures, atoms, *energy, *force, strict=True)]
+    force = _grouped(
+        1e3 * force_errors(predictions), of_structure[predictions.structure_of_atom], len(labels)
+    )
+    return [
+        GroupErrors(*row) for row in zip(labels, structures, atoms, *energy, *force, strict=True)
+    ]

@@ -27,7 +27,11 @@ PANELS = (
         "MAE (meV/atom)",
         {"train_energy_mae_mev_per_atom": "train", "valid_energy_mae_mev_per_atom": "valid"},
     ),
-    ("Forces", "MAE (meV/Å)", {"train_force_mae_mev_per_ang": "train", "valid_force_mae_mev_per_ang": "valid"}),
+    (
+        "Forces",
+        "MAE (meV/Å)",
+        {"train_force_mae_mev_per_ang": "train", "valid_force_mae_mev_per_ang": "valid"},
+    ),
     ("Learning rate", "learning rate", {"learning_rate": "train"}),
 )
 
@@ -39,14 +43,24 @@ def energy_parity(predictions: Predictions, color: str = BLUE) -> Figure:
     invisible. A least-squares fit to the reference energies removes them.
     """
     elements = np.unique(predictions.numbers)
-    baseline = element_counts(predictions.numbers, predictions.sizes, elements) @ errors.element_energies(
-        predictions, predictions.energy, elements)
+    baseline = element_counts(
+        predictions.numbers, predictions.sizes, elements
+    ) @ errors.element_energies(predictions, predictions.energy, elements)
     reference, predicted = (
-        1e3 * (energy - baseline) / predictions.sizes for energy in (predictions.energy, predictions.energy_predicted)
+        1e3 * (energy - baseline) / predictions.sizes
+        for energy in (predictions.energy, predictions.energy_predicted)
     )
     fig, ax = figure("Energy")
     axis = "energy less per-element fit (meV/atom)"
-    parity(ax, reference, predicted, color, axis, errors.energy_errors_per_atom(predictions), "meV/atom")
+    parity(
+        ax,
+        reference,
+        predicted,
+        color,
+        axis,
+        errors.energy_errors_per_atom(predictions),
+        "meV/atom",
+    )
     return fig
 
 
@@ -77,8 +91,16 @@ def energy_error_against_size(predictions: Predictions, color: str = BLUE) -> Fi
         grid = np.linspace(sizes.min(), sizes.max(), 100)
         line, stderr = fit.line(grid)
         uncertainty = f" ± {fit.stderr:.3g}" if math.isfinite(fit.stderr) else ""
-        ax.fill_between(grid, line - 2 * stderr, line + 2 * stderr, color=VERMILLION, alpha=0.25, linewidth=0)
-        ax.plot(grid, line, color=VERMILLION, linewidth=2, label=f"slope {fit.slope:+.3g}{uncertainty} meV/atom")
+        ax.fill_between(
+            grid, line - 2 * stderr, line + 2 * stderr, color=VERMILLION, alpha=0.25, linewidth=0
+        )
+        ax.plot(
+            grid,
+            line,
+            color=VERMILLION,
+            linewidth=2,
+            label=f"slope {fit.slope:+.3g}{uncertainty} meV/atom",
+        )
         add_legend(ax, loc="upper left")
     ax.set(xlabel="number of atoms", ylabel="predicted − reference (meV)", ylim=(low, high))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -94,25 +116,34 @@ def error_distributions(splits: dict[str, Predictions]) -> Figure:
         values = {name: kind(p) for name, p in splits.items()}
         values = {name: v[np.isfinite(v)] for name, v in values.items()}
         values = {name: v for name, v in values.items() if v.size}
-        ax.set(xlabel=f"predicted − reference ({unit})", ylabel=f"density (1/({unit}))", yscale="log")
+        ax.set(
+            xlabel=f"predicted − reference ({unit})", ylabel=f"density (1/({unit}))", yscale="log"
+        )
         if not values:
             mark_empty(ax)
             continue
         # Use the median over splits, so that outliers of a small split do not compress the others.
-        reach = 1.3 * float(np.median([np.percentile(np.abs(v), 99.5) for v in values.values()])) or 1.0
+        reach = (
+            1.3 * float(np.median([np.percentile(np.abs(v), 99.5) for v in values.values()])) or 1.0
+        )
         edges = np.linspace(-reach, reach, 82)
         for name, v in values.items():
             counts, _ = np.histogram(v, edges)
             density = counts / (v.size * np.diff(edges))
-            style = {"color": SPLIT_COLORS.get(name, GREY), "linewidth": 1.6, "label": escape_label(name)}
+            style = {
+                "color": SPLIT_COLORS.get(name, GREY),
+                "linewidth": 1.6,
+                "label": escape_label(name),
+            }
             ax.stairs(np.where(counts, density, np.nan), edges, baseline=None, **style)
         add_legend(ax)
         _outside(ax, sum(int(np.sum(np.abs(v) > reach)) for v in values.values()), place="left")
     return fig
 
 
-def learning_curves(columns: dict[str, np.ndarray], layout: Sequence[tuple[str, str, dict[str, str]]] = PANELS
-                    ) -> Figure | None:
+def learning_curves(
+    columns: dict[str, np.ndarray], layout: Sequence[tuple[str, str, dict[str, str]]] = PANELS
+) -> Figure | None:
     """Draw loss, errors and learning rate against the step.
 
     Args:
@@ -124,7 +155,10 @@ def learning_curves(columns: dict[str, np.ndarray], layout: Sequence[tuple[str, 
       The figure, or None if no panel has data.
     """
     rows = max((len(column) for column in columns.values()), default=0)
-    axis = next((name for name in ("step", "epoch") if np.isfinite(columns.get(name, [np.nan])).any()), "row")
+    axis = next(
+        (name for name in ("step", "epoch") if np.isfinite(columns.get(name, [np.nan])).any()),
+        "row",
+    )
     x = columns.get(axis, np.arange(rows, dtype=float))
     panels = []
     for title, ylabel, series in layout:
@@ -134,10 +168,18 @@ def learning_curves(columns: dict[str, np.ndarray], layout: Sequence[tuple[str, 
             panels.append((title, ylabel, series, curves))
     if not panels:
         return None
-    fig, axes = figure(*(title for title, *_ in panels), size=(9.2, 3.1 * math.ceil(len(panels) / 2) + 0.3))
+    fig, axes = figure(
+        *(title for title, *_ in panels), size=(9.2, 3.1 * math.ceil(len(panels) / 2) + 0.3)
+    )
     for ax, (_, ylabel, series, curves) in zip(np.atleast_1d(axes), panels, strict=True):
         for name, (steps, values) in curves.items():
-            _draw_curve(ax, steps, values, SPLIT_COLORS[series[name]] if len(series) > 1 else GREY, series[name])
+            _draw_curve(
+                ax,
+                steps,
+                values,
+                SPLIT_COLORS[series[name]] if len(series) > 1 else GREY,
+                series[name],
+            )
         ax.set(xlabel=axis, ylabel=ylabel)
         ax.xaxis.set_major_locator(MaxNLocator(6))
         ax.xaxis.set_major_formatter(FuncFormatter(format_tick))
@@ -166,15 +208,28 @@ def element_errors(groups: list[errors.GroupErrors], color: str = BLUE) -> Figur
 def subset_errors(groups: list[errors.GroupErrors], color: str = BLUE) -> Figure:
     """Draw bars of energy MAE (meV/atom) and force MAE (meV/Å) per subset, markers for the RMSE."""
     groups = groups[:_MAX_BARS]
-    fig, axes = figure("Energy error per subset", "Force error per subset", size=(9.2, 1.6 + 0.3 * len(groups)))
+    fig, axes = figure(
+        "Energy error per subset", "Force error per subset", size=(9.2, 1.6 + 0.3 * len(groups))
+    )
     y = np.arange(len(groups))
-    kinds = (("energy", "energy_{}_mev_per_atom", "meV/atom"), ("force", "force_{}_mev_per_ang", "meV/Å"))
+    kinds = (
+        ("energy", "energy_{}_mev_per_atom", "meV/atom"),
+        ("force", "force_{}_mev_per_ang", "meV/Å"),
+    )
     for ax, (name, field, unit) in zip(axes, kinds, strict=True):
-        ax.barh(y, [getattr(g, field.format("mae")) for g in groups], height=0.62, color=color, label="MAE")
+        ax.barh(
+            y,
+            [getattr(g, field.format("mae")) for g in groups],
+            height=0.62,
+            color=color,
+            label="MAE",
+        )
         rmse = [getattr(g, field.format("rmse")) for g in groups]
         ax.scatter(rmse, y, color=VERMILLION, marker="D", s=22, label="RMSE", zorder=3)
         ax.set(xlabel=f"{name} error ({unit})", xlim=(0, None), ylim=(len(groups) - 0.4, -0.6))
-        ax.set_yticks(y, [escape_label(g.label) for g in groups] if ax is axes[0] else [""] * len(groups))
+        ax.set_yticks(
+            y, [escape_label(g.label) for g in groups] if ax is axes[0] else [""] * len(groups)
+        )
         ax.xaxis.set_major_locator(MaxNLocator(6))
         ax.grid(visible=False, axis="y")
         ax.tick_params(axis="y", length=0)
@@ -182,7 +237,9 @@ def subset_errors(groups: list[errors.GroupErrors], color: str = BLUE) -> Figure
     return fig
 
 
-def figure(*titles: str, size: tuple[float, float] = (4.5, 4.3)) -> tuple[Figure, Axes | np.ndarray]:
+def figure(
+    *titles: str, size: tuple[float, float] = (4.5, 4.3)
+) -> tuple[Figure, Axes | np.ndarray]:
     """Return a figure and its axes, with one styled panel per title and two panels per row.
 
     A single panel is returned as `Axes`, several panels as an array of `Axes`.
@@ -205,7 +262,13 @@ def figure(*titles: str, size: tuple[float, float] = (4.5, 4.3)) -> tuple[Figure
 
 
 def parity(
-    ax: Axes, reference: np.ndarray, predicted: np.ndarray, color: str, axis: str, error: np.ndarray, unit: str
+    ax: Axes,
+    reference: np.ndarray,
+    predicted: np.ndarray,
+    color: str,
+    axis: str,
+    error: np.ndarray,
+    unit: str,
 ) -> None:
     """Draw predicted against reference values on equal axes, whose limits the reference sets.
 
@@ -234,15 +297,21 @@ def parity(
     if reference.size > _DENSE:
         extent = (low, high, low, high)
         style = {"gridsize": 90, "bins": "log", "cmap": "viridis", "linewidths": 0.1, "mincnt": 1}
-        cells = ax.hexbin(reference[inside], predicted[inside], extent=extent, rasterized=True, **style)
+        cells = ax.hexbin(
+            reference[inside], predicted[inside], extent=extent, rasterized=True, **style
+        )
         # Place the color bar inside the panel, in a corner without good predictions, so that all
         # parity plots have the same frame.
-        bar = ax.figure.colorbar(cells, cax=ax.inset_axes([0.6, 0.13, 0.36, 0.025]), orientation="horizontal")
+        bar = ax.figure.colorbar(
+            cells, cax=ax.inset_axes([0.6, 0.13, 0.36, 0.025]), orientation="horizontal"
+        )
         bar.ax.set_title("number of points", fontsize=8, pad=3)
         bar.ax.tick_params(labelsize=8, length=2)
         bar.outline.set_visible(False)
     else:
-        ax.scatter(reference, predicted, s=9, alpha=0.45, color=color, linewidths=0, rasterized=True)
+        ax.scatter(
+            reference, predicted, s=9, alpha=0.45, color=color, linewidths=0, rasterized=True
+        )
     ax.axline((low, low), slope=1, color=GREY, linewidth=1, linestyle=(0, (4, 3)))
     ax.set(xlim=(low, high), ylim=(low, high))
     ax.xaxis.set_major_locator(MaxNLocator(5))

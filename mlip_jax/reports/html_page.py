@@ -16,11 +16,22 @@ from matplotlib.figure import Figure
 
 def _printable(value: object) -> object:
     """Replace characters that UTF-8 cannot encode, e.g. those of file names in other encodings."""
-    return value if isinstance(value, Markup) else str(value).encode("utf-8", "replace").decode("utf-8")
+    return (
+        value
+        if isinstance(value, Markup)
+        else str(value).encode("utf-8", "replace").decode("utf-8")
+    )
 
 
-_TEMPLATES = Environment(loader=PackageLoader("mlip_jax.reports"), autoescape=True, undefined=StrictUndefined,
-                         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, finalize=_printable)
+_TEMPLATES = Environment(
+    loader=PackageLoader("mlip_jax.reports"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+    finalize=_printable,
+)
 _PARTS = _TEMPLATES.get_template("parts.html").module
 
 
@@ -83,7 +94,9 @@ def cards(items: Iterable[tuple[str, str, str, str]]) -> Markup:
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> Markup:
     """Return a table; `number` formats numbers, and the first column is left-aligned."""
     names = [name.partition(" (") for name in header]
-    return _PARTS.table([(name, unit) for name, _, unit in names], ([_cell(value) for value in row] for row in rows))
+    return _PARTS.table(
+        [(name, unit) for name, _, unit in names], ([_cell(value) for value in row] for row in rows)
+    )
 
 
 def pairs(items: Mapping[str, object]) -> Markup:
@@ -101,7 +114,9 @@ def figure(fig: Figure, caption: str, *, wide: bool = False) -> Markup:
     buffer = io.BytesIO()
     fig.savefig(buffer, format="png", dpi=150)
     width, height = (round(150 * side) for side in fig.get_size_inches())
-    return _PARTS.figure(base64.b64encode(buffer.getvalue()).decode("ascii"), width, height, caption, wide)
+    return _PARTS.figure(
+        base64.b64encode(buffer.getvalue()).decode("ascii"), width, height, caption, wide
+    )
 
 
 def grid(items: Iterable[Markup], kind: str = "figures") -> Markup:

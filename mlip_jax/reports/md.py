@@ -19,9 +19,16 @@ from mlip_jax.reports import html_page as page
 from mlip_jax.reports.molecules import Picture, molecule_figure
 from mlip_jax.workdir import write_text
 
-_COLUMNS = {"step": "step", "time": "time_fs", "potential": "potential_ev", "total": "total_ev",
-            "temperature": "temperature_k", "conserved": "conserved_ev", "volume": "volume_ang3",
-            "pressure": "pressure_bar"}
+_COLUMNS = {
+    "step": "step",
+    "time": "time_fs",
+    "potential": "potential_ev",
+    "total": "total_ev",
+    "temperature": "temperature_k",
+    "conserved": "conserved_ev",
+    "volume": "volume_ang3",
+    "pressure": "pressure_bar",
+}
 _MOST_LINES, _MOST_ROWS, _MOST_POINTS = 12, 40, 2000
 
 
@@ -60,7 +67,9 @@ def read_thermo(path: Path) -> dict[int, dict[str, np.ndarray]]:
     rows: dict[int, list[list[float]]] = {}
     with open(path, newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            rows.setdefault(int(row["molecule"]), []).append([float(row[c] or "nan") for c in _COLUMNS.values()])
+            rows.setdefault(int(row["molecule"]), []).append(
+                [float(row[c] or "nan") for c in _COLUMNS.values()]
+            )
     return {m: dict(zip(_COLUMNS, np.array(values).T)) for m, values in rows.items()}
 
 
@@ -91,18 +100,30 @@ def metrics(about: Run, thermo: Mapping[int, Mapping[str, np.ndarray]]) -> dict[
                 "mean_temperature_k": _known(columns["temperature"][late].mean()),
                 "std_temperature_k": _known(columns["temperature"][late].std()),
                 "mean_potential_ev": _known(columns["potential"][late].mean()),
-                "drift_mev_per_atom_per_ps": _known(drift(columns["time"], columns["conserved"], size)),
+                "drift_mev_per_atom_per_ps": _known(
+                    drift(columns["time"], columns["conserved"], size)
+                ),
                 "mean_volume_ang3": _known(columns["volume"][late].mean()),
-                "mean_pressure_bar": _known(columns["pressure"][late].mean())}
+                "mean_pressure_bar": _known(columns["pressure"][late].mean()),
+            }
         molecules.append(entry)
-    drifts = [e["drift_mev_per_atom_per_ps"] for e in molecules if e.get("drift_mev_per_atom_per_ps") is not None
-              and e["broken_at_step"] is None]
+    drifts = [
+        e["drift_mev_per_atom_per_ps"]
+        for e in molecules
+        if e.get("drift_mev_per_atom_per_ps") is not None and e["broken_at_step"] is None
+    ]
     return {
-        "molecules": len(about.names), "steps": about.steps, "picoseconds": about.steps * about.timestep / 1000,
-        "ensemble": about.ensemble, "broken": len(about.broken), "seconds": round(about.seconds, 3),
+        "molecules": len(about.names),
+        "steps": about.steps,
+        "picoseconds": about.steps * about.timestep / 1000,
+        "ensemble": about.ensemble,
+        "broken": len(about.broken),
+        "seconds": round(about.seconds, 3),
         "steps_per_second": _known(about.steps / about.seconds if about.seconds > 0 else math.nan),
         "nanoseconds_per_day": _known(about.nanoseconds_per_day),
-        "largest_drift_mev_per_atom_per_ps": max(map(abs, drifts), default=None), "each": molecules}
+        "largest_drift_mev_per_atom_per_ps": max(map(abs, drifts), default=None),
+        "each": molecules,
+    }
 
 
 def _known(value: float) -> float | None:
@@ -110,9 +131,16 @@ def _known(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def write_md_report(workdir: str | os.PathLike, about: Run, thermo: Mapping[int, Mapping[str, np.ndarray]], *,
-                    title: str, info: Mapping[str, Mapping[str, Any]], pictures: Sequence[Picture] = (),
-                    files: Sequence[str] = ()) -> Path:
+def write_md_report(
+    workdir: str | os.PathLike,
+    about: Run,
+    thermo: Mapping[int, Mapping[str, np.ndarray]],
+    *,
+    title: str,
+    info: Mapping[str, Mapping[str, Any]],
+    pictures: Sequence[Picture] = (),
+    files: Sequence[str] = (),
+) -> Path:
     """Write `report.html` and `metrics.json` to `workdir`, each atomically.
 
     Args:
@@ -130,32 +158,68 @@ def write_md_report(workdir: str | os.PathLike, about: Run, thermo: Mapping[int,
     workdir = Path(workdir)
     content = metrics(about, thermo)
     # Write the metrics first, so that they exist even if a figure fails.
-    write_text(workdir / "metrics.json", json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
-    body = [page.heading(title, 1), *_headline(content), *_broken(about), *_curves(about, thermo), *_table(content),
-            *_pictures(pictures), *sections.provenance(info, files)]
+    write_text(
+        workdir / "metrics.json",
+        json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n",
+    )
+    body = [
+        page.heading(title, 1),
+        *_headline(content),
+        *_broken(about),
+        *_curves(about, thermo),
+        *_table(content),
+        *_pictures(pictures),
+        *sections.provenance(info, files),
+    ]
     write_text(workdir / "report.html", page.render(title, body))
     return workdir / "report.html"
 
 
 def _headline(content: Mapping[str, Any]) -> Iterator[str]:
-    yield page.cards([
-        ("molecules", page.number(content["molecules"]), "", f"ensemble {content['ensemble']}"),
-        ("time", page.number(content["picoseconds"]), "ps", f"{page.number(content['steps'])} steps"),
-        ("broken", page.number(content["broken"]), "", f"of {page.number(content['molecules'])}"),
-        ("speed", page.number(content["steps_per_second"]), "steps/s",
-         f"{page.number(content['nanoseconds_per_day'])} ns/day of each molecule; {page.duration(content['seconds'])} "
-         "in all, compilation included"),
-        ("largest drift", page.number(content["largest_drift_mev_per_atom_per_ps"]), "meV/atom/ps",
-         "of the conserved energy, by least squares, of molecules that did not break"),
-    ])
+    yield page.cards(
+        [
+            ("molecules", page.number(content["molecules"]), "", f"ensemble {content['ensemble']}"),
+            (
+                "time",
+                page.number(content["picoseconds"]),
+                "ps",
+                f"{page.number(content['steps'])} steps",
+            ),
+            (
+                "broken",
+                page.number(content["broken"]),
+                "",
+                f"of {page.number(content['molecules'])}",
+            ),
+            (
+                "speed",
+                page.number(content["steps_per_second"]),
+                "steps/s",
+                f"{page.number(content['nanoseconds_per_day'])} ns/day of each molecule; {page.duration(content['seconds'])} "
+                "in all, compilation included",
+            ),
+            (
+                "largest drift",
+                page.number(content["largest_drift_mev_per_atom_per_ps"]),
+                "meV/atom/ps",
+                "of the conserved energy, by least squares, of molecules that did not break",
+            ),
+        ]
+    )
 
 
 def _broken(about: Run) -> Iterator[str]:
     if not about.broken:
         return
-    lines = [f"{about.names[m]} broke at step {step} ({step * about.timestep / 1000:.4g} ps): {reason}"
-             for m, (step, reason) in sorted(about.broken.items())]
-    more = [f"… and {len(lines) - _MOST_ROWS} more, see metrics.json"] if len(lines) > _MOST_ROWS else []
+    lines = [
+        f"{about.names[m]} broke at step {step} ({step * about.timestep / 1000:.4g} ps): {reason}"
+        for m, (step, reason) in sorted(about.broken.items())
+    ]
+    more = (
+        [f"… and {len(lines) - _MOST_ROWS} more, see metrics.json"]
+        if len(lines) > _MOST_ROWS
+        else []
+    )
     yield page.callout("\n".join(lines[:_MOST_ROWS] + more))
 
 
@@ -164,11 +228,21 @@ def _curves(about: Run, thermo) -> Iterator[str]:
     if not thermo:
         yield page.paragraph("No steps were recorded, so there is nothing to show.")
         return
-    shown = "" if len(thermo) <= _MOST_LINES else f" {_MOST_LINES} of {len(thermo)} molecules are drawn."
-    yield page.figure(curve_figure(about, thermo), (
-        "What exact dynamics would conserve, less its value at the start (above left: its slope is the drift), "
-        "temperature, potential energy less its mean, and the distribution of the temperature over all molecules and "
-        "the second half of the time. The dashed line is the temperature that was asked for." + shown), wide=True)
+    shown = (
+        ""
+        if len(thermo) <= _MOST_LINES
+        else f" {_MOST_LINES} of {len(thermo)} molecules are drawn."
+    )
+    yield page.figure(
+        curve_figure(about, thermo),
+        (
+            "What exact dynamics would conserve, less its value at the start (above left: its slope is the drift), "
+            "temperature, potential energy less its mean, and the distribution of the temperature over all molecules and "
+            "the second half of the time. The dashed line is the temperature that was asked for."
+            + shown
+        ),
+        wide=True,
+    )
 
 
 def curve_figure(about: Run, thermo: Mapping[int, Mapping[str, np.ndarray]]) -> Figure:
@@ -177,8 +251,13 @@ def curve_figure(about: Run, thermo: Mapping[int, Mapping[str, np.ndarray]]) -> 
     At constant pressure, draw the volume in place of the conserved energy.
     """
     at_pressure = about.ensemble == "npt"
-    fig, axes = figures.figure("Volume" if at_pressure else "Conserved energy", "Temperature", "Potential energy",
-                                "Distribution of the temperature", size=(9.2, 6.2))
+    fig, axes = figures.figure(
+        "Volume" if at_pressure else "Conserved energy",
+        "Temperature",
+        "Potential energy",
+        "Distribution of the temperature",
+        size=(9.2, 6.2),
+    )
     for m in list(thermo)[:_MOST_LINES]:
         columns, size = thermo[m], about.sizes[m]
         every = max(1, len(columns["time"]) // _MOST_POINTS)
@@ -191,7 +270,7 @@ def curve_figure(about: Run, thermo: Mapping[int, Mapping[str, np.ndarray]]) -> 
     axes[0].set(xlabel="time (ps)", ylabel="volume (Å³)" if at_pressure else "change (meV/atom)")
     axes[1].set(xlabel="time (ps)", ylabel="temperature (K)")
     axes[2].set(xlabel="time (ps)", ylabel="less its mean (meV/atom)")
-    late = np.concatenate([c["temperature"][len(c["temperature"]) // 2:] for c in thermo.values()])
+    late = np.concatenate([c["temperature"][len(c["temperature"]) // 2 :] for c in thermo.values()])
     late = late[np.isfinite(late)]
     axes[3].set(xlabel="temperature (K)", ylabel="share (1/K)")
     if len(late) > 1 and np.ptp(late) > 0:
@@ -205,9 +284,25 @@ def curve_figure(about: Run, thermo: Mapping[int, Mapping[str, np.ndarray]]) -> 
 
 def _table(content: Mapping[str, Any]) -> Iterator[str]:
     yield page.heading("Molecules")
-    header = ("molecule", "atoms", "mean T (K)", "std of T (K)", "drift (meV/atom/ps)", "broke at step")
-    rows = [(e["name"], e["n_atoms"], e.get("mean_temperature_k"), e.get("std_temperature_k"),
-             e.get("drift_mev_per_atom_per_ps"), e["broken_at_step"]) for e in content["each"]]
+    header = (
+        "molecule",
+        "atoms",
+        "mean T (K)",
+        "std of T (K)",
+        "drift (meV/atom/ps)",
+        "broke at step",
+    )
+    rows = [
+        (
+            e["name"],
+            e["n_atoms"],
+            e.get("mean_temperature_k"),
+            e.get("std_temperature_k"),
+            e.get("drift_mev_per_atom_per_ps"),
+            e["broken_at_step"],
+        )
+        for e in content["each"]
+    ]
     yield page.table(header, rows[:_MOST_ROWS])
     if len(rows) > _MOST_ROWS:
         yield page.paragraph(f"{len(rows) - _MOST_ROWS} more are in metrics.json.")
@@ -216,6 +311,10 @@ def _table(content: Mapping[str, Any]) -> Iterator[str]:
 def _pictures(pictures: Sequence[Picture]) -> Iterator[str]:
     if pictures:
         yield page.heading("At the start and at the end")
-        yield page.figure(molecule_figure(pictures), (
-            "Molecules at the start (above) and in the last frame (below), aligned and seen from the same side."),
-            wide=True)
+        yield page.figure(
+            molecule_figure(pictures),
+            (
+                "Molecules at the start (above) and in the last frame (below), aligned and seen from the same side."
+            ),
+            wide=True,
+        )

@@ -44,8 +44,13 @@ class ReportedMinimum:
 
     def to_atoms(self, molecule: MoleculeMinima) -> Atoms:
         """Return the minimum as ASE `Atoms` with its energy as a single-point result."""
-        atoms = Atoms(molecule.numbers, self.positions, cell=molecule.cell, pbc=molecule.cell is not None,
-                      info={"charge": molecule.charge} if molecule.charge else {})
+        atoms = Atoms(
+            molecule.numbers,
+            self.positions,
+            cell=molecule.cell,
+            pbc=molecule.cell is not None,
+            info={"charge": molecule.charge} if molecule.charge else {},
+        )
         atoms.calc = SinglePointCalculator(atoms, energy=self.energy)
         return atoms
 
@@ -85,10 +90,21 @@ class MoleculeMinima:
             left_out = {} if found is None else dict(found.left_out)
             return cls(number, name, failure, left_out=left_out)
         first = found.minima[0].atoms
-        return cls(number, name, failure, first.numbers.tolist(), electronic_value(first, "charge"),
-                   first.cell.array.tolist() if first.pbc.any() else None,
-                   [ReportedMinimum(m.energy, m.atoms.positions.tolist(), m.round, m.times) for m in found.minima],
-                   found.relaxed, found.new, dict(found.left_out))
+        return cls(
+            number,
+            name,
+            failure,
+            first.numbers.tolist(),
+            electronic_value(first, "charge"),
+            first.cell.array.tolist() if first.pbc.any() else None,
+            [
+                ReportedMinimum(m.energy, m.atoms.positions.tolist(), m.round, m.times)
+                for m in found.minima
+            ],
+            found.relaxed,
+            found.new,
+            dict(found.left_out),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the attributes as plain values, ready for JSON."""
@@ -118,7 +134,9 @@ class ReferenceMinimum:
     relaxed: float
 
 
-def metrics(molecules: Sequence[MoleculeMinima], judgements: Sequence[ReferenceMinimum]) -> dict[str, Any]:
+def metrics(
+    molecules: Sequence[MoleculeMinima], judgements: Sequence[ReferenceMinimum]
+) -> dict[str, Any]:
     """Return the content of `metrics.json`; None for unknown values.
 
     Energies are in kcal/mol, the usual unit for conformers.
@@ -127,18 +145,39 @@ def metrics(molecules: Sequence[MoleculeMinima], judgements: Sequence[ReferenceM
     by_molecule = {number: _compare(own) for number, own in _grouped(judgements).items()}
     compared = [c for c in by_molecule.values() if c is not None]
     return {
-        "molecules": len(molecules), "without_minima": len(molecules) - len(found),
-        "minima": sum(len(m.minima) for m in found), "relaxed": sum(sum(m.relaxed) for m in found),
+        "molecules": len(molecules),
+        "without_minima": len(molecules) - len(found),
+        "minima": sum(len(m.minima) for m in found),
+        "relaxed": sum(sum(m.relaxed) for m in found),
         "lowest_found_later": sum(m.minima[0].round > 0 for m in found),
-        "judged": None if not compared else {
+        "judged": None
+        if not compared
+        else {
             "molecules": len(compared),
-            **{name: float(np.mean([c[name] for c in compared])) for name in (
-                "relative_mae_kcal_mol", "lowest_above_best_kcal_mol", "lowest_is_best")},
-            "rank_correlation": _mean([c["rank_correlation"] for c in compared])},
-        "by_molecule": [{
-            "molecule": m.number, "name": m.name, "failure": m.failure, "minima": len(m.minima), "new": list(m.new),
-            "relaxed": list(m.relaxed), "left_out": dict(m.left_out),
-            "judged": by_molecule.get(m.number)} for m in molecules]}
+            **{
+                name: float(np.mean([c[name] for c in compared]))
+                for name in (
+                    "relative_mae_kcal_mol",
+                    "lowest_above_best_kcal_mol",
+                    "lowest_is_best",
+                )
+            },
+            "rank_correlation": _mean([c["rank_correlation"] for c in compared]),
+        },
+        "by_molecule": [
+            {
+                "molecule": m.number,
+                "name": m.name,
+                "failure": m.failure,
+                "minima": len(m.minima),
+                "new": list(m.new),
+                "relaxed": list(m.relaxed),
+                "left_out": dict(m.left_out),
+                "judged": by_molecule.get(m.number),
+            }
+            for m in molecules
+        ],
+    }
 
 
 def _grouped(judgements: Sequence[ReferenceMinimum]) -> dict[int, list[ReferenceMinimum]]:
@@ -165,18 +204,30 @@ def _compare(judgements: Sequence[ReferenceMinimum]) -> dict[str, Any] | None:
     if len(known) < 2 or known[0].rank:
         return None
     own = _KCAL * np.array([j.molecule.minima[j.rank].energy for j in known])
-    there, relaxed = (_KCAL * np.array([getattr(j, name) for j in known]) for name in ("energy", "relaxed"))
+    there, relaxed = (
+        _KCAL * np.array([getattr(j, name) for j in known]) for name in ("energy", "relaxed")
+    )
     errors = (own - own.mean()) - (there - there.mean())  # (k,) for k minima
     above = float(relaxed[0] - relaxed.min())
     ranks = [np.argsort(np.argsort(x)) for x in (own, there)]
-    return {"minima": len(known), "relative_mae_kcal_mol": float(np.abs(errors).mean()),
-            "lowest_above_best_kcal_mol": above, "lowest_is_best": above < 0.1,
-            "rank_correlation": float(np.corrcoef(*ranks)[0, 1]) if len(known) > 2 else None}
+    return {
+        "minima": len(known),
+        "relative_mae_kcal_mol": float(np.abs(errors).mean()),
+        "lowest_above_best_kcal_mol": above,
+        "lowest_is_best": above < 0.1,
+        "rank_correlation": float(np.corrcoef(*ranks)[0, 1]) if len(known) > 2 else None,
+    }
 
 
-def write_minima_report(workdir: str | os.PathLike, molecules: Sequence[MoleculeMinima],
-                        judgements: Sequence[ReferenceMinimum], *,
-                        title: str, info: Mapping[str, Mapping[str, Any]], files: Sequence[str] = ()) -> Path:
+def write_minima_report(
+    workdir: str | os.PathLike,
+    molecules: Sequence[MoleculeMinima],
+    judgements: Sequence[ReferenceMinimum],
+    *,
+    title: str,
+    info: Mapping[str, Mapping[str, Any]],
+    files: Sequence[str] = (),
+) -> Path:
     """Write `report.html` and `metrics.json` to `workdir`, each atomically.
 
     Args:
@@ -191,33 +242,73 @@ def write_minima_report(workdir: str | os.PathLike, molecules: Sequence[Molecule
       Path of `report.html`.
     """
     workdir, content = Path(workdir), metrics(molecules, judgements)
-    write_text(workdir / "metrics.json", json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
-    body = [page.heading(title, 1), *_headline(content), *_levels(molecules), *_reference(judgements, content),
-            *_molecules(content), *_pictures(molecules), *sections.provenance(info, files)]
+    write_text(
+        workdir / "metrics.json",
+        json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n",
+    )
+    body = [
+        page.heading(title, 1),
+        *_headline(content),
+        *_levels(molecules),
+        *_reference(judgements, content),
+        *_molecules(content),
+        *_pictures(molecules),
+        *sections.provenance(info, files),
+    ]
     write_text(workdir / "report.html", page.render(title, body))
     return workdir / "report.html"
 
 
 def _headline(content: Mapping[str, Any]) -> Iterator[str]:
     judged = content["judged"]
-    yield page.cards([
-        ("minima", page.number(content["minima"]), "", f"of {page.number(content['molecules'])} molecules, from "
-         f"{page.number(content['relaxed'])} relaxations"),
-        ("lowest found by dynamics", page.number(content["lowest_found_later"]), "",
-         "molecules of which no starting geometry led to the lowest minimum"),
-        *([] if judged is None else [
-            ("energies between minima", page.number(judged["relative_mae_kcal_mol"]), "kcal/mol",
-             "mean error against the reference method"),
-            ("the lowest one", page.number(judged["lowest_above_best_kcal_mol"]), "kcal/mol",
-             "above the best of those judged, once the reference method has relaxed them")])])
+    yield page.cards(
+        [
+            (
+                "minima",
+                page.number(content["minima"]),
+                "",
+                f"of {page.number(content['molecules'])} molecules, from "
+                f"{page.number(content['relaxed'])} relaxations",
+            ),
+            (
+                "lowest found by dynamics",
+                page.number(content["lowest_found_later"]),
+                "",
+                "molecules of which no starting geometry led to the lowest minimum",
+            ),
+            *(
+                []
+                if judged is None
+                else [
+                    (
+                        "energies between minima",
+                        page.number(judged["relative_mae_kcal_mol"]),
+                        "kcal/mol",
+                        "mean error against the reference method",
+                    ),
+                    (
+                        "the lowest one",
+                        page.number(judged["lowest_above_best_kcal_mol"]),
+                        "kcal/mol",
+                        "above the best of those judged, once the reference method has relaxed them",
+                    ),
+                ]
+            ),
+        ]
+    )
 
 
 def _levels(molecules: Sequence[MoleculeMinima]) -> Iterator[str]:
     shown = [m for m in molecules if m.minima][:_MOST_LEVELS]
     yield page.heading("Energies of the minima")
-    yield page.figure(levels_figure(shown), (
-        "A line for each minimum, above the lowest one of its molecule. Blue: found from the starting geometries; "
-        "vermillion: found first by dynamics."), wide=True)
+    yield page.figure(
+        levels_figure(shown),
+        (
+            "A line for each minimum, above the lowest one of its molecule. Blue: found from the starting geometries; "
+            "vermillion: found first by dynamics."
+        ),
+        wide=True,
+    )
 
 
 def levels_figure(molecules: Sequence[MoleculeMinima]) -> Figure:
@@ -225,11 +316,21 @@ def levels_figure(molecules: Sequence[MoleculeMinima]) -> Figure:
     fig, ax = figures.figure("Minima", size=(9.2, 3.8))
     for column, m in enumerate(molecules):
         for minimum in m.minima:
-            ax.hlines(_KCAL * (minimum.energy - m.minima[0].energy), column - 0.38, column + 0.38, linewidth=1.4,
-                      color=figures.VERMILLION if minimum.round else figures.BLUE)
+            ax.hlines(
+                _KCAL * (minimum.energy - m.minima[0].energy),
+                column - 0.38,
+                column + 0.38,
+                linewidth=1.4,
+                color=figures.VERMILLION if minimum.round else figures.BLUE,
+            )
     names = [figures.escape_label(m.name, 16) for m in molecules]
-    ax.set_xticks(range(len(names)), names, rotation=30 if len(names) > 4 else 0, ha="right" if len(names) > 4 else
-                  "center", fontsize=8)
+    ax.set_xticks(
+        range(len(names)),
+        names,
+        rotation=30 if len(names) > 4 else 0,
+        ha="right" if len(names) > 4 else "center",
+        fontsize=8,
+    )
     ax.set(ylabel="kcal/mol", ylim=(-0.3, None))
     ax.grid(visible=False, axis="x")
     return fig
@@ -239,13 +340,34 @@ def _reference(judgements: Sequence[ReferenceMinimum], content: Mapping[str, Any
     if not judgements:
         return
     yield page.heading("Beside the reference method")
-    yield page.figure(reference_figure(judgements), (
-        "Energies of the lowest minima above their mean for each molecule, by the force field and by the reference "
-        "method at the same geometries."))
-    rows = [(m["name"], m["judged"]["minima"], m["judged"]["relative_mae_kcal_mol"], m["judged"]["rank_correlation"],
-             m["judged"]["lowest_above_best_kcal_mol"]) for m in content["by_molecule"] if m["judged"]]
-    yield page.table(("molecule", "minima", "error (kcal/mol)", "rank correlation", "lowest above the best (kcal/mol)"),
-                     rows[:_MOST_ROWS])
+    yield page.figure(
+        reference_figure(judgements),
+        (
+            "Energies of the lowest minima above their mean for each molecule, by the force field and by the reference "
+            "method at the same geometries."
+        ),
+    )
+    rows = [
+        (
+            m["name"],
+            m["judged"]["minima"],
+            m["judged"]["relative_mae_kcal_mol"],
+            m["judged"]["rank_correlation"],
+            m["judged"]["lowest_above_best_kcal_mol"],
+        )
+        for m in content["by_molecule"]
+        if m["judged"]
+    ]
+    yield page.table(
+        (
+            "molecule",
+            "minima",
+            "error (kcal/mol)",
+            "rank correlation",
+            "lowest above the best (kcal/mol)",
+        ),
+        rows[:_MOST_ROWS],
+    )
 
 
 def reference_figure(judgements: Sequence[ReferenceMinimum]) -> Figure:
@@ -253,26 +375,41 @@ def reference_figure(judgements: Sequence[ReferenceMinimum]) -> Figure:
     fig, ax = figures.figure("Energies of minima")
     points: list[np.ndarray] = []
     for group in _grouped(judgements).values():
-        own = np.array([[j.molecule.minima[j.rank].energy, j.energy] for j in group
-                        if math.isfinite(j.energy)]).reshape(-1, 2)
+        own = np.array(
+            [[j.molecule.minima[j.rank].energy, j.energy] for j in group if math.isfinite(j.energy)]
+        ).reshape(-1, 2)
         if len(own):
             points.append(_KCAL * (own - own.mean(0)))
     x = np.concatenate(points) if points else np.zeros((0, 2))
     reach = 1.1 * max(np.abs(x).max(initial=0.0), 0.1)
     ax.plot([-reach, reach], [-reach, reach], color=figures.GREY, linewidth=0.8)
     ax.plot(x[:, 1], x[:, 0], ".", color=figures.BLUE, markersize=5, alpha=0.7)
-    ax.set(xlabel="reference method (kcal/mol)", ylabel="force field (kcal/mol)", xlim=(-reach, reach),
-           ylim=(-reach, reach))
+    ax.set(
+        xlabel="reference method (kcal/mol)",
+        ylabel="force field (kcal/mol)",
+        xlim=(-reach, reach),
+        ylim=(-reach, reach),
+    )
     return fig
 
 
 def _molecules(content: Mapping[str, Any]) -> Iterator[str]:
     yield page.heading("Molecules")
-    rows = [(m["name"], m["minima"], " + ".join(map(str, m["new"])), " + ".join(map(str, m["relaxed"])),
-             m["failure"] or ", ".join(f"{count} {reason}" for reason, count in m["left_out"].items()))
-            for m in content["by_molecule"]]
-    yield page.table(("molecule", "minima", "new in each round", "relaxed in each round", "left out"),
-                     rows[:_MOST_ROWS])
+    rows = [
+        (
+            m["name"],
+            m["minima"],
+            " + ".join(map(str, m["new"])),
+            " + ".join(map(str, m["relaxed"])),
+            m["failure"]
+            or ", ".join(f"{count} {reason}" for reason, count in m["left_out"].items()),
+        )
+        for m in content["by_molecule"]
+    ]
+    yield page.table(
+        ("molecule", "minima", "new in each round", "relaxed in each round", "left out"),
+        rows[:_MOST_ROWS],
+    )
     if len(rows) > _MOST_ROWS:
         yield page.paragraph(f"{len(rows) - _MOST_ROWS} more are in metrics.json.")
 
@@ -283,9 +420,18 @@ def _pictures(molecules: Sequence[MoleculeMinima]) -> Iterator[str]:
     for m in molecules:
         if len(m.minima) > 1 and len(m.numbers) <= _MOST_ATOMS and len(pictures) < _MOST_PICTURES:
             second, first = (m.minima[k].to_atoms(m) for k in (1, 0))
-            pictures.append(Picture(figures.escape_label(m.name, 18), second, first,
-                                    f"+{_KCAL * (m.minima[1].energy - m.minima[0].energy):.2f} kcal/mol above"))
+            pictures.append(
+                Picture(
+                    figures.escape_label(m.name, 18),
+                    second,
+                    first,
+                    f"+{_KCAL * (m.minima[1].energy - m.minima[0].energy):.2f} kcal/mol above",
+                )
+            )
     if pictures:
         yield page.heading("The lowest minima")
-        yield page.figure(molecule_figure(pictures, ("second lowest", "lowest")), (
-            "The second lowest minimum and the lowest, turned onto each other."), wide=True)
+        yield page.figure(
+            molecule_figure(pictures, ("second lowest", "lowest")),
+            ("The second lowest minimum and the lowest, turned onto each other."),
+            wide=True,
+        )

@@ -25,7 +25,9 @@ _SIDE, _LEFT, _TOP, _BOTTOM = 1.95, 0.3, 0.3, 0.45  # square of a molecule, marg
 
 _STICK, _OUTLINE = 0.17, 0.7  # width of a stick in Å, width of outlines in points
 _DARK = np.array([[0.15, 0.15, 0.15]])
-_CIRCLE = np.stack([np.cos(angles := np.linspace(0, 2 * np.pi, 40, endpoint=False)), np.sin(angles)], axis=1)
+_CIRCLE = np.stack(
+    [np.cos(angles := np.linspace(0, 2 * np.pi, 40, endpoint=False)), np.sin(angles)], axis=1
+)
 
 
 class _Shape(NamedTuple):
@@ -56,7 +58,9 @@ class Picture:
     below: str = ""
 
 
-def molecule_figure(pictures: Sequence[Picture], rows: tuple[str, str] = ("before", "after")) -> Figure:
+def molecule_figure(
+    pictures: Sequence[Picture], rows: tuple[str, str] = ("before", "after")
+) -> Figure:
     """Draw one column per molecule: `before` above `after`, at the same scale.
 
     Args:
@@ -67,8 +71,19 @@ def molecule_figure(pictures: Sequence[Picture], rows: tuple[str, str] = ("befor
     width, height = _LEFT + _SIDE * columns, _TOP + 2 * _SIDE + _BOTTOM
     fig = Figure(figsize=(width, height), facecolor="white")
     FigureCanvasAgg(fig)
-    axes = fig.subplots(2, columns, squeeze=False, gridspec_kw=dict(
-        left=_LEFT / width, right=1.0, bottom=_BOTTOM / height, top=1 - _TOP / height, wspace=0.0, hspace=0.0))
+    axes = fig.subplots(
+        2,
+        columns,
+        squeeze=False,
+        gridspec_kw=dict(
+            left=_LEFT / width,
+            right=1.0,
+            bottom=_BOTTOM / height,
+            top=1 - _TOP / height,
+            wspace=0.0,
+            hspace=0.0,
+        ),
+    )
     for column, picture in enumerate(pictures):
         before, after = _views(picture.before.positions, picture.after.positions)
         reach = max(np.abs(p[:, :2]).max() for p in (before, after)) + _CLEARANCE
@@ -76,11 +91,29 @@ def molecule_figure(pictures: Sequence[Picture], rows: tuple[str, str] = ("befor
             draw(ax, picture.after.numbers, positions, reach)
         axes[0, column].set_title(escape_label(picture.title, 24), fontsize=9, fontweight="bold")
         below = "\n".join(escape_label(line) for line in picture.below.splitlines())
-        axes[1, column].text(0.5, 0.0, below, transform=axes[1, column].transAxes, ha="center", va="top", fontsize=8,
-                             color=GREY, linespacing=1.35)
+        axes[1, column].text(
+            0.5,
+            0.0,
+            below,
+            transform=axes[1, column].transAxes,
+            ha="center",
+            va="top",
+            fontsize=8,
+            color=GREY,
+            linespacing=1.35,
+        )
     for ax, label in zip(axes[:, 0], rows):
-        ax.text(-0.02, 0.5, label, transform=ax.transAxes, rotation=90, ha="right", va="center", fontsize=10,
-                color=GREY)
+        ax.text(
+            -0.02,
+            0.5,
+            label,
+            transform=ax.transAxes,
+            rotation=90,
+            ha="right",
+            va="center",
+            fontsize=10,
+            color=GREY,
+        )
     return fig
 
 
@@ -118,19 +151,35 @@ def draw(ax: Axes, numbers: np.ndarray, positions: np.ndarray, reach: float) -> 
     fog = 0.45 * (depth.max() - depth) / max(np.ptp(depth), 2.0)  # distant atoms are lighter
     colors = _faded(jmol_colors[numbers], fog)
     outline = 2 * reach / (72 * _SIDE) * _OUTLINE  # width of outlines in Å
-    shapes = [shape for i, j in bonds(numbers, positions)
-              for shape in _stick(positions[[i, j]], radii[[i, j]], colors[[i, j]], fog[[i, j]].mean(), outline)]
+    shapes = [
+        shape
+        for i, j in bonds(numbers, positions)
+        for shape in _stick(
+            positions[[i, j]], radii[[i, j]], colors[[i, j]], fog[[i, j]].mean(), outline
+        )
+    ]
     for atom in range(len(numbers)):
         circle = positions[atom, :2] + radii[atom] * _CIRCLE
-        shapes.append(_Shape(depth[atom], circle, colors[atom], _faded(_DARK, fog[atom:atom + 1])[0], _OUTLINE))
+        shapes.append(
+            _Shape(
+                depth[atom], circle, colors[atom], _faded(_DARK, fog[atom : atom + 1])[0], _OUTLINE
+            )
+        )
     shapes.sort(key=lambda shape: shape.depth)
     # A single artist draws all shapes in this order, from back to front.
-    ax.add_collection(PolyCollection(
-        [s.corners for s in shapes], facecolors=[s.color for s in shapes], edgecolors=[s.edge for s in shapes],
-        linewidths=[s.width for s in shapes]))
+    ax.add_collection(
+        PolyCollection(
+            [s.corners for s in shapes],
+            facecolors=[s.color for s in shapes],
+            edgecolors=[s.edge for s in shapes],
+            linewidths=[s.width for s in shapes],
+        )
+    )
 
 
-def _stick(ends: np.ndarray, radii: np.ndarray, colors: np.ndarray, fog: float, outline: float) -> list[_Shape]:
+def _stick(
+    ends: np.ndarray, radii: np.ndarray, colors: np.ndarray, fog: float, outline: float
+) -> list[_Shape]:
     """Return the shapes of a stick between two balls.
 
     Each half has the color of its atom and lies over a slightly wider dark bar, its outline.
@@ -147,10 +196,15 @@ def _stick(ends: np.ndarray, radii: np.ndarray, colors: np.ndarray, fog: float, 
     dark, wider = _faded(_DARK, np.array([fog]))[0], across * (1 + 2 * outline / _STICK)
 
     def bar(a, b, side, color, nearer):
-        return _Shape(depth + nearer, np.array([a - side, a + side, b + side, b - side]), color, color, 0.0)
+        return _Shape(
+            depth + nearer, np.array([a - side, a + side, b + side, b - side]), color, color, 0.0
+        )
 
-    return [bar(first, last, wider, dark, -2e-6), bar(first, middle, across, colors[0], -1e-6),
-            bar(middle, last, across, colors[1], -1e-6)]
+    return [
+        bar(first, last, wider, dark, -2e-6),
+        bar(first, middle, across, colors[0], -1e-6),
+        bar(middle, last, across, colors[1], -1e-6),
+    ]
 
 
 def _faded(colors: np.ndarray, fog: np.ndarray) -> np.ndarray:

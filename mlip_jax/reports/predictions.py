@@ -144,7 +144,9 @@ def _check_offsets(offsets: np.ndarray, numbers: np.ndarray) -> None:
     if numbers.ndim != 1:
         raise ValueError(f"numbers must have shape (atoms,), but has shape {numbers.shape}.")
     if offsets.ndim != 1 or offsets.size < 1:
-        raise ValueError(f"offsets must have shape (structures + 1,), but has shape {offsets.shape}.")
+        raise ValueError(
+            f"offsets must have shape (structures + 1,), but has shape {offsets.shape}."
+        )
     if offsets[0] != 0 or offsets[-1] != numbers.size:
         raise ValueError(
             f"offsets must go from 0 to the number of atoms, {numbers.size}, but go from {offsets[0]} to {offsets[-1]}."

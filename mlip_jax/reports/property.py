@@ -49,13 +49,21 @@ class PredictedProperties:
         if error.ndim == 2:
             return error.mean(1)
         ends = np.cumsum(self.n_atoms)
-        return np.array([error[end - n:end].mean() for n, end in zip(self.n_atoms, ends)])
+        return np.array([error[end - n : end].mean() for n, end in zip(self.n_atoms, ends)])
 
 
-def write_property_report(workdir: str | os.PathLike, outcomes: Mapping[str, PredictedProperties],
-                          targets: Sequence[Target], *,
-                          title: str, metrics_csv: Path, seconds: float, notes: Sequence[str], best_step: int,
-                          info: Mapping[str, Any]) -> Path:
+def write_property_report(
+    workdir: str | os.PathLike,
+    outcomes: Mapping[str, PredictedProperties],
+    targets: Sequence[Target],
+    *,
+    title: str,
+    metrics_csv: Path,
+    seconds: float,
+    notes: Sequence[str],
+    best_step: int,
+    info: Mapping[str, Any],
+) -> Path:
     """Write report.html, metrics.json and predictions_PART.csv to `workdir`, each atomically.
 
     Args:
@@ -75,18 +83,36 @@ def write_property_report(workdir: str | os.PathLike, outcomes: Mapping[str, Pre
       Path of report.html.
     """
     workdir = Path(workdir)
-    scores = {part: {t.name: score(outcome.absolute(t.name)) for t in targets} for part, outcome in outcomes.items()}
+    scores = {
+        part: {t.name: score(outcome.absolute(t.name)) for t in targets}
+        for part, outcome in outcomes.items()
+    }
     first = next((part for part in outcomes if part.startswith("test ")), None)
-    numbers = {"task": "property", "seconds": seconds, "best_step": best_step, "scores": scores,
-               "domain_auc": {t.name: domain.roc(outcomes[first].distance, outcomes[first].absolute(t.name))[2]
-                              for t in targets} if first and outcomes[first].distance is not None else None,
-               "test": {f"{t.name}_mae": scores[first][t.name]["mae"] for t in targets} if first else None}
+    numbers = {
+        "task": "property",
+        "seconds": seconds,
+        "best_step": best_step,
+        "scores": scores,
+        "domain_auc": {
+            t.name: domain.roc(outcomes[first].distance, outcomes[first].absolute(t.name))[2]
+            for t in targets
+        }
+        if first and outcomes[first].distance is not None
+        else None,
+        "test": {f"{t.name}_mae": scores[first][t.name]["mae"] for t in targets} if first else None,
+    }
     write_text(workdir / "metrics.json", json.dumps(errors.json_safe(numbers), indent=2) + "\n")
     for part, outcome in outcomes.items():
         write_predictions(workdir / f"predictions_{_file(part)}.csv", outcome, targets)
-    body = [page.heading(title, 1), *(page.callout(note) for note in notes), *_table(scores, outcomes, targets),
-            *_figures(outcomes, targets, first, metrics_csv), *_domain(outcomes, targets, first),
-            *_worst(outcomes, targets, first), *sections.provenance(_provenance(info, best_step, seconds))]
+    body = [
+        page.heading(title, 1),
+        *(page.callout(note) for note in notes),
+        *_table(scores, outcomes, targets),
+        *_figures(outcomes, targets, first, metrics_csv),
+        *_domain(outcomes, targets, first),
+        *_worst(outcomes, targets, first),
+        *sections.provenance(_provenance(info, best_step, seconds)),
+    ]
     write_text(workdir / "report.html", page.render(title, body))
     return workdir / "report.html"
 
@@ -95,22 +121,44 @@ def score(absolute: np.ndarray) -> dict[str, float]:
     """Return the mean of |error|, its standard error over structures, RMSE, median and count."""
     known = absolute[np.isfinite(absolute)]
     if not len(known):
-        return {"mae": float("nan"), "stderr": float("nan"), "rmse": float("nan"), "median": float("nan"), "count": 0}
-    return {"mae": float(known.mean()), "stderr": float(known.std() / np.sqrt(len(known))),
-            "rmse": float(np.sqrt((known ** 2).mean())), "median": float(np.median(known)), "count": len(known)}
+        return {
+            "mae": float("nan"),
+            "stderr": float("nan"),
+            "rmse": float("nan"),
+            "median": float("nan"),
+            "count": 0,
+        }
+    return {
+        "mae": float(known.mean()),
+        "stderr": float(known.std() / np.sqrt(len(known))),
+        "rmse": float(np.sqrt((known**2).mean())),
+        "median": float(np.median(known)),
+        "count": len(known),
+    }
 
 
 def write_predictions(path: Path, outcome: PredictedProperties, targets: Sequence[Target]) -> None:
     """Write a line per structure: label and prediction of scalars, |error| of other properties."""
     with atomic_open(path, "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["molecule", "n_atoms", *(
-            f"{t.name}{end}" for t in targets for end in (
-                ("", "_predicted") if t.kind == "scalar" else ("_absolute_error",)))])
+        writer.writerow(
+            [
+                "molecule",
+                "n_atoms",
+                *(
+                    f"{t.name}{end}"
+                    for t in targets
+                    for end in (("", "_predicted") if t.kind == "scalar" else ("_absolute_error",))
+                ),
+            ]
+        )
         columns = []
         for t in targets:
-            columns += ([outcome.labels[t.name], outcome.predicted[t.name]] if t.kind == "scalar"
-                        else [outcome.absolute(t.name)])
+            columns += (
+                [outcome.labels[t.name], outcome.predicted[t.name]]
+                if t.kind == "scalar"
+                else [outcome.absolute(t.name)]
+            )
         for s, (molecule, n) in enumerate(zip(outcome.molecule, outcome.n_atoms)):
             writer.writerow([molecule, n, *(f"{column[s]:.7g}" for column in columns)])
 
@@ -127,13 +175,27 @@ def _table(scores, outcomes, targets) -> Iterator[str]:
     yield page.heading("Errors")
     header = ["", "structures"]
     for t in targets:
-        header += [f"{t.name} MAE ({t.unit})" if t.unit else f"{t.name} MAE", "± standard error", "RMSE", "median"]
-    yield page.table(header, [
-        (part, max(of[t.name]["count"] for t in targets),
-         *(of[t.name][key] for t in targets for key in ("mae", "stderr", "rmse", "median")))
-        for part, of in scores.items()])
-    yield page.paragraph("The lines 'test ...' are the same molecules at geometries of different origin; the labels "
-                         "are always those of the reference geometry.")
+        header += [
+            f"{t.name} MAE ({t.unit})" if t.unit else f"{t.name} MAE",
+            "± standard error",
+            "RMSE",
+            "median",
+        ]
+    yield page.table(
+        header,
+        [
+            (
+                part,
+                max(of[t.name]["count"] for t in targets),
+                *(of[t.name][key] for t in targets for key in ("mae", "stderr", "rmse", "median")),
+            )
+            for part, of in scores.items()
+        ],
+    )
+    yield page.paragraph(
+        "The lines 'test ...' are the same molecules at geometries of different origin; the labels "
+        "are always those of the reference geometry."
+    )
 
 
 def _figures(outcomes, targets, first, metrics_csv) -> Iterator[str]:
@@ -143,14 +205,29 @@ def _figures(outcomes, targets, first, metrics_csv) -> Iterator[str]:
         if first and t.kind == "scalar":
             outcome = outcomes[first]
             fig, ax = figures.figure(t.name)
-            figures.parity(ax, outcome.labels[t.name], outcome.predicted[t.name], figures.BLUE,
-                           f"{t.name} ({t.unit})" if t.unit else t.name, outcome.absolute(t.name), t.unit)
+            figures.parity(
+                ax,
+                outcome.labels[t.name],
+                outcome.predicted[t.name],
+                figures.BLUE,
+                f"{t.name} ({t.unit})" if t.unit else t.name,
+                outcome.absolute(t.name),
+                t.unit,
+            )
             made.append(page.figure(fig, f"Predicted against reference {t.name}, {first}."))
     layout = [("Loss", "loss", {"train_loss": "train", "valid_loss": "valid"})]
-    layout += [(t.name, f"MAE ({t.unit})" if t.unit else "MAE", {f"train_{t.name}_mae": "train",
-                                                               f"valid_{t.name}_mae": "valid"}) for t in targets]
-    layout += [("Alignment", "penalty", {"train_alignment": "train", "valid_alignment": "valid"}),
-               ("Learning rate", "learning rate", {"learning_rate": "train"})]
+    layout += [
+        (
+            t.name,
+            f"MAE ({t.unit})" if t.unit else "MAE",
+            {f"train_{t.name}_mae": "train", f"valid_{t.name}_mae": "valid"},
+        )
+        for t in targets
+    ]
+    layout += [
+        ("Alignment", "penalty", {"train_alignment": "train", "valid_alignment": "valid"}),
+        ("Learning rate", "learning rate", {"learning_rate": "train"}),
+    ]
     curves = figures.learning_curves(read_metrics(metrics_csv), layout)
     if made:
         yield page.grid(made)
@@ -162,8 +239,11 @@ def _domain(outcomes, targets, first) -> Iterator[str]:
     outcome = outcomes.get(first)
     if outcome is None or outcome.distance is None:
         return
-    yield from domain.section("Does the distance from the training molecules tell the error?", outcome.distance,
-                              {f"{t.name}, {first}": (outcome.absolute(t.name), t.unit) for t in targets})
+    yield from domain.section(
+        "Does the distance from the training molecules tell the error?",
+        outcome.distance,
+        {f"{t.name}, {first}": (outcome.absolute(t.name), t.unit) for t in targets},
+    )
 
 
 def _worst(outcomes, targets, first) -> Iterator[str]:
@@ -172,19 +252,43 @@ def _worst(outcomes, targets, first) -> Iterator[str]:
         if not first or t.kind != "scalar":
             continue
         outcome, absolute = outcomes[first], outcomes[first].absolute(t.name)
-        order = [s for s in np.argsort(-np.nan_to_num(absolute, nan=-1.0))[:_WORST] if np.isfinite(absolute[s])]
+        order = [
+            s
+            for s in np.argsort(-np.nan_to_num(absolute, nan=-1.0))[:_WORST]
+            if np.isfinite(absolute[s])
+        ]
         yield page.heading(f"Worst molecules: {t.name}, {first}")
-        yield page.table(["molecule", "atoms", "reference", "predicted", "error"], [
-            (str(outcome.molecule[s]), int(outcome.n_atoms[s]), float(outcome.labels[t.name][s]),
-             float(outcome.predicted[t.name][s]), float(outcome.predicted[t.name][s] - outcome.labels[t.name][s]))
-            for s in order])
+        yield page.table(
+            ["molecule", "atoms", "reference", "predicted", "error"],
+            [
+                (
+                    str(outcome.molecule[s]),
+                    int(outcome.n_atoms[s]),
+                    float(outcome.labels[t.name][s]),
+                    float(outcome.predicted[t.name][s]),
+                    float(outcome.predicted[t.name][s] - outcome.labels[t.name][s]),
+                )
+                for s in order
+            ],
+        )
 
 
-def _provenance(info: Mapping[str, Any], best_step: int, seconds: float) -> dict[str, dict[str, Any]]:
+def _provenance(
+    info: Mapping[str, Any], best_step: int, seconds: float
+) -> dict[str, dict[str, Any]]:
     config, statistics = info["config"], info["statistics"]
-    parts = {name: {k: str(v) for k, v in config[name].items()} for name in (
-        "data", "property", "init", "align", "model", "optimizer", "train")}
-    return {"Result": {"best checkpoint at step": best_step, "updates": info["updates"],
-                       "training seconds": round(seconds, 1), "training structures": statistics["num_structures"],
-                       "level of theory": statistics["level_of_theory"]},
-            **{name.capitalize(): values for name, values in parts.items()}, "Versions": info["versions"]}
+    parts = {
+        name: {k: str(v) for k, v in config[name].items()}
+        for name in ("data", "property", "init", "align", "model", "optimizer", "train")
+    }
+    return {
+        "Result": {
+            "best checkpoint at step": best_step,
+            "updates": info["updates"],
+            "training seconds": round(seconds, 1),
+            "training structures": statistics["num_structures"],
+            "level of theory": statistics["level_of_theory"],
+        },
+        **{name.capitalize(): values for name, values in parts.items()},
+        "Versions": info["versions"],
+    }

@@ -22,8 +22,15 @@ from mlip_jax.reports.molecules import Picture, molecule_figure
 from mlip_jax.workdir import write_text
 
 STATUSES = ("converged", "step limit", "diverged", "failed")
-_NUMBERS = {"steps": "steps", "energy_start": "energy_start_ev", "energy": "energy_ev", "rmsd": "rmsd_ang",
-            "fmax_start": "fmax_start_ev_per_ang", "fmax": "fmax_ev_per_ang", "n_atoms": "n_atoms"}
+_NUMBERS = {
+    "steps": "steps",
+    "energy_start": "energy_start_ev",
+    "energy": "energy_ev",
+    "rmsd": "rmsd_ang",
+    "fmax_start": "fmax_start_ev_per_ang",
+    "fmax": "fmax_ev_per_ang",
+    "n_atoms": "n_atoms",
+}
 _MAX_REASONS = 25
 
 
@@ -84,15 +91,23 @@ def read_results(path: Path) -> Relaxations:
             status.append(STATUSES.index(row["status"]))
             for name, column in _NUMBERS.items():
                 numbers[name].append(float(row[column] or "nan"))
-            outside.append(float(row.get("outside_domain") or "nan"))  # tables of earlier runs do not have it
+            outside.append(
+                float(row.get("outside_domain") or "nan")
+            )  # tables of earlier runs do not have it
             if row["reason"] or row["status"] != "converged":
                 key = row["status"], kind_of_reason(row["reason"])
                 who = row["name"] or row["smiles"] or f"molecule {row['index']}"
-                count, example = reasons.get(key, (0, f"{who}: {row['reason']}" if row["reason"] else who))
+                count, example = reasons.get(
+                    key, (0, f"{who}: {row['reason']}" if row["reason"] else who)
+                )
                 reasons[key] = count + 1, example
-    return Relaxations(np.array(index, np.int64), np.array(status, np.int8),
-                       outside=np.array(outside, np.float64),
-                       **{k: np.array(v, np.float64) for k, v in numbers.items()}, reasons=reasons)
+    return Relaxations(
+        np.array(index, np.int64),
+        np.array(status, np.int8),
+        outside=np.array(outside, np.float64),
+        **{k: np.array(v, np.float64) for k, v in numbers.items()},
+        reasons=reasons,
+    )
 
 
 def kind_of_reason(reason: str) -> str:
@@ -111,19 +126,29 @@ def kind_of_reason(reason: str) -> str:
 def metrics(results: Relaxations, seconds: float) -> dict[str, Any]:
     """Return the content of `metrics.json`: counts, quantiles and reasons; None if unknown."""
     done = results.of("converged", "step limit")
-    quantities = {"steps": results.steps, "energy_gained_ev": results.gained, "rmsd_ang": results.rmsd,
-                  "fmax_start_ev_per_ang": results.fmax_start, "fmax_ev_per_ang": results.fmax}
+    quantities = {
+        "steps": results.steps,
+        "energy_gained_ev": results.gained,
+        "rmsd_ang": results.rmsd,
+        "fmax_start_ev_per_ang": results.fmax_start,
+        "fmax_ev_per_ang": results.fmax,
+    }
     ran = len(results) - results.count("failed")
     judged = np.isfinite(results.outside)
     return {
-        "molecules": len(results), **{s.replace(" ", "_"): results.count(s) for s in STATUSES},
+        "molecules": len(results),
+        **{s.replace(" ", "_"): results.count(s) for s in STATUSES},
         "converged_share": results.count("converged") / len(results) if len(results) else None,
-        "seconds": round(seconds, 3), "molecules_per_second": ran / seconds if seconds > 0 else None,
+        "seconds": round(seconds, 3),
+        "molecules_per_second": ran / seconds if seconds > 0 else None,
         "steps_in_all": int(np.nansum(results.steps)),
         "outside_domain": int(results.outside[judged].sum()) if judged.any() else None,
         **{name: _quantiles(values[done]) for name, values in quantities.items()},
-        "reasons": [{"status": s, "reason": kind, "count": count, "example": example}
-                    for (s, kind), (count, example) in _by_count(results)]}
+        "reasons": [
+            {"status": s, "reason": kind, "count": count, "example": example}
+            for (s, kind), (count, example) in _by_count(results)
+        ],
+    }
 
 
 def _by_count(results: Relaxations):
@@ -136,12 +161,22 @@ def _quantiles(values: np.ndarray) -> dict[str, float] | None:
     if not len(values):
         return None
     names = {"min": 0.0, "p05": 0.05, "median": 0.5, "p95": 0.95, "max": 1.0}
-    return {"mean": float(values.mean()), **{k: float(np.quantile(values, q)) for k, q in names.items()}}
+    return {
+        "mean": float(values.mean()),
+        **{k: float(np.quantile(values, q)) for k, q in names.items()},
+    }
 
 
-def write_relaxation_report(workdir: str | os.PathLike, results: Relaxations, *, title: str, seconds: float,
-                            info: Mapping[str, Mapping[str, Any]], pictures: Sequence[Picture] = (),
-                            files: Sequence[str] = ()) -> Path:
+def write_relaxation_report(
+    workdir: str | os.PathLike,
+    results: Relaxations,
+    *,
+    title: str,
+    seconds: float,
+    info: Mapping[str, Mapping[str, Any]],
+    pictures: Sequence[Picture] = (),
+    files: Sequence[str] = (),
+) -> Path:
     """Write `report.html` and `metrics.json` to `workdir`, each atomically.
 
     Args:
@@ -159,9 +194,18 @@ def write_relaxation_report(workdir: str | os.PathLike, results: Relaxations, *,
     workdir = Path(workdir)
     content = metrics(results, seconds)
     # Write the metrics first, so that they exist even if a figure fails.
-    write_text(workdir / "metrics.json", json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
-    body = [page.heading(title, 1), *_headline(content), *_distributions(results), *_pictures(pictures),
-            *_reasons(results), *sections.provenance(info, files)]
+    write_text(
+        workdir / "metrics.json",
+        json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n",
+    )
+    body = [
+        page.heading(title, 1),
+        *_headline(content),
+        *_distributions(results),
+        *_pictures(pictures),
+        *_reasons(results),
+        *sections.provenance(info, files),
+    ]
     write_text(workdir / "report.html", page.render(title, body))
     return workdir / "report.html"
 
@@ -171,19 +215,55 @@ def _headline(content: Mapping[str, Any]) -> Iterator[str]:
     percent = "–" if share is None else f"{100 * share:.4g}"
     steps, gained = content["steps"] or {}, content["energy_gained_ev"] or {}
     outside = content["outside_domain"]
-    domain = [] if outside is None else [
-        ("outside of the domain", page.number(outside), "", "end farther from training than 99 % of validation")]
-    yield page.cards([
-        ("molecules", page.number(total), "", f"{page.number(content['steps_in_all'])} steps in all"),
-        ("converged", percent, "%", f"{page.number(content['converged'])} of {page.number(total)}; "
-         f"{page.number(content['step_limit'])} at the step limit, {page.number(content['diverged'])} diverged"),
-        ("failed", page.number(content["failed"]), "", "not relaxed at all; reasons below"),
-        ("speed", page.number(content["molecules_per_second"]), "molecules/s",
-         f"{page.duration(content['seconds'])} in all, compilation included"),
-        ("steps, median", page.number(steps.get("median")), "", f"95 % need at most {page.number(steps.get('p95'))}"),
-        ("energy gained, median", page.number(gained.get("median")), "eV",
-         f"mean {page.number(gained.get('mean'))} eV"), *domain,
-    ])
+    domain = (
+        []
+        if outside is None
+        else [
+            (
+                "outside of the domain",
+                page.number(outside),
+                "",
+                "end farther from training than 99 % of validation",
+            )
+        ]
+    )
+    yield page.cards(
+        [
+            (
+                "molecules",
+                page.number(total),
+                "",
+                f"{page.number(content['steps_in_all'])} steps in all",
+            ),
+            (
+                "converged",
+                percent,
+                "%",
+                f"{page.number(content['converged'])} of {page.number(total)}; "
+                f"{page.number(content['step_limit'])} at the step limit, {page.number(content['diverged'])} diverged",
+            ),
+            ("failed", page.number(content["failed"]), "", "not relaxed at all; reasons below"),
+            (
+                "speed",
+                page.number(content["molecules_per_second"]),
+                "molecules/s",
+                f"{page.duration(content['seconds'])} in all, compilation included",
+            ),
+            (
+                "steps, median",
+                page.number(steps.get("median")),
+                "",
+                f"95 % need at most {page.number(steps.get('p95'))}",
+            ),
+            (
+                "energy gained, median",
+                page.number(gained.get("median")),
+                "eV",
+                f"mean {page.number(gained.get('mean'))} eV",
+            ),
+            *domain,
+        ]
+    )
 
 
 def _distributions(results: Relaxations) -> Iterator[str]:
@@ -191,16 +271,23 @@ def _distributions(results: Relaxations) -> Iterator[str]:
     if not results.of("converged", "step limit").any():
         yield page.paragraph("No molecule was relaxed, so there is nothing to show.")
         return
-    yield page.figure(distribution_figure(results), (
-        "Steps, energy at the start less energy at the end, root mean square distance between start and end after "
-        "alignment, and the largest force on an atom, of molecules that converged or came to the step limit. Lines are "
-        "medians."), wide=True)
+    yield page.figure(
+        distribution_figure(results),
+        (
+            "Steps, energy at the start less energy at the end, root mean square distance between start and end after "
+            "alignment, and the largest force on an atom, of molecules that converged or came to the step limit. Lines are "
+            "medians."
+        ),
+        wide=True,
+    )
 
 
 def distribution_figure(results: Relaxations) -> Figure:
     """Draw histograms of steps, energy gained (eV), RMSD (Å), and fmax before and after (eV/Å)."""
     done = results.of("converged", "step limit")
-    fig, axes = figures.figure("Steps", "Energy gained", "RMSD to the start", "Largest force", size=(9.2, 6.0))
+    fig, axes = figures.figure(
+        "Steps", "Energy gained", "RMSD to the start", "Largest force", size=(9.2, 6.0)
+    )
     _histogram(axes[0], results.steps[done], "steps", whole=True)
     _histogram(axes[1], results.gained[done], "energy gained (eV)")
     _histogram(axes[2], results.rmsd[done], "RMSD (Å)")
@@ -215,7 +302,9 @@ def _histogram(ax, values: np.ndarray, label: str, whole: bool = False) -> None:
     if not len(values):
         figures.mark_empty(ax)
         return
-    low, high = np.quantile(values, [0.002, 0.998]) if len(values) > 500 else (values.min(), values.max())
+    low, high = (
+        np.quantile(values, [0.002, 0.998]) if len(values) > 500 else (values.min(), values.max())
+    )
     low = min(low, 0.0)
     high = high if high > low else low + 1.0
     bins = min(60, max(10, int(2 * math.sqrt(len(values)))))
@@ -228,7 +317,9 @@ def _histogram(ax, values: np.ndarray, label: str, whole: bool = False) -> None:
     median = float(np.median(values))
     ax.axvline(median, color=figures.VERMILLION, linewidth=1.4)
     outside = len(values) - int(counts.sum())
-    note = f"median {page.number(int(median) if whole else median)}" + (f" · {outside:,} outside" if outside else "")
+    note = f"median {page.number(int(median) if whole else median)}" + (
+        f" · {outside:,} outside" if outside else ""
+    )
     ax.set_title(note, loc="right", fontsize=8.5, color=figures.VERMILLION)
     ax.set_xlim(edges[0], edges[-1])
     _count_axis(ax)
@@ -247,7 +338,15 @@ def _forces(ax, before: np.ndarray, after: np.ndarray) -> None:
     low, high = math.log10(known.min()), math.log10(known.max())
     edges = np.logspace(low - 0.05, max(high, low + 0.5) + 0.05, 51)
     for name, (v, color) in values.items():
-        ax.stairs(np.histogram(v, edges)[0], edges, fill=True, color=color, alpha=0.6, linewidth=0, label=name)
+        ax.stairs(
+            np.histogram(v, edges)[0],
+            edges,
+            fill=True,
+            color=color,
+            alpha=0.6,
+            linewidth=0,
+            label=name,
+        )
     figures.add_legend(ax, loc="upper center", ncols=2)
     _count_axis(ax)
     ax.set_ylim(top=1.2 * ax.get_ylim()[1])  # space for the legend
@@ -262,9 +361,14 @@ def _count_axis(ax) -> None:
 def _pictures(pictures: Sequence[Picture]) -> Iterator[str]:
     if pictures:
         yield page.heading("Some molecules before and after")
-        yield page.figure(molecule_figure(pictures), (
-            "Molecules at the start (above) and relaxed (below), aligned and seen from the same side, from small to "
-            "large changes of their geometry."), wide=True)
+        yield page.figure(
+            molecule_figure(pictures),
+            (
+                "Molecules at the start (above) and relaxed (below), aligned and seen from the same side, from small to "
+                "large changes of their geometry."
+            ),
+            wide=True,
+        )
 
 
 def _reasons(results: Relaxations) -> Iterator[str]:
@@ -273,14 +377,26 @@ def _reasons(results: Relaxations) -> Iterator[str]:
     if not results.reasons:
         yield page.paragraph("All molecules converged.")
         return
-    rows = [(kind or "–", status, count, f"{100 * count / len(results):.3g} %", example if len(example) < 160 else
-             example[:159] + "…") for (status, kind), (count, example) in _by_count(results)]
+    rows = [
+        (
+            kind or "–",
+            status,
+            count,
+            f"{100 * count / len(results):.3g} %",
+            example if len(example) < 160 else example[:159] + "…",
+        )
+        for (status, kind), (count, example) in _by_count(results)
+    ]
     yield page.table(("reason", "status", "molecules", "share", "for example"), rows[:_MAX_REASONS])
     if len(rows) > _MAX_REASONS:
-        yield page.paragraph(f"{len(rows) - _MAX_REASONS} rarer reasons are not shown; results.csv has them all.")
+        yield page.paragraph(
+            f"{len(rows) - _MAX_REASONS} rarer reasons are not shown; results.csv has them all."
+        )
 
 
-def choose(results: Relaxations, num_conformers: int = 1, count: int = 6, most_atoms: int = 60) -> list[int]:
+def choose(
+    results: Relaxations, num_conformers: int = 1, count: int = 6, most_atoms: int = 60
+) -> list[int]:
     """Choose converged molecules to show, and return their indices from small to large RMSD.
 
     Large molecules, and several conformers of one molecule, are chosen only if there are too few
@@ -292,11 +408,15 @@ def choose(results: Relaxations, num_conformers: int = 1, count: int = 6, most_a
       count: Maximum number of molecules to show.
       most_atoms: Number of atoms up to which a molecule is small.
     """
-    good = np.flatnonzero(results.of("converged") & np.isfinite(results.rmsd) & (results.n_atoms > 1))
+    good = np.flatnonzero(
+        results.of("converged") & np.isfinite(results.rmsd) & (results.n_atoms > 1)
+    )
     small = good[results.n_atoms[good] <= most_atoms]
     good = small if len(small) >= count else good
     good = good[np.lexsort((results.index[good], results.rmsd[good]))]
     one_of_each = np.sort(np.unique(results.index[good] // num_conformers, return_index=True)[1])
     good = good[one_of_each] if len(one_of_each) >= count else good
-    places = np.unique(np.linspace(0, len(good) - 1, count).round().astype(int)) if len(good) else []
+    places = (
+        np.unique(np.linspace(0, len(good) - 1, count).round().astype(int)) if len(good) else []
+    )
     return [int(results.index[good[i]]) for i in places]

@@ -47,14 +47,29 @@ def headline(content: ReportData, notes: Sequence[str]) -> Iterator[str]:
     shown, values = content.shown, content.metrics[content.shown] if content.shown else {}
 
     def card(name: str, key: str, unit: str, rmse: str) -> tuple[str, str, str, str]:
-        return name, page.number(values.get(key)), unit, f"RMSE {page.number(values.get(rmse))} {unit}"
+        return (
+            name,
+            page.number(values.get(key)),
+            unit,
+            f"RMSE {page.number(values.get(rmse))} {unit}",
+        )
 
     stderr = page.number(values.get("energy_slope_stderr_mev_per_atom"))
     slope = _signed(values.get("energy_slope_mev_per_atom"))
     yield page.cards(
         [
-            card(f"{shown or 'test'} energy MAE", "energy_mae_mev_per_atom", "meV/atom", "energy_rmse_mev_per_atom"),
-            card(f"{shown or 'test'} force MAE", "force_mae_mev_per_ang", "meV/Å", "force_rmse_mev_per_ang"),
+            card(
+                f"{shown or 'test'} energy MAE",
+                "energy_mae_mev_per_atom",
+                "meV/atom",
+                "energy_rmse_mev_per_atom",
+            ),
+            card(
+                f"{shown or 'test'} force MAE",
+                "force_mae_mev_per_ang",
+                "meV/Å",
+                "force_rmse_mev_per_ang",
+            ),
             ("energy drift with size", slope, "meV/atom", f"± {stderr}; should be zero"),
             ("training time", page.duration(content.metrics["seconds"]), "", _extent(content)),
         ]
@@ -62,7 +77,9 @@ def headline(content: ReportData, notes: Sequence[str]) -> Iterator[str]:
     yield from (page.callout(note) for note in notes)
     if shown != "test":
         what = f"those of the {shown} split" if shown else "none"
-        yield page.callout(f"There are no test structures, so the numbers shown in detail are {what}.")
+        yield page.callout(
+            f"There are no test structures, so the numbers shown in detail are {what}."
+        )
     for name in content.splits:
         lost = content.metrics[name]["num_nonfinite_predictions"]
         if lost:
@@ -76,13 +93,22 @@ def error_table(content: ReportData) -> Iterator[str]:
     """Yield a table of the errors of all splits, and remarks on missing labels."""
     header = ("split", "molecules", *_GROUP_HEADER, "energy MAE (eV)", "slope (meV/atom)")
     keys = (
-        *("num_molecules", "num_structures", "num_atoms", "energy_mae_mev_per_atom", "energy_rmse_mev_per_atom"),
+        *(
+            "num_molecules",
+            "num_structures",
+            "num_atoms",
+            "energy_mae_mev_per_atom",
+            "energy_rmse_mev_per_atom",
+        ),
         *("force_mae_mev_per_ang", "force_rmse_mev_per_ang", "energy_mae_ev"),
     )
     rows = []
     for name in content.splits:
         values = content.metrics[name]
-        slope, stderr = values["energy_slope_mev_per_atom"], values["energy_slope_stderr_mev_per_atom"]
+        slope, stderr = (
+            values["energy_slope_mev_per_atom"],
+            values["energy_slope_stderr_mev_per_atom"],
+        )
         told = _signed(slope) if stderr is None else f"{_signed(slope)} ± {page.number(stderr)}"
         rows.append((name, *(values[key] for key in keys), told))
     yield page.heading("Errors")
@@ -93,7 +119,9 @@ def error_table(content: ReportData) -> Iterator[str]:
             continue
         for what, labels in (("energies", split.energy), ("forces", split.forces)):
             if not np.isfinite(labels).any():
-                yield page.paragraph(f"The {name} split has no reference {what}, so it has no errors of {what}.")
+                yield page.paragraph(
+                    f"The {name} split has no reference {what}, so it has no errors of {what}."
+                )
 
 
 def curves_and_parity(content: ReportData) -> Iterator[str]:
@@ -139,7 +167,10 @@ def drift(content: ReportData) -> Iterator[str]:
     """Yield the slope of the energy error against molecule size, and errors by size."""
     yield page.heading("Does the energy error grow with the molecule?")
     values = content.metrics[content.shown] if content.shown else {}
-    slope, stderr = values.get("energy_slope_mev_per_atom"), values.get("energy_slope_stderr_mev_per_atom")
+    slope, stderr = (
+        values.get("energy_slope_mev_per_atom"),
+        values.get("energy_slope_stderr_mev_per_atom"),
+    )
     yield page.paragraph(
         "The error of the total energy is fitted with a line against the number of atoms. Its slope should vanish: a "
         "slope means an energy reference that drifts with molecule size, so that every atom more costs a constant "
@@ -147,11 +178,15 @@ def drift(content: ReportData) -> Iterator[str]:
         "error counts molecules, not conformations, since those of one molecule share most of their error."
     )
     if slope is None:
-        yield page.paragraph("The slope cannot be told: it takes reference energies for at least two sizes.")
+        yield page.paragraph(
+            "The slope cannot be told: it takes reference energies for at least two sizes."
+        )
     else:
         yield from _told_slope(content, slope, stderr)
     if content.shown:
-        yield page.table(("atoms per structure", *_GROUP_HEADER), _group_rows(content.metrics["per_size"]))
+        yield page.table(
+            ("atoms per structure", *_GROUP_HEADER), _group_rows(content.metrics["per_size"])
+        )
         yield from _correction(content)
 
 
@@ -190,13 +225,28 @@ def _correction(content: ReportData) -> Iterator[str]:
     rows = []
     for name, fit in fits.items():
         before, after = fit["mae_before_mev_per_atom"], fit["mae_after_mev_per_atom"]
-        gain = f"{_signed(round(100 * (1 - after / before), 1))} %" if before and after is not None else "–"
-        rows.append((name.removeprefix("fitted_on_"), fit["num_structures_fitted"], before, after, gain))
-    header = ("fitted on", "structures fitted", "energy MAE before (meV/atom)", "after (meV/atom)", "gain")
+        gain = (
+            f"{_signed(round(100 * (1 - after / before), 1))} %"
+            if before and after is not None
+            else "–"
+        )
+        rows.append(
+            (name.removeprefix("fitted_on_"), fit["num_structures_fitted"], before, after, gain)
+        )
+    header = (
+        "fitted on",
+        "structures fitted",
+        "energy MAE before (meV/atom)",
+        "after (meV/atom)",
+        "gain",
+    )
     yield page.table(header, rows)
     elements = list(next(iter(fits.values()))["correction_mev_per_atom"])
     rows = [
-        (name.removeprefix("fitted_on_"), *(_signed(fit["correction_mev_per_atom"].get(e)) for e in elements))
+        (
+            name.removeprefix("fitted_on_"),
+            *(_signed(fit["correction_mev_per_atom"].get(e)) for e in elements),
+        )
         for name, fit in fits.items()
     ]
     yield page.table(("correction (meV per atom)", *elements), rows)
@@ -220,14 +270,19 @@ def per_group(content: ReportData) -> Iterator[str]:
         )
         yield page.figure(figures.element_errors(elements, color), caption, wide=True)
     rows = [
-        (g.label, g.num_structures, g.num_atoms, g.force_mae_mev_per_ang, g.force_rmse_mev_per_ang) for g in elements
+        (g.label, g.num_structures, g.num_atoms, g.force_mae_mev_per_ang, g.force_rmse_mev_per_ang)
+        for g in elements
     ]
-    yield page.table(("element", "structures with it", "atoms", "force MAE (meV/Å)", "force RMSE (meV/Å)"), rows)
+    yield page.table(
+        ("element", "structures with it", "atoms", "force MAE (meV/Å)", "force RMSE (meV/Å)"), rows
+    )
     yield page.heading("Per subset")
     if has_labels:
         caption = "Energy and force errors of each part of the data set, the largest part on top."
         yield page.figure(figures.subset_errors(subsets, color), caption, wide=True)
-    yield page.table(("subset", *_GROUP_HEADER), _group_rows(content.metrics["per_subset"][:_MAX_GROUPS]))
+    yield page.table(
+        ("subset", *_GROUP_HEADER), _group_rows(content.metrics["per_subset"][:_MAX_GROUPS])
+    )
     if len(subsets) > _MAX_GROUPS:
         yield page.paragraph(f"{len(subsets) - _MAX_GROUPS:,} smaller subsets are in metrics.json.")
 
@@ -238,9 +293,20 @@ def worst_cases(content: ReportData) -> Iterator[str]:
         return
     total = content.metrics[content.shown]["num_force_outliers"]
     yield page.heading("Worst molecules by energy")
-    header = ("molecule", "conformations", "atoms", "MAE (meV/atom)", "mean error (meV/atom)", "MAE (eV)")
+    header = (
+        "molecule",
+        "conformations",
+        "atoms",
+        "MAE (meV/atom)",
+        "mean error (meV/atom)",
+        "MAE (eV)",
+    )
     rows = [tuple(row.values()) for row in content.metrics["worst_molecules"]]
-    yield page.table(header, rows) if rows else page.paragraph("None: there are no reference energies.")
+    yield (
+        page.table(header, rows)
+        if rows
+        else page.paragraph("None: there are no reference energies.")
+    )
     yield page.heading("Force outliers")
     threshold = f"{errors.OUTLIER_THRESHOLD:g} eV/Å"
     if content.metrics[content.shown]["force_mae_mev_per_ang"] is None:
@@ -251,7 +317,14 @@ def worst_cases(content: ReportData) -> Iterator[str]:
         have = "atom has" if total == 1 else "atoms have"
         first = f" The {MAX_OUTLIERS} largest:" if total > MAX_OUTLIERS else ""
         yield page.paragraph(f"{total:,} {have} a force error of more than {threshold}.{first}")
-        header = ("molecule", "conformation", "atom", "element", "error (eV/Å)", "reference force (eV/Å)")
+        header = (
+            "molecule",
+            "conformation",
+            "atom",
+            "element",
+            "error (eV/Å)",
+            "reference force (eV/Å)",
+        )
         yield page.table(header, [tuple(row.values()) for row in content.metrics["force_outliers"]])
 
 

@@ -60,8 +60,13 @@ class Comparison:
     @property
     def overlaps(self) -> dict[str, float]:
         """Overlaps of the distances and of the spectra, from 0 to 1, see `analysis.overlap`."""
-        return {kind: analysis.overlap(x, own, x, other) for kind, (x, own, other) in (
-            ("distances", self.distances), ("spectrum", self.spectrum))}
+        return {
+            kind: analysis.overlap(x, own, x, other)
+            for kind, (x, own, other) in (
+                ("distances", self.distances),
+                ("spectrum", self.spectrum),
+            )
+        }
 
 
 def compare(name: str, own: SampledTrajectory, reference: SampledTrajectory) -> Comparison:
@@ -132,34 +137,67 @@ def metrics(found: Stability) -> dict[str, Any]:
         replicas = found.at(t)
         times = [r.broke_at for r in replicas if r.broke_at is not None]
         lived = sum(found.picoseconds if r.broke_at is None else r.broke_at for r in replicas)
-        by_temperature.append({
-            "temperature_k": t, "replicas": len(replicas), "survived": len(replicas) - len(times),
-            "first_break_ps": min(times, default=None), "lived_ps": lived,
-            # estimate for an exponential distribution: total simulated time over number of breaks
-            "mean_time_to_break_ps": lived / len(times) if times else None})
+        by_temperature.append(
+            {
+                "temperature_k": t,
+                "replicas": len(replicas),
+                "survived": len(replicas) - len(times),
+                "first_break_ps": min(times, default=None),
+                "lived_ps": lived,
+                # estimate for an exponential distribution: total simulated time over number of breaks
+                "mean_time_to_break_ps": lived / len(times) if times else None,
+            }
+        )
     # Stable means no break at this or any lower temperature.
     ascending = sorted(by_temperature, key=lambda e: e["temperature_k"])
-    stable = [e["temperature_k"] for e in itertools.takewhile(lambda e: e["survived"] == e["replicas"], ascending)]
+    stable = [
+        e["temperature_k"]
+        for e in itertools.takewhile(lambda e: e["survived"] == e["replicas"], ascending)
+    ]
     drifts = [abs(d) for d in found.drifts if math.isfinite(d)]
     num, known = len(found.replicas), math.isfinite(found.steps_per_second)
     # 0.0864 = 86,400 s/day * 1e-6 ns/fs
     return {
-        "picoseconds": found.picoseconds, "temperatures": by_temperature,
+        "picoseconds": found.picoseconds,
+        "temperatures": by_temperature,
         "highest_stable_temperature_k": max(stable, default=None),
         "largest_drift_mev_per_atom_per_ps": max(drifts, default=None),
-        "molecules": [{"name": n, "n_atoms": s, "drift_mev_per_atom_per_ps": d if math.isfinite(d) else None,
-                       "broken": sum(r.molecule == m and r.broke_at is not None for r in found.replicas)}
-                      for m, (n, s, d) in enumerate(zip(found.names, found.sizes, found.drifts))],
-        "compared": [{"name": c.name, **{f"{kind}_overlap": value for kind, value in c.overlaps.items()},
-                      "temperature_k": c.temperatures[0], "reference_temperature_k": c.temperatures[1]}
-                     for c in found.comparisons],
+        "molecules": [
+            {
+                "name": n,
+                "n_atoms": s,
+                "drift_mev_per_atom_per_ps": d if math.isfinite(d) else None,
+                "broken": sum(r.molecule == m and r.broke_at is not None for r in found.replicas),
+            }
+            for m, (n, s, d) in enumerate(zip(found.names, found.sizes, found.drifts))
+        ],
+        "compared": [
+            {
+                "name": c.name,
+                **{f"{kind}_overlap": value for kind, value in c.overlaps.items()},
+                "temperature_k": c.temperatures[0],
+                "reference_temperature_k": c.temperatures[1],
+            }
+            for c in found.comparisons
+        ],
         "steps_per_second": found.steps_per_second if known else None,
-        "nanoseconds_per_day_of_all": num * found.steps_per_second * found.timestep * 0.0864 if known else None,
-        "nve_steps_per_second": found.nve_steps_per_second if math.isfinite(found.nve_steps_per_second) else None}
+        "nanoseconds_per_day_of_all": num * found.steps_per_second * found.timestep * 0.0864
+        if known
+        else None,
+        "nve_steps_per_second": found.nve_steps_per_second
+        if math.isfinite(found.nve_steps_per_second)
+        else None,
+    }
 
 
-def write_stability_report(workdir: str | os.PathLike, found: Stability, *, title: str,
-                           info: Mapping[str, Mapping[str, Any]], files: Sequence[str] = ()) -> Path:
+def write_stability_report(
+    workdir: str | os.PathLike,
+    found: Stability,
+    *,
+    title: str,
+    info: Mapping[str, Mapping[str, Any]],
+    files: Sequence[str] = (),
+) -> Path:
     """Write `report.html` and `metrics.json` to `workdir`, each atomically.
 
     Args:
@@ -173,37 +211,87 @@ def write_stability_report(workdir: str | os.PathLike, found: Stability, *, titl
       Path of `report.html`.
     """
     workdir, content = Path(workdir), metrics(found)
-    write_text(workdir / "metrics.json", json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
-    body = [page.heading(title, 1), *_headline(found, content), *_survival(found, content), *_molecules(content),
-            *_reasons(found), *_compared(found), *sections.provenance(info, files)]
+    write_text(
+        workdir / "metrics.json",
+        json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n",
+    )
+    body = [
+        page.heading(title, 1),
+        *_headline(found, content),
+        *_survival(found, content),
+        *_molecules(content),
+        *_reasons(found),
+        *_compared(found),
+        *sections.provenance(info, files),
+    ]
     write_text(workdir / "report.html", page.render(title, body))
     return workdir / "report.html"
 
 
 def _headline(found: Stability, content: Mapping[str, Any]) -> Iterator[str]:
     broken = sum(r.broke_at is not None for r in found.replicas)
-    yield page.cards([
-        ("stable up to", page.number(content["highest_stable_temperature_k"]), "K",
-         f"all replicas whole for {page.number(found.picoseconds)} ps"),
-        ("broken", page.number(broken), "", f"of {page.number(len(found.replicas))} replicas at "
-         f"{len(found.temperatures)} temperatures"),
-        ("largest drift", page.number(content["largest_drift_mev_per_atom_per_ps"]), "meV/atom/ps",
-         "at constant energy, by least squares"),
-        ("speed", page.number(content["steps_per_second"]), "steps/s",
-         f"of {page.number(len(found.replicas))} replicas side by side, "
-         f"{page.number(content['nanoseconds_per_day_of_all'])} ns/day in all")])
+    yield page.cards(
+        [
+            (
+                "stable up to",
+                page.number(content["highest_stable_temperature_k"]),
+                "K",
+                f"all replicas whole for {page.number(found.picoseconds)} ps",
+            ),
+            (
+                "broken",
+                page.number(broken),
+                "",
+                f"of {page.number(len(found.replicas))} replicas at "
+                f"{len(found.temperatures)} temperatures",
+            ),
+            (
+                "largest drift",
+                page.number(content["largest_drift_mev_per_atom_per_ps"]),
+                "meV/atom/ps",
+                "at constant energy, by least squares",
+            ),
+            (
+                "speed",
+                page.number(content["steps_per_second"]),
+                "steps/s",
+                f"of {page.number(len(found.replicas))} replicas side by side, "
+                f"{page.number(content['nanoseconds_per_day_of_all'])} ns/day in all",
+            ),
+        ]
+    )
 
 
 def _survival(found: Stability, content: Mapping[str, Any]) -> Iterator[str]:
     yield page.heading("Survival")
-    yield page.figure(survival_figure(found), (
-        "Share of the replicas that have not broken, by temperature. A replica breaks when a bond leaves its range, it "
-        "gets too hot, numbers are not finite, or an atom moves too far in one step. Molecules may come apart at high "
-        "temperatures in truth as well."), wide=True)
+    yield page.figure(
+        survival_figure(found),
+        (
+            "Share of the replicas that have not broken, by temperature. A replica breaks when a bond leaves its range, it "
+            "gets too hot, numbers are not finite, or an atom moves too far in one step. Molecules may come apart at high "
+            "temperatures in truth as well."
+        ),
+        wide=True,
+    )
     yield page.table(
-        ("temperature (K)", "replicas", "survived", "first break (ps)", "mean time to a break (ps)"),
-        [(f"{e['temperature_k']:g}", e["replicas"], e["survived"], e["first_break_ps"], e["mean_time_to_break_ps"])
-         for e in content["temperatures"]])
+        (
+            "temperature (K)",
+            "replicas",
+            "survived",
+            "first break (ps)",
+            "mean time to a break (ps)",
+        ),
+        [
+            (
+                f"{e['temperature_k']:g}",
+                e["replicas"],
+                e["survived"],
+                e["first_break_ps"],
+                e["mean_time_to_break_ps"],
+            )
+            for e in content["temperatures"]
+        ],
+    )
 
 
 def survival_figure(found: Stability) -> Figure:
@@ -219,19 +307,29 @@ def survival_figure(found: Stability) -> Figure:
 
 def _molecules(content: Mapping[str, Any]) -> Iterator[str]:
     yield page.heading("Molecules")
-    rows = [(e["name"], e["n_atoms"], e["drift_mev_per_atom_per_ps"], e["broken"]) for e in content["molecules"]]
-    yield page.table(("molecule", "atoms", "drift (meV/atom/ps)", "replicas broken"), rows[:_MOST_ROWS])
+    rows = [
+        (e["name"], e["n_atoms"], e["drift_mev_per_atom_per_ps"], e["broken"])
+        for e in content["molecules"]
+    ]
+    yield page.table(
+        ("molecule", "atoms", "drift (meV/atom/ps)", "replicas broken"), rows[:_MOST_ROWS]
+    )
     if len(rows) > _MOST_ROWS:
         yield page.paragraph(f"{len(rows) - _MOST_ROWS} more are in metrics.json.")
 
 
 def _reasons(found: Stability) -> Iterator[str]:
-    counts = collections.Counter((found.names[r.molecule], f"{r.temperature:g}", r.reason) for r in found.replicas
-                                 if r.broke_at is not None)
+    counts = collections.Counter(
+        (found.names[r.molecule], f"{r.temperature:g}", r.reason)
+        for r in found.replicas
+        if r.broke_at is not None
+    )
     if counts:
         yield page.heading("Why they broke")
-        yield page.table(("molecule", "temperature (K)", "reason", "replicas"),
-                         [(*key, count) for key, count in counts.most_common(_MOST_ROWS)])
+        yield page.table(
+            ("molecule", "temperature (K)", "reason", "replicas"),
+            [(*key, count) for key, count in counts.most_common(_MOST_ROWS)],
+        )
 
 
 def _compared(found: Stability) -> Iterator[str]:
@@ -239,20 +337,36 @@ def _compared(found: Stability) -> Iterator[str]:
         return
     yield page.heading("Beside the reference method")
     shown = found.comparisons[:_MOST_COMPARED]
-    yield page.figure(comparison_figure(shown), (
-        "Distances between atoms and power spectrum of the velocities, weighted with the masses, in dynamics with the "
-        "force field (blue) and with the reference method (grey)."), wide=True)
+    yield page.figure(
+        comparison_figure(shown),
+        (
+            "Distances between atoms and power spectrum of the velocities, weighted with the masses, in dynamics with the "
+            "force field (blue) and with the reference method (grey)."
+        ),
+        wide=True,
+    )
     yield page.table(
-        ("molecule", "overlap of distances", "overlap of spectra", "temperature (K)", "of the reference (K)"),
-        [(c.name, *c.overlaps.values(), *c.temperatures) for c in found.comparisons[:_MOST_ROWS]])
+        (
+            "molecule",
+            "overlap of distances",
+            "overlap of spectra",
+            "temperature (K)",
+            "of the reference (K)",
+        ),
+        [(c.name, *c.overlaps.values(), *c.temperatures) for c in found.comparisons[:_MOST_ROWS]],
+    )
 
 
 def comparison_figure(comparisons: Sequence[Comparison]) -> Figure:
     """Draw one row per molecule with distances and spectrum."""
-    titles = [title for c in comparisons for title in (f"{c.name}: distances", f"{c.name}: vibrations")]
+    titles = [
+        title for c in comparisons for title in (f"{c.name}: distances", f"{c.name}: vibrations")
+    ]
     fig, axes = figures.figure(*titles, size=(9.2, 2.9 * len(comparisons)))
     for k, c in enumerate(comparisons):
-        for ax, (x, own, other), label in zip(axes[2 * k:2 * k + 2], (c.distances, c.spectrum), ("Å", "cm⁻¹")):
+        for ax, (x, own, other), label in zip(
+            axes[2 * k : 2 * k + 2], (c.distances, c.spectrum), ("Å", "cm⁻¹")
+        ):
             ax.fill_between(x, other, color="#c4c4c4", linewidth=0, label="reference method")
             ax.plot(x, own, color=figures.BLUE, linewidth=1.2, label="force field")
             ax.set(xlabel=label, ylabel="density", xlim=(0, x[-1]), ylim=(0, None))

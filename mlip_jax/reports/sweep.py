@@ -17,17 +17,27 @@ from mlip_jax.workdir import atomic_open, write_text
 log = logging.getLogger(__name__)
 
 # Columns of scores: {column: (part, key)} in metrics.json.
-SCORES = {f"{part}_{key}": (part, key) for part in ("test", "valid") for key in (
-    "energy_mae_mev_per_atom", "force_mae_mev_per_ang", "energy_slope_mev_per_atom", "energy_rmse_mev_per_atom",
-    "force_rmse_mev_per_ang")}
+SCORES = {
+    f"{part}_{key}": (part, key)
+    for part in ("test", "valid")
+    for key in (
+        "energy_mae_mev_per_atom",
+        "force_mae_mev_per_ang",
+        "energy_slope_mev_per_atom",
+        "energy_rmse_mev_per_atom",
+        "force_rmse_mev_per_ang",
+    )
+}
 # Columns in the Markdown table: {column: heading}. The CSV file has all columns.
 _SHOWN = {
     "test_energy_mae_mev_per_atom": "test energy MAE (meV/atom)",
     "test_force_mae_mev_per_ang": "test force MAE (meV/Å)",
     "test_energy_slope_mev_per_atom": "test slope (meV/atom)",
     "valid_energy_mae_mev_per_atom": "valid. energy MAE (meV/atom)",
-    "valid_force_mae_mev_per_ang": "valid. force MAE (meV/Å)", "training_seconds": "training (s)",
-    "best_step": "best step"}
+    "valid_force_mae_mev_per_ang": "valid. force MAE (meV/Å)",
+    "training_seconds": "training (s)",
+    "best_step": "best step",
+}
 _DRAWN = ("test_energy_mae_mev_per_atom", "test_force_mae_mev_per_ang")
 _SEED = "seed"
 _CELL = 60  # maximum number of characters of a cell in the Markdown table
@@ -87,7 +97,10 @@ def read_scores(workdir: str | os.PathLike, best: str = "best") -> dict[str, flo
         return {}
     scores = {column: (metrics.get(part) or {}).get(key) for column, (part, key) in SCORES.items()}
     steps = [int(p.name) for p in (Path(workdir) / best).glob("*") if p.name.isdigit()]
-    return scores | {"training_seconds": metrics.get("seconds"), "best_step": max(steps, default=None)}
+    return scores | {
+        "training_seconds": metrics.get("seconds"),
+        "best_step": max(steps, default=None),
+    }
 
 
 def over_seeds(rows: Sequence[Row]) -> list[SeedAverage]:
@@ -107,8 +120,13 @@ def _group(rows: Sequence[Row]) -> SeedAverage:
     for column in (*SCORES, "training_seconds"):
         known = [row.scores[column] for row in done if row.scores.get(column) is not None]
         if known:
-            scores[column] = statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None
-    return SeedAverage({k: v for k, v in rows[0].values.items() if k != _SEED}, len(done), len(rows), scores)
+            scores[column] = (
+                statistics.fmean(known),
+                statistics.stdev(known) if len(known) > 1 else None,
+            )
+    return SeedAverage(
+        {k: v for k, v in rows[0].values.items() if k != _SEED}, len(done), len(rows), scores
+    )
 
 
 def write_table(folder: str | os.PathLike, rows: Sequence[Row], title: str) -> None:
@@ -136,7 +154,9 @@ def _csv(rows: Sequence[Row]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["name", *rows[0].values, "state", "seconds", *columns])
     for row in rows:
-        writer.writerow([row.name, *row.values.values(), row.state, row.seconds, *map(row.scores.get, columns)])
+        writer.writerow(
+            [row.name, *row.values.values(), row.state, row.seconds, *map(row.scores.get, columns)]
+        )
     return text.getvalue()
 
 
@@ -145,8 +165,14 @@ def _seeds_csv(groups: Sequence[SeedAverage]) -> str:
     columns = [*SCORES, "training_seconds"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*groups[0].values, "num_done", "num_seeds", *(
-        f"{column}_{what}" for column in columns for what in ("mean", "std"))])
+    writer.writerow(
+        [
+            *groups[0].values,
+            "num_done",
+            "num_seeds",
+            *(f"{column}_{what}" for column in columns for what in ("mean", "std")),
+        ]
+    )
     for group in groups:
         figures_ = [x for column in columns for x in group.scores.get(column, (None, None))]
         writer.writerow([*group.values.values(), group.num_done, group.num_rows, *figures_])
@@ -155,31 +181,70 @@ def _seeds_csv(groups: Sequence[SeedAverage]) -> str:
 
 def _markdown(rows: Sequence[Row], groups: Sequence[SeedAverage], title: str) -> str:
     """Return the text of sweep.md."""
-    count = {state: sum(row.state == state for row in rows) for state in dict.fromkeys(row.state for row in rows)}
+    count = {
+        state: sum(row.state == state for row in rows)
+        for state in dict.fromkeys(row.state for row in rows)
+    }
     lines = [f"# {title}", "", ", ".join(f"{n} {state}" for state, n in count.items()) + ".", ""]
-    shown = {k: heading for k, heading in _SHOWN.items() if any(row.scores.get(k) is not None for row in rows)}
-    lines += _pipes(["variant", *rows[0].values, "state", "time", *shown.values()], [
-        [row.name, *map(cell, row.values.values()), row.state, duration(row.seconds),
-         *(_figure(k, row.scores.get(k)) for k in shown)] for row in rows])
+    shown = {
+        k: heading
+        for k, heading in _SHOWN.items()
+        if any(row.scores.get(k) is not None for row in rows)
+    }
+    lines += _pipes(
+        ["variant", *rows[0].values, "state", "time", *shown.values()],
+        [
+            [
+                row.name,
+                *map(cell, row.values.values()),
+                row.state,
+                duration(row.seconds),
+                *(_figure(k, row.scores.get(k)) for k in shown),
+            ]
+            for row in rows
+        ],
+    )
     if groups:
-        shown = {k: heading for k, heading in _SHOWN.items() if any(k in group.scores for group in groups)}
-        lines += ["", "## Over seeds", "", "Mean ± sample standard deviation of those that are done.", ""]
-        lines += _pipes([*groups[0].values, "done", *shown.values()], [
-            [*map(cell, group.values.values()), f"{group.num_done} of {group.num_rows}",
-             *(_spread(k, *group.scores.get(k, (None, None))) for k in shown)] for group in groups])
+        shown = {
+            k: heading
+            for k, heading in _SHOWN.items()
+            if any(k in group.scores for group in groups)
+        }
+        lines += [
+            "",
+            "## Over seeds",
+            "",
+            "Mean ± sample standard deviation of those that are done.",
+            "",
+        ]
+        lines += _pipes(
+            [*groups[0].values, "done", *shown.values()],
+            [
+                [
+                    *map(cell, group.values.values()),
+                    f"{group.num_done} of {group.num_rows}",
+                    *(_spread(k, *group.scores.get(k, (None, None))) for k in shown),
+                ]
+                for group in groups
+            ],
+        )
     return "\n".join(lines) + "\n"
 
 
 def _pipes(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Return the lines of a Markdown table."""
-    escaped = [[text.replace("|", "\\|").replace("\n", " ") for text in row] for row in (heading, *rows)]
-    return ["| " + " | ".join(row) + " |" for row in (escaped[0], ["---"] * len(heading), *escaped[1:])]
+    escaped = [
+        [text.replace("|", "\\|").replace("\n", " ") for text in row] for row in (heading, *rows)
+    ]
+    return [
+        "| " + " | ".join(row) + " |" for row in (escaped[0], ["---"] * len(heading), *escaped[1:])
+    ]
 
 
 def cell(value: Any) -> str:
     """Format the value of an override, shortened for a table."""
     text = "-" if value is None else str(value)
-    return text if len(text) <= _CELL else text[:_CELL - 1] + "…"
+    return text if len(text) <= _CELL else text[: _CELL - 1] + "…"
 
 
 def duration(seconds: float | None) -> str:
@@ -197,7 +262,11 @@ def _figure(column: str, value: float | None) -> str:
 
 
 def _spread(column: str, mean: float | None, std: float | None) -> str:
-    return _figure(column, mean) if std is None else f"{_figure(column, mean)} ± {_figure(column, std)}"
+    return (
+        _figure(column, mean)
+        if std is None
+        else f"{_figure(column, mean)} ± {_figure(column, std)}"
+    )
 
 
 def draw(rows: Sequence[Row]):
@@ -209,11 +278,14 @@ def draw(rows: Sequence[Row]):
       A matplotlib `Figure`.
     """
     from mlip_jax.reports import figures  # import matplotlib only if there are scores
+
     lines: dict[str, list[Row]] = {}
     together = bool(over_seeds(rows))
     for row in rows:
         values = {k: v for k, v in row.values.items() if k != _SEED}
-        lines.setdefault(", ".join(map(cell, values.values())) or "all" if together else row.name, []).append(row)
+        lines.setdefault(
+            ", ".join(map(cell, values.values())) or "all" if together else row.name, []
+        ).append(row)
     titles = [_SHOWN[column] for column in _DRAWN]
     fig, axes = figures.figure(*titles, size=(9.2, 1.4 + 0.32 * len(lines)))
     for ax, column in zip(axes, _DRAWN):
@@ -221,8 +293,17 @@ def draw(rows: Sequence[Row]):
         for place, members in enumerate(lines.values()):
             known = [row.scores[column] for row in members if row.scores.get(column) is not None]
             if known:
-                ax.plot(known, [place] * len(known), "o", color=figures.BLUE, alpha=0.6, markersize=6)
-                ax.plot(statistics.fmean(known), place, "|", color=figures.VERMILLION, markersize=16, markeredgewidth=2)
+                ax.plot(
+                    known, [place] * len(known), "o", color=figures.BLUE, alpha=0.6, markersize=6
+                )
+                ax.plot(
+                    statistics.fmean(known),
+                    place,
+                    "|",
+                    color=figures.VERMILLION,
+                    markersize=16,
+                    markeredgewidth=2,
+                )
         ax.set_yticks(range(len(lines)), list(lines))
         ax.set_ylim(len(lines) - 0.5, -0.5)
         ax.set_xlim(0, 1.05 * largest or 1.0)

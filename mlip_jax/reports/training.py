@@ -60,7 +60,9 @@ def write_report(
         curves=read_metrics(metrics_csv),
     )
     # Write the metrics first, so that they exist even if a figure fails.
-    write_text(workdir / "metrics.json", json.dumps(content.metrics, indent=2, allow_nan=False) + "\n")
+    write_text(
+        workdir / "metrics.json", json.dumps(content.metrics, indent=2, allow_nan=False) + "\n"
+    )
     body = [
         page.heading(title, 1),
         *sections.headline(content, notes),
@@ -82,25 +84,39 @@ def metrics(predictions: dict[str, Predictions], seconds: float) -> dict:
     Details (errors per element, subset and size, outliers) are those of `shown_split`: the test
     split or, if it has no structures, the validation or training split.
     """
-    shown = next((name for name in reversed(SPLITS) if name in predictions and predictions[name].num_structures), None)
-    result = {name: errors.summary(predictions[name]) if name in predictions else None for name in reversed(SPLITS)}
+    shown = next(
+        (
+            name
+            for name in reversed(SPLITS)
+            if name in predictions and predictions[name].num_structures
+        ),
+        None,
+    )
+    result = {
+        name: errors.summary(predictions[name]) if name in predictions else None
+        for name in reversed(SPLITS)
+    }
     result |= {"seconds": seconds, "shown_split": shown, "per_element_correction": {}}
     if shown is None:
         return errors.json_safe(result)
     p = predictions[shown]
-    fits = {f"fitted_on_{name}": predictions[name] for name in ("valid", "test") if name in predictions}
+    fits = {
+        f"fitted_on_{name}": predictions[name] for name in ("valid", "test") if name in predictions
+    }
     fits |= {f"fitted_on_{shown}": p}
     outliers = errors.force_outliers(p)
     return errors.json_safe(
         result
         | {
-            "per_element_correction": {name: errors.per_element_correction(p, fit) for name, fit in fits.items()},
+            "per_element_correction": {
+                name: errors.per_element_correction(p, fit) for name, fit in fits.items()
+            },
             "per_element": errors.per_element(p),
             "per_subset": errors.per_subset(p),
             "per_size": errors.per_size(p),
             "worst_molecules": errors.worst_molecules(p),
             "force_outlier_threshold_ev_per_ang": errors.OUTLIER_THRESHOLD,
-            "force_outliers": outliers[:sections.MAX_OUTLIERS],
+            "force_outliers": outliers[: sections.MAX_OUTLIERS],
         }
     )
 
@@ -109,14 +125,24 @@ def _domain_auc(judged: DomainEvaluation | None) -> dict | None:
     """Return the area under the ROC curve of the distance for large errors, by kind of error."""
     if judged is None:
         return None
-    return errors.json_safe({kind: domain.roc(judged.distance, absolute)[2] for kind, absolute in (
-        ("energy", judged.energy_error), ("force", judged.force_error))})
+    return errors.json_safe(
+        {
+            kind: domain.roc(judged.distance, absolute)[2]
+            for kind, absolute in (("energy", judged.energy_error), ("force", judged.force_error))
+        }
+    )
 
 
 def _domain(judged: DomainEvaluation | None) -> Iterator[str]:
     if judged is not None:
-        yield from domain.section("Does the distance from the training set tell the error?", judged.distance, {
-            "energy": (1e3 * judged.energy_error, "meV/atom"), "forces": (1e3 * judged.force_error, "meV/Å")})
+        yield from domain.section(
+            "Does the distance from the training set tell the error?",
+            judged.distance,
+            {
+                "energy": (1e3 * judged.energy_error, "meV/atom"),
+                "forces": (1e3 * judged.force_error, "meV/Å"),
+            },
+        )
 
 
 def read_metrics(path: str | os.PathLike | None) -> dict[str, np.ndarray]:

@@ -25,7 +25,9 @@ from mlip_jax.potential import Potential, evaluate
 _PIECE = 4096  # structures that are read and planned at a time, before they are batched
 
 
-def energies(potential: Potential, rows: Store | Columns, indices: np.ndarray, *, batch_size: int = 64) -> np.ndarray:
+def energies(
+    potential: Potential, rows: Store | Columns, indices: np.ndarray, *, batch_size: int = 64
+) -> np.ndarray:
     """Compute the total energies (eV) of structures, (S,), float64, including reference energies.
 
     Compiled once per few thousand structures, and only if their sizes require another batch shape.
@@ -42,12 +44,13 @@ def energies(potential: Potential, rows: Store | Columns, indices: np.ndarray, *
     p, found = potential, np.empty(len(indices))
     for places, columns, graph in _batches(p, rows, indices, batch_size):
         remainder = np.asarray(_energy(p.model, p.energy_scale, p.params, graph), np.float64)
-        found[places] = remainder[:len(places)] + sum_reference(p.reference_energies, columns)
+        found[places] = remainder[: len(places)] + sum_reference(p.reference_energies, columns)
     return found
 
 
-def energies_and_forces(potential: Potential, rows: Store | Columns, indices: np.ndarray, *, batch_size: int = 64
-                        ) -> tuple[np.ndarray, np.ndarray]:
+def energies_and_forces(
+    potential: Potential, rows: Store | Columns, indices: np.ndarray, *, batch_size: int = 64
+) -> tuple[np.ndarray, np.ndarray]:
     """Compute total energies (S,) as `energies`, and forces (eV/Å), (A, 3), concatenated; float64.
 
     Raises:
@@ -57,11 +60,13 @@ def energies_and_forces(potential: Potential, rows: Store | Columns, indices: np
     offsets = np.concatenate([[0], np.cumsum(_n_atoms(rows)[indices], dtype=np.int64)])
     forces = np.empty((offsets[-1], 3))
     for places, columns, graph in _batches(p, rows, indices, batch_size):
-        remainder, own = (np.asarray(x, np.float64) for x in _energy_and_forces(
-            p.model, p.energy_scale, p.params, graph))
-        found[places] = remainder[:len(places)] + sum_reference(p.reference_energies, columns)
+        remainder, own = (
+            np.asarray(x, np.float64)
+            for x in _energy_and_forces(p.model, p.energy_scale, p.params, graph)
+        )
+        found[places] = remainder[: len(places)] + sum_reference(p.reference_energies, columns)
         start = np.repeat(offsets[places] - columns.offsets[:-1], columns.n_atoms)
-        forces[start + np.arange(len(columns.numbers))] = own[:len(columns.numbers)]
+        forces[start + np.arange(len(columns.numbers))] = own[: len(columns.numbers)]
     return found, forces
 
 
@@ -84,12 +89,13 @@ def atom_features(potential: Potential, columns: Columns, *, batch_size: int = 6
         features = np.asarray(invariant_features(p.model, p.params, graph))
         if found is None:
             found = np.empty((len(columns.numbers), features.shape[1]), np.float32)
-        found[rows] = features[:len(rows)]
+        found[rows] = features[: len(rows)]
     return np.empty((0, 0), np.float32) if found is None else found
 
 
-def mean_features(potential: Potential, rows: Store | Columns, indices: np.ndarray, *, batch_size: int = 64
-                  ) -> np.ndarray:
+def mean_features(
+    potential: Potential, rows: Store | Columns, indices: np.ndarray, *, batch_size: int = 64
+) -> np.ndarray:
     """Compute the mean of the invariant features over the atoms of each structure, (S, F) float32.
 
     Args:
@@ -103,7 +109,9 @@ def mean_features(potential: Potential, rows: Store | Columns, indices: np.ndarr
     """
     p, found = potential, None
     for places, columns, graph in _batches(p, rows, indices, batch_size):
-        features = np.asarray(invariant_features(p.model, p.params, graph), np.float64)[:len(columns.numbers)]
+        features = np.asarray(invariant_features(p.model, p.params, graph), np.float64)[
+            : len(columns.numbers)
+        ]
         means = np.add.reduceat(features, columns.offsets[:-1]) / columns.n_atoms[:, None]
         if found is None:
             found = np.empty((len(indices), features.shape[1]), np.float32)
@@ -118,19 +126,29 @@ def invariant_features(model, params, graph: jraph.GraphsTuple) -> jax.Array:
     return model.apply(params, graph).features[:, 0, 0, :]
 
 
-def _batches(p: Potential, rows, indices, batch_size: int
-             ) -> Iterator[tuple[np.ndarray, Columns, jraph.GraphsTuple]]:
+def _batches(
+    p: Potential, rows, indices, batch_size: int
+) -> Iterator[tuple[np.ndarray, Columns, jraph.GraphsTuple]]:
     """Yield (places among `indices`, structures, padded batch) until all structures are covered."""
     growing = GrowingBudget(slack=1, multiple=1)
     for start in range(0, len(indices), _PIECE):
-        columns = rows.take(indices[start:start + _PIECE], labels_only=True)
+        columns = rows.take(indices[start : start + _PIECE], labels_only=True)
         p.check_elements(columns.numbers)
         sizes = graph_sizes(columns, p.cutoff, p.long_range_cutoff)
         budget = growing.fit(choose_budget(sizes, batch_size))
         for places in plan_batches(np.arange(len(columns)), sizes, budget):
             own = columns.take(places)
-            yield start + places, own, build_batch(own, budget, p.cutoff, p.reference_energies,
-                                                   long_range_cutoff=p.long_range_cutoff)
+            yield (
+                start + places,
+                own,
+                build_batch(
+                    own,
+                    budget,
+                    p.cutoff,
+                    p.reference_energies,
+                    long_range_cutoff=p.long_range_cutoff,
+                ),
+            )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

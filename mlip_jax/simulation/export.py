@@ -58,9 +58,17 @@ _VERSION = 1
 _DENSITY = 0.15
 
 
-def export_stablehlo(potential: Potential, folder: str | Path, *, max_atoms: int, max_pairs: int | None = None,
-                     max_long_range_pairs: int | None = None, periodic: bool = False, dtype: str = "float32",
-                     platforms: Sequence[str] = ("cpu", "cuda", "tpu")) -> Path:
+def export_stablehlo(
+    potential: Potential,
+    folder: str | Path,
+    *,
+    max_atoms: int,
+    max_pairs: int | None = None,
+    max_long_range_pairs: int | None = None,
+    periodic: bool = False,
+    dtype: str = "float32",
+    platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+) -> Path:
     """Write energies and forces for up to `max_atoms` atoms as StableHLO with a description.
 
     JAX guarantees to read such a file for at least half a year of its releases, and to write files
@@ -87,28 +95,48 @@ def export_stablehlo(potential: Potential, folder: str | Path, *, max_atoms: int
     """
     reach = potential.long_range_cutoff
     _check(max_atoms, max_pairs, max_long_range_pairs, periodic, dtype, platforms, reach)
-    sizes = {"rows": max_atoms + 1, "max_pairs": max_pairs or default_pairs(max_atoms, potential.cutoff, periodic)}
+    sizes = {
+        "rows": max_atoms + 1,
+        "max_pairs": max_pairs or default_pairs(max_atoms, potential.cutoff, periodic),
+    }
     if reach is not None:
-        sizes["max_long_range_pairs"] = max_long_range_pairs or default_pairs(max_atoms, reach, periodic)
+        sizes["max_long_range_pairs"] = max_long_range_pairs or default_pairs(
+            max_atoms, reach, periodic
+        )
     inputs = _inputs(sizes, periodic, dtype)
     with jax.enable_x64(dtype == "float64"):
         params = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), potential.params)
-        exported = jax.export.export(jax.jit(_function(potential, params, periodic)), platforms=list(platforms))(
-            {name: jax.ShapeDtypeStruct(tuple(i["shape"]), i["dtype"]) for name, i in inputs.items()})
+        exported = jax.export.export(
+            jax.jit(_function(potential, params, periodic)), platforms=list(platforms)
+        )({name: jax.ShapeDtypeStruct(tuple(i["shape"]), i["dtype"]) for name, i in inputs.items()})
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / PROGRAM).write_bytes(exported.serialize())
-    outputs = {name: {"shape": list(o.shape), "dtype": str(o.dtype), "unit": _UNITS[name]} for name, o in
-               jax.tree.unflatten(exported.out_tree, exported.out_avals).items()}
-    write_json(folder / DESCRIPTION, {
-        "format": "mlip_jax StableHLO", "version": _VERSION,
-        "written_by": f"mlip_jax {__version__}, jax {jax.__version__}",
-        "force_field": potential.digest(), "platforms": list(platforms), "dtype": dtype, "periodic": periodic, **sizes,
-        "max_atoms": max_atoms, "cutoff": potential.cutoff,
-        "long_range_cutoff": None if reach is None or math.isinf(reach) else reach,
-        "elements": [int(z) for z in potential.elements], "inputs": inputs, "outputs": outputs,
-        "reference_energies": potential.reference_energies.tolist(),
-        "reference_energies_of": "atomic number, eV; add that of each atom in double precision"})
+    outputs = {
+        name: {"shape": list(o.shape), "dtype": str(o.dtype), "unit": _UNITS[name]}
+        for name, o in jax.tree.unflatten(exported.out_tree, exported.out_avals).items()
+    }
+    write_json(
+        folder / DESCRIPTION,
+        {
+            "format": "mlip_jax StableHLO",
+            "version": _VERSION,
+            "written_by": f"mlip_jax {__version__}, jax {jax.__version__}",
+            "force_field": potential.digest(),
+            "platforms": list(platforms),
+            "dtype": dtype,
+            "periodic": periodic,
+            **sizes,
+            "max_atoms": max_atoms,
+            "cutoff": potential.cutoff,
+            "long_range_cutoff": None if reach is None or math.isinf(reach) else reach,
+            "elements": [int(z) for z in potential.elements],
+            "inputs": inputs,
+            "outputs": outputs,
+            "reference_energies": potential.reference_energies.tolist(),
+            "reference_energies_of": "atomic number, eV; add that of each atom in double precision",
+        },
+    )
     return folder
 
 
@@ -123,52 +151,77 @@ def default_pairs(max_atoms: int, cutoff: float, periodic: bool) -> int:
     every = max_atoms * (max_atoms - 1) // 2
     if math.isinf(cutoff):
         return max(every, 1)
-    dense = math.ceil(0.5 * max_atoms * _DENSITY * 4 / 3 * math.pi * cutoff ** 3)
+    dense = math.ceil(0.5 * max_atoms * _DENSITY * 4 / 3 * math.pi * cutoff**3)
     return max(dense if periodic else min(every, dense), 1)
 
 
 def _check(max_atoms, max_pairs, max_long_range_pairs, periodic, dtype, platforms, reach) -> None:
     """Raise ValueError if an argument of `export_stablehlo` is invalid."""
-    for name, value in (("max_atoms", max_atoms), ("max_pairs", max_pairs),
-                        ("max_long_range_pairs", max_long_range_pairs)):
+    for name, value in (
+        ("max_atoms", max_atoms),
+        ("max_pairs", max_pairs),
+        ("max_long_range_pairs", max_long_range_pairs),
+    ):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be 1 or more, received {value}")
     if dtype not in ("float32", "float64"):
         raise ValueError(f'dtype must be "float32" or "float64", received {dtype!r}')
     if not platforms or set(platforms) - set(PLATFORMS):
-        raise ValueError(f"platforms must be out of {', '.join(PLATFORMS)}, received {list(platforms)}")
+        raise ValueError(
+            f"platforms must be out of {', '.join(PLATFORMS)}, received {list(platforms)}"
+        )
     if periodic and reach is not None and math.isinf(reach):
-        raise ValueError("a periodic structure has pairs without end: give the force field's terms of long range a "
-                         "finite cutoff, or export it for open boundaries")
+        raise ValueError(
+            "a periodic structure has pairs without end: give the force field's terms of long range a "
+            "finite cutoff, or export it for open boundaries"
+        )
 
 
-_UNITS = {"energy": "eV, without reference energies", "energies": "eV, without reference energies",
-          "forces": "eV/Angstrom", "stress": "eV/Angstrom^3, positive under tension"}
+_UNITS = {
+    "energy": "eV, without reference energies",
+    "energies": "eV, without reference energies",
+    "forces": "eV/Angstrom",
+    "stress": "eV/Angstrom^3, positive under tension",
+}
 
 
 def _inputs(sizes: dict[str, int], periodic: bool, dtype: str) -> dict[str, dict[str, Any]]:
     """Return shape, dtype, unit and padding of the inputs of the function, by name."""
+
     def one(shape, kind, unit, padding=None):
-        return {"shape": list(shape), "dtype": kind, "unit": unit, **({"padding": padding} if padding else {})}
+        return {
+            "shape": list(shape),
+            "dtype": kind,
+            "unit": unit,
+            **({"padding": padding} if padding else {}),
+        }
 
     rows, last = sizes["rows"], "the last row, joined to itself"
-    inputs = {"positions": one((rows, 3), dtype, "Angstrom", "0"),
-              "numbers": one((rows,), "int32", "atomic number", "0"),
-              "num_atoms": one((), "int32", "atoms that are not padding"), "charge": one((), dtype, "e"),
-              "num_unpaired_electrons": one((), dtype, "1")}
+    inputs = {
+        "positions": one((rows, 3), dtype, "Angstrom", "0"),
+        "numbers": one((rows,), "int32", "atomic number", "0"),
+        "num_atoms": one((), "int32", "atoms that are not padding"),
+        "charge": one((), dtype, "e"),
+        "num_unpaired_electrons": one((), dtype, "1"),
+    }
     for kind in ("", "long_range_"):
         if f"max_{kind}pairs" in sizes:
             size = sizes[f"max_{kind}pairs"]
             inputs[f"{kind}pairs"] = one((size, 2), "int32", "atoms i and j, each pair once", last)
             if periodic:
-                inputs[f"{kind}shifts"] = one((size, 3), "int32", "lattice vectors that are added to atom j", "0")
+                inputs[f"{kind}shifts"] = one(
+                    (size, 3), "int32", "lattice vectors that are added to atom j", "0"
+                )
     return inputs | ({"cell": one((3, 3), dtype, "Angstrom, vectors as rows")} if periodic else {})
 
 
 def _function(potential: Potential, params, periodic: bool):
     """Return the function that is exported."""
+
     def energies_and_forces(inputs):
-        out = evaluate(potential.model, params, _graph(inputs), potential.energy_scale, with_stress=periodic)
+        out = evaluate(
+            potential.model, params, _graph(inputs), potential.energy_scale, with_stress=periodic
+        )
         made = {"energy": out.energy[0], "energies": out.energies, "forces": out.forces}
         return made | ({"stress": out.stress[0]} if periodic else {})
 
@@ -199,7 +252,14 @@ def _graph(inputs: dict[str, jax.Array]) -> jraph.GraphsTuple:
     if "cell" in inputs:
         of_structure["cell"] = inputs["cell"]
     return jraph.GraphsTuple(
-        nodes={"positions": inputs["positions"], "numbers": inputs["numbers"]}, edges=edges,
-        receivers=receivers[order], senders=senders[order], n_node=n_node,
+        nodes={"positions": inputs["positions"], "numbers": inputs["numbers"]},
+        edges=edges,
+        receivers=receivers[order],
+        senders=senders[order],
+        n_node=n_node,
         n_edge=jnp.stack([real, receivers.shape[0] - real]),
-        globals={name: jnp.stack([value, jnp.zeros_like(value)]).astype(dtype) for name, value in of_structure.items()})
+        globals={
+            name: jnp.stack([value, jnp.zeros_like(value)]).astype(dtype)
+            for name, value in of_structure.items()
+        },
+    )

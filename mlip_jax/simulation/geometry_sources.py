@@ -105,8 +105,12 @@ class Sources:
         if not len(found.samples):
             raise DatasetError(f"{source}: none of {len(samples)} samples has such a geometry")
         if len(found.samples) < len(samples):
-            log.warning("%s: %d of %d samples have no such geometry and are left out", source,
-                        len(samples) - len(found.samples), len(samples))
+            log.warning(
+                "%s: %d of %d samples have no such geometry and are left out",
+                source,
+                len(samples) - len(found.samples),
+                len(samples),
+            )
         return found
 
     def frames(self, stages: str, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -136,9 +140,11 @@ class Sources:
         """Return whether each structure of the store belongs to a stage."""
         codes, names = self.store.texts("subset")
         if stage not in names:
-            raise ConfigError(f"there is no geometry {stage!r}: the data have the stages "
-                              f"{', '.join(sorted(n for n in names if n)) or '(none)'}; others are labels, etkdg, "
-                              "etkdg:mmff and relaxed(SOURCE)")
+            raise ConfigError(
+                f"there is no geometry {stage!r}: the data have the stages "
+                f"{', '.join(sorted(n for n in names if n)) or '(none)'}; others are labels, etkdg, "
+                "etkdg:mmff and relaxed(SOURCE)"
+            )
         return codes == names.index(stage)
 
     def _snapshots(self, source: str, samples: np.ndarray) -> Geometries:
@@ -150,7 +156,7 @@ class Sources:
         has = np.flatnonzero(np.diff(first))
         conformer = np.asarray(self.store.index("conformer"))
         pick = np.argmin if which == "first" else np.argmax
-        chosen = [(own := numbers[first[s]:first[s + 1]])[pick(conformer[own])] for s in has]
+        chosen = [(own := numbers[first[s] : first[s + 1]])[pick(conformer[own])] for s in has]
         return Geometries(self.store, np.array(chosen, np.int64), samples[has])
 
     def _embedded(self, source: str, samples: np.ndarray) -> Geometries:
@@ -160,12 +166,18 @@ class Sources:
         codes, texts = self.store.texts("smiles")
         smiles = [texts[code] for code in codes[self.index[samples]]]
         if not any(smiles):
-            raise DatasetError(f"{self.store.path}: etkdg makes geometries of SMILES, and these data have none")
+            raise DatasetError(
+                f"{self.store.path}: etkdg makes geometries of SMILES, and these data have none"
+            )
         options = embedding.EmbeddingOptions(mmff=source.endswith("mmff"), seed=self.seed)
 
         def make():
-            jobs = [(embedding.Entry(i, f"sample {i}", "", s), options) for i, s in enumerate(smiles)]
-            made = workers.stream(embedding.make, jobs, self.num_processes, on_death=embedding.gave_up)
+            jobs = [
+                (embedding.Entry(i, f"sample {i}", "", s), options) for i, s in enumerate(smiles)
+            ]
+            made = workers.stream(
+                embedding.make, jobs, self.num_processes, on_death=embedding.gave_up
+            )
             return [found[0].atoms for found in track(made, f"{source}", total=len(jobs))]
 
         return self._kept([source, self.seed, smiles], make, samples)
@@ -173,25 +185,41 @@ class Sources:
     def _relaxed(self, source: str, samples: np.ndarray) -> Geometries:
         """Return geometries of another source, relaxed with the force field."""
         if self.force_field is None:
-            raise ConfigError("geometries 'relaxed(...)' need a force field: set data.force_field to its workdir")
+            raise ConfigError(
+                "geometries 'relaxed(...)' need a force field: set data.force_field to its workdir"
+            )
         start, potential = self.get(source, samples), self.force_field()
         columns = start.rows.take(start.index, labels_only=True)
         starts = [Atoms(s.numbers, s.positions, info={"charge": s.charge}) for s in columns]
 
         def make():
             relaxer = Relaxer(potential, fmax=self.fmax, max_steps=self.max_steps)
-            found = {key: result for key, result in track(
-                relaxer.stream(enumerate(starts)), f"relaxing {source}", total=len(starts))}
+            found = {
+                key: result
+                for key, result in track(
+                    relaxer.stream(enumerate(starts)), f"relaxing {source}", total=len(starts)
+                )
+            }
             lost = [k for k, r in found.items() if r.status not in ("converged", "step limit")]
             if lost:
-                log.warning("%d of %d molecules could not be relaxed, the first because %s", len(lost), len(starts),
-                            found[lost[0]].reason)
+                log.warning(
+                    "%d of %d molecules could not be relaxed, the first because %s",
+                    len(lost),
+                    len(starts),
+                    found[lost[0]].reason,
+                )
             return [None if k in lost else found[k].atoms for k in range(len(starts))]
 
-        content = hashlib.sha256(columns.positions.tobytes() + columns.numbers.tobytes()).hexdigest()
-        return self._kept(["relaxed", potential.digest(), self.fmax, self.max_steps, content], make, start.samples)
+        content = hashlib.sha256(
+            columns.positions.tobytes() + columns.numbers.tobytes()
+        ).hexdigest()
+        return self._kept(
+            ["relaxed", potential.digest(), self.fmax, self.max_steps, content], make, start.samples
+        )
 
-    def _kept(self, identity: list, make: Callable[[], list[Atoms | None]], samples: np.ndarray) -> Geometries:
+    def _kept(
+        self, identity: list, make: Callable[[], list[Atoms | None]], samples: np.ndarray
+    ) -> Geometries:
         """Return cached geometries with this identity, or call `make` and cache its result."""
         key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
         path = self.cache / f"{key}.npz"
@@ -201,13 +229,22 @@ class Sources:
             atoms = [a for a in made if a is not None]
             self.cache.mkdir(parents=True, exist_ok=True)
             with atomic_open(path, shared=True) as file:
-                np.savez(file, present=present, count=np.array([len(a) for a in atoms], np.int64),
-                         charge=np.array([a.info.get("charge", 0.0) for a in atoms]),
-                         numbers=np.concatenate([a.numbers for a in atoms] or [np.zeros(0, int)]),
-                         positions=np.concatenate([a.positions for a in atoms] or [np.zeros((0, 3))]))
+                np.savez(
+                    file,
+                    present=present,
+                    count=np.array([len(a) for a in atoms], np.int64),
+                    charge=np.array([a.info.get("charge", 0.0) for a in atoms]),
+                    numbers=np.concatenate([a.numbers for a in atoms] or [np.zeros(0, int)]),
+                    positions=np.concatenate([a.positions for a in atoms] or [np.zeros((0, 3))]),
+                )
         with np.load(path, allow_pickle=False) as kept:
             ends = np.cumsum(kept["count"])[:-1]
-            parts = zip(np.split(kept["numbers"], ends), np.split(kept["positions"], ends), kept["charge"].tolist())
+            parts = zip(
+                np.split(kept["numbers"], ends),
+                np.split(kept["positions"], ends),
+                kept["charge"].tolist(),
+            )
             columns = Columns.from_structures(
-                Structure(n.astype(np.int32), x, charge=q) for n, x, q in parts if len(n))
+                Structure(n.astype(np.int32), x, charge=q) for n, x, q in parts if len(n)
+            )
             return Geometries(columns, np.arange(len(columns)), samples[kept["present"]])

@@ -67,7 +67,9 @@ class VariantFolder:
         """Return whether the variant is complete with its current config."""
         done = _read_json(self.path / "done.json")
         # compare as text, in which nan equals nan
-        return done is not None and _sorted_json(done.get("config")) == _sorted_json(self._identity())
+        return done is not None and _sorted_json(done.get("config")) == _sorted_json(
+            self._identity()
+        )
 
     def seconds(self) -> float:
         """Return the wall time of all attempts that have ended, in seconds."""
@@ -76,12 +78,26 @@ class VariantFolder:
     def record_attempt(self, state: str, seconds: float, code: int | None = None) -> None:
         """Write attempt.json for the attempt of this process; if "done", write done.json first."""
         if state == "done":
-            write_json(self.path / "done.json", {
-                "name": self._variant.name, "overrides": to_text(self._variant.overrides),
-                "config": self._identity(), "seconds": seconds})
-        write_json(self.path / "attempt.json", {
-            "state": state, "overrides": to_text(self._variant.overrides), "host": socket.gethostname(),
-            "process": os.getpid(), "seconds": seconds} | ({} if code is None else {"code": code}))
+            write_json(
+                self.path / "done.json",
+                {
+                    "name": self._variant.name,
+                    "overrides": to_text(self._variant.overrides),
+                    "config": self._identity(),
+                    "seconds": seconds,
+                },
+            )
+        write_json(
+            self.path / "attempt.json",
+            {
+                "state": state,
+                "overrides": to_text(self._variant.overrides),
+                "host": socket.gethostname(),
+                "process": os.getpid(),
+                "seconds": seconds,
+            }
+            | ({} if code is None else {"code": code}),
+        )
 
     def release_config(self) -> None:
         """Remove config.json if the run wrote no results.
@@ -99,7 +115,10 @@ class VariantFolder:
         with open(self.log, "rb") as file:
             file.seek(max(file.seek(0, os.SEEK_END) - _TAIL_BYTES, 0))
             lines = file.read().decode("utf-8", "replace").splitlines()
-        start = max((i for i, line in enumerate(lines) if line.startswith(COMMAND_PREFIX)), default=-1) + 1
+        start = (
+            max((i for i, line in enumerate(lines) if line.startswith(COMMAND_PREFIX)), default=-1)
+            + 1
+        )
         return "\n".join([line.rstrip() for line in lines[start:] if line.strip()][-_TAIL_LINES:])
 
     def _identity(self) -> dict[str, Any]:
@@ -152,4 +171,6 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise WorkdirError(f"{path} is not valid JSON ({error}); delete it to run the variant again") from error
+        raise WorkdirError(
+            f"{path} is not valid JSON ({error}); delete it to run the variant again"
+        ) from error

@@ -71,13 +71,17 @@ class SignalForwarder:
             _signal_group(self._process, signal.SIGKILL)
         else:
             # Unbuffered: the signal may have interrupted a write to sys.stdout or sys.stderr.
-            os.write(2, f"\n{signal.Signals(number).name}: waiting for the variant to save; once more ends it at once\n"
-                     .encode())
+            os.write(
+                2,
+                f"\n{signal.Signals(number).name}: waiting for the variant to save; once more ends it at once\n".encode(),
+            )
             self._forward()
 
     def _forward(self):
         # A closed terminal sends SIGHUP, which has the same meaning as SIGTERM.
-        self._process.send_signal(signal.SIGTERM if self.received == signal.SIGHUP else self.received)
+        self._process.send_signal(
+            signal.SIGTERM if self.received == signal.SIGHUP else self.received
+        )
 
 
 def run_logged(command: Sequence[str], log_file: Path, signals: SignalForwarder) -> int:
@@ -91,9 +95,15 @@ def run_logged(command: Sequence[str], log_file: Path, signals: SignalForwarder)
         file.write(f"{COMMAND_PREFIX}{shlex.join(command)}\n".encode())
         # A terminal sends Ctrl-C to all processes of its session. The child gets its own session;
         # otherwise it would receive the signal twice, and a second signal means exit immediately.
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                   env=os.environ | {"PYTHONUNBUFFERED": "1", "COLUMNS": _terminal_width()},
-                                   start_new_session=True, preexec_fn=_stop_with_parent())
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"PYTHONUNBUFFERED": "1", "COLUMNS": _terminal_width()},
+            start_new_session=True,
+            preexec_fn=_stop_with_parent(),
+        )
         with process, signals.forward_to(process):
             try:
                 _copy_output(process.stdout, file)

@@ -14,7 +14,9 @@ MAX_LENGTH = 80  # characters of a name
 SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=,-]*")
 
 
-def variant_names(config_file: str, given: Sequence[str | None], overrides: Sequence[Mapping[str, Any]]) -> list[str]:
+def variant_names(
+    config_file: str, given: Sequence[str | None], overrides: Sequence[Mapping[str, Any]]
+) -> list[str]:
     """Return a unique name per variant: the given name, or a name built from its overrides.
 
     Args:
@@ -30,22 +32,34 @@ def variant_names(config_file: str, given: Sequence[str | None], overrides: Sequ
     names = [name or _name_of_values(each, short) for name, each in zip(given, overrides)]
     indices_by_name: dict[str, list[int]] = {}
     for index, name in enumerate(names):
-        indices_by_name.setdefault(str(name).lower(), []).append(index)  # some file systems ignore case
+        indices_by_name.setdefault(str(name).lower(), []).append(
+            index
+        )  # some file systems ignore case
     for name, same in indices_by_name.items():
         if len(same) > 1 and any(given[i] for i in same):
-            raise ConfigError(f"{config_file}: variants {same} of the sweep have the same name {name!r}")
+            raise ConfigError(
+                f"{config_file}: variants {same} of the sweep have the same name {name!r}"
+            )
         if len({to_text(dict(sorted(overrides[i].items()))) for i in same}) < len(same):
-            raise ConfigError(f"{config_file}: variants {same} of the sweep are the same, {overrides[same[0]]!r}; give "
-                              'each a "name" if that is meant')
+            raise ConfigError(
+                f"{config_file}: variants {same} of the sweep are the same, {overrides[same[0]]!r}; give "
+                'each a "name" if that is meant'
+            )
         if len(same) > 1:
             for i in same:
                 names[i] = _with_digest(names[i], overrides[i])
     for name in names:
-        if not isinstance(name, str) or not SAFE.fullmatch(name) or len(name) > MAX_LENGTH or name.startswith("sweep"):
+        if (
+            not isinstance(name, str)
+            or not SAFE.fullmatch(name)
+            or len(name) > MAX_LENGTH
+            or name.startswith("sweep")
+        ):
             raise ConfigError(
                 f"{config_file}: {name!r} cannot be the name of a variant, which is that of its folder: letters, "
                 f"digits and . _ + = , - (the first a letter or digit), at most {MAX_LENGTH}, not beginning with "
-                "'sweep'")
+                "'sweep'"
+            )
     return names
 
 
@@ -58,7 +72,10 @@ def _short_paths(paths: Iterable[str]) -> dict[str, str]:
     for path in paths:
         parts = path.split(".")
         short[path] = parts[-2] if parts[-1] == "name" and len(parts) > 1 else parts[-1]
-    return {path: name if list(short.values()).count(name) == 1 else path for path, name in short.items()}
+    return {
+        path: name if list(short.values()).count(name) == 1 else path
+        for path, name in short.items()
+    }
 
 
 def _name_of_values(overrides: Mapping[str, Any], short: Mapping[str, str]) -> str:
@@ -69,7 +86,7 @@ def _name_of_values(overrides: Mapping[str, Any], short: Mapping[str, str]) -> s
 
 def _with_digest(name: str, overrides: Mapping[str, Any]) -> str:
     digest = hashlib.sha256(to_text(overrides).encode()).hexdigest()[:8]
-    return f"{name[:MAX_LENGTH - 9]}-{digest}"
+    return f"{name[: MAX_LENGTH - 9]}-{digest}"
 
 
 def _value_text(value: Any) -> str:

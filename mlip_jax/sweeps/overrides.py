@@ -15,7 +15,9 @@ from mlip_jax import config as configs
 from mlip_jax.config import ConfigError
 
 
-def override(config: ml_collections.ConfigDict, overrides: Mapping[str, Any]) -> ml_collections.ConfigDict:
+def override(
+    config: ml_collections.ConfigDict, overrides: Mapping[str, Any]
+) -> ml_collections.ConfigDict:
     """Return a copy of `config` with some fields changed.
 
     Args:
@@ -27,10 +29,14 @@ def override(config: ml_collections.ConfigDict, overrides: Mapping[str, Any]) ->
     Raises:
       ConfigError: A field does not exist (the message suggests the nearest name), or a value has the wrong type.
     """
-    changed = copy.deepcopy(config)  # keeps references between fields and placeholders of required fields
+    changed = copy.deepcopy(
+        config
+    )  # keeps references between fields and placeholders of required fields
     changed.unlock()
     overrides = dict(_flatten(overrides))
-    for path in sorted(overrides, key=lambda p: p.count(".")):  # parents before the fields that they contain
+    for path in sorted(
+        overrides, key=lambda p: p.count(".")
+    ):  # parents before the fields that they contain
         *parents, name = path.split(".")
         target = changed
         for depth, parent in enumerate(parents, 1):
@@ -39,9 +45,13 @@ def override(config: ml_collections.ConfigDict, overrides: Mapping[str, Any]) ->
             target = target[parent]
             if not isinstance(target, ml_collections.ConfigDict):
                 where = ".".join(parents[:depth])
-                raise ConfigError(f"config field {where!r} holds no further fields; received {path!r}")
+                raise ConfigError(
+                    f"config field {where!r} holds no further fields; received {path!r}"
+                )
         value = overrides[path]
-        with changed.ignore_type():  # `complete` checks the types below, with the name of the field in its message
+        with (
+            changed.ignore_type()
+        ):  # `complete` checks the types below, with the name of the field in its message
             target[name] = ml_collections.ConfigDict(value) if isinstance(value, Mapping) else value
     configs.complete(changed, config)
     return changed
@@ -71,8 +81,10 @@ def plain(value: Any) -> Any:
         return type(value)(map(plain, value))
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise ConfigError(f"a config field cannot be overridden with {value!r} of type {type(value).__name__}; "
-                      "expected a number, string, boolean, None, or a list, tuple or dictionary of them")
+    raise ConfigError(
+        f"a config field cannot be overridden with {value!r} of type {type(value).__name__}; "
+        "expected a number, string, boolean, None, or a list, tuple or dictionary of them"
+    )
 
 
 def to_text(overrides: Mapping[str, Any]) -> str:
@@ -92,8 +104,10 @@ def parse(text: str) -> dict[str, Any]:
     try:
         overrides = ast.literal_eval(_NumberNames().visit(ast.parse(text.strip(), mode="eval")))
     except (SyntaxError, ValueError, TypeError, RecursionError) as error:
-        raise ConfigError(f"overrides are no dictionary: {text!r} ({error}); expected one such as "
-                          "\"{'model.options.degrees': (1, 2), 'seed': 1}\"") from error
+        raise ConfigError(
+            f"overrides are no dictionary: {text!r} ({error}); expected one such as "
+            "\"{'model.options.degrees': (1, 2), 'seed': 1}\""
+        ) from error
     if not isinstance(overrides, dict) or not all(isinstance(k, str) for k in overrides):
         raise ConfigError(f"overrides must be a dictionary of config fields; received {text!r}")
     return overrides
@@ -103,4 +117,8 @@ class _NumberNames(ast.NodeTransformer):
     """Transformer that replaces inf and nan, which Python parses as names, with numbers."""
 
     def visit_Name(self, node):
-        return ast.Constant({"inf": math.inf, "nan": math.nan}[node.id]) if node.id in ("inf", "nan") else node
+        return (
+            ast.Constant({"inf": math.inf, "nan": math.nan}[node.id])
+            if node.id in ("inf", "nan")
+            else node
+        )

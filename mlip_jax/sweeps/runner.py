@@ -44,8 +44,16 @@ log = logging.getLogger(__name__)
 _POLL_SECONDS = 5.0  # time between checks of variants that other processes run first
 
 
-def run(config_file: str, config: ml_collections.ConfigDict, workdir: str | Path, arguments: Sequence[str], *,
-        index: str | None = None, list_only: bool = False, collect_only: bool = False) -> int:
+def run(
+    config_file: str,
+    config: ml_collections.ConfigDict,
+    workdir: str | Path,
+    arguments: Sequence[str],
+    *,
+    index: str | None = None,
+    list_only: bool = False,
+    collect_only: bool = False,
+) -> int:
     """Run the variants of a sweep that are not complete.
 
     Args:
@@ -76,12 +84,20 @@ def run(config_file: str, config: ml_collections.ConfigDict, workdir: str | Path
         return 0
     environment = distributed.from_environment()
     if environment is not None and index is None and not collect_only:
-        raise ConfigError("the variants of a sweep are run in turn, but the environment is that of one of several "
-                          "processes of a run; give --sweep_index=NUMBER to run one variant on all of them, or "
-                          "start the sweep as a single process")
-    sweep = Sweep(Path(workdir), variants, differing(variants, config), list(arguments),
-                  f"Sweep of {Path(config_file.partition(':')[0]).name}",
-                  follower=environment is not None and _process_index(environment) > 0, report=load_report(config_file))
+        raise ConfigError(
+            "the variants of a sweep are run in turn, but the environment is that of one of several "
+            "processes of a run; give --sweep_index=NUMBER to run one variant on all of them, or "
+            "start the sweep as a single process"
+        )
+    sweep = Sweep(
+        Path(workdir),
+        variants,
+        differing(variants, config),
+        list(arguments),
+        f"Sweep of {Path(config_file.partition(':')[0]).name}",
+        follower=environment is not None and _process_index(environment) > 0,
+        report=load_report(config_file),
+    )
     return sweep.collect() if collect_only else sweep.run(chosen)
 
 
@@ -90,25 +106,35 @@ def _refuse_lost_fields(arguments: Sequence[str], variants: Sequence[Variant]) -
     fields = [a for a in arguments if a.lstrip("-").startswith(("config.", "overrides"))]
     of_others = [v.name for v in variants if v.config_file]
     if fields and of_others:
-        raise ConfigError(f"{fields[0]} cannot be given: {len(of_others)} variants of this sweep, the first "
-                          f"{of_others[0]}, are of other config files, which have fields of their own. Change sweep() "
-                          "of the config file")
+        raise ConfigError(
+            f"{fields[0]} cannot be given: {len(of_others)} variants of this sweep, the first "
+            f"{of_others[0]}, are of other config files, which have fields of their own. Change sweep() "
+            "of the config file"
+        )
 
 
 def _process_index(environment: distributed.Environment) -> int:
     """Return the index of this process within its run; a TPU pod sets TPU_WORKER_ID."""
-    return int(os.environ.get("TPU_WORKER_ID", 0)) if environment.process_id is None else environment.process_id
+    return (
+        int(os.environ.get("TPU_WORKER_ID", 0))
+        if environment.process_id is None
+        else environment.process_id
+    )
 
 
 def _parse_index(index: str, count: int) -> int:
     """Return the number of a variant from the command line or the Slurm environment."""
     text = os.environ.get("SLURM_ARRAY_TASK_ID") if index == "slurm" else index
     if text is None:
-        raise ConfigError("--sweep_index=slurm takes the number of the variant from SLURM_ARRAY_TASK_ID, which is not "
-                          "set; start it as a job array, or give the number")
+        raise ConfigError(
+            "--sweep_index=slurm takes the number of the variant from SLURM_ARRAY_TASK_ID, which is not "
+            "set; start it as a job array, or give the number"
+        )
     if not text.isdecimal() or int(text) >= count:
-        raise ConfigError(f"the sweep has the variants 0 to {count - 1}; received the number {text!r}. --sweep "
-                          "--sweep_list shows them")
+        raise ConfigError(
+            f"the sweep has the variants 0 to {count - 1}; received the number {text!r}. --sweep "
+            "--sweep_list shows them"
+        )
     return int(text)
 
 
@@ -126,17 +152,31 @@ class Sweep:
       report: Function that writes a report about the folder at the end.
     """
 
-    def __init__(self, folder: Path, variants: Sequence[Variant], values: Sequence[dict[str, Any]],
-                 arguments: Sequence[str], title: str, follower: bool = False,
-                 report: Callable[[Path], Any] | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        variants: Sequence[Variant],
+        values: Sequence[dict[str, Any]],
+        arguments: Sequence[str],
+        title: str,
+        follower: bool = False,
+        report: Callable[[Path], Any] | None = None,
+    ):
         if (folder / "config.json").exists():
-            raise WorkdirError(f"{folder} is the folder of a run; give another --workdir for the sweep")
+            raise WorkdirError(
+                f"{folder} is the folder of a run; give another --workdir for the sweep"
+            )
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise WorkdirError(f"{folder}: cannot be written: {error}") from error
         self._folder, self._variants, self._values = folder, variants, values
-        self._arguments, self._title, self._follower, self._report = arguments, title, follower, report
+        self._arguments, self._title, self._follower, self._report = (
+            arguments,
+            title,
+            follower,
+            report,
+        )
         self._folders = {v.name: VariantFolder(folder / v.name, v) for v in variants}
 
     def run(self, chosen: Sequence[Variant]) -> int:
@@ -150,7 +190,9 @@ class Sweep:
                     postponed = 0
                 number, variant = queue.popleft()
                 later = [v for _, v in queue]
-                state = self._take_turn(variant, f"[{number}/{len(chosen)}] {variant.name}", later, signals)
+                state = self._take_turn(
+                    variant, f"[{number}/{len(chosen)}] {variant.name}", later, signals
+                )
                 if state is None:
                     queue.append((number, variant))
                     postponed += 1
@@ -158,12 +200,16 @@ class Sweep:
                     states[variant.name], postponed = state, 0
         self._show(chosen)
         self._write_report()
-        missing = [v.name for v in chosen if states.get(v.name) not in ("done", "failed", "running")]
+        missing = [
+            v.name for v in chosen if states.get(v.name) not in ("done", "failed", "running")
+        ]
         if missing:
             log.warning("stopped; rerun the same command to resume with %s", ", ".join(missing))
             return distributed.EXIT_REQUEUE
         if len(chosen) == 1 and "running" in states.values():
-            raise WorkdirError(f"{self._folder / chosen[0].name}: another process is at work on this variant")
+            raise WorkdirError(
+                f"{self._folder / chosen[0].name}: another process is at work on this variant"
+            )
         return int("failed" in states.values())
 
     def collect(self) -> int:
@@ -173,15 +219,23 @@ class Sweep:
         self._write_report()
         return 0
 
-    def _take_turn(self, variant: Variant, label: str, later: Sequence[Variant],
-                   signals: SignalForwarder) -> str | None:
+    def _take_turn(
+        self, variant: Variant, label: str, later: Sequence[Variant], signals: SignalForwarder
+    ) -> str | None:
         """Return the state of a variant after its turn, or None if it must wait.
 
         A variant waits while a variant that it needs is running or is among `later`.
         """
-        missing = {name: state for name in variant.needs if (state := self._folders[name].state()) != "done"}
+        missing = {
+            name: state
+            for name in variant.needs
+            if (state := self._folders[name].state()) != "done"
+        }
         if missing:
-            if all(state == "running" or name in [v.name for v in later] for name, state in missing.items()):
+            if all(
+                state == "running" or name in [v.name for v in later]
+                for name, state in missing.items()
+            ):
                 return None  # this process or another process will run the needed variants
             if not self._follower:
                 log.error("%s: needs %s first", label, ", ".join(missing))
@@ -219,8 +273,12 @@ class Sweep:
                 folder.release_config()
             folder.record_attempt(state, seconds, code)
             self._write_table()
-            log.info("%s: %s after %s", label, state if state != "failed" else f"failed with exit code {code}",
-                     duration(seconds))
+            log.info(
+                "%s: %s after %s",
+                label,
+                state if state != "failed" else f"failed with exit code {code}",
+                duration(seconds),
+            )
         return state
 
     def _command(self, variant: Variant) -> list[str]:
@@ -229,8 +287,15 @@ class Sweep:
         if variant.config_file:
             arguments = _without_config(arguments) + [f"--config={variant.config_file}"]
         overrides = to_text(_insert_folder(variant.overrides, str(self._folder.absolute())))
-        return [sys.executable, "-m", "mlip_jax.main", *arguments, "--nosweep",
-                f"--workdir={self._folder / variant.name}", f"--overrides={overrides}"]
+        return [
+            sys.executable,
+            "-m",
+            "mlip_jax.main",
+            *arguments,
+            "--nosweep",
+            f"--workdir={self._folder / variant.name}",
+            f"--overrides={overrides}",
+        ]
 
     def _rows(self) -> list[Row]:
         """Return the rows of the table, with the current states and scores."""
@@ -249,7 +314,9 @@ class Sweep:
             try:
                 write_table(self._folder, self._rows(), self._title)
             except OSError as error:
-                raise WorkdirError(f"{self._folder}: the table cannot be written: {error}") from error
+                raise WorkdirError(
+                    f"{self._folder}: the table cannot be written: {error}"
+                ) from error
 
     def _write_report(self) -> None:
         if self._report is not None and not self._follower:
@@ -261,11 +328,26 @@ class Sweep:
             return
         names = {v.name for v in chosen}
         rows = [row for row in self._rows() if row.name in names]
-        table = Table("variant", *rows[0].values, "state", "time", "test energy MAE\nmeV/atom", "test force MAE\nmeV/Å")
+        table = Table(
+            "variant",
+            *rows[0].values,
+            "state",
+            "time",
+            "test energy MAE\nmeV/atom",
+            "test force MAE\nmeV/Å",
+        )
         for row in rows:
-            errors = (row.scores.get(f"test_{k}") for k in ("energy_mae_mev_per_atom", "force_mae_mev_per_ang"))
-            table.add_row(row.name, *map(cell, row.values.values()), row.state, duration(row.seconds),
-                          *("-" if e is None else f"{e:.2f}" for e in errors))
+            errors = (
+                row.scores.get(f"test_{k}")
+                for k in ("energy_mae_mev_per_atom", "force_mae_mev_per_ang")
+            )
+            table.add_row(
+                row.name,
+                *map(cell, row.values.values()),
+                row.state,
+                duration(row.seconds),
+                *("-" if e is None else f"{e:.2f}" for e in errors),
+            )
         terminal = Console().is_terminal
         Console(width=None if terminal else 160).print(table)
         for row in rows:
@@ -281,7 +363,11 @@ def _insert_folder(value: Any, folder: str) -> Any:
         return value.replace(SWEEP_FOLDER, folder)
     if isinstance(value, Mapping):
         return {k: _insert_folder(v, folder) for k, v in value.items()}
-    return type(value)(_insert_folder(v, folder) for v in value) if isinstance(value, list | tuple) else value
+    return (
+        type(value)(_insert_folder(v, folder) for v in value)
+        if isinstance(value, list | tuple)
+        else value
+    )
 
 
 def _without_config(arguments: list[str]) -> list[str]:

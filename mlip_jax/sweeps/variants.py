@@ -24,7 +24,9 @@ from mlip_jax.sweeps.names import variant_names
 from mlip_jax.sweeps.overrides import override, plain, to_text
 
 SWEEP_FOLDER = "{sweep}"  # placeholder for the folder of the sweep in the value of a field
-_VARIANT_FOLDER = re.compile(r"\{sweep\}/([A-Za-z0-9._+=-]+)")  # ends at a comma: a value may list several folders
+_VARIANT_FOLDER = re.compile(
+    r"\{sweep\}/([A-Za-z0-9._+=-]+)"
+)  # ends at a comma: a value may list several folders
 
 
 class Variant(NamedTuple):
@@ -59,7 +61,9 @@ def product(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     """
     for path, values in axes.items():
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
-            raise ConfigError(f"product: values of {path!r} must be a list with at least one; received {values!r}")
+            raise ConfigError(
+                f"product: values of {path!r} must be a list with at least one; received {values!r}"
+            )
     return [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
 
 
@@ -77,9 +81,15 @@ def load(config_file: str, config: ml_collections.ConfigDict) -> list[Variant]:
     """
     path, _, argument = config_file.partition(":")
     given = call_config_file(path, "sweep", argument)
-    if not isinstance(given, Sequence) or not given or not all(isinstance(v, Mapping) for v in given):
-        raise ConfigError(f"{config_file}: sweep() must return a list of dictionaries, such as [{{'seed': 0}}, "
-                          f"{{'seed': 1}}]; received {given!r}")
+    if (
+        not isinstance(given, Sequence)
+        or not given
+        or not all(isinstance(v, Mapping) for v in given)
+    ):
+        raise ConfigError(
+            f"{config_file}: sweep() must return a list of dictionaries, such as [{{'seed': 0}}, "
+            f"{{'seed': 1}}]; received {given!r}"
+        )
     checked = []
     for number, variant in enumerate(given):
         try:
@@ -89,8 +99,12 @@ def load(config_file: str, config: ml_collections.ConfigDict) -> list[Variant]:
             base = call_config_file(file, "get_config", argument) if other_file else config
             checked.append((overrides, _check(override(base, overrides)), other_file))
         except ValueError as error:
-            raise ConfigError(f"{config_file}: variant {number} of the sweep, {dict(variant)!r}: {error}") from error
-    names = variant_names(config_file, [v.get("name") for v in given], [overrides for overrides, _, _ in checked])
+            raise ConfigError(
+                f"{config_file}: variant {number} of the sweep, {dict(variant)!r}: {error}"
+            ) from error
+    names = variant_names(
+        config_file, [v.get("name") for v in given], [overrides for overrides, _, _ in checked]
+    )
     variants = [Variant(name, *rest) for name, rest in zip(names, checked)]
     _check_needs(config_file, variants)
     return variants
@@ -102,14 +116,18 @@ def _check_needs(config_file: str, variants: Sequence[Variant]) -> None:
     for name, needed in needs.items():
         unknown = [other for other in needed if other not in needs]
         if unknown:
-            raise ConfigError(f"{config_file}: {name} needs the folder of "
-                              + configs.unknown_name("variant", unknown[0], list(needs)))
+            raise ConfigError(
+                f"{config_file}: {name} needs the folder of "
+                + configs.unknown_name("variant", unknown[0], list(needs))
+            )
     try:
         graphlib.TopologicalSorter(needs).prepare()
     except graphlib.CycleError as error:
         cycle = error.args[1]
-        raise ConfigError(f"{config_file}: {cycle[0]} needs its own folder, itself or through others: "
-                          + " <- ".join(cycle)) from error
+        raise ConfigError(
+            f"{config_file}: {cycle[0]} needs its own folder, itself or through others: "
+            + " <- ".join(cycle)
+        ) from error
 
 
 def load_report(config_file: str) -> Callable[[Path], Any] | None:
@@ -135,8 +153,10 @@ def call_config_file(path: str, name: str, argument: str) -> Any:
     """
     function = getattr(_load_module(path), name, None)
     if not callable(function):
-        raise ConfigError(f"{path} has no function {name}(): add one that returns a list of variants, such as "
-                          "[{'seed': 0}, {'seed': 1}], or run it without --sweep")
+        raise ConfigError(
+            f"{path} has no function {name}(): add one that returns a list of variants, such as "
+            "[{'seed': 0}, {'seed': 1}], or run it without --sweep"
+        )
     return function(*[argument] if argument and inspect.signature(function).parameters else [])
 
 
@@ -144,29 +164,44 @@ def _check(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Check fields, model and training options, so that errors appear before the first run."""
     if config.get("task") == "property":
         configs.complete(config, defaults.property_defaults())
-    task_defaults = {"train": defaults.train_defaults, "diversity": defaults.diversity_defaults}.get(config.get("task"))
+    task_defaults = {
+        "train": defaults.train_defaults,
+        "diversity": defaults.diversity_defaults,
+    }.get(config.get("task"))
     if task_defaults is not None:
         from mlip_jax.potential import create_model
         from mlip_jax.training.options import check
+
         if config.model.name:  # otherwise the model of init.workdir, which may not exist yet
             create_model(config.model, config.get("potential"))
         check(configs.complete(config, task_defaults()))
     return config
 
 
-def differing(variants: Sequence[Variant], config: ml_collections.ConfigDict) -> list[dict[str, Any]]:
+def differing(
+    variants: Sequence[Variant], config: ml_collections.ConfigDict
+) -> list[dict[str, Any]]:
     """Return, per variant, the overrides that are not the same in all variants.
 
     `config` provides the value of a field that a variant does not override. Dictionaries, such as
     the options of a model, are skipped if the other values already distinguish the variants.
     """
     paths = dict.fromkeys(path for v in variants for path in v.overrides)
-    columns = {path: [v.overrides.get(path, _value(config, path)) for v in variants] for path in paths}
+    columns = {
+        path: [v.overrides.get(path, _value(config, path)) for v in variants] for path in paths
+    }
     columns = {path: column for path, column in columns.items() if len(set(map(repr, column))) > 1}
-    bare = {path: column for path, column in columns.items() if not any(isinstance(v, Mapping) for v in column)}
+    bare = {
+        path: column
+        for path, column in columns.items()
+        if not any(isinstance(v, Mapping) for v in column)
+    }
     others = list(map(repr, zip(*bare.values()))) if bare else [""] * len(variants)
-    shown = {path: column for path, column in columns.items()
-             if path in bare or len(set(zip(others, map(repr, column)))) > len(set(others))}
+    shown = {
+        path: column
+        for path, column in columns.items()
+        if path in bare or len(set(zip(others, map(repr, column)))) > len(set(others))
+    }
     return [{path: column[i] for path, column in shown.items()} for i in range(len(variants))]
 
 

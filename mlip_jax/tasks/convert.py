@@ -31,9 +31,17 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     with claimed(workdir, configs.identity(config)) as folder:
         data = config.data
         filters = {f.name: data[f.name] for f in dataclasses.fields(Filters)}
-        recipe = ConversionSpec(locate(data), data.reader, reader_options(data.reader_options), filters,
-                                config.store.dtype, config.store.atoms_per_shard)
-        convert(recipe, folder, num_processes=config.store.num_processes or None, refuse=data.refuse)
+        recipe = ConversionSpec(
+            locate(data),
+            data.reader,
+            reader_options(data.reader_options),
+            filters,
+            config.store.dtype,
+            config.store.atoms_per_shard,
+        )
+        convert(
+            recipe, folder, num_processes=config.store.num_processes or None, refuse=data.refuse
+        )
         store = Store(folder)
         findings = Findings.from_json(store.manifest["findings"])
         problems = [diagnosis.Problem(**p) for p in store.manifest["problems"]]
@@ -41,7 +49,13 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
         for line in diagnosis.lines(findings, problems):
             log.info(line)
         counts = store.manifest["counts"]
-        log.info("%s: %d structures of %d molecules (%s); skipped when read: %s; taken out by filters: %s", folder,
-                 len(store), store.manifest["molecules"], store.level_of_theory, counts["skipped"] or "none",
-                 counts["removed"] or "none")
+        log.info(
+            "%s: %d structures of %d molecules (%s); skipped when read: %s; taken out by filters: %s",
+            folder,
+            len(store),
+            store.manifest["molecules"],
+            store.level_of_theory,
+            counts["skipped"] or "none",
+            counts["removed"] or "none",
+        )
     return folder

@@ -70,10 +70,14 @@ def _check(config) -> None:
     """Raise ConfigError if the bins are not ascending, or the split is not by molecule."""
     bins = np.array(config.diversity.rmsd_bins, float)
     if len(bins) < 2 or not (np.diff(bins) > 0).all():
-        raise ConfigError(f"diversity.rmsd_bins must be ascending numbers (Å), at least two; received {bins.tolist()}")
+        raise ConfigError(
+            f"diversity.rmsd_bins must be ascending numbers (Å), at least two; received {bins.tolist()}"
+        )
     if config.data.num_molecules and config.data.split != "molecule":
-        raise ConfigError(f"IID-S is of molecules that training has not seen: data.split must be 'molecule'; received "
-                          f"{config.data.split!r}")
+        raise ConfigError(
+            f"IID-S is of molecules that training has not seen: data.split must be 'molecule'; received "
+            f"{config.data.split!r}"
+        )
 
 
 def _is_trained(workdir: Path, training) -> bool:
@@ -88,11 +92,16 @@ def _is_trained(workdir: Path, training) -> bool:
 
 def _asked(options) -> dict[str, Any]:
     """Return the options that determine the result, as read back from JSON."""
-    return {k: v for k, v in json.loads(json.dumps(configs.to_dict(options))).items() if k != "num_processes"}
+    return {
+        k: v
+        for k, v in json.loads(json.dumps(configs.to_dict(options))).items()
+        if k != "num_processes"
+    }
 
 
-def evaluate(workdir: str | Path, training: ml_collections.ConfigDict, options: ml_collections.ConfigDict
-             ) -> dict[str, Any]:
+def evaluate(
+    workdir: str | Path, training: ml_collections.ConfigDict, options: ml_collections.ConfigDict
+) -> dict[str, Any]:
     """Compute the four metrics of a completed training run (datasets/selection/generalization.py).
 
     This function writes two files to the workdir. diversity.npz has the errors of all structures:
@@ -115,16 +124,21 @@ def evaluate(workdir: str | Path, training: ml_collections.ConfigDict, options: 
     workdir = Path(workdir)
     potential, data = Potential.load(workdir), RunData.load(workdir)
     seed, train_part = training.seed, data.parts["train"]
-    judge = functools.partial(_errors, potential, with_forces=not train.energies_alone(training))
+    judge = functools.partial(_errors, potential, with_forces=not train.energy_only(training))
     sets: dict[str, Errors] = {}
     where, notes = {}, []
-    where["iid_s"] = _of_known_elements(_sample(_unseen_molecules(data, training), data.store, options, seed),
-                                        data.store, potential, notes)
+    where["iid_s"] = _of_known_elements(
+        _sample(_unseen_molecules(data, training), data.store, options, seed),
+        data.store,
+        potential,
+        notes,
+    )
     sets["iid_s"] = judge(data.store, where["iid_s"])
     conformers, distances = _conformers(data, training, options)
     unseen = judge(data.store, conformers)
     places = {"unseen_c": np.arange(len(conformers))} | generalization.near_and_far(
-        distances.rmsd, options.rmsd_threshold)
+        distances.rmsd, options.rmsd_threshold
+    )
     for name, here in places.items():
         sets[name], where[name] = unseen.take(here), conformers[here]
     notes += distances.notes
@@ -137,49 +151,76 @@ def evaluate(workdir: str | Path, training: ml_collections.ConfigDict, options: 
     _save(workdir / STRUCTURES, _arrays(sets, where, rmsd))
     _save(workdir / FINGERPRINTS, {name: _fingerprints(*of, seed) for name, of in mapped.items()})
     result = {
-        "train": _training(data.store, train_part, training), "notes": notes,
+        "train": _training(data.store, train_part, training),
+        "notes": notes,
         "metrics": {name: summary(sets[name]) if name in sets else None for name in NAMES},
         "by_rmsd": by_distance(unseen, distances.rmsd, np.array(options.rmsd_bins, float)),
         "force_field": potential.digest(),
-        "level_of_theory": potential.metadata.get("statistics", {}).get("level_of_theory", "")}
+        "level_of_theory": potential.metadata.get("statistics", {}).get("level_of_theory", ""),
+    }
     for name, found in result["metrics"].items():
         if found:
-            shown = ("-" if found[k] is None else f"{found[k]:.2f}" for k in (
-                "energy_mae_mev_per_atom", "force_mae_mev_per_ang"))
-            log.info("%s: %s meV/atom, %s meV/Å over %d structures of %d molecules", NAMES[name], *shown,
-                     found["num_structures"], found["num_molecules"])
+            shown = (
+                "-" if found[k] is None else f"{found[k]:.2f}"
+                for k in ("energy_mae_mev_per_atom", "force_mae_mev_per_ang")
+            )
+            log.info(
+                "%s: %s meV/atom, %s meV/Å over %d structures of %d molecules",
+                NAMES[name],
+                *shown,
+                found["num_structures"],
+                found["num_molecules"],
+            )
     return result
 
 
 def _training(store: Store, part: np.ndarray, training) -> dict[str, Any]:
     """Return the size and settings of the training set for the report."""
     molecules = splits.group(np.asarray(store.index("molecule")[part]))[1]
-    return {"num_structures": len(part), "num_molecules": molecules,
-            "num_conformers": training.data.num_conformers if training.data.num_molecules else None,
-            "seed": training.seed, "split_seed": training.data.split_seed, "model": training.model.name,
-            "selection": training.data.selection, "beta": training.loss.beta_end}
+    return {
+        "num_structures": len(part),
+        "num_molecules": molecules,
+        "num_conformers": training.data.num_conformers if training.data.num_molecules else None,
+        "seed": training.seed,
+        "split_seed": training.data.split_seed,
+        "model": training.model.name,
+        "selection": training.data.selection,
+        "beta": training.loss.beta_end,
+    }
 
 
 def _unseen_molecules(data: RunData, training) -> np.ndarray:
     """Return the test structures of IID-S; their molecules have enough conformers for training."""
-    test, draw = np.asarray(data.parts.get("test", []), np.int64), generalization.drawn(training.data)
-    return test if draw is None else subsets.of_many_conformers(
-        np.asarray(data.store.index("molecule")), test, draw[0])
+    test, draw = (
+        np.asarray(data.parts.get("test", []), np.int64),
+        generalization.drawn(training.data),
+    )
+    return (
+        test
+        if draw is None
+        else subsets.with_min_conformers(np.asarray(data.store.index("molecule")), test, draw[0])
+    )
 
 
-def _of_known_elements(indices: np.ndarray, store: Store, potential: Potential, notes: list[str]) -> np.ndarray:
+def _of_known_elements(
+    indices: np.ndarray, store: Store, potential: Potential, notes: list[str]
+) -> np.ndarray:
     """Return the structures whose elements all occur in the training molecules.
 
     A small training set may lack a rare element.
     """
     known = np.zeros(119, bool)
     known[list(potential.elements)] = True
-    kept = [here[[bool(known[s.numbers].all()) for s in columns]]
-            for here, columns in store.chunks(indices, labels_only=True)]
+    kept = [
+        here[[bool(known[s.numbers].all()) for s in columns]]
+        for here, columns in store.chunks(indices, labels_only=True)
+    ]
     found = np.concatenate([*kept, indices[:0]])
     if len(found) < len(indices):
-        notes.append(f"IID-S: {len(indices) - len(found)} of {len(indices)} structures have elements that the training "
-                     "molecules of this run lack, and are left out.")
+        notes.append(
+            f"IID-S: {len(indices) - len(found)} of {len(indices)} structures have elements that the training "
+            "molecules of this run lack, and are left out."
+        )
         log.warning("%s", notes[-1])
     return found
 
@@ -188,22 +229,32 @@ def _conformers(data: RunData, training, options) -> tuple[np.ndarray, generaliz
     """Return unseen conformers of training molecules and their distances to training conformers."""
     draw, store, part = generalization.drawn(training.data), data.store, data.parts["train"]
     if draw is None:
-        log.warning("training used all conformers of its molecules (data.num_molecules is not set): there are no "
-                    "unseen ones, so that there is neither IID-C nor OOD-C")
+        log.warning(
+            "training used all conformers of its molecules (data.num_molecules is not set): there are no "
+            "unseen ones, so that there is neither IID-C nor OOD-C"
+        )
         nothing = np.zeros(0, np.int64)
         return nothing, generalization.Distances(np.zeros(0), [])
     molecule, conformer = (np.asarray(store.index(name)) for name in ("molecule", "conformer"))
     conformers = generalization.unseen_conformers(
-        molecule, conformer, part, num_conformers=draw[0], seed=draw[1], max_molecules=options.max_molecules,
-        among=np.flatnonzero(source.select(store, source.filters_of(training.data)) == 0))
+        molecule,
+        conformer,
+        part,
+        num_conformers=draw[0],
+        seed=draw[1],
+        max_molecules=options.max_molecules,
+        among=np.flatnonzero(source.select(store, source.filters_of(training.data)) == 0),
+    )
     conformers = _known(conformers, store)
     log.info("%d unseen conformers of the training molecules", len(conformers))
-    return conformers, generalization.distances_to_training(store, conformers, part,
-                                                            num_processes=options.num_processes or None)
+    return conformers, generalization.distances_to_training(
+        store, conformers, part, num_processes=options.num_processes or None
+    )
 
 
-def _other_molecules(data: RunData, potential: Potential, training, options
-                     ) -> tuple[Store, np.ndarray, list[str]]:
+def _other_molecules(
+    data: RunData, potential: Potential, training, options
+) -> tuple[Store, np.ndarray, list[str]]:
     """Return store, structures and notes of OOD-S: unseen molecules of another data set.
 
     All elements of these molecules occur in the training data.
@@ -211,15 +262,23 @@ def _other_molecules(data: RunData, potential: Potential, training, options
     asked = training.data.copy_and_resolve_references()
     asked.unlock()
     asked.path, asked.reader, asked.reader_options = (
-        options.ood_path, options.ood_reader, options.ood_reader_options)
+        options.ood_path,
+        options.ood_reader,
+        options.ood_reader_options,
+    )
     asked.elements = None  # unknown elements are excluded below, with a note
     asked.require = "energy"  # without forces, energies can still be compared
     loaded = source.load(asked)
     store, indices = loaded.store, loaded.indices
     own = potential.metadata.get("statistics", {}).get("level_of_theory", "")
-    told = [] if loaded.level_of_theory == own else [
-        f"OOD-S: its labels are {loaded.level_of_theory}, those of the training {own}: its errors are of the "
-        "difference between the two as well."]
+    told = (
+        []
+        if loaded.level_of_theory == own
+        else [
+            f"OOD-S: its labels are {loaded.level_of_theory}, those of the training {own}: its errors are of the "
+            "difference between the two as well."
+        ]
+    )
     for note in told:
         log.warning("%s", note)
     first = first_of_each(store, indices)
@@ -227,14 +286,21 @@ def _other_molecules(data: RunData, potential: Potential, training, options
     found = describe(entries(store, first), len(first))
     molecule, notes = np.asarray(store.index("molecule")), told
     known = set(potential.elements)
-    reasons = {"was in the training or validation part": [d is not None and d.skeleton in seen for d in found],
-               "cannot be read by RDKit": [d is None for d in found],
-               "has elements that the force field was not trained on": [d is not None and not set(d.elements) <= known
-                                                                        for d in found]}
+    reasons = {
+        "was in the training or validation part": [
+            d is not None and d.skeleton in seen for d in found
+        ],
+        "cannot be read by RDKit": [d is None for d in found],
+        "has elements that the force field was not trained on": [
+            d is not None and not set(d.elements) <= known for d in found
+        ],
+    }
     out = np.zeros(len(first), bool)
     for reason, are in reasons.items():
         if any(are):
-            notes.append(f"OOD-S: {sum(are)} of {len(first)} molecules are left out: each {reason}.")
+            notes.append(
+                f"OOD-S: {sum(are)} of {len(first)} molecules are left out: each {reason}."
+            )
         out |= np.array(are, bool)
     kept = indices[np.isin(molecule[indices], molecule[first[~out]])]
     return store, _sample(kept, store, options, training.seed), notes
@@ -256,7 +322,9 @@ def _sample(indices: np.ndarray, store: Store, options, seed: int) -> np.ndarray
     indices = _known(np.asarray(indices, np.int64), store)
     if len(indices) <= options.max_structures:
         return indices
-    return np.sort(np.random.default_rng(seed).choice(indices, options.max_structures, replace=False))
+    return np.sort(
+        np.random.default_rng(seed).choice(indices, options.max_structures, replace=False)
+    )
 
 
 def _known(indices: np.ndarray, store: Store) -> np.ndarray:
@@ -267,13 +335,17 @@ def _known(indices: np.ndarray, store: Store) -> np.ndarray:
 def _errors(potential: Potential, store: Store, indices: np.ndarray, with_forces: bool) -> Errors:
     """Compute the errors of a force field on structures of a store."""
     # (S,) each
-    energy, n_atoms, molecule = (np.asarray(store.index(name)[indices]) for name in ("energy", "n_atoms", "molecule"))
+    energy, n_atoms, molecule = (
+        np.asarray(store.index(name)[indices]) for name in ("energy", "n_atoms", "molecule")
+    )
     if not with_forces:
         return Errors(energy, energies(potential, store, indices), n_atoms, molecule)
     predicted, forces = energies_and_forces(potential, store, indices)
     columns = store.take(indices, labels_only=True)
     wrong = np.abs(forces - columns.forces).mean(axis=1)  # (A,) per atom
-    force_error = np.add.reduceat(wrong, columns.offsets[:-1]) / n_atoms if len(indices) else np.zeros(0)
+    force_error = (
+        np.add.reduceat(wrong, columns.offsets[:-1]) / n_atoms if len(indices) else np.zeros(0)
+    )
     return Errors(energy, predicted, n_atoms, molecule, force_error)
 
 
@@ -286,15 +358,22 @@ def _fingerprints(store: Store, indices: np.ndarray, seed: int) -> np.ndarray:
     return np.packbits(unpack([d.fingerprint for d in found if d is not None]), axis=1)
 
 
-def _arrays(sets: dict[str, Errors], where: dict[str, np.ndarray], rmsd: dict[str, np.ndarray]
-            ) -> dict[str, np.ndarray]:
+def _arrays(
+    sets: dict[str, Errors], where: dict[str, np.ndarray], rmsd: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
     """Return the arrays of diversity.npz."""
     names = [n for n in NAMES if n in sets]
-    arrays = {"set": np.repeat(names, [len(sets[n]) for n in names]),
-              "structure": np.concatenate([where[n] for n in names]),
-              "rmsd": np.concatenate([rmsd.get(n, np.full(len(sets[n]), np.nan)) for n in names])}
-    fields = [f.name for f in dataclasses.fields(Errors) if getattr(sets[names[0]], f.name) is not None]
-    return arrays | {field: np.concatenate([getattr(sets[n], field) for n in names]) for field in fields}
+    arrays = {
+        "set": np.repeat(names, [len(sets[n]) for n in names]),
+        "structure": np.concatenate([where[n] for n in names]),
+        "rmsd": np.concatenate([rmsd.get(n, np.full(len(sets[n]), np.nan)) for n in names]),
+    }
+    fields = [
+        f.name for f in dataclasses.fields(Errors) if getattr(sets[names[0]], f.name) is not None
+    ]
+    return arrays | {
+        field: np.concatenate([getattr(sets[n], field) for n in names]) for field in fields
+    }
 
 
 def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:

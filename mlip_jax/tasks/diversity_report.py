@@ -25,7 +25,9 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     config = configs.complete(config, defaults.diversity_report_defaults())
     sweeps = [part.strip() for part in config.sweeps.split(",") if part.strip()]
     if not sweeps:
-        raise ConfigError("sweeps: give the folders of the sweeps, --config.sweeps=runs/n_fixed,runs/ns_fixed")
+        raise ConfigError(
+            "sweeps: give the folders of the sweeps, --config.sweeps=runs/n_fixed,runs/ns_fixed"
+        )
     page = report.write_report(workdir, report.read_results(sweeps), config.metric)
     log.info("report: %s", page)
     return page

@@ -32,8 +32,10 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     config = configs.complete(config, defaults.ensemble_defaults())
     workdir, paths = Path(workdir), [p.strip() for p in config.members.split(",") if p.strip()]
     if len(paths) < 2:
-        raise ConfigError("members: give the workdirs of two or more training runs, "
-                          f"--config.members=runs/a,runs/b,runs/c; received {config.members!r}")
+        raise ConfigError(
+            "members: give the workdirs of two or more training runs, "
+            f"--config.members=runs/a,runs/b,runs/c; received {config.members!r}"
+        )
     if distributed.leader():
         with claimed(workdir, configs.identity(config)):
             _calibrate(config, workdir, paths)
@@ -60,15 +62,33 @@ def _calibrate(config, workdir: Path, paths: list[str]) -> None:
         log.warning("%s", note)
     for name in ("energy", "forces"):
         scale = getattr(calibration, name)
-        log.info("%s: %s", name, "no labels" if scale is None else
-                 f"the error to expect is {scale.factor:.2f} times the spread over the members")
-    path = report.write_ensemble_report(workdir, calibration, judged, scores, notes=notes, info={"Members": {
-        path: f"{p.metadata['config']['model']['name']}, {p.digest()}" for path, p in zip(paths, potentials)}})
+        log.info(
+            "%s: %s",
+            name,
+            "no labels"
+            if scale is None
+            else f"the error to expect is {scale.factor:.2f} times the spread over the members",
+        )
+    path = report.write_ensemble_report(
+        workdir,
+        calibration,
+        judged,
+        scores,
+        notes=notes,
+        info={
+            "Members": {
+                path: f"{p.metadata['config']['model']['name']}, {p.digest()}"
+                for path, p in zip(paths, potentials)
+            }
+        },
+    )
     log.info("report: %s", path)
 
 
 def _evaluated(config, paths, potentials, part: str) -> tuple[EnsembleErrors, list[str]]:
     """Evaluate all members on structures that none of them was trained on; also return notes."""
-    store, indices, notes = ensemble_calibration.held_out(paths, potentials, part, config.max_structures, config.seed)
+    store, indices, notes = ensemble_calibration.held_out(
+        paths, potentials, part, config.max_structures, config.seed
+    )
     log.info("%s: %d structures by %d members", part, len(indices), len(potentials))
     return ensemble_calibration.evaluate(potentials, store, indices), notes

@@ -33,9 +33,16 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     if distributed.leader():
         with claimed(workdir, configs.identity(config)):
             potential = load_force_field(config.force_field)
-            export_stablehlo(potential, workdir, max_atoms=config.max_atoms, max_pairs=config.max_pairs,
-                             max_long_range_pairs=config.max_long_range_pairs, periodic=config.periodic,
-                             dtype=config.dtype, platforms=tuple(config.platforms))
+            export_stablehlo(
+                potential,
+                workdir,
+                max_atoms=config.max_atoms,
+                max_pairs=config.max_pairs,
+                max_long_range_pairs=config.max_long_range_pairs,
+                periodic=config.periodic,
+                dtype=config.dtype,
+                platforms=tuple(config.platforms),
+            )
             parameters.save(potential, workdir)
             for name in (PROGRAM, DESCRIPTION, parameters.WEIGHTS, parameters.DESCRIPTION):
                 log.info("%s: %d bytes", workdir / name, (workdir / name).stat().st_size)

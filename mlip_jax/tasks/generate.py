@@ -53,5 +53,7 @@ def _read_molecules(path):
     for problem in problems:
         log.warning("skipped %s", problem)
     if not molecules:
-        raise ValueError(f"config.data.molecules: {path} has no usable molecule; expected a SMILES string per line")
+        raise ValueError(
+            f"config.data.molecules: {path} has no usable molecule; expected a SMILES string per line"
+        )
     return molecules

@@ -36,23 +36,37 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     if not config.smiles:
         raise ConfigError("smiles: give a file of molecules, --config.smiles=FILE.smi (or .csv)")
     from mlip_jax.datasets.builtin import storage
-    from mlip_jax.datasets.builtin.conformer_sets import ConformerOptions, Selection, generate_conformers
+    from mlip_jax.datasets.builtin.conformer_sets import (
+        ConformerOptions,
+        Selection,
+        generate_conformers,
+    )
 
     with claimed(workdir, configs.identity(config)) as folder:
         started, before = time.monotonic(), _processor_seconds()
         files = generate_conformers(
-            folder / "data", config.smiles, options=ConformerOptions(**config.conformers.to_dict()),
-            selection=Selection(count=config.num_molecules, **config.select.to_dict()), subset=config.subset,
-            seed=config.seed, molecules_per_file=config.molecules_per_file,
-            num_processes=config.num_processes or None)
-        cost = {"wall seconds": time.monotonic() - started, "processor seconds": _processor_seconds() - before}
+            folder / "data",
+            config.smiles,
+            options=ConformerOptions(**config.conformers.to_dict()),
+            selection=Selection(count=config.num_molecules, **config.select.to_dict()),
+            subset=config.subset,
+            seed=config.seed,
+            molecules_per_file=config.molecules_per_file,
+            num_processes=config.num_processes or None,
+        )
+        cost = {
+            "wall seconds": time.monotonic() - started,
+            "processor seconds": _processor_seconds() - before,
+        }
         _tell(folder / "summary.json", [storage.summarize(path) for path in files], cost)
     return folder / "data"
 
 
 def _processor_seconds() -> float:
     """Return the processor time of this process and its finished worker processes, in seconds."""
-    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_CHILDREN, resource.RUSAGE_SELF))
+    return sum(
+        sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_CHILDREN, resource.RUSAGE_SELF)
+    )
 
 
 def _tell(path: Path, files: list[dict[str, Any]], cost: dict[str, float]) -> None:
@@ -64,5 +78,10 @@ def _tell(path: Path, files: list[dict[str, Any]], cost: dict[str, float]) -> No
         for reason, number in file["dropped"].items():
             dropped[reason] = dropped.get(reason, 0) + number
     write_json(path, total | {"dropped": dropped, "starts": [*starts, cost], "files": files})
-    log.info("%d conformers of %d molecules; this start took %.0f s of processors, %.0f s of time", total[
-        "conformations"], total["molecules"], cost["processor seconds"], cost["wall seconds"])
+    log.info(
+        "%d conformers of %d molecules; this start took %.0f s of processors, %.0f s of time",
+        total["conformations"],
+        total["molecules"],
+        cost["processor seconds"],
+        cost["wall seconds"],
+    )

@@ -17,7 +17,12 @@ from mlip_jax.datasets.quality.histogram import Histogram
 from mlip_jax.datasets.selection import splits
 from mlip_jax.datasets.statistics import Summary, sum_reference
 from mlip_jax.datasets.store.store import Store
-from mlip_jax.reports.dataset import DatasetSummary, PropertySummary, print_summary, write_dataset_report
+from mlip_jax.reports.dataset import (
+    DatasetSummary,
+    PropertySummary,
+    print_summary,
+    write_dataset_report,
+)
 from mlip_jax.workdir import claimed
 
 log = logging.getLogger(__name__)
@@ -47,37 +52,60 @@ def summarize(data: source.LoadedData) -> DatasetSummary:
     total = Summary(columns for _, columns in store.chunks(indices, labels_only=True))
     reference = total.fit.solve() if total.fit.present.any() else None
     n_atoms = np.asarray(store.index("n_atoms")[indices])  # (S,) for S selected structures
-    distances, molecule = store.index("shortest_distance")[indices], store.index("molecule")[indices]
+    distances, molecule = (
+        store.index("shortest_distance")[indices],
+        store.index("molecule")[indices],
+    )
     of_molecule, num_molecules = splits.group(molecule)
     conformers = np.bincount(of_molecule)  # (num_molecules,)
     known = np.isfinite(store.index("energy")[indices])
     forces = np.isfinite(store.index("force_rms")[indices])
     return DatasetSummary(
-        title=data.name, level_of_theory=data.level_of_theory,
+        title=data.name,
+        level_of_theory=data.level_of_theory,
         files=[f["name"] for f in store.manifest["source"]["files"]][:20],
         elements={chemical_symbols[z]: int(total.atoms[z]) for z in total.elements},
-        num_structures=len(indices), num_molecules=num_molecules,
-        n_atoms=_whole(n_atoms), conformers=_whole(conformers),
+        num_structures=len(indices),
+        num_molecules=num_molecules,
+        n_atoms=_whole(n_atoms),
+        conformers=_whole(conformers),
         shortest_distance=_filled(Histogram.linear(0.0, 3.0, 120), distances),
-        charges={float(c): int(n) for c, n in zip(*np.unique(store.index("charge")[indices], return_counts=True))},
+        charges={
+            float(c): int(n)
+            for c, n in zip(*np.unique(store.index("charge")[indices], return_counts=True))
+        },
         labels={"energy": float(known.mean()), "forces": float(forces.mean())},
         properties=_properties(store, indices),
-        reference_energies={} if reference is None else {chemical_symbols[z]: float(reference[z])
-                                                         for z in total.elements},
-        counts={"read from the source": store.manifest["counts"]["read"],
-                **{f"skipped when read: {k}": n for k, n in store.manifest["counts"]["skipped"].items()},
-                **{f"removed from the store: {k}": n for k, n in store.manifest["counts"]["removed"].items()
-                   if k in REASONS},
-                **{f"left out here: {k}": n for k, n in data.counts["left out"].items()}},
-        notes=store.manifest["notes"], problems=[p["message"] for p in store.manifest["problems"]],
-        **_of_atoms(store, indices, total, reference))
+        reference_energies={}
+        if reference is None
+        else {chemical_symbols[z]: float(reference[z]) for z in total.elements},
+        counts={
+            "read from the source": store.manifest["counts"]["read"],
+            **{
+                f"skipped when read: {k}": n for k, n in store.manifest["counts"]["skipped"].items()
+            },
+            **{
+                f"removed from the store: {k}": n
+                for k, n in store.manifest["counts"]["removed"].items()
+                if k in REASONS
+            },
+            **{f"left out here: {k}": n for k, n in data.counts["left out"].items()},
+        },
+        notes=store.manifest["notes"],
+        problems=[p["message"] for p in store.manifest["problems"]],
+        **_of_atoms(store, indices, total, reference),
+    )
 
 
 def _whole(values: np.ndarray) -> Histogram:
     """Return a histogram with one bin per integer, or 200 bins if the range is 400 or more."""
     low, high = int(values.min()), int(values.max())
-    return _filled(Histogram.whole(low, high) if high - low < 400 else Histogram.linear(low - 0.5, high + 0.5, 200),
-                   values)
+    return _filled(
+        Histogram.whole(low, high)
+        if high - low < 400
+        else Histogram.linear(low - 0.5, high + 0.5, 200),
+        values,
+    )
 
 
 def _filled(histogram: Histogram, values: np.ndarray) -> Histogram:
@@ -102,7 +130,9 @@ def _of_atoms(store: Store, indices: np.ndarray, total: Summary, reference) -> d
     if energies:
         per_atom = np.concatenate(energies)
         found["energy_per_atom"] = _spread(per_atom)
-        found["total_energy_per_atom"] = _spread(store.index("energy")[indices] / store.index("n_atoms")[indices])
+        found["total_energy_per_atom"] = _spread(
+            store.index("energy")[indices] / store.index("n_atoms")[indices]
+        )
     return found
 
 
@@ -126,5 +156,12 @@ def _properties(store: Store, indices: np.ndarray) -> dict[str, PropertySummary]
                     low[name] = min(low[name], float(values[finite].min()))
                     high[name] = max(high[name], float(values[finite].max()))
                     known[name] += int(finite.reshape(len(values), -1).all(1).sum())
-    return {n: PropertySummary(low[n] if known[n] else float("nan"), high[n] if known[n] else float("nan"),
-                               known[n] / len(indices), shape=tuple(names[n])) for n in sorted(names)}
+    return {
+        n: PropertySummary(
+            low[n] if known[n] else float("nan"),
+            high[n] if known[n] else float("nan"),
+            known[n] / len(indices),
+            shape=tuple(names[n]),
+        )
+        for n in sorted(names)
+    }

@@ -24,7 +24,7 @@ from mlip_jax.reports.molecules import Picture
 from mlip_jax.simulation.dynamics.md import MolecularDynamics
 from mlip_jax.simulation.dynamics.outputs import RESTART, THERMO, TRAJECTORIES, DynamicsOutputs
 from mlip_jax.simulation.dynamics.progress import nanoseconds_per_day
-from mlip_jax.simulation.dynamics.run import carry_out
+from mlip_jax.simulation.dynamics.run import run_md
 from mlip_jax.simulation.dynamics.settings import Settings
 from mlip_jax.simulation.dynamics.trajectories import read_trajectory
 from mlip_jax.workdir import check_origin, claimed
@@ -47,13 +47,21 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     with claimed(workdir, configs.identity(config)) as workdir:
         potential = load_force_field(config.force_field)
         molecules, names = read_all(config)
-        dynamics = MolecularDynamics(molecules, potential, replicas=config.replicas, **dataclasses.asdict(settings))
-        check_origin(workdir / ORIGIN, {"input": fingerprint(config.input), "force_field": potential.digest()},
-                     "dynamics of other molecules or with another force field")
-        outputs = DynamicsOutputs(workdir, [name for name in names for _ in range(config.replicas)],
-                                  config.trajectory_format)
+        dynamics = MolecularDynamics(
+            molecules, potential, replicas=config.replicas, **dataclasses.asdict(settings)
+        )
+        check_origin(
+            workdir / ORIGIN,
+            {"input": fingerprint(config.input), "force_field": potential.digest()},
+            "dynamics of other molecules or with another force field",
+        )
+        outputs = DynamicsOutputs(
+            workdir,
+            [name for name in names for _ in range(config.replicas)],
+            config.trajectory_format,
+        )
         try:
-            seconds = carry_out(dynamics, outputs, config.num_steps, config.restart_seconds)
+            seconds = run_md(dynamics, outputs, config.num_steps, config.restart_seconds)
         except (SystemExit, KeyboardInterrupt):
             log.warning("stopped; the same command goes on from the last restart file")
             raise
@@ -66,8 +74,10 @@ def _checked(c) -> Settings:
         if not c[name]:
             raise ConfigError(f"{name} is not given: --config.{name}={example}")
     if distributed.count() > 1:
-        raise ConfigError(f"dynamics run in one process, this run has {distributed.count()}; start one for each part "
-                          "of the molecules, with workdirs of their own")
+        raise ConfigError(
+            f"dynamics run in one process, this run has {distributed.count()}; start one for each part "
+            "of the molecules, with workdirs of their own"
+        )
     try:
         return Settings(**{f.name: c[f.name] for f in dataclasses.fields(Settings)})
     except ValueError as error:
@@ -80,28 +90,56 @@ def read_all(config) -> tuple[list[Atoms], list[str]]:
     Raises:
       DatasetError: The file contains no molecules, or one of them cannot be read.
     """
-    records = list(read_molecules(config.input, mmff=config.mmff, seed=config.seed, limit=config.limit,
-                                  columns=CsvColumns(config.smiles_column, config.name_column), num_processes=1))
+    records = list(
+        read_molecules(
+            config.input,
+            mmff=config.mmff,
+            seed=config.seed,
+            limit=config.limit,
+            columns=CsvColumns(config.smiles_column, config.name_column),
+            num_processes=1,
+        )
+    )
     if not records:
         raise DatasetError(f"{config.input}: holds no molecules")
     for record in records:
         if record.atoms is None:
-            raise DatasetError(f"{config.input}: molecule {record.index} cannot be simulated: {record.failure}")
+            raise DatasetError(
+                f"{config.input}: molecule {record.index} cannot be simulated: {record.failure}"
+            )
     return [r.atoms for r in records], [r.name or r.smiles for r in records]
 
 
-def _report(config, workdir: Path, dynamics: MolecularDynamics, outputs: DynamicsOutputs, seconds: float) -> Path:
-    names = [f"{outputs.name(m) or atoms.get_chemical_formula()}" + (
-        f" · {m % config.replicas}" if config.replicas > 1 else "") for m, atoms in enumerate(dynamics.molecules)]
+def _report(
+    config, workdir: Path, dynamics: MolecularDynamics, outputs: DynamicsOutputs, seconds: float
+) -> Path:
+    names = [
+        f"{outputs.name(m) or atoms.get_chemical_formula()}"
+        + (f" · {m % config.replicas}" if config.replicas > 1 else "")
+        for m, atoms in enumerate(dynamics.molecules)
+    ]
     about = Run(
-        names, [len(a) for a in dynamics.molecules], {m: (b.step, b.reason) for m, b in dynamics.broken.items()},
-        dynamics.step, config.timestep, config.temperature, config.ensemble, seconds,
-        nanoseconds_per_day(dynamics.step / seconds, config.timestep) if seconds > 0 else float("nan"))
+        names,
+        [len(a) for a in dynamics.molecules],
+        {m: (b.step, b.reason) for m, b in dynamics.broken.items()},
+        dynamics.step,
+        config.timestep,
+        config.temperature,
+        config.ensemble,
+        seconds,
+        nanoseconds_per_day(dynamics.step / seconds, config.timestep)
+        if seconds > 0
+        else float("nan"),
+    )
     report = write_md_report(
-        workdir, about, read_thermo(workdir / THERMO), info=_info(config, dynamics.potential),
+        workdir,
+        about,
+        read_thermo(workdir / THERMO),
+        info=_info(config, dynamics.potential),
         title=f"{Path(config.force_field).name} moves {Path(config.input).name}",
         pictures=_pictures(config, dynamics, outputs, names),
-        files=[THERMO, *([f"{TRAJECTORIES}/"] if config.frame_every else []), RESTART])
+        files=[THERMO, *([f"{TRAJECTORIES}/"] if config.frame_every else []), RESTART],
+    )
     log.info("report: %s", report)
     return report
 
@@ -109,21 +147,34 @@ def _report(config, workdir: Path, dynamics: MolecularDynamics, outputs: Dynamic
 def _pictures(config, dynamics, outputs, names) -> list[Picture]:
     """Return pictures of some molecules at the start and in the last frame, one replica each."""
     pictures = []
-    for m, atoms in list(enumerate(dynamics.molecules))[::config.replicas]:
+    for m, atoms in list(enumerate(dynamics.molecules))[:: config.replicas]:
         path = outputs.trajectory(m)
         if len(pictures) < _MOST_PICTURES and path.exists() and len(atoms) <= _MOST_ATOMS:
-            last, = read_trajectory(path, slice(-1, None))
+            (last,) = read_trajectory(path, slice(-1, None))
             pictures.append(Picture(names[m], atoms, last, f"{last.info['time_fs'] / 1000:.3g} ps"))
     return pictures
 
 
 def _info(config, potential: Potential) -> dict[str, dict[str, Any]]:
-    settings = {k: v for k, v in configs.to_dict(config).items() if k not in ("task", "force_field", "input")}
+    settings = {
+        k: v
+        for k, v in configs.to_dict(config).items()
+        if k not in ("task", "force_field", "input")
+    }
     return {
         "Molecules": {"input": config.input, **fingerprint(config.input)},
-        "Force field": {"from": config.force_field, "digest": potential.digest(),
-                        "level of theory": potential.metadata.get("statistics", {}).get("level_of_theory", "unknown"),
-                        "cutoff (Å)": potential.cutoff},
+        "Force field": {
+            "from": config.force_field,
+            "digest": potential.digest(),
+            "level of theory": potential.metadata.get("statistics", {}).get(
+                "level_of_theory", "unknown"
+            ),
+            "cutoff (Å)": potential.cutoff,
+        },
         "Settings (fs, K, Å, bar)": {k: "" if v is None else str(v) for k, v in settings.items()},
-        "Hardware": {"device": jax.devices()[0].device_kind, "machine": platform.machine(),
-                     "system": platform.platform()}}
+        "Hardware": {
+            "device": jax.devices()[0].device_kind,
+            "machine": platform.machine(),
+            "system": platform.platform(),
+        },
+    }

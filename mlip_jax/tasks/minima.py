@@ -33,7 +33,15 @@ from mlip_jax.workdir import atomic_open, check_origin, claimed, write_json, wri
 log = logging.getLogger(__name__)
 
 TABLE, FRAMES, PARTS = "minima.csv", "minima.xyz", "parts"
-_COLUMNS = ("molecule", "name", "rank", "energy_ev", "relative_energy_ev", "found_in_round", "times_found")
+_COLUMNS = (
+    "molecule",
+    "name",
+    "rank",
+    "energy_ev",
+    "relative_energy_ev",
+    "found_in_round",
+    "times_found",
+)
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
@@ -49,16 +57,23 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     search = _checked(config)
     with claimed(workdir, configs.identity(config)) as workdir:
         potential = load_force_field(config.force_field)
-        check_origin(workdir / "origin.json", {
-            "input": fingerprint(config.input), "force_field": potential.digest()},
-            "minima of other molecules or with another force field")
+        check_origin(
+            workdir / "origin.json",
+            {"input": fingerprint(config.input), "force_field": potential.digest()},
+            "minima of other molecules or with another force field",
+        )
         molecules = _searched(config, workdir / PARTS, potential, search)
         with atomic_open(workdir / FRAMES, "w", encoding="utf-8") as file:
             _write_frames(file, molecules)
         write_text(workdir / TABLE, _table(molecules))
         report = write_minima_report(
-            workdir, molecules, _judged(config, workdir, molecules), title=f"Minima by {Path(config.force_field).name}",
-            info=_info(config, potential), files=[FRAMES, TABLE])
+            workdir,
+            molecules,
+            _judged(config, workdir, molecules),
+            title=f"Minima by {Path(config.force_field).name}",
+            info=_info(config, potential),
+            files=[FRAMES, TABLE],
+        )
         log.info("report: %s", report)
         return report
 
@@ -84,12 +99,19 @@ def _method(c) -> Method:
 
 # --- Search, in batches of molecules ---
 
-def _searched(config, folder: Path, potential: Potential, search: SearchOptions) -> list[MoleculeMinima]:
+
+def _searched(
+    config, folder: Path, potential: Potential, search: SearchOptions
+) -> list[MoleculeMinima]:
     """Search all molecules of the file; each batch is saved to disk when it is complete."""
     folder.mkdir(exist_ok=True)
     found: list[MoleculeMinima] = []
-    groups = ((number, list(records)) for number, records in itertools.groupby(
-        _records(config), key=lambda record: record.index // _each(config)))
+    groups = (
+        (number, list(records))
+        for number, records in itertools.groupby(
+            _records(config), key=lambda record: record.index // _each(config)
+        )
+    )
     for number, batch in enumerate(iter(lambda: list(itertools.islice(groups, config.batch)), [])):
         path = folder / f"{number:06d}.json"
         if not path.exists():
@@ -98,7 +120,9 @@ def _searched(config, folder: Path, potential: Potential, search: SearchOptions)
         log.info("%d molecules done: %d minima", len(found), sum(len(m.minima) for m in found))
     if not any(m.minima for m in found):
         why = found[0].failure or f"left out: {found[0].left_out}" if found else "it holds none"
-        raise DatasetError(f"{config.input}: no minimum of any molecule was found; the first: {why}")
+        raise DatasetError(
+            f"{config.input}: no minimum of any molecule was found; the first: {why}"
+        )
     return found
 
 
@@ -108,8 +132,14 @@ def _each(config) -> int:
 
 
 def _records(config):
-    return read_molecules(config.input, num_conformers=_each(config), mmff=config.mmff, seed=config.search.seed,
-                          limit=config.limit, columns=CsvColumns(config.smiles_column, config.name_column))
+    return read_molecules(
+        config.input,
+        num_conformers=_each(config),
+        mmff=config.mmff,
+        seed=config.search.seed,
+        limit=config.limit,
+        columns=CsvColumns(config.smiles_column, config.name_column),
+    )
 
 
 def _search(batch, potential: Potential, search: SearchOptions) -> list[MoleculeMinima]:
@@ -130,8 +160,15 @@ def _search(batch, potential: Potential, search: SearchOptions) -> list[Molecule
             starts.append([_with_smiles(atoms, first.smiles) for atoms in geometries])
         made.append((number, first, failure))
     found = iter(find_minima(starts, potential, **dataclasses.asdict(search)) if starts else [])
-    return [MoleculeMinima.of(number, first.name or first.smiles or f"molecule {number}", failure,
-                              None if failure else next(found)) for number, first, failure in made]
+    return [
+        MoleculeMinima.of(
+            number,
+            first.name or first.smiles or f"molecule {number}",
+            failure,
+            None if failure else next(found),
+        )
+        for number, first, failure in made
+    ]
 
 
 def _with_smiles(atoms, smiles: str):
@@ -143,6 +180,7 @@ def _with_smiles(atoms, smiles: str):
 
 # --- Output ---
 
+
 def _table(molecules: list[MoleculeMinima]) -> str:
     """Return the text of minima.csv."""
     text = io.StringIO()
@@ -150,8 +188,17 @@ def _table(molecules: list[MoleculeMinima]) -> str:
     table.writerow(_COLUMNS)
     for m in molecules:
         for rank, minimum in enumerate(m.minima):
-            table.writerow([m.number, m.name, rank, minimum.energy, minimum.energy - m.minima[0].energy,
-                            minimum.round, minimum.times])
+            table.writerow(
+                [
+                    m.number,
+                    m.name,
+                    rank,
+                    minimum.energy,
+                    minimum.energy - m.minima[0].energy,
+                    minimum.round,
+                    minimum.times,
+                ]
+            )
     return text.getvalue()
 
 
@@ -160,8 +207,12 @@ def _write_frames(file: IO[str], molecules: list[MoleculeMinima]) -> None:
     for m in molecules:
         for rank, minimum in enumerate(m.minima):
             atoms = minimum.to_atoms(m)
-            atoms.info |= {"molecule": m.number, "name": m.name, "rank": rank,
-                           "relative_energy_ev": minimum.energy - m.minima[0].energy}
+            atoms.info |= {
+                "molecule": m.number,
+                "name": m.name,
+                "rank": rank,
+                "relative_energy_ev": minimum.energy - m.minima[0].energy,
+            }
             write(file, atoms, format="extxyz")
 
 
@@ -172,24 +223,52 @@ def _judged(config, workdir: Path, molecules: list[MoleculeMinima]) -> list[Refe
     """
     if not config.judged:
         return []
-    oracle = Oracle(_method(config), ResultCache(workdir / "oracle.jsonl"),
-                    num_processes=config.oracle.num_processes or None)
-    chosen = {f"{m.number}-{rank}": minimum.to_atoms(m) for m in molecules
-              for rank, minimum in enumerate(m.minima[:config.judged])}
+    oracle = Oracle(
+        _method(config),
+        ResultCache(workdir / "oracle.jsonl"),
+        num_processes=config.oracle.num_processes or None,
+    )
+    chosen = {
+        f"{m.number}-{rank}": minimum.to_atoms(m)
+        for m in molecules
+        for rank, minimum in enumerate(m.minima[: config.judged])
+    }
     there = oracle.evaluate(chosen, label="energies of the minima")
-    relaxed = oracle.minimize(chosen, fmax=config.search.fmax, max_steps=config.search.max_steps,
-                              label="minima of the reference method")
-    return [ReferenceMinimum(m, rank, there[key].energy,
-                             relaxed[key].energy if relaxed[key].converged else float("nan"))
-            for m in molecules for rank in range(min(len(m.minima), config.judged))
-            for key in [f"{m.number}-{rank}"]]
+    relaxed = oracle.minimize(
+        chosen,
+        fmax=config.search.fmax,
+        max_steps=config.search.max_steps,
+        label="minima of the reference method",
+    )
+    return [
+        ReferenceMinimum(
+            m,
+            rank,
+            there[key].energy,
+            relaxed[key].energy if relaxed[key].converged else float("nan"),
+        )
+        for m in molecules
+        for rank in range(min(len(m.minima), config.judged))
+        for key in [f"{m.number}-{rank}"]
+    ]
 
 
 def _info(config, potential: Potential) -> dict[str, dict[str, Any]]:
     plain = configs.to_dict(config)
     return {
-        "Molecules": {"input": config.input, **fingerprint(config.input), "geometries of each": _each(config)},
-        "Force field": {"from": config.force_field, "digest": potential.digest(), "cutoff (Å)": potential.cutoff,
-                        "level of theory": potential.metadata.get("statistics", {}).get("level_of_theory", "unknown")},
+        "Molecules": {
+            "input": config.input,
+            **fingerprint(config.input),
+            "geometries of each": _each(config),
+        },
+        "Force field": {
+            "from": config.force_field,
+            "digest": potential.digest(),
+            "cutoff (Å)": potential.cutoff,
+            "level of theory": potential.metadata.get("statistics", {}).get(
+                "level_of_theory", "unknown"
+            ),
+        },
         "Search (eV, Å, K, ps)": {k: str(v) for k, v in plain["search"].items()},
-        "Hardware": {"device": jax.devices()[0].device_kind, "system": platform.platform()}}
+        "Hardware": {"device": jax.devices()[0].device_kind, "system": platform.platform()},
+    }

@@ -20,7 +20,12 @@ from mlip_jax import defaults, distributed
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.molecules.embedding import MoleculeRecord
-from mlip_jax.datasets.molecules.files import CsvColumns, count_molecules, fingerprint, read_molecules
+from mlip_jax.datasets.molecules.files import (
+    CsvColumns,
+    count_molecules,
+    fingerprint,
+    read_molecules,
+)
 from mlip_jax.datasets.property_data import Target
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.graphs.shapes import GrowingBudget
@@ -64,13 +69,22 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
             ensemble = Ensemble.load(config.predictor)
             relaxer = _relaxer(config, ensemble)
             if distributed.leader():
-                check_origin(workdir / ORIGIN, {
-                    "input": fingerprint(config.input), "force_field": relaxer.potential.digest() if relaxer else None,
-                    "predictors": [m.digest() for m in ensemble.members],
-                    }, "predictions of other molecules, at other geometries or by other predictors")
+                check_origin(
+                    workdir / ORIGIN,
+                    {
+                        "input": fingerprint(config.input),
+                        "force_field": relaxer.potential.digest() if relaxer else None,
+                        "predictors": [m.digest() for m in ensemble.members],
+                    },
+                    "predictions of other molecules, at other geometries or by other predictors",
+                )
         _predict_share(config, workdir / PARTS, ensemble, relaxer, total)
         distributed.barrier("predicted")
-        return _finish(config, workdir, total, ensemble, relaxer) if distributed.leader() else workdir / "report.html"
+        return (
+            _finish(config, workdir, total, ensemble, relaxer)
+            if distributed.leader()
+            else workdir / "report.html"
+        )
 
 
 def _check(c) -> None:
@@ -93,6 +107,7 @@ def _count(config) -> int:
 
 # --- Predictors ---
 
+
 @dataclasses.dataclass(frozen=True)
 class Ensemble:
     """Predictors of the same properties, with a domain and a padding budget per predictor."""
@@ -113,11 +128,18 @@ class Ensemble:
         members = tuple(Predictor.load(path) for path in paths)
         names = [[(t.name, t.kind) for t in m.targets] for m in members]
         if any(n != names[0] for n in names) or not names[0]:
-            raise ConfigError("predictor: members of an ensemble must predict the same properties; these predict "
-                              + "; ".join(f"{p}: {', '.join(n for n, _ in own) or 'nothing'}"
-                                          for p, own in zip(paths, names)))
-        return cls(members, tuple(Domain.load(Path(p) / DOMAIN_FILE) for p in paths),
-                   tuple(GrowingBudget() for _ in paths))
+            raise ConfigError(
+                "predictor: members of an ensemble must predict the same properties; these predict "
+                + "; ".join(
+                    f"{p}: {', '.join(n for n, _ in own) or 'nothing'}"
+                    for p, own in zip(paths, names)
+                )
+            )
+        return cls(
+            members,
+            tuple(Domain.load(Path(p) / DOMAIN_FILE) for p in paths),
+            tuple(GrowingBudget() for _ in paths),
+        )
 
     @property
     def targets(self) -> tuple[Target, ...]:
@@ -142,7 +164,9 @@ class Ensemble:
     def predict(self, molecules: Sequence[Atoms], batch_size: int) -> list[list[float]]:
         """Return, per molecule, the columns of `layout` from the first property on."""
         columns = Columns.from_structures(map(from_ase, molecules))
-        made = [m.predict(columns, batch_size, budget) for m, budget in zip(self.members, self.budgets)]
+        made = [
+            m.predict(columns, batch_size, budget) for m, budget in zip(self.members, self.budgets)
+        ]
         distances = [d.distance(p[EMBEDDING]) for d, p in zip(self.domains, made)]
         # in units of the border of each domain, averaged over members: (S,)
         relative = np.mean([x / d.border for d, x in zip(self.domains, distances)], axis=0)
@@ -154,8 +178,15 @@ class Ensemble:
             if len(made) > 1:
                 spread = values.std(0, ddof=1)  # of a vector, report the norm of its spread
                 cells.append(spread if t.kind == "scalar" else np.linalg.norm(spread, axis=1))
-            cells.append(np.mean([d.expected_error(t.name, x) for d, x in zip(self.domains, distances)], axis=0))
-        return [[float(c[s]) for c in cells] + [float(relative[s]), int(relative[s] > 1)] for s in range(len(columns))]
+            cells.append(
+                np.mean(
+                    [d.expected_error(t.name, x) for d, x in zip(self.domains, distances)], axis=0
+                )
+            )
+        return [
+            [float(c[s]) for c in cells] + [float(relative[s]), int(relative[s] > 1)]
+            for s in range(len(columns))
+        ]
 
 
 def _relaxer(config, ensemble: Ensemble) -> Relaxer | None:
@@ -163,17 +194,28 @@ def _relaxer(config, ensemble: Ensemble) -> Relaxer | None:
     place = config.force_field
     if place is None:
         place = ensemble.members[0].metadata["config"]["data"].get("force_field") or "none"
-        log.info("molecules are %s", f"relaxed by {place}, as those that the predictor was tested on"
-                 if place != "none" else "not relaxed: config.force_field names what could")
+        log.info(
+            "molecules are %s",
+            f"relaxed by {place}, as those that the predictor was tested on"
+            if place != "none"
+            else "not relaxed: config.force_field names what could",
+        )
     if place in ("none", ""):
         return None
-    return Relaxer(load_force_field(place), fmax=config.fmax, max_steps=config.max_steps,
-                   devices=jax.local_devices())
+    return Relaxer(
+        load_force_field(place),
+        fmax=config.fmax,
+        max_steps=config.max_steps,
+        devices=jax.local_devices(),
+    )
 
 
 # --- Prediction ---
 
-def _predict_share(config, folder: Path, ensemble: Ensemble, relaxer: Relaxer | None, total: int) -> None:
+
+def _predict_share(
+    config, folder: Path, ensemble: Ensemble, relaxer: Relaxer | None, total: int
+) -> None:
     """Predict the molecules in the share of this process that no process has predicted yet."""
     layout, share = ensemble.layout, (distributed.index(), distributed.count())
     with Journal(folder, distributed.index(), layout) as journal:
@@ -182,17 +224,36 @@ def _predict_share(config, folder: Path, ensemble: Ensemble, relaxer: Relaxer | 
         before = sum(index in done for index in mine)
         if before == len(mine):
             return
-        records = read_molecules(config.input, mmff=config.mmff, seed=config.seed, columns=_columns(config),
-                                 limit=config.limit, skip=done, share=share,
-                                 num_processes=config.num_processes or None)
+        records = read_molecules(
+            config.input,
+            mmff=config.mmff,
+            seed=config.seed,
+            columns=_columns(config),
+            limit=config.limit,
+            skip=done,
+            share=share,
+            num_processes=config.num_processes or None,
+        )
         journal.start_clock()
-        with RelaxationProgressBar(len(mine), before, "predicting") as progress, contextlib.closing(records):
+        with (
+            RelaxationProgressBar(len(mine), before, "predicting") as progress,
+            contextlib.closing(records),
+        ):
             waiting = []
             for record, atoms, geometry, reason in _geometries(records, relaxer, ensemble):
                 if reason:
-                    journal.add([record.index, record.name, record.smiles, FAILED, reason,
-                                 None if record.atoms is None else len(record.atoms), geometry,
-                                 *[None] * (len(layout.columns) - 7)])
+                    journal.add(
+                        [
+                            record.index,
+                            record.name,
+                            record.smiles,
+                            FAILED,
+                            reason,
+                            None if record.atoms is None else len(record.atoms),
+                            geometry,
+                            *[None] * (len(layout.columns) - 7),
+                        ]
+                    )
                     progress.add(FAILED)
                     continue
                 waiting.append((record, atoms, geometry))
@@ -203,8 +264,9 @@ def _predict_share(config, folder: Path, ensemble: Ensemble, relaxer: Relaxer | 
                 _record(waiting, ensemble, config.batch_size, journal, progress)
 
 
-def _geometries(records: Iterator[MoleculeRecord], relaxer: Relaxer | None, ensemble: Ensemble
-                ) -> Iterator[tuple[MoleculeRecord, Atoms | None, str, str]]:
+def _geometries(
+    records: Iterator[MoleculeRecord], relaxer: Relaxer | None, ensemble: Ensemble
+) -> Iterator[tuple[MoleculeRecord, Atoms | None, str, str]]:
     """Yield (record, atoms, origin of the geometry, reason of a failure) for all records.
 
     The reason is "" for molecules that can be predicted; the atoms are None for the others.
@@ -230,7 +292,11 @@ def _geometries(records: Iterator[MoleculeRecord], relaxer: Relaxer | None, ense
         if status in ("failed", "diverged"):
             yield record, None, record.geometry, f"relaxation {status}: {reason}"
         else:
-            relaxed = {"": "", "converged": ", relaxed", "step limit": ", relaxed up to the step limit"}[status]
+            relaxed = {
+                "": "",
+                "converged": ", relaxed",
+                "step limit": ", relaxed up to the step limit",
+            }[status]
             yield record, atoms, record.geometry + relaxed, ""
     yield from failed
 
@@ -238,14 +304,22 @@ def _geometries(records: Iterator[MoleculeRecord], relaxer: Relaxer | None, ense
 def _unknown(atoms: Atoms, elements) -> str:
     """Return a message about elements that the ensemble was not trained on, or ""."""
     unknown = sorted(set(atoms.numbers.tolist()) - elements)
-    return f"the predictor does not know {', '.join(chemical_symbols[z] for z in unknown)}" if unknown else ""
+    return (
+        f"the predictor does not know {', '.join(chemical_symbols[z] for z in unknown)}"
+        if unknown
+        else ""
+    )
 
 
-def _record(waiting, ensemble: Ensemble, batch_size: int, journal: Journal, progress: RelaxationProgressBar) -> None:
+def _record(
+    waiting, ensemble: Ensemble, batch_size: int, journal: Journal, progress: RelaxationProgressBar
+) -> None:
     """Predict a batch of molecules and write the results to the journal."""
     numbers = ensemble.predict([atoms for _, atoms, _ in waiting], batch_size)
     for (record, atoms, geometry), cells in zip(waiting, numbers):
-        journal.add([record.index, record.name, record.smiles, PREDICTED, "", len(atoms), geometry, *cells])
+        journal.add(
+            [record.index, record.name, record.smiles, PREDICTED, "", len(atoms), geometry, *cells]
+        )
         progress.add(PREDICTED)
 
 
@@ -253,16 +327,27 @@ def _finish(config, workdir: Path, total: int, ensemble: Ensemble, relaxer: Rela
     """Merge the parts and write the report."""
     seconds = merge.merge(workdir / PARTS, ensemble.layout, workdir / RESULTS, {}, total)
     report = write_prediction_report(
-        workdir, workdir / RESULTS, ensemble.targets, seconds=seconds,
+        workdir,
+        workdir / RESULTS,
+        ensemble.targets,
+        seconds=seconds,
         title=f"{', '.join(t.name for t in ensemble.targets)} of {Path(config.input).name}",
-        info=_info(config, ensemble, relaxer))
+        info=_info(config, ensemble, relaxer),
+    )
     log.info("%s; report: %s", workdir / RESULTS, report)
     return report
 
 
 def _info(config, ensemble: Ensemble, relaxer: Relaxer | None) -> dict[str, dict[str, Any]]:
-    trained = {f"predictor {i}": ", ".join(f"{k}: {m.metadata['statistics'][k]}" for k in (
-        "num_structures", "level_of_theory")) for i, m in enumerate(ensemble.members)}
-    return {"Molecules": {"input": config.input, **fingerprint(config.input)}, "Trained on": trained,
-            "Geometries": {"force field": relaxer.potential.digest() if relaxer else "none"},
-            "Settings": {k: str(v) for k, v in configs.to_dict(config).items() if k != "task"}}
+    trained = {
+        f"predictor {i}": ", ".join(
+            f"{k}: {m.metadata['statistics'][k]}" for k in ("num_structures", "level_of_theory")
+        )
+        for i, m in enumerate(ensemble.members)
+    }
+    return {
+        "Molecules": {"input": config.input, **fingerprint(config.input)},
+        "Trained on": trained,
+        "Geometries": {"force field": relaxer.potential.digest() if relaxer else "none"},
+        "Settings": {k: str(v) for k, v in configs.to_dict(config).items() if k != "task"},
+    }

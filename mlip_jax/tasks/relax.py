@@ -19,7 +19,12 @@ from mlip_jax import config as configs
 from mlip_jax import defaults, distributed
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets.molecules.embedding import MoleculeRecord
-from mlip_jax.datasets.molecules.files import CsvColumns, count_molecules, fingerprint, read_molecules
+from mlip_jax.datasets.molecules.files import (
+    CsvColumns,
+    count_molecules,
+    fingerprint,
+    read_molecules,
+)
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.importers import load_force_field
 from mlip_jax.potential import Potential
@@ -95,14 +100,25 @@ def _count(config) -> int:
 
 def _check_origin(path: Path, config, potential: Potential) -> None:
     """Raise WorkdirError if molecules or force field differ from those of the first start."""
-    check_origin(path, {"input": fingerprint(config.input), "force_field": potential.digest()},
-                 "relaxations of other molecules or with another force field")
+    check_origin(
+        path,
+        {"input": fingerprint(config.input), "force_field": potential.digest()},
+        "relaxations of other molecules or with another force field",
+    )
 
 
 def _relaxer(config, potential: Potential) -> Relaxer:
-    return Relaxer(potential, optimizer=config.optimizer, fmax=config.fmax, max_steps=config.max_steps,
-                   maxstep=config.maxstep, dtype=config.dtype, batch_atoms=config.batch_atoms,
-                   trajectory_every=config.trajectory_every, devices=jax.local_devices())
+    return Relaxer(
+        potential,
+        optimizer=config.optimizer,
+        fmax=config.fmax,
+        max_steps=config.max_steps,
+        maxstep=config.maxstep,
+        dtype=config.dtype,
+        batch_atoms=config.batch_atoms,
+        trajectory_every=config.trajectory_every,
+        devices=jax.local_devices(),
+    )
 
 
 def _relax_share(config, folder: Path, relaxer, total: int) -> None:
@@ -111,16 +127,26 @@ def _relax_share(config, folder: Path, relaxer, total: int) -> None:
         done = relax_journal.finished(folder, LAYOUT)
         share = distributed.index(), distributed.count()
         mine = _share_size(total, config.num_conformers, *share)
-        before = sum(1 for index in range(total) if index in done and
-                     index // config.num_conformers % share[1] == share[0])
+        before = sum(
+            1
+            for index in range(total)
+            if index in done and index // config.num_conformers % share[1] == share[0]
+        )
         if before:
             log.info("going on: %d of %d molecules are done", min(len(done), total), total)
         if before == mine:
             return
         records = read_molecules(
-            config.input, num_conformers=config.num_conformers, mmff=config.mmff, seed=config.seed,
-            columns=_columns(config), limit=config.limit, skip=done, share=share,
-            num_processes=config.num_processes or None)
+            config.input,
+            num_conformers=config.num_conformers,
+            mmff=config.mmff,
+            seed=config.seed,
+            columns=_columns(config),
+            limit=config.limit,
+            skip=done,
+            share=share,
+            num_processes=config.num_processes or None,
+        )
         with RelaxationProgressBar(mine, before) as progress:
             try:
                 _stream(records, relaxer, journal, progress, MOL_BLOCK in config.formats)
@@ -145,8 +171,13 @@ def _share_size(total: int, num_conformers: int, index: int, count: int) -> int:
     return len(range(index, total // num_conformers, count)) * num_conformers
 
 
-def _stream(records: Iterator[MoleculeRecord], relaxer, journal: Journal, progress: RelaxationProgressBar,
-            mol_blocks: bool) -> None:
+def _stream(
+    records: Iterator[MoleculeRecord],
+    relaxer,
+    journal: Journal,
+    progress: RelaxationProgressBar,
+    mol_blocks: bool,
+) -> None:
     """Pass the records through the relaxer and write the results to the journal."""
     waiting: dict[int, MoleculeRecord] = {}  # records that the relaxer has taken, by index
 
@@ -163,11 +194,14 @@ def _stream(records: Iterator[MoleculeRecord], relaxer, journal: Journal, progre
     with contextlib.closing(relaxer.stream(molecules())) as results:
         for index, result in results:
             record = waiting.pop(index)
-            journal.add(outputs.result_cells(record, result),
-                        outputs.pieces(record, result, mol_blocks))
+            journal.add(
+                outputs.result_cells(record, result), outputs.pieces(record, result, mol_blocks)
+            )
             progress.add(result.status)
     if waiting:
-        raise RuntimeError(f"{len(waiting)} molecules have come to no end, the first with index {min(waiting)}")
+        raise RuntimeError(
+            f"{len(waiting)} molecules have come to no end, the first with index {min(waiting)}"
+        )
 
 
 def _finish(config, workdir: Path, total: int, potential: Potential, domain: Domain | None) -> Path:
@@ -176,19 +210,31 @@ def _finish(config, workdir: Path, total: int, potential: Potential, domain: Dom
     files = {kind: workdir / FORMATS[kind] for kind in config.formats}
     if config.trajectory_every:
         files[TRAJECTORY] = workdir / TRAJECTORIES
-    seconds = merge.merge(workdir / PARTS, LAYOUT, workdir / RESULTS, files, total, _added(potential, domain))
+    seconds = merge.merge(
+        workdir / PARTS, LAYOUT, workdir / RESULTS, files, total, _added(potential, domain)
+    )
     if MOL_BLOCK in files and not files[MOL_BLOCK].stat().st_size:
         files.pop(MOL_BLOCK).unlink()
         log.info("the bonds of these molecules are not known: there is no %s", FORMATS[MOL_BLOCK])
     results = read_results(workdir / RESULTS)
     if len(results) != total:
-        raise RuntimeError(f"{workdir / RESULTS}: has {len(results)} of {total} molecules; run the same command again")
+        raise RuntimeError(
+            f"{workdir / RESULTS}: has {len(results)} of {total} molecules; run the same command again"
+        )
     report = write_relaxation_report(
-        workdir, results, title=f"{Path(config.force_field).name} relaxes {Path(config.input).name}", seconds=seconds,
-        info=_info(config, potential), pictures=_pictures(config, workdir / PARTS, results),
-        files=[RESULTS, *(path.name for path in files.values())])
-    log.info("%d molecules: %d converged, %d at the step limit, %d diverged, %d failed", total,
-             *(results.count(s) for s in ("converged", "step limit", "diverged", "failed")))
+        workdir,
+        results,
+        title=f"{Path(config.force_field).name} relaxes {Path(config.input).name}",
+        seconds=seconds,
+        info=_info(config, potential),
+        pictures=_pictures(config, workdir / PARTS, results),
+        files=[RESULTS, *(path.name for path in files.values())],
+    )
+    log.info(
+        "%d molecules: %d converged, %d at the step limit, %d diverged, %d failed",
+        total,
+        *(results.count(s) for s in ("converged", "step limit", "diverged", "failed")),
+    )
     log.info("report: %s", report)
     return report
 
@@ -197,7 +243,11 @@ def _added(potential: Potential, domain: Domain | None) -> merge.DerivedColumns:
     """Return the columns about the domain of the force field; cells are empty if it is unknown."""
 
     def cells(frames):
-        return [("", "")] * len(frames) if domain is None else outputs.domain_cells(potential, domain, frames)
+        return (
+            [("", "")] * len(frames)
+            if domain is None
+            else outputs.domain_cells(potential, domain, frames)
+        )
 
     return merge.DerivedColumns(outputs.DOMAIN_COLUMNS, FRAME, cells)
 
@@ -209,17 +259,32 @@ def _pictures(config, parts: Path, results: Relaxations) -> list[Picture]:
     chosen = choose(results, config.num_conformers)
     frames = merge.read_pieces(parts, LAYOUT, FRAME, chosen)
     everything_else = _AllBut(chosen)
-    starts = read_molecules(config.input, num_conformers=config.num_conformers, mmff=config.mmff, seed=config.seed,
-                            columns=_columns(config), limit=config.limit, skip=everything_else, num_processes=1)
+    starts = read_molecules(
+        config.input,
+        num_conformers=config.num_conformers,
+        mmff=config.mmff,
+        seed=config.seed,
+        columns=_columns(config),
+        limit=config.limit,
+        skip=everything_else,
+        num_processes=1,
+    )
     starts = {record.index: record for record in starts if record.atoms is not None}
     pictures = []
     for index in (i for i in chosen if i in starts and i in frames):
         after = read(io.StringIO(frames[index].decode()), format="extxyz")
         at = int(np.flatnonzero(results.index == index)[0])
-        pictures.append(Picture(
-            starts[index].name or after.get_chemical_formula(), starts[index].atoms, after,
-            f"{-results.gained[at]:+.3g} eV in {int(results.steps[at])} steps\n".replace("-", "−")
-            + f"RMSD {results.rmsd[at]:.2f} Å"))
+        pictures.append(
+            Picture(
+                starts[index].name or after.get_chemical_formula(),
+                starts[index].atoms,
+                after,
+                f"{-results.gained[at]:+.3g} eV in {int(results.steps[at])} steps\n".replace(
+                    "-", "−"
+                )
+                + f"RMSD {results.rmsd[at]:.2f} Å",
+            )
+        )
     return pictures
 
 
@@ -234,13 +299,25 @@ class _AllBut:
 
 
 def _info(config, potential: Potential) -> dict[str, dict[str, Any]]:
-    settings = {k: v for k, v in configs.to_dict(config).items() if k not in ("task", "force_field", "input")}
+    settings = {
+        k: v
+        for k, v in configs.to_dict(config).items()
+        if k not in ("task", "force_field", "input")
+    }
     metadata = potential.metadata
     return {
         "Molecules": {"input": config.input, **fingerprint(config.input)},
-        "Force field": {"from": config.force_field, "digest": potential.digest(),
-                        "level of theory": metadata.get("statistics", {}).get("level_of_theory", "unknown"),
-                        "cutoff (Å)": potential.cutoff},
+        "Force field": {
+            "from": config.force_field,
+            "digest": potential.digest(),
+            "level of theory": metadata.get("statistics", {}).get("level_of_theory", "unknown"),
+            "cutoff (Å)": potential.cutoff,
+        },
         "Settings": {k: "" if v is None else str(v) for k, v in settings.items()},
-        "Hardware": {"devices": f"{jax.local_device_count()} × {jax.devices()[0].device_kind}",
-                     "processes": distributed.count(), "machine": platform.machine(), "system": platform.platform()}}
+        "Hardware": {
+            "devices": f"{jax.local_device_count()} × {jax.devices()[0].device_kind}",
+            "processes": distributed.count(),
+            "machine": platform.machine(),
+            "system": platform.platform(),
+        },
+    }

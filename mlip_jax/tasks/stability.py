@@ -22,12 +22,18 @@ from mlip_jax.datasets.molecules.files import fingerprint
 from mlip_jax.importers import load_force_field
 from mlip_jax.potential import Potential
 from mlip_jax.reports.md import drift, read_thermo
-from mlip_jax.reports.stability import Comparison, Replica, Stability, compare, write_stability_report
+from mlip_jax.reports.stability import (
+    Comparison,
+    Replica,
+    Stability,
+    compare,
+    write_stability_report,
+)
 from mlip_jax.simulation.dynamics import reference as md_reference
 from mlip_jax.simulation.dynamics.analysis import SampledTrajectory
 from mlip_jax.simulation.dynamics.md import MolecularDynamics
 from mlip_jax.simulation.dynamics.outputs import THERMO, DynamicsOutputs
-from mlip_jax.simulation.dynamics.run import carry_out
+from mlip_jax.simulation.dynamics.run import run_md
 from mlip_jax.simulation.dynamics.trajectories import read_trajectory
 from mlip_jax.simulation.reference.oracle import Method
 from mlip_jax.simulation.relaxation.relax import relax
@@ -56,17 +62,33 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
         potential = load_force_field(config.force_field)
         molecules, names = read_all(config)
         names = [name or atoms.get_chemical_formula() for name, atoms in zip(names, molecules)]
-        check_origin(workdir / ORIGIN, {"input": fingerprint(config.input), "force_field": potential.digest()},
-                     "dynamics of other molecules or with another force field")
+        check_origin(
+            workdir / ORIGIN,
+            {"input": fingerprint(config.input), "force_field": potential.digest()},
+            "dynamics of other molecules or with another force field",
+        )
         _bring_to_start(config, workdir / STARTS, molecules, names, potential)
         drifts, nve_speed = _at_constant_energy(config, workdir / NVE, molecules, names, potential)
         replicas, speed = _at_temperatures(config, workdir / LANGEVIN, molecules, names, potential)
         _write_table(workdir / TABLE, replicas, names)
-        found = Stability(names, [len(a) for a in molecules], drifts, replicas, config.picoseconds, config.timestep,
-                          speed, nve_speed, _compared(config, workdir / COMPARED, molecules, names, potential))
+        found = Stability(
+            names,
+            [len(a) for a in molecules],
+            drifts,
+            replicas,
+            config.picoseconds,
+            config.timestep,
+            speed,
+            nve_speed,
+            _compared(config, workdir / COMPARED, molecules, names, potential),
+        )
         report = write_stability_report(
-            workdir, found, title=f"Stability of {Path(config.force_field).name}", info=_info(config, potential),
-            files=[TABLE, f"{NVE}/{THERMO}", f"{LANGEVIN}/{THERMO}"])
+            workdir,
+            found,
+            title=f"Stability of {Path(config.force_field).name}",
+            info=_info(config, potential),
+            files=[TABLE, f"{NVE}/{THERMO}", f"{LANGEVIN}/{THERMO}"],
+        )
         log.info("report: %s", report)
         return report
 
@@ -83,7 +105,9 @@ def _check(c) -> None:
         raise ConfigError(f"dynamics run in one process, this run has {distributed.count()}")
 
 
-def _bring_to_start(config, path: Path, molecules: list[Atoms], names, potential: Potential) -> None:
+def _bring_to_start(
+    config, path: Path, molecules: list[Atoms], names, potential: Potential
+) -> None:
     """Move the molecules to energy minima, which an earlier start of this run may have saved."""
     if not config.relax_first:
         return
@@ -102,33 +126,71 @@ def _bring_to_start(config, path: Path, molecules: list[Atoms], names, potential
         atoms.positions = positions
 
 
-def _at_constant_energy(config, folder: Path, molecules, names, potential) -> tuple[list[float], float]:
+def _at_constant_energy(
+    config, folder: Path, molecules, names, potential
+) -> tuple[list[float], float]:
     """Return the energy drift per molecule (meV/atom/ps, NaN if unknown) and steps per second."""
     if not config.nve_picoseconds:
         return [float("nan")] * len(molecules), float("nan")
     dynamics = MolecularDynamics(
-        molecules, potential, ensemble="nve", temperature=config.nve_temperature, frame_every=0,
-        **{name: config[name] for name in _COMMON})
-    carry_out(dynamics, DynamicsOutputs(folder, names), _steps(config, config.nve_picoseconds), config.restart_seconds)
+        molecules,
+        potential,
+        ensemble="nve",
+        temperature=config.nve_temperature,
+        frame_every=0,
+        **{name: config[name] for name in _COMMON},
+    )
+    run_md(
+        dynamics,
+        DynamicsOutputs(folder, names),
+        _steps(config, config.nve_picoseconds),
+        config.restart_seconds,
+    )
     thermo = read_thermo(folder / THERMO)
-    return [float("nan") if m in dynamics.broken or m not in thermo else
-            drift(thermo[m]["time"], thermo[m]["conserved"], len(a)) for m, a in enumerate(molecules)
-            ], dynamics.steps_per_second
+    return [
+        float("nan")
+        if m in dynamics.broken or m not in thermo
+        else drift(thermo[m]["time"], thermo[m]["conserved"], len(a))
+        for m, a in enumerate(molecules)
+    ], dynamics.steps_per_second
 
 
-def _at_temperatures(config, folder: Path, molecules, names, potential) -> tuple[list[Replica], float]:
+def _at_temperatures(
+    config, folder: Path, molecules, names, potential
+) -> tuple[list[Replica], float]:
     """Return the outcome of each replica, and the steps per second of all replicas together."""
     # one replica per (temperature, molecule, repetition), all in one batch
-    cases = [(t, m) for t in config.temperatures for m in range(len(molecules)) for _ in range(config.replicas)]
+    cases = [
+        (t, m)
+        for t in config.temperatures
+        for m in range(len(molecules))
+        for _ in range(config.replicas)
+    ]
     dynamics = MolecularDynamics(
-        [molecules[m] for _, m in cases], potential, ensemble="langevin", friction=config.friction, frame_every=0,
-        temperatures=[t for t, _ in cases], **{name: config[name] for name in _COMMON})
-    carry_out(dynamics, DynamicsOutputs(folder, [names[m] for _, m in cases]), _steps(config, config.picoseconds),
-              config.restart_seconds)
+        [molecules[m] for _, m in cases],
+        potential,
+        ensemble="langevin",
+        friction=config.friction,
+        frame_every=0,
+        temperatures=[t for t, _ in cases],
+        **{name: config[name] for name in _COMMON},
+    )
+    run_md(
+        dynamics,
+        DynamicsOutputs(folder, [names[m] for _, m in cases]),
+        _steps(config, config.picoseconds),
+        config.restart_seconds,
+    )
     broken = dynamics.broken
-    return [Replica(m, t, broken[k].step * config.timestep / 1000 if k in broken else None,
-                    broken[k].reason if k in broken else "") for k, (t, m) in enumerate(cases)
-            ], dynamics.steps_per_second
+    return [
+        Replica(
+            m,
+            t,
+            broken[k].step * config.timestep / 1000 if k in broken else None,
+            broken[k].reason if k in broken else "",
+        )
+        for k, (t, m) in enumerate(cases)
+    ], dynamics.steps_per_second
 
 
 def _compared(config, folder: Path, molecules, names, potential) -> list[Comparison]:
@@ -142,14 +204,30 @@ def _compared(config, folder: Path, molecules, names, potential) -> list[Compari
     steps = _steps(config, config.compare_picoseconds)
     outputs = DynamicsOutputs(folder, names, config.trajectory_format)
     dynamics = MolecularDynamics(
-        molecules, potential, ensemble="langevin", friction=_WEAK_FRICTION, frame_every=every,
-        temperature=config.compare_temperature, **{name: config[name] for name in _COMMON})
-    carry_out(dynamics, outputs, steps, config.restart_seconds)
-    plan = md_reference.Plan(config.compare_temperature, config.timestep, _WEAK_FRICTION, steps, every, config.seed)
-    reference = md_reference.courses(_method(config), molecules, plan, folder / "reference",
-                                     config.oracle.num_processes or None)
-    return [compare(names[m], _settled(_course(outputs.trajectory(m), every * config.timestep)), _settled(course))
-            for m, course in enumerate(reference) if course is not None and m not in dynamics.broken]
+        molecules,
+        potential,
+        ensemble="langevin",
+        friction=_WEAK_FRICTION,
+        frame_every=every,
+        temperature=config.compare_temperature,
+        **{name: config[name] for name in _COMMON},
+    )
+    run_md(dynamics, outputs, steps, config.restart_seconds)
+    plan = md_reference.Plan(
+        config.compare_temperature, config.timestep, _WEAK_FRICTION, steps, every, config.seed
+    )
+    reference = md_reference.courses(
+        _method(config), molecules, plan, folder / "reference", config.oracle.num_processes or None
+    )
+    return [
+        compare(
+            names[m],
+            _settled(_course(outputs.trajectory(m), every * config.timestep)),
+            _settled(course),
+        )
+        for m, course in enumerate(reference)
+        if course is not None and m not in dynamics.broken
+    ]
 
 
 def _method(config) -> Method:
@@ -158,14 +236,21 @@ def _method(config) -> Method:
 
 def _course(path: Path, spacing: float) -> SampledTrajectory:
     frames = read_trajectory(path)
-    return SampledTrajectory(np.array([a.positions for a in frames]), np.array([a.get_velocities() for a in frames]),
-                             frames[0].get_masses(), spacing, frames[0].cell.array if frames[0].pbc.all() else None)
+    return SampledTrajectory(
+        np.array([a.positions for a in frames]),
+        np.array([a.get_velocities() for a in frames]),
+        frames[0].get_masses(),
+        spacing,
+        frames[0].cell.array if frames[0].pbc.all() else None,
+    )
 
 
 def _settled(course: SampledTrajectory) -> SampledTrajectory:
     """Return the trajectory without its first fifth, which still depends on the start."""
     first = len(course.positions) // 5
-    return dataclasses.replace(course, positions=course.positions[first:], velocities=course.velocities[first:])
+    return dataclasses.replace(
+        course, positions=course.positions[first:], velocities=course.velocities[first:]
+    )
 
 
 def _steps(config, picoseconds: float) -> int:
@@ -176,14 +261,31 @@ def _write_table(path: Path, replicas: list[Replica], names: list[str]) -> None:
     with atomic_open(path, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["molecule", "name", "temperature_k", "broke_at_ps", "reason"])
-        table.writerows([r.molecule, names[r.molecule], r.temperature, "" if r.broke_at is None else r.broke_at,
-                         r.reason] for r in replicas)
+        table.writerows(
+            [
+                r.molecule,
+                names[r.molecule],
+                r.temperature,
+                "" if r.broke_at is None else r.broke_at,
+                r.reason,
+            ]
+            for r in replicas
+        )
 
 
 def _info(config, potential: Potential) -> dict[str, dict[str, Any]]:
-    settings = {k: v for k, v in configs.to_dict(config).items() if k not in ("task", "force_field", "input")}
+    settings = {
+        k: v
+        for k, v in configs.to_dict(config).items()
+        if k not in ("task", "force_field", "input")
+    }
     return {
         "Molecules": {"input": config.input, **fingerprint(config.input)},
-        "Force field": {"from": config.force_field, "digest": potential.digest(), "cutoff (Å)": potential.cutoff},
+        "Force field": {
+            "from": config.force_field,
+            "digest": potential.digest(),
+            "cutoff (Å)": potential.cutoff,
+        },
         "Settings (fs, K, Å)": {k: "" if v is None else str(v) for k, v in settings.items()},
-        "Hardware": {"device": jax.devices()[0].device_kind, "system": platform.platform()}}
+        "Hardware": {"device": jax.devices()[0].device_kind, "system": platform.platform()},
+    }

@@ -76,7 +76,9 @@ def with_terms(model: nn.Module, terms: Mapping[str, Mapping[str, Any]]) -> nn.M
     for name in sorted(terms):
         term, options = create(name, **terms[name]), dict(terms[name])
         if not term.long_range or "cutoff" in options:
-            options["cutoff"] = _cutoff(name, options.get("cutoff", float(model.cutoff)), term.long_range, model.cutoff)
+            options["cutoff"] = _cutoff(
+                name, options.get("cutoff", float(model.cutoff)), term.long_range, model.cutoff
+            )
         chosen.append((name, tuple(sorted(options.items()))))
     return WithTerms(model, tuple(chosen))
 
@@ -87,10 +89,14 @@ def _cutoff(name, cutoff, long_range, model_cutoff):
         return None
     if not isinstance(cutoff, Real) or not cutoff > 0:
         also = ", or None for all pairs" if long_range else ""
-        raise ValueError(f"term {name!r} has cutoff={cutoff!r}; expected a positive number (Å){also}")
+        raise ValueError(
+            f"term {name!r} has cutoff={cutoff!r}; expected a positive number (Å){also}"
+        )
     if not long_range and cutoff > model_cutoff:
-        raise ValueError(f"term {name!r} has cutoff={cutoff:g} Å, but the model's edges end at {model_cutoff:g} Å; "
-                         "give a cutoff of at most that")
+        raise ValueError(
+            f"term {name!r} has cutoff={cutoff:g} Å, but the model's edges end at {model_cutoff:g} Å; "
+            "give a cutoff of at most that"
+        )
     return cutoff
 
 
@@ -119,7 +125,11 @@ class WithTerms(nn.Module):
         It is inf if a term needs all pairs and None if no term needs any.
         """
         terms = [create(name, **dict(options)) for name, options in self.terms]
-        cutoffs = [float("inf") if term.cutoff is None else float(term.cutoff) for term in terms if term.long_range]
+        cutoffs = [
+            float("inf") if term.cutoff is None else float(term.cutoff)
+            for term in terms
+            if term.long_range
+        ]
         return max(cutoffs, default=None)
 
     @nn.compact

@@ -64,7 +64,9 @@ class Term(nn.Module):
     long_range = True
 
     @nn.compact
-    def __call__(self, graph: jraph.GraphsTuple, features: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(
+        self, graph: jraph.GraphsTuple, features: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Compute the dispersion energy of each atom.
 
         Atoms of an element without free-atom values get NaN.
@@ -77,7 +79,9 @@ class Term(nn.Module):
           Energies (eV), shape (N,), and properties by name.
         """
         if self.cutoff is not None and not self.switch_width > 0:
-            raise ValueError(f"the dispersion term's switch_width must be positive (Å), received {self.switch_width}")
+            raise ValueError(
+                f"the dispersion term's switch_width must be positive (Å), received {self.switch_width}"
+            )
         numbers = graph.nodes["numbers"]
         ratios = self._ratios(numbers, features)
         edge = long_range_pairs(graph)
@@ -89,7 +93,9 @@ class Term(nn.Module):
         (h_i, h_j), (a_i, a_j), (c_i, c_j) = both(ratios), both(alpha), both(c6)
         # 2 C_i C_j A_i A_j / (A_i² C_j + A_j² C_i) with A = a h and C = c h², after canceling h
         c6_pair = 2 * c_i * c_j * a_i * a_j / (a_i * a_i * c_j + a_j * a_j * c_i) * h_i * h_j
-        energies = self._pair_energies(safe_norm(edge.displacements), 0.5 * (a_i * h_i + a_j * h_j), c6_pair)
+        energies = self._pair_energies(
+            safe_norm(edge.displacements), 0.5 * (a_i * h_i + a_j * h_j), c6_pair
+        )
         return share_among_atoms(energies, edge, len(numbers)), {"hirshfeld_ratios": ratios}
 
     def _ratios(self, numbers, features):
@@ -97,7 +103,9 @@ class Term(nn.Module):
         dtype, size = features.dtype, max(features.shape[-1] // 2, 1)
         kernel_init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
         shift = self.param("shift", nn.initializers.ones, (MAX_ATOMIC_NUMBER + 1,)).astype(dtype)
-        queries = self.param("queries", nn.initializers.normal(1.0), (MAX_ATOMIC_NUMBER + 1, size)).astype(dtype)
+        queries = self.param(
+            "queries", nn.initializers.normal(1.0), (MAX_ATOMIC_NUMBER + 1, size)
+        ).astype(dtype)
         hidden = activation(self.act)(Dense(self.width or size, name="hidden")(features))
         keys = Dense(size, kernel_init=kernel_init, name="final")(hidden)
         return jnp.abs(shift[numbers] + (queries[numbers] * keys).sum(-1) / float(np.sqrt(size)))
@@ -119,10 +127,12 @@ class Term(nn.Module):
         damping = self.scale * 2 * _DAMPING_RADIUS * root
         # C8 = 5 C6 / gamma and C10 = 245 C6 / (8 gamma²) with gamma = 1 / (2 width²)
         coefficients = ((6, 1.0), (8, 10 * squared), (10, 122.5 * squared * squared))
-        series = sum(factor / (r ** n + damping ** n) for n, factor in coefficients)
+        series = sum(factor / (r**n + damping**n) for n, factor in coefficients)
         energies = -Hartree * c6 * series
         if self.cutoff is not None:
-            energies = energies * switch_off(distances, self.cutoff - self.switch_width, self.cutoff)
+            energies = energies * switch_off(
+                distances, self.cutoff - self.switch_width, self.cutoff
+            )
         return jnp.where(zero, 0.0, energies)
 
 
@@ -132,7 +142,7 @@ def _table(values) -> np.ndarray:
     Padding atoms (number 0) get 1. Elements without a value get NaN, so they cannot go unnoticed.
     """
     table = np.full(MAX_ATOMIC_NUMBER + 1, np.nan)
-    table[:len(values) + 1] = [1.0, *values]
+    table[: len(values) + 1] = [1.0, *values]
     return table
 
 
@@ -146,4 +156,5 @@ def check_elements(numbers: Iterable[int]) -> None:
     if unknown:
         raise ValueError(
             f"the dispersion term has no free-atom values for {', '.join(chemical_symbols[z] for z in unknown)}; it "
-            f"knows elements 1 to {last} ({chemical_symbols[last]}). Leave these structures out, or the term off")
+            f"knows elements 1 to {last} ({chemical_symbols[last]}). Leave these structures out, or the term off"
+        )

@@ -43,7 +43,9 @@ class Term(nn.Module):
     long_range = True
 
     @nn.compact
-    def __call__(self, graph: jraph.GraphsTuple, features: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(
+        self, graph: jraph.GraphsTuple, features: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Compute the electrostatic energy of each atom.
 
         Args:
@@ -54,20 +56,29 @@ class Term(nn.Module):
           Energies (eV), shape (N,), and properties by name.
         """
         if not self.damping > 0:
-            raise ValueError(f"the electrostatics term's damping must be positive (Å), received {self.damping}")
+            raise ValueError(
+                f"the electrostatics term's damping must be positive (Å), received {self.damping}"
+            )
         charges = self._charges(graph, features)
         edge = long_range_pairs(graph)
         shape = self._shape(safe_norm(edge.displacements))
-        energies = Hartree * Bohr * gather(charges, edge.receivers) * gather(charges, edge.senders) * shape
+        energies = (
+            Hartree * Bohr * gather(charges, edge.receivers) * gather(charges, edge.senders) * shape
+        )
         return share_among_atoms(energies, edge, len(charges)), {"partial_charges": charges}
 
     def _charges(self, graph, features):
         """Return the partial charges (e), shape (N,), which add up to the total charges."""
         numbers, node_graph = graph.nodes["numbers"], node_graph_index(graph)
-        hidden = activation(self.act)(Dense(self.width or features.shape[-1], name="hidden")(features))
+        hidden = activation(self.act)(
+            Dense(self.width or features.shape[-1], name="hidden")(features)
+        )
         bias = self.param("bias", nn.initializers.zeros, (MAX_ATOMIC_NUMBER + 1,))
         charges = Dense(1, name="final")(hidden)[:, 0] + bias.astype(features.dtype)[numbers]
-        total, atoms = jnp.asarray(graph.globals["charge"], charges.dtype), jnp.maximum(graph.n_node, 1)
+        total, atoms = (
+            jnp.asarray(graph.globals["charge"], charges.dtype),
+            jnp.maximum(graph.n_node, 1),
+        )
         for _ in range(2):  # the second pass corrects the rounding errors of the first one
             missing = total - segment_sum(charges, node_graph, len(total))
             charges = charges + (missing / atoms)[node_graph]
@@ -77,7 +88,9 @@ class Term(nn.Module):
         """Compute the energy of two unit charges over the Coulomb constant (1/Å): (P,) -> (P,)."""
         r, zero = positive(distances)
         # padding pairs have distance zero and get the limit
-        potential = jnp.where(zero, 2 / (self.damping * math.sqrt(math.pi)), jax.lax.erf(r / self.damping) / r)
+        potential = jnp.where(
+            zero, 2 / (self.damping * math.sqrt(math.pi)), jax.lax.erf(r / self.damping) / r
+        )
         if self.cutoff is None:
             return potential
         at_cutoff, slope = damped_coulomb(self.cutoff, self.damping)

@@ -43,7 +43,9 @@ class Term(nn.Module):
     long_range = False
 
     @nn.compact
-    def __call__(self, graph: jraph.GraphsTuple, features: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(
+        self, graph: jraph.GraphsTuple, features: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Compute the repulsion energy of each atom.
 
         Args:
@@ -54,8 +56,10 @@ class Term(nn.Module):
           Energies (eV), shape (N,), and no properties.
         """
         if not self.start < self.end:
-            raise ValueError(f"the zbl term's start must be below its end (Å), received start={self.start}, "
-                             f"end={self.end}")
+            raise ValueError(
+                f"the zbl term's start must be below its end (Å), received start={self.start}, "
+                f"end={self.end}"
+            )
         numbers, edge = graph.nodes["numbers"], pairs(graph)
         distances, zero = positive(safe_norm(edge.displacements))
         dtype = distances.dtype
@@ -66,15 +70,27 @@ class Term(nn.Module):
 
         # Z^power of each atom, (N,), and the distance d / l, (P,)
         size = jnp.exp(power * jnp.asarray(_LOG_Z, dtype)[numbers])
-        reduced = distances * inverse_length * (gather(size, edge.receivers) + gather(size, edge.senders))
+        reduced = (
+            distances * inverse_length * (gather(size, edge.receivers) + gather(size, edge.senders))
+        )
         screening = jnp.exp(-exponents * reduced[:, None]) @ (coefficients / coefficients.sum())
         charges = jnp.asarray(numbers, dtype)
-        repulsion = Hartree * Bohr * gather(charges, edge.receivers) * gather(charges, edge.senders) / distances
-        envelope = cutoff_function(self.cutoff_fn)(distances, self.cutoff) * switch_off(distances, self.start, self.end)
+        repulsion = (
+            Hartree
+            * Bohr
+            * gather(charges, edge.receivers)
+            * gather(charges, edge.senders)
+            / distances
+        )
+        envelope = cutoff_function(self.cutoff_fn)(distances, self.cutoff) * switch_off(
+            distances, self.start, self.end
+        )
         energies = jnp.where(zero, 0.0, repulsion * screening * envelope)
         return share_among_atoms(energies, edge, len(numbers)), {}
 
     def _positive(self, name, value, dtype):
         """Return a trainable positive parameter with the initial value `value`."""
         stored = np.log(np.expm1(np.asarray(value)))
-        return jax.nn.softplus(self.param(name, lambda _: jnp.asarray(stored, jnp.float32)).astype(dtype))
+        return jax.nn.softplus(
+            self.param(name, lambda _: jnp.asarray(stored, jnp.float32)).astype(dtype)
+        )

@@ -49,7 +49,9 @@ class Split:
         """Return a random subset of at most `most` structures in the original order."""
         if len(self) <= most:
             return self
-        return self.part(np.sort(np.random.default_rng(seed).choice(len(self), most, replace=False)))
+        return self.part(
+            np.sort(np.random.default_rng(seed).choice(len(self), most, replace=False))
+        )
 
     @property
     def periodic(self) -> bool:
@@ -59,7 +61,9 @@ class Split:
 
     def columns(self, places: np.ndarray | None = None, *, labels_only: bool = False) -> Columns:
         """Load all structures, or those at the positions `places`, into memory."""
-        return self.rows.take(self.indices if places is None else self.indices[places], labels_only=labels_only)
+        return self.rows.take(
+            self.indices if places is None else self.indices[places], labels_only=labels_only
+        )
 
 
 class StepPlan(NamedTuple):
@@ -146,9 +150,13 @@ class Batches:
 
         def window(number):
             epoch, w = divmod(number, per_epoch)
-            groups = self._plan(split, shuffle.window(epoch, w * size, (w + 1) * size), self._of_an_update)
-            return [g._replace(epoch=epoch, progress=(w + (i + 1) / len(groups)) / per_epoch)
-                    for i, g in enumerate(groups)]
+            groups = self._plan(
+                split, shuffle.window(epoch, w * size, (w + 1) * size), self._of_an_update
+            )
+            return [
+                g._replace(epoch=epoch, progress=(w + (i + 1) / len(groups)) / per_epoch)
+                for i, g in enumerate(groups)
+            ]
 
         return Stream(window, None, self._training_builder(split), state=state)
 
@@ -161,7 +169,9 @@ class Batches:
             return self._plan(split, places, self._all_devices)
 
         def build(group):
-            return stack([self._batch(split, places, group.bucket) for places in self._share(group, 1)])
+            return stack(
+                [self._batch(split, places, group.bucket) for places in self._share(group, 1)]
+            )
 
         return Stream(window, -(-len(split) // size), build)
 
@@ -176,14 +186,20 @@ class Batches:
         count = len(split) if len(split) <= most else most // size * size if whole else most
         order = np.random.default_rng(0).permutation(len(split))[:count]  # shuffled, as in training
         if whole:  # plan whole windows, because each ends with incomplete steps
-            groups = sum(len(self._plan(split, order[start:start + size], wanted)) for start in range(0, count, size))
+            groups = sum(
+                len(self._plan(split, order[start : start + size], wanted))
+                for start in range(0, count, size)
+            )
         else:
             groups = len(plan_buckets(order, split.sizes, self.budgets)) / wanted
         return groups * len(split) / max(count, 1)
 
     def _share(self, group: StepPlan, per_device: int) -> list[np.ndarray]:
         """Return the micro-batches of this process's devices, completed with empty ones."""
-        mine = range(self.host * self.num_devices * per_device, (self.host + 1) * self.num_devices * per_device)
+        mine = range(
+            self.host * self.num_devices * per_device,
+            (self.host + 1) * self.num_devices * per_device,
+        )
         return [group.places[i] if i < len(group.places) else np.zeros(0, np.int64) for i in mine]
 
     def _window_size(self, split: Split, wanted: int) -> int:
@@ -202,15 +218,23 @@ class Batches:
             if len(waiting[bucket]) == wanted:
                 groups.append(StepPlan(waiting[bucket], 0, bucket=bucket))
                 waiting[bucket] = []
-        return groups + [StepPlan(rest, 0, bucket=bucket) for bucket, rest in enumerate(waiting) if rest]
+        return groups + [
+            StepPlan(rest, 0, bucket=bucket) for bucket, rest in enumerate(waiting) if rest
+        ]
 
     def _batch(self, split: Split, places: np.ndarray, bucket: int, epoch: int | None = None):
         """Build the padded graph of a micro-batch, displaced if it is for training in `epoch`."""
         columns, budget = split.columns(places, labels_only=True), self.budgets[bucket]
         if epoch is not None and self.displace is not None and len(places):
             columns = self.displace(columns, split.indices[places], epoch, budget)
-        return build_batch(columns, budget, self.cutoff, self.reference, long_range_cutoff=self.long_range_cutoff,
-                           properties=self.properties)
+        return build_batch(
+            columns,
+            budget,
+            self.cutoff,
+            self.reference,
+            long_range_cutoff=self.long_range_cutoff,
+            properties=self.properties,
+        )
 
     def _training_builder(self, split: Split):
         """Return the function that builds the batch of a step, with leading axes (D, 1, K)."""
@@ -223,7 +247,12 @@ class Batches:
 
         def build(group: StepPlan):
             # (D * K, ...) -> (D, 1, K, ...); a dispatch concatenates its steps along axis 1
-            made = stack([one(places, group.bucket, group.epoch) for places in self._share(group, self.per_device)])
+            made = stack(
+                [
+                    one(places, group.bucket, group.epoch)
+                    for places in self._share(group, self.per_device)
+                ]
+            )
             shape = (self.num_devices, 1, self.per_device)
             return self.put(jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), made))
 

@@ -50,8 +50,9 @@ class BatchNoise:
     displaced: CoordinateNoise
     share: float
 
-    def __call__(self, columns: Columns, samples: np.ndarray, epoch: int, budget: PaddingBudget | None = None
-                 ) -> Columns:
+    def __call__(
+        self, columns: Columns, samples: np.ndarray, epoch: int, budget: PaddingBudget | None = None
+    ) -> Columns:
         """Return the structures, some of them displaced and without force labels.
 
         All atoms get two properties. "displacement" (A, 3) is the vector to the original position
@@ -62,18 +63,26 @@ class BatchNoise:
         # displace all structures, then reset those that are not chosen
         made = self.displaced(columns, samples, epoch, budget)
         seed = self.displaced.seed
-        chosen = np.array([np.random.default_rng([seed, epoch + 1, sample, 10**6]).random() < self.share
-                           for sample in samples.tolist()])
+        chosen = np.array(
+            [
+                np.random.default_rng([seed, epoch + 1, sample, 10**6]).random() < self.share
+                for sample in samples.tolist()
+            ]
+        )
         atoms = np.repeat(chosen, columns.n_atoms)
         known = np.logical_and.reduceat(np.isfinite(columns.forces).all(1), columns.offsets[:-1])
         atoms &= np.repeat(known, columns.n_atoms)
         atoms = atoms[:, None]  # (A, 1)
         return dataclasses.replace(
-            made, positions=np.where(atoms, made.positions, columns.positions),
+            made,
+            positions=np.where(atoms, made.positions, columns.positions),
             forces=np.where(atoms, np.nan, columns.forces),
-            atom_properties={**columns.atom_properties,
-                             DISPLACEMENT: np.where(atoms, made.atom_properties[DISPLACEMENT], np.nan),
-                             ENCODED: np.where(atoms, columns.forces, 0.0)})
+            atom_properties={
+                **columns.atom_properties,
+                DISPLACEMENT: np.where(atoms, made.atom_properties[DISPLACEMENT], np.nan),
+                ENCODED: np.where(atoms, columns.forces, 0.0),
+            },
+        )
 
 
 class DenoisingSums(NamedTuple):
@@ -126,14 +135,21 @@ class DeNS:
         if encoded is not None:
             graph = graph._replace(nodes={**graph.nodes, ENCODED: encoded / self.scale})
         evaluation, sums = self.force_field.evaluate(params, graph)
-        return evaluation, DenoisingSums(sums, *self._denoising(evaluation.properties[DISPLACEMENT], graph))
+        return evaluation, DenoisingSums(
+            sums, *self._denoising(evaluation.properties[DISPLACEMENT], graph)
+        )
 
     def combine(self, local: DenoisingSums, total: DenoisingSums, step: Any) -> jax.Array:
         """Compute this device's share of the loss from its sums and the counts of all devices."""
         denoising = local.denoising / jnp.maximum(total.atoms, 1.0)
-        return self.force_field.combine(local.force_field, total.force_field, step) + self.weight * denoising
+        return (
+            self.force_field.combine(local.force_field, total.force_field, step)
+            + self.weight * denoising
+        )
 
-    def averages(self, sums: DenoisingSums, prefix: str, step: int | None = None) -> dict[str, float]:
+    def averages(
+        self, sums: DenoisingSums, prefix: str, step: int | None = None
+    ) -> dict[str, float]:
         """Compute the loss and the mean errors from sums on the host; NaN without labels."""
         row = self.force_field.averages(sums.force_field, prefix, step)
         denoising = sums.denoising / sums.atoms if sums.atoms else float("nan")

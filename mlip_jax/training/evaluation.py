@@ -28,7 +28,9 @@ class Predicted(NamedTuple):
 
 def add(sums: list[Any]) -> Any:
     """Add up the sums of several batches, in float64 on the host."""
-    return jax.tree.map(lambda *values: float(np.sum([np.asarray(v, np.float64) for v in values])), *sums)
+    return jax.tree.map(
+        lambda *values: float(np.sum([np.asarray(v, np.float64) for v in values])), *sums
+    )
 
 
 def validate(trainer: Trainer, params: Any, split: Split, batches: Batches) -> Any:
@@ -45,14 +47,20 @@ def predict(trainer: Trainer, params: Any, split: Split, batches: Batches) -> Pr
     over the devices.
     """
     columns = split.columns(labels_only=True)
-    energy, forces = np.zeros(len(columns), np.float32), np.zeros((len(columns.numbers), 3), np.float32)
+    energy, forces = (
+        np.zeros(len(columns), np.float32),
+        np.zeros((len(columns.numbers), 3), np.float32),
+    )
     with contextlib.closing(batches.in_order(split)) as stream:
         for group, graphs in stream:
             evaluation = trainer.local(trainer.evaluate(params, graphs)[0])
             for device, places in enumerate(batches.of_this_host(group)):
                 rows = columns.atoms_of(places)
-                energy[places] = evaluation.energy[device][:len(places)]
-                forces[rows] = evaluation.forces[device][:len(rows)]
+                energy[places] = evaluation.energy[device][: len(places)]
+                forces[rows] = evaluation.forces[device][: len(rows)]
     # each process has zeros for the structures of the others, so the sum is complete
     energy, forces = distributed.total(energy), distributed.total(forces)
-    return Predicted(energy.astype(np.float64) + sum_reference(batches.reference, columns), forces.astype(np.float64))
+    return Predicted(
+        energy.astype(np.float64) + sum_reference(batches.reference, columns),
+        forces.astype(np.float64),
+    )

@@ -2,10 +2,10 @@
 
 One iteration of the loop (`TrainingLoop._steps`):
 
-1. Take the batches of the next steps from the stream (`_next`). They share a size bucket and end at
+1. Take the batches of the next steps from the stream (`_next_dispatch`). They share a size bucket and end at
    the next step that logs, validates or saves.
 2. Dispatch these steps to the devices (`Trainer.train`). This returns before they are done.
-3. Read the results of earlier dispatches (`_settle`): log a line, note a stop request, or handle a
+3. Read the results of earlier dispatches (`_process_results`): log a line, note a stop request, or handle a
    non-finite loss. At most `_AHEAD` results stay unread, none before a validation or a checkpoint.
 4. Validate every `valid_every` steps (`_validate`): save the best parameters, and reduce the
    learning rate on a plateau.
@@ -104,7 +104,7 @@ class TrainingLoop:
       seed: Seed of the batch order.
       meter: Meter of throughput and time.
       plateau: Options of `Plateau.update`, or None for no reduction on a plateau.
-      steps_per_call: Maximum number of steps per dispatch.
+      steps_per_dispatch: Maximum number of steps per dispatch.
     """
 
     trainer: Trainer
@@ -119,7 +119,7 @@ class TrainingLoop:
     seed: int
     meter: ThroughputMeter
     plateau: dict[str, float] | None = None
-    steps_per_call: int = 1
+    steps_per_dispatch: int = 1
 
     def run(self, params: Any, restored: Restored | None = None) -> TrainingProgress:
         """Train from a checkpoint of this run, or from `params` if there is none.
@@ -142,17 +142,26 @@ class TrainingLoop:
         self._held: tuple[StepPlan, Any] | None = None
         self._stop = False
         # must be identical on all processes; otherwise they would stop at different steps
-        self._ahead = distributed.broadcast(0 if self.trainer.crowded else _AHEAD)
+        self._ahead = distributed.broadcast(0 if self.trainer.oversubscribed else _AHEAD)
         self._begin = time.monotonic() - position.seconds
         self._nonfinite = NonFinite(self.options.on_nonfinite, self.train, self.workdir)
         with contextlib.ExitStack() as stack:
-            self._outputs = stack.enter_context(contextlib.closing(TrainingOutputs(
-                self.workdir, distributed.leader(), columns(self.trainer.objective.columns))))
+            self._outputs = stack.enter_context(
+                contextlib.closing(
+                    TrainingOutputs(
+                        self.workdir, distributed.leader(), columns(self.trainer.objective.columns)
+                    )
+                )
+            )
             self._outputs.begin(position.step)
             self._signal = stack.enter_context(distributed.StopSignal())
             self._progress = stack.enter_context(TrainingProgressBar(self.num_steps, position.step))
-            self._trace = stack.enter_context(Trace(
-                self.workdir / "trace", self.options.profile_steps if distributed.leader() else 0))
+            self._trace = stack.enter_context(
+                Trace(
+                    self.workdir / "trace",
+                    self.options.profile_steps if distributed.leader() else 0,
+                )
+            )
             self.meter.start()
             self._steps(state, position)
             with self.meter.clock("checkpoint"):
@@ -170,23 +179,32 @@ class TrainingLoop:
             return state, TrainingProgress(micro_batches=self.batches.micro_batches)
         position = TrainingProgress(**restored.metadata["position"])
         log.info("going on from the checkpoint of step %d", position.step)
-        return self.trainer.replicate(from_arrays(self.trainer.single(state), restored.arrays)), position
+        return self.trainer.replicate(
+            from_arrays(self.trainer.single(state), restored.arrays)
+        ), position
 
     def _steps(self, state: TrainState, position: TrainingProgress) -> None:
         """Run the loop up to the last step; see the module's docstring. Updates `position`."""
-        with contextlib.closing(self.batches.training(self.train, self.seed, position.input)) as stream:
+        with contextlib.closing(
+            self.batches.training(self.train, self.seed, position.input)
+        ) as stream:
             while position.step < self.num_steps:
                 with self.meter.clock("input", unless=self._busy):
-                    groups, inputs = self._next(stream, position.step)
-                state, result = self.trainer.train(state, inputs, len(groups), bucket=groups[0].bucket,
-                                                   stop=bool(self._signal.received))
+                    groups, inputs = self._next_dispatch(stream, position.step)
+                state, result = self.trainer.train(
+                    state,
+                    inputs,
+                    len(groups),
+                    bucket=groups[0].bucket,
+                    stop=bool(self._signal.received),
+                )
                 position.step += len(groups)
                 position.epoch = groups[-1].epoch + groups[-1].progress
                 self._calls.append(Dispatch(position.step, groups, result))
                 self._trace.step(result)
-                state = self._after(state, position, stream)
+                state = self._run_scheduled(state, position, stream)
 
-    def _after(self, state: TrainState, position: TrainingProgress, stream) -> TrainState:
+    def _run_scheduled(self, state: TrainState, position: TrainingProgress, stream) -> TrainState:
         """Read results, then validate, save or stop if that is due after the last dispatch.
 
         Raises:
@@ -194,13 +212,17 @@ class TrainingLoop:
             complete, so the resumed run does not miss them.
         """
         step = position.step
-        to_validate, to_save = (self._due(step, every) for every in (
-            self.options.valid_every, self.options.checkpoint_every))
-        state = self._settle(0 if to_validate or to_save else self._ahead, state, position, stream)
+        to_validate, to_save = (
+            self._due(step, every)
+            for every in (self.options.valid_every, self.options.checkpoint_every)
+        )
+        state = self._process_results(
+            0 if to_validate or to_save else self._ahead, state, position, stream
+        )
         # The state of the stream is past a batch that is held back. A checkpoint would lose it.
         to_stop = self._stop and self._held is None
         if to_stop:
-            state = self._settle(0, state, position, stream)
+            state = self._process_results(0, state, position, stream)
         if position.step < step:  # rolled back to a checkpoint, where everything due is done
             return state
         if to_validate:
@@ -213,10 +235,12 @@ class TrainingLoop:
 
     def _stopped(self, step: int) -> distributed.Stopped:
         """Return the exception of a run that was stopped at `step`."""
-        return distributed.Stopped(f"stopped by {self._signal.received or 'another process'} at step {step}, and "
-                                   "saved; the same command goes on from there")
+        return distributed.Stopped(
+            f"stopped by {self._signal.received or 'another process'} at step {step}, and "
+            "saved; the same command goes on from there"
+        )
 
-    def _next(self, stream, step: int) -> tuple[list[StepPlan], Any]:
+    def _next_dispatch(self, stream, step: int) -> tuple[list[StepPlan], Any]:
         """Take the batches of the next steps from the stream.
 
         The steps share one size bucket and end at the next step that logs, validates or saves. The
@@ -225,9 +249,17 @@ class TrainingLoop:
         Returns:
           The plans of the steps, and their input on the devices with leading axes (D, S, K).
         """
-        most = min([self.steps_per_call, self.num_steps - step] + [
-            every - step % every
-            for every in (self.options.log_every, self.options.valid_every, self.options.checkpoint_every)])
+        most = min(
+            [self.steps_per_dispatch, self.num_steps - step]
+            + [
+                every - step % every
+                for every in (
+                    self.options.log_every,
+                    self.options.valid_every,
+                    self.options.checkpoint_every,
+                )
+            ]
+        )
         taken = []
         while len(taken) < most:
             group, batch = self._held or next(stream)
@@ -237,14 +269,18 @@ class TrainingLoop:
                 break
             taken.append((group, batch))
         inputs = [batch for _, batch in taken]
-        if self.steps_per_call == 1:
+        if self.steps_per_dispatch == 1:
             return [taken[0][0]], inputs[0]
         # the number of batches is static, so the last one fills up the steps that are not done
-        inputs += inputs[-1:] * (self.steps_per_call - len(inputs))
+        inputs += inputs[-1:] * (self.steps_per_dispatch - len(inputs))
         # S arrays (D, 1, K, ...) -> (D, S, K, ...)
-        return [g for g, _ in taken], self.trainer.put(jax.tree.map(lambda *x: np.concatenate(x, 1), *inputs))
+        return [g for g, _ in taken], self.trainer.put(
+            jax.tree.map(lambda *x: np.concatenate(x, 1), *inputs)
+        )
 
-    def _settle(self, ahead: int, state: TrainState, position: TrainingProgress, stream) -> TrainState:
+    def _process_results(
+        self, ahead: int, state: TrainState, position: TrainingProgress, stream
+    ) -> TrainState:
         """Read results until at most `ahead` are unread, and act on them.
 
         A result may contain a stop request, call for a log line, or be non-finite. In the last case
@@ -254,12 +290,14 @@ class TrainingLoop:
             call = self._calls.popleft()
             result = self.trainer.single(call.result)
             self._stop |= bool(result.stop[0])
-            finite = result.finite[:len(call.groups)]  # (S,) -> the steps that were performed
+            finite = result.finite[: len(call.groups)]  # (S,) -> the steps that were performed
             self.meter.add(call.groups, result.sums, finite)
             if not finite.all():
                 first = call.step - len(call.groups) + 1
                 bad = [(first + i, call.groups[i]) for i in np.flatnonzero(~finite)]
-                if self._nonfinite.to_roll_back(bad, position.rollbacks, write=distributed.leader()):
+                if self._nonfinite.should_roll_back(
+                    bad, position.rollbacks, write=distributed.leader()
+                ):
                     return self._roll_back(position, stream)
             if self._due(call.step, self.options.log_every):
                 self._log(call, position)
@@ -301,7 +339,8 @@ class TrainingLoop:
         objective = self.trainer.objective
         sums, row = self.meter.next_line()
         row |= objective.averages(sums, "train", call.step) | {
-            k: float(f(call.step)) for k, f in self.schedules.items()}
+            k: float(f(call.step)) for k, f in self.schedules.items()
+        }
         row["learning_rate"] *= position.plateau.get("scale", 1.0)
         epoch = int(call.groups[-1].epoch + call.groups[-1].progress)  # rounded as in _validate
         self._outputs.write({"step": call.step, "epoch": epoch, "seconds": position.seconds, **row})
@@ -319,30 +358,56 @@ class TrainingLoop:
         objective = self.trainer.objective
         row = objective.averages(sums, "valid")
         position.seconds = time.monotonic() - self._begin
-        self._outputs.write({"step": position.step, "epoch": int(position.epoch), "seconds": position.seconds, **row})
+        self._outputs.write(
+            {
+                "step": position.step,
+                "epoch": int(position.epoch),
+                "seconds": position.seconds,
+                **row,
+            }
+        )
         best = row["valid_loss"] < position.best_loss
-        log.info("step %d  validation: %s%s", position.step, objective.line(row, "valid"), "  (best)" if best else "")
+        log.info(
+            "step %d  validation: %s%s",
+            position.step,
+            objective.line(row, "valid"),
+            "  (best)" if best else "",
+        )
         if best:
             position.best_loss = row["valid_loss"]
             with self.meter.clock("checkpoint"):
-                self._outputs.save_best(position.step, self.trainer.snapshot(state.ema), self._about(position))
+                self._outputs.save_best(
+                    position.step,
+                    self.trainer.snapshot(state.ema),
+                    self._checkpoint_metadata(position),
+                )
         if self.plateau is None:
             return state
-        plateau = Plateau(**position.plateau).update(row["valid_loss"], position.epoch, **self.plateau)
+        plateau = Plateau(**position.plateau).update(
+            row["valid_loss"], position.epoch, **self.plateau
+        )
         if plateau.scale != position.plateau.get("scale", 1.0):
-            log.info("step %d  the learning rate goes down to %.3g of its start", position.step, plateau.scale)
+            log.info(
+                "step %d  the learning rate goes down to %.3g of its start",
+                position.step,
+                plateau.scale,
+            )
             state = self.trainer.scale_rate(state, plateau.scale)
         position.plateau = dataclasses.asdict(plateau)
         return state
 
-    def _save(self, state: TrainState, position: TrainingProgress, stream, wait: bool = False) -> None:
+    def _save(
+        self, state: TrainState, position: TrainingProgress, stream, wait: bool = False
+    ) -> None:
         """Save a checkpoint to resume from, in the background unless `wait` is set."""
         position.seconds, position.input = time.monotonic() - self._begin, stream.state
         with self.meter.clock("checkpoint"):
-            self._outputs.save(position.step, self.trainer.snapshot(state), self._about(position))
+            self._outputs.save(
+                position.step, self.trainer.snapshot(state), self._checkpoint_metadata(position)
+            )
             if wait:
                 self._outputs.wait()
 
-    def _about(self, position: TrainingProgress) -> dict[str, Any]:
+    def _checkpoint_metadata(self, position: TrainingProgress) -> dict[str, Any]:
         """Return the metadata of a checkpoint."""
         return {**self.metadata, "position": dataclasses.asdict(position)}

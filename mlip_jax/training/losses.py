@@ -54,7 +54,8 @@ PENALTIES = {
     "mse": lambda error, delta: error * error,
     "mae": _absolute,
     "huber": lambda error, delta: jnp.where(
-        jnp.abs(error) < delta, 0.5 * error * error, delta * (jnp.abs(error) - 0.5 * delta)),
+        jnp.abs(error) < delta, 0.5 * error * error, delta * (jnp.abs(error) - 0.5 * delta)
+    ),
     "rmse": _absolute,  # a structure has one energy, so the root mean square is the absolute error
 }
 
@@ -109,9 +110,16 @@ def _rmse(f: Forces):
 
     The mean is over the known components of a graph. A graph without any is not counted.
     """
-    of_graphs = functools.partial(jax.ops.segment_sum, segment_ids=node_graph_index(f.graph),
-                                  num_segments=f.graph.n_node.shape[0], indices_are_sorted=True)
-    squares, counts = of_graphs((f.error * f.error).sum(-1)), of_graphs(f.known.sum(-1).astype(f.error.dtype))
+    of_graphs = functools.partial(
+        jax.ops.segment_sum,
+        segment_ids=node_graph_index(f.graph),
+        num_segments=f.graph.n_node.shape[0],
+        indices_are_sorted=True,
+    )
+    squares, counts = (
+        of_graphs((f.error * f.error).sum(-1)),
+        of_graphs(f.known.sum(-1).astype(f.error.dtype)),
+    )
     return _root(squares / jnp.maximum(counts, 1.0)).sum(), (counts > 0).sum()
 
 
@@ -123,15 +131,25 @@ def _root(squares):
 
 # FORCE_PENALTIES: name -> function Forces -> (sum of the terms, number of terms).
 FORCE_PENALTIES = {
-    **{name: functools.partial(_of_components, PENALTIES[name]) for name in ("mse", "mae", "huber")},
+    **{
+        name: functools.partial(_of_components, PENALTIES[name]) for name in ("mse", "mae", "huber")
+    },
     "rmse": _rmse,
     "norm": _norm,
     "relative": _relative,
 }
 
 
-def sums(evaluation: Evaluation, graph: jraph.GraphsTuple, *, penalty: str = "mse", force_penalty: str | None = None,
-         energy_per_atom: bool = True, huber_delta: float = 0.05, force_floor: float = 0.1) -> LossSums:
+def sums(
+    evaluation: Evaluation,
+    graph: jraph.GraphsTuple,
+    *,
+    penalty: str = "mse",
+    force_penalty: str | None = None,
+    energy_per_atom: bool = True,
+    huber_delta: float = 0.05,
+    force_floor: float = 0.1,
+) -> LossSums:
     """Compute loss and error sums of a padded batch. Padding and NaN labels are ignored.
 
     The mean of an energy penalty is over the graphs with an energy label. The terms of the force
@@ -170,30 +188,44 @@ def sums(evaluation: Evaluation, graph: jraph.GraphsTuple, *, penalty: str = "ms
     per_atom = error_e / jnp.maximum(graph.n_node, 1).astype(error_e.dtype)  # (G,)
     energy_loss = PENALTIES[penalty](per_atom if energy_per_atom else error_e, huber_delta).sum()
     force_loss, force_terms = FORCE_PENALTIES[force_penalty or penalty](
-        Forces(error_f, known_f, label_f, graph, huber_delta, force_floor))
+        Forces(error_f, known_f, label_f, graph, huber_delta, force_floor)
+    )
     return LossSums(
-        energy_loss=energy_loss, force_loss=force_loss,
-        energy_abs=jnp.abs(per_atom).sum(), force_abs=jnp.abs(error_f).sum(),
-        energies=known_e.sum().astype(error_e.dtype), forces=known_f.sum().astype(error_e.dtype),
-        energy_total_abs=jnp.abs(error_e).sum(), force_terms=force_terms.astype(error_e.dtype))
+        energy_loss=energy_loss,
+        force_loss=force_loss,
+        energy_abs=jnp.abs(per_atom).sum(),
+        force_abs=jnp.abs(error_f).sum(),
+        energies=known_e.sum().astype(error_e.dtype),
+        forces=known_f.sum().astype(error_e.dtype),
+        energy_total_abs=jnp.abs(error_e).sum(),
+        force_terms=force_terms.astype(error_e.dtype),
+    )
 
 
-def check_penalties(penalty: str, force_penalty: str | None, huber_delta: float, force_floor: float = 0.1) -> None:
+def check_penalties(
+    penalty: str, force_penalty: str | None, huber_delta: float, force_floor: float = 0.1
+) -> None:
     """Raise ValueError if options of `sums` are invalid.
 
     `sums` checks them as well, but only when a step is compiled.
     """
     if penalty in ("norm", "relative"):
-        raise ValueError(f"loss.penalty {penalty!r} is one of vectors, which energies are not; set loss.force_penalty "
-                         f"to {penalty!r} and loss.penalty to one of {', '.join(sorted(PENALTIES))}")
+        raise ValueError(
+            f"loss.penalty {penalty!r} is one of vectors, which energies are not; set loss.force_penalty "
+            f"to {penalty!r} and loss.penalty to one of {', '.join(sorted(PENALTIES))}"
+        )
     if penalty not in PENALTIES:
         raise ValueError(unknown_name("loss.penalty", penalty, PENALTIES))
     if force_penalty is not None and force_penalty not in FORCE_PENALTIES:
         raise ValueError(unknown_name("loss.force_penalty", force_penalty, FORCE_PENALTIES))
     if "huber" in (penalty, force_penalty) and not 0 < huber_delta < math.inf:
-        raise ValueError(f"loss.huber_delta must be a positive number (eV and eV/Å), received {huber_delta}")
+        raise ValueError(
+            f"loss.huber_delta must be a positive number (eV and eV/Å), received {huber_delta}"
+        )
     if force_penalty == "relative" and not 0 < force_floor < math.inf:
-        raise ValueError(f"loss.force_floor must be a positive number (eV/Å), received {force_floor}")
+        raise ValueError(
+            f"loss.force_floor must be a positive number (eV/Å), received {force_floor}"
+        )
 
 
 def combine(local: LossSums, total: LossSums, beta: jax.Array | float) -> jax.Array:
@@ -211,17 +243,22 @@ def averages(sums: LossSums, beta: float, prefix: str) -> dict[str, float]:
 
     # Skip a term without labels by its count: a non-finite term must make the loss non-finite.
     terms = ((1 - beta, sums.energy_loss, sums.energies), (beta, sums.force_loss, sums.force_terms))
-    return {f"{prefix}_loss": float(sum(weight * total / count for weight, total, count in terms if count)),
-            f"{prefix}_energy_mae_mev_per_atom": 1e3 * mean(sums.energy_abs, sums.energies),
-            f"{prefix}_energy_mae_mev": 1e3 * mean(sums.energy_total_abs, sums.energies),
-            f"{prefix}_force_mae_mev_per_ang": 1e3 * mean(sums.force_abs, sums.forces)}
+    return {
+        f"{prefix}_loss": float(
+            sum(weight * total / count for weight, total, count in terms if count)
+        ),
+        f"{prefix}_energy_mae_mev_per_atom": 1e3 * mean(sums.energy_abs, sums.energies),
+        f"{prefix}_energy_mae_mev": 1e3 * mean(sums.energy_total_abs, sums.energies),
+        f"{prefix}_force_mae_mev_per_ang": 1e3 * mean(sums.force_abs, sums.forces),
+    }
 
 
 BETA_SCHEDULES = ("geometric", "linear", "step")
 
 
-def beta_schedule(start: float, end: float, begin: float, num_steps: int, kind: str = "geometric"
-                  ) -> Callable[[jax.Array | int], jax.Array | float]:
+def beta_schedule(
+    start: float, end: float, begin: float, num_steps: int, kind: str = "geometric"
+) -> Callable[[jax.Array | int], jax.Array | float]:
     """Return the schedule `step -> beta`.
 
     Beta is `start` for the fraction `begin` of the steps, and then changes to `end`:
@@ -239,9 +276,13 @@ def beta_schedule(start: float, end: float, begin: float, num_steps: int, kind: 
     if kind not in BETA_SCHEDULES:
         raise ValueError(unknown_name("loss.beta_schedule", kind, BETA_SCHEDULES))
     if not 0.0 <= start <= 1.0 or not 0.0 <= end <= 1.0:
-        raise ValueError(f"loss.beta and loss.beta_end must lie between 0 and 1, received {start} and {end}")
+        raise ValueError(
+            f"loss.beta and loss.beta_end must lie between 0 and 1, received {start} and {end}"
+        )
     if not 0.0 <= begin <= 1.0:
-        raise ValueError(f"loss.beta_begin is a fraction of the steps and must lie between 0 and 1, received {begin}")
+        raise ValueError(
+            f"loss.beta_begin is a fraction of the steps and must lie between 0 and 1, received {begin}"
+        )
     jump = math.ceil(begin * num_steps - 1e-6)  # in floating point 0.07 * 100 is slightly above 7
 
     def beta(step):

@@ -57,8 +57,9 @@ class CoordinateNoise:
     share: float = 0.0
     frames: AlternativeGeometries | None = None
 
-    def __call__(self, columns: Columns, samples: np.ndarray, epoch: int, budget: PaddingBudget | None = None
-                 ) -> Columns:
+    def __call__(
+        self, columns: Columns, samples: np.ndarray, epoch: int, budget: PaddingBudget | None = None
+    ) -> Columns:
         """Return the displaced samples, with their displacements (A, 3) as an atom property.
 
         Args:
@@ -75,8 +76,10 @@ class CoordinateNoise:
             made = self._drawn(columns, samples, epoch, attempt)
             if budget is None or count_all(made, self.cutoff).sum() <= budget.n_edge:
                 return made
-        raise ValueError(f"{len(samples)} structures with noise of {self.noise} Å do not fit into {budget.n_edge} "
-                         f"edges in {_TRIES} tries: lower the noise")
+        raise ValueError(
+            f"{len(samples)} structures with noise of {self.noise} Å do not fit into {budget.n_edge} "
+            f"edges in {_TRIES} tries: lower the noise"
+        )
 
     def bounds(self, sizes: Sizes, frame_edges: np.ndarray | None = None) -> Sizes:
         """Return upper estimates of the sizes of the inputs, for the planning of batches.
@@ -85,9 +88,15 @@ class CoordinateNoise:
           sizes: Sizes of the samples at their reference geometries.
           frame_edges: Number of edges of each frame, in the order of frames.index.
         """
-        edges = np.maximum(np.ceil(sizes.n_edge * _MORE), sizes.n_edge + _AT_LEAST) if self.noise else sizes.n_edge
+        edges = (
+            np.maximum(np.ceil(sizes.n_edge * _MORE), sizes.n_edge + _AT_LEAST)
+            if self.noise
+            else sizes.n_edge
+        )
         # all pairs of atoms are an upper bound, except in periodic structures
-        edges = np.minimum(edges, np.maximum(sizes.n_node * (sizes.n_node - 1), sizes.n_edge)).astype(np.int64)
+        edges = np.minimum(
+            edges, np.maximum(sizes.n_node * (sizes.n_node - 1), sizes.n_edge)
+        ).astype(np.int64)
         if self.frames is not None and len(self.frames.index):
             sample = np.repeat(np.arange(len(edges)), np.diff(self.frames.first))
             np.maximum.at(edges, sample, frame_edges)
@@ -102,23 +111,32 @@ class CoordinateNoise:
             atoms = slice(columns.offsets[s], columns.offsets[s + 1])
             reference = columns.positions[atoms]
             chosen = self._frame(sample, columns.numbers[atoms], rng)
-            positions[atoms] = reference + self.noise * rng.normal(size=reference.shape) if chosen is None else chosen
+            positions[atoms] = (
+                reference + self.noise * rng.normal(size=reference.shape)
+                if chosen is None
+                else chosen
+            )
             displacement[atoms] = superpose(reference, positions[atoms]) - positions[atoms]
-        return dataclasses.replace(columns, positions=positions,
-                                   atom_properties={**columns.atom_properties, DISPLACEMENT: displacement})
+        return dataclasses.replace(
+            columns,
+            positions=positions,
+            atom_properties={**columns.atom_properties, DISPLACEMENT: displacement},
+        )
 
     def _frame(self, sample, numbers, rng):
         """Return the positions of a random frame of the sample, or None if it gets noise."""
         frames = self.frames
         if frames is None or rng.random() >= self.share:
             return None
-        own = frames.index[frames.first[sample]:frames.first[sample + 1]]
+        own = frames.index[frames.first[sample] : frames.first[sample + 1]]
         if not len(own):
             return None
         frame = frames.rows.take(own[rng.integers(len(own))][None], labels_only=True)
         if not np.array_equal(frame.numbers, numbers):
-            raise DatasetError(f"record {int(frame.record[0])}: its frames have other atoms, or another order of them, "
-                               "than the geometry that the property belongs to")
+            raise DatasetError(
+                f"record {int(frame.record[0])}: its frames have other atoms, or another order of them, "
+                "than the geometry that the property belongs to"
+            )
         return frame.positions
 
 

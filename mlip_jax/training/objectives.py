@@ -71,7 +71,7 @@ class ForceField:
       beta: Schedule of the weight of the forces, step -> beta.
       beta_valid: Weight of the forces in validations.
       loss_options: Keyword arguments of `losses.sums`.
-      energies_alone: Whether beta is zero in every step. Training then computes no forces, which
+      energy_only: Whether beta is zero in every step. Training then computes no forces, which
         makes a step about three times as fast. Validations still report force errors.
     """
 
@@ -80,26 +80,30 @@ class ForceField:
     beta: Callable[[Any], Any]
     beta_valid: float
     loss_options: Mapping[str, Any]
-    energies_alone: bool = False
+    energy_only: bool = False
     columns = ("loss", "energy_mae_mev_per_atom", "energy_mae_mev", "force_mae_mev_per_ang")
 
     def sums(self, params: Any, graph: jraph.GraphsTuple) -> losses.LossSums:
         """Compute the loss sums of a batch."""
-        if not self.energies_alone:
+        if not self.energy_only:
             return self.evaluate(params, graph)[1]
         evaluation = evaluate(self.model, params, graph, self.energy_scale, with_forces=False)
         return losses.sums(evaluation, self._trained_on(graph), **self.loss_options)
 
     def counts(self, graph: jraph.GraphsTuple) -> losses.LossSums:
         """Return sums of which only the counts are meaningful. The model is not evaluated."""
-        nothing = Evaluation(jnp.zeros_like(graph.globals["energy"]), jnp.zeros_like(graph.nodes["forces"]), None)
+        nothing = Evaluation(
+            jnp.zeros_like(graph.globals["energy"]), jnp.zeros_like(graph.nodes["forces"]), None
+        )
         return losses.sums(nothing, self._trained_on(graph), **self.loss_options)
 
     def _trained_on(self, graph: jraph.GraphsTuple) -> jraph.GraphsTuple:
         """Return the batch, without force labels if training computes no forces."""
-        if not self.energies_alone:
+        if not self.energy_only:
             return graph
-        return graph._replace(nodes={**graph.nodes, "forces": jnp.full_like(graph.nodes["forces"], jnp.nan)})
+        return graph._replace(
+            nodes={**graph.nodes, "forces": jnp.full_like(graph.nodes["forces"], jnp.nan)}
+        )
 
     def combine(self, local: losses.LossSums, total: losses.LossSums, step: Any) -> jax.Array:
         """Compute this device's share of the loss from its sums and the counts of all devices."""
@@ -110,14 +114,20 @@ class ForceField:
         evaluation = evaluate(self.model, params, graph, self.energy_scale)
         return evaluation, losses.sums(evaluation, graph, **self.loss_options)
 
-    def averages(self, sums: losses.LossSums, prefix: str, step: int | None = None) -> dict[str, float]:
+    def averages(
+        self, sums: losses.LossSums, prefix: str, step: int | None = None
+    ) -> dict[str, float]:
         """Compute the loss and the mean absolute errors on the host; NaN without labels."""
-        return losses.averages(sums, self.beta_valid if step is None else float(self.beta(step)), prefix)
+        return losses.averages(
+            sums, self.beta_valid if step is None else float(self.beta(step)), prefix
+        )
 
     def line(self, row: Mapping[str, float], prefix: str) -> str:
         """Format the energy and force errors for the log."""
-        return (f"E {figure(row[f'{prefix}_energy_mae_mev_per_atom'], 2)} meV/atom  "
-                f"F {figure(row[f'{prefix}_force_mae_mev_per_ang'], 1)} meV/Å")
+        return (
+            f"E {figure(row[f'{prefix}_energy_mae_mev_per_atom'], 2)} meV/atom  "
+            f"F {figure(row[f'{prefix}_force_mae_mev_per_ang'], 1)} meV/Å"
+        )
 
 
 def figure(value: float, digits: int) -> str:

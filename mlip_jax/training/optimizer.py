@@ -25,17 +25,31 @@ _NOT_NEGATIVE = (lambda x: x >= 0, "zero or a positive number")
 _BELOW_ONE = (lambda x: 0 <= x < 1, "at least 0 and below 1")
 _FACTOR = (lambda x: 0 < x < 1, "between 0 and 1, both excluded")
 
-_OF_ALL_RATES = {"learning_rate": _POSITIVE, "learning_rate_end": _NOT_NEGATIVE, "warmup_steps": _NOT_NEGATIVE}
+_OF_ALL_RATES = {
+    "learning_rate": _POSITIVE,
+    "learning_rate_end": _NOT_NEGATIVE,
+    "warmup_steps": _NOT_NEGATIVE,
+}
 _OF_SCHEDULE = {
-    "exponential": {"learning_rate_end": (lambda x: x > 0, "a positive number, for an exponential never reaches zero")},
+    "exponential": {
+        "learning_rate_end": (
+            lambda x: x > 0,
+            "a positive number, for an exponential never reaches zero",
+        )
+    },
     "step": {"decay_factor": _FACTOR, "decay_epochs": _POSITIVE},
-    "plateau": {"decay_factor": _FACTOR, "plateau_patience": _NOT_NEGATIVE, "plateau_threshold": _BELOW_ONE},
+    "plateau": {
+        "decay_factor": _FACTOR,
+        "plateau_patience": _NOT_NEGATIVE,
+        "plateau_threshold": _BELOW_ONE,
+    },
 }
 _OF_ALL_RULES = {"b1": _BELOW_ONE, "b2": _BELOW_ONE, "eps": _POSITIVE}
 
 
-def learning_rate(config: Mapping[str, Any], num_steps: int, steps_per_epoch: float = 1.0
-                  ) -> Callable[[Any], jax.Array]:
+def learning_rate(
+    config: Mapping[str, Any], num_steps: int, steps_per_epoch: float = 1.0
+) -> Callable[[Any], jax.Array]:
     """Return the schedule `step -> learning rate`.
 
     The rate rises linearly to `learning_rate` during the warm-up. Then `schedule` applies:
@@ -69,16 +83,22 @@ def learning_rate(config: Mapping[str, Any], num_steps: int, steps_per_epoch: fl
         decay = _staircase(peak, end, float(config["decay_factor"]), period, warmup)
     else:
         decay = optax.constant_schedule(peak)
-    return optax.join_schedules([optax.linear_schedule(peak / max(warmup, 1), peak, warmup), decay], [warmup])
+    return optax.join_schedules(
+        [optax.linear_schedule(peak / max(warmup, 1), peak, warmup), decay], [warmup]
+    )
 
 
 def _staircase(peak, end, factor, period, warmup):
     """Return the schedule of "step", a function of the number of steps since the warm-up."""
     # integer division, so that rounding errors cannot shift a decay by a step
-    return lambda since_warmup: jnp.maximum(peak * factor ** ((since_warmup + warmup) // period), end)
+    return lambda since_warmup: jnp.maximum(
+        peak * factor ** ((since_warmup + warmup) // period), end
+    )
 
 
-def create(config: Mapping[str, Any], num_steps: int, steps_per_epoch: float = 1.0) -> optax.GradientTransformation:
+def create(
+    config: Mapping[str, Any], num_steps: int, steps_per_epoch: float = 1.0
+) -> optax.GradientTransformation:
     """Create the optimizer of a config: clipping by global norm, then an update rule.
 
     The update rules are:
@@ -130,20 +150,34 @@ def create(config: Mapping[str, Any], num_steps: int, steps_per_epoch: float = 1
         rule = optax.chain(optax.clip_by_global_norm(config["clip_norm"]), rule)
     factors = rate_factors(config.get("rates", ""))
     if factors:
-        rule = optax.chain(rule, optax.stateless(lambda updates, params: jax.tree.map(
-            jnp.multiply, updates, _by_pattern(updates, factors))))
+        rule = optax.chain(
+            rule,
+            optax.stateless(
+                lambda updates, params: jax.tree.map(
+                    jnp.multiply, updates, _by_pattern(updates, factors)
+                )
+            ),
+        )
     patterns = config["freeze"]
     if isinstance(patterns, str):
-        raise ValueError(f"optimizer.freeze must be a list of patterns, received the text {patterns!r}; "
-                         f"write ({patterns!r},)")
+        raise ValueError(
+            f"optimizer.freeze must be a list of patterns, received the text {patterns!r}; "
+            f"write ({patterns!r},)"
+        )
     return _without(rule, tuple(patterns)) if patterns else rule
 
 
 def _muon(rate, weight_decay: float, moments: Mapping[str, float]) -> optax.GradientTransformation:
     """Create Muon for matrices and Adam for the other parameters."""
     return optax.contrib.muon(
-        rate, weight_decay=weight_decay, adam_b1=moments["b1"], adam_b2=moments["b2"], eps=moments["eps"],
-        muon_weight_dimension_numbers=_of_matrices, consistent_rms=0.2)
+        rate,
+        weight_decay=weight_decay,
+        adam_b1=moments["b1"],
+        adam_b2=moments["b2"],
+        eps=moments["eps"],
+        muon_weight_dimension_numbers=_of_matrices,
+        consistent_rms=0.2,
+    )
 
 
 def _of_matrices(params):
@@ -152,6 +186,7 @@ def _of_matrices(params):
     Kernels with one input or output are not treated as matrices. Axes before the last two are
     heads, each with its own matrix.
     """
+
     def of(path, p):
         is_matrix = parameter_path(path[-1:]) == "kernel" and p.ndim > 1 and min(p.shape[-2:]) > 1
         return optax.contrib.MuonDimensionNumbers(-2, -1) if is_matrix else None
@@ -176,8 +211,10 @@ def rate_factors(text: str) -> dict[str, float]:
         except ValueError:
             equals = ""
         if not (equals and pattern and math.isfinite(factors[pattern]) and factors[pattern] >= 0):
-            raise ValueError(f"optimizer.rates must be 'pattern=factor, pattern=factor' with factors of zero or more, "
-                             f"received {text!r}")
+            raise ValueError(
+                f"optimizer.rates must be 'pattern=factor, pattern=factor' with factors of zero or more, "
+                f"received {text!r}"
+            )
     return factors
 
 
@@ -187,8 +224,13 @@ def _by_pattern(params, factors: Mapping[str, float]):
     paths = [parameter_path(path) for path, _ in leaves]
     for pattern in factors:
         _check_matches("optimizer.rates", pattern, paths)
-    return jax.tree.unflatten(structure, [
-        next((f for pattern, f in factors.items() if fnmatch.fnmatchcase(path, pattern)), 1.0) for path in paths])
+    return jax.tree.unflatten(
+        structure,
+        [
+            next((f for pattern, f in factors.items() if fnmatch.fnmatchcase(path, pattern)), 1.0)
+            for path in paths
+        ],
+    )
 
 
 def _check_matches(field: str, pattern: str, paths: Sequence[str]) -> None:
@@ -196,8 +238,10 @@ def _check_matches(field: str, pattern: str, paths: Sequence[str]) -> None:
     if any(fnmatch.fnmatchcase(path, pattern) for path in paths):
         return
     near = difflib.get_close_matches(pattern, paths, n=3, cutoff=0.3) or paths[:3]
-    raise ValueError(f"{field}: {pattern!r} matches none of the {len(paths)} parameters; the nearest are "
-                     f"{', '.join(near)}. * stands for any characters.")
+    raise ValueError(
+        f"{field}: {pattern!r} matches none of the {len(paths)} parameters; the nearest are "
+        f"{', '.join(near)}. * stands for any characters."
+    )
 
 
 def _matrices(params):
@@ -205,14 +249,18 @@ def _matrices(params):
     return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
-def _without(rule: optax.GradientTransformation, patterns: tuple[str, ...]) -> optax.GradientTransformation:
+def _without(
+    rule: optax.GradientTransformation, patterns: tuple[str, ...]
+) -> optax.GradientTransformation:
     """Apply `rule` to the parameters that match none of `patterns`; the others get zero updates."""
 
     def trained(params):
         return jax.tree.map(lambda is_frozen: not is_frozen, frozen(params, patterns))
 
-    return optax.chain(optax.masked(rule, trained),
-                       optax.masked(optax.set_to_zero(), lambda params: frozen(params, patterns)))
+    return optax.chain(
+        optax.masked(rule, trained),
+        optax.masked(optax.set_to_zero(), lambda params: frozen(params, patterns)),
+    )
 
 
 def parameter_path(path: Sequence[Any]) -> str:
@@ -237,8 +285,10 @@ def frozen(params: Any, patterns: Sequence[str]) -> Any:
         _check_matches("optimizer.freeze", pattern, paths)
     matched = [any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns) for path in paths]
     if all(matched):
-        raise ValueError(f"optimizer.freeze: {', '.join(map(repr, patterns))} match all {len(paths)} parameters, so "
-                         "that nothing is left to train; freeze fewer")
+        raise ValueError(
+            f"optimizer.freeze: {', '.join(map(repr, patterns))} match all {len(paths)} parameters, so "
+            "that nothing is left to train; freeze fewer"
+        )
     return jax.tree.unflatten(structure, matched)
 
 
@@ -250,9 +300,12 @@ def plateau_options(config: Mapping[str, Any]) -> dict[str, float] | None:
     """
     if config["schedule"] != "plateau":
         return None
-    return {"patience": config["plateau_patience"], "factor": config["decay_factor"],
-            "threshold": config["plateau_threshold"],
-            "floor": config["learning_rate_end"] / config["learning_rate"]}
+    return {
+        "patience": config["plateau_patience"],
+        "factor": config["decay_factor"],
+        "threshold": config["plateau_threshold"],
+        "floor": config["learning_rate_end"] / config["learning_rate"],
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,8 +328,16 @@ class Plateau:
     best: float = math.inf
     epoch_of_best: float = 0.0
 
-    def update(self, value: float, epoch: float, *, patience: float, factor: float, threshold: float,
-               floor: float = 0.0) -> Plateau:
+    def update(
+        self,
+        value: float,
+        epoch: float,
+        *,
+        patience: float,
+        factor: float,
+        threshold: float,
+        floor: float = 0.0,
+    ) -> Plateau:
         """Return the state after a validation.
 
         Args:
@@ -292,7 +353,9 @@ class Plateau:
             return dataclasses.replace(self, best=float(value), epoch_of_best=float(epoch))
         # An epoch is a ratio of step counts, so equal spans may differ by rounding errors.
         if epoch - self.epoch_of_best > patience + 1e-6:
-            return dataclasses.replace(self, scale=max(self.scale * factor, floor), epoch_of_best=float(epoch))
+            return dataclasses.replace(
+                self, scale=max(self.scale * factor, floor), epoch_of_best=float(epoch)
+            )
         return self
 
 
@@ -301,8 +364,10 @@ def _check_rates(config, steps_per_epoch):
     _check(config, _OF_ALL_RATES | _OF_SCHEDULE.get(config["schedule"], {}))
     peak, end = config["learning_rate"], config["learning_rate_end"]
     if config["schedule"] != "constant" and end > peak:
-        raise ValueError(f"optimizer.learning_rate_end must not be above optimizer.learning_rate ({peak}), received "
-                         f"{end}; lower it, or set optimizer.schedule to 'constant'")
+        raise ValueError(
+            f"optimizer.learning_rate_end must not be above optimizer.learning_rate ({peak}), received "
+            f"{end}; lower it, or set optimizer.schedule to 'constant'"
+        )
     if not (math.isfinite(steps_per_epoch) and steps_per_epoch > 0):
         raise ValueError(f"steps_per_epoch must be a positive number, received {steps_per_epoch!r}")
 

@@ -14,5 +14,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     """
     loss = config.loss
     losses.check_penalties(loss.penalty, loss.force_penalty, loss.huber_delta, loss.force_floor)
-    losses.beta_schedule(loss.beta, loss.beta_end, loss.beta_begin, config.train.num_steps, loss.beta_schedule)
+    losses.beta_schedule(
+        loss.beta, loss.beta_end, loss.beta_begin, config.train.num_steps, loss.beta_schedule
+    )
     optimizer.create(config.optimizer, config.train.num_steps)

@@ -28,7 +28,9 @@ def restore(workdir: Path, kind: str = LATEST) -> Restored | None:
         store.close()
     if distributed.count() == 1:
         return found
-    about = distributed.broadcast(None if found is None else {"step": found.step, "metadata": found.metadata})
+    about = distributed.broadcast(
+        None if found is None else {"step": found.step, "metadata": found.metadata}
+    )
     arrays = distributed.broadcast({} if found is None else found.arrays)
     return None if about is None else Restored(about["step"], arrays, about["metadata"])
 

@@ -27,7 +27,18 @@ log = logging.getLogger(__name__)
 
 # Warn if a step is larger than train.batch_size by this factor.
 _LARGER = 1.2
-PACKAGES = ("mlip_jax", "jax", "jaxlib", "flax", "optax", "e3x", "jraph", "orbax-checkpoint", "numpy", "ase")
+PACKAGES = (
+    "mlip_jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "e3x",
+    "jraph",
+    "orbax-checkpoint",
+    "numpy",
+    "ase",
+)
 
 
 def keep_split(path: Path, parts, meta) -> None:
@@ -39,13 +50,17 @@ def keep_split(path: Path, parts, meta) -> None:
     if path.with_suffix(".json").exists():  # written last, so the split is complete
         before, _ = load_split(path)
         if any(not np.array_equal(before[name], parts[name]) for name in parts):
-            raise DatasetError(f"{path}: the data or the split are no longer those that this run was begun with. Give "
-                               "another --workdir, or the data as they were.")
+            raise DatasetError(
+                f"{path}: the data or the split are no longer those that this run was begun with. Give "
+                "another --workdir, or the data as they were."
+            )
         return
     save_split(path, parts, meta)
 
 
-def make_batches(config, splits, model, reference, restored, **options) -> tuple[Batches, dict[str, float]]:
+def make_batches(
+    config, splits, model, reference, restored, **options
+) -> tuple[Batches, dict[str, float]]:
     """Choose size buckets and create the batches of a run.
 
     A resumed run keeps the number of micro-batches of its first start.
@@ -68,41 +83,77 @@ def make_batches(config, splits, model, reference, restored, **options) -> tuple
     budgets = choose_budgets(train.sizes, c.batch_size / micro_batches)
     for split in splits.values():
         budgets = (*budgets[:-1], grow_to_fit(budgets[-1], split.sizes))
-    batches = Batches(budgets, model.cutoff, reference, jax.local_device_count(), micro_batches, distributed.count(),
-                      distributed.index(), long_range_cutoff(model), **options)
+    batches = Batches(
+        budgets,
+        model.cutoff,
+        reference,
+        jax.local_device_count(),
+        micro_batches,
+        distributed.count(),
+        distributed.index(),
+        long_range_cutoff(model),
+        **options,
+    )
     # shuffled, because the store has the conformations of a molecule next to each other
     some = np.random.default_rng(0).permutation(len(train))[:20_000]
     plan = plan_buckets(some, train.sizes, budgets)
     filled = fill_fraction(plan, train.sizes, budgets)
-    names = {"n_node": "atoms", "n_edge": "edges", "n_graph": "graphs", "n_pair": "long-range pairs"}
+    names = {
+        "n_node": "atoms",
+        "n_edge": "edges",
+        "n_graph": "graphs",
+        "n_pair": "long-range pairs",
+    }
     for bucket, budget in enumerate(budgets):
-        log.info("batches of %s: %.1f %%", ", ".join(
-            f"{getattr(budget, k)} {names[k]}" for k in filled), 100 * np.mean([b == bucket for b, _ in plan]))
-    log.info("%d micro-batch(es) of about %.4g structures in an update; %s", micro_batches,
-             mean := np.mean([len(places) for _, places in plan]), ", ".join(
-                 f"{100 * (1 - share):.1f} % of {names[k]} are padding" for k, share in filled.items()))
+        log.info(
+            "batches of %s: %.1f %%",
+            ", ".join(f"{getattr(budget, k)} {names[k]}" for k in filled),
+            100 * np.mean([b == bucket for b, _ in plan]),
+        )
+    log.info(
+        "%d micro-batch(es) of about %.4g structures in an update; %s",
+        micro_batches,
+        mean := np.mean([len(places) for _, places in plan]),
+        ", ".join(
+            f"{100 * (1 - share):.1f} % of {names[k]} are padding" for k, share in filled.items()
+        ),
+    )
     if mean * micro_batches > _LARGER * c.batch_size:
-        log.warning("an update is of about %.4g structures, not of the %.4g of train.batch_size: each of its %d "
-                    "micro-batches holds at least one. Fewer devices or micro-batches would make it smaller",
-                    mean * micro_batches, c.batch_size, micro_batches)
+        log.warning(
+            "an update is of about %.4g structures, not of the %.4g of train.batch_size: each of its %d "
+            "micro-batches holds at least one. Fewer devices or micro-batches would make it smaller",
+            mean * micro_batches,
+            c.batch_size,
+            micro_batches,
+        )
     return batches, filled
 
 
 def count_updates(config: ml_collections.ConfigDict, per_epoch: float) -> int:
     """Return the number of steps of a run with `per_epoch` steps per epoch."""
-    num_steps = (config.train.num_steps if config.train.num_epochs is None
-                 else max(round(config.train.num_epochs * per_epoch), 1))
+    num_steps = (
+        config.train.num_steps
+        if config.train.num_epochs is None
+        else max(round(config.train.num_epochs * per_epoch), 1)
+    )
     log.info("%d updates, %.4g epochs of %.4g updates", num_steps, num_steps / per_epoch, per_epoch)
     if config.optimizer.warmup_steps >= num_steps:
-        log.warning("optimizer.warmup_steps (%d) are no fewer than the updates of this run (%d): the learning rate "
-                    "grows to the end and is never lowered", config.optimizer.warmup_steps, num_steps)
+        log.warning(
+            "optimizer.warmup_steps (%d) are no fewer than the updates of this run (%d): the learning rate "
+            "grows to the end and is never lowered",
+            config.optimizer.warmup_steps,
+            num_steps,
+        )
     return num_steps
 
 
 def describe(config: ml_collections.ConfigDict, statistics: dict[str, Any]) -> dict[str, Any]:
     """Return the metadata of all checkpoints of a run: config, statistics and package versions."""
-    return {"config": configs.to_dict(config), "statistics": statistics, "versions": {
-        p: _version(p) for p in PACKAGES} | {"python": platform.python_version()}}
+    return {
+        "config": configs.to_dict(config),
+        "statistics": statistics,
+        "versions": {p: _version(p) for p in PACKAGES} | {"python": platform.python_version()},
+    }
 
 
 def update_flops(trainer, batches, train, params) -> float | None:

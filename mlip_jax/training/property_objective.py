@@ -72,7 +72,11 @@ class Properties:
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the metrics of `averages`, without the prefix."""
-        return ("loss", *(f"{t.name}_mae" for t in self.targets), *(("alignment",) if self.align_weight else ()))
+        return (
+            "loss",
+            *(f"{t.name}_mae" for t in self.targets),
+            *(("alignment",) if self.align_weight else ()),
+        )
 
     def sums(self, params: Any, graph: jraph.GraphsTuple) -> PropertySums:
         """Compute the loss sums of a batch."""
@@ -82,7 +86,9 @@ class Properties:
         """Return sums of which only the counts are meaningful. The model is not evaluated."""
         return self._sums(None, graph)
 
-    def evaluate(self, params: Any, graph: jraph.GraphsTuple) -> tuple[dict[str, jax.Array], PropertySums]:
+    def evaluate(
+        self, params: Any, graph: jraph.GraphsTuple
+    ) -> tuple[dict[str, jax.Array], PropertySums]:
         """Predict the properties of a batch and compute its loss sums."""
         predicted = self.model.apply(params, graph)
         return predicted, self._sums(predicted, graph)
@@ -94,26 +100,43 @@ class Properties:
             loss = loss + t.weight * local.penalty[t.name] / jnp.maximum(total.count[t.name], 1.0)
         return loss
 
-    def averages(self, sums: PropertySums, prefix: str, step: int | None = None) -> dict[str, float]:
+    def averages(
+        self, sums: PropertySums, prefix: str, step: int | None = None
+    ) -> dict[str, float]:
         """Compute the loss and the mean errors from sums on the host; NaN without labels."""
         # a validation loss includes the alignment only if there are no properties
         of_all = step is not None or not self.targets
-        loss = self.align_weight * _mean(sums.alignment, sums.aligned) if of_all and sums.aligned else 0.0
-        row = {f"{prefix}_{t.name}_mae": _mean(sums.absolute[t.name], sums.count[t.name]) for t in self.targets}
-        loss += sum(t.weight * _mean(sums.penalty[t.name], sums.count[t.name])
-                    for t in self.targets if sums.count[t.name])
+        loss = (
+            self.align_weight * _mean(sums.alignment, sums.aligned)
+            if of_all and sums.aligned
+            else 0.0
+        )
+        row = {
+            f"{prefix}_{t.name}_mae": _mean(sums.absolute[t.name], sums.count[t.name])
+            for t in self.targets
+        }
+        loss += sum(
+            t.weight * _mean(sums.penalty[t.name], sums.count[t.name])
+            for t in self.targets
+            if sums.count[t.name]
+        )
         if self.align_weight:
             row[f"{prefix}_alignment"] = _mean(sums.alignment, sums.aligned)
         return {f"{prefix}_loss": float(loss), **row}
 
     def line(self, row: Mapping[str, float], prefix: str) -> str:
         """Format the errors of the properties, with their units, for the log."""
-        parts = [f"{t.name} {figure(row[f'{prefix}_{t.name}_mae'], 4)} {t.unit}".strip() for t in self.targets]
+        parts = [
+            f"{t.name} {figure(row[f'{prefix}_{t.name}_mae'], 4)} {t.unit}".strip()
+            for t in self.targets
+        ]
         if self.align_weight:
             parts.append(f"alignment {figure(row[f'{prefix}_alignment'], 3)}")
         return "  ".join(parts)
 
-    def _sums(self, predicted: Mapping[str, jax.Array] | None, graph: jraph.GraphsTuple) -> PropertySums:
+    def _sums(
+        self, predicted: Mapping[str, jax.Array] | None, graph: jraph.GraphsTuple
+    ) -> PropertySums:
         """Return the sums of a batch. Without predictions (None) only the counts are meaningful."""
         penalty, absolute, count = {}, {}, {}
         for t in self.targets:
@@ -134,14 +157,18 @@ class Properties:
             return zero, zero
         known = jraph.get_node_padding_mask(graph) & jnp.isfinite(labels).all(-1)
         labels = jnp.where(known[:, None], labels, 0.0)
-        output = labels if predicted is None else jnp.where(known[:, None], predicted[DISPLACEMENT], 0.0)
+        output = (
+            labels if predicted is None else jnp.where(known[:, None], predicted[DISPLACEMENT], 0.0)
+        )
         if self.alignment == "mse":
             penalty = jnp.square(output - labels / self.noise).sum(-1) / 3.0
         else:
             length = safe_norm(labels)
             known = known & (length > _NO_DISPLACEMENT)
             # finite derivative: that of safe_norm is zero at zero, that of the floor below it
-            penalty = 1.0 - (output * labels).sum(-1) / jnp.maximum(safe_norm(output) * length, 1e-9)
+            penalty = 1.0 - (output * labels).sum(-1) / jnp.maximum(
+                safe_norm(output) * length, 1e-9
+            )
         return jnp.where(known, penalty, 0.0).sum(), known.sum().astype(penalty.dtype)
 
 
@@ -164,16 +191,24 @@ def check(property_: Mapping[str, Any], align: Mapping[str, Any], dens: Mapping[
 
     The values of single fields are checked by their declarations (mlip_jax/defaults).
     """
-    if dens["weight"] and (property_["targets"] or align["weight"] or align["frames"] or not align["noise"]):
-        raise ConfigError("dens.weight is set: force fields are trained with denoising, for which property.targets and "
-                          "align.frames must be empty, align.weight 0 and align.noise above 0 (Å)")
+    if dens["weight"] and (
+        property_["targets"] or align["weight"] or align["frames"] or not align["noise"]
+    ):
+        raise ConfigError(
+            "dens.weight is set: force fields are trained with denoising, for which property.targets and "
+            "align.frames must be empty, align.weight 0 and align.noise above 0 (Å)"
+        )
     if dens["weight"] and not dens["share"]:
         raise ConfigError("dens.share must be above 0 if dens.weight is set, received 0.0")
     if not property_["targets"] and not align["weight"] and not dens["weight"]:
-        raise ConfigError("property.targets is empty and align.weight is 0: there is nothing to learn")
+        raise ConfigError(
+            "property.targets is empty and align.weight is 0: there is nothing to learn"
+        )
     problems = []
     if align["weight"] and not align["noise"] and not align["frames"]:
-        problems.append("align.weight is set, but no input is displaced: set align.noise (Å) or align.frames (stages)")
+        problems.append(
+            "align.weight is set, but no input is displaced: set align.noise (Å) or align.frames (stages)"
+        )
     if align["loss"] == "mse" and align["weight"] and not align["noise"]:
         problems.append("align.loss='mse' learns noise: set align.noise (Å)")
     if problems:

@@ -23,7 +23,14 @@ from tensorboardX.proto.summary_pb2 import Summary
 from mlip_jax.workdir import WorkdirError, atomic_open
 
 _POSITION = ("step", "epoch", "seconds", "learning_rate", "beta")
-_RATES = ("structures_per_second", "atoms_per_second", "edges_per_second", "input_share", "checkpoint_share", "mfu")
+_RATES = (
+    "structures_per_second",
+    "atoms_per_second",
+    "edges_per_second",
+    "input_share",
+    "checkpoint_share",
+    "mfu",
+)
 # Characters that TensorBoard does not allow in the tag of a series.
 _NOT_IN_TAGS = re.compile(r"[^-/\w.]")
 # Minimum time between two flushes of TensorBoard's file (s).
@@ -32,7 +39,11 @@ _FLUSH_SECONDS = 30.0
 
 def columns(of_objective: Sequence[str]) -> tuple[str, ...]:
     """Return the columns of metrics.csv for an objective with the columns `of_objective`."""
-    return (*_POSITION, *(f"{part}_{name}" for part in ("train", "valid") for name in of_objective), *_RATES)
+    return (
+        *_POSITION,
+        *(f"{part}_{name}" for part in ("train", "valid") for name in of_objective),
+        *_RATES,
+    )
 
 
 class Recorder:
@@ -64,15 +75,22 @@ class Recorder:
             return []
         with open(self.path, newline="") as file:
             # a row is incomplete if the run was killed while writing it
-            return [row for row in csv.DictReader(file) if row.get("step", "").isdigit() and None not in row.values()]
+            return [
+                row
+                for row in csv.DictReader(file)
+                if row.get("step", "").isdigit() and None not in row.values()
+            ]
 
     def write(self, row: dict[str, float]) -> None:
         """Append one row. Columns that are missing in it stay empty."""
         with writing(self.path), open(self.path, "a", newline="") as file:
             csv.DictWriter(file, self._columns).writerow(
-                {k: f"{v:.7g}" if isinstance(v, float) else v for k, v in row.items()})
+                {k: f"{v:.7g}" if isinstance(v, float) else v for k, v in row.items()}
+            )
         # skip NaN, the error of a quantity without labels
-        self._board.write(int(row["step"]), {k: v for k, v in row.items() if k != "step" and np.isfinite(v)})
+        self._board.write(
+            int(row["step"]), {k: v for k, v in row.items() if k != "step" and np.isfinite(v)}
+        )
 
     def close(self) -> None:
         """Flush TensorBoard's file."""
@@ -93,8 +111,14 @@ class _Board:
             directory.mkdir(exist_ok=True)
             # TensorBoard reads files in the order of their names, so the time is first. The last
             # part makes the names of files unique that a run creates within one second.
-            self._file = RecordWriter(str(directory / (
-                f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}.{time.monotonic_ns()}")))
+            self._file = RecordWriter(
+                str(
+                    directory
+                    / (
+                        f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}.{time.monotonic_ns()}"
+                    )
+                )
+            )
             self._add(file_version="brain.Event:2")
             if step:  # makes TensorBoard drop later steps in older files
                 self._add(step=step + 1, session_log=SessionLog(status=SessionLog.START))
@@ -105,7 +129,10 @@ class _Board:
         with writing(self._directory):
             for name, value in values.items():
                 tag = _NOT_IN_TAGS.sub("_", name)
-                self._add(step=step, summary=Summary(value=[Summary.Value(tag=tag, simple_value=float(value))]))
+                self._add(
+                    step=step,
+                    summary=Summary(value=[Summary.Value(tag=tag, simple_value=float(value))]),
+                )
             if time.monotonic() > self._flushed + _FLUSH_SECONDS:
                 self._flush()
 
@@ -134,5 +161,7 @@ def writing(path: Path) -> Iterator[None]:
     except FileNotFoundError:  # a file to be read is missing; its message contains the path
         raise
     except OSError as error:
-        raise WorkdirError(f"{path}: cannot be written: {error}. Checkpoints are untouched; free some space, or mend "
-                           "what is named here, and start again") from error
+        raise WorkdirError(
+            f"{path}: cannot be written: {error}. Checkpoints are untouched; free some space, or mend "
+            "what is named here, and start again"
+        ) from error

@@ -90,8 +90,15 @@ class Trainer:
       layout: Sharding of arrays with a leading axis (D,).
     """
 
-    def __init__(self, objective: Objective, optimizer: optax.GradientTransformation, ema_decay: float, *,
-                 build: Callable[[Any, Any, int], jraph.GraphsTuple] | None = None, data: Any = ()):
+    def __init__(
+        self,
+        objective: Objective,
+        optimizer: optax.GradientTransformation,
+        ema_decay: float,
+        *,
+        build: Callable[[Any, Any, int], jraph.GraphsTuple] | None = None,
+        data: Any = (),
+    ):
         self.objective = objective
         self.num_devices = jax.local_device_count()
         self._optimizer = optimizer
@@ -105,9 +112,17 @@ class Trainer:
             self._traces += 1  # this function runs only when pmap traces it
             update = _update(objective, optimizer, ema_decay)
             stop = jax.lax.psum(stop, _AXIS)
-            return _updates(lambda state, micro: update(state, lambda k: build(data, _at(micro, k), bucket),
-                                                        jax.tree.leaves(micro)[0].shape[0]),
-                            state, inputs, count, stop)
+            return _updates(
+                lambda state, micro: update(
+                    state,
+                    lambda k: build(data, _at(micro, k), bucket),
+                    jax.tree.leaves(micro)[0].shape[0],
+                ),
+                state,
+                inputs,
+                count,
+                stop,
+            )
 
         def evaluate_batch(params, graph):
             predicted, sums = objective.evaluate(params, graph)
@@ -115,7 +130,10 @@ class Trainer:
 
         def of_a_batch(params, graph):
             """Compute the gradient of one micro-batch, for `flops`."""
-            return gradient(lambda p: (objective.combine(local := objective.sums(p, graph), local, 0), None), params)[2]
+            return gradient(
+                lambda p: (objective.combine(local := objective.sums(p, graph), local, 0), None),
+                params,
+            )[2]
 
         self._of_a_batch = jax.jit(of_a_batch)
         self._train = jax.pmap(train, _AXIS, donate_argnums=0, static_broadcasted_argnums=5)
@@ -123,7 +141,7 @@ class Trainer:
         self._copy = jax.jit(lambda tree: jax.tree.map(lambda x: x[0], tree))
 
     @property
-    def crowded(self) -> bool:
+    def oversubscribed(self) -> bool:
         """Return whether there are more CPU devices than cores.
 
         An all-reduce of one step can then starve that of another. A step must therefore finish
@@ -139,14 +157,19 @@ class Trainer:
     def init(self, params: Any) -> TrainState:
         """Return the initial state, replicated over the devices."""
         one = np.ones((), np.float32)
-        return self.replicate(TrainState(np.zeros((), np.int32), params, params, self._optimizer.init(params), one))
+        return self.replicate(
+            TrainState(np.zeros((), np.int32), params, params, self._optimizer.init(params), one)
+        )
 
     def replicate(self, tree: Any) -> Any:
         """Copy a tree to every device, in the layout of the outputs of pmap.
 
         With another layout, pmap would compile a second time.
         """
-        return jax.tree.map(lambda x: jax.device_put(np.stack([np.asarray(x)] * self.num_devices), self.layout), tree)
+        return jax.tree.map(
+            lambda x: jax.device_put(np.stack([np.asarray(x)] * self.num_devices), self.layout),
+            tree,
+        )
 
     def put(self, inputs: Any) -> Any:
         """Transfer arrays with a leading axis (D,) to the devices."""
@@ -160,7 +183,9 @@ class Trainer:
     @staticmethod
     def local(tree: Any) -> Any:
         """Fetch the arrays of all local devices, with a leading axis (D,). Blocks."""
-        return jax.tree.map(lambda x: np.concatenate([np.asarray(s.data) for s in x.addressable_shards]), tree)
+        return jax.tree.map(
+            lambda x: np.concatenate([np.asarray(s.data) for s in x.addressable_shards]), tree
+        )
 
     def snapshot(self, tree: Any) -> Any:
         """Copy a tree on the first device, so that later steps do not overwrite it.
@@ -173,8 +198,9 @@ class Trainer:
         """Return the state with the learning-rate factor `scale`."""
         return state._replace(rate_scale=self.replicate(np.asarray(scale, np.float32)))
 
-    def train(self, state: TrainState, inputs: Any, count: int = 1, *, bucket: int = 0, stop: bool = False
-              ) -> tuple[TrainState, DispatchResult]:
+    def train(
+        self, state: TrainState, inputs: Any, count: int = 1, *, bucket: int = 0, stop: bool = False
+    ) -> tuple[TrainState, DispatchResult]:
         """Dispatch `count` training steps. The buffers of `state` are donated.
 
         Args:
@@ -214,7 +240,7 @@ class Trainer:
           (D,).
         """
         made = self._evaluate(params, graphs)
-        return jax.block_until_ready(made) if self.crowded else made
+        return jax.block_until_ready(made) if self.oversubscribed else made
 
 
 def _at(tree, index):
@@ -257,7 +283,9 @@ def _update(objective, optimizer, ema_decay):
         loss = objective.combine(total, total, state.step)
         finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, jax.tree.map(lambda u: u * state.rate_scale, updates))
+        params = optax.apply_updates(
+            state.params, jax.tree.map(lambda u: u * state.rate_scale, updates)
+        )
         # the average of the first steps must not be that of the initial values
         decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
         # in this form the average of what does not change, as of frozen parameters, is exactly that
@@ -300,6 +328,8 @@ def _gradient(objective, params, step, micro_batch, number):
         _, local, grads = gradient(loss, params)
         return add(carry, (local, grads)), None
 
-    zeros = jax.tree.map(jnp.zeros_like, (jax.eval_shape(objective.sums, params, micro_batch(0)), params))
+    zeros = jax.tree.map(
+        jnp.zeros_like, (jax.eval_shape(objective.sums, params, micro_batch(0)), params)
+    )
     (local, grads), _ = jax.lax.scan(body, zeros, jnp.arange(number))
     return jax.lax.psum((local, grads), _AXIS)

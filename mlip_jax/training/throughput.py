@@ -15,8 +15,20 @@ from mlip_jax.training.data import StepPlan
 
 # PEAK_FLOPS: float32 operations of the vector units per second (a multiply-add is two operations),
 # from the manufacturers' data sheets. A model without lower-precision products cannot exceed it.
-PEAK_FLOPS = {"H200": 67e12, "H100": 67e12, "GH200": 67e12, "B200": 75e12, "A100": 19.5e12, "L40S": 91.6e12,
-              "L4": 30.3e12, "A10G": 31.2e12, "V100": 15.7e12, "T4": 8.1e12, "RTX 4090": 82.6e12, "RTX 3090": 35.6e12}
+PEAK_FLOPS = {
+    "H200": 67e12,
+    "H100": 67e12,
+    "GH200": 67e12,
+    "B200": 75e12,
+    "A100": 19.5e12,
+    "L40S": 91.6e12,
+    "L4": 30.3e12,
+    "A10G": 31.2e12,
+    "V100": 15.7e12,
+    "T4": 8.1e12,
+    "RTX 4090": 82.6e12,
+    "RTX 3090": 35.6e12,
+}
 
 PARTS = ("input", "checkpoint", "validation")
 
@@ -75,7 +87,11 @@ class ThroughputMeter:
         """
         line = self._line
         places = np.concatenate([p for g in groups for p in g.places])
-        line.sums.append(jax.tree.map(lambda x: float(np.asarray(x, np.float64)[:len(groups)][finite].sum()), sums))
+        line.sums.append(
+            jax.tree.map(
+                lambda x: float(np.asarray(x, np.float64)[: len(groups)][finite].sum()), sums
+            )
+        )
         line.updates += len(groups)
         line.finite += int(np.sum(finite))
         line.structures += len(places)
@@ -94,14 +110,20 @@ class ThroughputMeter:
         spent = {k: self.seconds[k] - line.seconds[k] for k in PARTS}
         elapsed = max(now - line.begin, 1e-9)
         training = max(elapsed - spent["validation"] - spent["checkpoint"], 1e-9)
-        row = {"structures_per_second": line.structures / training, "atoms_per_second": line.atoms / training,
-               "edges_per_second": line.edges / training, "input_share": spent["input"] / elapsed,
-               "checkpoint_share": spent["checkpoint"] / elapsed}
+        row = {
+            "structures_per_second": line.structures / training,
+            "atoms_per_second": line.atoms / training,
+            "edges_per_second": line.edges / training,
+            "input_share": spent["input"] / elapsed,
+            "checkpoint_share": spent["checkpoint"] / elapsed,
+        }
         peak = peak_flops()
         if peak and self._flops:
             row["mfu"] = self._flops * line.updates / training / peak
         # NaN if no step was finite, because a sum of zero would look like no error
-        sums = jax.tree.map(lambda *x: float(np.sum(x)) if line.finite else float("nan"), *line.sums or [None])
+        sums = jax.tree.map(
+            lambda *x: float(np.sum(x)) if line.finite else float("nan"), *line.sums or [None]
+        )
         self._line = self._LogLine(now, dict(self.seconds))
         return sums, row
 

@@ -40,13 +40,23 @@ class Trace:
         """Write the trace and log where it is."""
         jax.profiler.stop_trace()
         calls, self._calls = self._calls - _WARM_UP, _WARM_UP + self._steps + 1
-        log.info("a trace of %d calls to the devices is in %s: tensorboard --logdir or ui.perfetto.dev show it",
-                 calls, self._directory)
+        log.info(
+            "a trace of %d calls to the devices is in %s: tensorboard --logdir or ui.perfetto.dev show it",
+            calls,
+            self._directory,
+        )
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-                 ) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if _WARM_UP <= self._calls < _WARM_UP + self._steps:
             self._stop()
         elif self._steps and self._calls < _WARM_UP:
-            log.warning("no trace: it begins after %d calls to the devices, of which there were %d", _WARM_UP,
-                        self._calls)
+            log.warning(
+                "no trace: it begins after %d calls to the devices, of which there were %d",
+                _WARM_UP,
+                self._calls,
+            )

@@ -30,9 +30,18 @@ def test_values_are_those_of_the_config_and_of_its_argument():
     assert "  model.name = 'painn' " in text and "Options of the model 'painn'" in text
     assert "PaiNN; the defaults are the published ones." in text
     line = next(line for line in text.splitlines() if line.startswith("  loss.huber_delta"))
-    assert line.split("= ")[1].split(maxsplit=1) == ["0.05", "(eV and eV/Å, at least 0) Error at which the penalty"]
-    assert text.index("  model.options.cutoff = ") < text.index("  loss: Training loss") < text.index("  loss.beta = ")
-    assert max(map(len, text.partition("Options of the model")[0].splitlines())) <= 120  # docstrings' own width
+    assert line.split("= ")[1].split(maxsplit=1) == [
+        "0.05",
+        "(eV and eV/Å, at least 0) Error at which the penalty",
+    ]
+    assert (
+        text.index("  model.options.cutoff = ")
+        < text.index("  loss: Training loss")
+        < text.index("  loss.beta = ")
+    )
+    assert (
+        max(map(len, text.partition("Options of the model")[0].splitlines())) <= 120
+    )  # docstrings' own width
 
 
 def test_errors_name_the_config():
@@ -42,10 +51,14 @@ def test_errors_name_the_config():
         help.help_text("configs/md.py:x")
 
 
-@pytest.mark.parametrize("arguments", (["--config=configs/md.py", "--help"], ["-h", "--config", "configs/md.py"]))
+@pytest.mark.parametrize(
+    "arguments", (["--config=configs/md.py", "--help"], ["-h", "--config", "configs/md.py"])
+)
 def test_the_command_prints_it_and_leaves(arguments, capsys):
     with pytest.raises(SystemExit) as end:
         flags._show_help(arguments, "")
     assert end.value.code == 0 and "  timestep = " in capsys.readouterr().out
-    flags._show_help(["--config=configs/md.py"], "")  # without a request nothing is printed, and the run begins
+    flags._show_help(
+        ["--config=configs/md.py"], ""
+    )  # without a request nothing is printed, and the run begins
     assert not capsys.readouterr().out

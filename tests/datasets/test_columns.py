@@ -17,15 +17,25 @@ def structures(draw):
     rng = np.random.default_rng(draw(st.integers(0, 999)))
     for s, n in enumerate(draw(st.lists(st.integers(1, 8), max_size=8))):
         periodic = draw(st.booleans())
-        made.append(Structure(
-            rng.integers(1, 90, n).astype(np.int32), rng.normal(size=(n, 3)), energy=float(rng.normal()),
-            forces=rng.normal(size=(n, 3)), charge=float(rng.integers(-2, 3)),
-            cell=rng.normal(size=(3, 3)) if periodic else None,
-            pbc=np.array([True, False, s % 2 == 0]) if periodic else None,
-            molecule=draw(st.sampled_from(["a", "[O]([H])[H]", "a very long name " * 5])), conformer=s,
-            smiles="C" * s, record=7 * s, subset=f"part {s % 2}", source=f"file.hdf5:{s}",
-            properties={"gap": float(rng.normal()), "dipole": rng.normal(size=3)},
-            atom_properties={"charges": rng.normal(size=n)}))
+        made.append(
+            Structure(
+                rng.integers(1, 90, n).astype(np.int32),
+                rng.normal(size=(n, 3)),
+                energy=float(rng.normal()),
+                forces=rng.normal(size=(n, 3)),
+                charge=float(rng.integers(-2, 3)),
+                cell=rng.normal(size=(3, 3)) if periodic else None,
+                pbc=np.array([True, False, s % 2 == 0]) if periodic else None,
+                molecule=draw(st.sampled_from(["a", "[O]([H])[H]", "a very long name " * 5])),
+                conformer=s,
+                smiles="C" * s,
+                record=7 * s,
+                subset=f"part {s % 2}",
+                source=f"file.hdf5:{s}",
+                properties={"gap": float(rng.normal()), "dipole": rng.normal(size=3)},
+                atom_properties={"charges": rng.normal(size=n)},
+            )
+        )
     return made
 
 
@@ -42,7 +52,10 @@ def test_round_trip(made):
     assert columns.n_atoms.tolist() == [len(s) for s in made]
     for found, given_ in zip(columns, made):
         assert_equal(found, given_)
-    assert columns.positions.dtype == columns.energy.dtype == np.float64 and columns.numbers.dtype == np.int32
+    assert (
+        columns.positions.dtype == columns.energy.dtype == np.float64
+        and columns.numbers.dtype == np.int32
+    )
 
 
 @settings(max_examples=40, deadline=None)
@@ -68,8 +81,10 @@ def test_concatenate_is_one_after_the_other(made, cut):
 
 
 def test_properties_that_only_some_structures_have():
-    one, two = (Structure(np.array([1, 1]), np.zeros((2, 3)), source="f:1", properties=p, atom_properties=a)
-                for p, a in (({"gap": 1.0}, {}), ({"dipole": np.ones(3)}, {"charges": np.ones(2)})))
+    one, two = (
+        Structure(np.array([1, 1]), np.zeros((2, 3)), source="f:1", properties=p, atom_properties=a)
+        for p, a in (({"gap": 1.0}, {}), ({"dipole": np.ones(3)}, {"charges": np.ones(2)}))
+    )
     columns = Columns.from_structures([one, two])
     np.testing.assert_array_equal(columns.properties["gap"], [1.0, np.nan])
     np.testing.assert_array_equal(columns.properties["dipole"], [[np.nan] * 3, [1.0] * 3])
@@ -78,8 +93,14 @@ def test_properties_that_only_some_structures_have():
     np.testing.assert_equal(apart.properties, columns.properties)
     np.testing.assert_equal(apart.atom_properties, columns.atom_properties)
     with pytest.raises(ValueError, match=r"f:1.*'gap' has shape \(2,\), expected \(\)"):
-        Columns.from_structures([one, Structure(np.array([1]), np.zeros((1, 3)), source="f:1",
-                                                properties={"gap": np.ones(2)})])
+        Columns.from_structures(
+            [
+                one,
+                Structure(
+                    np.array([1]), np.zeros((1, 3)), source="f:1", properties={"gap": np.ones(2)}
+                ),
+            ]
+        )
 
 
 def test_missing_labels_are_nan():
@@ -96,6 +117,12 @@ def test_structure_with_wrong_shapes_is_refused(bad):
 
 
 def test_one_long_name_does_not_make_all_long():
-    long, short = (Structure(np.array([1]), np.zeros((1, 3)), smiles=s) for s in ("C" * 100_000, "C"))
+    long, short = (
+        Structure(np.array([1]), np.zeros((1, 3)), smiles=s) for s in ("C" * 100_000, "C")
+    )
     columns = Columns.from_structures([long] + [short] * 1000)
-    assert columns.smiles.nbytes < 10_000 and columns.smiles[0] == "C" * 100_000 and columns.smiles[1] == "C"
+    assert (
+        columns.smiles.nbytes < 10_000
+        and columns.smiles[0] == "C" * 100_000
+        and columns.smiles[1] == "C"
+    )

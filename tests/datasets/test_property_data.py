@@ -17,10 +17,21 @@ def structures(count=12, seed=0):
     rng = np.random.default_rng(seed)
     for s in range(count):
         numbers = rng.choice([1, 6, 8], 3 + s % 4).astype(np.int32)
-        yield Structure(numbers, rng.normal(size=(len(numbers), 3)), molecule=f"m{s}", record=s, properties={
-            "gap": 4 + rng.normal(), "u0": -13.6 * (numbers == 1).sum() - 1030.0 * (numbers == 6).sum()
-            - 2040.0 * (numbers == 8).sum() + rng.normal(), "dipole": rng.normal(size=3)},
-            atom_properties={"charges": 0.1 * numbers + rng.normal(0, 0.01, len(numbers))})
+        yield Structure(
+            numbers,
+            rng.normal(size=(len(numbers), 3)),
+            molecule=f"m{s}",
+            record=s,
+            properties={
+                "gap": 4 + rng.normal(),
+                "u0": -13.6 * (numbers == 1).sum()
+                - 1030.0 * (numbers == 6).sum()
+                - 2040.0 * (numbers == 8).sum()
+                + rng.normal(),
+                "dipole": rng.normal(size=3),
+            },
+            atom_properties={"charges": 0.1 * numbers + rng.normal(0, 0.01, len(numbers))},
+        )
 
 
 COLUMNS = Columns.from_structures(structures())
@@ -34,10 +45,14 @@ def fitted(*names, **options):
 def test_kinds_and_spreads():
     gap, u0, dipole, charges = fitted("gap", "u0", "dipole", "charges", u0={"pooling": "sum"})
     assert [t.kind for t in (gap, u0, dipole, charges)] == ["scalar", "scalar", "vector", "atom"]
-    assert gap.shift == pytest.approx(VALUES["gap"].mean()) and gap.scale == pytest.approx(VALUES["gap"].std())
+    assert gap.shift == pytest.approx(VALUES["gap"].mean()) and gap.scale == pytest.approx(
+        VALUES["gap"].std()
+    )
     # what the elements tell is gone: of thousands of eV the noise is left
     assert u0.scale < 3 and u0.elements[6] == pytest.approx(-1030, abs=3)
-    assert dipole.scale == pytest.approx(np.sqrt((VALUES["dipole"] ** 2).mean())) and dipole.shift == 0
+    assert (
+        dipole.scale == pytest.approx(np.sqrt((VALUES["dipole"] ** 2).mean())) and dipole.shift == 0
+    )
     assert charges.elements[8] == pytest.approx(0.8, abs=0.02) and charges.scale < 0.02
     for t in (gap, u0, dipole):
         assert np.sqrt((t.to_training(VALUES[t.name], COLUMNS) ** 2).mean()) == pytest.approx(1)
@@ -45,21 +60,27 @@ def test_kinds_and_spreads():
 
 @given(st.sampled_from(["gap", "u0", "dipole", "charges"]), st.integers(0, 99))
 def test_physical_values_come_back(name, seed):
-    target, = fitted(name, **{name: {"pooling": "sum"}} if name == "u0" else {})
+    (target,) = fitted(name, **{name: {"pooling": "sum"}} if name == "u0" else {})
     other = Columns.from_structures(structures(5, seed))
     values = other.atom_properties[name] if name == "charges" else other.properties[name]
     back = Target.from_json(target.to_json())
-    np.testing.assert_allclose(back.to_physical(target.to_training(values, other), other), values, rtol=1e-12)
+    np.testing.assert_allclose(
+        back.to_physical(target.to_training(values, other), other), values, rtol=1e-12
+    )
 
 
 def test_a_property_without_spread_is_refused():
     with pytest.raises(DatasetError, match="'gap' has no spread"):
-        fit_targets(COLUMNS, np.arange(len(COLUMNS)), {"gap": np.full(len(COLUMNS), 2.0)}, ["gap"], {})
+        fit_targets(
+            COLUMNS, np.arange(len(COLUMNS)), {"gap": np.full(len(COLUMNS), 2.0)}, ["gap"], {}
+        )
 
 
 def test_shapes_that_no_readout_gives():
     with pytest.raises(DatasetError, match="'q' has the shape \\(3, 3\\)"):
-        fit_targets(COLUMNS, np.arange(len(COLUMNS)), {"q": np.zeros((len(COLUMNS), 3, 3))}, ["q"], {})
+        fit_targets(
+            COLUMNS, np.arange(len(COLUMNS)), {"q": np.zeros((len(COLUMNS), 3, 3))}, ["q"], {}
+        )
 
 
 class InMemory:
@@ -88,10 +109,12 @@ def test_structures_that_have_the_property():
 
 
 def test_samples_have_their_targets_in_any_order():
-    charges, = fitted("charges")
+    (charges,) = fitted("charges")
     samples = Samples(COLUMNS, np.array([5, 2, 9]), {"gap": np.array([0.5, 0.2, 0.9])}, (charges,))
     taken = samples.take(np.array([2, 0]), labels_only=True)
     assert taken.record.tolist() == [9, 5] and taken.properties["gap"].tolist() == [0.9, 0.5]
     expected = COLUMNS.take(np.array([9, 5]))
-    np.testing.assert_allclose(charges.to_physical(taken.atom_properties["charges"], taken),
-                               expected.atom_properties["charges"])
+    np.testing.assert_allclose(
+        charges.to_physical(taken.atom_properties["charges"], taken),
+        expected.atom_properties["charges"],
+    )

@@ -61,9 +61,12 @@ def options(tmp_path):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A store of DATA in several shards."""
-    return convert(ConversionSpec(str(DATA), atoms_per_shard=300), tmp_path_factory.mktemp("made") / "store",
-                   num_processes=1,
-                   progress=False)
+    return convert(
+        ConversionSpec(str(DATA), atoms_per_shard=300),
+        tmp_path_factory.mktemp("made") / "store",
+        num_processes=1,
+        progress=False,
+    )
 
 
 def structures(path=DATA):
@@ -110,11 +113,16 @@ def test_locate_makes_the_embedded_data_set_where_there_is_nothing(options, capl
         return path
 
     from mlip_jax.datasets import builtin
+
     monkeypatch.setattr(builtin, "generate_embedded", generate)
     data = options(num_generated=123)
     with caplog.at_level(logging.WARNING):
         path = source.locate(data)
-    assert asked == [(Path(path), 123)] and Path(path).parent == Path(data.directory) and "123" in Path(path).name
+    assert (
+        asked == [(Path(path), 123)]
+        and Path(path).parent == Path(data.directory)
+        and "123" in Path(path).name
+    )
     assert "GFN2-xTB" in caplog.text and "Zenodo" in caplog.text
     caplog.clear()
     Path(path).touch()
@@ -170,7 +178,9 @@ def test_other_reader_options_are_another_store(options, tmp_path):
     other.reader_options = "energy_key=free"
     first, second = source.open_store(data), source.open_store(other)
     assert first.path != second.path and len(stores(data)) == 2
-    assert first.index("energy").tolist() == [-2078.25, -31.5] and second.index("energy").tolist() == [-2078.5, -31.75]
+    assert first.index("energy").tolist() == [-2078.25, -31.5] and second.index(
+        "energy"
+    ).tolist() == [-2078.5, -31.75]
 
 
 def test_a_store_is_used_where_it_is(options, made):
@@ -180,17 +190,26 @@ def test_a_store_is_used_where_it_is(options, made):
     assert source.load(data).name == made.name
 
 
-@pytest.mark.parametrize("damage", ["other bytes", "shorter", "no shard", "no manifest", "manifest cut"])
+@pytest.mark.parametrize(
+    "damage", ["other bytes", "shorter", "no shard", "no manifest", "manifest cut"]
+)
 @pytest.mark.parametrize("verify", [None, True, False])
 def test_a_damaged_store_that_was_made_of_a_file_is_mended(options, damage, verify):
     data = options(DATA, verify=verify)
     store = source.open_store(data)
-    shard, manifest = store.path / "shards" / store.manifest["shards"][0]["file"], store.path / MANIFEST
+    shard, manifest = (
+        store.path / "shards" / store.manifest["shards"][0]["file"],
+        store.path / MANIFEST,
+    )
     sound, told = shard.read_bytes(), json.loads(manifest.read_text())
     other = sound[:-10] + bytes(10)
-    {"other bytes": lambda: shard.write_bytes(other), "shorter": lambda: shard.write_bytes(sound[:1000]),
-     "no shard": shard.unlink, "no manifest": manifest.unlink,
-     "manifest cut": lambda: manifest.write_text(manifest.read_text()[:300])}[damage]()
+    {
+        "other bytes": lambda: shard.write_bytes(other),
+        "shorter": lambda: shard.write_bytes(sound[:1000]),
+        "no shard": shard.unlink,
+        "no manifest": manifest.unlink,
+        "manifest cut": lambda: manifest.write_text(manifest.read_text()[:300]),
+    }[damage]()
     again = source.open_store(data)
     assert again.path == store.path and json.loads(manifest.read_text()) == told
     # What has the right size is compared with its checksum only where that is asked for, or the store is small.
@@ -226,10 +245,14 @@ def flipped(file):
 
 def test_what_the_checks_refuse_is_refused_also_if_it_was_converted_before(options, tmp_path):
     path = edited(tmp_path / "flipped.hdf5", flipped)
-    with pytest.raises(DatasetError, match="(?s)refused by the checks.*gradients.*data.refuse=False"):
+    with pytest.raises(
+        DatasetError, match="(?s)refused by the checks.*gradients.*data.refuse=False"
+    ):
         source.open_store(options(path))
     assert len(source.open_store(options(path, refuse=False))) == 102
-    with pytest.raises(DatasetError, match="(?s)refused by the checks.*gradients.*data.refuse=False"):
+    with pytest.raises(
+        DatasetError, match="(?s)refused by the checks.*gradients.*data.refuse=False"
+    ):
         source.open_store(options(path))
     assert any("gradients" in note for note in source.load(options(path, refuse=False)).notes)
 
@@ -245,14 +268,25 @@ def test_filters_count_what_they_leave_out(options, made):
     allowed = {atomic_numbers[e] for e in data.elements}
     expected = [s.charge == 0 and set(s.numbers.tolist()) <= allowed for s in structures()]
     np.testing.assert_array_equal(loaded.indices, np.flatnonzero(expected))
-    assert loaded.counts == {"structures read": 102, "skipped by the reader": {}, "in the store": 102,
-                             "left out": {"charge": 12, "elements": 6}, "used": 84}
+    assert loaded.counts == {
+        "structures read": 102,
+        "skipped by the reader": {},
+        "in the store": 102,
+        "left out": {"charge": 12, "elements": 6},
+        "used": 84,
+    }
 
 
-@pytest.mark.parametrize(("field", "value", "kept"), [
-    ("min_atoms", 10, lambda s: len(s) >= 10), ("max_atoms", 8, lambda s: len(s) <= 8),
-    ("max_force", 6.0, lambda s: np.abs(s.forces).max() <= 6.0),
-    ("min_distance", 1.0, lambda s: shortest(s.positions) >= 1.0), ("charge", 1.0, lambda s: s.charge == 1)])
+@pytest.mark.parametrize(
+    ("field", "value", "kept"),
+    [
+        ("min_atoms", 10, lambda s: len(s) >= 10),
+        ("max_atoms", 8, lambda s: len(s) <= 8),
+        ("max_force", 6.0, lambda s: np.abs(s.forces).max() <= 6.0),
+        ("min_distance", 1.0, lambda s: shortest(s.positions) >= 1.0),
+        ("charge", 1.0, lambda s: s.charge == 1),
+    ],
+)
 def test_each_filter(options, made, field, value, kept):
     expected = np.flatnonzero([kept(s) for s in structures()])
     assert 0 < len(expected) < 102
@@ -265,30 +299,48 @@ def shortest(x):
 
 
 def test_nothing_passes(options, made):
-    with pytest.raises(DatasetError, match=r"none of 102 structures.*'elements': 102.*Change data.elements"):
+    with pytest.raises(
+        DatasetError, match=r"none of 102 structures.*'elements': 102.*Change data.elements"
+    ):
         source.load(options(made, elements=("He",)))
 
 
 def test_outliers_among_the_conformations_of_a_molecule(options, tmp_path):
     """One conformation far off in energy, one in forces, and one whose molecule is small once others are left out."""
+
     def plant(file):
         file["glycine/dft_total_energy"][4] += 5 / units.Hartree
         file["urea/dft_total_gradient"][2] *= 50
 
     path = edited(tmp_path / "planted.hdf5", plant)
-    energy, force = (next(i for i, s in enumerate(structures(path)) if (s.source.split(":")[1], s.conformer) == where)
-                     for where in (("glycine", 4), ("urea", 2)))
+    energy, force = (
+        next(
+            i
+            for i, s in enumerate(structures(path))
+            if (s.source.split(":")[1], s.conformer) == where
+        )
+        for where in (("glycine", 4), ("urea", 2))
+    )
     everything = np.arange(102)
     for filters, left_out in (
-            ({}, []), ({"max_energy_z": 10.0}, [energy]), ({"max_force_z": 10.0}, [force]),
-            ({"max_energy_z": 10.0, "max_force_z": 10.0}, [energy, force]), ({"max_energy_deviation": 0.4}, [energy])):
+        ({}, []),
+        ({"max_energy_z": 10.0}, [energy]),
+        ({"max_force_z": 10.0}, [force]),
+        ({"max_energy_z": 10.0, "max_force_z": 10.0}, [energy, force]),
+        ({"max_energy_deviation": 0.4}, [energy]),
+    ):
         loaded = source.load(options(path, refuse=False, **filters))
-        np.testing.assert_array_equal(loaded.indices, np.setdiff1d(everything, left_out), err_msg=str(filters))
+        np.testing.assert_array_equal(
+            loaded.indices, np.setdiff1d(everything, left_out), err_msg=str(filters)
+        )
     assert loaded.counts["left out"] == {"energy outlier": 1}
     # Outliers are sought among what the other filters leave.
     store = source.open_store(options(path, refuse=False))
     reasons = source.select(store, Filters(max_atoms=9, max_energy_z=10.0))
-    assert reasons[energy] == CODES["too many atoms"] and not (reasons == CODES["energy outlier"]).any()
+    assert (
+        reasons[energy] == CODES["too many atoms"]
+        and not (reasons == CODES["energy outlier"]).any()
+    )
 
 
 def test_notes_say_when_labels_are_not_those_of_spice(options, made, caplog):
@@ -296,21 +348,31 @@ def test_notes_say_when_labels_are_not_those_of_spice(options, made, caplog):
         loaded = source.load(options(made))
     assert loaded.level_of_theory.startswith("GFN2-xTB")
     note = next(n for n in loaded.notes if "semi-empirical" in n)
-    assert loaded.level_of_theory in note and "ωB97M" in note and "Zenodo" in note and note in caplog.text
+    assert (
+        loaded.level_of_theory in note
+        and "ωB97M" in note
+        and "Zenodo" in note
+        and note in caplog.text
+    )
     spice = source.load(options(SPICE, refuse=False))
-    assert spice.level_of_theory == source.SPICE_LEVEL and not any("semi-empirical" in n for n in spice.notes)
+    assert spice.level_of_theory == source.SPICE_LEVEL and not any(
+        "semi-empirical" in n for n in spice.notes
+    )
 
 
 def test_other_data_with_xtb_labels_are_not_told_where_spice_is(options, tmp_path):
     from ase.build import molecule
     from ase.calculators.singlepoint import SinglePointCalculator
+
     frames = []
     for name in ("CH3OH", "H2O", "CH4"):
         atoms = molecule(name)
         atoms.calc = SinglePointCalculator(atoms, energy=-1.0, forces=np.zeros((len(atoms), 3)))
         frames.append(atoms)
     ase.io.write(tmp_path / "some.xyz", frames)
-    loaded = source.load(options(tmp_path / "some.xyz", refuse=False, reader_options="level_of_theory=GFN1-xTB"))
+    loaded = source.load(
+        options(tmp_path / "some.xyz", refuse=False, reader_options="level_of_theory=GFN1-xTB")
+    )
     note = next(n for n in loaded.notes if "semi-empirical" in n)
     assert note == "The labels of this run are GFN1-xTB: a fast semi-empirical method."
 
@@ -357,8 +419,13 @@ def test_every_method_of_splitting(options, made, by):
 
 @pytest.mark.parametrize("by", ["random", "molecule"])
 def test_another_seed_is_another_split(options, made, by):
-    parts = [source.split(source.load(data), data) for data in (
-        options(made, split=by, split_seed=seed, num_train=60, num_valid=12, num_test=12) for seed in (0, 1))]
+    parts = [
+        source.split(source.load(data), data)
+        for data in (
+            options(made, split=by, split_seed=seed, num_train=60, num_valid=12, num_test=12)
+            for seed in (0, 1)
+        )
+    ]
     assert not np.array_equal(parts[0]["test"], parts[1]["test"])
 
 
@@ -379,7 +446,9 @@ def test_own_split_by_record(options, made, tmp_path):
         parts = source.split(loaded, data)
         check_parts(parts, loaded)
         for name, records in RECORDS.items():
-            np.testing.assert_array_equal(parts[name], np.flatnonzero(np.isin(record, records) & neutral))
+            np.testing.assert_array_equal(
+                parts[name], np.flatnonzero(np.isin(record, records) & neutral)
+            )
         assert len(parts["test"]) == CONFORMERS, "acetate, record 2, is charged"
 
 
@@ -408,12 +477,17 @@ def test_scaffolds_without_smiles(options, tmp_path):
 
 def test_isolated_atoms_implied_by_formation_energies(options, made):
     with h5py.File(DATA) as file:
-        expected = {s: e * units.Hartree for s, e in json.loads(file.attrs["energies_of_isolated_atoms"]).items()}
+        expected = {
+            s: e * units.Hartree
+            for s, e in json.loads(file.attrs["energies_of_isolated_atoms"]).items()
+        }
     found = source.isolated_atoms(source.load(options(made)))
     occurring = {"H", "C", "N", "O", "S", "Cl"}
     for symbol in occurring:
         np.testing.assert_allclose(found[atomic_numbers[symbol]], expected[symbol], atol=1e-5)
-    assert {z for z in range(len(found)) if np.isfinite(found[z])} == {atomic_numbers[s] for s in occurring}
+    assert {z for z in range(len(found)) if np.isfinite(found[z])} == {
+        atomic_numbers[s] for s in occurring
+    }
     # Chlorine stands in one molecule, which is left out.
     found = source.isolated_atoms(source.load(options(made, elements=("H", "C", "N", "O", "S"))))
     assert np.isnan(found[17]) and np.isfinite(found[16])
@@ -437,7 +511,9 @@ def test_isolated_atoms_that_the_data_state(options, tmp_path):
 
 def test_isolated_atoms_that_are_not_known(options, tmp_path):
     (tmp_path / "frames.xyz").write_text(FRAMES)
-    assert source.isolated_atoms(source.load(options(tmp_path / "frames.xyz", refuse=False))) is None
+    assert (
+        source.isolated_atoms(source.load(options(tmp_path / "frames.xyz", refuse=False))) is None
+    )
 
     def without(file):
         for group in file.values():
@@ -447,9 +523,16 @@ def test_isolated_atoms_that_are_not_known(options, tmp_path):
     assert source.isolated_atoms(loaded) is None
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("least_squares", "least_squares"), ("isolated_atoms", "isolated_atoms"), ("none", "none"),
-    ("H=-13.6", {"H": -13.6}), (" H = -13.6 , C=-1.0294e3 ", {"H": -13.6, "C": -1029.4})])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("least_squares", "least_squares"),
+        ("isolated_atoms", "isolated_atoms"),
+        ("none", "none"),
+        ("H=-13.6", {"H": -13.6}),
+        (" H = -13.6 , C=-1.0294e3 ", {"H": -13.6, "C": -1029.4}),
+    ],
+)
 def test_reference_energies_as_text(text, expected):
     assert source.parse_reference(text) == expected
 
@@ -460,10 +543,17 @@ def test_reference_energies_that_cannot_be_read(text):
         source.parse_reference(text)
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("", {}), (" ; ", {}), ("stride=4", {"stride": 4}), ("stages=('pm3', 'DFT_1st'); stride=4;", {
-        "stages": ["pm3", "DFT_1st"], "stride": 4}),
-    ("level=PBE0", {"level": "PBE0"}), ("keep=True; x=None; y=1.5", {"keep": True, "x": None, "y": 1.5})])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", {}),
+        (" ; ", {}),
+        ("stride=4", {"stride": 4}),
+        ("stages=('pm3', 'DFT_1st'); stride=4;", {"stages": ["pm3", "DFT_1st"], "stride": 4}),
+        ("level=PBE0", {"level": "PBE0"}),
+        ("keep=True; x=None; y=1.5", {"keep": True, "x": None, "y": 1.5}),
+    ],
+)
 def test_reader_options_as_text(text, expected):
     assert source.reader_options(text) == expected
 
@@ -486,12 +576,22 @@ def test_nested_subsets_of_the_training_part(options):
 
 def test_molecules_of_fewer_conformers_of_the_training_part(options):
     def train(**fields):
-        data = options(DATA, num_train=80, num_valid=10, num_test=10, num_molecules=6, num_conformers=2, **fields)
+        data = options(
+            DATA,
+            num_train=80,
+            num_valid=10,
+            num_test=10,
+            num_molecules=6,
+            num_conformers=2,
+            **fields,
+        )
         loaded = source.load(data)
         return source.split(loaded, data)["train"]
 
     more = CONFORMERS + 1
-    with pytest.raises(ValueError, match=f"6 molecules with at least {more} conformations are asked for; 0 of"):
+    with pytest.raises(
+        ValueError, match=f"6 molecules with at least {more} conformations are asked for; 0 of"
+    ):
         train(min_conformers=more)
     found = train(min_conformers=more, fewer_conformers="last")
     assert len(found) == 12 and np.array_equal(found, train())
@@ -503,7 +603,15 @@ def test_molecules_of_fewer_conformers_of_the_training_part(options):
 
 def test_diverse_molecules_of_the_training_part(options, tmp_path):
     def molecules(**fields):
-        data = options(DATA, num_train=80, num_valid=10, num_test=10, min_conformers=2, num_conformers=2, **fields)
+        data = options(
+            DATA,
+            num_train=80,
+            num_valid=10,
+            num_test=10,
+            min_conformers=2,
+            num_conformers=2,
+            **fields,
+        )
         loaded = source.load(data)
         train = source.split(loaded, data)["train"]
         codes, smiles = loaded.store.texts("smiles")
@@ -515,7 +623,9 @@ def test_diverse_molecules_of_the_training_part(options, tmp_path):
     assert len(few) == 3 and size == 6 and few < more and len(more) == 6 and more != drawn
 
     def nearest(names):
-        prints = [morgan_fingerprint(Chem.RemoveHs(Chem.MolFromSmiles(name))) for name in sorted(names)]
+        prints = [
+            morgan_fingerprint(Chem.RemoveHs(Chem.MolFromSmiles(name))) for name in sorted(names)
+        ]
         return max(TanimotoSimilarity(a, b) for i, a in enumerate(prints) for b in prints[:i])
 
     assert nearest(more) < nearest(drawn)
@@ -533,8 +643,16 @@ def test_molecules_of_the_training_part_by_features(options):
         return np.array([[store[i].numbers.mean(), len(store[i])] for i in indices])
 
     def molecules(**fields):
-        data = options(DATA, num_train=80, num_valid=10, num_test=10, min_conformers=2, num_conformers=2,
-                       selection="embedding", **fields)
+        data = options(
+            DATA,
+            num_train=80,
+            num_valid=10,
+            num_test=10,
+            min_conformers=2,
+            num_conformers=2,
+            selection="embedding",
+            **fields,
+        )
         loaded = source.load(data)
         train = source.split(loaded, data, embed)["train"]
         assert len(train) == 2 * fields["num_molecules"]
@@ -543,7 +661,9 @@ def test_molecules_of_the_training_part_by_features(options):
     few, more = molecules(num_molecules=3), molecules(num_molecules=6)
     other = molecules(num_molecules=6, split_seed=1)
     assert few < more != other and all(np.array_equal(a, asked[0]) for a in asked)
-    data = options(DATA, num_train=80, num_valid=10, num_test=10, num_molecules=3, selection="embedding")
+    data = options(
+        DATA, num_train=80, num_valid=10, num_test=10, num_molecules=3, selection="embedding"
+    )
     with pytest.raises(ValueError, match="data.selection='embedding' needs the features"):
         source.split(source.load(data), data)
 
@@ -551,7 +671,12 @@ def test_molecules_of_the_training_part_by_features(options):
 def test_what_filters_took_is_listed(options, tmp_path):
     loaded = source.load(options(DATA, charge=0.0, max_atoms=8))
     source.write_left_out(tmp_path / "left_out.csv", loaded)
-    rows = [line.rsplit(",", 1) for line in (tmp_path / "left_out.csv").read_text().splitlines()[1:]]
-    expected = [(f"{s.source}#{s.conformer}", "charge" if s.charge else "too many atoms") for s in structures()
-                if s.charge or len(s) > 8]
+    rows = [
+        line.rsplit(",", 1) for line in (tmp_path / "left_out.csv").read_text().splitlines()[1:]
+    ]
+    expected = [
+        (f"{s.source}#{s.conformer}", "charge" if s.charge else "too many atoms")
+        for s in structures()
+        if s.charge or len(s) > 8
+    ]
     assert [tuple(row) for row in rows] == expected and len(rows) == 102 - len(loaded.indices) > 10

@@ -23,9 +23,14 @@ PLANTED = {1: -13.6, 6: -1036.123456789, 8: -2043.25, 53: -1.0e5}
 def columns_of(compositions, energies=None, **fields):
     made = []
     for s, numbers in enumerate(compositions):
-        made.append(Structure(np.array(numbers), np.zeros((len(numbers), 3)),
-                              energy=float("nan") if energies is None else float(energies[s]),
-                              **{k: v[s] for k, v in fields.items()}))
+        made.append(
+            Structure(
+                np.array(numbers),
+                np.zeros((len(numbers), 3)),
+                energy=float("nan") if energies is None else float(energies[s]),
+                **{k: v[s] for k, v in fields.items()},
+            )
+        )
     return Columns.from_structures(made)
 
 
@@ -37,7 +42,9 @@ def planted_energies(compositions):
 @given(seed=st.integers(0, 9999), count=st.integers(20, 60))
 def test_least_squares_recovers_planted_energies(seed, count):
     rng = np.random.default_rng(seed)
-    compositions = [[1], [6], [8], [53]] + [rng.choice([1, 6, 8, 53], rng.integers(1, 40)) for _ in range(count)]
+    compositions = [[1], [6], [8], [53]] + [
+        rng.choice([1, 6, 8, 53], rng.integers(1, 40)) for _ in range(count)
+    ]
     columns = columns_of(compositions, planted_energies(compositions))
     reference = reference_energies(Summary([columns]), "least_squares")
     assert reference.shape == (NUM_ELEMENTS,) and reference.dtype == np.float64
@@ -49,7 +56,9 @@ def test_least_squares_recovers_planted_energies(seed, count):
 
 def test_energies_of_a_hundred_thousand_ev_to_a_billionth():
     compositions = [[53, 1], [53, 53, 1], [1, 1, 6], [6, 53], [8, 1, 1], [53] * 5 + [8]]
-    reference = reference_energies(Summary([columns_of(compositions, planted_energies(compositions))]), "least_squares")
+    reference = reference_energies(
+        Summary([columns_of(compositions, planted_energies(compositions))]), "least_squares"
+    )
     assert reference[53] == pytest.approx(-1.0e5, rel=1e-9)
     assert reference[6] == pytest.approx(PLANTED[6], rel=1e-9)
 
@@ -121,8 +130,12 @@ def test_element_counts():
 def test_blocks_give_what_one_gives(seed, cuts):
     """Also where elements first turn up in later blocks, and with noise that no fit takes away."""
     rng = np.random.default_rng(seed)
-    compositions = [rng.choice([1, 6, 8, 53][:2 + s // 20], rng.integers(1, 40)) for s in range(60)]
-    columns = columns_of(compositions, np.array(planted_energies(compositions)) + rng.normal(size=60))
+    compositions = [
+        rng.choice([1, 6, 8, 53][: 2 + s // 20], rng.integers(1, 40)) for s in range(60)
+    ]
+    columns = columns_of(
+        compositions, np.array(planted_energies(compositions)) + rng.normal(size=60)
+    )
     bounds = sorted({0, *cuts, 60})
     blocks = [columns.take(np.arange(a, b)) for a, b in zip(bounds, bounds[1:])]
     counts = element_counts(columns.numbers, columns.n_atoms)[:, [1, 6, 8, 53]]

@@ -43,7 +43,9 @@ def problems_of(part, prefix=""):
         if field is not None:
             if field.problem(name, field.default) or set(field.only_with) - known:
                 yield f"{name}: default or only_with"
-            if (field.type is not None) != bool(field.unset):  # None is valid, and can be set, only with both
+            if (field.type is not None) != bool(
+                field.unset
+            ):  # None is valid, and can be set, only with both
                 yield f"{name}: meaning of unset"
 
 
@@ -53,9 +55,15 @@ def test_every_field_is_described_and_has_a_valid_default(task):
 
 
 def test_the_contract_finds_bad_declarations():
-    bad = Part("A part.", a=Field(0, "Number of steps.", bounds=AT_LEAST_ONE), b=Field("x", "of steps"),
-               c=Field("x", "Name.", choices=("y",)), d=Field(0, ""), e=Field(0, "Number.", only_with=("g",)),
-               f=Field(0, "Number.", unset="none"))
+    bad = Part(
+        "A part.",
+        a=Field(0, "Number of steps.", bounds=AT_LEAST_ONE),
+        b=Field("x", "of steps"),
+        c=Field("x", "Name.", choices=("y",)),
+        d=Field(0, ""),
+        e=Field(0, "Number.", only_with=("g",)),
+        f=Field(0, "Number.", unset="none"),
+    )
     assert [line.partition(":")[0] for line in problems_of(bad)] == list("abcdef")
 
 
@@ -64,33 +72,74 @@ def test_every_task_has_declared_fields():
     assert all(part.members["task"].default == task for task, part in TASKS.items())
 
 
-@pytest.mark.parametrize(("task", "name", "values"), [
-    ("train", "data.require", filters.REQUIRE), ("train", "data.split", splits.METHODS),
-    ("train", "data.selection", subsets.SELECTIONS), ("train", "loss.penalty", losses.PENALTIES),
-    ("train", "loss.force_penalty", losses.FORCE_PENALTIES), ("train", "loss.beta_schedule", losses.BETA_SCHEDULES),
-    ("train", "optimizer.name", optimizer.OPTIMIZERS), ("train", "optimizer.schedule", optimizer.SCHEDULES),
-    ("train", "train.on_nonfinite", nonfinite.CHOICES), ("property", "property.penalty", losses.PENALTIES),
-    ("property", "property.pooling", readouts.POOLINGS), ("diversity_report", "metric", report.METRICS),
-    ("relax", "optimizer", minimizers.names()), ("relax", "formats", relax.FORMATS),
-    ("md", "ensemble", settings._INTEGRATORS), ("md", "trajectory_format", trajectories.FORMS),
-    ("stability", "oracle.method", oracle.TBLITE), ("export", "platforms", export.PLATFORMS),
-    ("force2geo_eval", "data.selection", initial_geometries.SELECTIONS)])
+@pytest.mark.parametrize(
+    ("task", "name", "values"),
+    [
+        ("train", "data.require", filters.REQUIRE),
+        ("train", "data.split", splits.METHODS),
+        ("train", "data.selection", subsets.SELECTIONS),
+        ("train", "loss.penalty", losses.PENALTIES),
+        ("train", "loss.force_penalty", losses.FORCE_PENALTIES),
+        ("train", "loss.beta_schedule", losses.BETA_SCHEDULES),
+        ("train", "optimizer.name", optimizer.OPTIMIZERS),
+        ("train", "optimizer.schedule", optimizer.SCHEDULES),
+        ("train", "train.on_nonfinite", nonfinite.CHOICES),
+        ("property", "property.penalty", losses.PENALTIES),
+        ("property", "property.pooling", readouts.POOLINGS),
+        ("diversity_report", "metric", report.METRICS),
+        ("relax", "optimizer", minimizers.names()),
+        ("relax", "formats", relax.FORMATS),
+        ("md", "ensemble", settings._INTEGRATORS),
+        ("md", "trajectory_format", trajectories.FORMS),
+        ("stability", "oracle.method", oracle.TBLITE),
+        ("export", "platforms", export.PLATFORMS),
+        ("force2geo_eval", "data.selection", initial_geometries.SELECTIONS),
+    ],
+)
 def test_choices_are_those_of_the_code(task, name, values):
     """Declarations repeat the names, since importing the code takes seconds, which --help must not."""
     assert set(dict(TASKS[task].fields())[name].choices) == set(values)
 
 
-@pytest.mark.parametrize(("task", "name", "value", "message"), [
-    ("train", "optimizer.name", "adamm", "unknown optimizer.name 'adamm'. Did you mean 'adam'? Known: adam, adamw, "),
-    ("train", "optimizer.name", None, "config field 'optimizer.name' must have a value, received None"),
-    ("train", "train.ema_decay", 1.0, "train.ema_decay must be at least 0 and below 1, received 1.0"),
-    ("train", "train.num_epochs", math.nan, "train.num_epochs must be positive or unset, received nan"),
-    ("train", "data.reference_energies", "least_square", "Did you mean 'least_squares'"),
-    ("relax", "maxstep", math.inf, "maxstep must be positive (Å), received inf"),
-    ("relax", "formats", ("xyz", "sdff"), "unknown formats 'sdff'. Did you mean 'sdf'"),
-    ("stability", "temperatures", (300.0, -1.0), "temperatures must be at least 0 (K), received [300.0, -1.0]"),
-    ("minima", "oracle.method", "GFN3-xTB", "A value with ':' is accepted as well"),
-])
+@pytest.mark.parametrize(
+    ("task", "name", "value", "message"),
+    [
+        (
+            "train",
+            "optimizer.name",
+            "adamm",
+            "unknown optimizer.name 'adamm'. Did you mean 'adam'? Known: adam, adamw, ",
+        ),
+        (
+            "train",
+            "optimizer.name",
+            None,
+            "config field 'optimizer.name' must have a value, received None",
+        ),
+        (
+            "train",
+            "train.ema_decay",
+            1.0,
+            "train.ema_decay must be at least 0 and below 1, received 1.0",
+        ),
+        (
+            "train",
+            "train.num_epochs",
+            math.nan,
+            "train.num_epochs must be positive or unset, received nan",
+        ),
+        ("train", "data.reference_energies", "least_square", "Did you mean 'least_squares'"),
+        ("relax", "maxstep", math.inf, "maxstep must be positive (Å), received inf"),
+        ("relax", "formats", ("xyz", "sdff"), "unknown formats 'sdff'. Did you mean 'sdf'"),
+        (
+            "stability",
+            "temperatures",
+            (300.0, -1.0),
+            "temperatures must be at least 0 (K), received [300.0, -1.0]",
+        ),
+        ("minima", "oracle.method", "GFN3-xTB", "A value with ':' is accepted as well"),
+    ],
+)
 def test_invalid_values_are_rejected(task, name, value, message):
     config = TASKS[task].build()
     config.update_from_flattened_dict({name: value})
@@ -101,17 +150,40 @@ def test_invalid_values_are_rejected(task, name, value, message):
 def test_all_invalid_values_are_listed():
     config = TASKS["train"].build()
     config.train.log_every, config.train.on_nonfinite = 0, "skipp"
-    with pytest.raises(ConfigError, match="train.log_every must be at least 1.*'skipp'. Did you mean 'skip'"):
+    with pytest.raises(
+        ConfigError, match="train.log_every must be at least 1.*'skipp'. Did you mean 'skip'"
+    ):
         configs.complete(config, TASKS["train"].build())
 
 
-@pytest.mark.parametrize(("task", "values"), [
-    ("train", {"data.charge": math.nan, "data.reference_energies": "H=-13.6,C=-1029.4", "optimizer.clip_norm": 0.0,
-               "potential.long_range_cutoff": math.inf, "init.workdir": "so3lr:params.pkl", "data.elements": None}),
-    ("property", {"data.geometry": "relaxed(pm3)", "data.test_geometries": ("etkdg:mmff", "relaxed(etkdg)"),
-                  "data.num_train": 1_000, "train.num_epochs": 3}),
-    ("minima", {"oracle.method": "ase.calculators.emt:EMT"}), ("train", {"optimizer.clip_norm": None}),
-    ("relax", {"batch_atoms": 0, "formats": (), "limit": None})])
+@pytest.mark.parametrize(
+    ("task", "values"),
+    [
+        (
+            "train",
+            {
+                "data.charge": math.nan,
+                "data.reference_energies": "H=-13.6,C=-1029.4",
+                "optimizer.clip_norm": 0.0,
+                "potential.long_range_cutoff": math.inf,
+                "init.workdir": "so3lr:params.pkl",
+                "data.elements": None,
+            },
+        ),
+        (
+            "property",
+            {
+                "data.geometry": "relaxed(pm3)",
+                "data.test_geometries": ("etkdg:mmff", "relaxed(etkdg)"),
+                "data.num_train": 1_000,
+                "train.num_epochs": 3,
+            },
+        ),
+        ("minima", {"oracle.method": "ase.calculators.emt:EMT"}),
+        ("train", {"optimizer.clip_norm": None}),
+        ("relax", {"batch_atoms": 0, "formats": (), "limit": None}),
+    ],
+)
 def test_valid_values_are_accepted(task, values):
     config = TASKS[task].build()
     config.update_from_flattened_dict(values)
@@ -119,8 +191,11 @@ def test_valid_values_are_accepted(task, values):
 
 
 def test_a_field_that_may_be_unset_keeps_its_type_and_is_not_shared():
-    part = Part("A part.", limit=optional(int, "Limit.", unset="none"), charge=optional(
-        int, "Charge.", unset="any", default=0))
+    part = Part(
+        "A part.",
+        limit=optional(int, "Limit.", unset="none"),
+        charge=optional(int, "Charge.", unset="any", default=0),
+    )
     one, other = part.build(), part.build()
     one.limit, one.charge = 3, None
     assert (other.limit, other.charge) == (None, 0)
@@ -131,13 +206,17 @@ def test_a_field_that_may_be_unset_keeps_its_type_and_is_not_shared():
 # Left out of the config.json of the workdirs of existing runs, which would belong to other configs otherwise.
 LEFT_OUT = {
     "train": "data.refuse data.verify train.on_nonfinite train.resident train.steps_per_dispatch train.profile_steps "
-             "data.held_out data.selection data.selection_force_field data.fewer_conformers optimizer.rates "
-             "report.max_domain potential.zbl init.workdir",
-    "property": "data.test_geometries dens.weight dens.share", "convert": "store.num_processes",
-    "diversity": "diversity.num_processes", "generate_conformers": "num_processes",
+    "data.held_out data.selection data.selection_force_field data.fewer_conformers optimizer.rates "
+    "report.max_domain potential.zbl init.workdir",
+    "property": "data.test_geometries dens.weight dens.share",
+    "convert": "store.num_processes",
+    "diversity": "diversity.num_processes",
+    "generate_conformers": "num_processes",
     "force2geo_eval": "oracle.num_processes oracle.cache relax.batch_atoms",
-    "relax": "num_processes batch_atoms limit", "predict": "num_processes batch_size limit",
-    "md": "num_steps restart_seconds trajectory_format", "minima": "oracle.num_processes",
+    "relax": "num_processes batch_atoms limit",
+    "predict": "num_processes batch_size limit",
+    "md": "num_steps restart_seconds trajectory_format",
+    "minima": "oracle.num_processes",
     "stability": "restart_seconds compare_picoseconds compare_temperature trajectory_format oracle.method",
 }
 
@@ -148,16 +227,21 @@ def test_workdirs_of_existing_runs_are_recognized(task):
     assert set(kept) <= set(plain)
     for name in LEFT_OUT[task].split():
         part, _, last = name.rpartition(".")
-        assert last in (plain[part] if part else plain) and last not in (kept.get(part, {}) if part else kept), name
+        assert last in (plain[part] if part else plain) and last not in (
+            kept.get(part, {}) if part else kept
+        ), name
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_identity_has_the_fields_that_change_results(task):
     for name, field in TASKS[task].fields():
-        without_effect = name.startswith(("dens.", "potential.")) or field.only_with  # of parts that are off
+        without_effect = (
+            name.startswith(("dens.", "potential.")) or field.only_with
+        )  # of parts that are off
         if isinstance(field.default, int | float) and not without_effect:
             config = TASKS[task].build()
             before = configs.identity(config)
-            config.update_from_flattened_dict({
-                name: not field.default if isinstance(field.default, bool) else field.default + 1})
+            config.update_from_flattened_dict(
+                {name: not field.default if isinstance(field.default, bool) else field.default + 1}
+            )
             assert (configs.identity(config) != before) == field.changes_results, name

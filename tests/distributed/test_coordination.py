@@ -15,11 +15,18 @@ class Store:
     """JAX's key-value store and its watch over processes, for threads that stand for processes."""
 
     def __init__(self):
-        self._values, self._changed, self._ended, self.closed = {}, threading.Condition(), set(), False
+        self._values, self._changed, self._ended, self.closed = (
+            {},
+            threading.Condition(),
+            set(),
+            False,
+        )
 
     def _wait(self, condition, timeout=20_000):
         with self._changed:
-            if not self._changed.wait_for(lambda: condition() or self.closed, min(timeout, 20_000) / 1000):
+            if not self._changed.wait_for(
+                lambda: condition() or self.closed, min(timeout, 20_000) / 1000
+            ):
                 raise RuntimeError("DEADLINE_EXCEEDED: GetKeyValue() timed out")
             if self.closed:
                 raise RuntimeError("CANCELLED")
@@ -55,14 +62,17 @@ class Party:
         self.store, self.failures = Store(), {k: [] for k in range(count)}
         self.port = socket.create_server(("127.0.0.1", 0))
         address = f"127.0.0.1:{self.port.getsockname()[1]}"
-        self.places = [Coordination(self.store, address, k, count, self.failures[k].append) for k in range(count)]
+        self.places = [
+            Coordination(self.store, address, k, count, self.failures[k].append)
+            for k in range(count)
+        ]
 
     def failed(self, k):
         deadline = time.monotonic() + 5
         while not self.failures[k]:
             assert time.monotonic() < deadline, f"process {k} has heard of nothing"
             time.sleep(0.01)
-        text, = self.failures[k]
+        (text,) = self.failures[k]
         return text
 
 
@@ -158,7 +168,10 @@ def test_the_leader_ends_last(party):
     """Else the others would hear of its end only, and not of the process that began."""
     run = party(3)
     write, others = run.store.key_value_set_bytes, threading.Event()
-    run.store.key_value_set_bytes = lambda key, value: (key.endswith("heard/2") and others.wait(10), write(key, value))
+    run.store.key_value_set_bytes = lambda key, value: (
+        key.endswith("heard/2") and others.wait(10),
+        write(key, value),
+    )
     run.places[1].fail("no such file")
     time.sleep(0.2)
     assert not run.failures[0]
@@ -167,23 +180,38 @@ def test_the_leader_ends_last(party):
 
 
 def test_end_that_only_one_comes_to(party):
-    with pytest.raises(RuntimeError, match="process 0 of this run has not come to 'end of the run' within 0.1 s"):
+    with pytest.raises(
+        RuntimeError, match="process 0 of this run has not come to 'end of the run' within 0.1 s"
+    ):
         party(2).places[1].close(0.1)
 
 
 def test_different_programs_are_an_error(party):
     leader, other = party(2).places
     found = together([lambda: leader.barrier("here"), lambda: other.barrier("there", 0.5)])
-    assert isinstance(found[0], RuntimeError) and "process 1 at 'here', which is at 'there'" in str(found[0])
+    assert isinstance(found[0], RuntimeError) and "process 1 at 'here', which is at 'there'" in str(
+        found[0]
+    )
 
 
 def test_what_jax_keeps_private_is_still_there():
     """What has gone is named; other tests would hang or end in pages of C++."""
     state = type(jax_internals.coordination())
-    missing = [name for name in ("client", "coordinator_address", "process_id", "num_processes")
-               if not hasattr(state, name)]
-    missing += [name for name in vars(Store) if not name.startswith("_") and name != "end"
-                and not hasattr(jax_internals.client_type(), name)]
-    missing += [name for name in ("jax_enable_recoverability", "jax_enable_preemption_service")
-                if not hasattr(jax.config, name)]
+    missing = [
+        name
+        for name in ("client", "coordinator_address", "process_id", "num_processes")
+        if not hasattr(state, name)
+    ]
+    missing += [
+        name
+        for name in vars(Store)
+        if not name.startswith("_")
+        and name != "end"
+        and not hasattr(jax_internals.client_type(), name)
+    ]
+    missing += [
+        name
+        for name in ("jax_enable_recoverability", "jax_enable_preemption_service")
+        if not hasattr(jax.config, name)
+    ]
     assert not missing

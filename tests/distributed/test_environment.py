@@ -6,16 +6,30 @@ from hypothesis import strategies as st
 
 from mlip_jax.distributed import Environment, expand_hostlist, from_environment
 
-OWN = {"MLIP_JAX_COORDINATOR": "node1:1234", "MLIP_JAX_NUM_PROCESSES": "4", "MLIP_JAX_PROCESS_ID": "3"}
-STEP = {"SLURM_JOB_ID": "8200", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_NTASKS": "4",
-        "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NODEID": "1", "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
-        "SLURM_STEP_NODELIST": "gpu[08-09]"}
+OWN = {
+    "MLIP_JAX_COORDINATOR": "node1:1234",
+    "MLIP_JAX_NUM_PROCESSES": "4",
+    "MLIP_JAX_PROCESS_ID": "3",
+}
+STEP = {
+    "SLURM_JOB_ID": "8200",
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_NTASKS": "4",
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "1",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+    "SLURM_STEP_NODELIST": "gpu[08-09]",
+}
 
 
 def test_single_process():
     assert from_environment({}) is None
     assert from_environment({"MLIP_JAX_NUM_PROCESSES": "1"} | STEP) is None
-    assert from_environment(OWN | {"MLIP_JAX_NUM_PROCESSES": "1", "MLIP_JAX_PROCESS_ID": "0"}) is None
+    assert (
+        from_environment(OWN | {"MLIP_JAX_NUM_PROCESSES": "1", "MLIP_JAX_PROCESS_ID": "0"}) is None
+    )
     assert from_environment({"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}) is None
 
 
@@ -31,10 +45,16 @@ def test_half_of_the_variables_is_an_error(name):
         from_environment({k: v for k, v in OWN.items() if k != name})
 
 
-@pytest.mark.parametrize("wrong, message", [
-    ({"MLIP_JAX_COORDINATOR": "node1"}, "host:port"), ({"MLIP_JAX_COORDINATOR": "node1:99999"}, "65535"),
-    ({"MLIP_JAX_NUM_PROCESSES": "four"}, "=four: expected a whole number"),
-    ({"MLIP_JAX_PROCESS_ID": "4"}, "numbered from 0"), ({"MLIP_JAX_PROCESS_ID": "-1"}, "whole number")])
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"MLIP_JAX_COORDINATOR": "node1"}, "host:port"),
+        ({"MLIP_JAX_COORDINATOR": "node1:99999"}, "65535"),
+        ({"MLIP_JAX_NUM_PROCESSES": "four"}, "=four: expected a whole number"),
+        ({"MLIP_JAX_PROCESS_ID": "4"}, "numbered from 0"),
+        ({"MLIP_JAX_PROCESS_ID": "-1"}, "whole number"),
+    ],
+)
 def test_variables_that_make_no_sense(wrong, message):
     with pytest.raises(ValueError, match=message):
         from_environment(OWN | wrong)
@@ -43,10 +63,17 @@ def test_variables_that_make_no_sense(wrong, message):
 def test_slurm_step():
     found = from_environment(STEP)
     host, port = found.coordinator.split(":")
-    assert (host, found.num_processes, found.process_id, found.local_device_ids) == ("gpu08", 4, 3, None)
+    assert (host, found.num_processes, found.process_id, found.local_device_ids) == (
+        "gpu08",
+        4,
+        3,
+        None,
+    )
     assert 61_440 <= int(port) < 65_536
     # another job, and another step of the job, have other ports
-    others = [from_environment(STEP | {k: "8201"}).coordinator for k in ("SLURM_JOB_ID", "SLURM_STEP_ID")]
+    others = [
+        from_environment(STEP | {k: "8201"}).coordinator for k in ("SLURM_JOB_ID", "SLURM_STEP_ID")
+    ]
     assert found.coordinator not in others
 
 
@@ -54,7 +81,10 @@ def test_slurm_step():
 def test_batch_script_and_interactive_shell_are_one_process(missing):
     assert from_environment({k: v for k, v in STEP.items() if k != missing}) is None
     # the shell of salloc, with use_interactive_step
-    assert from_environment(STEP | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_ID": "4294967290"}) is None
+    assert (
+        from_environment(STEP | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_ID": "4294967290"})
+        is None
+    )
 
 
 def test_incomplete_step_is_an_error():
@@ -62,13 +92,17 @@ def test_incomplete_step_is_an_error():
         from_environment({k: v for k, v in STEP.items() if k != "SLURM_PROCID"})
 
 
-@pytest.mark.parametrize("more, devices", [
-    ({"CUDA_VISIBLE_DEVICES": "0,1,2,3"}, (2, 3)),                                       # a node's, shared by its tasks
-    ({"CUDA_VISIBLE_DEVICES": "0,1"}, (1,)),
-    ({"CUDA_VISIBLE_DEVICES": "2"}, None),                                               # bound to the task
-    ({"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_GPUS_ON_NODE": "4"}, None),
-    ({"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_GPUS_PER_TASK": "2"}, None),
-    ({"CUDA_VISIBLE_DEVICES": "0,1,2,3", "SLURM_STEP_TASKS_PER_NODE": "3,1"}, None)])    # one task on the second node
+@pytest.mark.parametrize(
+    "more, devices",
+    [
+        ({"CUDA_VISIBLE_DEVICES": "0,1,2,3"}, (2, 3)),  # a node's, shared by its tasks
+        ({"CUDA_VISIBLE_DEVICES": "0,1"}, (1,)),
+        ({"CUDA_VISIBLE_DEVICES": "2"}, None),  # bound to the task
+        ({"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_GPUS_ON_NODE": "4"}, None),
+        ({"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_GPUS_PER_TASK": "2"}, None),
+        ({"CUDA_VISIBLE_DEVICES": "0,1,2,3", "SLURM_STEP_TASKS_PER_NODE": "3,1"}, None),
+    ],
+)  # one task on the second node
 def test_slurm_gpus(more, devices):
     assert from_environment(STEP | more).local_device_ids == devices
 
@@ -84,7 +118,9 @@ def test_tpu_pod():
 
 
 names = st.from_regex(r"[a-z][a-z-]{0,4}", fullmatch=True)
-ranges = st.tuples(st.integers(0, 120), st.integers(0, 6), st.integers(1, 4))  # first, length - 1, width
+ranges = st.tuples(
+    st.integers(0, 120), st.integers(0, 6), st.integers(1, 4)
+)  # first, length - 1, width
 hosts = st.tuples(names, st.lists(ranges, max_size=3), st.sampled_from(["", "-ib", ".local"]))
 
 
@@ -92,11 +128,20 @@ hosts = st.tuples(names, st.lists(ranges, max_size=3), st.sampled_from(["", "-ib
 def test_hostlist(items):
     texts, expected = [], []
     for name, parts, suffix in items:
-        inner = ",".join(f"{first:0{width}d}" + (f"-{first + more:0{width}d}" if more else "")
-                         for first, more, width in parts)
+        inner = ",".join(
+            f"{first:0{width}d}" + (f"-{first + more:0{width}d}" if more else "")
+            for first, more, width in parts
+        )
         texts.append(f"{name}[{inner}]{suffix}" if parts else name + suffix)
-        expected += [f"{name}{n:0{width}d}{suffix}" for first, more, width in parts
-                     for n in range(first, first + more + 1)] if parts else [name + suffix]
+        expected += (
+            [
+                f"{name}{n:0{width}d}{suffix}"
+                for first, more, width in parts
+                for n in range(first, first + more + 1)
+            ]
+            if parts
+            else [name + suffix]
+        )
     assert expand_hostlist(",".join(texts)) == expected
 
 

@@ -16,13 +16,14 @@ def free_port():
         return probe.getsockname()[1]
 
 
-
 @pytest.fixture
 def started(monkeypatch):
     """Arguments of jax.distributed.initialize, which comes back when it is let."""
     monkeypatch.setattr(meeting, "_wait_before_aborts", lambda: None)
     calls, come = [], threading.Event()
-    monkeypatch.setattr(jax.distributed, "initialize", lambda **options: (calls.append(options), come.wait(20)))
+    monkeypatch.setattr(
+        jax.distributed, "initialize", lambda **options: (calls.append(options), come.wait(20))
+    )
     yield calls, come
     come.set()
 
@@ -30,7 +31,7 @@ def started(monkeypatch):
 def test_processes_that_do_not_come(started):
     with pytest.raises(RuntimeError, match="within 0.3 s.*that they are 4,.*firewall"):
         meet(Environment(f"localhost:{free_port()}", 4, 0), 0.3)
-    options, = started[0]
+    (options,) = started[0]
     assert options["initialization_timeout"] > 30  # JAX would abort this process
 
 
@@ -41,8 +42,12 @@ def test_only_this_machine_reaches_a_run_on_it(started):
         meet(Environment(coordinator, 2, 0, (1, 2)), 5)
         options = started[0].pop()
         assert options["coordinator_bind_address"] == (coordinator if bound else None)
-        assert (options["coordinator_address"], options["num_processes"], options["process_id"],
-                options["local_device_ids"]) == (coordinator, 2, 0, [1, 2])
+        assert (
+            options["coordinator_address"],
+            options["num_processes"],
+            options["process_id"],
+            options["local_device_ids"],
+        ) == (coordinator, 2, 0, [1, 2])
 
 
 def test_error_of_jax_says_what_to_check(started, monkeypatch):

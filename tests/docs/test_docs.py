@@ -22,14 +22,21 @@ def _load(name, path):
 markdown = _load("docs_markdown", Path(__file__).with_name("markdown.py"))
 reference = _load("config_reference", markdown.DOCS / "config_reference.py")
 PAGES = {str(p.relative_to(markdown.ROOT)): p.read_text() for p in markdown.pages()}
-OWN = {b.title for text in PAGES.values() for b in markdown.blocks(text) if b.title}  # files that how-to pages make
+OWN = {
+    b.title for text in PAGES.values() for b in markdown.blocks(text) if b.title
+}  # files that how-to pages make
 COMMANDS = {name: text.replace("\\\n", " ") for name, text in PAGES.items()} | {
-    str(p.relative_to(markdown.ROOT)): p.read_text() for p in (markdown.ROOT / "notebooks").glob("*.ipynb")}
+    str(p.relative_to(markdown.ROOT)): p.read_text()
+    for p in (markdown.ROOT / "notebooks").glob("*.ipynb")
+}
 
 
-TEXTS = COMMANDS | {str(p.relative_to(markdown.ROOT)): p.read_text() for pattern in (
-    "benchmarks/README.md", "configs/*.py", "launch/*", "mkdocs.yml", "Makefile")
-    for p in markdown.ROOT.glob(pattern) if p.is_file()}
+TEXTS = COMMANDS | {
+    str(p.relative_to(markdown.ROOT)): p.read_text()
+    for pattern in ("benchmarks/README.md", "configs/*.py", "launch/*", "mkdocs.yml", "Makefile")
+    for p in markdown.ROOT.glob(pattern)
+    if p.is_file()
+}
 
 
 @pytest.mark.parametrize("page", TEXTS)
@@ -63,14 +70,18 @@ def test_links(page):
         assert file.exists() or file.name == reference.PAGE, f"{page}: {target}"
         if anchor and file.exists() and file.suffix == ".md":
             heads = re.findall(r"^#+ (.*)$", file.read_text(), re.M)
-            slugs = {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", h).strip().lower()) for h in heads}
+            slugs = {
+                re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", h).strip().lower()) for h in heads
+            }
             assert anchor in slugs, f"{page}: {target}"
 
 
 @pytest.mark.parametrize("page", COMMANDS)
 def test_configs_and_fields(page):
     """Every config is a file, and every field that is set with it is one of its task's."""
-    for name, rest in re.findall(r"--config=((?:configs/\w+\.py|[a-z]\w*)\b)(?!\.)([^\n]*)", COMMANDS[page]):
+    for name, rest in re.findall(
+        r"--config=((?:configs/\w+\.py|[a-z]\w*)\b)(?!\.)([^\n]*)", COMMANDS[page]
+    ):
         file = name if "/" in name else f"configs/{name}.py"
         if file in OWN:
             continue
@@ -114,8 +125,21 @@ def test_site_builds(tmp_path):
     for package in ("mkdocs", "material", "mkdocstrings_handlers"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed: pip install -e '.[docs]'")
-    done = subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)],
-                          cwd=markdown.ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "mkdocs",
+            "build",
+            "--strict",
+            "--quiet",
+            "--site-dir",
+            str(tmp_path),
+        ],
+        cwd=markdown.ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "train.num_steps" in (tmp_path / "config-reference/index.html").read_text()
 
@@ -123,9 +147,13 @@ def test_site_builds(tmp_path):
 def test_equations_are_shown_without_scripts():
     pytest.importorskip("latex2mathml")
     equations = _load("equations", markdown.ROOT / "docs/equations.py")
-    shown = equations.on_page_content('<p>With <span class="arithmatex">\\(a &lt; b\\)</span></p>'
-                                      '<div class="arithmatex">\\[\nE = \\sum_i e_i\n\\]</div>')
-    assert shown.startswith('<p>With <span><math xmlns="http://www.w3.org/1998/Math/MathML" display="inline">')
+    shown = equations.on_page_content(
+        '<p>With <span class="arithmatex">\\(a &lt; b\\)</span></p>'
+        '<div class="arithmatex">\\[\nE = \\sum_i e_i\n\\]</div>'
+    )
+    assert shown.startswith(
+        '<p>With <span><math xmlns="http://www.w3.org/1998/Math/MathML" display="inline">'
+    )
     assert "<mo>&#x0003C;</mo>" in shown and 'display="block"' in shown and "\\" not in shown
     for unknown in (r"\unknown a", r"\begin{aligned} a &= b \end{aligned}"):
         with pytest.raises(ValueError, match="not to be shown"):

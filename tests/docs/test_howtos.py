@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-_spec = importlib.util.spec_from_file_location("docs_markdown", Path(__file__).with_name("markdown.py"))
+_spec = importlib.util.spec_from_file_location(
+    "docs_markdown", Path(__file__).with_name("markdown.py")
+)
 markdown = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(markdown)
 PARTS = ("mlip_jax", "configs", "tests", "pyproject.toml")
@@ -26,8 +28,10 @@ def follow(page: str, folder: Path) -> dict[str, str]:
         else:
             shutil.copy(source, folder / part)
     environment = os.environ | {
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]), "PYTHONPATH": str(folder),
-        "JAX_PLATFORMS": "cpu"}
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "PYTHONPATH": str(folder),
+        "JAX_PLATFORMS": "cpu",
+    }
     printed = {}
     for block in markdown.blocks((markdown.DOCS / "howto" / page).read_text()):
         if block.language == "python" and block.title:
@@ -36,12 +40,24 @@ def follow(page: str, folder: Path) -> dict[str, str]:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(block.text)
         elif block.language == "sh":
-            done = subprocess.run(["bash", "-e", "-c", block.text], cwd=folder, env=environment, capture_output=True,
-                                  text=True, timeout=600)
-            assert done.returncode == 0, f"{page}: {block.text}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+            done = subprocess.run(
+                ["bash", "-e", "-c", block.text],
+                cwd=folder,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=600,
+            )
+            assert done.returncode == 0, (
+                f"{page}: {block.text}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+            )
             printed[block.title] = done.stdout + done.stderr
-    style = subprocess.run([sys.executable, "-m", "ruff", "check", "--quiet", "mlip_jax", "configs"], cwd=folder,
-                           capture_output=True, text=True)
+    style = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--quiet", "mlip_jax", "configs"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
     assert style.returncode == 0 or "No module named" in style.stderr, style.stdout
     return printed
 
@@ -72,7 +88,9 @@ def test_an_experiment(tmp_path):
     assert metrics and np.isfinite(_numbers(metrics)).any()
     assert (tmp_path / "runs/my_experiment/report.html").is_file()
     assert sorted(p.parent.name for p in (tmp_path / "runs/my_sweep").glob("*/metrics.json")) == [
-        "cutoff_4.0", "cutoff_5.0"]
+        "cutoff_4.0",
+        "cutoff_5.0",
+    ]
     assert (tmp_path / "runs/my_sweep/sweep.md").is_file()
 
 

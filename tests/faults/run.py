@@ -81,19 +81,23 @@ class Fault:
         for hunk in self.hunks:
             if hunk.path not in files:
                 if not (root / hunk.path).is_file():
-                    raise FaultError(f"{self.name}: {hunk.path} does not exist; rewrite the patch: the code has moved")
+                    raise FaultError(
+                        f"{self.name}: {hunk.path} does not exist; rewrite the patch: the code has moved"
+                    )
                 files[hunk.path] = (root / hunk.path).read_text(encoding="utf-8").split("\n")
             files[hunk.path] = self._replaced(files[hunk.path], hunk)
         return {path: "\n".join(lines) for path, lines in files.items()}
 
     def _replaced(self, lines: list[str], hunk: Hunk) -> list[str]:
         old, size = list(hunk.old), len(hunk.old)
-        places = [n for n in range(len(lines) - size + 1) if lines[n:n + size] == old]
+        places = [n for n in range(len(lines) - size + 1) if lines[n : n + size] == old]
         if not places:
-            raise FaultError(f"{self.name}: {hunk.path} has no longer the lines that the patch changes; rewrite the "
-                             "patch: the code has moved")
+            raise FaultError(
+                f"{self.name}: {hunk.path} has no longer the lines that the patch changes; rewrite the "
+                "patch: the code has moved"
+            )
         place = min(places, key=lambda n: abs(n + 1 - hunk.start))
-        return lines[:place] + list(hunk.new) + lines[place + size:]
+        return lines[:place] + list(hunk.new) + lines[place + size :]
 
 
 def read(path: Path) -> Fault:
@@ -103,10 +107,21 @@ def read(path: Path) -> Fault:
       FaultError: It is not of the form that the top of this file describes.
     """
     lines = path.read_text(encoding="utf-8").split("\n")
-    about = {key: value.strip() for key, colon, value in (line.partition(":") for line in lines[:2]) if colon}
+    about = {
+        key: value.strip()
+        for key, colon, value in (line.partition(":") for line in lines[:2])
+        if colon
+    }
     if set(about) != {"Fault", "Caught by"} or not all(about.values()):
-        raise FaultError(f'{path.name}: the first two lines must be "Fault: ..." and "Caught by: ..."')
-    return Fault(path.stem, about["Fault"], tuple(shlex.split(about["Caught by"])), tuple(_hunks(path.name, lines[2:])))
+        raise FaultError(
+            f'{path.name}: the first two lines must be "Fault: ..." and "Caught by: ..."'
+        )
+    return Fault(
+        path.stem,
+        about["Fault"],
+        tuple(shlex.split(about["Caught by"])),
+        tuple(_hunks(path.name, lines[2:])),
+    )
 
 
 def _hunks(name: str, lines: Sequence[str]) -> Iterator[Hunk]:
@@ -150,9 +165,14 @@ class Copy:
     def __init__(self, folder: Path, cache: Path, whole_suite: bool):
         self._root, self._whole_suite = folder, whole_suite
         self._environment = os.environ | {
-            "PYTHONPATH": str(folder), "JAX_COMPILATION_CACHE_DIR": str(cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
-        listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+            "PYTHONPATH": str(folder),
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
+        listed = subprocess.run(
+            ["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True
+        ).stdout
         for name in filter(None, listed.split("\0")):
             if (ROOT / name).is_file():  # one that was deleted is listed until that is committed
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -163,7 +183,9 @@ class Copy:
         done = self._python("-c", "import mlip_jax; print(mlip_jax.__file__)")
         found = done.stdout.strip()
         if not Path(found).is_relative_to(self._root):
-            raise FaultError(f"tests would import {found or done.stderr}, and not the copy in {self._root}")
+            raise FaultError(
+                f"tests would import {found or done.stderr}, and not the copy in {self._root}"
+            )
         print(f"mlip_jax is imported from {found}", flush=True)
 
     def test(self, arguments: Sequence[str]) -> tuple[int, str]:
@@ -198,8 +220,14 @@ class Copy:
             compiled.unlink()
 
     def _python(self, *arguments: str) -> subprocess.CompletedProcess:
-        return subprocess.run([sys.executable, *arguments], cwd=self._root, env=self._environment, text=True,
-                              capture_output=True, timeout=_SECONDS[self._whole_suite])
+        return subprocess.run(
+            [sys.executable, *arguments],
+            cwd=self._root,
+            env=self._environment,
+            text=True,
+            capture_output=True,
+            timeout=_SECONDS[self._whole_suite],
+        )
 
 
 def _tail(output: str) -> str:
@@ -225,7 +253,9 @@ def run(chosen: Sequence[Fault], jobs: int, whole_suite: bool) -> int:
         named = sorted({argument for fault in chosen for argument in fault.caught_by})
         code, output = first.test(() if whole_suite else named)
         if code:
-            raise FaultError(f"the tests must pass without a fault; pytest ended with code {code}:\n{output[-4000:]}")
+            raise FaultError(
+                f"the tests must pass without a fault; pytest ended with code {code}:\n{output[-4000:]}"
+            )
         print(output.strip().splitlines()[-1], flush=True)
         return _try_all(chosen, copies, jobs)
 
@@ -246,8 +276,11 @@ def _try_all(chosen: Sequence[Fault], copies: queue.Queue[Copy], jobs: int) -> i
                 is_caught, about = copy.caught(fault)
                 with lock:
                     results.append(is_caught)
-                    print(f"{'caught    ' if is_caught else 'NOT CAUGHT'} {time.monotonic() - begin:5.1f} s  "
-                          f"{fault.name}  {about}", flush=True)
+                    print(
+                        f"{'caught    ' if is_caught else 'NOT CAUGHT'} {time.monotonic() - begin:5.1f} s  "
+                        f"{fault.name}  {about}",
+                        flush=True,
+                    )
         except BaseException as error:  # to be raised by the main thread
             errors.append(error)
 
@@ -263,11 +296,24 @@ def _try_all(chosen: Sequence[Fault], copies: queue.Queue[Copy], jobs: int) -> i
 
 def main() -> int:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="faults to try; all if none is given")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="faults that are tried at a time (default 1)")
-    parser.add_argument("--whole-suite", action="store_true",
-                        help="run all quick tests for each fault until one fails, not only the tests that it names")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="faults to try; all if none is given"
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="faults that are tried at a time (default 1)",
+    )
+    parser.add_argument(
+        "--whole-suite",
+        action="store_true",
+        help="run all quick tests for each fault until one fails, not only the tests that it names",
+    )
     options = parser.parse_args()
     if options.jobs < 1:
         parser.error(f"--jobs must be 1 or more, received {options.jobs}")

@@ -18,7 +18,7 @@ def function(path, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_patch_applies_and_its_tests_exist(name):
-    fault, = run.faults([name])
+    (fault,) = run.faults([name])
     assert fault.hunks and all(path.startswith(run.MAY_CHANGE) for path in fault.paths)
     for path, text in fault.changed(run.ROOT).items():
         assert text != (run.ROOT / path).read_text(encoding="utf-8")
@@ -47,9 +47,16 @@ def test_the_nearest_of_equal_places_is_changed(tmp_path):
     assert run.Fault("x", "y", (), (hunk,)).changed(tmp_path) == {"x.py": "a\nb\nc\na\nd\n"}
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("Fault: no tests.\n", "the first two lines"),
-    ("Fault: cut off.\nCaught by: tests/x.py\n+++ b/mlip_jax/x.py\n@@ -1,2 +1,2 @@\n-a\n+b\n", "fewer lines")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Fault: no tests.\n", "the first two lines"),
+        (
+            "Fault: cut off.\nCaught by: tests/x.py\n+++ b/mlip_jax/x.py\n@@ -1,2 +1,2 @@\n-a\n+b\n",
+            "fewer lines",
+        ),
+    ],
+)
 def test_a_patch_of_another_form_is_an_error(tmp_path, text, message):
     (tmp_path / "x.patch").write_text(text)
     with pytest.raises(run.FaultError, match=message):

@@ -13,14 +13,18 @@ DISTRIBUTIONS = ("constant", "uniform", "log-normal", "two sizes", "lopsided", "
 def size_lists(draw):
     n_node = np.array(draw(st.lists(st.integers(1, 40), min_size=1, max_size=300)))
     rng = np.random.default_rng(draw(st.integers(0, 1000)))
-    return Sizes(n_node, 2 * (n_node * (n_node - 1) * rng.uniform(0, 0.5, len(n_node))).astype(np.int64))
+    return Sizes(
+        n_node, 2 * (n_node * (n_node - 1) * rng.uniform(0, 0.5, len(n_node))).astype(np.int64)
+    )
 
 
 def realistic_sizes(count=4000, seed=0):
     """Molecules of 3 to 60 atoms, mean some 30, with the edges that they have within 5 Å."""
     rng = np.random.default_rng(seed)
     n_node = np.clip(rng.normal(30, 11, count), 3, 60).astype(np.int64)
-    density = np.clip(rng.normal(0.75, 0.1, count) * np.minimum(1.0, (24 / n_node) ** 0.6), 0.1, 1.0)
+    density = np.clip(
+        rng.normal(0.75, 0.1, count) * np.minimum(1.0, (24 / n_node) ** 0.6), 0.1, 1.0
+    )
     return Sizes(n_node, 2 * (n_node * (n_node - 1) / 2 * density).astype(np.int64))
 
 

@@ -24,28 +24,54 @@ def structures(sizes, seed=0, periodic=()):
     rng = np.random.default_rng(seed)
     made = []
     for s, n in enumerate(sizes):
-        cell = np.diag(rng.uniform(3.5, 5.0, 3)) + rng.uniform(-0.3, 0.3, (3, 3)) if s in periodic else None
-        made.append(Structure(
-            rng.integers(1, 10, n), rng.uniform(0, 4.0, (n, 3)), energy=float(rng.normal()),
-            forces=rng.normal(size=(n, 3)), charge=float(rng.integers(-1, 2)), cell=cell,
-            pbc=None if cell is None else np.array([True, True, s % 2 == 0]), source=f"file:{s}"))
+        cell = (
+            np.diag(rng.uniform(3.5, 5.0, 3)) + rng.uniform(-0.3, 0.3, (3, 3))
+            if s in periodic
+            else None
+        )
+        made.append(
+            Structure(
+                rng.integers(1, 10, n),
+                rng.uniform(0, 4.0, (n, 3)),
+                energy=float(rng.normal()),
+                forces=rng.normal(size=(n, 3)),
+                charge=float(rng.integers(-1, 2)),
+                cell=cell,
+                pbc=None if cell is None else np.array([True, True, s % 2 == 0]),
+                source=f"file:{s}",
+            )
+        )
     return made
 
 
 def single_graph(s: Structure, periodic: bool):
     nb = neighbor_list(s.positions, CUTOFF, s.cell, s.pbc)
-    shifts = {"shifts": np.zeros((len(nb.senders), 3), np.int32) if nb.shifts is None else nb.shifts}
+    shifts = {
+        "shifts": np.zeros((len(nb.senders), 3), np.int32) if nb.shifts is None else nb.shifts
+    }
     cell = {"cell": (np.zeros((3, 3)) if s.cell is None else s.cell)[None]}
     return jraph.GraphsTuple(
         nodes={"positions": s.positions, "numbers": s.numbers, "forces": s.forces},
-        edges=shifts if periodic else {}, senders=nb.senders, receivers=nb.receivers,
-        globals={"energy": np.array([s.energy]), "charge": np.array([s.charge]), **(cell if periodic else {})},
-        n_node=np.array([len(s)]), n_edge=np.array([len(nb.senders)]))
+        edges=shifts if periodic else {},
+        senders=nb.senders,
+        receivers=nb.receivers,
+        globals={
+            "energy": np.array([s.energy]),
+            "charge": np.array([s.charge]),
+            **(cell if periodic else {}),
+        },
+        n_node=np.array([len(s)]),
+        n_edge=np.array([len(nb.senders)]),
+    )
 
 
 @settings(max_examples=30, deadline=None)
-@given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=6), seed=st.integers(0, 999),
-       periodic=st.sets(st.integers(0, 5), max_size=2), spare=st.integers(0, 7))
+@given(
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=6),
+    seed=st.integers(0, 999),
+    periodic=st.sets(st.integers(0, 5), max_size=2),
+    spare=st.integers(0, 7),
+)
 def test_batch_is_what_jraph_makes_of_single_graphs(sizes, seed, periodic, spare):
     made = structures(sizes, seed, periodic)
     columns = Columns.from_structures(made)
@@ -57,7 +83,9 @@ def test_batch_is_what_jraph_makes_of_single_graphs(sizes, seed, periodic, spare
     expected = jraph.batch_np([single_graph(s, is_periodic) for s in made])
     for room, count in (("nodes", atoms), ("globals", graphs), ("edges", edges)):
         for key, value in getattr(expected, room).items():
-            np.testing.assert_array_equal(getattr(batch, room)[key][:count], value, err_msg=f"{room}/{key}")
+            np.testing.assert_array_equal(
+                getattr(batch, room)[key][:count], value, err_msg=f"{room}/{key}"
+            )
     np.testing.assert_array_equal(batch.senders[:edges], expected.senders)
     np.testing.assert_array_equal(batch.receivers[:edges], expected.receivers)
     np.testing.assert_array_equal(batch.n_node[:graphs], expected.n_node)
@@ -125,12 +153,16 @@ def test_pairs_stand_once():
     assert len(once.senders) == 40 and len(both.senders) == 80
     for p in (once, both):  # padding is beyond every cutoff
         length = np.linalg.norm(p.displacements, axis=1)
-        assert (length[np.asarray(p.senders) == 12] > 1e3).all() and length[np.asarray(p.senders) != 12].max() < CUTOFF
+        assert (length[np.asarray(p.senders) == 12] > 1e3).all() and length[
+            np.asarray(p.senders) != 12
+        ].max() < CUTOFF
 
     def listed(p, mirror):
         rows = np.column_stack([p.receivers, p.senders, np.round(np.asarray(p.displacements), 5)])
         if mirror:
-            back = np.column_stack([p.senders, p.receivers, np.round(-np.asarray(p.displacements), 5)])
+            back = np.column_stack(
+                [p.senders, p.receivers, np.round(-np.asarray(p.displacements), 5)]
+            )
             rows = np.concatenate([rows, back])
         return sorted(map(tuple, rows[rows[:, 1] != 12].tolist()))
 
@@ -143,15 +175,27 @@ def test_any_order_of_indices_and_reference_energies():
     made = structures([3, 5, 4], 2)
     columns = Columns.from_structures(made)
     reference = np.linspace(-1e5, 0, 119)
-    batch = build_batch(columns.take(np.array([2, 0])), PaddingBudget(12, 40, 4), CUTOFF, reference, dtype=np.float64)
-    np.testing.assert_array_equal(batch.nodes["numbers"][:7], np.concatenate([made[2].numbers, made[0].numbers]))
+    batch = build_batch(
+        columns.take(np.array([2, 0])),
+        PaddingBudget(12, 40, 4),
+        CUTOFF,
+        reference,
+        dtype=np.float64,
+    )
+    np.testing.assert_array_equal(
+        batch.nodes["numbers"][:7], np.concatenate([made[2].numbers, made[0].numbers])
+    )
     for g, s in enumerate((2, 0)):
-        assert batch.globals["energy"][g] == pytest.approx(made[s].energy - reference[made[s].numbers].sum(), rel=1e-12)
+        assert batch.globals["energy"][g] == pytest.approx(
+            made[s].energy - reference[made[s].numbers].sum(), rel=1e-12
+        )
 
 
 def test_reference_energies_are_subtracted_before_single_precision():
     """A small remainder of a large energy keeps its digits."""
-    s = Structure(np.array([6, 6]), np.zeros((2, 3)) + np.arange(2)[:, None], energy=-2e5 + 0.123456)
+    s = Structure(
+        np.array([6, 6]), np.zeros((2, 3)) + np.arange(2)[:, None], energy=-2e5 + 0.123456
+    )
     reference = np.zeros(119)
     reference[6] = -1e5
     batch = build_batch(Columns.from_structures([s]), PaddingBudget(4, 4, 2), CUTOFF, reference)
@@ -168,11 +212,15 @@ def test_missing_labels_stay_nan_and_padding_is_zero():
 
 def test_empty_batch_is_all_padding():
     columns = Columns.from_structures(structures([3, 4]))
-    batch = build_batch(columns.take(np.zeros(0, np.int64)), PaddingBudget(8, 16, 3), CUTOFF, np.zeros(119))
+    batch = build_batch(
+        columns.take(np.zeros(0, np.int64)), PaddingBudget(8, 16, 3), CUTOFF, np.zeros(119)
+    )
     check_padding(batch, PaddingBudget(8, 16, 3), 0, 0, 0)
 
 
-@pytest.mark.parametrize("budget", [PaddingBudget(7, 40, 5), PaddingBudget(20, 4, 5), PaddingBudget(20, 40, 2)])
+@pytest.mark.parametrize(
+    "budget", [PaddingBudget(7, 40, 5), PaddingBudget(20, 4, 5), PaddingBudget(20, 40, 2)]
+)
 def test_what_does_not_fit_is_refused(budget):
     columns = Columns.from_structures(structures([3, 4]))
     with pytest.raises(ValueError, match="do not fit into PaddingBudget"):
@@ -180,16 +228,22 @@ def test_what_does_not_fit_is_refused(budget):
 
 
 @settings(max_examples=30, deadline=None)
-@given(sizes=st.lists(st.integers(1, 9), min_size=0, max_size=6), seed=st.integers(0, 999),
-       periodic=st.sets(st.integers(0, 5), max_size=2), spare=st.integers(0, 7),
-       cutoff=st.sampled_from([3.5, 5.0, np.inf]))
+@given(
+    sizes=st.lists(st.integers(1, 9), min_size=0, max_size=6),
+    seed=st.integers(0, 999),
+    periodic=st.sets(st.integers(0, 5), max_size=2),
+    spare=st.integers(0, 7),
+    cutoff=st.sampled_from([3.5, 5.0, np.inf]),
+)
 def test_pairs_of_a_batch_are_those_of_the_single_structures(sizes, seed, periodic, spare, cutoff):
     periodic = set() if np.isinf(cutoff) else periodic
     made = structures(sizes, seed, periodic)
     columns = Columns.from_structures(made)
     measured = graph_sizes(columns, CUTOFF, cutoff)
     n_pair, atoms = int(measured.n_pair.sum()), int(measured.n_node.sum())
-    budget = PaddingBudget(atoms + 1 + spare, int(measured.n_edge.sum()) + 2 * spare, len(made) + 1, n_pair + spare)
+    budget = PaddingBudget(
+        atoms + 1 + spare, int(measured.n_edge.sum()) + 2 * spare, len(made) + 1, n_pair + spare
+    )
     batch = build_batch(columns, budget, CUTOFF, dtype=np.float64, long_range_cutoff=cutoff)
     plain = build_batch(columns, budget._replace(n_pair=0), CUTOFF, dtype=np.float64)
     listed = batch.edges.pop("long_range")
@@ -206,7 +260,9 @@ def test_pairs_of_a_batch_are_those_of_the_single_structures(sizes, seed, period
             np.testing.assert_array_equal(listed["shifts"][rows], 0 if shifts is None else shifts)
         first, place = first + len(s), place + count
     assert all(len(part) == budget.n_pair for part in listed.values())
-    assert (listed["receivers"][place:] == atoms).all() and (listed["senders"][place:] == atoms).all()
+    assert (listed["receivers"][place:] == atoms).all() and (
+        listed["senders"][place:] == atoms
+    ).all()
     assert "shifts" not in listed or not listed["shifts"][place:].any()
     assert ("shifts" in listed) == (columns.cell is not None)
 
@@ -216,14 +272,20 @@ def test_long_range_displacements_reach_the_images():
     columns = Columns.from_structures(made)
     measured = graph_sizes(columns, CUTOFF, 6.0)
     budget = PaddingBudget(20, int(measured.n_edge.sum()), 5, int(measured.n_pair.sum()) + 9)
-    found = long_range_pairs(build_batch(columns, budget, CUTOFF, dtype=np.float64, long_range_cutoff=6.0))
+    found = long_range_pairs(
+        build_batch(columns, budget, CUTOFF, dtype=np.float64, long_range_cutoff=6.0)
+    )
     assert found.undirected
     expected = []
     for s in made:
         i, j, shifts = long_range_list(s.positions, 6.0, s.cell, s.pbc)
-        expected.append(s.positions[j] - s.positions[i] + (0 if shifts is None else shifts @ s.cell))
+        expected.append(
+            s.positions[j] - s.positions[i] + (0 if shifts is None else shifts @ s.cell)
+        )
     # what follows are padding pairs, of no length
-    np.testing.assert_allclose(found.displacements, np.concatenate([*expected, np.zeros((9, 3))]), atol=1e-5)
+    np.testing.assert_allclose(
+        found.displacements, np.concatenate([*expected, np.zeros((9, 3))]), atol=1e-5
+    )
 
 
 def test_a_graph_without_long_range_pairs_says_so():

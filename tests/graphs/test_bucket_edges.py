@@ -10,8 +10,11 @@ from mlip_jax.graphs.bucket_edges import candidates, partition
 
 
 @settings(max_examples=60, deadline=None)
-@given(values=st.lists(st.integers(1, 50), min_size=1, max_size=8, unique=True), num=st.integers(1, 4),
-       seed=st.integers(0, 99))
+@given(
+    values=st.lists(st.integers(1, 50), min_size=1, max_size=8, unique=True),
+    num=st.integers(1, 4),
+    seed=st.integers(0, 99),
+)
 def test_partition_is_the_best_of_all(values, num, seed):
     values = np.array(sorted(values))
     counts = np.random.default_rng(seed).integers(1, 9, len(values))
@@ -20,15 +23,21 @@ def test_partition_is_the_best_of_all(values, num, seed):
         return (counts * np.array(ends)[np.searchsorted(ends, values)]).sum()
 
     found = partition(values, counts, num)
-    choices = [(*chosen, values[-1]) for k in range(min(num, len(values)))
-               for chosen in itertools.combinations(values[:-1], k)]
+    choices = [
+        (*chosen, values[-1])
+        for k in range(min(num, len(values)))
+        for chosen in itertools.combinations(values[:-1], k)
+    ]
     assert len(found) <= num and found[-1] == values[-1]
     assert cost(found) == min(map(cost, choices))
 
 
 @settings(max_examples=30, deadline=None)
-@given(n_edge=st.lists(st.integers(0, 400), min_size=1, max_size=200), batch_size=st.floats(1, 60),
-       num=st.integers(1, 4))
+@given(
+    n_edge=st.lists(st.integers(0, 400), min_size=1, max_size=200),
+    batch_size=st.floats(1, 60),
+    num=st.integers(1, 4),
+)
 def test_candidates_ascend_and_hold_all(n_edge, batch_size, num):
     n_edge = 2 * np.array([*n_edge, 1])
     for edges, _ in candidates(n_edge, batch_size, num):

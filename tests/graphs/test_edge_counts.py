@@ -35,9 +35,12 @@ He 0.0 0.0 0.0
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A store of many shards."""
-    folder = convert(ConversionSpec(str(DATA), atoms_per_shard=60), tmp_path_factory.mktemp("made") / "store",
-                     num_processes=1,
-                     progress=False)
+    folder = convert(
+        ConversionSpec(str(DATA), atoms_per_shard=60),
+        tmp_path_factory.mktemp("made") / "store",
+        num_processes=1,
+        progress=False,
+    )
     assert len(Store(folder).manifest["shards"]) > 10
     return folder
 
@@ -75,9 +78,15 @@ def test_counts_are_those_of_brute_force(store, cutoff):
 
 def test_periodic_structures_among_others(tmp_path):
     (tmp_path / "frames.xyz").write_text(PERIODIC)
-    store = Store(convert(ConversionSpec(str(tmp_path / "frames.xyz")), tmp_path / "store", num_processes=1,
-                          refuse=False,
-                          progress=False))
+    store = Store(
+        convert(
+            ConversionSpec(str(tmp_path / "frames.xyz")),
+            tmp_path / "store",
+            num_processes=1,
+            refuse=False,
+            progress=False,
+        )
+    )
     # Each ion sees the other at 2.1 Å on both sides, and its own six images at 4.2 Å.
     assert count(store, 2.5).tolist() == [4, 6, 0]
     assert count(store, 4.3)[0] == 2 * (2 + 6)
@@ -109,8 +118,13 @@ def test_other_structures_in_the_same_folder_are_counted_anew(store, tmp_path):
     with h5py.File(changed, "a") as file:
         group = next(iter(file.values()))
         group["conformations"][0] = 3 * group["conformations"][0]
-    other = convert(ConversionSpec(str(changed), atoms_per_shard=60), tmp_path / "other", num_processes=1, refuse=False,
-                    progress=False)
+    other = convert(
+        ConversionSpec(str(changed), atoms_per_shard=60),
+        tmp_path / "other",
+        num_processes=1,
+        refuse=False,
+        progress=False,
+    )
     shutil.copytree(store.path / "edges", other / "edges")
     after = count(Store(other))
     np.testing.assert_array_equal(after, brute_force(Store(other), CUTOFF))
@@ -126,10 +140,21 @@ def test_filtered_stores_of_the_same_shards_have_their_own_counts(tmp_path):
         file[names[0]]["dft_total_energy"][2] += 3.0
         file[names[5]]["dft_total_gradient"][1] *= 50
     plain, energy, force = (
-        Store(convert(ConversionSpec(str(changed), filters=filters, atoms_per_shard=60), tmp_path / name,
-                      num_processes=1,
-                      refuse=False, progress=False))
-        for name, filters in (("plain", {}), ("energy", {"max_energy_z": 20.0}), ("force", {"max_force_z": 20.0})))
+        Store(
+            convert(
+                ConversionSpec(str(changed), filters=filters, atoms_per_shard=60),
+                tmp_path / name,
+                num_processes=1,
+                refuse=False,
+                progress=False,
+            )
+        )
+        for name, filters in (
+            ("plain", {}),
+            ("energy", {"max_energy_z": 20.0}),
+            ("force", {"max_force_z": 20.0}),
+        )
+    )
     assert plain.manifest["shards"] == energy.manifest["shards"] == force.manifest["shards"]
     assert len(energy) == len(force) == len(plain) - 1
     everything = np.array(count(plain))
@@ -166,10 +191,12 @@ def test_full_disk_leaves_nothing_behind(store, caplog, monkeypatch):
 
 def damages(store):
     """Name -> what is done to the bytes of the file of counts."""
+
     def as_file(array):
         def write(path):
             with open(path, "wb") as file:
                 np.save(file, array, allow_pickle=True)
+
         return write
 
     n = len(store)
@@ -184,11 +211,12 @@ def damages(store):
     }
 
 
-@pytest.mark.parametrize("damage", ["empty", "header cut", "values cut", "other bytes", "fewer", "other type",
-                                    "pickle"])
+@pytest.mark.parametrize(
+    "damage", ["empty", "header cut", "values cut", "other bytes", "fewer", "other type", "pickle"]
+)
 def test_a_damaged_file_is_made_anew(store, caplog, damage, monkeypatch):
     expected = np.array(count(store))
-    path, = (store.path / "edges").iterdir()
+    (path,) = (store.path / "edges").iterdir()
     sound = path.read_bytes()
     damages(store)[damage](path)
     with caplog.at_level(logging.WARNING):
@@ -220,14 +248,22 @@ def test_all_pairs_are_counted_without_positions(store, monkeypatch):
     monkeypatch.setattr(module, "count_edges", forbid)
     n = np.array(store.index("n_atoms"), np.int64)
     np.testing.assert_array_equal(pair_counts(store, np.inf), n * (n - 1) // 2)
-    np.testing.assert_array_equal(count_all_pairs(store.take(np.arange(len(store))), np.inf), n * (n - 1) // 2)
+    np.testing.assert_array_equal(
+        count_all_pairs(store.take(np.arange(len(store))), np.inf), n * (n - 1) // 2
+    )
 
 
 def test_all_pairs_of_a_store_with_periodic_structures_are_refused(tmp_path):
     (tmp_path / "frames.xyz").write_text(PERIODIC)
-    store = Store(convert(ConversionSpec(str(tmp_path / "frames.xyz")), tmp_path / "store", num_processes=1,
-                          refuse=False,
-                          progress=False))
+    store = Store(
+        convert(
+            ConversionSpec(str(tmp_path / "frames.xyz")),
+            tmp_path / "store",
+            num_processes=1,
+            refuse=False,
+            progress=False,
+        )
+    )
     with pytest.raises(ValueError, match="store.*pairs without end"):
         pair_counts(store, np.inf)
     assert pair_counts(store, 4.3, progress=False).tolist() == [8, 3, 0]

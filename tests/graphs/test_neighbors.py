@@ -25,7 +25,9 @@ def brute_force(positions, cutoff, cell=None, pbc=None):
     if pbc.any():
         full = neighbors._completed_cell(cell, pbc)
         spread = np.ptp(positions @ np.linalg.inv(full), axis=0)
-        reach = np.where(pbc, np.ceil(cutoff * np.linalg.norm(np.linalg.inv(full), axis=0) + spread) + 1, 0).astype(int)
+        reach = np.where(
+            pbc, np.ceil(cutoff * np.linalg.norm(np.linalg.inv(full), axis=0) + spread) + 1, 0
+        ).astype(int)
     found = []
     for shift in itertools.product(*(range(-r, r + 1) for r in reach)):
         vectors = positions[None] + np.array(shift) @ cell - positions[:, None]
@@ -37,7 +39,9 @@ def brute_force(positions, cutoff, cell=None, pbc=None):
 
 def edges_of(nb):
     shifts = np.zeros((len(nb.senders), 3), int) if nb.shifts is None else nb.shifts
-    return sorted((i, j, *s) for i, j, s in zip(nb.receivers.tolist(), nb.senders.tolist(), shifts.tolist()))
+    return sorted(
+        (i, j, *s) for i, j, s in zip(nb.receivers.tolist(), nb.senders.tolist(), shifts.tolist())
+    )
 
 
 def check_contract(nb, positions, cutoff, cell=None):
@@ -59,7 +63,9 @@ def check_contract(nb, positions, cutoff, cell=None):
 
 def well_separated(positions, cutoff, cell=None, pbc=None):
     """No pair lies so close to the cutoff that rounding decides."""
-    return edges_count(positions, cutoff - 1e-6, cell, pbc) == edges_count(positions, cutoff + 1e-6, cell, pbc)
+    return edges_count(positions, cutoff - 1e-6, cell, pbc) == edges_count(
+        positions, cutoff + 1e-6, cell, pbc
+    )
 
 
 def edges_count(*args):
@@ -128,7 +134,9 @@ def test_both_sides_of_the_limit_of_the_dense_path(extra, monkeypatch):
     used = []
     for name in ("_dense", "_tree"):
         path = getattr(neighbors, name)
-        monkeypatch.setattr(neighbors, name, lambda *a, name=name, path=path: (used.append(name), path(*a))[1])
+        monkeypatch.setattr(
+            neighbors, name, lambda *a, name=name, path=path: (used.append(name), path(*a))[1]
+        )
     nb = neighbor_list(positions, CUTOFF)
     assert used == ["_tree" if extra else "_dense"]
     assert edges_of(nb) == brute_force(positions, CUTOFF)
@@ -163,7 +171,9 @@ def crystals(draw):
     cell = np.diag(lengths) + skew * rng.uniform(-1, 1, (3, 3)) * lengths[:, None]
     if abs(np.linalg.det(cell)) < 0.3 * lengths.prod():
         cell = np.diag(lengths)
-    pbc = np.array(draw(st.sampled_from([c for c in itertools.product([False, True], repeat=3) if any(c)])))
+    pbc = np.array(
+        draw(st.sampled_from([c for c in itertools.product([False, True], repeat=3) if any(c)]))
+    )
     spread = draw(st.sampled_from([1.0, 2.5]))
     positions = rng.uniform(-spread, spread, (draw(st.integers(1, 5)), 3)) @ cell
     return positions, cell, pbc
@@ -172,8 +182,13 @@ def crystals(draw):
 @settings(max_examples=60, deadline=None)
 @given(crystal=crystals())
 @example(crystal=(np.zeros((1, 3)), 2.0 * np.eye(3), np.ones(3, bool)))
-@example(crystal=(np.array([[50.0, -31.0, 7.0], [0.0, 0.0, 0.0]]), np.diag([2.1, 3.3, 9.0]),
-                  np.array([True, False, True])))
+@example(
+    crystal=(
+        np.array([[50.0, -31.0, 7.0], [0.0, 0.0, 0.0]]),
+        np.diag([2.1, 3.3, 9.0]),
+        np.array([True, False, True]),
+    )
+)
 def test_periodic_against_brute_force_and_ase(crystal):
     positions, cell, pbc = crystal
     if not well_separated(positions, CUTOFF, cell, pbc):
@@ -184,7 +199,9 @@ def test_periodic_against_brute_force_and_ase(crystal):
     assert count_edges(positions, CUTOFF, cell, pbc) == len(nb.senders)
     atoms = ase.Atoms(numbers=np.ones(len(positions)), positions=positions, cell=cell, pbc=pbc)
     i, j, shifts = ase.neighborlist.neighbor_list("ijS", atoms, CUTOFF)
-    assert edges_of(nb) == sorted((a, b, *s) for a, b, s in zip(i.tolist(), j.tolist(), shifts.tolist()))
+    assert edges_of(nb) == sorted(
+        (a, b, *s) for a, b, s in zip(i.tolist(), j.tolist(), shifts.tolist())
+    )
 
 
 def test_an_atom_sees_its_own_images():
@@ -212,9 +229,14 @@ def test_positions_must_be_finite(bad, periodic):
         neighbor_list(positions, CUTOFF, cell, pbc)
 
 
-@pytest.mark.parametrize(("cell", "message"), [
-    (np.diag([5.0, 0.0, 5.0]), "no lattice vector"), (np.full((3, 3), np.nan), "finite cell"),
-    (np.eye(2), "finite cell")])
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        (np.diag([5.0, 0.0, 5.0]), "no lattice vector"),
+        (np.full((3, 3), np.nan), "finite cell"),
+        (np.eye(2), "finite cell"),
+    ],
+)
 def test_cells_that_cannot_be(cell, message):
     with pytest.raises(ValueError, match=message):
         neighbor_list(np.zeros((1, 3)), CUTOFF, cell, np.ones(3, bool))
@@ -230,8 +252,10 @@ def check_long_range(positions, cutoff, cell=None, pbc=None):
     receivers, senders, shifts = listed = long_range_list(positions, cutoff, cell, pbc)
     assert (shifts is None) == (pbc is None or not np.any(pbc))
     rows = np.zeros((len(senders), 3), int) if shifts is None else shifts
-    found = [min((i, j, *s), (j, i, *(-k for k in s)))
-             for i, j, s in zip(receivers.tolist(), senders.tolist(), map(tuple, rows.tolist()))]
+    found = [
+        min((i, j, *s), (j, i, *(-k for k in s)))
+        for i, j, s in zip(receivers.tolist(), senders.tolist(), map(tuple, rows.tolist()))
+    ]
     assert sorted(found) == pairs_once(positions, cutoff, cell, pbc)
     assert (np.diff(receivers) >= 0).all()
     assert all(a is None or a.dtype == np.int32 for a in listed)
@@ -247,8 +271,13 @@ def test_long_range_pairs_against_brute_force(n, seed, size):
 @settings(max_examples=60, deadline=None)
 @given(crystal=crystals())
 @example(crystal=(np.zeros((1, 3)), 2.0 * np.eye(3), np.ones(3, bool)))
-@example(crystal=(np.array([[7.9, 0.1, -5.0], [0.3, 0.0, 0.0], [4.1, 9.0, 2.0]]), 1.9 * np.eye(3),
-                  np.array([True, False, True])))
+@example(
+    crystal=(
+        np.array([[7.9, 0.1, -5.0], [0.3, 0.0, 0.0], [4.1, 9.0, 2.0]]),
+        1.9 * np.eye(3),
+        np.array([True, False, True]),
+    )
+)
 def test_periodic_long_range_pairs_against_brute_force(crystal):
     positions, cell, pbc = crystal
     if well_separated(positions, CUTOFF, cell, pbc):
@@ -256,7 +285,9 @@ def test_periodic_long_range_pairs_against_brute_force(crystal):
 
 
 def test_an_atom_and_its_own_image_are_one_pair():
-    receivers, senders, shifts = long_range_list(np.zeros((1, 3)), 2.5, 2.0 * np.eye(3), np.ones(3, bool))
+    receivers, senders, shifts = long_range_list(
+        np.zeros((1, 3)), 2.5, 2.0 * np.eye(3), np.ones(3, bool)
+    )
     assert receivers.tolist() == senders.tolist() == [0, 0, 0]
     assert len({tuple(s) for s in np.concatenate([shifts, -shifts]).tolist()}) == 6
 
@@ -271,7 +302,9 @@ def test_distances_right_at_the_cutoff_leave_no_edge_without_its_reverse():
         forward, backward = order[:middle], order[middle:]
         np.testing.assert_array_equal(nb.senders[forward], nb.receivers[backward])
         np.testing.assert_array_equal(nb.shifts[forward], -nb.shifts[backward])
-        assert 2 * len(long_range_list(positions, cutoff, cell, np.ones(3, bool))[0]) == len(nb.senders)
+        assert 2 * len(long_range_list(positions, cutoff, cell, np.ones(3, bool))[0]) == len(
+            nb.senders
+        )
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 7, neighbors._DENSE_LIMIT, neighbors._DENSE_LIMIT + 1])

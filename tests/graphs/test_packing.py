@@ -1,6 +1,5 @@
 """Tests for packing plans: every structure once, within the budget, in nearly the given order."""
 
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -56,7 +55,9 @@ def test_structure_that_is_too_large_is_named():
 def test_pairs_that_do_not_fit_are_named():
     sizes = Sizes(np.array([3, 50]), np.array([6, 90]), np.array([3, 1225]))
     budget = PaddingBudget(60, 100, 5, 1000)
-    with pytest.raises(ValueError, match="structure 1 has 50 atoms and 90 edges, 1225 long-range pairs.*1000 pairs"):
+    with pytest.raises(
+        ValueError, match="structure 1 has 50 atoms and 90 edges, 1225 long-range pairs.*1000 pairs"
+    ):
         check_sizes(sizes, budget)
 
 
@@ -64,7 +65,9 @@ def test_pairs_that_do_not_fit_are_named():
 @given(sizes=size_lists(), batch_size=st.integers(1, 40), seed=st.integers(0, 99))
 def test_plan_respects_the_room_for_pairs(sizes, batch_size, seed):
     rng = np.random.default_rng(seed)
-    sizes = sizes._replace(n_pair=(sizes.n_edge // 2 * rng.uniform(0, 3, len(sizes.n_edge))).astype(np.int64))
+    sizes = sizes._replace(
+        n_pair=(sizes.n_edge // 2 * rng.uniform(0, 3, len(sizes.n_edge))).astype(np.int64)
+    )
     budget = choose_budget(sizes, batch_size)
     order = rng.permutation(len(sizes.n_node))
     plan = plan_batches(order, sizes, budget)
@@ -81,13 +84,15 @@ def naive_plan(order, sizes, budget, window=256):
     left, batches = list(order), []
 
     def fits(batch):
-        return sizes.n_edge[batch].sum() <= budget.n_edge and sizes.n_node[batch].sum() < budget.n_node
+        return (
+            sizes.n_edge[batch].sum() <= budget.n_edge and sizes.n_node[batch].sum() < budget.n_node
+        )
 
     while left:
         pool, count = left[:window], 1
-        while count < len(pool) and fits(pool[:count + 1]):
+        while count < len(pool) and fits(pool[: count + 1]):
             count += 1
-        batch = pool[:count if count == len(pool) else max(count - 1, 1)][:budget.n_graph - 1]
+        batch = pool[: count if count == len(pool) else max(count - 1, 1)][: budget.n_graph - 1]
         while len(batch) < budget.n_graph - 1:
             gap = [s for s in pool if s not in batch and fits([*batch, s])]
             if not gap:
@@ -130,7 +135,9 @@ def test_large_batches_come_among_the_others():
 def test_structures_that_fit_into_no_budget_are_named():
     sizes = Sizes(np.array([3, 50]), np.array([6, 900]))
     budgets = (PaddingBudget(10, 20, 3), PaddingBudget(60, 800, 3))
-    with pytest.raises(ValueError, match="structure 1 has 50 atoms and 900 edges .* 59 atoms and 800 edges"):
+    with pytest.raises(
+        ValueError, match="structure 1 has 50 atoms and 900 edges .* 59 atoms and 800 edges"
+    ):
         plan_buckets(np.array([0, 1]), sizes, budgets)
     with pytest.raises(ValueError, match="as large as the one before"):
         plan_buckets(np.array([0]), sizes, budgets[::-1])
@@ -143,4 +150,8 @@ def test_fill_is_that_of_all_batches():
     budgets = (PaddingBudget(8, 10, 3, 6), PaddingBudget(16, 30, 4, 12))
     plan = [(0, np.array([0, 1])), (1, np.array([2]))]
     assert fill_fraction(plan, sizes, budgets) == {
-        "n_node": 10 / 24, "n_edge": 28 / 40, "n_graph": 3 / 7, "n_pair": 14 / 18}
+        "n_node": 10 / 24,
+        "n_edge": 28 / 40,
+        "n_graph": 3 / 7,
+        "n_pair": 14 / 18,
+    }

@@ -28,8 +28,14 @@ def test_at_least_nine_edges_in_ten_are_real(batch_size):
     assert 0.7 * batch_size < mean < 1.5 * batch_size
 
 
-@pytest.mark.parametrize("sizes", [Sizes(np.array([1]), np.array([0])), Sizes(np.array([1, 9]), np.array([0, 72])),
-                                   Sizes(np.array([2, 2, 2]), np.array([2, 0, 2]))])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        Sizes(np.array([1]), np.array([0])),
+        Sizes(np.array([1, 9]), np.array([0, 72])),
+        Sizes(np.array([2, 2, 2]), np.array([2, 0, 2])),
+    ],
+)
 @pytest.mark.parametrize("batch_size", [1, 2, 1000])
 def test_tiny_sets_have_a_budget(sizes, batch_size):
     budget = choose_budget(sizes, batch_size)
@@ -41,7 +47,12 @@ def test_tiny_sets_have_a_budget(sizes, batch_size):
 def test_no_structures_have_no_budget():
     with pytest.raises(ValueError, match="at least one structure"):
         choose_budget(Sizes(np.zeros(0, int), np.zeros(0, int)), 4)
-    assert plan_batches(np.zeros(0, int), Sizes(np.zeros(0, int), np.zeros(0, int)), PaddingBudget(8, 16, 3)) == []
+    assert (
+        plan_batches(
+            np.zeros(0, int), Sizes(np.zeros(0, int), np.zeros(0, int)), PaddingBudget(8, 16, 3)
+        )
+        == []
+    )
 
 
 @pytest.mark.parametrize("batch_size", [16, 64])
@@ -61,7 +72,9 @@ def test_pairs_leave_the_batches_full_of_edges(batch_size):
 def test_invalid_arguments_are_listed():
     sizes = Sizes(np.array([3, 50]), np.array([6, 900]))
     for batch_size, most in ((0, 4), (float("nan"), 4), (4, 0)):
-        with pytest.raises(ValueError, match=f"received batch_size={batch_size} and max_budgets={most}"):
+        with pytest.raises(
+            ValueError, match=f"received batch_size={batch_size} and max_budgets={most}"
+        ):
             choose_budgets(sizes, batch_size, max_budgets=most)
     with pytest.raises(ValueError, match="at least one structure"):
         choose_budgets(sizes.take(np.zeros(0, int)), 4)
@@ -72,7 +85,9 @@ def test_a_budget_grows_to_fit_every_structure():
     budget = PaddingBudget(60, 100, 5, 1000)
     assert grow_to_fit(budget, sizes) == budget._replace(n_pair=1225)
     assert grow_to_fit(budget, sizes.take(np.zeros(0, int))) == budget
-    assert grow_to_fit(PaddingBudget(8, 16, 3), sizes._replace(n_pair=None)) == PaddingBudget(51, 90, 3)
+    assert grow_to_fit(PaddingBudget(8, 16, 3), sizes._replace(n_pair=None)) == PaddingBudget(
+        51, 90, 3
+    )
 
 
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
@@ -87,7 +102,9 @@ def test_batches_hold_what_was_asked_for_with_little_padding(name, batch_size):
     assert len(plan) == pytest.approx(COUNT / batch_size, rel=0.15)
     assert 1 - fill_fraction(plan, sizes, budgets)["n_edge"] <= 0.05
     assert fill_fraction(plan, sizes, budgets)["n_node"] >= 0.8
-    assert len(budgets) <= {"constant": 1, "uniform": 1, "two sizes": 1, "one outlier": 2}.get(name, 4)
+    assert len(budgets) <= {"constant": 1, "uniform": 1, "two sizes": 1, "one outlier": 2}.get(
+        name, 4
+    )
     if name != "log-normal":
         assert budgets[0].n_edge <= 1.2 * batch_size * sizes.n_edge.mean(), "raised by the largest"
 
@@ -109,8 +126,13 @@ def test_batches_of_one(name):
 
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 999), spread=st.floats(0, 0.6), mean=st.integers(20, 2000), batch_size=st.floats(2, 40),
-       pairs=st.booleans())
+@given(
+    seed=st.integers(0, 999),
+    spread=st.floats(0, 0.6),
+    mean=st.integers(20, 2000),
+    batch_size=st.floats(2, 40),
+    pairs=st.booleans(),
+)
 def test_any_spread_of_sizes(seed, spread, mean, batch_size, pairs):
     rng = np.random.default_rng(seed)
     sizes = sizes_of(mean * np.exp(spread * rng.normal(size=1200)))
@@ -121,13 +143,19 @@ def test_any_spread_of_sizes(seed, spread, mean, batch_size, pairs):
     order = rng.permutation(1200)
     plan = plan_buckets(order, sizes, budgets)
     check(plan, order, sizes, budgets)
-    assert 1200 / len(plan) == pytest.approx(batch_size, rel=0.2)  # a fraction cannot be met where all are alike
+    assert 1200 / len(plan) == pytest.approx(
+        batch_size, rel=0.2
+    )  # a fraction cannot be met where all are alike
     assert 1 - fill_fraction(plan, sizes, budgets)["n_edge"] <= 0.08
 
 
 @settings(max_examples=40, deadline=None)
-@given(n_edge=st.lists(st.integers(0, 300), min_size=1, max_size=40), seed=st.integers(0, 99),
-       batch_size=st.sampled_from([0.25, 1, 3, 100]), most=st.integers(1, 5))
+@given(
+    n_edge=st.lists(st.integers(0, 300), min_size=1, max_size=40),
+    seed=st.integers(0, 99),
+    batch_size=st.sampled_from([0.25, 1, 3, 100]),
+    most=st.integers(1, 5),
+)
 def test_few_structures_of_any_size(n_edge, seed, batch_size, most):
     rng = np.random.default_rng(seed)
     n_edge = 2 * np.array(n_edge)
@@ -135,5 +163,5 @@ def test_few_structures_of_any_size(n_edge, seed, batch_size, most):
     budgets = choose_budgets(sizes, batch_size, max_budgets=most)
     assert 1 <= len(budgets) <= most
     assert all(a <= b for low, high in itertools.pairwise(budgets) for a, b in zip(low, high))
-    order = rng.permutation(len(n_edge))[:rng.integers(1, len(n_edge) + 1)]
+    order = rng.permutation(len(n_edge))[: rng.integers(1, len(n_edge) + 1)]
     check(plan_buckets(order, sizes, budgets), order, sizes, budgets)

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from mlip_jax.graphs.pipeline import Shuffle, Stream, stack
 
-SEEDS = st.one_of(st.integers(0, 10_000), st.sampled_from([2**32 - 1, 2**32, -1, 7 * 1_000_003, 10**15]))
+SEEDS = st.one_of(
+    st.integers(0, 10_000), st.sampled_from([2**32 - 1, 2**32, -1, 7 * 1_000_003, 10**15])
+)
 
 
 @settings(max_examples=20, deadline=None)
@@ -34,8 +36,11 @@ def test_an_epoch_is_a_permutation_and_windows_are_its_parts(n, seed, epoch, par
 
 
 def test_epochs_and_seeds_differ():
-    orders = [Shuffle(64, seed).window(epoch, 0, 64).tolist()
-              for seed in (0, 1_000_003, 2_000_006) for epoch in range(4)]
+    orders = [
+        Shuffle(64, seed).window(epoch, 0, 64).tolist()
+        for seed in (0, 1_000_003, 2_000_006)
+        for epoch in range(4)
+    ]
     assert len({tuple(order) for order in orders}) == len(orders)
     assert list(range(64)) not in orders
 
@@ -112,8 +117,12 @@ def test_empty_streams():
 
 
 def test_a_stream_without_end():
-    with contextlib.closing(Stream(lambda number: [number, -number], None, lambda group: group)) as stream:
-        assert [next(stream)[0] for _ in range(401)] == [g for n in range(201) for g in (n, -n)][:401]
+    with contextlib.closing(
+        Stream(lambda number: [number, -number], None, lambda group: group)
+    ) as stream:
+        assert [next(stream)[0] for _ in range(401)] == [g for n in range(201) for g in (n, -n)][
+            :401
+        ]
 
 
 @pytest.mark.parametrize("depth", [1, 3])
@@ -238,14 +247,18 @@ def test_far_into_an_endless_stream_resuming_plans_only_what_comes():
 
 
 def test_close_ends_the_thread():
-    with contextlib.closing(Stream(lambda number: [number], None, lambda group: group, depth=2)) as stream:
+    with contextlib.closing(
+        Stream(lambda number: [number], None, lambda group: group, depth=2)
+    ) as stream:
         assert not stream_threads(), "nothing is built before the first batch is asked for"
         next(stream)
         assert len(stream_threads()) == 1
     assert not stream_threads()
     stream.close()
     slow = threading.Event()
-    stream = Stream(lambda number: [number], None, lambda group: slow.wait(0.3 if group else 0), depth=2)
+    stream = Stream(
+        lambda number: [number], None, lambda group: slow.wait(0.3 if group else 0), depth=2
+    )
     next(stream)
     stream.close()  # while a batch is being built
     assert not stream_threads()

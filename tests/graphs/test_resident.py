@@ -29,7 +29,9 @@ def read() -> Columns:
     """Real molecules, with single atoms among them."""
     with Reader(DATA) as reader:
         molecules = list(reader.read(range(len(reader)), ReadReport()))
-    atoms = [Structure(np.array([z]), np.zeros((1, 3)), charge=float(z % 3 - 1)) for z in (1, 11, 35)]
+    atoms = [
+        Structure(np.array([z]), np.zeros((1, 3)), charge=float(z % 3 - 1)) for z in (1, 11, 35)
+    ]
     return Columns.from_structures([molecules[0], *atoms, *molecules[1:]])
 
 
@@ -41,10 +43,17 @@ def crystals(count=24, seed=0) -> Columns:
         n = int(rng.integers(1, 9))
         pbc = [None, (1, 1, 1), (1, 1, 0), (0, 0, 1)][s % 4]
         cell = np.diag(rng.uniform(3.5, 5.0, 3)) + rng.uniform(-0.3, 0.3, (3, 3))
-        made.append(Structure(
-            rng.integers(1, 10, n), rng.uniform(-3, 6.0, (n, 3)), charge=float(rng.integers(-1, 2)),
-            energy=float(rng.normal()) if s % 5 else np.nan, forces=rng.normal(size=(n, 3)) if s % 3 else None,
-            cell=None if pbc is None else cell, pbc=None if pbc is None else np.array(pbc, bool)))
+        made.append(
+            Structure(
+                rng.integers(1, 10, n),
+                rng.uniform(-3, 6.0, (n, 3)),
+                charge=float(rng.integers(-1, 2)),
+                energy=float(rng.normal()) if s % 5 else np.nan,
+                forces=rng.normal(size=(n, 3)) if s % 3 else None,
+                cell=None if pbc is None else cell,
+                pbc=None if pbc is None else np.array(pbc, bool),
+            )
+        )
     return Columns.from_structures(made)
 
 
@@ -82,10 +91,18 @@ def made(request):
     columns = load()
     resident = collect(columns, CUTOFF, REFERENCE, long_range_cutoff)
     gathered = jax.jit(partial(gather, jax.device_put(resident), budget=budget))
-    return columns, graph_sizes(columns, CUTOFF, long_range_cutoff), budget, long_range_cutoff, gathered
+    return (
+        columns,
+        graph_sizes(columns, CUTOFF, long_range_cutoff),
+        budget,
+        long_range_cutoff,
+        gathered,
+    )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
 def test_batches_of_device_and_host_are_equal(made, data):
     columns, sizes, budget, long_range_cutoff, gathered = made
@@ -94,8 +111,10 @@ def test_batches_of_device_and_host_are_equal(made, data):
     taken = sizes.take(places)
     room = (budget.n_node - 1, budget.n_edge, budget.n_pair)
     fits = np.all([np.cumsum(n) <= most for n, most in zip(taken, room) if n is not None], axis=0)
-    places = places[:len(fits) if fits.all() else int(np.argmin(fits))]
-    expected = build_batch(columns.take(places), budget, CUTOFF, REFERENCE, long_range_cutoff=long_range_cutoff)
+    places = places[: len(fits) if fits.all() else int(np.argmin(fits))]
+    expected = build_batch(
+        columns.take(places), budget, CUTOFF, REFERENCE, long_range_cutoff=long_range_cutoff
+    )
     assert_same(gathered(padded(places, budget)), expected)
     assert gathered._cache_size() == 1
 
@@ -106,7 +125,9 @@ def test_full_batches_are_equal(made):
     plan = plan_batches(np.random.default_rng(0).permutation(len(columns)), sizes, budget)
     assert sum(len(places) for places in plan) == len(columns)
     for places in plan:
-        expected = build_batch(columns.take(places), budget, CUTOFF, REFERENCE, long_range_cutoff=long_range_cutoff)
+        expected = build_batch(
+            columns.take(places), budget, CUTOFF, REFERENCE, long_range_cutoff=long_range_cutoff
+        )
         assert_same(gathered(padded(places, budget)), expected)
 
 
@@ -128,7 +149,9 @@ def test_pieces_make_the_same_as_the_whole(long_range_cutoff):
     in_pieces = collect(iter(pieces), CUTOFF, REFERENCE, long_range_cutoff)
     jax.tree.map(np.testing.assert_array_equal, in_pieces, whole)
     assert jax.tree.structure(in_pieces) == jax.tree.structure(whole)
-    assert [x.dtype for x in jax.tree.leaves(in_pieces)] == [x.dtype for x in jax.tree.leaves(whole)]
+    assert [x.dtype for x in jax.tree.leaves(in_pieces)] == [
+        x.dtype for x in jax.tree.leaves(whole)
+    ]
 
 
 def test_long_columns_are_collected_in_pieces(monkeypatch):
@@ -153,25 +176,39 @@ def test_integers_are_as_small_as_they_can_be():
     """Large structures among small ones, and atoms many cells away from each other."""
     rng = np.random.default_rng(0)
     large = Structure(np.full(700, 6), rng.uniform(0, 12, (700, 3)))
-    far = Structure(np.array([6, 6]), np.array([[0, 0, 0], [2000.0, 0, 0]]), cell=np.eye(3) * 4, pbc=np.ones(3, bool))
+    far = Structure(
+        np.array([6, 6]),
+        np.array([[0, 0, 0], [2000.0, 0, 0]]),
+        cell=np.eye(3) * 4,
+        pbc=np.ones(3, bool),
+    )
     small = read().take(np.arange(3))
-    assert [collect(small, CUTOFF).senders.dtype, collect(small, CUTOFF).pair_order.dtype] == [np.uint8, np.uint8]
+    assert [collect(small, CUTOFF).senders.dtype, collect(small, CUTOFF).pair_order.dtype] == [
+        np.uint8,
+        np.uint8,
+    ]
     columns = Columns.concatenate([small, Columns.from_structures([large, far])])
     resident = collect([columns.take(np.arange(3)), columns.take(np.arange(3, 5))], 5.5)
     assert (resident.senders.dtype, resident.shifts.dtype) == (np.uint16, np.int16)
     sizes = graph_sizes(columns, 5.5)
     assert sizes.n_edge.max() > 2**16 and resident.pair_order.dtype == np.uint32
     budget = PaddingBudget(int(sizes.n_node.sum()) + 1, int(sizes.n_edge.sum()) + 2, 7)
-    assert_same(batch(resident, [4, 1, 3], budget),
-                build_batch(columns.take(np.array([4, 1, 3])), budget, 5.5))
+    assert_same(
+        batch(resident, [4, 1, 3], budget),
+        build_batch(columns.take(np.array([4, 1, 3])), budget, 5.5),
+    )
 
 
 def test_structures_without_edges():
-    columns = Columns.from_structures([Structure(np.array([z]), np.zeros((1, 3))) for z in (1, 2, 3)])
+    columns = Columns.from_structures(
+        [Structure(np.array([z]), np.zeros((1, 3))) for z in (1, 2, 3)]
+    )
     budget = choose_budget(graph_sizes(columns, CUTOFF, np.inf), 2)
     resident = collect(columns, CUTOFF, long_range_cutoff=np.inf)
     for places in ([2, 0], []):
-        expected = build_batch(columns.take(np.array(places, int)), budget, CUTOFF, long_range_cutoff=np.inf)
+        expected = build_batch(
+            columns.take(np.array(places, int)), budget, CUTOFF, long_range_cutoff=np.inf
+        )
         assert_same(batch(resident, places, budget), expected)
 
 
@@ -180,7 +217,8 @@ def test_what_does_not_fit_is_not_overlooked(change):
     columns = read().take(np.array([0, 5, 7]))
     sizes = graph_sizes(columns, CUTOFF, np.inf)
     budget = PaddingBudget(*(int(n.sum()) for n in sizes[:2]), 6, int(sizes.n_pair.sum()))._replace(
-        n_node=int(sizes.n_node.sum()) + 1)
+        n_node=int(sizes.n_node.sum()) + 1
+    )
     resident = collect(columns, CUTOFF, long_range_cutoff=np.inf)
     fitting = batch(resident, range(3), budget)
     assert np.isfinite(fitting.nodes["positions"]).all()
@@ -199,7 +237,9 @@ def test_more_edges_than_int32_can_number_are_refused(monkeypatch):
     monkeypatch.setattr(module, "_MOST", edges)
     collect(columns, CUTOFF)
     monkeypatch.setattr(module, "_MOST", edges - 1)
-    with pytest.raises(ValueError, match=f"{edges} edges and 0 long-range pairs; at most {edges - 1} of each"):
+    with pytest.raises(
+        ValueError, match=f"{edges} edges and 0 long-range pairs; at most {edges - 1} of each"
+    ):
         collect(columns, CUTOFF)
 
 

@@ -6,8 +6,10 @@ import pytest
 from mlip_jax.graphs.shapes import GrowingBudget, PaddingBudget, SizeBuckets, bucket_size, round_up
 
 
-@pytest.mark.parametrize(("size", "multiple", "expected"), [
-    (0, 8, 0), (1, 8, 8), (8, 8, 8), (9, 8, 16), (64.2, 64, 128), (np.float64(128.0), 128, 128)])
+@pytest.mark.parametrize(
+    ("size", "multiple", "expected"),
+    [(0, 8, 0), (1, 8, 8), (8, 8, 8), (9, 8, 16), (64.2, 64, 128), (np.float64(128.0), 128, 128)],
+)
 def test_round_up(size, multiple, expected):
     rounded = round_up(size, multiple)
     assert rounded == expected and type(rounded) is int  # shapes are keys of compiled programs
@@ -43,4 +45,6 @@ def test_all_pairs_of_a_bucket_fit():
     bucket = SizeBuckets(np.inf).choose(20, 200, 190, False)
     atoms = bucket.budget.n_node - 1
     assert bucket.long_range and bucket.budget.n_pair >= atoms * (atoms - 1) // 2
-    assert SizeBuckets(np.inf).choose(1, 0, 0, False).long_range, "a single atom has a list without pairs"
+    assert SizeBuckets(np.inf).choose(1, 0, 0, False).long_range, (
+        "a single atom has a list without pairs"
+    )

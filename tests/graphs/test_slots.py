@@ -22,8 +22,12 @@ def random_slots(seed, counts):
     rng = np.random.default_rng(seed)
     numbers = rng.integers(1, 9, (NUM, SIZE))
     positions = rng.uniform(-2, 2, (NUM, SIZE, 3)).astype(np.float32)
-    return Slots(jnp.asarray(numbers, jnp.int32), jnp.asarray(counts, jnp.int32), jnp.arange(NUM, dtype=jnp.float32),
-                 jnp.zeros(NUM)), positions
+    return Slots(
+        jnp.asarray(numbers, jnp.int32),
+        jnp.asarray(counts, jnp.int32),
+        jnp.arange(NUM, dtype=jnp.float32),
+        jnp.zeros(NUM),
+    ), positions
 
 
 def built(slots, positions, budget, long_range=None):
@@ -40,8 +44,12 @@ def test_edges_pairs_and_atoms_are_those_of_the_host(seed, counts):
     for m, count in enumerate(counts):
         assert graph.n_node[m] == count and batch.takes_part[m] == (count > 0)
         x = positions[m, :count].astype(np.float64)
-        np.testing.assert_array_equal(graph.nodes["positions"][offset:offset + count], positions[m, :count])
-        np.testing.assert_array_equal(graph.nodes["numbers"][offset:offset + count], slots.numbers[m, :count])
+        np.testing.assert_array_equal(
+            graph.nodes["positions"][offset : offset + count], positions[m, :count]
+        )
+        np.testing.assert_array_equal(
+            graph.nodes["numbers"][offset : offset + count], slots.numbers[m, :count]
+        )
         found = neighbor_list(x, CUTOFF)
         assert graph.n_edge[m] == len(found.senders)
         edges += [(offset + r, offset + s) for r, s in zip(found.receivers, found.senders)]
@@ -49,14 +57,16 @@ def test_edges_pairs_and_atoms_are_those_of_the_host(seed, counts):
         pairs += [(offset + r, offset + s) for r, s in zip(receivers, senders)]
         distances = np.linalg.norm(x[:, None] - x[None], axis=-1) + np.diag(np.full(count, np.inf))
         expected = (distances.min(), distances.min(1).max()) if count > 1 else (np.inf, 0.0)
-        np.testing.assert_allclose((batch.nearest[m], batch.loneliest[m]), expected, rtol=1e-5)
+        np.testing.assert_allclose(
+            (batch.nearest[m], batch.max_nearest_distance[m]), expected, rtol=1e-5
+        )
         offset += count
     made = list(zip(graph.receivers.tolist(), graph.senders.tolist()))
-    assert made[:len(edges)] == edges and set(made[len(edges):]) <= {(offset, offset)}
+    assert made[: len(edges)] == edges and set(made[len(edges) :]) <= {(offset, offset)}
     assert graph.n_node.sum() == budget.n_node and graph.n_edge.sum() == budget.n_edge
     listed = graph.edges["long_range"]
     made_pairs = list(zip(listed["receivers"].tolist(), listed["senders"].tolist()))
-    assert made_pairs[:len(pairs)] == pairs and set(made_pairs[len(pairs):]) <= {(offset, offset)}
+    assert made_pairs[: len(pairs)] == pairs and set(made_pairs[len(pairs) :]) <= {(offset, offset)}
     order, half = graph.edges["pair_order"], budget.n_edge // 2
     assert sorted(order) == list(range(budget.n_edge))
     assert all(made[a] == made[b][::-1] for a, b in zip(order[:half], order[half:]))
@@ -65,7 +75,10 @@ def test_edges_pairs_and_atoms_are_those_of_the_host(seed, counts):
 
 def test_slots_without_room_wait_and_lose_no_neighbour():
     slots, positions = random_slots(0, [5, 7, 6, 7])
-    counts = [len(neighbor_list(positions[m, :c].astype(float), CUTOFF).senders) for m, c in enumerate([5, 7, 6, 7])]
+    counts = [
+        len(neighbor_list(positions[m, :c].astype(float), CUTOFF).senders)
+        for m, c in enumerate([5, 7, 6, 7])
+    ]
     room = sum(counts[:2])
     batch = built(slots, positions, PaddingBudget(40, room, NUM + 1))
     expected = np.cumsum(counts) <= room
@@ -91,7 +104,9 @@ def test_a_slot_that_alone_is_too_large_says_what_it_needs():
     np.testing.assert_array_equal(batch.n_edge, counts)
 
 
-@pytest.mark.parametrize("budget", [PaddingBudget(SIZE, 100, NUM + 1), PaddingBudget(20, 41, NUM + 1)])
+@pytest.mark.parametrize(
+    "budget", [PaddingBudget(SIZE, 100, NUM + 1), PaddingBudget(20, 41, NUM + 1)]
+)
 def test_a_budget_that_cannot_be_filled_is_refused(budget):
     slots, positions = random_slots(1, [3, 0, 7, 1])
     with pytest.raises(ValueError, match="room for more than 7 atoms"):

@@ -17,7 +17,11 @@ FILE = Path(__file__).parents[1] / "data" / "parity_mlff_so3krates_plain.npz"
 def saved(tmp_path):
     """(weights.npz, hyper-parameters)"""
     with np.load(FILE) as data:
-        arrays = {name.removeprefix("weights/"): data[name] for name in data if name.startswith("weights/")}
+        arrays = {
+            name.removeprefix("weights/"): data[name]
+            for name in data
+            if name.startswith("weights/")
+        }
         settings = ast.literal_eval(str(data["config"]))
     np.savez(tmp_path / "weights.npz", **arrays)
     return tmp_path / "weights.npz", settings
@@ -30,9 +34,13 @@ def test_load(saved):
     assert potential.elements == (1, 6, 8) and potential.cutoff == settings["cutoff"]
     assert potential.long_range_cutoff is None and potential.reference_energies is energies
     with np.load(path) as data:
-        assert sum(p.size for p in jax.tree.leaves(potential.params)) == sum(data[name].size for name in data)
-        np.testing.assert_array_equal(potential.params["params"]["layer_0"]["v_features"]["kernel"],
-                                      data["layers_0/attention_block/Wv1"])
+        assert sum(p.size for p in jax.tree.leaves(potential.params)) == sum(
+            data[name].size for name in data
+        )
+        np.testing.assert_array_equal(
+            potential.params["params"]["layer_0"]["v_features"]["kernel"],
+            data["layers_0/attention_block/Wv1"],
+        )
 
 
 def test_weights_of_another_model_are_refused(saved):

@@ -20,9 +20,15 @@ from mlip_jax.potential import Potential, example_graph
 
 SMALL = {"num_features": 16, "num_layers": 1, "cutoff": 4.0}
 KINDS = {
-    "painn": ("painn", {}), "schnet": ("schnet", {}), "equivariant_transformer": ("equivariant_transformer", {}),
+    "painn": ("painn", {}),
+    "schnet": ("schnet", {}),
+    "equivariant_transformer": ("equivariant_transformer", {}),
     "so3krates": ("so3krates", {"degrees": (1, 2), "num_features": 16, "num_heads": 2}),
-    "terms": ("painn", {"electrostatics": {"cutoff": None}, "zbl": {}, "dispersion": {"cutoff": 9.0}})}
+    "terms": (
+        "painn",
+        {"electrostatics": {"cutoff": None}, "zbl": {}, "dispersion": {"cutoff": 9.0}},
+    ),
+}
 
 
 def random(kind):
@@ -31,8 +37,15 @@ def random(kind):
     model = terms.with_terms(models.create(name, **SMALL | ({} if added else options)), added)
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), example_graph()))
-    return Potential(model, jax.tree.map(lambda s: np.asarray(rng.normal(size=s.shape), np.float32), shapes), 4.0,
-                     rng.normal(-2e3, 1e3, 119), 27.211386245988 / 3, (1, 6, 8), {"statistics": {"charges": [0.0]}})
+    return Potential(
+        model,
+        jax.tree.map(lambda s: np.asarray(rng.normal(size=s.shape), np.float32), shapes),
+        4.0,
+        rng.normal(-2e3, 1e3, 119),
+        27.211386245988 / 3,
+        (1, 6, 8),
+        {"statistics": {"charges": [0.0]}},
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -41,8 +54,11 @@ def test_round_trip_to_the_last_bit(tmp_path, kind):
     parameters.save(potential, tmp_path / "a")
     loaded = parameters.load(tmp_path / "a")
     assert loaded.model == potential.model and loaded.digest() == potential.digest()
-    same = jax.tree.map(lambda a, b: a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes(),
-                        loaded.params, potential.params)
+    same = jax.tree.map(
+        lambda a, b: a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes(),
+        loaded.params,
+        potential.params,
+    )
     assert jax.tree.all(same)
     for field in ("cutoff", "energy_scale", "elements", "metadata"):
         assert getattr(loaded, field) == getattr(potential, field)
@@ -55,13 +71,17 @@ def test_imported_force_field(tmp_path):
         kept = {k.removeprefix("weights/"): data[k] for k in data.files if k.startswith("weights/")}
     safetensors.numpy.save_file(kept, tmp_path / "painn.safetensors")
     potential = schnetpack.load(tmp_path / "painn.safetensors")
-    assert parameters.load(parameters.save(potential, tmp_path / "b")).digest() == potential.digest()
+    assert (
+        parameters.load(parameters.save(potential, tmp_path / "b")).digest() == potential.digest()
+    )
 
 
 def test_needs_no_torch(tmp_path):
     parameters.save(random("painn"), tmp_path)
-    code = ("import sys; sys.modules['torch'] = None; from mlip_jax.importers import parameters; "
-            f"assert parameters.load({str(tmp_path)!r}).cutoff == 4.0")
+    code = (
+        "import sys; sys.modules['torch'] = None; from mlip_jax.importers import parameters; "
+        f"assert parameters.load({str(tmp_path)!r}).cutoff == 4.0"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -75,8 +95,11 @@ def test_damage_is_named(tmp_path):
     with pytest.raises(WeightsError, match="damaged, or belongs to another"):
         parameters.load(folder)
     (folder / "parameters.safetensors").write_bytes(content)
-    for changed, message in (({"version": 2}, "version 2.*reads 1"), ({"format": "?"}, "no description"),
-                             ({"model": {"name": "schnet", "options": SMALL}}, "does not fit the model")):
+    for changed, message in (
+        ({"version": 2}, "version 2.*reads 1"),
+        ({"format": "?"}, "no description"),
+        ({"model": {"name": "schnet", "options": SMALL}}, "does not fit the model"),
+    ):
         (folder / "parameters.json").write_text(json.dumps(json.loads(text) | changed))
         with pytest.raises(WeightsError, match=message):
             parameters.load(folder)

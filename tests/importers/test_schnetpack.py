@@ -25,16 +25,29 @@ from mlip_jax.potential import Potential
 from mlip_jax.simulation.calculators.calculator import MLIPCalculator
 
 DATA = Path(__file__).parents[1] / "data"
-OPTIONS = {"schnet": {}, "painn": {}, "painn_shared": {"epsilon": 1e-3, "energy_act": "shifted_softplus"}}
+OPTIONS = {
+    "schnet": {},
+    "painn": {},
+    "painn_shared": {"epsilon": 1e-3, "energy_act": "shifted_softplus"},
+}
 
 
 def golden(kind):
     """The state dict, and the structures as (atoms, energy, forces)."""
     with np.load(DATA / f"parity_schnetpack_{kind}.npz") as data:
-        state = {name.removeprefix("weights/"): data[name] for name in data.files if name.startswith("weights/")}
+        state = {
+            name.removeprefix("weights/"): data[name]
+            for name in data.files
+            if name.startswith("weights/")
+        }
         structures = [
-            (Atoms(data[f"structures/{n}/numbers"], data[f"structures/{n}/positions"]),
-             float(data[f"structures/{n}/energy"]), data[f"structures/{n}/forces"]) for n in range(4)]
+            (
+                Atoms(data[f"structures/{n}/numbers"], data[f"structures/{n}/positions"]),
+                float(data[f"structures/{n}/energy"]),
+                data[f"structures/{n}/forces"],
+            )
+            for n in range(4)
+        ]
     return state, structures
 
 
@@ -43,7 +56,9 @@ def save(path, state):
     if path.suffix == ".npz":
         np.savez(path, **state)
     else:
-        safetensors.numpy.save_file({name: np.ascontiguousarray(array) for name, array in state.items()}, path)
+        safetensors.numpy.save_file(
+            {name: np.ascontiguousarray(array) for name, array in state.items()}, path
+        )
     return path
 
 
@@ -69,7 +84,9 @@ def test_agrees_with_schnetpack(tmp_path, kind, dtype, relative):
 
 def test_both_formats_hold_the_same(tmp_path):
     state, _ = golden("painn")
-    npz, other = (schnetpack.load(save(tmp_path / f"w{suffix}", state)) for suffix in (".npz", ".safetensors"))
+    npz, other = (
+        schnetpack.load(save(tmp_path / f"w{suffix}", state)) for suffix in (".npz", ".safetensors")
+    )
     assert npz.model == other.model and npz.elements == other.elements
     jax.tree.map(np.testing.assert_array_equal, npz.params, other.params)
 
@@ -81,7 +98,9 @@ def test_a_shared_parameter_that_is_stored_once_is_found(tmp_path):
     once = {name: state[name] for name in set(shared.values())}
     assert len(once) < len(state)
     path = tmp_path / "w.safetensors"
-    safetensors.numpy.save_file(once, path, {name: kept for name, kept in shared.items() if name != kept})
+    safetensors.numpy.save_file(
+        once, path, {name: kept for name, kept in shared.items() if name != kept}
+    )
     found = read(path)
     assert found.keys() == state.keys()
     for name in state:
@@ -100,8 +119,10 @@ def test_what_the_state_dict_says_is_taken_from_it():
     options = schnetpack.convert(golden("schnet")[0]).options
     stored = golden("schnet")[0]["representation.radial_basis.offsets"]
     assert options["radial_centers"] == tuple(float(c) for c in stored)
-    assert {name: options[name] for name in ("num_features", "num_filters", "num_layers", "num_radial", "energy_width")
-            } == {"num_features": 12, "num_filters": 8, "num_layers": 2, "num_radial": 7, "energy_width": 6}
+    assert {
+        name: options[name]
+        for name in ("num_features", "num_filters", "num_layers", "num_radial", "energy_width")
+    } == {"num_features": 12, "num_filters": 8, "num_layers": 2, "num_radial": 7, "energy_width": 6}
     assert options["cutoff"] == float(np.float32(4.2)) and options["cutoff_fn"] == "cosine"
     assert schnetpack.convert(golden("painn_shared")[0]).options["cutoff_fn"] == "exponential"
 
@@ -122,15 +143,23 @@ def test_reference_energies_are_the_mean_and_the_atomic_references(tmp_path):
 
 def test_energies_are_converted(tmp_path):
     state, structures = golden("schnet")
-    calc = MLIPCalculator.from_schnetpack(save(tmp_path / "w.npz", state), dtype="float64", energy_unit=0.5)
-    assert_agrees(calc, [(atoms, 0.5 * energy, 0.5 * forces) for atoms, energy, forces in structures[:1]], 1e-11)
+    calc = MLIPCalculator.from_schnetpack(
+        save(tmp_path / "w.npz", state), dtype="float64", energy_unit=0.5
+    )
+    assert_agrees(
+        calc,
+        [(atoms, 0.5 * energy, 0.5 * forces) for atoms, energy, forces in structures[:1]],
+        1e-11,
+    )
 
 
 def test_an_import_goes_through_a_checkpoint(tmp_path):
     state, _ = golden("painn_shared")
     potential = schnetpack.load(save(tmp_path / "w.npz", state), **OPTIONS["painn_shared"])
     again = Potential.from_checkpoint(to_arrays({"params": potential.params}), potential.metadata)
-    assert again.model == potential.model and again.elements == potential.elements == tuple(range(1, 10))
+    assert again.model == potential.model and again.elements == potential.elements == tuple(
+        range(1, 10)
+    )
     np.testing.assert_array_equal(again.reference_energies, potential.reference_energies)
     jax.tree.map(np.testing.assert_array_equal, again.params, potential.params)
 
@@ -187,10 +216,18 @@ def test_a_missing_file_is_named(tmp_path):
         schnetpack.load(tmp_path / "nothing.npz")
 
 
-@pytest.mark.parametrize("name", [
-    "representation.electronic_embeddings.0.linear_q.weight", "output_modules.0.outnet.2.weight",
-    "output_modules.1.outnet.0.weight", "postprocessors.1.scale", "representation.cutoff_fn.switch_on",
-    "representation.mixing.2.mu_channel_mix.weight", "other.weight"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "representation.electronic_embeddings.0.linear_q.weight",
+        "output_modules.0.outnet.2.weight",
+        "output_modules.1.outnet.0.weight",
+        "postprocessors.1.scale",
+        "representation.cutoff_fn.switch_on",
+        "representation.mixing.2.mu_channel_mix.weight",
+        "other.weight",
+    ],
+)
 def test_a_weight_without_counterpart_is_named(tmp_path, name):
     state, _ = golden("painn")
     path = save(tmp_path / "w.npz", state | {name: np.ones((2, 2), np.float32)})
@@ -217,18 +254,31 @@ def test_a_missing_or_misshapen_weight_is_named(kind):
 
 
 def test_other_arrays_are_no_model_of_schnetpack():
-    with pytest.raises(WeightsError, match="representation.embedding.weight.*received 0.*'?stranger"):
+    with pytest.raises(
+        WeightsError, match="representation.embedding.weight.*received 0.*'?stranger"
+    ):
         schnetpack.convert({"stranger": np.zeros(3)})
-    only = {"representation.embedding.weight": np.zeros((10, 4)), "representation.cutoff_fn.cutoff": np.full(1, 5.0),
-            "representation.radial_basis.offsets": np.zeros(3), "representation.radial_basis.widths": np.ones(3),
-            "representation.so3convs.0.weight": np.zeros(3)}
+    only = {
+        "representation.embedding.weight": np.zeros((10, 4)),
+        "representation.cutoff_fn.cutoff": np.full(1, 5.0),
+        "representation.radial_basis.offsets": np.zeros(3),
+        "representation.radial_basis.widths": np.ones(3),
+        "representation.so3convs.0.weight": np.zeros(3),
+    }
     with pytest.raises(WeightsError, match="neither.*so3convs"):
         schnetpack.convert(only)
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"activation": "tanh"}, "PaiNN's activation is silu"), ({"energy_act": "silo"}, "Did you mean 'silu'"),
-    ({"elements": [1, 10]}, "from 1 to 9"), ({"elements": ["Xx"]}, "Xx"), ({"elements": []}, "elements")])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"activation": "tanh"}, "PaiNN's activation is silu"),
+        ({"energy_act": "silo"}, "Did you mean 'silu'"),
+        ({"elements": [1, 10]}, "from 1 to 9"),
+        ({"elements": ["Xx"]}, "Xx"),
+        ({"elements": []}, "elements"),
+    ],
+)
 def test_wrong_options_are_named(tmp_path, options, message):
     path = save(tmp_path / "w.npz", golden("painn_shared")[0])
     with pytest.raises(ValueError, match=message):

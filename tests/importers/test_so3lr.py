@@ -18,19 +18,34 @@ from mlip_jax import MLIPCalculator
 from mlip_jax.importers import mlff, so3lr
 from mlip_jax.importers.formats.weights import WeightsError
 
-SMALL = {"num_layers": 2, "num_features": 8, "num_heads": 2, "degrees": [1, 2], "num_radial_basis_fn": 6,
-         "energy_regression_dim": 8}
+SMALL = {
+    "num_layers": 2,
+    "num_features": 8,
+    "num_heads": 2,
+    "degrees": [1, 2],
+    "num_radial_basis_fn": 6,
+    "energy_regression_dim": 8,
+}
 CUTOFF, LONG_RANGE, NEIGHBORS = 4.5, 5.0, 7.5
 
 
 def random_weights(s, seed=0):
     """Weights by name as SO3LR's file holds them, for settings `s`."""
     rng = np.random.default_rng(seed)
-    f, heads, degrees, hidden = s["num_features"], s["num_heads"], len(s["degrees"]), s["energy_regression_dim"]
+    f, heads, degrees, hidden = (
+        s["num_features"],
+        s["num_heads"],
+        len(s["degrees"]),
+        s["energy_regression_dim"],
+    )
     weights = {}
 
     def array(name, *shape, mean=0.0, scale=None):
-        scale = 1 / np.sqrt(shape[0] if len(shape) == 2 and shape[0] < 99 else 4) if scale is None else scale
+        scale = (
+            1 / np.sqrt(shape[0] if len(shape) == 2 and shape[0] < 99 else 4)
+            if scale is None
+            else scale
+        )
         weights[name] = (mean + scale * rng.standard_normal(shape)).astype(np.float32)
 
     def dense(name, *shape, bias=True):
@@ -64,8 +79,18 @@ def random_weights(s, seed=0):
     dense(f"{head}/energy_dense_final", hidden, 1)
     array(f"{head}/atomic_scales", 119, mean=1.0)
     array(f"{head}/energy_offset", 119)
-    for name, value in {"a1": 3.2, "a2": 0.94, "a3": 0.4, "a4": 0.2, "c1": 0.18, "c2": 0.51, "c3": 0.28, "c4": 0.03,
-                        "p": 0.23, "d": 2.1}.items():
+    for name, value in {
+        "a1": 3.2,
+        "a2": 0.94,
+        "a3": 0.4,
+        "a4": 0.2,
+        "c1": 0.18,
+        "c2": 0.51,
+        "c3": 0.28,
+        "c4": 0.03,
+        "p": 0.23,
+        "d": 2.1,
+    }.items():
         array(f"{head}/zbl_repulsion/{name}", 1, mean=np.log(np.expm1(value)), scale=0.1)
     name = f"{head}/electrostatic_energy/partial_charges"
     array(f"{name}/Embed_0/embedding", 100, 1)
@@ -134,8 +159,11 @@ class Plain:
         q, key, v = (self.w[f"{name}/Embed_{n}/embedding"] for n in range(3))
         y = np.log1p(np.exp(q[self.numbers] @ key[row] / np.sqrt(q.shape[1])))
         x = (psi * y / y.sum())[:, None] * v[row]
-        return x + silu(silu(x) @ self.w[f"{name}/Residual_0/layers_0/kernel"]) @ self.w[
-            f"{name}/Residual_0/layers_1/kernel"]
+        return (
+            x
+            + silu(silu(x) @ self.w[f"{name}/Residual_0/layers_0/kernel"])
+            @ self.w[f"{name}/Residual_0/layers_1/kernel"]
+        )
 
     def layer_norm(self, name, f):
         f = f - f.mean(-1, keepdims=True)
@@ -151,9 +179,16 @@ class Plain:
             return np.stack([kernel[h] @ parts[h] for h in range(len(kernel))])
 
         for (i, j), (rbf, cut, harmonics) in geometry.items():
-            filters = [self.head(block, f"radial_filter{m}_layer_1", f"radial_filter{m}_layer_2", rbf) + self.head(
-                block, f"spherical_filter{m}_layer_1", f"spherical_filter{m}_layer_2", invariants(x[j] - x[i]))
-                for m in (1, 2)]
+            filters = [
+                self.head(block, f"radial_filter{m}_layer_1", f"radial_filter{m}_layer_2", rbf)
+                + self.head(
+                    block,
+                    f"spherical_filter{m}_layer_1",
+                    f"spherical_filter{m}_layer_2",
+                    invariants(x[j] - x[i]),
+                )
+                for m in (1, 2)
+            ]
             attention = []
             for m, w in zip((1, 2), filters):
                 q, k = per_head(f"Wq{m}", f[i]), per_head(f"Wk{m}", f[j])
@@ -161,9 +196,14 @@ class Plain:
             new_f[i] += (attention[0][:, None] * per_head("Wv1", f[j])).ravel()
             new_x[i] += np.repeat(attention[1], [3, 5]) * harmonics
         f = self.layer_norm(f"layers_{n}/layer_normalization_1", new_f)
-        f = f + self.dense(f"layers_{n}/res_mlp_1_layer_2", silu(self.dense(f"layers_{n}/res_mlp_1_layer_1", silu(f))))
-        mixed = self.dense(f"layers_{n}/exchange_block/mlp_layer_2",
-                           np.concatenate([f, np.stack([invariants(v) for v in new_x])], axis=1))
+        f = f + self.dense(
+            f"layers_{n}/res_mlp_1_layer_2",
+            silu(self.dense(f"layers_{n}/res_mlp_1_layer_1", silu(f))),
+        )
+        mixed = self.dense(
+            f"layers_{n}/exchange_block/mlp_layer_2",
+            np.concatenate([f, np.stack([invariants(v) for v in new_x])], axis=1),
+        )
         width = f.shape[1]
         x = new_x + np.repeat(mixed[:, width:], [3, 5], axis=1) * new_x
         return self.layer_norm(f"layers_{n}/layer_normalization_2", f + mixed[:, :width]), x
@@ -171,15 +211,23 @@ class Plain:
     def features(self, positions):
         f = self.w["feature_embeddings_0/Embed_0/embedding"][self.numbers]
         f = (f + self.state(1, self.charge) + self.state(2, self.spin)) / np.sqrt(3)
-        f, x, geometry, n = f.astype(positions.dtype), np.zeros((len(f), 8), positions.dtype), {}, len(positions)
+        f, x, geometry, n = (
+            f.astype(positions.dtype),
+            np.zeros((len(f), 8), positions.dtype),
+            {},
+            len(positions),
+        )
         for i in range(n):
             for j in range(n):
                 r = positions[j] - positions[i]
                 d = np.sqrt((r * r).sum())
                 if i != j and d.real < CUTOFF:
                     k, y, u = np.arange(6), np.exp(-0.9448630629 * d), d / CUTOFF
-                    geometry[i, j] = (comb(5, k) * y ** k * (1 - y) ** (5 - k),
-                                      1 - 6 * u ** 5 + 15 * u ** 4 - 10 * u ** 3, harmonics(r / d))
+                    geometry[i, j] = (
+                        comb(5, k) * y**k * (1 - y) ** (5 - k),
+                        1 - 6 * u**5 + 15 * u**4 - 10 * u**3,
+                        harmonics(r / d),
+                    )
         for layer in range(2):
             f, x = self.layer(layer, f, x, geometry)
         return f
@@ -191,15 +239,23 @@ class Plain:
         return q + (self.charge - q.sum()) / len(q)
 
     def ratios(self, f):
-        k = self.head("observables_2", "hirshfeld_ratios_dense_regression", "hirshfeld_ratios_dense_final", f)
+        k = self.head(
+            "observables_2", "hirshfeld_ratios_dense_regression", "hirshfeld_ratios_dense_final", f
+        )
         h = self.w["observables_2/Embed_0/embedding"][self.numbers, 0] + (
-            self.w["observables_2/Embed_1/embedding"][self.numbers] * k).sum(1) / np.sqrt(k.shape[1])
+            self.w["observables_2/Embed_1/embedding"][self.numbers] * k
+        ).sum(1) / np.sqrt(k.shape[1])
         return np.where(h.real > 0, h, -h)
 
     def energy(self, positions):
         f, z = self.features(positions), self.numbers
-        atomic = self.head("observables_0", "energy_dense_regression", "energy_dense_final", f)[:, 0]
-        total = (atomic * self.w["observables_0/atomic_scales"][z] + self.w["observables_0/energy_offset"][z]).sum()
+        atomic = self.head("observables_0", "energy_dense_regression", "energy_dense_final", f)[
+            :, 0
+        ]
+        total = (
+            atomic * self.w["observables_0/atomic_scales"][z]
+            + self.w["observables_0/energy_offset"][z]
+        ).sum()
         q, h = self.charges(f), self.ratios(f)
         for i in range(len(z)):
             for j in range(i):
@@ -212,12 +268,22 @@ class Plain:
     def zbl(self, zi, zj, d):
         if d.real >= 1.5:
             return 0.0
-        p = {name: np.log1p(np.exp(self.w[f"observables_0/zbl_repulsion/{name}"][0])) for name in (
-            "a1", "a2", "a3", "a4", "c1", "c2", "c3", "c4", "p", "d")}
+        p = {
+            name: np.log1p(np.exp(self.w[f"observables_0/zbl_repulsion/{name}"][0]))
+            for name in ("a1", "a2", "a3", "a4", "c1", "c2", "c3", "c4", "p", "d")
+        }
         x, c = d * (zi ** p["p"] + zj ** p["p"]) * p["d"], [p[f"c{k}"] for k in range(1, 5)]
         phi = sum(c[k - 1] * np.exp(-p[f"a{k}"] * x) for k in range(1, 5)) / sum(c)
         u = d / CUTOFF
-        return 14.399645351950548 * zi * zj / d * phi * (1 - 6 * u ** 5 + 15 * u ** 4 - 10 * u ** 3) * switch(d, 0, 1.5)
+        return (
+            14.399645351950548
+            * zi
+            * zj
+            / d
+            * phi
+            * (1 - 6 * u**5 + 15 * u**4 - 10 * u**3)
+            * switch(d, 0, 1.5)
+        )
 
 
 def invariants(x):
@@ -228,7 +294,8 @@ def harmonics(u):
     x, y, z = u
     first = np.sqrt(3 / (4 * np.pi)) * np.array([x, y, z])
     second = np.sqrt(15 / (4 * np.pi)) * np.array(
-        [x * y, y * z, z * x, (x * x - y * y) / 2, (2 * z * z - x * x - y * y) / np.sqrt(12)])
+        [x * y, y * z, z * x, (x * x - y * y) / 2, (2 * z * z - x * x - y * y) / np.sqrt(12)]
+    )
     return np.concatenate([first, second])
 
 
@@ -241,34 +308,59 @@ def switch(d, start, end):
 
 def coulomb(qi, qj, d):
     v, at = erf(d / 4) / d, erf(LONG_RANGE / 4) / LONG_RANGE
-    slope = 2 / np.sqrt(np.pi) * np.exp(-(LONG_RANGE / 4) ** 2) / (4 * LONG_RANGE) - at / LONG_RANGE
+    slope = (
+        2 / np.sqrt(np.pi) * np.exp(-((LONG_RANGE / 4) ** 2)) / (4 * LONG_RANGE) - at / LONG_RANGE
+    )
     s = switch(d, 0.45 * LONG_RANGE, LONG_RANGE)
-    return 14.399645351950548 * qi * qj * (s * (v - at) + (1 - s) * (v - at - slope * (d - LONG_RANGE)))
+    return (
+        14.399645351950548
+        * qi
+        * qj
+        * (s * (v - at) + (1 - s) * (v - at - slope * (d - LONG_RANGE)))
+    )
 
 
 def dispersion(zi, zj, hi, hj, d):
-    ai, aj, ci, cj = ALPHA[zi] * hi, ALPHA[zj] * hj, C6[zi] * hi ** 2, C6[zj] * hj ** 2
-    c6, alpha = 2 * ci * cj * ai * aj / (ai ** 2 * cj + aj ** 2 * ci), (ai + aj) / 2
+    ai, aj, ci, cj = ALPHA[zi] * hi, ALPHA[zj] * hj, C6[zi] * hi**2, C6[zj] * hj**2
+    c6, alpha = 2 * ci * cj * ai * aj / (ai**2 * cj + aj**2 * ci), (ai + aj) / 2
     radius = 137.0359991 ** (4 / 21) * alpha ** (1 / 7)
-    gamma = 0.5 / (-0.00433008 + 0.24428889 * radius + 0.04125273 * radius ** 2 - 0.00078893 * radius ** 3) ** 2
+    gamma = (
+        0.5
+        / (-0.00433008 + 0.24428889 * radius + 0.04125273 * radius**2 - 0.00078893 * radius**3) ** 2
+    )
     r, p = d / 0.5291772105638411, 1.2 * 2 * 2.54 * alpha ** (1 / 7)
-    series = c6 / (r ** 6 + p ** 6) + 5 * c6 / gamma / (r ** 8 + p ** 8) + 245 * c6 / (8 * gamma ** 2) / (
-        r ** 10 + p ** 10)
+    series = (
+        c6 / (r**6 + p**6)
+        + 5 * c6 / gamma / (r**8 + p**8)
+        + 245 * c6 / (8 * gamma**2) / (r**10 + p**10)
+    )
     return -27.211386024367243 * series * switch(d, LONG_RANGE - 2, LONG_RANGE)
 
 
 # --- Tests ---
 
-MOLECULE = Atoms([6, 1, 8, 7, 1, 16, 1], [[0.0, 0.1, 0.0], [0.9, 0.5, -0.4], [-0.6, -1.0, 0.5], [0.2, 1.2, 0.7],
-                                           [-1.9, 1.5, 0.2], [1.1, -0.6, 1.9], [3.1, 2.9, 2.2]])
+MOLECULE = Atoms(
+    [6, 1, 8, 7, 1, 16, 1],
+    [
+        [0.0, 0.1, 0.0],
+        [0.9, 0.5, -0.4],
+        [-0.6, -1.0, 0.5],
+        [0.2, 1.2, 0.7],
+        [-1.9, 1.5, 0.2],
+        [1.1, -0.6, 1.9],
+        [3.1, 2.9, 2.2],
+    ],
+)
 
 
 @pytest.fixture(scope="module")
 def calculators(files):
     """Of both precisions, and the relative error that each may have."""
     path, settings = files
-    return [(MLIPCalculator(so3lr.load(path, LONG_RANGE, settings), dtype), tolerance)
-            for dtype, tolerance in (("float64", 1e-8), ("float32", 1e-4))]
+    return [
+        (MLIPCalculator(so3lr.load(path, LONG_RANGE, settings), dtype), tolerance)
+        for dtype, tolerance in (("float64", 1e-8), ("float32", 1e-4))
+    ]
 
 
 @pytest.mark.filterwarnings("ignore:.*unpaired")
@@ -285,10 +377,14 @@ def test_agrees_with_the_equations(weights, calculators, charge, spin):
     for calculator, tolerance in calculators:
         atoms.calc = calculator
         assert atoms.get_potential_energy() == pytest.approx(expected, rel=tolerance)
-        np.testing.assert_allclose(atoms.get_forces(), -derivatives, atol=tolerance * np.abs(derivatives).max())
+        np.testing.assert_allclose(
+            atoms.get_forces(), -derivatives, atol=tolerance * np.abs(derivatives).max()
+        )
         features = plain.features(atoms.positions)
         np.testing.assert_allclose(atoms.get_charges(), plain.charges(features), atol=tolerance)
-        np.testing.assert_allclose(calculator.predictions["hirshfeld_ratios"], plain.ratios(features), atol=tolerance)
+        np.testing.assert_allclose(
+            calculator.predictions["hirshfeld_ratios"], plain.ratios(features), atol=tolerance
+        )
         assert atoms.get_charges().sum() == pytest.approx(charge, abs=tolerance)
 
 
@@ -298,9 +394,18 @@ def test_the_layout_of_the_release(tmp_path):
     (tmp_path / "params.pkl").write_bytes(pickle.dumps({"params": nested(weights)}))
     potential = so3lr.load(tmp_path / "params.pkl")
     filled_up = 19 * (1 + 1 + 64)  # rows of elements 100 to 118
-    assert sum(p.size for p in jax.tree.leaves(potential.params)) == sum(w.size for w in weights.values()) + filled_up
-    assert potential.cutoff == 4.5 and potential.long_range_cutoff == 12.0 and potential.energy_scale == 1.0
-    assert potential.elements == (1, 6, 7, 8, 9, 15, 16, 17) and not potential.reference_energies.any()
+    assert (
+        sum(p.size for p in jax.tree.leaves(potential.params))
+        == sum(w.size for w in weights.values()) + filled_up
+    )
+    assert (
+        potential.cutoff == 4.5
+        and potential.long_range_cutoff == 12.0
+        and potential.energy_scale == 1.0
+    )
+    assert (
+        potential.elements == (1, 6, 7, 8, 9, 15, 16, 17) and not potential.reference_energies.any()
+    )
     assert so3lr.load(tmp_path / "params.pkl", long_range_cutoff=None).long_range_cutoff == np.inf
     np.savez(tmp_path / "params.npz", **weights)
     again = so3lr.load(tmp_path / "params.npz")
@@ -340,21 +445,44 @@ def test_other_weights_are_refused(weights, files, tmp_path):
     with pytest.raises(WeightsError, match="entry 'params'"):
         load([1, 2])
     with pytest.raises(WeightsError, match="hold no 'observables_0/atomic_scales'"):
-        load({"params": nested({k: v for k, v in weights.items() if k != "observables_0/atomic_scales"})})
+        load(
+            {
+                "params": nested(
+                    {k: v for k, v in weights.items() if k != "observables_0/atomic_scales"}
+                )
+            }
+        )
     with pytest.raises(WeightsError, match="1 weights have no place .* observables_3/extra"):
         load({"params": nested({**weights, "observables_3/extra": np.zeros(3, np.float32)})})
     with pytest.raises(WeightsError, match="'keys'.*shape .3, 8., expected .2, 8."):
-        load({"params": nested({**weights, "feature_embeddings_1/ChargeSpinEmbedSparse_0/Embed_1/embedding":
-                                np.zeros((3, 8), np.float32)})})
+        load(
+            {
+                "params": nested(
+                    {
+                        **weights,
+                        "feature_embeddings_1/ChargeSpinEmbedSparse_0/Embed_1/embedding": np.zeros(
+                            (3, 8), np.float32
+                        ),
+                    }
+                )
+            }
+        )
     with pytest.raises(WeightsError, match="layers_0 must be an array"):
         load({"params": {"layers_0": "text"}})
 
 
-@pytest.mark.parametrize(("name", "shape"), [
-    ("feature_embeddings_0/Embed_0/embedding", (952,)), ("feature_embeddings_0/Embed_0/embedding", (120, 8)),
-    ("observables_0/atomic_scales", ()), ("observables_2/Embed_0/embedding", (100,)),
-    ("observables_2/Embed_0/embedding", (100, 2)), ("observables_0/zbl_repulsion/p", (2,)),
-    ("observables_0/zbl_repulsion/a1", ())])
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("feature_embeddings_0/Embed_0/embedding", (952,)),
+        ("feature_embeddings_0/Embed_0/embedding", (120, 8)),
+        ("observables_0/atomic_scales", ()),
+        ("observables_2/Embed_0/embedding", (100,)),
+        ("observables_2/Embed_0/embedding", (100, 2)),
+        ("observables_0/zbl_repulsion/p", (2,)),
+        ("observables_0/zbl_repulsion/a1", ()),
+    ],
+)
 def test_weights_of_another_shape_are_refused(weights, files, name, shape):
     changed = {**weights, name: np.ones(shape, np.float32)}
     with pytest.raises(WeightsError, match=f"weight {name} has shape"):
@@ -379,9 +507,19 @@ def test_hyperparameters_that_are_not_supported(files, tmp_path):
         mlff.model_settings({**found, "data": {"energy_unit": "kcal/mol"}})
     with pytest.raises(WeightsError, match="lack num_heads"):
         mlff.model_options({k: v for k, v in found["model"].items() if k != "num_heads"})
-    for name, value in (("num_features", "8"), ("num_layers", 0), ("num_heads", None), ("degrees", 2), ("degrees", []),
-                        ("degrees", [1, "2"]), ("cutoff", [4.5]), ("cutoff", float("nan")), ("cutoff_fn", None),
-                        ("energy_regression_dim", None), ("energy_regression_dim", -1)):
+    for name, value in (
+        ("num_features", "8"),
+        ("num_layers", 0),
+        ("num_heads", None),
+        ("degrees", 2),
+        ("degrees", []),
+        ("degrees", [1, "2"]),
+        ("cutoff", [4.5]),
+        ("cutoff", float("nan")),
+        ("cutoff_fn", None),
+        ("energy_regression_dim", None),
+        ("energy_regression_dim", -1),
+    ):
         with pytest.raises(WeightsError, match=f"hyper-parameter {name} must be .*received"):
             mlff.potential({}, {**mlff.model_settings(found), name: value}, so3lr.ELEMENTS)
     for data in ({}, {"avg_num_neighbors": None}):

@@ -42,7 +42,7 @@ def state_and_hparams(variant):
     data, state, start = fixture(), {}, 0
     for name, shape in json.loads(str(data[f"{variant}/names"])).items():
         size = int(np.prod(shape))
-        state[name] = data[f"{variant}/weights"][start:start + size].reshape(shape)
+        state[name] = data[f"{variant}/weights"][start : start + size].reshape(shape)
         start += size
     return state, json.loads(str(data[f"{variant}/hparams"]))
 
@@ -51,8 +51,12 @@ def structures():
     data = fixture()
     for n in range(4):
         cell = data.get(f"structures/{n}/cell")
-        yield Structure(data[f"structures/{n}/numbers"], data[f"structures/{n}/positions"], cell=cell,
-                        pbc=None if cell is None else np.ones(3, bool))
+        yield Structure(
+            data[f"structures/{n}/numbers"],
+            data[f"structures/{n}/positions"],
+            cell=cell,
+            pbc=None if cell is None else np.ones(3, bool),
+        )
 
 
 def energies_and_forces(potential, undirected=True, dtype=np.float64):
@@ -65,13 +69,22 @@ def energies_and_forces(potential, undirected=True, dtype=np.float64):
     params = jax.tree.map(lambda p: p.astype(dtype), potential.params)
     result = jax.jit(lambda p, g: evaluate(model, p, g, potential.energy_scale))(params, batch)
     references = np.array([potential.reference_energies[s.numbers].sum() for s in found])
-    return np.asarray(result.energy)[:len(found)] + references, np.asarray(result.forces)[:len(columns.numbers)]
+    return np.asarray(result.energy)[: len(found)] + references, np.asarray(result.forces)[
+        : len(columns.numbers)
+    ]
 
 
 def assert_agree(variant, energies, forces, relative):
-    expected_energies, expected_forces = fixture()[f"{variant}/energies"], fixture()[f"{variant}/forces"]
-    np.testing.assert_allclose(energies, expected_energies, rtol=0, atol=relative * np.abs(expected_energies).max())
-    np.testing.assert_allclose(forces, expected_forces, rtol=0, atol=relative * np.abs(expected_forces).max())
+    expected_energies, expected_forces = (
+        fixture()[f"{variant}/energies"],
+        fixture()[f"{variant}/forces"],
+    )
+    np.testing.assert_allclose(
+        energies, expected_energies, rtol=0, atol=relative * np.abs(expected_energies).max()
+    )
+    np.testing.assert_allclose(
+        forces, expected_forces, rtol=0, atol=relative * np.abs(expected_forces).max()
+    )
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -95,25 +108,34 @@ def test_agrees_in_single_precision():
 
 
 def test_the_variants_differ_in_what_they_are_for():
-    options = [torchmdnet.potential(*state_and_hparams(variant), elements=ELEMENTS).model for variant in VARIANTS]
+    options = [
+        torchmdnet.potential(*state_and_hparams(variant), elements=ELEMENTS).model
+        for variant in VARIANTS
+    ]
     assert {m.distance_influence for m in options} == {"both", "keys", "values", "none"}
     assert {m.radial_basis for m in options} == {"expnorm", "gaussian"}
     for field in ("vector_cutoff", "neighbor_embedding", "trainable_rbf"):
         assert {getattr(m, field) for m in options} == {True, False}
-    assert len({m.activation for m in options}) == 4 and len({m.attn_activation for m in options}) == 4
+    assert (
+        len({m.activation for m in options}) == 4 and len({m.attn_activation for m in options}) == 4
+    )
 
 
 @pytest.mark.parametrize("form", ["npz", "safetensors"])
 def test_file_with_hparams_beside_it(tmp_path, form):
     state, hparams = state_and_hparams("published")
     path = tmp_path / f"weights.{form}"
-    saved = {f"model.{name}": array for name, array in state.items()}  # as a training run names them
+    saved = {
+        f"model.{name}": array for name, array in state.items()
+    }  # as a training run names them
     np.savez(path, **saved) if form == "npz" else safetensors.numpy.save_file(saved, path)
-    (tmp_path / "hparams.yaml").write_text(yaml.safe_dump(hparams | {"batch_size": 8, "load_model": None}))
+    (tmp_path / "hparams.yaml").write_text(
+        yaml.safe_dump(hparams | {"batch_size": 8, "load_model": None})
+    )
     potential = torchmdnet.load(path, energy_unit=2.0)
     atomref = state["prior_model.0.atomref.weight"][:, 0].astype(np.float64)
     assert potential.elements == tuple(np.flatnonzero(atomref).tolist())
-    np.testing.assert_array_equal(potential.reference_energies[:len(atomref)], 2.0 * atomref)
+    np.testing.assert_array_equal(potential.reference_energies[: len(atomref)], 2.0 * atomref)
     assert potential.energy_scale == 2.0 * float(np.float32(1.7))
     assert potential.cutoff == potential.model.cutoff == 3.0
     direct = torchmdnet.potential(state, hparams, ELEMENTS)
@@ -129,8 +151,11 @@ def test_atomref_that_is_switched_off():
 
 def test_names_of_older_versions():
     state, hparams = state_and_hparams("smooth")
-    older = {name.replace("update_net.layers.", "update_net."): array for name, array in state.items()
-             if name != "representation_model.distance.box"}
+    older = {
+        name.replace("update_net.layers.", "update_net."): array
+        for name, array in state.items()
+        if name != "representation_model.distance.box"
+    }
     assert set(older) != set(state)
     old, new = (torchmdnet.potential(s, hparams, ELEMENTS).params for s in (older, state))
     jax.tree.map(np.testing.assert_array_equal, old, new)
@@ -179,17 +204,25 @@ def test_weights_that_do_not_fit_are_refused():
     state, hparams = state_and_hparams("published")
     name = "representation_model.attention_layers.1.q_proj.weight"
     with pytest.raises(ValueError, match="have no place.*extra.weight"):
-        torchmdnet.potential(state | {"representation_model.extra.weight": np.zeros(2)}, hparams, ELEMENTS)
+        torchmdnet.potential(
+            state | {"representation_model.extra.weight": np.zeros(2)}, hparams, ELEMENTS
+        )
     with pytest.raises(ValueError, match=r"holds no '.*layers\.1\.q_proj\.weight'"):
         torchmdnet.potential({k: v for k, v in state.items() if k != name}, hparams, ELEMENTS)
-    with pytest.raises(ValueError, match=r"layers\.1\.q_proj.weight must have shape \(12, 12\).*\(12, 11\)"):
+    with pytest.raises(
+        ValueError, match=r"layers\.1\.q_proj.weight must have shape \(12, 12\).*\(12, 11\)"
+    ):
         torchmdnet.potential(state | {name: np.zeros((12, 11), np.float32)}, hparams, ELEMENTS)
     with pytest.raises(ValueError, match=r"embedding.weight must be a table.*\(12,\)"):
-        torchmdnet.potential(state | {"representation_model.embedding.weight": np.zeros(12)}, hparams, ELEMENTS)
+        torchmdnet.potential(
+            state | {"representation_model.embedding.weight": np.zeros(12)}, hparams, ELEMENTS
+        )
     with pytest.raises(ValueError, match="mean of -3"):
         torchmdnet.potential(state | {"mean": np.array(-3.0)}, hparams, ELEMENTS)
     with pytest.raises(ValueError, match="fixed periodic box"):
-        torchmdnet.potential(state | {"representation_model.distance.box": 9.0 * np.eye(3)}, hparams, ELEMENTS)
+        torchmdnet.potential(
+            state | {"representation_model.distance.box": 9.0 * np.eye(3)}, hparams, ELEMENTS
+        )
 
 
 def test_elements_must_be_told_where_the_weights_do_not_show_them():

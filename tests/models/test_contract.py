@@ -28,22 +28,55 @@ from mlip_jax.models.layers.heads import AtomOutputs
 from mlip_jax.potential import evaluate, example_graph
 from mlip_jax.structure import Structure
 
-SMALL = {"num_features": 32, "num_layers": 2, "num_heads": 4, "degrees": (1, 2), "max_degree": 2, "num_radial": 12,
-         "zero_init": False}
+SMALL = {
+    "num_features": 32,
+    "num_layers": 2,
+    "num_heads": 4,
+    "degrees": (1, 2),
+    "max_degree": 2,
+    "num_radial": 12,
+    "zero_init": False,
+}
 FURTHER_OPTIONS = {
     "so3krates": [
         {"radial_filter": "spline", "num_knots": 24, "energy_act": "silu", "learned_scale": True},
-        {"radial_basis": "bernstein", "cutoff_fn": "exponential", "message_normalization": "avg_num_neighbors",
-         "avg_num_neighbors": 6.0, "layer_norm_1": True, "layer_norm_2": True, "residual_mlp_1": True,
-         "residual_mlp_2": True}],
+        {
+            "radial_basis": "bernstein",
+            "cutoff_fn": "exponential",
+            "message_normalization": "avg_num_neighbors",
+            "avg_num_neighbors": 6.0,
+            "layer_norm_1": True,
+            "layer_norm_2": True,
+            "residual_mlp_1": True,
+            "residual_mlp_2": True,
+        },
+    ],
     "painn": [{"radial_basis": "bessel", "cutoff_fn": "phys"}],
-    "schnet": [{"num_filters": 24, "radial_basis": "bessel", "cutoff_fn": "phys", "activation": "silu",
-                "learned_scale": True}],
+    "schnet": [
+        {
+            "num_filters": 24,
+            "radial_basis": "bessel",
+            "cutoff_fn": "phys",
+            "activation": "silu",
+            "learned_scale": True,
+        }
+    ],
     "equivariant_transformer": [
-        {"radial_filter": "spline", "num_knots": 24, "attn_activation": "tanh", "cutoff_lower": 0.7},
-        {"radial_basis": "gaussian", "trainable_rbf": True, "distance_influence": "values",
-         "neighbor_embedding": False, "activation": "mish"},
-        {"distance_influence": "none", "head": "scalar", "cutoff_fn": "phys"}],
+        {
+            "radial_filter": "spline",
+            "num_knots": 24,
+            "attn_activation": "tanh",
+            "cutoff_lower": 0.7,
+        },
+        {
+            "radial_basis": "gaussian",
+            "trainable_rbf": True,
+            "distance_influence": "values",
+            "neighbor_embedding": False,
+            "activation": "mish",
+        },
+        {"distance_influence": "none", "head": "scalar", "cutoff_fn": "phys"},
+    ],
 }
 SCALE = 1.7  # eV per unit of the model's output
 BUDGET = PaddingBudget(n_node=16, n_edge=64, n_graph=5)
@@ -64,12 +97,19 @@ class Case:
         params = jax.jit(self.model.init)(jax.random.key(3), example_graph(np.float64))
         rng = np.random.default_rng(5)
         self.params = jax.tree.map(
-            lambda p: np.asarray(p, np.float32).astype(np.float64) + 0.05 * rng.standard_normal(np.shape(p)), params)
+            lambda p: (
+                np.asarray(p, np.float32).astype(np.float64)
+                + 0.05 * rng.standard_normal(np.shape(p))
+            ),
+            params,
+        )
         # values that float32 has exactly, for the comparison of precisions
         self.params = jax.tree.map(lambda p: p.astype(np.float32).astype(np.float64), self.params)
         self.apply = jax.jit(self.model.apply)
         self.evaluate = jax.jit(lambda params, graph: evaluate(self.model, params, graph, SCALE))
-        self.with_stress = jax.jit(lambda params, graph: evaluate(self.model, params, graph, SCALE, with_stress=True))
+        self.with_stress = jax.jit(
+            lambda params, graph: evaluate(self.model, params, graph, SCALE, with_stress=True)
+        )
 
     def graph(self, structures, budget=BUDGET, dtype=np.float64):
         columns = Columns.from_structures(structures)
@@ -78,10 +118,15 @@ class Case:
 
     def __call__(self, *structures, budget=BUDGET, params=None):
         """Energies (S,), forces (atoms, 3) and the sum of |atomic energies|, the scale of rounding."""
-        result = self.evaluate(self.params if params is None else params, self.graph(structures, budget))
+        result = self.evaluate(
+            self.params if params is None else params, self.graph(structures, budget)
+        )
         atoms = sum(len(s) for s in structures)
-        return (np.asarray(result.energy)[:len(structures)], np.asarray(result.forces)[:atoms],
-                float(np.abs(result.energies).sum()))
+        return (
+            np.asarray(result.energy)[: len(structures)],
+            np.asarray(result.forces)[:atoms],
+            float(np.abs(result.energies).sum()),
+        )
 
 
 @functools.cache
@@ -99,7 +144,9 @@ def molecule(seed=0, numbers=(6, 1, 8, 7, 1, 16), box=3.0):
     rng = np.random.default_rng(seed)
     while True:
         positions = rng.uniform(0, box, (len(numbers), 3))
-        distances = np.linalg.norm(positions[:, None] - positions[None], axis=-1)[np.triu_indices(len(numbers), 1)]
+        distances = np.linalg.norm(positions[:, None] - positions[None], axis=-1)[
+            np.triu_indices(len(numbers), 1)
+        ]
         if distances.min(initial=9.0) > 0.9:
             return Structure(np.array(numbers), positions)
 
@@ -108,7 +155,11 @@ def at(structure, positions):
     return dataclasses.replace(structure, positions=np.asarray(positions))
 
 
-LARGE, SMALL_ONE, ATOM = molecule(), molecule(1, (8, 1, 1), 2.0), Structure(np.array([8]), np.array([[1.0, 2.0, 3.0]]))
+LARGE, SMALL_ONE, ATOM = (
+    molecule(),
+    molecule(1, (8, 1, 1), 2.0),
+    Structure(np.array([8]), np.array([[1.0, 2.0, 3.0]])),
+)
 
 
 def assert_same(a, b, scale, relative=RELATIVE):
@@ -134,7 +185,10 @@ def check_atoms_interact(case):
 
 def check_rotation_and_reflection(case):
     energies, forces, scale = case(LARGE, SMALL_ONE)
-    for turn in (*Rotation.random(2, rng=np.random.default_rng(0)).as_matrix(), np.diag([1.0, -1.0, 1.0])):
+    for turn in (
+        *Rotation.random(2, rng=np.random.default_rng(0)).as_matrix(),
+        np.diag([1.0, -1.0, 1.0]),
+    ):
         turned = [at(s, s.positions @ turn.T) for s in (LARGE, SMALL_ONE)]
         turned_energies, turned_forces, _ = case(*turned)
         assert_same(turned_energies, energies, scale)
@@ -143,14 +197,14 @@ def check_rotation_and_reflection(case):
 
 def check_features_rotate(case):
     """Features of degree l turn with the Wigner matrix of degree l."""
-    features = case.apply(case.params, case.graph([LARGE])).features[:len(LARGE)]
+    features = case.apply(case.params, case.graph([LARGE])).features[: len(LARGE)]
     max_degree = int(np.sqrt(features.shape[2])) - 1
     # rows and columns in e3x's order; its points are row vectors
     turn = Rotation.random(rng=np.random.default_rng(1)).as_matrix()
     turned = at(LARGE, LARGE.positions @ turn)
     wigner = e3x.so3.wigner_d(jnp.asarray(turn), max_degree)
     expected = jnp.einsum("npaf,ab->npbf", features, wigner)
-    found = case.apply(case.params, case.graph([turned])).features[:len(LARGE)]
+    found = case.apply(case.params, case.graph([turned])).features[: len(LARGE)]
     assert_same(found, expected, float(jnp.abs(features).max()))
 
 
@@ -178,7 +232,7 @@ def check_padding_and_batching(case):
     edges = int(graph_sizes(Columns.from_structures([LARGE]), case.cutoff).n_edge[0])
     for alone, rows, s in ((LARGE, slice(4, 10), 2), (SMALL_ONE, slice(0, 3), 0)):
         alone_energies, alone_forces, _ = case(alone)
-        assert_same(alone_energies, energies[s:s + 1], scale)
+        assert_same(alone_energies, energies[s : s + 1], scale)
         assert_same(alone_forces, forces[rows], max(np.abs(forces).max(), 1e-3 * scale))
     tight_energies, tight_forces, _ = case(LARGE, budget=PaddingBudget(len(LARGE) + 1, edges, 2))
     assert_same(tight_energies, energies[2:], scale)
@@ -194,7 +248,9 @@ def check_padding_is_exactly_zero(case):
 
 def central_difference(function, step):
     """Fourth-order derivative at 0 of a function of one number."""
-    return (8 * (function(step) - function(-step)) - (function(2 * step) - function(-2 * step))) / (12 * step)
+    return (8 * (function(step) - function(-step)) - (function(2 * step) - function(-2 * step))) / (
+        12 * step
+    )
 
 
 def check_forces_are_minus_the_gradient(case):
@@ -205,14 +261,18 @@ def check_forces_are_minus_the_gradient(case):
             unit = np.zeros_like(forces)
             unit[n, x] = 1.0
             numeric[n, x] = -central_difference(
-                lambda h, s=structure, u=unit: case(at(s, s.positions + h * u))[0][0], 2e-4)
+                lambda h, s=structure, u=unit: case(at(s, s.positions + h * u))[0][0], 2e-4
+            )
         assert_same(forces, numeric, np.abs(forces).max(), 1e-6)
 
 
 def check_smooth_at_the_cutoff(case):
     """Energies and forces do not jump where a pair comes within the cutoff."""
+
     def pair(distance):
-        return case(Structure(np.array([6, 8]), np.array([[0.0, 0.0, 0.0], [0.6, 0.0, 0.8]]) * [[distance]]))
+        return case(
+            Structure(np.array([6, 8]), np.array([[0.0, 0.0, 0.0], [0.6, 0.0, 0.8]]) * [[distance]])
+        )
 
     _, bonded, scale = pair(1.5)
     energy_in, force_in, _ = pair(case.cutoff - 1e-7)
@@ -230,23 +290,31 @@ def check_trains_on_forces(case):
     @jax.jit
     def loss(params):
         result = evaluate(case.model, params, graph, SCALE)
-        return jnp.sum((result.forces - target) ** 2) + jnp.sum(result.energy ** 2)
+        return jnp.sum((result.forces - target) ** 2) + jnp.sum(result.energy**2)
 
     gradient_of = jax.jit(jax.grad(loss))
     gradient = gradient_of(case.params)
-    jax.tree.map(np.testing.assert_array_equal, gradient, gradient_of(case.params))  # the same bits each time
+    jax.tree.map(
+        np.testing.assert_array_equal, gradient, gradient_of(case.params)
+    )  # the same bits each time
     leaves, structure = jax.tree.flatten(case.params)
     grads = jax.tree.leaves(gradient)
     assert all(np.isfinite(g).all() for g in grads)
     assert max(np.abs(g).max() for g in grads) > 0
     rng = np.random.default_rng(6)
     for picked in [*rng.permutation(len(leaves))[:4][:, None], np.arange(len(leaves))]:
-        direction = [rng.standard_normal(p.shape) if n in picked else np.zeros(p.shape) for n, p in enumerate(leaves)]
+        direction = [
+            rng.standard_normal(p.shape) if n in picked else np.zeros(p.shape)
+            for n, p in enumerate(leaves)
+        ]
         length = np.sqrt(sum((d * d).sum() for d in direction))
         direction = [d / length for d in direction]
         numeric = central_difference(
-            lambda h, along=direction: float(loss(jax.tree.unflatten(
-                structure, [p + h * d for p, d in zip(leaves, along)]))), 2e-3)
+            lambda h, along=direction: float(
+                loss(jax.tree.unflatten(structure, [p + h * d for p, d in zip(leaves, along)]))
+            ),
+            2e-3,
+        )
         analytic = sum(float((g * d).sum()) for g, d in zip(grads, direction))
         assert analytic == pytest.approx(numeric, rel=2e-5, abs=1e-7 * float(loss(case.params)))
 
@@ -265,8 +333,13 @@ def check_isolated_atoms(case):
 
 
 def check_batch_of_padding_alone(case):
-    result = case.evaluate(case.params, case.graph([ATOM])._replace(
-        n_node=np.array([0, BUDGET.n_node, 0, 0, 0], np.int32), n_edge=np.array([0, BUDGET.n_edge, 0, 0, 0], np.int32)))
+    result = case.evaluate(
+        case.params,
+        case.graph([ATOM])._replace(
+            n_node=np.array([0, BUDGET.n_node, 0, 0, 0], np.int32),
+            n_edge=np.array([0, BUDGET.n_edge, 0, 0, 0], np.int32),
+        ),
+    )
     assert np.isfinite(result.energy).all() and not np.asarray(result.forces).any()
 
 
@@ -274,15 +347,23 @@ def check_padding_atoms_stay_small(case):
     """A padding atom that thousands of padding edges join to itself: numbers beyond float32 would make all NaN."""
     graph = case.graph([LARGE], budget=PaddingBudget(len(LARGE) + 4, 20_000, 3))
     features = np.abs(np.asarray(jax.jit(case.model.apply)(case.params, graph).features))
-    assert features[len(LARGE):].max() < 100 * features[:len(LARGE)].max()
+    assert features[len(LARGE) :].max() < 100 * features[: len(LARGE)].max()
 
 
 def check_linear_molecule(case):
     """Carbon dioxide: forces are finite and along the axis, whichever that is."""
-    for axis in (np.array([0.0, 0.0, 1.0]), np.array([1.0, 0.0, 0.0]), np.array([0.6, -0.48, 0.64])):
-        _, forces, scale = case(Structure(np.array([8, 6, 8]), np.array([[-1.2], [0.0], [1.1]]) * axis))
+    for axis in (
+        np.array([0.0, 0.0, 1.0]),
+        np.array([1.0, 0.0, 0.0]),
+        np.array([0.6, -0.48, 0.64]),
+    ):
+        _, forces, scale = case(
+            Structure(np.array([8, 6, 8]), np.array([[-1.2], [0.0], [1.1]]) * axis)
+        )
         assert np.isfinite(forces).all() and np.abs(forces).max() > 1e-6
-        assert_same(forces - (forces @ axis)[:, None] * axis, 0.0, max(np.abs(forces).max(), 1e-3 * scale))
+        assert_same(
+            forces - (forces @ axis)[:, None] * axis, 0.0, max(np.abs(forces).max(), 1e-3 * scale)
+        )
 
 
 def check_float32(case):
@@ -292,13 +373,18 @@ def check_float32(case):
         result = case.evaluate(params, case.graph([LARGE, SMALL_ONE], dtype=np.float32))
         assert result.energy.dtype == np.float32 and result.forces.dtype == np.float32
         assert_same(np.asarray(result.energy)[:2], energies, scale, 1e-4)
-        assert_same(np.asarray(result.forces)[:9], forces, max(np.abs(forces).max(), 1e-2 * scale), 1e-4)
+        assert_same(
+            np.asarray(result.forces)[:9], forces, max(np.abs(forces).max(), 1e-2 * scale), 1e-4
+        )
 
 
 def check_extensive(case):
     """Two copies that are far apart have twice the energy, and each the forces of one."""
     energies, forces, scale = case(LARGE)
-    both = Structure(np.tile(LARGE.numbers, 2), np.concatenate([LARGE.positions, LARGE.positions + [100.0, 0.0, 0.0]]))
+    both = Structure(
+        np.tile(LARGE.numbers, 2),
+        np.concatenate([LARGE.positions, LARGE.positions + [100.0, 0.0, 0.0]]),
+    )
     double, double_forces, _ = case(both)
     assert_same(double, 2 * energies, scale)
     assert_same(double_forces, np.tile(forces, (2, 1)), max(np.abs(forces).max(), 1e-3 * scale))
@@ -321,9 +407,18 @@ def check_undirected(case):
 def check_periodic(case):
     """A doubled cell has twice the energy; forces and stress are derivatives of it."""
     cell = np.array([[4.1, 0.0, 0.0], [0.4, 4.6, 0.0], [-0.5, 0.3, 5.2]])
-    crystal = Structure(np.array([6, 8]), np.array([[0.1, 0.2, 0.3], [1.6, 2.1, 2.4]]), cell=cell, pbc=np.ones(3, bool))
-    doubled = Structure(np.tile(crystal.numbers, 2), np.concatenate([crystal.positions, crystal.positions + cell[1]]),
-                        cell=cell * [[1], [2], [1]], pbc=np.ones(3, bool))
+    crystal = Structure(
+        np.array([6, 8]),
+        np.array([[0.1, 0.2, 0.3], [1.6, 2.1, 2.4]]),
+        cell=cell,
+        pbc=np.ones(3, bool),
+    )
+    doubled = Structure(
+        np.tile(crystal.numbers, 2),
+        np.concatenate([crystal.positions, crystal.positions + cell[1]]),
+        cell=cell * [[1], [2], [1]],
+        pbc=np.ones(3, bool),
+    )
     sizes = graph_sizes(Columns.from_structures([doubled]), case.cutoff)
     budget = PaddingBudget(8, int(sizes.n_edge[0]) + 40, 2)
 
@@ -342,8 +437,13 @@ def check_periodic(case):
         deformation = np.eye(3)
         deformation[0, 1] = deformation[1, 0] = h / 2
         deformation[2, 2] = 1 + h
-        return float(run(dataclasses.replace(crystal, positions=crystal.positions @ deformation,
-                                             cell=cell @ deformation)).energy[0])
+        return float(
+            run(
+                dataclasses.replace(
+                    crystal, positions=crystal.positions @ deformation, cell=cell @ deformation
+                )
+            ).energy[0]
+        )
 
     numeric = central_difference(strained, 1e-4) / abs(np.linalg.det(cell))
     stress = np.asarray(one.stress[0])
@@ -351,7 +451,9 @@ def check_periodic(case):
 
 
 CHECKS = [value for name, value in list(globals().items()) if name.startswith("check_")]
-CASES = [(name, n) for name in models.names() for n in range(-1, len(FURTHER_OPTIONS.get(name, ())))]
+CASES = [
+    (name, n) for name in models.names() for n in range(-1, len(FURTHER_OPTIONS.get(name, ())))
+]
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda c: c.__name__.removeprefix("check_"))
@@ -360,20 +462,35 @@ def test_contract(name, check):
     check(case_of(name))
 
 
-QUICK = (check_rotation_and_reflection, check_forces_are_minus_the_gradient, check_smooth_at_the_cutoff,
-         check_isolated_atoms, check_linear_molecule)  # one compilation serves them all
+QUICK = (
+    check_rotation_and_reflection,
+    check_forces_are_minus_the_gradient,
+    check_smooth_at_the_cutoff,
+    check_isolated_atoms,
+    check_linear_molecule,
+)  # one compilation serves them all
 
 
-@pytest.mark.parametrize("check", [c if c in QUICK else pytest.param(c, marks=pytest.mark.slow) for c in CHECKS],
-                         ids=lambda c: c.__name__.removeprefix("check_"))
+@pytest.mark.parametrize(
+    "check",
+    [c if c in QUICK else pytest.param(c, marks=pytest.mark.slow) for c in CHECKS],
+    ids=lambda c: c.__name__.removeprefix("check_"),
+)
 @pytest.mark.parametrize(("name", "further"), [c for c in CASES if c[1] >= 0])
 def test_contract_with_further_options(name, further, check):
     check(case_of(name, further))
 
 
-@pytest.mark.parametrize("name", [
-    pytest.param(n, marks=pytest.mark.slow) if n in ("so3krates", "equivariant_transformer") else n
-    for n in models.names() if "cutoff_fn" in models.create(n).__dataclass_fields__])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=pytest.mark.slow)
+        if n in ("so3krates", "equivariant_transformer")
+        else n
+        for n in models.names()
+        if "cutoff_fn" in models.create(n).__dataclass_fields__
+    ],
+)
 def test_second_derivatives_go_to_zero_at_the_cutoff(name):
     """With a cutoff function that is flat enough; the published cosine lets them jump."""
     options = {k: v for k, v in SMALL.items() if k in models.create(name).__dataclass_fields__}
@@ -386,6 +503,7 @@ def test_second_derivatives_go_to_zero_at_the_cutoff(name):
             positions = graph.nodes["positions"].at[1, 2].set(d)
             moved = graph._replace(nodes={**graph.nodes, "positions": positions})
             return evaluate(case.model, case.params, moved, SCALE).forces[1, 2]
+
         return jax.jvp(force, (distance,), (1.0,))[1]
 
     inside = abs(float(curvature(0.6 * case.cutoff)))
@@ -395,7 +513,9 @@ def test_second_derivatives_go_to_zero_at_the_cutoff(name):
 
 @pytest.mark.slow
 def test_neighborhood_start_is_smooth_at_the_cutoff():
-    options = {k: v for k, v in SMALL.items() if k in models.create("so3krates").__dataclass_fields__}
+    options = {
+        k: v for k, v in SMALL.items() if k in models.create("so3krates").__dataclass_fields__
+    }
     check_smooth_at_the_cutoff(Case(models.create("so3krates", **options, ev_init="neighborhood")))
 
 
@@ -452,26 +572,51 @@ def test_a_new_file_is_found_and_keeps_the_contract(new_model):
 
 
 FAULTS = {
-    "depends_on_direction": ("safe_norm(edge.displacements)",
-                             "safe_norm(edge.displacements * jnp.array([1.0, 1.0, 1.1]))",
-                             check_rotation_and_reflection),
-    "depends_on_place": ("energies = Atomic", "features += 1e-6 * graph.nodes['positions'][:, :1]; energies = Atomic",
-                         check_translation),
-    "jumps_at_the_cutoff": ("* cosine_cutoff(distances, 5.0)[:, None]", "* (distances > 0)[:, None]",
-                            check_smooth_at_the_cutoff),
-    "unsafe_root": ("energies = Atomic",
-                    "features += jnp.sqrt(jnp.square(features - jax.lax.stop_gradient(features))); energies = Atomic",
-                    check_trains_on_forces),
-    "padding_edges_count": ("* cosine_cutoff(distances, 5.0)[:, None]", "", check_padding_atoms_stay_small),
-    "mean_over_atoms": ("energies = Atomic", "features = features - features.mean(0); energies = Atomic",
-                        check_padding_and_batching),
-    "depends_on_order": ("energies = Atomic",
-                         "features = features * jnp.arange(len(numbers))[:, None]; energies = Atomic",
-                         check_permutation),
-    "gradient_is_cut": ("filters = Dense", "distances = jax.lax.stop_gradient(distances); filters = Dense",
-                        check_forces_are_minus_the_gradient),
-    "single_precision": ("energies = Atomic", "features = features.astype(jnp.float32); energies = Atomic",
-                         check_outputs),
+    "depends_on_direction": (
+        "safe_norm(edge.displacements)",
+        "safe_norm(edge.displacements * jnp.array([1.0, 1.0, 1.1]))",
+        check_rotation_and_reflection,
+    ),
+    "depends_on_place": (
+        "energies = Atomic",
+        "features += 1e-6 * graph.nodes['positions'][:, :1]; energies = Atomic",
+        check_translation,
+    ),
+    "jumps_at_the_cutoff": (
+        "* cosine_cutoff(distances, 5.0)[:, None]",
+        "* (distances > 0)[:, None]",
+        check_smooth_at_the_cutoff,
+    ),
+    "unsafe_root": (
+        "energies = Atomic",
+        "features += jnp.sqrt(jnp.square(features - jax.lax.stop_gradient(features))); energies = Atomic",
+        check_trains_on_forces,
+    ),
+    "padding_edges_count": (
+        "* cosine_cutoff(distances, 5.0)[:, None]",
+        "",
+        check_padding_atoms_stay_small,
+    ),
+    "mean_over_atoms": (
+        "energies = Atomic",
+        "features = features - features.mean(0); energies = Atomic",
+        check_padding_and_batching,
+    ),
+    "depends_on_order": (
+        "energies = Atomic",
+        "features = features * jnp.arange(len(numbers))[:, None]; energies = Atomic",
+        check_permutation,
+    ),
+    "gradient_is_cut": (
+        "filters = Dense",
+        "distances = jax.lax.stop_gradient(distances); filters = Dense",
+        check_forces_are_minus_the_gradient,
+    ),
+    "single_precision": (
+        "energies = Atomic",
+        "features = features.astype(jnp.float32); energies = Atomic",
+        check_outputs,
+    ),
 }
 
 
@@ -499,9 +644,19 @@ def test_unknown_option_names_the_nearest():
         models.create("painn", num_feature=3)
 
 
-@pytest.mark.parametrize(("option", "value"), [
-    ("radial_basis", "gausian"), ("cutoff_fn", "cosin"), ("qk_activation", "silo"), ("energy_act", "silo"),
-    ("ev_init", "zero"), ("message_normalization", "sqrt"), ("radial_filter", "splines"), ("num_features", 30)])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("radial_basis", "gausian"),
+        ("cutoff_fn", "cosin"),
+        ("qk_activation", "silo"),
+        ("energy_act", "silo"),
+        ("ev_init", "zero"),
+        ("message_normalization", "sqrt"),
+        ("radial_filter", "splines"),
+        ("num_features", 30),
+    ],
+)
 def test_wrong_option_value_is_named(option, value):
     model: Any = models.create("so3krates", **{option: value})
     with pytest.raises(ValueError, match=str(value)):

@@ -29,9 +29,11 @@ def make(**options):
 
 
 def energy_of(model, params, structure):
-    batch = build_batch(Columns.from_structures([structure]), PaddingBudget(3, 4, 2), model.cutoff, dtype=np.float64)
+    batch = build_batch(
+        Columns.from_structures([structure]), PaddingBudget(3, 4, 2), model.cutoff, dtype=np.float64
+    )
     batch = jax.tree.map(jnp.asarray, batch)
-    return float(jax.jit(model.apply)(params, batch).energies[:len(structure)].sum())
+    return float(jax.jit(model.apply)(params, batch).energies[: len(structure)].sum())
 
 
 def runner(model):
@@ -41,7 +43,8 @@ def runner(model):
         columns = Columns.from_structures([structure])
         batch = build_batch(columns, PaddingBudget(10, 70, 2), model.cutoff, dtype=np.float64)
         result = function(params, batch)
-        return float(result.energy[0]), np.asarray(result.forces)[:len(structure)]
+        return float(result.energy[0]), np.asarray(result.forces)[: len(structure)]
+
     return run
 
 
@@ -53,7 +56,12 @@ def test_the_published_form_jumps_at_the_cutoff_and_the_default_does_not():
     jumps = []
     for vector_cutoff in (False, True):
         model, params = make(vector_cutoff=vector_cutoff)
-        jumps.append(abs(energy_of(model, params, pair(5.0 - 1e-8)) - energy_of(model, params, pair(5.0 + 1e-8))))
+        jumps.append(
+            abs(
+                energy_of(model, params, pair(5.0 - 1e-8))
+                - energy_of(model, params, pair(5.0 + 1e-8))
+            )
+        )
     assert jumps[0] > 1e-5 and jumps[1] < 1e-9
 
 
@@ -61,7 +69,9 @@ def test_pairs_out_of_the_range_do_not_interact():
     """Below `cutoff_lower`, and on a list that holds pairs beyond the cutoff (a list with a skin)."""
     for options, distance in (({"cutoff_lower": 1.5}, 1.2), ({"cutoff": 3.0}, 3.4)):
         model, params = make(vector_cutoff=False, distance_influence="none", **options)
-        batch = build_batch(Columns.from_structures([pair(distance)]), PaddingBudget(3, 4, 2), 6.0, dtype=np.float64)
+        batch = build_batch(
+            Columns.from_structures([pair(distance)]), PaddingBudget(3, 4, 2), 6.0, dtype=np.float64
+        )
         assert batch.n_edge[0] == 2
         apart = energy_of(model, params, pair(50.0))
         result = jax.jit(lambda p, g, m=model: evaluate(m, p, g, 1.0))(params, batch)
@@ -89,20 +99,34 @@ def test_given_radial_constants_are_those_computed(basis):
     if basis == "gaussian":
         centers, widths = np.linspace(0.0, 5.0, 8), [5.0 / 7]
     else:
-        centers, widths = np.linspace(np.exp(-5.0), 1.0, 8), np.full(8, (2 / 8 * (1 - np.exp(-5.0))) ** -2)
+        centers, widths = (
+            np.linspace(np.exp(-5.0), 1.0, 8),
+            np.full(8, (2 / 8 * (1 - np.exp(-5.0))) ** -2),
+        )
     structure = pair(1.3)
     energy = energy_of(model, params, structure)
-    given = model.clone(radial_centers=tuple(map(float, centers)), radial_widths=tuple(map(float, widths)))
+    given = model.clone(
+        radial_centers=tuple(map(float, centers)), radial_widths=tuple(map(float, widths))
+    )
     assert energy_of(given, params, structure) == pytest.approx(energy, rel=1e-13)
     other = given.clone(radial_centers=tuple(map(float, centers + 0.1)))
     assert abs(energy_of(other, params, structure) - energy) > 1e-6
 
 
-@pytest.mark.parametrize(("option", "value", "message"), [
-    ("radial_basis", "bessel", "bessel"), ("distance_influence", "all", "all"), ("head", "vector", "vector"),
-    ("radial_filter", "splines", "splines"), ("activation", "silo", "silo"), ("attn_activation", "silo", "silo"),
-    ("num_heads", 3, "num_heads=3"), ("cutoff_lower", 6.0, "cutoff_lower=6.0"),
-    ("radial_centers", (1.0, 2.0), "radial_centers holds 2 numbers.*num_radial=8")])
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("radial_basis", "bessel", "bessel"),
+        ("distance_influence", "all", "all"),
+        ("head", "vector", "vector"),
+        ("radial_filter", "splines", "splines"),
+        ("activation", "silo", "silo"),
+        ("attn_activation", "silo", "silo"),
+        ("num_heads", 3, "num_heads=3"),
+        ("cutoff_lower", 6.0, "cutoff_lower=6.0"),
+        ("radial_centers", (1.0, 2.0), "radial_centers holds 2 numbers.*num_radial=8"),
+    ],
+)
 def test_wrong_option_value_is_named(option, value, message):
     model: Any = models.create("equivariant_transformer", **SMALL | {option: value})
     with pytest.raises(ValueError, match=message):

@@ -34,10 +34,14 @@ def energies_and_forces(model, params, structures):
     """Energies (S,) and forces of one padded batch of all structures."""
     columns = Columns.from_structures(structures)
     sizes = graph_sizes(columns, model.cutoff)
-    budget = PaddingBudget(int(sizes.n_node.sum()) + 3, int(sizes.n_edge.sum()) + 6, len(structures) + 2)
+    budget = PaddingBudget(
+        int(sizes.n_node.sum()) + 3, int(sizes.n_edge.sum()) + 6, len(structures) + 2
+    )
     batch = build_batch(columns, budget, model.cutoff, dtype=np.float64)
     result = jax.jit(lambda p, g: evaluate(model, p, g, 1.0))(params, batch)
-    return np.asarray(result.energy)[:len(structures)], np.asarray(result.forces)[:len(columns.numbers)]
+    return np.asarray(result.energy)[: len(structures)], np.asarray(result.forces)[
+        : len(columns.numbers)
+    ]
 
 
 def assert_agree(found, expected):
@@ -47,7 +51,9 @@ def assert_agree(found, expected):
 def so3krates_of(data, **options):
     """Our So3krates with further options, and its parameters, of a file of mlff's."""
     settings = ast.literal_eval(str(data["config"]))
-    weights = mlff.Weights({name.removeprefix("weights/"): data[name] for name in data if name.startswith("weights/")})
+    weights = mlff.Weights(
+        {name.removeprefix("weights/"): data[name] for name in data if name.startswith("weights/")}
+    )
     model = models.create("so3krates", **mlff.model_options(settings), **options)
     params = {"params": mlff.model_params(weights, settings)}
     weights.check_all_taken()
@@ -58,7 +64,10 @@ def so3krates_of(data, **options):
 @pytest.mark.parametrize(("kind", "undirected"), [("plain", True), ("full", True), ("full", False)])
 def test_so3krates_agrees_with_mlff(kind, undirected):
     with np.load(DATA / f"parity_mlff_so3krates_{kind}.npz") as data:
-        structures = [Structure(data[f"structures/{s}/numbers"], data[f"structures/{s}/positions"]) for s in (0, 1)]
+        structures = [
+            Structure(data[f"structures/{s}/numbers"], data[f"structures/{s}/positions"])
+            for s in (0, 1)
+        ]
         expected_energies = np.concatenate([data[f"structures/{s}/energy"] for s in (0, 1)])
         expected_forces = np.concatenate([data[f"structures/{s}/forces"] for s in (0, 1)])
         model, params = so3krates_of(data, undirected=undirected)
@@ -70,7 +79,10 @@ def test_so3krates_agrees_with_mlff(kind, undirected):
 def test_spline_filters_follow_the_exact_ones():
     """The interpolated filters of a trained-like network are close to the exact ones, closer with more knots."""
     with np.load(DATA / "parity_mlff_so3krates_plain.npz") as data:
-        structures = [Structure(data[f"structures/{s}/numbers"], data[f"structures/{s}/positions"]) for s in (0, 1)]
+        structures = [
+            Structure(data[f"structures/{s}/numbers"], data[f"structures/{s}/positions"])
+            for s in (0, 1)
+        ]
         expected = np.concatenate([data[f"structures/{s}/forces"] for s in (0, 1)])
         cases = [so3krates_of(data, radial_filter="spline", num_knots=knots) for knots in (48, 96)]
     errors = []
@@ -82,6 +94,7 @@ def test_spline_filters_follow_the_exact_ones():
 
 def plain_painn_energy(params, numbers, positions, layers, num_radial, cutoff, epsilon=1e-8):
     """PaiNN's energy as the paper writes it, with loops over atoms and pairs; complex positions are allowed."""
+
     def silu(x):
         return x / (1.0 + np.exp(-x))
 
@@ -93,7 +106,9 @@ def plain_painn_energy(params, numbers, positions, layers, num_radial, cutoff, e
     centers = np.linspace(0.0, cutoff, num_radial)
     spacing = centers[1] - centers[0]
     for block in range(layers):
-        phi = dense(params[f"message_{block}_layer_2"], silu(dense(params[f"message_{block}_layer_1"], s)))
+        phi = dense(
+            params[f"message_{block}_layer_2"], silu(dense(params[f"message_{block}_layer_1"], s))
+        )
         new_s, new_v = s.astype(positions.dtype), v.copy()
         for i in range(n):
             for j in range(n):
@@ -102,29 +117,42 @@ def plain_painn_energy(params, numbers, positions, layers, num_radial, cutoff, e
                     continue
                 rbf = np.exp(-0.5 * ((d - centers) / spacing) ** 2)
                 filters = dense(params["filters"], rbf) * 0.5 * (np.cos(np.pi * d / cutoff) + 1.0)
-                x = phi[j] * filters[3 * width * block:3 * width * (block + 1)]
+                x = phi[j] * filters[3 * width * block : 3 * width * (block + 1)]
                 new_s[i] += x[:width]
-                new_v[i] += x[width:2 * width] * ((positions[j] - positions[i]) / d)[:, None] + x[2 * width:] * v[j]
+                new_v[i] += (
+                    x[width : 2 * width] * ((positions[j] - positions[i]) / d)[:, None]
+                    + x[2 * width :] * v[j]
+                )
         s, v = new_s, new_v
         update = params[f"update_{block}"]
         mixed = dense(update["mix"], v)
         u, w = mixed[..., :width], mixed[..., width:]
-        norm = np.sqrt((u ** 2).sum(1) + epsilon)
+        norm = np.sqrt((u**2).sum(1) + epsilon)
         a = dense(update["layer_2"], silu(dense(update["layer_1"], np.concatenate([s, norm], 1))))
-        s = s + a[:, :width] + a[:, 2 * width:] * (u * w).sum(1)
-        v = v + a[:, None, width:2 * width] * w
+        s = s + a[:, :width] + a[:, 2 * width :] * (u * w).sum(1)
+        v = v + a[:, None, width : 2 * width] * w
     energy = params["energy"]
     return dense(energy["final"], silu(dense(energy["hidden"], s))).sum()
 
 
 def test_painn_agrees_with_the_equations():
-    options = {"num_features": 16, "num_layers": 3, "num_radial": 20, "cutoff": 4.0, "zero_init": False}
+    options = {
+        "num_features": 16,
+        "num_layers": 3,
+        "num_radial": 20,
+        "cutoff": 4.0,
+        "zero_init": False,
+    }
     model = models.create("painn", **options, learned_shift=False)
     params = jax.jit(model.init)(jax.random.key(1), example_graph(np.float64))
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda p: np.asarray(p, np.float64) + 0.1 * rng.standard_normal(p.shape), params)
-    structures = [Structure(np.array([6, 8, 1, 1, 7]), rng.normal(size=(5, 3)) * 1.5),
-                  Structure(np.array([8, 1, 1]), rng.normal(size=(3, 3)))]
+    params = jax.tree.map(
+        lambda p: np.asarray(p, np.float64) + 0.1 * rng.standard_normal(p.shape), params
+    )
+    structures = [
+        Structure(np.array([6, 8, 1, 1, 7]), rng.normal(size=(5, 3)) * 1.5),
+        Structure(np.array([8, 1, 1]), rng.normal(size=(3, 3))),
+    ]
     energies, forces = energies_and_forces(model, params, structures)
 
     def plain(structure, positions):
@@ -143,8 +171,11 @@ def test_painn_agrees_with_the_equations():
 def test_painn_basis_and_cutoff_are_schnetpacks():
     """Gaussians on an even grid from 0 to the cutoff, as wide as they are apart; cosine cutoff."""
     from mlip_jax.models.layers.basic import cosine_cutoff, gaussian_basis
+
     d = jnp.array([0.0, 5.0 / 19, 2.5, 5.0, 6.0])
     basis = np.asarray(gaussian_basis(d, 20, 5.0))
     assert basis[0, 0] == basis[1, 1] == 1.0
     assert basis[0, 1] == pytest.approx(np.exp(-0.5), rel=1e-12)
-    np.testing.assert_allclose(cosine_cutoff(d, 5.0)[jnp.array([0, 2, 3, 4])], [1.0, 0.5, 0.0, 0.0], atol=1e-15)
+    np.testing.assert_allclose(
+        cosine_cutoff(d, 5.0)[jnp.array([0, 2, 3, 4])], [1.0, 0.5, 0.0, 0.0], atol=1e-15
+    )

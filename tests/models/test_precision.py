@@ -10,7 +10,9 @@ from mlip_jax import models
 from mlip_jax.potential import evaluate, example_graph
 from tests.models.test_contract import FURTHER_OPTIONS, SMALL
 
-CASES = [(name, options) for name in models.names() for options in ({}, *FURTHER_OPTIONS.get(name, ()))]
+CASES = [
+    (name, options) for name in models.names() for options in ({}, *FURTHER_OPTIONS.get(name, ()))
+]
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)
@@ -20,5 +22,7 @@ def test_single_precision_stays_so_with_imported_weights_in_double(name, options
     with jax.enable_x64(True):
         params = jax.eval_shape(model.init, jax.random.key(0), example_graph())
         params = jax.tree.map(lambda p: np.zeros(p.shape, np.float64), params)
-        result = jax.eval_shape(lambda p, g: evaluate(model, p, g, 1.0), params, example_graph(np.float32))
+        result = jax.eval_shape(
+            lambda p, g: evaluate(model, p, g, 1.0), params, example_graph(np.float32)
+        )
     assert result.energies.dtype == result.energy.dtype == result.forces.dtype == np.float32

@@ -19,10 +19,17 @@ def sizes_of_features(**options):
     graph = build_batch(columns, choose_budget(graph_sizes(columns, 5.0), 1), 5.0)
     model = Model(num_layers=6, **options)
     params = jax.jit(model.init)(jax.random.key(0), graph)
-    apply = jax.jit(lambda params, graph: model.apply(
-        params, graph, capture_intermediates=lambda module, _: isinstance(module, So3kratesLayer)))
+    apply = jax.jit(
+        lambda params, graph: model.apply(
+            params,
+            graph,
+            capture_intermediates=lambda module, _: isinstance(module, So3kratesLayer),
+        )
+    )
     made = apply(params, graph)[1]["intermediates"]
-    features = [np.asarray(made[f"layer_{n}"]["__call__"][0][0], np.float64)[:len(atoms)] for n in range(6)]
+    features = [
+        np.asarray(made[f"layer_{n}"]["__call__"][0][0], np.float64)[: len(atoms)] for n in range(6)
+    ]
     return [float(np.sqrt(np.mean(f**2))) for f in features]
 
 

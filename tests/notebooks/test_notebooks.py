@@ -25,7 +25,12 @@ def code_of(path):
 
 def test_there_are_five():
     assert [path.stem for path in NOTEBOOKS] == [
-        "01_train", "02_relax", "03_md_so3lr", "04_properties", "05_diversity"]
+        "01_train",
+        "02_relax",
+        "03_md_so3lr",
+        "04_properties",
+        "05_diversity",
+    ]
 
 
 @each
@@ -35,14 +40,19 @@ def test_is_a_notebook_without_outputs(path):
     assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
     assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
     assert notebook.cells[0].cell_type == "markdown" and notebook.cells[0].source.startswith("# ")
-    assert all(not c.outputs and c.execution_count is None for c in notebook.cells if c.cell_type == "code")
+    assert all(
+        not c.outputs and c.execution_count is None for c in notebook.cells if c.cell_type == "code"
+    )
     assert path.stat().st_size < 50_000
 
 
 @each
 def test_first_installs_the_package_where_it_is_missing(path):
     first = next(c.source for c in nbformat.read(path, 4).cells if c.cell_type == "code")
-    assert "import mlip_jax\nexcept ImportError:" in first and '%pip install -q "mlip-flax[{EXTRAS}] @ git+' in first
+    assert (
+        "import mlip_jax\nexcept ImportError:" in first
+        and '%pip install -q "mlip-flax[{EXTRAS}] @ git+' in first
+    )
     assert len(re.findall(r"^REPOSITORY = .*# PLACEHOLDER", first, re.MULTILINE)) == 1
 
 
@@ -53,19 +63,25 @@ def test_all_that_it_imports_of_the_package_is_there(path):
             if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "mlip_jax":
                 module = importlib.import_module(node.module)
                 for name in node.names:
-                    assert hasattr(module, name.name) or importlib.import_module(f"{node.module}.{name.name}")
+                    assert hasattr(module, name.name) or importlib.import_module(
+                        f"{node.module}.{name.name}"
+                    )
 
 
 @each
 def test_every_config_that_it_names_exists(path):
-    named = {m for c in nbformat.read(path, 4).cells for m in re.findall(r"configs/\w+\.py", c.source)}
+    named = {
+        m for c in nbformat.read(path, 4).cells for m in re.findall(r"configs/\w+\.py", c.source)
+    }
     assert named or path.stem == "03_md_so3lr"
     assert not [name for name in named if not (REPOSITORY / name).is_file()]
 
 
 def _reachable(url):
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=10) as answer:
+        with urllib.request.urlopen(
+            urllib.request.Request(url, method="HEAD"), timeout=10
+        ) as answer:
             return answer.status == 200
     except OSError:
         return False
@@ -86,6 +102,7 @@ def _need_so3lr(path):
 @each
 def test_runs_from_top_to_bottom_and_shows_pictures(path, tmp_path, monkeypatch):
     from nbclient import NotebookClient
+
     pytest.importorskip("rdkit")
     pytest.importorskip("tblite")
     if path.stem == "03_md_so3lr":
@@ -93,11 +110,21 @@ def test_runs_from_top_to_bottom_and_shows_pictures(path, tmp_path, monkeypatch)
         if os.environ.get(SO3LR):
             monkeypatch.setenv(SO3LR, str(Path(os.environ[SO3LR]).resolve()))
     # the kernel and the commands that it starts import the package that is tested
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH")))))
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
+    )
     notebook = nbformat.read(path, 4)
-    NotebookClient(notebook, timeout=1200, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
-                   ).execute()  # raises where a cell does
+    NotebookClient(
+        notebook,
+        timeout=1200,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(tmp_path)}},
+    ).execute()  # raises where a cell does
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     assert not [o for o in outputs if o.output_type == "error"]
     assert any("image/png" in output.get("data", {}) for output in outputs)
-    assert not [o.text for o in outputs if o.output_type == "stream" and re.search(r"^error: ", o.text, re.MULTILINE)]
+    assert not [
+        o.text
+        for o in outputs
+        if o.output_type == "stream" and re.search(r"^error: ", o.text, re.MULTILINE)
+    ]

@@ -21,16 +21,21 @@ from mlip_jax.reports.dataset import (
 
 # what other tests left to the garbage collector is none of these tests' business
 pytestmark = pytest.mark.filterwarnings(
-    "error", "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+    "error", "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"
+)
 HOSTILE = "<script>x</script> [red]$a^|b\n# c `d` \\frac"
 
 
 def full(**changes):
     rng = np.random.default_rng(0)
-    histograms = {"n_atoms": Histogram.whole(1, 200), "conformers": Histogram.whole(1, 100),
-                  "energy_per_atom": Histogram.linear(-1, 1, 400),
-                  "total_energy_per_atom": Histogram.linear(-1000, 0, 500),
-                  "force": Histogram.logarithmic(1e-4, 1e3, 140), "shortest_distance": Histogram.linear(0, 3, 300)}
+    histograms = {
+        "n_atoms": Histogram.whole(1, 200),
+        "conformers": Histogram.whole(1, 100),
+        "energy_per_atom": Histogram.linear(-1, 1, 400),
+        "total_energy_per_atom": Histogram.linear(-1000, 0, 500),
+        "force": Histogram.logarithmic(1e-4, 1e3, 140),
+        "shortest_distance": Histogram.linear(0, 3, 300),
+    }
     histograms["n_atoms"].add(rng.integers(10, 50, 1000))
     histograms["conformers"].add(np.full(100, 10))
     histograms["energy_per_atom"].add(np.append(rng.normal(0, 0.05, 999), 40.0))
@@ -38,19 +43,39 @@ def full(**changes):
     histograms["total_energy_per_atom"].add(rng.normal(-400, 50, 1000))
     histograms["force"].add(rng.lognormal(size=20_000))
     histograms["shortest_distance"].add(rng.normal(1.0, 0.03, 1000))
-    fields = {"title": "Toy", "level_of_theory": "PBE/def2-SVP", "files": ["toy.hdf5"],
-              "elements": {"O": 250, "H": 749, "Br": 1}, "num_structures": 1000, "num_molecules": 80,
-              "charges": {1.0: 10, -1.0: 1, 0.0: 989}, "labels": {"energy": 1.0, "forces": 0.99999},
-              "properties": {"dipole": PropertySummary(-3.0, np.float64(2.5), 0.5, "e·Å", (3,)),
-                             "score": PropertySummary(float("nan"), float("nan"), 0.0)},
-              "reference_energies": {"H": -13.5871234}, "counts": {"left out: charge": 12},
-              "notes": ["A note."], "problems": ["A problem."]}
+    fields = {
+        "title": "Toy",
+        "level_of_theory": "PBE/def2-SVP",
+        "files": ["toy.hdf5"],
+        "elements": {"O": 250, "H": 749, "Br": 1},
+        "num_structures": 1000,
+        "num_molecules": 80,
+        "charges": {1.0: 10, -1.0: 1, 0.0: 989},
+        "labels": {"energy": 1.0, "forces": 0.99999},
+        "properties": {
+            "dipole": PropertySummary(-3.0, np.float64(2.5), 0.5, "e·Å", (3,)),
+            "score": PropertySummary(float("nan"), float("nan"), 0.0),
+        },
+        "reference_energies": {"H": -13.5871234},
+        "counts": {"left out: charge": 12},
+        "notes": ["A note."],
+        "problems": ["A problem."],
+    }
     return DatasetSummary(**fields | histograms | changes)
 
 
 def bare(**changes):
-    return DatasetSummary(**{"title": "Bare", "level_of_theory": "unknown", "files": [], "elements": {},
-                             "num_structures": 0, "num_molecules": 0} | changes)
+    return DatasetSummary(
+        **{
+            "title": "Bare",
+            "level_of_theory": "unknown",
+            "files": [],
+            "elements": {},
+            "num_structures": 0,
+            "num_molecules": 0,
+        }
+        | changes
+    )
 
 
 def tables(text):
@@ -70,7 +95,11 @@ def tables(text):
 def test_files(tmp_path):
     path = write_dataset_report(tmp_path / "new" / "folder", full())
     assert path.name == "dataset.md"
-    assert sorted(p.name for p in path.parent.iterdir()) == ["dataset.json", "dataset.md", "dataset.png"]
+    assert sorted(p.name for p in path.parent.iterdir()) == [
+        "dataset.json",
+        "dataset.md",
+        "dataset.png",
+    ]
     picture = imread(path.parent / "dataset.png")
     assert picture.shape[1] == 1380 and picture.std() > 0.1
     write_dataset_report(path.parent, full(title="Again"))
@@ -85,7 +114,9 @@ def test_table_of_the_papers():
 
 def test_tables():
     rows = tables(markdown(full()))
-    assert rows["forces"] == ["\\> 99.9 %"] and rows["energy"] == ["100 %"]  # never 100 % where one lacks
+    assert rows["forces"] == ["\\> 99.9 %"] and rows["energy"] == [
+        "100 %"
+    ]  # never 100 % where one lacks
     assert rows["H"] == ["749", "74.9 %", "-13.587123"] and rows["Br"] == ["1", "0.1 %", "–"]
     assert rows["−1"] == ["1", "0.1 %"] and rows["+1"] == ["10", "1 %"]
     assert rows["dipole"] == ["3", "e·Å", "50 %", "−3.00", "2.50"]
@@ -104,28 +135,52 @@ def test_json_holds_everything(tmp_path):
     assert content["num_structures"] == 1000 and content["mean_conformers"] == 12.5
     assert content["energy_per_atom"]["above"] == 1 and content["energy_per_atom"]["missing"] == 7
     assert sum(content["force"]["counts"]) == 20_000 and len(content["force"]["edges"]) == 141
-    assert content["properties"]["score"]["minimum"] is None and content["properties"]["dipole"]["shape"] == [3]
+    assert content["properties"]["score"]["minimum"] is None and content["properties"]["dipole"][
+        "shape"
+    ] == [3]
     assert content["charges"] == {"1.0": 10, "-1.0": 1, "0.0": 989}
 
 
 def test_figure_has_a_panel_for_all_there_is():
     titles = [ax.get_title(loc="left") for ax in dataset_figure(full()).axes]
-    assert titles == ["Atoms per structure", "Conformers per molecule", "Energy less reference", "Total energy",
-                      "Force on an atom", "Shortest distance", "Elements", "Total charge"]
+    assert titles == [
+        "Atoms per structure",
+        "Conformers per molecule",
+        "Energy less reference",
+        "Total energy",
+        "Force on an atom",
+        "Shortest distance",
+        "Elements",
+        "Total charge",
+    ]
     axes = dict(zip(titles, dataset_figure(full()).axes))
-    assert axes["Force on an atom"].get_xscale() == "log" and axes["Total energy"].get_xscale() == "linear"
+    assert (
+        axes["Force on an atom"].get_xscale() == "log"
+        and axes["Total energy"].get_xscale() == "linear"
+    )
     # the value at 40 eV/atom does not squeeze the others, and is told
     assert axes["Energy less reference"].get_xlim()[1] < 0.5
     assert axes["Energy less reference"].get_title(loc="right").endswith("outside")
-    assert [ax.get_title(loc="left") for ax in dataset_figure(full(force=None, charges={0: 1000})).axes] == [
-        t for t in titles if t not in ("Force on an atom", "Total charge")]
+    assert [
+        ax.get_title(loc="left") for ax in dataset_figure(full(force=None, charges={0: 1000})).axes
+    ] == [t for t in titles if t not in ("Force on an atom", "Total charge")]
 
 
-@pytest.mark.parametrize("summary", [
-    bare(), bare(elements={"H": 0}, n_atoms=Histogram.whole(1, 5)),
-    bare(elements={"H": 2}, num_structures=1, num_molecules=1, n_atoms=([1.5, 2.5], [1])),
-    bare(energy_per_atom=([0, 1], [0]), force=([1e-3, 1e-2, 1], [0, 5]), charges={0: 0, 1: 0}),
-    bare(elements={s: 10**n for n, s in enumerate("H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K".split())})])
+@pytest.mark.parametrize(
+    "summary",
+    [
+        bare(),
+        bare(elements={"H": 0}, n_atoms=Histogram.whole(1, 5)),
+        bare(elements={"H": 2}, num_structures=1, num_molecules=1, n_atoms=([1.5, 2.5], [1])),
+        bare(energy_per_atom=([0, 1], [0]), force=([1e-3, 1e-2, 1], [0, 5]), charges={0: 0, 1: 0}),
+        bare(
+            elements={
+                s: 10**n
+                for n, s in enumerate("H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K".split())
+            }
+        ),
+    ],
+)
 def test_any_data_set(tmp_path, summary):
     write_dataset_report(tmp_path, summary)
     tables((tmp_path / "dataset.md").read_text(encoding="utf-8"))
@@ -136,16 +191,30 @@ def test_all_values_outside_the_bins(tmp_path):
     histogram = Histogram.linear(-1, 1, 10)
     histogram.add([7.0, np.inf, -np.inf])
     write_dataset_report(tmp_path, bare(energy_per_atom=histogram))
-    assert tables((tmp_path / "dataset.md").read_text())["Energy less reference (eV/atom)"][:2] == ["3", "0"]
+    assert tables((tmp_path / "dataset.md").read_text())["Energy less reference (eV/atom)"][:2] == [
+        "3",
+        "0",
+    ]
 
 
 def test_names_from_data_stay_text(tmp_path):
-    summary = full(title=HOSTILE, level_of_theory=HOSTILE, files=[HOSTILE], notes=[HOSTILE], problems=[HOSTILE],
-                   labels={HOSTILE: 0.5}, properties={HOSTILE: PropertySummary(0, 1, 1.0, HOSTILE)},
-                   counts={HOSTILE: 3})
+    summary = full(
+        title=HOSTILE,
+        level_of_theory=HOSTILE,
+        files=[HOSTILE],
+        notes=[HOSTILE],
+        problems=[HOSTILE],
+        labels={HOSTILE: 0.5},
+        properties={HOSTILE: PropertySummary(0, 1, 1.0, HOSTILE)},
+        counts={HOSTILE: 3},
+    )
     text = write_dataset_report(tmp_path, summary).read_text(encoding="utf-8")
     tables(text)
-    assert not re.search(r"(?<!\\)<", text) and "\n# c" not in text and not re.search(r"(?<!\\)`", text)
+    assert (
+        not re.search(r"(?<!\\)<", text)
+        and "\n# c" not in text
+        and not re.search(r"(?<!\\)`", text)
+    )
     stream = io.StringIO()
     print_summary(summary, Console(file=stream, width=400))
     assert "[red]$a^|b" in stream.getvalue()
@@ -156,8 +225,16 @@ def test_console_of_80_columns():
     print_summary(full(), Console(file=stream, width=80))
     shown = stream.getvalue()
     assert "…" not in shown and max(map(len, shown.splitlines())) <= 80
-    assert all(text in shown for text in ("12.5", "PBE/def2-SVP", "Shortest distance (Å)", "Note: A note.",
-                                          "Problem: A problem."))
+    assert all(
+        text in shown
+        for text in (
+            "12.5",
+            "PBE/def2-SVP",
+            "Shortest distance (Å)",
+            "Note: A note.",
+            "Problem: A problem.",
+        )
+    )
 
 
 def test_wrong_summaries():
@@ -170,8 +247,14 @@ def test_wrong_summaries():
 def test_a_failed_write_leaves_the_old_report(tmp_path, monkeypatch):
     path = write_dataset_report(tmp_path, full())
     old = path.read_text()
-    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        "os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
     with pytest.raises(OSError, match="No space left"):
         write_dataset_report(tmp_path, full(title="New"))
     assert path.read_text() == old
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["dataset.json", "dataset.md", "dataset.png"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "dataset.json",
+        "dataset.md",
+        "dataset.png",
+    ]

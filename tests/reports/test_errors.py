@@ -17,7 +17,8 @@ ENERGIES = st.floats(-50, 50)
 quick = hypothesis.settings(deadline=None, max_examples=30)
 # what other tests left to the garbage collector is none of these tests' business
 pytestmark = pytest.mark.filterwarnings(
-    "error", "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+    "error", "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"
+)
 
 
 def make(seed, num_molecules=12, conformers=3, noise=0.0):
@@ -52,7 +53,9 @@ def changed(p, **fields):
 
 def select(p, structures):
     structures = np.asarray(structures, dtype=int)
-    atoms = np.concatenate([np.arange(p.offsets[s], p.offsets[s + 1]) for s in structures] or [np.arange(0)])
+    atoms = np.concatenate(
+        [np.arange(p.offsets[s], p.offsets[s + 1]) for s in structures] or [np.arange(0)]
+    )
     per_atom = {name: getattr(p, name)[atoms] for name in ("numbers", "forces", "forces_predicted")}
     names = ("energy", "energy_predicted", "molecule", "conformer", "subset", "source")
     per_structure = {name: getattr(p, name)[structures] for name in names}
@@ -76,7 +79,9 @@ def test_a_constant_shift_is_the_error(seed, shift):
     close = {"rel": 1e-9, "abs": 1e-6}
     assert s["energy_mae_ev"] == pytest.approx(abs(shift), **close)
     assert s["energy_rmse_ev"] == pytest.approx(abs(shift), **close)
-    assert s["energy_mae_mev_per_atom"] == pytest.approx(np.mean(1e3 * abs(shift) / p.sizes), **close)
+    assert s["energy_mae_mev_per_atom"] == pytest.approx(
+        np.mean(1e3 * abs(shift) / p.sizes), **close
+    )
     assert s["force_mae_mev_per_ang"] == pytest.approx(1e3 * abs(shift), **close)
     assert s["force_rmse_mev_per_ang"] == pytest.approx(1e3 * abs(shift), **close)
     assert s["energy_slope_mev_per_atom"] == pytest.approx(0, abs=1e-6)
@@ -135,7 +140,9 @@ def test_two_molecules_have_a_slope_but_no_standard_error():
 @hypothesis.given(seed=SEEDS, data=st.data())
 def test_missing_labels_are_as_if_the_structure_were_not_there(seed, data):
     p = make(seed, noise=0.3)
-    missing = data.draw(st.sets(st.integers(0, p.num_structures - 1), max_size=p.num_structures - 1))
+    missing = data.draw(
+        st.sets(st.integers(0, p.num_structures - 1), max_size=p.num_structures - 1)
+    )
     kept = [s for s in range(p.num_structures) if s not in missing]
     full, part = errors.summary(without_labels(p, list(missing))), errors.summary(select(p, kept))
     for key in set(full) - {"num_structures", "num_atoms", "num_molecules"}:
@@ -181,12 +188,18 @@ def test_planted_energies_per_element_are_recovered(seed, planted):
     valid, test = make(seed), make(seed + 1)
     elements = np.array([1, 6, 8])
     valid, test = (
-        changed(p, energy_predicted=p.energy + element_counts(p.numbers, p.sizes, elements) @ np.array(planted))
+        changed(
+            p,
+            energy_predicted=p.energy
+            + element_counts(p.numbers, p.sizes, elements) @ np.array(planted),
+        )
         for p in (valid, test)
     )
     for fitted_on in (valid, test, None):
         result = errors.per_element_correction(test, fitted_on)
-        assert result["mae_before_mev_per_atom"] == pytest.approx(errors.summary(test)["energy_mae_mev_per_atom"])
+        assert result["mae_before_mev_per_atom"] == pytest.approx(
+            errors.summary(test)["energy_mae_mev_per_atom"]
+        )
         assert result["mae_after_mev_per_atom"] == pytest.approx(0, abs=1e-5)
         expected = dict(zip("HCO", -1e3 * np.array(planted), strict=True))
         assert result["correction_mev_per_atom"] == pytest.approx(expected, abs=1e-5)
@@ -257,7 +270,9 @@ def test_predictions_that_are_not_finite_are_counted():
 
 def test_empty_split_has_no_errors():
     s = errors.summary(select(make(0), []))
-    assert {key for key, value in s.items() if value is None} == {key for key in s if not key.startswith("num_")}
+    assert {key for key, value in s.items() if value is None} == {
+        key for key in s if not key.startswith("num_")
+    }
     assert all(value == 0 for key, value in s.items() if key.startswith("num_"))
     json.dumps(s, allow_nan=False)
 
@@ -272,7 +287,16 @@ def test_save_and_load(tmp_path):
     path = p.save(tmp_path / "test.predictions")
     assert [file.name for file in tmp_path.iterdir()] == ["test.predictions"]
     q = Predictions.load(path)
-    for name in ("numbers", "offsets", "energy", "energy_predicted", "forces", "molecule", "conformer", "subset"):
+    for name in (
+        "numbers",
+        "offsets",
+        "energy",
+        "energy_predicted",
+        "forces",
+        "molecule",
+        "conformer",
+        "subset",
+    ):
         np.testing.assert_array_equal(getattr(p, name), getattr(q, name))
 
 

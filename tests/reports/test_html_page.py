@@ -9,18 +9,21 @@ TEXT = """<script>&"'{{ 1 + 1 }}"""
 ESCAPED = "&lt;script&gt;&amp;&#34;&#39;{{ 1 + 1 }}"
 
 
-@pytest.mark.parametrize("part", [
-    lambda: page.heading(TEXT),
-    lambda: page.paragraph(TEXT),
-    lambda: page.callout(TEXT),
-    lambda: page.cards([(TEXT, TEXT, TEXT, TEXT)]),
-    lambda: page.table([TEXT], [[TEXT]]),
-    lambda: page.pairs({TEXT: TEXT}),
-    lambda: page.section(TEXT, {TEXT: TEXT}),
-    lambda: page.figure(Figure(figsize=(1, 1)), TEXT),
-    lambda: page.grid([TEXT]),
-    lambda: TEXT,
-])
+@pytest.mark.parametrize(
+    "part",
+    [
+        lambda: page.heading(TEXT),
+        lambda: page.paragraph(TEXT),
+        lambda: page.callout(TEXT),
+        lambda: page.cards([(TEXT, TEXT, TEXT, TEXT)]),
+        lambda: page.table([TEXT], [[TEXT]]),
+        lambda: page.pairs({TEXT: TEXT}),
+        lambda: page.section(TEXT, {TEXT: TEXT}),
+        lambda: page.figure(Figure(figsize=(1, 1)), TEXT),
+        lambda: page.grid([TEXT]),
+        lambda: TEXT,
+    ],
+)
 def test_text_is_escaped_once(part):
     html = page.render(TEXT, [part()])  # in the title, and in the part
     assert html.count(ESCAPED) >= 2 and "<script" not in html and "&amp;lt;" not in html

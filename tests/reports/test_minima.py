@@ -4,15 +4,32 @@ import numpy as np
 import pytest
 from ase import units
 
-from mlip_jax.reports.minima import MoleculeMinima, ReferenceMinimum, ReportedMinimum, metrics, write_minima_report
+from mlip_jax.reports.minima import (
+    MoleculeMinima,
+    ReferenceMinimum,
+    ReportedMinimum,
+    metrics,
+    write_minima_report,
+)
 
 EV = units.kcal / units.mol  # a kcal/mol
 
 
 def judged(own, there, relaxed):
-    found = MoleculeMinima(0, "water", numbers=[8, 1, 1], new=[3], relaxed=[5], minima=[
-        ReportedMinimum(EV * e, (np.eye(3) + 0.1 * k).tolist(), k % 2, 1) for k, e in enumerate(own)])
-    return found, [ReferenceMinimum(found, k, EV * a, EV * b) for k, (a, b) in enumerate(zip(there, relaxed))]
+    found = MoleculeMinima(
+        0,
+        "water",
+        numbers=[8, 1, 1],
+        new=[3],
+        relaxed=[5],
+        minima=[
+            ReportedMinimum(EV * e, (np.eye(3) + 0.1 * k).tolist(), k % 2, 1)
+            for k, e in enumerate(own)
+        ],
+    )
+    return found, [
+        ReferenceMinimum(found, k, EV * a, EV * b) for k, (a, b) in enumerate(zip(there, relaxed))
+    ]
 
 
 def test_metrics(tmp_path):
@@ -23,7 +40,9 @@ def test_metrics(tmp_path):
     assert one["rank_correlation"] == pytest.approx(0.5)
     assert one["lowest_above_best_kcal_mol"] == pytest.approx(0.5) and not one["lowest_is_best"]
     assert content["without_minima"] == 1 and content["judged"]["molecules"] == 1
-    report = write_minima_report(tmp_path, [found], judgements, title="Minima", info={"Search": {"rounds": 1}})
+    report = write_minima_report(
+        tmp_path, [found], judgements, title="Minima", info={"Search": {"rounds": 1}}
+    )
     assert report.read_text().count("<img") == 3
 
 

@@ -18,38 +18,83 @@ TARGETS = (Target("gap", "scalar"), Target("dipole", "vector"), Target("charges"
 def outcome(count=40, seed=0, distance=True):
     rng = np.random.default_rng(seed)
     n = rng.integers(2, 6, count)
-    labels = {"gap": rng.normal(size=count), "dipole": rng.normal(size=(count, 3)), "charges": rng.normal(size=n.sum())}
+    labels = {
+        "gap": rng.normal(size=count),
+        "dipole": rng.normal(size=(count, 3)),
+        "charges": rng.normal(size=n.sum()),
+    }
     labels["gap"][3] = np.nan
     predicted = {k: v + 0.1 * rng.normal(size=v.shape) for k, v in labels.items()}
-    return PredictedProperties(np.array([f"m{i}<" for i in range(count)], object), n, labels, predicted,
-                               rng.random(count) if distance else None)
+    return PredictedProperties(
+        np.array([f"m{i}<" for i in range(count)], object),
+        n,
+        labels,
+        predicted,
+        rng.random(count) if distance else None,
+    )
 
 
 def test_errors_of_structures():
     o = outcome()
-    np.testing.assert_allclose(o.absolute("dipole"), np.abs(o.predicted["dipole"] - o.labels["dipole"]).mean(1))
+    np.testing.assert_allclose(
+        o.absolute("dipole"), np.abs(o.predicted["dipole"] - o.labels["dipole"]).mean(1)
+    )
     ends = np.cumsum(o.n_atoms)
     error = np.abs(o.predicted["charges"] - o.labels["charges"])
-    np.testing.assert_allclose(o.absolute("charges"), [error[e - k:e].mean() for k, e in zip(o.n_atoms, ends)])
+    np.testing.assert_allclose(
+        o.absolute("charges"), [error[e - k : e].mean() for k, e in zip(o.n_atoms, ends)]
+    )
     found = score(o.absolute("gap"))
     assert found["count"] == 39 and found["mae"] == pytest.approx(np.nanmean(o.absolute("gap")))
     assert score(np.array([np.nan]))["count"] == 0
 
 
 def test_the_report(tmp_path):
-    (tmp_path / "metrics.csv").write_text("step,train_loss,valid_loss,train_gap_mae,valid_gap_mae\n1,2,3,0.5,0.6\n")
-    info = {"config": {k: {"a": 1} for k in ("data", "property", "init", "align", "model", "optimizer", "train")},
-            "statistics": {"num_structures": 3, "level_of_theory": "x"}, "versions": {"jax": "1"}, "updates": 9}
-    write_property_report(tmp_path, {"train": outcome(), "test labels": outcome(seed=1)}, TARGETS, title="gap & more",
-                          metrics_csv=tmp_path / "metrics.csv", seconds=3.0, notes=["a note"], best_step=5, info=info)
-    html, numbers = (tmp_path / "report.html").read_text(), json.loads((tmp_path / "metrics.json").read_text())
-    assert "gap &amp; more" in html and "a note" in html and "m7&lt;" in html and html.count("<img") >= 4
+    (tmp_path / "metrics.csv").write_text(
+        "step,train_loss,valid_loss,train_gap_mae,valid_gap_mae\n1,2,3,0.5,0.6\n"
+    )
+    info = {
+        "config": {
+            k: {"a": 1}
+            for k in ("data", "property", "init", "align", "model", "optimizer", "train")
+        },
+        "statistics": {"num_structures": 3, "level_of_theory": "x"},
+        "versions": {"jax": "1"},
+        "updates": 9,
+    }
+    write_property_report(
+        tmp_path,
+        {"train": outcome(), "test labels": outcome(seed=1)},
+        TARGETS,
+        title="gap & more",
+        metrics_csv=tmp_path / "metrics.csv",
+        seconds=3.0,
+        notes=["a note"],
+        best_step=5,
+        info=info,
+    )
+    html, numbers = (
+        (tmp_path / "report.html").read_text(),
+        json.loads((tmp_path / "metrics.json").read_text()),
+    )
+    assert (
+        "gap &amp; more" in html
+        and "a note" in html
+        and "m7&lt;" in html
+        and html.count("<img") >= 4
+    )
     assert numbers["test"]["gap_mae"] == numbers["scores"]["test labels"]["gap"]["mae"]
     assert 0 < numbers["domain_auc"]["gap"] < 1
     with open(tmp_path / "predictions_test_labels.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 40 and set(rows[0]) == {"molecule", "n_atoms", "gap", "gap_predicted", "dipole_absolute_error",
-                                               "charges_absolute_error"}
+    assert len(rows) == 40 and set(rows[0]) == {
+        "molecule",
+        "n_atoms",
+        "gap",
+        "gap_predicted",
+        "dipole_absolute_error",
+        "charges_absolute_error",
+    }
 
 
 def test_roc_by_hand():
@@ -75,9 +120,16 @@ def test_verdicts_of_the_paper(tmp_path):
     assert "single seed" in paper.verdict("x", spread(0.3), other)
     assert np.isnan(paper.gain(spread(0.3), other)[0])
     assert paper.gain(one, other)[0] == pytest.approx(100 * (1 - 0.41 / 0.49))
-    for name, mae in (("scratch-0", 0.5), ("scratch-1", 0.6), ("force2prop-0", 0.4), ("waiting-0", 0.1)):
+    for name, mae in (
+        ("scratch-0", 0.5),
+        ("scratch-1", 0.6),
+        ("force2prop-0", 0.4),
+        ("waiting-0", 0.1),
+    ):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "metrics.json").write_text(json.dumps({"scores": {"test labels": {"gap": {"mae": mae}}}}))
+        (tmp_path / name / "metrics.json").write_text(
+            json.dumps({"scores": {"test labels": {"gap": {"mae": mae}}}})
+        )
         if name != "waiting-0":
             (tmp_path / name / "done.json").write_text("{}")
     found = paper.read(tmp_path)

@@ -23,10 +23,27 @@ from mlip_jax.reports.relaxation import (
 from tests.reports.test_training import HOSTILE, parse
 
 pytestmark = pytest.mark.filterwarnings(
-    "error", "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning",
-    r"ignore:Setting the shape on a NumPy array:DeprecationWarning:ase\.")  # what pyproject.toml ignores, too
-COLUMNS = ("index", "name", "smiles", "status", "reason", "n_atoms", "charge", "geometry", "steps", "energy_start_ev",
-           "energy_ev", "fmax_start_ev_per_ang", "fmax_ev_per_ang", "rmsd_ang")
+    "error",
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+    "ignore::ResourceWarning",
+    r"ignore:Setting the shape on a NumPy array:DeprecationWarning:ase\.",
+)  # what pyproject.toml ignores, too
+COLUMNS = (
+    "index",
+    "name",
+    "smiles",
+    "status",
+    "reason",
+    "n_atoms",
+    "charge",
+    "geometry",
+    "steps",
+    "energy_start_ev",
+    "energy_ev",
+    "fmax_start_ev_per_ang",
+    "fmax_ev_per_ang",
+    "rmsd_ang",
+)
 
 
 def write_csv(path, rows):
@@ -38,70 +55,151 @@ def write_csv(path, rows):
 
 
 def row(index, status="converged", reason="", **changes):
-    numbers = {} if status == "failed" else {
-        "n_atoms": 9, "charge": 0.0, "steps": 10 + index, "energy_start_ev": -10.0, "energy_ev": -11.0 - index,
-        "fmax_start_ev_per_ang": 3.0, "fmax_ev_per_ang": 0.04, "rmsd_ang": 0.1 * index}
-    return {"index": index, "name": f"mol{index}", "status": status, "reason": reason, **numbers, **changes}
+    numbers = (
+        {}
+        if status == "failed"
+        else {
+            "n_atoms": 9,
+            "charge": 0.0,
+            "steps": 10 + index,
+            "energy_start_ev": -10.0,
+            "energy_ev": -11.0 - index,
+            "fmax_start_ev_per_ang": 3.0,
+            "fmax_ev_per_ang": 0.04,
+            "rmsd_ang": 0.1 * index,
+        }
+    )
+    return {
+        "index": index,
+        "name": f"mol{index}",
+        "status": status,
+        "reason": reason,
+        **numbers,
+        **changes,
+    }
 
 
 def some(tmp_path, hostile=""):
     rows = [row(i) for i in range(10)]
-    rows += [row(10, "step limit", steps=500), row(11, "diverged", "atoms 3 and 7 came within 0.12 Å", rmsd_ang="")]
-    rows += [row(12, "failed", f"a.smi line 12: RDKit cannot read the SMILES 'C1CC'{hostile}", name=hostile),
-             row(13, "failed", f"a.smi line 999: RDKit cannot read the SMILES 'X(5)'{hostile}"),
-             row(14, "failed", "this force field was not trained on Br; it knows H, C")]
+    rows += [
+        row(10, "step limit", steps=500),
+        row(11, "diverged", "atoms 3 and 7 came within 0.12 Å", rmsd_ang=""),
+    ]
+    rows += [
+        row(
+            12,
+            "failed",
+            f"a.smi line 12: RDKit cannot read the SMILES 'C1CC'{hostile}",
+            name=hostile,
+        ),
+        row(13, "failed", f"a.smi line 999: RDKit cannot read the SMILES 'X(5)'{hostile}"),
+        row(14, "failed", "this force field was not trained on Br; it knows H, C"),
+    ]
     return read_results(write_csv(tmp_path / "results.csv", rows))
 
 
 def pictures():
-    return [Picture("ethanol", molecule("CH3CH2OH"), molecule("CH3CH2OH"), "+1 eV in 3 steps\nRMSD 0.1 Å"),
-            Picture(HOSTILE, molecule("C6H6"), molecule("C6H6"), HOSTILE),
-            Picture("atom", Atoms("He"), Atoms("He")), Picture("pair", molecule("H2"), molecule("H2"))]
+    return [
+        Picture(
+            "ethanol", molecule("CH3CH2OH"), molecule("CH3CH2OH"), "+1 eV in 3 steps\nRMSD 0.1 Å"
+        ),
+        Picture(HOSTILE, molecule("C6H6"), molecule("C6H6"), HOSTILE),
+        Picture("atom", Atoms("He"), Atoms("He")),
+        Picture("pair", molecule("H2"), molecule("H2")),
+    ]
 
 
 def test_numbers(tmp_path):
     found = metrics(some(tmp_path), 3.0)
     assert {s: found[s.replace(" ", "_")] for s in STATUSES} == {
-        "converged": 10, "step limit": 1, "diverged": 1, "failed": 3}
-    assert found["molecules"] == 15 and found["converged_share"] == 10 / 15 and found["molecules_per_second"] == 4.0
+        "converged": 10,
+        "step limit": 1,
+        "diverged": 1,
+        "failed": 3,
+    }
+    assert (
+        found["molecules"] == 15
+        and found["converged_share"] == 10 / 15
+        and found["molecules_per_second"] == 4.0
+    )
     assert found["steps"]["max"] == 500 and found["steps"]["median"] == 15
     assert found["energy_gained_ev"]["min"] == 1.0 and found["energy_gained_ev"]["max"] == 11.0
     reasons = {(r["status"], r["reason"]): r["count"] for r in found["reasons"]}
-    assert reasons == {("failed", "RDKit cannot read the SMILES …"): 2, ("step limit", ""): 1,
-                       ("diverged", "atoms … and … came within … Å"): 1,
-                       ("failed", "this force field was not trained on Br; it knows H, C"): 1}
-    assert found["reasons"][0]["example"] == "molecule 12: a.smi line 12: RDKit cannot read the SMILES 'C1CC'"
+    assert reasons == {
+        ("failed", "RDKit cannot read the SMILES …"): 2,
+        ("step limit", ""): 1,
+        ("diverged", "atoms … and … came within … Å"): 1,
+        ("failed", "this force field was not trained on Br; it knows H, C"): 1,
+    }
+    assert (
+        found["reasons"][0]["example"]
+        == "molecule 12: a.smi line 12: RDKit cannot read the SMILES 'C1CC'"
+    )
 
 
 def test_kinds_of_reasons():
     assert kind_of_reason("energy or forces are not finite") == "energy or forces are not finite"
-    assert kind_of_reason("m.xyz structure 4: 1 of 2 atoms have NaN or infinite coordinates, the first of them atom 1"
-                          ) == "… of … atoms have NaN or infinite coordinates, the first of them atom …"
+    assert (
+        kind_of_reason(
+            "m.xyz structure 4: 1 of 2 atoms have NaN or infinite coordinates, the first of them atom 1"
+        )
+        == "… of … atoms have NaN or infinite coordinates, the first of them atom …"
+    )
     assert kind_of_reason("my file.smi line 4: RDKit finds no geometry (ETKDGv3)") == (
-        "RDKit finds no geometry (ETKDGv3)")
+        "RDKit finds no geometry (ETKDGv3)"
+    )
 
 
 def test_report(tmp_path):
     results = some(tmp_path, HOSTILE)
-    path = write_relaxation_report(tmp_path, results, title=HOSTILE, seconds=12.0, files=["relaxed.xyz"],
-                                   info={"Settings": {"fmax": 0.05, HOSTILE: HOSTILE}}, pictures=pictures())
+    path = write_relaxation_report(
+        tmp_path,
+        results,
+        title=HOSTILE,
+        seconds=12.0,
+        files=["relaxed.xyz"],
+        info={"Settings": {"fmax": 0.05, HOSTILE: HOSTILE}},
+        pictures=pictures(),
+    )
     parser, text = parse(path)
     assert parser.tags.count("img") == 2
-    for words in ("66.67", "Not converged", "RDKit cannot read the SMILES", "relaxed.xyz", "molecules/s"):
+    for words in (
+        "66.67",
+        "Not converged",
+        "RDKit cannot read the SMILES",
+        "relaxed.xyz",
+        "molecules/s",
+    ):
         assert words in text, words
-    saved = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    saved = json.loads(
+        (tmp_path / "metrics.json").read_text(), parse_constant=lambda name: pytest.fail(name)
+    )
     assert saved == json.loads(json.dumps(metrics(results, 12.0)))
 
 
-@pytest.mark.parametrize("rows", [
-    [], [row(0, "failed", "no atoms")], [row(0)], [row(0, steps=0, fmax_ev_per_ang=0.0, fmax_start_ev_per_ang=0.0)],
-    [row(0, "diverged", "x", energy_ev="inf")], [row(i, energy_ev=-1e9) for i in range(2)]])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        [row(0, "failed", "no atoms")],
+        [row(0)],
+        [row(0, steps=0, fmax_ev_per_ang=0.0, fmax_start_ev_per_ang=0.0)],
+        [row(0, "diverged", "x", energy_ev="inf")],
+        [row(i, energy_ev=-1e9) for i in range(2)],
+    ],
+)
 def test_report_of_little(tmp_path, rows):
     results = read_results(write_csv(tmp_path / "results.csv", rows))
-    path = write_relaxation_report(tmp_path, results, title="few", seconds=0.0, info={"a": {"b": "c"}})
+    path = write_relaxation_report(
+        tmp_path, results, title="few", seconds=0.0, info={"a": {"b": "c"}}
+    )
     content = path.read_text()
-    assert ("<img" in content) == any(r["status"] != "failed" and r["status"] != "diverged" for r in rows)
-    json.loads((tmp_path / "metrics.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert ("<img" in content) == any(
+        r["status"] != "failed" and r["status"] != "diverged" for r in rows
+    )
+    json.loads(
+        (tmp_path / "metrics.json").read_text(), parse_constant=lambda name: pytest.fail(name)
+    )
 
 
 def test_figure_of_many_shows_the_bulk_and_counts_the_rest(tmp_path):
@@ -118,15 +216,23 @@ def test_figure_of_many_shows_the_bulk_and_counts_the_rest(tmp_path):
 
 def test_choice_goes_from_small_to_large_changes(tmp_path):
     rows = [row(i, rmsd_ang=0.01 * (17 * i % 101), n_atoms=20) for i in range(100)]
-    rows += [row(100, rmsd_ang=9, n_atoms=500), row(101, rmsd_ang=9, n_atoms=1), row(102, "diverged", "x", rmsd_ang=9)]
+    rows += [
+        row(100, rmsd_ang=9, n_atoms=500),
+        row(101, rmsd_ang=9, n_atoms=1),
+        row(102, "diverged", "x", rmsd_ang=9),
+    ]
     results = read_results(write_csv(tmp_path / "results.csv", rows))
     chosen = choose(results)
     values = results.rmsd[chosen]
-    assert len(chosen) == 6 and (np.diff(values) > 0).all() and values[0] == results.rmsd[:100].min()
+    assert (
+        len(chosen) == 6 and (np.diff(values) > 0).all() and values[0] == results.rmsd[:100].min()
+    )
     assert values[-1] == results.rmsd[:100].max()
     groups = [i // 10 for i in choose(results, num_conformers=10)]
     assert len(set(groups)) == 6
-    assert len(choose(results, num_conformers=50)) == 6  # two molecules, so that conformers are shown
+    assert (
+        len(choose(results, num_conformers=50)) == 6
+    )  # two molecules, so that conformers are shown
     few = read_results(write_csv(tmp_path / "few.csv", rows[99:]))
     assert choose(few) == [int(few.index[0]), 100]
     assert choose(read_results(write_csv(tmp_path / "none.csv", []))) == []
@@ -147,20 +253,26 @@ def test_views_are_aligned_and_show_the_broad_side():
     before, after = _views(turned.positions, benzene.positions)
     np.testing.assert_allclose(before, after, atol=1e-9)
     assert np.abs(after[:, 2]).max() < 1e-9
-    np.testing.assert_allclose(Atoms("C6H6", after).get_all_distances(), benzene.get_all_distances(), atol=1e-9)
+    np.testing.assert_allclose(
+        Atoms("C6H6", after).get_all_distances(), benzene.get_all_distances(), atol=1e-9
+    )
     chiral = np.random.default_rng(0).normal(size=(5, 3))
     seen = _views(chiral, chiral)[1]
-    assert np.linalg.det(seen[1:4] - seen[0]) * np.linalg.det(chiral[1:4] - chiral[0]) > 0  # not its mirror image
+    assert (
+        np.linalg.det(seen[1:4] - seen[0]) * np.linalg.det(chiral[1:4] - chiral[0]) > 0
+    )  # not its mirror image
 
 
 def test_what_is_near_covers_what_is_behind():
     figure = Figure()
     ax = figure.subplots()
     draw(ax, np.array([8, 1, 6]), np.array([[0, 0, 3.0], [0.1, 0, -3.0], [0, 0.1, 0.0]]), 5.0)
-    shapes, = ax.collections
+    (shapes,) = ax.collections
     colors = shapes.get_facecolors()[:, :3]
     order = [int(np.argmin(np.abs(colors - jmol_colors[z]).sum(1))) for z in (6, 8)]
-    assert order == [1, 2] and len(colors) == 3  # hydrogen behind, faded; oxygen before all, as it is
+    assert (
+        order == [1, 2] and len(colors) == 3
+    )  # hydrogen behind, faded; oxygen before all, as it is
     np.testing.assert_allclose(colors[2], jmol_colors[8])
 
 
@@ -170,6 +282,6 @@ def test_pictures_draw_every_atom_and_bond(count):
     figure.canvas.draw()
     assert len(figure.axes) == 2 * count
     for ax in figure.axes:
-        shapes, = ax.collections
+        (shapes,) = ax.collections
         corners = [len(path.vertices) for path in shapes.get_paths()]
         assert sum(n > 10 for n in corners) == 9 and sum(n < 10 for n in corners) == 3 * 8

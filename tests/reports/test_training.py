@@ -13,7 +13,8 @@ from mlip_jax.reports.training import metrics, read_metrics, write_report
 
 # what other tests left to the garbage collector is none of these tests' business
 pytestmark = pytest.mark.filterwarnings(
-    "error", "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+    "error", "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"
+)
 HOSTILE = "<script>alert('$x^')</script>\"&$\\frac"
 HEADER = (
     "step,epoch,seconds,learning_rate,train_loss,train_energy_mae_mev_per_atom,train_force_mae_mev_per_ang,"
@@ -50,7 +51,11 @@ class Parser(html.parser.HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
-        self.loads += [value for key, value in attrs if key in ("src", "href", "srcset", "data", "action", "poster")]
+        self.loads += [
+            value
+            for key, value in attrs
+            if key in ("src", "href", "srcset", "data", "action", "poster")
+        ]
         assert not any(key.startswith("on") for key, _ in attrs)
         if tag not in VOID:
             self.open.append(tag)
@@ -68,14 +73,21 @@ def parse(path):
     parser.feed(content)
     parser.close()
     assert not parser.open
-    assert parser.loads and all(load.startswith("data:image/png;base64,") for load in parser.loads if load)
+    assert parser.loads and all(
+        load.startswith("data:image/png;base64,") for load in parser.loads if load
+    )
     assert not {"script", "link", "iframe", "object", "embed"} & set(parser.tags)
     assert "@import" not in content and "url(" not in content
     return parser, " ".join(parser.text)
 
 
 def report(tmp_path, predictions, **options):
-    defaults = {"title": "A run", "info": {"data": {"name": "toy"}}, "metrics_csv": None, "seconds": 12.0}
+    defaults = {
+        "title": "A run",
+        "info": {"data": {"name": "toy"}},
+        "metrics_csv": None,
+        "seconds": 12.0,
+    }
     path = write_report(tmp_path / "run", predictions, **defaults | options)
     assert sorted(file.name for file in path.parent.iterdir()) == ["metrics.json", "report.html"]
     strict = {"parse_constant": lambda name: pytest.fail(f"{name} in metrics.json")}
@@ -90,17 +102,24 @@ def log(tmp_path, *rows):
 
 def test_whole_report(tmp_path):
     valid = {s: "1,2,3,4" for s in range(100, 900, 100)}
-    rows = (f"{s},0.1,{s},{1e-3 / s},{1 / s},{9 / s},{90 / s},{valid.get(s, ',,,')}" for s in range(1, 900))
+    rows = (
+        f"{s},0.1,{s},{1e-3 / s},{1 / s},{9 / s},{90 / s},{valid.get(s, ',,,')}"
+        for s in range(1, 900)
+    )
     splits = {name: make(seed=i) for i, name in enumerate(("train", "valid", "test"))}
     notes = ["Labels are GFN2-xTB."]
-    path, result = report(tmp_path, splits, metrics_csv=log(tmp_path, *rows), notes=notes, seconds=8000.0)
+    path, result = report(
+        tmp_path, splits, metrics_csv=log(tmp_path, *rows), notes=notes, seconds=8000.0
+    )
     parser, text = parse(path)
     assert len(parser.loads) == 7
     shown = ("A run", *notes, "2 h 13 min", "None: no atom has a force error", "molecule0", "toy")
     assert all(expected in text for expected in shown)
     assert result["seconds"] == 8000 and result["shown_split"] == "test"
     for split in ("train", "valid", "test"):
-        assert result[split]["num_structures"] == 60 and result[split]["energy_mae_mev_per_atom"] > 0
+        assert (
+            result[split]["num_structures"] == 60 and result[split]["energy_mae_mev_per_atom"] > 0
+        )
     assert set(result["per_element_correction"]) == {"fitted_on_valid", "fitted_on_test"}
     assert f"{result['test']['force_mae_mev_per_ang']:.2f}" in text
 
@@ -128,7 +147,9 @@ def test_hostile_names_are_shown_and_not_obeyed(tmp_path):
 )
 def test_missing_labels_are_said(tmp_path, options, sentence):
     nothing_measured = log(tmp_path, "1" + "," * 10 + "2")
-    path, _ = report(tmp_path, {"test": make(**options), "valid": make(seed=1)}, metrics_csv=nothing_measured)
+    path, _ = report(
+        tmp_path, {"test": make(**options), "valid": make(seed=1)}, metrics_csv=nothing_measured
+    )
     text = path.read_text(encoding="utf-8")
     assert sentence in text and "No learning curve recorded." in text
 
@@ -195,7 +216,8 @@ def test_resumed_run_shows_the_later_value():
 
 
 @pytest.mark.parametrize(
-    "columns", [{}, {"step": np.arange(3.0)}, {"step": np.arange(2.0), "train_loss": np.full(2, np.nan)}]
+    "columns",
+    [{}, {"step": np.arange(3.0)}, {"step": np.arange(2.0), "train_loss": np.full(2, np.nan)}],
 )
 def test_no_curves_is_none(columns):
     assert figures.learning_curves(columns) is None
@@ -203,7 +225,13 @@ def test_no_curves_is_none(columns):
 
 @pytest.mark.parametrize(
     ("seconds", "expected"),
-    [(42.4, "42 s"), (750, "12.5 min"), (8000, "2 h 13 min"), (86398, "24 h 0 min"), (183600, "2 d 3 h")],
+    [
+        (42.4, "42 s"),
+        (750, "12.5 min"),
+        (8000, "2 h 13 min"),
+        (86398, "24 h 0 min"),
+        (183600, "2 d 3 h"),
+    ],
 )
 def test_duration(seconds, expected):
     assert page.duration(seconds) == expected
@@ -211,7 +239,15 @@ def test_duration(seconds, expected):
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [(None, "–"), (np.nan, "–"), (0.0, "0"), (3, "3"), (12345, "12,345"), (-1.234, "−1.23"), (0.0012, "0.0012")],
+    [
+        (None, "–"),
+        (np.nan, "–"),
+        (0.0, "0"),
+        (3, "3"),
+        (12345, "12,345"),
+        (-1.234, "−1.23"),
+        (0.0012, "0.0012"),
+    ],
 )
 def test_number(value, expected):
     assert page.number(value) == expected

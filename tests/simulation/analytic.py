@@ -26,7 +26,7 @@ class Pairwise(nn.Module):
     def __call__(self, graph):
         edge = pairs(graph)
         real = graph.nodes["numbers"][edge.receivers] > 0
-        squared = (edge.displacements ** 2).sum(-1)
+        squared = (edge.displacements**2).sum(-1)
         distances = jnp.sqrt(jnp.where(real, squared, 1.0))
         if self.form == "lennard_jones":
             six = (self.length / distances) ** 6

@@ -22,7 +22,13 @@ from mlip_jax.structure import Structure
 CUTOFF = 4.0
 ELEMENTS = (1, 6, 7, 8, 16)
 OPTIONS = {
-    "so3krates": {"num_features": 32, "num_layers": 2, "degrees": (1, 2), "cutoff": CUTOFF, "zero_init": False},
+    "so3krates": {
+        "num_features": 32,
+        "num_layers": 2,
+        "degrees": (1, 2),
+        "cutoff": CUTOFF,
+        "zero_init": False,
+    },
     "painn": {"num_features": 32, "num_layers": 2, "cutoff": CUTOFF, "zero_init": False},
     "tiny": {"num_features": 16, "num_layers": 1, "cutoff": CUTOFF, "zero_init": False},
     "charged": {"num_features": 16, "num_layers": 1, "cutoff": CUTOFF, "zero_init": False},
@@ -35,15 +41,23 @@ TERMS = {"charged": {"electrostatics": {"cutoff": None}}}
 @functools.cache
 def random_potential(kind: str, seed: int = 0) -> Potential:
     """A force field with random parameters and large random reference energies."""
-    model = terms.with_terms(models.create(MODELS.get(kind, kind), **OPTIONS[kind]), TERMS.get(kind, {}))
+    model = terms.with_terms(
+        models.create(MODELS.get(kind, kind), **OPTIONS[kind]), TERMS.get(kind, {})
+    )
     rng = np.random.default_rng(seed)
     # shapes alone: compiling the initialisation would take longer than the tests
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), example_graph()))
     params = jax.tree.map(lambda s: _random(rng, s.shape), shapes)
     reference = np.zeros(119)
     reference[list(ELEMENTS)] = rng.normal(-2e3, 1e3, len(ELEMENTS))
-    return Potential(model=model, params=params, cutoff=CUTOFF, reference_energies=reference, energy_scale=1.7,
-                     elements=ELEMENTS)
+    return Potential(
+        model=model,
+        params=params,
+        cutoff=CUTOFF,
+        reference_energies=reference,
+        energy_scale=1.7,
+        elements=ELEMENTS,
+    )
 
 
 def _random(rng, shape):
@@ -69,8 +83,12 @@ def morse_potential():
         energy, forces = _morse(positions, ideal)
         structures.append(Structure(minimum.numbers, positions, energy, forces))
     n = len(structures)
-    batch = jax.tree.map(jnp.asarray, build_batch(
-        Columns.from_structures(structures), PaddingBudget(6 * n + 1, 30 * n + 2, n + 1), CUTOFF))
+    batch = jax.tree.map(
+        jnp.asarray,
+        build_batch(
+            Columns.from_structures(structures), PaddingBudget(6 * n + 1, 30 * n + 2, n + 1), CUTOFF
+        ),
+    )
     potential = random_potential("tiny", seed=1)
     model = potential.model
 
@@ -87,6 +105,7 @@ def morse_potential():
             params, state = carry
             updates, state = optimizer.update(jax.grad(loss)(params), state)
             return (optax.apply_updates(params, updates), state), None
+
         return jax.lax.scan(step, (params, optimizer.init(params)), length=300)[0][0]
 
     return dataclasses.replace(potential, params=jax.device_get(fit(potential.params)))

@@ -18,14 +18,25 @@ def potential():
     model = create("painn", num_features=8, num_layers=1, cutoff=4.0, num_radial=6)
     reference = np.zeros(119)
     reference[[1, 6, 8]] = -13.6, -1030.0, -2040.0
-    return Potential(model=model, params=model.init(jax.random.key(0), example_graph()), cutoff=4.0,
-                     reference_energies=reference, energy_scale=1.3, elements=(1, 6, 8), metadata={})
+    return Potential(
+        model=model,
+        params=model.init(jax.random.key(0), example_graph()),
+        cutoff=4.0,
+        reference_energies=reference,
+        energy_scale=1.3,
+        elements=(1, 6, 8),
+        metadata={},
+    )
 
 
 def structures(count, seed=0):
     rng = np.random.default_rng(seed)
-    return [Structure(numbers=rng.choice([1, 6, 8], n), positions=rng.uniform(0, 2 * n ** (1 / 3), (n, 3)))
-            for n in rng.integers(1, 24, count)]
+    return [
+        Structure(
+            numbers=rng.choice([1, 6, 8], n), positions=rng.uniform(0, 2 * n ** (1 / 3), (n, 3))
+        )
+        for n in rng.integers(1, 24, count)
+    ]
 
 
 def test_as_the_calculator_has_them(potential):
@@ -45,7 +56,9 @@ def test_with_forces(potential):
     some = np.random.default_rng(1).permutation(30)[:9]
     energy, forces = energies_and_forces(potential, columns, some, batch_size=4)
     np.testing.assert_allclose(energy, energies(potential, columns, some), atol=2e-4)
-    expected = [calculator.get_property("forces", Atoms(made[s].numbers, made[s].positions)) for s in some]
+    expected = [
+        calculator.get_property("forces", Atoms(made[s].numbers, made[s].positions)) for s in some
+    ]
     np.testing.assert_allclose(forces, np.concatenate(expected), atol=1e-4 * np.abs(forces).max())
     assert energies_and_forces(potential, columns, some[:0])[1].shape == (0, 3)
 
@@ -58,11 +71,15 @@ def test_piece_by_piece(potential, monkeypatch):
     columns = Columns.from_structures(made)
     expected = energies(potential, columns, np.arange(25))
     monkeypatch.setattr(module, "_PIECE", 10)
-    np.testing.assert_allclose(energies(potential, columns, np.arange(25), batch_size=3), expected, atol=2e-4)
+    np.testing.assert_allclose(
+        energies(potential, columns, np.arange(25), batch_size=3), expected, atol=2e-4
+    )
     assert energies(potential, columns, np.zeros(0, int)).shape == (0,)
 
 
 def test_unknown_elements_are_an_error(potential):
-    columns = Columns.from_structures([Structure(numbers=np.array([7]), positions=np.zeros((1, 3)))])
+    columns = Columns.from_structures(
+        [Structure(numbers=np.array([7]), positions=np.zeros((1, 3)))]
+    )
     with pytest.raises(ValueError, match="was not trained on N"):
         energies(potential, columns, np.arange(1))

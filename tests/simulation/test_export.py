@@ -50,7 +50,9 @@ positions, numbers = atoms["positions"], atoms["numbers"]
 assert not {set(HIDDEN)!r} & set(sys.modules)
 np.savez("out.npz", energy=energy, forces=forces)
 """
-    done = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=folder, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     out, calculator = np.load(folder / "out.npz"), MLIPCalculator(make_potential("tiny"))
     assert float(out["energy"]) == pytest.approx(calculator.get_property("energy", atoms), abs=1e-5)
@@ -61,52 +63,74 @@ def evaluate_file(folder, atoms):
     """Outputs of the exported function, which hold no reference energies, from ASE's neighbours."""
     about = json.loads((folder / "force_field.json").read_text())
     real, last = np.dtype(about["dtype"]), about["rows"] - 1
-    given = {"positions": padded(atoms.positions, about["rows"], 0, real), "num_atoms": np.int32(len(atoms)),
-             "numbers": padded(atoms.numbers, about["rows"], 0, np.int32), "charge": np.zeros((), real),
-             "num_unpaired_electrons": np.zeros((), real)}
+    given = {
+        "positions": padded(atoms.positions, about["rows"], 0, real),
+        "num_atoms": np.int32(len(atoms)),
+        "numbers": padded(atoms.numbers, about["rows"], 0, np.int32),
+        "charge": np.zeros((), real),
+        "num_unpaired_electrons": np.zeros((), real),
+    }
     i, j, shifts = neighbor_list("ijS", atoms, about["cutoff"])
     once = [(a, *s) < (b, *-s) if a != b else tuple(s) > (0, 0, 0) for a, b, s in zip(i, j, shifts)]
     given["pairs"] = padded(np.stack([i, j], 1)[once], about["max_pairs"], last, np.int32)
     if "max_long_range_pairs" in about:
         reach = about["long_range_cutoff"] or np.inf
         i, j, _ = long_range_list(atoms.positions, reach)
-        given["long_range_pairs"] = padded(np.stack([i, j], 1), about["max_long_range_pairs"], last, np.int32)
+        given["long_range_pairs"] = padded(
+            np.stack([i, j], 1), about["max_long_range_pairs"], last, np.int32
+        )
     if about["periodic"]:
         given["shifts"] = padded(shifts[once], about["max_pairs"], 0, np.int32)
         given["cell"] = atoms.cell.array.astype(real)
     assert {n: (list(v.shape), str(v.dtype)) for n, v in given.items()} == {
-        n: (i["shape"], i["dtype"]) for n, i in about["inputs"].items()}
+        n: (i["shape"], i["dtype"]) for n, i in about["inputs"].items()
+    }
     exported = jax.export.deserialize(bytearray((folder / "force_field.stablehlo").read_bytes()))
     with jax.enable_x64(real == np.float64):
         out = jax.device_get(exported.call(given))
-    assert {n: list(v.shape) for n, v in out.items()} == {n: o["shape"] for n, o in about["outputs"].items()}
+    assert {n: list(v.shape) for n, v in out.items()} == {
+        n: o["shape"] for n, o in about["outputs"].items()
+    }
     return out
 
 
 def padded(values, size, fill, dtype):
     assert len(values) <= size
     out = np.full((size, *values.shape[1:]), fill, dtype)
-    out[:len(values)] = values
+    out[: len(values)] = values
     return out
 
 
 def compare(potential: Potential, out, atoms, tolerance):
     calculator, n = MLIPCalculator(potential, "float64"), len(atoms)
     reference = potential.reference_energies[atoms.numbers]
-    np.testing.assert_allclose(out["forces"][:n], calculator.get_property("forces", atoms), atol=tolerance)
-    np.testing.assert_allclose(out["energies"][:n] + reference, calculator.get_property("energies", atoms),
-                               atol=tolerance)
+    np.testing.assert_allclose(
+        out["forces"][:n], calculator.get_property("forces", atoms), atol=tolerance
+    )
+    np.testing.assert_allclose(
+        out["energies"][:n] + reference, calculator.get_property("energies", atoms), atol=tolerance
+    )
     assert out["energy"] == pytest.approx(float(out["energies"].sum()), abs=tolerance)
     assert (out["forces"][n:] == 0).all() and (out["energies"][n:] == 0).all()
     if atoms.pbc.all():
         stress = calculator.get_property("stress", atoms)
-        np.testing.assert_allclose(out["stress"][[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]], stress, atol=tolerance)
+        np.testing.assert_allclose(
+            out["stress"][[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]], stress, atol=tolerance
+        )
 
 
 def test_periodic_in_float64(make_potential, tmp_path):
     """A cell that is smaller than the cutoff: atoms are neighbours of their own images."""
     potential = make_potential("tiny")
-    export_stablehlo(potential, tmp_path, max_atoms=6, periodic=True, dtype="float64", platforms=["cpu"], max_pairs=999)
+    export_stablehlo(
+        potential,
+        tmp_path,
+        max_atoms=6,
+        periodic=True,
+        dtype="float64",
+        platforms=["cpu"],
+        max_pairs=999,
+    )
     compare(potential, evaluate_file(tmp_path, crystal(3.0)), crystal(3.0), 1e-10)
 
 
@@ -125,10 +149,16 @@ def test_room_for_pairs():
     assert default_pairs(10, 5.0, False) == 45 < default_pairs(10, 5.0, True)
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"max_atoms": 0}, "max_atoms must be 1 or more, received 0"),
-    ({"max_pairs": 0}, "max_pairs must be"), ({"dtype": "float16"}, "received 'float16'"),
-    ({"platforms": ["abacus"]}, "out of cpu.*abacus"), ({"periodic": True}, "pairs without end")])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"max_atoms": 0}, "max_atoms must be 1 or more, received 0"),
+        ({"max_pairs": 0}, "max_pairs must be"),
+        ({"dtype": "float16"}, "received 'float16'"),
+        ({"platforms": ["abacus"]}, "out of cpu.*abacus"),
+        ({"periodic": True}, "pairs without end"),
+    ],
+)
 def test_errors(make_potential, tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         export_stablehlo(make_potential("charged"), tmp_path, **{"max_atoms": 4, **options})

@@ -72,18 +72,24 @@ def run_and_signal(command, pipe, log_file, *numbers):
     return code, lines, signals.received
 
 
-@pytest.mark.parametrize("sent, received", [("SIGTERM", "SIGTERM"), ("SIGINT", "SIGINT"), ("SIGUSR1", "SIGUSR1"),
-                                            ("SIGHUP", "SIGTERM")])
+@pytest.mark.parametrize(
+    "sent, received",
+    [("SIGTERM", "SIGTERM"), ("SIGINT", "SIGINT"), ("SIGUSR1", "SIGUSR1"), ("SIGHUP", "SIGTERM")],
+)
 def test_a_signal_is_forwarded_once(tmp_path, pipe, sent, received):
     before = signal.getsignal(signal.SIGTERM)
     assert run_and_signal(program(pipe), pipe, tmp_path / "log.txt", signal.Signals[sent]) == (
-        75, ["ready", received], signal.Signals[sent])
+        75,
+        ["ready", received],
+        signal.Signals[sent],
+    )
     assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_second_signal_kills(tmp_path, pipe):
-    assert run_and_signal(program(pipe, "stays"), pipe, tmp_path / "log.txt", signal.SIGINT, signal.SIGINT) == (
-        -signal.SIGKILL, ["ready", "SIGINT"], signal.SIGINT)
+    assert run_and_signal(
+        program(pipe, "stays"), pipe, tmp_path / "log.txt", signal.SIGINT, signal.SIGINT
+    ) == (-signal.SIGKILL, ["ready", "SIGINT"], signal.SIGINT)
 
 
 def test_a_signal_before_the_process_began_reaches_it(tmp_path):
@@ -112,12 +118,18 @@ def test_output_is_shown_and_kept(tmp_path, capsys):
     assert capsys.readouterr().out == "one ä\ntwo\n" * 2
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has ended")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux tells a process that its parent has ended"
+)
 def test_a_process_is_asked_to_stop_when_its_parent_is_killed(tmp_path, pipe):
-    script = ("import pathlib, sys\nfrom mlip_jax.sweeps.child_process import SignalForwarder, run_logged\n"
-              "with SignalForwarder() as signals:\n    run_logged(sys.argv[2:], pathlib.Path(sys.argv[1]), signals)\n")
-    parent = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "log.txt"), *program(pipe)],
-                              env=os.environ | {"PYTHONPATH": str(REPOSITORY)})
+    script = (
+        "import pathlib, sys\nfrom mlip_jax.sweeps.child_process import SignalForwarder, run_logged\n"
+        "with SignalForwarder() as signals:\n    run_logged(sys.argv[2:], pathlib.Path(sys.argv[1]), signals)\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "log.txt"), *program(pipe)],
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+    )
     with open_when_written(pipe) as file:
         assert file.readline() == "ready\n"
         parent.kill()

@@ -14,15 +14,31 @@ from mlip_jax.sweeps.overrides import override, parse, to_text
 
 literals = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner) | st.lists(inner).map(tuple) | st.dictionaries(st.text(), inner), max_leaves=5)
+    lambda inner: st.lists(inner) | st.lists(inner).map(tuple) | st.dictionaries(st.text(), inner),
+    max_leaves=5,
+)
 # values of fields of a training config, each of the type of its field
-fields = st.fixed_dictionaries({}, optional={
-    "seed": st.integers(0, 2**31), "data.elements": st.lists(st.sampled_from("HCNO")).map(tuple),
-    "data.path": st.none() | st.text(), "data.charge": st.none() | st.floats(), "data.num_molecules": st.none()
-    | st.integers(1, 9), "data.reader_options": st.text(), "potential.long_range_cutoff": st.floats(1.0),
-    "potential.zbl": st.booleans(), "optimizer.learning_rate": st.floats(1e-300, 1), "optimizer.freeze": st.just(()),
-    "model.options": st.fixed_dictionaries({"cutoff": st.floats(1), "degrees": st.lists(st.integers(1, 4)).map(tuple)}),
-    "train": st.fixed_dictionaries({"batch_size": st.integers(1, 64), "resident": st.none() | st.booleans()})})
+fields = st.fixed_dictionaries(
+    {},
+    optional={
+        "seed": st.integers(0, 2**31),
+        "data.elements": st.lists(st.sampled_from("HCNO")).map(tuple),
+        "data.path": st.none() | st.text(),
+        "data.charge": st.none() | st.floats(),
+        "data.num_molecules": st.none() | st.integers(1, 9),
+        "data.reader_options": st.text(),
+        "potential.long_range_cutoff": st.floats(1.0),
+        "potential.zbl": st.booleans(),
+        "optimizer.learning_rate": st.floats(1e-300, 1),
+        "optimizer.freeze": st.just(()),
+        "model.options": st.fixed_dictionaries(
+            {"cutoff": st.floats(1), "degrees": st.lists(st.integers(1, 4)).map(tuple)}
+        ),
+        "train": st.fixed_dictionaries(
+            {"batch_size": st.integers(1, 64), "resident": st.none() | st.booleans()}
+        ),
+    },
+)
 
 
 def typed(value):
@@ -54,17 +70,23 @@ def test_overrides_of_a_config_come_through_text(overrides):
     # it is a config that a task takes, and nothing else in it has changed
     before, after = (configs.to_dict(configs.complete(c, config)) for c in (config, there))
     changed = {line.split(": ")[0] for line in configs.differences(before, after)}
-    assert all(any(line == path or line.startswith(f"{path}.") for path in overrides) for line in changed)
+    assert all(
+        any(line == path or line.startswith(f"{path}.") for path in overrides) for line in changed
+    )
 
 
-@pytest.mark.parametrize("text", ["[1]", "{1: 2}", "{'seed': open('x')}", "{'seed': 1", "{'seed': infinity}", ""])
+@pytest.mark.parametrize(
+    "text", ["[1]", "{1: 2}", "{'seed': open('x')}", "{'seed': 1", "{'seed': infinity}", ""]
+)
 def test_text_that_is_no_dictionary(text):
     with pytest.raises(ConfigError, match="dictionary"):
         parse(text)
 
 
 def test_numpy_numbers_become_numbers_and_others_are_refused():
-    assert typed(parse(to_text({"a": np.float32(0.5), "b": (np.int64(3),)}))) == typed({"a": 0.5, "b": (3,)})
+    assert typed(parse(to_text({"a": np.float32(0.5), "b": (np.int64(3),)}))) == typed(
+        {"a": 0.5, "b": (3,)}
+    )
     with pytest.raises(ConfigError, match="ndarray"):
         to_text({"a": np.zeros(2)})
 
@@ -73,7 +95,9 @@ def test_one_option_keeps_the_others_and_a_dictionary_replaces_them():
     config = spice.get_config("painn")
     one = override(config, {"model.options.cutoff": 4.0}).model.options
     assert one.cutoff == 4.0 and one.num_radial == config.model.options.num_radial == 20
-    all_ = override(config, {"model.options.num_layers": 2, "model.options": {"cutoff": 3.0}}).model.options
+    all_ = override(
+        config, {"model.options.num_layers": 2, "model.options": {"cutoff": 3.0}}
+    ).model.options
     assert all_.to_dict() == {"cutoff": 3.0, "num_layers": 2}
     assert config.model.options.cutoff == 5.0
 
@@ -84,15 +108,18 @@ def test_fields_that_refer_to_others_follow():
     assert override(config, {"seed": 7}).data.split_seed == 7 and config.seed == 0
 
 
-@pytest.mark.parametrize("overrides, message", [
-    ({"train.batch_sise": 3}, "Did you mean 'train.batch_size'"),
-    ({"trian.batch_size": 3}, "Did you mean 'train'"),
-    ({"trian": {"batch_size": 3}}, "Did you mean 'train'"),
-    ({"seed.value": 3}, "'seed' holds no further fields"),
-    ({"seed": "three"}, "'seed'.*str"),
-    ({"train": 3}, "'train' holds further fields"),
-    ({"train.batch_size": None}, "'train.batch_size' must have a value, received None"),
-])
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ({"train.batch_sise": 3}, "Did you mean 'train.batch_size'"),
+        ({"trian.batch_size": 3}, "Did you mean 'train'"),
+        ({"trian": {"batch_size": 3}}, "Did you mean 'train'"),
+        ({"seed.value": 3}, "'seed' holds no further fields"),
+        ({"seed": "three"}, "'seed'.*str"),
+        ({"train": 3}, "'train' holds further fields"),
+        ({"train.batch_size": None}, "'train.batch_size' must have a value, received None"),
+    ],
+)
 def test_wrong_fields(overrides, message):
     with pytest.raises(ConfigError, match=message):
         override(defaults.train_defaults(), overrides)

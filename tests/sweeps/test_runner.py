@@ -34,7 +34,11 @@ def sweep():
     return {variants}
 """
 SEEDS = [{"name": name, "data.max_atoms": i} for i, name in enumerate("abc", 1)]
-DEPENDENT = [{"name": "b", "data.path": "{sweep}/a"}, {"name": "a"}, {"name": "c", "data.path": "{sweep}/b,{sweep}/a"}]
+DEPENDENT = [
+    {"name": "b", "data.path": "{sweep}/a"},
+    {"name": "a"},
+    {"name": "c", "data.path": "{sweep}/b,{sweep}/a"},
+]
 REPORT = """
 def report(folder):
     (folder / "made").write_text("x")
@@ -82,7 +86,10 @@ def do(folder, command):
 
 def starts(folder):
     """Number of starts of each variant."""
-    return "".join(str(len(f.read_text().splitlines()) if (f := folder / n / "starts").exists() else 0) for n in "abc")
+    return "".join(
+        str(len(f.read_text().splitlines()) if (f := folder / n / "starts").exists() else 0)
+        for n in "abc"
+    )
 
 
 def states(folder):
@@ -93,7 +100,10 @@ def states(folder):
 def test_variants_run_once(start, tmp_path, capsys):
     assert start() == 0
     assert starts(tmp_path / "run") == "111" and states(tmp_path / "run") == ["done"] * 3
-    assert "this is b" in capsys.readouterr().out and "this is b" in (tmp_path / "run/b/log.txt").read_text()
+    assert (
+        "this is b" in capsys.readouterr().out
+        and "this is b" in (tmp_path / "run/b/log.txt").read_text()
+    )
     assert start() == 0
     assert starts(tmp_path / "run") == "111"
 
@@ -101,9 +111,15 @@ def test_variants_run_once(start, tmp_path, capsys):
 def test_a_failure_does_not_stop_the_others(start, tmp_path, capsys):
     do(tmp_path / "run/b", "exit 3")
     assert start() == 1
-    assert starts(tmp_path / "run") == "111" and states(tmp_path / "run") == ["done", "failed", "done"]
+    assert starts(tmp_path / "run") == "111" and states(tmp_path / "run") == [
+        "done",
+        "failed",
+        "done",
+    ]
     shown = capsys.readouterr().out
-    assert "b failed; the last lines of" in shown and shown.rindex("this is b") > shown.rindex("this is c")
+    assert "b failed; the last lines of" in shown and shown.rindex("this is b") > shown.rindex(
+        "this is c"
+    )
     (tmp_path / "run/b/do").unlink()
     assert start() == 0
     assert starts(tmp_path / "run") == "121" and states(tmp_path / "run") == ["done"] * 3
@@ -112,7 +128,11 @@ def test_a_failure_does_not_stop_the_others(start, tmp_path, capsys):
 def test_a_variant_that_wants_to_be_started_again_stops_the_sweep(start, tmp_path):
     do(tmp_path / "run/b", "exit 75")
     assert start() == 75
-    assert starts(tmp_path / "run") == "110" and states(tmp_path / "run") == ["done", "stopped", "waiting"]
+    assert starts(tmp_path / "run") == "110" and states(tmp_path / "run") == [
+        "done",
+        "stopped",
+        "waiting",
+    ]
     (tmp_path / "run/b/do").unlink()
     assert start() == 0
     assert starts(tmp_path / "run") == "121"
@@ -121,12 +141,20 @@ def test_a_variant_that_wants_to_be_started_again_stops_the_sweep(start, tmp_pat
 def test_a_signal_stops_the_sweep(start, tmp_path):
     do(tmp_path / "run/b", "kill -TERM $PPID; exec sleep 60")
     assert start() == 75
-    assert starts(tmp_path / "run") == "110" and states(tmp_path / "run") == ["done", "stopped", "waiting"]
+    assert starts(tmp_path / "run") == "110" and states(tmp_path / "run") == [
+        "done",
+        "stopped",
+        "waiting",
+    ]
 
 
 def test_one_variant_by_its_number(start, tmp_path, monkeypatch):
     assert start(index="2") == 0
-    assert starts(tmp_path / "run") == "001" and states(tmp_path / "run") == ["waiting", "waiting", "done"]
+    assert starts(tmp_path / "run") == "001" and states(tmp_path / "run") == [
+        "waiting",
+        "waiting",
+        "done",
+    ]
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
     assert start(index="slurm") == 0
     assert starts(tmp_path / "run") == "011"
@@ -152,7 +180,10 @@ def test_collect_writes_only_the_table(start, tmp_path):
     assert start(index="0") == 0
     (tmp_path / "run/sweep.csv").unlink()
     assert start(collect_only=True) == 0
-    assert states(tmp_path / "run") == ["done", "waiting", "waiting"] and starts(tmp_path / "run") == "100"
+    assert (
+        states(tmp_path / "run") == ["done", "waiting", "waiting"]
+        and starts(tmp_path / "run") == "100"
+    )
 
 
 def test_a_variant_that_is_done_with_another_config_is_not_done(start, tmp_path):
@@ -171,7 +202,9 @@ def test_a_variant_without_results_leaves_its_folder_to_the_corrected_one(start,
         (tmp_path / "run" / name / "config.json").write_text("{}")
     (tmp_path / "run/b/metrics.csv").write_text("step\n")
     assert start() == 1
-    assert not (tmp_path / "run/a/config.json").exists() and (tmp_path / "run/b/config.json").exists()
+    assert (
+        not (tmp_path / "run/a/config.json").exists() and (tmp_path / "run/b/config.json").exists()
+    )
 
 
 def test_several_sweeps_share_the_work(start, tmp_path):
@@ -179,15 +212,29 @@ def test_several_sweeps_share_the_work(start, tmp_path):
     do(tmp_path / "run/a", "read go < $workdir/gate")
     os.mkfifo(tmp_path / "run/a/gate")
     assert start(list_only=True) == 0  # writes the config file
-    script = ("import sys\nfrom mlip_jax import defaults\nfrom mlip_jax.sweeps.runner import run\n"
-              "python, file, folder = sys.argv[1:]\nsys.executable = python\n"
-              "sys.exit(run(file, defaults.convert_defaults(), folder, []))\n")
-    command = [INTERPRETER, "-c", script, sys.executable, str(tmp_path / "config.py"), str(tmp_path / "run")]
-    with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, stdout=subprocess.PIPE,
-                          text=True) as first:
+    script = (
+        "import sys\nfrom mlip_jax import defaults\nfrom mlip_jax.sweeps.runner import run\n"
+        "python, file, folder = sys.argv[1:]\nsys.executable = python\n"
+        "sys.exit(run(file, defaults.convert_defaults(), folder, []))\n"
+    )
+    command = [
+        INTERPRETER,
+        "-c",
+        script,
+        sys.executable,
+        str(tmp_path / "config.py"),
+        str(tmp_path / "run"),
+    ]
+    with subprocess.Popen(
+        command, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, stdout=subprocess.PIPE, text=True
+    ) as first:
         assert first.stdout.readline() == "this is a\n"
         assert start() == 0
-        assert starts(tmp_path / "run") == "111" and states(tmp_path / "run") == ["running", "done", "done"]
+        assert starts(tmp_path / "run") == "111" and states(tmp_path / "run") == [
+            "running",
+            "done",
+            "done",
+        ]
         (tmp_path / "run/a/gate").write_text("go\n")
         assert "table: " in first.stdout.read()
     assert first.returncode == 0
@@ -208,7 +255,12 @@ def test_a_sweep_that_was_killed_is_not_running(start, tmp_path):
     (tmp_path / "run/b").mkdir(parents=True)
     ended = subprocess.Popen(["true"])
     ended.wait()
-    attempt = {"state": "running", "host": socket.gethostname(), "process": ended.pid, "seconds": 5.0}
+    attempt = {
+        "state": "running",
+        "host": socket.gethostname(),
+        "process": ended.pid,
+        "seconds": 5.0,
+    }
     (tmp_path / "run/b/attempt.json").write_text(json.dumps(attempt))
     assert start(collect_only=True) == 0 and states(tmp_path / "run")[1] == "stopped"
     (tmp_path / "run/b/attempt.json").write_text(json.dumps(attempt | {"process": os.getpid()}))
@@ -229,8 +281,12 @@ def test_several_processes_of_a_run_share_one_variant(start, tmp_path, monkeypat
         start()
     (tmp_path / "run/b").mkdir(parents=True)
     assert start(index="1") == 0
-    assert starts(tmp_path / "run") == "010" and not (tmp_path / "run/sweep.csv").exists()  # process 0 writes the table
-    monkeypatch.setattr(runner.distributed, "from_environment", lambda: environment._replace(process_id=0))
+    assert (
+        starts(tmp_path / "run") == "010" and not (tmp_path / "run/sweep.csv").exists()
+    )  # process 0 writes the table
+    monkeypatch.setattr(
+        runner.distributed, "from_environment", lambda: environment._replace(process_id=0)
+    )
     assert start(index="1") == 0
     assert starts(tmp_path / "run") == "020" and states(tmp_path / "run")[1] == "done"
 
@@ -241,7 +297,10 @@ def test_needed_variants_come_first(start, tmp_path, capsys):
     order = sorted("abc", key=lambda n: (tmp_path / "run" / n / "done.json").stat().st_mtime_ns)
     assert order == ["a", "b", "c"]
     assert (tmp_path / "run/made").exists() and "report: " in capsys.readouterr().out
-    assert f"'data.path': '{tmp_path}/run/b,{tmp_path}/run/a'" in (tmp_path / "run/c/starts").read_text()
+    assert (
+        f"'data.path': '{tmp_path}/run/b,{tmp_path}/run/a'"
+        in (tmp_path / "run/c/starts").read_text()
+    )
 
 
 def test_a_variant_that_needs_a_failed_one_fails(start, tmp_path, caplog):
@@ -258,21 +317,42 @@ def test_a_single_variant_does_not_wait_for_what_it_needs(start, tmp_path, caplo
 
 
 def test_another_config_file_in_the_command(start, tmp_path):
-    variants = [{"name": "a"}, {"name": "b", "config": "configs/convert.py", "data.path": "{sweep}/a"}]
+    variants = [
+        {"name": "a"},
+        {"name": "b", "config": "configs/convert.py", "data.path": "{sweep}/a"},
+    ]
     with pytest.raises(ConfigError, match="--config.seed=3 cannot be given"):
         start(variants, arguments=["--config=x.py", "--config.seed=3"])
     assert start(variants, arguments=["--config=x.py", "--debug", "--config", "y.py"]) == 0
     assert (tmp_path / "run/b/starts").read_text() == (
         f"-m mlip_jax.main --debug --config=configs/convert.py --nosweep --workdir={tmp_path}/run/b "
-        f"--overrides={{'data.path': '{tmp_path}/run/a'}}\n")
+        f"--overrides={{'data.path': '{tmp_path}/run/a'}}\n"
+    )
 
 
 def command(config, workdir, *flags):
     cache = cache_directory()
     return subprocess.run(
-        [sys.executable, "-m", "mlip_jax.main", f"--config={config}", f"--workdir={workdir}", "--sweep", *flags],
-        capture_output=True, text=True, timeout=300, cwd=workdir.parent, env=os.environ | {
-            "GLIBC_TUNABLES": "", "PYTHONPATH": str(REPOSITORY), "JAX_COMPILATION_CACHE_DIR": str(cache)})
+        [
+            sys.executable,
+            "-m",
+            "mlip_jax.main",
+            f"--config={config}",
+            f"--workdir={workdir}",
+            "--sweep",
+            *flags,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=workdir.parent,
+        env=os.environ
+        | {
+            "GLIBC_TUNABLES": "",
+            "PYTHONPATH": str(REPOSITORY),
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+        },
+    )
 
 
 # A task of this test, which needs no JAX.
@@ -293,28 +373,65 @@ def test_from_the_command_line(tmp_path):
     (tmp_path / "stub.py").write_text(TASK)
     overrides = {"data.elements": ("H", "C", "O"), "data.max_atoms": None, "data.charge": 0.0}
     (tmp_path / "config.py").write_text(
-        f"from mlip_jax import tasks\ntasks.__path__.append({str(tmp_path)!r})\n" + CONFIG.format(
-            defaults="inspect", task="stub",
-            variants=[{"name": "good", **overrides}, {"name": "bad", "data.path": "nowhere"}]))
-    process = command(tmp_path / "config.py", tmp_path / "run", "--config.data.max_atoms=9", "--config.data.charge=1",
-                      "--overrides={'data.min_atoms': 2, 'data.charge': 2.0}", "--config.data.path=somewhere")
+        f"from mlip_jax import tasks\ntasks.__path__.append({str(tmp_path)!r})\n"
+        + CONFIG.format(
+            defaults="inspect",
+            task="stub",
+            variants=[{"name": "good", **overrides}, {"name": "bad", "data.path": "nowhere"}],
+        )
+    )
+    process = command(
+        tmp_path / "config.py",
+        tmp_path / "run",
+        "--config.data.max_atoms=9",
+        "--config.data.charge=1",
+        "--overrides={'data.min_atoms': 2, 'data.charge': 2.0}",
+        "--config.data.path=somewhere",
+    )
     assert process.returncode == 1, process.stderr + process.stdout
     assert "bad failed" in process.stdout and "error: nowhere: no such file" in process.stdout
     assert "Traceback" not in process.stdout + process.stderr
     data = json.loads((tmp_path / "run/good/config.json").read_text())["data"]
-    assert data["elements"] == ["H", "C", "O"] and data["max_atoms"] is None and data["charge"] == 0.0
+    assert (
+        data["elements"] == ["H", "C", "O"] and data["max_atoms"] is None and data["charge"] == 0.0
+    )
     assert data["min_atoms"] == 2 and data["path"] == "somewhere"
-    assert states(tmp_path / "run") == ["done", "failed"] and (tmp_path / "run/good/result").exists()
+    assert (
+        states(tmp_path / "run") == ["done", "failed"] and (tmp_path / "run/good/result").exists()
+    )
     assert not (tmp_path / "run/bad/config.json").exists()
 
 
 @pytest.mark.slow
 def test_scores_of_a_training_run_are_in_the_table(tmp_path):
-    (tmp_path / "config.py").write_text(CONFIG.format(defaults="train", task="train", variants=[
-        {"seed": 1, "model.options": {"num_features": 12, "num_layers": 1, "num_heads": 2, "degrees": (1, 2)}}]))
-    flags = {"data.path": REPOSITORY / "tests/data/gfn2_small.hdf5", "train.num_steps": 8, "train.batch_size": 4,
-             "train.valid_every": 4, "optimizer.warmup_steps": 2, "data.charge": 0.0}
-    process = command(tmp_path / "config.py", tmp_path / "run", *(f"--config.{k}={v}" for k, v in flags.items()))
+    (tmp_path / "config.py").write_text(
+        CONFIG.format(
+            defaults="train",
+            task="train",
+            variants=[
+                {
+                    "seed": 1,
+                    "model.options": {
+                        "num_features": 12,
+                        "num_layers": 1,
+                        "num_heads": 2,
+                        "degrees": (1, 2),
+                    },
+                }
+            ],
+        )
+    )
+    flags = {
+        "data.path": REPOSITORY / "tests/data/gfn2_small.hdf5",
+        "train.num_steps": 8,
+        "train.batch_size": 4,
+        "train.valid_every": 4,
+        "optimizer.warmup_steps": 2,
+        "data.charge": 0.0,
+    }
+    process = command(
+        tmp_path / "config.py", tmp_path / "run", *(f"--config.{k}={v}" for k, v in flags.items())
+    )
     assert process.returncode == 0, process.stderr + process.stdout
     workdir = next((tmp_path / "run").glob("seed=1*"))
     with open(tmp_path / "run/sweep.csv", newline="") as file:

@@ -21,6 +21,8 @@ def get_config(model="so3krates"):
     return config
 
 """
+
+
 @pytest.fixture
 def variants(tmp_path):
     """A function: the variants of a config file whose sweep() has this body."""
@@ -34,8 +36,12 @@ def variants(tmp_path):
     return variants
 
 
-@given(st.dictionaries(st.sampled_from(["seed", "train.batch_size", "model.name"]),
-                       st.lists(st.integers(), min_size=1, max_size=3, unique=True)))
+@given(
+    st.dictionaries(
+        st.sampled_from(["seed", "train.batch_size", "model.name"]),
+        st.lists(st.integers(), min_size=1, max_size=3, unique=True),
+    )
+)
 def test_product_is_every_combination_once(axes):
     grid = product(axes)
     assert len(grid) == math.prod(map(len, axes.values())) == len({tuple(v.items()) for v in grid})
@@ -52,12 +58,20 @@ def test_names_are_made_of_the_values(variants):
     found = variants("""return [{"model.name": "painn", "seed": 1}, {"loss.beta": 0.5}, {"data.elements": ("H", "C")},
         {"data.path": "a b/c.hdf5"}, {}, {"name": "mine", "seed": 3}]""")
     assert [v.name for v in found] == [
-        "model=painn,seed=1", "beta=0.5", "elements=H-C", "path=a-b-c.hdf5", "base", "mine"]
+        "model=painn,seed=1",
+        "beta=0.5",
+        "elements=H-C",
+        "path=a-b-c.hdf5",
+        "base",
+        "mine",
+    ]
 
 
 def test_names_tell_fields_of_the_same_name_apart(variants):
-    found = variants('return [{"seed": 1, "data.split_seed": 2, "model.options.cutoff": 4.0, '
-                     '"potential.dispersion_options.cutoff": 9.0}]')
+    found = variants(
+        'return [{"seed": 1, "data.split_seed": 2, "model.options.cutoff": 4.0, '
+        '"potential.dispersion_options.cutoff": 9.0}]'
+    )
     assert found[0].name.startswith("seed=1,split_seed=2,model.options.cutoff=4.0,potential.")
     assert len(found[0].name) == 80
 
@@ -69,21 +83,27 @@ def test_names_are_safe_and_unique(paths):
     assert all(SAFE.fullmatch(name) and len(name) <= 80 for name in names)
 
 
-@pytest.mark.parametrize("body, message", [
-    ('return [{"seed": 1}, {"seed": 1}]', r"variants \[0, 1\] of the sweep are the same"),
-    ('return [{"name": "a", "seed": 1}, {"name": "A", "seed": 2}]', "same name 'a'"),
-    ('return [{"name": "a/b"}]', "cannot be the name"),
-    ('return [{"name": ".."}]', "cannot be the name"),
-    ('return [{"name": "sweep.md"}]', "cannot be the name"),
-    ("return []", "must return a list"),
-    ('return {"seed": 1}', "must return a list"),
-    ('return [{"seed": 1}, {"sed": 2}]', "variant 1 .*Did you mean 'seed'"),
-    ('return [{"model.name": "pain"}]', "Did you mean 'painn'"),
-    ('return [{"model.options.num_feature": 3}]', "Did you mean 'num_features'"),
-    ('return [{"seed": 1}, {"optimizer.clip_norm": -1.0}]', "variant 1 .*clip_norm must be at least 0"),
-    ('return [{"train.batch_size": 0}]', "train.batch_size must be at least 1"),
-    ('return [{"loss.penalty": "maee"}]', "Did you mean 'mae'"),
-])
+@pytest.mark.parametrize(
+    "body, message",
+    [
+        ('return [{"seed": 1}, {"seed": 1}]', r"variants \[0, 1\] of the sweep are the same"),
+        ('return [{"name": "a", "seed": 1}, {"name": "A", "seed": 2}]', "same name 'a'"),
+        ('return [{"name": "a/b"}]', "cannot be the name"),
+        ('return [{"name": ".."}]', "cannot be the name"),
+        ('return [{"name": "sweep.md"}]', "cannot be the name"),
+        ("return []", "must return a list"),
+        ('return {"seed": 1}', "must return a list"),
+        ('return [{"seed": 1}, {"sed": 2}]', "variant 1 .*Did you mean 'seed'"),
+        ('return [{"model.name": "pain"}]', "Did you mean 'painn'"),
+        ('return [{"model.options.num_feature": 3}]', "Did you mean 'num_features'"),
+        (
+            'return [{"seed": 1}, {"optimizer.clip_norm": -1.0}]',
+            "variant 1 .*clip_norm must be at least 0",
+        ),
+        ('return [{"train.batch_size": 0}]', "train.batch_size must be at least 1"),
+        ('return [{"loss.penalty": "maee"}]', "Did you mean 'mae'"),
+    ],
+)
 def test_wrong_sweeps_are_refused_before_anything_runs(variants, body, message):
     with pytest.raises(ConfigError, match=message):
         variants(body)
@@ -106,32 +126,44 @@ def test_changes_of_the_command_line_hold_for_all_variants(variants):
     config = defaults.train_defaults()
     config.train.batch_size, config.seed = 3, 9
     found = variants('return [{"seed": 0}, {"train.num_steps": 5}]', config=config)
-    assert [(v.config.train.batch_size, v.config.seed, v.config.train.num_steps) for v in found] == [
-        (3, 0, 10_000), (3, 9, 5)]
+    assert [
+        (v.config.train.batch_size, v.config.seed, v.config.train.num_steps) for v in found
+    ] == [(3, 0, 10_000), (3, 9, 5)]
 
 
 def test_columns_are_what_differs(variants):
     found = variants("""return [{"seed": 0, "train.batch_size": 8},
         {"seed": 1, "train.batch_size": 8, "loss.beta": 0.5}]""")
     assert differing(found, defaults.train_defaults()) == [
-        {"seed": 0, "loss.beta": 0.99}, {"seed": 1, "loss.beta": 0.5}]
+        {"seed": 0, "loss.beta": 0.99},
+        {"seed": 1, "loss.beta": 0.5},
+    ]
 
 
 def test_dictionaries_are_columns_only_where_nothing_else_tells_them():
     config = spice_sweep.get_config()
     found = load(spice_sweep.__file__, config)
     assert len(found) == 6 and list(differing(found, config)[0]) == ["model.name", "seed"]
-    options = [v._replace(overrides={"model.options": v.overrides["model.options"]}) for v in (found[0], found[-1])]
+    options = [
+        v._replace(overrides={"model.options": v.overrides["model.options"]})
+        for v in (found[0], found[-1])
+    ]
     assert list(differing(options, config)[0]) == ["model.options"]
 
 
 def test_variants_of_other_config_files(variants, tmp_path):
     other = tmp_path / "other.py"
-    other.write_text("from mlip_jax.defaults import property_defaults\n\n\ndef get_config(model='schnet'):\n"
-                     "    c = property_defaults()\n    c.model.name = model\n    return c\n")
-    found = variants(f"return [{{'seed': 1}}, {{'name': 'p', 'config': '{other}:painn', 'seed': 2, "
-                     "'init.workdir': '{sweep}/seed=1'}]")
-    assert [v.config.task for v in found] == ["train", "property"] and found[1].config.model.name == "painn"
+    other.write_text(
+        "from mlip_jax.defaults import property_defaults\n\n\ndef get_config(model='schnet'):\n"
+        "    c = property_defaults()\n    c.model.name = model\n    return c\n"
+    )
+    found = variants(
+        f"return [{{'seed': 1}}, {{'name': 'p', 'config': '{other}:painn', 'seed': 2, "
+        "'init.workdir': '{sweep}/seed=1'}]"
+    )
+    assert [v.config.task for v in found] == ["train", "property"] and found[
+        1
+    ].config.model.name == "painn"
     assert found[1].config_file == f"{other}:painn" and "config" not in found[1].overrides
     assert [v.needs for v in found] == [[], ["seed=1"]]
     with pytest.raises(ConfigError, match="there is no such config file"):
@@ -141,20 +173,30 @@ def test_variants_of_other_config_files(variants, tmp_path):
 
 
 def test_a_variant_may_begin_from_another_and_take_its_architecture(variants):
-    first, second = variants("return [{'name': 'a'}, {'name': 'b', 'init.workdir': '{sweep}/a', 'model.name': ''}]")
+    first, second = variants(
+        "return [{'name': 'a'}, {'name': 'b', 'init.workdir': '{sweep}/a', 'model.name': ''}]"
+    )
     assert second.needs == ["a"] and second.config.model.name == "" and not first.needs
 
 
 @pytest.mark.parametrize("value", ["{sweep}/a", "{sweep}/a/split.json,{sweep}/b/x", "x {sweep}/b"])
 def test_what_a_variant_needs(variants, value):
-    found = variants(f"return [{{'name': n, 'seed': i}} for i, n in enumerate('ab')] + [{{'name': 'c', "
-                     f"'data.split_files': {value!r}}}]")
+    found = variants(
+        f"return [{{'name': n, 'seed': i}} for i, n in enumerate('ab')] + [{{'name': 'c', "
+        f"'data.split_files': {value!r}}}]"
+    )
     assert found[2].needs == [n for n in "ab" if f"{{sweep}}/{n}" in value]
-    with pytest.raises(ConfigError, match="c needs the folder of unknown variant 'd'. Did you mean"):
-        variants("return [{'name': 'cd', 'seed': 0}, {'name': 'c', 'data.split_files': '{sweep}/d'}]")
+    with pytest.raises(
+        ConfigError, match="c needs the folder of unknown variant 'd'. Did you mean"
+    ):
+        variants(
+            "return [{'name': 'cd', 'seed': 0}, {'name': 'c', 'data.split_files': '{sweep}/d'}]"
+        )
 
 
-@pytest.mark.parametrize("needs", [{"a": "a"}, {"a": "b", "b": "a"}, {"a": "b", "b": "c", "c": "a"}])
+@pytest.mark.parametrize(
+    "needs", [{"a": "a"}, {"a": "b", "b": "a"}, {"a": "b", "b": "c", "c": "a"}]
+)
 def test_variants_that_need_each_other(variants, needs):
     given = [{"name": name, "data.path": f"{{sweep}}/{other}"} for name, other in needs.items()]
     with pytest.raises(ConfigError, match="needs its own folder, itself or through others: .*a"):

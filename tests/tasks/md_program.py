@@ -11,8 +11,18 @@ from tests.simulation.analytic import pairwise
 def options(input, **changes):
     """Hot clusters of argon, of which little is written."""
     config = md_defaults()
-    config.input, config.force_field, config.replicas, config.num_steps = str(input), "argon", 2, 120
-    config.timestep, config.record_every, config.frame_every, config.restart_seconds = 4.0, 2, 10, 0.0
+    config.input, config.force_field, config.replicas, config.num_steps = (
+        str(input),
+        "argon",
+        2,
+        120,
+    )
+    config.timestep, config.record_every, config.frame_every, config.restart_seconds = (
+        4.0,
+        2,
+        10,
+        0.0,
+    )
     config.temperature, config.watch_bonds = 60.0, False
     for name, value in changes.items():
         config[name] = value
@@ -22,4 +32,6 @@ def options(input, **changes):
 if __name__ == "__main__":
     md.load_force_field = lambda text: pairwise()
     dynamics._TURN = 0.01
-    md.run(options(sys.argv[1], num_steps=int(sys.argv[3]), trajectory_format=sys.argv[4]), sys.argv[2])
+    md.run(
+        options(sys.argv[1], num_steps=int(sys.argv[3]), trajectory_format=sys.argv[4]), sys.argv[2]
+    )

@@ -21,20 +21,32 @@ REPOSITORY = Path(__file__).parents[2]
 DATA = REPOSITORY / "tests/data/gfn2_small.hdf5"
 OPTIONS = {  # model options: the smallest models that exercise a run
     "so3krates": {"num_features": 12, "num_layers": 1, "num_heads": 2, "degrees": "(1,2)"},
-    "schnet": {"num_features": 8, "num_layers": 1}}
+    "schnet": {"num_features": 8, "num_layers": 1},
+}
 SMALL = {
-    "data.path": DATA, "data.split_seed": 1, "train.num_steps": 24, "train.batch_size": 4, "train.log_every": 4,
-    "train.valid_every": 8, "train.checkpoint_every": 4, "optimizer.warmup_steps": 2,
+    "data.path": DATA,
+    "data.split_seed": 1,
+    "train.num_steps": 24,
+    "train.batch_size": 4,
+    "train.log_every": 4,
+    "train.valid_every": 8,
+    "train.checkpoint_every": 4,
+    "optimizer.warmup_steps": 2,
     # Adam compiles faster than Muon, which tests/training/test_loop.py covers
-    "optimizer.name": "adam", "optimizer.learning_rate": 1e-3}
+    "optimizer.name": "adam",
+    "optimizer.learning_rate": 1e-3,
+}
 
 
 def flags(workdir, model="so3krates", **changes):
     """Return the flags of a small run. `changes` are config fields with __ in place of dots."""
     fields = SMALL | {f"model.options.{k}": v for k, v in OPTIONS[model].items()}
     fields |= {k.replace("__", "."): v for k, v in changes.items()}
-    return [f"--config={REPOSITORY}/configs/spice.py:{model}", f"--workdir={workdir}",
-            *(f"--config.{k}={v}" for k, v in fields.items())]
+    return [
+        f"--config={REPOSITORY}/configs/spice.py:{model}",
+        f"--workdir={workdir}",
+        *(f"--config.{k}={v}" for k, v in fields.items()),
+    ]
 
 
 def command(workdir, model="so3krates", **changes):
@@ -50,8 +62,14 @@ def environment(devices=None):
     Args:
       devices: Number of virtual CPU devices. None: the default devices.
     """
-    virtual = {} if devices is None else {
-        "JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags(f"--xla_force_host_platform_device_count={devices}")}
+    virtual = (
+        {}
+        if devices is None
+        else {
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": xla_flags(f"--xla_force_host_platform_device_count={devices}"),
+        }
+    )
     return dict(os.environ, GLIBC_TUNABLES="", PYTHONPATH=str(REPOSITORY), **virtual)
 
 
@@ -59,8 +77,14 @@ def start(workdir, cwd=None, env=None, **changes):
     """Start a run in another process: in a fork or, with `env`, in a new interpreter."""
     if env is None:
         return ForkedRun(cwd or workdir.parent, flags(workdir, **changes))
-    return subprocess.Popen(command(workdir, **changes), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                            cwd=cwd or workdir.parent, env=env)
+    return subprocess.Popen(
+        command(workdir, **changes),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=cwd or workdir.parent,
+        env=env,
+    )
 
 
 @functools.cache
@@ -77,8 +101,11 @@ class ForkedRun:
     def __init__(self, cwd, arguments):
         self._log = tempfile.TemporaryFile("w+")
         self._fork = _forks().start(
-            "import os, sys; os.chdir(sys.argv.pop(1)); from mlip_jax.main import main; main()", cwd, *arguments,
-            stdout=self._log)
+            "import os, sys; os.chdir(sys.argv.pop(1)); from mlip_jax.main import main; main()",
+            cwd,
+            *arguments,
+            stdout=self._log,
+        )
         self.pid, self.poll, self.kill = self._fork.pid, self._fork.poll, self._fork.kill
 
     @property
@@ -157,7 +184,11 @@ def newest(workdir, kind="checkpoints"):
 def steps_of(workdir, kind="checkpoints"):
     """Return the steps of the checkpoints whose folder names mark them as complete."""
     folder = workdir / kind
-    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal()) if folder.is_dir() else []
+    return (
+        sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal())
+        if folder.is_dir()
+        else []
+    )
 
 
 def metrics(workdir):
@@ -187,9 +218,18 @@ def assert_alike(workdir, expected, atol=None):
     np.testing.assert_array_equal(ours["step"], theirs["step"])
     if atol is not None:
         return
-    for column in ("epoch", "learning_rate", "train_loss", "train_force_mae_mev_per_ang", "valid_loss"):
+    for column in (
+        "epoch",
+        "learning_rate",
+        "train_loss",
+        "train_force_mae_mev_per_ang",
+        "valid_loss",
+    ):
         np.testing.assert_array_equal(ours[column], theirs[column], err_msg=column)
     for part in ("train", "valid", "test"):
-        with np.load(workdir / f"predictions_{part}.npz") as a, np.load(expected / f"predictions_{part}.npz") as b:
+        with (
+            np.load(workdir / f"predictions_{part}.npz") as a,
+            np.load(expected / f"predictions_{part}.npz") as b,
+        ):
             for name in ("energy_predicted", "forces_predicted"):
                 np.testing.assert_array_equal(a[name], b[name], err_msg=f"{part} {name}")

@@ -24,11 +24,24 @@ DATA = REPOSITORY / "tests" / "data" / "gfn2_small.hdf5"
 
 def command(workdir, **changes):
     """Exit code and output (white space folded) of a run."""
-    fields = {"data.path": DATA, "store.num_processes": 1} | {k.replace("__", "."): v for k, v in changes.items()}
+    fields = {"data.path": DATA, "store.num_processes": 1} | {
+        k.replace("__", "."): v for k, v in changes.items()
+    }
     process = subprocess.run(
-        [sys.executable, "-m", "mlip_jax.main", f"--config={REPOSITORY}/configs/convert.py", f"--workdir={workdir}",
-         *(f"--config.{k}={v}" for k, v in fields.items())], capture_output=True, text=True, timeout=120,
-        cwd=workdir.parent, env=dict(os.environ, GLIBC_TUNABLES="", PYTHONPATH=str(REPOSITORY), COLUMNS="200"))
+        [
+            sys.executable,
+            "-m",
+            "mlip_jax.main",
+            f"--config={REPOSITORY}/configs/convert.py",
+            f"--workdir={workdir}",
+            *(f"--config.{k}={v}" for k, v in fields.items()),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=workdir.parent,
+        env=dict(os.environ, GLIBC_TUNABLES="", PYTHONPATH=str(REPOSITORY), COLUMNS="200"),
+    )
     return process.returncode, " ".join((process.stdout + process.stderr).split())
 
 
@@ -56,7 +69,11 @@ def gradients_negated(group):
 
 
 def times(folder):
-    return {p.name: p.stat().st_mtime_ns for p in Path(folder).rglob("*") if p.suffix in (".safetensors", ".npy")}
+    return {
+        p.name: p.stat().st_mtime_ns
+        for p in Path(folder).rglob("*")
+        if p.suffix in (".safetensors", ".npy")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -91,13 +108,18 @@ def test_leaves_a_store_with_its_checks(finished):
     removed = (workdir / "removed.csv").read_text().splitlines()
     assert removed[0] == "structure,reason" and len(removed) == 13
     assert all(line.endswith(",charge") for line in removed[1:])
-    assert {line.split("#")[0] for line in removed[1:]} == {f"{DATA.name}:acetate", f"{DATA.name}:ethylammonium"}
+    assert {line.split("#")[0] for line in removed[1:]} == {
+        f"{DATA.name}:acetate",
+        f"{DATA.name}:ethylammonium",
+    }
 
 
 def test_other_number_of_processes_is_accepted(finished):
     workdir, first = finished
     before = times(workdir)
-    code, output = command(workdir, data__charge=0.0, store__atoms_per_shard=100, store__num_processes=2)
+    code, output = command(
+        workdir, data__charge=0.0, store__atoms_per_shard=100, store__num_processes=2
+    )
     assert code == 0 and "90 structures of 15 molecules (GFN2-xTB" in output, output
     assert times(workdir) == before and "records" not in output
 
@@ -107,8 +129,11 @@ def test_other_filters_are_refused_with_the_difference(finished):
     code, output = command(workdir, data__charge=0.0, store__atoms_per_shard=100, data__max_atoms=9)
     assert code != 0 and "data.max_atoms: None -> 9" in output and "Traceback" not in output
     assert "charge" not in output.partition("another config:")[2] and "--workdir" in output
-    for name, value, line in (("data__charge", 1.0, "data.charge: 0.0 -> 1.0"), ("data__elements", ("H",), "elements"),
-                              ("store__dtype", "float64", "store.dtype: 'float32' -> 'float64'")):
+    for name, value, line in (
+        ("data__charge", 1.0, "data.charge: 0.0 -> 1.0"),
+        ("data__elements", ("H",), "elements"),
+        ("store__dtype", "float64", "store.dtype: 'float32' -> 'float64'"),
+    ):
         with pytest.raises(WorkdirError, match=line):
             run(workdir, **{"data__charge": 0.0, "store__atoms_per_shard": 100} | {name: value})
     assert is_store(workdir)
@@ -127,7 +152,11 @@ def test_refused_data_and_the_way_out(tmp_path):
     source = edited(tmp_path / "wrong.hdf5", gradients_negated)
     code, output = command(tmp_path / "store", data__path=source)
     assert code != 0 and "Traceback" not in output and output.count("error:") == 1
-    assert "wrong.hdf5: refused" in output and "look like gradients" in output and "change their sign" in output
+    assert (
+        "wrong.hdf5: refused" in output
+        and "look like gradients" in output
+        and "change their sign" in output
+    )
     way_out = "--config.data.refuse=False"
     assert way_out in output and not is_store(tmp_path / "store")
     code, output = command(tmp_path / "store", data__path=source, data__refuse=False)
@@ -135,16 +164,40 @@ def test_refused_data_and_the_way_out(tmp_path):
     assert "**error** (gradients)" in (tmp_path / "store" / "checks.md").read_text()
 
 
-@pytest.mark.parametrize("changes, error, words", [
-    ({"data__path": "nowhere.hdf5"}, DatasetError, "nowhere.hdf5: no such file"),
-    ({"data__path": "*.nothing"}, DatasetError, "no file fits this pattern"),
-    ({"data__path": str(Path(__file__))}, DatasetError, "layout of no known data set.*config.data.reader"),
-    ({"data__reader": "spise"}, ConfigError, "Did you mean 'spice'"),
-    ({"data__reader_options": "split=1"}, ConfigError, "'spice' has no options; received 'split'"),
-    ({"data__require": "everything"}, ConfigError, "unknown data.require 'everything'.*energy, forces"),
-    ({"data__elements": ("Xx",)}, ValueError, "'Xx' is not the symbol"),
-    ({"data__max_atoms": 2}, DatasetError, "no structure is left of 102 read .*'too many atoms': 102"),
-    ({"store__dtype": "float16"}, ConfigError, "unknown store.dtype 'float16'.*float32, float64")])
+@pytest.mark.parametrize(
+    "changes, error, words",
+    [
+        ({"data__path": "nowhere.hdf5"}, DatasetError, "nowhere.hdf5: no such file"),
+        ({"data__path": "*.nothing"}, DatasetError, "no file fits this pattern"),
+        (
+            {"data__path": str(Path(__file__))},
+            DatasetError,
+            "layout of no known data set.*config.data.reader",
+        ),
+        ({"data__reader": "spise"}, ConfigError, "Did you mean 'spice'"),
+        (
+            {"data__reader_options": "split=1"},
+            ConfigError,
+            "'spice' has no options; received 'split'",
+        ),
+        (
+            {"data__require": "everything"},
+            ConfigError,
+            "unknown data.require 'everything'.*energy, forces",
+        ),
+        ({"data__elements": ("Xx",)}, ValueError, "'Xx' is not the symbol"),
+        (
+            {"data__max_atoms": 2},
+            DatasetError,
+            "no structure is left of 102 read .*'too many atoms': 102",
+        ),
+        (
+            {"store__dtype": "float16"},
+            ConfigError,
+            "unknown store.dtype 'float16'.*float32, float64",
+        ),
+    ],
+)
 def test_settings_that_cannot_be_followed(tmp_path, changes, error, words):
     with pytest.raises(error, match=words):
         run(tmp_path / "store", **changes)
@@ -157,21 +210,37 @@ def test_skipped_and_filtered_are_told_apart(tmp_path, caplog):
             group["conformations"][0, 0] = np.nan
 
     caplog.set_level(logging.INFO)
-    run(tmp_path / "store", data__path=str(edited(tmp_path / "data.hdf5", lost)), data__max_atoms=10)
-    assert "skipped when read: {'positions not finite': 1}; taken out by filters: {'too many atoms': 12}" in caplog.text
+    run(
+        tmp_path / "store", data__path=str(edited(tmp_path / "data.hdf5", lost)), data__max_atoms=10
+    )
+    assert (
+        "skipped when read: {'positions not finite': 1}; taken out by filters: {'too many atoms': 12}"
+        in caplog.text
+    )
     assert "89 structures of 15 molecules" in caplog.text
 
 
 def test_reader_options_and_dtype(tmp_path):
     frames = tmp_path / "frames.xyz"
-    frames.write_text("".join(
-        f'2\nProperties=species:S:1:pos:R:3:grad:R:3 total={-1.0 - s} name=m{s % 2} pbc="F F F"\n'
-        f"H 0 0 0 0 0 {s}\nC 0 0 1.0 0 0 {-s}\n" for s in range(4)))
-    workdir = run(tmp_path / "store", data__path=str(frames), data__refuse=False, store__dtype="float64",
-                  data__reader_options="energy_key=total; forces_key=grad; energy_unit=hartree; "
-                                       "forces_are_gradients=True; molecule_key=name")
+    frames.write_text(
+        "".join(
+            f'2\nProperties=species:S:1:pos:R:3:grad:R:3 total={-1.0 - s} name=m{s % 2} pbc="F F F"\n'
+            f"H 0 0 0 0 0 {s}\nC 0 0 1.0 0 0 {-s}\n"
+            for s in range(4)
+        )
+    )
+    workdir = run(
+        tmp_path / "store",
+        data__path=str(frames),
+        data__refuse=False,
+        store__dtype="float64",
+        data__reader_options="energy_key=total; forces_key=grad; energy_unit=hartree; "
+        "forces_are_gradients=True; molecule_key=name",
+    )
     store = Store(workdir)
-    np.testing.assert_allclose(store.index("energy"), 27.211386 * np.array([-1.0, -2, -3, -4]), rtol=1e-6)
+    np.testing.assert_allclose(
+        store.index("energy"), 27.211386 * np.array([-1.0, -2, -3, -4]), rtol=1e-6
+    )
     np.testing.assert_allclose(store.take([3]).forces[0], [0, 0, -3 * 27.211386], rtol=1e-6)
     assert store.manifest["dtype"] == "float64" and store.manifest["molecules"] == 2
     assert store.manifest["source"]["options"]["forces_are_gradients"] is True

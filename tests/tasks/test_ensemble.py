@@ -23,20 +23,37 @@ from tests.tasks import runs
 
 pytestmark = pytest.mark.slow  # whole runs
 
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Two trained members of other seeds; and the second one once more, as if it were of another split."""
     made = tmp_path_factory.mktemp("ensemble")
-    shares = dict(data__num_train=200, data__num_valid=100, data__num_test=100)  # more than there are
-    longer = dict(train__num_steps=120, train__valid_every=60, train__checkpoint_every=120,
-                  optimizer__learning_rate=5e-3)
+    shares = dict(
+        data__num_train=200, data__num_valid=100, data__num_test=100
+    )  # more than there are
+    longer = dict(
+        train__num_steps=120,
+        train__valid_every=60,
+        train__checkpoint_every=120,
+        optimizer__learning_rate=5e-3,
+    )
     for seed in (0, 1):
-        code, output = runs.run(made / f"m{seed}", model="schnet", seed=seed, data__split_seed=0,
-                                data__directory=made / "data", report__max_domain=0, **shares, **longer)
+        code, output = runs.run(
+            made / f"m{seed}",
+            model="schnet",
+            seed=seed,
+            data__split_seed=0,
+            data__directory=made / "data",
+            report__max_domain=0,
+            **shares,
+            **longer,
+        )
         assert code == 0, output
     shutil.copytree(made / "m1", made / "m2")
     store = RunData.load(made / "m0").store
-    other = splits.split("molecule", (200, 100, 100), seed=1, molecule=np.asarray(store.index("molecule")))
+    other = splits.split(
+        "molecule", (200, 100, 100), seed=1, molecule=np.asarray(store.index("molecule"))
+    )
     save_split(made / "m2/splits.npz", other, {"store": str(store.path)})
     return made
 
@@ -54,7 +71,9 @@ def test_expected_errors_agree_with_those_found(folder):
     found = json.loads((out / "ensemble.json").read_text())
     data = RunData.load(folder / "m0")
     members = [Potential.load(folder / m) for m in ("m0", "m1")]
-    assert found["members"] == [m.digest() for m in members] and found["num_structures"] == len(data.parts["valid"])
+    assert found["members"] == [m.digest() for m in members] and found["num_structures"] == len(
+        data.parts["valid"]
+    )
     calculator = EnsembleCalculator.from_workdirs([folder / "m1", folder / "m0"], calibration=out)
     z = {"energy": [], "forces": []}
     for s in data.parts["valid"]:
@@ -63,7 +82,9 @@ def test_expected_errors_agree_with_those_found(folder):
         calculator.calculate(atoms)
         r = calculator.results
         z["energy"].append((r["energy"] - structure.energy) / r["energy_expected_error"])
-        z["forces"].append(((r["forces"] - structure.forces) / r["forces_expected_error"][:, None]).ravel())
+        z["forces"].append(
+            ((r["forces"] - structure.forces) / r["forces_expected_error"][:, None]).ravel()
+        )
     for name, values in z.items():
         spread = np.sqrt(np.mean(np.concatenate([np.ravel(v) for v in values]) ** 2))
         assert spread == pytest.approx(1, abs=0.02)
@@ -99,17 +120,27 @@ def test_what_members_were_trained_on_is_left_out(folder):
 def test_a_member_whose_data_are_gone(folder):
     shutil.copytree(folder / "m1/best", folder / "moved/best")
     members = [Potential.load(folder / m) for m in ("m0", "moved")]
-    _, chosen, notes = ensemble_calibration.held_out([folder / "m0", folder / "moved"], members, "valid", 1000)
-    assert len(chosen) and "moved has another data set than m0, or one that is not there" in notes[0]
+    _, chosen, notes = ensemble_calibration.held_out(
+        [folder / "m0", folder / "moved"], members, "valid", 1000
+    )
+    assert (
+        len(chosen) and "moved has another data set than m0, or one that is not there" in notes[0]
+    )
 
 
 def test_scores_without_labels_of_a_kind(folder):
     members = [Potential.load(folder / m) for m in ("m0", "m1")]
-    store, chosen, _ = ensemble_calibration.held_out([folder / "m0", folder / "m1"], members, "test", 8)
+    store, chosen, _ = ensemble_calibration.held_out(
+        [folder / "m0", folder / "m1"], members, "test", 8
+    )
     found = ensemble_calibration.evaluate(members, store, chosen)
     found.force_error[:] = np.nan
     made = scores(Calibration.fit(members, found), found)
-    assert made["forces"] is None and made["energy"]["z_rms"] == pytest.approx(1) and made["num_structures"] == 8
+    assert (
+        made["forces"] is None
+        and made["energy"]["z_rms"] == pytest.approx(1)
+        and made["num_structures"] == 8
+    )
 
 
 def test_errors(folder):

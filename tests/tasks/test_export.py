@@ -31,7 +31,11 @@ def test_export_and_read_back(tmp_path):
     export.run(config(tmp_path / "ff", max_atoms=9, platforms=("cpu",)), tmp_path / "out")
     about = json.loads((tmp_path / "out/force_field.json").read_text())
     original = Potential.load(tmp_path / "ff")
-    assert about["rows"] == 10 and about["platforms"] == ["cpu"] and about["force_field"] == original.digest()
+    assert (
+        about["rows"] == 10
+        and about["platforms"] == ["cpu"]
+        and about["force_field"] == original.digest()
+    )
     jax.export.deserialize(bytearray((tmp_path / "out/force_field.stablehlo").read_bytes()))
     back = load_force_field(f"parameters:{tmp_path / 'out'}")
     assert back.digest() == original.digest() and back.metadata == original.metadata
@@ -48,4 +52,6 @@ def test_errors(tmp_path):
     write_force_field(tmp_path / "ff")
     with pytest.raises(ValueError, match="max_atoms"):
         export.run(config(tmp_path / "ff", max_atoms=0), tmp_path / "out")
-    export.run(config(tmp_path / "ff", max_atoms=4, platforms=("cpu",)), tmp_path / "out")  # the folder is free still
+    export.run(
+        config(tmp_path / "ff", max_atoms=4, platforms=("cpu",)), tmp_path / "out"
+    )  # the folder is free still

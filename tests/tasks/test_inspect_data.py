@@ -26,16 +26,28 @@ SAMPLES = REPOSITORY / "tests/datasets/readers/samples"
 
 
 def command(workdir, **fields):
-    return [sys.executable, "-m", "mlip_jax.main", f"--config={REPOSITORY}/configs/inspect_data.py",
-            f"--workdir={workdir}", *(f"--config.data.{k}={v}" for k, v in fields.items())]
+    return [
+        sys.executable,
+        "-m",
+        "mlip_jax.main",
+        f"--config={REPOSITORY}/configs/inspect_data.py",
+        f"--workdir={workdir}",
+        *(f"--config.data.{k}={v}" for k, v in fields.items()),
+    ]
 
 
 @pytest.fixture(scope="module")
 def looked(tmp_path_factory):
     """Workdir and output of a run on the whole file."""
     folder = tmp_path_factory.mktemp("looked")
-    process = subprocess.run(command(folder / "run", path=DATA), cwd=folder, capture_output=True, text=True,
-                             env=dict(os.environ, PYTHONPATH=str(REPOSITORY), COLUMNS="120"), timeout=120)
+    process = subprocess.run(
+        command(folder / "run", path=DATA),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env=dict(os.environ, PYTHONPATH=str(REPOSITORY), COLUMNS="120"),
+        timeout=120,
+    )
     assert process.returncode == 0, process.stdout + process.stderr
     return folder / "run", process.stdout + process.stderr
 
@@ -54,7 +66,9 @@ def config_for(path, directory, **changes):
 
 
 def summary_of(path, directory, **changes):
-    return inspect_data.summarize(source.load(config_for(path, directory, refuse=False, **changes).data))
+    return inspect_data.summarize(
+        source.load(config_for(path, directory, refuse=False, **changes).data)
+    )
 
 
 def histogram(plain):
@@ -70,15 +84,22 @@ def check_distribution(plain, values):
     h = histogram(plain)
     assert h.known == len(values) and h.missing == 0
     edges = h.edges
-    np.testing.assert_allclose([plain["minimum"], plain["maximum"], plain["mean"]],
-                               [values.min(), values.max(), values.mean()], rtol=1e-5)
+    np.testing.assert_allclose(
+        [plain["minimum"], plain["maximum"], plain["mean"]],
+        [values.min(), values.max(), values.mean()],
+        rtol=1e-5,
+    )
     # Rounding in the store may move a value over an edge.
     counts = np.histogram(values, edges)[0]
     assert np.abs(counts - h.counts).sum() <= 0.02 * len(values)
     for q in (0.05, 0.25, 0.5, 0.75, 0.95):
         low, high = np.quantile(values, q, method="lower"), np.quantile(values, q, method="higher")
         bins = np.clip(np.searchsorted(edges, [low, high], side="right") - 1, 0, len(edges) - 2)
-        assert edges[bins[0]] - np.diff(edges).max() <= h.quantile(q) <= edges[bins[1] + 1] + np.diff(edges).max()
+        assert (
+            edges[bins[0]] - np.diff(edges).max()
+            <= h.quantile(q)
+            <= edges[bins[1] + 1] + np.diff(edges).max()
+        )
 
 
 def cells(text, first):
@@ -91,30 +112,60 @@ def test_the_table_has_the_columns_of_the_papers(looked):
     workdir, output = looked
     text = (workdir / "dataset.md").read_text()
     assert cells(text, "data set") == ["data set", "n_s", "n_c", "N", "level of theory", "elements"]
-    assert cells(text, "gfn2\\_small.hdf5") == ["gfn2\\_small.hdf5", "17", "6.0", "102", "GFN2-xTB (tblite 0.8.0)",
-                                              "H, C, N, O, S, Cl"]
-    assert cells(text, "energy") == ["energy", "100 %"] and cells(text, "forces") == ["forces", "100 %"]
+    assert cells(text, "gfn2\\_small.hdf5") == [
+        "gfn2\\_small.hdf5",
+        "17",
+        "6.0",
+        "102",
+        "GFN2-xTB (tblite 0.8.0)",
+        "H, C, N, O, S, Cl",
+    ]
+    assert cells(text, "energy") == ["energy", "100 %"] and cells(text, "forces") == [
+        "forces",
+        "100 %",
+    ]
     assert "Problem" not in text and "![Distributions](dataset.png)" in text
-    assert "n_c" in output and "102" in output and "Traceback" not in output and "dataset.md" in output
+    assert (
+        "n_c" in output and "102" in output and "Traceback" not in output and "dataset.md" in output
+    )
 
 
 def test_numbers_are_those_of_numpy(looked, structures):
     told = json.loads((looked[0] / "dataset.json").read_text())
     sizes = [len(s) for s in structures]
     molecules, conformers = np.unique([s.molecule for s in structures], return_counts=True)
-    assert (told["num_structures"], told["num_molecules"]) == (len(structures), len(molecules)) == (102, 17)
+    assert (
+        (told["num_structures"], told["num_molecules"])
+        == (len(structures), len(molecules))
+        == (102, 17)
+    )
     assert told["mean_conformers"] == 6.0
     check_distribution(told["n_atoms"], sizes)
-    assert [told["n_atoms"]["counts"][n - 6] for n in range(6, 12)] == np.bincount(sizes)[6:].tolist()
+    assert [told["n_atoms"]["counts"][n - 6] for n in range(6, 12)] == np.bincount(sizes)[
+        6:
+    ].tolist()
     check_distribution(told["conformers"], conformers)
-    check_distribution(told["force"], np.concatenate([np.linalg.norm(s.forces, axis=1) for s in structures]))
+    check_distribution(
+        told["force"], np.concatenate([np.linalg.norm(s.forces, axis=1) for s in structures])
+    )
     check_distribution(told["total_energy_per_atom"], [s.energy / len(s) for s in structures])
-    check_distribution(told["shortest_distance"], [
-        np.linalg.norm(s.positions[:, None] - s.positions[None], axis=-1)[np.triu_indices(len(s), 1)].min()
-        for s in structures])
+    check_distribution(
+        told["shortest_distance"],
+        [
+            np.linalg.norm(s.positions[:, None] - s.positions[None], axis=-1)[
+                np.triu_indices(len(s), 1)
+            ].min()
+            for s in structures
+        ],
+    )
     numbers = np.concatenate([s.numbers for s in structures])
-    assert told["elements"] == {chemical_symbols[z]: int(n) for z, n in zip(*np.unique(numbers, return_counts=True))}
-    charges = {float(c): int(n) for c, n in zip(*np.unique([s.charge for s in structures], return_counts=True))}
+    assert told["elements"] == {
+        chemical_symbols[z]: int(n) for z, n in zip(*np.unique(numbers, return_counts=True))
+    }
+    charges = {
+        float(c): int(n)
+        for c, n in zip(*np.unique([s.charge for s in structures], return_counts=True))
+    }
     assert {float(c): n for c, n in told["charges"].items()} == charges and len(charges) == 3
     assert told["counts"]["read from the source"] == 102 and told["problems"] == []
 
@@ -127,15 +178,19 @@ def test_energies_less_the_least_squares_of_elements(looked, structures):
     fitted, *_ = np.linalg.lstsq(counts, energy, rcond=None)
     check_distribution(told["energy_per_atom"], (energy - counts @ fitted) / counts.sum(1))
     for z, value in zip(present, fitted):
-        np.testing.assert_allclose(told["reference_energies"][chemical_symbols[z]], value, rtol=1e-6)
+        np.testing.assert_allclose(
+            told["reference_energies"][chemical_symbols[z]], value, rtol=1e-6
+        )
 
 
 def test_further_labels(looked, structures):
     told = json.loads((looked[0] / "dataset.json").read_text())["properties"]
     formation = [float(s.properties["formation_energy"]) for s in structures]
     assert set(told) == {"formation_energy"} and told["formation_energy"]["labelled"] == 1.0
-    np.testing.assert_allclose([told["formation_energy"]["minimum"], told["formation_energy"]["maximum"]],
-                               [min(formation), max(formation)])
+    np.testing.assert_allclose(
+        [told["formation_energy"]["minimum"], told["formation_energy"]["maximum"]],
+        [min(formation), max(formation)],
+    )
 
 
 def test_the_figure_is_a_picture(looked):
@@ -146,7 +201,10 @@ def test_the_figure_is_a_picture(looked):
 def test_filters_apply_and_are_counted(tmp_path, structures):
     summary = summary_of(DATA, tmp_path, charge=0.0, elements=("H", "C", "N", "O"))
     kept = [s for s in structures if s.charge == 0 and not {16, 17} & set(s.numbers.tolist())]
-    assert (summary.num_structures, summary.num_molecules) == (len(kept), len({s.molecule for s in kept}))
+    assert (summary.num_structures, summary.num_molecules) == (
+        len(kept),
+        len({s.molecule for s in kept}),
+    )
     assert set(summary.elements) == {"H", "C", "N", "O"} and summary.charges == {0.0: len(kept)}
     assert summary.counts["left out here: charge"] == 12
     assert summary.counts["left out here: elements"] == 102 - 12 - len(kept)
@@ -181,7 +239,10 @@ def check_report(folder, summary):
     """The report of any summary can be written, and holds the titles of what is known."""
     text = write_dataset_report(folder, summary).read_text()
     assert text == markdown(summary) and (folder / "dataset.png").stat().st_size > 10_000
-    assert json.loads((folder / "dataset.json").read_text())["num_structures"] == summary.num_structures
+    assert (
+        json.loads((folder / "dataset.json").read_text())["num_structures"]
+        == summary.num_structures
+    )
     return text
 
 
@@ -189,7 +250,11 @@ def test_data_without_energies(tmp_path):
     path = without(tmp_path, "forces", "dft_total_energy", "formation_energy")
     summary = summary_of(path, tmp_path / "data")
     assert summary.labels == {"energy": 0.0, "forces": 1.0} and summary.reference_energies == {}
-    assert summary.energy_per_atom is None and summary.total_energy_per_atom is None and summary.force.known > 0
+    assert (
+        summary.energy_per_atom is None
+        and summary.total_energy_per_atom is None
+        and summary.force.known > 0
+    )
     text = check_report(tmp_path / "report", summary)
     assert "Force on an atom" in text and "Total energy" not in text
     assert "no structure has energy" in text
@@ -240,13 +305,22 @@ def test_conformers_of_geom(tmp_path):
         structures = list(opened)
     summary = summary_of(path, tmp_path / "data")
     _, conformers = np.unique([s.molecule for s in structures], return_counts=True)
-    assert summary.num_molecules == len(conformers) == 3 and summary.num_structures == len(structures)
-    assert summary.conformers.maximum == conformers.max() > conformers.min() == summary.conformers.minimum
+    assert summary.num_molecules == len(conformers) == 3 and summary.num_structures == len(
+        structures
+    )
+    assert (
+        summary.conformers.maximum
+        == conformers.max()
+        > conformers.min()
+        == summary.conformers.minimum
+    )
     assert summary.labels["forces"] == 0.0 and summary.force is None
     assert set(summary.properties) == {name for s in structures for name in s.properties}
     for name, told in summary.properties.items():
         values = np.array([s.properties.get(name, np.nan) for s in structures], float)
-        np.testing.assert_allclose([told.minimum, told.maximum], [np.nanmin(values), np.nanmax(values)], err_msg=name)
+        np.testing.assert_allclose(
+            [told.minimum, told.maximum], [np.nanmin(values), np.nanmax(values)], err_msg=name
+        )
         np.testing.assert_allclose(told.labelled, np.isfinite(values).mean(), err_msg=name)
     check_report(tmp_path / "report", summary)
 

@@ -34,12 +34,16 @@ def world(tmp_path, monkeypatch):
     """run(workdir="run", **changes of the config) of two clusters."""
     path = tmp_path / "clusters.xyz"
     write(path, [cluster(0), cluster(1)[:9]])
-    monkeypatch.setattr(md, "load_force_field", lambda text: pairwise(depth=0.02 if text == "other" else 0.0104))
+    monkeypatch.setattr(
+        md, "load_force_field", lambda text: pairwise(depth=0.02 if text == "other" else 0.0104)
+    )
     monkeypatch.setattr(dynamics, "_TURN", 0.003)
 
     def run(workdir="run", input=path, drawn=False, **changes):
         if not drawn:
-            monkeypatch.setattr(md, "write_md_report", lambda workdir, *_, **__: workdir / "report.html")
+            monkeypatch.setattr(
+                md, "write_md_report", lambda workdir, *_, **__: workdir / "report.html"
+            )
         return md.run(options(input, **changes), tmp_path / workdir)
 
     return run
@@ -47,7 +51,9 @@ def world(tmp_path, monkeypatch):
 
 def outputs(workdir):
     paths = [workdir / "thermo.csv", *sorted((workdir / "trajectories").iterdir())]
-    return {path.name: arrays(path) if path.suffix == ".h5" else path.read_bytes() for path in paths}
+    return {
+        path.name: arrays(path) if path.suffix == ".h5" else path.read_bytes() for path in paths
+    }
 
 
 def arrays(path):
@@ -71,25 +77,36 @@ def test_results(world, tmp_path):
     assert [int(r["molecule"]) for r in rows[:4]] == [0, 1, 2, 3] and rows[0]["volume_ang3"] == ""
     for m in range(4):
         frames = read(workdir / f"trajectories/{m}.xyz", ":")
-        assert [f.info["step"] for f in frames] == list(range(0, 121, 10)) and frames[1].info["time_fs"] == 40
+        assert [f.info["step"] for f in frames] == list(range(0, 121, 10)) and frames[1].info[
+            "time_fs"
+        ] == 40
         assert frames[-1].get_momenta().any()
         row = next(r for r in rows if r["step"] == "120" and r["molecule"] == str(m))
-        assert frames[-1].get_potential_energy() == pytest.approx(float(row["potential_ev"]), abs=1e-6)
+        assert frames[-1].get_potential_energy() == pytest.approx(
+            float(row["potential_ev"]), abs=1e-6
+        )
         fresh = MLIPCalculator(pairwise(), "float64")
         np.testing.assert_allclose(frames[-1].get_forces(), fresh.get_forces(frames[-1]), atol=1e-5)
     start = read(workdir / "trajectories/0.xyz", 0).positions
     np.testing.assert_allclose(start, cluster(0).positions, atol=1e-5)
-    assert (start == read(workdir / "trajectories/1.xyz", 0).positions).all(), "replicas begin alike, but for momenta"
+    assert (start == read(workdir / "trajectories/1.xyz", 0).positions).all(), (
+        "replicas begin alike, but for momenta"
+    )
 
 
 def test_both_forms_hold_the_same(world, tmp_path):
     report = world("hdf5", trajectory_format="hdf5", drawn=True)
     world("text")
-    assert "<img" in report.read_text() and (tmp_path / "hdf5/thermo.csv").read_bytes() == (
-        tmp_path / "text/thermo.csv").read_bytes()
+    assert (
+        "<img" in report.read_text()
+        and (tmp_path / "hdf5/thermo.csv").read_bytes()
+        == (tmp_path / "text/thermo.csv").read_bytes()
+    )
     for m in range(4):
-        texts, frames = (read_trajectory(tmp_path / name) for name in (
-            f"text/trajectories/{m}.xyz", f"hdf5/trajectories/{m}.h5"))
+        texts, frames = (
+            read_trajectory(tmp_path / name)
+            for name in (f"text/trajectories/{m}.xyz", f"hdf5/trajectories/{m}.h5")
+        )
         assert len(frames) == 13
         for a, b in zip(texts, frames):
             assert a.info == b.info
@@ -129,22 +146,38 @@ def test_a_killed_run_writes_the_same(tmp_path, form):
     write(path, [cluster(0), cluster(1)[:9]])
 
     def start(workdir):
-        return subprocess.Popen([sys.executable, "-m", "tests.tasks.md_program", path, tmp_path / workdir, "3000",
-                                 form],
-                                cwd=md.__file__.rsplit("/", 4)[0], env=environment(), stderr=subprocess.DEVNULL)
+        return subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "tests.tasks.md_program",
+                path,
+                tmp_path / workdir,
+                "3000",
+                form,
+            ],
+            cwd=md.__file__.rsplit("/", 4)[0],
+            env=environment(),
+            stderr=subprocess.DEVNULL,
+        )
 
     assert start("whole").wait(600) == 0
     for _ in range(3):
         process = start("killed")
         restart, deadline = tmp_path / "killed/restart.npz", time.monotonic() + 300
         before = restart.stat().st_mtime_ns if restart.exists() else 0
-        while process.poll() is None and time.monotonic() < deadline and not (
-                restart.exists() and restart.stat().st_mtime_ns > before):
+        while (
+            process.poll() is None
+            and time.monotonic() < deadline
+            and not (restart.exists() and restart.stat().st_mtime_ns > before)
+        ):
             time.sleep(0.01)
         time.sleep(0.05)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        for file in (tmp_path / "killed/trajectories").glob("*.h5"):  # a text may end within a frame
+        for file in (tmp_path / "killed/trajectories").glob(
+            "*.h5"
+        ):  # a text may end within a frame
             steps = [a.info["step"] for a in read_trajectory(file)]
             assert steps and steps == list(range(0, 10 * len(steps), 10))
     assert start("killed").wait(600) == 0
@@ -181,14 +214,15 @@ def test_a_trajectory_that_has_lost_something_is_told(world, tmp_path):
 
 def test_bad_input_is_told(world, tmp_path):
     for changes, error, words in [
-            ({"num_steps": 0}, ConfigError, "num_steps must be at least 1"),
-            ({"input": ""}, ConfigError, "input is not given"),
-            ({"force_field": ""}, ConfigError, "force_field is not given"),
-            ({"ensemble": "nvt"}, ConfigError, "unknown ensemble 'nvt'"),
-            ({"trajectory_format": "hdf"}, ConfigError, "Did you mean 'hdf5'"),
-            ({"ensemble": "npt"}, ValueError, "periodic in all directions"),
-            ({"input": tmp_path / "none.xyz"}, DatasetError, "no such file"),
-            ({"timestep": -1.0}, ConfigError, "timestep must be positive")]:
+        ({"num_steps": 0}, ConfigError, "num_steps must be at least 1"),
+        ({"input": ""}, ConfigError, "input is not given"),
+        ({"force_field": ""}, ConfigError, "force_field is not given"),
+        ({"ensemble": "nvt"}, ConfigError, "unknown ensemble 'nvt'"),
+        ({"trajectory_format": "hdf"}, ConfigError, "Did you mean 'hdf5'"),
+        ({"ensemble": "npt"}, ValueError, "periodic in all directions"),
+        ({"input": tmp_path / "none.xyz"}, DatasetError, "no such file"),
+        ({"timestep": -1.0}, ConfigError, "timestep must be positive"),
+    ]:
         with pytest.raises(error, match=words):
             world(**changes)
     empty = tmp_path / "broken.xyz"

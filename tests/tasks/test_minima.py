@@ -19,7 +19,12 @@ from tests.simulation.analytic import pairwise
 def options(path, **changes):
     config = minima_defaults()
     config.input, config.force_field, config.batch = str(path), "springs", 1
-    config.search.rounds, config.search.replicas, config.search.picoseconds, config.search.frames = 1, 1, 0.005, 1
+    (
+        config.search.rounds,
+        config.search.replicas,
+        config.search.picoseconds,
+        config.search.frames,
+    ) = 1, 1, 0.005, 1
     config.oracle.method, config.oracle.num_processes = "ase.calculators.emt:EMT", 1
     for name, value in changes.items():
         config.update_from_flattened_dict({name.replace("__", "."): value})
@@ -28,7 +33,9 @@ def options(path, **changes):
 
 @pytest.fixture
 def springs(monkeypatch):
-    monkeypatch.setattr(minima, "load_force_field", lambda text: pairwise("harmonic", length=0.74, stiffness=20.0))
+    monkeypatch.setattr(
+        minima, "load_force_field", lambda text: pairwise("harmonic", length=0.74, stiffness=20.0)
+    )
 
 
 def dimers(folder, *others):
@@ -52,7 +59,11 @@ def test_a_killed_search_goes_on(tmp_path, monkeypatch, springs):
     with pytest.raises(SystemExit):
         minima.run(options(path), tmp_path / "run")
     report = minima.run(options(path), tmp_path / "run")
-    assert calls == [1, 1, 1]  # the first molecule once, the second twice, methane (carbon is not known) never
+    assert calls == [
+        1,
+        1,
+        1,
+    ]  # the first molecule once, the second twice, methane (carbon is not known) never
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     assert (metrics["molecules"], metrics["without_minima"], metrics["minima"]) == (3, 1, 2)
     assert "C" in metrics["by_molecule"][2]["failure"] and metrics["judged"] is None
@@ -68,13 +79,20 @@ def test_a_killed_search_goes_on(tmp_path, monkeypatch, springs):
 def test_beside_the_reference_method(tmp_path, springs):
     page = minima.run(options(dimers(tmp_path), judged=2), tmp_path / "run").read_text()
     assert "Beside the reference method" in page
-    assert json.loads((tmp_path / "run/metrics.json").read_text())["judged"] is None  # one minimum of each: no order
+    assert (
+        json.loads((tmp_path / "run/metrics.json").read_text())["judged"] is None
+    )  # one minimum of each: no order
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"force_field": ""}, "force_field is not given"), ({"geometries": 0}, "geometries must be at least 1"),
-    ({"search__rounds": -1}, "search.rounds must be"),
-    ({"judged": 1, "oracle__method": "GFN3"}, "unknown oracle.method 'GFN3'")])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"force_field": ""}, "force_field is not given"),
+        ({"geometries": 0}, "geometries must be at least 1"),
+        ({"search__rounds": -1}, "search.rounds must be"),
+        ({"judged": 1, "oracle__method": "GFN3"}, "unknown oracle.method 'GFN3'"),
+    ],
+)
 def test_bad_settings_are_told(tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
         minima.run(options(dimers(tmp_path), **changes), tmp_path / "run")
@@ -83,5 +101,7 @@ def test_bad_settings_are_told(tmp_path, changes, message):
 def test_a_file_of_which_nothing_can_be_searched(tmp_path, springs):
     path = tmp_path / "methane.xyz"
     write(path, molecule("CH4"))
-    with pytest.raises(DatasetError, match="no minimum of any molecule was found; the first: .*not trained on C"):
+    with pytest.raises(
+        DatasetError, match="no minimum of any molecule was found; the first: .*not trained on C"
+    ):
         minima.run(options(path), tmp_path / "run")

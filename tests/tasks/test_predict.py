@@ -39,12 +39,20 @@ def run(folder, name, **changes):
 
 def test_a_line_for_each_molecule(folder):
     rows = run(folder, "one", batch_size=2)
-    assert [row["status"] for row in rows] == ["predicted"] * 2 + ["failed", "predicted", "failed"] + ["predicted"] * 2
+    assert [row["status"] for row in rows] == ["predicted"] * 2 + [
+        "failed",
+        "predicted",
+        "failed",
+    ] + ["predicted"] * 2
     assert [row["name"] for row in rows] == ["ethanol", "methane", "bad", "", "", "benzene", ""]
     assert "cannot read the SMILES" in rows[2]["reason"] and "does not know Xe" in rows[4]["reason"]
     done = [row for row in rows if row["status"] == "predicted"]
-    assert all(float(row["gap_expected_error"]) >= 0 and row["outside_domain"] in "01" for row in done)
-    assert all((float(row["domain_distance"]) > 1) == (row["outside_domain"] == "1") for row in done)
+    assert all(
+        float(row["gap_expected_error"]) >= 0 and row["outside_domain"] in "01" for row in done
+    )
+    assert all(
+        (float(row["domain_distance"]) > 1) == (row["outside_domain"] == "1") for row in done
+    )
     report = (folder / "one/report.html").read_text()
     assert "cannot read the SMILES" in report and "benzene" in report
 
@@ -62,12 +70,17 @@ def test_an_ensemble_has_a_mean_and_a_spread(folder):
 
 def test_more_molecules_go_on_and_none_is_done_twice(folder, monkeypatch):
     counted, real = [], predict.Ensemble.predict
-    monkeypatch.setattr(predict.Ensemble, "predict", lambda self, molecules, size: (
-        counted.extend(molecules), real(self, molecules, size))[1])
+    monkeypatch.setattr(
+        predict.Ensemble,
+        "predict",
+        lambda self, molecules, size: (counted.extend(molecules), real(self, molecules, size))[1],
+    )
     assert len(run(folder, "more", limit=3)) == 3
     rows = run(folder, "more")
     assert len(rows) == len(SMILES) and len(counted) == 5
-    assert [(row["index"], row["gap"]) for row in rows] == [(row["index"], row["gap"]) for row in run(folder, "more")]
+    assert [(row["index"], row["gap"]) for row in rows] == [
+        (row["index"], row["gap"]) for row in run(folder, "more")
+    ]
     with pytest.raises(WorkdirError, match="of other molecules"):
         (folder / "other.smi").write_text("CCO\n")
         molecules = (folder / "molecules.smi").read_text()
@@ -79,20 +92,29 @@ def test_more_molecules_go_on_and_none_is_done_twice(folder, monkeypatch):
 
 
 def test_molecules_are_relaxed_first(folder):
-    plain, relaxed = run(folder, "plain"), run(folder, "relaxed", force_field=str(folder / "ff"), max_steps=2,
-                                                 fmax=1e-5)
-    assert plain[0]["geometry"] == "embedded" and relaxed[0]["geometry"].startswith("embedded, relaxed")
+    plain, relaxed = (
+        run(folder, "plain"),
+        run(folder, "relaxed", force_field=str(folder / "ff"), max_steps=2, fmax=1e-5),
+    )
+    assert plain[0]["geometry"] == "embedded" and relaxed[0]["geometry"].startswith(
+        "embedded, relaxed"
+    )
     assert plain[0]["gap"] != relaxed[0]["gap"]
 
 
 def test_what_cannot_be_meant(folder):
-    for changes, message in (({"predictor": ""}, "predictor is not given"), ({"input": ""}, "input is not given"),
-                             ({"batch_size": 0}, "batch_size must be at least 1"), ({"fmax": 0.0}, "fmax must be")):
+    for changes, message in (
+        ({"predictor": ""}, "predictor is not given"),
+        ({"input": ""}, "input is not given"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"fmax": 0.0}, "fmax must be"),
+    ):
         with pytest.raises(ConfigError, match=message):
             run(folder, "wrong", **changes)
 
 
 def test_from_python(folder):
     from ase.build import molecule
+
     found = Predictor.load(folder / "gap-0").predict([molecule("CH3CH2OH"), molecule("CH4")])
     assert found["gap"].shape == (2,) and np.isfinite(found["gap"]).all()

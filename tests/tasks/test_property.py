@@ -29,7 +29,9 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def scratch(folder):
     """A run from scratch, tested at three geometries."""
-    task.run(config(folder, data__test_geometries=GEOMETRIES, train__num_steps=72), folder / "scratch")
+    task.run(
+        config(folder, data__test_geometries=GEOMETRIES, train__num_steps=72), folder / "scratch"
+    )
     return folder / "scratch"
 
 
@@ -46,7 +48,12 @@ def test_what_a_run_leaves(scratch):
     found = scores(scratch)
     assert set(found) == {"train", "valid", "test labels", "test pm3:first", "test etkdg"}
     assert {part: of["gap"]["count"] for part, of in found.items()} == {
-        "train": 12, "valid": 6, "test labels": 6, "test pm3:first": 6, "test etkdg": 6}
+        "train": 12,
+        "valid": 6,
+        "test labels": 6,
+        "test pm3:first": 6,
+        "test etkdg": 6,
+    }
     rows = table(scratch / "predictions_test_labels.csv")
     errors = [abs(float(r["gap"]) - float(r["gap_predicted"])) for r in rows]
     assert np.mean(errors) == pytest.approx(found["test labels"]["gap"]["mae"], rel=1e-4)
@@ -61,8 +68,10 @@ def test_what_a_run_leaves(scratch):
 def test_no_molecule_is_in_two_parts_and_the_split_serves_others(scratch, folder):
     parts = json.loads((scratch / "split_records.json").read_text())
     assert sorted(sum(parts.values(), [])) == list(range(len(NAMES)))
-    other = task.Data.load(config(folder, data__split_seed=5, data__held_out=str(scratch / "split_records.json")),
-                           _made(folder / "held_out"))
+    other = task.Data.load(
+        config(folder, data__split_seed=5, data__held_out=str(scratch / "split_records.json")),
+        _made(folder / "held_out"),
+    )
     records = other.loaded.store.index("record")[other.index]
     for name in ("train", "valid"):
         assert not set(records[other.parts[name]].tolist()) & set(parts["test"])
@@ -74,19 +83,26 @@ def _made(path):
 
 
 def test_it_learns_and_its_predictor_predicts(scratch, folder):
-    assert scores(scratch)["train"]["gap"]["mae"] < 0.7 * np.std([float(r["gap"]) for r in table(
-        scratch / "predictions_train.csv")])
+    assert scores(scratch)["train"]["gap"]["mae"] < 0.7 * np.std(
+        [float(r["gap"]) for r in table(scratch / "predictions_train.csv")]
+    )
     predictor = Predictor.load(scratch)
     data = task.Data.load(config(folder), _made(folder / "again"))
     columns = data.loaded.store.take(data.index[data.parts["test"]])
     predicted = predictor.predict(columns, batch_size=2)
-    np.testing.assert_allclose(predicted["gap"], [float(r["gap_predicted"]) for r in table(
-        scratch / "predictions_test_labels.csv")], rtol=1e-4)
+    np.testing.assert_allclose(
+        predicted["gap"],
+        [float(r["gap_predicted"]) for r in table(scratch / "predictions_test_labels.csv")],
+        rtol=1e-4,
+    )
     assert predicted["embedding"].shape == (6, 8)
     atoms = [data.loaded.store[int(i)] for i in data.index[data.parts["test"]]]
-    assert [a.molecule for a in atoms] == [r["molecule"] for r in table(scratch / "predictions_test_labels.csv")]
+    assert [a.molecule for a in atoms] == [
+        r["molecule"] for r in table(scratch / "predictions_test_labels.csv")
+    ]
     with pytest.raises(ValueError, match="was not trained on"):
         from ase import Atoms
+
         predictor.predict([Atoms("Xe")])
 
 
@@ -100,14 +116,24 @@ def test_a_finished_run_is_only_reported_again(scratch, folder):
 def test_a_finished_run_is_tested_at_other_geometries(folder):
     task.run(config(folder, train__num_steps=6), folder / "again_tested")
     steps = (folder / "again_tested/metrics.csv").read_bytes()
-    task.run(config(folder, train__num_steps=6, data__test_geometries=("pm3",)), folder / "again_tested")
-    assert "test pm3" in scores(folder / "again_tested") and "test labels" not in scores(folder / "again_tested")
+    task.run(
+        config(folder, train__num_steps=6, data__test_geometries=("pm3",)), folder / "again_tested"
+    )
+    assert "test pm3" in scores(folder / "again_tested") and "test labels" not in scores(
+        folder / "again_tested"
+    )
     assert (folder / "again_tested/metrics.csv").read_bytes() == steps
 
 
 def test_from_a_force_field(folder):
     params = write_force_field(folder / "ff")
-    c = config(folder, model__name="", init__workdir=str(folder / "ff"), init__train="heads", train__num_steps=12)
+    c = config(
+        folder,
+        model__name="",
+        init__workdir=str(folder / "ff"),
+        init__train="heads",
+        train__num_steps=12,
+    )
     c.model.options = {}
     task.run(c, folder / "heads")
     found = Predictor.load(folder / "heads").params["params"]
@@ -119,15 +145,27 @@ def test_from_a_force_field(folder):
 
 def _leaves(tree):
     import jax
+
     return [np.asarray(x) for x in jax.tree.leaves(tree)]
 
 
 def test_fine_tuning_begins_with_all_that_is_there(scratch, folder):
     model, arrays, _ = pretrained(scratch)
-    assert model["name"] == "painn" and {k.split("/")[0] for k in arrays} == {"backbone", "head_gap"}
-    c = config(folder, init__workdir=str(scratch), align__weight=0.1, align__noise=0.05, align__frames="pm3,DFT_1st",
-               data__valid_geometry="pm3", data__test_geometries=("pm3", "labels"), train__num_steps=12,
-               optimizer__rates="params/backbone/*=0.1")
+    assert model["name"] == "painn" and {k.split("/")[0] for k in arrays} == {
+        "backbone",
+        "head_gap",
+    }
+    c = config(
+        folder,
+        init__workdir=str(scratch),
+        align__weight=0.1,
+        align__noise=0.05,
+        align__frames="pm3,DFT_1st",
+        data__valid_geometry="pm3",
+        data__test_geometries=("pm3", "labels"),
+        train__num_steps=12,
+        optimizer__rates="params/backbone/*=0.1",
+    )
     task.run(c, folder / "tuned")
     tuned = Predictor.load(folder / "tuned")
     assert [name for name, _ in tuned.model.heads] == ["displacement", "gap"]
@@ -137,8 +175,15 @@ def test_fine_tuning_begins_with_all_that_is_there(scratch, folder):
 
 @pytest.mark.slow
 def test_denoising_has_no_property(folder):
-    c = config(folder, property__targets=(), align__weight=1.0, align__loss="mse", align__noise=0.05,
-               data__test_geometries=(), train__num_steps=12)
+    c = config(
+        folder,
+        property__targets=(),
+        align__weight=1.0,
+        align__loss="mse",
+        align__noise=0.05,
+        data__test_geometries=(),
+        train__num_steps=12,
+    )
     task.run(c, folder / "denoised")
     assert float(table(folder / "denoised/metrics.csv")[-1]["valid_alignment"]) > 0
     assert json.loads((folder / "denoised/metrics.json").read_text())["test"] is None
@@ -147,8 +192,15 @@ def test_denoising_has_no_property(folder):
 
 @pytest.mark.slow
 def test_dens_trains_a_force_field_that_predictors_begin_from(folder):
-    c = config(folder, property__targets=(), dens__weight=0.5, dens__share=0.5, align__noise=0.05,
-               data__test_geometries=(), train__num_steps=12)
+    c = config(
+        folder,
+        property__targets=(),
+        dens__weight=0.5,
+        dens__share=0.5,
+        align__noise=0.05,
+        data__test_geometries=(),
+        train__num_steps=12,
+    )
     with pytest.raises(ConfigError, match="model.options.force_encoding=True"):
         task.run(c, folder / "dens")
     c.model.options.force_encoding = True
@@ -163,11 +215,16 @@ def test_dens_trains_a_force_field_that_predictors_begin_from(folder):
 
 def test_a_checkpoint_that_does_not_fit_says_how(folder, scratch):
     write_force_field(folder / "wide", num_features=16)
-    with pytest.raises(CheckpointError, match=r"wide cannot be begun from: in 'backbone'(.|\n)*embedding: stored "
-                                              r"\(119, 16\), expected \(119, 8\)(.|\n)*Leave config.model.name empty"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"wide cannot be begun from: in 'backbone'(.|\n)*embedding: stored "
+        r"\(119, 16\), expected \(119, 8\)(.|\n)*Leave config.model.name empty",
+    ):
         task.run(config(folder, init__workdir=str(folder / "wide")), folder / "misfit")
     params = Predictor.load(scratch).params
-    arrays = {k: v for k, v in pretrained(scratch)[1].items() if not k.endswith("message_0_layer_1/bias")}
+    arrays = {
+        k: v for k, v in pretrained(scratch)[1].items() if not k.endswith("message_0_layer_1/bias")
+    }
     with pytest.raises(CheckpointError, match="missing: message_0_layer_1/bias"):
         begin_from(params, arrays, "runs/x")
 
@@ -194,20 +251,34 @@ def test_relaxed_geometries_are_made_once(folder):
     files = sorted((folder / "kept").iterdir())
     again = sources.get("relaxed(pm3:first)", np.arange(4))
     assert sorted((folder / "kept").iterdir()) == files and len(files) == 1
-    np.testing.assert_array_equal(first.rows.take(first.index).positions, again.rows.take(again.index).positions)
+    np.testing.assert_array_equal(
+        first.rows.take(first.index).positions, again.rows.take(again.index).positions
+    )
     start = sources.get("pm3:first", first.samples)
     assert (first.rows.take(first.index).numbers == start.rows.take(start.index).numbers).all()
 
 
-@pytest.mark.parametrize(("changes", "error", "message"), [
-    ({"data__test_geometries": ("DFT_3rd",)}, ConfigError, "no geometry 'DFT_3rd'.*DFT_1st, pm3"),
-    ({"data__test_geometries": ("relaxed(pm3)",)}, ConfigError, "set data.force_field"),
-    ({"property__targets": ("gop",)}, DatasetError, "Did you mean 'gap'"),
-    ({"model__name": ""}, ConfigError, "no init.workdir to take it from"),
-    ({"align__weight": 0.1, "align__noise": 0.1, "data__geometry": "pm3"}, ConfigError, "set data.geometry='labels'"),
-    ({"init__train": "head"}, ConfigError, "Did you mean 'heads'"),
-    ({"optimizer__rates": "params/backbone"}, ValueError, "optimizer.rates must be"),
-    ({"property__heads": {"homo": {}}}, ConfigError, "unknown target in property.heads")])
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        (
+            {"data__test_geometries": ("DFT_3rd",)},
+            ConfigError,
+            "no geometry 'DFT_3rd'.*DFT_1st, pm3",
+        ),
+        ({"data__test_geometries": ("relaxed(pm3)",)}, ConfigError, "set data.force_field"),
+        ({"property__targets": ("gop",)}, DatasetError, "Did you mean 'gap'"),
+        ({"model__name": ""}, ConfigError, "no init.workdir to take it from"),
+        (
+            {"align__weight": 0.1, "align__noise": 0.1, "data__geometry": "pm3"},
+            ConfigError,
+            "set data.geometry='labels'",
+        ),
+        ({"init__train": "head"}, ConfigError, "Did you mean 'heads'"),
+        ({"optimizer__rates": "params/backbone"}, ValueError, "optimizer.rates must be"),
+        ({"property__heads": {"homo": {}}}, ConfigError, "unknown target in property.heads"),
+    ],
+)
 def test_configs_that_cannot_be_meant(folder, tmp_path, changes, error, message):
     heads = changes.pop("property__heads", None)
     c = config(folder, **changes)

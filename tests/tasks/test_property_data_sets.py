@@ -12,9 +12,15 @@ from tests.tasks.property_runs import config
 
 CASES = {
     "molecule3d-random": ("molecule3d", ("gap", "dipole"), {"data__split": "official"}, {}),
-    "molecule3d-scaffold": ("molecule3d", ("gap",), {"data__split": "official"}, {"split": "scaffold"}),
+    "molecule3d-scaffold": (
+        "molecule3d",
+        ("gap",),
+        {"data__split": "official"},
+        {"split": "scaffold"},
+    ),
     "qm9": ("qm9", ("gap", "polarizability", "mulliken_charges"), {}, {}),
-    "qm7x": ("qm7x", ("dipole", "hirshfeld_charges"), {"data__split": "random"}, {})}
+    "qm7x": ("qm7x", ("dipole", "hirshfeld_charges"), {"data__split": "random"}, {}),
+}
 
 
 @pytest.mark.slow
@@ -22,7 +28,9 @@ CASES = {
 def test_a_predictor_of_each(name, tmp_path):
     reader, targets, changes, options = CASES[name]
     path, own = importlib.import_module(f"tests.datasets.readers.samples.{reader}").make(tmp_path)
-    c = config(tmp_path, property__targets=targets, train__num_steps=6, train__batch_size=2, **changes)
+    c = config(
+        tmp_path, property__targets=targets, train__num_steps=6, train__batch_size=2, **changes
+    )
     c.data.path, c.data.reader = str(path), reader
     c.data.reader_options = "; ".join(f"{k}={v}" for k, v in (own | options).items())
     if "polarizability" in targets:
@@ -35,4 +43,5 @@ def test_a_predictor_of_each(name, tmp_path):
         samples = importlib.import_module("tests.datasets.readers.samples.molecule3d")
         expected = samples.SCAFFOLD if options else samples.RANDOM
         assert json.loads((tmp_path / "run/split_records.json").read_text()) == {
-            part: sorted(records) for part, records in expected.items()}
+            part: sorted(records) for part, records in expected.items()
+        }

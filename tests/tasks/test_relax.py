@@ -78,9 +78,26 @@ class Counting:
         for frame in frames or ():
             frame.calc = SinglePointCalculator(frame, energy=-1.0, forces=np.zeros((n, 3)))
         failed = n == 1
-        status = "failed" if failed else "diverged" if n == 4 else "step limit" if n == 6 else "converged"
-        return Result(atoms if failed else end, status, "a single atom" if failed else "", n, -float(n), -n - n / 7,
-                      1.0, 0.01, frames)
+        status = (
+            "failed"
+            if failed
+            else "diverged"
+            if n == 4
+            else "step limit"
+            if n == 6
+            else "converged"
+        )
+        return Result(
+            atoms if failed else end,
+            status,
+            "a single atom" if failed else "",
+            n,
+            -float(n),
+            -n - n / 7,
+            1.0,
+            0.01,
+            frames,
+        )
 
 
 def options(path, **changes):
@@ -96,13 +113,19 @@ def world(tmp_path, monkeypatch):
     """run(relaxer, **changes of the config) of twelve molecules."""
     path = tmp_path / "mols.smi"
     path.write_text("".join(f"{s} name{i}\n" for i, s in enumerate(SMILES)))
-    monkeypatch.setattr(relax, "load_force_field", lambda text: random_potential("tiny", 1 if text == "other" else 0))
+    monkeypatch.setattr(
+        relax,
+        "load_force_field",
+        lambda text: random_potential("tiny", 1 if text == "other" else 0),
+    )
     monkeypatch.setattr(os, "fsync", lambda file: None)
 
     def run(relaxer, workdir="run", input=path, drawn=False, **changes):
         monkeypatch.setattr(relax, "_relaxer", lambda config, potential: relaxer)
         if not drawn:  # which takes most of the time of such a run
-            monkeypatch.setattr(relax, "write_relaxation_report", lambda workdir, *_, **__: workdir / "report.html")
+            monkeypatch.setattr(
+                relax, "write_relaxation_report", lambda workdir, *_, **__: workdir / "report.html"
+            )
         return relax.run(options(input, **changes), tmp_path / workdir)
 
     return run
@@ -124,13 +147,30 @@ def test_results(world, tmp_path):
     assert report == tmp_path / "run/report.html" and report.stat().st_size > 10_000
     assert sorted(relaxer.seen) == [i for i in range(12) if i not in BAD]
     found = rows(tmp_path / "run")
-    assert [int(r["index"]) for r in found] == list(range(12)) and [r["smiles"] for r in found] == SMILES
+    assert [int(r["index"]) for r in found] == list(range(12)) and [
+        r["smiles"] for r in found
+    ] == SMILES
     assert [r["name"] for r in found] == [f"name{i}" for i in range(12)]
     statuses = {int(r["index"]): r["status"] for r in found}
-    assert statuses == {0: "converged", 1: "failed", 2: "converged", 3: "converged", 4: "diverged", 5: "converged",
-                        6: "failed", 7: "converged", 8: "converged", 9: "step limit", 10: "step limit",
-                        11: "step limit"}
-    assert "line 2" in found[1]["reason"] and "line 7" in found[6]["reason"] and found[1]["energy_ev"] == ""
+    assert statuses == {
+        0: "converged",
+        1: "failed",
+        2: "converged",
+        3: "converged",
+        4: "diverged",
+        5: "converged",
+        6: "failed",
+        7: "converged",
+        8: "converged",
+        9: "step limit",
+        10: "step limit",
+        11: "step limit",
+    }
+    assert (
+        "line 2" in found[1]["reason"]
+        and "line 7" in found[6]["reason"]
+        and found[1]["energy_ev"] == ""
+    )
     assert float(found[3]["charge"]) == -1 and float(found[0]["energy_ev"]) == -9 - 9 / 7
     frames = read(tmp_path / "run/relaxed.xyz", ":")
     assert [a.info["index"] for a in frames] == [i for i in range(12) if i not in BAD]
@@ -140,7 +180,11 @@ def test_results(world, tmp_path):
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     assert metrics["molecules"] == 12 and metrics["failed"] == 2 and metrics["step_limit"] == 3
     text = report.read_text()
-    assert "before and after" in text and "RDKit cannot read" in text and "tiny relaxes mols.smi" in text
+    assert (
+        "before and after" in text
+        and "RDKit cannot read" in text
+        and "tiny relaxes mols.smi" in text
+    )
 
 
 def test_a_second_run_does_nothing_and_says_the_same(world, tmp_path):
@@ -204,7 +248,9 @@ def test_several_processes_share_and_any_number_goes_on(world, tmp_path, monkeyp
     world(Counting(stop_after=0, error=AssertionError("all is done")))
     assert sorted(seen) == [i for i in range(12) if i not in BAD]
     assert outputs(tmp_path / "run") == outputs(tmp_path / "whole")
-    assert [p.name for p in sorted((tmp_path / "run/parts").glob("*.csv"))] == [f"part-{i}.csv" for i in range(3)]
+    assert [p.name for p in sorted((tmp_path / "run/parts").glob("*.csv"))] == [
+        f"part-{i}.csv" for i in range(3)
+    ]
 
 
 def test_conformers(world, tmp_path):
@@ -222,7 +268,9 @@ def test_first_some_then_all(world, tmp_path):
     assert sorted(some.seen) == [0, 2] and len(rows(tmp_path / "run")) == 3
     rest = Counting()
     world(rest)
-    assert not set(some.seen) & set(rest.seen) and outputs(tmp_path / "run") == outputs(tmp_path / "whole")
+    assert not set(some.seen) & set(rest.seen) and outputs(tmp_path / "run") == outputs(
+        tmp_path / "whole"
+    )
     world(Counting(), limit=5)
     assert len(rows(tmp_path / "run")) == 5
 
@@ -249,25 +297,37 @@ def test_nothing_that_can_be_relaxed(world, tmp_path):
 def test_bad_input_beside_good(world, tmp_path):
     """What cannot be read fails with its place, what can goes to the relaxation, which judges overlaps and elements."""
     path = tmp_path / "mixed.xyz"
-    path.write_text("1\n\nHe 0 0 0\n2\n\nH 0 0 0\nH 0 0 nan\n2\n\nH 0 0 0\nH 0 0 0.01\n1\n\nQq 0 0 0\n"
-                    "3\nname=water\nO 0 0 0\nH 0 0 1\nH 0 1 0\n")
+    path.write_text(
+        "1\n\nHe 0 0 0\n2\n\nH 0 0 0\nH 0 0 nan\n2\n\nH 0 0 0\nH 0 0 0.01\n1\n\nQq 0 0 0\n"
+        "3\nname=water\nO 0 0 0\nH 0 0 1\nH 0 1 0\n"
+    )
     relaxer = Counting()
     world(relaxer, input=path)
     assert sorted(relaxer.seen) == [0, 2, 4]
     found = rows(tmp_path / "run")
     assert [r["status"] for r in found] == ["failed", "failed", "converged", "failed", "converged"]
     assert [r["reason"] for r in found][:2] == [
-        "a single atom", "mixed.xyz structure 1: 1 of 2 atoms have NaN or infinite coordinates, the first of them "
-        "atom 1"]
+        "a single atom",
+        "mixed.xyz structure 1: 1 of 2 atoms have NaN or infinite coordinates, the first of them "
+        "atom 1",
+    ]
     assert "mixed.xyz line 12" in found[3]["reason"] and found[4]["name"] == "water"
     assert len(read(tmp_path / "run/relaxed.xyz", ":")) == 2
 
 
-@pytest.mark.parametrize("changes, words", [
-    ({"input": ""}, "--config.input=molecules.smi"), ({"force_field": ""}, "--config.force_field=runs/spice"),
-    ({"fmax": 0.0}, "fmax must be positive"), ({"max_steps": 0}, "max_steps must be at least 1"),
-    ({"num_conformers": 0}, "num_conformers"), ({"limit": 0}, "limit"), ({"formats": ("xyzz",)}, "Did you mean 'xyz'"),
-    ({"no_such": 1}, "no_such")])
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"input": ""}, "--config.input=molecules.smi"),
+        ({"force_field": ""}, "--config.force_field=runs/spice"),
+        ({"fmax": 0.0}, "fmax must be positive"),
+        ({"max_steps": 0}, "max_steps must be at least 1"),
+        ({"num_conformers": 0}, "num_conformers"),
+        ({"limit": 0}, "limit"),
+        ({"formats": ("xyzz",)}, "Did you mean 'xyz'"),
+        ({"no_such": 1}, "no_such"),
+    ],
+)
 def test_bad_configs(world, tmp_path, changes, words):
     config = relax_defaults()
     config.unlock()
@@ -278,8 +338,15 @@ def test_bad_configs(world, tmp_path, changes, words):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name, words", [("empty.smi", "holds no molecules"), ("empty.xyz", "holds no molecules"),
-                                         ("empty.csv", "is empty"), ("missing.smi", "no such file")])
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("empty.smi", "holds no molecules"),
+        ("empty.xyz", "holds no molecules"),
+        ("empty.csv", "is empty"),
+        ("missing.smi", "no such file"),
+    ],
+)
 def test_files_without_molecules_leave_the_folder_to_the_right_ones(world, tmp_path, name, words):
     path = tmp_path / name
     if "missing" not in name:
@@ -296,7 +363,9 @@ def test_other_molecules_force_fields_and_settings_are_refused(world, tmp_path):
         world(Counting(), fmax=0.01)
     content = (tmp_path / "mols.smi").read_text()
     (tmp_path / "mols.smi").write_text(content.replace("CCO", "CCS"))
-    with pytest.raises(WorkdirError, match="other molecules or with another force field:\n  input.digest"):
+    with pytest.raises(
+        WorkdirError, match="other molecules or with another force field:\n  input.digest"
+    ):
         world(Counting())
     (tmp_path / "mols.smi").write_text(content)
     world(Counting(), num_processes=2, batch_atoms=99)
@@ -340,6 +409,7 @@ def test_molecules_that_the_relaxation_loses_are_an_error(world):
 
 def test_force_fields_by_name(tmp_path, monkeypatch):
     from mlip_jax.importers import schnetpack, so3lr
+
     monkeypatch.setattr(schnetpack, "load", lambda path: ("schnetpack", path))
     monkeypatch.setattr(so3lr, "load", lambda path: ("so3lr", path))
     assert relax.load_force_field("schnetpack:a:b.safetensors") == ("schnetpack", "a:b.safetensors")
@@ -368,14 +438,18 @@ def test_sigterm_in_the_midst(world, tmp_path):
         world(first)
     assert ended.value.code == distributed.EXIT_REQUEUE
     world(rest)
-    assert len(first.seen) == 5 and sorted(first.seen[:4] + rest.seen) == [i for i in range(12) if i not in BAD]
+    assert len(first.seen) == 5 and sorted(first.seen[:4] + rest.seen) == [
+        i for i in range(12) if i not in BAD
+    ]
 
 
 def test_what_lies_outside_of_the_domain_is_told(world, tmp_path, monkeypatch):
     """As the calculator tells it of the relaxed geometries; nothing of those that there are none of."""
     world(Counting(), "unknown", drawn=True)
     assert json.loads((tmp_path / "unknown/metrics.json").read_text())["outside_domain"] is None
-    assert {(r["domain_distance"], r["outside_domain"]) for r in rows(tmp_path / "unknown")} == {("", "")}
+    assert {(r["domain_distance"], r["outside_domain"]) for r in rows(tmp_path / "unknown")} == {
+        ("", "")
+    }
     potential, frames = random_potential("tiny"), read(tmp_path / "unknown/relaxed.xyz", ":")
     some = Columns.from_structures(from_ase(a) for a in frames[:6])
     domain = atom_domain.fit(potential, some, some, np.zeros((len(some.numbers), 3)))
@@ -402,6 +476,14 @@ def test_what_lies_outside_of_the_domain_is_told(world, tmp_path, monkeypatch):
 def test_parts_are_not_taken_for_outputs(world, tmp_path):
     world(Counting(), drawn=True)
     assert {p.name for p in (tmp_path / "run").iterdir()} == {
-        ".lock", "config.json", "origin.json", "parts", "results.csv", "relaxed.xyz", "relaxed.sdf", "report.html",
-        "metrics.json"}
+        ".lock",
+        "config.json",
+        "origin.json",
+        "parts",
+        "results.csv",
+        "relaxed.xyz",
+        "relaxed.sdf",
+        "report.html",
+        "metrics.json",
+    }
     assert Path(tmp_path / "run/parts/part-0.csv").exists()

@@ -27,11 +27,21 @@ def force_field(tmp_path_factory, request):
     folder = tmp_path_factory.mktemp("force_field")
     store = CheckpointStore(folder / "best")
     options = {k: v for k, v in OPTIONS["tiny"].items()}
-    store.save(1, {"params": potential.params}, {
-        "config": {"model": {"name": "painn", "options": options}},
-        "statistics": {"cutoff": potential.cutoff, "reference_energies": potential.reference_energies.tolist(),
-                       "energy_scale": potential.energy_scale, "elements": list(ELEMENTS), "charges": [0.0],
-                       "level_of_theory": "Morse"}})
+    store.save(
+        1,
+        {"params": potential.params},
+        {
+            "config": {"model": {"name": "painn", "options": options}},
+            "statistics": {
+                "cutoff": potential.cutoff,
+                "reference_energies": potential.reference_energies.tolist(),
+                "energy_scale": potential.energy_scale,
+                "elements": list(ELEMENTS),
+                "charges": [0.0],
+                "level_of_theory": "Morse",
+            },
+        },
+    )
     store.close()
     return folder
 
@@ -40,6 +50,7 @@ def force_field(tmp_path_factory, request):
 def molecules(tmp_path_factory):
     """Methanol again and again, distorted, and what cannot be relaxed in between; as extended XYZ."""
     from ase.build import molecule
+
     rng = np.random.default_rng(0)
     path = tmp_path_factory.mktemp("molecules") / "mols.xyz"
     with open(path, "w") as file:
@@ -62,24 +73,47 @@ def molecules(tmp_path_factory):
 
 def arguments(workdir, force_field, molecules, **changes):
     # float64, and little at a time: results do not depend on neighbours then, and runs can be interrupted
-    fields = {"force_field": force_field, "input": molecules, "dtype": "float64", "batch_atoms": 16,
-              "trajectory_every": 1, "num_processes": 1, "max_steps": 1000, "fmax": 0.0005} | changes
-    return [f"--config={REPOSITORY}/configs/relax.py", f"--workdir={workdir}",
-            *(f"--config.{k}={v}" for k, v in fields.items())]
+    fields = {
+        "force_field": force_field,
+        "input": molecules,
+        "dtype": "float64",
+        "batch_atoms": 16,
+        "trajectory_every": 1,
+        "num_processes": 1,
+        "max_steps": 1000,
+        "fmax": 0.0005,
+    } | changes
+    return [
+        f"--config={REPOSITORY}/configs/relax.py",
+        f"--workdir={workdir}",
+        *(f"--config.{k}={v}" for k, v in fields.items()),
+    ]
 
 
 def start(*inputs, processes=1, **changes):
-    command = [sys.executable, "-m", "mlip_jax.main"] if processes == 1 else [
-        str(REPOSITORY / "launch/local.sh"), "-n", str(processes), "--"]
-    return subprocess.Popen([*command, *arguments(*inputs, **changes)], stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, text=True, env=environment(1), start_new_session=True,
-                            cwd=inputs[0].parent)
+    command = (
+        [sys.executable, "-m", "mlip_jax.main"]
+        if processes == 1
+        else [str(REPOSITORY / "launch/local.sh"), "-n", str(processes), "--"]
+    )
+    return subprocess.Popen(
+        [*command, *arguments(*inputs, **changes)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment(1),
+        start_new_session=True,
+        cwd=inputs[0].parent,
+    )
 
 
 def recorded(workdir):
     """Indices of all lines of all parts, in any order."""
-    return [line.index for path in sorted((workdir / "parts").glob("*.csv"))
-            for line in journal.read_part(path, LAYOUT)]
+    return [
+        line.index
+        for path in sorted((workdir / "parts").glob("*.csv"))
+        for line in journal.read_part(path, LAYOUT)
+    ]
 
 
 def rows(workdir):
@@ -94,7 +128,9 @@ def assert_alike(workdir, expected):
         for column in ("index", "name", "status", "reason", "steps", "n_atoms"):
             assert a[column] == b[column]
         for column in ("energy_start_ev", "energy_ev", "fmax_ev_per_ang", "rmsd_ang"):
-            np.testing.assert_allclose(*(float(r[column] or "nan") for r in (a, b)), rtol=1e-7, atol=1e-7)
+            np.testing.assert_allclose(
+                *(float(r[column] or "nan") for r in (a, b)), rtol=1e-7, atol=1e-7
+            )
     for a, b in zip(*(read(w / "relaxed.xyz", ":") for w in (workdir, expected)), strict=True):
         assert a.info["index"] == b.info["index"]
         np.testing.assert_allclose(a.positions, b.positions, atol=1e-6)
@@ -111,27 +147,41 @@ def undisturbed(tmp_path_factory, force_field, molecules):
 def test_whole_run(undisturbed):
     workdir, output = undisturbed
     found = {int(r["index"]): r for r in rows(workdir)}
-    assert sorted(found) == list(range(MOLECULES)) and sorted(recorded(workdir)) == list(range(MOLECULES))
+    assert sorted(found) == list(range(MOLECULES)) and sorted(recorded(workdir)) == list(
+        range(MOLECULES)
+    )
     bad = {3: "overlap", 5: "not trained on Br", 7: "mols.xyz structure 7: 1 of 6 atoms have NaN"}
     for index, words in bad.items():
         assert found[index]["status"] == "failed" and words in found[index]["reason"]
     good = [r for i, r in found.items() if i not in bad and i != 9]
     assert all(r["status"] == "converged" and float(r["fmax_ev_per_ang"]) < 0.0005 for r in good)
-    assert all(float(r["energy_ev"]) < float(r["energy_start_ev"]) and float(r["rmsd_ang"]) > 0.01 for r in good)
+    assert all(
+        float(r["energy_ev"]) < float(r["energy_start_ev"]) and float(r["rmsd_ang"]) > 0.01
+        for r in good
+    )
     frames = read(workdir / "trajectories.xyz", ":")
     of_first = [a for a in frames if a.info["index"] == 0]
     assert len(of_first) == int(found[0]["steps"]) + 1
-    np.testing.assert_allclose([of_first[0].get_potential_energy(), of_first[-1].get_potential_energy()],
-                               [float(found[0][k]) for k in ("energy_start_ev", "energy_ev")])
-    assert f"{MOLECULES} molecules: {len(good)} converged" in output or found[9]["status"] == "converged"
+    np.testing.assert_allclose(
+        [of_first[0].get_potential_energy(), of_first[-1].get_potential_energy()],
+        [float(found[0][k]) for k in ("energy_start_ev", "energy_ev")],
+    )
+    assert (
+        f"{MOLECULES} molecules: {len(good)} converged" in output
+        or found[9]["status"] == "converged"
+    )
     assert (workdir / "report.html").stat().st_size > 50_000
 
 
 @pytest.mark.slow
-def test_killed_stopped_and_finished_by_two_processes(tmp_path, force_field, molecules, undisturbed):
+def test_killed_stopped_and_finished_by_two_processes(
+    tmp_path, force_field, molecules, undisturbed
+):
     workdir = tmp_path / "run"
     process = start(workdir, force_field, molecules)
-    wait_for(lambda: len(recorded(workdir)) > 3, process)  # as soon as a first batch of results is on the disk
+    wait_for(
+        lambda: len(recorded(workdir)) > 3, process
+    )  # as soon as a first batch of results is on the disk
     os.kill(process.pid, signal.SIGKILL)
     finish(process)
     killed = recorded(workdir)
@@ -145,7 +195,9 @@ def test_killed_stopped_and_finished_by_two_processes(tmp_path, force_field, mol
     assert 3 < len(killed) < len(stopped) < MOLECULES
     code, output = finish(start(workdir, force_field, molecules, processes=2))
     assert code == 0, output
-    assert sorted(recorded(workdir)) == list(range(MOLECULES))  # each once, before anything is put together
+    assert sorted(recorded(workdir)) == list(
+        range(MOLECULES)
+    )  # each once, before anything is put together
     assert_alike(workdir, undisturbed[0])
 
 
@@ -173,20 +225,30 @@ def test_smiles_to_sdf(tmp_path, force_field):
     assert code == 0, output
     found = rows(workdir)
     assert [r["status"] == "failed" for r in found] == [False, True, False, True, True]
-    assert "line 2" in found[1]["reason"] and "geometry" in found[3]["reason"] and "Br" in found[4]["reason"]
+    assert (
+        "line 2" in found[1]["reason"]
+        and "geometry" in found[3]["reason"]
+        and "Br" in found[4]["reason"]
+    )
     from rdkit import Chem
+
     relaxed = list(Chem.SDMolSupplier(str(workdir / "relaxed.sdf"), removeHs=False))
     frames = read(workdir / "relaxed.xyz", ":")
     for molecule, atoms in zip(relaxed, frames, strict=True):
-        np.testing.assert_allclose(molecule.GetConformer().GetPositions(), atoms.positions, atol=1e-4)
+        np.testing.assert_allclose(
+            molecule.GetConformer().GetPositions(), atoms.positions, atol=1e-4
+        )
         assert Chem.MolToSmiles(Chem.RemoveHs(molecule)) == "CO"
-    np.testing.assert_allclose(frames[0].positions, frames[1].positions, atol=1e-6)  # the same SMILES
+    np.testing.assert_allclose(
+        frames[0].positions, frames[1].positions, atol=1e-6
+    )  # the same SMILES
 
 
 def test_errors_are_one_message(tmp_path, force_field, molecules):
     (tmp_path / "empty.smi").write_text("# nothing\n")
     for inputs, changes, words in (
-            ((force_field, tmp_path / "empty.smi"), {}, "empty.smi: holds no molecules"),
-            ((force_field, molecules), {"optimizer": "bfgz"}, "bfgs")):
+        ((force_field, tmp_path / "empty.smi"), {}, "empty.smi: holds no molecules"),
+        ((force_field, molecules), {"optimizer": "bfgz"}, "bfgs"),
+    ):
         code, output = finish(start(tmp_path / "run", *inputs, **changes))
         assert code == 1 and words in output and "Traceback" not in output, output

@@ -18,7 +18,12 @@ from tests.simulation.analytic import pairwise
 def options(path, **changes):
     config = stability_defaults()
     config.input, config.force_field, config.relax_first = str(path), "springs", False
-    config.temperatures, config.replicas, config.picoseconds, config.nve_picoseconds = (10.0, 30_000.0), 3, 0.1, 0.05
+    config.temperatures, config.replicas, config.picoseconds, config.nve_picoseconds = (
+        (10.0, 30_000.0),
+        3,
+        0.1,
+        0.05,
+    )
     config.record_every, config.restart_seconds = 5, 0.0
     for name, value in changes.items():
         config[name] = value
@@ -28,7 +33,11 @@ def options(path, **changes):
 def test_hot_molecules_break_and_a_stopped_run_goes_on(tmp_path, monkeypatch):
     path = tmp_path / "dimers.xyz"
     write(path, [Atoms("H2", [[0, 0, 0], [0, 0, 0.74]]), Atoms("H2", [[0, 0, 0], [0, 0, 0.7]])])
-    monkeypatch.setattr(stability, "load_force_field", lambda text: pairwise("harmonic", length=0.74, stiffness=20.0))
+    monkeypatch.setattr(
+        stability,
+        "load_force_field",
+        lambda text: pairwise("harmonic", length=0.74, stiffness=20.0),
+    )
     monkeypatch.setattr(dynamics, "_TURN", 0.01)
     write_files, calls = DynamicsOutputs.write, []
 
@@ -46,8 +55,14 @@ def test_hot_molecules_break_and_a_stopped_run_goes_on(tmp_path, monkeypatch):
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     cold, hot = metrics["temperatures"]
     assert (cold["survived"], cold["replicas"], hot["survived"]) == (6, 6, 0)
-    assert metrics["highest_stable_temperature_k"] == 10 and 0 < hot["first_break_ps"] <= hot["mean_time_to_break_ps"]
-    assert abs(metrics["molecules"][0]["drift_mev_per_atom_per_ps"]) < 50 and metrics["molecules"][0]["broken"] == 3
+    assert (
+        metrics["highest_stable_temperature_k"] == 10
+        and 0 < hot["first_break_ps"] <= hot["mean_time_to_break_ps"]
+    )
+    assert (
+        abs(metrics["molecules"][0]["drift_mev_per_atom_per_ps"]) < 50
+        and metrics["molecules"][0]["broken"] == 3
+    )
     page = report.read_text()
     assert page.count("<img") == 1 and "Why they broke" in page
     table = (tmp_path / "run/stability.csv").read_text()
@@ -59,14 +74,32 @@ def test_hot_molecules_break_and_a_stopped_run_goes_on(tmp_path, monkeypatch):
 def test_beside_the_reference_method(tmp_path, monkeypatch):
     path = tmp_path / "dimers.xyz"
     write(path, [Atoms("H2", [[0, 0, 0], [0, 0, 0.74]]), Atoms("Ar2", [[0, 0, 0], [0, 0, 0.75]])])
-    monkeypatch.setattr(stability, "load_force_field", lambda text: pairwise("harmonic", length=0.74, stiffness=20.0))
-    changes = dict(compare_picoseconds=0.2, nve_picoseconds=0.0, temperatures=(10.0,), replicas=1, picoseconds=0.01,
-                   bond_range=(0.1, 4.0), compare_temperature=100.0, trajectory_format="hdf5")
+    monkeypatch.setattr(
+        stability,
+        "load_force_field",
+        lambda text: pairwise("harmonic", length=0.74, stiffness=20.0),
+    )
+    changes = dict(
+        compare_picoseconds=0.2,
+        nve_picoseconds=0.0,
+        temperatures=(10.0,),
+        replicas=1,
+        picoseconds=0.01,
+        bond_range=(0.1, 4.0),
+        compare_temperature=100.0,
+        trajectory_format="hdf5",
+    )
     config = options(path, **changes)
     config.oracle.method, config.oracle.num_processes = "ase.calculators.emt:EMT", 1
     page = stability.run(config, tmp_path / "run").read_text()
-    compared, = json.loads((tmp_path / "run/metrics.json").read_text())["compared"]  # EMT knows no argon
-    assert compared["name"] == "H2" and 0 <= compared["spectrum_overlap"] <= 1 and compared["temperature_k"] > 0
+    (compared,) = json.loads((tmp_path / "run/metrics.json").read_text())[
+        "compared"
+    ]  # EMT knows no argon
+    assert (
+        compared["name"] == "H2"
+        and 0 <= compared["spectrum_overlap"] <= 1
+        and compared["temperature_k"] > 0
+    )
     assert 0 <= compared["distances_overlap"] <= 1 and "Beside the reference method" in page
     made = tmp_path / "run/compared/reference/0.npz"
     before = made.stat().st_mtime_ns
@@ -77,9 +110,13 @@ def test_beside_the_reference_method(tmp_path, monkeypatch):
 
 
 def test_bad_settings_are_told(tmp_path):
-    for changes, words in [({"force_field": ""}, "force_field is not given"), ({"picoseconds": 0.0}, "picoseconds"),
-                           ({"temperatures": ()}, "temperatures"), ({"replicas": 0}, "replicas"),
-                           ({"compare_picoseconds": -1.0}, "compare_picoseconds"),
-                           ({"trajectory_format": "xyz"}, "trajectory_format 'xyz'")]:
+    for changes, words in [
+        ({"force_field": ""}, "force_field is not given"),
+        ({"picoseconds": 0.0}, "picoseconds"),
+        ({"temperatures": ()}, "temperatures"),
+        ({"replicas": 0}, "replicas"),
+        ({"compare_picoseconds": -1.0}, "compare_picoseconds"),
+        ({"trajectory_format": "xyz"}, "trajectory_format 'xyz'"),
+    ]:
         with pytest.raises(ConfigError, match=words):
             stability.run(options(tmp_path / "none.xyz", **changes), tmp_path / "run")

@@ -41,7 +41,11 @@ def test_report_has_the_promised_figures(finished):
     metrics = json.loads((workdir / "metrics.json").read_text())
     assert metrics["seconds"] > 0
     for part in ("train", "valid", "test"):
-        for key in ("energy_mae_mev_per_atom", "force_mae_mev_per_ang", "energy_slope_mev_per_atom"):
+        for key in (
+            "energy_mae_mev_per_atom",
+            "force_mae_mev_per_ang",
+            "energy_slope_mev_per_atom",
+        ):
             assert np.isfinite(metrics[part][key])
     html = (workdir / "report.html").read_text()
     assert "GFN2-xTB" in html and "Zenodo" in html and "outside" in html
@@ -57,14 +61,23 @@ def test_split_by_molecule_is_kept_with_the_run(finished):
     workdir, _ = finished
     parts, meta = load_split(workdir / "splits.npz")
     store = Store(workdir.parent / meta["store"])
-    molecules = {part: set(store.take(indices).molecule.tolist()) for part, indices in parts.items()}
+    molecules = {
+        part: set(store.take(indices).molecule.tolist()) for part, indices in parts.items()
+    }
     assert all(molecules.values())
-    assert not molecules["train"] & molecules["test"] and not molecules["train"] & molecules["valid"]
+    assert (
+        not molecules["train"] & molecules["test"] and not molecules["train"] & molecules["valid"]
+    )
 
 
 def test_training_lowers_the_error(tmp_path):
-    code, output = run(tmp_path / "run", train__num_steps=150, train__valid_every=50, train__checkpoint_every=150,
-                       optimizer__learning_rate=5e-3)
+    code, output = run(
+        tmp_path / "run",
+        train__num_steps=150,
+        train__valid_every=50,
+        train__checkpoint_every=150,
+        optimizer__learning_rate=5e-3,
+    )
     assert code == 0, output
     rows = np.genfromtxt(tmp_path / "run/metrics.csv", delimiter=",", names=True)
     force = rows["train_force_mae_mev_per_ang"][np.isfinite(rows["train_force_mae_mev_per_ang"])]
@@ -86,7 +99,9 @@ def test_killed_run_ends_as_an_undisturbed_one(finished, tmp_path, after_steps):
     for name, value in expected.arrays.items():
         np.testing.assert_array_equal(resumed.arrays[name], value, err_msg=name)
     columns = ("step", "train_loss", "valid_loss")
-    curves = [np.genfromtxt(w / "metrics.csv", delimiter=",", names=True) for w in (undisturbed, workdir)]
+    curves = [
+        np.genfromtxt(w / "metrics.csv", delimiter=",", names=True) for w in (undisturbed, workdir)
+    ]
     for column in columns:
         np.testing.assert_array_equal(curves[0][column], curves[1][column])
 
@@ -103,7 +118,11 @@ def test_same_command_again_changes_nothing(finished):
 def test_workdir_of_another_config_is_refused(finished):
     workdir, _ = finished
     code, output = run(workdir, optimizer__learning_rate=0.02)
-    assert code != 0 and "optimizer.learning_rate: 0.001 -> 0.02" in output and "Traceback" not in output
+    assert (
+        code != 0
+        and "optimizer.learning_rate: 0.001 -> 0.02" in output
+        and "Traceback" not in output
+    )
     assert (workdir / "report.html").exists()
 
 
@@ -133,7 +152,9 @@ def test_unknown_field_in_a_config_file_names_the_nearest(tmp_path):
 def test_unknown_model_option_names_the_nearest(tmp_path):
     config = tmp_path / "mine.py"
     text = (REPOSITORY / "configs/spice.py").read_text()
-    config.write_text(text.replace("    return c\n", "    c.model.options.num_feature = 3\n    return c\n"))
+    config.write_text(
+        text.replace("    return c\n", "    c.model.options.num_feature = 3\n    return c\n")
+    )
     code, output = finish(ForkedRun(tmp_path, [f"--config={config}", f"--workdir={tmp_path}/run"]))
     assert code != 0 and "Did you mean 'num_features'?" in output
 
@@ -164,7 +185,9 @@ def test_file_without_labels(tmp_path):
         del group["dft_total_energy"], group["dft_total_gradient"]
 
     code, output = run(tmp_path / "run", data__path=edited(tmp_path / "bare.hdf5", without))
-    assert code != 0 and "no structure has an energy or forces" in output and "Traceback" not in output
+    assert (
+        code != 0 and "no structure has an energy or forces" in output and "Traceback" not in output
+    )
 
 
 def test_some_labels_are_nan(tmp_path):
@@ -172,10 +195,15 @@ def test_some_labels_are_nan(tmp_path):
         group["dft_total_energy"][0] = np.nan
         group["dft_total_gradient"][1, 0] = np.nan
 
-    code, output = run(tmp_path / "run", model="schnet", data__path=edited(tmp_path / "nan.hdf5", some_nan))
+    code, output = run(
+        tmp_path / "run", model="schnet", data__path=edited(tmp_path / "nan.hdf5", some_nan)
+    )
     assert code == 0, output
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
-    assert all(np.isfinite(metrics["test"][k]) for k in ("energy_mae_mev_per_atom", "force_mae_mev_per_ang"))
+    assert all(
+        np.isfinite(metrics["test"][k])
+        for k in ("energy_mae_mev_per_atom", "force_mae_mev_per_ang")
+    )
 
 
 @pytest.mark.slow
@@ -206,11 +234,19 @@ def test_full_disk_leaves_the_last_checkpoint(finished, tmp_path):
         "    store.save(99, {'x': np.random.default_rng(0).normal(size=100000)}, {})\n"
         "except CheckpointError as error:\n"
         "    print('refused:', error); sys.stdout.flush()\n"
-        "    import os; os._exit(3)\n")
+        "    import os; os._exit(3)\n"
+    )
     store.close()
-    process = subprocess.run([sys.executable, "-c", script, str(workdir / "checkpoints")], capture_output=True,
-                             text=True, env=environment(), timeout=120)
-    assert process.returncode == 3 and "free some space" in process.stdout, process.stdout + process.stderr
+    process = subprocess.run(
+        [sys.executable, "-c", script, str(workdir / "checkpoints")],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=120,
+    )
+    assert process.returncode == 3 and "free some space" in process.stdout, (
+        process.stdout + process.stderr
+    )
     assert newest(workdir).step == step
 
 
@@ -224,10 +260,21 @@ def test_read_only_workdir(tmp_path):
 def test_painn_by_config(tmp_path):
     config = f"{REPOSITORY}/configs/spice.py:painn"
     process = subprocess.run(
-        [sys.executable, "-m", "mlip_jax.main", f"--config={config}", f"--workdir={tmp_path}/run",
-         f"--config.data.path={DATA}", "--config.model.options.num_features=16", "--config.train.num_steps=10",
-         "--config.train.batch_size=4"], capture_output=True, text=True,
-        env=environment())
+        [
+            sys.executable,
+            "-m",
+            "mlip_jax.main",
+            f"--config={config}",
+            f"--workdir={tmp_path}/run",
+            f"--config.data.path={DATA}",
+            "--config.model.options.num_features=16",
+            "--config.train.num_steps=10",
+            "--config.train.batch_size=4",
+        ],
+        capture_output=True,
+        text=True,
+        env=environment(),
+    )
     assert process.returncode == 0, process.stderr
     assert json.loads((tmp_path / "run/metrics.json").read_text())["test"]["num_structures"] > 0
 
@@ -240,9 +287,16 @@ def test_mistyped_path_leaves_the_folder_to_the_corrected_command(tmp_path):
 
 
 def test_energies_alone_have_no_force_errors(tmp_path):
-    code, output = run(tmp_path / "run", model="schnet", loss__beta=0.0, loss__beta_end=0.0, train__num_steps=8)
+    code, output = run(
+        tmp_path / "run", model="schnet", loss__beta=0.0, loss__beta_end=0.0, train__num_steps=8
+    )
     assert code == 0, output
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
-    assert metrics["test"]["force_mae_mev_per_ang"] is None and metrics["test"]["energy_mae_mev_per_atom"] > 0
-    assert metrics["test"]["num_nonfinite_predictions"] == 0 and metrics["domain_auc"]["force"] is None
+    assert (
+        metrics["test"]["force_mae_mev_per_ang"] is None
+        and metrics["test"]["energy_mae_mev_per_atom"] > 0
+    )
+    assert (
+        metrics["test"]["num_nonfinite_predictions"] == 0 and metrics["domain_auc"]["force"] is None
+    )
     assert "Energies alone were trained on" in (tmp_path / "run/report.html").read_text()

@@ -22,7 +22,12 @@ def config(path=DATA, directory="data", **fields):
     c = spice.get_config("schnet")
     c.data.path, c.data.directory, c.data.split_seed = str(path), str(directory), 1
     c.model.options.num_features, c.model.options.num_layers = 8, 1
-    c.train.num_steps, c.train.valid_every, c.train.checkpoint_every, c.train.batch_size = 30, 15, 15, 4
+    c.train.num_steps, c.train.valid_every, c.train.checkpoint_every, c.train.batch_size = (
+        30,
+        15,
+        15,
+        4,
+    )
     c.optimizer.warmup_steps, c.report.max_domain = 2, 0
     for name, value in fields.items():
         c.update_from_flattened_dict({name.replace("__", "."): value})
@@ -38,8 +43,11 @@ def first(tmp_path_factory):
 
 def still(folder, **fields):
     """Fine-tuning that changes nothing."""
-    own = {"init__workdir": str(folder / "first"), "optimizer__learning_rate": 1e-12,
-           "optimizer__learning_rate_end": 1e-13}
+    own = {
+        "init__workdir": str(folder / "first"),
+        "optimizer__learning_rate": 1e-12,
+        "optimizer__learning_rate_end": 1e-13,
+    }
     return config(directory=folder / "data", **own | fields)
 
 
@@ -67,7 +75,9 @@ def test_data_with_other_zeros_of_energy_begin_with_the_same_errors(first, tmp_p
     train.run(still(first), tmp_path / "same")
     train.run(still(first, data__path=str(moved)), tmp_path / "moved")
     same, other = predictions(tmp_path / "same"), predictions(tmp_path / "moved")
-    np.testing.assert_allclose(same.energy_predicted - same.energy, other.energy_predicted - other.energy, atol=2e-3)
+    np.testing.assert_allclose(
+        same.energy_predicted - same.energy, other.energy_predicted - other.energy, atol=2e-3
+    )
     assert np.abs(same.energy - other.energy).min() > 1.0
 
 
@@ -87,11 +97,18 @@ def test_weights_in_open_files(first, tmp_path):
     np.testing.assert_allclose(a.forces_predicted, b.forces_predicted, atol=1e-4)
 
 
-@pytest.mark.parametrize(("fields", "message"), [
-    ({"model__options__num_features": 16}, r"another model .*model.options.num_features: 8 -> 16.*model.name=''"),
-    ({"model__options__cutoff": 4.0}, "model.options.cutoff: 5.0 -> 4.0"),
-    ({"potential__zbl": True}, "terms.zbl"),
-    ({"init__workdir": "", "model__name": ""}, "there is no init.workdir to take it from")])
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"model__options__num_features": 16},
+            r"another model .*model.options.num_features: 8 -> 16.*model.name=''",
+        ),
+        ({"model__options__cutoff": 4.0}, "model.options.cutoff: 5.0 -> 4.0"),
+        ({"potential__zbl": True}, "terms.zbl"),
+        ({"init__workdir": "", "model__name": ""}, "there is no init.workdir to take it from"),
+    ],
+)
 def test_what_does_not_fit_is_named(first, tmp_path, fields, message):
     with pytest.raises(ConfigError, match=f"(?s){message}"):
         train.run(still(first, **fields), tmp_path / "run")
@@ -99,5 +116,6 @@ def test_what_does_not_fit_is_named(first, tmp_path, fields, message):
 
 def test_a_run_without_it_is_the_same_folder_as_before():
     from mlip_jax import config as configs
+
     assert "init" not in configs.identity(config())
     assert "init" in configs.identity(config(init__workdir="runs/a"))

@@ -7,11 +7,26 @@ import time
 import numpy as np
 import pytest
 
-from tests.tasks.runs import assert_alike, environment, finish, metrics, newest, run, start, steps_of, stopped_step
+from tests.tasks.runs import (
+    assert_alike,
+    environment,
+    finish,
+    metrics,
+    newest,
+    run,
+    start,
+    steps_of,
+    stopped_step,
+)
 
 KILLS = 30
-RUN = {"model": "schnet", "train__num_steps": 600, "train__log_every": 10, "train__valid_every": 25,
-       "train__checkpoint_every": 5}
+RUN = {
+    "model": "schnet",
+    "train__num_steps": 600,
+    "train__log_every": 10,
+    "train__valid_every": 25,
+    "train__checkpoint_every": 5,
+}
 
 
 @pytest.mark.slow
@@ -20,7 +35,9 @@ def test_thirty_kills_change_nothing(tmp_path):
     code, output = run(undisturbed, **RUN)
     assert code == 0, output
     begin = time.monotonic()
-    code, output = run(tmp_path / "again", **RUN)  # with all programs compiled: how long a run takes
+    code, output = run(
+        tmp_path / "again", **RUN
+    )  # with all programs compiled: how long a run takes
     duration = time.monotonic() - begin
     assert code == 0, output
     chance = random.Random(0)
@@ -32,7 +49,9 @@ def test_thirty_kills_change_nothing(tmp_path):
         process.send_signal(number)
         code, output = finish(process)
         # or it was done, or was killed before Python could take the signal
-        assert code in ({0, -signal.SIGKILL} if number == signal.SIGKILL else {0, 75, -signal.SIGTERM}), output
+        assert code in (
+            {0, -signal.SIGKILL} if number == signal.SIGKILL else {0, 75, -signal.SIGTERM}
+        ), output
         if stopped_step(output) is not None:
             assert code == 75
         before, step = step, _sound(workdir)
@@ -59,6 +78,7 @@ def test_thirty_kills_change_nothing(tmp_path):
 def _sound(workdir):
     """The newest step; every checkpoint that claims to be complete can be read."""
     from mlip_jax.checkpoint import CheckpointStore
+
     steps = steps_of(workdir)
     if not steps:
         return 0

@@ -8,19 +8,49 @@ import time
 import numpy as np
 import pytest
 
-from tests.tasks.runs import REPOSITORY, assert_alike, environment, finish, flags, newest, run, stopped_step
+from tests.tasks.runs import (
+    REPOSITORY,
+    assert_alike,
+    environment,
+    finish,
+    flags,
+    newest,
+    run,
+    stopped_step,
+)
 from tests.tasks.runs import stop_at as stop
 
 # Squares: the gradient of absolute errors is a sum of signs, whose zeros rounding decides.
-RUN = {"model": "schnet", "loss__penalty": "mse", "train__num_steps": 20, "train__batch_size": 16,
-       "train__log_every": 1, "train__valid_every": 10, "train__checkpoint_every": 5}
+RUN = {
+    "model": "schnet",
+    "loss__penalty": "mse",
+    "train__num_steps": 20,
+    "train__batch_size": 16,
+    "train__log_every": 1,
+    "train__valid_every": 10,
+    "train__checkpoint_every": 5,
+}
 
 
 def launch(workdir, *, changes, processes=2, **options):
     """launch/local.sh with so many processes."""
-    arguments = [str(REPOSITORY / "launch/local.sh"), "-n", str(processes), "--", *flags(workdir, **changes)]
-    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=workdir.parent,
-                            env=environment(1), start_new_session=True, **options)
+    arguments = [
+        str(REPOSITORY / "launch/local.sh"),
+        "-n",
+        str(processes),
+        "--",
+        *flags(workdir, **changes),
+    ]
+    return subprocess.Popen(
+        arguments,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=workdir.parent,
+        env=environment(1),
+        start_new_session=True,
+        **options,
+    )
 
 
 @pytest.mark.slow
@@ -35,7 +65,9 @@ def test_two_processes_give_what_one_gives(tmp_path):
     np.testing.assert_allclose(b["energy_predicted"], a["energy_predicted"], atol=1e-4)
     np.testing.assert_allclose(b["forces_predicted"], a["forces_predicted"], atol=1e-4)
     assert len(a["energy_predicted"]) > 5 and np.isfinite(a["forces_predicted"]).all()
-    only = {p.name for p in (tmp_path / "two").iterdir()} - {p.name for p in (tmp_path / "one").iterdir()}
+    only = {p.name for p in (tmp_path / "two").iterdir()} - {
+        p.name for p in (tmp_path / "one").iterdir()
+    }
     assert only == {"process_1.log"}
 
 
@@ -55,7 +87,11 @@ def test_a_run_of_eight_devices_goes_on_with_two(tmp_path):
 
 @pytest.mark.slow
 def test_the_end_of_one_process_is_the_end_of_all(tmp_path):
-    changes = RUN | {"train__num_steps": 20_000, "train__checkpoint_every": 50, "train__valid_every": 20_000}
+    changes = RUN | {
+        "train__num_steps": 20_000,
+        "train__checkpoint_every": 50,
+        "train__valid_every": 20_000,
+    }
     workdir = tmp_path / "run"
     process = launch(workdir, changes=changes)
     deadline = time.monotonic() + 240
@@ -89,6 +125,10 @@ def _process_one(workdir):
                     words = file.read().split(b"\0")
             except OSError:
                 continue
-            if b"MLIP_JAX_PROCESS_ID=1" in variables and f"--workdir={workdir}".encode() in words and b"-m" in words:
+            if (
+                b"MLIP_JAX_PROCESS_ID=1" in variables
+                and f"--workdir={workdir}".encode() in words
+                and b"-m" in words
+            ):
                 return int(entry)
     raise AssertionError("there is no second process")

@@ -20,19 +20,38 @@ pytestmark = pytest.mark.slow  # whole runs
 REPOSITORY = Path(__file__).parents[2]
 DATA = REPOSITORY / "tests/data/gfn2_small.hdf5"
 SMALL = {
-    "data.split_seed": 1, "model.options.num_features": 8, "model.options.num_layers": 1,
-    "model.options.num_radial": 6, "train.num_steps": 6, "train.batch_size": 4, "train.log_every": 2,
-    "train.valid_every": 3, "train.checkpoint_every": 3, "optimizer.warmup_steps": 2,
-    "optimizer.name": "adam", "optimizer.learning_rate": 1e-3}
+    "data.split_seed": 1,
+    "model.options.num_features": 8,
+    "model.options.num_layers": 1,
+    "model.options.num_radial": 6,
+    "train.num_steps": 6,
+    "train.batch_size": 4,
+    "train.log_every": 2,
+    "train.valid_every": 3,
+    "train.checkpoint_every": 3,
+    "optimizer.warmup_steps": 2,
+    "optimizer.name": "adam",
+    "optimizer.learning_rate": 1e-3,
+}
 
 
 def run(config, workdir, cwd, fields):
     """Exit code and output (white space folded) of a command line."""
     process = subprocess.run(
-        [sys.executable, "-m", "mlip_jax.main", f"--config={REPOSITORY}/configs/{config}", f"--workdir={workdir}",
-         *(f"--config.{k}={v}" for k, v in fields.items())],
-        capture_output=True, text=True, cwd=cwd, timeout=300,
-        env=dict(os.environ, GLIBC_TUNABLES="", PYTHONPATH=str(REPOSITORY)))
+        [
+            sys.executable,
+            "-m",
+            "mlip_jax.main",
+            f"--config={REPOSITORY}/configs/{config}",
+            f"--workdir={workdir}",
+            *(f"--config.{k}={v}" for k, v in fields.items()),
+        ],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=300,
+        env=dict(os.environ, GLIBC_TUNABLES="", PYTHONPATH=str(REPOSITORY)),
+    )
     return process.returncode, " ".join((process.stdout + process.stderr).split())
 
 
@@ -67,7 +86,10 @@ def arrays(workdir):
 
 
 def test_a_store_trains_as_the_file_does(trained):
-    scores = [json.loads((trained / name / "metrics.json").read_text()) for name in ("of_file", "of_store")]
+    scores = [
+        json.loads((trained / name / "metrics.json").read_text())
+        for name in ("of_file", "of_store")
+    ]
     for part in ("train", "valid", "test"):
         errors = [{k: v for k, v in s[part].items() if isinstance(v, int | float)} for s in scores]
         assert errors[0] == errors[1] and np.isfinite(errors[0]["energy_mae_mev_per_atom"])
@@ -99,7 +121,10 @@ def test_a_run_whose_store_changed_underneath_is_refused(trained, tmp_path):
         before = arrays(trained / "of_store")
         code, output = train(trained / "store", trained / "of_store")
         assert code != 0 and "Traceback" not in output
-        assert "splits.npz: the data or the split are no longer those that this run was begun with" in output
+        assert (
+            "splits.npz: the data or the split are no longer those that this run was begun with"
+            in output
+        )
         assert "--workdir" in output
         after = arrays(trained / "of_store")
         assert all(np.array_equal(after[k], v) for k, v in before.items())

@@ -33,8 +33,13 @@ from tests.tasks.runs import (
 )
 
 # Long enough to be interrupted: some seconds of training.
-LONG = {"model": "schnet", "train__num_steps": 240, "train__log_every": 10, "train__valid_every": 60,
-        "train__checkpoint_every": 20}
+LONG = {
+    "model": "schnet",
+    "train__num_steps": 240,
+    "train__log_every": 10,
+    "train__valid_every": 60,
+    "train__checkpoint_every": 20,
+}
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +59,13 @@ def assert_same_parameters(workdir, expected):
             np.testing.assert_array_equal(ours.arrays[name], value, err_msg=f"{kind} {name}")
 
 
-@pytest.mark.parametrize("number", [
-    signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGUSR1))])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGUSR1)),
+    ],
+)
 def test_a_signal_saves_and_asks_to_be_started_again(undisturbed, tmp_path, number):
     workdir = tmp_path / "run"
     code, output = stop_at(workdir, 30, number, **LONG)
@@ -70,13 +80,21 @@ def test_a_signal_saves_and_asks_to_be_started_again(undisturbed, tmp_path, numb
 @pytest.mark.slow
 def test_the_second_interrupt_ends_the_run_at_once(tmp_path):
     # many updates in a call: the run could not stop by itself between the two signals
-    fields = LONG | {"train__num_steps": 100_000, "train__log_every": 50, "train__valid_every": 100_000,
-                     "train__checkpoint_every": 100_000, "train__resident": True, "train__steps_per_dispatch": 50,
-                     "train__batch_size": 32, "model__options__num_features": 64}
+    fields = LONG | {
+        "train__num_steps": 100_000,
+        "train__log_every": 50,
+        "train__valid_every": 100_000,
+        "train__checkpoint_every": 100_000,
+        "train__resident": True,
+        "train__steps_per_dispatch": 50,
+        "train__batch_size": 32,
+        "model__options__num_features": 64,
+    }
     workdir, log = tmp_path / "run", tmp_path / "log"
     with open(log, "w") as file:
-        process = subprocess.Popen(command(workdir, **fields), stdout=file, stderr=file, cwd=tmp_path,
-                                   env=environment())
+        process = subprocess.Popen(
+            command(workdir, **fields), stdout=file, stderr=file, cwd=tmp_path, env=environment()
+        )
     wait_for_step(workdir, 50, process)
     process.send_signal(signal.SIGINT)
     wait_for(lambda: "stopping after this step" in " ".join(log.read_text().split()), process)
@@ -85,16 +103,28 @@ def test_the_second_interrupt_ends_the_run_at_once(tmp_path):
     code = process.wait(timeout=60)
     output = log.read_text()
     assert time.monotonic() - begin < 15
-    assert code == 1 and "interrupted" in output and stopped_step(output) is None and "Traceback" not in output, output
+    assert (
+        code == 1
+        and "interrupted" in output
+        and stopped_step(output) is None
+        and "Traceback" not in output
+    ), output
     assert newest(workdir) is None
 
 
 def test_an_interrupt_before_the_first_step_asks_to_be_started_again(tmp_path):
     log = tmp_path / "log"
     with open(log, "w") as file:
-        process = subprocess.Popen(command(tmp_path / "run", **LONG), stdout=file, stderr=file, cwd=tmp_path,
-                                   env=environment())
-    wait_for(lambda: "structures of" in log.read_text(), process)  # the data are read, nothing is compiled
+        process = subprocess.Popen(
+            command(tmp_path / "run", **LONG),
+            stdout=file,
+            stderr=file,
+            cwd=tmp_path,
+            env=environment(),
+        )
+    wait_for(
+        lambda: "structures of" in log.read_text(), process
+    )  # the data are read, nothing is compiled
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=120) == EXIT_REQUEUE, log.read_text()
     assert "Traceback" not in log.read_text() and newest(tmp_path / "run") is None
@@ -108,9 +138,13 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(undisturbed, tmp_path)
     # all files of arrays: some hold copies that are not read
     for file in (workdir / "checkpoints" / str(last) / "arrays").rglob("*"):
         if file.is_file():
-            file.write_bytes(file.read_bytes()[:file.stat().st_size // 2])
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     code, output = run(workdir, **LONG)
-    assert code == 0 and "is damaged" in output and f"going on from the checkpoint of step {before}" in output
+    assert (
+        code == 0
+        and "is damaged" in output
+        and f"going on from the checkpoint of step {before}" in output
+    )
     assert_alike(workdir, undisturbed)
 
 
@@ -122,10 +156,18 @@ def test_full_disk_in_mid_run(undisturbed, tmp_path):
     assert code == 75
     step = newest(workdir).step
     process = subprocess.Popen(
-        command(workdir, **LONG), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path,
-        env=environment(), preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000)))
+        command(workdir, **LONG),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=tmp_path,
+        env=environment(),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000)),
+    )
     code, output = finish(process)
-    assert code not in (0, 75) and "cannot be written" in output and "free some space" in output, output
+    assert code not in (0, 75) and "cannot be written" in output and "free some space" in output, (
+        output
+    )
     assert "Traceback" not in output and "tensorstore_spec" not in output
     assert newest(workdir).step == step
     code, output = run(workdir, **LONG)
@@ -141,7 +183,9 @@ def test_a_folder_that_cannot_be_written_in_mid_run(undisturbed, tmp_path):
     (workdir / "checkpoints").rename(tmp_path / "checkpoints")
     (workdir / "checkpoints").write_text("a file in the place of the folder")
     code, output = finish(process)
-    assert code not in (0, 75) and "cannot be written" in output and "Traceback" not in output, output
+    assert code not in (0, 75) and "cannot be written" in output and "Traceback" not in output, (
+        output
+    )
     (workdir / "checkpoints").unlink()
     (tmp_path / "checkpoints").rename(workdir / "checkpoints")
     code, output = run(workdir, **LONG)
@@ -159,7 +203,9 @@ def test_data_that_vanish_in_mid_run(undisturbed, tmp_path):
     kept.mkdir()
     for shard in shards:
         shutil.copy(shard, kept)
-        with open(shard, "r+b") as file:  # those that are open would not miss a file that is unlinked
+        with open(
+            shard, "r+b"
+        ) as file:  # those that are open would not miss a file that is unlinked
             file.truncate(1000)
     code, output = finish(process)
     assert code not in (0, 75) and shards[0].name in output and "Traceback" not in output, output
@@ -181,9 +227,15 @@ def with_absurd_energy(undisturbed, tmp_path_factory):
     group = bad.source.rpartition("/")[2].rpartition(":")[2]
     with h5py.File(path, "a") as file:
         file[group]["dft_total_energy"][bad.conformer] = 1e28
-    fields = LONG | {"data__path": path, "data__refuse": False, "data__reference_energies": "none",
-                     "loss__penalty": "mse", "train__num_steps": 48, "train__checkpoint_every": 4,
-                     "optimizer__clip_norm": 0.0}  # clipping would make zeros of such a gradient
+    fields = LONG | {
+        "data__path": path,
+        "data__refuse": False,
+        "data__reference_energies": "none",
+        "loss__penalty": "mse",
+        "train__num_steps": 48,
+        "train__checkpoint_every": 4,
+        "optimizer__clip_norm": 0.0,
+    }  # clipping would make zeros of such a gradient
     return fields, f"{group}#{bad.conformer}"
 
 
@@ -197,7 +249,9 @@ def recorded(workdir):
 
 def assert_finished(workdir, output, num_steps):
     last = newest(workdir)
-    assert last.step == num_steps and all(np.isfinite(v).all() for v in last.arrays.values()), output
+    assert last.step == num_steps and all(np.isfinite(v).all() for v in last.arrays.values()), (
+        output
+    )
     rows = metrics(workdir)
     assert np.isfinite(rows["train_loss"]).any() and not np.isinf(rows["train_loss"]).any()
 
@@ -209,7 +263,7 @@ def test_a_loss_that_is_not_finite(with_absurd_energy, tmp_path, choice):
     code, output = run(workdir, train__on_nonfinite="stop", **fields)
     step = int(re.search(r"not finite in step (\d+)", output)[1])
     assert code == 1 and name in output and "Traceback" not in output, output
-    (at, names), = recorded(workdir).items()
+    ((at, names),) = recorded(workdir).items()
     assert at == step and sum(n.endswith(name) for n in names) == 1
     before = newest(workdir)
     assert (0 if before is None else before.step) == (step - 1) // 4 * 4

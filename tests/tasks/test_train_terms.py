@@ -76,7 +76,10 @@ def restored(workdir, folder="checkpoints"):
 
 def test_log_and_report_say_which_terms_are_on(finished):
     workdir, output = finished
-    assert "energy term electrostatics: cutoff=5.0" in output and "energy term zbl: cutoff=4.0" in output
+    assert (
+        "energy term electrostatics: cutoff=5.0" in output
+        and "energy term zbl: cutoff=4.0" in output
+    )
     assert "long-range pairs: within 5 Å" in output and "energy term dispersion" not in output
     assert "% of long-range pairs are padding" in output
     assert "energy term electrostatics" in (workdir / "report.html").read_text()
@@ -87,7 +90,11 @@ def test_terms_are_trained_and_kept(finished):
     kernel = "params/params/electrostatics/hidden/kernel"
     assert any(name.startswith("params/params/zbl/") for name in arrays)
     assert any(name.startswith("params/params/model/") for name in arrays)
-    moments = [v for name, v in arrays.items() if name.startswith("optimizer/") and "electrostatics/hidden" in name]
+    moments = [
+        v
+        for name, v in arrays.items()
+        if name.startswith("optimizer/") and "electrostatics/hidden" in name
+    ]
     assert kernel in arrays and moments and all(np.abs(m).max() > 0 for m in moments)
 
 
@@ -147,4 +154,7 @@ def test_all_pairs(tmp_path):
     train.run(c, tmp_path / "run")
     potential = Potential.load(tmp_path / "run")
     assert potential.long_range_cutoff == float("inf")
-    assert json.loads((tmp_path / "run/metrics.json").read_text())["test"]["energy_mae_mev_per_atom"] > 0
+    assert (
+        json.loads((tmp_path / "run/metrics.json").read_text())["test"]["energy_mae_mev_per_atom"]
+        > 0
+    )

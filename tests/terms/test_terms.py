@@ -21,7 +21,11 @@ from mlip_jax.structure import Structure
 
 BUDGET = PaddingBudget(n_node=16, n_edge=96, n_graph=4, n_pair=80)
 COULOMB, BOHR, HARTREE = 14.3996454, 0.529177211, 27.2113860  # eV Å, Å, eV
-TERMS = {"zbl": {}, "electrostatics": {"cutoff": 6.0, "damping": 1.7}, "dispersion": {"cutoff": 6.0}}
+TERMS = {
+    "zbl": {},
+    "electrostatics": {"cutoff": 6.0, "damping": 1.7},
+    "dispersion": {"cutoff": 6.0},
+}
 CUTOFF = 4.0
 
 
@@ -47,8 +51,12 @@ def randomised(model, seed=0):
     """Parameters that are no special point, and that float32 has exactly."""
     params = jax.jit(model.init)(jax.random.key(seed), example_graph(np.float64))
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda p: (np.asarray(p) + 0.1 * rng.standard_normal(p.shape)).astype(np.float32).astype(float),
-                        params)
+    return jax.tree.map(
+        lambda p: (
+            (np.asarray(p) + 0.1 * rng.standard_normal(p.shape)).astype(np.float32).astype(float)
+        ),
+        params,
+    )
 
 
 class Case:
@@ -61,14 +69,23 @@ class Case:
         self.apply = jax.jit(self.model.apply)
 
     def graph(self, structures, budget=BUDGET, dtype=np.float64):
-        batch = build_batch(Columns.from_structures(structures), budget, CUTOFF, dtype=dtype,
-                            long_range_cutoff=self.model.long_range_cutoff)
+        batch = build_batch(
+            Columns.from_structures(structures),
+            budget,
+            CUTOFF,
+            dtype=dtype,
+            long_range_cutoff=self.model.long_range_cutoff,
+        )
         return jax.tree.map(jnp.asarray, batch)
 
     def __call__(self, *structures):
         result = self.evaluate(self.params, self.graph(structures))
         atoms = sum(len(s) for s in structures)
-        return np.asarray(result.energy)[:len(structures)], np.asarray(result.forces)[:atoms], result
+        return (
+            np.asarray(result.energy)[: len(structures)],
+            np.asarray(result.forces)[:atoms],
+            result,
+        )
 
 
 @functools.cache
@@ -85,31 +102,43 @@ def molecule(seed=0, numbers=(6, 1, 8, 7, 1, 16), box=3.0, closest=0.7, charge=0
 
 
 def distances(positions):
-    return np.linalg.norm(positions[:, None] - positions[None], axis=-1)[np.triu_indices(len(positions), 1)]
+    return np.linalg.norm(positions[:, None] - positions[None], axis=-1)[
+        np.triu_indices(len(positions), 1)
+    ]
 
 
 def moved(structure, positions):
     return Structure(structure.numbers, np.asarray(positions), charge=structure.charge)
 
 
-LARGE, ION, ATOM = molecule(), molecule(1, (8, 1, 1), 1.6, charge=-1.0), Structure(np.array([8]), np.zeros((1, 3)))
+LARGE, ION, ATOM = (
+    molecule(),
+    molecule(1, (8, 1, 1), 1.6, charge=-1.0),
+    Structure(np.array([8]), np.zeros((1, 3))),
+)
 
 
 def switch(d, start, end):
     """As written in the literature: f(1 - c) / (f(1 - c) + f(c)), f(x) = exp(-1 / x)."""
+
     def f(x):
         return np.exp(-1 / x) if x > 0 else 0.0
+
     c = (d - start) / (end - start)
     return f(1 - c) / (f(1 - c) + f(c))
 
 
 def pair_sum(structure, energy):
     """Sum of energy(i, j, d) over all pairs."""
-    return sum(energy(i, j, np.linalg.norm(structure.positions[i] - structure.positions[j]))
-               for i in range(len(structure)) for j in range(i))
+    return sum(
+        energy(i, j, np.linalg.norm(structure.positions[i] - structure.positions[j]))
+        for i in range(len(structure))
+        for j in range(i)
+    )
 
 
 # --- Against plain formulas ---
+
 
 def test_zbl_starts_as_the_universal_potential():
     case = Case({"zbl": {"cutoff_fn": "cosine", "end": 2.0}})
@@ -120,14 +149,24 @@ def test_zbl_starts_as_the_universal_potential():
     def universal(i, j, d):
         length = 0.8854 * BOHR / (z[i] ** 0.23 + z[j] ** 0.23)
         x = d / length
-        screening = (0.1818 * np.exp(-3.2 * x) + 0.5099 * np.exp(-0.9423 * x) + 0.2802 * np.exp(-0.4029 * x)
-                     + 0.02817 * np.exp(-0.2016 * x))
-        envelope = switch(d, 0.0, 2.0) * 0.5 * (1 + np.cos(np.pi * d / CUTOFF)) if d < min(CUTOFF, 2.0) else 0.0
+        screening = (
+            0.1818 * np.exp(-3.2 * x)
+            + 0.5099 * np.exp(-0.9423 * x)
+            + 0.2802 * np.exp(-0.4029 * x)
+            + 0.02817 * np.exp(-0.2016 * x)
+        )
+        envelope = (
+            switch(d, 0.0, 2.0) * 0.5 * (1 + np.cos(np.pi * d / CUTOFF))
+            if d < min(CUTOFF, 2.0)
+            else 0.0
+        )
         return COULOMB * z[i] * z[j] / d * screening * envelope
 
     energies, _, _ = case(LARGE)
     assert energies[0] > 0.1
-    assert energies[0] == pytest.approx(pair_sum(LARGE, universal), rel=1e-3)  # textbooks give four digits
+    assert energies[0] == pytest.approx(
+        pair_sum(LARGE, universal), rel=1e-3
+    )  # textbooks give four digits
 
 
 @pytest.mark.parametrize("cutoff", [None, 3.0])
@@ -135,7 +174,7 @@ def test_electrostatics_is_the_sum_over_pairs(cutoff):
     case = Case({"electrostatics": {"cutoff": cutoff, "damping": 1.3}})
     for structure in (LARGE, ION):
         energies, _, result = case(structure)
-        q = np.asarray(result.properties["partial_charges"])[:len(structure)]
+        q = np.asarray(result.properties["partial_charges"])[: len(structure)]
         assert np.abs(q).max() > 0.05
 
         def damped(d):
@@ -148,7 +187,9 @@ def test_electrostatics_is_the_sum_over_pairs(cutoff):
                 return 0.0
             slope = (damped(cutoff + 1e-5) - damped(cutoff - 1e-5)) / 2e-5
             s, shifted = switch(d, 0.45 * cutoff, cutoff), damped(d) - damped(cutoff)
-            return COULOMB * q[i] * q[j] * (s * shifted + (1 - s) * (shifted - slope * (d - cutoff)))
+            return (
+                COULOMB * q[i] * q[j] * (s * shifted + (1 - s) * (shifted - slope * (d - cutoff)))
+            )
 
         assert energies[0] == pytest.approx(pair_sum(structure, pair), rel=1e-7)
 
@@ -161,15 +202,18 @@ def test_dispersion_of_a_dimer(cutoff):
         dimer = Structure(np.array([6, 8]), np.array([[0.0, 0.0, 0.0], [0.0, 0.6, 0.8]]) * distance)
         energies, _, result = case(dimer)
         h_c, h_o = np.asarray(result.properties["hirshfeld_ratios"])[:2]
-        alpha_c, alpha_o, c6_c, c6_o = 12 * h_c, 5.4 * h_o, 46.6 * h_c ** 2, 15.6 * h_o ** 2
+        alpha_c, alpha_o, c6_c, c6_o = 12 * h_c, 5.4 * h_o, 46.6 * h_c**2, 15.6 * h_o**2
         c6 = 2 * c6_c * c6_o / (alpha_c / alpha_o * c6_o + alpha_o / alpha_c * c6_c)
         alpha = (alpha_c + alpha_o) / 2
         radius = (1 / 137.035999) ** (-4 / 21) * alpha ** (1 / 7)
-        width = -0.00433008 + 0.24428889 * radius + 0.04125273 * radius ** 2 - 0.00078893 * radius ** 3
-        gamma = 1 / (2 * width ** 2)
+        width = -0.00433008 + 0.24428889 * radius + 0.04125273 * radius**2 - 0.00078893 * radius**3
+        gamma = 1 / (2 * width**2)
         p, r = 1.2 * 2 * 2.54 * alpha ** (1 / 7), distance / BOHR
-        expected = -HARTREE * (c6 / (r ** 6 + p ** 6) + 5 * c6 / gamma / (r ** 8 + p ** 8)
-                               + 245 * c6 / (8 * gamma ** 2) / (r ** 10 + p ** 10))
+        expected = -HARTREE * (
+            c6 / (r**6 + p**6)
+            + 5 * c6 / gamma / (r**8 + p**8)
+            + 245 * c6 / (8 * gamma**2) / (r**10 + p**10)
+        )
         if cutoff is not None:
             expected *= switch(distance, 2.5, 4.0) if distance > 2.5 else 1.0
         assert expected < -1e-5
@@ -180,7 +224,7 @@ def test_hirshfeld_ratios_start_at_one():
     model = terms.with_terms(Neighbors(), {"dispersion": {}})
     params = jax.jit(model.init)(jax.random.key(0), example_graph(np.float64))
     ratios = Case({"dispersion": {}}, params)(LARGE)[2].properties["hirshfeld_ratios"]
-    np.testing.assert_array_equal(np.asarray(ratios)[:len(LARGE)], 1.0)
+    np.testing.assert_array_equal(np.asarray(ratios)[: len(LARGE)], 1.0)
 
 
 def test_charges_add_up_to_the_total_charge():
@@ -189,11 +233,14 @@ def test_charges_add_up_to_the_total_charge():
     assert q[:6].sum() == pytest.approx(0.0, abs=1e-14)
     assert q[6:9].sum() == pytest.approx(-1.0, abs=1e-14)
     assert q[9] == 0.0 and not q[10:].any()
-    single = case.apply(jax.tree.map(np.float32, case.params), case.graph([LARGE, ION], dtype=np.float32))
+    single = case.apply(
+        jax.tree.map(np.float32, case.params), case.graph([LARGE, ION], dtype=np.float32)
+    )
     assert abs(np.asarray(single.properties["partial_charges"])[6:9].sum() + 1.0) < 3e-7
 
 
 # --- What every term keeps to ---
+
 
 @pytest.mark.parametrize("name", terms.names())
 def test_forces_are_minus_the_gradient(name):
@@ -218,7 +265,9 @@ def test_order_padding_and_batch_change_nothing(name):
     order = np.random.default_rng(2).permutation(len(LARGE))
     shuffled, shuffled_forces, _ = case(Structure(LARGE.numbers[order], LARGE.positions[order]))
     np.testing.assert_allclose(shuffled, energies[:1], rtol=1e-12)
-    np.testing.assert_allclose(shuffled_forces, forces[:6][order], atol=1e-12 * np.abs(forces).max())
+    np.testing.assert_allclose(
+        shuffled_forces, forces[:6][order], atol=1e-12 * np.abs(forces).max()
+    )
     alone, alone_forces, _ = case(ION)
     np.testing.assert_allclose(alone, energies[1:2], rtol=1e-12)
     np.testing.assert_allclose(alone_forces, forces[6:9], atol=1e-12 * np.abs(forces).max())
@@ -245,7 +294,9 @@ def test_float32_stays_float32(name):
     assert result.energy.dtype == result.forces.dtype == np.float32
     assert all(v.dtype == np.float32 for v in result.properties.values())
     np.testing.assert_allclose(np.asarray(result.energy)[:1], energies, rtol=1e-4)
-    np.testing.assert_allclose(np.asarray(result.forces)[:6], forces, atol=1e-4 * np.abs(forces).max())
+    np.testing.assert_allclose(
+        np.asarray(result.forces)[:6], forces, atol=1e-4 * np.abs(forces).max()
+    )
 
 
 BORDERS = {"zbl": (1.5,), "electrostatics": (0.45 * 6.0, 6.0), "dispersion": (4.0, 6.0)}
@@ -257,7 +308,9 @@ def test_smooth_at_the_borders(name):
     case = case_of(name)
 
     def dimer(d):
-        energies, forces, _ = case(Structure(np.array([6, 8]), np.array([[0.0, 0, 0], [0, 0.6, 0.8]]) * d))
+        energies, forces, _ = case(
+            Structure(np.array([6, 8]), np.array([[0.0, 0, 0], [0, 0.6, 0.8]]) * d)
+        )
         return energies[0], forces
 
     scale = max(abs(dimer(1.0)[0]), 1e-3)
@@ -288,11 +341,17 @@ def test_trains_on_forces():
         direction = [rng.standard_normal(p.shape) for p in leaves]
         length = np.sqrt(sum((d * d).sum() for d in direction))
 
-        def moved_loss(h, name=name, leaves=leaves, direction=direction, structure=structure, length=length):
-            changed = jax.tree.unflatten(structure, [p + h / length * d for p, d in zip(leaves, direction)])
+        def moved_loss(
+            h, name=name, leaves=leaves, direction=direction, structure=structure, length=length
+        ):
+            changed = jax.tree.unflatten(
+                structure, [p + h / length * d for p, d in zip(leaves, direction)]
+            )
             return float(loss({"params": {**case.params["params"], name: changed}}))
 
-        numeric = (8 * (moved_loss(1e-3) - moved_loss(-1e-3)) - (moved_loss(2e-3) - moved_loss(-2e-3))) / 12e-3
+        numeric = (
+            8 * (moved_loss(1e-3) - moved_loss(-1e-3)) - (moved_loss(2e-3) - moved_loss(-2e-3))
+        ) / 12e-3
         analytic = sum(float((g * d).sum()) for g, d in zip(grads, direction)) / length
         assert analytic == pytest.approx(numeric, rel=1e-6)
 
@@ -300,9 +359,18 @@ def test_trains_on_forces():
 def test_a_doubled_cell_has_twice_the_energy():
     """Also pairs of an atom with its own images."""
     cell = np.array([[3.1, 0.0, 0.0], [0.4, 3.6, 0.0], [-0.5, 0.3, 4.2]])
-    one = Structure(np.array([6, 8]), np.array([[0.1, 0.2, 0.3], [1.1, 0.9, 1.0]]), cell=cell, pbc=np.ones(3, bool))
-    two = Structure(np.tile(one.numbers, 2), np.concatenate([one.positions, one.positions + cell[1]]),
-                    cell=cell * [[1], [2], [1]], pbc=np.ones(3, bool))
+    one = Structure(
+        np.array([6, 8]),
+        np.array([[0.1, 0.2, 0.3], [1.1, 0.9, 1.0]]),
+        cell=cell,
+        pbc=np.ones(3, bool),
+    )
+    two = Structure(
+        np.tile(one.numbers, 2),
+        np.concatenate([one.positions, one.positions + cell[1]]),
+        cell=cell * [[1], [2], [1]],
+        pbc=np.ones(3, bool),
+    )
     case, budget = case_of(*terms.names()), PaddingBudget(8, 220, 2, 320)
     single, double = (case.evaluate(case.params, case.graph([s], budget)) for s in (one, two))
     assert double.energy[0] == pytest.approx(2 * float(single.energy[0]), rel=1e-12)
@@ -311,24 +379,41 @@ def test_a_doubled_cell_has_twice_the_energy():
 
 # --- Terms on models ---
 
-SMALL = {"num_features": 16, "num_layers": 1, "num_heads": 2, "degrees": (1, 2), "max_degree": 2, "num_radial": 8,
-         "zero_init": False}
+SMALL = {
+    "num_features": 16,
+    "num_layers": 1,
+    "num_heads": 2,
+    "degrees": (1, 2),
+    "max_degree": 2,
+    "num_radial": 8,
+    "zero_init": False,
+}
 
 
 @pytest.mark.parametrize("name", models.names())
 def test_every_model_takes_every_term(name):
     plain = models.create(name)
-    plain = models.create(name, **{k: v for k, v in SMALL.items() if k in plain.__dataclass_fields__})
+    plain = models.create(
+        name, **{k: v for k, v in SMALL.items() if k in plain.__dataclass_fields__}
+    )
     model = terms.with_terms(plain, {**TERMS, "electrostatics": {"cutoff": 7.0}})
     assert model.cutoff == plain.cutoff and model.long_range_cutoff == 7.0
     params = jax.jit(model.init)(jax.random.key(1), example_graph(np.float64))
     assert set(params["params"]) == {"model", *terms.names()}
-    batch = build_batch(Columns.from_structures([LARGE, ION]), BUDGET, model.cutoff, dtype=np.float64,
-                        long_range_cutoff=7.0)
+    batch = build_batch(
+        Columns.from_structures([LARGE, ION]),
+        BUDGET,
+        model.cutoff,
+        dtype=np.float64,
+        long_range_cutoff=7.0,
+    )
     graph = jax.tree.map(jnp.asarray, batch)
     outputs = jax.jit(model.apply)(params, graph)
     assert list(outputs.terms) == terms.names()
-    assert all(np.isfinite(values).all() and np.abs(values[:9]).max() > 1e-4 for values in outputs.terms.values())
+    assert all(
+        np.isfinite(values).all() and np.abs(values[:9]).max() > 1e-4
+        for values in outputs.terms.values()
+    )
     assert set(outputs.properties) == {"partial_charges", "hirshfeld_ratios"}
 
 
@@ -347,7 +432,9 @@ def test_a_term_of_short_range_has_the_cutoff_of_the_model():
 
 
 def test_no_cutoff_asks_for_all_pairs():
-    model = terms.with_terms(Neighbors(), {"electrostatics": {"cutoff": None}, "dispersion": {"cutoff": 9.0}})
+    model = terms.with_terms(
+        Neighbors(), {"electrostatics": {"cutoff": None}, "dispersion": {"cutoff": 9.0}}
+    )
     assert model.long_range_cutoff == np.inf
 
 
@@ -366,10 +453,15 @@ def test_a_cutoff_is_a_positive_number(name, cutoff):
         terms.with_terms(Neighbors(), {name: {"cutoff": cutoff}})
 
 
-@pytest.mark.parametrize(("name", "options", "message"), [
-    ("zbl", {"end": 0.0}, "start must be below its end"), ("zbl", {"cutoff": None}, "cutoff=None"),
-    ("electrostatics", {"damping": 0.0}, "damping must be positive"),
-    ("dispersion", {"switch_width": 0.0}, "switch_width must be positive")])
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("zbl", {"end": 0.0}, "start must be below its end"),
+        ("zbl", {"cutoff": None}, "cutoff=None"),
+        ("electrostatics", {"damping": 0.0}, "damping must be positive"),
+        ("dispersion", {"switch_width": 0.0}, "switch_width must be positive"),
+    ],
+)
 def test_options_that_make_no_potential_are_refused(name, options, message):
     with pytest.raises(ValueError, match=message):
         Case({name: options})
@@ -403,6 +495,10 @@ def test_a_graph_without_long_range_pairs_is_an_error():
 def test_far_molecules_in_float32():
     """Without a cutoff, pairs at any distance have finite energies and forces."""
     case = Case({"dispersion": {"cutoff": None}, "electrostatics": {"cutoff": None}})
-    far = Structure(np.tile(ION.numbers, 2), np.concatenate([ION.positions, ION.positions + [3e5, 0, 0]]))
-    result = case.evaluate(jax.tree.map(np.float32, case.params), case.graph([far], dtype=np.float32))
+    far = Structure(
+        np.tile(ION.numbers, 2), np.concatenate([ION.positions, ION.positions + [3e5, 0, 0]])
+    )
+    result = case.evaluate(
+        jax.tree.map(np.float32, case.params), case.graph([far], dtype=np.float32)
+    )
     assert np.isfinite(result.energy).all() and np.isfinite(result.forces).all()

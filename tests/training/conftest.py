@@ -48,7 +48,9 @@ def watched(monkeypatch):
 
     def train(self, state, inputs, count=1, **options):
         state, result = real(self, state, inputs, count, **options)
-        states.append((self.single(state.params), self.single(state.ema), bool(self.single(result.finite)[0])))
+        states.append(
+            (self.single(state.params), self.single(state.ema), bool(self.single(result.finite)[0]))
+        )
         return state, result
 
     monkeypatch.setattr(Trainer, "train", train)

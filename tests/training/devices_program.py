@@ -1,6 +1,6 @@
 """Trains a small model for 20 updates of eight micro-batches and writes losses and parameters.
 
-    python devices_program.py OUTPUT.npz RESIDENT UPDATES_PER_CALL
+python devices_program.py OUTPUT.npz RESIDENT UPDATES_PER_CALL
 """
 
 import contextlib
@@ -40,7 +40,14 @@ def main(output: str, on_device: bool, per_call: int) -> None:
     split = Split(columns, np.arange(len(columns)), graph_sizes(columns, model.cutoff))
     reference = statistics.reference_energies(statistics.Summary([columns]), "least_squares")
     budgets = choose_budgets(split.sizes, 2, max_budgets=2)
-    batches = Batches(budgets, model.cutoff, reference, jax.local_device_count(), MICRO_BATCHES, resident=on_device)
+    batches = Batches(
+        budgets,
+        model.cutoff,
+        reference,
+        jax.local_device_count(),
+        MICRO_BATCHES,
+        resident=on_device,
+    )
     build, data = None, ()
     if on_device:
         data = resident.collect([columns], model.cutoff, reference)
@@ -48,8 +55,13 @@ def main(output: str, on_device: bool, per_call: int) -> None:
         def build(data, places, bucket):
             return resident.gather(data, places, budgets[bucket])
 
-    trainer = Trainer(ForceField(model, 1.3, lambda step: 0.7, 0.7, {"penalty": "mse"}), optax.adam(1e-3), 0.9,
-                      build=build, data=data)
+    trainer = Trainer(
+        ForceField(model, 1.3, lambda step: 0.7, 0.7, {"penalty": "mse"}),
+        optax.adam(1e-3),
+        0.9,
+        build=build,
+        data=data,
+    )
     state = trainer.init(jax.jit(model.init)(jax.random.key(0), example_graph()))
     results = []
     with contextlib.closing(batches.training(split, seed=0)) as stream:
@@ -57,7 +69,11 @@ def main(output: str, on_device: bool, per_call: int) -> None:
         while len(results) < UPDATES:
             taken = [held]
             held = next(stream)
-            while len(taken) < per_call and held[0].bucket == taken[0][0].bucket and len(results + taken) < UPDATES:
+            while (
+                len(taken) < per_call
+                and held[0].bucket == taken[0][0].bucket
+                and len(results + taken) < UPDATES
+            ):
                 taken.append(held)
                 held = next(stream)
             inputs = [batch for _, batch in taken]
@@ -68,11 +84,17 @@ def main(output: str, on_device: bool, per_call: int) -> None:
             result = trainer.single(result)
             done = len(taken)
             sums = type(result.sums)(*(x[:done] for x in result.sums))
-            results += list(0.3 * sums.energy_loss / sums.energies + 0.7 * sums.force_loss / sums.force_terms)
+            results += list(
+                0.3 * sums.energy_loss / sums.energies + 0.7 * sums.force_loss / sums.force_terms
+            )
     single = trainer.single(state)
-    np.savez(output, losses=results, devices=jax.local_device_count(),
-             params=np.concatenate([np.ravel(x) for x in jax.tree.leaves(single.params)]),
-             ema=np.concatenate([np.ravel(x) for x in jax.tree.leaves(single.ema)]))
+    np.savez(
+        output,
+        losses=results,
+        devices=jax.local_device_count(),
+        params=np.concatenate([np.ravel(x) for x in jax.tree.leaves(single.params)]),
+        ema=np.concatenate([np.ravel(x) for x in jax.tree.leaves(single.ema)]),
+    )
 
 
 if __name__ == "__main__":

@@ -38,8 +38,14 @@ He 0.0 0.0 0.0
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     """A store of a shard for each molecule."""
-    store = Store(convert(ConversionSpec(str(DATA), atoms_per_shard=60), tmp_path_factory.mktemp("data") / "store",
-                          num_processes=1, progress=False))
+    store = Store(
+        convert(
+            ConversionSpec(str(DATA), atoms_per_shard=60),
+            tmp_path_factory.mktemp("data") / "store",
+            num_processes=1,
+            progress=False,
+        )
+    )
     assert len(store.manifest["shards"]) > 10
     return store
 
@@ -55,7 +61,9 @@ def split(request, store):
 
 @pytest.fixture(scope="module")
 def reference(store):
-    return statistics.reference_energies(statistics.Summary([store.take(np.arange(len(store)))]), "least_squares")
+    return statistics.reference_energies(
+        statistics.Summary([store.take(np.arange(len(store)))]), "least_squares"
+    )
 
 
 @pytest.fixture
@@ -65,8 +73,14 @@ def small_windows(monkeypatch):
 
 
 def batches(split, reference, num_devices=2, num_hosts=1, host=0, batch_size=3):
-    return Batches((choose_budget(split.sizes, batch_size),), CUTOFF, reference, num_devices, num_hosts=num_hosts,
-                   host=host)
+    return Batches(
+        (choose_budget(split.sizes, batch_size),),
+        CUTOFF,
+        reference,
+        num_devices,
+        num_hosts=num_hosts,
+        host=host,
+    )
 
 
 def epochs_of(stream, count):
@@ -100,21 +114,31 @@ def assert_same_steps(a, b):
 
 def shape(budget, num_devices, per_device=1):
     leading = (num_devices, 1, per_device)
-    return {"positions": (*leading, budget.n_node, 3), "senders": (*leading, budget.n_edge),
-            "n_node": (*leading, budget.n_graph)}
+    return {
+        "positions": (*leading, budget.n_node, 3),
+        "senders": (*leading, budget.n_edge),
+        "n_node": (*leading, budget.n_graph),
+    }
 
 
 @pytest.mark.parametrize("num_devices", [1, 2, 5])
-def test_every_epoch_holds_every_structure_once_in_another_order(split, reference, small_windows, num_devices):
+def test_every_epoch_holds_every_structure_once_in_another_order(
+    split, reference, small_windows, num_devices
+):
     made = batches(split, reference, num_devices)
     assert len(split) / made._window_size(split, made._of_an_update) > 3
     epochs = epochs_of(made.training(split, seed=3), 3)
     for steps in epochs:
-        np.testing.assert_array_equal(np.sort(np.concatenate(places_of(steps))), np.arange(len(split)))
+        np.testing.assert_array_equal(
+            np.sort(np.concatenate(places_of(steps))), np.arange(len(split))
+        )
         for group, batch in steps:
             assert 1 <= len(group.places) <= num_devices
-            got = {"positions": batch.nodes["positions"].shape, "senders": batch.senders.shape,
-                   "n_node": batch.n_node.shape}
+            got = {
+                "positions": batch.nodes["positions"].shape,
+                "senders": batch.senders.shape,
+                "n_node": batch.n_node.shape,
+            }
             assert got == shape(made.budgets[0], num_devices)
     orders = {tuple(np.concatenate(places_of(steps)).tolist()) for steps in epochs}
     assert len(orders) == 3
@@ -123,7 +147,7 @@ def test_every_epoch_holds_every_structure_once_in_another_order(split, referenc
 def test_one_window_for_all_is_the_rule_for_small_data(split, reference):
     made = batches(split, reference, 1)
     assert made._window_size(split, made._of_an_update) >= 4096
-    steps, = epochs_of(made.training(split, seed=0), 1)
+    (steps,) = epochs_of(made.training(split, seed=0), 1)
     np.testing.assert_array_equal(np.sort(np.concatenate(places_of(steps))), np.arange(len(split)))
     assert len(steps) < 1.3 * len(split) / 3
 
@@ -141,7 +165,7 @@ def test_same_seed_same_batches_another_seed_others(split, reference, small_wind
 
 def test_a_batch_holds_the_structures_that_its_group_names(split, reference, store, small_windows):
     made = batches(split, reference)
-    steps, = epochs_of(made.training(split, seed=1), 1)
+    (steps,) = epochs_of(made.training(split, seed=1), 1)
     seen = 0
     for group, batch in steps:
         for device, places in enumerate(made.of_this_host(group)):
@@ -151,16 +175,22 @@ def test_a_batch_holds_the_structures_that_its_group_names(split, reference, sto
                 s = store[int(split.indices[place])]
                 atoms = slice(ends[g] - one.n_node[g], ends[g])
                 np.testing.assert_array_equal(one.nodes["numbers"][atoms], s.numbers)
-                np.testing.assert_array_equal(one.nodes["positions"][atoms], s.positions.astype(np.float32))
-                np.testing.assert_array_equal(one.nodes["forces"][atoms], s.forces.astype(np.float32))
+                np.testing.assert_array_equal(
+                    one.nodes["positions"][atoms], s.positions.astype(np.float32)
+                )
+                np.testing.assert_array_equal(
+                    one.nodes["forces"][atoms], s.forces.astype(np.float32)
+                )
                 remainder = s.energy - sum(reference[z] for z in s.numbers)
-                np.testing.assert_allclose(one.globals["energy"][g], remainder, rtol=1e-6, atol=1e-6)
+                np.testing.assert_allclose(
+                    one.globals["energy"][g], remainder, rtol=1e-6, atol=1e-6
+                )
                 assert one.globals["charge"][g] == s.charge
                 d = np.linalg.norm(s.positions[:, None] - s.positions[None], axis=-1)
                 assert one.n_edge[g] == (d < CUTOFF).sum() - len(s) == split.sizes.n_edge[place]
                 seen += 1
-            assert not one.nodes["numbers"][split.sizes.n_node[places].sum():].any()
-            assert not one.globals["energy"][len(places):].any()
+            assert not one.nodes["numbers"][split.sizes.n_node[places].sum() :].any()
+            assert not one.globals["energy"][len(places) :].any()
     assert seen == len(split)
 
 
@@ -186,11 +216,15 @@ def test_hosts_together_do_what_one_process_does(split, reference, small_windows
     for epoch in range(2):
         assert len(parts[0][epoch]) == len(parts[1][epoch]) == len(expected[epoch])
         for (group, whole), *steps in zip(expected[epoch], *(part[epoch] for part in parts)):
-            for (other, _) in steps:
+            for other, _ in steps:
                 assert [p.tolist() for p in other.places] == [p.tolist() for p in group.places]
-            together = [p for made, (other, _) in zip(hosts, steps) for p in made.of_this_host(other)]
+            together = [
+                p for made, (other, _) in zip(hosts, steps) for p in made.of_this_host(other)
+            ]
             assert [p.tolist() for p in together if len(p)] == [p.tolist() for p in group.places]
-            joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *(batch for _, batch in steps))
+            joined = jax.tree.map(
+                lambda *leaves: np.concatenate(leaves), *(batch for _, batch in steps)
+            )
             assert_identical(joined, whole)
 
 
@@ -228,14 +262,22 @@ def test_more_devices_than_structures(split, reference):
             group, batch = next(stream)
             assert group.epoch == epoch
             assert sorted(p.tolist() for p in group.places) == [[0], [1]]
-            np.testing.assert_array_equal(batch.n_node[:, 0, 0, 0] == made.budgets[0].n_node, [False] * 2 + [True] * 3)
+            np.testing.assert_array_equal(
+                batch.n_node[:, 0, 0, 0] == made.budgets[0].n_node, [False] * 2 + [True] * 3
+            )
 
 
 def test_periodic_structures_among_others_have_batches_of_one_form(tmp_path):
     (tmp_path / "frames.xyz").write_text(FRAMES)
-    store = Store(convert(ConversionSpec(str(tmp_path / "frames.xyz"), atoms_per_shard=1), tmp_path / "store",
-                          num_processes=1,
-                          refuse=False, progress=False))
+    store = Store(
+        convert(
+            ConversionSpec(str(tmp_path / "frames.xyz"), atoms_per_shard=1),
+            tmp_path / "store",
+            num_processes=1,
+            refuse=False,
+            progress=False,
+        )
+    )
     assert len(store.manifest["shards"]) == 3
     sizes = graph_sizes(store.take(np.arange(3)), 2.5)
     split = Split(store, np.arange(3), sizes)
@@ -243,9 +285,15 @@ def test_periodic_structures_among_others_have_batches_of_one_form(tmp_path):
     with contextlib.closing(made.in_order(split)) as stream:
         steps = list(stream)
     forms = {jax.tree.structure(batch) for _, batch in steps}
-    assert len(forms) == 1 and all("shifts" in batch.edges and "cell" in batch.globals for _, batch in steps)
-    found = {int(p): (batch.globals["cell"][d, g], batch.n_edge[d, g], batch.nodes["forces"][d])
-             for group, batch in steps for d, places in enumerate(group.places) for g, p in enumerate(places)}
+    assert len(forms) == 1 and all(
+        "shifts" in batch.edges and "cell" in batch.globals for _, batch in steps
+    )
+    found = {
+        int(p): (batch.globals["cell"][d, g], batch.n_edge[d, g], batch.nodes["forces"][d])
+        for group, batch in steps
+        for d, places in enumerate(group.places)
+        for g, p in enumerate(places)
+    }
     np.testing.assert_allclose(found[0][0], 4.2 * np.eye(3), rtol=1e-6)
     assert found[0][1] == 4 and found[1][1] == 6 and found[2][1] == 0
     assert not found[1][0].any() and np.isnan(found[2][2][0]).all()
@@ -255,7 +303,9 @@ def test_parts_and_samples(split):
     part = split.part(np.array([5, 1, 8]))
     np.testing.assert_array_equal(part.indices, split.indices[[5, 1, 8]])
     for name in ("n_node", "n_edge"):
-        np.testing.assert_array_equal(getattr(part.sizes, name), getattr(split.sizes, name)[[5, 1, 8]])
+        np.testing.assert_array_equal(
+            getattr(part.sizes, name), getattr(split.sizes, name)[[5, 1, 8]]
+        )
     assert len(part) == 3 and part.rows is split.rows
     sample = split.sample(20, seed=1)
     place_of = {int(index): place for place, index in enumerate(split.indices)}
@@ -264,16 +314,25 @@ def test_parts_and_samples(split):
     np.testing.assert_array_equal(sample.sizes.n_edge, split.sizes.n_edge[places])
     np.testing.assert_array_equal(split.sample(20, seed=1).indices, sample.indices)
     assert split.sample(20, seed=2).indices.tolist() != sample.indices.tolist()
-    assert split.sample(len(split), seed=1) is split and len(split.sample(len(split) - 1, seed=1)) == len(split) - 1
+    assert (
+        split.sample(len(split), seed=1) is split
+        and len(split.sample(len(split) - 1, seed=1)) == len(split) - 1
+    )
 
 
 def test_columns_are_those_of_the_store(split, store):
     some = np.array([3, 0])
-    for columns, indices in ((split.columns(), split.indices), (split.columns(some), split.indices[some])):
+    for columns, indices in (
+        (split.columns(), split.indices),
+        (split.columns(some), split.indices[some]),
+    ):
         assert len(columns) == len(indices)
         for s, index in enumerate(indices):
             expected = store[int(index)]
-            assert columns[s].molecule == expected.molecule and columns[s].conformer == expected.conformer
+            assert (
+                columns[s].molecule == expected.molecule
+                and columns[s].conformer == expected.conformer
+            )
             np.testing.assert_array_equal(columns[s].positions, expected.positions)
     np.testing.assert_array_equal(split.columns(labels_only=True).energy, split.columns().energy)
 
@@ -281,8 +340,13 @@ def test_columns_are_those_of_the_store(split, store):
 def test_a_structure_that_does_not_fit_is_named(split, reference):
     largest = int(np.argmax(split.sizes.n_node))
     made = batches(split, reference)
-    made = Batches((made.budgets[0]._replace(n_node=int(split.sizes.n_node[largest])),), CUTOFF, reference, 1)
-    with contextlib.closing(made.training(split, seed=0)) as stream, pytest.raises(ValueError, match="does not fit"):
+    made = Batches(
+        (made.budgets[0]._replace(n_node=int(split.sizes.n_node[largest])),), CUTOFF, reference, 1
+    )
+    with (
+        contextlib.closing(made.training(split, seed=0)) as stream,
+        pytest.raises(ValueError, match="does not fit"),
+    ):
         next(stream)
 
 
@@ -292,5 +356,8 @@ def test_a_shard_that_is_lost_while_training_is_an_error_and_no_end(store, refer
     split = Split(copy, np.arange(len(copy)), sizes)
     (copy.path / "shards" / copy.manifest["shards"][8]["file"]).unlink()
     made = batches(split, reference)
-    with contextlib.closing(made.in_order(split)) as stream, pytest.raises((OSError, ValueError), match="00008"):
+    with (
+        contextlib.closing(made.in_order(split)) as stream,
+        pytest.raises((OSError, ValueError), match="00008"),
+    ):
         list(stream)

@@ -18,8 +18,14 @@ from mlip_jax.training.noise import DISPLACEMENT, CoordinateNoise
 from mlip_jax.training.objectives import ForceField
 
 CUTOFF, NOISE, SCALE = 4.0, 0.05, 2.0
-PAINN = {"num_features": 8, "num_layers": 1, "num_radial": 6, "cutoff": CUTOFF, "zero_init": False,
-         "force_encoding": True}
+PAINN = {
+    "num_features": 8,
+    "num_layers": 1,
+    "num_radial": 6,
+    "cutoff": CUTOFF,
+    "zero_init": False,
+    "force_encoding": True,
+}
 LOSS = {"penalty": "mae", "force_penalty": "norm", "energy_per_atom": False}
 
 
@@ -29,8 +35,12 @@ def columns(count=60, known=True):
         forces = rng.normal(size=(3, 3))
         if not known:
             forces[1, 1] = np.nan
-        yield Structure(np.array([8, 1, 1], np.int32), np.array([[0, 0, 0], [0.96, 0, 0], [-0.2, 0.9, 0]])
-                        + 0.05 * rng.normal(size=(3, 3)), energy=rng.normal(), forces=forces)
+        yield Structure(
+            np.array([8, 1, 1], np.int32),
+            np.array([[0, 0, 0], [0.96, 0, 0], [-0.2, 0.9, 0]]) + 0.05 * rng.normal(size=(3, 3)),
+            energy=rng.normal(),
+            forces=forces,
+        )
 
 
 DATA = Columns.from_structures(columns())
@@ -64,8 +74,12 @@ def setup():
     model = with_heads(models.create("painn", **PAINN), {DISPLACEMENT: {"kind": "atom_vector"}})
     params = jax.jit(model.init)(jax.random.key(0), example_graph())
     half = BatchNoise(CoordinateNoise(NOISE, CUTOFF, 1), 0.5)
-    graph = build_batch(half(DATA.take(np.arange(10)), np.arange(10), 0), PaddingBudget(34, 90, 11), CUTOFF,
-                        properties=(DISPLACEMENT, ENCODED))
+    graph = build_batch(
+        half(DATA.take(np.arange(10)), np.arange(10), 0),
+        PaddingBudget(34, 90, 11),
+        CUTOFF,
+        properties=(DISPLACEMENT, ENCODED),
+    )
     field = ForceField(ForceFieldAdapter(model), SCALE, lambda step: 0.9, 0.9, LOSS)
     return model, params, graph, DeNS(field, 0.5, NOISE, SCALE)
 
@@ -77,15 +91,18 @@ def test_loss_by_hand(setup):
     known = np.isfinite(labels).all(1) & (np.arange(34) < 30)
     error = np.asarray(evaluation.properties[DISPLACEMENT])[known] - labels[known] / NOISE
     assert float(sums.atoms) == known.sum() > 0
-    np.testing.assert_allclose(sums.denoising, (error ** 2).sum() / 3, rtol=1e-4)
-    told = graph._replace(nodes={**graph.nodes, ENCODED: graph.nodes["properties"][ENCODED] / SCALE})
+    np.testing.assert_allclose(sums.denoising, (error**2).sum() / 3, rtol=1e-4)
+    told = graph._replace(
+        nodes={**graph.nodes, ENCODED: graph.nodes["properties"][ENCODED] / SCALE}
+    )
     plain = losses.sums(evaluate(ForceFieldAdapter(model), params, told, SCALE), told, **LOSS)
     np.testing.assert_allclose(sums.force_field, plain, rtol=1e-4)
     loss = losses.combine(plain, plain, 0.9) + 0.5 * sums.denoising / sums.atoms
     np.testing.assert_allclose(objective.combine(sums, sums, 0), loss, rtol=1e-4)
     row = objective.averages(jax.tree.map(float, sums), "train", 0)
     assert row["train_loss"] == pytest.approx(float(loss), rel=1e-4) and set(row) == {
-        f"train_{c}" for c in objective.columns}
+        f"train_{c}" for c in objective.columns
+    }
     counts = objective.counts(graph)
     assert counts.atoms == sums.atoms and counts.force_field.energies == sums.force_field.energies
 
@@ -96,9 +113,16 @@ def test_forces_tell_of_structures_that_are_displaced_alone(setup):
     evaluation = jax.jit(objective.evaluate)(params, graph)[0]
     other = dict(graph.nodes["properties"])
     other[ENCODED] = -other[ENCODED]
-    changed = jax.jit(objective.evaluate)(params, graph._replace(nodes={**graph.nodes, "properties": other}))[0]
+    changed = jax.jit(objective.evaluate)(
+        params, graph._replace(nodes={**graph.nodes, "properties": other})
+    )[0]
     moved = np.asarray(graph.nodes["properties"][ENCODED]).any(1)
-    differs = np.abs(np.asarray(evaluation.properties[DISPLACEMENT] - changed.properties[DISPLACEMENT])).max(1) > 1e-5
+    differs = (
+        np.abs(
+            np.asarray(evaluation.properties[DISPLACEMENT] - changed.properties[DISPLACEMENT])
+        ).max(1)
+        > 1e-5
+    )
     assert moved.any() and (differs == moved).all()
     grads = jax.grad(lambda p: objective.combine(s := objective.sums(p, graph), s, 0))(params)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
@@ -107,7 +131,9 @@ def test_forces_tell_of_structures_that_are_displaced_alone(setup):
 
 @pytest.mark.slow
 def test_large_forces_do_not_blow_the_features_up():
-    model = models.create("painn", num_features=128, num_layers=3, cutoff=CUTOFF, force_encoding=True)
+    model = models.create(
+        "painn", num_features=128, num_layers=3, cutoff=CUTOFF, force_encoding=True
+    )
     params = jax.jit(model.init)(jax.random.key(0), example_graph())
     graph = build_batch(DATA.take(np.arange(10)), PaddingBudget(34, 90, 11), CUTOFF)
 

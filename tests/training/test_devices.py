@@ -16,10 +16,19 @@ REPOSITORY = PROGRAM.parents[2]
 
 def train(output, devices, resident=False, per_call=1):
     """Losses and parameters after 20 updates on so many devices, in a process of its own."""
-    environment = dict(os.environ, PYTHONPATH=str(REPOSITORY), JAX_PLATFORMS="cpu",
-                       XLA_FLAGS=xla_flags(f"--xla_force_host_platform_device_count={devices}"))
-    done = subprocess.run([sys.executable, str(PROGRAM), str(output), str(resident), str(per_call)], env=environment,
-                          capture_output=True, text=True, timeout=300)
+    environment = dict(
+        os.environ,
+        PYTHONPATH=str(REPOSITORY),
+        JAX_PLATFORMS="cpu",
+        XLA_FLAGS=xla_flags(f"--xla_force_host_platform_device_count={devices}"),
+    )
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM), str(output), str(resident), str(per_call)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     made = np.load(output)
     assert made["devices"] == devices and len(made["losses"]) == 20
@@ -31,11 +40,19 @@ def on_one(tmp_path_factory):
     return train(tmp_path_factory.mktemp("one") / "one.npz", 1)
 
 
-@pytest.mark.parametrize(("devices", "resident", "per_call"), [
-    pytest.param(2, False, 1, marks=pytest.mark.slow), (8, False, 1),
-    pytest.param(3, False, 1, marks=pytest.mark.slow),  # the last device lacks a micro-batch
-    (2, True, 6), pytest.param(1, True, 1, marks=pytest.mark.slow)])
-def test_any_number_of_devices_gives_the_same_parameters(on_one, tmp_path, devices, resident, per_call):
+@pytest.mark.parametrize(
+    ("devices", "resident", "per_call"),
+    [
+        pytest.param(2, False, 1, marks=pytest.mark.slow),
+        (8, False, 1),
+        pytest.param(3, False, 1, marks=pytest.mark.slow),  # the last device lacks a micro-batch
+        (2, True, 6),
+        pytest.param(1, True, 1, marks=pytest.mark.slow),
+    ],
+)
+def test_any_number_of_devices_gives_the_same_parameters(
+    on_one, tmp_path, devices, resident, per_call
+):
     other = train(tmp_path / "other.npz", devices, resident, per_call)
     np.testing.assert_allclose(other["losses"], on_one["losses"], rtol=1e-6)
     for name in ("params", "ema"):

@@ -8,7 +8,16 @@ from mlip_jax.training import loop as module
 from mlip_jax.training import optimizer
 from mlip_jax.training.outputs import restore
 from mlip_jax.training.step import DispatchResult, Trainer
-from tests.training.world import STEPS, as_sums, assert_same_run, by_path, make_trainer, rows, saved, without_times
+from tests.training.world import (
+    STEPS,
+    as_sums,
+    assert_same_run,
+    by_path,
+    make_trainer,
+    rows,
+    saved,
+    without_times,
+)
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +46,15 @@ def test_resident_data_and_many_updates_a_call_change_nothing(world, undisturbed
     steps = [[int(row["step"]) for row in rows(workdir)] for workdir in (one, many)]
     assert steps[0] == steps[1] == [5, 7, 10, 14, 15, 20, 20]
     for x, y in zip(rows(one), rows(many)):
-        for key in ("train_loss", "valid_loss", "train_force_mae_mev_per_ang", "valid_energy_mae_mev"):
-            np.testing.assert_allclose(float(x[key] or "nan"), float(y[key] or "nan"), rtol=1e-5, err_msg=key)
+        for key in (
+            "train_loss",
+            "valid_loss",
+            "train_force_mae_mev_per_ang",
+            "valid_energy_mae_mev",
+        ):
+            np.testing.assert_allclose(
+                float(x[key] or "nan"), float(y[key] or "nan"), rtol=1e-5, err_msg=key
+            )
 
 
 def test_training_changes_the_parameters(world, undisturbed):
@@ -56,8 +72,12 @@ def test_each_bucket_is_compiled_once(world, undisturbed, tmp_path):
     assert world.streamed.num_compiles == 2
 
 
-@pytest.mark.parametrize(("per_call", "step"), [(1, 1), (1, 6), (1, 7), (1, 17), (1, 20), (4, 1), (4, 13)])
-def test_a_run_that_was_stopped_goes_on_bit_by_bit(world, undisturbed, stop_at, tmp_path, per_call, step):
+@pytest.mark.parametrize(
+    ("per_call", "step"), [(1, 1), (1, 6), (1, 7), (1, 17), (1, 20), (4, 1), (4, 13)]
+)
+def test_a_run_that_was_stopped_goes_on_bit_by_bit(
+    world, undisturbed, stop_at, tmp_path, per_call, step
+):
     expected = undisturbed(per_call)
     workdir, stop_at.step = tmp_path / "run", step
     with pytest.raises(distributed.Stopped, match="SIGTERM"):
@@ -125,7 +145,10 @@ def test_nothing_waits_for_the_newest_calls(world, monkeypatch, tmp_path):
     def counted(self, *arguments, **options):
         state, result = train(self, *arguments, **options)
         newest[0] += 1
-        order[id(result.finite)] = (newest[0], result)  # kept, so that no other object gets its number
+        order[id(result.finite)] = (
+            newest[0],
+            result,
+        )  # kept, so that no other object gets its number
         return state, result
 
     def looked_at(tree):
@@ -134,7 +157,7 @@ def test_nothing_waits_for_the_newest_calls(world, monkeypatch, tmp_path):
         return single(tree)
 
     order = {}
-    monkeypatch.setattr(Trainer, "crowded", False)
+    monkeypatch.setattr(Trainer, "oversubscribed", False)
     monkeypatch.setattr(Trainer, "train", counted)
     monkeypatch.setattr(Trainer, "single", staticmethod(looked_at))
     world.run(tmp_path / "run", log_every=1)
@@ -145,10 +168,14 @@ def test_nothing_waits_for_the_newest_calls(world, monkeypatch, tmp_path):
 
 
 def test_crowded_devices_are_waited_for(world, monkeypatch, tmp_path):
-    monkeypatch.setattr(Trainer, "crowded", True)
+    monkeypatch.setattr(Trainer, "oversubscribed", True)
     loop = world.loop(tmp_path / "run", num_steps=3)
     left = []
-    monkeypatch.setattr(module.TrainingLoop, "_due", lambda self, step, every: left.append(len(self._calls)) or False)
+    monkeypatch.setattr(
+        module.TrainingLoop,
+        "_due",
+        lambda self, step, every: left.append(len(self._calls)) or False,
+    )
     loop.run(world.params)
     assert loop._ahead == 0 and not loop._calls
 
@@ -165,25 +192,48 @@ def test_epochs_are_whole_at_their_ends(world, tmp_path, per_call):
         assert world.run(tmp_path / "run", per_call=per_call, num_steps=steps).epoch == expected
     between = world.run(tmp_path / "another", per_call=per_call, num_steps=ends[0] + 1).epoch
     assert 1.0 < between < 1.5
-    assert [int(row["epoch"]) for row in rows(tmp_path / "run") if int(row["step"]) == ends[1]] == [2, 2]
+    assert [int(row["epoch"]) for row in rows(tmp_path / "run") if int(row["step"]) == ends[1]] == [
+        2,
+        2,
+    ]
 
 
 def test_averages_and_frozen_parameters(world, watched, monkeypatch, tmp_path):
     frozen = [k for k in by_path(world.params) if "embed" in k.lower()]
     assert 0 < len(frozen) < len(by_path(world.params))
-    rule = optimizer.create({
-        "name": "adamw", "learning_rate": 1e-2, "learning_rate_end": 1e-2, "schedule": "constant", "warmup_steps": 0,
-        "b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.1, "clip_norm": 10.0, "freeze": frozen}, 8)
+    rule = optimizer.create(
+        {
+            "name": "adamw",
+            "learning_rate": 1e-2,
+            "learning_rate_end": 1e-2,
+            "schedule": "constant",
+            "warmup_steps": 0,
+            "b1": 0.9,
+            "b2": 0.999,
+            "eps": 1e-8,
+            "weight_decay": 0.1,
+            "clip_norm": 10.0,
+            "freeze": frozen,
+        },
+        8,
+    )
     workdir = tmp_path / "run"
     monkeypatch.setattr(module, "validate", lambda *_: as_sums(1.0))  # which is compiled as well
-    world.run(workdir, trainer=make_trainer(world.model, rule, 0.5), num_steps=8, budgets=world.budgets[1:])
+    world.run(
+        workdir,
+        trainer=make_trainer(world.model, rule, 0.5),
+        num_steps=8,
+        budgets=world.budgets[1:],
+    )
     arrays = saved(workdir).arrays
     for name, start in by_path(world.params).items():
         average = np.asarray(start, np.float64)
         for step, (params, _, _) in enumerate(watched):
             decay = min(0.5, (1 + step) / (10 + step))
             average = decay * average + (1 - decay) * by_path(params)[name]
-        np.testing.assert_allclose(arrays[f"ema/{name}"], average, rtol=1e-5, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(
+            arrays[f"ema/{name}"], average, rtol=1e-5, atol=1e-6, err_msg=name
+        )
         for kind in ("params", "ema"):
             same = arrays[f"{kind}/{name}"].tobytes() == np.asarray(start).tobytes()
             assert same == (name in frozen), (kind, name)
@@ -193,9 +243,22 @@ def test_orthogonal_steps_go_on_bit_by_bit(world, stop_at, tmp_path):
     """Muon keeps a state of another shape than Adam's, and frozen parameters have none in it."""
     frozen = [k for k in by_path(world.params) if "filter" in k and k.endswith("kernel")][:1]
     assert len(frozen) == 1
-    rule = optimizer.create({
-        "name": "muon", "learning_rate": 3e-3, "learning_rate_end": 1e-3, "schedule": "cosine", "warmup_steps": 2,
-        "b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.1, "clip_norm": 10.0, "freeze": frozen}, 10)
+    rule = optimizer.create(
+        {
+            "name": "muon",
+            "learning_rate": 3e-3,
+            "learning_rate_end": 1e-3,
+            "schedule": "cosine",
+            "warmup_steps": 2,
+            "b1": 0.9,
+            "b2": 0.999,
+            "eps": 1e-8,
+            "weight_decay": 0.1,
+            "clip_norm": 10.0,
+            "freeze": frozen,
+        },
+        10,
+    )
     how = dict(trainer=make_trainer(world.model, rule), num_steps=10, budgets=world.budgets[1:])
     world.run(tmp_path / "undisturbed", **how)
     stop_at.step = 4
@@ -238,8 +301,15 @@ def test_learning_rate_goes_down_on_a_plateau(world, stop_at, monkeypatch, tmp_p
 
     def run():
         nonlocal current
-        loop = world.loop(tmp_path / "run", train=few, num_steps=len(losses), plateau=plateau, valid_every=1,
-                          log_every=1, checkpoint_every=5)
+        loop = world.loop(
+            tmp_path / "run",
+            train=few,
+            num_steps=len(losses),
+            plateau=plateau,
+            valid_every=1,
+            log_every=1,
+            checkpoint_every=5,
+        )
         start, restored = loop._start, restore(tmp_path / "run")
 
         def begin(found):
@@ -266,7 +336,9 @@ def test_learning_rate_goes_down_on_a_plateau(world, stop_at, monkeypatch, tmp_p
     assert position.epoch == len(losses)
     expected = reduce_on_plateau(losses, **plateau)
     assert len(set(expected)) > 3 and expected[-1] == 0.1
-    logged = [float(row["learning_rate"]) / 3e-3 for row in rows(tmp_path / "run") if row["train_loss"]]
+    logged = [
+        float(row["learning_rate"]) / 3e-3 for row in rows(tmp_path / "run") if row["train_loss"]
+    ]
     np.testing.assert_allclose(logged, [1.0, *expected[:-1]], rtol=1e-6)  # of the updates before
     np.testing.assert_allclose(used, logged, rtol=1e-6)
     assert saved(tmp_path / "run").arrays["rate_scale"] == np.float32(0.1)

@@ -24,7 +24,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(world, tmp_path, per_call):
         trainer = copy.copy(world.on_device)
         trainer._data = trainer.replicate(world.collect(bad.rows))
     with pytest.raises(TrainingError, match=f"step {first}.*") as raised:
-        world.run(tmp_path / "run", train=bad, per_call=per_call, trainer=trainer, checkpoint_every=1)
+        world.run(
+            tmp_path / "run", train=bad, per_call=per_call, trainer=trainer, checkpoint_every=1
+        )
     assert name in str(raised.value) and "on_nonfinite" in str(raised.value)
     with open(tmp_path / "run" / "nonfinite.csv", newline="") as file:
         assert {"step": str(first), "structure": name} in list(csv.DictReader(file))
@@ -41,11 +43,15 @@ def test_a_bad_update_is_passed_over(world, watched, tmp_path):
     assert wrong[0] == first and len(wrong) < STEPS / 2
     for step, (*trees, finite) in enumerate(watched, 1):
         before = watched[step - 2][:2] if step > 1 else (world.params, world.params)
-        same = [all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(y)))
-                for x, y in zip(trees, before)]
+        same = [
+            all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(y)))
+            for x, y in zip(trees, before)
+        ]
         assert same == [not finite] * 2, f"step {step}"
     # a row of nothing but such updates has no loss
-    logged = {int(row["step"]): float(row["train_loss"]) for row in rows(workdir) if row["train_loss"]}
+    logged = {
+        int(row["step"]): float(row["train_loss"]) for row in rows(workdir) if row["train_loss"]
+    }
     assert [step for step, loss in logged.items() if not np.isfinite(loss)] == wrong
 
 
@@ -63,8 +69,10 @@ def test_a_bad_update_rolls_the_run_back(world, stop_at, tmp_path, stop):
         if (found := world.first_step_with(place)) in (10, 11):
             places, first = (place,), found
             break
-    bad, options = world.bad(places), {"on_nonfinite": "rollback", "log_every": 1, "checkpoint_every": 4,
-                                         "valid_every": 4}
+    bad, options = (
+        world.bad(places),
+        {"on_nonfinite": "rollback", "log_every": 1, "checkpoint_every": 4, "valid_every": 4},
+    )
     seen = []
     loop = world.loop(tmp_path / "undisturbed", train=bad, **options)
     roll_back = loop._roll_back
@@ -84,7 +92,11 @@ def test_a_bad_update_rolls_the_run_back(world, stop_at, tmp_path, stop):
     assert kept["step"] == 8 and kept["rollbacks"] == 1
     steps = [int(row["step"]) for row in rows(tmp_path / "undisturbed") if row["train_loss"]]
     assert steps == list(range(1, STEPS + 1))
-    assert all(np.isfinite(float(row["train_loss"])) for row in rows(tmp_path / "undisturbed") if row["train_loss"])
+    assert all(
+        np.isfinite(float(row["train_loss"]))
+        for row in rows(tmp_path / "undisturbed")
+        if row["train_loss"]
+    )
     validated = [int(row["step"]) for row in rows(tmp_path / "undisturbed") if row["valid_loss"]]
     assert validated == [4, 8, 12, 16, 20]
     if stop is None:
@@ -94,7 +106,9 @@ def test_a_bad_update_rolls_the_run_back(world, stop_at, tmp_path, stop):
         world.run(tmp_path / "run", train=bad, **options)
     stop_at.step = None
     world.run(tmp_path / "run", train=bad, **options)
-    if stop < first - module._AHEAD - 1:  # else what was ahead at the rollback differs, and with it what is left out
+    if (
+        stop < first - module._AHEAD - 1
+    ):  # else what was ahead at the rollback differs, and with it what is left out
         assert_same_run(tmp_path / "run", tmp_path / "undisturbed", 0)
     assert saved(tmp_path / "run").step == STEPS
 
@@ -117,8 +131,14 @@ def test_the_best_so_far_outlives_a_rollback(world, monkeypatch, tmp_path):
         return as_sums(given[-1])
 
     monkeypatch.setattr(module, "validate", validate)
-    position = world.run(tmp_path / "run", train=world.bad((place,)), on_nonfinite="rollback", valid_every=4,
-                         checkpoint_every=50, num_steps=12)
+    position = world.run(
+        tmp_path / "run",
+        train=world.bad((place,)),
+        on_nonfinite="rollback",
+        valid_every=4,
+        checkpoint_every=50,
+        num_steps=12,
+    )
     assert position.rollbacks == 1 and given[:3] == [3.0, 1.0, 2.0]
     best = saved(tmp_path / "run", "best")
     assert best.metadata["position"]["best_loss"] == position.best_loss == min(given)

@@ -9,25 +9,23 @@ from mlip_jax.graphs.edge_counts import count_all
 from mlip_jax.graphs.padding import graph_sizes
 from mlip_jax.graphs.shapes import PaddingBudget
 from mlip_jax.structure import Structure
-from mlip_jax.training.noise import (
-    DISPLACEMENT,
-    AlternativeGeometries,
-    CoordinateNoise,
-    NoisedRows,
-)
+from mlip_jax.training.noise import DISPLACEMENT, AlternativeGeometries, CoordinateNoise, NoisedRows
 
 CUTOFF = 3.0
 
 
 def columns(count=4, seed=0, numbers=(6, 6, 8, 1, 1, 1)):
     rng = np.random.default_rng(seed)
-    return Columns.from_structures(Structure(np.array(numbers, np.int32), rng.normal(0, 1.3, (len(numbers), 3)),
-                                             record=s) for s in range(count))
+    return Columns.from_structures(
+        Structure(np.array(numbers, np.int32), rng.normal(0, 1.3, (len(numbers), 3)), record=s)
+        for s in range(count)
+    )
 
 
 REFERENCE = columns()
-FRAMES = AlternativeGeometries(columns(6, 1), np.array([0, 3, 4]),
-                               np.array([0, 2, 2, 3, 3]))  # of samples 0 (two) and 2 (one)
+FRAMES = AlternativeGeometries(
+    columns(6, 1), np.array([0, 3, 4]), np.array([0, 2, 2, 3, 3])
+)  # of samples 0 (two) and 2 (one)
 
 
 @pytest.mark.parametrize("frames", [None, FRAMES])
@@ -35,9 +33,15 @@ def test_displacements_lead_to_the_reference(frames):
     made = CoordinateNoise(0.1, CUTOFF, 3, 0.5, frames)(REFERENCE, np.arange(4), 2)
     for s in range(4):
         atoms = slice(REFERENCE.offsets[s], REFERENCE.offsets[s + 1])
-        reference, back = REFERENCE.positions[atoms], made.positions[atoms] + made.atom_properties[DISPLACEMENT][atoms]
-        np.testing.assert_allclose(np.linalg.norm(back[:, None] - back, axis=-1),
-                                   np.linalg.norm(reference[:, None] - reference, axis=-1), atol=1e-9)
+        reference, back = (
+            REFERENCE.positions[atoms],
+            made.positions[atoms] + made.atom_properties[DISPLACEMENT][atoms],
+        )
+        np.testing.assert_allclose(
+            np.linalg.norm(back[:, None] - back, axis=-1),
+            np.linalg.norm(reference[:, None] - reference, axis=-1),
+            atol=1e-9,
+        )
     assert made.numbers is REFERENCE.numbers
 
 
@@ -52,12 +56,17 @@ def test_noise_has_its_size_and_no_rigid_part_is_asked_for():
 
 
 def test_half_of_the_inputs_are_frames():
-    drawn = [CoordinateNoise(0.0, CUTOFF, 0, 0.5, FRAMES)(REFERENCE, np.arange(4),
-                                                          epoch).positions for epoch in range(200)]
+    drawn = [
+        CoordinateNoise(0.0, CUTOFF, 0, 0.5, FRAMES)(REFERENCE, np.arange(4), epoch).positions
+        for epoch in range(200)
+    ]
     first = np.array([d[:6] for d in drawn])
     is_frame = ~(first == REFERENCE.positions[:6]).all((1, 2))
     assert 0.4 < is_frame.mean() < 0.6
-    assert all(any((f == FRAMES.rows.positions[6 * k:6 * k + 6]).all() for k in (0, 3)) for f in first[is_frame])
+    assert all(
+        any((f == FRAMES.rows.positions[6 * k : 6 * k + 6]).all() for k in (0, 3))
+        for f in first[is_frame]
+    )
     assert all((d[6:12] == REFERENCE.positions[6:12]).all() for d in drawn)  # one without frames
 
 
@@ -65,8 +74,13 @@ def test_drawn_by_seed_epoch_and_sample_alone():
     make = CoordinateNoise(0.1, CUTOFF, 7, 0.5, FRAMES)
     whole = make(REFERENCE, np.arange(4), 5)
     part = make(REFERENCE.take(np.array([3, 1])), np.array([3, 1]), 5)
-    np.testing.assert_array_equal(part.positions, np.concatenate([whole.positions[18:], whole.positions[6:12]]))
-    for other in (make(REFERENCE, np.arange(4), 6), CoordinateNoise(0.1, CUTOFF, 8)(REFERENCE, np.arange(4), 5)):
+    np.testing.assert_array_equal(
+        part.positions, np.concatenate([whole.positions[18:], whole.positions[6:12]])
+    )
+    for other in (
+        make(REFERENCE, np.arange(4), 6),
+        CoordinateNoise(0.1, CUTOFF, 8)(REFERENCE, np.arange(4), 5),
+    ):
         assert (other.positions != whole.positions).any()
 
 
@@ -84,7 +98,9 @@ def test_batches_hold_what_was_planned_for():
     assert bounds.n_edge[0] >= count_all(FRAMES.rows, CUTOFF)[[0, 3]].max()
     budget = PaddingBudget(25, int(bounds.n_edge.sum()), 5)
     for epoch in range(50):
-        assert count_all(make(REFERENCE, np.arange(4), epoch, budget), CUTOFF).sum() <= budget.n_edge
+        assert (
+            count_all(make(REFERENCE, np.arange(4), epoch, budget), CUTOFF).sum() <= budget.n_edge
+        )
 
 
 def test_what_never_fits_is_an_error():
@@ -94,6 +110,8 @@ def test_what_never_fits_is_an_error():
 
 def test_rows_to_validate_by_are_always_the_same():
     rows = NoisedRows(REFERENCE, CoordinateNoise(0.1, CUTOFF, 0))
-    np.testing.assert_array_equal(rows.take(np.array([1, 2])).positions, rows.take(np.array([2, 1])).take(
-        np.array([1, 0])).positions)
+    np.testing.assert_array_equal(
+        rows.take(np.array([1, 2])).positions,
+        rows.take(np.array([2, 1])).take(np.array([1, 0])).positions,
+    )
     assert len(rows) == 4

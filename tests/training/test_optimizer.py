@@ -17,12 +17,30 @@ from mlip_jax.checkpoint import to_arrays
 from mlip_jax.training import optimizer
 from mlip_jax.training.optimizer import Plateau
 
-BASE = {"name": "adam", "learning_rate": 1e-3, "learning_rate_end": 1e-5, "warmup_steps": 100, "schedule": "cosine",
-        "decay_factor": 0.5, "decay_epochs": 2.0, "plateau_patience": 10, "plateau_threshold": 1e-4,
-        "b1": 0.9, "b2": 0.99, "eps": 1e-8, "weight_decay": 0.1, "clip_norm": 10.0, "freeze": ()}
+BASE = {
+    "name": "adam",
+    "learning_rate": 1e-3,
+    "learning_rate_end": 1e-5,
+    "warmup_steps": 100,
+    "schedule": "cosine",
+    "decay_factor": 0.5,
+    "decay_epochs": 2.0,
+    "plateau_patience": 10,
+    "plateau_threshold": 1e-4,
+    "b1": 0.9,
+    "b2": 0.99,
+    "eps": 1e-8,
+    "weight_decay": 0.1,
+    "clip_norm": 10.0,
+    "freeze": (),
+}
 # as flax names them, and a list
-PARAMS = {"params": {"embedding": {"kernel": jnp.ones((3, 2))},
-                     "layers": [{"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, {"bias": jnp.ones(2)}]}}
+PARAMS = {
+    "params": {
+        "embedding": {"kernel": jnp.ones((3, 2))},
+        "layers": [{"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, {"bias": jnp.ones(2)}],
+    }
+}
 
 
 def rates(steps, num_steps=1000, steps_per_epoch=200.0, **changes):
@@ -42,9 +60,16 @@ def test_warm_up_is_linear_and_starts_above_zero(schedule):
     assert values[100] == pytest.approx(1e-3, rel=1e-3)
 
 
-@pytest.mark.parametrize(("schedule", "middle", "end"), [
-    ("cosine", 0.5 * (1e-3 + 1e-5), 1e-5), ("exponential", 1e-4, 1e-5), ("step", 5e-4, 2.5e-4),
-    ("constant", 1e-3, 1e-3), ("plateau", 1e-3, 1e-3)])
+@pytest.mark.parametrize(
+    ("schedule", "middle", "end"),
+    [
+        ("cosine", 0.5 * (1e-3 + 1e-5), 1e-5),
+        ("exponential", 1e-4, 1e-5),
+        ("step", 5e-4, 2.5e-4),
+        ("constant", 1e-3, 1e-3),
+        ("plateau", 1e-3, 1e-3),
+    ],
+)
 def test_decay(schedule, middle, end):
     values = rates([100, 550, 1000], schedule=schedule)
     np.testing.assert_allclose(values, [1e-3, middle, end], rtol=1e-3)
@@ -58,14 +83,32 @@ def test_no_schedule_goes_below_the_end_after_the_last_step():
 
 
 @settings(max_examples=30, deadline=None)
-@given(epochs=st.floats(0.01, 5.0), per_epoch=st.floats(0.5, 300.0), factor=st.floats(0.05, 0.95),
-       warmup=st.integers(0, 50), data=st.data())
+@given(
+    epochs=st.floats(0.01, 5.0),
+    per_epoch=st.floats(0.5, 300.0),
+    factor=st.floats(0.05, 0.95),
+    warmup=st.integers(0, 50),
+    data=st.data(),
+)
 def test_stairs_come_at_whole_multiples_of_their_period(epochs, per_epoch, factor, warmup, data):
     period = max(round(epochs * per_epoch), 1)
-    rate = optimizer.learning_rate(BASE | {"schedule": "step", "decay_epochs": epochs, "decay_factor": factor,
-                                           "warmup_steps": warmup}, 10_000, per_epoch)
+    rate = optimizer.learning_rate(
+        BASE
+        | {
+            "schedule": "step",
+            "decay_epochs": epochs,
+            "decay_factor": factor,
+            "warmup_steps": warmup,
+        },
+        10_000,
+        per_epoch,
+    )
     stair = data.draw(st.integers(0, 40))
-    for step in (stair * period - 1, stair * period, stair * period + data.draw(st.integers(0, period - 1))):
+    for step in (
+        stair * period - 1,
+        stair * period,
+        stair * period + data.draw(st.integers(0, period - 1)),
+    ):
         if step >= warmup:
             expected = max(1e-3 * factor ** (step // period), 1e-5)
             assert float(rate(step)) == pytest.approx(expected, rel=1e-5)
@@ -89,13 +132,18 @@ def test_schedule_can_be_traced(schedule):
 
 @pytest.mark.parametrize("name", optimizer.OPTIMIZERS)
 def test_descends(name):
-    config = BASE | {"name": name, "learning_rate": 0.1, "learning_rate_end": 0.01, "warmup_steps": 0}
+    config = BASE | {
+        "name": name,
+        "learning_rate": 0.1,
+        "learning_rate_end": 0.01,
+        "warmup_steps": 0,
+    }
     rule = optimizer.create(config, 200)
     params = {"a": jnp.array([[3.0, -2.0]]), "b": jnp.array([1.0])}
     state = rule.init(params)
 
     def loss(p):
-        return sum(jnp.sum(x ** 2) for x in jax.tree.leaves(p))
+        return sum(jnp.sum(x**2) for x in jax.tree.leaves(p))
 
     step = jax.jit(lambda p, s: rule.update(jax.grad(loss)(p), s, p))
     for _ in range(200):
@@ -109,36 +157,64 @@ def test_updates_are_those_of_the_papers(name):
     """Against NumPy, with gradients whose size shrinks, so that the largest second moment is not the last."""
     rng = np.random.default_rng(0)
     gradients = rng.normal(size=(8, 2, 3)) * np.geomspace(1.0, 1e-3, 8)[:, None, None]
-    rule = optimizer.create(BASE | {"name": name, "schedule": "constant", "warmup_steps": 0, "clip_norm": None}, 8)
+    rule = optimizer.create(
+        BASE | {"name": name, "schedule": "constant", "warmup_steps": 0, "clip_norm": None}, 8
+    )
     params = rng.normal(size=(2, 3))
     state, step = rule.init(jnp.asarray(params)), jax.jit(rule.update)
     first, second, largest = (np.zeros((2, 3)) for _ in range(3))
     for t, gradient in enumerate(gradients, 1):
-        first, second = 0.9 * first + 0.1 * gradient, 0.99 * second + 0.01 * gradient ** 2
-        corrected = second / (1 - 0.99 ** t)
+        first, second = 0.9 * first + 0.1 * gradient, 0.99 * second + 0.01 * gradient**2
+        corrected = second / (1 - 0.99**t)
         largest = np.maximum(largest, corrected)
-        expected = first / (1 - 0.9 ** t) / (np.sqrt(largest if name == "amsgrad" else corrected) + 1e-8)
+        expected = (
+            first / (1 - 0.9**t) / (np.sqrt(largest if name == "amsgrad" else corrected) + 1e-8)
+        )
         expected = -1e-3 * (expected + (0.1 * params if name == "adamw" else 0.0))
-        updates, state = step(jnp.asarray(gradient, jnp.float32), state, jnp.asarray(params, jnp.float32))
+        updates, state = step(
+            jnp.asarray(gradient, jnp.float32), state, jnp.asarray(params, jnp.float32)
+        )
         np.testing.assert_allclose(updates, expected, rtol=2e-4)
 
 
 def test_muon_steps_along_orthogonal_matrices():
     """Each head is a matrix of its own; all singular values of a step are nearly alike."""
     rule = optimizer.create(
-        BASE | {"name": "muon", "schedule": "constant", "warmup_steps": 0, "weight_decay": 0.0, "clip_norm": None}, 8)
+        BASE
+        | {
+            "name": "muon",
+            "schedule": "constant",
+            "warmup_steps": 0,
+            "weight_decay": 0.0,
+            "clip_norm": None,
+        },
+        8,
+    )
     rng = np.random.default_rng(0)
-    shapes = {"dense": {"kernel": (8, 24), "bias": (24,)}, "heads": {"kernel": (3, 8, 8)}, "final": {"kernel": (8, 1)},
-              "embedding": {"embedding": (10, 8)}}
-    params = jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s), jnp.float32), shapes,
-                          is_leaf=lambda s: isinstance(s, tuple))
+    shapes = {
+        "dense": {"kernel": (8, 24), "bias": (24,)},
+        "heads": {"kernel": (3, 8, 8)},
+        "final": {"kernel": (8, 1)},
+        "embedding": {"embedding": (10, 8)},
+    }
+    params = jax.tree.map(
+        lambda s: jnp.asarray(rng.normal(size=s), jnp.float32),
+        shapes,
+        is_leaf=lambda s: isinstance(s, tuple),
+    )
     gradients = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), jnp.float32), params)
     updates, _ = rule.update(gradients, rule.init(params), params)
     for matrix in (updates["dense"]["kernel"], *updates["heads"]["kernel"]):
         values = np.linalg.svd(matrix, compute_uv=False) / (1e-3 * 0.2 * max(matrix.shape) ** 0.5)
         assert (values > 0.6).all() and (values < 1.25).all()
-    for name, part in (("dense", "bias"), ("final", "kernel"), ("embedding", "embedding")):  # Adam's first step
-        np.testing.assert_allclose(np.abs(updates[name][part]), np.abs(updates[name][part]).max(), rtol=1e-3)
+    for name, part in (
+        ("dense", "bias"),
+        ("final", "kernel"),
+        ("embedding", "embedding"),
+    ):  # Adam's first step
+        np.testing.assert_allclose(
+            np.abs(updates[name][part]), np.abs(updates[name][part]).max(), rtol=1e-3
+        )
 
 
 def test_muon_decays_matrices_alone():
@@ -186,7 +262,10 @@ def test_frozen_parameters_stay_and_have_no_moments(name):
 
 def test_what_is_trained_goes_as_if_the_frozen_were_not_there():
     """The norm that is clipped is that of the trained gradients."""
-    config = BASE | {"clip_norm": 0.1, "eps": 0.1}  # so large an epsilon shows the size of the gradients
+    config = BASE | {
+        "clip_norm": 0.1,
+        "eps": 0.1,
+    }  # so large an epsilon shows the size of the gradients
     gradients = {"a": jnp.array([0.3, -0.2]), "b": jnp.array([1e6, 1e6])}
     params = jax.tree.map(jnp.ones_like, gradients)
     rule, alone = optimizer.create(config | {"freeze": ("b",)}, 100), optimizer.create(config, 100)
@@ -199,23 +278,34 @@ def test_what_is_trained_goes_as_if_the_frozen_were_not_there():
 
 def test_state_without_frozen_parameters_is_as_it_was():
     """Checkpoints of runs without them go on to be read."""
-    plain = optax.chain(optax.clip_by_global_norm(10.0), optax.adam(optimizer.learning_rate(BASE, 100)))
+    plain = optax.chain(
+        optax.clip_by_global_norm(10.0), optax.adam(optimizer.learning_rate(BASE, 100))
+    )
     rule = optimizer.create(BASE, 100)
     assert jax.tree.structure(rule.init(PARAMS)) == jax.tree.structure(plain.init(PARAMS))
 
 
 def test_paths_are_those_of_checkpoints():
-    found, _ = jax.tree_util.tree_flatten_with_path({"state": PARAMS, "count": optax.EmaState(1, (2, 3))})
+    found, _ = jax.tree_util.tree_flatten_with_path(
+        {"state": PARAMS, "count": optax.EmaState(1, (2, 3))}
+    )
     expected = to_arrays({"state": PARAMS, "count": optax.EmaState(1, (2, 3))})
     assert [optimizer.parameter_path(path) for path, _ in found] == list(expected)
 
 
-@pytest.mark.parametrize(("patterns", "message"), [
-    (("embeding/*",), r"'embeding/\*' matches none of the 4 parameters; the nearest are params/embedding/kernel"),
-    (("params/layers/0/*", "params/Layers/*"), r"'params/Layers/\*' matches none"),
-    (("zzz",), "the nearest are params/embedding/kernel, params/layers/0/bias"),
-    (("*",), r"'\*' match all 4 parameters"),
-    (("*kernel", "*bias"), r"'\*kernel', '\*bias' match all 4")])
+@pytest.mark.parametrize(
+    ("patterns", "message"),
+    [
+        (
+            ("embeding/*",),
+            r"'embeding/\*' matches none of the 4 parameters; the nearest are params/embedding/kernel",
+        ),
+        (("params/layers/0/*", "params/Layers/*"), r"'params/Layers/\*' matches none"),
+        (("zzz",), "the nearest are params/embedding/kernel, params/layers/0/bias"),
+        (("*",), r"'\*' match all 4 parameters"),
+        (("*kernel", "*bias"), r"'\*kernel', '\*bias' match all 4"),
+    ],
+)
 def test_patterns_that_cannot_be_meant(patterns, message):
     rule = optimizer.create(BASE | {"freeze": patterns}, 100)
     with pytest.raises(ValueError, match=message):
@@ -227,26 +317,51 @@ def test_a_text_is_no_list_of_patterns():
         optimizer.create(BASE | {"freeze": "params/*"}, 100)
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"schedule": "cosin"}, "unknown optimizer.schedule 'cosin'. Did you mean 'cosine'"),
-    ({"name": "adamww"}, "unknown optimizer.name 'adamww'. Did you mean 'adamw'"),
-    ({"name": "lion"}, "Known: adam, adamw, amsgrad"),
-    ({"learning_rate": -1e-3}, "optimizer.learning_rate must be a positive number, received -0.001"),
-    ({"learning_rate": float("nan")}, "learning_rate must be a positive number, received nan"),
-    ({"learning_rate": None}, "learning_rate must be a positive number, received None"),
-    ({"learning_rate_end": -1.0}, "learning_rate_end must be zero or a positive number, received -1.0"),
-    ({"learning_rate_end": 1.0}, r"_end must not be above optimizer.learning_rate \(0.001\), received 1.0"),
-    ({"schedule": "exponential", "learning_rate_end": 0.0}, "an exponential never reaches zero, received 0.0"),
-    ({"warmup_steps": -1}, "warmup_steps must be zero or a positive number, received -1"),
-    ({"schedule": "step", "decay_factor": 1.0}, "decay_factor must be between 0 and 1, both excluded, received 1.0"),
-    ({"schedule": "step", "decay_epochs": 0.0}, "decay_epochs must be a positive number, received 0.0"),
-    ({"schedule": "plateau", "decay_factor": 2.0}, "decay_factor must be between"),
-    ({"schedule": "plateau", "plateau_patience": -1}, "plateau_patience must be zero or"),
-    ({"schedule": "plateau", "plateau_threshold": 1.0}, "plateau_threshold must be at least 0 and below 1"),
-    ({"b1": 1.0}, "b1 must be at least 0 and below 1, received 1.0"),
-    ({"eps": 0.0}, "eps must be a positive number"),
-    ({"name": "adamw", "weight_decay": -0.1}, "weight_decay must be zero or a positive number"),
-    ({"clip_norm": -1.0}, "clip_norm must be zero or a positive number, received -1.0")])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schedule": "cosin"}, "unknown optimizer.schedule 'cosin'. Did you mean 'cosine'"),
+        ({"name": "adamww"}, "unknown optimizer.name 'adamww'. Did you mean 'adamw'"),
+        ({"name": "lion"}, "Known: adam, adamw, amsgrad"),
+        (
+            {"learning_rate": -1e-3},
+            "optimizer.learning_rate must be a positive number, received -0.001",
+        ),
+        ({"learning_rate": float("nan")}, "learning_rate must be a positive number, received nan"),
+        ({"learning_rate": None}, "learning_rate must be a positive number, received None"),
+        (
+            {"learning_rate_end": -1.0},
+            "learning_rate_end must be zero or a positive number, received -1.0",
+        ),
+        (
+            {"learning_rate_end": 1.0},
+            r"_end must not be above optimizer.learning_rate \(0.001\), received 1.0",
+        ),
+        (
+            {"schedule": "exponential", "learning_rate_end": 0.0},
+            "an exponential never reaches zero, received 0.0",
+        ),
+        ({"warmup_steps": -1}, "warmup_steps must be zero or a positive number, received -1"),
+        (
+            {"schedule": "step", "decay_factor": 1.0},
+            "decay_factor must be between 0 and 1, both excluded, received 1.0",
+        ),
+        (
+            {"schedule": "step", "decay_epochs": 0.0},
+            "decay_epochs must be a positive number, received 0.0",
+        ),
+        ({"schedule": "plateau", "decay_factor": 2.0}, "decay_factor must be between"),
+        ({"schedule": "plateau", "plateau_patience": -1}, "plateau_patience must be zero or"),
+        (
+            {"schedule": "plateau", "plateau_threshold": 1.0},
+            "plateau_threshold must be at least 0 and below 1",
+        ),
+        ({"b1": 1.0}, "b1 must be at least 0 and below 1, received 1.0"),
+        ({"eps": 0.0}, "eps must be a positive number"),
+        ({"name": "adamw", "weight_decay": -0.1}, "weight_decay must be zero or a positive number"),
+        ({"clip_norm": -1.0}, "clip_norm must be zero or a positive number, received -1.0"),
+    ],
+)
 def test_values_that_cannot_be_meant(changes, message):
     with pytest.raises(ValueError, match=message):
         optimizer.create(BASE | changes, 100)
@@ -259,7 +374,9 @@ def test_an_epoch_has_steps(steps_per_epoch):
 
 
 def test_values_that_a_schedule_does_not_use_are_not_judged():
-    optimizer.create(BASE | {"schedule": "constant", "learning_rate_end": 1.0, "decay_factor": 7.0}, 100)
+    optimizer.create(
+        BASE | {"schedule": "constant", "learning_rate_end": 1.0, "decay_factor": 7.0}, 100
+    )
 
 
 OPTIONS = {"patience": 3, "factor": 0.5, "threshold": 0.13, "floor": 0.1}
@@ -267,7 +384,12 @@ OPTIONS = {"patience": 3, "factor": 0.5, "threshold": 0.13, "floor": 0.1}
 
 def test_plateau_options_are_those_of_update():
     options = optimizer.plateau_options(BASE | {"schedule": "plateau"})
-    assert options == {"patience": 10, "factor": 0.5, "threshold": 1e-4, "floor": pytest.approx(0.01)}
+    assert options == {
+        "patience": 10,
+        "factor": 0.5,
+        "threshold": 1e-4,
+        "floor": pytest.approx(0.01),
+    }
     Plateau().update(1.0, 1.0, **options)
     assert optimizer.plateau_options(BASE) is None
 
@@ -283,8 +405,12 @@ def scales(values, epochs, plateau=None, **changes):
 @pytest.fixture(scope="module")
 def optax_plateau():
     """Scales of optax.contrib.reduce_on_plateau for losses of whole epochs; its patience is one more than torch's."""
-    rule = optax.contrib.reduce_on_plateau(factor=OPTIONS["factor"], patience=OPTIONS["patience"] + 1,
-                                           rtol=OPTIONS["threshold"], min_scale=OPTIONS["floor"])
+    rule = optax.contrib.reduce_on_plateau(
+        factor=OPTIONS["factor"],
+        patience=OPTIONS["patience"] + 1,
+        rtol=OPTIONS["threshold"],
+        min_scale=OPTIONS["floor"],
+    )
 
     def step(state, value):
         _, state = rule.update(jnp.ones(()), state, value=value)
@@ -294,7 +420,13 @@ def optax_plateau():
 
 
 @settings(max_examples=60, deadline=None)
-@given(values=st.lists(st.one_of(st.integers(1, 20), st.just(math.nan), st.just(math.inf)), min_size=40, max_size=40))
+@given(
+    values=st.lists(
+        st.one_of(st.integers(1, 20), st.just(math.nan), st.just(math.inf)),
+        min_size=40,
+        max_size=40,
+    )
+)
 def test_plateau_is_that_of_optax_for_whole_epochs(optax_plateau, values):
     expected = optax_plateau(jnp.array(values, jnp.float32))
     np.testing.assert_allclose(scales(values, range(1, 41)), expected, rtol=1e-6)
@@ -302,7 +434,9 @@ def test_plateau_is_that_of_optax_for_whole_epochs(optax_plateau, values):
 
 def test_plateau_of_known_numbers():
     """One epoch more than the patience without a better value; then patience starts anew; never below the floor."""
-    assert scales([5.0] + [4.9] * 16, range(1, 18)) == [1.0] * 4 + [0.5] * 4 + [0.25] * 4 + [0.125] * 4 + [0.1]
+    assert scales([5.0] + [4.9] * 16, range(1, 18)) == [1.0] * 4 + [0.5] * 4 + [0.25] * 4 + [
+        0.125
+    ] * 4 + [0.1]
     assert scales([5.0, 6, 6, 6, 4.0, 6, 6, 6, 6], range(1, 10)) == [1.0] * 8 + [0.5]
     assert scales([math.nan] * 4, range(1, 5)) == [1.0, 1.0, 1.0, 0.5]
 

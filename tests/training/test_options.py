@@ -7,11 +7,29 @@ from mlip_jax.defaults import train_defaults
 from mlip_jax.tasks import train
 
 NONSENSE = [
-    ("num_steps", 0), ("num_steps", -5), ("num_epochs", 0.0), ("num_epochs", -1.0), ("num_epochs", float("nan")),
-    ("num_epochs", float("inf")), ("batch_size", 0), ("batch_size", -16), ("micro_batches", 0), ("micro_batches", -2),
-    ("ema_decay", -0.1), ("ema_decay", 1.0), ("ema_decay", float("nan")), ("log_every", 0), ("log_every", -1),
-    ("valid_every", 0), ("checkpoint_every", 0), ("checkpoint_every", -3), ("max_valid", 0),
-    ("steps_per_dispatch", -1), ("profile_steps", -1), ("on_nonfinite", "ignore")]
+    ("num_steps", 0),
+    ("num_steps", -5),
+    ("num_epochs", 0.0),
+    ("num_epochs", -1.0),
+    ("num_epochs", float("nan")),
+    ("num_epochs", float("inf")),
+    ("batch_size", 0),
+    ("batch_size", -16),
+    ("micro_batches", 0),
+    ("micro_batches", -2),
+    ("ema_decay", -0.1),
+    ("ema_decay", 1.0),
+    ("ema_decay", float("nan")),
+    ("log_every", 0),
+    ("log_every", -1),
+    ("valid_every", 0),
+    ("checkpoint_every", 0),
+    ("checkpoint_every", -3),
+    ("max_valid", 0),
+    ("steps_per_dispatch", -1),
+    ("profile_steps", -1),
+    ("on_nonfinite", "ignore"),
+]
 
 
 def check_options(**changes):
@@ -22,8 +40,17 @@ def check_options(**changes):
 
 def test_defaults_and_limits_are_fine():
     check_options()
-    check_options(num_epochs=0.5, ema_decay=0.0, steps_per_dispatch=25, micro_batches=1, log_every=1, num_steps=1,
-                  batch_size=1, max_valid=1, on_nonfinite="rollback")
+    check_options(
+        num_epochs=0.5,
+        ema_decay=0.0,
+        steps_per_dispatch=25,
+        micro_batches=1,
+        log_every=1,
+        num_steps=1,
+        batch_size=1,
+        max_valid=1,
+        on_nonfinite="rollback",
+    )
 
 
 @pytest.mark.parametrize(("field", "value"), NONSENSE)
@@ -32,17 +59,32 @@ def test_nonsense_is_refused(field, value):
         check_options(**{field: value})
 
 
-@pytest.mark.parametrize(("field", "value", "message"), [
-    ("train.valid_every", 0, "train.valid_every must be at least 1, received 0"),
-    ("loss.penalty", "maee", "unknown loss.penalty 'maee'. Did you mean 'mae'"),
-    ("loss.force_penalty", "nrm", "unknown loss.force_penalty 'nrm'. Did you mean 'norm'"),
-    ("loss.beta", -0.1, "loss.beta must be from 0 to 1, received -0.1"),
-    ("loss.beta_schedule", "cosine", "unknown loss.beta_schedule 'cosine'"),
-    ("optimizer.name", "adamm", "unknown optimizer.name 'adamm'. Did you mean 'adam'"),
-    ("optimizer.schedule", "plato", "unknown optimizer.schedule 'plato'. Did you mean 'plateau'"),
-    ("optimizer.clip_norm", -1.0, "optimizer.clip_norm must be at least 0 or unset, received -1.0"),
-    ("optimizer.freeze", ("params/embeding",), "'params/embeding' matches none.* the nearest are params/embedding"),
-])
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("train.valid_every", 0, "train.valid_every must be at least 1, received 0"),
+        ("loss.penalty", "maee", "unknown loss.penalty 'maee'. Did you mean 'mae'"),
+        ("loss.force_penalty", "nrm", "unknown loss.force_penalty 'nrm'. Did you mean 'norm'"),
+        ("loss.beta", -0.1, "loss.beta must be from 0 to 1, received -0.1"),
+        ("loss.beta_schedule", "cosine", "unknown loss.beta_schedule 'cosine'"),
+        ("optimizer.name", "adamm", "unknown optimizer.name 'adamm'. Did you mean 'adam'"),
+        (
+            "optimizer.schedule",
+            "plato",
+            "unknown optimizer.schedule 'plato'. Did you mean 'plateau'",
+        ),
+        (
+            "optimizer.clip_norm",
+            -1.0,
+            "optimizer.clip_norm must be at least 0 or unset, received -1.0",
+        ),
+        (
+            "optimizer.freeze",
+            ("params/embeding",),
+            "'params/embeding' matches none.* the nearest are params/embedding",
+        ),
+    ],
+)
 def test_the_task_refuses_it_before_it_looks_for_data(tmp_path, monkeypatch, field, value, message):
     """Nor does the folder belong to a config with a slip, which the corrected one then could not use."""
     monkeypatch.setattr(train.source, "load", lambda _: pytest.fail("data are loaded"))

@@ -12,8 +12,11 @@ from mlip_jax.defaults import property_defaults
 from mlip_jax.training.noise import DISPLACEMENT
 from mlip_jax.training.property_objective import Properties, check
 
-TARGETS = (Target("gap", "scalar", weight=2.0, scale=0.5, shift=3.0), Target("dipole", "vector", scale=2.0),
-           Target("charges", "atom", scale=0.1))
+TARGETS = (
+    Target("gap", "scalar", weight=2.0, scale=0.5, shift=3.0),
+    Target("dipole", "vector", scale=2.0),
+    Target("charges", "atom", scale=0.1),
+)
 
 
 class Fixed:
@@ -28,18 +31,35 @@ def graph(gap=(1.0, np.nan, 7.0), charge=0.5):
     """Two molecules of two and one atoms, and padding of one atom."""
     n = 4
     return jraph.GraphsTuple(
-        nodes={"positions": np.zeros((n, 3), np.float32), "properties": {
-            "charges": np.array([charge, np.nan, 1.0, 9.0], np.float32),
-            DISPLACEMENT: np.array([[0.1, 0, 0], [0, 0, 0], [0, 0.2, 0], [5, 5, 5]], np.float32)}},
-        edges={}, senders=np.zeros(0, np.int32), receivers=np.zeros(0, np.int32),
-        globals={"properties": {"gap": np.array(gap, np.float32),
-                                "dipole": np.array([[1, 2, 3], [0, 0, 0], [9, 9, 9]], np.float32)}},
-        n_node=np.array([2, 1, 1], np.int32), n_edge=np.zeros(3, np.int32))
+        nodes={
+            "positions": np.zeros((n, 3), np.float32),
+            "properties": {
+                "charges": np.array([charge, np.nan, 1.0, 9.0], np.float32),
+                DISPLACEMENT: np.array(
+                    [[0.1, 0, 0], [0, 0, 0], [0, 0.2, 0], [5, 5, 5]], np.float32
+                ),
+            },
+        },
+        edges={},
+        senders=np.zeros(0, np.int32),
+        receivers=np.zeros(0, np.int32),
+        globals={
+            "properties": {
+                "gap": np.array(gap, np.float32),
+                "dipole": np.array([[1, 2, 3], [0, 0, 0], [9, 9, 9]], np.float32),
+            }
+        },
+        n_node=np.array([2, 1, 1], np.int32),
+        n_edge=np.zeros(3, np.int32),
+    )
 
 
-PREDICTED = {"gap": jnp.array([1.5, 2.0, 0.0]), "dipole": jnp.array([[1.0, 2, 4], [0, 1, 0], [0, 0, 0]]),
-             "charges": jnp.array([0.0, 0.3, 1.0, 0.0]),
-             DISPLACEMENT: jnp.array([[0.0, 3.0, 0], [1, 1, 1], [0, 0.7, 0], [1, 0, 0]])}
+PREDICTED = {
+    "gap": jnp.array([1.5, 2.0, 0.0]),
+    "dipole": jnp.array([[1.0, 2, 4], [0, 1, 0], [0, 0, 0]]),
+    "charges": jnp.array([0.0, 0.3, 1.0, 0.0]),
+    DISPLACEMENT: jnp.array([[0.0, 3.0, 0], [1, 1, 1], [0, 0.7, 0], [1, 0, 0]]),
+}
 
 
 def objective(**options):
@@ -51,7 +71,9 @@ def test_by_hand():
     _, sums = o.evaluate(PREDICTED, graph())
     # one known gap, off by 0.5; six components, two of them off by one; two known charges, one off by 0.5
     assert {k: float(v) for k, v in sums.count.items()} == {"gap": 1, "dipole": 6, "charges": 2}
-    assert float(sums.penalty["gap"]) == pytest.approx(0.25) and float(sums.absolute["gap"]) == pytest.approx(0.25)
+    assert float(sums.penalty["gap"]) == pytest.approx(0.25) and float(
+        sums.absolute["gap"]
+    ) == pytest.approx(0.25)
     assert float(sums.penalty["dipole"]) == 2 and float(sums.absolute["dipole"]) == 4
     assert float(sums.penalty["charges"]) == pytest.approx(0.25)
     # at right angles, and along; an atom that lies where it belongs has no direction
@@ -62,7 +84,9 @@ def test_by_hand():
     assert row["train_loss"] == pytest.approx(loss) and row["train_gap_mae"] == pytest.approx(0.25)
     assert row["train_alignment"] == pytest.approx(0.5)
     # of a validation the properties count
-    assert o.averages(jax.tree.map(float, sums), "valid")["valid_loss"] == pytest.approx(loss - 0.05)
+    assert o.averages(jax.tree.map(float, sums), "valid")["valid_loss"] == pytest.approx(
+        loss - 0.05
+    )
     assert o.columns == ("loss", "gap_mae", "dipole_mae", "charges_mae", "alignment")
     assert "gap 0.2500 eV" in o.line(row, "train")
 
@@ -75,7 +99,9 @@ def test_counts_need_no_model():
 
 def test_denoising_is_of_noise_in_its_own_unit():
     o = Properties(Fixed, (), align_weight=1.0, alignment="mse", noise=0.1)
-    sums = o.sums({DISPLACEMENT: jnp.array([[1.0, 0, 0], [0, 0, 0], [0, 1, 0], [7, 7, 7]])}, graph())
+    sums = o.sums(
+        {DISPLACEMENT: jnp.array([[1.0, 0, 0], [0, 0, 0], [0, 1, 0], [7, 7, 7]])}, graph()
+    )
     assert float(sums.aligned) == 3 and float(sums.alignment) == pytest.approx(1 / 3)
     assert o.averages(jax.tree.map(float, sums), "valid")["valid_loss"] == pytest.approx(1 / 9)
 
@@ -96,17 +122,31 @@ def test_parts_of_devices_add_up():
     o = objective(align_weight=0.1)
     parts = [o.sums(PREDICTED, g) for g in (graph(), graph(gap=(2.0, 4.0, 0.0), charge=np.nan))]
     total = jax.tree.map(jnp.add, *parts)
-    assert float(sum(o.combine(p, total, 0) for p in parts)) == pytest.approx(float(o.combine(total, total, 0)))
+    assert float(sum(o.combine(p, total, 0) for p in parts)) == pytest.approx(
+        float(o.combine(total, total, 0))
+    )
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"property.targets": ()}, "there is nothing to learn"),
-    ({"property.penalty": "l2"}, "unknown property.penalty 'l2'"), ({"align.loss": "cos"}, "Did you mean 'cosine'"),
-    ({"align.weight": 0.1}, "no input is displaced"), ({"align.weight": -1.0}, "align.weight must be at least 0"),
-    ({"align.frames_share": 1.5}, "align.frames_share must be from 0 to 1"),
-    ({"align.weight": 1.0, "align.loss": "mse", "align.frames": "pm3"}, "set align.noise"),
-    ({"dens.weight": 1.0, "align.noise": 0.1}, "property.targets and align.frames must be empty"),
-    ({"dens.weight": 1.0, "align.noise": 0.1, "property.targets": (), "dens.share": 0.0}, "dens.share must be above")])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"property.targets": ()}, "there is nothing to learn"),
+        ({"property.penalty": "l2"}, "unknown property.penalty 'l2'"),
+        ({"align.loss": "cos"}, "Did you mean 'cosine'"),
+        ({"align.weight": 0.1}, "no input is displaced"),
+        ({"align.weight": -1.0}, "align.weight must be at least 0"),
+        ({"align.frames_share": 1.5}, "align.frames_share must be from 0 to 1"),
+        ({"align.weight": 1.0, "align.loss": "mse", "align.frames": "pm3"}, "set align.noise"),
+        (
+            {"dens.weight": 1.0, "align.noise": 0.1},
+            "property.targets and align.frames must be empty",
+        ),
+        (
+            {"dens.weight": 1.0, "align.noise": 0.1, "property.targets": (), "dens.share": 0.0},
+            "dens.share must be above",
+        ),
+    ],
+)
 def test_configs_that_cannot_be_meant(changes, message):
     c = property_defaults()
     c.property.targets = ("gap",)

@@ -25,9 +25,9 @@ def events_of(workdir):
     for path in sorted((workdir / "tensorboard").iterdir(), key=lambda p: p.stat().st_mtime_ns):
         data = path.read_bytes()
         while data:
-            size, = struct.unpack("<Q", data[:8])
-            events.append(Event.FromString(data[12:12 + size]))
-            data = data[16 + size:]
+            (size,) = struct.unpack("<Q", data[:8])
+            events.append(Event.FromString(data[12 : 12 + size]))
+            data = data[16 + size :]
     return events
 
 
@@ -43,10 +43,16 @@ def test_rows_are_in_both_files(tmp_path):
     with open(tmp_path / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(r["step"], r["train_loss"], r["valid_loss"], r["mfu"]) for r in rows] == [
-        ("1", "1", "nan", ""), ("2", "0.5", "nan", "")]
+        ("1", "1", "nan", ""),
+        ("2", "0.5", "nan", ""),
+    ]
     events = events_of(tmp_path)
-    assert scalars_of(events) == [(1, "train_loss", 1.0), (1, "beta", pytest.approx(0.9)),
-                                  (2, "train_loss", 0.5), (2, "beta", pytest.approx(0.9))]
+    assert scalars_of(events) == [
+        (1, "train_loss", 1.0),
+        (1, "beta", pytest.approx(0.9)),
+        (2, "train_loss", 0.5),
+        (2, "beta", pytest.approx(0.9)),
+    ]
     assert all(e.wall_time > 1e9 for e in events)
 
 
@@ -74,21 +80,25 @@ def test_what_came_after_the_step_is_dropped(tmp_path):
     events = events_of(tmp_path)
     assert [step for step, tag, _ in scalars_of(events) if tag == "beta"] == [1, 2, 3, 3]
     restart = next(i for i, e in enumerate(events) if e.HasField("session_log"))
-    assert events[restart].step == 3 and [e.step for e in events[restart + 1:]] == [3, 3]
+    assert events[restart].step == 3 and [e.step for e in events[restart + 1 :]] == [3, 3]
 
 
 def test_full_disk_of_the_metrics(tmp_path):
     recorder = Recorder(tmp_path, 0, COLUMNS)
     recorder.path.unlink()
     recorder.path.symlink_to("/dev/full")
-    with pytest.raises(WorkdirError, match="metrics.csv: cannot be written: .*No space left on device.*start again"):
+    with pytest.raises(
+        WorkdirError, match="metrics.csv: cannot be written: .*No space left on device.*start again"
+    ):
         recorder.write(row(1))
     recorder.close()
 
 
 def test_full_disk_of_tensorboard(tmp_path, monkeypatch):
     """The run must neither wait for ever for a thread that has died, nor go on as if nothing were."""
-    monkeypatch.setattr("mlip_jax.training.recorder.RecordWriter", lambda path: RecordWriter("/dev/full"))
+    monkeypatch.setattr(
+        "mlip_jax.training.recorder.RecordWriter", lambda path: RecordWriter("/dev/full")
+    )
     caught = []
 
     def write():
@@ -104,7 +114,9 @@ def test_full_disk_of_tensorboard(tmp_path, monkeypatch):
     thread.start()
     thread.join(30)
     assert not thread.is_alive() and len(caught) == 1
-    with pytest.raises(WorkdirError, match="tensorboard: cannot be written: .*No space left on device"):
+    with pytest.raises(
+        WorkdirError, match="tensorboard: cannot be written: .*No space left on device"
+    ):
         raise caught[0]
 
 

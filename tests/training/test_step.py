@@ -38,8 +38,12 @@ def setup():
     model = models.create("painn", num_features=8, num_layers=1, num_radial=6, zero_init=False)
     split = Split(columns, np.arange(len(columns)), graph_sizes(columns, model.cutoff))
     reference = statistics.reference_energies(statistics.Summary([columns]), "least_squares")
-    batches = Batches((choose_budget(split.sizes, 4),), model.cutoff, reference, jax.local_device_count())
-    trainer = Trainer(ForceField(model, 1.3, lambda step: 0.7, 0.7, OPTIONS), optax.sgd(RATE), DECAY)
+    batches = Batches(
+        (choose_budget(split.sizes, 4),), model.cutoff, reference, jax.local_device_count()
+    )
+    trainer = Trainer(
+        ForceField(model, 1.3, lambda step: 0.7, 0.7, OPTIONS), optax.sgd(RATE), DECAY
+    )
     return model, split, batches, trainer, model.init(jax.random.key(0), example_graph())
 
 
@@ -83,7 +87,9 @@ def test_predictions_agree_with_validation_sums(setup):
     energy = np.abs(predicted.energy - columns.energy) / columns.n_atoms
     assert sums.energies == len(columns) and sums.forces == columns.forces.size
     np.testing.assert_allclose(sums.energy_abs, energy.sum(), rtol=1e-4)
-    np.testing.assert_allclose(sums.force_abs, np.abs(predicted.forces - columns.forces).sum(), rtol=1e-4)
+    np.testing.assert_allclose(
+        sums.force_abs, np.abs(predicted.forces - columns.forces).sum(), rtol=1e-4
+    )
 
 
 def test_sums_add_up_over_steps():
@@ -104,11 +110,18 @@ def with_gaps(split, columns, kind):
         forces[:] = np.nan
     elif kind == "none":
         energy[:], forces[:] = np.nan, np.nan
-    return dataclasses.replace(split, rows=dataclasses.replace(columns, energy=energy, forces=forces))
+    return dataclasses.replace(
+        split, rows=dataclasses.replace(columns, energy=energy, forces=forces)
+    )
 
 
-@pytest.mark.parametrize("penalty", [
-    ("mse", "rmse"), *(pytest.param(p, marks=pytest.mark.slow) for p in (("huber", "norm"), ("mae", None)))])
+@pytest.mark.parametrize(
+    "penalty",
+    [
+        ("mse", "rmse"),
+        *(pytest.param(p, marks=pytest.mark.slow) for p in (("huber", "norm"), ("mae", None))),
+    ],
+)
 def test_micro_batches_are_one_large_batch(setup, penalty):
     """Also where some have no label of a kind, or nothing in them, and whatever beta is."""
     model, split, batches, _, params = setup
@@ -118,14 +131,18 @@ def test_micro_batches_are_one_large_batch(setup, penalty):
     whole_budget = PaddingBudget(*(4 * n for n in budget))
     betas = np.array([0.7, 1.0, 0.0], np.float32)
     # the step is used to choose beta, so that one program serves for all
-    trainer = Trainer(ForceField(model, 1.3, lambda step: jax.numpy.asarray(betas)[step], 0.7, options),
-                      optax.sgd(RATE), DECAY)
+    trainer = Trainer(
+        ForceField(model, 1.3, lambda step: jax.numpy.asarray(betas)[step], 0.7, options),
+        optax.sgd(RATE),
+        DECAY,
+    )
 
     @jax.jit
     def expected(p, graph, beta):
         def loss(p):
             s = losses.sums(evaluate(model, p, graph, 1.3), graph, **options)
             return losses.combine(s, s, beta), s
+
         (_, s), grads = jax.value_and_grad(loss, has_aux=True)(p)
         return jax.tree.map(lambda p, g: p - RATE * g, p, grads), s
 
@@ -135,7 +152,9 @@ def test_micro_batches_are_one_large_batch(setup, penalty):
     for kind in ("all", "some", "no energies", "no forces", "none"):
         part = with_gaps(split, split.rows, kind)
         whole = built(part, np.arange(9), whole_budget)
-        micro = jax.tree.map(lambda x: x[None, None], stack([built(part, p, budget) for p in places]))
+        micro = jax.tree.map(
+            lambda x: x[None, None], stack([built(part, p, budget) for p in places])
+        )
         for step, beta in enumerate(betas):
             state = trainer.init(params)._replace(step=trainer.replicate(np.int32(step)))
             state, result = trainer.train(state, micro)
@@ -143,11 +162,18 @@ def test_micro_batches_are_one_large_batch(setup, penalty):
             state, result = trainer.single(state), trainer.single(result)
             assert result.finite[0], (kind, beta)
             for name, a, b in zip(sums._fields, result.sums, sums):
-                np.testing.assert_allclose(a[0], b, rtol=2e-4, atol=1e-5, err_msg=f"{kind} {beta} {name}")
+                np.testing.assert_allclose(
+                    a[0], b, rtol=2e-4, atol=1e-5, err_msg=f"{kind} {beta} {name}"
+                )
             for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(after)):
                 np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6, err_msg=f"{kind} {beta}")
-            moved = any(np.abs(a - b).max() > 1e-4 for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(params)))
-            silent = {"none": True, "no energies": beta == 0.0, "no forces": beta == 1.0}.get(kind, False)
+            moved = any(
+                np.abs(a - b).max() > 1e-4
+                for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(params))
+            )
+            silent = {"none": True, "no energies": beta == 0.0, "no forces": beta == 1.0}.get(
+                kind, False
+            )
             assert moved != silent, (kind, beta)
     assert trainer.num_compiles == 1
 
@@ -197,7 +223,7 @@ def test_energies_alone_give_the_update_of_beta_zero(setup):
     inputs = jax.tree.map(lambda x: x[:, None, None], graph)
     after, sums = [], []
     for alone in (False, True):
-        objective = ForceField(model, 1.3, lambda step: 0.0, 0.0, OPTIONS, energies_alone=alone)
+        objective = ForceField(model, 1.3, lambda step: 0.0, 0.0, OPTIONS, energy_only=alone)
         trainer = Trainer(objective, optax.sgd(RATE), DECAY)
         state, result = trainer.train(trainer.init(params), inputs)
         after.append(trainer.single(state.params))

@@ -33,7 +33,9 @@ def group(*places):
 
 def sums(values):
     """Sums of several updates, each field another multiple of `values`."""
-    return LossSums(*(np.asarray(values, np.float32) * k for k in range(1, len(LossSums._fields) + 1)))
+    return LossSums(
+        *(np.asarray(values, np.float32) * k for k in range(1, len(LossSums._fields) + 1))
+    )
 
 
 def pass_time(meter, clock, part, seconds, **options):
@@ -50,9 +52,18 @@ def test_rates_are_those_of_training_alone(clock):
     clock.now += 4.0
     total, row = meter.next_line()
     # of ten seconds, six trained, waits for input among them
-    assert row == pytest.approx({"structures_per_second": 5 / 6, "atoms_per_second": 20 / 6, "edges_per_second": 64 / 6,
-                                 "input_share": 0.2, "checkpoint_share": 0.1})
-    assert total == LossSums(*(6.0 * k for k in range(1, 9)))  # what was not done (99) does not count
+    assert row == pytest.approx(
+        {
+            "structures_per_second": 5 / 6,
+            "atoms_per_second": 20 / 6,
+            "edges_per_second": 64 / 6,
+            "input_share": 0.2,
+            "checkpoint_share": 0.1,
+        }
+    )
+    assert total == LossSums(
+        *(6.0 * k for k in range(1, 9))
+    )  # what was not done (99) does not count
     assert meter.summary() == pytest.approx({"input": 0.2, "validation": 0.3, "checkpoint": 0.1})
 
 
@@ -64,7 +75,11 @@ def test_a_line_begins_where_the_last_one_ended(clock):
     clock.now += 2.0
     meter.add([group([1])], sums([4.0]), np.array([True]))
     total, row = meter.next_line()
-    assert total.energy_loss == 4.0 and row["input_share"] == 0.0 and row["structures_per_second"] == 0.5
+    assert (
+        total.energy_loss == 4.0
+        and row["input_share"] == 0.0
+        and row["structures_per_second"] == 0.5
+    )
     assert meter.summary()["input"] == pytest.approx(5 / 7)
 
 
@@ -93,8 +108,13 @@ def test_what_came_before_the_start_does_not_count(clock):
     assert meter.next_line()[1]["structures_per_second"] == 0.0
 
 
-@given(st.lists(st.lists(st.tuples(st.floats(0, 100, width=32), st.booleans()), min_size=1, max_size=5), min_size=1,
-                max_size=6))
+@given(
+    st.lists(
+        st.lists(st.tuples(st.floats(0, 100, width=32), st.booleans()), min_size=1, max_size=5),
+        min_size=1,
+        max_size=6,
+    )
+)
 def test_updates_that_were_passed_over_are_in_no_sum(calls):
     meter = ThroughputMeter(SIZES)
     for call in calls:
@@ -118,9 +138,16 @@ def test_share_of_what_the_devices_can_do(clock, monkeypatch):
     assert "mfu" not in ThroughputMeter(SIZES).next_line()[1]
 
 
-@pytest.mark.parametrize(("kind", "expected"), [
-    ("NVIDIA H100 80GB HBM3", 2 * 67e12), ("NVIDIA A100-SXM4-80GB", 2 * 19.5e12), ("NVIDIA L40S", 2 * 91.6e12),
-    ("NVIDIA L4", 2 * 30.3e12), ("cpu", None)])
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("NVIDIA H100 80GB HBM3", 2 * 67e12),
+        ("NVIDIA A100-SXM4-80GB", 2 * 19.5e12),
+        ("NVIDIA L40S", 2 * 91.6e12),
+        ("NVIDIA L4", 2 * 30.3e12),
+        ("cpu", None),
+    ],
+)
 def test_peaks_are_those_of_the_device(monkeypatch, kind, expected):
     device = type("Device", (), {"device_kind": kind})()
     monkeypatch.setattr(module.jax, "local_devices", lambda: [device, device])

@@ -37,7 +37,9 @@ def test_it_holds_so_many_calls_after_the_first_ones(tmp_path, profiler):
     assert profiler == [*warm_up, "start", _WARM_UP, _WARM_UP + 1, "stop", *range(_WARM_UP + 2, 9)]
 
 
-@pytest.mark.parametrize("number", [_WARM_UP, _WARM_UP + 1, _WARM_UP + 4, _WARM_UP + 5, _WARM_UP + 20])
+@pytest.mark.parametrize(
+    "number", [_WARM_UP, _WARM_UP + 1, _WARM_UP + 4, _WARM_UP + 5, _WARM_UP + 20]
+)
 def test_it_ends_once_wherever_the_run_ends(tmp_path, profiler, number):
     calls(tmp_path, 5, number, profiler)
     assert profiler.count("start") == profiler.count("stop") == 1

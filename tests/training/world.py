@@ -32,8 +32,12 @@ STEPS, BAD = 20, 11
 
 
 def make_trainer(model, rule=None, decay=0.9, **on_device):
-    return Trainer(ForceField(model, 1.3, lambda step: 0.7, 0.7, {"penalty": "mse"}), rule or optax.adam(3e-3), decay,
-                   **on_device)
+    return Trainer(
+        ForceField(model, 1.3, lambda step: 0.7, 0.7, {"penalty": "mse"}),
+        rule or optax.adam(3e-3),
+        decay,
+        **on_device,
+    )
 
 
 class World:
@@ -46,36 +50,81 @@ class World:
         columns = columns.take(np.flatnonzero(filters.reasons(columns) == 0)[:50])
         self.columns, self.model = columns, models.create("schnet", **MODEL)
         sizes = graph_sizes(columns, self.model.cutoff)
-        self.reference = statistics.reference_energies(statistics.Summary([columns]), "least_squares")
+        self.reference = statistics.reference_energies(
+            statistics.Summary([columns]), "least_squares"
+        )
         order = np.random.default_rng(0).permutation(len(columns))
-        self.train, self.valid = (Split(columns, p, sizes.take(p)) for p in (order[:30], order[30:]))
+        self.train, self.valid = (
+            Split(columns, p, sizes.take(p)) for p in (order[:30], order[30:])
+        )
         # the smaller one does not hold the largest structures
-        low, high = choose_budget(sizes.take(np.argsort(sizes.n_edge)[:30]), 1), choose_budget(sizes, 5)
+        low, high = (
+            choose_budget(sizes.take(np.argsort(sizes.n_edge)[:30]), 1),
+            choose_budget(sizes, 5),
+        )
         self.budgets = (low, type(high)(*np.maximum(low, high).tolist()))
         self.streamed, self.on_device = make_trainer(self.model), self.with_resident(columns)
         self.params = jax.jit(self.model.init)(jax.random.key(0), example_graph())
 
     def with_resident(self, columns):
-        return make_trainer(self.model, data=self.collect(columns), build=lambda data, places, bucket: resident.gather(
-            data, places, self.budgets[bucket]))
+        return make_trainer(
+            self.model,
+            data=self.collect(columns),
+            build=lambda data, places, bucket: resident.gather(data, places, self.budgets[bucket]),
+        )
 
     def collect(self, columns):
         return resident.collect(columns.take(self.train.indices), self.model.cutoff, self.reference)
 
-    def loop(self, workdir, per_call=1, trainer=None, num_steps=STEPS, train=None, budgets=None, plateau=None,
-             **options):
+    def loop(
+        self,
+        workdir,
+        per_call=1,
+        trainer=None,
+        num_steps=STEPS,
+        train=None,
+        budgets=None,
+        plateau=None,
+        **options,
+    ):
         """A loop over data of the host, one update a call, or over resident data."""
         train, streamed = train or self.train, per_call == 1
         trainer = trainer or (self.streamed if streamed else self.on_device)
-        batches = Batches(budgets or self.budgets, self.model.cutoff, self.reference, 1, resident=not streamed,
-                          put=trainer.put if streamed else lambda batch: batch)
-        options = types.SimpleNamespace(**{"on_nonfinite": "stop", "log_every": 5, "valid_every": 7,
-                                           "checkpoint_every": 6, "profile_steps": 0} | options)
+        batches = Batches(
+            budgets or self.budgets,
+            self.model.cutoff,
+            self.reference,
+            1,
+            resident=not streamed,
+            put=trainer.put if streamed else lambda batch: batch,
+        )
+        options = types.SimpleNamespace(
+            **{
+                "on_nonfinite": "stop",
+                "log_every": 5,
+                "valid_every": 7,
+                "checkpoint_every": 6,
+                "profile_steps": 0,
+            }
+            | options
+        )
         schedules = {"learning_rate": lambda step: 3e-3, "beta": lambda step: 0.7}
         workdir.mkdir(exist_ok=True)
-        return TrainingLoop(trainer, batches, train, self.valid, workdir, {"about": "a test"}, schedules, options,
-                            num_steps,
-                            seed=3, meter=ThroughputMeter(train.sizes), plateau=plateau, steps_per_call=per_call)
+        return TrainingLoop(
+            trainer,
+            batches,
+            train,
+            self.valid,
+            workdir,
+            {"about": "a test"},
+            schedules,
+            options,
+            num_steps,
+            seed=3,
+            meter=ThroughputMeter(train.sizes),
+            plateau=plateau,
+            steps_per_dispatch=per_call,
+        )
 
     def run(self, workdir, **options):
         """Go on with the run in `workdir`, or begin it."""
@@ -85,7 +134,9 @@ class World:
         """The training data, some forces of which overflow when they are squared."""
         forces = self.columns.forces.copy()
         forces[self.columns.atoms_of(self.train.indices[list(places)])] = 1e30
-        return dataclasses.replace(self.train, rows=dataclasses.replace(self.columns, forces=forces))
+        return dataclasses.replace(
+            self.train, rows=dataclasses.replace(self.columns, forces=forces)
+        )
 
     def first_step_with(self, place):
         """At which the structure comes first, from 1."""
@@ -102,10 +153,22 @@ def rows(workdir):
 def without_times(workdir, begun=0):
     """Rows of metrics. Averages that began before step `begun`, from which a run went on, are left out too."""
     cut = begun + 5 - begun % 5 if begun % 5 else None
-    timed = ("seconds", "structures_per_second", "atoms_per_second", "edges_per_second", "input_share",
-             "checkpoint_share")
-    return [{k: v for k, v in row.items() if k not in timed and (row["step"] != str(cut) or not k.startswith("train_"))}
-            for row in rows(workdir)]
+    timed = (
+        "seconds",
+        "structures_per_second",
+        "atoms_per_second",
+        "edges_per_second",
+        "input_share",
+        "checkpoint_share",
+    )
+    return [
+        {
+            k: v
+            for k, v in row.items()
+            if k not in timed and (row["step"] != str(cut) or not k.startswith("train_"))
+        }
+        for row in rows(workdir)
+    ]
 
 
 def saved(workdir, kind="checkpoints"):
@@ -122,13 +185,18 @@ def assert_same_run(workdir, expected, begun):
         assert a.step == b.step and a.arrays.keys() == b.arrays.keys()
         for name in a.arrays:
             assert a.arrays[name].tobytes() == b.arrays[name].tobytes(), (kind, name)
-        positions = [{k: v for k, v in x.metadata["position"].items() if k != "seconds"} for x in (a, b)]
+        positions = [
+            {k: v for k, v in x.metadata["position"].items() if k != "seconds"} for x in (a, b)
+        ]
         assert positions[0] == positions[1]
     assert without_times(workdir, begun) == without_times(expected, begun)
 
 
 def by_path(tree):
-    return {optimizer.parameter_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {
+        optimizer.parameter_path(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def as_sums(loss):

@@ -72,16 +72,25 @@ def make_conformations(task: Task) -> Conformations:
     mol = Chem.AddHs(Chem.MolFromSmiles(task.molecule.smiles))
     numbers = np.array([atom.GetAtomicNum() for atom in mol.GetAtoms()], np.int16)
     try:
-        atom_energies = {atom.GetSymbol(): labels.isolated_atom_energy(atom.GetAtomicNum()) for atom in mol.GetAtoms()}
+        atom_energies = {
+            atom.GetSymbol(): labels.isolated_atom_energy(atom.GetAtomicNum())
+            for atom in mol.GetAtoms()
+        }
         force_field, frames = _geometries(mol, numbers, task.count, rng)
     except ValueError as error:
-        return nothing_made(mol, numbers, f"molecule: {error}", task.count)
+        return empty_result(mol, numbers, f"molecule: {error}", task.count)
     dropped = Counter({"scf": task.count - len(frames)})  # relaxations without SCF convergence
     return labelled(mol, numbers, frames, force_field, atom_energies, dropped)
 
 
-def labelled(mol: Any, numbers: np.ndarray, frames: Sequence[np.ndarray], force_field: str,
-             atom_energies: dict[str, float], dropped: Counter[str]) -> Conformations:
+def labelled(
+    mol: Any,
+    numbers: np.ndarray,
+    frames: Sequence[np.ndarray],
+    force_field: str,
+    atom_energies: dict[str, float],
+    dropped: Counter[str],
+) -> Conformations:
     """Label the frames and drop the unusable ones.
 
     Args:
@@ -108,11 +117,20 @@ def labelled(mol: Any, numbers: np.ndarray, frames: Sequence[np.ndarray], force_
     )
 
 
-def nothing_made(mol: Any, numbers: np.ndarray, reason: str, count: int) -> Conformations:
+def empty_result(mol: Any, numbers: np.ndarray, reason: str, count: int) -> Conformations:
     """Return empty conformations for a failed molecule, with `count` dropped for `reason`."""
     nothing = np.zeros((0, len(numbers), 3), np.float32)
-    return Conformations(mapped_smiles(mol), numbers, nothing, np.zeros(0), nothing, np.zeros(0), {}, "",
-                         {reason: count})
+    return Conformations(
+        mapped_smiles(mol),
+        numbers,
+        nothing,
+        np.zeros(0),
+        nothing,
+        np.zeros(0),
+        {},
+        "",
+        {reason: count},
+    )
 
 
 def stable_hash(seed: int, text: str) -> int:
@@ -159,8 +177,13 @@ def _near_minimum(mol, numbers, surface, positions, rng):
     return positions + (directions @ (steps + noise)).reshape(-1, 3)
 
 
-def relax(mol: Any, numbers: np.ndarray, surface: sampling.Surface, positions: np.ndarray,
-          max_evaluations: int) -> tuple[np.ndarray, np.ndarray]:
+def relax(
+    mol: Any,
+    numbers: np.ndarray,
+    surface: sampling.Surface,
+    positions: np.ndarray,
+    max_evaluations: int,
+) -> tuple[np.ndarray, np.ndarray]:
     """Run L-BFGS toward the GFN2-xTB minimum, preconditioned by the molecular-mechanics Hessian.
 
     Args:
@@ -188,8 +211,13 @@ def relax(mol: Any, numbers: np.ndarray, surface: sampling.Surface, positions: n
         # In eV, the gradient is of order one per unit step, as the minimizer expects.
         return energy * Hartree, directions.T @ gradient.ravel() * (Hartree / Bohr)
 
-    best = minimize(energy_and_slope, np.zeros(positions.size), jac=True, method="L-BFGS-B",
-                    options={"maxfun": max_evaluations})
+    best = minimize(
+        energy_and_slope,
+        np.zeros(positions.size),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxfun": max_evaluations},
+    )
     return best.x, directions
 
 

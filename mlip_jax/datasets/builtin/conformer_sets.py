@@ -56,8 +56,9 @@ class Selection(NamedTuple):
 _OPTIONS, _SELECTION = ConformerOptions(), Selection()
 
 
-def select_molecules(path: str | Path, selection: Selection, subset: str, left_out: Counter[str]
-                     ) -> Iterator[Molecule]:
+def select_molecules(
+    path: str | Path, selection: Selection, subset: str, left_out: Counter[str]
+) -> Iterator[Molecule]:
     """Yield the selected molecules of a file of SMILES (.smi, .csv).
 
     Duplicates and molecules of several fragments are skipped.
@@ -73,7 +74,9 @@ def select_molecules(path: str | Path, selection: Selection, subset: str, left_o
     """
     path, kind = Path(path), kind_of(path)
     if kind not in ("smi", "csv"):
-        raise DatasetError(f"{path}: conformers are made of SMILES, from a .smi or .csv file; this is {kind!r}")
+        raise DatasetError(
+            f"{path}: conformers are made of SMILES, from a .smi or .csv file; this is {kind!r}"
+        )
     seen: set[bytes] = set()  # digests of canonical SMILES, 8 bytes instead of some 50 per molecule
     taken = 0
     for entry in entries.read_entries(path, kind, entries.CsvColumns()):
@@ -107,17 +110,27 @@ def _judge(smiles: str, selection: Selection) -> tuple[str, str]:
     reasons = {
         "several fragments": len(Chem.GetMolFrags(mol)) > 1,
         "other elements": bool(selection.elements) and not symbols <= set(selection.elements),
-        "other charge": selection.charge is not None and Chem.GetFormalCharge(mol) != selection.charge,
+        "other charge": selection.charge is not None
+        and Chem.GetFormalCharge(mol) != selection.charge,
         "too small": selection.min_atoms is not None and atoms < selection.min_atoms,
         "too large": selection.max_atoms is not None and atoms > selection.max_atoms,
-        "too few rotatable bonds": CalcNumRotatableBonds(mol) < selection.min_rotatable}
+        "too few rotatable bonds": CalcNumRotatableBonds(mol) < selection.min_rotatable,
+    }
     return Chem.MolToSmiles(mol), next((reason for reason, is_so in reasons.items() if is_so), "")
 
 
-def generate_conformers(folder: str | Path, smiles_file: str | Path, *, options: ConformerOptions = _OPTIONS,
-                        selection: Selection = _SELECTION, subset: str = "Conformers", seed: int = 0,
-                        molecules_per_file: int = 1000, num_processes: int | None = None,
-                        progress: bool = True) -> list[Path]:
+def generate_conformers(
+    folder: str | Path,
+    smiles_file: str | Path,
+    *,
+    options: ConformerOptions = _OPTIONS,
+    selection: Selection = _SELECTION,
+    subset: str = "Conformers",
+    seed: int = 0,
+    molecules_per_file: int = 1000,
+    num_processes: int | None = None,
+    progress: bool = True,
+) -> list[Path]:
     """Generate the files of conformers that do not exist yet.
 
     The content of a file depends on the arguments and on the versions of RDKit, tblite and NumPy.
@@ -161,40 +174,68 @@ def generate_conformers(folder: str | Path, smiles_file: str | Path, *, options:
             files.append(path)
     log.info("%s: %d files; molecules left out: %s", folder, len(files), dict(left_out) or "none")
     if not files:
-        raise DatasetError(f"{smiles_file}: no conformer could be made of any molecule (left out: {dict(left_out)})")
+        raise DatasetError(
+            f"{smiles_file}: no conformer could be made of any molecule (left out: {dict(left_out)})"
+        )
     return files
 
 
 def _check(options: ConformerOptions, molecules_per_file: int) -> None:
     if not 1 <= options.min_conformers <= options.num_conformers:
-        raise ValueError("min_conformers must be between 1 and num_conformers; received "
-                         f"{options.min_conformers} and {options.num_conformers}")
-    if options.candidates < 1 or options.prune_rmsd < 0 or options.mmff_steps < 0 or options.gfn2_steps < 0:
-        raise ValueError("candidates must be at least 1, and prune_rmsd, mmff_steps and gfn2_steps not negative; "
-                         f"received {options}")
+        raise ValueError(
+            "min_conformers must be between 1 and num_conformers; received "
+            f"{options.min_conformers} and {options.num_conformers}"
+        )
+    if (
+        options.candidates < 1
+        or options.prune_rmsd < 0
+        or options.mmff_steps < 0
+        or options.gfn2_steps < 0
+    ):
+        raise ValueError(
+            "candidates must be at least 1, and prune_rmsd, mmff_steps and gfn2_steps not negative; "
+            f"received {options}"
+        )
     if molecules_per_file < 1:
         raise ValueError(f"molecules_per_file must be at least 1; received {molecules_per_file}")
 
 
-def _make_file(path: Path, molecules: list[Molecule], options: ConformerOptions, seed: int, num_processes: int,
-               progress: bool) -> bool:
+def _make_file(
+    path: Path,
+    molecules: list[Molecule],
+    options: ConformerOptions,
+    seed: int,
+    num_processes: int,
+    progress: bool,
+) -> bool:
     """Generate a file unless it exists. Return whether it contains any conformer."""
     from mlip_jax.datasets.builtin import storage
 
     parameters: dict[str, Any] = {
-        "kind": "conformers", "options": options._asdict(), "seed": seed, "sampling_version": SAMPLING_VERSION,
-        "molecules": hashlib.sha256(json.dumps(molecules).encode()).hexdigest()}
+        "kind": "conformers",
+        "options": options._asdict(),
+        "seed": seed,
+        "sampling_version": SAMPLING_VERSION,
+        "molecules": hashlib.sha256(json.dumps(molecules).encode()).hexdigest(),
+    }
     nothing = path.with_suffix(".empty")  # readers would report an empty HDF5 file as corrupted
     if generate.is_cached(nothing, parameters):
         return False
     if not generate.is_cached(path, parameters):
         versions = {name: version(name) for name in ("rdkit", "tblite", "numpy")}
-        counts, costs = [options.num_conformers] * len(molecules), [float(len(m.smiles)) for m in molecules]
+        counts, costs = (
+            [options.num_conformers] * len(molecules),
+            [float(len(m.smiles)) for m in molecules],
+        )
         with storage.Parts(path, parameters | versions) as parts:
             if not generate.is_cached(path, parameters):  # another process may have written it
                 with generate.progress_bar(progress, counts) as advance:
-                    tasks = [ConformerTask(m, options.num_conformers, options, seed) for m in molecules]
-                    generate.make_parts(parts, make_conformers, tasks, costs, num_processes, advance)
+                    tasks = [
+                        ConformerTask(m, options.num_conformers, options, seed) for m in molecules
+                    ]
+                    generate.make_parts(
+                        parts, make_conformers, tasks, costs, num_processes, advance
+                    )
                 parts.merge(molecules, counts, parameters | {"versions": versions})
     found = storage.summarize(path)
     log.info("%s: %s", path, found)

@@ -20,8 +20,8 @@ import numpy as np
 from mlip_jax.datasets.builtin import labels, sampling
 from mlip_jax.datasets.builtin.conformations import (
     Conformations,
+    empty_result,
     labelled,
-    nothing_made,
     relax,
     stable_hash,
 )
@@ -86,12 +86,15 @@ def make_conformers(task: ConformerTask) -> Conformations:
     mol = Chem.AddHs(Chem.MolFromSmiles(task.molecule.smiles))
     numbers = np.array([atom.GetAtomicNum() for atom in mol.GetAtoms()], np.int16)
     try:
-        atom_energies = {atom.GetSymbol(): labels.isolated_atom_energy(atom.GetAtomicNum()) for atom in mol.GetAtoms()}
+        atom_energies = {
+            atom.GetSymbol(): labels.isolated_atom_energy(atom.GetAtomicNum())
+            for atom in mol.GetAtoms()
+        }
         surface, minima = _minima(mol, task)
     except ValueError as error:
-        return nothing_made(mol, numbers, f"molecule: {error}", count)
+        return empty_result(mol, numbers, f"molecule: {error}", count)
     if len(minima) < options.min_conformers:
-        return nothing_made(mol, numbers, "too few conformers", count)
+        return empty_result(mol, numbers, "too few conformers", count)
     dropped = Counter({"fewer different conformers": count - len(minima)})
     frames = []
     for positions in minima:
@@ -106,14 +109,18 @@ def _minima(mol: Any, task: ConformerTask) -> tuple[sampling.Surface, list[np.nd
     """Return the surface and at most `task.count` of its distinct minima (Å), (n, 3), by energy."""
     options = task.options
     wanted = max(round(options.candidates * task.count), 1)
-    ids = sampling.embed(mol, wanted, stable_hash(task.seed, task.molecule.smiles) & 0x7FFFFFFF, _MAX_ITERATIONS)
+    ids = sampling.embed(
+        mol, wanted, stable_hash(task.seed, task.molecule.smiles) & 0x7FFFFFFF, _MAX_ITERATIONS
+    )
     surface = sampling.Surface(mol)
     minima = [surface.minimum(conf_id, options.mmff_steps) for conf_id in ids]
     order = np.argsort([surface.energy(positions) for positions in minima], kind="stable")
     distances = _heavy_atom_rmsd(mol)
     kept: list[int] = []
     for candidate in order.tolist():
-        if len(kept) < task.count and all(distances[candidate, k] > options.prune_rmsd for k in kept):
+        if len(kept) < task.count and all(
+            distances[candidate, k] > options.prune_rmsd for k in kept
+        ):
             kept.append(candidate)
     return surface, [minima[k] for k in kept]
 

@@ -70,13 +70,23 @@ def generate_embedded(
     from mlip_jax.datasets.builtin import storage
 
     path = Path(path)
-    molecules = embedded.embedded_molecules() if molecules is None else [embedded.Molecule(*each) for each in molecules]
+    molecules = (
+        embedded.embedded_molecules()
+        if molecules is None
+        else [embedded.Molecule(*each) for each in molecules]
+    )
     num_processes = workers.available_cores() if num_processes is None else num_processes
     if num_conformations < 1 or num_processes < 1:
-        raise ValueError(f"expected at least one conformation and process, got {num_conformations=}, {num_processes=}")
-    counts, costs = share_out(molecules, num_conformations)
-    parameters = {"num_conformations": num_conformations, "seed": seed, "sampling_version": SAMPLING_VERSION,
-                  "molecules": hashlib.sha256(json.dumps(molecules).encode()).hexdigest()}
+        raise ValueError(
+            f"expected at least one conformation and process, got {num_conformations=}, {num_processes=}"
+        )
+    counts, costs = allocate_conformations(molecules, num_conformations)
+    parameters = {
+        "num_conformations": num_conformations,
+        "seed": seed,
+        "sampling_version": SAMPLING_VERSION,
+        "molecules": hashlib.sha256(json.dumps(molecules).encode()).hexdigest(),
+    }
     if is_cached(path, parameters):
         return path
     versions = {name: version(name) for name in ("rdkit", "tblite", "numpy")}
@@ -95,7 +105,9 @@ def require(*packages: str) -> None:
     """Raise ImportError if one of the packages is missing."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
-        raise ImportError(f"the embedded data set needs {' and '.join(missing)}: pip install 'mlip-flax[data]'")
+        raise ImportError(
+            f"the embedded data set needs {' and '.join(missing)}: pip install 'mlip-flax[data]'"
+        )
 
 
 def is_cached(path: Path, parameters: dict[str, Any]) -> bool:
@@ -111,11 +123,15 @@ def is_cached(path: Path, parameters: dict[str, Any]) -> bool:
         return False
     stored.pop("versions", None)
     if stored != parameters:
-        log.warning("%s was made with %s and will be replaced by one of %s", path, stored, parameters)
+        log.warning(
+            "%s was made with %s and will be replaced by one of %s", path, stored, parameters
+        )
     return stored == parameters
 
 
-def share_out(molecules: Sequence[embedded.Molecule], num_conformations: int) -> tuple[list[int], list[float]]:
+def allocate_conformations(
+    molecules: Sequence[embedded.Molecule], num_conformations: int
+) -> tuple[list[int], list[float]]:
     """Distribute conformations over molecules, with somewhat more for large and flexible ones.
 
     Args:
@@ -146,14 +162,22 @@ def share_out(molecules: Sequence[embedded.Molecule], num_conformations: int) ->
         weights.append(12 + size / 2 + 2 * CalcNumRotatableBonds(mol))
         costs.append(size**2.0)
     if problems or not molecules:
-        raise ValueError("molecules that cannot be used: " + ("; ".join(problems) or "the list is empty"))
+        raise ValueError(
+            "molecules that cannot be used: " + ("; ".join(problems) or "the list is empty")
+        )
     # Rounding the cumulative sum, not each share, keeps the total exact.
     ends = np.rint(num_conformations * np.cumsum(weights) / np.sum(weights)).astype(int)
     return np.diff(ends, prepend=0).tolist(), costs
 
 
-def make_parts(parts: Any, function: Callable[[Any], Conformations], tasks: Sequence[Any], costs: Sequence[float],
-               num_processes: int, advance: Callable[[int], None]) -> None:
+def make_parts(
+    parts: Any,
+    function: Callable[[Any], Conformations],
+    tasks: Sequence[Any],
+    costs: Sequence[float],
+    num_processes: int,
+    advance: Callable[[int], None],
+) -> None:
     """Generate the missing parts in worker processes and save each one as it is finished.
 
     Args:
@@ -176,8 +200,13 @@ def make_parts(parts: Any, function: Callable[[Any], Conformations], tasks: Sequ
         return
     # Longest tasks first, so that no process runs a long one at the end while the others are idle.
     waiting.sort(key=lambda index: -tasks[index].count * costs[index])
-    for done, part in workers.run(function, [tasks[index] for index in waiting], num_processes,
-                                  initializer=quiet_rdkit, one_stays_here=False):
+    for done, part in workers.run(
+        function,
+        [tasks[index] for index in waiting],
+        num_processes,
+        initializer=quiet_rdkit,
+        one_stays_here=False,
+    ):
         task = tasks[waiting[done]]
         parts.save(waiting[done], part)
         advance(task.count)
@@ -196,13 +225,18 @@ def quiet_rdkit():
 def progress_bar(shown: bool, counts: Sequence[int]) -> Iterator[Callable[[int], None]]:
     """Yield a function to call with the number of conformations of each finished molecule."""
     bar = bars.Progress(
-        bars.TextColumn("GFN2-xTB"), bars.BarColumn(),
+        bars.TextColumn("GFN2-xTB"),
+        bars.BarColumn(),
         bars.TextColumn("{task.fields[molecules]}/{task.fields[of]} molecules"),
         bars.TextColumn("{task.completed:.0f}/{task.total:.0f} conformations"),
-        bars.TimeElapsedColumn(), bars.TimeRemainingColumn(), disable=not shown,
+        bars.TimeElapsedColumn(),
+        bars.TimeRemainingColumn(),
+        disable=not shown,
     )
     with bar:
-        task = bar.add_task("", total=sum(counts), molecules=0, of=sum(count > 0 for count in counts))
+        task = bar.add_task(
+            "", total=sum(counts), molecules=0, of=sum(count > 0 for count in counts)
+        )
 
         def advance(conformations):
             bar.update(task, advance=conformations, molecules=bar.tasks[0].fields["molecules"] + 1)

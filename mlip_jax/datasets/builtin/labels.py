@@ -13,8 +13,33 @@ METHOD = "GFN2-xTB"
 
 # Unpaired electrons of the neutral ground-state atoms of the main groups.
 UNPAIRED_ELECTRONS = {
-    1: 1, 2: 0, 3: 1, 4: 0, 5: 1, 6: 2, 7: 3, 8: 2, 9: 1, 10: 0, 11: 1, 12: 0, 13: 1, 14: 2, 15: 3, 16: 2, 17: 1,
-    18: 0, 19: 1, 20: 0, 31: 1, 32: 2, 33: 3, 34: 2, 35: 1, 36: 0, 53: 1,
+    1: 1,
+    2: 0,
+    3: 1,
+    4: 0,
+    5: 1,
+    6: 2,
+    7: 3,
+    8: 2,
+    9: 1,
+    10: 0,
+    11: 1,
+    12: 0,
+    13: 1,
+    14: 2,
+    15: 3,
+    16: 2,
+    17: 1,
+    18: 0,
+    19: 1,
+    20: 0,
+    31: 1,
+    32: 2,
+    33: 3,
+    34: 2,
+    35: 1,
+    36: 0,
+    53: 1,
 }
 
 # Multiples of the sum of the covalent radii. A geometry is considered to have reacted if a bond is
@@ -27,8 +52,9 @@ class NotConverged(Exception):
     """The self-consistent field did not converge at this geometry."""
 
 
-def energy_and_gradient(numbers: np.ndarray, positions: np.ndarray, charge: int = 0,
-                        unpaired: int = 0) -> tuple[float, np.ndarray]:
+def energy_and_gradient(
+    numbers: np.ndarray, positions: np.ndarray, charge: int = 0, unpaired: int = 0
+) -> tuple[float, np.ndarray]:
     """Compute the GFN2-xTB energy and gradient.
 
     Args:
@@ -47,7 +73,9 @@ def energy_and_gradient(numbers: np.ndarray, positions: np.ndarray, charge: int 
     from tblite.interface import Calculator
 
     try:
-        calculator = Calculator(METHOD, np.asarray(numbers), np.asarray(positions, np.float64), charge, unpaired)
+        calculator = Calculator(
+            METHOD, np.asarray(numbers), np.asarray(positions, np.float64), charge, unpaired
+        )
         calculator.set("verbosity", 0)
         result = calculator.singlepoint()
     except TBLiteRuntimeError as error:
@@ -66,8 +94,12 @@ def isolated_atom_energy(number: int) -> float:
       ValueError: The ground state of the element is not in UNPAIRED_ELECTRONS.
     """
     if number not in UNPAIRED_ELECTRONS:
-        raise ValueError(f"no isolated-atom energy for atomic number {number}; known: {sorted(UNPAIRED_ELECTRONS)}")
-    return energy_and_gradient(np.array([number]), np.zeros((1, 3)), unpaired=UNPAIRED_ELECTRONS[number])[0]
+        raise ValueError(
+            f"no isolated-atom energy for atomic number {number}; known: {sorted(UNPAIRED_ELECTRONS)}"
+        )
+    return energy_and_gradient(
+        np.array([number]), np.zeros((1, 3)), unpaired=UNPAIRED_ELECTRONS[number]
+    )[0]
 
 
 def bond_matrix(mol) -> np.ndarray:
@@ -98,5 +130,7 @@ def is_intact(positions: np.ndarray, radii: np.ndarray, bonded: np.ndarray) -> b
     distances = np.linalg.norm(positions[:, None] - positions[None], axis=-1)
     reach = radii[:, None] + radii[None]
     others = ~bonded & ~np.eye(len(radii), dtype=bool)
-    return bool(np.all(distances[bonded] < LONGEST_BOND * reach[bonded])
-                and np.all(distances[others] > CLOSEST_CONTACT * reach[others]))
+    return bool(
+        np.all(distances[bonded] < LONGEST_BOND * reach[bonded])
+        and np.all(distances[others] > CLOSEST_CONTACT * reach[others])
+    )

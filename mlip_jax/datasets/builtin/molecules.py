@@ -33,29 +33,85 @@ MONOMERS = "Embedded Solvents and Monomers"
 
 # Side chains, attached to the alpha carbon. Proline forms a ring with the nitrogen, see _residue.
 SIDE_CHAINS = {
-    "gly": "", "ala": "C", "val": "C(C)C", "leu": "CC(C)C", "ile": "[C@@H](C)CC", "ser": "CO", "thr": "[C@H](O)C",
-    "cys": "CS", "met": "CCSC", "asn": "CC(=O)N", "gln": "CCC(=O)N", "asp": "CC(=O)O", "glu": "CCC(=O)O",
-    "lys": "CCCCN", "arg": "CCCNC(=N)N", "his": "Cc1cnc[nH]1", "phe": "Cc1ccccc1", "tyr": "Cc1ccc(O)cc1",
-    "trp": "Cc1c[nH]c2ccccc12", "pro": None,
+    "gly": "",
+    "ala": "C",
+    "val": "C(C)C",
+    "leu": "CC(C)C",
+    "ile": "[C@@H](C)CC",
+    "ser": "CO",
+    "thr": "[C@H](O)C",
+    "cys": "CS",
+    "met": "CCSC",
+    "asn": "CC(=O)N",
+    "gln": "CCC(=O)N",
+    "asp": "CC(=O)O",
+    "glu": "CCC(=O)O",
+    "lys": "CCCCN",
+    "arg": "CCCNC(=N)N",
+    "his": "Cc1cnc[nH]1",
+    "phe": "Cc1ccccc1",
+    "tyr": "Cc1ccc(O)cc1",
+    "trp": "Cc1c[nH]c2ccccc12",
+    "pro": None,
 }
 CHARGED_SIDE_CHAINS = {
-    "asp-minus": "CC(=O)[O-]", "glu-minus": "CCC(=O)[O-]", "lys-plus": "CCCC[NH3+]",
-    "arg-plus": "CCCNC(=[NH2+])N", "his-plus": "Cc1c[nH]c[nH+]1",
+    "asp-minus": "CC(=O)[O-]",
+    "glu-minus": "CCC(=O)[O-]",
+    "lys-plus": "CCCC[NH3+]",
+    "arg-plus": "CCCNC(=[NH2+])N",
+    "his-plus": "Cc1c[nH]c[nH+]1",
 }
 RESIDUE_PAIRS = (
-    "gly-gly", "gly-ala", "ala-gly", "ala-ala", "gly-ser", "ser-gly", "ala-ser", "gly-cys", "cys-gly", "gly-val",
-    "gly-asn", "asn-gly", "gly-thr", "gly-pro", "pro-gly", "ser-cys", "gly-asp", "gly-met",
+    "gly-gly",
+    "gly-ala",
+    "ala-gly",
+    "ala-ala",
+    "gly-ser",
+    "ser-gly",
+    "ala-ser",
+    "gly-cys",
+    "cys-gly",
+    "gly-val",
+    "gly-asn",
+    "asn-gly",
+    "gly-thr",
+    "gly-pro",
+    "pro-gly",
+    "ser-cys",
+    "gly-asp",
+    "gly-met",
 )
 
 # Skeletons and functional groups. Every pair is a molecule.
 SKELETONS = {"methyl": "C", "isopropyl": "CC(C)", "phenyl": "c1ccccc1"}
 GROUPS = {
-    "alcohol": "O", "amine": "N", "methylamine": "NC", "methoxy": "OC", "thiol": "S", "methylthio": "SC",
-    "methylsulfoxide": "S(=O)C", "methylsulfone": "S(=O)(=O)C", "sulfonamide": "S(=O)(=O)N",
-    "carboxylic-acid": "C(=O)O", "methyl-ester": "C(=O)OC", "propanoate": "OC(=O)CC", "carboxamide": "C(=O)N",
-    "n-ethylamide": "C(=O)NCC", "propanamide": "NC(=O)CC", "aldehyde": "C=O", "methylketone": "C(=O)C",
-    "nitrile": "C#N", "nitro": "[N+](=O)[O-]", "urea": "NC(=O)N", "guanidine": "NC(=N)N", "amidine": "C(=N)N",
-    "ethyne": "C#C", "ethene": "C=C", "thioamide": "C(=S)N", "carbamate": "OC(=O)N", "oxime": "C=NO",
+    "alcohol": "O",
+    "amine": "N",
+    "methylamine": "NC",
+    "methoxy": "OC",
+    "thiol": "S",
+    "methylthio": "SC",
+    "methylsulfoxide": "S(=O)C",
+    "methylsulfone": "S(=O)(=O)C",
+    "sulfonamide": "S(=O)(=O)N",
+    "carboxylic-acid": "C(=O)O",
+    "methyl-ester": "C(=O)OC",
+    "propanoate": "OC(=O)CC",
+    "carboxamide": "C(=O)N",
+    "n-ethylamide": "C(=O)NCC",
+    "propanamide": "NC(=O)CC",
+    "aldehyde": "C=O",
+    "methylketone": "C(=O)C",
+    "nitrile": "C#N",
+    "nitro": "[N+](=O)[O-]",
+    "urea": "NC(=O)N",
+    "guanidine": "NC(=N)N",
+    "amidine": "C(=N)N",
+    "ethyne": "C#C",
+    "ethene": "C=C",
+    "thioamide": "C(=S)N",
+    "carbamate": "OC(=O)N",
+    "oxime": "C=NO",
 }
 MONOMER_SMILES = """
     water O                               ammonia N                             hydrogen-sulfide S
@@ -91,22 +147,52 @@ MONOMER_SMILES = """
 
 # Rings with one position {} for a substituent (hydrogen if empty).
 RINGS = {
-    "2-pyridine": "c1ccnc({})c1", "3-pyridine": "c1cncc({})c1", "4-pyridine": "c1cc({})ccn1",
-    "2-pyrimidine": "c1cnc({})nc1", "5-pyrimidine": "c1ncncc1{}", "pyrazine": "c1cncc({})n1",
-    "3-pyridazine": "c1cnnc({})c1", "2-furan": "c1coc({})c1", "3-furan": "c1cocc1{}", "2-thiophene": "c1csc({})c1",
-    "3-thiophene": "c1cscc1{}", "2-pyrrole": "c1c[nH]c({})c1", "4-imidazole": "c1[nH]cnc1{}",
-    "2-imidazole": "c1c[nH]c({})n1", "4-pyrazole": "c1[nH]ncc1{}", "2-oxazole": "c1coc({})n1",
-    "5-isoxazole": "c1cc({})on1", "2-thiazole": "c1csc({})n1", "5-isothiazole": "c1cc({})sn1",
-    "3-indole": "c1ccc2c(c1)c({})c[nH]2", "2-benzimidazole": "c1ccc2[nH]c({})nc2c1",
-    "2-naphthalene": "c1ccc2cc({})ccc2c1", "2-quinoline": "c1ccc2nc({})ccc2c1", "4-piperidine": "C1CNCCC1{}",
-    "2-morpholine": "C1OC({})CNC1", "2-piperazine": "C1NC({})CNC1", "2-pyrrolidine": "C1CNC({})C1",
-    "3-thiomorpholine": "C1SCC({})NC1", "2-oxolane": "C1COC({})C1", "4-oxane": "C1COCCC1{}",
-    "cyclohexane": "C1CCCCC1{}", "cyclopentane": "C1CCCC1{}",
+    "2-pyridine": "c1ccnc({})c1",
+    "3-pyridine": "c1cncc({})c1",
+    "4-pyridine": "c1cc({})ccn1",
+    "2-pyrimidine": "c1cnc({})nc1",
+    "5-pyrimidine": "c1ncncc1{}",
+    "pyrazine": "c1cncc({})n1",
+    "3-pyridazine": "c1cnnc({})c1",
+    "2-furan": "c1coc({})c1",
+    "3-furan": "c1cocc1{}",
+    "2-thiophene": "c1csc({})c1",
+    "3-thiophene": "c1cscc1{}",
+    "2-pyrrole": "c1c[nH]c({})c1",
+    "4-imidazole": "c1[nH]cnc1{}",
+    "2-imidazole": "c1c[nH]c({})n1",
+    "4-pyrazole": "c1[nH]ncc1{}",
+    "2-oxazole": "c1coc({})n1",
+    "5-isoxazole": "c1cc({})on1",
+    "2-thiazole": "c1csc({})n1",
+    "5-isothiazole": "c1cc({})sn1",
+    "3-indole": "c1ccc2c(c1)c({})c[nH]2",
+    "2-benzimidazole": "c1ccc2[nH]c({})nc2c1",
+    "2-naphthalene": "c1ccc2cc({})ccc2c1",
+    "2-quinoline": "c1ccc2nc({})ccc2c1",
+    "4-piperidine": "C1CNCCC1{}",
+    "2-morpholine": "C1OC({})CNC1",
+    "2-piperazine": "C1NC({})CNC1",
+    "2-pyrrolidine": "C1CNC({})C1",
+    "3-thiomorpholine": "C1SCC({})NC1",
+    "2-oxolane": "C1COC({})C1",
+    "4-oxane": "C1COCCC1{}",
+    "cyclohexane": "C1CCCCC1{}",
+    "cyclopentane": "C1CCCC1{}",
 }
 SUBSTITUENTS = {
-    "h": "", "methyl": "C", "amino": "N", "carboxamide": "C(=O)N", "methoxy": "OC", "cyano": "C#N",
-    "hydroxymethyl": "CO", "acetyl": "C(=O)C", "methylthio": "SC", "carboxylic-acid": "C(=O)O",
-    "dimethylamino": "N(C)C", "sulfonamide": "S(=O)(=O)N",
+    "h": "",
+    "methyl": "C",
+    "amino": "N",
+    "carboxamide": "C(=O)N",
+    "methoxy": "OC",
+    "cyano": "C#N",
+    "hydroxymethyl": "CO",
+    "acetyl": "C(=O)C",
+    "methylthio": "SC",
+    "carboxylic-acid": "C(=O)O",
+    "dimethylamino": "N(C)C",
+    "sulfonamide": "S(=O)(=O)N",
 }
 SUBSTITUENTS_PER_RING = 3
 
@@ -193,17 +279,28 @@ OTHER_ELEMENTS_SMILES = """
 
 def embedded_molecules() -> list[Molecule]:
     """Return all molecules of the built-in data set in a fixed order."""
-    skeletons = [(f"{skeleton}-{group}", base + smiles) for skeleton, base in SKELETONS.items()
-                 for group, smiles in GROUPS.items()]
+    skeletons = [
+        (f"{skeleton}-{group}", base + smiles)
+        for skeleton, base in SKELETONS.items()
+        for group, smiles in GROUPS.items()
+    ]
     return (
         _family(_dipeptides(), DIPEPTIDES)
         + _family(_table(DRUG_SMILES), DRUGS)
         + _family(_substituted_rings(), FRAGMENTS)
-        + _family(skeletons + _table(MONOMER_SMILES) + _table(CHARGED_SMILES) + _table(OTHER_ELEMENTS_SMILES), MONOMERS)
+        + _family(
+            skeletons
+            + _table(MONOMER_SMILES)
+            + _table(CHARGED_SMILES)
+            + _table(OTHER_ELEMENTS_SMILES),
+            MONOMERS,
+        )
     )
 
 
-def read_smiles_file(path: str | Path, subset: str = "User molecules") -> tuple[list[Molecule], list[str]]:
+def read_smiles_file(
+    path: str | Path, subset: str = "User molecules"
+) -> tuple[list[Molecule], list[str]]:
     """Read a .smi file: a SMILES and, optionally, a name per line; '#' starts a comment line.
 
     Args:
@@ -230,7 +327,9 @@ def read_smiles_file(path: str | Path, subset: str = "User molecules") -> tuple[
             continue
         smiles = Chem.MolToSmiles(mol)
         if smiles in first_line:
-            problems.append(f"{path}, line {line}: {words[0]!r} is the molecule of line {first_line[smiles]}")
+            problems.append(
+                f"{path}, line {line}: {words[0]!r} is the molecule of line {first_line[smiles]}"
+            )
             continue
         first_line[smiles] = line
         # Names become groups of an HDF5 file, where a slash would create a nested group.
@@ -260,9 +359,19 @@ def _residue(side_chain):
 
 def _dipeptides():
     """Return residues and pairs of residues with an acetyl and an N-methyl cap, as in SPICE."""
-    single = [(name, _residue(chain)) for name, chain in (SIDE_CHAINS | CHARGED_SIDE_CHAINS).items()]
-    pairs = [(pair, "".join(_residue(SIDE_CHAINS[name]).replace("1", str(ring + 1))
-                            for ring, name in enumerate(pair.split("-")))) for pair in RESIDUE_PAIRS]
+    single = [
+        (name, _residue(chain)) for name, chain in (SIDE_CHAINS | CHARGED_SIDE_CHAINS).items()
+    ]
+    pairs = [
+        (
+            pair,
+            "".join(
+                _residue(SIDE_CHAINS[name]).replace("1", str(ring + 1))
+                for ring, name in enumerate(pair.split("-"))
+            ),
+        )
+        for pair in RESIDUE_PAIRS
+    ]
     return [(f"ace-{name}-nme", f"CC(=O){body}NC") for name, body in single + pairs]
 
 

@@ -45,7 +45,9 @@ class Surface:
         if helpers.MMFFHasAllMoleculeParams(mol):
             self.name = "MMFF94"
             properties = helpers.MMFFGetMoleculeProperties(mol)
-            self._build = lambda conf_id: helpers.MMFFGetMoleculeForceField(mol, properties, confId=conf_id)
+            self._build = lambda conf_id: helpers.MMFFGetMoleculeForceField(
+                mol, properties, confId=conf_id
+            )
         elif helpers.UFFHasAllMoleculeParams(mol):
             self.name = "UFF"
             self._build = lambda conf_id: helpers.UFFGetMoleculeForceField(mol, confId=conf_id)
@@ -80,7 +82,10 @@ class Surface:
             shift = np.zeros(positions.size)
             shift[index] = step
             shift = shift.reshape(self.shape)
-            rows.append((self.gradient(positions + shift) - self.gradient(positions - shift)).ravel() / (2 * step))
+            rows.append(
+                (self.gradient(positions + shift) - self.gradient(positions - shift)).ravel()
+                / (2 * step)
+            )
         hessian = np.array(rows)
         return (hessian + hessian.T) / 2
 
@@ -124,8 +129,13 @@ def embed(mol, num_conformers: int, seed: int, max_iterations: int = 0) -> list[
     return ids
 
 
-def langevin(surface: Surface, positions: np.ndarray, temperature: float, num_frames: int,
-             rng: np.random.Generator) -> np.ndarray:
+def langevin(
+    surface: Surface,
+    positions: np.ndarray,
+    temperature: float,
+    num_frames: int,
+    rng: np.random.Generator,
+) -> np.ndarray:
     """Run Langevin dynamics (BAOAB) from a minimum and return frames (Å), (num_frames, n, 3).
 
     Args:
@@ -144,7 +154,9 @@ def langevin(surface: Surface, positions: np.ndarray, temperature: float, num_fr
     gradient = surface.gradient(positions)
     frames = []
     for _ in range(num_frames):
-        noise = np.sqrt(1 - keep**2) * thermal * rng.standard_normal((STEPS_PER_FRAME, *surface.shape))
+        noise = (
+            np.sqrt(1 - keep**2) * thermal * rng.standard_normal((STEPS_PER_FRAME, *surface.shape))
+        )
         for kick in noise:  # half kick, half drift, thermostat, half drift, half kick
             velocities = velocities + half_kick * gradient
             positions = positions + 0.5 * TIME_STEP * velocities
@@ -156,8 +168,13 @@ def langevin(surface: Surface, positions: np.ndarray, temperature: float, num_fr
     return np.array(frames)
 
 
-def thermal_frames(surface: Surface, minima: Sequence[np.ndarray], num_frames: int,
-                   temperatures: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
+def thermal_frames(
+    surface: Surface,
+    minima: Sequence[np.ndarray],
+    num_frames: int,
+    temperatures: tuple[float, float],
+    rng: np.random.Generator,
+) -> np.ndarray:
     """Sample frames (Å), (num_frames, n, 3), by short trajectories that cycle through the minima.
 
     Args:

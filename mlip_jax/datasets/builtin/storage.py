@@ -134,10 +134,16 @@ class Parts:
 
     def save(self, index: int, part: Conformations) -> None:
         """Save the conformations of molecule number `index`."""
-        texts = {"smiles": part.smiles, "force_field": part.force_field,
-                 "atom_energies": json.dumps(part.atom_energies), "dropped": json.dumps(part.dropped)}
+        texts = {
+            "smiles": part.smiles,
+            "force_field": part.force_field,
+            "atom_energies": json.dumps(part.atom_energies),
+            "dropped": json.dumps(part.dropped),
+        }
         buffer = io.BytesIO()
-        np.savez(buffer, **(part._asdict() | {name: np.array(text) for name, text in texts.items()}))
+        np.savez(
+            buffer, **(part._asdict() | {name: np.array(text) for name, text in texts.items()})
+        )
         write_atomically(self._file(index), buffer.getvalue())
 
     def load(self, index: int) -> Conformations | None:
@@ -192,10 +198,15 @@ def write_molecule(file: h5py.File, molecule: Molecule, part: Conformations) -> 
         group.create_dataset(name, data=data).attrs["units"] = units
 
 
-def write_attributes(file: h5py.File, parameters: dict, atom_energies: dict[str, float], dropped: dict[str, int],
-                     fallbacks: list[str]) -> None:
+def write_attributes(
+    file: h5py.File,
+    parameters: dict,
+    atom_energies: dict[str, float],
+    dropped: dict[str, int],
+    fallbacks: list[str],
+) -> None:
     """Write the metadata of the file: level of theory, parameters, atom energies and counts."""
-    file.attrs["level_of_theory"] = f'{METHOD} (tblite {version("tblite")})'
+    file.attrs["level_of_theory"] = f"{METHOD} (tblite {version('tblite')})"
     file.attrs["note"] = NOTE
     file.attrs["generator_parameters"] = json.dumps(parameters, sort_keys=True)
     file.attrs["energies_of_isolated_atoms"] = json.dumps(dict(sorted(atom_energies.items())))
@@ -241,14 +252,25 @@ def summarize(path: str | Path) -> dict:
             rms.append(np.sqrt(np.mean(gradients**2, axis=(1, 2))) * Hartree / Bohr)
             count, size = gradients.shape[:2]
             atoms += count * size
-            elements.update({chemical_symbols[number]: count for number in set(group["atomic_numbers"][()].tolist())})
+            elements.update(
+                {
+                    chemical_symbols[number]: count
+                    for number in set(group["atomic_numbers"][()].tolist())
+                }
+            )
             subsets[group["subset"].asstr()[0]] += count
         molecules, attributes = len(file), dict(file.attrs)
     rms = np.concatenate(rms) if rms else np.zeros(0)
-    quantiles = {f"{q}%": float(np.quantile(rms, q / 100)) for q in (5, 25, 50, 75, 95)} if len(rms) else {}
+    quantiles = (
+        {f"{q}%": float(np.quantile(rms, q / 100)) for q in (5, 25, 50, 75, 95)} if len(rms) else {}
+    )
     return {
-        "molecules": molecules, "conformations": len(rms), "mean_atoms": atoms / max(len(rms), 1),
-        "force_rms": quantiles, "elements": dict(elements.most_common()), "subsets": dict(subsets.most_common()),
+        "molecules": molecules,
+        "conformations": len(rms),
+        "mean_atoms": atoms / max(len(rms), 1),
+        "force_rms": quantiles,
+        "elements": dict(elements.most_common()),
+        "subsets": dict(subsets.most_common()),
         "dropped": json.loads(attributes.get("dropped_conformations", "{}")),
         "level_of_theory": attributes.get("level_of_theory", ""),
     }

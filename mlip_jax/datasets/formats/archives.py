@@ -32,7 +32,9 @@ class Members:
         self._file = _Limited(file)
         self._file.left = MAX_HEADERS + _AHEAD
         with _errors():
-            self._tar = tarfile.open(fileobj=self._file, mode="r|")  # reads the first member's header
+            self._tar = tarfile.open(
+                fileobj=self._file, mode="r|"
+            )  # reads the first member's header
 
     def next(self) -> tarfile.TarInfo | None:
         """Return the next member; None after the last one."""
@@ -79,6 +81,8 @@ class _Limited:
         self.left -= len(data)
         self.count += len(data)
         if self.left < 0:
-            raise tarfile.ReadError(f"more than {MAX_HEADERS} bytes of headers before a member, as no data file has; "
-                                    "the archive is damaged or malicious")
+            raise tarfile.ReadError(
+                f"more than {MAX_HEADERS} bytes of headers before a member, as no data file has; "
+                "the archive is damaged or malicious"
+            )
         return data

@@ -44,8 +44,19 @@ _MAGIC = b"SQLite format 3\0"
 _VERSIONS = range(5, 10)
 _SCALARS = ("energy", "free_energy", "magmom")
 _ARRAYS = {"forces": (-1, 3), "stress": (-1,), "dipole": (-1,), "charges": (-1,), "magmoms": (-1,)}
-_COLUMNS = ("id", "numbers", "positions", "cell", "pbc", "natoms", "charge", "key_value_pairs", "data", *_SCALARS,
-            *_ARRAYS)
+_COLUMNS = (
+    "id",
+    "numbers",
+    "positions",
+    "cell",
+    "pbc",
+    "natoms",
+    "charge",
+    "key_value_pairs",
+    "data",
+    *_SCALARS,
+    *_ARRAYS,
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -100,8 +111,10 @@ class AseDatabase:
             self.close()
             if isinstance(error, DatasetError):
                 raise
-            raise DatasetError(f"{self.path}: cannot be read as an ASE database ({error}). Download or make it "
-                               "again.") from error
+            raise DatasetError(
+                f"{self.path}: cannot be read as an ASE database ({error}). Download or make it "
+                "again."
+            ) from error
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -121,18 +134,23 @@ class AseDatabase:
         try:
             cursor = self._connection.execute(
                 f"SELECT {', '.join(_COLUMNS)} FROM systems WHERE id BETWEEN ? AND ? ORDER BY id",
-                (int(self._ids[records.start]), int(self._ids[records[-1]])))
+                (int(self._ids[records.start]), int(self._ids[records[-1]])),
+            )
             for values in cursor:
                 if at == next_record:
                     yield self._row(dict(zip(_COLUMNS, values)))
                     next_record = next(wanted, None)
                 at += 1
         except sqlite3.Error as error:
-            raise DatasetError(f"{self.path.name}: row {at} cannot be read ({error}); the file is damaged. Download or "
-                               "make it again.") from error
+            raise DatasetError(
+                f"{self.path.name}: row {at} cannot be read ({error}); the file is damaged. Download or "
+                "make it again."
+            ) from error
         if next_record is not None:
-            raise DatasetError(f"{self.path.name}: row {next_record} is missing; the file is damaged or was changed "
-                               "while it was read")
+            raise DatasetError(
+                f"{self.path.name}: row {next_record} is missing; the file is damaged or was changed "
+                "while it was read"
+            )
 
     def close(self) -> None:
         """Close the file."""
@@ -146,29 +164,40 @@ class AseDatabase:
 
     def _information(self) -> tuple[int, dict[str, Any]]:
         """Return the version of the format and the metadata."""
-        tables = {name for name, in self._connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        tables = {
+            name
+            for (name,) in self._connection.execute(
+                "SELECT name FROM sqlite_master WHERE type = 'table'"
+            )
+        }
         if not {"systems", "information"} <= tables:
-            raise DatasetError(f"{self.path}: is an SQLite file without the tables of an ASE database; found "
-                               f"{sorted(tables) or 'no tables'}")
+            raise DatasetError(
+                f"{self.path}: is an SQLite file without the tables of an ASE database; found "
+                f"{sorted(tables) or 'no tables'}"
+            )
         stored = dict(self._connection.execute("SELECT name, value FROM information"))
         version = int(stored.get("version", 0))
         if version not in _VERSIONS:
-            raise DatasetError(f"{self.path}: is an ASE database of version {version}, expected {_VERSIONS.start} to "
-                               f"{_VERSIONS[-1]}. Convert it with `ase db old.db --insert-into new.db`.")
+            raise DatasetError(
+                f"{self.path}: is an ASE database of version {version}, expected {_VERSIONS.start} to "
+                f"{_VERSIONS[-1]}. Convert it with `ase db old.db --insert-into new.db`."
+            )
         metadata = json.loads(stored.get("metadata") or "{}")
         return version, metadata if isinstance(metadata, dict) else {}
 
     def _row_ids(self) -> range | np.ndarray:
         """Return the ids of all rows in ascending order."""
         # These queries use an index, not the rows. Ids without gaps need no list.
-        count, = self._connection.execute("SELECT COUNT(*) FROM systems").fetchone()
+        (count,) = self._connection.execute("SELECT COUNT(*) FROM systems").fetchone()
         if not count:
             return range(0)
-        first, = self._connection.execute("SELECT MIN(id) FROM systems").fetchone()
-        last, = self._connection.execute("SELECT MAX(id) FROM systems").fetchone()
+        (first,) = self._connection.execute("SELECT MIN(id) FROM systems").fetchone()
+        (last,) = self._connection.execute("SELECT MAX(id) FROM systems").fetchone()
         if last - first + 1 == count:
             return range(first, last + 1)
-        ids = np.fromiter((i for i, in self._connection.execute("SELECT id FROM systems")), np.int64, count)
+        ids = np.fromiter(
+            (i for (i,) in self._connection.execute("SELECT id FROM systems")), np.int64, count
+        )
         return np.sort(ids)
 
     def _row(self, values: dict[str, Any]) -> AseRow:
@@ -178,17 +207,37 @@ class AseDatabase:
             positions = np.frombuffer(values["positions"], "<f8").reshape(-1, 3).astype(np.float64)
             numbers = np.frombuffer(values["numbers"], "<i4").astype(np.int32)
             if not len(numbers) == len(positions) == values["natoms"]:
-                raise ValueError(f"{len(numbers)} numbers and {len(positions)} positions for {values['natoms']} atoms")
+                raise ValueError(
+                    f"{len(numbers)} numbers and {len(positions)} positions for {values['natoms']} atoms"
+                )
             results = {k: values[k] for k in _SCALARS if values[k] is not None}
-            results |= {k: np.frombuffer(values[k], "<f8").reshape(shape).astype(np.float64)
-                        for k, shape in _ARRAYS.items() if values[k] is not None}
+            results |= {
+                k: np.frombuffer(values[k], "<f8").reshape(shape).astype(np.float64)
+                for k, shape in _ARRAYS.items()
+                if values[k] is not None
+            }
             return AseRow(
-                id=values["id"], numbers=numbers, positions=positions,
+                id=values["id"],
+                numbers=numbers,
+                positions=positions,
                 cell=np.frombuffer(values["cell"], "<f8").reshape(3, 3).astype(np.float64),
-                pbc=(values["pbc"] or 0) & np.array([1, 2, 4]) > 0, charge=float(values["charge"] or 0.0),
-                results=results, key_value_pairs=decode(values["key_value_pairs"]), data=decode(values["data"]))
-        except (ValueError, TypeError, KeyError, IndexError, OverflowError, RecursionError) as error:
-            raise DatasetError(f"{source}: the row is damaged ({error}). Download or make the file again.") from error
+                pbc=(values["pbc"] or 0) & np.array([1, 2, 4]) > 0,
+                charge=float(values["charge"] or 0.0),
+                results=results,
+                key_value_pairs=decode(values["key_value_pairs"]),
+                data=decode(values["data"]),
+            )
+        except (
+            ValueError,
+            TypeError,
+            KeyError,
+            IndexError,
+            OverflowError,
+            RecursionError,
+        ) as error:
+            raise DatasetError(
+                f"{source}: the row is damaged ({error}). Download or make the file again."
+            ) from error
 
 
 def is_sqlite(path: Path) -> bool:
@@ -207,7 +256,12 @@ def is_ase_database(path: Path) -> bool:
     try:
         connection = sqlite3.connect(_uri(path), uri=True)
         try:
-            tables = {name for name, in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            tables = {
+                name
+                for (name,) in connection.execute(
+                    "SELECT name FROM sqlite_master WHERE type = 'table'"
+                )
+            }
         finally:
             connection.close()
         return {"systems", "information"} <= tables
@@ -256,13 +310,23 @@ def _plain(value: Any, binary: bytes | None) -> Any:
         return np.array(content, dtype).reshape(shape)
     size = dtype.itemsize * math.prod(shape)
     if content < 8 or content + size > len(binary):
-        raise ValueError(f"an array of {size} bytes at {content} does not lie in its {len(binary)} bytes of data")
-    return np.frombuffer(binary[content:content + size], dtype).reshape(shape).astype(dtype.newbyteorder("="))
+        raise ValueError(
+            f"an array of {size} bytes at {content} does not lie in its {len(binary)} bytes of data"
+        )
+    return (
+        np.frombuffer(binary[content : content + size], dtype)
+        .reshape(shape)
+        .astype(dtype.newbyteorder("="))
+    )
 
 
 def _schnetpack_arrays(value: dict[str, Any]) -> dict[str, Any]:
     """Decode the arrays that older versions of SchNetPack store as base64 text."""
-    encoded = [k for k in value if isinstance(value[k], str) and f"_shape_{k}" in value and f"_dtype_{k}" in value]
+    encoded = [
+        k
+        for k in value
+        if isinstance(value[k], str) and f"_shape_{k}" in value and f"_dtype_{k}" in value
+    ]
     if not encoded:
         return value
     helpers = {f"_{what}_{k}" for k in encoded for what in ("shape", "dtype")}
@@ -273,7 +337,11 @@ def _schnetpack_arrays(value: dict[str, Any]) -> dict[str, Any]:
             content = base64.b64decode(value[k], validate=True)
         except binascii.Error as error:
             raise ValueError(f"{k!r} is not base64 text: {error}") from error
-        decoded[k] = np.frombuffer(content, dtype).reshape(value[f"_shape_{k}"]).astype(dtype.newbyteorder("="))
+        decoded[k] = (
+            np.frombuffer(content, dtype)
+            .reshape(value[f"_shape_{k}"])
+            .astype(dtype.newbyteorder("="))
+        )
     return decoded
 
 
@@ -288,19 +356,25 @@ def _numeric(name: str) -> np.dtype:
 def _check_header(path: Path) -> None:
     """Raise DatasetError if a file is missing, not SQLite or truncated."""
     if not path.is_file():
-        raise DatasetError(f"{path}: no such file. Give the path of an ASE database as config.data.path.")
+        raise DatasetError(
+            f"{path}: no such file. Give the path of an ASE database as config.data.path."
+        )
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(100)
     if not head.startswith(_MAGIC) or len(head) < 100:
-        raise DatasetError(f"{path}: is not an SQLite file ({size} bytes, begins with {head[:16]!r}). It is truncated "
-                           "or of another format; download or make it again.")
+        raise DatasetError(
+            f"{path}: is not an SQLite file ({size} bytes, begins with {head[:16]!r}). It is truncated "
+            "or of another format; download or make it again."
+        )
     page = int.from_bytes(head[16:18], "big")
     expected = (65536 if page == 1 else page) * int.from_bytes(head[28:32], "big")
     # The page count is valid if the two change counters agree. Old SQLite versions do not update
     # it.
     if head[24:28] == head[92:96] and size < expected and not _unfinished(path):
-        raise DatasetError(f"{path}: is truncated: {size} bytes of {expected}. Download or copy it again.")
+        raise DatasetError(
+            f"{path}: is truncated: {size} bytes of {expected}. Download or copy it again."
+        )
 
 
 def _unfinished(path: Path) -> bool:
@@ -312,4 +386,6 @@ def _unfinished(path: Path) -> bool:
 def _uri(path: Path) -> str:
     """Return the URI that opens a file read-only."""
     # `immutable` needs no lock files, as on read-only media, but ignores a log next to the file.
-    return f"file:{urllib.parse.quote(str(path.absolute()))}?mode=ro" + ("" if _unfinished(path) else "&immutable=1")
+    return f"file:{urllib.parse.quote(str(path.absolute()))}?mode=ro" + (
+        "" if _unfinished(path) else "&immutable=1"
+    )

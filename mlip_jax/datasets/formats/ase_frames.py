@@ -89,6 +89,7 @@ def open_frames(path: Path, format: str) -> FileFrames:
       DatasetError: The path is not a file, or the file cannot be read.
     """
     from ase.io.formats import ioformats
+
     if not path.is_file():
         raise DatasetError(f"{path}: expected a file, found a folder")
     if format and format not in ioformats:
@@ -97,7 +98,11 @@ def open_frames(path: Path, format: str) -> FileFrames:
         return _DatabaseFrames(path)
     if format == "traj" or not format and is_trajectory(path):
         return _TrajectoryFrames(path)
-    if format in ("xyz", "extxyz") or not format and (path.suffix in (".xyz", ".extxyz") or is_xyz(path)):
+    if (
+        format in ("xyz", "extxyz")
+        or not format
+        and (path.suffix in (".xyz", ".extxyz") or is_xyz(path))
+    ):
         return _Xyz(path, format or "extxyz")
     return _StreamedFrames(path, format)
 
@@ -107,9 +112,15 @@ def _from_atoms(atoms: Atoms) -> Frame:
     results = getattr(atoms.calc, "results", {}) if atoms.calc is not None else {}
     arrays = {k: v for k, v in atoms.arrays.items() if k not in ("numbers", "positions")}
     return Frame(
-        numbers=np.asarray(atoms.numbers, np.int32), positions=np.array(atoms.positions, np.float64),
-        cell=np.array(atoms.cell.array, np.float64), pbc=np.array(atoms.pbc, bool),
-        charge=float(atoms.get_initial_charges().sum()), labels=dict(atoms.info), arrays=arrays, results=dict(results))
+        numbers=np.asarray(atoms.numbers, np.int32),
+        positions=np.array(atoms.positions, np.float64),
+        cell=np.array(atoms.cell.array, np.float64),
+        pbc=np.array(atoms.pbc, bool),
+        charge=float(atoms.get_initial_charges().sum()),
+        labels=dict(atoms.info),
+        arrays=arrays,
+        results=dict(results),
+    )
 
 
 class _Xyz(FileFrames):
@@ -132,6 +143,7 @@ class _Xyz(FileFrames):
 
     def read(self, records: range) -> Iterator[Frame]:
         from ase.io import read
+
         for record in records:
             start, end = (int(self._places[record + i]) for i in (0, 1))
             self._file.seek(start)
@@ -139,8 +151,10 @@ class _Xyz(FileFrames):
                 text = io.StringIO(self._file.read(end - start).decode())
                 frame = _from_atoms(read(text, format=self._format))
             except Exception as error:  # ASE's parser raises errors of any type
-                raise DatasetError(f"{self._path.name}:{record}: the frame cannot be read ({type(error).__name__}: "
-                                   f"{error}); it is damaged or no extended XYZ") from error
+                raise DatasetError(
+                    f"{self._path.name}:{record}: the frame cannot be read ({type(error).__name__}: "
+                    f"{error}); it is damaged or no extended XYZ"
+                ) from error
             yield frame
 
     def _index(self) -> np.ndarray:
@@ -161,12 +175,14 @@ class _Xyz(FileFrames):
             except ValueError as error:
                 raise DatasetError(
                     f"{self._path}: line {line_number}: expected the number of atoms of frame {len(places)}, found "
-                    f"{line[:40]!r}. The file is damaged or no XYZ file.") from error
+                    f"{line[:40]!r}. The file is damaged or no XYZ file."
+                ) from error
             found = sum(1 for _ in itertools.islice(file, atoms + 1))
             if found < atoms + 1:
                 raise DatasetError(
                     f"{self._path}: frame {len(places)} (line {line_number}) says {atoms} atoms, but the file ends "
-                    f"after {max(found - 1, 0)}. It is truncated; download or make it again.")
+                    f"after {max(found - 1, 0)}. It is truncated; download or make it again."
+                )
             places.append(place)
             line_number += found
 
@@ -185,8 +201,16 @@ class _DatabaseFrames(FileFrames):
 
     def read(self, records: range) -> Iterator[Frame]:
         for row in self._database.rows(records):
-            yield Frame(numbers=row.numbers, positions=row.positions, cell=row.cell, pbc=row.pbc, charge=row.charge,
-                         labels=row.key_value_pairs, arrays=row.data, results=row.results)
+            yield Frame(
+                numbers=row.numbers,
+                positions=row.positions,
+                cell=row.cell,
+                pbc=row.pbc,
+                charge=row.charge,
+                labels=row.key_value_pairs,
+                arrays=row.data,
+                results=row.results,
+            )
 
 
 class _TrajectoryFrames(FileFrames):
@@ -194,12 +218,15 @@ class _TrajectoryFrames(FileFrames):
 
     def __init__(self, path: Path):
         from ase.io.trajectory import TrajectoryReader
+
         self._path = path
         try:
             self._reader = TrajectoryReader(path)
         except Exception as error:
-            raise DatasetError(f"{path}: cannot be opened as an ASE trajectory ({type(error).__name__}: {error}); it "
-                               "is truncated or of another format") from error
+            raise DatasetError(
+                f"{path}: cannot be opened as an ASE trajectory ({type(error).__name__}: {error}); it "
+                "is truncated or of another format"
+            ) from error
 
     def __len__(self) -> int:
         return len(self._reader)
@@ -212,8 +239,10 @@ class _TrajectoryFrames(FileFrames):
             try:
                 frame = _from_atoms(self._reader[record])
             except Exception as error:
-                raise DatasetError(f"{self._path.name}:{record}: the frame cannot be read ({type(error).__name__}: "
-                                   f"{error}); the file is damaged") from error
+                raise DatasetError(
+                    f"{self._path.name}:{record}: the frame cannot be read ({type(error).__name__}: "
+                    f"{error}); the file is damaged"
+                ) from error
             yield frame
 
 
@@ -239,31 +268,40 @@ class _StreamedFrames(FileFrames):
                 self._iterator, self._position = self._atoms(), 0
             atoms = next(itertools.islice(self._iterator, record - self._position, None), None)
             if atoms is None:
-                raise DatasetError(f"{self._path}: ends before frame {record} of {self._length}: the file has changed")
+                raise DatasetError(
+                    f"{self._path}: ends before frame {record} of {self._length}: the file has changed"
+                )
             self._position = record + 1
             yield _from_atoms(atoms)
 
     def _atoms(self) -> Iterator[Atoms]:
         """Yield ASE's Atoms from the first frame on."""
         from ase.io import iread
+
         try:
             yield from iread(self._path, index=":", format=self._format)
         except Exception as error:
             raise DatasetError(
                 f"{self._path}: cannot be read as {self._format!r} ({type(error).__name__}: {error}). The file is "
-                f"damaged, or of another format: name it, {options.how('format', 'NAME')}.") from error
+                f"damaged, or of another format: name it, {options.how('format', 'NAME')}."
+            ) from error
 
     @staticmethod
     def _known_format(path: Path, format: str) -> str:
         """Return ASE's name of the format. Raise DatasetError for unknown formats and pickles."""
         from ase.io.formats import filetype
+
         try:
             format = format or filetype(str(path), guess=False)
         except Exception as error:
-            raise DatasetError(f"{path}: ASE does not know this format ({error}). Name it, "
-                               f"{options.how('format', 'NAME')}.") from error
+            raise DatasetError(
+                f"{path}: ASE does not know this format ({error}). Name it, "
+                f"{options.how('format', 'NAME')}."
+            ) from error
         if format in _PICKLES:
-            raise DatasetError(f"{path}: ASE's {format!r} holds Python pickles, which could run anything: not read")
+            raise DatasetError(
+                f"{path}: ASE's {format!r} holds Python pickles, which could run anything: not read"
+            )
         return format
 
 

@@ -18,13 +18,19 @@ def checked_numbers(values: np.ndarray, source: str) -> np.ndarray:
     """
     values = np.asarray(values)
     if values.ndim != 1 or values.dtype.kind not in "iuf":
-        raise DatasetError(f"{source}: atomic numbers have shape {values.shape} and type {values.dtype}, expected a "
-                           "list of numbers, (n,)")
+        raise DatasetError(
+            f"{source}: atomic numbers have shape {values.shape} and type {values.dtype}, expected a "
+            "list of numbers, (n,)"
+        )
     if len(values) and not (values.min() >= 1 and values.max() <= HEAVIEST):  # also false for NaN
         wrong = values[~((values >= 1) & (values <= HEAVIEST))]
-        raise DatasetError(f"{source}: {wrong[0]:g} is no atomic number; expected 1 to {HEAVIEST}. Dummy atoms and "
-                           "atoms of no element must be removed from the file")
+        raise DatasetError(
+            f"{source}: {wrong[0]:g} is no atomic number; expected 1 to {HEAVIEST}. Dummy atoms and "
+            "atoms of no element must be removed from the file"
+        )
     numbers = values.astype(np.int32)
     if values.dtype.kind == "f" and not np.array_equal(numbers, values):
-        raise DatasetError(f"{source}: {values[numbers != values][0]:g} is no atomic number; expected whole numbers")
+        raise DatasetError(
+            f"{source}: {values[numbers != values][0]:g} is no atomic number; expected whole numbers"
+        )
     return numbers

@@ -61,16 +61,22 @@ class RDKitMolecule:
         try:
             from rdkit import Chem, rdBase
         except ImportError as error:
-            raise ImportError("GEOM's pickles need the package rdkit: pip install 'mlip-flax[data]'") from error
+            raise ImportError(
+                "GEOM's pickles need the package rdkit: pip install 'mlip-flax[data]'"
+            ) from error
         try:
             with rdBase.BlockLogs():
                 molecule = Chem.Mol(self._binary)
         except (RuntimeError, ValueError) as error:
-            raise DatasetError(f"{source}: RDKit cannot read the molecule ({error}). The file is damaged, or was "
-                               "written by a later version of RDKit.") from error
+            raise DatasetError(
+                f"{source}: RDKit cannot read the molecule ({error}). The file is damaged, or was "
+                "written by a later version of RDKit."
+            ) from error
         if molecule.GetNumConformers() != 1 or not molecule.GetNumAtoms():
-            raise DatasetError(f"{source}: an RDKit molecule with {molecule.GetNumAtoms()} atoms and "
-                               f"{molecule.GetNumConformers()} conformers, expected positions of one")
+            raise DatasetError(
+                f"{source}: an RDKit molecule with {molecule.GetNumAtoms()} atoms and "
+                f"{molecule.GetNumConformers()} conformers, expected positions of one"
+            )
         numbers = np.array([atom.GetAtomicNum() for atom in molecule.GetAtoms()], np.int32)
         positions = np.array(molecule.GetConformer().GetPositions(), np.float64)
         return checked_numbers(numbers, source), positions, float(Chem.GetFormalCharge(molecule))
@@ -113,8 +119,8 @@ def _starts_a_map_of_texts(head: bytes) -> bool:
     """Return whether MessagePack data begin with a non-empty map whose first key is a string."""
     if len(head) < 6:
         return False
-    start = 1 if 0x81 <= head[0] <= 0x8f else {0xde: 3, 0xdf: 5}.get(head[0])
-    return start is not None and (0xa0 <= head[start] <= 0xbf or head[start] in (0xd9, 0xda, 0xdb))
+    start = 1 if 0x81 <= head[0] <= 0x8F else {0xDE: 3, 0xDF: 5}.get(head[0])
+    return start is not None and (0xA0 <= head[start] <= 0xBF or head[start] in (0xD9, 0xDA, 0xDB))
 
 
 class Pickle:
@@ -137,7 +143,12 @@ class Pickle:
     def read(self, records: range) -> Iterator[tuple[int, GeomRecord]]:
         """Yield (record, GeomRecord) for each record."""
         for record in records:
-            yield record, GeomRecord(_load_pickle(self._path, self._path.name), "", self._subset, self._path.name)
+            yield (
+                record,
+                GeomRecord(
+                    _load_pickle(self._path, self._path.name), "", self._subset, self._path.name
+                ),
+            )
 
 
 class PickleFolder:
@@ -145,19 +156,33 @@ class PickleFolder:
 
     def __init__(self, path: Path, subset: str):
         self._path = path
-        self._summaries = {p.stem.removeprefix("summary_"): p for p in sorted(path.glob("summary_*.json"))}
+        self._summaries = {
+            p.stem.removeprefix("summary_"): p for p in sorted(path.glob("summary_*.json"))
+        }
         if self._summaries:
             known = self._summaries
-            self._entries = [e for name, p in known.items() if subset in ("", name) for e in _read_summary(p, name)]
+            self._entries = [
+                e
+                for name, p in known.items()
+                if subset in ("", name)
+                for e in _read_summary(p, name)
+            ]
         else:
-            entries = [(str(p.relative_to(path)), "", _subset_of(p.parent.name)) for p in sorted(pickles_in(path))]
+            entries = [
+                (str(p.relative_to(path)), "", _subset_of(p.parent.name))
+                for p in sorted(pickles_in(path))
+            ]
             known = {e[2] for e in entries}
             self._entries = [e for e in entries if subset in ("", e[2])]
         if subset and subset not in known:
-            raise DatasetError(f"{path}: has no subset {subset!r}; found {sorted(filter(None, known)) or 'none'}")
+            raise DatasetError(
+                f"{path}: has no subset {subset!r}; found {sorted(filter(None, known)) or 'none'}"
+            )
         if not self._entries:
-            raise DatasetError(f"{path}: expected GEOM's rdkit_folder, with summary_drugs.json or summary_qm9.json, or "
-                               "a folder of its pickles; found neither")
+            raise DatasetError(
+                f"{path}: expected GEOM's rdkit_folder, with summary_drugs.json or summary_qm9.json, or "
+                "a folder of its pickles; found neither"
+            )
         self._wanted = subset
 
     def __len__(self):
@@ -178,8 +203,13 @@ class PickleFolder:
         for record in records:
             name, smiles, subset = self._entries[record]
             source = f"{self._path.name}:{name or smiles}"
-            missing = ("no pickle in the summary" if not name else
-                       "" if (self._path / name).is_file() else "pickle is missing")
+            missing = (
+                "no pickle in the summary"
+                if not name
+                else ""
+                if (self._path / name).is_file()
+                else "pickle is missing"
+            )
             content = None if missing else _load_pickle(self._path / name, source)
             yield record, GeomRecord(content, smiles, subset, source, missing)
 
@@ -200,10 +230,15 @@ def _read_summary(path: Path, subset: str) -> list[tuple[str, str, str]]:
     try:
         with open(path, encoding="utf-8") as file:
             summary = json.load(file)
-        entries = [(molecule.get("pickle_path") or "", smiles, subset) for smiles, molecule in summary.items()]
+        entries = [
+            (molecule.get("pickle_path") or "", smiles, subset)
+            for smiles, molecule in summary.items()
+        ]
     except (ValueError, AttributeError, RecursionError, OSError) as error:
-        raise DatasetError(f"{path}: not a summary of GEOM ({type(error).__name__}: {error}); expected "
-                           "{SMILES: {'pickle_path': ...}}. It is truncated or something else.") from error
+        raise DatasetError(
+            f"{path}: not a summary of GEOM ({type(error).__name__}: {error}); expected "
+            "{SMILES: {'pickle_path': ...}}. It is truncated or something else."
+        ) from error
     for name, smiles, _ in entries:
         if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
             raise DatasetError(f"{path}: {smiles}: pickle_path {name!r} does not lie in the folder")
@@ -249,11 +284,16 @@ class MessagePackStream:
             item = next(self._items, None)
             if item is None:
                 self.close()
-                raise DatasetError(f"{self._path}: record {records.stop - 1} is not there, or is damaged; the readable "
-                                   f"part ends after {self._position}")
+                raise DatasetError(
+                    f"{self._path}: record {records.stop - 1} is not there, or is damaged; the readable "
+                    f"part ends after {self._position}"
+                )
             record, self._position = self._position, self._position + 1
             if record in records:
-                yield record, GeomRecord(item[1], item[0], self._subset, f"{self._path.name}:{item[0]}")
+                yield (
+                    record,
+                    GeomRecord(item[1], item[0], self._subset, f"{self._path.name}:{item[0]}"),
+                )
 
     def _open(self, skip) -> Iterator[tuple[str, object]]:
         """Yield (SMILES, molecule) of all records; molecule is None if `skip(record)` is true."""
@@ -269,8 +309,10 @@ class MessagePackStream:
                     raise tarfile.ReadError("its first member is no file")
                 yield from _unpack(archive.content(member), member.size, self._path, skip)
         except READ_ERRORS as error:
-            raise DatasetError(f"{self._path}: cannot be read to its end ({error}). It is truncated or damaged; "
-                               "download it again.") from error
+            raise DatasetError(
+                f"{self._path}: cannot be read to its end ({error}). It is truncated or damaged; "
+                "download it again."
+            ) from error
 
 
 class _LimitedValue:
@@ -294,19 +336,28 @@ class _LimitedValue:
 def _unpack(file, size: int, path: Path, skip) -> Iterator[tuple[str, object]]:
     """Yield (SMILES, molecule) of a MessagePack stream of `size` bytes."""
     import msgpack
+
     # msgpack trusts the lengths in a corrupted file and allocates memory for them, up to these
     # limits.
     file = _LimitedValue(file)
-    unpacker = msgpack.Unpacker(file, raw=False, read_size=1 << 20, max_buffer_size=1 << 28,
-                                max_array_len=1 << 20, max_map_len=1 << 20)
+    unpacker = msgpack.Unpacker(
+        file,
+        raw=False,
+        read_size=1 << 20,
+        max_buffer_size=1 << 28,
+        max_array_len=1 << 20,
+        max_map_len=1 << 20,
+    )
     record, last = 0, "the beginning"
     try:
         while unpacker.tell() < size:
             for _ in range(unpacker.read_map_header()):
                 smiles = unpacker.unpack()
                 if not isinstance(smiles, str):
-                    raise DatasetError(f"{path.name}: molecule {record} has the key {safe_pickle.shown(smiles)}, "
-                                       "expected a SMILES")
+                    raise DatasetError(
+                        f"{path.name}: molecule {record} has the key {safe_pickle.shown(smiles)}, "
+                        "expected a SMILES"
+                    )
                 last, file.left = smiles, MAX_MOLECULE
                 if skip(record):
                     file.left = size
@@ -317,10 +368,13 @@ def _unpack(file, size: int, path: Path, skip) -> Iterator[tuple[str, object]]:
                 record += 1
                 yield smiles, molecule
     except msgpack.OutOfData as error:
-        raise DatasetError(f"{path}: truncated after molecule {record} ({last}): {size} bytes. Download it "
-                           "again.") from error
+        raise DatasetError(
+            f"{path}: truncated after molecule {record} ({last}): {size} bytes. Download it again."
+        ) from error
     except (msgpack.UnpackException, ValueError, RecursionError, MemoryError) as error:
         if isinstance(error, DatasetError):
             raise
-        raise DatasetError(f"{path}: molecule {record} (after {last}) is damaged ({type(error).__name__}: {error}). "
-                           "Download it again.") from error
+        raise DatasetError(
+            f"{path}: molecule {record} (after {last}) is damaged ({type(error).__name__}: {error}). "
+            "Download it again."
+        ) from error

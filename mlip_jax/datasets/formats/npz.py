@@ -23,7 +23,15 @@ from mlip_jax.datasets.reader import DatasetError
 # any order.
 LOAD = 256 << 20
 _LOCAL_HEADER = 30
-_DAMAGE = (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError)
+_DAMAGE = (
+    OSError,
+    EOFError,
+    ValueError,
+    zlib.error,
+    zipfile.BadZipFile,
+    NotImplementedError,
+    RuntimeError,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,17 +76,23 @@ class NpzFile:
         """
         self.path = Path(path)
         if not self.path.is_file():
-            raise DatasetError(f"{self.path}: no such file. Give the path of an .npz file as config.data.path.")
+            raise DatasetError(
+                f"{self.path}: no such file. Give the path of an .npz file as config.data.path."
+            )
         self._loaded: dict[str, np.ndarray] = {}
         self._streams: dict[str, tuple[object, int]] = {}
         self._archive = None
         try:
             self._archive = zipfile.ZipFile(self.path)
-            self.members = {m.name: m for m in map(self._member, self._archive.infolist()) if m is not None}
+            self.members = {
+                m.name: m for m in map(self._member, self._archive.infolist()) if m is not None
+            }
         except _DAMAGE as error:
             self.close()
-            raise DatasetError(f"{self.path}: cannot be opened as .npz ({self.path.stat().st_size} bytes; {error}). It "
-                               "is truncated or not an .npz file; download or make it again.") from error
+            raise DatasetError(
+                f"{self.path}: cannot be opened as .npz ({self.path.stat().st_size} bytes; {error}). It "
+                "is truncated or not an .npz file; download or make it again."
+            ) from error
 
     def __contains__(self, name: str) -> bool:
         return name in self.members
@@ -96,8 +110,10 @@ class NpzFile:
         """
         member = self.members[name]
         if member.dtype.hasobject:
-            raise DatasetError(f"{self.path}: {name} is an array of Python objects, which only unpickling could read; "
-                               "that is not done. Save it again as an array of numbers.")
+            raise DatasetError(
+                f"{self.path}: {name} is an array of Python objects, which only unpickling could read; "
+                "that is not done. Save it again as an array of numbers."
+            )
         stop = min(stop, member.shape[0])
         try:
             if member.stored and member.nbytes:
@@ -108,8 +124,10 @@ class NpzFile:
                 self._loaded[name] = self._load(member)
             return self._loaded[name][start:stop].copy()
         except _DAMAGE as error:
-            raise DatasetError(f"{self.path}: {name} cannot be read ({error}); the file is damaged. Download or make "
-                               "it again.") from error
+            raise DatasetError(
+                f"{self.path}: {name} cannot be read ({error}); the file is damaged. Download or make "
+                "it again."
+            ) from error
 
     def whole(self, name: str) -> np.ndarray:
         """Return a small array completely.
@@ -121,17 +139,25 @@ class NpzFile:
         if member.shape:
             return self.rows(name, 0, member.shape[0])
         if member.dtype.hasobject:
-            raise DatasetError(f"{self.path}: {name} is a Python object, which only unpickling could read; "
-                               "that is not done.")
+            raise DatasetError(
+                f"{self.path}: {name} is a Python object, which only unpickling could read; "
+                "that is not done."
+            )
         try:
             return self._load(member)
         except _DAMAGE as error:
-            raise DatasetError(f"{self.path}: {name} cannot be read ({error}); the file is damaged. Download or make "
-                               "it again.") from error
+            raise DatasetError(
+                f"{self.path}: {name} cannot be read ({error}); the file is damaged. Download or make "
+                "it again."
+            ) from error
 
     def text(self, name: str) -> str:
         """Return a text, or "" if it is missing or not a single string."""
-        if name not in self or self.members[name].dtype.kind not in "SU" or self.members[name].shape not in ((), (1,)):
+        if (
+            name not in self
+            or self.members[name].dtype.kind not in "SU"
+            or self.members[name].shape not in ((), (1,))
+        ):
             return ""
         value = self.whole(name).ravel()[0]
         return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
@@ -155,14 +181,24 @@ class NpzFile:
             return None
         with self._archive.open(info) as file:
             version = npy.read_magic(file)
-            read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
+            read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(
+                version
+            )
             if read is None:
                 raise ValueError(f"{info.filename} is in version {version} of the .npy format")
             shape, fortran, dtype = read(file)
-            member = Member(info.filename.removesuffix(".npy"), shape, dtype, file.tell(), fortran,
-                            info.compress_type == zipfile.ZIP_STORED)
+            member = Member(
+                info.filename.removesuffix(".npy"),
+                shape,
+                dtype,
+                file.tell(),
+                fortran,
+                info.compress_type == zipfile.ZIP_STORED,
+            )
         if not dtype.hasobject and member.start + member.nbytes != info.file_size:
-            raise ValueError(f"{info.filename} has {info.file_size} bytes, expected {member.start + member.nbytes}")
+            raise ValueError(
+                f"{info.filename} has {info.file_size} bytes, expected {member.start + member.nbytes}"
+            )
         return member
 
     def _load(self, member: Member) -> np.ndarray:
@@ -178,9 +214,19 @@ class NpzFile:
                 file.seek(begin)
                 header = file.read(_LOCAL_HEADER)
             # Lengths of name and extra field can differ between local header and zip directory.
-            begin += _LOCAL_HEADER + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+            begin += (
+                _LOCAL_HEADER
+                + int.from_bytes(header[26:28], "little")
+                + int.from_bytes(header[28:30], "little")
+            )
             self._loaded[member.name] = np.memmap(
-                self.path, member.dtype, "r", begin + member.start, member.shape, "F" if member.fortran else "C")
+                self.path,
+                member.dtype,
+                "r",
+                begin + member.start,
+                member.shape,
+                "F" if member.fortran else "C",
+            )
         return self._loaded[member.name]
 
     def _stream(self, member: Member, start: int, stop: int) -> np.ndarray:

@@ -72,11 +72,14 @@ def open_format(path: Path, db_units: str):
     try:
         layout = format_of(path)
     except (OSError, EOFError, ValueError, tarfile.TarError) as error:
-        raise DatasetError(f"{path}: cannot be read ({error}); the file is truncated or damaged. Download it again."
-                           ) from error
+        raise DatasetError(
+            f"{path}: cannot be read ({error}); the file is truncated or damaged. Download it again."
+        ) from error
     if layout is None:
-        raise DatasetError(f"{path}: is none of QM9's forms: dsgdb9nsd.xyz.tar.bz2, a folder of dsgdb9nsd_*.xyz, "
-                           "extended xyz with U0, zpve, Cv and alpha, or an ASE database with energy_U0")
+        raise DatasetError(
+            f"{path}: is none of QM9's forms: dsgdb9nsd.xyz.tar.bz2, a folder of dsgdb9nsd_*.xyz, "
+            "extended xyz with U0, zpve, Cv and alpha, or an ASE database with energy_U0"
+        )
     if layout == "database":
         return _Database(path, db_units)
     return {"archive": Archive, "folder": _UnpackedFolder, "xyz": _ExtendedXyz}[layout](path)
@@ -137,19 +140,28 @@ class Archive:
         while self._next < records.stop:
             info = next(self._following, None)
             if info is None:
-                raise DatasetError(f"{self.path}: ends after {self._next} molecules, asked for {records[-1]}")
+                raise DatasetError(
+                    f"{self.path}: ends after {self._next} molecules, asked for {records[-1]}"
+                )
             record, self._next = self._next, self._next + 1
             if record in records:
                 index = int(_MEMBER.search(info.name)[1])
                 source = f"{self.path.name}:{Path(info.name).name}"
                 content = self._content(info)
-                yield record, index, source, lambda c=content, i=index, s=source: parse_member(c, i, s)
+                yield (
+                    record,
+                    index,
+                    source,
+                    lambda c=content, i=index, s=source: parse_member(c, i, s),
+                )
 
     def _content(self, info) -> bytes:
         """Return the content of a member. Raise DatasetError if it is too large or corrupted."""
         try:
             if info.size > _MAX_MEMBER:
-                raise tarfile.ReadError(f"{info.name[:60]!r} has {info.size} bytes, which no molecule has")
+                raise tarfile.ReadError(
+                    f"{info.name[:60]!r} has {info.size} bytes, which no molecule has"
+                )
             return self._tar.content(info).read()
         except (OSError, EOFError, tarfile.TarError) as error:
             raise self._damaged(error) from error
@@ -178,8 +190,10 @@ class Archive:
 
     def _damaged(self, error) -> DatasetError:
         """Return the error for an archive that cannot be read further."""
-        return DatasetError(f"{self.path}: cannot be read beyond molecule {self._next} ({error}); the archive is "
-                            "truncated or damaged. Download it again.")
+        return DatasetError(
+            f"{self.path}: cannot be read beyond molecule {self._next} ({error}); the archive is "
+            "truncated or damaged. Download it again."
+        )
 
 
 class _UnpackedFolder:
@@ -204,7 +218,12 @@ class _UnpackedFolder:
         for record in records:
             file = self._files[record]
             index, source = int(_MEMBER.search(file.name)[1]), f"{self.path.name}:{file.name}"
-            yield record, index, source, lambda f=file, i=index, s=source: parse_member(f.read_bytes(), i, s)
+            yield (
+                record,
+                index,
+                source,
+                lambda f=file, i=index, s=source: parse_member(f.read_bytes(), i, s),
+            )
 
 
 class _ExtendedXyz:
@@ -219,13 +238,17 @@ class _ExtendedXyz:
                 if not line.strip():
                     continue
                 if not line.strip().isdigit():
-                    raise DatasetError(f"{path}:{len(self._starts)}: expected a number of atoms, found {line[:60]!r}. "
-                                       "The file is damaged or no xyz file.")
+                    raise DatasetError(
+                        f"{path}:{len(self._starts)}: expected a number of atoms, found {line[:60]!r}. "
+                        "The file is damaged or no xyz file."
+                    )
                 self._starts.append(self._file.tell() - len(line))
                 for _ in range(int(line) + 1):
                     if not self._file.readline():
-                        raise DatasetError(f"{path}:{len(self._starts) - 1}: the file ends within the molecule; it is "
-                                           "truncated. Download or make it again.")
+                        raise DatasetError(
+                            f"{path}:{len(self._starts) - 1}: the file ends within the molecule; it is "
+                            "truncated. Download or make it again."
+                        )
         except DatasetError:
             self.close()
             raise
@@ -258,13 +281,22 @@ class _ExtendedXyz:
             places[name] = at
             at += parse_integer(width, source)
         if not {"species", "pos"} <= set(places):
-            raise DatasetError(f"{source}: Properties={comment['Properties']} names no species and pos")
+            raise DatasetError(
+                f"{source}: Properties={comment['Properties']} names no species and pos"
+            )
         rows = [split_columns(line, at, source) for line in lines[1:]]
-        raw = {name: parse_number(comment[key], source) for name, (_, key, *_) in FIELDS.items() if key in comment}
+        raw = {
+            name: parse_number(comment[key], source)
+            for name, (_, key, *_) in FIELDS.items()
+            if key in comment
+        }
         return structure_fields(
             numbers=symbols_to_numbers((row[places["species"]] for row in rows), source),
-            positions=parse_table([row[places["pos"]:places["pos"] + 3] for row in rows], source),
-            raw=raw, factors={name: f[3] for name, f in FIELDS.items()}, source=source)
+            positions=parse_table([row[places["pos"] : places["pos"] + 3] for row in rows], source),
+            raw=raw,
+            factors={name: f[3] for name, f in FIELDS.items()},
+            source=source,
+        )
 
 
 class _Database:
@@ -294,22 +326,37 @@ class _Database:
     def read(self, records: range):
         for record, row in zip(records, self._database.rows(records)):
             source = f"{self.path.name}:{row.id}"
-            yield record, record + 1 if self.has_indices else None, source, lambda r=row, s=source: self._row(r, s)
+            yield (
+                record,
+                record + 1 if self.has_indices else None,
+                source,
+                lambda r=row, s=source: self._row(r, s),
+            )
 
     def _row(self, row, source: str) -> dict[str, Any]:
         """Convert a row to the fields of a Structure."""
         if "energy_U0" not in row.data:
-            raise DatasetError(f"{source}: expected energy_U0 in the data of the row, found {sorted(row.data)}")
+            raise DatasetError(
+                f"{source}: expected energy_U0 in the data of the row, found {sorted(row.data)}"
+            )
         raw = {}
         for name, (_, _, key, *_) in FIELDS.items():
             if key in row.data:
                 value = np.asarray(row.data[key], np.float64)
                 if value.size != 1:
-                    raise DatasetError(f"{source}: {key} has shape {value.shape}, expected one number")
+                    raise DatasetError(
+                        f"{source}: {key} has shape {value.shape}, expected one number"
+                    )
                 raw[name] = float(value.reshape(-1)[0])
         smiles = row.key_value_pairs.get("smiles", row.data.get("smiles", ""))
-        return structure_fields(numbers=row.numbers, positions=row.positions * self._length_unit, raw=raw,
-                                factors=self._factors, source=source, smiles=smiles if isinstance(smiles, str) else "")
+        return structure_fields(
+            numbers=row.numbers,
+            positions=row.positions * self._length_unit,
+            raw=raw,
+            factors=self._factors,
+            source=source,
+            smiles=smiles if isinstance(smiles, str) else "",
+        )
 
     def _find_factors(self, db_units: str) -> dict[str, float]:
         """Return the conversion factor of each property, None if its unit is not stated."""
@@ -317,10 +364,16 @@ class _Database:
         stated = {name: stated[f[2]] for name, f in FIELDS.items() if f[2] in stated}
         if "energy" in stated:
             if db_units != "auto":
-                raise DatasetError(f"{self.path}: names its own units ({stated['energy']!r} for energy_U0); remove "
-                                   f"db_units={db_units!r}")
-            factors = {name: unit_factor(FIELDS[name][2], unit, UNITS_OF.get(name, ENERGY_UNITS), self.path)
-                       for name, unit in stated.items()}
+                raise DatasetError(
+                    f"{self.path}: names its own units ({stated['energy']!r} for energy_U0); remove "
+                    f"db_units={db_units!r}"
+                )
+            factors = {
+                name: unit_factor(
+                    FIELDS[name][2], unit, UNITS_OF.get(name, ENERGY_UNITS), self.path
+                )
+                for name, unit in stated.items()
+            }
             return {name: factors.get(name) for name in FIELDS}
         if db_units == "auto":
             db_units = self._shown_by_energies()
@@ -332,12 +385,18 @@ class _Database:
             energy = float(np.asarray(row.data.get("energy_U0", np.nan), np.float64).reshape(-1)[0])
             if not np.isfinite(energy):
                 continue
-            fitting = [name for name, unit in (("eV", 1.0), ("hartree", units.Hartree))
-                       if BINDING[0] < binding_energy(energy * unit, row.numbers) < BINDING[1]]
+            fitting = [
+                name
+                for name, unit in (("eV", 1.0), ("hartree", units.Hartree))
+                if BINDING[0] < binding_energy(energy * unit, row.numbers) < BINDING[1]
+            ]
             if not fitting:
                 raise DatasetError(
                     f"{self.path}: names no units, and energy_U0 of row {row.id}, {energy:.6g}, is no total energy of "
-                    "this molecule in eV or hartree. Are atomic energies subtracted? Total energies are needed.")
+                    "this molecule in eV or hartree. Are atomic energies subtracted? Total energies are needed."
+                )
             return fitting[0]
-        raise DatasetError(f"{self.path}: names no units and its first rows have no energy_U0 to tell them by. Give "
-                           f"{options.how('db_units', 'eV')} (or hartree).")
+        raise DatasetError(
+            f"{self.path}: names no units and its first rows have no energy_U0 to tell them by. Give "
+            f"{options.how('db_units', 'eV')} (or hartree)."
+        )

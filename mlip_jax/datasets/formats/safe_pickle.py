@@ -85,8 +85,10 @@ def loads(data: bytes, *, allowed: Allowed, source: str) -> Any:
     except DatasetError:
         raise
     except Exception as error:  # corrupted pickles raise errors of any type, even MemoryError
-        raise DatasetError(f"{source}: cannot be read as a pickle ({type(error).__name__}: {error}). It is damaged or "
-                           "malicious; download or make it again.") from error
+        raise DatasetError(
+            f"{source}: cannot be read as a pickle ({type(error).__name__}: {error}). It is damaged or "
+            "malicious; download or make it again."
+        ) from error
 
 
 class _Unpickler(pickle.Unpickler):
@@ -101,7 +103,8 @@ class _Unpickler(pickle.Unpickler):
             asked = f"{module}.{name}"[:200]
             raise DatasetError(
                 f"{self._source}: the pickle asks for '{asked}', which this format does not need. This file may be "
-                "malicious; it was not executed. Get it from its original source.")
+                "malicious; it was not executed. Get it from its original source."
+            )
         return _Admitted(self._allowed[module, name])
 
 
@@ -126,17 +129,28 @@ class _Admitted:
 # --- Check of the opcodes without running them ---
 
 _REFUSED = {
-    "EXT1": "a registered extension type", "EXT2": "a registered extension type",
-    "EXT4": "a registered extension type", "PERSID": "a persistent id", "BINPERSID": "a persistent id",
-    "NEXT_BUFFER": "a buffer outside of the file"}
+    "EXT1": "a registered extension type",
+    "EXT2": "a registered extension type",
+    "EXT4": "a registered extension type",
+    "PERSID": "a persistent id",
+    "BINPERSID": "a persistent id",
+    "NEXT_BUFFER": "a buffer outside of the file",
+}
 _TUPLES = (b"t", b"\x85", b"\x86", b"\x87")
 _SETS = (b"\x8f", b"\x91")
 _LONG = (b"L", b"\x8a", b"\x8b")
 _BY_CODE = {op.code.encode("latin-1"): op for op in pickletools.opcodes}
-_COUNT_WIDTH = {pickletools.TAKEN_FROM_ARGUMENT1: 1, pickletools.TAKEN_FROM_ARGUMENT4: 4,
-                pickletools.TAKEN_FROM_ARGUMENT4U: 4, pickletools.TAKEN_FROM_ARGUMENT8U: 8}
-_COUNTED = {code: _COUNT_WIDTH[op.arg.n] for code, op in _BY_CODE.items()
-            if op.arg is not None and op.arg.n in _COUNT_WIDTH}
+_COUNT_WIDTH = {
+    pickletools.TAKEN_FROM_ARGUMENT1: 1,
+    pickletools.TAKEN_FROM_ARGUMENT4: 4,
+    pickletools.TAKEN_FROM_ARGUMENT4U: 4,
+    pickletools.TAKEN_FROM_ARGUMENT8U: 8,
+}
+_COUNTED = {
+    code: _COUNT_WIDTH[op.arg.n]
+    for code, op in _BY_CODE.items()
+    if op.arg is not None and op.arg.n in _COUNT_WIDTH
+}
 
 
 def _plain_opcodes() -> re.Pattern:
@@ -146,8 +160,13 @@ def _plain_opcodes() -> re.Pattern:
     for code, op in _BY_CODE.items():
         if code not in special and op.name not in _REFUSED:
             by_size.setdefault(op.arg.n if op.arg else 0, []).append(re.escape(code))
-    terms = [b"[" + b"".join(codes) + b"]" + (b"[^\n]*+\n" if size == pickletools.UP_TO_NEWLINE else b".{%d}" % size)
-             for size, codes in by_size.items()]
+    terms = [
+        b"["
+        + b"".join(codes)
+        + b"]"
+        + (b"[^\n]*+\n" if size == pickletools.UP_TO_NEWLINE else b".{%d}" % size)
+        for size, codes in by_size.items()
+    ]
     # Memo entries up to 2**24, integers of 64 bits, and two lines for a global.
     terms += [rb"r...\x00", rb"p[0-9]{1,7}\n", rb"I[^\n]{0,20}\n", rb"[ci][^\n]*+\n[^\n]*+\n"]
     return re.compile(b"(?:" + b"|".join(terms) + b"){0,%d}+" % _RUN, re.DOTALL)
@@ -169,7 +188,7 @@ def check(data: bytes, source: str) -> None:
         start = position
         position = _PLAIN.match(data, position).end()
         opcodes += min(position - start, _RUN) + 1  # upper bound: at least one byte each
-        code = data[position:position + 1]
+        code = data[position : position + 1]
         if code == b".":
             break
         if code in _TUPLES:
@@ -181,13 +200,15 @@ def check(data: bytes, source: str) -> None:
         if code in _LONG:
             long += 1
             if long > _MAX_LONG_INTEGERS:
-                raise DatasetError(_malicious(source, f"more than {_MAX_LONG_INTEGERS} long integers"))
+                raise DatasetError(
+                    _malicious(source, f"more than {_MAX_LONG_INTEGERS} long integers")
+                )
         if code == b"L":
             position = data.find(b"\n", position) + 1 or len(data)
             continue
         if code in _COUNTED:
             start = position + 1 + _COUNTED[code]
-            position = start + int.from_bytes(data[position + 1:start], "little")
+            position = start + int.from_bytes(data[position + 1 : start], "little")
             if position < len(data):
                 continue
         elif position - start:
@@ -196,16 +217,22 @@ def check(data: bytes, source: str) -> None:
     else:
         raise DatasetError(_malicious(source, f"more than {_MAX_OPCODES} values"))
     if position + 1 != len(data):
-        raise DatasetError(f"{source}: {len(data) - position - 1} bytes follow the end of the pickle; expected one "
-                           "pickle and nothing else. The file is damaged; download or make it again.")
+        raise DatasetError(
+            f"{source}: {len(data) - position - 1} bytes follow the end of the pickle; expected one "
+            "pickle and nothing else. The file is damaged; download or make it again."
+        )
     if tuples and _cells(data, source) > _MAX_CELLS:
-        raise DatasetError(_malicious(source, f"tuples of tuples with more than {_MAX_CELLS} cells"))
+        raise DatasetError(
+            _malicious(source, f"tuples of tuples with more than {_MAX_CELLS} cells")
+        )
 
 
 def _malicious(source: str, what: str) -> str:
     """Return the message for a pickle that exceeds a limit."""
-    return (f"{source}: the pickle makes {what}, which no data file needs. This file may be malicious; it was not "
-            "executed.")
+    return (
+        f"{source}: the pickle makes {what}, which no data file needs. This file may be malicious; it was not "
+        "executed."
+    )
 
 
 def _cells(data: bytes, source: str) -> int:
@@ -248,10 +275,10 @@ def _cells(data: bytes, source: str) -> int:
                     pushed = 1 + sum(values)
             else:
                 taken = _TAKEN.get(name, 0)
-                values = stack[len(stack) - taken:]
+                values = stack[len(stack) - taken :]
                 if len(stack) < taken:
                     raise IndexError
-                del stack[len(stack) - taken:]
+                del stack[len(stack) - taken :]
                 if name in ("TUPLE1", "TUPLE2", "TUPLE3"):
                     pushed = 1 + sum(values)
                 elif name == "BUILD":  # with the state None it does not change the value
@@ -264,40 +291,74 @@ def _cells(data: bytes, source: str) -> int:
                 if total > _MAX_CELLS:
                     break
     except (IndexError, KeyError, ValueError) as error:
-        raise DatasetError(f"{source}: the pickle takes a value that is not there. It is damaged or malicious; "
-                           "download or make it again.") from error
+        raise DatasetError(
+            f"{source}: the pickle takes a value that is not there. It is damaged or malicious; "
+            "download or make it again."
+        ) from error
     return total
 
 
 _NOTHING = {"PROTO", "FRAME", "STOP", "READONLY_BUFFER"}
 _PUTS = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}
 _GETS = {"GET", "BINGET", "LONG_BINGET"}
-_UP_TO_MARK = {"TUPLE", "LIST", "DICT", "FROZENSET", "APPENDS", "SETITEMS", "ADDITEMS", "POP_MARK", "INST", "OBJ"}
+_UP_TO_MARK = {
+    "TUPLE",
+    "LIST",
+    "DICT",
+    "FROZENSET",
+    "APPENDS",
+    "SETITEMS",
+    "ADDITEMS",
+    "POP_MARK",
+    "INST",
+    "OBJ",
+}
 _INTO_BELOW = {"APPENDS", "SETITEMS", "ADDITEMS"}
 # Number of values that an opcode takes from the stack before it pushes one; POP pushes none.
-_TAKEN = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 2, "SETITEM": 3, "BUILD": 2, "REDUCE": 2, "NEWOBJ": 2,
-          "NEWOBJ_EX": 3, "STACK_GLOBAL": 2, "POP": 1}
+_TAKEN = {
+    "TUPLE1": 1,
+    "TUPLE2": 2,
+    "TUPLE3": 3,
+    "APPEND": 2,
+    "SETITEM": 3,
+    "BUILD": 2,
+    "REDUCE": 2,
+    "NEWOBJ": 2,
+    "NEWOBJ_EX": 3,
+    "STACK_GLOBAL": 2,
+    "POP": 1,
+}
 
 
 def _what_is_wrong(code: bytes, data: bytes, position: int) -> str:
     """Return the message for the opcode at which the check failed."""
     op = _BY_CODE.get(code)
     if op is not None and op.name in _REFUSED:
-        return (f"the pickle asks for {_REFUSED[op.name]} (opcode {op.name}), which no data file needs. This file may "
-                "be malicious; it was not executed.")
+        return (
+            f"the pickle asks for {_REFUSED[op.name]} (opcode {op.name}), which no data file needs. This file may "
+            "be malicious; it was not executed."
+        )
     if code in _SETS:
-        return (f"the pickle makes more than {_MAX_SETS} sets, which no data file needs. This file may be malicious; "
-                "it was not executed.")
+        return (
+            f"the pickle makes more than {_MAX_SETS} sets, which no data file needs. This file may be malicious; "
+            "it was not executed."
+        )
     if code == b"I" and b"\n" in data[position:]:
-        return ("the pickle has an integer of more than 20 digits, which no data file needs. This file may be "
-                "malicious; it was not executed.")
+        return (
+            "the pickle has an integer of more than 20 digits, which no data file needs. This file may be "
+            "malicious; it was not executed."
+        )
     if code in (b"r", b"p") and len(data) - position > 8:
-        return ("the pickle asks for a memo of more than 16 million entries. This file may be malicious; it was not "
-                "executed.")
+        return (
+            "the pickle asks for a memo of more than 16 million entries. This file may be malicious; it was not "
+            "executed."
+        )
     if not code or op is not None:
-        return (f"the pickle is truncated ({len(data)} bytes; its end is missing). Download or make the file again.")
-    return (f"not a pickle, or a damaged one: byte {position} is {code!r}, where an opcode is expected. Download or "
-            "make the file again.")
+        return f"the pickle is truncated ({len(data)} bytes; its end is missing). Download or make the file again."
+    return (
+        f"not a pickle, or a damaged one: byte {position} is {code!r}, where an opcode is expected. Download or "
+        "make the file again."
+    )
 
 
 # --- Arrays and scalars of numbers ---
@@ -320,15 +381,21 @@ class _DType:
 
     def __init__(self, code, align=False, copy=True):
         if not isinstance(code, str) or not re.fullmatch(r"[biufc](1|2|4|8|16)", code):
-            raise pickle.UnpicklingError(f"array type {shown(code)}, where only numbers and logical values are "
-                                         "allowed")
+            raise pickle.UnpicklingError(
+                f"array type {shown(code)}, where only numbers and logical values are allowed"
+            )
         self.dtype = np.dtype(code)
 
     def __setstate__(self, state):
-        if not isinstance(state, tuple) or len(state) < 8 or state[1] not in ("<", ">", "|", "=") or state[2:8] != (
-                None, None, None, -1, -1, 0):
-            raise pickle.UnpicklingError(f"array type with the state {shown(state)}, where only a byte order is "
-                                         "allowed")
+        if (
+            not isinstance(state, tuple)
+            or len(state) < 8
+            or state[1] not in ("<", ">", "|", "=")
+            or state[2:8] != (None, None, None, -1, -1, 0)
+        ):
+            raise pickle.UnpicklingError(
+                f"array type with the state {shown(state)}, where only a byte order is allowed"
+            )
         self.dtype = self.dtype.newbyteorder(state[1])
 
 
@@ -352,12 +419,24 @@ def _reconstruct(_kind, _shape, _code) -> Array:
 
 def _from_buffer(content, dtype, shape, order) -> np.ndarray:
     """Return a read-only view of the content. Raise UnpicklingError if shape or type do not fit."""
-    if not isinstance(dtype, _DType) or not isinstance(content, bytes | bytearray) or order not in ("C", "F"):
-        raise pickle.UnpicklingError(f"an array of {type(dtype).__name__} from {type(content).__name__}")
-    if not isinstance(shape, tuple) or len(shape) > 32 or not all(isinstance(n, int) and n < 2**48 for n in shape):
+    if (
+        not isinstance(dtype, _DType)
+        or not isinstance(content, bytes | bytearray)
+        or order not in ("C", "F")
+    ):
+        raise pickle.UnpicklingError(
+            f"an array of {type(dtype).__name__} from {type(content).__name__}"
+        )
+    if (
+        not isinstance(shape, tuple)
+        or len(shape) > 32
+        or not all(isinstance(n, int) and n < 2**48 for n in shape)
+    ):
         raise pickle.UnpicklingError(f"an array of shape {shown(shape)}")
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.dtype.itemsize != len(content):
-        raise pickle.UnpicklingError(f"an array of shape {shape} of {dtype.dtype} from {len(content)} bytes")
+        raise pickle.UnpicklingError(
+            f"an array of shape {shape} of {dtype.dtype} from {len(content)} bytes"
+        )
     values = np.frombuffer(content, dtype.dtype).reshape(shape, order=order)
     values.flags.writeable = False
     return values
@@ -387,8 +466,16 @@ def _only_a_name(*_):
 
 
 NUMPY: Allowed = {
-    ("numpy", "dtype"): _DType, ("numpy", "ndarray"): _only_a_name,
-    ("_codecs", "encode"): _encode, ("__builtin__", "bytes"): _empty_bytes} | {
-    (f"numpy.{core}.{module}", name): function for core in ("core", "_core") for module, name, function in (
-        ("multiarray", "_reconstruct", _reconstruct), ("multiarray", "scalar", _scalar),
-        ("numeric", "_frombuffer", _from_buffer))}
+    ("numpy", "dtype"): _DType,
+    ("numpy", "ndarray"): _only_a_name,
+    ("_codecs", "encode"): _encode,
+    ("__builtin__", "bytes"): _empty_bytes,
+} | {
+    (f"numpy.{core}.{module}", name): function
+    for core in ("core", "_core")
+    for module, name, function in (
+        ("multiarray", "_reconstruct", _reconstruct),
+        ("multiarray", "scalar", _scalar),
+        ("numeric", "_frombuffer", _from_buffer),
+    )
+}

@@ -7,7 +7,14 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from mlip_jax import workers
 
@@ -43,9 +50,15 @@ class Description(NamedTuple):
     fingerprint: bytes = b""
 
 
-def describe(entries: Iterable[IdentityQuery], count: int, *, fingerprints: bool = False,
-             num_processes: int | None = None, label: str = "molecules", progress: bool = True
-             ) -> list[Description | None]:
+def describe(
+    entries: Iterable[IdentityQuery],
+    count: int,
+    *,
+    fingerprints: bool = False,
+    num_processes: int | None = None,
+    label: str = "molecules",
+    progress: bool = True,
+) -> list[Description | None]:
     """Describe each molecule. The result is None for molecules that RDKit cannot read.
 
     Args:
@@ -66,8 +79,14 @@ def describe(entries: Iterable[IdentityQuery], count: int, *, fingerprints: bool
     chunks = [(chunk, fingerprints) for chunk in iter(lambda: list(islice(entries, _CHUNK)), [])]
     if num_processes is None:
         num_processes = workers.available_cores() if count >= _LONG else 1
-    bar = Progress(TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-                   disable=not progress or count < _LONG)
+    bar = Progress(
+        TextColumn(label),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        disable=not progress or count < _LONG,
+    )
     with bar:
         task = bar.add_task("", total=count)
         parts: list[list[Description | None]] = [[] for _ in chunks]
@@ -155,8 +174,11 @@ def _describe(entry: IdentityQuery, fingerprint: bool) -> Description | None:
         return None
     elements = {atom.GetAtomicNum() for atom in mol.GetAtoms()}
     elements |= {1} if any(atom.GetTotalNumHs() for atom in mol.GetAtoms()) else set()
-    return Description(skeleton(mol), tuple(sorted(elements)),
-                       morgan_fingerprint(mol).ToBinary() if fingerprint else b"")
+    return Description(
+        skeleton(mol),
+        tuple(sorted(elements)),
+        morgan_fingerprint(mol).ToBinary() if fingerprint else b"",
+    )
 
 
 def _bare_atom(number: int) -> Any:
@@ -171,4 +193,6 @@ def _require_rdkit() -> None:
     try:
         import rdkit  # noqa: F401
     except ImportError as error:
-        raise ImportError("telling molecules apart needs RDKit: pip install 'mlip-flax[data]'") from error
+        raise ImportError(
+            "telling molecules apart needs RDKit: pip install 'mlip-flax[data]'"
+        ) from error

@@ -94,17 +94,23 @@ def make(job: tuple[Entry, EmbeddingOptions]) -> list[MoleculeRecord]:
     smiles, conformers = entry.smiles, []
     with rdBase.BlockLogs():
         try:
-            molecule = _from_block(entry.mol_block) if entry.mol_block else _from_smiles(entry.smiles)
+            molecule = (
+                _from_block(entry.mol_block) if entry.mol_block else _from_smiles(entry.smiles)
+            )
             smiles = smiles or _smiles_of(molecule)
             molecule, geometry = _with_positions(molecule, smiles, options)
             conformers = _conformers(molecule)
             failure = f"RDKit made {len(conformers)} of {options.num_conformers} conformers"
         except (ValueError, RuntimeError) as error:  # RDKit raises both
             failure = " ".join(str(error).split())
-    records = [MoleculeRecord(first + i, entry.name, smiles, atoms, "", geometry, bonds)
-               for i, (atoms, bonds) in enumerate(conformers)]
-    return records + [MoleculeRecord(first + i, entry.name, smiles, None, f"{entry.where}: {failure}")
-                      for i in range(len(records), options.num_conformers)]
+    records = [
+        MoleculeRecord(first + i, entry.name, smiles, atoms, "", geometry, bonds)
+        for i, (atoms, bonds) in enumerate(conformers)
+    ]
+    return records + [
+        MoleculeRecord(first + i, entry.name, smiles, None, f"{entry.where}: {failure}")
+        for i in range(len(records), options.num_conformers)
+    ]
 
 
 def _from_smiles(smiles: str):
@@ -114,8 +120,10 @@ def _from_smiles(smiles: str):
         raise UnusableMoleculeError("there is no SMILES")
     molecule = Chem.MolFromSmiles(smiles)
     if molecule is None:
-        raise UnusableMoleculeError(f"RDKit cannot read the SMILES {_short(smiles)}"
-                                    + _problems(Chem.MolFromSmiles(smiles, sanitize=False)))
+        raise UnusableMoleculeError(
+            f"RDKit cannot read the SMILES {_short(smiles)}"
+            + _problems(Chem.MolFromSmiles(smiles, sanitize=False))
+        )
     return molecule
 
 
@@ -124,8 +132,10 @@ def _from_block(block: str):
 
     molecule = Chem.MolFromMolBlock(block, removeHs=False)
     if molecule is None:
-        raise UnusableMoleculeError("RDKit cannot read the mol block"
-                                    + _problems(Chem.MolFromMolBlock(block, sanitize=False, removeHs=False)))
+        raise UnusableMoleculeError(
+            "RDKit cannot read the mol block"
+            + _problems(Chem.MolFromMolBlock(block, sanitize=False, removeHs=False))
+        )
     return molecule
 
 
@@ -158,8 +168,10 @@ def _with_positions(molecule, smiles: str, options: EmbeddingOptions):
     complete = Chem.AddHs(molecule, addCoords=bool(given))
     if given:
         if options.num_conformers != 1:
-            raise UnusableMoleculeError("it has three-dimensional positions; num_conformers is for molecules that are "
-                                        "to be embedded")
+            raise UnusableMoleculeError(
+                "it has three-dimensional positions; num_conformers is for molecules that are "
+                "to be embedded"
+            )
         same = complete.GetNumAtoms() == molecule.GetNumAtoms()
         return complete, "as given" if same else "hydrogens added"
     complete.RemoveAllConformers()
@@ -170,7 +182,10 @@ def _with_positions(molecule, smiles: str, options: EmbeddingOptions):
 
 def stable_seed(seed: int, smiles: str) -> int:
     """Return a seed for RDKit from a seed and a SMILES, the same in every process and machine."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{smiles}".encode()).digest()[:4], "little") & 0x7FFFFFFF
+    return (
+        int.from_bytes(hashlib.sha256(f"{seed}:{smiles}".encode()).digest()[:4], "little")
+        & 0x7FFFFFFF
+    )
 
 
 def _embed(molecule, num_conformers: int, seed: int) -> None:
@@ -215,7 +230,9 @@ def charge_and_unpaired(molecule) -> tuple[int, int]:
     """Return the formal charge (e) and the number of unpaired electrons of an RDKit molecule."""
     from rdkit import Chem
 
-    return Chem.GetFormalCharge(molecule), sum(atom.GetNumRadicalElectrons() for atom in molecule.GetAtoms())
+    return Chem.GetFormalCharge(molecule), sum(
+        atom.GetNumRadicalElectrons() for atom in molecule.GetAtoms()
+    )
 
 
 def _conformers(molecule) -> list[tuple[Atoms, bytes]]:
@@ -233,5 +250,9 @@ def gave_up(job: tuple[Entry, EmbeddingOptions]) -> list[MoleculeRecord]:
     """Return the records of a molecule whose worker process died while embedding it."""
     entry, options = job
     failure = f"{entry.where}: RDKit ended the process that embedded it (out of memory?)"
-    return [MoleculeRecord(entry.number * options.num_conformers + c, entry.name, entry.smiles, None, failure)
-            for c in range(options.num_conformers)]
+    return [
+        MoleculeRecord(
+            entry.number * options.num_conformers + c, entry.name, entry.smiles, None, failure
+        )
+        for c in range(options.num_conformers)
+    ]

@@ -18,7 +18,10 @@ from mlip_jax.config import ConfigError, unknown_name
 from mlip_jax.datasets.molecules.embedding import Entry
 from mlip_jax.datasets.reader import DatasetError
 
-SMILES_COLUMNS, NAME_COLUMNS = ("smiles", "canonical_smiles", "isomeric_smiles"), ("name", "id", "title")
+SMILES_COLUMNS, NAME_COLUMNS = (
+    ("smiles", "canonical_smiles", "isomeric_smiles"),
+    ("name", "id", "title"),
+)
 COMPRESSED: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 
@@ -45,11 +48,14 @@ def opened(path: Path) -> Iterator[io.TextIOBase]:
         the body of the `with` statement.
     """
     try:
-        with COMPRESSED.get(path.suffix.lower(), open)(path, "rt", encoding="utf-8-sig", errors="replace",
-                                                       newline="") as file:
+        with COMPRESSED.get(path.suffix.lower(), open)(
+            path, "rt", encoding="utf-8-sig", errors="replace", newline=""
+        ) as file:
             yield file
     except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
-        raise DatasetError(f"{path}: cannot be read to its end ({error}); it is damaged or truncated") from error
+        raise DatasetError(
+            f"{path}: cannot be read to its end ({error}); it is damaged or truncated"
+        ) from error
 
 
 def read_entries(path: Path, kind: str, columns: CsvColumns) -> Iterator[Entry]:
@@ -72,9 +78,19 @@ def _smi(path: Path, file, columns: CsvColumns) -> Iterator[Entry]:
     numbers = itertools.count()
     for line, text in enumerate(file, start=1):
         words = text.split(maxsplit=1)
-        if not words or words[0].startswith("#") or line == 1 and words[0].lower() in SMILES_COLUMNS:
+        if (
+            not words
+            or words[0].startswith("#")
+            or line == 1
+            and words[0].lower() in SMILES_COLUMNS
+        ):
             continue
-        yield Entry(next(numbers), f"{path.name} line {line}", words[1].strip() if len(words) > 1 else "", words[0])
+        yield Entry(
+            next(numbers),
+            f"{path.name} line {line}",
+            words[1].strip() if len(words) > 1 else "",
+            words[0],
+        )
 
 
 def _csv(path: Path, file, columns: CsvColumns) -> Iterator[Entry]:
@@ -87,15 +103,23 @@ def _csv(path: Path, file, columns: CsvColumns) -> Iterator[Entry]:
         line = rows.line_num + 1
         for row in rows:
             if any(cell.strip() for cell in row):
-                cells = [row[i].strip() if i is not None and i < len(row) else "" for i in (name, smiles)]
+                cells = [
+                    row[i].strip() if i is not None and i < len(row) else "" for i in (name, smiles)
+                ]
                 yield Entry(next(numbers), f"{path.name} line {line}", *cells)
             line = rows.line_num + 1
     except csv.Error as error:
         raise DatasetError(f"{path} line {line}: is no CSV ({error})") from error
 
 
-def _column(path: Path, header: list[str], name: str, usual: tuple[str, ...], option: str, optional: bool = False
-            ) -> int | None:
+def _column(
+    path: Path,
+    header: list[str],
+    name: str,
+    usual: tuple[str, ...],
+    option: str,
+    optional: bool = False,
+) -> int | None:
     if not header:
         raise DatasetError(f"{path}: is empty; expected a line with the names of the columns")
     lower = [cell.lower() for cell in header]
@@ -104,8 +128,11 @@ def _column(path: Path, header: list[str], name: str, usual: tuple[str, ...], op
             return lower.index(each)
     if optional and not name:
         return None
-    problem = (unknown_name("column", name, header) if name else
-               f"no column is called {' or '.join(usual)}; found: {', '.join(header)}.")
+    problem = (
+        unknown_name("column", name, header)
+        if name
+        else f"no column is called {' or '.join(usual)}; found: {', '.join(header)}."
+    )
     raise ConfigError(f"{path}: {problem} Give the name as {option}.")
 
 
@@ -117,8 +144,16 @@ def _sdf(path: Path, file, columns: CsvColumns) -> Iterator[Entry]:
             lines.append(text)
             continue
         if any(each.strip() for each in lines):
-            end = next((i for i, each in enumerate(lines) if each.startswith("M  END")), len(lines) - 1)
-            yield Entry(next(numbers), f"{path.name} line {start}", lines[0].strip(), "", "".join(lines[:end + 1]))
+            end = next(
+                (i for i, each in enumerate(lines) if each.startswith("M  END")), len(lines) - 1
+            )
+            yield Entry(
+                next(numbers),
+                f"{path.name} line {start}",
+                lines[0].strip(),
+                "",
+                "".join(lines[: end + 1]),
+            )
         lines, start = [], line + 1
 
 

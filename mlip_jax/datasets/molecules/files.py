@@ -36,15 +36,34 @@ from mlip_jax.datasets.molecules.entries import COMPRESSED, CsvColumns
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.store.store import MANIFEST, is_store
 
-_SUFFIXES = {".smi": "smi", ".smiles": "smi", ".ism": "smi", ".csv": "csv", ".tsv": "csv", ".sdf": "sdf", ".sd": "sdf",
-             ".mol": "sdf", ".xyz": "xyz", ".extxyz": "xyz"}
+_SUFFIXES = {
+    ".smi": "smi",
+    ".smiles": "smi",
+    ".ism": "smi",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".sdf": "sdf",
+    ".sd": "sdf",
+    ".mol": "sdf",
+    ".xyz": "xyz",
+    ".extxyz": "xyz",
+}
 _END = 2**20  # bytes at both ends of a file that its fingerprint depends on
 _BY_NAME = CsvColumns()
 
 
-def read_molecules(path: str | Path, *, num_conformers: int = 1, mmff: bool = False, seed: int = 0,
-                   columns: CsvColumns = _BY_NAME, limit: int | None = None, skip: Container[int] = (),
-                   share: tuple[int, int] = (0, 1), num_processes: int | None = None) -> Iterator[MoleculeRecord]:
+def read_molecules(
+    path: str | Path,
+    *,
+    num_conformers: int = 1,
+    mmff: bool = False,
+    seed: int = 0,
+    columns: CsvColumns = _BY_NAME,
+    limit: int | None = None,
+    skip: Container[int] = (),
+    share: tuple[int, int] = (0, 1),
+    num_processes: int | None = None,
+) -> Iterator[MoleculeRecord]:
     """Read the molecules of a file in order. Indices do not depend on `skip`, `share` or `limit`.
 
     A molecule that cannot be read results in a record with the reason. SMILES are embedded by
@@ -73,7 +92,9 @@ def read_molecules(path: str | Path, *, num_conformers: int = 1, mmff: bool = Fa
 
     def wanted(number: int) -> bool:
         first = number * num_conformers
-        return number in numbers and any(i not in skip for i in range(first, first + num_conformers))
+        return number in numbers and any(
+            i not in skip for i in range(first, first + num_conformers)
+        )
 
     if kind in molecule_entries.KINDS:
         _require_rdkit()
@@ -81,11 +102,14 @@ def read_molecules(path: str | Path, *, num_conformers: int = 1, mmff: bool = Fa
         entries = itertools.islice(molecule_entries.read_entries(path, kind, columns), limit)
         jobs = ((entry, options) for entry in entries if wanted(entry.number))
         made: Iterable[MoleculeRecord] = itertools.chain.from_iterable(
-            workers.stream(embedding.make, jobs, num_processes, on_death=embedding.gave_up))
+            workers.stream(embedding.make, jobs, num_processes, on_death=embedding.gave_up)
+        )
     else:
         if num_conformers != 1:
-            raise ConfigError(f"{path}: its molecules have positions; num_conformers is for SMILES and must be 1, "
-                              f"received {num_conformers}")
+            raise ConfigError(
+                f"{path}: its molecules have positions; num_conformers is for SMILES and must be 1, "
+                f"received {num_conformers}"
+            )
         made = frames.KINDS[kind](path, wanted, limit)
     return (_checked(record, path) for record in made if record.index not in skip)
 
@@ -108,7 +132,9 @@ def from_smiles(smiles: str, *, mmff: bool = False, seed: int = 0) -> Atoms:
       ImportError: RDKit is missing.
     """
     _require_rdkit()
-    record, = embedding.make((embedding.Entry(0, smiles, "", smiles), embedding.EmbeddingOptions(1, mmff, seed)))
+    (record,) = embedding.make(
+        (embedding.Entry(0, smiles, "", smiles), embedding.EmbeddingOptions(1, mmff, seed))
+    )
     if record.atoms is None:
         raise UnusableMoleculeError(record.failure)
     return record.atoms
@@ -151,11 +177,15 @@ def kind_of(path: str | Path) -> str:
     path = Path(path)
     if path.is_dir():
         if not is_store(path):
-            raise DatasetError(f"{path}: is a folder but no store (no {MANIFEST}); expected a file of molecules")
+            raise DatasetError(
+                f"{path}: is a folder but no store (no {MANIFEST}); expected a file of molecules"
+            )
         return "store"
     if not path.is_file():
-        raise DatasetError(f"{path}: no such file; expected one of molecules: .smi, .csv, .sdf, .xyz, .db, a store, or "
-                           "another that ASE reads")
+        raise DatasetError(
+            f"{path}: no such file; expected one of molecules: .smi, .csv, .sdf, .xyz, .db, a store, or "
+            "another that ASE reads"
+        )
     suffixes = [s.lower() for s in path.suffixes]
     if len(suffixes) > 1 and suffixes[-1] in COMPRESSED:
         suffixes.pop()
@@ -167,7 +197,9 @@ def _require_rdkit() -> None:
     try:
         import rdkit  # noqa: F401
     except ImportError as error:
-        raise ImportError("SMILES and mol blocks need RDKit: pip install 'mlip-flax[data]'") from error
+        raise ImportError(
+            "SMILES and mol blocks need RDKit: pip install 'mlip-flax[data]'"
+        ) from error
 
 
 def _checked(record: MoleculeRecord, path: Path) -> MoleculeRecord:

@@ -30,7 +30,9 @@ def read_store(path: Path, wanted: Wanted, limit: int | None) -> Iterator[Molecu
     numbers = filter(wanted, range(len(store))[:limit])
     while here := list(itertools.islice(numbers, 256)):
         for number, s in zip(here, store.take(np.array(here))):
-            atoms = Atoms(s.numbers, s.positions, cell=s.cell, pbc=False if s.pbc is None else s.pbc)
+            atoms = Atoms(
+                s.numbers, s.positions, cell=s.cell, pbc=False if s.pbc is None else s.pbc
+            )
             atoms.info["charge"] = 0.0 if math.isnan(s.charge) else float(s.charge)
             yield MoleculeRecord(number, s.molecule, s.smiles, atoms, "", "as given")
 
@@ -62,7 +64,9 @@ def _of_text(number: int, where: str, text: str) -> MoleculeRecord:
     head, *rest = text.splitlines()
     problem = None
     if not head.strip().isdecimal():
-        problem = f"expected a number of atoms, found {head[:40]!r}; the rest of the file is left out"
+        problem = (
+            f"expected a number of atoms, found {head[:40]!r}; the rest of the file is left out"
+        )
     elif len(rest) < int(head) + 1:
         problem = f"{int(head)} atoms are announced, but the file ends before them"
     else:
@@ -80,7 +84,7 @@ def read_database(path: Path, wanted: Wanted, limit: int | None) -> Iterator[Mol
     with AseDatabase(path) as database:
         for number in filter(wanted, range(len(database))[:limit]):
             try:
-                row, = database.rows(range(number, number + 1))
+                (row,) = database.rows(range(number, number + 1))
             except DatasetError as error:
                 yield MoleculeRecord(number, "", "", None, str(error))
             else:
@@ -91,14 +95,20 @@ def read_database(path: Path, wanted: Wanted, limit: int | None) -> Iterator[Mol
 def _refuse_constraints(path: Path) -> None:
     """Raise DatasetError if a database has constraints, which would silently be ignored."""
     try:
-        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
-            found = connection.execute("SELECT id FROM systems WHERE constraints IS NOT NULL AND constraints "
-                                       "NOT IN ('', '[]') LIMIT 1").fetchone()
+        with contextlib.closing(
+            sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+        ) as connection:
+            found = connection.execute(
+                "SELECT id FROM systems WHERE constraints IS NOT NULL AND constraints "
+                "NOT IN ('', '[]') LIMIT 1"
+            ).fetchone()
     except sqlite3.Error:  # AseDatabase then raises a better message
         return
     if found:
-        raise DatasetError(f"{path}: row {found[0]} has constraints, which are not read from databases. Extended XYZ "
-                           "keeps fixed atoms, as move_mask: ase convert FILE.db FILE.extxyz")
+        raise DatasetError(
+            f"{path}: row {found[0]} has constraints, which are not read from databases. Extended XYZ "
+            "keeps fixed atoms, as move_mask: ase convert FILE.db FILE.extxyz"
+        )
 
 
 def read_ase(path: Path, wanted: Wanted, limit: int | None) -> Iterator[MoleculeRecord]:
@@ -123,8 +133,10 @@ def ase_frames(path: Path) -> Iterator[Atoms]:
             count += 1
             yield atoms
     except Exception as error:
-        raise DatasetError(f"{path}: ASE reads {count} structures there, then stumbles ({type(error).__name__}: "
-                           f"{error}). It is damaged, or nothing that ASE knows by its name") from error
+        raise DatasetError(
+            f"{path}: ASE reads {count} structures there, then stumbles ({type(error).__name__}: "
+            f"{error}). It is damaged, or nothing that ASE knows by its name"
+        ) from error
 
 
 def count_frames(path: Path, kind: str) -> int:
@@ -142,8 +154,14 @@ def _record(number: int, atoms: Atoms, labels: Any, initial_charge: float) -> Mo
     info = {"charge": total_charge(labels.get("charge"), smiles, float(initial_charge))}
     unpaired = labels.get("num_unpaired_electrons", 0)
     info |= {"num_unpaired_electrons": int(unpaired)} if unpaired else {}
-    made = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, info=info,
-                 constraint=list(atoms.constraints))
+    made = Atoms(
+        atoms.numbers,
+        atoms.positions,
+        cell=atoms.cell,
+        pbc=atoms.pbc,
+        info=info,
+        constraint=list(atoms.constraints),
+    )
     return MoleculeRecord(number, name, smiles, made, "", "as given")
 
 

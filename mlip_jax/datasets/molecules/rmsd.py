@@ -60,7 +60,9 @@ def cross_rmsd(molecule: Conformers, *, dtype: type = np.float32) -> np.ndarray:
     return next(_minima([molecule], dtype, each_pair=True))
 
 
-def nearest_rmsd(molecules: Iterable[Conformers], *, dtype: type = np.float32) -> Iterator[np.ndarray]:
+def nearest_rmsd(
+    molecules: Iterable[Conformers], *, dtype: type = np.float32
+) -> Iterator[np.ndarray]:
     """Compute the RMSD of each test conformer to the nearest training conformer (Å).
 
     Molecules are read ahead by some thousands of pairs and processed in batches, so small molecules
@@ -85,7 +87,9 @@ def _minima(molecules: Iterable[Conformers], dtype: type, each_pair: bool) -> It
     batch = _Batch(dtype)
     for molecule in molecules:
         test, train = (x.astype(dtype) for x in _checked(molecule))
-        found = np.full((len(test), len(train)) if each_pair else len(test), np.inf if test.shape[1] else np.nan)
+        found = np.full(
+            (len(test), len(train)) if each_pair else len(test), np.inf if test.shape[1] else np.nan
+        )
         done.append(found)
         for t, r, a, b in _blocks(test, train, molecule.permutations) if test.shape[1] else ():
             batch.add(found, (t, r) if each_pair else (t,), a, b)
@@ -101,26 +105,36 @@ def _checked(molecule: Conformers) -> tuple[np.ndarray, np.ndarray]:
     """Return centered test conformers, (T, n, 3), and training conformers, (R, n, 3), float64."""
     test, train = np.asarray(molecule.test, np.float64), np.asarray(molecule.train, np.float64)
     if test.ndim != 3 or train.ndim != 3 or test.shape[1:] != train.shape[1:] or test.shape[2] != 3:
-        raise ValueError(f"expected conformers of shapes (T, n, 3) and (R, n, 3); received {test.shape} and "
-                         f"{train.shape}")
+        raise ValueError(
+            f"expected conformers of shapes (T, n, 3) and (R, n, 3); received {test.shape} and "
+            f"{train.shape}"
+        )
     n = test.shape[1]
     orders = molecule.permutations
     if orders is not None and (np.ndim(orders) != 2 or np.shape(orders)[1] != n or not len(orders)):
-        raise ValueError(f"expected permutations of shape (Q, {n}) with Q at least 1; received {np.shape(orders)}")
+        raise ValueError(
+            f"expected permutations of shape (Q, {n}) with Q at least 1; received {np.shape(orders)}"
+        )
     return (test, train) if n == 0 else tuple(x - x.mean(1, keepdims=True) for x in (test, train))
 
 
-def _blocks(test: np.ndarray, train: np.ndarray, permutations: np.ndarray | None
-            ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+def _blocks(
+    test: np.ndarray, train: np.ndarray, permutations: np.ndarray | None
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
     """Yield all pairs in blocks of bounded size: indices t, r (P,) and both positions (P, n, 3)."""
     orders = np.arange(test.shape[1])[None] if permutations is None else np.asarray(permutations)
     some_train = int(np.clip(_AHEAD // len(orders), 1, max(len(train), 1)))
     some_test = int(np.clip(_AHEAD // (len(orders) * some_train), 1, max(len(test), 1)))
     for first_t in range(0, len(test), some_test):
         for first_r in range(0, len(train), some_train):
-            a, b = test[first_t:first_t + some_test], train[first_r:first_r + some_train]
+            a, b = test[first_t : first_t + some_test], train[first_r : first_r + some_train]
             t, r, q = (x.ravel() for x in np.indices((len(a), len(b), len(orders))))
-            yield t + first_t, r + first_r, a[t], b[r] if permutations is None else b[r[:, None], orders[q]]
+            yield (
+                t + first_t,
+                r + first_r,
+                a[t],
+                b[r] if permutations is None else b[r[:, None], orders[q]],
+            )
 
 
 class _Batch:
@@ -130,7 +144,9 @@ class _Batch:
         self._dtype, self.count = dtype, 0
         self._waiting: dict[int, list] = {}  # by padded number of atoms
 
-    def add(self, found: np.ndarray, places: tuple[np.ndarray, ...], a: np.ndarray, b: np.ndarray) -> None:
+    def add(
+        self, found: np.ndarray, places: tuple[np.ndarray, ...], a: np.ndarray, b: np.ndarray
+    ) -> None:
         """Add pairs of positions a and b, (P, n, 3), with minimum RMSDs for `places` in `found`."""
         room = -(-a.shape[1] // _ATOMS) * _ATOMS
         # Padding atoms at the center contribute zero to all sums.
@@ -141,7 +157,9 @@ class _Batch:
     def run(self) -> None:
         """Compute the RMSDs of all pairs and reset the batch."""
         for pieces in self._waiting.values():
-            sums = _sums(*(np.concatenate([piece[k] for piece in pieces]) for k in (3, 4)), self._dtype)
+            sums = _sums(
+                *(np.concatenate([piece[k] for piece in pieces]) for k in (3, 4)), self._dtype
+            )
             ends = np.cumsum([len(piece[3]) for piece in pieces])[:-1]
             for (found, places, n, *_), here in zip(pieces, np.split(sums, ends)):
                 np.minimum.at(found, places, np.sqrt(here.astype(np.float64) / n))
@@ -157,13 +175,15 @@ def _sums(a: np.ndarray, b: np.ndarray, dtype: type) -> np.ndarray:
             size = _PAIRS if len(a) - start > _PAIRS // 2 else _FEW
             stop = min(start + size, len(a))
             x, y = (_rows(each[start:stop], size) for each in (a, b))
-            found[start:stop] = np.asarray(_superposed(x, y))[:stop - start]
+            found[start:stop] = np.asarray(_superposed(x, y))[: stop - start]
             start = stop
     return found
 
 
 def _rows(values: np.ndarray, size: int) -> np.ndarray:
-    return values if len(values) == size else np.pad(values, ((0, size - len(values)), (0, 0), (0, 0)))
+    return (
+        values if len(values) == size else np.pad(values, ((0, size - len(values)), (0, 0), (0, 0)))
+    )
 
 
 @jax.jit
@@ -195,13 +215,23 @@ def _horn(a, b) -> dict[tuple[int, int], jax.Array]:
     s = [[(b[i] * a[j]).sum(0) for j in range(3)] for i in range(3)]
     (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = s
     shift = 0.5 * sum((v * v).sum(0) for v in (*a, *b))
-    return {(0, 0): xx + yy + zz + shift, (0, 1): yz - zy, (0, 2): zx - xz, (0, 3): xy - yx,
-            (1, 1): xx - yy - zz + shift, (1, 2): xy + yx, (1, 3): zx + xz,
-            (2, 2): yy - xx - zz + shift, (2, 3): yz + zy, (3, 3): zz - xx - yy + shift}
+    return {
+        (0, 0): xx + yy + zz + shift,
+        (0, 1): yz - zy,
+        (0, 2): zx - xz,
+        (0, 3): xy - yx,
+        (1, 1): xx - yy - zz + shift,
+        (1, 2): xy + yx,
+        (1, 3): zx + xz,
+        (2, 2): yy - xx - zz + shift,
+        (2, 3): yz + zy,
+        (3, 3): zz - xx - yy + shift,
+    }
 
 
 def _top_eigenvector(matrix) -> tuple[jax.Array, ...]:
     """Return the unit eigenvector of the largest eigenvalue; zero for a zero matrix."""
+
     def at(m, i, j):
         return m[min(i, j), max(i, j)]
 

@@ -49,15 +49,23 @@ def symmetries(mol: Any, most: int = MAX_SYMMETRIES) -> Symmetries:
     from rdkit import Chem
 
     if most < 1:
-        raise ValueError(f"at least one symmetry, the identity, must be looked for; received {most}")
-    heavy = np.array([atom.GetIdx() for atom in mol.GetAtoms() if atom.GetAtomicNum() > 1], np.int64)
+        raise ValueError(
+            f"at least one symmetry, the identity, must be looked for; received {most}"
+        )
+    heavy = np.array(
+        [atom.GetIdx() for atom in mol.GetAtoms() if atom.GetAtomicNum() > 1], np.int64
+    )
     n = len(heavy)
     if n == 0:
         return Symmetries(heavy, np.zeros((1, 0), np.int64), True)
     bare = Chem.RemoveAllHs(mol, sanitize=False)
-    found = bare.GetSubstructMatches(_symmetrized(bare), uniquify=False, useChirality=False, maxMatches=most + 1)
+    found = bare.GetSubstructMatches(
+        _symmetrized(bare), uniquify=False, useChirality=False, maxMatches=most + 1
+    )
     orders = [list(order) for order in found if list(order) != list(range(n))]
-    return Symmetries(heavy, np.array([list(range(n)), *orders[:most - 1]], np.int64), len(orders) < most)
+    return Symmetries(
+        heavy, np.array([list(range(n)), *orders[: most - 1]], np.int64), len(orders) < most
+    )
 
 
 def _symmetrized(mol: Any) -> Any:
@@ -129,8 +137,9 @@ class SymmetryQuery(NamedTuple):
     smiles: str = ""
 
 
-def symmetries_of(entries: Iterable[SymmetryQuery], most: int = MAX_SYMMETRIES, num_processes: int | None = None
-                  ) -> Iterator[Symmetries | None]:
+def symmetries_of(
+    entries: Iterable[SymmetryQuery], most: int = MAX_SYMMETRIES, num_processes: int | None = None
+) -> Iterator[Symmetries | None]:
     """Find the symmetries of each molecule in worker processes, in order.
 
     The result is None for molecules whose connectivity RDKit cannot determine.
@@ -165,6 +174,9 @@ def best_rms(mol: Any, test: np.ndarray, train: np.ndarray) -> np.ndarray:
         conformer.SetPositions(np.asarray(positions, np.float64))
         made.AddConformer(conformer, assignId=True)
     made = Chem.RemoveAllHs(made)
-    found = [rdMolAlign.GetBestRMS(made, made, prbId=t, refId=len(test) + r)
-             for t in range(len(test)) for r in range(len(train))]
+    found = [
+        rdMolAlign.GetBestRMS(made, made, prbId=t, refId=len(test) + r)
+        for t in range(len(test))
+        for r in range(len(train))
+    ]
     return np.reshape(found, (len(test), len(train)))

@@ -2,7 +2,7 @@
 
 1. `examine` collects the statistics of one block of structures.
 2. `combine` adds the statistics of several blocks.
-3. `diagnosis.verdict` turns them into a list of problems.
+3. `diagnosis.diagnose` turns them into a list of problems.
 """
 
 from __future__ import annotations
@@ -15,7 +15,12 @@ import numpy as np
 
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.quality.distribution import Accumulator, Distribution, rounded
-from mlip_jax.datasets.quality.geometry import chunks, finite_positions, segment_sum, shortest_distances
+from mlip_jax.datasets.quality.geometry import (
+    chunks,
+    finite_positions,
+    segment_sum,
+    shortest_distances,
+)
 from mlip_jax.datasets.quality.pairs import bond_stiffness, close_pairs, neighbours
 
 TOO_CLOSE = 0.4  # Å
@@ -25,14 +30,43 @@ LARGE_FORCE = 100.0  # eV/Å
 OUTLIER_ENERGY = 2.0
 OUTLIER_Z = 30.0
 WORST = 5  # number of extreme values that are kept per quantity
-COUNTS = ("blocks", "structures", "atoms", "no energy", "no forces", "partly forces", "no labels",
-          "properties", "positions not finite", "too close", "large force", "energy outlier", "periodic")
-DISTRIBUTIONS = ("energy per atom", "energy residual", "force component", "net force", "relative net force",
-                 "shortest distance", "shortest distance organic", "pair ratio", "pair distance", "pair stiffness",
-                 "bond stiffness")
+COUNTS = (
+    "blocks",
+    "structures",
+    "atoms",
+    "no energy",
+    "no forces",
+    "partly forces",
+    "no labels",
+    "properties",
+    "positions not finite",
+    "too close",
+    "large force",
+    "energy outlier",
+    "periodic",
+)
+DISTRIBUTIONS = (
+    "energy per atom",
+    "energy residual",
+    "force component",
+    "net force",
+    "relative net force",
+    "shortest distance",
+    "shortest distance organic",
+    "pair ratio",
+    "pair distance",
+    "pair stiffness",
+    "bond stiffness",
+)
 # Quantities whose extreme values are kept with the names of their structures: the largest values,
 # except the smallest distances and the pair ratios closest to -1.
-WORST_OF = ("force component", "relative net force", "shortest distance", "energy residual", "pair ratio")
+WORST_OF = (
+    "force component",
+    "relative net force",
+    "shortest distance",
+    "energy residual",
+    "pair ratio",
+)
 # Range of ΔE/W for a pair whose forces have the wrong sign.
 FLIPPED = (-1.3, -0.7)
 
@@ -68,21 +102,29 @@ class Findings:
 
     counts: dict[str, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
     distributions: dict[str, Distribution] = dataclasses.field(
-        default_factory=lambda: {name: Distribution() for name in DISTRIBUTIONS})
-    worst: dict[str, list[list[Any]]] = dataclasses.field(default_factory=lambda: {name: [] for name in WORST_OF})
+        default_factory=lambda: {name: Distribution() for name in DISTRIBUTIONS}
+    )
+    worst: dict[str, list[list[Any]]] = dataclasses.field(
+        default_factory=lambda: {name: [] for name in WORST_OF}
+    )
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values without NaN, rounded because last digits depend on the machine."""
         worst = {k: [[rounded(value), name] for value, name in v] for k, v in self.worst.items()}
-        return {"counts": dict(self.counts), "worst": worst,
-                "distributions": {k: d.to_json() for k, d in self.distributions.items()}}
+        return {
+            "counts": dict(self.counts),
+            "worst": worst,
+            "distributions": {k: d.to_json() for k, d in self.distributions.items()},
+        }
 
     @classmethod
     def from_json(cls, made: Mapping[str, Any]) -> Findings:
         """Create findings from the output of `to_json`. Statistics that it lacks are empty."""
         found = cls()
         found.counts |= {k: int(n) for k, n in made["counts"].items()}
-        found.distributions |= {k: Distribution.from_json(d) for k, d in made["distributions"].items()}
+        found.distributions |= {
+            k: Distribution.from_json(d) for k, d in made["distributions"].items()
+        }
         found.worst |= {k: [list(w) for w in v] for k, v in made["worst"].items()}
         return found
 
@@ -115,18 +157,26 @@ def examine(columns: Columns, *, seed: int = 0, shortest: np.ndarray | None = No
         no_energy = ~np.isfinite(columns.energy)
         forces = _examine_forces(columns, found)
         found.counts |= {
-            "blocks": 1, "structures": len(columns), "atoms": int(len(columns.numbers)),
-            "no energy": int(no_energy.sum()), "no forces": int(forces["none"].sum()),
-            "partly forces": int(forces["partly"].sum()), "no labels": int((no_energy & forces["none"]).sum()),
+            "blocks": 1,
+            "structures": len(columns),
+            "atoms": int(len(columns.numbers)),
+            "no energy": int(no_energy.sum()),
+            "no forces": int(forces["none"].sum()),
+            "partly forces": int(forces["partly"].sum()),
+            "no labels": int((no_energy & forces["none"]).sum()),
             "properties": int(_any_property(columns).sum()),
-            "positions not finite": int((~finite).sum()), "too close": int((shortest < TOO_CLOSE).sum()),
+            "positions not finite": int((~finite).sum()),
+            "too close": int((shortest < TOO_CLOSE).sum()),
             "large force": int((forces["largest"] > LARGE_FORCE).sum()),
-            "periodic": 0 if columns.pbc is None else int(columns.pbc.any(1).sum())}
+            "periodic": 0 if columns.pbc is None else int(columns.pbc.any(1).sum()),
+        }
         _examine_distances(columns, shortest, found)
         _examine_energies(columns, found)
         usable = finite & ~forces["none"] & ~forces["partly"]
         both = usable & ~no_energy
-        _examine_pairs(columns, *neighbours(columns, both if both.any() else usable, seed=seed), found)
+        _examine_pairs(
+            columns, *neighbours(columns, both if both.any() else usable, seed=seed), found
+        )
     return found
 
 
@@ -200,9 +250,16 @@ def _examine_pairs(columns, first, second, found):
     found.distributions["pair distance"] = Distribution.of(pairs.rmsd)
     found.distributions["pair stiffness"] = Distribution.of(pairs.stiffness)
     found.distributions["bond stiffness"] = Distribution.of(bond_stiffness(columns, first, second))
-    found.worst["pair ratio"] = _worst_first("pair ratio", [
-        [float(ratio[p]), f"{_name(columns, pairs.first[p])} and {_name(columns, pairs.second[p])}"]
-        for p in np.flatnonzero((ratio >= FLIPPED[0]) & (ratio <= FLIPPED[1]))])
+    found.worst["pair ratio"] = _worst_first(
+        "pair ratio",
+        [
+            [
+                float(ratio[p]),
+                f"{_name(columns, pairs.first[p])} and {_name(columns, pairs.second[p])}",
+            ]
+            for p in np.flatnonzero((ratio >= FLIPPED[0]) & (ratio <= FLIPPED[1]))
+        ],
+    )
 
 
 def _largest(forces, starts):
@@ -249,17 +306,24 @@ def _energy_residuals(columns, known):
     present = np.flatnonzero(np.bincount(columns.numbers))
     place = np.zeros(256, np.int64)
     place[present] = np.arange(len(present))
-    key = np.repeat(np.arange(len(columns)) * len(present), columns.n_atoms) + place[columns.numbers]
+    key = (
+        np.repeat(np.arange(len(columns)) * len(present), columns.n_atoms) + place[columns.numbers]
+    )
     # Number of atoms per structure and element, (S, elements).
-    counts = np.bincount(key, minlength=len(columns) * len(present)).reshape(len(columns), -1).astype(np.float64)
+    counts = (
+        np.bincount(key, minlength=len(columns) * len(present))
+        .reshape(len(columns), -1)
+        .astype(np.float64)
+    )
     used = known
     n_atoms = np.maximum(columns.n_atoms, 1)
     for _ in range(2):
         x, y = counts[used], columns.energy[used]
         weighted = x / n_atoms[used, None]
         # einsum instead of BLAS: sums of BLAS depend on the number of threads.
-        solution = np.linalg.lstsq(np.einsum("se,sf->ef", weighted, x), np.einsum("se,s->e", weighted, y),
-                                   rcond=1e-12)[0]
+        solution = np.linalg.lstsq(
+            np.einsum("se,sf->ef", weighted, x), np.einsum("se,s->e", weighted, y), rcond=1e-12
+        )[0]
         residual = np.where(known, columns.energy - np.einsum("se,e->s", counts, solution), np.nan)
         per_atom = residual / n_atoms
         centre = np.nanmedian(per_atom)
@@ -270,9 +334,13 @@ def _energy_residuals(columns, known):
 
 def _worst(columns, name, values):
     """Return the entries of `Findings.worst` for the values of one block, shape (S,)."""
-    score = np.where(np.isfinite(values), values if name == "shortest distance" else -values, np.inf)
+    score = np.where(
+        np.isfinite(values), values if name == "shortest distance" else -values, np.inf
+    )
     some = np.argpartition(score, WORST)[:WORST] if len(score) > WORST else np.arange(len(score))
-    return _worst_first(name, [[float(values[s]), _name(columns, s)] for s in some if np.isfinite(values[s])])
+    return _worst_first(
+        name, [[float(values[s]), _name(columns, s)] for s in some if np.isfinite(values[s])]
+    )
 
 
 def _worst_first(name, worst):

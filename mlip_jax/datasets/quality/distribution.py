@@ -83,7 +83,7 @@ class Distribution:
         counts = np.array([self.bins[k] for k in keys.tolist()])
         wanted = q * self.count
         k = min(int(np.searchsorted(np.cumsum(counts), wanted)), len(keys) - 1)
-        low, high = _edges(keys[k:k + 1])
+        low, high = _edges(keys[k : k + 1])
         within = (wanted - counts[:k].sum()) / counts[k]
         return float(np.clip(low[0] + within * (high[0] - low[0]), self.smallest, self.largest))
 
@@ -101,7 +101,10 @@ class Distribution:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain, rounded values for `from_json`."""
-        fields = {k: rounded(v) if isinstance(v, float) else v for k, v in dataclasses.asdict(self).items()}
+        fields = {
+            k: rounded(v) if isinstance(v, float) else v
+            for k, v in dataclasses.asdict(self).items()
+        }
         if not self.count:
             fields |= {"smallest": None, "largest": None}
         return fields | {"bins": {str(k): self.bins[k] for k in sorted(self.bins)}}
@@ -109,8 +112,12 @@ class Distribution:
     @classmethod
     def from_json(cls, made: Mapping[str, Any]) -> Distribution:
         """Create a distribution from the output of `to_json`."""
-        extremes = {k: float("nan") if made[k] is None else float(made[k]) for k in ("smallest", "largest")}
-        return cls(**{**made, **extremes, "bins": {int(k): int(n) for k, n in made["bins"].items()}})
+        extremes = {
+            k: float("nan") if made[k] is None else float(made[k]) for k in ("smallest", "largest")
+        }
+        return cls(
+            **{**made, **extremes, "bins": {int(k): int(n) for k, n in made["bins"].items()}}
+        )
 
 
 def rounded(value: float) -> float:
@@ -146,8 +153,14 @@ class Accumulator:
         occupied = np.flatnonzero(self._counts)
         if not len(occupied):
             return Distribution()
-        return Distribution(int(self._counts.sum()), self._smallest, self._largest, self._total, self._squares,
-                            dict(zip((occupied - _TOP).tolist(), self._counts[occupied].tolist())))
+        return Distribution(
+            int(self._counts.sum()),
+            self._smallest,
+            self._largest,
+            self._total,
+            self._squares,
+            dict(zip((occupied - _TOP).tolist(), self._counts[occupied].tolist())),
+        )
 
 
 def _bin_counts(values: np.ndarray) -> np.ndarray:
@@ -174,6 +187,6 @@ def _edges(keys):
         return np.where(k <= 0, 0.0, value)
 
     near, far = edge(size), edge(size + 1)  # magnitudes, closer to and farther from zero
-    far = np.where(size == 0, 2.0 ** -40, far)
+    far = np.where(size == 0, 2.0**-40, far)
     low, high = np.where(keys < 0, -far, near), np.where(keys < 0, -near, far)
     return np.where(keys == 0, -far, low), high

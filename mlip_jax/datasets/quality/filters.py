@@ -9,12 +9,30 @@ import numpy as np
 from ase.data import atomic_numbers
 
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.datasets.quality.geometry import chunks, finite_positions, segment_sum, shortest_distances
+from mlip_jax.datasets.quality.geometry import (
+    chunks,
+    finite_positions,
+    segment_sum,
+    shortest_distances,
+)
 
 # Names of the reasons. The index is the code in arrays; 0 means kept. The first reason that applies
 # is reported.
-REASONS = ("kept", "positions not finite", "charge", "elements", "too few atoms", "too many atoms", "no labels",
-           "no energy", "no forces", "force too large", "atoms too close", "energy outlier", "force outlier")
+REASONS = (
+    "kept",
+    "positions not finite",
+    "charge",
+    "elements",
+    "too few atoms",
+    "too many atoms",
+    "no labels",
+    "no energy",
+    "no forces",
+    "force too large",
+    "atoms too close",
+    "energy outlier",
+    "force outlier",
+)
 CODES = {reason: code for code, reason in enumerate(REASONS)}
 REQUIRE = ("any", "energy", "forces", "both", "none")
 
@@ -61,14 +79,25 @@ class Filters:
         if self.charge is not None and np.isnan(self.charge):
             self.charge = None
         if isinstance(self.elements, str):
-            raise ValueError(f"elements must be a sequence of symbols such as ('H', 'C'), received {self.elements!r}")
+            raise ValueError(
+                f"elements must be a sequence of symbols such as ('H', 'C'), received {self.elements!r}"
+            )
         for symbol in self.elements or ():
             if symbol not in atomic_numbers:
                 raise ValueError(f"elements: {symbol!r} is not the symbol of an element")
         if self.require not in REQUIRE:
-            raise ValueError(f"require must be one of {', '.join(REQUIRE)}; received {self.require!r}")
-        for name in ("min_atoms", "max_atoms", "max_force", "min_distance", "max_energy_deviation", "max_energy_z",
-                     "max_force_z"):
+            raise ValueError(
+                f"require must be one of {', '.join(REQUIRE)}; received {self.require!r}"
+            )
+        for name in (
+            "min_atoms",
+            "max_atoms",
+            "max_force",
+            "min_distance",
+            "max_energy_deviation",
+            "max_energy_z",
+            "max_force_z",
+        ):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be positive or None, received {value!r}")
@@ -108,8 +137,10 @@ class Filters:
         if self.max_force is not None:
             leave_out("force too large", largest > self.max_force)
         if self.min_distance is not None:
-            leave_out("atoms too close", (shortest_distances(columns) if shortest is None else shortest)
-                      < self.min_distance)
+            leave_out(
+                "atoms too close",
+                (shortest_distances(columns) if shortest is None else shortest) < self.min_distance,
+            )
         return found
 
     def _other_elements(self, columns):
@@ -124,10 +155,13 @@ class Filters:
     @property
     def compares_conformations(self) -> bool:
         """Whether a filter compares the conformations of a molecule."""
-        return any(v is not None for v in (self.max_energy_deviation, self.max_energy_z, self.max_force_z))
+        return any(
+            v is not None for v in (self.max_energy_deviation, self.max_energy_z, self.max_force_z)
+        )
 
-    def molecule_outliers(self, molecule: np.ndarray, energy: np.ndarray, force_rms: np.ndarray,
-                          n_atoms: np.ndarray) -> np.ndarray:
+    def molecule_outliers(
+        self, molecule: np.ndarray, energy: np.ndarray, force_rms: np.ndarray, n_atoms: np.ndarray
+    ) -> np.ndarray:
         """Return codes of outliers within their molecules, shape (S,), int8; 0 for the others.
 
         Args:
@@ -160,7 +194,10 @@ def count_reasons(reasons: np.ndarray) -> dict[str, int]:
 
 def identities(columns: Columns, reasons: np.ndarray) -> list[tuple[str, str]]:
     """Return ("source#conformer", reason) for every skipped structure, in their order."""
-    return [(f"{columns.source[s]}#{columns.conformer[s]}", REASONS[reasons[s]]) for s in np.flatnonzero(reasons)]
+    return [
+        (f"{columns.source[s]}#{columns.conformer[s]}", REASONS[reasons[s]])
+        for s in np.flatnonzero(reasons)
+    ]
 
 
 def force_rms_per_structure(columns: Columns) -> np.ndarray:
@@ -181,8 +218,9 @@ def force_rms_per_structure(columns: Columns) -> np.ndarray:
     return np.sqrt(np.divide(total, known, out=np.full(len(columns), np.nan), where=known > 0))
 
 
-def robust_outliers(molecule: np.ndarray, values: np.ndarray, z: float, *, min_count: int = 5,
-                    floor: float = 0.0) -> np.ndarray:
+def robust_outliers(
+    molecule: np.ndarray, values: np.ndarray, z: float, *, min_count: int = 5, floor: float = 0.0
+) -> np.ndarray:
     """Return whether values are far from the median of their molecule, shape (S,), bool.
 
     The criterion is |x - median| > z (1.4826 MAD + floor). MAD is the median absolute deviation;

@@ -20,8 +20,16 @@ _GRAM_SQUARE = 400.0
 _GRAM_PAIRS = 100_000
 _PERIODIC_PAIRS = 2_000_000
 _FINGERPRINT_STEP = 1e-4
-_ODD = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93,
-                 0xA0761D6478BD642F], np.uint64)
+_ODD = np.array(
+    [
+        0x9E3779B97F4A7C15,
+        0xC2B2AE3D27D4EB4F,
+        0x165667B19E3779F9,
+        0xD6E8FEB86659FD93,
+        0xA0761D6478BD642F,
+    ],
+    np.uint64,
+)
 
 
 def chunks(columns: Columns, atoms: int = 16_384) -> Iterator[tuple[slice, slice, np.ndarray]]:
@@ -31,7 +39,9 @@ def chunks(columns: Columns, atoms: int = 16_384) -> Iterator[tuple[slice, slice
     """
     start = 0
     while start < len(columns):
-        stop = int(np.searchsorted(columns.offsets, columns.offsets[start] + atoms, side="right")) - 1
+        stop = (
+            int(np.searchsorted(columns.offsets, columns.offsets[start] + atoms, side="right")) - 1
+        )
         stop = min(max(stop, start + 1), len(columns))
         first, last = int(columns.offsets[start]), int(columns.offsets[stop])
         yield slice(start, stop), slice(first, last), columns.offsets[start:stop] - first
@@ -94,7 +104,9 @@ def shortest_distances(columns: Columns) -> np.ndarray:
             found[indices] = _shortest_dense(columns, n, indices)
         else:
             for s in indices:
-                found[s] = _shortest_tree(columns.positions[columns.offsets[s]:columns.offsets[s + 1]])
+                found[s] = _shortest_tree(
+                    columns.positions[columns.offsets[s] : columns.offsets[s + 1]]
+                )
     for s in np.flatnonzero(periodic):
         atoms = slice(columns.offsets[s], columns.offsets[s + 1])
         found[s] = shortest_periodic(columns.positions[atoms], columns.cell[s], columns.pbc[s])
@@ -110,7 +122,7 @@ def _shortest_dense(columns, n, indices):
     found = np.empty(len(indices))
     atom = np.arange(n)
     for start in range(0, len(indices), step):
-        part = indices[start:start + step]
+        part = indices[start : start + step]
         m = len(part)
         positions = columns.positions.take(columns.offsets[part, None] + atom, axis=0)  # (m, n, 3)
         # Small coordinates keep the error of the difference small.
@@ -120,11 +132,11 @@ def _shortest_dense(columns, n, indices):
         np.multiply(centred.transpose(0, 2, 1), -2, out=right[:m, :3])
         right[:m, 4] = norm
         pairs = np.matmul(left[:m], right[:m], out=squares[:m]).reshape(m, n * n)
-        pairs[:, ::n + 1] = np.inf
+        pairs[:, :: n + 1] = np.inf
         i, j = np.divmod(pairs.argmin(1), n)
         rows = np.arange(m)
-        found[start:start + m] = np.sqrt(((positions[rows, i] - positions[rows, j]) ** 2).sum(-1))
-        found[start:start + m][i == j] = np.nan  # happens only if no distance is finite
+        found[start : start + m] = np.sqrt(((positions[rows, i] - positions[rows, j]) ** 2).sum(-1))
+        found[start : start + m][i == j] = np.nan  # happens only if no distance is finite
         for k in np.flatnonzero(~(norm.max(1) <= _GRAM_SQUARE)):
             found[start + k] = _shortest_tree(positions[k])
     return found
@@ -166,7 +178,9 @@ def shortest_periodic(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) 
         bound = min(bound, float(np.linalg.norm(multiples @ cell, axis=1).min()))
     # A wrapped fractional difference is at most 1/2, so image n is at least |n| - 1/2 heights away.
     reach = [range(-int(k), int(k) + 1) for k in np.where(pbc, np.floor(bound / heights + 0.5), 0)]
-    return _shortest_image(fractional, cell, pbc, np.array(list(itertools.product(*reach)), float), bound)
+    return _shortest_image(
+        fractional, cell, pbc, np.array(list(itertools.product(*reach)), float), bound
+    )
 
 
 def _shortest_image(fractional, cell, pbc, images, bound):
@@ -193,7 +207,7 @@ def _complete_cell(cell, pbc):
     if not np.isfinite(cell).all() or np.linalg.matrix_rank(cell) < np.sum(pbc):
         return None
     if not np.all(pbc):
-        normal = np.linalg.svd(cell[pbc])[2][int(np.sum(pbc)):]
+        normal = np.linalg.svd(cell[pbc])[2][int(np.sum(pbc)) :]
         cell[~np.asarray(pbc)] = normal
     return cell
 
@@ -245,7 +259,9 @@ def fingerprints(columns: Columns) -> np.ndarray:
     found = np.empty(len(columns), np.uint64)
     with np.errstate(over="ignore"):
         for structures, atoms, starts in chunks(columns):
-            place = np.arange(atoms.stop - atoms.start) - np.repeat(starts, columns.n_atoms[structures])
+            place = np.arange(atoms.stop - atoms.start) - np.repeat(
+                starts, columns.n_atoms[structures]
+            )
             mixed = _rounded(columns.positions[atoms])  # (atoms, 3)
             mixed *= _ODD[:3]
             mixed = mixed[:, 0] + mixed[:, 1] + mixed[:, 2]  # (atoms,)
@@ -257,14 +273,16 @@ def fingerprints(columns: Columns) -> np.ndarray:
             periodic = columns.pbc.any(1)
             cell = _rounded(np.where(columns.pbc[:, :, None], columns.cell, 0.0)).reshape(-1, 9)
             constants = _mix(np.arange(1, 10, dtype=np.uint64))
-            found += np.where(periodic, _mix((cell * constants).sum(1) + columns.pbc @ _ODD[:3]), np.uint64(0))
+            found += np.where(
+                periodic, _mix((cell * constants).sum(1) + columns.pbc @ _ODD[:3]), np.uint64(0)
+            )
         return _mix(found)
 
 
 def _rounded(values):
     """Return values as unsigned integers in units of _FINGERPRINT_STEP."""
     scaled = np.rint(values / _FINGERPRINT_STEP)
-    limit = 2.0 ** 62
+    limit = 2.0**62
     if not np.abs(scaled).max(initial=0.0) < limit:  # casts of other values depend on the machine
         scaled = np.nan_to_num(scaled, nan=limit, posinf=limit, neginf=-limit).clip(-limit, limit)
     return scaled.astype(np.int64).view(np.uint64)

@@ -43,14 +43,26 @@ class Histogram:
 
     def __post_init__(self):
         self.edges = np.asarray(self.edges, np.float64)
-        if self.edges.ndim != 1 or len(self.edges) < 2 or not np.isfinite(self.edges).all() or (
-                np.diff(self.edges) <= 0).any():
-            raise ValueError("a histogram needs at least two edges, finite and ascending; received "
-                             f"{np.array2string(self.edges, threshold=6)}")
-        counts = np.zeros(len(self.edges) - 1, np.int64) if self.counts is None else np.array(self.counts, np.int64)
+        if (
+            self.edges.ndim != 1
+            or len(self.edges) < 2
+            or not np.isfinite(self.edges).all()
+            or (np.diff(self.edges) <= 0).any()
+        ):
+            raise ValueError(
+                "a histogram needs at least two edges, finite and ascending; received "
+                f"{np.array2string(self.edges, threshold=6)}"
+            )
+        counts = (
+            np.zeros(len(self.edges) - 1, np.int64)
+            if self.counts is None
+            else np.array(self.counts, np.int64)
+        )
         if counts.shape != (len(self.edges) - 1,) or (counts < 0).any():
-            raise ValueError(f"{len(self.edges)} edges need {len(self.edges) - 1} counts, none negative; received "
-                             f"shape {counts.shape}")
+            raise ValueError(
+                f"{len(self.edges)} edges need {len(self.edges) - 1} counts, none negative; received "
+                f"shape {counts.shape}"
+            )
         self.counts = counts
 
     @classmethod
@@ -69,7 +81,9 @@ class Histogram:
         return cls(np.arange(low, high + 2) - 0.5)
 
     @classmethod
-    def of_counts(cls, edges: Sequence[float] | np.ndarray, counts: Sequence[int] | np.ndarray) -> Histogram:
+    def of_counts(
+        cls, edges: Sequence[float] | np.ndarray, counts: Sequence[int] | np.ndarray
+    ) -> Histogram:
         """Create a histogram from existing counts.
 
         The mean is computed from the centers of the bins. The extremes are the edges of the
@@ -92,7 +106,9 @@ class Histogram:
         self.missing += len(values) - len(known)
         self.below += int((known < self.edges[0]).sum())
         self.above += int((known > self.edges[-1]).sum())
-        self.counts += np.histogram(known[(known >= self.edges[0]) & (known <= self.edges[-1])], self.edges)[0]
+        self.counts += np.histogram(
+            known[(known >= self.edges[0]) & (known <= self.edges[-1])], self.edges
+        )[0]
         finite = known[np.isfinite(known)]
         if len(finite):
             self._extremes(float(finite.min()), float(finite.max()))
@@ -106,9 +122,11 @@ class Histogram:
           ValueError: The edges differ.
         """
         if not np.array_equal(self.edges, other.edges):
-            raise ValueError(f"histograms of other edges cannot be merged: {len(self.edges)} from {self.edges[0]:g} to "
-                             f"{self.edges[-1]:g}, and {len(other.edges)} from {other.edges[0]:g} to "
-                             f"{other.edges[-1]:g}")
+            raise ValueError(
+                f"histograms of other edges cannot be merged: {len(self.edges)} from {self.edges[0]:g} to "
+                f"{self.edges[-1]:g}, and {len(other.edges)} from {other.edges[0]:g} to "
+                f"{other.edges[-1]:g}"
+            )
         self.counts += other.counts
         for name in ("below", "above", "missing", "total", "finite"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
@@ -116,7 +134,10 @@ class Histogram:
 
     def _extremes(self, low: float, high: float) -> None:
         """Include `low` and `high` in minimum and maximum; NaN is ignored."""
-        self.minimum, self.maximum = float(np.fmin(self.minimum, low)), float(np.fmax(self.maximum, high))
+        self.minimum, self.maximum = (
+            float(np.fmin(self.minimum, low)),
+            float(np.fmax(self.maximum, high)),
+        )
 
     @property
     def known(self) -> int:
@@ -149,7 +170,11 @@ class Histogram:
         bounds = np.concatenate([[low], self.edges, [high]])
         reached = np.concatenate([[0], np.cumsum(weights)])
         target = q * reached[-1]
-        b = int(np.searchsorted(reached, target, side="left")) - 1 if target > 0 else int(np.flatnonzero(weights)[0])
+        b = (
+            int(np.searchsorted(reached, target, side="left")) - 1
+            if target > 0
+            else int(np.flatnonzero(weights)[0])
+        )
         if self.of_whole_numbers and 0 < b <= len(self.counts):
             return float(bounds[b] + 0.5)
         value = bounds[b] + (bounds[b + 1] - bounds[b]) * (target - reached[b]) / weights[b]
@@ -157,7 +182,19 @@ class Histogram:
 
     def to_json(self) -> dict[str, object]:
         """Return plain numbers and lists; None for unknown numbers."""
-        plain = {name: None if math.isnan(value) else value
-                 for name, value in (("minimum", self.minimum), ("maximum", self.maximum), ("mean", self.mean))}
-        return {"edges": self.edges.tolist(), "counts": self.counts.tolist(), "below": self.below, "above": self.above,
-                "missing": self.missing, **plain}
+        plain = {
+            name: None if math.isnan(value) else value
+            for name, value in (
+                ("minimum", self.minimum),
+                ("maximum", self.maximum),
+                ("mean", self.mean),
+            )
+        }
+        return {
+            "edges": self.edges.tolist(),
+            "counts": self.counts.tolist(),
+            "below": self.below,
+            "above": self.above,
+            "missing": self.missing,
+            **plain,
+        }

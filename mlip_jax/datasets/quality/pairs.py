@@ -66,7 +66,9 @@ class ClosePairs(NamedTuple):
     stiffness: np.ndarray
 
 
-def neighbours(columns: Columns, usable: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def neighbours(
+    columns: Columns, usable: np.ndarray, *, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """Return pairs of similar conformations of one molecule with the same order of atoms.
 
     Args:
@@ -88,7 +90,7 @@ def close_pairs(columns: Columns, first: np.ndarray, second: np.ndarray) -> Clos
     good = told & (pairs.rmsd <= MAX_RMSD) & (pairs.rmsd > 1e-4)
     order = np.flatnonzero(good)
     order = order[np.argsort(pairs.rmsd[order], kind="stable")]
-    order = order[:min(max(len(order) // 2, _FEW), MAX_PAIRS)]
+    order = order[: min(max(len(order) // 2, _FEW), MAX_PAIRS)]
     return ClosePairs(*(values[order] for values in pairs))
 
 
@@ -110,15 +112,26 @@ def bond_stiffness(columns: Columns, first: np.ndarray, second: np.ndarray) -> n
         pair, k = np.nonzero(np.take_along_axis(numbers, hydrogen, 1) == 1)
         hydrogen, start_a, start_b = hydrogen[pair, k], start_a[pair, 0], start_b[pair, 0]
         step = max(1, _CHUNK // n)
-        partner = np.concatenate([np.zeros(0, np.int64), *(
-            _partners(columns.positions, start_a[s:s + step], hydrogen[s:s + step], n)
-            for s in range(0, len(hydrogen), step))])
+        partner = np.concatenate(
+            [
+                np.zeros(0, np.int64),
+                *(
+                    _partners(columns.positions, start_a[s : s + step], hydrogen[s : s + step], n)
+                    for s in range(0, len(hydrogen), step)
+                ),
+            ]
+        )
         bonded = np.isin(numbers[pair, partner], (6, 7, 8))
-        hydrogen, partner, start_a, start_b = (v[bonded] for v in (hydrogen, partner, start_a, start_b))
-        (length_a, force_a), (length_b, force_b) = (_along(columns, s + hydrogen, s + partner)
-                                                    for s in (start_a, start_b))
+        hydrogen, partner, start_a, start_b = (
+            v[bonded] for v in (hydrogen, partner, start_a, start_b)
+        )
+        (length_a, force_a), (length_b, force_b) = (
+            _along(columns, s + hydrogen, s + partner) for s in (start_a, start_b)
+        )
         stretch = length_b - length_a
-        told = (np.abs(stretch) > _LEAST_STRETCH * length_a) & (np.abs(stretch) < _MOST_STRETCH * length_a)
+        told = (np.abs(stretch) > _LEAST_STRETCH * length_a) & (
+            np.abs(stretch) < _MOST_STRETCH * length_a
+        )
         found.append((force_a - force_b)[told] / stretch[told])
     return np.concatenate(found)
 
@@ -148,7 +161,9 @@ def _choose_members(columns, usable, seed):
     candidates = np.flatnonzero(usable & (columns.n_atoms > 1))
     if len(candidates) < 2:
         return candidates, candidates
-    _, group, counts = np.unique(molecule_codes(columns.molecule)[candidates], return_inverse=True, return_counts=True)
+    _, group, counts = np.unique(
+        molecule_codes(columns.molecule)[candidates], return_inverse=True, return_counts=True
+    )
     order = candidates[np.argsort(group, kind="stable")]
     starts = np.cumsum(counts) - counts
     several = np.flatnonzero(counts > 1)
@@ -156,7 +171,7 @@ def _choose_members(columns, usable, seed):
     each = int(np.clip(_MEMBERS // max(len(several), 1), _MEMBERS_OF_MANY, _MEMBERS_OF_ONE))
     taken = np.minimum(counts[several], each)
     several = several[np.cumsum(taken) <= _MEMBERS]
-    chosen = [order[starts[g]:starts[g] + min(counts[g], each)] for g in several]
+    chosen = [order[starts[g] : starts[g] + min(counts[g], each)] for g in several]
     if not chosen:
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     members = np.concatenate(chosen)
@@ -228,7 +243,11 @@ def _align(columns, first, second):
     The forces are rotated as well. W is NaN if the forces are nearly perpendicular to the
     displacement.
     """
-    rmsd, work, stiffness = np.full(len(first), np.inf), np.full(len(first), np.nan), np.full(len(first), np.nan)
+    rmsd, work, stiffness = (
+        np.full(len(first), np.inf),
+        np.full(len(first), np.nan),
+        np.full(len(first), np.nan),
+    )
     for n, part in same_size(columns.n_atoms[first]):
         rows_a, rows_b = (columns.offsets[s[part], None] + np.arange(n) for s in (first, second))
         a, b = columns.positions[rows_a], columns.positions[rows_b]  # (m, n, 3)
@@ -236,20 +255,30 @@ def _align(columns, first, second):
         if columns.pbc is None:
             displacement, force_b = _displacement(a, b, force_b)
         else:
-            displacement, force_b = _displacement_periodic(columns, first[part], second[part], a, b, force_b)
+            displacement, force_b = _displacement_periodic(
+                columns, first[part], second[part], a, b, force_b
+            )
         rmsd[part] = np.sqrt(np.einsum("mni,mni->m", displacement, displacement) / n)
         w = -0.5 * np.einsum("mni,mni->m", force_a + force_b, displacement)  # (pairs of size n,)
-        norms = [np.sqrt(np.einsum("mni,mni->m", x, x))
-                 for x in (force_a, force_b, displacement, force_b - force_a)]
+        norms = [
+            np.sqrt(np.einsum("mni,mni->m", x, x))
+            for x in (force_a, force_b, displacement, force_b - force_a)
+        ]
         stiffness[part] = norms[3] / norms[2]
-        work[part] = np.where(np.abs(w) > _LEAST_COSINE * 0.5 * (norms[0] + norms[1]) * norms[2], w, np.nan)
-    return ClosePairs(first, second, rmsd, columns.energy[second] - columns.energy[first], work, stiffness)
+        work[part] = np.where(
+            np.abs(w) > _LEAST_COSINE * 0.5 * (norms[0] + norms[1]) * norms[2], w, np.nan
+        )
+    return ClosePairs(
+        first, second, rmsd, columns.energy[second] - columns.energy[first], work, stiffness
+    )
 
 
 def _displacement(a, b, force_b):
     """Return displacements from a to the aligned b and the rotated forces of b, each (m, n, 3)."""
     rotation = kabsch_align(a, b)
-    return (b - b.mean(1, keepdims=True)) @ rotation - (a - a.mean(1, keepdims=True)), force_b @ rotation
+    return (b - b.mean(1, keepdims=True)) @ rotation - (
+        a - a.mean(1, keepdims=True)
+    ), force_b @ rotation
 
 
 def _displacement_periodic(columns, first, second, a, b, force_b):
@@ -261,7 +290,9 @@ def _displacement_periodic(columns, first, second, a, b, force_b):
     displacement, turned = _displacement(a, b, force_b)
     for p in np.flatnonzero(columns.pbc[first].any(1) | columns.pbc[second].any(1)):
         pbc, cell = columns.pbc[first[p]], columns.cell[first[p]]
-        same = (pbc == columns.pbc[second[p]]).all() and np.allclose(cell, columns.cell[second[p]], atol=1e-6)
+        same = (pbc == columns.pbc[second[p]]).all() and np.allclose(
+            cell, columns.cell[second[p]], atol=1e-6
+        )
         difference = b[p] - a[p]  # (n, 3)
         if same:
             fractional = difference @ np.linalg.pinv(np.where(pbc[:, None], cell, 0.0))

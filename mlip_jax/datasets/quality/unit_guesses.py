@@ -11,7 +11,12 @@ from ase import units
 MAX_SCALE_FACTOR = 2.5
 # Maximum relative deviation of a ratio from the quotient of units that explains it.
 MAX_RATIO_DEVIATION = 0.08
-_ENERGY = {"eV": 1.0, "hartree": units.Hartree, "kcal/mol": units.kcal / units.mol, "kJ/mol": units.kJ / units.mol}
+_ENERGY = {
+    "eV": 1.0,
+    "hartree": units.Hartree,
+    "kcal/mol": units.kcal / units.mol,
+    "kJ/mol": units.kJ / units.mol,
+}
 # Length unit of forces: conversion factor of a force per Å, and how far-fetched the unit is.
 _PER_LENGTH = {"Å": (1.0, 0), "bohr": (units.Bohr, 0), "nm": (10.0, 2)}
 
@@ -47,17 +52,38 @@ def energy_and_force_guesses():
     for energy, energy_unit in _ENERGY.items():
         for force, force_unit in _ENERGY.items():
             for length, (per_length, far) in _PER_LENGTH.items():
-                simple = far + (energy != force) + (length != "Å") + 2 * ("eV" not in (energy, force))
+                simple = (
+                    far + (energy != force) + (length != "Å") + 2 * ("eV" not in (energy, force))
+                )
                 # A force of 1 eV/Å is per_length / force_unit in the other unit.
-                table.append(UnitGuess(force_unit / energy_unit / per_length, per_length / force_unit, simple,
-                                    f"energies were in {energy} and forces in {force}/{length}"))
-    for force, factor, far in (("eV/bohr", 1 / units.Bohr, 1), ("hartree/bohr", units.Hartree / units.Bohr, 1),
-                               ("hartree/Å", units.Hartree, 2), ("kcal/mol/Å", _ENERGY["kcal/mol"], 2),
-                               ("kJ/mol/Å", _ENERGY["kJ/mol"], 3)):
-        table.append(UnitGuess(1 / factor, factor, far, f"forces were converted from {force} once too often"))
+                table.append(
+                    UnitGuess(
+                        force_unit / energy_unit / per_length,
+                        per_length / force_unit,
+                        simple,
+                        f"energies were in {energy} and forces in {force}/{length}",
+                    )
+                )
+    for force, factor, far in (
+        ("eV/bohr", 1 / units.Bohr, 1),
+        ("hartree/bohr", units.Hartree / units.Bohr, 1),
+        ("hartree/Å", units.Hartree, 2),
+        ("kcal/mol/Å", _ENERGY["kcal/mol"], 2),
+        ("kJ/mol/Å", _ENERGY["kJ/mol"], 3),
+    ):
+        table.append(
+            UnitGuess(1 / factor, factor, far, f"forces were converted from {force} once too often")
+        )
     for unit in ("hartree", "kcal/mol", "kJ/mol"):
-        table += [UnitGuess(1.0, _ENERGY[unit], 2, f"energies and forces were converted from {unit} once too often"),
-                  UnitGuess(_ENERGY[unit], 1.0, 3, f"energies were converted from {unit} once too often")]
+        table += [
+            UnitGuess(
+                1.0,
+                _ENERGY[unit],
+                2,
+                f"energies and forces were converted from {unit} once too often",
+            ),
+            UnitGuess(_ENERGY[unit], 1.0, 3, f"energies were converted from {unit} once too often"),
+        ]
     return table
 
 
@@ -68,8 +94,12 @@ def force_guesses():
         for length, (per_length, far) in _PER_LENGTH.items():
             scale, name = per_length / unit, f"{energy}/{length}"
             far += length == "bohr" and energy not in ("eV", "hartree")
-            table += [UnitGuess(math.nan, scale, far, f"they were in {name}"),
-                      UnitGuess(math.nan, 1 / scale, far + 1, f"they were converted from {name} once too often")]
+            table += [
+                UnitGuess(math.nan, scale, far, f"they were in {name}"),
+                UnitGuess(
+                    math.nan, 1 / scale, far + 1, f"they were converted from {name} once too often"
+                ),
+            ]
     return table
 
 
@@ -83,5 +113,7 @@ def near_guesses(ratio, scale):
     near = [(abs(math.log(ratio / g.ratio)), g) for g in energy_and_force_guesses()]
     near = [(distance, g) for distance, g in near if distance <= math.log(1 + MAX_RATIO_DEVIATION)]
     if scale > 0:
-        near = [(d, g) for d, g in near if abs(math.log(scale / g.scale)) <= math.log(MAX_SCALE_FACTOR)] or near
+        near = [
+            (d, g) for d, g in near if abs(math.log(scale / g.scale)) <= math.log(MAX_SCALE_FACTOR)
+        ] or near
     return [g for _, g in sorted(near, key=lambda entry: (entry[1].far, round(entry[0], 6)))]

@@ -38,15 +38,23 @@ def detect(path: str | Path) -> str:
     """
     path = Path(path)
     if not path.exists():
-        raise DatasetError(f"{path}: no such file or folder. Give the path of the data as config.data.path.")
+        raise DatasetError(
+            f"{path}: no such file or folder. Give the path of the data as config.data.path."
+        )
     if (path / "manifest.json").is_file():
         raise DatasetError(f"{path}: is a store already; train on it or inspect it as it is.")
     found = [name for name in names() if get(name).matches(path)]
     special = [name for name in found if not get(name).GENERAL]
     found = special or found
     if len(found) != 1:
-        problem = f"could be any of {', '.join(found)}" if found else "has the layout of no known data set"
-        raise DatasetError(f"{path}: {problem}. Name the format as config.data.reader: {', '.join(names())}.")
+        problem = (
+            f"could be any of {', '.join(found)}"
+            if found
+            else "has the layout of no known data set"
+        )
+        raise DatasetError(
+            f"{path}: {problem}. Name the format as config.data.reader: {', '.join(names())}."
+        )
     return found[0]
 
 
@@ -66,15 +74,20 @@ def open_data(path: str | Path, name: str = "auto", **options) -> Reader:
     paths = _expand(str(path))
     found = {detect(p) for p in paths} if name == "auto" else {name}
     if len(found) > 1:
-        raise DatasetError(f"{path}: these files are of different formats ({', '.join(sorted(found))}). Convert each "
-                           "to a store of its own.")
+        raise DatasetError(
+            f"{path}: these files are of different formats ({', '.join(sorted(found))}). Convert each "
+            "to a store of its own."
+        )
     name = found.pop()
     reader = get(name)
     known = [p for p in inspect.signature(reader).parameters if p != "path"]
     for option in options:
         if option not in known:
-            raise ConfigError(unknown_name(f"option of reader {name!r}", option, known)
-                              if known else f"reader {name!r} has no options; received {option!r}")
+            raise ConfigError(
+                unknown_name(f"option of reader {name!r}", option, known)
+                if known
+                else f"reader {name!r} has no options; received {option!r}"
+            )
     readers = [reader(p, **options) for p in paths]
     return readers[0] if len(readers) == 1 else MultiFileReader(readers)
 
@@ -85,9 +98,15 @@ def _expand(path: str) -> list[str]:
         return [path]
     paths = []
     for part in path.split(","):
-        matched = sorted(glob.glob(part.strip(), recursive=True)) if glob.has_magic(part) else [part.strip()]
+        matched = (
+            sorted(glob.glob(part.strip(), recursive=True))
+            if glob.has_magic(part)
+            else [part.strip()]
+        )
         if not matched:
-            raise DatasetError(f"{part.strip()}: no file fits this pattern. Give the path of the data as "
-                               "config.data.path.")
+            raise DatasetError(
+                f"{part.strip()}: no file fits this pattern. Give the path of the data as "
+                "config.data.path."
+            )
         paths += matched
     return list(dict.fromkeys(paths))  # a file that matches two patterns is read once

@@ -39,7 +39,11 @@ from mlip_jax.datasets.formats.elements import checked_numbers
 from mlip_jax.datasets.reader import DatasetError, ReadReport, symbols_to_numbers
 from mlip_jax.structure import Structure
 
-_LEVELS = {"wb97x_dz": "ωB97X/6-31G(d)", "wb97x_tz": "ωB97X/def2-TZVPP", "ccsd(t)_cbs": "CCSD(T)*/CBS"}
+_LEVELS = {
+    "wb97x_dz": "ωB97X/6-31G(d)",
+    "wb97x_tz": "ωB97X/def2-TZVPP",
+    "ccsd(t)_cbs": "CCSD(T)*/CBS",
+}
 _CHARGES = {"wb97x_dz": ("hirshfeld_charges", "cm5_charges"), "wb97x_tz": ("mbis_charges",)}
 
 
@@ -56,10 +60,21 @@ class Reader(reader.Reader):
     """
 
     LEVEL_OF_THEORY = _LEVELS["wb97x_dz"]
-    UNITS = {"positions": "Å", "energy": "hartree", "forces": "hartree/Å", "dipole": "e·Å", "charges": "e"}
+    UNITS = {
+        "positions": "Å",
+        "energy": "hartree",
+        "forces": "hartree/Å",
+        "dipole": "e·Å",
+        "charges": "e",
+    }
 
-    def __init__(self, path: str | Path, level: str = "wb97x_dz", keep_unlabelled: bool = False,
-                 high_energy: bool = False):
+    def __init__(
+        self,
+        path: str | Path,
+        level: str = "wb97x_dz",
+        keep_unlabelled: bool = False,
+        high_energy: bool = False,
+    ):
         super().__init__(path)
         self._level = options.text("level", level)
         self._keep = options.flag("keep_unlabelled", keep_unlabelled)
@@ -69,10 +84,14 @@ class Reader(reader.Reader):
         try:
             for file in self._paths:
                 self._files.append(reader.open_hdf5(file))
-            self._groups = [(i, name) for i, file in enumerate(self._files) for name in _group_names(file)]
+            self._groups = [
+                (i, name) for i, file in enumerate(self._files) for name in _group_names(file)
+            ]
             if not self._groups:
-                raise DatasetError(f"{self.path}: no group has 'coordinates', as in ANI-1x and ANI-1. Is this an ANI "
-                                   "file?")
+                raise DatasetError(
+                    f"{self.path}: no group has 'coordinates', as in ANI-1x and ANI-1. Is this an ANI "
+                    "file?"
+                )
             self._choose_level()
         except BaseException:
             self.close()
@@ -120,11 +139,15 @@ class Reader(reader.Reader):
                 elif _is_1(group):
                     yield from self._read_1(group, name.rsplit("/", 1)[-1], source, record, report)
                 else:
-                    raise DatasetError(f"{source}: expected a list of 'atomic_numbers', or symbols of 'species'; found "
-                                       f"{sorted(group)}. Is this an ANI-1x or ANI-1 file?")
+                    raise DatasetError(
+                        f"{source}: expected a list of 'atomic_numbers', or symbols of 'species'; found "
+                        f"{sorted(group)}. Is this an ANI-1x or ANI-1 file?"
+                    )
             except (OSError, KeyError, RuntimeError) as error:
-                raise DatasetError(f"{source}: the record cannot be read ({error}); the file is damaged. "
-                                   "Download or make it again.") from error
+                raise DatasetError(
+                    f"{source}: the record cannot be read ({error}); the file is damaged. "
+                    "Download or make it again."
+                ) from error
 
     def _read_1x(self, group, name, source, record, report) -> Iterator[Structure]:
         """Yield the conformations of a group of ANI-1x or ANI-1ccx."""
@@ -133,18 +156,30 @@ class Reader(reader.Reader):
         m, n = positions.shape[:2]
         level = self._level
         energy = _labels(group, f"{level}.energy", (m,), source) * units.Hartree
-        forces = _labels(group, f"{level}.forces", (m, n, 3), source) * units.Hartree if (
-            f"{level}.forces" in group) else None
+        forces = (
+            _labels(group, f"{level}.forces", (m, n, 3), source) * units.Hartree
+            if (f"{level}.forces" in group)
+            else None
+        )
         properties, charges = {}, {}
         if level in _CHARGES:
             properties["dipole"] = _labels(group, f"{level}.dipole", (m, 3), source)
-            charges = {k: _charges(group, f"{level}.{k}", (m, n), numbers, source) for k in _CHARGES[level]}
+            charges = {
+                k: _charges(group, f"{level}.{k}", (m, n), numbers, source) for k in _CHARGES[level]
+            }
         for c in self._usable(positions, energy, source, 0, report):
             yield Structure(
-                numbers=numbers, positions=positions[c], energy=float(energy[c]),
-                forces=None if forces is None else forces[c], molecule=name, conformer=c, record=record, source=source,
+                numbers=numbers,
+                positions=positions[c],
+                energy=float(energy[c]),
+                forces=None if forces is None else forces[c],
+                molecule=name,
+                conformer=c,
+                record=record,
+                source=source,
                 properties={k: v[c] for k, v in properties.items()},
-                atom_properties={k: v[c] for k, v in charges.items()})
+                atom_properties={k: v[c] for k, v in charges.items()},
+            )
 
     def _read_1(self, group, name, source, record, report) -> Iterator[Structure]:
         """Yield the conformations of a group of ANI-1."""
@@ -157,9 +192,16 @@ class Reader(reader.Reader):
             energy = _labels(group, f"energies{suffix}", (len(positions),), source) * units.Hartree
             for c in self._usable(positions, energy, source, first, report):
                 yield Structure(
-                    numbers=numbers, positions=positions[c], energy=float(energy[c]), molecule=smiles or name,
-                    smiles=smiles, conformer=first + c, record=record, subset="high energy" if suffix else "",
-                    source=source)
+                    numbers=numbers,
+                    positions=positions[c],
+                    energy=float(energy[c]),
+                    molecule=smiles or name,
+                    smiles=smiles,
+                    conformer=first + c,
+                    record=record,
+                    subset="high energy" if suffix else "",
+                    source=source,
+                )
             first += len(positions)
 
     def _usable(self, positions, energy, source, first, report) -> Iterator[int]:
@@ -181,9 +223,11 @@ class Reader(reader.Reader):
         levels = [k.removesuffix(".energy") for k in group if k.endswith(".energy")]
         levels += ["wb97x_dz"] if "energies" in group and "species" in group else []
         if self._level not in levels:
-            raise DatasetError(f"{self.path}: has no energies of level {self._level!r}; it has "
-                               f"{', '.join(map(repr, levels)) or 'no energies'}. Choose one, "
-                               f"{options.how('level', '...')}.")
+            raise DatasetError(
+                f"{self.path}: has no energies of level {self._level!r}; it has "
+                f"{', '.join(map(repr, levels)) or 'no energies'}. Choose one, "
+                f"{options.how('level', '...')}."
+            )
         self.level_of_theory = _LEVELS.get(self._level, self._level)
 
 
@@ -208,14 +252,20 @@ def _group_names(file: h5py.File) -> list[str]:
     try:
         file.visititems(visit)
     except (OSError, RuntimeError, KeyError) as error:
-        raise DatasetError(f"{file.filename}: its groups cannot be listed ({error}); the file is damaged. Download or "
-                           "make it again.") from error
+        raise DatasetError(
+            f"{file.filename}: its groups cannot be listed ({error}); the file is damaged. Download or "
+            "make it again."
+        ) from error
     return names
 
 
 def _is_1x(group) -> bool:
     """Return whether a group has the layout of ANI-1x."""
-    return "atomic_numbers" in group and group["atomic_numbers"].ndim == 1 and group["coordinates"].ndim == 3
+    return (
+        "atomic_numbers" in group
+        and group["atomic_numbers"].ndim == 1
+        and group["coordinates"].ndim == 3
+    )
 
 
 def _is_1(group) -> bool:
@@ -252,4 +302,6 @@ def _charges(group, name, shape, numbers, source) -> np.ndarray:
 
 def _joined(characters: np.ndarray) -> str:
     """Join characters to a text."""
-    return "".join(c.decode() if isinstance(c, bytes) else str(c) for c in np.ravel(characters).tolist())
+    return "".join(
+        c.decode() if isinstance(c, bytes) else str(c) for c in np.ravel(characters).tolist()
+    )

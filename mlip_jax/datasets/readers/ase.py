@@ -43,9 +43,17 @@ from mlip_jax.structure import Structure
 
 log = logging.getLogger(__name__)
 
-ENERGY_UNITS = {"eV": 1.0, "meV": 1e-3, "hartree": units.Hartree, "Ha": units.Hartree, "Eh": units.Hartree,
-                "rydberg": units.Rydberg, "Ry": units.Rydberg, "kcal/mol": units.kcal / units.mol,
-                "kJ/mol": units.kJ / units.mol}
+ENERGY_UNITS = {
+    "eV": 1.0,
+    "meV": 1e-3,
+    "hartree": units.Hartree,
+    "Ha": units.Hartree,
+    "Eh": units.Hartree,
+    "rydberg": units.Rydberg,
+    "Ry": units.Rydberg,
+    "kcal/mol": units.kcal / units.mol,
+    "kJ/mol": units.kJ / units.mol,
+}
 LENGTH_UNITS = {"Ang": 1.0, "angstrom": 1.0, "Å": 1.0, "bohr": units.Bohr, "nm": 10.0, "pm": 0.01}
 _FIRST = 10  # number of frames that are searched for the requested labels
 
@@ -57,7 +65,9 @@ def _force_unit(text: str) -> float:
     (0.043364, 51.4221)
     """
     energy, _, length = text.rpartition("/")
-    return _unit(energy, ENERGY_UNITS, "energy in forces_unit") / _unit(length, LENGTH_UNITS, "length in forces_unit")
+    return _unit(energy, ENERGY_UNITS, "energy in forces_unit") / _unit(
+        length, LENGTH_UNITS, "length in forces_unit"
+    )
 
 
 def _unit(text: str, table: Mapping[str, float], option: str) -> float:
@@ -92,19 +102,44 @@ class Reader(reader.Reader):
     """
 
     LEVEL_OF_THEORY = "unknown"
-    UNITS = {"positions": "length_unit (Å)", "energy": "energy_unit (eV)", "forces": "forces_unit (eV/Å)"}
+    UNITS = {
+        "positions": "length_unit (Å)",
+        "energy": "energy_unit (eV)",
+        "forces": "forces_unit (eV/Å)",
+    }
     GENERAL = True
 
-    def __init__(self, path: str | Path, energy_key: str = "energy", forces_key: str = "forces",
-                 charge_key: str = "charge", molecule_key: str = "", smiles_key: str = "smiles",
-                 property_keys: tuple[str, ...] = (), atom_property_keys: tuple[str, ...] = (),
-                 energy_unit: str = "eV", length_unit: str = "Ang", forces_unit: str = "",
-                 forces_are_gradients: bool = False, format: str = "", level_of_theory: str = ""):
+    def __init__(
+        self,
+        path: str | Path,
+        energy_key: str = "energy",
+        forces_key: str = "forces",
+        charge_key: str = "charge",
+        molecule_key: str = "",
+        smiles_key: str = "smiles",
+        property_keys: tuple[str, ...] = (),
+        atom_property_keys: tuple[str, ...] = (),
+        energy_unit: str = "eV",
+        length_unit: str = "Ang",
+        forces_unit: str = "",
+        forces_are_gradients: bool = False,
+        format: str = "",
+        level_of_theory: str = "",
+    ):
         super().__init__(path)
-        self.level_of_theory = options.text("level_of_theory", level_of_theory) or self.LEVEL_OF_THEORY
-        self._keys = {name: options.text(f"{name}_key", key) for name, key in (
-            ("energy", energy_key), ("forces", forces_key), ("charge", charge_key), ("molecule", molecule_key),
-            ("smiles", smiles_key))}
+        self.level_of_theory = (
+            options.text("level_of_theory", level_of_theory) or self.LEVEL_OF_THEORY
+        )
+        self._keys = {
+            name: options.text(f"{name}_key", key)
+            for name, key in (
+                ("energy", energy_key),
+                ("forces", forces_key),
+                ("charge", charge_key),
+                ("molecule", molecule_key),
+                ("smiles", smiles_key),
+            )
+        }
         property_keys = options.texts("property_keys", property_keys)
         atom_property_keys = options.texts("atom_property_keys", atom_property_keys)
         self._energy = _unit(options.text("energy_unit", energy_unit), ENERGY_UNITS, "energy_unit")
@@ -162,33 +197,54 @@ class Reader(reader.Reader):
         """Convert a frame to a structure in eV and Å."""
         n, periodic = len(frame.numbers), bool(np.any(frame.pbc))
         energy = _label(frame, self._keys["energy"], (), False, source)
-        forces = _label(frame, self._keys["forces"], (n, 3), True, source) if self._keys["forces"] else None
+        forces = (
+            _label(frame, self._keys["forces"], (n, 3), True, source)
+            if self._keys["forces"]
+            else None
+        )
         smiles = _text(frame, self._keys["smiles"])
         return Structure(
-            numbers=frame.numbers, positions=frame.positions * self._length, energy=float(energy) * self._energy,
+            numbers=frame.numbers,
+            positions=frame.positions * self._length,
+            energy=float(energy) * self._energy,
             forces=None if forces is None else forces * self._force,
             charge=self._charge(frame, smiles, source),
-            cell=frame.cell * self._length if periodic else None, pbc=frame.pbc if periodic else None,
-            molecule=self._molecule(frame, smiles, source), smiles=smiles, record=record, source=source,
+            cell=frame.cell * self._length if periodic else None,
+            pbc=frame.pbc if periodic else None,
+            molecule=self._molecule(frame, smiles, source),
+            smiles=smiles,
+            record=record,
+            source=source,
             subset=_text(frame, "config_type"),
-            properties={k: _plain(_label(frame, k, shape, False, source))
-                        for k, shape in self._property_shapes.items()},
-            atom_properties={k: _label(frame, k, (n, *shape), True, source)
-                             for k, shape in self._atom_shapes.items()})
+            properties={
+                k: _plain(_label(frame, k, shape, False, source))
+                for k, shape in self._property_shapes.items()
+            },
+            atom_properties={
+                k: _label(frame, k, (n, *shape), True, source)
+                for k, shape in self._atom_shapes.items()
+            },
+        )
 
     def _charge(self, frame: Frame, smiles: str, source: str) -> float:
         """Return the total charge of a frame (e)."""
-        return total_charge(float(_label(frame, self._keys["charge"], (), False, source)), smiles, frame.charge)
+        return total_charge(
+            float(_label(frame, self._keys["charge"], (), False, source)), smiles, frame.charge
+        )
 
     def _note_partial_charges(self, frames: list[Frame]) -> None:
         """Add a note if initial charges do not sum to an integer and no other charge is known."""
         for i, f in enumerate(frames):
-            if (whole_charge(f.charge) is None and not _has(f, self._keys["charge"])
-                    and not _text(f, self._keys["smiles"])):
+            if (
+                whole_charge(f.charge) is None
+                and not _has(f, self._keys["charge"])
+                and not _text(f, self._keys["smiles"])
+            ):
                 self.notes.append(
                     f"{self.path.name}:{i}: the initial charges of the atoms add up to {f.charge:.4g}, which is no "
                     "total charge; frames with such charges and without another are taken as neutral. Name the label "
-                    f"of the total charge, {options.how('charge_key', 'NAME')}, if there is one")
+                    f"of the total charge, {options.how('charge_key', 'NAME')}, if there is one"
+                )
                 return
 
     def _molecule(self, frame: Frame, smiles: str, source: str) -> str:
@@ -196,8 +252,10 @@ class Reader(reader.Reader):
         key = self._keys["molecule"]
         name = _text(frame, key) if key else smiles or _formula(frame.numbers)
         if not name:
-            raise DatasetError(f"{source}: has no {key!r} to tell its molecule; found: {_found([frame])}. Change or "
-                               "leave out molecule_key.")
+            raise DatasetError(
+                f"{source}: has no {key!r} to tell its molecule; found: {_found([frame])}. Change or "
+                "leave out molecule_key."
+            )
         return name
 
     def _check_keys(self, frames: list[Frame]) -> None:
@@ -214,8 +272,12 @@ class Reader(reader.Reader):
                 self._require(frames, self._keys[option], f"{option}_key")
         key = self._keys["forces"]
         if key and not any(_has(f, key) for f in frames):
-            alike = [k for f in frames for k in (*f.labels, *f.arrays, *f.results)
-                     if "force" in k.lower() or "grad" in k.lower()]
+            alike = [
+                k
+                for f in frames
+                for k in (*f.labels, *f.arrays, *f.results)
+                if "force" in k.lower() or "grad" in k.lower()
+            ]
             if key != "forces" or alike:
                 self._require(frames, key, "forces_key")
             log.warning("%s: no forces in the first %d frames", self.path, len(frames))
@@ -225,16 +287,25 @@ class Reader(reader.Reader):
         if not any(_has(f, key) for f in frames):
             raise DatasetError(
                 f"{self.path}: {key!r} is in none of the first {len(frames)} frames; found: {_found(frames)}. Give the "
-                f"name, {options.how(option, 'NAME')}" + (
-                    "." if option == "molecule_key" else ", or none, " + options.how(option, "''") + "."))
+                f"name, {options.how(option, 'NAME')}"
+                + (
+                    "."
+                    if option == "molecule_key"
+                    else ", or none, " + options.how(option, "''") + "."
+                )
+            )
 
-    def _shapes(self, frames: list[Frame], keys: tuple[str, ...], option: str, atoms: bool) -> dict[str, tuple]:
+    def _shapes(
+        self, frames: list[Frame], keys: tuple[str, ...], option: str, atoms: bool
+    ) -> dict[str, tuple]:
         """Return the shape of each label, without the axis of the atoms if `atoms` is set."""
         shapes = {}
         for key in keys:
             self._require(frames, key, option)
             frame = next(f for f in frames if _has(f, key))
-            shapes[key] = np.shape(_numbers(_value(frame, key, str(self.path)), key, str(self.path)))
+            shapes[key] = np.shape(
+                _numbers(_value(frame, key, str(self.path)), key, str(self.path))
+            )
             shapes[key] = shapes[key][1:] if atoms else () if shapes[key] == (1,) else shapes[key]
         return shapes
 
@@ -252,10 +323,16 @@ def _found(frames: list[Frame]) -> str:
 
 def _value(frame: Frame, key: str, source: str) -> Any:
     """Return the label with this name, or None. Values stored in two places must be equal."""
-    values = [part[key] for part in (frame.labels, frame.arrays, frame.results) if part.get(key) is not None]
+    values = [
+        part[key]
+        for part in (frame.labels, frame.arrays, frame.results)
+        if part.get(key) is not None
+    ]
     if len(values) > 1 and not all(np.array_equal(values[0], v) for v in values[1:]):
-        raise DatasetError(f"{source}: {key!r} stands there twice with different values (as a label of the file and as "
-                           "a calculator's result). Write the one that is meant under another name.")
+        raise DatasetError(
+            f"{source}: {key!r} stands there twice with different values (as a label of the file and as "
+            "a calculator's result). Write the one that is meant under another name."
+        )
     return values[0] if values else None
 
 
@@ -268,8 +345,10 @@ def _label(frame: Frame, key: str, shape: tuple[int, ...], atoms: bool, source: 
     if not shape and value.size == 1:
         value = value.reshape(())
     if value.shape != shape:
-        raise DatasetError(f"{source}: {key!r} has shape {value.shape}, expected {shape}"
-                           + (f" for {len(frame.numbers)} atoms" if atoms else ""))
+        raise DatasetError(
+            f"{source}: {key!r} has shape {value.shape}, expected {shape}"
+            + (f" for {len(frame.numbers)} atoms" if atoms else "")
+        )
     return value
 
 
@@ -294,4 +373,6 @@ def _text(frame: Frame, key: str) -> str:
 
 def _formula(numbers: np.ndarray) -> str:
     """Return the formula with elements in the order of atomic numbers."""
-    return "".join(f"{chemical_symbols[z]}{n}" for z, n in zip(*np.unique(numbers, return_counts=True)))
+    return "".join(
+        f"{chemical_symbols[z]}{n}" for z, n in zip(*np.unique(numbers, return_counts=True))
+    )

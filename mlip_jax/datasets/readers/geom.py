@@ -54,10 +54,16 @@ from mlip_jax.structure import Structure
 
 _KCAL = units.kcal / units.mol
 # property: (name in the file, conversion factor of the file's unit; energies to eV)
-_OF_MOLECULE = {"ensemble_energy": ("ensembleenergy", _KCAL), "ensemble_free_energy": ("ensemblefreeenergy", _KCAL),
-                "ensemble_entropy": ("ensembleentropy", _KCAL / 1000)}
-_OF_CONFORMER = {"energy_relative": ("relativeenergy", _KCAL), "boltzmann_weight": ("boltzmannweight", 1.0),
-                 "degeneracy": ("degeneracy", 1.0)}
+_OF_MOLECULE = {
+    "ensemble_energy": ("ensembleenergy", _KCAL),
+    "ensemble_free_energy": ("ensemblefreeenergy", _KCAL),
+    "ensemble_entropy": ("ensembleentropy", _KCAL / 1000),
+}
+_OF_CONFORMER = {
+    "energy_relative": ("relativeenergy", _KCAL),
+    "boltzmann_weight": ("boltzmannweight", 1.0),
+    "degeneracy": ("degeneracy", 1.0),
+}
 _MAX_ATOMS = 10_000  # per molecule; the largest one in GEOM has 181
 
 
@@ -81,19 +87,34 @@ class Reader(reader.Reader):
     LEVEL_OF_THEORY = "GFN2-xTB (CREST)"
     UNITS = {"positions": "Å", "energy": "hartree", "energy_relative": "kcal/mol", "forces": "none"}
 
-    def __init__(self, path: str | Path, subset: str = "", max_conformers: int | None = None,
-                 level_of_theory: str = ""):
+    def __init__(
+        self,
+        path: str | Path,
+        subset: str = "",
+        max_conformers: int | None = None,
+        level_of_theory: str = "",
+    ):
         super().__init__(path)
-        self._max_conformers = options.positive_integer("max_conformers", max_conformers, allow_none=True)
+        self._max_conformers = options.positive_integer(
+            "max_conformers", max_conformers, allow_none=True
+        )
         subset = options.text("subset", subset)
-        self.level_of_theory = options.text("level_of_theory", level_of_theory) or self.LEVEL_OF_THEORY
+        self.level_of_theory = (
+            options.text("level_of_theory", level_of_theory) or self.LEVEL_OF_THEORY
+        )
         kind = kind_of(self.path)
         if kind is None:
-            raise DatasetError(f"{self.path}: not GEOM data. Expected its rdkit_folder (summary_drugs.json, drugs/), "
-                               "a folder of its pickles, one pickle, or a crude .msgpack file.")
-        self._molecules = (PickleFolder(self.path, subset) if kind == "folder" else
-                           Pickle(self.path, subset) if kind == "pickle" else
-                           MessagePackStream(self.path, kind, subset))
+            raise DatasetError(
+                f"{self.path}: not GEOM data. Expected its rdkit_folder (summary_drugs.json, drugs/), "
+                "a folder of its pickles, one pickle, or a crude .msgpack file."
+            )
+        self._molecules = (
+            PickleFolder(self.path, subset)
+            if kind == "folder"
+            else Pickle(self.path, subset)
+            if kind == "pickle"
+            else MessagePackStream(self.path, kind, subset)
+        )
         self.sequential = isinstance(self._molecules, MessagePackStream)
 
     @classmethod
@@ -132,12 +153,20 @@ class Reader(reader.Reader):
                 continue
             yield from self._read_molecule(item, record, report)
 
-    def _read_molecule(self, item: GeomRecord, record: int, report: ReadReport) -> Iterator[Structure]:
+    def _read_molecule(
+        self, item: GeomRecord, record: int, report: ReadReport
+    ) -> Iterator[Structure]:
         """Yield the conformers of a molecule."""
         molecule, source = item.content, item.source
         if not isinstance(molecule, Mapping) or not isinstance(molecule.get("conformers"), list):
-            found = sorted(map(str, molecule)) if isinstance(molecule, Mapping) else type(molecule).__name__
-            raise DatasetError(f"{source}: expected a dict with a list 'conformers', as GEOM has it; found {found}")
+            found = (
+                sorted(map(str, molecule))
+                if isinstance(molecule, Mapping)
+                else type(molecule).__name__
+            )
+            raise DatasetError(
+                f"{source}: expected a dict with a list 'conformers', as GEOM has it; found {found}"
+            )
         conformers = molecule["conformers"]
         if not conformers:
             report.skip("no conformers", source)
@@ -157,10 +186,18 @@ class Reader(reader.Reader):
                 charge = charge_from_smiles(smiles)
             report.structures += 1
             yield Structure(
-                numbers=numbers, positions=positions, energy=_energy(conformers[c], where) * units.Hartree,
-                charge=float(charge), molecule=smiles or source, smiles=smiles, conformer=c, record=record,
-                subset=item.subset, source=source,
-                properties={**_labels(conformers[c], _OF_CONFORMER, where), **shared})
+                numbers=numbers,
+                positions=positions,
+                energy=_energy(conformers[c], where) * units.Hartree,
+                charge=float(charge),
+                molecule=smiles or source,
+                smiles=smiles,
+                conformer=c,
+                record=record,
+                subset=item.subset,
+                source=source,
+                properties={**_labels(conformers[c], _OF_CONFORMER, where), **shared},
+            )
 
 
 def _lowest(conformers: list, count: int | None, source: str) -> list[int]:
@@ -181,11 +218,15 @@ def _energy(conformer, source) -> float:
     return _number(conformer.get("totalenergy"), "totalenergy", source)
 
 
-def _labels(holder: Mapping, names: Mapping[str, tuple[str, float]], source: str) -> dict[str, float]:
+def _labels(
+    holder: Mapping, names: Mapping[str, tuple[str, float]], source: str
+) -> dict[str, float]:
     """Return the labels in `names`, converted by their factors, NaN if missing."""
     if not isinstance(holder, Mapping):
         raise DatasetError(f"{source}: a conformer is {type(holder).__name__}, expected a dict")
-    return {name: _number(holder.get(key), key, source) * unit for name, (key, unit) in names.items()}
+    return {
+        name: _number(holder.get(key), key, source) * unit for name, (key, unit) in names.items()
+    }
 
 
 def _number(value, key, source) -> float:
@@ -207,8 +248,10 @@ def _atoms(conformer: Mapping, source: str) -> tuple[np.ndarray, np.ndarray, flo
     if isinstance(conformer.get("rd_mol"), RDKitMolecule):
         return conformer["rd_mol"].atoms(source)
     if "xyz" not in conformer:
-        raise DatasetError(f"{source}: expected a conformer with 'rd_mol' (an RDKit molecule) or 'xyz'; found "
-                           f"{sorted(map(str, conformer))}")
+        raise DatasetError(
+            f"{source}: expected a conformer with 'rd_mol' (an RDKit molecule) or 'xyz'; found "
+            f"{sorted(map(str, conformer))}"
+        )
     table = _table(conformer["xyz"], source)
     return checked_numbers(table[:, 0], source), table[:, 1:].copy(), None
 
@@ -223,13 +266,19 @@ def _table(rows, source: str) -> np.ndarray:
         rows = np.asarray(rows).tolist() if rows.ndim == 2 else [rows]
     if not isinstance(rows, list | tuple) or not 0 < len(rows) <= _MAX_ATOMS:
         found = f"{len(rows)} rows" if isinstance(rows, list | tuple) else type(rows).__name__
-        raise DatasetError(f"{source}: xyz has {found}, expected a list of 1 to {_MAX_ATOMS} rows: atomic number, x, "
-                           "y, z")
+        raise DatasetError(
+            f"{source}: xyz has {found}, expected a list of 1 to {_MAX_ATOMS} rows: atomic number, x, "
+            "y, z"
+        )
     for row in rows:
         if not isinstance(row, list | tuple) or len(row) != 4:
-            raise DatasetError(f"{source}: xyz has the row {safe_pickle.shown(row)}, expected atomic number, x, y, z")
+            raise DatasetError(
+                f"{source}: xyz has the row {safe_pickle.shown(row)}, expected atomic number, x, y, z"
+            )
         if not all(isinstance(cell, float | int | np.integer | np.floating) for cell in row):
-            raise DatasetError(f"{source}: xyz has the row {safe_pickle.shown(row)}, which is not four numbers")
+            raise DatasetError(
+                f"{source}: xyz has the row {safe_pickle.shown(row)}, which is not four numbers"
+            )
     try:
         return np.array(rows, np.float64)
     except (OverflowError, MemoryError) as error:

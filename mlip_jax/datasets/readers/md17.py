@@ -41,7 +41,12 @@ from mlip_jax.datasets.formats import npz
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.structure import Structure
 
-_REVISED = {"numbers": "nuclear_charges", "positions": "coords", "energy": "energies", "forces": "forces"}
+_REVISED = {
+    "numbers": "nuclear_charges",
+    "positions": "coords",
+    "energy": "energies",
+    "forces": "forces",
+}
 _ORIGINAL = {"numbers": "z", "positions": "R", "energy": "E", "forces": "F"}
 _TWO_FILES, _NONE = "('TRAIN.csv', 'TEST.csv')", "''"
 _BLOCK = 512  # rows read at once
@@ -49,7 +54,15 @@ _KCAL = units.kcal / units.mol
 _E_UNITS = {"kcal/mol": _KCAL, "kcal mol-1": _KCAL, "kcal": _KCAL, "ev": 1.0}
 _R_UNITS = ("ang", "angstrom", "a", "å")
 # Approximate energies of isolated atoms (eV), to distinguish units that differ by a factor of 20.
-_ROUGH_ATOMS = {1: -13.6, 6: -1029.0, 7: -1485.0, 8: -2042.0, 9: -2713.0, 16: -10830.0, 17: -12520.0}
+_ROUGH_ATOMS = {
+    1: -13.6,
+    6: -1029.0,
+    7: -1485.0,
+    8: -2042.0,
+    9: -2713.0,
+    16: -10830.0,
+    17: -12520.0,
+}
 
 
 class Reader(reader.Reader):
@@ -65,18 +78,27 @@ class Reader(reader.Reader):
     LEVEL_OF_THEORY = "PBE/def2-SVP (rMD17); PBE+vdW-TS (MD17)"
     UNITS = {"positions": "Å", "energy": "kcal/mol", "forces": "kcal/mol/Å"}
 
-    def __init__(self, path: str | Path, split_files: tuple[str, str] | str | None = None, split_number: int = 1):
+    def __init__(
+        self,
+        path: str | Path,
+        split_files: tuple[str, str] | str | None = None,
+        split_number: int = 1,
+    ):
         super().__init__(path)
         split_number = options.positive_integer("split_number", split_number)
         if split_files is None:
             self._splits = self._find_splits(split_number)
         else:
             if isinstance(split_files, list | tuple):
-                split_files = [os.fspath(f) if isinstance(f, os.PathLike) else f for f in split_files]
+                split_files = [
+                    os.fspath(f) if isinstance(f, os.PathLike) else f for f in split_files
+                ]
             files = options.texts("split_files", split_files)
             if len(files) not in (0, 2):
-                raise ConfigError("reader option split_files must be two files, ('TRAIN', 'TEST'), or '' for none; "
-                                  f"received {split_files!r}")
+                raise ConfigError(
+                    "reader option split_files must be two files, ('TRAIN', 'TEST'), or '' for none; "
+                    f"received {split_files!r}"
+                )
             self._splits = tuple(Path(f) for f in files) or None
         self._file = npz.NpzFile(self.path)
         try:
@@ -92,17 +114,22 @@ class Reader(reader.Reader):
         if self._keys is None:
             raise DatasetError(
                 f"{self.path}: has the layout of neither rMD17 ({', '.join(_REVISED.values())}) nor MD17 "
-                f"({', '.join(_ORIGINAL.values())}; z for one molecule); found {sorted(self._file.members)}")
+                f"({', '.join(_ORIGINAL.values())}; z for one molecule); found {sorted(self._file.members)}"
+            )
         self.numbers = self._file.whole(self._keys["numbers"]).astype(np.int32)
         self._length = self._file.members[self._keys["positions"]].shape[0]
         if not self._length:
             raise DatasetError(f"{self.path}: the file holds no frames")
         self._check_shapes()
         revised = self._keys is _REVISED
-        self.level_of_theory = "PBE/def2-SVP" if revised else self._file.text("theory") or "PBE+vdW-TS"
+        self.level_of_theory = (
+            "PBE/def2-SVP" if revised else self._file.text("theory") or "PBE+vdW-TS"
+        )
         self.molecule = _molecule_name(self.path)
         self._unit = self._energy_unit()
-        self.sequential = any(self._file.streamed(k) for k in self._keys.values() if k in self._file)
+        self.sequential = any(
+            self._file.streamed(k) for k in self._keys.values() if k in self._file
+        )
 
     @classmethod
     def matches(cls, path: Path) -> bool:
@@ -121,7 +148,7 @@ class Reader(reader.Reader):
     def read(self, records: range, report: ReadReport) -> Iterator[Structure]:
         """Yield the structures of the records. Frames with non-finite positions are skipped."""
         for at in range(0, len(records), _BLOCK):
-            block = records[at:at + _BLOCK]
+            block = records[at : at + _BLOCK]
             yield from self._read_block(block, report)
 
     def _read_block(self, records: range, report: ReadReport) -> Iterator[Structure]:
@@ -140,8 +167,14 @@ class Reader(reader.Reader):
                 continue
             report.structures += 1
             yield Structure(
-                numbers=self.numbers, positions=positions[i].copy(), energy=float(energy[i]), forces=forces[i].copy(),
-                molecule=self.molecule, record=record, source=source)
+                numbers=self.numbers,
+                positions=positions[i].copy(),
+                energy=float(energy[i]),
+                forces=forces[i].copy(),
+                molecule=self.molecule,
+                record=record,
+                source=source,
+            )
 
     def official_split(self) -> dict[str, np.ndarray] | None:
         """Return the rows of "train" and "test" from the split files; None without split files.
@@ -152,17 +185,23 @@ class Reader(reader.Reader):
         """
         if self._splits is None:
             return None
-        split = {name: self._rows_of_split(file) for name, file in zip(("train", "test"), self._splits)}
+        split = {
+            name: self._rows_of_split(file) for name, file in zip(("train", "test"), self._splits)
+        }
         both = np.intersect1d(split["train"], split["test"])
         if len(both):
-            raise DatasetError(f"{self._splits[0]} and {self._splits[1]}: {len(both)} rows are in both, the first is "
-                               f"{both[0]}")
+            raise DatasetError(
+                f"{self._splits[0]} and {self._splits[1]}: {len(both)} rows are in both, the first is "
+                f"{both[0]}"
+            )
         return split
 
     def _rows_of_split(self, file: Path) -> np.ndarray:
         """Return the row numbers in a split file, shape (rows,), after checking them."""
         try:
-            rows = np.array([int(word) for word in file.read_text().replace(",", " ").split()], np.int64)
+            rows = np.array(
+                [int(word) for word in file.read_text().replace(",", " ").split()], np.int64
+            )
         except (OSError, ValueError) as error:
             raise DatasetError(f"{file}: expected row numbers, one a line ({error})") from error
         if not len(rows):
@@ -172,17 +211,26 @@ class Reader(reader.Reader):
             raise DatasetError(
                 f"{file}: {len(outside)} of its {len(rows)} rows, such as {outside[0]}, are not among the {len(self)} "
                 f"of {self.path.name}: the split belongs to another file, or this one is a part of it. Give the right "
-                f"files, {options.how('split_files', _TWO_FILES)}, or none, {options.how('split_files', _NONE)}.")
+                f"files, {options.how('split_files', _TWO_FILES)}, or none, {options.how('split_files', _NONE)}."
+            )
         if len(np.unique(rows)) != len(rows):
-            raise DatasetError(f"{file}: {len(rows) - len(np.unique(rows))} rows are named more than once")
+            raise DatasetError(
+                f"{file}: {len(rows) - len(np.unique(rows))} rows are named more than once"
+            )
         return rows
 
     def _find_splits(self, number: int) -> tuple[Path, Path] | None:
         """Return the official train and test files next to the data, or None."""
         names = [_molecule_name(self.path), "index"]
-        for folder in (self.path.parent / "splits", self.path.parent.parent / "splits", self.path.parent):
+        for folder in (
+            self.path.parent / "splits",
+            self.path.parent.parent / "splits",
+            self.path.parent,
+        ):
             for name in names:
-                pair = tuple(folder / f"{name}_{part}_{number:02d}.csv" for part in ("train", "test"))
+                pair = tuple(
+                    folder / f"{name}_{part}_{number:02d}.csv" for part in ("train", "test")
+                )
                 if all(f.is_file() for f in pair):
                     return pair
         return None
@@ -206,10 +254,14 @@ class Reader(reader.Reader):
                 if member.dtype.hasobject:
                     self._file.rows(key, 0, 1)  # raises DatasetError for pickled objects
                 if member.shape not in shapes or member.dtype.kind not in "fiu":
-                    raise DatasetError(f"{self.path}: {key} has shape {member.shape} and type {member.dtype}, expected "
-                                       f"numbers of shape {' or '.join(map(str, shapes))}")
+                    raise DatasetError(
+                        f"{self.path}: {key} has shape {member.shape} and type {member.dtype}, expected "
+                        f"numbers of shape {' or '.join(map(str, shapes))}"
+                    )
         if n == 0 or ((self.numbers < 1) | (self.numbers > 118)).any():
-            raise DatasetError(f"{self.path}: {self._keys['numbers']} are no atomic numbers: {self.numbers.tolist()}")
+            raise DatasetError(
+                f"{self.path}: {self._keys['numbers']} are no atomic numbers: {self.numbers.tolist()}"
+            )
 
     def _energy_unit(self) -> float:
         """Return the energy unit of the file (eV): the stated one, otherwise kcal/mol.
@@ -218,7 +270,9 @@ class Reader(reader.Reader):
         """
         stated, length = self._file.text("e_unit").strip(), self._file.text("r_unit").strip()
         if stated and stated.lower() not in _E_UNITS:
-            raise DatasetError(f"{self.path}: e_unit is {stated!r}, expected one of {', '.join(_E_UNITS)}")
+            raise DatasetError(
+                f"{self.path}: e_unit is {stated!r}, expected one of {', '.join(_E_UNITS)}"
+            )
         if length and length.lower() not in _R_UNITS:
             raise DatasetError(f"{self.path}: r_unit is {length!r}, expected Ang")
         unit = _E_UNITS[stated.lower()] if stated else _KCAL
@@ -228,14 +282,19 @@ class Reader(reader.Reader):
             if factor != unit and 0.9 < energy * factor / rough < 1.1:
                 raise DatasetError(
                     f"{self.path}: the first energy, {energy:.6g}, is that of this molecule in {name}, but "
-                    f"{'e_unit says ' + stated if stated else 'MD17 has kcal/mol'}. Is this an MD17 file?")
+                    f"{'e_unit says ' + stated if stated else 'MD17 has kcal/mol'}. Is this an MD17 file?"
+                )
         return unit
 
 
 def _keys(members: dict[str, npz.Member]) -> dict[str, str] | None:
     """Return the array names of the layout that the file has, None if it has neither."""
     for keys in (_REVISED, _ORIGINAL):
-        if keys["numbers"] in members and keys["positions"] in members and keys["energy"] in members:
+        if (
+            keys["numbers"] in members
+            and keys["positions"] in members
+            and keys["energy"] in members
+        ):
             one_molecule = len(members[keys["numbers"]].shape) == 1
             if one_molecule and len(members[keys["positions"]].shape) == 3:
                 return keys

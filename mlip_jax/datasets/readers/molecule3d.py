@@ -66,8 +66,15 @@ class Reader(reader.Reader):
     LEVEL_OF_THEORY = "B3LYP/6-31G*"
     UNITS = {"positions": "Å", "energy": "eV", "homo, lumo, gap": "eV", "dipole": "debye"}
 
-    def __init__(self, path: str | Path, split: str = "random", smiles: bool = False, energy_unit: str = "eV",
-                 orbital_unit: str = "eV", dipole_unit: str = "debye"):
+    def __init__(
+        self,
+        path: str | Path,
+        split: str = "random",
+        smiles: bool = False,
+        energy_unit: str = "eV",
+        orbital_unit: str = "eV",
+        dipole_unit: str = "debye",
+    ):
         super().__init__(path)
         self._energy = _option("energy_unit", energy_unit, _ENERGY_UNITS)
         self._orbital = _option("orbital_unit", orbital_unit, _ENERGY_UNITS)
@@ -78,12 +85,16 @@ class Reader(reader.Reader):
         self._parts = [_Sdf(p, *span) for span, p in sorted(_sdf_files(folder).items())]
         if not self._parts or not (folder / "properties.csv").is_file():
             found = sorted(p.name for p in folder.iterdir())[:20] if folder.is_dir() else "a file"
-            raise DatasetError(f"{self.path}: expected a folder with combined_mols_*_to_*.sdf and properties.csv, as "
-                               f"Molecule3D has them; found {found}")
+            raise DatasetError(
+                f"{self.path}: expected a folder with combined_mols_*_to_*.sdf and properties.csv, as "
+                f"Molecule3D has them; found {found}"
+            )
         for before, after in zip(self._parts, self._parts[1:]):
             if after.start < before.stop:
-                raise DatasetError(f"{after.path} begins at molecule {after.start}, but {before.path.name} has them up "
-                                   f"to {before.stop - 1}")
+                raise DatasetError(
+                    f"{after.path} begins at molecule {after.start}, but {before.path.name} has them up "
+                    f"to {before.stop - 1}"
+                )
         self._starts = np.cumsum([0] + [len(p) for p in self._parts])
         self._table = _Table(folder / "properties.csv")
         try:
@@ -111,7 +122,9 @@ class Reader(reader.Reader):
 
     def files(self) -> list[Path]:
         splits = (self._table.path.with_name(f"{name}_split_inds.json") for name in _SPLITS)
-        return [p.path for p in self._parts] + [self._table.path] + [p for p in splits if p.is_file()]
+        return (
+            [p.path for p in self._parts] + [self._table.path] + [p for p in splits if p.is_file()]
+        )
 
     def read(self, records: range, report: ReadReport) -> Iterator[Structure]:
         """Yield the structures of the records. Empty table cells are NaN.
@@ -136,15 +149,19 @@ class Reader(reader.Reader):
           DatasetError: The chosen split file is missing or corrupted, or contains molecules whose
             SDF files are missing.
         """
-        if not any(self._table.path.with_name(f"{name}_split_inds.json").is_file() for name in _SPLITS):
+        if not any(
+            self._table.path.with_name(f"{name}_split_inds.json").is_file() for name in _SPLITS
+        ):
             return None
         path = self._table.path.with_name(f"{self._split}_split_inds.json")
         try:
             stored = json.loads(path.read_text())
             parts = {name: np.array(stored[name], np.int64) for name in ("train", "valid", "test")}
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DatasetError(f"{path}: cannot be read as {{'train': [...], 'valid': [...], 'test': [...]}} "
-                               f"({type(error).__name__}: {error})") from error
+            raise DatasetError(
+                f"{path}: cannot be read as {{'train': [...], 'valid': [...], 'test': [...]}} "
+                f"({type(error).__name__}: {error})"
+            ) from error
         return {name: self._records(molecules, path) for name, molecules in parts.items()}
 
     def _locate(self, record: int) -> tuple[_Sdf, int]:
@@ -162,15 +179,18 @@ class Reader(reader.Reader):
             raise DatasetError(
                 f"{path}: {int(missing.sum())} of its {len(molecules)} molecules, the first number "
                 f"{molecules[missing][0]}, are in none of {', '.join(p.path.name for p in self._parts)}. Put the "
-                "missing SDF files there, or split without the official split.")
+                "missing SDF files there, or split without the official split."
+            )
         return self._starts[:-1][at] + molecules - firsts[at]
 
     def _check_table(self) -> None:
         """Raise DatasetError if the table is too short or its energies do not fit the molecules."""
         needed = self._parts[-1].stop
         if len(self._table) < needed:
-            raise DatasetError(f"{self._table.path}: has {len(self._table)} molecules, but {self._parts[-1].path.name} "
-                               f"ends at {needed}. The table is truncated or belongs to other files.")
+            raise DatasetError(
+                f"{self._table.path}: has {len(self._table)} molecules, but {self._parts[-1].path.name} "
+                f"ends at {needed}. The table is truncated or belongs to other files."
+            )
         # Core electrons contribute most of a total energy, so the elements determine its scale
         # (Thomas-Fermi: -0.7687 Z^(7/3) hartree per atom).
         for record in range(min(10, len(self))):
@@ -178,11 +198,17 @@ class Reader(reader.Reader):
             numbers = _parse(part.block(molecule - part.start), f"{part.path.name}:{molecule}")[0]
             energy = self._table.row(molecule)[1]["scf energy"] * self._energy
             scale = -0.7687 * units.Hartree * float((numbers.astype(float) ** (7 / 3)).sum())
-            if len(numbers) and numbers.max() <= 18 and math.isfinite(energy) and not 0.3 < energy / scale < 2:
+            if (
+                len(numbers)
+                and numbers.max() <= 18
+                and math.isfinite(energy)
+                and not 0.3 < energy / scale < 2
+            ):
                 raise DatasetError(
                     f"{part.path.name}:{molecule}: a total energy of {energy:.4g} eV does not fit these atoms (about "
                     f"{0.7 * scale:.4g}): the table is in another unit, or in another order than the SDF files. "
-                    f"Name the unit, {options.how('energy_unit', 'hartree')}.")
+                    f"Name the unit, {options.how('energy_unit', 'hartree')}."
+                )
 
     def _structure(self, block: bytes, molecule: int, record: int, source: str) -> Structure:
         """Return the structure of a mol block and its table row, after checking their identity."""
@@ -190,19 +216,33 @@ class Reader(reader.Reader):
         cid, row = self._table.row(molecule)
         named = re.fullmatch(r"(?:CID\D?)?0*(\d+)", title, re.IGNORECASE)
         if named and cid and int(named[1]) != cid:
-            raise DatasetError(f"{source}: the SDF file has compound {named[1]}, but line {molecule + 2} of "
-                               f"{self._table.path.name} is compound {cid}: they are not in the same order")
+            raise DatasetError(
+                f"{source}: the SDF file has compound {named[1]}, but line {molecule + 2} of "
+                f"{self._table.path.name} is compound {cid}: they are not in the same order"
+            )
         homo, lumo, gap = row["homo"], row["lumo"], row["homolumogap"]
         if abs(gap - (lumo - homo)) > _ROUNDING:
-            raise DatasetError(f"{source}: the gap is {gap}, but LUMO - HOMO is {lumo} - {homo}: the columns of "
-                               f"{self._table.path.name} are not what their names say")
+            raise DatasetError(
+                f"{source}: the gap is {gap}, but LUMO - HOMO is {lumo} - {homo}: the columns of "
+                f"{self._table.path.name} are not what their names say"
+            )
         dipole = np.array([row[f"dipole {x}"] for x in "xyz"]) * self._dipole
         return Structure(
-            numbers=numbers, positions=positions, energy=row["scf energy"] * self._energy, charge=charge,
-            molecule=str(cid) if cid else f"molecule {molecule}", smiles=_smiles(block) if self._smiles else "",
-            record=record, source=source,
-            properties={"homo": homo * self._orbital, "lumo": lumo * self._orbital, "gap": gap * self._orbital,
-                        "dipole": dipole})
+            numbers=numbers,
+            positions=positions,
+            energy=row["scf energy"] * self._energy,
+            charge=charge,
+            molecule=str(cid) if cid else f"molecule {molecule}",
+            smiles=_smiles(block) if self._smiles else "",
+            record=record,
+            source=source,
+            properties={
+                "homo": homo * self._orbital,
+                "lumo": lumo * self._orbital,
+                "gap": gap * self._orbital,
+                "dipole": dipole,
+            },
+        )
 
 
 class _Sdf:
@@ -227,9 +267,11 @@ class _Sdf:
         if self._file is None or self._file.closed:
             self._file = self.path.open("rb")
         # Before returning the last record, scan the rest of the file for surplus records.
-        while self._known <= index or (index == len(self) - 1 and self._scanned < self.path.stat().st_size):
+        while self._known <= index or (
+            index == len(self) - 1 and self._scanned < self.path.stat().st_size
+        ):
             self._scan()
-        first, last = (int(p) for p in self._places[index:index + 2])
+        first, last = (int(p) for p in self._places[index : index + 2])
         self._file.seek(first)
         return self._file.read(last - first)
 
@@ -241,22 +283,28 @@ class _Sdf:
         final = len(content) < _BLOCK
         length = len(content) if final else content.rfind(b"\n") + 1
         if not content or not length:
-            raise DatasetError(f"{self.path}: ends after {self._known} records, its name promises {len(self)}. It is "
-                               "truncated; download it again.")
+            raise DatasetError(
+                f"{self.path}: ends after {self._known} records, its name promises {len(self)}. It is "
+                "truncated; download it again."
+            )
         at = content.find(b"$$$$", 0, length)
         while at >= 0:
             end = content.find(b"\n", at, length)
             end = length if end < 0 else end + 1
             if at == 0 or content[at - 1] == 10:
                 if self._known == len(self):
-                    raise DatasetError(f"{self.path}: has more than the {len(self)} records that its name promises")
+                    raise DatasetError(
+                        f"{self.path}: has more than the {len(self)} records that its name promises"
+                    )
                 self._known += 1
                 self._places[self._known] = self._scanned + end
             at = content.find(b"$$$$", end, length)
         rest = max(int(self._places[self._known]) - self._scanned, 0)
         if final and content[rest:length].strip():
-            raise DatasetError(f"{self.path}: record {self.start + self._known} has no end ($$$$). The file is "
-                               "truncated; download it again.")
+            raise DatasetError(
+                f"{self.path}: record {self.start + self._known} has no end ($$$$). The file is "
+                "truncated; download it again."
+            )
         self._scanned += length
 
 
@@ -267,7 +315,9 @@ class _Table:
         self.path = path
         self._file = path.open("rb")
         header = self._file.readline().decode("utf-8", "replace")
-        self._columns = {name.strip().lower(): i for i, name in enumerate(next(csv.reader([header]), []))}
+        self._columns = {
+            name.strip().lower(): i for i, name in enumerate(next(csv.reader([header]), []))
+        }
         missing = [c for c in _COLUMNS if c not in self._columns]
         if missing:
             self._file.close()
@@ -282,16 +332,20 @@ class _Table:
 
     def row(self, molecule: int) -> tuple[int, dict[str, float]]:
         """Return the compound number (0 if missing) and the values per column, NaN if empty."""
-        first, last = (int(p) for p in self._places[molecule:molecule + 2])
+        first, last = (int(p) for p in self._places[molecule : molecule + 2])
         self._file.seek(first)
         line = self._file.read(last - first).decode("utf-8", "replace")
         cells = next(csv.reader([line]), [])
         try:
             cid = cells[self._columns["cid"]] if "cid" in self._columns else ""
-            return int(float(cid or 0)), {c: float(cells[self._columns[c]] or math.nan) for c in _COLUMNS}
+            return int(float(cid or 0)), {
+                c: float(cells[self._columns[c]] or math.nan) for c in _COLUMNS
+            }
         except (IndexError, ValueError) as error:
-            raise DatasetError(f"{self.path}: line {molecule + 2}: expected {len(self._columns)} numbers, found "
-                               f"{line.strip()[:200]!r}") from error
+            raise DatasetError(
+                f"{self.path}: line {molecule + 2}: expected {len(self._columns)} numbers, found "
+                f"{line.strip()[:200]!r}"
+            ) from error
 
     def _index(self) -> np.ndarray:
         """Return the offset of each line and of the end of the file, shape (lines + 1,)."""
@@ -324,23 +378,29 @@ def _parse(block: bytes, source: str) -> tuple[np.ndarray, np.ndarray, int, str]
     lines = block.decode("utf-8", "replace").splitlines()
     version = lines[3][33:39].strip() if len(lines) > 3 else ""
     if version != "V2000":
-        raise DatasetError(f"{source}: expected a V2000 mol block, found version {version!r} in line 4: "
-                           f"{lines[3][:60] if len(lines) > 3 else ''!r}")
+        raise DatasetError(
+            f"{source}: expected a V2000 mol block, found version {version!r} in line 4: "
+            f"{lines[3][:60] if len(lines) > 3 else ''!r}"
+        )
     try:
         count = int(lines[3][:3])
-        atoms = lines[4:4 + count]
+        atoms = lines[4 : 4 + count]
         if len(atoms) < count:
             raise ValueError(f"{count} atoms, but {len(lines)} lines")
-        positions = np.array([(line[:10], line[10:20], line[20:30]) for line in atoms], np.float64).reshape(-1, 3)
+        positions = np.array(
+            [(line[:10], line[10:20], line[20:30]) for line in atoms], np.float64
+        ).reshape(-1, 3)
         if not np.isfinite(positions).all():
             raise ValueError("positions that are not finite")
         symbols = [line[31:34].strip() for line in atoms]
         numbers = np.array([_ISOTOPES.get(s) or atomic_numbers[s] for s in symbols], np.int32)
         if not numbers.all():
             raise ValueError("a dummy atom")
-        return numbers, positions, _charge(atoms, lines[4 + count:]), lines[0].strip()
+        return numbers, positions, _charge(atoms, lines[4 + count :]), lines[0].strip()
     except (ValueError, KeyError) as error:
-        raise DatasetError(f"{source}: the mol block is damaged ({type(error).__name__}: {error})") from error
+        raise DatasetError(
+            f"{source}: the mol block is damaged ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _charge(atoms: list[str], others: list[str]) -> int:
@@ -356,7 +416,9 @@ def _smiles(block: bytes) -> str:
     try:
         from rdkit import Chem, RDLogger
     except ImportError as error:
-        raise DatasetError("the option smiles needs RDKit: pip install 'mlip-flax[data]'") from error
+        raise DatasetError(
+            "the option smiles needs RDKit: pip install 'mlip-flax[data]'"
+        ) from error
     RDLogger.DisableLog("rdApp.*")
     molecule = Chem.MolFromMolBlock(block.decode("utf-8", "replace"), removeHs=True)
     return "" if molecule is None else Chem.MolToSmiles(molecule)

@@ -47,12 +47,24 @@ log = logging.getLogger(__name__)
 # Energies of isolated atoms (hartree), ωB97X-D/def2-SVP (iodine with its effective core potential),
 # as subtracted in the data set.
 _ATOM_ENERGIES = {
-    "H": -0.5024932583661139, "C": -37.79809934247253, "N": -54.522414832380626, "O": -74.97667809850873,
-    "F": -99.61446950401614, "P": -341.13941895023964, "S": -397.9719278356063, "Cl": -459.98864965660516,
-    "Br": -2573.8571719614743, "I": -297.7564286148722}
+    "H": -0.5024932583661139,
+    "C": -37.79809934247253,
+    "N": -54.522414832380626,
+    "O": -74.97667809850873,
+    "F": -99.61446950401614,
+    "P": -341.13941895023964,
+    "S": -397.9719278356063,
+    "Cl": -459.98864965660516,
+    "Br": -2573.8571719614743,
+    "I": -297.7564286148722,
+}
 _KEYS = {"moses_id", "conformation_id"}
-_SUMMARY = {"homo": ("DFT HOMO", units.Hartree), "lumo": ("DFT LUMO", units.Hartree),
-            "gap": ("DFT HOMO-LUMO GAP", units.Hartree), "dipole_moment": ("DFT TOTAL DIPOLE", units.Debye)}
+_SUMMARY = {
+    "homo": ("DFT HOMO", units.Hartree),
+    "lumo": ("DFT LUMO", units.Hartree),
+    "gap": ("DFT HOMO-LUMO GAP", units.Hartree),
+    "dipole_moment": ("DFT TOTAL DIPOLE", units.Debye),
+}
 _TOTAL = "DFT TOTAL ENERGY"
 _SAME_ENERGY = 1e-3  # hartree; allows for rounding in the summary, but not for another conformation
 
@@ -67,8 +79,13 @@ class Reader(reader.Reader):
     """
 
     LEVEL_OF_THEORY = "ωB97X-D/def2-SVP"
-    UNITS = {"positions": "Å", "energy": "hartree, less the isolated atoms", "forces": "hartree/Å",
-             "homo, lumo, gap": "hartree", "dipole_moment": "debye"}
+    UNITS = {
+        "positions": "Å",
+        "energy": "hartree, less the isolated atoms",
+        "forces": "hartree/Å",
+        "homo, lumo, gap": "hartree",
+        "dipole_moment": "debye",
+    }
 
     def __init__(self, path: str | Path, summary: str = "auto"):
         super().__init__(path)
@@ -88,8 +105,11 @@ class Reader(reader.Reader):
         _check_layout(first, f"{self.path.name}:{first.id}")
         _check_units(self._database.metadata, self.path)
         self._atoms = _atom_energies(self._database.metadata, self.path)
-        self.atom_energies = {chemical_symbols[z]: float(e) * units.Hartree
-                              for z, e in enumerate(self._atoms) if np.isfinite(e)}
+        self.atom_energies = {
+            chemical_symbols[z]: float(e) * units.Hartree
+            for z, e in enumerate(self._atoms)
+            if np.isfinite(e)
+        }
         self._subtracted = self._is_subtracted(first, f"{self.path.name}:{first.id}")
         self._summary_path = self._find_summary(summary)
         self._summary: _SummaryTable | None = None
@@ -101,8 +121,13 @@ class Reader(reader.Reader):
             return False
         try:
             with AseDatabase(path) as database:
-                return all(_KEYS <= row.key_value_pairs.keys() for row in database.rows(range(min(1, len(database))))
-                           ) and len(database) > 0
+                return (
+                    all(
+                        _KEYS <= row.key_value_pairs.keys()
+                        for row in database.rows(range(min(1, len(database))))
+                    )
+                    and len(database) > 0
+                )
         except (DatasetError, OSError):
             return False
 
@@ -143,9 +168,16 @@ class Reader(reader.Reader):
         if self._summary is not None:
             properties = self._summary.labels(row, energy, source)
         return Structure(
-            numbers=checked_numbers(row.numbers, source), positions=row.positions, energy=energy * units.Hartree,
-            forces=_forces(row, source), molecule=smiles or f"moses {row.key_value_pairs['moses_id']}", smiles=smiles,
-            record=record, source=source, properties=properties)
+            numbers=checked_numbers(row.numbers, source),
+            positions=row.positions,
+            energy=energy * units.Hartree,
+            forces=_forces(row, source),
+            molecule=smiles or f"moses {row.key_value_pairs['moses_id']}",
+            smiles=smiles,
+            record=record,
+            source=source,
+            properties=properties,
+        )
 
     def _total_energy(self, row: AseRow, source: str) -> float:
         """Return the total energy of a row (hartree), NaN if missing."""
@@ -156,7 +188,8 @@ class Reader(reader.Reader):
         if subtracted != self._subtracted:
             raise DatasetError(
                 f"{source}: the energy {stored} hartree is {'without' if subtracted else 'with'} the isolated atoms, "
-                "unlike the first row's. Is this a mixture of files?")
+                "unlike the first row's. Is this a mixture of files?"
+            )
         return stored + (self._sum_of_atoms(row, source) if subtracted else 0.0)
 
     def _is_subtracted(self, row: AseRow, source: str) -> bool:
@@ -169,7 +202,8 @@ class Reader(reader.Reader):
             return False
         raise DatasetError(
             f"{source}: an energy of {stored} is neither the total energy of these atoms in hartree (about "
-            f"{atoms:.1f}) nor that less the isolated atoms. Is it in another unit?")
+            f"{atoms:.1f}) nor that less the isolated atoms. Is it in another unit?"
+        )
 
     def _sum_of_atoms(self, row: AseRow, source: str) -> float:
         """Return the sum of the energies of the isolated atoms (hartree)."""
@@ -177,8 +211,10 @@ class Reader(reader.Reader):
         energies = self._atoms[np.where(known, row.numbers, 0)]
         missing = row.numbers[~known | ~np.isfinite(energies)]
         if len(missing):
-            raise DatasetError(f"{source}: the energy of an isolated {chemical_symbols[missing[0]]} atom is not known, "
-                               f"so there is no total energy; known: {', '.join(self.atom_energies)}")
+            raise DatasetError(
+                f"{source}: the energy of an isolated {chemical_symbols[missing[0]]} atom is not known, "
+                f"so there is no total energy; known: {', '.join(self.atom_energies)}"
+            )
         return float(energies.sum())
 
     def _find_summary(self, summary: str) -> Path | None:
@@ -191,8 +227,10 @@ class Reader(reader.Reader):
         if not summary:
             return None
         if not Path(summary).is_file() or summary.endswith(".gz"):
-            raise DatasetError(f"{summary}: no such unpacked table. Give summary.csv of the release (after gzip -d), "
-                               f"{options.how('summary', 'FILE')}, or '' for none.")
+            raise DatasetError(
+                f"{summary}: no such unpacked table. Give summary.csv of the release (after gzip -d), "
+                f"{options.how('summary', 'FILE')}, or '' for none."
+            )
         return Path(summary)
 
 
@@ -217,7 +255,9 @@ class _SummaryTable:
         if len(twice):
             key = int(self._keys[twice[0]])
             self._file.close()
-            raise DatasetError(f"{path}: MOSES id {key >> 32}, CONFORMER id {key & 0xffffffff} stands there twice")
+            raise DatasetError(
+                f"{path}: MOSES id {key >> 32}, CONFORMER id {key & 0xFFFFFFFF} stands there twice"
+            )
 
     def close(self) -> None:
         self._file.close()
@@ -231,7 +271,11 @@ class _SummaryTable:
         at = np.searchsorted(self._keys, _key(moses, conformation))
         # Each step of an optimization has other orbitals. The table contains only those of the
         # first or last conformation.
-        if at == len(self._keys) or self._keys[at] != _key(moses, conformation) or "iteration" in row.key_value_pairs:
+        if (
+            at == len(self._keys)
+            or self._keys[at] != _key(moses, conformation)
+            or "iteration" in row.key_value_pairs
+        ):
             return dict.fromkeys(_SUMMARY, math.nan)
         self._file.seek(int(self._places[at]))
         values = next(csv.reader([self._file.readline().decode("utf-8", "replace")]))
@@ -240,18 +284,27 @@ class _SummaryTable:
             raise DatasetError(
                 f"{source}: the total energy is {energy:.6f} hartree, but {self.path.name} says {total:.6f} for MOSES "
                 f"id {moses}, CONFORMER id {conformation}. The table belongs to another release; give the right one, "
-                "or summary='' for none.")
-        return {name: self._number(values, column, source) * unit for name, (column, unit) in _SUMMARY.items()}
+                "or summary='' for none."
+            )
+        return {
+            name: self._number(values, column, source) * unit
+            for name, (column, unit) in _SUMMARY.items()
+        }
 
     def _header(self) -> dict[str, int]:
         """Return the index of each column. Raise DatasetError if a required column is missing."""
         header = next(csv.reader([self._file.readline().decode("utf-8", "replace")]), [])
         columns = {name.strip(): i for i, name in enumerate(header)}
-        missing = [c for c in ("MOSES id", "CONFORMER id", _TOTAL, *(c for c, _ in _SUMMARY.values()))
-                   if c not in columns]
+        missing = [
+            c
+            for c in ("MOSES id", "CONFORMER id", _TOTAL, *(c for c, _ in _SUMMARY.values()))
+            if c not in columns
+        ]
         if missing:
-            raise DatasetError(f"{self.path}: has no column {missing[0]!r}; found {header[:30]}. Is this the table "
-                               "summary.csv of ∇²DFT?")
+            raise DatasetError(
+                f"{self.path}: has no column {missing[0]!r}; found {header[:30]}. Is this the table "
+                "summary.csv of ∇²DFT?"
+            )
         return columns
 
     def _index(self) -> tuple[np.ndarray, np.ndarray]:
@@ -266,8 +319,10 @@ class _SummaryTable:
                 try:
                     keys.append(_key(int(cells[first]), int(cells[second])))
                 except (IndexError, ValueError) as error:
-                    raise DatasetError(f"{self.path}: line {number}: expected the numbers of a molecule and of a "
-                                       f"conformation, found {line[:60]!r}") from error
+                    raise DatasetError(
+                        f"{self.path}: line {number}: expected the numbers of a molecule and of a "
+                        f"conformation, found {line[:60]!r}"
+                    ) from error
                 places.append(place)
             place += len(line)
             if len(keys) == 1_000_000:  # arrays take less memory than lists of integers
@@ -282,7 +337,9 @@ class _SummaryTable:
             text = values[self._columns[column]].strip()
             return float(text) if text else math.nan
         except (IndexError, ValueError) as error:
-            raise DatasetError(f"{self.path}: the line of {source} has no number for {column!r}: {values}") from error
+            raise DatasetError(
+                f"{self.path}: the line of {source} has no number for {column!r}: {values}"
+            ) from error
 
 
 def _key(moses: int, conformation: int) -> int:
@@ -296,12 +353,17 @@ def _check_layout(row: AseRow, source: str) -> None:
         raise DatasetError(
             f"{source}: expected 'moses_id' and 'conformation_id' with 'energy', as ∇²DFT has them; found keys "
             f"{sorted(row.key_value_pairs)} and data {sorted(row.data)}. Other ASE databases are read with "
-            "config.data.reader: ase.")
+            "config.data.reader: ase."
+        )
 
 
 def _check_units(metadata: dict, path: Path) -> None:
     """Raise DatasetError if the database states other units than those of ∇²DFT."""
-    stored = {"distance": metadata.get("_distance_unit", "Ang"), "energy": "Hartree", "forces": "Hartree/Ang"}
+    stored = {
+        "distance": metadata.get("_distance_unit", "Ang"),
+        "energy": "Hartree",
+        "forces": "Hartree/Ang",
+    }
     stored |= {k: v for k, v in (metadata.get("_property_unit_dict") or {}).items() if k in stored}
     for name, unit in {"distance": "Ang", "energy": "Hartree", "forces": "Hartree/Ang"}.items():
         if str(stored[name]).lower() != unit.lower():
@@ -319,7 +381,9 @@ def _atom_energies(metadata: dict, path: Path) -> np.ndarray:
     if refs.ndim == 2 and refs.shape[1] == 1:
         refs = refs[:, 0]
     if refs.ndim != 1 or len(refs) > 119:
-        raise DatasetError(f"{path}: atomrefs have shape {refs.shape}, expected one number by atomic number")
+        raise DatasetError(
+            f"{path}: atomrefs have shape {refs.shape}, expected one number by atomic number"
+        )
     return np.where(refs == 0, np.nan, refs)
 
 
@@ -337,7 +401,9 @@ def _forces(row: AseRow, source: str) -> np.ndarray:
         return np.full(row.positions.shape, np.nan)
     forces = _numbers(row, "forces", source)
     if forces.shape != row.positions.shape:
-        raise DatasetError(f"{source}: forces have shape {forces.shape}, expected {row.positions.shape}")
+        raise DatasetError(
+            f"{source}: forces have shape {forces.shape}, expected {row.positions.shape}"
+        )
     return forces * units.Hartree
 
 
@@ -346,4 +412,6 @@ def _numbers(row: AseRow, name: str, source: str) -> np.ndarray:
     try:
         return np.asarray(row.data[name], np.float64)
     except (TypeError, ValueError) as error:
-        raise DatasetError(f"{source}: {name} holds no numbers ({error}); the row is damaged") from error
+        raise DatasetError(
+            f"{source}: {name} holds no numbers ({error}); the row is damaged"
+        ) from error

@@ -42,10 +42,14 @@ from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.structure import Structure
 
 STAGES = {"pm3": "PM3", "hf": "HF", "DFT_1st": "B3LYP/6-31G*", "DFT_2nd": "B3LYP/6-31G*"}
-_COLUMNS = {"homo_ev": ("homo", 1.0), "lumo_ev": ("lumo", 1.0), "gap_ev": ("gap", 1.0),
-            "dipole_e_bohr": ("dipole_moment", units.Bohr)}
+_COLUMNS = {
+    "homo_ev": ("homo", 1.0),
+    "lumo_ev": ("lumo", 1.0),
+    "gap_ev": ("gap", 1.0),
+    "dipole_e_bohr": ("dipole_moment", units.Bohr),
+}
 _SUMMARY_STAGE = "DFT_1st"
-_MAX_RECORD = 2 ** 26  # bytes after decompression; the longest of 3,000 trajectories takes 260 kB
+_MAX_RECORD = 2**26  # bytes after decompression; the longest of 3,000 trajectories takes 260 kB
 
 
 class Reader(reader.Reader):
@@ -68,22 +72,37 @@ class Reader(reader.Reader):
     LEVEL_OF_THEORY = STAGES["DFT_1st"]
     UNITS = {"positions": "Å", "energy": "hartree", "forces": "hartree/bohr, gradient"}
 
-    def __init__(self, path: str | Path, stages: Sequence[str] = ("DFT_1st",), stride: int = 1,
-                 max_snapshots: int | None = None, summary: str = "auto", level_of_theory: str = ""):
+    def __init__(
+        self,
+        path: str | Path,
+        stages: Sequence[str] = ("DFT_1st",),
+        stride: int = 1,
+        max_snapshots: int | None = None,
+        summary: str = "auto",
+        level_of_theory: str = "",
+    ):
         super().__init__(path)
         self._stages = options.texts("stages", stages)
         unknown = [s for s in self._stages if s not in STAGES]
         if unknown or not self._stages or len(set(self._stages)) < len(self._stages):
-            raise ConfigError(f"stages must be some of {', '.join(STAGES)}; received {self._stages}")
+            raise ConfigError(
+                f"stages must be some of {', '.join(STAGES)}; received {self._stages}"
+            )
         self._stride = options.positive_integer("stride", stride)
-        self._max_snapshots = options.positive_integer("max_snapshots", max_snapshots, allow_none=True)
+        self._max_snapshots = options.positive_integer(
+            "max_snapshots", max_snapshots, allow_none=True
+        )
         published = ", ".join(dict.fromkeys(STAGES[s] for s in self._stages))
         self.level_of_theory = options.text("level_of_theory", level_of_theory) or published
         if not level_of_theory:
-            self.notes.append(f"{self.path.name} does not state its level of theory; {published} as published is "
-                              f"assumed. If it is another, give {options.how('level_of_theory', '...')}")
+            self.notes.append(
+                f"{self.path.name} does not state its level of theory; {published} as published is "
+                f"assumed. If it is another, give {options.how('level_of_theory', '...')}"
+            )
         self._summary_path = _find_summary(self.path, options.path("summary", summary))
-        self._summary, self._names = _read_summary(self._summary_path) if self._summary_path else ({}, ())
+        self._summary, self._names = (
+            _read_summary(self._summary_path) if self._summary_path else ({}, ())
+        )
         self._environment = _LmdbFile(self.path)
         self._length = self._environment.handle.stat()["entries"]
         if not self._length:
@@ -108,7 +127,9 @@ class Reader(reader.Reader):
             return False
         try:
             with environment.handle.begin() as transaction, transaction.cursor() as cursor:
-                return cursor.first() and cursor.key().isdigit() and cursor.value()[:2] == b"\x1f\x8b"
+                return (
+                    cursor.first() and cursor.key().isdigit() and cursor.value()[:2] == b"\x1f\x8b"
+                )
         except Exception:  # lmdb.Error, which cannot be named if the package is missing
             return False
         finally:
@@ -150,8 +171,10 @@ class Reader(reader.Reader):
         for stage in self._stages:
             snapshots = stages.get(stage)
             if not isinstance(snapshots, list | None):
-                raise DatasetError(f"{source}: stage {stage} is {type(snapshots).__name__}, expected a list of "
-                                   "snapshots or None")
+                raise DatasetError(
+                    f"{source}: stage {stage} is {type(snapshots).__name__}, expected a list of "
+                    "snapshots or None"
+                )
             if not snapshots:
                 report.skip(f"no snapshots of {stage}", source)
                 continue
@@ -164,9 +187,19 @@ class Reader(reader.Reader):
                 is_final = stage == _SUMMARY_STAGE and step == len(snapshots) - 1
                 report.structures += 1
                 yield Structure(
-                    numbers=numbers, positions=positions, energy=energy, forces=forces, molecule=str(cid),
-                    charge=float(charge_from_smiles(smiles)), smiles=smiles, conformer=begin + step, record=record,
-                    subset=stage, source=source, properties=dict(zip(self._names, final)) if is_final else unknown)
+                    numbers=numbers,
+                    positions=positions,
+                    energy=energy,
+                    forces=forces,
+                    molecule=str(cid),
+                    charge=float(charge_from_smiles(smiles)),
+                    smiles=smiles,
+                    conformer=begin + step,
+                    record=record,
+                    subset=stage,
+                    source=source,
+                    properties=dict(zip(self._names, final)) if is_final else unknown,
+                )
             begin += len(snapshots)
 
     def _chosen(self, count: int) -> list[int]:
@@ -177,11 +210,15 @@ class Reader(reader.Reader):
         if self._max_snapshots == 1:
             return steps[-1:]
         if self._max_snapshots is not None and len(steps) > self._max_snapshots:
-            steps = [steps[i] for i in np.linspace(0, len(steps) - 1, self._max_snapshots).round().astype(int)]
+            steps = [
+                steps[i]
+                for i in np.linspace(0, len(steps) - 1, self._max_snapshots).round().astype(int)
+            ]
         return steps
 
 
 # --- The LMDB file ---
+
 
 class _LmdbFile:
     """LMDB file, open for reading.
@@ -219,24 +256,32 @@ class _LmdbFile:
     def keys(self, count: int) -> np.ndarray:
         """Return all keys in order as one array of fixed width; 3.5 million keys take 56 MB."""
         import lmdb
+
         try:
             with self._handle().begin() as transaction, transaction.cursor() as cursor:
                 return np.fromiter(cursor.iternext(keys=True, values=False), "S16", count)
         except (lmdb.Error, ValueError) as error:
-            raise DatasetError(f"{self.path}: the list of keys cannot be read ({error}); the file is damaged. "
-                               "Download or make it again.") from error
+            raise DatasetError(
+                f"{self.path}: the list of keys cannot be read ({error}); the file is damaged. "
+                "Download or make it again."
+            ) from error
 
     def get(self, key: bytes, source: str) -> bytes:
         """Return the value of a key. `source` identifies the record in error messages."""
         import lmdb
+
         try:
             with self._handle().begin() as transaction:
                 value = transaction.get(key)
         except lmdb.Error as error:
-            raise DatasetError(f"{source}: the record cannot be read ({error}); the file is damaged. Download or make "
-                               "it again.") from error
+            raise DatasetError(
+                f"{source}: the record cannot be read ({error}); the file is damaged. Download or make "
+                "it again."
+            ) from error
         if value is None:
-            raise DatasetError(f"{source}: no record has this key; keys are expected to be CIDs of 9 digits")
+            raise DatasetError(
+                f"{source}: no record has this key; keys are expected to be CIDs of 9 digits"
+            )
         return value
 
     def _handle(self):
@@ -268,7 +313,9 @@ def _check_header(path: Path) -> None:
     page = _page_size(path)
     if page is None:
         what = "a folder" if path.is_dir() else f"{path.stat().st_size} bytes of something else"
-        raise DatasetError(f"{path}: not an LMDB file; found {what}, expected a single file (LMDB's subdir=False)")
+        raise DatasetError(
+            f"{path}: not an LMDB file; found {what}, expected a single file (LMDB's subdir=False)"
+        )
     if path.stat().st_size < 2 * page:
         raise _truncated(path, 2 * page)
 
@@ -278,12 +325,18 @@ def _open_lmdb(path: Path):
     try:
         import lmdb
     except ImportError as error:
-        raise ImportError("LMDB files need the package lmdb: pip install 'mlip-flax[data]'") from error
+        raise ImportError(
+            "LMDB files need the package lmdb: pip install 'mlip-flax[data]'"
+        ) from error
     try:
-        environment = lmdb.open(str(path), subdir=False, readonly=True, lock=False, create=False, readahead=False)
+        environment = lmdb.open(
+            str(path), subdir=False, readonly=True, lock=False, create=False, readahead=False
+        )
     except lmdb.Error as error:
-        raise DatasetError(f"{path}: cannot be opened as LMDB ({error}). It is damaged or not an LMDB file; download "
-                           "or make it again.") from error
+        raise DatasetError(
+            f"{path}: cannot be opened as LMDB ({error}). It is damaged or not an LMDB file; download "
+            "or make it again."
+        ) from error
     needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
     if path.stat().st_size < needed:
         environment.close()
@@ -297,16 +350,21 @@ class _Truncated(DatasetError):
 
 def _truncated(path: Path, needed: int) -> _Truncated:
     """Return the error for a file of fewer than `needed` bytes."""
-    return _Truncated(f"{path}: truncated: {path.stat().st_size} bytes, where its header tells of {needed}. Download "
-                      "or make it again.")
+    return _Truncated(
+        f"{path}: truncated: {path.stat().st_size} bytes, where its header tells of {needed}. Download "
+        "or make it again."
+    )
 
 
 # --- A record ---
 
+
 def _cid(key: bytes, source: str) -> int:
     """Return the compound number of a key."""
     if not key.isdigit():
-        raise DatasetError(f"{source}: the key is not a number; expected a CID, as PubChemQCR has it")
+        raise DatasetError(
+            f"{source}: the key is not a number; expected a CID, as PubChemQCR has it"
+        )
     return int(key)
 
 
@@ -316,17 +374,22 @@ def _unpack(value: bytes, source: str) -> dict:
     try:
         data = decompressor.decompress(value, _MAX_RECORD)
     except zlib.error as error:
-        raise DatasetError(f"{source}: the record is not gzip or is damaged ({error}). Is this a PubChemQCR "
-                           "file?") from error
+        raise DatasetError(
+            f"{source}: the record is not gzip or is damaged ({error}). Is this a PubChemQCR file?"
+        ) from error
     if not decompressor.eof:
         if len(data) >= _MAX_RECORD:
-            raise DatasetError(f"{source}: the record has more than {_MAX_RECORD} bytes when decompressed, which no "
-                               "trajectory has. The file is damaged or malicious.")
+            raise DatasetError(
+                f"{source}: the record has more than {_MAX_RECORD} bytes when decompressed, which no "
+                "trajectory has. The file is damaged or malicious."
+            )
         raise DatasetError(f"{source}: the record is truncated. Download or make the file again.")
     stages = safe_pickle.loads(data, allowed={}, source=source)
     if not isinstance(stages, dict) or not set(stages) & set(STAGES):
-        raise DatasetError(f"{source}: expected a dict with {', '.join(STAGES)}; found "
-                           f"{sorted(map(str, stages)) if isinstance(stages, dict) else type(stages).__name__}")
+        raise DatasetError(
+            f"{source}: expected a dict with {', '.join(STAGES)}; found "
+            f"{sorted(map(str, stages)) if isinstance(stages, dict) else type(stages).__name__}"
+        )
     return stages
 
 
@@ -345,11 +408,15 @@ def _read_snapshot(snapshot, source) -> tuple[np.ndarray, np.ndarray, float, np.
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         if isinstance(error, DatasetError):
             raise
-        raise DatasetError(f"{source}: not a snapshot with coordinates (atom, x, y, z), energy and gradient "
-                           f"(atom, dx, dy, dz): {type(error).__name__}: {error}") from error
+        raise DatasetError(
+            f"{source}: not a snapshot with coordinates (atom, x, y, z), energy and gradient "
+            f"(atom, dx, dy, dz): {type(error).__name__}: {error}"
+        ) from error
     if not np.array_equal(numbers, of_gradient):
-        raise DatasetError(f"{source}: the atoms of coordinates and of gradient differ: {numbers.tolist()} and "
-                           f"{of_gradient.tolist()}; expected the same atoms in the same order")
+        raise DatasetError(
+            f"{source}: the atoms of coordinates and of gradient differ: {numbers.tolist()} and "
+            f"{of_gradient.tolist()}; expected the same atoms in the same order"
+        )
     return numbers, positions, energy, -gradient * (units.Hartree / units.Bohr)
 
 
@@ -358,14 +425,19 @@ def _columns(atoms, *names, source) -> tuple[np.ndarray, np.ndarray]:
     numbers = reader.symbols_to_numbers((a["atom"] for a in atoms), source)
     # fromiter accepts only single numbers. numpy.array would walk through a list in place of a
     # number, which can be endless.
-    values = np.fromiter((a[name] for a in atoms for name in names), np.float64).reshape(-1, len(names))
+    values = np.fromiter((a[name] for a in atoms for name in names), np.float64).reshape(
+        -1, len(names)
+    )
     if not len(numbers) or not numbers.all():
-        raise DatasetError(f"{source}: a snapshot of {len(numbers)} atoms, {int((numbers == 0).sum())} of them "
-                           "without a nucleus")
+        raise DatasetError(
+            f"{source}: a snapshot of {len(numbers)} atoms, {int((numbers == 0).sum())} of them "
+            "without a nucleus"
+        )
     return numbers, values
 
 
 # --- summary.csv ---
+
 
 def _find_summary(path: Path, summary: str) -> Path | None:
     """Return the path of the summary, or None if there is none."""
@@ -373,8 +445,10 @@ def _find_summary(path: Path, summary: str) -> Path | None:
         beside = path.parent / "summary.csv"
         return beside if beside.is_file() else None
     if summary and not Path(summary).is_file():
-        raise DatasetError(f"{summary}: no such file. Give the path of the table as option summary, "
-                           f"{options.how('summary', '...')}, or '' for none.")
+        raise DatasetError(
+            f"{summary}: no such file. Give the path of the table as option summary, "
+            f"{options.how('summary', '...')}, or '' for none."
+        )
     return Path(summary) if summary else None
 
 
@@ -383,14 +457,18 @@ def _read_summary(path: Path) -> tuple[dict[int, tuple], tuple[str, ...]]:
     with open(path, newline="", encoding="utf-8") as file:
         table = csv.DictReader(file)
         if "cid" not in (table.fieldnames or ()):
-            raise DatasetError(f"{path}: expected a table with the column cid; found {table.fieldnames}. Give another "
-                               "path as option summary, or '' for none.")
+            raise DatasetError(
+                f"{path}: expected a table with the column cid; found {table.fieldnames}. Give another "
+                "path as option summary, or '' for none."
+            )
         columns = [c for c in _COLUMNS if c in table.fieldnames]
         rows = {}
         try:
             for row in table:
-                rows[int(row["cid"])] = (row.get("smiles") or "", *(
-                    float(row[c] or "nan") * _COLUMNS[c][1] for c in columns))
+                rows[int(row["cid"])] = (
+                    row.get("smiles") or "",
+                    *(float(row[c] or "nan") * _COLUMNS[c][1] for c in columns),
+                )
         except (ValueError, TypeError, UnicodeDecodeError, csv.Error) as error:
             raise DatasetError(f"{path}: line {table.line_num}: {error}") from error
     return rows, tuple(_COLUMNS[c][0] for c in columns)

@@ -45,13 +45,29 @@ from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.structure import Structure
 
 # Energies of isolated atoms (eV), PBE0, as published in the script of the data set.
-_ATOM_ENERGIES = {1: -13.641404161, 6: -1027.592489146, 7: -1484.274819088, 8: -2039.734879322, 16: -10828.707468187,
-                  17: -12516.444619523}
+_ATOM_ENERGIES = {
+    1: -13.641404161,
+    6: -1027.592489146,
+    7: -1484.274819088,
+    8: -2039.734879322,
+    16: -10828.707468187,
+    17: -12516.444619523,
+}
 _BINDING = (-9.0, -0.5)  # eV per atom; QM7-X has -6 to -3
-_PROPERTIES = {"homo": ("eH", 1.0), "lumo": ("eL", 1.0), "gap": ("HLgap", 1.0), "dipole_moment": ("DIP", 1.0),
-               "polarizability": ("mPOL", units.Bohr ** 3), "dispersion_energy": ("eMBD", 1.0)}
-_ATOM_PROPERTIES = {"hirshfeld_charges": ("hCHG", 1.0), "hirshfeld_volumes": ("hVOL", units.Bohr ** 3),
-                    "hirshfeld_ratios": ("hRAT", 1.0), "atomic_polarizabilities": ("atPOL", units.Bohr ** 3)}
+_PROPERTIES = {
+    "homo": ("eH", 1.0),
+    "lumo": ("eL", 1.0),
+    "gap": ("HLgap", 1.0),
+    "dipole_moment": ("DIP", 1.0),
+    "polarizability": ("mPOL", units.Bohr**3),
+    "dispersion_energy": ("eMBD", 1.0),
+}
+_ATOM_PROPERTIES = {
+    "hirshfeld_charges": ("hCHG", 1.0),
+    "hirshfeld_volumes": ("hVOL", units.Bohr**3),
+    "hirshfeld_ratios": ("hRAT", 1.0),
+    "atomic_polarizabilities": ("atPOL", units.Bohr**3),
+}
 _BLOCK = 512  # rows of an .npz file read at once
 
 
@@ -69,10 +85,17 @@ class Reader(reader.Reader):
     """
 
     LEVEL_OF_THEORY = "PBE0+MBD/tight"
-    UNITS = {"positions": "Å", "energy": "eV", "forces": "eV/Å", "polarizability": "bohr³",
-             "hirshfeld_volumes": "bohr³"}
+    UNITS = {
+        "positions": "Å",
+        "energy": "eV",
+        "forces": "eV/Å",
+        "polarizability": "bohr³",
+        "hirshfeld_volumes": "bohr³",
+    }
 
-    def __init__(self, path: str | Path, properties: bool = True, duplicates: str | Path | None = None):
+    def __init__(
+        self, path: str | Path, properties: bool = True, duplicates: str | Path | None = None
+    ):
         super().__init__(path)
         self.atom_energies = {chemical_symbols[z]: e for z, e in _ATOM_ENERGIES.items()}
         self._properties = properties = options.flag("properties", properties)
@@ -81,8 +104,10 @@ class Reader(reader.Reader):
         duplicate = _duplicates(self._duplicates)
         if self.path.suffix == ".npz":
             self._source = _Padded(self.path)
-            self.notes.append(f"{self.path.name} does not name its molecules: structures of one formula count as one "
-                              "molecule")
+            self.notes.append(
+                f"{self.path.name} does not name its molecules: structures of one formula count as one "
+                "molecule"
+            )
         else:
             self._source = _Groups(_hdf5_files(self.path), properties, duplicate)
 
@@ -125,7 +150,9 @@ class _Groups:
         try:
             for path in paths:
                 self._files.append(reader.open_hdf5(path))
-            self._names = [(f, name) for f, file in enumerate(self._files) for name in _in_order(file)]
+            self._names = [
+                (f, name) for f, file in enumerate(self._files) for name in _in_order(file)
+            ]
         except BaseException:
             self.close()
             raise
@@ -149,16 +176,22 @@ class _Groups:
             try:
                 yield from self._molecule(self._files[file], name, source, record, report)
             except (OSError, KeyError, RuntimeError) as error:
-                raise DatasetError(f"{source}: the record cannot be read ({error}); the file is damaged. "
-                                   "Download or make it again.") from error
+                raise DatasetError(
+                    f"{source}: the record cannot be read ({error}); the file is damaged. "
+                    "Download or make it again."
+                ) from error
 
     def _molecule(self, file, name, source, record, report) -> Iterator[Structure]:
         """Yield the structures of a molecule, minima first."""
         group = file[name]
         found = _in_order(group) if isinstance(group, h5py.Group) else type(group).__name__
-        if not isinstance(group, h5py.Group) or not all(isinstance(group[k], h5py.Group) for k in found[:1]):
-            raise DatasetError(f"{source}: expected a group of structures, as QM7-X has it; found {found}. Is this a "
-                               "QM7-X file?")
+        if not isinstance(group, h5py.Group) or not all(
+            isinstance(group[k], h5py.Group) for k in found[:1]
+        ):
+            raise DatasetError(
+                f"{source}: expected a group of structures, as QM7-X has it; found {found}. Is this a "
+                "QM7-X file?"
+            )
         for c, key in enumerate(found):
             place = f"{source}/{key}"
             if _minimum(key) in self._duplicates:
@@ -175,23 +208,34 @@ class _Groups:
         """Return the arguments of a structure from its group."""
         for field in ("atNUM", "atXYZ", "ePBE0+MBD"):
             if field not in group:
-                raise DatasetError(f"{source}: expected {field!r}, as QM7-X has it; found {sorted(group)}")
+                raise DatasetError(
+                    f"{source}: expected {field!r}, as QM7-X has it; found {sorted(group)}"
+                )
         numbers = checked_numbers(group["atNUM"][()].reshape(-1), source)
         n = len(numbers)
         energy = float(_values(group, "ePBE0+MBD", (), source))
         _check_energy(energy, numbers, source)
         properties, atom_properties = {}, {}
         if self._properties:
-            properties = {k: float(_values(group, field, (), source)) * unit
-                          for k, (field, unit) in _PROPERTIES.items()}
+            properties = {
+                k: float(_values(group, field, (), source)) * unit
+                for k, (field, unit) in _PROPERTIES.items()
+            }
             properties["dipole"] = _values(group, "vDIP", (3,), source)
-            atom_properties = {k: _values(group, field, (n,), source) * unit
-                               for k, (field, unit) in _ATOM_PROPERTIES.items()}
+            atom_properties = {
+                k: _values(group, field, (n,), source) * unit
+                for k, (field, unit) in _ATOM_PROPERTIES.items()
+            }
         return dict(
-            numbers=numbers, positions=_values(group, "atXYZ", (n, 3), source),
-            energy=energy, forces=_values(group, "totFOR", (n, 3), source),
-            molecule=f"m{name}", subset="equilibrium" if key.endswith("-opt") else "displaced",
-            properties=properties, atom_properties=atom_properties)
+            numbers=numbers,
+            positions=_values(group, "atXYZ", (n, 3), source),
+            energy=energy,
+            forces=_values(group, "totFOR", (n, 3), source),
+            molecule=f"m{name}",
+            subset="equilibrium" if key.endswith("-opt") else "displaced",
+            properties=properties,
+            atom_properties=atom_properties,
+        )
 
 
 class _Padded:
@@ -215,7 +259,7 @@ class _Padded:
     def read(self, records: range, report: ReadReport) -> Iterator[Structure]:
         """Yield the structures of the records."""
         for at in range(0, len(records), _BLOCK):
-            block = records[at:at + _BLOCK]
+            block = records[at : at + _BLOCK]
             start, stop = block[0], block[-1] + 1
             z, R, E, F = (self._file.rows(k, start, stop) for k in "zREF")
             for record in block:
@@ -235,26 +279,40 @@ class _Padded:
         numbers = checked_numbers(z[real], source)
         energy = float(E.reshape(-1)[0])
         if not len(numbers) or (z < 0).any():
-            raise DatasetError(f"{source}: {z.tolist()} are no atomic numbers with zeros for padding")
+            raise DatasetError(
+                f"{source}: {z.tolist()} are no atomic numbers with zeros for padding"
+            )
         _check_energy(energy, numbers, source)
         return Structure(
-            numbers=numbers, positions=R[real].astype(np.float64), energy=energy,
-            forces=F[real].astype(np.float64), molecule=_formula(numbers), record=record, source=source)
+            numbers=numbers,
+            positions=R[real].astype(np.float64),
+            energy=energy,
+            forces=F[real].astype(np.float64),
+            molecule=_formula(numbers),
+            record=record,
+            source=source,
+        )
 
     def _check(self) -> None:
         """Raise DatasetError if arrays are missing or have inconsistent shapes."""
         members, path = self._file.members, self.paths[0]
         missing = [k for k in "zREF" if k not in members]
         if missing:
-            raise DatasetError(f"{path}: expected the arrays z, R, E, F of the padded form of QM7-X; {missing} missing,"
-                               f" found {sorted(members)}")
+            raise DatasetError(
+                f"{path}: expected the arrays z, R, E, F of the padded form of QM7-X; {missing} missing,"
+                f" found {sorted(members)}"
+            )
         shape = members["z"].shape
         if len(shape) != 2 or not shape[0]:
-            raise DatasetError(f"{path}: z has shape {shape}, expected (structures, largest number of atoms)")
+            raise DatasetError(
+                f"{path}: z has shape {shape}, expected (structures, largest number of atoms)"
+            )
         expected = {"R": [(*shape, 3)], "E": [(shape[0],), (shape[0], 1)], "F": [(*shape, 3)]}
         for k, shapes in expected.items():
             if members[k].shape not in shapes:
-                raise DatasetError(f"{path}: {k} has shape {members[k].shape}, expected {shapes[-1]}")
+                raise DatasetError(
+                    f"{path}: {k} has shape {members[k].shape}, expected {shapes[-1]}"
+                )
 
 
 def _hdf5_files(path: Path) -> list[Path]:
@@ -263,8 +321,10 @@ def _hdf5_files(path: Path) -> list[Path]:
         return [path]
     files = sorted(path.glob("*.hdf5"), key=_number)
     if not files:
-        raise DatasetError(f"{path}: holds no .hdf5 files. Give the folder with 1000.hdf5 to 8000.hdf5, or one of "
-                           "them.")
+        raise DatasetError(
+            f"{path}: holds no .hdf5 files. Give the folder with 1000.hdf5 to 8000.hdf5, or one of "
+            "them."
+        )
     return files
 
 
@@ -278,9 +338,11 @@ def _in_order(group) -> list[str]:
 
     HDF5 sorts "10" before "2".
     """
+
     def key(name):
         parts = re.split(r"(\d+)", name.replace("-opt", "-0"))
         return [int(part) if i % 2 else part for i, part in enumerate(parts)]
+
     return sorted(group, key=key)
 
 
@@ -318,12 +380,15 @@ def _check_energy(energy: float, numbers: np.ndarray, source: str) -> None:
     if np.isfinite(binding) and not _BINDING[0] < binding < _BINDING[1]:
         raise DatasetError(
             f"{source}: the energy {energy:.6f} is {binding:.3f} eV per atom off that of the isolated atoms, expected "
-            f"{_BINDING[0]} to {_BINDING[1]}: it is no total PBE0 energy in eV. Is this a QM7-X file?")
+            f"{_BINDING[0]} to {_BINDING[1]}: it is no total PBE0 energy in eV. Is this a QM7-X file?"
+        )
 
 
 def _binding(energy: float, numbers: np.ndarray) -> float:
     """Return the energy minus that of the isolated atoms, per atom (eV)."""
-    return (energy - sum(_ATOM_ENERGIES.get(z, np.nan) for z in numbers.tolist())) / max(1, len(numbers))
+    return (energy - sum(_ATOM_ENERGIES.get(z, np.nan) for z in numbers.tolist())) / max(
+        1, len(numbers)
+    )
 
 
 def _formula(numbers: np.ndarray) -> str:
@@ -337,7 +402,9 @@ def _is_qm7x(path: Path) -> bool:
     try:
         with h5py.File(path, "r") as file:
             molecule = next(iter(file.values()), None)
-            first = next(iter(molecule.values()), None) if isinstance(molecule, h5py.Group) else None
+            first = (
+                next(iter(molecule.values()), None) if isinstance(molecule, h5py.Group) else None
+            )
             return isinstance(first, h5py.Group) and "atNUM" in first and "atXYZ" in first
     except (OSError, RuntimeError, KeyError):
         return False

@@ -63,12 +63,23 @@ class Reader(reader.Reader):
     """
 
     LEVEL_OF_THEORY = "B3LYP/6-31G(2df,p)"
-    UNITS = {"positions": "Å", "energy": "hartree (databases: as they state)", "dipole_moment": "debye",
-             "polarizability": "bohr³", "electronic_spatial_extent": "bohr²", "heat_capacity": "cal/mol/K",
-             "rotational_constants": "GHz"}
+    UNITS = {
+        "positions": "Å",
+        "energy": "hartree (databases: as they state)",
+        "dipole_moment": "debye",
+        "polarizability": "bohr³",
+        "electronic_spatial_extent": "bohr²",
+        "heat_capacity": "cal/mol/K",
+        "rotational_constants": "GHz",
+    }
 
-    def __init__(self, path: str | Path, uncharacterized: str | Path | None = None, keep_uncharacterized: bool = False,
-                 db_units: str = "auto"):
+    def __init__(
+        self,
+        path: str | Path,
+        uncharacterized: str | Path | None = None,
+        keep_uncharacterized: bool = False,
+        db_units: str = "auto",
+    ):
         super().__init__(path)
         db_units = options.one_of("db_units", db_units, ("auto", "eV", "hartree"))
         uncharacterized = options.path("uncharacterized", uncharacterized, allow_none=True)
@@ -119,8 +130,12 @@ class Reader(reader.Reader):
                 report.skip("positions not finite", source)
                 continue
             report.structures += 1
-            yield Structure(**structure, molecule=source if index is None else f"gdb {index}", record=record,
-                            source=source)
+            yield Structure(
+                **structure,
+                molecule=source if index is None else f"gdb {index}",
+                record=record,
+                source=source,
+            )
 
     def _exclude(self, given: str | Path | None) -> None:
         """Read the list of uncharacterized molecules, or add a note that they are kept."""
@@ -128,15 +143,21 @@ class Reader(reader.Reader):
         beside = dict.fromkeys(f / "uncharacterized.txt" for f in (folder, self.path.parent))
         found = Path(given) if given is not None else next((f for f in beside if f.is_file()), None)
         if not self._source.has_indices:
-            problem = (f"{self.path} does not name the index of its molecules: the 3,054 whose bonds changed on "
-                       "relaxation cannot be told apart from the others, and are kept if they are in it")
+            problem = (
+                f"{self.path} does not name the index of its molecules: the 3,054 whose bonds changed on "
+                "relaxation cannot be told apart from the others, and are kept if they are in it"
+            )
             if given is not None:
-                raise DatasetError(f"{problem}. Give the archive of QM9, or no option uncharacterized.")
+                raise DatasetError(
+                    f"{problem}. Give the archive of QM9, or no option uncharacterized."
+                )
             self.notes.append(problem)
         elif found is None:
-            self.notes.append("uncharacterized.txt is not beside the data: the 3,054 molecules whose bonds changed on "
-                              "relaxation are kept. Download it with the data, or name it, "
-                              f"{options.how('uncharacterized', '...')}.")
+            self.notes.append(
+                "uncharacterized.txt is not beside the data: the 3,054 molecules whose bonds changed on "
+                "relaxation are kept. Download it with the data, or name it, "
+                f"{options.how('uncharacterized', '...')}."
+            )
         else:
             self._list, self._excluded = found, _read_list(found)
 
@@ -146,11 +167,15 @@ def _read_list(path: Path) -> frozenset[int]:
     try:
         lines = path.read_text().split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path}: the list of uncharacterized molecules cannot be read ({error})") from error
+        raise DatasetError(
+            f"{path}: the list of uncharacterized molecules cannot be read ({error})"
+        ) from error
     # A row has five columns. Sentences in the header and footer can also begin with a number.
     rows = [words for words in map(str.split, lines) if len(words) == 5 and words[0].isdecimal()]
     if not rows:
-        raise DatasetError(f"{path}: holds no rows of index, three SMILES and a number, as uncharacterized.txt has")
+        raise DatasetError(
+            f"{path}: holds no rows of index, three SMILES and a number, as uncharacterized.txt has"
+        )
     return frozenset(int(words[0]) for words in rows)
 
 
@@ -160,4 +185,5 @@ def _check_energy(energy: float, numbers: np.ndarray, source: str) -> None:
     if np.isfinite(binding) and not BINDING[0] < binding < BINDING[1]:
         raise DatasetError(
             f"{source}: U0 of {energy:.6g} eV is {binding:.4g} eV per atom off the isolated atoms, expected "
-            f"{BINDING[0]} to {BINDING[1]}: it is in another unit than the rest of the file, or no total energy")
+            f"{BINDING[0]} to {BINDING[1]}: it is in another unit than the rest of the file, or no total energy"
+        )

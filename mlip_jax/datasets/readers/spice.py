@@ -29,8 +29,12 @@ from mlip_jax.datasets.formats.elements import checked_numbers
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.structure import Structure
 
-_UNITS = {"conformations": "bohr", "dft_total_energy": "hartree", "dft_total_gradient": "hartree/bohr",
-          "formation_energy": "hartree"}
+_UNITS = {
+    "conformations": "bohr",
+    "dft_total_energy": "hartree",
+    "dft_total_gradient": "hartree/bohr",
+    "formation_energy": "hartree",
+}
 _ATOM_MAP = re.compile(r":\d+(?=\])")
 
 
@@ -65,8 +69,11 @@ class Reader(reader.Reader):
         try:
             with h5py.File(path, "r") as file:
                 first = next(iter(file.values()), None)
-                return isinstance(first, h5py.Group) and "atomic_numbers" in first and (
-                    "conformations" in first or "dft_total_energy" in first)
+                return (
+                    isinstance(first, h5py.Group)
+                    and "atomic_numbers" in first
+                    and ("conformations" in first or "dft_total_energy" in first)
+                )
         except (OSError, RuntimeError):
             return False
 
@@ -87,23 +94,39 @@ class Reader(reader.Reader):
             source = f"{self.path.name}:{name}"
             try:
                 if self._file.get(name, getclass=True) is not h5py.Group:
-                    raise DatasetError(f"{source}: expected a group for each molecule, as SPICE has it; found a "
-                                       f"{self._file.get(name, getclass=True).__name__}. Is this a SPICE file?")
+                    raise DatasetError(
+                        f"{source}: expected a group for each molecule, as SPICE has it; found a "
+                        f"{self._file.get(name, getclass=True).__name__}. Is this a SPICE file?"
+                    )
                 group = h5py.h5g.open(self._file.id, name.encode("utf-8", "surrogateescape"))
                 if b"atomic_numbers" not in group:
-                    raise DatasetError(f"{source}: expected a group with 'atomic_numbers', as SPICE has it; found "
-                                       f"{sorted(n.decode() for n in group)}. Is this a SPICE file?")
+                    raise DatasetError(
+                        f"{source}: expected a group with 'atomic_numbers', as SPICE has it; found "
+                        f"{sorted(n.decode() for n in group)}. Is this a SPICE file?"
+                    )
                 yield from _read_molecule(group, source, record, report)
             except DatasetError:
                 raise
-            except (OSError, KeyError, RuntimeError, TypeError, ValueError, IndexError, MemoryError) as error:
-                raise DatasetError(f"{source}: the record cannot be read ({error}); the file is damaged. "
-                                   "Download or make it again.") from error
+            except (
+                OSError,
+                KeyError,
+                RuntimeError,
+                TypeError,
+                ValueError,
+                IndexError,
+                MemoryError,
+            ) as error:
+                raise DatasetError(
+                    f"{source}: the record cannot be read ({error}); the file is damaged. "
+                    "Download or make it again."
+                ) from error
 
 
 # Most time is spent in calls of h5py, not in reading bytes. Its low-level interface takes half the
 # time.
-def _read_molecule(group: h5py.h5g.GroupID, source: str, record: int, report: ReadReport) -> Iterator[Structure]:
+def _read_molecule(
+    group: h5py.h5g.GroupID, source: str, record: int, report: ReadReport
+) -> Iterator[Structure]:
     """Yield the conformations of a molecule."""
     positions = _floats(group, "conformations", None, source)
     if positions is None or not positions.size:
@@ -112,11 +135,14 @@ def _read_molecule(group: h5py.h5g.GroupID, source: str, record: int, report: Re
     numbers = checked_numbers(_floats(group, "atomic_numbers", None, source), source)
     positions *= units.Bohr
     if positions.ndim != 3 or positions.shape[1:] != (len(numbers), 3):
-        raise DatasetError(f"{source}: conformations have shape {positions.shape}, expected "
-                           f"(m, {len(numbers)}, 3)")
+        raise DatasetError(
+            f"{source}: conformations have shape {positions.shape}, expected (m, {len(numbers)}, 3)"
+        )
     count = len(positions)
     energy = _labels(group, "dft_total_energy", (count,), source) * units.Hartree
-    forces = _labels(group, "dft_total_gradient", positions.shape, source) * (-units.Hartree / units.Bohr)
+    forces = _labels(group, "dft_total_gradient", positions.shape, source) * (
+        -units.Hartree / units.Bohr
+    )
     formation = _labels(group, "formation_energy", (count,), source) * units.Hartree
     smiles, subset = (_text(group, name, source) for name in ("smiles", "subset"))
     charge, molecule = charge_from_smiles(smiles), molecule_identity(smiles)
@@ -127,9 +153,19 @@ def _read_molecule(group: h5py.h5g.GroupID, source: str, record: int, report: Re
             continue
         report.structures += 1
         yield Structure(
-            numbers=numbers, positions=positions[c], energy=float(energy[c]), forces=forces[c], charge=charge,
-            molecule=molecule or source, smiles=molecule, conformer=c, record=record, subset=subset, source=source,
-            properties={"formation_energy": float(formation[c])})
+            numbers=numbers,
+            positions=positions[c],
+            energy=float(energy[c]),
+            forces=forces[c],
+            charge=charge,
+            molecule=molecule or source,
+            smiles=molecule,
+            conformer=c,
+            record=record,
+            subset=subset,
+            source=source,
+            properties={"formation_energy": float(formation[c])},
+        )
 
 
 def _labels(group, name, shape, source) -> np.ndarray:
@@ -155,7 +191,11 @@ def _floats(group, name, shape, source) -> np.ndarray | None:
         attribute = h5py.h5a.open(data, b"units")
         unit = np.empty(attribute.shape, attribute.dtype)
         attribute.read(unit)
-        stored = unit.ravel()[0].decode() if unit.size and isinstance(unit.ravel()[0], bytes) else str(unit)
+        stored = (
+            unit.ravel()[0].decode()
+            if unit.size and isinstance(unit.ravel()[0], bytes)
+            else str(unit)
+        )
         if stored != _UNITS[name]:
             raise DatasetError(f"{source}: {name} is in {stored!r}, expected {_UNITS[name]!r}")
     return values

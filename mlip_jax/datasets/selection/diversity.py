@@ -17,7 +17,9 @@ from mlip_jax.datasets.identity import group, stable_ids
 from mlip_jax.datasets.molecules.fingerprints import morgan_fingerprint
 
 
-def maxmin(fingerprints: Sequence[Any], count: int, *, first: int | None = None, seed: int = 0) -> np.ndarray:
+def maxmin(
+    fingerprints: Sequence[Any], count: int, *, first: int | None = None, seed: int = 0
+) -> np.ndarray:
     """Return the indices of `count` diverse fingerprints in the order of picking, (count,) int64.
 
     Args:
@@ -34,7 +36,9 @@ def maxmin(fingerprints: Sequence[Any], count: int, *, first: int | None = None,
 
     size = len(fingerprints)
     if not size or count < 1:
-        raise ValueError(f"expected at least one fingerprint and one pick; received {size} and {count}")
+        raise ValueError(
+            f"expected at least one fingerprint and one pick; received {size} and {count}"
+        )
     first = _first(size, first, seed)
     if min(count, size) == 1:
         return np.array([first], np.int64)
@@ -44,7 +48,9 @@ def maxmin(fingerprints: Sequence[Any], count: int, *, first: int | None = None,
     return np.array(list(picked), np.int64)
 
 
-def maxmin_rank(molecule: np.ndarray, smiles: Sequence[str], count: int, *, seed: int, least: int = 1) -> np.ndarray:
+def maxmin_rank(
+    molecule: np.ndarray, smiles: Sequence[str], count: int, *, seed: int, least: int = 1
+) -> np.ndarray:
     """Return the rank of the molecule of each structure in the order of MaxMin picking, (S,) int64.
 
     The picks for a smaller count are the first picks for a larger one. The picks do not depend on
@@ -68,7 +74,9 @@ def maxmin_rank(molecule: np.ndarray, smiles: Sequence[str], count: int, *, seed
         for text in (smiles[k] for k in structures):
             mol = Chem.MolFromSmiles(text) if text else None
             if mol is None:
-                raise ValueError(f"a choice of diverse molecules needs SMILES that RDKit can read; received {text!r}")
+                raise ValueError(
+                    f"a choice of diverse molecules needs SMILES that RDKit can read; received {text!r}"
+                )
             # Hydrogens can be explicit in one record and implicit in the next.
             fingerprints.append(morgan_fingerprint(Chem.RemoveHs(mol)))
         return maxmin(fingerprints, picks, seed=seed)
@@ -76,7 +84,9 @@ def maxmin_rank(molecule: np.ndarray, smiles: Sequence[str], count: int, *, seed
     return _rank(molecule, count, least, pick)
 
 
-def farthest_points(points: np.ndarray, count: int, *, first: int | None = None, seed: int = 0) -> np.ndarray:
+def farthest_points(
+    points: np.ndarray, count: int, *, first: int | None = None, seed: int = 0
+) -> np.ndarray:
     """Return the indices of `count` distant points in the order of picking, (count,) int64.
 
     Each pick is the point whose nearest previous pick is farthest. The cost is O(S * F * count):
@@ -110,8 +120,15 @@ def farthest_points(points: np.ndarray, count: int, *, first: int | None = None,
     return picks
 
 
-def farthest_rank(molecule: np.ndarray, ids: np.ndarray, features: np.ndarray, count: int, *, seed: int,
-                  least: int = 1) -> np.ndarray:
+def farthest_rank(
+    molecule: np.ndarray,
+    ids: np.ndarray,
+    features: np.ndarray,
+    count: int,
+    *,
+    seed: int,
+    least: int = 1,
+) -> np.ndarray:
     """Return the rank of the molecule of each structure in farthest-point picking, (S,) int64.
 
     Each feature is divided by its standard deviation over the candidate molecules.
@@ -133,7 +150,9 @@ def farthest_rank(molecule: np.ndarray, ids: np.ndarray, features: np.ndarray, c
         wanted = np.asarray(molecule)[structures]
         places = order[np.minimum(np.searchsorted(ids, wanted, sorter=order), len(order) - 1)]
         if (ids[places] != wanted).any():
-            raise ValueError(f"{(ids[places] != wanted).sum()} of {len(wanted)} molecules have no features")
+            raise ValueError(
+                f"{(ids[places] != wanted).sum()} of {len(wanted)} molecules have no features"
+            )
         own = features[places].astype(np.float64)
         # Without this minimum, division would turn a constant feature into rounding noise.
         spread = np.maximum(own.std(0), 1e-6 * max(float(np.abs(own).max(initial=0)), 1e-12))
@@ -151,7 +170,9 @@ def _first(size: int, first: int | None, seed: int) -> int:
     return first
 
 
-def _rank(molecule: np.ndarray, count: int, least: int, pick: Callable[[np.ndarray, int], np.ndarray]) -> np.ndarray:
+def _rank(
+    molecule: np.ndarray, count: int, least: int, pick: Callable[[np.ndarray, int], np.ndarray]
+) -> np.ndarray:
     """Return the rank of the molecule of each structure among `count` picks, (S,) int64.
 
     Molecules that are not picked have the rank `count`.

@@ -40,8 +40,16 @@ log = logging.getLogger(__name__)
 _HEAVY = 1  # atoms with a larger atomic number are heavy
 
 
-def unseen_conformers(molecule: np.ndarray, conformer: np.ndarray, train: np.ndarray, *, num_conformers: int,
-                      seed: int, max_molecules: int | None = None, among: np.ndarray | None = None) -> np.ndarray:
+def unseen_conformers(
+    molecule: np.ndarray,
+    conformer: np.ndarray,
+    train: np.ndarray,
+    *,
+    num_conformers: int,
+    seed: int,
+    max_molecules: int | None = None,
+    among: np.ndarray | None = None,
+) -> np.ndarray:
     """Return conformers of the training molecules that no run of a comparison trains on.
 
     Args:
@@ -73,12 +81,22 @@ def unseen_conformers(molecule: np.ndarray, conformer: np.ndarray, train: np.nda
     aside = mine[nested_subset(molecule[mine], conformer[mine], count, num_conformers, seed=seed)]
     unseen = np.setdiff1d(mine, aside)
     if np.isin(unseen, train).any():
-        raise ValueError(f"{np.isin(unseen, train).sum()} structures of the training set are not among the "
-                         f"{num_conformers} conformers of each molecule that are put aside for it (seed {seed}): these "
-                         "are not those by which the training set was drawn")
+        raise ValueError(
+            f"{np.isin(unseen, train).sum()} structures of the training set are not among the "
+            f"{num_conformers} conformers of each molecule that are put aside for it (seed {seed}): these "
+            "are not those by which the training set was drawn"
+        )
     if max_molecules is not None and count > max_molecules:
-        first = mine[nested_subset(molecule[mine], conformer[mine], max_molecules, 1, seed=seed,
-                                   min_conformers=num_conformers)]
+        first = mine[
+            nested_subset(
+                molecule[mine],
+                conformer[mine],
+                max_molecules,
+                1,
+                seed=seed,
+                min_conformers=num_conformers,
+            )
+        ]
         unseen = unseen[np.isin(molecule[unseen], molecule[first])]
     return unseen
 
@@ -96,8 +114,14 @@ class Distances(NamedTuple):
     notes: list[str]
 
 
-def distances_to_training(store: Store, conformers: np.ndarray, train: np.ndarray, *,
-                          max_symmetries: int = MAX_SYMMETRIES, num_processes: int | None = None) -> Distances:
+def distances_to_training(
+    store: Store,
+    conformers: np.ndarray,
+    train: np.ndarray,
+    *,
+    max_symmetries: int = MAX_SYMMETRIES,
+    num_processes: int | None = None,
+) -> Distances:
     """Compute the minimum heavy-atom RMSD of each conformer to the training conformers.
 
     Molecules are read one after another, so memory does not grow with the data.
@@ -115,26 +139,37 @@ def distances_to_training(store: Store, conformers: np.ndarray, train: np.ndarra
     _, starts = np.unique(molecule[conformers][places], return_index=True)
     tests = np.split(places, starts[1:]) if len(places) else []
     order = train[np.argsort(molecule[train], kind="stable")]
-    found, problems = np.full(len(conformers), np.nan), {"other atoms": 0, "many symmetries": 0, "unreadable": 0}
+    found, problems = (
+        np.full(len(conformers), np.nan),
+        {"other atoms": 0, "many symmetries": 0, "unreadable": 0},
+    )
 
     # `pieces` is read twice, for the symmetries and for the positions, to bound the memory.
     def pieces() -> Iterator[tuple[np.ndarray, Columns, Columns]]:
         for test in tests:
             key = molecule[conformers[test[0]]]
-            here = slice(*(np.searchsorted(molecule[order], key, side) for side in ("left", "right")))
+            here = slice(
+                *(np.searchsorted(molecule[order], key, side) for side in ("left", "right"))
+            )
             yield test, store.take(conformers[test]), store.take(order[here])
 
     def molecules() -> Iterator[Conformers]:
-        symmetries = symmetries_of((_entry(a) for _, a, _ in pieces()), max_symmetries, num_processes)
+        symmetries = symmetries_of(
+            (_entry(a) for _, a, _ in pieces()), max_symmetries, num_processes
+        )
         for (test, a, b), each in zip(pieces(), symmetries):
             problems["unreadable"] += each is None
             problems["many symmetries"] += each is not None and not each.complete
             heavy = np.flatnonzero(a[0].numbers > _HEAVY) if each is None else each.heavy
-            same = [np.array([np.array_equal(s.numbers, a[0].numbers) for s in x], bool) for x in (a, b)]
+            same = [
+                np.array([np.array_equal(s.numbers, a[0].numbers) for s in x], bool) for x in (a, b)
+            ]
             problems["other atoms"] += sum(int((~s).sum()) for s in same)
             kept.append(test[same[0]])
-            yield Conformers(*(_positions(x, s, heavy) for x, s in zip((a, b), same)),
-                             None if each is None else each.permutations)
+            yield Conformers(
+                *(_positions(x, s, heavy) for x, s in zip((a, b), same)),
+                None if each is None else each.permutations,
+            )
 
     kept: list[np.ndarray] = []
     # `nearest_rmsd` reads `molecules` ahead, so `kept` already has the conformers of each result.
@@ -150,16 +185,19 @@ def _entry(columns: Columns) -> SymmetryQuery:
 
 
 def _positions(columns: Columns, of: np.ndarray, heavy: np.ndarray) -> np.ndarray:
-    return np.array([columns[int(s)].positions[heavy] for s in np.flatnonzero(of)]).reshape(-1, len(heavy), 3)
+    return np.array([columns[int(s)].positions[heavy] for s in np.flatnonzero(of)]).reshape(
+        -1, len(heavy), 3
+    )
 
 
 def _notes(problems: dict[str, int], most: int) -> list[str]:
     texts = {
         "other atoms": "{} conformers have their atoms in another order than the first unseen one of their molecule, "
-                       "and are left out of its RMSDs.",
+        "and are left out of its RMSDs.",
         "many symmetries": f"{{}} molecules have more than {most} symmetries, of which so many are looked through: "
-                           "their RMSDs may be too large.",
-        "unreadable": "RDKit cannot read {} molecules: their RMSDs are without symmetries."}
+        "their RMSDs may be too large.",
+        "unreadable": "RDKit cannot read {} molecules: their RMSDs are without symmetries.",
+    }
     notes = [texts[name].format(count) for name, count in problems.items() if count]
     for note in notes:
         log.warning("%s", note)
@@ -180,8 +218,10 @@ def near_and_far(rmsd: np.ndarray, threshold: float) -> dict[str, np.ndarray]:
       ValueError: The threshold is not positive.
     """
     if not threshold > 0:
-        raise ValueError(f"the RMSD that tells near conformers from far ones must be positive (Å); received "
-                         f"{threshold}")
+        raise ValueError(
+            f"the RMSD that tells near conformers from far ones must be positive (Å); received "
+            f"{threshold}"
+        )
     return {"iid_c": np.flatnonzero(rmsd <= threshold), "ood_c": np.flatnonzero(rmsd > threshold)}
 
 

@@ -42,8 +42,10 @@ class RunData:
         parts, meta = load_split(workdir / "splits.npz")
         store = Path(meta.get("store", ""))
         if not is_store(store):
-            raise DatasetError(f"{workdir}: the data that it was trained on are not at {store.absolute()}. Run the "
-                               "command where the training ran, or put the store back.")
+            raise DatasetError(
+                f"{workdir}: the data that it was trained on are not at {store.absolute()}. Run the "
+                "command where the training ran, or put the store back."
+            )
         return cls(workdir, Store(store), parts)
 
     def held_out(self) -> np.ndarray:
@@ -57,7 +59,9 @@ class RunData:
 
         A run uses both to choose its parameters.
         """
-        return np.concatenate([self.parts.get(name, np.zeros(0, np.int64)) for name in ("train", "valid")])
+        return np.concatenate(
+            [self.parts.get(name, np.zeros(0, np.int64)) for name in ("train", "valid")]
+        )
 
     def seen_skeletons(self, num_processes: int | None = None) -> tuple[set[str], int]:
         """Return the skeletons (connectivity.py) of the molecules that the run has seen.
@@ -65,8 +69,12 @@ class RunData:
         The second value is the number of molecules that RDKit cannot read.
         """
         first = first_of_each(self.store, self.seen())
-        found = describe(entries(self.store, first), len(first), num_processes=num_processes,
-                         label=f"molecules of {self.workdir.name}")
+        found = describe(
+            entries(self.store, first),
+            len(first),
+            num_processes=num_processes,
+            label=f"molecules of {self.workdir.name}",
+        )
         return {d.skeleton for d in found if d is not None}, sum(d is None for d in found)
 
 
@@ -91,4 +99,8 @@ def entries(store: Store, indices: np.ndarray, use_smiles: bool = True) -> Itera
     for _, columns in store.chunks(indices):
         for structure in columns:
             smiles = structure.smiles if use_smiles else ""
-            yield IdentityQuery(smiles) if smiles else IdentityQuery("", structure.numbers, structure.positions)
+            yield (
+                IdentityQuery(smiles)
+                if smiles
+                else IdentityQuery("", structure.numbers, structure.positions)
+            )

@@ -57,17 +57,29 @@ class Start:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON-compatible values, with positions in full precision."""
-        return {"name": self.name, "smiles": self.smiles, "source": self.source, "seen": self.seen,
-                "numbers": self.atoms.numbers.tolist(), "positions": self.atoms.positions.tolist(),
-                "reference": None if self.reference is None else self.reference.tolist(), "info": self.atoms.info}
+        return {
+            "name": self.name,
+            "smiles": self.smiles,
+            "source": self.source,
+            "seen": self.seen,
+            "numbers": self.atoms.numbers.tolist(),
+            "positions": self.atoms.positions.tolist(),
+            "reference": None if self.reference is None else self.reference.tolist(),
+            "info": self.atoms.info,
+        }
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Start:
         """Create a start from the result of `to_json`."""
         reference = values["reference"]
-        return cls(values["name"], values["smiles"], values["source"],
-                   Atoms(values["numbers"], np.reshape(values["positions"], (-1, 3)), info=values["info"]),
-                   None if reference is None else np.reshape(reference, (-1, 3)), values["seen"])
+        return cls(
+            values["name"],
+            values["smiles"],
+            values["source"],
+            Atoms(values["numbers"], np.reshape(values["positions"], (-1, 3)), info=values["info"]),
+            None if reference is None else np.reshape(reference, (-1, 3)),
+            values["seen"],
+        )
 
 
 class StoreStarts:
@@ -84,7 +96,13 @@ class StoreStarts:
       DatasetError: The subset does not exist or has no snapshot.
     """
 
-    def __init__(self, store: Store, indices: np.ndarray, stage: str | None = None, reference_stage: str | None = None):
+    def __init__(
+        self,
+        store: Store,
+        indices: np.ndarray,
+        stage: str | None = None,
+        reference_stage: str | None = None,
+    ):
         self.store = store
         self.first = first_of_each(store, self._of_stage(indices, stage))
         self.last = None
@@ -95,8 +113,10 @@ class StoreStarts:
             place = {m: s for m, s in zip(molecule[last].tolist(), last.tolist())}
             self.last = np.array([place[m] for m in molecule[self.first].tolist()], np.int64)
         if not len(self.first):
-            raise DatasetError(f"{store.path}: no molecule has a snapshot to start from (stage {stage!r}, reference "
-                               f"{reference_stage!r})")
+            raise DatasetError(
+                f"{store.path}: no molecule has a snapshot to start from (stage {stage!r}, reference "
+                f"{reference_stage!r})"
+            )
 
     def __len__(self) -> int:
         return len(self.first)
@@ -109,9 +129,13 @@ class StoreStarts:
     def entries(self) -> Iterator[IdentityQuery]:
         """Yield a query for each molecule: its SMILES if all have one, or else its geometry."""
         codes, smiles = self.store.texts("smiles")
-        return entries(self.store, self.first, use_smiles=all(smiles[c] for c in np.unique(codes[self.first])))
+        return entries(
+            self.store, self.first, use_smiles=all(smiles[c] for c in np.unique(codes[self.first]))
+        )
 
-    def make(self, places: Sequence[int], num_processes: int | None = None) -> tuple[list[Start], dict[str, str]]:
+    def make(
+        self, places: Sequence[int], num_processes: int | None = None
+    ) -> tuple[list[Start], dict[str, str]]:
         """Return the starts `places`, and the reasons of unusable molecules by name."""
         columns = self.store.take(self.first[places])
         last = None if self.last is None else self.store.take(self.last[places])
@@ -119,7 +143,9 @@ class StoreStarts:
         for place, s in enumerate(columns):
             end = None if last is None else last[place]
             if end is not None and not np.array_equal(s.numbers, end.numbers):
-                problems[s.molecule] = f"its reference geometry ({end.source}) has other atoms or another order of them"
+                problems[s.molecule] = (
+                    f"its reference geometry ({end.source}) has other atoms or another order of them"
+                )
                 continue
             if s.pbc is not None and s.pbc.any():
                 problems[s.molecule] = PERIODIC
@@ -127,8 +153,12 @@ class StoreStarts:
             if np.isinf(s.charge):
                 problems[s.molecule] = f"its charge is {s.charge}"
                 continue
-            atoms = Atoms(s.numbers, s.positions, info={} if np.isnan(s.charge) else {"charge": s.charge})
-            starts.append(Start(s.molecule, s.smiles, s.source, atoms, None if end is None else end.positions))
+            atoms = Atoms(
+                s.numbers, s.positions, info={} if np.isnan(s.charge) else {"charge": s.charge}
+            )
+            starts.append(
+                Start(s.molecule, s.smiles, s.source, atoms, None if end is None else end.positions)
+            )
         return starts, problems
 
     def _of_stage(self, indices, stage):
@@ -154,8 +184,12 @@ class SmilesStarts:
     def __init__(self, path: str | Path, seed: int = 0):
         path = Path(path)
         self._options = embedding.EmbeddingOptions(seed=seed)
-        found = molecule_entries.read_entries(path, files.kind_of(path), molecule_entries.CsvColumns())
-        self._molecules = list({entry.smiles: entry for entry in reversed(list(found))}.values())[::-1]
+        found = molecule_entries.read_entries(
+            path, files.kind_of(path), molecule_entries.CsvColumns()
+        )
+        self._molecules = list({entry.smiles: entry for entry in reversed(list(found))}.values())[
+            ::-1
+        ]
         if not self._molecules:
             raise DatasetError(f"{path}: no molecule; expected a SMILES string per line")
         self._names = _unique([(m.name, m.where) for m in self._molecules])
@@ -171,13 +205,21 @@ class SmilesStarts:
         """Yield a query for each molecule, by its SMILES."""
         return (IdentityQuery(m.smiles) for m in self._molecules)
 
-    def make(self, places: Sequence[int], num_processes: int | None = None) -> tuple[list[Start], dict[str, str]]:
+    def make(
+        self, places: Sequence[int], num_processes: int | None = None
+    ) -> tuple[list[Start], dict[str, str]]:
         """Return the starts `places`, and the reasons of failed embeddings by name."""
         jobs = ((self._molecules[place], self._options) for place in places)
-        done = workers.stream(embedding.make, jobs, num_processes if len(places) > _FEW else 1,
-                              on_death=embedding.gave_up)
+        done = workers.stream(
+            embedding.make,
+            jobs,
+            num_processes if len(places) > _FEW else 1,
+            on_death=embedding.gave_up,
+        )
         starts, problems = [], {}
-        for place, (record, *_) in track(zip(places, done), "embedding", len(places), disable=len(places) <= _FEW):
+        for place, (record, *_) in track(
+            zip(places, done), "embedding", len(places), disable=len(places) <= _FEW
+        ):
             name, where = self._names[place], self._molecules[place].where
             if record.atoms is None:
                 problems[name] = record.failure
@@ -224,9 +266,15 @@ class FileStarts:
                 yield IdentityQuery("")
             else:
                 atoms = record.atoms
-                yield IdentityQuery(record.smiles) if use_smiles else IdentityQuery("", atoms.numbers, atoms.positions)
+                yield (
+                    IdentityQuery(record.smiles)
+                    if use_smiles
+                    else IdentityQuery("", atoms.numbers, atoms.positions)
+                )
 
-    def make(self, places: Sequence[int], num_processes: int | None = None) -> tuple[list[Start], dict[str, str]]:
+    def make(
+        self, places: Sequence[int], num_processes: int | None = None
+    ) -> tuple[list[Start], dict[str, str]]:
         """Return the starts `places`, and the reasons of unusable molecules by name."""
         starts, problems = [], {}
         for name, r in ((self._names[place], self._records[place]) for place in places):
@@ -240,7 +288,9 @@ class FileStarts:
 def _unique(names: list[tuple[str, str]]) -> list[str]:
     """Return unique names from (name, location). Missing or repeated names include the location."""
     times = collections.Counter(name for name, _ in names)
-    return [name if name and times[name] == 1 else f"{name} ({where})".strip() for name, where in names]
+    return [
+        name if name and times[name] == 1 else f"{name} ({where})".strip() for name, where in names
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,8 +325,11 @@ class MoleculeSelection:
             raise ValueError(f"data.num_molecules must be at least 1, received {self.count}")
 
 
-def choose(pool: StoreStarts | SmilesStarts | FileStarts, choice: MoleculeSelection,
-           num_processes: int | None = None) -> tuple[list[Start], dict[str, str]]:
+def choose(
+    pool: StoreStarts | SmilesStarts | FileStarts,
+    choice: MoleculeSelection,
+    num_processes: int | None = None,
+) -> tuple[list[Start], dict[str, str]]:
     """Select molecules from a pool.
 
     Returns:
@@ -299,10 +352,16 @@ def choose(pool: StoreStarts | SmilesStarts | FileStarts, choice: MoleculeSelect
             continue
         usable.append(place)
     if not usable:
-        counts = ", ".join(f"{n} × {reason}" for reason, n in collections.Counter(left_out.values()).most_common(5))
-        raise DatasetError(f"none of {len(names)} molecules can be used to judge the force fields: {counts}. Give "
-                           "other molecules as config.data.path.")
-    picked = [usable[p] for p in _pick([names[p] for p in usable], [found[p] for p in usable], choice)]
+        counts = ", ".join(
+            f"{n} × {reason}" for reason, n in collections.Counter(left_out.values()).most_common(5)
+        )
+        raise DatasetError(
+            f"none of {len(names)} molecules can be used to judge the force fields: {counts}. Give "
+            "other molecules as config.data.path."
+        )
+    picked = [
+        usable[p] for p in _pick([names[p] for p in usable], [found[p] for p in usable], choice)
+    ]
     starts, problems = pool.make(picked, num_processes)
     return [dataclasses.replace(s, seen=s.name in seen) for s in starts], left_out | problems
 
@@ -313,15 +372,23 @@ def _reason(description: Description | None, choice: MoleculeSelection) -> str:
     if description.skeleton in choice.seen:
         return SEEN
     unknown = sorted(set(description.elements) - choice.elements)
-    return f"a force field does not know {', '.join(chemical_symbols[z] for z in unknown)}" if unknown else ""
+    return (
+        f"a force field does not know {', '.join(chemical_symbols[z] for z in unknown)}"
+        if unknown
+        else ""
+    )
 
 
 def _pick(names: list[str], found: list[Description], choice: MoleculeSelection) -> np.ndarray:
     if choice.first is not None and choice.selection == "maxmin" and choice.first not in names:
-        raise DatasetError(unknown_name("molecule to begin with (config.data.first)", choice.first, names[:1000]))
+        raise DatasetError(
+            unknown_name("molecule to begin with (config.data.first)", choice.first, names[:1000])
+        )
     if choice.selection == "all":
         return np.arange(len(names))
     if choice.selection == "random":
-        return np.random.default_rng(choice.seed).permutation(len(names))[:choice.count]
+        return np.random.default_rng(choice.seed).permutation(len(names))[: choice.count]
     first = None if choice.first is None else names.index(choice.first)
-    return diversity.maxmin([d.fingerprint for d in found], choice.count, first=first, seed=choice.seed)
+    return diversity.maxmin(
+        [d.fingerprint for d in found], choice.count, first=first, seed=choice.seed
+    )

@@ -11,7 +11,14 @@ import logging
 from collections.abc import Sequence
 
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from mlip_jax import workers
 from mlip_jax.datasets.identity import group
@@ -37,8 +44,13 @@ def murcko_scaffold(smiles: str) -> str:
     return scaffold
 
 
-def scaffolds(smiles: Sequence[str] | np.ndarray, *, num_processes: int | None = None, progress: bool = True,
-              on_error: str = "raise") -> np.ndarray:
+def scaffolds(
+    smiles: Sequence[str] | np.ndarray,
+    *,
+    num_processes: int | None = None,
+    progress: bool = True,
+    on_error: str = "raise",
+) -> np.ndarray:
     """Return the scaffold of each SMILES, (S,) str. Each distinct SMILES is processed once.
 
     For millions of structures, `scaffold_index` needs far less memory.
@@ -55,12 +67,19 @@ def scaffolds(smiles: Sequence[str] | np.ndarray, *, num_processes: int | None =
       ImportError: RDKit is missing.
       DatasetError: RDKit cannot read some SMILES. The message lists up to five of them.
     """
-    names, index = scaffold_index(smiles, num_processes=num_processes, progress=progress, on_error=on_error)
+    names, index = scaffold_index(
+        smiles, num_processes=num_processes, progress=progress, on_error=on_error
+    )
     return names[index]
 
 
-def scaffold_index(smiles: Sequence[str] | np.ndarray, *, num_processes: int | None = None, progress: bool = True,
-                   on_error: str = "raise") -> tuple[np.ndarray, np.ndarray]:
+def scaffold_index(
+    smiles: Sequence[str] | np.ndarray,
+    *,
+    num_processes: int | None = None,
+    progress: bool = True,
+    on_error: str = "raise",
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the sorted distinct scaffolds, and the index among them for each SMILES, (S,) int32.
 
     Arguments and errors are those of `scaffolds`. A split by these indices equals the split by the
@@ -79,22 +98,38 @@ def scaffold_index(smiles: Sequence[str] | np.ndarray, *, num_processes: int | N
     found = _all_scaffolds(different, num_processes, progress)
     bad = [s for s, scaffold in zip(different, found) if scaffold is None]
     if bad and on_error == "raise":
-        raise DatasetError(f"RDKit cannot read {len(bad)} of {count} different SMILES: "
-                           f"{', '.join(repr(s) for s in bad[:5])}{', ...' if len(bad) > 5 else ''}. Leave these "
-                           "molecules out, or let each be a scaffold of its own (on_error='own').")
+        raise DatasetError(
+            f"RDKit cannot read {len(bad)} of {count} different SMILES: "
+            f"{', '.join(repr(s) for s in bad[:5])}{', ...' if len(bad) > 5 else ''}. Leave these "
+            "molecules out, or let each be a scaffold of its own (on_error='own')."
+        )
     if bad:
-        log.warning("RDKit cannot read %d of %d different SMILES; each is a scaffold of its own", len(bad), count)
-    names, index = np.unique(np.array([s if f is None else f for s, f in zip(different, found)], object),
-                             return_inverse=True)
+        log.warning(
+            "RDKit cannot read %d of %d different SMILES; each is a scaffold of its own",
+            len(bad),
+            count,
+        )
+    names, index = np.unique(
+        np.array([s if f is None else f for s, f in zip(different, found)], object),
+        return_inverse=True,
+    )
     return names, index.astype(np.int32)[number]
 
 
-def _all_scaffolds(smiles: list[str], num_processes: int | None, progress: bool) -> list[str | None]:
-    chunks = [smiles[start:start + _CHUNK] for start in range(0, len(smiles), _CHUNK)]
+def _all_scaffolds(
+    smiles: list[str], num_processes: int | None, progress: bool
+) -> list[str | None]:
+    chunks = [smiles[start : start + _CHUNK] for start in range(0, len(smiles), _CHUNK)]
     if num_processes is None:
         num_processes = workers.available_cores() if len(smiles) >= _LONG else 1
-    bar = Progress(TextColumn("scaffolds"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                   TimeRemainingColumn(), disable=not progress or len(smiles) < _LONG)
+    bar = Progress(
+        TextColumn("scaffolds"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        disable=not progress or len(smiles) < _LONG,
+    )
     with bar:
         task = bar.add_task("", total=len(smiles))
         parts: list[list[str | None]] = [[] for _ in chunks]
@@ -122,7 +157,9 @@ def _scaffold(smiles: str) -> str | None:
                 atom.SetAtomMapNum(0)
             # Write and read the SMILES again: hydrogens on mapped atoms become implicit, as in
             # other SMILES.
-            molecule = Chem.MolFromSmiles(Chem.MolToSmiles(Chem.RemoveHs(molecule), isomericSmiles=False))
+            molecule = Chem.MolFromSmiles(
+                Chem.MolToSmiles(Chem.RemoveHs(molecule), isomericSmiles=False)
+            )
             return Chem.MolToSmiles(GetScaffoldForMol(molecule), isomericSmiles=False)
         except (ValueError, RuntimeError):  # RDKit's violated invariants are RuntimeErrors
             return None

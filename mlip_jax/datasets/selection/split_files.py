@@ -25,12 +25,21 @@ from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.selection.splits import check_parts
 from mlip_jax.workdir import atomic_open, write_json
 
-_WORDS = {"train": "train", "training": "train", "valid": "valid", "val": "valid", "validation": "valid",
-          "test": "test", "testing": "test"}
+_WORDS = {
+    "train": "train",
+    "training": "train",
+    "valid": "valid",
+    "val": "valid",
+    "validation": "valid",
+    "test": "test",
+    "testing": "test",
+}
 _HOW = "name it as train=FILE, valid=FILE or test=FILE"
 
 
-def read_split_files(files: str | Mapping[str, str | Path], num_records: int | None = None) -> dict[str, np.ndarray]:
+def read_split_files(
+    files: str | Mapping[str, str | Path], num_records: int | None = None
+) -> dict[str, np.ndarray]:
     """Read the record numbers of each split from the files in `config.data.split_files`.
 
     Args:
@@ -64,7 +73,9 @@ def read_split_files(files: str | Mapping[str, str | Path], num_records: int | N
             parts[part] = numbers
     where = ", ".join(str(path) for _, path in named)
     if "train" not in parts:
-        raise DatasetError(f"data.split_files: no training part in {where or 'an empty list'}; {_HOW}")
+        raise DatasetError(
+            f"data.split_files: no training part in {where or 'an empty list'}; {_HOW}"
+        )
     return _checked(parts, where, num_records)
 
 
@@ -107,8 +118,14 @@ def save_split(path: str | Path, parts: Mapping[str, np.ndarray], meta: Mapping[
         np.savez(file, **arrays)
     # The JSON file is written last and has a checksum of the indices, which reveals an interruption
     # between the two writes.
-    write_json(path.with_suffix(".json"), {**meta, "structures": {name: len(a) for name, a in arrays.items()},
-                                           "checksum": _checksum(arrays)})
+    write_json(
+        path.with_suffix(".json"),
+        {
+            **meta,
+            "structures": {name: len(a) for name, a in arrays.items()},
+            "checksum": _checksum(arrays),
+        },
+    )
     return path
 
 
@@ -122,8 +139,10 @@ def load_split(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]
     arrays, meta = _read_npz(path), _read_json(path.with_suffix(".json"))
     parts = _checked(arrays, str(path), None)
     if meta.get("checksum") != _checksum(parts):
-        raise DatasetError(f"{path} and {path.with_suffix('.json').name} do not belong together: writing them was "
-                           "interrupted, or one was changed. Remove both and split again.")
+        raise DatasetError(
+            f"{path} and {path.with_suffix('.json').name} do not belong together: writing them was "
+            "interrupted, or one was changed. Remove both and split again."
+        )
     return parts, meta
 
 
@@ -135,7 +154,9 @@ def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def _checked(parts: Mapping[str, Any], source: str, num_records: int | None) -> dict[str, np.ndarray]:
+def _checked(
+    parts: Mapping[str, Any], source: str, num_records: int | None
+) -> dict[str, np.ndarray]:
     try:
         checked = check_parts(parts, source)
     except ValueError as error:
@@ -143,10 +164,17 @@ def _checked(parts: Mapping[str, Any], source: str, num_records: int | None) -> 
     for name, numbers in checked.items():
         beyond = numbers[numbers >= num_records] if num_records is not None else numbers[:0]
         if len(beyond):
-            from_one = numbers.max() == num_records and min(p.min() for p in checked.values() if len(p)) >= 1
-            hint = " They look as if counted from 1; records are counted from 0." if from_one else ""
-            raise DatasetError(f"{source}: part {name!r} has {len(beyond)} numbers beyond the last record "
-                               f"{num_records - 1}, the first {beyond[0]}.{hint} Is it the split of another file?")
+            from_one = (
+                numbers.max() == num_records
+                and min(p.min() for p in checked.values() if len(p)) >= 1
+            )
+            hint = (
+                " They look as if counted from 1; records are counted from 0." if from_one else ""
+            )
+            raise DatasetError(
+                f"{source}: part {name!r} has {len(beyond)} numbers beyond the last record "
+                f"{num_records - 1}, the first {beyond[0]}.{hint} Is it the split of another file?"
+            )
     return checked
 
 
@@ -162,8 +190,10 @@ def _by_name(members: Mapping[str, Any], path: Path) -> dict[str, Any]:
     for key, numbers in members.items():
         words = [_WORDS[w] for w in re.split(r"[^a-z]+", key.lower()) if w in _WORDS]
         if len(words) != 1 or words[0] in parts:
-            raise DatasetError(f"{path}: expected a list for each of train, valid (or val) and test; found "
-                               f"{', '.join(map(repr, members))}")
+            raise DatasetError(
+                f"{path}: expected a list for each of train, valid (or val) and test; found "
+                f"{', '.join(map(repr, members))}"
+            )
         parts[words[0]] = numbers
     if not parts:
         raise DatasetError(f"{path}: holds no part of a split")
@@ -176,12 +206,18 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path}: is not valid JSON ({error})") from error
     if not isinstance(content, dict):
-        raise DatasetError(f"{path}: expected a JSON object with train, valid and test; found a "
-                           f"{type(content).__name__}")
+        raise DatasetError(
+            f"{path}: expected a JSON object with train, valid and test; found a "
+            f"{type(content).__name__}"
+        )
     for key, numbers in content.items():
-        for place, number in enumerate(numbers if isinstance(numbers, list) and key.lower() in _WORDS else ()):
+        for place, number in enumerate(
+            numbers if isinstance(numbers, list) and key.lower() in _WORDS else ()
+        ):
             if type(number) is not int or abs(number) >= 2**63:
-                raise DatasetError(f"{path}: number {place} of {key!r} must be a whole number; found {number!r:.80}")
+                raise DatasetError(
+                    f"{path}: number {place} of {key!r} must be a whole number; found {number!r:.80}"
+                )
     return content
 
 
@@ -193,7 +229,9 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
                 raise ValueError("one bare array")
             return {name: file[name] for name in file.files}
     except (ValueError, EOFError, KeyError, OSError, zipfile.BadZipFile, zlib.error) as error:
-        raise DatasetError(f"{path}: cannot be read as npz arrays of whole numbers ({error})") from error
+        raise DatasetError(
+            f"{path}: cannot be read as npz arrays of whole numbers ({error})"
+        ) from error
 
 
 def _numbers(path: Path) -> np.ndarray:
@@ -206,7 +244,9 @@ def _numbers(path: Path) -> np.ndarray:
                 raise ValueError("an archive of arrays; its name should end in .npz")
             return numbers
         except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-            raise DatasetError(f"{path}: cannot be read as an array of whole numbers ({error})") from error
+            raise DatasetError(
+                f"{path}: cannot be read as an array of whole numbers ({error})"
+            ) from error
     try:
         lines = _bytes(path).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
@@ -216,8 +256,14 @@ def _numbers(path: Path) -> np.ndarray:
         line = line.strip()
         if re.fullmatch(r"[+-]?[0-9]{1,18}", line):
             numbers.append(int(line))
-        elif line and not line.startswith("#") and not (place == 1 and re.fullmatch(r"[A-Za-z_ ]+", line)):
-            raise DatasetError(f"{path}, line {place}: expected one whole number a line; found {line!r:.80}")
+        elif (
+            line
+            and not line.startswith("#")
+            and not (place == 1 and re.fullmatch(r"[A-Za-z_ ]+", line))
+        ):
+            raise DatasetError(
+                f"{path}, line {place}: expected one whole number a line; found {line!r:.80}"
+            )
     if not numbers:
         raise DatasetError(f"{path}: holds no number")
     return np.array(numbers, np.int64)
@@ -228,5 +274,7 @@ def _bytes(path: Path, limit: int = -1) -> bytes:
         with open(path, "rb") as file:
             return file.read(limit)
     except OSError as error:
-        raise DatasetError(f"{path}: cannot be read: {error.strerror}. Give the file of a split, as "
-                           "data.split_files = 'split.json' or 'train.csv,test.csv'.") from error
+        raise DatasetError(
+            f"{path}: cannot be read: {error.strerror}. Give the file of a split, as "
+            "data.split_files = 'split.json' or 'train.csv,test.csv'."
+        ) from error

@@ -87,23 +87,36 @@ def split(
         raise ValueError(f"data.split must be {', '.join(map(repr, METHODS))}; received {by!r}")
     molecule = np.asarray(molecule)
     columns = {"scaffold": scaffold, "n_atoms": n_atoms, "record": record}
-    for name in {"scaffold": ["scaffold"], "scaffold_random": ["scaffold"], "size": ["n_atoms"],
-                 "official": ["record"]}.get(by, []):
+    for name in {
+        "scaffold": ["scaffold"],
+        "scaffold_random": ["scaffold"],
+        "size": ["n_atoms"],
+        "official": ["record"],
+    }.get(by, []):
         if columns[name] is None or len(columns[name]) != len(molecule):
             found = "nothing" if columns[name] is None else f"{len(columns[name])} values"
-            raise ValueError(f"a split by {by} needs `{name}` of {len(molecule)} structures; received {found}")
+            raise ValueError(
+                f"a split by {by} needs `{name}` of {len(molecule)} structures; received {found}"
+            )
     if not len(molecule):
         raise ValueError("there are no structures to split")
     wanted = _wanted(counts, len(molecule))
     if by == "official":
         if official is None:
-            raise ValueError("a split by official needs `official`: the data set has no split of its own; give it as "
-                             "data.split_files, or choose another data.split")
+            raise ValueError(
+                "a split by official needs `official`: the data set has no split of its own; give it as "
+                "data.split_files, or choose another data.split"
+            )
         return _official(official, np.asarray(record), molecule, counts, seed)
     if by == "random":
-        order = np.random.default_rng(seed).permutation(np.arange(len(molecule), dtype=index_type(len(molecule))))
+        order = np.random.default_rng(seed).permutation(
+            np.arange(len(molecule), dtype=index_type(len(molecule)))
+        )
         bounds = _bounds(np.ones(len(order), np.int8), wanted, by, len(molecule))
-        return {name: np.sort(order[a:b]).astype(np.int64) for name, a, b in zip(SPLITS, bounds, bounds[1:])}
+        return {
+            name: np.sort(order[a:b]).astype(np.int64)
+            for name, a, b in zip(SPLITS, bounds, bounds[1:])
+        }
     unit_of, num_units = group(molecule)
     if by == "molecule":
         order = np.random.default_rng(seed).permutation(num_units)
@@ -118,32 +131,47 @@ def split(
     parts = _deal(group_of, order, everything, by)
     if wanted.sum() < len(molecule) - 0.5:
         rng = np.random.default_rng(seed)
-        parts = {name: _thin(parts[name], unit_of, count, rng) for name, count in zip(SPLITS, wanted)}
+        parts = {
+            name: _thin(parts[name], unit_of, count, rng) for name, count in zip(SPLITS, wanted)
+        }
     return parts
 
 
 def describe(parts: Mapping[str, np.ndarray], molecule: np.ndarray) -> dict[str, dict[str, int]]:
     """Count structures and molecules: {"train": {"structures": 900, "molecules": 90}, ...}."""
     molecule = np.asarray(molecule)
-    return {name: {"structures": len(indices), "molecules": group(molecule[indices])[1]}
-            for name, indices in parts.items()}
+    return {
+        name: {"structures": len(indices), "molecules": group(molecule[indices])[1]}
+        for name, indices in parts.items()
+    }
 
 
 def _wanted(counts: Sequence[float], total: int) -> np.ndarray:
     """Return the requested numbers of structures per split, (3,) float, at most `total` in sum."""
     wanted = np.asarray(counts, float)
-    if wanted.shape != (3,) or not np.isfinite(wanted).all() or (wanted < 0).any() or wanted[0] == 0:
-        raise ValueError("split counts must be three numbers, the first at least 1 (or fractions, the first above 0); "
-                         f"received {list(counts)}")
+    if (
+        wanted.shape != (3,)
+        or not np.isfinite(wanted).all()
+        or (wanted < 0).any()
+        or wanted[0] == 0
+    ):
+        raise ValueError(
+            "split counts must be three numbers, the first at least 1 (or fractions, the first above 0); "
+            f"received {list(counts)}"
+        )
     whole = (wanted == np.rint(wanted)).all()
     if (wanted <= 1).all() and (wanted.sum() <= 1 + 1e-9 or not whole):
         if wanted.sum() > 1 + 1e-9:
-            raise ValueError(f"split counts {list(counts)} look like fractions, but their sum is {wanted.sum():g} and "
-                             "not at most 1")
+            raise ValueError(
+                f"split counts {list(counts)} look like fractions, but their sum is {wanted.sum():g} and "
+                "not at most 1"
+            )
         return wanted * (total / max(wanted.sum(), 1.0))
     if wanted[0] < 1 or not whole:
-        raise ValueError("split counts must be three whole numbers, the first at least 1, or three fractions; received "
-                         f"{list(counts)}")
+        raise ValueError(
+            "split counts must be three whole numbers, the first at least 1, or three fractions; received "
+            f"{list(counts)}"
+        )
     return wanted * min(1.0, total / wanted.sum())
 
 
@@ -160,8 +188,10 @@ def _bounds(sizes: np.ndarray, wanted: np.ndarray, by: str, num_structures: int)
       num_structures: Total number of structures, for messages.
     """
     if len(sizes) < (wanted > 0).sum():
-        raise ValueError(f"{num_structures} structures of {len(sizes)} {METHODS[by]} cannot be split by {by} into "
-                         f"{int((wanted > 0).sum())} parts")
+        raise ValueError(
+            f"{num_structures} structures of {len(sizes)} {METHODS[by]} cannot be split by {by} into "
+            f"{int((wanted > 0).sum())} parts"
+        )
     middle = np.cumsum(sizes, dtype=np.float64)
     middle -= 0.5 * sizes
     ends = np.searchsorted(middle, np.cumsum(wanted), side="left").tolist()
@@ -175,13 +205,15 @@ def _bounds(sizes: np.ndarray, wanted: np.ndarray, by: str, num_structures: int)
     return [0, *ends]
 
 
-def _deal(unit_of: np.ndarray, order: np.ndarray, wanted: np.ndarray, by: str) -> dict[str, np.ndarray]:
+def _deal(
+    unit_of: np.ndarray, order: np.ndarray, wanted: np.ndarray, by: str
+) -> dict[str, np.ndarray]:
     """Assign the first units in `order` to train, the next to valid and test; return structures."""
     sizes = np.bincount(unit_of, minlength=len(order))[order]
     bounds = _bounds(sizes, wanted, by, len(unit_of))
     part_of_unit = np.full(len(order), len(SPLITS), np.int8)
     for p in range(len(SPLITS)):
-        part_of_unit[order[bounds[p]:bounds[p + 1]]] = p
+        part_of_unit[order[bounds[p] : bounds[p + 1]]] = p
     part_of = part_of_unit[unit_of]
     return {name: np.flatnonzero(part_of == p) for p, name in enumerate(SPLITS)}
 
@@ -208,13 +240,17 @@ def _of_units(group_of, unit_of, num_units, values, molecule, word) -> np.ndarra
     if len(other):
         s = other[0]
         last = np.flatnonzero(unit_of == unit_of[s])[-1]
-        raise ValueError(f"molecule {molecule[s]!s} has the {word} {values[s]!s} (structure {s}) and {values[last]!s} "
-                         f"(structure {last}), and {len(np.unique(unit_of[other]))} molecules in all have several; "
-                         "molecules would stand in two parts. Give all structures of a molecule the same.")
+        raise ValueError(
+            f"molecule {molecule[s]!s} has the {word} {values[s]!s} (structure {s}) and {values[last]!s} "
+            f"(structure {last}), and {len(np.unique(unit_of[other]))} molecules in all have several; "
+            "molecules would stand in two parts. Give all structures of a molecule the same."
+        )
     return group_of_unit
 
 
-def _thin(indices: np.ndarray, unit_of: np.ndarray, count: float, rng: np.random.Generator) -> np.ndarray:
+def _thin(
+    indices: np.ndarray, unit_of: np.ndarray, count: float, rng: np.random.Generator
+) -> np.ndarray:
     """Draw whole molecules of a split until about `count` structures are reached."""
     units, num_units = group(unit_of[indices])
     order = rng.permutation(num_units)
@@ -226,17 +262,26 @@ def _thin(indices: np.ndarray, unit_of: np.ndarray, count: float, rng: np.random
 def _official(official, record, molecule, counts, seed) -> dict[str, np.ndarray]:
     parts = check_parts(official, "the official split")
     if "train" not in parts:
-        raise ValueError(f"the official split has no part 'train', only {', '.join(map(repr, parts)) or 'nothing'}")
-    part_of_record = np.full(max([int(record.max(initial=-1)) + 1] + [int(p.max(initial=-1)) + 1
-                                                                     for p in parts.values()]), -1, np.int8)
+        raise ValueError(
+            f"the official split has no part 'train', only {', '.join(map(repr, parts)) or 'nothing'}"
+        )
+    part_of_record = np.full(
+        max(
+            [int(record.max(initial=-1)) + 1] + [int(p.max(initial=-1)) + 1 for p in parts.values()]
+        ),
+        -1,
+        np.int8,
+    )
     for p, name in enumerate(SPLITS):
         part_of_record[parts.get(name, [])] = p
     part_of = part_of_record[record]
     found = {name: np.flatnonzero(part_of == p) for p, name in enumerate(SPLITS)}
     for name, records in parts.items():
         if len(records) and not len(found[name]):
-            raise ValueError(f"none of the {len(records)} records of the official part {name!r} is among the "
-                             f"{len(record)} structures. Are they all left out, or is the split of another file?")
+            raise ValueError(
+                f"none of the {len(records)} records of the official part {name!r} is among the "
+                f"{len(record)} structures. Are they all left out, or is the split of another file?"
+            )
     if "valid" not in parts and float(counts[1]) > 0:
         found |= _draw_valid(found["train"], found["test"], record, molecule, counts, seed)
     return found
@@ -251,14 +296,26 @@ def _draw_valid(train, test, record, molecule, counts, seed) -> dict[str, np.nda
     by_molecule = apart and len(np.unique(of_molecules[train])) > 1
     units, num_units = group(molecule[train] if by_molecule else record[train])
     if num_units < 2:
-        raise ValueError(f"the official split has no 'valid' and its 'train' of {len(train)} structures is one "
-                         "record, from which none can be drawn. Ask for 0 validation structures.")
+        raise ValueError(
+            f"the official split has no 'valid' and its 'train' of {len(train)} structures is one "
+            "record, from which none can be drawn. Ask for 0 validation structures."
+        )
     order = np.random.default_rng(seed).permutation(num_units)
-    drawn = _deal(units, order, np.array([len(train) - valid, valid, 0.0]), "molecule" if by_molecule else "official")
+    drawn = _deal(
+        units,
+        order,
+        np.array([len(train) - valid, valid, 0.0]),
+        "molecule" if by_molecule else "official",
+    )
     result = {name: train[drawn[name]] for name in ("train", "valid")}
-    log.warning("the official split has no validation part: %d structures (whole %s) are drawn from its training part "
-                "with seed %d, which leaves %d", len(result["valid"]), "molecules" if by_molecule else "records", seed,
-                len(result["train"]))
+    log.warning(
+        "the official split has no validation part: %d structures (whole %s) are drawn from its training part "
+        "with seed %d, which leaves %d",
+        len(result["valid"]),
+        "molecules" if by_molecule else "records",
+        seed,
+        len(result["train"]),
+    )
     return result
 
 
@@ -275,27 +332,37 @@ def check_parts(parts: Mapping[str, np.ndarray], source: str) -> dict[str, np.nd
     """
     unknown = [name for name in parts if name not in SPLITS]
     if unknown:
-        raise ValueError(f"{source} has the part {unknown[0]!r}; parts are {', '.join(map(repr, SPLITS))}")
+        raise ValueError(
+            f"{source} has the part {unknown[0]!r}; parts are {', '.join(map(repr, SPLITS))}"
+        )
     checked = {}
     for name, numbers in parts.items():
         numbers = np.asarray(numbers)
         if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
-            raise ValueError(f"{source}: part {name!r} must be a list of whole numbers; received {numbers.dtype} of "
-                             f"shape {numbers.shape}")
+            raise ValueError(
+                f"{source}: part {name!r} must be a list of whole numbers; received {numbers.dtype} of "
+                f"shape {numbers.shape}"
+            )
         numbers = numbers.astype(np.int64)
         if (numbers < 0).any():
-            raise ValueError(f"{source}: part {name!r} has {(numbers < 0).sum()} negative numbers, the first "
-                             f"{numbers[numbers < 0][0]}")
+            raise ValueError(
+                f"{source}: part {name!r} has {(numbers < 0).sum()} negative numbers, the first "
+                f"{numbers[numbers < 0][0]}"
+            )
         different = np.unique(numbers)
         if len(different) < len(numbers):
             twice = np.sort(numbers)
             twice = twice[:-1][twice[1:] == twice[:-1]][0]
-            raise ValueError(f"{source}: part {name!r} has {len(numbers) - len(different)} numbers more than once, the "
-                             f"first {twice}")
+            raise ValueError(
+                f"{source}: part {name!r} has {len(numbers) - len(different)} numbers more than once, the "
+                f"first {twice}"
+            )
         for other, before in checked.items():
             shared = np.intersect1d(before, different, assume_unique=True)
             if len(shared):
-                raise ValueError(f"{source}: {len(shared)} numbers stand in both {other!r} and {name!r}, the first "
-                                 f"{shared[0]}")
+                raise ValueError(
+                    f"{source}: {len(shared)} numbers stand in both {other!r} and {name!r}, the first "
+                    f"{shared[0]}"
+                )
         checked[name] = numbers
     return checked

@@ -13,7 +13,9 @@ from mlip_jax.workdir import atomic_open
 log = logging.getLogger(__name__)
 
 
-def array_beside(path: Path, dtype: type, rows: int, make: Callable[[], np.ndarray], what: str) -> np.ndarray:
+def load_or_compute(
+    path: Path, dtype: type, rows: int, make: Callable[[], np.ndarray], what: str
+) -> np.ndarray:
     """Load the array at `path` as a memory map, or compute it with `make` and save it there.
 
     If the array cannot be saved, log a warning and return it from memory. A corrupted file is
@@ -35,7 +37,12 @@ def array_beside(path: Path, dtype: type, rows: int, make: Callable[[], np.ndarr
         with atomic_open(path, shared=True) as file:
             np.save(file, made)
     except OSError as error:
-        log.warning("%s: the %s cannot be kept (%s) and are made anew by every run", path.parents[1], what, error)
+        log.warning(
+            "%s: the %s cannot be kept (%s) and are made anew by every run",
+            path.parents[1],
+            what,
+            error,
+        )
     return made
 
 
@@ -46,7 +53,9 @@ def _read(path: Path, dtype: type, rows: int, what: str) -> np.ndarray | None:
     try:
         kept = np.load(path, mmap_mode="r", allow_pickle=False)
         if len(kept.shape) == 0 or kept.shape[0] != rows or kept.dtype != dtype:
-            raise ValueError(f"{kept.dtype} of shape {kept.shape}, expected {np.dtype(dtype)} of {rows} rows")
+            raise ValueError(
+                f"{kept.dtype} of shape {kept.shape}, expected {np.dtype(dtype)} of {rows} rows"
+            )
         return kept
     except (OSError, ValueError, EOFError) as error:
         log.warning("%s is damaged (%s): the %s are made anew", path, error, what)

@@ -32,10 +32,10 @@ from mlip_jax.datasets import readers
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.identity import stable_ids
 from mlip_jax.datasets.quality import checks, geometry
-from mlip_jax.datasets.quality.diagnosis import EARLY, verdict
+from mlip_jax.datasets.quality.diagnosis import EARLY, diagnose
 from mlip_jax.datasets.quality.filters import Filters, force_rms_per_structure, identities
 from mlip_jax.datasets.reader import DatasetError, Reader, ReadReport
-from mlip_jax.datasets.store.finalize import FinishedShard, finish, refuse_if
+from mlip_jax.datasets.store.finalize import FinishedShard, finalize, refuse_if
 from mlip_jax.datasets.store.shards import checksum, encode, write_shard
 from mlip_jax.datasets.store.store import MANIFEST, VERSION, Store, is_store
 from mlip_jax.workdir import WorkdirError, write_json
@@ -74,8 +74,14 @@ class ConversionSpec:
         return readers.open_data(self.path, self.reader, **self.options)
 
 
-def convert(recipe: ConversionSpec, folder: str | Path, *, num_processes: int | None = None, refuse: bool = True,
-            progress: bool = True) -> Path:
+def convert(
+    recipe: ConversionSpec,
+    folder: str | Path,
+    *,
+    num_processes: int | None = None,
+    refuse: bool = True,
+    progress: bool = True,
+) -> Path:
     """Convert a source to a store, or resume an interrupted conversion, and return the folder.
 
     Args:
@@ -103,17 +109,34 @@ def convert(recipe: ConversionSpec, folder: str | Path, *, num_processes: int | 
                 if is_store(folder) and not _damaged(folder):
                     return folder
                 (folder / MANIFEST).unlink(missing_ok=True)
-                jobs = [_Job(recipe, folder, number, *bounds) for number, bounds in enumerate(plan["ranges"])]
+                jobs = [
+                    _Job(recipe, folder, number, *bounds)
+                    for number, bounds in enumerate(plan["ranges"])
+                ]
                 waiting = [job for job in jobs if not job.is_done()]
-                _run(waiting, source, plan["records"], 1 if source.sequential else num_processes, progress,
-                     functools.partial(_judge_first, jobs) if refuse else lambda: None)
-                parts = [FinishedShard(job.shard, {k: v for k, v in job.tell().items() if k != "removed"})
-                         for job in jobs]
-                finish(folder, source, plan["recipe"], plan["records"], parts, _removed(jobs), refuse)
+                _run(
+                    waiting,
+                    source,
+                    plan["records"],
+                    1 if source.sequential else num_processes,
+                    progress,
+                    functools.partial(_judge_first, jobs) if refuse else lambda: None,
+                )
+                parts = [
+                    FinishedShard(
+                        job.shard, {k: v for k, v in job.tell().items() if k != "removed"}
+                    )
+                    for job in jobs
+                ]
+                finalize(
+                    folder, source, plan["recipe"], plan["records"], parts, _removed(jobs), refuse
+                )
                 return folder
         except (OSError, WorkdirError) as error:
-            raise DatasetError(f"{folder}: the store cannot be written ({error}). What is done stays; run it again "
-                               "when the cause is mended.") from error
+            raise DatasetError(
+                f"{folder}: the store cannot be written ({error}). What is done stays; run it again "
+                "when the cause is mended."
+            ) from error
 
 
 @contextlib.contextmanager
@@ -131,19 +154,29 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def _plan(recipe: ConversionSpec, source: Reader, folder: Path) -> dict[str, Any]:
     """Return the plan in conversion.json or create it. An existing plan must match the settings."""
-    settings = {"recipe": json.loads(json.dumps(dataclasses.asdict(recipe) | {"path": Path(recipe.path).name})),
-                "source": identify(source), "version": VERSION}
+    settings = {
+        "recipe": json.loads(
+            json.dumps(dataclasses.asdict(recipe) | {"path": Path(recipe.path).name})
+        ),
+        "source": identify(source),
+        "version": VERSION,
+    }
     path = folder / "conversion.json"
     if path.exists():
         try:
             plan = dict(json.loads(path.read_text()))
         except (ValueError, TypeError) as error:
-            raise DatasetError(f"{path}: is damaged ({error}). Give another folder, or delete that one.") from error
+            raise DatasetError(
+                f"{path}: is damaged ({error}). Give another folder, or delete that one."
+            ) from error
         changed = differences({k: plan.get(k, {}) for k in settings}, settings)
         only_times = len(changed) == 1 and changed[0].startswith("source.modified:")
         if changed and not (only_times and _same_content(source, folder)):
-            raise DatasetError(f"{folder} holds the conversion of another source or with other settings:\n  "
-                               + "\n  ".join(changed) + "\nGive another folder, or delete that one.")
+            raise DatasetError(
+                f"{folder} holds the conversion of another source or with other settings:\n  "
+                + "\n  ".join(changed)
+                + "\nGive another folder, or delete that one."
+            )
         return plan
     if folder.exists() and any(p.suffix == ".safetensors" for p in folder.rglob("*")):
         raise DatasetError(f"{folder}: holds shards but no conversion.json; give another folder")
@@ -177,8 +210,12 @@ def identify(source: Reader) -> dict[str, Any]:
                     digest.update(file.read(_END))
     except OSError as error:
         raise DatasetError(f"{source.path}: cannot be read ({error})") from error
-    return {"files": len(files), "bytes": total, "digest": digest.hexdigest()[:16],
-            "modified": times.hexdigest()[:16]}
+    return {
+        "files": len(files),
+        "bytes": total,
+        "digest": digest.hexdigest()[:16],
+        "modified": times.hexdigest()[:16],
+    }
 
 
 def _same_content(source: Reader, folder: Path) -> bool:
@@ -188,7 +225,9 @@ def _same_content(source: Reader, folder: Path) -> bool:
     """
     if not is_store(folder):
         return False
-    before = [(f["name"], f["bytes"], f["sha256"]) for f in Store(folder).manifest["source"]["files"]]
+    before = [
+        (f["name"], f["bytes"], f["sha256"]) for f in Store(folder).manifest["source"]["files"]
+    ]
     return before == [(f.name, f.stat().st_size, checksum(f)) for f in source.files()]
 
 
@@ -198,8 +237,11 @@ def _ranges(source: Reader, atoms_per_shard: int) -> list[tuple[int, int]]:
     The number of atoms per record is estimated from a sample; empty records are ignored.
     """
     count = len(source)
-    places = range(min(count, _SAMPLE)) if source.sequential else np.unique(
-        np.linspace(0, count - 1, min(count, _SAMPLE)).astype(int)).tolist()
+    places = (
+        range(min(count, _SAMPLE))
+        if source.sequential
+        else np.unique(np.linspace(0, count - 1, min(count, _SAMPLE)).astype(int)).tolist()
+    )
     atoms = [sum(len(s) for s in source.read(range(r, r + 1), ReadReport())) for r in places]
     filled = [n for n in atoms if n] or [1]
     step = min(max(1, int(atoms_per_shard / np.mean(filled))), _MOST_RECORDS)
@@ -235,21 +277,34 @@ class _Job:
         return json.loads(self.told.read_text())
 
 
-def _run(waiting: list[_Job], source: Reader, records: int, num_processes, progress: bool, judge) -> None:
+def _run(
+    waiting: list[_Job], source: Reader, records: int, num_processes, progress: bool, judge
+) -> None:
     """Convert the missing shards in ascending order, and call `judge` after the first one."""
     if not waiting:
         return
-    bar = bars.Progress(bars.TextColumn("converting"), bars.BarColumn(), bars.MofNCompleteColumn(),
-                        bars.TextColumn("records"), bars.TimeElapsedColumn(), bars.TimeRemainingColumn(),
-                        disable=not progress)
+    bar = bars.Progress(
+        bars.TextColumn("converting"),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TextColumn("records"),
+        bars.TimeElapsedColumn(),
+        bars.TimeRemainingColumn(),
+        disable=not progress,
+    )
     with bar:
-        task = bar.add_task("", total=records, completed=records - sum(j.stop - j.start for j in waiting))
+        task = bar.add_task(
+            "", total=records, completed=records - sum(j.stop - j.start for j in waiting)
+        )
         for first in (True, False):
             # Convert one shard first: most errors of a source already occur in its first records.
             part = waiting[:1] if first else waiting[1:]
             here = functools.partial(_convert, source=source)
-            for index, _ in workers.run(here if first or num_processes == 1 else _convert, part,
-                                        1 if first else num_processes):
+            for index, _ in workers.run(
+                here if first or num_processes == 1 else _convert,
+                part,
+                1 if first else num_processes,
+            ):
                 bar.update(task, advance=part[index].stop - part[index].start)
             if first:
                 judge()
@@ -259,9 +314,9 @@ def _judge_first(jobs: list[_Job]) -> None:
     """Check units and signs on the first shard, which a part of the data suffices for.
 
     A resumed conversion may start with a later shard. The check still uses the first one, so that
-    the verdict on a source does not depend on interruptions.
+    the diagnosis of a source does not depend on interruptions.
     """
-    problems = verdict(checks.Findings.from_json(jobs[0].tell()["findings"]))
+    problems = diagnose(checks.Findings.from_json(jobs[0].tell()["findings"]))
     refuse_if([p for p in problems if p.what in EARLY], jobs[0].recipe.path)
 
 
@@ -274,8 +329,11 @@ def _convert(job: _Job, source: Reader | None = None) -> None:
     """Convert the records of one shard, and write the shard and its metadata."""
     recipe = job.recipe
     if source is None:
-        source = _opened(recipe.path, recipe.reader, tuple((k, tuple(v) if isinstance(v, list) else v)
-                                                           for k, v in recipe.options.items()))
+        source = _opened(
+            recipe.path,
+            recipe.reader,
+            tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in recipe.options.items()),
+        )
     report, filters = ReadReport(), Filters(**recipe.filters)
     blocks, removed, block = [], [], []
 
@@ -299,14 +357,28 @@ def _convert(job: _Job, source: Reader | None = None) -> None:
     findings = checks.examine(columns, shortest=shortest)
     arrays = encode(columns, np.dtype(recipe.dtype)) | _derived(columns, shortest)
     sha256 = write_shard(job.shard, arrays)
-    write_json(job.told, {
-        "totals": {"structures": len(columns), "atoms": len(columns.numbers), "read": report.structures},
-        "bytes": job.shard.stat().st_size, "sha256": sha256, "skipped": report.skipped,
-        "filtered": dict(collections.Counter(reason for _, reason in removed)),
-        "removed": [list(r) for r in (*removed, *((source, reason) for reason, source in report.identities))],
-        "periodic": columns.pbc is not None, "findings": findings.to_json(),
-        "properties": {n: list(v.shape[1:]) for n, v in columns.properties.items()},
-        "atom_properties": {n: list(v.shape[1:]) for n, v in columns.atom_properties.items()}})
+    write_json(
+        job.told,
+        {
+            "totals": {
+                "structures": len(columns),
+                "atoms": len(columns.numbers),
+                "read": report.structures,
+            },
+            "bytes": job.shard.stat().st_size,
+            "sha256": sha256,
+            "skipped": report.skipped,
+            "filtered": dict(collections.Counter(reason for _, reason in removed)),
+            "removed": [
+                list(r)
+                for r in (*removed, *((source, reason) for reason, source in report.identities))
+            ],
+            "periodic": columns.pbc is not None,
+            "findings": findings.to_json(),
+            "properties": {n: list(v.shape[1:]) for n, v in columns.properties.items()},
+            "atom_properties": {n: list(v.shape[1:]) for n, v in columns.atom_properties.items()},
+        },
+    )
 
 
 def _derived(columns: Columns, shortest: np.ndarray) -> dict[str, np.ndarray]:
@@ -316,10 +388,13 @@ def _derived(columns: Columns, shortest: np.ndarray) -> dict[str, np.ndarray]:
     max_force = np.full(len(columns), np.nan)
     if filled.any():
         max_force[filled] = np.maximum.reduceat(size, columns.offsets[:-1][filled])
-    return {"index.molecule": stable_ids(columns.molecule), "index.max_force": max_force.astype(np.float32),
-            "index.force_rms": force_rms_per_structure(columns).astype(np.float32),
-            "index.shortest_distance": shortest.astype(np.float32),
-            "index.fingerprint": geometry.fingerprints(columns)}
+    return {
+        "index.molecule": stable_ids(columns.molecule),
+        "index.max_force": max_force.astype(np.float32),
+        "index.force_rms": force_rms_per_structure(columns).astype(np.float32),
+        "index.shortest_distance": shortest.astype(np.float32),
+        "index.fingerprint": geometry.fingerprints(columns),
+    }
 
 
 def _removed(jobs: list[_Job]) -> Iterator[list[str]]:

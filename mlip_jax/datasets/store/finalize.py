@@ -20,7 +20,7 @@ import numpy as np
 
 from mlip_jax.datasets.identity import group
 from mlip_jax.datasets.quality import checks
-from mlip_jax.datasets.quality.diagnosis import Problem, verdict
+from mlip_jax.datasets.quality.diagnosis import Problem, diagnose
 from mlip_jax.datasets.quality.filters import REASONS, Filters, count_reasons
 from mlip_jax.datasets.reader import DatasetError, Reader
 from mlip_jax.datasets.store.shards import Shard, checksum
@@ -43,8 +43,15 @@ class FinishedShard:
     told: Mapping[str, Any]
 
 
-def finish(folder: Path, source: Reader, settings: Mapping[str, Any], num_records: int, parts: list[FinishedShard],
-           removed: Iterable[Iterable[str]], refuse: bool) -> None:
+def finalize(
+    folder: Path,
+    source: Reader,
+    settings: Mapping[str, Any],
+    num_records: int,
+    parts: list[FinishedShard],
+    removed: Iterable[Iterable[str]],
+    refuse: bool,
+) -> None:
     """Write the index and the manifest of a store whose shards are finished.
 
     Args:
@@ -61,37 +68,65 @@ def finish(folder: Path, source: Reader, settings: Mapping[str, Any], num_record
       DatasetError: The checks reject the data, or no structure is left.
       OSError: The folder cannot be written.
     """
-    total, skipped, filtered = (_sum(p.told[k] for p in parts) for k in ("totals", "skipped", "filtered"))
+    total, skipped, filtered = (
+        _sum(p.told[k] for p in parts) for k in ("totals", "skipped", "filtered")
+    )
     if not total["structures"]:
-        raise DatasetError(f"{source.path}: no structure is left of {total['read']} read (left out: "
-                           f"{filtered or 'none'}; skipped: {skipped or 'none'}). Change the filters.")
+        raise DatasetError(
+            f"{source.path}: no structure is left of {total['read']} read (left out: "
+            f"{filtered or 'none'}; skipped: {skipped or 'none'}). Change the filters."
+        )
     findings = checks.combine(checks.Findings.from_json(p.told["findings"]) for p in parts)
     duplicates, _ = checks.count_duplicates(_gather(parts, "fingerprint"))
-    problems = verdict(findings, duplicates=duplicates)
+    problems = diagnose(findings, duplicates=duplicates)
     if refuse:
         refuse_if(problems, source.path)
     reasons = _outliers(settings["filters"], parts)
     kept = np.flatnonzero(reasons == 0) if reasons.any() else None
     if kept is not None and not len(kept):
-        raise DatasetError(f"{source.path}: the filters leave no structure: {count_reasons(reasons)}")
+        raise DatasetError(
+            f"{source.path}: the filters leave no structure: {count_reasons(reasons)}"
+        )
     molecules = _write_index(folder, source, parts, kept)
     _write_removed(folder / "removed.csv", removed, _identities(parts, reasons))
     official = source.official_split()
-    write_json(folder / MANIFEST, {
-        "format": FORMAT, "version": VERSION, "structures": total["structures"] if kept is None else len(kept),
-        "molecules": molecules, "filtered": kept is not None, "periodic": any(p.told["periodic"] for p in parts),
-        "source": _about(source, settings, num_records), "dtype": settings["dtype"],
-        "units": {"positions": "Å", "energy": "eV", "forces": "eV/Å", "charge": "e"},
-        "level_of_theory": source.level_of_theory, "notes": source.notes,
-        "atom_energies": dict(source.atom_energies) if source.atom_energies else None,
-        "official_split": sorted(official) if official else None,
-        "counts": {"read": total["read"], "skipped": skipped, "removed": _sum([filtered, count_reasons(reasons)])},
-        "filters": settings["filters"],
-        "properties": _union(p.told["properties"] for p in parts),
-        "atom_properties": _union(p.told["atom_properties"] for p in parts),
-        "findings": findings.to_json(), "problems": [p._asdict() for p in problems],
-        "shards": [{"file": p.shard.name, **p.told["totals"], "bytes": p.told["bytes"], "sha256": p.told["sha256"]}
-                   for p in parts]})
+    write_json(
+        folder / MANIFEST,
+        {
+            "format": FORMAT,
+            "version": VERSION,
+            "structures": total["structures"] if kept is None else len(kept),
+            "molecules": molecules,
+            "filtered": kept is not None,
+            "periodic": any(p.told["periodic"] for p in parts),
+            "source": _about(source, settings, num_records),
+            "dtype": settings["dtype"],
+            "units": {"positions": "Å", "energy": "eV", "forces": "eV/Å", "charge": "e"},
+            "level_of_theory": source.level_of_theory,
+            "notes": source.notes,
+            "atom_energies": dict(source.atom_energies) if source.atom_energies else None,
+            "official_split": sorted(official) if official else None,
+            "counts": {
+                "read": total["read"],
+                "skipped": skipped,
+                "removed": _sum([filtered, count_reasons(reasons)]),
+            },
+            "filters": settings["filters"],
+            "properties": _union(p.told["properties"] for p in parts),
+            "atom_properties": _union(p.told["atom_properties"] for p in parts),
+            "findings": findings.to_json(),
+            "problems": [p._asdict() for p in problems],
+            "shards": [
+                {
+                    "file": p.shard.name,
+                    **p.told["totals"],
+                    "bytes": p.told["bytes"],
+                    "sha256": p.told["sha256"],
+                }
+                for p in parts
+            ],
+        },
+    )
     for problem in problems:
         log.warning("%s: %s", folder, problem.message)
 
@@ -100,16 +135,26 @@ def refuse_if(problems: list[Problem], path: Path | str) -> None:
     """Raise DatasetError if any of the problems is an error."""
     errors = [p.message for p in problems if p.severity == "error"]
     if errors:
-        raise DatasetError(f"{path}: refused by the checks of the data:\n  - " + "\n  - ".join(errors)
-                           + "\nIf it is right all the same, give --config.data.refuse=False.")
+        raise DatasetError(
+            f"{path}: refused by the checks of the data:\n  - "
+            + "\n  - ".join(errors)
+            + "\nIf it is right all the same, give --config.data.refuse=False."
+        )
 
 
 def _about(source: Reader, settings, num_records: int) -> dict[str, Any]:
     files = source.files()
     log.info("checksums of %d source file(s)", len(files))
-    return {"path": str(source.path), "reader": source.format, "options": settings["options"],
-            "files": [{"name": f.name, "bytes": f.stat().st_size, "sha256": checksum(f)} for f in files],
-            "units": dict(source.UNITS), "records": num_records}
+    return {
+        "path": str(source.path),
+        "reader": source.format,
+        "options": settings["options"],
+        "files": [
+            {"name": f.name, "bytes": f.stat().st_size, "sha256": checksum(f)} for f in files
+        ],
+        "units": dict(source.UNITS),
+        "records": num_records,
+    }
 
 
 def _gather(parts: list[FinishedShard], name: str) -> np.ndarray:
@@ -118,8 +163,12 @@ def _gather(parts: list[FinishedShard], name: str) -> np.ndarray:
     start = 0
     for part in parts:
         arrays = Shard(part.shard).arrays
-        here = np.diff(arrays["offsets"]) if name == "n_atoms" else arrays.get(name, arrays.get(f"index.{name}"))
-        values[start:start + len(here)] = here
+        here = (
+            np.diff(arrays["offsets"])
+            if name == "n_atoms"
+            else arrays.get(name, arrays.get(f"index.{name}"))
+        )
+        values[start : start + len(here)] = here
         start += len(here)
     return values
 
@@ -131,7 +180,9 @@ def _outliers(filters: Mapping[str, Any], parts: list[FinishedShard]) -> np.ndar
     """
     filters = Filters(**filters)
     if filters.compares_conformations:
-        return filters.molecule_outliers(*(_gather(parts, n) for n in ("molecule", "energy", "force_rms", "n_atoms")))
+        return filters.molecule_outliers(
+            *(_gather(parts, n) for n in ("molecule", "energy", "force_rms", "n_atoms"))
+        )
     return np.zeros(sum(p.told["totals"]["structures"] for p in parts), np.int8)
 
 
@@ -139,7 +190,7 @@ def _identities(parts: list[FinishedShard], reasons: np.ndarray) -> Iterable[tup
     start = 0
     for part in parts:
         count = part.told["totals"]["structures"]
-        out = np.flatnonzero(reasons[start:start + count])
+        out = np.flatnonzero(reasons[start : start + count])
         if len(out):
             shard = Shard(part.shard)
             sources = shard.texts("source", shard.arrays["text.source.code"][out])
@@ -148,7 +199,9 @@ def _identities(parts: list[FinishedShard], reasons: np.ndarray) -> Iterable[tup
         start += count
 
 
-def _write_index(folder: Path, source: Reader, parts: list[FinishedShard], kept: np.ndarray | None) -> int:
+def _write_index(
+    folder: Path, source: Reader, parts: list[FinishedShard], kept: np.ndarray | None
+) -> int:
     """Write one file per index column, one column at a time, and return the number of molecules."""
     molecules = 0
     for name in INDEX:

@@ -21,9 +21,24 @@ from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.workdir import atomic_open
 
 TEXTS = ("molecule", "smiles", "subset", "source")
-_DTYPES = {"F64": np.float64, "F32": np.float32, "I64": np.int64, "I32": np.int32, "U8": np.uint8, "U64": np.uint64}
-_NEEDED = {"numbers", "positions", "offsets", "energy", "charge", "conformer", "record",
-           *(f"text.{name}.{part}" for name in TEXTS for part in ("code", "ends", "bytes"))}
+_DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "I64": np.int64,
+    "I32": np.int32,
+    "U8": np.uint8,
+    "U64": np.uint64,
+}
+_NEEDED = {
+    "numbers",
+    "positions",
+    "offsets",
+    "energy",
+    "charge",
+    "conformer",
+    "record",
+    *(f"text.{name}.{part}" for name in TEXTS for part in ("code", "ends", "bytes")),
+}
 
 
 def encode(columns: Columns, dtype=np.float32) -> dict[str, np.ndarray]:
@@ -34,9 +49,14 @@ def encode(columns: Columns, dtype=np.float32) -> dict[str, np.ndarray]:
       dtype: Data type of positions, forces and atom properties. Energies stay float64.
     """
     arrays = {
-        "numbers": columns.numbers.astype(np.uint8), "positions": columns.positions.astype(dtype),
-        "offsets": columns.offsets, "energy": columns.energy, "charge": columns.charge,
-        "conformer": columns.conformer, "record": columns.record}
+        "numbers": columns.numbers.astype(np.uint8),
+        "positions": columns.positions.astype(dtype),
+        "offsets": columns.offsets,
+        "energy": columns.energy,
+        "charge": columns.charge,
+        "conformer": columns.conformer,
+        "record": columns.record,
+    }
     if np.isfinite(columns.forces).any():
         arrays["forces"] = columns.forces.astype(dtype)
     if columns.pbc is not None:
@@ -44,7 +64,10 @@ def encode(columns: Columns, dtype=np.float32) -> dict[str, np.ndarray]:
     for name in TEXTS:
         arrays |= _encode_text(name, getattr(columns, name).tolist())
     arrays |= {f"property.{name}": values for name, values in columns.properties.items()}
-    arrays |= {f"atom_property.{name}": values.astype(dtype) for name, values in columns.atom_properties.items()}
+    arrays |= {
+        f"atom_property.{name}": values.astype(dtype)
+        for name, values in columns.atom_properties.items()
+    }
     return {name: np.ascontiguousarray(values) for name, values in arrays.items()}
 
 
@@ -52,9 +75,11 @@ def _encode_text(name: str, texts: list[str]) -> dict[str, np.ndarray]:
     codes: dict[str, int] = {}
     code = np.array([codes.setdefault(text, len(codes)) for text in texts], np.int32)
     encoded = [text.encode() for text in codes]
-    return {f"text.{name}.code": code,
-            f"text.{name}.ends": np.cumsum([len(e) for e in encoded], dtype=np.int64),
-            f"text.{name}.bytes": np.frombuffer(b"".join(encoded), np.uint8)}
+    return {
+        f"text.{name}.code": code,
+        f"text.{name}.ends": np.cumsum([len(e) for e in encoded], dtype=np.int64),
+        f"text.{name}.bytes": np.frombuffer(b"".join(encoded), np.uint8),
+    }
 
 
 def write_shard(path: Path, arrays: dict[str, np.ndarray]) -> str:
@@ -92,14 +117,28 @@ class Shard:
             header = json.loads(self._file.read(min(length, len(self._map))))
             header.pop("__metadata__", None)
             self._places: dict[str, int] = {}
-            self.arrays = {name: self._array(name, 8 + length, entry) for name, entry in header.items()}
+            self.arrays = {
+                name: self._array(name, 8 + length, entry) for name, entry in header.items()
+            }
             if missing := _NEEDED - self.arrays.keys():
                 raise ValueError(f"no column {', '.join(sorted(missing))}")
         except FileNotFoundError as error:
-            raise DatasetError(f"{path}: this shard of the store is missing. Convert the source again.") from error
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError) as error:
-            raise DatasetError(f"{path}: this shard of the store is damaged ({error}). Delete it and its .json beside "
-                               "it, and convert again: only what is missing is made anew.") from error
+            raise DatasetError(
+                f"{path}: this shard of the store is missing. Convert the source again."
+            ) from error
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+            MemoryError,
+        ) as error:
+            raise DatasetError(
+                f"{path}: this shard of the store is damaged ({error}). Delete it and its .json beside "
+                "it, and convert again: only what is missing is made anew."
+            ) from error
 
     def _array(self, name: str, start: int, entry: dict) -> np.ndarray:
         first, last = entry["data_offsets"]
@@ -107,7 +146,9 @@ class Shard:
         if not 0 <= first <= last:
             raise ValueError(f"data_offsets {first}, {last}")
         dtype = np.dtype(_DTYPES[entry["dtype"]])
-        return np.frombuffer(self._map, dtype, (last - first) // dtype.itemsize, start + first).reshape(entry["shape"])
+        return np.frombuffer(
+            self._map, dtype, (last - first) // dtype.itemsize, start + first
+        ).reshape(entry["shape"])
 
     def __len__(self) -> int:
         return len(self.arrays["energy"])
@@ -121,8 +162,13 @@ class Shard:
         found = np.empty((stop - start, *array.shape[1:]), array.dtype)
         if found.nbytes:
             width = found.nbytes // (stop - start)
-            if os.preadv(self._file.fileno(), [found], self._places[name] + start * width) != found.nbytes:
-                raise DatasetError(f"{self.path}: this shard of the store has become shorter. Convert again.")
+            if (
+                os.preadv(self._file.fileno(), [found], self._places[name] + start * width)
+                != found.nbytes
+            ):
+                raise DatasetError(
+                    f"{self.path}: this shard of the store has become shorter. Convert again."
+                )
         return found
 
     def texts(self, name: str, codes: np.ndarray) -> np.ndarray:
@@ -131,7 +177,11 @@ class Shard:
         found = []
         for c in distinct.tolist():
             ends = self.rows(f"text.{name}.ends", max(c - 1, 0), c + 1)
-            found.append(self.rows(f"text.{name}.bytes", int(ends[0]) if c else 0, int(ends[-1])).tobytes().decode())
+            found.append(
+                self.rows(f"text.{name}.bytes", int(ends[0]) if c else 0, int(ends[-1]))
+                .tobytes()
+                .decode()
+            )
         return np.array(found, object)[inverse]
 
     def columns(self, start: int, stop: int) -> Columns:
@@ -142,12 +192,28 @@ class Shard:
         return Columns(
             numbers=self.rows("numbers", a, b).astype(np.int32),
             positions=self.rows("positions", a, b).astype(np.float64),
-            forces=self.rows("forces", a, b).astype(np.float64) if "forces" in names else np.full((b - a, 3), np.nan),
+            forces=self.rows("forces", a, b).astype(np.float64)
+            if "forces" in names
+            else np.full((b - a, 3), np.nan),
             offsets=ends - a,
-            **{name: self.rows(name, start, stop) for name in ("energy", "charge", "conformer", "record")},
-            **{name: self.texts(name, self.rows(f"text.{name}.code", start, stop)) for name in TEXTS},
+            **{
+                name: self.rows(name, start, stop)
+                for name in ("energy", "charge", "conformer", "record")
+            },
+            **{
+                name: self.texts(name, self.rows(f"text.{name}.code", start, stop))
+                for name in TEXTS
+            },
             cell=self.rows("cell", start, stop) if "cell" in names else None,
             pbc=self.rows("pbc", start, stop).astype(bool) if "pbc" in names else None,
-            properties={name[9:]: self.rows(name, start, stop) for name in names if name.startswith("property.")},
-            atom_properties={name[14:]: self.rows(name, a, b).astype(np.float64) for name in names
-                             if name.startswith("atom_property.")})
+            properties={
+                name[9:]: self.rows(name, start, stop)
+                for name in names
+                if name.startswith("property.")
+            },
+            atom_properties={
+                name[14:]: self.rows(name, a, b).astype(np.float64)
+                for name in names
+                if name.startswith("atom_property.")
+            },
+        )

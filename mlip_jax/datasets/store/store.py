@@ -31,9 +31,18 @@ from mlip_jax.structure import Structure
 MANIFEST = "manifest.json"
 FORMAT, VERSION = "mlip_jax store", 1
 # Data types of the index columns, each (S,). Units are eV and Å; unknown values are NaN.
-INDEX = {"n_atoms": np.int32, "energy": np.float64, "charge": np.float32, "molecule": np.uint64, "record": np.int64,
-         "conformer": np.int32, "max_force": np.float32, "force_rms": np.float32, "shortest_distance": np.float32,
-         "fingerprint": np.uint64}
+INDEX = {
+    "n_atoms": np.int32,
+    "energy": np.float64,
+    "charge": np.float32,
+    "molecule": np.uint64,
+    "record": np.int64,
+    "conformer": np.int32,
+    "max_force": np.float32,
+    "force_rms": np.float32,
+    "shortest_distance": np.float32,
+    "fingerprint": np.uint64,
+}
 _OPEN_SHARDS = 256
 
 
@@ -66,8 +75,10 @@ class Store:
             file = self.path / "shards" / s["file"]
             if not file.is_file() or file.stat().st_size != s["bytes"]:
                 found = f"has {file.stat().st_size} bytes" if file.is_file() else "is missing"
-                raise DatasetError(f"{file}: {found}, expected {s['bytes']} bytes. Convert the source again into this "
-                                   "folder: only what is missing or damaged is made anew.")
+                raise DatasetError(
+                    f"{file}: {found}, expected {s['bytes']} bytes. Convert the source again into this "
+                    "folder: only what is missing or damaged is made anew."
+                )
 
     def __len__(self) -> int:
         return self.manifest["structures"]
@@ -87,7 +98,9 @@ class Store:
         """Return a hash of the structures, 12 hexadecimal digits, for names of cached arrays."""
         # Filters that compare several structures remove them only from the index, not from the
         # shards, so the checksums of the shards are not enough.
-        content = json.dumps([[s["sha256"] for s in self.manifest["shards"]], self.manifest["filters"], len(self)])
+        content = json.dumps(
+            [[s["sha256"] for s in self.manifest["shards"]], self.manifest["filters"], len(self)]
+        )
         return hashlib.sha256(content.encode()).hexdigest()[:12]
 
     def index(self, name: str) -> np.ndarray:
@@ -102,7 +115,11 @@ class Store:
     def official_split(self) -> dict[str, np.ndarray] | None:
         """Return the record numbers of the splits that the data set comes with, or None."""
         names = self.manifest["official_split"]
-        return {n: _load_index(self.path / "index" / f"official_{n}.npy") for n in names} if names else None
+        return (
+            {n: _load_index(self.path / "index" / f"official_{n}.npy") for n in names}
+            if names
+            else None
+        )
 
     def take(self, indices: np.ndarray, *, labels_only: bool = False) -> Columns:
         """Return the structures `indices`, in that order.
@@ -111,8 +128,10 @@ class Store:
         """
         indices = np.asarray(indices, np.int64)
         if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
-            raise IndexError(f"{self.path}: structures are numbered 0 to {len(self) - 1}; asked for "
-                             f"{indices.min()} to {indices.max()}")
+            raise IndexError(
+                f"{self.path}: structures are numbered 0 to {len(self) - 1}; asked for "
+                f"{indices.min()} to {indices.max()}"
+            )
         physical = indices if self._physical is None else np.asarray(self._physical[indices])
         where = np.searchsorted(self._ends, physical, side="right")
         first = np.concatenate([[0], self._ends])[where]
@@ -129,17 +148,26 @@ class Store:
         if not parts:
             return _NOTHING
         joined = Columns.concatenate(parts) if len(parts) > 1 else parts[0]
-        return joined if (order == np.arange(len(order))).all() else joined.take(np.argsort(order, kind="stable"))
+        return (
+            joined
+            if (order == np.arange(len(order))).all()
+            else joined.take(np.argsort(order, kind="stable"))
+        )
 
     def __getitem__(self, s: int) -> Structure:
         return self.take(np.array([s]))[0]
 
-    def chunks(self, indices: np.ndarray | None = None, size: int = 4096, *,
-               labels_only: bool = False) -> Iterator[tuple[np.ndarray, Columns]]:
+    def chunks(
+        self, indices: np.ndarray | None = None, size: int = 4096, *, labels_only: bool = False
+    ) -> Iterator[tuple[np.ndarray, Columns]]:
         """Yield (indices, columns) in blocks of `size` structures; None yields all structures."""
         count = len(self) if indices is None else len(indices)
         for start in range(0, count, size):
-            here = np.arange(start, min(start + size, count)) if indices is None else indices[start:start + size]
+            here = (
+                np.arange(start, min(start + size, count))
+                if indices is None
+                else indices[start : start + size]
+            )
             yield here, self.take(here, labels_only=labels_only)
 
     def texts(self, name: str) -> tuple[np.ndarray, list[str]]:
@@ -155,7 +183,7 @@ class Store:
             code = shard.arrays[f"text.{name}.code"]
             found = shard.texts(name, np.arange(int(code.max(initial=-1)) + 1)).tolist()
             here = np.array([table.setdefault(text, len(table)) for text in found], np.int32)
-            codes[start:start + len(code)] = here[code]
+            codes[start : start + len(code)] = here[code]
             start += len(code)
         return codes if self._physical is None else codes[self._physical], list(table)
 
@@ -165,12 +193,17 @@ class Store:
         Raises:
           DatasetError: Some shards are corrupted. The message lists all of them.
         """
-        damaged = [s["file"] for s in self.manifest["shards"]
-                   if checksum(self.path / "shards" / s["file"]) != s["sha256"]]
+        damaged = [
+            s["file"]
+            for s in self.manifest["shards"]
+            if checksum(self.path / "shards" / s["file"]) != s["sha256"]
+        ]
         if damaged:
-            raise DatasetError(f"{self.path}: {len(damaged)} of {len(self.manifest['shards'])} shards differ from "
-                               f"their checksums: {', '.join(damaged)}. Convert the source again into this folder: "
-                               "only the damaged shards are made anew.")
+            raise DatasetError(
+                f"{self.path}: {len(damaged)} of {len(self.manifest['shards'])} shards differ from "
+                f"their checksums: {', '.join(damaged)}. Convert the source again into this folder: "
+                "only the damaged shards are made anew."
+            )
 
     def _labels(self, indices, where, local) -> Columns:
         n = len(indices)
@@ -191,10 +224,22 @@ class Store:
             if "cell" in shard.arrays:
                 cell[i], pbc[i] = shard.rows("cell", s, s + 1)[0], shard.rows("pbc", s, s + 1)[0]
         empty = np.full(n, "", object)
-        return Columns(numbers, positions, forces, offsets, np.array(self.index("energy")[indices]),
-                       np.asarray(self.index("charge")[indices], np.float64), empty, empty,
-                       np.asarray(self.index("conformer")[indices], np.int64),
-                       np.array(self.index("record")[indices]), empty, empty, cell, pbc)
+        return Columns(
+            numbers,
+            positions,
+            forces,
+            offsets,
+            np.array(self.index("energy")[indices]),
+            np.asarray(self.index("charge")[indices], np.float64),
+            empty,
+            empty,
+            np.asarray(self.index("conformer")[indices], np.int64),
+            np.array(self.index("record")[indices]),
+            empty,
+            empty,
+            cell,
+            pbc,
+        )
 
     def _shard(self, number: int) -> Shard:
         with self._lock:  # batches are built in a thread while another reads for validation
@@ -215,16 +260,22 @@ _NOTHING = Columns.from_structures([])
 def _read_manifest(path: Path) -> dict[str, Any]:
     file = path / MANIFEST
     if not file.is_file():
-        raise DatasetError(f"{path}: no {MANIFEST}; this is no store, or its conversion did not end. Run the same "
-                           "conversion again: it goes on where it stopped.")
+        raise DatasetError(
+            f"{path}: no {MANIFEST}; this is no store, or its conversion did not end. Run the same "
+            "conversion again: it goes on where it stopped."
+        )
     try:
         manifest = json.loads(file.read_text())
         if manifest["format"] != FORMAT or manifest["version"] > VERSION:
-            raise DatasetError(f"{file}: format {manifest['format']!r} version {manifest['version']}, this is for "
-                               f"{FORMAT!r} to version {VERSION}; update mlip_jax")
+            raise DatasetError(
+                f"{file}: format {manifest['format']!r} version {manifest['version']}, this is for "
+                f"{FORMAT!r} to version {VERSION}; update mlip_jax"
+            )
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise DatasetError(f"{file}: is damaged ({error}). Delete it and convert again: shards that are there are "
-                           "kept.") from error
+        raise DatasetError(
+            f"{file}: is damaged ({error}). Delete it and convert again: shards that are there are "
+            "kept."
+        ) from error
     return manifest
 
 
@@ -232,5 +283,7 @@ def _load_index(path: Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise DatasetError(f"{path}: this part of the store is missing or damaged ({error}). Delete {MANIFEST} and "
-                           "convert again: shards that are there are kept.") from error
+        raise DatasetError(
+            f"{path}: this part of the store is missing or damaged ({error}). Delete {MANIFEST} and "
+            "convert again: shards that are there are kept."
+        ) from error

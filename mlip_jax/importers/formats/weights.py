@@ -15,7 +15,8 @@ from mlip_jax.potential import example_graph
 HOW_TO_SAVE = (
     "Save the weights where the model was trained: "
     '`safetensors.torch.save_file(model.state_dict(), "weights.safetensors")`, or '
-    '`numpy.savez("weights.npz", **{k: v.cpu().numpy() for k, v in model.state_dict().items()})`.')
+    '`numpy.savez("weights.npz", **{k: v.cpu().numpy() for k, v in model.state_dict().items()})`.'
+)
 
 
 class WeightsError(ValueError):
@@ -36,9 +37,12 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     if path.suffix not in (".npz", ".safetensors"):
         raise WeightsError(
             f"{path}: weights are read from .npz and .safetensors files, received {path.suffix or 'no suffix'!r}; "
-            f"pickles (.pt, .pth, .ckpt, .pkl) can run foreign code and are not opened. {HOW_TO_SAVE}")
+            f"pickles (.pt, .pth, .ckpt, .pkl) can run foreign code and are not opened. {HOW_TO_SAVE}"
+        )
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; weights in .npz or .safetensors are expected")
+        raise FileNotFoundError(
+            f"{path}: no such file; weights in .npz or .safetensors are expected"
+        )
     return _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)
 
 
@@ -48,8 +52,16 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as data:
             for name in data.files:
                 arrays[name] = _numbers(path, name, data)
-    except (OSError, EOFError, ValueError, TypeError, RuntimeError, MemoryError, zipfile.BadZipFile,
-            zlib.error) as error:
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        TypeError,
+        RuntimeError,
+        MemoryError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         if isinstance(error, WeightsError):
             raise
         raise WeightsError(f"{path}: not a whole .npz file: {error}. {HOW_TO_SAVE}") from error
@@ -63,8 +75,10 @@ def _numbers(path, name, data) -> np.ndarray:
     except ValueError as error:
         if "allow_pickle" not in str(error):
             raise
-        raise WeightsError(f"{path}: array {name!r} holds Python objects, expected numbers; such arrays are pickles "
-                           f"and are not opened. {HOW_TO_SAVE}") from error
+        raise WeightsError(
+            f"{path}: array {name!r} holds Python objects, expected numbers; such arrays are pickles "
+            f"and are not opened. {HOW_TO_SAVE}"
+        ) from error
     if array.dtype.kind not in "biuf":
         raise WeightsError(f"{path}: array {name!r} has dtype {array.dtype}, expected real numbers")
     return array
@@ -77,18 +91,31 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
             # save_model stores a shared parameter once and lists its other names in the metadata
             others = data.metadata() or {}
     except (safetensors.SafetensorError, OSError, TypeError, KeyError) as error:
-        raise WeightsError(f"{path}: not a whole .safetensors file of NumPy's types: {error}. {HOW_TO_SAVE}") from error
-    return arrays | {name: arrays[kept] for name, kept in others.items() if kept in arrays and name not in arrays}
+        raise WeightsError(
+            f"{path}: not a whole .safetensors file of NumPy's types: {error}. {HOW_TO_SAVE}"
+        ) from error
+    return arrays | {
+        name: arrays[kept] for name, kept in others.items() if kept in arrays and name not in arrays
+    }
 
 
 def check_shapes(model, params) -> None:
     """Raise WeightsError if the shapes of the parameters are not those of the model."""
     template = jax.eval_shape(lambda: model.init(jax.random.key(0), example_graph()))
-    expected = {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(template)}
-    found = {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    expected = {
+        jax.tree_util.keystr(path): leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(template)
+    }
+    found = {
+        jax.tree_util.keystr(path): leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    wrong = sorted(
+        name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
+    )
     if wrong:
         name = wrong[0]
         raise WeightsError(
             f"{len(wrong)} parameters do not fit the model that the hyper-parameters describe, the first of them "
-            f"{name}: shape {found.get(name)}, expected {expected.get(name)}")
+            f"{name}: shape {found.get(name)}, expected {expected.get(name)}"
+        )

@@ -53,7 +53,9 @@ def activation(name: str) -> Callable:
 
 def cosine_cutoff(d, cutoff):
     """Compute (cos(pi d / cutoff) + 1) / 2 inside the cutoff, 0 outside."""
-    return jnp.where(d < cutoff, 0.5 * (jnp.cos(jnp.pi * jnp.minimum(d, cutoff) / cutoff) + 1.0), 0.0)
+    return jnp.where(
+        d < cutoff, 0.5 * (jnp.cos(jnp.pi * jnp.minimum(d, cutoff) / cutoff) + 1.0), 0.0
+    )
 
 
 def phys_cutoff(d, cutoff):
@@ -74,7 +76,10 @@ def exponential_cutoff(d, cutoff):
 
 
 CUTOFFS: dict[str, Callable] = {
-    "cosine": cosine_cutoff, "phys": phys_cutoff, "exponential": exponential_cutoff}
+    "cosine": cosine_cutoff,
+    "phys": phys_cutoff,
+    "exponential": exponential_cutoff,
+}
 
 
 def cutoff_function(name: str) -> Callable:
@@ -122,7 +127,9 @@ def gaussian_basis(d, num, cutoff, centers=None, widths=None):
     """
     centers = _constants("centers", centers, np.linspace(0.0, cutoff, num))
     widths = _constants("widths", widths, np.full(num, cutoff / (num - 1)))
-    return jnp.exp(jnp.asarray(-0.5 / widths ** 2, d.dtype) * (d[:, None] - jnp.asarray(centers, d.dtype)) ** 2)
+    return jnp.exp(
+        jnp.asarray(-0.5 / widths**2, d.dtype) * (d[:, None] - jnp.asarray(centers, d.dtype)) ** 2
+    )
 
 
 def bessel_basis(d, num, cutoff, wave_numbers=None):
@@ -141,15 +148,23 @@ def _constants(what, given, computed):
     if given is None:
         return computed
     if len(given) != len(computed):
-        raise ValueError(f"the radial basis has {len(computed)} functions (num_radial), received {len(given)} {what}")
+        raise ValueError(
+            f"the radial basis has {len(computed)} functions (num_radial), received {len(given)} {what}"
+        )
     return np.asarray(given, np.float64)
 
 
 RADIAL_BASES: dict[str, Callable] = {
-    "physnet": physnet_basis, "bernstein": bernstein_basis, "gaussian": gaussian_basis, "bessel": bessel_basis}
+    "physnet": physnet_basis,
+    "bernstein": bernstein_basis,
+    "gaussian": gaussian_basis,
+    "bessel": bessel_basis,
+}
 
 
-def radial_basis(name: str, centers: Sequence[float] | None = None, widths: Sequence[float] | None = None) -> Callable:
+def radial_basis(
+    name: str, centers: Sequence[float] | None = None, widths: Sequence[float] | None = None
+) -> Callable:
     """Return the radial basis `name`, a function (d, num, cutoff) -> (E, num).
 
     Args:
@@ -165,8 +180,10 @@ def radial_basis(name: str, centers: Sequence[float] | None = None, widths: Sequ
         return functools.partial(basis, centers=centers, widths=widths)
     if name == "bessel" and widths is None:
         return functools.partial(basis, wave_numbers=centers)
-    raise ValueError(f"radial_centers go with the radial bases 'gaussian' and 'bessel' and radial_widths with "
-                     f"'gaussian', received them for {name!r}")
+    raise ValueError(
+        f"radial_centers go with the radial bases 'gaussian' and 'bessel' and radial_widths with "
+        f"'gaussian', received them for {name!r}"
+    )
 
 
 def spherical_harmonics(unit: jax.Array, degrees: tuple[int, ...]) -> jax.Array:
@@ -174,11 +191,13 @@ def spherical_harmonics(unit: jax.Array, degrees: tuple[int, ...]) -> jax.Array:
 
     The shape (E, 3) becomes (E, D), with D the sum of 2l + 1 over the degrees.
     """
-    values = e3x.so3.spherical_harmonics(unit, max(degrees), r_is_normalized=True, normalization="orthonormal")
+    values = e3x.so3.spherical_harmonics(
+        unit, max(degrees), r_is_normalized=True, normalization="orthonormal"
+    )
     values = values.astype(unit.dtype)  # with x64, e3x converts float32 to float64
     if tuple(degrees) == tuple(range(degrees[0], degrees[-1] + 1)):
-        return values[:, degrees[0] ** 2:]
-    return jnp.concatenate([values[:, l * l:(l + 1) ** 2] for l in degrees], axis=-1)
+        return values[:, degrees[0] ** 2 :]
+    return jnp.concatenate([values[:, l * l : (l + 1) ** 2] for l in degrees], axis=-1)
 
 
 def segment_sum(values: jax.Array, index: jax.Array, num: int) -> jax.Array:
@@ -229,7 +248,10 @@ class SplitDense(nn.Module):
         shape = (x.shape[-1], self.parts * self.width)
         kernel = self.param("kernel", self.kernel_init, shape).astype(x.dtype)
         bias = self.param("bias", nn.initializers.zeros, shape[1:]).astype(x.dtype)
-        return [x @ k + b for k, b in zip(jnp.split(kernel, self.parts, axis=1), jnp.split(bias, self.parts))]
+        return [
+            x @ k + b
+            for k, b in zip(jnp.split(kernel, self.parts, axis=1), jnp.split(bias, self.parts))
+        ]
 
 
 class TwoLayers(nn.Module):
@@ -270,5 +292,6 @@ class ResidualMLP(nn.Module):
 def _lookup(table, kind, name):
     if name not in table:
         from mlip_jax.config import unknown_name
+
         raise ValueError(unknown_name(kind, name, table))
     return table[name]

@@ -26,7 +26,9 @@ class StateEmbedding(nn.Module):
     width: int
 
     @nn.compact
-    def __call__(self, psi: jax.Array, numbers: jax.Array, node_graph: jax.Array, dtype) -> jax.Array:
+    def __call__(
+        self, psi: jax.Array, numbers: jax.Array, node_graph: jax.Array, dtype
+    ) -> jax.Array:
         """Compute the embedding of each atom, shape (N, F).
 
         Args:
@@ -36,7 +38,9 @@ class StateEmbedding(nn.Module):
           dtype: Floating-point type of the result.
         """
         normal = nn.initializers.normal(1.0)
-        queries = self.param("queries", normal, (MAX_ATOMIC_NUMBER + 1, self.width)).astype(dtype)[numbers]
+        queries = self.param("queries", normal, (MAX_ATOMIC_NUMBER + 1, self.width)).astype(dtype)[
+            numbers
+        ]
         keys = self.param("keys", normal, (2, self.width)).astype(dtype)
         values = self.param("values", normal, (2, self.width)).astype(dtype)
         psi = jnp.asarray(psi, dtype)

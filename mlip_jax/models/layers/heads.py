@@ -56,9 +56,13 @@ class AtomicEnergy(nn.Module):
         energies = Dense(1, kernel_init=kernel_init, name="final")(hidden)[:, 0]
         size = (MAX_ATOMIC_NUMBER + 1,)
         if self.learned_scale:
-            energies = energies * self.param("scale", nn.initializers.ones, size)[numbers].astype(energies.dtype)
+            energies = energies * self.param("scale", nn.initializers.ones, size)[numbers].astype(
+                energies.dtype
+            )
         if self.learned_shift:
-            energies = energies + self.param("shift", nn.initializers.zeros, size)[numbers].astype(energies.dtype)
+            energies = energies + self.param("shift", nn.initializers.zeros, size)[numbers].astype(
+                energies.dtype
+            )
         return energies
 
 
@@ -67,5 +71,7 @@ def embed_elements(module: nn.Module, numbers: jax.Array, features: int, dtype) 
 
     The table is the parameter "embedding" of `module`.
     """
-    table = module.param("embedding", nn.initializers.normal(1.0), (MAX_ATOMIC_NUMBER + 1, features))
+    table = module.param(
+        "embedding", nn.initializers.normal(1.0), (MAX_ATOMIC_NUMBER + 1, features)
+    )
     return jnp.asarray(table, dtype)[numbers]

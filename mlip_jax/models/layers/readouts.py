@@ -66,27 +66,39 @@ class Readout(nn.Module):
             return self._vector(features, mask, graph)
         vectors = vectors_of(features)
         if vectors is None:
-            raise ValueError("this model has no features of degree 1, which vectors of atoms are made of; use one that "
-                             "has, as painn or equivariant_transformer")
-        return jnp.where(mask[:, None], GatedVectors(self.act, name="vectors")(scalars, vectors), 0.0)
+            raise ValueError(
+                "this model has no features of degree 1, which vectors of atoms are made of; use one that "
+                "has, as painn or equivariant_transformer"
+            )
+        return jnp.where(
+            mask[:, None], GatedVectors(self.act, name="vectors")(scalars, vectors), 0.0
+        )
 
     def _of_atoms(self, scalars):
         """Return one number per atom: (N, F) -> (N,)."""
-        hidden = activation(self.act)(Dense(self.width or scalars.shape[-1] // 2, name="hidden")(scalars))
+        hidden = activation(self.act)(
+            Dense(self.width or scalars.shape[-1] // 2, name="hidden")(scalars)
+        )
         return Dense(1, kernel_init=nn.initializers.zeros, name="final")(hidden)[:, 0]
 
     def _pooled(self, scalars, mask, graph):
         """Return one number per structure: (N, F) -> (G,)."""
         values = self._of_atoms(scalars)
         if self.pooling == "attention":
-            hidden = activation(self.act)(Dense(self.width or scalars.shape[-1] // 2, name="attention_hidden")(scalars))
+            hidden = activation(self.act)(
+                Dense(self.width or scalars.shape[-1] // 2, name="attention_hidden")(scalars)
+            )
             logits = Dense(1, kernel_init=nn.initializers.zeros, name="attention")(hidden)[:, 0]
             values = values * _softmax(logits, mask, graph)
         return _sum(jnp.where(mask, values, 0.0), graph, mean=self.pooling == "mean")
 
     def _vector(self, features, mask, graph):
         """Return one vector per structure about the mean of its positions, shape (G, 3)."""
-        scalars, positions, of = features[:, 0, 0, :], graph.nodes["positions"], node_graph_index(graph)
+        scalars, positions, of = (
+            features[:, 0, 0, :],
+            graph.nodes["positions"],
+            node_graph_index(graph),
+        )
         charges = jnp.where(mask, self._of_atoms(scalars), 0.0)
         # the total charge is zero, so the vector does not depend on the origin
         charges = jnp.where(mask, charges - _sum(charges, graph, mean=True)[of], 0.0)
@@ -115,7 +127,9 @@ class GatedVectors(nn.Module):
         width = scalars.shape[-1]
         mixed, kept = jnp.split(Dense(2 * width, use_bias=False, name="mix")(vectors), 2, axis=-1)
         norms = jnp.sqrt(jnp.sum(mixed * mixed, axis=1) + self.epsilon)
-        hidden = activation(self.act)(Dense(width, name="hidden")(jnp.concatenate([scalars, norms], axis=-1)))
+        hidden = activation(self.act)(
+            Dense(width, name="hidden")(jnp.concatenate([scalars, norms], axis=-1))
+        )
         gate = Dense(width, name="gate")(hidden)
         return Dense(1, use_bias=False, name="final")(gate[:, None, :] * kept)[..., 0]
 
@@ -171,10 +185,14 @@ class PropertyModel(nn.Module):
         It is the position of a structure in the feature space of the backbone.
         """
         features = self.backbone(graph).features[:, 0, 0, :]
-        return _sum(jnp.where(jraph.get_node_padding_mask(graph)[:, None], features, 0.0), graph, mean=True)
+        return _sum(
+            jnp.where(jraph.get_node_padding_mask(graph)[:, None], features, 0.0), graph, mean=True
+        )
 
 
-def with_heads(backbone: nn.Module, heads: Mapping[str, Mapping[str, Any]], frozen: bool = False) -> PropertyModel:
+def with_heads(
+    backbone: nn.Module, heads: Mapping[str, Mapping[str, Any]], frozen: bool = False
+) -> PropertyModel:
     """Add readouts to a backbone.
 
     Args:
@@ -193,7 +211,11 @@ def with_heads(backbone: nn.Module, heads: Mapping[str, Mapping[str, Any]], froz
         for field, values in (("kind", KINDS), ("pooling", POOLINGS)):
             if options.get(field, values[0]) not in values:
                 raise ValueError(unknown_name(f"{field} of head {name!r}", options[field], values))
-    return PropertyModel(backbone, tuple((name, tuple(sorted(o.items()))) for name, o in sorted(heads.items())), frozen)
+    return PropertyModel(
+        backbone,
+        tuple((name, tuple(sorted(o.items()))) for name, o in sorted(heads.items())),
+        frozen,
+    )
 
 
 def vectors_of(features: jax.Array) -> jax.Array | None:
@@ -207,7 +229,9 @@ def _sum(values, graph, mean: bool = False):
     total = jax.ops.segment_sum(values, node_graph_index(graph), num, indices_are_sorted=True)
     if not mean:
         return total
-    return total / jnp.maximum(graph.n_node, 1).astype(values.dtype).reshape(num, *[1] * (values.ndim - 1))
+    return total / jnp.maximum(graph.n_node, 1).astype(values.dtype).reshape(
+        num, *[1] * (values.ndim - 1)
+    )
 
 
 def _softmax(logits, mask, graph):

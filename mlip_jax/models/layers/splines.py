@@ -56,7 +56,9 @@ class SplineGrid:
         At most four values per row are not zero.
         """
         low = jnp.asarray(self._low, distances.dtype)
-        position = (jnp.maximum(jnp.exp(-distances), low) - low) * ((self.num - 1) / (1.0 - self._low))
+        position = (jnp.maximum(jnp.exp(-distances), low) - low) * (
+            (self.num - 1) / (1.0 - self._low)
+        )
         return _cubic(position[:, None] - jnp.arange(-1, self.num + 1, dtype=distances.dtype))
 
     def _inverse(self) -> np.ndarray:
@@ -67,7 +69,7 @@ class SplineGrid:
         n = self.num
         matrix = np.zeros((n + 2, n + 2))
         for k in range(n):
-            matrix[k, k:k + 3] = 1 / 6, 4 / 6, 1 / 6
+            matrix[k, k : k + 3] = 1 / 6, 4 / 6, 1 / 6
         third = np.array([-1.0, 4.0, -6.0, 4.0, -1.0])
         matrix[n, :5], matrix[n + 1, -5:] = third, third
         return np.linalg.inv(matrix)[:, :n]

@@ -34,8 +34,13 @@ def against_conformers(groups: Mapping[int, Sequence[Any]], name: str, unit: str
         for color, (value, group) in zip(_cycle(len(groups)), groups.items()):
             known = [p for p in group if metric in p.metrics]
             if known:
-                drawn += _line(ax, [p.num_conformers for p in known], [p.metrics[metric] for p in known], color,
-                               f"${name}$ = {figures.format_tick(value)}")
+                drawn += _line(
+                    ax,
+                    [p.num_conformers for p in known],
+                    [p.metrics[metric] for p in known],
+                    color,
+                    f"${name}$ = {figures.format_tick(value)}",
+                )
         _finish(ax, drawn)
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_locator(FixedLocator(ticks))
@@ -53,16 +58,23 @@ def against_rmsd(groups: Mapping[int, Sequence[Any]], name: str, unit: str) -> F
     There is one panel per N or n_s, for the largest of them.
     """
     shown = dict(list(groups.items())[-_MAX_RMSD_PANELS:])
-    fig, axes = figures.figure(*(f"${name}$ = {figures.format_tick(v)}" for v in shown),
-                                size=(9.2 if len(shown) > 1 else 6.0, 3.6 * -(-len(shown) // 2)))
+    fig, axes = figures.figure(
+        *(f"${name}$ = {figures.format_tick(v)}" for v in shown),
+        size=(9.2 if len(shown) > 1 else 6.0, 3.6 * -(-len(shown) // 2)),
+    )
     for ax, group in zip(np.atleast_1d(axes), shown.values()):
         drawn = []
         for color, point in zip(_cycle(len(group)), group):
             known = sorted(point.by_rmsd)
             if known:
                 centers = [0.5 * (point.edges[b] + point.edges[b + 1]) for b in known]
-                drawn += _line(ax, centers, [point.by_rmsd[b] for b in known], color,
-                               f"$n_c$ = {point.num_conformers}")
+                drawn += _line(
+                    ax,
+                    centers,
+                    [point.by_rmsd[b] for b in known],
+                    color,
+                    f"$n_c$ = {point.num_conformers}",
+                )
         _finish(ax, drawn)
         ax.set(xlabel="RMSD to the nearest training conformer (Å)", ylabel=unit)
     return fig
@@ -75,18 +87,32 @@ def _one_legend(fig: Figure, axes: Sequence[Any]) -> None:
         entries |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels())}
         if ax.get_legend() is not None:
             ax.get_legend().remove()
-    fig.legend(entries.values(), entries.keys(), loc="outside right upper", fontsize=9, frameon=False)
+    fig.legend(
+        entries.values(), entries.keys(), loc="outside right upper", fontsize=9, frameon=False
+    )
 
 
 def _cycle(count: int) -> list[str]:
     return [_COLORS[i % len(_COLORS)] for i in range(count)]
 
 
-def _line(ax, x: Sequence[float], spreads: Sequence[tuple[float, float | None]], color: str, label: str) -> list[float]:
+def _line(
+    ax, x: Sequence[float], spreads: Sequence[tuple[float, float | None]], color: str, label: str
+) -> list[float]:
     """Draw means with error bars, and return the ends of the bars."""
     means = [mean for mean, _ in spreads]
     bars = [std or 0.0 for _, std in spreads]
-    ax.errorbar(x, means, yerr=bars, color=color, marker="o", markersize=4, linewidth=1.6, capsize=2.5, label=label)
+    ax.errorbar(
+        x,
+        means,
+        yerr=bars,
+        color=color,
+        marker="o",
+        markersize=4,
+        linewidth=1.6,
+        capsize=2.5,
+        label=label,
+    )
     return [mean + sign * bar for mean, bar in zip(means, bars) for sign in (1, -1)]
 
 

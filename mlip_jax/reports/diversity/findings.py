@@ -31,17 +31,25 @@ class Finding(NamedTuple):
     text: str
 
 
-def findings(budgets: Mapping[int, Sequence[Any]], molecule_sets: Mapping[int, Sequence[Any]]) -> list[Finding]:
+def findings(
+    budgets: Mapping[int, Sequence[Any]], molecule_sets: Mapping[int, Sequence[Any]]
+) -> list[Finding]:
     """Return the findings that the available runs allow.
 
     Args:
       budgets: Seed groups (reports/diversity/report.py) by N, each in the order of n_c.
       molecule_sets: Seed groups by n_s, each in the order of n_c.
     """
-    every = {id(p): p for group in (*budgets.values(), *molecule_sets.values()) for p in group}.values()
-    made = [_beyond(list(every), "iid_s", "ood_s"), _beyond(list(every), "iid_c", "ood_c"),
-            *(_best(budgets, name) for name in (*_STRUCTURAL, *_CONFORMATIONAL)), _balance(budgets),
-            *(_more(molecule_sets, name) for name in (*_STRUCTURAL, *_CONFORMATIONAL))]
+    every = {
+        id(p): p for group in (*budgets.values(), *molecule_sets.values()) for p in group
+    }.values()
+    made = [
+        _beyond(list(every), "iid_s", "ood_s"),
+        _beyond(list(every), "iid_c", "ood_c"),
+        *(_best(budgets, name) for name in (*_STRUCTURAL, *_CONFORMATIONAL)),
+        _balance(budgets),
+        *(_more(molecule_sets, name) for name in (*_STRUCTURAL, *_CONFORMATIONAL)),
+    ]
     return [f for f in made if f is not None]
 
 
@@ -67,9 +75,14 @@ def _beyond(points: Sequence[Any], near: str, far: str) -> Finding | None:
     ratios = [p.metrics[far][0] / p.metrics[near][0] for p in both if p.metrics[near][0] > 0]
     verdict = _verdict([_significance(p.metrics[near], p.metrics[far], p.runs) for p in both])
     larger = sum(r > 1 for r in ratios)
-    return Finding(verdict, f"errors grow beyond the training distribution. {NAMES[far]} is larger than {NAMES[near]} "
-                            f"in {larger} of {len(ratios)} settings, by a factor of {min(ratios):.2f} to "
-                            f"{max(ratios):.2f}." if ratios else f"{NAMES[near]} has no errors.")
+    return Finding(
+        verdict,
+        f"errors grow beyond the training distribution. {NAMES[far]} is larger than {NAMES[near]} "
+        f"in {larger} of {len(ratios)} settings, by a factor of {min(ratios):.2f} to "
+        f"{max(ratios):.2f}."
+        if ratios
+        else f"{NAMES[near]} has no errors.",
+    )
 
 
 def _best(budgets: Mapping[int, Sequence[Any]], name: str) -> Finding | None:
@@ -86,15 +99,26 @@ def _best(budgets: Mapping[int, Sequence[Any]], name: str) -> Finding | None:
         best = min(known, key=lambda p: p.metrics[name][0])
         first, last = known[0], known[-1]
         sign = 1 if name in _STRUCTURAL else -1
-        ends.append(sign * _significance(first.metrics[name], last.metrics[name], min(first.runs, last.runs)))
-        texts.append(f"N = {total:,}: best at n_c = {best.num_conformers} ({best.metrics[name][0]:.3g}, against "
-                     f"{first.metrics[name][0]:.3g} at n_c = {first.num_conformers} and {last.metrics[name][0]:.3g} at "
-                     f"n_c = {last.num_conformers})")
+        ends.append(
+            sign
+            * _significance(first.metrics[name], last.metrics[name], min(first.runs, last.runs))
+        )
+        texts.append(
+            f"N = {total:,}: best at n_c = {best.num_conformers} ({best.metrics[name][0]:.3g}, against "
+            f"{first.metrics[name][0]:.3g} at n_c = {first.num_conformers} and {last.metrics[name][0]:.3g} at "
+            f"n_c = {last.num_conformers})"
+        )
     if not texts:
         return None
-    want = "more molecules are worth more than more conformers" if name in _STRUCTURAL else \
-        "more conformers are worth more than more molecules"
-    return Finding(_verdict(ends), f"at a fixed number of structures, for {NAMES[name]} {want}. {'; '.join(texts)}.")
+    want = (
+        "more molecules are worth more than more conformers"
+        if name in _STRUCTURAL
+        else "more conformers are worth more than more molecules"
+    )
+    return Finding(
+        _verdict(ends),
+        f"at a fixed number of structures, for {NAMES[name]} {want}. {'; '.join(texts)}.",
+    )
 
 
 def _balance(budgets: Mapping[int, Sequence[Any]]) -> Finding | None:
@@ -104,17 +128,26 @@ def _balance(budgets: Mapping[int, Sequence[Any]]) -> Finding | None:
     """
     texts, apart = [], 0
     for total, group in budgets.items():
-        best = {name: min(known, key=lambda p: p.metrics[name][0]).num_conformers
-                for name in NAMES if len(known := [p for p in group if name in p.metrics]) > 1}
+        best = {
+            name: min(known, key=lambda p: p.metrics[name][0]).num_conformers
+            for name in NAMES
+            if len(known := [p for p in group if name in p.metrics]) > 1
+        }
         sides = [[best[n] for n in side if n in best] for side in (_STRUCTURAL, _CONFORMATIONAL)]
         if all(sides):
             apart += max(sides[0]) < max(sides[1])
-            texts.append(f"N = {total:,}: " + ", ".join(f"{NAMES[n]} {c}" for n, c in best.items() if n != "unseen_c"))
+            texts.append(
+                f"N = {total:,}: "
+                + ", ".join(f"{NAMES[n]} {c}" for n, c in best.items() if n != "unseen_c")
+            )
     if not texts:
         return None
     verdict = "confirmed" if 2 * apart > len(texts) else "not confirmed"
-    return Finding(verdict, "a balance of molecules and conformers is needed: conformational metrics ask for more "
-                            f"conformers than structural ones. Best n_c by the means, {'; '.join(texts)}.")
+    return Finding(
+        verdict,
+        "a balance of molecules and conformers is needed: conformational metrics ask for more "
+        f"conformers than structural ones. Best n_c by the means, {'; '.join(texts)}.",
+    )
 
 
 def _more(sets: Mapping[int, Sequence[Any]], name: str) -> Finding | None:
@@ -125,9 +158,20 @@ def _more(sets: Mapping[int, Sequence[Any]], name: str) -> Finding | None:
         if len(known) < 2:
             continue
         first, last = known[0], known[-1]
-        ends.append(_significance(last.metrics[name], first.metrics[name], min(first.runs, last.runs)))
-        change = 100 * (last.metrics[name][0] / first.metrics[name][0] - 1) if first.metrics[name][0] else 0.0
-        texts.append(f"n_s = {n_s:,}: {change:+.0f} % from n_c = {first.num_conformers} to {last.num_conformers}")
+        ends.append(
+            _significance(last.metrics[name], first.metrics[name], min(first.runs, last.runs))
+        )
+        change = (
+            100 * (last.metrics[name][0] / first.metrics[name][0] - 1)
+            if first.metrics[name][0]
+            else 0.0
+        )
+        texts.append(
+            f"n_s = {n_s:,}: {change:+.0f} % from n_c = {first.num_conformers} to {last.num_conformers}"
+        )
     if not texts:
         return None
-    return Finding(_verdict(ends), f"for the same molecules more conformers lower {NAMES[name]}. {'; '.join(texts)}.")
+    return Finding(
+        _verdict(ends),
+        f"for the same molecules more conformers lower {NAMES[name]}. {'; '.join(texts)}.",
+    )

@@ -30,7 +30,9 @@ def principal_components(fingerprints: np.ndarray, count: int = 2) -> tuple[np.n
     """
     x = np.asarray(fingerprints, np.float64)
     if len(x) < count:
-        raise ValueError(f"{count} principal components need as many fingerprints at least; received {len(x)}")
+        raise ValueError(
+            f"{count} principal components need as many fingerprints at least; received {len(x)}"
+        )
     x = x - x.mean(0)
     values, vectors = np.linalg.eigh(x.T @ x)  # (B, B), independent of the number of molecules
     projected = x @ vectors[:, ::-1][:, :count]  # (S, K)
@@ -66,9 +68,18 @@ def draw(sets: Mapping[str, np.ndarray]) -> Figure:
     fig, ax = figures.figure("Morgan fingerprints", size=(6.4, 5.0))
     parts = np.split(projected, np.cumsum([len(f) for f in sets.values()])[:-1])
     for color, name, part in zip(_COLORS, sets, parts):
-        ax.scatter(*part.T, s=10, alpha=0.5, color=color, linewidths=0, label=f"{name} ({len(part):,})",
-                   rasterized=True)
-    ax.set(xlabel=f"component 1 ({100 * shares[0]:.1f} % of the variance)",
-           ylabel=f"component 2 ({100 * shares[1]:.1f} %)")
+        ax.scatter(
+            *part.T,
+            s=10,
+            alpha=0.5,
+            color=color,
+            linewidths=0,
+            label=f"{name} ({len(part):,})",
+            rasterized=True,
+        )
+    ax.set(
+        xlabel=f"component 1 ({100 * shares[0]:.1f} % of the variance)",
+        ylabel=f"component 2 ({100 * shares[1]:.1f} %)",
+    )
     figures.add_legend(ax)
     return fig

@@ -9,11 +9,20 @@ from typing import Any
 import numpy as np
 
 # Names for readers of the four metrics, and of all unseen conformers together.
-NAMES = {"iid_s": "IID-S", "ood_s": "OOD-S", "iid_c": "IID-C", "ood_c": "OOD-C", "unseen_c": "all unseen conformers"}
+NAMES = {
+    "iid_s": "IID-S",
+    "ood_s": "OOD-S",
+    "iid_c": "IID-C",
+    "ood_c": "OOD-C",
+    "unseen_c": "all unseen conformers",
+}
 MEANINGS = {
-    "iid_s": "unseen molecules of the same data", "ood_s": "molecules of another data set",
-    "iid_c": "unseen conformers near to a training conformer", "ood_c": "unseen conformers far from all of them",
-    "unseen_c": "unseen conformers of the training molecules"}
+    "iid_s": "unseen molecules of the same data",
+    "ood_s": "molecules of another data set",
+    "iid_c": "unseen conformers near to a training conformer",
+    "ood_c": "unseen conformers far from all of them",
+    "unseen_c": "unseen conformers of the training molecules",
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,7 +58,11 @@ class Errors:
         if self.force_error is None:
             return None
         known = np.isfinite(self.force_error)
-        return float(1e3 * np.average(self.force_error[known], weights=self.n_atoms[known])) if known.any() else None
+        return (
+            float(1e3 * np.average(self.force_error[known], weights=self.n_atoms[known]))
+            if known.any()
+            else None
+        )
 
     @property
     def total(self) -> np.ndarray:
@@ -77,11 +90,15 @@ def summary(errors: Errors) -> dict[str, Any]:
     molecule (see `Errors.relative`), and force_mae_mev_per_ang to all force components.
     """
     total, relative = errors.total, errors.relative
-    return {"num_structures": len(errors), "num_molecules": len(np.unique(errors.molecule)),
-            "energy_mae_mev": _mean(np.abs(total)), "energy_mae_mev_per_atom": _mean(np.abs(total) / errors.n_atoms),
-            "energy_rmse_mev": None if not len(total) else math.sqrt(_mean(total**2)),
-            "relative_mae_mev": _mean(np.abs(relative[np.isfinite(relative)])),
-            "force_mae_mev_per_ang": errors.force_mae}
+    return {
+        "num_structures": len(errors),
+        "num_molecules": len(np.unique(errors.molecule)),
+        "energy_mae_mev": _mean(np.abs(total)),
+        "energy_mae_mev_per_atom": _mean(np.abs(total) / errors.n_atoms),
+        "energy_rmse_mev": None if not len(total) else math.sqrt(_mean(total**2)),
+        "relative_mae_mev": _mean(np.abs(relative[np.isfinite(relative)])),
+        "force_mae_mev_per_ang": errors.force_mae,
+    }
 
 
 def by_distance(errors: Errors, rmsd: np.ndarray, edges: np.ndarray) -> dict[str, list]:
@@ -100,11 +117,16 @@ def by_distance(errors: Errors, rmsd: np.ndarray, edges: np.ndarray) -> dict[str
     bins = np.where(np.isfinite(rmsd), np.digitize(np.nan_to_num(rmsd), edges[1:-1]), -1)
     relative = np.abs(errors.relative)
     parts = [np.flatnonzero(bins == b) for b in range(len(edges) - 1)]
-    return {"edges_ang": list(map(float, edges)), "count": [len(p) for p in parts],
-            "energy_mae_mev": [_mean(np.abs(errors.total[p])) for p in parts],
-            "energy_mae_mev_per_atom": [_mean(np.abs(errors.total[p]) / errors.n_atoms[p]) for p in parts],
-            "relative_mae_mev": [_mean(relative[p][np.isfinite(relative[p])]) for p in parts],
-            "force_mae_mev_per_ang": [errors.take(p).force_mae for p in parts]}
+    return {
+        "edges_ang": list(map(float, edges)),
+        "count": [len(p) for p in parts],
+        "energy_mae_mev": [_mean(np.abs(errors.total[p])) for p in parts],
+        "energy_mae_mev_per_atom": [
+            _mean(np.abs(errors.total[p]) / errors.n_atoms[p]) for p in parts
+        ],
+        "relative_mae_mev": [_mean(relative[p][np.isfinite(relative[p])]) for p in parts],
+        "force_mae_mev_per_ang": [errors.take(p).force_mae for p in parts],
+    }
 
 
 def _mean(values: np.ndarray) -> float | None:

@@ -28,8 +28,12 @@ log = logging.getLogger(__name__)
 
 RESULT, FINGERPRINTS = "diversity.json", "fingerprints.npz"
 _SETS = {"train": "training", "iid_s": "IID-S", "ood_s": "OOD-S"}
-METRICS = {"energy_mae_mev": "MAE of energies (meV)", "energy_mae_mev_per_atom": "MAE of energies (meV/atom)",
-           "relative_mae_mev": "MAE of conformer energies (meV)", "force_mae_mev_per_ang": "MAE of forces (meV/Å)"}
+METRICS = {
+    "energy_mae_mev": "MAE of energies (meV)",
+    "energy_mae_mev_per_atom": "MAE of energies (meV/atom)",
+    "relative_mae_mev": "MAE of conformer energies (meV)",
+    "force_mae_mev_per_ang": "MAE of forces (meV/Å)",
+}
 _FEW = 5  # minimum number of conformers in a bin of distances for a meaningful mean
 _SAME_BUDGET = 0.02  # relative difference up to which n_s * n_c of two runs count as the same N
 
@@ -91,23 +95,36 @@ def read_results(sweeps: Sequence[str | Path]) -> list[DiversityRun]:
             try:
                 content = json.loads(path.read_text(encoding="utf-8"))
                 t = content["train"]
-                result = DiversityRun(t["num_molecules"], t["num_conformers"], _kind(t), t["seed"], content,
-                                      path.parent)
+                result = DiversityRun(
+                    t["num_molecules"],
+                    t["num_conformers"],
+                    _kind(t),
+                    t["seed"],
+                    content,
+                    path.parent,
+                )
             except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{path}: is damaged ({error}); delete it and run the sweep again, which evaluates "
-                                 "this run anew") from error
+                raise ValueError(
+                    f"{path}: is damaged ({error}); delete it and run the sweep again, which evaluates "
+                    "this run anew"
+                ) from error
             if result.num_conformers is None:
                 log.warning("%s: trained on all conformers of its molecules, and is left out", path)
                 continue
             found.setdefault(result[:4], result)
     if not found:
-        raise ValueError(f"no {RESULT} of a finished run of task diversity in {', '.join(map(str, sweeps))}")
+        raise ValueError(
+            f"no {RESULT} of a finished run of task diversity in {', '.join(map(str, sweeps))}"
+        )
     return list(found.values())
 
 
 def _kind(t: Mapping[str, Any]) -> str:
     """Return the name of the model with non-default selection and weight of forces."""
-    selection, beta = t.get("selection", "random"), t.get("beta", 0.0)  # results of earlier versions do not say
+    selection, beta = (
+        t.get("selection", "random"),
+        t.get("beta", 0.0),
+    )  # results of earlier versions do not say
     others = [selection] * (selection != "random") + [f"beta {beta:g}"] * (beta != 0)
     return ", ".join([t["model"], *others])
 
@@ -122,13 +139,26 @@ def points(results: Sequence[DiversityRun], metric: str) -> list[SeedGroup]:
 
 def _point(n_s: int, n_c: int, runs: list[DiversityRun], metric: str) -> SeedGroup:
     """Average runs with the same n_s and n_c."""
-    metrics = {name: spread for name in NAMES if (spread := _spread(
-        [(r.content["metrics"].get(name) or {}).get(metric) for r in runs]))}
+    metrics = {
+        name: spread
+        for name in NAMES
+        if (spread := _spread([(r.content["metrics"].get(name) or {}).get(metric) for r in runs]))
+    }
     edges = tuple(runs[0].content["by_rmsd"]["edges_ang"])
     same = [r for r in runs if tuple(r.content["by_rmsd"]["edges_ang"]) == edges]
-    bins = {b: spread for b in range(len(edges) - 1) if (spread := _spread(
-        [r.content["by_rmsd"][metric][b] for r in same
-         if metric in r.content["by_rmsd"] and r.content["by_rmsd"]["count"][b] >= _FEW]))}
+    bins = {
+        b: spread
+        for b in range(len(edges) - 1)
+        if (
+            spread := _spread(
+                [
+                    r.content["by_rmsd"][metric][b]
+                    for r in same
+                    if metric in r.content["by_rmsd"] and r.content["by_rmsd"]["count"][b] >= _FEW
+                ]
+            )
+        )
+    }
     return SeedGroup(n_s, n_c, len(runs), metrics, bins, edges)
 
 
@@ -148,12 +178,19 @@ def budgets(found: Sequence[SeedGroup]) -> dict[int, list[SeedGroup]]:
     groups: list[list[SeedGroup]] = []
     for point in sorted(found, key=lambda p: -p.num_molecules * p.num_conformers):
         total = point.num_molecules * point.num_conformers
-        if groups and total > (1 - _SAME_BUDGET) * groups[-1][0].num_molecules * groups[-1][0].num_conformers:
+        if (
+            groups
+            and total
+            > (1 - _SAME_BUDGET) * groups[-1][0].num_molecules * groups[-1][0].num_conformers
+        ):
             groups[-1].append(point)
         else:
             groups.append([point])
-    return {g[0].num_molecules * g[0].num_conformers: sorted(g, key=lambda p: p.num_conformers)
-            for g in reversed(groups) if len({p.num_conformers for p in g}) > 1}
+    return {
+        g[0].num_molecules * g[0].num_conformers: sorted(g, key=lambda p: p.num_conformers)
+        for g in reversed(groups)
+        if len({p.num_conformers for p in g}) > 1
+    }
 
 
 def molecule_sets(found: Sequence[SeedGroup]) -> dict[int, list[SeedGroup]]:
@@ -164,7 +201,9 @@ def molecule_sets(found: Sequence[SeedGroup]) -> dict[int, list[SeedGroup]]:
     return {n_s: g for n_s, g in groups.items() if len({p.num_conformers for p in g}) > 1}
 
 
-def write_report(folder: str | Path, results: Sequence[DiversityRun], metric: str = "energy_mae_mev") -> Path:
+def write_report(
+    folder: str | Path, results: Sequence[DiversityRun], metric: str = "energy_mae_mev"
+) -> Path:
     """Write diversity.html and diversity.csv, and return the path of the page.
 
     Args:
@@ -177,20 +216,33 @@ def write_report(folder: str | Path, results: Sequence[DiversityRun], metric: st
     """
     if metric not in METRICS:
         raise ValueError(f"metric must be one of {', '.join(METRICS)}; received {metric!r}")
-    results = [r for r in results if any((found or {}).get(metric) is not None
-                                         for found in r.content["metrics"].values())]
+    results = [
+        r
+        for r in results
+        if any((found or {}).get(metric) is not None for found in r.content["metrics"].values())
+    ]
     if not results:
-        raise ValueError(f"no run has the metric {metric!r}" + (
-            ": forces are judged in runs that were trained on them, as with :beta=0.9 after the name of the config"
-            if metric.startswith("force") else ""))
+        raise ValueError(
+            f"no run has the metric {metric!r}"
+            + (
+                ": forces are judged in runs that were trained on them, as with :beta=0.9 after the name of the config"
+                if metric.startswith("force")
+                else ""
+            )
+        )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     models = list(dict.fromkeys(r.model for r in results))
     by_model = {model: points([r for r in results if r.model == model], metric) for model in models}
-    body = [page.heading("Molecules against conformers", 1), page.paragraph(
-        f"{METRICS[metric]} of {len(results)} runs; error bars and ± are sample standard deviations over seeds, each "
-        "with a split, a draw and parameters of its own. " + "; ".join(
-            f"{NAMES[k]}: {MEANINGS[k]}" for k in ("iid_s", "ood_s", "iid_c", "ood_c")) + ".")]
+    body = [
+        page.heading("Molecules against conformers", 1),
+        page.paragraph(
+            f"{METRICS[metric]} of {len(results)} runs; error bars and ± are sample standard deviations over seeds, each "
+            "with a split, a draw and parameters of its own. "
+            + "; ".join(f"{NAMES[k]}: {MEANINGS[k]}" for k in ("iid_s", "ood_s", "iid_c", "ood_c"))
+            + "."
+        ),
+    ]
     levels = sorted({r.content["level_of_theory"] for r in results})
     body += [page.paragraph("Labels: " + ", ".join(levels) + ".")] if any(levels) else []
     for note in sorted({note for r in results for note in r.content["notes"]})[:10]:
@@ -200,7 +252,9 @@ def write_report(folder: str | Path, results: Sequence[DiversityRun], metric: st
     body += _map(results)
     # Use `shared`, because nothing locks the folder.
     write_text(folder / "diversity.csv", _csv(by_model), shared=True)
-    write_text(folder / "diversity.html", page.render("Molecules against conformers", body), shared=True)
+    write_text(
+        folder / "diversity.html", page.render("Molecules against conformers", body), shared=True
+    )
     return folder / "diversity.html"
 
 
@@ -209,22 +263,47 @@ def _of_model(model: str, found: list[SeedGroup], unit: str) -> list[str]:
     fixed, sets = budgets(found), molecule_sets(found)
     body = [page.heading(model), page.heading("What it says", 3)]
     body += [page.paragraph(f"{f.verdict.capitalize()}: {f.text}") for f in findings(fixed, sets)]
-    curves = (("N", fixed, "A fixed number of structures N: error against the conformers n_c of each molecule, of "
-                           "which there are N / n_c."),
-              ("n_s", sets, "A fixed number of molecules n_s: error against the conformers n_c of each."))
+    curves = (
+        (
+            "N",
+            fixed,
+            "A fixed number of structures N: error against the conformers n_c of each molecule, of "
+            "which there are N / n_c.",
+        ),
+        ("n_s", sets, "A fixed number of molecules n_s: error against the conformers n_c of each."),
+    )
     for name, groups, caption in curves:
         if groups:
-            body.append(page.figure(figures.against_conformers(groups, name, unit), caption, wide=True))
+            body.append(
+                page.figure(figures.against_conformers(groups, name, unit), caption, wide=True)
+            )
     groups = {n: [p for p in group if p.by_rmsd] for n, group in (fixed or sets).items()}
     groups = {n: group for n, group in groups.items() if group}
     if groups:
-        body.append(page.figure(figures.against_rmsd(groups, "N" if fixed else "n_s", unit),
-                                "Error of unseen conformers against their RMSD to the nearest training conformer of "
-                                "their molecule.", wide=True))
-    body += [page.heading("All runs", 3), page.table(
-        ["n_s", "n_c", "N", "seeds", *NAMES.values()],
-        [[p.num_molecules, p.num_conformers, p.num_molecules * p.num_conformers, p.runs,
-          *(_cell(p.metrics.get(name)) for name in NAMES)] for p in found])]
+        body.append(
+            page.figure(
+                figures.against_rmsd(groups, "N" if fixed else "n_s", unit),
+                "Error of unseen conformers against their RMSD to the nearest training conformer of "
+                "their molecule.",
+                wide=True,
+            )
+        )
+    body += [
+        page.heading("All runs", 3),
+        page.table(
+            ["n_s", "n_c", "N", "seeds", *NAMES.values()],
+            [
+                [
+                    p.num_molecules,
+                    p.num_conformers,
+                    p.num_molecules * p.num_conformers,
+                    p.runs,
+                    *(_cell(p.metrics.get(name)) for name in NAMES),
+                ]
+                for p in found
+            ],
+        ),
+    ]
     return body
 
 
@@ -234,12 +313,23 @@ def _map(results: Sequence[DiversityRun]) -> list[str]:
         path = result.folder / FINGERPRINTS
         if path.exists():
             with np.load(path, allow_pickle=False) as file:
-                sets = {_SETS[name]: np.unpackbits(file[name], axis=1) for name in _SETS if name in file.files}
+                sets = {
+                    _SETS[name]: np.unpackbits(file[name], axis=1)
+                    for name in _SETS
+                    if name in file.files
+                }
             sets = {name: rows for name, rows in sets.items() if len(rows)}
             if sum(map(len, sets.values())) > 1:
-                return [page.heading("The molecules"), page.figure(fingerprint_map.draw(sets), (
-                    "Molecules on the two principal components of their Morgan fingerprints (radius 2, 2,048 bits), "
-                    f"of the run with {result.num_molecules:,} molecules; at most some hundred of each set."))]
+                return [
+                    page.heading("The molecules"),
+                    page.figure(
+                        fingerprint_map.draw(sets),
+                        (
+                            "Molecules on the two principal components of their Morgan fingerprints (radius 2, 2,048 bits), "
+                            f"of the run with {result.num_molecules:,} molecules; at most some hundred of each set."
+                        ),
+                    ),
+                ]
     return []
 
 
@@ -254,9 +344,24 @@ def _csv(by_model: Mapping[str, Sequence[SeedGroup]]) -> str:
     """Return the text of diversity.csv."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["model", "n_s", "n_c", "seeds", *(f"{name}_{what}" for name in NAMES for what in ("mean", "std"))])
+    writer.writerow(
+        [
+            "model",
+            "n_s",
+            "n_c",
+            "seeds",
+            *(f"{name}_{what}" for name in NAMES for what in ("mean", "std")),
+        ]
+    )
     for model, found in by_model.items():
         for p in found:
-            writer.writerow([model, p.num_molecules, p.num_conformers, p.runs,
-                             *(x for name in NAMES for x in p.metrics.get(name, (None, None)))])
+            writer.writerow(
+                [
+                    model,
+                    p.num_molecules,
+                    p.num_conformers,
+                    p.runs,
+                    *(x for name in NAMES for x in p.metrics.get(name, (None, None))),
+                ]
+            )
     return text.getvalue()

@@ -30,12 +30,24 @@ def percentages(values: Mapping[str, np.ndarray]) -> Figure:
     for name, color, v in _each(values):
         share = 100 * np.histogram(v, edges)[0] / max(len(v), 1)
         filled = len(values) == 1
-        ax.stairs(share, edges, color=color, linewidth=1.6, label=figures.escape_label(name), fill=filled,
-                  alpha=0.85 if filled else 1.0)
+        ax.stairs(
+            share,
+            edges,
+            color=color,
+            linewidth=1.6,
+            label=figures.escape_label(name),
+            fill=filled,
+            alpha=0.85 if filled else 1.0,
+        )
         outside += int(((v < _LOWEST) | (v > _HIGHEST)).sum())
     for place in (0, 100):
         ax.axvline(place, color=figures.GREY, linewidth=1, linestyle=(0, (4, 3)))
-    ax.set(xlabel="energy minimisation (%)", ylabel="share of molecules (%)", xlim=(_LOWEST, _HIGHEST), ylim=(0, None))
+    ax.set(
+        xlabel="energy minimisation (%)",
+        ylabel="share of molecules (%)",
+        xlim=(_LOWEST, _HIGHEST),
+        ylim=(0, None),
+    )
     return _finish(fig, ax, len(values), outside, "upper left")
 
 
@@ -47,7 +59,10 @@ def residuals(values: Mapping[str, np.ndarray], limit: float) -> Figure:
     ax.axvline(limit, color=figures.GREY, linewidth=1, linestyle=(0, (4, 3)))
     ax.set_xscale("symlog", linthresh=1.0)
     low, high = (known.min(), known.max()) if len(known) else (0.0, 1.0)
-    ax.set(xlabel="E(relaxed) − E(opt) (kcal/mol)", xlim=(min(1.4 * low, -0.2), max(1.4 * high, 3 * limit)))
+    ax.set(
+        xlabel="E(relaxed) − E(opt) (kcal/mol)",
+        xlim=(min(1.4 * low, -0.2), max(1.4 * high, 3 * limit)),
+    )
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}".replace("-", "−")))
     return _finish(fig, ax, len(values), 0, "lower right")
 
@@ -60,7 +75,10 @@ def largest_forces(values: Mapping[str, np.ndarray], limit: float) -> Figure:
     ax.set_xscale("log")
     known = _together(values)
     low, high = np.quantile(np.maximum(known, 1e-4), [0.002, 1.0]) if len(known) else (limit, limit)
-    ax.set(xlabel="largest force on an atom (eV/Å)", xlim=(min(low, limit / 3), max(1.2 * high, 3 * limit)))
+    ax.set(
+        xlabel="largest force on an atom (eV/Å)",
+        xlim=(min(low, limit / 3), max(1.2 * high, 3 * limit)),
+    )
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     return _finish(fig, ax, len(values), 0, "lower right")
 
@@ -76,12 +94,26 @@ def against_size(values: Mapping[str, np.ndarray], sizes: np.ndarray) -> Figure:
         outside += int((~inside).sum())
         # A little horizontal jitter with a fixed seed keeps dots from overlapping.
         jitter = np.random.default_rng(0).uniform(-0.3, 0.3, int(inside.sum()))
-        ax.scatter(n[inside] + jitter, v[inside], s=9, color=color, linewidths=0, rasterized=True,
-                   alpha=float(np.clip(600 / max(len(v), 1), 0.12, 0.6)))
+        ax.scatter(
+            n[inside] + jitter,
+            v[inside],
+            s=9,
+            color=color,
+            linewidths=0,
+            rasterized=True,
+            alpha=float(np.clip(600 / max(len(v), 1), 0.12, 0.6)),
+        )
         order = np.argsort(n, kind="stable")
         groups = [g for g in np.array_split(order, min(10, max(len(v) // 8, 1))) if len(g)]
-        ax.plot([n[g].mean() for g in groups], [np.median(v[g]) for g in groups], color=color, linewidth=2,
-                marker="o", markersize=4, label=figures.escape_label(name))
+        ax.plot(
+            [n[g].mean() for g in groups],
+            [np.median(v[g]) for g in groups],
+            color=color,
+            linewidth=2,
+            marker="o",
+            markersize=4,
+            label=figures.escape_label(name),
+        )
     ax.axhline(0, color=figures.GREY, linewidth=1, linestyle=(0, (4, 3)))
     ax.axhline(100, color=figures.GREY, linewidth=1, linestyle=(0, (4, 3)))
     ax.set(xlabel="number of atoms", ylabel="energy minimisation (%)", ylim=(_LOWEST, _HIGHEST))
@@ -106,8 +138,13 @@ def _cumulative(ax, values) -> None:
             number += 1
         if len(known):
             share = 100 * np.arange(len(known) + 1) / len(v)
-            ax.stairs(share[1:], np.append(known, max(known[-1] * 1e3, 1e9)), baseline=None,
-                      label=figures.escape_label(name), **style)
+            ax.stairs(
+                share[1:],
+                np.append(known, max(known[-1] * 1e3, 1e9)),
+                baseline=None,
+                label=figures.escape_label(name),
+                **style,
+            )
     ax.set(ylabel="share of molecules (%)", ylim=(0, 102))
 
 

@@ -16,10 +16,18 @@ from mlip_jax.workdir import write_text
 
 RELAXED = "relaxed(pm3:first)"
 _GEOMETRIES = {
-    "etkdg": "RDKit", "relaxed(etkdg)": "RDKit, relaxed by the force field", "pm3:first": "start of the cheap stage",
-    RELAXED: "the same, relaxed by the force field", "pm3": "end of the cheap stage", "labels": "ground truth"}
+    "etkdg": "RDKit",
+    "relaxed(etkdg)": "RDKit, relaxed by the force field",
+    "pm3:first": "start of the cheap stage",
+    RELAXED: "the same, relaxed by the force field",
+    "pm3": "end of the cheap stage",
+    "labels": "ground truth",
+}
 # Reduction of the MAE by Force2Prop as reported in the paper.
-_PUBLISHED = {"force2prop": "16 % (Molecule3D, random)", "scaffold-force2prop": "16 % (Molecule3D, scaffold)"}
+_PUBLISHED = {
+    "force2prop": "16 % (Molecule3D, random)",
+    "scaffold-force2prop": "16 % (Molecule3D, scaffold)",
+}
 _PROPERTY = "gap"
 
 
@@ -58,15 +66,21 @@ def read(folder: Path) -> dict[str, dict[str, Spread]]:
         name = before if seed.isdigit() else path.parent.name
         for part, of in scores.items():
             if part.startswith("test ") and _PROPERTY in of and of[_PROPERTY]["mae"] is not None:
-                found.setdefault(name, {}).setdefault(part.removeprefix("test "), {})[seed] = of[_PROPERTY]["mae"]
+                found.setdefault(name, {}).setdefault(part.removeprefix("test "), {})[seed] = of[
+                    _PROPERTY
+                ]["mae"]
     return {name: {g: spread(v) for g, v in by.items()} for name, by in found.items()}
 
 
 def spread(values: Mapping[str, float]) -> Spread:
     """Compute mean and spread of {seed: value}."""
     numbers = list(values.values())
-    return Spread(statistics.fmean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else float("nan"),
-                  len(numbers), dict(values))
+    return Spread(
+        statistics.fmean(numbers),
+        statistics.stdev(numbers) if len(numbers) > 1 else float("nan"),
+        len(numbers),
+        dict(values),
+    )
 
 
 def gain(of: Spread, baseline: Spread) -> tuple[float, float]:
@@ -93,15 +107,33 @@ def write_paper_report(folder: Path) -> Path:
     def at(name: str, geometry: str = "labels") -> Spread:
         return scores.get(name, {}).get(geometry, none)
 
-    body = [page.heading("Force2Prop and geometry fine-tuning", 1),
-            page.paragraph("Mean absolute error of the HOMO-LUMO gap in eV on test molecules that no predictor and no "
-                           "force field has seen, mean ± sample standard deviation over seeds. A gain is that "
-                           "of the mean, ± its standard error over the seeds."),
-            *_claims(at), *_training(at), *_geometries(at), *_sizes(at, _num_train(Path(folder))), *_sweeps(at)]
+    body = [
+        page.heading("Force2Prop and geometry fine-tuning", 1),
+        page.paragraph(
+            "Mean absolute error of the HOMO-LUMO gap in eV on test molecules that no predictor and no "
+            "force field has seen, mean ± sample standard deviation over seeds. A gain is that "
+            "of the mean, ± its standard error over the seeds."
+        ),
+        *_claims(at),
+        *_training(at),
+        *_geometries(at),
+        *_sizes(at, _num_train(Path(folder))),
+        *_sweeps(at),
+    ]
     # Use `shared`, because each process of a sweep writes the report at its end.
-    write_text(Path(folder) / "paper.json", json.dumps(
-        {name: {g: s._asdict() for g, s in by.items()} for name, by in scores.items()}, indent=2) + "\n", shared=True)
-    write_text(Path(folder) / "report.html", page.render("Force2Prop and geometry fine-tuning", body), shared=True)
+    write_text(
+        Path(folder) / "paper.json",
+        json.dumps(
+            {name: {g: s._asdict() for g, s in by.items()} for name, by in scores.items()}, indent=2
+        )
+        + "\n",
+        shared=True,
+    )
+    write_text(
+        Path(folder) / "report.html",
+        page.render("Force2Prop and geometry fine-tuning", body),
+        shared=True,
+    )
     return Path(folder) / "report.html"
 
 
@@ -124,11 +156,20 @@ def verdict(name: str, better: Spread, worse: Spread, paired: bool = False) -> s
         return f"{name}: is not decided, of a single seed ({worse} against {better} eV)."
     if paired:
         differences = [worse.values[s] - better.values[s] for s in seeds]
-        difference, error = statistics.fmean(differences), statistics.stdev(differences) / np.sqrt(len(seeds))
+        difference, error = (
+            statistics.fmean(differences),
+            statistics.stdev(differences) / np.sqrt(len(seeds)),
+        )
     else:
         difference = worse.mean - better.mean
         error = float(np.hypot(*(s.std / np.sqrt(s.count) for s in (better, worse))))
-    shown = "holds" if difference > 2 * error else "does not hold" if difference < -2 * error else "is not decided"
+    shown = (
+        "holds"
+        if difference > 2 * error
+        else "does not hold"
+        if difference < -2 * error
+        else "is not decided"
+    )
     return f"{name}: {shown} ({worse} against {better} eV; difference {difference:+.3f} ± {error:.3f})."
 
 
@@ -136,24 +177,64 @@ def _claims(at) -> Iterator[str]:
     """Yield one sentence per ordering that the paper claims."""
     yield page.heading("Which of the paper's orderings show")
     for line in (
-            verdict("Force2Prop is better than training from scratch (random split)", at("force2prop"), at("scratch")),
-            verdict("Force2Prop is better than training from scratch (scaffold split)", at("scaffold-force2prop"),
-                    at("scaffold-scratch")),
-            verdict("Frozen features of the force field are better than random ones", at("heads"), at("random-heads")),
-            verdict("A force field is a better start than denoising", at("force2prop"), at("denoising-force2prop")),
-            verdict("More pre-training data are better", at("force2prop"), at("force2prop-300")),
-            verdict("Geometries of RDKit are better once they are relaxed", at("scratch", "relaxed(etkdg)"),
-                    at("scratch", "etkdg"), paired=True),
-            verdict("Geometries from the start of the cheap stage are better once they are relaxed",
-                    at("scratch", RELAXED), at("scratch", "pm3:first"), paired=True),
-            verdict("Geometry fine-tuning is better on relaxed geometries than none", at("finetune", RELAXED),
-                    at("scratch", RELAXED), paired=True),
-            verdict("Geometry fine-tuning is better on relaxed geometries than as much further training",
-                    at("finetune", RELAXED), at("continued", RELAXED), paired=True),
-            verdict("Ground-truth geometries are better than relaxed ones after fine-tuning", at("scratch"),
-                    at("finetune", RELAXED), paired=True),
-            verdict("Alignment is better than fine-tuning without it", at("finetune", RELAXED),
-                    at("finetune-no-alignment", RELAXED), paired=True)):
+        verdict(
+            "Force2Prop is better than training from scratch (random split)",
+            at("force2prop"),
+            at("scratch"),
+        ),
+        verdict(
+            "Force2Prop is better than training from scratch (scaffold split)",
+            at("scaffold-force2prop"),
+            at("scaffold-scratch"),
+        ),
+        verdict(
+            "Frozen features of the force field are better than random ones",
+            at("heads"),
+            at("random-heads"),
+        ),
+        verdict(
+            "A force field is a better start than denoising",
+            at("force2prop"),
+            at("denoising-force2prop"),
+        ),
+        verdict("More pre-training data are better", at("force2prop"), at("force2prop-300")),
+        verdict(
+            "Geometries of RDKit are better once they are relaxed",
+            at("scratch", "relaxed(etkdg)"),
+            at("scratch", "etkdg"),
+            paired=True,
+        ),
+        verdict(
+            "Geometries from the start of the cheap stage are better once they are relaxed",
+            at("scratch", RELAXED),
+            at("scratch", "pm3:first"),
+            paired=True,
+        ),
+        verdict(
+            "Geometry fine-tuning is better on relaxed geometries than none",
+            at("finetune", RELAXED),
+            at("scratch", RELAXED),
+            paired=True,
+        ),
+        verdict(
+            "Geometry fine-tuning is better on relaxed geometries than as much further training",
+            at("finetune", RELAXED),
+            at("continued", RELAXED),
+            paired=True,
+        ),
+        verdict(
+            "Ground-truth geometries are better than relaxed ones after fine-tuning",
+            at("scratch"),
+            at("finetune", RELAXED),
+            paired=True,
+        ),
+        verdict(
+            "Alignment is better than fine-tuning without it",
+            at("finetune", RELAXED),
+            at("finetune-no-alignment", RELAXED),
+            paired=True,
+        ),
+    ):
         yield page.paragraph(line)
 
 
@@ -162,56 +243,102 @@ def _training(at) -> Iterator[str]:
     yield page.heading("From a force field, and otherwise (Figure 4, Tables 7 and 10)")
     lines = []
     for title, name, baseline in (
-            ("from scratch", "scratch", ""), ("Force2Prop", "force2prop", "scratch"),
-            ("from denoising", "denoising-force2prop", "scratch"),
-            ("from a force field with denoising (DeNS)", "dens-force2prop", "scratch"),
-            ("head alone, features of the force field", "heads", "random-heads"),
-            ("head alone, random features", "random-heads", ""),
-            ("scaffold split: from scratch", "scaffold-scratch", ""),
-            ("scaffold split: Force2Prop", "scaffold-force2prop", "scaffold-scratch"),
-            ("SchNet: from scratch", "schnet-scratch", ""), ("SchNet: Force2Prop", "schnet-force2prop",
-                                                             "schnet-scratch")):
+        ("from scratch", "scratch", ""),
+        ("Force2Prop", "force2prop", "scratch"),
+        ("from denoising", "denoising-force2prop", "scratch"),
+        ("from a force field with denoising (DeNS)", "dens-force2prop", "scratch"),
+        ("head alone, features of the force field", "heads", "random-heads"),
+        ("head alone, random features", "random-heads", ""),
+        ("scaffold split: from scratch", "scaffold-scratch", ""),
+        ("scaffold split: Force2Prop", "scaffold-force2prop", "scaffold-scratch"),
+        ("SchNet: from scratch", "schnet-scratch", ""),
+        ("SchNet: Force2Prop", "schnet-force2prop", "schnet-scratch"),
+    ):
         value, error = gain(at(name), at(baseline)) if baseline else (float("nan"), 0.0)
-        lines.append((title, str(at(name)), at(name).count, f"{value:.1f} ± {error:.1f}" if np.isfinite(value) else "–",
-                      _PUBLISHED.get(name, "")))
+        lines.append(
+            (
+                title,
+                str(at(name)),
+                at(name).count,
+                f"{value:.1f} ± {error:.1f}" if np.isfinite(value) else "–",
+                _PUBLISHED.get(name, ""),
+            )
+        )
     yield page.table(["training", "MAE (eV)", "seeds", "gain (%)", "published"], lines)
 
 
 def _geometries(at) -> Iterator[str]:
     """Yield a table and a figure of errors by the origin of the test geometries."""
     yield page.heading("Where geometries come from (Table 4, Table 13)")
-    names = {"trained on ground truth": "scratch", "the same, fine-tuned with alignment": "finetune",
-             "the same, fine-tuned without alignment": "finetune-no-alignment",
-             "the same, trained on as long": "continued", "Force2Prop": "force2prop",
-             "trained on RDKit's geometries": "rdkit-scratch"}
-    yield page.table(["predictor", *(f"tested on: {title}" for title in _GEOMETRIES.values())], [
-        (title, *(str(at(name, g)) for g in _GEOMETRIES)) for title, name in names.items()])
+    names = {
+        "trained on ground truth": "scratch",
+        "the same, fine-tuned with alignment": "finetune",
+        "the same, fine-tuned without alignment": "finetune-no-alignment",
+        "the same, trained on as long": "continued",
+        "Force2Prop": "force2prop",
+        "trained on RDKit's geometries": "rdkit-scratch",
+    }
+    yield page.table(
+        ["predictor", *(f"tested on: {title}" for title in _GEOMETRIES.values())],
+        [(title, *(str(at(name, g)) for g in _GEOMETRIES)) for title, name in names.items()],
+    )
     fig, ax = figures.figure("Error by origin of the test geometry", size=(9.2, 4.4))
     for place, (title, name) in enumerate(names.items()):
-        _errorbars(ax, np.arange(len(_GEOMETRIES)) + 0.12 * (place - 2), [at(name, g) for g in _GEOMETRIES], title,
-                   place, line=False)
-    ax.set_xticks(range(len(_GEOMETRIES)), [title.replace(", ", ",\n") for title in _GEOMETRIES.values()], fontsize=8)
+        _errorbars(
+            ax,
+            np.arange(len(_GEOMETRIES)) + 0.12 * (place - 2),
+            [at(name, g) for g in _GEOMETRIES],
+            title,
+            place,
+            line=False,
+        )
+    ax.set_xticks(
+        range(len(_GEOMETRIES)),
+        [title.replace(", ", ",\n") for title in _GEOMETRIES.values()],
+        fontsize=8,
+    )
     ax.set(ylabel="gap MAE (eV)")
     ax.set_title("")  # the legend replaces the title
     ax.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
-    yield page.figure(fig, "The same test molecules at geometries of different origin; labels are those of the ground "
-                      "truth.", wide=True)
+    yield page.figure(
+        fig,
+        "The same test molecules at geometries of different origin; labels are those of the ground "
+        "truth.",
+        wide=True,
+    )
 
 
 def _num_train(folder: Path) -> int:
     """Return the number of training molecules of runs without a limit, 0 if none is complete."""
     for path in sorted(folder.glob("scratch-?/metrics.json")):
-        return json.loads(path.read_text())["scores"].get("train", {}).get(_PROPERTY, {}).get("count", 0)
+        return (
+            json.loads(path.read_text())["scores"]
+            .get("train", {})
+            .get(_PROPERTY, {})
+            .get("count", 0)
+        )
     return 0
 
 
 def _sizes(at, whole: int) -> Iterator[str]:
     """Yield a figure and a table of errors by the number of training molecules."""
     yield page.heading("How much data (Figures 5 and 6)")
-    fig, axes = figures.figure("Molecules with the property", "Molecules of pre-training", size=(9.2, 3.8))
-    for place, (title, name) in enumerate({"from scratch": "scratch", "Force2Prop": "force2prop"}.items()):
-        _errorbars(axes[0], [250, 800, whole or 2_500], [at(f"{name}-250"), at(f"{name}-800"), at(name)], title, place)
-    _errorbars(axes[1], [0, 1, 2], [at("scratch"), at("force2prop-300"), at("force2prop")], "Force2Prop", 1)
+    fig, axes = figures.figure(
+        "Molecules with the property", "Molecules of pre-training", size=(9.2, 3.8)
+    )
+    for place, (title, name) in enumerate(
+        {"from scratch": "scratch", "Force2Prop": "force2prop"}.items()
+    ):
+        _errorbars(
+            axes[0],
+            [250, 800, whole or 2_500],
+            [at(f"{name}-250"), at(f"{name}-800"), at(name)],
+            title,
+            place,
+        )
+    _errorbars(
+        axes[1], [0, 1, 2], [at("scratch"), at("force2prop-300"), at("force2prop")], "Force2Prop", 1
+    )
     for ax in axes:
         ax.set(xlabel="training molecules", ylabel="gap MAE (eV)")
         ax.legend(frameon=False, fontsize=9)
@@ -219,28 +346,57 @@ def _sizes(at, whole: int) -> Iterator[str]:
     axes[0].set_xticks([250, 800, whole or 2_500], ["250", "800", f"{whole:,}" if whole else "all"])
     axes[1].set_xticks([0, 1, 2], ["none", "300", "all"])
     axes[0].minorticks_off()
-    yield page.figure(fig, "Error against the number of molecules that the predictor, and the force field, saw.",
-                      wide=True)
-    yield page.table(["molecules with the property", "from scratch (eV)", "Force2Prop (eV)", "gain (%)"], [
-        (f"{n:,}" if n else "all", str(at(f"scratch{end}")), str(at(f"force2prop{end}")),
-         "{:.1f} ± {:.1f}".format(*gain(at(f"force2prop{end}"), at(f"scratch{end}"))))
-        for n, end in ((250, "-250"), (800, "-800"), (whole, ""))])
+    yield page.figure(
+        fig,
+        "Error against the number of molecules that the predictor, and the force field, saw.",
+        wide=True,
+    )
+    yield page.table(
+        ["molecules with the property", "from scratch (eV)", "Force2Prop (eV)", "gain (%)"],
+        [
+            (
+                f"{n:,}" if n else "all",
+                str(at(f"scratch{end}")),
+                str(at(f"force2prop{end}")),
+                "{:.1f} ± {:.1f}".format(*gain(at(f"force2prop{end}"), at(f"scratch{end}"))),
+            )
+            for n, end in ((250, "-250"), (800, "-800"), (whole, ""))
+        ],
+    )
 
 
 def _sweeps(at) -> Iterator[str]:
     """Yield a table of errors by the noise and weight of the alignment."""
     yield page.heading("Noise and weight of the alignment (Tables 11 and 12)")
-    yield page.table(["noise (Å)", "weight", "MAE on relaxed geometries (eV)"], [
-        (noise, weight, str(at(name, RELAXED))) for noise, weight, name in (
-            ("0.05", "0.1", "finetune-noise-0.05"), ("0.1", "0.1", "finetune"), ("0.3", "0.1", "finetune-noise-0.3"),
-            ("0.1", "0", "finetune-no-alignment"), ("0.1", "0.01", "finetune-weight-0.01"),
-            ("0.1", "1", "finetune-weight-1"))])
+    yield page.table(
+        ["noise (Å)", "weight", "MAE on relaxed geometries (eV)"],
+        [
+            (noise, weight, str(at(name, RELAXED)))
+            for noise, weight, name in (
+                ("0.05", "0.1", "finetune-noise-0.05"),
+                ("0.1", "0.1", "finetune"),
+                ("0.3", "0.1", "finetune-noise-0.3"),
+                ("0.1", "0", "finetune-no-alignment"),
+                ("0.1", "0.01", "finetune-weight-0.01"),
+                ("0.1", "1", "finetune-weight-1"),
+            )
+        ],
+    )
 
 
 def _errorbars(ax, x, values: Sequence[Spread], label: str, place: int, line: bool = True) -> None:
     """Draw the available means with standard deviations over seeds."""
     colors = (figures.GREY, figures.BLUE, figures.VERMILLION, figures.GREEN, "#CC79A7", "#E69F00")
     known = [i for i, v in enumerate(values) if v.count]
-    ax.errorbar(np.asarray(x, float)[known], [values[i].mean for i in known],
-                [0.0 if values[i].count < 2 else values[i].std for i in known], color=colors[place % len(colors)],
-                marker="o", markersize=4, capsize=3, linewidth=1.4 if line else 0, elinewidth=1.2, label=label)
+    ax.errorbar(
+        np.asarray(x, float)[known],
+        [values[i].mean for i in known],
+        [0.0 if values[i].count < 2 else values[i].std for i in known],
+        color=colors[place % len(colors)],
+        marker="o",
+        markersize=4,
+        capsize=3,
+        linewidth=1.4 if line else 0,
+        elinewidth=1.2,
+        label=label,
+    )

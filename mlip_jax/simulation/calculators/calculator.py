@@ -75,7 +75,12 @@ class MLIPCalculator(PaddedCalculator):
         by name: "partial_charges" (e), "hirshfeld_ratios"; empty if there are none.
     """
 
-    def __init__(self, potential: Potential | str | Path, dtype: str = "float32", domain: Domain | None = None):
+    def __init__(
+        self,
+        potential: Potential | str | Path,
+        dtype: str = "float32",
+        domain: Domain | None = None,
+    ):
         """Create a calculator.
 
         Args:
@@ -94,7 +99,10 @@ class MLIPCalculator(PaddedCalculator):
         self.potential = self._members[0]
         self.domain = domain
         if domain is not None:
-            self.implemented_properties = [*self.implemented_properties, *atom_domain.properties(domain)]
+            self.implemented_properties = [
+                *self.implemented_properties,
+                *atom_domain.properties(domain),
+            ]
 
     @classmethod
     def from_workdir(cls, path: str | Path, dtype: str = "float32") -> MLIPCalculator:
@@ -131,8 +139,12 @@ class MLIPCalculator(PaddedCalculator):
         return cls(schnetpack.load(path, **options), dtype)
 
     @classmethod
-    def from_so3lr(cls, path: str | Path = "params.pkl", dtype: str = "float32",
-                   long_range_cutoff: float | None = so3lr.LONG_RANGE_CUTOFF) -> MLIPCalculator:
+    def from_so3lr(
+        cls,
+        path: str | Path = "params.pkl",
+        dtype: str = "float32",
+        long_range_cutoff: float | None = so3lr.LONG_RANGE_CUTOFF,
+    ) -> MLIPCalculator:
         """Create a calculator of SO3LR, a pretrained force field for H, C, N, O, F, P, S and Cl.
 
         Args:
@@ -148,34 +160,48 @@ class MLIPCalculator(PaddedCalculator):
         """
         return cls(so3lr.load(path, long_range_cutoff), dtype)
 
-    def calculate(self, atoms: Atoms | None = None, properties=("energy",), system_changes=all_changes) -> None:
+    def calculate(
+        self, atoms: Atoms | None = None, properties=("energy",), system_changes=all_changes
+    ) -> None:
         """Fill `results` as `PaddedCalculator.calculate` does.
 
         Properties of the domain are computed only if `properties` requests one of them.
         """
-        wanted = self.domain is not None and not set(properties).isdisjoint(atom_domain.properties(self.domain))
+        wanted = self.domain is not None and not set(properties).isdisjoint(
+            atom_domain.properties(self.domain)
+        )
         # the base class does not know the properties of the domain
         own = atom_domain.properties(self.domain) if wanted else ()
-        super().calculate(atoms, ["energy", *(p for p in properties if p not in own)], system_changes)
+        super().calculate(
+            atoms, ["energy", *(p for p in properties if p not in own)], system_changes
+        )
         if wanted:
-            self.results = self.results | atom_domain.results(self.domain, self._features(self.atoms))
+            self.results = self.results | atom_domain.results(
+                self.domain, self._features(self.atoms)
+            )
 
     def _features(self, atoms: Atoms) -> np.ndarray:
         """Compute the invariant features of the atoms, (n_atoms, F)."""
         bucket, packed = self._pack(atoms, centred(atoms))
         with jax.enable_x64(self.dtype == np.float64):
-            features = invariant_features(self.potential.model, self.potential.params, unpack(bucket, *packed))
+            features = invariant_features(
+                self.potential.model, self.potential.params, unpack(bucket, *packed)
+            )
             # (nodes, F) -> (n_atoms, F), without padding
-            return np.asarray(features)[:len(atoms)]
+            return np.asarray(features)[: len(atoms)]
 
     def _params(self):
         return self.potential.params
 
     def _evaluate(self, params, graph, with_stress):
-        return evaluate(self.potential.model, params, graph, self.potential.energy_scale, with_stress)
+        return evaluate(
+            self.potential.model, params, graph, self.potential.energy_scale, with_stress
+        )
 
     def _hessian_columns(self, params, graph, directions):
-        return hessian_columns(self.potential.model, params, graph, self.potential.energy_scale, directions)
+        return hessian_columns(
+            self.potential.model, params, graph, self.potential.energy_scale, directions
+        )
 
     def _results(self, atoms, positions, out, stress):
         results, self.predictions = self._results_of(self.potential, atoms, positions, out, stress)

@@ -66,8 +66,12 @@ class EnsembleCalculator(PaddedCalculator):
         are means.
     """
 
-    def __init__(self, potentials: Iterable[Potential], dtype: str = "float32",
-                 calibration: Calibration | None = None):
+    def __init__(
+        self,
+        potentials: Iterable[Potential],
+        dtype: str = "float32",
+        calibration: Calibration | None = None,
+    ):
         """Create an ensemble.
 
         Args:
@@ -81,12 +85,16 @@ class EnsembleCalculator(PaddedCalculator):
         """
         potentials = tuple(potentials)
         if len(potentials) < 2:
-            raise ValueError(f"an ensemble needs two or more force fields, received {len(potentials)}; MLIPCalculator "
-                             "is for one")
+            raise ValueError(
+                f"an ensemble needs two or more force fields, received {len(potentials)}; MLIPCalculator "
+                "is for one"
+            )
         cutoffs = [(p.cutoff, p.long_range_cutoff) for p in potentials]
         if len(set(cutoffs)) > 1:
-            raise ValueError("members of an ensemble share one neighbour list and must have one cutoff and one "
-                             f"long-range cutoff; received (in Å) {', '.join(map(str, cutoffs))}")
+            raise ValueError(
+                "members of an ensemble share one neighbour list and must have one cutoff and one "
+                f"long-range cutoff; received (in Å) {', '.join(map(str, cutoffs))}"
+            )
         if calibration is not None:
             calibration.check(potentials)
         super().__init__(potentials, dtype)
@@ -94,12 +102,19 @@ class EnsembleCalculator(PaddedCalculator):
         self.potentials = self._members
         self._groups = _grouped(self.potentials)
         with_deviation = [name for name in self.implemented_properties if name != "free_energy"]
-        self.implemented_properties = [*self.implemented_properties, *(f"{name}_std" for name in with_deviation),
-                                       *(calibration.properties() if calibration is not None else ())]
+        self.implemented_properties = [
+            *self.implemented_properties,
+            *(f"{name}_std" for name in with_deviation),
+            *(calibration.properties() if calibration is not None else ()),
+        ]
 
     @classmethod
-    def from_workdirs(cls, paths: Sequence[str | Path], dtype: str = "float32",
-                      calibration: str | Path | None = None) -> EnsembleCalculator:
+    def from_workdirs(
+        cls,
+        paths: Sequence[str | Path],
+        dtype: str = "float32",
+        calibration: str | Path | None = None,
+    ) -> EnsembleCalculator:
         """Create an ensemble from the directories of several training runs.
 
         Args:
@@ -123,7 +138,12 @@ class EnsembleCalculator(PaddedCalculator):
         for group in self._groups:
             members = [self.potentials[place] for place in group.places]
             scales = np.array([m.energy_scale for m in members], self.dtype)
-            stacked.append((jax.tree.map(lambda *leaves: np.stack(leaves), *(m.params for m in members)), scales))
+            stacked.append(
+                (
+                    jax.tree.map(lambda *leaves: np.stack(leaves), *(m.params for m in members)),
+                    scales,
+                )
+            )
         return stacked
 
     def _over_members(self, function, params) -> list[Any]:
@@ -132,8 +152,10 @@ class EnsembleCalculator(PaddedCalculator):
         Returns:
           One result per group. Axis 0 of each leaf indexes the members of the group.
         """
-        return [jax.vmap(lambda p, scale, model=group.model: function(model, p, scale))(*own)
-                for group, own in zip(self._groups, params)]
+        return [
+            jax.vmap(lambda p, scale, model=group.model: function(model, p, scale))(*own)
+            for group, own in zip(self._groups, params)
+        ]
 
     def _evaluate(self, params, graph, with_stress):
         def one(model, own, scale):
@@ -150,13 +172,21 @@ class EnsembleCalculator(PaddedCalculator):
         def one(model, own, scale):
             return hessian_columns(model, own, graph, scale, directions)
 
-        return sum(made.sum(axis=0) for made in self._over_members(one, params)) / len(self.potentials)
+        return sum(made.sum(axis=0) for made in self._over_members(one, params)) / len(
+            self.potentials
+        )
 
     def _results(self, atoms, positions, out, stress):
         stresses = [None] * len(out) if stress is None else stress
-        made, predictions = zip(*(self._results_of(p, atoms, positions, o, s)
-                                  for p, o, s in zip(self.potentials, out, stresses)))
-        self.predictions = {name: np.mean([p[name] for p in predictions], axis=0) for name in self._predicted}
+        made, predictions = zip(
+            *(
+                self._results_of(p, atoms, positions, o, s)
+                for p, o, s in zip(self.potentials, out, stresses)
+            )
+        )
+        self.predictions = {
+            name: np.mean([p[name] for p in predictions], axis=0) for name in self._predicted
+        }
         results = {}
         for name in made[0]:
             values = np.array([own[name] for own in made])

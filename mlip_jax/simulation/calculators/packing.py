@@ -30,9 +30,18 @@ class _ArrayLayout(NamedTuple):
     places: tuple[tuple[str, slice, tuple[int, ...]], ...]
 
 
-def pack(numbers: np.ndarray, positions: np.ndarray, neighbors: Neighbors, bucket: SizeBucket, dtype, *,
-         charge: float = 0.0, spin: float = 0.0, cell: np.ndarray | None = None, long_range=None
-         ) -> tuple[np.ndarray, np.ndarray]:
+def pack(
+    numbers: np.ndarray,
+    positions: np.ndarray,
+    neighbors: Neighbors,
+    bucket: SizeBucket,
+    dtype,
+    *,
+    charge: float = 0.0,
+    spin: float = 0.0,
+    cell: np.ndarray | None = None,
+    long_range=None,
+) -> tuple[np.ndarray, np.ndarray]:
     """Pack a structure into a float and an integer array, see `unpack`.
 
     Args:
@@ -56,8 +65,14 @@ def pack(numbers: np.ndarray, positions: np.ndarray, neighbors: Neighbors, bucke
     # padding edge p of the first half and padding edge p of the second half are reverse to each
     # other
     half, middle, order = e // 2, budget.n_edge // 2, graph.edges["pair_order"]
-    order[:half], order[middle:middle + half] = neighbors.pair_order[:half], neighbors.pair_order[half:]
-    order[half:middle], order[middle + half:] = np.arange(e, budget.n_edge, 2), np.arange(e + 1, budget.n_edge, 2)
+    order[:half], order[middle : middle + half] = (
+        neighbors.pair_order[:half],
+        neighbors.pair_order[half:],
+    )
+    order[half:middle], order[middle + half :] = (
+        np.arange(e, budget.n_edge, 2),
+        np.arange(e + 1, budget.n_edge, 2),
+    )
     graph.globals["charge"][0], graph.globals["spin"][0] = charge, spin
     graph.n_node[:], graph.n_edge[:] = (n, budget.n_node - n), (e, budget.n_edge - e)
     if bucket.periodic:
@@ -69,14 +84,14 @@ def pack(numbers: np.ndarray, positions: np.ndarray, neighbors: Neighbors, bucke
         _pad_into(pairs["receivers"], receivers, n)
         _pad_into(pairs["senders"], senders, n)
         if bucket.periodic:
-            pairs["shifts"][:len(shifts)] = shifts
+            pairs["shifts"][: len(shifts)] = shifts
     return floats, ints
 
 
 def _pad_into(out: np.ndarray, values: np.ndarray, fill: int) -> None:
     """Copy `values` to the beginning of `out` and fill the rest."""
-    out[:len(values)] = values
-    out[len(values):] = fill
+    out[: len(values)] = values
+    out[len(values) :] = fill
 
 
 def unpack(bucket: SizeBucket, floats, ints) -> jraph.GraphsTuple:
@@ -87,12 +102,20 @@ def unpack(bucket: SizeBucket, floats, ints) -> jraph.GraphsTuple:
     real, whole = _split(_floats(bucket), floats), _split(_ints(bucket), ints)
     edges = {name: whole[name] for name in ("pair_order", "shifts") if name in whole}
     if bucket.long_range:
-        edges["long_range"] = {name: whole[f"pair_{name}"] for name in ("receivers", "senders", "shifts")
-                               if f"pair_{name}" in whole}
+        edges["long_range"] = {
+            name: whole[f"pair_{name}"]
+            for name in ("receivers", "senders", "shifts")
+            if f"pair_{name}" in whole
+        }
     return jraph.GraphsTuple(
-        nodes={"positions": real["positions"], "numbers": whole["numbers"]}, edges=edges,
+        nodes={"positions": real["positions"], "numbers": whole["numbers"]},
+        edges=edges,
         globals={name: real[name] for name in ("charge", "spin", "cell") if name in real},
-        senders=whole["senders"], receivers=whole["receivers"], n_node=whole["n_node"], n_edge=whole["n_edge"])
+        senders=whole["senders"],
+        receivers=whole["receivers"],
+        n_node=whole["n_node"],
+        n_edge=whole["n_edge"],
+    )
 
 
 @functools.lru_cache(maxsize=256)
@@ -107,8 +130,14 @@ def _ints(bucket: SizeBucket) -> _ArrayLayout:
     """Return the layout of the integer array."""
     budget = bucket.budget
     edges, pairs = budget.n_edge, budget.n_pair
-    shapes = {"numbers": (budget.n_node,), "n_node": (2,), "n_edge": (2,), "senders": (edges,), "receivers": (edges,),
-              "pair_order": (edges,)}
+    shapes = {
+        "numbers": (budget.n_node,),
+        "n_node": (2,),
+        "n_edge": (2,),
+        "senders": (edges,),
+        "receivers": (edges,),
+        "pair_order": (edges,),
+    }
     if bucket.periodic:
         shapes["shifts"] = (edges, 3)
     if bucket.long_range:

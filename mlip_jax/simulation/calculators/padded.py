@@ -70,10 +70,12 @@ class PaddedCalculator(Calculator):
         self.predictions: dict[str, np.ndarray] = {}
         self._cutoff = self._members[0].cutoff
         self._long_range_cutoff = self._members[0].long_range_cutoff
-        self._predicted = tuple(sorted(set.intersection(*(self._predictions(m) for m in self._members))))
+        self._predicted = tuple(
+            sorted(set.intersection(*(self._predictions(m) for m in self._members)))
+        )
         if "partial_charges" in self._predicted:
             self.implemented_properties = [*self.implemented_properties, "charges", "dipole"]
-        self._start_anew()
+        self._reset_compiled()
 
     def _predictions(self, potential: Potential) -> set[str]:
         """Return the names of the per-atom predictions of a model other than energies.
@@ -94,12 +96,15 @@ class PaddedCalculator(Calculator):
         """Evaluate the force fields. Must be pure."""
         raise NotImplementedError
 
-    def _hessian_columns(self, params: Any, graph: jraph.GraphsTuple, directions: jax.Array) -> jax.Array:
+    def _hessian_columns(
+        self, params: Any, graph: jraph.GraphsTuple, directions: jax.Array
+    ) -> jax.Array:
         """Compute columns of the Hessian as `potential.hessian_columns`. Must be pure."""
         raise NotImplementedError
 
-    def _results(self, atoms: Atoms, positions: np.ndarray, out: np.ndarray, stress: np.ndarray | None
-                 ) -> dict[str, Any]:
+    def _results(
+        self, atoms: Atoms, positions: np.ndarray, out: np.ndarray, stress: np.ndarray | None
+    ) -> dict[str, Any]:
         """Return the results.
 
         Args:
@@ -110,7 +115,9 @@ class PaddedCalculator(Calculator):
 
     # --- Interface of ASE ---
 
-    def get_property(self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True) -> Any:
+    def get_property(
+        self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True
+    ) -> Any:
         """Return a property as in ASE, waiting for other threads.
 
         Return None if a calculation is needed but not allowed.
@@ -123,11 +130,15 @@ class PaddedCalculator(Calculator):
         """
         with self._lock:
             if atoms is None and self.atoms is None and name in self.implemented_properties:
-                raise CalculatorSetupError(f"{name} of what? This calculator has seen no atoms yet; hand them over, or "
-                                           "set atoms.calc and ask the atoms")
+                raise CalculatorSetupError(
+                    f"{name} of what? This calculator has seen no atoms yet; hand them over, or "
+                    "set atoms.calc and ask the atoms"
+                )
             return super().get_property(name, atoms, allow_calculation)
 
-    def calculate(self, atoms: Atoms | None = None, properties=("energy",), system_changes=all_changes) -> None:
+    def calculate(
+        self, atoms: Atoms | None = None, properties=("energy",), system_changes=all_changes
+    ) -> None:
         """Fill `results` with all properties available for `atoms`, whichever are requested.
 
         Raises:
@@ -150,7 +161,9 @@ class PaddedCalculator(Calculator):
         bucket, packed = self._pack(atoms, positions)
         with jax.enable_x64(self.dtype == np.float64):
             out, stress = self._run(bucket, *packed, bool(atoms.pbc.all()))
-        self.results = self._results(atoms, positions, np.asarray(out)[..., :len(atoms), :].astype(np.float64), stress)
+        self.results = self._results(
+            atoms, positions, np.asarray(out)[..., : len(atoms), :].astype(np.float64), stress
+        )
 
     def get_hessian(self, atoms: Atoms) -> np.ndarray:
         """Return the exact Hessian of the energy with respect to the positions.
@@ -178,8 +191,10 @@ class PaddedCalculator(Calculator):
                     blocks.append(block.reshape(len(block), -1)[:, :size])
         hessian = np.concatenate(blocks)[:size].astype(np.float64)
         if not np.isfinite(hessian).all():
-            raise CalculationFailed("the force field gives NaN or infinite second derivatives here; are atoms on top "
-                                    "of each other?")
+            raise CalculationFailed(
+                "the force field gives NaN or infinite second derivatives here; are atoms on top "
+                "of each other?"
+            )
         return 0.5 * (hessian + hessian.T)
 
     def get_vibrations(self, atoms: Atoms, indices: Sequence[int] | None = None) -> VibrationsData:
@@ -203,7 +218,9 @@ class PaddedCalculator(Calculator):
 
     def export_properties(self) -> Properties:
         """Return the results that ASE has names for."""
-        return Properties({name: value for name, value in self.results.items() if name in all_outputs})
+        return Properties(
+            {name: value for name, value in self.results.items() if name in all_outputs}
+        )
 
     def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
         """Return the names of the changes since the last calculation.
@@ -215,11 +232,17 @@ class PaddedCalculator(Calculator):
         old = self.atoms
         if old is None:
             return list(all_changes)
-        arrays = {"positions": (old.positions, atoms.positions), "numbers": (old.numbers, atoms.numbers),
-                  "cell": (old.cell.array, atoms.cell.array), "pbc": (old.pbc, atoms.pbc)}
+        arrays = {
+            "positions": (old.positions, atoms.positions),
+            "numbers": (old.numbers, atoms.numbers),
+            "cell": (old.cell.array, atoms.cell.array),
+            "pbc": (old.pbc, atoms.pbc),
+        }
         # compare bytes: NumPy's comparison is ten times slower for small arrays
         changed = [name for name, (a, b) in arrays.items() if a.tobytes() != b.tobytes()]
-        return changed + [name for name in STATES if electronic_value(old, name) != electronic_value(atoms, name)]
+        return changed + [
+            name for name in STATES if electronic_value(old, name) != electronic_value(atoms, name)
+        ]
 
     def _check(self, atoms, properties) -> None:
         """Raise if the structure or the requested properties are unsupported; see `calculate`."""
@@ -229,20 +252,27 @@ class PaddedCalculator(Calculator):
             bad = np.flatnonzero(~np.isfinite(atoms.positions).all(axis=1))
             raise ValueError(
                 f"positions must be finite, received NaN or infinite values for {len(bad)} of {len(atoms)} atoms, "
-                f"the first of them atom {bad[0]}: {atoms.positions[bad[0]]}")
+                f"the first of them atom {bad[0]}: {atoms.positions[bad[0]]}"
+            )
         if atoms.pbc.any() and not atoms.cell.array.any(axis=1)[atoms.pbc].all():
-            raise ValueError(f"pbc is {atoms.pbc.tolist()} but a periodic direction has no lattice vector: "
-                             f"{atoms.cell.array.tolist()}; give the cell, or set pbc to False there")
+            raise ValueError(
+                f"pbc is {atoms.pbc.tolist()} but a periodic direction has no lattice vector: "
+                f"{atoms.cell.array.tolist()}; give the cell, or set pbc to False there"
+            )
         for member in self._members:
             member.check_elements(atoms.numbers)
         if "stress" in properties and not atoms.pbc.all():
             raise PropertyNotImplementedError(
-                f"stress needs a cell that is periodic in all three directions, received pbc={atoms.pbc.tolist()}")
+                f"stress needs a cell that is periodic in all three directions, received pbc={atoms.pbc.tolist()}"
+            )
         if "dipole" in properties and atoms.pbc.any():
             raise PropertyNotImplementedError(
-                f"a periodic structure has no dipole moment, received pbc={atoms.pbc.tolist()}")
+                f"a periodic structure has no dipole moment, received pbc={atoms.pbc.tolist()}"
+            )
         self._check_state_known(atoms, "charge", "charges", "total charges")
-        self._check_state_known(atoms, "num_unpaired_electrons", "spins", "numbers of unpaired electrons")
+        self._check_state_known(
+            atoms, "num_unpaired_electrons", "spins", "numbers of unpaired electrons"
+        )
 
     def _check_state_known(self, atoms, key: str, statistic: str, words: str) -> None:
         """Warn once per quantity if the force field was not trained on this value."""
@@ -250,18 +280,24 @@ class PaddedCalculator(Calculator):
         if value == 0 or key in self._warned_of:
             return
         trained_on = [m.metadata.get("statistics", {}).get(statistic, [0.0]) for m in self._members]
-        strange = [known or [0.0] for known in trained_on  # None: unknown (imported)
-                   if known is not None and value not in (known or [0.0])]
+        strange = [
+            known or [0.0]
+            for known in trained_on  # None: unknown (imported)
+            if known is not None and value not in (known or [0.0])
+        ]
         if not strange:
             return
         self._warned_of.add(key)
         warnings.warn(
             f"atoms.info['{key}'] is {value:g}, but this force field was trained on {words} "
             f"{', '.join(f'{c:g}' for c in strange[0])} only; do not expect its energies to be right",
-            UserWarning, stacklevel=2)
+            UserWarning,
+            stacklevel=2,
+        )
 
-    def _results_of(self, potential: Potential, atoms, positions, out: np.ndarray, stress
-                    ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    def _results_of(
+        self, potential: Potential, atoms, positions, out: np.ndarray, stress
+    ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Return the results and the predictions of one force field.
 
         Args:
@@ -269,12 +305,16 @@ class PaddedCalculator(Calculator):
           stress: Stress of the structure and, if padded, of the padding graph, (1 or 2, 3, 3); or
             None.
         """
-        energies, forces = potential.reference_energies[atoms.numbers] + out[:, 0], np.array(out[:, 1:4])
+        energies, forces = (
+            potential.reference_energies[atoms.numbers] + out[:, 0],
+            np.array(out[:, 1:4]),
+        )
         energy = float(energies.sum())
         if not np.isfinite(out).all():
             raise CalculationFailed(
                 "the force field gives NaN or infinite energies or forces here; are atoms on top of each other, or "
-                "has the dynamics blown up?")
+                "has the dynamics blown up?"
+            )
         results = {"energy": energy, "free_energy": energy, "energies": energies, "forces": forces}
         if stress is not None:
             results["stress"] = full_3x3_to_voigt_6_stress(np.asarray(stress)[0].astype(np.float64))
@@ -299,10 +339,18 @@ class PaddedCalculator(Calculator):
         n_pair = None if reach is None else len(long_range[0])
         bucket = self._buckets.choose(len(atoms), len(neighbors.senders), n_pair, periodic)
         return bucket, pack(
-            atoms.numbers, positions, neighbors, bucket, self.dtype, charge=electronic_value(atoms, "charge"),
-            spin=electronic_value(atoms, "num_unpaired_electrons"), cell=box[0], long_range=long_range)
+            atoms.numbers,
+            positions,
+            neighbors,
+            bucket,
+            self.dtype,
+            charge=electronic_value(atoms, "charge"),
+            spin=electronic_value(atoms, "num_unpaired_electrons"),
+            cell=box[0],
+            long_range=long_range,
+        )
 
-    def _start_anew(self) -> None:
+    def _reset_compiled(self) -> None:
         """Reset the state that a copy does not share with the original."""
         self.num_compiles = 0
         self._lock = threading.RLock()
@@ -314,7 +362,9 @@ class PaddedCalculator(Calculator):
         evaluation, _, leaves = self._compiled()
         return evaluation(leaves, bucket, floats, ints, with_stress)
 
-    def _run_hessian(self, bucket: SizeBucket, floats: np.ndarray, ints: np.ndarray, start: np.int32):
+    def _run_hessian(
+        self, bucket: SizeBucket, floats: np.ndarray, ints: np.ndarray, start: np.int32
+    ):
         """Run the compiled block of Hessian columns from `start` on."""
         _, hessian, leaves = self._compiled()
         return hessian(leaves, bucket, floats, ints, start)
@@ -324,9 +374,14 @@ class PaddedCalculator(Calculator):
         if self._programs is None:
             # Parameters are an argument: as fast as constants, but not copied into each program.
             leaves, structure = jax.tree.flatten(self._params())
-            evaluation, hessian = (functools.partial(f, structure) for f in (self._traced, self._traced_hessian))
-            self._programs = (jax.jit(evaluation, static_argnums=(1, 4)), jax.jit(hessian, static_argnums=1),
-                              jax.device_put(leaves))
+            evaluation, hessian = (
+                functools.partial(f, structure) for f in (self._traced, self._traced_hessian)
+            )
+            self._programs = (
+                jax.jit(evaluation, static_argnums=(1, 4)),
+                jax.jit(hessian, static_argnums=1),
+                jax.device_put(leaves),
+            )
         return self._programs
 
     def _traced(self, structure, leaves, bucket, floats, ints, with_stress):
@@ -337,7 +392,11 @@ class PaddedCalculator(Calculator):
         self.num_compiles += 1  # runs when JAX traces, which it does once for each program
         params, graph = jax.tree.unflatten(structure, leaves), unpack(bucket, floats, ints)
         out = self._evaluate(params, graph, with_stress)
-        parts = [out.energies[..., None], out.forces, *(out.properties[name][..., None] for name in self._predicted)]
+        parts = [
+            out.energies[..., None],
+            out.forces,
+            *(out.properties[name][..., None] for name in self._predicted),
+        ]
         # the host sums the energies in float64
         return jnp.concatenate(parts, axis=-1), out.stress
 
@@ -359,18 +418,22 @@ class PaddedCalculator(Calculator):
 
     def __setstate__(self, state):
         self.__dict__.update(state)
-        self._start_anew()
+        self._reset_compiled()
 
 
 def _cast(potential: Potential, dtype) -> Potential:
     """Return the potential with its parameters cast to `dtype`, on the host."""
-    return dataclasses.replace(potential, params=jax.tree.map(lambda leaf: np.asarray(leaf, dtype), potential.params))
+    return dataclasses.replace(
+        potential, params=jax.tree.map(lambda leaf: np.asarray(leaf, dtype), potential.params)
+    )
 
 
 def _columns_at_once(bucket: SizeBucket) -> int:
     """Return the number of Hessian columns of a block."""
     budget = bucket.budget
-    return int(np.clip(_COLUMN_EDGES // max(budget.n_edge + budget.n_pair, 1), 1, 3 * (budget.n_node - 1)))
+    return int(
+        np.clip(_COLUMN_EDGES // max(budget.n_edge + budget.n_pair, 1), 1, 3 * (budget.n_node - 1))
+    )
 
 
 def centred(atoms) -> np.ndarray:
@@ -391,5 +454,7 @@ def _check_apart(positions, neighbors) -> None:
         same &= ~neighbors.shifts.any(axis=1)
     if same.any():
         edge = int(np.argmax(same))
-        raise CalculationFailed(f"atoms {neighbors.receivers[edge]} and {neighbors.senders[edge]} are in the same "
-                                "place; forces are not defined there")
+        raise CalculationFailed(
+            f"atoms {neighbors.receivers[edge]} and {neighbors.senders[edge]} are in the same "
+            "place; forces are not defined there"
+        )

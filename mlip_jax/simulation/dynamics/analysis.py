@@ -31,7 +31,9 @@ class SampledTrajectory:
     cell: np.ndarray | None = None
 
 
-def distances(course: SampledTrajectory, longest: float = 8.0, bins: int = 200) -> tuple[np.ndarray, np.ndarray]:
+def distances(
+    course: SampledTrajectory, longest: float = 8.0, bins: int = 200
+) -> tuple[np.ndarray, np.ndarray]:
     """Compute the radial distribution of all pairs of atoms.
 
     For a molecule the density is that of the distances (1/Å), and its integral to infinity is one.
@@ -80,9 +82,11 @@ def spectrum(course: SampledTrajectory, highest: float = 4000.0) -> tuple[np.nda
     frames = len(course.velocities)
     nyquist = 0.5 / (course.spacing * _SPEED_OF_LIGHT)
     if frames < 16 or nyquist < highest:
-        raise ValueError(f"a spectrum up to {highest:g} cm⁻¹ needs 16 frames or more, at most "
-                         f"{0.5 / (highest * _SPEED_OF_LIGHT):.3g} fs apart; there are {frames}, {course.spacing:g} fs "
-                         "apart")
+        raise ValueError(
+            f"a spectrum up to {highest:g} cm⁻¹ needs 16 frames or more, at most "
+            f"{0.5 / (highest * _SPEED_OF_LIGHT):.3g} fs apart; there are {frames}, {course.spacing:g} fs "
+            "apart"
+        )
     window = np.hanning(frames)[:, None, None]
     moved = (course.velocities - course.velocities.mean(0)) * window
     power = (np.abs(np.fft.rfft(moved, axis=0)) ** 2).sum(-1) @ course.masses
@@ -92,7 +96,7 @@ def spectrum(course: SampledTrajectory, highest: float = 4000.0) -> tuple[np.nda
     reach = int(np.ceil(4 * _SMOOTHING / step))
     kernel = np.exp(-0.5 * (step * np.arange(-reach, reach + 1) / _SMOOTHING) ** 2)
     # "full" and slice, since "same" returns the length of the kernel if that is longer
-    smooth = np.convolve(power, kernel / kernel.sum(), "full")[reach:reach + len(power)][kept]
+    smooth = np.convolve(power, kernel / kernel.sum(), "full")[reach : reach + len(power)][kept]
     return wavenumbers[kept], smooth / max(smooth.sum() * step, 1e-300)
 
 
@@ -115,5 +119,5 @@ def temperature(course: SampledTrajectory) -> float:
 
     The three are those of the center of mass.
     """
-    kinetic = 0.5 * (course.masses[:, None] * course.velocities ** 2).sum((1, 2)).mean()
+    kinetic = 0.5 * (course.masses[:, None] * course.velocities**2).sum((1, 2)).mean()
     return float(2 * kinetic / (max(3 * len(course.masses) - 3, 1) * units.kB))

@@ -12,7 +12,9 @@ from mlip_jax.graphs.graph import node_graph_index, pairs
 _ROUNDING = 1e-5
 
 
-def near(graph: jraph.GraphsTuple, cutoff: float, length: int) -> tuple[jraph.GraphsTuple, jax.Array]:
+def near(
+    graph: jraph.GraphsTuple, cutoff: float, length: int
+) -> tuple[jraph.GraphsTuple, jax.Array]:
     """Return the graph with only the edges within the cutoff, in order, and their number, () int32.
 
     The result of a model is unchanged: the messages of longer edges are zero. NaN distances count
@@ -37,7 +39,9 @@ def near(graph: jraph.GraphsTuple, cutoff: float, length: int) -> tuple[jraph.Gr
     used = jnp.arange(length) < count
     pad = 2 * jnp.arange(length // 2)
     forward, reverse = place[order[:num_pairs][chosen]], place[order[num_pairs:][chosen]]
-    new_order = jnp.concatenate([jnp.where(used[::2], forward, pad), jnp.where(used[::2], reverse, pad + 1)])
+    new_order = jnp.concatenate(
+        [jnp.where(used[::2], forward, pad), jnp.where(used[::2], reverse, pad + 1)]
+    )
     idle = graph.n_node[:-1].sum()  # the first padding atom; padding edges are self-loops on it
     receivers = jnp.where(used, graph.receivers[edges], idle)
     of = jnp.where(used, node_graph_index(graph)[receivers], graph.n_edge.shape[0] - 1)
@@ -45,13 +49,19 @@ def near(graph: jraph.GraphsTuple, cutoff: float, length: int) -> tuple[jraph.Gr
     if "shifts" in graph.edges:
         kept["shifts"] = jnp.where(used[:, None], graph.edges["shifts"][edges], 0)
     return graph._replace(
-        receivers=receivers, senders=jnp.where(used, graph.senders[edges], idle), edges=graph.edges | kept,
-        n_edge=jnp.zeros_like(graph.n_edge).at[of].add(1)), count
+        receivers=receivers,
+        senders=jnp.where(used, graph.senders[edges], idle),
+        edges=graph.edges | kept,
+        n_edge=jnp.zeros_like(graph.n_edge).at[of].add(1),
+    ), count
 
 
 def _places(marked, length):
     """Return the rank of each item among the marked ones, and the first `length` marked items."""
     place = jnp.cumsum(marked, dtype=jnp.int32) - 1
-    which = jnp.zeros(length, jnp.int32).at[jnp.where(marked, place, length)].set(
-        jnp.arange(marked.shape[0], dtype=jnp.int32), mode="drop")
+    which = (
+        jnp.zeros(length, jnp.int32)
+        .at[jnp.where(marked, place, length)]
+        .set(jnp.arange(marked.shape[0], dtype=jnp.int32), mode="drop")
+    )
     return place, which

@@ -77,10 +77,19 @@ def read(path: Path, frames: slice = slice(None)) -> list[Atoms]:
             return []
         first, last = min(chosen), max(chosen) + 1
         columns = {name: file[name][first:last] for name in _names(file)}
-        about, pbc = dict(file[_ATOMS].attrs), np.asarray(file[f"{_ATOMS}/box"].attrs["boundary"]) == b"periodic"
+        about, pbc = (
+            dict(file[_ATOMS].attrs),
+            np.asarray(file[f"{_ATOMS}/box"].attrs["boundary"]) == b"periodic",
+        )
         numbers, masses = file[f"{_ATOMS}/species"][:], file[f"{_ATOMS}/mass"][:]
-    return [_atoms(Atoms(numbers, masses=masses, pbc=pbc), about,
-                   {name: values[k - first] for name, values in columns.items()}) for k in chosen]
+    return [
+        _atoms(
+            Atoms(numbers, masses=masses, pbc=pbc),
+            about,
+            {name: values[k - first] for name, values in columns.items()},
+        )
+        for k in chosen
+    ]
 
 
 def size(path: Path) -> int:
@@ -138,21 +147,31 @@ def _create(path: Path, atoms: Atoms) -> None:
         box = file.create_group(f"{_ATOMS}/box")
         box.attrs["dimension"] = 3
         box.attrs["boundary"] = np.array([b"periodic" if p else b"none" for p in atoms.pbc])
-        file[_ATOMS].attrs.update({k: v for k, v in atoms.info.items() if k not in ("step", "time_fs")})
+        file[_ATOMS].attrs.update(
+            {k: v for k, v in atoms.info.items() if k not in ("step", "time_fs")}
+        )
         file[f"{_ATOMS}/species"] = atoms.numbers.astype(np.int32)
         file[f"{_ATOMS}/mass"] = atoms.get_masses()
         file[f"{_ATOMS}/mass"].attrs["unit"] = "u"
         for name, values in _columns([atoms]).items():
             row = values[0]
             rows = int(np.clip(_CHUNK_BYTES // max(row.nbytes, 1), 1, 256))
-            data = file.create_dataset(name, (0, *row.shape), row.dtype, maxshape=(None, *row.shape),
-                                       chunks=(rows, *row.shape))
+            data = file.create_dataset(
+                name,
+                (0, *row.shape),
+                row.dtype,
+                maxshape=(None, *row.shape),
+                chunks=(rows, *row.shape),
+            )
             if name.removesuffix("/value") in _UNITS:
                 data.attrs["unit"] = _UNITS[name.removesuffix("/value")]
         file[f"{_POSITION}/time"].attrs["unit"] = "fs"
         for name in (_VELOCITY, _EDGES, _ENERGY):
             if name in file:  # hard links: all data sets have the same steps
-                file[f"{name}/step"], file[f"{name}/time"] = file[f"{_POSITION}/step"], file[f"{_POSITION}/time"]
+                file[f"{name}/step"], file[f"{name}/time"] = (
+                    file[f"{_POSITION}/step"],
+                    file[f"{_POSITION}/time"],
+                )
 
 
 def _columns(frames: Sequence[Atoms]) -> dict[str, np.ndarray]:
@@ -162,7 +181,8 @@ def _columns(frames: Sequence[Atoms]) -> dict[str, np.ndarray]:
         f"{_VELOCITY}/value": np.array([a.get_velocities() * units.fs for a in frames], np.float32),
         f"{_ENERGY}/value": np.array([a.get_potential_energy() for a in frames], np.float64),
         f"{_POSITION}/time": np.array([a.info["time_fs"] for a in frames], np.float64),
-        f"{_POSITION}/step": np.array([a.info["step"] for a in frames], np.int64)}
+        f"{_POSITION}/step": np.array([a.info["step"] for a in frames], np.int64),
+    }
     if frames[0].pbc.any():
         found[f"{_EDGES}/value"] = np.array([a.cell.array for a in frames], np.float64)
     return found
@@ -188,8 +208,11 @@ def _atoms(atoms: Atoms, about: Mapping[str, object], row: Mapping[str, np.ndarr
     atoms.set_velocities(row[f"{_VELOCITY}/value"].astype(np.float64) / units.fs)
     if f"{_EDGES}/value" in row:
         atoms.set_cell(row[f"{_EDGES}/value"])
-    atoms.info = {"step": int(row[f"{_POSITION}/step"]), "time_fs": float(row[f"{_POSITION}/time"]),
-                  **{k: v.item() if isinstance(v, np.generic) else v for k, v in about.items()}}
+    atoms.info = {
+        "step": int(row[f"{_POSITION}/step"]),
+        "time_fs": float(row[f"{_POSITION}/time"]),
+        **{k: v.item() if isinstance(v, np.generic) else v for k, v in about.items()},
+    }
     atoms.calc = SinglePointCalculator(atoms, energy=float(row[f"{_ENERGY}/value"]))
     return atoms
 
@@ -198,9 +221,14 @@ def _atoms(atoms: Atoms, about: Mapping[str, object], row: Mapping[str, np.ndarr
 def _reading(path: Path) -> Iterator[h5py.File]:
     """Open a file for reading while it may be written. Raise ValueError if it has no trajectory."""
     # no locks: a reader must not stop a run
-    with _damage_told(path), h5py.File(path, "r", libver="latest", swmr=True, locking=False) as file:
+    with (
+        _damage_told(path),
+        h5py.File(path, "r", libver="latest", swmr=True, locking=False) as file,
+    ):
         if any(name not in file for name in (_POSITION, _VELOCITY, _ENERGY)):
-            raise ValueError(f"{path}: holds no trajectory; expected {_POSITION}, {_VELOCITY} and {_ENERGY}")
+            raise ValueError(
+                f"{path}: holds no trajectory; expected {_POSITION}, {_VELOCITY} and {_ENERGY}"
+            )
         yield file
 
 

@@ -81,7 +81,9 @@ class Langevin(Verlet):
         before = kinetic_energies(motion.velocities, particles)
         kept, lost = jnp.exp(-self.friction * dt), -jnp.expm1(-2 * self.friction * dt)
         target = jnp.append(particles.target, 0.0)[particles.molecule]
-        noise = jnp.sqrt(lost * target / particles.masses)[:, None] * normal(key, particles, motion.positions.dtype)
+        noise = jnp.sqrt(lost * target / particles.masses)[:, None] * normal(
+            key, particles, motion.positions.dtype
+        )
         motion = motion._replace(velocities=kept * motion.velocities + noise)
         motion = without_com(motion, particles) if self.fix_com else motion
         given = kinetic_energies(motion.velocities, particles) - before
@@ -106,7 +108,9 @@ class Rescaling(Verlet):
         motion = super().end(motion, forces, particles, dt, key)
         before = kinetic_energies(motion.velocities, particles)
         factors = rescaling_factors(key, before, particles, dt / self.time)
-        motion = motion._replace(velocities=motion.velocities * jnp.append(factors, 1.0)[particles.molecule, None])
+        motion = motion._replace(
+            velocities=motion.velocities * jnp.append(factors, 1.0)[particles.molecule, None]
+        )
         return motion._replace(heat=motion.heat + (factors * factors - 1) * before)
 
 
@@ -140,14 +144,22 @@ class CellRescaling(Rescaling):
         volume = jnp.abs(jnp.linalg.det(motion.cell))
         rate = self.compressibility / self.barostat_time
         noise = molecule_normal(jax.random.fold_in(key, 1), particles, volume.dtype)
-        strain = rate * (inner - self.pressure) * dt + jnp.sqrt(
-            2 * particles.target * rate * dt / volume) * noise
+        strain = (
+            rate * (inner - self.pressure) * dt
+            + jnp.sqrt(2 * particles.target * rate * dt / volume) * noise
+        )
         # scale of a length, (M,)
         scale = jnp.exp(strain / 3)
         of_atoms = jnp.append(scale, 1.0)[particles.molecule, None]
-        return drifted(motion._replace(
-            positions=motion.positions * of_atoms, low=motion.low * of_atoms, cell=motion.cell * scale[:, None, None],
-            velocities=motion.velocities / of_atoms), dt)
+        return drifted(
+            motion._replace(
+                positions=motion.positions * of_atoms,
+                low=motion.low * of_atoms,
+                cell=motion.cell * scale[:, None, None],
+                velocities=motion.velocities / of_atoms,
+            ),
+            dt,
+        )
 
     def inner_pressure(self, motion: Motion, forces, virial, particles: Particles, dt) -> jax.Array:
         """Return the pressure that changes the volume in the next step (eV/Å³), (M,).
@@ -216,12 +228,20 @@ def rescaling_factors(key, kinetic: jax.Array, particles: Particles, steps) -> j
     first = molecule_normal(key, particles, kinetic.dtype)
     # sum of the squares of dof - 1 normal numbers
     shape = 0.5 * (particles.dof - 1)
-    others = 2 * jax.vmap(lambda s, a: jax.random.gamma(
-        jax.random.fold_in(jax.random.fold_in(key, 2), s), jnp.where(a > 0, a, 1.0), dtype=kinetic.dtype))(
-            particles.stream, shape)
+    others = 2 * jax.vmap(
+        lambda s, a: jax.random.gamma(
+            jax.random.fold_in(jax.random.fold_in(key, 2), s),
+            jnp.where(a > 0, a, 1.0),
+            dtype=kinetic.dtype,
+        )
+    )(particles.stream, shape)
     others = jnp.where(shape > 0, others, 0.0)
-    share = 0.5 * particles.target / jnp.where(kinetic > 0, kinetic, 1.0)  # kT/2 over the kinetic energy
-    squared = kept + lost * share * (first * first + others) + 2 * first * jnp.sqrt(kept * lost * share)
+    share = (
+        0.5 * particles.target / jnp.where(kinetic > 0, kinetic, 1.0)
+    )  # kT/2 over the kinetic energy
+    squared = (
+        kept + lost * share * (first * first + others) + 2 * first * jnp.sqrt(kept * lost * share)
+    )
     turns = first * jnp.sqrt(lost * share) + jnp.sqrt(kept) < 0
     sign = jnp.where(turns, -1.0, 1.0)
     # without motion there is nothing to scale
@@ -236,14 +256,18 @@ def normal(key, particles: Particles, dtype) -> jax.Array:
     streams = jnp.append(particles.stream, -1)[particles.molecule]
 
     def of_atom(stream, number):
-        return jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, stream), number), (3,), dtype)
+        return jax.random.normal(
+            jax.random.fold_in(jax.random.fold_in(key, stream), number), (3,), dtype
+        )
 
     return jax.vmap(of_atom)(streams, particles.number)
 
 
 def molecule_normal(key, particles: Particles, dtype) -> jax.Array:
     """Draw a normal number for each molecule, (M,)."""
-    return jax.vmap(lambda s: jax.random.normal(jax.random.fold_in(key, s), (), dtype))(particles.stream)
+    return jax.vmap(lambda s: jax.random.normal(jax.random.fold_in(key, s), (), dtype))(
+        particles.stream
+    )
 
 
 def _per_molecule(values, particles: Particles) -> jax.Array:

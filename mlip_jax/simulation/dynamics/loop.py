@@ -76,8 +76,16 @@ class DynamicsLoop:
     records: int
     frames: int
 
-    def run(self, capacity: NeighborCapacity, params, particles: Particles, key, timestep: jax.Array,
-            state: DynamicsState, until: jax.Array) -> tuple[DynamicsState, Records]:
+    def run(
+        self,
+        capacity: NeighborCapacity,
+        params,
+        particles: Particles,
+        key,
+        timestep: jax.Array,
+        state: DynamicsState,
+        until: jax.Array,
+    ) -> tuple[DynamicsState, Records]:
         """Make steps until the dispatch is complete or the host has to step in.
 
         The dispatch is complete if `until` is reached, records or frames are full, or no molecule
@@ -100,20 +108,31 @@ class DynamicsLoop:
         def wanted(carry):
             state, _, records = carry
             left = (records.num_records < self.records) & (records.num_frames < self.frames)
-            return (state.step < until) & left & ~state.stale & capacity.holds(state.wanted) & (
-                state.code == RUNNING).any()
+            return (
+                (state.step < until)
+                & left
+                & ~state.stale
+                & capacity.holds(state.wanted)
+                & (state.code == RUNNING).any()
+            )
 
         def iterate(carry):
             state, ahead, records = carry
             state, ready = self._listed(capacity, particles, state, ahead)
-            state, ahead, due = self._stepped(capacity, params, particles, key, timestep, state, ahead, ready, until)
+            state, ahead, due = self._stepped(
+                capacity, params, particles, key, timestep, state, ahead, ready, until
+            )
             return state, ahead, self._recorded(particles, timestep, state, records, due)
 
-        nothing = HalfStep(_motion(state), state.code, jnp.asarray(True), jnp.asarray(False), jnp.asarray(False))
+        nothing = HalfStep(
+            _motion(state), state.code, jnp.asarray(True), jnp.asarray(False), jnp.asarray(False)
+        )
         state, _, records = jax.lax.while_loop(wanted, iterate, (state, nothing, records))
         return state, records
 
-    def _listed(self, capacity, particles, state: DynamicsState, ahead: HalfStep) -> tuple[DynamicsState, jax.Array]:
+    def _listed(
+        self, capacity, particles, state: DynamicsState, ahead: HalfStep
+    ) -> tuple[DynamicsState, jax.Array]:
         """Return the state with the list for the pending step, and whether the step is possible.
 
         If it is not, `wanted` or `stale` of the state indicates what the host has to do.
@@ -123,15 +142,28 @@ class DynamicsLoop:
         graph, wanted = jax.lax.cond(
             ahead.moved,
             lambda: neighbors.on_device(
-                particles, ahead.motion.positions, ahead.motion.cell, capacity.budget, self.cutoffs),
-            lambda: (state.graph, state.wanted[:2]))
+                particles, ahead.motion.positions, ahead.motion.cell, capacity.budget, self.cutoffs
+            ),
+            lambda: (state.graph, state.wanted[:2]),
+        )
         wanted = jnp.append(wanted, 0)
         ready = capacity.holds(wanted) & ~ahead.narrow
         made = state._replace(graph=graph, lists=state.lists + (ahead.moved & ready))
         state = jax.lax.cond(ready, lambda: made, lambda: state)
         return state._replace(wanted=wanted, stale=ahead.narrow), ready
 
-    def _stepped(self, capacity, params, particles, key, timestep, state: DynamicsState, ahead: HalfStep, ready, until):
+    def _stepped(
+        self,
+        capacity,
+        params,
+        particles,
+        key,
+        timestep,
+        state: DynamicsState,
+        ahead: HalfStep,
+        ready,
+        until,
+    ):
         """Make steps with one list.
 
         Stop after a step that is to be recorded, before a step that needs another list, and at the
@@ -145,26 +177,44 @@ class DynamicsLoop:
 
         def wanted(carry):
             state, ahead, due = carry
-            return (ready & ~ahead.moved & ~ahead.narrow & ~due & capacity.holds(state.wanted) & (state.step < until)
-                    & (state.code == RUNNING).any())
+            return (
+                ready
+                & ~ahead.moved
+                & ~ahead.narrow
+                & ~due
+                & capacity.holds(state.wanted)
+                & (state.step < until)
+                & (state.code == RUNNING).any()
+            )
 
         def iterate(carry):
             state, ahead, _ = carry
             # There is nothing to finish at the start of a dispatch. The program contains the first
             # half of a step only once, so results do not depend on where a dispatch starts.
             finished = jax.lax.cond(
-                ahead.empty, lambda: state,
-                lambda: self._finished(capacity, params, particles, key, timestep, state, graph, ahead))
+                ahead.empty,
+                lambda: state,
+                lambda: self._finished(
+                    capacity, params, particles, key, timestep, state, graph, ahead
+                ),
+            )
             enough = capacity.holds(finished.wanted)
             # a step with too many edges within the cutoff is undone, except for the number of edges
-            new = jax.tree.map(lambda a, b: jnp.where(enough, b, a), state, finished)._replace(wanted=finished.wanted)
+            new = jax.tree.map(lambda a, b: jnp.where(enough, b, a), state, finished)._replace(
+                wanted=finished.wanted
+            )
             due = jnp.asarray(False)
             for every in (self.record_every, self.frame_every):
                 due |= (new.step % every == 0) if every else False
-            return new, self._begun(particles, key, timestep, new, graph), due & ~ahead.empty & enough
+            return (
+                new,
+                self._begun(particles, key, timestep, new, graph),
+                due & ~ahead.empty & enough,
+            )
 
         state, ahead, due = jax.lax.while_loop(
-            wanted, iterate, (bare, ahead._replace(moved=jnp.asarray(False)), jnp.asarray(False)))
+            wanted, iterate, (bare, ahead._replace(moved=jnp.asarray(False)), jnp.asarray(False))
+        )
         return state._replace(graph=graph), ahead, due
 
     @staticmethod
@@ -195,47 +245,88 @@ class DynamicsLoop:
         if begun.cell is None:
             return jnp.asarray(True)
         planes = 1 / jnp.linalg.norm(jnp.linalg.inv(begun.cell), axis=-2)
-        return (jnp.where(particles.periodic, planes, jnp.inf) > 2 * neighbors.longest(self.cutoffs)).all()
+        return (
+            jnp.where(particles.periodic, planes, jnp.inf) > 2 * neighbors.longest(self.cutoffs)
+        ).all()
 
     def _flown(self, particles, state: DynamicsState, begun: Motion) -> jax.Array:
         """Return status codes, (M,), after marking molecules that moved too far or to NaN."""
         moved = begun.positions - state.positions
         # negated, so that NaN counts as too far
-        far = ~((moved * moved).sum(-1) <= self.longest_move ** 2)
+        far = ~((moved * moved).sum(-1) <= self.longest_move**2)
         far = _any_of_molecule(far, particles)
         return jnp.where((state.code == RUNNING) & far, md_state.TOO_FAST, state.code)
 
-    def _finished(self, capacity, params, particles, key, timestep, state: DynamicsState, graph,
-                  ahead: HalfStep) -> DynamicsState:
+    def _finished(
+        self,
+        capacity,
+        params,
+        particles,
+        key,
+        timestep,
+        state: DynamicsState,
+        graph,
+        ahead: HalfStep,
+    ) -> DynamicsState:
         """Make the second half of a step with the forces at the new positions."""
         begun, code = ahead.motion, ahead.code
         dt, key = self._time(timestep, key, state)
-        graph_globals = graph.globals if begun.cell is None else graph.globals | {
-            "cell": graph.globals["cell"].at[:-1].set(begun.cell)}
-        graph = graph._replace(nodes=graph.nodes | {"positions": begun.positions}, globals=graph_globals)
+        graph_globals = (
+            graph.globals
+            if begun.cell is None
+            else graph.globals | {"cell": graph.globals["cell"].at[:-1].set(begun.cell)}
+        )
+        graph = graph._replace(
+            nodes=graph.nodes | {"positions": begun.positions}, globals=graph_globals
+        )
         graph, wanted = self._near(capacity, state, graph)
         out = evaluate(self.model, params, graph, self.energy_scale, self.integrator.needs_stress)
         # (M, 3, 3) -> (M,), without the padding graph
-        virial = jnp.trace(out.stress[:-1], axis1=1, axis2=2) if self.integrator.needs_stress else state.virial
+        virial = (
+            jnp.trace(out.stress[:-1], axis1=1, axis2=2)
+            if self.integrator.needs_stress
+            else state.virial
+        )
         # Initial energies are subtracted per atom: sums of differences keep digits that sums of
         # energies lose.
         energies = jnp.where(state.step == NEW, out.energies, state.energies)
         num = state.code.shape[0]
-        energy = jax.ops.segment_sum(out.energies - energies, particles.molecule, num + 1, indices_are_sorted=True)
+        energy = jax.ops.segment_sum(
+            out.energies - energies, particles.molecule, num + 1, indices_are_sorted=True
+        )
         ended = self.integrator.end(begun, out.forces, particles, dt, key)
         finite = jnp.isfinite(energy[:num]) & ~_any_of_molecule(
-            ~jnp.isfinite(out.forces).all(-1) | ~jnp.isfinite(ended.velocities).all(-1), particles)
+            ~jnp.isfinite(out.forces).all(-1) | ~jnp.isfinite(ended.velocities).all(-1), particles
+        )
         code = jnp.where((code == RUNNING) & ~finite, md_state.NOT_FINITE, code)
         goes_on = code == RUNNING  # a molecule that breaks below keeps the state in which it breaks
         code, culprit = self._watched(particles, state, ended, code)
         heat, heat_low = _compensated(state.heat, state.heat_low, ended.heat)
         step = state.step + 1
-        new = dict(positions=ended.positions, low=ended.low, velocities=ended.velocities, forces=out.forces,
-                   virial=virial, cell=ended.cell, energy=energy[:num], heat=heat, heat_low=heat_low)
-        kept = {name: _select(goes_on, particles, value, getattr(state, name)) for name, value in new.items()}
+        new = dict(
+            positions=ended.positions,
+            low=ended.low,
+            velocities=ended.velocities,
+            forces=out.forces,
+            virial=virial,
+            cell=ended.cell,
+            energy=energy[:num],
+            heat=heat,
+            heat_low=heat_low,
+        )
+        kept = {
+            name: _select(goes_on, particles, value, getattr(state, name))
+            for name, value in new.items()
+        }
         return state._replace(
-            **kept, step=step, energies=energies, code=code, culprit=culprit, wanted=wanted,
-            broken_at=jnp.where((state.code == RUNNING) & (code != RUNNING), step, state.broken_at))
+            **kept,
+            step=step,
+            energies=energies,
+            code=code,
+            culprit=culprit,
+            wanted=wanted,
+            broken_at=jnp.where((state.code == RUNNING) & (code != RUNNING), step, state.broken_at),
+        )
 
     def _near(self, capacity, state: DynamicsState, graph) -> tuple[jraph.GraphsTuple, jax.Array]:
         """Return the graph for the model and the updated `wanted` of the state."""
@@ -264,24 +355,57 @@ class DynamicsLoop:
             # last broken bond of each molecule, negative if there is none, (M,)
             worst = jax.ops.segment_max(jnp.where(bad, jnp.arange(len(ratio)), -1), molecule, num)
             place = jnp.maximum(worst, 0)
-            found = jnp.where(worst >= 0, jnp.where(ratio[place] > 1, md_state.STRETCHED, md_state.COLLAPSED), found)
+            found = jnp.where(
+                worst >= 0,
+                jnp.where(ratio[place] > 1, md_state.STRETCHED, md_state.COLLAPSED),
+                found,
+            )
             culprit = jnp.where((code == RUNNING) & (worst >= 0), worst, culprit)
         return jnp.where(code == RUNNING, found, code).astype(jnp.int32), culprit.astype(jnp.int32)
 
-    def _recorded(self, particles, timestep, state: DynamicsState, records: Records, due: jax.Array) -> Records:
+    def _recorded(
+        self, particles, timestep, state: DynamicsState, records: Records, due: jax.Array
+    ) -> Records:
         """Append a row and a frame to the records if the step is `due` for them."""
         if self.record_every:
-            volume = jnp.zeros_like(state.energy) if state.cell is None else jnp.abs(jnp.linalg.det(state.cell))
+            volume = (
+                jnp.zeros_like(state.energy)
+                if state.cell is None
+                else jnp.abs(jnp.linalg.det(state.cell))
+            )
             kinetic = kinetic_energies(state.velocities, particles)
             inner = self._pressure(particles, timestep, state)
-            records = _written(records, "num_records", due & (state.step % self.record_every == 0), self.records, dict(
-                step=state.step, energy=state.energy, kinetic=kinetic, heat=state.heat, volume=volume, pressure=inner))
+            records = _written(
+                records,
+                "num_records",
+                due & (state.step % self.record_every == 0),
+                self.records,
+                dict(
+                    step=state.step,
+                    energy=state.energy,
+                    kinetic=kinetic,
+                    heat=state.heat,
+                    volume=volume,
+                    pressure=inner,
+                ),
+            )
         if self.frame_every:
-            values = dict(frame_step=state.step, frame_energy=state.energy, positions=state.positions,
-                          velocities=state.velocities, forces=state.forces)
+            values = dict(
+                frame_step=state.step,
+                frame_energy=state.energy,
+                positions=state.positions,
+                velocities=state.velocities,
+                forces=state.forces,
+            )
             if state.cell is not None:
                 values["cell"] = state.cell
-            records = _written(records, "num_frames", due & (state.step % self.frame_every == 0), self.frames, values)
+            records = _written(
+                records,
+                "num_frames",
+                due & (state.step % self.frame_every == 0),
+                self.frames,
+                values,
+            )
         return records
 
     def _pressure(self, particles, timestep, state: DynamicsState) -> jax.Array:
@@ -289,44 +413,74 @@ class DynamicsLoop:
         if not self.integrator.needs_stress:
             return jnp.zeros_like(state.energy)
         motion = Motion(state.positions, state.low, state.velocities, state.cell, state.heat)
-        return self.integrator.inner_pressure(motion, state.forces, state.virial, particles, timestep)
+        return self.integrator.inner_pressure(
+            motion, state.forces, state.virial, particles, timestep
+        )
 
     def _empty(self, state: DynamicsState) -> Records:
         """Return empty records."""
         dtype, num = state.positions.dtype, state.code.shape[0]
         # the last row receives the values of steps that are not recorded
         rows, frames = self.records + 1, self.frames + 1
-        numbers, atoms = jnp.zeros((rows, num), dtype), jnp.zeros((frames, *state.positions.shape), dtype)
+        numbers, atoms = (
+            jnp.zeros((rows, num), dtype),
+            jnp.zeros((frames, *state.positions.shape), dtype),
+        )
         cell = None if state.cell is None else jnp.zeros((frames, num, 3, 3), dtype)
-        return Records(jnp.int32(0), jnp.zeros(rows, jnp.int32), *[numbers] * 5, jnp.int32(0),
-                       jnp.zeros(frames, jnp.int32), jnp.zeros((frames, num), dtype), atoms, atoms, atoms, cell)
+        return Records(
+            jnp.int32(0),
+            jnp.zeros(rows, jnp.int32),
+            *[numbers] * 5,
+            jnp.int32(0),
+            jnp.zeros(frames, jnp.int32),
+            jnp.zeros((frames, num), dtype),
+            atoms,
+            atoms,
+            atoms,
+            cell,
+        )
 
 
-def _written(records: Records, counter: str, due: jax.Array, capacity: int, values: dict[str, jax.Array]) -> Records:
+def _written(
+    records: Records, counter: str, due: jax.Array, capacity: int, values: dict[str, jax.Array]
+) -> Records:
     """Write values into the next row if `due`, otherwise into the unused last row. In place."""
     count = getattr(records, counter)
     row = jnp.where(due, count, capacity)
-    return records._replace(**{counter: count + due.astype(jnp.int32)}, **{
-        name: jax.lax.dynamic_update_index_in_dim(getattr(records, name), value, row, 0)
-        for name, value in values.items()})
+    return records._replace(
+        **{counter: count + due.astype(jnp.int32)},
+        **{
+            name: jax.lax.dynamic_update_index_in_dim(getattr(records, name), value, row, 0)
+            for name, value in values.items()
+        },
+    )
 
 
 def _motion(state: DynamicsState) -> Motion:
     """Return the motion of a state, with zero heat."""
-    return Motion(state.positions, state.low, state.velocities, state.cell, jnp.zeros_like(state.heat))
+    return Motion(
+        state.positions, state.low, state.velocities, state.cell, jnp.zeros_like(state.heat)
+    )
 
 
 def _any_of_molecule(values, particles):
     """Return whether any atom of each molecule has a true value, (N,) -> (M,)."""
     num = particles.dof.shape[0]
-    return jax.ops.segment_max(values.astype(jnp.int32), particles.molecule, num + 1, indices_are_sorted=True)[:num] > 0
+    return (
+        jax.ops.segment_max(
+            values.astype(jnp.int32), particles.molecule, num + 1, indices_are_sorted=True
+        )[:num]
+        > 0
+    )
 
 
 def _select(condition, particles, new, old):
     """Return arrays of atoms or molecules: `new` where `condition` (M,) holds, otherwise `old`."""
     if new is None:
         return None
-    if new.shape[0] == particles.molecule.shape[0]:  # there are more atoms than molecules: one is padding
+    if (
+        new.shape[0] == particles.molecule.shape[0]
+    ):  # there are more atoms than molecules: one is padding
         condition = jnp.append(condition, False)[particles.molecule]
     return jnp.where(condition.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
@@ -352,7 +506,9 @@ class CompiledDynamics:
       num_compiles: Number of programs compiled so far by this object.
     """
 
-    def __init__(self, loop: DynamicsLoop, params: Any, particles: Particles, timestep: float, device=None):
+    def __init__(
+        self, loop: DynamicsLoop, params: Any, particles: Particles, timestep: float, device=None
+    ):
         """Copy parameters and particles to the device.
 
         Args:
@@ -364,12 +520,25 @@ class CompiledDynamics:
         """
         self.loop, self.num_compiles = loop, 0
         step = particles.masses.dtype.type(timestep)
-        self._params, self._particles, self._timestep = jax.device_put((params, particles, step), device)
+        self._params, self._particles, self._timestep = jax.device_put(
+            (params, particles, step), device
+        )
 
-    def run(self, capacity: NeighborCapacity, key, state: DynamicsState, until: int) -> tuple[DynamicsState, Records]:
+    def run(
+        self, capacity: NeighborCapacity, key, state: DynamicsState, until: int
+    ) -> tuple[DynamicsState, Records]:
         """Run `DynamicsLoop.run`."""
         before = _traces.count
-        out = _run(self.loop, capacity, self._params, self._particles, key, self._timestep, state, np.int32(until))
+        out = _run(
+            self.loop,
+            capacity,
+            self._params,
+            self._particles,
+            key,
+            self._timestep,
+            state,
+            np.int32(until),
+        )
         self.num_compiles += _traces.count - before
         return out
 

@@ -18,7 +18,14 @@ from mlip_jax.potential import Potential
 from mlip_jax.simulation.dynamics import neighbors, system, velocities
 from mlip_jax.simulation.dynamics.loop import CompiledDynamics, DynamicsLoop
 from mlip_jax.simulation.dynamics.neighbors import Cutoffs, NeighborCapacity
-from mlip_jax.simulation.dynamics.results import Breakage, DispatchFrames, Thermo, Trajectory, breakages, joined
+from mlip_jax.simulation.dynamics.results import (
+    Breakage,
+    DispatchFrames,
+    Thermo,
+    Trajectory,
+    breakages,
+    joined,
+)
 from mlip_jax.simulation.dynamics.settings import Settings
 from mlip_jax.simulation.dynamics.state import NEW, RUNNING, DynamicsState, Records, filled
 
@@ -55,8 +62,16 @@ class MolecularDynamics:
       molecules: Initial molecules, with momenta; replicas of a molecule are adjacent.
     """
 
-    def __init__(self, molecules: Atoms | Sequence[Atoms], force_field: Potential | str | Path, *, replicas: int = 1,
-                 temperatures: Sequence[float] | None = None, device: jax.Device | None = None, **settings: Any):
+    def __init__(
+        self,
+        molecules: Atoms | Sequence[Atoms],
+        force_field: Potential | str | Path,
+        *,
+        replicas: int = 1,
+        temperatures: Sequence[float] | None = None,
+        device: jax.Device | None = None,
+        **settings: Any,
+    ):
         """Prepare a run.
 
         Args:
@@ -76,14 +91,20 @@ class MolecularDynamics:
         self.settings = Settings(**settings)
         if int(replicas) != replicas or replicas < 1:
             raise ValueError(f"replicas must be a whole number of at least 1, received {replicas}")
-        self.potential = force_field if isinstance(force_field, Potential) else load_force_field(str(force_field))
+        self.potential = (
+            force_field
+            if isinstance(force_field, Potential)
+            else load_force_field(str(force_field))
+        )
         given = [molecules] if isinstance(molecules, Atoms) else list(molecules)
         self._system = system.make([a for a in given for _ in range(replicas)], self.potential)
         self._dtype, self._device = np.dtype(self.settings.dtype), device
         self._temperatures = self._checked_temperatures(temperatures)
         self._hottest = np.array([self.settings.broken_above(t) for t in self._temperatures])
         self._dof = self._begin_momenta()
-        self._cutoffs = Cutoffs(float(self.potential.cutoff), self.potential.long_range_cutoff, self.settings.skin)
+        self._cutoffs = Cutoffs(
+            float(self.potential.cutoff), self.potential.long_range_cutoff, self.settings.skin
+        )
         self._check_cells()
         self._compiled_before, self._step_of_list = 0, None
         self._on_device = neighbors.suits_device(self._system, self._cutoffs)
@@ -92,8 +113,10 @@ class MolecularDynamics:
             self._key = jax.random.key(self.settings.seed)
             self._program = self._make_program()
             self._capacity = neighbors.enlarge_capacity(
-                NeighborCapacity(PaddingBudget(self._system.nodes, 0, len(self.molecules) + 1)), self._system,
-                neighbors.needed(self._system, self._positions(), self._system.cell, self._cutoffs))
+                NeighborCapacity(PaddingBudget(self._system.nodes, 0, len(self.molecules) + 1)),
+                self._system,
+                neighbors.needed(self._system, self._positions(), self._system.cell, self._cutoffs),
+            )
             self._state = self._begin()
 
     @property
@@ -166,16 +189,19 @@ class MolecularDynamics:
     def _dispatch(self, until: int) -> Records:
         """Run one dispatch on the device and then serve the request of the device."""
         before, compiles, begin = int(self._state.step), self.num_compiles, time.perf_counter()
-        turn = int(np.clip(_TURN / self._seconds_of_step, 1, 10 ** 6)) if self._seconds_of_step else 8
+        turn = int(np.clip(_TURN / self._seconds_of_step, 1, 10**6)) if self._seconds_of_step else 8
         with self._precision():
             self._state, records = self._program.run(
-                self._capacity, self._key, self._state, min(until, max(before, 0) + turn))
+                self._capacity, self._key, self._state, min(until, max(before, 0) + turn)
+            )
             records = filled(jax.device_get(records))
             made = int(self._state.step) - before
             if made and compiles == self.num_compiles:
                 self._seconds_of_step = (time.perf_counter() - begin) / made
                 self._steps_timed, self._seconds_timed = (
-                    self._steps_timed + made, self._seconds_timed + time.perf_counter() - begin)
+                    self._steps_timed + made,
+                    self._seconds_timed + time.perf_counter() - begin,
+                )
             self._serve()
         return records
 
@@ -193,11 +219,14 @@ class MolecularDynamics:
             self._program = self._make_program()
         now, step = jax.device_get((self._state.positions, self._state.cell)), int(self._state.step)
         if step == self._step_of_list:
-            raise RuntimeError(f"the step after {step} asks for a neighbour list again that was just made for it; "
-                               "choose a longer skin or a shorter timestep")
+            raise RuntimeError(
+                f"the step after {step} asks for a neighbour list again that was just made for it; "
+                "choose a longer skin or a shorter timestep"
+            )
         self._step_of_list = step
-        self._state = self._state._replace(graph=self._list(*now), stale=np.bool_(False),
-                                           lists=self._state.lists + 1)
+        self._state = self._state._replace(
+            graph=self._list(*now), stale=np.bool_(False), lists=self._state.lists + 1
+        )
 
     def _list(self, positions, cell):
         """Return the neighbor list of positions; a list of the host may enlarge the capacity."""
@@ -206,7 +235,9 @@ class MolecularDynamics:
         wanted = neighbors.needed(self._system, positions, cell, self._cutoffs)
         if not self._capacity.holds(wanted):
             self._capacity = neighbors.enlarge_capacity(self._capacity, self._system, wanted)
-        graph = neighbors.on_host(self._system, positions, cell, self._capacity.budget, self._cutoffs)
+        graph = neighbors.on_host(
+            self._system, positions, cell, self._capacity.budget, self._cutoffs
+        )
         return jax.device_put(graph, self._device)
 
     def _listed(self):
@@ -219,13 +250,30 @@ class MolecularDynamics:
         """Create the program for the current place of the neighbor lists."""
         s, p = self.settings, self.potential
         frames = int(np.clip(_FRAME_NUMBERS // (9 * self._system.nodes), 1, _FRAMES))
-        loop = DynamicsLoop(p.model, p.energy_scale, self._cutoffs, s.integrator(), self._on_device,
-                            neighbors.longest_move(self._on_device, self._cutoffs), tuple(s.bond_range), s.record_every,
-                            s.frame_every, _RECORDS, frames)
+        loop = DynamicsLoop(
+            p.model,
+            p.energy_scale,
+            self._cutoffs,
+            s.integrator(),
+            self._on_device,
+            neighbors.longest_move(self._on_device, self._cutoffs),
+            tuple(s.bond_range),
+            s.record_every,
+            s.frame_every,
+            _RECORDS,
+            frames,
+        )
         params = jax.tree.map(lambda leaf: np.asarray(leaf, self._dtype), p.params)
         kt = units.kB * self._temperatures
-        return CompiledDynamics(loop, params, self._system.particles(
-            self._dtype, self._dof, kt, units.kB * self._hottest, s.watch_bonds), s.timestep * units.fs, self._device)
+        return CompiledDynamics(
+            loop,
+            params,
+            self._system.particles(
+                self._dtype, self._dof, kt, units.kB * self._hottest, s.watch_bonds
+            ),
+            s.timestep * units.fs,
+            self._device,
+        )
 
     def _positions(self) -> np.ndarray:
         """Return the initial positions, (N, 3)."""
@@ -240,9 +288,25 @@ class MolecularDynamics:
         masses = np.asarray(self._system.particles(np.float64, *[real] * 3, False).masses)
         zeros = np.zeros_like(atoms)
         state = DynamicsState(
-            np.int32(NEW), atoms, zeros, (momenta / masses[:, None]).astype(self._dtype), zeros, real, cell,
-            zeros[:, 0], real, real, real, whole, whole, whole - 1, self._list(atoms, cell),
-            np.zeros(3, np.int32), np.int32(1), np.bool_(False))
+            np.int32(NEW),
+            atoms,
+            zeros,
+            (momenta / masses[:, None]).astype(self._dtype),
+            zeros,
+            real,
+            cell,
+            zeros[:, 0],
+            real,
+            real,
+            real,
+            whole,
+            whole,
+            whole - 1,
+            self._list(atoms, cell),
+            np.zeros(3, np.int32),
+            np.int32(1),
+            np.bool_(False),
+        )
         return jax.device_put(state, self._device)
 
     def _begin_momenta(self) -> np.ndarray:
@@ -254,8 +318,19 @@ class MolecularDynamics:
             fix_rotation = s.fix_rotation and s.ensemble != "langevin" and not has_momenta
             dof.append(velocities.degrees_of_freedom(atoms, s.fix_com, fix_rotation))
             if not has_momenta:
-                start = self._temperatures[m] if s.initial_temperature is None else s.initial_temperature
-                velocities.draw(atoms, start, np.random.default_rng([s.seed, m]), dof[-1], s.fix_com, fix_rotation)
+                start = (
+                    self._temperatures[m]
+                    if s.initial_temperature is None
+                    else s.initial_temperature
+                )
+                velocities.draw(
+                    atoms,
+                    start,
+                    np.random.default_rng([s.seed, m]),
+                    dof[-1],
+                    s.fix_com,
+                    fix_rotation,
+                )
             elif s.fix_com:
                 velocities.stop_centre_of_mass(atoms)
         return np.array(dof, np.float64)
@@ -263,10 +338,16 @@ class MolecularDynamics:
     def _checked_temperatures(self, given) -> np.ndarray:
         """Return the temperature of each molecule (K), (M,). Raise ValueError if one is invalid."""
         num = len(self._system.molecules)
-        values = np.full(num, self.settings.temperature) if given is None else np.asarray(given, np.float64)
+        values = (
+            np.full(num, self.settings.temperature)
+            if given is None
+            else np.asarray(given, np.float64)
+        )
         if values.shape != (num,) or not (np.isfinite(values) & (values >= 0)).all():
-            raise ValueError(f"temperatures must be {num} numbers of at least 0, one for each molecule, received "
-                             f"{np.asarray(given).tolist()}")
+            raise ValueError(
+                f"temperatures must be {num} numbers of at least 0, one for each molecule, received "
+                f"{np.asarray(given).tolist()}"
+            )
         return values
 
     def _check_cells(self) -> None:
@@ -275,8 +356,10 @@ class MolecularDynamics:
             return
         for m, atoms in enumerate(self.molecules):
             if not atoms.pbc.all():
-                raise ValueError(f'ensemble "npt" needs cells that are periodic in all directions; molecule {m} has '
-                                 f"pbc={atoms.pbc.tolist()}")
+                raise ValueError(
+                    f'ensemble "npt" needs cells that are periodic in all directions; molecule {m} has '
+                    f"pbc={atoms.pbc.tolist()}"
+                )
 
     def _precision(self):
         """Return a context manager that sets the precision of the run."""
@@ -289,8 +372,13 @@ class MolecularDynamics:
 
     def _told(self, records: Records) -> tuple[Thermo, DispatchFrames]:
         """Convert records to energies and frames, with reference energies and in external units."""
-        start = [float(np.asarray(e, np.float64).sum()) for e in self._system.split(np.asarray(self._state.energies))]
-        offset = np.array(start) + [self.potential.reference_energies[a.numbers].sum() for a in self.molecules]
+        start = [
+            float(np.asarray(e, np.float64).sum())
+            for e in self._system.split(np.asarray(self._state.energies))
+        ]
+        offset = np.array(start) + [
+            self.potential.reference_energies[a.numbers].sum() for a in self.molecules
+        ]
         broken = self.broken
         thermo = Thermo.of(records, offset, self._dof, self.settings, broken)
         return thermo, DispatchFrames(records, offset, self._system, broken)
@@ -299,10 +387,17 @@ class MolecularDynamics:
         """Return everything that the same run needs to resume bit-exactly with `restore`."""
         state = jax.device_get(self._state)
         positions, cell = self._listed()
-        found = {name: np.asarray(value) for name, value in state._asdict().items()
-                 if name not in ("graph", "cell") and value is not None}
-        found |= {"listed_positions": positions, "budget": np.array(self._capacity.budget),
-                  "near": np.array(self._capacity.near), "on_device": np.array(self._on_device)}
+        found = {
+            name: np.asarray(value)
+            for name, value in state._asdict().items()
+            if name not in ("graph", "cell") and value is not None
+        }
+        found |= {
+            "listed_positions": positions,
+            "budget": np.array(self._capacity.budget),
+            "near": np.array(self._capacity.near),
+            "on_device": np.array(self._on_device),
+        }
         return found if cell is None else found | {"cell": state.cell, "listed_cell": cell}
 
     def restore(self, snapshot: Mapping[str, np.ndarray]) -> None:
@@ -314,14 +409,20 @@ class MolecularDynamics:
         for name, value in self.snapshot().items():
             there = snapshot.get(name)
             if there is None or there.shape != value.shape or there.dtype != value.dtype:
-                raise ValueError(f"the snapshot does not fit these molecules: {name} should be {value.dtype}"
-                                 f"{value.shape}, received " + ("nothing" if there is None else
-                                                                f"{there.dtype}{there.shape}"))
-        self._capacity = NeighborCapacity(PaddingBudget(*map(int, snapshot["budget"])), int(snapshot["near"]))
+                raise ValueError(
+                    f"the snapshot does not fit these molecules: {name} should be {value.dtype}"
+                    f"{value.shape}, received "
+                    + ("nothing" if there is None else f"{there.dtype}{there.shape}")
+                )
+        self._capacity = NeighborCapacity(
+            PaddingBudget(*map(int, snapshot["budget"])), int(snapshot["near"])
+        )
         with self._precision():
             if bool(snapshot["on_device"]) != self._on_device:
                 self._on_device = bool(snapshot["on_device"])
                 self._program = self._make_program()
             graph = self._list(snapshot["listed_positions"], snapshot.get("listed_cell"))
             values = {name: snapshot[name] for name in DynamicsState._fields if name in snapshot}
-            self._state = jax.device_put(DynamicsState(**{"cell": None, **values, "graph": graph}), self._device)
+            self._state = jax.device_put(
+                DynamicsState(**{"cell": None, **values, "graph": graph}), self._device
+            )

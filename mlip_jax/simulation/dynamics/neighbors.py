@@ -96,11 +96,18 @@ def longest(cutoffs: Cutoffs) -> float:
 
 def wide_enough(cell: np.ndarray, periodic: np.ndarray, cutoffs: Cutoffs) -> bool:
     """Return whether all pairs within cutoffs and skin are between nearest images."""
-    return bool((slot_graphs.heights(np.asarray(cell, np.float64), periodic) > 2 * longest(cutoffs)).all())
+    return bool(
+        (slot_graphs.heights(np.asarray(cell, np.float64), periodic) > 2 * longest(cutoffs)).all()
+    )
 
 
-def on_device(particles: Particles, positions: jax.Array, cell: jax.Array | None, budget: PaddingBudget,
-              cutoffs: Cutoffs) -> tuple[jraph.GraphsTuple, jax.Array]:
+def on_device(
+    particles: Particles,
+    positions: jax.Array,
+    cell: jax.Array | None,
+    budget: PaddingBudget,
+    cutoffs: Cutoffs,
+) -> tuple[jraph.GraphsTuple, jax.Array]:
     """Build the graph of positions (N, 3) with all pairs within cutoff and skin. Pure.
 
     Returns:
@@ -110,27 +117,52 @@ def on_device(particles: Particles, positions: jax.Array, cell: jax.Array | None
     box = None if cell is None else Box(cell, particles.periodic)
     far = None if cutoffs.long_range is None else cutoffs.long_range + cutoffs.skin
     batch = slot_graphs.build(
-        particles.slots, positions[particles.places], budget, cutoffs.cutoff + cutoffs.skin, far, box)
+        particles.slots,
+        positions[particles.places],
+        budget,
+        cutoffs.cutoff + cutoffs.skin,
+        far,
+        box,
+    )
     return batch.graph, jnp.stack([batch.n_edge.sum(), batch.n_pair.sum()]).astype(jnp.int32)
 
 
-def on_host(system: System, positions: np.ndarray, cell: np.ndarray | None, budget: PaddingBudget,
-            cutoffs: Cutoffs) -> jraph.GraphsTuple:
+def on_host(
+    system: System,
+    positions: np.ndarray,
+    cell: np.ndarray | None,
+    budget: PaddingBudget,
+    cutoffs: Cutoffs,
+) -> jraph.GraphsTuple:
     """Build the same graph on the host from NumPy arrays. It must fit the budget, see `needed`."""
     dtype = positions.dtype
     columns = Columns.from_structures(
-        Structure(a.numbers, x.astype(np.float64), charge=electronic_value(a, "charge"),
-                  cell=None if cell is None else cell[m].astype(np.float64), pbc=None if cell is None else a.pbc)
-        for m, (a, x) in enumerate(zip(system.molecules, system.split(positions))))
+        Structure(
+            a.numbers,
+            x.astype(np.float64),
+            charge=electronic_value(a, "charge"),
+            cell=None if cell is None else cell[m].astype(np.float64),
+            pbc=None if cell is None else a.pbc,
+        )
+        for m, (a, x) in enumerate(zip(system.molecules, system.split(positions)))
+    )
     far = None if cutoffs.long_range is None else cutoffs.long_range + cutoffs.skin
-    graph = build_batch(columns, budget, cutoffs.cutoff + cutoffs.skin, dtype=dtype, long_range_cutoff=far)
-    spin = np.array([electronic_value(a, "num_unpaired_electrons") for a in system.molecules] + [0.0], dtype)
-    graph_globals = {k: graph.globals[k] for k in ("charge", "cell") if k in graph.globals} | {"spin": spin}
+    graph = build_batch(
+        columns, budget, cutoffs.cutoff + cutoffs.skin, dtype=dtype, long_range_cutoff=far
+    )
+    spin = np.array(
+        [electronic_value(a, "num_unpaired_electrons") for a in system.molecules] + [0.0], dtype
+    )
+    graph_globals = {k: graph.globals[k] for k in ("charge", "cell") if k in graph.globals} | {
+        "spin": spin
+    }
     nodes = {"positions": positions, "numbers": graph.nodes["numbers"]}
     return graph._replace(nodes=nodes, globals=graph_globals)
 
 
-def needed(system: System, positions: np.ndarray, cell: np.ndarray | None, cutoffs: Cutoffs) -> np.ndarray:
+def needed(
+    system: System, positions: np.ndarray, cell: np.ndarray | None, cutoffs: Cutoffs
+) -> np.ndarray:
     """Count edges and pairs of the list of positions (N, 3), and edges within the cutoff, (3,)."""
     edges = pairs = close = 0
     for m, (atoms, x) in enumerate(zip(system.molecules, system.split(positions))):
@@ -142,7 +174,9 @@ def needed(system: System, positions: np.ndarray, cell: np.ndarray | None, cutof
     return np.array([edges, pairs, close])
 
 
-def enlarge_capacity(capacity: NeighborCapacity, system: System, wanted: np.ndarray) -> NeighborCapacity:
+def enlarge_capacity(
+    capacity: NeighborCapacity, system: System, wanted: np.ndarray
+) -> NeighborCapacity:
     """Return a capacity for `wanted` edges, pairs and edges within the cutoff, (3,), with slack.
 
     Numbers that are large enough are kept. A capacity without edges is the first one.
@@ -157,18 +191,31 @@ def enlarge_capacity(capacity: NeighborCapacity, system: System, wanted: np.ndar
     if wanted[0] > edges or wanted[1] > pairs:
         sizes = np.array([len(a) for a in system.molecules])
         all_edges = int((sizes * (sizes - 1)).sum())
-        most = (np.inf, np.inf) if system.is_periodic else (
-            round_up(max(all_edges, 2), EDGE_MULTIPLE), round_up(all_edges // 2, EDGE_MULTIPLE))
+        most = (
+            (np.inf, np.inf)
+            if system.is_periodic
+            else (
+                round_up(max(all_edges, 2), EDGE_MULTIPLE),
+                round_up(all_edges // 2, EDGE_MULTIPLE),
+            )
+        )
         edges = max(edges, min(with_slack(max(wanted[0], 2)), most[0]))
         pairs = max(pairs, min(with_slack(wanted[1]), most[1]))
     near = capacity.near
     if is_first or 0 < near < wanted[2]:
         near = with_slack(wanted[2])
-    return NeighborCapacity(before._replace(n_edge=edges, n_pair=pairs), near if near <= _WORTHWHILE * edges else 0)
+    return NeighborCapacity(
+        before._replace(n_edge=edges, n_pair=pairs), near if near <= _WORTHWHILE * edges else 0
+    )
 
 
-def has_moved(graph: jraph.GraphsTuple, particles: Particles, positions: jax.Array, cell: jax.Array | None,
-              cutoffs: Cutoffs) -> jax.Array:
+def has_moved(
+    graph: jraph.GraphsTuple,
+    particles: Particles,
+    positions: jax.Array,
+    cell: jax.Array | None,
+    cutoffs: Cutoffs,
+) -> jax.Array:
     """Return whether the list of `graph` may lack a pair within the cutoff, () bool.
 
     A cell may have been scaled by s since the list was built. At the scale of the list, pairs
@@ -183,8 +230,10 @@ def has_moved(graph: jraph.GraphsTuple, particles: Particles, positions: jax.Arr
         ratio = jnp.cbrt(jnp.abs(jnp.linalg.det(cell) / jnp.linalg.det(old)))
         ratio = jnp.append(ratio, 1.0)[particles.molecule]
         # the short cutoff is stricter if the cell has grown, the long one if it has shrunk
-        limits = [cutoff + cutoffs.skin - cutoff / ratio
-                  for cutoff in {cutoffs.cutoff, cutoffs.long_range or cutoffs.cutoff}]
+        limits = [
+            cutoff + cutoffs.skin - cutoff / ratio
+            for cutoff in {cutoffs.cutoff, cutoffs.long_range or cutoffs.cutoff}
+        ]
         limit, scale = jnp.min(jnp.stack(limits), axis=0) / 2, ratio[:, None]
     moved = positions / scale - before
     # a thousandth of the skin is far more than rounding changes a distance by

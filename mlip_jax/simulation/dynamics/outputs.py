@@ -27,8 +27,18 @@ from mlip_jax.structure import electronic_state
 from mlip_jax.workdir import atomic_open
 
 THERMO, TRAJECTORIES, RESTART = "thermo.csv", "trajectories", "restart.npz"
-COLUMNS = ("step", "time_fs", "molecule", "potential_ev", "kinetic_ev", "total_ev", "temperature_k", "conserved_ev",
-           "volume_ang3", "pressure_bar")
+COLUMNS = (
+    "step",
+    "time_fs",
+    "molecule",
+    "potential_ev",
+    "kinetic_ev",
+    "total_ev",
+    "temperature_k",
+    "conserved_ev",
+    "volume_ang3",
+    "pressure_bar",
+)
 # _ABOUT: key of JSON metadata in the restart file; not the name of an array of a snapshot
 _ABOUT = "about_files"
 
@@ -66,7 +76,10 @@ class DynamicsOutputs:
         The table is measured like text.
         """
         trajectories = (self.trajectory(m) for m in range(len(self._names)))
-        return [(self._workdir / THERMO, FORMS[EXTXYZ]), *((path, self._form) for path in trajectories)]
+        return [
+            (self._workdir / THERMO, FORMS[EXTXYZ]),
+            *((path, self._form) for path in trajectories),
+        ]
 
     def begin(self) -> None:
         """Remove earlier files and start an empty table.
@@ -95,16 +108,27 @@ class DynamicsOutputs:
         """
         made: dict[int, list[Atoms]] = {}
         for step, m, atoms in frames:
-            made.setdefault(m, []).append(_told(atoms, {
-                "step": step, "time_fs": step * timestep, "molecule": m, "name": self._names[m]}))
+            made.setdefault(m, []).append(
+                _told(
+                    atoms,
+                    {
+                        "step": step,
+                        "time_fs": step * timestep,
+                        "molecule": m,
+                        "name": self._names[m],
+                    },
+                )
+            )
         try:
             with open(self._workdir / THERMO, "a", newline="") as file:
                 csv.writer(file, lineterminator="\n").writerows(_rows(thermo))
             for m, of_molecule in made.items():
                 self._form.append(self.trajectory(m), of_molecule)
         except OSError as error:
-            raise OutputError(f"{self._workdir}: cannot be written: {error}. Mend the cause; the same command goes on "
-                              f"from {RESTART}.") from error
+            raise OutputError(
+                f"{self._workdir}: cannot be written: {error}. Mend the cause; the same command goes on "
+                f"from {RESTART}."
+            ) from error
 
     def save(self, snapshot: Mapping[str, np.ndarray], seconds: float) -> None:
         """Write the restart file.
@@ -144,11 +168,14 @@ class DynamicsOutputs:
             about = json.loads(str(snapshot.pop(_ABOUT)))
             sizes, seconds = [int(size) for size in about["sizes"]], float(about["seconds"])
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            raise OutputError(f"{path}: is damaged ({error}). Remove it to begin anew, or give another --workdir."
-                              ) from error
+            raise OutputError(
+                f"{path}: is damaged ({error}). Remove it to begin anew, or give another --workdir."
+            ) from error
         if len(sizes) != len(self._files):
-            raise OutputError(f"{path}: is of {len(sizes) - 1} molecules, this run has {len(self._names)}. Give "
-                              "another --workdir.")
+            raise OutputError(
+                f"{path}: is of {len(sizes) - 1} molecules, this run has {len(self._names)}. Give "
+                "another --workdir."
+            )
         for (file, form), size in zip(self._files, sizes):
             self._cut(file, form, size)
         return snapshot, seconds
@@ -162,15 +189,26 @@ class DynamicsOutputs:
             if there >= size:
                 form.cut(file, size)
         except (OSError, ValueError) as error:
-            raise OutputError(f"{file}: cannot be read or cut to {size} {form.unit}: {error}. {mend}") from error
+            raise OutputError(
+                f"{file}: cannot be read or cut to {size} {form.unit}: {error}. {mend}"
+            ) from error
         if there < size:
-            raise OutputError(f"{file}: has {there} {form.unit}, and had {size} when {RESTART} was written. {mend}")
+            raise OutputError(
+                f"{file}: has {there} {form.unit}, and had {size} when {RESTART} was written. {mend}"
+            )
 
 
 def _rows(thermo: Thermo):
     """Yield the rows of the table."""
-    columns = (thermo.potential, thermo.kinetic, thermo.total, thermo.temperature, thermo.conserved, thermo.volume,
-               thermo.pressure)
+    columns = (
+        thermo.potential,
+        thermo.kinetic,
+        thermo.total,
+        thermo.temperature,
+        thermo.conserved,
+        thermo.volume,
+        thermo.pressure,
+    )
     for k, (step, time) in enumerate(zip(thermo.step.tolist(), thermo.time.tolist())):
         for m, values in enumerate(zip(*(column[k].tolist() for column in columns))):
             if values[0] == values[0]:  # skip molecules that broke earlier

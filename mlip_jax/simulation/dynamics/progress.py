@@ -42,16 +42,25 @@ class DynamicsProgressBar:
         self._text, self._step, self._logged = "", step, time.monotonic()
         self._before, self._begin, self._speed = None, 0.0, ""
         self._bar = progress.Progress(
-            progress.TextColumn("dynamics"), progress.BarColumn(), progress.MofNCompleteColumn(),
-            progress.TextColumn("{task.fields[text]}"), progress.TimeElapsedColumn(), progress.TimeRemainingColumn())
+            progress.TextColumn("dynamics"),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TextColumn("{task.fields[text]}"),
+            progress.TimeElapsedColumn(),
+            progress.TimeRemainingColumn(),
+        )
         self._task = self._bar.add_task("", total=total, completed=step, text="")
 
     def __enter__(self) -> DynamicsProgressBar:
         self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-                 ) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._bar.stop()
 
     def show(self, step: int, thermo: Thermo, num_broken: int) -> None:
@@ -67,8 +76,12 @@ class DynamicsProgressBar:
             self._before, self._begin = step, now
         elif now > self._begin:
             speed = (step - self._before) / (now - self._begin)
-            self._speed = f"  {speed:.4g} steps/s  {nanoseconds_per_day(speed, self._timestep):.3g} ns/day"
-        self._text = self._last(thermo) + self._speed + (f"  {num_broken} broken" if num_broken else "")
+            self._speed = (
+                f"  {speed:.4g} steps/s  {nanoseconds_per_day(speed, self._timestep):.3g} ns/day"
+            )
+        self._text = (
+            self._last(thermo) + self._speed + (f"  {num_broken} broken" if num_broken else "")
+        )
         self._bar.update(self._task, completed=step, text=self._text)
         if now - self._logged >= _LOG_SECONDS and not self._bar.console.is_terminal:
             self._logged = now

@@ -44,8 +44,9 @@ class Plan:
     seed: int
 
 
-def courses(method: Method, molecules: Sequence[Atoms], plan: Plan, folder: Path, num_processes: int | None
-            ) -> list[SampledTrajectory | None]:
+def courses(
+    method: Method, molecules: Sequence[Atoms], plan: Plan, folder: Path, num_processes: int | None
+) -> list[SampledTrajectory | None]:
     """Run Langevin dynamics of each molecule with `method`.
 
     Trajectories that `folder` contains from an earlier start are loaded. A molecule at which the
@@ -62,14 +63,21 @@ def courses(method: Method, molecules: Sequence[Atoms], plan: Plan, folder: Path
     files = [folder / f"{m}.npz" for m in range(len(molecules))]
     waiting = [m for m, file in enumerate(files) if not file.exists()]
     jobs = [(method, molecules[m], dataclasses.replace(plan, seed=plan.seed + m)) for m in waiting]
-    for k, (positions, velocities, error) in track(workers.run(_simulate, jobs, num_processes), "reference dynamics",
-                                                   total=len(jobs)):
+    for k, (positions, velocities, error) in track(
+        workers.run(_simulate, jobs, num_processes), "reference dynamics", total=len(jobs)
+    ):
         if error:
             log.warning("%s fails at molecule %d: %s", method.name, waiting[k], error)
             continue
         with atomic_open(files[waiting[k]]) as file:
-            np.savez(file, positions=positions.astype(np.float32), velocities=velocities.astype(np.float32))
-    return [_load(file, atoms, plan) if file.exists() else None for file, atoms in zip(files, molecules)]
+            np.savez(
+                file,
+                positions=positions.astype(np.float32),
+                velocities=velocities.astype(np.float32),
+            )
+    return [
+        _load(file, atoms, plan) if file.exists() else None for file, atoms in zip(files, molecules)
+    ]
 
 
 def _simulate(job) -> tuple[np.ndarray, np.ndarray, str]:
@@ -87,8 +95,14 @@ def _simulate(job) -> tuple[np.ndarray, np.ndarray, str]:
         with np.errstate(invalid="ignore", divide="ignore"):
             ZeroRotation(atoms)
     atoms.set_constraint(FixCom())
-    dynamics = Langevin(atoms, plan.timestep * units.fs, temperature_K=plan.temperature,
-                        friction=plan.friction / units.fs, rng=rng, fixcm=False)
+    dynamics = Langevin(
+        atoms,
+        plan.timestep * units.fs,
+        temperature_K=plan.temperature,
+        friction=plan.friction / units.fs,
+        rng=rng,
+        fixcm=False,
+    )
     positions, velocities = [], []
 
     def keep():
@@ -99,13 +113,21 @@ def _simulate(job) -> tuple[np.ndarray, np.ndarray, str]:
     try:
         dynamics.run(plan.num_steps)
     except Exception as error:  # calculators raise anything
-        return np.zeros((0, len(atoms), 3)), np.zeros((0, len(atoms), 3)), f"{type(error).__name__}: {error}"
+        return (
+            np.zeros((0, len(atoms), 3)),
+            np.zeros((0, len(atoms), 3)),
+            f"{type(error).__name__}: {error}",
+        )
     return np.array(positions), np.array(velocities), ""
 
 
 def _load(path: Path, atoms: Atoms, plan: Plan) -> SampledTrajectory:
     """Load a trajectory from an npz file."""
     with np.load(path, allow_pickle=False) as file:
-        return SampledTrajectory(file["positions"].astype(np.float64), file["velocities"].astype(np.float64),
-                                 atoms.get_masses(), plan.every * plan.timestep,
-                                 atoms.cell.array if atoms.pbc.all() else None)
+        return SampledTrajectory(
+            file["positions"].astype(np.float64),
+            file["velocities"].astype(np.float64),
+            atoms.get_masses(),
+            plan.every * plan.timestep,
+            atoms.cell.array if atoms.pbc.all() else None,
+        )

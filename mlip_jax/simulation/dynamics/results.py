@@ -23,7 +23,9 @@ class Breakage:
     reason: str
 
 
-def breakages(state: DynamicsState, system: System, settings: Settings, hottest: np.ndarray) -> dict[int, Breakage]:
+def breakages(
+    state: DynamicsState, system: System, settings: Settings, hottest: np.ndarray
+) -> dict[int, Breakage]:
     """Return the molecules that broke, by their numbers.
 
     Args:
@@ -52,7 +54,8 @@ _REASONS = {
     md_state.TOO_FAST: "an atom moved too far in one step",
     md_state.STRETCHED: "the bond {0} is longer than {1:g} times the sum of the covalent radii",
     md_state.COLLAPSED: "the bond {0} is shorter than {1:g} times the sum of the covalent radii",
-    md_state.TOO_HOT: "it is hotter than {0}"}
+    md_state.TOO_HOT: "it is hotter than {0}",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,8 +91,14 @@ class Thermo:
         return self.potential + self.kinetic
 
     @classmethod
-    def of(cls, records: Records, offset: np.ndarray, dof: np.ndarray, settings: Settings,
-           broken: Mapping[int, Breakage]) -> Thermo:
+    def of(
+        cls,
+        records: Records,
+        offset: np.ndarray,
+        dof: np.ndarray,
+        settings: Settings,
+        broken: Mapping[int, Breakage],
+    ) -> Thermo:
         """Create the energies and temperatures from the records of a dispatch.
 
         Args:
@@ -101,27 +110,46 @@ class Thermo:
         """
         count = int(records.num_records)
         step = records.step[:count].astype(np.int64)
-        change, kinetic, heat, volume, pressure = (np.asarray(x[:count], np.float64) for x in (
-            records.energy, records.kinetic, records.heat, records.volume, records.pressure))
+        change, kinetic, heat, volume, pressure = (
+            np.asarray(x[:count], np.float64)
+            for x in (
+                records.energy,
+                records.kinetic,
+                records.heat,
+                records.volume,
+                records.pressure,
+            )
+        )
         nothing = np.full_like(kinetic, np.nan)
         is_npt = settings.ensemble == "npt"
         over = np.zeros(kinetic.shape, bool)
         for m, breakage in broken.items():
             over[:, m] = step > breakage.step
-        columns = (offset + change, kinetic, 2 * kinetic / np.where(dof > 0, dof, np.nan) / units.kB,
-                   nothing if is_npt else offset + (change + kinetic - heat), np.where(volume > 0, volume, np.nan),
-                   pressure / BAR if is_npt else nothing)
+        columns = (
+            offset + change,
+            kinetic,
+            2 * kinetic / np.where(dof > 0, dof, np.nan) / units.kB,
+            nothing if is_npt else offset + (change + kinetic - heat),
+            np.where(volume > 0, volume, np.nan),
+            pressure / BAR if is_npt else nothing,
+        )
         return cls(step, step * settings.timestep, *(np.where(over, np.nan, c) for c in columns))
 
     @classmethod
     def concatenate(cls, parts: Sequence[Thermo]) -> Thermo:
         """Concatenate at least one part along the steps."""
-        return cls(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in dataclasses.fields(cls)))
+        return cls(
+            *(np.concatenate([getattr(p, f.name) for p in parts]) for f in dataclasses.fields(cls))
+        )
 
     def of_molecule(self, m: int) -> Thermo:
         """Return the columns of one molecule, (K,) each."""
-        return Thermo(*(v if v.ndim == 1 else v[:, m] for v in (getattr(self, f.name) for f in
-                                                                dataclasses.fields(self))))
+        return Thermo(
+            *(
+                v if v.ndim == 1 else v[:, m]
+                for v in (getattr(self, f.name) for f in dataclasses.fields(self))
+            )
+        )
 
 
 class DispatchFrames:
@@ -131,7 +159,9 @@ class DispatchFrames:
     Positions in cells are not wrapped.
     """
 
-    def __init__(self, records: Records, offset: np.ndarray, system: System, broken: Mapping[int, Breakage]):
+    def __init__(
+        self, records: Records, offset: np.ndarray, system: System, broken: Mapping[int, Breakage]
+    ):
         self._records, self._offset, self._system, self._broken = records, offset, system, broken
 
     def __len__(self) -> int:
@@ -140,7 +170,10 @@ class DispatchFrames:
     def __iter__(self) -> Iterator[tuple[int, int, Atoms]]:
         r = self._records
         for k in range(int(r.num_frames)):
-            parts = [self._system.split(np.asarray(x[k], np.float64)) for x in (r.positions, r.velocities, r.forces)]
+            parts = [
+                self._system.split(np.asarray(x[k], np.float64))
+                for x in (r.positions, r.velocities, r.forces)
+            ]
             for m, (positions, velocities, forces) in enumerate(zip(*parts)):
                 step = int(r.frame_step[k])
                 if m in self._broken and step > self._broken[m].step:
@@ -151,7 +184,10 @@ class DispatchFrames:
                 if r.cell is not None and atoms.pbc.all():
                     atoms.set_cell(np.asarray(r.cell[k, m], np.float64))
                 atoms.calc = SinglePointCalculator(
-                    atoms, energy=float(self._offset[m] + float(r.frame_energy[k, m])), forces=forces)
+                    atoms,
+                    energy=float(self._offset[m] + float(r.frame_energy[k, m])),
+                    forces=forces,
+                )
                 yield step, m, atoms
 
 
@@ -172,8 +208,11 @@ class Trajectory:
     broken: Breakage | None
 
 
-def joined(segments: Sequence[tuple[Thermo, DispatchFrames]], system: System,
-           broken: Mapping[int, Breakage]) -> list[Trajectory]:
+def joined(
+    segments: Sequence[tuple[Thermo, DispatchFrames]],
+    system: System,
+    broken: Mapping[int, Breakage],
+) -> list[Trajectory]:
     """Return the trajectories of all molecules from the results of several dispatches."""
     num = len(system.molecules)
     empty = Thermo(np.zeros(0, np.int64), np.zeros(0), *[np.zeros((0, num))] * 6)
@@ -184,4 +223,6 @@ def joined(segments: Sequence[tuple[Thermo, DispatchFrames]], system: System,
         for step, m, atoms in made:
             frames[m].append(atoms)
             steps[m].append(step)
-    return [Trajectory(frames[m], steps[m], thermo.of_molecule(m), broken.get(m)) for m in range(num)]
+    return [
+        Trajectory(frames[m], steps[m], thermo.of_molecule(m), broken.get(m)) for m in range(num)
+    ]

@@ -12,7 +12,9 @@ from mlip_jax.simulation.dynamics.progress import DynamicsProgressBar
 log = logging.getLogger(__name__)
 
 
-def carry_out(dynamics: MolecularDynamics, outputs: DynamicsOutputs, num_steps: int, restart_seconds: float) -> float:
+def run_md(
+    dynamics: MolecularDynamics, outputs: DynamicsOutputs, num_steps: int, restart_seconds: float
+) -> float:
     """Run dynamics up to `num_steps`, from the restart file if there is one.
 
     Args:
@@ -49,8 +51,12 @@ def carry_out(dynamics: MolecularDynamics, outputs: DynamicsOutputs, num_steps: 
     outputs.save(dynamics.snapshot(), seconds)
     if len(known) == len(dynamics.molecules):
         log.warning("all molecules have broken; there is nothing left to simulate")
-    log.info("%d programs were compiled, lists were made %d times by the %s", dynamics.num_compiles,
-             dynamics.lists_made, dynamics.lists_by)
+    log.info(
+        "%d programs were compiled, lists were made %d times by the %s",
+        dynamics.num_compiles,
+        dynamics.lists_made,
+        dynamics.lists_by,
+    )
     return seconds
 
 

@@ -74,7 +74,9 @@ class Settings:
           ValueError: If a value is invalid.
         """
         if self.ensemble not in _INTEGRATORS:
-            raise ValueError(f"ensemble must be one of {', '.join(_INTEGRATORS)}, received {self.ensemble!r}")
+            raise ValueError(
+                f"ensemble must be one of {', '.join(_INTEGRATORS)}, received {self.ensemble!r}"
+            )
         if self.dtype not in ("float32", "float64"):
             raise ValueError(f'dtype must be "float32" or "float64", received {self.dtype!r}')
         for name in ("timestep", "thermostat_time", "barostat_time", "compressibility", "skin"):
@@ -89,16 +91,22 @@ class Settings:
         for name, least in (("record_every", 1), ("frame_every", 0), ("seed", 0)):
             value = getattr(self, name)
             if int(value) != value or value < least:
-                raise ValueError(f"{name} must be a whole number of at least {least}, received {value}")
+                raise ValueError(
+                    f"{name} must be a whole number of at least {least}, received {value}"
+                )
         low, high = self.bond_range
         if not 0 <= low < 1 < high:
-            raise ValueError(f"bond_range must be a number below 1 and one above it, received {self.bond_range}")
+            raise ValueError(
+                f"bond_range must be a number below 1 and one above it, received {self.bond_range}"
+            )
 
     @staticmethod
     def _check(name, value, least, open_end=False):
         """Raise ValueError if a value is not finite or below its minimum."""
         if not np.isfinite(value) or value < least or open_end and value == least:
-            raise ValueError(f"{name} must be {'more than' if open_end else 'at least'} {least}, received {value}")
+            raise ValueError(
+                f"{name} must be {'more than' if open_end else 'at least'} {least}, received {value}"
+            )
 
     def integrator(self) -> integrators.Verlet:
         """Return the integrator of the ensemble, in ASE's units."""
@@ -119,4 +127,10 @@ _INTEGRATORS: dict[str, Callable[[Settings], integrators.Verlet]] = {
     "langevin": lambda s: integrators.Langevin(s.fix_com, s.friction / units.fs),
     "rescaling": lambda s: integrators.Rescaling(s.fix_com, s.thermostat_time * units.fs),
     "npt": lambda s: integrators.CellRescaling(
-        s.fix_com, s.thermostat_time * units.fs, s.pressure * BAR, s.barostat_time * units.fs, s.compressibility / BAR)}
+        s.fix_com,
+        s.thermostat_time * units.fs,
+        s.pressure * BAR,
+        s.barostat_time * units.fs,
+        s.compressibility / BAR,
+    ),
+}

@@ -1,7 +1,7 @@
 """Arrays of the loop of molecular dynamics: state, pending half step and records.
 
-    M   molecules       N   atoms of all molecules, including padding
-    R   records         F   frames
+M   molecules       N   atoms of all molecules, including padding
+R   records         F   frames
 """
 
 from __future__ import annotations
@@ -118,7 +118,10 @@ def filled(records: Records) -> Records:
     """Return host copies of only the filled rows and frames, which frees the rest of the memory."""
     frames = ("frame_step", "frame_energy", "positions", "velocities", "forces", "cell")
     rows = ("step", "energy", "kinetic", "heat", "volume", "pressure")
-    kept = {name: np.array(getattr(records, name)[:int(count)]) for names, count in (
-        (rows, records.num_records), (frames, records.num_frames)) for name in names
-        if getattr(records, name) is not None}
+    kept = {
+        name: np.array(getattr(records, name)[: int(count)])
+        for names, count in ((rows, records.num_records), (frames, records.num_frames))
+        for name in names
+        if getattr(records, name) is not None
+    }
     return records._replace(**kept)

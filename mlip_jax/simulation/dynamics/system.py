@@ -1,9 +1,9 @@
 """System of a simulation: molecules or cells as arrays that are constant during the dynamics.
 
-    M   molecules (or cells), each an independent simulation
-    N   atoms of all molecules, including padding
-    n   atoms of the largest molecule
-    B   monitored bonds
+M   molecules (or cells), each an independent simulation
+N   atoms of all molecules, including padding
+n   atoms of the largest molecule
+B   monitored bonds
 """
 
 from __future__ import annotations
@@ -94,7 +94,11 @@ class System:
 
         Directions without periodicity have a vector that completes the basis.
         """
-        return np.stack([a.cell.complete().array for a in self.molecules]) if self.is_periodic else None
+        return (
+            np.stack([a.cell.complete().array for a in self.molecules])
+            if self.is_periodic
+            else None
+        )
 
     @property
     def periodic(self) -> np.ndarray | None:
@@ -103,17 +107,21 @@ class System:
 
     def padded(self, name: str, dtype) -> np.ndarray:
         """Return an array of the atoms of all molecules, (N, ...), zero for padding atoms."""
-        values = np.concatenate([a.arrays[name] if name in a.arrays else np.zeros((len(a), 3))
-                                 for a in self.molecules])
-        return np.concatenate([values, np.zeros((self.nodes - len(values), *values.shape[1:]))]).astype(dtype)
+        values = np.concatenate(
+            [a.arrays[name] if name in a.arrays else np.zeros((len(a), 3)) for a in self.molecules]
+        )
+        return np.concatenate(
+            [values, np.zeros((self.nodes - len(values), *values.shape[1:]))]
+        ).astype(dtype)
 
     def split(self, values: np.ndarray) -> list[np.ndarray]:
         """Split values of atoms (N, ...) by molecule."""
         begin = self.begin
         return [values[a:b] for a, b in zip(begin, begin[1:])]
 
-    def particles(self, dtype, dof: np.ndarray, target: np.ndarray, hottest: np.ndarray,
-                  watch_bonds: bool) -> Particles:
+    def particles(
+        self, dtype, dof: np.ndarray, target: np.ndarray, hottest: np.ndarray, watch_bonds: bool
+    ) -> Particles:
         """Return the `Particles` of the system, as NumPy arrays.
 
         The random stream of a molecule is its index.
@@ -122,20 +130,32 @@ class System:
         num, size, begin = len(counts), int(counts.max()), self.begin
         local, rows = np.arange(size), np.zeros((num, size), np.int32)
         for m, atoms in enumerate(self.molecules):
-            rows[m, :len(atoms)] = atoms.numbers
+            rows[m, : len(atoms)] = atoms.numbers
         molecule = np.full(self.nodes, num, np.int32)
-        molecule[:begin[-1]] = np.repeat(np.arange(num), counts)
+        molecule[: begin[-1]] = np.repeat(np.arange(num), counts)
         number = np.arange(self.nodes) - np.append(begin[:-1], begin[-1])[molecule]
         masses = np.ones(self.nodes, dtype)
-        masses[:begin[-1]] = np.concatenate([a.get_masses() for a in self.molecules])
+        masses[: begin[-1]] = np.concatenate([a.get_masses() for a in self.molecules])
         bonds, lengths, shifts = self.bonds() if watch_bonds else _no_bonds()
 
-        states = (np.array([electronic_value(a, name) for a in self.molecules], dtype) for name in STATES)
+        states = (
+            np.array([electronic_value(a, name) for a in self.molecules], dtype) for name in STATES
+        )
         return Particles(
             Slots(rows, counts, *states),
-            np.where(local < counts[:, None], begin[:-1, None] + local, 0).astype(np.int32), masses, molecule,
-            number.astype(np.int32), dof.astype(dtype), target.astype(dtype), np.arange(num, dtype=np.int32),
-            hottest.astype(dtype), bonds, lengths.astype(dtype), shifts if self.is_periodic else None, self.periodic)
+            np.where(local < counts[:, None], begin[:-1, None] + local, 0).astype(np.int32),
+            masses,
+            molecule,
+            number.astype(np.int32),
+            dof.astype(dtype),
+            target.astype(dtype),
+            np.arange(num, dtype=np.int32),
+            hottest.astype(dtype),
+            bonds,
+            lengths.astype(dtype),
+            shifts if self.is_periodic else None,
+            self.periodic,
+        )
 
     def bonds(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return atoms, sums of covalent radii and translations of the initially bonded pairs."""
@@ -143,14 +163,23 @@ class System:
         for atoms, first in zip(self.molecules, self.begin):
             radii = covalent_radii[atoms.numbers]
             box = (atoms.cell.array, atoms.pbc) if atoms.pbc.any() else ()
-            near = neighbor_list(atoms.positions, bond_limit(atoms.numbers, atoms.numbers).max(), *box)
-            once = near.pair_order[:len(near.pair_order) // 2]
+            near = neighbor_list(
+                atoms.positions, bond_limit(atoms.numbers, atoms.numbers).max(), *box
+            )
+            once = near.pair_order[: len(near.pair_order) // 2]
             i, j = near.receivers[once], near.senders[once]
             shifts = np.zeros((len(i), 3), np.int32) if near.shifts is None else near.shifts[once]
             vectors = atoms.positions[j] - atoms.positions[i] + shifts @ atoms.cell.array
-            bonded = np.linalg.norm(vectors, axis=1) < bond_limit(atoms.numbers[i], atoms.numbers[j])
-            found.append(((np.stack([i, j], 1) + first)[bonded].astype(np.int32), (radii[i] + radii[j])[bonded],
-                          shifts[bonded]))
+            bonded = np.linalg.norm(vectors, axis=1) < bond_limit(
+                atoms.numbers[i], atoms.numbers[j]
+            )
+            found.append(
+                (
+                    (np.stack([i, j], 1) + first)[bonded].astype(np.int32),
+                    (radii[i] + radii[j])[bonded],
+                    shifts[bonded],
+                )
+            )
         return tuple(np.concatenate(parts) for parts in zip(*found))
 
 
@@ -172,11 +201,15 @@ def make(molecules: Sequence[Atoms], potential: Potential) -> System:
     for m, atoms in enumerate(molecules):
         reason = _obstacle(atoms, potential)
         if reason:
-            raise ValueError(f"molecule {m} ({atoms.get_chemical_formula() or 'empty'}) cannot be simulated: {reason}")
+            raise ValueError(
+                f"molecule {m} ({atoms.get_chemical_formula() or 'empty'}) cannot be simulated: {reason}"
+            )
     kinds = [bool(a.pbc.any()) for a in molecules]
     if any(kinds) != all(kinds):
-        raise ValueError(f"molecule {kinds.index(True)} is periodic and molecule {kinds.index(False)} is not; "
-                         "simulate open and periodic structures in runs of their own")
+        raise ValueError(
+            f"molecule {kinds.index(True)} is periodic and molecule {kinds.index(False)} is not; "
+            "simulate open and periodic structures in runs of their own"
+        )
     copies = [atoms.copy() for atoms in molecules]
     origin = np.zeros((len(copies), 3))
     for m, copy in enumerate(copies):
@@ -197,8 +230,10 @@ def _obstacle(atoms: Atoms, potential: Potential) -> str:
     if not (atoms.get_masses() > 0).all():
         return f"atom {int(np.argmin(atoms.get_masses()))} has no mass"
     if atoms.constraints:
-        return ("it has constraints, which dynamics do not know: "
-                f"{', '.join(type(c).__name__ for c in atoms.constraints)}")
+        return (
+            "it has constraints, which dynamics do not know: "
+            f"{', '.join(type(c).__name__ for c in atoms.constraints)}"
+        )
     if atoms.pbc.any() and not atoms.cell.array.any(axis=1)[atoms.pbc].all():
         return f"pbc is {atoms.pbc.tolist()}, but a periodic direction has no lattice vector"
     if atoms.pbc.any() and potential.long_range_cutoff == np.inf:

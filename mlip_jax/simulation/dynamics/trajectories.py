@@ -54,7 +54,9 @@ def read_trajectory(path: str | Path, frames: slice = slice(None)) -> list[Atoms
     path = Path(path)
     form = next((form for form in FORMS.values() if form.suffix == path.suffix), None)
     if form is None:
-        raise ValueError(f"{path}: a trajectory ends with {' or '.join(f.suffix for f in FORMS.values())}")
+        raise ValueError(
+            f"{path}: a trajectory ends with {' or '.join(f.suffix for f in FORMS.values())}"
+        )
     return form.read(path, frames)
 
 
@@ -88,5 +90,7 @@ def _read_text(path: Path, frames: slice) -> list[Atoms]:
 
 
 EXTXYZ, HDF5 = "extxyz", "hdf5"
-FORMS = {EXTXYZ: TrajectoryFormat(".xyz", "bytes", _append_text, _size_of_text, _cut_text, _read_text),
-         HDF5: TrajectoryFormat(".h5", "frames", h5md.append, h5md.size, h5md.cut, h5md.read)}
+FORMS = {
+    EXTXYZ: TrajectoryFormat(".xyz", "bytes", _append_text, _size_of_text, _cut_text, _read_text),
+    HDF5: TrajectoryFormat(".h5", "frames", h5md.append, h5md.size, h5md.cut, h5md.read),
+}

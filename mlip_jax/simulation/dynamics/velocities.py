@@ -8,7 +8,9 @@ from ase import Atoms, units
 _FLAT = 1e-6  # moments of inertia below this fraction of the largest count as zero
 
 
-def maxwell_boltzmann(masses: np.ndarray, temperature: float, rng: np.random.Generator) -> np.ndarray:
+def maxwell_boltzmann(
+    masses: np.ndarray, temperature: float, rng: np.random.Generator
+) -> np.ndarray:
     """Draw momenta (n, 3) from the Maxwell-Boltzmann distribution, in ASE's units.
 
     This function exists because ASE renamed its own among the supported versions.
@@ -22,8 +24,14 @@ def maxwell_boltzmann(masses: np.ndarray, temperature: float, rng: np.random.Gen
     return width[:, None] * rng.standard_normal((len(masses), 3))
 
 
-def draw(atoms: Atoms, temperature: float, rng: np.random.Generator, dof: int, fix_com: bool,
-         fix_rotation: bool) -> None:
+def draw(
+    atoms: Atoms,
+    temperature: float,
+    rng: np.random.Generator,
+    dof: int,
+    fix_com: bool,
+    fix_rotation: bool,
+) -> None:
     """Draw momenta from the Maxwell-Boltzmann distribution, scaled to exactly `temperature`.
 
     Args:
@@ -41,7 +49,9 @@ def draw(atoms: Atoms, temperature: float, rng: np.random.Generator, dof: int, f
         stop_rotation(atoms)
     kinetic = atoms.get_kinetic_energy()
     if dof and kinetic > 0:
-        atoms.set_momenta(atoms.get_momenta() * np.sqrt(0.5 * dof * units.kB * temperature / kinetic))
+        atoms.set_momenta(
+            atoms.get_momenta() * np.sqrt(0.5 * dof * units.kB * temperature / kinetic)
+        )
 
 
 def stop_centre_of_mass(atoms: Atoms) -> None:
@@ -53,9 +63,14 @@ def stop_centre_of_mass(atoms: Atoms) -> None:
 def stop_rotation(atoms: Atoms) -> None:
     """Remove the rotation about the center of mass. Linear molecules have none about their axis."""
     masses, arms = atoms.get_masses(), atoms.positions - atoms.get_center_of_mass()
-    inertia = np.einsum("i,ixy->xy", masses, (arms * arms).sum(1)[:, None, None] * np.eye(3)
-                        - arms[:, :, None] * arms[:, None, :])
-    rate = np.linalg.pinv(inertia, rcond=_FLAT, hermitian=True) @ np.cross(arms, atoms.get_momenta()).sum(0)
+    inertia = np.einsum(
+        "i,ixy->xy",
+        masses,
+        (arms * arms).sum(1)[:, None, None] * np.eye(3) - arms[:, :, None] * arms[:, None, :],
+    )
+    rate = np.linalg.pinv(inertia, rcond=_FLAT, hermitian=True) @ np.cross(
+        arms, atoms.get_momenta()
+    ).sum(0)
     atoms.set_momenta(atoms.get_momenta() - masses[:, None] * np.cross(rate, arms))
 
 
@@ -66,7 +81,11 @@ def degrees_of_freedom(atoms: Atoms, fix_com: bool, fix_rotation: bool) -> int:
     """
     if fix_com and len(atoms) == 1:
         return 0
-    return 3 * len(atoms) - 3 * fix_com - (rotations(atoms) if fix_rotation and not atoms.pbc.any() else 0)
+    return (
+        3 * len(atoms)
+        - 3 * fix_com
+        - (rotations(atoms) if fix_rotation and not atoms.pbc.any() else 0)
+    )
 
 
 def rotations(atoms: Atoms) -> int:

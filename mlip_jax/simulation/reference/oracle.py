@@ -18,7 +18,14 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import CalculationFailed, Calculator
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from mlip_jax import workers
 from mlip_jax.config import ConfigError, unknown_name
@@ -59,17 +66,23 @@ class Method:
         """Return the class of the ASE calculator."""
         if ":" not in self.name:
             if self.name not in TBLITE:
-                raise ConfigError(unknown_name("reference method", self.name, TBLITE)
-                                  + ' Any other ASE calculator is named as "package.module:Class".')
+                raise ConfigError(
+                    unknown_name("reference method", self.name, TBLITE)
+                    + ' Any other ASE calculator is named as "package.module:Class".'
+                )
             try:
                 return importlib.import_module("tblite.ase").TBLite
             except ImportError as error:
-                raise ImportError(f"{self.name} needs tblite: pip install 'mlip-flax[data]'") from error
+                raise ImportError(
+                    f"{self.name} needs tblite: pip install 'mlip-flax[data]'"
+                ) from error
         module, _, name = self.name.partition(":")
         try:
             found = getattr(importlib.import_module(module), name, None)
         except ImportError as error:
-            raise ImportError(f"oracle {self.name!r}: {module} cannot be imported: {error}") from error
+            raise ImportError(
+                f"oracle {self.name!r}: {module} cannot be imported: {error}"
+            ) from error
         if not isinstance(found, type):
             raise ConfigError(f"oracle {self.name!r}: module {module} has no class {name!r}")
         return found
@@ -144,11 +157,20 @@ class Oracle:
       progress: Whether to show a progress bar.
     """
 
-    def __init__(self, method: Method, cache: ResultCache, *, num_processes: int | None = None, progress: bool = True):
+    def __init__(
+        self,
+        method: Method,
+        cache: ResultCache,
+        *,
+        num_processes: int | None = None,
+        progress: bool = True,
+    ):
         self.method, self._cache = method, cache
         self._num_processes, self._progress = num_processes, progress
 
-    def evaluate(self, molecules: Mapping[str, Atoms], label: str = "energies") -> dict[str, ReferenceEvaluation]:
+    def evaluate(
+        self, molecules: Mapping[str, Atoms], label: str = "energies"
+    ) -> dict[str, ReferenceEvaluation]:
         """Compute the energy and forces of each molecule, by name.
 
         Args:
@@ -159,10 +181,20 @@ class Oracle:
           OracleError: If the method fails at every molecule for reasons other than the molecules.
         """
         found = self._compute(molecules, {"job": "evaluate"}, label)
-        return {name: ReferenceEvaluation(r["energy"], _array(r["forces"]), r["error"]) for name, r in found.items()}
+        return {
+            name: ReferenceEvaluation(r["energy"], _array(r["forces"]), r["error"])
+            for name, r in found.items()
+        }
 
-    def minimize(self, molecules: Mapping[str, Atoms], *, fmax: float = 0.05, max_steps: int = 500,
-                 maxstep: float = 0.2, label: str = "minima") -> dict[str, ReferenceRelaxation]:
+    def minimize(
+        self,
+        molecules: Mapping[str, Atoms],
+        *,
+        fmax: float = 0.05,
+        max_steps: int = 500,
+        maxstep: float = 0.2,
+        label: str = "minima",
+    ) -> dict[str, ReferenceRelaxation]:
         """Compute the minimum that ASE's BFGS reaches from each molecule, by name.
 
         Args:
@@ -177,15 +209,29 @@ class Oracle:
         """
         settings = {"job": "minimize", "fmax": fmax, "max_steps": max_steps, "maxstep": maxstep}
         found = self._compute(molecules, settings, label)
-        return {name: ReferenceRelaxation(r["energy"], _array(r["forces"]), r["error"], _array(r["positions"]),
-                                          r["converged"], r["steps"]) for name, r in found.items()}
+        return {
+            name: ReferenceRelaxation(
+                r["energy"],
+                _array(r["forces"]),
+                r["error"],
+                _array(r["positions"]),
+                r["converged"],
+                r["steps"],
+            )
+            for name, r in found.items()
+        }
 
     def _compute(self, molecules, settings, label) -> dict[str, dict[str, Any]]:
         """Return the result of each molecule, by name, from the cache or the workers."""
-        keys = {name: key_of(settings | self.method.settings(), atoms) for name, atoms in molecules.items()}
+        keys = {
+            name: key_of(settings | self.method.settings(), atoms)
+            for name, atoms in molecules.items()
+        }
         results = {name: self._cache[key] for name, key in keys.items() if key in self._cache}
         # largest first, so that no process is left with a long job at the end
-        waiting = sorted((n for n in molecules if n not in results), key=lambda name: -len(molecules[name]))
+        waiting = sorted(
+            (n for n in molecules if n not in results), key=lambda name: -len(molecules[name])
+        )
         jobs = ((self.method, settings, _bare(molecules[name])) for name in waiting)
         problems = []
         done = workers.stream(_work, jobs, self._num_processes, on_death=_died)
@@ -196,10 +242,16 @@ class Oracle:
                     self._cache.add(keys[name], result)
                 else:
                     problems.append(f"{name}: {result['error']}")
-                    log.warning("%s: %s (not kept: it is tried again next time)", self.method.name, problems[-1])
+                    log.warning(
+                        "%s: %s (not kept: it is tried again next time)",
+                        self.method.name,
+                        problems[-1],
+                    )
                 advance()
         if problems and len(problems) == len(waiting) and len(problems) == len(results):
-            raise OracleError(f"{self.method.name} fails at every one of {len(problems)} molecules; {problems[0]}")
+            raise OracleError(
+                f"{self.method.name} fails at every one of {len(problems)} molecules; {problems[0]}"
+            )
         return {name: results[name] for name in molecules}
 
 
@@ -228,7 +280,9 @@ def _work(job) -> tuple[dict[str, Any], bool]:
 
 def _died(job) -> tuple[dict[str, Any], bool]:
     """Return the result of a job whose worker died."""
-    return _FAILURE | {"error": "its worker process died (out of memory, or a crash of the method's library)"}, False
+    return _FAILURE | {
+        "error": "its worker process died (out of memory, or a crash of the method's library)"
+    }, False
 
 
 def _minimize(atoms, settings) -> dict[str, Any]:
@@ -237,7 +291,11 @@ def _minimize(atoms, settings) -> dict[str, Any]:
 
     optimizer = BFGS(atoms, logfile=None, maxstep=settings["maxstep"])
     converged = optimizer.run(fmax=settings["fmax"], steps=settings["max_steps"])
-    return {"converged": bool(converged), "steps": int(optimizer.nsteps), "positions": atoms.positions.tolist()}
+    return {
+        "converged": bool(converged),
+        "steps": int(optimizer.nsteps),
+        "positions": atoms.positions.tolist(),
+    }
 
 
 def _state(atoms) -> tuple[int, int]:
@@ -249,7 +307,9 @@ def _state(atoms) -> tuple[int, int]:
 
 def _bare(atoms: Atoms) -> Atoms:
     """Return the atoms without calculator, constraints and arrays that no method uses."""
-    return Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, info=electronic_state(atoms))
+    return Atoms(
+        atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, info=electronic_state(atoms)
+    )
 
 
 def _array(values) -> np.ndarray | None:
@@ -265,8 +325,14 @@ def _one_line(error: Exception) -> str:
 @contextlib.contextmanager
 def _bar(label: str, total: int, done: int, shown) -> Iterator[Any]:
     """Show a progress bar and yield the function that advances it by one."""
-    bar = Progress(TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-                   disable=not shown)
+    bar = Progress(
+        TextColumn(label),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        disable=not shown,
+    )
     with bar:
         task = bar.add_task("", total=total, completed=done)
         yield lambda: bar.advance(task)

@@ -30,8 +30,13 @@ def key_of(settings: Mapping[str, Any], atoms: Atoms) -> str:
     `atoms.info["charge"]` and `atoms.info["num_unpaired_electrons"]`.
     """
     # An invalid charge gets a key as well. Evaluating the molecule raises the error, for it only.
-    state = [settings, float(atoms.info.get("charge", 0.0)), atoms.info.get("num_unpaired_electrons"),
-             atoms.pbc.tolist(), atoms.cell.tolist() if atoms.pbc.any() else None]
+    state = [
+        settings,
+        float(atoms.info.get("charge", 0.0)),
+        atoms.info.get("num_unpaired_electrons"),
+        atoms.pbc.tolist(),
+        atoms.cell.tolist() if atoms.pbc.any() else None,
+    ]
     digest = hashlib.sha256(json.dumps(state, sort_keys=True, default=float).encode())
     digest.update(np.asarray(atoms.numbers, "<i8").tobytes())
     digest.update((np.asarray(atoms.positions, "<f8") + 0.0).tobytes())  # -0.0 is 0.0
@@ -105,8 +110,12 @@ class ResultCache:
                 damaged += 1
             start += len(line)
         if damaged:
-            log.warning("%s: %d of %d results are damaged or cut off and will be computed again", self.path, damaged,
-                        damaged + len(self._places))
+            log.warning(
+                "%s: %d of %d results are damaged or cut off and will be computed again",
+                self.path,
+                damaged,
+                damaged + len(self._places),
+            )
 
 
 def _parse(line: bytes) -> tuple[str, dict[str, Any]] | None:

@@ -1,5 +1,4 @@
-"""Operations on vectors of many molecules: (M, D), with D three times the atoms of the largest one.
-"""
+"""Operations on vectors of many molecules: (M, D), with D three times the atoms of the largest one."""
 
 from __future__ import annotations
 
@@ -23,4 +22,9 @@ def where(which: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
 def limit_step(direction: jax.Array, maxstep: float) -> jax.Array:
     """Scale steps (M, D) down so that no atom moves further than `maxstep` (Å)."""
     longest = jnp.sqrt((direction.reshape(len(direction), -1, 3) ** 2).sum(-1).max(1))
-    return direction * jnp.where(longest >= maxstep, maxstep / jnp.where(longest > 0, longest, 1.0), 1.0)[:, None]
+    return (
+        direction
+        * jnp.where(longest >= maxstep, maxstep / jnp.where(longest > 0, longest, 1.0), 1.0)[
+            :, None
+        ]
+    )

@@ -48,7 +48,11 @@ class Layout(NamedTuple):
     @property
     def header(self) -> tuple[str, ...]:
         """Return the columns of a part's CSV file."""
-        return (*self.columns, "seconds", *(f"{kind}_{what}" for kind in self.kinds for what in ("offset", "length")))
+        return (
+            *self.columns,
+            "seconds",
+            *(f"{kind}_{what}" for kind in self.kinds for what in ("offset", "length")),
+        )
 
 
 class JournalLine(NamedTuple):
@@ -80,7 +84,9 @@ class Indices:
     def add(self, index: int) -> None:
         """Add an integer."""
         if index >= len(self._there):
-            self._there.extend(bytes(max(index + 1 - len(self._there), len(self._there) // 4, 1024)))
+            self._there.extend(
+                bytes(max(index + 1 - len(self._there), len(self._there) // 4, 1024))
+            )
         self._count += not self._there[index]
         self._there[index] = 1
 
@@ -121,8 +127,10 @@ def read_part(path: Path, layout: Layout) -> Iterator[JournalLine]:
             if header != expected and expected.startswith(header.rstrip(b"\n")):
                 return
             if header != expected:
-                raise JournalError(f"{path}: has the columns {header[:200]!r}, expected {','.join(layout.header)}; it "
-                                   "was written by another version. Give another --workdir.")
+                raise JournalError(
+                    f"{path}: has the columns {header[:200]!r}, expected {','.join(layout.header)}; it "
+                    "was written by another version. Give another --workdir."
+                )
             start, ends = len(header), [0] * len(layout.kinds)
             for text in file:
                 line = _parse(text, start, len(layout.header), ends, sizes)
@@ -134,20 +142,24 @@ def read_part(path: Path, layout: Layout) -> Iterator[JournalLine]:
         raise JournalError(f"{path}: cannot be read: {error}") from error
 
 
-def _parse(text: bytes, start: int, width: int, ends: list[int], sizes: list[int]) -> JournalLine | None:
+def _parse(
+    text: bytes, start: int, width: int, ends: list[int], sizes: list[int]
+) -> JournalLine | None:
     """Return a line with all cells whose pieces start at `ends` and are complete, or None."""
     if not text.endswith(b"\n"):
         return None
     try:
-        cells, = csv.reader([text.decode()], strict=True)
-        numbers = [int(cell) for cell in cells[width - 2 * len(ends):]]
+        (cells,) = csv.reader([text.decode()], strict=True)
+        numbers = [int(cell) for cell in cells[width - 2 * len(ends) :]]
         if len(cells) != width or int(cells[0]) < 0:
             return None
     except (ValueError, csv.Error):  # UnicodeDecodeError is a ValueError
         return None
     pieces = list(zip(numbers[::2], numbers[1::2]))
-    sound = all(offset == end and length >= 0 and end + length <= size
-                for (offset, length), end, size in zip(pieces, ends, sizes))
+    sound = all(
+        offset == end and length >= 0 and end + length <= size
+        for (offset, length), end, size in zip(pieces, ends, sizes)
+    )
     return JournalLine(start, start + len(text), cells, pieces) if sound else None
 
 
@@ -210,7 +222,9 @@ class Journal:
         except BaseException:
             self._close_files()
             raise
-        self._thread = threading.Thread(target=self._flush_now_and_then, name="journal", daemon=True)
+        self._thread = threading.Thread(
+            target=self._flush_now_and_then, name="journal", daemon=True
+        )
         self._thread.start()
 
     def _open(self) -> None:
@@ -231,7 +245,9 @@ class Journal:
             for file, end in zip(self._files, self._ends):
                 os.ftruncate(file, end)
         except BlockingIOError as error:
-            raise JournalError(f"{self.path}: another process writes it. Wait for it to end.") from error
+            raise JournalError(
+                f"{self.path}: another process writes it. Wait for it to end."
+            ) from error
         except OSError as error:
             raise JournalError(f"{self.path}: cannot be written: {error}") from error
 
@@ -311,7 +327,8 @@ class Journal:
         except OSError as error:
             self._error = JournalError(
                 f"{self.path}: results cannot be written: {error}. {self.count - len(self._waiting)} molecules are "
-                "recorded there. Mend the cause; the same command goes on from them.")
+                "recorded there. Mend the cause; the same command goes on from them."
+            )
             raise self._error from error
         self._ends, self._waiting, self._waiting_bytes, self._error = ends, [], 0, None
 

@@ -5,13 +5,13 @@
 
 An iteration has these steps, none of which involves the host:
 
-1. fill free slots from the queue (`_filled`);
+1. fill free slots from the queue (`_fill_free_slots`);
 2. build the neighbor lists and evaluate the force field on all slots that fit the padding budget
    (`RelaxationLoop._evaluated`);
 3. classify each molecule as running, converged, at its step limit or diverged
-   (`RelaxationLoop._judged`);
-4. move the running molecules by one step of the minimizer (`RelaxationLoop._stepped`);
-5. copy finished molecules to the outcomes and free their slots (`_handed_out`).
+   (`RelaxationLoop._classify`);
+4. move the running molecules by one step of the minimizer (`RelaxationLoop._advance`);
+5. copy finished molecules to the outcomes and free their slots (`_release_finished`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from mlip_jax.potential import evaluate
 from mlip_jax.simulation.relaxation.minimizers import Minimizer
 
 # Status codes of a molecule.
-RUNNING, CONVERGED, STEP_LIMIT, NOT_FINITE, FUSED, FLOWN_APART = range(6)
+RUNNING, CONVERGED, STEP_LIMIT, NOT_FINITE, ATOMS_OVERLAP, DISSOCIATED = range(6)
 FREE = -1  # the key of a slot without a molecule
 # SHORTEST: distance (Å) below which two atoms overlap; the shortest bond, that of H2, is 0.74 Å.
 SHORTEST = 0.4
@@ -90,7 +90,7 @@ class RelaxationState(NamedTuple):
       now: Molecules in the slots (M).
       moved: Number of steps, (M,) int32.
       energy_start, fmax_start: Values of the first evaluation, (M,).
-      neighboured: Whether each atom had another one within the cutoff at the start, (M,).
+      initially_bound: Whether each atom had another one within the cutoff at the start, (M,).
       minimizer: State of the minimizer.
       largest: Edges and pairs of the largest slots, (2,) int32. The padding budget must be enlarged
         if they exceed it.
@@ -102,7 +102,7 @@ class RelaxationState(NamedTuple):
     moved: jax.Array
     energy_start: jax.Array
     fmax_start: jax.Array
-    neighboured: jax.Array
+    initially_bound: jax.Array
     minimizer: Any
     largest: jax.Array
     iterations: jax.Array
@@ -151,14 +151,32 @@ class RelaxationLoop:
         now = MoleculeBatch(
             jnp.full(num, FREE, jnp.int32),
             Slots(jnp.zeros((num, size), jnp.int32), jnp.zeros(num, jnp.int32), zeros, zeros),
-            jnp.zeros((num, size, 3), self.dtype), jnp.zeros((num, size), bool))
-        return RelaxationState(now, jnp.zeros(num, jnp.int32), zeros, zeros, jnp.zeros(num, bool),
-                               self.minimizer.init(num, 3 * size, self.dtype), jnp.zeros(2, jnp.int32), jnp.int32(0),
-                               jnp.int32(0))
+            jnp.zeros((num, size, 3), self.dtype),
+            jnp.zeros((num, size), bool),
+        )
+        return RelaxationState(
+            now,
+            jnp.zeros(num, jnp.int32),
+            zeros,
+            zeros,
+            jnp.zeros(num, bool),
+            self.minimizer.init(num, 3 * size, self.dtype),
+            jnp.zeros(2, jnp.int32),
+            jnp.int32(0),
+            jnp.int32(0),
+        )
 
-    def run(self, budget: PaddingBudget, capacity: int, params, state: RelaxationState, queue: MoleculeBatch,
-            waiting: jax.Array, most: jax.Array, few: jax.Array
-            ) -> tuple[RelaxationState, FinishedMolecules, jax.Array, Outcome]:
+    def run(
+        self,
+        budget: PaddingBudget,
+        capacity: int,
+        params,
+        state: RelaxationState,
+        queue: MoleculeBatch,
+        waiting: jax.Array,
+        most: jax.Array,
+        few: jax.Array,
+    ) -> tuple[RelaxationState, FinishedMolecules, jax.Array, Outcome]:
         """Iterate until all molecules are done or the host has to step in.
 
         Args:
@@ -176,7 +194,9 @@ class RelaxationLoop:
           The state, the finished molecules, the number of molecules taken from the queue, and the
           last evaluation of all slots.
         """
-        done = FinishedMolecules(_empty_outcome(capacity + self.num, self.size, self.dtype), jnp.int32(0))
+        done = FinishedMolecules(
+            _empty_outcome(capacity + self.num, self.size, self.dtype), jnp.int32(0)
+        )
         last = _empty_outcome(self.num, self.size, self.dtype)
         start = state.iterations
 
@@ -190,51 +210,89 @@ class RelaxationLoop:
 
         def iterate(carry):
             state, done, taken, _ = carry
-            state, taken = _filled(state, queue, waiting, taken)
-            state, outcome = self._stepped(budget, params, state)
-            done, now = _handed_out(done, state.now, outcome)
+            state, taken = _fill_free_slots(state, queue, waiting, taken)
+            state, outcome = self._advance(budget, params, state)
+            done, now = _release_finished(done, state.now, outcome)
             return state._replace(now=now), done, taken, outcome
 
         return jax.lax.while_loop(wanted, iterate, (state, done, jnp.int32(0), last))
 
-    def _stepped(self, budget, params, state) -> tuple[RelaxationState, Outcome]:
+    def _advance(self, budget, params, state) -> tuple[RelaxationState, Outcome]:
         """Evaluate all slots and move the molecules that are not done by one step."""
         now, evaluated = state.now, self._evaluated(budget, params, state)
         first = evaluated.takes_part & (state.moved == 0)
         energy_start = jnp.where(first, evaluated.energy, state.energy_start)
         fmax_start = jnp.where(first, evaluated.fmax, state.fmax_start)
-        neighboured = jnp.where(first, evaluated.loneliest < self.cutoff, state.neighboured)
-        code = self._judged(evaluated, state.moved, neighboured)
-        outcome = Outcome(now.key, code, state.moved, now.positions, evaluated.forces, evaluated.energy,
-                          evaluated.fmax, energy_start, fmax_start, evaluated.nearest, evaluated.takes_part)
+        initially_bound = jnp.where(
+            first, evaluated.max_nearest_distance < self.cutoff, state.initially_bound
+        )
+        code = self._classify(evaluated, state.moved, initially_bound)
+        outcome = Outcome(
+            now.key,
+            code,
+            state.moved,
+            now.positions,
+            evaluated.forces,
+            evaluated.energy,
+            evaluated.fmax,
+            energy_start,
+            fmax_start,
+            evaluated.nearest,
+            evaluated.takes_part,
+        )
         moves = evaluated.takes_part & (code == RUNNING)
         # The minimizers work on (M, 3 n). Fixed atoms have no force, so no minimizer moves them.
         flat = (self.num, 3 * self.size)
         forces = jnp.where(now.mobile[:, :, None], evaluated.forces, 0.0)
         positions, minimizer = self.minimizer.step(
-            state.minimizer, now.positions.reshape(flat), forces.reshape(flat), state.moved == 0, moves)
+            state.minimizer,
+            now.positions.reshape(flat),
+            forces.reshape(flat),
+            state.moved == 0,
+            moves,
+        )
         return RelaxationState(
-            now._replace(positions=positions.reshape(now.positions.shape)), state.moved + moves, energy_start,
-            fmax_start, neighboured, minimizer, evaluated.largest, state.iterations + 1,
-            state.evaluated + evaluated.takes_part.sum(dtype=jnp.int32)), outcome
+            now._replace(positions=positions.reshape(now.positions.shape)),
+            state.moved + moves,
+            energy_start,
+            fmax_start,
+            initially_bound,
+            minimizer,
+            evaluated.largest,
+            state.iterations + 1,
+            state.evaluated + evaluated.takes_part.sum(dtype=jnp.int32),
+        ), outcome
 
     def _evaluated(self, budget, params, state) -> _SlotEvaluation:
         """Evaluate the force field on all slots that fit the padding budget."""
         now = state.now
-        batch = slot_graphs.build(now.slots, now.positions, budget, self.cutoff, self.long_range_cutoff)
+        batch = slot_graphs.build(
+            now.slots, now.positions, budget, self.cutoff, self.long_range_cutoff
+        )
         out = evaluate(self.model, params, batch.graph, self.energy_scale)
         # (nodes, 3) -> (M, n, 3)
         forces = slot_graphs.to_slots(batch, out.forces, self.size)
         norms = jnp.where(now.mobile, jnp.sqrt((forces * forces).sum(-1)), 0.0)
-        return _SlotEvaluation(batch.takes_part, out.energy[:-1], forces, norms.max(1), batch.nearest, batch.loneliest,
-                               jnp.stack([batch.n_edge.max(), batch.n_pair.max()]).astype(jnp.int32))
+        return _SlotEvaluation(
+            batch.takes_part,
+            out.energy[:-1],
+            forces,
+            norms.max(1),
+            batch.nearest,
+            batch.max_nearest_distance,
+            jnp.stack([batch.n_edge.max(), batch.n_pair.max()]).astype(jnp.int32),
+        )
 
-    def _judged(self, evaluated, steps, neighboured):
+    def _classify(self, evaluated, steps, initially_bound):
         """Return the status code of each slot, (M,); RUNNING if it was not evaluated."""
         finite = jnp.isfinite(evaluated.energy) & jnp.isfinite(evaluated.forces).all((1, 2))
-        codes = ((~finite, NOT_FINITE), (evaluated.nearest < SHORTEST, FUSED),
-                 (neighboured & (evaluated.loneliest >= self.cutoff), FLOWN_APART),
-                 (evaluated.fmax < self.fmax, CONVERGED), (steps >= self.max_steps, STEP_LIMIT))
+        codes = (
+            (~finite, NOT_FINITE),
+            (evaluated.nearest < SHORTEST, ATOMS_OVERLAP),
+            (initially_bound & (evaluated.max_nearest_distance >= self.cutoff), DISSOCIATED),
+            (evaluated.fmax < self.fmax, CONVERGED),
+            (steps >= self.max_steps, STEP_LIMIT),
+        )
         code = jnp.full(self.num, RUNNING, jnp.int32)
         # the first condition that holds determines the code
         for holds, value in reversed(codes):
@@ -251,19 +309,22 @@ class _SlotEvaluation(NamedTuple):
       forces: Forces (eV/Å), (M, n, 3).
       fmax: Largest norm of the force on a mobile atom (eV/Å), (M,).
       nearest: Distance of the closest two atoms (Å), (M,).
-      loneliest: Largest distance of an atom to its nearest neighbor (Å), (M,).
+      max_nearest_distance: Largest distance of an atom to its nearest neighbor (Å), (M,).
       largest: Edges and pairs of the largest slots, (2,) int32.
     """
+
     takes_part: jax.Array
     energy: jax.Array
     forces: jax.Array
     fmax: jax.Array
     nearest: jax.Array
-    loneliest: jax.Array
+    max_nearest_distance: jax.Array
     largest: jax.Array
 
 
-def _filled(state: RelaxationState, queue: MoleculeBatch, waiting, taken) -> tuple[RelaxationState, jax.Array]:
+def _fill_free_slots(
+    state: RelaxationState, queue: MoleculeBatch, waiting, taken
+) -> tuple[RelaxationState, jax.Array]:
     """Fill free slots with the next molecules of the queue."""
     free = state.now.key == FREE
     # index in the queue of the molecule for each free slot, (M,)
@@ -272,24 +333,33 @@ def _filled(state: RelaxationState, queue: MoleculeBatch, waiting, taken) -> tup
     place = jnp.clip(place, 0, queue.key.shape[0] - 1)
 
     def fill():
-        now = jax.tree.map(lambda q, x: jnp.where(new.reshape(-1, *[1] * (x.ndim - 1)), q[place], x), queue, state.now)
+        now = jax.tree.map(
+            lambda q, x: jnp.where(new.reshape(-1, *[1] * (x.ndim - 1)), q[place], x),
+            queue,
+            state.now,
+        )
         return state._replace(now=now, moved=jnp.where(new, 0, state.moved))
 
     return jax.lax.cond(new.any(), fill, lambda: state), taken + new.sum(dtype=jnp.int32)
 
 
-def _handed_out(done: FinishedMolecules, now: MoleculeBatch, outcome: Outcome
-                ) -> tuple[FinishedMolecules, MoleculeBatch]:
+def _release_finished(
+    done: FinishedMolecules, now: MoleculeBatch, outcome: Outcome
+) -> tuple[FinishedMolecules, MoleculeBatch]:
     """Append finished molecules to the outcomes and free their slots."""
     leaves = (outcome.code != RUNNING) & (now.key != FREE)
 
     def write():
         # an index beyond the end drops the slots that are not finished
         place = jnp.where(leaves, done.count + jnp.cumsum(leaves) - 1, done.outcome.key.shape[0])
-        kept = jax.tree.map(lambda into, x: into.at[place].set(x, mode="drop"), done.outcome, outcome)
+        kept = jax.tree.map(
+            lambda into, x: into.at[place].set(x, mode="drop"), done.outcome, outcome
+        )
         slots = now.slots._replace(count=jnp.where(leaves, 0, now.slots.count))
         count = done.count + leaves.sum(dtype=jnp.int32)
-        return FinishedMolecules(kept, count), now._replace(key=jnp.where(leaves, FREE, now.key), slots=slots)
+        return FinishedMolecules(kept, count), now._replace(
+            key=jnp.where(leaves, FREE, now.key), slots=slots
+        )
 
     return jax.lax.cond(leaves.any(), write, lambda: (done, now))
 
@@ -298,15 +368,24 @@ def _empty_outcome(num, size, dtype) -> Outcome:
     """Return an outcome of `num` molecules filled with zeros."""
     whole, real = jnp.zeros(num, jnp.int32), jnp.zeros(num, dtype)
     atoms = jnp.zeros((num, size, 3), dtype)
-    return Outcome(whole, whole, whole, atoms, atoms, real, real, real, real, real, jnp.zeros(num, bool))
+    return Outcome(
+        whole, whole, whole, atoms, atoms, real, real, real, real, real, jnp.zeros(num, bool)
+    )
 
 
 def empty_molecules(num: int, size: int, dtype) -> MoleculeBatch:
     """Return an empty batch with `num` slots, as NumPy arrays on the host to write into."""
     return MoleculeBatch(
         np.full(num, FREE, np.int32),
-        Slots(np.zeros((num, size), np.int32), np.zeros(num, np.int32), np.zeros(num, dtype), np.zeros(num, dtype)),
-        np.zeros((num, size, 3), dtype), np.zeros((num, size), bool))
+        Slots(
+            np.zeros((num, size), np.int32),
+            np.zeros(num, np.int32),
+            np.zeros(num, dtype),
+            np.zeros(num, dtype),
+        ),
+        np.zeros((num, size, 3), dtype),
+        np.zeros((num, size), bool),
+    )
 
 
 class CompiledRelaxation:
@@ -331,11 +410,26 @@ class CompiledRelaxation:
         """Copy molecules to the device."""
         return jax.device_put(molecules, self._device)
 
-    def run(self, budget: PaddingBudget, state: RelaxationState, queue: MoleculeBatch, waiting: int, most: int,
-            few: int):
+    def run(
+        self,
+        budget: PaddingBudget,
+        state: RelaxationState,
+        queue: MoleculeBatch,
+        waiting: int,
+        most: int,
+        few: int,
+    ):
         """Run `RelaxationLoop.run`. The buffers of `state` are donated."""
-        return self._run(budget, queue.key.shape[0], self._params, state, queue, np.int32(waiting), np.int32(most),
-                         np.int32(few))
+        return self._run(
+            budget,
+            queue.key.shape[0],
+            self._params,
+            state,
+            queue,
+            np.int32(waiting),
+            np.int32(most),
+            np.int32(few),
+        )
 
     @functools.wraps(RelaxationLoop.run)
     def _traced(self, budget, capacity, params, state, queue, waiting, most, few):

@@ -41,8 +41,14 @@ class DerivedColumns(NamedTuple):
     cells: Callable[[Sequence[bytes]], Iterable[Sequence[Any]]]
 
 
-def merge(folder: Path, layout: Layout, results: Path, pieces: Mapping[str, Path], stop: int | None = None,
-          added: DerivedColumns | None = None) -> float:
+def merge(
+    folder: Path,
+    layout: Layout,
+    results: Path,
+    pieces: Mapping[str, Path],
+    stop: int | None = None,
+    added: DerivedColumns | None = None,
+) -> float:
     """Write the results of all parts in the order of their indices; replace each file atomically.
 
     Args:
@@ -64,33 +70,47 @@ def merge(folder: Path, layout: Layout, results: Path, pieces: Mapping[str, Path
     targets = {"csv": results, **pieces}
     try:
         with contextlib.ExitStack() as stack:
-            sources = {kind: [stack.enter_context(open(path if kind == "csv" else piece_file(path, kind), "rb"))
-                              for path in paths] for kind in [*targets, *([added.kind] if added else [])]}
-            outputs = {kind: stack.enter_context(atomic_open(path, buffering=2**20)) for kind, path in targets.items()}
+            sources = {
+                kind: [
+                    stack.enter_context(
+                        open(path if kind == "csv" else piece_file(path, kind), "rb")
+                    )
+                    for path in paths
+                ]
+                for kind in [*targets, *([added.kind] if added else [])]
+            }
+            outputs = {
+                kind: stack.enter_context(atomic_open(path, buffering=2**20))
+                for kind, path in targets.items()
+            }
             outputs["csv"].write(encode_line((*layout.columns, *(added.columns if added else ()))))
             for start in range(0, len(places), _BLOCK):
-                _write_block(places[start:start + _BLOCK], layout, sources, outputs, added)
+                _write_block(places[start : start + _BLOCK], layout, sources, outputs, added)
     except OSError as error:
-        raise JournalError(f"{results.parent}: the results of {folder} cannot be put together: {error}. They are still "
-                           "there; mend the cause and run the same command again.") from error
+        raise JournalError(
+            f"{results.parent}: the results of {folder} cannot be put together: {error}. They are still "
+            "there; mend the cause and run the same command again."
+        ) from error
     return seconds
 
 
-def _write_block(places: np.ndarray, layout: Layout, sources, outputs, added: DerivedColumns | None) -> None:
+def _write_block(
+    places: np.ndarray, layout: Layout, sources, outputs, added: DerivedColumns | None
+) -> None:
     """Write the lines of some molecules and their pieces."""
     lines = []
     for part, start, length in places.tolist():
-        cells, = csv.reader([os.pread(sources["csv"][part].fileno(), length, start).decode()])
+        (cells,) = csv.reader([os.pread(sources["csv"][part].fileno(), length, start).decode()])
         lines.append((part, cells))
 
     def piece(kind, part, cells):
         place = layout.header.index(f"{kind}_offset")
-        offset, size = map(int, cells[place:place + 2])
+        offset, size = map(int, cells[place : place + 2])
         return os.pread(sources[kind][part].fileno(), size, offset)
 
     more = added.cells([piece(added.kind, *line) for line in lines]) if added else [()] * len(lines)
     for (part, cells), further in zip(lines, more, strict=True):
-        outputs["csv"].write(encode_line([*cells[:len(layout.columns)], *further]))
+        outputs["csv"].write(encode_line([*cells[: len(layout.columns)], *further]))
         for kind in outputs.keys() - {"csv"}:
             outputs[kind].write(piece(kind, part, cells))
 
@@ -113,7 +133,9 @@ def _in_order(paths: list[Path], layout: Layout, stop: int | None) -> tuple[np.n
     return table[table[:, 0] < stop if stop is not None else slice(None), 1:], max(seconds)
 
 
-def read_pieces(folder: Path, layout: Layout, kind: str, indices: Sequence[int]) -> dict[int, bytes]:
+def read_pieces(
+    folder: Path, layout: Layout, kind: str, indices: Sequence[int]
+) -> dict[int, bytes]:
     """Read the pieces of one kind for some molecules; molecules without one are missing."""
     wanted, found = set(indices), {}
     place = layout.kinds.index(kind)

@@ -33,8 +33,15 @@ import numpy as np
 from ase import units
 
 KCAL_PER_MOL = units.kcal / units.mol  # eV
-MEASURES = ("mean_percentage", "mean_percentage_of_all", "success_rate", "divergence_rate", "force_convergence_rate",
-            "mean_residual", "median_residual")
+MEASURES = (
+    "mean_percentage",
+    "mean_percentage_of_all",
+    "success_rate",
+    "divergence_rate",
+    "force_convergence_rate",
+    "mean_residual",
+    "median_residual",
+)
 _ROUNDING = 1e-5  # rise of an energy that rounding can explain, eV
 _BLOCK = 4_000_000  # maximum number of bootstrap counts in memory
 
@@ -99,7 +106,11 @@ def percentage(outcomes: Outcomes, limits: Limits = Limits()) -> np.ndarray:
     """
     gap = outcomes.energy_start - outcomes.energy_opt
     told = gap >= limits.min_gap
-    return np.where(told, 100 * (outcomes.energy_start - outcomes.energy_relaxed) / np.where(told, gap, 1.0), np.nan)
+    return np.where(
+        told,
+        100 * (outcomes.energy_start - outcomes.energy_relaxed) / np.where(told, gap, 1.0),
+        np.nan,
+    )
 
 
 def residual_energy(outcomes: Outcomes) -> np.ndarray:
@@ -124,7 +135,9 @@ def succeeded(outcomes: Outcomes, limits: Limits = Limits()) -> np.ndarray:
 
     A start that fulfills this already makes success easy.
     """
-    return judged(outcomes) & ~outcomes.failed & (residual_energy(outcomes) < limits.chemical_accuracy)
+    return (
+        judged(outcomes) & ~outcomes.failed & (residual_energy(outcomes) < limits.chemical_accuracy)
+    )
 
 
 def force_converged(outcomes: Outcomes, limits: Limits = Limits()) -> np.ndarray:
@@ -150,8 +163,9 @@ class Estimate:
     count: int
 
 
-def summarize(outcomes: Outcomes, limits: Limits = Limits(), *, num_bootstrap: int = 1000,
-              seed: int = 0) -> dict[str, Estimate]:
+def summarize(
+    outcomes: Outcomes, limits: Limits = Limits(), *, num_bootstrap: int = 1000, seed: int = 0
+) -> dict[str, Estimate]:
     """Compute every metric of MEASURES, with bootstrap errors over molecules.
 
     Mean percentages are over the molecules that did not diverge and ("of_all") over all molecules
@@ -175,11 +189,14 @@ def summarize(outcomes: Outcomes, limits: Limits = Limits(), *, num_bootstrap: i
         "mean_residual": (residual, can & ~bad),
     }
     estimates = bootstrap_means(measures, num_bootstrap, seed)
-    return estimates | {"median_residual": bootstrap_median(residual[can & ~bad], num_bootstrap, seed)}
+    return estimates | {
+        "median_residual": bootstrap_median(residual[can & ~bad], num_bootstrap, seed)
+    }
 
 
-def bootstrap_means(measures: dict[str, tuple[np.ndarray, np.ndarray]], num_bootstrap: int = 1000,
-                    seed: int = 0) -> dict[str, Estimate]:
+def bootstrap_means(
+    measures: dict[str, tuple[np.ndarray, np.ndarray]], num_bootstrap: int = 1000, seed: int = 0
+) -> dict[str, Estimate]:
     """Compute means of values (M,) over the molecules of a mask (M,).
 
     All metrics are resampled with the same draws of the M molecules.
@@ -199,12 +216,16 @@ def bootstrap_means(measures: dict[str, tuple[np.ndarray, np.ndarray]], num_boot
     size = values.shape[1]
     rng, means = np.random.default_rng(seed), []
     for start in range(0, num_bootstrap if size else 0, step := max(1, _BLOCK // max(size, 1))):
-        draws = rng.multinomial(size, np.full(size, 1 / size), min(step, num_bootstrap - start)).astype(float)
+        draws = rng.multinomial(
+            size, np.full(size, 1 / size), min(step, num_bootstrap - start)
+        ).astype(float)
         with np.errstate(invalid="ignore"):
             means.append(draws @ values.T / (draws @ masks.T))
     means = np.concatenate(means) if means else np.full((1, len(measures)), np.nan)
-    return {name: _estimate(value[mask], value[mask].mean() if mask.any() else np.nan, means[:, n])
-            for n, (name, (value, mask)) in enumerate(measures.items())}
+    return {
+        name: _estimate(value[mask], value[mask].mean() if mask.any() else np.nan, means[:, n])
+        for n, (name, (value, mask)) in enumerate(measures.items())
+    }
 
 
 def bootstrap_median(values: np.ndarray, num_bootstrap: int = 1000, seed: int = 0) -> Estimate:
@@ -212,7 +233,12 @@ def bootstrap_median(values: np.ndarray, num_bootstrap: int = 1000, seed: int = 
     rng = np.random.default_rng(seed)
     if not len(values):
         return _estimate(values, np.nan, np.full(1, np.nan))
-    medians = np.array([np.median(values[rng.integers(len(values), size=len(values))]) for _ in range(num_bootstrap)])
+    medians = np.array(
+        [
+            np.median(values[rng.integers(len(values), size=len(values))])
+            for _ in range(num_bootstrap)
+        ]
+    )
     return _estimate(values, np.median(values), medians)
 
 
@@ -223,4 +249,6 @@ def _estimate(values, value, resampled) -> Estimate:
     if not len(values) or len(resampled) < 2:
         return Estimate(float(value), np.nan, np.nan, np.nan, len(values))
     low, high = np.quantile(resampled, [0.025, 0.975])
-    return Estimate(float(value), float(resampled.std(ddof=1)), float(low), float(high), len(values))
+    return Estimate(
+        float(value), float(resampled.std(ddof=1)), float(low), float(high), len(values)
+    )

@@ -75,8 +75,18 @@ class SearchOptions:
     def __post_init__(self):
         for name, least in (("rounds", 0), ("replicas", 1), ("frames", 1), ("max_steps", 1)):
             if int(getattr(self, name)) != getattr(self, name) or getattr(self, name) < least:
-                raise ValueError(f"{name} must be a whole number of at least {least}, received {getattr(self, name)}")
-        for name in ("temperature", "picoseconds", "window", "fmax", "same_energy", "same_rmsd", "timestep"):
+                raise ValueError(
+                    f"{name} must be a whole number of at least {least}, received {getattr(self, name)}"
+                )
+        for name in (
+            "temperature",
+            "picoseconds",
+            "window",
+            "fmax",
+            "same_energy",
+            "same_rmsd",
+            "timestep",
+        ):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be positive, received {getattr(self, name)}")
 
@@ -115,8 +125,9 @@ class MinimaResult:
     left_out: collections.Counter
 
 
-def find_minima(starts: Sequence[Sequence[Atoms]], force_field: Potential | str | Path,
-                **options) -> list[MinimaResult]:
+def find_minima(
+    starts: Sequence[Sequence[Atoms]], force_field: Potential | str | Path, **options
+) -> list[MinimaResult]:
     """Find the minima of molecules from one or more geometries each.
 
     >>> from mlip_jax import from_smiles
@@ -137,11 +148,20 @@ def find_minima(starts: Sequence[Sequence[Atoms]], force_field: Potential | str 
       CheckpointError: If there is no force field at this location.
     """
     search = SearchOptions(**options)
-    potential = force_field if isinstance(force_field, Potential) else load_force_field(str(force_field))
+    potential = (
+        force_field if isinstance(force_field, Potential) else load_force_field(str(force_field))
+    )
     relaxer = Relaxer(potential, fmax=search.fmax, max_steps=search.max_steps, dtype=search.dtype)
-    pools = [_MinimumPool(geometries, search, symmetries)
-             for geometries, symmetries in zip(starts, _symmetries(starts))]
-    _relax(relaxer, pools, [(m, atoms) for m, geometries in enumerate(starts) for atoms in geometries], 0)
+    pools = [
+        _MinimumPool(geometries, search, symmetries)
+        for geometries, symmetries in zip(starts, _symmetries(starts))
+    ]
+    _relax(
+        relaxer,
+        pools,
+        [(m, atoms) for m, geometries in enumerate(starts) for atoms in geometries],
+        0,
+    )
     for number in range(1, search.rounds + 1):
         active = [m for m, pool in enumerate(pools) if pool.minima and pool.new[-1]]
         if not active:
@@ -158,11 +178,18 @@ def _symmetries(starts: Sequence[Sequence[Atoms]]) -> Iterator[np.ndarray | None
     for geometries in starts:
         if not geometries:
             raise ValueError("each molecule needs one geometry to start from")
-    entries = (SymmetryQuery(g[0].numbers, g[0].positions, g[0].info.get("smiles", "")) for g in starts)
-    return (None if found is None else found.permutations for found in symmetries_of(entries, num_processes=1))
+    entries = (
+        SymmetryQuery(g[0].numbers, g[0].positions, g[0].info.get("smiles", "")) for g in starts
+    )
+    return (
+        None if found is None else found.permutations
+        for found in symmetries_of(entries, num_processes=1)
+    )
 
 
-def _relax(relaxer: Relaxer, pools: list[_MinimumPool], geometries: list[tuple[int, Atoms]], number: int) -> None:
+def _relax(
+    relaxer: Relaxer, pools: list[_MinimumPool], geometries: list[tuple[int, Atoms]], number: int
+) -> None:
     """Relax geometries of molecules and add the results to their pools."""
     for pool in pools:
         pool.relaxed.append(0)
@@ -173,8 +200,13 @@ def _relax(relaxer: Relaxer, pools: list[_MinimumPool], geometries: list[tuple[i
         pools[m].add(done[place], number)
 
 
-def _hot_frames(potential: Potential, pools: list[_MinimumPool], active: list[int], search: SearchOptions, number: int
-                ) -> Iterator[tuple[int, Atoms]]:
+def _hot_frames(
+    potential: Potential,
+    pools: list[_MinimumPool],
+    active: list[int],
+    search: SearchOptions,
+    number: int,
+) -> Iterator[tuple[int, Atoms]]:
     """Yield (molecule, geometry) for the frames of hot dynamics of the molecules `active`.
 
     The dynamics start from the lowest minima of each molecule.
@@ -182,9 +214,16 @@ def _hot_frames(potential: Potential, pools: list[_MinimumPool], active: list[in
     begin = [(m, atoms) for m in active for atoms in pools[m].lowest(search.replicas)]
     steps = max(round(1000 * search.picoseconds / search.timestep), search.frames)
     dynamics = MolecularDynamics(
-        [atoms for _, atoms in begin], potential, ensemble="langevin", temperature=search.temperature,
-        timestep=search.timestep, frame_every=steps // search.frames, record_every=steps, dtype=search.dtype,
-        seed=search.seed + number)
+        [atoms for _, atoms in begin],
+        potential,
+        ensemble="langevin",
+        temperature=search.temperature,
+        timestep=search.timestep,
+        frame_every=steps // search.frames,
+        record_every=steps,
+        dtype=search.dtype,
+        seed=search.seed + number,
+    )
     for (m, _), trajectory in zip(begin, dynamics.run(steps)):
         last = trajectory.broken.step if trajectory.broken else steps + 1
         if trajectory.broken:
@@ -204,7 +243,9 @@ class _MinimumPool:
       left_out: Number of rejected geometries by reason.
     """
 
-    def __init__(self, geometries: Sequence[Atoms], search: SearchOptions, permutations: np.ndarray | None):
+    def __init__(
+        self, geometries: Sequence[Atoms], search: SearchOptions, permutations: np.ndarray | None
+    ):
         first = geometries[0]
         heavy = np.flatnonzero(first.numbers > 1)
         self._atoms = heavy if len(heavy) > 2 else np.arange(len(first))
@@ -227,10 +268,20 @@ class _MinimumPool:
 
     def _keep(self, new: Minimum) -> None:
         """Add a minimum, or count it as a known one and keep the lower energy."""
-        near = [old for old in self.minima if abs(old.energy - new.energy) < self._search.same_energy]
-        distances = cross_rmsd(Conformers(
-            new.atoms.positions[None, self._atoms], np.array([m.atoms.positions[self._atoms] for m in near]),
-            self._permutations))[0] if near else np.zeros(0)
+        near = [
+            old for old in self.minima if abs(old.energy - new.energy) < self._search.same_energy
+        ]
+        distances = (
+            cross_rmsd(
+                Conformers(
+                    new.atoms.positions[None, self._atoms],
+                    np.array([m.atoms.positions[self._atoms] for m in near]),
+                    self._permutations,
+                )
+            )[0]
+            if near
+            else np.zeros(0)
+        )
         if len(near) and distances.min() < self._search.same_rmsd:
             old = near[int(distances.argmin())]
             old.times += 1
@@ -261,9 +312,13 @@ class _MinimumPool:
 def _bonded(atoms: Atoms) -> np.ndarray:
     """Return which atoms are bonded, (n, n) bool."""
     numbers = atoms.numbers
-    return atoms.get_all_distances(mic=bool(atoms.pbc.any())) < bond_limit(numbers[:, None], numbers[None])
+    return atoms.get_all_distances(mic=bool(atoms.pbc.any())) < bond_limit(
+        numbers[:, None], numbers[None]
+    )
 
 
 def _bare(atoms: Atoms) -> Atoms:
     """Return the atoms without results and without momenta, from which dynamics would start."""
-    return Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, info=electronic_state(atoms))
+    return Atoms(
+        atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, info=electronic_state(atoms)
+    )

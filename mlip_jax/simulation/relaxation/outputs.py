@@ -25,8 +25,22 @@ from mlip_jax.structure import electronic_state, from_ase
 
 FAILED = "failed"
 # Energies in eV, forces in eV/Å (the largest norm on an atom), distances in Å, charges in e.
-COLUMNS = ("index", "name", "smiles", "status", "reason", "n_atoms", "charge", "geometry", "steps", "energy_start_ev",
-           "energy_ev", "fmax_start_ev_per_ang", "fmax_ev_per_ang", "rmsd_ang")
+COLUMNS = (
+    "index",
+    "name",
+    "smiles",
+    "status",
+    "reason",
+    "n_atoms",
+    "charge",
+    "geometry",
+    "steps",
+    "energy_start_ev",
+    "energy_ev",
+    "fmax_start_ev_per_ang",
+    "fmax_ev_per_ang",
+    "rmsd_ang",
+)
 # DOMAIN_COLUMNS: distance of the farthest atom of the relaxed geometry (1 at the border), and 1 if
 # it is outside the domain, otherwise 0; computed after all relaxations.
 DOMAIN_COLUMNS = ("domain_distance", "outside_domain")
@@ -48,11 +62,27 @@ def result_cells(record: MoleculeRecord, result: Relaxation) -> list[Any]:
     """Return the values of COLUMNS for a relaxation."""
     atoms = record.atoms
     distance = math.nan if result.status == FAILED else rmsd(atoms, result.atoms)
-    return [record.index, record.name, record.smiles, result.status, result.reason, len(atoms), atoms.info["charge"],
-            record.geometry, result.steps, result.energy_start, result.energy, result.fmax_start, result.fmax, distance]
+    return [
+        record.index,
+        record.name,
+        record.smiles,
+        result.status,
+        result.reason,
+        len(atoms),
+        atoms.info["charge"],
+        record.geometry,
+        result.steps,
+        result.energy_start,
+        result.energy,
+        result.fmax_start,
+        result.fmax,
+        distance,
+    ]
 
 
-def domain_cells(potential: Potential, domain: Domain, frames: Sequence[bytes]) -> list[tuple[Any, Any]]:
+def domain_cells(
+    potential: Potential, domain: Domain, frames: Sequence[bytes]
+) -> list[tuple[Any, Any]]:
     """Return the values of DOMAIN_COLUMNS for molecules. Computed in batches.
 
     Args:
@@ -66,8 +96,13 @@ def domain_cells(potential: Potential, domain: Domain, frames: Sequence[bytes]) 
     known = [i for i, piece in enumerate(frames) if piece]
     if not known:
         return cells
-    distances = atom_domain.farthest(potential, domain, Columns.from_structures(
-        from_ase(read(io.StringIO(frames[i].decode()), format="extxyz")) for i in known))
+    distances = atom_domain.farthest(
+        potential,
+        domain,
+        Columns.from_structures(
+            from_ase(read(io.StringIO(frames[i].decode()), format="extxyz")) for i in known
+        ),
+    )
     for i, distance in zip(known, distances.tolist()):
         # treat NaN as outside the domain
         cells[i] = (repr(distance) if math.isfinite(distance) else "", int(not distance <= 1))
@@ -99,16 +134,24 @@ def pieces(record: MoleculeRecord, result: Relaxation, mol_blocks: bool) -> dict
     about = {"index": record.index, "name": record.name, "smiles": record.smiles}
     end = about | {"status": result.status, "steps": result.steps, "fmax": float(result.fmax)}
     found = {FRAME: frame(result.atoms, end | electronic_state(record.atoms), result.energy)}
-    if mol_blocks and record.bonds is not None and np.abs(result.atoms.positions).max() < _MOL_BLOCK_REACH:
+    if (
+        mol_blocks
+        and record.bonds is not None
+        and np.abs(result.atoms.positions).max() < _MOL_BLOCK_REACH
+    ):
         found[MOL_BLOCK] = _mol_block(record, result)
     if result.frames:
         about |= electronic_state(record.atoms)
-        found[TRAJECTORY] = b"".join(frame(atoms, about | {"frame": i}, **atoms.calc.results)
-                                     for i, atoms in enumerate(result.frames))
+        found[TRAJECTORY] = b"".join(
+            frame(atoms, about | {"frame": i}, **atoms.calc.results)
+            for i, atoms in enumerate(result.frames)
+        )
     return found
 
 
-def frame(atoms: Atoms, about: Mapping[str, Any], energy: float, forces: np.ndarray | None = None) -> bytes:
+def frame(
+    atoms: Atoms, about: Mapping[str, Any], energy: float, forces: np.ndarray | None = None
+) -> bytes:
     """Return a frame of extended XYZ (Å, eV, eV/Å) with further keys.
 
     ASE reads strings back unchanged, except integers.
@@ -116,8 +159,14 @@ def frame(atoms: Atoms, about: Mapping[str, Any], energy: float, forces: np.ndar
     from ase.io import write
 
     numbers = {k: v for k, v in about.items() if not isinstance(v, str)}
-    plain = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, info=numbers,
-                  constraint=list(atoms.constraints))
+    plain = Atoms(
+        atoms.numbers,
+        atoms.positions,
+        cell=atoms.cell,
+        pbc=atoms.pbc,
+        info=numbers,
+        constraint=list(atoms.constraints),
+    )
     if math.isfinite(energy):
         plain.calc = SinglePointCalculator(plain, energy=float(energy), forces=forces)
     buffer = io.StringIO()
@@ -136,7 +185,8 @@ def _quoted(text: str) -> str:
     text = _line(text)
     words = re.findall(r"[^\s,]+", text)
     if not _WHOLE.fullmatch(text) and (
-            all(map(_is_number, words)) or all(w in _TRUTH for w in words) or text.startswith("_JSON")):
+        all(map(_is_number, words)) or all(w in _TRUTH for w in words) or text.startswith("_JSON")
+    ):
         text = f"_JSON {json.dumps(text, ensure_ascii=False)}"
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
@@ -162,8 +212,14 @@ def _mol_block(record: MoleculeRecord, result: Relaxation) -> bytes:
         conformer.SetAtomPosition(i, Point3D(*place))
     molecule.AddConformer(conformer, assignId=True)
     molecule.SetProp("_Name", _line(record.name or str(record.index)))
-    values = {"index": record.index, "smiles": record.smiles, "status": result.status, "steps": result.steps,
-              "energy_ev": repr(float(result.energy)), "fmax_ev_per_ang": repr(float(result.fmax))}
+    values = {
+        "index": record.index,
+        "smiles": record.smiles,
+        "status": result.status,
+        "steps": result.steps,
+        "energy_ev": repr(float(result.energy)),
+        "fmax_ev_per_ang": repr(float(result.fmax)),
+    }
     fields = "".join(f">  <{name}>\n{_line(str(value))}\n\n" for name, value in values.items())
     return f"{Chem.MolToMolBlock(molecule)}{fields}$$$$\n".encode("utf-8", "replace")
 

@@ -76,8 +76,16 @@ class SlotPool:
       num_compiles: Number of programs compiled so far.
     """
 
-    def __init__(self, potential: Potential, params: Any, options: Mapping[str, Any], size: int, dtype,
-                 batch_atoms: int, device):
+    def __init__(
+        self,
+        potential: Potential,
+        params: Any,
+        options: Mapping[str, Any],
+        size: int,
+        dtype,
+        batch_atoms: int,
+        device,
+    ):
         """Create an empty pool.
 
         Args:
@@ -89,7 +97,12 @@ class SlotPool:
           batch_atoms: Atoms per evaluation.
           device: Device that runs the program.
         """
-        self._potential, self._params, self._options, self._device = potential, params, options, device
+        self._potential, self._params, self._options, self._device = (
+            potential,
+            params,
+            options,
+            device,
+        )
         self._size, self._dtype, self._batch_atoms = size, dtype, batch_atoms
         self._waiting: collections.deque[QueuedMolecule] = collections.deque()
         self._program: CompiledRelaxation | None = None
@@ -121,7 +134,9 @@ class SlotPool:
 
     def is_full(self) -> bool:
         """Return whether enough molecules wait."""
-        slots = self._program.loop.num if self._program else self._batch_atoms // (self._size // 2) + 1
+        slots = (
+            self._program.loop.num if self._program else self._batch_atoms // (self._size // 2) + 1
+        )
         return len(self._waiting) >= _AHEAD * slots
 
     def add(self, molecule: QueuedMolecule) -> None:
@@ -154,11 +169,23 @@ class SlotPool:
             compiles, begin = self.num_compiles, time.perf_counter()
             steps = most or self._turn()
             self._state, done, taken, last = self._program.run(
-                budget, self._state, self._program.put(queue), waiting, steps, few)
+                budget, self._state, self._program.put(queue), waiting, steps, few
+            )
             before = self.iterations
-            count, taken, largest, self.iterations, self.evaluated = (int(x) if x.ndim == 0 else x for x in (
-                jax.device_get((done.count, taken, self._state.largest, self._state.iterations,
-                                self._state.evaluated))))
+            count, taken, largest, self.iterations, self.evaluated = (
+                int(x) if x.ndim == 0 else x
+                for x in (
+                    jax.device_get(
+                        (
+                            done.count,
+                            taken,
+                            self._state.largest,
+                            self._state.iterations,
+                            self._state.evaluated,
+                        )
+                    )
+                )
+            )
             if compiles == self.num_compiles and self.iterations > before:
                 self._per_iteration = (time.perf_counter() - begin) / (self.iterations - before)
         for _ in range(taken):
@@ -173,10 +200,25 @@ class SlotPool:
         """Choose the number of slots and the budgets for the waiting molecules."""
         p, sizes = self._potential, np.array([len(w.numbers) for w in self._waiting])
         edges = np.array([count_edges(w.positions, p.cutoff) for w in self._waiting])
-        num = int(np.clip(np.ceil(self._batch_atoms / sizes.mean()), 1, len(sizes))) if len(sizes) else 1
-        self._program = CompiledRelaxation(RelaxationLoop(
-            p.model, p.energy_scale, float(p.cutoff), p.long_range_cutoff, size=self._size, num=num + (num > 1),
-            dtype=self._dtype, **self._options), self._params, self._device)
+        num = (
+            int(np.clip(np.ceil(self._batch_atoms / sizes.mean()), 1, len(sizes)))
+            if len(sizes)
+            else 1
+        )
+        self._program = CompiledRelaxation(
+            RelaxationLoop(
+                p.model,
+                p.energy_scale,
+                float(p.cutoff),
+                p.long_range_cutoff,
+                size=self._size,
+                num=num + (num > 1),
+                dtype=self._dtype,
+                **self._options,
+            ),
+            self._params,
+            self._device,
+        )
         self._state = self._program.init()
         whole = self._padding_budget(num, sizes, edges)
         tail = self._padding_budget(num / _TAIL, sizes, edges)
@@ -191,9 +233,15 @@ class SlotPool:
         pairs = 0
         if self._potential.long_range_cutoff is not None:
             all_pairs = sizes * (sizes - 1) / 2
-            pairs = round_up(max(_SLACK * num * all_pairs.mean(), all_pairs.max(), 1), _EDGE_MULTIPLE)
+            pairs = round_up(
+                max(_SLACK * num * all_pairs.mean(), all_pairs.max(), 1), _EDGE_MULTIPLE
+            )
         return PaddingBudget(
-            round_up(nodes, NODE_MULTIPLE), round_up(most_edges, _EDGE_MULTIPLE), self._slots + 1, pairs)
+            round_up(nodes, NODE_MULTIPLE),
+            round_up(most_edges, _EDGE_MULTIPLE),
+            self._slots + 1,
+            pairs,
+        )
 
     @property
     def _slots(self) -> int:
@@ -220,8 +268,13 @@ class SlotPool:
         if largest[0] <= budget.n_edge and largest[1] <= budget.n_pair:
             return
         edges = max(budget.n_edge, round_up(_ONE_SLACK * largest[0], _EDGE_MULTIPLE))
-        pairs = max(budget.n_pair, round_up(_ONE_SLACK * largest[1], _EDGE_MULTIPLE) if largest[1] else 0)
-        self._budgets = [b._replace(n_edge=max(b.n_edge, edges), n_pair=max(b.n_pair, pairs)) for b in self._budgets]
+        pairs = max(
+            budget.n_pair, round_up(_ONE_SLACK * largest[1], _EDGE_MULTIPLE) if largest[1] else 0
+        )
+        self._budgets = [
+            b._replace(n_edge=max(b.n_edge, edges), n_pair=max(b.n_pair, pairs))
+            for b in self._budgets
+        ]
         self._budgets = list(dict.fromkeys(self._budgets))
 
     def _queue(self) -> MoleculeBatch:

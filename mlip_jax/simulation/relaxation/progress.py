@@ -37,18 +37,31 @@ class RelaxationProgressBar:
         self._lock = threading.Lock()
         self._begin = self._shown = self._logged = time.monotonic()
         self._bar = progress.Progress(
-            progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn(),
-            progress.TextColumn("{task.fields[text]}"), progress.TimeElapsedColumn(), progress.TimeRemainingColumn(),
-            disable=not distributed.leader())
-        share = verb if distributed.count() == 1 else f"{verb}, of {distributed.count()} processes this one"
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TextColumn("{task.fields[text]}"),
+            progress.TimeElapsedColumn(),
+            progress.TimeRemainingColumn(),
+            disable=not distributed.leader(),
+        )
+        share = (
+            verb
+            if distributed.count() == 1
+            else f"{verb}, of {distributed.count()} processes this one"
+        )
         self._task = self._bar.add_task(share, total=total, completed=done, text="")
 
     def __enter__(self) -> RelaxationProgressBar:
         self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-                 ) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._show()
         self._bar.stop()
 

@@ -21,10 +21,12 @@ from mlip_jax.simulation.relaxation.pool import QueuedMolecule, SlotPool, slot_s
 from mlip_jax.structure import STATES, electronic_value
 
 _REASONS = {
-    loop.CONVERGED: ("converged", ""), loop.STEP_LIMIT: ("step limit", ""),
+    loop.CONVERGED: ("converged", ""),
+    loop.STEP_LIMIT: ("step limit", ""),
     loop.NOT_FINITE: ("diverged", "energy or forces are not finite"),
-    loop.FUSED: ("diverged", "two atoms came within {nearest:.2f} Å of each other"),
-    loop.FLOWN_APART: ("diverged", "an atom flew away from all others, beyond the cutoff")}
+    loop.ATOMS_OVERLAP: ("diverged", "two atoms came within {nearest:.2f} Å of each other"),
+    loop.DISSOCIATED: ("diverged", "an atom flew away from all others, beyond the cutoff"),
+}
 # _RISE: maximum rise of the energy between start and end that rounding can explain, eV.
 _RISE = 1e-3
 # _BATCH_ATOMS: atoms per evaluation by platform, such that the data fit the caches of a core or the
@@ -68,9 +70,18 @@ class Relaxation:
         return self.status == "converged"
 
 
-def relax(molecules: Sequence[Atoms], force_field: Potential | str | Path, *, optimizer: str = "bfgs",
-          fmax: float = 0.05, max_steps: int = 500, maxstep: float = 0.2, dtype: str = "float32",
-          trajectory_every: int = 0, progress: bool = False) -> list[Relaxation]:
+def relax(
+    molecules: Sequence[Atoms],
+    force_field: Potential | str | Path,
+    *,
+    optimizer: str = "bfgs",
+    fmax: float = 0.05,
+    max_steps: int = 500,
+    maxstep: float = 0.2,
+    dtype: str = "float32",
+    trajectory_every: int = 0,
+    progress: bool = False,
+) -> list[Relaxation]:
     """Relax molecules in batches on the device and return one result per molecule, in order.
 
     A molecule that cannot be relaxed has a result that states the reason; the others are relaxed.
@@ -89,12 +100,20 @@ def relax(molecules: Sequence[Atoms], force_field: Potential | str | Path, *, op
       ValueError: If an argument is invalid.
       CheckpointError: If there is no force field at this location.
     """
-    relaxer = Relaxer(force_field, optimizer=optimizer, fmax=fmax, max_steps=max_steps, maxstep=maxstep, dtype=dtype,
-                      trajectory_every=trajectory_every)
+    relaxer = Relaxer(
+        force_field,
+        optimizer=optimizer,
+        fmax=fmax,
+        max_steps=max_steps,
+        maxstep=maxstep,
+        dtype=dtype,
+        trajectory_every=trajectory_every,
+    )
     results: list[Relaxation | None] = [None] * len(molecules)
     done = relaxer.stream(enumerate(molecules))
     if progress:
         from rich.progress import track
+
         done = track(done, "relaxing", total=len(molecules))
     for place, result in done:
         results[place] = result
@@ -114,9 +133,19 @@ class Relaxer:
       num_compiles: Number of programs compiled so far.
     """
 
-    def __init__(self, force_field: Potential | str | Path, *, optimizer: str = "bfgs", fmax: float = 0.05,
-                 max_steps: int = 500, maxstep: float = 0.2, dtype: str = "float32", batch_atoms: int | None = None,
-                 trajectory_every: int = 0, devices: Sequence[jax.Device] | None = None):
+    def __init__(
+        self,
+        force_field: Potential | str | Path,
+        *,
+        optimizer: str = "bfgs",
+        fmax: float = 0.05,
+        max_steps: int = 500,
+        maxstep: float = 0.2,
+        dtype: str = "float32",
+        batch_atoms: int | None = None,
+        trajectory_every: int = 0,
+        devices: Sequence[jax.Device] | None = None,
+    ):
         """Create a relaxer.
 
         Args:
@@ -138,20 +167,31 @@ class Relaxer:
         """
         if not (np.isfinite(fmax) and fmax > 0):
             raise ValueError(f"fmax must be positive (eV/Å), received {fmax}")
-        for name, value, least in (("max_steps", max_steps, 0), ("trajectory_every", trajectory_every, 0),
-                                   ("batch_atoms", batch_atoms or 1, 1)):
+        for name, value, least in (
+            ("max_steps", max_steps, 0),
+            ("trajectory_every", trajectory_every, 0),
+            ("batch_atoms", batch_atoms or 1, 1),
+        ):
             if int(value) != value or value < least:
-                raise ValueError(f"{name} must be a whole number of at least {least}, received {value}")
+                raise ValueError(
+                    f"{name} must be a whole number of at least {least}, received {value}"
+                )
         if dtype not in ("float32", "float64"):
             raise ValueError(f'dtype must be "float32" or "float64", received {dtype!r}')
         minimizer = minimizers.create(optimizer, maxstep)
-        self.potential = force_field if isinstance(force_field, Potential) else Potential.load(force_field)
+        self.potential = (
+            force_field if isinstance(force_field, Potential) else Potential.load(force_field)
+        )
         self._dtype = np.dtype(dtype)
         self._devices = list(jax.local_devices() if devices is None else devices)
         self._every = trajectory_every
-        self._batch_atoms = batch_atoms or _BATCH_ATOMS.get(self._devices[0].platform, _BATCH_ATOMS["gpu"])
+        self._batch_atoms = batch_atoms or _BATCH_ATOMS.get(
+            self._devices[0].platform, _BATCH_ATOMS["gpu"]
+        )
         self._options = {"minimizer": minimizer, "fmax": float(fmax), "max_steps": int(max_steps)}
-        self._params = jax.tree.map(lambda leaf: np.asarray(leaf, self._dtype), self.potential.params)
+        self._params = jax.tree.map(
+            lambda leaf: np.asarray(leaf, self._dtype), self.potential.params
+        )
         self._pools: dict[tuple[int, int], SlotPool] = {}
 
     @property
@@ -166,10 +206,15 @@ class Relaxer:
         "compiles".
         """
         pools = list(self._pools.values())
-        return {"iterations": sum(p.iterations for p in pools), "evaluated": sum(p.evaluated for p in pools),
-                "compiles": self.num_compiles}
+        return {
+            "iterations": sum(p.iterations for p in pools),
+            "evaluated": sum(p.evaluated for p in pools),
+            "compiles": self.num_compiles,
+        }
 
-    def stream(self, molecules: Iterable[tuple[Hashable, Atoms]]) -> Iterator[tuple[Hashable, Relaxation]]:
+    def stream(
+        self, molecules: Iterable[tuple[Hashable, Atoms]]
+    ) -> Iterator[tuple[Hashable, Relaxation]]:
         """Yield (key, result) for each (key, molecule), in the order of completion.
 
         `molecules` is read as slots become free, so it may be arbitrarily long.
@@ -180,8 +225,10 @@ class Relaxer:
             return
         results: queue.Queue = queue.Queue(maxsize=10_000)
         stop = threading.Event()
-        threads = [threading.Thread(target=self._feed, args=(d, shared, results, stop), daemon=True)
-                   for d in range(len(self._devices))]
+        threads = [
+            threading.Thread(target=self._feed, args=(d, shared, results, stop), daemon=True)
+            for d in range(len(self._devices))
+        ]
         for thread in threads:
             thread.start()
         try:
@@ -196,7 +243,9 @@ class Relaxer:
                     yield item
         finally:
             stop.set()
-            while any(thread.is_alive() for thread in threads):  # a thread may wait for space in the queue
+            while any(
+                thread.is_alive() for thread in threads
+            ):  # a thread may wait for space in the queue
                 with contextlib.suppress(queue.Empty):
                     results.get(timeout=0.1)
 
@@ -214,7 +263,7 @@ class Relaxer:
     def _on_device(self, device: int, shared: _Shared) -> Iterator[tuple[Hashable, Relaxation]]:
         """Yield the results of the molecules that one device takes from `shared`."""
         mine: dict[int, SlotPool] = {}
-        numbers = iter(range(2 ** 31 - 1))
+        numbers = iter(range(2**31 - 1))
         held: dict[int, tuple[Hashable, Atoms, list[Atoms]]] = {}
         while True:
             while not any(pool.is_full() for pool in mine.values()):
@@ -247,8 +296,14 @@ class Relaxer:
         """Return the pool for slots of `size` atoms on a device; create it if necessary."""
         if (device, size) not in self._pools:
             self._pools[device, size] = SlotPool(
-                self.potential, self._params, self._options, size, self._dtype, self._batch_atoms,
-                self._devices[device])
+                self.potential,
+                self._params,
+                self._options,
+                size,
+                self._dtype,
+                self._batch_atoms,
+                self._devices[device],
+            )
         return self._pools[device, size]
 
     def _join_the_few(self, pools: dict[int, SlotPool]) -> None:
@@ -277,22 +332,38 @@ class Relaxer:
         """Build the result of one molecule from its last evaluation."""
         status, reason = _REASONS[int(outcome.code)]
         reference = self.potential.reference_energies[atoms.numbers].sum()
-        start, end = (float(reference + np.float64(e)) for e in (outcome.energy_start, outcome.energy))
+        start, end = (
+            float(reference + np.float64(e)) for e in (outcome.energy_start, outcome.energy)
+        )
         if status != "diverged" and end - start > _RISE:
             status, reason = "diverged", f"the energy rose by {end - start:.3g} eV"
-        return Relaxation(self._frame(atoms, outcome), status, reason.format(nearest=float(outcome.nearest)),
-                          int(outcome.steps), start, end, float(outcome.fmax_start), float(outcome.fmax), frames)
+        return Relaxation(
+            self._frame(atoms, outcome),
+            status,
+            reason.format(nearest=float(outcome.nearest)),
+            int(outcome.steps),
+            start,
+            end,
+            float(outcome.fmax_start),
+            float(outcome.fmax),
+            frames,
+        )
 
     def _frame(self, atoms: Atoms, outcome: loop.Outcome) -> Atoms:
         """Return the atoms with positions, energy and forces of an evaluation."""
         n = len(atoms)
         frame = atoms.copy()
-        frame.set_positions(outcome.positions[:n].astype(np.float64) + atoms.positions.mean(0), apply_constraint=False)
+        frame.set_positions(
+            outcome.positions[:n].astype(np.float64) + atoms.positions.mean(0),
+            apply_constraint=False,
+        )
         fixed = _fixed(atoms)
         # exactly, without the rounding to the dtype
         frame.positions[fixed] = atoms.positions[fixed]
         energy = self.potential.reference_energies[atoms.numbers].sum() + np.float64(outcome.energy)
-        frame.calc = SinglePointCalculator(frame, energy=float(energy), forces=outcome.forces[:n].astype(np.float64))
+        frame.calc = SinglePointCalculator(
+            frame, energy=float(energy), forces=outcome.forces[:n].astype(np.float64)
+        )
         return frame
 
     def _obstacle(self, atoms: Atoms) -> str:
@@ -303,11 +374,15 @@ class Relaxer:
             bad = int(np.flatnonzero(~np.isfinite(atoms.positions).all(axis=1))[0])
             return f"positions are not finite: atom {bad} is at {atoms.positions[bad].tolist()}"
         if atoms.pbc.any():
-            return ("it is periodic; open molecules are relaxed in batches. Use MLIPCalculator with an optimizer of "
-                    "ASE")
+            return (
+                "it is periodic; open molecules are relaxed in batches. Use MLIPCalculator with an optimizer of "
+                "ASE"
+            )
         unknown = [type(c).__name__ for c in atoms.constraints if not isinstance(c, FixAtoms)]
         if unknown:
-            return f"of ASE's constraints FixAtoms alone is known here, received {', '.join(unknown)}"
+            return (
+                f"of ASE's constraints FixAtoms alone is known here, received {', '.join(unknown)}"
+            )
         try:
             for name in STATES:
                 electronic_value(atoms, name)
@@ -338,6 +413,7 @@ def _overlap(positions: np.ndarray) -> str:
     if len(positions) < 2:
         return ""
     from scipy.spatial import cKDTree
+
     distances, nearest = cKDTree(positions).query(positions, k=2)
     first = int(np.argmin(distances[:, 1]))
     if distances[first, 1] >= loop.SHORTEST:
@@ -357,5 +433,10 @@ def _waiting(number: int, atoms: Atoms, dtype) -> QueuedMolecule:
     mobile = np.ones(len(atoms), bool)
     mobile[_fixed(atoms)] = False
     # centered at the origin: float32 has fewer digits far from it
-    return QueuedMolecule(number, atoms.numbers, (atoms.positions - atoms.positions.mean(0)).astype(dtype), mobile,
-                          *(electronic_value(atoms, name) for name in STATES))
+    return QueuedMolecule(
+        number,
+        atoms.numbers,
+        (atoms.positions - atoms.positions.mean(0)).astype(dtype),
+        mobile,
+        *(electronic_value(atoms, name) for name in STATES),
+    )

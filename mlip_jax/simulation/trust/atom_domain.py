@@ -32,7 +32,9 @@ class DomainEvaluation:
     energy_error: np.ndarray
 
 
-def fit(potential: Potential, train: Columns, valid: Columns, force_errors: np.ndarray, seed: int = 0) -> Domain:
+def fit(
+    potential: Potential, train: Columns, valid: Columns, force_errors: np.ndarray, seed: int = 0
+) -> Domain:
     """Fit the domain of a force field.
 
     Args:
@@ -49,12 +51,21 @@ def fit(potential: Potential, train: Columns, valid: Columns, force_errors: np.n
     if not len(train) or not len(valid):
         raise ValueError("a domain needs training and validation structures")
     kept, errors = _kept(train.numbers, np.random.default_rng(seed)), np.abs(force_errors).mean(1)
-    return Domain.fit(atom_features(potential, train)[kept], atom_features(potential, valid),
-                      {FORCES: errors} if np.isfinite(errors).any() else {}, valid.offsets)
+    return Domain.fit(
+        atom_features(potential, train)[kept],
+        atom_features(potential, valid),
+        {FORCES: errors} if np.isfinite(errors).any() else {},
+        valid.offsets,
+    )
 
 
-def judge(potential: Potential, domain: Domain, columns: Columns, energy_errors: np.ndarray,
-          force_errors: np.ndarray) -> DomainEvaluation:
+def judge(
+    potential: Potential,
+    domain: Domain,
+    columns: Columns,
+    energy_errors: np.ndarray,
+    force_errors: np.ndarray,
+) -> DomainEvaluation:
     """Compute the distances of structures from training, along with their errors.
 
     Args:
@@ -65,9 +76,11 @@ def judge(potential: Potential, domain: Domain, columns: Columns, energy_errors:
       force_errors: Errors of the forces (eV/Å), (A, 3).
     """
     starts, atoms = columns.offsets[:-1], columns.n_atoms
-    return DomainEvaluation(farthest(potential, domain, columns),
-                            np.add.reduceat(np.abs(force_errors).mean(1), starts) / atoms,
-                            np.abs(energy_errors) / atoms)
+    return DomainEvaluation(
+        farthest(potential, domain, columns),
+        np.add.reduceat(np.abs(force_errors).mean(1), starts) / atoms,
+        np.abs(energy_errors) / atoms,
+    )
 
 
 def farthest(potential: Potential, domain: Domain, columns: Columns) -> np.ndarray:
@@ -75,7 +88,12 @@ def farthest(potential: Potential, domain: Domain, columns: Columns) -> np.ndarr
 
     Distances are in units of the border: beyond 1 the structure is outside the domain.
     """
-    return np.maximum.reduceat(domain.distance(atom_features(potential, columns)), columns.offsets[:-1]) / domain.border
+    return (
+        np.maximum.reduceat(
+            domain.distance(atom_features(potential, columns)), columns.offsets[:-1]
+        )
+        / domain.border
+    )
 
 
 def of_workdir(path: str | Path) -> Domain | None:
@@ -89,7 +107,11 @@ def of_workdir(path: str | Path) -> Domain | None:
 
 def properties(domain: Domain) -> tuple[str, ...]:
     """Return the names of the results of `results`."""
-    return ("domain_distance", "outside_domain", *(["forces_expected_error"] if FORCES in domain.errors else []))
+    return (
+        "domain_distance",
+        "outside_domain",
+        *(["forces_expected_error"] if FORCES in domain.errors else []),
+    )
 
 
 def results(domain: Domain, features: np.ndarray) -> dict[str, Any]:
@@ -101,7 +123,10 @@ def results(domain: Domain, features: np.ndarray) -> dict[str, Any]:
       mean |error| of the force components of validation atoms at the same distance.
     """
     distance = domain.distance(features)
-    made = {"domain_distance": distance / domain.border, "outside_domain": bool(domain.outside(distance).any())}
+    made = {
+        "domain_distance": distance / domain.border,
+        "outside_domain": bool(domain.outside(distance).any()),
+    }
     if FORCES in domain.errors:
         made["forces_expected_error"] = domain.expected_error(FORCES, distance)
     return made

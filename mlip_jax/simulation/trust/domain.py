@@ -46,8 +46,13 @@ class Domain:
     errors: dict[str, np.ndarray]
 
     @classmethod
-    def fit(cls, train: np.ndarray, valid: np.ndarray, errors: dict[str, np.ndarray],
-            offsets: np.ndarray | None = None) -> Domain:
+    def fit(
+        cls,
+        train: np.ndarray,
+        valid: np.ndarray,
+        errors: dict[str, np.ndarray],
+        offsets: np.ndarray | None = None,
+    ) -> Domain:
         """Fit a domain from features and validation errors.
 
         Args:
@@ -62,27 +67,43 @@ class Domain:
         """
         if not len(train) or not len(valid):
             raise ValueError("a domain needs training and validation molecules")
-        center, spread = train.mean(0), np.maximum(train.std(0), 1e-6 * max(float(np.abs(train).max()), 1e-12))
-        made = cls(((train - center) / spread).astype(np.float32), center, spread, np.inf, np.zeros(0), {})
+        center, spread = (
+            train.mean(0),
+            np.maximum(train.std(0), 1e-6 * max(float(np.abs(train).max()), 1e-12)),
+        )
+        made = cls(
+            ((train - center) / spread).astype(np.float32), center, spread, np.inf, np.zeros(0), {}
+        )
         distance = made.distance(valid)
-        edges = np.unique(np.quantile(distance, np.linspace(0, 1, min(_BINS, len(valid)) + 1)[1:-1]))
+        edges = np.unique(
+            np.quantile(distance, np.linspace(0, 1, min(_BINS, len(valid)) + 1)[1:-1])
+        )
         bins = np.digitize(distance, edges)
-        expected = {name: np.maximum.accumulate([_mean(e[bins == b]) for b in range(len(edges) + 1)])
-                    for name, e in errors.items()}
+        expected = {
+            name: np.maximum.accumulate([_mean(e[bins == b]) for b in range(len(edges) + 1)])
+            for name, e in errors.items()
+        }
         farthest = distance if offsets is None else np.maximum.reduceat(distance, offsets[:-1])
-        return dataclasses.replace(made, border=float(np.quantile(farthest, _BORDER)), edges=edges, errors=expected)
+        return dataclasses.replace(
+            made, border=float(np.quantile(farthest, _BORDER)), edges=edges, errors=expected
+        )
 
     def distance(self, features: np.ndarray) -> np.ndarray:
         """Compute the mean distance to the nearest training samples, (S,)."""
         # For 5,000 points with 64 to 128 features SciPy's cKDTree takes 2 to 5 times as long (CPU
         # time) as these matrix products.
-        neighbors, own = min(_NEIGHBORS, len(self.points)), ((features - self.center) / self.spread).astype(np.float32)
-        squares, found = (self.points ** 2).sum(1), np.zeros(len(own))
+        neighbors, own = (
+            min(_NEIGHBORS, len(self.points)),
+            ((features - self.center) / self.spread).astype(np.float32),
+        )
+        squares, found = (self.points**2).sum(1), np.zeros(len(own))
         for start in range(0, len(own), _ROWS):
-            rows = own[start:start + _ROWS]
+            rows = own[start : start + _ROWS]
             # |a - b|² = |a|² + |b|² - 2 a·b, (rows, M); rounding can make it negative
-            d2 = np.maximum((rows ** 2).sum(1)[:, None] + squares - 2.0 * rows @ self.points.T, 0.0)
-            found[start:start + _ROWS] = np.sqrt(np.partition(d2, neighbors - 1, axis=1)[:, :neighbors]).mean(1)
+            d2 = np.maximum((rows**2).sum(1)[:, None] + squares - 2.0 * rows @ self.points.T, 0.0)
+            found[start : start + _ROWS] = np.sqrt(
+                np.partition(d2, neighbors - 1, axis=1)[:, :neighbors]
+            ).mean(1)
         return found
 
     def outside(self, distance: np.ndarray) -> np.ndarray:
@@ -99,8 +120,15 @@ class Domain:
     def save(self, path: Path) -> None:
         """Write the domain to an npz file."""
         with atomic_open(path) as file:
-            np.savez_compressed(file, points=self.points, center=self.center, spread=self.spread, border=self.border,
-                                edges=self.edges, **{f"error_{name}": e for name, e in self.errors.items()})
+            np.savez_compressed(
+                file,
+                points=self.points,
+                center=self.center,
+                spread=self.spread,
+                border=self.border,
+                edges=self.edges,
+                **{f"error_{name}": e for name, e in self.errors.items()},
+            )
 
     @classmethod
     def load(cls, path: Path) -> Domain:
@@ -110,15 +138,28 @@ class Domain:
           CheckpointError: If the file does not exist or is corrupted.
         """
         if not path.is_file():
-            raise CheckpointError(f"{path}: is missing; it is written at the end of a run of the tasks 'train' and "
-                                  "'property'")
+            raise CheckpointError(
+                f"{path}: is missing; it is written at the end of a run of the tasks 'train' and "
+                "'property'"
+            )
         try:
             with np.load(path, allow_pickle=False) as kept:
-                errors = {k.removeprefix("error_"): kept[k] for k in kept.files if k.startswith("error_")}
-                return cls(kept["points"], kept["center"], kept["spread"], float(kept["border"]), kept["edges"], errors)
+                errors = {
+                    k.removeprefix("error_"): kept[k] for k in kept.files if k.startswith("error_")
+                }
+                return cls(
+                    kept["points"],
+                    kept["center"],
+                    kept["spread"],
+                    float(kept["border"]),
+                    kept["edges"],
+                    errors,
+                )
         except Exception as error:  # corrupted bytes make NumPy raise nearly any exception
-            raise CheckpointError(f"{path}: is damaged ({error}). Remove it to go on without a domain, or train anew "
-                                  "to have one.") from error
+            raise CheckpointError(
+                f"{path}: is damaged ({error}). Remove it to go on without a domain, or train anew "
+                "to have one."
+            ) from error
 
 
 def _mean(values: np.ndarray) -> float:

@@ -68,7 +68,9 @@ class Scale:
             return None
         floor = float(np.quantile(spread[known], _FLOOR))
         if not floor > 0:
-            raise ValueError("the members of the ensemble agree to the last digit: are they the same force field?")
+            raise ValueError(
+                "the members of the ensemble agree to the last digit: are they the same force field?"
+            )
         z = errors[known] / np.maximum(spread[known], floor)[:, None]
         return cls(float(np.sqrt(np.mean(z**2))), floor)
 
@@ -123,17 +125,28 @@ class Calibration:
         Raises:
           ValueError: If there are no labels, or if the members agree nearly everywhere.
         """
-        made = cls(tuple(p.digest() for p in potentials), Scale.fit(evaluated.energy_error, evaluated.energy_spread),
-                   Scale.fit(evaluated.force_error, evaluated.force_spread), len(evaluated))
+        made = cls(
+            tuple(p.digest() for p in potentials),
+            Scale.fit(evaluated.energy_error, evaluated.energy_spread),
+            Scale.fit(evaluated.force_error, evaluated.force_spread),
+            len(evaluated),
+        )
         if made.energy is None and made.forces is None:
-            raise ValueError("a calibration needs structures with energies or forces; these have neither")
+            raise ValueError(
+                "a calibration needs structures with energies or forces; these have neither"
+            )
         return made
 
     def save(self, path: str | Path, **more: Any) -> None:
         """Write the calibration as JSON. `more` is stored along with it for human readers."""
-        scales = {name: None if scale is None else dataclasses.asdict(scale)
-                  for name, scale in (("energy", self.energy), ("forces", self.forces))}
-        write_json(Path(path), {"members": list(self.members), **scales, "num_structures": self.num_structures} | more)
+        scales = {
+            name: None if scale is None else dataclasses.asdict(scale)
+            for name, scale in (("energy", self.energy), ("forces", self.forces))
+        }
+        write_json(
+            Path(path),
+            {"members": list(self.members), **scales, "num_structures": self.num_structures} | more,
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:
@@ -148,27 +161,42 @@ class Calibration:
         """
         path = Path(path) / FILE if Path(path).is_dir() else Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: no calibration of an ensemble is there; configs/ensemble.py makes one")
+            raise FileNotFoundError(
+                f"{path}: no calibration of an ensemble is there; configs/ensemble.py makes one"
+            )
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            scales = {name: None if content[name] is None else Scale(float(content[name]["factor"]),
-                                                                     float(content[name]["floor"]))
-                      for name in ("energy", "forces")}
-            return cls(tuple(content["members"]), num_structures=int(content["num_structures"]), **scales)
+            scales = {
+                name: None
+                if content[name] is None
+                else Scale(float(content[name]["factor"]), float(content[name]["floor"]))
+                for name in ("energy", "forces")
+            }
+            return cls(
+                tuple(content["members"]), num_structures=int(content["num_structures"]), **scales
+            )
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}: is no calibration of an ensemble, or damaged ({error}); make it anew with "
-                             "configs/ensemble.py") from error
+            raise ValueError(
+                f"{path}: is no calibration of an ensemble, or damaged ({error}); make it anew with "
+                "configs/ensemble.py"
+            ) from error
 
     def check(self, potentials: Sequence[Potential]) -> None:
         """Raise ValueError if the calibration is of other members. The order does not matter."""
         own = [p.digest() for p in potentials]
         if sorted(own) != sorted(self.members):
-            raise ValueError(f"the calibration is of other members: {', '.join(self.members)}; those of this ensemble "
-                             f"are {', '.join(own)}. Make one for them with configs/ensemble.py")
+            raise ValueError(
+                f"the calibration is of other members: {', '.join(self.members)}; those of this ensemble "
+                f"are {', '.join(own)}. Make one for them with configs/ensemble.py"
+            )
 
     def properties(self) -> tuple[str, ...]:
         """Return the names of the results of `results`."""
-        return tuple(f"{name}_expected_error" for name in ("energy", "forces") if getattr(self, name) is not None)
+        return tuple(
+            f"{name}_expected_error"
+            for name in ("energy", "forces")
+            if getattr(self, name) is not None
+        )
 
     def results(self, energy_std: float, forces_std: np.ndarray) -> dict[str, Any]:
         """Return the expected errors for one structure.
@@ -184,7 +212,9 @@ class Calibration:
         """
         made: dict[str, Any] = {}
         if self.energy is not None:
-            made["energy_expected_error"] = float(len(forces_std) * self.energy.expected(energy_std / len(forces_std)))
+            made["energy_expected_error"] = float(
+                len(forces_std) * self.energy.expected(energy_std / len(forces_std))
+            )
         if self.forces is not None:
             made["forces_expected_error"] = self.forces.expected(_over_components(forces_std))
         return made
@@ -204,14 +234,19 @@ def evaluate(potentials: Sequence[Potential], store: Store, indices: np.ndarray)
     """
     digests = [p.digest() for p in potentials]
     if len(set(digests)) < max(2, len(digests)):
-        raise ValueError("an ensemble needs two or more force fields, each another one; received "
-                         f"{', '.join(digests) or 'none'}")
+        raise ValueError(
+            "an ensemble needs two or more force fields, each another one; received "
+            f"{', '.join(digests) or 'none'}"
+        )
     energies, forces = zip(*(energies_and_forces(p, store, indices) for p in potentials))
     columns = store.take(indices, labels_only=True)
     return EnsembleErrors(
-        columns.n_atoms, (np.mean(energies, axis=0) - columns.energy) / columns.n_atoms,
-        np.std(energies, axis=0, ddof=1) / columns.n_atoms, np.mean(forces, axis=0) - columns.forces,
-        _over_components(np.std(forces, axis=0, ddof=1)))
+        columns.n_atoms,
+        (np.mean(energies, axis=0) - columns.energy) / columns.n_atoms,
+        np.std(energies, axis=0, ddof=1) / columns.n_atoms,
+        np.mean(forces, axis=0) - columns.forces,
+        _over_components(np.std(forces, axis=0, ddof=1)),
+    )
 
 
 def _over_components(forces_std: np.ndarray) -> np.ndarray:
@@ -219,8 +254,13 @@ def _over_components(forces_std: np.ndarray) -> np.ndarray:
     return np.sqrt(np.mean(forces_std**2, axis=1))
 
 
-def held_out(workdirs: Sequence[str | Path], potentials: Sequence[Potential], part: str, most: int, seed: int = 0
-             ) -> tuple[Store, np.ndarray, list[str]]:
+def held_out(
+    workdirs: Sequence[str | Path],
+    potentials: Sequence[Potential],
+    part: str,
+    most: int,
+    seed: int = 0,
+) -> tuple[Store, np.ndarray, list[str]]:
     """Return structures of a split of the first member's data that no member was trained on.
 
     Args:
@@ -239,21 +279,29 @@ def held_out(workdirs: Sequence[str | Path], potentials: Sequence[Potential], pa
     own, notes = RunData.load(workdirs[0]), []
     chosen = _not_trained_on(own, part, workdirs[1:], notes)
     known = set.intersection(*(set(p.elements) for p in potentials))
-    kept = [here[[set(s.numbers.tolist()) <= known for s in columns]]
-            for here, columns in own.store.chunks(chosen, labels_only=True)]
+    kept = [
+        here[[set(s.numbers.tolist()) <= known for s in columns]]
+        for here, columns in own.store.chunks(chosen, labels_only=True)
+    ]
     strange, chosen = len(chosen), np.concatenate([*kept, chosen[:0]])
     if strange > len(chosen):
-        notes.append(f"{strange - len(chosen)} structures of the part {part!r} are left out: a member does not know "
-                     "their elements.")
+        notes.append(
+            f"{strange - len(chosen)} structures of the part {part!r} are left out: a member does not know "
+            "their elements."
+        )
     if not len(chosen):
-        raise DatasetError(f"{workdirs[0]}: its part {part!r} holds no structure to judge the ensemble by. "
-                           + " ".join(notes))
+        raise DatasetError(
+            f"{workdirs[0]}: its part {part!r} holds no structure to judge the ensemble by. "
+            + " ".join(notes)
+        )
     if len(chosen) > most:
         chosen = np.sort(np.random.default_rng(seed).choice(chosen, most, replace=False))
     return own.store, chosen, notes
 
 
-def _not_trained_on(own: RunData, part: str, others: Sequence[str | Path], notes: list[str]) -> np.ndarray:
+def _not_trained_on(
+    own: RunData, part: str, others: Sequence[str | Path], notes: list[str]
+) -> np.ndarray:
     """Return structures of a split of the first member that no other member was trained on."""
     whole = chosen = np.asarray(own.parts.get(part, []), np.int64)
     # Exclude whole molecules, since training on other conformers counts as knowing a molecule. If
@@ -264,13 +312,17 @@ def _not_trained_on(own: RunData, part: str, others: Sequence[str | Path], notes
     for workdir in others:
         trained = _trained_on(workdir, own.store)
         if trained is None:
-            notes.append(f"{Path(workdir).name} has another data set than {own.workdir.name}, or one that is not "
-                         "there: it may have been trained on structures that the ensemble is judged by.")
+            notes.append(
+                f"{Path(workdir).name} has another data set than {own.workdir.name}, or one that is not "
+                "there: it may have been trained on structures that the ensemble is judged by."
+            )
         else:
             chosen = chosen[~np.isin(unit[chosen], unit[trained])]
     if len(chosen) < len(whole):
-        notes.append(f"{len(whole) - len(chosen)} structures of the part {part!r} are left out: other members were "
-                     "trained on them, or on other conformers of their molecules.")
+        notes.append(
+            f"{len(whole) - len(chosen)} structures of the part {part!r} are left out: other members were "
+            "trained on them, or on other conformers of their molecules."
+        )
     return chosen
 
 

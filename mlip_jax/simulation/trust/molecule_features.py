@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mlip_jax.config import ConfigError
-from mlip_jax.datasets.store.array_cache import array_beside
+from mlip_jax.datasets.store.array_cache import load_or_compute
 from mlip_jax.datasets.store.store import Store
 from mlip_jax.potential import Potential
 from mlip_jax.simulation.energies import mean_features
@@ -31,8 +31,10 @@ def of(options: Any) -> Callable[[Store, np.ndarray], np.ndarray] | None:
     if options.selection != "embedding" or not options.num_molecules:
         return None
     if not options.selection_force_field:
-        raise ConfigError("data.selection='embedding' needs the workdir of a trained force field: "
-                          "--config.data.selection_force_field=runs/spice")
+        raise ConfigError(
+            "data.selection='embedding' needs the workdir of a trained force field: "
+            "--config.data.selection_force_field=runs/spice"
+        )
     potential = Potential.load(options.selection_force_field)
 
     def embed(store: Store, indices: np.ndarray) -> np.ndarray:
@@ -64,5 +66,10 @@ def features(potential: Potential, store: Store, indices: np.ndarray) -> np.ndar
         log.info("features of %d molecules by the force field %s", len(indices), potential.digest())
         return mean_features(potential, store, indices)
 
-    return array_beside(store.path / "features" / f"{potential.digest()}-{store.digest()}-{chosen}.npy", np.float32,
-                        len(indices), make, "features of molecules")
+    return load_or_compute(
+        store.path / "features" / f"{potential.digest()}-{store.digest()}-{chosen}.npy",
+        np.float32,
+        len(indices),
+        make,
+        "features of molecules",
+    )

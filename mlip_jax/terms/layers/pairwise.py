@@ -22,7 +22,9 @@ def switch_off(distances: jax.Array, start: float, end: float) -> jax.Array:
     c = (distances - start) / (end - start)
     between = (c > _END) & (c < 1 - _END)
     c_safe = jnp.where(between, c, 0.5)
-    return jnp.where(between, jax.nn.sigmoid(1.0 / c_safe - 1.0 / (1.0 - c_safe)), (c < 0.5).astype(c.dtype))
+    return jnp.where(
+        between, jax.nn.sigmoid(1.0 / c_safe - 1.0 / (1.0 - c_safe)), (c < 0.5).astype(c.dtype)
+    )
 
 
 def share_among_atoms(energies: jax.Array, edge: Pairs, num: int) -> jax.Array:

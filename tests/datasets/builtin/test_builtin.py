@@ -33,8 +33,11 @@ from mlip_jax.datasets.builtin.conformations import Task, make_conformations
 
 REPOSITORY = Path(__file__).parents[3]
 FEW = [
-    Molecule("water", "O", "small"), Molecule("methanol", "CO", "small"), Molecule("acetate", "CC(=O)[O-]", "charged"),
-    Molecule("dimethyl-sulfoxide", "CS(C)=O", "small"), Molecule("glycinamide", "NCC(N)=O", "small"),
+    Molecule("water", "O", "small"),
+    Molecule("methanol", "CO", "small"),
+    Molecule("acetate", "CC(=O)[O-]", "charged"),
+    Molecule("dimethyl-sulfoxide", "CS(C)=O", "small"),
+    Molecule("glycinamide", "NCC(N)=O", "small"),
     Molecule("furan", "c1ccoc1", "rings"),
 ]
 
@@ -57,10 +60,13 @@ def contents(path):
 @pytest.fixture(scope="module")
 def few(tmp_path_factory):
     path = tmp_path_factory.mktemp("embedded") / "few.h5"
-    return generate_embedded(path, num_conformations=60, molecules=FEW, num_processes=2, progress=False)
+    return generate_embedded(
+        path, num_conformations=60, molecules=FEW, num_processes=2, progress=False
+    )
 
 
 # Molecules.
+
 
 def test_molecules_are_valid_and_unique():
     molecules = embedded_molecules()
@@ -70,36 +76,78 @@ def test_molecules_are_valid_and_unique():
     assert max(Counter(molecule.name for molecule in molecules).values()) == 1
     assert not any("/" in molecule.name for molecule in molecules)
     assert {molecule.subset for molecule in molecules} == {
-        "Embedded Dipeptides", "Embedded Drugs", "Embedded Fragments", "Embedded Solvents and Monomers"}
+        "Embedded Dipeptides",
+        "Embedded Drugs",
+        "Embedded Fragments",
+        "Embedded Solvents and Monomers",
+    }
 
 
 def test_molecules_are_small_mostly_neutral_and_mostly_of_five_elements():
     mols = [Chem.AddHs(Chem.MolFromSmiles(molecule.smiles)) for molecule in embedded_molecules()]
     sizes = [mol.GetNumAtoms() for mol in mols]
     charged = np.mean([Chem.GetFormalCharge(mol) != 0 for mol in mols])
-    other = np.mean([not {atom.GetSymbol() for atom in mol.GetAtoms()} <= set("HCNOS") for mol in mols])
+    other = np.mean(
+        [not {atom.GetSymbol() for atom in mol.GetAtoms()} <= set("HCNOS") for mol in mols]
+    )
     assert 300 <= len(mols) <= 500
     assert 15 < np.mean(sizes) < 20 and max(sizes) <= 45
     assert 0.03 < charged < 0.07 and 0.03 < other < 0.07
 
 
-@pytest.mark.parametrize("group", [
-    "[CX3](=O)[NX3]", "[CX3](=O)[OX2H]", "[CX3](=O)[OX2][CX4]", "[SX2H]", "[SX2]([#6])[#6]", "[SX2][SX2]", "S(=O)(=O)N",
-    "[SX3]=O", "C#N", "[N+](=O)[O-]", "C#C", "[CX3H1]=O", "NC(=N)N", "NC(=O)N", "C(=S)N", "[NX3][NX3]", "[NX3][OX2]",
-    "[OX2]C[OX2]", "C1CO1", "[#6]=N[OX2]", "[#6]=N[NX3]", "O=C([OX2])[OX2]", "c1nc[nH]c1",
-    "c1ccsc1", "c1ccoc1", "[OX2H]c", "C=CC=O", "C1CC1",
-])
+@pytest.mark.parametrize(
+    "group",
+    [
+        "[CX3](=O)[NX3]",
+        "[CX3](=O)[OX2H]",
+        "[CX3](=O)[OX2][CX4]",
+        "[SX2H]",
+        "[SX2]([#6])[#6]",
+        "[SX2][SX2]",
+        "S(=O)(=O)N",
+        "[SX3]=O",
+        "C#N",
+        "[N+](=O)[O-]",
+        "C#C",
+        "[CX3H1]=O",
+        "NC(=N)N",
+        "NC(=O)N",
+        "C(=S)N",
+        "[NX3][NX3]",
+        "[NX3][OX2]",
+        "[OX2]C[OX2]",
+        "C1CO1",
+        "[#6]=N[OX2]",
+        "[#6]=N[NX3]",
+        "O=C([OX2])[OX2]",
+        "c1nc[nH]c1",
+        "c1ccsc1",
+        "c1ccoc1",
+        "[OX2H]c",
+        "C=CC=O",
+        "C1CC1",
+    ],
+)
 def test_every_functional_group_occurs_in_several_molecules(group):
     pattern = Chem.MolFromSmarts(group)
-    matches = sum(Chem.MolFromSmiles(molecule.smiles).HasSubstructMatch(pattern) for molecule in embedded_molecules())
+    matches = sum(
+        Chem.MolFromSmiles(molecule.smiles).HasSubstructMatch(pattern)
+        for molecule in embedded_molecules()
+    )
     assert matches >= 3, matches
 
 
 def test_conformations_are_shared_out_exactly_and_larger_molecules_get_more():
     molecules = embedded_molecules()
     for total in (1, 100, 8000):
-        assert sum(generate_module.share_out(molecules, total)[0]) == total
-    counts = dict(zip([m.name for m in molecules], generate_module.share_out(molecules, 8000)[0], strict=True))
+        assert sum(generate_module.allocate_conformations(molecules, total)[0]) == total
+    counts = dict(
+        zip(
+            [m.name for m in molecules],
+            generate_module.allocate_conformations(molecules, 8000)[0],
+            strict=True,
+        )
+    )
     assert counts["methane"] >= 8 and counts["ace-ala-ala-nme"] > counts["methane"]
 
 
@@ -107,14 +155,24 @@ def test_smiles_file_reports_bad_lines_and_keeps_the_others(tmp_path):
     file = tmp_path / "mine.smi"
     file.write_text("# mine\nCCO ethanol\nC1CC broken\n\nOCC again\nC/C=C/C\nCN a/b\nCS ethanol\n")
     molecules, problems = read_smiles_file(file)
-    assert [molecule.name for molecule in molecules] == ["ethanol", "line-6", "a_b", "ethanol (line 8)"]
+    assert [molecule.name for molecule in molecules] == [
+        "ethanol",
+        "line-6",
+        "a_b",
+        "ethanol (line 8)",
+    ]
     assert len(problems) == 2
     assert "line 3" in problems[0] and "C1CC" in problems[0]
     assert "line 5" in problems[1] and "line 2" in problems[1]
 
 
 def test_bad_molecules_are_all_named(tmp_path):
-    bad = [Molecule("a", "C1CC", ""), Molecule("b", "C", ""), Molecule("b", "CC", ""), Molecule("c/d", "O", "")]
+    bad = [
+        Molecule("a", "C1CC", ""),
+        Molecule("b", "C", ""),
+        Molecule("b", "CC", ""),
+        Molecule("c/d", "O", ""),
+    ]
     with pytest.raises(ValueError, match="'b'.*'c/d'") as error:
         generate_embedded(tmp_path / "x.h5", molecules=bad, progress=False)
     assert "C1CC" in str(error.value)
@@ -123,16 +181,24 @@ def test_bad_molecules_are_all_named(tmp_path):
 
 # Geometries and labels.
 
+
 def displaced(smiles, seed=0):
     """A surface, its minimum and a geometry off the minimum."""
     mol = Chem.AddHs(Chem.MolFromSmiles(smiles))
     ids = sampling.embed(mol, 1, seed + 1)
     surface = sampling.Surface(mol)
     minimum = surface.minimum(ids[0])
-    return mol, surface, minimum, minimum + np.random.default_rng(seed).normal(0, 0.03, minimum.shape)
+    return (
+        mol,
+        surface,
+        minimum,
+        minimum + np.random.default_rng(seed).normal(0, 0.03, minimum.shape),
+    )
 
 
-@pytest.mark.parametrize("smiles", ["CO", "CC(=O)N[C@@H](C)C(=O)NC", "CS(=O)(=O)N", "[NH3+]CC(=O)[O-]", "CB(O)O"])
+@pytest.mark.parametrize(
+    "smiles", ["CO", "CC(=O)N[C@@H](C)C(=O)NC", "CS(=O)(=O)N", "[NH3+]CC(=O)[O-]", "CB(O)O"]
+)
 def test_molecular_mechanics_gradient_against_central_differences(smiles):
     _, surface, minimum, positions = displaced(smiles)
     assert surface.name == ("UFF" if "B" in smiles else "MMFF94")
@@ -162,7 +228,10 @@ def test_langevin_keeps_the_harmonic_energy_of_its_temperature():
 
 def test_torn_and_fused_geometries_are_found():
     mol, _, minimum, _ = displaced("CO")
-    radii, bonded = labels.covalent_radii([a.GetAtomicNum() for a in mol.GetAtoms()]), labels.bond_matrix(mol)
+    radii, bonded = (
+        labels.covalent_radii([a.GetAtomicNum() for a in mol.GetAtoms()]),
+        labels.bond_matrix(mol),
+    )
     assert labels.is_intact(minimum, radii, bonded)
     torn, fused, lost = minimum.copy(), minimum.copy(), minimum.copy()
     torn[5] += 2 * (torn[5] - torn[1])
@@ -186,6 +255,7 @@ def test_a_molecule_that_cannot_be_made_gives_its_reason():
 
 # The file.
 
+
 def test_layout_is_that_of_spice(few):
     with h5py.File(few) as file:
         assert set(file) == {molecule.name for molecule in FEW}
@@ -193,14 +263,24 @@ def test_layout_is_that_of_spice(few):
             group = file[molecule.name]
             m, n = group["conformations"].shape[:2]
             assert m > 3
-            arrays = {name: data for name, data in group.items() if name not in ("smiles", "subset")}
+            arrays = {
+                name: data for name, data in group.items() if name not in ("smiles", "subset")
+            }
             assert {name: (data.shape, data.dtype) for name, data in arrays.items()} == {
-                "atomic_numbers": ((n,), np.int16), "conformations": ((m, n, 3), np.float32),
-                "dft_total_energy": ((m,), np.float64), "dft_total_gradient": ((m, n, 3), np.float32),
-                "formation_energy": ((m,), np.float64)}
-            assert {name: data.attrs["units"] for name, data in group.items() if "units" in data.attrs} == {
-                "conformations": "bohr", "dft_total_energy": "hartree", "dft_total_gradient": "hartree/bohr",
-                "formation_energy": "hartree"}
+                "atomic_numbers": ((n,), np.int16),
+                "conformations": ((m, n, 3), np.float32),
+                "dft_total_energy": ((m,), np.float64),
+                "dft_total_gradient": ((m, n, 3), np.float32),
+                "formation_energy": ((m,), np.float64),
+            }
+            assert {
+                name: data.attrs["units"] for name, data in group.items() if "units" in data.attrs
+            } == {
+                "conformations": "bohr",
+                "dft_total_energy": "hartree",
+                "dft_total_gradient": "hartree/bohr",
+                "formation_energy": "hartree",
+            }
             assert group["subset"].asstr()[0] == molecule.subset
 
 
@@ -211,14 +291,19 @@ def test_mapped_smiles_are_in_atom_order(few):
             by_map = {atom.GetAtomMapNum(): atom.GetAtomicNum() for atom in mol.GetAtoms()}
             numbers = file[molecule.name]["atomic_numbers"][()]
             assert [by_map[i + 1] for i in range(len(numbers))] == numbers.tolist()
-            assert Chem.GetFormalCharge(mol) == Chem.GetFormalCharge(Chem.MolFromSmiles(molecule.smiles))
+            assert Chem.GetFormalCharge(mol) == Chem.GetFormalCharge(
+                Chem.MolFromSmiles(molecule.smiles)
+            )
 
 
 def test_labels_belong_to_the_stored_geometry_and_the_gradient_is_one(few):
     with h5py.File(few) as file:
         for name, charge in (("methanol", 0), ("acetate", -1)):
             group = file[name]
-            numbers, positions = group["atomic_numbers"][()], group["conformations"][0].astype(np.float64)
+            numbers, positions = (
+                group["atomic_numbers"][()],
+                group["conformations"][0].astype(np.float64),
+            )
             energy, _ = labels.energy_and_gradient(numbers, positions, charge)
             assert energy == pytest.approx(group["dft_total_energy"][0], abs=1e-10)
             step = 1e-3
@@ -226,8 +311,10 @@ def test_labels_belong_to_the_stored_geometry_and_the_gradient_is_one(few):
                 up, down = positions.copy(), positions.copy()
                 up[index] += step
                 down[index] -= step
-                slope = (labels.energy_and_gradient(numbers, up, charge)[0]
-                         - labels.energy_and_gradient(numbers, down, charge)[0]) / (2 * step)
+                slope = (
+                    labels.energy_and_gradient(numbers, up, charge)[0]
+                    - labels.energy_and_gradient(numbers, down, charge)[0]
+                ) / (2 * step)
                 assert group["dft_total_gradient"][0][index] == pytest.approx(slope, abs=2e-5)
 
 
@@ -238,7 +325,10 @@ def test_formation_energy_is_the_total_less_the_isolated_atoms(few):
         expected = water["dft_total_energy"][()] - 2 * atoms["H"] - atoms["O"]
         np.testing.assert_allclose(water["formation_energy"][()], expected, atol=1e-10)
         assert -0.6 < expected.max() < -0.2  # about 10 eV of binding
-        assert "GFN2-xTB" in file.attrs["level_of_theory"] and "not the wB97M-D3(BJ)" in file.attrs["note"]
+        assert (
+            "GFN2-xTB" in file.attrs["level_of_theory"]
+            and "not the wB97M-D3(BJ)" in file.attrs["note"]
+        )
 
 
 def test_positions_are_bohr_and_no_conformation_comes_twice(few):
@@ -263,6 +353,7 @@ def test_summary(few):
 
 # Caching, determinism, interruptions.
 
+
 def test_a_finished_file_is_returned_at_once(few, monkeypatch):
     before = few.stat()
     monkeypatch.setattr(generate_module, "make_parts", lambda *_: pytest.fail("made again"))
@@ -282,7 +373,9 @@ def test_content_does_not_depend_on_processes_nor_on_the_other_molecules(few, tm
 
 
 def test_another_seed_gives_other_geometries(few, tmp_path):
-    other = generate_embedded(tmp_path / "x.h5", num_conformations=60, molecules=FEW[:1], seed=1, progress=False)
+    other = generate_embedded(
+        tmp_path / "x.h5", num_conformations=60, molecules=FEW[:1], seed=1, progress=False
+    )
     with h5py.File(few) as first, h5py.File(other) as second:
         assert abs(first["water/conformations"][0] - second["water/conformations"][0]).max() > 1e-3
 
@@ -311,11 +404,18 @@ if __name__ == "__main__":
 
 def start(script, path):
     script.write_text(SCRIPT)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+    }
     # a shell that started these tests in the background has SIGINT ignored, and children inherit that
-    return subprocess.Popen([sys.executable, script, path], env=environment, start_new_session=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    return subprocess.Popen(
+        [sys.executable, script, path],
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def wait_until(condition, seconds=60):
@@ -334,7 +434,9 @@ def group_is_empty(group):
     return False
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "signal_number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_an_interrupted_run_goes_on_and_ends_the_same(tmp_path, signal_number):
     path, parts = tmp_path / "x.h5", tmp_path / "x.h5.parts"
     process = start(tmp_path / "script.py", path)
@@ -356,11 +458,18 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(tmp_path, signal_number):
     original = storage.Parts.save
     molecules = embedded_molecules()[200:224]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(storage.Parts, "save",
-                      lambda self, index, part: made.append(index) or original(self, index, part))
-        generate_embedded(path, num_conformations=240, molecules=molecules, num_processes=2, progress=False)
+        patch.setattr(
+            storage.Parts,
+            "save",
+            lambda self, index, part: made.append(index) or original(self, index, part),
+        )
+        generate_embedded(
+            path, num_conformations=240, molecules=molecules, num_processes=2, progress=False
+        )
         assert len(made) == 24 - len(finished) + 1
-        whole = generate_embedded(tmp_path / "whole.h5", num_conformations=240, molecules=molecules, progress=False)
+        whole = generate_embedded(
+            tmp_path / "whole.h5", num_conformations=240, molecules=molecules, progress=False
+        )
     assert contents(path) == contents(whole)
     assert not parts.exists()
 
@@ -384,7 +493,10 @@ def test_full_disk(tmp_path, monkeypatch, full_after):
     assert error.value.errno == errno.ENOSPC
     assert not path.exists()
     left = {file.name for file in (tmp_path / "x.h5.parts").iterdir()}
-    assert left <= {"lock", "parameters.json", "000000.npz", "000001.npz"} and len(left) == full_after + 1
+    assert (
+        left <= {"lock", "parameters.json", "000000.npz", "000001.npz"}
+        and len(left) == full_after + 1
+    )
     generate_embedded(path, num_conformations=8, molecules=FEW[:2], progress=False)
     assert summarize(path)["conformations"] == 8
     assert [file.name for file in tmp_path.iterdir()] == ["x.h5"]
@@ -393,7 +505,9 @@ def test_full_disk(tmp_path, monkeypatch, full_after):
 def test_a_folder_that_cannot_be_written_to(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="could not write"):
-        generate_embedded(tmp_path / "file" / "x.h5", num_conformations=4, molecules=FEW[:1], progress=False)
+        generate_embedded(
+            tmp_path / "file" / "x.h5", num_conformations=4, molecules=FEW[:1], progress=False
+        )
 
 
 def test_missing_packages_are_named(tmp_path, monkeypatch):
@@ -420,7 +534,9 @@ def test_task(tmp_path, caplog):
 @pytest.mark.slow
 def test_a_sample_of_the_whole_set_has_the_forces_of_a_data_set(tmp_path):
     molecules = embedded_molecules()[::9]
-    path = generate_embedded(tmp_path / "x.h5", num_conformations=900, molecules=molecules, progress=False)
+    path = generate_embedded(
+        tmp_path / "x.h5", num_conformations=900, molecules=molecules, progress=False
+    )
     summary = summarize(path)
     assert summary["conformations"] > 0.98 * 900
     assert summary["force_rms"]["5%"] < 0.5

@@ -18,7 +18,12 @@ pytest.importorskip("tblite")
 
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets.builtin import generate, labels, storage
-from mlip_jax.datasets.builtin.conformer_sets import ConformerOptions, Selection, generate_conformers, select_molecules
+from mlip_jax.datasets.builtin.conformer_sets import (
+    ConformerOptions,
+    Selection,
+    generate_conformers,
+    select_molecules,
+)
 from mlip_jax.datasets.builtin.conformers import ConformerTask, make_conformers
 from mlip_jax.datasets.builtin.molecules import Molecule
 from mlip_jax.datasets.molecules.symmetry import best_rms
@@ -37,16 +42,31 @@ def molecules(tmp_path, text, selection=Selection()):  # noqa: B008
 
 
 def test_molecules_that_are_fit(tmp_path):
-    text = "CCO ethanol\nOCC again\nC[NH3+]\nCCCCCCCC a/b\nC1CC\nO.CCO\nCBr\nCCCCO\nCCCCCO too many\n"
-    found, left_out = molecules(tmp_path, text, Selection(count=3, elements=("H", "C", "O"), max_atoms=26))
-    assert found == [Molecule("00000000 ethanol", "CCO", "drugs"), Molecule("00000003 a_b", "CCCCCCCC", "drugs"),
-                     Molecule("00000007", "CCCCO", "drugs")]
-    assert left_out == {"the same as one before": 1, "other elements": 2, "not a valid SMILES": 1,
-                        "several fragments": 1}  # and what comes after the third is not looked at
+    text = (
+        "CCO ethanol\nOCC again\nC[NH3+]\nCCCCCCCC a/b\nC1CC\nO.CCO\nCBr\nCCCCO\nCCCCCO too many\n"
+    )
+    found, left_out = molecules(
+        tmp_path, text, Selection(count=3, elements=("H", "C", "O"), max_atoms=26)
+    )
+    assert found == [
+        Molecule("00000000 ethanol", "CCO", "drugs"),
+        Molecule("00000003 a_b", "CCCCCCCC", "drugs"),
+        Molecule("00000007", "CCCCO", "drugs"),
+    ]
+    assert left_out == {
+        "the same as one before": 1,
+        "other elements": 2,
+        "not a valid SMILES": 1,
+        "several fragments": 1,
+    }  # and what comes after the third is not looked at
     assert molecules(tmp_path, "C[NH3+]\nCCCC\nCC=O\n", Selection(min_rotatable=1))[1] == {
-        "other charge": 1, "too few rotatable bonds": 1}
-    assert [m.smiles for m in molecules(tmp_path, "CC\nC[NH3+]\n", Selection(charge=None, min_atoms=8))[0]] == [
-        "CC", "C[NH3+]"]
+        "other charge": 1,
+        "too few rotatable bonds": 1,
+    }
+    assert [
+        m.smiles
+        for m in molecules(tmp_path, "CC\nC[NH3+]\n", Selection(charge=None, min_atoms=8))[0]
+    ] == ["CC", "C[NH3+]"]
 
 
 def test_only_smiles(tmp_path):
@@ -75,17 +95,23 @@ def test_conformers_differ_and_labels_are_theirs():
 
 def test_relaxed_by_gfn2():
     molecule = Molecule("m", "CCCO", "drugs")
-    plain, relaxed = (make_conformers(ConformerTask(molecule, 3, FEW._replace(gfn2_steps=steps), 0))
-                      for steps in (0, 8))
+    plain, relaxed = (
+        make_conformers(ConformerTask(molecule, 3, FEW._replace(gfn2_steps=steps), 0))
+        for steps in (0, 8)
+    )
     assert len(plain.energies) == len(relaxed.energies)
     assert np.abs(relaxed.gradients).max() < 0.5 * np.abs(plain.gradients).max()
     assert (relaxed.energies < plain.energies).all()
 
 
-@pytest.mark.parametrize("smiles, options, reason", [
-    ("CO", FEW._replace(min_conformers=2), "too few conformers"),
-    ("[Fe]", FEW, "molecule: no isolated-atom energy for atomic number 26"),
-    ("C1C[C@@H]2CC[C@@H]1C2", FEW, "molecule: RDKit found no three-dimensional geometry")])
+@pytest.mark.parametrize(
+    "smiles, options, reason",
+    [
+        ("CO", FEW._replace(min_conformers=2), "too few conformers"),
+        ("[Fe]", FEW, "molecule: no isolated-atom energy for atomic number 26"),
+        ("C1C[C@@H]2CC[C@@H]1C2", FEW, "molecule: RDKit found no three-dimensional geometry"),
+    ],
+)
 def test_molecules_of_which_nothing_is_made(smiles, options, reason):
     found = make_conformers(ConformerTask(Molecule("m", smiles, ""), 4, options, 0))
     assert found.conformations.shape[0] == 0 and len(found.dropped) == 1
@@ -106,47 +132,74 @@ def test_files_that_a_reader_reads_and_that_are_not_made_twice(tmp_path, smiles_
     data = open_data(str(tmp_path / "data/*.hdf5"))
     structures = list(data.read(range(len(data)), ReadReport()))
     assert len({s.molecule for s in structures}) == 5
-    assert all(np.isfinite(s.energy) and np.isfinite(s.forces).all() and s.subset == "Conformers" for s in structures)
+    assert all(
+        np.isfinite(s.energy) and np.isfinite(s.forces).all() and s.subset == "Conformers"
+        for s in structures
+    )
     monkeypatch.setattr(generate, "make_parts", lambda *_: pytest.fail("made again"))
     assert generate_conformers(tmp_path / "data", smiles_file, **arguments) == files
 
 
 def test_a_file_of_which_nothing_could_be_made_is_no_file_of_data(tmp_path, monkeypatch):
     (tmp_path / "molecules.smi").write_text("CCCCO\nCO\n")
-    arguments = dict(options=FEW._replace(min_conformers=2), molecules_per_file=1, num_processes=1, progress=False)
+    arguments = dict(
+        options=FEW._replace(min_conformers=2),
+        molecules_per_file=1,
+        num_processes=1,
+        progress=False,
+    )
     files = generate_conformers(tmp_path, tmp_path / "molecules.smi", **arguments)
-    assert files == [tmp_path / "conformers-00000.hdf5"] and (tmp_path / "conformers-00001.empty").exists()
+    assert (
+        files == [tmp_path / "conformers-00000.hdf5"]
+        and (tmp_path / "conformers-00001.empty").exists()
+    )
     assert len(list(tmp_path.glob("conformers*"))) == 2
     monkeypatch.setattr(generate, "make_parts", lambda *_: pytest.fail("made again"))
     assert generate_conformers(tmp_path, tmp_path / "molecules.smi", **arguments) == files
 
 
 def test_what_means_nothing_is_an_error(tmp_path, smiles_file):
-    for options, message in ((ConformerOptions(num_conformers=2, min_conformers=3), "min_conformers must be"),
-                             (ConformerOptions(candidates=0.5), "candidates must be")):
+    for options, message in (
+        (ConformerOptions(num_conformers=2, min_conformers=3), "min_conformers must be"),
+        (ConformerOptions(candidates=0.5), "candidates must be"),
+    ):
         with pytest.raises(ValueError, match=message):
             generate_conformers(tmp_path, smiles_file, options=options)
     with pytest.raises(ValueError, match="molecules_per_file"):
         generate_conformers(tmp_path, smiles_file, molecules_per_file=0)
     with pytest.raises(DatasetError, match="no conformer could be made of any molecule"):
-        generate_conformers(tmp_path, smiles_file, selection=Selection(min_atoms=100), num_processes=1)
+        generate_conformers(
+            tmp_path, smiles_file, selection=Selection(min_atoms=100), num_processes=1
+        )
 
 
 @pytest.mark.slow
 def test_killed_it_goes_on_and_makes_no_molecule_twice(tmp_path):
     """SIGKILL twice; what was on disk stays as it was, and the file is that of a run that nothing happened to."""
     (tmp_path / "molecules.smi").write_text("".join("C" * n + "O\n" for n in range(2, 12)))
-    command = [sys.executable, "-m", "mlip_jax.main", f"--config={REPOSITORY}/configs/geom_like.py",
-               f"--config.smiles={tmp_path}/molecules.smi", "--config.num_processes=1",
-               "--config.select.min_rotatable=0", "--config.select.max_atoms=60",
-               "--config.conformers.min_conformers=1", "--config.conformers.num_conformers=6"]
+    command = [
+        sys.executable,
+        "-m",
+        "mlip_jax.main",
+        f"--config={REPOSITORY}/configs/geom_like.py",
+        f"--config.smiles={tmp_path}/molecules.smi",
+        "--config.num_processes=1",
+        "--config.select.min_rotatable=0",
+        "--config.select.max_atoms=60",
+        "--config.conformers.min_conformers=1",
+        "--config.conformers.num_conformers=6",
+    ]
     environment = dict(os.environ, PYTHONPATH=str(REPOSITORY))
     killed = tmp_path / "killed"
     parts = killed / "data/conformers-00000.hdf5.parts"
     times = {}
     for wanted in (2, 5):
-        process = subprocess.Popen([*command, f"--workdir={killed}"], env=environment, stdout=subprocess.DEVNULL,
-                                   stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [*command, f"--workdir={killed}"],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         deadline = time.monotonic() + 300
         while len(list(parts.glob("*.npz"))) < wanted and time.monotonic() < deadline:
             assert process.poll() is None
@@ -157,9 +210,13 @@ def test_killed_it_goes_on_and_makes_no_molecule_twice(tmp_path):
         assert len(found) >= wanted and times.items() <= found.items()
         times = found
     for workdir in (killed, tmp_path / "whole"):
-        subprocess.run([*command, f"--workdir={workdir}"], env=environment, check=True, capture_output=True)
-    with (h5py.File(killed / "data/conformers-00000.hdf5") as a,
-          h5py.File(tmp_path / "whole/data/conformers-00000.hdf5") as b):
+        subprocess.run(
+            [*command, f"--workdir={workdir}"], env=environment, check=True, capture_output=True
+        )
+    with (
+        h5py.File(killed / "data/conformers-00000.hdf5") as a,
+        h5py.File(tmp_path / "whole/data/conformers-00000.hdf5") as b,
+    ):
         assert list(a) == list(b) and len(a) == 10
         for name in a:
             np.testing.assert_array_equal(a[name]["conformations"], b[name]["conformations"])

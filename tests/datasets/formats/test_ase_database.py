@@ -26,13 +26,31 @@ def made(tmp_path):
     with connect(path) as database:
         database.metadata = {"unit": "eV"}
         for n in range(2, 7):
-            atoms = Atoms(rng.integers(1, 10, n), rng.normal(size=(n, 3)), cell=rng.normal(size=(3, 3)),
-                          pbc=[n % 2, 0, 1])
+            atoms = Atoms(
+                rng.integers(1, 10, n),
+                rng.normal(size=(n, 3)),
+                cell=rng.normal(size=(3, 3)),
+                pbc=[n % 2, 0, 1],
+            )
             atoms.set_initial_charges(rng.normal(size=n))
-            atoms.calc = SinglePointCalculator(atoms, energy=rng.normal(), forces=rng.normal(size=(n, 3)),
-                                               dipole=rng.normal(size=3), stress=rng.normal(size=6))
-            database.write(atoms, name=f"m{n}", weight=n / 2, data={
-                "table": rng.normal(size=(n, 2)), "counts": np.arange(n), "nested": {"a": [1, 2.5, "x"]}, "no": None})
+            atoms.calc = SinglePointCalculator(
+                atoms,
+                energy=rng.normal(),
+                forces=rng.normal(size=(n, 3)),
+                dipole=rng.normal(size=3),
+                stress=rng.normal(size=6),
+            )
+            database.write(
+                atoms,
+                name=f"m{n}",
+                weight=n / 2,
+                data={
+                    "table": rng.normal(size=(n, 2)),
+                    "counts": np.arange(n),
+                    "nested": {"a": [1, 2.5, "x"]},
+                    "no": None,
+                },
+            )
     return path
 
 
@@ -40,7 +58,11 @@ def test_agrees_with_ase(made):
     with AseDatabase(made) as database, connect(made) as ase_database:
         expected = list(ase_database.select())
         rows = list(database.rows(range(len(database))))
-        assert len(rows) == len(expected) == 5 and database.metadata == {"unit": "eV"} and database.version == 9
+        assert (
+            len(rows) == len(expected) == 5
+            and database.metadata == {"unit": "eV"}
+            and database.version == 9
+        )
         for row, ase_row in zip(rows, expected):
             assert row.id == ase_row.id and row.key_value_pairs == ase_row.key_value_pairs
             for name in ("numbers", "positions", "cell", "pbc"):
@@ -67,24 +89,40 @@ def test_ids_with_gaps_and_parts():
 
 def test_json_data_of_older_files():
     array = np.array([[1.5, -2.0], [0.25, 3.0]])
-    text = json.dumps({"a": {"__ndarray__": [[2, 2], "float64", array.ravel().tolist()]}, "z": {"__complex__": [1, 2]}})
+    text = json.dumps(
+        {
+            "a": {"__ndarray__": [[2, 2], "float64", array.ravel().tolist()]},
+            "z": {"__complex__": [1, 2]},
+        }
+    )
     decoded = decode(text)
     np.testing.assert_array_equal(decoded["a"], array)
     assert decoded["z"] == 1 + 2j and decode(None) == decode("null") == decode("{}") == {}
 
 
 def test_arrays_as_base64_of_older_schnetpack_files():
-    decoded = decode('{"energy_U0": "CF0+f/M1kcA=", "_shape_energy_U0": [1], "_dtype_energy_U0": "float64"}')
+    decoded = decode(
+        '{"energy_U0": "CF0+f/M1kcA=", "_shape_energy_U0": [1], "_dtype_energy_U0": "float64"}'
+    )
     assert decoded.keys() == {"energy_U0"} and decoded["energy_U0"].shape == (1,)
     assert decoded["energy_U0"][0] == pytest.approx(-1101.48779, abs=1e-5)  # CH4 in eV
     with pytest.raises(ValueError, match="base64"):
         decode('{"e": "!!!", "_shape_e": [1], "_dtype_e": "float64"}')
 
 
-@pytest.mark.parametrize(("stored", "problem"), [
-    (b"\xff" * 20, "end at byte"), ((8).to_bytes(8, "little") + b"[1]", "mapping"),
-    ((8).to_bytes(8, "little") + b'{"a": {"__ndarray__": [[4], "float64", 8]}}', "does not lie in"),
-    ('{"a": {"__ndarray__": [[1], "object", ["x"]]}}', "not an array of numbers"), ("{", "Expecting")])
+@pytest.mark.parametrize(
+    ("stored", "problem"),
+    [
+        (b"\xff" * 20, "end at byte"),
+        ((8).to_bytes(8, "little") + b"[1]", "mapping"),
+        (
+            (8).to_bytes(8, "little") + b'{"a": {"__ndarray__": [[4], "float64", 8]}}',
+            "does not lie in",
+        ),
+        ('{"a": {"__ndarray__": [[1], "object", ["x"]]}}', "not an array of numbers"),
+        ("{", "Expecting"),
+    ],
+)
 def test_damaged_data(stored, problem):
     with pytest.raises((ValueError, TypeError), match=problem):
         decode(stored)
@@ -108,7 +146,7 @@ def test_truncated(tmp_path, keep):
 def test_overwritten_pages_are_never_read_in_silence(tmp_path, start):
     path = tmp_path / "bad.db"
     content = bytearray(GENUINE.read_bytes())
-    content[start:start + 2048] = b"\xee" * 2048
+    content[start : start + 2048] = b"\xee" * 2048
     path.write_bytes(content)
     with pytest.raises(DatasetError, match=r"bad\.db"):
         with AseDatabase(path) as database:
@@ -124,7 +162,9 @@ def test_row_that_does_not_fit_is_named(tmp_path):
     with AseDatabase(path) as database:
         rows = database.rows(range(4))
         assert next(rows).id == 4
-        with pytest.raises(DatasetError, match=r"a\.db:27: the row is damaged \(\d+ numbers and \d+ positions"):
+        with pytest.raises(
+            DatasetError, match=r"a\.db:27: the row is damaged \(\d+ numbers and \d+ positions"
+        ):
             next(rows)
 
 
@@ -134,7 +174,10 @@ def test_sqlite_files_of_others(tmp_path):
         connection.execute("CREATE TABLE systems (a)")
     connection.close()
     assert not is_ase_database(path) and not is_ase_database(tmp_path) and is_ase_database(GENUINE)
-    with pytest.raises(DatasetError, match=r"other\.db: .*without the tables of an ASE database; found \['systems'\]"):
+    with pytest.raises(
+        DatasetError,
+        match=r"other\.db: .*without the tables of an ASE database; found \['systems'\]",
+    ):
         AseDatabase(path)
 
 

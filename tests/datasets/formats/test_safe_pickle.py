@@ -16,8 +16,19 @@ from mlip_jax.datasets.formats import safe_pickle
 from mlip_jax.datasets.formats.safe_pickle import NUMPY
 from mlip_jax.datasets.reader import DatasetError
 
-VALUES = {"text": "CL", "float": 1.5, "int": -7, "big": 2 ** 80, "none": None, "list": [1, [2.0, ()]],
-          "bytes": b"\xff\0", "flags": [True, False], "tuple": (1, 2, 3, 4), "none at all": {}, "long": "x" * 300}
+VALUES = {
+    "text": "CL",
+    "float": 1.5,
+    "int": -7,
+    "big": 2**80,
+    "none": None,
+    "list": [1, [2.0, ()]],
+    "bytes": b"\xff\0",
+    "flags": [True, False],
+    "tuple": (1, 2, 3, 4),
+    "none at all": {},
+    "long": "x" * 300,
+}
 
 
 def loads(data, allowed=NUMPY):
@@ -47,14 +58,26 @@ def test_plain_values(protocol):
     values = VALUES | ({"set": {1, 2}, "frozen": frozenset("ab")} if protocol >= 4 else {})
     allowed = NUMPY if protocol < 3 else {}  # bytes need _codecs.encode there
     assert loads(pickle.dumps(values, protocol), allowed) == values
-    assert safe_pickle.load(io.BytesIO(pickle.dumps(values, protocol)), allowed=allowed, source="x") == values
+    assert (
+        safe_pickle.load(io.BytesIO(pickle.dumps(values, protocol)), allowed=allowed, source="x")
+        == values
+    )
 
 
 @pytest.mark.parametrize("protocol", range(6))
 def test_arrays_and_scalars(protocol):
-    values = [np.arange(6.0).reshape(2, 3), np.asfortranarray(np.arange(6, dtype=">i4").reshape(2, 3)),
-              np.zeros((0, 3), np.float32), np.array(3.0), np.array([True, False]), np.array([1 + 2j]),
-              np.float64(3.5), np.int16(-2), np.bool_(True), np.float32(0.1)]
+    values = [
+        np.arange(6.0).reshape(2, 3),
+        np.asfortranarray(np.arange(6, dtype=">i4").reshape(2, 3)),
+        np.zeros((0, 3), np.float32),
+        np.array(3.0),
+        np.array([True, False]),
+        np.array([1 + 2j]),
+        np.float64(3.5),
+        np.int16(-2),
+        np.bool_(True),
+        np.float32(0.1),
+    ]
     data = pickle.dumps(values, protocol)
     for a, b in zip(loads(data), pickle.loads(data), strict=True):
         assert a.dtype == b.dtype and a.shape == b.shape
@@ -77,25 +100,44 @@ def malicious(mark):
     text = f"c{os.system.__module__}\nsystem\n(S'{command}'\ntR.".encode()
 
     def stack_global(module, name, argument=command):
-        return (b"\x80\x04" + b"".join(b"\x8c" + bytes([len(s)]) + s.encode() for s in (module, name)) + b"\x93\x8c"
-                + bytes([len(argument)]) + argument.encode() + b"\x85R.")
+        return (
+            b"\x80\x04"
+            + b"".join(b"\x8c" + bytes([len(s)]) + s.encode() for s in (module, name))
+            + b"\x93\x8c"
+            + bytes([len(argument)])
+            + argument.encode()
+            + b"\x85R."
+        )
 
     return {
         "os.system": (pickle.dumps(Calls(os.system, command)), f"{os.system.__module__}.system"),
         "eval": (pickle.dumps(Calls(builtins.eval, python)), "builtins.eval"),
         "exec, protocol 2": (pickle.dumps(Calls(builtins.exec, python), 2), "__builtin__.exec"),
         "getattr": (pickle.dumps(Calls(getattr, "a", "upper")), "builtins.getattr"),
-        "nested": (pickle.dumps({"conformers": [[1, {"rd_mol": [Calls(os.system, command)]}]]}), "system"),
-        "in a tuple of an array": (pickle.dumps((np.ones(3), Calls(subprocess.getoutput, command))),
-                                   "subprocess.getoutput"),
+        "nested": (
+            pickle.dumps({"conformers": [[1, {"rd_mol": [Calls(os.system, command)]}]]}),
+            "system",
+        ),
+        "in a tuple of an array": (
+            pickle.dumps((np.ones(3), Calls(subprocess.getoutput, command))),
+            "subprocess.getoutput",
+        ),
         "text pickle": (text, "system"),
         "INST": (f"(S'{command}'\nios\nsystem\n.".encode(), "os.system"),
         "OBJ": (f"(cos\nsystem\nS'{command}'\no.".encode(), "os.system"),
         "dotted name": (stack_global("os", "path.os.system"), "os.path.os.system"),
-        "dotted name of an allowed module": (stack_global("numpy", "ctypeslib.os.system"), "numpy.ctypeslib.os.system"),
-        "attribute of an allowed name": (stack_global("numpy", "dtype.__class__"), "numpy.dtype.__class__"),
-        "attribute of an allowed function": (stack_global("numpy.core.multiarray", "scalar.__self__"),
-                                             "numpy.core.multiarray.scalar.__self__"),
+        "dotted name of an allowed module": (
+            stack_global("numpy", "ctypeslib.os.system"),
+            "numpy.ctypeslib.os.system",
+        ),
+        "attribute of an allowed name": (
+            stack_global("numpy", "dtype.__class__"),
+            "numpy.dtype.__class__",
+        ),
+        "attribute of an allowed function": (
+            stack_global("numpy.core.multiarray", "scalar.__self__"),
+            "numpy.core.multiarray.scalar.__self__",
+        ),
         "load of another pickle": (pickle.dumps(Calls(pickle.loads, text)), "_pickle.loads"),
         "import": (pickle.dumps(Calls(__import__, "antigravity")), "__import__"),
     }
@@ -107,7 +149,9 @@ NAMES = list(malicious("x"))
 @pytest.mark.parametrize("name", NAMES)
 def test_malicious_pickles_are_refused_and_not_run(name, mark):
     data, asked = malicious(mark)[name]
-    with pytest.raises(DatasetError, match=r"file\.pickle:7: the pickle asks for '.*was not executed") as error:
+    with pytest.raises(
+        DatasetError, match=r"file\.pickle:7: the pickle asks for '.*was not executed"
+    ) as error:
         loads(data)
     assert f"{asked}'" in str(error.value)
 
@@ -138,6 +182,7 @@ def test_what_is_allowed_is_the_callers_function():
 
     class Mutable:
         value = 1
+
     for state in (b"}S'value'\nI2\ns", b"(N}S'value'\nI2\nst"):  # attributes of the class itself
         with pytest.raises(DatasetError, match=r"file\.pickle:7.*changes a function"):
             loads(b"cm\nMutable\n" + state + b"b.", {("m", "Mutable"): Mutable})
@@ -166,24 +211,41 @@ def test_registered_extensions_and_persistent_ids(mark):
 
 def state_of_dtype(kind, state):
     """A pickle of an array of one 8-byte value whose type is `kind`, with a given state."""
+
     class Type:
         def __reduce__(self):
             return np.dtype, (kind, False, True), state
 
     class Array:
         def __reduce__(self):
-            return np._core.multiarray._reconstruct, (np.ndarray, (0,), b"b"), (1, (1,), Type(), False, b"AAAAAAAA")
+            return (
+                np._core.multiarray._reconstruct,
+                (np.ndarray, (0,), b"b"),
+                (1, (1,), Type(), False, b"AAAAAAAA"),
+            )
+
     return pickle.dumps(Array(), 3)
 
 
 def test_array_types_whose_bytes_are_pointers():
     assert loads(state_of_dtype("f8", (3, "<", None, None, None, -1, -1, 0))).shape == (1,)
-    for kind, state in [("O8", (3, "|", None, None, None, -1, -1, 63)), ("O8", (3, "|", None, None, None, -1, -1, 0)),
-                        ("f8", (3, "<", None, None, None, -1, -1, 63)), ("V8", (3, "|", None, None, None, 8, 1, 0)),
-                        ("f8", (3, "<", (np.dtype("i4"), (2,)), None, None, 8, 4, 0)), ("f8", 3), ("f8", ())]:
+    for kind, state in [
+        ("O8", (3, "|", None, None, None, -1, -1, 63)),
+        ("O8", (3, "|", None, None, None, -1, -1, 0)),
+        ("f8", (3, "<", None, None, None, -1, -1, 63)),
+        ("V8", (3, "|", None, None, None, 8, 1, 0)),
+        ("f8", (3, "<", (np.dtype("i4"), (2,)), None, None, 8, 4, 0)),
+        ("f8", 3),
+        ("f8", ()),
+    ]:
         with pytest.raises(DatasetError, match="array type"):
             loads(state_of_dtype(kind, state))
-    for value in (np.array([{}, None], object), np.zeros(2, "f4,i4"), np.array(["a"]), np.datetime64("2020")):
+    for value in (
+        np.array([{}, None], object),
+        np.zeros(2, "f4,i4"),
+        np.array(["a"]),
+        np.datetime64("2020"),
+    ):
         with pytest.raises(DatasetError, match=r"file\.pickle:7"):
             loads(pickle.dumps(value, 3))
 
@@ -198,14 +260,16 @@ def test_arrays_of_a_wrong_size():
 
 
 BOMBS = {
-    "memo": b"\x80\x02N" + b"r\xff\xff\xff\xff" + b".....", "memo of a text pickle": b"Np99999999999\n.",
-    "memo of 2**24": b"\x80\x02N" + b"r" + struct.pack("<I", 2 ** 24) + b".....",
+    "memo": b"\x80\x02N" + b"r\xff\xff\xff\xff" + b".....",
+    "memo of a text pickle": b"Np99999999999\n.",
+    "memo of 2**24": b"\x80\x02N" + b"r" + struct.pack("<I", 2**24) + b".....",
     "tuples": b"\x80\x02}" + b")" + b"\x85" * 2_000_000 + b"Ns.",
-    "bytes beyond the end": b"\x80\x04\x8e" + struct.pack("<Q", 2 ** 50) + b"abc.",
-    "text beyond the end": b"\x80\x04\x8d" + struct.pack("<Q", 2 ** 62) + b"abc.",
-    "frame beyond the end": b"\x80\x04\x95" + struct.pack("<Q", 2 ** 50) + b"N.",
-    "bytearray": b"\x80\x05\x96" + struct.pack("<Q", 2 ** 40) + b".",
-    "digits": b"L" + b"9" * 100_000 + b"L\n."}
+    "bytes beyond the end": b"\x80\x04\x8e" + struct.pack("<Q", 2**50) + b"abc.",
+    "text beyond the end": b"\x80\x04\x8d" + struct.pack("<Q", 2**62) + b"abc.",
+    "frame beyond the end": b"\x80\x04\x95" + struct.pack("<Q", 2**50) + b"N.",
+    "bytearray": b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b".",
+    "digits": b"L" + b"9" * 100_000 + b"L\n.",
+}
 
 
 @pytest.mark.parametrize("name", BOMBS)
@@ -227,15 +291,24 @@ def test_errors_of_any_kind_become_dataset_errors():
     def fails(error):
         def function():
             raise error
+
         return {("a", "b"): function}
-    for error in (MemoryError("no room"), RecursionError("too deep"), OverflowError("x"), KeyError("y")):
+
+    for error in (
+        MemoryError("no room"),
+        RecursionError("too deep"),
+        OverflowError("x"),
+        KeyError("y"),
+    ):
         with pytest.raises(DatasetError, match=f"{type(error).__name__}.*damaged or malicious"):
             loads(b"ca\nb\n)R.", fails(error))
 
 
 def test_every_truncation_is_refused():
     for protocol in (0, 2, 4):
-        data = pickle.dumps({"a": [1, 2.5, "text", b"bytes", np.arange(3.0), 300, 70_000]}, protocol)
+        data = pickle.dumps(
+            {"a": [1, 2.5, "text", b"bytes", np.arange(3.0), 300, 70_000]}, protocol
+        )
         loads(data)
         for keep in range(len(data)):
             with pytest.raises(DatasetError, match=r"file\.pickle:7: "):
@@ -247,7 +320,7 @@ def test_damaged_bytes_give_a_value_or_a_dataset_error():
     refused = 0
     for position in range(len(data)):
         for value in (0, 255, data[position] ^ 1, ord("."), ord("R"), ord("b")):
-            damaged = bytes(data[:position]) + bytes([value]) + bytes(data[position + 1:])
+            damaged = bytes(data[:position]) + bytes([value]) + bytes(data[position + 1 :])
             try:
                 loads(damaged)
             except DatasetError:
@@ -259,7 +332,9 @@ def test_trailing_bytes_and_other_files():
     with pytest.raises(DatasetError, match="5 bytes follow the end"):
         loads(pickle.dumps(1) + b"extra")
     for data in (b"", b"<html>404</html>", bytes(range(256)), b"\x80\x04"):
-        with pytest.raises(DatasetError, match=r"file\.pickle:7: (the pickle is truncated|not a pickle)"):
+        with pytest.raises(
+            DatasetError, match=r"file\.pickle:7: (the pickle is truncated|not a pickle)"
+        ):
             loads(data)
 
 
@@ -270,7 +345,9 @@ def hand(*parts):
 TWINS = 22  # tuples in one another, each twice: 2**22 cells
 ENDLESS = {
     "DUP": hand(b"}K\x01", b"2\x86" * TWINS, b"Ns"),
-    "MEMOIZE": hand(b"}K\x01\x94", b"".join(b"h" + bytes([i]) + b"\x86\x94" for i in range(TWINS)), b"Ns"),
+    "MEMOIZE": hand(
+        b"}K\x01\x94", b"".join(b"h" + bytes([i]) + b"\x86\x94" for i in range(TWINS)), b"Ns"
+    ),
     "BINPUT": hand(b"}K\x01q\x07", b"h\x07\x86q\x07" * TWINS, b"Ns"),
     "PUT": hand(b"}K\x01p7\n", b"g7\n\x86p7\n" * TWINS, b"Ns"),
     "after a mark": hand(b"}K\x01q\x07", b"(h\x07h\x07tq\x07" * TWINS, b"Ns"),
@@ -279,13 +356,17 @@ ENDLESS = {
     "POP of a mark": hand(b"}K\x01", b"(02\x86" * TWINS, b"Ns"),
     "APPENDS of nothing": hand(b"}K\x01", b"(e2\x86" * TWINS, b"Ns"),
     "deep": hand(b"})", b"\x85" * 2000, b"Ns"),
-    "mentioned often": hand(b"](K\x01K\x02K\x03\x87q\x07", b"h\x07" * 50_000, b"e")}
+    "mentioned often": hand(b"](K\x01K\x02K\x03\x87q\x07", b"h\x07" * 50_000, b"e"),
+}
 
 
 @pytest.mark.parametrize("name", ENDLESS)
 def test_tuples_without_end(name):
     """They are hashed cell by cell when they are keys: of 45 tuples no process would come back."""
-    with pytest.raises(DatasetError, match=r"file\.pickle:7: the pickle makes tuples of tuples with more than 100000"):
+    with pytest.raises(
+        DatasetError,
+        match=r"file\.pickle:7: the pickle makes tuples of tuples with more than 100000",
+    ):
         loads(ENDLESS[name])
 
 
@@ -293,22 +374,37 @@ def test_tuples_without_end(name):
 def test_cells_of_tuples_are_counted(protocol):
     def cells(value):
         return 1 + sum(map(cells, value)) if isinstance(value, tuple) else 1
+
     flat = [(1, 2.5), ("a",), (), (1, 2, 3), (1, 2, 3, 4, 5), [(0, (1, (2, 3)))]]
     data = pickle.dumps(flat, protocol)
     inner, middle, outer = (2, 3), (1, (2, 3)), (0, (1, (2, 3)))
-    expected = sum(cells(t) for t in ((1, 2.5), ("a",), (1, 2, 3), (1, 2, 3, 4, 5), inner, middle, outer))
+    expected = sum(
+        cells(t) for t in ((1, 2.5), ("a",), (1, 2, 3), (1, 2, 3, 4, 5), inner, middle, outer)
+    )
     assert safe_pickle._cells(data, "x") == expected and loads(data) == flat
     shared = [inner, inner, (inner, inner)]
-    assert safe_pickle._cells(pickle.dumps(shared, protocol), "x") == 4 * 3 + 7 and loads(
-        pickle.dumps(shared, protocol)) == shared
+    assert (
+        safe_pickle._cells(pickle.dumps(shared, protocol), "x") == 4 * 3 + 7
+        and loads(pickle.dumps(shared, protocol)) == shared
+    )
 
 
 def test_values_without_end():
     """Small when compressed; each opcode makes an object."""
-    for code, what in ((b"]", "values"), (b"}", "values"), (b"K\x01", "values"), (b"\x8c\0", "values"),
-                       (b"\x8f", "sets"), (b"(\x91", "sets"), (b"\x8a\x01\x05", "long integers"),
-                       (b"L5L\n", "long integers")):
-        with pytest.raises(DatasetError, match=f"file.pickle:7: the pickle makes more than [0-9]+ {what}, which no d"):
+    for code, what in (
+        (b"]", "values"),
+        (b"}", "values"),
+        (b"K\x01", "values"),
+        (b"\x8c\0", "values"),
+        (b"\x8f", "sets"),
+        (b"(\x91", "sets"),
+        (b"\x8a\x01\x05", "long integers"),
+        (b"L5L\n", "long integers"),
+    ):
+        with pytest.raises(
+            DatasetError,
+            match=f"file.pickle:7: the pickle makes more than [0-9]+ {what}, which no d",
+        ):
             loads(hand(code * 4_100_000))
     for data in (hand(b"I" + b"9" * 30 + b"\n"), hand(b"I" + b"9" * 5000 + b"\n")):
         with pytest.raises(DatasetError, match="integer of more than 20 digits"):
@@ -320,7 +416,7 @@ def test_as_many_values_as_data_have(protocol):
     """Several times the longest trajectories and ensembles; runs of thousands of opcodes without a text among them."""
     values = [{"atom": "C", "x": 0.5 * i, "y": [i], "flag": None} for i in range(50_000)]
     assert loads(pickle.dumps(values, protocol)) == values
-    numbers = list(range(70_000)) + [2**31, -2**31, 2**63, -2**63]
+    numbers = list(range(70_000)) + [2**31, -(2**31), 2**63, -(2**63)]
     assert loads(pickle.dumps(numbers, protocol)) == numbers
     scalars = [np.float64(i) for i in range(5_000)]
     assert loads(pickle.dumps(scalars, protocol)) == scalars
@@ -338,6 +434,7 @@ def test_bytes_that_are_copied_over_and_over():
     class Array:
         def __reduce__(self):
             return np._core.multiarray._reconstruct, (np.ndarray, (0,), b"b"), state
+
     assert loads(pickle.dumps(Array(), 3)).shape == (10_000,)
     with pytest.raises(DatasetError, match="copies of the same bytes over and over"):
         loads(pickle.dumps([Array() for _ in range(10)], 3))
@@ -345,13 +442,20 @@ def test_bytes_that_are_copied_over_and_over():
 
 def test_arrays_cannot_be_changed():
     """The key of an item could be a list of lists without end, which numpy would walk through."""
+
     class Array:
         def __init__(self, items):
             self.items = items
 
         def __reduce__(self):
-            return (np._core.multiarray._reconstruct, (np.ndarray, (0,), b"b"),
-                    (1, (2,), np.dtype("f8"), False, bytes(16)), None, iter(self.items))
+            return (
+                np._core.multiarray._reconstruct,
+                (np.ndarray, (0,), b"b"),
+                (1, (2,), np.dtype("f8"), False, bytes(16)),
+                None,
+                iter(self.items),
+            )
+
     assert loads(pickle.dumps(Array([]), 3)).tolist() == [0, 0]
     with pytest.raises(DatasetError, match="changes an array|damaged or malicious"):
         loads(pickle.dumps(Array([(0, 1.0)]), 3))
@@ -364,8 +468,11 @@ def test_messages_stay_short():
     endless = []
     for _ in range(16):
         endless = [endless] * 2
-    for data in (state_of_dtype("f8", endless), b"c" + b"x" * 10_000 + b"\nthing\n.", pickle.dumps(
-            Calls(np.dtype, endless), 3)):
+    for data in (
+        state_of_dtype("f8", endless),
+        b"c" + b"x" * 10_000 + b"\nthing\n.",
+        pickle.dumps(Calls(np.dtype, endless), 3),
+    ):
         with pytest.raises(DatasetError) as error:
             loads(data)
         assert len(str(error.value)) < 1000

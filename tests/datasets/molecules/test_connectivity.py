@@ -7,10 +7,29 @@ from rdkit import Chem
 from rdkit.Chem import rdDistGeom
 
 from mlip_jax.datasets.molecules import connectivity
-from mlip_jax.datasets.molecules.connectivity import IdentityQuery, describe, from_geometry, from_smiles, skeleton
+from mlip_jax.datasets.molecules.connectivity import (
+    IdentityQuery,
+    describe,
+    from_geometry,
+    from_smiles,
+    skeleton,
+)
 
-SMILES = ["C", "CCO", "c1ccccc1O", "CC(=O)Nc1ccc(O)cc1", "C[N+](=O)[O-]", "CC(=O)[O-]", "C[NH3+]", "N[C@@H](C)C(=O)O",
-          "CS(=O)(=O)N", "OC1CC1", "C#N", "ClCCBr", "F/C=C/F"]
+SMILES = [
+    "C",
+    "CCO",
+    "c1ccccc1O",
+    "CC(=O)Nc1ccc(O)cc1",
+    "C[N+](=O)[O-]",
+    "CC(=O)[O-]",
+    "C[NH3+]",
+    "N[C@@H](C)C(=O)O",
+    "CS(=O)(=O)N",
+    "OC1CC1",
+    "C#N",
+    "ClCCBr",
+    "F/C=C/F",
+]
 
 
 def geometry(smiles):
@@ -34,16 +53,25 @@ def test_smiles_and_geometry_agree_in_any_order_of_atoms(smiles):
 def test_different_molecules_differ_and_forms_of_one_do_not():
     found = [skeleton(from_smiles(s)) for s in SMILES]
     assert len(set(found)) == len(SMILES)
-    for a, b in (("N[C@@H](C)C(=O)O", "N[C@H](C)C(=O)O"), ("C/C=C/C", "C/C=C\\C"), ("Cc1ccccc1C", "CC1=C(C)C=CC=C1"),
-                 ("[2H]C", "C"), ("[NH3+]CC(=O)[O-]", "[NH3+]CC([O-])=O")):
+    for a, b in (
+        ("N[C@@H](C)C(=O)O", "N[C@H](C)C(=O)O"),
+        ("C/C=C/C", "C/C=C\\C"),
+        ("Cc1ccccc1C", "CC1=C(C)C=CC=C1"),
+        ("[2H]C", "C"),
+        ("[NH3+]CC(=O)[O-]", "[NH3+]CC([O-])=O"),
+    ):
         assert skeleton(from_smiles(a)) == skeleton(from_smiles(b))
     assert skeleton(from_smiles("CC(=O)C")) != skeleton(from_smiles("CC(O)=C"))  # tautomers
 
 
 def test_descriptions():
     water = molecule("H2O")
-    entries = [IdentityQuery("CCO"), IdentityQuery("not a SMILES"), IdentityQuery("", water.numbers, water.positions),
-               IdentityQuery("")]
+    entries = [
+        IdentityQuery("CCO"),
+        IdentityQuery("not a SMILES"),
+        IdentityQuery("", water.numbers, water.positions),
+        IdentityQuery(""),
+    ]
     found = describe(entries, len(entries), fingerprints=True)
     assert [d and d.elements for d in found] == [(1, 6, 8), None, (1, 8), None]
     assert found[2].skeleton == describe([IdentityQuery("O")], 1)[0].skeleton
@@ -54,4 +82,6 @@ def test_descriptions():
 def test_processes_change_nothing(monkeypatch):
     monkeypatch.setattr(connectivity, "_CHUNK", 4)
     entries = [IdentityQuery(s) for s in SMILES]
-    assert describe(entries, len(entries), num_processes=2) == describe(entries, len(entries), num_processes=1)
+    assert describe(entries, len(entries), num_processes=2) == describe(
+        entries, len(entries), num_processes=1
+    )

@@ -52,12 +52,14 @@ def smi(tmp_path, text=SMI, name="mols.smi"):
 
 def sdf(*molecules):
     from rdkit import Chem
+
     return "".join(f"{Chem.MolToMolBlock(m)}>  <id>\n7\n\n$$$$\n" for m in molecules)
 
 
 def embedded(smiles, name="", hydrogens=True):
     from rdkit import Chem
     from rdkit.Chem import AllChem
+
     m = Chem.AddHs(Chem.MolFromSmiles(smiles))
     AllChem.EmbedMolecule(m, randomSeed=1)
     m = m if hydrogens else Chem.RemoveHs(m)
@@ -75,8 +77,12 @@ def test_smiles_file(tmp_path):
     assert [r.atoms.info["charge"] for r in (ethanol, glycine, formate)] == [0, 0, -1]
     assert ethanol.geometry == "embedded" and not ethanol.failure
     assert strained.atoms is None and strained.failure == (
-        "mols.smi line 6: RDKit finds no three-dimensional geometry (ETKDGv3)")
-    assert broken.atoms is None and broken.failure == "mols.smi line 7: RDKit cannot read the SMILES 'C1CC'"
+        "mols.smi line 6: RDKit finds no three-dimensional geometry (ETKDGv3)"
+    )
+    assert (
+        broken.atoms is None
+        and broken.failure == "mols.smi line 7: RDKit cannot read the SMILES 'C1CC'"
+    )
     assert count_molecules(tmp_path / "mols.smi") == 5
 
 
@@ -113,7 +119,10 @@ def test_embedding_depends_on_the_smiles_and_the_seed_alone(tmp_path):
     other = read(path, seed=1)[0]
     assert np.abs(other.atoms.positions - a.atoms.positions).max() > 0.05
     relaxed = read(path, mmff=True)[0]
-    assert relaxed.geometry == "embedded, MMFF94" and np.abs(relaxed.atoms.positions - a.atoms.positions).max() > 1e-3
+    assert (
+        relaxed.geometry == "embedded, MMFF94"
+        and np.abs(relaxed.atoms.positions - a.atoms.positions).max() > 1e-3
+    )
 
 
 def test_conformers(tmp_path):
@@ -138,13 +147,25 @@ def test_what_is_skipped_is_not_embedded(tmp_path, monkeypatch):
     assert [r.index for r in read(path, share=(1, 3))] == [1] and seen[4:] == [1]
 
 
-@given(st.integers(1, 6), st.integers(1, 3), st.sets(st.integers(0, 60)), st.one_of(st.none(), st.integers(1, 25)))
+@given(
+    st.integers(1, 6),
+    st.integers(1, 3),
+    st.sets(st.integers(0, 60)),
+    st.one_of(st.none(), st.integers(1, 25)),
+)
 @settings(max_examples=60, deadline=None)
 def test_shares_are_disjoint_and_complete(tmp_path_factory, processes, conformers, skip, limit):
     path = tmp_path_factory.mktemp("shares") / "bad.smi"
     path.write_text("X\n" * 20)  # none can be read, so that nothing takes time
-    parts = [[r.index for r in read(path, share=(i, processes), num_conformers=conformers, skip=skip, limit=limit)]
-             for i in range(processes)]
+    parts = [
+        [
+            r.index
+            for r in read(
+                path, share=(i, processes), num_conformers=conformers, skip=skip, limit=limit
+            )
+        ]
+        for i in range(processes)
+    ]
     expected = [i for i in range(min(20, limit or 20) * conformers) if i not in skip]
     assert sorted(itertools.chain(*parts)) == expected
     assert all(i // conformers % processes == p for p, part in enumerate(parts) for i in part)
@@ -153,10 +174,14 @@ def test_shares_are_disjoint_and_complete(tmp_path_factory, processes, conformer
 def test_worker_that_is_killed_is_a_failure_of_its_molecule(tmp_path):
     job = Entry(3, "mols.smi line 4", "name", "CCO"), EmbeddingOptions(2)
     records = embedding.gave_up(job)
-    assert [r.index for r in records] == [6, 7] and all("mols.smi line 4" in r.failure for r in records)
+    assert [r.index for r in records] == [6, 7] and all(
+        "mols.smi line 4" in r.failure for r in records
+    )
 
 
-@pytest.mark.parametrize("pack, suffix", [(gzip.open, ".gz"), (bz2.open, ".bz2"), (lzma.open, ".xz")])
+@pytest.mark.parametrize(
+    "pack, suffix", [(gzip.open, ".gz"), (bz2.open, ".bz2"), (lzma.open, ".xz")]
+)
 def test_packed_text(tmp_path, pack, suffix):
     path = tmp_path / f"mols.smi{suffix}"
     with pack(path, "wt") as file:
@@ -196,18 +221,28 @@ def test_csv_without_such_a_column(tmp_path):
 def test_sdf(tmp_path):
     from rdkit import Chem
     from rdkit.Chem import rdDepictor
+
     flat = Chem.MolFromSmiles("CC[NH3+]")
     rdDepictor.Compute2DCoords(flat)
     whole, bare = embedded("C[O-]", "methoxide"), embedded("CCO", hydrogens=False)
     good = sdf(whole, bare, flat)
     path = smi(tmp_path, good + "junk\nmore\n\n$$$$\n" + sdf(embedded("CC", "last")), "mols.sdf")
     a, b, c, junk, last = read(path)
-    assert (a.name, a.smiles, a.geometry, a.atoms.info["charge"]) == ("methoxide", "C[O-]", "as given", -1)
+    assert (a.name, a.smiles, a.geometry, a.atoms.info["charge"]) == (
+        "methoxide",
+        "C[O-]",
+        "as given",
+        -1,
+    )
     np.testing.assert_allclose(a.atoms.positions, whole.GetConformer().GetPositions(), atol=1e-4)
     assert b.geometry == "hydrogens added" and len(b.atoms) == 9
     np.testing.assert_allclose(b.atoms.positions[:3], bare.GetConformer().GetPositions(), atol=1e-4)
     assert b.atoms.get_all_distances()[np.triu_indices(9, 1)].min() > 0.9
-    assert c.geometry == "embedded" and c.atoms.info["charge"] == 1 and np.ptp(c.atoms.positions[:, 2]) > 0.5
+    assert (
+        c.geometry == "embedded"
+        and c.atoms.info["charge"] == 1
+        and np.ptp(c.atoms.positions[:, 2]) > 0.5
+    )
     line = good.count("\n") + 1
     assert junk.failure == f"mols.sdf line {line}: RDKit cannot read the mol block"
     assert last.name == "last" and count_molecules(path) == 5
@@ -222,7 +257,7 @@ def test_sdf_without_the_last_line(tmp_path):
 def test_mol_block_with_nan(tmp_path):
     text = sdf(embedded("C"))
     number = text.splitlines()[4].split()[0]
-    record, = read(smi(tmp_path, text.replace(number.rjust(10), "nan".rjust(10), 1), "nan.sdf"))
+    (record,) = read(smi(tmp_path, text.replace(number.rjust(10), "nan".rjust(10), 1), "nan.sdf"))
     assert record.atoms is None and "nan.sdf" in record.failure
 
 
@@ -233,7 +268,12 @@ def test_extended_xyz(tmp_path):
     path = tmp_path / "mols.xyz"
     write(path, [water, fixed], format="extxyz")
     a, b = read(path)
-    assert (a.name, a.smiles, a.geometry, a.atoms.info) == ("w", "[OH2]", "as given", {"charge": -1.0})
+    assert (a.name, a.smiles, a.geometry, a.atoms.info) == (
+        "w",
+        "[OH2]",
+        "as given",
+        {"charge": -1.0},
+    )
     np.testing.assert_allclose(a.atoms.positions, water.positions, atol=1e-7)
     assert b.atoms.pbc.all() and b.atoms.info == {"charge": 0.0}
     assert [c.todict() for c in b.atoms.constraints] == [FixAtoms([0]).todict()]
@@ -253,14 +293,25 @@ def test_charge_of_frames(tmp_path):
 
 
 def test_bad_frames_do_not_stop_the_others(tmp_path):
-    frames = ["1\nname=a\nH 0 0 0\n", "2\n\nH 0 0 0\nH 0 0 nan\n", "1\n\nQq 0 0 0\n", "0\n\n", "1\n\nH 0 0\n",
-              "2\n\nH 0 0 0\nH 0 0 0.01\n", "1\nname=z\nHe 1 2 3\n"]
+    frames = [
+        "1\nname=a\nH 0 0 0\n",
+        "2\n\nH 0 0 0\nH 0 0 nan\n",
+        "1\n\nQq 0 0 0\n",
+        "0\n\n",
+        "1\n\nH 0 0\n",
+        "2\n\nH 0 0 0\nH 0 0 0.01\n",
+        "1\nname=z\nHe 1 2 3\n",
+    ]
     path = smi(tmp_path, "\n".join(frames), "mols.xyz")
     records = read(path)
     assert [r.atoms is None for r in records] == [False, True, True, True, True, False, False]
-    assert records[0].name == "a" and records[-1].name == "z"  # atoms on top of each other are the relaxation's matter
-    assert records[1].failure == ("mols.xyz structure 1: 1 of 2 atoms have NaN or infinite coordinates, the first of "
-                                  "them atom 1")
+    assert (
+        records[0].name == "a" and records[-1].name == "z"
+    )  # atoms on top of each other are the relaxation's matter
+    assert records[1].failure == (
+        "mols.xyz structure 1: 1 of 2 atoms have NaN or infinite coordinates, the first of "
+        "them atom 1"
+    )
     assert "mols.xyz line 10" in records[2].failure and "Qq" in records[2].failure
     assert "no atoms" in records[3].failure or "cannot be read" in records[3].failure
     assert count_molecules(path) == 7
@@ -272,7 +323,9 @@ def test_an_infinite_charge_does_not_stop_the_others(tmp_path):
     assert records[1].atoms.info["charge"] == 1
 
 
-@pytest.mark.parametrize("end, words", [("3\n\nH 0 0 0\n", "ends before them"), ("hello\n1\n\nH 0 0 0\n", "'hello'")])
+@pytest.mark.parametrize(
+    "end, words", [("3\n\nH 0 0 0\n", "ends before them"), ("hello\n1\n\nH 0 0 0\n", "'hello'")]
+)
 def test_xyz_that_ends_badly(tmp_path, end, words):
     records = read(smi(tmp_path, "1\n\nH 0 0 0\n" + end, "mols.xyz"))
     assert records[0].atoms is not None and words in records[1].failure and len(records) == 2
@@ -315,10 +368,18 @@ def test_store(tmp_path):
     for i, atoms in enumerate(frames):
         atoms.info = {"energy": 0.0, "charge": i}
     write(tmp_path / "mols.xyz", frames)
-    store = convert(ConversionSpec(str(tmp_path / "mols.xyz"), options={"forces_key": ""}), tmp_path / "store",
-                    num_processes=1, refuse=False, progress=False)
+    store = convert(
+        ConversionSpec(str(tmp_path / "mols.xyz"), options={"forces_key": ""}),
+        tmp_path / "store",
+        num_processes=1,
+        refuse=False,
+        progress=False,
+    )
     records = read(store, skip={1})
-    assert [(r.index, len(r.atoms), r.atoms.info["charge"]) for r in records] == [(0, 3, 0), (2, 4, 2)]
+    assert [(r.index, len(r.atoms), r.atoms.info["charge"]) for r in records] == [
+        (0, 3, 0),
+        (2, 4, 2),
+    ]
     np.testing.assert_allclose(records[1].atoms.positions, frames[2].positions, atol=1e-6)
     assert count_molecules(store) == 3 and [r.index for r in read(store, limit=1)] == [0]
     assert fingerprint(store)["bytes"] == (store / "manifest.json").stat().st_size
@@ -369,7 +430,7 @@ def test_molecules_are_made_as_they_are_taken(tmp_path, monkeypatch):
 
 def test_one_smiles_is_as_in_a_file(tmp_path):
     (tmp_path / "one.smi").write_text("CC[NH3+] ion\n")
-    record, = read_molecules(tmp_path / "one.smi", seed=3, num_processes=1)
+    (record,) = read_molecules(tmp_path / "one.smi", seed=3, num_processes=1)
     atoms = from_smiles("CC[NH3+]", seed=3)
     assert atoms.info["charge"] == 1 and np.array_equal(atoms.positions, record.atoms.positions)
     assert not np.allclose(atoms.positions, from_smiles("CC[NH3+]", seed=3, mmff=True).positions)

@@ -17,13 +17,24 @@ def rotation(rng):
 
 
 def by_svd(test, train):
-    a, b = (x - x.mean(1, keepdims=True) for x in (np.repeat(test, len(train), 0), np.tile(train, (len(test), 1, 1))))
-    return np.sqrt(((a - b @ kabsch_align(a, b)) ** 2).sum((1, 2)) / a.shape[1]).reshape(len(test), len(train))
+    a, b = (
+        x - x.mean(1, keepdims=True)
+        for x in (np.repeat(test, len(train), 0), np.tile(train, (len(test), 1, 1)))
+    )
+    return np.sqrt(((a - b @ kabsch_align(a, b)) ** 2).sum((1, 2)) / a.shape[1]).reshape(
+        len(test), len(train)
+    )
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), n=st.integers(1, 30), num_test=st.integers(1, 4), num_train=st.integers(1, 4),
-       spread=st.sampled_from([0.0, 1e-3, 0.1, 2.0]), flat=st.integers(0, 3))
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    n=st.integers(1, 30),
+    num_test=st.integers(1, 4),
+    num_train=st.integers(1, 4),
+    spread=st.sampled_from([0.0, 1e-3, 0.1, 2.0]),
+    flat=st.integers(0, 3),
+)
 def test_as_by_singular_values(seed, n, num_test, num_train, spread, flat):
     """For similar and different conformers, also of molecules that are planes, lines and points."""
     rng = np.random.default_rng(seed)
@@ -32,7 +43,9 @@ def test_as_by_singular_values(seed, n, num_test, num_train, spread, flat):
     test[..., :flat], train[..., :flat] = 0.0, 0.0
     train = train @ rotation(rng) + rng.normal(size=3) * 20
     expected = by_svd(test, train)
-    np.testing.assert_allclose(cross_rmsd(Conformers(test, train), dtype=np.float64), expected, atol=1e-7)
+    np.testing.assert_allclose(
+        cross_rmsd(Conformers(test, train), dtype=np.float64), expected, atol=1e-7
+    )
     np.testing.assert_allclose(cross_rmsd(Conformers(test, train)), expected, atol=2e-5)
 
 
@@ -61,14 +74,20 @@ def test_the_best_of_the_permutations_counts():
 def test_molecules_of_all_sizes_at_once_in_their_order():
     """More pairs than a call to the device takes, so that they are worked on in several."""
     rng = np.random.default_rng(2)
-    molecules = [Conformers(rng.normal(size=(t, n, 3)), rng.normal(size=(r, n, 3)))
-                 for t, r, n in zip(rng.integers(0, 60, 80), rng.integers(1, 60, 80), rng.integers(1, 30, 80))]
+    molecules = [
+        Conformers(rng.normal(size=(t, n, 3)), rng.normal(size=(r, n, 3)))
+        for t, r, n in zip(
+            rng.integers(0, 60, 80), rng.integers(1, 60, 80), rng.integers(1, 30, 80)
+        )
+    ]
     found = list(nearest_rmsd(iter(molecules)))
     assert len(found) == 80 and sum(len(m.test) * len(m.train) for m in molecules) > 65_536
     for molecule, nearest in zip(molecules, found):
         assert nearest.shape == (len(molecule.test),) and nearest.dtype == np.float64
         if len(molecule.test):
-            np.testing.assert_allclose(nearest, by_svd(molecule.test, molecule.train).min(1), atol=1e-5)
+            np.testing.assert_allclose(
+                nearest, by_svd(molecule.test, molecule.train).min(1), atol=1e-5
+            )
 
 
 def test_a_molecule_of_more_pairs_than_are_gathered(monkeypatch):
@@ -76,7 +95,9 @@ def test_a_molecule_of_more_pairs_than_are_gathered(monkeypatch):
 
     rng = np.random.default_rng(4)
     test, train = rng.normal(size=(7, 9, 3)), rng.normal(size=(5, 9, 3))
-    molecule = Conformers(test, train, np.array([np.arange(9), *(rng.permutation(9) for _ in range(5))]))
+    molecule = Conformers(
+        test, train, np.array([np.arange(9), *(rng.permutation(9) for _ in range(5))])
+    )
     cross, small = cross_rmsd(molecule), Conformers(test[:2], train)
     for ahead in (1, 4, 13, 70):
         monkeypatch.setattr(rmsd, "_AHEAD", ahead)
@@ -87,16 +108,25 @@ def test_a_molecule_of_more_pairs_than_are_gathered(monkeypatch):
 
 
 def test_nothing_near_and_no_atoms():
-    assert next(nearest_rmsd([Conformers(np.zeros((2, 4, 3)), np.zeros((0, 4, 3)))])).tolist() == [np.inf, np.inf]
-    assert np.isnan(next(nearest_rmsd([Conformers(np.zeros((2, 0, 3)), np.zeros((1, 0, 3)))]))).all()
+    assert next(nearest_rmsd([Conformers(np.zeros((2, 4, 3)), np.zeros((0, 4, 3)))])).tolist() == [
+        np.inf,
+        np.inf,
+    ]
+    assert np.isnan(
+        next(nearest_rmsd([Conformers(np.zeros((2, 0, 3)), np.zeros((1, 0, 3)))]))
+    ).all()
     assert list(nearest_rmsd([])) == []
 
 
-@pytest.mark.parametrize("test, train, orders, message", [
-    ((2, 4, 3), (2, 5, 3), None, r"received \(2, 4, 3\) and \(2, 5, 3\)"),
-    ((4, 3), (4, 3), None, "expected conformers"),
-    ((2, 4, 3), (2, 4, 3), (2, 3), r"permutations of shape \(Q, 4\)"),
-    ((2, 4, 3), (2, 4, 3), (0, 4), "Q at least 1")])
+@pytest.mark.parametrize(
+    "test, train, orders, message",
+    [
+        ((2, 4, 3), (2, 5, 3), None, r"received \(2, 4, 3\) and \(2, 5, 3\)"),
+        ((4, 3), (4, 3), None, "expected conformers"),
+        ((2, 4, 3), (2, 4, 3), (2, 3), r"permutations of shape \(Q, 4\)"),
+        ((2, 4, 3), (2, 4, 3), (0, 4), "Q at least 1"),
+    ],
+)
 def test_wrong_shapes_are_errors(test, train, orders, message):
     orders = None if orders is None else np.zeros(orders, int)
     with pytest.raises(ValueError, match=message):
@@ -107,7 +137,9 @@ def test_wrong_shapes_are_errors(test, train, orders, message):
 def test_a_million_pairs_in_a_minute_of_a_core():
     """Of 25 heavy atoms, as a study of molecules with 16 training conformers has them."""
     rng = np.random.default_rng(0)
-    molecules = [Conformers(rng.normal(size=(4, 25, 3)), rng.normal(size=(16, 25, 3))) for _ in range(15_625)]
+    molecules = [
+        Conformers(rng.normal(size=(4, 25, 3)), rng.normal(size=(16, 25, 3))) for _ in range(15_625)
+    ]
     list(nearest_rmsd(molecules[:300]))  # compiles
     start = time.process_time()
     assert sum(map(len, nearest_rmsd(molecules))) == 62_500

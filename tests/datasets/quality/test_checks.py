@@ -18,23 +18,33 @@ from mlip_jax.datasets import readers
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.quality import checks
 from mlip_jax.datasets.quality.checks import Findings, combine, count_duplicates, examine
-from mlip_jax.datasets.quality.diagnosis import EARLY, lines, to_markdown, verdict
+from mlip_jax.datasets.quality.diagnosis import EARLY, diagnose, lines, to_markdown
 from mlip_jax.datasets.quality.distribution import Distribution
 from mlip_jax.datasets.quality.geometry import fingerprints
-from mlip_jax.datasets.quality.pairs import MAX_PAIRS, MAX_RMSD, bond_stiffness, close_pairs, neighbours
+from mlip_jax.datasets.quality.pairs import (
+    MAX_PAIRS,
+    MAX_RMSD,
+    bond_stiffness,
+    close_pairs,
+    neighbours,
+)
 from mlip_jax.structure import Structure
 
 HARTREE, BOHR, KCAL_PER_MOL = 27.211386245988, 0.529177210903, 0.0433641153087705
 DATA = Path(__file__).parents[2] / "data"
 SMALL = DATA / "gfn2_small.hdf5"
-REAL = [SMALL, DATA / "readers/md17/rmd17_ethanol.npz", DATA / "readers/qm7x/qm7x_small.npz",
-        DATA / "spice_1.1.4_small.hdf5"]
+REAL = [
+    SMALL,
+    DATA / "readers/md17/rmd17_ethanol.npz",
+    DATA / "readers/qm7x/qm7x_small.npz",
+    DATA / "spice_1.1.4_small.hdf5",
+]
 
 
 def morse(positions, rest, depth=4.0, width=1.5):
     """Energy and forces of Morse bonds between all atoms of a molecule, by hand."""
     difference = positions[:, None] - positions
-    distance = np.sqrt((difference ** 2).sum(-1)) + np.eye(len(positions))
+    distance = np.sqrt((difference**2).sum(-1)) + np.eye(len(positions))
     decay = np.exp(-width * (distance - rest))
     off = 1 - np.eye(len(positions))
     energy = 0.5 * (off * depth * (1 - decay) ** 2).sum()
@@ -54,20 +64,29 @@ def molecules(count=8, conformations=20, noise=0.05, seed=0):
         ball[1:] /= np.linalg.norm(ball[1:], axis=1)[:, None]
         for _ in range(200):  # atoms on the sphere keep apart
             d = ball[1:, None] - ball[None, 1:]
-            ball[1:] += 0.05 * (d / ((d ** 2).sum(-1) + 1e-3)[..., None] ** 2).sum(1)
+            ball[1:] += 0.05 * (d / ((d**2).sum(-1) + 1e-3)[..., None] ** 2).sum(1)
             ball[1:] /= np.linalg.norm(ball[1:], axis=1)[:, None]
         rest = np.sqrt(((ball[:, None] - ball) ** 2).sum(-1)) + 0.1
         for c in range(conformations):
             positions = ball + noise * rng.normal(size=ball.shape)
             energy, forces = morse(positions, rest)
             turn = Rotation.random(random_state=1000 * m + c).as_matrix()
-            made.append(Structure(numbers, positions @ turn + rng.normal(size=3), energy=energy - 500.0 - 20 * n,
-                                  forces=forces @ turn, molecule=f"m{m}", conformer=c, source=f"f.hdf5:m{m}"))
+            made.append(
+                Structure(
+                    numbers,
+                    positions @ turn + rng.normal(size=3),
+                    energy=energy - 500.0 - 20 * n,
+                    forces=forces @ turn,
+                    molecule=f"m{m}",
+                    conformer=c,
+                    source=f"f.hdf5:m{m}",
+                )
+            )
     return Columns.from_structures(made)
 
 
 def whats(columns, **options):
-    return {p.what: p for p in verdict(examine(columns), **options)}
+    return {p.what: p for p in diagnose(examine(columns), **options)}
 
 
 def pairs_of(columns, usable):
@@ -82,11 +101,14 @@ def with_(columns, **factors):
 def test_sound_data_pass():
     columns = molecules()
     findings = examine(columns)
-    assert verdict(findings) == []
+    assert diagnose(findings) == []
     ratio = findings.distributions["pair ratio"]
     assert ratio.count >= 60 and ratio.median == pytest.approx(1.0, abs=0.03)
     assert findings.counts | {"blocks": 1} == dict.fromkeys(checks.COUNTS, 0) | {
-        "blocks": 1, "structures": len(columns), "atoms": len(columns.numbers)}
+        "blocks": 1,
+        "structures": len(columns),
+        "atoms": len(columns.numbers),
+    }
     assert findings.distributions["relative net force"].largest < 1e-10
     assert lines(findings, [])[-1] == "no problems found"
 
@@ -103,43 +125,58 @@ def test_bonds_have_the_stiffness_of_real_ones(path):
     findings = examine(real(path))
     assert findings.distributions["bond stiffness"].count >= 20
     assert 25 < findings.distributions["bond stiffness"].median < 45
-    assert not [p for p in verdict(findings) if p.severity == "error"]
+    assert not [p for p in diagnose(findings) if p.severity == "error"]
 
 
 def test_real_data_pass():
     columns = real(SMALL)
     findings = examine(columns)
     assert findings.distributions["pair ratio"].median == pytest.approx(1.0, abs=0.05)
-    assert not [p for p in verdict(findings) if p.severity == "error"]
+    assert not [p for p in diagnose(findings) if p.severity == "error"]
     assert "gradients" in whats(with_(columns, forces=-1))
     assert "hartree/bohr" in whats(with_(columns, forces=BOHR / HARTREE))["units"].message
 
 
-@pytest.mark.parametrize(("factors", "what", "words"), [
-    ({"forces": -1}, "gradients", "these look like gradients (dE/dx), not forces: change their sign"),
-    ({"forces": BOHR}, "units", "forces in eV/bohr"),
-    ({"forces": 1 / BOHR}, "units", "converted from eV/bohr once too often"),
-    ({"forces": 1 / HARTREE}, "units", "energies were in eV and forces in hartree/Å"),
-    ({"forces": HARTREE}, "units", "converted from hartree/Å once too often"),
-    ({"energy": 1 / HARTREE}, "units", "energies were in hartree and forces in eV/Å"),
-    ({"forces": 1 / KCAL_PER_MOL}, "units", "energies were in eV and forces in kcal/mol/Å"),
-    ({"forces": KCAL_PER_MOL}, "units", "forces were converted from kcal/mol/Å once too often"),
-    ({"energy": HARTREE}, "units", "energies were converted from hartree once too often"),
-    ({"energy": 1 / HARTREE, "forces": BOHR / HARTREE, "positions": 1 / BOHR}, "units",
-     "as if energies were in hartree and forces in hartree/bohr ("),
-    ({"energy": 1 / KCAL_PER_MOL}, "units", "energies were in kcal/mol and forces in eV/Å"),
-    ({"forces": BOHR / HARTREE}, "units", "energies were in eV and forces in hartree/bohr"),
-    ({"forces": -BOHR / HARTREE}, "units", "gradients (dE/dx), not forces: change their sign too"),
-    ({"forces": HARTREE / BOHR}, "units", "converted from hartree/bohr once too often"),
-    ({"forces": 0.3}, "forces and energies", "no unit explains the factor"),
-    ({"energy": 0.0}, "forces and energies", "no unit explains the factor"),
-    ({"positions": 1 / BOHR}, "positions", "positions look like bohr"),
-    ({"positions": BOHR}, "positions", "converted from bohr once too often"),
-    ({"positions": 0.1}, "positions", "positions look like nm"),
-    ({"positions": 10.0}, "positions", "converted from nm once too often"),
-    ({"positions": 3.0}, "positions", "no known unit of length"),
-    ({"positions": 1 / BOHR, "forces": -1}, "gradients", "these look like gradients"),
-    ({"positions": 1 / BOHR, "forces": BOHR}, "units", "forces in eV/bohr")])
+@pytest.mark.parametrize(
+    ("factors", "what", "words"),
+    [
+        (
+            {"forces": -1},
+            "gradients",
+            "these look like gradients (dE/dx), not forces: change their sign",
+        ),
+        ({"forces": BOHR}, "units", "forces in eV/bohr"),
+        ({"forces": 1 / BOHR}, "units", "converted from eV/bohr once too often"),
+        ({"forces": 1 / HARTREE}, "units", "energies were in eV and forces in hartree/Å"),
+        ({"forces": HARTREE}, "units", "converted from hartree/Å once too often"),
+        ({"energy": 1 / HARTREE}, "units", "energies were in hartree and forces in eV/Å"),
+        ({"forces": 1 / KCAL_PER_MOL}, "units", "energies were in eV and forces in kcal/mol/Å"),
+        ({"forces": KCAL_PER_MOL}, "units", "forces were converted from kcal/mol/Å once too often"),
+        ({"energy": HARTREE}, "units", "energies were converted from hartree once too often"),
+        (
+            {"energy": 1 / HARTREE, "forces": BOHR / HARTREE, "positions": 1 / BOHR},
+            "units",
+            "as if energies were in hartree and forces in hartree/bohr (",
+        ),
+        ({"energy": 1 / KCAL_PER_MOL}, "units", "energies were in kcal/mol and forces in eV/Å"),
+        ({"forces": BOHR / HARTREE}, "units", "energies were in eV and forces in hartree/bohr"),
+        (
+            {"forces": -BOHR / HARTREE},
+            "units",
+            "gradients (dE/dx), not forces: change their sign too",
+        ),
+        ({"forces": HARTREE / BOHR}, "units", "converted from hartree/bohr once too often"),
+        ({"forces": 0.3}, "forces and energies", "no unit explains the factor"),
+        ({"energy": 0.0}, "forces and energies", "no unit explains the factor"),
+        ({"positions": 1 / BOHR}, "positions", "positions look like bohr"),
+        ({"positions": BOHR}, "positions", "converted from bohr once too often"),
+        ({"positions": 0.1}, "positions", "positions look like nm"),
+        ({"positions": 10.0}, "positions", "converted from nm once too often"),
+        ({"positions": 3.0}, "positions", "no known unit of length"),
+        ({"positions": 1 / BOHR, "forces": -1}, "gradients", "these look like gradients"),
+        ({"positions": 1 / BOHR, "forces": BOHR}, "units", "forces in eV/bohr"),
+    ],
+)
 def test_wrong_units_and_signs_are_named(factors, what, words):
     found = whats(with_(molecules(), **factors))
     assert words in found[what].message and found[what].severity == "error"
@@ -147,19 +184,43 @@ def test_wrong_units_and_signs_are_named(factors, what, words):
         assert {w for w, p in found.items() if p.severity == "error"} == {"positions"}
 
 
-@pytest.mark.parametrize(("factor", "size", "words"), [
-    (1 / HARTREE, "27 times too small", "energies were in hartree and forces in hartree/Å"),
-    (1 / KCAL_PER_MOL, "23 times too large", "energies were in kcal/mol and forces in kcal/mol/Å"),
-    (96.4853, "96 times too large", "energies were in kJ/mol and forces in kJ/mol/Å ("),
-    (HARTREE, "27 times too large", "energies and forces were converted from hartree once too often"),
-    (KCAL_PER_MOL, "23 times too small", "energies and forces were converted from kcal/mol once too often"),
-    (1 / 96.4853, "96 times too small", "energies and forces were converted from kJ/mol once too often ("),
-    (1e4, "times too large", "no unit explains the factor")])
+@pytest.mark.parametrize(
+    ("factor", "size", "words"),
+    [
+        (1 / HARTREE, "27 times too small", "energies were in hartree and forces in hartree/Å"),
+        (
+            1 / KCAL_PER_MOL,
+            "23 times too large",
+            "energies were in kcal/mol and forces in kcal/mol/Å",
+        ),
+        (96.4853, "96 times too large", "energies were in kJ/mol and forces in kJ/mol/Å ("),
+        (
+            HARTREE,
+            "27 times too large",
+            "energies and forces were converted from hartree once too often",
+        ),
+        (
+            KCAL_PER_MOL,
+            "23 times too small",
+            "energies and forces were converted from kcal/mol once too often",
+        ),
+        (
+            1 / 96.4853,
+            "96 times too small",
+            "energies and forces were converted from kJ/mol once too often (",
+        ),
+        (1e4, "times too large", "no unit explains the factor"),
+    ],
+)
 @pytest.mark.parametrize("path", REAL[:3])
 def test_a_factor_that_energies_and_forces_share_is_named(path, factor, size, words):
     """Their ratio cannot tell it; the stiffness of bonds does."""
     found = whats(with_(real(path), energy=factor, forces=factor))["units"]
-    assert found.severity == "error" and words in found.message and "energies and forces are both" in found.message
+    assert (
+        found.severity == "error"
+        and words in found.message
+        and "energies and forces are both" in found.message
+    )
     within = float(found.message.split(" about ")[1].split()[0]) / max(factor, 1 / factor)
     assert 0.6 < within < 1.6 and size.split(" ", 1)[1] in found.message
 
@@ -167,8 +228,11 @@ def test_a_factor_that_energies_and_forces_share_is_named(path, factor, size, wo
 def test_the_scale_of_both_is_not_asked_to_be_exact():
     """Bonds differ from method to method and in the heat; only what no method does is an error."""
     for factor in (0.4, 2.5):
-        assert not [p for p in whats(with_(real(SMALL), energy=factor, forces=factor)).values()
-                    if p.severity == "error"]
+        assert not [
+            p
+            for p in whats(with_(real(SMALL), energy=factor, forces=factor)).values()
+            if p.severity == "error"
+        ]
 
 
 def test_forces_without_energies_are_judged_by_bonds():
@@ -178,7 +242,10 @@ def test_forces_without_energies_are_judged_by_bonds():
     kcal = whats(with_(columns, forces=1 / KCAL_PER_MOL))["units"]
     assert kcal.severity == "error" and "as if they were in kcal/mol/Å" in kcal.message
     no_pairs = whats(with_(real(REAL[3]), energy=1 / HARTREE, forces=BOHR / HARTREE))
-    assert "they were in hartree/bohr" in no_pairs["units"].message and "energies" not in no_pairs["units"].message
+    assert (
+        "they were in hartree/bohr" in no_pairs["units"].message
+        and "energies" not in no_pairs["units"].message
+    )
     both = whats(with_(real(SMALL), forces=-1, energy=-1))
     assert "change their sign, and that of the energies" in both["gradients"].message
 
@@ -190,14 +257,26 @@ def test_stiffness_of_bonds_by_hand(seed):
     for c in range(30):
         r = 1 + 0.05 * rng.normal(size=2)
         positions = np.array([[0, 0, 0], [r[0], 0, 0], [0, r[1], 0]])
-        forces = np.array([[k * (r[0] - 1), k * (r[1] - 1), 0], [-k * (r[0] - 1), 0, 0], [0, -k * (r[1] - 1), 0]])
+        forces = np.array(
+            [[k * (r[0] - 1), k * (r[1] - 1), 0], [-k * (r[0] - 1), 0, 0], [0, -k * (r[1] - 1), 0]]
+        )
         turn = Rotation.random(random_state=100 * seed + c).as_matrix()
-        made.append(Structure(np.array([8, 1, 1]), positions @ turn, forces=forces @ turn, molecule="w", conformer=c))
+        made.append(
+            Structure(
+                np.array([8, 1, 1]),
+                positions @ turn,
+                forces=forces @ turn,
+                molecule="w",
+                conformer=c,
+            )
+        )
     columns = Columns.from_structures(made)
     found = bond_stiffness(columns, *neighbours(columns, np.ones(30, bool)))
     assert len(found) >= 20
     np.testing.assert_allclose(found, k)
-    metal = dataclasses.replace(columns, numbers=np.where(columns.numbers == 8, 46, columns.numbers))
+    metal = dataclasses.replace(
+        columns, numbers=np.where(columns.numbers == 8, 46, columns.numbers)
+    )
     assert len(bond_stiffness(metal, *neighbours(metal, np.ones(30, bool)))) == 0
 
 
@@ -209,15 +288,24 @@ def test_bonds_that_hardly_change_tell_nothing():
     for _ in range(40):
         forces = np.zeros((3, 3))
         forces[1, 0] = rng.normal(0, 0.1)
-        made.append(Structure(np.array([8, 1, 1]), water * (1 + rng.uniform(-5e-4, 5e-4)), -1.0, forces,
-                              molecule="water"))
+        made.append(
+            Structure(
+                np.array([8, 1, 1]),
+                water * (1 + rng.uniform(-5e-4, 5e-4)),
+                -1.0,
+                forces,
+                molecule="water",
+            )
+        )
     columns = Columns.from_structures(made)
     assert not len(bond_stiffness(columns, *neighbours(columns, np.ones(40, bool))))
 
 
 def test_without_bonds_of_hydrogen_a_stiffness_is_only_a_warning():
     columns = real(SMALL)
-    metal = dataclasses.replace(columns, numbers=np.where(columns.numbers == 1, 3, columns.numbers + 20))
+    metal = dataclasses.replace(
+        columns, numbers=np.where(columns.numbers == 1, 3, columns.numbers + 20)
+    )
     assert not [w for w in whats(metal) if w in ("units", "stiffness")]
     for factor in (1e-2, 1e2):
         found = whats(with_(metal, energy=factor, forces=factor))
@@ -242,12 +330,16 @@ def test_labels_of_other_structures_are_found(number):
 def test_a_part_that_does_not_fit_is_a_warning():
     columns = molecules()
     wrong = np.isin(columns.molecule, ["m1", "m5"])  # of eight
-    forces = np.where(np.repeat(wrong, columns.n_atoms)[:, None], 0.3 * columns.forces, columns.forces)
+    forces = np.where(
+        np.repeat(wrong, columns.n_atoms)[:, None], 0.3 * columns.forces, columns.forces
+    )
     problem = whats(dataclasses.replace(columns, forces=forces))["forces and energies"]
     assert problem.severity == "warning" and "a part of the forces" in problem.message
 
 
-@pytest.mark.parametrize(("wrong", "severity"), [(1, "warning"), (3, "error"), (8, "error"), (12, "error")])
+@pytest.mark.parametrize(
+    ("wrong", "severity"), [(1, "warning"), (3, "error"), (8, "error"), (12, "error")]
+)
 def test_molecules_of_the_wrong_sign_among_others(wrong, severity):
     """Every molecule that is wrong is about 6 % of the pairs."""
     columns = molecules(16, 12)
@@ -255,22 +347,31 @@ def test_molecules_of_the_wrong_sign_among_others(wrong, severity):
     rows = np.repeat(np.isin(columns.molecule, names), columns.n_atoms)[:, None]
     mixed = dataclasses.replace(columns, forces=np.where(rows, -columns.forces, columns.forces))
     findings = examine(mixed)
-    problem, = verdict(findings)
+    (problem,) = diagnose(findings)
     assert (problem.what, problem.severity) == ("some gradients", severity)
     share = np.isin(mixed.molecule[pairs_of(mixed, np.ones(len(mixed), bool)).first], names).mean()
     assert f"({share:.0%})" in problem.message
-    named = {text.split("#")[0] for text in problem.message.split("for instance in ")[1].replace(", ", " and ")
-             .split(" and ")}
+    named = {
+        text.split("#")[0]
+        for text in problem.message.split("for instance in ")[1]
+        .replace(", ", " and ")
+        .split(" and ")
+    }
     assert named <= {f"f.hdf5:{m}" for m in names}
-    assert verdict(combine([findings, examine(columns)]))[0].what == "some gradients"
+    assert diagnose(combine([findings, examine(columns)]))[0].what == "some gradients"
 
 
 def test_net_force():
     columns = molecules()
     shifted = dataclasses.replace(columns, forces=np.roll(columns.forces, 1, axis=0))
     assert whats(shifted)["net force"].severity == "error"
-    rms = np.sqrt((columns.forces ** 2).mean())
-    assert whats(dataclasses.replace(columns, forces=columns.forces + 0.05 * rms))["net force"].severity == "warning"
+    rms = np.sqrt((columns.forces**2).mean())
+    assert (
+        whats(dataclasses.replace(columns, forces=columns.forces + 0.05 * rms))[
+            "net force"
+        ].severity
+        == "warning"
+    )
 
 
 def test_few_pairs_are_no_clean_bill():
@@ -286,11 +387,18 @@ def test_few_pairs_are_no_clean_bill():
 def test_few_pairs_that_are_all_negative_are_gradients():
     """Even where they do not agree on a factor."""
     columns = molecules().take(np.flatnonzero(molecules().molecule == "m0")[:9])
-    other = dataclasses.replace(columns, energy=-np.sign(columns.energy - columns.energy.mean())
-                                * np.abs(columns.energy - columns.energy.mean()) ** 3)
+    other = dataclasses.replace(
+        columns,
+        energy=-np.sign(columns.energy - columns.energy.mean())
+        * np.abs(columns.energy - columns.energy.mean()) ** 3,
+    )
     ratio = examine(other).distributions["pair ratio"]
-    assert 6 <= ratio.count < 20 and ratio.largest < 0 and ratio.share(2 * ratio.median, 0.5 * ratio.median) < 1
-    problem = verdict(examine(other))[0]
+    assert (
+        6 <= ratio.count < 20
+        and ratio.largest < 0
+        and ratio.share(2 * ratio.median, 0.5 * ratio.median) < 1
+    )
+    problem = diagnose(examine(other))[0]
     assert problem.severity == "error" and "look like gradients (dE/dx)" in problem.message
 
 
@@ -298,7 +406,7 @@ def labels_missing():
     columns = molecules()
     energy, forces = columns.energy.copy(), columns.forces.copy()
     energy[:10] = np.nan
-    forces[columns.offsets[5]:columns.offsets[15]] = np.nan
+    forces[columns.offsets[5] : columns.offsets[15]] = np.nan
     forces[columns.offsets[20], 1] = np.nan
     positions = columns.positions.copy()
     positions[columns.offsets[30]] = np.nan
@@ -307,9 +415,11 @@ def labels_missing():
 
 def test_missing_labels_are_counted():
     findings = examine(labels_missing())
-    assert [findings.counts[k] for k in ("no energy", "no forces", "partly forces", "no labels",
-                                         "positions not finite")] == [10, 10, 1, 5, 1]
-    found = {p.what: p for p in verdict(findings)}
+    assert [
+        findings.counts[k]
+        for k in ("no energy", "no forces", "partly forces", "no labels", "positions not finite")
+    ] == [10, 10, 1, 5, 1]
+    found = {p.what: p for p in diagnose(findings)}
     assert set(found) == {"no energy", "no forces", "partly forces", "positions not finite"}
     assert "10 of 160 structures (6.25 %) have no energy" in found["no energy"].message
     assert findings.distributions["pair ratio"].median == pytest.approx(1.0, abs=0.03)
@@ -318,28 +428,45 @@ def test_missing_labels_are_counted():
 def test_no_labels_at_all():
     columns = molecules()
     none = with_(columns, energy=np.nan, forces=np.nan)
-    assert [(p.severity, p.what) for p in verdict(examine(none))] == [("error", "no labels")]
-    learnable = dataclasses.replace(none, properties={"gap": np.where(np.arange(len(none)) > 3, 1.0, np.nan)})
+    assert [(p.severity, p.what) for p in diagnose(examine(none))] == [("error", "no labels")]
+    learnable = dataclasses.replace(
+        none, properties={"gap": np.where(np.arange(len(none)) > 3, 1.0, np.nan)}
+    )
     assert examine(learnable).counts["properties"] == len(none) - 4
-    assert [(p.severity, p.what) for p in verdict(examine(learnable))] == [("warning", "no labels")]
+    assert [(p.severity, p.what) for p in diagnose(examine(learnable))] == [
+        ("warning", "no labels")
+    ]
     of_atoms = dataclasses.replace(none, atom_properties={"charge": np.zeros(len(none.numbers))})
     assert examine(of_atoms).counts["properties"] == len(none)
     assert list(whats(with_(columns, forces=np.nan))) == ["no forces"]
     assert list(whats(with_(columns, energy=np.nan))) == ["no energy"]
-    assert [p.what for p in verdict(Findings())] == ["empty"]
+    assert [p.what for p in diagnose(Findings())] == ["empty"]
 
 
 def test_single_bad_structures_are_named():
     columns = molecules()
-    positions, forces, energy = columns.positions.copy(), columns.forces.copy(), columns.energy.copy()
+    positions, forces, energy = (
+        columns.positions.copy(),
+        columns.forces.copy(),
+        columns.energy.copy(),
+    )
     positions[columns.offsets[7] + 2] = positions[columns.offsets[7] + 1] + [0.1, 0, 0]
     forces[columns.offsets[50]] = [0, -400.0, 0]
     energy[90] /= HARTREE
     found = whats(dataclasses.replace(columns, positions=positions, forces=forces, energy=energy))
     assert set(found) == {"atoms too close", "large forces", "energy outliers"}
-    assert "f.hdf5:m0#7 (0.1 Å)" in found["atoms too close"].message and found["atoms too close"].severity == "warning"
-    assert "1 of 160" in found["large forces"].message and "f.hdf5:m2#10 (400 eV/Å)" in found["large forces"].message
-    assert "1 of 160" in found["energy outliers"].message and "f.hdf5:m4#10" in found["energy outliers"].message
+    assert (
+        "f.hdf5:m0#7 (0.1 Å)" in found["atoms too close"].message
+        and found["atoms too close"].severity == "warning"
+    )
+    assert (
+        "1 of 160" in found["large forces"].message
+        and "f.hdf5:m2#10 (400 eV/Å)" in found["large forces"].message
+    )
+    assert (
+        "1 of 160" in found["energy outliers"].message
+        and "f.hdf5:m4#10" in found["energy outliers"].message
+    )
 
 
 def test_many_atoms_too_close_are_an_error():
@@ -347,13 +474,16 @@ def test_many_atoms_too_close_are_an_error():
     positions = columns.positions.copy()
     for s in range(3):
         positions[columns.offsets[s] + 1] = positions[columns.offsets[s]] + [0.2, 0, 0]
-    assert whats(dataclasses.replace(columns, positions=positions))["atoms too close"].severity == "error"
+    assert (
+        whats(dataclasses.replace(columns, positions=positions))["atoms too close"].severity
+        == "error"
+    )
 
 
 @pytest.mark.parametrize(("share", "severity"), [(0.04, "warning"), (0.07, "error")])
 def test_many_large_forces_are_an_error(share, severity):
     columns, forces = molecules(), molecules().forces.copy()
-    last = columns.offsets[1:][-round(160 * share):]
+    last = columns.offsets[1:][-round(160 * share) :]
     forces[last - 1, 0] += 150.0
     problem = whats(dataclasses.replace(columns, forces=forces))["large forces"]
     assert problem.severity == severity and "eV/Å" in problem.message
@@ -361,11 +491,16 @@ def test_many_large_forces_are_an_error(share, severity):
 
 def test_what_a_first_part_tells_is_told_apart():
     columns = molecules()
-    faults = [with_(columns, **f) for f in ({"forces": -1}, {"forces": BOHR}, {"positions": 0.1}, {"energy": 0.0})]
-    faults += [with_(columns, energy=1 / HARTREE, forces=1 / HARTREE),
-               dataclasses.replace(columns, forces=np.roll(columns.forces, 1, axis=0))]
+    faults = [
+        with_(columns, **f)
+        for f in ({"forces": -1}, {"forces": BOHR}, {"positions": 0.1}, {"energy": 0.0})
+    ]
+    faults += [
+        with_(columns, energy=1 / HARTREE, forces=1 / HARTREE),
+        dataclasses.replace(columns, forces=np.roll(columns.forces, 1, axis=0)),
+    ]
     for fault in faults:
-        errors = [p.what for p in verdict(examine(fault)) if p.severity == "error"]
+        errors = [p.what for p in diagnose(examine(fault)) if p.severity == "error"]
         assert errors and set(errors) <= EARLY
     assert not EARLY & set(whats(with_(columns, energy=np.nan, forces=np.nan)))
     assert set(whats(with_(columns, energy=np.nan))) == {"no energy"} and "no energy" not in EARLY
@@ -379,18 +514,26 @@ def test_duplicates():
     assert count == 3 and later.tolist() == [160, 161, 162]
     assert count_duplicates(np.zeros(0, np.uint64))[0] == 0
     findings = examine(again)
-    assert verdict(findings, duplicates=3) == []
-    assert [p.what for p in verdict(findings, duplicates=20)] == ["duplicates"]
-    copies = examine(columns.take(np.repeat(np.arange(160), 3)))  # copies must not take the place of close pairs
+    assert diagnose(findings, duplicates=3) == []
+    assert [p.what for p in diagnose(findings, duplicates=20)] == ["duplicates"]
+    copies = examine(
+        columns.take(np.repeat(np.arange(160), 3))
+    )  # copies must not take the place of close pairs
     assert copies.distributions["pair ratio"].count >= 60
 
 
 def test_pairs_are_bounded_and_of_one_molecule(monkeypatch):
     columns = molecules()
     pairs = pairs_of(columns, np.ones(160, bool))
-    assert 0 < len(pairs.first) <= MAX_PAIRS and (pairs.rmsd <= MAX_RMSD).all() and (pairs.first != pairs.second).all()
+    assert (
+        0 < len(pairs.first) <= MAX_PAIRS
+        and (pairs.rmsd <= MAX_RMSD).all()
+        and (pairs.first != pairs.second).all()
+    )
     np.testing.assert_array_equal(columns.molecule[pairs.first], columns.molecule[pairs.second])
-    np.testing.assert_allclose(pairs.energy, columns.energy[pairs.second] - columns.energy[pairs.first])
+    np.testing.assert_allclose(
+        pairs.energy, columns.energy[pairs.second] - columns.energy[pairs.first]
+    )
     assert len({*zip(pairs.first.tolist(), pairs.second.tolist())}) == len(pairs.first)
     monkeypatch.setattr("mlip_jax.datasets.quality.pairs.MAX_PAIRS", 25)
     nearest = pairs_of(columns, np.ones(160, bool))
@@ -403,8 +546,14 @@ def test_pairs_are_bounded_and_of_one_molecule(monkeypatch):
 def test_another_order_of_atoms_is_no_pair():
     """The same molecule with its atoms in another order must not be compared atom by atom."""
     columns = molecules(1, 30)
-    made = [dataclasses.replace(s, numbers=s.numbers[::-1], positions=s.positions[::-1], forces=s.forces[::-1])
-            if k % 2 else s for k, s in enumerate(columns)]
+    made = [
+        dataclasses.replace(
+            s, numbers=s.numbers[::-1], positions=s.positions[::-1], forces=s.forces[::-1]
+        )
+        if k % 2
+        else s
+        for k, s in enumerate(columns)
+    ]
     pairs = pairs_of(Columns.from_structures(made), np.ones(30, bool))
     assert len(pairs.first) and (pairs.first % 2 == pairs.second % 2).all()
 
@@ -419,8 +568,18 @@ def test_pairs_of_crystals_are_not_turned():
         shift = 0.1 * rng.normal(size=sites.shape)
         shift -= shift.mean(0)
         fractional = (sites + shift) @ np.linalg.inv(cell)
-        made.append(Structure(np.full(6, 14), (fractional % 1.0) @ cell, energy=0.5 * k * (shift ** 2).sum(),
-                              forces=-k * shift, cell=cell, pbc=np.ones(3, bool), molecule="Si", conformer=c))
+        made.append(
+            Structure(
+                np.full(6, 14),
+                (fractional % 1.0) @ cell,
+                energy=0.5 * k * (shift**2).sum(),
+                forces=-k * shift,
+                cell=cell,
+                pbc=np.ones(3, bool),
+                molecule="Si",
+                conformer=c,
+            )
+        )
     columns = Columns.from_structures(made)
     pairs = pairs_of(columns, np.ones(40, bool))
     assert len(pairs.first) >= 20
@@ -438,28 +597,45 @@ def test_blocks_together_are_the_whole(cuts, damaged):
     within = {"pair ratio", "pair distance", "pair stiffness", "bond stiffness", "energy residual"}
     counts = {"blocks", "energy outlier"}
     assert {k: n for k, n in whole.counts.items() if k not in counts} == {
-        k: n for k, n in together.counts.items() if k not in counts}
+        k: n for k, n in together.counts.items() if k not in counts
+    }
     assert together.counts["blocks"] == len(parts)
     for name in set(checks.DISTRIBUTIONS) - within:
         a, b = whole.distributions[name], together.distributions[name]
         assert (a.count, a.bins) == (b.count, b.bins)
-        np.testing.assert_allclose([a.smallest, a.largest, a.total, a.squares],
-                                   [b.smallest, b.largest, b.total, b.squares], rtol=1e-12)
+        np.testing.assert_allclose(
+            [a.smallest, a.largest, a.total, a.squares],
+            [b.smallest, b.largest, b.total, b.squares],
+            rtol=1e-12,
+        )
     for name in set(checks.WORST_OF) - within - {"relative net force"}:
         assert whole.worst[name] == together.worst[name]
-    assert combine(parts).to_json() == together.to_json() and combine([whole]).to_json() == whole.to_json()
+    assert (
+        combine(parts).to_json() == together.to_json()
+        and combine([whole]).to_json() == whole.to_json()
+    )
 
 
-@pytest.mark.parametrize("made", [Findings(), *[examine(c) for c in (molecules(), labels_missing(),
-                                                                     molecules().take(np.zeros(0, np.int64)))]])
+@pytest.mark.parametrize(
+    "made",
+    [
+        Findings(),
+        *[
+            examine(c)
+            for c in (molecules(), labels_missing(), molecules().take(np.zeros(0, np.int64)))
+        ],
+    ],
+)
 def test_json_round_trip(made):
     text = json.dumps(made.to_json(), allow_nan=False)
     again = Findings.from_json(json.loads(text))
-    assert again.to_json() == made.to_json() and verdict(again) == verdict(made)
+    assert again.to_json() == made.to_json() and diagnose(again) == diagnose(made)
     assert json.dumps(again.to_json()) == text and len(text) < 100_000
     older = json.loads(text)
     del older["distributions"]["bond stiffness"], older["worst"]["pair ratio"]
-    assert lines(Findings.from_json(older), []) and not Findings.from_json(older).worst["pair ratio"]
+    assert (
+        lines(Findings.from_json(older), []) and not Findings.from_json(older).worst["pair ratio"]
+    )
 
 
 def test_last_digits_do_not_depend_on_the_machine():
@@ -467,8 +643,10 @@ def test_last_digits_do_not_depend_on_the_machine():
     values = np.sqrt(np.arange(1.0, 50_000.0))
     a, b = Distribution.of(values), Distribution.of(values[::-1])
     assert a.total != b.total and a.to_json() == b.to_json()
-    one, two = (Findings(worst=Findings().worst | {"force component": [[value, "a#0"]]})
-                for value in (1 / 3, 1 / 3 + 1e-14))
+    one, two = (
+        Findings(worst=Findings().worst | {"force component": [[value, "a#0"]]})
+        for value in (1 / 3, 1 / 3 + 1e-14)
+    )
     assert one != two and one.to_json() == two.to_json()
 
 
@@ -486,8 +664,16 @@ columns.positions[:] += np.random.default_rng(0).normal(0, 0.03, columns.positio
 columns.energy[:] += np.random.default_rng(1).normal(0, 0.3, len(columns))
 print(json.dumps(checks.examine(columns).to_json()))
 """
-    found = [subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=os.environ | {
-        "OPENBLAS_NUM_THREADS": n, "PYTHONPATH": str(DATA.parents[1])}).stdout for n in ("1", "2")]
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            check=True,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"OPENBLAS_NUM_THREADS": n, "PYTHONPATH": str(DATA.parents[1])},
+        ).stdout
+        for n in ("1", "2")
+    ]
     assert found[0] == found[1] and json.loads(found[0])["counts"]["structures"] == 6120
 
 
@@ -497,23 +683,29 @@ def test_same_seed_same_findings():
 
 def test_report():
     findings = examine(with_(molecules(), forces=-1))
-    problems = verdict(findings)
+    problems = diagnose(findings)
     text, console = to_markdown(findings, problems), lines(findings, problems)
     assert "**error** (gradients): these look like gradients" in text and "160 structures" in text
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.replace("\\|", "").count("|") for line in table}) == 1 and len(table) == 11
-    assert console[-1].startswith("error: these look like gradients") and "160 structures" in console[0]
+    assert (
+        console[-1].startswith("error: these look like gradients")
+        and "160 structures" in console[0]
+    )
 
 
 @settings(max_examples=80, deadline=None)
-@given(values=st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=50), q=st.floats(0, 1),
-       cut=st.integers(0, 50))
+@given(
+    values=st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=50),
+    q=st.floats(0, 1),
+    cut=st.integers(0, 50),
+)
 def test_quantiles_are_right_to_a_bin(values, q, cut):
     x = np.array(values)
     found = Distribution.of(x)
     assert found.count == len(x) and (found.smallest, found.largest) == (x.min(), x.max())
     rank = int(np.clip(np.ceil(q * len(x)) - 1, 0, len(x) - 1))
-    near = np.sort(x)[max(rank - 1, 0):rank + 2]
+    near = np.sort(x)[max(rank - 1, 0) : rank + 2]
     low, high = near - 0.016 * np.abs(near) - 1e-9, near + 0.016 * np.abs(near) + 1e-9
     assert low.min() <= found.quantile(q) <= high.max()
     parts = Distribution.of(x[:cut])
@@ -535,8 +727,22 @@ def test_forces_that_are_all_zero():
     """As files have it that hold none."""
     rng = np.random.default_rng(0)
     water = np.array([[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
-    columns = Columns.from_structures([
-        Structure(np.array([8, 1, 1]), water + rng.normal(0, 0.03, (3, 3)), energy=-10.0, forces=np.zeros((3, 3)),
-                  molecule="water", conformer=c) for c in range(60)])
-    messages = [p.message for p in verdict(examine(columns)) if p.severity == "error"]
-    assert len(messages) == 1 and "are they all zero" in messages[0] and "inf" not in messages[0].replace("infin", "")
+    columns = Columns.from_structures(
+        [
+            Structure(
+                np.array([8, 1, 1]),
+                water + rng.normal(0, 0.03, (3, 3)),
+                energy=-10.0,
+                forces=np.zeros((3, 3)),
+                molecule="water",
+                conformer=c,
+            )
+            for c in range(60)
+        ]
+    )
+    messages = [p.message for p in diagnose(examine(columns)) if p.severity == "error"]
+    assert (
+        len(messages) == 1
+        and "are they all zero" in messages[0]
+        and "inf" not in messages[0].replace("infin", "")
+    )

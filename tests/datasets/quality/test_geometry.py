@@ -16,13 +16,16 @@ from mlip_jax.structure import Structure
 
 
 def columns_of(positions, **fields):
-    return Columns.from_structures(Structure(np.full(len(p), 6, np.int32), np.asarray(p, float), **fields)
-                                   for p in positions)
+    return Columns.from_structures(
+        Structure(np.full(len(p), 6, np.int32), np.asarray(p, float), **fields) for p in positions
+    )
 
 
 def brute_periodic(positions, cell, pbc, reach=6):
     """Shortest distance over many images, without any wrapping."""
-    shifts = np.array(list(itertools.product(*[range(-reach, reach + 1) if p else (0,) for p in pbc])))
+    shifts = np.array(
+        list(itertools.product(*[range(-reach, reach + 1) if p else (0,) for p in pbc]))
+    )
     best = np.inf
     for shift in shifts:
         d = np.linalg.norm(positions[:, None] + shift @ cell - positions, axis=-1)
@@ -33,21 +36,27 @@ def brute_periodic(positions, cell, pbc, reach=6):
 
 
 @settings(max_examples=60, deadline=None)
-@given(sizes=st.lists(st.integers(0, 40), min_size=1, max_size=12), scale=st.sampled_from([0.1, 2.0, 30.0]),
-       seed=st.integers(0, 999))
+@given(
+    sizes=st.lists(st.integers(0, 40), min_size=1, max_size=12),
+    scale=st.sampled_from([0.1, 2.0, 30.0]),
+    seed=st.integers(0, 999),
+)
 def test_shortest_distance_is_that_of_all_pairs(sizes, scale, seed):
     rng = np.random.default_rng(seed)
     positions = [rng.normal(size=(n, 3)) * scale + rng.normal(size=3) * 100 for n in sizes]
     found = geometry.shortest_distances(columns_of(positions))
     for d, p in zip(found, positions):
-        assert d == np.inf if len(p) < 2 else abs(d ** 2 - pdist(p).min() ** 2) < 3e-4
+        assert d == np.inf if len(p) < 2 else abs(d**2 - pdist(p).min() ** 2) < 3e-4
 
 
-@pytest.mark.parametrize(("n", "size"), [(300, 20.0), (200, 900.0)])  # many atoms; few, spread too far for float32
+@pytest.mark.parametrize(
+    ("n", "size"), [(300, 20.0), (200, 900.0)]
+)  # many atoms; few, spread too far for float32
 def test_shortest_distance_of_large_structures(n, size):
     positions = np.random.default_rng(1).random((n, 3)) * size
     assert geometry.shortest_distances(columns_of([positions, positions[:50]]))[0] == pytest.approx(
-        pdist(positions).min(), rel=1e-12)
+        pdist(positions).min(), rel=1e-12
+    )
 
 
 def test_coinciding_atoms_and_positions_that_are_not_finite():
@@ -61,8 +70,12 @@ def test_coinciding_atoms_and_positions_that_are_not_finite():
 
 
 @settings(max_examples=60, deadline=None)
-@given(n=st.integers(1, 6), pbc=st.tuples(st.booleans(), st.booleans(), st.booleans()).filter(any),
-       skew=st.floats(-1.2, 1.2), seed=st.integers(0, 999))
+@given(
+    n=st.integers(1, 6),
+    pbc=st.tuples(st.booleans(), st.booleans(), st.booleans()).filter(any),
+    skew=st.floats(-1.2, 1.2),
+    seed=st.integers(0, 999),
+)
 def test_periodic_shortest_distance(n, pbc, skew, seed):
     rng = np.random.default_rng(seed)
     cell = np.diag(rng.uniform(2.0, 5.0, 3))
@@ -83,13 +96,19 @@ def test_own_images_in_a_tiny_cell():
 
 def test_open_and_periodic_structures_in_one_block():
     p = np.array([[0.0, 0, 0], [4.0, 0, 0]])
-    structures = [Structure(np.array([6, 6]), p), Structure(np.array([6, 6]), p, cell=np.eye(3) * 5,
-                                                            pbc=np.array([True, False, False]))]
-    np.testing.assert_allclose(geometry.shortest_distances(Columns.from_structures(structures)), [4.0, 1.0])
+    structures = [
+        Structure(np.array([6, 6]), p),
+        Structure(np.array([6, 6]), p, cell=np.eye(3) * 5, pbc=np.array([True, False, False])),
+    ]
+    np.testing.assert_allclose(
+        geometry.shortest_distances(Columns.from_structures(structures)), [4.0, 1.0]
+    )
 
 
 def test_degenerate_cell_has_no_distance():
-    assert np.isnan(geometry.shortest_periodic(np.zeros((2, 3)), np.zeros((3, 3)), np.ones(3, bool)))
+    assert np.isnan(
+        geometry.shortest_periodic(np.zeros((2, 3)), np.zeros((3, 3)), np.ones(3, bool))
+    )
 
 
 @settings(max_examples=50, deadline=None)
@@ -101,8 +120,12 @@ def test_alignment_undoes_a_rotation(n, m, seed):
     b = a @ turn + rng.normal(size=(m, 1, 3))
     rotation = geometry.kabsch_align(a, b)
     np.testing.assert_allclose(np.linalg.det(rotation), 1.0)
-    np.testing.assert_allclose(rotation @ rotation.transpose(0, 2, 1), np.tile(np.eye(3), (m, 1, 1)), atol=1e-12)
-    np.testing.assert_allclose((b - b.mean(1, keepdims=True)) @ rotation, a - a.mean(1, keepdims=True), atol=1e-9)
+    np.testing.assert_allclose(
+        rotation @ rotation.transpose(0, 2, 1), np.tile(np.eye(3), (m, 1, 1)), atol=1e-12
+    )
+    np.testing.assert_allclose(
+        (b - b.mean(1, keepdims=True)) @ rotation, a - a.mean(1, keepdims=True), atol=1e-9
+    )
 
 
 def test_alignment_is_the_best_and_never_a_reflection():
@@ -120,17 +143,26 @@ def test_alignment_is_the_best_and_never_a_reflection():
 def make_block(seed=0, sizes=(3, 1, 8, 8, 20)):
     rng = np.random.default_rng(seed)
     return Columns.from_structures(
-        Structure(rng.integers(1, 9, n).astype(np.int32), rng.normal(size=(n, 3)) * 3,
-                  cell=np.eye(3) * 20 if k % 2 else None, pbc=np.ones(3, bool) if k % 2 else None)
-        for k, n in enumerate(sizes))
+        Structure(
+            rng.integers(1, 9, n).astype(np.int32),
+            rng.normal(size=(n, 3)) * 3,
+            cell=np.eye(3) * 20 if k % 2 else None,
+            pbc=np.ones(3, bool) if k % 2 else None,
+        )
+        for k, n in enumerate(sizes)
+    )
 
 
 def test_fingerprints_do_not_change():
     """They are stored: another version of the code must give the same. Positions are multiples of 1/1024."""
     p = np.arange(12).reshape(4, 3) / 1024
-    columns = Columns.from_structures([Structure(np.array([6, 1, 1, 8], np.int32), p),
-                                       Structure(np.array([1], np.int32), p[:1])])
-    assert [hex(f) for f in geometry.fingerprints(columns)] == ["0xf1c8a52bd938d9ea", "0xce3f4fe162dc00c8"]
+    columns = Columns.from_structures(
+        [Structure(np.array([6, 1, 1, 8], np.int32), p), Structure(np.array([1], np.int32), p[:1])]
+    )
+    assert [hex(f) for f in geometry.fingerprints(columns)] == [
+        "0xf1c8a52bd938d9ea",
+        "0xce3f4fe162dc00c8",
+    ]
 
 
 @settings(max_examples=40, deadline=None)
@@ -138,10 +170,14 @@ def test_fingerprints_do_not_change():
 def test_fingerprints_belong_to_the_structure_alone(order, chunk):
     columns = make_block()
     whole = geometry.fingerprints(columns)
-    np.testing.assert_array_equal(geometry.fingerprints(columns.take(np.array(order))), whole[order])
+    np.testing.assert_array_equal(
+        geometry.fingerprints(columns.take(np.array(order))), whole[order]
+    )
     alone = [geometry.fingerprints(columns.take([s]))[0] for s in range(5)]
     np.testing.assert_array_equal(alone, whole)
-    assert [c for s, _, _ in geometry.chunks(columns, chunk) for c in range(s.start, s.stop)] == list(range(5))
+    assert [
+        c for s, _, _ in geometry.chunks(columns, chunk) for c in range(s.start, s.stop)
+    ] == list(range(5))
 
 
 @pytest.mark.parametrize("change", ["position", "element", "cell", "pbc", "swap"])
@@ -183,7 +219,9 @@ def test_fingerprints_of_many_differ():
 
 def test_nothing_in_nothing_out():
     columns = columns_of([])
-    assert geometry.shortest_distances(columns).shape == geometry.fingerprints(columns).shape == (0,)
+    assert (
+        geometry.shortest_distances(columns).shape == geometry.fingerprints(columns).shape == (0,)
+    )
 
 
 def test_sums_of_segments_with_empty_ones():
@@ -203,5 +241,8 @@ def test_superposed_points_are_the_closest(seed, size):
     turn, error = Rotation.align_vectors(target - target.mean(0), points - points.mean(0))
     assert np.sqrt(((found - target) ** 2).sum()) == pytest.approx(error, abs=1e-6)
     # a rotation: distances stay
-    np.testing.assert_allclose(np.linalg.norm(found - found[0], axis=1), np.linalg.norm(points - points[0], axis=1),
-                               atol=1e-9)
+    np.testing.assert_allclose(
+        np.linalg.norm(found - found[0], axis=1),
+        np.linalg.norm(points - points[0], axis=1),
+        atol=1e-9,
+    )

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from mlip_jax.datasets.quality.histogram import Histogram
 
-values = st.lists(st.floats(-20, 20) | st.sampled_from([np.nan, np.inf, -np.inf, -5.0, 5.0, 0.0]), max_size=60)
+values = st.lists(
+    st.floats(-20, 20) | st.sampled_from([np.nan, np.inf, -np.inf, -5.0, 5.0, 0.0]), max_size=60
+)
 
 
 @settings(max_examples=200, deadline=None)
@@ -75,10 +77,17 @@ def test_of_counts():
     assert (whole.minimum, whole.maximum, whole.mean) == (2, 3, 2.5)
 
 
-@pytest.mark.parametrize("make", [
-    lambda: Histogram([1.0]), lambda: Histogram([0, 1, 1]), lambda: Histogram([0, np.nan]),
-    lambda: Histogram([[0, 1]]), lambda: Histogram.of_counts([0, 1], [1, 2]),
-    lambda: Histogram.of_counts([0, 1], [-1])])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Histogram([1.0]),
+        lambda: Histogram([0, 1, 1]),
+        lambda: Histogram([0, np.nan]),
+        lambda: Histogram([[0, 1]]),
+        lambda: Histogram.of_counts([0, 1], [1, 2]),
+        lambda: Histogram.of_counts([0, 1], [-1]),
+    ],
+)
 def test_wrong_bins(make):
     with pytest.raises(ValueError, match="received"):
         make()

@@ -24,9 +24,14 @@ def read(path, report=None, **options):
 def ani1(path, mode="w", name="gdb11_s01/gdb11_s01-0", **changes):
     """A molecule in ANI-1's layout; `changes` are fields, None leaves one out."""
     rng = np.random.default_rng(0)
-    fields = {"species": np.array([b"C", b"H", b"H", b"H", b"H"]), "coordinates": rng.normal(size=(3, 5, 3)),
-              "energies": rng.normal(size=3) - 40.5, "smiles": np.array([c.encode() for c in "[H]C([H])([H])[H]"]),
-              "coordinatesHE": rng.normal(size=(2, 5, 3)), "energiesHE": np.array([-39.5, -39.4])} | changes
+    fields = {
+        "species": np.array([b"C", b"H", b"H", b"H", b"H"]),
+        "coordinates": rng.normal(size=(3, 5, 3)),
+        "energies": rng.normal(size=3) - 40.5,
+        "smiles": np.array([c.encode() for c in "[H]C([H])([H])[H]"]),
+        "coordinatesHE": rng.normal(size=(2, 5, 3)),
+        "energiesHE": np.array([-39.5, -39.4]),
+    } | changes
     with h5py.File(path, mode) as file:
         for field, value in fields.items():
             if value is not None:
@@ -36,8 +41,12 @@ def ani1(path, mode="w", name="gdb11_s01/gdb11_s01-0", **changes):
 
 def ani1x(path, **changes):
     """A formula in ANI-1x's layout."""
-    fields = {"atomic_numbers": np.array([1, 1], np.uint8), "coordinates": np.zeros((2, 2, 3), np.float32),
-              "wb97x_dz.energy": np.array([-1.1, -1.2]), "wb97x_dz.forces": np.zeros((2, 2, 3))} | changes
+    fields = {
+        "atomic_numbers": np.array([1, 1], np.uint8),
+        "coordinates": np.zeros((2, 2, 3), np.float32),
+        "wb97x_dz.energy": np.array([-1.1, -1.2]),
+        "wb97x_dz.forces": np.zeros((2, 2, 3)),
+    } | changes
     with h5py.File(path, "w") as file:
         for field, value in fields.items():
             if value is not None:
@@ -45,7 +54,9 @@ def ani1x(path, **changes):
     return path
 
 
-@pytest.mark.parametrize(("level", "theory"), [("wb97x_dz", "ωB97X/6-31G(d)"), ("wb97x_tz", "ωB97X/def2-TZVPP")])
+@pytest.mark.parametrize(
+    ("level", "theory"), [("wb97x_dz", "ωB97X/6-31G(d)"), ("wb97x_tz", "ωB97X/def2-TZVPP")]
+)
 def test_agrees_with_an_independent_reading(level, theory):
     report = ReadReport()
     structures = read(GENUINE, report, level=level)
@@ -53,17 +64,26 @@ def test_agrees_with_an_independent_reading(level, theory):
     with ani.Reader(GENUINE, level=level) as source:
         assert source.level_of_theory == theory
     with h5py.File(GENUINE) as file:
-        expected = [(name, c, {k: v[()] for k, v in file[name].items()})
-                    for name in file for c in range(len(file[name]["coordinates"]))]
+        expected = [
+            (name, c, {k: v[()] for k, v in file[name].items()})
+            for name in file
+            for c in range(len(file[name]["coordinates"]))
+        ]
     for s, (name, c, raw) in zip(structures, expected, strict=True):
         np.testing.assert_array_equal(s.numbers, raw["atomic_numbers"])
         np.testing.assert_array_equal(s.positions, raw["coordinates"][c].astype(float))
         assert s.energy == pytest.approx(raw[f"{level}.energy"][c] * HARTREE, rel=1e-7)
-        np.testing.assert_allclose(s.forces, raw[f"{level}.forces"][c].astype(float) * HARTREE, rtol=1e-6)
-        np.testing.assert_array_equal(s.properties["dipole"], raw[f"{level}.dipole"][c].astype(float))
+        np.testing.assert_allclose(
+            s.forces, raw[f"{level}.forces"][c].astype(float) * HARTREE, rtol=1e-6
+        )
+        np.testing.assert_array_equal(
+            s.properties["dipole"], raw[f"{level}.dipole"][c].astype(float)
+        )
         assert (s.molecule, s.conformer, s.source) == (name, c, f"ani1x_small.hdf5:{name}")
         if level == "wb97x_tz":
-            np.testing.assert_array_equal(s.atom_properties["mbis_charges"], raw["wb97x_tz.mbis_charges"][c])
+            np.testing.assert_array_equal(
+                s.atom_properties["mbis_charges"], raw["wb97x_tz.mbis_charges"][c]
+            )
 
 
 def test_forces_are_no_gradients():
@@ -74,7 +94,7 @@ def test_forces_are_no_gradients():
         calculator = tblite.Calculator("GFN2-xTB", s.numbers, s.positions / BOHR)
         calculator.set("verbosity", 0)
         forces = -np.array(calculator.singlepoint().get("gradient")) * HARTREE / BOHR
-        resemblance.append((forces * s.forces).sum() / (forces ** 2).sum())
+        resemblance.append((forces * s.forces).sum() / (forces**2).sum())
     assert 0.5 < np.median(resemblance) < 2.0  # a wrong unit would be at 0.5 / 0.529 or beyond
 
 
@@ -85,8 +105,11 @@ def test_sign_and_unit_of_forces(tmp_path):
     stretch = positions[:, 1, 0] - 0.74
     forces = np.zeros((2, 2, 3))
     forces[:, 1, 0], forces[:, 0, 0] = -stretch, stretch
-    path = ani1x(tmp_path / "a.h5", coordinates=positions, **{"wb97x_dz.energy": 0.5 * stretch ** 2,
-                                                              "wb97x_dz.forces": forces})
+    path = ani1x(
+        tmp_path / "a.h5",
+        coordinates=positions,
+        **{"wb97x_dz.energy": 0.5 * stretch**2, "wb97x_dz.forces": forces},
+    )
     a, b = read(path)
     work = (0.5 * (a.forces + b.forces) * (b.positions - a.positions)).sum()
     assert b.energy - a.energy == pytest.approx(-work, rel=1e-6) and b.energy > a.energy
@@ -104,7 +127,9 @@ def test_dipole_is_in_e_angstrom():
 
 def test_charges_that_are_all_zero_are_missing():
     with h5py.File(GENUINE) as file:
-        zero = [not row.any() for name in file for row in file[name]["wb97x_dz.hirshfeld_charges"][()]]
+        zero = [
+            not row.any() for name in file for row in file[name]["wb97x_dz.hirshfeld_charges"][()]
+        ]
     assert sum(zero) == 4
     for s, missing in zip(read(GENUINE), zero, strict=True):
         for name in ("hirshfeld_charges", "cm5_charges"):
@@ -123,8 +148,12 @@ def test_charges_of_like_atoms_can_be_zero(tmp_path):
 def test_conformations_without_the_energy_of_a_level():
     report = ReadReport()
     found = read(GENUINE, report, level="ccsd(t)_cbs")
-    assert [(s.molecule, s.conformer) for s in found] == [("C1H4N4O4", 0), ("C1H4N4O4", 1), ("C1H6N2O5", 0),
-                                                          ("C2H10N4O3", 0)]
+    assert [(s.molecule, s.conformer) for s in found] == [
+        ("C1H4N4O4", 0),
+        ("C1H4N4O4", 1),
+        ("C1H6N2O5", 0),
+        ("C2H10N4O3", 0),
+    ]
     assert report.skipped == {"no ccsd(t)_cbs energy": 2} and report.structures == 4
     assert report.identities[0] == ("no ccsd(t)_cbs energy", "ani1x_small.hdf5:C1H6N2O5#1")
     assert all(s.forces is None and not s.properties for s in found)
@@ -133,7 +162,9 @@ def test_conformations_without_the_energy_of_a_level():
 
 
 def test_level_that_is_not_there():
-    with pytest.raises(DatasetError, match=r"no energies of level 'b3lyp'; it has .*'ccsd\(t\)_cbs'.*'wb97x_dz'"):
+    with pytest.raises(
+        DatasetError, match=r"no energies of level 'b3lyp'; it has .*'ccsd\(t\)_cbs'.*'wb97x_dz'"
+    ):
         ani.Reader(GENUINE, level="b3lyp")
     with ani.Reader(GENUINE, level="hf_dz") as source:
         assert source.level_of_theory == "hf_dz"
@@ -141,20 +172,37 @@ def test_level_that_is_not_there():
 
 def test_ani1(tmp_path):
     path = ani1(tmp_path / "ani_gdb_s01.h5")
-    ani1(path, "a", "gdb11_s01/gdb11_s01-1", species=np.array([b"O", b"H", b"H"]), smiles=None,
-         coordinates=np.ones((1, 3, 3)), energies=np.array([-76.3]), coordinatesHE=None, energiesHE=None)
+    ani1(
+        path,
+        "a",
+        "gdb11_s01/gdb11_s01-1",
+        species=np.array([b"O", b"H", b"H"]),
+        smiles=None,
+        coordinates=np.ones((1, 3, 3)),
+        energies=np.array([-76.3]),
+        coordinatesHE=None,
+        energiesHE=None,
+    )
     assert ani.Reader.matches(path)
     raw = h5py.File(path)["gdb11_s01/gdb11_s01-0"]
     found = read(path)
     assert [(s.molecule, s.conformer, s.record) for s in found] == [
-        ("[H]C([H])([H])[H]", c, 0) for c in range(3)] + [("gdb11_s01-1", 0, 1)]
+        ("[H]C([H])([H])[H]", c, 0) for c in range(3)
+    ] + [("gdb11_s01-1", 0, 1)]
     np.testing.assert_array_equal(found[0].numbers, [6, 1, 1, 1, 1])
-    np.testing.assert_allclose([s.energy for s in found[:3]], raw["energies"][()] * HARTREE, rtol=1e-7)
+    np.testing.assert_allclose(
+        [s.energy for s in found[:3]], raw["energies"][()] * HARTREE, rtol=1e-7
+    )
     np.testing.assert_array_equal(found[2].positions, raw["coordinates"][2])
     assert found[0].forces is None and found[3].energy == pytest.approx(-76.3 * HARTREE)
     more = read(path, high_energy=True)
-    assert [(s.conformer, s.subset) for s in more[:5]] == [(0, ""), (1, ""), (2, ""), (3, "high energy"),
-                                                           (4, "high energy")]
+    assert [(s.conformer, s.subset) for s in more[:5]] == [
+        (0, ""),
+        (1, ""),
+        (2, ""),
+        (3, "high energy"),
+        (4, "high energy"),
+    ]
     assert more[3].energy == pytest.approx(-39.5 * HARTREE, rel=1e-7)
     with pytest.raises(DatasetError, match="no energies of level 'wb97x_tz'; it has 'wb97x_dz'"):
         ani.Reader(path, level="wb97x_tz")
@@ -165,15 +213,27 @@ def test_folder_of_files(tmp_path):
         ani1(tmp_path / f"ani_gdb_s0{i}.h5", name=f"gdb11_s0{i}/gdb11_s0{i}-0")
     assert ani.Reader.matches(tmp_path)
     with ani.Reader(tmp_path) as source:
-        assert len(source) == 2 and [f.name for f in source.files()] == ["ani_gdb_s01.h5", "ani_gdb_s02.h5"]
-        assert next(source.read(range(1, 2), ReadReport())).source == "ani_gdb_s02.h5:gdb11_s02/gdb11_s02-0"
+        assert len(source) == 2 and [f.name for f in source.files()] == [
+            "ani_gdb_s01.h5",
+            "ani_gdb_s02.h5",
+        ]
+        assert (
+            next(source.read(range(1, 2), ReadReport())).source
+            == "ani_gdb_s02.h5:gdb11_s02/gdb11_s02-0"
+        )
     (tmp_path / "empty").mkdir()
     with pytest.raises(DatasetError, match="empty: holds no .h5"):
         ani.Reader(tmp_path / "empty")
 
 
-@pytest.mark.parametrize(("field", "value"), [
-    ("coordinates", np.zeros((2, 3, 3))), ("wb97x_dz.energy", np.zeros(3)), ("wb97x_dz.forces", np.zeros((2, 2, 2)))])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("coordinates", np.zeros((2, 3, 3))),
+        ("wb97x_dz.energy", np.zeros(3)),
+        ("wb97x_dz.forces", np.zeros((2, 2, 2))),
+    ],
+)
 def test_shapes_that_do_not_fit_are_named(tmp_path, field, value):
     with pytest.raises(DatasetError, match=f"a.h5:H2: {field} ha(s|ve) shape .*expected"):
         read(ani1x(tmp_path / "a.h5", **{field: value}))
@@ -183,7 +243,9 @@ def test_positions_that_are_not_finite_are_skipped_and_counted(tmp_path):
     positions = np.zeros((2, 2, 3))
     positions[0, 0, 0] = np.nan
     report = ReadReport()
-    assert [s.conformer for s in read(ani1x(tmp_path / "a.h5", coordinates=positions), report)] == [1]
+    assert [s.conformer for s in read(ani1x(tmp_path / "a.h5", coordinates=positions), report)] == [
+        1
+    ]
     assert report.skipped == {"positions not finite": 1}
 
 
@@ -195,7 +257,9 @@ def test_other_layouts(tmp_path):
         read(tmp_path / "a.h5")
     ani2x = ani1(tmp_path / "b.h5", species=np.ones((3, 5), int))
     assert not ani.Reader.matches(ani2x)
-    with pytest.raises(DatasetError, match="b.h5:gdb11_s01/gdb11_s01-0: expected a list of 'atomic_numbers'"):
+    with pytest.raises(
+        DatasetError, match="b.h5:gdb11_s01/gdb11_s01-0: expected a list of 'atomic_numbers'"
+    ):
         read(ani2x)
     with pytest.raises(DatasetError, match="Xx.*not the symbol of an element"):
         read(ani1(tmp_path / "c.h5", species=np.array([b"Xx", b"H", b"H", b"H", b"H"])))
@@ -221,11 +285,17 @@ def test_files_are_closed(tmp_path):
 def test_forces_that_only_some_groups_have(tmp_path):
     path = ani1x(tmp_path / "a.h5", **{"wb97x_dz.forces": None})
     with h5py.File(path, "a") as file:
-        for field, value in {"atomic_numbers": np.array([8, 1], np.uint8), "coordinates": np.ones((1, 2, 3)),
-                             "wb97x_dz.energy": np.array([-75.0]), "wb97x_dz.forces": np.full((1, 2, 3), 0.5)}.items():
+        for field, value in {
+            "atomic_numbers": np.array([8, 1], np.uint8),
+            "coordinates": np.ones((1, 2, 3)),
+            "wb97x_dz.energy": np.array([-75.0]),
+            "wb97x_dz.forces": np.full((1, 2, 3), 0.5),
+        }.items():
             file[f"OH/{field}"] = value
     found = read(path)
-    assert [s.molecule for s in found] == ["H2", "H2", "OH"] and found[0].forces is found[1].forces is None
+    assert [s.molecule for s in found] == ["H2", "H2", "OH"] and found[0].forces is found[
+        1
+    ].forces is None
     np.testing.assert_allclose(found[2].forces, 0.5 * 27.211386245988, rtol=1e-8)
 
 
@@ -238,8 +308,12 @@ def test_atomic_numbers_that_are_none(tmp_path, number):
         read(ani1(tmp_path / "b.h5", species=np.array([b"C", b"X", b"H", b"H", b"H"])))
 
 
-@pytest.mark.parametrize("options", [{"level": 5}, {"keep_unlabelled": "no"}, {"keep_unlabelled": 1},
-                                     {"high_energy": None}])
+@pytest.mark.parametrize(
+    "options",
+    [{"level": 5}, {"keep_unlabelled": "no"}, {"keep_unlabelled": 1}, {"high_energy": None}],
+)
 def test_options_of_a_wrong_type(options):
-    with pytest.raises(ConfigError, match=f"reader option {next(iter(options))} must be .*received"):
+    with pytest.raises(
+        ConfigError, match=f"reader option {next(iter(options))} must be .*received"
+    ):
         ani.Reader(GENUINE, **options)

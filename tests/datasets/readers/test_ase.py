@@ -18,7 +18,9 @@ HARTREE, BOHR, KCAL_PER_MOL = 27.211386245988, 0.529177210903, 0.043364115308770
 
 def read(path, records=None, report=None, **options):
     with ase_reader.Reader(path, **options) as source:
-        return list(source.read(range(len(source)) if records is None else records, report or ReadReport()))
+        return list(
+            source.read(range(len(source)) if records is None else records, report or ReadReport())
+        )
 
 
 @pytest.fixture
@@ -45,8 +47,12 @@ def images():
         atoms = Atoms(rng.integers(1, 10, n), positions, cell=np.diag([9.0, 8.0, 7.0]), pbc=i == 3)
         atoms.info["dft_energy"] = float(rng.normal())
         atoms.arrays["dft_forces"] = rng.normal(size=(n, 3))
-        atoms.calc = SinglePointCalculator(atoms, energy=float(rng.normal()), forces=rng.normal(size=(n, 3)),
-                                           dipole=rng.normal(size=3))
+        atoms.calc = SinglePointCalculator(
+            atoms,
+            energy=float(rng.normal()),
+            forces=rng.normal(size=(n, 3)),
+            dipole=rng.normal(size=3),
+        )
         yield atoms
 
 
@@ -59,8 +65,13 @@ def store(kind, folder):
     elif kind == "db":
         with connect(path) as database:
             for atoms in images():
-                database.write(atoms, data={"dft_energy": atoms.info["dft_energy"],
-                                            "dft_forces": atoms.arrays["dft_forces"]})
+                database.write(
+                    atoms,
+                    data={
+                        "dft_energy": atoms.info["dft_energy"],
+                        "dft_forces": atoms.arrays["dft_forces"],
+                    },
+                )
     else:
         write(path, list(images()), format={"xyz": "extxyz", "json": "json"}.get(kind))
     return path
@@ -73,13 +84,15 @@ def test_agrees_with_an_independent_reading(frames):
     structures = read(frames, report=report)
     for record, s in enumerate(structures):
         n, comment = int(lines[at]), lines[at + 1]
-        cells = [line.split() for line in lines[at + 2:at + 2 + n]]
+        cells = [line.split() for line in lines[at + 2 : at + 2 + n]]
         at += n + 2
         np.testing.assert_array_equal(s.positions, [[float(x) for x in c[1:4]] for c in cells])
         np.testing.assert_array_equal(s.forces, [[float(x) for x in c[4:7]] for c in cells])
         assert s.source == f"frames.xyz:{record}" and s.record == record and s.conformer == 0
-        np.testing.assert_equal(s.energy, float(comment.split("energy=")[1].split()[0])
-                                if "energy=" in comment else np.nan)
+        np.testing.assert_equal(
+            s.energy,
+            float(comment.split("energy=")[1].split()[0]) if "energy=" in comment else np.nan,
+        )
     assert at == len(lines) and len(structures) == report.structures == report.records == 4
     assert [s.numbers.tolist() for s in structures[2:]] == [[7, 1, 1, 1], [11, 17]]
     assert [s.charge for s in structures] == [0, 0, 1, 0]
@@ -91,11 +104,18 @@ def test_agrees_with_an_independent_reading(frames):
     assert structures[3].pbc.tolist() == [True] * 3
 
 
-@pytest.mark.parametrize(("energy_unit", "length_unit", "forces_unit", "energy", "length", "force"), [
-    ("eV", "Ang", "", 1, 1, 1), ("hartree", "bohr", "", HARTREE, BOHR, HARTREE / BOHR),
-    ("Ha", "Ang", "hartree/bohr", HARTREE, 1, HARTREE / BOHR), ("kcal/mol", "Ang", "", KCAL_PER_MOL, 1, KCAL_PER_MOL),
-    ("kJ/mol", "nm", "kcal/mol/Ang", KCAL_PER_MOL / 4.184, 10, KCAL_PER_MOL),
-    ("meV", "angstrom", "eV/nm", 1e-3, 1, 0.1), ("Rydberg", "Bohr", "Ry/bohr", HARTREE / 2, BOHR, HARTREE / 2 / BOHR)])
+@pytest.mark.parametrize(
+    ("energy_unit", "length_unit", "forces_unit", "energy", "length", "force"),
+    [
+        ("eV", "Ang", "", 1, 1, 1),
+        ("hartree", "bohr", "", HARTREE, BOHR, HARTREE / BOHR),
+        ("Ha", "Ang", "hartree/bohr", HARTREE, 1, HARTREE / BOHR),
+        ("kcal/mol", "Ang", "", KCAL_PER_MOL, 1, KCAL_PER_MOL),
+        ("kJ/mol", "nm", "kcal/mol/Ang", KCAL_PER_MOL / 4.184, 10, KCAL_PER_MOL),
+        ("meV", "angstrom", "eV/nm", 1e-3, 1, 0.1),
+        ("Rydberg", "Bohr", "Ry/bohr", HARTREE / 2, BOHR, HARTREE / 2 / BOHR),
+    ],
+)
 def test_units(frames, energy_unit, length_unit, forces_unit, energy, length, force):
     options = {"energy_unit": energy_unit, "length_unit": length_unit, "forces_unit": forces_unit}
     for a, b in zip(read(frames, **options), read(frames), strict=True):
@@ -106,8 +126,16 @@ def test_units(frames, energy_unit, length_unit, forces_unit, energy, length, fo
             np.testing.assert_allclose(a.cell, b.cell * length, rtol=1e-6)
 
 
-@pytest.mark.parametrize("options", [{"energy_unit": "kcal"}, {"length_unit": "m"}, {"forces_unit": "hartree"},
-                                     {"forces_unit": "__import__('os')/bohr"}, {"format": "extxy"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"energy_unit": "kcal"},
+        {"length_unit": "m"},
+        {"forces_unit": "hartree"},
+        {"forces_unit": "__import__('os')/bohr"},
+        {"format": "extxy"},
+    ],
+)
 def test_units_and_formats_that_are_not_known(frames, options):
     with pytest.raises(ConfigError, match="(kcal|'m'|''|__import__|extxy)"):
         ase_reader.Reader(frames, **options)
@@ -118,8 +146,12 @@ def test_gradients(tmp_path):
     k, lines = 3.0, []
     for x in (1.1, 1.2):
         gradient = k * (x - 1.0)
-        lines += ["2", f"Properties=species:S:1:pos:R:3:grad:R:3 energy={0.5 * gradient ** 2 / k}",
-                  f"H 0 0 0 {-gradient} 0 0", f"H {x} 0 0 {gradient} 0 0"]
+        lines += [
+            "2",
+            f"Properties=species:S:1:pos:R:3:grad:R:3 energy={0.5 * gradient**2 / k}",
+            f"H 0 0 0 {-gradient} 0 0",
+            f"H {x} 0 0 {gradient} 0 0",
+        ]
     path = tmp_path / "spring.xyz"
     path.write_text("\n".join(lines))
     first, second = read(path, forces_key="grad", forces_are_gradients=True)
@@ -142,7 +174,7 @@ def test_kinds_of_files(kind, tmp_path):
         assert s.positions.dtype == s.forces.dtype == np.float64
     with ase_reader.Reader(path) as source:
         assert source.sequential == (kind == "json")
-        one, = source.read(range(3, 4), ReadReport())
+        (one,) = source.read(range(3, 4), ReadReport())
         two = [s.record for s in source.read(range(1, 3), ReadReport())]
     assert one.source == f"a.{kind}:3" and one.pbc.all() and two == [1, 2]
     dipoles = [s.properties["dipole"] for s in read(path, property_keys=("dipole",))]
@@ -152,7 +184,9 @@ def test_kinds_of_files(kind, tmp_path):
 @pytest.mark.parametrize("kind", ["xyz", "db"])
 def test_other_keys(kind, tmp_path):
     path = store(kind, tmp_path)
-    for s, atoms in zip(read(path, energy_key="dft_energy", forces_key="dft_forces"), images(), strict=True):
+    for s, atoms in zip(
+        read(path, energy_key="dft_energy", forces_key="dft_forces"), images(), strict=True
+    ):
         assert s.energy == pytest.approx(atoms.info["dft_energy"])
         np.testing.assert_allclose(s.forces, atoms.arrays["dft_forces"], atol=1e-7)
 
@@ -163,18 +197,33 @@ def test_sequential_reading_keeps_its_place(tmp_path, monkeypatch):
     with ase_reader.Reader(path) as source:
         original = source._frames._atoms
         monkeypatch.setattr(source._frames, "_atoms", lambda: opened.append(1) or original())
-        parts = [s.record for r in (range(0, 2), range(2, 3), range(4, 5)) for s in source.read(r, ReadReport())]
-        assert parts == [0, 1, 2, 4] and len(opened) == 1  # once, as the labels were looked up at the start before
+        parts = [
+            s.record
+            for r in (range(0, 2), range(2, 3), range(4, 5))
+            for s in source.read(r, ReadReport())
+        ]
+        assert (
+            parts == [0, 1, 2, 4] and len(opened) == 1
+        )  # once, as the labels were looked up at the start before
         assert [s.record for s in source.read(range(1), ReadReport())] == [0] and len(opened) == 2
 
 
 def test_key_that_is_nowhere(frames):
     change(frames, " energy=", " dft_energy=")
-    with pytest.raises(DatasetError, match="'energy' is in none of the first 4 frames; found: .*dft_energy.*_key"):
+    with pytest.raises(
+        DatasetError, match="'energy' is in none of the first 4 frames; found: .*dft_energy.*_key"
+    ):
         ase_reader.Reader(frames)
     assert read(frames, energy_key="dft_energy")[0].energy == -2078.25
     assert np.isnan(read(frames, energy_key="")[0].energy)
-    for option in ("forces_key", "charge_key", "molecule_key", "smiles_key", "property_keys", "atom_property_keys"):
+    for option in (
+        "forces_key",
+        "charge_key",
+        "molecule_key",
+        "smiles_key",
+        "property_keys",
+        "atom_property_keys",
+    ):
         with pytest.raises(DatasetError, match=f"'nowhere' is in none.*{option}"):
             ase_reader.Reader(frames, **{"energy_key": ""} | {option: "nowhere"})
 
@@ -197,7 +246,9 @@ def test_file_without_forces(frames, caplog):
 def test_further_labels(frames):
     structures = read(frames, property_keys=("mu",), atom_property_keys=("q",))
     assert [s.properties["mu"] for s in structures[:3]] == [0.38, 0.40, 0.10]
-    assert np.isnan(structures[3].properties["mu"]) and isinstance(structures[0].properties["mu"], float)
+    assert np.isnan(structures[3].properties["mu"]) and isinstance(
+        structures[0].properties["mu"], float
+    )
     np.testing.assert_array_equal(structures[0].atom_properties["q"], [-0.8, 0.4, 0.4])
     assert read(frames, property_keys="mu")[0].properties == {"mu": 0.38}
 
@@ -210,7 +261,10 @@ def test_molecules(frames):
 
 
 def test_level_of_theory_is_an_option(frames):
-    with ase_reader.Reader(frames) as a, ase_reader.Reader(frames, level_of_theory="PBE/def2-SVP") as b:
+    with (
+        ase_reader.Reader(frames) as a,
+        ase_reader.Reader(frames, level_of_theory="PBE/def2-SVP") as b,
+    ):
         assert (a.level_of_theory, b.level_of_theory) == ("unknown", "PBE/def2-SVP")
 
 
@@ -219,16 +273,26 @@ def test_the_same_name_twice_with_different_values(tmp_path):
     with connect(tmp_path / "a.db") as database:
         database.write(atoms, data={"forces": atoms.calc.results["forces"]})
         database.write(atoms, data={"forces": atoms.calc.results["forces"] + 1})
-    with pytest.raises(DatasetError, match=r"a\.db:1: 'forces' stands there twice with different values"):
+    with pytest.raises(
+        DatasetError, match=r"a\.db:1: 'forces' stands there twice with different values"
+    ):
         read(tmp_path / "a.db")
 
 
-@pytest.mark.parametrize(("old", "new", "message"), [
-    ("energy=-2078.50", "energy=low", "'energy' holds no numbers"), ("pos:R:3:forces:R:3:q:R:1 energy=-2078.50",
-                                                                     "pos:R:3:forces:R:2:q:R:2 energy=-2078.50", ""),
-    ("O 0.000 0.000 0.129", "O 0.000 zero 0.129", "cannot be read"),
-    ("O 0.000 0.000 0.129", "X 0.000 0.000 0.129", "0 is no atomic number.*Dummy atoms"),
-    ("O 0.000 0.000 0.129 0.00", "O 0.000 0.000 0.129", "cannot be read")])
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("energy=-2078.50", "energy=low", "'energy' holds no numbers"),
+        (
+            "pos:R:3:forces:R:3:q:R:1 energy=-2078.50",
+            "pos:R:3:forces:R:2:q:R:2 energy=-2078.50",
+            "",
+        ),
+        ("O 0.000 0.000 0.129", "O 0.000 zero 0.129", "cannot be read"),
+        ("O 0.000 0.000 0.129", "X 0.000 0.000 0.129", "0 is no atomic number.*Dummy atoms"),
+        ("O 0.000 0.000 0.129 0.00", "O 0.000 0.000 0.129", "cannot be read"),
+    ],
+)
 def test_damaged_frames_are_named(frames, old, new, message):
     change(frames, old, new)
     with pytest.raises(DatasetError, match=f"frames.xyz:1: .*{message}"):
@@ -251,7 +315,9 @@ def test_truncated_xyz(frames, lines):
 
 def test_shifted_xyz(frames):
     change(frames, "3\n", "2\n", 1)
-    with pytest.raises(DatasetError, match=r"line 5: expected the number of atoms of frame 1, found b'H 0"):
+    with pytest.raises(
+        DatasetError, match=r"line 5: expected the number of atoms of frame 1, found b'H 0"
+    ):
         read(frames)
 
 
@@ -285,22 +351,36 @@ def test_pickles_are_not_read(frames, tmp_path):
 def test_formats_by_name(tmp_path):
     """Plain XYZ, with a comment that says nothing, and a format that must be named."""
     path = tmp_path / "plain.txt"
-    path.write_text("2\nhydrogen = 5 apples, \"quoted\nH 0 0 0\nH 0 0 0.74\n")
-    s, = read(path, format="xyz", energy_key="")
+    path.write_text('2\nhydrogen = 5 apples, "quoted\nH 0 0 0\nH 0 0 0.74\n')
+    (s,) = read(path, format="xyz", energy_key="")
     assert s.positions[1].tolist() == [0, 0, 0.74] and s.molecule == "H2" and np.isnan(s.energy)
     cell = tmp_path / "cell"
     write(cell, Atoms("NaCl", [[0, 0, 0], [2.4, 0, 0]], cell=[5, 5, 5], pbc=True), format="vasp")
-    s, = read(cell, format="vasp", energy_key="")
+    (s,) = read(cell, format="vasp", energy_key="")
     assert s.pbc.all() and sorted(s.numbers.tolist()) == [11, 17]
-    with pytest.raises(DatasetError, match="ASE does not know this format.*reader_options=\"format=NAME\""):
+    with pytest.raises(
+        DatasetError, match='ASE does not know this format.*reader_options="format=NAME"'
+    ):
         ase_reader.Reader(cell)
     with pytest.raises(DatasetError, match="cannot be read as 'cif'"):
         ase_reader.Reader(cell, format="cif")
 
 
-@pytest.mark.parametrize("content", [
-    b"a,b\n1,2\n", b"3\n1,2,3\n", b"12\n13\n14\n", b"3\n\nO 0 0 0\nH 0 0 1\n", b"<html></html>",
-    b"2\n\nH a b c\nH d e f\n", b"0\n\n", b"-1\n\n", b"PK\x03\x04" * 20, b"\x89HDF\r\n\x1a\n" * 20])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"a,b\n1,2\n",
+        b"3\n1,2,3\n",
+        b"12\n13\n14\n",
+        b"3\n\nO 0 0 0\nH 0 0 1\n",
+        b"<html></html>",
+        b"2\n\nH a b c\nH d e f\n",
+        b"0\n\n",
+        b"-1\n\n",
+        b"PK\x03\x04" * 20,
+        b"\x89HDF\r\n\x1a\n" * 20,
+    ],
+)
 def test_not_taken_for_its_own(tmp_path, content):
     path = tmp_path / "a"
     path.write_bytes(content)
@@ -330,35 +410,54 @@ def test_total_charges(tmp_path, kind):
     """Partial charges of the atoms are no total charge; whole ones are, where nothing better is known."""
     path = tmp_path / f"a.{kind}"
     partial = [-0.8, 0.4, 0.1]
-    images = [charged([-0.8, 0.4, 0.4 - 1e-5]), charged([-1, 0, 0.0]), charged(partial), charged(partial, charge=-1),
-              charged(partial, smiles="[OH3+]"), charged([0, 0, 1.0], charge=2, smiles="O")]
+    images = [
+        charged([-0.8, 0.4, 0.4 - 1e-5]),
+        charged([-1, 0, 0.0]),
+        charged(partial),
+        charged(partial, charge=-1),
+        charged(partial, smiles="[OH3+]"),
+        charged([0, 0, 1.0], charge=2, smiles="O"),
+    ]
     if kind == "db":
         with connect(path) as database:
             for atoms in images:
-                database.write(atoms, key_value_pairs={"total": atoms.info["energy"]} | (
-                    {"smiles": atoms.info["smiles"]} if "smiles" in atoms.info else {}), data={
-                        k: v for k, v in atoms.info.items() if k == "charge"})
+                database.write(
+                    atoms,
+                    key_value_pairs={"total": atoms.info["energy"]}
+                    | ({"smiles": atoms.info["smiles"]} if "smiles" in atoms.info else {}),
+                    data={k: v for k, v in atoms.info.items() if k == "charge"},
+                )
         options = {"energy_key": "total"}
     else:
         write(path, images, format={"xyz": "extxyz"}.get(kind))
         options = {}
     assert [s.charge for s in read(path, **options)] == [0, -1, 0, -1, 1, 2]
     with ase_reader.Reader(path, **options) as source:
-        note, = source.notes
-    assert f"a.{kind}:2: the initial charges of the atoms add up to -0.3, which is no total charge" in note
+        (note,) = source.notes
+    assert (
+        f"a.{kind}:2: the initial charges of the atoms add up to -0.3, which is no total charge"
+        in note
+    )
     assert 'reader_options="charge_key=NAME"' in note
 
 
 def test_whole_charges_need_no_note(tmp_path, frames):
-    write(tmp_path / "a.xyz", [charged([-1, 0, 0.0]), charged([0.1, 0.1, 0.1], charge=0)], format="extxyz")
+    write(
+        tmp_path / "a.xyz",
+        [charged([-1, 0, 0.0]), charged([0.1, 0.1, 0.1], charge=0)],
+        format="extxyz",
+    )
     for path in (tmp_path / "a.xyz", frames):
         with ase_reader.Reader(path) as source:
             assert source.notes == []
 
 
 def test_elements_beyond_the_last(frames):
-    change(frames, "Properties=species:S:1:pos:R:3:forces:R:3:q:R:1 energy=-2078.50",
-           "Properties=Z:I:1:pos:R:3:forces:R:3:q:R:1 energy=-2078.50")
+    change(
+        frames,
+        "Properties=species:S:1:pos:R:3:forces:R:3:q:R:1 energy=-2078.50",
+        "Properties=Z:I:1:pos:R:3:forces:R:3:q:R:1 energy=-2078.50",
+    )
     change(frames, "O 0.000 0.000 0.129", "200 0.000 0.000 0.129")
     change(frames, "H 0.000 0.783", "1 0.000 0.783")
     change(frames, "H 0.000 -0.783", "1 0.000 -0.783")
@@ -366,15 +465,32 @@ def test_elements_beyond_the_last(frames):
         read(frames)
 
 
-@pytest.mark.parametrize("options", [
-    {"energy_key": 5}, {"charge_key": None}, {"property_keys": 3}, {"atom_property_keys": ("q", 1)}, {"energy_unit": 1},
-    {"length_unit": None}, {"forces_unit": 2}, {"forces_are_gradients": "no"}, {"format": 1}, {"level_of_theory": 2}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"energy_key": 5},
+        {"charge_key": None},
+        {"property_keys": 3},
+        {"atom_property_keys": ("q", 1)},
+        {"energy_unit": 1},
+        {"length_unit": None},
+        {"forces_unit": 2},
+        {"forces_are_gradients": "no"},
+        {"format": 1},
+        {"level_of_theory": 2},
+    ],
+)
 def test_options_of_a_wrong_type(frames, options):
-    with pytest.raises(ConfigError, match=f"reader option {next(iter(options))} must be .*received"):
+    with pytest.raises(
+        ConfigError, match=f"reader option {next(iter(options))} must be .*received"
+    ):
         ase_reader.Reader(frames, **options)
 
 
 def test_messages_tell_options_as_the_command_line_takes_them(frames):
-    with pytest.raises(DatasetError, match='--config.data.reader_options="energy_key=NAME", or none, '
-                                           "--config.data.reader_options=\"energy_key=''\""):
+    with pytest.raises(
+        DatasetError,
+        match='--config.data.reader_options="energy_key=NAME", or none, '
+        "--config.data.reader_options=\"energy_key=''\"",
+    ):
         ase_reader.Reader(frames, energy_key="nowhere")

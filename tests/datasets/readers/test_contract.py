@@ -54,12 +54,15 @@ def test_parts_are_the_whole(name, sample):
     path, options = sample(name)
     whole, _, length = structures(path, name, options)
     cuts = sorted({0, 1, length // 2, length})
-    apart = [s for a, b in zip(cuts, cuts[1:]) for s in structures(path, name, options, range(a, b))[0]]
+    apart = [
+        s for a, b in zip(cuts, cuts[1:]) for s in structures(path, name, options, range(a, b))[0]
+    ]
     with readers.open_data(path, name, **options) as source:
         along = [s for a, b in zip(cuts, cuts[1:]) for s in source.read(range(a, b), ReadReport())]
     for other in (apart, along):
         assert [(s.record, s.conformer, s.molecule, s.source) for s in other] == [
-            (s.record, s.conformer, s.molecule, s.source) for s in whole]
+            (s.record, s.conformer, s.molecule, s.source) for s in whole
+        ]
         for a, b in zip(other, whole):
             np.testing.assert_array_equal(a.positions, b.positions)
             np.testing.assert_equal(a.energy, b.energy)
@@ -70,10 +73,14 @@ def test_says_what_it_reads(name, sample):
     reader = readers.get(name)
     assert issubclass(reader, Reader) and reader.LEVEL_OF_THEORY and "positions" in reader.UNITS
     module = __import__(reader.__module__, fromlist=["__doc__"])
-    assert len(module.__doc__.splitlines()) > 5, "the module's docstring gives the layout and its source"
+    assert len(module.__doc__.splitlines()) > 5, (
+        "the module's docstring gives the layout and its source"
+    )
     path, options = sample(name)
     with readers.open_data(path, name, **options) as source:
-        assert source.level_of_theory and source.files() and all(f.is_file() for f in source.files())
+        assert (
+            source.level_of_theory and source.files() and all(f.is_file() for f in source.files())
+        )
 
 
 @pytest.mark.parametrize("name", ALL)

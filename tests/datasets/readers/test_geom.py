@@ -28,7 +28,9 @@ KCAL_PER_MOL = 0.0433641153087705
 
 
 def _sample_module():
-    spec = importlib.util.spec_from_file_location("geom_sample", Path(__file__).parent / "samples" / "geom.py")
+    spec = importlib.util.spec_from_file_location(
+        "geom_sample", Path(__file__).parent / "samples" / "geom.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -51,13 +53,34 @@ def read(path, report=None, **options):
 
 def crude(count=3, charge=0, shift=0.0, **changes):
     """A molecule of the crude files: water."""
-    return {"totalconfs": 5, "uniqueconfs": count, "temperature": 298.15, "lowestenergy": -5.07,
-            "ensembleenergy": 0.2, "ensembleentropy": 1.5, "ensemblefreeenergy": -0.4, "charge": charge,
-            "datasets": ["plpro"], "conformers": [
-                {"xyz": [[8.0, 0.0, 0.0, shift + c], [1.0, 0.96, 0.0, 0.1 + c], [1.0, -0.24, 0.93, c]],
-                 "geom_id": c, "set": 1, "degeneracy": 2, "totalenergy": -5.07 + 0.001 * c,
-                 "relativeenergy": 0.001 * c * HARTREE / KCAL_PER_MOL, "boltzmannweight": 0.5,
-                 "conformerweights": [0.25, 0.25]} for c in range(count)]} | changes
+    return {
+        "totalconfs": 5,
+        "uniqueconfs": count,
+        "temperature": 298.15,
+        "lowestenergy": -5.07,
+        "ensembleenergy": 0.2,
+        "ensembleentropy": 1.5,
+        "ensemblefreeenergy": -0.4,
+        "charge": charge,
+        "datasets": ["plpro"],
+        "conformers": [
+            {
+                "xyz": [
+                    [8.0, 0.0, 0.0, shift + c],
+                    [1.0, 0.96, 0.0, 0.1 + c],
+                    [1.0, -0.24, 0.93, c],
+                ],
+                "geom_id": c,
+                "set": 1,
+                "degeneracy": 2,
+                "totalenergy": -5.07 + 0.001 * c,
+                "relativeenergy": 0.001 * c * HARTREE / KCAL_PER_MOL,
+                "boltzmannweight": 0.5,
+                "conformerweights": [0.25, 0.25],
+            }
+            for c in range(count)
+        ],
+    } | changes
 
 
 def write_msgpack(path, *chunks):
@@ -81,15 +104,24 @@ def test_agrees_with_an_independent_reading(sample):
     assert len(expected) == 24 + 54 and len(found) == len(expected) + 4
     assert (report.records, report.structures, report.skipped) == (3, 82, {})
     for s, (record, c, molecule, raw) in zip(found, expected):
-        assert (s.record, s.conformer, s.subset, s.charge) == (record, c, "drugs", molecule["charge"])
+        assert (s.record, s.conformer, s.subset, s.charge) == (
+            record,
+            c,
+            "drugs",
+            molecule["charge"],
+        )
         assert s.molecule == s.smiles == molecule["smiles"]
         assert s.energy == pytest.approx(raw["totalenergy"] * HARTREE, rel=1e-6)
         assert s.forces is None
-        assert s.properties["energy_relative"] == pytest.approx(raw["relativeenergy"] * KCAL_PER_MOL, rel=1e-6)
+        assert s.properties["energy_relative"] == pytest.approx(
+            raw["relativeenergy"] * KCAL_PER_MOL, rel=1e-6
+        )
         assert s.properties["boltzmann_weight"] == pytest.approx(float(raw["boltzmannweight"]))
         assert s.properties["degeneracy"] == raw["degeneracy"]
         assert s.numbers.tolist() == [a.GetAtomicNum() for a in raw["rd_mol"].GetAtoms()]
-        np.testing.assert_allclose(s.positions, raw["rd_mol"].GetConformer().GetPositions(), atol=1e-6)
+        np.testing.assert_allclose(
+            s.positions, raw["rd_mol"].GetConformer().GetPositions(), atol=1e-6
+        )
         # The lengths of the bonds to hydrogen are those of Å.
         hydrogen = next(a for a in raw["rd_mol"].GetAtoms() if a.GetAtomicNum() == 1)
         bonded = hydrogen.GetNeighbors()[0].GetIdx()
@@ -111,7 +143,9 @@ def test_properties_of_the_ensemble(sample):
     small = found[-1].properties
     assert small["ensemble_energy"] == pytest.approx(0.5 * KCAL_PER_MOL, rel=1e-6)
     assert small["ensemble_free_energy"] == pytest.approx(-0.6 * KCAL_PER_MOL, rel=1e-6)
-    assert small["ensemble_entropy"] == pytest.approx(2e-3 * KCAL_PER_MOL, rel=1e-6)  # cal/(mol K) -> eV/K
+    assert small["ensemble_entropy"] == pytest.approx(
+        2e-3 * KCAL_PER_MOL, rel=1e-6
+    )  # cal/(mol K) -> eV/K
     assert np.isnan(found[0].properties["ensemble_energy"])
 
 
@@ -154,7 +188,8 @@ def test_folder_without_summary_and_single_pickle(sample, tmp_path):
         found = read(folder)
         assert len(found) == 78
         assert [(s.energy, s.molecule, s.subset) for s in found] == [
-            (s.energy, s.molecule, s.subset) for s in whole[:78]]
+            (s.energy, s.molecule, s.subset) for s in whole[:78]
+        ]
     one = next((path / "drugs").glob("PJ*"))
     assert readers.detect(one) == "geom"
     found = read(one)
@@ -173,27 +208,50 @@ def test_charge_that_the_file_does_not_say(tmp_path):
     raw = SAMPLE.small_molecule()
     ion = Chem.AddHs(Chem.MolFromSmiles("[NH4+]"))
     from rdkit.Chem import AllChem
+
     AllChem.EmbedMolecule(ion, randomSeed=1)
-    (tmp_path / "b.pickle").write_bytes(pickle.dumps(
-        {"conformers": [raw["conformers"][0] | {"rd_mol": ion}], "smiles": "[NH4+]"}, 3))
+    (tmp_path / "b.pickle").write_bytes(
+        pickle.dumps(
+            {"conformers": [raw["conformers"][0] | {"rd_mol": ion}], "smiles": "[NH4+]"}, 3
+        )
+    )
     assert [s.charge for s in read(tmp_path / "b.pickle")] == [1.0]
-    path = write_msgpack(tmp_path / "c.msgpack", {"[OH-]": crude(charge=None), "O": crude(charge=None)})
+    path = write_msgpack(
+        tmp_path / "c.msgpack", {"[OH-]": crude(charge=None), "O": crude(charge=None)}
+    )
     assert {s.molecule: s.charge for s in read(path)} == {"[OH-]": -1.0, "O": 0.0}
 
 
 def test_summary_and_pickles_that_do_not_agree(tmp_path):
     (tmp_path / "drugs").mkdir()
     write_pickle(tmp_path / "drugs" / "a.pickle")
-    (tmp_path / "summary_drugs.json").write_text(json.dumps({
-        "OCCO": {"pickle_path": "drugs/a.pickle"}, "CC": {"pickle_path": "drugs/gone.pickle"}, "C": {"charge": 0}}))
+    (tmp_path / "summary_drugs.json").write_text(
+        json.dumps(
+            {
+                "OCCO": {"pickle_path": "drugs/a.pickle"},
+                "CC": {"pickle_path": "drugs/gone.pickle"},
+                "C": {"charge": 0},
+            }
+        )
+    )
     report = ReadReport()
     assert len(read(tmp_path, report)) == 4 and report.records == 3
     assert report.skipped == {"pickle is missing": 1, "no pickle in the summary": 1}
     assert ("pickle is missing", f"{tmp_path.name}:drugs/gone.pickle") in report.identities
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1, 2]", '{"C": 5}', '{"C": {"pickle_path": "../../etc/passwd"}}',
-                                  '{"C": {"pickle_path": "/etc/passwd"}}', '{"C": {"pickle_path": 5}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[1, 2]",
+        '{"C": 5}',
+        '{"C": {"pickle_path": "../../etc/passwd"}}',
+        '{"C": {"pickle_path": "/etc/passwd"}}',
+        '{"C": {"pickle_path": 5}}',
+    ],
+)
 def test_summaries_that_are_something_else(tmp_path, text):
     (tmp_path / "summary_drugs.json").write_text(text)
     with pytest.raises(DatasetError, match=r"summary_drugs\.json"):
@@ -201,6 +259,7 @@ def test_summaries_that_are_something_else(tmp_path, text):
 
 
 # --- MessagePack ---
+
 
 def test_crude_msgpack(tmp_path):
     chunks = {"O": crude(), "[OH3+]": crude(2, charge=1)}, {"OO": crude(1)}
@@ -215,8 +274,15 @@ def test_crude_msgpack(tmp_path):
         assert s.numbers.tolist() == [8, 1, 1] and s.numbers.dtype.kind == "i"
         np.testing.assert_array_equal(s.positions, table[:, 1:])
         assert s.energy == pytest.approx(conformer["totalenergy"] * HARTREE, rel=1e-6)
-        assert s.properties["energy_relative"] == pytest.approx(conformer["relativeenergy"] * KCAL_PER_MOL, rel=1e-6)
-        assert (s.molecule, s.smiles, s.charge, s.subset) == (smiles, smiles, molecule["charge"], "drugs")
+        assert s.properties["energy_relative"] == pytest.approx(
+            conformer["relativeenergy"] * KCAL_PER_MOL, rel=1e-6
+        )
+        assert (s.molecule, s.smiles, s.charge, s.subset) == (
+            smiles,
+            smiles,
+            molecule["charge"],
+            "drugs",
+        )
         assert s.source == f"drugs_crude.msgpack:{smiles}" and s.forces is None
     assert [s.record for s in found] == [0, 0, 0, 1, 1, 2]
     assert {s.subset for s in read(path, subset="mine")} == {"mine"}
@@ -236,32 +302,49 @@ def test_msgpack_in_a_tar(tmp_path):
     assert readers.detect(packed) == "geom"
     a, b = read(plain), read(packed)
     assert [(s.energy, s.molecule, s.subset, s.record) for s in a] == [
-        (s.energy, s.molecule, s.subset, s.record) for s in b] and len(a) == 4
+        (s.energy, s.molecule, s.subset, s.record) for s in b
+    ] and len(a) == 4
     assert a[0].subset == "qm9"
 
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_parts_of_a_stream_are_the_whole_and_not_read_again(tmp_path, packed, monkeypatch):
-    path = write_msgpack(tmp_path / "a.msgpack", *({f"{'C' * (3 * k + i + 1)}": crude(shift=k + i / 10)
-                                                    for i in range(3)} for k in range(3)))
+    path = write_msgpack(
+        tmp_path / "a.msgpack",
+        *(
+            {f"{'C' * (3 * k + i + 1)}": crude(shift=k + i / 10) for i in range(3)}
+            for k in range(3)
+        ),
+    )
     if packed:
         path = archive(tmp_path / "a.msgpack.tar.gz", path.read_bytes())
     whole = [(s.record, s.molecule, s.positions.tolist()) for s in read(path)]
     opened = []
     original = geom_files.MessagePackStream._open
-    monkeypatch.setattr(geom_files.MessagePackStream, "_open", lambda self,
-                        skip: opened.append(1) or original(self, skip))
-    for parts in ([range(0, 2), range(2, 2), range(2, 7), range(7, 9)], [range(0, 1), range(4, 5), range(8, 9)]):
+    monkeypatch.setattr(
+        geom_files.MessagePackStream,
+        "_open",
+        lambda self, skip: opened.append(1) or original(self, skip),
+    )
+    for parts in (
+        [range(0, 2), range(2, 2), range(2, 7), range(7, 9)],
+        [range(0, 1), range(4, 5), range(8, 9)],
+    ):
         with geom.Reader(path) as source:
             assert source.sequential
             opened.clear()
-            found = [(s.record, s.molecule, s.positions.tolist()) for p in parts for s in source.read(p, ReadReport())]
+            found = [
+                (s.record, s.molecule, s.positions.tolist())
+                for p in parts
+                for s in source.read(p, ReadReport())
+            ]
             assert len(opened) == 1
         assert found == [w for w in whole if any(w[0] in p for p in parts)]
     with geom.Reader(path) as source:  # and backwards, opening anew
         for p in (range(5, 9), range(0, 3), range(2, 4)):
-            assert [(s.record, s.molecule, s.positions.tolist()) for s in source.read(p, ReadReport())] == [
-                w for w in whole if w[0] in p]
+            assert [
+                (s.record, s.molecule, s.positions.tolist()) for s in source.read(p, ReadReport())
+            ] == [w for w in whole if w[0] in p]
         assert len(source) == 9
 
 
@@ -271,14 +354,26 @@ def test_stream_that_is_left_early(tmp_path):
         first = source.read(range(0, 3), ReadReport())
         next(first)
         first.close()
-        assert [s.record for s in source.read(range(0, 3), ReadReport())] == [0] * 3 + [1] * 3 + [2] * 3
+        assert [s.record for s in source.read(range(0, 3), ReadReport())] == [0] * 3 + [1] * 3 + [
+            2
+        ] * 3
 
 
 def test_truncated_streams(tmp_path):
-    path = write_msgpack(tmp_path / "whole.msgpack", {"O": crude(1)}, {"OO": crude(1), "OOO": crude(1)})
+    path = write_msgpack(
+        tmp_path / "whole.msgpack", {"O": crude(1)}, {"OO": crude(1), "OOO": crude(1)}
+    )
     content = path.read_bytes()
     first = len(msgpack.packb({"O": crude(1)}))
-    for keep in [200, first - 1, first + 1, first + 2, first + 3, len(content) - 300, len(content) - 1]:
+    for keep in [
+        200,
+        first - 1,
+        first + 1,
+        first + 2,
+        first + 3,
+        len(content) - 300,
+        len(content) - 1,
+    ]:
         cut = tmp_path / "cut.msgpack"
         cut.write_bytes(content[:keep])
         with pytest.raises(DatasetError, match=r"cut\.msgpack"):
@@ -286,7 +381,7 @@ def test_truncated_streams(tmp_path):
         with pytest.raises(DatasetError, match=r"cut\.msgpack: truncated after molecule"):
             len(geom.Reader(cut))
     packed = archive(tmp_path / "cut.msgpack.tar.gz", content * 50).read_bytes()
-    (tmp_path / "cut.msgpack.tar.gz").write_bytes(packed[:len(packed) // 2])
+    (tmp_path / "cut.msgpack.tar.gz").write_bytes(packed[: len(packed) // 2])
     with pytest.raises(DatasetError, match=r"cut\.msgpack\.tar\.gz"):
         read(tmp_path / "cut.msgpack.tar.gz")
 
@@ -295,23 +390,37 @@ def _conformer(**changes):
     return crude(conformers=[crude(1)["conformers"][0] | changes])
 
 
-@pytest.mark.parametrize(("molecule", "message"), [
-    ([1, 2], "found list"), ("conformers", "found str"), (5, "found int"), ({"conformers": {}}, "found.*conformers"),
-    (crude(conformers=[1]), "#0: a conformer is int"),
-    (_conformer(xyz=[[8, 0, 0]]), r"#0: xyz has the row \[8, 0, 0\]"),
-    (_conformer(xyz=[]), "#0: xyz has 0 rows"), (_conformer(xyz=[["O", 0, 0, 0]]), "#0: .*not four numbers"),
-    (_conformer(xyz=[[8.5, 0, 0, 0]]), "#0: 8.5 is no atomic"),
-    (_conformer(xyz=[[0, 0, 0, 0]]), "#0: 0 is no atomic"),
-    (_conformer(xyz=[[119, 0, 0, 0]]), "#0: 119 is no atomic"), (_conformer(xyz=5), "#0: xyz has int"),
-    (_conformer(xyz=[[8, 0, 0, 0]] * 10_001), "#0: xyz has 10001 rows"),
-    (_conformer(xyz=[[8, 0, 0, 0], [1, 0]]), r"the row \[1, 0\]"), (_conformer(rd_mol=b"x", xyz=None), "#0: xyz"),
-    (_conformer(totalenergy="low"), "#0: totalenergy is 'low'"),
-    (_conformer(boltzmannweight=[1]), r"boltzmannweight is \[1\]"),
-    (crude(charge="one"), "charge is 'one'"), (crude(ensembleenergy={}), "ensembleenergy is {}")])
+@pytest.mark.parametrize(
+    ("molecule", "message"),
+    [
+        ([1, 2], "found list"),
+        ("conformers", "found str"),
+        (5, "found int"),
+        ({"conformers": {}}, "found.*conformers"),
+        (crude(conformers=[1]), "#0: a conformer is int"),
+        (_conformer(xyz=[[8, 0, 0]]), r"#0: xyz has the row \[8, 0, 0\]"),
+        (_conformer(xyz=[]), "#0: xyz has 0 rows"),
+        (_conformer(xyz=[["O", 0, 0, 0]]), "#0: .*not four numbers"),
+        (_conformer(xyz=[[8.5, 0, 0, 0]]), "#0: 8.5 is no atomic"),
+        (_conformer(xyz=[[0, 0, 0, 0]]), "#0: 0 is no atomic"),
+        (_conformer(xyz=[[119, 0, 0, 0]]), "#0: 119 is no atomic"),
+        (_conformer(xyz=5), "#0: xyz has int"),
+        (_conformer(xyz=[[8, 0, 0, 0]] * 10_001), "#0: xyz has 10001 rows"),
+        (_conformer(xyz=[[8, 0, 0, 0], [1, 0]]), r"the row \[1, 0\]"),
+        (_conformer(rd_mol=b"x", xyz=None), "#0: xyz"),
+        (_conformer(totalenergy="low"), "#0: totalenergy is 'low'"),
+        (_conformer(boltzmannweight=[1]), r"boltzmannweight is \[1\]"),
+        (crude(charge="one"), "charge is 'one'"),
+        (crude(ensembleenergy={}), "ensembleenergy is {}"),
+    ],
+)
 def test_molecules_of_another_layout_are_named(tmp_path, molecule, message):
     path = write_msgpack(tmp_path / "a.msgpack", {"O": crude(1), "conformers": molecule})
     found = []
-    with geom.Reader(path) as source, pytest.raises(DatasetError, match=rf"a\.msgpack:conformers.*{message}"):
+    with (
+        geom.Reader(path) as source,
+        pytest.raises(DatasetError, match=rf"a\.msgpack:conformers.*{message}"),
+    ):
         for s in source:
             found.append(s)
     assert [s.molecule for s in found] == ["O"]
@@ -319,8 +428,15 @@ def test_molecules_of_another_layout_are_named(tmp_path, molecule, message):
 
 def test_damaged_streams_are_named(tmp_path):
     good = msgpack.packb({"O": crude(1)})
-    for bad in (b"\xc1" * 20, msgpack.packb([1, 2, 3]), msgpack.packb({5: crude(1)}), b"\x81\xa1C\xdd\xff\xff\xff\xff",
-                b"\x81\xa1C\xc1", b"\x81\xa1C" + b"\x91" * 5000, b"\x81\xa2\xff\xfe\x01"):
+    for bad in (
+        b"\xc1" * 20,
+        msgpack.packb([1, 2, 3]),
+        msgpack.packb({5: crude(1)}),
+        b"\x81\xa1C\xdd\xff\xff\xff\xff",
+        b"\x81\xa1C\xc1",
+        b"\x81\xa1C" + b"\x91" * 5000,
+        b"\x81\xa2\xff\xfe\x01",
+    ):
         path = tmp_path / "bad.msgpack"
         path.write_bytes(good + bad)
         with pytest.raises(DatasetError, match=r"bad\.msgpack"):
@@ -328,14 +444,17 @@ def test_damaged_streams_are_named(tmp_path):
 
 
 def test_molecules_without_conformers_and_positions(tmp_path):
-    path = write_msgpack(tmp_path / "a.msgpack", {
-        "O": crude(0), "OO": _conformer(xyz=[[8, 0, 0, float("nan")]]), "OOO": crude(1)})
+    path = write_msgpack(
+        tmp_path / "a.msgpack",
+        {"O": crude(0), "OO": _conformer(xyz=[[8, 0, 0, float("nan")]]), "OOO": crude(1)},
+    )
     report = ReadReport()
     assert [s.molecule for s in read(path, report)] == ["OOO"]
     assert report.skipped == {"no conformers": 1, "positions not finite": 1}
 
 
 # --- Pickles that are not what they should be ---
+
 
 class Command:
     def __init__(self, command):
@@ -348,12 +467,17 @@ class Command:
 def test_malicious_pickle_is_refused_and_not_run(tmp_path):
     mark = tmp_path / "executed"
     conformer = SAMPLE.small_molecule()["conformers"][0]
-    for name, changes in (("a", {"charge": Command(f"touch {mark}")}),
-                          ("b", {"conformers": [conformer | {"rd_mol": Command(f"touch {mark}")}]})):
+    for name, changes in (
+        ("a", {"charge": Command(f"touch {mark}")}),
+        ("b", {"conformers": [conformer | {"rd_mol": Command(f"touch {mark}")}]}),
+    ):
         path = write_pickle(tmp_path / f"{name}.pickle", **changes)
         assert geom.Reader.matches(path)
         for where in (path, tmp_path):
-            with pytest.raises(DatasetError, match=rf"{name}\.pickle: the pickle asks for '\w+\.system'.*not executed"):
+            with pytest.raises(
+                DatasetError,
+                match=rf"{name}\.pickle: the pickle asks for '\w+\.system'.*not executed",
+            ):
                 read(where)
         assert not mark.exists()
         pickle.loads(path.read_bytes())
@@ -364,15 +488,30 @@ def test_malicious_pickle_is_refused_and_not_run(tmp_path):
 
 def molecule_pickle(binary=b"Vx\ntR."):
     """A pickle of a molecule whose rd_mol is called with what `binary` makes, in the text protocol's opcodes."""
-    return (b"\x80\x02}(X\x0a\0\0\0conformers](}(X\x0b\0\0\0totalenergyG" + b"\xc0" + bytes(7)
-            + b"X\x06\0\0\0rd_molcrdkit.Chem.rdchem\nMol\n" + binary + b"ueu.")
+    return (
+        b"\x80\x02}(X\x0a\0\0\0conformers](}(X\x0b\0\0\0totalenergyG"
+        + b"\xc0"
+        + bytes(7)
+        + b"X\x06\0\0\0rd_molcrdkit.Chem.rdchem\nMol\n"
+        + binary
+        + b"ueu."
+    )
 
 
-@pytest.mark.parametrize(("binary", "message"), [
-    (b"(X\x02\0\0\0CCtR", "RDKit molecule of str"), (b"(K\x05tR", "RDKit molecule of int"), (b")R", "missing"),
-    (b"(]tR", "RDKit molecule of list"), (b"", "#0: expected a conformer with 'rd_mol'"),
-    (b"(C\x05aaaaatR", "#0: RDKit cannot read the molecule"), (b"(C\0tR", "#0: RDKit cannot read|#0: an RDKit"),
-    (b"}X\x05\0\0\0atomsK\x01sb(C\0tR", "changes a function"), (b"(C\0t\x81", "damaged or malicious")])
+@pytest.mark.parametrize(
+    ("binary", "message"),
+    [
+        (b"(X\x02\0\0\0CCtR", "RDKit molecule of str"),
+        (b"(K\x05tR", "RDKit molecule of int"),
+        (b")R", "missing"),
+        (b"(]tR", "RDKit molecule of list"),
+        (b"", "#0: expected a conformer with 'rd_mol'"),
+        (b"(C\x05aaaaatR", "#0: RDKit cannot read the molecule"),
+        (b"(C\0tR", "#0: RDKit cannot read|#0: an RDKit"),
+        (b"}X\x05\0\0\0atomsK\x01sb(C\0tR", "changes a function"),
+        (b"(C\0t\x81", "damaged or malicious"),
+    ],
+)
 def test_rdkit_molecules_that_carry_something_else(tmp_path, binary, message):
     before = geom_files.RDKitMolecule.atoms
     path = tmp_path / "bad.pickle"
@@ -386,7 +525,9 @@ def test_rdkit_molecules_are_made_of_bytes_only(tmp_path):
     """The same frame with RDKit's own bytes is read: what the test above refuses is the content."""
     molecule = SAMPLE.small_molecule()["conformers"][0]["rd_mol"].ToBinary()
     path = tmp_path / "good.pickle"
-    path.write_bytes(molecule_pickle(b"(B" + len(molecule).to_bytes(4, "little") + molecule + b"tR"))
+    path.write_bytes(
+        molecule_pickle(b"(B" + len(molecule).to_bytes(4, "little") + molecule + b"tR")
+    )
     found = read(path)
     assert len(found) == 1 and len(found[0]) == 10 and found[0].molecule == "good.pickle"
     flat = Chem.MolFromSmiles("CC").ToBinary()
@@ -399,7 +540,9 @@ def test_damaged_rdkit_bytes(tmp_path):
     molecule = SAMPLE.small_molecule()["conformers"][0]["rd_mol"].ToBinary()
     for keep in (0, 4, 10, 20, 60, len(molecule) // 2, len(molecule) - 20):
         path = tmp_path / "bad.pickle"
-        path.write_bytes(molecule_pickle(b"(B" + keep.to_bytes(4, "little") + molecule[:keep] + b"tR"))
+        path.write_bytes(
+            molecule_pickle(b"(B" + keep.to_bytes(4, "little") + molecule[:keep] + b"tR")
+        )
         with pytest.raises(DatasetError, match=r"bad\.pickle#0"):
             read(path)
 
@@ -414,7 +557,9 @@ def test_truncated_and_other_pickles(tmp_path):
             read(tmp_path)
     (tmp_path / "a.pickle").write_bytes(pickle.dumps({"weights": [1, 2]}))
     assert not geom.Reader.matches(tmp_path / "a.pickle") and not geom.Reader.matches(tmp_path)
-    with pytest.raises(DatasetError, match=r"a\.pickle: expected a dict with a list 'conformers'.*weights"):
+    with pytest.raises(
+        DatasetError, match=r"a\.pickle: expected a dict with a list 'conformers'.*weights"
+    ):
         read(tmp_path)
     with pytest.raises(DatasetError, match=r"a\.pickle: not GEOM data"):
         read(tmp_path / "a.pickle")
@@ -433,21 +578,35 @@ def test_folders_of_something_else(tmp_path):
     assert not geom.Reader.matches(write_msgpack(tmp_path / "c.msgpack", {"O": {"bonds": []}}))
 
 
-@pytest.mark.parametrize(("where", "message"), [
-    ("charge", "charge is \\[\\[\\["), ("smiles", "smiles is \\[\\[\\["), ("totalenergy", "totalenergy is \\[\\[\\["),
-    ("xyz", "xyz has the row"), ("cell of xyz", "which is not four numbers"), ("conformers", "a conformer is list")])
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("charge", "charge is \\[\\[\\["),
+        ("smiles", "smiles is \\[\\[\\["),
+        ("totalenergy", "totalenergy is \\[\\[\\["),
+        ("xyz", "xyz has the row"),
+        ("cell of xyz", "which is not four numbers"),
+        ("conformers", "a conformer is list"),
+    ],
+)
 def test_lists_without_end(tmp_path, where, message):
     """60 lists, each four times in the next: to walk through them, or to write them out, takes more than centuries."""
     endless = []
     for _ in range(60):
         endless = [endless] * 4
     conformer = {"xyz": [[8.0, 0.0, 0.0, 0.0]], "totalenergy": -76.0}
-    changes = {"charge": {"charge": endless}, "smiles": {"smiles": endless}, "conformers": {"conformers": endless},
-               "totalenergy": {"conformers": [conformer | {"totalenergy": endless}]},
-               "xyz": {"conformers": [conformer | {"xyz": endless}]},
-               "cell of xyz": {"conformers": [conformer | {"xyz": [[8.0, endless, 0.0, 0.0]]}]}}[where]
+    changes = {
+        "charge": {"charge": endless},
+        "smiles": {"smiles": endless},
+        "conformers": {"conformers": endless},
+        "totalenergy": {"conformers": [conformer | {"totalenergy": endless}]},
+        "xyz": {"conformers": [conformer | {"xyz": endless}]},
+        "cell of xyz": {"conformers": [conformer | {"xyz": [[8.0, endless, 0.0, 0.0]]}]},
+    }[where]
     path = tmp_path / "a.pickle"
-    path.write_bytes(pickle.dumps({"smiles": "O", "charge": 0, "conformers": [conformer]} | changes, 3))
+    path.write_bytes(
+        pickle.dumps({"smiles": "O", "charge": 0, "conformers": [conformer]} | changes, 3)
+    )
     assert readers.detect(path) == "geom" and path.stat().st_size < 3000
     with pytest.raises(DatasetError, match=f"a.pickle.*: .*{message}") as error:
         read(path)
@@ -458,10 +617,16 @@ def test_arrays_as_tables(tmp_path):
     table = np.array([[8.0, 0.0, 0.0, 0.1], [1.0, 0.9, 0.0, 0.1]])
     for value in (table, table.tolist(), [tuple(row) for row in table], list(map(list, table))):
         path = tmp_path / "a.pickle"
-        path.write_bytes(pickle.dumps({"smiles": "O", "conformers": [{"xyz": value, "totalenergy": -76.0}]}, 3))
-        found, = read(path)
-        assert found.numbers.tolist() == [8, 1] and found.positions.tolist() == table[:, 1:].tolist()
-    path.write_bytes(pickle.dumps({"smiles": "O", "conformers": [{"xyz": table[0], "totalenergy": -76.0}]}, 3))
+        path.write_bytes(
+            pickle.dumps({"smiles": "O", "conformers": [{"xyz": value, "totalenergy": -76.0}]}, 3)
+        )
+        (found,) = read(path)
+        assert (
+            found.numbers.tolist() == [8, 1] and found.positions.tolist() == table[:, 1:].tolist()
+        )
+    path.write_bytes(
+        pickle.dumps({"smiles": "O", "conformers": [{"xyz": table[0], "totalenergy": -76.0}]}, 3)
+    )
     with pytest.raises(DatasetError, match="#0: xyz has the row"):
         read(path)
 
@@ -471,14 +636,21 @@ def test_atoms_of_no_element_in_a_pickle(tmp_path):
     Chem.AllChem.EmbedMolecule(molecule, randomSeed=1)
     molecule.GetAtomWithIdx(0).SetAtomicNum(0)
     with pytest.raises(DatasetError, match="a.pickle#0: 0 is no atomic number"):
-        read(write_pickle(tmp_path / "a.pickle", conformers=[{"totalenergy": -76.0, "rd_mol": molecule.GetMol()}]))
+        read(
+            write_pickle(
+                tmp_path / "a.pickle",
+                conformers=[{"totalenergy": -76.0, "rd_mol": molecule.GetMol()}],
+            )
+        )
 
 
 def test_molecule_of_a_stream_that_is_too_long(tmp_path, monkeypatch):
     """In MessagePack a byte is a list of 56 bytes."""
     monkeypatch.setattr(geom_files, "MAX_MOLECULE", 2**16)
-    path = write_msgpack(tmp_path / "a.msgpack", {"O": crude(), "OO": crude(conformers=[[[]] * 2**20] * 3),
-                                                "N": crude()})
+    path = write_msgpack(
+        tmp_path / "a.msgpack",
+        {"O": crude(), "OO": crude(conformers=[[[]] * 2**20] * 3), "N": crude()},
+    )
     with geom.Reader(path) as source:
         assert len(source) == 3
         assert len(list(source.read(range(1), ReadReport()))) == 3
@@ -500,10 +672,14 @@ def bombs():
     sparse[482] = 1  # its map goes on in the next block
     sparse[148:156] = b"%06o\0 " % (sum(sparse[:148]) + 8 * 32 + sum(sparse[156:512]))
     more = bytes(504) + b"\1" + bytes(7)
-    return {"pax": headers(b"x", len(comment), comment), "global pax": headers(b"g", len(comment), comment),
-            "long name": headers(b"L", 60_000, b"x" * 59_999 + b"\0"),
-            "chain": headers(b"x", 11, b"11 a=bcdef\n") * 2000, "zeros": headers(b"x", 2**31),
-            "map of a sparse file": bytes(sparse) + more * 200 + bytes(512)}
+    return {
+        "pax": headers(b"x", len(comment), comment),
+        "global pax": headers(b"g", len(comment), comment),
+        "long name": headers(b"L", 60_000, b"x" * 59_999 + b"\0"),
+        "chain": headers(b"x", 11, b"11 a=bcdef\n") * 2000,
+        "zeros": headers(b"x", 2**31),
+        "map of a sparse file": bytes(sparse) + more * 200 + bytes(512),
+    }
 
 
 @pytest.mark.parametrize("name", bombs())
@@ -511,7 +687,13 @@ def test_archives_with_endless_headers(tmp_path, name):
     packed = msgpack.packb({"O": crude()})
     member = tarfile.TarInfo("qm9_crude.msgpack")
     member.size = len(packed)
-    content = bombs()[name] + (bytes(2**26) if name == "zeros" else b"") + member.tobuf() + packed + bytes(2048)
+    content = (
+        bombs()[name]
+        + (bytes(2**26) if name == "zeros" else b"")
+        + member.tobuf()
+        + packed
+        + bytes(2048)
+    )
     path = tmp_path / "a.msgpack.tar.gz"
     path.write_bytes(gzip.compress(content, 1))
     del content
@@ -538,8 +720,18 @@ def test_archives_with_long_names(tmp_path):
         assert geom.Reader.matches(tmp_path / "a.tar.gz") and len(read(tmp_path / "a.tar.gz")) == 3
 
 
-@pytest.mark.parametrize("options", [
-    {"max_conformers": "3"}, {"max_conformers": 2.5}, {"max_conformers": True}, {"subset": 5}, {"level_of_theory": 5}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_conformers": "3"},
+        {"max_conformers": 2.5},
+        {"max_conformers": True},
+        {"subset": 5},
+        {"level_of_theory": 5},
+    ],
+)
 def test_options_of_a_wrong_type(sample, options):
-    with pytest.raises(ConfigError, match=f"reader option {next(iter(options))} must be .*received"):
+    with pytest.raises(
+        ConfigError, match=f"reader option {next(iter(options))} must be .*received"
+    ):
         geom.Reader(sample("geom")[0], **options)

@@ -26,9 +26,15 @@ def original(path, save=np.savez, **changes):
     """A file in MD17's layout: five frames of water; `changes` are arrays, None leaves one out."""
     rng = np.random.default_rng(0)
     water = np.array([[0.0, 0.0, 0.12], [0.0, 0.76, -0.48], [0.0, -0.76, -0.48]])
-    arrays = {"z": np.array([8, 1, 1]), "R": water + 0.05 * rng.normal(size=(5, 3, 3)),
-              "E": -47900.0 + rng.normal(size=(5, 1)), "F": rng.normal(size=(5, 3, 3)), "name": np.array(b"water"),
-              "theory": np.array("ccsd(t)"), "type": np.array(b"d")} | changes
+    arrays = {
+        "z": np.array([8, 1, 1]),
+        "R": water + 0.05 * rng.normal(size=(5, 3, 3)),
+        "E": -47900.0 + rng.normal(size=(5, 1)),
+        "F": rng.normal(size=(5, 3, 3)),
+        "name": np.array(b"water"),
+        "theory": np.array("ccsd(t)"),
+        "type": np.array(b"d"),
+    } | changes
     save(path, **{k: v for k, v in arrays.items() if v is not None})
     return path
 
@@ -42,8 +48,15 @@ def test_agrees_with_an_independent_reading():
         np.testing.assert_array_equal(s.positions, raw["coords"][i])
         assert s.energy == pytest.approx(raw["energies"][i] * KCAL_PER_MOL, rel=1e-6)
         np.testing.assert_allclose(s.forces, raw["forces"][i] * KCAL_PER_MOL, rtol=1e-6)
-        assert (s.molecule, s.record, s.conformer, s.source) == ("ethanol", i, 0, f"rmd17_ethanol.npz:{i}")
-    assert structures[0].energy == pytest.approx(-4209, abs=3)  # ethanol's PBE energy, about -154.7 hartree
+        assert (s.molecule, s.record, s.conformer, s.source) == (
+            "ethanol",
+            i,
+            0,
+            f"rmd17_ethanol.npz:{i}",
+        )
+    assert structures[0].energy == pytest.approx(
+        -4209, abs=3
+    )  # ethanol's PBE energy, about -154.7 hartree
 
 
 def test_forces_point_downhill():
@@ -61,10 +74,16 @@ def test_original_layout(tmp_path, save):
     raw = np.load(path)
     assert md17.Reader.matches(path)
     with md17.Reader(path) as source:
-        assert source.level_of_theory == "ccsd(t)" and source.official_split() is None and not source.sequential
+        assert (
+            source.level_of_theory == "ccsd(t)"
+            and source.official_split() is None
+            and not source.sequential
+        )
     structures = read(path)
     assert [s.molecule for s in structures] == ["water"] * 5
-    np.testing.assert_allclose([s.energy for s in structures], raw["E"][:, 0] * KCAL_PER_MOL, rtol=1e-6)
+    np.testing.assert_allclose(
+        [s.energy for s in structures], raw["E"][:, 0] * KCAL_PER_MOL, rtol=1e-6
+    )
     np.testing.assert_allclose(structures[3].forces, raw["F"][3] * KCAL_PER_MOL, rtol=1e-6)
     np.testing.assert_array_equal(structures[3].positions, raw["R"][3])
 
@@ -88,11 +107,17 @@ def test_positions_that_are_not_finite_are_skipped_and_counted(tmp_path):
     report = ReadReport()
     structures = read(original(tmp_path / "b.npz", R=positions), report)
     assert [s.record for s in structures] == [0, 2, 3, 4]
-    assert report.skipped == {"positions not finite": 1} and report.records == 5 and report.structures == 4
+    assert (
+        report.skipped == {"positions not finite": 1}
+        and report.records == 5
+        and report.structures == 4
+    )
 
 
 def test_units_that_the_file_states(tmp_path):
-    path = original(tmp_path / "a.npz", E=np.full(5, -2077.0), e_unit=np.array("eV"), r_unit=np.array("Ang"))
+    path = original(
+        tmp_path / "a.npz", E=np.full(5, -2077.0), e_unit=np.array("eV"), r_unit=np.array("Ang")
+    )
     first, raw = read(path)[0], np.load(path)
     assert first.energy == -2077.0
     np.testing.assert_array_equal(first.forces, raw["F"][0])
@@ -104,14 +129,20 @@ def test_units_that_the_file_states(tmp_path):
 
 @pytest.mark.parametrize(("energy", "unit"), [(-2077.0, "eV"), (-76.3, "hartree")])
 def test_energies_in_another_unit_are_refused(tmp_path, energy, unit):
-    with pytest.raises(DatasetError, match=f"a.npz: the first energy, .* in {unit}, but MD17 has kcal/mol"):
+    with pytest.raises(
+        DatasetError, match=f"a.npz: the first energy, .* in {unit}, but MD17 has kcal/mol"
+    ):
         read(original(tmp_path / "a.npz", E=np.full((5, 1), energy)))
 
 
 def test_official_split():
     with md17.Reader(GENUINE) as source:
         split = source.official_split()
-        assert [f.name for f in source.files()] == [GENUINE.name, "ethanol_train_01.csv", "ethanol_test_01.csv"]
+        assert [f.name for f in source.files()] == [
+            GENUINE.name,
+            "ethanol_train_01.csv",
+            "ethanol_test_01.csv",
+        ]
     np.testing.assert_array_equal(split["train"], np.arange(10))
     np.testing.assert_array_equal(split["test"], np.arange(10, 20))
 
@@ -128,11 +159,22 @@ def test_official_split_in_the_folders_of_the_release(tmp_path):
     assert md17.Reader(path, split_number=3).official_split() is None
 
 
-@pytest.mark.parametrize(("train", "test", "message"), [
-    ("0\n20\n", "1\n", "train.csv: 1 of its 2 rows, such as 20, are not among the 20 of .*another file"),
-    ("-1\n", "1\n", "train.csv: 1 of its 1 rows, such as -1"), ("0\n1\n", "1\n2\n", "1 rows are in both.* is 1"),
-    ("0\n0\n", "1\n", "1 rows are named more than once"), ("a\n", "1\n", "train.csv: expected row numbers"),
-    ("", "1\n", "train.csv: holds no row numbers"), ("1\n", None, "test.csv: expected row numbers")])
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        (
+            "0\n20\n",
+            "1\n",
+            "train.csv: 1 of its 2 rows, such as 20, are not among the 20 of .*another file",
+        ),
+        ("-1\n", "1\n", "train.csv: 1 of its 1 rows, such as -1"),
+        ("0\n1\n", "1\n2\n", "1 rows are in both.* is 1"),
+        ("0\n0\n", "1\n", "1 rows are named more than once"),
+        ("a\n", "1\n", "train.csv: expected row numbers"),
+        ("", "1\n", "train.csv: holds no row numbers"),
+        ("1\n", None, "test.csv: expected row numbers"),
+    ],
+)
 def test_splits_that_do_not_fit(tmp_path, train, test, message):
     for name, text in (("train", train), ("test", test)):
         if text is not None:
@@ -154,7 +196,9 @@ def test_part_of_a_file_beside_the_splits_of_the_whole(tmp_path):
     path = shutil.copy(GENUINE, tmp_path / "rmd17_ethanol.npz")
     (tmp_path / "splits" / "index_train_01.csv").write_text("1\n70\n")
     (tmp_path / "splits" / "index_test_01.csv").write_text("19\n3\n")
-    with pytest.raises(DatasetError, match="train_01.csv: 1 of its 2 rows.*reader_options=\"split_files=''\""):
+    with pytest.raises(
+        DatasetError, match="train_01.csv: 1 of its 2 rows.*reader_options=\"split_files=''\""
+    ):
         md17.Reader(path)
     for none in ("", (), []):
         assert len(read(path, split_files=none)) == 20
@@ -164,7 +208,9 @@ def test_part_of_a_file_beside_the_splits_of_the_whole(tmp_path):
 
 @pytest.mark.parametrize("value", ["one", 1.5, True, None, 0])
 def test_number_of_the_split_is_an_integer(value):
-    with pytest.raises(ConfigError, match="reader option split_number must be an integer of 1 or more; received"):
+    with pytest.raises(
+        ConfigError, match="reader option split_number must be an integer of 1 or more; received"
+    ):
         md17.Reader(GENUINE, split_number=value)
 
 
@@ -184,7 +230,9 @@ def test_damaged_bytes_are_noticed(tmp_path):
     content[info.header_offset + info.compress_size // 2] ^= 255
     path = tmp_path / "rmd17_bad.npz"
     path.write_bytes(content)
-    with pytest.raises(DatasetError, match=r"rmd17_bad\.npz: (forces cannot be read|cannot be opened).*"):
+    with pytest.raises(
+        DatasetError, match=r"rmd17_bad\.npz: (forces cannot be read|cannot be opened).*"
+    ):
         read(path)
 
 
@@ -193,11 +241,20 @@ def test_arrays_of_python_objects_are_refused(tmp_path):
     with pytest.raises(DatasetError, match="a.npz: E is an array of Python objects.*not done"):
         read(path)
     path = original(tmp_path / "b.npz", theory=np.array({"a": 1}, dtype=object))
-    assert md17.Reader(path).level_of_theory == "PBE+vdW-TS"  # a text that is not needed is left alone
+    assert (
+        md17.Reader(path).level_of_theory == "PBE+vdW-TS"
+    )  # a text that is not needed is left alone
 
 
-@pytest.mark.parametrize(("field", "value"), [
-    ("R", np.zeros((5, 4, 3))), ("E", np.zeros(4)), ("F", np.zeros((5, 3, 2))), ("E", np.array(["a"] * 5))])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("R", np.zeros((5, 4, 3))),
+        ("E", np.zeros(4)),
+        ("F", np.zeros((5, 3, 2))),
+        ("E", np.array(["a"] * 5)),
+    ],
+)
 def test_shapes_that_do_not_fit_are_named(tmp_path, field, value):
     with pytest.raises(DatasetError, match=f"a.npz: {field} has shape .*expected"):
         read(original(tmp_path / "a.npz", **{field: value}))
@@ -213,7 +270,11 @@ def test_other_layouts(tmp_path):
     with pytest.raises(DatasetError, match="no atomic numbers"):
         read(original(tmp_path / "b.npz", z=np.array([8, 1, 0])))
     with pytest.raises(DatasetError, match="holds no frames"):
-        read(original(tmp_path / "c.npz", R=np.zeros((0, 3, 3)), E=np.zeros(0), F=np.zeros((0, 3, 3))))
+        read(
+            original(
+                tmp_path / "c.npz", R=np.zeros((0, 3, 3)), E=np.zeros(0), F=np.zeros((0, 3, 3))
+            )
+        )
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
@@ -238,7 +299,11 @@ def test_streamed_files_are_sequential(tmp_path, monkeypatch):
     monkeypatch.setattr(npz, "LOAD", 100)
     with md17.Reader(GENUINE) as source:
         assert source.sequential
-        parts = [s for r in (range(0, 7), range(7, 20), range(3, 5)) for s in source.read(r, ReadReport())]
+        parts = [
+            s
+            for r in (range(0, 7), range(7, 20), range(3, 5))
+            for s in source.read(r, ReadReport())
+        ]
     monkeypatch.undo()
     whole = read(GENUINE)
     for a, b in zip(parts, whole + whole[3:5], strict=True):

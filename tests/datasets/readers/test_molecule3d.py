@@ -17,7 +17,9 @@ SPLITS = ["random_split_inds.json", "scaffold_split_inds.json"]
 
 def read(path, records=None, report=None, **options):
     with molecule3d.Reader(path, **options) as source:
-        return list(source.read(range(len(source)) if records is None else records, report or ReadReport()))
+        return list(
+            source.read(range(len(source)) if records is None else records, report or ReadReport())
+        )
 
 
 @pytest.fixture
@@ -37,40 +39,62 @@ def change(path, old, new):
 
 
 def blocks(folder):
-    return [b + "$$$$\n" for name in (FIRST, SECOND) for b in (folder / name).read_text().split("$$$$\n")[:-1]]
+    return [
+        b + "$$$$\n"
+        for name in (FIRST, SECOND)
+        for b in (folder / name).read_text().split("$$$$\n")[:-1]
+    ]
 
 
 def test_agrees_with_an_independent_reading(raw):
     chem = pytest.importorskip("rdkit.Chem")
-    supplied = [m for name in (FIRST, SECOND)
-                for m in chem.SDMolSupplier(str(raw / name), removeHs=False, sanitize=False)]
+    supplied = [
+        m
+        for name in (FIRST, SECOND)
+        for m in chem.SDMolSupplier(str(raw / name), removeHs=False, sanitize=False)
+    ]
     table = [line.split(",") for line in (raw / "properties.csv").read_text().splitlines()[1:]]
     report = ReadReport()
     structures = read(raw, report=report)
-    assert len(structures) == len(supplied) == len(table) == report.records == report.structures == 8
+    assert (
+        len(structures) == len(supplied) == len(table) == report.records == report.structures == 8
+    )
     for record, (s, molecule, cells) in enumerate(zip(structures, supplied, table)):
         x, y, z, homo, lumo, gap, energy = (float(c) for c in cells[1:])
-        assert s.record == record and s.conformer == 0 and s.molecule == cells[0] and s.forces is None
+        assert (
+            s.record == record and s.conformer == 0 and s.molecule == cells[0] and s.forces is None
+        )
         assert s.source == f"{FIRST if record < 5 else SECOND}:{record}"
         assert s.numbers.tolist() == [a.GetAtomicNum() for a in molecule.GetAtoms()]
         np.testing.assert_allclose(s.positions, molecule.GetConformer().GetPositions(), rtol=1e-6)
         assert s.charge == chem.GetFormalCharge(molecule)
         assert s.energy == pytest.approx(energy, rel=1e-12)
-        assert s.properties["homo"] == pytest.approx(homo) and s.properties["lumo"] == pytest.approx(lumo)
+        assert s.properties["homo"] == pytest.approx(homo) and s.properties[
+            "lumo"
+        ] == pytest.approx(lumo)
         assert s.properties["gap"] == pytest.approx(gap) == pytest.approx(lumo - homo, abs=1e-5)
         np.testing.assert_allclose(s.properties["dipole"], np.array([x, y, z]) * DEBYE, rtol=1e-6)
 
 
 def test_a_literal_record(raw):
     water = read(raw, range(1))[0]
-    assert water.numbers.tolist() == [8, 1, 1] and water.molecule == "962" and water.energy == -2079.104512
+    assert (
+        water.numbers.tolist() == [8, 1, 1]
+        and water.molecule == "962"
+        and water.energy == -2079.104512
+    )
     assert water.positions[1].tolist() == [-0.7670, -0.1849, 0.0]
-    assert np.linalg.norm(water.properties["dipole"]) == pytest.approx(2.093417 * 0.2081943, rel=1e-6)
+    assert np.linalg.norm(water.properties["dipole"]) == pytest.approx(
+        2.093417 * 0.2081943, rel=1e-6
+    )
 
 
 def test_charges(raw):
     assert {s.molecule: s.charge for s in read(raw) if s.molecule in ("750", "283", "297")} == {
-        "750": 0, "283": -1, "297": 0}
+        "750": 0,
+        "283": -1,
+        "297": 0,
+    }
     # Without M  CHG the codes of the atom lines count: 3 is +1, 5 is -1.
     change(raw / FIRST, " O   0  0  0", " O   0  3  0")
     change(raw / FIRST, " N   0  0  0", " N   0  6  0")
@@ -79,8 +103,13 @@ def test_charges(raw):
 
 def test_units_are_options(raw):
     lines = (raw / "properties.csv").read_text().splitlines()
-    rows = [[c if i in (0, 1, 2, 3) else repr(float(c) / HARTREE) for i, c in enumerate(line.split(","))]
-            for line in lines[1:]]
+    rows = [
+        [
+            c if i in (0, 1, 2, 3) else repr(float(c) / HARTREE)
+            for i, c in enumerate(line.split(","))
+        ]
+        for line in lines[1:]
+    ]
     atomic = raw.parent / "atomic"
     atomic.mkdir()
     for path in raw.iterdir():
@@ -90,8 +119,12 @@ def test_units_are_options(raw):
     for a, b in zip(other, read(raw)):
         assert a.energy == pytest.approx(b.energy, rel=1e-7)
         assert a.properties["gap"] == pytest.approx(b.properties["gap"], rel=1e-6)
-        np.testing.assert_allclose(a.properties["dipole"], b.properties["dipole"] / DEBYE * BOHR, rtol=1e-6)
-    with pytest.raises(DatasetError, match="a total energy of .* does not fit these atoms.*energy_unit"):
+        np.testing.assert_allclose(
+            a.properties["dipole"], b.properties["dipole"] / DEBYE * BOHR, rtol=1e-6
+        )
+    with pytest.raises(
+        DatasetError, match="a total energy of .* does not fit these atoms.*energy_unit"
+    ):
         read(atomic)
     with pytest.raises(ConfigError, match="energy_unit.*'Hartre'.*hartree"):
         read(raw, energy_unit="Hartre")
@@ -110,8 +143,8 @@ def test_files_are_in_the_order_of_their_numbers(raw):
     assert [s.molecule for s in structures] == [r.split(",")[0] for r in (rows[1:] * 2)[:12]]
     assert [s.source.split(":")[0] for s in structures][2:10] == ["combined_mols_2_to_10.sdf"] * 8
     with molecule3d.Reader(folder) as source:
-        last, = source.read(range(11, 12), ReadReport())
-        first, = source.read(range(0, 1), ReadReport())
+        (last,) = source.read(range(11, 12), ReadReport())
+        (first,) = source.read(range(0, 1), ReadReport())
     assert (last.record, first.record) == (11, 0) and last.source == "combined_mols_10_to_12.sdf:11"
 
 
@@ -121,7 +154,7 @@ def test_places_do_not_depend_on_the_block_size(raw, monkeypatch, block):
     whole = read(raw)
     monkeypatch.setattr(molecule3d, "_BLOCK", block)
     for records in (range(8), range(3, 4), range(7, 8)):
-        for a, b in zip(read(raw, records), whole[records.start:]):
+        for a, b in zip(read(raw, records), whole[records.start :]):
             assert a.source == b.source and a.energy == b.energy
             np.testing.assert_array_equal(a.positions, b.positions)
 
@@ -129,7 +162,9 @@ def test_places_do_not_depend_on_the_block_size(raw, monkeypatch, block):
 def test_carriage_returns_and_a_last_line_without_end(raw):
     whole = read(raw)
     for name in (FIRST, SECOND, "properties.csv"):
-        (raw / name).write_bytes((raw / name).read_bytes().replace(b"\n", b"\r\n").removesuffix(b"\r\n"))
+        (raw / name).write_bytes(
+            (raw / name).read_bytes().replace(b"\n", b"\r\n").removesuffix(b"\r\n")
+        )
     for a, b in zip(read(raw), whole, strict=True):
         assert (a.energy, a.molecule, a.charge) == (b.energy, b.molecule, b.charge)
         np.testing.assert_array_equal(a.positions, b.positions)
@@ -149,18 +184,26 @@ def test_only_what_is_needed_is_scanned(raw, monkeypatch):
 
 
 def test_official_splits(raw):
-    expected = {"random": {"train": [7, 0, 3, 5], "valid": [1, 6], "test": [2, 4]},
-                "scaffold": {"train": [0, 1, 2, 3], "valid": [4, 5], "test": [6, 7]}}
+    expected = {
+        "random": {"train": [7, 0, 3, 5], "valid": [1, 6], "test": [2, 4]},
+        "scaffold": {"train": [0, 1, 2, 3], "valid": [4, 5], "test": [6, 7]},
+    }
     for split in expected:
         with molecule3d.Reader(raw, split=split) as source:
             assert {k: v.tolist() for k, v in source.official_split().items()} == expected[split]
     with pytest.raises(ConfigError, match="'scafold'"):
         molecule3d.Reader(raw, split="scafold")
     (raw / SPLITS[0]).write_text('{"train": [0')
-    with molecule3d.Reader(raw) as source, pytest.raises(DatasetError, match=f"{SPLITS[0]}: cannot be read"):
+    with (
+        molecule3d.Reader(raw) as source,
+        pytest.raises(DatasetError, match=f"{SPLITS[0]}: cannot be read"),
+    ):
         source.official_split()
     (raw / SPLITS[0]).unlink()
-    with molecule3d.Reader(raw) as source, pytest.raises(DatasetError, match=f"{SPLITS[0]}: cannot be read"):
+    with (
+        molecule3d.Reader(raw) as source,
+        pytest.raises(DatasetError, match=f"{SPLITS[0]}: cannot be read"),
+    ):
         source.official_split()
     (raw / SPLITS[1]).unlink()
     with molecule3d.Reader(raw) as source:
@@ -173,29 +216,52 @@ def test_missing_sdf_files(raw):
     (raw / FIRST).unlink()
     structures = read(raw)
     assert [(s.molecule, s.source, s.energy) for s in structures] == [
-        (s.molecule, s.source, s.energy) for s in whole[5:]]
+        (s.molecule, s.source, s.energy) for s in whole[5:]
+    ]
     assert [s.record for s in structures] == [0, 1, 2]
-    with molecule3d.Reader(raw) as source, pytest.raises(DatasetError, match="are in none of.*5_to_8"):
+    with (
+        molecule3d.Reader(raw) as source,
+        pytest.raises(DatasetError, match="are in none of.*5_to_8"),
+    ):
         source.official_split()
     (raw / SPLITS[0]).write_text(json.dumps({"train": [7, 5], "valid": [], "test": [6]}))
     with molecule3d.Reader(raw) as source:
         assert {k: v.tolist() for k, v in source.official_split().items()} == {
-            "train": [2, 0], "valid": [], "test": [1]}
+            "train": [2, 0],
+            "valid": [],
+            "test": [1],
+        }
     change(raw / SPLITS[0], "7", "8")
-    with molecule3d.Reader(raw) as source, pytest.raises(DatasetError, match="1 of its 2 molecules"):
+    with (
+        molecule3d.Reader(raw) as source,
+        pytest.raises(DatasetError, match="1 of its 2 molecules"),
+    ):
         source.official_split()
 
 
 def test_path_may_be_the_folder_above_or_raw_itself(raw):
     assert [s.source for s in read(raw.parent)] == [s.source for s in read(raw)]
     assert molecule3d.Reader.matches(raw) and molecule3d.Reader.matches(raw.parent)
-    assert {p.name for p in molecule3d.Reader(raw).files()} == {FIRST, SECOND, "properties.csv", *SPLITS}
+    assert {p.name for p in molecule3d.Reader(raw).files()} == {
+        FIRST,
+        SECOND,
+        "properties.csv",
+        *SPLITS,
+    }
 
 
 def test_smiles(raw):
     pytest.importorskip("rdkit")
     assert [s.smiles for s in read(raw, smiles=True)] == [
-        "O", "N", "C", "CO", "[NH3+]CC(=O)[O-]", "O=C[O-]", "Cl", "CC"]
+        "O",
+        "N",
+        "C",
+        "CO",
+        "[NH3+]CC(=O)[O-]",
+        "O=C[O-]",
+        "Cl",
+        "CC",
+    ]
     assert {s.smiles for s in read(raw)} == {""}
 
 
@@ -203,7 +269,9 @@ def test_table_in_another_order(raw):
     rows = (raw / "properties.csv").read_text().splitlines(keepends=True)
     rows[1], rows[2] = rows[2], rows[1]
     (raw / "properties.csv").write_text("".join(rows))
-    with pytest.raises(DatasetError, match=rf"{FIRST}:0: the SDF file has compound 962, but line 2.*compound 222"):
+    with pytest.raises(
+        DatasetError, match=rf"{FIRST}:0: the SDF file has compound 962, but line 2.*compound 222"
+    ):
         read(raw)
 
 
@@ -239,7 +307,11 @@ def test_columns_are_found_by_name(raw):
     swapped = [",".join([str(i), *reversed(line.split(","))]) for i, line in enumerate(text)]
     (raw / "properties.csv").write_text("\n".join(swapped))
     for a, b in zip(read(raw), whole):
-        assert (a.energy, a.molecule, a.properties["homo"]) == (b.energy, b.molecule, b.properties["homo"])
+        assert (a.energy, a.molecule, a.properties["homo"]) == (
+            b.energy,
+            b.molecule,
+            b.properties["homo"],
+        )
     change(raw / "properties.csv", "homolumogap", "gap")
     with pytest.raises(DatasetError, match="has no column 'homolumogap'"):
         read(raw)
@@ -278,10 +350,17 @@ def test_overlapping_files(raw):
         read(raw)
 
 
-@pytest.mark.parametrize(("old", "new", "message"), [
-    ("999 V2000", "999 V3000", "expected a V2000 mol block.*V3000"), (" C   0", " Xx  0", "damaged.*KeyError.*Xx"),
-    ("  5  4  0", " 70  4  0", "damaged.*70 atoms"), ("  5  4  0", "  x  4  0", "damaged"),
-    ("-0.0000 C", "-0.0x00 C", "damaged"), ("-0.0000 C", "    nan C", "not finite")])
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("999 V2000", "999 V3000", "expected a V2000 mol block.*V3000"),
+        (" C   0", " Xx  0", "damaged.*KeyError.*Xx"),
+        ("  5  4  0", " 70  4  0", "damaged.*70 atoms"),
+        ("  5  4  0", "  x  4  0", "damaged"),
+        ("-0.0000 C", "-0.0x00 C", "damaged"),
+        ("-0.0000 C", "    nan C", "not finite"),
+    ],
+)
 def test_damaged_blocks_are_named(raw, old, new, message):
     methane = blocks(raw)[2]
     assert old in methane

@@ -16,15 +16,19 @@ from mlip_jax.datasets.readers import nabladft
 GENUINE = Path(__file__).parents[2] / "data" / "readers" / "nabladft" / "test_database.db"
 HARTREE, BOHR = 27.211386245988, 0.529177210903
 DEBYE = 0.20819433442462576  # e·Å
-HEADER = (",MOSES id,CONFORMER id,archive name,DFT TOTAL ENERGY,DFT XC ENERGY,DFT NUCLEAR REPULSION ENERGY,DFT "
-          "ONE-ELECTRON ENERGY,DFT TWO-ELECTRON ENERGY,DFT DIPOLE X,DFT DIPOLE Y,DFT DIPOLE Z,DFT TOTAL DIPOLE,DFT ROT "
-          "CONSTANT A,DFT ROT CONSTANT B,DFT ROT CONSTANT C,DFT HOMO,DFT LUMO,DFT HOMO-LUMO GAP,DFT ATOMIC ENERGY,DFT "
-          "FORMATION ENERGY,SMILES,SPLITS")
+HEADER = (
+    ",MOSES id,CONFORMER id,archive name,DFT TOTAL ENERGY,DFT XC ENERGY,DFT NUCLEAR REPULSION ENERGY,DFT "
+    "ONE-ELECTRON ENERGY,DFT TWO-ELECTRON ENERGY,DFT DIPOLE X,DFT DIPOLE Y,DFT DIPOLE Z,DFT TOTAL DIPOLE,DFT ROT "
+    "CONSTANT A,DFT ROT CONSTANT B,DFT ROT CONSTANT C,DFT HOMO,DFT LUMO,DFT HOMO-LUMO GAP,DFT ATOMIC ENERGY,DFT "
+    "FORMATION ENERGY,SMILES,SPLITS"
+)
 
 
 def read(path, records=None, report=None, **options):
     with nabladft.Reader(path, **options) as source:
-        return list(source.read(range(len(source)) if records is None else records, report or ReadReport()))
+        return list(
+            source.read(range(len(source)) if records is None else records, report or ReadReport())
+        )
 
 
 def genuine_rows():
@@ -46,13 +50,17 @@ def rewrite(path, metadata=None, rows=None):
 
 def line(index, row, total, *, homo=-0.31, lumo=0.017, dipole=4.2):
     pairs = row.key_value_pairs
-    return (f"{index},{pairs['moses_id']},{pairs['conformation_id']},data/moses/archive_0.tar,{total},-1,2,-3,4,1,2,3,"
-            f"{dipole},.1,.2,.3,{homo},{lumo},{lumo - homo},-5,-6,\"C,C\",train_full")
+    return (
+        f"{index},{pairs['moses_id']},{pairs['conformation_id']},data/moses/archive_0.tar,{total},-1,2,-3,4,1,2,3,"
+        f'{dipole},.1,.2,.3,{homo},{lumo},{lumo - homo},-5,-6,"C,C",train_full'
+    )
 
 
 def total(row, metadata):
     """Hartree."""
-    return float(row.data["energy"][0]) + sum(metadata["atomrefs"]["energy"][z] for z in row.numbers)
+    return float(row.data["energy"][0]) + sum(
+        metadata["atomrefs"]["energy"][z] for z in row.numbers
+    )
 
 
 def test_agrees_with_an_independent_reading():
@@ -65,8 +73,14 @@ def test_agrees_with_an_independent_reading():
         np.testing.assert_array_equal(s.positions, row.positions)
         assert s.energy == pytest.approx(total(row, metadata) * HARTREE, rel=1e-6)
         np.testing.assert_allclose(s.forces, row.data["forces"] * HARTREE, rtol=1e-6)
-        assert s.molecule == s.smiles == row.key_value_pairs["smiles"] and s.charge == 0 and s.cell is None
-        assert s.record == record and s.source == f"test_database.db:{row.id}" and s.properties == {}
+        assert (
+            s.molecule == s.smiles == row.key_value_pairs["smiles"]
+            and s.charge == 0
+            and s.cell is None
+        )
+        assert (
+            s.record == record and s.source == f"test_database.db:{row.id}" and s.properties == {}
+        )
 
 
 def test_energies_are_total():
@@ -74,7 +88,15 @@ def test_energies_are_total():
     for s in read(GENUINE):
         carbons = int((s.numbers == 6).sum())
         assert s.energy < carbons * -1028.5
-        atoms = {1: -13.674, 6: -1028.54, 7: -1483.63, 8: -2040.22, 9: -2710.65, 16: -10829.4, 17: -12516.9}
+        atoms = {
+            1: -13.674,
+            6: -1028.54,
+            7: -1483.63,
+            8: -2040.22,
+            9: -2710.65,
+            16: -10829.4,
+            17: -12516.9,
+        }
         bound = s.energy - sum(atoms[z] for z in s.numbers.tolist())
         assert -8 < bound / len(s) < -2  # eV per atom that hold a molecule together
 
@@ -96,7 +118,9 @@ def test_forces_are_forces_and_not_gradients():
         calculator.set("verbosity", 0)
         other = -np.array(calculator.singlepoint().get("gradient")) * HARTREE / BOHR
         assert (s.forces * other).sum() > 0.8 * np.linalg.norm(s.forces) * np.linalg.norm(other)
-        assert 0.75 < np.linalg.norm(s.forces) / np.linalg.norm(other) < 1.5  # per bohr it would be half, or twice
+        assert (
+            0.75 < np.linalg.norm(s.forces) / np.linalg.norm(other) < 1.5
+        )  # per bohr it would be half, or twice
 
 
 def test_metadata_without_atoms_energies(tmp_path):
@@ -111,25 +135,41 @@ def test_metadata_without_atoms_energies(tmp_path):
 
 def test_total_energies_are_left_as_they_are(tmp_path):
     rows, metadata = genuine_rows()
-    path = rewrite(tmp_path / "a.db", rows=[
-        (row.toatoms(), row.key_value_pairs, {"energy": [total(row, metadata)], "forces": row.data["forces"]})
-        for row in rows])
+    path = rewrite(
+        tmp_path / "a.db",
+        rows=[
+            (
+                row.toatoms(),
+                row.key_value_pairs,
+                {"energy": [total(row, metadata)], "forces": row.data["forces"]},
+            )
+            for row in rows
+        ],
+    )
     for a, b in zip(read(path), read(GENUINE), strict=True):
         assert a.energy == pytest.approx(b.energy, rel=1e-12)
 
 
 def test_mixed_and_unlikely_energies(tmp_path):
     rows, metadata = genuine_rows()
-    for name, energy, message in (("mixed", total(rows[1], metadata), "with the isolated atoms, unlike the first"),
-                                  ("ev", total(rows[1], metadata) * HARTREE, "neither the total energy.*another unit")):
-        path = rewrite(tmp_path / f"{name}.db", rows=[
-            (row.toatoms(), row.key_value_pairs, row.data | ({"energy": [energy]} if i else {}))
-            for i, row in enumerate(rows[:2])])
+    for name, energy, message in (
+        ("mixed", total(rows[1], metadata), "with the isolated atoms, unlike the first"),
+        ("ev", total(rows[1], metadata) * HARTREE, "neither the total energy.*another unit"),
+    ):
+        path = rewrite(
+            tmp_path / f"{name}.db",
+            rows=[
+                (row.toatoms(), row.key_value_pairs, row.data | ({"energy": [energy]} if i else {}))
+                for i, row in enumerate(rows[:2])
+            ],
+        )
         with pytest.raises(DatasetError, match=rf"{name}\.db:2: .*{message}"):
             read(path)
 
 
-@pytest.mark.parametrize(("name", "unit"), [("energy", "eV"), ("forces", "eV/Ang"), ("distance", "Bohr")])
+@pytest.mark.parametrize(
+    ("name", "unit"), [("energy", "eV"), ("forces", "eV/Ang"), ("distance", "Bohr")]
+)
 def test_other_units_are_refused(tmp_path, name, unit):
     metadata = json.loads(json.dumps(genuine_rows()[1]))
     if name == "distance":
@@ -143,17 +183,31 @@ def test_other_units_are_refused(tmp_path, name, unit):
 def test_element_without_an_atoms_energy(tmp_path):
     metadata = json.loads(json.dumps(genuine_rows()[1]))
     metadata["atomrefs"]["energy"][6] = 0.0
-    with pytest.raises(DatasetError, match=r"a\.db:1: the energy of an isolated C atom is not known.*H, N, O"):
+    with pytest.raises(
+        DatasetError, match=r"a\.db:1: the energy of an isolated C atom is not known.*H, N, O"
+    ):
         nabladft.Reader(rewrite(tmp_path / "a.db", metadata))
 
 
 def test_missing_labels_are_nan(tmp_path):
     rows, _ = genuine_rows()
-    path = rewrite(tmp_path / "a.db", rows=[
-        (rows[0].toatoms(), {k: v for k, v in rows[0].key_value_pairs.items() if k != "smiles"},
-         {"energy": [float("nan")]}), (rows[1].toatoms(), rows[1].key_value_pairs, rows[1].data)])
+    path = rewrite(
+        tmp_path / "a.db",
+        rows=[
+            (
+                rows[0].toatoms(),
+                {k: v for k, v in rows[0].key_value_pairs.items() if k != "smiles"},
+                {"energy": [float("nan")]},
+            ),
+            (rows[1].toatoms(), rows[1].key_value_pairs, rows[1].data),
+        ],
+    )
     first, second = read(path)
-    assert np.isnan(first.energy) and np.isnan(first.forces).all() and first.forces.shape == first.positions.shape
+    assert (
+        np.isnan(first.energy)
+        and np.isnan(first.forces).all()
+        and first.forces.shape == first.positions.shape
+    )
     assert first.smiles == "" and first.molecule == f"moses {rows[0].key_value_pairs['moses_id']}"
     assert np.isfinite(second.energy)
 
@@ -162,29 +216,50 @@ def test_positions_that_are_not_finite_are_skipped(tmp_path):
     rows, _ = genuine_rows()
     broken = rows[1].toatoms()
     broken.positions[0, 0] = np.nan
-    path = rewrite(tmp_path / "a.db", rows=[(rows[0].toatoms(), rows[0].key_value_pairs, rows[0].data),
-                                            (broken, rows[1].key_value_pairs, rows[1].data)])
+    path = rewrite(
+        tmp_path / "a.db",
+        rows=[
+            (rows[0].toatoms(), rows[0].key_value_pairs, rows[0].data),
+            (broken, rows[1].key_value_pairs, rows[1].data),
+        ],
+    )
     report = ReadReport()
     assert [s.record for s in read(path, report=report)] == [0]
     assert report.records == 2 and report.identities == [("positions not finite", "a.db:2")]
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"forces": np.zeros((2, 3))}, "forces have shape"), ({"energy": [1.0, 2.0]}, "energy has 2 values"),
-    ({"energy": "low"}, "energy holds no numbers")])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"forces": np.zeros((2, 3))}, "forces have shape"),
+        ({"energy": [1.0, 2.0]}, "energy has 2 values"),
+        ({"energy": "low"}, "energy holds no numbers"),
+    ],
+)
 def test_labels_that_do_not_fit(tmp_path, change, message):
     rows, _ = genuine_rows()
-    path = rewrite(tmp_path / "a.db", rows=[(rows[0].toatoms(), rows[0].key_value_pairs, rows[0].data),
-                                            (rows[1].toatoms(), rows[1].key_value_pairs, rows[1].data | change)])
+    path = rewrite(
+        tmp_path / "a.db",
+        rows=[
+            (rows[0].toatoms(), rows[0].key_value_pairs, rows[0].data),
+            (rows[1].toatoms(), rows[1].key_value_pairs, rows[1].data | change),
+        ],
+    )
     with pytest.raises(DatasetError, match=rf"a\.db:2: {message}"):
         read(path)
 
 
 def test_databases_of_others(tmp_path):
     rows, _ = genuine_rows()
-    path = rewrite(tmp_path / "a.db", metadata={}, rows=[(rows[0].toatoms(), {"name": "x"}, {"energy_U0": [1.0]})])
+    path = rewrite(
+        tmp_path / "a.db",
+        metadata={},
+        rows=[(rows[0].toatoms(), {"name": "x"}, {"energy_U0": [1.0]})],
+    )
     assert not nabladft.Reader.matches(path) and nabladft.Reader.matches(GENUINE)
-    with pytest.raises(DatasetError, match=r"a\.db:1: expected 'moses_id'.*found keys \['name'\].*energy_U0"):
+    with pytest.raises(
+        DatasetError, match=r"a\.db:1: expected 'moses_id'.*found keys \['name'\].*energy_U0"
+    ):
         nabladft.Reader(path)
 
 
@@ -203,11 +278,18 @@ def with_summary(tmp_path):
     path = tmp_path / "a.db"
     shutil.copyfile(GENUINE, path)
     rows, metadata = genuine_rows()
-    lines = [line(i, row, total(row, metadata), homo=-0.31 - i / 100, lumo=0.017 + i / 100, dipole=4.2 + i)
-             for i, row in enumerate(rows) if i != 2]
+    lines = [
+        line(
+            i, row, total(row, metadata), homo=-0.31 - i / 100, lumo=0.017 + i / 100, dipole=4.2 + i
+        )
+        for i, row in enumerate(rows)
+        if i != 2
+    ]
     near = rows[2].key_value_pairs
-    lines += [f"9,{near['moses_id']},{near['conformation_id'] + 1},a,-1,,,,,,,,,,,,-9,-9,0,,,C,train_full",
-              f"8,{near['moses_id'] + 1},{near['conformation_id']},a,-1,,,,,,,,,,,,-9,-9,0,,,C,train_full"]
+    lines += [
+        f"9,{near['moses_id']},{near['conformation_id'] + 1},a,-1,,,,,,,,,,,,-9,-9,0,,,C,train_full",
+        f"8,{near['moses_id'] + 1},{near['conformation_id']},a,-1,,,,,,,,,,,,-9,-9,0,,,C,train_full",
+    ]
     (tmp_path / "summary.csv").write_text("\n".join([HEADER, *lines[::-1]]) + "\n")
     return path
 
@@ -242,8 +324,17 @@ def test_steps_of_an_optimisation_have_no_orbitals(with_summary, tmp_path):
     rows, _ = genuine_rows()
     folder = tmp_path / "steps"
     folder.mkdir()
-    path = rewrite(folder / "a.db", rows=[
-        (rows[0].toatoms(), rows[0].key_value_pairs | ({"iteration": 1} if i else {}), rows[0].data) for i in range(2)])
+    path = rewrite(
+        folder / "a.db",
+        rows=[
+            (
+                rows[0].toatoms(),
+                rows[0].key_value_pairs | ({"iteration": 1} if i else {}),
+                rows[0].data,
+            )
+            for i in range(2)
+        ],
+    )
     first, second = read(path, summary=str(tmp_path / "summary.csv"))
     assert np.isfinite(first.properties["homo"]) and np.isnan(second.properties["homo"])
 
@@ -251,16 +342,26 @@ def test_steps_of_an_optimisation_have_no_orbitals(with_summary, tmp_path):
 def test_summary_of_other_energies(with_summary, tmp_path):
     """The table's total energies check the atoms' energies that are added back."""
     rows, metadata = genuine_rows()
-    (tmp_path / "summary.csv").write_text(f"{HEADER}\n{line(0, rows[0], total(rows[0], metadata) + 0.01)}\n")
-    with pytest.raises(DatasetError, match=r"a\.db:4: the total energy is .* but summary\.csv says .*MOSES id"):
+    (tmp_path / "summary.csv").write_text(
+        f"{HEADER}\n{line(0, rows[0], total(rows[0], metadata) + 0.01)}\n"
+    )
+    with pytest.raises(
+        DatasetError, match=r"a\.db:4: the total energy is .* but summary\.csv says .*MOSES id"
+    ):
         read(with_summary)
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    ("", "no column 'MOSES id'"), ("a,b\n1,2\n", "no column 'MOSES id'.*'a', 'b'"),
-    (HEADER.replace("DFT HOMO,", "HOMO,"), "no column 'DFT HOMO'"),
-    (f"{HEADER}\n0,x,1,a\n", "line 2: expected the numbers"), (f"{HEADER}\n0,1\n", "line 2: expected the numbers"),
-    (f"{HEADER}\n0,5,1,a\n1,5,1,a\n", "MOSES id 5, CONFORMER id 1 stands there twice")])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "no column 'MOSES id'"),
+        ("a,b\n1,2\n", "no column 'MOSES id'.*'a', 'b'"),
+        (HEADER.replace("DFT HOMO,", "HOMO,"), "no column 'DFT HOMO'"),
+        (f"{HEADER}\n0,x,1,a\n", "line 2: expected the numbers"),
+        (f"{HEADER}\n0,1\n", "line 2: expected the numbers"),
+        (f"{HEADER}\n0,5,1,a\n1,5,1,a\n", "MOSES id 5, CONFORMER id 1 stands there twice"),
+    ],
+)
 def test_damaged_summaries(with_summary, tmp_path, content, message):
     (tmp_path / "summary.csv").write_text(content)
     with pytest.raises(DatasetError, match=rf"summary\.csv: .*{message}"):
@@ -269,8 +370,12 @@ def test_damaged_summaries(with_summary, tmp_path, content, message):
 
 def test_truncated_line_of_the_summary(with_summary, tmp_path):
     rows, metadata = genuine_rows()
-    (tmp_path / "summary.csv").write_text(f"{HEADER}\n{line(0, rows[0], total(rows[0], metadata))[:90]}")
-    with pytest.raises(DatasetError, match=r"summary\.csv: the line of a\.db:4 has no number for 'DFT"):
+    (tmp_path / "summary.csv").write_text(
+        f"{HEADER}\n{line(0, rows[0], total(rows[0], metadata))[:90]}"
+    )
+    with pytest.raises(
+        DatasetError, match=r"summary\.csv: the line of a\.db:4 has no number for 'DFT"
+    ):
         read(with_summary)
 
 

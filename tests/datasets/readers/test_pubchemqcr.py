@@ -30,16 +30,22 @@ NUMBERS = {"H": 1, "C": 6, "N": 7, "O": 8, "F": 9, "P": 15, "S": 16, "CL": 17}
 
 def _sample_module():
     spec = importlib.util.spec_from_file_location(
-        "pubchemqcr_sample", Path(__file__).parent / "samples" / "pubchemqcr.py")
+        "pubchemqcr_sample", Path(__file__).parent / "samples" / "pubchemqcr.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
 SAMPLE = _sample_module()
-WATER = {"coordinates": [{"atom": s, "x": x, "y": y, "z": 0.0} for s, x, y in
-                         (("O", 0.0, 0.0), ("H", 0.96, 0.0), ("H", -0.24, 0.93))],
-         "energy": -76.0, "gradient": [{"atom": s, "dx": 0.01, "dy": 0.0, "dz": -0.02} for s in "OHH"]}
+WATER = {
+    "coordinates": [
+        {"atom": s, "x": x, "y": y, "z": 0.0}
+        for s, x, y in (("O", 0.0, 0.0), ("H", 0.96, 0.0), ("H", -0.24, 0.93))
+    ],
+    "energy": -76.0,
+    "gradient": [{"atom": s, "dx": 0.01, "dy": 0.0, "dz": -0.02} for s in "OHH"],
+}
 
 
 def steps(count):
@@ -62,24 +68,40 @@ def test_agrees_with_an_independent_reading(sample):
     found = read(path, report)
     with open(path.parent / "summary.csv") as file:
         summary = {row["cid"]: row for row in csv.DictReader(file)}
-    expected = [(k, c, s, len(stages["DFT_1st"])) for k, stages in SAMPLE.records().items()
-                for c, s in enumerate(stages["DFT_1st"] or [])]
+    expected = [
+        (k, c, s, len(stages["DFT_1st"]))
+        for k, stages in SAMPLE.records().items()
+        for c, s in enumerate(stages["DFT_1st"] or [])
+    ]
     assert len(found) == len(expected) == report.structures == 17
     for s, (key, c, raw, count) in zip(found, expected):
         assert [a.upper() for a in (x["atom"] for x in raw["coordinates"])] == [
-            {v: k for k, v in NUMBERS.items()}[n] for n in s.numbers]
-        np.testing.assert_allclose(s.positions, [[a["x"], a["y"], a["z"]] for a in raw["coordinates"]], rtol=1e-12)
+            {v: k for k, v in NUMBERS.items()}[n] for n in s.numbers
+        ]
+        np.testing.assert_allclose(
+            s.positions, [[a["x"], a["y"], a["z"]] for a in raw["coordinates"]], rtol=1e-12
+        )
         assert s.energy == pytest.approx(raw["energy"] * HARTREE, rel=1e-6)
         gradient = np.array([[a["dx"], a["dy"], a["dz"]] for a in raw["gradient"]])
         np.testing.assert_allclose(s.forces, -gradient * HARTREE / BOHR, rtol=1e-6)
         cid = str(int(key))
         assert (s.molecule, s.smiles, s.conformer) == (cid, summary[cid]["smiles"], c)
-        assert s.subset == "DFT_1st" and s.source == f"trajectories.lmdb:{key.decode()}" and s.charge == 0
+        assert (
+            s.subset == "DFT_1st"
+            and s.source == f"trajectories.lmdb:{key.decode()}"
+            and s.charge == 0
+        )
         assert list(s.properties) == ["homo", "lumo", "gap", "dipole_moment"]
         if c == count - 1:  # the properties are those of the final geometry
-            for name, column, unit in (("homo", "homo_ev", 1), ("lumo", "lumo_ev", 1), ("gap", "gap_ev", 1),
-                                       ("dipole_moment", "dipole_e_bohr", BOHR)):
-                assert s.properties[name] == pytest.approx(float(summary[cid][column]) * unit, rel=1e-6)
+            for name, column, unit in (
+                ("homo", "homo_ev", 1),
+                ("lumo", "lumo_ev", 1),
+                ("gap", "gap_ev", 1),
+                ("dipole_moment", "dipole_e_bohr", BOHR),
+            ):
+                assert s.properties[name] == pytest.approx(
+                    float(summary[cid][column]) * unit, rel=1e-6
+                )
         else:
             assert np.isnan(list(s.properties.values())).all()
 
@@ -128,11 +150,21 @@ def test_conformers_count_through_the_stages(tmp_path):
     assert [(s.subset, s.conformer) for s in found] == [("pm3", 2), ("DFT_1st", 6)]
 
 
-@pytest.mark.parametrize(("options", "expected"), [
-    ({}, list(range(11))), ({"stride": 3}, [0, 3, 6, 9, 10]), ({"stride": 5}, [0, 5, 10]), ({"stride": 100}, [0, 10]),
-    ({"max_snapshots": 1}, [10]), ({"max_snapshots": 2}, [0, 10]), ({"max_snapshots": 3}, [0, 5, 10]),
-    ({"max_snapshots": 11}, list(range(11))), ({"max_snapshots": 99}, list(range(11))),
-    ({"stride": 2, "max_snapshots": 3}, [0, 4, 10])])
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, list(range(11))),
+        ({"stride": 3}, [0, 3, 6, 9, 10]),
+        ({"stride": 5}, [0, 5, 10]),
+        ({"stride": 100}, [0, 10]),
+        ({"max_snapshots": 1}, [10]),
+        ({"max_snapshots": 2}, [0, 10]),
+        ({"max_snapshots": 3}, [0, 5, 10]),
+        ({"max_snapshots": 11}, list(range(11))),
+        ({"max_snapshots": 99}, list(range(11))),
+        ({"stride": 2, "max_snapshots": 3}, [0, 4, 10]),
+    ],
+)
 def test_thinning_keeps_the_ends(tmp_path, options, expected):
     found = read(write(tmp_path, {"DFT_1st": steps(11)}), **options)
     assert [s.conformer for s in found] == expected
@@ -149,10 +181,26 @@ def test_single_snapshot(tmp_path):
     assert len(read(write(tmp_path, {"DFT_1st": steps(1)}), max_snapshots=5, stride=4)) == 1
 
 
-@pytest.mark.parametrize("options", [
-    {"stages": ("DFT_3rd",)}, {"stages": ()}, {"stages": ("pm3", "pm3")}, {"stride": 0}, {"max_snapshots": 0},
-    {"stages": 3}, {"stages": ("pm3", 1)}, {"stride": "abc"}, {"stride": 2.5}, {"stride": True}, {"stride": None},
-    {"max_snapshots": "5"}, {"max_snapshots": 1.0}, {"summary": 5}, {"level_of_theory": 6}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"stages": ("DFT_3rd",)},
+        {"stages": ()},
+        {"stages": ("pm3", "pm3")},
+        {"stride": 0},
+        {"max_snapshots": 0},
+        {"stages": 3},
+        {"stages": ("pm3", 1)},
+        {"stride": "abc"},
+        {"stride": 2.5},
+        {"stride": True},
+        {"stride": None},
+        {"max_snapshots": "5"},
+        {"max_snapshots": 1.0},
+        {"summary": 5},
+        {"level_of_theory": 6},
+    ],
+)
 def test_options_that_mean_nothing(sample, options):
     with pytest.raises(ConfigError, match=next(iter(options))):
         pubchemqcr.Reader(sample("pubchemqcr")[0], **options)
@@ -160,8 +208,12 @@ def test_options_that_mean_nothing(sample, options):
 
 def test_level_of_theory(sample):
     path, _ = sample("pubchemqcr")
-    for options, level in (({}, "B3LYP/6-31G*"), ({"stages": "pm3"}, "PM3"), ({"stages": ("hf", "DFT_2nd")},
-                            "HF, B3LYP/6-31G*"), ({"level_of_theory": "GFN2-xTB"}, "GFN2-xTB")):
+    for options, level in (
+        ({}, "B3LYP/6-31G*"),
+        ({"stages": "pm3"}, "PM3"),
+        ({"stages": ("hf", "DFT_2nd")}, "HF, B3LYP/6-31G*"),
+        ({"level_of_theory": "GFN2-xTB"}, "GFN2-xTB"),
+    ):
         with pubchemqcr.Reader(path, **options) as source:
             assert source.level_of_theory == level
 
@@ -179,12 +231,20 @@ def test_summary_is_optional(sample, tmp_path):
     table.write_text("smiles,cid,gap_ev\nC(#N)[O-],1721,\nPS,1813,2.5\n")
     found = read(alone, summary=str(table), max_snapshots=1)
     assert [s.charge for s in found] == [-1.0, 0.0, 0.0] and found[2].smiles == ""
-    np.testing.assert_equal([s.properties for s in found], [{"gap": np.nan}, {"gap": 2.5}, {"gap": np.nan}])
+    np.testing.assert_equal(
+        [s.properties for s in found], [{"gap": np.nan}, {"gap": 2.5}, {"gap": np.nan}]
+    )
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("a,b\n1,2\n", "column cid"), ("", "column cid"), ("cid,gap_ev\n7,1.0\n8,wide\n", "line 3.*wide"),
-    ("cid,smiles\nx7,C\n", "line 2")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,b\n1,2\n", "column cid"),
+        ("", "column cid"),
+        ("cid,gap_ev\n7,1.0\n8,wide\n", "line 3.*wide"),
+        ("cid,smiles\nx7,C\n", "line 2"),
+    ],
+)
 def test_summaries_that_are_something_else(sample, tmp_path, text, message):
     (tmp_path / "table.csv").write_text(text)
     with pytest.raises(DatasetError, match=f"table.csv.*{message}"):
@@ -195,7 +255,9 @@ def test_summaries_that_are_something_else(sample, tmp_path, text, message):
 
 def test_missing_labels_are_nan(tmp_path):
     bare = {"coordinates": WATER["coordinates"]}
-    found = read(write(tmp_path, {"DFT_1st": [bare, WATER | {"energy": None, "gradient": []}, WATER]}))
+    found = read(
+        write(tmp_path, {"DFT_1st": [bare, WATER | {"energy": None, "gradient": []}, WATER]})
+    )
     for s in found[:2]:
         assert np.isnan(s.energy) and np.isnan(s.forces).all() and s.forces.shape == (3, 3)
     assert np.isfinite(found[2].forces).all()
@@ -216,18 +278,42 @@ def _changed(change):
     return [WATER, snapshot]
 
 
-@pytest.mark.parametrize(("stages", "message"), [
-    ({"DFT_1st": _changed(lambda s: s["gradient"].reverse())}, "#1: the atoms of coordinates and of gradient differ"),
-    ({"DFT_1st": _changed(lambda s: s["gradient"].pop())}, "#1: the atoms of coordinates and of gradient differ"),
-    ({"DFT_1st": _changed(lambda s: s["coordinates"][0].update(atom="Qq"))}, "#1: 'Qq' is not the symbol"),
-    ({"DFT_1st": _changed(lambda s: s["coordinates"][0].update(atom="X"))}, "#1: .*without a nucleus"),
-    ({"DFT_1st": _changed(lambda s: s["coordinates"][0].pop("z"))}, "#1: not a snapshot.*'z'"),
-    ({"DFT_1st": _changed(lambda s: s["coordinates"][0].update(x="far"))}, "#1: not a snapshot.*far"),
-    ({"DFT_1st": _changed(lambda s: s.pop("coordinates"))}, "#1: not a snapshot.*'coordinates'"),
-    ({"DFT_1st": _changed(lambda s: s.update(coordinates=[]))}, "#1: a snapshot of 0 atoms"),
-    ({"DFT_1st": _changed(lambda s: s.update(energy="low"))}, "#1: not a snapshot.*low"),
-    ({"DFT_1st": [WATER, 5]}, "#1: not a snapshot"), ({"DFT_1st": "text"}, "stage DFT_1st is str"),
-    ({"dft": []}, r"expected a dict with pm3.*found \['dft'\]"), ([1, 2], "found list")])
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        (
+            {"DFT_1st": _changed(lambda s: s["gradient"].reverse())},
+            "#1: the atoms of coordinates and of gradient differ",
+        ),
+        (
+            {"DFT_1st": _changed(lambda s: s["gradient"].pop())},
+            "#1: the atoms of coordinates and of gradient differ",
+        ),
+        (
+            {"DFT_1st": _changed(lambda s: s["coordinates"][0].update(atom="Qq"))},
+            "#1: 'Qq' is not the symbol",
+        ),
+        (
+            {"DFT_1st": _changed(lambda s: s["coordinates"][0].update(atom="X"))},
+            "#1: .*without a nucleus",
+        ),
+        ({"DFT_1st": _changed(lambda s: s["coordinates"][0].pop("z"))}, "#1: not a snapshot.*'z'"),
+        (
+            {"DFT_1st": _changed(lambda s: s["coordinates"][0].update(x="far"))},
+            "#1: not a snapshot.*far",
+        ),
+        (
+            {"DFT_1st": _changed(lambda s: s.pop("coordinates"))},
+            "#1: not a snapshot.*'coordinates'",
+        ),
+        ({"DFT_1st": _changed(lambda s: s.update(coordinates=[]))}, "#1: a snapshot of 0 atoms"),
+        ({"DFT_1st": _changed(lambda s: s.update(energy="low"))}, "#1: not a snapshot.*low"),
+        ({"DFT_1st": [WATER, 5]}, "#1: not a snapshot"),
+        ({"DFT_1st": "text"}, "stage DFT_1st is str"),
+        ({"dft": []}, r"expected a dict with pm3.*found \['dft'\]"),
+        ([1, 2], "found list"),
+    ],
+)
 def test_records_of_another_layout_are_named(tmp_path, stages, message):
     with pytest.raises(DatasetError, match=rf"data\.lmdb:000000007.*{message}"):
         read(write(tmp_path, stages))
@@ -244,10 +330,17 @@ class Command:
 def test_malicious_record_is_refused_and_not_run(tmp_path):
     mark = tmp_path / "executed"
     bad = {"pm3": [], "DFT_1st": [WATER | {"energy": Command(f"touch {mark}")}]}
-    path = SAMPLE.write(tmp_path / "data.lmdb", {b"000000001": {"DFT_1st": [WATER]}, b"000000002": bad})
+    path = SAMPLE.write(
+        tmp_path / "data.lmdb", {b"000000001": {"DFT_1st": [WATER]}, b"000000002": bad}
+    )
     found = []
-    with pubchemqcr.Reader(path) as source, pytest.raises(
-            DatasetError, match=r"data\.lmdb:000000002: the pickle asks for '\w+\.system'.*not executed"):
+    with (
+        pubchemqcr.Reader(path) as source,
+        pytest.raises(
+            DatasetError,
+            match=r"data\.lmdb:000000002: the pickle asks for '\w+\.system'.*not executed",
+        ),
+    ):
         for s in source:
             found.append(s)
     assert len(found) == 1 and not mark.exists()
@@ -260,10 +353,16 @@ def test_numpy_scalars_are_not_part_of_the_format(tmp_path):
         read(write(tmp_path, {"DFT_1st": [WATER | {"energy": np.float64(1.0)}]}))
 
 
-@pytest.mark.parametrize(("compress", "message"), [
-    (lambda data: data, "not gzip"), (lambda data: zlib.compress(data), "not gzip"),
-    (lambda data: SAMPLE.gzip.compress(data)[:-20], "truncated"), (lambda data: b"", "truncated"),
-    (lambda data: SAMPLE.gzip.compress(data[:-20]), "pickle is truncated")])
+@pytest.mark.parametrize(
+    ("compress", "message"),
+    [
+        (lambda data: data, "not gzip"),
+        (lambda data: zlib.compress(data), "not gzip"),
+        (lambda data: SAMPLE.gzip.compress(data)[:-20], "truncated"),
+        (lambda data: b"", "truncated"),
+        (lambda data: SAMPLE.gzip.compress(data[:-20]), "pickle is truncated"),
+    ],
+)
 def test_damaged_records_are_named(tmp_path, compress, message):
     path = write(tmp_path, {"DFT_1st": [WATER]}, compress=compress)
     with pytest.raises(DatasetError, match=rf"data\.lmdb:000000007.*{message}"):
@@ -271,9 +370,9 @@ def test_damaged_records_are_named(tmp_path, compress, message):
 
 
 def test_record_that_explodes(tmp_path, monkeypatch):
-    monkeypatch.setattr(pubchemqcr, "_MAX_RECORD", 2 ** 16)
-    path = write(tmp_path, {"DFT_1st": [WATER], "hf": "x" * 2 ** 20})
-    assert path.stat().st_size < 2 ** 17
+    monkeypatch.setattr(pubchemqcr, "_MAX_RECORD", 2**16)
+    path = write(tmp_path, {"DFT_1st": [WATER], "hf": "x" * 2**20})
+    assert path.stat().st_size < 2**17
     with pytest.raises(DatasetError, match="more than 65536 bytes when decompressed"):
         read(path)
 
@@ -285,7 +384,9 @@ def test_record_of_zeros_is_not_decompressed_whole(tmp_path):
     del data
     tracemalloc.start()
     try:
-        with pytest.raises(DatasetError, match="000000007: .*more than 67108864 bytes when decompressed"):
+        with pytest.raises(
+            DatasetError, match="000000007: .*more than 67108864 bytes when decompressed"
+        ):
             read(path)
         assert tracemalloc.get_traced_memory()[1] < 140 * 2**20
     finally:
@@ -319,16 +420,26 @@ for path in map(Path, sys.argv[1:]):
 def test_truncated_files_do_not_kill_the_process(sample, tmp_path):
     """LMDB reads through a memory map: beyond the end of the file that is a bus error."""
     whole = sample("pubchemqcr")[0].read_bytes()
-    paths = [tmp_path / f"{keep}.lmdb" for keep in (44, 4096, 5000, 8192, 12_288, len(whole) - 4096, len(whole) - 1)]
+    paths = [
+        tmp_path / f"{keep}.lmdb"
+        for keep in (44, 4096, 5000, 8192, 12_288, len(whole) - 4096, len(whole) - 1)
+    ]
     for path in paths:
-        path.write_bytes(whole[:int(path.stem)])
-    result = subprocess.run([sys.executable, "-c", READ_ALL, *map(str, paths), str(sample("pubchemqcr")[0])],
-                            capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[3])
+        path.write_bytes(whole[: int(path.stem)])
+    result = subprocess.run(
+        [sys.executable, "-c", READ_ALL, *map(str, paths), str(sample("pubchemqcr")[0])],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=Path(__file__).parents[3],
+    )
     assert result.returncode == 0, result.stderr
     *cut, complete = result.stdout.splitlines()
     assert complete == "read 17" and len(cut) == len(paths)
     for path, line in zip(paths, cut):
-        assert re.search(rf"{path.name}: truncated: {path.stem} bytes, where its header tells of \d+", line)
+        assert re.search(
+            rf"{path.name}: truncated: {path.stem} bytes, where its header tells of \d+", line
+        )
 
 
 @pytest.mark.parametrize("keep", [0, 10, 43])
@@ -345,7 +456,7 @@ def test_folders_and_other_versions(sample, tmp_path):
     assert not pubchemqcr.Reader.matches(tmp_path)
     data = bytearray(sample("pubchemqcr")[0].read_bytes())
     for page in (0, 4096):
-        data[page + 20:page + 24] = struct.pack("=I", 999)
+        data[page + 20 : page + 24] = struct.pack("=I", 999)
     (tmp_path / "new.lmdb").write_bytes(data)
     with pytest.raises(DatasetError, match=r"new\.lmdb: cannot be opened as LMDB.*999"):
         pubchemqcr.Reader(tmp_path / "new.lmdb")
@@ -357,7 +468,9 @@ def test_file_without_records(tmp_path):
 
 
 def test_other_lmdb_files_are_not_taken_for_this(tmp_path):
-    assert not pubchemqcr.Reader.matches(SAMPLE.write(tmp_path / "a.lmdb", {b"1": {}}, compress=lambda data: data))
+    assert not pubchemqcr.Reader.matches(
+        SAMPLE.write(tmp_path / "a.lmdb", {b"1": {}}, compress=lambda data: data)
+    )
     assert not pubchemqcr.Reader.matches(SAMPLE.write(tmp_path / "b.lmdb", {b"length": {}}))
 
 
@@ -388,7 +501,7 @@ def test_two_readers_of_one_file(sample):
 def test_assumed_level_of_theory_is_told(sample):
     path, _ = sample("pubchemqcr")
     with pubchemqcr.Reader(path) as source:
-        note, = source.notes
+        (note,) = source.notes
         assert "does not state its level of theory; B3LYP/6-31G* as published is assumed" in note
         assert '--config.data.reader_options="level_of_theory=...' in note
     with pubchemqcr.Reader(path, level_of_theory="B3LYP/6-31G*") as source:
@@ -412,8 +525,13 @@ def test_lists_without_end_in_the_place_of_a_number(tmp_path):
     for _ in range(60):
         endless = [endless, endless]
     atom = WATER["coordinates"][0] | {"x": endless}
-    for field, value in (("coordinates", [atom] * 3), ("energy", endless), ("coordinates", endless),
-                         ("gradient", [WATER["gradient"][0] | {"dx": endless}] * 3), ("energy", 10**400)):
+    for field, value in (
+        ("coordinates", [atom] * 3),
+        ("energy", endless),
+        ("coordinates", endless),
+        ("gradient", [WATER["gradient"][0] | {"dx": endless}] * 3),
+        ("energy", 10**400),
+    ):
         with pytest.raises(DatasetError, match=r"data\.lmdb:000000007/DFT_1st#0") as error:
             read(write(tmp_path, {"DFT_1st": [WATER | {field: value}]}))
         assert len(str(error.value)) < 1000

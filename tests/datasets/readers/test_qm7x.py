@@ -10,10 +10,14 @@ import pytest
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.datasets.readers import qm7x
 
-PADDED = Path(__file__).parents[2] / "data" / "readers" / "qm7x" / "qm7x_small.npz"  # rows 2i and 2i + 1 are similar
+PADDED = (
+    Path(__file__).parents[2] / "data" / "readers" / "qm7x" / "qm7x_small.npz"
+)  # rows 2i and 2i + 1 are similar
 BOHR = 0.529177210903
 
-_SPEC = importlib.util.spec_from_file_location("sample_qm7x", Path(__file__).parent / "samples" / "qm7x.py")
+_SPEC = importlib.util.spec_from_file_location(
+    "sample_qm7x", Path(__file__).parent / "samples" / "qm7x.py"
+)
 made = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(made)
 
@@ -43,11 +47,29 @@ def test_agrees_with_an_independent_reading(tmp_path):
     assert report.records == 3 and report.structures == len(structures) == 9
     keys = [(s.record, s.source, s.molecule, s.conformer, s.subset) for s in structures]
     assert keys == [
-        *((0, f"1000.hdf5:2/Geom-m2-i{i}-c1-{k}", "m2", c + 3 * (i - 1), "equilibrium" if k == "opt" else "displaced")
-          for i in (1, 2) for c, k in enumerate(("opt", "d2", "d10"))),
-        *((1, f"1000.hdf5:10/Geom-m10-i1-c1-{k}", "m10", c, "equilibrium" if k == "opt" else "displaced")
-          for c, k in enumerate(("opt", "1"))),
-        (2, "2000.hdf5:1001/Geom-m1001-i1-c1-opt", "m1001", 0, "equilibrium")]
+        *(
+            (
+                0,
+                f"1000.hdf5:2/Geom-m2-i{i}-c1-{k}",
+                "m2",
+                c + 3 * (i - 1),
+                "equilibrium" if k == "opt" else "displaced",
+            )
+            for i in (1, 2)
+            for c, k in enumerate(("opt", "d2", "d10"))
+        ),
+        *(
+            (
+                1,
+                f"1000.hdf5:10/Geom-m10-i1-c1-{k}",
+                "m10",
+                c,
+                "equilibrium" if k == "opt" else "displaced",
+            )
+            for c, k in enumerate(("opt", "1"))
+        ),
+        (2, "2000.hdf5:1001/Geom-m1001-i1-c1-opt", "m1001", 0, "equilibrium"),
+    ]
     for s in structures:
         file, key = s.source.split(":")
         with h5py.File(path / file) as opened:
@@ -57,13 +79,23 @@ def test_agrees_with_an_independent_reading(tmp_path):
         assert s.energy == raw["ePBE0+MBD"][0]
         np.testing.assert_array_equal(s.forces, raw["totFOR"])
         np.testing.assert_array_equal(s.properties["dipole"], raw["vDIP"])
-        expected = {"homo": -8.0, "lumo": 1.5, "gap": 9.5, "dipole_moment": 0.4, "polarizability": 17.0 * BOHR ** 3,
-                    "dispersion_energy": -0.02}
+        expected = {
+            "homo": -8.0,
+            "lumo": 1.5,
+            "gap": 9.5,
+            "dipole_moment": 0.4,
+            "polarizability": 17.0 * BOHR**3,
+            "dispersion_energy": -0.02,
+        }
         assert {k: s.properties[k] for k in expected} == pytest.approx(expected, rel=1e-7)
         np.testing.assert_array_equal(s.atom_properties["hirshfeld_charges"], raw["hCHG"][:, 0])
-        np.testing.assert_allclose(s.atom_properties["hirshfeld_volumes"], 20.0 * BOHR ** 3, rtol=1e-7)
+        np.testing.assert_allclose(
+            s.atom_properties["hirshfeld_volumes"], 20.0 * BOHR**3, rtol=1e-7
+        )
         np.testing.assert_array_equal(s.atom_properties["hirshfeld_ratios"], 0.9)
-        np.testing.assert_allclose(s.atom_properties["atomic_polarizabilities"], 6.0 * BOHR ** 3, rtol=1e-7)
+        np.testing.assert_allclose(
+            s.atom_properties["atomic_polarizabilities"], 6.0 * BOHR**3, rtol=1e-7
+        )
 
 
 def test_isolated_atoms_and_other_options(tmp_path):
@@ -71,7 +103,9 @@ def test_isolated_atoms_and_other_options(tmp_path):
     with qm7x.Reader(path, properties=False) as source:
         assert source.atom_energies["C"] == -1027.592489146 and len(source.atom_energies) == 6
         first = next(iter(source))
-        assert not first.properties and not first.atom_properties and np.isfinite(first.forces).all()
+        assert (
+            not first.properties and not first.atom_properties and np.isfinite(first.forces).all()
+        )
         assert [f.name for f in source.files()] == ["1000.hdf5", "2000.hdf5"]
 
 
@@ -87,7 +121,9 @@ def test_padded_form_agrees_with_an_independent_reading():
         np.testing.assert_array_equal(s.forces, raw["F"][i, :n])
         assert s.energy == raw["E"][i, 0] and s.source == f"qm7x_small.npz:{i}" and s.record == i
     pairs = list(zip(structures[::2], structures[1::2]))
-    assert all(a.molecule == b.molecule for a, b in pairs) and len({a.molecule for a, _ in pairs}) > 4
+    assert (
+        all(a.molecule == b.molecule for a, b in pairs) and len({a.molecule for a, _ in pairs}) > 4
+    )
 
 
 def test_padded_form_says_that_it_has_no_names():
@@ -107,8 +143,14 @@ def test_forces_point_downhill():
 
 def test_energies_are_total():
     """In eV they are those of the isolated atoms plus a few eV per atom."""
-    atoms = {1: -13.641404161, 6: -1027.592489146, 7: -1484.274819088, 8: -2039.734879322, 16: -10828.707468187,
-             17: -12516.444619523}
+    atoms = {
+        1: -13.641404161,
+        6: -1027.592489146,
+        7: -1484.274819088,
+        8: -2039.734879322,
+        16: -10828.707468187,
+        17: -12516.444619523,
+    }
     for s in read(PADDED):
         assert -6.5 < (s.energy - sum(atoms[int(z)] for z in s.numbers)) / len(s) < -3
 
@@ -120,16 +162,32 @@ def test_energies_in_another_unit_are_refused(tmp_path, factor):
     assert not qm7x.Reader.matches(path)
     with pytest.raises(DatasetError, match="a.npz:0: the energy .* is no total PBE0 energy in eV"):
         read(path)
-    with pytest.raises(DatasetError, match="a.hdf5:7/Geom-m7-i1-c1-opt: the energy .* no total PBE0 energy"):
+    with pytest.raises(
+        DatasetError, match="a.hdf5:7/Geom-m7-i1-c1-opt: the energy .* no total PBE0 energy"
+    ):
         read(one(tmp_path / "a.hdf5", **{"ePBE0+MBD": np.array([-2079.0 * factor])}))
 
 
 def test_missing_labels_are_nan(tmp_path):
-    path = one(tmp_path / "a.hdf5", totFOR=None, eH=None, vDIP=None, hCHG=None, **{"ePBE0+MBD": np.array([np.nan])})
+    path = one(
+        tmp_path / "a.hdf5",
+        totFOR=None,
+        eH=None,
+        vDIP=None,
+        hCHG=None,
+        **{"ePBE0+MBD": np.array([np.nan])},
+    )
     one(path, "8/Geom-m8-i1-c1-opt", "a")
     first, second = read(path)
-    assert np.isnan(first.energy) and np.isnan(first.forces).all() and np.isnan(first.properties["homo"])
-    assert np.isnan(first.properties["dipole"]).all() and np.isnan(first.atom_properties["hirshfeld_charges"]).all()
+    assert (
+        np.isnan(first.energy)
+        and np.isnan(first.forces).all()
+        and np.isnan(first.properties["homo"])
+    )
+    assert (
+        np.isnan(first.properties["dipole"]).all()
+        and np.isnan(first.atom_properties["hirshfeld_charges"]).all()
+    )
     assert first.properties["lumo"] == 1.5 and second.properties["homo"] == -8.0
     assert set(first.properties) == set(second.properties)
 
@@ -163,16 +221,30 @@ def test_positions_that_are_not_finite_are_skipped_and_counted(tmp_path):
     assert report.identities == [("positions not finite", "b.npz:3")]
 
 
-@pytest.mark.parametrize(("field", "value"), [
-    ("atXYZ", np.zeros((4, 3))), ("totFOR", np.zeros((3, 2))), ("vDIP", np.zeros(2)), ("hCHG", np.zeros(4)),
-    ("ePBE0+MBD", np.zeros(2))])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("atXYZ", np.zeros((4, 3))),
+        ("totFOR", np.zeros((3, 2))),
+        ("vDIP", np.zeros(2)),
+        ("hCHG", np.zeros(4)),
+        ("ePBE0+MBD", np.zeros(2)),
+    ],
+)
 def test_shapes_that_do_not_fit_are_named(tmp_path, field, value):
     with pytest.raises(DatasetError, match="a.hdf5:7/Geom-m7-i1-c1-opt: .* has shape .*expected"):
         read(one(tmp_path / "a.hdf5", **{field: value}))
 
 
-@pytest.mark.parametrize(("field", "value"), [
-    ("E", np.zeros((16, 2))), ("R", np.zeros((16, 22, 3))), ("F", np.zeros((15, 23, 3))), ("z", np.ones(23, int))])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("E", np.zeros((16, 2))),
+        ("R", np.zeros((16, 22, 3))),
+        ("F", np.zeros((15, 23, 3))),
+        ("z", np.ones(23, int)),
+    ],
+)
 def test_padded_shapes_that_do_not_fit_are_named(tmp_path, field, value):
     with pytest.raises(DatasetError, match=f"a.npz: {field} has shape .*expected"):
         read(padded(tmp_path / "a.npz", **{field: value}))
@@ -198,7 +270,9 @@ def test_other_layouts(tmp_path):
         qm7x.Reader(tmp_path / "folder")
 
 
-@pytest.mark.parametrize(("name", "keep"), [("a.hdf5", 0), ("a.hdf5", 5000), ("a.npz", 0), ("a.npz", 20_000)])
+@pytest.mark.parametrize(
+    ("name", "keep"), [("a.hdf5", 0), ("a.hdf5", 5000), ("a.npz", 0), ("a.npz", 20_000)]
+)
 def test_file_that_is_truncated(tmp_path, name, keep):
     whole = PADDED if name.endswith("npz") else one(tmp_path / "whole.hdf5")
     path = tmp_path / name

@@ -36,7 +36,9 @@ def folder(tmp_path):
 
 
 def identities(structures):
-    return [(s.molecule, s.conformer, s.record, s.energy, s.positions.tobytes()) for s in structures]
+    return [
+        (s.molecule, s.conformer, s.record, s.energy, s.positions.tobytes()) for s in structures
+    ]
 
 
 def all_of(path, *options):
@@ -44,8 +46,16 @@ def all_of(path, *options):
         return identities(source)
 
 
-@pytest.mark.parametrize("path", ["{0}/*.hdf5", "{0}/[ab].hdf5,{0}/c.hdf5", "{0}/a.hdf5,{0}/b.hdf5,{0}/c.hdf5",
-                                  "{0}/a.hdf5, {0}/b.hdf5 , {0}/?.hdf5", "{0}/**/*.hdf5"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "{0}/*.hdf5",
+        "{0}/[ab].hdf5,{0}/c.hdf5",
+        "{0}/a.hdf5,{0}/b.hdf5,{0}/c.hdf5",
+        "{0}/a.hdf5, {0}/b.hdf5 , {0}/?.hdf5",
+        "{0}/**/*.hdf5",
+    ],
+)
 def test_parts_are_the_whole(folder, path):
     """Record numbers go on; what two patterns fit is read once."""
     assert all_of(path.format(folder)) == all_of(MOLECULES)
@@ -65,7 +75,9 @@ def test_list_is_read_in_its_order_and_a_pattern_sorted(folder):
 def test_any_range_of_records(folder):
     whole = all_of(MOLECULES)
     with readers.open_data(f"{folder}/*.hdf5") as source:
-        assert isinstance(source, MultiFileReader) and source.format == "spice" and len(source) == 17
+        assert (
+            isinstance(source, MultiFileReader) and source.format == "spice" and len(source) == 17
+        )
         for first, last in ((0, 5), (4, 7), (5, 6), (6, 6), (16, 17), (3, 17), (17, 17)):
             report = ReadReport()
             found = list(source.read(range(first, last), report))
@@ -98,7 +110,9 @@ def test_file_whose_name_looks_like_several(folder):
 
 def test_pattern_that_fits_nothing(folder):
     for path in (f"{folder}/*.h5", f"{folder}/a.hdf5,{folder}/*.h5"):
-        with pytest.raises(DatasetError, match=r"/\*.h5: no file fits this pattern.*config.data.path"):
+        with pytest.raises(
+            DatasetError, match=r"/\*.h5: no file fits this pattern.*config.data.path"
+        ):
             readers.open_data(path)
 
 
@@ -146,7 +160,9 @@ def test_splits_of_one_file_are_not_passed_on(tmp_path):
 def test_files_of_different_isolated_atoms_do_not_belong_together():
     first, second = readers.open_data(MOLECULES), readers.open_data(SPICE)
     first.atom_energies, second.atom_energies = {"H": -13.6}, {"H": -13.7}
-    with pytest.raises(DatasetError, match="gfn2_small.*spice_1.1.4_small.*different energies of isolated atoms"):
+    with pytest.raises(
+        DatasetError, match="gfn2_small.*spice_1.1.4_small.*different energies of isolated atoms"
+    ):
         MultiFileReader([first, second])
     second.atom_energies = {"H": -13.6}
     assert MultiFileReader([first, second]).atom_energies == {"H": -13.6}
@@ -167,7 +183,9 @@ def test_into_one_store(folder, tmp_path):
     assert store.index("record").tolist() == [s.record for s in whole]
     assert store.index("energy").tolist() == [s.energy for s in whole]
     assert [f["name"] for f in store.manifest["source"]["files"]] == ["a.hdf5", "b.hdf5", "c.hdf5"]
-    assert store.manifest["source"]["reader"] == "spice" and store.manifest["source"]["records"] == 17
+    assert (
+        store.manifest["source"]["reader"] == "spice" and store.manifest["source"]["records"] == 17
+    )
     part(folder / "d.hdf5", 0, 1)  # the pattern fits one more now
     with pytest.raises(DatasetError, match=r"(?s)another source.*source.files: 3 -> 4"):
         convert(recipe, tmp_path / "store", num_processes=1, progress=False)

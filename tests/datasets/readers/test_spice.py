@@ -25,14 +25,28 @@ def read(path, report=None):
         yield from source.read(range(len(source)), report or ReadReport())
 
 
-def write(path, *, numbers=(8, 1, 1), count=2, smiles="[O:1]([H:2])[H:3]", name="water", units=None, **changes):
+def write(
+    path,
+    *,
+    numbers=(8, 1, 1),
+    count=2,
+    smiles="[O:1]([H:2])[H:3]",
+    name="water",
+    units=None,
+    **changes,
+):
     """A file in SPICE's layout with one molecule; `changes` are fields, None leaves a field out."""
     rng = np.random.default_rng(0)
     n = len(numbers)
     fields = {
-        "atomic_numbers": np.array(numbers, np.int16), "conformations": rng.normal(size=(count, n, 3)),
-        "dft_total_energy": rng.normal(size=count), "dft_total_gradient": rng.normal(size=(count, n, 3)),
-        "formation_energy": rng.normal(size=count), "smiles": smiles and [smiles], "subset": ["made up"]} | changes
+        "atomic_numbers": np.array(numbers, np.int16),
+        "conformations": rng.normal(size=(count, n, 3)),
+        "dft_total_energy": rng.normal(size=count),
+        "dft_total_gradient": rng.normal(size=(count, n, 3)),
+        "formation_energy": rng.normal(size=count),
+        "smiles": smiles and [smiles],
+        "subset": ["made up"],
+    } | changes
     units = spice._UNITS | (units or {})
     with h5py.File(path, "a") as file:
         group = file.create_group(name)
@@ -40,7 +54,9 @@ def write(path, *, numbers=(8, 1, 1), count=2, smiles="[O:1]([H:2])[H:3]", name=
             if value is None:
                 continue
             text = field in ("smiles", "subset")
-            data = group.create_dataset(field, data=value, dtype=h5py.string_dtype() if text else None)
+            data = group.create_dataset(
+                field, data=value, dtype=h5py.string_dtype() if text else None
+            )
             if field in units:
                 data.attrs["units"] = units[field]
     return path
@@ -58,14 +74,23 @@ def test_agrees_with_an_independent_reading():
     assert report.records == 2 and not report.skipped
     for s, (name, c, raw) in zip(structures, expected):
         np.testing.assert_array_equal(s.numbers, raw["atomic_numbers"])
-        np.testing.assert_allclose(s.positions, raw["conformations"][c].astype(float) * BOHR_IN_ANGSTROM, rtol=1e-6)
+        np.testing.assert_allclose(
+            s.positions, raw["conformations"][c].astype(float) * BOHR_IN_ANGSTROM, rtol=1e-6
+        )
         assert s.energy == pytest.approx(raw["dft_total_energy"][c] * HARTREE_IN_EV, rel=1e-6)
-        np.testing.assert_allclose(s.forces, -raw["dft_total_gradient"][c].astype(float)
-                                   * HARTREE_IN_EV / BOHR_IN_ANGSTROM, rtol=1e-6)
-        assert s.properties["formation_energy"] == pytest.approx(raw["formation_energy"][c] * HARTREE_IN_EV, rel=1e-6)
+        np.testing.assert_allclose(
+            s.forces,
+            -raw["dft_total_gradient"][c].astype(float) * HARTREE_IN_EV / BOHR_IN_ANGSTROM,
+            rtol=1e-6,
+        )
+        assert s.properties["formation_energy"] == pytest.approx(
+            raw["formation_energy"][c] * HARTREE_IN_EV, rel=1e-6
+        )
         assert s.positions.dtype == s.forces.dtype == np.float64
         assert s.conformer == c and s.subset and name in s.source and GENUINE.name in s.source
-    distances = np.linalg.norm(structures[0].positions[:, None] - structures[0].positions[None], axis=-1)
+    distances = np.linalg.norm(
+        structures[0].positions[:, None] - structures[0].positions[None], axis=-1
+    )
     assert 0.8 < distances[np.triu_indices(len(distances), 1)].min() < 1.3  # bond lengths in Å
 
 
@@ -92,8 +117,12 @@ def test_forces_point_downhill(tmp_path):
     _, gradient = label(start)
     positions = np.array([start, start - 0.05 * gradient])
     energy, gradients = zip(*(label(p) for p in positions))
-    path = write(tmp_path / "gfn2.hdf5", conformations=positions, dft_total_energy=np.array(energy),
-                 dft_total_gradient=np.array(gradients))
+    path = write(
+        tmp_path / "gfn2.hdf5",
+        conformations=positions,
+        dft_total_energy=np.array(energy),
+        dft_total_gradient=np.array(gradients),
+    )
     before, after = read(path)
     step = after.positions - before.positions
     work = float((0.5 * (before.forces + after.forces) * step).sum())
@@ -109,8 +138,15 @@ def test_sign_is_minus_the_gradient(tmp_path):
     stretch = positions[:, 1, 0] - 2.0
     gradient = np.zeros((2, 2, 3))
     gradient[:, 1, 0], gradient[:, 0, 0] = stretch, -stretch
-    path = write(tmp_path / "spring.hdf5", numbers=(1, 1), smiles="[H:1][H:2]", conformations=positions,
-                 dft_total_energy=0.5 * stretch ** 2, dft_total_gradient=gradient, formation_energy=None)
+    path = write(
+        tmp_path / "spring.hdf5",
+        numbers=(1, 1),
+        smiles="[H:1][H:2]",
+        conformations=positions,
+        dft_total_energy=0.5 * stretch**2,
+        dft_total_gradient=gradient,
+        formation_energy=None,
+    )
     first, second = read(path)
     work = (0.5 * (first.forces + second.forces) * (second.positions - first.positions)).sum()
     assert second.energy - first.energy == pytest.approx(-work, rel=1e-6)
@@ -118,14 +154,35 @@ def test_sign_is_minus_the_gradient(tmp_path):
 
 
 MAPPED_SMILES = [
-    "[H:1][O:2][H:3]", "[N+:1]([H:2])([H:3])([H:4])[H:5]", "[O-:1][H:2]", "[Ca++]", "[Ca+2]", "[Ca+2:1]", "[Fe+3:4]",
-    "[O--:2]", "[O-2:2]", "[Cl-:1].[Na+:2]", "[Cl-:1].[Cl-:2].[Mg+2:3]",
-    "[H:3][N+:1]([H:4])([H:5])[C:2]([H:8])([H:9])[C:6](=[O:7])[O-:10]", "[C@@H:1]([F:2])([Cl:3])[Br:4]",
-    "[C@H:1]([O-:5])([F:2])[Cl:3]", "[13CH3-:1]", "[2H+:1]", "[nH:1]1[cH:2][cH:3][cH:4][cH:5]1",
-    "[c:1]1([H:7])[n+:2]([H:8])[c:3]([H:9])[c:4]([H:10])[c:5]([H:11])[c:6]1[H:12]", "C[N+](C)(C)C",
+    "[H:1][O:2][H:3]",
+    "[N+:1]([H:2])([H:3])([H:4])[H:5]",
+    "[O-:1][H:2]",
+    "[Ca++]",
+    "[Ca+2]",
+    "[Ca+2:1]",
+    "[Fe+3:4]",
+    "[O--:2]",
+    "[O-2:2]",
+    "[Cl-:1].[Na+:2]",
+    "[Cl-:1].[Cl-:2].[Mg+2:3]",
+    "[H:3][N+:1]([H:4])([H:5])[C:2]([H:8])([H:9])[C:6](=[O:7])[O-:10]",
+    "[C@@H:1]([F:2])([Cl:3])[Br:4]",
+    "[C@H:1]([O-:5])([F:2])[Cl:3]",
+    "[13CH3-:1]",
+    "[2H+:1]",
+    "[nH:1]1[cH:2][cH:3][cH:4][cH:5]1",
+    "[c:1]1([H:7])[n+:2]([H:8])[c:3]([H:9])[c:4]([H:10])[c:5]([H:11])[c:6]1[H:12]",
+    "C[N+](C)(C)C",
     "F[P-](F)(F)(F)(F)F",
-    "[O-]S(=O)(=O)[O-]", "[H+]", "[N+:12](=[O:1])([O-:13])[C:2]", "[Al+3].[O-2]", "[OH2+:1]", "[NH4+]", "[C:1]#[O+:2]",
-    "[H]C#C[H].[Na+]"]
+    "[O-]S(=O)(=O)[O-]",
+    "[H+]",
+    "[N+:12](=[O:1])([O-:13])[C:2]",
+    "[Al+3].[O-2]",
+    "[OH2+:1]",
+    "[NH4+]",
+    "[C:1]#[O+:2]",
+    "[H]C#C[H].[Na+]",
+]
 
 
 @pytest.mark.parametrize("smiles", MAPPED_SMILES)
@@ -136,27 +193,47 @@ def test_charge_is_rdkits(smiles):
 
 
 def test_identity_leaves_the_maps_out():
-    assert molecule_identity("[O:1]([H:2])[H:3]") == molecule_identity("[O:7]([H:12])[H:1]") == "[O]([H])[H]"
+    assert (
+        molecule_identity("[O:1]([H:2])[H:3]")
+        == molecule_identity("[O:7]([H:12])[H:1]")
+        == "[O]([H])[H]"
+    )
     assert molecule_identity("[N+:1]") == "[N+]" != molecule_identity("[N:1]")
 
 
 def test_records_without_positions_are_skipped_and_counted(tmp_path):
     path = write(tmp_path / "a.hdf5", name="a")
-    write(path, name="b", conformations=None, dft_total_energy=None, dft_total_gradient=None, formation_energy=None)
+    write(
+        path,
+        name="b",
+        conformations=None,
+        dft_total_energy=None,
+        dft_total_gradient=None,
+        formation_energy=None,
+    )
     write(path, name="c", count=0)
     write(path, name="d")
     report = ReadReport()
     sources = [s.source for s in read(path, report)]
     assert sources == ["a.hdf5:a"] * 2 + ["a.hdf5:d"] * 2
-    assert report == ReadReport(records=4, structures=4, skipped={"no positions": 2},
-                                identities=[("no positions", "a.hdf5:b"), ("no positions", "a.hdf5:c")])
+    assert report == ReadReport(
+        records=4,
+        structures=4,
+        skipped={"no positions": 2},
+        identities=[("no positions", "a.hdf5:b"), ("no positions", "a.hdf5:c")],
+    )
 
 
 def test_positions_that_are_not_finite_are_skipped_and_counted(tmp_path):
     positions = np.random.default_rng(0).normal(size=(3, 3, 3))
     positions[1, 0, 0] = np.nan
-    path = write(tmp_path / "a.hdf5", conformations=positions, dft_total_energy=np.arange(3.0),
-                 dft_total_gradient=np.zeros((3, 3, 3)), formation_energy=None)
+    path = write(
+        tmp_path / "a.hdf5",
+        conformations=positions,
+        dft_total_energy=np.arange(3.0),
+        dft_total_gradient=np.zeros((3, 3, 3)),
+        formation_energy=None,
+    )
     report = ReadReport()
     assert [s.conformer for s in read(path, report)] == [0, 2]
     assert report.skipped == {"positions not finite": 1} and report.structures == 2
@@ -164,7 +241,9 @@ def test_positions_that_are_not_finite_are_skipped_and_counted(tmp_path):
 
 def test_missing_labels_are_nan(tmp_path):
     energy = np.array([np.nan, 1.0])
-    path = write(tmp_path / "a.hdf5", dft_total_energy=energy, dft_total_gradient=None, formation_energy=None)
+    path = write(
+        tmp_path / "a.hdf5", dft_total_energy=energy, dft_total_gradient=None, formation_energy=None
+    )
     first, second = read(path)
     assert np.isnan(first.energy) and second.energy == pytest.approx(HARTREE_IN_EV)
     assert np.isnan(first.forces).all() and first.forces.shape == (3, 3)
@@ -215,7 +294,9 @@ def test_file_without_molecules(tmp_path):
 def test_other_layouts(tmp_path):
     with h5py.File(tmp_path / "flat.hdf5", "w") as file:
         file["energies"] = np.zeros(3)
-    with pytest.raises(DatasetError, match=r"flat\.hdf5:energies: expected a group for each molecule.*Dataset"):
+    with pytest.raises(
+        DatasetError, match=r"flat\.hdf5:energies: expected a group for each molecule.*Dataset"
+    ):
         list(read(tmp_path / "flat.hdf5"))
     with h5py.File(tmp_path / "ani.hdf5", "w") as file:
         file["C2H6/species"] = np.zeros(8)
@@ -223,17 +304,28 @@ def test_other_layouts(tmp_path):
         list(read(tmp_path / "ani.hdf5"))
 
 
-@pytest.mark.parametrize(("field", "unit"), [("conformations", "nanometers"), ("dft_total_gradient", "eV/angstrom"),
-                                             ("dft_total_energy", "kcal/mol")])
+@pytest.mark.parametrize(
+    ("field", "unit"),
+    [
+        ("conformations", "nanometers"),
+        ("dft_total_gradient", "eV/angstrom"),
+        ("dft_total_energy", "kcal/mol"),
+    ],
+)
 def test_other_units_are_refused(tmp_path, field, unit):
     path = write(tmp_path / "a.hdf5", units={field: unit})
     with pytest.raises(DatasetError, match=f"a.hdf5:water: {field} is in '{unit}', expected"):
         list(read(path))
 
 
-@pytest.mark.parametrize(("field", "value"), [
-    ("conformations", np.zeros((2, 4, 3))), ("dft_total_energy", np.zeros(3)),
-    ("dft_total_gradient", np.zeros((2, 3, 2)))])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("conformations", np.zeros((2, 4, 3))),
+        ("dft_total_energy", np.zeros(3)),
+        ("dft_total_gradient", np.zeros((2, 3, 2))),
+    ],
+)
 def test_shapes_that_do_not_fit_are_named(tmp_path, field, value):
     path = write(tmp_path / "a.hdf5", **{field: value})
     with pytest.raises(DatasetError, match=f"a.hdf5:water: {field} .*shape.*expected"):
@@ -246,8 +338,9 @@ def test_damaged_record_is_named(tmp_path):
     write(path, name="whole")
     write(path, name="z-broken", dft_total_energy=None)
     with h5py.File(path, "a") as file:
-        data = file["z-broken"].create_dataset("dft_total_energy", data=np.array([1.234, 5.678]), chunks=(2,),
-                                               fletcher32=True)
+        data = file["z-broken"].create_dataset(
+            "dft_total_energy", data=np.array([1.234, 5.678]), chunks=(2,), fletcher32=True
+        )
         data.attrs["units"] = "hartree"
     stored, pattern = path.read_bytes(), np.array([1.234, 5.678]).tobytes()
     assert stored.count(pattern) == 1
@@ -279,10 +372,17 @@ def test_reading_is_lazy_and_leaves_the_file_closed(tmp_path):
         pass
 
 
-@pytest.mark.parametrize(("numbers", "message"), [
-    ([8, 0, 1], "0 is no atomic number; expected 1 to 118"), ([8, 306, 1], "306 is no atomic number"),
-    ([8, -1, 1], "-1 is no atomic number"), ([8, 119, 1], "119 is no atomic number"),
-    ([[8], [1], [1]], r"atomic numbers have shape \(3, 1\)"), (8, r"atomic numbers have shape \(\)")])
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ([8, 0, 1], "0 is no atomic number; expected 1 to 118"),
+        ([8, 306, 1], "306 is no atomic number"),
+        ([8, -1, 1], "-1 is no atomic number"),
+        ([8, 119, 1], "119 is no atomic number"),
+        ([[8], [1], [1]], r"atomic numbers have shape \(3, 1\)"),
+        (8, r"atomic numbers have shape \(\)"),
+    ],
+)
 def test_atomic_numbers_that_are_none(tmp_path, numbers, message):
     path = write(tmp_path / "a.hdf5", atomic_numbers=np.array(numbers, np.int16))
     with pytest.raises(DatasetError, match=f"a.hdf5:water: {message}"):
@@ -301,7 +401,9 @@ def test_texts_that_are_none(tmp_path, field):
         with h5py.File(path, "a") as file:
             file["water"].pop(field, None)
             file["water"].create_dataset(field, (count,), h5py.string_dtype())
-        with pytest.raises(DatasetError, match=rf"a.hdf5:water: {field} has shape \({count},\), expected one text"):
+        with pytest.raises(
+            DatasetError, match=rf"a.hdf5:water: {field} has shape \({count},\), expected one text"
+        ):
             list(read(path))
     with h5py.File(path, "a") as file:
         del file["water"][field]

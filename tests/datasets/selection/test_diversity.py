@@ -30,7 +30,9 @@ def greedy(first, count):
 def test_picks_are_the_greedy_ones(first):
     picks = diversity.maxmin(PRINTS, 25, first=first)
     assert picks[0] == first and len(set(picks.tolist())) == 25
-    for n in range(1, 25):  # each pick is one of the farthest from those before it, whichever of equals they are
+    for n in range(
+        1, 25
+    ):  # each pick is one of the farthest from those before it, whichever of equals they are
         nearest = DISTANCES[picks[:n]].min(0)
         nearest[picks[:n]] = -1
         assert nearest[picks[n]] == pytest.approx(nearest.max())
@@ -42,8 +44,11 @@ def test_picks_are_more_diverse_than_chance():
 
     rng = np.random.default_rng(0)
     assert closest(diversity.maxmin(PRINTS, 20)) > max(
-        closest(rng.choice(len(PRINTS), 20, replace=False)) for _ in range(100))
-    assert closest(diversity.maxmin(PRINTS, 20, first=0)) == pytest.approx(greedy(0, 20)[1].min(), abs=0.05)
+        closest(rng.choice(len(PRINTS), 20, replace=False)) for _ in range(100)
+    )
+    assert closest(diversity.maxmin(PRINTS, 20, first=0)) == pytest.approx(
+        greedy(0, 20)[1].min(), abs=0.05
+    )
 
 
 def test_the_seed_draws_the_first_pick():
@@ -58,8 +63,10 @@ def test_more_than_there_are_is_all():
     assert sorted(diversity.maxmin(PRINTS[:7], 100, first=3).tolist()) == list(range(7))
 
 
-@pytest.mark.parametrize("prints, count, first", [([], 1, None), (PRINTS, 0, None), (PRINTS, 5, len(PRINTS)),
-                                                  (PRINTS, 5, -1)])
+@pytest.mark.parametrize(
+    "prints, count, first",
+    [([], 1, None), (PRINTS, 0, None), (PRINTS, 5, len(PRINTS)), (PRINTS, 5, -1)],
+)
 def test_out_of_range(prints, count, first):
     with pytest.raises(ValueError, match="received"):
         diversity.maxmin(prints, count, first=first)
@@ -91,8 +98,10 @@ def test_farthest_points_take_seconds():
     assert time.process_time() - started < 30  # less than 1 s where nothing else is to do
 
 
-@pytest.mark.parametrize("points, count, first", [
-    (POINTS[:0], 1, None), (POINTS, 0, None), (POINTS, 5, 60), (np.full((3, 2), np.nan), 2, None)])
+@pytest.mark.parametrize(
+    "points, count, first",
+    [(POINTS[:0], 1, None), (POINTS, 0, None), (POINTS, 5, 60), (np.full((3, 2), np.nan), 2, None)],
+)
 def test_farthest_points_out_of_range(points, count, first):
     with pytest.raises(ValueError, match="received"):
         diversity.farthest_points(points, count, first=first)
@@ -105,14 +114,25 @@ def test_rank_by_features():
     sizes = np.bincount(molecule - 1000)
     rank = diversity.farthest_rank(molecule, np.arange(1000, 1060), POINTS, 12, seed=5, least=2)
     picked = dict(zip(molecule.tolist(), rank.tolist()))
-    assert sorted(r for r in picked.values() if r < 12) == list(range(12)) and max(picked.values()) == 12
+    assert (
+        sorted(r for r in picked.values() if r < 12) == list(range(12))
+        and max(picked.values()) == 12
+    )
     assert all(sizes[m - 1000] >= 2 for m, r in picked.items() if r < 12)
     some, other = rng.permutation(len(molecule)), rng.permutation(60)
     units = np.array([1e-2, 1.0, 1e2, 3.0])
-    again = diversity.farthest_rank(molecule[some], other + 1000, 7.0 + POINTS[other] * units, 12, seed=5, least=2)
+    again = diversity.farthest_rank(
+        molecule[some], other + 1000, 7.0 + POINTS[other] * units, 12, seed=5, least=2
+    )
     np.testing.assert_array_equal(again, rank[some])
     more = diversity.farthest_rank(molecule, np.arange(1000, 1060), POINTS, 20, seed=5, least=2)
     np.testing.assert_array_equal(np.where(more < 12, more, 12), rank)
     with pytest.raises(ValueError, match="1 of .* molecules have no features"):
-        diversity.farthest_rank(molecule, np.delete(np.arange(1000, 1060), sizes.argmax()),
-                                np.delete(POINTS, sizes.argmax(), 0), 12, seed=5, least=2)
+        diversity.farthest_rank(
+            molecule,
+            np.delete(np.arange(1000, 1060), sizes.argmax()),
+            np.delete(POINTS, sizes.argmax(), 0),
+            12,
+            seed=5,
+            least=2,
+        )

@@ -27,8 +27,13 @@ from mlip_jax.datasets.store.conversion import ConversionSpec, convert
 from mlip_jax.datasets.store.store import Store
 
 HCNO = frozenset({1, 6, 7, 8})
-NAMES = {"ethanol": ("CH3CH2OH", "CCO"), "methane": ("CH4", "C"), "amine": ("H3CNH2", "CN"), "water": ("H2O", "O"),
-         "thiol": ("CH3SH", "CS")}
+NAMES = {
+    "ethanol": ("CH3CH2OH", "CCO"),
+    "methane": ("CH4", "C"),
+    "amine": ("H3CNH2", "CN"),
+    "water": ("H2O", "O"),
+    "thiol": ("CH3SH", "CS"),
+}
 
 
 def trajectories(path, smiles=True):
@@ -39,7 +44,11 @@ def trajectories(path, smiles=True):
             for step in range(3):
                 atoms = molecule(of_ase)
                 atoms.rattle(0.05 / (1 + step), seed=step)
-                atoms.info = {"molecule": name, "config_type": stage, **({"smiles": text} if smiles else {})}
+                atoms.info = {
+                    "molecule": name,
+                    "config_type": stage,
+                    **({"smiles": text} if smiles else {}),
+                }
                 frames.append(atoms)
     write(path, frames, format="extxyz")
     return path
@@ -53,9 +62,13 @@ def stores(tmp_path_factory):
     for smiles in (True, False):
         file = trajectories(folder / f"{smiles}.xyz", smiles)
         options = {"molecule_key": "molecule", "energy_key": "", "forces_key": ""}
-        convert(ConversionSpec(str(file), "ase", options, filters={"require": "none"}, dtype="float64"),
-                folder / str(smiles),
-                refuse=False, num_processes=1, progress=False)
+        convert(
+            ConversionSpec(str(file), "ase", options, filters={"require": "none"}, dtype="float64"),
+            folder / str(smiles),
+            refuse=False,
+            num_processes=1,
+            progress=False,
+        )
         made[smiles] = Store(folder / str(smiles))
     return made
 
@@ -65,7 +78,9 @@ def everything(store):
 
 
 def structure_of(store, name, stage, step):
-    found = [s for s in (store[i] for i in range(len(store))) if (s.molecule, s.subset) == (name, stage)]
+    found = [
+        s for s in (store[i] for i in range(len(store))) if (s.molecule, s.subset) == (name, stage)
+    ]
     return sorted(found, key=lambda s: (s.record, s.conformer))[step]
 
 
@@ -76,10 +91,14 @@ def test_starts_are_first_snapshots_and_references_last_ones(stores):
     starts, problems = pool.make(range(len(pool)))
     assert not problems
     for s in starts:
-        np.testing.assert_array_equal(s.atoms.positions, structure_of(store, s.name, "a", 0).positions)
+        np.testing.assert_array_equal(
+            s.atoms.positions, structure_of(store, s.name, "a", 0).positions
+        )
         np.testing.assert_array_equal(s.reference, structure_of(store, s.name, "b", 2).positions)
     of_b, _ = StoreStarts(store, everything(store), "b").make([0])
-    np.testing.assert_array_equal(of_b[0].atoms.positions, structure_of(store, of_b[0].name, "b", 0).positions)
+    np.testing.assert_array_equal(
+        of_b[0].atoms.positions, structure_of(store, of_b[0].name, "b", 0).positions
+    )
     assert of_b[0].reference is None
     with pytest.raises(DatasetError, match="unknown stage .* 'c'"):
         StoreStarts(store, everything(store), "c")
@@ -103,11 +122,27 @@ def test_what_is_left_out_says_why(stores, smiles):
     starts, left_out = choose(StoreStarts(store, everything(store)), choice)
     assert {s.name for s in starts} == {"methane", "amine", "water"}
     assert left_out == {"ethanol": SEEN, "thiol": "a force field does not know S"}
-    allowed, left_out = choose(StoreStarts(store, everything(store)), dataclasses.replace(choice, allow_seen=True))
-    assert {s.name: s.seen for s in allowed} == {"methane": False, "amine": False, "water": False, "ethanol": True}
-    with pytest.raises(DatasetError, match="none of 5 .* 4 × it is in the training .* 1 × .* not know S"):
-        choose(StoreStarts(store, everything(store)), dataclasses.replace(choice, seen=frozenset(
-            skeleton(from_smiles(text)) for _, text in NAMES.values() if text != "CS")))
+    allowed, left_out = choose(
+        StoreStarts(store, everything(store)), dataclasses.replace(choice, allow_seen=True)
+    )
+    assert {s.name: s.seen for s in allowed} == {
+        "methane": False,
+        "amine": False,
+        "water": False,
+        "ethanol": True,
+    }
+    with pytest.raises(
+        DatasetError, match="none of 5 .* 4 × it is in the training .* 1 × .* not know S"
+    ):
+        choose(
+            StoreStarts(store, everything(store)),
+            dataclasses.replace(
+                choice,
+                seen=frozenset(
+                    skeleton(from_smiles(text)) for _, text in NAMES.values() if text != "CS"
+                ),
+            ),
+        )
 
 
 def test_choices(stores):
@@ -115,9 +150,16 @@ def test_choices(stores):
     elements = HCNO | {16}
     picked, _ = choose(pool, MoleculeSelection(3, first="amine", elements=elements))
     assert len(picked) == 3 and picked[0].name == "amine"
-    assert [s.name for s in choose(pool, MoleculeSelection(2, "all", elements=elements))[0]] == pool.names()
-    drawn = {tuple(s.name for s in choose(pool, MoleculeSelection(2, "random", seed=s,
-                                                                  elements=elements))[0]) for s in range(8)}
+    assert [
+        s.name for s in choose(pool, MoleculeSelection(2, "all", elements=elements))[0]
+    ] == pool.names()
+    drawn = {
+        tuple(
+            s.name
+            for s in choose(pool, MoleculeSelection(2, "random", seed=s, elements=elements))[0]
+        )
+        for s in range(8)
+    }
     assert len(drawn) > 2 and all(len(set(names)) == 2 for names in drawn)
     with pytest.raises(DatasetError, match="Did you mean 'amine'"):
         choose(pool, MoleculeSelection(3, first="amin", elements=elements))
@@ -131,13 +173,23 @@ def test_smiles_are_embedded_and_failures_named(tmp_path):
     path = tmp_path / "molecules.smi"
     path.write_text("CCO ethanol\nCCO again\nnonsense bad\nC[NH3+]\nO water\nS water\n")
     pool = SmilesStarts(path)
-    assert pool.names() == ["ethanol", "bad", "(molecules.smi line 4)", "water (molecules.smi line 5)",
-                            "water (molecules.smi line 6)"]
+    assert pool.names() == [
+        "ethanol",
+        "bad",
+        "(molecules.smi line 4)",
+        "water (molecules.smi line 5)",
+        "water (molecules.smi line 6)",
+    ]
     starts, left_out = choose(pool, MoleculeSelection(5, "all", elements=HCNO))
     assert [s.name for s in starts] == [pool.names()[0], *pool.names()[2:4]]
-    assert left_out == {"bad": "RDKit cannot read it", pool.names()[4]: "a force field does not know S"}
+    assert left_out == {
+        "bad": "RDKit cannot read it",
+        pool.names()[4]: "a force field does not know S",
+    }
     assert starts[1].atoms.info["charge"] == 1 and len(starts[1].atoms) == 8
-    np.testing.assert_array_equal(starts[0].atoms.positions, SmilesStarts(path).make([0])[0][0].atoms.positions)
+    np.testing.assert_array_equal(
+        starts[0].atoms.positions, SmilesStarts(path).make([0])[0][0].atoms.positions
+    )
     other = SmilesStarts(path, seed=1).make([0])[0][0].atoms.positions
     assert not np.allclose(other, starts[0].atoms.positions)
     _, problems = pool.make([1])
@@ -148,13 +200,20 @@ def test_smiles_are_embedded_and_failures_named(tmp_path):
 
 
 def test_each_geometry_of_a_file_is_a_start(tmp_path):
-    frames = [molecule("CH3CH2OH"), molecule("CH3OCH3"), molecule("H2O", vacuum=3.0, pbc=True), molecule("CH3SH")]
+    frames = [
+        molecule("CH3CH2OH"),
+        molecule("CH3OCH3"),
+        molecule("H2O", vacuum=3.0, pbc=True),
+        molecule("CH3SH"),
+    ]
     frames[0].info = {"name": "alcohol", "charge": 0}
     frames[1].info = {"name": "ether"}
     write(tmp_path / "f.xyz", frames, format="extxyz")
     with open(tmp_path / "f.xyz", "a") as file:
         file.write("3\ncut off\nO 0 0 0\n")
-    starts, left_out = choose(FileStarts(tmp_path / "f.xyz"), MoleculeSelection(9, "all", elements=HCNO))
+    starts, left_out = choose(
+        FileStarts(tmp_path / "f.xyz"), MoleculeSelection(9, "all", elements=HCNO)
+    )
     assert [s.name for s in starts] == ["alcohol", "ether"]  # isomers are two molecules
     np.testing.assert_allclose(starts[1].atoms.positions, frames[1].positions, atol=1e-7)
     assert left_out["(f.xyz molecule 2)"] == PERIODIC
@@ -162,13 +221,27 @@ def test_each_geometry_of_a_file_is_a_start(tmp_path):
     assert "RDKit" in left_out["(f.xyz molecule 4)"] or "atoms" in left_out["(f.xyz molecule 4)"]
 
 
-@pytest.mark.parametrize("options, problem", [({"vacuum": 3.0, "pbc": True}, PERIODIC),
-                                              ({"info": {"charge": float("inf")}}, "its charge is inf")])
+@pytest.mark.parametrize(
+    "options, problem",
+    [
+        ({"vacuum": 3.0, "pbc": True}, PERIODIC),
+        ({"info": {"charge": float("inf")}}, "its charge is inf"),
+    ],
+)
 def test_a_structure_of_a_store_that_is_no_start(tmp_path, options, problem):
     write(tmp_path / "p.xyz", molecule("H2O", **options), format="extxyz")
-    convert(ConversionSpec(str(tmp_path / "p.xyz"), "ase", {"energy_key": "", "forces_key": ""},
-                           filters={"require": "none"}),
-            tmp_path / "store", refuse=False, num_processes=1, progress=False)
+    convert(
+        ConversionSpec(
+            str(tmp_path / "p.xyz"),
+            "ase",
+            {"energy_key": "", "forces_key": ""},
+            filters={"require": "none"},
+        ),
+        tmp_path / "store",
+        refuse=False,
+        num_processes=1,
+        progress=False,
+    )
     starts, problems = StoreStarts(Store(tmp_path / "store"), np.arange(1)).make([0])
     assert not starts and list(problems.values()) == [problem]
 
@@ -177,12 +250,17 @@ def test_molecules_of_the_test_part_alone(stores, tmp_path):
     store = stores[True]
     molecules = np.array([store[i].molecule for i in range(len(store))])
     where = {name: np.flatnonzero(molecules == name) for name in NAMES}
-    parts = {"train": np.concatenate([where["ethanol"], where["methane"][:2]]), "valid": where["amine"],
-             "test": np.sort(np.concatenate([where["water"][:2], where["methane"][2:], where["thiol"]]))}
+    parts = {
+        "train": np.concatenate([where["ethanol"], where["methane"][:2]]),
+        "valid": where["amine"],
+        "test": np.sort(np.concatenate([where["water"][:2], where["methane"][2:], where["thiol"]])),
+    }
     save_split(tmp_path / "splits.npz", parts, {"store": str(store.path)})
     run = RunData.load(tmp_path)
     assert set(molecules[run.held_out()]) == {"water", "thiol"}
-    assert set(where["water"]) <= set(run.held_out().tolist())  # all its structures, for it may start in any
+    assert set(where["water"]) <= set(
+        run.held_out().tolist()
+    )  # all its structures, for it may start in any
     found, unread = run.seen_skeletons()
     assert found == {skeleton(from_smiles(s)) for s in ("CCO", "C", "CN")} and unread == 0
     assert len(first_of_each(store, run.seen())) == 3

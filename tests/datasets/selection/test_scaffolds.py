@@ -11,28 +11,43 @@ from mlip_jax.datasets.selection.splits import split
 
 METHANE = "[H]C([H])([H])[H]"
 # 4-methylpyridinium with all atoms explicit and numbered, as SPICE writes its SMILES
-NUMBERED = ("[c:1]1([H:8])[c:2]([H:9])[n+:3]([H:14])[c:4]([H:10])[c:5]([H:11])[c:6]1[C:7]([H:12])([H:13])[H:15]")
+NUMBERED = "[c:1]1([H:8])[c:2]([H:9])[n+:3]([H:14])[c:4]([H:10])[c:5]([H:11])[c:6]1[C:7]([H:12])([H:13])[H:15]"
 
 
-@pytest.mark.parametrize(("smiles", "expected"), [
-    ("CCO", ""), (METHANE, ""), ("[H][H]", ""), ("[Na+].[Cl-]", ""),
-    ("Cc1ccccc1", "c1ccccc1"), ("CC(=O)Nc1ccc(O)cc1", "c1ccccc1"), ("c1ccc(CCC2CC2)cc1", "c1ccc(CCC2CC2)cc1"),
-    ("O=C1CCCCC1C", "O=C1CCCCC1"),  # atoms bound to the ring by a double bond belong to it
-    ("C[N+]1(C)CCOCC1", "C1C[NH2+]CCO1"), ("C[n+]1ccccc1", "c1cc[nH+]cc1"),  # charges stay
-    ("C[C@H]1CC[C@@H](O)CC1", "C1CCCCC1"), ("c1ccccc1/C=C/c1ccccc1", "C(=Cc1ccccc1)c1ccccc1"),
-    ("[2H]c1ccccc1", "c1ccccc1")])
+@pytest.mark.parametrize(
+    ("smiles", "expected"),
+    [
+        ("CCO", ""),
+        (METHANE, ""),
+        ("[H][H]", ""),
+        ("[Na+].[Cl-]", ""),
+        ("Cc1ccccc1", "c1ccccc1"),
+        ("CC(=O)Nc1ccc(O)cc1", "c1ccccc1"),
+        ("c1ccc(CCC2CC2)cc1", "c1ccc(CCC2CC2)cc1"),
+        ("O=C1CCCCC1C", "O=C1CCCCC1"),  # atoms bound to the ring by a double bond belong to it
+        ("C[N+]1(C)CCOCC1", "C1C[NH2+]CCO1"),
+        ("C[n+]1ccccc1", "c1cc[nH+]cc1"),  # charges stay
+        ("C[C@H]1CC[C@@H](O)CC1", "C1CCCCC1"),
+        ("c1ccccc1/C=C/c1ccccc1", "C(=Cc1ccccc1)c1ccccc1"),
+        ("[2H]c1ccccc1", "c1ccccc1"),
+    ],
+)
 def test_scaffold(smiles, expected):
     from rdkit import Chem
+
     assert murcko_scaffold(smiles) == Chem.CanonSmiles(expected)
 
 
-@pytest.mark.parametrize("smiles", ["Cc1cc[nH+]cc1", "[H]c1c([H])c(C([H])([H])[H])c([H])c([H])[n+]1[H]", NUMBERED])
+@pytest.mark.parametrize(
+    "smiles", ["Cc1cc[nH+]cc1", "[H]c1c([H])c(C([H])([H])[H])c([H])c([H])[n+]1[H]", NUMBERED]
+)
 def test_explicit_and_numbered_atoms_change_nothing(smiles):
     assert murcko_scaffold(smiles) == "c1cc[nH+]cc1"
 
 
 def test_random_ways_to_write_a_molecule():
     from rdkit import Chem
+
     molecule = Chem.AddHs(Chem.MolFromSmiles("CC(C)Cc1ccc(cc1)C(C)C(=O)N1CC[NH2+]C[C@@H]1C"))
     for number, atom in enumerate(molecule.GetAtoms(), 1):
         atom.SetAtomMapNum(number)
@@ -52,7 +67,9 @@ def test_each_smiles_is_worked_on_once(monkeypatch):
 
 def test_unreadable_smiles(caplog):
     bad = ["C(", "x1", "C1CC", "", "c1cc", "CC=", "((("]
-    with pytest.raises(DatasetError, match=r"cannot read 7 of 8 different SMILES: .*, \.\.\.\. Leave") as raised:
+    with pytest.raises(
+        DatasetError, match=r"cannot read 7 of 8 different SMILES: .*, \.\.\.\. Leave"
+    ) as raised:
         scaffolds([*bad, "C", "C("])
     assert sum(repr(s) in str(raised.value) for s in bad) == 5
     with pytest.raises(DatasetError, match="1 of 1 different SMILES: 'x1'. Leave"):
@@ -78,7 +95,11 @@ def test_no_smiles():
 def test_several_processes_give_what_one_gives(capsys):
     smiles = [f"{'C' * n}{ring}" for n in range(1, 300) for ring in ("c1ccccc1", "C1CC1", "O")]
     one = scaffolds(smiles, num_processes=1)
-    assert np.array_equal(one, scaffolds(smiles, num_processes=2)) and set(one) == {"c1ccccc1", "C1CC1", ""}
+    assert np.array_equal(one, scaffolds(smiles, num_processes=2)) and set(one) == {
+        "c1ccccc1",
+        "C1CC1",
+        "",
+    }
     assert capsys.readouterr().out == ""  # too few for a progress bar
 
 
@@ -97,10 +118,17 @@ def test_without_rdkit(monkeypatch):
 
 
 def test_numbers_of_scaffolds_split_as_their_names():
-    smiles = np.array([f"{'C' * (1 + n % 5)}{ring}" for n in range(20)
-                       for ring in ("c1ccccc1", "C1CC1", "C1CCC1", "O")])
+    smiles = np.array(
+        [
+            f"{'C' * (1 + n % 5)}{ring}"
+            for n in range(20)
+            for ring in ("c1ccccc1", "C1CC1", "C1CCC1", "O")
+        ]
+    )
     names, index = scaffold_index(smiles)
     assert index.dtype == np.int32 and np.array_equal(names[index], scaffolds(smiles))
-    one, other = (split("scaffold", (0.5, 0.25, 0.25), seed=0, molecule=smiles, scaffold=s)
-                  for s in (names[index], index))
+    one, other = (
+        split("scaffold", (0.5, 0.25, 0.25), seed=0, molecule=smiles, scaffold=s)
+        for s in (names[index], index)
+    )
     assert all(np.array_equal(one[name], other[name]) for name in one)

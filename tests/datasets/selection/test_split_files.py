@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 
 from mlip_jax.datasets.reader import DatasetError
-from mlip_jax.datasets.selection.split_files import load_split, read_split_file, read_split_files, save_split
+from mlip_jax.datasets.selection.split_files import (
+    load_split,
+    read_split_file,
+    read_split_files,
+    save_split,
+)
 
 PARTS = {"train": [4, 0, 2], "valid": [7], "test": [1, 9]}
 
@@ -22,8 +27,9 @@ def text(path, numbers, head="", end="\n"):
     return path
 
 
-@pytest.mark.parametrize("names", [("train", "valid", "test"), ("train", "val", "test"),
-                                   ("Train", "Validation", "Test")])
+@pytest.mark.parametrize(
+    "names", [("train", "valid", "test"), ("train", "val", "test"), ("Train", "Validation", "Test")]
+)
 def test_json(tmp_path, names):
     path = tmp_path / "split.json"
     path.write_text(json.dumps(dict(zip(names, PARTS.values()))))
@@ -31,11 +37,19 @@ def test_json(tmp_path, names):
     assert plain(read_split_files(str(path), num_records=10)) == PARTS
 
 
-@pytest.mark.parametrize("names", [("train_idx", "val_idx", "test_idx"), ("idx_train", "idx_val", "idx_test"),
-                                   ("train", "valid", "test")])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train_idx", "val_idx", "test_idx"),
+        ("idx_train", "idx_val", "idx_test"),
+        ("train", "valid", "test"),
+    ],
+)
 @pytest.mark.parametrize("dtype", [np.int64, np.uint16])
 def test_npz(tmp_path, names, dtype):
-    np.savez(tmp_path / "split.npz", **{k: np.array(v, dtype) for k, v in zip(names, PARTS.values())})
+    np.savez(
+        tmp_path / "split.npz", **{k: np.array(v, dtype) for k, v in zip(names, PARTS.values())}
+    )
     assert plain(read_split_file(tmp_path / "split.npz")) == PARTS
 
 
@@ -54,27 +68,46 @@ def test_files_of_any_name(tmp_path):
     assert plain(read_split_files({"train": a, "test": str(b)})) == expected
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    ("0\n1\n2.5\n", "train.csv, line 3: expected one whole number a line; found '2.5'"),
-    ("0,1\n", "line 1: .* found '0,1'"), ("0\nindex\n", "line 2: .* found 'index'"), ("1_0\n", "line 1"),
-    ("0\n99999999999999999999\n", "line 2"), ("index\n", "holds no number"), ("", "holds no number"),
-    ("0\n-3\n", "'train' has 1 negative numbers, the first -3"),
-    ("5\n6\n5\n6\n", "'train' has 2 numbers more than once, the first 5"),
-    ("3\n10\n12\n", "'train' has 2 numbers beyond the last record 9, the first 10. Is it"),
-    ("1\n2\n10\n", "beyond the last record 9, the first 10. They look as if counted from 1")])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("0\n1\n2.5\n", "train.csv, line 3: expected one whole number a line; found '2.5'"),
+        ("0,1\n", "line 1: .* found '0,1'"),
+        ("0\nindex\n", "line 2: .* found 'index'"),
+        ("1_0\n", "line 1"),
+        ("0\n99999999999999999999\n", "line 2"),
+        ("index\n", "holds no number"),
+        ("", "holds no number"),
+        ("0\n-3\n", "'train' has 1 negative numbers, the first -3"),
+        ("5\n6\n5\n6\n", "'train' has 2 numbers more than once, the first 5"),
+        ("3\n10\n12\n", "'train' has 2 numbers beyond the last record 9, the first 10. Is it"),
+        ("1\n2\n10\n", "beyond the last record 9, the first 10. They look as if counted from 1"),
+    ],
+)
 def test_wrong_text(tmp_path, content, message):
     (tmp_path / "train.csv").write_text(content)
     with pytest.raises(DatasetError, match=message):
         read_split_file(tmp_path / "train.csv", num_records=10)
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    ('{"train": [0, 1.5]}', "number 1 of 'train' must be a whole number; found 1.5"),
-    ('{"train": [true]}', "found True"), ('{"train": [0, "1"]}', "found '1'"), ('{"train": [[0]]}', r"found \[0\]"),
-    ('{"train": [1e3]}', "found 1000.0"), ('{"train": [99999999999999999999]}', "found 9999"),
-    ('{"train": 5}', "'train' must be a list"), ('{"train": [0], "fold": [1]}', "found 'train', 'fold'"),
-    ('{"valid": [0], "val": [1]}', "found 'valid', 'val'"), ("[0, 1]", "found a list"), ("{}", "holds no part"),
-    ('{"train": [0, 1', "is not valid JSON"), ('{"train": [0, 1], "test": [1, 0]}', "2 numbers stand in both")])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"train": [0, 1.5]}', "number 1 of 'train' must be a whole number; found 1.5"),
+        ('{"train": [true]}', "found True"),
+        ('{"train": [0, "1"]}', "found '1'"),
+        ('{"train": [[0]]}', r"found \[0\]"),
+        ('{"train": [1e3]}', "found 1000.0"),
+        ('{"train": [99999999999999999999]}', "found 9999"),
+        ('{"train": 5}', "'train' must be a list"),
+        ('{"train": [0], "fold": [1]}', "found 'train', 'fold'"),
+        ('{"valid": [0], "val": [1]}', "found 'valid', 'val'"),
+        ("[0, 1]", "found a list"),
+        ("{}", "holds no part"),
+        ('{"train": [0, 1', "is not valid JSON"),
+        ('{"train": [0, 1], "test": [1, 0]}', "2 numbers stand in both"),
+    ],
+)
 def test_wrong_json(tmp_path, content, message):
     (tmp_path / "split.json").write_text(content)
     with pytest.raises(DatasetError, match=message) as raised:
@@ -106,7 +139,7 @@ def test_missing_and_truncated_files(tmp_path, name):
         read_split_file(tmp_path / name)
     np.savez(tmp_path / "whole.npz", train=np.arange(500))
     content = (tmp_path / "whole.npz").read_bytes()
-    for damaged in (content[:len(content) // 2], b"", b"\xff\xfe\x00\x01 no text"):
+    for damaged in (content[: len(content) // 2], b"", b"\xff\xfe\x00\x01 no text"):
         (tmp_path / name).write_bytes(damaged)
         with pytest.raises(DatasetError, match=name):
             read_split_file(tmp_path / name)
@@ -121,16 +154,23 @@ def test_floats_in_npz(tmp_path):
 def test_names_that_tell_no_part(tmp_path):
     a = text(tmp_path / "a.csv", [0])
     train = text(tmp_path / "train.csv", [0])
-    for files, message in ((str(a), "does not tell one of"), (f"dev={a}", "there is no part 'dev'"),
-                           (f"{train},train={a}", "second file for 'train'"), (f"test={a}", "no training part"),
-                           ("", "no training part in an empty list")):
+    for files, message in (
+        (str(a), "does not tell one of"),
+        (f"dev={a}", "there is no part 'dev'"),
+        (f"{train},train={a}", "second file for 'train'"),
+        (f"test={a}", "no training part"),
+        ("", "no training part in an empty list"),
+    ):
         with pytest.raises(DatasetError, match=message):
             read_split_files(files)
 
 
 def test_parts_of_two_files_that_overlap(tmp_path):
     files = {"train": text(tmp_path / "a.csv", [0, 1]), "test": text(tmp_path / "b.csv", [1, 2])}
-    with pytest.raises(DatasetError, match=r"a.csv, .*b.csv: 1 numbers stand in both 'train' and 'test', the first 1"):
+    with pytest.raises(
+        DatasetError,
+        match=r"a.csv, .*b.csv: 1 numbers stand in both 'train' and 'test', the first 1",
+    ):
         read_split_files(files)
 
 

@@ -13,8 +13,13 @@ from mlip_jax.datasets.selection.splits import METHODS, SPLITS, check_parts, des
 
 # An official split needs further arguments and has tests of its own.
 BY = [by for by in METHODS if by != "official"]
-PINNED = {"molecule": "d536b7e9", "random": "dd781912", "scaffold": "053e7206", "scaffold_random": "1213a273",
-          "size": "56199c1f"}
+PINNED = {
+    "molecule": "d536b7e9",
+    "random": "dd781912",
+    "scaffold": "053e7206",
+    "scaffold_random": "1213a273",
+    "size": "56199c1f",
+}
 
 
 @st.composite
@@ -31,19 +36,29 @@ def columns(molecule, groups=7, seed=0):
     """Arguments of a split: every molecule has one of at least three scaffolds and sizes."""
     different, number = np.unique(molecule, return_inverse=True)
     rng = np.random.default_rng(seed)
-    chosen = np.concatenate([[0, 1, 2], rng.integers(0, groups, max(len(different) - 3, 0))])[:len(different)]
-    scaffold = np.array(["", "c1ccccc1", "C1CC1", "c1ccncc1", "C1CCNCC1", "c1ccoc1", "C1CCC1"])[chosen % 7]
+    chosen = np.concatenate([[0, 1, 2], rng.integers(0, groups, max(len(different) - 3, 0))])[
+        : len(different)
+    ]
+    scaffold = np.array(["", "c1ccccc1", "C1CC1", "c1ccncc1", "C1CCNCC1", "c1ccoc1", "C1CCC1"])[
+        chosen % 7
+    ]
     return {"molecule": molecule, "scaffold": scaffold[number], "n_atoms": 3 + chosen[number]}
 
 
 def kept_apart(by, arguments):
     """What must not stand in two parts."""
-    return {"molecule": ["molecule"], "scaffold": ["molecule", "scaffold"], "scaffold_random": ["molecule", "scaffold"],
-            "size": ["molecule", "n_atoms"]}.get(by, [])
+    return {
+        "molecule": ["molecule"],
+        "scaffold": ["molecule", "scaffold"],
+        "scaffold_random": ["molecule", "scaffold"],
+        "size": ["molecule", "n_atoms"],
+    }.get(by, [])
 
 
 @settings(max_examples=250, deadline=None)
-@given(molecule=molecules(), counts=counts_of_parts, by=st.sampled_from(BY), seed=st.integers(0, 99))
+@given(
+    molecule=molecules(), counts=counts_of_parts, by=st.sampled_from(BY), seed=st.integers(0, 99)
+)
 def test_parts_are_disjoint_and_deterministic(molecule, counts, by, seed):
     arguments = columns(molecule)
     parts = split(by, counts, seed=seed, **arguments)
@@ -107,8 +122,9 @@ def test_the_same_everywhere():
     found = {}
     for by in BY:
         parts = split(by, (200, 50, 50), seed=11, **arguments)
-        found[by] = hashlib.blake2b(b"|".join(p.astype("<i8").tobytes() for p in parts.values()),
-                                    digest_size=4).hexdigest()
+        found[by] = hashlib.blake2b(
+            b"|".join(p.astype("<i8").tobytes() for p in parts.values()), digest_size=4
+        ).hexdigest()
     assert found == PINNED
 
 
@@ -116,16 +132,29 @@ def test_the_same_everywhere():
 def test_molecules_and_scaffolds_may_be_strings_or_numbers(by):
     """Numbers in the order of the names give the split of the names."""
     arguments = columns(np.repeat([f"m{n:03}" for n in range(40)], 3))
-    numbers = arguments | {name: np.unique(arguments[name], return_inverse=True)[1].astype(dtype)
-                           for name, dtype in (("molecule", np.uint64), ("scaffold", np.int32))}
-    one, other = split(by, (50, 20, 20), seed=2, **arguments), split(by, (50, 20, 20), seed=2, **numbers)
+    numbers = arguments | {
+        name: np.unique(arguments[name], return_inverse=True)[1].astype(dtype)
+        for name, dtype in (("molecule", np.uint64), ("scaffold", np.int32))
+    }
+    one, other = (
+        split(by, (50, 20, 20), seed=2, **arguments),
+        split(by, (50, 20, 20), seed=2, **numbers),
+    )
     assert all(np.array_equal(one[name], other[name]) for name in SPLITS)
 
 
-@pytest.mark.parametrize(("counts", "expected"), [
-    ((0.8, 0.1, 0.1), (800, 100, 100)), ((0.25, 0.05, 0), (250, 50, 0)), ((1, 0, 0), (1000, 0, 0)),
-    ((1.0, 0.0, 0.0), (1000, 0, 0)), ((1, 1, 1), (1, 1, 1)), ((1, 1, 0), (1, 1, 0)),
-    ((6000, 2000, 2000), (600, 200, 200))])
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ((0.8, 0.1, 0.1), (800, 100, 100)),
+        ((0.25, 0.05, 0), (250, 50, 0)),
+        ((1, 0, 0), (1000, 0, 0)),
+        ((1.0, 0.0, 0.0), (1000, 0, 0)),
+        ((1, 1, 1), (1, 1, 1)),
+        ((1, 1, 0), (1, 1, 0)),
+        ((6000, 2000, 2000), (600, 200, 200)),
+    ],
+)
 def test_fractions_and_counts(counts, expected):
     parts = split("random", counts, seed=0, molecule=np.arange(1000))
     assert tuple(len(p) for p in parts.values()) == expected
@@ -135,16 +164,23 @@ def scaffold_case():
     """Scaffold "A" has 50 molecules, "B" 20, and there are 30 of one molecule each; 4 conformations a molecule."""
     scaffold = np.array(["A"] * 50 + ["B"] * 20 + [f"R{n}" for n in range(30)])
     order = np.random.default_rng(1).permutation(400)
-    return {"molecule": np.repeat(np.arange(100), 4)[order], "scaffold": np.repeat(scaffold, 4)[order]}
+    return {
+        "molecule": np.repeat(np.arange(100), 4)[order],
+        "scaffold": np.repeat(scaffold, 4)[order],
+    }
 
 
-@pytest.mark.parametrize(("counts", "expected"), [((0.7, 0.15, 0.15), [280, 60, 60]), ((140, 28, 32), [140, 28, 32])])
+@pytest.mark.parametrize(
+    ("counts", "expected"), [((0.7, 0.15, 0.15), [280, 60, 60]), ((140, 28, 32), [140, 28, 32])]
+)
 def test_frequent_scaffolds_train_and_rare_ones_test(counts, expected):
     arguments = scaffold_case()
     parts = split("scaffold", counts, seed=0, **arguments)
     scaffold = arguments["scaffold"]
     assert set(scaffold[parts["train"]]) == {"A", "B"}
-    assert all(name.startswith("R") for name in scaffold[np.concatenate([parts["valid"], parts["test"]])])
+    assert all(
+        name.startswith("R") for name in scaffold[np.concatenate([parts["valid"], parts["test"]])]
+    )
     assert [len(p) for p in parts.values()] == expected
 
 
@@ -186,22 +222,43 @@ def test_sizes_go_up_from_train_to_test(counts):
 
 def test_a_molecule_of_two_scaffolds_is_an_error():
     molecule, scaffold = np.array(["a", "a", "b", "c", "b"]), np.array(["A", "A", "B", "C", "D"])
-    with pytest.raises(ValueError, match=r"b has the scaffolds B \(structure 2\) and D \(structure 4\), and 1"):
+    with pytest.raises(
+        ValueError, match=r"b has the scaffolds B \(structure 2\) and D \(structure 4\), and 1"
+    ):
         split("scaffold", (2, 1, 1), seed=0, molecule=molecule, scaffold=scaffold)
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ({"counts": (5, 1, 1), "by": "scafold"}, "'molecule', 'random', .* received 'scafold'"),
-    ({"counts": (0, 1, 1)}, "first at least 1"), ({"counts": (5, -1, 1)}, "received"),
-    ({"counts": (5, float("nan"), 1)}, "received"), ({"counts": (0.8, 10, 10)}, "three whole numbers"),
-    ({"counts": (5.5, 2, 2)}, "three whole numbers"), ({"counts": (0.8, 0.2, 0.1)}, "their sum is 1.1"),
-    ({"counts": (0, 0.5, 0.5)}, "first above 0"),
-    ({"counts": (5, 1)}, "three numbers"),
-    ({"counts": (5, 1, 1)}, "10 structures of 2 molecules cannot be split by molecule into 3 parts"),
-    ({"counts": (5, 1, 1), "by": "scaffold"}, "needs `scaffold` of 10 structures; received nothing"),
-    ({"counts": (5, 1, 1), "by": "size", "n_atoms": np.ones(3)}, "`n_atoms` of 10 structures; received 3 values"),
-    ({"counts": (5, 1, 1), "by": "size", "n_atoms": np.ones(10)}, "10 structures of 1 sizes cannot be split by size"),
-    ({"counts": (5, 1, 1), "by": "official", "record": np.arange(10)}, "data.split_files")])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"counts": (5, 1, 1), "by": "scafold"}, "'molecule', 'random', .* received 'scafold'"),
+        ({"counts": (0, 1, 1)}, "first at least 1"),
+        ({"counts": (5, -1, 1)}, "received"),
+        ({"counts": (5, float("nan"), 1)}, "received"),
+        ({"counts": (0.8, 10, 10)}, "three whole numbers"),
+        ({"counts": (5.5, 2, 2)}, "three whole numbers"),
+        ({"counts": (0.8, 0.2, 0.1)}, "their sum is 1.1"),
+        ({"counts": (0, 0.5, 0.5)}, "first above 0"),
+        ({"counts": (5, 1)}, "three numbers"),
+        (
+            {"counts": (5, 1, 1)},
+            "10 structures of 2 molecules cannot be split by molecule into 3 parts",
+        ),
+        (
+            {"counts": (5, 1, 1), "by": "scaffold"},
+            "needs `scaffold` of 10 structures; received nothing",
+        ),
+        (
+            {"counts": (5, 1, 1), "by": "size", "n_atoms": np.ones(3)},
+            "`n_atoms` of 10 structures; received 3 values",
+        ),
+        (
+            {"counts": (5, 1, 1), "by": "size", "n_atoms": np.ones(10)},
+            "10 structures of 1 sizes cannot be split by size",
+        ),
+        ({"counts": (5, 1, 1), "by": "official", "record": np.arange(10)}, "data.split_files"),
+    ],
+)
 def test_wrong_requests(arguments, message):
     with pytest.raises(ValueError, match=message):
         split(**{"by": "molecule", "seed": 0, "molecule": np.repeat(["a", "b"], 5)} | arguments)
@@ -215,15 +272,23 @@ def test_no_structures():
 def official_case(**parts):
     """Ten records of three structures each, record 9 left out; the molecule is that of two records."""
     record = np.repeat(np.arange(10), 3)
-    return {"record": record, "molecule": record // 2,
-            "official": {name: np.array(numbers) for name, numbers in parts.items()}}
+    return {
+        "record": record,
+        "molecule": record // 2,
+        "official": {name: np.array(numbers) for name, numbers in parts.items()},
+    }
 
 
 def test_official_parts_are_taken_whole():
-    arguments = official_case(train=[4, 0, 1], valid=[2], test=[8, 6, 77])  # record 77 has no structure here
+    arguments = official_case(
+        train=[4, 0, 1], valid=[2], test=[8, 6, 77]
+    )  # record 77 has no structure here
     parts = split("official", (1, 1, 1), seed=0, **arguments)
     assert {name: np.unique(arguments["record"][p]).tolist() for name, p in parts.items()} == {
-        "train": [0, 1, 4], "valid": [2], "test": [6, 8]}
+        "train": [0, 1, 4],
+        "valid": [2],
+        "test": [6, 8],
+    }
     assert [len(p) for p in parts.values()] == [9, 3, 6]
 
 
@@ -234,30 +299,56 @@ def test_validation_is_drawn_from_the_official_training_part(caplog, test, unit)
     with caplog.at_level(logging.WARNING):
         parts = split("official", (12, 6, 5), seed=3, **arguments)
     assert len(parts["valid"]) == 6 and len(parts["train"]) == 15 and len(parts["test"]) == 3
-    assert f"6 structures (whole {unit}) are drawn from its training part with seed 3" in caplog.text
+    assert (
+        f"6 structures (whole {unit}) are drawn from its training part with seed 3" in caplog.text
+    )
     values = arguments["molecule" if unit == "molecules" else "record"]
     assert not set(values[parts["train"]]) & set(values[parts["valid"]])
     other = split("official", (12, 6, 5), seed=4, **arguments)
-    assert not np.array_equal(parts["valid"], other["valid"]) and np.array_equal(parts["test"], other["test"])
+    assert not np.array_equal(parts["valid"], other["valid"]) and np.array_equal(
+        parts["test"], other["test"]
+    )
 
 
-@pytest.mark.parametrize(("counts", "expected"), [
-    ((21, 0, 5), (21, 0)), ((100_000, 50_000, 9), (14, 7)), ((0.8, 0.1, 0.1), (19, 2)), ((1, 10, 1), (11, 10))])
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ((21, 0, 5), (21, 0)),
+        ((100_000, 50_000, 9), (14, 7)),
+        ((0.8, 0.1, 0.1), (19, 2)),
+        ((1, 10, 1), (11, 10)),
+    ],
+)
 def test_size_of_the_drawn_validation_part(counts, expected):
-    arguments = {"record": np.arange(24), "molecule": np.zeros(24, int),
-                 "official": {"train": np.arange(21), "test": [21, 22, 23]}}
+    arguments = {
+        "record": np.arange(24),
+        "molecule": np.zeros(24, int),
+        "official": {"train": np.arange(21), "test": [21, 22, 23]},
+    }
     parts = split("official", counts, seed=0, **arguments)
     assert (len(parts["train"]), len(parts["valid"])) == expected and len(parts["test"]) == 3
 
 
-@pytest.mark.parametrize(("parts", "message"), [
-    ({"train": [0, 1, 2], "test": [2, 1]}, "2 numbers stand in both 'train' and 'test', the first 1"),
-    ({"train": [0, -1], "test": [2]}, "'train' has 1 negative numbers, the first -1"),
-    ({"train": [0, 3, 3], "test": [2]}, "'train' has 1 numbers more than once, the first 3"),
-    ({"train": [0.0, 1.0]}, "list of whole numbers; received float64"), ({"train": [[0]]}, "of shape"),
-    ({"train": [0], "holdout": [1]}, "has the part 'holdout'"), ({"test": [0]}, "no part 'train', only 'test'"),
-    ({"train": [0], "test": [55, 56]}, "none of the 2 records of the official part 'test' is among the 30"),
-    ({"train": [0], "test": [5]}, "'train' of 3 structures is one record")])
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (
+            {"train": [0, 1, 2], "test": [2, 1]},
+            "2 numbers stand in both 'train' and 'test', the first 1",
+        ),
+        ({"train": [0, -1], "test": [2]}, "'train' has 1 negative numbers, the first -1"),
+        ({"train": [0, 3, 3], "test": [2]}, "'train' has 1 numbers more than once, the first 3"),
+        ({"train": [0.0, 1.0]}, "list of whole numbers; received float64"),
+        ({"train": [[0]]}, "of shape"),
+        ({"train": [0], "holdout": [1]}, "has the part 'holdout'"),
+        ({"test": [0]}, "no part 'train', only 'test'"),
+        (
+            {"train": [0], "test": [55, 56]},
+            "none of the 2 records of the official part 'test' is among the 30",
+        ),
+        ({"train": [0], "test": [5]}, "'train' of 3 structures is one record"),
+    ],
+)
 def test_wrong_official_splits(parts, message):
     with pytest.raises(ValueError, match=message):
         split("official", (5, 1, 1), seed=0, **official_case(**parts))
@@ -269,13 +360,20 @@ def test_check_parts_keeps_the_order_of_the_file():
 
 def test_describe():
     molecule = np.array(["a", "a", "b", "c"])
-    assert describe({"train": np.array([0, 1, 2]), "valid": np.array([], int), "test": np.array([3])}, molecule) == {
-        "train": {"structures": 3, "molecules": 2}, "valid": {"structures": 0, "molecules": 0},
-        "test": {"structures": 1, "molecules": 1}}
+    assert describe(
+        {"train": np.array([0, 1, 2]), "valid": np.array([], int), "test": np.array([3])}, molecule
+    ) == {
+        "train": {"structures": 3, "molecules": 2},
+        "valid": {"structures": 0, "molecules": 0},
+        "test": {"structures": 1, "molecules": 1},
+    }
 
 
 @settings(max_examples=100, deadline=None)
-@given(labels=st.lists(st.integers(0, 9), max_size=40), dtype=st.sampled_from([np.int32, np.uint64, str]))
+@given(
+    labels=st.lists(st.integers(0, 9), max_size=40),
+    dtype=st.sampled_from([np.int32, np.uint64, str]),
+)
 def test_group_is_the_inverse_of_unique(labels, dtype):
     labels = np.array(labels, dtype)
     number, count = group(labels)

@@ -23,14 +23,22 @@ def pairs(molecule, conformer, indices):
 
 
 @settings(max_examples=150, deadline=None)
-@given(data=data(), n_s=st.tuples(st.integers(1, 3), st.integers(1, 3)),
-       n_c=st.tuples(st.integers(1, 5), st.integers(1, 5)), seed=st.integers(0, 2**70))
+@given(
+    data=data(),
+    n_s=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    n_c=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    seed=st.integers(0, 2**70),
+)
 def test_nested_and_of_the_asked_size(data, n_s, n_c, seed):
     molecule, conformer = data
     found = []
     for count, each in zip(sorted(n_s), sorted(n_c)):
         indices = nested_subset(molecule, conformer, count, each, seed=seed, min_conformers=5)
-        assert indices.dtype == np.int64 and (np.diff(indices) > 0).all() and len(indices) == count * each
+        assert (
+            indices.dtype == np.int64
+            and (np.diff(indices) > 0).all()
+            and len(indices) == count * each
+        )
         names, counts = np.unique(molecule[indices], return_counts=True)
         assert len(names) == count and (counts == each).all()
         assert all((molecule == name).sum() >= 5 for name in names)
@@ -45,20 +53,34 @@ def test_molecules_of_few_conformers_come_last(data, seed):
     names, sizes = np.unique(molecule, return_counts=True)
     many = set(names[sizes >= 5])
     enough = (sizes >= 2).sum()
-    everything = nested_subset(molecule, conformer, enough, 2, seed=seed, min_conformers=5, fewer_last=True)
+    everything = nested_subset(
+        molecule, conformer, enough, 2, seed=seed, min_conformers=5, fewer_last=True
+    )
     assert set(molecule[everything]) == set(names[sizes >= 2])
     for count in (1, len(many), enough):
-        some = nested_subset(molecule, conformer, count, 1, seed=seed, min_conformers=5, fewer_last=True)
+        some = nested_subset(
+            molecule, conformer, count, 1, seed=seed, min_conformers=5, fewer_last=True
+        )
         assert pairs(molecule, conformer, some) <= pairs(molecule, conformer, everything)
         assert len(set(molecule[some]) & many) == min(count, len(many))
     without = nested_subset(molecule, conformer, len(many), 4, seed=seed, min_conformers=5)
-    assert np.array_equal(without, nested_subset(molecule, conformer, len(many), 4, seed=seed, min_conformers=5,
-                                                 fewer_last=True))
-    order = [nested_subset(molecule, conformer, n, 1, seed=seed, min_conformers=5, fewer_last=True)
-             for n in range(1, len(names) + 1)]
+    assert np.array_equal(
+        without,
+        nested_subset(
+            molecule, conformer, len(many), 4, seed=seed, min_conformers=5, fewer_last=True
+        ),
+    )
+    order = [
+        nested_subset(molecule, conformer, n, 1, seed=seed, min_conformers=5, fewer_last=True)
+        for n in range(1, len(names) + 1)
+    ]
     assert all(set(a) < set(b) for a, b in zip(order, order[1:]))
-    with pytest.raises(ValueError, match=f"{enough + 1} molecules with at least 2 conformations are asked for"):
-        nested_subset(molecule, conformer, enough + 1, 2, seed=seed, min_conformers=5, fewer_last=True)
+    with pytest.raises(
+        ValueError, match=f"{enough + 1} molecules with at least 2 conformations are asked for"
+    ):
+        nested_subset(
+            molecule, conformer, enough + 1, 2, seed=seed, min_conformers=5, fewer_last=True
+        )
 
 
 @settings(max_examples=80, deadline=None)
@@ -75,13 +97,15 @@ def test_conformations_of_a_molecule_do_not_depend_on_the_others():
     molecule, conformer = np.repeat(["a", "b", "c"], 20), np.tile(np.arange(20), 3)
     everything = pairs(molecule, conformer, nested_subset(molecule, conformer, 3, 6, seed=1))
     alone = nested_subset(molecule[20:40], conformer[20:40], 1, 6, seed=1)
-    assert pairs(molecule[20:40], conformer[20:40], alone) == {pair for pair in everything if pair[0] == "b"}
+    assert pairs(molecule[20:40], conformer[20:40], alone) == {
+        pair for pair in everything if pair[0] == "b"
+    }
 
 
 def test_conformations_are_drawn_anew_for_every_molecule_and_seed():
     molecule, conformer = np.repeat(np.arange(50), 20), np.tile(np.arange(20), 50)
     drawn = [nested_subset(molecule, conformer, 50, 5, seed=seed) for seed in (0, 1)]
-    choices = {tuple(conformer[drawn[0]][5 * n:5 * n + 5]) for n in range(50)}
+    choices = {tuple(conformer[drawn[0]][5 * n : 5 * n + 5]) for n in range(50)}
     assert len(choices) > 40 and not np.array_equal(*drawn)
     # every conformation is as likely as any other: 250 draws of 20, so 12.5 each
     assert 3 <= np.bincount(conformer[drawn[0]], minlength=20).min() <= 12.5
@@ -89,7 +113,9 @@ def test_conformations_are_drawn_anew_for_every_molecule_and_seed():
 
 def test_every_molecule_is_as_likely():
     molecule = np.arange(40)
-    drawn = np.concatenate([nested_subset(molecule, np.zeros(40, int), 10, 1, seed=seed) for seed in range(200)])
+    drawn = np.concatenate(
+        [nested_subset(molecule, np.zeros(40, int), 10, 1, seed=seed) for seed in range(200)]
+    )
     counts = np.bincount(drawn, minlength=40)
     assert 25 < counts.min() and counts.max() < 80  # 50 expected, with a standard deviation of 6
 
@@ -105,10 +131,19 @@ def test_repeated_conformer_numbers_give_the_asked_count():
     assert len(indices) == 10 and (np.bincount(indices // 6) == 5).all()
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ((3, 4, None), "3 molecules with at least 4 conformations are asked for; 2 of 4 .* .the most is 6"),
-    ((2, 2, 6), "2 molecules with at least 6 conformations are asked for; 1 of 4"),
-    ((0, 1, None), "at least 1 molecule"), ((1, 0, None), "at least 1"), ((1, 3, 2), "not below num_conformers")])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            (3, 4, None),
+            "3 molecules with at least 4 conformations are asked for; 2 of 4 .* .the most is 6",
+        ),
+        ((2, 2, 6), "2 molecules with at least 6 conformations are asked for; 1 of 4"),
+        ((0, 1, None), "at least 1 molecule"),
+        ((1, 0, None), "at least 1"),
+        ((1, 3, 2), "not below num_conformers"),
+    ],
+)
 def test_wrong_requests(arguments, message):
     molecule = np.repeat(["a", "b", "c", "d"], [6, 4, 2, 1])
     with pytest.raises(ValueError, match=message):
@@ -118,7 +153,6 @@ def test_wrong_requests(arguments, message):
 def test_conformer_numbers_are_checked():
     with pytest.raises(ValueError, match="whole number for each of 3 structures; received float64"):
         nested_subset(np.array(["a"] * 3), np.zeros(3), 1, 1, seed=0)
-
 
 
 def test_budget_grid():

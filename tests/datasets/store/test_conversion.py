@@ -73,8 +73,11 @@ def recipe(path=MOLECULES, atoms_per_shard=60, **fields):
 
 def contents(folder):
     """Bytes of every file of a store but the lock, by name."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(Path(folder).rglob("*"))
-            if p.is_file() and p.name != ".conversion.lock"}
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in sorted(Path(folder).rglob("*"))
+        if p.is_file() and p.name != ".conversion.lock"
+    }
 
 
 def shard_files(folder):
@@ -124,8 +127,13 @@ def copy(undisturbed, tmp_path):
 def script(tmp_path, *arguments):
     file = tmp_path / "script.py"
     file.write_text(SCRIPT)
-    return subprocess.Popen([sys.executable, str(file), *map(str, arguments)], stdout=subprocess.PIPE, text=True,
-                            stderr=subprocess.PIPE, env=dict(os.environ, PYTHONPATH=str(REPOSITORY)))
+    return subprocess.Popen(
+        [sys.executable, str(file), *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        text=True,
+        stderr=subprocess.PIPE,
+        env=dict(os.environ, PYTHONPATH=str(REPOSITORY)),
+    )
 
 
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-6), ("float64", 0)])
@@ -140,7 +148,9 @@ def test_equals_reading_the_source(tmp_path, dtype, tolerance, atoms_per_shard):
     found = store.take(np.arange(len(store)))
     for name, value in vars(expected).items():
         if name in ("positions", "forces"):
-            np.testing.assert_allclose(getattr(found, name), value, rtol=0, atol=tolerance * np.abs(value).max())
+            np.testing.assert_allclose(
+                getattr(found, name), value, rtol=0, atol=tolerance * np.abs(value).max()
+            )
         else:
             np.testing.assert_equal(getattr(found, name), value, err_msg=name)
 
@@ -148,17 +158,31 @@ def test_equals_reading_the_source(tmp_path, dtype, tolerance, atoms_per_shard):
 def test_shards_hold_about_what_is_asked(tmp_path):
     folder = convert(recipe(atoms_per_shard=200), tmp_path / "store")
     sizes = [s["atoms"] for s in Store(folder).manifest["shards"]]
-    assert all(100 <= size <= 220 for size in sizes[:-1]) and sum(sizes) == Store(folder).index("n_atoms").sum()
+    assert (
+        all(100 <= size <= 220 for size in sizes[:-1])
+        and sum(sizes) == Store(folder).index("n_atoms").sum()
+    )
 
 
 def test_manifest_says_what_the_store_is(undisturbed):
     manifest = Store(undisturbed).manifest
-    assert manifest["structures"] == 102 and manifest["molecules"] == 17 and not manifest["periodic"]
+    assert (
+        manifest["structures"] == 102 and manifest["molecules"] == 17 and not manifest["periodic"]
+    )
     source = manifest["source"]
-    assert source["reader"] == "spice" and source["records"] == 17 and source["units"]["positions"] == "bohr"
+    assert (
+        source["reader"] == "spice"
+        and source["records"] == 17
+        and source["units"]["positions"] == "bohr"
+    )
     assert source["files"][0]["name"] == MOLECULES.name and len(source["files"][0]["sha256"]) == 64
-    assert manifest["level_of_theory"].startswith("GFN2-xTB") and manifest["units"]["forces"] == "eV/Å"
-    assert manifest["counts"] == {"read": 102, "skipped": {}, "removed": {}} and manifest["problems"] == []
+    assert (
+        manifest["level_of_theory"].startswith("GFN2-xTB") and manifest["units"]["forces"] == "eV/Å"
+    )
+    assert (
+        manifest["counts"] == {"read": 102, "skipped": {}, "removed": {}}
+        and manifest["problems"] == []
+    )
     assert manifest["findings"]["counts"]["structures"] == 102
     assert manifest["properties"] == {"formation_energy": []} and manifest["atom_properties"] == {}
     assert removed(undisturbed) == []
@@ -178,10 +202,15 @@ def test_properties_stand_in_the_manifest(tmp_path):
 def test_official_split_is_stored(tmp_path):
     path = DATA / "readers" / "md17" / "rmd17_ethanol.npz"
     store = Store(convert(recipe(path, 27), tmp_path / "store"))
-    rows = {part: np.loadtxt(path.parent / "splits" / f"ethanol_{part}_01.csv", dtype=int).tolist()
-            for part in ("train", "test")}
+    rows = {
+        part: np.loadtxt(path.parent / "splits" / f"ethanol_{part}_01.csv", dtype=int).tolist()
+        for part in ("train", "test")
+    }
     assert {name: v.tolist() for name, v in store.official_split().items()} == rows
-    assert store.manifest["official_split"] == ["test", "train"] and len(store.manifest["source"]["files"]) == 3
+    assert (
+        store.manifest["official_split"] == ["test", "train"]
+        and len(store.manifest["source"]["files"]) == 3
+    )
 
 
 def test_number_of_processes_changes_no_byte(undisturbed, tmp_path):
@@ -192,7 +221,10 @@ def test_number_of_processes_changes_no_byte(undisturbed, tmp_path):
 def test_number_of_threads_changes_no_byte(tmp_path):
     """Workers compute with one thread, this process with many; a shard large enough for that comes from both."""
     source = repeated(tmp_path / "many.hdf5", 40)
-    both = [convert(recipe(source, 12_000), tmp_path / f"{n}", num_processes=n, refuse=False) for n in (1, 2)]
+    both = [
+        convert(recipe(source, 12_000), tmp_path / f"{n}", num_processes=n, refuse=False)
+        for n in (1, 2)
+    ]
     assert len(shard_files(both[0])) >= 3 and contents(both[0]) == contents(both[1])
 
 
@@ -206,14 +238,20 @@ def test_killed_at_any_moment(tmp_path):
     status = [int(line.split()[1]) for line in output.splitlines()]
     assert len(status) == len(moments), errors
     kills = status.index(0)
-    assert status[:kills] == [signal.SIGKILL] * kills and kills == len(expected)  # each file is one moment
+    assert status[:kills] == [signal.SIGKILL] * kills and kills == len(
+        expected
+    )  # each file is one moment
     for moment in moments[:kills]:
         folder = tmp_path / "killed" / str(moment)
         assert not is_store(folder)
-        before = {p: p.stat().st_mtime_ns for p in shard_files(folder) if p.with_suffix(".json").exists()}
+        before = {
+            p: p.stat().st_mtime_ns for p in shard_files(folder) if p.with_suffix(".json").exists()
+        }
         convert(recipe(atoms_per_shard=500), folder)
         assert contents(folder) == expected, f"killed before file {moment}"
-        assert all(p.stat().st_mtime_ns == made for p, made in before.items()), "what is done is not done again"
+        assert all(p.stat().st_mtime_ns == made for p, made in before.items()), (
+            "what is done is not done again"
+        )
 
 
 def processes():
@@ -236,7 +274,9 @@ def test_killed_with_two_processes(tmp_path):
     process = script(tmp_path, source, tmp_path / "store", 2)
     deadline = time.monotonic() + 60
     while len(shard_files(tmp_path / "store")) < 6:
-        assert process.poll() is None and time.monotonic() < deadline, "the conversion does not get on"
+        assert process.poll() is None and time.monotonic() < deadline, (
+            "the conversion does not get on"
+        )
         time.sleep(0.002)
     children = [pid for pid, parent in processes().items() if parent == process.pid]
     process.kill()
@@ -250,11 +290,17 @@ def test_killed_with_two_processes(tmp_path):
     finally:
         for pid in set(children) & processes().keys():
             os.kill(pid, signal.SIGKILL)
-    done = {p: p.stat().st_mtime_ns for p in shard_files(tmp_path / "store") if p.with_suffix(".json").exists()}
+    done = {
+        p: p.stat().st_mtime_ns
+        for p in shard_files(tmp_path / "store")
+        if p.with_suffix(".json").exists()
+    }
     assert 5 <= len(done) < 102
     convert(recipe(source, 20), tmp_path / "store")
     assert all(p.stat().st_mtime_ns == made for p, made in done.items())
-    assert contents(tmp_path / "store") == contents(convert(recipe(source, 20), tmp_path / "undisturbed"))
+    assert contents(tmp_path / "store") == contents(
+        convert(recipe(source, 20), tmp_path / "undisturbed")
+    )
 
 
 def test_two_at_the_same_folder(tmp_path):
@@ -263,12 +309,21 @@ def test_two_at_the_same_folder(tmp_path):
     for process in both:
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors
-    assert contents(tmp_path / "store") == contents(convert(recipe(source, 20), tmp_path / "undisturbed"))
+    assert contents(tmp_path / "store") == contents(
+        convert(recipe(source, 20), tmp_path / "undisturbed")
+    )
 
 
-@pytest.mark.parametrize("spoil", [
-    lambda p: p.unlink(), lambda p: p.write_bytes(p.read_bytes()[:-1] + b"\x07"), lambda p: p.write_bytes(b""),
-    lambda p: p.write_bytes(p.read_bytes()[:50])], ids=["deleted", "flipped", "empty", "cut"])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda p: p.unlink(),
+        lambda p: p.write_bytes(p.read_bytes()[:-1] + b"\x07"),
+        lambda p: p.write_bytes(b""),
+        lambda p: p.write_bytes(p.read_bytes()[:50]),
+    ],
+    ids=["deleted", "flipped", "empty", "cut"],
+)
 @pytest.mark.parametrize("finished", [True, False])
 def test_only_the_damaged_shard_is_made_anew(undisturbed, copy, spoil, finished):
     before = {p.name: p.stat().st_mtime_ns for p in shard_files(copy)}
@@ -312,11 +367,19 @@ def test_damaged_plan(copy, content):
 
 
 def test_second_call_changes_nothing(copy, monkeypatch):
-    before = {p: p.stat().st_mtime_ns for p in copy.rglob("*") if p.is_file() and p.name != ".conversion.lock"}
+    before = {
+        p: p.stat().st_mtime_ns
+        for p in copy.rglob("*")
+        if p.is_file() and p.name != ".conversion.lock"
+    }
     monkeypatch.setattr(conversion, "write_shard", lambda *_: pytest.fail("a shard is made again"))
     monkeypatch.setattr(conversion, "write_json", lambda *_: pytest.fail("something is written"))
     assert convert(recipe(), copy) == copy
-    assert {p: p.stat().st_mtime_ns for p in copy.rglob("*") if p.is_file() and p.name != ".conversion.lock"} == before
+    assert {
+        p: p.stat().st_mtime_ns
+        for p in copy.rglob("*")
+        if p.is_file() and p.name != ".conversion.lock"
+    } == before
 
 
 def change_inside(path):
@@ -335,8 +398,10 @@ def test_source_that_changed_is_refused(tmp_path, finished):
     change_inside(source)
     if not finished:
         (folder / "manifest.json").unlink()
-    with pytest.raises(DatasetError, match="(?s)another source or with other settings.*source.digest: .* -> .*"
-                                           "another folder"):
+    with pytest.raises(
+        DatasetError,
+        match="(?s)another source or with other settings.*source.digest: .* -> .*another folder",
+    ):
         convert(recipe(source), folder)
     assert is_store(folder) == finished
 
@@ -352,10 +417,14 @@ def test_source_with_another_time_of_change(tmp_path):
         convert(recipe(source), folder)
 
 
-@pytest.mark.parametrize("fields, words", [
-    ({"filters": {"max_atoms": 8}}, "recipe.filters.max_atoms: '\\(absent\\)' -> 8"),
-    ({"dtype": "float64"}, "recipe.dtype: 'float32' -> 'float64'"),
-    ({"atoms_per_shard": 61}, "recipe.atoms_per_shard: 60 -> 61")])
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        ({"filters": {"max_atoms": 8}}, "recipe.filters.max_atoms: '\\(absent\\)' -> 8"),
+        ({"dtype": "float64"}, "recipe.dtype: 'float32' -> 'float64'"),
+        ({"atoms_per_shard": 61}, "recipe.atoms_per_shard: 60 -> 61"),
+    ],
+)
 def test_other_settings_are_refused(copy, fields, words):
     with pytest.raises(DatasetError, match=words):
         convert(recipe(**fields), copy)
@@ -372,13 +441,18 @@ def test_shards_without_a_plan_are_refused(copy):
 def test_gradients_for_forces_are_refused(tmp_path, atoms_per_shard):
     source = edited(tmp_path / "wrong.hdf5", gradients_negated)
     asked = recipe(source, atoms_per_shard)
-    with pytest.raises(DatasetError, match=r"(?s)wrong.hdf5: refused.*look like gradients.*--config.data.refuse=False"):
+    with pytest.raises(
+        DatasetError,
+        match=r"(?s)wrong.hdf5: refused.*look like gradients.*--config.data.refuse=False",
+    ):
         convert(asked, tmp_path / "store")
     assert not is_store(tmp_path / "store")
     with pytest.raises(DatasetError, match="look like gradients"):
         convert(asked, tmp_path / "store")
     store = Store(convert(asked, tmp_path / "store", refuse=False))
-    assert [p["what"] for p in store.manifest["problems"] if p["severity"] == "error"] == ["gradients"]
+    assert [p["what"] for p in store.manifest["problems"] if p["severity"] == "error"] == [
+        "gradients"
+    ]
     right = Store(convert(recipe(MOLECULES, atoms_per_shard), tmp_path / "right"))
     assert not right.manifest["problems"]
 
@@ -410,13 +484,16 @@ def test_problems_are_told(tmp_path, caplog):
 
 def test_being_killed_decides_nothing(tmp_path):
     """One bad structure of 102 is let pass; so it is by a conversion that goes on with the shard that holds it."""
+
     def collide(number, group):
         if number == 9:
             group["conformations"][2, 1] = group["conformations"][2, 0] + 0.1
 
     source = edited(tmp_path / "data.hdf5", collide)
     store = Store(convert(recipe(source), tmp_path / "store"))
-    assert ("warning", "atoms too close") in {(p["severity"], p["what"]) for p in store.manifest["problems"]}
+    assert ("warning", "atoms too close") in {
+        (p["severity"], p["what"]) for p in store.manifest["problems"]
+    }
     before = contents(tmp_path / "store")
     (tmp_path / "store" / "manifest.json").unlink()
     for number in range(9, 17):
@@ -426,21 +503,33 @@ def test_being_killed_decides_nothing(tmp_path):
 
 
 def test_filters_leave_out_what_they_say(tmp_path):
-    settings = {"elements": ["H", "C", "N", "O"], "charge": 0.0, "max_atoms": 9, "max_force": 6.0, "require": "both"}
+    settings = {
+        "elements": ["H", "C", "N", "O"],
+        "charge": 0.0,
+        "max_atoms": 9,
+        "max_force": 6.0,
+        "require": "both",
+    }
     folder = convert(recipe(filters=settings), tmp_path / "store")
     store = Store(folder)
     with recipe().open() as source:
         everything = list(source)
 
     def passes(s):
-        return {*s.numbers.tolist()} <= {1, 6, 7, 8} and s.charge == 0 and len(s) <= 9 and np.abs(s.forces).max() <= 6
+        return (
+            {*s.numbers.tolist()} <= {1, 6, 7, 8}
+            and s.charge == 0
+            and len(s) <= 9
+            and np.abs(s.forces).max() <= 6
+        )
 
     kept = [s for s in everything if passes(s)]
     assert 10 < len(kept) < 90 and not passes(everything[0]), "the first shard is empty"
     assert store.manifest["shards"][0]["structures"] == 0 and len(shard_files(folder)) == 17
     assert [(s.record, s.conformer) for s in store] == [(s.record, s.conformer) for s in kept]
     assert [identity for identity, _ in removed(folder)] == [
-        f"{s.source}#{s.conformer}" for s in everything if not passes(s)]
+        f"{s.source}#{s.conformer}" for s in everything if not passes(s)
+    ]
     counts = store.manifest["counts"]
     reasons = [reason for _, reason in removed(folder)]
     assert counts["removed"] == {r: reasons.count(r) for r in reasons}
@@ -461,19 +550,26 @@ def test_filters_over_conformations(tmp_path):
     folder = convert(recipe(source, filters=settings), tmp_path / "store", refuse=False)
     store = Store(folder)
     with h5py.File(source) as file:
-        expected = {(f"data.hdf5:{name}#{(4, 2)[n % 3]}", ("energy outlier", "force outlier")[n % 3])
-                    for n, name in enumerate(file) if n % 3 < 2}
+        expected = {
+            (f"data.hdf5:{name}#{(4, 2)[n % 3]}", ("energy outlier", "force outlier")[n % 3])
+            for n, name in enumerate(file)
+            if n % 3 < 2
+        }
     assert set(removed(folder)) == expected and len(removed(folder)) == len(expected) == 12
     assert len(store) == 90 and store.manifest["filtered"]
     assert store.manifest["counts"]["removed"] == {"energy outlier": 6, "force outlier": 6}
-    one = Store(convert(recipe(source, 10**6, filters=settings), tmp_path / "one shard", refuse=False))
+    one = Store(
+        convert(recipe(source, 10**6, filters=settings), tmp_path / "one shard", refuse=False)
+    )
     assert removed(one.path) == removed(folder)
     np.testing.assert_array_equal(one.index("fingerprint"), store.index("fingerprint"))
 
 
 @pytest.mark.parametrize("refuse", [True, False])
 def test_nothing_is_left(tmp_path, refuse):
-    with pytest.raises(DatasetError, match="no structure is left of 102 read .*'too many atoms': 102.*the filters"):
+    with pytest.raises(
+        DatasetError, match="no structure is left of 102 read .*'too many atoms': 102.*the filters"
+    ):
         convert(recipe(filters={"max_atoms": 2}), tmp_path / "store", refuse=refuse)
     assert not is_store(tmp_path / "store")
 
@@ -490,8 +586,11 @@ def test_skipped_conformations_are_counted_and_named(tmp_path):
     named = {(f"data.hdf5:{names[n]}#3", "positions not finite") for n in (2, 5)}
     assert named <= set(removed(store.path))
     counts = store.manifest["counts"]
-    assert counts == {"read": 100, "skipped": {"positions not finite": 2}, "removed": {"charge": 102 - 2 - len(store)
-                                                                                      - (counts["read"] - 100)}}
+    assert counts == {
+        "read": 100,
+        "skipped": {"positions not finite": 2},
+        "removed": {"charge": 102 - 2 - len(store) - (counts["read"] - 100)},
+    }
     assert len(removed(store.path)) == 102 - len(store) and 0 < counts["removed"]["charge"] < 100
 
 
@@ -509,7 +608,9 @@ def test_full_disk(tmp_path, monkeypatch, written):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(DatasetError, match="store cannot be written.*No space left.*What is done stays"):
+        with pytest.raises(
+            DatasetError, match="store cannot be written.*No space left.*What is done stays"
+        ):
             convert(recipe(atoms_per_shard=500), tmp_path / "store")
     assert count[0] == written + 1 and not is_store(tmp_path / "store")
     done = {p: p.stat().st_mtime_ns for p in shard_files(tmp_path / "store")}
@@ -543,7 +644,10 @@ def test_read_only_folder():
             os.chmod(path, mode)
         asked = recipe(source, reader="spice")
         asked.open().close()  # what is imported then need not be readable by others
-        with ordinary_user(), pytest.raises(DatasetError, match="stores/a: the store cannot be written.*Permission"):
+        with (
+            ordinary_user(),
+            pytest.raises(DatasetError, match="stores/a: the store cannot be written.*Permission"),
+        ):
             convert(asked, folder / "stores" / "a")
 
 
@@ -556,13 +660,16 @@ def test_file_in_place_of_the_folder(tmp_path):
 
 def test_worker_errors_are_the_readers(tmp_path):
     """A record that cannot be read is named, from whichever process it is read."""
+
     def wrong_unit(number, group):
         if number == 11:  # not among the records that are looked at beforehand
             group["conformations"].attrs["units"] = "angstrom"
 
     source = edited(tmp_path / "data.hdf5", wrong_unit, repeated(tmp_path / "many.hdf5", 4))
     for n in (1, 2):
-        with pytest.raises(DatasetError, match="data.hdf5:[-a-z]+ 003: conformations is in 'angstrom'"):
+        with pytest.raises(
+            DatasetError, match="data.hdf5:[-a-z]+ 003: conformations is in 'angstrom'"
+        ):
             convert(recipe(source), tmp_path / f"{n}", num_processes=n)
         assert not is_store(tmp_path / f"{n}") and shard_files(tmp_path / f"{n}")
 
@@ -590,9 +697,17 @@ def test_default_filters_leave_out_nothing_without_labels(tmp_path):
     store = Store(convert(recipe(edited(tmp_path / "data.hdf5", unlabelled)), tmp_path / "store"))
     without = np.flatnonzero(np.asarray(store.index("record")) == 3)
     assert len(store) == 102 and np.isnan(store.take(without).energy).all()
-    assert np.isnan(store.take(without).forces).all() and np.isnan(store.index("max_force")[without]).all()
-    assert np.isfinite(store.take(np.flatnonzero(np.asarray(store.index("record")) != 3)).forces).all()
-    assert json.loads((store.path / "manifest.json").read_text())["problems"][0]["severity"] == "warning"
+    assert (
+        np.isnan(store.take(without).forces).all()
+        and np.isnan(store.index("max_force")[without]).all()
+    )
+    assert np.isfinite(
+        store.take(np.flatnonzero(np.asarray(store.index("record")) != 3)).forces
+    ).all()
+    assert (
+        json.loads((store.path / "manifest.json").read_text())["problems"][0]["severity"]
+        == "warning"
+    )
 
 
 def test_a_first_shard_without_labels_refuses_nothing(tmp_path):
@@ -605,8 +720,15 @@ def test_a_first_shard_without_labels_refuses_nothing(tmp_path):
         atoms.calc = SinglePointCalculator(atoms, energy=energy)
         frames.append(atoms)
     ase.io.write(tmp_path / "half.xyz", frames, format="extxyz")
-    made = Store(convert(ConversionSpec(str(tmp_path / "half.xyz"), "ase", {"energy_key": "energy"},
-                                        atoms_per_shard=30),
-                         tmp_path / "store", num_processes=1, progress=False))
+    made = Store(
+        convert(
+            ConversionSpec(
+                str(tmp_path / "half.xyz"), "ase", {"energy_key": "energy"}, atoms_per_shard=30
+            ),
+            tmp_path / "store",
+            num_processes=1,
+            progress=False,
+        )
+    )
     assert len(made) == 60 and np.isfinite(made.index("energy")).sum() == 30
     assert any("energy" in p["message"] for p in made.manifest["problems"])

@@ -26,16 +26,30 @@ def structures(draw, min_size=0):
     made = []
     for s, n in enumerate(draw(st.lists(st.integers(0, 6), min_size=min_size, max_size=7))):
         periodic = some_periodic and draw(st.booleans())
-        made.append(Structure(
-            rng.integers(1, 119, n).astype(np.int32), rng.normal(size=(n, 3)) * 10.0 ** rng.integers(-3, 4),
-            energy=draw(st.sampled_from([float("nan"), -1e5 - 1 / 3, 2.5])),
-            forces=rng.normal(size=(n, 3)) if some_forces and draw(st.booleans()) else None,
-            charge=float(rng.integers(-2, 3)), cell=rng.normal(size=(3, 3)) if periodic else None,
-            pbc=np.array([True, s % 2 == 0, False]) if periodic else None,
-            molecule=draw(TEXT), smiles=draw(TEXT), subset=draw(TEXT), source=draw(TEXT),
-            conformer=int(rng.integers(0, 2**40)), record=int(rng.integers(0, 2**40)),
-            properties={"gap": float(rng.normal()), "dipole": rng.normal(size=3)} if s % 3 else {},
-            atom_properties={"charges": rng.normal(size=n), "quadrupoles": rng.normal(size=(n, 2, 3))}))
+        made.append(
+            Structure(
+                rng.integers(1, 119, n).astype(np.int32),
+                rng.normal(size=(n, 3)) * 10.0 ** rng.integers(-3, 4),
+                energy=draw(st.sampled_from([float("nan"), -1e5 - 1 / 3, 2.5])),
+                forces=rng.normal(size=(n, 3)) if some_forces and draw(st.booleans()) else None,
+                charge=float(rng.integers(-2, 3)),
+                cell=rng.normal(size=(3, 3)) if periodic else None,
+                pbc=np.array([True, s % 2 == 0, False]) if periodic else None,
+                molecule=draw(TEXT),
+                smiles=draw(TEXT),
+                subset=draw(TEXT),
+                source=draw(TEXT),
+                conformer=int(rng.integers(0, 2**40)),
+                record=int(rng.integers(0, 2**40)),
+                properties={"gap": float(rng.normal()), "dipole": rng.normal(size=3)}
+                if s % 3
+                else {},
+                atom_properties={
+                    "charges": rng.normal(size=n),
+                    "quadrupoles": rng.normal(size=(n, 2, 3)),
+                },
+            )
+        )
     return made
 
 
@@ -44,13 +58,18 @@ def rounded(columns: Columns, dtype) -> dict:
     fields = dict(vars(columns))
     for name in ("positions", "forces"):
         fields[name] = fields[name].astype(dtype).astype(np.float64)
-    fields["atom_properties"] = {k: v.astype(dtype).astype(np.float64) for k, v in columns.atom_properties.items()}
+    fields["atom_properties"] = {
+        k: v.astype(dtype).astype(np.float64) for k, v in columns.atom_properties.items()
+    }
     return fields
 
 
 def assert_same(found: Columns, expected: dict):
     np.testing.assert_equal(dict(vars(found)), expected)
-    assert found.positions.dtype == found.forces.dtype == np.float64 and found.numbers.dtype == np.int32
+    assert (
+        found.positions.dtype == found.forces.dtype == np.float64
+        and found.numbers.dtype == np.int32
+    )
     assert found.pbc is None or found.pbc.dtype == bool
 
 
@@ -86,9 +105,24 @@ def test_texts_of_any_codes(shard_path, made, seed):
 
 def water(n=4, **fields) -> Columns:
     rng = np.random.default_rng(0)
-    return Columns.from_structures([Structure(
-        np.array([8, 1, 1]), rng.normal(size=(3, 3)), energy=-2000.0 - s, forces=rng.normal(size=(3, 3)),
-        molecule="水", smiles="O", conformer=s, record=s, subset="", source=f"file:{s}", **fields) for s in range(n)])
+    return Columns.from_structures(
+        [
+            Structure(
+                np.array([8, 1, 1]),
+                rng.normal(size=(3, 3)),
+                energy=-2000.0 - s,
+                forces=rng.normal(size=(3, 3)),
+                molecule="水",
+                smiles="O",
+                conformer=s,
+                record=s,
+                subset="",
+                source=f"file:{s}",
+                **fields,
+            )
+            for s in range(n)
+        ]
+    )
 
 
 @settings(max_examples=20, deadline=None)
@@ -107,11 +141,17 @@ def test_missing_labels_take_no_space(tmp_path):
     bare = Columns.from_structures([Structure(np.array([1, 1]), np.eye(3)[:2])])
     arrays = encode(bare)
     assert not {"forces", "cell", "pbc"} & arrays.keys()
-    assert encode(water())["positions"].dtype == np.float32 and encode(water())["energy"].dtype == np.float64
+    assert (
+        encode(water())["positions"].dtype == np.float32
+        and encode(water())["energy"].dtype == np.float64
+    )
 
 
 def test_bytes_and_checksum_are_always_the_same(tmp_path):
-    sums = [write_shard(tmp_path / name, encode(water(properties={"b": 1.0, "a": 2.0}))) for name in ("x", "y")]
+    sums = [
+        write_shard(tmp_path / name, encode(water(properties={"b": 1.0, "a": 2.0})))
+        for name in ("x", "y")
+    ]
     swapped = write_shard(tmp_path / "z", encode(water(properties={"a": 2.0, "b": 1.0})))
     assert len({(tmp_path / name).read_bytes() for name in "xyz"}) == 1
     assert sums[0] == sums[1] == swapped == checksum(tmp_path / "x")
@@ -158,22 +198,59 @@ def header_end(content):
 
 def with_header(content, header):
     text = json.dumps(header).encode()
-    return len(text).to_bytes(8, "little") + text + content[header_end(content):]
+    return len(text).to_bytes(8, "little") + text + content[header_end(content) :]
 
 
-@pytest.mark.parametrize("change", [
-    lambda c: b"", lambda c: c[:5], lambda c: c[:100], lambda c: c[:header_end(c)], lambda c: c[:-1],
-    lambda c: b"<html>404 not found</html>" * 20, lambda c: b"\xff" * 8 + c[8:], lambda c: bytes(len(c)),
-    lambda c: with_header(c, []), lambda c: with_header(c, "text"), lambda c: with_header(c, 7),
-    lambda c: with_header(c, {}), lambda c: with_header(c, {"energy": 1}),
-    lambda c: with_header(c, {"energy": {"dtype": "BF16", "shape": [1], "data_offsets": [0, 2]}}),
-    lambda c: with_header(c, {"energy": {"dtype": "F64", "shape": [-1], "data_offsets": [8, 0]}}),
-    lambda c: with_header(c, {"energy": {"dtype": "F64", "shape": [4], "data_offsets": [0, 32]}})],
-    ids=["empty", "5 bytes", "100 bytes", "no data", "one byte short", "html", "long header", "zeros", "list", "text",
-         "number", "nothing", "no entry", "unknown type", "negative", "columns missing"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: b"",
+        lambda c: c[:5],
+        lambda c: c[:100],
+        lambda c: c[: header_end(c)],
+        lambda c: c[:-1],
+        lambda c: b"<html>404 not found</html>" * 20,
+        lambda c: b"\xff" * 8 + c[8:],
+        lambda c: bytes(len(c)),
+        lambda c: with_header(c, []),
+        lambda c: with_header(c, "text"),
+        lambda c: with_header(c, 7),
+        lambda c: with_header(c, {}),
+        lambda c: with_header(c, {"energy": 1}),
+        lambda c: with_header(
+            c, {"energy": {"dtype": "BF16", "shape": [1], "data_offsets": [0, 2]}}
+        ),
+        lambda c: with_header(
+            c, {"energy": {"dtype": "F64", "shape": [-1], "data_offsets": [8, 0]}}
+        ),
+        lambda c: with_header(
+            c, {"energy": {"dtype": "F64", "shape": [4], "data_offsets": [0, 32]}}
+        ),
+    ],
+    ids=[
+        "empty",
+        "5 bytes",
+        "100 bytes",
+        "no data",
+        "one byte short",
+        "html",
+        "long header",
+        "zeros",
+        "list",
+        "text",
+        "number",
+        "nothing",
+        "no entry",
+        "unknown type",
+        "negative",
+        "columns missing",
+    ],
+)
 def test_damaged_file_is_named(tmp_path, change):
     path = damaged(tmp_path, change)
-    with pytest.raises(DatasetError, match="00007.safetensors: this shard of the store is damaged.*convert again"):
+    with pytest.raises(
+        DatasetError, match="00007.safetensors: this shard of the store is damaged.*convert again"
+    ):
         Shard(path)
 
 
@@ -182,7 +259,7 @@ def test_any_flipped_byte_of_the_header_is_an_error_or_harmless_to_open(tmp_path
     content = path.read_bytes()
     refused = 0
     for place in range(0, header_end(content)):
-        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1:])
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
         try:
             assert len(Shard(path)) >= 0  # any other error than DatasetError fails here
         except DatasetError as error:

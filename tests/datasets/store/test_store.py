@@ -24,7 +24,17 @@ from mlip_jax.datasets.store.conversion import ConversionSpec
 from mlip_jax.datasets.store.store import INDEX, Store, is_store
 
 MOLECULES = Path(__file__).parents[2] / "data" / "gfn2_small.hdf5"
-LABELS = ("numbers", "positions", "forces", "energy", "charge", "cell", "pbc", "conformer", "record")
+LABELS = (
+    "numbers",
+    "positions",
+    "forces",
+    "energy",
+    "charge",
+    "cell",
+    "pbc",
+    "conformer",
+    "record",
+)
 DEVIATION = 0.02  # eV/atom, of the median of the molecule: leaves some of most molecules
 
 
@@ -41,23 +51,45 @@ def mixed_file(path):
         columns = "species:S:1:pos:R:3:q:R:1" + (":forces:R:3" if forces else "")
         lines += [str(n), f"Properties={columns} {label} {text} {cell}"]
         for a in range(n):
-            values = [*(rng.random(3) * 0.2 + np.array([a % 2, a // 2 % 2, a // 4]) * 1.5), rng.normal()]
-            lines.append(" ".join([("H", "C", "N", "O")[a % 4], *map(repr, map(float, values)),
-                                   *map(repr, rng.normal(size=3).tolist() if forces else [])]))
+            values = [
+                *(rng.random(3) * 0.2 + np.array([a % 2, a // 2 % 2, a // 4]) * 1.5),
+                rng.normal(),
+            ]
+            lines.append(
+                " ".join(
+                    [
+                        ("H", "C", "N", "O")[a % 4],
+                        *map(repr, map(float, values)),
+                        *map(repr, rng.normal(size=3).tolist() if forces else []),
+                    ]
+                )
+            )
     path.write_text("\n".join(lines) + "\n")
     return path
 
 
 def recipes(folder):
-    options = {"molecule_key": "molecule", "property_keys": ["dipole", "gap"], "atom_property_keys": ["q"]}
+    options = {
+        "molecule_key": "molecule",
+        "property_keys": ["dipole", "gap"],
+        "atom_property_keys": ["q"],
+    }
     mixed = str(mixed_file(folder / "mixed.xyz"))
-    return {"molecules": ConversionSpec(str(MOLECULES), atoms_per_shard=60),
-            "mixed": ConversionSpec(mixed, "ase", options, atoms_per_shard=12, dtype="float64"),
-            "one shard": ConversionSpec(mixed, "ase", options),
-            "with holes": ConversionSpec(str(MOLECULES), atoms_per_shard=60,
-                                         filters={"require": "none", "max_energy_deviation": DEVIATION}),
-            "no charged ones": ConversionSpec(str(MOLECULES), atoms_per_shard=60,
-                                              filters={"charge": 0.0, "require": "any", "max_atoms": 9})}
+    return {
+        "molecules": ConversionSpec(str(MOLECULES), atoms_per_shard=60),
+        "mixed": ConversionSpec(mixed, "ase", options, atoms_per_shard=12, dtype="float64"),
+        "one shard": ConversionSpec(mixed, "ase", options),
+        "with holes": ConversionSpec(
+            str(MOLECULES),
+            atoms_per_shard=60,
+            filters={"require": "none", "max_energy_deviation": DEVIATION},
+        ),
+        "no charged ones": ConversionSpec(
+            str(MOLECULES),
+            atoms_per_shard=60,
+            filters={"charge": 0.0, "require": "any", "max_atoms": 9},
+        ),
+    }
 
 
 def expected_of(recipe) -> list:
@@ -67,7 +99,10 @@ def expected_of(recipe) -> list:
     if "charge" in recipe.filters:
         made = [s for s in made if s.charge == 0 and len(s) <= 9]
     if "max_energy_deviation" in recipe.filters:
-        median = {m: np.median([s.energy for s in made if s.molecule == m]) for m in {s.molecule for s in made}}
+        median = {
+            m: np.median([s.energy for s in made if s.molecule == m])
+            for m in {s.molecule for s in made}
+        }
         made = [s for s in made if abs(s.energy - median[s.molecule]) <= DEVIATION * len(s)]
     return made
 
@@ -76,8 +111,15 @@ def expected_of(recipe) -> list:
 def stores(tmp_path_factory):
     """By name: (path, the structures that it must hold)."""
     folder = tmp_path_factory.mktemp("stores")
-    return {name: (conversion.convert(recipe, folder / name, num_processes=1, progress=False, refuse=False),
-                   Columns.from_structures(expected_of(recipe))) for name, recipe in recipes(folder).items()}
+    return {
+        name: (
+            conversion.convert(
+                recipe, folder / name, num_processes=1, progress=False, refuse=False
+            ),
+            Columns.from_structures(expected_of(recipe)),
+        )
+        for name, recipe in recipes(folder).items()
+    }
 
 
 @pytest.fixture(params=["molecules", "mixed", "one shard", "with holes", "no charged ones"])
@@ -115,10 +157,14 @@ def assert_same(found: Columns, expected: Columns, names=None):
 def test_stores_are_what_these_tests_need(stores):
     counts = {name: len(Store(path).manifest["shards"]) for name, (path, _) in stores.items()}
     assert counts["molecules"] == 17 and counts["mixed"] > 10 and counts["one shard"] == 1
-    empty = [s for s in Store(stores["no charged ones"][0]).manifest["shards"] if not s["structures"]]
+    empty = [
+        s for s in Store(stores["no charged ones"][0]).manifest["shards"] if not s["structures"]
+    ]
     assert empty, "a shard of which the filters leave nothing"
-    columns = [shards.Shard(stores["mixed"][0] / "shards" / s["file"]).arrays.keys()
-               for s in Store(stores["mixed"][0]).manifest["shards"]]
+    columns = [
+        shards.Shard(stores["mixed"][0] / "shards" / s["file"]).arrays.keys()
+        for s in Store(stores["mixed"][0]).manifest["shards"]
+    ]
     for name in ("cell", "forces"):
         assert 0 < sum(name in c for c in columns) < len(columns), name
     holes = Store(stores["with holes"][0])
@@ -137,7 +183,9 @@ def test_holds_what_the_source_holds(made):
 @given(data=st.data())
 def test_take_in_any_order(stores, data):
     for path, expected in stores.values():
-        indices = np.array(data.draw(st.lists(st.integers(0, len(expected) - 1), max_size=12)), np.int64)
+        indices = np.array(
+            data.draw(st.lists(st.integers(0, len(expected) - 1), max_size=12)), np.int64
+        )
         found = Store(path)
         assert_same(found.take(indices), expected.take(indices))
         assert_same(found.take(indices, labels_only=True), expected.take(indices), LABELS)
@@ -161,7 +209,9 @@ def test_numbers_outside_are_refused(made, labels_only):
 
 def test_iterates_as_a_sequence(stores):
     path, expected = stores["with holes"]
-    assert [(s.record, s.conformer) for s in Store(path)] == list(zip(expected.record, expected.conformer))
+    assert [(s.record, s.conformer) for s in Store(path)] == list(
+        zip(expected.record, expected.conformer)
+    )
 
 
 @pytest.mark.parametrize("size", [1, 7, 4096])
@@ -195,16 +245,25 @@ def test_index(made):
     biggest = [np.abs(s.forces).max() for s in expected]
     shortest = geometry.shortest_distances(expected)
     recomputed = {
-        "n_atoms": expected.n_atoms, "energy": expected.energy, "charge": expected.charge,
-        "molecule": stable_ids(expected.molecule), "record": expected.record, "conformer": expected.conformer,
-        "max_force": biggest, "force_rms": force_rms_per_structure(expected), "shortest_distance": shortest,
-        "fingerprint": geometry.fingerprints(expected)}
+        "n_atoms": expected.n_atoms,
+        "energy": expected.energy,
+        "charge": expected.charge,
+        "molecule": stable_ids(expected.molecule),
+        "record": expected.record,
+        "conformer": expected.conformer,
+        "max_force": biggest,
+        "force_rms": force_rms_per_structure(expected),
+        "shortest_distance": shortest,
+        "fingerprint": geometry.fingerprints(expected),
+    }
     assert recomputed.keys() == INDEX.keys()
     for name, values in recomputed.items():
         index = found.index(name)
         assert index.dtype == INDEX[name] and index.shape == (len(found),)
-        np.testing.assert_allclose(index, values, rtol=0 if index.dtype.kind in "iu" else 1e-6, err_msg=name)
-    rms = [np.sqrt((s.forces ** 2).mean()) for s in expected]
+        np.testing.assert_allclose(
+            index, values, rtol=0 if index.dtype.kind in "iu" else 1e-6, err_msg=name
+        )
+    rms = [np.sqrt((s.forces**2).mean()) for s in expected]
     np.testing.assert_allclose(found.index("force_rms"), rms, rtol=1e-6)
 
 
@@ -232,7 +291,9 @@ def test_few_shards_are_open(stores, monkeypatch, labels_only):
     found = Store(path)
     opened = Counter()
     original = shards.Shard.__init__
-    monkeypatch.setattr(store.Shard, "__init__", lambda self, p: (opened.update([p.name]), original(self, p))[1])
+    monkeypatch.setattr(
+        store.Shard, "__init__", lambda self, p: (opened.update([p.name]), original(self, p))[1]
+    )
     order = np.random.default_rng(1).permutation(len(found))
     assert_same(found.take(order, labels_only=labels_only), expected.take(order), LABELS)
     assert len(found._open) == 3
@@ -262,7 +323,9 @@ def test_reading_leaves_nothing_in_memory(stores, labels_only):
     for order in (np.arange(len(expected)), np.random.default_rng(0).permutation(len(expected))):
         assert_same(found.take(order, labels_only=labels_only), expected.take(order), LABELS)
         assert in_memory(path) == 0
-    assert found._shard(0).arrays["positions"].sum() and in_memory(path) > 0, "a column as a whole is mapped"
+    assert found._shard(0).arrays["positions"].sum() and in_memory(path) > 0, (
+        "a column as a whole is mapped"
+    )
 
 
 def flip(path, place=-5):
@@ -275,23 +338,43 @@ def test_verify_names_the_damaged_shards(copy):
     Store(copy).verify()
     for number in (3, 11):
         flip(copy / "shards" / f"{number:05d}.safetensors")
-    with pytest.raises(DatasetError, match=r"2 of 17 shards differ.*: 00003.safetensors, 00011.safetensors\. "):
+    with pytest.raises(
+        DatasetError, match=r"2 of 17 shards differ.*: 00003.safetensors, 00011.safetensors\. "
+    ):
         Store(copy).verify()
 
 
-@pytest.mark.parametrize("spoil, found", [
-    (lambda p: p.unlink(), "is missing"), (lambda p: p.write_bytes(b""), "has 0 bytes"),
-    (lambda p: p.write_bytes(p.read_bytes() + b"x"), "has [0-9]+ bytes")])
+@pytest.mark.parametrize(
+    "spoil, found",
+    [
+        (lambda p: p.unlink(), "is missing"),
+        (lambda p: p.write_bytes(b""), "has 0 bytes"),
+        (lambda p: p.write_bytes(p.read_bytes() + b"x"), "has [0-9]+ bytes"),
+    ],
+)
 def test_missing_or_cut_shard_is_named_when_opened(copy, spoil, found):
     file = copy / "shards" / "00009.safetensors"
     size = file.stat().st_size
     spoil(file)
-    with pytest.raises(DatasetError, match=f"00009.safetensors: {found}, expected {size} bytes. Convert .* again"):
+    with pytest.raises(
+        DatasetError, match=f"00009.safetensors: {found}, expected {size} bytes. Convert .* again"
+    ):
         Store(copy)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "7", '{"version": 1}', '{"format": "mlip_jax store"}',
-                                     '{"format": "mlip_jax store", "version": "1"}', "\udcff"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "7",
+        '{"version": 1}',
+        '{"format": "mlip_jax store"}',
+        '{"format": "mlip_jax store", "version": "1"}',
+        "\udcff",
+    ],
+)
 def test_damaged_manifest(copy, content):
     (copy / "manifest.json").write_text(content, errors="surrogateescape")
     with pytest.raises(DatasetError, match="manifest.json: is damaged.*convert again"):
@@ -300,20 +383,31 @@ def test_damaged_manifest(copy, content):
 
 def test_newer_version_and_other_formats_are_refused(copy):
     manifest = json.loads((copy / "manifest.json").read_text())
-    for change, words in (({"version": 2}, "version 2, this is for.*to version 1; update"),
-                          ({"format": "other store"}, "'other store'")):
+    for change, words in (
+        ({"version": 2}, "version 2, this is for.*to version 1; update"),
+        ({"format": "other store"}, "'other store'"),
+    ):
         (copy / "manifest.json").write_text(json.dumps(manifest | change))
         with pytest.raises(DatasetError, match=words):
             Store(copy)
 
 
-@pytest.mark.parametrize("spoil", [lambda p: p.unlink(), lambda p: p.write_bytes(b""),
-                                   lambda p: p.write_bytes(p.read_bytes()[:200]),
-                                   lambda p: p.write_bytes(pickle.dumps([1, 2]))])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda p: p.unlink(),
+        lambda p: p.write_bytes(b""),
+        lambda p: p.write_bytes(p.read_bytes()[:200]),
+        lambda p: p.write_bytes(pickle.dumps([1, 2])),
+    ],
+)
 def test_damaged_index(copy, spoil):
     spoil(copy / "index" / "energy.npy")
     opened = Store(copy)
-    with pytest.raises(DatasetError, match="energy.npy: .*missing or damaged.*Delete manifest.json and convert again"):
+    with pytest.raises(
+        DatasetError,
+        match="energy.npy: .*missing or damaged.*Delete manifest.json and convert again",
+    ):
         opened.index("energy")
     assert len(opened.take([0])) == 1  # the shards are sound
     (copy / "manifest.json").unlink()
@@ -324,10 +418,16 @@ def test_damaged_index(copy, spoil):
 def test_is_store(stores, tmp_path, copy):
     path, _ = stores["molecules"]
     assert is_store(path) and is_store(str(path))
-    assert not is_store(tmp_path / "nowhere") and not is_store(MOLECULES) and not is_store(path / "shards")
+    assert (
+        not is_store(tmp_path / "nowhere")
+        and not is_store(MOLECULES)
+        and not is_store(path / "shards")
+    )
     (copy / "manifest.json").unlink()
     assert not is_store(copy)
-    with pytest.raises(DatasetError, match="no manifest.json; .*its conversion did not end.*goes on"):
+    with pytest.raises(
+        DatasetError, match="no manifest.json; .*its conversion did not end.*goes on"
+    ):
         Store(copy)
 
 
@@ -345,7 +445,9 @@ def test_holes_have_no_numbers(stores):
     assert physical.shape == (len(found),) and (np.diff(physical) > 0).all()
     kept = {f"{s.source}#{s.conformer}" for s in expected}
     removed = [line.split(",") for line in (path / "removed.csv").read_text().splitlines()[1:]]
-    assert {reason for _, reason in removed} == {"energy outlier"} and len(removed) == 102 - len(found)
+    assert {reason for _, reason in removed} == {"energy outlier"} and len(removed) == 102 - len(
+        found
+    )
     assert not kept & {identity for identity, _ in removed}
     assert found.manifest["counts"]["removed"] == {"energy outlier": len(removed)}
 
@@ -368,7 +470,9 @@ def test_threads_share_a_store(stores, monkeypatch):
 
     def read(seed):
         for s in np.random.default_rng(seed).permutation(len(expected)):
-            np.testing.assert_allclose(found.take([s], labels_only=True).energy, expected.energy[[s]])
+            np.testing.assert_allclose(
+                found.take([s], labels_only=True).energy, expected.energy[[s]]
+            )
         return True
 
     with ThreadPoolExecutor(8) as pool:

@@ -11,15 +11,24 @@ CUTOFF, NUM = 4.0, 6
 DISTANCES = np.array([0.0, 0.7, 2.3, 3.9])
 
 
-@pytest.mark.parametrize(("name", "constants"), [
-    ("gaussian", {"centers": np.linspace(0, CUTOFF, NUM), "widths": np.full(NUM, CUTOFF / (NUM - 1))}),
-    ("bessel", {"centers": np.pi * np.arange(1, NUM + 1) / CUTOFF})])
+@pytest.mark.parametrize(
+    ("name", "constants"),
+    [
+        (
+            "gaussian",
+            {"centers": np.linspace(0, CUTOFF, NUM), "widths": np.full(NUM, CUTOFF / (NUM - 1))},
+        ),
+        ("bessel", {"centers": np.pi * np.arange(1, NUM + 1) / CUTOFF}),
+    ],
+)
 def test_given_constants_take_the_place_of_the_computed_ones(name, constants):
     with jax.enable_x64(True):
         d = jnp.asarray(DISTANCES)
         computed = radial_basis(name)(d, NUM, CUTOFF)
         constants = {key: tuple(values.tolist()) for key, values in constants.items()}
-        np.testing.assert_allclose(radial_basis(name, **constants)(d, NUM, CUTOFF), computed, rtol=1e-14, atol=1e-14)
+        np.testing.assert_allclose(
+            radial_basis(name, **constants)(d, NUM, CUTOFF), computed, rtol=1e-14, atol=1e-14
+        )
         moved = {key: tuple(1.01 * value for value in values) for key, values in constants.items()}
         assert np.abs(radial_basis(name, **moved)(d, NUM, CUTOFF) - computed).max() > 1e-3
 
@@ -33,7 +42,10 @@ def test_values_of_given_gaussians():
 @pytest.mark.parametrize("name", ["gaussian", "bessel", "physnet", "bernstein"])
 def test_single_precision_stays_where_double_is_enabled(name):
     with jax.enable_x64(True):
-        assert radial_basis(name)(jnp.asarray(DISTANCES, jnp.float32), NUM, CUTOFF).dtype == jnp.float32
+        assert (
+            radial_basis(name)(jnp.asarray(DISTANCES, jnp.float32), NUM, CUTOFF).dtype
+            == jnp.float32
+        )
 
 
 def test_constants_that_do_not_fit_are_named():

@@ -22,14 +22,20 @@ def embedding():
     module = StateEmbedding(6)
     params = module.init(jax.random.key(0), jnp.ones(3), NUMBERS, NODE_GRAPH, np.float64)["params"]
     params = jax.tree.map(lambda p: np.asarray(p, np.float64), params)
-    return lambda psi: np.asarray(module.apply({"params": params}, jnp.asarray(psi), NUMBERS, NODE_GRAPH,
-                                               np.float64)), params
+    return lambda psi: np.asarray(
+        module.apply({"params": params}, jnp.asarray(psi), NUMBERS, NODE_GRAPH, np.float64)
+    ), params
 
 
 def plain(params, psi, numbers):
     """One structure with the number psi, as the equations are written."""
     row = 0 if psi >= 0 else 1
-    y = np.array([np.log(1 + np.exp(params["queries"][z] @ params["keys"][row] / np.sqrt(6))) for z in numbers])
+    y = np.array(
+        [
+            np.log(1 + np.exp(params["queries"][z] @ params["keys"][row] / np.sqrt(6)))
+            for z in numbers
+        ]
+    )
     out = []
     for share in psi * y / y.sum():
         x = share * params["values"][row]
@@ -57,7 +63,13 @@ def test_zero_gives_zero(embedding):
 @pytest.mark.parametrize("state", ["charge", "spin"])
 def test_so3krates_feels_the_state(state):
     """A charge or spin changes the features; where it is zero, or absent, they are those of the elements / sqrt(2)."""
-    options = {"num_features": 12, "num_layers": 1, "num_heads": 2, "degrees": (1, 2), "zero_init": False}
+    options = {
+        "num_features": 12,
+        "num_layers": 1,
+        "num_heads": 2,
+        "degrees": (1, 2),
+        "zero_init": False,
+    }
     model = models.create("so3krates", **options, **{f"{state}_embedding": True})
     graph = jax.tree.map(jnp.asarray, example_graph(np.float64))
     params = model.init(jax.random.key(0), graph)

@@ -21,19 +21,39 @@ CUTOFF = 4.0
 BUDGET = PaddingBudget(30, 400, 5)
 BACKBONES = {
     "painn": {"num_features": 8, "num_layers": 1, "num_radial": 6, "cutoff": CUTOFF},
-    "equivariant_transformer": {"num_features": 8, "num_layers": 1, "num_heads": 2, "num_radial": 6, "cutoff": CUTOFF},
+    "equivariant_transformer": {
+        "num_features": 8,
+        "num_layers": 1,
+        "num_heads": 2,
+        "num_radial": 6,
+        "cutoff": CUTOFF,
+    },
     "schnet": {"num_features": 8, "num_layers": 1, "num_radial": 6, "cutoff": CUTOFF},
-    "so3krates": {"num_features": 12, "num_layers": 1, "num_heads": 2, "degrees": (1, 2), "cutoff": CUTOFF}}
+    "so3krates": {
+        "num_features": 12,
+        "num_layers": 1,
+        "num_heads": 2,
+        "degrees": (1, 2),
+        "cutoff": CUTOFF,
+    },
+}
 VECTORS = ("painn", "equivariant_transformer")
-HEADS = {**{pooling: {"kind": "scalar", "pooling": pooling} for pooling in POOLINGS},
-         "vector": {"kind": "vector"}, "atom": {"kind": "atom"}, "atom_vector": {"kind": "atom_vector"}}
+HEADS = {
+    **{pooling: {"kind": "scalar", "pooling": pooling} for pooling in POOLINGS},
+    "vector": {"kind": "vector"},
+    "atom": {"kind": "atom"},
+    "atom_vector": {"kind": "atom_vector"},
+}
 
 
 def made(name, seed=0):
     """A model with all heads, and random parameters: those of a fresh one have zeros in the last layers."""
     heads = {k: v for k, v in HEADS.items() if name in VECTORS or k != "atom_vector"}
     model = with_heads(models.create(name, **BACKBONES[name]), heads)
-    shapes, rng = jax.eval_shape(model.init, jax.random.key(0), example_graph()), np.random.default_rng(seed)
+    shapes, rng = (
+        jax.eval_shape(model.init, jax.random.key(0), example_graph()),
+        np.random.default_rng(seed),
+    )
     return model, jax.tree.map(lambda s: rng.normal(0, 0.4, s.shape), shapes)
 
 
@@ -74,7 +94,9 @@ def test_turned_moved_and_permuted(model):
     np.testing.assert_allclose(after["vector"][0], turn @ before["vector"][0], atol=1e-9)
     np.testing.assert_allclose(after["atom"][:n], before["atom"][:n][order], rtol=1e-9)
     if "atom_vector" in before:
-        np.testing.assert_allclose(after["atom_vector"][:n], (before["atom_vector"][:n] @ turn.T)[order], atol=1e-9)
+        np.testing.assert_allclose(
+            after["atom_vector"][:n], (before["atom_vector"][:n] @ turn.T)[order], atol=1e-9
+        )
         assert np.abs(before["atom_vector"]).max() > 1e-3
 
 
@@ -89,13 +111,16 @@ def test_mirrored(model):
 
 def test_batch_and_padding_change_nothing(model):
     atoms, other = ethanol(), molecule("CH4")
-    alone, both = outputs(*model, atoms), outputs(*model, other, atoms, budget=PaddingBudget(40, 700, 6))
+    alone, both = (
+        outputs(*model, atoms),
+        outputs(*model, other, atoms, budget=PaddingBudget(40, 700, 6)),
+    )
     m, n = len(other), len(atoms)
     for name in (*POOLINGS, "vector"):
         np.testing.assert_allclose(both[name][1], alone[name][0], rtol=1e-9, atol=1e-10)
         assert not both[name][2:].any()
-    np.testing.assert_allclose(both["atom"][m:m + n], alone["atom"][:n], rtol=1e-9)
-    assert not both["atom"][m + n:].any()
+    np.testing.assert_allclose(both["atom"][m : m + n], alone["atom"][:n], rtol=1e-9)
+    assert not both["atom"][m + n :].any()
 
 
 def test_a_sum_grows_with_the_size_and_a_mean_does_not(model):
@@ -116,24 +141,39 @@ def test_frozen_features_learn_nothing():
     for frozen in (False, True):
         model = with_heads(backbone, {"gap": {}}, frozen=frozen)
         _, params = made("painn")
-        params = {"params": {"backbone": params["params"]["backbone"], "head_gap": params["params"]["head_mean"]}}
-        graph = build_batch(Columns.from_structures([from_ase(ethanol())]), PaddingBudget(12, 200, 2), CUTOFF)
+        params = {
+            "params": {
+                "backbone": params["params"]["backbone"],
+                "head_gap": params["params"]["head_mean"],
+            }
+        }
+        graph = build_batch(
+            Columns.from_structures([from_ase(ethanol())]), PaddingBudget(12, 200, 2), CUTOFF
+        )
         grads = jax.grad(lambda p, model, graph: model.apply(p, graph)["gap"].sum())(
-            jax.tree.map(np.float32, params), model, graph)["params"]
+            jax.tree.map(np.float32, params), model, graph
+        )["params"]
         largest = max(float(abs(g).max()) for g in jax.tree.leaves(grads["backbone"]))
         assert (largest == 0) == frozen
         assert max(float(abs(g).max()) for g in jax.tree.leaves(grads["head_gap"])) > 0
 
 
 def test_features_without_vectors_make_no_vectors_of_atoms():
-    model = with_heads(models.create("schnet", **BACKBONES["schnet"]), {"displacement": {"kind": "atom_vector"}})
+    model = with_heads(
+        models.create("schnet", **BACKBONES["schnet"]), {"displacement": {"kind": "atom_vector"}}
+    )
     with pytest.raises(ValueError, match="no features of degree 1"):
         jax.eval_shape(model.init, jax.random.key(0), example_graph())
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"kind": "tensor"}, f"unknown kind of head 'gap' 'tensor'.*{KINDS[1]}"),
-    ({"poling": "sum"}, "Did you mean 'pooling'"), ({"pooling": "max"}, "unknown pooling")])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "tensor"}, f"unknown kind of head 'gap' 'tensor'.*{KINDS[1]}"),
+        ({"poling": "sum"}, "Did you mean 'pooling'"),
+        ({"pooling": "max"}, "unknown pooling"),
+    ],
+)
 def test_wrong_options(options, message):
     with pytest.raises(ValueError, match=message):
         with_heads(models.create("painn"), {"gap": options})
@@ -142,10 +182,15 @@ def test_wrong_options(options, message):
 def test_embedding_is_the_mean_of_the_features():
     model, params = made("painn")
     atoms = ethanol()
-    graph = build_batch(Columns.from_structures([from_ase(atoms)]), PaddingBudget(12, 200, 3), CUTOFF)
+    graph = build_batch(
+        Columns.from_structures([from_ase(atoms)]), PaddingBudget(12, 200, 3), CUTOFF
+    )
     params = jax.tree.map(np.float32, params)
     found = np.asarray(model.apply(params, graph, method="embed"))
-    features = np.asarray(dataclasses.replace(model.backbone, parent=None, name=None).apply(
-        {"params": params["params"]["backbone"]}, graph).features)
-    np.testing.assert_allclose(found[0], features[:len(atoms), 0, 0].mean(0), rtol=1e-5)
+    features = np.asarray(
+        dataclasses.replace(model.backbone, parent=None, name=None)
+        .apply({"params": params["params"]["backbone"]}, graph)
+        .features
+    )
+    np.testing.assert_allclose(found[0], features[: len(atoms), 0, 0].mean(0), rtol=1e-5)
     assert not found[1:].any()

@@ -25,8 +25,11 @@ def test_molecules_that_are_alike_or_few():
 def test_bits_of_rdkit():
     Chem = pytest.importorskip("rdkit.Chem")
     from mlip_jax.datasets.molecules.fingerprints import morgan_fingerprint
+
     fingerprint = morgan_fingerprint(Chem.MolFromSmiles("CCO"))
     rows = unpack([fingerprint.ToBinary()])
-    assert rows.shape == (1, 2048) and np.flatnonzero(rows[0]).tolist() == list(fingerprint.GetOnBits())
+    assert rows.shape == (1, 2048) and np.flatnonzero(rows[0]).tolist() == list(
+        fingerprint.GetOnBits()
+    )
     assert unpack([]).shape == (0, 2048)
     assert len(draw({"a": np.repeat(rows, 3, 0), "b": np.zeros((2, 2048))}).axes) == 1

@@ -17,11 +17,17 @@ def write_run(folder, n_s, n_c, seed, values, model="painn", **changes):
     """A run's folder with a result; `values` are means by metric."""
     metrics = {name: {"energy_mae_mev": values.get(name)} for name in NAMES}
     content = {
-        "train": {"num_molecules": n_s, "num_conformers": n_c, "seed": seed, "model": model}, "metrics": metrics,
+        "train": {"num_molecules": n_s, "num_conformers": n_c, "seed": seed, "model": model},
+        "metrics": metrics,
         # four conformers alone are too few for a mean
-        "by_rmsd": {"edges_ang": EDGES, "count": [40, 5, 4], "energy_mae_mev": [10.0 + seed, 20.0 + seed, 900.0]},
+        "by_rmsd": {
+            "edges_ang": EDGES,
+            "count": [40, 5, 4],
+            "energy_mae_mev": [10.0 + seed, 20.0 + seed, 900.0],
+        },
         "notes": ["A note."],
-        "level_of_theory": "GFN2-xTB"} | changes
+        "level_of_theory": "GFN2-xTB",
+    } | changes
     path = folder / f"{model}-{n_s}-{n_c}-{seed}"
     path.mkdir(parents=True)
     (path / "diversity.json").write_text(json.dumps(content))
@@ -32,9 +38,19 @@ def study(folder, seeds=(0, 1, 2)):
     for n_s, n_c in [(400, 1), (200, 2), (100, 4), (100, 1), (100, 2), (99, 4)]:
         for seed in seeds:
             structural, conformational = 1000 / np.sqrt(n_s), 100 / np.sqrt(n_c)
-            write_run(folder, n_s, n_c, seed, {
-                "iid_s": structural + seed, "ood_s": 3 * structural + seed, "iid_c": conformational + seed,
-                "ood_c": 1.5 * conformational + seed, "unseen_c": conformational + seed})
+            write_run(
+                folder,
+                n_s,
+                n_c,
+                seed,
+                {
+                    "iid_s": structural + seed,
+                    "ood_s": 3 * structural + seed,
+                    "iid_c": conformational + seed,
+                    "ood_c": 1.5 * conformational + seed,
+                    "unseen_c": conformational + seed,
+                },
+            )
 
 
 def test_over_seeds_by_budget_and_by_molecules(tmp_path):
@@ -43,13 +59,23 @@ def test_over_seeds_by_budget_and_by_molecules(tmp_path):
     assert len(results) == 18
     points = report.points(results, "energy_mae_mev")
     assert [(p.num_molecules, p.num_conformers, p.runs) for p in points] == [
-        (99, 4, 3), (100, 1, 3), (100, 2, 3), (100, 4, 3), (200, 2, 3), (400, 1, 3)]
+        (99, 4, 3),
+        (100, 1, 3),
+        (100, 2, 3),
+        (100, 4, 3),
+        (200, 2, 3),
+        (400, 1, 3),
+    ]
     mean, std = points[-1].metrics["iid_s"]
     assert mean == pytest.approx(51) and std == pytest.approx(1)
-    assert points[0].by_rmsd == {0: (pytest.approx(11), pytest.approx(1)), 1: (pytest.approx(21), pytest.approx(1))}
+    assert points[0].by_rmsd == {
+        0: (pytest.approx(11), pytest.approx(1)),
+        1: (pytest.approx(21), pytest.approx(1)),
+    }
     fixed = report.budgets(points)
-    assert {n: [(p.num_molecules, p.num_conformers) for p in group] for n, group in fixed.items()} == {
-        400: [(400, 1), (200, 2), (100, 4), (99, 4)]}  # 99 x 4 is 400 but for rounding
+    assert {
+        n: [(p.num_molecules, p.num_conformers) for p in group] for n, group in fixed.items()
+    } == {400: [(400, 1), (200, 2), (100, 4), (99, 4)]}  # 99 x 4 is 400 but for rounding
     assert {n: len(group) for n, group in report.molecule_sets(points).items()} == {100: 3}
 
 
@@ -57,12 +83,25 @@ def test_findings_follow_from_the_numbers(tmp_path):
     study(tmp_path)
     points = report.points(report.read_results([tmp_path]), "energy_mae_mev")
     found = findings(report.budgets(points), report.molecule_sets(points))
-    about = {key: [f.verdict for f in found if key in f.text] for key in (
-        "OOD-S is larger than IID-S", "for IID-S more molecules", "for IID-C more conformers", "a balance",
-        "conformers lower IID-C", "conformers lower IID-S")}
-    assert about == {"OOD-S is larger than IID-S": ["confirmed"], "for IID-S more molecules": ["confirmed"],
-                     "for IID-C more conformers": ["confirmed"], "a balance": ["confirmed"],
-                     "conformers lower IID-C": ["confirmed"], "conformers lower IID-S": ["undecided"]}
+    about = {
+        key: [f.verdict for f in found if key in f.text]
+        for key in (
+            "OOD-S is larger than IID-S",
+            "for IID-S more molecules",
+            "for IID-C more conformers",
+            "a balance",
+            "conformers lower IID-C",
+            "conformers lower IID-S",
+        )
+    }
+    assert about == {
+        "OOD-S is larger than IID-S": ["confirmed"],
+        "for IID-S more molecules": ["confirmed"],
+        "for IID-C more conformers": ["confirmed"],
+        "a balance": ["confirmed"],
+        "conformers lower IID-C": ["confirmed"],
+        "conformers lower IID-S": ["undecided"],
+    }
 
 
 def test_single_seeds_decide_nothing(tmp_path):
@@ -76,13 +115,21 @@ def test_single_seeds_decide_nothing(tmp_path):
 def test_page_and_table(tmp_path):
     study(tmp_path / "sweep")
     bits = np.random.default_rng(0).integers(0, 2, (3, 9, 2048)).astype(np.uint8)
-    np.savez(tmp_path / "sweep/painn-400-1-0/fingerprints.npz", **{
-        name: np.packbits(rows, axis=1) for name, rows in zip(("train", "iid_s", "ood_s"), bits)})
-    write_run(tmp_path / "sweep", 100, 1, 0, {"iid_s": 7.0}, model="so3krates")  # without the other metrics
+    np.savez(
+        tmp_path / "sweep/painn-400-1-0/fingerprints.npz",
+        **{
+            name: np.packbits(rows, axis=1) for name, rows in zip(("train", "iid_s", "ood_s"), bits)
+        },
+    )
+    write_run(
+        tmp_path / "sweep", 100, 1, 0, {"iid_s": 7.0}, model="so3krates"
+    )  # without the other metrics
     path = report.write_report(tmp_path / "report", report.read_results([tmp_path / "sweep"]))
     text = path.read_text()
     assert "so3krates" in text and "painn" in text and "A note." in text and "Confirmed:" in text
-    assert text.count("<figure") == 4  # by N, by n_s, by distance, and the map; of so3krates there is no curve
+    assert (
+        text.count("<figure") == 4
+    )  # by N, by n_s, by distance, and the map; of so3krates there is no curve
     rows = list(csv.DictReader(open(tmp_path / "report/diversity.csv")))
     assert len(rows) == 7 and rows[-1]["ood_s_mean"] == "" and float(rows[-1]["iid_s_mean"]) == 7
 
@@ -104,7 +151,9 @@ def test_errors_of_levels_and_of_differences():
     found = summary(errors)
     assert found["energy_mae_mev"] == pytest.approx(275) and found["num_molecules"] == 3
     assert found["energy_mae_mev_per_atom"] == pytest.approx((50 + 150 + 50 + 100) / 4)
-    assert found["relative_mae_mev"] == pytest.approx(100)  # of "a" alone: the others have one structure
+    assert found["relative_mae_mev"] == pytest.approx(
+        100
+    )  # of "a" alone: the others have one structure
     assert summary(errors.take(np.zeros(0, int)))["energy_mae_mev"] is None
 
 
@@ -122,22 +171,50 @@ def test_errors_of_forces():
 def test_runs_with_forces_beside_earlier_ones(tmp_path):
     """Results that say nothing of forces can be read; runs that differ in them, or in the choice, stay apart."""
     study(tmp_path)
-    bins = {"edges_ang": EDGES, "count": [9, 9, 0], "energy_mae_mev": [1.0, 2.0, None],
-            "force_mae_mev_per_ang": [30.0, None, None]}
+    bins = {
+        "edges_ang": EDGES,
+        "count": [9, 9, 0],
+        "energy_mae_mev": [1.0, 2.0, None],
+        "force_mae_mev_per_ang": [30.0, None, None],
+    }
     for seed in (0, 1):
-        train = {"num_molecules": 400, "num_conformers": 1, "seed": seed, "model": "painn", "selection": "embedding",
-                 "beta": 0.9}
-        write_run(tmp_path / "with", 400, 1, seed, {}, train=train, by_rmsd=bins, metrics={
-            "iid_s": {"energy_mae_mev": 5.0, "force_mae_mev_per_ang": 40.0 + seed}, "ood_s": None})
+        train = {
+            "num_molecules": 400,
+            "num_conformers": 1,
+            "seed": seed,
+            "model": "painn",
+            "selection": "embedding",
+            "beta": 0.9,
+        }
+        write_run(
+            tmp_path / "with",
+            400,
+            1,
+            seed,
+            {},
+            train=train,
+            by_rmsd=bins,
+            metrics={
+                "iid_s": {"energy_mae_mev": 5.0, "force_mae_mev_per_ang": 40.0 + seed},
+                "ood_s": None,
+            },
+        )
     results = report.read_results([tmp_path, tmp_path / "with"])
-    assert sorted({r.model for r in results}) == ["painn", "painn, embedding, beta 0.9"] and len(results) == 20
+    assert (
+        sorted({r.model for r in results}) == ["painn", "painn, embedding, beta 0.9"]
+        and len(results) == 20
+    )
     report.write_report(tmp_path / "report", results, "force_mae_mev_per_ang")
     rows = list(csv.DictReader(open(tmp_path / "report/diversity.csv")))
     assert len(rows) == 1 and float(rows[0]["iid_s_mean"]) == 40.5
-    point, = report.points([r for r in results if "beta" in r.model], "force_mae_mev_per_ang")
+    (point,) = report.points([r for r in results if "beta" in r.model], "force_mae_mev_per_ang")
     assert set(point.by_rmsd) == {0} and point.by_rmsd[0][0] == 30
-    with pytest.raises(ValueError, match="no run has the metric 'force_mae_mev_per_ang': forces are judged in runs"):
-        report.write_report(tmp_path / "none", report.read_results([tmp_path]), "force_mae_mev_per_ang")
+    with pytest.raises(
+        ValueError, match="no run has the metric 'force_mae_mev_per_ang': forces are judged in runs"
+    ):
+        report.write_report(
+            tmp_path / "none", report.read_results([tmp_path]), "force_mae_mev_per_ang"
+        )
 
 
 def test_bins_of_distance():

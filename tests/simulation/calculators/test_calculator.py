@@ -55,7 +55,9 @@ def directly(potential, atoms, dtype):
     structure = from_ase(atoms)
     columns = Columns.from_structures([structure])
     edges = len(neighbor_list(structure.positions, potential.cutoff).senders)
-    batch = build_batch(columns, PaddingBudget(len(atoms) + 1, edges + 2, 2), potential.cutoff, dtype=dtype)
+    batch = build_batch(
+        columns, PaddingBudget(len(atoms) + 1, edges + 2, 2), potential.cutoff, dtype=dtype
+    )
     with jax.enable_x64(dtype == np.float64):
         params = jax.tree.map(lambda leaf: leaf.astype(dtype), potential.params)
         function = jax.jit(lambda p, g: evaluate(potential.model, p, g, potential.energy_scale))
@@ -74,10 +76,16 @@ def test_agrees_with_direct_evaluation(make_potential, shared, kind):
         atoms.calc = shared(kind, dtype)
         scale = np.abs(forces).max()
         np.testing.assert_allclose(atoms.get_forces(), forces, rtol=0, atol=tolerance * scale)
-        assert atoms.get_potential_energy() == pytest.approx(energy, rel=1e-14, abs=tolerance * scale)
-        np.testing.assert_allclose(atoms.get_potential_energies(), energies, rtol=1e-14, atol=tolerance * scale)
+        assert atoms.get_potential_energy() == pytest.approx(
+            energy, rel=1e-14, abs=tolerance * scale
+        )
+        np.testing.assert_allclose(
+            atoms.get_potential_energies(), energies, rtol=1e-14, atol=tolerance * scale
+        )
         assert atoms.get_forces().dtype == atoms.get_potential_energies().dtype == np.float64
-        assert atoms.get_potential_energies().sum() == pytest.approx(atoms.get_potential_energy(), abs=1e-9)
+        assert atoms.get_potential_energies().sum() == pytest.approx(
+            atoms.get_potential_energy(), abs=1e-9
+        )
         assert atoms.get_potential_energy(force_consistent=True) == atoms.get_potential_energy()
     assert not jax.config.jax_enable_x64
 
@@ -86,7 +94,9 @@ def test_float32_whatever_the_global_flag(tiny32, make_potential):
     atoms = random_molecule(11)
     expected = tiny32.get_property("forces", atoms)
     with jax.enable_x64(True):
-        np.testing.assert_array_equal(MLIPCalculator(make_potential("tiny")).get_property("forces", atoms), expected)
+        np.testing.assert_array_equal(
+            MLIPCalculator(make_potential("tiny")).get_property("forces", atoms), expected
+        )
 
 
 @pytest.mark.parametrize("kind", ["so3krates", "painn"])
@@ -109,14 +119,22 @@ def test_stress_is_the_derivative_by_strain(tiny64, size):
     atoms.calc = tiny64
     numerical = calculate_numerical_stress(atoms, 1e-4)
     assert np.abs(numerical).max() > 1e-4
-    np.testing.assert_allclose(atoms.get_stress(), numerical, rtol=1e-5, atol=1e-6 * np.abs(numerical).max())
-    np.testing.assert_allclose(atoms.get_forces(), calculate_numerical_forces(atoms, 1e-4), rtol=1e-5, atol=2e-6)
+    np.testing.assert_allclose(
+        atoms.get_stress(), numerical, rtol=1e-5, atol=1e-6 * np.abs(numerical).max()
+    )
+    np.testing.assert_allclose(
+        atoms.get_forces(), calculate_numerical_forces(atoms, 1e-4), rtol=1e-5, atol=2e-6
+    )
 
 
 def test_stress_in_float32(tiny32, tiny64):
     atoms = crystal(3.0)
-    np.testing.assert_allclose(tiny32.get_property("stress", atoms), tiny64.get_property("stress", atoms),
-                               rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(
+        tiny32.get_property("stress", atoms),
+        tiny64.get_property("stress", atoms),
+        rtol=1e-3,
+        atol=1e-5,
+    )
 
 
 def test_rotation_of_cell_and_positions(tiny64):
@@ -126,11 +144,17 @@ def test_rotation_of_cell_and_positions(tiny64):
     rotated.set_cell(atoms.cell.array @ rotation.T)
     rotated.positions = atoms.positions @ rotation.T
     atoms.calc = tiny64
-    energy, forces, stress = atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress(voigt=False)
+    energy, forces, stress = (
+        atoms.get_potential_energy(),
+        atoms.get_forces(),
+        atoms.get_stress(voigt=False),
+    )
     rotated.calc = tiny64
     assert rotated.get_potential_energy() == pytest.approx(energy, abs=1e-10)
     np.testing.assert_allclose(rotated.get_forces(), forces @ rotation.T, atol=1e-10)
-    np.testing.assert_allclose(rotated.get_stress(voigt=False), rotation @ stress @ rotation.T, atol=1e-10)
+    np.testing.assert_allclose(
+        rotated.get_stress(voigt=False), rotation @ stress @ rotation.T, atol=1e-10
+    )
 
 
 def test_stress_of_a_left_handed_cell(tiny64):
@@ -139,7 +163,9 @@ def test_stress_of_a_left_handed_cell(tiny64):
     other = atoms.copy()
     other.set_cell(atoms.cell.array[[1, 0, 2]])
     assert atoms.cell.handedness == -other.cell.handedness
-    np.testing.assert_allclose(tiny64.get_property("stress", other), tiny64.get_property("stress", atoms), atol=1e-10)
+    np.testing.assert_allclose(
+        tiny64.get_property("stress", other), tiny64.get_property("stress", atoms), atol=1e-10
+    )
 
 
 @pytest.mark.parametrize("pbc", [(True, True, True), (True, False, True)])
@@ -149,9 +175,14 @@ def test_lattice_translations_change_nothing(tiny32, tiny64, pbc):
     moved = atoms.copy()
     moved.positions += np.array([[0, 0, 0], [7, 0, -3], [-1, 0, 2], [500, 0, 0]]) @ atoms.cell.array
     for calculator, tolerance in ((tiny64, 1e-9), (tiny32, 1e-4)):
-        expected = calculator.get_property("energy", atoms), calculator.get_property("forces", atoms)
+        expected = (
+            calculator.get_property("energy", atoms),
+            calculator.get_property("forces", atoms),
+        )
         assert calculator.get_property("energy", moved) == pytest.approx(expected[0], abs=tolerance)
-        np.testing.assert_allclose(calculator.get_property("forces", moved), expected[1], atol=tolerance)
+        np.testing.assert_allclose(
+            calculator.get_property("forces", moved), expected[1], atol=tolerance
+        )
 
 
 def test_translation_in_float32(tiny32):
@@ -250,15 +281,21 @@ def test_errors_name_what_is_wrong(tiny32, make_potential):
         tiny32.get_property("energy", Atoms("HOH", [[0, 0, 0], [0, 0, 0], [0, 0, 1.0]]))
     broken = jax.tree.map(lambda leaf: leaf * np.nan, tiny32.potential.params)
     with pytest.raises(CalculationFailed, match="NaN"):
-        MLIPCalculator(dataclasses.replace(tiny32.potential, params=broken)).get_property("energy", molecule("H2O"))
+        MLIPCalculator(dataclasses.replace(tiny32.potential, params=broken)).get_property(
+            "energy", molecule("H2O")
+        )
 
 
 def test_single_atom(tiny32, tiny64):
     atom = Atoms("O", [[3.0, -2.0, 1.0]])
     for calculator in (tiny32, tiny64):
         assert (calculator.get_property("forces", atom) == 0).all()
-        assert calculator.get_property("energy", atom) == calculator.get_property("energies", atom)[0]
-    assert tiny32.get_property("energy", atom) == pytest.approx(tiny64.get_property("energy", atom), abs=1e-5)
+        assert (
+            calculator.get_property("energy", atom) == calculator.get_property("energies", atom)[0]
+        )
+    assert tiny32.get_property("energy", atom) == pytest.approx(
+        tiny64.get_property("energy", atom), abs=1e-5
+    )
 
 
 def test_atoms_far_apart(tiny64):
@@ -268,17 +305,28 @@ def test_atoms_far_apart(tiny64):
     assert (tiny64.get_property("forces", pair) == 0).all()
 
 
-@pytest.mark.parametrize("statistics, warns", [
-    ({}, True), ({"charges": []}, True), ({"charges": [0.0]}, True), ({"charges": [-1.0, 0.0]}, False),
-    ({"charges": None}, False)])
+@pytest.mark.parametrize(
+    "statistics, warns",
+    [
+        ({}, True),
+        ({"charges": []}, True),
+        ({"charges": [0.0]}, True),
+        ({"charges": [-1.0, 0.0]}, False),
+        ({"charges": None}, False),
+    ],
+)
 def test_charge_that_was_not_trained_on(make_potential, tiny32, statistics, warns):
-    calculator = MLIPCalculator(dataclasses.replace(make_potential("tiny"), metadata={"statistics": statistics}))
+    calculator = MLIPCalculator(
+        dataclasses.replace(make_potential("tiny"), metadata={"statistics": statistics})
+    )
     # nothing is compiled for a warning
     calculator._run = tiny32._run
     ion = molecule("CH3OH")
     ion.info["charge"] = -1
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)  # ASE sets shapes of arrays, which NumPy 2.5 deprecates
+        warnings.simplefilter(
+            "always", UserWarning
+        )  # ASE sets shapes of arrays, which NumPy 2.5 deprecates
         for _ in range(2):
             calculator.get_property("energy", ion)
             ion.positions += 0.1
@@ -333,21 +381,39 @@ def test_dynamics_conserves_energy(morse_potential, dtype, tolerance):
 def test_from_workdir(tmp_path, make_potential, tiny32):
     potential = make_potential("tiny")
     metadata = {
-        "statistics": {"cutoff": potential.cutoff, "reference_energies": potential.reference_energies.tolist(),
-                       "energy_scale": potential.energy_scale, "elements": list(potential.elements)},
-        "config": {"model": {"name": "painn", "options": {
-            "num_features": 16, "num_layers": 1, "cutoff": potential.cutoff, "zero_init": False}}}}
+        "statistics": {
+            "cutoff": potential.cutoff,
+            "reference_energies": potential.reference_energies.tolist(),
+            "energy_scale": potential.energy_scale,
+            "elements": list(potential.elements),
+        },
+        "config": {
+            "model": {
+                "name": "painn",
+                "options": {
+                    "num_features": 16,
+                    "num_layers": 1,
+                    "cutoff": potential.cutoff,
+                    "zero_init": False,
+                },
+            }
+        },
+    }
     store = CheckpointStore(tmp_path / "best")
     store.save(7, {"params": potential.params}, metadata)
     store.close()
     atoms = molecule("CH3OH")
     loaded = MLIPCalculator.from_workdir(tmp_path)
-    assert loaded.get_property("energy", atoms) == pytest.approx(tiny32.get_property("energy", atoms), abs=1e-6)
+    assert loaded.get_property("energy", atoms) == pytest.approx(
+        tiny32.get_property("energy", atoms), abs=1e-6
+    )
 
 
 def test_importing_the_package_is_cheap():
-    code = ("import sys, mlip_jax; assert 'jax' not in sys.modules and 'numpy' not in sys.modules; "
-            "assert {'MLIPCalculator', 'Potential', 'Structure'} <= set(dir(mlip_jax)); "
-            "assert not hasattr(mlip_jax, 'nothing'); from mlip_jax import MLIPCalculator, Potential, Structure, "
-            "__version__; assert MLIPCalculator.__name__ == 'MLIPCalculator' and __version__ == '0.1.0'")
+    code = (
+        "import sys, mlip_jax; assert 'jax' not in sys.modules and 'numpy' not in sys.modules; "
+        "assert {'MLIPCalculator', 'Potential', 'Structure'} <= set(dir(mlip_jax)); "
+        "assert not hasattr(mlip_jax, 'nothing'); from mlip_jax import MLIPCalculator, Potential, Structure, "
+        "__version__; assert MLIPCalculator.__name__ == 'MLIPCalculator' and __version__ == '0.1.0'"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -51,7 +51,10 @@ def test_made_of_a_text(make_potential, tmp_path):
     """As programs make calculators that know no other arguments."""
     place = parameters.save(make_potential("tiny"), tmp_path / "ff")
     made = MLIPCalculator(f"parameters:{place}", "float64")
-    assert made.potential.digest() == MLIPCalculator(make_potential("tiny"), "float64").potential.digest()
+    assert (
+        made.potential.digest()
+        == MLIPCalculator(make_potential("tiny"), "float64").potential.digest()
+    )
     with pytest.raises(CheckpointError, match="no such directory"):
         MLIPCalculator(tmp_path / "nothing")
 
@@ -74,8 +77,12 @@ def test_cell_smaller_than_the_cutoff_is_its_supercell(calculator, pbc):
     repeats = 1 + np.array(pbc)
     large, times = atoms.repeat(repeats), repeats.prod()
     atoms.calc = large.calc = calculator
-    assert large.get_potential_energy() == pytest.approx(times * atoms.get_potential_energy(), abs=1e-8)
-    np.testing.assert_allclose(large.get_forces(), np.tile(atoms.get_forces(), (times, 1)), atol=1e-9)
+    assert large.get_potential_energy() == pytest.approx(
+        times * atoms.get_potential_energy(), abs=1e-8
+    )
+    np.testing.assert_allclose(
+        large.get_forces(), np.tile(atoms.get_forces(), (times, 1)), atol=1e-9
+    )
     if all(pbc):
         np.testing.assert_allclose(large.get_stress(), atoms.get_stress(), atol=1e-10)
 
@@ -102,10 +109,14 @@ def test_several_threads(calculator):
 def test_a_process_that_is_spawned(calculator):
     atoms = random_molecule(6)
     expected = calculator.get_property("forces", atoms)
-    calculator.get_property("energy", random_molecule(6, seed=1))  # so that the worker has to compute
+    calculator.get_property(
+        "energy", random_molecule(6, seed=1)
+    )  # so that the worker has to compute
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         forces = pool.apply(calculator.get_property, ("forces", atoms))
-    np.testing.assert_allclose(forces, expected, rtol=0, atol=1e-13)  # it compiles a program of its own
+    np.testing.assert_allclose(
+        forces, expected, rtol=0, atol=1e-13
+    )  # it compiles a program of its own
 
 
 def test_a_shallow_copy_goes_its_own_way(calculator):
@@ -132,4 +143,8 @@ assert jax.numpy.zeros(1).dtype == np.float32
     # reference energies would take the digits of the difference
     potential = dataclasses.replace(make_potential("tiny"), reference_energies=np.zeros(119))
     calculator = MLIPCalculator(potential, "float64")
-    subprocess.run([sys.executable, "-c", code], input=pickle.dumps((calculator, random_molecule(6))), check=True)
+    subprocess.run(
+        [sys.executable, "-c", code],
+        input=pickle.dumps((calculator, random_molecule(6))),
+        check=True,
+    )

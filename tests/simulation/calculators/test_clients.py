@@ -67,7 +67,9 @@ def test_nudged_elastic_band(methanol):
         image.calc = methanol.calc
 
     def barrier():
-        return max(image.get_potential_energy() for image in images) - images[0].get_potential_energy()
+        return (
+            max(image.get_potential_energy() for image in images) - images[0].get_potential_energy()
+        )
 
     before = barrier()
     assert before > 0.01
@@ -82,7 +84,9 @@ def test_langevin_dynamics(methanol):
     atoms.set_momenta(maxwell_boltzmann(atoms.get_masses(), 300, rng))
     before = atoms.calc.num_compiles
     temperatures = []
-    dynamics = Langevin(atoms, 0.5 * units.fs, temperature_K=300, friction=0.05 / units.fs, rng=rng, fixcm=False)
+    dynamics = Langevin(
+        atoms, 0.5 * units.fs, temperature_K=300, friction=0.05 / units.fs, rng=rng, fixcm=False
+    )
     dynamics.attach(lambda: temperatures.append(atoms.get_temperature()))
     dynamics.run(300)
     assert 100 < np.mean(temperatures) < 600
@@ -93,12 +97,16 @@ def test_langevin_dynamics(methanol):
 def test_phonons(periodic, tmp_path):
     """Those at the zone centre, by displacements in a supercell, are those of the exact Hessian of the cell."""
     atoms = crystal(3.0)
-    phonons = Phonons(atoms, periodic, supercell=(2, 2, 2), delta=0.001, name=str(tmp_path / "phonons"))
+    phonons = Phonons(
+        atoms, periodic, supercell=(2, 2, 2), delta=0.001, name=str(tmp_path / "phonons")
+    )
     phonons.run()
     phonons.read(symmetrize=0, acoustic=False)
     found = phonons.band_structure([[0, 0, 0]])[0]  # imaginary ones have a minus
     exact = periodic.get_vibrations(atoms).get_energies()
-    np.testing.assert_allclose(np.sort(np.sign(found) * found ** 2), np.sort((exact ** 2).real), rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(
+        np.sort(np.sign(found) * found**2), np.sort((exact**2).real), rtol=1e-3, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", ["a.extxyz", "a.traj", "a.json", "a.db"])
@@ -112,7 +120,9 @@ def test_files_keep_the_results(make_potential, periodic, tmp_path, name, kind):
         atoms.calc = EnsembleCalculator([make_potential("tiny"), make_potential("tiny", 1)])
         # what it gives is what matters here, not the numbers
         atoms.calc._run = lambda bucket, *_: (
-            np.random.default_rng(0).normal(size=(2, bucket.budget.n_node, 4)), None)
+            np.random.default_rng(0).normal(size=(2, bucket.budget.n_node, 4)),
+            None,
+        )
     atoms.get_forces()
     if name.endswith(("db", "json")):
         with ase.db.connect(tmp_path / name) as database:
@@ -126,7 +136,9 @@ def test_files_keep_the_results(make_potential, periodic, tmp_path, name, kind):
         read = ase.io.read(tmp_path / name)
     assert "energy" in known and "forces" in known
     for prop in known:
-        np.testing.assert_allclose(read.calc.results[prop], atoms.calc.results[prop], rtol=0, atol=1e-7)
+        np.testing.assert_allclose(
+            read.calc.results[prop], atoms.calc.results[prop], rtol=0, atol=1e-7
+        )
 
 
 @pytest.fixture
@@ -141,10 +153,22 @@ def saved(methanol, tmp_path):
 def test_geometric_optimize(methanol, saved, tmp_path):
     """Its command line, which makes the calculator from texts."""
     pytest.importorskip("geometric")
-    command = [sys.executable, "-m", "geometric.optimize", "start.xyz", "--engine", "ase", "--ase-class",
-               "mlip_jax.MLIPCalculator", "--ase-kwargs", f'{{"potential": "{saved}", "dtype": "float64"}}']
+    command = [
+        sys.executable,
+        "-m",
+        "geometric.optimize",
+        "start.xyz",
+        "--engine",
+        "ase",
+        "--ase-class",
+        "mlip_jax.MLIPCalculator",
+        "--ase-kwargs",
+        f'{{"potential": "{saved}", "dtype": "float64"}}',
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0 and "Converged!" in done.stdout + done.stderr, done.stdout + done.stderr
+    assert done.returncode == 0 and "Converged!" in done.stdout + done.stderr, (
+        done.stdout + done.stderr
+    )
     end = ase.io.read(tmp_path / "start_optim.xyz", ":")[-1]
     end.calc = methanol.calc
     assert end.get_potential_energy() == pytest.approx(methanol.get_potential_energy(), abs=1e-3)
@@ -164,7 +188,9 @@ assert Sella(atoms, order=0, eig=True, hessian_function=atoms.calc.get_hessian, 
 assert atoms.calc.num_compiles == 2, atoms.calc.num_compiles  # forces, and Hessian
 ase.io.write("end.xyz", atoms, format="xyz")
 """
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     end = ase.io.read(tmp_path / "end.xyz")
     end.calc = methanol.calc

@@ -45,10 +45,16 @@ def test_mean_and_standard_deviation(ensemble, alone):
     for name in NAMES:
         values = np.array([calculator.get_property(name, atoms) for calculator in alone])
         scale = np.abs(values).max()
-        np.testing.assert_allclose(ensemble.get_property(name, atoms), values.mean(0), rtol=0, atol=1e-12 * scale)
-        np.testing.assert_allclose(ensemble.results[f"{name}_std"], values.std(0, ddof=1), rtol=0, atol=1e-11 * scale)
-    assert isinstance(ensemble.results["energy_std"], float) and atoms.get_potential_energy(True) == atoms.calc.results[
-        "energy"]
+        np.testing.assert_allclose(
+            ensemble.get_property(name, atoms), values.mean(0), rtol=0, atol=1e-12 * scale
+        )
+        np.testing.assert_allclose(
+            ensemble.results[f"{name}_std"], values.std(0, ddof=1), rtol=0, atol=1e-11 * scale
+        )
+    assert (
+        isinstance(ensemble.results["energy_std"], float)
+        and atoms.get_potential_energy(True) == atoms.calc.results["energy"]
+    )
     assert ensemble.results["forces_std"].shape == (6, 3)
     assert set(ensemble.export_properties()) >= {"energy", "forces"}
 
@@ -64,7 +70,9 @@ def test_one_program_for_all_members(members):
 def test_stress(ensemble):
     atoms = crystal(3.0)
     atoms.calc = ensemble
-    np.testing.assert_allclose(atoms.get_stress(), calculate_numerical_stress(atoms, 1e-4), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(
+        atoms.get_stress(), calculate_numerical_stress(atoms, 1e-4), rtol=1e-5, atol=1e-7
+    )
     assert ensemble.get_property("stress_std", atoms).shape == (6,)
     assert (ensemble.get_property("stress_std", atoms) > 0).all()
     with pytest.raises(PropertyNotImplementedError):
@@ -78,7 +86,9 @@ def test_hessian_is_that_of_the_mean(ensemble):
         moved.positions[2, 1] += step
         forces.append(ensemble.get_property("forces", moved).ravel())
     column = (forces[0] - forces[1]) / 2e-4
-    np.testing.assert_allclose(ensemble.get_hessian(atoms)[:, 7], column, rtol=0, atol=1e-6 * np.abs(column).max())
+    np.testing.assert_allclose(
+        ensemble.get_hessian(atoms)[:, 7], column, rtol=0, atol=1e-6 * np.abs(column).max()
+    )
 
 
 def test_copies(ensemble):
@@ -93,7 +103,9 @@ def test_of_workdirs(tmp_path):
     for seed in (0, 1):
         write_force_field(tmp_path / f"ff-{seed}", seed)
     ensemble = EnsembleCalculator.from_workdirs([tmp_path / "ff-0", tmp_path / "ff-1"])
-    assert [p.digest() for p in ensemble.potentials] == [Potential.load(tmp_path / f"ff-{n}").digest() for n in (0, 1)]
+    assert [p.digest() for p in ensemble.potentials] == [
+        Potential.load(tmp_path / f"ff-{n}").digest() for n in (0, 1)
+    ]
     assert {"energy_std", "forces_std", "stress_std"} < set(ensemble.implemented_properties)
     assert ensemble.num_compiles == 0
 
@@ -108,14 +120,18 @@ def test_errors(members, tmp_path):
     limited = dataclasses.replace(members[1], elements=(1, 6))
     with pytest.raises(ValueError, match="not trained on O"):
         EnsembleCalculator([members[0], limited]).get_property("energy", molecule("H2O"))
-    broken = dataclasses.replace(members[2], params=jax.tree.map(lambda leaf: leaf * np.nan, members[2].params))
+    broken = dataclasses.replace(
+        members[2], params=jax.tree.map(lambda leaf: leaf * np.nan, members[2].params)
+    )
     with pytest.raises(CalculationFailed, match="NaN"):
         EnsembleCalculator([members[0], broken]).get_property("energy", molecule("H2O"))
 
 
 def test_charges_that_a_member_does_not_know(members):
-    known = [dataclasses.replace(m, metadata={"statistics": {"charges": c}})
-             for m, c in zip(members[:2], ([-1.0, 0.0], [0.0]))]
+    known = [
+        dataclasses.replace(m, metadata={"statistics": {"charges": c}})
+        for m, c in zip(members[:2], ([-1.0, 0.0], [0.0]))
+    ]
     ion = molecule("H2O")
     ion.info["charge"] = -1
     with pytest.warns(UserWarning, match="trained on total charges 0 only"):

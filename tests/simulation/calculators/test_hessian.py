@@ -33,13 +33,21 @@ def by_differences(calculator, atoms, step=1e-3):
             moved = atoms.copy()
             moved.positions[n, x] += k * step
             forces[k] = calculator.get_property("forces", moved)
-        columns.append(-(8 * (forces[1] - forces[-1]) - (forces[2] - forces[-2])).ravel() / (12 * step))
+        columns.append(
+            -(8 * (forces[1] - forces[-1]) - (forces[2] - forces[-2])).ravel() / (12 * step)
+        )
     return np.array(columns)
 
 
-@pytest.mark.parametrize("kind, atoms", [
-    ("tiny", random_molecule(6, seed=3)), pytest.param("so3krates", random_molecule(5, seed=3), marks=pytest.mark.slow),
-    ("tiny", crystal(3.0))], ids=["painn", "so3krates", "cell smaller than the cutoff"])
+@pytest.mark.parametrize(
+    "kind, atoms",
+    [
+        ("tiny", random_molecule(6, seed=3)),
+        pytest.param("so3krates", random_molecule(5, seed=3), marks=pytest.mark.slow),
+        ("tiny", crystal(3.0)),
+    ],
+    ids=["painn", "so3krates", "cell smaller than the cutoff"],
+)
 def test_agrees_with_differences_of_forces(shared, kind, atoms):
     calculator = shared(kind, "float64")
     hessian = calculator.get_hessian(atoms)
@@ -55,8 +63,8 @@ def test_is_symmetric_before_it_is_made_so(shared):
     shape, packed = calculator._pack(atoms, atoms.positions)
     with jax.enable_x64(True):
         columns = np.asarray(calculator._run_hessian(shape, *packed, np.int32(0)))
-    assert (columns[:, len(atoms):] == 0).all() and (columns[3 * len(atoms):] == 0).all()
-    raw = columns[:3 * len(atoms), :len(atoms)].reshape(3 * len(atoms), -1)
+    assert (columns[:, len(atoms) :] == 0).all() and (columns[3 * len(atoms) :] == 0).all()
+    raw = columns[: 3 * len(atoms), : len(atoms)].reshape(3 * len(atoms), -1)
     np.testing.assert_allclose(raw, raw.T, rtol=0, atol=1e-10)
     np.testing.assert_allclose(raw, calculator.get_hessian(atoms), rtol=0, atol=1e-10)
 
@@ -77,8 +85,12 @@ def test_columns_in_blocks_are_the_same(shared, make_potential, monkeypatch):
 def test_float32(shared):
     atoms = random_molecule(6, seed=3)
     expected = shared("tiny", "float64").get_hessian(atoms)
-    np.testing.assert_allclose(shared("tiny", "float32").get_hessian(atoms), expected, rtol=0,
-                               atol=1e-4 * np.abs(expected).max())
+    np.testing.assert_allclose(
+        shared("tiny", "float32").get_hessian(atoms),
+        expected,
+        rtol=0,
+        atol=1e-4 * np.abs(expected).max(),
+    )
 
 
 def test_leaves_the_results_of_the_last_calculation(shared):
@@ -107,7 +119,9 @@ def test_vibrations(morse_potential, tmp_path):
     vibrations = Vibrations(atoms, name=str(tmp_path / "vib"), delta=0.002, nfree=4)
     vibrations.run()
     np.testing.assert_allclose(exact.real[6:], vibrations.get_frequencies().real[6:], rtol=1e-3)
-    assert np.abs(exact[:6]).max() < 5 < 100 < exact[6].real  # cm^-1: six motions of the whole, then the inner ones
+    assert (
+        np.abs(exact[:6]).max() < 5 < 100 < exact[6].real
+    )  # cm^-1: six motions of the whole, then the inner ones
     atoms.set_constraint(FixAtoms([0, 1]))
     held = atoms.calc.get_vibrations(atoms)
     assert len(held.get_frequencies()) == 3 * (len(atoms) - 2)

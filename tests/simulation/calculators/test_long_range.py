@@ -50,21 +50,36 @@ class PointCharges(nn.Module):
         numbers, num = graph.nodes["numbers"], graph.nodes["numbers"].shape[0]
         charges = jnp.asarray(CHARGES, dtype)[numbers] * scale.astype(dtype)
         edge = long_range_pairs(graph)
-        squared = (edge.displacements ** 2).sum(-1)
+        squared = (edge.displacements**2).sum(-1)
         real = squared > 0
         r = jnp.sqrt(jnp.where(real, squared, 1.0))
         u = jnp.clip(r / self.long_range_cutoff, 0.0, 1.0)
-        pair = jnp.where(real, COULOMB * charges[edge.receivers] * charges[edge.senders] / r * (1 - u ** 2) ** 2, 0.0)
-        coulomb = segment_sum(0.5 * pair, edge.receivers, num) + segment_sum(0.5 * pair, edge.senders, num)
-        spin = SPIN_ENERGY * (graph.globals["spin"] / jnp.maximum(graph.n_node, 1))[node_graph_index(graph)]
-        return AtomOutputs(jnp.zeros(num, dtype) + 1.0, jnp.zeros((num, 1, 1, 1), dtype),
-                           {"coulomb": coulomb, "spin": spin.astype(dtype)}, {"partial_charges": charges})
+        pair = jnp.where(
+            real,
+            COULOMB * charges[edge.receivers] * charges[edge.senders] / r * (1 - u**2) ** 2,
+            0.0,
+        )
+        coulomb = segment_sum(0.5 * pair, edge.receivers, num) + segment_sum(
+            0.5 * pair, edge.senders, num
+        )
+        spin = (
+            SPIN_ENERGY
+            * (graph.globals["spin"] / jnp.maximum(graph.n_node, 1))[node_graph_index(graph)]
+        )
+        return AtomOutputs(
+            jnp.zeros(num, dtype) + 1.0,
+            jnp.zeros((num, 1, 1, 1), dtype),
+            {"coulomb": coulomb, "spin": spin.astype(dtype)},
+            {"partial_charges": charges},
+        )
 
 
 def potential(cutoff=np.inf):
     model = PointCharges(long_range_cutoff=cutoff)
     # one unit of the model's own output for each atom, of 0.5 eV: terms are not scaled
-    return Potential(model, {"params": {"scale": np.ones(())}}, model.cutoff, np.arange(119.0), 0.5, (1, 6, 7, 8))
+    return Potential(
+        model, {"params": {"scale": np.ones(())}}, model.cutoff, np.arange(119.0), 0.5, (1, 6, 7, 8)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -74,16 +89,29 @@ def calculators():
 
 def by_hand(atoms, cutoff):
     """Energy by a loop over atoms and images."""
-    reach = [int(np.ceil(cutoff / h)) + 1 if p else 0 for h, p in zip(
-        1 / np.linalg.norm(np.linalg.pinv(atoms.cell.array), axis=0) if atoms.pbc.any() else np.ones(3), atoms.pbc)]
+    reach = [
+        int(np.ceil(cutoff / h)) + 1 if p else 0
+        for h, p in zip(
+            1 / np.linalg.norm(np.linalg.pinv(atoms.cell.array), axis=0)
+            if atoms.pbc.any()
+            else np.ones(3),
+            atoms.pbc,
+        )
+    ]
     q, total = CHARGES[atoms.numbers], 0.0
     for shift in itertools.product(*(range(-r, r + 1) for r in reach)):
         images = atoms.positions + np.array(shift) @ atoms.cell.array
         r = np.linalg.norm(images[None] - atoms.positions[:, None], axis=2)
         near = (r > 0) & (r < cutoff)
         r = np.where(near, r, 1.0)
-        total += 0.5 * COULOMB * np.sum(near * q[:, None] * q[None] / r * (1 - (r / cutoff) ** 2) ** 2)
-    return total + np.sum(0.5 + atoms.numbers) + SPIN_ENERGY * atoms.info.get("num_unpaired_electrons", 0)
+        total += (
+            0.5 * COULOMB * np.sum(near * q[:, None] * q[None] / r * (1 - (r / cutoff) ** 2) ** 2)
+        )
+    return (
+        total
+        + np.sum(0.5 + atoms.numbers)
+        + SPIN_ENERGY * atoms.info.get("num_unpaired_electrons", 0)
+    )
 
 
 def crystal():
@@ -104,7 +132,9 @@ def test_molecule(calculators, cutoff):
     atoms = far_apart()
     atoms.calc = calculators[cutoff]
     assert atoms.get_potential_energy() == pytest.approx(by_hand(atoms, cutoff), abs=1e-10)
-    assert atoms.get_potential_energies().sum() == pytest.approx(atoms.get_potential_energy(), abs=1e-10)
+    assert atoms.get_potential_energies().sum() == pytest.approx(
+        atoms.get_potential_energy(), abs=1e-10
+    )
     numerical = calculate_numerical_forces(atoms, 1e-4)
     assert np.abs(numerical).max() > 0.1
     np.testing.assert_allclose(atoms.get_forces(), numerical, atol=1e-6)
@@ -116,7 +146,9 @@ def test_periodic(calculators, pbc):
     atoms.pbc = pbc
     atoms.calc = calculators[6.0]
     assert atoms.get_potential_energy() == pytest.approx(by_hand(atoms, 6.0), abs=1e-10)
-    np.testing.assert_allclose(atoms.get_forces(), calculate_numerical_forces(atoms, 1e-4), atol=1e-6)
+    np.testing.assert_allclose(
+        atoms.get_forces(), calculate_numerical_forces(atoms, 1e-4), atol=1e-6
+    )
     if all(pbc):
         numerical = calculate_numerical_stress(atoms, 1e-4)
         assert np.abs(numerical).max() > 1e-3
@@ -127,7 +159,9 @@ def test_a_cell_and_its_supercell(calculators):
     atoms = crystal()
     calculator = calculators[6.0]
     energy = calculator.get_property("energy", atoms)
-    assert calculator.get_property("energy", atoms.repeat((2, 1, 1))) == pytest.approx(2 * energy, abs=1e-9)
+    assert calculator.get_property("energy", atoms.repeat((2, 1, 1))) == pytest.approx(
+        2 * energy, abs=1e-9
+    )
 
 
 def test_all_pairs_of_a_periodic_structure_are_refused(calculators):
@@ -143,7 +177,12 @@ def test_a_periodic_direction_without_a_lattice_vector_is_told(calculators):
 
 
 def test_a_slab_that_drifted_away_keeps_its_digits():
-    atoms = Atoms("HOCH", [[0, 0, 0], [0, 0.3, 1], [1.2, 2, 0.1], [3, 3, 1.9]], cell=[5, 5, 0], pbc=[True, True, False])
+    atoms = Atoms(
+        "HOCH",
+        [[0, 0, 0], [0, 0.3, 1], [1.2, 2, 0.1], [3, 3, 1.9]],
+        cell=[5, 5, 0],
+        pbc=[True, True, False],
+    )
     atoms.calc = MLIPCalculator(potential(6.0))
     forces = atoms.get_forces()
     atoms.positions += [0, 0, 1e5]
@@ -161,7 +200,9 @@ def test_charges_and_dipole(calculators):
     np.testing.assert_allclose(atoms.get_charges(), charges)
     moved = atoms.copy()
     moved.positions += 100.0
-    np.testing.assert_allclose(calculators[np.inf].get_property("dipole", moved), charges @ centred, atol=1e-10)
+    np.testing.assert_allclose(
+        calculators[np.inf].get_property("dipole", moved), charges @ centred, atol=1e-10
+    )
 
 
 def test_a_periodic_structure_has_charges_but_no_dipole(calculators):
@@ -175,7 +216,13 @@ def test_a_periodic_structure_has_charges_but_no_dipole(calculators):
 def test_only_a_force_field_with_charges_offers_them(calculators, make_potential):
     assert {"charges", "dipole"} <= set(calculators[6.0].implemented_properties)
     without = MLIPCalculator(make_potential("tiny"))
-    assert without.implemented_properties == ["energy", "free_energy", "forces", "energies", "stress"]
+    assert without.implemented_properties == [
+        "energy",
+        "free_energy",
+        "forces",
+        "energies",
+        "stress",
+    ]
     with pytest.raises(PropertyNotImplementedError):
         without.get_property("charges", molecule("H2O"))
 
@@ -240,12 +287,18 @@ def test_a_batch_is_its_single_structures(calculators, cutoff):
     batch.globals["spin"] = np.zeros(budget.n_graph)
     with jax.enable_x64(True):
         p = potential(cutoff)
-        out = jax.device_get(jax.jit(lambda params, g: evaluate(p.model, params, g, p.energy_scale))(p.params, batch))
+        out = jax.device_get(
+            jax.jit(lambda params, g: evaluate(p.model, params, g, p.energy_scale))(p.params, batch)
+        )
     for g, atoms in enumerate(made):
         rows = slice(columns.offsets[g], columns.offsets[g + 1])
         reference = np.sum(atoms.numbers)
-        assert out.energy[g] + reference == pytest.approx(calculators[cutoff].get_property("energy", atoms), abs=1e-9)
-        np.testing.assert_allclose(out.forces[rows], calculators[cutoff].get_property("forces", atoms), atol=1e-9)
+        assert out.energy[g] + reference == pytest.approx(
+            calculators[cutoff].get_property("energy", atoms), abs=1e-9
+        )
+        np.testing.assert_allclose(
+            out.forces[rows], calculators[cutoff].get_property("forces", atoms), atol=1e-9
+        )
         np.testing.assert_allclose(out.properties["partial_charges"][rows], CHARGES[atoms.numbers])
-    assert not out.energies[columns.offsets[-1]:].any() and not out.energy[len(made):].any()
-    assert not out.properties["partial_charges"][columns.offsets[-1]:].any()
+    assert not out.energies[columns.offsets[-1] :].any() and not out.energy[len(made) :].any()
+    assert not out.properties["partial_charges"][columns.offsets[-1] :].any()

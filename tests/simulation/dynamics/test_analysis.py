@@ -35,7 +35,9 @@ def test_the_heavier_atom_counts_by_its_mass():
     course = oscillator(1000.0)
     other = oscillator(2000.0)
     velocities = np.stack([course.velocities[:, 0], other.velocities[:, 0] / 2], axis=1)
-    x, density = spectrum(SampledTrajectory(course.positions, velocities, np.array([3.0, 1.0]), 1.0))
+    x, density = spectrum(
+        SampledTrajectory(course.positions, velocities, np.array([3.0, 1.0]), 1.0)
+    )
     low, high = (np.trapezoid(density[part], x[part]) for part in (x < 1500, x >= 1500))
     assert low / high == pytest.approx(3.0, rel=0.02)
 
@@ -51,13 +53,19 @@ def test_distances_of_a_spring_are_where_it_swings():
     r, density = distances(oscillator(1000.0), longest=2.0, bins=400)
     assert np.trapezoid(density, r) == pytest.approx(1.0, abs=0.02)
     inside = density > 0
-    assert r[inside].min() == pytest.approx(0.95, abs=0.01) and r[inside].max() == pytest.approx(1.05, abs=0.01)
+    assert r[inside].min() == pytest.approx(0.95, abs=0.01) and r[inside].max() == pytest.approx(
+        1.05, abs=0.01
+    )
 
 
 def test_independent_atoms_in_a_cell_have_a_flat_distribution():
     rng = np.random.default_rng(0)
     positions = rng.uniform(0, 12.0, (60, 60, 3))
-    r, g = distances(SampledTrajectory(positions, positions, np.ones(60), 1.0, 12.0 * np.eye(3)), longest=5.5, bins=11)
+    r, g = distances(
+        SampledTrajectory(positions, positions, np.ones(60), 1.0, 12.0 * np.eye(3)),
+        longest=5.5,
+        bins=11,
+    )
     np.testing.assert_allclose(g[2:], 1.0, atol=0.05)
     assert r[0] == 0.25
 
@@ -78,4 +86,6 @@ def test_temperature():
     masses = np.array([1.0, 12.0, 16.0, 1.0])
     velocities = rng.normal(size=(4000, 4, 3)) * np.sqrt(300 * units.kB / masses)[:, None]
     velocities -= (masses[:, None] * velocities).sum(1, keepdims=True) / masses.sum()
-    assert analysis.temperature(SampledTrajectory(velocities, velocities, masses, 1.0)) == pytest.approx(300, rel=0.02)
+    assert analysis.temperature(
+        SampledTrajectory(velocities, velocities, masses, 1.0)
+    ) == pytest.approx(300, rel=0.02)

@@ -17,10 +17,24 @@ def crystal(repeat, lattice=5.4):
 
 
 def at_pressure(atoms, potential, **options):
-    return MolecularDynamics(atoms, potential, **{
-        "ensemble": "npt", "timestep": 4.0, "temperature": 40.0, "record_every": 1, "frame_every": 5, "skin": 0.3,
-        "dtype": "float64", "thermostat_time": 50.0, "barostat_time": 200.0, "compressibility": 1e-4,
-        "watch_bonds": False} | options)
+    return MolecularDynamics(
+        atoms,
+        potential,
+        **{
+            "ensemble": "npt",
+            "timestep": 4.0,
+            "temperature": 40.0,
+            "record_every": 1,
+            "frame_every": 5,
+            "skin": 0.3,
+            "dtype": "float64",
+            "thermostat_time": 50.0,
+            "barostat_time": 200.0,
+            "compressibility": 1e-4,
+            "watch_bonds": False,
+        }
+        | options,
+    )
 
 
 def assert_as_fresh(potential, trajectory):
@@ -35,7 +49,10 @@ def assert_as_fresh(potential, trajectory):
         assert trajectory.thermo.volume[at] == pytest.approx(atoms.get_volume(), rel=1e-12)
         halfway = atoms.copy()  # where the barostat looks
         halfway.set_momenta(atoms.get_momenta() + 2.0 * units.fs * fresh.get_forces())
-        inner = 2 * halfway.get_kinetic_energy() / 3 / atoms.get_volume() - fresh.get_stress(voigt=True)[:3].mean()
+        inner = (
+            2 * halfway.get_kinetic_energy() / 3 / atoms.get_volume()
+            - fresh.get_stress(voigt=True)[:3].mean()
+        )
         assert trajectory.thermo.pressure[at] == pytest.approx(inner / BAR, abs=1e-4)
 
 
@@ -49,8 +66,15 @@ def test_steps_at_constant_pressure():
 @pytest.mark.slow
 def test_the_recorded_pressure_is_the_one_that_the_barostat_uses():
     """Without heat there is no noise, and the volume follows the difference of the pressures alone."""
-    dynamics = at_pressure(crystal((2, 2, 2)), pairwise(cutoff=4.9), temperature=0.0, initial_temperature=80.0,
-                           pressure=2000.0, timestep=16.0, frame_every=1)
+    dynamics = at_pressure(
+        crystal((2, 2, 2)),
+        pairwise(cutoff=4.9),
+        temperature=0.0,
+        initial_temperature=80.0,
+        pressure=2000.0,
+        timestep=16.0,
+        frame_every=1,
+    )
     thermo = dynamics.run(20)[0].thermo
     strain = np.diff(np.log(thermo.volume))
     used = 2000.0 + strain / (1e-4 / 200.0 * 16.0)
@@ -71,7 +95,9 @@ def test_lists_while_the_cell_changes_and_the_host_takes_over():
     np.testing.assert_array_equal(ours.thermo.step, np.arange(151))
     assert_as_fresh(potential, ours)
     again = at_pressure(crystal((2, 2, 2)), potential, pressure=40_000.0, barostat_time=4000.0)
-    again.restore(dynamics.snapshot())  # of lists that the host makes, to a run that begins with the device's
+    again.restore(
+        dynamics.snapshot()
+    )  # of lists that the host makes, to a run that begins with the device's
     assert again.lists_by == "host"
     for a, b in zip(again.run(20)[0].frames, dynamics.run(20)[0].frames):
         np.testing.assert_array_equal(a.positions, b.positions)
@@ -79,10 +105,16 @@ def test_lists_while_the_cell_changes_and_the_host_takes_over():
 
 @pytest.mark.slow
 def test_the_mean_pressure_is_the_one_that_was_asked_for():
-    dynamics = at_pressure(crystal((2, 2, 2)), pairwise(cutoff=4.9), replicas=8, pressure=500.0, frame_every=0,
-                           record_every=5)
+    dynamics = at_pressure(
+        crystal((2, 2, 2)),
+        pairwise(cutoff=4.9),
+        replicas=8,
+        pressure=500.0,
+        frame_every=0,
+        record_every=5,
+    )
     thermo = [t.thermo for t in dynamics.run(6000)]
-    late = np.array([t.pressure[len(t.pressure) // 3:].mean() for t in thermo])
-    temperature = np.array([t.temperature[len(t.temperature) // 3:].mean() for t in thermo])
+    late = np.array([t.pressure[len(t.pressure) // 3 :].mean() for t in thermo])
+    temperature = np.array([t.temperature[len(t.temperature) // 3 :].mean() for t in thermo])
     assert late.mean() == pytest.approx(500.0, abs=4 * late.std() / np.sqrt(8) + 10)
     assert temperature.mean() == pytest.approx(40.0, abs=1.0)

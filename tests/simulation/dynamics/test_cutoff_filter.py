@@ -26,9 +26,18 @@ CUTOFF, SKIN = 4.0, 0.8
 
 def graph_of(atoms: list[Atoms], cutoff, edges=4096):
     nodes = sum(map(len, atoms)) + 3
-    structures = [Structure(a.numbers, a.positions, cell=a.cell.array if a.pbc.any() else None,
-                            pbc=a.pbc if a.pbc.any() else None) for a in atoms]
-    return build_batch(Columns.from_structures(structures), PaddingBudget(nodes, edges, len(atoms) + 1), cutoff)
+    structures = [
+        Structure(
+            a.numbers,
+            a.positions,
+            cell=a.cell.array if a.pbc.any() else None,
+            pbc=a.pbc if a.pbc.any() else None,
+        )
+        for a in atoms
+    ]
+    return build_batch(
+        Columns.from_structures(structures), PaddingBudget(nodes, edges, len(atoms) + 1), cutoff
+    )
 
 
 def moved(atoms, by, seed):
@@ -42,7 +51,7 @@ def moved(atoms, by, seed):
 def after(graph, atoms):
     """The list as it was, at the positions of later."""
     positions = np.array(graph.nodes["positions"])
-    positions[:sum(map(len, atoms))] = np.concatenate([a.positions for a in atoms])
+    positions[: sum(map(len, atoms))] = np.concatenate([a.positions for a in atoms])
     return graph._replace(nodes=graph.nodes | {"positions": positions})
 
 
@@ -52,8 +61,11 @@ def cells():
     return [wide, small]
 
 
-@pytest.mark.parametrize("start", [lambda: [molecule("CH3CH2OH"), molecule("H2O"), molecule("C6H6")], cells],
-                         ids=["molecules", "cells"])
+@pytest.mark.parametrize(
+    "start",
+    [lambda: [molecule("CH3CH2OH"), molecule("H2O"), molecule("C6H6")], cells],
+    ids=["molecules", "cells"],
+)
 @settings(deadline=None, max_examples=15)
 @given(seed=st.integers(0, 1000), by=st.floats(0, SKIN / 2))
 def test_it_is_the_list_of_the_cutoff(start, seed, by):
@@ -61,7 +73,10 @@ def test_it_is_the_list_of_the_cutoff(start, seed, by):
     now = moved(before, by, seed)
     listed, fresh = graph_of(before, CUTOFF + SKIN), graph_of(now, CUTOFF)
     # pairs that rounding may put on either side
-    assume(graph_of(now, CUTOFF - 1e-4).n_edge[:-1].sum() == graph_of(now, CUTOFF + 1e-4).n_edge[:-1].sum())
+    assume(
+        graph_of(now, CUTOFF - 1e-4).n_edge[:-1].sum()
+        == graph_of(now, CUTOFF + 1e-4).n_edge[:-1].sum()
+    )
     found, count = near(after(listed, now), CUTOFF, 4096)
     assert count == fresh.n_edge[:-1].sum()
     assert np.isin(np.asarray(found.receivers[count:]), sum(map(len, now))).all()
@@ -69,14 +84,22 @@ def test_it_is_the_list_of_the_cutoff(start, seed, by):
 
     def as_set(graph):
         shifts = np.asarray(graph.edges.get("shifts", np.zeros((4096, 3), int))).astype(int)
-        return [tuple(map(int, e)) for e in np.column_stack([graph.receivers, graph.senders, shifts])[:count]]
+        return [
+            tuple(map(int, e))
+            for e in np.column_stack([graph.receivers, graph.senders, shifts])[:count]
+        ]
 
     assert sorted(as_set(found)) == sorted(as_set(fresh)) and [e[0] for e in as_set(found)] == [
-        e[0] for e in as_set(fresh)]
+        e[0] for e in as_set(fresh)
+    ]
     forward, reverse = np.split(np.asarray(found.edges["pair_order"]), 2)
     assert sorted(np.concatenate([forward, reverse])) == list(range(4096))
-    np.testing.assert_array_equal(np.asarray(found.receivers)[forward], np.asarray(found.senders)[reverse])
-    np.testing.assert_array_equal(np.asarray(found.senders)[forward], np.asarray(found.receivers)[reverse])
+    np.testing.assert_array_equal(
+        np.asarray(found.receivers)[forward], np.asarray(found.senders)[reverse]
+    )
+    np.testing.assert_array_equal(
+        np.asarray(found.senders)[forward], np.asarray(found.receivers)[reverse]
+    )
 
 
 @pytest.mark.parametrize("kind", ["tiny", "tiny_schnet"])
@@ -130,19 +153,30 @@ def test_a_step_that_needs_more_room_waits_for_it(by, monkeypatch):
     monkeypatch.setattr(neighbors, "_WORTHWHILE", 0.99)
 
     def dynamics():
-        return MolecularDynamics(atoms, pairwise(cutoff=6.0), ensemble="nve", timestep=2.0, skin=1.5, record_every=1,
-                                 frame_every=1, fix_com=False, dtype="float64", **QUIET)
+        return MolecularDynamics(
+            atoms,
+            pairwise(cutoff=6.0),
+            ensemble="nve",
+            timestep=2.0,
+            skin=1.5,
+            record_every=1,
+            frame_every=1,
+            fix_com=False,
+            dtype="float64",
+            **QUIET,
+        )
 
     ours = dynamics()
     assert ours.lists_by == by and 0 < ours._capacity.near < ours._capacity.budget.n_edge
     first = ours._capacity
-    trajectory, = ours.run(30)
+    (trajectory,) = ours.run(30)
     assert ours._capacity.near > first.near or not ours._capacity.near
     assert trajectory.steps == list(range(31)) and trajectory.broken is None
     monkeypatch.setattr(neighbors, "_WORTHWHILE", 0.0)
     plain = dynamics()
-    expected, = plain.run(30)
+    (expected,) = plain.run(30)
     assert not plain._capacity.near
-    np.testing.assert_allclose([f.positions for f in trajectory.frames], [f.positions for f in expected.frames],
-                               atol=1e-9)
+    np.testing.assert_allclose(
+        [f.positions for f in trajectory.frames], [f.positions for f in expected.frames], atol=1e-9
+    )
     np.testing.assert_allclose(trajectory.thermo.total, expected.thermo.total, atol=1e-9)

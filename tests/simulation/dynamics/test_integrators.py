@@ -10,7 +10,13 @@ from ase import Atoms, units
 from scipy import stats
 
 from mlip_jax.simulation.dynamics import integrators, velocities
-from mlip_jax.simulation.dynamics.integrators import CellRescaling, Langevin, Motion, Rescaling, kinetic_energies
+from mlip_jax.simulation.dynamics.integrators import (
+    CellRescaling,
+    Langevin,
+    Motion,
+    Rescaling,
+    kinetic_energies,
+)
 from mlip_jax.simulation.dynamics.system import System
 
 KT = units.kB * 300.0
@@ -47,9 +53,16 @@ def trajectory(integrator, particles, motion, dt, steps, stiffness):
         forces = stiffness * springs(motion.positions, particles)
         motion = integrator.end(motion, forces, particles, dt, key)
         stretch = ((forces / STIFFNESS) ** 2).sum(-1) * STIFFNESS / 2
-        potential = jax.ops.segment_sum(stretch, particles.molecule, particles.dof.shape[0] + 1)[:-1]
+        potential = jax.ops.segment_sum(stretch, particles.molecule, particles.dof.shape[0] + 1)[
+            :-1
+        ]
         volume = motion.heat if motion.cell is None else jnp.linalg.det(motion.cell)
-        return (motion, forces), (kinetic_energies(motion.velocities, particles), potential, volume, motion.heat)
+        return (motion, forces), (
+            kinetic_energies(motion.velocities, particles),
+            potential,
+            volume,
+            motion.heat,
+        )
 
     forces = stiffness * springs(motion.positions, particles)
     return jax.lax.scan(step, (motion, forces), jnp.arange(steps))[1]
@@ -58,14 +71,16 @@ def trajectory(integrator, particles, motion, dt, steps, stiffness):
 def at_rest(made, particles, speed=0.001):
     rng = np.random.default_rng(0)
     velocities = rng.normal(0, speed, (made.nodes, 3))
-    velocities[made.begin[-1]:] = 0
+    velocities[made.begin[-1] :] = 0
     zeros = np.zeros((made.nodes, 3))
     motion = Motion(zeros, zeros, velocities, made.cell, np.zeros(len(made.molecules)))
     return integrators.without_com(jax.tree.map(jnp.asarray, motion), particles)
 
 
-@pytest.mark.parametrize(("integrator", "stiffness"), [
-    (Langevin(friction=1.0), 0.0), (Langevin(friction=1.0), 1.0), (Rescaling(time=0.5), 0.0)])
+@pytest.mark.parametrize(
+    ("integrator", "stiffness"),
+    [(Langevin(friction=1.0), 0.0), (Langevin(friction=1.0), 1.0), (Rescaling(time=0.5), 0.0)],
+)
 def test_kinetic_energies_are_canonical(double_precision, integrator, stiffness):
     """After many relaxation times the kinetic energy of 3 n - 3 degrees of freedom is gamma distributed."""
     made, particles = system(2000, 3)
@@ -77,7 +92,9 @@ def test_kinetic_energies_are_canonical(double_precision, integrator, stiffness)
         mean = np.asarray(potential[-20:]).mean() / KT
         assert mean == pytest.approx(3.0, abs=0.1)
     if not stiffness:  # all of it came from the thermostat
-        np.testing.assert_allclose(heat[-1], kinetic[-1] - kinetic_energies(motion.velocities, particles), atol=1e-12)
+        np.testing.assert_allclose(
+            heat[-1], kinetic[-1] - kinetic_energies(motion.velocities, particles), atol=1e-12
+        )
 
 
 def test_rescaling_is_the_exact_solution(double_precision):
@@ -89,15 +106,19 @@ def test_rescaling_is_the_exact_solution(double_precision):
     dof, mean = 9, 4.5 * KT
     start = 3.0 * mean
     for time in (0.01, 0.5, 3.0):
-        factors = integrators.rescaling_factors(jax.random.key(1), jnp.full(20_000, start), particles, time)
+        factors = integrators.rescaling_factors(
+            jax.random.key(1), jnp.full(20_000, start), particles, time
+        )
         kinetic = np.asarray(factors) ** 2 * start
         kept, lost = np.exp(-time), 1 - np.exp(-time)
         expected = kept * start + lost * mean
-        variance = 2 * mean ** 2 * lost ** 2 / dof + 4 * kept * lost * mean * start / dof
+        variance = 2 * mean**2 * lost**2 / dof + 4 * kept * lost * mean * start / dof
         assert kinetic.mean() == pytest.approx(expected, abs=4 * np.sqrt(variance / 20_000))
         assert kinetic.var() == pytest.approx(variance, rel=0.05)
-    np.testing.assert_array_equal(integrators.rescaling_factors(
-        jax.random.key(1), jnp.full(20_000, start), particles, 0.0), 1.0)
+    np.testing.assert_array_equal(
+        integrators.rescaling_factors(jax.random.key(1), jnp.full(20_000, start), particles, 0.0),
+        1.0,
+    )
 
 
 def test_the_volume_of_an_ideal_gas(double_precision):
@@ -106,8 +127,9 @@ def test_the_volume_of_an_ideal_gas(double_precision):
     target_pressure = 0.004  # eV/Å³
     volume = size * KT / target_pressure
     made, particles = system(copies, size, [volume ** (1 / 3)] * 3)
-    integrator = CellRescaling(time=0.3, pressure=target_pressure, barostat_time=1.0,
-                               compressibility=1 / target_pressure)
+    integrator = CellRescaling(
+        time=0.3, pressure=target_pressure, barostat_time=1.0, compressibility=1 / target_pressure
+    )
     motion = at_rest(made, particles, 0.005)
     _, _, volumes, _ = trajectory(integrator, particles, motion, 0.02, 600, 0.0)
     last = np.asarray(volumes[-1]) * target_pressure / KT
@@ -119,8 +141,12 @@ def test_nothing_moves_in_no_time(double_precision):
     made, particles = system(3, 3, [9.0] * 3)
     motion = at_rest(made, particles, 0.1)
     forces = jnp.ones((made.nodes, 3))
-    for integrator in (integrators.Verlet(), Langevin(friction=1.0), Rescaling(time=0.5),
-                       CellRescaling(time=0.5, pressure=1.0)):
+    for integrator in (
+        integrators.Verlet(),
+        Langevin(friction=1.0),
+        Rescaling(time=0.5),
+        CellRescaling(time=0.5, pressure=1.0),
+    ):
         end = integrator.begin(motion, forces, jnp.zeros(3), particles, 0.0, jax.random.key(0))
         end = integrator.end(end, forces, particles, 0.0, jax.random.key(0))
         for now, before in zip(end, motion):
@@ -137,9 +163,14 @@ def test_noise_is_of_molecule_and_atom(double_precision):
 
 
 def test_drift_keeps_what_rounding_drops():
-    motion = Motion(*(jnp.asarray(x, jnp.float32) for x in (
-        [[8.0, 0, 0]], [[0.0] * 3], [[1e-5 / 3, 0, 0]])), None, jnp.zeros(1))
-    far = jax.jit(lambda m: jax.lax.fori_loop(0, 30_000, lambda _, m: integrators.drifted(m, 1.0), m))(motion)
+    motion = Motion(
+        *(jnp.asarray(x, jnp.float32) for x in ([[8.0, 0, 0]], [[0.0] * 3], [[1e-5 / 3, 0, 0]])),
+        None,
+        jnp.zeros(1),
+    )
+    far = jax.jit(
+        lambda m: jax.lax.fori_loop(0, 30_000, lambda _, m: integrators.drifted(m, 1.0), m)
+    )(motion)
     assert float(far.positions[0, 0]) == pytest.approx(8.1, abs=1e-6)
 
 
@@ -147,13 +178,19 @@ def test_each_momentum_holds_half_a_kt():
     """A width that forgets the mass, or is a variance, shows in the energies of light and heavy atoms."""
     masses = np.repeat([1.0, 30.0], 10_000)
     momenta = velocities.maxwell_boltzmann(masses, 300.0, np.random.default_rng(0))
-    energies = (momenta ** 2).reshape(2, -1) / (2 * masses.reshape(2, -1)[:, :1])
+    energies = (momenta**2).reshape(2, -1) / (2 * masses.reshape(2, -1)[:, :1])
     np.testing.assert_allclose(energies.mean(1), KT / 2, rtol=0.03)
 
 
-@pytest.mark.parametrize(("atoms", "dof"), [
-    (Atoms("CO2", [[0, 0, 0], [0, 0, 1.2], [0, 0, -1.2]]), 4), (Atoms("OH2", [[0, 0, 0], [0, 0, 1], [0, 1, 0]]), 3),
-    (Atoms("H"), 0), (Atoms("H2", [[0, 0, 0], [0.3, 0.4, 0.5]]), 1)])
+@pytest.mark.parametrize(
+    ("atoms", "dof"),
+    [
+        (Atoms("CO2", [[0, 0, 0], [0, 0, 1.2], [0, 0, -1.2]]), 4),
+        (Atoms("OH2", [[0, 0, 0], [0, 0, 1], [0, 1, 0]]), 3),
+        (Atoms("H"), 0),
+        (Atoms("H2", [[0, 0, 0], [0.3, 0.4, 0.5]]), 1),
+    ],
+)
 def test_velocities_at_the_start(atoms, dof):
     assert velocities.degrees_of_freedom(atoms, True, True) == dof
     velocities.draw(atoms, 300.0, np.random.default_rng(0), dof, True, True)

@@ -22,8 +22,11 @@ def cluster(seed=0, shake=0.1, temperature=0.0):
     rng = np.random.default_rng(seed)
     atoms.positions += rng.normal(0, shake, (len(atoms), 3)) + 11.0
     if temperature:
-        atoms.set_momenta(rng.normal(0, np.sqrt(atoms.get_masses()[:, None] * units.kB * temperature),
-                                     (len(atoms), 3)))
+        atoms.set_momenta(
+            rng.normal(
+                0, np.sqrt(atoms.get_masses()[:, None] * units.kB * temperature), (len(atoms), 3)
+            )
+        )
     return atoms
 
 
@@ -38,8 +41,12 @@ def under_ase(potential, atoms, steps, timestep, every=1):
     atoms, found = atoms.copy(), []
     atoms.calc = MLIPCalculator(potential, dtype="float64")
     with VelocityVerlet(atoms, timestep * units.fs) as run:
-        run.attach(lambda: found.append((atoms.positions.copy(), atoms.get_forces(), atoms.get_total_energy())),
-                   interval=every)
+        run.attach(
+            lambda: found.append(
+                (atoms.positions.copy(), atoms.get_forces(), atoms.get_total_energy())
+            ),
+            interval=every,
+        )
         run.run(steps)
     return [np.array(x) for x in zip(*found)]
 
@@ -51,21 +58,36 @@ def assert_as_under_ase(potential, dynamics, steps=50):
         positions, forces, energies = under_ase(potential, start, steps, dynamics.settings.timestep)
         origin = ours.frames[0].positions - start.positions
         assert ours.steps == list(range(steps + 1)) and ours.broken is None
-        np.testing.assert_allclose(np.array([f.positions for f in ours.frames]) - origin[0], positions, atol=1e-9)
+        np.testing.assert_allclose(
+            np.array([f.positions for f in ours.frames]) - origin[0], positions, atol=1e-9
+        )
         np.testing.assert_allclose([f.get_forces() for f in ours.frames], forces, atol=1e-9)
         np.testing.assert_allclose(ours.thermo.total, energies, rtol=0, atol=1e-8)
-        np.testing.assert_allclose([f.get_potential_energy() for f in ours.frames], ours.thermo.potential, atol=1e-9)
+        np.testing.assert_allclose(
+            [f.get_potential_energy() for f in ours.frames], ours.thermo.potential, atol=1e-9
+        )
 
 
 def every_step(atoms, potential, **options):
-    quiet = {"ensemble": "nve", "record_every": 1, "frame_every": 1, "dtype": "float64", "fix_com": False, **QUIET}
+    quiet = {
+        "ensemble": "nve",
+        "record_every": 1,
+        "frame_every": 1,
+        "dtype": "float64",
+        "fix_com": False,
+        **QUIET,
+    }
     return MolecularDynamics(atoms, potential, **quiet | options)
 
 
 def test_open_molecules_step_for_step_as_under_ase():
     potential = pairwise()
     # of different sizes, hot enough for many lists
-    starts = [cluster(0, temperature=900), Atoms("Ar2", [[0, 0, 0], [0, 0, 4.0]]), cluster(1, temperature=200)]
+    starts = [
+        cluster(0, temperature=900),
+        Atoms("Ar2", [[0, 0, 0], [0, 0, 4.0]]),
+        cluster(1, temperature=200),
+    ]
     dynamics = every_step(starts, potential, timestep=4.0, skin=0.5)
     assert_as_under_ase(potential, dynamics)
     assert dynamics.lists_by == "device" and dynamics.lists_made > 2 and dynamics.num_compiles == 1
@@ -74,7 +96,9 @@ def test_open_molecules_step_for_step_as_under_ase():
 def test_cells_as_under_ase():
     potential = pairwise(cutoff=4.5)
     wide = crystal((2, 2, 2), 1)
-    wide.set_cell(wide.cell.array @ np.array([[1, 0.1, 0], [0, 1, 0], [0, 0.05, 1]]), scale_atoms=True)
+    wide.set_cell(
+        wide.cell.array @ np.array([[1, 0.1, 0], [0, 1, 0], [0, 0.05, 1]]), scale_atoms=True
+    )
     dynamics = every_step(wide, potential, timestep=4.0, skin=0.3, temperature=150.0)
     assert_as_under_ase(potential, dynamics, 25)
     assert dynamics.lists_by == "device" and dynamics.lists_made > 2
@@ -84,7 +108,9 @@ def test_cells_smaller_than_the_cutoff_have_lists_from_the_host():
     potential = pairwise(cutoff=6.0)
     slab = crystal((1, 2, 2), 3)
     slab.pbc = (True, True, False)
-    dynamics = every_step([crystal((1, 1, 1), 2), slab], potential, timestep=4.0, skin=0.3, temperature=150.0)
+    dynamics = every_step(
+        [crystal((1, 1, 1), 2), slab], potential, timestep=4.0, skin=0.3, temperature=150.0
+    )
     assert_as_under_ase(potential, dynamics, 25)
     assert dynamics.lists_by == "host" and dynamics.lists_made > 2
 
@@ -92,7 +118,9 @@ def test_cells_smaller_than_the_cutoff_have_lists_from_the_host():
 def test_energy_is_conserved_to_second_order():
     errors = []
     for timestep in (8.0, 4.0, 2.0):
-        dynamics = every_step(cluster(0), pairwise(), timestep=timestep, temperature=30.0, frame_every=0)
+        dynamics = every_step(
+            cluster(0), pairwise(), timestep=timestep, temperature=30.0, frame_every=0
+        )
         total = dynamics.run(int(2000 / timestep))[0].thermo.total
         errors.append(np.std(total))
     ratios = np.array(errors[:-1]) / errors[1:]
@@ -103,8 +131,16 @@ def test_float32_loses_no_energy_to_rounding():
     """Also far from the origin, and the energy has the digits of the small numbers that change."""
     drifts = {}
     for dtype in ("float32", "float64"):
-        dynamics = every_step(cluster(0), pairwise(), timestep=2.0, temperature=30.0, frame_every=0, dtype=dtype,
-                              record_every=10, fix_com=True)
+        dynamics = every_step(
+            cluster(0),
+            pairwise(),
+            timestep=2.0,
+            temperature=30.0,
+            frame_every=0,
+            dtype=dtype,
+            record_every=10,
+            fix_com=True,
+        )
         thermo = dynamics.run(5000)[0].thermo
         drifts[dtype] = np.polyfit(thermo.time / 1000, thermo.total / 13, 1)[0]
         assert np.std(thermo.total) < 1e-3
@@ -114,7 +150,9 @@ def test_float32_loses_no_energy_to_rounding():
 def test_what_is_kept_of_a_short_dispatch_is_short(monkeypatch):
     """A busy machine makes few steps a dispatch, so that there are many of them."""
     monkeypatch.setattr(md, "_TURN", 0.0)
-    dynamics = MolecularDynamics(cluster(0), pairwise(), replicas=4, ensemble="nve", temperature=5.0, frame_every=2)
+    dynamics = MolecularDynamics(
+        cluster(0), pairwise(), replicas=4, ensemble="nve", temperature=5.0, frame_every=2
+    )
     segments = list(dynamics.stream(30))
     assert len(segments) > 10
     arrays = [x for _, frames in segments for x in frames._records if isinstance(x, np.ndarray)]
@@ -125,7 +163,9 @@ def test_what_is_kept_of_a_short_dispatch_is_short(monkeypatch):
 def test_forces_are_those_of_a_fresh_list(make_potential, kind):
     potential = make_potential(kind, 1)
     start = [molecule("CH3CH2OH"), molecule("C6H6")]
-    dynamics = every_step(start, potential, timestep=1.0, temperature=600.0, skin=1.0, frame_every=8)
+    dynamics = every_step(
+        start, potential, timestep=1.0, temperature=600.0, skin=1.0, frame_every=8
+    )
     calculator = MLIPCalculator(potential, "float64")
     trajectories = dynamics.run(80)
     assert 2 < dynamics.lists_made < 70
@@ -134,7 +174,9 @@ def test_forces_are_those_of_a_fresh_list(make_potential, kind):
             scale = np.abs(atoms.get_forces()).max()
             fresh = calculator.get_forces(atoms)
             np.testing.assert_allclose(atoms.get_forces(), fresh, rtol=0, atol=1e-10 * scale)
-            assert atoms.get_potential_energy() == pytest.approx(calculator.get_potential_energy(atoms), abs=1e-8)
+            assert atoms.get_potential_energy() == pytest.approx(
+                calculator.get_potential_energy(atoms), abs=1e-8
+            )
 
 
 def test_more_neighbours_than_there_is_room_for():
@@ -142,7 +184,11 @@ def test_more_neighbours_than_there_is_room_for():
     a, b = cluster(0), cluster(1)
     b.positions += [22.0, 0, 0]
     both = a + b
-    both.set_momenta(both.get_masses()[:, None] * np.where(np.arange(26) < 13, 0.05, -0.05)[:, None] * [1.0, 0, 0])
+    both.set_momenta(
+        both.get_masses()[:, None]
+        * np.where(np.arange(26) < 13, 0.05, -0.05)[:, None]
+        * [1.0, 0, 0]
+    )
     dynamics = every_step(both, pairwise(), timestep=8.0, frame_every=10)
     before = dynamics._capacity.budget
     ours = dynamics.run(250)[0]
@@ -151,17 +197,33 @@ def test_more_neighbours_than_there_is_room_for():
     assert ours.steps == list(range(0, 251, 10)), "no step is lost or made twice"
     np.testing.assert_array_equal(ours.thermo.step, np.arange(251))
     origin = dynamics._system.origin[0]
-    np.testing.assert_allclose(np.array([f.positions for f in ours.frames]) - origin, positions, atol=1e-6)
+    np.testing.assert_allclose(
+        np.array([f.positions for f in ours.frames]) - origin, positions, atol=1e-6
+    )
     np.testing.assert_allclose(ours.thermo.total[::10], energies, atol=1e-7)
 
 
-@pytest.mark.parametrize(("ensemble", "by"), [
-    ("langevin", "device"), pytest.param("rescaling", "device", marks=pytest.mark.slow),
-    pytest.param("rescaling", "host", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("ensemble", "by"),
+    [
+        ("langevin", "device"),
+        pytest.param("rescaling", "device", marks=pytest.mark.slow),
+        pytest.param("rescaling", "host", marks=pytest.mark.slow),
+    ],
+)
 def test_a_restart_goes_on_to_the_bit(ensemble, by):
     start = crystal((1, 1, 1)) if by == "host" else [cluster(0), cluster(1)]
-    options = dict(ensemble=ensemble, timestep=4.0, temperature=300.0, skin=0.3, dtype="float32", frame_every=10,
-                   fix_com=True, seed=3, replicas=2)
+    options = dict(
+        ensemble=ensemble,
+        timestep=4.0,
+        temperature=300.0,
+        skin=0.3,
+        dtype="float32",
+        frame_every=10,
+        fix_com=True,
+        seed=3,
+        replicas=2,
+    )
     whole = every_step(start, pairwise(cutoff=6.0), **options)
     expected = whole.run(100)
     first = every_step(start, pairwise(cutoff=6.0), **options)
@@ -173,11 +235,15 @@ def test_a_restart_goes_on_to_the_bit(ensemble, by):
         np.testing.assert_array_equal(ours.thermo.total, theirs.thermo.total[44:])
         assert ours.steps == [50, 60, 70, 80, 90, 100]
         np.testing.assert_array_equal(ours.frames[-1].positions, theirs.frames[-1].positions)
-        np.testing.assert_array_equal(ours.frames[-1].get_momenta(), theirs.frames[-1].get_momenta())
+        np.testing.assert_array_equal(
+            ours.frames[-1].get_momenta(), theirs.frames[-1].get_momenta()
+        )
     for name, value in whole.snapshot().items():
         np.testing.assert_array_equal(second.snapshot()[name], value, err_msg=name)
     with pytest.raises(ValueError, match="does not fit these molecules: positions"):
-        every_step(crystal((1, 1, 2)) if by == "host" else cluster(0), pairwise(cutoff=6.0)).restore(first.snapshot())
+        every_step(
+            crystal((1, 1, 2)) if by == "host" else cluster(0), pairwise(cutoff=6.0)
+        ).restore(first.snapshot())
 
 
 def test_what_breaks_is_marked_and_the_others_go_on():
@@ -190,8 +256,14 @@ def test_what_breaks_is_marked_and_the_others_go_on():
         return atoms
 
     calm, torn, pressed, fast = dimer(0.01), dimer(1.0), dimer(-1.2), dimer(60.0)
-    dynamics = every_step([calm, torn, pressed, fast, calm], potential, watch_bonds=True, bond_range=(0.6, 1.5),
-                          timestep=0.1, max_temperature=1e9)
+    dynamics = every_step(
+        [calm, torn, pressed, fast, calm],
+        potential,
+        watch_bonds=True,
+        bond_range=(0.6, 1.5),
+        timestep=0.1,
+        max_temperature=1e9,
+    )
     runs = dynamics.run(200)
     assert sorted(dynamics.broken) == [1, 2, 3]
     assert "H0–H1 is longer than 1.5 times" in runs[1].broken.reason
@@ -202,12 +274,21 @@ def test_what_breaks_is_marked_and_the_others_go_on():
         assert ours.steps[-1] == step < 200, "the last frame shows the break"
         ratio = ours.frames[-1].get_distance(0, 1) / 0.62
         assert ratio > 1.5 or ratio < 0.6
-        assert np.isfinite(ours.thermo.total[:step + 1]).all() and np.isnan(ours.thermo.total[step + 1:]).all()
-    alone = every_step(calm, potential, watch_bonds=True, bond_range=(0.6, 1.5), timestep=0.1).run(200)[0]
+        assert (
+            np.isfinite(ours.thermo.total[: step + 1]).all()
+            and np.isnan(ours.thermo.total[step + 1 :]).all()
+        )
+    alone = every_step(calm, potential, watch_bonds=True, bond_range=(0.6, 1.5), timestep=0.1).run(
+        200
+    )[0]
     for ours in (runs[0], runs[4]):
         assert ours.broken is None and len(ours.frames) == 201
-        np.testing.assert_allclose(ours.frames[-1].positions, alone.frames[-1].positions, atol=1e-10)
-    hot = MolecularDynamics(dimer(0.5), potential, ensemble="nve", max_temperature=100.0, watch_bonds=False)
+        np.testing.assert_allclose(
+            ours.frames[-1].positions, alone.frames[-1].positions, atol=1e-10
+        )
+    hot = MolecularDynamics(
+        dimer(0.5), potential, ensemble="nve", max_temperature=100.0, watch_bonds=False
+    )
     assert "hotter than 100 K" in hot.run(5)[0].broken.reason and hot.run(5)[0].frames == []
 
 
@@ -215,16 +296,27 @@ def test_what_cannot_be_simulated_is_told(make_potential):
     potential = pairwise()
     good, lost = cluster(0), cluster(0)
     lost.positions[3] = np.nan
-    for given, words in [([], "no molecules"), ([good, lost], "molecule 1 .* atom 3"),
-                         (Atoms("He"), "was not trained on He"), ([good, crystal((1, 1, 1))], "runs of their own"),
-                         (Atoms(), "it has no atoms")]:
+    for given, words in [
+        ([], "no molecules"),
+        ([good, lost], "molecule 1 .* atom 3"),
+        (Atoms("He"), "was not trained on He"),
+        ([good, crystal((1, 1, 1))], "runs of their own"),
+        (Atoms(), "it has no atoms"),
+    ]:
         with pytest.raises(ValueError, match=words):
             MolecularDynamics(given, potential)
-    for options, words in [({"ensemble": "nvt"}, "one of nve"), ({"timestep": 0}, "timestep must be more than 0"),
-                           ({"temperature": -1.0}, "at least 0"), ({"skin": 0.0}, "skin"), ({"dtype": "half"}, "dtype"),
-                           ({"record_every": 0}, "record_every"), ({"bond_range": (1.1, 2)}, "bond_range"),
-                           ({"replicas": 0}, "replicas"), ({"temperatures": [1.0, 2.0]}, "temperatures must be 1"),
-                           ({"ensemble": "npt"}, "periodic in all directions")]:
+    for options, words in [
+        ({"ensemble": "nvt"}, "one of nve"),
+        ({"timestep": 0}, "timestep must be more than 0"),
+        ({"temperature": -1.0}, "at least 0"),
+        ({"skin": 0.0}, "skin"),
+        ({"dtype": "half"}, "dtype"),
+        ({"record_every": 0}, "record_every"),
+        ({"bond_range": (1.1, 2)}, "bond_range"),
+        ({"replicas": 0}, "replicas"),
+        ({"temperatures": [1.0, 2.0]}, "temperatures must be 1"),
+        ({"ensemble": "npt"}, "periodic in all directions"),
+    ]:
         with pytest.raises(ValueError, match=words):
             MolecularDynamics(good, potential, **options)
 

@@ -21,11 +21,18 @@ ABOUT = {"molecule": 7, "name": "water", "charge": -1.0}
 
 def frame(step, pbc=False):
     rng = np.random.default_rng(step)
-    atoms = Atoms("OHH", rng.normal(0, 5, (3, 3)), pbc=pbc, info={"step": step, "time_fs": 0.5 * step, **ABOUT})
+    atoms = Atoms(
+        "OHH",
+        rng.normal(0, 5, (3, 3)),
+        pbc=pbc,
+        info={"step": step, "time_fs": 0.5 * step, **ABOUT},
+    )
     if np.any(pbc):
         atoms.set_cell(9 * np.eye(3) + rng.normal(0, 0.1, (3, 3)))
     atoms.set_momenta(rng.normal(size=(3, 3)))
-    atoms.calc = SinglePointCalculator(atoms, energy=-2000.0 - 1e-9 * step, forces=rng.normal(size=(3, 3)))
+    atoms.calc = SinglePointCalculator(
+        atoms, energy=-2000.0 - 1e-9 * step, forces=rng.normal(size=(3, 3))
+    )
     return atoms
 
 
@@ -65,12 +72,17 @@ def test_the_layout_is_that_of_h5md(tmp_path):
         assert file["h5md"].attrs["version"].tolist() == [1, 1]
         atoms, energy = file["particles/all"], file["observables/all/potential_energy"]
         assert atoms["position/value"].dtype == atoms["velocity/value"].dtype == np.float32
-        assert [atoms[f"{name}/value"].attrs["unit"] for name in ("position", "velocity", "box/edges")] == [
-            "Angstrom", "Angstrom fs-1", "Angstrom"]
+        assert [
+            atoms[f"{name}/value"].attrs["unit"] for name in ("position", "velocity", "box/edges")
+        ] == ["Angstrom", "Angstrom fs-1", "Angstrom"]
         assert energy["value"].attrs["unit"] == "eV" and atoms["mass"].attrs["unit"] == "u"
-        np.testing.assert_allclose(atoms["velocity/value"][1], frames[1].get_velocities() * units.fs, rtol=1e-6)
+        np.testing.assert_allclose(
+            atoms["velocity/value"][1], frames[1].get_velocities() * units.fs, rtol=1e-6
+        )
         np.testing.assert_array_equal(atoms["species"], [8, 1, 1])
-        assert atoms["box"].attrs["dimension"] == 3 and set(atoms["box"].attrs["boundary"]) == {b"periodic"}
+        assert atoms["box"].attrs["dimension"] == 3 and set(atoms["box"].attrs["boundary"]) == {
+            b"periodic"
+        }
         for group in (atoms["position"], atoms["velocity"], atoms["box/edges"], energy):
             assert group["step"][:].tolist() == [0, 5] and group["time"][:].tolist() == [0, 2.5]
             assert group["time"].attrs["unit"] == "fs"
@@ -92,7 +104,9 @@ def test_one_who_looks_on_stops_nothing(tmp_path):
     path, frames = tmp_path / "0.h5", [frame(step) for step in range(3)]
     h5md.append(path, frames[:1])
     look = "import h5py, sys; file = h5py.File(sys.argv[1]); print(flush=True); sys.stdin.read()"
-    with subprocess.Popen([sys.executable, "-c", look, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as reader:
+    with subprocess.Popen(
+        [sys.executable, "-c", look, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as reader:
         reader.stdout.readline()
         h5md.append(path, frames[1:])
         reader.stdin.close()
@@ -101,9 +115,13 @@ def test_one_who_looks_on_stops_nothing(tmp_path):
 
 def kill_while_writing(path, seconds):
     """Start a process that appends, and kill it; the last frame that it told of."""
-    process = subprocess.Popen([sys.executable, "-m", "tests.simulation.dynamics.h5md_program", path],
-                               cwd=h5md.__file__.rsplit("/", 4)[0], env=environment(), stdout=subprocess.PIPE,
-                               text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.simulation.dynamics.h5md_program", path],
+        cwd=h5md.__file__.rsplit("/", 4)[0],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     first = process.stdout.readline()
     time.sleep(seconds)
     os.kill(process.pid, signal.SIGKILL)

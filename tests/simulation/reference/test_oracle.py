@@ -36,7 +36,9 @@ def make(tmp_path):
 
     def one(method=None, **options):
         caches.append(ResultCache(tmp_path / "oracle.jsonl"))
-        return Oracle(method or Method(), caches[-1], **({"num_processes": 1, "progress": False} | options))
+        return Oracle(
+            method or Method(), caches[-1], **({"num_processes": 1, "progress": False} | options)
+        )
 
     yield one
     for cache in caches:
@@ -66,7 +68,9 @@ def test_energies_and_forces_are_tblites(make):
     for name, atoms in MOLECULES.items():
         energy, gradient = energy_and_gradient(atoms.numbers, atoms.positions / units.Bohr)
         assert found[name].energy == pytest.approx(energy * units.Hartree, abs=1e-6)
-        np.testing.assert_allclose(found[name].forces, -gradient * units.Hartree / units.Bohr, atol=1e-5)
+        np.testing.assert_allclose(
+            found[name].forces, -gradient * units.Hartree / units.Bohr, atol=1e-5
+        )
         assert found[name].fmax == pytest.approx(np.linalg.norm(found[name].forces, axis=1).max())
 
 
@@ -92,7 +96,9 @@ def test_worker_processes_give_the_same(make, tmp_path):
     here = make().evaluate(MOLECULES)
     with ResultCache(tmp_path / "other.jsonl") as cache:
         there = Oracle(Method(), cache, num_processes=2, progress=False).evaluate(MOLECULES)
-    assert {n: e.energy for n, e in there.items()} == pytest.approx({n: e.energy for n, e in here.items()}, abs=1e-9)
+    assert {n: e.energy for n, e in there.items()} == pytest.approx(
+        {n: e.energy for n, e in here.items()}, abs=1e-9
+    )
 
 
 def test_nothing_is_computed_twice_and_a_cut_off_cache_loses_one(make, counting, tmp_path):
@@ -101,11 +107,16 @@ def test_nothing_is_computed_twice_and_a_cut_off_cache_loses_one(make, counting,
     assert Counting.calls == 4
     again = make(counting).evaluate(atoms)
     assert Counting.calls == 4
-    assert all(again[n].energy == first[n].energy and (again[n].forces == first[n].forces).all() for n in atoms)
+    assert all(
+        again[n].energy == first[n].energy and (again[n].forces == first[n].forces).all()
+        for n in atoms
+    )
     path = tmp_path / "oracle.jsonl"
     path.write_bytes(path.read_bytes()[:-20])
     cut = make(counting).evaluate(atoms)
-    assert Counting.calls == 5 and {n: e.energy for n, e in cut.items()} == {n: e.energy for n, e in first.items()}
+    assert Counting.calls == 5 and {n: e.energy for n, e in cut.items()} == {
+        n: e.energy for n, e in first.items()
+    }
     make(Method("some.module:Counting", {"sigma": 1.1})).evaluate(atoms)  # another method
     assert Counting.calls == 9
 
@@ -121,11 +132,15 @@ def test_failures_are_told_by_name_and_the_others_finished(make, counting, caplo
         assert found["scf"].error == "the SCF did not converge"
         assert found["disk"].error == "OSError: the disk is full"
         assert "not finite" in found["nan"].error
-        assert all(np.isnan(found[n].energy) and np.isnan(found[n].fmax) for n in ("scf", "disk", "nan"))
+        assert all(
+            np.isnan(found[n].energy) and np.isnan(found[n].fmax) for n in ("scf", "disk", "nan")
+        )
     assert "disk: OSError" in caplog.text
     assert Counting.calls == 4  # the failure that is no molecule's is tried again
     assert make(counting).minimize({"scf": atoms["scf"]})["scf"].positions is None
-    with pytest.raises(OracleError, match="every one of 1 molecules; disk: OSError: the disk is full"):
+    with pytest.raises(
+        OracleError, match="every one of 1 molecules; disk: OSError: the disk is full"
+    ):
         make(counting).evaluate({"disk": atoms["disk"]})
 
 
@@ -134,15 +149,23 @@ def test_charge_and_unpaired_electrons_count(make):
     cation = Atoms("NH4", np.vstack([ammonia.positions, [[0, 0, 1.14]]]), info={"charge": 1})
     neutral = Atoms("NH4", cation.positions)
     found = make().evaluate({"cation": cation, "radical": methyl, "neutral": neutral})
-    for name, atoms, state in (("cation", cation, (1, 0)), ("radical", methyl, (0, 1)), ("neutral", neutral, (0, 1))):
+    for name, atoms, state in (
+        ("cation", cation, (1, 0)),
+        ("radical", methyl, (0, 1)),
+        ("neutral", neutral, (0, 1)),
+    ):
         energy, _ = energy_and_gradient(atoms.numbers, atoms.positions / units.Bohr, *state)
         assert found[name].energy == pytest.approx(energy * units.Hartree, abs=1e-5), name
 
 
 def test_any_ase_calculator(make):
     method = Method("ase.calculators.lj:LennardJones", {"sigma": 1.0, "epsilon": 2.0, "rc": 10.0})
-    minimum = make(method).minimize({"pair": Atoms("Ar2", [[0, 0, 0], [0, 0, 1.2]])}, fmax=1e-4)["pair"]
-    assert np.linalg.norm(minimum.positions[1] - minimum.positions[0]) == pytest.approx(2 ** (1 / 6), abs=1e-3)
+    minimum = make(method).minimize({"pair": Atoms("Ar2", [[0, 0, 0], [0, 0, 1.2]])}, fmax=1e-4)[
+        "pair"
+    ]
+    assert np.linalg.norm(minimum.positions[1] - minimum.positions[0]) == pytest.approx(
+        2 ** (1 / 6), abs=1e-3
+    )
     assert minimum.energy == pytest.approx(-2.0, abs=1e-3)
 
 

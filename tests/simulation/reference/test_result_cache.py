@@ -14,8 +14,15 @@ from hypothesis import strategies as st
 
 from mlip_jax.simulation.reference.result_cache import ResultCache, key_of
 
-RESULTS = {f"key{n}": {"energy": -100.0 - n / 3, "positions": [[n / 7, float("nan")]], "error": "Fehler é\n" * (n % 2),
-                       "steps": n} for n in range(5)}
+RESULTS = {
+    f"key{n}": {
+        "energy": -100.0 - n / 3,
+        "positions": [[n / 7, float("nan")]],
+        "error": "Fehler é\n" * (n % 2),
+        "steps": n,
+    }
+    for n in range(5)
+}
 
 
 def filled(path):
@@ -72,11 +79,17 @@ def test_a_damaged_byte_costs_its_own_line(tmp_path_factory, data):
 
 def test_a_killed_writer_loses_no_more_than_its_line(tmp_path):
     path = tmp_path / "cache.jsonl"
-    program = ("import sys\nfrom mlip_jax.simulation.reference.result_cache import ResultCache\n"
-               "cache = ResultCache(sys.argv[1])\nfor n in range(10**9):\n"
-               "    cache.add(str(n), {'n': n, 'long': 'x' * 5000})\n    print(n, flush=True)\n")
-    process = subprocess.Popen([sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE, text=True,
-                               env=dict(os.environ, PYTHONPATH=str(Path(__file__).parents[3])))
+    program = (
+        "import sys\nfrom mlip_jax.simulation.reference.result_cache import ResultCache\n"
+        "cache = ResultCache(sys.argv[1])\nfor n in range(10**9):\n"
+        "    cache.add(str(n), {'n': n, 'long': 'x' * 5000})\n    print(n, flush=True)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=dict(os.environ, PYTHONPATH=str(Path(__file__).parents[3])),
+    )
     for _ in range(20):
         told = int(process.stdout.readline())
     process.send_signal(signal.SIGKILL)
@@ -118,8 +131,14 @@ def test_keys_know_what_a_result_depends_on():
     moved.positions[0, 0] = np.nextafter(moved.positions[0, 0], 9)
     other = water.copy()
     other.numbers[0] = 16
-    different = {key, key_of(method | {"fmax": 0.01}, water), key_of(method, moved), key_of(method, other),
-                 changed(charge=1), changed(num_unpaired_electrons=2)}
+    different = {
+        key,
+        key_of(method | {"fmax": 0.01}, water),
+        key_of(method, moved),
+        key_of(method, other),
+        changed(charge=1),
+        changed(num_unpaired_electrons=2),
+    }
     assert len(different) == 6
     assert changed(charge=0.0) == key == changed(name="anything")
     zero = water.copy()

@@ -13,12 +13,19 @@ from tests.simulation.relaxation.test_relax import disturbed
 def main():
     starts = disturbed(23, seed=5)
     # few at a time, so that every device gets some; steps enough to tell if two molecules were mixed up
-    relaxer = Relaxer(random_potential("tiny"), max_steps=15, fmax=1e-3, dtype="float64", batch_atoms=18)
+    relaxer = Relaxer(
+        random_potential("tiny"), max_steps=15, fmax=1e-3, dtype="float64", batch_atoms=18
+    )
     results = dict(relaxer.stream(enumerate(starts)))
     used = {device for device, _ in relaxer._pools}
-    np.savez(sys.argv[1], devices=len(jax.devices()), used=len(used), compiles=relaxer.num_compiles,
-             positions=[results[n].atoms.positions for n in range(len(starts))],
-             energies=[results[n].energy for n in range(len(starts))])
+    np.savez(
+        sys.argv[1],
+        devices=len(jax.devices()),
+        used=len(used),
+        compiles=relaxer.num_compiles,
+        positions=[results[n].atoms.positions for n in range(len(starts))],
+        energies=[results[n].energy for n in range(len(starts))],
+    )
 
 
 if __name__ == "__main__":

@@ -35,7 +35,10 @@ def quick(monkeypatch):
 def result(index):
     """Cells and pieces of some lengths, empty ones among them."""
     name = ["plain", 'a "quoted", name', "two\nlines", "", "üñí 分子\u2028x\0", "a\\b"][index % 6]
-    pieces = {"xyz": f"<xyz {index}>\n".encode() * (index % 4), "sdf": f"<sdf {index}>".encode() * (index % 3 == 1)}
+    pieces = {
+        "xyz": f"<xyz {index}>\n".encode() * (index % 4),
+        "sdf": f"<sdf {index}>".encode() * (index % 3 == 1),
+    }
     return [index, name, index / 7], pieces
 
 
@@ -48,7 +51,9 @@ def fill(folder, part, indices):
 def merged(folder, out, **options):
     """results.csv as rows, and the pieces."""
     out.mkdir(exist_ok=True)
-    merge(folder, LAYOUT, out / "results.csv", {k: out / f"all.{k}" for k in LAYOUT.kinds}, **options)
+    merge(
+        folder, LAYOUT, out / "results.csv", {k: out / f"all.{k}" for k in LAYOUT.kinds}, **options
+    )
     with open(out / "results.csv", newline="") as file:
         rows = list(csv.reader(file))
     assert sorted(p.name for p in out.iterdir()) == ["all.sdf", "all.xyz", "results.csv"]
@@ -72,7 +77,9 @@ def test_all_parts_in_order(tmp_path):
     done = finished(tmp_path / "parts", LAYOUT)
     assert len(done) == 6 and all(i in done for i in range(6)) and 6 not in done and -1 not in done
     assert read_pieces(tmp_path / "parts", LAYOUT, "xyz", [3, 4, 5, 99]) == {
-        3: result(3)[1]["xyz"], 5: result(5)[1]["xyz"]}
+        3: result(3)[1]["xyz"],
+        5: result(5)[1]["xyz"],
+    }
     assert merged(tmp_path / "parts", tmp_path / "out", stop=3) == expected(range(3))
 
 
@@ -94,8 +101,12 @@ def test_numbers_keep_their_digits_and_unknown_ones_are_empty(tmp_path):
         journal.add([2, "x", np.float32(0.1)])
         journal.add([3, "x", float("inf")])
     rows, *_ = merged(tmp_path, tmp_path / "out")
-    assert [r[1:] for r in rows[1:]] == [["", "-40123.12345678901"], ["x", ""], ["x", repr(float(np.float32(0.1)))],
-                                         ["x", "inf"]]
+    assert [r[1:] for r in rows[1:]] == [
+        ["", "-40123.12345678901"],
+        ["x", ""],
+        ["x", repr(float(np.float32(0.1)))],
+        ["x", "inf"],
+    ]
 
 
 def test_cut_at_every_byte_of_the_last_results(tmp_path):
@@ -119,7 +130,8 @@ def test_cut_at_every_byte_of_the_last_results(tmp_path):
             for name in ("part-0.xyz", "part-0.sdf"):
                 assert (folder / name).read_bytes() == (whole / name).read_bytes()
             assert [line.cells[:3] for line in read_part(folder / "part-0.csv", LAYOUT)] == [
-                line.cells[:3] for line in lines]
+                line.cells[:3] for line in lines
+            ]
             shutil.rmtree(folder)
             cuts += 1
     assert cuts > 150
@@ -135,8 +147,14 @@ def test_cut_within_the_header(tmp_path):
         assert merged(tmp_path, tmp_path / "out") == expected([1])
 
 
-@given(st.lists(st.tuples(st.integers(0, 40), st.lists(st.floats(0, 1), min_size=3, max_size=3)), min_size=1,
-                max_size=5), st.data())
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 40), st.lists(st.floats(0, 1), min_size=3, max_size=3)),
+        min_size=1,
+        max_size=5,
+    ),
+    st.data(),
+)
 @settings(max_examples=40, deadline=None)
 def test_killed_again_and_again(tmp_path_factory, runs, data):
     """Each start does some molecules and loses any end of any of its files; garbage may follow."""
@@ -153,8 +171,13 @@ def test_killed_again_and_again(tmp_path_factory, runs, data):
             os.truncate(path, header + round(share * (path.stat().st_size - header)))
             if kind == "csv" or share == 1:
                 with open(path, "ab") as file:
-                    file.write(data.draw(st.sampled_from(
-                        [b"", b"\0\0\0", b"7,x", b"\n", b"\xff\n", b"1,2,3,4,5,6,7,8\n"])))
+                    file.write(
+                        data.draw(
+                            st.sampled_from(
+                                [b"", b"\0\0\0", b"7,x", b"\n", b"\xff\n", b"1,2,3,4,5,6,7,8\n"]
+                            )
+                        )
+                    )
     done = finished(folder, LAYOUT)
     fill(folder, 0, [i for i in range(40) if i not in done])
     assert merged(folder, folder / "out") == expected(range(40))
@@ -198,7 +221,7 @@ def test_full_disk(tmp_path, monkeypatch):
         if offset + len(data) <= 60:
             return write(file, data, offset)
         if offset < 60:
-            return write(file, data[:60 - offset], offset)
+            return write(file, data[: 60 - offset], offset)
         raise OSError(errno.ENOSPC, "No space left on device")
 
     fill(tmp_path, 0, [3])
@@ -217,7 +240,11 @@ def test_disk_that_was_full_for_a_while_loses_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(relax_journal, "FLUSH_SECONDS", 0.05)
     with Journal(tmp_path, 0, LAYOUT) as journal:
         with monkeypatch.context() as m:
-            m.setattr(os, "pwrite", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+            m.setattr(
+                os,
+                "pwrite",
+                lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")),
+            )
             journal.add(*result(0))
             time.sleep(0.3)
             with pytest.raises(JournalError, match="No space left"):
@@ -234,7 +261,9 @@ def test_the_first_error_is_the_one_that_comes_out(tmp_path, monkeypatch):
     with pytest.raises(KeyError):
         with Journal(tmp_path, 0, LAYOUT) as journal:
             journal.add(*result(0))
-            monkeypatch.setattr(os, "pwrite", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+            monkeypatch.setattr(
+                os, "pwrite", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full"))
+            )
             raise KeyError("x")
 
 
@@ -262,6 +291,7 @@ def test_signal_within_a_write(tmp_path, monkeypatch):
                     raise SystemExit(75)
                 result = calls[name](*arguments)
                 return result
+
             return call
 
         with pytest.raises(SystemExit):
@@ -278,7 +308,10 @@ def test_signal_within_a_write(tmp_path, monkeypatch):
 def test_parts_in_use_and_of_other_columns(tmp_path):
     with Journal(tmp_path, 0, LAYOUT), pytest.raises(JournalError, match="another process"):
         Journal(tmp_path, 0, LAYOUT)
-    for use in (lambda layout: Journal(tmp_path, 0, layout), lambda layout: finished(tmp_path, layout)):
+    for use in (
+        lambda layout: Journal(tmp_path, 0, layout),
+        lambda layout: finished(tmp_path, layout),
+    ):
         with pytest.raises(JournalError, match="another version"):
             use(Layout(("index", "other"), ("xyz",)))
 
@@ -293,12 +326,23 @@ def test_merge_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     fill(tmp_path, 0, range(3))
     before = merged(tmp_path, tmp_path / "out")
     fill(tmp_path, 0, range(3, 5))
-    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+    monkeypatch.setattr(
+        os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left"))
+    )
     with pytest.raises(JournalError, match="No space left.*They are still there"):
-        merge(tmp_path, LAYOUT, tmp_path / "out/results.csv", {k: tmp_path / f"out/all.{k}" for k in LAYOUT.kinds})
+        merge(
+            tmp_path,
+            LAYOUT,
+            tmp_path / "out/results.csv",
+            {k: tmp_path / f"out/all.{k}" for k in LAYOUT.kinds},
+        )
     monkeypatch.undo()
     assert (tmp_path / "out/all.xyz").read_bytes() == before[1]
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["all.sdf", "all.xyz", "results.csv"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "all.sdf",
+        "all.xyz",
+        "results.csv",
+    ]
 
 
 def test_seconds_of_the_longest_part(tmp_path, monkeypatch):
@@ -318,4 +362,8 @@ def test_indices():
     found = Indices()
     for i in (5, 5, 0, 100_000):
         found.add(i)
-    assert len(found) == 3 and [i for i in range(100_100) if i in found] == [0, 5, 100_000] and 10**9 not in found
+    assert (
+        len(found) == 3
+        and [i for i in range(100_100) if i in found] == [0, 5, 100_000]
+        and 10**9 not in found
+    )

@@ -49,8 +49,13 @@ ALL = outcomes([(*(KCAL_PER_MOL * np.array(row[:3])), *row[3:]) for row in CASES
 
 
 def test_golden_cases():
-    found = zip(metrics.percentage(ALL), metrics.judged(ALL), metrics.diverged(ALL), metrics.succeeded(ALL),
-                metrics.force_converged(ALL))
+    found = zip(
+        metrics.percentage(ALL),
+        metrics.judged(ALL),
+        metrics.diverged(ALL),
+        metrics.succeeded(ALL),
+        metrics.force_converged(ALL),
+    )
     for name, row in zip(CASES, found):
         np.testing.assert_allclose(np.array(row, float), EXPECTED[name], atol=1e-9, err_msg=name)
     assert KCAL_PER_MOL == units.kcal / units.mol == pytest.approx(0.0433641, abs=1e-7)
@@ -60,10 +65,17 @@ def test_means_are_over_what_is_said():
     summary = metrics.summarize(ALL, num_bootstrap=50)
     assert summary["mean_percentage"].value == pytest.approx((95 + 50 + 120) / 3)
     assert summary["mean_percentage"].count == 3
-    assert summary["mean_percentage_of_all"].value == pytest.approx((95 + 50 + 120 - 50 - 40 + 40) / 6)
-    assert {name: (summary[name].value, summary[name].count) for name in (
-        "success_rate", "divergence_rate", "force_convergence_rate")} == {
-        "success_rate": (50.0, 10), "divergence_rate": (50.0, 10), "force_convergence_rate": (40.0, 10)}
+    assert summary["mean_percentage_of_all"].value == pytest.approx(
+        (95 + 50 + 120 - 50 - 40 + 40) / 6
+    )
+    assert {
+        name: (summary[name].value, summary[name].count)
+        for name in ("success_rate", "divergence_rate", "force_convergence_rate")
+    } == {
+        "success_rate": (50.0, 10),
+        "divergence_rate": (50.0, 10),
+        "force_convergence_rate": (40.0, 10),
+    }
     residuals = [0.5, 5.0, -2.0, 0.001, -2.5]  # of those that did not diverge
     assert summary["mean_residual"].value == pytest.approx(np.mean(residuals))
     assert summary["median_residual"].value == pytest.approx(0.001)
@@ -93,15 +105,20 @@ def test_baselines_are_0_and_100_percent():
     assert np.allclose(metrics.percentage(Outcomes(start, start, opt, opt, no)), 0)
     own = metrics.summarize(Outcomes(start, opt, opt, np.full(20, 0.03), no), num_bootstrap=20)
     assert {k: own[k].value for k in ("mean_percentage", "success_rate", "divergence_rate")} == {
-        "mean_percentage": 100.0, "success_rate": 100.0, "divergence_rate": 0.0}
+        "mean_percentage": 100.0,
+        "success_rate": 100.0,
+        "divergence_rate": 0.0,
+    }
 
 
 def test_the_bootstrap_error_is_that_of_the_mean():
     values = np.random.default_rng(1).normal(3, 2, 400)
     every = np.ones(400, bool)
-    found = metrics.bootstrap_means({"x": (values, every), "half": (values, np.arange(400) < 200)}, 2000)
+    found = metrics.bootstrap_means(
+        {"x": (values, every), "half": (values, np.arange(400) < 200)}, 2000
+    )
     assert found["x"].stderr == pytest.approx(values.std() / 20, rel=0.1)
-    assert found["half"].stderr == pytest.approx(values[:200].std() / 200 ** 0.5, rel=0.1)
+    assert found["half"].stderr == pytest.approx(values[:200].std() / 200**0.5, rel=0.1)
     assert found["x"].low < values.mean() < found["x"].high
     assert found["x"].high - found["x"].low == pytest.approx(2 * 1.96 * found["x"].stderr, rel=0.1)
 

@@ -23,14 +23,30 @@ def cluster(count, seed):
 @pytest.mark.slow
 def test_minima_of_six_lennard_jones_atoms():
     potential = pairwise("lennard_jones", cutoff=200.0, depth=DEPTH, length=LENGTH)
-    found, = find_minima([[cluster(6, s) for s in range(4)]], potential, rounds=6, replicas=12, temperature=20.0,
-                         picoseconds=12.0, frames=8, timestep=10.0, fmax=1e-4, same_energy=1e-4, same_rmsd=0.2,
-                         window=0.1, dtype="float64", max_steps=2000)
+    (found,) = find_minima(
+        [[cluster(6, s) for s in range(4)]],
+        potential,
+        rounds=6,
+        replicas=12,
+        temperature=20.0,
+        picoseconds=12.0,
+        frames=8,
+        timestep=10.0,
+        fmax=1e-4,
+        same_energy=1e-4,
+        same_rmsd=0.2,
+        window=0.1,
+        dtype="float64",
+        max_steps=2000,
+    )
     energies = [(m.energy - 6 * -1234.5678) / DEPTH for m in found.minima]
-    np.testing.assert_allclose(energies[:2], LJ6, atol=2e-2)  # above them may be a saddle that is symmetric
+    np.testing.assert_allclose(
+        energies[:2], LJ6, atol=2e-2
+    )  # above them may be a saddle that is symmetric
     assert found.minima[0].times > 1 and found.relaxed[0] == 4
     assert sum(m.times for m in found.minima) + sum(
-        n for reason, n in found.left_out.items() if reason != "dynamics broke") == sum(found.relaxed)
+        n for reason, n in found.left_out.items() if reason != "dynamics broke"
+    ) == sum(found.relaxed)
 
 
 def test_molecules_side_by_side(morse_potential):
@@ -38,21 +54,37 @@ def test_molecules_side_by_side(morse_potential):
     shaken = [methanol.copy() for _ in range(3)]
     for k, atoms in enumerate(shaken):
         atoms.rattle(0.05, seed=k)
-    one, other = find_minima([shaken, [methanol]], morse_potential, rounds=1, replicas=2, temperature=100.0,
-                             picoseconds=0.02, frames=2)
-    assert len(one.minima) == len(other.minima) == 1 and one.minima[0].times > 3 and one.relaxed == [3, 4]
+    one, other = find_minima(
+        [shaken, [methanol]],
+        morse_potential,
+        rounds=1,
+        replicas=2,
+        temperature=100.0,
+        picoseconds=0.02,
+        frames=2,
+    )
+    assert (
+        len(one.minima) == len(other.minima) == 1
+        and one.minima[0].times > 3
+        and one.relaxed == [3, 4]
+    )
     assert one.minima[0].energy == pytest.approx(other.minima[0].energy, abs=1e-3)
 
 
 def test_what_reacts_is_no_minimum():
     potential = pairwise("harmonic", length=2.0, stiffness=5.0)
-    found, = find_minima([[Atoms("H2", [[0, 0, 0], [0, 0, 0.74]])]], potential, rounds=2)
+    (found,) = find_minima([[Atoms("H2", [[0, 0, 0], [0, 0, 0.74]])]], potential, rounds=2)
     assert found.minima == [] and found.left_out == {"other bonds": 1} and found.relaxed == [1]
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"rounds": -1}, "rounds must be a whole number of at least 0"), ({"window": 0.0}, "window must be positive"),
-    ({"frames": 0}, "frames")])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rounds": -1}, "rounds must be a whole number of at least 0"),
+        ({"window": 0.0}, "window must be positive"),
+        ({"frames": 0}, "frames"),
+    ],
+)
 def test_options_that_make_no_sense(options, message):
     with pytest.raises(ValueError, match=message):
         find_minima([[molecule("H2")]], pairwise(), **options)

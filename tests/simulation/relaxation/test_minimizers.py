@@ -64,7 +64,7 @@ def trajectory(minimizer, x, steps, active=None):
 def padded(positions):
     out = np.zeros((len(SIZES), 3 * LARGEST))
     for m, x in enumerate(positions):
-        out[m, :x.size] = x.ravel()
+        out[m, : x.size] = x.ravel()
     return jnp.asarray(out)
 
 
@@ -78,17 +78,22 @@ def of_ase(optimizer, positions, steps):
     return np.array(frames)
 
 
-@pytest.mark.parametrize(("ours", "theirs", "steps"), [
-    (BFGS(), AseBFGS, 60), (FIRE(), AseFIRE, 100)])
+@pytest.mark.parametrize(
+    ("ours", "theirs", "steps"), [(BFGS(), AseBFGS, 60), (FIRE(), AseFIRE, 100)]
+)
 def test_step_for_step_as_ase(ours, theirs, steps):
     with jax.enable_x64(True):
         made, negative, _ = (np.asarray(x) for x in trajectory(ours, padded(starts()), steps))
     if isinstance(ours, BFGS):
-        assert (negative > 0).any() and (negative[-1] == 0).any(), "the hard part of the method has not been met"
+        assert (negative > 0).any() and (negative[-1] == 0).any(), (
+            "the hard part of the method has not been met"
+        )
     for m, x in enumerate(starts()):
         expected = of_ase(theirs, x, steps)
-        np.testing.assert_allclose(made[:, m, :x.size].reshape(-1, *x.shape), expected, rtol=0, atol=1e-6)
-        assert not made[:, m, x.size:].any()
+        np.testing.assert_allclose(
+            made[:, m, : x.size].reshape(-1, *x.shape), expected, rtol=0, atol=1e-6
+        )
+        assert not made[:, m, x.size :].any()
 
 
 def test_the_count_of_negative_eigenvalues_is_that_of_the_matrix():
@@ -104,7 +109,9 @@ def test_the_count_of_negative_eigenvalues_is_that_of_the_matrix():
             moved += 1
             found = (np.linalg.eigvalsh(np.asarray(state.inverse)) < 0).sum(1)
             np.testing.assert_array_equal(state.negative, found)
-            np.testing.assert_allclose(state.inverse, np.swapaxes(state.inverse, 1, 2), rtol=1e-9, atol=1e-12)
+            np.testing.assert_allclose(
+                state.inverse, np.swapaxes(state.inverse, 1, 2), rtol=1e-9, atol=1e-12
+            )
             met.update(found.tolist())
     assert len(met) > 1
 
@@ -132,10 +139,12 @@ def test_a_molecule_that_waits_does_not_notice(name):
     active = rng.random((3 * steps, len(SIZES))) < 0.5
     with jax.enable_x64(True):
         together = np.asarray(trajectory(minimizer, padded(starts()), steps)[0])
-        apart = np.asarray(trajectory(minimizer, padded(starts()), 3 * steps - 1, jnp.asarray(active))[0])
+        apart = np.asarray(
+            trajectory(minimizer, padded(starts()), 3 * steps - 1, jnp.asarray(active))[0]
+        )
     for m in range(len(SIZES)):
         mine = apart[active[:, m], m][:steps]
-        np.testing.assert_allclose(mine, together[:len(mine), m], rtol=0, atol=1e-9)
+        np.testing.assert_allclose(mine, together[: len(mine), m], rtol=0, atol=1e-9)
         assert len(mine) == steps
 
 

@@ -46,13 +46,43 @@ def read_one(data):
     return read(io.StringIO(data.decode()), format="extxyz")
 
 
-@pytest.mark.parametrize("text", [
-    "C/C=C\\C", "[O-]C=O", 'a "q" \'b\' {c} [d]', "C\\", "\\", '"', "T", "F", "true F", "1 2 3", "007", "1.5", "nan",
-    "1e5", "_JSON [1", "a=b c", "é ü 分子", "[1,2]", ",", "x,", "[H]", "-", "0x10", "1_000"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "C/C=C\\C",
+        "[O-]C=O",
+        "a \"q\" 'b' {c} [d]",
+        "C\\",
+        "\\",
+        '"',
+        "T",
+        "F",
+        "true F",
+        "1 2 3",
+        "007",
+        "1.5",
+        "nan",
+        "1e5",
+        "_JSON [1",
+        "a=b c",
+        "é ü 分子",
+        "[1,2]",
+        ",",
+        "x,",
+        "[H]",
+        "-",
+        "0x10",
+        "1_000",
+    ],
+)
 def test_texts_come_back_as_they_were(text):
     data = frame(molecule("H2O"), {"index": 5, "name": text, "smiles": text}, -1.5)
     atoms = read_one(data)
-    assert atoms.info["name"] == text and atoms.info["smiles"] == text and isinstance(atoms.info["name"], str)
+    assert (
+        atoms.info["name"] == text
+        and atoms.info["smiles"] == text
+        and isinstance(atoms.info["name"], str)
+    )
     assert atoms.info["index"] == 5 and atoms.get_potential_energy() == -1.5
 
 
@@ -82,13 +112,20 @@ def test_frame_of_a_relaxation():
     assert set(found) == {"xyz", "sdf"}
     back = read_one(found["xyz"])
     np.testing.assert_allclose(back.positions, atoms.positions, atol=1e-7)
-    assert back.get_potential_energy() == Result(atoms).energy and back.constraints[0].index.tolist() == [1]
-    assert back.info["smiles"] == "C/C=C\\C" and back.info["status"] == "step limit" and back.info["charge"] == 0
+    assert back.get_potential_energy() == Result(atoms).energy and back.constraints[
+        0
+    ].index.tolist() == [1]
+    assert (
+        back.info["smiles"] == "C/C=C\\C"
+        and back.info["status"] == "step limit"
+        and back.info["charge"] == 0
+    )
     assert set(pieces(record, Result(atoms), False)) == {"xyz"}
 
 
 def test_mol_block_of_a_relaxation():
     from rdkit import Chem
+
     record = record_of("C/C=C\\CC(=O)[O-]", "a\nname")
     atoms = moved(record, 0.02)
     data = pieces(record, Result(atoms), True)["sdf"].decode()
@@ -98,12 +135,16 @@ def test_mol_block_of_a_relaxation():
     np.testing.assert_allclose(first.GetConformer().GetPositions(), atoms.positions, atol=1e-4)
     assert Chem.MolToSmiles(Chem.RemoveHs(second)) == Chem.CanonSmiles("C/C=C\\CC(=O)[O-]")
     assert first.GetProp("_Name") == "a name" and Chem.GetFormalCharge(first) == -1
-    assert float(first.GetProp("energy_ev")) == Result(atoms).energy and first.GetIntProp("index") == 3
+    assert (
+        float(first.GetProp("energy_ev")) == Result(atoms).energy and first.GetIntProp("index") == 3
+    )
 
 
 def test_nothing_is_kept_where_there_is_nothing():
     record = record_of("C")
-    assert pieces(record, Result(record.atoms, "failed", "atoms 1 and 2 are 0.1 Å apart"), True) == {}
+    assert (
+        pieces(record, Result(record.atoms, "failed", "atoms 1 and 2 are 0.1 Å apart"), True) == {}
+    )
     nowhere = record.atoms.copy()
     nowhere.positions[2] = np.nan
     assert pieces(record, Result(nowhere, "diverged"), True) == {}
@@ -118,10 +159,14 @@ def test_trajectory():
     record = record_of("C[NH3+]")
     frames = [moved(record, by) for by in (0.2, 0.1)]
     for i, atoms in enumerate(frames):
-        atoms.calc = SinglePointCalculator(atoms, energy=-float(i), forces=np.full((len(atoms), 3), i / 7))
+        atoms.calc = SinglePointCalculator(
+            atoms, energy=-float(i), forces=np.full((len(atoms), 3), i / 7)
+        )
     data = pieces(record, Result(frames[-1], frames=frames), False)["trajectory.xyz"]
     back = read(io.StringIO(data.decode()), ":", format="extxyz")
-    assert [a.info["frame"] for a in back] == [0, 1] and [a.get_potential_energy() for a in back] == [0, -1]
+    assert [a.info["frame"] for a in back] == [0, 1] and [
+        a.get_potential_energy() for a in back
+    ] == [0, -1]
     assert all(a.info["charge"] == 1 and a.info["index"] == 3 for a in back)
     np.testing.assert_allclose(back[0].positions, frames[0].positions, atol=1e-7)
     np.testing.assert_allclose(back[1].get_forces(), 1 / 7, atol=1e-7)
@@ -130,9 +175,16 @@ def test_trajectory():
 def test_cells():
     record = record_of("C[NH3+]")
     cells = dict(zip(COLUMNS, result_cells(record, Result(moved(record))), strict=True))
-    assert cells["n_atoms"] == 8 and cells["charge"] == 1 and cells["geometry"] == "embedded" and cells["index"] == 3
+    assert (
+        cells["n_atoms"] == 8
+        and cells["charge"] == 1
+        and cells["geometry"] == "embedded"
+        and cells["index"] == 3
+    )
     assert 0.01 < cells["rmsd_ang"] < 0.2
-    failed = dict(zip(COLUMNS, result_cells(record, Result(record.atoms, "failed", "why")), strict=True))
+    failed = dict(
+        zip(COLUMNS, result_cells(record, Result(record.atoms, "failed", "why")), strict=True)
+    )
     assert math.isnan(failed["rmsd_ang"]) and failed["reason"] == "why"
 
 
@@ -149,8 +201,19 @@ def test_rmsd():
     assert rmsd(chiral, other) > 0.3  # a mirror image is another molecule
     shifted = start.copy()
     shifted.positions[0] += [0.3, 0, 0]
-    plain = np.sqrt(((shifted.positions - shifted.positions.mean(0) - start.positions + start.positions.mean(0)) ** 2)
-                    .sum(1).mean())
+    plain = np.sqrt(
+        (
+            (
+                shifted.positions
+                - shifted.positions.mean(0)
+                - start.positions
+                + start.positions.mean(0)
+            )
+            ** 2
+        )
+        .sum(1)
+        .mean()
+    )
     assert 0 < rmsd(start, shifted) <= plain
     periodic = start.copy()
     periodic.cell, periodic.pbc = [9, 9, 9], True

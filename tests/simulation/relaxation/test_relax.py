@@ -55,13 +55,22 @@ def test_steps_and_energies_are_those_of_ase(morse_potential, in_float64):
     for n, start in enumerate(starts):
         frames, steps, atoms = under_ase(morse_potential, start, 0.01)
         result = results[n]
-        assert result.status == "converged" and result.steps == steps and len(result.frames) == steps + 1
+        assert (
+            result.status == "converged"
+            and result.steps == steps
+            and len(result.frames) == steps + 1
+        )
         for ours, theirs in zip(result.frames, frames):
             np.testing.assert_allclose(ours.positions, theirs, rtol=0, atol=1e-6)
         assert result.energy == pytest.approx(atoms.get_potential_energy(), abs=1e-8)
-        assert result.fmax == pytest.approx(np.linalg.norm(atoms.get_forces(), axis=1).max(), abs=1e-7) and steps > 5
+        assert (
+            result.fmax == pytest.approx(np.linalg.norm(atoms.get_forces(), axis=1).max(), abs=1e-7)
+            and steps > 5
+        )
         np.testing.assert_allclose(result.atoms.get_forces(), atoms.get_forces(), atol=1e-7)
-        assert result.frames[0].get_potential_energy() == pytest.approx(result.energy_start, abs=1e-12)
+        assert result.frames[0].get_potential_energy() == pytest.approx(
+            result.energy_start, abs=1e-12
+        )
     assert in_float64.num_compiles <= 2
 
 
@@ -74,7 +83,9 @@ def test_a_batch_is_what_each_is_alone(morse_potential):
     for n in (0, 4, 8):
         alone = dict(relaxer.stream([(n, starts[n])]))[n]
         assert alone.steps == together[n].steps
-        np.testing.assert_allclose(alone.atoms.positions, together[n].atoms.positions, rtol=0, atol=1e-9)
+        np.testing.assert_allclose(
+            alone.atoms.positions, together[n].atoms.positions, rtol=0, atol=1e-9
+        )
     assert relaxer.num_compiles == compiles <= 2, "the programs serve molecules that come later"
     assert relaxer.statistics()["evaluated"] >= sum(r.steps + 1 for r in together.values())
 
@@ -82,8 +93,10 @@ def test_a_batch_is_what_each_is_alone(morse_potential):
 @pytest.mark.slow
 def test_float32_finds_the_same_minimum(morse_potential):
     starts = disturbed(5, seed=2)
-    for single, double in zip(relax(starts, morse_potential, fmax=0.02),
-                              relax(starts, morse_potential, fmax=0.02, dtype="float64")):
+    for single, double in zip(
+        relax(starts, morse_potential, fmax=0.02),
+        relax(starts, morse_potential, fmax=0.02, dtype="float64"),
+    ):
         assert single.converged and double.converged
         assert single.energy == pytest.approx(double.energy, abs=2e-3)
         assert single.atoms.positions.mean() == pytest.approx(7.0, abs=0.3)
@@ -93,8 +106,10 @@ def test_float32_finds_the_same_minimum(morse_potential):
 @pytest.mark.parametrize("optimizer", ["lbfgs", "fire"])
 def test_other_minimisers_find_the_minimum(morse_potential, optimizer):
     starts = disturbed(4, seed=3)
-    for ours, bfgs in zip(relax(starts, morse_potential, fmax=0.01, optimizer=optimizer, dtype="float64"),
-                          relax(starts, morse_potential, fmax=0.01, dtype="float64")):
+    for ours, bfgs in zip(
+        relax(starts, morse_potential, fmax=0.01, optimizer=optimizer, dtype="float64"),
+        relax(starts, morse_potential, fmax=0.01, dtype="float64"),
+    ):
         assert ours.converged and ours.energy == pytest.approx(bfgs.energy, abs=2e-3)
 
 
@@ -102,12 +117,14 @@ def test_other_minimisers_find_the_minimum(morse_potential, optimizer):
 def test_fixed_atoms_stay_to_the_last_bit(morse_potential):
     start = disturbed(1, seed=4)[0]
     start.set_constraint(FixAtoms([0, 3]))
-    result, = relax([start], morse_potential, fmax=0.01, dtype="float64")
+    (result,) = relax([start], morse_potential, fmax=0.01, dtype="float64")
     _, steps, atoms = under_ase(morse_potential, start, 0.01)
     assert result.converged and result.steps == steps
     np.testing.assert_array_equal(result.atoms.positions[[0, 3]], start.positions[[0, 3]])
     np.testing.assert_allclose(result.atoms.positions, atoms.positions, rtol=0, atol=1e-6)
-    assert np.abs(result.atoms.positions - start.positions).max() > 0.01 and result.atoms.constraints
+    assert (
+        np.abs(result.atoms.positions - start.positions).max() > 0.01 and result.atoms.constraints
+    )
 
 
 def test_one_step_with_a_charge_and_fixed_atoms(make_potential):
@@ -115,7 +132,7 @@ def test_one_step_with_a_charge_and_fixed_atoms(make_potential):
     potential, start = make_potential("charged"), disturbed(1, seed=4)[0]
     start.set_constraint(FixAtoms([0, 3]))
     start.info["charge"] = 1.0
-    result, = relax([start], potential, fmax=1e-3, max_steps=1)
+    (result,) = relax([start], potential, fmax=1e-3, max_steps=1)
     assert (result.status, result.steps) == ("step limit", 1)
     np.testing.assert_array_equal(result.atoms.positions[[0, 3]], start.positions[[0, 3]])
     assert np.abs(result.atoms.positions - start.positions).max() > 0.01
@@ -127,13 +144,15 @@ def test_one_step_with_a_charge_and_fixed_atoms(make_potential):
 @pytest.mark.slow
 def test_step_limit_and_frames(morse_potential):
     start = disturbed(1, seed=5)[0]
-    result, = relax([start], morse_potential, fmax=1e-3, max_steps=7, trajectory_every=3, dtype="float64")
+    (result,) = relax(
+        [start], morse_potential, fmax=1e-3, max_steps=7, trajectory_every=3, dtype="float64"
+    )
     assert (result.status, result.steps, result.converged) == ("step limit", 7, False)
     frames, _, _ = under_ase(morse_potential, start, 1e-3, steps=7)
     assert len(result.frames) == 4  # steps 0, 3, 6 and the last
     for ours, theirs in zip(result.frames, [frames[0], frames[3], frames[6], frames[7]]):
         np.testing.assert_allclose(ours.positions, theirs, rtol=0, atol=1e-6)
-    nothing, = relax([start], morse_potential, fmax=1e-3, max_steps=0)
+    (nothing,) = relax([start], morse_potential, fmax=1e-3, max_steps=0)
     assert nothing.steps == 0 and nothing.energy == nothing.energy_start
 
 
@@ -146,30 +165,49 @@ def bad_molecules():
     bonded.set_constraint(FixBondLength(0, 1))
     charged = molecule("CH3OH")
     charged.info["charge"] = "many"
-    return {"overlap": (overlapping, "atoms 3 and 5 overlap"), "unknown": (unknown, "was not trained on P"),
-            "nan": (lost, "atom 2 is at"), "periodic": (periodic, "periodic"), "empty": (Atoms(), "no atoms"),
-            "constraint": (bonded, "FixBondLength"), "charge": (charged, "charge")}
+    return {
+        "overlap": (overlapping, "atoms 3 and 5 overlap"),
+        "unknown": (unknown, "was not trained on P"),
+        "nan": (lost, "atom 2 is at"),
+        "periodic": (periodic, "periodic"),
+        "empty": (Atoms(), "no atoms"),
+        "constraint": (bonded, "FixBondLength"),
+        "charge": (charged, "charge"),
+    }
 
 
 def test_what_cannot_be_relaxed_is_told_and_stops_no_other(morse_potential):
     bad = bad_molecules()
     good = dict(enumerate(disturbed(3, seed=6)))
-    mixed = {0: good[0], **{k: a for k, (a, _) in bad.items()}, 1: good[1], "single": Atoms("C"), 2: good[2]}
+    mixed = {
+        0: good[0],
+        **{k: a for k, (a, _) in bad.items()},
+        1: good[1],
+        "single": Atoms("C"),
+        2: good[2],
+    }
     results = dict(Relaxer(morse_potential).stream(mixed.items()))
     assert results.keys() == mixed.keys()
     for name, (atoms, words) in bad.items():
         assert results[name].status == "failed" and words in results[name].reason, name
-        assert results[name].atoms is atoms and np.isnan(results[name].energy) and results[name].steps == 0
+        assert (
+            results[name].atoms is atoms
+            and np.isnan(results[name].energy)
+            and results[name].steps == 0
+        )
     assert all(results[n].converged for n in good)
-    assert results["single"].converged and results["single"].steps == 0 and results["single"].fmax == 0
+    assert (
+        results["single"].converged and results["single"].steps == 0 and results["single"].fmax == 0
+    )
     assert results["single"].energy == pytest.approx(
-        MLIPCalculator(morse_potential).get_potential_energy(Atoms("C")), abs=1e-3)
+        MLIPCalculator(morse_potential).get_potential_energy(Atoms("C")), abs=1e-3
+    )
 
 
 @pytest.mark.slow
 def test_divergence_is_named(make_potential, morse_potential):
     params = jax.tree.map(lambda x: np.full_like(x, np.nan), morse_potential.params)
-    result, = relax(disturbed(1), dataclasses.replace(morse_potential, params=params))
+    (result,) = relax(disturbed(1), dataclasses.replace(morse_potential, params=params))
     assert result.status == "diverged" and "not finite" in result.reason
     # a random surface tears methanol apart, or presses atoms together
     statuses = [r for r in relax(disturbed(12, 0.2), make_potential("tiny", 3), max_steps=200)]
@@ -181,14 +219,27 @@ def test_divergence_is_named(make_potential, morse_potential):
 @pytest.mark.slow
 def test_sizes_of_all_kinds_come_through_few_programs(make_potential):
     potential = make_potential("tiny", 1)
-    names = ["H2O", "CH4", "CH3CH2OH", "C6H6", "C3H8", "isobutane", "C2H2", "CH3SH", "trans-butane", "H2"]
+    names = [
+        "H2O",
+        "CH4",
+        "CH3CH2OH",
+        "C6H6",
+        "C3H8",
+        "isobutane",
+        "C2H2",
+        "CH3SH",
+        "trans-butane",
+        "H2",
+    ]
     starts = [molecule(name) for name in names] * 3
     relaxer = Relaxer(potential, max_steps=3, batch_atoms=40)
     results = dict(relaxer.stream(enumerate(starts)))
     assert sorted(results) == list(range(len(starts)))
     for n, start in enumerate(starts):
         calculated = MLIPCalculator(potential)
-        assert results[n].energy_start == pytest.approx(calculated.get_potential_energy(start), abs=2e-3)
+        assert results[n].energy_start == pytest.approx(
+            calculated.get_potential_energy(start), abs=2e-3
+        )
         np.testing.assert_array_equal(results[n].atoms.numbers, start.numbers)
     assert relaxer.num_compiles <= 2 and {pool.slot_size(len(a)) for a in starts} == {16}
 
@@ -202,8 +253,13 @@ def test_a_few_molecules_of_all_sizes_share_one_program(make_potential):
     results = dict(relaxer.stream(enumerate(starts)))
     assert relaxer.num_compiles == 1
     for n, start in enumerate(starts):
-        assert results[n].steps <= 3 and results[n].atoms.get_chemical_formula() == start.get_chemical_formula()
-        assert results[n].energy_start == pytest.approx(MLIPCalculator(potential).get_potential_energy(start), abs=2e-3)
+        assert (
+            results[n].steps <= 3
+            and results[n].atoms.get_chemical_formula() == start.get_chemical_formula()
+        )
+        assert results[n].energy_start == pytest.approx(
+            MLIPCalculator(potential).get_potential_energy(start), abs=2e-3
+        )
 
 
 def test_a_slot_that_needs_more_edges_gets_them(make_potential):
@@ -214,7 +270,9 @@ def test_a_slot_that_needs_more_edges_gets_them(make_potential):
     relaxer = Relaxer(potential, max_steps=0, batch_atoms=16)
     results = dict(relaxer.stream([*enumerate(stretched), ("dense", dense)]))
     assert len(results) == 61
-    assert results["dense"].energy == pytest.approx(MLIPCalculator(potential).get_potential_energy(dense), abs=2e-3)
+    assert results["dense"].energy == pytest.approx(
+        MLIPCalculator(potential).get_potential_energy(dense), abs=2e-3
+    )
 
 
 @pytest.mark.slow
@@ -222,7 +280,7 @@ def test_molecules_are_taken_as_they_are_needed(morse_potential):
     taken = []
 
     def endless():
-        for n in range(10 ** 6):
+        for n in range(10**6):
             taken.append(n)
             yield n, disturbed(1, seed=n)[0]
 
@@ -237,9 +295,20 @@ def test_charge_and_spin_reach_the_force_field(make_potential):
     base = make_potential("so3krates")
     from mlip_jax import models
     from mlip_jax.potential import example_graph
-    model = models.create("so3krates", num_features=16, num_layers=1, degrees=(1, 2), cutoff=4.0, zero_init=False,
-                          charge_embedding=True, spin_embedding=True)
-    potential = dataclasses.replace(base, model=model, params=model.init(jax.random.key(0), example_graph()))
+
+    model = models.create(
+        "so3krates",
+        num_features=16,
+        num_layers=1,
+        degrees=(1, 2),
+        cutoff=4.0,
+        zero_init=False,
+        charge_embedding=True,
+        spin_embedding=True,
+    )
+    potential = dataclasses.replace(
+        base, model=model, params=model.init(jax.random.key(0), example_graph())
+    )
     start = molecule("CH3OH")
     charged = start.copy()
     charged.info |= {"charge": 1.0, "num_unpaired_electrons": 1.0}
@@ -251,9 +320,16 @@ def test_charge_and_spin_reach_the_force_field(make_potential):
     assert abs(expected[0] - expected[1]) > 0.01
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    ({"fmax": 0}, "fmax must be positive"), ({"max_steps": -1}, "max_steps"), ({"dtype": "float16"}, "dtype"),
-    ({"optimizer": "newton"}, "Known: bfgs, fire, lbfgs"), ({"trajectory_every": 1.5}, "whole number")])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"fmax": 0}, "fmax must be positive"),
+        ({"max_steps": -1}, "max_steps"),
+        ({"dtype": "float16"}, "dtype"),
+        ({"optimizer": "newton"}, "Known: bfgs, fire, lbfgs"),
+        ({"trajectory_every": 1.5}, "whole number"),
+    ],
+)
 def test_arguments_without_sense_are_refused(morse_potential, arguments, words):
     with pytest.raises(ValueError, match=words):
         relax([], morse_potential, **arguments)
@@ -266,13 +342,24 @@ def test_several_devices_share_the_molecules(tmp_path):
     made = {}
     for devices in (1, 3):
         output = tmp_path / f"{devices}.npz"
-        environment = dict(os.environ, PYTHONPATH=str(REPOSITORY), JAX_PLATFORMS="cpu",
-                           XLA_FLAGS=xla_flags(f"--xla_force_host_platform_device_count={devices}"))
-        done = subprocess.run([sys.executable, "-m", "tests.simulation.relaxation.devices_program", str(output)],
-                              env=environment, capture_output=True, text=True, timeout=600)
+        environment = dict(
+            os.environ,
+            PYTHONPATH=str(REPOSITORY),
+            JAX_PLATFORMS="cpu",
+            XLA_FLAGS=xla_flags(f"--xla_force_host_platform_device_count={devices}"),
+        )
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.simulation.relaxation.devices_program", str(output)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         made[devices] = np.load(output)
         assert made[devices]["devices"] == devices
-        assert made[devices]["used"] >= min(devices, 2)  # the last one may come when all have been taken
+        assert made[devices]["used"] >= min(
+            devices, 2
+        )  # the last one may come when all have been taken
     np.testing.assert_allclose(made[3]["positions"], made[1]["positions"], rtol=0, atol=1e-9)
     np.testing.assert_allclose(made[3]["energies"], made[1]["energies"], rtol=1e-12)

@@ -23,14 +23,25 @@ WATER = np.array([[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
 @pytest.fixture(scope="module")
 def potential():
     model = create("painn", num_features=8, num_layers=1, cutoff=4.0, num_radial=6)
-    return Potential(model=model, params=model.init(jax.random.key(0), example_graph()), cutoff=4.0,
-                     reference_energies=np.zeros(119), energy_scale=1.0, elements=(1, 8), metadata={})
+    return Potential(
+        model=model,
+        params=model.init(jax.random.key(0), example_graph()),
+        cutoff=4.0,
+        reference_energies=np.zeros(119),
+        energy_scale=1.0,
+        elements=(1, 8),
+        metadata={},
+    )
 
 
 def waters(count, seed, noise=0.05):
     rng = np.random.default_rng(seed)
-    return Columns.from_structures([
-        Structure(numbers=np.array([8, 1, 1]), positions=WATER + rng.normal(0, noise, (3, 3))) for _ in range(count)])
+    return Columns.from_structures(
+        [
+            Structure(numbers=np.array([8, 1, 1]), positions=WATER + rng.normal(0, noise, (3, 3)))
+            for _ in range(count)
+        ]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +59,12 @@ def test_features_are_those_of_each_atom_whatever_the_batches(potential):
 
 
 def test_border_is_that_of_the_farthest_atom(potential, domain):
-    near = atom_domain.judge(potential, domain, waters(200, 3), np.full(200, -0.3), np.full((600, 3), -0.1))
-    far = atom_domain.judge(potential, domain, waters(200, 3, noise=0.25), np.zeros(200), np.zeros((600, 3)))
+    near = atom_domain.judge(
+        potential, domain, waters(200, 3), np.full(200, -0.3), np.full((600, 3), -0.1)
+    )
+    far = atom_domain.judge(
+        potential, domain, waters(200, 3, noise=0.25), np.zeros(200), np.zeros((600, 3))
+    )
     assert (near.distance > 1).mean() < 0.06 and (far.distance > 1).mean() > 0.5
     np.testing.assert_allclose(near.energy_error, 0.1)
     np.testing.assert_allclose(near.force_error, 0.1)
@@ -83,8 +98,11 @@ def test_calculator_tells_when_it_is_asked(potential, domain):
     again = pickle.loads(pickle.dumps(calculator))
     assert again.get_property("outside_domain", atoms) is True
     twice = MLIPCalculator(potential, "float64", domain)
-    np.testing.assert_allclose(twice.get_property("domain_distance", atoms),
-                               calculator.get_property("domain_distance", atoms), rtol=1e-3)
+    np.testing.assert_allclose(
+        twice.get_property("domain_distance", atoms),
+        calculator.get_property("domain_distance", atoms),
+        rtol=1e-3,
+    )
 
 
 def test_a_calculator_without_a_domain_says_so(potential):

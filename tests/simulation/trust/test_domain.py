@@ -17,7 +17,9 @@ def made(scale=1.0):
 def test_distance_is_that_of_the_nearest():
     domain, train, valid, _ = made()
     apart = np.linalg.norm((valid[:7, None] - train[None]) / train.std(0), axis=-1)
-    np.testing.assert_allclose(domain.distance(valid[:7]), np.sort(apart, axis=1)[:, :5].mean(1), rtol=1e-4)
+    np.testing.assert_allclose(
+        domain.distance(valid[:7]), np.sort(apart, axis=1)[:, :5].mean(1), rtol=1e-4
+    )
 
 
 def test_distances_have_no_unit():
@@ -40,7 +42,9 @@ def test_it_comes_back(tmp_path):
     again = Domain.load(tmp_path / "domain.npz")
     distance = domain.distance(valid)
     np.testing.assert_array_equal(again.distance(valid), distance)
-    np.testing.assert_array_equal(again.expected_error("gap", distance), domain.expected_error("gap", distance))
+    np.testing.assert_array_equal(
+        again.expected_error("gap", distance), domain.expected_error("gap", distance)
+    )
     assert again.border == domain.border
 
 
@@ -53,7 +57,9 @@ def test_few_molecules_and_none(tmp_path):
         Domain.load(tmp_path / "domain.npz")
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:len(b) // 2], lambda b: b"", lambda b: b[:200] + b"x" * 50 + b[250:]])
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b[:200] + b"x" * 50 + b[250:]]
+)
 def test_a_damaged_file_is_named(tmp_path, damage):
     path = tmp_path / "domain.npz"
     made()[0].save(path)

@@ -9,7 +9,13 @@ import pytest
 
 from mlip_jax import EnsembleCalculator
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.simulation.trust.ensemble_calibration import FILE, Calibration, EnsembleErrors, Scale, evaluate
+from mlip_jax.simulation.trust.ensemble_calibration import (
+    FILE,
+    Calibration,
+    EnsembleErrors,
+    Scale,
+    evaluate,
+)
 from mlip_jax.structure import Structure
 from tests.simulation.structures import random_molecule
 from tests.tasks.property_runs import write_force_field
@@ -24,7 +30,8 @@ def test_the_factor_is_found_again():
         errors[::7] = np.nan
         scale = Scale.fit(errors, spread)
         assert scale.factor == pytest.approx(3, rel=0.05) and scale.floor == pytest.approx(
-            np.quantile(np.delete(spread, np.s_[::7]), 0.1))
+            np.quantile(np.delete(spread, np.s_[::7]), 0.1)
+        )
         z = errors.reshape(20_000, -1) / scale.expected(spread)[:, None]
         assert np.sqrt(np.nanmean(z**2)) == pytest.approx(1)
     assert Scale.fit(np.full(5, np.nan), np.ones(5)) is None
@@ -46,13 +53,19 @@ def members(make_potential):
 
 def made(members, **changes):
     return dataclasses.replace(
-        Calibration(tuple(m.digest() for m in members), Scale(2.0, 1e-6), Scale(3.0, 1e-6), 10), **changes)
+        Calibration(tuple(m.digest() for m in members), Scale(2.0, 1e-6), Scale(3.0, 1e-6), 10),
+        **changes,
+    )
 
 
 def test_spread_and_errors_are_those_of_the_calculator(members):
     atoms = [random_molecule(n, seed=n) for n in (5, 6)]
-    rows = Columns.from_structures([Structure(
-        a.numbers, a.positions, energy=1.5, forces=np.full((len(a), 3), 0.2)) for a in atoms])
+    rows = Columns.from_structures(
+        [
+            Structure(a.numbers, a.positions, energy=1.5, forces=np.full((len(a), 3), 0.2))
+            for a in atoms
+        ]
+    )
     found, calculator = evaluate(members, rows, np.arange(2)), EnsembleCalculator(members)
     for s, a in enumerate(atoms):
         calculator.calculate(a)
@@ -60,7 +73,9 @@ def test_spread_and_errors_are_those_of_the_calculator(members):
         assert found.energy_error[s] * len(a) == pytest.approx(r["energy"] - 1.5, rel=1e-5)
         assert found.energy_spread[s] * len(a) == pytest.approx(r["energy_std"], rel=1e-4)
         np.testing.assert_allclose(found.force_error[of], r["forces"] - 0.2, atol=1e-3)
-        np.testing.assert_allclose(found.force_spread[of], np.sqrt((r["forces_std"] ** 2).mean(1)), rtol=1e-3)
+        np.testing.assert_allclose(
+            found.force_spread[of], np.sqrt((r["forces_std"] ** 2).mean(1)), rtol=1e-3
+        )
     with pytest.raises(ValueError, match="each another one"):
         evaluate([members[0], members[0]], rows, np.arange(2))
 
@@ -68,12 +83,18 @@ def test_spread_and_errors_are_those_of_the_calculator(members):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_calculator(members, dtype):
     atoms, calibration = random_molecule(6, seed=3), made(members)
-    calculator = EnsembleCalculator(members[::-1], dtype, calibration)  # the order of members does not matter
-    assert {"energy_expected_error", "forces_expected_error"} < set(calculator.implemented_properties)
+    calculator = EnsembleCalculator(
+        members[::-1], dtype, calibration
+    )  # the order of members does not matter
+    assert {"energy_expected_error", "forces_expected_error"} < set(
+        calculator.implemented_properties
+    )
     for one in (calculator, pickle.loads(pickle.dumps(calculator))):
         expected = one.get_property("forces_expected_error", atoms)
         np.testing.assert_allclose(expected, 3 * np.sqrt((one.results["forces_std"] ** 2).mean(1)))
-        assert one.get_property("energy_expected_error", atoms) == pytest.approx(2 * one.results["energy_std"])
+        assert one.get_property("energy_expected_error", atoms) == pytest.approx(
+            2 * one.results["energy_std"]
+        )
     calculator.export_properties()  # ASE has no names for these
     alone = EnsembleCalculator(members, dtype, made(members, forces=None))
     assert "forces_expected_error" not in alone.implemented_properties
@@ -82,7 +103,9 @@ def test_calculator(members, dtype):
 
 def test_other_members(members, make_potential, tmp_path):
     third = make_potential("tiny", 3)
-    with pytest.raises(ValueError, match=f"other members: .*{members[1].digest()}.*those of this ensemble"):
+    with pytest.raises(
+        ValueError, match=f"other members: .*{members[1].digest()}.*those of this ensemble"
+    ):
         EnsembleCalculator([members[0], third], calibration=made(members))
     for seed in (0, 1):
         write_force_field(tmp_path / f"ff-{seed}", seed)
@@ -94,19 +117,28 @@ def test_other_members(members, make_potential, tmp_path):
     own.save(tmp_path / "own.json", remark="kept")
     assert Calibration.load(tmp_path / "own.json") == own
     assert json.loads((tmp_path / "own.json").read_text())["remark"] == "kept"
-    assert EnsembleCalculator.from_workdirs(paths, calibration=tmp_path / "own.json").calibration == own
+    assert (
+        EnsembleCalculator.from_workdirs(paths, calibration=tmp_path / "own.json").calibration
+        == own
+    )
 
 
 def test_files_that_are_none(tmp_path):
     with pytest.raises(FileNotFoundError, match="configs/ensemble.py makes one"):
         Calibration.load(tmp_path)
-    for text in ("{", "[]", '{"members": ["a"], "energy": {"factor": 1}, "forces": null, "num_structures": 1}'):
+    for text in (
+        "{",
+        "[]",
+        '{"members": ["a"], "energy": {"factor": 1}, "forces": null, "num_structures": 1}',
+    ):
         (tmp_path / FILE).write_text(text)
         with pytest.raises(ValueError, match="no calibration of an ensemble, or damaged"):
             Calibration.load(tmp_path)
 
 
 def test_without_labels(members):
-    nothing = EnsembleErrors(np.array([3]), np.array([np.nan]), np.ones(1), np.full((3, 3), np.nan), np.ones(3))
+    nothing = EnsembleErrors(
+        np.array([3]), np.array([np.nan]), np.ones(1), np.full((3, 3), np.nan), np.ones(3)
+    )
     with pytest.raises(ValueError, match="these have neither"):
         Calibration.fit(members, nothing)

@@ -28,7 +28,11 @@ def options(folder, **changes):
     data = defaults.train_defaults().data
     data.path, data.directory, data.elements = str(DATA), str(folder / "data"), ("H", "C", "N", "O")
     data.num_train, data.num_valid, data.num_test = 80, 10, 10
-    data.num_molecules, data.selection, data.selection_force_field = 5, "embedding", str(folder / "ff")
+    data.num_molecules, data.selection, data.selection_force_field = (
+        5,
+        "embedding",
+        str(folder / "ff"),
+    )
     data.update(changes)
     return data
 

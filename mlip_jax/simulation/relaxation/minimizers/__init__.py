@@ -27,8 +27,9 @@ class Minimizer(Protocol):
     def init(self, num: int, size: int, dtype) -> NamedTuple:
         """Return the initial state of `num` molecules with `size` coordinates each."""
 
-    def step(self, state, positions: jax.Array, forces: jax.Array, fresh: jax.Array, active: jax.Array
-             ) -> tuple[jax.Array, NamedTuple]:
+    def step(
+        self, state, positions: jax.Array, forces: jax.Array, fresh: jax.Array, active: jax.Array
+    ) -> tuple[jax.Array, NamedTuple]:
         """Return the next positions (M, D) and state.
 
         Args:

@@ -51,7 +51,9 @@ class BFGS:
     def init(self, num: int, size: int, dtype=jnp.float32) -> BFGSState:
         """Return the initial state of `num` molecules with `size` coordinates each."""
         zeros = jnp.zeros((num, size), dtype)
-        return BFGSState(jnp.zeros((num, size, size), dtype), zeros, zeros, zeros, jnp.zeros(num, jnp.int32))
+        return BFGSState(
+            jnp.zeros((num, size, size), dtype), zeros, zeros, zeros, jnp.zeros(num, jnp.int32)
+        )
 
     def step(self, state, positions, forces, fresh, active):
         """Return the next positions (M, D) and state, see `Minimizer.step`."""
@@ -66,17 +68,30 @@ class BFGS:
         over = jnp.where(learns, 1.0 / jnp.where(learns, sy, 1.0), 0.0)
         both = over * (1.0 + over * dot(y, u))
         inverse = self._updated(state.inverse, s, u, over, both, fresh & active)
-        product = before + s * (both * dot(s, forces) - over * dot(u, forces))[:, None] - u * (
-            over * dot(s, forces))[:, None]
+        product = (
+            before
+            + s * (both * dot(s, forces) - over * dot(u, forces))[:, None]
+            - u * (over * dot(s, forces))[:, None]
+        )
         gone = dot(state.forces, state.product) < 0
-        negative = jnp.where(learns, state.negative - gone + (sy < 0), jnp.where(fresh, 0, state.negative))
+        negative = jnp.where(
+            learns, state.negative - gone + (sy < 0), jnp.where(fresh, 0, state.negative)
+        )
         # rounding can hide a negative eigenvalue from the count, but not from the sign of the step
         odd = active & ((negative != 0) | (dot(product, forces) < 0))
         direction, negative = jax.lax.cond(
-            odd.any(), lambda: _by_eigenvectors(inverse, forces, product, negative, odd), lambda: (product, negative))
+            odd.any(),
+            lambda: _by_eigenvectors(inverse, forces, product, negative, odd),
+            lambda: (product, negative),
+        )
         moved = where(active, positions + limit_step(direction, self.maxstep), positions)
-        kept = BFGSState(inverse, *(where(active, new, old) for new, old in zip(
-            (product, positions, forces, negative), state[1:])))
+        kept = BFGSState(
+            inverse,
+            *(
+                where(active, new, old)
+                for new, old in zip((product, positions, forces, negative), state[1:])
+            ),
+        )
         return moved, kept
 
     def _updated(self, inverse, s, u, over, both, anew):
@@ -98,10 +113,15 @@ def _by_eigenvectors(inverse, forces, product, negative, which):
         m = jnp.argmax(left)
         values, vectors = jnp.linalg.eigh(inverse[m])
         along = vectors @ (jnp.abs(values) * (vectors.T @ forces[m]))
-        return (left.at[m].set(False), direction.at[m].set(along),
-                negative.at[m].set((values < 0).sum().astype(negative.dtype)))
+        return (
+            left.at[m].set(False),
+            direction.at[m].set(along),
+            negative.at[m].set((values < 0).sum().astype(negative.dtype)),
+        )
 
-    _, direction, negative = jax.lax.while_loop(lambda carry: carry[0].any(), one, (which, product, negative))
+    _, direction, negative = jax.lax.while_loop(
+        lambda carry: carry[0].any(), one, (which, product, negative)
+    )
     return direction, negative
 
 

@@ -42,13 +42,21 @@ class FIRE:
 
     def init(self, num: int, size: int, dtype=jnp.float32) -> FIREState:
         """Return the initial state of `num` molecules with `size` coordinates each."""
-        return FIREState(jnp.zeros((num, size), dtype), jnp.full(num, self.dt, dtype),
-                         jnp.full(num, self.astart, dtype), jnp.zeros(num, jnp.int32))
+        return FIREState(
+            jnp.zeros((num, size), dtype),
+            jnp.full(num, self.dt, dtype),
+            jnp.full(num, self.astart, dtype),
+            jnp.zeros(num, jnp.int32),
+        )
 
     def step(self, state, positions, forces, fresh, active):
         """Return the next positions (M, D) and state, see `Minimizer.step`."""
-        old = FIREState(*(where(fresh, new, kept) for new, kept in zip(
-            self.init(*forces.shape, forces.dtype), state)))
+        old = FIREState(
+            *(
+                where(fresh, new, kept)
+                for new, kept in zip(self.init(*forces.shape, forces.dtype), state)
+            )
+        )
         v, power = old.velocity, dot(forces, old.velocity)
         good = power > 0
         size_f, size_v = jnp.sqrt(dot(forces, forces)), jnp.sqrt(dot(v, v))
@@ -56,13 +64,19 @@ class FIRE:
         mixed = (1.0 - old.mixing)[:, None] * v + pull[:, None] * forces
         faster = good & (old.downhill > self.Nmin)
         slower = ~good & ~fresh
-        dt = jnp.where(faster, jnp.minimum(old.dt * self.finc, self.dtmax),
-                       jnp.where(slower, old.dt * self.fdec, old.dt))
+        dt = jnp.where(
+            faster,
+            jnp.minimum(old.dt * self.finc, self.dtmax),
+            jnp.where(slower, old.dt * self.fdec, old.dt),
+        )
         mixing = jnp.where(faster, old.mixing * self.fa, jnp.where(slower, self.astart, old.mixing))
         velocity = jnp.where(good[:, None], mixed, 0.0) + dt[:, None] * forces
         change = dt[:, None] * velocity
         length = jnp.sqrt(dot(change, change))  # over all atoms, as in ASE
-        change *= jnp.where(length > self.maxstep, self.maxstep / jnp.where(length > 0, length, 1.0), 1.0)[:, None]
+        change *= jnp.where(
+            length > self.maxstep, self.maxstep / jnp.where(length > 0, length, 1.0), 1.0
+        )[:, None]
         new = FIREState(velocity, dt, mixing, jnp.where(good, old.downhill + 1, 0))
         return where(active, positions + change, positions), FIREState(
-            *(where(active, a, b) for a, b in zip(new, state)))
+            *(where(active, a, b) for a, b in zip(new, state))
+        )

@@ -61,8 +61,13 @@ class LBFGS:
             history = where(active & fresh, jnp.zeros_like(history), history)
             return where(learns, jnp.concatenate([history[:, 1:], new[:, None]], 1), history)
 
-        state = LBFGSState(pushed(state.s, s), pushed(state.y, y), pushed(state.over, over),
-                           where(active, positions, state.positions), where(active, forces, state.forces))
+        state = LBFGSState(
+            pushed(state.s, s),
+            pushed(state.y, y),
+            pushed(state.over, over),
+            where(active, positions, state.positions),
+            where(active, forces, state.forces),
+        )
         direction = self._direction(state, forces)
         return where(active, positions + limit_step(direction, self.maxstep), positions), state
 

@@ -22,7 +22,7 @@ def records() -> dict[bytes, dict]:
 
 def write(path: Path, stored: dict, dump=pickle.dumps, compress=gzip.compress) -> Path:
     lmdb = pytest.importorskip("lmdb")
-    with lmdb.open(str(path), subdir=False, lock=False, map_size=2 ** 22) as environment:
+    with lmdb.open(str(path), subdir=False, lock=False, map_size=2**22) as environment:
         with environment.begin(write=True) as transaction:
             for key, stages in stored.items():
                 transaction.put(key, compress(dump(stages)))
