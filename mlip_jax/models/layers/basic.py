@@ -75,6 +75,17 @@ def exponential_cutoff(d, cutoff):
     return e3x.nn.smooth_cutoff(d, cutoff)
 
 
+def polynomial_cutoff(d, cutoff, power):
+    """Compute 1 - (p+1)(p+2)/2 u^p + p(p+2) u^(p+1) - p(p+1)/2 u^(p+2), with u = d / cutoff.
+
+    It is 0 outside the cutoff. With a power p, it has p - 1 continuous derivatives at zero and two
+    at the cutoff.
+    """
+    p, u = power, jnp.minimum(d / cutoff, 1.0)
+    inside = 1.0 - u ** p * ((p + 1) * (p + 2) / 2 - u * (p * (p + 2) - u * (p * (p + 1) / 2)))
+    return jnp.where(d < cutoff, inside, 0.0)
+
+
 CUTOFFS: dict[str, Callable] = {
     "cosine": cosine_cutoff,
     "phys": phys_cutoff,
