@@ -22,11 +22,12 @@ from ase.data import covalent_radii
 
 from mlip_jax import models
 from mlip_jax.importers.formats import weights as weight_files
+from mlip_jax.importers.formats.mace_blocks import contraction_params, number_of, uniform_irreps
 from mlip_jax.importers.formats.recorded import RecordedWeights, table_of
 from mlip_jax.importers.formats.weights import WeightsError, check_shapes
 from mlip_jax.models.layers.heads import MAX_ATOMIC_NUMBER
 from mlip_jax.models.layers.tensor_products.convolution import convolution_paths, output_irreps
-from mlip_jax.models.layers.tensor_products.irreps import SCALAR, natural, parse
+from mlip_jax.models.layers.tensor_products.irreps import SCALAR, natural
 from mlip_jax.potential import Potential
 
 _BLOCKS = {
@@ -71,9 +72,9 @@ def potential(
     options = model_options(weights, config)
     model = models.create("mace", **options)
     params = {"params": model_params(weights, model)}
-    elements, scale = options["elements"], _number(weights, "scale_shift.scale")
+    elements, scale = options["elements"], number_of(weights, "scale_shift.scale")
     energies = weights("atomic_energies_fn.atomic_energies", len(elements))
-    references = energies.reshape(-1).astype(np.float64) + _number(weights, "scale_shift.shift")
+    references = energies.reshape(-1).astype(np.float64) + number_of(weights, "scale_shift.shift")
     weights.drop(r"num_interactions|(radial_embedding|pair_repulsion_fn)\..*")
     weights.drop(r".*\.U_matrix_\w+|.*\._compiled_main\w*\..*|.*\.output_mask|.*weights_\d+_zeroed")
     weights.check_all_taken()
@@ -91,10 +92,6 @@ def potential(
     )
 
 
-def _number(weights: RecordedWeights, name: str) -> float:
-    return float(weights(name, 1).reshape(()))
-
-
 def model_options(weights: RecordedWeights, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of models/mace.py.
 
@@ -103,7 +100,7 @@ def model_options(weights: RecordedWeights, config: Mapping[str, Any]) -> dict[s
     """
     first, other = (_block(config, name) for name in ("interaction_cls_first", "interaction_cls"))
     elements = tuple(weights("atomic_numbers").reshape(-1).tolist())
-    num_layers = int(_number(weights, "num_interactions"))
+    num_layers = int(number_of(weights, "num_interactions"))
     radial = weights.series(r"interactions\.0\.conv_tp_weights\.layer(\d+)\.weight")
     orders = weights.series(r"products\.0\.symmetric_contractions\.contractions\.0\.weights\.(\d+)")
     if "density" in first and "density" in (other if num_layers > 1 else first):
@@ -112,7 +109,7 @@ def model_options(weights: RecordedWeights, config: Mapping[str, Any]) -> dict[s
         raise ValueError("the arguments lack avg_num_neighbors, which the weights do not show")
     else:
         average = float(config["avg_num_neighbors"])
-    hidden = _hidden_irreps(config, len(weights("node_embedding.linear.weight")) // len(elements))
+    hidden = uniform_irreps(config, weights("node_embedding.linear.weight").size // len(elements))
     last = weights(f"readouts.{num_layers - 1}.linear_2.weight")
     return {
         "num_features": hidden[0][0],
@@ -145,30 +142,19 @@ def _block(config: Mapping[str, Any], name: str) -> str:
     return _BLOCKS[found[1]]
 
 
-def _hidden_irreps(config: Mapping[str, Any], width: int):
-    """Return the irreps between layers, after checking that they are C x 0e + C x 1o + ..."""
-    hidden = parse(str(config["hidden_irreps"]))
-    if hidden != tuple((width, irrep) for irrep in natural(len(hidden) - 1)):
-        raise ValueError(
-            f"hidden_irreps must be {width}x0e, {width}x0e+{width}x1o, ... with these weights, "
-            f"received {config['hidden_irreps']}"
-        )
-    return hidden
-
-
 def _radial_options(weights: RecordedWeights) -> dict[str, Any]:
     """Return the options of the distances: cutoff, basis, transform, repulsion."""
     waves = weights("radial_embedding.bessel_fn.bessel_weights").reshape(-1)
-    power = _number(weights, "radial_embedding.cutoff_fn.p")
+    power = number_of(weights, "radial_embedding.cutoff_fn.p")
     options = {
-        "cutoff": _number(weights, "r_max"),
+        "cutoff": number_of(weights, "r_max"),
         "cutoff_power": int(power),
         "num_radial": len(waves),
         "radial_centers": tuple(waves.astype(np.float64).tolist()),
     }
     transform, repulsion = "radial_embedding.distance_transform.", "pair_repulsion_fn."
     if f"{transform}q" in weights:
-        constants = tuple(_number(weights, transform + name) for name in "qpa")
+        constants = tuple(number_of(weights, transform + name) for name in "qpa")
         options |= {"distance_transform": "agnesi", "agnesi": constants}
     if f"{repulsion}c" in weights:
         for name, expected in (_ZBL | {"p": power}).items():
@@ -230,16 +216,3 @@ def _layer(weights: RecordedWeights, model, n: int, feature_degree: int) -> dict
     if "density" in block:
         layer["density"] = {"kernel_0": weights(f"{name}density_fn.layer0.weight")}
     return layer
-
-
-def contraction_params(
-    weights: RecordedWeights, name: str, irreps, correlation: int
-) -> dict[str, np.ndarray]:
-    """Return the weights of a symmetric contraction, (elements, paths, channels) each."""
-    params = {}
-    for n, (_, irrep) in enumerate(irreps):
-        for order in range(1, correlation + 1):
-            below = correlation - 1 - order
-            array = f"{name}{n}.weights_max" if below < 0 else f"{name}{n}.weights.{below}"
-            params[f"weights_{irrep.degree}_{order}"] = weights(array)
-    return params

@@ -33,14 +33,16 @@ from mlip_jax.models.layers.tensor_products.convolution import (
     num_weights,
 )
 from mlip_jax.models.layers.tensor_products.couplings import opposite, spherical_harmonics
-from mlip_jax.models.layers.tensor_products.gates import layout
+from mlip_jax.models.layers.tensor_products.element_features import (
+    ScalarReadout,
+    embed,
+    features_of_heads,
+)
 from mlip_jax.models.layers.tensor_products.irreps import SCALAR, Features, irreps_of, natural
 from mlip_jax.models.layers.tensor_products.linear import (
     ElementLinear,
     IrrepsLinear,
     ScalarNetwork,
-    element_index,
-    normalized_activation,
     scalars,
 )
 from mlip_jax.models.layers.tensor_products.symmetric_contraction import SymmetricContraction
@@ -136,10 +138,9 @@ class Model(nn.Module):
         radial = self._radial(edge, distances, numbers)
         # message passing
         features = embed(self, numbers, elements, self.num_features, distances.dtype)
-        energies, vectors = jnp.zeros(len(numbers), distances.dtype), {}
+        energies, layers = jnp.zeros(len(numbers), distances.dtype), []
         for n in range(self.num_layers):
             last = n == self.num_layers - 1
-            vectors = {} if n == 0 else features
             features = MaceLayer(
                 self.max_degree,
                 0 if last else self.feature_degree,
@@ -152,11 +153,10 @@ class Model(nn.Module):
             )(features, numbers, edge, harmonics, radial)
             width = self.readout_width if last else None
             energies += ScalarReadout(width, self.zero_init, name=f"readout_{n}")(scalars(features))
+            layers.append(features)
         if self.zbl:
             energies += self._repulsion(edge, distances, numbers)
-        # features of heads: scalars of the last layer, higher degrees of the layer before it
-        degree = max(irrep.degree for irrep in {**vectors, **features})
-        return AtomOutputs(energies, layout({**vectors, **features}, degree, has_parity=False))
+        return AtomOutputs(energies, features_of_heads(layers))
 
     def _radii(self, edge, numbers, dtype):
         """Return the covalent radii of the receivers and senders, shape (P,) each."""
@@ -185,34 +185,6 @@ class Model(nn.Module):
         if edge.undirected:
             total += segment_sum(energies, edge.senders, len(numbers))
         return total
-
-
-def embed(module: nn.Module, numbers, elements, width, dtype) -> Features:
-    """Return a trainable vector per element for each atom, as scalars (N, 1, width)."""
-    index, num = element_index(numbers, elements)
-    table = module.param("embedding", nn.initializers.normal(1.0), (num, width))
-    return {SCALAR: gather(table.astype(dtype), index)[:, None]}
-
-
-class ScalarReadout(nn.Module):
-    """Energy of each atom from its scalars: (N, F) -> (N,).
-
-    Attributes:
-      width: Width of the hidden layer; None for a linear readout.
-      zero_init: Whether the last kernel starts at zero.
-    """
-
-    width: int | None
-    zero_init: bool
-
-    @nn.compact
-    def __call__(self, x):
-        if self.width is not None:
-            kernel = self.param("hidden", nn.initializers.normal(1.0), (x.shape[-1], self.width))
-            x = normalized_activation("silu")(x @ (kernel / np.sqrt(x.shape[-1])).astype(x.dtype))
-        init = nn.initializers.zeros if self.zero_init else nn.initializers.normal(1.0)
-        kernel = self.param("final", init, (x.shape[-1],))
-        return x @ (kernel / np.sqrt(x.shape[-1])).astype(x.dtype)
 
 
 class MaceLayer(nn.Module):

@@ -222,11 +222,11 @@ class SymmetricContraction(nn.Module):
 
     def _couple(self, x: Components, y: Components, degrees: tuple[int, int, int]) -> Components:
         """Couple two factors of the first two `degrees` to the third one."""
-        out: list = [None] * (2 * degrees[2] + 1)
-        for a, b, c, value in nonzero(coupling(*degrees, self.old_signs)):
-            term = value * (x[a] * y[b])
-            out[c] = term if out[c] is None else out[c] + term
-        return out
+        terms = _terms(*degrees, self.old_signs, x is y)
+        return [
+            sum_of_products([(ratio, x[a], y[b]) for a, b, ratio in rows]) * scale
+            for rows, scale in terms
+        ]
 
 
 def irreps_of_target(degree: int):
@@ -241,6 +241,44 @@ def _unstack(values: jax.Array) -> list[jax.Array]:
     """
     parts = jax.lax.split(values, (1,) * values.shape[1], axis=1)
     return [part[:, 0] for part in parts]
+
+
+def sum_of_products(terms: Sequence[tuple[float, jax.Array, jax.Array]]) -> jax.Array:
+    """Compute the sum of factor * x * y, without products by 1 or -1."""
+    total = None
+    for factor, x, y in terms:
+        term = x * y if abs(factor) == 1 else abs(factor) * (x * y)
+        if total is None:
+            total = term if factor > 0 else -term
+        else:
+            total = total + term if factor > 0 else total - term
+    return total
+
+
+@functools.cache
+def _terms(l1: int, l2: int, l3: int, old_signs: bool, equal: bool):
+    """Return the terms of each component of a coupling: [(a, b, ratio), ...], scale.
+
+    The scale of a component is the most frequent magnitude of its terms.
+
+    Args:
+      l1, l2, l3, old_signs: See `coupling`.
+      equal: Whether both factors are the same, so that terms (a, b) and (b, a) are one.
+    """
+    values = coupling(l1, l2, l3, old_signs)
+    if equal:
+        upper = np.triu(np.ones(values.shape[:2]))[..., None]
+        diagonal = np.eye(len(values))[..., None]
+        values = (values + values.swapaxes(0, 1)) * (upper - 0.5 * diagonal)
+    rows = []
+    for c in range(2 * l3 + 1):
+        found = [(a, b, value) for a, b, k, value in nonzero(values) if k == c]
+        sizes, counts = np.unique(np.round([abs(v) for *_, v in found], 12), return_counts=True)
+        size = next(abs(v) for *_, v in found if round(abs(v), 12) == sizes[counts.argmax()])
+        ratios = [value / size for *_, value in found]
+        ratios = [float(np.sign(r)) if abs(abs(r) - 1) < 1e-14 else r for r in ratios]
+        rows.append((tuple((a, b, r) for (a, b, _), r in zip(found, ratios)), size))
+    return tuple(rows)
 
 
 def _scale(weight: jax.Array, values: Components) -> Components:
