@@ -57,7 +57,9 @@ def potential(
     model = models.create("pace", **options)
     params = {"params": model_params(weights, model)}
     elements = options["elements"]
-    scale, shift = (weights(f"scale_shift.{k}", len(elements)).reshape(-1) for k in ("scale", "shift"))
+    scale, shift = (
+        weights(f"scale_shift.{k}", len(elements)).reshape(-1) for k in ("scale", "shift")
+    )
     if model.learned_scale:
         params["params"]["scale"], scale = scale, np.ones(1)
     # arrays without effect: weights of messages in the first layer, constants

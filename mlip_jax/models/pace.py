@@ -126,9 +126,9 @@ class Model(nn.Module):
         ways = directions(edge, spherical_harmonics(unit, self.max_degree))
         radial = self._radial(distances)
         network = tuple(self.radial_network)
-        edges = EdgeBooster(
-            self.max_degree, self.num_features, network, elements, name="edges"
-        )(ways, radial, numbers)
+        edges = EdgeBooster(self.max_degree, self.num_features, network, elements, name="edges")(
+            ways, radial, numbers
+        )
         # message passing
         layers: list[Features] = []
         features = embed(self, numbers, elements, self.num_features, distances.dtype)
@@ -160,7 +160,9 @@ class Model(nn.Module):
             rbf = radial_basis("bessel", self.radial_centers)(d, self.num_radial, self.cutoff)
             return rbf * polynomial_cutoff(d, self.cutoff, self.cutoff_power)[:, None]
         start = np.log(np.expm1(_EXPONENT))
-        exponent = jax.nn.softplus(self.param("exponent", lambda _: jnp.asarray(start, jnp.float32)))
+        exponent = jax.nn.softplus(
+            self.param("exponent", lambda _: jnp.asarray(start, jnp.float32))
+        )
         rbf = bernstein_basis(d, self.num_radial, self.cutoff, exponent.astype(d.dtype))
         return rbf[:, ::-1] * exponential_cutoff(d, self.cutoff)[:, None]
 
@@ -206,7 +208,11 @@ class PaceLayer(nn.Module):
         sums = {irrep: values / self.avg_num_neighbors for irrep, values in sums.items()}
         # products
         blocks = tuple((width, irrep) for irrep in irreps)
-        names = ("linear_2", "linear_1", "linear_3") if self.correlation == 3 else ("linear_1", "linear_3")
+        names = (
+            ("linear_2", "linear_1", "linear_3")
+            if self.correlation == 3
+            else ("linear_1", "linear_3")
+        )
         factors = [IrrepsLinear(blocks, name=name)(sums) for name in names]
         products = SymmetricContraction(
             self.max_degree,
@@ -232,7 +238,9 @@ class PaceLayer(nn.Module):
         def weights(way):
             pair = by_elements.path_weights(way, numbers, radial.dtype)
             hidden = jnp.concatenate([by_radius.hidden, pair.hidden], axis=1)
-            kernels = jnp.split(jnp.concatenate([by_radius.kernel, pair.kernel]), len(paths), axis=1)
+            kernels = jnp.split(
+                jnp.concatenate([by_radius.kernel, pair.kernel]), len(paths), axis=1
+            )
             return lambda k: hidden @ kernels[k]
 
         return sum_messages(features, ways, edges, [weights(way) for way in ways], paths)

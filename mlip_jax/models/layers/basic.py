@@ -86,6 +86,16 @@ def polynomial_cutoff(d, cutoff, power):
     return jnp.where(d < cutoff, inside, 0.0)
 
 
+def xplor_cutoff(d, cutoff, onset):
+    """Compute a switch from 1 at `onset` to 0 at the cutoff, a cubic polynomial of d².
+
+    Its first derivative is continuous.
+    """
+    squared, on, off = jnp.square(jnp.minimum(d, cutoff)), onset ** 2, cutoff ** 2
+    switch = (off - squared) ** 2 * (off + 2 * squared - 3 * on) / (off - on) ** 3
+    return jnp.where(d < onset, 1.0, switch)
+
+
 CUTOFFS: dict[str, Callable] = {
     "cosine": cosine_cutoff,
     "phys": phys_cutoff,

@@ -9,17 +9,21 @@ radial network.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Container
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mlip_jax.graphs.graph import Pairs
-from mlip_jax.models.layers.basic import gather, segment_sum
-from mlip_jax.models.layers.tensor_products.couplings import coupling, nonzero, opposite
+from mlip_jax.models.layers.tensor_products.chunks import PathGroup, Spec
 from mlip_jax.models.layers.tensor_products.irreps import Features, Irrep, Irreps, product
 from mlip_jax.models.layers.tensor_products.linear import PathWeights
+from mlip_jax.models.layers.tensor_products.primitives import convolve_blocks
+
+BLOCK = 512  # edges per block: their intermediate values fit into the cache of a core
 
 
 class Path(NamedTuple):
@@ -92,21 +96,65 @@ def convolve(features: Features, harmonics: list[jax.Array], weights: PathWeight
     Returns:
       Features, shape (N, 2l + 1, channels of all paths) per irrep.
     """
-    num = len(next(iter(features.values())))
-    out: dict[Irrep, list[jax.Array]] = {}
+    groups = _groups(paths)
+    block = min(BLOCK, len(edge.senders))
+    spec = Spec(tuple(PathGroup(group.degree, group.triples) for group in groups), edge.undirected, old_signs, block)
+    pad = functools.partial(_pad, size=-(-len(edge.senders) // block) * block)
+    hidden = pad(weights.hidden)  # rows of zeros: padding has no weight
+    x = [jnp.concatenate([features[source] for source in group.sources], axis=-1) for group in groups]
+    w = [[hidden @ weights.kernel[:, columns] for columns in group.columns] for group in groups]
+    y = pad(jnp.concatenate(harmonics, axis=-1))
+    summed = convolve_blocks(spec, x, y, w, pad(edge.senders), pad(edge.receivers))
+    return _by_irrep(paths, groups, summed)
+
+
+class _Group(NamedTuple):
+    """Sources of one degree that have the same paths, joined along their channels.
+
+    Attributes:
+      degree: Degree of the sources.
+      sources: Irreps of the sources.
+      triples: Degrees of the harmonics and of the output of each path.
+      columns: Columns of the weights of each path, for the channels of all sources.
+    """
+
+    degree: int
+    sources: list[Irrep]
+    triples: tuple[tuple[int, int], ...]
+    columns: list[np.ndarray]
+
+
+def _groups(paths: tuple[Path, ...]) -> list[_Group]:
+    """Group the sources of paths."""
+    of_source: dict[Irrep, dict[tuple[int, int], Path]] = {}
     for path in paths:
-        weight = weights.hidden @ weights.kernel[:, path.start:path.start + path.channels]  # (P, channels)
-        terms = nonzero(coupling(path.source.degree, path.degree, path.target.degree, old_signs))
+        of_source.setdefault(path.source, {})[path.degree, path.target.degree] = path
+    joined: dict[tuple, list[Irrep]] = {}
+    for source in sorted(of_source):
+        joined.setdefault((source.degree, tuple(sorted(of_source[source]))), []).append(source)
+    return [_Group(degree, sources, triples, [
+        np.concatenate([_columns(of_source[source][triple]) for source in sources]) for triple in triples])
+        for (degree, triples), sources in joined.items()]
 
-        def send(source, target, angular, path=path, weight=weight, terms=terms):
-            x = [gather(features[path.source][:, a], source) for a in range(path.source.size)]
-            messages = [jnp.zeros_like(x[0])] * path.target.size
-            for a, b, c, value in terms:
-                messages[c] = messages[c] + (value * angular[path.degree][:, b, None]) * x[a]
-            return jnp.stack([segment_sum(weight * m, target, num) for m in messages], axis=1)
 
-        total = send(edge.senders, edge.receivers, harmonics)
-        if edge.undirected:
-            total = total + send(edge.receivers, edge.senders, opposite(harmonics))
-        out.setdefault(path.target, []).append(total)
+def _columns(path: Path) -> np.ndarray:
+    return np.arange(path.start, path.start + path.channels)
+
+
+def _by_irrep(paths: tuple[Path, ...], groups: list[_Group], summed) -> Features:
+    """Order the sums of groups: the channels of all paths of an irrep, in the order of `paths`."""
+    found, out = {}, {}
+    for group, values in zip(groups, summed):
+        for triple, value in zip(group.triples, values):
+            channels = {path.source: path.channels for path in paths}
+            ends = np.cumsum([channels[source] for source in group.sources])
+            for source, part in zip(group.sources, jnp.split(value, ends[:-1], axis=-1)):
+                found[source, *triple] = part
+    for path in paths:
+        out.setdefault(path.target, []).append(found[path.source, path.degree, path.target.degree])
     return {irrep: jnp.concatenate(parts, axis=-1) for irrep, parts in out.items()}
+
+
+def _pad(values: jax.Array, size: int) -> jax.Array:
+    """Append rows of zeros, up to `size` rows."""
+    return jnp.pad(values, ((0, size - len(values)), *[(0, 0)] * (values.ndim - 1)))

@@ -17,8 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlip_jax.graphs.graph import Pairs
-from mlip_jax.models.layers.basic import gather, segment_sum
-from mlip_jax.models.layers.tensor_products.couplings import coupling, nonzero, opposite
+from mlip_jax.models.layers.basic import gather
+from mlip_jax.models.layers.tensor_products.chunks import PathGroup, Spec
+from mlip_jax.models.layers.tensor_products.convolution import BLOCK
+from mlip_jax.models.layers.tensor_products.couplings import coupling, opposite
 from mlip_jax.models.layers.tensor_products.irreps import Features, Irrep, natural, product
 from mlip_jax.models.layers.tensor_products.linear import (
     PathWeights,
@@ -26,6 +28,7 @@ from mlip_jax.models.layers.tensor_products.linear import (
     element_index,
     normalized_activation,
 )
+from mlip_jax.models.layers.tensor_products.primitives import convolve_blocks
 
 
 class SummedPath(NamedTuple):
@@ -193,7 +196,9 @@ class EdgeBooster(nn.Module):
 def product_of_harmonics(l1: int, l2: int, l3: int) -> float:
     """Return the factor of Y_l3 in the coupling of Y_l1 and Y_l2 of the same direction."""
     # along z only the last component of Y_l is not zero, sqrt(2l + 1)
-    return float(coupling(l1, l2, l3)[-1, -1, -1] * sqrt((2 * l1 + 1) * (2 * l2 + 1) / (2 * l3 + 1)))
+    return float(
+        coupling(l1, l2, l3)[-1, -1, -1] * sqrt((2 * l1 + 1) * (2 * l2 + 1) / (2 * l3 + 1))
+    )
 
 
 class PairEmbedding(nn.Module):
@@ -211,9 +216,7 @@ class PairEmbedding(nn.Module):
         """Create the parameters."""
         num = element_index(np.zeros(1, np.int32), self.elements)[1]
         init = nn.initializers.normal(sqrt(1 / 6))
-        self.tables = [
-            self.param(name, init, (num, self.width)) for name in ("sender", "receiver")
-        ]
+        self.tables = [self.param(name, init, (num, self.width)) for name in ("sender", "receiver")]
         self.scale = self.param("scale", nn.initializers.ones, (self.width,))
         self.bias = self.param("bias", nn.initializers.zeros, (self.width,))
         self.kernel = self.param("kernel", nn.initializers.lecun_normal(), (self.width,) * 2)
@@ -235,48 +238,63 @@ class PairEmbedding(nn.Module):
         return jax.nn.silu(x) @ self.kernel.astype(x.dtype)
 
 
-def sum_edges(ways: list[Direction], numbers_of_edges, num: int) -> Features:
-    """Sum the features of the edges at their receivers: (N, 2l + 1, C) per irrep (-1)^l."""
-    out = {}
-    for irrep in natural(len(numbers_of_edges[0]) - 1):
-        l, total = irrep.degree, 0.0
-        for way, values in zip(ways, numbers_of_edges):
-            parts = [values[l] * way.harmonics[l][:, c, None] for c in range(irrep.size)]
-            total += jnp.stack([segment_sum(x, way.receivers, num) for x in parts], axis=1)
-        out[irrep] = total
-    return out
+def sum_edges(ways: list[Direction], edges, num: int) -> Features:
+    """Sum the features of the edges at their receivers: (N, 2l + 1, C) per irrep (-1)^l.
+
+    Args:
+      ways: Directions of the pairs.
+      edges: Output of `EdgeBooster`.
+      num: Number of atoms.
+    """
+    degrees = range(len(edges[0]))
+    ones = jnp.ones((num, 1, edges[0][0].shape[-1]), edges[0][0].dtype)
+    group = PathGroup(0, tuple((l, l) for l in degrees))
+    sums = [_summed(way, (group,), [ones], [values])[0] for way, values in zip(ways, edges)]
+    return {natural(l)[l]: sum(parts[l] for parts in sums) for l in degrees}
 
 
-def sum_messages(
-    features: Features, ways: list[Direction], numbers_of_edges, weights, paths
-) -> Features:
+def sum_messages(features: Features, ways: list[Direction], edges, weights, paths) -> Features:
     """Sum the products of the senders' features and the features of the edges at the receivers.
 
     Args:
       features: Features of the atoms, shape (N, 2l + 1, C) per irrep.
       ways: Directions of the pairs.
-      numbers_of_edges: Output of `EdgeBooster`.
+      edges: Output of `EdgeBooster`.
       weights: For each direction, a function of the index of a path that returns (P, C).
       paths: Paths of `summed_paths`.
 
     Returns:
       Features, shape (N, 2l + 1, C) per irrep.
     """
-    num = len(next(iter(features.values())))
-    totals: dict[Irrep, list] = {}
-    for way, values, weigh in zip(ways, numbers_of_edges, weights):
-        messages: dict[Irrep, list] = {}
-        for k, path in enumerate(paths):
-            weight = weigh(k) * values[path.degree]
-            terms = nonzero(path.scale * coupling(path.source.degree, path.degree, path.target.degree))
-            parts = messages.setdefault(path.target, [0.0] * path.target.size)
-            angles = way.harmonics[path.degree]
-            for a in range(path.source.size):
-                sent = weight * gather(features[path.source][:, a], way.senders)
-                for c in sorted({c for x, _, c, _ in terms if x == a}):
-                    factor = sum(v * angles[:, b] for x, b, z, v in terms if (x, z) == (a, c))
-                    parts[c] = parts[c] + factor[:, None] * sent
-        for irrep, parts in messages.items():
-            summed = [segment_sum(x, way.receivers, num) for x in parts]
-            totals[irrep] = [x + y for x, y in zip(totals[irrep], summed)] if irrep in totals else summed
-    return {irrep: jnp.stack(parts, axis=1) for irrep, parts in sorted(totals.items())}
+    indices = [[k for k, path in enumerate(paths) if path.source == s] for s in sorted(features)]
+    groups = tuple(
+        PathGroup(
+            paths[group[0]].source.degree,
+            tuple((paths[k].degree, paths[k].target.degree) for k in group),
+        )
+        for group in indices
+    )
+    x, totals = [features[source] for source in sorted(features)], {}
+    for way, values, weigh in zip(ways, edges, weights):
+        w = [[weigh(k) * values[paths[k].degree] for k in group] for group in indices]
+        for group, sums in zip(indices, _summed(way, groups, x, w)):
+            for k, value in zip(group, sums):
+                target, value = paths[k].target, paths[k].scale * value
+                totals[target] = totals[target] + value if target in totals else value
+    return dict(sorted(totals.items()))
+
+
+def _summed(way: Direction, groups: tuple[PathGroup, ...], x, w):
+    """Sum products of features, harmonics and weights at the receivers, see chunks.forward."""
+    num = len(way.senders)
+    block = min(BLOCK, num)
+    rows = -(-num // block) * block
+
+    def pad(values):
+        return jnp.pad(values, ((0, rows - num), *[(0, 0)] * (values.ndim - 1)))
+
+    # rows of zeros: padding has no weight
+    w = [[pad(values) for values in group] for group in w]
+    y = pad(jnp.concatenate(way.harmonics, axis=-1))
+    spec = Spec(groups, False, False, block)
+    return convolve_blocks(spec, x, y, w, pad(way.senders), pad(way.receivers))

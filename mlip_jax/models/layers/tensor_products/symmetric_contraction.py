@@ -6,9 +6,8 @@ A path couples the first two factors to an intermediate degree, this with the ne
 on, up to degree l. MACE has a weight for every path, but for equal factors most of the polynomials
 are linear combinations of others: of the 23 scalars of order 3 up to degree 3, eight are
 independent, of the 51 vectors twelve. Only those are evaluated, with combined weights, which are
-computed for each element. Their couplings are written out as sums of products of components, so
-nothing but nonzero terms is computed and XLA fuses them. The last coupling comes after the sum
-over the paths that share it (Horner's scheme).
+computed for each element. The last coupling comes after the sum over the paths that share it
+(Horner's scheme). Couplings are computed by product_algebras.py.
 """
 
 from __future__ import annotations
@@ -23,11 +22,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlip_jax.models.layers.basic import gather
-from mlip_jax.models.layers.tensor_products.couplings import coupling, nonzero
+from mlip_jax.models.layers.tensor_products.couplings import coupling
 from mlip_jax.models.layers.tensor_products.irreps import Features, natural
 from mlip_jax.models.layers.tensor_products.linear import element_index
-
-Components = list[jax.Array]  # the 2l + 1 components of a degree, shape (N, C) each
+from mlip_jax.models.layers.tensor_products.product_algebras import (
+    Algebra,
+    MatrixProducts,
+    WrittenOut,
+    unstack,
+)
 
 
 class ProductPath(NamedTuple):
@@ -112,7 +115,9 @@ def _numeric(path: ProductPath, factors: list[np.ndarray], old_signs: bool) -> n
     """Evaluate a path for equal factors, shape (samples, 2l + 1) per degree."""
     value, degree = factors[path.degrees[0]], path.results[0]
     for l, result in zip(path.degrees[1:], path.results[1:]):
-        value = np.einsum("sa,sb,abc->sc", value, factors[l], coupling(degree, l, result, old_signs))
+        value = np.einsum(
+            "sa,sb,abc->sc", value, factors[l], coupling(degree, l, result, old_signs)
+        )
         degree = result
     return value
 
@@ -163,12 +168,14 @@ class SymmetricContraction(nn.Module):
                 tables.append(table)
         # weights of each atom, (N, all paths, C), as a list of (N, C)
         index = element_index(numbers, self.elements)[0]
-        weights = _unstack(gather(jnp.concatenate(tables, axis=1), index))
-        parts = [
-            [_unstack(f[irrep]) for irrep in irreps] for f in ([factors] if equal else factors)
-        ]
-        totals = self._evaluate(plan, parts * self.correlation if equal else parts, weights)
-        return {irreps_of_target(l): jnp.stack(totals[l], axis=1) for l in self.targets}
+        weights = unstack(gather(jnp.concatenate(tables, axis=1), index))
+        # few products of equal factors are written out, the many of different factors are not
+        algebra = (WrittenOut if equal else MatrixProducts)(self.old_signs)
+        factors = [factors] * self.correlation if equal else factors
+        parts = [[algebra.split(f[irrep]) for irrep in irreps] for f in factors[:1]]
+        parts += [parts[0] if equal else [algebra.split(f[i]) for i in irreps] for f in factors[1:]]
+        totals = evaluate_paths(algebra, plan, parts, weights)
+        return {natural(l)[l]: algebra.join(totals[l]) for l in self.targets}
 
     def _reduce(self, order, target, equal, table):
         """Return the paths to evaluate and their weights, shape (elements, paths, C)."""
@@ -179,111 +186,52 @@ class SymmetricContraction(nn.Module):
         combination = jnp.asarray(combination, table.dtype)
         return paths, jnp.einsum("qp,zpc->zqc", combination, table, precision=exact)
 
-    def _evaluate(self, plan, parts, weights) -> dict[int, Components]:
-        """Compute the products, for each target its components.
 
-        Args:
-          plan: Paths for each (target, order), in the order of the weights.
-          parts: Components of each degree of each factor.
-          weights: Weight of each path, shape (N, C).
-        """
-        weights = iter(weights)
-        values: dict[ProductPath, Components] = {}
-
-        def value(path):
-            if path not in values:
-                l, order = path.degrees[-1], len(path.degrees)
-                values[path] = (
-                    parts[0][l]
-                    if order == 1
-                    else self._couple(
-                        value(path.parent),
-                        parts[order - 1][l],
-                        (path.results[-2], l, path.results[-1]),
-                    )
-                )
-            return values[path]
-
-        totals = {}
-        for (target, order), paths in plan.items():
-            if order < self.correlation or order == 1:
-                terms = [_scale(next(weights), value(path)) for path in paths]
-            else:
-                groups: dict[tuple[int, int], list[Components]] = {}
-                for path in paths:
-                    last = (path.results[-2], path.degrees[-1])
-                    groups.setdefault(last, []).append(_scale(next(weights), value(path.parent)))
-                terms = [
-                    self._couple(_add(group), parts[order - 1][l], (degree, l, target))
-                    for (degree, l), group in groups.items()
-                ]
-            totals[target] = _add([totals[target], *terms] if target in totals else terms)
-        return totals
-
-    def _couple(self, x: Components, y: Components, degrees: tuple[int, int, int]) -> Components:
-        """Couple two factors of the first two `degrees` to the third one."""
-        terms = _terms(*degrees, self.old_signs, x is y)
-        return [
-            sum_of_products([(ratio, x[a], y[b]) for a, b, ratio in rows]) * scale
-            for rows, scale in terms
-        ]
-
-
-def irreps_of_target(degree: int):
-    """Return the irrep of a degree with parity (-1)^degree."""
-    return natural(degree)[degree]
-
-
-def _unstack(values: jax.Array) -> list[jax.Array]:
-    """Split the second axis: (N, K, C) -> K times (N, C).
-
-    The derivative is one concatenation, not a sum of K padded arrays.
-    """
-    parts = jax.lax.split(values, (1,) * values.shape[1], axis=1)
-    return [part[:, 0] for part in parts]
-
-
-def sum_of_products(terms: Sequence[tuple[float, jax.Array, jax.Array]]) -> jax.Array:
-    """Compute the sum of factor * x * y, without products by 1 or -1."""
-    total = None
-    for factor, x, y in terms:
-        term = x * y if abs(factor) == 1 else abs(factor) * (x * y)
-        if total is None:
-            total = term if factor > 0 else -term
-        else:
-            total = total + term if factor > 0 else total - term
-    return total
-
-
-@functools.cache
-def _terms(l1: int, l2: int, l3: int, old_signs: bool, equal: bool):
-    """Return the terms of each component of a coupling: [(a, b, ratio), ...], scale.
-
-    The scale of a component is the most frequent magnitude of its terms.
+def evaluate_paths(algebra: Algebra, plan, parts, weights) -> dict:
+    """Compute the products of each target.
 
     Args:
-      l1, l2, l3, old_signs: See `coupling`.
-      equal: Whether both factors are the same, so that terms (a, b) and (b, a) are one.
+      algebra: How to compute couplings.
+      plan: Paths for each (target, order), in the order of the weights.
+      parts: Value of each degree of each factor.
+      weights: Weight of each path, shape (N, C).
     """
-    values = coupling(l1, l2, l3, old_signs)
-    if equal:
-        upper = np.triu(np.ones(values.shape[:2]))[..., None]
-        diagonal = np.eye(len(values))[..., None]
-        values = (values + values.swapaxes(0, 1)) * (upper - 0.5 * diagonal)
-    rows = []
-    for c in range(2 * l3 + 1):
-        found = [(a, b, value) for a, b, k, value in nonzero(values) if k == c]
-        sizes, counts = np.unique(np.round([abs(v) for *_, v in found], 12), return_counts=True)
-        size = next(abs(v) for *_, v in found if round(abs(v), 12) == sizes[counts.argmax()])
-        ratios = [value / size for *_, value in found]
-        ratios = [float(np.sign(r)) if abs(abs(r) - 1) < 1e-14 else r for r in ratios]
-        rows.append((tuple((a, b, r) for (a, b, _), r in zip(found, ratios)), size))
-    return tuple(rows)
+    highest = max(order for _, order in plan)
+    weights, totals = iter(weights), {}
+    values = _intermediate_products(algebra, plan, parts, highest)
+    for (target, order), paths in plan.items():
+        if order < highest or order == 1:
+            terms = [algebra.scale(next(weights), values[path]) for path in paths]
+        else:
+            groups: dict[tuple[int, int], list] = {}
+            for path in paths:
+                term = algebra.scale(next(weights), values[path.parent])
+                groups.setdefault((path.results[-2], path.degrees[-1]), []).append(term)
+            terms = [
+                algebra.couple(algebra.add(group), parts[order - 1][l], degree, l, (target,))[0]
+                for (degree, l), group in groups.items()
+            ]
+        totals[target] = algebra.add([totals[target], *terms] if target in totals else terms)
+    return totals
 
 
-def _scale(weight: jax.Array, values: Components) -> Components:
-    return [weight * x for x in values]
-
-
-def _add(terms: list[Components]) -> Components:
-    return [functools.reduce(jnp.add, parts) for parts in zip(*terms)]
+def _intermediate_products(algebra: Algebra, plan, parts, highest: int) -> dict:
+    """Compute the products of fewer than `highest` factors that the paths of `plan` need."""
+    needed = {}  # a dict, since the order of a set is random
+    for (_, order), paths in plan.items():
+        for path in paths:
+            path = path if order < highest or order == 1 else path.parent
+            while path.degrees:
+                needed[path] = None
+                path = path.parent
+    values = {path: parts[0][path.degrees[0]] for path in needed if len(path.degrees) == 1}
+    for order in range(2, highest):
+        groups: dict[tuple[ProductPath, int], list[ProductPath]] = {}
+        for path in sorted(path for path in needed if len(path.degrees) == order):
+            groups.setdefault((path.parent, path.degrees[-1]), []).append(path)
+        for (parent, l), paths in groups.items():
+            results = tuple(path.results[-1] for path in paths)
+            degree = parent.results[-1]
+            products = algebra.couple(values[parent], parts[order - 1][l], degree, l, results)
+            values |= dict(zip(paths, products))
+    return values
