@@ -35,6 +35,8 @@ SMALL = {
     "degrees": (1, 2),
     "max_degree": 2,
     "num_radial": 12,
+    "correlation": 2,
+    "radial_network": (16,),
     "zero_init": False,
 }
 FURTHER_OPTIONS = {
@@ -77,6 +79,16 @@ FURTHER_OPTIONS = {
         },
         {"distance_influence": "none", "head": "scalar", "cutoff_fn": "phys"},
     ],
+    "mace": [
+        {
+            "first_interaction": "agnostic_density",
+            "interaction": "residual_density",
+            "distance_transform": "agnesi",
+            "zbl": True,
+            "elements": (1, 6, 7, 8, 16),
+        }
+    ],
+    "pace": [{"radial_basis": "bernstein", "learned_scale": True, "elements": (1, 6, 7, 8, 16)}],
 }
 SCALE = 1.7  # eV per unit of the model's output
 BUDGET = PaddingBudget(n_node=16, n_edge=64, n_graph=5)

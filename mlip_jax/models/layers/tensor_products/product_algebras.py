@@ -154,11 +154,3 @@ def coupling_terms(l1: int, l2: int, l3: int, old_signs: bool, equal: bool):
         ratios = [float(np.sign(r)) if abs(abs(r) - 1) < 1e-14 else r for r in ratios]
         rows.append((tuple((a, b, r) for (a, b, _), r in zip(found, ratios)), size))
     return tuple(rows)
-
-
-def _scale(weight: jax.Array, values: Components) -> Components:
-    return [weight * x for x in values]
-
-
-def _add(terms: list[Components]) -> Components:
-    return [functools.reduce(jnp.add, parts) for parts in zip(*terms)]
