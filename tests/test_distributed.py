@@ -223,7 +223,7 @@ def processes(forks, tmp_path, monkeypatch):
 
 def wait_for(paths, started):
     deadline = time.monotonic() + 60
-    while not all(p.exists() for p in paths):
+    while not all(p.exists() and p.stat().st_size for p in paths):
         assert time.monotonic() < deadline and all(p.poll() is None for p in started), (
             "they do not start"
         )
