@@ -1,7 +1,9 @@
-"""Pre-train PaiNN on relaxation trajectories (PubChemQCR), as in Force2Geo; split by molecule.
+"""Pre-train PaiNN or another model on relaxation trajectories (PubChemQCR), as in Force2Geo; split by molecule.
 
     python -m mlip_jax.main --config=configs/pubchemqcr.py --config.data.path=PubChemQCR-S.lmdb --workdir=runs/qcr
     python -m mlip_jax.main --config=configs/pubchemqcr.py:small --config.data.path=trajectories.lmdb --workdir=runs/qcr
+    python -m mlip_jax.main --config=configs/pubchemqcr.py:small,faenet --config.data.path=trajectories.lmdb \\
+        --workdir=runs/qcr_faenet
 
 PaiNN has 4 layers, 128 features, 128 Gaussians and a cutoff of 4.5 Å. The loss is the mean absolute error of the energy
 per atom and the root mean square error of the forces per structure. Adam's learning rate is halved after two epochs
@@ -14,6 +16,10 @@ which benchmarks/off_equilibrium.py generates. Snapshots close to minima have fo
 only these hardly improves on predicting zero forces (docs/results/force2geo.md). The optimizer is Adam, as in older
 results. --config.optimizer.name=muon --config.optimizer.learning_rate=2e-3 --config.train.batch_size=8 is more accurate
 in the same time.
+
+A model after the size ("published,schnet", "small,painn_oc") has the width and depth of the comparison of models in
+Force2Geo (Table 8); "published" then has the batch size of that table, too. painn_oc is the PaiNN that the paper
+trains, with a smooth cutoff; --config.model.options.direct_forces=True predicts forces in place of the gradient.
 """
 
 import ml_collections
@@ -25,9 +31,45 @@ MODELS = {
     "published": dict(num_features=128, num_layers=4, cutoff=4.5, num_radial=128),
     "small": dict(num_features=128, num_layers=3, cutoff=4.5, num_radial=32),
 }
+# Comparison of models in the paper: batch size and options of each model.
+COMPARED = {
+    "painn": (32, MODELS["published"]),
+    "painn_oc": (
+        32,
+        dict(num_features=128, num_layers=4, cutoff=4.5, num_radial=128, direct_forces=False),
+    ),
+    "schnet": (128, dict(num_features=128, num_layers=4, cutoff=4.5, num_radial=50)),
+    "faenet": (64, dict(num_features=128, num_layers=4, cutoff=4.5, num_radial=50)),
+    # sums over neighbors and features up to degree 2, with residual blocks
+    "mace": (
+        8,
+        dict(
+            num_features=128,
+            num_layers=2,
+            max_degree=2,
+            feature_degree=2,
+            cutoff=4.5,
+            avg_num_neighbors=15.0,
+        ),
+    ),
+    "pace": (
+        8,
+        dict(
+            num_features=128,
+            num_layers=2,
+            max_degree=2,
+            feature_degree=2,
+            cutoff=4.5,
+            avg_num_neighbors=15.0,
+        ),
+    ),
+}
 
 
-def get_config(size: str = "published") -> ml_collections.ConfigDict:
+def get_config(what: str = "published") -> ml_collections.ConfigDict:
+    size, _, model = what.partition(",")
+    if model and model not in COMPARED:
+        raise ValueError(unknown_name("model of this config", model, COMPARED))
     if size not in MODELS:
         raise ValueError(unknown_name("size of this config", size, MODELS))
     c = train_defaults()
@@ -36,8 +78,9 @@ def get_config(size: str = "published") -> ml_collections.ConfigDict:
     c.data.split = "molecule"  # whole trajectories
     c.data.num_train, c.data.num_valid, c.data.num_test = 80_000_000, 10_000_000, 10_000_000
 
-    c.model.name = "painn"
-    c.model.options = ml_collections.ConfigDict(MODELS[size])
+    batch_size, options = COMPARED[model] if model else (128, MODELS[size])
+    c.model.name = model or "painn"
+    c.model.options = ml_collections.ConfigDict(options)
 
     c.loss.penalty, c.loss.force_penalty = "mae", "rmse"
     c.loss.energy_per_atom = True
@@ -51,7 +94,7 @@ def get_config(size: str = "published") -> ml_collections.ConfigDict:
     c.optimizer.decay_factor = 0.5
 
     c.train.num_epochs = 100.0
-    c.train.batch_size = 128
+    c.train.batch_size = batch_size
     c.train.log_every = 100
     c.train.valid_every = 2_000
     c.train.checkpoint_every = 2_000

@@ -40,6 +40,33 @@ MODELS = {
     "equivariant_transformer": dict(
         num_features=128, num_layers=6, num_heads=8, cutoff=5.0, num_radial=64
     ),
+    # PaiNN of the Open Catalyst Project in the sizes of Force2Geo; direct_forces=True predicts forces
+    "painn_oc": dict(
+        num_features=128, num_layers=4, cutoff=5.0, num_radial=128, direct_forces=False
+    ),
+    # Duval et al., ICML 2023, with simple messages; forces are not the gradient of the energy
+    "faenet": dict(num_features=128, num_layers=4, cutoff=6.0, num_radial=50),
+    # Batatia et al., NeurIPS 2022, half as wide as published
+    "mace": dict(
+        num_features=64,
+        num_layers=2,
+        max_degree=3,
+        feature_degree=1,
+        correlation=3,
+        cutoff=5.0,
+        elements=(1, 6, 7, 8, 16),
+        avg_num_neighbors=20.0,
+    ),
+    # Xu et al., NeurIPS 2024, an eighth as wide as published
+    "pace": dict(
+        num_features=32,
+        num_layers=2,
+        feature_degree=2,
+        correlation=3,
+        cutoff=5.0,
+        elements=(1, 6, 7, 8, 16),
+        avg_num_neighbors=20.0,
+    ),
 }
 
 

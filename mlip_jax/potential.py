@@ -22,6 +22,13 @@ from ase.data import chemical_symbols
 from mlip_jax import models, terms
 from mlip_jax.checkpoint import CheckpointError, CheckpointStore, Restored, from_arrays
 from mlip_jax.graphs.graph import node_graph_index
+from mlip_jax.models.layers.forces import (
+    NO_ENERGY_DERIVATIVES,
+    check_forces,
+    has_direct_forces,
+    has_energy_derivatives,
+    is_conservative,
+)
 
 BEST = "best"
 
@@ -54,8 +61,9 @@ def evaluate(
 ) -> Evaluation:
     """Compute energies, forces and, optionally, stress of a padded batch.
 
-    Energies include those of further terms. Forces are minus the gradient. The function is pure;
-    call it under jit.
+    Energies include those of further terms. Forces are minus the gradient of the energy. A model
+    with direct forces predicts its part of them instead; those of further terms stay minus their
+    gradient. The function is pure; call it under jit.
 
     Args:
       model: Model that follows the contract of mlip_jax.models.
@@ -65,13 +73,19 @@ def evaluate(
       with_stress: Also compute the stress, the strain derivative of the energy divided by the
         volume. It requires globals["cell"].
       with_forces: If False and there is no stress, nothing is differentiated and forces are zero.
+
+    Raises:
+      ValueError: The stress is requested of a model whose energy has no derivatives (see
+        `has_energy_derivatives`), or a model returns forces although it has no direct forces.
     """
-    params, graph = jax.tree.map(
-        jnp.asarray, (params, graph)
-    )  # a traced index fails on NumPy arrays
+    # a traced index fails on NumPy arrays
+    params, graph = jax.tree.map(jnp.asarray, (params, graph))
     node_graph = node_graph_index(graph)
     node_mask = jraph.get_node_padding_mask(graph)
     num = graph.n_node.shape[0]
+    direct, with_forces = has_direct_forces(model), with_forces or with_stress
+    if with_stress and not has_energy_derivatives(model):
+        raise ValueError(NO_ENERGY_DERIVATIVES.format(what="stress"))
 
     def total(positions, strain):
         outputs = model.apply(params, _moved(graph, positions, strain, node_graph))
@@ -81,27 +95,40 @@ def evaluate(
             name: jnp.where(node_mask.reshape(-1, *[1] * (values.ndim - 1)), values, 0.0)
             for name, values in outputs.properties.items()
         }
-        return energies.sum(), (energies, properties)
+        check_forces(model, outputs)
+        return energies.sum(), (energies, properties, outputs.forces, outputs.terms)
 
+    def total_of_terms(positions):
+        further = model.apply(params, _moved(graph, positions, None, node_graph)).terms
+        return jnp.where(node_mask, sum(further.values()), 0.0).sum()
+
+    # derivatives of the energy by positions (N, 3) and by strain (G, 3, 3), as far as needed
     positions = graph.nodes["positions"]
-    if not (with_stress or with_forces):
-        _, (energies, properties) = total(positions, None)
-        gradient, stress = jnp.zeros_like(positions), None
-    elif not with_stress:
-        gradient, (energies, properties) = jax.grad(total, has_aux=True)(positions, None)
-        stress = None
+    strain = jnp.zeros((num, 3, 3), positions.dtype) if with_stress else None
+    wanted = ((0,) if with_forces and not direct else ()) + ((1,) if with_stress else ())
+    if wanted:
+        derivatives, outputs = jax.grad(total, wanted, has_aux=True)(positions, strain)
     else:
-        # stress = d energy / d strain / volume; graphs without a cell are divided by 1, not by 0
-        strain = jnp.zeros((num, 3, 3), positions.dtype)
-        (gradient, by_strain), (energies, properties) = jax.grad(total, (0, 1), has_aux=True)(
-            positions, strain
-        )
-        volume = jnp.abs(jnp.linalg.det(graph.globals["cell"]))
-        by_strain = 0.5 * (by_strain + by_strain.transpose(0, 2, 1))
-        stress = by_strain / jnp.where(volume > 0, volume, 1.0)[:, None, None]
-    forces = jnp.where(node_mask[:, None], -gradient, 0.0)
+        derivatives, outputs = (), total(positions, None)[1]
+    energies, properties, predicted, further = outputs
+    if direct and with_forces:
+        forces = predicted * energy_scale
+        if further:
+            forces = forces - jax.grad(total_of_terms)(positions)
+    else:
+        forces = -derivatives[0] if with_forces else jnp.zeros_like(positions)
+    stress = _stress(derivatives[-1], graph) if with_stress else None
+    forces = jnp.where(node_mask[:, None], forces, 0.0)
     energy = jax.ops.segment_sum(energies, node_graph, num, indices_are_sorted=True)
     return Evaluation(energy, forces, energies, stress, properties)
+
+
+def _stress(by_strain, graph):
+    """Return the stress (G, 3, 3): d energy / d strain / volume."""
+    # graphs without a cell are divided by 1, not by 0
+    volume = jnp.abs(jnp.linalg.det(graph.globals["cell"]))
+    by_strain = 0.5 * (by_strain + by_strain.transpose(0, 2, 1))
+    return by_strain / jnp.where(volume > 0, volume, 1.0)[:, None, None]
 
 
 def hessian_columns(
@@ -113,7 +140,8 @@ def hessian_columns(
 ) -> jax.Array:
     """Compute derivatives of the energy's gradient along displacements of the atoms (eV/Å²).
 
-    With unit vectors as directions these are columns of the Hessian. The function is pure. It uses
+    With unit vectors as directions these are columns of the Hessian, also if the forces are not the
+    gradient. The function is pure. It uses
     forward-over-reverse mode: the gradient is linearized once, its intermediate values are kept,
     and each direction costs about one evaluation.
 
@@ -123,12 +151,18 @@ def hessian_columns(
 
     Returns:
       Derivatives, shape (C, N, 3).
+
+    Raises:
+      ValueError: The energy of the model has no derivatives (see `has_energy_derivatives`).
     """
+    if not has_energy_derivatives(model):
+        raise ValueError(NO_ENERGY_DERIVATIVES.format(what="Hessian"))
     params, graph = jax.tree.map(jnp.asarray, (params, graph))
 
+    @jax.grad
     def gradient(positions):
         moved = graph._replace(nodes={**graph.nodes, "positions": positions})
-        return -evaluate(model, params, moved, energy_scale).forces
+        return evaluate(model, params, moved, energy_scale, with_forces=False).energy.sum()
 
     _, derivative = jax.linearize(gradient, graph.nodes["positions"])
     return jax.vmap(derivative)(directions)
@@ -226,6 +260,22 @@ class Potential:
     def long_range_cutoff(self) -> float | None:
         """Cutoff of long-range pairs (Å); see the function `long_range_cutoff`."""
         return long_range_cutoff(self.model)
+
+    @property
+    def conservative(self) -> bool:
+        """Whether forces are minus the gradient of the energy; see `is_conservative`."""
+        return is_conservative(self.model)
+
+    @property
+    def origin_of_forces(self) -> str:
+        """Origin of the forces in words, for reports and messages."""
+        if self.conservative:
+            return "minus the gradient of the energy"
+        return (
+            "predicted directly"
+            if has_direct_forces(self.model)
+            else "a part of the gradient of the energy"
+        )
 
     def digest(self) -> str:
         """Return a short digest of model, parameters and reference energies.

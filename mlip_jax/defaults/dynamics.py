@@ -42,6 +42,11 @@ COMMON = Part(
     ),
     dtype=dtype("the dynamics"),
     seed=Field(0, "Seed of the initial momenta and of the noise.", bounds=NOT_NEGATIVE),
+    allow_nonconservative=Field(
+        False,
+        "Dynamics also with a force field whose forces are not the gradient of its energy.",
+        legacy_value=False,
+    ),
 )
 
 MD = task(

@@ -8,7 +8,7 @@ concatenation of edges cost more than the messages.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -129,16 +129,18 @@ class LinearFilters(nn.Module):
     Attributes:
       num: Number of filters.
       width: Number of features of each filter.
+      kernel_init: Initializer of the kernel of all filters.
     """
 
     num: int
     width: int
+    kernel_init: Callable = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, rbf, envelope):
         """Compute the filters: (P, K), (P,) -> list of (P, width)."""
         shape = (rbf.shape[-1], self.num * self.width)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        kernel = self.param("kernel", self.kernel_init, shape)
         bias = self.param("bias", nn.initializers.zeros, shape[1:])
         # the envelope multiplies the basis (P, K + 1), which is smaller than the filters (P, F)
         table = jnp.concatenate([kernel, bias[None]]).astype(rbf.dtype)

@@ -123,6 +123,7 @@ def export_stablehlo(
             "version": _VERSION,
             "written_by": f"mlip_jax {__version__}, jax {jax.__version__}",
             "force_field": potential.digest(),
+            "conservative": potential.conservative,
             "platforms": list(platforms),
             "dtype": dtype,
             "periodic": periodic,

@@ -264,6 +264,7 @@ def _info(config, potential: Potential) -> dict[str, dict[str, Any]]:
         "Force field": {
             "from": config.force_field,
             "digest": potential.digest(),
+            "forces": potential.origin_of_forces,
             "cutoff (Å)": potential.cutoff,
             "level of theory": potential.metadata.get("statistics", {}).get(
                 "level_of_theory", "unknown"

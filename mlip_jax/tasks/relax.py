@@ -310,6 +310,7 @@ def _info(config, potential: Potential) -> dict[str, dict[str, Any]]:
         "Force field": {
             "from": config.force_field,
             "digest": potential.digest(),
+            "forces": potential.origin_of_forces,
             "level of theory": metadata.get("statistics", {}).get("level_of_theory", "unknown"),
             "cutoff (Å)": potential.cutoff,
         },

@@ -46,7 +46,16 @@ NVE, LANGEVIN, COMPARED = "nve", "langevin", "compared"
 STARTS, TABLE, ORIGIN = "starts.npz", "stability.csv", "origin.json"
 # Largest time between frames for spectra (fs); friction (1/fs) that hardly broadens their lines.
 _LARGEST_SPACING, _WEAK_FRICTION = 2.0, 0.001
-_COMMON = ("timestep", "skin", "bond_range", "max_temperature", "dtype", "seed", "record_every")
+_COMMON = (
+    "timestep",
+    "skin",
+    "bond_range",
+    "max_temperature",
+    "dtype",
+    "seed",
+    "record_every",
+    "allow_nonconservative",
+)
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
@@ -284,6 +293,7 @@ def _info(config, potential: Potential) -> dict[str, dict[str, Any]]:
         "Force field": {
             "from": config.force_field,
             "digest": potential.digest(),
+            "forces": potential.origin_of_forces,
             "cutoff (Å)": potential.cutoff,
         },
         "Settings (fs, K, Å)": {k: "" if v is None else str(v) for k, v in settings.items()},

@@ -24,7 +24,14 @@ from mlip_jax.datasets.selection import splits as splits_module
 from mlip_jax.graphs import resident
 from mlip_jax.graphs.edge_counts import edge_counts, pair_counts
 from mlip_jax.graphs.shapes import Sizes
-from mlip_jax.potential import BEST, Potential, create_model, example_graph, long_range_cutoff
+from mlip_jax.potential import (
+    BEST,
+    Potential,
+    create_model,
+    example_graph,
+    is_conservative,
+    long_range_cutoff,
+)
 from mlip_jax.reports.predictions import Predictions
 from mlip_jax.reports.training import write_report
 from mlip_jax.simulation.trust import atom_domain, molecule_features
@@ -288,6 +295,7 @@ def _statistics(config, data, train: Split, model, begin: Potential | None) -> d
         "num_molecules": splits_module.group(data.store.index("molecule")[train.indices])[1],
         "mean_neighbors": float(train.sizes.n_edge.sum() / train.sizes.n_node.sum()),
         "level_of_theory": data.level_of_theory,
+        "conservative": is_conservative(model),
     }
 
 
@@ -317,9 +325,8 @@ def _report(
     }
     if not distributed.leader():
         return workdir / "report.html"
-    domain, judged = _domain(
-        config, Potential.from_checkpoint(best.arrays, best.metadata), splits, predictions
-    )
+    potential = Potential.from_checkpoint(best.arrays, best.metadata)
+    domain, judged = _domain(config, potential, splits, predictions)
     with writing(workdir):
         for name, p in predictions.items():
             p.save(workdir / f"predictions_{name}.npz")
@@ -341,7 +348,7 @@ def _report(
                 if energy_only(config)
                 else []
             ),
-            info=_info(config, model, metadata, data, best.step, filled, params),
+            info=_info(config, potential, metadata, data, best.step, filled),
         )
     scores = json.loads((workdir / "metrics.json").read_text())["test"] or {}
     log.info(
@@ -417,8 +424,8 @@ def _domain(
     return domain, atom_domain.judge(potential, domain, *found["test"]) if "test" in found else None
 
 
-def _info(config, model, metadata, data, step, filled, params) -> dict[str, dict[str, Any]]:
-    s = metadata["statistics"]
+def _info(config, potential, metadata, data, step, filled) -> dict[str, dict[str, Any]]:
+    model, params, s = potential.model, potential.params, metadata["statistics"]
     return {
         "Data": {
             "file": data.name,
@@ -439,6 +446,7 @@ def _info(config, model, metadata, data, step, filled, params) -> dict[str, dict
         "Model": {
             "architecture": config.model.name,
             "parameters": sum(p.size for p in jax.tree.leaves(params)),
+            "forces": potential.origin_of_forces,
             **{k: str(v) for k, v in config.model.options.items()},
             **{
                 f"energy term {k}": ", ".join(f"{a}={b}" for a, b in v) or "on"

@@ -19,6 +19,7 @@ import flax.linen as nn
 import jraph
 
 from mlip_jax.config import unknown_name
+from mlip_jax.models.layers.forces import has_direct_forces, is_conservative
 from mlip_jax.models.layers.heads import AtomOutputs
 
 
@@ -131,6 +132,16 @@ class WithTerms(nn.Module):
             if term.long_range
         ]
         return max(cutoffs, default=None)
+
+    @property
+    def direct_forces(self) -> bool:
+        """Whether the model predicts forces; those of the terms are minus their gradient."""
+        return has_direct_forces(self.model)
+
+    @property
+    def conservative(self) -> bool:
+        """Whether forces are minus the gradient of the energy; see layers.forces."""
+        return is_conservative(self.model)
 
     @nn.compact
     def __call__(self, graph: jraph.GraphsTuple) -> AtomOutputs:

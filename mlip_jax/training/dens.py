@@ -33,6 +33,16 @@ class ForceFieldAdapter(NamedTuple):
 
     model: PropertyModel
 
+    @property
+    def direct_forces(self) -> bool:
+        """Whether the model predicts forces; see layers.forces."""
+        return self.model.direct_forces
+
+    @property
+    def conservative(self) -> bool:
+        """Whether forces are minus the gradient of the energy; see layers.forces."""
+        return self.model.conservative
+
     def apply(self, params: Any, graph: jraph.GraphsTuple):
         """Compute the energies and the outputs of the heads."""
         return self.model.apply(params, graph, method="with_energies")

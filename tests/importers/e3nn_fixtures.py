@@ -41,6 +41,7 @@ def read(name: str) -> Fixture:
         arrays = {key: data[key] for key in data.files}
     groups = sorted({key.rsplit("/", 1)[0] for key in arrays if key.endswith("/numbers")})
     crystals = [g for g in groups if g.startswith("periodic")]
+    groups = sorted(groups, key=lambda g: g in crystals)
     structures = [
         Structure(
             arrays[f"{g}/numbers"],
@@ -48,7 +49,7 @@ def read(name: str) -> Fixture:
             cell=arrays.get(f"{g}/cell"),
             pbc=np.ones(3, bool) if g in crystals else None,
         )
-        for g in (groups := sorted(groups, key=lambda g: g in crystals))
+        for g in groups
     ]
     return Fixture(
         {k.removeprefix("weights/"): v for k, v in arrays.items() if k.startswith("weights/")},

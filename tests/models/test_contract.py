@@ -1,7 +1,9 @@
 """What every architecture must keep to, checked in float64 for each file of the folder of models.
 
 A check is a function of a `Case` (a model with parameters). A new model is covered by lying in the folder; it
-needs no options, but those of `SMALL` that it has make it quick.
+needs no options, but those of `SMALL` that it has make it quick. Properties of its class say which checks apply:
+`conservative` (forces are minus the gradient of the energy), `smooth` (no jump at the cutoff), `extensive`
+(energies of distant structures add up), `mirror_symmetric` (a mirror image has the same energy).
 """
 
 import dataclasses
@@ -25,7 +27,7 @@ from mlip_jax.graphs.batch import build_batch
 from mlip_jax.graphs.padding import graph_sizes
 from mlip_jax.graphs.shapes import PaddingBudget
 from mlip_jax.models.layers.heads import AtomOutputs
-from mlip_jax.potential import evaluate, example_graph
+from mlip_jax.potential import evaluate, example_graph, has_energy_derivatives, is_conservative
 from mlip_jax.structure import Structure
 
 SMALL = {
@@ -37,8 +39,11 @@ SMALL = {
     "num_radial": 12,
     "correlation": 2,
     "radial_network": (16,),
+    "num_period_features": 4,
     "zero_init": False,
 }
+# Sizes of models with many parameters, which take long to compile.
+SMALLER = {"equiformer": {"num_layers": 1, "max_degree": 1, "rescale_degree": True}}
 FURTHER_OPTIONS = {
     "so3krates": [
         {"radial_filter": "spline", "num_knots": 24, "energy_act": "silu", "learned_scale": True},
@@ -54,6 +59,26 @@ FURTHER_OPTIONS = {
         },
     ],
     "painn": [{"radial_basis": "bessel", "cutoff_fn": "phys"}],
+    "painn_oc": [
+        {
+            "cutoff_fn": "step",
+            "activation": "silu",
+            "unit_directions": False,
+            "envelope_exponent": None,
+            "layer_scales": (0.9, 1.1),
+        }
+    ],
+    "faenet": [
+        {
+            "frames": "proper",
+            "cutoff_fn": "step",
+            "element_features": "table",
+            "two_layers": False,
+            "two_layer_updates": True,
+            "skip": "add",
+            "weighted": True,
+        }
+    ],
     "schnet": [
         {
             "num_filters": 24,
@@ -89,7 +114,23 @@ FURTHER_OPTIONS = {
         }
     ],
     "pace": [{"radial_basis": "bernstein", "learned_scale": True, "elements": (1, 6, 7, 8, 16)}],
+    "allegro": [
+        {
+            "parity": "natural",
+            "embedding": "spline",
+            "num_splines": 6,
+            "spline_span": 4,
+            "elements": (1, 6, 7, 8, 16),
+            "avg_num_neighbors": (3.0, 5.0, 4.0, 3.5, 6.0),
+            "pair_cutoffs": (*[4.0] * 12, *[5.0] * 13),
+            "path_channel_coupling": False,
+            "latent_widths": (),
+            "energy_widths": (),
+            "learned_scale": True,
+        }
+    ],
 }
+DIRECT = {"direct_forces": True}  # checked for each model that has this option
 SCALE = 1.7  # eV per unit of the model's output
 BUDGET = PaddingBudget(n_node=16, n_edge=64, n_graph=5)
 RELATIVE = 1e-10
@@ -106,6 +147,11 @@ class Case:
 
     def __post_init__(self):
         self.cutoff = getattr(self.model, "cutoff", 5.0)
+        self.conservative, self.smooth = (
+            is_conservative(self.model),
+            getattr(self.model, "smooth", True),
+        )
+        self.extensive = getattr(self.model, "extensive", True)
         params = jax.jit(self.model.init)(jax.random.key(3), example_graph(np.float64))
         rng = np.random.default_rng(5)
         self.params = jax.tree.map(
@@ -141,13 +187,24 @@ class Case:
         )
 
 
+def further_options(name):
+    """Combinations of options that are checked besides the defaults."""
+    fields = models.find(name).__dataclass_fields__
+    return [*FURTHER_OPTIONS.get(name, ()), *([DIRECT] if DIRECT.keys() <= fields.keys() else [])]
+
+
+def small_options(name):
+    """Options that make the model `name` quick."""
+    fields = models.find(name).__dataclass_fields__
+    return {k: v for k, v in SMALL.items() if k in fields} | SMALLER.get(name, {})
+
+
 @functools.cache
 def case_of(name, further=-1):
     """The case of the model `name`, compiled once for all checks."""
-    fields = importlib.import_module(f"mlip_jax.models.{name}").Model.__dataclass_fields__
-    options = {k: v for k, v in SMALL.items() if k in fields}
+    options = small_options(name)
     if further >= 0:
-        options |= FURTHER_OPTIONS[name][further]
+        options |= further_options(name)[further]
     return Case(models.create(name, **options))
 
 
@@ -197,10 +254,15 @@ def check_atoms_interact(case):
 
 def check_rotation_and_reflection(case):
     energies, forces, scale = case(LARGE, SMALL_ONE)
-    for turn in (
-        *Rotation.random(2, rng=np.random.default_rng(0)).as_matrix(),
-        np.diag([1.0, -1.0, 1.0]),
-    ):
+    mirror = np.diag([1.0, -1.0, 1.0])
+    turns = [*Rotation.random(2, rng=np.random.default_rng(0)).as_matrix()]
+    if getattr(case.model, "mirror_symmetric", True):
+        turns.append(mirror)
+    else:  # as its class says, so it must differ
+        mirrored, mirrored_forces, _ = case(at(LARGE, LARGE.positions @ mirror))
+        change = np.abs(mirrored_forces @ mirror - forces[: len(LARGE)]).max()
+        assert np.abs(mirrored - energies[0]) > 1e-8 * scale or change > 1e-8 * scale
+    for turn in turns:
         turned = [at(s, s.positions @ turn.T) for s in (LARGE, SMALL_ONE)]
         turned_energies, turned_forces, _ = case(*turned)
         assert_same(turned_energies, energies, scale)
@@ -266,6 +328,8 @@ def central_difference(function, step):
 
 
 def check_forces_are_minus_the_gradient(case):
+    if not case.conservative:
+        pytest.skip("the forces of this model are not the gradient of its energy")
     for structure in (LARGE, SMALL_ONE):
         _, forces, _ = case(structure)
         numeric = np.zeros_like(forces)
@@ -280,6 +344,8 @@ def check_forces_are_minus_the_gradient(case):
 
 def check_smooth_at_the_cutoff(case):
     """Energies and forces do not jump where a pair comes within the cutoff."""
+    if not case.smooth:
+        pytest.skip("the published form of this model jumps at the cutoff")
 
     def pair(distance):
         return case(
@@ -392,6 +458,8 @@ def check_float32(case):
 
 def check_extensive(case):
     """Two copies that are far apart have twice the energy, and each the forces of one."""
+    if not case.extensive:
+        pytest.skip("the energy of this model is not extensive")
     energies, forces, scale = case(LARGE)
     both = Structure(
         np.tile(LARGE.numbers, 2),
@@ -434,16 +502,24 @@ def check_periodic(case):
     sizes = graph_sizes(Columns.from_structures([doubled]), case.cutoff)
     budget = PaddingBudget(8, int(sizes.n_edge[0]) + 40, 2)
 
+    with_stress = has_energy_derivatives(case.model)
+
     def run(structure):
-        return case.with_stress(case.params, case.graph([structure], budget))
+        return (case.with_stress if with_stress else case.evaluate)(
+            case.params, case.graph([structure], budget)
+        )
 
     one, two = run(crystal), run(doubled)
     scale = float(np.abs(two.energies).sum())
     force = max(float(np.abs(one.forces).max()), 1e-3 * scale)
-    assert_same(two.energy[0], 2 * one.energy[0], scale)
-    assert_same(two.forces[:4], np.tile(one.forces[:2], (2, 1)), force)
+    if case.extensive:
+        assert_same(two.energy[0], 2 * one.energy[0], scale)
+        assert_same(two.forces[:4], np.tile(one.forces[:2], (2, 1)), force)
+    if case.conservative:
+        assert_same(one.forces.sum(0), 0.0, force)
+    if not with_stress:
+        return
     assert_same(two.stress[0], one.stress[0], max(float(np.abs(one.stress).max()), 1e-4 * scale))
-    assert_same(one.forces.sum(0), 0.0, force)
 
     def strained(h):
         deformation = np.eye(3)
@@ -463,9 +539,7 @@ def check_periodic(case):
 
 
 CHECKS = [value for name, value in list(globals().items()) if name.startswith("check_")]
-CASES = [
-    (name, n) for name in models.names() for n in range(-1, len(FURTHER_OPTIONS.get(name, ())))
-]
+CASES = [(name, n) for name in models.names() for n in range(-1, len(further_options(name)))]
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda c: c.__name__.removeprefix("check_"))
@@ -497,7 +571,7 @@ def test_contract_with_further_options(name, further, check):
     "name",
     [
         pytest.param(n, marks=pytest.mark.slow)
-        if n in ("so3krates", "equivariant_transformer")
+        if n in ("so3krates", "equivariant_transformer", "equiformer")
         else n
         for n in models.names()
         if "cutoff_fn" in models.create(n).__dataclass_fields__
@@ -505,8 +579,7 @@ def test_contract_with_further_options(name, further, check):
 )
 def test_second_derivatives_go_to_zero_at_the_cutoff(name):
     """With a cutoff function that is flat enough; the published cosine lets them jump."""
-    options = {k: v for k, v in SMALL.items() if k in models.create(name).__dataclass_fields__}
-    case = Case(models.create(name, **options, cutoff_fn="phys"))
+    case = Case(models.create(name, **small_options(name), cutoff_fn="phys"))
     graph = case.graph([Structure(np.array([6, 8]), np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 3.0]]))])
 
     @jax.jit
@@ -525,9 +598,7 @@ def test_second_derivatives_go_to_zero_at_the_cutoff(name):
 
 @pytest.mark.slow
 def test_neighborhood_start_is_smooth_at_the_cutoff():
-    options = {
-        k: v for k, v in SMALL.items() if k in models.create("so3krates").__dataclass_fields__
-    }
+    options = small_options("so3krates")
     check_smooth_at_the_cutoff(Case(models.create("so3krates", **options, ev_init="neighborhood")))
 
 
@@ -630,6 +701,40 @@ FAULTS = {
         check_outputs,
     ),
 }
+
+
+DIRECT_TINY = TINY.replace(
+    "(nn.Module):\n", "(nn.Module):\n    direct_forces: bool = True\n"
+).replace(
+    "return AtomOutputs(energies, features[:, None, None, :])",
+    "pulled = features[:, :1] * segment_sum(edge.displacements * filters[:, :1], edge.receivers, len(numbers))\n"
+    "        return AtomOutputs(energies, features[:, None, None, :], forces=pulled)",
+)
+
+
+def test_direct_forces_turn_with_the_molecule(new_model):
+    case = new_model("tiny_direct", DIRECT_TINY)
+    assert not case.conservative
+    _, forces, _ = case(LARGE)
+    assert np.abs(forces.sum(0)).max() > 1e-6  # the forces of a gradient add up to zero
+    for check in (check_rotation_and_reflection, check_trains_on_forces):
+        check(case)
+    with pytest.raises(AssertionError):
+        check_rotation_and_reflection(
+            new_model(
+                "tiny_direct_fault",
+                DIRECT_TINY.replace("forces=pulled", "forces=pulled + jnp.abs(pulled)"),
+            )
+        )
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("forces=pulled", ""), ("direct_forces: bool = True", "nothing: int = 0")]
+)
+def test_forces_are_returned_if_and_only_if_the_model_says_so(new_model, old, new):
+    case = new_model("tiny_direct_unsaid", DIRECT_TINY.replace(old, new))
+    with pytest.raises(ValueError, match="if and only if"):
+        case(LARGE)
 
 
 @pytest.mark.parametrize("fault", FAULTS)

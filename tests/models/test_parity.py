@@ -30,14 +30,30 @@ DATA = Path(__file__).parents[1] / "data"
 pytestmark = pytest.mark.usefixtures("double_precision")
 
 
-def energies_and_forces(model, params, structures):
+def read_parity(path):
+    """Read a fixture of a PyTorch model.
+
+    Returns:
+      State dict; structures; values of each structure by name, such as "energy" and "forces".
+    """
+    with np.load(path) as data:
+        state = {n.removeprefix("weights/"): data[n] for n in data if n.startswith("weights/")}
+        values = {}
+        for name in data:
+            if name.startswith("structures/"):
+                values.setdefault(name.split("/")[2], []).append(data[name])
+    structures = [Structure(z, x) for z, x in zip(values["numbers"], values["positions"])]
+    return state, structures, values
+
+
+def energies_and_forces(model, params, structures, dtype=np.float64):
     """Energies (S,) and forces of one padded batch of all structures."""
     columns = Columns.from_structures(structures)
     sizes = graph_sizes(columns, model.cutoff)
     budget = PaddingBudget(
         int(sizes.n_node.sum()) + 3, int(sizes.n_edge.sum()) + 6, len(structures) + 2
     )
-    batch = build_batch(columns, budget, model.cutoff, dtype=np.float64)
+    batch = build_batch(columns, budget, model.cutoff, dtype=dtype)
     result = jax.jit(lambda p, g: evaluate(model, p, g, 1.0))(params, batch)
     return np.asarray(result.energy)[: len(structures)], np.asarray(result.forces)[
         : len(columns.numbers)

@@ -47,3 +47,43 @@ def pairwise(form="lennard_jones", elements=(1, 18), **options) -> Potential:
     reference = np.zeros(119)
     reference[list(elements)] = -1234.5678
     return Potential(model, {}, model.cutoff, reference, 1.0, tuple(elements))
+
+
+class Springs(nn.Module):
+    """Springs between all pairs: energies of springs of one length, direct forces of another one."""
+
+    length: float = 1.0
+    length_of_forces: float = 1.2
+    stiffness: float = 2.0
+    cutoff: float = 8.0
+    direct_forces: bool = True
+
+    @nn.compact
+    def __call__(self, graph):
+        edge, numbers = pairs(graph, False), graph.nodes["numbers"]
+        real = numbers[edge.receivers] > 0
+        vectors = jnp.where(
+            real[:, None], edge.displacements, jnp.asarray([1.0, 0, 0], edge.displacements.dtype)
+        )
+        distances = jnp.sqrt((vectors**2).sum(-1))
+        energies = jnp.where(real, 0.25 * self.stiffness * (distances - self.length) ** 2, 0.0)
+        pull = (
+            jnp.where(real, self.stiffness * (1 - self.length_of_forces / distances), 0.0)[:, None]
+            * vectors
+        )
+        atomic, forces = (
+            jax.ops.segment_sum(x, edge.receivers, len(numbers)) for x in (energies, pull)
+        )
+        return AtomOutputs(
+            atomic,
+            jnp.zeros((len(numbers), 1, 1, 1), atomic.dtype),
+            forces=forces if self.direct_forces else None,
+        )
+
+
+def springs(**options) -> Potential:
+    """A force field of H and Ar whose forces are not the gradient of its energy."""
+    model = Springs(**options)
+    reference = np.zeros(119)
+    reference[[1, 18]] = -1234.5678
+    return Potential(model, {}, model.cutoff, reference, 1.5, (1, 18))

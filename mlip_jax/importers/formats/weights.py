@@ -55,6 +55,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
       WeightsError: The file is not a plain mapping.
     """
     import yaml
+
     try:
         settings = yaml.safe_load(Path(path).read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -36,6 +36,7 @@ def unit_vectors(vectors: jax.Array, distances: jax.Array) -> jax.Array:
 ACTIVATIONS: dict[str, Callable] = {
     "identity": lambda x: x,
     "silu": jax.nn.silu,
+    "scaled_silu": lambda x: jax.nn.silu(x) / 0.6,  # keeps the variance of normal inputs roughly
     "relu": jax.nn.relu,
     "tanh": jnp.tanh,
     "sigmoid": jax.nn.sigmoid,
@@ -82,7 +83,7 @@ def polynomial_cutoff(d, cutoff, power):
     at the cutoff.
     """
     p, u = power, jnp.minimum(d / cutoff, 1.0)
-    inside = 1.0 - u ** p * ((p + 1) * (p + 2) / 2 - u * (p * (p + 2) - u * (p * (p + 1) / 2)))
+    inside = 1.0 - u**p * ((p + 1) * (p + 2) / 2 - u * (p * (p + 2) - u * (p * (p + 1) / 2)))
     return jnp.where(d < cutoff, inside, 0.0)
 
 
@@ -91,21 +92,42 @@ def xplor_cutoff(d, cutoff, onset):
 
     Its first derivative is continuous.
     """
-    squared, on, off = jnp.square(jnp.minimum(d, cutoff)), onset ** 2, cutoff ** 2
+    squared, on, off = jnp.square(jnp.minimum(d, cutoff)), onset**2, cutoff**2
     switch = (off - squared) ** 2 * (off + 2 * squared - 3 * on) / (off - on) ** 3
     return jnp.where(d < onset, 1.0, switch)
 
 
+def step_cutoff(d, cutoff):
+    """Compute 1 inside the cutoff, 0 outside.
+
+    With it energies and forces jump where a pair crosses the cutoff, as in models that are
+    published without a cutoff function.
+    """
+    return jnp.where(d < cutoff, 1.0, 0.0).astype(d.dtype)
+
+
+STEP = "step"
 CUTOFFS: dict[str, Callable] = {
     "cosine": cosine_cutoff,
     "phys": phys_cutoff,
     "exponential": exponential_cutoff,
+    STEP: step_cutoff,
 }
 
 
 def cutoff_function(name: str) -> Callable:
     """Return the cutoff function `name`, (d, cutoff) -> [0, 1]."""
     return _lookup(CUTOFFS, "cutoff function", name)
+
+
+def polynomial_envelope(d, cutoff, exponent):
+    """Compute 1 - (p+1)(p+2)/2 u^p + p(p+2) u^(p+1) - p(p+1)/2 u^(p+2) inside the cutoff, 0 outside.
+
+    With u = d / cutoff and p = exponent (DimeNet, eq. 8, without its factor 1 / u). It is twice
+    continuously differentiable.
+    """
+    p, u = exponent, jnp.minimum(d / cutoff, 1.0)
+    return 1.0 - u**p * (0.5 * (p + 1) * (p + 2) - u * (p * (p + 2) - u * (0.5 * p * (p + 1))))
 
 
 def physnet_basis(d, num, cutoff):

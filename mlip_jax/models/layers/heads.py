@@ -22,12 +22,16 @@ class AtomOutputs(NamedTuple):
       terms: Atomic energies (eV) of further terms (mlip_jax/terms) by name, shape (N,) each.
       properties: Per-atom predictions by name, shape (N,) each: "partial_charges" (e),
         "hirshfeld_ratios".
+      forces: Predicted forces in units of the energy scale per Å, shape (N, 3), of a model with
+        `direct_forces`. They turn with the structure. None: forces are minus the gradient of the
+        energy.
     """
 
     energies: jax.Array
     features: jax.Array
     terms: dict[str, jax.Array] = {}
     properties: dict[str, jax.Array] = {}
+    forces: jax.Array | None = None
 
 
 class AtomicEnergy(nn.Module):
@@ -57,8 +61,13 @@ class AtomicEnergy(nn.Module):
         return scale_and_shift(self, energies, numbers, self.learned_scale, self.learned_shift)
 
 
-def scale_and_shift(module: nn.Module, energies: jax.Array, numbers: jax.Array, learned_scale: bool,
-                    learned_shift: bool) -> jax.Array:
+def scale_and_shift(
+    module: nn.Module,
+    energies: jax.Array,
+    numbers: jax.Array,
+    learned_scale: bool,
+    learned_shift: bool,
+) -> jax.Array:
     """Multiply atomic energies by a scale per element, and add a shift per element.
 
     The tables are the parameters "scale", initially 1, and "shift", initially 0, of `module`.
@@ -72,9 +81,13 @@ def scale_and_shift(module: nn.Module, energies: jax.Array, numbers: jax.Array, 
     """
     size = (MAX_ATOMIC_NUMBER + 1,)
     if learned_scale:
-        energies = energies * module.param("scale", nn.initializers.ones, size)[numbers].astype(energies.dtype)
+        energies = energies * module.param("scale", nn.initializers.ones, size)[numbers].astype(
+            energies.dtype
+        )
     if learned_shift:
-        energies = energies + module.param("shift", nn.initializers.zeros, size)[numbers].astype(energies.dtype)
+        energies = energies + module.param("shift", nn.initializers.zeros, size)[numbers].astype(
+            energies.dtype
+        )
     return energies
 
 

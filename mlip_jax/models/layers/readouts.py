@@ -17,6 +17,7 @@ import jraph
 from mlip_jax.config import unknown_name
 from mlip_jax.graphs.graph import node_graph_index
 from mlip_jax.models.layers.basic import Dense, activation
+from mlip_jax.models.layers.forces import has_direct_forces, is_conservative
 from mlip_jax.models.layers.heads import AtomOutputs
 
 # KINDS: a number or a vector per structure, and a number or a vector per atom.
@@ -158,6 +159,16 @@ class PropertyModel(nn.Module):
     def long_range_cutoff(self) -> float | None:
         """Cutoff of long-range pairs of the backbone (Å); see potential.long_range_cutoff."""
         return getattr(self.backbone, "long_range_cutoff", None)
+
+    @property
+    def direct_forces(self) -> bool:
+        """Whether the backbone predicts forces; see layers.forces."""
+        return has_direct_forces(self.backbone)
+
+    @property
+    def conservative(self) -> bool:
+        """Whether forces are minus the gradient of the energy; see layers.forces."""
+        return is_conservative(self.backbone)
 
     def setup(self):
         """Create the readouts."""

@@ -44,6 +44,11 @@ class MLIPCalculator(PaddedCalculator):
         dipole            (3,)           e·Å about the mean of the positions (if neutral, about any
                                          point); as charges, and not for periodic structures
 
+    Forces are minus the gradient of the energy unless `conservative` is False. Then the force field
+    predicts them directly: a `NonConservativeWarning` is issued once, at creation, energies drift in
+    dynamics, and finite differences of the energy do not give the forces. Stress and Hessian remain
+    exact derivatives of the energy.
+
     The total charge is read from `atoms.info["charge"]` and the number of unpaired electrons from
     `atoms.info["num_unpaired_electrons"]`.
 
@@ -69,6 +74,7 @@ class MLIPCalculator(PaddedCalculator):
       domain: Domain of the force field, or None.
       dtype: float32, or float64 for the whole calculation. Independent of JAX's x64 flag, which is
         left unchanged.
+      conservative: Whether forces are minus the gradient of the energy.
       num_compiles: Number of programs compiled so far.
       implemented_properties: Names of the properties of this force field.
       predictions: Per-atom predictions other than energies for the last structure, (n_atoms,) each,

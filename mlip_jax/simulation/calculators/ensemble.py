@@ -62,6 +62,7 @@ class EnsembleCalculator(PaddedCalculator):
     Attributes:
       potentials: The members, with their parameters on the host.
       calibration: Calibration of the members, or None.
+      conservative: Whether the forces of all members are minus the gradient of their energies.
       dtype, num_compiles, implemented_properties, predictions: As for `MLIPCalculator`; predictions
         are means.
     """

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jraph
 import numpy as np
+from ase.calculators.calculator import CalculationFailed
 
 from mlip_jax.graphs.neighbors import Neighbors
 from mlip_jax.graphs.shapes import SizeBucket
@@ -157,3 +158,16 @@ def _parts(shapes: dict[str, tuple[int, ...]]) -> _ArrayLayout:
 def _split(parts: _ArrayLayout, flat) -> dict:
     """Return the fields of a flat array by name, in their shapes."""
     return {name: flat[places].reshape(part) for name, places, part in parts.places}
+
+
+def check_apart(positions, neighbors) -> None:
+    """Raise CalculationFailed if two atoms coincide: zero-length edges count as padding."""
+    same = (positions[neighbors.senders] == positions[neighbors.receivers]).all(axis=1)
+    if neighbors.shifts is not None:
+        same &= ~neighbors.shifts.any(axis=1)
+    if same.any():
+        edge = int(np.argmax(same))
+        raise CalculationFailed(
+            f"atoms {neighbors.receivers[edge]} and {neighbors.senders[edge]} are in the same "
+            "place; forces are not defined there"
+        )

@@ -29,7 +29,8 @@ from ase.vibrations import VibrationsData
 from mlip_jax.graphs.neighbors import long_range_list, neighbor_list
 from mlip_jax.graphs.shapes import SizeBucket, SizeBuckets
 from mlip_jax.potential import Evaluation, Potential, example_graph
-from mlip_jax.simulation.calculators.packing import pack, unpack
+from mlip_jax.simulation.calculators import conservation
+from mlip_jax.simulation.calculators.packing import check_apart, pack, unpack
 from mlip_jax.structure import STATES, electronic_value
 
 # _COLUMN_EDGES: maximum number of Hessian columns times directed edges of a block; a column takes a
@@ -47,6 +48,7 @@ class PaddedCalculator(Calculator):
       dtype: float32, or float64 for the whole calculation.
       num_compiles: Number of programs compiled so far.
       predictions: Per-atom predictions other than energies, see `MLIPCalculator`.
+      conservative: Whether forces are minus the gradient of the energy.
     """
 
     implemented_properties = ["energy", "free_energy", "forces", "energies", "stress"]
@@ -70,6 +72,10 @@ class PaddedCalculator(Calculator):
         self.predictions: dict[str, np.ndarray] = {}
         self._cutoff = self._members[0].cutoff
         self._long_range_cutoff = self._members[0].long_range_cutoff
+        self.conservative = conservation.warn_if_not_conservative(self._members, stacklevel=3)
+        self.implemented_properties = conservation.properties(
+            self._members, self.implemented_properties
+        )
         self._predicted = tuple(
             sorted(set.intersection(*(self._predictions(m) for m in self._members)))
         )
@@ -160,7 +166,7 @@ class PaddedCalculator(Calculator):
         positions = centred(atoms)
         bucket, packed = self._pack(atoms, positions)
         with jax.enable_x64(self.dtype == np.float64):
-            out, stress = self._run(bucket, *packed, bool(atoms.pbc.all()))
+            out, stress = self._run(bucket, *packed, self._with_stress(atoms))
         self.results = self._results(
             atoms, positions, np.asarray(out)[..., : len(atoms), :].astype(np.float64), stress
         )
@@ -178,8 +184,10 @@ class PaddedCalculator(Calculator):
           and direction x.
 
         Raises:
+          PropertyNotImplementedError: If the energy of the force field has no derivatives.
           ValueError, CalculationFailed: As for `calculate`.
         """
+        conservation.check_hessian(self._members)
         with self._lock:
             self._check(atoms, ())
             bucket, packed = self._pack(atoms, centred(atoms))
@@ -274,6 +282,10 @@ class PaddedCalculator(Calculator):
             atoms, "num_unpaired_electrons", "spins", "numbers of unpaired electrons"
         )
 
+    def _with_stress(self, atoms) -> bool:
+        """Return whether the stress of the structure is computed."""
+        return bool(atoms.pbc.all()) and "stress" in self.implemented_properties
+
     def _check_state_known(self, atoms, key: str, statistic: str, words: str) -> None:
         """Warn once per quantity if the force field was not trained on this value."""
         value = electronic_value(atoms, key)
@@ -333,7 +345,7 @@ class PaddedCalculator(Calculator):
         periodic = bool(pbc.any())
         box = (atoms.cell.array, pbc) if periodic else (None, None)
         neighbors = neighbor_list(positions, self._cutoff, *box)
-        _check_apart(positions, neighbors)
+        check_apart(positions, neighbors)
         reach = self._long_range_cutoff
         long_range = None if reach is None else long_range_list(positions, reach, *box)
         n_pair = None if reach is None else len(long_range[0])
@@ -445,16 +457,3 @@ def centred(atoms) -> np.ndarray:
     if atoms.pbc.any():
         positions = wrap_positions(positions, atoms.cell.array, atoms.pbc, eps=0)
     return positions if atoms.pbc.all() else positions - positions.sum(axis=0) / len(atoms)
-
-
-def _check_apart(positions, neighbors) -> None:
-    """Raise CalculationFailed if two atoms coincide: zero-length edges count as padding."""
-    same = (positions[neighbors.senders] == positions[neighbors.receivers]).all(axis=1)
-    if neighbors.shifts is not None:
-        same &= ~neighbors.shifts.any(axis=1)
-    if same.any():
-        edge = int(np.argmax(same))
-        raise CalculationFailed(
-            f"atoms {neighbors.receivers[edge]} and {neighbors.senders[edge]} are in the same "
-            "place; forces are not defined there"
-        )

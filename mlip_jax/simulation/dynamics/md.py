@@ -14,7 +14,7 @@ from ase import Atoms, units
 
 from mlip_jax.graphs.shapes import PaddingBudget
 from mlip_jax.importers import load_force_field
-from mlip_jax.potential import Potential
+from mlip_jax.potential import NO_ENERGY_DERIVATIVES, Potential, has_energy_derivatives
 from mlip_jax.simulation.dynamics import neighbors, system, velocities
 from mlip_jax.simulation.dynamics.loop import CompiledDynamics, DynamicsLoop
 from mlip_jax.simulation.dynamics.neighbors import Cutoffs, NeighborCapacity
@@ -85,7 +85,8 @@ class MolecularDynamics:
           **settings: Fields of `Settings`: ensemble, timestep, temperature, ...
 
         Raises:
-          ValueError: If a setting is invalid, or if a molecule cannot be simulated.
+          ValueError: If a setting is invalid, if a molecule cannot be simulated, or if the forces are
+            not the gradient of the energy and `allow_nonconservative` is not set.
           CheckpointError: If there is no force field at this location.
         """
         self.settings = Settings(**settings)
@@ -96,6 +97,7 @@ class MolecularDynamics:
             if isinstance(force_field, Potential)
             else load_force_field(str(force_field))
         )
+        self._check_forces()
         given = [molecules] if isinstance(molecules, Atoms) else list(molecules)
         self._system = system.make([a for a in given for _ in range(replicas)], self.potential)
         self._dtype, self._device = np.dtype(self.settings.dtype), device
@@ -349,6 +351,19 @@ class MolecularDynamics:
                 f"{np.asarray(given).tolist()}"
             )
         return values
+
+    def _check_forces(self) -> None:
+        """Raise ValueError if the forces of the force field do not suit dynamics."""
+        if not self.potential.conservative and not self.settings.allow_nonconservative:
+            raise ValueError(
+                "the forces of this force field are not the gradient of its energy (they are "
+                f"{self.potential.origin_of_forces}), so dynamics conserve no energy and sample no ensemble. To run "
+                "them nevertheless, set allow_nonconservative=True (--config.allow_nonconservative=True)"
+            )
+        if self.settings.ensemble == "npt" and not has_energy_derivatives(self.potential.model):
+            raise ValueError(
+                NO_ENERGY_DERIVATIVES.format(what='stress, which ensemble "npt" requires')
+            )
 
     def _check_cells(self) -> None:
         """Raise ValueError if the ensemble requires cells and a molecule is not fully periodic."""

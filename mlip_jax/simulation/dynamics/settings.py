@@ -45,6 +45,8 @@ class Settings:
         temperature, at least 5000.
       dtype: "float32" or "float64".
       seed: Seed of the initial momenta and of the noise.
+      allow_nonconservative: Whether to accept a force field whose forces are not the gradient of
+        its energy. No energy is then conserved, and averages are not those of an ensemble.
     """
 
     ensemble: str = "langevin"
@@ -66,6 +68,7 @@ class Settings:
     max_temperature: float | None = None
     dtype: str = "float32"
     seed: int = 0
+    allow_nonconservative: bool = False
 
     def __post_init__(self):
         """Check the values.

@@ -223,7 +223,8 @@ def _hot_frames(
         record_every=steps,
         dtype=search.dtype,
         seed=search.seed + number,
-    )
+        allow_nonconservative=True,
+    )  # frames are only starting points of relaxations
     for (m, _), trajectory in zip(begin, dynamics.run(steps)):
         last = trajectory.broken.step if trajectory.broken else steps + 1
         if trajectory.broken:

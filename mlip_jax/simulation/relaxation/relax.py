@@ -43,7 +43,8 @@ class Relaxation:
         status is "failed".
       status: "converged": the largest force is below fmax. "step limit": it was not after
         max_steps. "diverged": a value is not finite, atoms overlap or flew away, or the energy
-        rose. "failed": the relaxation could not be started; see `reason`.
+        rose although forces are its gradient. "failed": the relaxation could not be started; see
+        `reason`.
       reason: Reason for "diverged" or "failed"; otherwise "".
       steps: Number of minimizer steps.
       energy_start, energy: Energy of the first and the last geometry (eV), including the reference
@@ -335,7 +336,8 @@ class Relaxer:
         start, end = (
             float(reference + np.float64(e)) for e in (outcome.energy_start, outcome.energy)
         )
-        if status != "diverged" and end - start > _RISE:
+        # along forces that are not its gradient, the energy may rise
+        if self.potential.conservative and status != "diverged" and end - start > _RISE:
             status, reason = "diverged", f"the energy rose by {end - start:.3g} eV"
         return Relaxation(
             self._frame(atoms, outcome),

@@ -68,8 +68,10 @@ def forward(spec: Spec, x, y, w, senders, receivers):
         return total, None
 
     num = len(x[0])
-    total = [[jnp.zeros((num, 2 * c + 1, x[k].shape[-1]), x[k].dtype) for _, c in group.paths]
-             for k, group in enumerate(spec.groups)]
+    total = [
+        [jnp.zeros((num, 2 * c + 1, x[k].shape[-1]), x[k].dtype) for _, c in group.paths]
+        for k, group in enumerate(spec.groups)
+    ]
     return _scan(spec, block, total, (y, w, senders, receivers))[0]
 
 
@@ -131,13 +133,21 @@ def second(spec: Spec, wanted, cotangents, g, x, y, w, senders, receivers):
                 for p, (degree, _) in enumerate(group.paths):
                     g_target = gather(g[k][p], target)
                     plain = _apply(matrices[p], x_source)
-                    varied = _sum(None if cx is None else _apply(matrices[p], cx_source),
-                                  None if cy is None else _apply(changes[p], x_source))
+                    varied = _sum(
+                        None if cx is None else _apply(matrices[p], cx_source),
+                        None if cy is None else _apply(changes[p], x_source),
+                    )
                     weight = (sign(degree) * w[k][p])[:, None]
                     change = None if cw is None else (sign(degree) * cw[k][p])[:, None]
                     if need_g:
-                        dg[k][p] = _add(dg[k][p], target, _sum(
-                            None if varied is None else weight * varied, None if cw is None else change * plain))
+                        dg[k][p] = _add(
+                            dg[k][p],
+                            target,
+                            _sum(
+                                None if varied is None else weight * varied,
+                                None if cw is None else change * plain,
+                            ),
+                        )
                     if need_w and varied is not None:
                         dw[k][p] += sign(degree) * _dot(g_target, varied)
                     if need_x and cy is not None:
@@ -145,8 +155,12 @@ def second(spec: Spec, wanted, cotangents, g, x, y, w, senders, receivers):
                     if need_x and cw is not None:
                         dx_source += _apply_transposed(matrices[p], change * g_target)
                     if need_y:
-                        outer.append(_sum(None if cx is None else _outer(weight * g_target, cx_source),
-                                          None if cw is None else _outer(change * g_target, x_source)))
+                        outer.append(
+                            _sum(
+                                None if cx is None else _outer(weight * g_target, cx_source),
+                                None if cw is None else _outer(change * g_target, x_source),
+                            )
+                        )
                 if need_x and not (cy is None and cw is None):
                     dx[k] = _add(dx[k], source, dx_source)
                 if need_y and outer[0] is not None:
@@ -183,9 +197,9 @@ def _tables(spec, group):
     tables = []
     for degree, target in group.paths:
         values = coupling(group.degree, degree, target, spec.old_signs).transpose(1, 2, 0)
-        table = np.zeros((size ** 2, *values.shape[1:]))
-        table[degree ** 2:(degree + 1) ** 2] = values
-        tables.append(table.reshape(size ** 2, -1))
+        table = np.zeros((size**2, *values.shape[1:]))
+        table[degree**2 : (degree + 1) ** 2] = values
+        tables.append(table.reshape(size**2, -1))
     return tables
 
 
@@ -194,8 +208,10 @@ def _matrices(spec, group, y):
     tables = _tables(spec, group)
     joined = _multiply(y, np.concatenate(tables, axis=1))
     ends = np.cumsum([table.shape[1] for table in tables])
-    return [joined[:, end - table.shape[1]:end].reshape(len(y), 2 * target + 1, -1)
-            for end, table, (_, target) in zip(ends, tables, group.paths)]
+    return [
+        joined[:, end - table.shape[1] : end].reshape(len(y), 2 * target + 1, -1)
+        for end, table, (_, target) in zip(ends, tables, group.paths)
+    ]
 
 
 def _contract(spec, group, outer):

@@ -44,8 +44,9 @@ class Path(NamedTuple):
     start: int
 
 
-def convolution_paths(sources: Irreps, harmonics: list[Irrep], wanted: Container[Irrep],
-                      sort_weights: bool = False) -> tuple[Path, ...]:
+def convolution_paths(
+    sources: Irreps, harmonics: list[Irrep], wanted: Container[Irrep], sort_weights: bool = False
+) -> tuple[Path, ...]:
     """Return the paths of a convolution, in the order of the output.
 
     The output is sorted by irrep. Within an irrep, the channels of paths follow each other in the
@@ -58,8 +59,13 @@ def convolution_paths(sources: Irreps, harmonics: list[Irrep], wanted: Container
       sort_weights: Whether the weights are in the order of the output (MACE, SevenNet from 0.11
         on) instead of the order of the loops (NequIP).
     """
-    loops = [(source, b, target, channels) for channels, source in sources for b in range(len(harmonics))
-             for target in product(source, harmonics[b]) if target in wanted]
+    loops = [
+        (source, b, target, channels)
+        for channels, source in sources
+        for b in range(len(harmonics))
+        for target in product(source, harmonics[b])
+        if target in wanted
+    ]
     order = sorted(range(len(loops)), key=lambda k: loops[k][2])
     start, starts = 0, {}
     for k in order if sort_weights else range(len(loops)):
@@ -81,8 +87,14 @@ def output_irreps(paths: tuple[Path, ...]) -> Irreps:
     return tuple((count, irrep) for irrep, count in channels.items())
 
 
-def convolve(features: Features, harmonics: list[jax.Array], weights: PathWeights, edge: Pairs,
-             paths: tuple[Path, ...], old_signs: bool = False) -> Features:
+def convolve(
+    features: Features,
+    harmonics: list[jax.Array],
+    weights: PathWeights,
+    edge: Pairs,
+    paths: tuple[Path, ...],
+    old_signs: bool = False,
+) -> Features:
     """Sum the messages of the neighbors of each atom.
 
     Args:
@@ -98,10 +110,17 @@ def convolve(features: Features, harmonics: list[jax.Array], weights: PathWeight
     """
     groups = _groups(paths)
     block = min(BLOCK, len(edge.senders))
-    spec = Spec(tuple(PathGroup(group.degree, group.triples) for group in groups), edge.undirected, old_signs, block)
+    spec = Spec(
+        tuple(PathGroup(group.degree, group.triples) for group in groups),
+        edge.undirected,
+        old_signs,
+        block,
+    )
     pad = functools.partial(_pad, size=-(-len(edge.senders) // block) * block)
     hidden = pad(weights.hidden)  # rows of zeros: padding has no weight
-    x = [jnp.concatenate([features[source] for source in group.sources], axis=-1) for group in groups]
+    x = [
+        jnp.concatenate([features[source] for source in group.sources], axis=-1) for group in groups
+    ]
     w = [[hidden @ weights.kernel[:, columns] for columns in group.columns] for group in groups]
     y = pad(jnp.concatenate(harmonics, axis=-1))
     summed = convolve_blocks(spec, x, y, w, pad(edge.senders), pad(edge.receivers))
@@ -132,9 +151,18 @@ def _groups(paths: tuple[Path, ...]) -> list[_Group]:
     joined: dict[tuple, list[Irrep]] = {}
     for source in sorted(of_source):
         joined.setdefault((source.degree, tuple(sorted(of_source[source]))), []).append(source)
-    return [_Group(degree, sources, triples, [
-        np.concatenate([_columns(of_source[source][triple]) for source in sources]) for triple in triples])
-        for (degree, triples), sources in joined.items()]
+    return [
+        _Group(
+            degree,
+            sources,
+            triples,
+            [
+                np.concatenate([_columns(of_source[source][triple]) for source in sources])
+                for triple in triples
+            ],
+        )
+        for (degree, triples), sources in joined.items()
+    ]
 
 
 def _columns(path: Path) -> np.ndarray:

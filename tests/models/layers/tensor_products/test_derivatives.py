@@ -48,13 +48,23 @@ def test_derivatives(undirected, block):
             return sum(jnp.sum(jnp.sin(a)) for a in jax.tree.leaves(first(*args)))
 
         def of_partial(x, y, w):
-            return sum(jnp.sum(jnp.sin(a)) for a in jax.tree.leaves(
-                jax.grad(lambda y: loss(function, x, y, w))(y)))
+            return sum(
+                jnp.sum(jnp.sin(a))
+                for a in jax.tree.leaves(jax.grad(lambda y: loss(function, x, y, w))(y))
+            )
 
         tangents = jax.jvp(lambda *args: first(*args), (x, y, w), directions)[1]
-        columns = jax.vmap(jax.linearize(lambda y: first(x, y, w), y)[1])(jnp.stack([directions[1], y]))
-        return (first(x, y, w), partial(y, w), jax.grad(of_first, (0, 1, 2))(x, y, w),
-                jax.grad(of_partial, (0, 1, 2))(x, y, w), tangents, columns)
+        columns = jax.vmap(jax.linearize(lambda y: first(x, y, w), y)[1])(
+            jnp.stack([directions[1], y])
+        )
+        return (
+            first(x, y, w),
+            partial(y, w),
+            jax.grad(of_first, (0, 1, 2))(x, y, w),
+            jax.grad(of_partial, (0, 1, 2))(x, y, w),
+            tangents,
+            columns,
+        )
 
     found, expected = jax.jit(lambda: (results(convolve_blocks), results(chunks.forward)))()
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
@@ -63,6 +73,8 @@ def test_derivatives(undirected, block):
 
 def test_blocks_do_not_change_the_result():
     (x, y, w), indices = arguments()
-    one, two = (chunks.forward(Spec(GROUPS, True, False, block), x, y, w, *indices) for block in (6, 2))
+    one, two = (
+        chunks.forward(Spec(GROUPS, True, False, block), x, y, w, *indices) for block in (6, 2)
+    )
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13)

@@ -1,0 +1,133 @@
+"""State dicts of PyTorch models, converted piece by piece."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from ase.data import atomic_numbers
+
+from mlip_jax.importers.formats.weights import WeightsError
+
+
+class TorchWeights:
+    """Weights of a state dict that have not been converted yet.
+
+    Each conversion removes its weights, so those without a counterpart remain.
+    """
+
+    def __init__(self, weights: Mapping[str, np.ndarray], marker: str, architecture: str):
+        """Remove the prefix of the names, such as "module." of a distributed training.
+
+        Args:
+          weights: State dict as arrays.
+          marker: End of the name of a weight that every model has exactly once.
+          architecture: Name of the architecture, for messages.
+
+        Raises:
+          WeightsError: There is no such weight, or several.
+        """
+        names = [name for name in weights if name.endswith(marker)]
+        if len(names) != 1:
+            raise WeightsError(
+                f"expected the state dict of {architecture}, with one weight {marker!r}; received "
+                f"{len(names)} of them among {len(weights)} arrays: {_listed(weights)}"
+            )
+        prefix = names[0].removesuffix(marker)
+        self._architecture = architecture
+        self._left = {
+            name.removeprefix(prefix) if name.startswith(prefix) else name: array
+            for name, array in weights.items()
+        }
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._left
+
+    def take(self, name: str, *shape: int | None) -> np.ndarray:
+        """Remove a weight and return it in float32 or float64.
+
+        Args:
+          name: Name of the weight.
+          *shape: Expected shape; None accepts any size, and no shape accepts every shape.
+
+        Raises:
+          WeightsError: The weight is missing or has another shape.
+        """
+        if name not in self._left:
+            raise WeightsError(f"weight {name!r} is missing; there are {_listed(self._left)}")
+        array = np.asarray(self._left.pop(name))
+        expected = array.ndim == len(shape) and all(
+            s in (None, n) for s, n in zip(shape, array.shape)
+        )
+        if shape and not expected:
+            raise WeightsError(
+                f"weight {name!r}: expected shape ({', '.join(str(s or 'any') for s in shape)}), "
+                f"received {array.shape}"
+            )
+        if array.dtype.kind in "iu":
+            return array
+        return array if array.dtype == np.float64 else array.astype(np.float32)
+
+    def dense(self, name: str, use_bias: bool = True) -> dict[str, np.ndarray]:
+        """Remove a linear layer and return its kernel and bias."""
+        kernel = self.take(f"{name}.weight", None, None).T
+        bias = {"bias": self.take(f"{name}.bias", kernel.shape[1])} if use_bias else {}
+        return {"kernel": kernel} | bias
+
+    def norm(self, name: str) -> dict[str, np.ndarray]:
+        """Remove a layer norm and return its scale and bias."""
+        return {"scale": self.take(f"{name}.weight"), "bias": self.take(f"{name}.bias")}
+
+    def count(self, name: str) -> int:
+        """Return the number of blocks `name.0`, `name.1`, ..."""
+        found = (re.match(rf"{re.escape(name)}\.(\d+)\.", key) for key in self._left)
+        numbers = sorted({int(match[1]) for match in found if match})
+        if not numbers or numbers != list(range(len(numbers))):
+            raise WeightsError(f"expected blocks {name}.0, {name}.1, ..., received {numbers}")
+        return len(numbers)
+
+    def drop(self, prefix: str) -> None:
+        """Remove the weights whose names begin with `prefix`."""
+        self._left = {k: v for k, v in self._left.items() if not k.startswith(prefix)}
+
+    def check_all_taken(self) -> None:
+        """Raise WeightsError if weights remain: the model would differ from the trained one."""
+        if self._left:
+            raise WeightsError(
+                f"{len(self._left)} weights have no counterpart in this {self._architecture}: "
+                f"{_listed(self._left, 20)}"
+            )
+
+
+def element_numbers(
+    elements: Sequence[int | str] | None, rows: Sequence[int], path
+) -> tuple[int, ...]:
+    """Return the atomic numbers of `elements`; None stands for all elements with weights.
+
+    Args:
+      elements: Symbols or atomic numbers.
+      rows: Atomic numbers with weights.
+      path: File of the weights, for the message.
+
+    Raises:
+      ValueError: There are no weights for an element.
+    """
+    if elements is None:
+        return tuple(rows)
+    known = tuple(
+        sorted({atomic_numbers.get(z, -1) if isinstance(z, str) else int(z) for z in elements})
+    )
+    if not known or not set(known) <= set(rows):
+        raise ValueError(
+            f"{path}: elements must be symbols or atomic numbers from {min(rows)} to {max(rows)}, "
+            f"which have weights; received {list(elements)}"
+        )
+    return known
+
+
+def _listed(names, most: int = 8) -> str:
+    """Format sorted names for a message, at most `most` of them."""
+    names = sorted(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
