@@ -25,7 +25,7 @@ def imported(name, **changes):
     return mace.potential(fixture.state, fixture.config | changes), fixture
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["residual", pytest.param("scalar", marks=pytest.mark.slow)])
 def test_energies_agree_with_mace_torch(name):
     potential, fixture = imported(name)
     energies, _, _ = fixtures.results(potential, fixture, derivatives=False)

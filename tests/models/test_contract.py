@@ -38,6 +38,7 @@ SMALL = {
     "max_degree": 2,
     "num_radial": 12,
     "correlation": 2,
+    "feature_degree": 1,
     "radial_network": (16,),
     "num_period_features": 4,
     "zero_init": False,
@@ -110,10 +111,18 @@ FURTHER_OPTIONS = {
             "interaction": "residual_density",
             "distance_transform": "agnesi",
             "zbl": True,
+            "max_degree": 1,
             "elements": (1, 6, 7, 8, 16),
         }
     ],
-    "pace": [{"radial_basis": "bernstein", "learned_scale": True, "elements": (1, 6, 7, 8, 16)}],
+    "pace": [
+        {
+            "radial_basis": "bernstein",
+            "learned_scale": True,
+            "max_degree": 1,
+            "elements": (1, 6, 7, 8, 16),
+        }
+    ],
     "allegro": [
         {
             "parity": "natural",

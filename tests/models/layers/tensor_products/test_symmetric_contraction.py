@@ -47,14 +47,17 @@ def test_redundant_paths_are_combined():
     assert [len(independent_paths(3, 3, l, True).paths) for l in range(4)] == [8, 12, 14, 15]
 
 
-def dense_matrices(max_degree, order, old_signs):
-    """[(degree, parity, (2l + 1, M, ..., M))] of `order` factors, M = (max_degree + 1)**2."""
+def dense_matrices(max_degree, order, old_signs, natural_only):
+    """[(degree, parity, (2l + 1, M, ..., M))] of `order` factors, M = (max_degree + 1)**2.
+
+    With natural_only, intermediate products have parity (-1)^l, as in MACE for four factors.
+    """
     size = (max_degree + 1) ** 2
     if order == 1:
         rows = np.eye(size)
         return [(l, (-1) ** l, rows[l * l : (l + 1) ** 2]) for l in range(max_degree + 1)]
     found = []
-    for l, parity, matrix in dense_matrices(max_degree, order - 1, old_signs):
+    for l, parity, matrix in dense_matrices(max_degree, order - 1, old_signs, natural_only):
         for l2 in range(max_degree + 1):
             for l3 in range(abs(l - l2), l + l2 + 1):
                 new = np.zeros((2 * l3 + 1, *matrix.shape[1:], size))
@@ -63,6 +66,8 @@ def dense_matrices(max_degree, order, old_signs):
                 part = np.einsum("cab,a...->c...b", values, matrix)
                 new[..., l2 * l2 : (l2 + 1) ** 2] = part
                 found.append((l3, parity * (-1) ** l2, new))
+    if natural_only:
+        found = [entry for entry in found if entry[1] == (-1) ** entry[0]]
     return sorted(found, key=lambda entry: entry[:2])
 
 
@@ -70,7 +75,7 @@ def dense_contraction(factors, target, correlation, weights, rows, old_signs):
     """Products of the factors, (N, M, C) each, to degree `target`: (N, 2l + 1, C)."""
     total, max_degree = 0.0, int(np.sqrt(factors[0].shape[1])) - 1
     for order in range(1, correlation + 1):
-        matrices = dense_matrices(max_degree, order, old_signs)
+        matrices = dense_matrices(max_degree, order, old_signs, order > 3)
         matching = [m for l, p, m in matrices if (l, p) == (target, (-1) ** target)]
         for k, matrix in enumerate(matching):
             value = np.einsum("ci...,niu->nc...u", matrix, factors[0])
