@@ -44,7 +44,11 @@ SMALL = {
     "zero_init": False,
 }
 # Sizes of models with many parameters, which take long to compile.
-SMALLER = {"equiformer": {"num_layers": 1, "max_degree": 1, "rescale_degree": True}}
+SMALLER = {
+    "equiformer": {"num_layers": 1, "max_degree": 1, "rescale_degree": True},
+    "mace": {"num_features": 8, "max_degree": 1},
+    "pace": {"num_features": 8, "max_degree": 1},
+}
 FURTHER_OPTIONS = {
     "so3krates": [
         {"radial_filter": "spline", "num_knots": 24, "energy_act": "silu", "learned_scale": True},
@@ -111,7 +115,7 @@ FURTHER_OPTIONS = {
             "interaction": "residual_density",
             "distance_transform": "agnesi",
             "zbl": True,
-            "max_degree": 1,
+            "max_degree": 2,
             "elements": (1, 6, 7, 8, 16),
         }
     ],
@@ -119,7 +123,8 @@ FURTHER_OPTIONS = {
         {
             "radial_basis": "bernstein",
             "learned_scale": True,
-            "max_degree": 1,
+            "num_layers": 1,
+            "max_degree": 2,
             "elements": (1, 6, 7, 8, 16),
         }
     ],
