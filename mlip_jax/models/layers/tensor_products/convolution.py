@@ -103,7 +103,8 @@ def convolve(features: Features, harmonics: list[jax.Array], weights: PathWeight
     hidden = pad(weights.hidden)  # rows of zeros: padding has no weight
     x = [jnp.concatenate([features[source] for source in group.sources], axis=-1) for group in groups]
     w = [[hidden @ weights.kernel[:, columns] for columns in group.columns] for group in groups]
-    y = pad(jnp.concatenate(harmonics, axis=-1))
+    max_degree = max(path.degree for path in paths)
+    y = pad(jnp.concatenate(harmonics[:max_degree + 1], axis=-1))
     summed = convolve_blocks(spec, x, y, w, pad(edge.senders), pad(edge.receivers))
     return _by_irrep(paths, groups, summed)
 

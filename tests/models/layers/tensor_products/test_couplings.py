@@ -12,6 +12,7 @@ import pytest
 
 from mlip_jax.models.layers.tensor_products.couplings import (
     coupling,
+    e3nn_coupling,
     opposite,
     spherical_harmonics,
 )
@@ -53,6 +54,7 @@ def test_couplings_are_those_of_e3nn():
                                   ((2, 2, 2), (0, 0, 2), -0.239045722), ((1, 1, 2), (0, 1, 1), 0.316227766)):
         theirs = np.einsum("abc,ai,bj,ck->ijk", coupling(*degrees), *(bases[l] for l in degrees))
         assert theirs[index] == pytest.approx(value * np.sqrt(2 * degrees[2] + 1), abs=1e-8), degrees
+        assert e3nn_coupling(*degrees)[index] == pytest.approx(value, abs=1e-8)
     for degrees in DEGREES:
         low, middle, high = sorted(degrees)
         sign = -1 if low == 1 and middle == high > 1 else 1
