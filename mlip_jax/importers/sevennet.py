@@ -251,7 +251,7 @@ class _Converter:
         width = dict((irrep, channels) for channels, irrep in outputs)[SCALAR]
         if not self.config.get(modal_setting):
             return self.weights.linear(f"{name}.linear.weight", inputs, outputs) | {"bias": np.zeros(width)}
-        flat = self.weights(f"{name}.linear.weight")
+        flat = self.weights(f"{name}.linear.weight").astype(np.float64)
         size = self.num_modal * width
         kernels = RecordedWeights({"weight": flat[:-size]}, "SevenNet", "weight").linear("weight", inputs, outputs)
         channels = dict((irrep, count) for count, irrep in inputs)[SCALAR]

@@ -28,7 +28,7 @@ from mlip_jax.models.layers.heads import AtomOutputs
 from mlip_jax.potential import evaluate, example_graph
 from mlip_jax.structure import Structure
 
-SMALL = {"num_features": 32, "num_layers": 2, "num_heads": 4, "degrees": (1, 2), "max_degree": 2, "num_radial": 12,
+SMALL = {"num_features": 32, "num_layers": 2, "num_heads": 4, "degrees": (1, 2), "max_degree": 1, "num_radial": 12,
          "zero_init": False}
 FURTHER_OPTIONS = {
     "so3krates": [
@@ -39,6 +39,12 @@ FURTHER_OPTIONS = {
     "painn": [{"radial_basis": "bessel", "cutoff_fn": "phys"}],
     "schnet": [{"num_filters": 24, "radial_basis": "bessel", "cutoff_fn": "phys", "activation": "silu",
                 "learned_scale": True}],
+    "nequip": [{"num_features": (8, 4, 4), "max_degree": 2, "parity": "natural", "elements": (1, 6, 7, 8, 16),
+                "avg_num_neighbors": (4.0, 5.0, 6.0, 7.0, 8.0), "learned_roots": True, "energy_widths": (8,),
+                "learned_scale": True, "remat": True}],
+    "sevennet": [{"num_features": 8, "harmonics_degree": 2, "cutoff_onset": 3.5, "normalize_harmonics": False,
+                  "self_connection": ("linear", "elements"), "energy_widths": (8,), "use_bias": True,
+                  "learned_centers": False, "elements": (1, 6, 7, 8, 16)}],
     "equivariant_transformer": [
         {"radial_filter": "spline", "num_knots": 24, "attn_activation": "tanh", "cutoff_lower": 0.7},
         {"radial_basis": "gaussian", "trainable_rbf": True, "distance_influence": "values",

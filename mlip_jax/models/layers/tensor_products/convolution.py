@@ -98,7 +98,8 @@ def convolve(features: Features, harmonics: list[jax.Array], weights: PathWeight
     """
     groups = _groups(paths)
     block = min(_BLOCK, len(edge.senders))
-    spec = Spec(tuple(PathGroup(group.degree, group.triples) for group in groups), edge.undirected, old_signs, block)
+    spec = Spec(tuple(PathGroup(group.degree, group.triples) for group in groups), edge.undirected, old_signs, block,
+                compact=len(edge.senders) <= _BLOCK)
     pad = functools.partial(_pad, size=-(-len(edge.senders) // block) * block)
     hidden = pad(weights.hidden)  # rows of zeros: padding has no weight
     x = [jnp.concatenate([features[source] for source in group.sources], axis=-1) for group in groups]
