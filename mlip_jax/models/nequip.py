@@ -91,32 +91,22 @@ class Model(nn.Module):
         # edge geometry: distances (P,), harmonics (P, 2l + 1), radial functions (P, num_radial)
         edge = pairs(graph, self.undirected and self.pair_cutoffs is None)
         distances = safe_norm(edge.displacements)
-        harmonics = spherical_harmonics(
-            unit_vectors(edge.displacements, distances), self.max_degree
-        )
+        harmonics = spherical_harmonics(unit_vectors(edge.displacements, distances), self.max_degree)
         radial = self._radial(distances, edge, rows, num_rows)
         # the embedding of elements is both the first feature and the attribute of self-connections
         width = self.embedding_width or hidden[0][0]
-        table = self.param("embedding", nn.initializers.normal(1.0), (num_rows, width)).astype(
-            distances.dtype
-        )
+        table = self.param("embedding", nn.initializers.normal(1.0), (num_rows, width)).astype(distances.dtype)
         features = {SCALAR: table[rows][:, None]}
         scale = self._scale(rows, num_rows, distances.dtype)
         block = nn.remat(Interaction, static_argnums=()) if self.remat else Interaction
         for n in range(self.num_layers):
             wanted = hidden if n < self.num_layers - 1 else ((hidden[0][0], SCALAR),)
             features = block(
-                wanted,
-                self.harmonic_irreps(),
-                tuple(self.radial_widths),
-                "nequip",
-                "elements" if n > 0 else "none",
-                elements,
-                name=f"layer_{n}",
-            )(features, numbers, table, edge, harmonics, radial, scale)
-        energies = ScalarNetwork(
-            (*self.energy_widths, 1), form="nequip", zero_init=self.zero_init, name="energy"
-        )(scalars(features))[:, 0]
+                wanted, self.harmonic_irreps(), tuple(self.radial_widths), "nequip",
+                "elements" if n > 0 else "none", elements, name=f"layer_{n}")(
+                    features, numbers, table, edge, harmonics, radial, scale)
+        energies = ScalarNetwork((*self.energy_widths, 1), form="nequip", zero_init=self.zero_init, name="energy")(
+            scalars(features))[:, 0]
         energies = scale_and_shift(self, energies, numbers, self.learned_scale, self.learned_shift)
         return AtomOutputs(energies, layout(features, 0, False))
 
@@ -127,57 +117,36 @@ class Model(nn.Module):
         counts = self.num_features
         counts = [counts] * (self.max_degree + 1) if np.ndim(counts) == 0 else list(counts)
         if len(counts) != self.max_degree + 1:
-            raise ValueError(
-                f"num_features must be a number or one per degree from 0 to {self.max_degree}, received "
-                f"{counts}"
-            )
-        parities = {
-            "full": lambda l: (EVEN, ODD),
-            "natural": lambda l: ((-1) ** l,),
-            "even": lambda l: (EVEN,),
-        }
-        return tuple(
-            (counts[l], Irrep(l, p))
-            for l in range(self.max_degree + 1)
-            for p in parities[self.parity](l)
-        )
+            raise ValueError(f"num_features must be a number or one per degree from 0 to {self.max_degree}, received "
+                             f"{counts}")
+        parities = {"full": lambda l: (EVEN, ODD), "natural": lambda l: ((-1) ** l,), "even": lambda l: (EVEN,)}
+        return tuple((counts[l], Irrep(l, p)) for l in range(self.max_degree + 1) for p in parities[self.parity](l))
 
     def harmonic_irreps(self) -> tuple[Irrep, ...]:
         """Return the irreps of the harmonics."""
-        return tuple(
-            Irrep(l, EVEN if self.parity == "even" else (-1) ** l)
-            for l in range(self.max_degree + 1)
-        )
+        return tuple(Irrep(l, EVEN if self.parity == "even" else (-1) ** l) for l in range(self.max_degree + 1))
 
     def _radial(self, distances, edge: Pairs, rows, num_rows) -> jax.Array:
         """Compute Bessel functions times envelope, shape (P, num_radial)."""
         cutoff = self.cutoff
         if self.pair_cutoffs is not None:
-            if self.elements is None or len(self.pair_cutoffs) != num_rows**2:
-                raise ValueError(
-                    "pair_cutoffs must have a number for each pair of elements, received "
-                    f"{len(self.pair_cutoffs)} for elements={self.elements}"
-                )
+            if self.elements is None or len(self.pair_cutoffs) != num_rows ** 2:
+                raise ValueError("pair_cutoffs must have a number for each pair of elements, received "
+                                 f"{len(self.pair_cutoffs)} for elements={self.elements}")
             table = jnp.asarray(self.pair_cutoffs, distances.dtype)
-            cutoff = gather(
-                table, gather(rows, edge.receivers) * num_rows + gather(rows, edge.senders)
-            )
-        roots = _roots(self, self.num_radial, self.radial_roots, self.learned_roots).astype(
-            distances.dtype
-        )
+            cutoff = gather(table, gather(rows, edge.receivers) * num_rows + gather(rows, edge.senders))
+        roots = _roots(self, self.num_radial, self.radial_roots, self.learned_roots).astype(distances.dtype)
         u = (distances / cutoff)[:, None]
         envelope = polynomial_cutoff(distances, cutoff, self.cutoff_power)[:, None]
-        return roots * jnp.sinc(roots * u) * envelope * (2 * np.pi / self.cutoff**2)
+        return roots * jnp.sinc(roots * u) * envelope * (2 * np.pi / self.cutoff ** 2)
 
     def _scale(self, rows, num_rows, dtype):
         """Return the factor of the neighbors' features."""
         if np.ndim(self.avg_num_neighbors) == 0:
             return float(1 / np.sqrt(self.avg_num_neighbors))
         if self.elements is None or len(self.avg_num_neighbors) != num_rows:
-            raise ValueError(
-                "avg_num_neighbors must be a number or one for each of elements, received "
-                f"{len(self.avg_num_neighbors)} for elements={self.elements}"
-            )
+            raise ValueError("avg_num_neighbors must be a number or one for each of elements, received "
+                             f"{len(self.avg_num_neighbors)} for elements={self.elements}")
         return jnp.asarray(1 / np.sqrt(self.avg_num_neighbors), dtype)[rows][:, None, None]
 
 
@@ -185,9 +154,7 @@ def _roots(module: nn.Module, num: int, given: Sequence[float] | None, learned: 
     """Return the roots of the Bessel functions, the parameter "radial_roots" if they are trained."""
     values = np.arange(1.0, num + 1) if given is None else np.asarray(given, np.float64)
     if len(values) != num:
-        raise ValueError(
-            f"radial_roots must have {num} numbers (num_radial), received {len(values)}"
-        )
+        raise ValueError(f"radial_roots must have {num} numbers (num_radial), received {len(values)}")
     if not learned:
         return jnp.asarray(values)
     return module.param("radial_roots", lambda key: jnp.asarray(values, jnp.float32))

@@ -35,7 +35,7 @@ SMALL = {
     "num_layers": 2,
     "num_heads": 4,
     "degrees": (1, 2),
-    "max_degree": 2,
+    "max_degree": 1,
     "num_radial": 12,
     "correlation": 2,
     "feature_degree": 1,
@@ -46,8 +46,8 @@ SMALL = {
 # Sizes of models with many parameters, which take long to compile.
 SMALLER = {
     "equiformer": {"num_layers": 1, "max_degree": 1, "rescale_degree": True},
-    "mace": {"num_features": 8, "max_degree": 1},
-    "pace": {"num_features": 8, "max_degree": 1},
+    "mace": {"num_features": 8},
+    "pace": {"num_features": 8},
 }
 FURTHER_OPTIONS = {
     "so3krates": [
@@ -93,6 +93,12 @@ FURTHER_OPTIONS = {
             "learned_scale": True,
         }
     ],
+    "nequip": [{"num_features": (8, 4, 4), "max_degree": 2, "parity": "natural", "elements": (1, 6, 7, 8, 16),
+                "avg_num_neighbors": (4.0, 5.0, 6.0, 7.0, 8.0), "learned_roots": True, "energy_widths": (8,),
+                "learned_scale": True, "remat": True}],
+    "sevennet": [{"num_features": 8, "harmonics_degree": 2, "cutoff_onset": 3.5, "normalize_harmonics": False,
+                  "self_connection": ("linear", "elements"), "energy_widths": (8,), "use_bias": True,
+                  "learned_centers": False, "elements": (1, 6, 7, 8, 16)}],
     "equivariant_transformer": [
         {
             "radial_filter": "spline",

@@ -65,7 +65,7 @@ def load(file: BinaryIO, *, allowed: Allowed, source: str) -> Any:
     return loads(file.read(), allowed=allowed, source=source)
 
 
-def loads(data: bytes, *, allowed: Allowed, source: str) -> Any:
+def loads(data: bytes, *, allowed: Allowed, source: str, persistent: Callable[[Any], Any] | None = None) -> Any:
     """Return the value of a pickle.
 
     Args:
@@ -73,15 +73,16 @@ def loads(data: bytes, *, allowed: Allowed, source: str) -> Any:
       allowed: Functions that the pickle may call: {(module, name): function to call instead}. If
         empty, only plain values are allowed.
       source: File and record, for messages.
+      persistent: Function that checks and replaces a persistent id; None rejects these ids.
 
     Raises:
       DatasetError: The pickle requests something that is not allowed, or is truncated, corrupted or
         not a pickle.
     """
-    check(data, source)
+    check(data, source, allow_persistent=persistent is not None)
     _copies.left = 2 * len(data) + 4096
     try:
-        return _Unpickler(data, allowed, source).load()
+        return _Unpickler(data, allowed, source, persistent).load()
     except DatasetError:
         raise
     except Exception as error:  # corrupted pickles raise errors of any type, even MemoryError
@@ -94,9 +95,9 @@ def loads(data: bytes, *, allowed: Allowed, source: str) -> Any:
 class _Unpickler(pickle.Unpickler):
     """Unpickler that replaces every name in a pickle by the caller's function for it."""
 
-    def __init__(self, data, allowed, source):
+    def __init__(self, data, allowed, source, persistent):
         super().__init__(io.BytesIO(data))
-        self._allowed, self._source = allowed, source
+        self._allowed, self._source, self.persistent_load = allowed, source, persistent
 
     def find_class(self, module, name):
         if (module, name) not in self._allowed:
@@ -176,7 +177,7 @@ _RUN = 1000
 _PLAIN = _plain_opcodes()
 
 
-def check(data: bytes, source: str) -> None:
+def check(data: bytes, source: str, allow_persistent: bool = False) -> None:
     """Check the opcodes of a pickle without running them.
 
     Raises:
@@ -193,6 +194,9 @@ def check(data: bytes, source: str) -> None:
             break
         if code in _TUPLES:
             position, tuples = position + 1, tuples + 1
+            continue
+        if code == b"Q" and allow_persistent:
+            position += 1
             continue
         if code in _SETS and sets < _MAX_SETS:
             position, sets = position + 1, sets + 1
@@ -327,6 +331,7 @@ _TAKEN = {
     "NEWOBJ_EX": 3,
     "STACK_GLOBAL": 2,
     "POP": 1,
+    "BINPERSID": 1,
 }
 
 

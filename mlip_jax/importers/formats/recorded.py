@@ -25,14 +25,10 @@ class RecordedWeights:
     def __init__(self, state: Mapping[str, np.ndarray], program: str, anchor: str):
         found = [name for name in state if name.endswith(anchor)]
         if not found:
-            raise WeightsError(
-                f"the state dict has no {anchor!r}, so it is not that of {program}. It has "
-                f"{', '.join(sorted(state)[:8])}, ..."
-            )
+            raise WeightsError(f"the state dict has no {anchor!r}, so it is not that of {program}. It has "
+                               f"{', '.join(sorted(state)[:8])}, ...")
         prefix = found[0].removesuffix(anchor)
-        self._arrays = {
-            name.removeprefix(prefix): np.asarray(array) for name, array in state.items()
-        }
+        self._arrays = {name.removeprefix(prefix): np.asarray(array) for name, array in state.items()}
         self._program, self._taken = program, set()
 
     def __contains__(self, name: str) -> bool:
@@ -45,16 +41,12 @@ class RecordedWeights:
           WeightsError: There is no such array, or it does not have `size` numbers.
         """
         if name not in self._arrays:
-            raise WeightsError(
-                f"the state dict has no {name!r}; it is not that of {self._program}, or incomplete. It "
-                f"has {', '.join(sorted(self._arrays)[:8])}, ..."
-            )
+            raise WeightsError(f"the state dict has no {name!r}; it is not that of {self._program}, or incomplete. It "
+                               f"has {', '.join(sorted(self._arrays)[:8])}, ...")
         array = self._arrays[name]
         if size is not None and array.size != size:
-            raise WeightsError(
-                f"{name} must have {size} numbers in this model, received {array.size}; do the weights "
-                "and the settings belong together?"
-            )
+            raise WeightsError(f"{name} must have {size} numbers in this model, received {array.size}; do the weights "
+                               "and the settings belong together?")
         self._taken.add(name)
         return array
 
@@ -74,10 +66,8 @@ class RecordedWeights:
         """
         left = sorted(set(self._arrays) - self._taken)
         if left:
-            raise WeightsError(
-                f"{len(left)} arrays of the state dict have no place in {self._program} with these "
-                f"settings: {', '.join(left[:8])}"
-            )
+            raise WeightsError(f"{len(left)} arrays of the state dict have no place in {self._program} with these "
+                               f"settings: {', '.join(left[:8])}")
 
     def linear(self, name: str, inputs: Irreps, outputs: Irreps) -> dict[str, np.ndarray]:
         """Return the kernels of e3nn's Linear by irrep, shape (inputs, outputs) each.
@@ -87,9 +77,7 @@ class RecordedWeights:
         shapes = self._pairs(inputs, outputs, lambda u, w: (u, w))
         return self._split(name, shapes, inputs, outputs)
 
-    def products(
-        self, name: str, inputs: Irreps, attributes: int, outputs: Irreps
-    ) -> dict[str, np.ndarray]:
+    def products(self, name: str, inputs: Irreps, attributes: int, outputs: Irreps) -> dict[str, np.ndarray]:
         """Return the kernels of e3nn's FullyConnectedTensorProduct with scalars by irrep.
 
         The shape of each is (attributes, inputs, outputs).
@@ -101,20 +89,16 @@ class RecordedWeights:
     @staticmethod
     def _pairs(inputs, outputs, shape):
         width = {irrep: channels for channels, irrep in outputs}
-        return [
-            (irrep, shape(channels, width[irrep])) for channels, irrep in inputs if irrep in width
-        ]
+        return [(irrep, shape(channels, width[irrep])) for channels, irrep in inputs if irrep in width]
 
     def _split(self, name, shapes: Sequence[tuple[Irrep, tuple[int, ...]]], inputs, outputs):
         flat, start, kernels = self(name).reshape(-1), 0, {}
         if flat.size != (expected := sum(int(np.prod(shape)) for _, shape in shapes)):
-            raise WeightsError(
-                f"{name} must have {expected} numbers for {to_text(inputs)} -> {to_text(outputs)}, "
-                f"received {flat.size}; do the weights and the settings belong together?"
-            )
+            raise WeightsError(f"{name} must have {expected} numbers for {to_text(inputs)} -> {to_text(outputs)}, "
+                               f"received {flat.size}; do the weights and the settings belong together?")
         for irrep, shape in shapes:
             size = int(np.prod(shape))
-            kernels[str(irrep)] = flat[start : start + size].reshape(shape)
+            kernels[str(irrep)] = flat[start:start + size].reshape(shape)
             start += size
         return kernels
 
@@ -122,9 +106,7 @@ class RecordedWeights:
 def table_of(elements: Sequence[int], values: np.ndarray) -> np.ndarray:
     """Return a table by atomic number, shape (119,), zero for other elements; one value is repeated."""
     table = np.zeros(119, np.float64)
-    table[list(elements)] = np.broadcast_to(
-        np.asarray(values, np.float64).reshape(-1), len(elements)
-    )
+    table[list(elements)] = np.broadcast_to(np.asarray(values, np.float64).reshape(-1), len(elements))
     return table
 
 

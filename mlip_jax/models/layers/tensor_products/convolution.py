@@ -9,7 +9,6 @@ radial network.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Container
 from typing import NamedTuple
 
@@ -23,7 +22,7 @@ from mlip_jax.models.layers.tensor_products.irreps import Features, Irrep, Irrep
 from mlip_jax.models.layers.tensor_products.linear import PathWeights
 from mlip_jax.models.layers.tensor_products.primitives import convolve_blocks
 
-BLOCK = 512  # edges per block: their intermediate values fit into the cache of a core
+_BLOCK = 512  # edges per block: their intermediate values fit into the cache of a core
 
 
 class Path(NamedTuple):
@@ -44,9 +43,8 @@ class Path(NamedTuple):
     start: int
 
 
-def convolution_paths(
-    sources: Irreps, harmonics: list[Irrep], wanted: Container[Irrep], sort_weights: bool = False
-) -> tuple[Path, ...]:
+def convolution_paths(sources: Irreps, harmonics: list[Irrep], wanted: Container[Irrep],
+                      sort_weights: bool = False) -> tuple[Path, ...]:
     """Return the paths of a convolution, in the order of the output.
 
     The output is sorted by irrep. Within an irrep, the channels of paths follow each other in the
@@ -59,13 +57,8 @@ def convolution_paths(
       sort_weights: Whether the weights are in the order of the output (MACE, SevenNet from 0.11
         on) instead of the order of the loops (NequIP).
     """
-    loops = [
-        (source, b, target, channels)
-        for channels, source in sources
-        for b in range(len(harmonics))
-        for target in product(source, harmonics[b])
-        if target in wanted
-    ]
+    loops = [(source, b, target, channels) for channels, source in sources for b in range(len(harmonics))
+             for target in product(source, harmonics[b]) if target in wanted]
     order = sorted(range(len(loops)), key=lambda k: loops[k][2])
     start, starts = 0, {}
     for k in order if sort_weights else range(len(loops)):
@@ -87,14 +80,8 @@ def output_irreps(paths: tuple[Path, ...]) -> Irreps:
     return tuple((count, irrep) for irrep, count in channels.items())
 
 
-def convolve(
-    features: Features,
-    harmonics: list[jax.Array],
-    weights: PathWeights,
-    edge: Pairs,
-    paths: tuple[Path, ...],
-    old_signs: bool = False,
-) -> Features:
+def convolve(features: Features, harmonics: list[jax.Array], weights: PathWeights, edge: Pairs,
+             paths: tuple[Path, ...], old_signs: bool = False) -> Features:
     """Sum the messages of the neighbors of each atom.
 
     Args:
@@ -109,22 +96,37 @@ def convolve(
       Features, shape (N, 2l + 1, channels of all paths) per irrep.
     """
     groups = _groups(paths)
-    block = min(BLOCK, len(edge.senders))
-    spec = Spec(
-        tuple(PathGroup(group.degree, group.triples) for group in groups),
-        edge.undirected,
-        old_signs,
-        block,
-    )
-    pad = functools.partial(_pad, size=-(-len(edge.senders) // block) * block)
-    hidden = pad(weights.hidden)  # rows of zeros: padding has no weight
-    x = [
-        jnp.concatenate([features[source] for source in group.sources], axis=-1) for group in groups
-    ]
+    hidden = _pad(weights.hidden, _num_rows(edge))
+    x = [jnp.concatenate([features[source] for source in group.sources], axis=-1) for group in groups]
     w = [[hidden @ weights.kernel[:, columns] for columns in group.columns] for group in groups]
-    y = pad(jnp.concatenate(harmonics, axis=-1))
-    summed = convolve_blocks(spec, x, y, w, pad(edge.senders), pad(edge.receivers))
-    return _by_irrep(paths, groups, summed)
+    parts = tuple(PathGroup(group.degree, group.triples) for group in groups)
+    return _by_irrep(paths, groups, sum_products(parts, x, harmonics, w, edge, old_signs))
+
+
+def sum_products(groups: tuple[PathGroup, ...], x, harmonics: list[jax.Array], w, edge: Pairs,
+                 old_signs: bool = False):
+    """Sum the products of features, harmonics and weights, an array (N, c, U) per group and path.
+
+    Args:
+      groups: Groups of paths.
+      x: Features of each group, shape (N, a, U).
+      harmonics: Spherical harmonics of the messages to edge.receivers, one array for each degree.
+      w: Weights of each group and path, shape (P, U), or more rows of zeros.
+      edge: Pairs.
+      old_signs: Take the couplings of e3nn 0.4.4.
+    """
+    rows, num = _num_rows(edge), len(edge.senders)
+    spec = Spec(groups, edge.undirected, old_signs, min(_BLOCK, num), compact=num <= _BLOCK)
+    max_degree = max(degree for group in groups for degree, _ in group.paths)
+    y = _pad(jnp.concatenate(harmonics[:max_degree + 1], axis=-1), rows)
+    w = [[_pad(values, rows) for values in group] for group in w]  # padding has no weight
+    return convolve_blocks(spec, x, y, w, _pad(edge.senders, rows), _pad(edge.receivers, rows))
+
+
+def _num_rows(edge: Pairs) -> int:
+    """Return the number of edges in whole blocks."""
+    block = min(_BLOCK, len(edge.senders))
+    return -(-len(edge.senders) // block) * block
 
 
 class _Group(NamedTuple):
@@ -151,18 +153,9 @@ def _groups(paths: tuple[Path, ...]) -> list[_Group]:
     joined: dict[tuple, list[Irrep]] = {}
     for source in sorted(of_source):
         joined.setdefault((source.degree, tuple(sorted(of_source[source]))), []).append(source)
-    return [
-        _Group(
-            degree,
-            sources,
-            triples,
-            [
-                np.concatenate([_columns(of_source[source][triple]) for source in sources])
-                for triple in triples
-            ],
-        )
-        for (degree, triples), sources in joined.items()
-    ]
+    return [_Group(degree, sources, triples, [
+        np.concatenate([_columns(of_source[source][triple]) for source in sources]) for triple in triples])
+        for (degree, triples), sources in joined.items()]
 
 
 def _columns(path: Path) -> np.ndarray:

@@ -38,16 +38,8 @@ def coupling(l1: int, l2: int, l3: int, old_signs: bool = False) -> np.ndarray:
     for m1 in range(-l1, l1 + 1):
         for m2 in range(-l2, l2 + 1):
             if abs(m1 + m2) <= l3:
-                complex_coupling[l1 + m1, l2 + m2, l3 + m1 + m2] = _clebsch_gordan(
-                    l1, m1, l2, m2, l3, m1 + m2
-                )
-    real = np.einsum(
-        "ia,jb,kc,ijk->abc",
-        _real_basis(l1),
-        _real_basis(l2),
-        _real_basis(l3).conj(),
-        complex_coupling,
-    )
+                complex_coupling[l1 + m1, l2 + m2, l3 + m1 + m2] = _clebsch_gordan(l1, m1, l2, m2, l3, m1 + m2)
+    real = np.einsum("ia,jb,kc,ijk->abc", _real_basis(l1), _real_basis(l2), _real_basis(l3).conj(), complex_coupling)
     values = real.real * (sqrt(2 * l3 + 1) / np.linalg.norm(real.real))
     values[np.abs(values) < 1e-12] = 0.0
     low, middle, high = sorted((l1, l2, l3))
@@ -60,9 +52,7 @@ def coupling(l1: int, l2: int, l3: int, old_signs: bool = False) -> np.ndarray:
 def _clebsch_gordan(j1, m1, j2, m2, j3, m3):
     """Compute <j1 m1 j2 m2 | j3 m3> with Racah's formula."""
     f = factorial
-    scale = sqrt(
-        (2 * j3 + 1) * f(j3 + j1 - j2) * f(j3 - j1 + j2) * f(j1 + j2 - j3) / f(j1 + j2 + j3 + 1)
-    )
+    scale = sqrt((2 * j3 + 1) * f(j3 + j1 - j2) * f(j3 - j1 + j2) * f(j1 + j2 - j3) / f(j1 + j2 + j3 + 1))
     scale *= sqrt(f(j3 + m3) * f(j3 - m3) * f(j1 - m1) * f(j1 + m1) * f(j2 - m2) * f(j2 + m2))
     total = 0.0
     for k in range(j1 + j2 - j3 + 1):
@@ -94,6 +84,15 @@ def _orders(l: int) -> list[int]:
     return [m for k in range(l, 0, -1) for m in (k, -k)] + [0]
 
 
+def e3nn_coupling(l1: int, l2: int, l3: int) -> np.ndarray:
+    """Return a coupling in the basis and norm of e3nn, its "wigner_3j" from version 0.5 on.
+
+    The components of e3nn are m = -l, ..., l about the y axis.
+    """
+    order = [np.argsort(_orders(l)) for l in (l1, l2, l3)]
+    return coupling(l1, l2, l3)[np.ix_(*order)] / sqrt(2 * l3 + 1)
+
+
 def nonzero(values: np.ndarray) -> list[tuple[int, int, int, float]]:
     """Return the nonzero entries of a coupling: (component 1, 2, 3, value)."""
     return [(*map(int, index), float(values[tuple(index)])) for index in np.argwhere(values)]
@@ -120,7 +119,7 @@ def spherical_harmonics(vectors: jax.Array, max_degree: int) -> list[jax.Array]:
         for a, b, c, value in _recursion(l):
             higher[c] = higher[c] + value * components[l][a] * unit[b]
         components.append(higher)
-    return [jnp.stack(values, axis=-1) for values in components[: max_degree + 1]]
+    return [jnp.stack(values, axis=-1) for values in components[:max_degree + 1]]
 
 
 @functools.cache

@@ -18,8 +18,8 @@ import numpy as np
 
 from mlip_jax.graphs.graph import Pairs
 from mlip_jax.models.layers.basic import gather
-from mlip_jax.models.layers.tensor_products.chunks import PathGroup, Spec
-from mlip_jax.models.layers.tensor_products.convolution import BLOCK
+from mlip_jax.models.layers.tensor_products.chunks import PathGroup
+from mlip_jax.models.layers.tensor_products.convolution import sum_products
 from mlip_jax.models.layers.tensor_products.couplings import coupling, opposite
 from mlip_jax.models.layers.tensor_products.irreps import Features, Irrep, natural, product
 from mlip_jax.models.layers.tensor_products.linear import (
@@ -28,7 +28,6 @@ from mlip_jax.models.layers.tensor_products.linear import (
     element_index,
     normalized_activation,
 )
-from mlip_jax.models.layers.tensor_products.primitives import convolve_blocks
 
 
 class SummedPath(NamedTuple):
@@ -71,12 +70,11 @@ class Direction(NamedTuple):
     """One direction of the pairs.
 
     Attributes:
-      senders, receivers: Indices of the atoms, shape (P,).
+      edge: Directed pairs.
       harmonics: Spherical harmonics of the vectors from sender to receiver, one array per degree.
     """
 
-    senders: jax.Array
-    receivers: jax.Array
+    edge: Pairs
     harmonics: list[jax.Array]
 
 
@@ -87,9 +85,11 @@ def directions(edge: Pairs, harmonics: list[jax.Array]) -> list[Direction]:
       edge: Pairs.
       harmonics: Spherical harmonics of edge.displacements, which point to the senders.
     """
-    forward = Direction(edge.senders, edge.receivers, opposite(harmonics))
-    backward = Direction(edge.receivers, edge.senders, harmonics)
-    return [forward, backward] if edge.undirected else [forward]
+    forward = Direction(edge._replace(undirected=False), opposite(harmonics))
+    if not edge.undirected:
+        return [forward]
+    back = Pairs(edge.senders, edge.receivers, -edge.displacements, False)
+    return [forward, Direction(back, harmonics)]
 
 
 class ElementPairNetwork(nn.Module):
@@ -115,7 +115,7 @@ class ElementPairNetwork(nn.Module):
         """Compute the last hidden layer of each edge, and return it with the last kernel."""
         index, num = element_index(numbers, self.elements)
         sender, receiver = (table.astype(dtype) for table in self.tables)
-        first, second = (gather(index, atoms) for atoms in (way.senders, way.receivers))
+        first, second = (gather(index, atoms) for atoms in (way.edge.senders, way.edge.receivers))
         act = normalized_activation("silu")
         if num * num > len(first):
             return self.network.path_weights(act(gather(sender, first) + gather(receiver, second)))
@@ -225,7 +225,7 @@ class PairEmbedding(nn.Module):
         """Compute the features of each edge in one direction."""
         index, num = element_index(numbers, self.elements)
         sender, receiver = (table.astype(dtype) for table in self.tables)
-        first, second = (gather(index, atoms) for atoms in (way.senders, way.receivers))
+        first, second = (gather(index, atoms) for atoms in (way.edge.senders, way.edge.receivers))
         if num * num > len(first):
             return self._features(gather(sender, first) + gather(receiver, second))
         pairs = (sender[:, None] + receiver[None]).reshape(num * num, -1)
@@ -249,7 +249,10 @@ def sum_edges(ways: list[Direction], edges, num: int) -> Features:
     degrees = range(len(edges[0]))
     ones = jnp.ones((num, 1, edges[0][0].shape[-1]), edges[0][0].dtype)
     group = PathGroup(0, tuple((l, l) for l in degrees))
-    sums = [_summed(way, (group,), [ones], [values])[0] for way, values in zip(ways, edges)]
+    sums = [
+        sum_products((group,), [ones], way.harmonics, [values], way.edge)[0]
+        for way, values in zip(ways, edges)
+    ]
     return {natural(l)[l]: sum(parts[l] for parts in sums) for l in degrees}
 
 
@@ -277,24 +280,8 @@ def sum_messages(features: Features, ways: list[Direction], edges, weights, path
     x, totals = [features[source] for source in sorted(features)], {}
     for way, values, weigh in zip(ways, edges, weights):
         w = [[weigh(k) * values[paths[k].degree] for k in group] for group in indices]
-        for group, sums in zip(indices, _summed(way, groups, x, w)):
+        for group, sums in zip(indices, sum_products(groups, x, way.harmonics, w, way.edge)):
             for k, value in zip(group, sums):
                 target, value = paths[k].target, paths[k].scale * value
                 totals[target] = totals[target] + value if target in totals else value
     return dict(sorted(totals.items()))
-
-
-def _summed(way: Direction, groups: tuple[PathGroup, ...], x, w):
-    """Sum products of features, harmonics and weights at the receivers, see chunks.forward."""
-    num = len(way.senders)
-    block = min(BLOCK, num)
-    rows = -(-num // block) * block
-
-    def pad(values):
-        return jnp.pad(values, ((0, rows - num), *[(0, 0)] * (values.ndim - 1)))
-
-    # rows of zeros: padding has no weight
-    w = [[pad(values) for values in group] for group in w]
-    y = pad(jnp.concatenate(way.harmonics, axis=-1))
-    spec = Spec(groups, False, False, block)
-    return convolve_blocks(spec, x, y, w, pad(way.senders), pad(way.receivers))

@@ -7,15 +7,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from mlip_jax.models.layers.tensor_products.irreps import (
-    EVEN,
-    SCALAR,
-    Features,
-    Irrep,
-    Irreps,
-    merge,
-    reachable,
-)
+from mlip_jax.models.layers.tensor_products.irreps import EVEN, SCALAR, Features, Irrep, Irreps, merge, reachable
 from mlip_jax.models.layers.tensor_products.linear import normalized_activation
 
 
@@ -35,21 +27,18 @@ class Gate(NamedTuple):
 
     def __call__(self, features: Features) -> Features:
         """Apply the gate: silu to even scalars, tanh to odd ones, normalized as in e3nn."""
-        act = {
-            parity: normalized_activation("silu" if parity == EVEN else "tanh")
-            for parity in (1, -1)
-        }
+        act = {parity: normalized_activation("silu" if parity == EVEN else "tanh") for parity in (1, -1)}
         out, gates = {}, None
         gate_irrep = Irrep(0, self.parity)
         widths = dict((irrep, channels) for channels, irrep in self.output)
         if any(irrep.degree for irrep in widths):
-            gates = act[self.parity](features[gate_irrep][..., widths.get(gate_irrep, 0) :])
+            gates = act[self.parity](features[gate_irrep][..., widths.get(gate_irrep, 0):])
         start = 0
         for channels, irrep in self.output:
             if irrep.degree == 0:
                 out[irrep] = act[irrep.parity](features[irrep][..., :channels])
                 continue
-            out[irrep] = features[irrep] * gates[..., start : start + channels]
+            out[irrep] = features[irrep] * gates[..., start:start + channels]
             start += channels
         return out
 
@@ -92,6 +81,4 @@ def layout(features: Features, max_degree: int, has_parity: bool):
     else:
         by_degree = {irrep.degree: irrep for irrep in features}
         sides = [[by_degree.get(l, Irrep(l, (-1) ** l)) for l in range(max_degree + 1)]]
-    return jnp.stack(
-        [jnp.concatenate([block(irrep) for irrep in side], axis=1) for side in sides], axis=1
-    )
+    return jnp.stack([jnp.concatenate([block(irrep) for irrep in side], axis=1) for side in sides], axis=1)

@@ -13,7 +13,11 @@ from mlip_jax.models.layers.tensor_products.convolution import (
 )
 from mlip_jax.models.layers.tensor_products.gates import gate_for
 from mlip_jax.models.layers.tensor_products.irreps import Features, Irrep, Irreps, irreps_of
-from mlip_jax.models.layers.tensor_products.linear import ElementLinear, IrrepsLinear, ScalarNetwork
+from mlip_jax.models.layers.tensor_products.linear import (
+    ElementLinear,
+    IrrepsLinear,
+    ScalarNetwork,
+)
 
 SELF_CONNECTIONS = ("none", "linear", "elements")
 
@@ -46,16 +50,8 @@ class Interaction(nn.Module):
     old_signs: bool = False
 
     @nn.compact
-    def __call__(
-        self,
-        features: Features,
-        numbers: jax.Array,
-        attributes: jax.Array | None,
-        edge: Pairs,
-        harmonics: list[jax.Array],
-        radial: jax.Array,
-        scale,
-    ) -> Features:
+    def __call__(self, features: Features, numbers: jax.Array, attributes: jax.Array | None, edge: Pairs,
+                 harmonics: list[jax.Array], radial: jax.Array, scale) -> Features:
         """Compute the features of the next layer.
 
         Args:
@@ -69,34 +65,23 @@ class Interaction(nn.Module):
         """
         sources = irreps_of(features)
         gate = gate_for(self.hidden, features, self.harmonics)
-        paths = convolution_paths(
-            sources, list(self.harmonics), {irrep for _, irrep in gate.inputs}
-        )
-        weights = ScalarNetwork(
-            (*self.radial_widths, num_weights(paths)), form=self.form, name="radial"
-        ).path_weights(radial)
+        paths = convolution_paths(sources, list(self.harmonics), {irrep for _, irrep in gate.inputs})
+        weights = ScalarNetwork((*self.radial_widths, num_weights(paths)), form=self.form, name="radial").path_weights(
+            radial)
         mixed = IrrepsLinear(sources, self.use_bias, name="linear_1")(features)
         mixed = {irrep: values * scale for irrep, values in mixed.items()}
         summed = convolve(mixed, harmonics, weights, edge, paths, self.old_signs)
         out = IrrepsLinear(gate.inputs, self.use_bias, name="linear_2")(summed)
         own = self._self_connection(gate.inputs, features, numbers, attributes)
-        return gate(
-            {
-                irrep: values + own[irrep] if irrep in own else values
-                for irrep, values in out.items()
-            }
-        )
+        return gate({irrep: values + own[irrep] if irrep in own else values for irrep, values in out.items()})
 
     def _self_connection(self, irreps, features, numbers, attributes):
         if self.self_connection not in SELF_CONNECTIONS:
-            raise ValueError(
-                f"self_connection must be one of {SELF_CONNECTIONS}, received {self.self_connection!r}"
-            )
+            raise ValueError(f"self_connection must be one of {SELF_CONNECTIONS}, received {self.self_connection!r}")
         if self.self_connection == "none":
             return {}
         matching = tuple(block for block in irreps if block[1] in features)
         if self.self_connection == "linear":
             return IrrepsLinear(matching, name="self_connection")(features)
         return ElementLinear(matching, self.elements, self.element_scale, name="self_connection")(
-            features, numbers, attributes
-        )
+            features, numbers, attributes)

@@ -69,10 +69,7 @@ def to_text(irreps: Irreps) -> str:
 
 def product(a: Irrep, b: Irrep) -> list[Irrep]:
     """Return the irreps in the product of two irreps, by ascending degree."""
-    return [
-        Irrep(l, a.parity * b.parity)
-        for l in range(abs(a.degree - b.degree), a.degree + b.degree + 1)
-    ]
+    return [Irrep(l, a.parity * b.parity) for l in range(abs(a.degree - b.degree), a.degree + b.degree + 1)]
 
 
 def reachable(a: Iterable[Irrep], b: Iterable[Irrep]) -> set[Irrep]:

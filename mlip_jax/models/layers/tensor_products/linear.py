@@ -22,25 +22,16 @@ from mlip_jax.models.layers.tensor_products.irreps import SCALAR, Features, Irre
 # Factors that give activations a unit second moment for normally distributed inputs. They are
 # e3nn's estimates from a million random numbers; the integrals differ by 0.2 %.
 NORMALIZATION = {
-    "silu": 1.6791767923989418,
-    "tanh": 1.5937334472592695,
-    "relu": 1.4163393446331365,
-    "sigmoid": 1.8467055342154763,
-    "abs": 1.001110600838467,
-    "shifted_softplus": 1.878204668541552,
-    "elu": 1.2467863885570512,
-    "gelu": 1.5360642850770576,
-    "mish": 1.4891609082630328,
-}
+    "silu": 1.6791767923989418, "tanh": 1.5937334472592695, "relu": 1.4163393446331365,
+    "sigmoid": 1.8467055342154763, "abs": 1.001110600838467, "shifted_softplus": 1.878204668541552,
+    "elu": 1.2467863885570512, "gelu": 1.5360642850770576, "mish": 1.4891609082630328}
 
 
 def normalized_activation(name: str) -> Callable:
     """Return the activation `name` (layers.ACTIVATIONS) times its normalization constant."""
     if name not in NORMALIZATION or name not in ACTIVATIONS:
-        raise ValueError(
-            f"activation must be one of {sorted(set(NORMALIZATION) & set(ACTIVATIONS))}, "
-            f"received {name!r}"
-        )
+        raise ValueError(f"activation must be one of {sorted(set(NORMALIZATION) & set(ACTIVATIONS))}, "
+                         f"received {name!r}")
     return lambda x: NORMALIZATION[name] * ACTIVATIONS[name](x)
 
 
@@ -93,9 +84,7 @@ class ElementLinear(nn.Module):
     scale: float = 1.0
 
     @nn.compact
-    def __call__(
-        self, features: Features, numbers: jax.Array, attributes: jax.Array | None = None
-    ) -> Features:
+    def __call__(self, features: Features, numbers: jax.Array, attributes: jax.Array | None = None) -> Features:
         """Compute the map.
 
         Args:
@@ -113,15 +102,11 @@ class ElementLinear(nn.Module):
                 continue
             x = features[irrep]
             rows = num if attributes is None else attributes.shape[-1]
-            table = self.param(
-                str(irrep), nn.initializers.normal(1.0), (rows, x.shape[-1], channels)
-            ).astype(x.dtype)
+            table = self.param(str(irrep), nn.initializers.normal(1.0), (rows, x.shape[-1], channels)).astype(x.dtype)
             table = table * (self.scale / sqrt(x.shape[-1]))
             if attributes is not None:
                 table = jnp.tensordot(attributes.astype(x.dtype) / sqrt(rows), table, 1)
-            out[irrep] = jnp.einsum(
-                "ncu,nuw->ncw", x, table if index is None else gather(table, index)
-            )
+            out[irrep] = jnp.einsum("ncu,nuw->ncw", x, table if index is None else gather(table, index))
         return out
 
 
@@ -188,11 +173,8 @@ class ScalarNetwork(nn.Module):
         init = nn.initializers.normal(1.0) if self.form == "e3nn" else _uniform
         for n, width in enumerate(self.widths):
             last = n == len(self.widths) - 1
-            kernel = self.param(
-                f"kernel_{n}",
-                nn.initializers.zeros if last and self.zero_init else init,
-                (x.shape[-1], width),
-            ).astype(x.dtype)
+            kernel = self.param(f"kernel_{n}", nn.initializers.zeros if last and self.zero_init else init,
+                                (x.shape[-1], width)).astype(x.dtype)
             gain = sqrt(2.0) if self.form == "nequip" and n > 0 else 1.0
             kernel = kernel * (gain / sqrt(x.shape[-1]))
             if last:

@@ -46,9 +46,7 @@ def _bind(primitive, spec, wanted, *args):
     """Call a primitive with pytrees. None marks arguments and results that are absent."""
     leaves, tree = jax.tree.flatten(args)
     call = _Call(spec, tree, wanted)
-    outputs = jax.tree.structure(
-        jax.eval_shape(lambda *a: _FUNCTIONS[primitive](call, *a), *map(_shape, leaves))
-    )
+    outputs = jax.tree.structure(jax.eval_shape(lambda *a: _FUNCTIONS[primitive](call, *a), *map(_shape, leaves)))
     return jax.tree.unflatten(outputs, primitive.bind(*leaves, call=call))
 
 
@@ -87,33 +85,20 @@ def _two(call, leaves):
 
 def _tangent(function: Callable, tangents, arguments):
     """Differentiate along tangents of the first arguments; None is a tangent of zero."""
-    filled = [
-        jax.tree.map(jnp.zeros_like, a) if t is None else t for t, a in zip(tangents, arguments)
-    ]
-    indices = arguments[len(filled) :]
-    return jax.jvp(
-        lambda *a: function(*a, *indices), tuple(arguments[: len(filled)]), tuple(filled)
-    )[1]
+    filled = [jax.tree.map(jnp.zeros_like, a) if t is None else t for t, a in zip(tangents, arguments)]
+    indices = arguments[len(filled):]
+    return jax.jvp(lambda *a: function(*a, *indices), tuple(arguments[:len(filled)]), tuple(filled))[1]
 
 
 _CONVOLVE, _CONVOLVE_TANGENT = Primitive("convolve"), Primitive("convolve_tangent")
-_BACKWARD, _BACKWARD_TANGENT = (
-    Primitive("convolve_backward"),
-    Primitive("convolve_backward_tangent"),
-)
+_BACKWARD, _BACKWARD_TANGENT = Primitive("convolve_backward"), Primitive("convolve_backward_tangent")
 _SECOND = Primitive("convolve_second")
-_FUNCTIONS = {
-    _CONVOLVE: _convolve,
-    _CONVOLVE_TANGENT: _convolve_tangent,
-    _BACKWARD: _backward,
-    _BACKWARD_TANGENT: _backward_tangent,
-    _SECOND: _second,
-}
+_FUNCTIONS = {_CONVOLVE: _convolve, _CONVOLVE_TANGENT: _convolve_tangent, _BACKWARD: _backward,
+              _BACKWARD_TANGENT: _backward_tangent, _SECOND: _second}
 
 
 def _define(primitive, function):
     """Register how to evaluate, compile, batch and, by default, differentiate a primitive."""
-
     def flat(*leaves, call):
         return jax.tree.leaves(function(call, *leaves))
 
@@ -127,12 +112,9 @@ def _define(primitive, function):
 
     primitive.multiple_results = True
     primitive.def_impl(jax.jit(flat, static_argnames="call"))
-    primitive.def_abstract_eval(
-        lambda *avals, call: [
-            jax.core.ShapedArray(o.shape, o.dtype)
-            for o in jax.eval_shape(functools.partial(flat, call=call), *map(_shape, avals))
-        ]
-    )
+    primitive.def_abstract_eval(lambda *avals, call: [
+        jax.core.ShapedArray(o.shape, o.dtype)
+        for o in jax.eval_shape(functools.partial(flat, call=call), *map(_shape, avals))])
     mlir.register_lowering(primitive, mlir.lower_fun(flat, multiple_results=True))
     batching.primitive_batchers[primitive] = batch
     ad.primitive_jvps[primitive] = jvp
@@ -146,12 +128,8 @@ def _slots(call, leaves, tangents, num):
     """Group leaves by argument; a tangent is None if it is zero for the whole argument."""
     arguments = jax.tree.unflatten(call.tree, leaves)
     flat = jax.tree.unflatten(call.tree, tangents)
-    grouped = [
-        None
-        if all(map(_is_zero, jax.tree.leaves(t, is_leaf=_is_zero)))
-        else jax.tree.map(ad.instantiate_zeros, t, is_leaf=_is_zero)
-        for t in flat[:num]
-    ]
+    grouped = [None if all(map(_is_zero, jax.tree.leaves(t, is_leaf=_is_zero))) else
+               jax.tree.map(ad.instantiate_zeros, t, is_leaf=_is_zero) for t in flat[:num]]
     return arguments, tuple(grouped)
 
 
@@ -161,16 +139,12 @@ def _is_zero(tangent):
 
 def _jvp_with(tangent_primitive, primitive, num):
     """Return the rule of a primitive whose tangent is another primitive, linear in `num` arguments."""
-
     def rule(primals, tangents, call):
         arguments, grouped = _slots(call, primals, tangents, num)
         out = primitive.bind(*primals, call=call)
         if all(t is None for t in grouped):
             return out, [ad.Zero.from_primal_value(o) for o in out]
-        return out, jax.tree.leaves(
-            _bind(tangent_primitive, call.spec, call.wanted, grouped, *arguments)
-        )
-
+        return out, jax.tree.leaves(_bind(tangent_primitive, call.spec, call.wanted, grouped, *arguments))
     return rule
 
 
@@ -180,16 +154,12 @@ ad.primitive_jvps[_BACKWARD] = _jvp_with(_BACKWARD_TANGENT, _BACKWARD, 4)
 
 def _transpose_with(primitive, cotangent_tree):
     """Return the transpose rule of a tangent, the cotangents of its first argument."""
-
     def rule(cotangents, *leaves, call):
         slots, *arguments = jax.tree.unflatten(call.tree, leaves)
         cotangents = cotangent_tree(call, [ad.instantiate_zeros(c) for c in cotangents], arguments)
-        found = _bind(
-            primitive, call.spec, tuple(slot is not None for slot in slots), cotangents, *arguments
-        )
+        found = _bind(primitive, call.spec, tuple(slot is not None for slot in slots), cotangents, *arguments)
         results = [None if slot is None else value for slot, value in zip(slots, found)]
         return [*jax.tree.leaves(results), *[None] * (len(leaves) - len(jax.tree.leaves(results)))]
-
     return rule
 
 
@@ -201,10 +171,8 @@ def _like_convolution(call, cotangents, arguments):
 def _like_backward(call, cotangents, arguments):
     """Structure cotangents of the derivatives with respect to x, y and w."""
     cotangents = iter(cotangents)
-    return tuple(
-        jax.tree.map(lambda _: next(cotangents), a) if wanted else None
-        for a, wanted in zip(arguments[1:4], call.wanted)
-    )
+    return tuple(jax.tree.map(lambda _: next(cotangents), a) if wanted else None
+                 for a, wanted in zip(arguments[1:4], call.wanted))
 
 
 ad.primitive_transposes[_CONVOLVE_TANGENT] = _transpose_with(_BACKWARD, _like_convolution)

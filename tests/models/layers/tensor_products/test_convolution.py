@@ -24,21 +24,12 @@ WANTED = [irrep for _, irrep in parse("0e+1o+1e+2o")]
 
 def test_order_of_paths_and_weights():
     """The output is sorted; weights are in the order of the loops, or in that of the output."""
-    paths = convolution_paths(
-        parse("3x0e+2x1o"), natural(1), [irrep for _, irrep in parse("0e+1o+1e")]
-    )
-    assert [(str(p.source), p.degree, str(p.target)) for p in paths] == [
-        ("0e", 0, "0e"),
-        ("1o", 1, "0e"),
-        ("0e", 1, "1o"),
-        ("1o", 0, "1o"),
-        ("1o", 1, "1e"),
-    ]
+    paths = convolution_paths(parse("3x0e+2x1o"), natural(1), [irrep for _, irrep in parse("0e+1o+1e")])
+    assert [(str(p.source), p.degree, str(p.target)) for p in paths] == \
+        [("0e", 0, "0e"), ("1o", 1, "0e"), ("0e", 1, "1o"), ("1o", 0, "1o"), ("1o", 1, "1e")]
     assert [p.start for p in paths] == [0, 8, 3, 6, 10] and num_weights(paths) == 12
     assert to_text(output_irreps(paths)) == "5x0e+5x1o+2x1e"
-    again = convolution_paths(
-        parse("3x0e+2x1o"), natural(1), [irrep for _, irrep in parse("0e+1o+1e")], True
-    )
+    again = convolution_paths(parse("3x0e+2x1o"), natural(1), [irrep for _, irrep in parse("0e+1o+1e")], True)
     assert [p.start for p in again] == [0, 3, 5, 8, 10]
 
 
@@ -58,33 +49,21 @@ def test_convolution_is_its_definition(undirected, old_signs):
     @jax.jit
     def convolved(x, filters, edge):
         edge = edge._replace(undirected=undirected)
-        return convolve(
-            x, spherical_harmonics(edge.displacements, 2), filters, edge, paths, old_signs
-        )
+        return convolve(x, spherical_harmonics(edge.displacements, 2), filters, edge, paths, old_signs)
 
     found = convolved(x, filters, edge)
-    expected = {
-        irrep: np.zeros((num, irrep.size, channels)) for channels, irrep in output_irreps(paths)
-    }
-    weights, both = (
-        filters.values(),
-        [np.asarray(y) for y in spherical_harmonics(jnp.asarray(vectors), 2)],
-    )
+    expected = {irrep: np.zeros((num, irrep.size, channels)) for channels, irrep in output_irreps(paths)}
+    weights, both = filters.values(), [np.asarray(y) for y in spherical_harmonics(jnp.asarray(vectors), 2)]
     for p in range(pairs):
         both_ways = [(receivers[p], senders[p], (1, 1, 1)), (senders[p], receivers[p], (1, -1, 1))]
-        for i, j, signs in both_ways[: 1 + undirected]:
+        for i, j, signs in both_ways[:1 + undirected]:
             harmonics = [(s * y)[p] for s, y in zip(signs, both)]
             start = dict.fromkeys(expected, 0)
             for q in paths:
                 c = coupling(q.source.degree, q.degree, q.target.degree, old_signs)
-                message = np.einsum(
-                    "abc,au,b,u->cu",
-                    c,
-                    x[q.source][j],
-                    harmonics[q.degree],
-                    weights[p, q.start : q.start + q.channels],
-                )
-                expected[q.target][i, :, start[q.target] : start[q.target] + q.channels] += message
+                message = np.einsum("abc,au,b,u->cu", c, x[q.source][j], harmonics[q.degree],
+                                    weights[p, q.start:q.start + q.channels])
+                expected[q.target][i, :, start[q.target]:start[q.target] + q.channels] += message
                 start[q.target] += q.channels
     assert list(found) == list(expected)
     for irrep, values in expected.items():

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mlip_jax.graphs.graph import Pairs
 from mlip_jax.models.layers.tensor_products.couplings import coupling, spherical_harmonics
 from mlip_jax.models.layers.tensor_products.edge_booster import (
     Direction,
@@ -35,6 +36,10 @@ def test_paths_are_divided_by_the_root_of_their_number():
     assert [p.scale for p in paths if p.target.degree == 1] == pytest.approx([3**-0.5] * 3)
 
 
+def direction(senders, receivers):
+    return Direction(Pairs(receivers, senders, jnp.zeros((len(senders), 3)), False), [])
+
+
 @pytest.mark.parametrize(
     "module", [ElementPairNetwork((5, 4, 3), (1, 6)), PairEmbedding(4, (1, 6))]
 )
@@ -44,12 +49,12 @@ def test_table_of_element_pairs_gives_the_same_as_single_edges(module):
     indices = [jnp.asarray(np.random.default_rng(k).integers(0, 3, 7)) for k in (0, 1)]
 
     def run(params, senders, receivers):
-        way = Direction(senders, receivers, [])
+        way = direction(senders, receivers)
         if isinstance(module, PairEmbedding):
             return module.apply(params, way, numbers, jnp.float64)
         return module.apply(params, way, numbers, jnp.float64, method="path_weights").values()
 
-    args = (Direction(*indices, []), numbers, jnp.float64)
+    args = (direction(*indices), numbers, jnp.float64)
     method = None if isinstance(module, PairEmbedding) else "path_weights"
     params = module.init(jax.random.key(0), *args, method=method)
     many = run(params, *indices)
