@@ -61,7 +61,8 @@ class Model(nn.Module):
       num_features: Number of channels F of each degree, even.
       num_layers: Number of layers.
       max_degree: Largest degree of the edges and of the sums over the neighbors; published: 3.
-      feature_degree: Largest degree of the features between layers. The last layer has scalars.
+      feature_degree: Largest degree of the features between layers; None: max_degree. The last layer
+        has scalars.
       correlation: Number of factors of the largest products, 2 or 3.
       cutoff: Cutoff radius (Å).
       cutoff_power: Power p of the envelope of "bessel" (layers.polynomial_cutoff).
@@ -85,7 +86,7 @@ class Model(nn.Module):
     num_features: int = 256
     num_layers: int = 2
     max_degree: int = 3
-    feature_degree: int = 3
+    feature_degree: int | None = None
     correlation: int = 3
     cutoff: float = 5.0
     cutoff_power: int = 5
@@ -108,7 +109,7 @@ class Model(nn.Module):
             )
         if self.correlation not in (2, 3):
             raise ValueError(f"correlation must be 2 or 3, received {self.correlation}")
-        if self.num_features % 2 or not 0 <= self.feature_degree <= self.max_degree:
+        if self.num_features % 2 or not 0 <= (self.feature_degree or 0) <= self.max_degree:
             raise ValueError(
                 f"num_features={self.num_features} must be even, and feature_degree="
                 f"{self.feature_degree} between 0 and max_degree={self.max_degree}"
@@ -126,6 +127,7 @@ class Model(nn.Module):
         ways = directions(edge, spherical_harmonics(unit, self.max_degree))
         radial = self._radial(distances)
         network = tuple(self.radial_network)
+        degree = self.max_degree if self.feature_degree is None else self.feature_degree
         edges = EdgeBooster(self.max_degree, self.num_features, network, elements, name="edges")(
             ways, radial, numbers
         )
@@ -137,7 +139,7 @@ class Model(nn.Module):
             last = n == self.num_layers - 1
             features = PaceLayer(
                 self.max_degree,
-                0 if last else self.feature_degree,
+                0 if last else degree,
                 self.correlation,
                 network,
                 self.avg_num_neighbors,
