@@ -193,7 +193,7 @@ def test_cases_name_peers_and_environments_that_there_are():
 
 def test_chosen_cases():
     assert [c.name for c in chosen(["schnetpack/"])] == ["schnetpack/painn", "schnetpack/schnet"]
-    assert chosen([]) == list(CASES) and len(chosen([], quick=True)) == 5
+    assert chosen([]) == list(CASES) and len(chosen([], quick=True)) == 7
     with pytest.raises(ValueError, match="no case has 'gemnet'"):
         chosen(["gemnet"])
 
@@ -235,6 +235,7 @@ def test_a_batch_larger_than_the_data_and_cases_for_orientation():
         "schnetpack/painn",
         "schnetpack/schnet",
         "torchmd-net/et",
+        "mace-torch/mace",
     }
 
 
