@@ -121,7 +121,6 @@ FURTHER_OPTIONS = {
             "interaction": "residual_density",
             "distance_transform": "agnesi",
             "zbl": True,
-            "max_degree": 2,
             "elements": (1, 6, 7, 8, 16),
         }
     ],
@@ -130,7 +129,6 @@ FURTHER_OPTIONS = {
             "radial_basis": "bernstein",
             "learned_scale": True,
             "num_layers": 1,
-            "max_degree": 2,
             "elements": (1, 6, 7, 8, 16),
         }
     ],
