@@ -93,12 +93,32 @@ FURTHER_OPTIONS = {
             "learned_scale": True,
         }
     ],
-    "nequip": [{"num_features": (8, 4, 4), "max_degree": 2, "parity": "natural", "elements": (1, 6, 7, 8, 16),
-                "avg_num_neighbors": (4.0, 5.0, 6.0, 7.0, 8.0), "learned_roots": True, "energy_widths": (8,),
-                "learned_scale": True, "remat": True}],
-    "sevennet": [{"num_features": 8, "harmonics_degree": 2, "cutoff_onset": 3.5, "normalize_harmonics": False,
-                  "self_connection": ("linear", "elements"), "energy_widths": (8,), "use_bias": True,
-                  "learned_centers": False, "elements": (1, 6, 7, 8, 16)}],
+    "nequip": [
+        {
+            "num_features": (8, 4, 4),
+            "max_degree": 2,
+            "parity": "natural",
+            "elements": (1, 6, 7, 8, 16),
+            "avg_num_neighbors": (4.0, 5.0, 6.0, 7.0, 8.0),
+            "learned_roots": True,
+            "energy_widths": (8,),
+            "learned_scale": True,
+            "remat": True,
+        }
+    ],
+    "sevennet": [
+        {
+            "num_features": 8,
+            "harmonics_degree": 2,
+            "cutoff_onset": 3.5,
+            "normalize_harmonics": False,
+            "self_connection": ("linear", "elements"),
+            "energy_widths": (8,),
+            "use_bias": True,
+            "learned_centers": False,
+            "elements": (1, 6, 7, 8, 16),
+        }
+    ],
     "equivariant_transformer": [
         {
             "radial_filter": "spline",
