@@ -22,7 +22,9 @@ from mlip_jax.models.layers.tensor_products.irreps import Features, Irrep, Irrep
 from mlip_jax.models.layers.tensor_products.linear import PathWeights
 from mlip_jax.models.layers.tensor_products.primitives import convolve_blocks
 
-_BLOCK = 512  # edges per block: their intermediate values fit into the cache of a core
+# Edges per block: on a CPU, their intermediate values fit into the cache of a core; elsewhere, large
+# blocks keep the device busy, and bound the memory.
+_CPU_BLOCK, _BLOCK = 512, 2 ** 16
 
 
 class Path(NamedTuple):
@@ -116,7 +118,7 @@ def sum_products(groups: tuple[PathGroup, ...], x, harmonics: list[jax.Array], w
       old_signs: Take the couplings of e3nn 0.4.4.
     """
     rows, num = _num_rows(edge), len(edge.senders)
-    spec = Spec(groups, edge.undirected, old_signs, min(_BLOCK, num), compact=num <= _BLOCK)
+    spec = Spec(groups, edge.undirected, old_signs, _block(edge), compact=num <= _CPU_BLOCK)
     max_degree = max(degree for group in groups for degree, _ in group.paths)
     y = _pad(jnp.concatenate(harmonics[:max_degree + 1], axis=-1), rows)
     w = [[_pad(values, rows) for values in group] for group in w]  # padding has no weight
@@ -125,8 +127,12 @@ def sum_products(groups: tuple[PathGroup, ...], x, harmonics: list[jax.Array], w
 
 def _num_rows(edge: Pairs) -> int:
     """Return the number of edges in whole blocks."""
-    block = min(_BLOCK, len(edge.senders))
-    return -(-len(edge.senders) // block) * block
+    return -(-len(edge.senders) // _block(edge)) * _block(edge)
+
+
+def _block(edge: Pairs) -> int:
+    """Return the number of edges of a block."""
+    return min(_CPU_BLOCK if jax.default_backend() == "cpu" else _BLOCK, len(edge.senders))
 
 
 class _Group(NamedTuple):
