@@ -37,6 +37,13 @@ SO3KRATES = {
     "degrees": [1, 2, 3],
 }
 SPLINE = {"radial_filter": "spline"}
+MACE = {"num_features": 128, "num_layers": 2, "num_radial": 8}
+# what run_mace.py gives mace-torch: scalars between the layers, elements of the drugs
+OUR_MACE = MACE | {
+    "feature_degree": 0,
+    "first_interaction": "agnostic",
+    "elements": [1, 6, 7, 8, 9, 16, 17],
+}
 
 CASES = (
     Case("schnetpack/painn", "spk", "painn", PAINN),
@@ -68,10 +75,9 @@ CASES = (
         {"num_features": 128, "num_layers": 2, "num_radial": 32},
     ),
     Case("mlip/visnet", "mlip", "visnet", {"num_features": 128, "num_layers": 4, "num_radial": 32}),
-    Case("mlip/mace", "mlip", "mace", {"num_features": 128, "num_layers": 2, "num_radial": 8}),
-    Case(
-        "mace-torch/mace", "mace", "mace", {"num_features": 128, "num_layers": 2, "num_radial": 8}
-    ),
+    Case("mlip/mace", "mlip", "mace", MACE),
+    Case("mace-torch/mace", "mace", "mace", MACE),
+    Case("ours/mace", OURS, "mace", OUR_MACE, "mace-torch/mace"),
 )
 
 

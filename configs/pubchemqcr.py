@@ -73,6 +73,29 @@ COMPARED = {
             direct_forces=True,
         ),
     ),
+    # sums over neighbors and features up to degree 2, with residual blocks
+    "mace": (
+        8,
+        dict(
+            num_features=128,
+            num_layers=2,
+            max_degree=2,
+            feature_degree=2,
+            cutoff=4.5,
+            avg_num_neighbors=15.0,
+        ),
+    ),
+    "pace": (
+        8,
+        dict(
+            num_features=128,
+            num_layers=2,
+            max_degree=2,
+            feature_degree=2,
+            cutoff=4.5,
+            avg_num_neighbors=15.0,
+        ),
+    ),
 }
 
 

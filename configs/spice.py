@@ -61,6 +61,27 @@ MODELS = {
         num_radial=128,
         direct_forces=False,
     ),
+    # Batatia et al., NeurIPS 2022, half as wide as published
+    "mace": dict(
+        num_features=64,
+        num_layers=2,
+        max_degree=3,
+        feature_degree=1,
+        correlation=3,
+        cutoff=5.0,
+        elements=(1, 6, 7, 8, 16),
+        avg_num_neighbors=20.0,
+    ),
+    # Xu et al., NeurIPS 2024, an eighth as wide as published
+    "pace": dict(
+        num_features=32,
+        num_layers=2,
+        feature_degree=2,
+        correlation=3,
+        cutoff=5.0,
+        elements=(1, 6, 7, 8, 16),
+        avg_num_neighbors=20.0,
+    ),
 }
 
 

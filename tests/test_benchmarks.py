@@ -193,7 +193,7 @@ def test_peers_and_environments_of_cases_exist():
 
 def test_chosen_cases():
     assert [c.name for c in chosen(["schnetpack/"])] == ["schnetpack/painn", "schnetpack/schnet"]
-    assert chosen([]) == list(CASES) and len(chosen([], quick=True)) == 5
+    assert chosen([]) == list(CASES) and len(chosen([], quick=True)) == 7
     with pytest.raises(ValueError, match="no case name contains 'gemnet'"):
         chosen(["gemnet"])
 
@@ -235,6 +235,7 @@ def test_jobs_for_large_batches_and_cases_of_later_rounds():
         "schnetpack/painn",
         "schnetpack/schnet",
         "torchmd-net/et",
+        "mace-torch/mace",
     }
 
 

@@ -35,12 +35,19 @@ SMALL = {
     "num_layers": 2,
     "num_heads": 4,
     "degrees": (1, 2),
-    "max_degree": 2,
+    "max_degree": 1,
     "num_radial": 12,
+    "correlation": 2,
+    "feature_degree": 1,
+    "radial_network": (16,),
     "zero_init": False,
 }
 # Sizes of models with many parameters, which take long to compile.
-SMALLER = {"equiformer": {"num_layers": 1, "max_degree": 1}}
+SMALLER = {
+    "equiformer": {"num_layers": 1, "max_degree": 1},
+    "mace": {"num_features": 8},
+    "pace": {"num_features": 8},
+}
 FURTHER_OPTIONS = {
     "so3krates": [
         {"radial_filter": "spline", "num_knots": 24, "energy_act": "silu", "learned_scale": True},
@@ -86,6 +93,32 @@ FURTHER_OPTIONS = {
             "learned_scale": True,
         }
     ],
+    "nequip": [
+        {
+            "num_features": (8, 4, 4),
+            "max_degree": 2,
+            "parity": "natural",
+            "elements": (1, 6, 7, 8, 16),
+            "avg_num_neighbors": (4.0, 5.0, 6.0, 7.0, 8.0),
+            "learned_roots": True,
+            "energy_widths": (8,),
+            "learned_scale": True,
+            "remat": True,
+        }
+    ],
+    "sevennet": [
+        {
+            "num_features": 8,
+            "harmonics_degree": 2,
+            "cutoff_onset": 3.5,
+            "normalize_harmonics": False,
+            "self_connection": ("linear", "elements"),
+            "energy_widths": (8,),
+            "use_bias": True,
+            "learned_centers": False,
+            "elements": (1, 6, 7, 8, 16),
+        }
+    ],
     "equivariant_transformer": [
         {
             "radial_filter": "spline",
@@ -101,6 +134,23 @@ FURTHER_OPTIONS = {
             "activation": "mish",
         },
         {"distance_influence": "none", "head": "scalar", "cutoff_fn": "phys"},
+    ],
+    "mace": [
+        {
+            "first_interaction": "agnostic_density",
+            "interaction": "residual_density",
+            "distance_transform": "agnesi",
+            "zbl": True,
+            "elements": (1, 6, 7, 8, 16),
+        }
+    ],
+    "pace": [
+        {
+            "radial_basis": "bernstein",
+            "learned_scale": True,
+            "num_layers": 1,
+            "elements": (1, 6, 7, 8, 16),
+        }
     ],
     "allegro": [
         {

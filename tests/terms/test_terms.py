@@ -386,6 +386,7 @@ SMALL = {
     "degrees": (1, 2),
     "max_degree": 2,
     "num_radial": 8,
+    "correlation": 2,
     "zero_init": False,
 }
 

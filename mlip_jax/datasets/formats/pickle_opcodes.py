@@ -65,7 +65,7 @@ _RUN = 1000
 _PLAIN = _plain_opcodes()
 
 
-def check(data: bytes, source: str) -> None:
+def check(data: bytes, source: str, allow_persistent: bool = False) -> None:
     """Check the opcodes of a pickle without running them.
 
     Raises:
@@ -82,6 +82,9 @@ def check(data: bytes, source: str) -> None:
             break
         if code in _TUPLES:
             position, tuples = position + 1, tuples + 1
+            continue
+        if code == b"Q" and allow_persistent:
+            position += 1
             continue
         if code in _SETS and sets < _MAX_SETS:
             position, sets = position + 1, sets + 1
@@ -216,6 +219,7 @@ _TAKEN = {
     "NEWOBJ_EX": 3,
     "STACK_GLOBAL": 2,
     "POP": 1,
+    "BINPERSID": 1,
 }
 
 

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
 from mlip_jax.datasets.formats.pickle_arrays import NUMPY, Allowed, limit_copies
@@ -40,7 +41,9 @@ def load(file: BinaryIO, *, allowed: Allowed, source: str) -> Any:
     return loads(file.read(), allowed=allowed, source=source)
 
 
-def loads(data: bytes, *, allowed: Allowed, source: str) -> Any:
+def loads(
+    data: bytes, *, allowed: Allowed, source: str, persistent: Callable[[Any], Any] | None = None
+) -> Any:
     """Return the value of a pickle.
 
     Args:
@@ -48,15 +51,16 @@ def loads(data: bytes, *, allowed: Allowed, source: str) -> Any:
       allowed: Functions that the pickle may call: {(module, name): function to call instead}. If
         empty, only plain values are allowed.
       source: File and record, for messages.
+      persistent: Function that checks and replaces a persistent id; None rejects these ids.
 
     Raises:
       DatasetError: The pickle requests something that is not allowed, or is truncated, corrupted or
         not a pickle.
     """
-    check(data, source)
+    check(data, source, allow_persistent=persistent is not None)
     limit_copies(2 * len(data) + 4096)
     try:
-        return _Unpickler(data, allowed, source).load()
+        return _Unpickler(data, allowed, source, persistent).load()
     except DatasetError:
         raise
     except Exception as error:  # corrupted pickles raise errors of any type, even MemoryError
@@ -69,9 +73,9 @@ def loads(data: bytes, *, allowed: Allowed, source: str) -> Any:
 class _Unpickler(pickle.Unpickler):
     """Unpickler that replaces every name in a pickle by the caller's function for it."""
 
-    def __init__(self, data, allowed, source):
+    def __init__(self, data, allowed, source, persistent):
         super().__init__(io.BytesIO(data))
-        self._allowed, self._source = allowed, source
+        self._allowed, self._source, self.persistent_load = allowed, source, persistent
 
     def find_class(self, module, name):
         if (module, name) not in self._allowed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -46,6 +47,24 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
             f"{path}: no such file. Give a file with weights, .npz or .safetensors."
         )
     return _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read settings from a YAML file.
+
+    Raises:
+      FileNotFoundError: No such file.
+      WeightsError: The file is not a plain mapping.
+    """
+    import yaml
+
+    try:
+        settings = yaml.safe_load(Path(path).read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise WeightsError(f"{path}: not plain YAML: {error}") from error
+    if not isinstance(settings, dict):
+        raise WeightsError(f"{path}: expected settings by name, received {type(settings).__name__}")
+    return settings
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:

@@ -76,6 +76,27 @@ def exponential_cutoff(d, cutoff):
     return e3x.nn.smooth_cutoff(d, cutoff)
 
 
+def polynomial_cutoff(d, cutoff, power):
+    """Compute 1 - (p+1)(p+2)/2 u^p + p(p+2) u^(p+1) - p(p+1)/2 u^(p+2), with u = d / cutoff.
+
+    It is 0 outside the cutoff. With a power p, it has p - 1 continuous derivatives at zero and two
+    at the cutoff.
+    """
+    p, u = power, jnp.minimum(d / cutoff, 1.0)
+    inside = 1.0 - u**p * ((p + 1) * (p + 2) / 2 - u * (p * (p + 2) - u * (p * (p + 1) / 2)))
+    return jnp.where(d < cutoff, inside, 0.0)
+
+
+def xplor_cutoff(d, cutoff, onset):
+    """Compute a switch from 1 at `onset` to 0 at the cutoff, a cubic polynomial of d².
+
+    Its first derivative is continuous.
+    """
+    squared, on, off = jnp.square(jnp.minimum(d, cutoff)), onset**2, cutoff**2
+    switch = (off - squared) ** 2 * (off + 2 * squared - 3 * on) / (off - on) ** 3
+    return jnp.where(d < onset, 1.0, switch)
+
+
 def step_cutoff(d, cutoff):
     """Compute 1 inside the cutoff, 0 outside.
 

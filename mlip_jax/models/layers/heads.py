@@ -58,16 +58,37 @@ class AtomicEnergy(nn.Module):
         kernel_init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
         hidden = activation(self.act)(Dense(self.width, name="hidden")(features))
         energies = Dense(1, kernel_init=kernel_init, name="final")(hidden)[:, 0]
-        size = (MAX_ATOMIC_NUMBER + 1,)
-        if self.learned_scale:
-            energies = energies * self.param("scale", nn.initializers.ones, size)[numbers].astype(
-                energies.dtype
-            )
-        if self.learned_shift:
-            energies = energies + self.param("shift", nn.initializers.zeros, size)[numbers].astype(
-                energies.dtype
-            )
-        return energies
+        return scale_and_shift(self, energies, numbers, self.learned_scale, self.learned_shift)
+
+
+def scale_and_shift(
+    module: nn.Module,
+    energies: jax.Array,
+    numbers: jax.Array,
+    learned_scale: bool,
+    learned_shift: bool,
+) -> jax.Array:
+    """Multiply atomic energies by a scale per element, and add a shift per element.
+
+    The tables are the parameters "scale", initially 1, and "shift", initially 0, of `module`.
+
+    Args:
+      module: Module that owns the parameters.
+      energies: Atomic energies, shape (N,).
+      numbers: Atomic numbers, shape (N,).
+      learned_scale: Whether there is a scale.
+      learned_shift: Whether there is a shift.
+    """
+    size = (MAX_ATOMIC_NUMBER + 1,)
+    if learned_scale:
+        energies = energies * module.param("scale", nn.initializers.ones, size)[numbers].astype(
+            energies.dtype
+        )
+    if learned_shift:
+        energies = energies + module.param("shift", nn.initializers.zeros, size)[numbers].astype(
+            energies.dtype
+        )
+    return energies
 
 
 def embed_elements(module: nn.Module, numbers: jax.Array, features: int, dtype) -> jax.Array:

@@ -6,6 +6,11 @@
     gates.py        gated nonlinearity; conversion of features to e3x's layout
     convolution.py  sum of weighted products over the neighbors
 
+    symmetric_contraction.py  products of several features of an atom (MACE, PACE)
+    product_algebras.py       how these products are computed
+    edge_booster.py           equivariant features of edges (PACE)
+    element_features.py       first features, readouts and features of heads (MACE, PACE)
+
 Features are a dict {Irrep: array (N, 2l + 1, channels)}. A layer of NequIP, for example:
 
     edge = pairs(graph)                                  # from receiver to sender

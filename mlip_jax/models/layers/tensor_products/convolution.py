@@ -14,12 +14,17 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mlip_jax.graphs.graph import Pairs
-from mlip_jax.models.layers.basic import gather, segment_sum
-from mlip_jax.models.layers.tensor_products.couplings import coupling, nonzero, opposite
+from mlip_jax.models.layers.tensor_products.chunks import PathGroup, Spec
 from mlip_jax.models.layers.tensor_products.irreps import Features, Irrep, Irreps, product
 from mlip_jax.models.layers.tensor_products.linear import PathWeights
+from mlip_jax.models.layers.tensor_products.primitives import convolve_blocks
+
+# Edges per block: on a CPU, their intermediate values fit into the cache of a core; elsewhere, large
+# blocks keep the device busy, and bound the memory.
+_CPU_BLOCK, _BLOCK = 512, 2**16
 
 
 class Path(NamedTuple):
@@ -104,23 +109,108 @@ def convolve(
     Returns:
       Features, shape (N, 2l + 1, channels of all paths) per irrep.
     """
-    num = len(next(iter(features.values())))
-    out: dict[Irrep, list[jax.Array]] = {}
+    groups = _groups(paths)
+    hidden = _pad(weights.hidden, _num_rows(edge))
+    x = [
+        jnp.concatenate([features[source] for source in group.sources], axis=-1) for group in groups
+    ]
+    w = [[hidden @ weights.kernel[:, columns] for columns in group.columns] for group in groups]
+    parts = tuple(PathGroup(group.degree, group.triples) for group in groups)
+    return _by_irrep(paths, groups, sum_products(parts, x, harmonics, w, edge, old_signs))
+
+
+def sum_products(
+    groups: tuple[PathGroup, ...],
+    x,
+    harmonics: list[jax.Array],
+    w,
+    edge: Pairs,
+    old_signs: bool = False,
+):
+    """Sum the products of features, harmonics and weights, an array (N, c, U) per group and path.
+
+    Args:
+      groups: Groups of paths.
+      x: Features of each group, shape (N, a, U).
+      harmonics: Spherical harmonics of the messages to edge.receivers, one array for each degree.
+      w: Weights of each group and path, shape (P, U), or more rows of zeros.
+      edge: Pairs.
+      old_signs: Take the couplings of e3nn 0.4.4.
+    """
+    rows, num = _num_rows(edge), len(edge.senders)
+    spec = Spec(groups, edge.undirected, old_signs, _block(edge), compact=num <= _CPU_BLOCK)
+    max_degree = max(degree for group in groups for degree, _ in group.paths)
+    y = _pad(jnp.concatenate(harmonics[: max_degree + 1], axis=-1), rows)
+    w = [[_pad(values, rows) for values in group] for group in w]  # padding has no weight
+    return convolve_blocks(spec, x, y, w, _pad(edge.senders, rows), _pad(edge.receivers, rows))
+
+
+def _num_rows(edge: Pairs) -> int:
+    """Return the number of edges in whole blocks."""
+    return -(-len(edge.senders) // _block(edge)) * _block(edge)
+
+
+def _block(edge: Pairs) -> int:
+    """Return the number of edges of a block."""
+    return min(_CPU_BLOCK if jax.default_backend() == "cpu" else _BLOCK, len(edge.senders))
+
+
+class _Group(NamedTuple):
+    """Sources of one degree that have the same paths, joined along their channels.
+
+    Attributes:
+      degree: Degree of the sources.
+      sources: Irreps of the sources.
+      triples: Degrees of the harmonics and of the output of each path.
+      columns: Columns of the weights of each path, for the channels of all sources.
+    """
+
+    degree: int
+    sources: list[Irrep]
+    triples: tuple[tuple[int, int], ...]
+    columns: list[np.ndarray]
+
+
+def _groups(paths: tuple[Path, ...]) -> list[_Group]:
+    """Group the sources of paths."""
+    of_source: dict[Irrep, dict[tuple[int, int], Path]] = {}
     for path in paths:
-        weight = (
-            weights.hidden @ weights.kernel[:, path.start : path.start + path.channels]
-        )  # (P, channels)
-        terms = nonzero(coupling(path.source.degree, path.degree, path.target.degree, old_signs))
+        of_source.setdefault(path.source, {})[path.degree, path.target.degree] = path
+    joined: dict[tuple, list[Irrep]] = {}
+    for source in sorted(of_source):
+        joined.setdefault((source.degree, tuple(sorted(of_source[source]))), []).append(source)
+    return [
+        _Group(
+            degree,
+            sources,
+            triples,
+            [
+                np.concatenate([_columns(of_source[source][triple]) for source in sources])
+                for triple in triples
+            ],
+        )
+        for (degree, triples), sources in joined.items()
+    ]
 
-        def send(source, target, angular, path=path, weight=weight, terms=terms):
-            x = [gather(features[path.source][:, a], source) for a in range(path.source.size)]
-            messages = [jnp.zeros_like(x[0])] * path.target.size
-            for a, b, c, value in terms:
-                messages[c] = messages[c] + (value * angular[path.degree][:, b, None]) * x[a]
-            return jnp.stack([segment_sum(weight * m, target, num) for m in messages], axis=1)
 
-        total = send(edge.senders, edge.receivers, harmonics)
-        if edge.undirected:
-            total = total + send(edge.receivers, edge.senders, opposite(harmonics))
-        out.setdefault(path.target, []).append(total)
+def _columns(path: Path) -> np.ndarray:
+    return np.arange(path.start, path.start + path.channels)
+
+
+def _by_irrep(paths: tuple[Path, ...], groups: list[_Group], summed) -> Features:
+    """Order the sums of groups: the channels of all paths of an irrep, in the order of `paths`."""
+    found, out = {}, {}
+    for group, values in zip(groups, summed):
+        for triple, value in zip(group.triples, values):
+            channels = {path.source: path.channels for path in paths}
+            ends = np.cumsum([channels[source] for source in group.sources])
+            for source, part in zip(group.sources, jnp.split(value, ends[:-1], axis=-1)):
+                found[source, *triple] = part
+    for path in paths:
+        out.setdefault(path.target, []).append(found[path.source, path.degree, path.target.degree])
     return {irrep: jnp.concatenate(parts, axis=-1) for irrep, parts in out.items()}
+
+
+def _pad(values: jax.Array, size: int) -> jax.Array:
+    """Append rows of zeros, up to `size` rows."""
+    return jnp.pad(values, ((0, size - len(values)), *[(0, 0)] * (values.ndim - 1)))

@@ -94,6 +94,15 @@ def _orders(l: int) -> list[int]:
     return [m for k in range(l, 0, -1) for m in (k, -k)] + [0]
 
 
+def e3nn_coupling(l1: int, l2: int, l3: int) -> np.ndarray:
+    """Return a coupling in the basis and norm of e3nn, its "wigner_3j" from version 0.5 on.
+
+    The components of e3nn are m = -l, ..., l about the y axis.
+    """
+    order = [np.argsort(_orders(l)) for l in (l1, l2, l3)]
+    return coupling(l1, l2, l3)[np.ix_(*order)] / sqrt(2 * l3 + 1)
+
+
 def nonzero(values: np.ndarray) -> list[tuple[int, int, int, float]]:
     """Return the nonzero entries of a coupling: (component 1, 2, 3, value)."""
     return [(*map(int, index), float(values[tuple(index)])) for index in np.argwhere(values)]

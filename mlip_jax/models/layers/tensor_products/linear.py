@@ -45,15 +45,17 @@ def normalized_activation(name: str) -> Callable:
 
 
 class IrrepsLinear(nn.Module):
-    """Linear map of the channels of each irrep, without bias: x @ W / sqrt(number of inputs).
+    """Linear map of the channels of each irrep: x @ W / sqrt(number of inputs).
 
     Output irreps that the input does not have are zero.
 
     Attributes:
       irreps: Irreps of the output, each at most once.
+      use_bias: Whether even scalars have a bias.
     """
 
     irreps: Irreps
+    use_bias: bool = False
 
     @nn.compact
     def __call__(self, features: Features) -> Features:
@@ -66,6 +68,9 @@ class IrrepsLinear(nn.Module):
             x = features[irrep]
             kernel = self.param(str(irrep), nn.initializers.normal(1.0), (x.shape[-1], channels))
             out[irrep] = x @ (kernel / sqrt(x.shape[-1])).astype(x.dtype)
+            if self.use_bias and irrep == SCALAR:
+                bias = self.param("bias", nn.initializers.zeros, (channels,))
+                out[irrep] = out[irrep] + bias.astype(x.dtype)
         return out
 
 
@@ -162,11 +167,13 @@ class ScalarNetwork(nn.Module):
       widths: Widths of the layers, the last one of the output.
       act: Activation between the layers (layers.ACTIVATIONS).
       form: "e3nn" or "nequip".
+      zero_init: Whether the last kernel starts at zero.
     """
 
     widths: tuple[int, ...]
     act: str = "silu"
     form: str = "e3nn"
+    zero_init: bool = False
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Compute the output: (P, inputs) -> (P, widths[-1])."""
@@ -180,10 +187,15 @@ class ScalarNetwork(nn.Module):
         act = normalized_activation(self.act) if self.form == "e3nn" else ACTIVATIONS[self.act]
         init = nn.initializers.normal(1.0) if self.form == "e3nn" else _uniform
         for n, width in enumerate(self.widths):
-            kernel = self.param(f"kernel_{n}", init, (x.shape[-1], width)).astype(x.dtype)
+            last = n == len(self.widths) - 1
+            kernel = self.param(
+                f"kernel_{n}",
+                nn.initializers.zeros if last and self.zero_init else init,
+                (x.shape[-1], width),
+            ).astype(x.dtype)
             gain = sqrt(2.0) if self.form == "nequip" and n > 0 else 1.0
             kernel = kernel * (gain / sqrt(x.shape[-1]))
-            if n == len(self.widths) - 1:
+            if last:
                 return PathWeights(x, kernel)
             x = act(x @ kernel)
 

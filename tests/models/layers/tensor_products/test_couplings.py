@@ -10,7 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlip_jax.models.layers.tensor_products.couplings import coupling, opposite, spherical_harmonics
+from mlip_jax.models.layers.tensor_products.couplings import (
+    coupling,
+    e3nn_coupling,
+    opposite,
+    spherical_harmonics,
+)
 
 pytestmark = pytest.mark.usefixtures("double_precision")
 
@@ -72,6 +77,7 @@ def test_couplings_are_those_of_e3nn():
         assert theirs[index] == pytest.approx(value * np.sqrt(2 * degrees[2] + 1), abs=1e-8), (
             degrees
         )
+        assert e3nn_coupling(*degrees)[index] == pytest.approx(value, abs=1e-8)
     for degrees in DEGREES:
         low, middle, high = sorted(degrees)
         sign = -1 if low == 1 and middle == high > 1 else 1

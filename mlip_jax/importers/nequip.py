@@ -1,0 +1,230 @@
+"""NequIP (checked against nequip 0.19.1): state dict and the arguments of its model builder.
+
+Lengths are in Å. The unit of energies is not stored. Names of arrays are those of the model inside
+the training module; a prefix such as "model.sole_model." is removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlip_jax import models
+from mlip_jax.importers.formats import weights as weight_files
+from mlip_jax.importers.formats.recorded import RecordedWeights, numbers_of, table_of
+from mlip_jax.importers.formats.weights import check_shapes
+from mlip_jax.models.layers.tensor_products.convolution import convolution_paths, output_irreps
+from mlip_jax.models.layers.tensor_products.gates import gate_for
+from mlip_jax.models.layers.tensor_products.irreps import SCALAR, parse
+from mlip_jax.potential import Potential
+
+_REQUIRED = ("type_names", "r_max", "avg_num_neighbors")
+# arguments that only affect training, or whose effect the weights show
+_IGNORED = {
+    "cls",
+    "_target_",
+    "seed",
+    "model_dtype",
+    "compile_mode",
+    "per_type_energy_scales",
+    "per_type_energy_shifts",
+    "per_type_energy_scales_trainable",
+    "per_type_energy_shifts_trainable",
+    "bessel_trainable",
+    "radial_mlp_depth",
+    "radial_mlp_width",
+    "readout_mlp_hidden_layers_depth",
+    "readout_mlp_hidden_layers_width",
+    "per_edge_type_cutoff",
+    "type_embed_num_features",
+    "num_bessels",
+    "forward_normalize",
+    "do_derivatives",
+}
+_ALLOWED = {
+    "readout_mlp_nonlinearity": ("silu", None),
+    "pair_potential": (None,),
+    "convnet_resnet": (False,),
+    "convnet_nonlinearity_type": ("gate",),
+}
+_READ = {
+    *_REQUIRED,
+    "polynomial_cutoff_p",
+    "l_max",
+    "parity",
+    "num_layers",
+    "num_features",
+    "irreps_edge_sh",
+    "feature_irreps_hidden",
+}
+
+
+def load(
+    path: str | Path, config: Mapping[str, Any] | str | Path, energy_unit: float = 1.0
+) -> Potential:
+    """Load a force field from saved weights.
+
+    Args:
+      path: .npz or .safetensors file with the state dict of the model.
+      config: Arguments of nequip's model builder (NequIPGNNModel or FullNequIPGNNModel), or the
+        path of a YAML file with them.
+      energy_unit: Energy per unit of the network's energies (eV).
+
+    Raises:
+      FileNotFoundError: No such file.
+      ValueError: The weights are not those of NequIP, or they do not match the arguments.
+    """
+    path = Path(path)
+    if not isinstance(config, Mapping):
+        config = weight_files.read_yaml(config)
+    return potential(weight_files.read(path), config, energy_unit, {"file": path.name})
+
+
+def potential(
+    state: Mapping[str, np.ndarray],
+    config: Mapping[str, Any],
+    energy_unit: float = 1.0,
+    metadata: Mapping[str, Any] | None = None,
+) -> Potential:
+    """Convert a state dict to a force field; for arguments and errors see `load`."""
+    weights = RecordedWeights(state, "NequIP", "type_embed.embed_module.weight")
+    options = model_options(weights, config)
+    model = models.create("nequip", **options)
+    params, elements = model_params(weights, model), options["elements"]
+    shifts = table_of(elements, weights("per_type_energy_scale_shift.shifts"))
+    weights.check_all_taken()
+    check_shapes(model, {"params": params})
+    metadata = {"source": "NequIP", "statistics": {"elements": sorted(elements)}} | dict(
+        metadata or {}
+    )
+    return Potential(
+        model,
+        {"params": params},
+        options["cutoff"],
+        shifts * energy_unit,
+        energy_unit,
+        tuple(sorted(elements)),
+        metadata,
+    )
+
+
+def model_options(weights: RecordedWeights, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of models/nequip.py.
+
+    Raises:
+      ValueError: An argument is missing or not supported, or conflicts with the weights.
+    """
+    _check_arguments(config)
+    elements, r_max = numbers_of(config["type_names"]), float(config["r_max"])
+    reciprocal = weights("edge_norm._rmax_recip").astype(np.float64).reshape(-1)
+    average = config["avg_num_neighbors"]
+    if isinstance(average, Mapping):
+        average = tuple(float(average[name]) for name in config["type_names"])
+    radial = weights.series(r"layer0_convnet\.conv\.edge_mlp\.mlp\.(\d+)\.weight")
+    readout = weights.series(r"per_atom_energy_readout\.mlp_module\.mlp\.(\d+)\.weight")
+    return _feature_options(config) | {
+        "cutoff": r_max,
+        "pair_cutoffs": None if reciprocal.size == 1 else tuple((1 / reciprocal).tolist()),
+        "num_radial": weights("bessel_encode.bessel_weights").size,
+        "radial_roots": tuple(weights("bessel_encode.bessel_weights").reshape(-1).tolist()),
+        "cutoff_power": int(config.get("polynomial_cutoff_p", 6)),
+        "radial_widths": tuple(kernel.shape[1] for kernel in radial[:-1]),
+        "embedding_width": weights("type_embed.embed_module.weight").shape[1],
+        "elements": elements,
+        "avg_num_neighbors": average if isinstance(average, tuple) else float(average),
+        "energy_widths": tuple(kernel.shape[1] for kernel in readout[:-1]),
+        "learned_scale": True,
+        "learned_shift": False,
+    }
+
+
+def _check_arguments(config) -> None:
+    """Raise ValueError if an argument is missing or not supported."""
+    missing = [name for name in _REQUIRED if config.get(name) is None]
+    if missing:
+        raise ValueError(
+            f"the arguments of the model lack {', '.join(missing)}, which the weights do not show"
+        )
+    for name, allowed in _ALLOWED.items():
+        if name in config and config[name] not in allowed:
+            raise ValueError(
+                f"argument {name} must be {' or '.join(map(repr, allowed))}, received {config[name]!r}"
+            )
+    unknown = sorted(set(config) - _IGNORED - set(_ALLOWED) - _READ)
+    if unknown:
+        raise ValueError(f"arguments {', '.join(unknown)} of the model are not supported")
+
+
+def _feature_options(config) -> dict[str, Any]:
+    """Return the options of irreps: degrees, parity, channels and layers."""
+    if "feature_irreps_hidden" not in config:
+        features = config.get("num_features", 32)
+        return {
+            "max_degree": int(config.get("l_max", 1)),
+            "num_layers": int(config.get("num_layers", 4)),
+            "parity": "full" if config.get("parity", True) else "natural",
+            "num_features": features if isinstance(features, int) else tuple(features),
+        }
+    *hidden, last = [parse(text) for text in config["feature_irreps_hidden"]]
+    harmonics = parse(config["irreps_edge_sh"])
+    max_degree = len(harmonics) - 1
+    if not hidden:
+        raise ValueError("feature_irreps_hidden must have at least two layers, received one")
+    counts = tuple(
+        next((c for c, irrep in hidden[0] if irrep.degree == l), 0) for l in range(max_degree + 1)
+    )
+    for parity in ("even", "natural", "full"):
+        options = {
+            "max_degree": max_degree,
+            "num_layers": len(hidden) + 1,
+            "parity": parity,
+            "num_features": counts,
+        }
+        model = models.create("nequip", **options)
+        if (
+            all(layer == model.hidden_irreps() for layer in hidden)
+            and last == ((counts[0], SCALAR),)
+            and harmonics == tuple((1, irrep) for irrep in model.harmonic_irreps())
+        ):
+            return options
+    raise ValueError(
+        "feature_irreps_hidden must be the same irreps in all layers but the last, which has only "
+        f"scalars, received {config['feature_irreps_hidden']} with harmonics {config['irreps_edge_sh']}"
+    )
+
+
+def model_params(weights: RecordedWeights, model) -> dict[str, Any]:
+    """Convert weights to parameters of models/nequip.py."""
+    width, hidden, harmonics = (
+        model.embedding_width,
+        model.hidden_irreps(),
+        list(model.harmonic_irreps()),
+    )
+    readout = weights.series(r"per_atom_energy_readout\.mlp_module\.mlp\.(\d+)\.weight")
+    params: dict[str, Any] = {
+        "embedding": weights("type_embed.embed_module.weight"),
+        "energy": {f"kernel_{n}": kernel for n, kernel in enumerate(readout)},
+        "scale": table_of(model.elements, weights("per_type_energy_scale_shift.scales")),
+    }
+    irreps = ((width, SCALAR),)
+    for n in range(model.num_layers):
+        wanted = hidden if n < model.num_layers - 1 else ((hidden[0][0], SCALAR),)
+        gate = gate_for(wanted, [irrep for _, irrep in irreps], harmonics)
+        name = f"layer{n}_convnet.conv."
+        paths = convolution_paths(irreps, harmonics, {irrep for _, irrep in gate.inputs})
+        radial = weights.series(rf"layer{n}_convnet\.conv\.edge_mlp\.mlp\.(\d+)\.weight")
+        layer = {
+            "linear_1": weights.linear(f"{name}linear_1.weight", irreps, irreps),
+            "radial": {f"kernel_{k}": kernel for k, kernel in enumerate(radial)},
+            "linear_2": weights.linear(f"{name}linear_2.weight", output_irreps(paths), gate.inputs),
+        }
+        if n > 0:
+            layer["self_connection"] = weights.products(
+                f"{name}sc.weight", irreps, width, gate.inputs
+            )
+        params[f"layer_{n}"] = layer
+        irreps = gate.output
+    return params
