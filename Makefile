@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help spice test test-slow test-faults lint docs clean
+.PHONY: help spice test test-slow test-faults lint prose docs clean
 
 help:
 	@echo "make spice      train So3krates on SPICE, or on generated data, into runs/spice, with a report"
 	@echo "make test       run the fast tests (test-slow: those that take minutes)"
 	@echo "make test-faults  check that the tests catch known faults (tests/faults)"
 	@echo "make lint       check the style"
+	@echo "make prose      count words and names that make code hard to read"
 	@echo "make docs       build the documentation into site/"
 
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -33,6 +34,9 @@ test-faults: $(VENV)/.ready
 lint: $(VENV)/.ready
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m ruff check .
+
+prose: $(VENV)/.ready
+	$(BIN)/python tests/prose.py
 
 docs: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'

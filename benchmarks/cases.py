@@ -1,4 +1,4 @@
-"""What benchmarks/models.py compares: models of this package and of others, at the same width, depth and basis."""
+"""Cases of benchmarks/models.py: models of this package and of others, equally wide and deep."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ OURS = "ours"
 
 
 class Case(NamedTuple):
-    """One row.
+    """Model of a package, one row of the tables.
 
     Attributes:
-      name: "<who>/<model>", unique. environment: OURS, or one of environments.ENVIRONMENTS.
-      model: What it is called there. options: Of the model; of ours, fields of the class Model.
-      peer: Name of the case that it is compared with, of the same architecture where there is one; "" for none.
+      name: Unique name, "PACKAGE/MODEL".
+      environment: OURS, or a key of environments.ENVIRONMENTS.
+      model: Name of the model in the package.
+      options: Options of the model; for ours, fields of the class Model.
+      peer: Name of the case to compare with, of the same architecture if possible; "" for none.
     """
 
     name: str
@@ -56,7 +58,7 @@ CASES = (
         TRANSFORMER | SPLINE,
         "torchmd-net/et",
     ),
-    # mlff's So3krates is on no package registry; SchNetPack's PaiNN, measured beside it, is as fast
+    # mlff's So3krates is not on a package registry. SchNetPack's PaiNN is as fast.
     Case("ours/so3krates", OURS, "so3krates", SO3KRATES, "schnetpack/painn"),
     Case("ours/so3krates-spline", OURS, "so3krates", SO3KRATES | SPLINE, "schnetpack/painn"),
     Case(
@@ -74,27 +76,28 @@ CASES = (
 
 
 def is_ours(case: Case) -> bool:
+    """Return whether a case is a model of this package."""
     return case.environment == OURS
 
 
 def is_peer(case: Case) -> bool:
-    """Whether a case of ours is compared with it; the others are there for orientation."""
+    """Return whether one of our models is compared with this case."""
     return any(c.peer == case.name for c in CASES)
 
 
 def chosen(only: list[str], quick: bool = False) -> list[Case]:
-    """The cases whose name has one of the texts `only` in it.
+    """Return the cases whose name contains one of the texts `only`.
 
-    Without any: all, or, to be `quick`, ours without variants and their peers, and not the transformer of 8 layers,
-    which takes half of the time to compile.
+    Without texts, return all cases. With `quick`, return our models without variants and their
+    peers, except for the transformer with 8 layers, whose compilation takes half of the time.
 
     Raises:
-      ValueError: A text is in no name.
+      ValueError: No name contains one of the texts.
     """
     for text in only:
         if not any(text in case.name for case in CASES):
             raise ValueError(
-                f"no case has {text!r} in its name; there are {', '.join(c.name for c in CASES)}"
+                f"no case name contains {text!r}; cases: {', '.join(c.name for c in CASES)}"
             )
     if not only and quick:
         return [

@@ -1,13 +1,13 @@
-"""How fast structures come from files to the device, and in how much memory.
+"""Speed and memory of the data pipeline: conversion, neighbor lists, batches.
 
-    taskset -c 0 python benchmarks/data.py convert      # SPICE-layout HDF5 -> store, on one core
-    taskset -c 0 python benchmarks/data.py neighbors    # lists of 40-atom molecules, against vesin, matscipy, NumPy
-    python benchmarks/data.py input                     # batches from the store, with and without a model
-    python benchmarks/data.py memory                    # peak memory of converting and training, 20 million atoms
+    taskset -c 0 python benchmarks/data.py convert    # HDF5 in SPICE's layout -> store, on one core
+    taskset -c 0 python benchmarks/data.py neighbors  # 40 atoms; with vesin, matscipy and NumPy
+    python benchmarks/data.py input                   # batches of a store, with and without a model
+    python benchmarks/data.py memory                  # conversion and training, 20 million atoms
 
-The molecules are made up: random clusters of H, C, N and O, no two atoms nearer than 1.1 Å and denser than drug-like
-molecules, in SPICE's layout with 50 conformations each, as SPICE has; reading, checking and neighbour lists do not
-depend on what they are. vesin and matscipy are compared where they are installed.
+The molecules are random clusters of H, C, N and O with distances of at least 1.1 Å, denser than
+drug-like molecules, in SPICE's layout with 50 conformations each. The speed of reading, checks and
+neighbor lists does not depend on the chemistry. vesin and matscipy are measured if installed.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from mlip_jax.datasets.store.store import Store
 from mlip_jax.graphs.neighbors import neighbor_list
 
 CUTOFF = 5.0
-SPRING = 2.4  # hartree/Å², so that a bond is as stiff as a real one, which the checks look at
+SPRING = 2.4  # hartree/Å²; as stiff as real bonds, which the checks of the data require
 PACKAGES = ("numpy", "h5py", "grain", "jax", "vesin", "matscipy", "ase")
 
 
 def molecule(rng: np.random.Generator, n_atoms: int) -> np.ndarray:
-    """Positions (n_atoms, 3) in Å: a compact random cluster, no two atoms nearer than 1.1 Å."""
+    """Return positions (n_atoms, 3) in Å of a compact random cluster with distances above 1.1 Å."""
     placed = [np.zeros(3)]
     while len(placed) < n_atoms:
         direction = rng.normal(size=3)
@@ -51,7 +51,7 @@ def molecule(rng: np.random.Generator, n_atoms: int) -> np.ndarray:
 def write_spice(
     path: Path, num_molecules: int, conformations: int = 50, n_atoms: int = 40, seed: int = 0
 ) -> int:
-    """A SPICE-layout file of so many structures; energies and forces are those of springs that hold the atoms."""
+    """Write a file in SPICE's layout with harmonic energies; return the number of structures."""
     rng = np.random.default_rng(seed)
     templates = [molecule(rng, n_atoms) for _ in range(20)]
     with h5py.File(path, "w") as file:
@@ -78,12 +78,12 @@ def write_spice(
                 ),
                 ("formation_energy", np.full(conformations, -5.0), "hartree"),
             ):
-                made = group.create_dataset(name, data=data)
+                dataset = group.create_dataset(name, data=data)
                 if unit:
-                    made.attrs["units"] = unit
+                    dataset.attrs["units"] = unit
             text = h5py.string_dtype()
             group.create_dataset("smiles", data=[f"[{m + 1}C:1]"], dtype=text)
-            group.create_dataset("subset", data=["made up"], dtype=text)
+            group.create_dataset("subset", data=["artificial"], dtype=text)
     return num_molecules * conformations
 
 
@@ -96,7 +96,8 @@ def run_convert(folder: Path, repeats: int) -> None:
         convert(ConversionSpec(str(path)), folder / f"store-{i}", num_processes=1, progress=False)
         rates.append(count / (time.process_time() - start))
     print(
-        f"converting {count} structures of 40 atoms, 50 to a molecule, checks on: {spread(rates)} structures/core-s"
+        f"conversion of {count} structures of 40 atoms, 50 per molecule, with checks: "
+        f"{spread(rates)} structures/core-s"
     )
 
 
@@ -119,7 +120,8 @@ def run_neighbors(folder: Path, repeats: int) -> None:
             rates[name].append(len(molecules) / (time.process_time() - start))
     edges = np.mean([len(neighbor_list(p, CUTOFF).senders) for p in molecules])
     print(
-        f"neighbour lists, 40 atoms, {CUTOFF} Å, {edges:.0f} directed edges (mlip_jax: sorted, with pair order):"
+        f"neighbor lists, 40 atoms, {CUTOFF} Å, {edges:.0f} directed edges "
+        "(mlip_jax: sorted, with pair order):"
     )
     for name in methods:
         print(f"  {name}: {spread(rates[name])} structures/core-s")
@@ -161,7 +163,7 @@ def run_input(folder: Path, repeats: int) -> None:
     )
     for batch_size in (8, 32):
         batches, split = _batches(store, batch_size)
-        for name, step in (("alone", None), ("beside a device step of 5 ms", 0.005)):
+        for name, step in (("without steps", None), ("during device steps of 5 ms", 0.005)):
             rates, waits = zip(*(_pull(batches, split, step, 600) for _ in range(repeats)))
             wait = (
                 ""
@@ -169,7 +171,8 @@ def run_input(folder: Path, repeats: int) -> None:
                 else f", waiting for input {spread([100 * w for w in waits])} % of the time"
             )
             print(
-                f"input, {batch_size} structures of 40 atoms, {name}: {spread(rates)} batches/s{wait}"
+                f"input, {batch_size} structures of 40 atoms, {name}: "
+                f"{spread(rates)} batches/s{wait}"
             )
         if batch_size == 8:
             _with_model(batches, split, repeats)
@@ -188,15 +191,18 @@ def _batches(store, batch_size):
 
 
 def _pull(batches, split, step, count):
-    """Batches a second, and the share of the time spent waiting for them; a step sleeps, as one on a device does."""
+    """Return batches per second and the fraction of time waiting for them.
+
+    A step of `step` seconds is simulated by sleeping.
+    """
     stream = batches.training(split, seed=0)
     for _ in range(20):
         next(stream)
     waited, start = 0.0, time.perf_counter()
     for _ in range(count):
-        asked = time.perf_counter()
+        requested = time.perf_counter()
         next(stream)
-        waited += time.perf_counter() - asked
+        waited += time.perf_counter() - requested
         if step:
             time.sleep(step)
     elapsed = time.perf_counter() - start
@@ -222,7 +228,7 @@ def _with_model(batches, split, repeats):
     stream = batches.training(split, seed=0)
     _, kept = next(stream)
     state, sums = trainer.train(state, kept)
-    rates = {"the same batch again": [], "batches from the store": []}
+    rates = {"the same batch in every step": [], "batches from the store": []}
     for _ in range(repeats):
         for name in rates:
             start = time.perf_counter()
@@ -232,9 +238,10 @@ def _with_model(batches, split, repeats):
             jax.block_until_ready(sums)
             rates[name].append(30 / (time.perf_counter() - start))
     stream.close()
-    for name, found in rates.items():
+    for name, values in rates.items():
         print(
-            f"training So3krates on this CPU, 8 structures of 40 atoms, {name}: {spread(found)} batches/s"
+            f"training of So3krates on this CPU, 8 structures of 40 atoms, {name}: "
+            f"{spread(values)} batches/s"
         )
 
 
@@ -246,11 +253,12 @@ def run_memory(folder: Path, atoms: int) -> None:
 
 
 def _memory_of(folder: Path, atoms: int) -> None:
-    """Of a store of so many atoms; a small model, so that it is not the model's memory that is measured."""
+    """Measure the memory for a store with `atoms` atoms and a small model."""
     path = folder / "spice.hdf5"
     count = write_spice(path, atoms // (40 * 50))
     print(
-        f"{count} structures, {40 * count / 1e6:.1f} million atoms, {path.stat().st_size / 2**20:.0f} MiB of HDF5"
+        f"{count} structures, {40 * count / 1e6:.1f} million atoms, "
+        f"{path.stat().st_size / 2**20:.0f} MiB of HDF5"
     )
     store = folder / "store"
     model = ["num_features=24", "num_layers=1"]
@@ -279,9 +287,9 @@ def _memory_of(folder: Path, atoms: int) -> None:
             ],
             ALLOCATOR,
         ),
-        ("input alone, 2,000 batches", [*script, "pull", str(store)], ALLOCATOR),
+        ("input only, 2,000 batches", [*script, "pull", str(store)], ALLOCATOR),
         ("train", [*train, f"--workdir={folder / 'tuned'}"], ALLOCATOR),
-        ("train, allocator as the system has it", [*train, f"--workdir={folder / 'plain'}"], ""),
+        ("train, default allocator", [*train, f"--workdir={folder / 'plain'}"], ""),
     ):
         start = time.perf_counter()
         with open(folder / "log", "w") as log:
@@ -295,7 +303,7 @@ def _memory_of(folder: Path, atoms: int) -> None:
 
 
 def child(arguments: list[str]) -> None:
-    """A run of the main program that tells its peak memory, and that of its largest worker process."""
+    """Run the main program, and report its peak memory and that of its largest worker process."""
     from mlip_jax import main
 
     sys.argv = ["main", *arguments]
@@ -305,22 +313,22 @@ def child(arguments: list[str]) -> None:
         if end.code:
             raise
     finally:
-        _tell_memory()
+        _report_memory()
 
 
 def pull(store: str) -> None:
-    """Batches from a store, without a model and without compiling anything."""
+    """Read batches from a store, without a model and without compilation."""
     batches, split = _batches(Store(store), 8)
     _pull(batches, split, None, 2000)
-    _tell_memory()
+    _report_memory()
 
 
-def _tell_memory() -> None:
-    own, largest = (
-        resource.getrusage(who).ru_maxrss / 2**10
-        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+def _report_memory() -> None:
+    process, worker = (
+        resource.getrusage(kind).ru_maxrss / 2**10
+        for kind in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     )
-    print(f"peak memory {own:.0f} MiB, of the largest worker {largest:.0f} MiB", file=sys.stderr)
+    print(f"peak memory {process:.0f} MiB, largest worker {worker:.0f} MiB", file=sys.stderr)
 
 
 def main() -> None:
@@ -328,24 +336,26 @@ def main() -> None:
         return child(sys.argv[2:])
     if sys.argv[1:2] == ["pull"]:
         return pull(sys.argv[2])
-    if "GLIBC_TUNABLES" not in os.environ:  # as the main program has it; read when a process starts
+    if "GLIBC_TUNABLES" not in os.environ:  # as in the main program; glibc reads it at the start
         os.environ["GLIBC_TUNABLES"] = ALLOCATOR
         os.execv(sys.executable, [sys.executable, *sys.argv])
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("convert", "neighbors", "input", "memory"))
+    parser.add_argument("part", choices=("convert", "neighbors", "input", "memory"))
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--atoms", type=int, default=20_000_000, help="of the store of `memory`")
-    parser.add_argument("--folder", type=Path, help="for the files; default: a temporary one")
+    parser.add_argument(
+        "--atoms", type=int, default=20_000_000, help="number of atoms in the store of `memory`"
+    )
+    parser.add_argument("--folder", type=Path, help="folder of the files; default: temporary")
     arguments = parser.parse_args()
     print(describe(PACKAGES))
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        if arguments.what == "memory":
+        if arguments.part == "memory":
             run_memory(Path(folder), arguments.atoms)
         else:
             {"convert": run_convert, "neighbors": run_neighbors, "input": run_input}[
-                arguments.what
+                arguments.part
             ](Path(folder), arguments.repeats)
 
 

@@ -2,8 +2,8 @@
 
     python benchmarks/drift.py --force_field=DIR --picoseconds=100
 
-Molecules of --smiles are relaxed, brought to the temperature by 5 ps of Langevin dynamics, and left alone. The drift is
-the slope of the total energy; the fluctuation its standard deviation.
+Molecules of --smiles are relaxed and heated by 5 ps of Langevin dynamics. Then they move at
+constant energy. The drift is the slope of the total energy, the fluctuation its standard deviation.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mlip_jax import MolecularDynamics, relax
-from mlip_jax.datasets.molecules.embedding import EmbeddingOptions, Entry, make
+from mlip_jax.datasets.molecules.embedding import EmbeddingOptions, Entry, embed_entry
 from mlip_jax.potential import Potential
 
 _CHUNK, _RECORD_EVERY = 10_000, 100  # steps
@@ -33,7 +33,9 @@ def main():
     parser.add_argument("--temperature", type=float, default=300.0, help="K")
     a = parser.parse_args()
     smiles, force_field = a.smiles.split(","), Potential.load(a.force_field)
-    starts = [make((Entry(i, s, s, s), EmbeddingOptions()))[0].atoms for i, s in enumerate(smiles)]
+    starts = [
+        embed_entry((Entry(i, s, s, s), EmbeddingOptions()))[0].atoms for i, s in enumerate(smiles)
+    ]
     molecules = [result.atoms for result in relax(starts, force_field)]
     warm = MolecularDynamics(
         molecules,
@@ -60,13 +62,14 @@ def main():
         for m, trajectory in enumerate(dynamics.run(min(_CHUNK, steps - dynamics.step))):
             energies[m] += (trajectory.thermo.potential + trajectory.thermo.kinetic).tolist()
             temperatures[m] += trajectory.thermo.temperature.tolist()
-        tell(smiles, molecules, energies, temperatures, dynamics, a.timestep)
+        print_drift(smiles, molecules, energies, temperatures, dynamics, a.timestep)
 
 
-def tell(smiles, molecules, energies, temperatures, dynamics, timestep):
+def print_drift(smiles, molecules, energies, temperatures, dynamics, timestep):
     picoseconds = 1e-3 * timestep * dynamics.step
     print(
-        f"{picoseconds:.1f} ps, {dynamics.steps_per_second:.0f} steps/s, broken: {dynamics.broken or 'none'}"
+        f"{picoseconds:.1f} ps, {dynamics.steps_per_second:.0f} steps/s, "
+        f"broken: {dynamics.broken or 'none'}"
     )
     for name, atoms, energy, temperature in zip(smiles, molecules, energies, temperatures):
         per_atom = 1e3 * np.array(energy) / len(atoms)

@@ -1,4 +1,4 @@
-"""Virtual environments of the peers of benchmarks/models.py, one each, since their requirements exclude each other."""
+"""Virtual environments of other packages, one per package, because their requirements conflict."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ TORCH = "2.13.0+cpu"
 
 
 class Environment(NamedTuple):
-    """What goes into one.
+    """Packages of a virtual environment.
 
     Attributes:
-      package, version: The peer. torch: Whether it needs PyTorch.
+      package: Name of the package to measure.
+      version: Version of the package.
+      torch: Whether it requires PyTorch.
       constraints: Further pins.
-      not_required: Requirements of the package that are left out, since they exclude the pinned PyTorch.
+      not_required: Requirements of the package to omit, because they exclude the pinned PyTorch.
       also: Further packages, pinned.
-      python: The oldest Python that it runs on, where that is newer than this package's.
+      python: Oldest version of Python that the package supports.
     """
 
     package: str
@@ -58,19 +60,22 @@ for line in importlib.metadata.requires(sys.argv[1]) or []:
 
 
 def python_of(home: Path, name: str) -> Path:
-    """The interpreter of an environment."""
+    """Return the path of the interpreter of an environment."""
     return home / f"v_{name}" / "bin" / "python"
 
 
 def make(home: Path, name: str, torch: str = TORCH) -> str | None:
-    """Make an environment unless it is there with the right version of its package.
+    """Create an environment, unless it exists with the right version of its package.
 
     Args:
-      torch: Version; one with "+cpu" has to be known to the package index that pip is configured with. Where another
-        Python is needed, for which the index may have no such build, the default build of the same version is taken.
+      home: Folder of the environments.
+      name: Key of ENVIRONMENTS.
+      torch: Version of PyTorch. One with "+cpu" must be on the package index that pip is configured
+        with. If another version of Python is required, for which the index may have no such build,
+        the default build of the same version is installed.
 
     Returns:
-      None, or why it cannot be made.
+      None, or the reason why the environment cannot be created.
     """
     environment, python = ENVIRONMENTS[name], python_of(home, name)
     if installed_version(python, environment.package) == environment.version:
@@ -97,9 +102,8 @@ def make(home: Path, name: str, torch: str = TORCH) -> str | None:
     ]
     try:
         _run([interpreter, "-m", "venv", str(python.parents[1])])
-        if (
-            environment.torch
-        ):  # first and alone: a package that asks for torch would choose the build itself
+        # Install torch first: packages that require torch would choose the build themselves.
+        if environment.torch:
             _run([*pip, "torch"])
         _install(pip, python, environment)
         if environment.also:
@@ -110,10 +114,10 @@ def make(home: Path, name: str, torch: str = TORCH) -> str | None:
 
 
 def interpreter_for(oldest: tuple[int, int]) -> str:
-    """This interpreter if it is new enough, else one on the PATH or of pyenv that is.
+    """Return this interpreter if it is new enough, otherwise one on the PATH or from pyenv.
 
     Raises:
-      RuntimeError: There is none.
+      RuntimeError: No interpreter is new enough.
     """
     if sys.version_info >= oldest:
         return sys.executable
@@ -121,10 +125,10 @@ def interpreter_for(oldest: tuple[int, int]) -> str:
     of_pyenv = sorted((Path.home() / ".pyenv" / "versions").glob("3.*/bin/python"))
     for candidate in [*filter(None, map(shutil.which, names)), *map(str, of_pyenv)]:
         code = "import sys; print(sys.version_info[0], sys.version_info[1])"
-        found = subprocess.run([candidate, "-c", code], capture_output=True, text=True)
-        if found.returncode == 0 and tuple(map(int, found.stdout.split())) >= oldest:
+        done = subprocess.run([candidate, "-c", code], capture_output=True, text=True)
+        if done.returncode == 0 and tuple(map(int, done.stdout.split())) >= oldest:
             return candidate
-    raise RuntimeError(f"Python {oldest[0]}.{oldest[1]} or newer is needed, and none was found")
+    raise RuntimeError(f"no Python {oldest[0]}.{oldest[1]} or newer found. Install one.")
 
 
 def _install(pip: list[str], python: Path, environment: Environment) -> None:
@@ -133,19 +137,19 @@ def _install(pip: list[str], python: Path, environment: Environment) -> None:
         _run([*pip, target])
         return
     _run([*pip, "--no-deps", target])
-    wanted = _run(
+    requirements = _run(
         [str(python), "-c", _REQUIREMENTS, environment.package, *environment.not_required]
     ).split("\n")
-    _run([*pip, "setuptools", *(line for line in wanted if line)])
+    _run([*pip, "setuptools", *(line for line in requirements if line)])
 
 
 def installed_version(python: Path, package: str) -> str | None:
-    """Version of a package in the environment of an interpreter; None where either is missing."""
+    """Return the version of a package in an environment, None if either is missing."""
     if not python.exists():
         return None
     code = "import importlib.metadata, sys; print(importlib.metadata.version(sys.argv[1]))"
-    found = subprocess.run([str(python), "-c", code, package], capture_output=True, text=True)
-    return found.stdout.strip() if found.returncode == 0 else None
+    done = subprocess.run([str(python), "-c", code, package], capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _run(command: list[str]) -> str:

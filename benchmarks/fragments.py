@@ -1,10 +1,12 @@
-"""Molecules of a size and flexibility out of drug-like ones: themselves, and what is left of them when a bond is cut.
+"""Small, flexible, drug-like molecules: molecules of SMILES files and their fragments.
 
-    python benchmarks/fragments.py fragments.smi zinc.txt pubchem.smi --min_atoms=18 --max_atoms=36 --min_rotatable=4
+    python benchmarks/fragments.py fragments.smi zinc.txt pubchem.smi --min_atoms=18 \\
+        --max_atoms=36 --min_rotatable=4
 
-Each bond that BRICS cuts (Degen et al., ChemMedChem 3, 1503 (2008)) gives two fragments, capped with hydrogen. Neutral
-molecules of H, C, N, O, F, S and Cl in one piece, each once, in an order drawn by --seed: small drug-like molecules
-that are flexible, for sets of conformers that a CPU can label (configs/geom_like.py).
+Each bond that BRICS cuts (Degen et al., ChemMedChem 3, 1503 (2008)) gives two fragments, capped
+with hydrogen. The output contains neutral connected molecules of H, C, N, O, F, S and Cl, each
+once, in a random order (--seed). A CPU can label conformers of such molecules
+(configs/geom_like.py).
 """
 
 import argparse
@@ -18,7 +20,7 @@ ELEMENTS = {"H", "C", "N", "O", "F", "S", "Cl"}
 
 
 def molecules(path: Path):
-    """RDKit molecules of the first column of a file, commas or blanks between columns."""
+    """Yield RDKit molecules of the first column of a file; commas or blanks separate columns."""
     for line in path.read_text().splitlines():
         fields = line.replace(",", " ").split()
         mol = Chem.MolFromSmiles(fields[0]) if fields and "." not in fields[0] else None
@@ -27,18 +29,19 @@ def molecules(path: Path):
 
 
 def fragments(mol):
-    """Both sides of each bond that may be cut."""
+    """Yield both fragments for each bond that may be cut."""
     for ends, _ in BRICS.FindBRICSBonds(mol):
         cut = Chem.FragmentOnBonds(mol, [mol.GetBondBetweenAtoms(*ends).GetIdx()], addDummies=False)
         for part in Chem.GetMolFrags(cut, asMols=True, sanitizeFrags=False):
             for atom in part.GetAtoms():
-                atom.SetNoImplicit(False)  # a hydrogen where the bond was
-            found = Chem.MolFromSmiles(Chem.MolToSmiles(part))
-            if found is not None:
-                yield found
+                atom.SetNoImplicit(False)  # a hydrogen replaces the bond
+            fragment = Chem.MolFromSmiles(Chem.MolToSmiles(part))
+            if fragment is not None:
+                yield fragment
 
 
-def is_fit(mol, a) -> bool:
+def is_suitable(mol, a) -> bool:
+    """Return whether a molecule has the charge, elements, size and flexibility of the arguments."""
     if Chem.GetFormalCharge(mol) or any(x.GetNumRadicalElectrons() for x in mol.GetAtoms()):
         return False
     size = Chem.AddHs(mol).GetNumAtoms()
@@ -61,11 +64,12 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args()
     RDLogger.DisableLog("rdApp.*")
-    found = {}
+    unique = {}
     for path in a.smiles:
         for mol in molecules(path):
-            found |= {Chem.MolToSmiles(m): None for m in (mol, *fragments(mol)) if is_fit(m, a)}
-    names = list(found)
+            candidates = (mol, *fragments(mol))
+            unique |= {Chem.MolToSmiles(m): None for m in candidates if is_suitable(m, a)}
+    names = list(unique)
     random.Random(a.seed).shuffle(names)
     a.output.write_text("".join(f"{smiles} {number}\n" for number, smiles in enumerate(names)))
     print(f"{a.output}: {len(names)} molecules")

@@ -1,4 +1,4 @@
-"""What a figure was measured on, and how figures are summed up."""
+"""Description of the machine and summaries of measured values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 
 def describe(packages: Sequence[str]) -> str:
-    """One line: date, processor, cores, versions."""
+    """Return one line with date, processor, number of cores and versions."""
     versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in packages if _has(p))
     return (
         f"{datetime.date.today()}, {_processor()}, {len(os.sched_getaffinity(0))} core(s), Python "
@@ -34,5 +34,5 @@ def _processor() -> str:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Median (lowest to highest)."""
+    """Format values as "median (lowest to highest)"."""
     return f"{statistics.median(values):,.4g} ({min(values):,.4g} to {max(values):,.4g})"

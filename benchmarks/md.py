@@ -1,16 +1,18 @@
-"""Molecular dynamics: the loop on the device against ASE's and jax-md's loops, with one force field.
+"""Molecular dynamics: the on-device loop against ASE's and jax-md's, with one force field.
 
     taskset -c 1 python benchmarks/md.py --force_field=runs/spice
-    taskset -c 1 python benchmarks/md.py --force_field=runs/spice --sizes=20 --replicas=32 --rounds=5
+    taskset -c 1 python benchmarks/md.py --force_field=runs/spice --sizes=20 --replicas=32
     taskset -c 1 python benchmarks/md.py --model=painn --features=16,32,64,128
 
-Paracetamol (20 atoms), a glyceride (61 atoms), and 50 molecules of paracetamol beside each other (1000 atoms), all
-open, at constant energy in float32 with steps of 0.5 fs, from 300 K. Rounds are interleaved; compiling is part of no
-rate. jax-md's loop is measured where it is installed (`pip install jax-md`): its integrator, its neighbour list with a
-skin of the same width, and our force field.
+The systems are paracetamol (20 atoms), a glyceride (61 atoms), and 50 separate molecules of
+paracetamol (1000 atoms), all non-periodic, at constant energy in float32 with steps of 0.5 fs,
+starting at 300 K. The loops are measured alternately, without compilation. jax-md is measured if it
+is installed (`pip install jax-md`), with its own integrator and neighbor list, a skin of the same
+width, and our force field.
 
-With --model nothing is simulated that means something: untrained models of several widths, which hold no molecule
-together and make it take a few steps at next to no temperature, tell how the ratio to ASE's loop goes with their cost.
+With --model, untrained models of several widths show how the ratio to ASE's loop depends on the
+cost of the model. These simulations have no physical meaning: the models do not hold molecules
+together, so only a few steps at a temperature close to zero are performed.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import machine
 from mlip_jax import MLIPCalculator, MolecularDynamics, models, relax
-from mlip_jax.datasets.molecules.embedding import EmbeddingOptions, make
+from mlip_jax.datasets.molecules.embedding import EmbeddingOptions, embed_entry
 from mlip_jax.datasets.molecules.entries import Entry
 from mlip_jax.importers import load_force_field
 from mlip_jax.potential import Potential, evaluate, example_graph
@@ -43,32 +45,32 @@ except ImportError:
     jax_md = None
 
 PARACETAMOL = "CC(=O)Nc1ccc(O)cc1"
-GLYCERIDE = "CCCCCCCCCCCCCCCC(=O)OCC(O)CO"  # of H, C and O alone
+GLYCERIDE = "CCCCCCCCCCCCCCCC(=O)OCC(O)CO"  # only H, C and O
 SPACING = 11.0  # Å between the molecules of the 1000 atoms
 
 
 def start(size: int, potential, relaxed: bool = True) -> Atoms:
-    """A structure of about this size, relaxed or as it is embedded."""
+    """Return a structure with about `size` atoms, relaxed or as embedded by RDKit."""
     if size == 1000:
         one, rng = start(20, potential, relaxed), np.random.default_rng(0)
-        places = SPACING * np.stack(np.unravel_index(np.arange(50), (4, 4, 4)), 1)
-        parts = []
-        for place in places:
-            part = one.copy()
-            part.euler_rotate(*rng.uniform(0, 360, 3), center="COM")
-            part.positions += place - part.get_center_of_mass()
-            parts.append(part)
-        return sum(parts[1:], parts[0])
+        centers = SPACING * np.stack(np.unravel_index(np.arange(50), (4, 4, 4)), 1)  # (50, 3)
+        copies = []
+        for center in centers:
+            copy = one.copy()
+            copy.euler_rotate(*rng.uniform(0, 360, 3), center="COM")
+            copy.positions += center - copy.get_center_of_mass()
+            copies.append(copy)
+        return sum(copies[1:], copies[0])
     smiles = PARACETAMOL if size == 20 else GLYCERIDE
-    (record,) = make((Entry(0, "", smiles, smiles), EmbeddingOptions(1, True, 0)))
+    (record,) = embed_entry((Entry(0, "", smiles, smiles), EmbeddingOptions(1, True, 0)))
     if not relaxed:
         return record.atoms
-    (found,) = relax([record.atoms], potential, max_steps=300)
-    return found.atoms
+    (result,) = relax([record.atoms], potential, max_steps=300)
+    return result.atoms
 
 
 def untrained(name: str, features: int) -> Potential:
-    """A force field with random parameters; its energy is zero, which takes as long to compute."""
+    """Return a force field with random parameters. Its energy is zero but as costly to compute."""
     model = models.create(name, num_features=features)
     return Potential(
         model,
@@ -81,7 +83,7 @@ def untrained(name: str, features: int) -> Potential:
 
 
 class Device:
-    """The loop on the device."""
+    """Loop on the device."""
 
     def __init__(self, atoms: Atoms, potential, replicas: int = 1, temperature: float = 300.0):
         self.dynamics = MolecularDynamics(
@@ -96,7 +98,7 @@ class Device:
         )
 
     def steps(self, count: int) -> None:
-        """Make so many."""
+        """Perform `count` steps."""
         for _ in self.dynamics.stream(count):
             pass
         if self.dynamics.broken:
@@ -104,7 +106,7 @@ class Device:
 
 
 class Ase:
-    """ASE's loop with our calculator, which finds neighbours anew at each step."""
+    """ASE's loop with our calculator, which rebuilds the neighbor list at each step."""
 
     def __init__(self, atoms: Atoms, potential):
         self._atoms = atoms.copy()
@@ -112,12 +114,12 @@ class Ase:
         self._run = VelocityVerlet(self._atoms, 0.5 * units.fs)
 
     def steps(self, count: int) -> None:
-        """Make so many."""
+        """Perform `count` steps."""
         self._run.run(count)
 
 
 class JaxMd:
-    """jax-md's velocity Verlet and neighbour list, with the energy of our force field."""
+    """jax-md's velocity Verlet and neighbor list, with the energy of our force field."""
 
     def __init__(self, atoms: Atoms, potential):
         displacement, shift = jax_md.space.free()
@@ -129,9 +131,8 @@ class JaxMd:
             format=jax_md.partition.OrderedSparse,
             disable_cell_list=True,
         )
-        numbers = jnp.append(
-            jnp.asarray(atoms.numbers, jnp.int32), 0
-        )  # the last atom takes what is empty in a list
+        # the additional last atom belongs to the empty entries of a list
+        numbers = jnp.append(jnp.asarray(atoms.numbers, jnp.int32), 0)
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), potential.params)
 
         def energy(positions, neighbor):
@@ -164,7 +165,7 @@ class JaxMd:
         return jax.lax.fori_loop(0, count, step, (state, neighbors))
 
     def steps(self, count: int) -> None:
-        """Make so many."""
+        """Perform `count` steps."""
         state, neighbors = jax.block_until_ready(self._run(self._state, self._neighbors, count))
         if neighbors.did_buffer_overflow:
             self._neighbors = self._find.allocate(self._state.position)
@@ -174,7 +175,10 @@ class JaxMd:
 
 
 def open_graph(positions, numbers, pairs) -> jraph.GraphsTuple:
-    """A graph of jax-md's pairs (2, P), in which the number of atoms stands for no pair; the last atom is padding."""
+    """Return a graph of jax-md's pairs (2, P).
+
+    Empty entries of the list contain the number of atoms, which is the index of the padding atom.
+    """
     forward = jnp.concatenate([pairs[0], pairs[1]])
     num, edges = len(numbers), len(forward)
     real = 2 * (pairs[0] < num - 1).sum()
@@ -190,7 +194,7 @@ def open_graph(positions, numbers, pairs) -> jraph.GraphsTuple:
 
 
 def rate(engine, seconds: float) -> float:
-    """Steps in a second, of as many as take about so long."""
+    """Return steps per second, measured for about `seconds` seconds."""
     engine.steps(30)
     begin = time.perf_counter()
     engine.steps(10)
@@ -201,7 +205,7 @@ def rate(engine, seconds: float) -> float:
 
 
 def compare(size: int, potential, args, features: int | None = None) -> None:
-    """Print a row of the table; with `features`, of an untrained model of so many."""
+    """Print a row of the table; `features` is the width of an untrained model."""
     atoms = start(size, potential, relaxed=features is None)
     device = Device(atoms, potential, temperature=300.0 if features is None else 1e-3)
     engines = [device] + [
@@ -218,20 +222,20 @@ def compare(size: int, potential, args, features: int | None = None) -> None:
 
 
 def main() -> None:
-    """Measure, and print a table."""
+    """Measure the loops and print a table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     chosen = parser.add_mutually_exclusive_group(required=True)
     chosen.add_argument("--force_field")
-    chosen.add_argument("--model", help="an untrained one, of each of --features")
+    chosen.add_argument("--model", help="name of the untrained models, with widths --features")
     parser.add_argument("--features", default="16,32,64,128")
-    parser.add_argument("--sizes", default=None, help="20, 60 and 1000; 20 alone with --model")
+    parser.add_argument("--sizes", default=None, help="default: 20,60,1000, or 20 with --model")
     parser.add_argument(
-        "--replicas", type=int, default=16, help="of the smallest molecule, beside each other"
+        "--replicas", type=int, default=16, help="parallel replicas of the smallest molecule"
     )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of a measurement")
+    parser.add_argument("--seconds", type=float, default=5.0, help="duration of a measurement")
     args = parser.parse_args()
     sizes = [
         int(size) for size in (args.sizes or ("20" if args.model else "20,60,1000")).split(",")
@@ -239,11 +243,11 @@ def main() -> None:
     print(machine.describe(["jax", "ase", "numpy", "jax-md"]))
     columns = [
         "atoms",
-        "loop on the device, steps/s",
+        "on-device loop, steps/s",
         "ASE's loop, steps/s",
         *(["jax-md, steps/s"] if jax_md else []),
         "ratio to ASE",
-        *(["to jax-md"] if jax_md else []),
+        *(["ratio to jax-md"] if jax_md else []),
     ]
     print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
     if args.model:
@@ -258,7 +262,8 @@ def main() -> None:
         many = Device(start(sizes[0], potential), potential, args.replicas)
         rates = [rate(many, args.seconds) * args.replicas for _ in range(args.rounds)]
         print(
-            f"{args.replicas} molecules of {sizes[0]} atoms side by side: {machine.spread(rates)} steps/s in all"
+            f"{args.replicas} molecules of {sizes[0]} atoms in parallel: {machine.spread(rates)} "
+            "steps/s in total"
         )
 
 

@@ -1,14 +1,15 @@
-"""Our models against their peers: training, latency, repeatability and the roofline, side by side in one go.
+"""Models of this package and of others: training, latency, repeatability and roofline.
 
     python benchmarks/models.py all --home=DIR --pin=0          # everything
-    python benchmarks/models.py all --home=DIR --pin=0 --quick  # a look: PaiNN, SchNet, So3krates
+    python benchmarks/models.py all --home=DIR --pin=0 --quick  # PaiNN, SchNet, So3krates once
     python benchmarks/models.py train latency --home=DIR --only=painn --only=schnet
-    python benchmarks/models.py roofline --home=DIR             # on a GPU: over batch sizes
-    python benchmarks/models.py table --home=DIR                # of results that are there
+    python benchmarks/models.py roofline --home=DIR             # on a GPU: several batch sizes
+    python benchmarks/models.py table --home=DIR                # tables of existing results
 
-Parts: `environments` (one for each peer, in DIR), `data` (the common work), `train`, `latency`, `repeat` (two processes
-give the same bits), `roofline`, `table`. Everything that is measured is a process of its own, peers in turn in every
-round, with the same allocator; a row that cannot be measured is left out and says why. Results are lines of JSON.
+Parts: `environments` (one per package, in DIR), `data` (the workload), `train`, `latency`, `repeat`
+(whether two processes give identical bits), `roofline`, `table`. Each measurement is a separate
+process. The packages are measured in turn in every round, with the same allocator. If a measurement
+fails, its row is omitted and the reason is printed. Results are lines of JSON.
 """
 
 from __future__ import annotations
@@ -53,12 +54,16 @@ TIME_LIMIT = 1200  # seconds for one process
 
 
 class Effort(NamedTuple):
-    """How much is measured.
+    """Extent of the measurements.
 
     Attributes:
-      rounds: Of everything. latency_rounds: Of part latency.
-      batches: That a process works on. seconds: That it is timed for, at least. latency_seconds: For each structure.
-      conformations: Of each molecule of the common work. systems: Of measure.SYSTEMS.
+      rounds: Number of rounds of all parts except latency.
+      latency_rounds: Number of rounds of part latency.
+      batches: Number of different batches per process.
+      seconds: Minimum duration of a measurement of training steps in seconds.
+      latency_seconds: Minimum duration per structure in part latency in seconds.
+      conformations: Number of conformations per molecule of the workload.
+      systems: Systems of part latency, see measure.SYSTEMS.
     """
 
     rounds: int
@@ -75,12 +80,18 @@ QUICK = Effort(1, 1, 1, 1.0, 0.5, 8, ("small",))
 
 
 class Job(NamedTuple):
-    """What a measuring process is asked for.
+    """Job of a measuring process.
 
     Attributes:
-      part: train, latency, repeat or device. model, options: See cases.Case. work: The file of the common work.
-      batch: Structures. batches: Of so many structures. seconds: To measure for. systems: For latency.
-      counters: Also count FLOPs and bytes, which takes another compilation.
+      part: "train", "latency", "repeat" or "device".
+      model: Name of the model, see cases.Case.
+      options: Options of the model, see cases.Case.
+      work: File of the workload.
+      batch: Number of structures per batch.
+      batches: Number of batches.
+      seconds: Duration of the measurement in seconds.
+      systems: Systems of part latency.
+      counters: Whether to count FLOPs and bytes, which requires another compilation.
     """
 
     part: str
@@ -95,13 +106,15 @@ class Job(NamedTuple):
 
 
 class Runner:
-    """Starts measuring processes and keeps their results.
+    """Start measuring processes and save their results.
 
     Args:
-      home: Where environments are. results: File that lines are added to.
+      home: Folder of the environments.
+      results: File to which lines are appended.
       pin: Core that every process is bound to, with one thread; None for all cores.
-      tuned: Give all of them glibc's tuned allocator.
-      drivers: Script of each environment. time_limit: Seconds for one process.
+      tuned: Whether all processes use glibc's tuned allocator.
+      drivers: Script by environment.
+      time_limit: Time limit per process in seconds.
     """
 
     def __init__(
@@ -115,21 +128,23 @@ class Runner:
     ):
         self._drivers, self._time_limit = drivers, time_limit
         self._home, self.results, self._pin, self._tuned = home, results, pin, tuned
-        self._hopeless: set[tuple[str, str, int]] = set()
+        self._failed: set[tuple[str, str, int]] = set()
         self._machine = (
             describe(PACKAGES)
-            + (f", core {pin} alone" if pin is not None else "")
-            + ("" if tuned else ", allocator untuned")
+            + (f", only core {pin}" if pin is not None else "")
+            + ("" if tuned else ", default allocator")
         )
         self.lines: list[tables.Line] = []
 
     def measure(self, case: Case, job: NamedTuple, part: str, number: int, **more) -> None:
-        """Measure one case for `part` in round `number`; what failed once is not tried again."""
-        if (part, case.name, job.batch) not in self._hopeless:
+        """Measure one case for `part` in round `number`, unless it has failed before."""
+        if (part, case.name, job.batch) not in self._failed:
             self.keep(case, job, part, number, self.start(case, job) | more)
 
-    def keep(self, case: Case, job: NamedTuple, part: str, number: int, found: tables.Line) -> None:
-        """Add a result to the file and print it, or why there is none."""
+    def keep(
+        self, case: Case, job: NamedTuple, part: str, number: int, result: tables.Line
+    ) -> None:
+        """Append a result to the file and print it, or print the reason of the failure."""
         line = {
             "part": part,
             "case": case.name,
@@ -138,19 +153,19 @@ class Runner:
             "machine": self._machine,
             "pin": self._pin,
             "tuned": self._tuned,
-            **found,
+            **result,
         }
         self.lines.append(line)
         with open(self.results, "a") as file:
             file.write(json.dumps(line) + "\n")
-        if "failed" in found:
-            self._hopeless.add((part, case.name, job.batch))
-            print(f"  {part} {case.name}: skipped, {found['failed']}", flush=True)
+        if "failed" in result:
+            self._failed.add((part, case.name, job.batch))
+            print(f"  {part} {case.name}: skipped, {result['failed']}", flush=True)
         else:
             print(f"  {part} {case.name}, round {number + 1}: {brief(line)}", flush=True)
 
     def start(self, case: Case, job: NamedTuple) -> tables.Line:
-        """Run the process of a job: its result, or {"failed": why}."""
+        """Run the process of a job and return its result, or {"failed": reason}."""
         python = (
             Path(sys.executable)
             if is_ours(case)
@@ -175,7 +190,7 @@ class Runner:
                 timeout=self._time_limit,
             )
         except subprocess.TimeoutExpired:
-            return {"failed": f"not done in {self._time_limit} s"}
+            return {"failed": f"not finished after {self._time_limit} s"}
         if done.returncode:
             return {
                 "failed": (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[
@@ -189,7 +204,7 @@ class Runner:
 
 
 def environment(pin: int | None, tuned: bool) -> dict[str, str]:
-    """Environment variables of every measuring process: the same for ours and for the peers."""
+    """Return the environment variables of all measuring processes."""
     variables = dict(os.environ) | {"GLIBC_TUNABLES": ALLOCATOR if tuned else ""}
     variables.setdefault("CUDA_VISIBLE_DEVICES", "0")
     if pin is not None:
@@ -202,26 +217,28 @@ def environment(pin: int | None, tuned: bool) -> dict[str, str]:
 
 
 def brief(line: tables.Line) -> str:
-    """The figure of a line that one wants to see while it runs."""
+    """Return the main values of a result as text."""
     if "structures_per_s" in line:
         return (
-            f"{line['structures_per_s']:.4g} structures/s, {line['structures_per_cpu_s']:.4g} per CPU-second, "
+            f"{line['structures_per_s']:.4g} structures/s, "
+            f"{line['structures_per_cpu_s']:.4g} per CPU-second, "
             f"{line['peak_mib']:.0f} MiB, compiled in {line['compile_s']:.1f} s"
         )
     if "molecules_per_cpu_s" in line:
         return (
-            f"{line['molecules_per_cpu_s']:.4g} molecules per CPU-second, {line['cpu_ms_per_step']:.4g} ms per "
-            f"molecule-step, {line['converged']} of {line['molecules']} converged"
+            f"{line['molecules_per_cpu_s']:.4g} molecules per CPU-second, "
+            f"{line['cpu_ms_per_step']:.4g} ms per molecule-step, "
+            f"{line['converged']} of {line['molecules']} converged"
         )
     if "systems" in line:
         return ", ".join(
             f"{s['atoms']} atoms {s['ms']['median']:.4g} ms" for s in line["systems"].values()
         )
-    return ", ".join(f"{what} {value[:12]}" for what, value in line["hashes"].items())
+    return ", ".join(f"{name} {value[:12]}" for name, value in line["hashes"].items())
 
 
 class Work(NamedTuple):
-    """What is measured: cases, the file of the common work, how many structures it holds, and how much is done."""
+    """Cases to measure, the file of the workload with its number of structures, and the extent."""
 
     cases: list[Case]
     path: str
@@ -229,7 +246,7 @@ class Work(NamedTuple):
     effort: Effort
 
     def training(self, case: Case, batch: int, counters: bool) -> Job:
-        """The job of training steps with batches of so many structures."""
+        """Return the job of training steps with batches of `batch` structures."""
         count = max(1, min(self.effort.batches, self.structures // batch))
         return Job(
             "train",
@@ -243,10 +260,11 @@ class Work(NamedTuple):
         )
 
     def in_round(self, number: int) -> list[Case]:
-        """Those of a round: what is there for orientation alone is in the first one."""
+        """Return the cases of a round; cases without a counterpart are only in the first one."""
         return [case for case in self.cases if number == 0 or is_ours(case) or is_peer(case)]
 
     def ours(self) -> list[Case]:
+        """Return the models of this package."""
         return [case for case in self.cases if is_ours(case)]
 
 
@@ -290,9 +308,9 @@ def run_repeat(runner: Runner, work: Work) -> None:
 
 
 def run_roofline(runner: Runner, work: Work, batch_sizes: list[int]) -> None:
-    """Training steps of ours with their counters, beside what the device can do; on a GPU over batch sizes.
+    """Measure training steps of our models with counters, and the limits of the device.
 
-    Steps that part `train` has measured just before are taken from there.
+    On a GPU, several batch sizes are measured. Results of part `train` of the same run are reused.
     """
     limits = runner.start(
         Case("device", OURS, "", {}), Job("device", "", {}, work.path, seconds=work.effort.seconds)
@@ -317,7 +335,7 @@ def run_roofline(runner: Runner, work: Work, batch_sizes: list[int]) -> None:
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -326,29 +344,25 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--home", type=Path, required=True, help="folder of environments, data and results"
     )
     parser.add_argument(
-        "--only", action="append", default=[], help="cases with this in their name; may be repeated"
+        "--only", action="append", default=[], help="text in the names of the cases; repeatable"
     )
     parser.add_argument(
-        "--batch", type=_sizes, default=[], help="structures in a batch, or several: 32,128,512"
+        "--batch", type=_sizes, default=[], help="structures per batch, or several: 32,128,512"
     )
     parser.add_argument(
         "--pin", type=int, help="core that every process is bound to, with one thread"
     )
     parser.add_argument(
-        "--untuned",
-        action="store_true",
-        help="the allocator as the system has it, for all packages",
+        "--untuned", action="store_true", help="use the default allocator for all packages"
     )
     parser.add_argument("--quick", action="store_true", help="one short round")
-    parser.add_argument("--rounds", type=int, help="of every part but repeat")
+    parser.add_argument("--rounds", type=int, help="number of rounds of all parts except repeat")
+    parser.add_argument("--data", help="store or data file to use instead of the drugs")
     parser.add_argument(
-        "--data", help="a store or a data file in place of the drugs that are made here"
+        "--torch", default=environments.TORCH, help="version of PyTorch for other packages"
     )
     parser.add_argument(
-        "--torch", default=environments.TORCH, help="version of PyTorch in the peers' environments"
-    )
-    parser.add_argument(
-        "--results", type=Path, help="file of the results; default: one in --home for each start"
+        "--results", type=Path, help="file of the results; default: a new file in --home"
     )
     chosen_parts = parser.parse_args(arguments)
     if "all" in chosen_parts.parts:
@@ -371,7 +385,7 @@ def main() -> None:
     if parts == ["table"]:
         path = arguments.results or max(home.glob("results-*.jsonl"), default=None)
         if path is None:
-            sys.exit(f"{home} holds no results-*.jsonl; measure first")
+            sys.exit(f"{home}: no results-*.jsonl. Run the measurements first.")
         print(tables.report(tables.read(path)))
         return
     if "environments" in parts:
@@ -390,7 +404,7 @@ def main() -> None:
 
 
 def prepare(home: Path, cases: list[Case], data: str | None, effort: Effort) -> Work:
-    """Make the common work, unless it is there."""
+    """Generate the workload, unless it exists."""
     from benchmarks.work import make_work
 
     path = make_work(home / "data", data, effort.conformations)
@@ -399,7 +413,7 @@ def prepare(home: Path, cases: list[Case], data: str | None, effort: Effort) -> 
 
 
 def measure(runner: Runner, parts: list[str], work: Work, batch_sizes: list[int]) -> None:
-    """The parts that measure, of those that are asked for."""
+    """Run the requested measurements."""
     if "train" in parts:
         run_train(runner, work, batch_sizes)
     if "latency" in parts:
@@ -411,13 +425,11 @@ def measure(runner: Runner, parts: list[str], work: Work, batch_sizes: list[int]
 
 
 def make_environments(home: Path, cases: list[Case], torch: str) -> None:
-    """Those that the cases need; one that cannot be made is reported, and its rows are left out later."""
+    """Create the environments of the cases, and report those that cannot be created."""
     for name in dict.fromkeys(case.environment for case in cases if case.environment != OURS):
         problem = environments.make(home, name, torch)
-        print(
-            f"environment v_{name}: {problem or environments.ENVIRONMENTS[name].package + ' is there'}",
-            flush=True,
-        )
+        package = environments.ENVIRONMENTS[name].package
+        print(f"environment v_{name}: {problem or package + ' is installed'}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
-"""Relaxation trajectories with off-equilibrium geometries beside them, in PubChemQCR's layout.
+"""Add off-equilibrium geometries to relaxation trajectories, in PubChemQCR's layout.
 
     python benchmarks/off_equilibrium.py TRAJECTORIES.lmdb MORE.lmdb --frames=8
-    python -m mlip_jax.main --config=configs/pubchemqcr.py:small --config.data.path=MORE.lmdb --workdir=runs/more \
+    python -m mlip_jax.main --config=configs/pubchemqcr.py:small --config.data.path=MORE.lmdb \
+        --workdir=runs/more \
         --config.data.reader_options="stages=('DFT_1st','DFT_2nd'); level_of_theory=GFN2-xTB"
 
-Snapshots of a relaxation lie in the valley that leads to the minimum; a force field that saw no others knows little of
-its walls. Each molecule gets `frames` geometries in the stage DFT_2nd, labelled with GFN2-xTB: random snapshots of one
-of --stages, moved by white noise (up to --white, bonds and angles) and
-by noise that is alike for neighbours (up to --smooth over 1.5 to 3 Å, angles and torsions). With --white=0.03
---smooth=0 the forces tell the Hessian along random directions. The molecules are those of the trajectories, so that a
-split by molecule holds for both. Geometries whose largest force is beyond --max_force are left out.
+Snapshots of a relaxation are close to the path to the minimum. A force field that is trained only
+on them is inaccurate elsewhere. Each molecule gets `frames` geometries in the stage DFT_2nd,
+labeled with GFN2-xTB: random snapshots of one of --stages with two kinds of noise. White noise (up
+to --white) changes bonds and angles; noise that is correlated over 1.5 to 3 Å (up to --smooth)
+changes angles and torsions. With --white=0.03 --smooth=0, the forces contain the Hessian along
+random directions. The molecules are those of the trajectories, so a split by molecule is valid for
+both. Geometries with a force above --max_force are omitted.
 """
 
 import argparse
@@ -32,10 +34,10 @@ from mlip_jax.datasets.formats import safe_pickle
 SEED = 0
 
 
-def perturbed(
+def perturb(
     positions: np.ndarray, noise: tuple[float, float], rng: np.random.Generator
 ) -> np.ndarray:
-    """A geometry (n, 3) in Å off the given one; `noise`: the most of white and of smooth noise, Å."""
+    """Displace positions (n, 3) in Å; `noise` is the maximum of white and of smooth noise in Å."""
     white = rng.uniform(0.0, noise[0]) * rng.normal(size=positions.shape)
     length, size = rng.uniform(1.5, 3.0), rng.uniform(0.0, noise[1])
     squared = ((positions[:, None] - positions[None]) ** 2).sum(-1)
@@ -44,7 +46,7 @@ def perturbed(
 
 
 def snapshot(numbers, positions, energy, gradient) -> dict:
-    """In the layout of the files: Å, hartree, hartree/bohr."""
+    """Return a snapshot in the layout of the files, in Å, hartree and hartree/bohr."""
     atoms = [{"atom": chemical_symbols[z], "charge": float(z)} for z in numbers]
     return {
         "coordinates": [a | dict(zip("xyz", map(float, x))) for a, x in zip(atoms, positions)],
@@ -56,25 +58,25 @@ def snapshot(numbers, positions, energy, gradient) -> dict:
 
 
 def frames_of(job):
-    """(key, off-equilibrium snapshots) of one molecule."""
+    """Return (key, off-equilibrium snapshots) of one molecule."""
     key, numbers, trajectories, count, noise, max_force = job
     rng = np.random.default_rng([SEED, int(key)])
-    made = []
+    snapshots = []
     for _ in range(count):
         trajectory = trajectories[rng.integers(len(trajectories))]
-        positions = perturbed(trajectory[rng.integers(len(trajectory))], noise, rng)
+        positions = perturb(trajectory[rng.integers(len(trajectory))], noise, rng)
         try:
             energy, gradient = energy_and_gradient(numbers, positions / Bohr)
         except NotConverged:
             continue
         if np.linalg.norm(gradient, axis=1).max() * Hartree / Bohr < max_force:
-            made.append(snapshot(numbers, positions, energy, gradient))
-    return key, made
+            snapshots.append(snapshot(numbers, positions, energy, gradient))
+    return key, snapshots
 
 
 def trajectories_of(path, stages):
-    """{key of a molecule: (numbers, one list of positions for each stage that has snapshots of it)}."""
-    found = {}
+    """Return {key of a molecule: (numbers, one list of positions per stage with snapshots)}."""
+    trajectories = {}
     for stage in stages:
         with readers.open_data(
             path, "pubchemqcr", stages=(stage,), level_of_theory="GFN2-xTB"
@@ -83,8 +85,8 @@ def trajectories_of(path, stages):
             for s in source:
                 of_stage.setdefault(s.molecule, (s.numbers, []))[1].append(s.positions)
         for key, (numbers, frames) in of_stage.items():
-            found.setdefault(int(key), (numbers, []))[1].append(frames)
-    return found
+            trajectories.setdefault(int(key), (numbers, []))[1].append(frames)
+    return trajectories
 
 
 def main():
@@ -93,23 +95,23 @@ def main():
     )
     parser.add_argument("trajectories", type=Path)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--frames", type=int, default=8, help="geometries of each molecule")
+    parser.add_argument("--frames", type=int, default=8, help="geometries per molecule")
     parser.add_argument(
-        "--stages", default="pm3,DFT_1st", help="whose snapshots are moved, each stage alike"
+        "--stages", default="pm3,DFT_1st", help="stages of the snapshots, with equal probability"
     )
-    parser.add_argument("--white", type=float, default=0.08, help="most white noise, Å")
-    parser.add_argument("--smooth", type=float, default=0.25, help="most smooth noise, Å")
+    parser.add_argument("--white", type=float, default=0.08, help="maximum white noise, Å")
+    parser.add_argument("--smooth", type=float, default=0.25, help="maximum smooth noise, Å")
     parser.add_argument(
         "--keep_every",
         type=int,
         default=1,
-        help="keep every so many snapshots of DFT_1st and the last: they differ little",
+        help="keep every n-th snapshot of DFT_1st and the last one, because they are similar",
     )
-    parser.add_argument("--max_force", type=float, default=15.0, help="eV/Å")
+    parser.add_argument("--max_force", type=float, default=15.0, help="largest force, eV/Å")
     parser.add_argument("--num_processes", type=int, default=None)
     a = parser.parse_args()
     if a.output.exists():
-        sys.exit(f"{a.output} exists already; give another name")
+        sys.exit(f"{a.output}: exists already. Choose another name.")
     from rich.progress import track
 
     jobs = [
@@ -118,10 +120,10 @@ def main():
             a.trajectories, a.stages.split(",")
         ).items()
     ]
-    made = {
+    labeled = {
         key: frames
         for _, (key, frames) in track(
-            workers.run(frames_of, jobs, a.num_processes), "labelling", total=len(jobs)
+            workers.run(frames_of, jobs, a.num_processes), "computing labels", total=len(jobs)
         )
     }
     old = lmdb.open(str(a.trajectories), subdir=False, readonly=True, lock=False)
@@ -129,7 +131,7 @@ def main():
     kept = total = 0
     with old.begin() as source, new.begin(write=True) as target:
         for key, value in source.cursor():
-            frames = made.get(int(key)) if key.isdigit() else None
+            frames = labeled.get(int(key)) if key.isdigit() else None
             if frames:
                 value = gzip.compress(_with_stage(value, frames, a.keep_every), 3)
                 kept, total = kept + 1, total + len(frames)

@@ -1,6 +1,7 @@
-"""The models of this package, measured as benchmarks/peers measures those of others. Started by benchmarks/models.py.
+"""Measurements of the models of this package, like those of others in benchmarks/peers.
 
-Training is the path that a run takes: planned padded batches, `Trainer`, its pmap and its moving average.
+benchmarks/models.py starts this script. Training steps are those of a training run: planned padded
+batches, `Trainer` with its pmap, and the moving average of the parameters.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ REPEATED_STEPS = 3
 
 
 def make_model(job: dict[str, Any]):
-    """The model; its energy head does not start at zero, so that gradients reach every parameter at once."""
+    """Return the model, with a nonzero energy head, so that no gradient is zero at the start."""
     options = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in job["options"].items()
@@ -51,15 +52,16 @@ def make_params(model):
 
 
 class Setup:
-    """Trainer, first state and batches of a job.
+    """Trainer, initial state and batches of a job.
 
     Attributes:
-      real: Structures, atoms and edges of each batch, padding not counted. budget: Static shape of a batch.
+      real: Numbers of structures, atoms and edges of each batch, without padding.
+      budget: Static shape of a batch.
     """
 
     def __init__(self, job: dict[str, Any], num_batches: int):
         count = job["batch"] * num_batches
-        # more than the batches need, so that the last of them is as full as the batches of a long run
+        # more structures than necessary, so that the last batch is as full as those of a long run
         columns = Columns.from_structures(
             [
                 Structure(
@@ -82,7 +84,8 @@ class Setup:
         )
         if self.trainer.num_devices != 1:
             raise ValueError(
-                f"one device is measured, {self.trainer.num_devices} are there: CUDA_VISIBLE_DEVICES=0"
+                f"expected one device, found {self.trainer.num_devices}. "
+                "Set CUDA_VISIBLE_DEVICES=0."
             )
         self.state = self.trainer.init(params)
         self.data = [
@@ -90,10 +93,11 @@ class Setup:
         ]
 
     def _input(self, graphs):
-        """One micro-batch of one update of a call."""
+        """Return the input of a dispatch with one step of one micro-batch."""
         return self.trainer.replicate(jax.tree.map(lambda x: np.asarray(x)[None, None], graphs))
 
     def step(self, graphs) -> None:
+        """Perform one training step."""
         self.state, _ = self.trainer.train(self.state, graphs)
 
 
@@ -109,7 +113,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     )
     if run.trainer.num_compiles != 1:
         raise RuntimeError(
-            f"the training step was traced {run.trainer.num_compiles} times, once was expected"
+            f"the training step was compiled {run.trainer.num_compiles} times instead of once"
         )
     peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
     result = clock.training_result(
@@ -135,9 +139,9 @@ def latency(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def repeat(job: dict[str, Any]) -> dict[str, Any]:
-    """Hash of the gradients, and of everything that training has after some steps.
+    """Return hashes of the gradients, and of the whole training state after a few steps.
 
-    Adam's first moment after one step is the gradient times 1 - b1: equal bits there are equal bits of the gradient.
+    Adam's first moment after one step is the gradient times 1 - b1, so it is hashed instead.
     """
     run = Setup(job, REPEATED_STEPS)
     hashes = {}
@@ -152,23 +156,22 @@ def repeat(job: dict[str, Any]) -> dict[str, Any]:
 def _hash(tree) -> str:
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
     if not all(np.isfinite(leaf).all() for leaf in leaves):
-        raise ValueError("not finite: nothing to compare")
+        raise ValueError("values are not finite and cannot be compared")
     return hashlib.sha256(b"".join(leaf.tobytes() for leaf in leaves)).hexdigest()
 
 
 def device(job: dict[str, Any]) -> dict[str, Any]:
-    """What the device can do: FLOP/s of a float32 matrix product, and bytes/s of a copy, read and written.
+    """Measure FLOP/s of a float32 matrix product and bytes/s (read and written) of a copy.
 
-    The product has JAX's default precision, as in the models. On a CPU the seconds are those of the processor.
+    The product has JAX's default precision, as in the models. On a CPU, processor time is measured.
     """
     first = jax.devices()[0]
     cpu = first.platform == "cpu"
     clock_of_device = time.process_time if cpu else time.perf_counter
     size, length = (2048, 2**25) if cpu else (8192, 2**28)
     multiply = jax.jit(lambda a: a @ a)
-    copy = jax.jit(
-        lambda a: -a, donate_argnums=0
-    )  # into the same memory: no pages to be had from the system
+    # Donate the buffer, so that no memory is allocated.
+    copy = jax.jit(lambda a: -a, donate_argnums=0)
     matrix, held = (
         jax.random.normal(jax.random.key(0), (size, size), jnp.float32),
         [jnp.ones(length, jnp.float32)],
@@ -190,12 +193,12 @@ def device(job: dict[str, Any]) -> dict[str, Any]:
 
 def _shortest(function, seconds: float, clock_of_device) -> float:
     jax.block_until_ready(function())
-    found, stop = [], time.perf_counter() + seconds
-    while not found or time.perf_counter() < stop:
+    times, stop = [], time.perf_counter() + seconds
+    while not times or time.perf_counter() < stop:
         start = clock_of_device()
         jax.block_until_ready(function())
-        found.append(clock_of_device() - start)
-    return min(found)
+        times.append(clock_of_device() - start)
+    return min(times)
 
 
 if __name__ == "__main__":

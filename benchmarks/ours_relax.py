@@ -1,4 +1,7 @@
-"""Relaxation by this package, measured as benchmarks/peers measures that of others. Started by benchmarks/relax.py."""
+"""Measurements of relaxations with this package, like those of others in benchmarks/peers.
+
+benchmarks/relax.py starts this script.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +31,12 @@ from mlip_jax.potential import evaluate
 from mlip_jax.simulation.relaxation.pool import slot_size
 
 REPEATS = 20
-CHECKED_STEPS = (
-    60  # of which positions are compared; after that rounding may take two relaxations apart
-)
+# Number of steps whose positions are compared; later, rounding errors may have grown large.
+CHECKED_STEPS = 60
 
 
 class Morse(nn.Module):
-    """The Morse potential of peers/relaxing.py on the contract of mlip_jax.models."""
+    """Morse potential of peers/relaxing.py with the interface of mlip_jax.models."""
 
     cutoff: float = relaxing.MORSE["cutoff"]
 
@@ -71,7 +73,7 @@ def molecules_of(job: dict[str, Any]) -> list:
 
 
 def batched(job: dict[str, Any]) -> dict[str, Any]:
-    """All molecules through a `Relaxer` twice: the first time compiles, the second one is measured."""
+    """Relax all molecules twice with one `Relaxer`, and measure the second run."""
     molecules, force_field = molecules_of(job), potential(job)
     relaxer = Relaxer(
         force_field,
@@ -88,26 +90,26 @@ def batched(job: dict[str, Any]) -> dict[str, Any]:
         relaxer.statistics(),
     )
     start = relaxing.Begin()
-    found = [result for _, result in relaxer.stream(enumerate(molecules))]
-    made = relaxing.result(
+    results = [result for _, result in relaxer.stream(enumerate(molecules))]
+    measured = relaxing.result(
         start,
         len(molecules),
-        sum(r.steps for r in found),
-        sum(r.converged for r in found),
+        sum(r.steps for r in results),
+        sum(r.converged for r in results),
         None,
-        steps=[r.steps for r in found],
+        steps=[r.steps for r in results],
     )
     after, model_ms = relaxer.statistics(), 0.0
     for size in sorted({slot_size(len(atoms)) for atoms in molecules}):
         full_ms = FullBatch(relaxer, force_field, molecules, size).milliseconds()
         model_ms += full_ms["model_ms"] * sum(
-            r.steps + 1 for r in found if slot_size(len(r.atoms)) == size
+            r.steps + 1 for r in results if slot_size(len(r.atoms)) == size
         )
     return (
-        made
+        measured
         | full_ms
         | {
-            "model_share": model_ms / (1e3 * made["cpu_seconds"]),
+            "model_share": model_ms / (1e3 * measured["cpu_seconds"]),
             "compiles": compiles,
             "compiled_again": relaxer.num_compiles - compiles,
             "first_s": first,
@@ -118,7 +120,7 @@ def batched(job: dict[str, Any]) -> dict[str, Any]:
 
 
 class FullBatch:
-    """Parts of one iteration on a full batch of molecules of one size, each compiled by itself."""
+    """Parts of an iteration on a full batch of molecules of one size, compiled separately."""
 
     def __init__(self, relaxer: Relaxer, force_field: Potential, molecules: list, size: int):
         (pool,) = (p for (_, s), p in relaxer._pools.items() if s == size)
@@ -136,7 +138,7 @@ class FullBatch:
             self._positions[m, : len(atoms)] = atoms.positions - atoms.positions.mean(0)
 
     def milliseconds(self) -> dict[str, float]:
-        """Of processor time for each molecule of the batch: neighbours, model, minimiser."""
+        """Measure processor time per molecule in ms for neighbors, model and minimizer."""
         p, minimizer = self._potential, self._pool._options["minimizer"]
         build = jax.jit(
             lambda s, x: slot_graphs.build(s, x, self._budget, p.cutoff, p.long_range_cutoff)
@@ -148,13 +150,14 @@ class FullBatch:
             lambda x: jnp.array(np.array(x)), minimizer.init(count, size, jnp.float32)
         )
         step = jax.jit(minimizer.step, donate_argnums=0)
-        rng, here = np.random.default_rng(0), np.ones(count, bool)
-        # forces of a quadratic bowl, so that the minimiser works as it does near a minimum
+        rng, active = np.random.default_rng(0), np.ones(count, bool)
+        # forces of a quadratic potential, so that the minimizer works as it does near a minimum
         stiffness = rng.uniform(1.0, 50.0, size).astype(np.float32)
         held = [rng.normal(0, 0.05, (count, size)).astype(np.float32), state, True]
 
         def one_step():
-            x, held[1] = step(held[1], held[0], -stiffness * held[0], np.full(count, held[2]), here)
+            forces, is_first = -stiffness * held[0], np.full(count, held[2])
+            x, held[1] = step(held[1], held[0], forces, is_first, active)
             held[:] = [x, held[1], False]
             return x
 
@@ -168,12 +171,12 @@ class FullBatch:
 
 def _median_ms(function) -> float:
     jax.block_until_ready(function())
-    found = []
+    times = []
     for _ in range(REPEATS):
         start = time.process_time()
         jax.block_until_ready(function())
-        found.append(time.process_time() - start)
-    return 1e3 * float(np.median(found))
+        times.append(time.process_time() - start)
+    return 1e3 * float(np.median(times))
 
 
 def ase(job: dict[str, Any]) -> dict[str, Any]:
@@ -181,7 +184,7 @@ def ase(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def check(job: dict[str, Any]) -> dict[str, Any]:
-    """Step for step against ASE's BFGS, in float64: largest deviation of any atom, and numbers of steps."""
+    """Compare each step with ASE's BFGS in float64: largest deviation, and numbers of steps."""
     molecules, force_field = molecules_of(job), potential(job)
     relaxer = Relaxer(
         force_field,

@@ -1,14 +1,15 @@
-"""Relaxation in batches against ASE one by one and torch-sim, with the same PaiNN; and what a minimiser itself costs.
+"""Batched relaxation against ASE one by one and torch-sim, with the same PaiNN or Morse potential.
 
     python benchmarks/relax.py all --home=DIR --pin=0
     python benchmarks/relax.py painn morse --home=DIR --pin=0 --only=ours --rounds=3
-    python benchmarks/relax.py painn --home=DIR --force_field=runs/qcr   # ours alone, with a force field of your own
-    python benchmarks/relax.py table --home=DIR      # of the last results there, nothing is measured
+    python benchmarks/relax.py painn --home=DIR --force_field=runs/qcr  # ours, your force field
+    python benchmarks/relax.py table --home=DIR                         # tables of results
 
-Parts: `environments` (PyTorch, SchNetPack and torch-sim in DIR), `painn` (drugs as RDKit embeds them; the weights are
-SchNetPack's, trained for some minutes, once), `morse` (drops of 40 atoms under a Morse potential: the model costs next
-to nothing), `check` (steps of 50 of the drugs are those of ASE's BFGS in float64), `table`. Everything that is measured
-is a process of its own; compiling is part of no rate.
+Parts: `environments` (PyTorch, SchNetPack and torch-sim in DIR), `painn` (RDKit geometries of
+drugs, with weights that SchNetPack trains once in a few minutes), `morse` (drops of 40 atoms with a
+Morse potential, where the minimizer dominates the cost), `check` (compares the steps for 50 drugs
+with ASE's BFGS in float64), `table`. Each measurement is a separate process. Rates exclude
+compilation.
 """
 
 from __future__ import annotations
@@ -39,18 +40,24 @@ DRIVERS = {
     TORCH_SIM: ROOT / "benchmarks" / "peers" / "run_torchsim.py",
 }
 TRAINING = {"batch": 32, "batches": 90}
-CONFORMATIONS = 50  # of each drug, to train on
-TIME_LIMIT = 3600
-TORCH_SIM_ATOMS = 2000  # in flight with PaiNN
+CONFORMATIONS = 50  # training conformations per drug
+TIME_LIMIT = 3600  # seconds per process
+TORCH_SIM_ATOMS = 2000  # number of atoms in a batch of torch-sim with PaiNN
 
 
 class Job(NamedTuple):
-    """What a measuring process is asked for.
+    """Job of a measuring process.
 
     Attributes:
-      part: batched, ase or weights. method: Minimiser. model, options: See cases.Case.
-      work: File of starts (of training structures for weights). weights: File of SchNetPack's PaiNN, or a force field.
-      batch: Molecules. batches: To train on. atoms: Of a batch; 0: the package's own choice.
+      part: "batched", "ase" or "weights".
+      method: Minimizer.
+      model: Name of the model, see cases.Case.
+      options: Options of the model, see cases.Case.
+      work: File of start geometries; of training structures for part weights.
+      weights: File of SchNetPack's PaiNN, or a force field.
+      batch: Number of molecules.
+      batches: Number of training batches.
+      atoms: Number of atoms per batch; 0 selects the default of the package.
     """
 
     part: str
@@ -65,7 +72,7 @@ class Job(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One row of a table: its case, and part, method and atoms of its job."""
+    """Row of a table: its case, and part, method and atoms of its job."""
 
     case: Case
     part: str
@@ -74,6 +81,8 @@ class Row(NamedTuple):
 
 
 def rows(model: str) -> list[Row]:
+    """Return the rows of the table of a model."""
+
     def row(name, environment, part, method, atoms=0):
         return Row(Case(f"{name} {method}", environment, model, PAINN), part, method, atoms)
 
@@ -99,22 +108,22 @@ def rows(model: str) -> list[Row]:
 
 
 def make_starts(folder: Path, count: int) -> Path:
-    """`count` geometries of the drugs by RDKit, each drug once before any comes again."""
+    """Write `count` RDKit geometries of the drugs, the first of each drug before any second one."""
     from mlip_jax.datasets.molecules.files import read_molecules
 
     path = folder / f"starts-{count}.npz"
     if not path.is_file():
         drugs = sum(bool(line.strip()) for line in DRUGS.read_text().splitlines())
         conformers = -(-count // drugs)
-        found = [
+        records = [
             record
             for record in read_molecules(DRUGS, num_conformers=conformers)
             if record.atoms is not None
         ]
-        found.sort(key=lambda record: (record.index % conformers, record.index))
-        atoms = [record.atoms for record in found][:count]
+        records.sort(key=lambda record: (record.index % conformers, record.index))
+        atoms = [record.atoms for record in records][:count]
         if len(atoms) < count:
-            raise ValueError(f"{DRUGS} gave {len(atoms)} geometries, {count} were asked for")
+            raise ValueError(f"{DRUGS}: only {len(atoms)} of {count} geometries could be generated")
         np.savez(
             path,
             offsets=np.cumsum([0, *map(len, atoms)]),
@@ -125,24 +134,25 @@ def make_starts(folder: Path, count: int) -> Path:
 
 
 def make_weights(runner: Runner, folder: Path) -> Path:
-    """A PaiNN that SchNetPack trains a little on conformations of the drugs."""
+    """Return the path of the weights, which SchNetPack trains on conformations of the drugs."""
     path = folder / "painn.npz"
     if not path.is_file():
         work = make_work(folder, None, CONFORMATIONS)
         case = Case("weights", SCHNETPACK, "painn", PAINN)
-        found = runner.start(
+        result = runner.start(
             case, Job("weights", "", "painn", PAINN, str(work), str(path), **TRAINING)
         )
-        if "failed" in found:
-            sys.exit(f"no weights: {found['failed']}")
+        if "failed" in result:
+            sys.exit(f"training of the weights failed: {result['failed']}")
         print(
-            f"  weights: {found['force_error']:.3g} eV/Å mean absolute force error after {found['batches']} batches"
+            f"  weights: {result['force_error']:.3g} eV/Å mean absolute force error after "
+            f"{result['batches']} batches"
         )
     return path
 
 
 def measure(runner: Runner, model: str, folder: Path, arguments: argparse.Namespace) -> None:
-    """The rows of one table, in turn in each round."""
+    """Measure the rows of one table, in turn in each round."""
     starts = make_starts(folder, arguments.molecules)
     weights = arguments.force_field or make_weights(runner, folder) if model == "painn" else ""
     for number in range(arguments.rounds):
@@ -150,7 +160,7 @@ def measure(runner: Runner, model: str, folder: Path, arguments: argparse.Namesp
             if arguments.only and not any(text in row.case.name for text in arguments.only):
                 continue
             if arguments.force_field and model == "painn" and row.case.environment != OURS:
-                continue  # the peers run SchNetPack's weights alone
+                continue  # the other packages only run SchNetPack's weights
             count = (
                 arguments.molecules if row.case.environment == OURS else arguments.peer_molecules
             )
@@ -168,7 +178,7 @@ def measure(runner: Runner, model: str, folder: Path, arguments: argparse.Namesp
 
 
 def check(runner: Runner, folder: Path, molecules: int) -> None:
-    """Our steps against those of ASE."""
+    """Compare our steps with those of ASE."""
     job = Job(
         "check",
         "bfgs",
@@ -178,20 +188,20 @@ def check(runner: Runner, folder: Path, molecules: int) -> None:
         str(make_weights(runner, folder)),
         CHECKED,
     )
-    found = runner.start(Case("check", OURS, "painn", PAINN), job)
-    if "failed" in found:
-        sys.exit(f"check: {found['failed']}")
+    result = runner.start(Case("check", OURS, "painn", PAINN), job)
+    if "failed" in result:
+        sys.exit(f"check: {result['failed']}")
     print(
-        f"  check: {found['same_number_of_steps']} of {found['molecules']} molecules take as many steps as under ASE "
-        f"(lowest, median, highest: {found['steps']}); an atom deviates by {found['largest_deviation']:.2g} Å at "
-        "most over the first 60 steps",
-        *found["others"],
+        f"  check: {result['same_number_of_steps']} of {result['molecules']} molecules take as "
+        f"many steps as with ASE (lowest, median, highest: {result['steps']}); largest deviation "
+        f"in the first 60 steps {result['largest_deviation']:.2g} Å",
+        *result["others"],
         flush=True,
     )
 
 
 def report(lines: Sequence[tables.Line]) -> str:
-    """Both tables, as far as there are lines for them."""
+    """Return the tables of the models that have results."""
     good = [line for line in lines if "failed" not in line]
     sections = [
         f"Measured on {machine}." for machine in dict.fromkeys(line["machine"] for line in good)
@@ -213,49 +223,49 @@ def report(lines: Sequence[tables.Line]) -> str:
 
 
 def _table(lines: Sequence[tables.Line]) -> str:
-    found = []
+    cells = []
     for name in dict.fromkeys(line["case"] for line in lines):
         of_case = [line for line in lines if line["case"] == name]
 
-        def of(key, of_case=of_case):
+        def median(key, of_case=of_case):
             return tables.summary([line.get(key) for line in of_case])
 
         first = of_case[0]
         compiled = (
             "-" if "compiles" not in first else f"{first['compiles']} in {first['sizes']} size(s)"
         )
-        found.append(
+        cells.append(
             [
                 name,
                 f"{first['molecules']}",
-                of("molecules_per_cpu_s"),
-                of("cpu_ms_per_step"),
-                of("model_share"),
+                median("molecules_per_cpu_s"),
+                median("cpu_ms_per_step"),
+                median("model_share"),
                 f"{first['molecule_steps'] / first['molecules']:.0f}",
                 f"{first['converged']}",
-                of("minimizer_ms"),
-                of("neighbors_ms"),
-                of("model_ms"),
+                median("minimizer_ms"),
+                median("neighbors_ms"),
+                median("model_ms"),
                 compiled,
-                of("peak_mib"),
+                median("peak_mib"),
             ]
         )
     return tables.markdown(
         [
-            "what",
+            "program",
             "molecules",
             "molecules per CPU-second",
             "CPU ms per molecule-step",
             "share of the model",
             "mean steps",
             "converged",
-            "minimiser alone, ms",
-            "neighbours alone",
-            "model alone",
-            "programs",
+            "minimizer separately, ms",
+            "neighbors separately",
+            "model separately",
+            "compiled programs",
             "peak MiB",
         ],
-        found,
+        cells,
     )
 
 
@@ -268,29 +278,27 @@ def main() -> None:
         "--home", type=Path, required=True, help="folder of environments, data and results"
     )
     parser.add_argument(
-        "--only", action="append", default=[], help="rows with this in their name; may be repeated"
+        "--only", action="append", default=[], help="text in the names of the rows; repeatable"
     )
     parser.add_argument(
-        "--force_field", help="in place of SchNetPack's weights, for the rows that are ours"
+        "--force_field", help="force field to use in our rows instead of SchNetPack's weights"
     )
     parser.add_argument("--molecules", type=int, default=200)
     parser.add_argument(
-        "--peer_molecules", type=int, default=60, help="the first ones, for the slower peers"
+        "--peer_molecules", type=int, default=60, help="number of molecules for other packages"
     )
     parser.add_argument(
         "--pin", type=int, help="core that every process is bound to, with one thread"
     )
     parser.add_argument(
-        "--untuned",
-        action="store_true",
-        help="the allocator as the system has it, for all packages",
+        "--untuned", action="store_true", help="use the default allocator for all packages"
     )
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument(
-        "--torch", default=environments.TORCH, help="version of PyTorch in the peers' environments"
+        "--torch", default=environments.TORCH, help="version of PyTorch for other packages"
     )
     parser.add_argument(
-        "--results", type=Path, help="file of the results; default: one in --home for each start"
+        "--results", type=Path, help="file of the results; default: a new file in --home"
     )
     arguments = parser.parse_args()
     parts = PARTS if "all" in arguments.parts else arguments.parts
@@ -300,15 +308,13 @@ def main() -> None:
     if list(parts) == ["table"]:
         path = arguments.results or max(home.glob("relax-*.jsonl"), default=None)
         if path is None:
-            sys.exit(f"{home} holds no relax-*.jsonl; measure first")
+            sys.exit(f"{home}: no relax-*.jsonl. Run the measurements first.")
         print(report(tables.read(path)))
         return
     if "environments" in parts:
         for name in (SCHNETPACK, TORCH_SIM):
-            print(
-                f"environment v_{name}: {environments.make(home, name, arguments.torch) or 'is there'}",
-                flush=True,
-            )
+            problem = environments.make(home, name, arguments.torch)
+            print(f"environment v_{name}: {problem or 'installed'}", flush=True)
     runner = Runner(
         home,
         arguments.results or home / f"relax-{datetime.datetime.now():%Y%m%d-%H%M%S}.jsonl",

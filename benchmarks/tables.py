@@ -1,6 +1,7 @@
-"""Lines of results of benchmarks/models.py -> Markdown.
+"""Markdown tables of the results of benchmarks/models.py.
 
-A line is a dict with `part`, `case`, `round`, `batch`, what was measured, or `failed` with the reason.
+A line of results is a dictionary with `part`, `case`, `round`, `batch`, and the measured values or
+`failed` with the reason.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ _IS_OURS = {case.name: is_ours(case) for case in CASES}
 
 
 def read(path: Path) -> list[Line]:
-    """The lines of a results file."""
+    """Read the lines of a results file."""
     with open(path) as file:
         return [json.loads(line) for line in file if line.strip()]
 
 
 def last_result(output: str) -> Line:
-    """The result that a measuring process printed last, after whatever else its libraries print.
+    """Return the last result in the output of a measuring process, which may contain other lines.
 
     Raises:
-      ValueError: There is none.
+      ValueError: There is no result.
     """
     for line in reversed(output.splitlines()):
         if line.startswith("{"):
@@ -39,13 +40,13 @@ def last_result(output: str) -> Line:
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def summary(values: Sequence[float | None]) -> str:
-    """Median (lowest to highest), the value if there is one, "-" if there is none."""
+    """Format values as "median (lowest to highest)", a single value, or "-" for none."""
     known = [v for v in values if v is not None]
     if not known:
         return "-"
@@ -55,7 +56,7 @@ def summary(values: Sequence[float | None]) -> str:
 def ratios(
     lines: Sequence[Line], value: Callable[[Line], float], case: str, peer: str
 ) -> list[float]:
-    """`value` of a case over that of a peer, of each round in which both were measured."""
+    """Return the ratios of `value` of a case to that of a peer, for rounds with both."""
     by_round = {
         name: {line["round"]: value(line) for line in lines if line["case"] == name}
         for name in (case, peer)
@@ -66,16 +67,16 @@ def ratios(
 
 
 def fastest_peer(lines: Sequence[Line], milliseconds: Callable[[Line], float]) -> str:
-    """Name of the case of another package with the lowest median; "" where none was measured."""
-    found: dict[str, list[float]] = {}
+    """Return the name of the fastest case of another package, "" if there is none."""
+    times: dict[str, list[float]] = {}
     for line in lines:
         if not _IS_OURS[line["case"]]:
-            found.setdefault(line["case"], []).append(milliseconds(line))
-    return min(found, key=lambda name: statistics.median(found[name]), default="")
+            times.setdefault(line["case"], []).append(milliseconds(line))
+    return min(times, key=lambda name: statistics.median(times[name]), default="")
 
 
 def report(lines: Sequence[Line]) -> str:
-    """All tables that the lines are enough for."""
+    """Return the tables of all parts that have results."""
     failed = {(line["part"], line["case"]): line["failed"] for line in lines if "failed" in line}
     good = [line for line in lines if "failed" not in line]
     parts = {
@@ -105,7 +106,7 @@ def _by_case(lines: Sequence[Line]) -> list[tuple[str, list[Line]]]:
 
 
 def training(lines: Sequence[Line]) -> str:
-    """Table of part `train`. On a GPU ratios are of wall time: processor time is not what is spent there."""
+    """Return the table of part `train`, with ratios of processor time (on a GPU: wall time)."""
 
     def rate(line):
         return line["structures_per_cpu_s" if line["device"] == "cpu" else "structures_per_s"]
@@ -144,7 +145,7 @@ def training(lines: Sequence[Line]) -> str:
             "to its peer",
             "step, ms",
             "peak MiB",
-            "compiling, s",
+            "compilation, s",
             "GFLOP/step",
             "GB/step",
             "parameters",
@@ -158,21 +159,21 @@ def _memory(line: Line) -> float:
 
 
 def _ratio(lines: Sequence[Line], value: Callable[[Line], float], case: str, peer: str) -> str:
-    found = ratios(lines, value, case, peer) if peer else []
-    return f"{summary(found)} × {peer}" if found else "-"
+    values = ratios(lines, value, case, peer) if peer else []
+    return f"{summary(values)} × {peer}" if values else "-"
 
 
 def latency(lines: Sequence[Line]) -> str:
-    """Table of part `latency`: ratios of wall time, below 1 is faster."""
+    """Return the table of part `latency`, with ratios of wall time; below 1 is faster."""
     rows = []
     for system in dict.fromkeys(name for line in lines for name in line["systems"]):
-        here = [line for line in lines if system in line["systems"]]
+        of_system = [line for line in lines if system in line["systems"]]
 
         def milliseconds(line, system=system):
             return line["systems"][system]["ms"]["median"]
 
-        best = fastest_peer(here, milliseconds)
-        for name, of_case in _by_case(here):
+        best = fastest_peer(of_system, milliseconds)
+        for name, of_case in _by_case(of_system):
             rows.append(
                 [
                     f"{of_case[0]['systems'][system]['atoms']:,}",
@@ -180,8 +181,8 @@ def latency(lines: Sequence[Line]) -> str:
                     summary([milliseconds(line) for line in of_case]),
                     summary([line["systems"][system]["cpu_ms"] for line in of_case]),
                     summary([line["systems"][system]["first_s"] for line in of_case]),
-                    _ratio(here, milliseconds, name, _PEER[name]),
-                    _ratio(here, milliseconds, name, best) if _IS_OURS[name] else "-",
+                    _ratio(of_system, milliseconds, name, _PEER[name]),
+                    _ratio(of_system, milliseconds, name, best) if _IS_OURS[name] else "-",
                 ]
             )
     return markdown(
@@ -199,11 +200,11 @@ def latency(lines: Sequence[Line]) -> str:
 
 
 def repeat(lines: Sequence[Line]) -> str:
-    """Table of part `repeat`: whether the hashes of all rounds agree."""
+    """Return the table of part `repeat`, which states whether the hashes of all rounds agree."""
     rows = []
     for name, of_case in _by_case(lines):
-        for what in of_case[0]["hashes"]:
-            hashes = [line["hashes"][what] for line in of_case]
+        for quantity in of_case[0]["hashes"]:
+            hashes = [line["hashes"][quantity] for line in of_case]
             verdict = (
                 "one run only"
                 if len(hashes) == 1
@@ -211,12 +212,12 @@ def repeat(lines: Sequence[Line]) -> str:
                 if len(set(hashes)) == 1
                 else "DIFFERENT"
             )
-            rows.append([name, what, str(len(hashes)), verdict, hashes[0][:12]])
-    return markdown(("model", "what", "processes", "bits", "hash"), rows)
+            rows.append([name, quantity, str(len(hashes)), verdict, hashes[0][:12]])
+    return markdown(("model", "quantity", "processes", "bits", "hash"), rows)
 
 
 def roofline(lines: Sequence[Line]) -> str:
-    """Table of part `roofline`: of the time that FLOPs or bytes alone would take at the measured rates."""
+    """Return the table of part `roofline`: fractions of the FLOP/s and bytes/s of the device."""
     rows = []
     for name, of_case in _by_case(lines):
         for batch in sorted({line["batch"] for line in of_case}):
@@ -236,8 +237,8 @@ def roofline(lines: Sequence[Line]) -> str:
                 ]
             )
     head = [
-        f"{line['limits']['kind']}: {line['limits']['flops_per_s'] / 1e9:,.4g} GFLOP/s in a matrix product, "
-        f"{line['limits']['bytes_per_s'] / 1e9:,.4g} GB/s in a copy"
+        f"{line['limits']['kind']}: {line['limits']['flops_per_s'] / 1e9:,.4g} GFLOP/s in a matrix "
+        f"product, {line['limits']['bytes_per_s'] / 1e9:,.4g} GB/s in a copy"
         for line in lines
     ]
     return "\n\n".join(
@@ -261,9 +262,10 @@ def roofline(lines: Sequence[Line]) -> str:
 
 
 def share(line: Line) -> dict[str, float]:
-    """Shares of the device's measured FLOP/s and bytes/s that a training step uses; the larger is its roofline's.
+    """Return the fractions of the device's FLOP/s and bytes/s that a training step uses.
 
-    On a CPU of those of a second of processor time.
+    The larger one is the fraction of the roofline. On a CPU, rates are per second of processor
+    time.
     """
     if line["device"] == "cpu":
         seconds = line["real_per_batch"]["structures"] / line["structures_per_cpu_s"]

@@ -1,11 +1,12 @@
-"""Whole training runs: what their time goes into, and how fast they are at each batch size.
+"""Speed and time breakdown of whole training runs, by batch size.
 
-    python benchmarks/training.py FILE --home=DIR                          # on 2 cores: batch 8, 1,500 updates
-    python benchmarks/training.py FILE --home=DIR --batch=32,128,512,2048  # on a GPU: the best batch, and 100 epochs
-    python benchmarks/training.py FILE --home=DIR --devices=1,2            # virtual devices on a CPU
+    python benchmarks/training.py FILE --home=DIR                # on a CPU: batch 8, 1,500 steps
+    python benchmarks/training.py FILE --home=DIR --batch=32,128,512,2048  # on a GPU
+    python benchmarks/training.py FILE --home=DIR --devices=1,2  # virtual devices on a CPU
 
-Every measurement is the command that a user types, in a process of its own: configs/spice.py on FILE. Rates are medians
-of the lines of the log, the first lines left out; the busy share of a GPU is what nvidia-smi tells meanwhile.
+Each measurement runs the command of a user, with configs/spice.py on FILE, in a separate process.
+Rates are medians over the lines of the log except for the first ones. The utilization of a GPU is
+measured with nvidia-smi during the run.
 """
 
 from __future__ import annotations
@@ -28,12 +29,11 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.machine import describe, spread
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "e3x", "grain", "numpy")
-# Lines of the log that compiling, and filling the queues, have a part in.
-WARM_UP = 3
+WARM_UP = 3  # number of log lines that include compilation and filling of queues
 
 
 class BusyShare:
-    """How busy the GPU is, asked each second; None where there is no nvidia-smi."""
+    """Utilization of the GPU, measured each second; None without nvidia-smi."""
 
     def __init__(self):
         self._values, self._over = [], threading.Event()
@@ -58,13 +58,13 @@ class BusyShare:
             self._values.append((time.time(), float(done.stdout.split()[0])))
 
     def between(self, begin: float, end: float) -> float | None:
-        """Mean per cent between two times."""
+        """Return the mean in percent between two times."""
         values = [v for t, v in self._values if begin <= t <= end]
         return statistics.mean(values) if values else None
 
 
 def train(arguments, model: str, batch: int, devices: int, number: int) -> dict:
-    """One run; what its log and its metrics say."""
+    """Run one training and return the values of its log and metrics."""
     workdir = Path(arguments.home) / f"{model}-{batch}-{devices}-{number}"
     shutil.rmtree(workdir, ignore_errors=True)
     every = max(arguments.steps // 15, 1)
@@ -97,14 +97,14 @@ def train(arguments, model: str, batch: int, devices: int, number: int) -> dict:
 
 
 def read(workdir: Path, log: str, busy: BusyShare) -> dict:
-    """Medians and shares of a finished run."""
+    """Return medians and fractions of a completed run."""
     with open(workdir / "metrics.csv", newline="") as file:
         rows = [r for r in csv.DictReader(file) if r["structures_per_second"]]
     rows = rows[min(WARM_UP, len(rows) - 1) :]
     seconds = float(rows[-1]["seconds"]) - float(rows[0]["seconds"])
     over = (workdir / "metrics.csv").stat().st_mtime
     folded = " ".join(log.split())
-    shares = re.search(r"of the time, ([\d.]+) % input, ([\d.]+) % checkpoint", folded)
+    shares = re.search(r"([\d.]+) % input, ([\d.]+) % checkpoint", folded)
     return {
         "structures": statistics.median(float(r["structures_per_second"]) for r in rows),
         "atoms": statistics.median(float(r["atoms_per_second"]) for r in rows),
@@ -112,7 +112,7 @@ def read(workdir: Path, log: str, busy: BusyShare) -> dict:
         "input": 100 * statistics.mean(float(r["input_share"]) for r in rows),
         "checkpoint": 100 * statistics.mean(float(r["checkpoint_share"]) for r in rows),
         "whole": (float(shares[1]), float(shares[2])),
-        "padding": float(re.search(r"([\d.]+) % of edges are padding", folded)[1]),
+        "padding": float(re.search(r"padding: .*?([\d.]+) % of edges", folded)[1]),
         "train": int(re.search(r"train: (\d+) structures", folded)[1]),
         "mfu": [100 * float(r["mfu"]) for r in rows if r["mfu"]],
         "busy": busy.between(over - seconds, over),
@@ -120,7 +120,7 @@ def read(workdir: Path, log: str, busy: BusyShare) -> dict:
 
 
 def show(model: str, batch: int, devices: int, runs: list[dict]) -> str:
-    """A row of the table."""
+    """Return a row of the table."""
 
     def figures(name):
         return spread([r[name] for r in runs])
@@ -175,8 +175,10 @@ def main() -> None:
             print(f"round {number}: {case}: {runs[case][-1]}", file=sys.stderr, flush=True)
     print(f"{describe(PACKAGES)}\n")
     print(
-        "| model | batch | devices | structures/s | atoms/s | edges/s | waiting for input, % | checkpoints, % | "
-        "padded edges, % | GPU busy, % | MFU, % | minutes for 100 epochs |\n|" + "---|" * 12
+        "| model | batch | devices | structures/s | atoms/s | edges/s | waiting for input, % | "
+        "checkpoints, % | padding edges, % | GPU utilization, % | MFU, % | minutes/100 epochs |\n|"
+        + "---|"
+        * 12
     )
     for case in cases:
         print(show(*case, runs[case]))

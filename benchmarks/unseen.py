@@ -1,11 +1,11 @@
-"""Errors of a force field on the molecules that a split by record does not train on.
+"""Errors of a force field on the test molecules of a split by record.
 
     python benchmarks/unseen.py runs/qcr MORE.lmdb --split=split.json \\
         --options="stages=('DFT_1st','DFT_2nd'); level_of_theory=GFN2-xTB"
 
-split.json holds {"train": [record, ...], "valid": [...], "test": [...]}; benchmarks/join.py keeps "test" and "valid"
-out of what a force field is trained on. Mean absolute errors over --structures of the part "test", drawn by --seed, of
-all and of each subset.
+split.json contains {"train": [record, ...], "valid": [...], "test": [...]}; benchmarks/join.py
+excludes "test" and "valid" from the training data. The script prints mean absolute errors of
+--structures random structures of the test split, in total and per subset.
 """
 
 import argparse
@@ -30,25 +30,25 @@ def main():
     parser.add_argument("force_field")
     parser.add_argument("data")
     parser.add_argument("--split", type=Path, required=True)
-    parser.add_argument("--options", default="", help="of the reader")
+    parser.add_argument("--options", default="", help="options of the reader")
     parser.add_argument("--structures", type=int, default=2_500)
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args()
     potential, test = load_force_field(a.force_field), set(json.loads(a.split.read_text())["test"])
-    found = [
+    structures = [
         s
         for record, group in molecules(a.data, reader_options(a.options))
         if record in test
         for s in group
         if set(s.numbers.tolist()) <= set(potential.elements)
     ]
-    if not found:
+    if not structures:
         sys.exit(
-            f"{a.data}: no structure of the part 'test' of {a.split} has only elements that the force field knows"
+            f"{a.data}: every structure of the test split of {a.split} contains elements that the "
+            "force field was not trained on"
         )
-    chosen = [
-        found[i] for i in np.random.default_rng(a.seed).permutation(len(found))[: a.structures]
-    ]
+    order = np.random.default_rng(a.seed).permutation(len(structures))
+    chosen = [structures[i] for i in order[: a.structures]]
     energies, forces = energies_and_forces(
         potential, Columns.from_structures(chosen), np.arange(len(chosen))
     )
@@ -60,10 +60,10 @@ def main():
     force = 1e3 * np.abs(forces - np.concatenate([s.forces for s in chosen]))
     print(f"{len(chosen)} structures of {len({s.record for s in chosen})} molecules")
     for name in ("", *sorted(set(subsets))):
-        of = (subsets == name) if name else np.ones(len(chosen), bool)
+        rows = (subsets == name) if name else np.ones(len(chosen), bool)
         print(
-            f"{name or 'all'}: {of.sum()} structures, {energy[of].mean():.2f} meV/atom, "
-            f"{force[np.repeat(of, sizes)].mean():.1f} meV/Å"
+            f"{name or 'all'}: {rows.sum()} structures, {energy[rows].mean():.2f} meV/atom, "
+            f"{force[np.repeat(rows, sizes)].mean():.1f} meV/Å"
         )
 
 

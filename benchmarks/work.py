@@ -1,7 +1,7 @@
-"""The common work of benchmarks/models.py: the same molecules in the same order for everyone, as one .npz.
+"""Workload of benchmarks/models.py: the same molecules in the same order for all packages, as .npz.
 
-60 drugs (drugs.smi: 20 to 59 atoms, 37 in the mean) in 50 conformations each, sampled and labelled by the package's
-own generator; or the structures of a store or of a file that the package reads.
+The molecules are 60 drugs (drugs.smi: 20 to 59 atoms, 37 on average) in 50 conformations each,
+generated and labeled by mlip_jax, or the structures of a store or of a data file.
 """
 
 from __future__ import annotations
@@ -23,15 +23,17 @@ DRUGS = Path(__file__).with_name("drugs.smi")
 MAX_STRUCTURES = 6000
 SMALL, MEDIUM = 20, 60
 WATERS = 7  # along each side of the cluster: 343 molecules, 1,029 atoms
-WATER_VOLUME = 29.9  # Å³ of one molecule at room temperature
+WATER_VOLUME = 29.9  # Å³ per molecule at room temperature
 
 
 def make_work(folder: Path, data: str | None, conformations: int, seed: int = 0) -> Path:
-    """The file of the common work in `folder`, made if it is not there.
+    """Return the path of the workload in `folder`; generate it if it is missing.
 
     Args:
-      data: A store or a data file; None for the drugs.
-      conformations: Of each drug.
+      folder: Folder of the workload.
+      data: Store or data file; None for the drugs.
+      conformations: Number of conformations per drug.
+      seed: Seed of the generation and the order.
 
     Raises:
       ValueError: No structure of the data has energy and forces.
@@ -43,7 +45,7 @@ def make_work(folder: Path, data: str | None, conformations: int, seed: int = 0)
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         store = _open(folder, data, conformations, seed, name)
-        columns = _shuffled(store, seed)
+        columns = _shuffle(store, seed)
         arrays = {
             name: getattr(columns, name) for name in ("numbers", "positions", "forces", "offsets")
         }
@@ -77,21 +79,24 @@ def _open(folder: Path, data: str | None, conformations: int, seed: int, name: s
     )
 
 
-def _shuffled(store: Store, seed: int) -> Columns:
+def _shuffle(store: Store, seed: int) -> Columns:
     if not len(store):
         raise ValueError(f"{store.path}: no structure with energy and forces")
     return store.take(np.random.default_rng(seed).permutation(len(store))[:MAX_STRUCTURES])
 
 
 def _remainders(columns: Columns) -> np.ndarray:
-    """Energies without the part that is linear in the composition, (S,) eV."""
+    """Return energies minus a linear fit to the composition, (S,) eV."""
     counts = statistics.element_counts(columns.numbers, columns.n_atoms)
     fitted, *_ = np.linalg.lstsq(counts, columns.energy, rcond=None)
     return columns.energy - counts @ fitted
 
 
 def latency_systems(columns: Columns, seed: int) -> dict[str, np.ndarray]:
-    """Numbers and positions of the structures nearest to SMALL and MEDIUM atoms, and of a cluster of water."""
+    """Return numbers and positions of the systems of part latency.
+
+    These are the structures closest to SMALL and MEDIUM atoms, and a water cluster.
+    """
     arrays = {}
     for name, size in (("small", SMALL), ("medium", MEDIUM)):
         nearest = columns[int(np.argmin(np.abs(columns.n_atoms - size)))]
@@ -101,14 +106,12 @@ def latency_systems(columns: Columns, seed: int) -> dict[str, np.ndarray]:
 
 
 def water_cluster(side: int, seed: int) -> Atoms:
-    """side³ molecules of water, turned at random, on a cubic lattice of the density of the liquid."""
+    """Return side³ randomly rotated water molecules on a cubic lattice, as dense as the liquid."""
     rng, water = np.random.default_rng(seed), molecule("H2O")
-    cluster = Atoms()
-    for place in np.ndindex(side, side, side):
-        turned = water.copy()
-        turned.euler_rotate(*rng.uniform([0, 0, 0], [360, 180, 360]), center="COP")
-        turned.positions += WATER_VOLUME ** (1 / 3) * np.array(place) - turned.positions.mean(
-            axis=0
-        )
-        cluster += turned
+    cluster, spacing = Atoms(), WATER_VOLUME ** (1 / 3)
+    for site in np.ndindex(side, side, side):
+        rotated = water.copy()
+        rotated.euler_rotate(*rng.uniform([0, 0, 0], [360, 180, 360]), center="COP")
+        rotated.positions += spacing * np.array(site) - rotated.positions.mean(axis=0)
+        cluster += rotated
     return cluster

@@ -1,1 +1,1 @@
-"""The shipped configs: one file per experiment, each with get_config(). Import them as `mlip_jax.configs`."""
+"""Shipped configs: one file per experiment with get_config(), imported as `mlip_jax.configs`."""

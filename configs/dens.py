@@ -1,12 +1,15 @@
-"""Pre-training with DeNS (Liao et al., arXiv:2403.09549), to compare with force fields and denoising (Table 10).
+"""Pre-train with DeNS (Liao et al., arXiv:2403.09549).
+
+It is compared with force fields and denoising as initialization (Table 10).
 
     python -m mlip_jax.main --config=configs/dens.py --config.data.path=DATA --workdir=runs/dens
-    python -m mlip_jax.main --config=configs/force2prop.py --config.data.path=DATA --config.init.workdir=runs/dens \\
+    python -m mlip_jax.main --config=configs/force2prop.py --config.data.path=DATA \\
+        --config.init.workdir=runs/dens \\
         --workdir=runs/gap_dens
 
-Energies and forces are learned as with configs/pubchemqcr.py. In addition, a quarter of the structures is displaced by
-noise of 0.05 Å, which the model predicts from the forces of the original structure. "small" is for about 50,000
-structures, as in that config.
+Energies and forces are learned as with configs/pubchemqcr.py. In addition, a quarter of the
+structures is displaced by noise of 0.05 Å, which the model predicts from the forces of the
+original structure. "small" is for about 50,000 structures, as in that config.
 """
 
 import ml_collections

@@ -2,34 +2,38 @@
 
     python -m mlip_jax.main --config=configs/diversity_n_fixed.py --workdir=runs/n_fixed --sweep \\
         --config.data.path=GEOM --config.diversity.ood_path=GEOM_QM9
-    python -m mlip_jax.main --config=configs/diversity_report.py --workdir=runs/diversity --config.sweeps=runs/n_fixed
+    python -m mlip_jax.main --config=configs/diversity_report.py --workdir=runs/diversity \\
+        --config.sweeps=runs/n_fixed
 
-The budgets are N = 50k, 200k, 800k and 3.2M structures, of N / n_c molecules with n_c = 1, 2, 4, 8 or 16 conformers
-each. With three seeds, each with its own split, selection and initial parameters, these are sixty runs. The model is
-TorchMD-Net's equivariant transformer with 8 layers of 128 channels, trained on squared errors of energies only by Adam
-with a cosine schedule from 1e-4 to 1e-8, as in Shenoy et al. (arXiv:2311.00862). All runs have the same number of
-training steps, so they cost the same.
+The budgets are N = 50k, 200k, 800k and 3.2M structures, of N / n_c molecules with n_c = 1, 2,
+4, 8 or 16 conformers each. With three seeds, each with its own split, selection and initial
+parameters, these are sixty runs. The model is TorchMD-Net's equivariant transformer with 8
+layers of 128 channels, trained on squared errors of energies only by Adam with a cosine
+schedule from 1e-4 to 1e-8, as in Shenoy et al. (arXiv:2311.00862). All runs have the same
+number of training steps, so they cost the same.
 
-Every run is tested on held-out molecules (IID-S), on molecules of another data set (OOD-S), and on held-out conformers
-of its own molecules close to a training conformer (IID-C) and far from it (OOD-C). diversity.json in its folder
-contains the errors. Rerun the same command to complete the sweep. Job array: sbatch --array=0-59 launch/slurm.sbatch,
-with the same options.
+Every run is tested on held-out molecules (IID-S), on molecules of another data set (OOD-S), and
+on held-out conformers of its own molecules close to a training conformer (IID-C) and far from
+it (OOD-C). diversity.json in its folder contains the errors. Rerun the same command to complete
+the sweep. Job array: sbatch --array=0-59 launch/slurm.sbatch, with the same options.
 
-The argument of the config adapts the study to smaller machines: `scale` is a factor to budgets and training steps,
-`grid` the number of budgets, `conformers` the largest n_c, `seeds` the number of seeds, and `model` the architecture.
-`selection=maxmin` selects the most dissimilar molecules by their fingerprints instead of random ones;
-`selection=embedding` does so by the features of a force field, --config.data.selection_force_field=WORKDIR. N = 4k and
-16k with PaiNN, on data that the package generates (configs/geom_like.py):
+The argument of the config adapts the study to smaller machines: `scale` is a factor to budgets
+and training steps, `grid` the number of budgets, `conformers` the largest n_c, `seeds` the
+number of seeds, and `model` the architecture. `selection=maxmin` selects the most dissimilar
+molecules by their fingerprints instead of random ones; `selection=embedding` does so by the
+features of a force field, --config.data.selection_force_field=WORKDIR. N = 4k and 16k with
+PaiNN, on data that the package generates (configs/geom_like.py):
 
     --config=configs/diversity_n_fixed.py:scale=0.08,grid=2,model=painn
 
-Every molecule must have as many conformers as the largest n_c, and more for the tests. If labels are expensive,
---config.data.fewer_conformers=last adds molecules with fewer conformers after all others: N = 16k then requires 16
-conformers of 1,000 molecules, 2 of 8,000 and 1 of 16,000.
+Every molecule must have as many conformers as the largest n_c, and more for the tests. If
+labels are expensive, --config.data.below_min_conformers=last adds molecules with fewer
+conformers after all others: N = 16k then requires 16 conformers of 1,000 molecules, 2 of 8,000
+and 1 of 16,000.
 
-Training uses energies only, so a training step computes no forces. `beta=0.9` gives the forces that weight, and the
-data must contain forces. The results then include force errors, which --config.metric=force_mae_mev_per_ang selects for
-the report.
+Training uses energies only, so a training step computes no forces. `beta=0.9` gives the forces
+that weight, and the data must contain forces. The results then include force errors, which
+--config.metric=force_mae_mev_per_ang selects for the report.
 """
 
 import ml_collections
@@ -53,8 +57,8 @@ MODELS = spice.MODELS | {
 
 
 def arguments(text: str) -> dict:
-    """Parse "scale=0.08,grid=2" into {"scale": 0.08, "grid": 2, "model": ..., ...}, with defaults for the others."""
-    found = {
+    """Parse the argument, such as "scale=0.08,grid=2", into a dictionary with all options."""
+    options = {
         "scale": 1.0,
         "grid": len(BUDGETS),
         "model": "equivariant_transformer",
@@ -65,30 +69,31 @@ def arguments(text: str) -> dict:
     }
     for part in filter(None, text.split(",")):
         name, equals, value = part.partition("=")
-        if name not in found or not equals:
+        if name not in options or not equals:
             raise ValueError(
-                f"argument of this config: {unknown_name('name', name, found)} Received {text!r}"
+                f"argument of this config: {unknown_name('name', name, options)} Received {text!r}"
             )
-        found[name] = type(found[name])(value)
-    if not 0 < found["scale"] <= 1 or not 1 <= found["grid"] <= len(BUDGETS):
+        options[name] = type(options[name])(value)
+    if not 0 < options["scale"] <= 1 or not 1 <= options["grid"] <= len(BUDGETS):
         raise ValueError(
-            f"scale must be above 0 and at most 1, and grid from 1 to {len(BUDGETS)}; received {text!r}"
+            f"scale must be above 0 and at most 1, and grid from 1 to {len(BUDGETS)}, "
+            f"received {text!r}"
         )
-    if found["conformers"] not in CONFORMERS or not 1 <= found["seeds"] <= len(SEEDS):
+    if options["conformers"] not in CONFORMERS or not 1 <= options["seeds"] <= len(SEEDS):
         raise ValueError(
             f"conformers must be one of {', '.join(map(str, CONFORMERS))}, and seeds from 1 to "
-            f"{len(SEEDS)}; received {text!r}"
+            f"{len(SEEDS)}, received {text!r}"
         )
-    if not 0 <= found["beta"] < 1:
+    if not 0 <= options["beta"] < 1:
         raise ValueError(
-            "beta, the weight of forces, must be at least 0 (energies only) and below 1, because energies "
-            f"are compared; received {text!r}"
+            "beta, the weight of forces, must be at least 0 (energies only) and below 1, because "
+            f"energies are compared, received {text!r}"
         )
-    if found["selection"] not in SELECTIONS:
-        raise ValueError(unknown_name("selection of molecules", found["selection"], SELECTIONS))
-    if found["model"] not in MODELS:
-        raise ValueError(unknown_name("model of this config", found["model"], MODELS))
-    return found
+    if options["selection"] not in SELECTIONS:
+        raise ValueError(unknown_name("selection of molecules", options["selection"], SELECTIONS))
+    if options["model"] not in MODELS:
+        raise ValueError(unknown_name("model of this config", options["model"], MODELS))
+    return options
 
 
 def get_config(text: str = "") -> ml_collections.ConfigDict:

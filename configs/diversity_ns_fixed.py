@@ -1,12 +1,14 @@
 """Measure the effect of more conformers at a fixed number of molecules.
 
-    python -m mlip_jax.main --config=configs/diversity_ns_fixed.py --workdir=runs/ns_fixed --sweep \\
+    python -m mlip_jax.main --config=configs/diversity_ns_fixed.py --workdir=runs/ns_fixed \\
+        --sweep \\
         --config.data.path=GEOM --config.diversity.ood_path=GEOM_QM9
     python -m mlip_jax.main --config=configs/diversity_report.py --workdir=runs/diversity \\
         --config.sweeps=runs/n_fixed,runs/ns_fixed
 
-n_s = 12.5k, 25k, 50k and 100k molecules with n_c = 1, 2, 4, 8 or 16 conformers each and three seeds are sixty runs,
-whose training sets are nested. Everything else is as in diversity_n_fixed.py. n_s = 0.5k to 4k with PaiNN:
+n_s = 12.5k, 25k, 50k and 100k molecules with n_c = 1, 2, 4, 8 or 16 conformers each and three
+seeds are sixty runs, whose training sets are nested. Everything else is as in
+diversity_n_fixed.py. n_s = 0.5k to 4k with PaiNN:
 
     --config=configs/diversity_ns_fixed.py:scale=0.04,model=painn
 """

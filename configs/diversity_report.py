@@ -1,9 +1,10 @@
-"""Report of a diversity study: curves, errors by distance, a table, and which findings are confirmed.
+"""Report on a diversity study: curves, errors by distance, a table and confirmed findings.
 
     python -m mlip_jax.main --config=configs/diversity_report.py --workdir=runs/diversity \\
         --config.sweeps=runs/n_fixed,runs/ns_fixed
 
-The report covers the runs that are evaluated so far and takes seconds. The page is runs/diversity/diversity.html.
+The report covers the runs that are evaluated so far and takes seconds. The page is
+runs/diversity/diversity.html.
 """
 
 import ml_collections

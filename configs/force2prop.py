@@ -1,19 +1,25 @@
-"""Train a property predictor from a force field: Force2Prop (Fu et al., arXiv:2507.00407, section 2.3).
+"""Train a property predictor from a force field: Force2Prop (Fu et al., arXiv:2507.00407).
 
-    python -m mlip_jax.main --config=configs/force2prop.py --config.data.path=DATA --config.init.workdir=runs/qcr \\
+The method is that of section 2.3.
+
+    python -m mlip_jax.main --config=configs/force2prop.py --config.data.path=DATA \\
+        --config.init.workdir=runs/qcr \\
         --workdir=runs/gap
-    python -m mlip_jax.main --config=configs/force2prop.py:scratch --config.data.path=DATA --workdir=runs/gap_scratch
+    python -m mlip_jax.main --config=configs/force2prop.py:scratch --config.data.path=DATA \\
+        --workdir=runs/gap_scratch
     python -m mlip_jax.main --config=configs/force2prop.py:heads --config.data.path=DATA \\
         --config.init.workdir=runs/qcr --workdir=runs/gap_heads
 
-The argument selects what is trained: all parameters ("all"), only the head on fixed features ("heads"; "random_heads"
-on features of an untrained model), or the same architecture from random parameters ("scratch", PaiNN;
-"scratch,schnet"). Adam starts at 5e-4, which is halved every 40 epochs, with batches of 256 molecules, as published.
-The data must contain properties: Molecule3D, QM9, ∇²DFT, PubChemQCR with a summary.csv, or your own table along with
-geometries. --config.property.targets="('homo','lumo')" selects other properties than the gap. If a finished run is
-rerun with other config.data.test_geometries, it is tested on these.
+The argument selects the trained parameters: all of them ("all"), only the head on fixed
+features ("heads"; "random_heads" on features of an untrained model), or the same architecture from
+random parameters ("scratch", PaiNN; "scratch,schnet"). Adam starts at 5e-4, which is halved
+every 40 epochs, with batches of 256 molecules, as published. The data must contain properties:
+Molecule3D, QM9, ∇²DFT, PubChemQCR with a summary.csv, or your own table along with geometries.
+--config.property.targets="('homo','lumo')" selects other properties than the gap. If a finished
+run is rerun with other config.data.test_geometries, it is tested on these.
 
-"small" after a comma is for about 2,000 molecules and two minutes on one CPU core: batches of 16, 30 epochs.
+"small" after a comma is for about 2,000 molecules and two minutes on one CPU core: batches of
+16, 30 epochs.
 """
 
 import ml_collections
@@ -31,8 +37,8 @@ PAINN = {
 }
 
 
-def get_config(what: str = "all") -> ml_collections.ConfigDict:
-    words = [w.strip() for w in what.split(",")]
+def get_config(argument: str = "all") -> ml_collections.ConfigDict:
+    words = [w.strip() for w in argument.split(",")]
     models = ("painn", "schnet", "so3krates", "equivariant_transformer")
     for word in words:
         if word not in (*MODES, *SIZES, *models):

@@ -1,16 +1,19 @@
 """Adapt a property predictor to relaxed geometries (Fu et al., arXiv:2507.00407, section 2.4).
 
-    python -m mlip_jax.main --config=configs/force2prop.py:scratch --config.data.path=DATA --workdir=runs/gap
+    python -m mlip_jax.main --config=configs/force2prop.py:scratch --config.data.path=DATA \\
+        --workdir=runs/gap
     python -m mlip_jax.main --config=configs/geometry_finetune.py --config.data.path=DATA \\
-        --config.init.workdir=runs/gap --config.data.force_field=runs/qcr --config.align.frames=pm3,DFT_1st \\
+        --config.init.workdir=runs/gap --config.data.force_field=runs/qcr \\
+        --config.align.frames=pm3,DFT_1st \\
         --workdir=runs/gap_relaxed
 
-Half of the inputs are geometries of the labels with noise of 0.1 Å. The other half are random frames of the relaxation
-trajectories in the data (config.align.frames; if unset, all inputs have noise). The loss is that of the property plus
-0.1 times 1 - cosine between a vector per atom and the displacement from the input to the geometry of the labels, with
-the same sign in both halves. Validation and tests use geometries that the force field relaxed from the first snapshot
-of a cheap stage. --config.data.valid_geometry and test_geometries select others: "relaxed(etkdg)" starts from RDKit
-geometries.
+Half of the inputs are geometries of the labels with noise of 0.1 Å. The other half are random
+frames of the relaxation trajectories in the data (config.align.frames; if unset, all inputs
+have noise). The loss is that of the property plus 0.1 times 1 - cosine between a vector per
+atom and the displacement from the input to the geometry of the labels, with the same sign in
+both halves. Validation and tests use geometries that the force field relaxed from the first
+snapshot of a cheap stage. --config.data.valid_geometry and test_geometries select others:
+"relaxed(etkdg)" starts from RDKit geometries.
 
 "small" is for about 2,000 molecules on a CPU, see configs/force2prop.py.
 """

@@ -1,15 +1,22 @@
-"""Tables and figures of Force2Geo and Force2Prop (Fu et al., arXiv:2507.00407) at reduced size, in one report.
+"""Tables and figures of Force2Geo and Force2Prop (arXiv:2507.00407) at reduced size.
 
-    python -m mlip_jax.main --config=configs/paper_force2geo.py:DATA.lmdb --workdir=runs/paper --sweep
-    python -m mlip_jax.main --config=configs/paper_force2geo.py:DATA.lmdb,runs/qcr --workdir=runs/paper --sweep
+All results are in one report.
 
-DATA.lmdb has trajectories in PubChemQCR's layout, along with a summary.csv that contains the gap, preferably with
-off-equilibrium geometries (benchmarks/off_equilibrium.py). Force fields are pre-trained first, on molecules that are in
-no test split. runs/qcr is an existing force field to use instead of the main one; it must not be trained on the test
-molecules. The report is runs/paper/report.html. Rerun the same command to resume; two at a time share the work. For the
-published size use configs/force2prop.py, configs/geometry_finetune.py and configs/denoise.py without "small".
+    python -m mlip_jax.main --config=configs/paper_force2geo.py:DATA.lmdb \\
+        --workdir=runs/paper --sweep
+    python -m mlip_jax.main --config=configs/paper_force2geo.py:DATA.lmdb,runs/qcr \\
+        --workdir=runs/paper --sweep
 
-Hardware: with 2,400 training molecules about 3 minutes per variant on one CPU core, two hours on two cores.
+DATA.lmdb has trajectories in PubChemQCR's layout, along with a summary.csv that contains the
+gap, preferably with off-equilibrium geometries (benchmarks/off_equilibrium.py). Force fields
+are pre-trained first, on molecules that are in no test split. runs/qcr is an existing force
+field to use instead of the main one; it must not be trained on the test molecules. The report
+is runs/paper/report.html. Rerun the same command to resume; two at a time share the work. For
+the published size use configs/force2prop.py, configs/geometry_finetune.py and
+configs/denoise.py without "small".
+
+Hardware: with 2,400 training molecules about 3 minutes per variant on one CPU core, two hours
+on two cores.
 """
 
 from pathlib import Path
@@ -29,14 +36,14 @@ _TRAINING_STAGES = "stages=('DFT_1st','DFT_2nd'); level_of_theory=GFN2-xTB"
 _HELD_OUT = "{sweep}/split/split_records.json,{sweep}/scaffold-split/split_records.json"
 
 
-def get_config(what: str = "data/trajectories.lmdb") -> ml_collections.ConfigDict:
+def get_config(argument: str = "data/trajectories.lmdb") -> ml_collections.ConfigDict:
     c = force2prop.get_config("scratch,small")
-    c.data.path, c.data.reader_options = what.partition(",")[0], _STAGES
+    c.data.path, c.data.reader_options = argument.partition(",")[0], _STAGES
     return c
 
 
-def sweep(what: str = "data/trajectories.lmdb") -> list[dict]:
-    data, _, given = what.partition(",")
+def sweep(argument: str = "data/trajectories.lmdb") -> list[dict]:
+    data, _, given = argument.partition(",")
     field = given or "{sweep}/" + MAIN
     runs = _Runs(data, field)
     for split in ("molecule", "scaffold"):
@@ -47,9 +54,8 @@ def sweep(what: str = "data/trajectories.lmdb") -> list[dict]:
     runs.property("force2prop", "all", field, SEEDS)
     runs.fine_tuning("finetune", SEEDS)
     runs.fine_tuning("finetune-no-alignment", SEEDS, weight=0.0)
-    runs.fine_tuning(
-        "continued", SEEDS, weight=0.0, noise=0.0, frames=""
-    )  # equally long, without noise or alignment
+    # equally long, without noise or alignment
+    runs.fine_tuning("continued", SEEDS, weight=0.0, noise=0.0, frames="")
     runs.property("heads", "heads", field, SEEDS)
     runs.property("random-heads", "random_heads", seeds=SEEDS)
     for molecules in (250, 800):
@@ -125,7 +131,7 @@ class _Runs:
             self.variants.append(variant)
 
     def split(self, by):
-        """Add a run that only provides its split, which the training of the force field requires."""
+        """Add a run that only provides its split for the training of the force field."""
         self.variants.append(
             {
                 "name": "split" if by == "molecule" else f"{by}-split",

@@ -1,17 +1,22 @@
-"""Predict properties of molecules in one command: embed, relax, predict, and estimate the error of each value.
+"""Predict properties of molecules: embed, relax, predict, and estimate the errors.
 
-    python -m mlip_jax.main --config=configs/predict.py --config.predictor=runs/gap --config.input=molecules.csv \\
+    python -m mlip_jax.main --config=configs/predict.py --config.predictor=runs/gap \\
+        --config.input=molecules.csv \\
         --workdir=runs/predicted
-    python -m mlip_jax.main --config=configs/predict.py --config.predictor=runs/gap-0,runs/gap-1,runs/gap-2 \\
+    python -m mlip_jax.main --config=configs/predict.py \\
+        --config.predictor=runs/gap-0,runs/gap-1,runs/gap-2 \\
         --config.force_field=runs/qcr --config.input=molecules.smi --workdir=runs/predicted
 
-The input is any that configs/relax.py accepts: SMILES (.smi, .csv), SDF, extended XYZ, ASE databases, stores. The
-workdir contains report.html and predictions.csv with one line per molecule in the order of the input, including failed
-molecules with the reason. The columns of each property are PREDICTION and
+The input is any that configs/relax.py accepts: SMILES (.smi, .csv), SDF, extended XYZ, ASE
+databases, stores. The workdir contains report.html and predictions.csv with one line per
+molecule in the order of the input, including failed molecules with the reason. The columns of
+each property are PREDICTION and
 
-    PREDICTION_expected_error   mean |error| of validation molecules at this distance from the training molecules
+    PREDICTION_expected_error   mean |error| of validation molecules at this distance from the
+                                training molecules
     PREDICTION_std              standard deviation over the predictors, if there are several
-    domain_distance             distance from the training molecules in the features of the model; 1 is the border
+    domain_distance             distance from the training molecules in the features of the model;
+                                1 is the border
     outside_domain              1 beyond the border: farther than 99 % of the validation molecules
 
 Rerun the same command to resume; finished molecules are not repeated.

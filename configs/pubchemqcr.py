@@ -1,25 +1,30 @@
-"""Pre-train PaiNN or another model on relaxation trajectories (PubChemQCR), as in Force2Geo; split by molecule.
+"""Pre-train a model on relaxation trajectories (PubChemQCR), as in Force2Geo; split by molecule.
 
-    python -m mlip_jax.main --config=configs/pubchemqcr.py --config.data.path=PubChemQCR-S.lmdb --workdir=runs/qcr
-    python -m mlip_jax.main --config=configs/pubchemqcr.py:small --config.data.path=trajectories.lmdb --workdir=runs/qcr
-    python -m mlip_jax.main --config=configs/pubchemqcr.py:small,faenet --config.data.path=trajectories.lmdb \\
-        --workdir=runs/qcr_faenet
+    python -m mlip_jax.main --config=configs/pubchemqcr.py \\
+        --config.data.path=PubChemQCR-S.lmdb --workdir=runs/qcr
+    python -m mlip_jax.main --config=configs/pubchemqcr.py:small \\
+        --config.data.path=trajectories.lmdb --workdir=runs/qcr
+    python -m mlip_jax.main --config=configs/pubchemqcr.py:small,faenet \\
+        --config.data.path=trajectories.lmdb --workdir=runs/qcr_faenet
 
-PaiNN has 4 layers, 128 features, 128 Gaussians and a cutoff of 4.5 Å. The loss is the mean absolute error of the energy
-per atom and the root mean square error of the forces per structure. Adam's learning rate is halved after two epochs
-without a better validation loss (Fu et al., arXiv:2507.00407). Unlike in the paper, the energy is a sum over atoms,
-forces are its derivative, and filters have a smooth cutoff. "published" has not been trained to its end.
+PaiNN has 4 layers, 128 features, 128 Gaussians and a cutoff of 4.5 Å. The loss is the mean
+absolute error of the energy per atom and the root mean square error of the forces per
+structure. Adam's learning rate is halved after two epochs without a better validation loss (Fu
+et al., arXiv:2507.00407). Unlike in the paper, the energy is a sum over atoms, forces are its
+derivative, and filters have a smooth cutoff. "published" has not been trained to its end.
 
-"small" is for about 50,000 snapshots and one hour on one CPU core: 3 layers, 32 Gaussians, and a loss of total energies
-and of the lengths of the force error vectors. It requires off-equilibrium geometries in addition to the trajectories,
-which benchmarks/off_equilibrium.py generates. Snapshots close to minima have forces of about 0.03 eV/Å, and training on
-only these hardly improves on predicting zero forces (docs/results/force2geo.md). The optimizer is Adam, as in older
-results. --config.optimizer.name=muon --config.optimizer.learning_rate=2e-3 --config.train.batch_size=8 is more accurate
-in the same time.
+"small" is for about 50,000 snapshots and one hour on one CPU core: 3 layers, 32 Gaussians, and
+a loss of total energies and of the lengths of the force error vectors. It requires
+off-equilibrium geometries in addition to the trajectories, which benchmarks/off_equilibrium.py
+generates. Snapshots close to minima have forces of about 0.03 eV/Å, and training on only these
+hardly improves on predicting zero forces (docs/results/force2geo.md). The optimizer is Adam, as
+in older results. --config.optimizer.name=muon --config.optimizer.learning_rate=2e-3
+--config.train.batch_size=8 is more accurate in the same time.
 
-A model after the size ("published,schnet", "small,painn_oc") has the width and depth of the comparison of models in
-Force2Geo (Table 8); "published" then has the batch size of that table, too. painn_oc is the PaiNN that the paper
-trains, with a smooth cutoff; --config.model.options.direct_forces=True predicts forces in place of the gradient.
+A model after the size ("published,schnet", "small,painn_oc") has the width and depth of the
+comparison of models in Force2Geo (Table 8); "published" then has the batch size of that table, too.
+painn_oc is the PaiNN that the paper trains, with a smooth cutoff. With
+--config.model.options.direct_forces=True it predicts forces instead of differentiating its energy.
 equiformer predicts forces, as in the paper.
 """
 
@@ -108,8 +113,8 @@ def get_config(what: str = "published") -> ml_collections.ConfigDict:
         # with few epochs, the schedule must end with them
         c.optimizer.learning_rate, c.optimizer.schedule = 1e-3, "cosine"
         c.train.num_epochs, c.train.num_steps, c.train.batch_size = None, 62_000, 4
-        # Lengths of the force error vectors and absolute errors of total energies, as for SPICE: with squared errors of
-        # energies per atom, the energies are not learned at all in this time.
+        # Lengths of the force error vectors and absolute errors of total energies, as for SPICE:
+        # with squared errors of energies per atom, the energies are not learned in this time.
         c.loss.penalty, c.loss.force_penalty, c.loss.energy_per_atom = "mae", "norm", False
         c.loss.beta, c.loss.beta_end = 0.95, 0.9
         c.train.max_valid = 600

@@ -1,12 +1,15 @@
-"""Train on one molecule of revised MD17: 950 training, 50 validation, 1,000 test structures (official split 01).
+"""Train on one molecule of revised MD17 with the official split 01.
+
+The split has 950 training, 50 validation and 1,000 test structures.
 
     python -m mlip_jax.main --config=configs/rmd17.py --workdir=runs/ethanol
     python -m mlip_jax.main --config=configs/rmd17.py:aspirin,painn --workdir=runs/aspirin_painn
 
-Ethanol on one CPU core: So3krates 30 minutes, 1.1 meV and 7.3 meV/Å; PaiNN 16 minutes, 1.2 meV and 7.8 meV/Å.
+Ethanol on one CPU core: So3krates 30 minutes, 1.1 meV and 7.3 meV/Å; PaiNN 16 minutes, 1.2 meV
+and 7.8 meV/Å.
 
-Put the files of figshare 12672038 (rmd17_ethanol.npz, ...) and the folder splits/ into data/rmd17/, or set
---config.data.path.
+Put the files of figshare 12672038 (rmd17_ethanol.npz, ...) and the folder splits/ into
+data/rmd17/, or set --config.data.path.
 """
 
 import ml_collections
@@ -32,8 +35,8 @@ MODELS = {name: spice.MODELS[name] for name in ("so3krates", "painn")}
 TRAINING = {"so3krates": (100_000, 0.95, 0.8), "painn": (50_000, 0.98, 0.95)}
 
 
-def get_config(what: str = "ethanol,so3krates") -> ml_collections.ConfigDict:
-    molecule, _, model = what.partition(",")
+def get_config(argument: str = "ethanol,so3krates") -> ml_collections.ConfigDict:
+    molecule, _, model = argument.partition(",")
     model = model or "so3krates"
     if molecule not in MOLECULES:
         raise ValueError(unknown_name("molecule of rMD17", molecule, MOLECULES))

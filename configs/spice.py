@@ -3,8 +3,9 @@
     python -m mlip_jax.main --config=configs/spice.py --workdir=runs/spice
     python -m mlip_jax.main --config=configs/spice.py:painn --workdir=runs/spice_painn
 
-Without a SPICE file, on the built-in data set with GFN2-xTB labels (5,318 training conformations of 303 molecules), the
-errors on held-out molecules are 6.2 meV/atom and 69 meV/Å. Train longer on more data: --config.train.num_steps=200000.
+Without a SPICE file, on the built-in data set with GFN2-xTB labels (5,318 training
+conformations of 303 molecules), the errors on held-out molecules are 6.2 meV/atom and 69 meV/Å.
+Train longer on more data: --config.train.num_steps=200000.
 """
 
 import ml_collections
@@ -36,11 +37,11 @@ MODELS = {
     "painn": dict(num_features=128, num_layers=3, cutoff=5.0, num_radial=20),
     # Schütt et al., J. Chem. Phys. 148, 241722 (2018)
     "schnet": dict(num_features=128, num_layers=6, cutoff=5.0, num_radial=20),
-    # Thölke and De Fabritiis, ICLR 2022: settings of ANI-1, their data set of many molecules; vectors have a cutoff too
+    # Thölke and De Fabritiis, ICLR 2022: their settings for ANI-1, a data set of many molecules
     "equivariant_transformer": dict(
         num_features=128, num_layers=6, num_heads=8, cutoff=5.0, num_radial=64
     ),
-    # PaiNN of the Open Catalyst Project in the sizes of Force2Geo; direct_forces=True predicts forces
+    # PaiNN of the Open Catalyst Project, sizes of Force2Geo; direct_forces=True predicts forces
     "painn_oc": dict(
         num_features=128, num_layers=4, cutoff=5.0, num_radial=128, direct_forces=False
     ),
@@ -75,8 +76,9 @@ def get_config(model: str = "so3krates") -> ml_collections.ConfigDict:
     c.model.name = model
     c.model.options = ml_collections.ConfigDict(MODELS[model])
 
-    # Absolute errors of the total energy: squared errors per atom give the energies so little weight that the energy
-    # level of a molecule is learned last, which causes the drift with size that the paper reports.
+    # Absolute errors of the total energy: squared errors per atom give the energies so little
+    # weight that the energy level of a molecule is learned last. This causes the drift with size
+    # that the paper reports.
     c.loss.penalty = "mae"
     c.loss.energy_per_atom = False
     c.loss.beta, c.loss.beta_end = 0.95, 0.8

@@ -1,10 +1,11 @@
-"""Train So3krates on the smaller molecules of a SPICE file, on one CPU core in a quarter of an hour.
+"""Train So3krates on the smaller molecules of SPICE in 15 minutes on one CPU core.
 
-    taskset -c 0 python -m mlip_jax.main --config=configs/spice_small.py --config.data.path=FILE.hdf5 \\
+    taskset -c 0 python -m mlip_jax.main --config=configs/spice_small.py \\
+        --config.data.path=FILE.hdf5 \\
         --workdir=runs/spice_small
 
-The data are neutral molecules of H, C, N, O and S with at most 25 atoms, as in a comparison with other packages at an
-equal number of core minutes.
+The data are neutral molecules of H, C, N, O and S with at most 25 atoms, as in a comparison
+with other packages at an equal number of core minutes.
 """
 
 import ml_collections

@@ -2,11 +2,13 @@
 
     python -m mlip_jax.main --config=configs/spice_sweep.py --workdir=runs/spice_sweep --sweep
 
-Six runs of 6,000 steps with batches of 8 structures, one after another. Rerun the same command to run those that are
-not complete. The table runs/spice_sweep/sweep.md has means and standard deviations over the seeds. Without a SPICE
-file, the data are the built-in data set with GFN2-xTB labels. As a job array on SLURM with one variant per task:
+Six runs of 6,000 steps with batches of 8 structures, one after another. Rerun the same command
+to run those that are not complete. The table runs/spice_sweep/sweep.md has means and standard
+deviations over the seeds. Without a SPICE file, the data are the built-in data set with
+GFN2-xTB labels. As a job array on SLURM with one variant per task:
 
-    sbatch --array=0-5 launch/slurm.sbatch --config=configs/spice_sweep.py --workdir=runs/spice_sweep
+    sbatch --array=0-5 launch/slurm.sbatch --config=configs/spice_sweep.py \\
+        --workdir=runs/spice_sweep
 """
 
 import ml_collections

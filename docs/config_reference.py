@@ -1,9 +1,9 @@
-"""Page of all config fields, generated from the code when the site is built; also the mkdocs hook that adds it.
+"""Page of all config fields, generated from the code, and the mkdocs hook that adds it to the site.
 
     python docs/config_reference.py > config-reference.md
 
-Fields are those that `mlip_jax/defaults` declares. Experiments are the docstrings of `configs/*.py`, with the fields
-that each config sets.
+The page lists the fields that `mlip_jax/defaults` declares, and the docstrings of `configs/*.py`
+with the fields that each config sets.
 """
 
 from __future__ import annotations
@@ -38,11 +38,8 @@ def _value(value: object) -> str:
 
 
 def _table(task: Part) -> list[str]:
-    lines, values = (
-        ["| field | default | description |", "|---|---|---|"],
-        dict(fields(task.build())),
-    )
-    return lines + [
+    values = dict(fields(task.build()))
+    return ["| field | default | description |", "|---|---|---|"] + [
         f"| `{name}` | {_value(values[name])} | {_cell(field.explain())} |"
         for name, field in task.fields()
     ]
@@ -68,7 +65,7 @@ def _experiment(name: str, module) -> list[str]:
     lines = [f"### `configs/{name}.py`", "", title.replace("\n", " "), "", rest, ""]
     config = config_of(module)
     if config is None:
-        return [*lines, "This config needs an argument after the colon: see above.", ""]
+        return [*lines, "This config requires an argument after the colon; see above.", ""]
     base = dict(fields(TASKS[config.task].build()))
     changed = [(k, v) for k, v in fields(config) if k not in base or not _same(base[k], v)]
     lines += [
@@ -95,14 +92,15 @@ def page() -> str:
     lines = [
         "# Config reference",
         "",
-        "This page is generated from `mlip_jax/defaults` and `configs/*.py` when the site is built.",
-        "",
         "Set a field on the command line with `--config.FIELD=VALUE`, for instance "
-        '`--config.train.num_steps=50000`. "unset" is a field without a value. A misspelled name is an error that '
-        "suggests the nearest valid one. Fields of `model.options` are those of the model's class: see "
+        "`--config.train.num_steps=50000`. For a misspelled field, the error message suggests the "
+        "nearest valid name. The fields of `model.options` are those of the model's class; see "
         "[Models](models.md).",
         "",
-        "A description starts with the unit and the bounds of the value, in parentheses.",
+        'In the tables, "unset" means that a field has no value. Descriptions start with the unit '
+        "and the bounds of the value, in parentheses.",
+        "",
+        "This page is generated from `mlip_jax/defaults` and `configs/*.py`.",
         "",
         "## Tasks",
         "",
@@ -119,8 +117,8 @@ def page() -> str:
     lines += [
         "## Experiments",
         "",
-        "Each experiment is a file with the following docstring; the table lists the fields that differ from the "
-        "defaults of its task.",
+        "Each experiment is a file with the following docstring. The tables list the fields that "
+        "differ from the defaults of the task.",
         "",
     ]
     for name, module in experiments().items():

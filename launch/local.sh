@@ -6,30 +6,32 @@ usage() {
   cat <<'EOF'
 launch/local.sh -n N [options] -- --config=FILE --workdir=DIR [more flags of the program]
 
-Starts N processes of one run on this machine. Process 0 writes to the console, process K to DIR/process_K.log.
+Starts N processes of one run on this machine. Process 0 writes to the console, process K to
+DIR/process_K.log.
 
   -n N                       Number of processes.
-  --devices-per-process K    Number of GPUs per process; on a CPU (JAX_PLATFORMS=cpu, or no GPU) of virtual devices.
-                             Default: all GPUs, distributed evenly; one CPU device.
-  --restarts R               Restart the run at most R times when it ends with exit code 75, "to be continued".
-                             Default: 0.
+  --devices-per-process K    Number of GPUs per process; on a CPU (JAX_PLATFORMS=cpu, or no GPU) of
+                             virtual devices. Default: all GPUs, distributed evenly; one CPU device.
+  --restarts R               Restart the run at most R times when it ends with exit code 75, "to be
+                             continued". Default: 0.
   --logs DIR                 Directory of the logs. Default: the workdir.
   -m MODULE                  Python module to run. Default: mlip_jax.main.
   -h, --help                 This text.
 
 Python is $PYTHON, or .venv/bin/python of the repository, or python3.
 
-SIGTERM, SIGINT and SIGUSR1 are passed on to all processes, which finish their step and write a checkpoint. Rerun the
-same command to resume. When a process dies, the others are ended within 20 seconds, and its exit code and the end of
-its log are shown. The exit code is that of the process that failed first, 75 for a run that was stopped, or 0.
+SIGTERM, SIGINT and SIGUSR1 are passed on to all processes, which finish their step and write a
+checkpoint. Rerun the same command to resume. When a process dies, the others are ended within 20
+seconds, and its exit code and the end of its log are shown. The exit code is that of the process
+that failed first, 75 for a run that was stopped, or 0.
 EOF
 }
 
 say() { printf 'local.sh: %s\n' "$*" >&2; }
 fail() { say "$*"; exit 2; }
 
-# Seconds that the other processes have to end by themselves after one failed, or after the run was stopped. They
-# notice a killed process after 12 s at most, and report which one it was.
+# Seconds that the other processes have to end by themselves after one failed, or after the run was
+# stopped. They notice a killed process after 12 s at most, and report which one it was.
 readonly GRACE_FAILED=20 GRACE_STOPPED=60
 readonly STOPPED=75 PEER_FAILED=76
 

@@ -4,26 +4,30 @@ set -u -o pipefail
 
 usage() {
   cat <<'EOF'
-launch/tpu_pod.sh --tpu NAME --zone ZONE [options] -- --config=FILE --workdir=DIR [more flags of the program]
+launch/tpu_pod.sh --tpu NAME --zone ZONE [options] -- --config=FILE --workdir=DIR [more flags]
 
-Copies the repository to all hosts of a Cloud TPU VM and runs the same command on each; JAX detects the hosts. DIR must
-be on a file system that all hosts share (Filestore, or a bucket mounted with gcsfuse).
+Copies the repository to all hosts of a Cloud TPU VM and runs the same command on each; JAX detects
+the hosts. DIR must be on a file system that all hosts share (Filestore, or a bucket mounted with
+gcsfuse).
 
   --tpu NAME       Name of the TPU VM.
   --zone ZONE      Zone of the TPU VM.
   --project NAME   Project of the TPU VM. Default: that of gcloud.
-  --restarts R     Restart the run at most R times when it ends with exit code 75, "to be continued". Default: 0.
+  --restarts R     Restart the run at most R times when it ends with exit code 75, "to be continued".
+                   Default: 0.
   --python NAME    Python on the hosts, 3.11 to 3.13. Default: python3.
   --no-setup       Do not copy or install anything on the hosts.
   -h, --help       This text.
 
 Example, after `gcloud compute tpus tpu-vm create pod --accelerator-type=v5litepod-16 ...`:
 
-  launch/tpu_pod.sh --tpu pod --zone us-west4-a --restarts 5 -- --config=configs/spice.py --workdir=/mnt/runs/spice
+  launch/tpu_pod.sh --tpu pod --zone us-west4-a --restarts 5 -- \
+      --config=configs/spice.py --workdir=/mnt/runs/spice
 
 To stop a run and resume it later, use --stop instead of the flags of the program.
 
-  --stop           Send SIGTERM to the run on all hosts: it writes a checkpoint and ends with exit code 75.
+  --stop           Send SIGTERM to the run on all hosts: it writes a checkpoint and ends with exit
+                   code 75.
 
 EOF
 }

@@ -59,20 +59,20 @@ def from_arrays(template: Any, arrays: dict[str, np.ndarray], prefix: str = "") 
         of them.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(template)
-    found = {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
-    wanted = {_path(path): leaf for path, leaf in leaves}
-    problems = [f"missing: {k} {np.shape(v)}" for k, v in wanted.items() if k not in found]
+    stored = {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
+    expected = {_path(path): leaf for path, leaf in leaves}
+    problems = [f"missing: {k} {np.shape(v)}" for k, v in expected.items() if k not in stored]
     problems += [
-        f"not in the model: {k} {np.shape(v)}" for k, v in found.items() if k not in wanted
+        f"not in the model: {k} {np.shape(v)}" for k, v in stored.items() if k not in expected
     ]
     problems += [
-        f"{k}: stored {np.shape(found[k])}, expected {np.shape(v)}"
-        for k, v in wanted.items()
-        if k in found and np.shape(found[k]) != np.shape(v)
+        f"{k}: stored {np.shape(stored[k])}, expected {np.shape(v)}"
+        for k, v in expected.items()
+        if k in stored and np.shape(stored[k]) != np.shape(v)
     ]
     if problems:
         raise CheckpointError("the checkpoint does not fit the model:\n  " + "\n  ".join(problems))
-    return jax.tree.unflatten(structure, [found[k] for k in wanted])
+    return jax.tree.unflatten(structure, [stored[k] for k in expected])
 
 
 def _path(path) -> str:
@@ -110,13 +110,13 @@ class CheckpointStore:
         self.directory = Path(directory).absolute()
         self.keep, self._read_only = keep, read_only
         if read_only and not self.directory.is_dir():
-            raise CheckpointError(f"{self.directory}: no checkpoints there")
+            raise CheckpointError(f"{self.directory}: contains no checkpoints")
         if not read_only and jax.process_index() != 0:
             raise CheckpointError(
-                f"{self.directory}: process {jax.process_index()} of {jax.process_count()} would "
-                "write checkpoints, which process 0 alone does; open it with read_only=True"
+                f"{self.directory}: opened for writing by process {jax.process_index()} of "
+                f"{jax.process_count()}, but only process 0 writes. Open it with read_only=True."
             )
-        self._damaged: set[int] = set()
+        self._corrupted: set[int] = set()
         self._pending: Future | None = None
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._orbax = _checkpointer()
@@ -127,7 +127,7 @@ class CheckpointStore:
 
     def steps(self) -> list[int]:
         """Return the steps of the complete checkpoints, ascending. Waits for a save in progress."""
-        self._settle()
+        self._wait_quietly()
         return self._steps()
 
     def _steps(self) -> list[int]:
@@ -180,7 +180,7 @@ class CheckpointStore:
         """Check that the store is writable, and wait for a save in progress."""
         if self._read_only:
             raise CheckpointError(
-                f"{self.directory}: opened with read_only=True; open it without to save"
+                f"{self.directory}: opened with read_only=True. Open it without to save."
             )
         self.wait()
 
@@ -198,7 +198,7 @@ class CheckpointStore:
         if error is not None:
             raise error
 
-    def _settle(self) -> None:
+    def _wait_quietly(self) -> None:
         """Wait for the save in the background. Its error is left for a later call to raise."""
         if self._pending is not None:
             wait([self._pending])
@@ -223,8 +223,9 @@ class CheckpointStore:
             written = True
         except Exception as error:  # a full disk raises various types, and devices may fail as well
             raise CheckpointError(
-                f"{self.directory}: checkpoint of step {step} cannot be written: {_short(error)}. Older checkpoints "
-                "are untouched; free some space, or mend what is named here, and start again."
+                f"{self.directory}: checkpoint of step {step} cannot be written: "
+                f"{_shorten(error)}. Older checkpoints are unchanged. Free up disk space or fix "
+                "the problem above, then rerun."
             ) from error
         finally:
             if not written:
@@ -237,26 +238,26 @@ class CheckpointStore:
 
         Returns the new path, or None if there is no such checkpoint.
         """
-        place, aside = self.directory / str(step), self.directory / f"{step}{_REPLACED}"
-        if not place.exists():
+        folder, aside = self.directory / str(step), self.directory / f"{step}{_REPLACED}"
+        if not folder.exists():
             return None
         if aside.exists():  # it had been replaced, but could not be removed
             shutil.rmtree(aside)
-        return place.rename(aside)
+        return folder.rename(aside)
 
     @staticmethod
     def _put_back(aside: Path | None) -> None:
         """Undo `_put_aside`."""
         if aside is not None:
-            place = aside.with_name(aside.name.removesuffix(_REPLACED))
-            shutil.rmtree(place, ignore_errors=True)
-            aside.rename(place)
+            folder = aside.with_name(aside.name.removesuffix(_REPLACED))
+            shutil.rmtree(folder, ignore_errors=True)
+            aside.rename(folder)
 
     def _recover(self) -> None:
         """Clean up after a run that ended while replacing a checkpoint."""
         for aside in self.directory.glob(f"*{_REPLACED}"):
-            place = aside.with_name(aside.name.removesuffix(_REPLACED))
-            shutil.rmtree(aside) if place.exists() else aside.rename(place)
+            folder = aside.with_name(aside.name.removesuffix(_REPLACED))
+            shutil.rmtree(aside) if folder.exists() else aside.rename(folder)
 
     def _remove_unfinished(self) -> None:
         """Remove the temporary folders of saves that did not finish."""
@@ -268,8 +269,8 @@ class CheckpointStore:
 
         The one of `step`, which was just written, is always kept.
         """
-        self._damaged.discard(step)
-        ranked = sorted(self._steps(), key=lambda s: (s == step, s not in self._damaged, s))
+        self._corrupted.discard(step)
+        ranked = sorted(self._steps(), key=lambda s: (s == step, s not in self._corrupted, s))
         old = [self.directory / str(s) for s in ranked[: -self.keep]] + (
             [] if aside is None else [aside]
         )
@@ -277,11 +278,7 @@ class CheckpointStore:
             try:
                 shutil.rmtree(folder)
             except OSError as error:
-                log.warning(
-                    "%s: the old checkpoint cannot be removed (%s); it takes up space",
-                    folder,
-                    error,
-                )
+                log.warning("%s: old checkpoint cannot be removed, delete it: %s", folder, error)
 
     def restore(self) -> Restored | None:
         """Return the newest intact checkpoint, or None if there are no checkpoints.
@@ -296,16 +293,19 @@ class CheckpointStore:
             try:
                 return self._read(step)
             except Exception as error:  # orbax raises various types for a corrupted file
-                self._damaged.add(step)
+                self._corrupted.add(step)
                 log.warning(
-                    "checkpoint %s/%d is damaged (%s: %s); trying the one before it",
+                    "%s/%d: corrupted checkpoint (%s: %s); trying the previous one",
                     self.directory,
                     step,
                     type(error).__name__,
                     str(error)[:200],
                 )
         if steps:
-            raise CheckpointError(f"{self.directory}: none of the checkpoints {steps} can be read")
+            raise CheckpointError(
+                f"{self.directory}: all checkpoints are corrupted, steps {steps}. Restore one from "
+                "a backup, or choose another --workdir."
+            )
         return None
 
     def _read(self, step: int) -> Restored:
@@ -322,7 +322,7 @@ class CheckpointStore:
         arrays = {k: np.asarray(v) for k, v in restored["arrays"].items()}
         metadata = restored["metadata"]
         if metadata.pop("checksum", None) != _checksum(arrays, metadata):
-            raise CheckpointError("checksum does not match")
+            raise CheckpointError("the checksum does not match")
         return Restored(step, arrays, metadata)
 
     def close(self) -> None:
@@ -340,19 +340,19 @@ class CheckpointStore:
 
 def _checkpointer() -> ocp.Checkpointer:
     """Return a checkpointer for this process only, which never waits for other processes."""
-    own = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own})
+    index = jax.process_index()
+    this_process = ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})
     handler = ocp.CompositeCheckpointHandler(
         composite_options=ocp.CompositeOptions(
-            multiprocessing_options=alone,
+            multiprocessing_options=this_process,
             # Otherwise, if a folder cannot be created, threads wait for ten minutes and the process
             # cannot end.
             async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
         ),
-        arrays=ocp.StandardCheckpointHandler(multiprocessing_options=alone),
-        metadata=ocp.JsonCheckpointHandler(multiprocessing_options=alone),
+        arrays=ocp.StandardCheckpointHandler(multiprocessing_options=this_process),
+        metadata=ocp.JsonCheckpointHandler(multiprocessing_options=this_process),
     )
-    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=this_process)
 
 
 def _sync(folder: Path) -> None:
@@ -370,7 +370,7 @@ def _as_json(metadata: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(metadata))
 
 
-def _short(error: BaseException) -> str:
+def _shorten(error: BaseException) -> str:
     """Return the message of an error of tensorstore, without the page of its settings."""
     return str(error).partition(" [tensorstore_spec")[0]
 

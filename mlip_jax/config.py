@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,10 +23,15 @@ __all__ = [
     "differences",
     "find_file",
     "identity",
+    "part_with",
+    "rename_fields",
     "to_dict",
     "unknown_name",
+    "warn_renamed",
+    "with_current_names",
 ]
 
+log = logging.getLogger(__name__)
 
 # Dotted names of free parts, whose fields are checked by the classes that they are options of.
 FREE_FIELDS = frozenset(
@@ -62,7 +70,11 @@ def find_file(path: str) -> str:
         return path
     if given.name == file and given.suffix != ".py":
         if file not in shipped_names():
-            hint = f" Your own file is --config={file}.py." if Path(f"{file}.py").is_file() else ""
+            hint = (
+                f" For your own file, use --config={file}.py."
+                if Path(f"{file}.py").is_file()
+                else ""
+            )
             raise ConfigError(unknown_name("shipped config", file, shipped_names()) + hint)
         return f"{_SHIPPED / file}.py{colon}{argument}"
     shipped = _SHIPPED / given.name
@@ -85,7 +97,7 @@ def complete(
     """
     merged = defaults.copy_and_resolve_references()
     merged.unlock()
-    _merge(merged, config, "")
+    _merge(merged, rename_fields(config), "")
     task = TASKS.get(merged.get("task"))
     if task is not None and (problems := list(task.problems(to_dict(merged)))):
         raise ConfigError("; ".join(problems))
@@ -95,26 +107,82 @@ def complete(
 def _merge(target, given, path):
     """Copy the values of `given` to `target`, whose fields have the prefix `path`."""
     for key in given:
-        where = f"{path}{key}"
+        name = f"{path}{key}"
         if key not in target:
-            raise ConfigError(unknown_name("config field", where, [f"{path}{k}" for k in target]))
+            raise ConfigError(unknown_name("config field", name, [f"{path}{k}" for k in target]))
         try:
             value = given.get_ref(key).get() if hasattr(given, "get_ref") else given[key]
         except ValueError as error:  # None for a field that is not declared as optional
-            raise ConfigError(f"config field {where!r} must have a value, received None") from error
-        if where in FREE_FIELDS:
+            raise ConfigError(f"config field {name!r} must have a value, received None") from error
+        if name in FREE_FIELDS:
             target[key] = value
         elif isinstance(target[key], ml_collections.ConfigDict):
             if not isinstance(value, ml_collections.ConfigDict):
                 raise ConfigError(
-                    f"config field {where!r} holds further fields; received {value!r}"
+                    f"config field {name!r} contains further fields, received {value!r}"
                 )
-            _merge(target[key], value, f"{where}.")
+            _merge(target[key], value, f"{name}.")
         else:
             try:
                 target[key] = value
             except TypeError as error:
-                raise ConfigError(f"config field {where!r}: {error}") from error
+                raise ConfigError(f"config field {name!r}: {error}") from error
+
+
+# {former dotted name: dotted name} of the renamed fields of all tasks.
+RENAMED = {old: new for task in TASKS.values() for old, new in task.renamed().items()}
+
+
+def rename_fields(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Return the config with the current names of its fields, and log each former name.
+
+    A config without former names is returned itself, otherwise a copy.
+
+    Raises:
+      ConfigError: A field is set by both of its names.
+    """
+    task = TASKS.get(config.get("task"))
+    names = {} if task is None else task.renamed()
+    former = [old for old in names if part_with(config, old) is not None]
+    if not former:
+        return config
+    config, defaults = copy.deepcopy(config), task.build()
+    config.unlock()
+    for old in former:
+        new = names[old]
+        target, name = part_with(config, old), new.rpartition(".")[2]
+        value = target[old.rpartition(".")[2]]
+        default = part_with(defaults, new)[name]
+        if name in target and target[name] != default and target[name] != value:
+            raise ConfigError(
+                f"config fields {old!r} and {new!r} are the same field, received {value!r} and "
+                f"{target[name]!r}; set only {new!r}"
+            )
+        warn_renamed(old, new)
+        with config.ignore_type():  # `complete` checks the type
+            target[name] = value
+        del target[old.rpartition(".")[2]]
+    return config
+
+
+def part_with(config: ml_collections.ConfigDict, name: str) -> ml_collections.ConfigDict | None:
+    """Return the part of a config that has the field with this dotted name, or None."""
+    *parents, last = name.split(".")
+    for parent in parents:
+        config = config.get(parent) if isinstance(config, ml_collections.ConfigDict) else None
+    return config if isinstance(config, ml_collections.ConfigDict) and last in config else None
+
+
+@functools.cache
+def warn_renamed(old: str, new: str) -> None:
+    """Log that a config field has another name now. Further calls of a process log nothing."""
+    log.warning("config field %s is deprecated: use %s", old, new)
+
+
+def with_current_names(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a plain config that an older version wrote, with the current names of its fields."""
+    task = TASKS.get(plain.get("task"))
+    return dict(plain) if task is None else task.with_current_names(plain)
 
 
 def to_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -27,10 +27,10 @@ from mlip_jax.training.data import Split
 
 log = logging.getLogger(__name__)
 
-_FITTED = 2_000  # maximum number of structures in the fit of reference energies
+_MAX_FIT_STRUCTURES = 2_000  # maximum number of structures in the fit of reference energies
 
 
-def begin_from(config: ml_collections.ConfigDict) -> Potential | None:
+def load_initial_force_field(config: ml_collections.ConfigDict) -> Potential | None:
     """Load the force field of config.init.workdir, or return None if that field is empty.
 
     If model.name is empty, the part "model" of `config` is filled in from the force field, in
@@ -43,44 +43,43 @@ def begin_from(config: ml_collections.ConfigDict) -> Potential | None:
     """
     if not config.init.workdir:
         if not config.model.name:
-            raise ConfigError(
-                "model.name is empty and there is no init.workdir to take it from: set one of them"
-            )
+            raise ConfigError("model.name and init.workdir are both empty. Set one of them.")
         return None
-    found = load_force_field(config.init.workdir)
-    theirs = describe(found.model)
+    initial = load_force_field(config.init.workdir)
+    initial_model = describe(initial.model)
     if not config.model.name:
-        config.model.name = theirs["model"]["name"]
-        config.model.options = ml_collections.ConfigDict(theirs["model"]["options"])
+        config.model.name = initial_model["model"]["name"]
+        config.model.options = ml_collections.ConfigDict(initial_model["model"]["options"])
     model = create_model(config.model, config.potential)
-    if model != found.model:
+    if model != initial.model:
         raise ConfigError(
-            f"{config.init.workdir} has another model than this config, which cannot begin from it:\n  "
-            + "\n  ".join(differences(theirs, describe(model)))
-            + "\n--config.model.name='' takes the architecture from there; energy terms are switched on "
-            "in the part 'potential'."
+            f"{config.init.workdir}: its model differs from that of this config, so training "
+            "cannot start from it:\n  "
+            + "\n  ".join(differences(initial_model, describe(model)))
+            + "\nSet --config.model.name='' to use its architecture. Energy terms are set in the "
+            "part 'potential'."
         )
-    return found
+    return initial
 
 
-def parameters(begin: Potential) -> Any:
-    """Return the parameters of `begin`, cast to the dtypes in which its model initializes them."""
-    shapes = jax.eval_shape(begin.model.init, jax.random.key(0), example_graph())
-    return jax.tree.map(lambda shape, leaf: np.asarray(leaf, shape.dtype), shapes, begin.params)
+def parameters(initial: Potential) -> Any:
+    """Return the parameters of `initial`, cast to the dtypes of its model's initial parameters."""
+    shapes = jax.eval_shape(initial.model.init, jax.random.key(0), example_graph())
+    return jax.tree.map(lambda shape, leaf: np.asarray(leaf, shape.dtype), shapes, initial.params)
 
 
 def reference_energies(
-    begin: Potential, train: Split, elements: np.ndarray, seed: int
+    initial: Potential, train: Split, elements: np.ndarray, seed: int
 ) -> np.ndarray:
-    """Fit reference energies (eV), shape (119,), such that `begin` agrees with the training data.
+    """Fit reference energies (eV), shape (119,), such that `initial` agrees with the training data.
 
     The fit uses at most 2,000 random structures; elements that none of them contains keep the
-    reference energies of `begin`. The energies of these structures minus the predictions of `begin`
-    are fitted by least squares, with one value per element, and the result is added to the
-    reference energies of `begin`.
+    reference energies of `initial`. The energies of these structures minus the predictions of
+    `initial` are fitted by least squares, with one value per element, and the result is added to
+    the reference energies of `initial`.
 
     Args:
-      begin: Force field that training is initialized from.
+      initial: Force field that training is initialized from.
       train: Training split.
       elements: Atomic numbers that occur in the training split.
       seed: Seed that selects the structures.
@@ -88,18 +87,18 @@ def reference_energies(
     Raises:
       ValueError: No structure in the fit has a known energy.
     """
-    strange = sorted(set(elements.tolist()) - set(begin.elements))
-    if strange:
+    unknown = sorted(set(elements.tolist()) - set(initial.elements))
+    if unknown:
         log.warning(
-            "the force field that is begun from has not seen %s",
-            ", ".join(chemical_symbols[z] for z in strange),
+            "the initial force field was not trained on %s",
+            ", ".join(chemical_symbols[z] for z in unknown),
         )
-    taken = train.sample(_FITTED, seed)
-    columns = taken.columns(labels_only=True)
-    # `begin` must accept the new elements; the fit corrects their energies
-    everything = dataclasses.replace(
-        begin, elements=tuple(sorted({*begin.elements, *elements.tolist()}))
+    sample = train.sample(_MAX_FIT_STRUCTURES, seed)
+    columns = sample.columns(labels_only=True)
+    # `initial` must accept the new elements; the fit corrects their energies
+    extended = dataclasses.replace(
+        initial, elements=tuple(sorted({*initial.elements, *elements.tolist()}))
     )
     fit = ElementFit()
-    fit.add(columns, columns.energy - energies(everything, columns, np.arange(len(columns))))
-    return begin.reference_energies + fit.solve()
+    fit.add(columns, columns.energy - energies(extended, columns, np.arange(len(columns))))
+    return initial.reference_energies + fit.solve()

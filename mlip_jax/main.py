@@ -1,7 +1,7 @@
 """mlip-jax --config=spice --workdir=runs/spice
 
-Runs what a config asks for. Change fields on the command line: --config.train.batch_size=32. The same command run
-again continues where the run stopped. --config=spice --help describes a config and its fields.
+Runs the task of a config. Change fields on the command line: --config.train.batch_size=32. Rerun
+the same command to resume a stopped run. --config=spice --help describes a config and its fields.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ def _main(arguments: list[str]) -> None:
     try:
         _dispatch(arguments)
     except distributed.ForcedInterrupt:
-        sys.exit("interrupted; the same command continues from the last checkpoint")
+        sys.exit("interrupted; rerun the same command to resume from the last checkpoint")
     except KeyboardInterrupt:  # outside of the training loop, which handles interrupts itself
-        log.warning("interrupted; the same command continues from what is saved")
+        log.warning("interrupted; rerun the same command to resume from the last saved state")
         sys.exit(distributed.EXIT_REQUEUE)
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         if FLAGS.debug:
@@ -70,7 +70,7 @@ def _dispatch(arguments: list[str]) -> None:
     from mlip_jax.cli import flags
 
     flags.check(arguments[1:])
-    config = flags.overridden(FLAGS.config)
+    config = flags.apply_overrides(FLAGS.config)
     if FLAGS.sweep:  # first, because the variants need the devices and ports
         from mlip_jax.sweeps import runner
 
@@ -104,7 +104,7 @@ def run(config, workdir: str) -> None:
     from mlip_jax import tasks
     from mlip_jax.config import ConfigError, unknown_name
 
-    names = [m.name for m in pkgutil.iter_modules(tasks.__path__)]
+    names = [m.name for m in pkgutil.iter_modules(tasks.__path__) if not m.ispkg]
     if config.get("task") not in names:
         raise ConfigError(unknown_name("task", config.get("task"), names))
     importlib.import_module(f"mlip_jax.tasks.{config.task}").run(config, workdir)

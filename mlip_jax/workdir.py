@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from mlip_jax.config import differences
+from mlip_jax.config import differences, with_current_names
 
 
 class WorkdirError(RuntimeError):
@@ -44,8 +44,8 @@ def claimed(workdir: str | Path, config: Mapping[str, Any]) -> Iterator[Path]:
         except OSError as error:
             lock.seek(0)
             raise WorkdirError(
-                f"{workdir}: another run (process {lock.read().strip() or 'unknown'}) is at work there. "
-                "Wait for it, or give another --workdir."
+                f"{workdir}: in use by another run (process {lock.read().strip() or 'unknown'}). "
+                "Wait for it to finish, or choose another --workdir."
             ) from error
         lock.truncate(0)
         lock.write(str(os.getpid()))
@@ -79,25 +79,25 @@ def _check_config(workdir: Path, config: Mapping[str, Any]) -> None:
         old = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise WorkdirError(
-            f"{path}: is not valid JSON ({error}); give another --workdir"
+            f"{path}: not valid JSON ({error}). Choose another --workdir."
         ) from error
     # convert tuples to lists, as in the file
-    changed = differences(old, json.loads(json.dumps(config)))
+    changed = differences(with_current_names(old), json.loads(json.dumps(config)))
     if changed:
         raise WorkdirError(
-            f"{workdir} holds a run of another config:\n  "
+            f"{workdir}: contains a run of another config:\n  "
             + "\n  ".join(changed)
-            + "\nGive another --workdir, or the config that it was started with."
+            + "\nChoose another --workdir, or use the config that the run was started with."
         )
 
 
-def check_origin(path: Path, origin: Mapping[str, Any], what: str) -> None:
+def check_origin(path: Path, origin: Mapping[str, Any], content: str) -> None:
     """Store the origin of a run when it starts, or compare it with the stored one when it resumes.
 
     Args:
       path: JSON file of the origin.
       origin: Input of the run, as plain dictionaries.
-      what: Description of the results in the workdir, for the message: "relaxations of other
+      content: Description of the results in the workdir, for the message: "relaxations of other
         molecules".
 
     Raises:
@@ -109,12 +109,12 @@ def check_origin(path: Path, origin: Mapping[str, Any], what: str) -> None:
     try:
         changed = differences(json.loads(path.read_text()), origin)
     except (ValueError, AttributeError) as error:
-        raise WorkdirError(f"{path}: is damaged ({error}); give another --workdir") from error
+        raise WorkdirError(f"{path}: corrupted ({error}). Choose another --workdir.") from error
     if changed:
         raise WorkdirError(
-            f"{path.parent} holds {what}:\n  "
+            f"{path.parent}: contains {content}:\n  "
             + "\n  ".join(changed)
-            + "\nGive another --workdir, or the files as they were."
+            + "\nChoose another --workdir, or restore the files."
         )
 
 

@@ -24,7 +24,7 @@ from typing import Any
 SINGLE_THREADED = {
     name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 }
-_JOBS_AHEAD = 8  # default maximum number of waiting or running jobs per process
+_JOBS_AHEAD = 8  # default maximum number of pending or running jobs per process
 
 
 def available_cores() -> int:
@@ -38,7 +38,7 @@ def run(
     num_processes: int | None = None,
     *,
     initializer: Callable[[], None] | None = None,
-    one_stays_here: bool = True,
+    single_inline: bool = True,
 ) -> Iterator[tuple[int, Any]]:
     """Yield (index of the job, function(job)) in the order in which the jobs finish.
 
@@ -52,13 +52,13 @@ def run(
       jobs: Jobs.
       num_processes: Number of workers. None: one per core.
       initializer: Function that each worker (not this process) calls before its first job.
-      one_stays_here: Whether to run the jobs in this process and in order instead of in a single
+      single_inline: Whether to run the jobs in this process and in order instead of in a single
         worker.
     """
     num_processes = min(available_cores() if num_processes is None else num_processes, len(jobs))
     if not jobs:
         return
-    if num_processes == 1 and one_stays_here:
+    if num_processes == 1 and single_inline:
         for index, job in enumerate(jobs):
             yield index, function(job)
         return
@@ -88,7 +88,7 @@ def stream(
       function: Function of one job.
       jobs: Jobs. At most `ahead` of them are taken before their results.
       num_processes: Number of workers. None: one per core.
-      ahead: Maximum number of jobs that are waiting or running. None: 8 per process.
+      ahead: Maximum number of jobs that are pending or running. None: 8 per process.
       on_death: Function that returns the result of a job that kills its worker. To identify that
         job, each suspect is run again in its own process. None: such a job is an error.
 
@@ -99,17 +99,17 @@ def stream(
     if num_processes == 1:
         yield from map(function, jobs)
         return
-    source, waiting = iter(jobs), deque()
+    source, pending = iter(jobs), deque()
     executor = _Executor(num_processes)
     try:
         while True:
             for job in itertools.islice(
-                source, max((ahead or _JOBS_AHEAD * num_processes) - len(waiting), 0)
+                source, max((ahead or _JOBS_AHEAD * num_processes) - len(pending), 0)
             ):
-                waiting.append((job, _submit(executor, function, job)))
-            if not waiting:
+                pending.append((job, _submit(executor, function, job)))
+            if not pending:
                 return
-            job, future = waiting.popleft()
+            job, future = pending.popleft()
             try:
                 result = future.result()
             except BrokenProcessPool:
@@ -120,8 +120,8 @@ def stream(
                 executor.kill()
                 result = _run_isolated(function, job, on_death)
                 executor = _Executor(num_processes)
-                waiting = deque(
-                    (j, f if _succeeded(f) else _submit(executor, function, j)) for j, f in waiting
+                pending = deque(
+                    (j, f if _has_result(f) else _submit(executor, function, j)) for j, f in pending
                 )
             yield result
     finally:
@@ -138,7 +138,7 @@ def _submit(executor: _Executor, function: Callable[[Any], Any], job: Any) -> Fu
         return future
 
 
-def _succeeded(future: Future) -> bool:
+def _has_result(future: Future) -> bool:
     """Return whether a future got its result before its executor broke."""
     return future.done() and future.exception() is None
 

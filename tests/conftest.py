@@ -16,8 +16,8 @@ from tests import compilation
 
 compilation.configure()
 
-# Tracing creates many objects that live long; with the default thresholds, a sixth of the time of the
-# tests goes into garbage collection.
+# Tracing creates many objects that live long. With the default thresholds, garbage collection takes
+# a sixth of the time of the tests.
 gc.set_threshold(50_000, 50, 100)
 
 # Tests start and interrupt programs, which inherit ignored signals. The background jobs of a shell

@@ -1,6 +1,7 @@
-"""Tests for the architecture: folders, files and imports of the package, read from the source without importing it.
+"""Tests for the architecture: folders, files and imports.
 
-Every test lists its faults, each with the remedy. None has a list of exceptions.
+They read the source without importing it, and list all violations with the remedy. No test has a
+list of exceptions.
 """
 
 import ast
@@ -15,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mlip_jax"
 MAX_LINES, MAX_FILES = 400, 20
 
-# Rooms of the package (files and folders at its top), from the ground up: a room imports only from rooms before it.
+# Files and folders at the top of the package. Each imports only from those before it.
 ORDER = (
     "structure",
     "workers",
@@ -42,7 +43,8 @@ ORDER = (
     "main",
 )
 
-# Plug-in folders, whose files are found by name: what each file defines. Their helpers live in subfolders.
+# Plug-in folders, whose files are found by name, and the definition in each file. Helpers are in
+# subfolders.
 PLUGINS = {
     "models": "class Model",
     "terms": "class Term",
@@ -55,7 +57,7 @@ PLUGINS = {
 
 @functools.cache
 def sources() -> dict[str, Path]:
-    """Files of the package by module, "training.loop"; a package's `__init__` by the name of its folder."""
+    """Return the files by module ("training.loop"); an `__init__` has the name of its folder."""
     files = [p for p in PACKAGE.rglob("*.py") if "__pycache__" not in p.parts]
     return {
         ".".join(p.relative_to(PACKAGE).with_suffix("").parts)
@@ -66,7 +68,7 @@ def sources() -> dict[str, Path]:
 
 
 class Facts(NamedTuple):
-    """What the tests need of a module; each is parsed and walked once."""
+    """Contents of a module, which is parsed only once."""
 
     lines: int
     imports: set[str]
@@ -99,44 +101,45 @@ def facts(module: str) -> Facts:
 
 @functools.cache
 def imports(module: str) -> frozenset[str]:
-    """Modules of the package that a module imports, at its top or inside of functions."""
-    found = set()
+    """Return the modules of the package that a module imports, also inside of functions."""
+    modules = set()
     for name in facts(module).imports:
         first, *parts = name.split(".")
         if first == PACKAGE.name:
             # `from mlip_jax.a import b`: b is a module, or a name in the module a
-            found.add(
+            modules.add(
                 next((m for m in (".".join(parts), ".".join(parts[:-1])) if m in sources()), "")
             )
-    return frozenset(found - {"", module})
+    return frozenset(modules - {"", module})
 
 
-def room(module: str) -> str:
+def top(module: str) -> str:
+    """Return the file or folder at the top of the package that contains a module."""
     return module.split(".")[0]
 
 
-def check(faults: list[str]) -> None:
-    assert not faults, "\n" + "\n".join(faults)
+def check(violations: list[str]) -> None:
+    assert not violations, "\n" + "\n".join(violations)
 
 
-def test_every_room_has_its_place():
+def test_every_top_level_name_is_in_the_order():
     check(
         [
-            f"{name}: a new room of the package; add it to ORDER, after all that it imports from"
-            for name in sorted({room(m) for m in sources() if m} - set(ORDER))
+            f"{name}: not in ORDER. Add it after everything that it imports."
+            for name in sorted({top(m) for m in sources() if m} - set(ORDER))
         ]
     )
 
 
-def test_imports_run_downward():
-    place = {name: k for k, name in enumerate(ORDER)}
+def test_imports_follow_the_order():
+    rank = {name: k for k, name in enumerate(ORDER)}
     check(
         [
-            f"{module} imports {other}, but {room(other)} is above {room(module)}: move what it needs from there to "
-            f"{room(module)} or below"
+            f"{module} imports {other}, but {top(other)} comes after {top(module)} in ORDER. Move "
+            f"the imported code to {top(module)} or to a folder before it."
             for module in sources()
             for other in sorted(imports(module))
-            if module and place.get(room(other), 0) > place.get(room(module), len(ORDER))
+            if module and rank.get(top(other), 0) > rank.get(top(module), len(ORDER))
         ]
     )
 
@@ -144,7 +147,7 @@ def test_imports_run_downward():
 def test_imports_are_absolute():
     check(
         [
-            f"{module}, line {line}: a relative import; write it as `from mlip_jax...`"
+            f"{module}, line {line}: relative import. Write `from mlip_jax...`."
             for module in sources()
             for line in facts(module).relative
         ]
@@ -152,19 +155,19 @@ def test_imports_are_absolute():
 
 
 def children() -> dict[str, dict[str, set[str]]]:
-    """{folder: {file or folder in it: those beside it that it imports from}} of every folder of the package."""
+    """Return {folder: {entry: other entries of the folder that it imports}}."""
     graphs = collections.defaultdict(lambda: collections.defaultdict(set))
     for module in sources():
         for other in imports(module):
             a, b = module.split("."), other.split(".")
             depth = next((k for k, (x, y) in enumerate(zip(a, b)) if x != y), None)
-            if depth is not None:  # otherwise one of them is the other's folder
+            if depth is not None:  # otherwise one is the folder of the other
                 graphs[".".join(a[:depth])][a[depth]].add(b[depth])
     return graphs
 
 
 def circle(graph: dict[str, set[str]]) -> list[str]:
-    """A circle of a graph, its first node twice; [] if there is none."""
+    """Return the nodes of a circle of a graph, the first one twice, or [] if there is none."""
     done, path = set(), []
 
     def visit(node):
@@ -173,10 +176,10 @@ def circle(graph: dict[str, set[str]]) -> list[str]:
         if node in done:
             return []
         path.append(node)
-        found = next((c for other in sorted(graph.get(node, ())) if (c := visit(other))), [])
+        nodes = next((c for other in sorted(graph.get(node, ())) if (c := visit(other))), [])
         path.pop()
         done.add(node)
-        return found
+        return nodes
 
     return next((c for node in sorted(graph) if (c := visit(node))), [])
 
@@ -189,10 +192,10 @@ def test_a_circle_is_found():
 def test_folders_have_no_circles():
     check(
         [
-            f"mlip_jax/{folder.replace('.', '/')}: {' -> '.join(found)} import each other in a circle: move what both "
-            "need to a file below them"
+            f"mlip_jax/{folder.replace('.', '/')}: circular imports {' -> '.join(nodes)}. Move the "
+            "common code to another file."
             for folder, graph in sorted(children().items())
-            if (found := circle(graph))
+            if (nodes := circle(graph))
         ]
     )
 
@@ -200,7 +203,7 @@ def test_folders_have_no_circles():
 def test_files_are_short():
     check(
         [
-            f"{path.relative_to(ROOT)}: {lines} lines, at most {MAX_LINES} are allowed; split it by subject"
+            f"{path.relative_to(ROOT)}: {lines} lines, at most {MAX_LINES}. Split it by subject."
             for module, path in sources().items()
             if (lines := facts(module).lines) > MAX_LINES
         ]
@@ -211,7 +214,7 @@ def test_folders_are_small():
     counts = collections.Counter(path.parent for path in sources().values())
     check(
         [
-            f"{folder.relative_to(ROOT)}: {count} files, at most {MAX_FILES} are allowed; group them in subfolders"
+            f"{folder.relative_to(ROOT)}: {count} files, at most {MAX_FILES}. Use subfolders."
             for folder, count in counts.items()
             if count > MAX_FILES
         ]
@@ -220,51 +223,51 @@ def test_folders_are_small():
 
 @pytest.mark.parametrize("folder", PLUGINS)
 def test_every_file_of_a_plug_in_folder_is_a_plug_in(folder):
-    prefix, faults = folder.replace("/", ".") + ".", []
+    prefix, violations = folder.replace("/", ".") + ".", []
     plugins = [
         m
         for m, p in sources().items()
         if m.rpartition(".")[0] + "." == prefix and p.name != "__init__.py"
     ]
-    assert plugins, f"mlip_jax/{folder} holds no plug-ins: correct PLUGINS"
+    assert plugins, f"mlip_jax/{folder}: no plug-ins. Correct PLUGINS."
     for module in plugins:
         definition = PLUGINS[folder].format(NAME=module.rpartition(".")[2].upper())
         if definition not in facts(module).definitions:
-            faults.append(
-                f"mlip_jax/{module.replace('.', '/')}.py does not define `{definition}`, as each file of "
-                "this plug-in folder does: define it, or move the file to a subfolder"
+            violations.append(
+                f"mlip_jax/{module.replace('.', '/')}.py: `{definition}` is missing, which every "
+                "file of this plug-in folder defines. Define it, or move the file to a subfolder."
             )
-    check(faults)
+    check(violations)
 
 
-def test_a_class_name_means_one_thing():
-    """An underscore in front does not make it another name. Plug-ins implement their interface under its name."""
-    interfaces = {(folder.replace("/", "."), what.split()[1]) for folder, what in PLUGINS.items()}
-    places = collections.defaultdict(set)
+def test_class_names_are_unique():
+    """Names that differ by an underscore are equal. Plug-ins have the name of their interface."""
+    interfaces = {(folder.replace("/", "."), text.split()[1]) for folder, text in PLUGINS.items()}
+    modules_of = collections.defaultdict(set)
     for module in sources():
         for node in facts(module).classes:
             # all plug-ins of a folder, and the class that they derive from, count as one
             is_plugin = (module.rpartition(".")[0], node.name) in interfaces
             bases = {getattr(base, "attr", getattr(base, "id", "")) for base in node.bases}
             if not (is_plugin and node.name in bases):
-                places[node.name.lstrip("_")].add(
+                modules_of[node.name.lstrip("_")].add(
                     module.rpartition(".")[0] if is_plugin else module
                 )
     check(
         [
-            f"{name} is defined in {', '.join(sorted(modules))}: say in each name what is particular about it, or merge "
-            "them"
-            for name, modules in sorted(places.items())
+            f"{name} is defined in {', '.join(sorted(modules))}. Choose specific names, or merge "
+            "the classes."
+            for name, modules in sorted(modules_of.items())
             if len(modules) > 1
         ]
     )
 
 
-def test_types_need_no_imports_of_their_own():
+def test_types_have_no_conditional_imports():
     check(
         [
-            f"{module}: uses TYPE_CHECKING, which hides a circle of imports; import the module as it is, or move the "
-            "type to a file below both"
+            f"{module}: TYPE_CHECKING hides a circle of imports. Import the module directly, or "
+            "move the type to another file."
             for module in sources()
             if facts(module).hides_imports
         ]

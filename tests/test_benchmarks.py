@@ -1,4 +1,4 @@
-"""The parts of the benchmarks that compute something themselves: tables, ratios, clocks, the common work."""
+"""Tests for the benchmarks: tables, ratios, clocks and the workload."""
 
 import importlib.util
 import json
@@ -30,7 +30,7 @@ def _load(name):
 
 
 measure = _load("measure")
-sys.modules["measure"] = measure  # which the next one imports by this name
+sys.modules["measure"] = measure  # relaxing imports it by this name
 relaxing = _load("relaxing")
 
 
@@ -79,7 +79,7 @@ def _cells(table, first):
     return dict(zip(head, next(row for row in rows[2:] if first in row)))
 
 
-def test_ratios_pair_the_rounds_and_leave_out_those_without_a_partner():
+def test_ratios_only_use_rounds_with_both_cases():
     lines = [_training_line("ours/painn", n, r) for n, r in enumerate((10.0, 30.0, 50.0))]
     lines += [_training_line("schnetpack/painn", n, r) for n, r in ((1, 10.0), (0, 5.0))]
     assert tables.ratios(
@@ -97,12 +97,12 @@ def test_training_table():
     assert row["structures/s"] == "20 (10 to 30)" and row["structures/CPU-s"] == "40 (20 to 60)"
     assert row["to its peer"] == "2 (1 to 3) × schnetpack/painn"
     assert row["edges/structure"] == "740" and row["GFLOP/step"] == "2" and row["GB/step"] == "3"
-    assert row["parameters"] == "1,234" and row["compiling, s"] == "3 (3 to 3)"
+    assert row["parameters"] == "1,234" and row["compilation, s"] == "3 (3 to 3)"
     peer = _cells(tables.training(lines), "schnetpack/painn")
     assert peer["to its peer"] == "-" and peer["GFLOP/step"] == "-"
 
 
-def test_on_a_gpu_ratios_and_memory_are_those_of_the_device():
+def test_gpu_table_uses_wall_time_and_device_memory():
     lines = [
         _training_line(
             "ours/painn", 0, 30.0, device="gpu", structures_per_cpu_s=1.0, peak_device_mib=7.0
@@ -136,7 +136,7 @@ def test_repeat_table_compares_hashes(second, verdict):
 
 def test_roofline_share():
     limits = {"kind": "a device", "flops_per_s": 100e9, "bytes_per_s": 10e9}
-    # a step takes a second on the clock and half a second of the processor
+    # a step takes one second of wall time and half a second of processor time
     line = _training_line("ours/painn", 0, 32.0, flops=25e9, bytes=1e9, limits=limits)
     assert tables.share(line) == pytest.approx({"flops": 0.5, "bytes": 0.2})
     assert tables.share(line | {"device": "gpu"}) == pytest.approx({"flops": 0.25, "bytes": 0.1})
@@ -148,7 +148,7 @@ def test_roofline_share():
     )
 
 
-def test_report_has_a_table_for_each_part_and_names_what_is_missing():
+def test_report_has_a_table_per_part_and_lists_failures():
     lines = [
         _training_line("ours/painn", 0, 1.0),
         _training_line("ours/painn", 0, 1.0, batch=64),
@@ -158,17 +158,17 @@ def test_report_has_a_table_for_each_part_and_names_what_is_missing():
             "case": "ours/schnet",
             "round": 0,
             "batch": 32,
-            "failed": "it is not there",
+            "failed": "not installed",
         },
     ]
     text = tables.report(lines)
     assert text.startswith("Measured on a machine.")
-    for expected in ("batch 32:", "batch 64:", "Latency:", "train of ours/schnet: it is not there"):
+    for expected in ("batch 32:", "batch 64:", "Latency:", "train of ours/schnet: not installed"):
         assert text.count(expected) == 1
     assert "Roofline" not in text
 
 
-def test_last_result_is_found_behind_what_libraries_print():
+def test_last_result_ignores_other_output():
     assert tables.last_result('{"a": 1}\nwarning\n{"a": 2}\nbye\n') == {"a": 2}
     with pytest.raises(ValueError, match="no result"):
         tables.last_result("nothing\n")
@@ -180,21 +180,21 @@ def test_summary():
     assert tables.summary([3.0, 1.0, 2.0, None]) == "2 (1 to 3)"
 
 
-def test_cases_name_peers_and_environments_that_there_are():
+def test_peers_and_environments_of_cases_exist():
     names = [case.name for case in CASES]
     assert len(set(names)) == len(names)
     for case in CASES:
         assert case.environment in DRIVERS and DRIVERS[case.environment].is_file()
         assert (case.peer in names) if is_ours(case) else not case.peer
         peer = next((c for c in CASES if c.name == case.peer and c.model == case.model), None)
-        if peer:  # of the same name, so of the same size
+        if peer:  # the same model, so it must have the same size
             assert dict(peer.options) == {key: case.options[key] for key in peer.options}
 
 
 def test_chosen_cases():
     assert [c.name for c in chosen(["schnetpack/"])] == ["schnetpack/painn", "schnetpack/schnet"]
     assert chosen([]) == list(CASES) and len(chosen([], quick=True)) == 5
-    with pytest.raises(ValueError, match="no case has 'gemnet'"):
+    with pytest.raises(ValueError, match="no case name contains 'gemnet'"):
         chosen(["gemnet"])
 
 
@@ -212,7 +212,7 @@ def test_command_line():
         parse(["training", "--home=somewhere"])
 
 
-def test_every_process_gets_the_same_allocator_and_one_thread_when_it_is_pinned(monkeypatch):
+def test_processes_have_the_same_allocator_and_one_thread_if_pinned(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--kept")
     pinned = environment(0, True)
     assert pinned["OMP_NUM_THREADS"] == "1" and "malloc" in pinned["GLIBC_TUNABLES"]
@@ -221,7 +221,7 @@ def test_every_process_gets_the_same_allocator_and_one_thread_when_it_is_pinned(
     assert environment(None, True)["XLA_FLAGS"] == "--kept"
 
 
-def test_a_batch_larger_than_the_data_and_cases_for_orientation():
+def test_jobs_for_large_batches_and_cases_of_later_rounds():
     work = Work(list(CASES), "work.npz", 100, EFFORT._replace(batches=4))
     case = chosen(["ours/painn"])[0]
     assert [work.training(case, batch, False).batches for batch in (10, 32, 64, 1000)] == [
@@ -238,7 +238,7 @@ def test_a_batch_larger_than_the_data_and_cases_for_orientation():
     }
 
 
-def test_a_case_without_environment_is_left_out_once_with_its_reason(tmp_path, capsys):
+def test_a_case_without_environment_is_skipped_with_one_message(tmp_path, capsys):
     runner = Runner(tmp_path, tmp_path / "results.jsonl", None, True)
     case = chosen(["mlip/mace"])[0]
     for number in range(2):
@@ -252,7 +252,7 @@ def test_a_case_without_environment_is_left_out_once_with_its_reason(tmp_path, c
     assert capsys.readouterr().out.count("skipped") == 1
 
 
-def test_time_steps_counts_whole_passes_and_not_the_first_calls():
+def test_time_steps_counts_whole_passes_without_the_first_calls():
     calls = []
     times = measure.time_steps(
         lambda item: calls.append(item) or time.sleep(0.002), ["a", "b"], 0.02
@@ -262,9 +262,8 @@ def test_time_steps_counts_whole_passes_and_not_the_first_calls():
     together = measure.time_steps(
         lambda item: None, [0.0, 0.01], 0.0, lambda: time.sleep(0.01), each=False
     )
-    assert (
-        len(together.wall) == 2 and together.wall[0] == together.wall[1] >= 0.005
-    )  # one wait for both
+    # one wait for both steps
+    assert len(together.wall) == 2 and together.wall[0] == together.wall[1] >= 0.005
 
 
 def test_training_result_counts_real_structures():
@@ -280,7 +279,7 @@ def test_training_result_counts_real_structures():
     assert 10 < result["peak_mib"] < 1e5
 
 
-def test_edges_agree_with_the_neighbour_list():
+def test_edges_agree_with_the_neighbor_list():
     positions = np.random.default_rng(0).uniform(0, 9, (30, 3))
     receivers, senders = measure.edges(positions)
     expected = neighbor_list(positions, measure.CUTOFF)
@@ -295,8 +294,8 @@ def test_water_cluster_is_dense_and_has_no_overlaps():
     same = np.arange(192)[:, None] // 3 == np.arange(192)[None] // 3
     assert distances[~same].min() > 1.0
     assert distances[same & (distances > 0)].min() == pytest.approx(0.97, abs=0.02)
-    neighbours = (distances[cluster.numbers == 8][:, cluster.numbers == 8] < 5.0).sum(1) - 1
-    assert 8 < neighbours.mean() < 18  # a liquid has 17 in the bulk, this is mostly surface
+    neighbors = (distances[cluster.numbers == 8][:, cluster.numbers == 8] < 5.0).sum(1) - 1
+    assert 8 < neighbors.mean() < 18  # 17 in the bulk of the liquid; this cluster is mostly surface
     assert np.array_equal(cluster.positions, water_cluster(4, seed=0).positions)
 
 
@@ -319,7 +318,7 @@ def test_latency_systems_are_the_nearest_in_size():
     assert len(arrays["cluster_numbers"]) == 1029
 
 
-def test_the_common_work_of_a_file_is_the_same_every_time(tmp_path):
+def test_the_workload_of_a_file_is_reproducible(tmp_path):
     data = Path(__file__).parent / "data" / "gfn2_small.hdf5"
     works = [prepare(tmp_path / name, [], str(data), EFFORT) for name in ("a", "b")]
     assert works[0].structures == works[1].structures > 10
@@ -347,7 +346,7 @@ def test_main_prints_one_line_of_json(monkeypatch, capsys):
     assert printed["value"] == 42 and printed["versions"] == {"numpy": np.__version__}
 
 
-def test_an_environment_that_is_not_there_has_no_version():
+def test_a_missing_environment_has_no_version():
     assert environments.installed_version(Path("nowhere/python"), "schnetpack") is None
     assert environments.installed_version(Path(sys.executable), "numpy") == np.__version__
     assert environments.installed_version(Path(sys.executable), "no-such-package-here") is None
@@ -369,14 +368,13 @@ def test_our_models_are_measured_end_to_end(tmp_path, capsys):
     assert (
         by_part["train"]["real_per_batch"]["structures"] <= by_part["train"]["padded"]["graphs"] - 1
     )
-    assert (
-        by_part["roofline"]["structures_per_s"] == by_part["train"]["structures_per_s"]
-    )  # not measured twice
+    # the result of part train is reused
+    assert by_part["roofline"]["structures_per_s"] == by_part["train"]["structures_per_s"]
     report = tables.report(tables.read(runner.results))
-    for what in ("gradients", "state after 3 steps"):
+    for quantity in ("gradients", "state after 3 steps"):
         assert (
             _cells(
-                tables.repeat([line for line in runner.lines if line["part"] == "repeat"]), what
+                tables.repeat([line for line in runner.lines if line["part"] == "repeat"]), quantity
             )["bits"]
             == "identical"
         )
@@ -409,11 +407,12 @@ def test_table_of_relaxations():
     ]
     text = relax.report(lines)
     ours, peer = _cells(text, "ours bfgs"), _cells(text, "torch-sim fire")
-    assert ours["molecules per CPU-second"] == "3 (2 to 4)" and ours["programs"] == "4 in 2 size(s)"
+    assert ours["molecules per CPU-second"] == "3 (2 to 4)"
+    assert ours["compiled programs"] == "4 in 2 size(s)"
     assert (
         ours["mean steps"] == "100"
-        and ours["minimiser alone, ms"] == "0.04"
-        and peer["minimiser alone, ms"] == "-"
+        and ours["minimizer separately, ms"] == "0.04"
+        and peer["minimizer separately, ms"] == "-"
     )
     assert "Not measured: morse x: no environment" in text
 
@@ -429,17 +428,17 @@ def test_drops_and_results_of_relaxations():
         assert len(drop) == relaxing.MORSE_ATOMS and distances.min() > 1.8
     begin = relaxing.Begin()
     time.sleep(0.05)
-    found = relaxing.result(begin, 5, 45, 4, 0.01, steps=[1, 9, 35])
-    assert found["molecule_steps"] == 50 and found["steps"] == {
+    result = relaxing.result(begin, 5, 45, 4, 0.01, steps=[1, 9, 35])
+    assert result["molecule_steps"] == 50 and result["steps"] == {
         "lowest": 1,
         "median": 9,
         "highest": 35,
     }
-    assert found["seconds"] >= 0.05 and 0 < found["model_share"] < 0.2
-    assert found["molecules_per_s"] == pytest.approx(5 / found["seconds"])
+    assert result["seconds"] >= 0.05 and 0 < result["model_share"] < 0.2
+    assert result["molecules_per_s"] == pytest.approx(5 / result["seconds"])
 
 
-def test_starts_are_each_drug_once_before_any_comes_again(tmp_path, monkeypatch):
+def test_starts_contain_each_drug_before_any_is_repeated(tmp_path, monkeypatch):
     smiles = tmp_path / "some.smi"
     smiles.write_text("CCO a\nCCN b\nCCCO c\n")
     monkeypatch.setattr(relax, "DRUGS", smiles)

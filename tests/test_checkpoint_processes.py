@@ -1,4 +1,4 @@
-"""Checkpoints of processes that end, are killed, or are several."""
+"""Tests for checkpoints of processes that end or are killed, and of several processes."""
 
 import contextlib
 import os
@@ -32,7 +32,7 @@ def forks():
 
 @pytest.fixture
 def start(forks, tmp_path_factory):
-    """Start a script in a process of its own. It is killed after so many seconds."""
+    """Start a script in a separate process, which is killed after `seconds` seconds."""
     started, folder = [], tmp_path_factory.mktemp("errors")
 
     def start(script, *arguments, seconds=120):
@@ -58,7 +58,7 @@ def start(forks, tmp_path_factory):
 
 
 def finish(process):
-    """Its exit code, output and errors."""
+    """Wait for the end of a process; return its exit code, output and errors."""
     process.stdin.close()
     out = process.stdout.read()
     code = process.wait()
@@ -67,7 +67,7 @@ def finish(process):
 
 
 def newest(directory):
-    """The newest checkpoint, whose arrays are those of its step."""
+    """Return the newest checkpoint, after checking that its arrays are those of its step."""
     with contextlib.closing(CheckpointStore(directory, read_only=True)) as reader:
         restored = reader.restore()
     np.testing.assert_array_equal(restored.arrays["w"], np.full((4, 3), restored.step, np.float32))
@@ -85,7 +85,7 @@ def test_a_store_that_is_closed_finishes_the_save(tmp_path, monkeypatch, end):
     assert newest(tmp_path).step == 2
 
 
-def test_a_save_that_the_interpreter_ends_is_reported(tmp_path, start):
+def test_a_save_interrupted_by_the_end_of_the_interpreter_is_reported(tmp_path, start):
     returned, _, errors = finish(
         start(
             """
@@ -102,7 +102,7 @@ store.save_in_background(2, tree_of(2), {})""",
 
 
 def test_full_disk_in_the_background(tmp_path, start):
-    """A limit of the file size stands for a full disk. What nobody asks for any more is logged at the end."""
+    """A limit of the file size simulates a full disk. Errors that are not raised are logged."""
     returned, out, errors = finish(
         start(
             """
@@ -126,8 +126,8 @@ store.save_in_background(3, large, {})""",
     assert newest(tmp_path).step == 1
 
 
-def test_a_folder_that_cannot_be_made_keeps_no_thread_waiting(tmp_path, start):
-    """Orbax's threads would wait ten minutes for the folders, and the end of the process for them."""
+def test_a_folder_that_cannot_be_created_does_not_block_the_process(tmp_path, start):
+    """Detects threads of orbax that wait ten minutes for folders at the end of the process."""
     returned, out, errors = finish(
         start(
             """
@@ -163,13 +163,13 @@ def train(durable):
     step = restored.step if restored else 0
     while True:
         step += 1
-        for turn in range(1 + step % 2):  # every other one is replaced
+        for turn in range(1 + step % 2):  # every second one is replaced
             begin = time.monotonic()
             store.save_in_background(step, tree_of(step), {})
             store.wait()
             os.write(durable, b"%d %f\\n" % (step, time.monotonic() - begin))
 
-for line in sys.stdin:  # after so many times the duration of the first save
+for line in sys.stdin:  # each line: time of the kill in units of the duration of the first save
     reading, durable = os.pipe()
     child = os.fork()
     if child == 0:
@@ -187,7 +187,7 @@ for line in sys.stdin:  # after so many times the duration of the first save
 
 
 def test_killed_at_any_moment(tmp_path, start):
-    """Each time, what is left is whole, and no older than what was said to be on the disk."""
+    """After each kill, the newest checkpoint is valid and not older than the last reported one."""
     process = start(KILLED, tmp_path)
     for times in np.random.default_rng(0).uniform(0, 3, 12):
         process.stdin.write(f"{times}\n")
@@ -216,7 +216,7 @@ if index == 0:
     print("written", flush=True)
     sys.stdin.readline()
 else:
-    sys.stdin.readline()  # takes no part until all is written
+    sys.stdin.readline()  # wait until everything is written
     store = CheckpointStore(directory + "/latest", read_only=True)
     print(store.restore().step)
     store.close()
@@ -227,7 +227,7 @@ else:
 """
 
 
-def test_only_one_of_two_processes_takes_part(tmp_path, start):
+def test_only_one_of_two_processes_writes(tmp_path, start):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -238,6 +238,6 @@ def test_only_one_of_two_processes_takes_part(tmp_path, start):
         process.stdin.flush()
     results = [finish(process) for process in (reader, writer)]
     assert [code for code, _, _ in results] == [0, 0], results
-    restored, refused = results[0][1].splitlines()
-    assert restored == "4" and "process 1 of 2" in refused and "read_only=True" in refused
+    restored, error = results[0][1].splitlines()
+    assert restored == "4" and "process 1 of 2" in error and "read_only=True" in error
     assert newest(tmp_path / "latest").step == 4 and newest(tmp_path / "best").step == 3

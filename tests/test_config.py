@@ -1,4 +1,4 @@
-"""The config that a folder belongs to."""
+"""Tests for the identity of a config, to which a workdir belongs."""
 
 import copy
 
@@ -6,7 +6,7 @@ from mlip_jax import config, defaults
 from mlip_jax.workdir import claimed
 
 
-def test_folders_of_runs_from_before_a_field_was_there_go_on(tmp_path):
+def test_workdirs_of_earlier_versions_without_later_fields_are_resumed(tmp_path):
     for make in (
         defaults.train_defaults,
         defaults.property_defaults,
@@ -16,10 +16,10 @@ def test_folders_of_runs_from_before_a_field_was_there_go_on(tmp_path):
         now = config.identity(make())
         before = copy.deepcopy(now)
         for part, name in (
-            ("optimizer", "rates"),
+            ("optimizer", "lr_multipliers"),
             ("data", "held_out"),
             ("data", "selection"),
-            ("data", "fewer_conformers"),
+            ("data", "below_min_conformers"),
             ("data", "selection_force_field"),
         ):
             assert name not in before.get(part, {})
@@ -30,7 +30,7 @@ def test_folders_of_runs_from_before_a_field_was_there_go_on(tmp_path):
             pass
 
 
-def test_a_later_field_that_is_set_tells_folders_apart():
+def test_a_later_field_that_is_set_changes_the_identity():
     plain, chosen = defaults.train_defaults(), defaults.train_defaults()
     chosen.data.selection = "maxmin"
     assert config.differences(config.identity(plain), config.identity(chosen)) == [

@@ -1,4 +1,4 @@
-"""The launchers start the same command; schedulers are scripts on PATH that note how they were called."""
+"""Tests for the launchers, with fake schedulers on PATH that record their arguments."""
 
 import contextlib
 import json
@@ -16,7 +16,8 @@ from mlip_jax import distributed
 
 REPOSITORY = Path(__file__).parents[1]
 LAUNCH = REPOSITORY / "launch"
-# writes down what it was given, and ends with the code of its process: "0,3" or, for each start, "75,75;0,0"
+# Program that records its arguments and environment, and ends with the exit code of its process,
+# given as "0,3" or, for several starts, as "75,75;0,0".
 PROGRAM = """
 import json, os, signal, sys, time
 from pathlib import Path
@@ -39,7 +40,7 @@ code = codes[min(start, len(codes) - 1)].split(",")[rank]
 for _ in range(600 if code == "wait" else 0):
     time.sleep(0.1)
     if stopped:
-        time.sleep(0.7)  # in which a second signal would come
+        time.sleep(0.7)  # a second signal would arrive during this time
         sys.exit(75)
 sys.exit(int(code))
 """
@@ -47,7 +48,7 @@ sys.exit(int(code))
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
-    """A folder with the module `program`, and a clean environment."""
+    """Return a folder with the module `program`, and clean the environment."""
     for name in [n for n in os.environ if n.startswith(("SLURM", "MLIP_JAX", "CUDA_VIS"))]:
         monkeypatch.delenv(name)
     (tmp_path / "program.py").write_text(PROGRAM)
@@ -93,9 +94,9 @@ def test_local_starts_all_with_the_same_flags(workplace):
     flags = ["--config=a b.py", "--workdir=out", "--config.x=$HOME 'quoted'"]
     done = local("-n", "3", "--devices-per-process", "2", "-m", "program", "--", *flags)
     assert done.returncode == 0, done.stderr
-    found = [notes(workplace, k) for k in range(3)]
-    assert all(n["arguments"] == flags for n in found)
-    environments = [n["environment"] for n in found]
+    records = [notes(workplace, k) for k in range(3)]
+    assert all(n["arguments"] == flags for n in records)
+    environments = [n["environment"] for n in records]
     assert [e["MLIP_JAX_PROCESS_ID"] for e in environments] == ["0", "1", "2"]
     assert {e["MLIP_JAX_NUM_PROCESSES"] for e in environments} == {"3"}
     (coordinator,) = {e["MLIP_JAX_COORDINATOR"] for e in environments}
@@ -114,7 +115,7 @@ def test_local_starts_all_with_the_same_flags(workplace):
         ("0,1,2", ["--devices-per-process", "1"], ["0", "1"]),
     ],
 )
-def test_local_deals_out_gpus(workplace, monkeypatch, gpus, options, expected):
+def test_local_distributes_gpus(workplace, monkeypatch, gpus, options, expected):
     monkeypatch.setenv("JAX_PLATFORMS", "")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
     assert local("-n", "2", *options, "-m", "program", "--", "--workdir=out").returncode == 0
@@ -123,7 +124,7 @@ def test_local_deals_out_gpus(workplace, monkeypatch, gpus, options, expected):
     ] == expected
 
 
-def test_local_asks_which_gpus_there_are(workplace, monkeypatch):
+def test_local_detects_gpus(workplace, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "")
     fake(workplace, "nvidia-smi", 'printf "0\\n1\\n"')
     assert local("-n", "2", "-m", "program", "--", "--workdir=out").returncode == 0
@@ -147,7 +148,7 @@ def test_local_asks_which_gpus_there_are(workplace, monkeypatch):
         (["-n", "2", "--restarts", "x", "--", "--workdir=out"], "--restarts x"),
     ],
 )
-def test_local_says_what_is_wrong(workplace, arguments, message):
+def test_local_reports_invalid_arguments(workplace, arguments, message):
     done = local(*arguments)
     assert done.returncode == 2 and message in done.stderr
     assert not list(workplace.glob("note_*"))
@@ -158,14 +159,13 @@ def test_local_help():
     assert done.returncode == 0 and "--devices-per-process" in done.stdout
 
 
-def test_local_shows_who_failed_and_ends_the_others(workplace, monkeypatch):
+def test_local_reports_the_failed_process_and_ends_the_others(workplace, monkeypatch):
     monkeypatch.setenv("CODES", "wait,3")
     script, text = workplace / "local.sh", (LAUNCH / "local.sh").read_text()
-    found = re.search(r"GRACE_FAILED=(\d+)", text)
-    assert (
-        int(found[1]) > distributed._WORD_SECONDS
-    )  # otherwise the others end before they say which process has died
-    script.write_text(text.replace(found[0], "GRACE_FAILED=1"))
+    grace = re.search(r"GRACE_FAILED=(\d+)", text)
+    # otherwise the other processes end before they report which process has died
+    assert int(grace[1]) > distributed._CAUSE_SECONDS
+    script.write_text(text.replace(grace[0], "GRACE_FAILED=1"))
     begin = time.monotonic()
     done = subprocess.run(
         ["bash", script, "-n", "2", "-m", "program", "--", "--workdir", "out"],
@@ -173,14 +173,13 @@ def test_local_shows_who_failed_and_ends_the_others(workplace, monkeypatch):
         text=True,
         timeout=60,
     )
-    assert (
-        done.returncode == 3 and time.monotonic() - begin < 15
-    )  # the other would sleep for a minute
+    # the other process would sleep for a minute
+    assert done.returncode == 3 and time.monotonic() - begin < 15
     assert "process 1 ended with exit code 3" in done.stderr
     assert "output of process 1" in done.stderr  # the end of its log
 
 
-def test_local_blames_the_one_that_failed_first(workplace, monkeypatch):
+def test_local_returns_the_code_of_the_process_that_failed_first(workplace, monkeypatch):
     monkeypatch.setenv("CODES", "76,4")
     assert local("-n", "2", "-m", "program", "--", "--workdir=out").returncode == 4
 
@@ -230,7 +229,7 @@ def wait_for(process, *paths):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_local_passes_signals_on_once(workplace, monkeypatch, number):
-    """To the whole group, as Ctrl-C in a terminal does; a run that was told to stop is not started again."""
+    """The signal goes to the whole group, as with Ctrl-C. A stopped run is not restarted."""
     monkeypatch.setenv("CODES", "wait,wait")
     with started(
         LAUNCH / "local.sh", "-n", "2", "--restarts", "3", "-m", "program", "--", "--workdir=out"
@@ -252,7 +251,7 @@ printf '%s\\n' "$@" > srun_arguments
 shift
 SLURM_PROCID=0 "$@"
 """
-# in place of Python: notes its arguments
+# replacement of Python that records its arguments
 PYTHON = """
 printf '%s\\n' "$@" > python_arguments
 exit "$(cat code)"
@@ -282,7 +281,7 @@ def sbatch(*arguments):
 
 
 @pytest.mark.parametrize("code", [0, 1, 75])
-def test_slurm_requeues_what_was_stopped(cluster, code):
+def test_slurm_requeues_stopped_runs(cluster, code):
     (cluster / "code").write_text(str(code))
     flags = ["--config=a b.py", "--workdir=out"]
     done = sbatch(*flags)
@@ -299,14 +298,14 @@ def test_slurm_requeues_what_was_stopped(cluster, code):
     assert not list(cluster.glob("*.stopped"))
 
 
-def test_slurm_requeues_although_srun_has_killed_the_rest(cluster):
+def test_slurm_requeues_even_if_srun_kills_other_processes(cluster):
     (cluster / "code").write_text("75")
     fake(cluster, "srun", SRUN + "exit 143")
     assert sbatch("--workdir=out").returncode == 0
     assert (cluster / "scontrol_arguments").exists()
 
 
-def test_slurm_gives_up_in_the_end(cluster, monkeypatch):
+def test_slurm_limits_the_number_of_requeues(cluster, monkeypatch):
     (cluster / "code").write_text("75")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "100")
     done = sbatch("--workdir=out")
@@ -314,7 +313,7 @@ def test_slurm_gives_up_in_the_end(cluster, monkeypatch):
     assert not (cluster / "scontrol_arguments").exists()
 
 
-def test_slurm_says_that_requeueing_failed(cluster):
+def test_slurm_reports_that_requeueing_failed(cluster):
     (cluster / "code").write_text("75")
     fake(cluster, "scontrol", "exit 1")
     done = sbatch("--workdir=out")
@@ -331,9 +330,9 @@ def test_slurm_array_is_a_sweep(cluster, monkeypatch):
     ]
 
 
-def test_slurm_warning_reaches_the_program_and_not_the_shells(cluster):
-    """SLURM signals every process of the step; the batch script must outlive that and requeue."""
-    fake(cluster, "srun", "trap : USR1" + SRUN)  # the real one stands outside of the step
+def test_slurm_warning_reaches_only_the_program(cluster):
+    """SLURM signals every process of the step; the batch script must survive and requeue."""
+    fake(cluster, "srun", "trap : USR1" + SRUN)  # the real srun is not part of the step
     fake(cluster, "python", "trap 'exit 75' USR1\ntouch ready\nsleep 30 & wait")
     with started("bash", LAUNCH / "slurm.sbatch", "--workdir=out") as process:
         wait_for(process, cluster / "ready")
@@ -343,8 +342,8 @@ def test_slurm_warning_reaches_the_program_and_not_the_shells(cluster):
 
 
 @pytest.mark.parametrize("folder", [None, "", "/scratch/compiled"])
-def test_slurm_leaves_the_folder_of_compiled_programs_as_it_is(cluster, monkeypatch, folder):
-    """The program has one for each kind of processor, as nodes may differ; empty means that nothing is kept."""
+def test_slurm_does_not_change_the_compilation_cache(cluster, monkeypatch, folder):
+    """The program has a folder per type of processor; an empty value disables the cache."""
     fake(cluster, "python", 'printf %s "${JAX_COMPILATION_CACHE_DIR-unset}" > folder')
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     if folder is not None:
@@ -400,7 +399,7 @@ def tpu_pod(*arguments):
         ("75 1", 2, 1, 1),
     ],
 )
-def test_tpu_goes_on_where_all_hosts_want_to(pod, codes, restarts, starts, code):
+def test_tpu_restarts_if_all_hosts_request_it(pod, codes, restarts, starts, code):
     (pod / "codes").write_text(codes + "\n")
     done = tpu_pod("--no-setup", "--restarts", str(restarts), "--", "--workdir=/mnt/out")
     assert done.returncode == code, done.stderr
@@ -441,7 +440,7 @@ def test_tpu_stops_a_run(pod):
         (["--worker=0"], "unknown option"),
     ],
 )
-def test_tpu_says_what_is_wrong(pod, arguments, message):
+def test_tpu_reports_invalid_arguments(pod, arguments, message):
     done = tpu_pod(*arguments)
     assert (
         done.returncode == 2 and message in done.stderr and not (pod / "gcloud_arguments").exists()

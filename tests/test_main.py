@@ -1,4 +1,4 @@
-"""The command: signals of its first seconds, the configs that it finds, and flags that do not go with the config."""
+"""Tests for the command: early signals, search for configs, and invalid flags."""
 
 import os
 import re
@@ -19,7 +19,10 @@ REPOSITORY = Path(__file__).parents[1]
 
 
 MODULE = ("-m", "mlip_jax.main")
-SCRIPT = ("-c", "from mlip_jax.main import command; command()")  # as the installed mlip-jax has it
+SCRIPT = (
+    "-c",
+    "from mlip_jax.main import command; command()",
+)  # as in the installed command mlip-jax
 
 
 def start(*arguments, program=MODULE):
@@ -34,37 +37,38 @@ def start(*arguments, program=MODULE):
 
 
 def catches(process, number):
-    """Whether a process has a handler of a signal."""
+    """Return whether a process has a handler for a signal."""
     mask = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text())[1]
     return bool(int(mask, 16) >> (number - 1) & 1)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize("number, program", [(signal.SIGTERM, MODULE), (signal.SIGUSR1, SCRIPT)])
-def test_a_signal_of_the_first_seconds_asks_to_be_started_again(tmp_path, number, program):
+def test_a_signal_during_the_start_requests_a_restart(tmp_path, number, program):
     started = start("--config=configs/spice.py", f"--workdir={tmp_path / 'run'}", program=program)
     deadline = time.monotonic() + 60
     while not catches(started, number):
         assert started.poll() is None and time.monotonic() < deadline
         time.sleep(0.001)
-    assert (
-        "jaxlib" not in Path(f"/proc/{started.pid}/maps").read_text()
-    )  # which takes seconds to import
+    # the import of JAX, which takes seconds, has not begun
+    assert "jaxlib" not in Path(f"/proc/{started.pid}/maps").read_text()
     started.send_signal(number)
     output, _ = started.communicate(timeout=60)
     assert started.returncode == distributed.EXIT_REQUEUE == process.EXIT_REQUEUE and not output
     assert not (tmp_path / "run").exists()
 
 
-def test_a_profile_is_of_training(tmp_path):
-    started = start("--config=inspect_data", f"--workdir={tmp_path / 'run'}", "--profile=3")
+def test_profile_of_other_tasks_is_an_error(tmp_path):
+    old = ("--config.data.refuse=False", "--config.data.path=x")  # with a former name
+    started = start("--config=inspect_data", f"--workdir={tmp_path / 'run'}", "--profile=3", *old)
     output, _ = started.communicate(timeout=120)
     assert started.returncode == 1 and "Traceback" not in output
-    assert "--profile is of training; the task of this config is 'inspect_data'" in output
+    assert "--profile requires the task 'train', received 'inspect_data'" in output
+    assert output.count("config field data.refuse is deprecated: use data.reject_invalid") == 1
 
 
-def test_the_allocator_is_tuned_by_the_same_command(monkeypatch):
-    """With the interpreter's options and the program as given, and only if nothing is set yet."""
+def test_the_allocator_is_tuned_by_restarting_the_same_command(monkeypatch):
+    """The command is restarted with the same options, and only if the variable is not set."""
     calls = []
     monkeypatch.setattr(process.platform, "libc_ver", lambda: ("glibc", "2.36"))
     monkeypatch.setattr(
@@ -86,52 +90,52 @@ def test_the_allocator_is_tuned_by_the_same_command(monkeypatch):
 
 
 def test_shipped_configs_are_found_in_any_folder(tmp_path, monkeypatch):
-    """By their path in the repository or by their name; a file at the given path goes first, a folder does not."""
+    """Configs are found by path or name. A file at the given path has precedence."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "md").mkdir()
     shipped = REPOSITORY / "configs"
     given = ["--workdir=runs/a", "--config=configs/spice.py:painn", "--config", "configs/md.py"]
-    assert flags.with_found_config(given) == [
+    assert flags.with_config_path(given) == [
         "--workdir=runs/a",
         f"--config={shipped}/spice.py:painn",
         "--config",
         f"{shipped}/md.py",
     ]
-    assert flags.with_found_config(["--config=spice:painn", "-config", "md"]) == [
+    assert flags.with_config_path(["--config=spice:painn", "-config", "md"]) == [
         f"--config={shipped}/spice.py:painn",
         "-config",
         f"{shipped}/md.py",
     ]
     (tmp_path / "configs").mkdir()
-    for own in ("configs/md.py", "spice"):
-        (tmp_path / own).write_text("")
-        assert config.find_file(own) == own
+    for name in ("configs/md.py", "spice"):
+        (tmp_path / name).write_text("")
+        assert config.find_file(name) == name
     assert load("spice_sweep", call_config_file("configs/spice_sweep.py", "get_config", ""))
 
 
-def test_an_unknown_config_tells_the_nearest(tmp_path, monkeypatch):
+def test_an_unknown_config_is_an_error_with_a_suggestion(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text("")
     for given, message in (
         ("spicy", "Did you mean 'spice'.* Known: convert, .* stability"),
-        ("configs/spicy.py:painn", "no config file configs/spicy.py.* Did you mean 'spice'"),
-        ("spice.py", "no config file spice.py"),
+        ("configs/spicy.py:painn", "configs/spicy.py: no such config file.* Did you mean 'spice'"),
+        ("spice.py", "spice.py: no such config file"),
         ("", "unknown shipped config ''"),
-        ("mine", "Your own file is --config=mine.py"),
+        ("mine", "For your own file, use --config=mine.py"),
     ):
         with pytest.raises(ConfigError, match=message):
-            flags.with_found_config([f"--config={given}"])
+            flags.with_config_path([f"--config={given}"])
 
 
-def test_a_config_that_imports_from_configs_is_told_the_new_place(tmp_path, monkeypatch):
+def test_a_config_that_imports_from_configs_is_an_error_with_the_new_path(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text("from configs import spice\n")
-    monkeypatch.setitem(sys.modules, "configs", None)  # as away from the repository
+    monkeypatch.setitem(sys.modules, "configs", None)  # as outside of the repository
     with pytest.raises(SystemExit, match="from mlip_jax.configs import NAME"):
         flags.parse(["mlip-jax", f"--config={tmp_path / 'mine.py'}", "--help"], "")
 
 
 def test_the_installed_command_finds_modules_of_the_current_folder(tmp_path, monkeypatch):
-    """As `python -m` does, so that both run the same configs."""
+    """`python -m` finds them as well, so both run the same configs."""
     monkeypatch.chdir(tmp_path)
     for owner, name in ((process, "exit_on_signals"), (process, "tune_allocator"), (main, "main")):
         monkeypatch.setattr(owner, name, lambda: None)
@@ -142,7 +146,7 @@ def test_the_installed_command_finds_modules_of_the_current_folder(tmp_path, mon
 
 
 def test_runs_in_any_folder(tmp_path):
-    """With nothing installed, a config that imports a shipped one."""
+    """A config that imports a shipped one runs without an installed package."""
     text = "from mlip_jax.configs import md\n\ndef get_config():\n    return md.get_config()\n"
     (tmp_path / "mine.py").write_text(text)
     environment = os.environ | {"GLIBC_TUNABLES": "", "PYTHONPATH": str(REPOSITORY)}

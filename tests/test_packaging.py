@@ -1,4 +1,4 @@
-"""The wheel: what it installs, and that it runs away from the repository."""
+"""Tests for the wheel: its files, and that it runs outside of the repository."""
 
 import importlib.metadata
 import os
@@ -28,9 +28,9 @@ build_meta.build_wheel("../archived")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A wheel in direct/, and one by way of the source archive in archived/, both built without network.
+    """Build a wheel in direct/, and one from the source archive in archived/, without network.
 
-    In a copy, since setuptools leaves folders beside the sources.
+    The wheels are built in a copy, because setuptools writes folders next to the sources.
     """
     if int(importlib.metadata.version("setuptools").partition(".")[0]) < SETUPTOOLS:
         pytest.skip(f"needs setuptools {SETUPTOOLS} or newer: pip install -e '.[dev]'")
@@ -58,15 +58,15 @@ def python(code, cwd, *arguments, **environment):
 
 
 @pytest.mark.parametrize("way", ["direct", "archived"])
-def test_the_wheel_holds_one_package_with_all_files_and_configs(folder, way):
-    """A second folder at the top would shadow or overwrite other packages: `configs` is a common name."""
+def test_the_wheel_contains_one_package_with_all_files_and_configs(folder, way):
+    """Detects a second top-level folder, which could shadow or overwrite other packages."""
     with zipfile.ZipFile(next((folder / way).glob("*.whl"))) as file:
         names = file.namelist()
         about = next(name for name in names if name.endswith("METADATA")).partition("/")[0]
         assert {name.partition("/")[0] for name in names} == {"mlip_jax", about}
         for source in (REPOSITORY / "configs").glob("*.py"):
             assert file.read(f"mlip_jax/configs/{source.name}") == source.read_bytes()
-        # with the templates of the reports, which are no modules
+        # including the templates of the reports, which are not modules
         sources = {
             str(path.relative_to(REPOSITORY))
             for path in (REPOSITORY / "mlip_jax").rglob("*")
@@ -82,8 +82,8 @@ def test_the_wheel_holds_one_package_with_all_files_and_configs(folder, way):
 
 
 @pytest.mark.slow
-def test_the_wheel_runs_away_from_the_repository(folder, tmp_path):
-    """A config of the user that builds on a shipped one, which itself builds on another."""
+def test_the_wheel_runs_outside_of_the_repository(folder, tmp_path):
+    """The user's config imports a shipped one, which imports another."""
     installed, work = tmp_path / "installed", tmp_path / "work"
     zipfile.ZipFile(next((folder / "direct").glob("*.whl"))).extractall(installed)
     work.mkdir()

@@ -1,4 +1,4 @@
-"""Tests for atomic file replacement: a file holds its old content or the new one, whatever fails."""
+"""Tests for atomic file replacement: a file has its old or its new content after any failure."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def test_a_leftover_of_a_killed_process_is_replaced(tmp_path):
     assert path.read_text() == "newer" and os.listdir(tmp_path) == ["file.txt"]
 
 
-def test_processes_that_share_a_file_have_temporary_files_of_their_own(tmp_path, monkeypatch):
+def test_processes_that_share_a_file_have_separate_temporary_files(tmp_path, monkeypatch):
     path, names = tmp_path / "file.txt", []
     for host, process in (("a", 1), ("a", 2), ("b", 1)):
         monkeypatch.setattr("socket.gethostname", lambda host=host: host)
@@ -51,7 +51,7 @@ def test_processes_that_share_a_file_have_temporary_files_of_their_own(tmp_path,
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path):
-    """A file that is written in place would be left half-written by an error, a kill or a full disk."""
+    """Detects files written in place, which an error, a kill or a full disk leaves incomplete."""
     path = tmp_path / "state.json"
     write_json(path, {"step": 1})
     with pytest.raises(TypeError):

@@ -1,4 +1,4 @@
-"""Jobs for worker processes; this module imports little, so the workers that run them start quickly."""
+"""Jobs for worker processes, in a module with few imports, so that the workers start quickly."""
 
 import os
 import select
@@ -20,7 +20,7 @@ def wait_if_first(x):
 
 
 def wait_for(pipe):
-    """Return what is written to a pipe within half a minute; "" has nothing to wait for."""
+    """Return the text written to a pipe within half a minute; return "" at once for pipe ""."""
     if not pipe:
         return ""
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
@@ -30,7 +30,7 @@ def wait_for(pipe):
 
 def fail_at_three(x):
     if x == 3:
-        raise JobError(f"job {x} went wrong")
+        raise JobError(f"job {x} failed")
     return x
 
 
@@ -41,7 +41,7 @@ def die_at_negative(x):
 
 
 def settings(names):
-    """Environment variables of these names, and how the process handles Ctrl-C."""
+    """Return environment variables by name, and whether the process ignores Ctrl-C."""
     return {name: os.environ.get(name) for name in names}, signal.getsignal(
         signal.SIGINT
     ) is signal.SIG_IGN

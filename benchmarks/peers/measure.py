@@ -1,7 +1,8 @@
-"""What every measuring process shares: the common structures, the clocks, and the shape of a result.
+"""Functions that all measuring processes share: workload, clocks, and format of the results.
 
-Runs in the environment of each peer: NumPy, ASE and the standard library alone. A process is given one job as JSON and
-prints one line of JSON; the fields of a job are those of `benchmarks/models.py: Job`.
+This file runs in the environments of other packages and only imports NumPy, ASE and the standard
+library. A process receives one job as JSON (`benchmarks/models.py: Job`) and prints one line of
+JSON.
 """
 
 from __future__ import annotations
@@ -20,11 +21,18 @@ CUTOFF = 5.0
 SYSTEMS = ("small", "medium", "cluster")
 LEARNING_RATE = 1e-3
 ENERGY_WEIGHT, FORCE_WEIGHT = 0.01, 0.99
-SHAKE = 0.005  # Å, standard deviation of what moves between two calls of a calculator
+SHAKE = 0.005  # Å, standard deviation of the displacements before each call of a calculator
 
 
 class Molecule(NamedTuple):
-    """numbers (n,), positions (n, 3) in Å, energy in eV (remainder), forces (n, 3) in eV/Å."""
+    """Molecule with labels.
+
+    Attributes:
+      numbers: Atomic numbers, (n,).
+      positions: Positions in Å, (n, 3).
+      energy: Energy minus a linear fit to the composition in eV.
+      forces: Forces in eV/Å, (n, 3).
+    """
 
     numbers: np.ndarray
     positions: np.ndarray
@@ -33,7 +41,13 @@ class Molecule(NamedTuple):
 
 
 class Times(NamedTuple):
-    """Seconds: of the first call, then of every timed call; processor seconds of those."""
+    """Times in seconds.
+
+    Attributes:
+      first: Wall time of the first call.
+      wall: Wall time of each timed call.
+      cpu: Processor time of each timed call.
+    """
 
     first: float
     wall: list[float]
@@ -43,7 +57,7 @@ class Times(NamedTuple):
 def main(
     parts: dict[str, Callable[[dict[str, Any]], dict[str, Any]]], packages: Sequence[str]
 ) -> None:
-    """Do the job of the command line and print its result with the versions of `packages`."""
+    """Run the job of the command line and print its result with the versions of `packages`."""
     job = json.loads(sys.argv[1])
     result = parts[job["part"]](job)
     versions = {name: importlib.metadata.version(name) for name in packages}
@@ -51,11 +65,11 @@ def main(
 
 
 def read_molecules(path: str, count: int | None = None) -> list[Molecule]:
-    """The first `count` structures of the common work, in its order."""
+    """Return the first `count` structures of the workload."""
     with np.load(path) as file:
         offsets = file["offsets"][: None if count is None else count + 1]
         if count is not None and len(offsets) != count + 1:
-            raise ValueError(f"{path} holds {len(offsets) - 1} structures, {count} are needed")
+            raise ValueError(f"{path}: {len(offsets) - 1} structures, but {count} are required")
         numbers, positions, forces, energy = (
             file[name] for name in ("numbers", "positions", "forces", "energy")
         )
@@ -66,7 +80,7 @@ def read_molecules(path: str, count: int | None = None) -> list[Molecule]:
 
 
 def read_system(path: str, name: str):
-    """One of SYSTEMS as `ase.Atoms`, neutral."""
+    """Return one of SYSTEMS as neutral `ase.Atoms`."""
     from ase import Atoms
 
     with np.load(path) as file:
@@ -78,14 +92,14 @@ def read_system(path: str, name: str):
 
 
 def batches(job: dict[str, Any]) -> list[list[Molecule]]:
-    """The first structures, in lists of the batch size."""
+    """Return the first structures in lists of the batch size."""
     size, count = job["batch"], job["batches"]
     molecules = read_molecules(job["work"], size * count)
     return [molecules[i * size : (i + 1) * size] for i in range(count)]
 
 
 def edges(positions: np.ndarray, cutoff: float = CUTOFF) -> tuple[np.ndarray, np.ndarray]:
-    """Receivers and senders of all directed pairs within the cutoff, (E,) int64, sorted by receiver."""
+    """Return receivers and senders of directed pairs within the cutoff, (E,), by receiver."""
     squares = ((positions[:, None] - positions[None]) ** 2).sum(-1)
     np.fill_diagonal(squares, np.inf)
     return np.nonzero(squares < cutoff**2)
@@ -98,12 +112,15 @@ def time_steps(
     wait: Callable[[], None] = lambda: None,
     each: bool = True,
 ) -> Times:
-    """Time `step` over all of `data`, again and again for so many seconds, once at least.
+    """Time `step` on all of `data`, repeatedly for at least `seconds` seconds.
 
     Args:
-      wait: Returns when the device has done all that was asked of it.
-      each: Wait after each step; else after each pass over the data, so that a device has work queued, and a step's
-        time is the mean of its pass.
+      step: Function to time.
+      data: Arguments of the calls.
+      seconds: Minimum duration in seconds; there is at least one pass over the data.
+      wait: Function that returns when the device has finished all work.
+      each: Whether to wait after each step. Otherwise, wait after each pass over the data, so that
+        work is queued on the device; the time of a step is then the mean over its pass.
     """
     start = time.perf_counter()
     step(data[0])
@@ -127,10 +144,17 @@ def time_steps(
 def training_result(
     times: Times, real: Sequence[tuple[int, int, int]], parameters: int, **more
 ) -> dict[str, Any]:
-    """Result of `train`; `real` are structures, atoms and directed edges of each batch, padding not counted."""
+    """Return the result of part `train`.
+
+    Args:
+      times: Times of the steps.
+      real: Numbers of structures, atoms and directed edges of each batch, without padding.
+      parameters: Number of parameters.
+      **more: Further entries of the result.
+    """
     structures = float(np.mean([r[0] for r in real]))
+    # Use the median step, because a stall of the machine would dominate the mean.
     middle = float(np.median(times.wall))
-    # of the median step: a stall of the machine would weigh on a mean
     return {
         "structures_per_s": structures / middle,
         "structures_per_cpu_s": structures / float(np.median(times.cpu)),
@@ -146,7 +170,7 @@ def training_result(
 
 
 def real_sizes(groups: Sequence[Sequence[Molecule]]) -> list[tuple[int, int, int]]:
-    """Structures, atoms and directed edges of each list of molecules."""
+    """Return the numbers of structures, atoms and directed edges of each list of molecules."""
     return [
         (len(g), sum(len(m.numbers) for m in g), sum(len(edges(m.positions)[0]) for m in g))
         for g in groups
@@ -154,10 +178,13 @@ def real_sizes(groups: Sequence[Sequence[Molecule]]) -> list[tuple[int, int, int
 
 
 def latency(job: dict[str, Any], make: Callable[[Any], Any]) -> dict[str, Any]:
-    """Time energy and forces of one structure through an ASE calculator; the atoms move a little before each call.
+    """Time energy and forces of one structure with an ASE calculator.
+
+    The atoms are slightly displaced before each call.
 
     Args:
-      make: Gives the calculator for an `ase.Atoms`.
+      job: Job of part latency.
+      make: Function that returns the calculator for an `ase.Atoms`.
     """
     from ase.calculators.calculator import all_changes
 
@@ -183,20 +210,22 @@ def latency(job: dict[str, Any], make: Callable[[Any], Any]) -> dict[str, Any]:
 
 
 def spread_ms(seconds: Sequence[float]) -> dict[str, float]:
-    """Median, lowest and highest in ms."""
+    """Return median, lowest and highest in ms."""
     low, middle, high = 1e3 * np.percentile(seconds, [0, 50, 100])
     return {"median": middle, "lowest": low, "highest": high}
 
 
 def peak_memory() -> float:
-    """Largest resident memory of this process so far in MiB: the kernel's own, not getrusage's, which starts with what
-    the parent process held."""
+    """Return the peak resident memory of this process in MiB.
+
+    The value is the kernel's. That of getrusage includes memory of the parent process at the start.
+    """
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) / 1024
 
 
 def xla_cost(compiled) -> dict[str, Any]:
-    """FLOPs and bytes by XLA's own count, fusions counted once, of a compiled function."""
+    """Return the FLOPs and bytes of a compiled function, as counted by XLA after fusion."""
     cost = compiled.cost_analysis()
     cost = cost[0] if isinstance(cost, list) else cost
     return {

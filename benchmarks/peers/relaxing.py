@@ -1,6 +1,7 @@
-"""What processes that relax molecules share: the common starts, ASE one by one, and the shape of a result.
+"""Functions that all relaxing processes share: start geometries, ASE one by one, results.
 
-Runs in the environment of each peer: NumPy, ASE and the standard library alone.
+This file runs in the environments of other packages and only imports NumPy, ASE and the standard
+library.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ import measure
 import numpy as np
 
 FMAX, MAX_STEPS = 0.05, 500
-# Morse potential of all pairs, which holds molecules together as drops: cheap, and smooth.
+# Morse potential between all pairs, a cheap and smooth model of a drop.
 MORSE = {"epsilon": 0.4, "r0": 2.5, "alpha": 1.6, "cutoff": 40.0}  # eV, Å, 1/Å, Å
 MORSE_ATOMS = 40
 
 
 def starts(job: dict[str, Any]) -> list:
-    """The first molecules of the common starts as `ase.Atoms`, neutral."""
+    """Return the first start geometries as neutral `ase.Atoms`."""
     from ase import Atoms
 
     with np.load(job["work"]) as file:
@@ -31,22 +32,22 @@ def starts(job: dict[str, Any]) -> list:
 
 
 def drops(count: int) -> list:
-    """So many drops of MORSE_ATOMS for the Morse potential: atoms at random, none closer than 1.8 Å."""
+    """Return `count` drops of MORSE_ATOMS random atoms with distances above 1.8 Å."""
     from ase import Atoms
 
-    found = []
+    atoms = []
     for number in range(count):
         rng, positions = np.random.default_rng(number), np.zeros((1, 3))
         while len(positions) < MORSE_ATOMS:
             new = rng.uniform(-4.5, 4.5, 3)
             if ((positions - new) ** 2).sum(1).min() > 1.8**2:
                 positions = np.vstack([positions, new])
-        found.append(Atoms(numbers=[18] * MORSE_ATOMS, positions=positions, info={"charge": 0.0}))
-    return found
+        atoms.append(Atoms(numbers=[18] * MORSE_ATOMS, positions=positions, info={"charge": 0.0}))
+    return atoms
 
 
 def one_by_one(molecules: Sequence, calculator) -> dict[str, Any]:
-    """ASE's BFGS on one molecule after another; the calculator has seen them before the clock starts."""
+    """Relax the molecules one by one with ASE's BFGS, after a first evaluation of each."""
     from ase.optimize import BFGS
 
     calls = Clocked(calculator.calculate)
@@ -64,7 +65,7 @@ def one_by_one(molecules: Sequence, calculator) -> dict[str, Any]:
 
 
 class Clocked:
-    """A function whose time is added up in `seconds`."""
+    """Function whose total wall time is added up in `seconds`."""
 
     def __init__(self, function):
         self._function, self.seconds = function, 0.0
@@ -77,7 +78,7 @@ class Clocked:
 
 
 class Begin:
-    """Both clocks, now."""
+    """Wall time and processor time at the start of a measurement."""
 
     def __init__(self):
         self.wall, self.cpu = time.perf_counter(), time.process_time()
@@ -93,12 +94,17 @@ def result(
     steps: Sequence[int] = (),
     **more,
 ) -> dict[str, Any]:
-    """Result of a relaxation that began at `begin` and has just ended.
+    """Return the result of relaxations that have just ended.
 
     Args:
-      moves: Of all molecules together; a molecule-step is an evaluation, and there is one more of each molecule.
-      model_seconds: Of wall time inside the model; None if not known.
-      steps: Of each molecule.
+      begin: Start of the measurement.
+      molecules: Number of molecules.
+      moves: Total number of steps. The number of evaluations (molecule-steps) is larger by one per
+        molecule.
+      converged: Number of converged molecules.
+      model_seconds: Wall time of the model in seconds, None if unknown.
+      steps: Number of steps per molecule.
+      **more: Further entries of the result.
     """
     wall, cpu = time.perf_counter() - begin.wall, time.process_time() - begin.cpu
     spread = (

@@ -1,10 +1,9 @@
-"""mace-torch: MACE. Runs in that peer's environment."""
+"""Measurements of mace-torch: MACE. This script runs in the environment of mace-torch."""
 
 import os
 
-os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = (
-    "1"  # e3nn 0.4.4 keeps its constants in a pickle of its own
-)
+# e3nn 0.4.4 loads its constants from a pickle.
+os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
 
 import ase
 import measure

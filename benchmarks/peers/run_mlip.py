@@ -1,6 +1,6 @@
-"""mlip: ViSNet and MACE in JAX. Runs in that peer's environment.
+"""Measurements of mlip: ViSNet and MACE in JAX. This script runs in the environment of mlip.
 
-Batches are those of the package's own builder: about the batch size in structures, padded as it chooses.
+Batches are built and padded by mlip and contain about the requested number of structures.
 """
 
 import logging
@@ -25,13 +25,13 @@ OF_MODEL = {
     "visnet": (Visnet, dict(l_max=2)),
     "mace": (Mace, dict(l_max=3, node_symmetry=1, correlation=2)),
 }
-EDGE_ROOM = 1.25
-# more structures than the batches need: the builder puts less into one than it is asked for
+EDGE_CAPACITY_FACTOR = 1.25
+# factor to the number of structures, because the builder's batches contain fewer than requested
 SPARE = 1.5
 
 
 def make_batches(job, batch: int, count: int):
-    """Batches and what the package knows of the data."""
+    """Return the batches and the package's information on the data."""
     images = []
     for molecule in measure.read_molecules(job["work"], count):
         atoms = ase.Atoms(numbers=molecule.numbers, positions=molecule.positions)
@@ -106,7 +106,7 @@ def _real(graph) -> tuple[int, int, int]:
 def latency(job):
     force_field = make_force_field(job, make_batches(job, 8, 200)[1])
     return measure.latency(
-        job, lambda atoms: MLIPForceFieldASECalculator(atoms, EDGE_ROOM, force_field)
+        job, lambda atoms: MLIPForceFieldASECalculator(atoms, EDGE_CAPACITY_FACTOR, force_field)
     )
 
 

@@ -1,10 +1,11 @@
-"""mlip: its own loop of molecular dynamics (jax-md's) against ASE's loop with its calculator. Runs in that peer's
-environment (`pip install mlip jax-md`).
+"""Molecular dynamics with mlip: its on-device loop (jax-md's) against ASE's with its calculator.
 
-    taskset -c 1 python benchmarks/peers/run_mlip_md.py MOLECULE.xyz --model=visnet --features=16,128
+    taskset -c 1 python benchmarks/peers/run_mlip_md.py MOLECULE.xyz --features=16,128
 
-Untrained models that hold no molecule together, so that steps are of 0.01 fs: constant energy, 5 Å. Both loops of one
-model are interleaved; compiling, and an episode that is run again for want of room, are part of no rate.
+This script runs in an environment with mlip and jax-md (`pip install mlip jax-md`). The models are
+untrained and do not hold molecules together, so the time step is 0.01 fs; constant energy, cutoff 5
+Å. Both loops are measured alternately. Rates exclude compilation and episodes that are repeated
+because a capacity was exceeded.
 """
 
 import argparse
@@ -27,7 +28,7 @@ NETWORKS = {
 }
 TIMESTEP = 0.01  # fs
 EPISODE = 200  # steps
-EDGE_ROOM = 1.25
+EDGE_CAPACITY_FACTOR = 1.25
 
 
 class Episodes:
@@ -41,7 +42,7 @@ class Episodes:
             snapshot_interval=EPISODE,
             temperature_kelvin=1e-3,
             md_integrator=MDIntegrator.NVE_VELOCITY_VERLET,
-            edge_capacity_multiplier=EDGE_ROOM,
+            edge_capacity_multiplier=EDGE_CAPACITY_FACTOR,
         )
         self.ends = [time.perf_counter()]
         engine = JaxMDSimulationEngine(atoms, force_field, config)
@@ -49,13 +50,13 @@ class Episodes:
         engine.run()
 
     def rate(self):
-        """Steps in a second; the first two episodes compile."""
+        """Return steps per second, without the first two episodes, which compile."""
         return EPISODE / float(np.median(np.diff(self.ends)[2:]))
 
 
 def rate_of_ase(atoms, force_field, seconds):
     atoms = atoms.copy()
-    atoms.calc = MLIPForceFieldASECalculator(atoms, EDGE_ROOM, force_field)
+    atoms.calc = MLIPForceFieldASECalculator(atoms, EDGE_CAPACITY_FACTOR, force_field)
     dynamics = VelocityVerlet(atoms, TIMESTEP * units.fs)
     dynamics.run(20)
     begin, steps = time.perf_counter(), 0
@@ -73,8 +74,10 @@ def main():
     parser.add_argument("--model", choices=NETWORKS, default="visnet")
     parser.add_argument("--features", default="16,128")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of ASE's loop")
-    parser.add_argument("--episodes", type=int, default=8, help=f"of {EPISODE} steps")
+    parser.add_argument("--seconds", type=float, default=5.0, help="duration of ASE's loop")
+    parser.add_argument(
+        "--episodes", type=int, default=8, help=f"number of episodes of {EPISODE} steps"
+    )
     args = parser.parse_args()
     logging.disable(logging.WARNING)
     atoms = ase.io.read(args.molecule)
@@ -101,8 +104,9 @@ def main():
         loop, other = np.median(rates, axis=0)
         ratios = rates[:, 0] / rates[:, 1]
         print(
-            f"{args.model}, {features} features, {len(atoms)} atoms: mlip's loop {loop:.4g} steps/s, ASE's with its "
-            f"calculator {other:.4g}, ratio {np.median(ratios):.2f} ({ratios.min():.2f} to {ratios.max():.2f})",
+            f"{args.model}, {features} features, {len(atoms)} atoms: mlip's loop {loop:.4g} "
+            f"steps/s, ASE's loop with its calculator {other:.4g}, ratio {np.median(ratios):.2f} "
+            f"({ratios.min():.2f} to {ratios.max():.2f})",
             flush=True,
         )
 

@@ -1,4 +1,4 @@
-"""SchNetPack's PaiNN under ASE. Part `weights` trains it a little and writes what all others relax with, too."""
+"""Relaxations with SchNetPack's PaiNN and ASE; part `weights` trains the weights for all."""
 
 import measure
 import numpy as np
@@ -39,7 +39,7 @@ def load(job) -> torch.nn.Module:
 
 
 def ase(job):
-    """One model call a step: SchNetPack's calculator answers energy and forces from one evaluation."""
+    """Relax with one model evaluation per step, which gives energy and forces."""
     calculator = run_schnetpack.CalculatorOfModule(
         model_file=load(job),
         neighbor_list=run_schnetpack.MatScipyNeighborList(cutoff=measure.CUTOFF),
@@ -50,7 +50,7 @@ def ase(job):
     calculate = calculator.calculate
 
     def both(atoms=None, properties=None, system_changes=None):
-        # asked for forces alone it leaves the energy out, and ASE asks for it in a call of its own
+        # Always request both; otherwise ASE requests the energy in a separate call.
         calculate(atoms, ["energy", "forces"], system_changes)
 
     calculator.calculate = both

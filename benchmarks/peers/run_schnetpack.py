@@ -1,4 +1,4 @@
-"""SchNetPack: PaiNN and SchNet. Runs in that peer's environment."""
+"""Measurements of SchNetPack: PaiNN and SchNet. This script runs in SchNetPack's environment."""
 
 from typing import TypeVar
 
@@ -7,9 +7,8 @@ import torch
 import torch.utils.data.dataloader as torch_loader
 import torch_step
 
-if not hasattr(
-    torch_loader, "T_co"
-):  # SchNetPack 2.1.1 imports this name, which newer versions of torch lack
+# SchNetPack 2.1.1 imports this name, which newer versions of torch lack.
+if not hasattr(torch_loader, "T_co"):
     torch_loader.T_co = TypeVar("T_co", covariant=True)
 
 import schnetpack
@@ -77,7 +76,7 @@ def train(job):
 
 
 class CalculatorOfModule(SpkCalculator):
-    """SchNetPack's own calculator, given the module where it expects a file."""
+    """SchNetPack's calculator for a module instead of a file."""
 
     def _load_model(self, model_file):
         return model_file.eval()

@@ -1,6 +1,7 @@
-"""TorchMD-Net: equivariant transformer and TensorNet. Runs in that peer's environment.
+"""Measurements of TorchMD-Net: equivariant transformer and TensorNet.
 
-The models make their neighbour lists inside the call, which is in every figure.
+This script runs in the environment of TorchMD-Net. All measurements include the neighbor lists,
+which the models compute.
 """
 
 import tempfile

@@ -1,4 +1,4 @@
-"""torch-sim's batched minimisers with SchNetPack's PaiNN and with its own Morse potential."""
+"""Relaxations with torch-sim, SchNetPack's PaiNN and torch-sim's Morse potential."""
 
 import copy
 
@@ -14,11 +14,11 @@ from torch_sim.models.morse import MorseModel
 from torch_sim.neighbors import torchsim_nl
 
 DEVICE = torch.device(torch_step.DEVICE)
-BOX = 200.0  # Å: the library wants a cell; nothing is periodic
+BOX = 200.0  # Å; torch-sim requires a cell, but the systems are not periodic
 
 
 class Counted(ModelInterface):
-    """Counts molecules evaluated and the time that it takes."""
+    """Model that counts evaluated molecules and their time."""
 
     def __init__(self, dtype):
         super().__init__()
@@ -76,7 +76,7 @@ class Morse(Counted):
 
 
 def batched(job):
-    """torch-sim's minimiser job["method"]; atoms of a batch as its in-flight batcher is told."""
+    """Relax with torch-sim's minimizer job["method"] and batches of up to job["atoms"] atoms."""
     morse = job["model"] == "morse"
     molecules = relaxing.drops(job["batch"]) if morse else relaxing.starts(job)
     for atoms in molecules:

@@ -1,4 +1,4 @@
-"""The training step of the peers that are written in PyTorch, and what it costs."""
+"""Training step of packages that use PyTorch, and its FLOPs and bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def wait() -> None:
-    """Return when the device has nothing left to do."""
+    """Wait until the device has finished all work."""
     if DEVICE == "cuda":
         torch.cuda.synchronize()
 
@@ -29,8 +29,11 @@ def train(
     """Time steps of energies, forces and Adam.
 
     Args:
-      collate: Makes a batch on DEVICE of molecules, neighbour lists included where the model takes them.
-      predict: batch -> energies, their labels, forces, their labels.
+      job: Job of part train.
+      model: Model to train.
+      collate: Function that builds a batch on DEVICE from molecules, with neighbor lists if the
+        model requires them.
+      predict: Function from a batch to energies, their labels, forces and their labels.
     """
     groups = measure.batches(job)
     data = [collate(group) for group in groups]
@@ -58,8 +61,11 @@ def train(
 
 
 class _Counter(TorchDispatchMode):
-    """Counts what each operator does while it is active: FLOPs of matrix products and convolutions, as PyTorch
-    registers them, and the bytes of all tensors read and written; views move nothing."""
+    """Counter of FLOPs and bytes of the operators that run while it is active.
+
+    FLOPs are those of matrix products and convolutions, as registered by PyTorch. Bytes are those
+    of all tensors read and written, except by views.
+    """
 
     def __init__(self):
         super().__init__()
@@ -81,11 +87,11 @@ class _Counter(TorchDispatchMode):
 
 
 def cost(step: Callable[[Any], None], batch: Any) -> dict[str, Any]:
-    """FLOPs and bytes of one step."""
+    """Return the FLOPs and bytes of one step."""
     with _Counter() as counter:
         step(batch)
     return {
         "flops": counter.flops,
         "bytes": counter.bytes,
-        "counted_by": "operators; FLOPs of matrix products alone",
+        "counted_by": "operators; only FLOPs of matrix products",
     }

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
+from mlip_jax import config as configs
 from mlip_jax.config import ConfigError, find_file, shipped_names, unknown_name
 
 _HELP = {"--help", "-help", "-h", "-?"}
-_OF_SWEEPS = ("sweep_index", "sweep_list", "sweep_collect")
+_SWEEP_FLAGS = ("sweep_index", "sweep_list", "sweep_collect")
 
 
 def define() -> None:
@@ -22,41 +24,40 @@ def define() -> None:
     config_flags.DEFINE_config_file(
         "config",
         None,
-        "A file with get_config(), or the name of a shipped config: spice. An argument for "
-        "get_config() follows a colon: spice:painn.",
+        "Config file, which defines get_config(), or name of a shipped config: spice. An argument "
+        "of get_config() follows a colon: spice:painn.",
+        sys_argv=with_current_fields(sys.argv),
     )
-    flags.DEFINE_string(
-        "workdir", None, "Folder of the run: checkpoints, metrics and report go there."
-    )
+    flags.DEFINE_string("workdir", None, "Folder of the run, for checkpoints, metrics and report.")
     flags.DEFINE_bool(
         "sweep",
         False,
-        "Run the variants that sweep() of the config file gives, one after another, each in "
-        "WORKDIR/NAME, and collect them in WORKDIR/sweep.md and sweep.csv. The same command again runs what is not "
-        "complete; several at once share the work.",
+        "Run the variants that sweep() of the config file returns, one after another, each in "
+        "WORKDIR/NAME, and write their results to WORKDIR/sweep.md and sweep.csv. Rerun the same "
+        "command to run the incomplete variants. Several processes share the variants.",
     )
     flags.DEFINE_string(
         "sweep_index",
         None,
-        'With --sweep: run only the variant of this number (from 0), for job arrays; "slurm" '
-        "takes the number from SLURM_ARRAY_TASK_ID.",
+        'With --sweep: run only the variant with this number (from 0), for job arrays; "slurm" '
+        "reads the number from SLURM_ARRAY_TASK_ID.",
     )
     flags.DEFINE_bool(
         "sweep_list",
         False,
-        "With --sweep: print number, name and fields of each variant in a line; run nothing.",
+        "With --sweep: print number, name and fields of each variant; run nothing.",
     )
-    flags.DEFINE_bool("sweep_collect", False, "With --sweep: write the table again; run nothing.")
+    flags.DEFINE_bool("sweep_collect", False, "With --sweep: rewrite the table; run nothing.")
     flags.DEFINE_multi_string(
         "overrides",
         None,
-        "Config fields with their values as a Python dictionary, applied after those given as "
-        "--config.FIELD: \"{'model.options.degrees': (1, 2), 'seed': 1}\". A sweep passes them to its variants.",
+        "Values of config fields as a Python dictionary, applied after --config.FIELD: "
+        "\"{'model.options.degrees': (1, 2), 'seed': 1}\". A sweep passes them to its variants.",
     )
     flags.DEFINE_integer(
         "profile", None, "Profile this many training steps and write the trace to WORKDIR/trace."
     )
-    flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
+    flags.DEFINE_bool("debug", False, "Show the full traceback of an error.")
     flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -72,19 +73,21 @@ def parse(args: Sequence[str], about: str) -> list[str]:
     """
     try:
         _show_help(args[1:], about)
-        return flags.FLAGS(with_found_config(args))
+        remaining = flags.FLAGS(with_current_fields(with_config_path(args)))
+        drop_former_fields(flags.FLAGS.config, flags.FLAGS["config"].override_values)
+        return remaining
     except ModuleNotFoundError as error:
         if error.name != "configs":
             raise
         sys.exit(
-            "error: the config imports from `configs`, where the shipped configs are no longer found; write "
-            "`from mlip_jax.configs import NAME`"
+            "error: the config imports from `configs`, but the shipped configs are in "
+            "`mlip_jax.configs`. Write `from mlip_jax.configs import NAME`."
         )
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         if any(a.lstrip("-").startswith("config.data.reader_options.") for a in args):
             sys.exit(
-                "error: options of a reader are given together: "
-                '--config.data.reader_options="NAME=VALUE; NAME=VALUE"'
+                "error: the options of a reader are one field. Write "
+                '--config.data.reader_options="NAME=VALUE; NAME=VALUE".'
             )
         # the text of a KeyError is the repr of its argument, with ml_collections even twice
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
@@ -104,14 +107,13 @@ def check(arguments: Sequence[str]) -> None:
     """
     if arguments:
         raise ConfigError(f"unknown arguments: {' '.join(arguments)}")
-    alone = [f"--{name}" for name in _OF_SWEEPS if flags.FLAGS[name].value]
-    if (
-        alone and not flags.FLAGS.sweep and flags.FLAGS.overrides is None
-    ):  # a sweep passes its flags to its variants
-        raise ConfigError(f"{', '.join(alone)} without --sweep")
+    given = [f"--{name}" for name in _SWEEP_FLAGS if flags.FLAGS[name].value]
+    # a sweep passes its flags to its variants, together with --overrides
+    if given and not flags.FLAGS.sweep and flags.FLAGS.overrides is None:
+        raise ConfigError(f"{', '.join(given)} requires --sweep")
 
 
-def overridden(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def apply_overrides(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Return the config with the values of --overrides applied."""
     from mlip_jax.sweeps.overrides import override, parse
 
@@ -129,36 +131,63 @@ def set_profile(config: ml_collections.ConfigDict) -> None:
     if flags.FLAGS.profile is None:
         return
     if config.get("task") != "train":
-        raise ConfigError(
-            f"--profile is of training; the task of this config is {config.get('task')!r}"
-        )
+        raise ConfigError(f"--profile requires the task 'train', received {config.get('task')!r}")
     config.train.profile_steps = flags.FLAGS.profile
 
 
-def with_found_config(args: Sequence[str]) -> list[str]:
+def with_config_path(args: Sequence[str]) -> list[str]:
     """Return the arguments with the value of --config replaced by the path of the config file.
 
     Raises:
       ConfigError: The config does not exist.
     """
-    found = list(args)
+    replaced = list(args)
     for i, argument in enumerate(args):
         name, equals, value = argument.partition("=")
         if name in ("--config", "-config"):
             if equals:
-                found[i] = f"{name}={_existing(value)}"
+                replaced[i] = f"{name}={_find_existing(value)}"
             elif i + 1 < len(args):
-                found[i + 1] = _existing(args[i + 1])
-    return found
+                replaced[i + 1] = _find_existing(args[i + 1])
+    return replaced
 
 
-def _existing(config_file: str) -> str:
+def with_current_fields(args: Sequence[str]) -> list[str]:
+    """Return the arguments with former names of config fields replaced, and log each of them."""
+    replaced = []
+    for argument in args:
+        match = re.match(r"(--?(?:no)?config\.)([\w.]+)(?==|$)", argument)
+        old = match and match[2]
+        if old in configs.RENAMED:
+            configs.warn_renamed(old, configs.RENAMED[old])
+            argument = match[1] + configs.RENAMED[old] + argument[match.end() :]
+        replaced.append(argument)
+    return replaced
+
+
+def drop_former_fields(config: ml_collections.ConfigDict | None, given: Iterable[str]) -> None:
+    """Remove fields that the config file sets by a former name and a flag sets by the new name.
+
+    Flags take precedence over the file.
+
+    Args:
+      config: Config to change.
+      given: Dotted names of the fields that flags set.
+    """
+    for old, new in configs.RENAMED.items():
+        part = None if config is None or new not in given else configs.part_with(config, old)
+        if part is not None:
+            with part.unlocked():
+                del part[old.rpartition(".")[2]]
+
+
+def _find_existing(config_file: str) -> str:
     """Return the path of a config file, with its argument, or raise ConfigError."""
     path = find_file(config_file)
     file = Path(path.partition(":")[0])
     if not file.is_file():
         unknown = unknown_name("shipped config", file.stem, shipped_names())
-        raise ConfigError(f"no config file {file}: {unknown}")
+        raise ConfigError(f"{file}: no such config file; {unknown}")
     return path
 
 

@@ -42,7 +42,7 @@ def help_text(path: str, width: int | None = None) -> str:
     except TypeError as error:
         if not colon:  # get_config requires an argument, so its fields are unknown
             return "\n\n".join(
-                [*parts, f"The fields are shown with the argument: --config={path}:ARGUMENT --help"]
+                [*parts, f"Show the fields with the argument: --config={path}:ARGUMENT --help"]
             )
         raise ConfigError(f"{path}: get_config: {error}") from error
     config = module.get_config(*given)
@@ -69,7 +69,7 @@ def fields(config: ml_collections.ConfigDict, path: str = "") -> Iterator[tuple[
 def _load(file: str) -> ModuleType:
     """Import a config file as a module."""
     if not Path(file).is_file():
-        raise FileNotFoundError(f"there is no config file {file}")
+        raise FileNotFoundError(f"{file}: no such config file")
     spec = importlib.util.spec_from_file_location("config_of_help", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -133,8 +133,8 @@ def _model_options(config: ml_collections.ConfigDict, width: int) -> list[str]:
     from mlip_jax import models
 
     model = models.find(name)
-    own = [f for f in dataclasses.fields(model) if f.name not in ("parent", "name")]
-    shown = ", ".join(f"{f.name} = {f.default!r}" for f in own)
+    options = [f for f in dataclasses.fields(model) if f.name not in ("parent", "name")]
+    shown = ", ".join(f"{f.name} = {f.default!r}" for f in options)
     return [
         f"Options of the model {name!r}, as --config.model.options.NAME=VALUE, and their defaults:",
         textwrap.fill(shown, width, initial_indent="  ", subsequent_indent="  "),

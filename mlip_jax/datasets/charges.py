@@ -44,8 +44,10 @@ def whole_charge(charge: float) -> float | None:
 def charge_from_smiles(smiles: str) -> int:
     """Return the total charge of a SMILES (e), the sum of the formal charges of its bracket atoms.
 
-    >>> charge_from_smiles("[H:3][N+:1]([H:4])([H:5])[C:2](=[O:6])[O-:7]"), charge_from_smiles("[Ca++].[Cl-]")
-    (0, 1)
+    >>> charge_from_smiles("[H:3][N+:1]([H:4])([H:5])[C:2](=[O:6])[O-:7]")
+    0
+    >>> charge_from_smiles("[Ca++].[Cl-]")
+    1
     """
     total = 0
     for atom in _BRACKET.findall(smiles):

@@ -211,6 +211,7 @@ class Columns:
     def atoms_of(self, indices: np.ndarray) -> np.ndarray:
         """Return the rows of the atom arrays that belong to the structures `indices`, in order."""
         counts = self.n_atoms[indices]
+        # Shift of the rows of each structure from its place in the result, repeated per atom.
         starts = np.repeat(
             self.offsets[:-1][indices] - np.concatenate([[0], np.cumsum(counts)[:-1]]), counts
         )
@@ -218,6 +219,7 @@ class Columns:
 
 
 def _names(items: list[Structure], field: str) -> list[str]:
+    """Return the sorted names of all properties in `field` of the structures."""
     return sorted({name for s in items for name in getattr(s, field)})
 
 
@@ -240,6 +242,7 @@ def _values(items: list[Structure], field: str, name: str) -> Iterator[np.ndarra
 def _concatenate_properties(
     parts: Sequence[tuple[Mapping[str, np.ndarray], int]],
 ) -> dict[str, np.ndarray]:
+    """Concatenate properties of parts, each with its length. Missing properties become NaN."""
     tails = {
         name: values.shape[1:] for properties, _ in parts for name, values in properties.items()
     }
@@ -259,4 +262,6 @@ class Rows(Protocol):
 
     def __len__(self) -> int: ...
 
-    def take(self, indices: np.ndarray, *, labels_only: bool = False) -> Columns: ...
+    def take(self, indices: np.ndarray, *, labels_only: bool = False) -> Columns:
+        """Return the structures `indices`, in that order."""
+        ...

@@ -48,9 +48,9 @@ def stable_ids(molecule: np.ndarray) -> np.ndarray:
             molecule.astype(np.int64 if molecule.dtype.kind == "i" else np.uint64).view(np.uint64)
         )
     names = molecule.tolist()
-    different = set(names)
-    if not all(isinstance(name, str | bytes) for name in different):
-        raise ValueError(f"molecules must be strings or whole numbers; received {molecule.dtype}")
+    distinct = set(names)
+    if not all(isinstance(name, str | bytes) for name in distinct):
+        raise ValueError(f"molecules must be strings or integers; received {molecule.dtype}")
     number = {
         name: int.from_bytes(
             hashlib.blake2b(
@@ -58,7 +58,7 @@ def stable_ids(molecule: np.ndarray) -> np.ndarray:
             ).digest(),
             "little",
         )
-        for name in different
+        for name in distinct
     }
     return np.array([number[name] for name in names], np.uint64)
 

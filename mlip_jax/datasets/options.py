@@ -17,10 +17,10 @@ import numpy as np
 from mlip_jax.config import ConfigError, unknown_name
 
 
-def how(name: str, value: str) -> str:
+def as_flag(name: str, value: str) -> str:
     """Format an option as on the command line, for error messages.
 
-    >>> how("split_files", "''")
+    >>> as_flag("split_files", "''")
     '--config.data.reader_options="split_files=\\'\\'"'
     """
     return f'--config.data.reader_options="{name}={value}"'
@@ -31,21 +31,23 @@ def positive_integer(name: str, value: Any, allow_none: bool = False) -> int | N
     if value is None and allow_none:
         return None
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise _wrong(name, "an integer of 1 or more" + (", or None" if allow_none else ""), value)
+        raise _option_error(
+            name, "an integer of 1 or more" + (", or None" if allow_none else ""), value
+        )
     return int(value)
 
 
 def flag(name: str, value: Any) -> bool:
     """Validate a Boolean."""
     if not isinstance(value, bool | np.bool_):
-        raise _wrong(name, "True or False", value)
+        raise _option_error(name, "True or False", value)
     return bool(value)
 
 
 def text(name: str, value: Any) -> str:
     """Validate a string."""
     if not isinstance(value, str):
-        raise _wrong(name, "a text", value)
+        raise _option_error(name, "a text", value)
     return value
 
 
@@ -54,14 +56,14 @@ def path(name: str, value: Any, allow_none: bool = False) -> str | None:
     if value is None and allow_none:
         return None
     if not isinstance(value, str | os.PathLike):
-        raise _wrong(name, "a path" + (", or None" if allow_none else ""), value)
+        raise _option_error(name, "a path" + (", or None" if allow_none else ""), value)
     return os.fspath(value)
 
 
 def one_of(name: str, value: Any, known: Sequence[str]) -> str:
     """Validate a string that must be one of `known`."""
     if not isinstance(value, str):
-        raise _wrong(name, f"one of {', '.join(map(repr, known))}", value)
+        raise _option_error(name, f"one of {', '.join(map(repr, known))}", value)
     if value not in known:
         raise ConfigError(unknown_name(f"value of reader option {name}", value, list(known)))
     return value
@@ -72,11 +74,12 @@ def texts(name: str, value: Any) -> tuple[str, ...]:
     if isinstance(value, str):
         return (value,) if value else ()
     if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
-        raise _wrong(name, "a text or several, ('A', 'B')", value)
+        raise _option_error(name, "a text or several, ('A', 'B')", value)
     return tuple(value)
 
 
-def _wrong(name: str, expected: str, value: Any) -> ConfigError:
+def _option_error(name: str, expected: str, value: Any) -> ConfigError:
+    """Return the error for an option of the wrong type."""
     return ConfigError(
         f"reader option {name} must be {expected}; received {reprlib.repr(value)} "
         f"({type(value).__name__})"

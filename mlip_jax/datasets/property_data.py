@@ -117,7 +117,7 @@ class Samples:
         )
 
 
-def labelled(
+def select_labeled(
     store: Any, indices: np.ndarray, names: Sequence[str]
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Select the structures with a known value of at least one property.
@@ -135,25 +135,26 @@ def labelled(
     Raises:
       DatasetError: The data lack a property, or no structure has a value.
     """
-    found, kept = {name: [] for name in names}, []
-    for here, columns in store.chunks(indices):
+    values_of, selected = {name: [] for name in names}, []
+    for block, columns in store.chunks(indices):
         known = np.zeros(len(columns), bool)
         for name in names:
-            known |= _known(columns, name)
-        kept.append(here[known])
+            known |= _is_known(columns, name)
+        selected.append(block[known])
         rows = np.flatnonzero(known)
         for name in names:
             if name in columns.properties:
-                found[name].append(columns.properties[name][rows])
-    kept = np.concatenate(kept) if kept else np.zeros(0, np.int64)
-    if not len(kept):
+                values_of[name].append(columns.properties[name][rows])
+    selected = np.concatenate(selected) if selected else np.zeros(0, np.int64)
+    if not len(selected):
         raise DatasetError(
             f"{store.path}: none of the {len(indices)} structures has a known {' or '.join(names)}"
         )
-    return kept, {name: np.concatenate(parts) for name, parts in found.items() if parts}
+    return selected, {name: np.concatenate(parts) for name, parts in values_of.items() if parts}
 
 
-def _known(columns: Columns, name: str) -> np.ndarray:
+def _is_known(columns: Columns, name: str) -> np.ndarray:
+    """Return whether each structure has a known value of a property, (S,) bool."""
     if name in columns.properties:
         return _finite(columns.properties[name])
     if name in columns.atom_properties:
@@ -200,24 +201,26 @@ def fit_targets(
     targets = []
     for name in names:
         target = Target(name, _kind(name, values, columns), **options.get(name, {}))
-        targets.append(_fitted(target, columns, values.get(name)))
+        targets.append(_normalize(target, columns, values.get(name)))
     return targets
 
 
 def _kind(name: str, values, columns: Columns) -> str:
+    """Return the kind of a property, a key of readouts.KINDS, from its shape."""
     if name in values:
         shape, kind = values[name].shape[1:], {(): "scalar", (3,): "vector"}
     else:
         shape, kind = columns.atom_properties[name].shape[1:], {(): "atom"}
     if shape not in kind:
         raise DatasetError(
-            f"property {name!r} has the shape {shape} for each structure or atom; what can be learned "
-            "is a number or a vector of a structure, or a number of an atom"
+            f"property {name!r} has the shape {shape} per structure or atom; supported are scalars "
+            "and vectors per structure, and scalars per atom"
         )
     return kind[shape]
 
 
-def _fitted(target: Target, columns: Columns, values: np.ndarray | None) -> Target:
+def _normalize(target: Target, columns: Columns, values: np.ndarray | None) -> Target:
+    """Return the target with shift, scale and element contributions fitted to the values."""
     values = columns.atom_properties[target.name] if values is None else values
     if target.kind == "atom":
         known = np.isfinite(values)
@@ -230,10 +233,11 @@ def _fitted(target: Target, columns: Columns, values: np.ndarray | None) -> Targ
         target = dataclasses.replace(target, elements=fit.solve())
     elif target.kind == "scalar":
         target = dataclasses.replace(target, shift=float(np.nanmean(values)))
+    # The scale is the root mean square of the values minus shift and element contributions.
     rest = target.to_training(values, columns)
     scale = float(np.sqrt(np.nanmean(rest**2)))
     if not scale > 1e-12 * np.nanmax(np.abs(values)):  # a smaller spread is rounding error
         raise DatasetError(
-            f"property {target.name!r} has no spread in the training part: there is nothing to learn"
+            f"property {target.name!r} is constant in the training split: there is nothing to learn"
         )
     return dataclasses.replace(target, scale=scale)

@@ -60,6 +60,7 @@ class Reader(abc.ABC):
         gradient", ...}.
       GENERAL: Whether the reader accepts many kinds of files. When the format is detected, readers
         of specific formats are tried first.
+      RENAMED_OPTIONS: Options of earlier versions: {old name: new name}. `open_data` accepts both.
       path: Path of the file or folder.
       level_of_theory: Level of theory of the labels in this file.
       atom_energies: Energies of isolated atoms (eV) by symbol, or None if the data set has none.
@@ -71,6 +72,7 @@ class Reader(abc.ABC):
     LEVEL_OF_THEORY: str = "unknown"
     UNITS: Mapping[str, str] = {}
     GENERAL: bool = False
+    RENAMED_OPTIONS: Mapping[str, str] = {}
     sequential: bool = False
 
     def __init__(self, path: str | Path):
@@ -80,7 +82,8 @@ class Reader(abc.ABC):
         self.notes: list[str] = []
         if not self.path.exists():
             raise DatasetError(
-                f"{self.path}: no such file or folder. Give the path of the data as config.data.path."
+                f"{self.path}: no such file or folder. Give the path of the data as "
+                "config.data.path."
             )
 
     @classmethod
@@ -154,7 +157,7 @@ class MultiFileReader(Reader):
         if any(e != energies[0] for e in energies):
             raise DatasetError(
                 f"{', '.join(str(r.path) for r in readers)}: the files state different energies of "
-                "isolated atoms; they do not belong together"
+                "isolated atoms; they are not one data set"
             )
 
     @classmethod
@@ -209,7 +212,7 @@ def open_hdf5(path: Path) -> h5py.File:
     except OSError as error:
         raise DatasetError(
             f"{path}: cannot be opened as HDF5 ({path.stat().st_size} bytes; {error}). It is "
-            "truncated or not an HDF5 file; download or make it again."
+            "truncated or not an HDF5 file; download it again or recreate it."
         ) from error
 
 

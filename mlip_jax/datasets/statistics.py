@@ -27,10 +27,10 @@ def element_counts(
       Number of atoms of each element, (S, E) float64.
     """
     num = NUM_ELEMENTS if elements is None else len(elements)
-    place = numbers if elements is None else np.searchsorted(elements, numbers)
+    column = numbers if elements is None else np.searchsorted(elements, numbers)
     # Count (structure, element) pairs by a single index.
-    flat = np.bincount(
-        np.repeat(np.arange(len(n_atoms)), n_atoms) * num + place, minlength=len(n_atoms) * num
+    flat = np.bincount(  # (S * E,)
+        np.repeat(np.arange(len(n_atoms)), n_atoms) * num + column, minlength=len(n_atoms) * num
     )
     return flat.reshape(len(n_atoms), num).astype(np.float64)
 
@@ -79,8 +79,8 @@ class ElementFit:
         """
         if not self.present.any():
             raise ValueError(
-                "no energy is known in the training set; reference energies cannot be fitted. Use "
-                "reference_energies = 'none' to train on forces alone"
+                "the training set has no energies to fit reference energies to. Set "
+                "reference_energies = 'none' to train on forces only."
             )
         solution, *_ = np.linalg.lstsq(
             self._factor[:, :-1][:, self.present], self._factor[:, -1], rcond=1e-12
@@ -158,14 +158,14 @@ def reference_energies(
     if method == "isolated_atoms":
         if isolated_atoms is None:
             raise ValueError(
-                "the data set has no energies of isolated atoms; use reference_energies = "
-                "'least_squares' or give them by element"
+                "the data set has no energies of isolated atoms. Set reference_energies = "
+                "'least_squares', or give them by element."
             )
         return _complete(isolated_atoms, present, "the data set's isolated atoms")
     if method != "least_squares":
         raise ValueError(
-            "reference_energies must be 'least_squares', 'isolated_atoms', 'none' or a mapping from "
-            f"symbols to eV; received {method!r}"
+            "reference_energies must be 'least_squares', 'isolated_atoms', 'none' or a mapping "
+            f"from symbols to eV; received {method!r}"
         )
     return summary.fit.solve()
 
@@ -185,8 +185,9 @@ def isolated_from_formation(blocks: Iterable[tuple[Columns, np.ndarray]]) -> np.
     return np.where(fit.present, fit.solve(), np.nan) if fit.present.any() else None
 
 
-def _complete(values, present, what):
+def _complete(values, present, source):
+    """Return energies with zeros for absent elements. Raise ValueError if a present one is NaN."""
     missing = [chemical_symbols[z] for z in present if not np.isfinite(values[z])]
     if missing:
-        raise ValueError(f"{what} lack {', '.join(missing)}, which the training set has")
+        raise ValueError(f"{source} lack {', '.join(missing)}, which occur in the training set")
     return np.where(np.isfinite(values), values, 0.0)

@@ -1,4 +1,7 @@
-"""Config fields of data sets: source, filters, split; and of the tasks that convert, inspect and generate data."""
+"""Config fields of data sets (source, filters, split) and of the tasks that process data.
+
+These tasks convert, inspect and generate data sets.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +37,10 @@ SOURCE = Part(
     "Source of the structures.",
     path=optional(
         str,
-        'Data file, folder or store; "a.hdf5,b.hdf5" or "*.hdf5" joins several files of one format.',
-        unset="a SPICE file in data.directory, or else built-in molecules with GFN2-xTB labels, which are "
-        "generated there",
+        'Data file, folder or store; "a.hdf5,b.hdf5" or "*.hdf5" joins several files of one '
+        "format.",
+        unset="a SPICE file in data.directory, or otherwise the built-in molecules with GFN2-xTB "
+        "labels, which are generated there",
     ),
     reader=Field(
         "auto",
@@ -53,12 +57,15 @@ SOURCE = Part(
     ),
     verify=optional(
         bool,
-        "Comparison of a store with its checksums at the start.",
+        "Verification of the checksums of a store at the start.",
         unset="stores of up to 4 GiB",
         changes_results=False,
     ),
-    refuse=Field(
-        True, "Rejection of a new data file in which the checks find errors.", changes_results=False
+    reject_invalid=Field(
+        True,
+        "Rejection of a new data file in which the checks find errors.",
+        changes_results=False,
+        former_name="refuse",
     ),
 )
 
@@ -68,34 +75,43 @@ FILTERS = Part(
     charge=optional(
         float, "Total charge of the structures; nan allows any.", unit="e", unset="any charge"
     ),
-    min_atoms=optional(int, "Smallest number of atoms.", bounds=AT_LEAST_ONE, unset=_OFF),
-    max_atoms=optional(int, "Largest number of atoms.", bounds=AT_LEAST_ONE, unset=_OFF),
+    min_atoms=optional(
+        int, "Minimum number of atoms per structure.", bounds=AT_LEAST_ONE, unset=_OFF
+    ),
+    max_atoms=optional(
+        int, "Maximum number of atoms per structure.", bounds=AT_LEAST_ONE, unset=_OFF
+    ),
     max_force=optional(
-        float, "Largest force component.", unit="eV/Å", bounds=POSITIVE_OR_INFINITE, unset=_OFF
+        float,
+        "Maximum absolute value of a force component.",
+        unit="eV/Å",
+        bounds=POSITIVE_OR_INFINITE,
+        unset=_OFF,
     ),
     min_distance=optional(
         float,
-        "Smallest distance between two atoms.",
+        "Minimum distance between two atoms.",
         unit="Å",
         bounds=POSITIVE_OR_INFINITE,
         unset=_OFF,
     ),
     max_energy_deviation=optional(
         float,
-        "Largest deviation of the energy per atom from the median over the conformations of the molecule.",
+        "Maximum deviation of the energy per atom from the median over the conformations of the "
+        "molecule.",
         unit="eV/atom",
         bounds=POSITIVE_OR_INFINITE,
         unset=_OFF,
     ),
     max_energy_z=optional(
         float,
-        "Largest robust z-score of the energy among the conformations of the molecule.",
+        "Maximum robust z-score of the energy among the conformations of the molecule.",
         bounds=POSITIVE_OR_INFINITE,
         unset=_OFF,
     ),
     max_force_z=optional(
         float,
-        "Largest robust z-score of the RMS force among the conformations of the molecule.",
+        "Maximum robust z-score of the RMS force among the conformations of the molecule.",
         bounds=POSITIVE_OR_INFINITE,
         unset=_OFF,
     ),
@@ -124,8 +140,8 @@ SPLIT = Part(
     ),
     split_files=Field(
         "",
-        'Files with the record numbers of a custom split, which replaces data.split: "split.json" or '
-        '"train=a.csv,test=b.csv".',
+        'Files with the record numbers of a custom split, which replaces data.split: "split.json" '
+        'or "train=a.csv,test=b.csv".',
     ),
     split_seed=seed("the split and of the training subset"),
     num_train=Field(
@@ -137,8 +153,8 @@ SPLIT = Part(
     num_test=Field(20_000, "Number of test structures, or a fraction.", bounds=NOT_NEGATIVE),
     held_out=Field(
         "",
-        "Split files (split_records.json of runs on the same data), separated by commas, whose test "
-        "molecules are excluded from training and validation.",
+        "Split files (split_records.json of runs on the same data), separated by commas, whose "
+        "test molecules are excluded from training and validation.",
         legacy_value="",
     ),
     num_molecules=optional(
@@ -153,16 +169,17 @@ SPLIT = Part(
     ),
     min_conformers=optional(
         int,
-        "Smallest number of conformations of a molecule in the training subset: the largest "
-        "num_conformers of a comparison.",
+        "Minimum number of conformations of a molecule in the training subset: the largest "
+        "num_conformers of a comparison of runs.",
         bounds=AT_LEAST_ONE,
         unset="data.num_conformers",
     ),
-    fewer_conformers=Field(
+    below_min_conformers=Field(
         "exclude",
         "Treatment of molecules with fewer than min_conformers conformations.",
         choices={"exclude": "", "last": "drawn after all others"},
         legacy_value="exclude",
+        former_name="fewer_conformers",
     ),
     selection=Field(
         "random",
@@ -184,9 +201,8 @@ SPLIT = Part(
 CONVERT = task(
     "convert",
     "Conversion of a data set into a store.",
-    data=DATA.replace(
-        require="none"
-    ),  # unlabeled structures may have properties, or be relaxed later
+    # unlabeled structures may have properties, or be relaxed later
+    data=DATA.replace(require="none"),
     store=Part(
         "Layout of the store.",
         dtype=dtype("positions, forces and atom properties"),
@@ -205,7 +221,8 @@ INSPECT = task(
 
 GENERATE = task(
     "generate",
-    "Generation of the built-in data set: conformations of small molecules with GFN2-xTB energies and forces.",
+    "Generation of the built-in data set: conformations of small molecules with GFN2-xTB energies "
+    "and forces.",
     data=Part(
         "Conformations to generate.",
         path=Field("", "Path of the HDF5 file; if empty, embedded.h5 in the workdir."),
@@ -241,12 +258,12 @@ GENERATE_CONFORMERS = task(
         elements=Field((), "Symbols of the allowed elements; if empty, all elements."),
         charge=optional(int, "Total charge.", unit="e", unset="any charge", default=0),
         min_atoms=optional(
-            int, "Smallest number of atoms, including hydrogens.", bounds=NOT_NEGATIVE, unset=_OFF
+            int, "Minimum number of atoms, including hydrogens.", bounds=NOT_NEGATIVE, unset=_OFF
         ),
         max_atoms=optional(
-            int, "Largest number of atoms, including hydrogens.", bounds=AT_LEAST_ONE, unset=_OFF
+            int, "Maximum number of atoms, including hydrogens.", bounds=AT_LEAST_ONE, unset=_OFF
         ),
-        min_rotatable=Field(0, "Smallest number of rotatable bonds.", bounds=NOT_NEGATIVE),
+        min_rotatable=Field(0, "Minimum number of rotatable bonds.", bounds=NOT_NEGATIVE),
     ),
     conformers=Part(
         "Generation of the conformers of a molecule.",
@@ -257,7 +274,7 @@ GENERATE_CONFORMERS = task(
         ),
         min_conformers=Field(
             1,
-            "Number of distinct conformers below which a molecule is left out.",
+            "Number of distinct conformers below which a molecule is skipped.",
             bounds=NOT_NEGATIVE,
         ),
         candidates=Field(
@@ -274,7 +291,8 @@ GENERATE_CONFORMERS = task(
         ),
         gfn2_steps=Field(
             0,
-            "Number of GFN2-xTB evaluations that relax each conformer; 0 labels the MMFF94 geometry.",
+            "Number of GFN2-xTB evaluations that relax each conformer; 0 labels the MMFF94 "
+            "geometry.",
             bounds=NOT_NEGATIVE,
         ),
     ),

@@ -14,8 +14,8 @@ DIVERSITY = Part(
     "Training of a force field, and its evaluation on unseen molecules and conformers.",
     TRAIN.replace(task="diversity"),
     diversity=Part(
-        "Evaluation on unseen molecules (IID-S), molecules of another data set (OOD-S), and unseen conformers near to "
-        "(IID-C) and far from (OOD-C) the training conformers.",
+        "Evaluation on unseen molecules (IID-S), molecules of another data set (OOD-S), and "
+        "unseen conformers near to (IID-C) and far from (OOD-C) the training conformers.",
         ood_path=optional(str, "Data set of other molecules.", unset="no OOD-S"),
         ood_reader=Field("auto", 'Name of the reader of ood_path; "auto" detects the format.'),
         ood_reader_options=Field("", "Options of the reader of ood_path."),
@@ -28,8 +28,8 @@ DIVERSITY = Part(
         ),
         rmsd_bins=Field(
             (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0),
-            "Edges of the bins of the RMSD to the nearest training conformer, ascending; the last bin has "
-            "no upper edge.",
+            "Edges of the bins of the RMSD to the nearest training conformer, ascending; the last "
+            "bin has no upper edge.",
             unit="Å",
             bounds=Bounds("[0, inf]"),
         ),
@@ -50,11 +50,12 @@ DIVERSITY_REPORT = task(
     "Report on the runs of a diversity study.",
     sweeps=Field(
         "",
-        'Folders of sweeps of task "diversity", or of single runs, as in "runs/n_fixed,runs/ns_fixed".',
+        'Folders of sweeps of task "diversity", or of single runs, as in '
+        '"runs/n_fixed,runs/ns_fixed".',
     ),
     metric=Field(
         "energy_mae_mev",
-        "Error that the report shows.",
+        "Error measure that the report shows.",
         choices={
             "energy_mae_mev": "",
             "energy_mae_mev_per_atom": "",

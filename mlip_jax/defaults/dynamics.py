@@ -35,7 +35,7 @@ COMMON = Part(
     ),
     max_temperature=optional(
         float,
-        "Temperature at which a molecule is stopped.",
+        "Temperature above which a molecule is frozen.",
         unit="K",
         bounds=NOT_NEGATIVE,
         unset="ten times its own temperature, but at least 5000 K",
@@ -107,13 +107,16 @@ MD = task(
         200, "Number of steps between frames; 0 writes no frames.", bounds=NOT_NEGATIVE
     ),
     trajectory_format=TRAJECTORY_FORMAT,
-    watch_bonds=Field(True, "Stop of a molecule when one of its bonds breaks."),
+    stop_on_bond_break=Field(
+        True, "Freezing of a molecule when one of its bonds breaks.", former_name="watch_bonds"
+    ),
 )
 
 _COMPARED = ("compare_picoseconds",)
 STABILITY = task(
     "stability",
-    "Stability of molecular dynamics: energy drift, broken bonds, and spectra against a reference method.",
+    "Stability of molecular dynamics: energy drift, broken bonds, and spectra against a reference "
+    "method.",
     FORCE_FIELD,
     MOLECULES,
     COMMON.replace(record_every=50),

@@ -2,13 +2,18 @@
 
 Defaults, checks, help, documentation and the identity of a run are derived from them.
 
-A part of a config is a `Part` of named fields and further parts. Its `build` returns the ConfigDict of the defaults:
+A part of a config is a `Part` of named fields and further parts. Its `build` returns the ConfigDict
+of the defaults:
 
-    >>> loss = Part("Training loss.", beta=Field(0.99, "Weight of the forces.", bounds=Bounds("[0, 1]")),
-    ...             penalty=Field("mse", "Penalty of an error.", choices=("mse", "mae")))
+    >>> loss = Part(
+    ...     "Training loss.",
+    ...     beta=Field(0.99, "Weight of the forces.", bounds=Bounds("[0, 1]")),
+    ...     penalty=Field("mse", "Penalty of an error.", choices=("mse", "mae")),
+    ... )
     >>> loss.build().beta
     0.99
-    >>> list(loss.problems({"beta": 2.0, "penalty": "nae"}, "loss."))  # doctest: +NORMALIZE_WHITESPACE
+    >>> values = {"beta": 2.0, "penalty": "nae"}
+    >>> list(loss.problems(values, "loss."))  # doctest: +NORMALIZE_WHITESPACE
     ['loss.beta must be from 0 to 1, received 2.0',
      "unknown loss.penalty 'nae'. Did you mean 'mae'? Known: mae, mse."]
 """
@@ -46,6 +51,8 @@ class Field:
         effect.
       legacy_value: Value in effect in runs that are older than the field. This value is not part of
         the identity of a run.
+      former_name: Name of the field in older versions, within the same part. Old configs and
+        workdirs still have it.
       type: Type of a field that may be unset on the command line; see `optional`.
       unset: Meaning of an unset field, if None is valid.
     """
@@ -60,6 +67,7 @@ class Field:
     changes_results: bool = True
     only_with: tuple[str, ...] = ()
     legacy_value: Any = _NONE
+    former_name: str = ""
     type: type | None = None
     unset: str = ""
 
@@ -97,7 +105,8 @@ class Field:
             return unknown_name(name, unknown[0], self.choices) + others if unknown else None
         if self.bounds is not None and not all(v in self.bounds for v in values):
             unit = f" ({self.unit})" if self.unit else ""
-            return f"{name} must be {self.bounds}{' or unset' if self.unset else ''}{unit}, received {value!r}"
+            or_unset = " or unset" if self.unset else ""
+            return f"{name} must be {self.bounds}{or_unset}{unit}, received {value!r}"
         return None
 
     def explain(self) -> str:
@@ -172,6 +181,29 @@ class Part:
                 yield from member.fields(f"{prefix}{name}.")
             else:
                 yield f"{prefix}{name}", member
+
+    def renamed(self, prefix: str = "") -> dict[str, str]:
+        """Return {former dotted name: dotted name} of the renamed fields."""
+        return {
+            name.rpartition(".")[0] + "." * ("." in name) + field.former_name: name
+            for name, field in self.fields(prefix)
+            if field.former_name
+        }
+
+    def with_current_names(self, plain: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a plain config, or the values of this part, with former names replaced."""
+        names = {
+            member.former_name: name
+            for name, member in self.members.items()
+            if isinstance(member, Field) and member.former_name
+        }
+        current = {names.get(name, name): value for name, value in plain.items()}
+        return {
+            name: self.members[name].with_current_names(value)
+            if isinstance(self.members.get(name), Part) and isinstance(value, Mapping)
+            else value
+            for name, value in current.items()
+        }
 
     def problems(self, plain: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
         """Yield a message for each invalid value of a plain config.

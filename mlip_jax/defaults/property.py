@@ -60,8 +60,8 @@ PROPERTY = task(
         "Start of the parameters.",
         workdir=Field(
             "",
-            "Workdir of a force field or predictor to start from; if empty, training starts from random "
-            "parameters.",
+            "Workdir of a force field or predictor to start from; if empty, training starts from "
+            "random parameters.",
         ),
         train=Field(
             "all",

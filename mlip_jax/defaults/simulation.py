@@ -1,4 +1,4 @@
-"""Config fields of the tasks that relax molecules, search their minima, and predict their properties."""
+"""Config fields of the tasks that relax molecules, search minima and predict properties."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from mlip_jax.defaults.bounds import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, Bound
 from mlip_jax.defaults.data import DATA, dtype, num_processes, seed
 from mlip_jax.defaults.field import Field, Part, optional, task
 
-# Minimizers: the files of that folder, which is listed rather than imported, because an import takes seconds.
+# Minimizers: the files of that folder, which is listed rather than imported, because an import
+# takes seconds.
 MINIMIZERS = tuple(
     sorted(
         m.name
@@ -24,7 +25,8 @@ MOLECULES = Part(
     "Molecules of a file.",
     input=Field(
         "",
-        "File of molecules: .smi, .csv, .sdf, .xyz, .db, another format that ASE reads, or a store.",
+        "File of molecules: .smi, .csv, .sdf, .xyz, .db, another format that ASE reads, or a "
+        "store.",
     ),
     smiles_column=Field("", "Column of the SMILES in a CSV file; if empty, it is detected."),
     name_column=Field("", "Column of the names in a CSV file; if empty, it is detected."),
@@ -45,8 +47,8 @@ FORCE_FIELD = Part(
     "Force field.",
     force_field=Field(
         "",
-        "Force field: the workdir of a training run, so3lr:params.pkl, schnetpack:FILE.safetensors, "
-        "torchmdnet:FILE.safetensors, or parameters:FOLDER.",
+        "Force field: the workdir of a training run, so3lr:params.pkl, "
+        "schnetpack:FILE.safetensors, torchmdnet:FILE.safetensors, or parameters:FOLDER.",
     ),
 )
 
@@ -66,10 +68,7 @@ ORACLE = Part(
 )
 
 FMAX = Field(
-    0.05,
-    "Largest force on an atom at which a relaxation has converged.",
-    unit="eV/Å",
-    bounds=POSITIVE,
+    0.05, "Maximum force on an atom of a converged relaxation.", unit="eV/Å", bounds=POSITIVE
 )
 MAX_STEPS = Field(500, "Maximum number of steps of a relaxation.", bounds=AT_LEAST_ONE)
 MINIMIZER = Part(
@@ -81,9 +80,9 @@ MINIMIZER = Part(
     dtype=dtype("the relaxation"),
     batch_atoms=optional(
         int,
-        "Number of atoms that are relaxed at a time.",
+        "Number of atoms that are relaxed in parallel.",
         bounds=NOT_NEGATIVE,
-        unset="what suits the device",
+        unset="chosen for the device",
         changes_results=False,
     ),
 )
@@ -106,7 +105,7 @@ RELAX = task(
     ),
     formats=Field(
         ("xyz", "sdf"),
-        "Formats of the relaxed molecules; relaxed.sdf needs known bonds.",
+        "Formats of the relaxed molecules; relaxed.sdf requires known bonds.",
         choices=("xyz", "sdf"),
     ),
 )
@@ -125,7 +124,8 @@ PREDICT = task(
     SEPARATE_MOLECULES,
     force_field=optional(
         str,
-        "Force field that relaxes the molecules first: a workdir, or what task relax accepts; "
+        "Force field that relaxes the molecules first: a workdir, or another value that task relax "
+        "accepts; "
         '"none" predicts at the given or embedded geometries.',
         unset="data.force_field of the run of the predictor",
     ),
@@ -146,8 +146,18 @@ MINIMA = task(
     "Search for the low-energy minima of molecules.",
     FORCE_FIELD,
     MOLECULES,
-    geometries=Field(20, "Number of geometries that are embedded per SMILES.", bounds=AT_LEAST_ONE),
-    batch=Field(16, "Number of molecules that are searched in parallel.", bounds=AT_LEAST_ONE),
+    num_conformers=Field(
+        20,
+        "Number of geometries that are embedded per SMILES.",
+        bounds=AT_LEAST_ONE,
+        former_name="geometries",
+    ),
+    batch_molecules=Field(
+        16,
+        "Number of molecules that are searched in parallel.",
+        bounds=AT_LEAST_ONE,
+        former_name="batch",
+    ),
     search=Part(
         "Search by relaxation and short dynamics; see simulation/relaxation/minima.py.",
         rounds=Field(
@@ -167,26 +177,29 @@ MINIMA = task(
         ),
         fmax=dataclasses.replace(FMAX, default=0.02),
         max_steps=MAX_STEPS,
-        same_energy=Field(
+        energy_tolerance=Field(
             0.005,
             "Energy difference below which two minima can be the same.",
             unit="eV",
             bounds=POSITIVE,
+            former_name="same_energy",
         ),
-        same_rmsd=Field(
+        rmsd_tolerance=Field(
             0.125,
             "RMSD below which two minima of the same energy are the same.",
             unit="Å",
             bounds=POSITIVE,
+            former_name="same_rmsd",
         ),
         timestep=Field(0.5, "Time step of the dynamics.", unit="fs", bounds=POSITIVE),
         dtype=dtype("relaxations and dynamics"),
         seed=seed("the dynamics"),
     ),
-    judged=Field(
+    num_reference_minima=Field(
         0,
         "Number of lowest minima per molecule that the reference method evaluates.",
         bounds=NOT_NEGATIVE,
+        former_name="judged",
     ),
     oracle=ORACLE,
 )
@@ -243,7 +256,7 @@ FORCE2GEO = task(
         ORACLE,
         fmax=Field(
             0.05,
-            "Largest force on an atom at which a relaxation by the reference method has converged.",
+            "Maximum force on an atom of a converged relaxation by the reference method.",
             unit="eV/Å",
             bounds=POSITIVE,
         ),
@@ -254,8 +267,8 @@ FORCE2GEO = task(
         ),
         cache=Field(
             "",
-            "File with the results of the reference method, which runs may share; if empty, oracle.jsonl "
-            "in the workdir.",
+            "File with the results of the reference method, which runs may share; if empty, "
+            "oracle.jsonl in the workdir.",
             changes_results=False,
         ),
     ),
@@ -269,7 +282,7 @@ FORCE2GEO = task(
         ),
         fmax=Field(
             0.05,
-            "Largest force on an atom, by the reference method, at which a geometry has converged.",
+            "Maximum force on an atom, by the reference method, of a converged geometry.",
             unit="eV/Å",
             bounds=NOT_NEGATIVE,
         ),

@@ -17,8 +17,8 @@ from mlip_jax.defaults.bounds import (
 from mlip_jax.defaults.data import DATA, SPLIT, dtype, seed
 from mlip_jax.defaults.field import Field, Part, optional, task
 
-# Energy terms that can be added to a model: the files of mlip_jax/terms. The folder is listed rather than imported,
-# because an import takes seconds.
+# Energy terms that can be added to a model: the files of mlip_jax/terms. The folder is listed
+# rather than imported, because an import takes seconds.
 TERMS = tuple(
     sorted(
         m.name
@@ -42,7 +42,13 @@ _TERM_FIELDS = {
     name: member
     for term in TERMS
     for name, member in (
-        (term, Field(False, f"Addition of the energy term {term!r} to the model.")),
+        (
+            term,
+            Field(
+                False,
+                f"Use of the energy term {term!r}, whose energy is added to that of the model.",
+            ),
+        ),
         (
             f"{term}_options",
             Field({}, f"Options of the energy term {term!r}: fields of its class."),
@@ -160,10 +166,11 @@ OPTIMIZER = Part(
         default=10.0,
     ),
     freeze=Field((), "Paths of parameters that are not trained, as in ('params/embedding/*',)."),
-    rates=Field(
+    lr_multipliers=Field(
         "",
         'Factors to the learning rate by parameter path, as in "params/backbone/*=0.1".',
         legacy_value="",
+        former_name="rates",
     ),
 )
 
@@ -235,8 +242,9 @@ TRAIN = task(
         SPLIT,
         reference_energies=Field(
             "least_squares",
-            "Energies of the elements that are subtracted before training, or their values in eV as "
-            'in "H=-13.6,C=-1029.4". With init.workdir, "least_squares" fits the difference to its force field.',
+            "Reference energies of the elements, which are subtracted before training, or their "
+            'values in eV as in "H=-13.6,C=-1029.4". With init.workdir, "least_squares" fits the '
+            "difference to its force field.",
             choices={
                 "least_squares": "fitted to the training energies",
                 "isolated_atoms": "those of the data set",
@@ -300,7 +308,7 @@ ENSEMBLE = task(
 EXPORT = task(
     "export",
     "Export of a force field as a StableHLO program and a file of parameters.",
-    force_field=Field("", "Force field: a workdir, or what task relax accepts."),
+    force_field=Field("", "Force field: a workdir, or another value that task relax accepts."),
     max_atoms=Field(64, "Maximum number of atoms of a structure.", bounds=AT_LEAST_ONE),
     max_pairs=optional(
         int,

@@ -72,13 +72,14 @@ EXIT_PEER_FAILED = 76
 # a checkpoint.
 _STOP_SECONDS = 60
 # Maximum time after a failed collective until it is known which process has ended. JAX takes 11 s.
-_WORD_SECONDS = 13.0
+_CAUSE_SECONDS = 13.0
 # Maximum size of a message in the key-value store, which takes seconds for megabytes.
 _SMALL_BYTES = 65_536
-_MESSAGE = "The same command goes on from the last checkpoint."
+_RERUN = "Rerun the same command to resume from the last checkpoint."
 # Error messages of collectives and of the coordination service if another process has died.
 _PEER_ERRORS = re.compile(
-    r"gloo.{0,80}(failed|timed? ?out)|connect(ing|ion)?.{0,40}gloo|coordination.?service|heartbeat timeout"
+    r"gloo.{0,80}(failed|timed? ?out)|connect(ing|ion)?.{0,40}gloo|coordination.?service"
+    r"|heartbeat timeout"
     r"|tasks? (is|are) unhealthy|preempted/died|ncclRemoteError"
     r"|nccl.{0,200}(remote (process|error)|connection (closed|reset|refused)|abort|timed? ?out)",
     re.IGNORECASE | re.DOTALL,
@@ -104,7 +105,7 @@ def initialize(environment: Environment | None, timeout: float = 300.0) -> None:
     if environment is None:
         return
     if _coordination is not None:
-        raise RuntimeError("this process has joined a run already; initialize is called once")
+        raise RuntimeError("this process has already joined a run: call initialize only once")
     import jax
 
     # the handler of that service would swallow every SIGTERM
@@ -161,14 +162,14 @@ def session(environment: Environment | None, timeout: float = 300.0) -> Iterator
         yield
     except BaseException as error:
         if isinstance(error, SystemExit) and error.code in (None, 0, EXIT_REQUEUE):
-            _part(error)
+            _disconnect(error)
         else:
             _abandon(error)
         raise
-    _part(None)
+    _disconnect(None)
 
 
-def _part(error: SystemExit | None) -> None:
+def _disconnect(error: SystemExit | None) -> None:
     """Shut down. If this process was stopped and the others do not stop, report a failure."""
     if _coordination is None or _coordination.failed:
         return
@@ -282,7 +283,7 @@ def failed_peer_message(error: BaseException) -> str | None:
     """Return a message for the user if `error` means that another process has died, or None."""
     if isinstance(error, OSError) or not _PEER_ERRORS.search(str(error)):
         return None
-    return f"another process of this run has died; see its log. {_MESSAGE}"
+    return f"another process of this run has died. See its log. {_RERUN}"
 
 
 def _abandon(error: BaseException) -> None:
@@ -290,7 +291,7 @@ def _abandon(error: BaseException) -> None:
     if _coordination is None:
         return
     if failed_peer_message(error):
-        time.sleep(_WORD_SECONDS)  # until `_end_process` ends this process with the cause
+        time.sleep(_CAUSE_SECONDS)  # until `_end_process` ends this process with the cause
     _coordination.fail(_describe(error))
     _leave_at_exit(error)
 
@@ -311,7 +312,7 @@ def _leave(code: int) -> None:
             stream.flush()
     if _coordination is not None:
         with contextlib.suppress(RuntimeError):
-            _coordination.await_hearers()
+            _coordination.await_acknowledgments()
     os._exit(code)
 
 
@@ -338,7 +339,7 @@ def _end_process(reason: str) -> None:
 
     The main thread may wait for a device forever, and JAX would abort it with pages of output.
     """
-    text = f"\nprocess {index()} ends because {reason}\nSee the log of that process. {_MESSAGE}\n"
+    text = f"\nprocess {index()} ends because {reason}\nSee the log of that process. {_RERUN}\n"
     # not through the log or sys.stderr, whose locks the main thread may hold
     with contextlib.suppress(OSError):
         os.write(2, text.encode())

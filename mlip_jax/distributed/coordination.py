@@ -95,7 +95,7 @@ class Coordination:
         if self._over.acquire(blocking=False):
             self._report(self.index, f"process {self.index} of this run has failed: {text}")
 
-    def await_hearers(self) -> None:
+    def await_acknowledgments(self) -> None:
         """Wait until the others have read of a failure, if this process is the leader."""
         deadline = time.monotonic() + _LAST_SECONDS
         while self.index == 0 and time.monotonic() < deadline:
@@ -139,14 +139,15 @@ class Coordination:
             if "DEADLINE_EXCEEDED" not in str(error):
                 raise
             raise RuntimeError(
-                f"process {k} of this run has not come to {name!r} within {timeout:g} s of process "
+                f"process {k} of this run has not reached {name!r} within {timeout:g} s of process "
                 f"{self.index}"
             ) from error
-        found, _, body = message.partition(b"\0")
-        if found != name.encode():
+        received, _, body = message.partition(b"\0")
+        if received != name.encode():
             raise RuntimeError(
-                f"process {self.index} of this run waits for process {k} at {name!r}, which is at "
-                f"{found.decode()!r}: they do not run the same program, or do not have the same config"
+                f"process {self.index} of this run waits for process {k} at {name!r}, but that "
+                f"process is at {received.decode()!r}. Start all processes with the same program "
+                "and the same config."
             )
         return body
 
@@ -174,7 +175,7 @@ class Coordination:
             return
         with contextlib.suppress(RuntimeError):
             self._put(f"heard/{self.index}", b"")
-            self.await_hearers()
+            self.await_acknowledgments()
         self._on_failure(text)
 
     def _await_death(self, k: int) -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 # Ports above the range that Linux assigns automatically.
 _FIRST_PORT, _NUM_PORTS = 61_440, 4_096
-_OWN = ("MLIP_JAX_COORDINATOR", "MLIP_JAX_NUM_PROCESSES", "MLIP_JAX_PROCESS_ID")
+_VARIABLES = ("MLIP_JAX_COORDINATOR", "MLIP_JAX_NUM_PROCESSES", "MLIP_JAX_PROCESS_ID")
 
 
 class Environment(NamedTuple):
@@ -45,9 +45,9 @@ def from_environment(env: Mapping[str, str] = os.environ) -> Environment | None:
     Raises:
       ValueError: Some of the variables are missing or invalid.
     """
-    own = {name: env[name] for name in _OWN if env.get(name)}
-    if own:
-        return _own(own)
+    variables = {name: env[name] for name in _VARIABLES if env.get(name)}
+    if variables:
+        return _from_variables(variables)
     if (
         env.get("SLURM_JOB_ID")
         and env.get("SLURM_STEP_ID")
@@ -59,23 +59,24 @@ def from_environment(env: Mapping[str, str] = os.environ) -> Environment | None:
     return None
 
 
-def _own(env: Mapping[str, str]) -> Environment | None:
+def _from_variables(env: Mapping[str, str]) -> Environment | None:
     """Return the place of this process according to the variables of this package."""
     if env == {"MLIP_JAX_COORDINATOR": "auto"}:
         return Environment()
     if list(env) == ["MLIP_JAX_NUM_PROCESSES"] and _number(env, "MLIP_JAX_NUM_PROCESSES") == 1:
         return None
-    missing = [name for name in _OWN if name not in env]
+    missing = [name for name in _VARIABLES if name not in env]
     if missing:
         raise ValueError(
-            f"{', '.join(env)} set but not {', '.join(missing)}: a run of several processes needs all of "
-            f"{', '.join(_OWN)} (launch/local.sh sets them); for a single process unset them"
+            f"{', '.join(env)} set, but not {', '.join(missing)}: a run of several processes "
+            f"requires all of {', '.join(_VARIABLES)} (launch/local.sh sets them). For a single "
+            "process, unset them."
         )
     coordinator = env["MLIP_JAX_COORDINATOR"]
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65_536:
         raise ValueError(
-            f"MLIP_JAX_COORDINATOR={coordinator}: expected host:port, the port from 1 to 65535"
+            f"MLIP_JAX_COORDINATOR={coordinator}: expected host:port with a port from 1 to 65535"
         )
     count, index = _number(env, "MLIP_JAX_NUM_PROCESSES"), _number(env, "MLIP_JAX_PROCESS_ID")
     _check_index(count, index, "MLIP_JAX_NUM_PROCESSES", "MLIP_JAX_PROCESS_ID")
@@ -89,8 +90,8 @@ def _slurm(env: Mapping[str, str]) -> Environment:
     if missing or not nodes:
         raise ValueError(
             f"a SLURM step of {env['SLURM_STEP_NUM_TASKS']} tasks without "
-            f"{', '.join(missing) or 'SLURM_STEP_NODELIST'}: start with `srun python -m mlip_jax.main`, "
-            "or set MLIP_JAX_NUM_PROCESSES=1 for a single process"
+            f"{', '.join(missing) or 'SLURM_STEP_NODELIST'}. Start with `srun python -m "
+            "mlip_jax.main`, or set MLIP_JAX_NUM_PROCESSES=1 for a single process."
         )
     count, index = _number(env, "SLURM_STEP_NUM_TASKS"), _number(env, "SLURM_PROCID")
     _check_index(count, index, "SLURM_STEP_NUM_TASKS", "SLURM_PROCID")
@@ -115,8 +116,8 @@ def _slurm_devices(env: Mapping[str, str]) -> tuple[int, ...] | None:
         return None
     if len(visible) % tasks:
         raise ValueError(
-            f"{len(visible)} GPUs (CUDA_VISIBLE_DEVICES={env['CUDA_VISIBLE_DEVICES']}) cannot be dealt "
-            f"out evenly to the {tasks} tasks of a node: choose --ntasks-per-node so that they can"
+            f"{len(visible)} GPUs (CUDA_VISIBLE_DEVICES={env['CUDA_VISIBLE_DEVICES']}) cannot be "
+            f"distributed evenly to the {tasks} tasks of a node. Change --ntasks-per-node."
         )
     share, local = len(visible) // tasks, _number(env, "SLURM_LOCALID")
     return tuple(range(local * share, (local + 1) * share))
@@ -133,9 +134,7 @@ def _tasks_on_node(env: Mapping[str, str]) -> int:
     ).split(","):
         match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part.strip())
         if not match:
-            raise ValueError(
-                f"SLURM_STEP_TASKS_PER_NODE: expected the like of 4(x2),3, received {part!r}"
-            )
+            raise ValueError(f"SLURM_STEP_TASKS_PER_NODE: expected e.g. 4(x2),3, received {part!r}")
         counts += [int(match[1])] * int(match[2] or 1)
     node = _number(env, "SLURM_NODEID", 0)
     return counts[node] if node < len(counts) else counts[0]
@@ -154,13 +153,13 @@ def expand_hostlist(text: str) -> list[str]:
     for item in re.split(r",(?![^\[]*\])", text.strip()):
         parts = re.split(r"\[([^\[\]]*)\]", item)  # plain, range, plain, range, ..., plain
         if not item or re.search(r"[\[\]\s]", "".join(parts)):
-            raise ValueError(
-                f"not a list of hosts: {text!r}; expected the like of node[01-03,7],login"
-            )
-        found = [parts[0]]
+            raise ValueError(f"not a list of hosts: {text!r}; expected e.g. node[01-03,7],login")
+        expanded = [parts[0]]
         for ranges, plain in zip(parts[1::2], parts[2::2]):
-            found = [host + number + plain for host in found for number in _numbers(ranges, text)]
-        hosts += found
+            expanded = [
+                host + number + plain for host in expanded for number in _numbers(ranges, text)
+            ]
+        hosts += expanded
     return hosts
 
 
@@ -172,7 +171,7 @@ def _numbers(ranges: str, text: str) -> list[str]:
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if first > last:
             raise ValueError(
-                f"not a range of hosts: [{ranges}] in {text!r}; expected the like of [01-03,7]"
+                f"not a range of hosts: [{ranges}] in {text!r}; expected e.g. [01-03,7]"
             )
         numbers += [str(n).zfill(len(match[1])) for n in range(first, last + 1)]
     return numbers
@@ -188,7 +187,7 @@ def _number(env: Mapping[str, str], name: str, default: int | None = None) -> in
     if not text and default is not None:
         return default
     if not text or not text.strip().isdecimal():
-        raise ValueError(f"{name}={text}: expected a whole number, 0 or more")
+        raise ValueError(f"{name}={text}: expected an integer of at least 0")
     return int(text)
 
 

@@ -46,14 +46,16 @@ def meet(environment: Environment, timeout: float) -> None:
         error = result.get(timeout=timeout)
     except queue.Empty:
         raise RuntimeError(
-            f"not all processes of this run have come within {timeout:g} s. Look into the logs of the others, and "
-            f"check that they are {environment.num_processes or 'as many as JAX finds'}, each with a number of its own "
-            f"from 0, and that no firewall is between them and process 0 ({environment.coordinator or 'found by JAX'})"
+            f"not all processes of this run have connected within {timeout:g} s. Read the logs of "
+            "the others. Check that their number is "
+            f"{environment.num_processes or 'that which JAX detects'}, that each has its own index "
+            "from 0, and that no firewall separates them from process 0 "
+            f"({environment.coordinator or 'detected by JAX'})."
         ) from None
     if error is not None:
         raise RuntimeError(
-            f"JAX cannot start a run of several processes: {error}\nCheck that nothing has used JAX's devices before, "
-            "and that the processes reach each other"
+            f"JAX cannot start a run of several processes: {error}\nCheck that no code has used "
+            "JAX's devices before, and that the processes can connect to each other."
         ) from error
 
 
@@ -64,17 +66,17 @@ def _options(environment: Environment) -> dict:
       RuntimeError: The port is in use. JAX would share it and mix the processes of two runs.
     """
     host, _, port = environment.coordinator.rpartition(":")
-    here = host in ("localhost", "127.0.0.1", "[::1]")
+    is_local = host in ("localhost", "127.0.0.1", "[::1]")
     if environment.process_id == 0:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             socket.create_server(
-                (host.strip("[]") if here else "", int(port)), family=family
+                (host.strip("[]") if is_local else "", int(port)), family=family
             ).close()
         except OSError as error:
             raise RuntimeError(
-                f"process 0 cannot listen on port {port} ({error}): another run may be using it. Choose "
-                "another port for MLIP_JAX_COORDINATOR"
+                f"process 0 cannot listen on port {port} ({error}); another run may use it. Choose "
+                "another port for MLIP_JAX_COORDINATOR."
             ) from error
     ids = environment.local_device_ids
     return {
@@ -84,7 +86,7 @@ def _options(environment: Environment) -> dict:
         "local_device_ids": None if ids is None else list(ids),
         "cluster_detection_method": "deactivate",
         # accept only local connections if all processes are on this machine
-        "coordinator_bind_address": environment.coordinator if here else None,
+        "coordinator_bind_address": environment.coordinator if is_local else None,
     }
 
 

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 EXIT_REQUEUE = 75
 # Time after which a lost signal is sent again (s). The garbage collection that lost it must be over
 # by then, also on a busy machine.
-_AGAIN_SECONDS = 0.3
+_RESEND_SECONDS = 0.3
 
 
 class Stopped(RuntimeError):
@@ -51,7 +51,7 @@ def ended_by_signals() -> Iterator[None]:
         return
     before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
-        with _lost_ones_again():
+        with _resend_lost_signals():
             yield
     finally:
         for number, handler in before.items():
@@ -59,7 +59,7 @@ def ended_by_signals() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _lost_ones_again() -> Iterator[None]:
+def _resend_lost_signals() -> Iterator[None]:
     """Send a signal again shortly after Python has discarded its exception.
 
     Python prints and discards an exception that is raised during a garbage collection. JAX
@@ -71,7 +71,7 @@ def _lost_ones_again() -> Iterator[None]:
         if not issubclass(about.exc_type, _End | KeyboardInterrupt):
             return show(about)
         number = about.exc_value.number if isinstance(about.exc_value, _End) else signal.SIGINT
-        timers.append(threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), number)))
+        timers.append(threading.Timer(_RESEND_SECONDS, os.kill, (os.getpid(), number)))
         timers[-1].start()
 
     sys.unraisablehook = hook
@@ -119,7 +119,7 @@ class StopSignal:
         if self.received is None:
             self.received = name
             # A handler must not log itself: it may have interrupted a write to the same stream.
-            text = "%s: stopping after this step; the same signal again ends the run at once"
+            text = "%s: stopping after this step; the same signal again ends the run immediately"
             threading.Thread(target=log.warning, args=(text, name), daemon=True).start()
         if self._counts[number] < 2:
             return

@@ -37,27 +37,28 @@ def decode(data: bytes) -> Any:
     return _with_arrays(tree, buffer)
 
 
-def _without_arrays(value, arrays, where):
+def _without_arrays(value, arrays, path):
     """Return `value` with placeholders for arrays, which are appended to the list `arrays`."""
     if isinstance(value, (np.ndarray, np.generic)):
         array = np.asarray(value)
         if array.dtype.hasobject:
-            raise TypeError(f"{where}: an array of Python objects; expected one of numbers or text")
+            raise TypeError(f"{path}: an array of Python objects; expected numbers or text")
         arrays.append(array)
         return {_ARRAY: isinstance(value, np.generic)}
     if isinstance(value, Mapping):
         wrong = [key for key in value if not isinstance(key, str) or key == _ARRAY]
         if wrong:
             raise TypeError(
-                f"{where}: the key {wrong[0]!r}; expected keys that are text, and not {_ARRAY!r}"
+                f"{path}: the key {wrong[0]!r}; expected text keys other than {_ARRAY!r}"
             )
-        return {key: _without_arrays(v, arrays, f"{where}[{key!r}]") for key, v in value.items()}
+        return {key: _without_arrays(v, arrays, f"{path}[{key!r}]") for key, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_without_arrays(v, arrays, f"{where}[{i}]") for i, v in enumerate(value)]
+        return [_without_arrays(v, arrays, f"{path}[{i}]") for i, v in enumerate(value)]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise TypeError(
-        f"{where}: {type(value).__name__}; expected numbers, text, lists, dictionaries or NumPy arrays"
+        f"{path}: {type(value).__name__}; expected numbers, text, lists, dictionaries or NumPy "
+        "arrays"
     )
 
 

@@ -139,7 +139,7 @@ def _fairchem_options(state, cutoff, envelope_exponent, num_layers) -> dict[str,
 
 
 def _force2geo_options(state, cutoff) -> dict[str, Any]:
-    """Return the options of Force2Geo's form. Its Gaussians are on an even grid up to the cutoff."""
+    """Return the options of Force2Geo's form. Its Gaussians are on a grid up to the cutoff."""
     centers = state.take("radial_basis.offset", None)
     stored = float(centers[-1])
     _check_centers(centers, stored)
@@ -182,9 +182,9 @@ def _layers(state, num_layers, width) -> dict[str, Any]:
 
 
 def _reorder(layer, width) -> dict[str, np.ndarray]:
-    """Change the order of outputs from scalars, vectors, directions to scalars, directions, vectors.
+    """Reorder outputs: scalars, vectors, directions become scalars, directions, vectors.
 
-    The directions multiply the displacements of pairs.
+    Directions multiply the displacements of pairs.
     """
     return {
         name: np.concatenate(

@@ -115,7 +115,7 @@ class Model(nn.Module):
             if value not in known:
                 raise ValueError(unknown_name(option, value, known))
         width, numbers = self.num_features, graph.nodes["numbers"]
-        # the frames are axis 1: filters (P, K, F), features h (N, K, F), the same in all frames at first
+        # axis 1 are the frames: filters (P, K, F), features h (N, K, F), at first equal in all
         edge = pairs(graph, self.undirected and self.frames == "all")
         filters = self._filters(edge, graph)
         h = self._embed(numbers, filters.dtype)[:, None, :]
@@ -162,21 +162,18 @@ class Model(nn.Module):
         width = self.num_features
         if self.element_features == "table":
             return embed_elements(self, numbers, width, dtype)
+        # F features in total as published, but some learned ones also if F is small
         used = PROPERTIES.shape[1] + 2 * self.num_period_features
-        if used >= width:
-            raise ValueError(
-                f"num_features={width} leaves none for the element besides {PROPERTIES.shape[1]} physical "
-                f"properties and 2 × num_period_features={self.num_period_features}"
-            )
+        learned = max(width - used, width // 4)
         parts = [
-            embed_elements(self, numbers, width - used, dtype),
+            embed_elements(self, numbers, learned, dtype),
             jnp.asarray(PROPERTIES, dtype)[numbers],
         ]
         if self.num_period_features:
             for name, table in (("period", PERIODS), ("group", GROUPS)):
                 shape = (int(table.max()) + 1, self.num_period_features)
-                learned = self.param(name, nn.initializers.normal(1.0), shape)
-                parts.append(learned.astype(dtype)[jnp.asarray(table)[numbers]])
+                vectors = self.param(name, nn.initializers.normal(1.0), shape)
+                parts.append(vectors.astype(dtype)[jnp.asarray(table)[numbers]])
         h = jnp.concatenate(parts, axis=-1)
         for layer in range(1 + self.two_layers):
             h = jax.nn.silu(Dense(width, kernel_init=xavier, name=f"embed_layer_{layer + 1}")(h))
@@ -221,7 +218,9 @@ class FrameEnergy(nn.Module):
 
 
 def frame_messages(h, filters, edge: Pairs):
-    """Sum features times filter over the neighbors in each frame: (N, K, F), (P, K, F) -> (N, K, F).
+    """Sum features times filters over the neighbors in each frame.
+
+    The shapes (N, K, F) and (P, K, F) become (N, K, F).
 
     The vector of a pair in the reverse direction has the coordinates of the inverse frame, so the
     filters of the reverse direction are those of the frames in reverse order.

@@ -63,12 +63,14 @@ def section(
         axes[0].scatter(distance, absolute, s=9, alpha=0.45, color=figures.BLUE, linewidths=0)
         axes[0].axvline(1, color=figures.GREY, linewidth=1, linestyle=(0, (4, 3)))
         axes[0].set(
-            xlabel="distance (1: border of the domain)",
+            xlabel="distance (1: boundary of the domain)",
             ylabel=f"|error| of {name} ({unit})" if unit else f"|error| of {name}",
         )
         axes[1].plot(false, true, color=figures.BLUE)
         axes[1].plot([0, 1], [0, 1], color=figures.GREY, linewidth=1, linestyle=(0, (4, 3)))
-        axes[1].set(xlabel="false alarms", ylabel="found", xlim=(0, 1), ylim=(0, 1))
+        axes[1].set(
+            xlabel="false positive rate", ylabel="true positive rate", xlim=(0, 1), ylim=(0, 1)
+        )
         beyond = distance > 1
         inside, outside = (
             f"{np.nanmean(absolute[b]):.3g} {unit}" if np.isfinite(absolute[b]).any() else "none"
@@ -76,7 +78,8 @@ def section(
         )
         yield page.figure(
             fig,
-            f"{name}: mean |error| {inside} inside of the domain, {outside} for the "
-            f"{int(beyond.sum())} outside. Area under the curve {area:.2f}; 0.5 is chance.",
+            f"{name}: mean |error| {inside} inside the domain, {outside} for the "
+            f"{int(beyond.sum())} structures outside. Area under the ROC curve {area:.2f} "
+            "(chance: 0.5).",
             wide=True,
         )

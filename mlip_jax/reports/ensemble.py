@@ -14,8 +14,8 @@ from mlip_jax.reports.domain import LARGE, roc
 from mlip_jax.simulation.trust.ensemble_calibration import Calibration, EnsembleErrors
 from mlip_jax.workdir import write_text
 
-_BINS, _IN_A_BIN = 12, 5
-_TITLES = {"valid": "Validation, by which the factors were fitted", "test": "Test"}
+_MAX_BINS, _MIN_BIN_SIZE = 12, 5
+_TITLES = {"valid": "Validation split, to which the factors were fitted", "test": "Test split"}
 
 
 class _CalibratedErrors(NamedTuple):
@@ -34,24 +34,24 @@ class _CalibratedErrors(NamedTuple):
     unit: str
 
 
-def _judged(calibration: Calibration, evaluated: EnsembleErrors) -> dict[str, _CalibratedErrors]:
+def _calibrate(calibration: Calibration, evaluated: EnsembleErrors) -> dict[str, _CalibratedErrors]:
     """Return errors of "energy" (structures, meV/atom) and "forces" (atoms, meV/Å), where known."""
     kinds = {
         "energy": (evaluated.energy_error[:, None], evaluated.energy_spread, "meV/atom"),
         "forces": (evaluated.force_error, evaluated.force_spread, "meV/Å"),
     }
-    made = {}
+    calibrated = {}
     for name, (errors, spread, unit) in kinds.items():
         scale, known = getattr(calibration, name), np.isfinite(errors).all(axis=1)
         if scale is not None and known.any():
             errors, expected = errors[known], scale.expected(spread[known])  # (N, components), (N,)
-            made[name] = _CalibratedErrors(
+            calibrated[name] = _CalibratedErrors(
                 1e3 * np.sqrt(np.mean(errors**2, axis=1)),
                 1e3 * expected,
                 np.abs(errors) / expected[:, None],
                 unit,
             )
-    return made
+    return calibrated
 
 
 def scores(calibration: Calibration, evaluated: EnsembleErrors) -> dict[str, Any]:
@@ -67,17 +67,17 @@ def scores(calibration: Calibration, evaluated: EnsembleErrors) -> dict[str, Any
         roc_auc: Area under the ROC curve of the spread as a predictor of the largest 10 % of the
           errors of structures or atoms; None if there are too few.
     """
-    made: dict[str, Any] = {"num_structures": len(evaluated), "energy": None, "forces": None}
-    for name, j in _judged(calibration, evaluated).items():
-        area = roc(j.expected, j.error)[2]
-        made[name] = {
-            "rms_error": float(np.sqrt(np.mean(j.error**2))),
-            "z_rms": float(np.sqrt(np.mean(j.z**2))),
-            "within_1": float(np.mean(j.z < 1)),
-            "within_2": float(np.mean(j.z < 2)),
+    result: dict[str, Any] = {"num_structures": len(evaluated), "energy": None, "forces": None}
+    for name, errors in _calibrate(calibration, evaluated).items():
+        area = roc(errors.expected, errors.error)[2]
+        result[name] = {
+            "rms_error": float(np.sqrt(np.mean(errors.error**2))),
+            "z_rms": float(np.sqrt(np.mean(errors.z**2))),
+            "within_1": float(np.mean(errors.z < 1)),
+            "within_2": float(np.mean(errors.z < 2)),
             "roc_auc": area if np.isfinite(area) else None,
         }
-    return made
+    return result
 
 
 def write_ensemble_report(
@@ -100,12 +100,12 @@ def write_ensemble_report(
       info: Sections of names and values for `sections.provenance`.
     """
     scales = {"energy": calibration.energy, "forces": calibration.forces}
-    detail = f"by {calibration.num_structures:,} structures"
+    detail = f"fitted to {calibration.num_structures:,} structures"
     body = [
-        page.heading("What error to expect of the ensemble", 1),
+        page.heading("Expected errors of the ensemble", 1),
         page.cards(
             [
-                (f"{name}: expected error over spread", f"{scale.factor:.2f}", "", detail)
+                (f"{name}: expected error / spread", f"{scale.factor:.2f}", "", detail)
                 for name, scale in scales.items()
                 if scale is not None
             ]
@@ -114,20 +114,21 @@ def write_ensemble_report(
     body += [page.callout(note) for note in notes]
     body.append(
         page.paragraph(
-            "The expected error is the standard deviation over the members times the factor above. Where errors are "
-            "Gaussian, the root mean square of error / expected error is 1, and 68 % and 95 % of the errors are below one "
-            "and two expected ones; few members give more large ones."
+            "The expected error is the standard deviation over the members times the factor above. "
+            "For Gaussian errors, the root mean square of error / expected error is 1, and 68 % "
+            "and 95 % of the errors are below one and two times the expected error. With few "
+            "members, large errors are more frequent."
         )
     )
-    for part, found in evaluated.items():
-        body += [page.heading(_TITLES[part]), _table(scores[part])]
-        body += _figures(_judged(calibration, found))
+    for split, errors in evaluated.items():
+        body += [page.heading(_TITLES[split]), _table(scores[split])]
+        body += _figures(_calibrate(calibration, errors))
     body += sections.provenance(dict(info))
     write_text(workdir / "report.html", page.render("Ensemble", body))
     return workdir / "report.html"
 
 
-def _table(found: Mapping[str, Any]) -> str:
+def _table(scores: Mapping[str, Any]) -> str:
     rows = [
         (
             name,
@@ -139,58 +140,63 @@ def _table(found: Mapping[str, Any]) -> str:
             s["roc_auc"],
         )
         for name, unit in (("energy", "meV/atom"), ("forces", "meV/Å"))
-        if (s := found[name]) is not None
+        if (s := scores[name]) is not None
     ]
     return page.table(
         [
-            f"{found['num_structures']:,} structures",
+            f"{scores['num_structures']:,} structures",
             "unit",
             "RMS error",
-            "RMS of error / expected",
-            "below one (%)",
-            "below two (%)",
-            "area under the curve",
+            "RMS of error / expected error",
+            "below 1 × expected (%)",
+            "below 2 × expected (%)",
+            "area under the ROC curve",
         ],
         rows,
     )
 
 
-def _figures(judged: Mapping[str, _CalibratedErrors]) -> Iterator[str]:
+def _figures(calibrated: Mapping[str, _CalibratedErrors]) -> Iterator[str]:
     """Yield, per kind of error, a calibration plot and a ROC curve."""
-    for name, j in judged.items():
+    for name, errors in calibrated.items():
         fig, axes = figures.figure(
-            "Found against expected", f"Largest {100 * LARGE:.0f} % of the errors", size=(9.2, 3.8)
+            "Actual against expected error",
+            f"Largest {100 * LARGE:.0f} % of the errors",
+            size=(9.2, 3.8),
         )
-        expected, found = _binned(j)
-        axes[0].plot(expected, found, color=figures.BLUE, marker="o", markersize=4)
-        ends = np.array([min(expected.min(), found.min()), max(expected.max(), found.max())]) * [
-            0.8,
-            1.25,
-        ]
+        expected, actual = _rms_in_bins(errors)
+        axes[0].plot(expected, actual, color=figures.BLUE, marker="o", markersize=4)
+        low, high = min(expected.min(), actual.min()), max(expected.max(), actual.max())
+        ends = np.array([0.8 * low, 1.25 * high])
         axes[0].plot(ends, ends, color=figures.GREY, linewidth=1, linestyle=(0, (4, 3)))
         axes[0].set(
             xscale="log",
             yscale="log",
-            xlabel=f"expected error ({j.unit})",
-            ylabel=f"RMS error ({j.unit})",
+            xlabel=f"expected error ({errors.unit})",
+            ylabel=f"RMS error ({errors.unit})",
         )
-        false, true, area = roc(j.expected, j.error)
+        false, true, area = roc(errors.expected, errors.error)
         axes[1].plot(false, true, color=figures.BLUE)
         axes[1].plot([0, 1], [0, 1], color=figures.GREY, linewidth=1, linestyle=(0, (4, 3)))
-        axes[1].set(xlabel="false alarms", ylabel="found", xlim=(0, 1), ylim=(0, 1))
-        of = "structures" if name == "energy" else "atoms"
+        axes[1].set(
+            xlabel="false positive rate", ylabel="true positive rate", xlim=(0, 1), ylim=(0, 1)
+        )
+        samples = "structures" if name == "energy" else "atoms"
         yield page.figure(
             fig,
-            f"{name} of {len(j.error):,} {of}. Left: root mean square of the errors of {of} with "
-            "about the same expected error; on the dashed line they agree. Right: large errors told by "
-            f"the spread, area under the curve {area:.2f}; 0.5 is chance.",
+            f"{name} of {len(errors.error):,} {samples}. Left: root mean square error of {samples} "
+            "with similar expected errors; both agree on the dashed line. Right: detection of "
+            f"large errors by the spread; area under the ROC curve {area:.2f} (chance: 0.5).",
             wide=True,
         )
 
 
-def _binned(j: _CalibratedErrors) -> tuple[np.ndarray, np.ndarray]:
+def _rms_in_bins(errors: _CalibratedErrors) -> tuple[np.ndarray, np.ndarray]:
     """Return RMS expected and actual errors in bins of equal counts, both (B,) and positive."""
-    order = np.argsort(j.expected, kind="stable")
-    bins = np.array_split(order, int(np.clip(len(order) // _IN_A_BIN, 1, _BINS)))
-    means = np.array([[np.sqrt(np.mean(x[b] ** 2)) for b in bins] for x in (j.expected, j.error)])
-    return means[0], np.maximum(means[1], 1e-9)  # the axes are logarithmic
+    order = np.argsort(errors.expected, kind="stable")
+    bins = np.array_split(order, int(np.clip(len(order) // _MIN_BIN_SIZE, 1, _MAX_BINS)))
+    expected, actual = (
+        np.array([np.sqrt(np.mean(x[b] ** 2)) for b in bins])
+        for x in (errors.expected, errors.error)
+    )
+    return expected, np.maximum(actual, 1e-9)  # the axes are logarithmic

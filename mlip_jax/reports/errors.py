@@ -75,8 +75,8 @@ def summary(predictions: Predictions) -> dict[str, float | int | None]:
             "num_atoms": predictions.num_atoms,
             "num_molecules": int(np.unique(predictions.molecule).size),
             "num_force_outliers": len(force_outliers(predictions)),
-            "num_nonfinite_predictions": _lost(predictions.energy, energy)
-            + _lost(predictions.forces, force),
+            "num_nonfinite_predictions": _count_nonfinite(predictions.energy, energy)
+            + _count_nonfinite(predictions.forces, force),
         }
     )
 
@@ -207,7 +207,7 @@ def per_element(predictions: Predictions) -> list[GroupErrors]:
     `num_structures` is the number of structures that contain the element.
     """
     elements, of_atom = np.unique(predictions.numbers, return_inverse=True)
-    force_mae, force_rmse = _grouped(1e3 * force_errors(predictions), of_atom, elements.size)
+    force_mae, force_rmse = _mae_and_rmse(1e3 * force_errors(predictions), of_atom, elements.size)
     per_structure = element_counts(predictions.numbers, predictions.sizes, elements)  # (S, E)
     counts = (
         np.stack([(per_structure > 0).sum(axis=0), per_structure.sum(axis=0)], axis=1)
@@ -271,7 +271,7 @@ def force_outliers(
     reference = np.linalg.norm(predictions.forces, axis=1)
     atoms = np.flatnonzero(residual > threshold)
     structures = predictions.structure_of_atom[atoms]
-    found = [
+    outliers = [
         ForceOutlier(
             molecule=str(predictions.molecule[s]),
             conformer=int(predictions.conformer[s]),
@@ -283,7 +283,7 @@ def force_outliers(
         for a, s in zip(atoms, structures, strict=True)
     ]
     return sorted(
-        found,
+        outliers,
         key=lambda outlier: (-outlier.residual, outlier.molecule, outlier.conformer, outlier.atom),
     )
 
@@ -340,12 +340,12 @@ def _difference(predicted: np.ndarray, reference: np.ndarray) -> np.ndarray:
     return np.subtract(predicted, reference, out=np.full(reference.shape, np.nan), where=known)
 
 
-def _lost(reference: np.ndarray, errors: np.ndarray) -> int:
+def _count_nonfinite(reference: np.ndarray, errors: np.ndarray) -> int:
     """Count labels whose error is not finite, because the prediction is not."""
     return int(np.sum(np.isfinite(reference) & ~np.isfinite(errors)))
 
 
-def _grouped(
+def _mae_and_rmse(
     errors: np.ndarray, group: np.ndarray, num_groups: int
 ) -> tuple[list[float], list[float]]:
     """Compute MAE and RMSE per group of errors (N,) or (N, 3), in one pass over all groups."""
@@ -371,8 +371,8 @@ def _per_group(
         .astype(int)
         .tolist()
     )
-    energy = _grouped(energy_errors_per_atom(predictions), of_structure, len(labels))
-    force = _grouped(
+    energy = _mae_and_rmse(energy_errors_per_atom(predictions), of_structure, len(labels))
+    force = _mae_and_rmse(
         1e3 * force_errors(predictions), of_structure[predictions.structure_of_atom], len(labels)
     )
     return [

@@ -29,7 +29,7 @@ _COLUMNS = {
     "volume": "volume_ang3",
     "pressure": "pressure_bar",
 }
-_MOST_LINES, _MOST_ROWS, _MOST_POINTS = 12, 40, 2000
+_MAX_LINES, _MAX_ROWS, _MAX_POINTS = 12, 40, 2000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,14 +97,14 @@ def metrics(about: Run, thermo: Mapping[int, Mapping[str, np.ndarray]]) -> dict[
         if columns is not None:
             late = slice(len(columns["time"]) // 2, None)  # the first half may depend on the start
             entry |= {
-                "mean_temperature_k": _known(columns["temperature"][late].mean()),
-                "std_temperature_k": _known(columns["temperature"][late].std()),
-                "mean_potential_ev": _known(columns["potential"][late].mean()),
-                "drift_mev_per_atom_per_ps": _known(
+                "mean_temperature_k": _finite_or_none(columns["temperature"][late].mean()),
+                "std_temperature_k": _finite_or_none(columns["temperature"][late].std()),
+                "mean_potential_ev": _finite_or_none(columns["potential"][late].mean()),
+                "drift_mev_per_atom_per_ps": _finite_or_none(
                     drift(columns["time"], columns["conserved"], size)
                 ),
-                "mean_volume_ang3": _known(columns["volume"][late].mean()),
-                "mean_pressure_bar": _known(columns["pressure"][late].mean()),
+                "mean_volume_ang3": _finite_or_none(columns["volume"][late].mean()),
+                "mean_pressure_bar": _finite_or_none(columns["pressure"][late].mean()),
             }
         molecules.append(entry)
     drifts = [
@@ -119,14 +119,16 @@ def metrics(about: Run, thermo: Mapping[int, Mapping[str, np.ndarray]]) -> dict[
         "ensemble": about.ensemble,
         "broken": len(about.broken),
         "seconds": round(about.seconds, 3),
-        "steps_per_second": _known(about.steps / about.seconds if about.seconds > 0 else math.nan),
-        "nanoseconds_per_day": _known(about.nanoseconds_per_day),
+        "steps_per_second": _finite_or_none(
+            about.steps / about.seconds if about.seconds > 0 else math.nan
+        ),
+        "nanoseconds_per_day": _finite_or_none(about.nanoseconds_per_day),
         "largest_drift_mev_per_atom_per_ps": max(map(abs, drifts), default=None),
         "each": molecules,
     }
 
 
-def _known(value: float) -> float | None:
+def _finite_or_none(value: float) -> float | None:
     """Return the value as a float, or None if it is not finite."""
     return float(value) if math.isfinite(value) else None
 
@@ -165,7 +167,7 @@ def write_md_report(
     body = [
         page.heading(title, 1),
         *_headline(content),
-        *_broken(about),
+        *_broken_molecules(about),
         *_curves(about, thermo),
         *_table(content),
         *_pictures(pictures),
@@ -195,20 +197,20 @@ def _headline(content: Mapping[str, Any]) -> Iterator[str]:
                 "speed",
                 page.number(content["steps_per_second"]),
                 "steps/s",
-                f"{page.number(content['nanoseconds_per_day'])} ns/day of each molecule; {page.duration(content['seconds'])} "
-                "in all, compilation included",
+                f"{page.number(content['nanoseconds_per_day'])} ns/day per molecule; "
+                f"{page.duration(content['seconds'])} in total, including compilation",
             ),
             (
                 "largest drift",
                 page.number(content["largest_drift_mev_per_atom_per_ps"]),
                 "meV/atom/ps",
-                "of the conserved energy, by least squares, of molecules that did not break",
+                "slope of the conserved energy; molecules that did not break",
             ),
         ]
     )
 
 
-def _broken(about: Run) -> Iterator[str]:
+def _broken_molecules(about: Run) -> Iterator[str]:
     if not about.broken:
         return
     lines = [
@@ -216,30 +218,26 @@ def _broken(about: Run) -> Iterator[str]:
         for m, (step, reason) in sorted(about.broken.items())
     ]
     more = (
-        [f"… and {len(lines) - _MOST_ROWS} more, see metrics.json"]
-        if len(lines) > _MOST_ROWS
-        else []
+        [f"… and {len(lines) - _MAX_ROWS} more, see metrics.json"] if len(lines) > _MAX_ROWS else []
     )
-    yield page.callout("\n".join(lines[:_MOST_ROWS] + more))
+    yield page.callout("\n".join(lines[:_MAX_ROWS] + more))
 
 
 def _curves(about: Run, thermo) -> Iterator[str]:
     yield page.heading("Energy and temperature")
     if not thermo:
-        yield page.paragraph("No steps were recorded, so there is nothing to show.")
+        yield page.paragraph("No steps were recorded.")
         return
-    shown = (
-        ""
-        if len(thermo) <= _MOST_LINES
-        else f" {_MOST_LINES} of {len(thermo)} molecules are drawn."
+    omitted = (
+        "" if len(thermo) <= _MAX_LINES else f" {_MAX_LINES} of {len(thermo)} molecules are drawn."
     )
     yield page.figure(
         curve_figure(about, thermo),
         (
-            "What exact dynamics would conserve, less its value at the start (above left: its slope is the drift), "
-            "temperature, potential energy less its mean, and the distribution of the temperature over all molecules and "
-            "the second half of the time. The dashed line is the temperature that was asked for."
-            + shown
+            "Conserved energy minus its initial value (its slope is the drift), or the volume at "
+            "constant pressure; temperature; potential energy minus its mean; distribution of the "
+            "temperature over all molecules in the second half of the run. Dashed lines mark the "
+            "temperature of the thermostat." + omitted
         ),
         wide=True,
     )
@@ -258,9 +256,9 @@ def curve_figure(about: Run, thermo: Mapping[int, Mapping[str, np.ndarray]]) -> 
         "Distribution of the temperature",
         size=(9.2, 6.2),
     )
-    for m in list(thermo)[:_MOST_LINES]:
+    for m in list(thermo)[:_MAX_LINES]:
         columns, size = thermo[m], about.sizes[m]
-        every = max(1, len(columns["time"]) // _MOST_POINTS)
+        every = max(1, len(columns["time"]) // _MAX_POINTS)
         t = {k: v[::every] for k, v in columns.items()}
         x, style = t["time"] / 1000, {"linewidth": 0.9, "alpha": 0.8}
         first = t["volume"] if at_pressure else 1000 * (t["conserved"] - t["conserved"][0]) / size
@@ -269,10 +267,10 @@ def curve_figure(about: Run, thermo: Mapping[int, Mapping[str, np.ndarray]]) -> 
         axes[2].plot(x, 1000 * (t["potential"] - t["potential"].mean()) / size, **style)
     axes[0].set(xlabel="time (ps)", ylabel="volume (Å³)" if at_pressure else "change (meV/atom)")
     axes[1].set(xlabel="time (ps)", ylabel="temperature (K)")
-    axes[2].set(xlabel="time (ps)", ylabel="less its mean (meV/atom)")
+    axes[2].set(xlabel="time (ps)", ylabel="energy − mean (meV/atom)")
     late = np.concatenate([c["temperature"][len(c["temperature"]) // 2 :] for c in thermo.values()])
     late = late[np.isfinite(late)]
-    axes[3].set(xlabel="temperature (K)", ylabel="share (1/K)")
+    axes[3].set(xlabel="temperature (K)", ylabel="density (1/K)")
     if len(late) > 1 and np.ptp(late) > 0:
         bins = min(60, max(10, int(math.sqrt(len(late)))))
         axes[3].hist(late, bins=bins, density=True, color=figures.BLUE, alpha=0.8)
@@ -303,18 +301,19 @@ def _table(content: Mapping[str, Any]) -> Iterator[str]:
         )
         for e in content["each"]
     ]
-    yield page.table(header, rows[:_MOST_ROWS])
-    if len(rows) > _MOST_ROWS:
-        yield page.paragraph(f"{len(rows) - _MOST_ROWS} more are in metrics.json.")
+    yield page.table(header, rows[:_MAX_ROWS])
+    if len(rows) > _MAX_ROWS:
+        yield page.paragraph(f"{len(rows) - _MAX_ROWS} more are in metrics.json.")
 
 
 def _pictures(pictures: Sequence[Picture]) -> Iterator[str]:
     if pictures:
-        yield page.heading("At the start and at the end")
+        yield page.heading("Initial and final geometries")
         yield page.figure(
             molecule_figure(pictures),
             (
-                "Molecules at the start (above) and in the last frame (below), aligned and seen from the same side."
+                "Molecules at the start (top) and in the last frame (bottom), aligned and viewed "
+                "from the same direction."
             ),
             wide=True,
         )

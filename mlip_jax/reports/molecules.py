@@ -149,7 +149,7 @@ def draw(ax: Axes, numbers: np.ndarray, positions: np.ndarray, reach: float) -> 
     radii = np.maximum(_BALL * covalent_radii[numbers], _SMALLEST)
     depth = positions[:, 2]
     fog = 0.45 * (depth.max() - depth) / max(np.ptp(depth), 2.0)  # distant atoms are lighter
-    colors = _faded(jmol_colors[numbers], fog)
+    colors = _blend_with_white(jmol_colors[numbers], fog)
     outline = 2 * reach / (72 * _SIDE) * _OUTLINE  # width of outlines in Å
     shapes = [
         shape
@@ -162,7 +162,11 @@ def draw(ax: Axes, numbers: np.ndarray, positions: np.ndarray, reach: float) -> 
         circle = positions[atom, :2] + radii[atom] * _CIRCLE
         shapes.append(
             _Shape(
-                depth[atom], circle, colors[atom], _faded(_DARK, fog[atom : atom + 1])[0], _OUTLINE
+                depth[atom],
+                circle,
+                colors[atom],
+                _blend_with_white(_DARK, fog[atom : atom + 1])[0],
+                _OUTLINE,
             )
         )
     shapes.sort(key=lambda shape: shape.depth)
@@ -182,7 +186,7 @@ def _stick(
 ) -> list[_Shape]:
     """Return the shapes of a stick between two balls.
 
-    Each half has the color of its atom and lies over a slightly wider dark bar, its outline.
+    Each half has the color of its atom and is drawn over a slightly wider dark bar, its outline.
     """
     direction = ends[1] - ends[0]
     across = np.array([-direction[1], direction[0]])
@@ -193,7 +197,7 @@ def _stick(
     inset = np.minimum(0.8 * radii / length, 0.5)
     first, last = ends[0, :2] + direction[:2] * inset[0], ends[1, :2] - direction[:2] * inset[1]
     middle, depth = 0.5 * (first + last), ends[:, 2].mean()
-    dark, wider = _faded(_DARK, np.array([fog]))[0], across * (1 + 2 * outline / _STICK)
+    dark, wider = _blend_with_white(_DARK, np.array([fog]))[0], across * (1 + 2 * outline / _STICK)
 
     def bar(a, b, side, color, nearer):
         return _Shape(
@@ -207,6 +211,6 @@ def _stick(
     ]
 
 
-def _faded(colors: np.ndarray, fog: np.ndarray) -> np.ndarray:
+def _blend_with_white(colors: np.ndarray, fog: np.ndarray) -> np.ndarray:
     """Blend colors (k, 3) with white by the fractions `fog`, (k,)."""
     return colors + (1 - colors) * fog[:, None]

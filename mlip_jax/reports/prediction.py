@@ -16,7 +16,7 @@ from mlip_jax.reports import figures, sections
 from mlip_jax.reports import html_page as page
 from mlip_jax.workdir import write_text
 
-_MOST = 20  # maximum number of lines of a table
+_MAX_ROWS = 20
 
 
 def write_prediction_report(
@@ -53,10 +53,10 @@ def write_prediction_report(
                     f"of {len(rows):,}; {len(rows) - len(done):,} failed",
                 ),
                 (
-                    "outside of the domain",
+                    "outside the domain",
                     f"{len(outside):,}",
                     "",
-                    "farther from training than 99 % of validation",
+                    "farther from the training split than 99 % of the validation split",
                 ),
                 ("time", page.duration(seconds), "", ""),
             ]
@@ -65,8 +65,8 @@ def write_prediction_report(
     if outside:
         body.append(
             page.callout(
-                f"{len(outside):,} of {len(done):,} molecules lie outside of what the predictor was "
-                "trained on: do not trust their numbers unseen."
+                f"{len(outside):,} of {len(done):,} molecules are outside the domain of the "
+                "predictor. Their predictions are unreliable; check them before you use them."
             )
         )
     body += [
@@ -81,7 +81,6 @@ def write_prediction_report(
 
 def _figures(done, targets) -> Iterator[str]:
     """Yield a histogram and the expected errors per scalar property."""
-    made = []
     for t in targets:
         if t.kind != "scalar" or not done:
             continue
@@ -108,19 +107,16 @@ def _figures(done, targets) -> Iterator[str]:
             )
         axes[1].axvline(1, color=figures.GREY, linewidth=1, linestyle=(0, (4, 3)))
         axes[1].set(
-            xlabel="distance from the training molecules (1: border)",
+            xlabel="distance from the training molecules (1: boundary)",
             ylabel=f"expected |error| ({t.unit})" if t.unit else "expected |error|",
         )
         axes[1].legend(frameon=False, fontsize=9)
-        made.append(
-            page.figure(
-                fig,
-                f"What was predicted for {t.name}, and the error of validation molecules that lie "
-                "as far from the training molecules.",
-                wide=True,
-            )
+        yield page.figure(
+            fig,
+            f"Predictions of {t.name}, and their expected errors: those of validation molecules at "
+            "the same distance from the training molecules.",
+            wide=True,
         )
-    yield from made
 
 
 def _extremes(done, targets) -> Iterator[str]:
@@ -129,11 +125,8 @@ def _extremes(done, targets) -> Iterator[str]:
         if t.kind != "scalar" or not done:
             continue
         order = np.argsort(_column(done, t.name))
-        chosen = (
-            order
-            if len(order) <= _MOST
-            else np.concatenate([order[: _MOST // 2], order[-_MOST // 2 :]])
-        )
+        half = _MAX_ROWS // 2
+        chosen = order if len(order) <= _MAX_ROWS else np.concatenate([order[:half], order[-half:]])
         yield page.heading(f"Lowest and highest {t.name}")
         yield page.table(
             [
@@ -161,14 +154,14 @@ def _failures(rows) -> Iterator[str]:
     failed = [row for row in rows if row["status"] == "failed"]
     if not failed:
         return
-    yield page.heading("Not predicted")
+    yield page.heading("Failed molecules")
     for reason, count in collections.Counter(
         row["reason"].partition(": ")[0] for row in failed
     ).most_common(5):
         yield page.paragraph(f"{count:,} × {reason}")
     yield page.table(
         ["molecule", "SMILES", "reason"],
-        [(row["name"] or row["index"], row["smiles"], row["reason"]) for row in failed[:_MOST]],
+        [(row["name"] or row["index"], row["smiles"], row["reason"]) for row in failed[:_MAX_ROWS]],
     )
 
 

@@ -54,8 +54,8 @@ class Predictions:
         _check_offsets(self.offsets, self.numbers)
         if self.numbers.size and not (1 <= self.numbers.min() and self.numbers.max() <= 118):
             raise ValueError(
-                f"numbers must be atomic numbers from 1 to 118, but go from {self.numbers.min()} to "
-                f"{self.numbers.max()}; padding atoms must be removed first."
+                "numbers: must be atomic numbers from 1 to 118, received values from "
+                f"{self.numbers.min()} to {self.numbers.max()}. Remove padding atoms first."
             )
         per_structure, per_atom = (self.num_structures,), (self.num_atoms, 3)
         for name in _KINDS:
@@ -63,8 +63,8 @@ class Predictions:
             actual = getattr(self, name).shape
             if name not in ("numbers", "offsets") and actual != expected:
                 raise ValueError(
-                    f"{name} must have shape {expected} for {self.num_structures} structures with {self.num_atoms} "
-                    f"atoms (from offsets), but has shape {actual}."
+                    f"{name}: expected shape {expected} for {self.num_structures} structures with "
+                    f"{self.num_atoms} atoms (from offsets), received {actual}"
                 )
 
     @property
@@ -107,11 +107,13 @@ class Predictions:
             with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
                 missing = sorted(set(_KINDS) - set(file.files))
                 if missing:
-                    raise ValueError(f"lacks the arrays {missing}, has {sorted(file.files)}.")
+                    raise ValueError(
+                        f"missing arrays {missing}; the file contains {sorted(file.files)}"
+                    )
                 return cls(**{name: file[name] for name in _KINDS})
         # For a file with a single array, NumPy returns an array, which is not a context manager.
         except (ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path} does not hold predictions: {error}") from error
+            raise ValueError(f"{path}: not a valid file of predictions: {error}") from error
 
 
 _KINDS = {
@@ -133,28 +135,27 @@ def _convert(name: str, value, kind: type) -> np.ndarray:
     array = np.asarray(value)
     # NumPy converts any empty list to float64.
     if kind is np.int64 and array.size and array.dtype.kind not in "iu":
-        raise ValueError(f"{name} must hold integers, but has dtype {array.dtype}.")
+        raise ValueError(f"{name}: must contain integers, received dtype {array.dtype}")
     if kind is np.float64 and array.size and array.dtype.kind not in "fiu":
-        raise ValueError(f"{name} must hold real numbers, but has dtype {array.dtype}.")
+        raise ValueError(f"{name}: must contain real numbers, received dtype {array.dtype}")
     return array.astype(kind)
 
 
 def _check_offsets(offsets: np.ndarray, numbers: np.ndarray) -> None:
     """Raise ValueError unless the offsets divide the atoms into non-empty structures."""
     if numbers.ndim != 1:
-        raise ValueError(f"numbers must have shape (atoms,), but has shape {numbers.shape}.")
+        raise ValueError(f"numbers: expected shape (atoms,), received {numbers.shape}")
     if offsets.ndim != 1 or offsets.size < 1:
-        raise ValueError(
-            f"offsets must have shape (structures + 1,), but has shape {offsets.shape}."
-        )
+        raise ValueError(f"offsets: expected shape (structures + 1,), received {offsets.shape}")
     if offsets[0] != 0 or offsets[-1] != numbers.size:
         raise ValueError(
-            f"offsets must go from 0 to the number of atoms, {numbers.size}, but go from {offsets[0]} to {offsets[-1]}."
+            f"offsets: must start at 0 and end at the number of atoms, {numbers.size}; received "
+            f"{offsets[0]} to {offsets[-1]}"
         )
     empty = np.flatnonzero(np.diff(offsets) < 1)
     if empty.size:
         s = empty[0]
         raise ValueError(
-            f"Every structure needs at least one atom, but structure {s} goes from atom {offsets[s]} to "
-            f"{offsets[s + 1]}."
+            f"offsets: every structure must have at least one atom, but structure {s} has the "
+            f"atoms {offsets[s]} to {offsets[s + 1]} (exclusive)"
         )

@@ -18,7 +18,7 @@ from mlip_jax.reports import html_page as page
 from mlip_jax.reports.training import read_metrics
 from mlip_jax.workdir import atomic_open, write_text
 
-_WORST = 10
+_MAX_WORST = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +170,9 @@ def _file(part: str) -> str:
 def _table(scores, outcomes, targets) -> Iterator[str]:
     """Yield a table of errors per split and property."""
     if not targets:
-        yield page.paragraph("Nothing but noise was learned: this run is to begin others from.")
+        yield page.paragraph(
+            "This run only learned to predict noise; use it to initialize other runs."
+        )
         return
     yield page.heading("Errors")
     header = ["", "structures"]
@@ -185,22 +187,26 @@ def _table(scores, outcomes, targets) -> Iterator[str]:
         header,
         [
             (
-                part,
-                max(of[t.name]["count"] for t in targets),
-                *(of[t.name][key] for t in targets for key in ("mae", "stderr", "rmse", "median")),
+                split,
+                max(score[t.name]["count"] for t in targets),
+                *(
+                    score[t.name][key]
+                    for t in targets
+                    for key in ("mae", "stderr", "rmse", "median")
+                ),
             )
-            for part, of in scores.items()
+            for split, score in scores.items()
         ],
     )
     yield page.paragraph(
-        "The lines 'test ...' are the same molecules at geometries of different origin; the labels "
-        "are always those of the reference geometry."
+        "All rows 'test ...' contain the same molecules, at geometries of different origin. Labels "
+        "are those of the reference geometry."
     )
 
 
 def _figures(outcomes, targets, first, metrics_csv) -> Iterator[str]:
     """Yield parity plots of the first test split, and learning curves."""
-    made = []
+    parity = []
     for t in targets:
         if first and t.kind == "scalar":
             outcome = outcomes[first]
@@ -209,12 +215,12 @@ def _figures(outcomes, targets, first, metrics_csv) -> Iterator[str]:
                 ax,
                 outcome.labels[t.name],
                 outcome.predicted[t.name],
-                figures.BLUE,
-                f"{t.name} ({t.unit})" if t.unit else t.name,
-                outcome.absolute(t.name),
-                t.unit,
+                color=figures.BLUE,
+                axis=f"{t.name} ({t.unit})" if t.unit else t.name,
+                error=outcome.absolute(t.name),
+                unit=t.unit,
             )
-            made.append(page.figure(fig, f"Predicted against reference {t.name}, {first}."))
+            parity.append(page.figure(fig, f"Predicted against reference {t.name}, {first}."))
     layout = [("Loss", "loss", {"train_loss": "train", "valid_loss": "valid"})]
     layout += [
         (
@@ -229,10 +235,10 @@ def _figures(outcomes, targets, first, metrics_csv) -> Iterator[str]:
         ("Learning rate", "learning rate", {"learning_rate": "train"}),
     ]
     curves = figures.learning_curves(read_metrics(metrics_csv), layout)
-    if made:
-        yield page.grid(made)
+    if parity:
+        yield page.grid(parity)
     if curves is not None:
-        yield page.figure(curves, "The course of training.", wide=True)
+        yield page.figure(curves, "Loss, errors and learning rate during training.", wide=True)
 
 
 def _domain(outcomes, targets, first) -> Iterator[str]:
@@ -240,7 +246,7 @@ def _domain(outcomes, targets, first) -> Iterator[str]:
     if outcome is None or outcome.distance is None:
         return
     yield from domain.section(
-        "Does the distance from the training molecules tell the error?",
+        "Errors against the distance from the training molecules",
         outcome.distance,
         {f"{t.name}, {first}": (outcome.absolute(t.name), t.unit) for t in targets},
     )
@@ -254,10 +260,10 @@ def _worst(outcomes, targets, first) -> Iterator[str]:
         outcome, absolute = outcomes[first], outcomes[first].absolute(t.name)
         order = [
             s
-            for s in np.argsort(-np.nan_to_num(absolute, nan=-1.0))[:_WORST]
+            for s in np.argsort(-np.nan_to_num(absolute, nan=-1.0))[:_MAX_WORST]
             if np.isfinite(absolute[s])
         ]
-        yield page.heading(f"Worst molecules: {t.name}, {first}")
+        yield page.heading(f"Molecules with the largest errors: {t.name}, {first}")
         yield page.table(
             ["molecule", "atoms", "reference", "predicted", "error"],
             [
@@ -284,7 +290,7 @@ def _provenance(
     return {
         "Result": {
             "best checkpoint at step": best_step,
-            "updates": info["updates"],
+            "training steps": info["updates"],
             "training seconds": round(seconds, 1),
             "training structures": statistics["num_structures"],
             "level of theory": statistics["level_of_theory"],

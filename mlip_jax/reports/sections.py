@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mlip_jax.reports import errors, figures
+from mlip_jax.reports import error_figures, errors, figures
 from mlip_jax.reports import html_page as page
 from mlip_jax.reports.predictions import Predictions
 
@@ -55,7 +55,7 @@ def headline(content: ReportData, notes: Sequence[str]) -> Iterator[str]:
         )
 
     stderr = page.number(values.get("energy_slope_stderr_mev_per_atom"))
-    slope = _signed(values.get("energy_slope_mev_per_atom"))
+    slope = _with_sign(values.get("energy_slope_mev_per_atom"))
     yield page.cards(
         [
             card(
@@ -70,22 +70,22 @@ def headline(content: ReportData, notes: Sequence[str]) -> Iterator[str]:
                 "meV/Å",
                 "force_rmse_mev_per_ang",
             ),
-            ("energy drift with size", slope, "meV/atom", f"± {stderr}; should be zero"),
+            ("energy error against size", slope, "meV/atom", f"slope, ± {stderr}; should be zero"),
             ("training time", page.duration(content.metrics["seconds"]), "", _extent(content)),
         ]
     )
     yield from (page.callout(note) for note in notes)
     if shown != "test":
-        what = f"those of the {shown} split" if shown else "none"
         yield page.callout(
-            f"There are no test structures, so the numbers shown in detail are {what}."
+            "There are no test structures. "
+            + (f"Detailed results are for the {shown} split." if shown else "No results are shown.")
         )
     for name in content.splits:
-        lost = content.metrics[name]["num_nonfinite_predictions"]
-        if lost:
+        nonfinite = content.metrics[name]["num_nonfinite_predictions"]
+        if nonfinite:
             yield page.callout(
-                f"{lost:,} predicted energies or force components of the {name} split are NaN or infinite. They are "
-                "left out of all averages, which are therefore better than the model."
+                f"{nonfinite:,} predicted energies or force components of the {name} split are NaN "
+                "or infinite. They are excluded from all averages, which are therefore too low."
             )
 
 
@@ -109,18 +109,20 @@ def error_table(content: ReportData) -> Iterator[str]:
             values["energy_slope_mev_per_atom"],
             values["energy_slope_stderr_mev_per_atom"],
         )
-        told = _signed(slope) if stderr is None else f"{_signed(slope)} ± {page.number(stderr)}"
-        rows.append((name, *(values[key] for key in keys), told))
+        text = (
+            _with_sign(slope) if stderr is None else f"{_with_sign(slope)} ± {page.number(stderr)}"
+        )
+        rows.append((name, *(values[key] for key in keys), text))
     yield page.heading("Errors")
     yield page.table(header, rows) if rows else page.paragraph("No predictions were given.")
     for name, split in content.splits.items():
         if split.num_structures == 0:
             yield page.paragraph(f"The {name} split is empty.")
             continue
-        for what, labels in (("energies", split.energy), ("forces", split.forces)):
+        for quantity, labels in (("energies", split.energy), ("forces", split.forces)):
             if not np.isfinite(labels).any():
                 yield page.paragraph(
-                    f"The {name} split has no reference {what}, so it has no errors of {what}."
+                    f"The {name} split has no reference {quantity}, so their errors are unknown."
                 )
 
 
@@ -131,7 +133,10 @@ def curves_and_parity(content: ReportData) -> Iterator[str]:
     if fig is None:
         yield page.paragraph("No learning curve recorded.")
     else:
-        caption = "Loss and errors on training batches (blue) and on the validation split (green) while training."
+        caption = (
+            "Loss and errors on training batches (blue) and on the validation split (green) "
+            "during training."
+        )
         yield page.figure(fig, caption, wide=True)
     if content.shown is None:
         return
@@ -141,48 +146,51 @@ def curves_and_parity(content: ReportData) -> Iterator[str]:
     parity = []
     if values["energy_mae_ev"] is not None:
         caption = (
-            f"Energies of {int(np.isfinite(p.energy).sum()):,} structures per atom, predicted against reference, less "
-            "a sum of energies per element that is fitted to the reference: a perfect model lies on the dashed line."
+            "Predicted against reference energies per atom "
+            f"({int(np.isfinite(p.energy).sum()):,} structures), minus per-element energies fitted "
+            "to the reference. A perfect model is on the dashed line."
         )
-        parity.append(page.figure(figures.energy_parity(p, color), caption))
+        parity.append(page.figure(error_figures.energy_parity(p, color), caption))
     if values["force_mae_mev_per_ang"] is not None:
         caption = (
-            f"All {int(np.isfinite(p.forces).sum()):,} force components, predicted against reference, as they come "
-            "from the labels: a perfect model lies on the dashed line."
+            "Predicted against reference force components "
+            f"({int(np.isfinite(p.forces).sum()):,}). A perfect model is on the dashed line."
         )
-        parity.append(page.figure(figures.force_parity(p, color), caption))
+        parity.append(page.figure(error_figures.force_parity(p, color), caption))
     if not parity:
-        yield page.paragraph("There are no labels to compare with.")
+        yield page.paragraph("There are no labels.")
         return
     yield page.grid(parity)
     labelled = {name: split for name, split in content.splits.items() if split.num_structures}
     caption = (
-        "How errors are distributed on a logarithmic scale: a train line that is much narrower than the others means "
-        "overfitting, a shifted one a bias, and wide feet rare large errors."
+        "Distributions of errors on a logarithmic scale. A train curve that is much narrower than "
+        "the others indicates overfitting, a shifted curve a bias, and wide tails rare large "
+        "errors."
     )
-    yield page.figure(figures.error_distributions(labelled), caption, wide=True)
+    yield page.figure(error_figures.error_distributions(labelled), caption, wide=True)
 
 
 def drift(content: ReportData) -> Iterator[str]:
     """Yield the slope of the energy error against molecule size, and errors by size."""
-    yield page.heading("Does the energy error grow with the molecule?")
+    yield page.heading("Energy error against molecule size")
     values = content.metrics[content.shown] if content.shown else {}
     slope, stderr = (
         values.get("energy_slope_mev_per_atom"),
         values.get("energy_slope_stderr_mev_per_atom"),
     )
     yield page.paragraph(
-        "The error of the total energy is fitted with a line against the number of atoms. Its slope should vanish: a "
-        "slope means an energy reference that drifts with molecule size, so that every atom more costs a constant "
-        "amount too much or too little, and energies of molecules of different size cannot be compared. The standard "
-        "error counts molecules, not conformations, since those of one molecule share most of their error."
+        "A line is fitted to the error of the total energy against the number of atoms. Its slope "
+        "should be zero. Otherwise each additional atom adds a constant error, and energies of "
+        "molecules of different sizes cannot be compared. The standard error is computed over "
+        "molecules, because conformations of one molecule share most of their error."
     )
     if slope is None:
         yield page.paragraph(
-            "The slope cannot be told: it takes reference energies for at least two sizes."
+            "The slope is undefined: it requires reference energies for at least two molecule "
+            "sizes."
         )
     else:
-        yield from _told_slope(content, slope, stderr)
+        yield from _slope_section(content, slope, stderr)
     if content.shown:
         yield page.table(
             ("atoms per structure", *_GROUP_HEADER), _group_rows(content.metrics["per_size"])
@@ -190,43 +198,47 @@ def drift(content: ReportData) -> Iterator[str]:
         yield from _correction(content)
 
 
-def _told_slope(content: ReportData, slope: float, stderr: float | None) -> Iterator[str]:
+def _slope_section(content: ReportData, slope: float, stderr: float | None) -> Iterator[str]:
     """Yield a sentence on the slope and its significance, and the figure with the fit."""
-    told = f"The slope is {_signed(slope)}"
+    text = f"The slope is {_with_sign(slope)}"
     if stderr is None:
-        told += " meV/atom; there are too few molecules to tell its standard error."
+        text += " meV/atom; there are too few molecules for a standard error."
     elif abs(slope) <= 2 * stderr:
-        told += f" ± {page.number(stderr)} meV/atom: within two standard errors of zero."
+        text += f" ± {page.number(stderr)} meV/atom, within two standard errors of zero."
     else:
-        told += f" ± {page.number(stderr)} meV/atom: more than two standard errors from zero, so energies drift."
-    yield page.paragraph(told)
+        text += (
+            f" ± {page.number(stderr)} meV/atom, more than two standard errors from zero: "
+            "energies drift with molecule size."
+        )
+    yield page.paragraph(text)
     caption = (
-        f"Error of the total energy of each {content.shown} structure against its number of atoms, with the fitted "
-        "line and a band of two standard errors; sizes are jittered sideways to show all dots."
+        f"Error of the total energy of each {content.shown} structure against its number of atoms, "
+        "with the fitted line and a band of two standard errors. Dots are shifted horizontally by "
+        "random amounts to reduce overlap."
     )
     color = figures.SPLIT_COLORS["train"]
-    fig = figures.energy_error_against_size(content.splits[content.shown], color)
+    fig = error_figures.energy_error_against_size(content.splits[content.shown], color)
     yield page.figure(fig, caption, wide=True)
 
 
 def _correction(content: ReportData) -> Iterator[str]:
     """Yield tables on the improvement by energies per element that are fitted after training."""
-    yield page.heading("What a correction per element would still gain", 3)
+    yield page.heading("Gain from a per-element correction", 3)
     if content.metrics[content.shown]["energy_mae_ev"] is None:
-        yield page.paragraph("It cannot be told without reference energies.")
+        yield page.paragraph("Unknown: there are no reference energies.")
         return
     yield page.paragraph(
-        "A sum of energies per element, fitted by least squares to the energy errors after training and taken off. A "
-        "large gain means that the reference energies are at fault, which costs nothing to mend; a small one, that the "
-        "model is; a negative one, that a few large errors rule the fit. Fitted on the split itself, the gain is "
-        "optimistic."
+        "A sum of energies per element is fitted to the energy errors by least squares and "
+        "subtracted. A large gain indicates wrong reference energies, which can be corrected "
+        "without training. A small gain indicates errors of the model, and a negative one that a "
+        "few large errors dominate the fit. A gain fitted on the same split is optimistic."
     )
     fits = content.metrics["per_element_correction"]
     rows = []
     for name, fit in fits.items():
         before, after = fit["mae_before_mev_per_atom"], fit["mae_after_mev_per_atom"]
         gain = (
-            f"{_signed(round(100 * (1 - after / before), 1))} %"
+            f"{_with_sign(round(100 * (1 - after / before), 1))} %"
             if before and after is not None
             else "–"
         )
@@ -245,7 +257,7 @@ def _correction(content: ReportData) -> Iterator[str]:
     rows = [
         (
             name.removeprefix("fitted_on_"),
-            *(_signed(fit["correction_mev_per_atom"].get(e)) for e in elements),
+            *(_with_sign(fit["correction_mev_per_atom"].get(e)) for e in elements),
         )
         for name, fit in fits.items()
     ]
@@ -262,13 +274,13 @@ def per_group(content: ReportData) -> Iterator[str]:
     elements, subsets = errors.per_element(p), errors.per_subset(p)
     yield page.heading("Per element")
     if has_forces:
-        told = [g for g in elements if np.isfinite(g.force_mae_mev_per_ang)]
-        worst = max(told, key=lambda g: g.force_mae_mev_per_ang)
+        known = [g for g in elements if np.isfinite(g.force_mae_mev_per_ang)]
+        worst = max(known, key=lambda g: g.force_mae_mev_per_ang)
         caption = (
-            f"Force error of the atoms of each element: {worst.label}, with {worst.num_atoms:,} atoms, has the largest "
-            "MAE."
+            f"Force error by element. {worst.label}, with {worst.num_atoms:,} atoms, has the "
+            "largest MAE."
         )
-        yield page.figure(figures.element_errors(elements, color), caption, wide=True)
+        yield page.figure(error_figures.element_errors(elements, color), caption, wide=True)
     rows = [
         (g.label, g.num_structures, g.num_atoms, g.force_mae_mev_per_ang, g.force_rmse_mev_per_ang)
         for g in elements
@@ -278,8 +290,8 @@ def per_group(content: ReportData) -> Iterator[str]:
     )
     yield page.heading("Per subset")
     if has_labels:
-        caption = "Energy and force errors of each part of the data set, the largest part on top."
-        yield page.figure(figures.subset_errors(subsets, color), caption, wide=True)
+        caption = "Energy and force errors by subset of the data set, the largest subset on top."
+        yield page.figure(error_figures.subset_errors(subsets, color), caption, wide=True)
     yield page.table(
         ("subset", *_GROUP_HEADER), _group_rows(content.metrics["per_subset"][:_MAX_GROUPS])
     )
@@ -292,7 +304,7 @@ def worst_cases(content: ReportData) -> Iterator[str]:
     if content.shown is None:
         return
     total = content.metrics[content.shown]["num_force_outliers"]
-    yield page.heading("Worst molecules by energy")
+    yield page.heading("Molecules with the largest energy errors")
     header = (
         "molecule",
         "conformations",
@@ -310,7 +322,7 @@ def worst_cases(content: ReportData) -> Iterator[str]:
     yield page.heading("Force outliers")
     threshold = f"{errors.OUTLIER_THRESHOLD:g} eV/Å"
     if content.metrics[content.shown]["force_mae_mev_per_ang"] is None:
-        yield page.paragraph("None can be told: there are no reference forces.")
+        yield page.paragraph("Unknown: there are no reference forces.")
     elif total == 0:
         yield page.paragraph(f"None: no atom has a force error of more than {threshold}.")
     else:
@@ -331,9 +343,9 @@ def worst_cases(content: ReportData) -> Iterator[str]:
 def provenance(info: Mapping[str, Mapping[str, Any]], files: Sequence[str] = ()) -> Iterator[str]:
     """Yield the names of `files` next to the page, and a table per section of `info`."""
     if info or files:
-        yield page.heading("How this was made")
+        yield page.heading("Settings and versions")
     if files:
-        yield page.paragraph("Beside this page: " + ", ".join(files) + ".")
+        yield page.paragraph("Further files in the workdir: " + ", ".join(files) + ".")
     if info:
         yield page.grid((page.section(name, values) for name, values in info.items()), "sections")
 
@@ -347,5 +359,5 @@ def _extent(content: ReportData) -> str:
     return f"{train['num_structures']:,} training structures" if train else ""
 
 
-def _signed(value: float | None) -> str:
+def _with_sign(value: float | None) -> str:
     return "–" if value is None else ("+" if value > 0 else "") + page.number(value)

@@ -21,7 +21,7 @@ from mlip_jax.simulation.dynamics import analysis
 from mlip_jax.simulation.dynamics.analysis import SampledTrajectory
 from mlip_jax.workdir import write_text
 
-_MOST_ROWS, _MOST_COMPARED = 40, 6
+_MAX_ROWS, _MAX_COMPARED = 40, 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,28 +61,30 @@ class Comparison:
     def overlaps(self) -> dict[str, float]:
         """Overlaps of the distances and of the spectra, from 0 to 1, see `analysis.overlap`."""
         return {
-            kind: analysis.overlap(x, own, x, other)
-            for kind, (x, own, other) in (
+            kind: analysis.overlap(x, predicted, x, reference)
+            for kind, (x, predicted, reference) in (
                 ("distances", self.distances),
                 ("spectrum", self.spectrum),
             )
         }
 
 
-def compare(name: str, own: SampledTrajectory, reference: SampledTrajectory) -> Comparison:
+def compare(name: str, predicted: SampledTrajectory, reference: SampledTrajectory) -> Comparison:
     """Compare distances and spectra of the force field with those of the reference method.
 
     Distances are compared up to 8 Å, or half of the smallest height of a periodic cell if shorter.
     """
     longest = 8.0
-    if own.cell is not None:
-        areas = np.linalg.norm(np.cross(own.cell[[1, 2, 0]], own.cell[[2, 0, 1]]), axis=1)
-        longest = min(longest, 0.5 * abs(np.linalg.det(own.cell)) / areas.max())
-    made = []
+    cell = predicted.cell
+    if cell is not None:
+        areas = np.linalg.norm(np.cross(cell[[1, 2, 0]], cell[[2, 0, 1]]), axis=1)
+        longest = min(longest, 0.5 * abs(np.linalg.det(cell)) / areas.max())
+    densities = []
     for measure in (lambda c: analysis.distances(c, longest), analysis.spectrum):
-        (x, first), (other_x, second) = measure(own), measure(reference)
-        made.append((x, first, np.interp(x, other_x, second)))
-    return Comparison(name, *made, (analysis.temperature(own), analysis.temperature(reference)))
+        (x, first), (other_x, second) = measure(predicted), measure(reference)
+        densities.append((x, first, np.interp(x, other_x, second)))
+    temperatures = analysis.temperature(predicted), analysis.temperature(reference)
+    return Comparison(name, *densities, temperatures)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,13 +132,13 @@ class Stability:
         return times, share
 
 
-def metrics(found: Stability) -> dict[str, Any]:
+def metrics(result: Stability) -> dict[str, Any]:
     """Return the content of `metrics.json`; None for unknown values."""
     by_temperature = []
-    for t in found.temperatures:
-        replicas = found.at(t)
+    for t in result.temperatures:
+        replicas = result.at(t)
         times = [r.broke_at for r in replicas if r.broke_at is not None]
-        lived = sum(found.picoseconds if r.broke_at is None else r.broke_at for r in replicas)
+        lived = sum(result.picoseconds if r.broke_at is None else r.broke_at for r in replicas)
         by_temperature.append(
             {
                 "temperature_k": t,
@@ -144,7 +146,7 @@ def metrics(found: Stability) -> dict[str, Any]:
                 "survived": len(replicas) - len(times),
                 "first_break_ps": min(times, default=None),
                 "lived_ps": lived,
-                # estimate for an exponential distribution: total simulated time over number of breaks
+                # estimate for an exponential distribution: simulated time / number of breaks
                 "mean_time_to_break_ps": lived / len(times) if times else None,
             }
         )
@@ -154,11 +156,11 @@ def metrics(found: Stability) -> dict[str, Any]:
         e["temperature_k"]
         for e in itertools.takewhile(lambda e: e["survived"] == e["replicas"], ascending)
     ]
-    drifts = [abs(d) for d in found.drifts if math.isfinite(d)]
-    num, known = len(found.replicas), math.isfinite(found.steps_per_second)
+    drifts = [abs(d) for d in result.drifts if math.isfinite(d)]
+    num, known = len(result.replicas), math.isfinite(result.steps_per_second)
     # 0.0864 = 86,400 s/day * 1e-6 ns/fs
     return {
-        "picoseconds": found.picoseconds,
+        "picoseconds": result.picoseconds,
         "temperatures": by_temperature,
         "highest_stable_temperature_k": max(stable, default=None),
         "largest_drift_mev_per_atom_per_ps": max(drifts, default=None),
@@ -167,9 +169,9 @@ def metrics(found: Stability) -> dict[str, Any]:
                 "name": n,
                 "n_atoms": s,
                 "drift_mev_per_atom_per_ps": d if math.isfinite(d) else None,
-                "broken": sum(r.molecule == m and r.broke_at is not None for r in found.replicas),
+                "broken": sum(r.molecule == m and r.broke_at is not None for r in result.replicas),
             }
-            for m, (n, s, d) in enumerate(zip(found.names, found.sizes, found.drifts))
+            for m, (n, s, d) in enumerate(zip(result.names, result.sizes, result.drifts))
         ],
         "compared": [
             {
@@ -178,21 +180,21 @@ def metrics(found: Stability) -> dict[str, Any]:
                 "temperature_k": c.temperatures[0],
                 "reference_temperature_k": c.temperatures[1],
             }
-            for c in found.comparisons
+            for c in result.comparisons
         ],
-        "steps_per_second": found.steps_per_second if known else None,
-        "nanoseconds_per_day_of_all": num * found.steps_per_second * found.timestep * 0.0864
+        "steps_per_second": result.steps_per_second if known else None,
+        "nanoseconds_per_day_of_all": num * result.steps_per_second * result.timestep * 0.0864
         if known
         else None,
-        "nve_steps_per_second": found.nve_steps_per_second
-        if math.isfinite(found.nve_steps_per_second)
+        "nve_steps_per_second": result.nve_steps_per_second
+        if math.isfinite(result.nve_steps_per_second)
         else None,
     }
 
 
 def write_stability_report(
     workdir: str | os.PathLike,
-    found: Stability,
+    result: Stability,
     *,
     title: str,
     info: Mapping[str, Mapping[str, Any]],
@@ -202,7 +204,7 @@ def write_stability_report(
 
     Args:
       workdir: Folder of the report.
-      found: Results.
+      result: Results.
       title: Headline of the page.
       info: Sections of names and values: settings, force field, hardware.
       files: Names of further files in the workdir, to list on the page.
@@ -210,40 +212,40 @@ def write_stability_report(
     Returns:
       Path of `report.html`.
     """
-    workdir, content = Path(workdir), metrics(found)
+    workdir, content = Path(workdir), metrics(result)
     write_text(
         workdir / "metrics.json",
         json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n",
     )
     body = [
         page.heading(title, 1),
-        *_headline(found, content),
-        *_survival(found, content),
+        *_headline(result, content),
+        *_survival(result, content),
         *_molecules(content),
-        *_reasons(found),
-        *_compared(found),
+        *_reasons(result),
+        *_comparison(result),
         *sections.provenance(info, files),
     ]
     write_text(workdir / "report.html", page.render(title, body))
     return workdir / "report.html"
 
 
-def _headline(found: Stability, content: Mapping[str, Any]) -> Iterator[str]:
-    broken = sum(r.broke_at is not None for r in found.replicas)
+def _headline(result: Stability, content: Mapping[str, Any]) -> Iterator[str]:
+    broken = sum(r.broke_at is not None for r in result.replicas)
     yield page.cards(
         [
             (
                 "stable up to",
                 page.number(content["highest_stable_temperature_k"]),
                 "K",
-                f"all replicas whole for {page.number(found.picoseconds)} ps",
+                f"all replicas intact for {page.number(result.picoseconds)} ps",
             ),
             (
                 "broken",
                 page.number(broken),
                 "",
-                f"of {page.number(len(found.replicas))} replicas at "
-                f"{len(found.temperatures)} temperatures",
+                f"of {page.number(len(result.replicas))} replicas at "
+                f"{len(result.temperatures)} temperatures",
             ),
             (
                 "largest drift",
@@ -255,32 +257,26 @@ def _headline(found: Stability, content: Mapping[str, Any]) -> Iterator[str]:
                 "speed",
                 page.number(content["steps_per_second"]),
                 "steps/s",
-                f"of {page.number(len(found.replicas))} replicas side by side, "
-                f"{page.number(content['nanoseconds_per_day_of_all'])} ns/day in all",
+                f"of {page.number(len(result.replicas))} replicas in parallel, "
+                f"{page.number(content['nanoseconds_per_day_of_all'])} ns/day in total",
             ),
         ]
     )
 
 
-def _survival(found: Stability, content: Mapping[str, Any]) -> Iterator[str]:
+def _survival(result: Stability, content: Mapping[str, Any]) -> Iterator[str]:
     yield page.heading("Survival")
     yield page.figure(
-        survival_figure(found),
+        survival_figure(result),
         (
-            "Share of the replicas that have not broken, by temperature. A replica breaks when a bond leaves its range, it "
-            "gets too hot, numbers are not finite, or an atom moves too far in one step. Molecules may come apart at high "
-            "temperatures in truth as well."
+            "Fraction of intact replicas by temperature. A replica breaks if a bond length leaves "
+            "its range, its temperature is too high, values are not finite, or an atom moves too "
+            "far in one step. At high temperatures, real molecules may dissociate as well."
         ),
         wide=True,
     )
     yield page.table(
-        (
-            "temperature (K)",
-            "replicas",
-            "survived",
-            "first break (ps)",
-            "mean time to a break (ps)",
-        ),
+        ("temperature (K)", "replicas", "survived", "first break (ps)", "mean time to break (ps)"),
         [
             (
                 f"{e['temperature_k']:g}",
@@ -294,13 +290,13 @@ def _survival(found: Stability, content: Mapping[str, Any]) -> Iterator[str]:
     )
 
 
-def survival_figure(found: Stability) -> Figure:
+def survival_figure(result: Stability) -> Figure:
     """Draw the fraction of intact replicas against time, one line per temperature."""
-    fig, ax = figures.figure("Replicas that are whole", size=(9.2, 3.8))
-    for t in found.temperatures:
-        times, share = found.survival(t)
+    fig, ax = figures.figure("Intact replicas", size=(9.2, 3.8))
+    for t in result.temperatures:
+        times, share = result.survival(t)
         ax.step(times, share, where="post", linewidth=1.8, label=f"{t:g} K")
-    ax.set(xlabel="time (ps)", ylabel="share", ylim=(-0.03, 1.05), xlim=(0, found.picoseconds))
+    ax.set(xlabel="time (ps)", ylabel="fraction", ylim=(-0.03, 1.05), xlim=(0, result.picoseconds))
     figures.add_legend(ax, loc="lower left")
     return fig
 
@@ -312,36 +308,36 @@ def _molecules(content: Mapping[str, Any]) -> Iterator[str]:
         for e in content["molecules"]
     ]
     yield page.table(
-        ("molecule", "atoms", "drift (meV/atom/ps)", "replicas broken"), rows[:_MOST_ROWS]
+        ("molecule", "atoms", "drift (meV/atom/ps)", "broken replicas"), rows[:_MAX_ROWS]
     )
-    if len(rows) > _MOST_ROWS:
-        yield page.paragraph(f"{len(rows) - _MOST_ROWS} more are in metrics.json.")
+    if len(rows) > _MAX_ROWS:
+        yield page.paragraph(f"{len(rows) - _MAX_ROWS} more are in metrics.json.")
 
 
-def _reasons(found: Stability) -> Iterator[str]:
+def _reasons(result: Stability) -> Iterator[str]:
     counts = collections.Counter(
-        (found.names[r.molecule], f"{r.temperature:g}", r.reason)
-        for r in found.replicas
+        (result.names[r.molecule], f"{r.temperature:g}", r.reason)
+        for r in result.replicas
         if r.broke_at is not None
     )
     if counts:
-        yield page.heading("Why they broke")
+        yield page.heading("Reasons of breaks")
         yield page.table(
             ("molecule", "temperature (K)", "reason", "replicas"),
-            [(*key, count) for key, count in counts.most_common(_MOST_ROWS)],
+            [(*key, count) for key, count in counts.most_common(_MAX_ROWS)],
         )
 
 
-def _compared(found: Stability) -> Iterator[str]:
-    if not found.comparisons:
+def _comparison(result: Stability) -> Iterator[str]:
+    if not result.comparisons:
         return
-    yield page.heading("Beside the reference method")
-    shown = found.comparisons[:_MOST_COMPARED]
+    yield page.heading("Comparison with the reference method")
+    shown = result.comparisons[:_MAX_COMPARED]
     yield page.figure(
         comparison_figure(shown),
         (
-            "Distances between atoms and power spectrum of the velocities, weighted with the masses, in dynamics with the "
-            "force field (blue) and with the reference method (grey)."
+            "Distributions of interatomic distances, and mass-weighted power spectra of the "
+            "velocities, in dynamics with the force field (blue) and the reference method (gray)."
         ),
         wide=True,
     )
@@ -351,9 +347,9 @@ def _compared(found: Stability) -> Iterator[str]:
             "overlap of distances",
             "overlap of spectra",
             "temperature (K)",
-            "of the reference (K)",
+            "reference (K)",
         ),
-        [(c.name, *c.overlaps.values(), *c.temperatures) for c in found.comparisons[:_MOST_ROWS]],
+        [(c.name, *c.overlaps.values(), *c.temperatures) for c in result.comparisons[:_MAX_ROWS]],
     )
 
 
@@ -364,11 +360,11 @@ def comparison_figure(comparisons: Sequence[Comparison]) -> Figure:
     ]
     fig, axes = figures.figure(*titles, size=(9.2, 2.9 * len(comparisons)))
     for k, c in enumerate(comparisons):
-        for ax, (x, own, other), label in zip(
+        for ax, (x, predicted, reference), label in zip(
             axes[2 * k : 2 * k + 2], (c.distances, c.spectrum), ("Å", "cm⁻¹")
         ):
-            ax.fill_between(x, other, color="#c4c4c4", linewidth=0, label="reference method")
-            ax.plot(x, own, color=figures.BLUE, linewidth=1.2, label="force field")
+            ax.fill_between(x, reference, color="#c4c4c4", linewidth=0, label="reference method")
+            ax.plot(x, predicted, color=figures.BLUE, linewidth=1.2, label="force field")
             ax.set(xlabel=label, ylabel="density", xlim=(0, x[-1]), ylim=(0, None))
         figures.add_legend(axes[2 * k], loc="upper right")
     return fig

@@ -93,7 +93,7 @@ def read_scores(workdir: str | os.PathLike, best: str = "best") -> dict[str, flo
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        log.warning("%s is not valid JSON (%s); the table leaves its scores out", path, error)
+        log.warning("%s: not valid JSON (%s); its scores are missing in the table", path, error)
         return {}
     scores = {column: (metrics.get(part) or {}).get(key) for column, (part, key) in SCORES.items()}
     steps = [int(p.name) for p in (Path(workdir) / best).glob("*") if p.name.isdigit()]
@@ -170,12 +170,12 @@ def _seeds_csv(groups: Sequence[SeedAverage]) -> str:
             *groups[0].values,
             "num_done",
             "num_seeds",
-            *(f"{column}_{what}" for column in columns for what in ("mean", "std")),
+            *(f"{column}_{statistic}" for column in columns for statistic in ("mean", "std")),
         ]
     )
     for group in groups:
-        figures_ = [x for column in columns for x in group.scores.get(column, (None, None))]
-        writer.writerow([*group.values.values(), group.num_done, group.num_rows, *figures_])
+        scores = [x for column in columns for x in group.scores.get(column, (None, None))]
+        writer.writerow([*group.values.values(), group.num_done, group.num_rows, *scores])
     return text.getvalue()
 
 
@@ -214,7 +214,7 @@ def _markdown(rows: Sequence[Row], groups: Sequence[SeedAverage], title: str) ->
             "",
             "## Over seeds",
             "",
-            "Mean ± sample standard deviation of those that are done.",
+            "Mean ± sample standard deviation over the completed runs.",
             "",
         ]
         lines += _pipes(
@@ -280,25 +280,23 @@ def draw(rows: Sequence[Row]):
     from mlip_jax.reports import figures  # import matplotlib only if there are scores
 
     lines: dict[str, list[Row]] = {}
-    together = bool(over_seeds(rows))
+    has_seeds = bool(over_seeds(rows))
     for row in rows:
         values = {k: v for k, v in row.values.items() if k != _SEED}
         lines.setdefault(
-            ", ".join(map(cell, values.values())) or "all" if together else row.name, []
+            ", ".join(map(cell, values.values())) or "all" if has_seeds else row.name, []
         ).append(row)
     titles = [_SHOWN[column] for column in _DRAWN]
     fig, axes = figures.figure(*titles, size=(9.2, 1.4 + 0.32 * len(lines)))
     for ax, column in zip(axes, _DRAWN):
         largest = max((row.scores.get(column) or 0.0 for row in rows), default=0.0)
-        for place, members in enumerate(lines.values()):
+        for y, members in enumerate(lines.values()):
             known = [row.scores[column] for row in members if row.scores.get(column) is not None]
             if known:
-                ax.plot(
-                    known, [place] * len(known), "o", color=figures.BLUE, alpha=0.6, markersize=6
-                )
+                ax.plot(known, [y] * len(known), "o", color=figures.BLUE, alpha=0.6, markersize=6)
                 ax.plot(
                     statistics.fmean(known),
-                    place,
+                    y,
                     "|",
                     color=figures.VERMILLION,
                     markersize=16,

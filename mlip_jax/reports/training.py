@@ -26,7 +26,7 @@ def write_report(
     metrics_csv: Path | None,
     seconds: float,
     notes: Sequence[str] = (),
-    judged: DomainEvaluation | None = None,
+    evaluation: DomainEvaluation | None = None,
 ) -> Path:
     """Write `report.html` and `metrics.json` to `workdir`, each atomically.
 
@@ -40,7 +40,7 @@ def write_report(
       metrics_csv: Metrics file of the training loop, see `read_metrics`; may be None or missing.
       seconds: Wall time of the training in seconds.
       notes: Notes at the top of the page.
-      judged: Errors of structures of the split shown in detail, with their distance from the
+      evaluation: Errors of structures of the split shown in detail, with their distance from the
         training set; None if unknown.
 
     Returns:
@@ -51,12 +51,12 @@ def write_report(
     """
     unknown = sorted(set(predictions) - set(SPLITS))
     if unknown:
-        raise ValueError(f"predictions has the keys {unknown}; splits are {list(SPLITS)}.")
+        raise ValueError(f"predictions: unknown splits {unknown}; must be among {list(SPLITS)}")
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     content = sections.ReportData(
         splits={name: predictions[name] for name in SPLITS if name in predictions},
-        metrics=metrics(predictions, seconds) | {"domain_auc": _domain_auc(judged)},
+        metrics=metrics(predictions, seconds) | {"domain_auc": _domain_auc(evaluation)},
         curves=read_metrics(metrics_csv),
     )
     # Write the metrics first, so that they exist even if a figure fails.
@@ -71,7 +71,7 @@ def write_report(
         *sections.drift(content),
         *sections.per_group(content),
         *sections.worst_cases(content),
-        *_domain(judged),
+        *_domain(evaluation),
         *sections.provenance(info),
     ]
     write_text(workdir / "report.html", page.render(title, body))
@@ -121,26 +121,24 @@ def metrics(predictions: dict[str, Predictions], seconds: float) -> dict:
     )
 
 
-def _domain_auc(judged: DomainEvaluation | None) -> dict | None:
+def _domain_auc(evaluation: DomainEvaluation | None) -> dict | None:
     """Return the area under the ROC curve of the distance for large errors, by kind of error."""
-    if judged is None:
+    if evaluation is None:
         return None
+    kinds = {"energy": evaluation.energy_error, "force": evaluation.force_error}
     return errors.json_safe(
-        {
-            kind: domain.roc(judged.distance, absolute)[2]
-            for kind, absolute in (("energy", judged.energy_error), ("force", judged.force_error))
-        }
+        {kind: domain.roc(evaluation.distance, error)[2] for kind, error in kinds.items()}
     )
 
 
-def _domain(judged: DomainEvaluation | None) -> Iterator[str]:
-    if judged is not None:
+def _domain(evaluation: DomainEvaluation | None) -> Iterator[str]:
+    if evaluation is not None:
         yield from domain.section(
-            "Does the distance from the training set tell the error?",
-            judged.distance,
+            "Errors against the distance from the training set",
+            evaluation.distance,
             {
-                "energy": (1e3 * judged.energy_error, "meV/atom"),
-                "forces": (1e3 * judged.force_error, "meV/Å"),
+                "energy": (1e3 * evaluation.energy_error, "meV/atom"),
+                "forces": (1e3 * evaluation.force_error, "meV/Å"),
             },
         )
 
@@ -149,8 +147,7 @@ def read_metrics(path: str | os.PathLike | None) -> dict[str, np.ndarray]:
     """Read the columns (R,) of a CSV file with a header row.
 
     Cells that are empty, missing or not numbers become NaN. Without a path, or if the file is
-    missing
-    or empty, there are no columns: a run that logged nothing still has a report.
+    missing or empty, there are no columns: a run that logged nothing still has a report.
     """
     if path is None or not Path(path).is_file():
         return {}

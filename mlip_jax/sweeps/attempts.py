@@ -66,10 +66,11 @@ class VariantFolder:
     def is_done(self) -> bool:
         """Return whether the variant is complete with its current config."""
         done = _read_json(self.path / "done.json")
+        if done is None:
+            return False
+        config = configs.with_current_names(done.get("config") or {})
         # compare as text, in which nan equals nan
-        return done is not None and _sorted_json(done.get("config")) == _sorted_json(
-            self._identity()
-        )
+        return _sorted_json(config) == _sorted_json(self._identity())
 
     def seconds(self) -> float:
         """Return the wall time of all attempts that have ended, in seconds."""
@@ -111,7 +112,7 @@ class VariantFolder:
     def log_tail(self) -> str:
         """Return the last lines that the last attempt logged."""
         if not self.log.exists():
-            return "(the log no longer exists)"
+            return "(no log)"
         with open(self.log, "rb") as file:
             file.seek(max(file.seek(0, os.SEEK_END) - _TAIL_BYTES, 0))
             lines = file.read().decode("utf-8", "replace").splitlines()
@@ -172,5 +173,5 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         return None
     except ValueError as error:
         raise WorkdirError(
-            f"{path} is not valid JSON ({error}); delete it to run the variant again"
+            f"{path}: not valid JSON ({error}). Delete it to rerun the variant."
         ) from error

@@ -73,7 +73,9 @@ class SignalForwarder:
             # Unbuffered: the signal may have interrupted a write to sys.stdout or sys.stderr.
             os.write(
                 2,
-                f"\n{signal.Signals(number).name}: waiting for the variant to save; once more ends it at once\n".encode(),
+                f"\n{signal.Signals(number).name}: waiting for the variant to save; the same "
+                "signal again "
+                "ends it immediately\n".encode(),
             )
             self._forward()
 

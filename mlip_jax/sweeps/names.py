@@ -32,18 +32,18 @@ def variant_names(
     names = [name or _name_of_values(each, short) for name, each in zip(given, overrides)]
     indices_by_name: dict[str, list[int]] = {}
     for index, name in enumerate(names):
-        indices_by_name.setdefault(str(name).lower(), []).append(
-            index
-        )  # some file systems ignore case
+        # some file systems ignore case
+        indices_by_name.setdefault(str(name).lower(), []).append(index)
     for name, same in indices_by_name.items():
         if len(same) > 1 and any(given[i] for i in same):
             raise ConfigError(
-                f"{config_file}: variants {same} of the sweep have the same name {name!r}"
+                f"{config_file}: variants {same} of the sweep have the same name {name!r}. Choose "
+                "different names."
             )
         if len({to_text(dict(sorted(overrides[i].items()))) for i in same}) < len(same):
             raise ConfigError(
-                f"{config_file}: variants {same} of the sweep are the same, {overrides[same[0]]!r}; give "
-                'each a "name" if that is meant'
+                f"{config_file}: variants {same} of the sweep are identical, "
+                f'{overrides[same[0]]!r}. If that is intended, add a "name" to each.'
             )
         if len(same) > 1:
             for i in same:
@@ -56,9 +56,9 @@ def variant_names(
             or name.startswith("sweep")
         ):
             raise ConfigError(
-                f"{config_file}: {name!r} cannot be the name of a variant, which is that of its folder: letters, "
-                f"digits and . _ + = , - (the first a letter or digit), at most {MAX_LENGTH}, not beginning with "
-                "'sweep'"
+                f"{config_file}: invalid name {name!r} of a variant, which is also the name of its "
+                f"folder: expected at most {MAX_LENGTH} letters, digits and . _ + = , - (the first "
+                "a letter or digit), not beginning with 'sweep'"
             )
     return names
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from mlip_jax import config as configs
 from mlip_jax.config import ConfigError
+from mlip_jax.defaults import TASKS
 
 
 def override(
@@ -27,16 +28,15 @@ def override(
         a whole.
 
     Raises:
-      ConfigError: A field does not exist (the message suggests the nearest name), or a value has the wrong type.
+      ConfigError: A field does not exist (the message suggests the nearest name), or a value has
+        the wrong type.
     """
-    changed = copy.deepcopy(
-        config
-    )  # keeps references between fields and placeholders of required fields
+    # a deep copy keeps references between fields and placeholders of required fields
+    changed = configs.rename_fields(copy.deepcopy(config))
     changed.unlock()
-    overrides = dict(_flatten(overrides))
-    for path in sorted(
-        overrides, key=lambda p: p.count(".")
-    ):  # parents before the fields that they contain
+    overrides = _with_current_names(config.get("task"), dict(_flatten(overrides)))
+    # parents before the fields that they contain
+    for path in sorted(overrides, key=lambda p: p.count(".")):
         *parents, name = path.split(".")
         target = changed
         for depth, parent in enumerate(parents, 1):
@@ -46,15 +46,34 @@ def override(
             if not isinstance(target, ml_collections.ConfigDict):
                 where = ".".join(parents[:depth])
                 raise ConfigError(
-                    f"config field {where!r} holds no further fields; received {path!r}"
+                    f"config field {where!r} contains no further fields, received {path!r}"
                 )
         value = overrides[path]
-        with (
-            changed.ignore_type()
-        ):  # `complete` checks the types below, with the name of the field in its message
+        # `complete` checks the types below, with the name of the field in its message
+        with changed.ignore_type():
             target[name] = ml_collections.ConfigDict(value) if isinstance(value, Mapping) else value
     configs.complete(changed, config)
     return changed
+
+
+def _with_current_names(task: str | None, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return flat overrides with the current names of their fields, and log each former name.
+
+    Raises:
+      ConfigError: A field is set by both of its names.
+    """
+    names = TASKS[task].renamed() if task in TASKS else {}
+    renamed = {}
+    for path, value in overrides.items():
+        if path in names:
+            configs.warn_renamed(path, names[path])
+            if names[path] in overrides:
+                raise ConfigError(
+                    f"overrides set {path!r} and {names[path]!r}, which are the same field; set "
+                    f"only {names[path]!r}"
+                )
+        renamed[names.get(path, path)] = value
+    return renamed
 
 
 def _flatten(overrides: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -82,8 +101,8 @@ def plain(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise ConfigError(
-        f"a config field cannot be overridden with {value!r} of type {type(value).__name__}; "
-        "expected a number, string, boolean, None, or a list, tuple or dictionary of them"
+        f"invalid value {value!r} of type {type(value).__name__} for a config field; expected a "
+        "number, string, boolean, None, or a list, tuple or dictionary of them"
     )
 
 
@@ -105,11 +124,11 @@ def parse(text: str) -> dict[str, Any]:
         overrides = ast.literal_eval(_NumberNames().visit(ast.parse(text.strip(), mode="eval")))
     except (SyntaxError, ValueError, TypeError, RecursionError) as error:
         raise ConfigError(
-            f"overrides are no dictionary: {text!r} ({error}); expected one such as "
+            f"invalid overrides {text!r} ({error}); expected a dictionary such as "
             "\"{'model.options.degrees': (1, 2), 'seed': 1}\""
         ) from error
     if not isinstance(overrides, dict) or not all(isinstance(k, str) for k in overrides):
-        raise ConfigError(f"overrides must be a dictionary of config fields; received {text!r}")
+        raise ConfigError(f"overrides must be a dictionary of config fields, received {text!r}")
     return overrides
 
 

@@ -76,7 +76,7 @@ def run(
         the variant.
     """
     variants = load(config_file, config)
-    _refuse_lost_fields(arguments, variants)
+    _check_arguments(arguments, variants)
     chosen = variants if index is None else [variants[_parse_index(index, len(variants))]]
     if list_only:
         for number, variant in enumerate(variants):
@@ -85,9 +85,9 @@ def run(
     environment = distributed.from_environment()
     if environment is not None and index is None and not collect_only:
         raise ConfigError(
-            "the variants of a sweep are run in turn, but the environment is that of one of several "
-            "processes of a run; give --sweep_index=NUMBER to run one variant on all of them, or "
-            "start the sweep as a single process"
+            "a sweep runs its variants one after another, but this is one of several processes of "
+            "a run. Add --sweep_index=NUMBER to run one variant on all of them, or start the sweep "
+            "as a single process."
         )
     sweep = Sweep(
         Path(workdir),
@@ -101,15 +101,15 @@ def run(
     return sweep.collect() if collect_only else sweep.run(chosen)
 
 
-def _refuse_lost_fields(arguments: Sequence[str], variants: Sequence[Variant]) -> None:
+def _check_arguments(arguments: Sequence[str], variants: Sequence[Variant]) -> None:
     """Raise ConfigError if variants of other config files would lose command-line fields."""
     fields = [a for a in arguments if a.lstrip("-").startswith(("config.", "overrides"))]
-    of_others = [v.name for v in variants if v.config_file]
-    if fields and of_others:
+    foreign = [v.name for v in variants if v.config_file]
+    if fields and foreign:
         raise ConfigError(
-            f"{fields[0]} cannot be given: {len(of_others)} variants of this sweep, the first "
-            f"{of_others[0]}, are of other config files, which have fields of their own. Change sweep() "
-            "of the config file"
+            f"{fields[0]}: not supported, because {len(foreign)} variants of this sweep, e.g. "
+            f"{foreign[0]}, are of other config files with other fields. Change sweep() of the "
+            "config file instead."
         )
 
 
@@ -127,13 +127,13 @@ def _parse_index(index: str, count: int) -> int:
     text = os.environ.get("SLURM_ARRAY_TASK_ID") if index == "slurm" else index
     if text is None:
         raise ConfigError(
-            "--sweep_index=slurm takes the number of the variant from SLURM_ARRAY_TASK_ID, which is not "
-            "set; start it as a job array, or give the number"
+            "--sweep_index=slurm reads the number of the variant from SLURM_ARRAY_TASK_ID, which "
+            "is not set. Start the sweep as a job array, or pass the number."
         )
     if not text.isdecimal() or int(text) >= count:
         raise ConfigError(
-            f"the sweep has the variants 0 to {count - 1}; received the number {text!r}. --sweep "
-            "--sweep_list shows them"
+            f"--sweep_index: the variants are numbered from 0 to {count - 1}, received {text!r}. "
+            "List them with --sweep --sweep_list."
         )
     return int(text)
 
@@ -159,12 +159,13 @@ class Sweep:
         values: Sequence[dict[str, Any]],
         arguments: Sequence[str],
         title: str,
+        *,
         follower: bool = False,
         report: Callable[[Path], Any] | None = None,
     ):
         if (folder / "config.json").exists():
             raise WorkdirError(
-                f"{folder} is the folder of a run; give another --workdir for the sweep"
+                f"{folder}: the workdir of a single run. Choose another --workdir for the sweep."
             )
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -208,7 +209,7 @@ class Sweep:
             return distributed.EXIT_REQUEUE
         if len(chosen) == 1 and "running" in states.values():
             raise WorkdirError(
-                f"{self._folder / chosen[0].name}: another process is at work on this variant"
+                f"{self._folder / chosen[0].name}: another process is running this variant"
             )
         return int("failed" in states.values())
 
@@ -238,7 +239,7 @@ class Sweep:
             ):
                 return None  # this process or another process will run the needed variants
             if not self._follower:
-                log.error("%s: needs %s first", label, ", ".join(missing))
+                log.error("%s: requires %s first", label, ", ".join(missing))
             return "failed"
         state = self._run_variant(variant, label, signals)
         # Other variants may need one that another process runs. Check again: if that process ends
@@ -257,16 +258,16 @@ class Sweep:
         folder.path.mkdir(exist_ok=True)
         with lock_folder(folder.path, wait=False) as free:
             if not free:
-                log.info("%s: another process is at work on it", label)
+                log.info("%s: another process is running it", label)
                 return "running"
             if folder.is_done():
                 self._write_table()
-                log.info("%s: done before", label)
+                log.info("%s: already done", label)
                 return "done"
             before, start = folder.seconds(), time.monotonic()
             folder.record_attempt("running", before)
             self._write_table()
-            log.info("%s: begins; log: %s", label, folder.log)
+            log.info("%s: starting; log: %s", label, folder.log)
             code = run_logged(self._command(variant), folder.log, signals)
             state, seconds = _state_after(code, signals), before + time.monotonic() - start
             if state == "failed":
@@ -353,7 +354,7 @@ class Sweep:
         for row in rows:
             if row.state == "failed":
                 folder = self._folders[row.name]
-                print(f"\n{row.name} failed; the last lines of {folder.log}:\n{folder.log_tail()}")
+                print(f"\n{row.name} failed; last lines of {folder.log}:\n{folder.log_tail()}")
         print(f"\ntable: {self._folder / 'sweep.md'}", flush=True)
 
 
@@ -375,10 +376,10 @@ def _without_config(arguments: list[str]) -> list[str]:
     kept, skip = [], False
     for argument in arguments:
         name, equals, _ = argument.lstrip("-").partition("=")
-        of_config = argument.startswith("-") and (name == "config" or name.startswith("config."))
-        if not (of_config or skip):
+        is_config = argument.startswith("-") and (name == "config" or name.startswith("config."))
+        if not (is_config or skip):
             kept.append(argument)
-        skip = of_config and not equals
+        skip = is_config and not equals
     return kept
 
 

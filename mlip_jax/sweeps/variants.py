@@ -24,9 +24,8 @@ from mlip_jax.sweeps.names import variant_names
 from mlip_jax.sweeps.overrides import override, plain, to_text
 
 SWEEP_FOLDER = "{sweep}"  # placeholder for the folder of the sweep in the value of a field
-_VARIANT_FOLDER = re.compile(
-    r"\{sweep\}/([A-Za-z0-9._+=-]+)"
-)  # ends at a comma: a value may list several folders
+# ends at a comma: a value may list several folders
+_VARIANT_FOLDER = re.compile(r"\{sweep\}/([A-Za-z0-9._+=-]+)")
 
 
 class Variant(NamedTuple):
@@ -62,7 +61,8 @@ def product(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     for path, values in axes.items():
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
             raise ConfigError(
-                f"product: values of {path!r} must be a list with at least one; received {values!r}"
+                f"product: values of {path!r} must be a list with at least one value, received "
+                f"{values!r}"
             )
     return [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
 
@@ -71,7 +71,8 @@ def load(config_file: str, config: ml_collections.ConfigDict) -> list[Variant]:
     """Return the checked variants that sweep() of a config file defines.
 
     Args:
-      config_file: "FILE" or "FILE:ARGUMENT", as given to --config. sweep() receives the argument if it takes one.
+      config_file: "FILE" or "FILE:ARGUMENT", as given to --config. sweep() receives the argument if
+        it takes one.
       config: Config that the overrides are applied to.
 
     Raises:
@@ -88,7 +89,7 @@ def load(config_file: str, config: ml_collections.ConfigDict) -> list[Variant]:
     ):
         raise ConfigError(
             f"{config_file}: sweep() must return a list of dictionaries, such as [{{'seed': 0}}, "
-            f"{{'seed': 1}}]; received {given!r}"
+            f"{{'seed': 1}}], received {given!r}"
         )
     checked = []
     for number, variant in enumerate(given):
@@ -117,7 +118,7 @@ def _check_needs(config_file: str, variants: Sequence[Variant]) -> None:
         unknown = [other for other in needed if other not in needs]
         if unknown:
             raise ConfigError(
-                f"{config_file}: {name} needs the folder of "
+                f"{config_file}: {name} requires the folder of "
                 + configs.unknown_name("variant", unknown[0], list(needs))
             )
     try:
@@ -125,7 +126,7 @@ def _check_needs(config_file: str, variants: Sequence[Variant]) -> None:
     except graphlib.CycleError as error:
         cycle = error.args[1]
         raise ConfigError(
-            f"{config_file}: {cycle[0]} needs its own folder, itself or through others: "
+            f"{config_file}: {cycle[0]} requires its own folder, directly or indirectly: "
             + " <- ".join(cycle)
         ) from error
 
@@ -140,7 +141,7 @@ def _load_module(path: str):
     path = configs.find_file(path)
     spec = importlib.util.spec_from_file_location("sweep_config", path)
     if spec is None or not Path(path).is_file():
-        raise ConfigError(f"{path}: there is no such config file")
+        raise ConfigError(f"{path}: no such config file")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -154,8 +155,8 @@ def call_config_file(path: str, name: str, argument: str) -> Any:
     function = getattr(_load_module(path), name, None)
     if not callable(function):
         raise ConfigError(
-            f"{path} has no function {name}(): add one that returns a list of variants, such as "
-            "[{'seed': 0}, {'seed': 1}], or run it without --sweep"
+            f"{path}: no function {name}(). Add one that returns a list of variants, such as "
+            "[{'seed': 0}, {'seed': 1}], or run it without --sweep."
         )
     return function(*[argument] if argument and inspect.signature(function).parameters else [])
 

@@ -10,9 +10,10 @@ import ml_collections
 
 from mlip_jax import config as configs
 from mlip_jax import defaults
-from mlip_jax.datasets.quality import diagnosis
+from mlip_jax.datasets.quality import check_report
 from mlip_jax.datasets.quality.checks import Findings
 from mlip_jax.datasets.quality.filters import Filters
+from mlip_jax.datasets.quality.problems import Problem
 from mlip_jax.datasets.source import locate, reader_options
 from mlip_jax.datasets.store.conversion import ConversionSpec, convert
 from mlip_jax.datasets.store.store import Store
@@ -31,7 +32,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     with claimed(workdir, configs.identity(config)) as folder:
         data = config.data
         filters = {f.name: data[f.name] for f in dataclasses.fields(Filters)}
-        recipe = ConversionSpec(
+        spec = ConversionSpec(
             locate(data),
             data.reader,
             reader_options(data.reader_options),
@@ -40,17 +41,21 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
             config.store.atoms_per_shard,
         )
         convert(
-            recipe, folder, num_processes=config.store.num_processes or None, refuse=data.refuse
+            spec,
+            folder,
+            num_processes=config.store.num_processes or None,
+            reject_invalid=data.reject_invalid,
         )
         store = Store(folder)
         findings = Findings.from_json(store.manifest["findings"])
-        problems = [diagnosis.Problem(**p) for p in store.manifest["problems"]]
-        (folder / "checks.md").write_text(diagnosis.to_markdown(findings, problems))
-        for line in diagnosis.lines(findings, problems):
+        problems = [Problem(**p) for p in store.manifest["problems"]]
+        (folder / "checks.md").write_text(check_report.to_markdown(findings, problems))
+        for line in check_report.lines(findings, problems):
             log.info(line)
         counts = store.manifest["counts"]
         log.info(
-            "%s: %d structures of %d molecules (%s); skipped when read: %s; taken out by filters: %s",
+            "%s: %d structures of %d molecules (%s); skipped by the reader: %s; removed by "
+            "filters: %s",
             folder,
             len(store),
             store.manifest["molecules"],

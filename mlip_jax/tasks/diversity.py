@@ -18,8 +18,8 @@ from mlip_jax import defaults, distributed
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets import source
 from mlip_jax.datasets.molecules.connectivity import describe
-from mlip_jax.datasets.selection import generalization, splits, subsets
-from mlip_jax.datasets.selection.held_out import RunData, entries, first_of_each
+from mlip_jax.datasets.selection import data_split, generalization, splits, subsets
+from mlip_jax.datasets.selection.held_out import RunData, entries, first_per_molecule
 from mlip_jax.datasets.store.store import Store
 from mlip_jax.potential import Potential
 from mlip_jax.reports.diversity.fingerprint_map import unpack
@@ -27,12 +27,13 @@ from mlip_jax.reports.diversity.generalization import NAMES, Errors, by_distance
 from mlip_jax.reports.diversity.report import FINGERPRINTS, RESULT
 from mlip_jax.simulation.energies import energies, energies_and_forces
 from mlip_jax.tasks import train
+from mlip_jax.tasks.force_field_training.preparation import energy_only
 from mlip_jax.workdir import atomic_open, write_json
 
 log = logging.getLogger(__name__)
 
 STRUCTURES = "diversity.npz"
-_MAPPED = 500  # maximum number of molecules per set whose fingerprints are saved for a map
+_MAX_MAPPED = 500  # maximum number of molecules per set whose fingerprints are saved for a map
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
@@ -58,11 +59,11 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
         train.run(given, workdir)
     path = workdir / RESULT
     if distributed.leader():
-        asked = _asked(options)
-        if path.exists() and json.loads(path.read_text())["asked"] == asked:
-            log.info("%s: evaluated before", workdir)
+        relevant = _relevant_options(options)
+        if path.exists() and json.loads(path.read_text())["asked"] == relevant:
+            log.info("%s: already evaluated", workdir)
         else:
-            write_json(path, {"asked": asked} | evaluate(workdir, training, options))
+            write_json(path, {"asked": relevant} | evaluate(workdir, training, options))
     return path
 
 
@@ -71,12 +72,13 @@ def _check(config) -> None:
     bins = np.array(config.diversity.rmsd_bins, float)
     if len(bins) < 2 or not (np.diff(bins) > 0).all():
         raise ConfigError(
-            f"diversity.rmsd_bins must be ascending numbers (Å), at least two; received {bins.tolist()}"
+            "diversity.rmsd_bins must be at least two ascending numbers (Å), received "
+            f"{bins.tolist()}"
         )
     if config.data.num_molecules and config.data.split != "molecule":
         raise ConfigError(
-            f"IID-S is of molecules that training has not seen: data.split must be 'molecule'; received "
-            f"{config.data.split!r}"
+            "IID-S contains molecules that are not in the training split: data.split must be "
+            f"'molecule', received {config.data.split!r}"
         )
 
 
@@ -87,10 +89,11 @@ def _is_trained(workdir: Path, training) -> bool:
         json.loads((workdir / "metrics.json").read_text())
     except (FileNotFoundError, ValueError):
         return False
+    identity = configs.with_current_names(identity)
     return not configs.differences(identity, json.loads(json.dumps(configs.identity(training))))
 
 
-def _asked(options) -> dict[str, Any]:
+def _relevant_options(options) -> dict[str, Any]:
     """Return the options that determine the result, as read back from JSON."""
     return {
         k: v
@@ -123,62 +126,65 @@ def evaluate(
     """
     workdir = Path(workdir)
     potential, data = Potential.load(workdir), RunData.load(workdir)
-    seed, train_part = training.seed, data.parts["train"]
-    judge = functools.partial(_errors, potential, with_forces=not train.energy_only(training))
+    seed, train_indices = training.seed, data.parts["train"]
+    compute_errors = functools.partial(_errors, potential, with_forces=not energy_only(training))
     sets: dict[str, Errors] = {}
-    where, notes = {}, []
-    where["iid_s"] = _of_known_elements(
+    indices, notes = {}, []  # indices of the structures of each set in their store
+    indices["iid_s"] = _of_known_elements(
         _sample(_unseen_molecules(data, training), data.store, options, seed),
         data.store,
         potential,
         notes,
     )
-    sets["iid_s"] = judge(data.store, where["iid_s"])
+    sets["iid_s"] = compute_errors(data.store, indices["iid_s"])
     conformers, distances = _conformers(data, training, options)
-    unseen = judge(data.store, conformers)
-    places = {"unseen_c": np.arange(len(conformers))} | generalization.near_and_far(
+    unseen = compute_errors(data.store, conformers)
+    members = {"unseen_c": np.arange(len(conformers))} | generalization.near_and_far(
         distances.rmsd, options.rmsd_threshold
     )
-    for name, here in places.items():
-        sets[name], where[name] = unseen.take(here), conformers[here]
+    for name, chosen in members.items():
+        sets[name], indices[name] = unseen.take(chosen), conformers[chosen]
     notes += distances.notes
-    mapped = {"train": (data.store, train_part), "iid_s": (data.store, where["iid_s"])}
+    mapped = {"train": (data.store, train_indices), "iid_s": (data.store, indices["iid_s"])}
     if options.ood_path:
-        store, where["ood_s"], told = _other_molecules(data, potential, training, options)
-        sets["ood_s"], mapped["ood_s"] = judge(store, where["ood_s"]), (store, where["ood_s"])
-        notes += told
-    rmsd = {name: distances.rmsd[places[name]] for name in places}
-    _save(workdir / STRUCTURES, _arrays(sets, where, rmsd))
-    _save(workdir / FINGERPRINTS, {name: _fingerprints(*of, seed) for name, of in mapped.items()})
+        store, indices["ood_s"], ood_notes = _other_molecules(data, potential, training, options)
+        sets["ood_s"] = compute_errors(store, indices["ood_s"])
+        mapped["ood_s"] = (store, indices["ood_s"])
+        notes += ood_notes
+    rmsd = {name: distances.rmsd[chosen] for name, chosen in members.items()}
+    _save(workdir / STRUCTURES, _arrays(sets, indices, rmsd))
+    _save(
+        workdir / FINGERPRINTS, {name: _fingerprints(*rows, seed) for name, rows in mapped.items()}
+    )
     result = {
-        "train": _training(data.store, train_part, training),
+        "train": _training(data.store, train_indices, training),
         "notes": notes,
         "metrics": {name: summary(sets[name]) if name in sets else None for name in NAMES},
         "by_rmsd": by_distance(unseen, distances.rmsd, np.array(options.rmsd_bins, float)),
         "force_field": potential.digest(),
         "level_of_theory": potential.metadata.get("statistics", {}).get("level_of_theory", ""),
     }
-    for name, found in result["metrics"].items():
-        if found:
+    for name, metrics in result["metrics"].items():
+        if metrics:
             shown = (
-                "-" if found[k] is None else f"{found[k]:.2f}"
+                "-" if metrics[k] is None else f"{metrics[k]:.2f}"
                 for k in ("energy_mae_mev_per_atom", "force_mae_mev_per_ang")
             )
             log.info(
                 "%s: %s meV/atom, %s meV/Å over %d structures of %d molecules",
                 NAMES[name],
                 *shown,
-                found["num_structures"],
-                found["num_molecules"],
+                metrics["num_structures"],
+                metrics["num_molecules"],
             )
     return result
 
 
-def _training(store: Store, part: np.ndarray, training) -> dict[str, Any]:
+def _training(store: Store, indices: np.ndarray, training) -> dict[str, Any]:
     """Return the size and settings of the training set for the report."""
-    molecules = splits.group(np.asarray(store.index("molecule")[part]))[1]
+    molecules = splits.group(np.asarray(store.index("molecule")[indices]))[1]
     return {
-        "num_structures": len(part),
+        "num_structures": len(indices),
         "num_molecules": molecules,
         "num_conformers": training.data.num_conformers if training.data.num_molecules else None,
         "seed": training.seed,
@@ -193,7 +199,7 @@ def _unseen_molecules(data: RunData, training) -> np.ndarray:
     """Return the test structures of IID-S; their molecules have enough conformers for training."""
     test, draw = (
         np.asarray(data.parts.get("test", []), np.int64),
-        generalization.drawn(training.data),
+        generalization.draw_settings(training.data),
     )
     return (
         test
@@ -212,43 +218,47 @@ def _of_known_elements(
     known = np.zeros(119, bool)
     known[list(potential.elements)] = True
     kept = [
-        here[[bool(known[s.numbers].all()) for s in columns]]
-        for here, columns in store.chunks(indices, labels_only=True)
+        rows[[bool(known[s.numbers].all()) for s in columns]]
+        for rows, columns in store.chunks(indices, labels_only=True)
     ]
-    found = np.concatenate([*kept, indices[:0]])
-    if len(found) < len(indices):
+    kept = np.concatenate([*kept, indices[:0]])
+    if len(kept) < len(indices):
         notes.append(
-            f"IID-S: {len(indices) - len(found)} of {len(indices)} structures have elements that the training "
-            "molecules of this run lack, and are left out."
+            f"IID-S: {len(indices) - len(kept)} of {len(indices)} structures are skipped, because "
+            "they have elements that the training molecules of this run lack."
         )
         log.warning("%s", notes[-1])
-    return found
+    return kept
 
 
 def _conformers(data: RunData, training, options) -> tuple[np.ndarray, generalization.Distances]:
     """Return unseen conformers of training molecules and their distances to training conformers."""
-    draw, store, part = generalization.drawn(training.data), data.store, data.parts["train"]
+    draw, store, train_indices = (
+        generalization.draw_settings(training.data),
+        data.store,
+        data.parts["train"],
+    )
     if draw is None:
         log.warning(
-            "training used all conformers of its molecules (data.num_molecules is not set): there are no "
-            "unseen ones, so that there is neither IID-C nor OOD-C"
+            "IID-C and OOD-C are empty: training used all conformers of its molecules "
+            "(data.num_molecules is not set)"
         )
-        nothing = np.zeros(0, np.int64)
-        return nothing, generalization.Distances(np.zeros(0), [])
+        empty = np.zeros(0, np.int64)
+        return empty, generalization.Distances(np.zeros(0), [])
     molecule, conformer = (np.asarray(store.index(name)) for name in ("molecule", "conformer"))
     conformers = generalization.unseen_conformers(
         molecule,
         conformer,
-        part,
+        train_indices,
         num_conformers=draw[0],
         seed=draw[1],
         max_molecules=options.max_molecules,
         among=np.flatnonzero(source.select(store, source.filters_of(training.data)) == 0),
     )
-    conformers = _known(conformers, store)
+    conformers = _with_energy(conformers, store)
     log.info("%d unseen conformers of the training molecules", len(conformers))
     return conformers, generalization.distances_to_training(
-        store, conformers, part, num_processes=options.num_processes or None
+        store, conformers, train_indices, num_processes=options.num_processes or None
     )
 
 
@@ -259,67 +269,61 @@ def _other_molecules(
 
     All elements of these molecules occur in the training data.
     """
-    asked = training.data.copy_and_resolve_references()
-    asked.unlock()
-    asked.path, asked.reader, asked.reader_options = (
-        options.ood_path,
-        options.ood_reader,
-        options.ood_reader_options,
-    )
-    asked.elements = None  # unknown elements are excluded below, with a note
-    asked.require = "energy"  # without forces, energies can still be compared
-    loaded = source.load(asked)
+    ood_data = training.data.copy_and_resolve_references()
+    ood_data.unlock()
+    ood_data.path, ood_data.reader = options.ood_path, options.ood_reader
+    ood_data.reader_options = options.ood_reader_options
+    ood_data.elements = None  # unknown elements are excluded below, with a note
+    ood_data.require = "energy"  # without forces, energies can still be compared
+    loaded = source.load(ood_data)
     store, indices = loaded.store, loaded.indices
-    own = potential.metadata.get("statistics", {}).get("level_of_theory", "")
-    told = (
-        []
-        if loaded.level_of_theory == own
-        else [
-            f"OOD-S: its labels are {loaded.level_of_theory}, those of the training {own}: its errors are of the "
-            "difference between the two as well."
-        ]
-    )
-    for note in told:
-        log.warning("%s", note)
-    first = first_of_each(store, indices)
-    seen, _ = _whole_parts(data, training).seen_skeletons()
-    found = describe(entries(store, first), len(first))
-    molecule, notes = np.asarray(store.index("molecule")), told
+    level = potential.metadata.get("statistics", {}).get("level_of_theory", "")
+    notes = []
+    if loaded.level_of_theory != level:
+        notes.append(
+            f"OOD-S: its labels are {loaded.level_of_theory}, but training used {level}. Its "
+            "errors include the difference between the two."
+        )
+        log.warning("%s", notes[-1])
+    first = first_per_molecule(store, indices)
+    seen, _ = _with_whole_splits(data, training).seen_skeletons()
+    descriptions = describe(entries(store, first), len(first))
+    molecule = np.asarray(store.index("molecule"))
     known = set(potential.elements)
     reasons = {
-        "was in the training or validation part": [
-            d is not None and d.skeleton in seen for d in found
+        "was in the training or validation split": [
+            d is not None and d.skeleton in seen for d in descriptions
         ],
-        "cannot be read by RDKit": [d is None for d in found],
+        "cannot be read by RDKit": [d is None for d in descriptions],
         "has elements that the force field was not trained on": [
-            d is not None and not set(d.elements) <= known for d in found
+            d is not None and not set(d.elements) <= known for d in descriptions
         ],
     }
     out = np.zeros(len(first), bool)
-    for reason, are in reasons.items():
-        if any(are):
+    for reason, flags in reasons.items():
+        if any(flags):
             notes.append(
-                f"OOD-S: {sum(are)} of {len(first)} molecules are left out: each {reason}."
+                f"OOD-S: {sum(flags)} of {len(first)} molecules are skipped: each {reason}."
             )
-        out |= np.array(are, bool)
+        out |= np.array(flags, bool)
     kept = indices[np.isin(molecule[indices], molecule[first[~out]])]
     return store, _sample(kept, store, options, training.seed), notes
 
 
-def _whole_parts(data: RunData, training) -> RunData:
+def _with_whole_splits(data: RunData, training) -> RunData:
     """Return the data with all molecules that runs of this split may draw.
 
     All these runs then exclude the same molecules.
     """
-    asked = training.data.copy_and_resolve_references()
-    asked.unlock()
-    asked.path, asked.num_molecules = str(data.store.path), None
-    return dataclasses.replace(data, parts=source.split(source.load(asked), asked))
+    whole = training.data.copy_and_resolve_references()
+    whole.unlock()
+    whole.path, whole.num_molecules = str(data.store.path), None
+    return dataclasses.replace(data, parts=data_split.split_data(source.load(whole), whole))
 
 
 def _sample(indices: np.ndarray, store: Store, options, seed: int) -> np.ndarray:
     """Return at most options.max_structures structures with an energy, drawn at random."""
-    indices = _known(np.asarray(indices, np.int64), store)
+    indices = _with_energy(np.asarray(indices, np.int64), store)
     if len(indices) <= options.max_structures:
         return indices
     return np.sort(
@@ -327,7 +331,7 @@ def _sample(indices: np.ndarray, store: Store, options, seed: int) -> np.ndarray
     )
 
 
-def _known(indices: np.ndarray, store: Store) -> np.ndarray:
+def _with_energy(indices: np.ndarray, store: Store) -> np.ndarray:
     """Return the indices of structures with an energy label."""
     return indices[np.isfinite(store.index("energy")[indices])]
 
@@ -342,30 +346,30 @@ def _errors(potential: Potential, store: Store, indices: np.ndarray, with_forces
         return Errors(energy, energies(potential, store, indices), n_atoms, molecule)
     predicted, forces = energies_and_forces(potential, store, indices)
     columns = store.take(indices, labels_only=True)
-    wrong = np.abs(forces - columns.forces).mean(axis=1)  # (A,) per atom
+    atom_error = np.abs(forces - columns.forces).mean(axis=1)  # (A,)
     force_error = (
-        np.add.reduceat(wrong, columns.offsets[:-1]) / n_atoms if len(indices) else np.zeros(0)
+        np.add.reduceat(atom_error, columns.offsets[:-1]) / n_atoms if len(indices) else np.zeros(0)
     )
     return Errors(energy, predicted, n_atoms, molecule, force_error)
 
 
 def _fingerprints(store: Store, indices: np.ndarray, seed: int) -> np.ndarray:
-    """Return packed Morgan fingerprints (M, 256) uint8 of at most _MAPPED molecules."""
-    first = first_of_each(store, indices)
-    if len(first) > _MAPPED:
-        first = np.sort(np.random.default_rng(seed).choice(first, _MAPPED, replace=False))
-    found = describe(entries(store, first), len(first), fingerprints=True)
-    return np.packbits(unpack([d.fingerprint for d in found if d is not None]), axis=1)
+    """Return packed Morgan fingerprints (M, 256) uint8 of at most _MAX_MAPPED molecules."""
+    first = first_per_molecule(store, indices)
+    if len(first) > _MAX_MAPPED:
+        first = np.sort(np.random.default_rng(seed).choice(first, _MAX_MAPPED, replace=False))
+    descriptions = describe(entries(store, first), len(first), fingerprints=True)
+    return np.packbits(unpack([d.fingerprint for d in descriptions if d is not None]), axis=1)
 
 
 def _arrays(
-    sets: dict[str, Errors], where: dict[str, np.ndarray], rmsd: dict[str, np.ndarray]
+    sets: dict[str, Errors], indices: dict[str, np.ndarray], rmsd: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """Return the arrays of diversity.npz."""
     names = [n for n in NAMES if n in sets]
     arrays = {
         "set": np.repeat(names, [len(sets[n]) for n in names]),
-        "structure": np.concatenate([where[n] for n in names]),
+        "structure": np.concatenate([indices[n] for n in names]),
         "rmsd": np.concatenate([rmsd.get(n, np.full(len(sets[n]), np.nan)) for n in names]),
     }
     fields = [

@@ -26,7 +26,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     sweeps = [part.strip() for part in config.sweeps.split(",") if part.strip()]
     if not sweeps:
         raise ConfigError(
-            "sweeps: give the folders of the sweeps, --config.sweeps=runs/n_fixed,runs/ns_fixed"
+            "sweeps is required: the folders of sweeps, e.g. "
+            "--config.sweeps=runs/n_fixed,runs/ns_fixed"
         )
     page = report.write_report(workdir, report.read_results(sweeps), config.metric)
     log.info("report: %s", page)

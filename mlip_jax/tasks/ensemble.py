@@ -33,8 +33,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     workdir, paths = Path(workdir), [p.strip() for p in config.members.split(",") if p.strip()]
     if len(paths) < 2:
         raise ConfigError(
-            "members: give the workdirs of two or more training runs, "
-            f"--config.members=runs/a,runs/b,runs/c; received {config.members!r}"
+            "members: expected the workdirs of at least two training runs, e.g. "
+            f"--config.members=runs/a,runs/b,runs/c, received {config.members!r}"
         )
     if distributed.leader():
         with claimed(workdir, configs.identity(config)):
@@ -46,17 +46,17 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
 def _calibrate(config, workdir: Path, paths: list[str]) -> None:
     """Fit the calibration to the validation split and evaluate it on the test split, if any."""
     potentials = [Potential.load(path) for path in paths]
-    judged, notes = {}, []
-    for part in ("valid", "test"):
+    errors, notes = {}, []
+    for split in ("valid", "test"):
         try:
-            judged[part], told = _evaluated(config, paths, potentials, part)
+            errors[split], split_notes = _evaluate(config, paths, potentials, split)
         except DatasetError as error:
-            if part == "valid":
+            if split == "valid":
                 raise
-            told = [f"There is no test part to judge by: {error}"]
-        notes += [n for n in told if n not in notes]
-    calibration = Calibration.fit(potentials, judged["valid"])
-    scores = {part: report.scores(calibration, e) for part, e in judged.items()}
+            split_notes = [f"There is no test split to evaluate the calibration on: {error}"]
+        notes += [n for n in split_notes if n not in notes]
+    calibration = Calibration.fit(potentials, errors["valid"])
+    scores = {split: report.scores(calibration, e) for split, e in errors.items()}
     calibration.save(workdir / FILE, part="valid", scores=scores, notes=notes)
     for note in notes:
         log.warning("%s", note)
@@ -67,12 +67,12 @@ def _calibrate(config, workdir: Path, paths: list[str]) -> None:
             name,
             "no labels"
             if scale is None
-            else f"the error to expect is {scale.factor:.2f} times the spread over the members",
+            else f"the expected error is {scale.factor:.2f} times the spread over the members",
         )
     path = report.write_ensemble_report(
         workdir,
         calibration,
-        judged,
+        errors,
         scores,
         notes=notes,
         info={
@@ -85,10 +85,10 @@ def _calibrate(config, workdir: Path, paths: list[str]) -> None:
     log.info("report: %s", path)
 
 
-def _evaluated(config, paths, potentials, part: str) -> tuple[EnsembleErrors, list[str]]:
+def _evaluate(config, paths, potentials, split: str) -> tuple[EnsembleErrors, list[str]]:
     """Evaluate all members on structures that none of them was trained on; also return notes."""
     store, indices, notes = ensemble_calibration.held_out(
-        paths, potentials, part, config.max_structures, config.seed
+        paths, potentials, split, config.max_structures, config.seed
     )
-    log.info("%s: %d structures by %d members", part, len(indices), len(potentials))
+    log.info("%s: %d structures by %d members", split, len(indices), len(potentials))
     return ensemble_calibration.evaluate(potentials, store, indices), notes

@@ -28,7 +28,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     """
     config = configs.complete(config, defaults.export_defaults())
     if not config.force_field:
-        raise ConfigError("force_field is not given: --config.force_field=runs/spice")
+        raise ConfigError("force_field is required, e.g. --config.force_field=runs/spice")
     workdir = Path(workdir)
     if distributed.leader():
         with claimed(workdir, configs.identity(config)):

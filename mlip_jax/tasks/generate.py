@@ -41,7 +41,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
         num_processes=data.num_processes or None,
         molecules=_read_molecules(data.molecules) if data.molecules else None,
     )
-    log.info("%s holds\n%s", path, json.dumps(summarize(path), indent=2))
+    log.info("%s contains\n%s", path, json.dumps(summarize(path), indent=2))
     return path
 
 
@@ -54,6 +54,7 @@ def _read_molecules(path):
         log.warning("skipped %s", problem)
     if not molecules:
         raise ValueError(
-            f"config.data.molecules: {path} has no usable molecule; expected a SMILES string per line"
+            f"data.molecules: {path} contains no usable molecule; expected one SMILES string per "
+            "line"
         )
     return molecules

@@ -34,7 +34,9 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     """
     config = configs.complete(config, defaults.conformers_defaults())
     if not config.smiles:
-        raise ConfigError("smiles: give a file of molecules, --config.smiles=FILE.smi (or .csv)")
+        raise ConfigError(
+            "smiles is required: a file of molecules, e.g. --config.smiles=molecules.smi"
+        )
     from mlip_jax.datasets.builtin import storage
     from mlip_jax.datasets.builtin.conformer_sets import (
         ConformerOptions,
@@ -58,7 +60,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
             "wall seconds": time.monotonic() - started,
             "processor seconds": _processor_seconds() - before,
         }
-        _tell(folder / "summary.json", [storage.summarize(path) for path in files], cost)
+        _write_summary(folder / "summary.json", [storage.summarize(path) for path in files], cost)
     return folder / "data"
 
 
@@ -69,7 +71,7 @@ def _processor_seconds() -> float:
     )
 
 
-def _tell(path: Path, files: list[dict[str, Any]], cost: dict[str, float]) -> None:
+def _write_summary(path: Path, files: list[dict[str, Any]], cost: dict[str, float]) -> None:
     """Write summary.json, to which each start appends its cost, and log the totals."""
     starts = json.loads(path.read_text())["starts"] if path.exists() else []
     total = {name: sum(f[name] for f in files) for name in ("molecules", "conformations")}
@@ -79,9 +81,9 @@ def _tell(path: Path, files: list[dict[str, Any]], cost: dict[str, float]) -> No
             dropped[reason] = dropped.get(reason, 0) + number
     write_json(path, total | {"dropped": dropped, "starts": [*starts, cost], "files": files})
     log.info(
-        "%d conformers of %d molecules; this start took %.0f s of processors, %.0f s of time",
+        "%d conformers of %d molecules; this start took %.0f s (processor time %.0f s)",
         total["conformations"],
         total["molecules"],
-        cost["processor seconds"],
         cost["wall seconds"],
+        cost["processor seconds"],
     )

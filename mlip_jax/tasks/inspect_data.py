@@ -17,12 +17,9 @@ from mlip_jax.datasets.quality.histogram import Histogram
 from mlip_jax.datasets.selection import splits
 from mlip_jax.datasets.statistics import Summary, sum_reference
 from mlip_jax.datasets.store.store import Store
-from mlip_jax.reports.dataset import (
-    DatasetSummary,
-    PropertySummary,
-    print_summary,
-    write_dataset_report,
-)
+from mlip_jax.reports.dataset.report import write_dataset_report
+from mlip_jax.reports.dataset.summary import DatasetSummary, PropertySummary
+from mlip_jax.reports.dataset.tables import print_summary
 from mlip_jax.workdir import claimed
 
 log = logging.getLogger(__name__)
@@ -36,9 +33,9 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     """
     config = configs.complete(config, defaults.inspect_defaults())
     with claimed(workdir, configs.identity(config)) as folder:
-        config.data.refuse = False  # report invalid data instead of raising an error
+        config.data.reject_invalid = False  # report invalid data instead of raising an error
         data = source.load(config.data)
-        source.write_left_out(folder / "left_out.csv", data)
+        source.write_excluded(folder / "left_out.csv", data)
         summary = summarize(data)
         print_summary(summary)
         write_dataset_report(folder, summary)
@@ -56,8 +53,8 @@ def summarize(data: source.LoadedData) -> DatasetSummary:
         store.index("shortest_distance")[indices],
         store.index("molecule")[indices],
     )
-    of_molecule, num_molecules = splits.group(molecule)
-    conformers = np.bincount(of_molecule)  # (num_molecules,)
+    molecule_indices, num_molecules = splits.group(molecule)
+    conformers = np.bincount(molecule_indices)  # (num_molecules,)
     known = np.isfinite(store.index("energy")[indices])
     forces = np.isfinite(store.index("force_rms")[indices])
     return DatasetSummary(
@@ -67,9 +64,9 @@ def summarize(data: source.LoadedData) -> DatasetSummary:
         elements={chemical_symbols[z]: int(total.atoms[z]) for z in total.elements},
         num_structures=len(indices),
         num_molecules=num_molecules,
-        n_atoms=_whole(n_atoms),
-        conformers=_whole(conformers),
-        shortest_distance=_filled(Histogram.linear(0.0, 3.0, 120), distances),
+        n_atoms=_integer_histogram(n_atoms),
+        conformers=_integer_histogram(conformers),
+        shortest_distance=_fill(Histogram.linear(0.0, 3.0, 120), distances),
         charges={
             float(c): int(n)
             for c, n in zip(*np.unique(store.index("charge")[indices], return_counts=True))
@@ -82,38 +79,41 @@ def summarize(data: source.LoadedData) -> DatasetSummary:
         counts={
             "read from the source": store.manifest["counts"]["read"],
             **{
-                f"skipped when read: {k}": n for k, n in store.manifest["counts"]["skipped"].items()
+                f"skipped by the reader: {k}": n
+                for k, n in store.manifest["counts"]["skipped"].items()
             },
             **{
                 f"removed from the store: {k}": n
                 for k, n in store.manifest["counts"]["removed"].items()
                 if k in REASONS
             },
-            **{f"left out here: {k}": n for k, n in data.counts["left out"].items()},
+            **{f"skipped here: {k}": n for k, n in data.counts["left out"].items()},
         },
         notes=store.manifest["notes"],
         problems=[p["message"] for p in store.manifest["problems"]],
-        **_of_atoms(store, indices, total, reference),
+        **_atom_histograms(store, indices, total, reference),
     )
 
 
-def _whole(values: np.ndarray) -> Histogram:
+def _integer_histogram(values: np.ndarray) -> Histogram:
     """Return a histogram with one bin per integer, or 200 bins if the range is 400 or more."""
     low, high = int(values.min()), int(values.max())
-    return _filled(
-        Histogram.whole(low, high)
+    return _fill(
+        Histogram.integers(low, high)
         if high - low < 400
         else Histogram.linear(low - 0.5, high + 0.5, 200),
         values,
     )
 
 
-def _filled(histogram: Histogram, values: np.ndarray) -> Histogram:
+def _fill(histogram: Histogram, values: np.ndarray) -> Histogram:
     histogram.add(values)
     return histogram
 
 
-def _of_atoms(store: Store, indices: np.ndarray, total: Summary, reference) -> dict[str, Histogram]:
+def _atom_histograms(
+    store: Store, indices: np.ndarray, total: Summary, reference
+) -> dict[str, Histogram]:
     """Compute the distributions that need a second pass over the store.
 
     These are the magnitudes of the forces on atoms, and energies per atom with and without the
@@ -126,22 +126,22 @@ def _of_atoms(store: Store, indices: np.ndarray, total: Summary, reference) -> d
             force.add(np.linalg.norm(columns.forces, axis=1))
         if reference is not None:
             energies.append((columns.energy - sum_reference(reference, columns)) / columns.n_atoms)
-    found = {"force": force} if np.isfinite(total.force_rms) else {}
+    histograms = {"force": force} if np.isfinite(total.force_rms) else {}
     if energies:
         per_atom = np.concatenate(energies)
-        found["energy_per_atom"] = _spread(per_atom)
-        found["total_energy_per_atom"] = _spread(
+        histograms["energy_per_atom"] = _bulk_histogram(per_atom)
+        histograms["total_energy_per_atom"] = _bulk_histogram(
             store.index("energy")[indices] / store.index("n_atoms")[indices]
         )
-    return found
+    return histograms
 
 
-def _spread(values: np.ndarray) -> Histogram:
+def _bulk_histogram(values: np.ndarray) -> Histogram:
     """Return a histogram over the bulk of the values; outliers are counted beyond the edges."""
     known = values[np.isfinite(values)]
     low, high = np.quantile(known, [0.001, 0.999]) if len(known) else (0.0, 1.0)
     margin = max(0.1 * (high - low), 1e-3)
-    return _filled(Histogram.linear(low - margin, high + margin, 120), values)
+    return _fill(Histogram.linear(low - margin, high + margin, 120), values)
 
 
 def _properties(store: Store, indices: np.ndarray) -> dict[str, PropertySummary]:

@@ -32,7 +32,7 @@ from mlip_jax.workdir import check_origin, claimed
 log = logging.getLogger(__name__)
 
 ORIGIN = "origin.json"
-_MOST_PICTURES, _MOST_ATOMS = 4, 120  # molecules in the figure, atoms of each
+_MAX_PICTURES, _MAX_ATOMS = 4, 120  # molecules in the figure, atoms of each
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
@@ -43,7 +43,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
         explains how to fix the problem.
     """
     config = configs.complete(config, defaults.md_defaults())
-    settings = _checked(config)
+    settings = _check(config)
     with claimed(workdir, configs.identity(config)) as workdir:
         potential = load_force_field(config.force_field)
         molecules, names = read_all(config)
@@ -63,20 +63,20 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
         try:
             seconds = run_md(dynamics, outputs, config.num_steps, config.restart_seconds)
         except (SystemExit, KeyboardInterrupt):
-            log.warning("stopped; the same command goes on from the last restart file")
+            log.warning("stopped; rerun the same command to resume from the last restart file")
             raise
         return _report(config, workdir, dynamics, outputs, seconds)
 
 
-def _checked(c) -> Settings:
+def _check(c) -> Settings:
     """Check the config and return the settings of the dynamics."""
     for name, example in (("force_field", "runs/spice"), ("input", "molecule.xyz")):
         if not c[name]:
-            raise ConfigError(f"{name} is not given: --config.{name}={example}")
+            raise ConfigError(f"{name} is required, e.g. --config.{name}={example}")
     if distributed.count() > 1:
         raise ConfigError(
-            f"dynamics run in one process, this run has {distributed.count()}; start one for each part "
-            "of the molecules, with workdirs of their own"
+            f"dynamics run in one process, but this run has {distributed.count()}. Divide the "
+            "molecules into several files and start a run with its own workdir for each."
         )
     try:
         return Settings(**{f.name: c[f.name] for f in dataclasses.fields(Settings)})
@@ -101,7 +101,7 @@ def read_all(config) -> tuple[list[Atoms], list[str]]:
         )
     )
     if not records:
-        raise DatasetError(f"{config.input}: holds no molecules")
+        raise DatasetError(f"{config.input}: contains no molecules")
     for record in records:
         if record.atoms is None:
             raise DatasetError(
@@ -135,8 +135,8 @@ def _report(
         workdir,
         about,
         read_thermo(workdir / THERMO),
-        info=_info(config, dynamics.potential),
-        title=f"{Path(config.force_field).name} moves {Path(config.input).name}",
+        info=_settings(config, dynamics.potential),
+        title=f"Dynamics of {Path(config.input).name} with {Path(config.force_field).name}",
         pictures=_pictures(config, dynamics, outputs, names),
         files=[THERMO, *([f"{TRAJECTORIES}/"] if config.frame_every else []), RESTART],
     )
@@ -149,13 +149,14 @@ def _pictures(config, dynamics, outputs, names) -> list[Picture]:
     pictures = []
     for m, atoms in list(enumerate(dynamics.molecules))[:: config.replicas]:
         path = outputs.trajectory(m)
-        if len(pictures) < _MOST_PICTURES and path.exists() and len(atoms) <= _MOST_ATOMS:
+        if len(pictures) < _MAX_PICTURES and path.exists() and len(atoms) <= _MAX_ATOMS:
             (last,) = read_trajectory(path, slice(-1, None))
             pictures.append(Picture(names[m], atoms, last, f"{last.info['time_fs'] / 1000:.3g} ps"))
     return pictures
 
 
-def _info(config, potential: Potential) -> dict[str, dict[str, Any]]:
+def _settings(config, potential: Potential) -> dict[str, dict[str, Any]]:
+    """Return names and values of molecules, force field and settings for the report."""
     settings = {
         k: v
         for k, v in configs.to_dict(config).items()

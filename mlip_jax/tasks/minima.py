@@ -24,7 +24,8 @@ from mlip_jax.datasets.molecules.files import CsvColumns, fingerprint, kind_of, 
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.importers import load_force_field
 from mlip_jax.potential import Potential
-from mlip_jax.reports.minima import MoleculeMinima, ReferenceMinimum, write_minima_report
+from mlip_jax.reports.minima.report import write_minima_report
+from mlip_jax.reports.minima.results import MoleculeMinima, ReferenceMinimum
 from mlip_jax.simulation.reference.oracle import Method, Oracle
 from mlip_jax.simulation.reference.result_cache import ResultCache
 from mlip_jax.simulation.relaxation.minima import SearchOptions, find_minima
@@ -54,7 +55,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
         explains how to fix the problem.
     """
     config = configs.complete(config, defaults.minima_defaults())
-    search = _checked(config)
+    search = _check(config)
     with claimed(workdir, configs.identity(config)) as workdir:
         potential = load_force_field(config.force_field)
         check_origin(
@@ -62,31 +63,31 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
             {"input": fingerprint(config.input), "force_field": potential.digest()},
             "minima of other molecules or with another force field",
         )
-        molecules = _searched(config, workdir / PARTS, potential, search)
+        molecules = _search_all(config, workdir / PARTS, potential, search)
         with atomic_open(workdir / FRAMES, "w", encoding="utf-8") as file:
             _write_frames(file, molecules)
         write_text(workdir / TABLE, _table(molecules))
         report = write_minima_report(
             workdir,
             molecules,
-            _judged(config, workdir, molecules),
+            _evaluate_lowest(config, workdir, molecules),
             title=f"Minima by {Path(config.force_field).name}",
-            info=_info(config, potential),
+            info=_settings(config, potential),
             files=[FRAMES, TABLE],
         )
         log.info("report: %s", report)
         return report
 
 
-def _checked(c) -> SearchOptions:
+def _check(c) -> SearchOptions:
     """Check the config and return the options of the search."""
     for name, example in (("force_field", "runs/spice"), ("input", "molecules.smi")):
         if not c[name]:
-            raise ConfigError(f"{name} is not given: --config.{name}={example}")
-    if c.judged:
+            raise ConfigError(f"{name} is required, e.g. --config.{name}={example}")
+    if c.num_reference_minima:
         _method(c)
     if distributed.count() > 1:
-        raise ConfigError(f"the search runs in one process, this run has {distributed.count()}")
+        raise ConfigError(f"the search runs in one process, but this run has {distributed.count()}")
     try:
         return SearchOptions(**c.search.to_dict())
     except ValueError as error:
@@ -100,41 +101,46 @@ def _method(c) -> Method:
 # --- Search, in batches of molecules ---
 
 
-def _searched(
+def _search_all(
     config, folder: Path, potential: Potential, search: SearchOptions
 ) -> list[MoleculeMinima]:
     """Search all molecules of the file; each batch is saved to disk when it is complete."""
     folder.mkdir(exist_ok=True)
-    found: list[MoleculeMinima] = []
+    molecules: list[MoleculeMinima] = []
     groups = (
         (number, list(records))
         for number, records in itertools.groupby(
-            _records(config), key=lambda record: record.index // _each(config)
+            _records(config), key=lambda record: record.index // _geometries_per_molecule(config)
         )
     )
-    for number, batch in enumerate(iter(lambda: list(itertools.islice(groups, config.batch)), [])):
+    for number, batch in enumerate(
+        iter(lambda: list(itertools.islice(groups, config.batch_molecules)), [])
+    ):
         path = folder / f"{number:06d}.json"
         if not path.exists():
             write_json(path, [m.to_json() for m in _search(batch, potential, search)])
-        found += [MoleculeMinima.from_json(m) for m in json.loads(path.read_text())]
-        log.info("%d molecules done: %d minima", len(found), sum(len(m.minima) for m in found))
-    if not any(m.minima for m in found):
-        why = found[0].failure or f"left out: {found[0].left_out}" if found else "it holds none"
-        raise DatasetError(
-            f"{config.input}: no minimum of any molecule was found; the first: {why}"
+        molecules += [MoleculeMinima.from_json(m) for m in json.loads(path.read_text())]
+        log.info(
+            "%d molecules done: %d minima", len(molecules), sum(len(m.minima) for m in molecules)
         )
-    return found
+    if not any(m.minima for m in molecules):
+        reason = "the file contains no molecules"
+        if molecules:
+            first = molecules[0]
+            reason = f"the first: {first.failure or f'rejected geometries: {first.left_out}'}"
+        raise DatasetError(f"{config.input}: no minimum of any molecule was found; {reason}")
+    return molecules
 
 
-def _each(config) -> int:
+def _geometries_per_molecule(config) -> int:
     """Return the number of starting geometries per molecule: 1 unless the input is SMILES."""
-    return config.geometries if kind_of(config.input) in ("smi", "csv") else 1
+    return config.num_conformers if kind_of(config.input) in ("smi", "csv") else 1
 
 
 def _records(config):
     return read_molecules(
         config.input,
-        num_conformers=_each(config),
+        num_conformers=_geometries_per_molecule(config),
         mmff=config.mmff,
         seed=config.search.seed,
         limit=config.limit,
@@ -144,7 +150,7 @@ def _records(config):
 
 def _search(batch, potential: Potential, search: SearchOptions) -> list[MoleculeMinima]:
     """Search one batch of molecules, given as (number, records) pairs."""
-    made, starts = [], []
+    outcomes, starts = [], []
     for number, records in batch:
         geometries = [r.atoms for r in records if r.atoms is not None]
         first = next((r for r in records if r.atoms is not None), records[0])
@@ -155,19 +161,19 @@ def _search(batch, potential: Potential, search: SearchOptions) -> list[Molecule
             except ValueError as error:
                 failure = str(error)
         if failure:
-            log.warning("molecule %d is left out: %s", number, failure)
+            log.warning("molecule %d skipped: %s", number, failure)
         else:
             starts.append([_with_smiles(atoms, first.smiles) for atoms in geometries])
-        made.append((number, first, failure))
-    found = iter(find_minima(starts, potential, **dataclasses.asdict(search)) if starts else [])
+        outcomes.append((number, first, failure))
+    minima = iter(find_minima(starts, potential, **dataclasses.asdict(search)) if starts else [])
     return [
-        MoleculeMinima.of(
+        MoleculeMinima.from_result(
             number,
             first.name or first.smiles or f"molecule {number}",
             failure,
-            None if failure else next(found),
+            None if failure else next(minima),
         )
-        for number, first, failure in made
+        for number, first, failure in outcomes
     ]
 
 
@@ -216,26 +222,28 @@ def _write_frames(file: IO[str], molecules: list[MoleculeMinima]) -> None:
             write(file, atoms, format="extxyz")
 
 
-def _judged(config, workdir: Path, molecules: list[MoleculeMinima]) -> list[ReferenceMinimum]:
+def _evaluate_lowest(
+    config, workdir: Path, molecules: list[MoleculeMinima]
+) -> list[ReferenceMinimum]:
     """Evaluate and relax the lowest minima of each molecule with the reference method.
 
-    Return an empty list if config.judged is zero.
+    Return an empty list if config.num_reference_minima is zero.
     """
-    if not config.judged:
+    if not config.num_reference_minima:
         return []
     oracle = Oracle(
         _method(config),
         ResultCache(workdir / "oracle.jsonl"),
         num_processes=config.oracle.num_processes or None,
     )
-    chosen = {
+    lowest = {
         f"{m.number}-{rank}": minimum.to_atoms(m)
         for m in molecules
-        for rank, minimum in enumerate(m.minima[: config.judged])
+        for rank, minimum in enumerate(m.minima[: config.num_reference_minima])
     }
-    there = oracle.evaluate(chosen, label="energies of the minima")
+    at_minima = oracle.evaluate(lowest, label="energies of the minima")
     relaxed = oracle.minimize(
-        chosen,
+        lowest,
         fmax=config.search.fmax,
         max_steps=config.search.max_steps,
         label="minima of the reference method",
@@ -244,22 +252,23 @@ def _judged(config, workdir: Path, molecules: list[MoleculeMinima]) -> list[Refe
         ReferenceMinimum(
             m,
             rank,
-            there[key].energy,
+            at_minima[key].energy,
             relaxed[key].energy if relaxed[key].converged else float("nan"),
         )
         for m in molecules
-        for rank in range(min(len(m.minima), config.judged))
+        for rank in range(min(len(m.minima), config.num_reference_minima))
         for key in [f"{m.number}-{rank}"]
     ]
 
 
-def _info(config, potential: Potential) -> dict[str, dict[str, Any]]:
+def _settings(config, potential: Potential) -> dict[str, dict[str, Any]]:
+    """Return names and values of molecules, force field and settings for the report."""
     plain = configs.to_dict(config)
     return {
         "Molecules": {
             "input": config.input,
             **fingerprint(config.input),
-            "geometries of each": _each(config),
+            "geometries per molecule": _geometries_per_molecule(config),
         },
         "Force field": {
             "from": config.force_field,

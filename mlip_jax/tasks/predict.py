@@ -90,7 +90,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
 def _check(c) -> None:
     for name, example in (("predictor", "runs/gap"), ("input", "molecules.csv")):
         if not c[name]:
-            raise ConfigError(f"{name} is not given: --config.{name}={example}")
+            raise ConfigError(f"{name} is required, e.g. --config.{name}={example}")
 
 
 def _columns(config) -> CsvColumns:
@@ -99,10 +99,10 @@ def _columns(config) -> CsvColumns:
 
 def _count(config) -> int:
     """Return the number of molecules to predict."""
-    found = count_molecules(config.input, _columns(config))
-    if not found:
-        raise DatasetError(f"{config.input}: holds no molecules")
-    return min(found, found if config.limit is None else config.limit)
+    count = count_molecules(config.input, _columns(config))
+    if not count:
+        raise DatasetError(f"{config.input}: contains no molecules")
+    return count if config.limit is None else min(count, config.limit)
 
 
 # --- Predictors ---
@@ -129,10 +129,10 @@ class Ensemble:
         names = [[(t.name, t.kind) for t in m.targets] for m in members]
         if any(n != names[0] for n in names) or not names[0]:
             raise ConfigError(
-                "predictor: members of an ensemble must predict the same properties; these predict "
+                "predictor: members of an ensemble must predict the same properties, received "
                 + "; ".join(
-                    f"{p}: {', '.join(n for n, _ in own) or 'nothing'}"
-                    for p, own in zip(paths, names)
+                    f"{path}: {', '.join(name for name, _ in member) or 'nothing'}"
+                    for path, member in zip(paths, names)
                 )
             )
         return cls(
@@ -164,18 +164,18 @@ class Ensemble:
     def predict(self, molecules: Sequence[Atoms], batch_size: int) -> list[list[float]]:
         """Return, per molecule, the columns of `layout` from the first property on."""
         columns = Columns.from_structures(map(from_ase, molecules))
-        made = [
+        predictions = [
             m.predict(columns, batch_size, budget) for m, budget in zip(self.members, self.budgets)
         ]
-        distances = [d.distance(p[EMBEDDING]) for d, p in zip(self.domains, made)]
+        distances = [d.distance(p[EMBEDDING]) for d, p in zip(self.domains, predictions)]
         # in units of the border of each domain, averaged over members: (S,)
         relative = np.mean([x / d.border for d, x in zip(self.domains, distances)], axis=0)
         cells = []
         for t in self.targets:
-            values = np.array([p[t.name] for p in made])  # (members, S) or (members, S, 3)
+            values = np.array([p[t.name] for p in predictions])  # (members, S) or (members, S, 3)
             mean = values.mean(0)  # (S,) or (S, 3)
             cells += [mean] if t.kind == "scalar" else list(mean.T)
-            if len(made) > 1:
+            if len(predictions) > 1:
                 spread = values.std(0, ddof=1)  # of a vector, report the norm of its spread
                 cells.append(spread if t.kind == "scalar" else np.linalg.norm(spread, axis=1))
             cells.append(
@@ -191,19 +191,19 @@ class Ensemble:
 
 def _relaxer(config, ensemble: Ensemble) -> Relaxer | None:
     """Return the relaxer, by default with the force field of the predictor's data, or None."""
-    place = config.force_field
-    if place is None:
-        place = ensemble.members[0].metadata["config"]["data"].get("force_field") or "none"
+    path = config.force_field
+    if path is None:
+        path = ensemble.members[0].metadata["config"]["data"].get("force_field") or "none"
         log.info(
-            "molecules are %s",
-            f"relaxed by {place}, as those that the predictor was tested on"
-            if place != "none"
-            else "not relaxed: config.force_field names what could",
+            "%s",
+            f"relaxing the molecules with {path}, as for the test split of the predictor"
+            if path != "none"
+            else "predicting at the given geometries; set force_field to relax them first",
         )
-    if place in ("none", ""):
+    if path in ("none", ""):
         return None
     return Relaxer(
-        load_force_field(place),
+        load_force_field(path),
         fmax=config.fmax,
         max_steps=config.max_steps,
         devices=jax.local_devices(),
@@ -239,7 +239,7 @@ def _predict_share(
             RelaxationProgressBar(len(mine), before, "predicting") as progress,
             contextlib.closing(records),
         ):
-            waiting = []
+            pending = []
             for record, atoms, geometry, reason in _geometries(records, relaxer, ensemble):
                 if reason:
                     journal.add(
@@ -256,12 +256,12 @@ def _predict_share(
                     )
                     progress.add(FAILED)
                     continue
-                waiting.append((record, atoms, geometry))
-                if len(waiting) == config.batch_size:
-                    _record(waiting, ensemble, config.batch_size, journal, progress)
-                    waiting = []
-            if waiting:
-                _record(waiting, ensemble, config.batch_size, journal, progress)
+                pending.append((record, atoms, geometry))
+                if len(pending) == config.batch_size:
+                    _predict_batch(pending, ensemble, config.batch_size, journal, progress)
+                    pending = []
+            if pending:
+                _predict_batch(pending, ensemble, config.batch_size, journal, progress)
 
 
 def _geometries(
@@ -275,7 +275,7 @@ def _geometries(
 
     def usable():
         for record in records:
-            reason = record.failure or _unknown(record.atoms, ensemble.elements)
+            reason = record.failure or _unknown_elements(record.atoms, ensemble.elements)
             if reason:
                 failed.append((record, None, record.geometry, reason))
                 continue
@@ -301,22 +301,22 @@ def _geometries(
     yield from failed
 
 
-def _unknown(atoms: Atoms, elements) -> str:
+def _unknown_elements(atoms: Atoms, elements) -> str:
     """Return a message about elements that the ensemble was not trained on, or ""."""
     unknown = sorted(set(atoms.numbers.tolist()) - elements)
     return (
-        f"the predictor does not know {', '.join(chemical_symbols[z] for z in unknown)}"
+        f"the predictor was not trained on {', '.join(chemical_symbols[z] for z in unknown)}"
         if unknown
         else ""
     )
 
 
-def _record(
-    waiting, ensemble: Ensemble, batch_size: int, journal: Journal, progress: RelaxationProgressBar
+def _predict_batch(
+    batch, ensemble: Ensemble, batch_size: int, journal: Journal, progress: RelaxationProgressBar
 ) -> None:
     """Predict a batch of molecules and write the results to the journal."""
-    numbers = ensemble.predict([atoms for _, atoms, _ in waiting], batch_size)
-    for (record, atoms, geometry), cells in zip(waiting, numbers):
+    numbers = ensemble.predict([atoms for _, atoms, _ in batch], batch_size)
+    for (record, atoms, geometry), cells in zip(batch, numbers):
         journal.add(
             [record.index, record.name, record.smiles, PREDICTED, "", len(atoms), geometry, *cells]
         )
@@ -332,13 +332,14 @@ def _finish(config, workdir: Path, total: int, ensemble: Ensemble, relaxer: Rela
         ensemble.targets,
         seconds=seconds,
         title=f"{', '.join(t.name for t in ensemble.targets)} of {Path(config.input).name}",
-        info=_info(config, ensemble, relaxer),
+        info=_settings(config, ensemble, relaxer),
     )
     log.info("%s; report: %s", workdir / RESULTS, report)
     return report
 
 
-def _info(config, ensemble: Ensemble, relaxer: Relaxer | None) -> dict[str, dict[str, Any]]:
+def _settings(config, ensemble: Ensemble, relaxer: Relaxer | None) -> dict[str, dict[str, Any]]:
+    """Return names and values of molecules, predictors and settings for the report."""
     trained = {
         f"predictor {i}": ", ".join(
             f"{k}: {m.metadata['statistics'][k]}" for k in ("num_structures", "level_of_theory")

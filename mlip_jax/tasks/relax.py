@@ -29,7 +29,8 @@ from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.importers import load_force_field
 from mlip_jax.potential import Potential
 from mlip_jax.reports.molecules import Picture
-from mlip_jax.reports.relaxation import Relaxations, choose, read_results, write_relaxation_report
+from mlip_jax.reports.relaxation.report import write_relaxation_report
+from mlip_jax.reports.relaxation.results import Relaxations, choose, read_results
 from mlip_jax.simulation.relaxation import journal as relax_journal
 from mlip_jax.simulation.relaxation import merge, outputs
 from mlip_jax.simulation.relaxation.journal import Journal
@@ -65,7 +66,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
             workdir = Path(workdir)
             total = _count(config)
             potential = load_force_field(config.force_field)
-            domain = atom_domain.of_workdir(config.force_field)
+            domain = atom_domain.load_domain(config.force_field)
             if distributed.leader():
                 _check_origin(workdir / ORIGIN, config, potential)
         relaxer = _relaxer(config, potential)
@@ -76,14 +77,14 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
                 return workdir / "report.html"
             return _finish(config, workdir, total, potential, domain)
         except (SystemExit, KeyboardInterrupt):
-            log.warning("stopped; what is done is kept, and the same command goes on from there")
+            log.warning("stopped; finished molecules are saved. Rerun the same command to resume.")
             raise
 
 
 def _check(c) -> None:
     for name, example in (("force_field", "runs/spice"), ("input", "molecules.smi")):
         if not c[name]:
-            raise ConfigError(f"{name} is not given: --config.{name}={example}")
+            raise ConfigError(f"{name} is required, e.g. --config.{name}={example}")
 
 
 def _columns(config) -> CsvColumns:
@@ -92,10 +93,10 @@ def _columns(config) -> CsvColumns:
 
 def _count(config) -> int:
     """Return the number of geometries to relax: molecules times conformers."""
-    found = count_molecules(config.input, _columns(config))
-    if not found:
-        raise DatasetError(f"{config.input}: holds no molecules")
-    return min(found, found if config.limit is None else config.limit) * config.num_conformers
+    count = count_molecules(config.input, _columns(config))
+    if not count:
+        raise DatasetError(f"{config.input}: contains no molecules")
+    return (count if config.limit is None else min(count, config.limit)) * config.num_conformers
 
 
 def _check_origin(path: Path, config, potential: Potential) -> None:
@@ -133,7 +134,7 @@ def _relax_share(config, folder: Path, relaxer, total: int) -> None:
             if index in done and index // config.num_conformers % share[1] == share[0]
         )
         if before:
-            log.info("going on: %d of %d molecules are done", min(len(done), total), total)
+            log.info("resuming: %d of %d molecules are done", min(len(done), total), total)
         if before == mine:
             return
         records = read_molecules(
@@ -152,7 +153,7 @@ def _relax_share(config, folder: Path, relaxer, total: int) -> None:
                 _stream(records, relaxer, journal, progress, MOL_BLOCK in config.formats)
             finally:
                 _close(records)
-    log.info("%d programs were compiled", relaxer.num_compiles)
+    log.info("%d programs compiled", relaxer.num_compiles)
 
 
 def _close(records) -> None:
@@ -179,7 +180,7 @@ def _stream(
     mol_blocks: bool,
 ) -> None:
     """Pass the records through the relaxer and write the results to the journal."""
-    waiting: dict[int, MoleculeRecord] = {}  # records that the relaxer has taken, by index
+    in_progress: dict[int, MoleculeRecord] = {}  # records that the relaxer has taken, by index
 
     def molecules():
         for record in records:
@@ -187,46 +188,47 @@ def _stream(
                 journal.add(outputs.failure_cells(record))
                 progress.add(outputs.FAILED)
             else:
-                waiting[record.index] = record
+                in_progress[record.index] = record
                 yield record.index, record.atoms
 
     journal.start_clock()
     with contextlib.closing(relaxer.stream(molecules())) as results:
         for index, result in results:
-            record = waiting.pop(index)
+            record = in_progress.pop(index)
             journal.add(
                 outputs.result_cells(record, result), outputs.pieces(record, result, mol_blocks)
             )
             progress.add(result.status)
-    if waiting:
+    if in_progress:
         raise RuntimeError(
-            f"{len(waiting)} molecules have come to no end, the first with index {min(waiting)}"
+            f"{len(in_progress)} molecules have no result, the first has index {min(in_progress)}"
         )
 
 
 def _finish(config, workdir: Path, total: int, potential: Potential, domain: Domain | None) -> Path:
     """Merge the parts and write the report."""
-    log.info("putting the results together")
+    log.info("merging results")
     files = {kind: workdir / FORMATS[kind] for kind in config.formats}
     if config.trajectory_every:
         files[TRAJECTORY] = workdir / TRAJECTORIES
     seconds = merge.merge(
-        workdir / PARTS, LAYOUT, workdir / RESULTS, files, total, _added(potential, domain)
+        workdir / PARTS, LAYOUT, workdir / RESULTS, files, total, _domain_columns(potential, domain)
     )
     if MOL_BLOCK in files and not files[MOL_BLOCK].stat().st_size:
         files.pop(MOL_BLOCK).unlink()
-        log.info("the bonds of these molecules are not known: there is no %s", FORMATS[MOL_BLOCK])
+        log.info("%s is not written: the bonds of the molecules are unknown", FORMATS[MOL_BLOCK])
     results = read_results(workdir / RESULTS)
     if len(results) != total:
         raise RuntimeError(
-            f"{workdir / RESULTS}: has {len(results)} of {total} molecules; run the same command again"
+            f"{workdir / RESULTS}: contains {len(results)} of {total} molecules. Rerun the same "
+            "command."
         )
     report = write_relaxation_report(
         workdir,
         results,
-        title=f"{Path(config.force_field).name} relaxes {Path(config.input).name}",
+        title=f"Relaxation of {Path(config.input).name} with {Path(config.force_field).name}",
         seconds=seconds,
-        info=_info(config, potential),
+        info=_settings(config, potential),
         pictures=_pictures(config, workdir / PARTS, results),
         files=[RESULTS, *(path.name for path in files.values())],
     )
@@ -239,7 +241,7 @@ def _finish(config, workdir: Path, total: int, potential: Potential, domain: Dom
     return report
 
 
-def _added(potential: Potential, domain: Domain | None) -> merge.DerivedColumns:
+def _domain_columns(potential: Potential, domain: Domain | None) -> merge.DerivedColumns:
     """Return the columns about the domain of the force field; cells are empty if it is unknown."""
 
     def cells(frames):
@@ -258,7 +260,6 @@ def _pictures(config, parts: Path, results: Relaxations) -> list[Picture]:
 
     chosen = choose(results, config.num_conformers)
     frames = merge.read_pieces(parts, LAYOUT, FRAME, chosen)
-    everything_else = _AllBut(chosen)
     starts = read_molecules(
         config.input,
         num_conformers=config.num_conformers,
@@ -266,29 +267,29 @@ def _pictures(config, parts: Path, results: Relaxations) -> list[Picture]:
         seed=config.seed,
         columns=_columns(config),
         limit=config.limit,
-        skip=everything_else,
+        skip=_AllExcept(chosen),
         num_processes=1,
     )
     starts = {record.index: record for record in starts if record.atoms is not None}
     pictures = []
     for index in (i for i in chosen if i in starts and i in frames):
         after = read(io.StringIO(frames[index].decode()), format="extxyz")
-        at = int(np.flatnonzero(results.index == index)[0])
+        row = int(np.flatnonzero(results.index == index)[0])
         pictures.append(
             Picture(
                 starts[index].name or after.get_chemical_formula(),
                 starts[index].atoms,
                 after,
-                f"{-results.gained[at]:+.3g} eV in {int(results.steps[at])} steps\n".replace(
+                f"{-results.gained[row]:+.3g} eV in {int(results.steps[row])} steps\n".replace(
                     "-", "−"
                 )
-                + f"RMSD {results.rmsd[at]:.2f} Å",
+                + f"RMSD {results.rmsd[row]:.2f} Å",
             )
         )
     return pictures
 
 
-class _AllBut:
+class _AllExcept:
     """Container of all integers except the given ones."""
 
     def __init__(self, kept):
@@ -298,7 +299,8 @@ class _AllBut:
         return index not in self._kept
 
 
-def _info(config, potential: Potential) -> dict[str, dict[str, Any]]:
+def _settings(config, potential: Potential) -> dict[str, dict[str, Any]]:
+    """Return names and values of molecules, force field and settings for the report."""
     settings = {
         k: v
         for k, v in configs.to_dict(config).items()

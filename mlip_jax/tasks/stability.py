@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 NVE, LANGEVIN, COMPARED = "nve", "langevin", "compared"
 STARTS, TABLE, ORIGIN = "starts.npz", "stability.csv", "origin.json"
 # Largest time between frames for spectra (fs); friction (1/fs) that hardly broadens their lines.
-_LARGEST_SPACING, _WEAK_FRICTION = 2.0, 0.001
+_MAX_SPACING, _WEAK_FRICTION = 2.0, 0.001
 _COMMON = (
     "timestep",
     "skin",
@@ -76,11 +76,11 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
             {"input": fingerprint(config.input), "force_field": potential.digest()},
             "dynamics of other molecules or with another force field",
         )
-        _bring_to_start(config, workdir / STARTS, molecules, names, potential)
-        drifts, nve_speed = _at_constant_energy(config, workdir / NVE, molecules, names, potential)
-        replicas, speed = _at_temperatures(config, workdir / LANGEVIN, molecules, names, potential)
+        _relax_molecules(config, workdir / STARTS, molecules, names, potential)
+        drifts, nve_speed = _run_nve(config, workdir / NVE, molecules, names, potential)
+        replicas, speed = _run_langevin(config, workdir / LANGEVIN, molecules, names, potential)
         _write_table(workdir / TABLE, replicas, names)
-        found = Stability(
+        stability = Stability(
             names,
             [len(a) for a in molecules],
             drifts,
@@ -89,13 +89,13 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
             config.timestep,
             speed,
             nve_speed,
-            _compared(config, workdir / COMPARED, molecules, names, potential),
+            _compare_with_reference(config, workdir / COMPARED, molecules, names, potential),
         )
         report = write_stability_report(
             workdir,
-            found,
+            stability,
             title=f"Stability of {Path(config.force_field).name}",
-            info=_info(config, potential),
+            info=_settings(config, potential),
             files=[TABLE, f"{NVE}/{THERMO}", f"{LANGEVIN}/{THERMO}"],
         )
         log.info("report: %s", report)
@@ -105,16 +105,16 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
 def _check(c) -> None:
     for name, example in (("force_field", "runs/spice"), ("input", "molecules.smi")):
         if not c[name]:
-            raise ConfigError(f"{name} is not given: --config.{name}={example}")
+            raise ConfigError(f"{name} is required, e.g. --config.{name}={example}")
     if c.compare_picoseconds:
         _method(c)
     if not c.temperatures:
-        raise ConfigError("temperatures is empty; expected one temperature (K) or more")
+        raise ConfigError("temperatures is empty; expected at least one temperature (K)")
     if distributed.count() > 1:
-        raise ConfigError(f"dynamics run in one process, this run has {distributed.count()}")
+        raise ConfigError(f"dynamics run in one process, but this run has {distributed.count()}")
 
 
-def _bring_to_start(
+def _relax_molecules(
     config, path: Path, molecules: list[Atoms], names, potential: Potential
 ) -> None:
     """Move the molecules to energy minima, which an earlier start of this run may have saved."""
@@ -124,7 +124,9 @@ def _bring_to_start(
         results = relax(molecules, potential, dtype=config.dtype)
         for name, result in zip(names, results):
             if not result.converged:
-                log.warning("%s was not relaxed: %s", name, result.reason or result.status)
+                log.warning(
+                    "%s: relaxation did not converge: %s", name, result.reason or result.status
+                )
         positions = np.concatenate([r.atoms.positions for r in results])
         with atomic_open(path) as file:
             np.savez(file, positions=positions)
@@ -135,9 +137,7 @@ def _bring_to_start(
         atoms.positions = positions
 
 
-def _at_constant_energy(
-    config, folder: Path, molecules, names, potential
-) -> tuple[list[float], float]:
+def _run_nve(config, folder: Path, molecules, names, potential) -> tuple[list[float], float]:
     """Return the energy drift per molecule (meV/atom/ps, NaN if unknown) and steps per second."""
     if not config.nve_picoseconds:
         return [float("nan")] * len(molecules), float("nan")
@@ -164,9 +164,7 @@ def _at_constant_energy(
     ], dynamics.steps_per_second
 
 
-def _at_temperatures(
-    config, folder: Path, molecules, names, potential
-) -> tuple[list[Replica], float]:
+def _run_langevin(config, folder: Path, molecules, names, potential) -> tuple[list[Replica], float]:
     """Return the outcome of each replica, and the steps per second of all replicas together."""
     # one replica per (temperature, molecule, repetition), all in one batch
     cases = [
@@ -202,14 +200,14 @@ def _at_temperatures(
     ], dynamics.steps_per_second
 
 
-def _compared(config, folder: Path, molecules, names, potential) -> list[Comparison]:
+def _compare_with_reference(config, folder: Path, molecules, names, potential) -> list[Comparison]:
     """Compare distances and spectra of the force field with those of the reference method.
 
     Return an empty list if config.compare_picoseconds is zero.
     """
     if not config.compare_picoseconds:
         return []
-    every = max(1, int(_LARGEST_SPACING / config.timestep))
+    every = max(1, int(_MAX_SPACING / config.timestep))
     steps = _steps(config, config.compare_picoseconds)
     outputs = DynamicsOutputs(folder, names, config.trajectory_format)
     dynamics = MolecularDynamics(
@@ -225,17 +223,17 @@ def _compared(config, folder: Path, molecules, names, potential) -> list[Compari
     plan = md_reference.Plan(
         config.compare_temperature, config.timestep, _WEAK_FRICTION, steps, every, config.seed
     )
-    reference = md_reference.courses(
+    reference = md_reference.reference_trajectories(
         _method(config), molecules, plan, folder / "reference", config.oracle.num_processes or None
     )
     return [
         compare(
             names[m],
-            _settled(_course(outputs.trajectory(m), every * config.timestep)),
-            _settled(course),
+            _discard_start(_read_sampled(outputs.trajectory(m), every * config.timestep)),
+            _discard_start(trajectory),
         )
-        for m, course in enumerate(reference)
-        if course is not None and m not in dynamics.broken
+        for m, trajectory in enumerate(reference)
+        if trajectory is not None and m not in dynamics.broken
     ]
 
 
@@ -243,7 +241,7 @@ def _method(config) -> Method:
     return Method(config.oracle.method, source.reader_options(config.oracle.options))
 
 
-def _course(path: Path, spacing: float) -> SampledTrajectory:
+def _read_sampled(path: Path, spacing: float) -> SampledTrajectory:
     frames = read_trajectory(path)
     return SampledTrajectory(
         np.array([a.positions for a in frames]),
@@ -254,11 +252,11 @@ def _course(path: Path, spacing: float) -> SampledTrajectory:
     )
 
 
-def _settled(course: SampledTrajectory) -> SampledTrajectory:
+def _discard_start(trajectory: SampledTrajectory) -> SampledTrajectory:
     """Return the trajectory without its first fifth, which still depends on the start."""
-    first = len(course.positions) // 5
+    first = len(trajectory.positions) // 5
     return dataclasses.replace(
-        course, positions=course.positions[first:], velocities=course.velocities[first:]
+        trajectory, positions=trajectory.positions[first:], velocities=trajectory.velocities[first:]
     )
 
 
@@ -282,7 +280,8 @@ def _write_table(path: Path, replicas: list[Replica], names: list[str]) -> None:
         )
 
 
-def _info(config, potential: Potential) -> dict[str, dict[str, Any]]:
+def _settings(config, potential: Potential) -> dict[str, dict[str, Any]]:
+    """Return names and values of molecules, force field and settings for the report."""
     settings = {
         k: v
         for k, v in configs.to_dict(config).items()

@@ -41,17 +41,16 @@ class Split:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def part(self, places: np.ndarray) -> Split:
-        """Return the structures at the positions `places` of this split as a split."""
-        return Split(self.rows, self.indices[places], self.sizes.take(places))
+    def subset(self, members: np.ndarray) -> Split:
+        """Return the structures with the indices `members` within this split as a split."""
+        return Split(self.rows, self.indices[members], self.sizes.take(members))
 
-    def sample(self, most: int, seed: int) -> Split:
-        """Return a random subset of at most `most` structures in the original order."""
-        if len(self) <= most:
+    def sample(self, max_size: int, seed: int) -> Split:
+        """Return a random subset of at most `max_size` structures in the original order."""
+        if len(self) <= max_size:
             return self
-        return self.part(
-            np.sort(np.random.default_rng(seed).choice(len(self), most, replace=False))
-        )
+        rng = np.random.default_rng(seed)
+        return self.subset(np.sort(rng.choice(len(self), max_size, replace=False)))
 
     @property
     def periodic(self) -> bool:
@@ -59,24 +58,24 @@ class Split:
         rows = self.rows.take(self.indices[:1]) if len(self) else None
         return rows is not None and rows.pbc is not None
 
-    def columns(self, places: np.ndarray | None = None, *, labels_only: bool = False) -> Columns:
-        """Load all structures, or those at the positions `places`, into memory."""
-        return self.rows.take(
-            self.indices if places is None else self.indices[places], labels_only=labels_only
-        )
+    def columns(self, members: np.ndarray | None = None, *, labels_only: bool = False) -> Columns:
+        """Load all structures, or those with the indices `members`, into memory."""
+        indices = self.indices if members is None else self.indices[members]
+        return self.rows.take(indices, labels_only=labels_only)
 
 
 class StepPlan(NamedTuple):
     """Structures of one training step.
 
     Attributes:
-      places: Positions of the structures in the split: one array per micro-batch, device by device.
+      members: Indices of the structures within the split: one array per micro-batch, device by
+        device.
       epoch: Number of finished epochs.
       progress: Fraction of the current epoch that is planned up to and including this step.
       bucket: Index of the size bucket, whose budget every micro-batch fits into.
     """
 
-    places: list[np.ndarray]
+    members: list[np.ndarray]
     epoch: int
     progress: float = 0.0
     bucket: int = 0
@@ -98,7 +97,7 @@ class Batches:
       host: Index of this process.
       long_range_cutoff: Cutoff of long-range pairs (Å), or None for batches without such pairs.
       resident: Whether graphs are built on the device. A training batch then contains only the
-        positions of its structures in the split, (D, 1, K, graphs - 1) int32, padded with -1.
+        indices of its structures within the split, (D, 1, K, graphs - 1) int32, padded with -1.
       put: Function that transfers a training batch to the devices. The prefetching thread calls it.
       properties: Names of the properties that batches contain as labels (see `build_batch`).
       displace: Function (structures, their row indices, epoch, budget) -> structures to train on in
@@ -121,17 +120,17 @@ class Batches:
     @property
     def per_device(self) -> int:
         """Number of micro-batches per device and step, K. The last ones may be empty."""
-        return -(-self._of_an_update // self._all_devices)
+        return -(-self._num_micro_batches // self._total_devices)
 
     @property
-    def _all_devices(self) -> int:
+    def _total_devices(self) -> int:
         """Number of devices of all processes."""
         return self.num_devices * self.num_hosts
 
     @property
-    def _of_an_update(self) -> int:
+    def _num_micro_batches(self) -> int:
         """Number of micro-batches per step over all devices."""
-        return self.micro_batches or self._all_devices
+        return self.micro_batches or self._total_devices
 
     def training(self, split: Split, seed: int, state: dict[str, Any] | None = None) -> Stream:
         """Return an endless stream of (plan of a step, its batch with leading axes (D, 1, K)).
@@ -144,89 +143,95 @@ class Batches:
           seed: Seed of the order.
           state: State of an earlier stream to resume from.
         """
-        size = self._window_size(split, self._of_an_update)
+        size = self._window_size(split, self._num_micro_batches)
         per_epoch = -(-len(split) // size)
         shuffle = Shuffle(len(split), seed * 1_000_003)
 
         def window(number):
             epoch, w = divmod(number, per_epoch)
-            groups = self._plan(
-                split, shuffle.window(epoch, w * size, (w + 1) * size), self._of_an_update
-            )
+            members = shuffle.window(epoch, w * size, (w + 1) * size)
+            plans = self._plan(split, members, self._num_micro_batches)
             return [
-                g._replace(epoch=epoch, progress=(w + (i + 1) / len(groups)) / per_epoch)
-                for i, g in enumerate(groups)
+                plan._replace(epoch=epoch, progress=(w + (i + 1) / len(plans)) / per_epoch)
+                for i, plan in enumerate(plans)
             ]
 
         return Stream(window, None, self._training_builder(split), state=state)
 
     def in_order(self, split: Split) -> Stream:
         """Return a stream of (plan, batch with leading axis (D,)) with every structure once."""
-        size = self._window_size(split, self._all_devices)
+        size = self._window_size(split, self._total_devices)
 
         def window(number):
-            places = np.arange(number * size, min((number + 1) * size, len(split)))
-            return self._plan(split, places, self._all_devices)
+            members = np.arange(number * size, min((number + 1) * size, len(split)))
+            return self._plan(split, members, self._total_devices)
 
-        def build(group):
+        def build(plan):
             return stack(
-                [self._batch(split, places, group.bucket) for places in self._share(group, 1)]
+                [self._batch(split, members, plan.bucket) for members in self.local_members(plan)]
             )
 
         return Stream(window, -(-len(split) // size), build)
 
-    def of_this_host(self, group: StepPlan) -> list[np.ndarray]:
-        """Return the positions of the structures of each local device, for a plan of `in_order`."""
-        return self._share(group, 1)
+    def local_members(self, plan: StepPlan, per_device: int = 1) -> list[np.ndarray]:
+        """Return the structures of each micro-batch of the local devices, as indices of the split.
 
-    def num_groups(self, split: Split, most: int = 20_000) -> float:
-        """Estimate the number of steps per epoch from a plan of at most `most` structures."""
-        size, wanted = self._window_size(split, self._of_an_update), self._of_an_update
-        whole = len(split) <= most or size <= most
-        count = len(split) if len(split) <= most else most // size * size if whole else most
+        Micro-batches that the plan lacks are empty.
+
+        Args:
+          plan: Plan of a step; one of `in_order` has one micro-batch per device.
+          per_device: Number of micro-batches per device.
+        """
+        count = self.num_devices * per_device
+        empty = np.zeros(0, np.int64)
+        return [
+            plan.members[i] if i < len(plan.members) else empty
+            for i in range(self.host * count, (self.host + 1) * count)
+        ]
+
+    def steps_per_epoch(self, split: Split, max_structures: int = 20_000) -> float:
+        """Estimate the number of steps per epoch from a plan of at most `max_structures`."""
+        per_step = self._num_micro_batches
+        size = self._window_size(split, per_step)
+        whole = len(split) <= max_structures or size <= max_structures
+        count = min(len(split), max_structures)
+        if count < len(split) and whole:
+            count = count // size * size
         order = np.random.default_rng(0).permutation(len(split))[:count]  # shuffled, as in training
         if whole:  # plan whole windows, because each ends with incomplete steps
-            groups = sum(
-                len(self._plan(split, order[start : start + size], wanted))
+            steps = sum(
+                len(self._plan(split, order[start : start + size], per_step))
                 for start in range(0, count, size)
             )
         else:
-            groups = len(plan_buckets(order, split.sizes, self.budgets)) / wanted
-        return groups * len(split) / max(count, 1)
+            steps = len(plan_buckets(order, split.sizes, self.budgets)) / per_step
+        return steps * len(split) / max(count, 1)
 
-    def _share(self, group: StepPlan, per_device: int) -> list[np.ndarray]:
-        """Return the micro-batches of this process's devices, completed with empty ones."""
-        mine = range(
-            self.host * self.num_devices * per_device,
-            (self.host + 1) * self.num_devices * per_device,
-        )
-        return [group.places[i] if i < len(group.places) else np.zeros(0, np.int64) for i in mine]
-
-    def _window_size(self, split: Split, wanted: int) -> int:
+    def _window_size(self, split: Split, per_step: int) -> int:
         """Return the number of structures that are planned together."""
-        return max(_WINDOW, _WINDOW_STEPS * wanted * (self.budgets[0].n_graph - 1))
+        return max(_WINDOW, _WINDOW_STEPS * per_step * (self.budgets[0].n_graph - 1))
 
-    def _plan(self, split: Split, places: np.ndarray, wanted: int) -> list[StepPlan]:
-        """Return steps of `wanted` micro-batches of one bucket, in the order of their completion.
+    def _plan(self, split: Split, members: np.ndarray, per_step: int) -> list[StepPlan]:
+        """Return steps of `per_step` micro-batches of one bucket, in the order of their completion.
 
         Each bucket may end with a step of fewer micro-batches.
         """
-        waiting: list[list[np.ndarray]] = [[] for _ in self.budgets]
-        groups = []
-        for bucket, batch in plan_buckets(places, split.sizes, self.budgets):
-            waiting[bucket].append(batch)
-            if len(waiting[bucket]) == wanted:
-                groups.append(StepPlan(waiting[bucket], 0, bucket=bucket))
-                waiting[bucket] = []
-        return groups + [
-            StepPlan(rest, 0, bucket=bucket) for bucket, rest in enumerate(waiting) if rest
+        pending: list[list[np.ndarray]] = [[] for _ in self.budgets]
+        plans = []
+        for bucket, batch in plan_buckets(members, split.sizes, self.budgets):
+            pending[bucket].append(batch)
+            if len(pending[bucket]) == per_step:
+                plans.append(StepPlan(pending[bucket], 0, bucket=bucket))
+                pending[bucket] = []
+        return plans + [
+            StepPlan(rest, 0, bucket=bucket) for bucket, rest in enumerate(pending) if rest
         ]
 
-    def _batch(self, split: Split, places: np.ndarray, bucket: int, epoch: int | None = None):
+    def _batch(self, split: Split, members: np.ndarray, bucket: int, epoch: int | None = None):
         """Build the padded graph of a micro-batch, displaced if it is for training in `epoch`."""
-        columns, budget = split.columns(places, labels_only=True), self.budgets[bucket]
-        if epoch is not None and self.displace is not None and len(places):
-            columns = self.displace(columns, split.indices[places], epoch, budget)
+        columns, budget = split.columns(members, labels_only=True), self.budgets[bucket]
+        if epoch is not None and self.displace is not None and len(members):
+            columns = self.displace(columns, split.indices[members], epoch, budget)
         return build_batch(
             columns,
             budget,
@@ -239,21 +244,21 @@ class Batches:
     def _training_builder(self, split: Split):
         """Return the function that builds the batch of a step, with leading axes (D, 1, K)."""
 
-        def one(places, bucket, epoch):
+        def build_one(members, bucket, epoch):
             if not self.resident:
-                return self._batch(split, places, bucket, epoch)
-            unused = self.budgets[bucket].n_graph - 1 - len(places)  # the last graph is padding
-            return np.concatenate([places, np.full(unused, -1)]).astype(np.int32)  # (graphs - 1,)
+                return self._batch(split, members, bucket, epoch)
+            unused = self.budgets[bucket].n_graph - 1 - len(members)  # the last graph is padding
+            return np.concatenate([members, np.full(unused, -1)]).astype(np.int32)  # (graphs - 1,)
 
-        def build(group: StepPlan):
-            # (D * K, ...) -> (D, 1, K, ...); a dispatch concatenates its steps along axis 1
-            made = stack(
+        def build(plan: StepPlan):
+            micro_batches = stack(
                 [
-                    one(places, group.bucket, group.epoch)
-                    for places in self._share(group, self.per_device)
+                    build_one(members, plan.bucket, plan.epoch)
+                    for members in self.local_members(plan, self.per_device)
                 ]
             )
+            # (D * K, ...) -> (D, 1, K, ...); a dispatch concatenates its steps along axis 1
             shape = (self.num_devices, 1, self.per_device)
-            return self.put(jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), made))
+            return self.put(jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), micro_batches))
 
         return build

@@ -53,11 +53,11 @@ class BatchNoise:
     """Displacement of a random subset of the structures of a batch.
 
     Attributes:
-      displaced: Source of the noise. It has no frames.
+      noise: Generator of the displacements. It has no frames.
       share: Fraction of the structures that are displaced.
     """
 
-    displaced: CoordinateNoise
+    noise: CoordinateNoise
     share: float
 
     def __call__(
@@ -71,8 +71,8 @@ class BatchNoise:
         are incomplete is never displaced.
         """
         # displace all structures, then reset those that are not chosen
-        made = self.displaced(columns, samples, epoch, budget)
-        seed = self.displaced.seed
+        displaced = self.noise(columns, samples, epoch, budget)
+        seed = self.noise.seed
         chosen = np.array(
             [
                 np.random.default_rng([seed, epoch + 1, sample, 10**6]).random() < self.share
@@ -84,12 +84,12 @@ class BatchNoise:
         atoms &= np.repeat(known, columns.n_atoms)
         atoms = atoms[:, None]  # (A, 1)
         return dataclasses.replace(
-            made,
-            positions=np.where(atoms, made.positions, columns.positions),
+            displaced,
+            positions=np.where(atoms, displaced.positions, columns.positions),
             forces=np.where(atoms, np.nan, columns.forces),
             atom_properties={
                 **columns.atom_properties,
-                DISPLACEMENT: np.where(atoms, made.atom_properties[DISPLACEMENT], np.nan),
+                DISPLACEMENT: np.where(atoms, displaced.atom_properties[DISPLACEMENT], np.nan),
                 ENCODED: np.where(atoms, columns.forces, 0.0),
             },
         )
@@ -136,7 +136,7 @@ class DeNS:
         return self.evaluate(params, graph)[1]
 
     def counts(self, graph: jraph.GraphsTuple) -> DenoisingSums:
-        """Return sums of which only the counts are meaningful. The model is not evaluated."""
+        """Return sums with meaningful counts only, without evaluating the model."""
         return DenoisingSums(self.force_field.counts(graph), *self._denoising(None, graph))
 
     def evaluate(self, params: Any, graph: jraph.GraphsTuple) -> tuple[Evaluation, DenoisingSums]:
@@ -169,7 +169,8 @@ class DeNS:
 
     def line(self, row: Mapping[str, float], prefix: str) -> str:
         """Format the errors in `row` for the log."""
-        return f"{self.force_field.line(row, prefix)}  denoising {figure(row[f'{prefix}_denoising'], 3)}"
+        denoising = figure(row[f"{prefix}_denoising"], 3)
+        return f"{self.force_field.line(row, prefix)}  denoising {denoising}"
 
     def _denoising(self, predicted, graph):
         """Return the sum of penalties and the number of displaced atoms.

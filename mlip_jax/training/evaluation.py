@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from mlip_jax import distributed
+from mlip_jax.checkpoint import Restored
 from mlip_jax.datasets.statistics import sum_reference
+from mlip_jax.potential import BEST
 from mlip_jax.training.data import Batches, Split
+from mlip_jax.training.nonfinite import TrainingError
+from mlip_jax.training.outputs import restore
 from mlip_jax.training.step import Trainer
+
+log = logging.getLogger(__name__)
 
 
 class Predicted(NamedTuple):
@@ -24,6 +32,22 @@ class Predicted(NamedTuple):
 
     energy: np.ndarray
     forces: np.ndarray
+
+
+def restore_best(workdir: Path) -> Restored:
+    """Return the best checkpoint of a run on all processes.
+
+    Raises:
+      TrainingError: There is none.
+    """
+    best = restore(workdir, BEST)
+    if best is None:
+        raise TrainingError(
+            "no best checkpoint to evaluate: the validation loss was never finite. Inspect "
+            "valid_loss in metrics.csv and lower optimizer.learning_rate."
+        )
+    log.info("evaluating the best checkpoint (step %d)", best.step)
+    return best
 
 
 def add(sums: list[Any]) -> Any:
@@ -52,11 +76,11 @@ def predict(trainer: Trainer, params: Any, split: Split, batches: Batches) -> Pr
         np.zeros((len(columns.numbers), 3), np.float32),
     )
     with contextlib.closing(batches.in_order(split)) as stream:
-        for group, graphs in stream:
+        for plan, graphs in stream:
             evaluation = trainer.local(trainer.evaluate(params, graphs)[0])
-            for device, places in enumerate(batches.of_this_host(group)):
-                rows = columns.atoms_of(places)
-                energy[places] = evaluation.energy[device][: len(places)]
+            for device, members in enumerate(batches.local_members(plan)):
+                rows = columns.atoms_of(members)
+                energy[members] = evaluation.energy[device][: len(members)]
                 forces[rows] = evaluation.forces[device][: len(rows)]
     # each process has zeros for the structures of the others, so the sum is complete
     energy, forces = distributed.total(energy), distributed.total(forces)

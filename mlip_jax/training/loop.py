@@ -2,11 +2,12 @@
 
 One iteration of the loop (`TrainingLoop._steps`):
 
-1. Take the batches of the next steps from the stream (`_next_dispatch`). They share a size bucket and end at
-   the next step that logs, validates or saves.
+1. Take the batches of the next steps from the stream (`DispatchSource.next`). They share a size
+   bucket and end at the next step that logs, validates or saves.
 2. Dispatch these steps to the devices (`Trainer.train`). This returns before they are done.
-3. Read the results of earlier dispatches (`_process_results`): log a line, note a stop request, or handle a
-   non-finite loss. At most `_AHEAD` results stay unread, none before a validation or a checkpoint.
+3. Read the results of earlier dispatches (`_process_results`): log a line, note a stop request, or
+   handle a non-finite loss. At most `_AHEAD` results stay unread, none before a validation or a
+   checkpoint.
 4. Validate every `valid_every` steps (`_validate`): save the best parameters, and reduce the
    learning rate on a plateau.
 5. Save a checkpoint every `checkpoint_every` steps (`_save`).
@@ -24,21 +25,21 @@ import dataclasses
 import logging
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import numpy as np
 
 from mlip_jax import distributed
 from mlip_jax.checkpoint import Restored, from_arrays
-from mlip_jax.training.data import Batches, Split, StepPlan
+from mlip_jax.training.data import Batches, Split
+from mlip_jax.training.dispatch import Dispatch, DispatchSource
 from mlip_jax.training.evaluation import validate
 from mlip_jax.training.nonfinite import NonFinite
 from mlip_jax.training.optimizer import Plateau
 from mlip_jax.training.outputs import TrainingOutputs, restore
 from mlip_jax.training.progress import TrainingProgressBar
 from mlip_jax.training.recorder import columns
-from mlip_jax.training.step import DispatchResult, Trainer, TrainState
+from mlip_jax.training.step import Trainer, TrainState
 from mlip_jax.training.throughput import ThroughputMeter
 from mlip_jax.training.trace import Trace
 
@@ -71,20 +72,6 @@ class TrainingProgress:
     best_loss: float = float("inf")
     plateau: dict[str, Any] = dataclasses.field(default_factory=dict)
     rollbacks: int = 0
-
-
-class Dispatch(NamedTuple):
-    """Steps that were dispatched to the devices together.
-
-    Attributes:
-      step: Number of steps of the run after them.
-      groups: Plan of each of these steps.
-      result: Their result, which the devices may still be computing.
-    """
-
-    step: int
-    groups: list[StepPlan]
-    result: DispatchResult
 
 
 @dataclasses.dataclass
@@ -121,6 +108,19 @@ class TrainingLoop:
     plateau: dict[str, float] | None = None
     steps_per_dispatch: int = 1
 
+    def __post_init__(self):
+        self._unread: collections.deque[Dispatch] = collections.deque()
+        self._stop_requested = False  # by a signal to any process
+        # set by `run`
+        self._params: Any = None
+        self._ahead = 0
+        self._start_time = 0.0  # clock time at which training would have started without breaks (s)
+        self._nonfinite: NonFinite
+        self._outputs: TrainingOutputs
+        self._signal: distributed.StopSignal
+        self._bar: TrainingProgressBar
+        self._trace: Trace
+
     def run(self, params: Any, restored: Restored | None = None) -> TrainingProgress:
         """Train from a checkpoint of this run, or from `params` if there is none.
 
@@ -137,194 +137,157 @@ class TrainingLoop:
           CheckpointError: A checkpoint cannot be written, or `restored` does not fit the model.
         """
         self._params = params
-        state, position = self._start(restored)
-        self._calls: collections.deque[Dispatch] = collections.deque()
-        self._held: tuple[StepPlan, Any] | None = None
-        self._stop = False
+        self._unread.clear()
+        self._stop_requested = False
+        state, progress = self._start(restored)
         # must be identical on all processes; otherwise they would stop at different steps
         self._ahead = distributed.broadcast(0 if self.trainer.oversubscribed else _AHEAD)
-        self._begin = time.monotonic() - position.seconds
+        self._start_time = time.monotonic() - progress.seconds
         self._nonfinite = NonFinite(self.options.on_nonfinite, self.train, self.workdir)
         with contextlib.ExitStack() as stack:
-            self._outputs = stack.enter_context(
-                contextlib.closing(
-                    TrainingOutputs(
-                        self.workdir, distributed.leader(), columns(self.trainer.objective.columns)
-                    )
-                )
-            )
-            self._outputs.begin(position.step)
+            self._outputs = stack.enter_context(contextlib.closing(self._open_outputs()))
+            self._outputs.begin(progress.step)
             self._signal = stack.enter_context(distributed.StopSignal())
-            self._progress = stack.enter_context(TrainingProgressBar(self.num_steps, position.step))
-            self._trace = stack.enter_context(
-                Trace(
-                    self.workdir / "trace",
-                    self.options.profile_steps if distributed.leader() else 0,
-                )
-            )
+            self._bar = stack.enter_context(TrainingProgressBar(self.num_steps, progress.step))
+            profile_steps = self.options.profile_steps if distributed.leader() else 0
+            self._trace = stack.enter_context(Trace(self.workdir / "trace", profile_steps))
             self.meter.start()
-            self._steps(state, position)
+            self._steps(state, progress)
             with self.meter.clock("checkpoint"):
                 self._outputs.wait()
             # A signal may arrive after the last dispatch. No later result would pass it on to the
             # other processes.
             if distributed.total(np.array([bool(self._signal.received)], np.float32)).any():
-                raise self._stopped(position.step)
-        return position
+                raise self._stop_error(progress.step)
+        return progress
+
+    def _open_outputs(self) -> TrainingOutputs:
+        """Open the checkpoint and metric files of the run."""
+        return TrainingOutputs(
+            self.workdir, distributed.leader(), columns(self.trainer.objective.columns)
+        )
 
     def _start(self, restored: Restored | None) -> tuple[TrainState, TrainingProgress]:
         """Return the state and the progress of a checkpoint, or the initial ones if it is None."""
         state = self.trainer.init(self._params)
         if restored is None:
             return state, TrainingProgress(micro_batches=self.batches.micro_batches)
-        position = TrainingProgress(**restored.metadata["position"])
-        log.info("going on from the checkpoint of step %d", position.step)
+        progress = TrainingProgress(**restored.metadata["position"])
+        log.info("resuming from the checkpoint at step %d", progress.step)
         return self.trainer.replicate(
             from_arrays(self.trainer.single(state), restored.arrays)
-        ), position
+        ), progress
 
-    def _steps(self, state: TrainState, position: TrainingProgress) -> None:
-        """Run the loop up to the last step; see the module's docstring. Updates `position`."""
-        with contextlib.closing(
-            self.batches.training(self.train, self.seed, position.input)
-        ) as stream:
-            while position.step < self.num_steps:
+    def _steps(self, state: TrainState, progress: TrainingProgress) -> None:
+        """Run the loop up to the last step; see the module's docstring. Updates `progress`."""
+        stream = self.batches.training(self.train, self.seed, progress.input)
+        with contextlib.closing(stream):
+            source = DispatchSource(stream, self.steps_per_dispatch, self.trainer.put)
+            while progress.step < self.num_steps:
                 with self.meter.clock("input", unless=self._busy):
-                    groups, inputs = self._next_dispatch(stream, position.step)
+                    plans, inputs = source.next(self._steps_until_due(progress.step))
                 state, result = self.trainer.train(
                     state,
                     inputs,
-                    len(groups),
-                    bucket=groups[0].bucket,
+                    len(plans),
+                    bucket=plans[0].bucket,
                     stop=bool(self._signal.received),
                 )
-                position.step += len(groups)
-                position.epoch = groups[-1].epoch + groups[-1].progress
-                self._calls.append(Dispatch(position.step, groups, result))
+                progress.step += len(plans)
+                progress.epoch = plans[-1].epoch + plans[-1].progress
+                self._unread.append(Dispatch(progress.step, plans, result))
                 self._trace.step(result)
-                state = self._run_scheduled(state, position, stream)
+                state = self._run_scheduled(state, progress, source)
 
-    def _run_scheduled(self, state: TrainState, position: TrainingProgress, stream) -> TrainState:
+    def _run_scheduled(
+        self, state: TrainState, progress: TrainingProgress, source: DispatchSource
+    ) -> TrainState:
         """Read results, then validate, save or stop if that is due after the last dispatch.
 
         Raises:
           distributed.Stopped: A signal was received. Validation and checkpoint of this step are
             complete, so the resumed run does not miss them.
         """
-        step = position.step
+        step = progress.step
         to_validate, to_save = (
             self._due(step, every)
             for every in (self.options.valid_every, self.options.checkpoint_every)
         )
         state = self._process_results(
-            0 if to_validate or to_save else self._ahead, state, position, stream
+            0 if to_validate or to_save else self._ahead, state, progress, source
         )
-        # The state of the stream is past a batch that is held back. A checkpoint would lose it.
-        to_stop = self._stop and self._held is None
+        to_stop = self._stop_requested and not source.holds_batch
         if to_stop:
-            state = self._process_results(0, state, position, stream)
-        if position.step < step:  # rolled back to a checkpoint, where everything due is done
+            state = self._process_results(0, state, progress, source)
+        if progress.step < step:  # rolled back to a checkpoint, where everything due is done
             return state
         if to_validate:
-            state = self._validate(state, position)
+            state = self._validate(state, progress)
         if to_save or to_stop:
-            self._save(state, position, stream, wait=to_stop)
+            self._save(state, progress, source, wait=to_stop)
         if to_stop:
-            raise self._stopped(step)
+            raise self._stop_error(step)
         return state
 
-    def _stopped(self, step: int) -> distributed.Stopped:
+    def _stop_error(self, step: int) -> distributed.Stopped:
         """Return the exception of a run that was stopped at `step`."""
         return distributed.Stopped(
-            f"stopped by {self._signal.received or 'another process'} at step {step}, and "
-            "saved; the same command goes on from there"
+            f"stopped by {self._signal.received or 'another process'} at step {step}; checkpoint "
+            "saved. Rerun the same command to resume."
         )
 
-    def _next_dispatch(self, stream, step: int) -> tuple[list[StepPlan], Any]:
-        """Take the batches of the next steps from the stream.
-
-        The steps share one size bucket and end at the next step that logs, validates or saves. The
-        first batch of another bucket is held back for the next dispatch.
-
-        Returns:
-          The plans of the steps, and their input on the devices with leading axes (D, S, K).
-        """
-        most = min(
-            [self.steps_per_dispatch, self.num_steps - step]
-            + [
-                every - step % every
-                for every in (
-                    self.options.log_every,
-                    self.options.valid_every,
-                    self.options.checkpoint_every,
-                )
-            ]
-        )
-        taken = []
-        while len(taken) < most:
-            group, batch = self._held or next(stream)
-            self._held = None
-            if taken and group.bucket != taken[0][0].bucket:
-                self._held = group, batch
-                break
-            taken.append((group, batch))
-        inputs = [batch for _, batch in taken]
-        if self.steps_per_dispatch == 1:
-            return [taken[0][0]], inputs[0]
-        # the number of batches is static, so the last one fills up the steps that are not done
-        inputs += inputs[-1:] * (self.steps_per_dispatch - len(inputs))
-        # S arrays (D, 1, K, ...) -> (D, S, K, ...)
-        return [g for g, _ in taken], self.trainer.put(
-            jax.tree.map(lambda *x: np.concatenate(x, 1), *inputs)
-        )
+    def _steps_until_due(self, step: int) -> int:
+        """Return the number of steps after `step` up to the next that logs, validates or saves."""
+        periods = (self.options.log_every, self.options.valid_every, self.options.checkpoint_every)
+        return min(self.num_steps - step, *(every - step % every for every in periods))
 
     def _process_results(
-        self, ahead: int, state: TrainState, position: TrainingProgress, stream
+        self, ahead: int, state: TrainState, progress: TrainingProgress, source: DispatchSource
     ) -> TrainState:
         """Read results until at most `ahead` are unread, and act on them.
 
         A result may contain a stop request, call for a log line, or be non-finite. In the last case
         the loop may roll back. Returns the state to continue from.
         """
-        while len(self._calls) > ahead:
-            call = self._calls.popleft()
-            result = self.trainer.single(call.result)
-            self._stop |= bool(result.stop[0])
-            finite = result.finite[: len(call.groups)]  # (S,) -> the steps that were performed
-            self.meter.add(call.groups, result.sums, finite)
+        while len(self._unread) > ahead:
+            dispatch = self._unread.popleft()
+            result = self.trainer.single(dispatch.result)
+            self._stop_requested |= bool(result.stop[0])
+            finite = result.finite[: len(dispatch.plans)]  # (S,) -> the steps that were performed
+            self.meter.add(dispatch.plans, result.sums, finite)
             if not finite.all():
-                first = call.step - len(call.groups) + 1
-                bad = [(first + i, call.groups[i]) for i in np.flatnonzero(~finite)]
+                first = dispatch.step - len(dispatch.plans) + 1
+                bad = [(first + i, dispatch.plans[i]) for i in np.flatnonzero(~finite)]
                 if self._nonfinite.should_roll_back(
-                    bad, position.rollbacks, write=distributed.leader()
+                    bad, progress.rollbacks, write=distributed.leader()
                 ):
-                    return self._roll_back(position, stream)
-            if self._due(call.step, self.options.log_every):
-                self._log(call, position)
+                    return self._roll_back(progress, source)
+            if self._due(dispatch.step, self.options.log_every):
+                self._log(dispatch, progress)
         return state
 
-    def _roll_back(self, position: TrainingProgress, stream) -> TrainState:
+    def _roll_back(self, progress: TrainingProgress, source: DispatchSource) -> TrainState:
         """Return the state of the last checkpoint, or the initial one if there is none.
 
         The stream of batches is not rolled back, so the batch with the non-finite loss is not
         repeated.
         """
-        while self._calls:  # wait for the dispatches in progress and discard their results
-            self.trainer.single(self._calls.popleft().result)
+        while self._unread:  # wait for the dispatches in progress and discard their results
+            self.trainer.single(self._unread.popleft().result)
         self._outputs.wait()
         state, before = self._start(restore(self.workdir))
-        self._held = None
+        source.discard_batch()
         # best_loss is kept, because the checkpoint with that loss is still on disk
-        position.step, position.plateau = before.step, before.plateau
-        position.rollbacks += 1
+        progress.step, progress.plateau = before.step, before.plateau
+        progress.rollbacks += 1
         self.meter.next_line()
-        self._outputs.begin(position.step)
-        self._save(state, position, stream)
+        self._outputs.begin(progress.step)
+        self._save(state, progress, source)
         return state
 
     def _busy(self) -> bool:
         """Return whether the devices are still computing the last dispatch."""
-        return bool(self._calls) and not self._calls[-1].result.finite.is_ready()
+        return bool(self._unread) and not self._unread[-1].result.finite.is_ready()
 
     def _due(self, step: int, every: int) -> bool:
         """Return whether an action with the period `every` is due at `step`.
@@ -333,21 +296,24 @@ class TrainingLoop:
         """
         return step % every == 0 or step == self.num_steps
 
-    def _log(self, call: Dispatch, position: TrainingProgress) -> None:
+    def _log(self, dispatch: Dispatch, progress: TrainingProgress) -> None:
         """Record the training metrics since the last line and show them."""
-        position.seconds = time.monotonic() - self._begin
+        progress.seconds = time.monotonic() - self._start_time
         objective = self.trainer.objective
         sums, row = self.meter.next_line()
-        row |= objective.averages(sums, "train", call.step) | {
-            k: float(f(call.step)) for k, f in self.schedules.items()
+        row |= objective.averages(sums, "train", dispatch.step) | {
+            k: float(f(dispatch.step)) for k, f in self.schedules.items()
         }
-        row["learning_rate"] *= position.plateau.get("scale", 1.0)
-        epoch = int(call.groups[-1].epoch + call.groups[-1].progress)  # rounded as in _validate
-        self._outputs.write({"step": call.step, "epoch": epoch, "seconds": position.seconds, **row})
+        row["learning_rate"] *= progress.plateau.get("scale", 1.0)
+        last = dispatch.plans[-1]
+        epoch = int(last.epoch + last.progress)  # rounded as in _validate
+        self._outputs.write(
+            {"step": dispatch.step, "epoch": epoch, "seconds": progress.seconds, **row}
+        )
         self._outputs.check()
-        self._progress.show(call.step, self.num_steps, row, objective.line(row, "train"))
+        self._bar.show(dispatch.step, self.num_steps, row, objective.line(row, "train"))
 
-    def _validate(self, state: TrainState, position: TrainingProgress) -> TrainState:
+    def _validate(self, state: TrainState, progress: TrainingProgress) -> TrainState:
         """Validate the averaged parameters, save them if they are the best, and update the plateau.
 
         Returns:
@@ -357,57 +323,61 @@ class TrainingLoop:
             sums = validate(self.trainer, state.ema, self.valid, self.batches)
         objective = self.trainer.objective
         row = objective.averages(sums, "valid")
-        position.seconds = time.monotonic() - self._begin
+        progress.seconds = time.monotonic() - self._start_time
         self._outputs.write(
             {
-                "step": position.step,
-                "epoch": int(position.epoch),
-                "seconds": position.seconds,
+                "step": progress.step,
+                "epoch": int(progress.epoch),
+                "seconds": progress.seconds,
                 **row,
             }
         )
-        best = row["valid_loss"] < position.best_loss
+        best = row["valid_loss"] < progress.best_loss
         log.info(
             "step %d  validation: %s%s",
-            position.step,
+            progress.step,
             objective.line(row, "valid"),
             "  (best)" if best else "",
         )
         if best:
-            position.best_loss = row["valid_loss"]
+            progress.best_loss = row["valid_loss"]
             with self.meter.clock("checkpoint"):
                 self._outputs.save_best(
-                    position.step,
+                    progress.step,
                     self.trainer.snapshot(state.ema),
-                    self._checkpoint_metadata(position),
+                    self._checkpoint_metadata(progress),
                 )
         if self.plateau is None:
             return state
-        plateau = Plateau(**position.plateau).update(
-            row["valid_loss"], position.epoch, **self.plateau
+        plateau = Plateau(**progress.plateau).update(
+            row["valid_loss"], progress.epoch, **self.plateau
         )
-        if plateau.scale != position.plateau.get("scale", 1.0):
+        if plateau.scale != progress.plateau.get("scale", 1.0):
             log.info(
-                "step %d  the learning rate goes down to %.3g of its start",
-                position.step,
+                "step %d  reducing the learning rate to %.3g of its initial value",
+                progress.step,
                 plateau.scale,
             )
             state = self.trainer.scale_rate(state, plateau.scale)
-        position.plateau = dataclasses.asdict(plateau)
+        progress.plateau = dataclasses.asdict(plateau)
         return state
 
     def _save(
-        self, state: TrainState, position: TrainingProgress, stream, wait: bool = False
+        self,
+        state: TrainState,
+        progress: TrainingProgress,
+        source: DispatchSource,
+        wait: bool = False,
     ) -> None:
         """Save a checkpoint to resume from, in the background unless `wait` is set."""
-        position.seconds, position.input = time.monotonic() - self._begin, stream.state
+        progress.seconds, progress.input = time.monotonic() - self._start_time, source.stream.state
         with self.meter.clock("checkpoint"):
             self._outputs.save(
-                position.step, self.trainer.snapshot(state), self._checkpoint_metadata(position)
+                progress.step, self.trainer.snapshot(state), self._checkpoint_metadata(progress)
             )
             if wait:
                 self._outputs.wait()
 
-    def _checkpoint_metadata(self, position: TrainingProgress) -> dict[str, Any]:
+    def _checkpoint_metadata(self, progress: TrainingProgress) -> dict[str, Any]:
         """Return the metadata of a checkpoint."""
-        return {**self.metadata, "position": dataclasses.asdict(position)}
+        return {**self.metadata, "position": dataclasses.asdict(progress)}

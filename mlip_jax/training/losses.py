@@ -80,9 +80,9 @@ class Forces(NamedTuple):
     floor: float
 
 
-def _of_components(penalise, f: Forces):
+def _components(penalize, f: Forces):
     """Return the sum of the penalties of the force components, and the number of components."""
-    return penalise(f.error, f.delta).sum(), f.known.sum()
+    return penalize(f.error, f.delta).sum(), f.known.sum()
 
 
 def _norm(f: Forces):
@@ -110,16 +110,14 @@ def _rmse(f: Forces):
 
     The mean is over the known components of a graph. A graph without any is not counted.
     """
-    of_graphs = functools.partial(
+    sum_by_graph = functools.partial(
         jax.ops.segment_sum,
         segment_ids=node_graph_index(f.graph),
         num_segments=f.graph.n_node.shape[0],
         indices_are_sorted=True,
     )
-    squares, counts = (
-        of_graphs((f.error * f.error).sum(-1)),
-        of_graphs(f.known.sum(-1).astype(f.error.dtype)),
-    )
+    squares = sum_by_graph((f.error * f.error).sum(-1))  # (G,)
+    counts = sum_by_graph(f.known.sum(-1).astype(f.error.dtype))  # (G,)
     return _root(squares / jnp.maximum(counts, 1.0)).sum(), (counts > 0).sum()
 
 
@@ -131,9 +129,7 @@ def _root(squares):
 
 # FORCE_PENALTIES: name -> function Forces -> (sum of the terms, number of terms).
 FORCE_PENALTIES = {
-    **{
-        name: functools.partial(_of_components, PENALTIES[name]) for name in ("mse", "mae", "huber")
-    },
+    **{name: functools.partial(_components, PENALTIES[name]) for name in ("mse", "mae", "huber")},
     "rmse": _rmse,
     "norm": _norm,
     "relative": _relative,
@@ -211,8 +207,9 @@ def check_penalties(
     """
     if penalty in ("norm", "relative"):
         raise ValueError(
-            f"loss.penalty {penalty!r} is one of vectors, which energies are not; set loss.force_penalty "
-            f"to {penalty!r} and loss.penalty to one of {', '.join(sorted(PENALTIES))}"
+            f"loss.penalty: {penalty!r} applies only to vectors, not to energies. Set "
+            f"loss.force_penalty to {penalty!r} and loss.penalty to one of "
+            f"{', '.join(sorted(PENALTIES))}."
         )
     if penalty not in PENALTIES:
         raise ValueError(unknown_name("loss.penalty", penalty, PENALTIES))
@@ -229,7 +226,10 @@ def check_penalties(
 
 
 def combine(local: LossSums, total: LossSums, beta: jax.Array | float) -> jax.Array:
-    """This device's part of the loss: its sums over the counts of all devices. The parts add up to the loss."""
+    """Compute this device's share of the loss: its sums over the counts of all devices.
+
+    The shares of all devices add up to the loss.
+    """
     energy = local.energy_loss / jnp.maximum(total.energies, 1.0)
     force = local.force_loss / jnp.maximum(total.force_terms, 1.0)
     return (1.0 - beta) * energy + beta * force
@@ -277,11 +277,11 @@ def beta_schedule(
         raise ValueError(unknown_name("loss.beta_schedule", kind, BETA_SCHEDULES))
     if not 0.0 <= start <= 1.0 or not 0.0 <= end <= 1.0:
         raise ValueError(
-            f"loss.beta and loss.beta_end must lie between 0 and 1, received {start} and {end}"
+            f"loss.beta and loss.beta_end must be from 0 to 1, received {start} and {end}"
         )
     if not 0.0 <= begin <= 1.0:
         raise ValueError(
-            f"loss.beta_begin is a fraction of the steps and must lie between 0 and 1, received {begin}"
+            f"loss.beta_begin is a fraction of the steps and must be from 0 to 1, received {begin}"
         )
     jump = math.ceil(begin * num_steps - 1e-6)  # in floating point 0.07 * 100 is slightly above 7
 

@@ -23,9 +23,10 @@ from mlip_jax.graphs.edge_counts import count_all
 from mlip_jax.graphs.shapes import PaddingBudget, Sizes
 
 DISPLACEMENT = "displacement"
-# Noise can add edges to a structure. Batches are planned for a factor _MORE of the edges and for at
-# least _AT_LEAST additional ones. If a batch is too small, its noise is drawn again, _TRIES times.
-_MORE, _AT_LEAST, _TRIES = 1.05, 8, 20
+# Noise can add edges to a structure. Batches are planned for a factor _EDGE_FACTOR of the edges and
+# for at least _MIN_EXTRA_EDGES additional ones. If a batch is too small, its noise is drawn again,
+# at most _MAX_TRIES times.
+_EDGE_FACTOR, _MIN_EXTRA_EDGES, _MAX_TRIES = 1.05, 8, 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,13 +73,13 @@ class CoordinateNoise:
           DatasetError: A frame has other atoms than its sample.
           ValueError: No draw fits into the budget.
         """
-        for attempt in range(_TRIES):
-            made = self._drawn(columns, samples, epoch, attempt)
-            if budget is None or count_all(made, self.cutoff).sum() <= budget.n_edge:
-                return made
+        for attempt in range(_MAX_TRIES):
+            displaced = self._draw(columns, samples, epoch, attempt)
+            if budget is None or count_all(displaced, self.cutoff).sum() <= budget.n_edge:
+                return displaced
         raise ValueError(
-            f"{len(samples)} structures with noise of {self.noise} Å do not fit into {budget.n_edge} "
-            f"edges in {_TRIES} tries: lower the noise"
+            f"{len(samples)} structures with noise of {self.noise} Å do not fit into "
+            f"{budget.n_edge} edges after {_MAX_TRIES} tries. Lower align.noise."
         )
 
     def bounds(self, sizes: Sizes, frame_edges: np.ndarray | None = None) -> Sizes:
@@ -89,7 +90,7 @@ class CoordinateNoise:
           frame_edges: Number of edges of each frame, in the order of frames.index.
         """
         edges = (
-            np.maximum(np.ceil(sizes.n_edge * _MORE), sizes.n_edge + _AT_LEAST)
+            np.maximum(np.ceil(sizes.n_edge * _EDGE_FACTOR), sizes.n_edge + _MIN_EXTRA_EDGES)
             if self.noise
             else sizes.n_edge
         )
@@ -102,7 +103,7 @@ class CoordinateNoise:
             np.maximum.at(edges, sample, frame_edges)
         return sizes._replace(n_edge=edges)
 
-    def _drawn(self, columns, samples, epoch, attempt):
+    def _draw(self, columns, samples, epoch, attempt):
         """Return one draw of the displaced samples."""
         positions, displacement = np.array(columns.positions), np.zeros_like(columns.positions)
         for s, sample in enumerate(samples.tolist()):
@@ -110,11 +111,11 @@ class CoordinateNoise:
             rng = np.random.default_rng([self.seed, epoch + 1, sample, attempt])
             atoms = slice(columns.offsets[s], columns.offsets[s + 1])
             reference = columns.positions[atoms]
-            chosen = self._frame(sample, columns.numbers[atoms], rng)
+            frame = self._frame(sample, columns.numbers[atoms], rng)
             positions[atoms] = (
                 reference + self.noise * rng.normal(size=reference.shape)
-                if chosen is None
-                else chosen
+                if frame is None
+                else frame
             )
             displacement[atoms] = superpose(reference, positions[atoms]) - positions[atoms]
         return dataclasses.replace(
@@ -128,14 +129,14 @@ class CoordinateNoise:
         frames = self.frames
         if frames is None or rng.random() >= self.share:
             return None
-        own = frames.index[frames.first[sample] : frames.first[sample + 1]]
-        if not len(own):
+        rows = frames.index[frames.first[sample] : frames.first[sample + 1]]
+        if not len(rows):
             return None
-        frame = frames.rows.take(own[rng.integers(len(own))][None], labels_only=True)
+        frame = frames.rows.take(rows[rng.integers(len(rows))][None], labels_only=True)
         if not np.array_equal(frame.numbers, numbers):
             raise DatasetError(
-                f"record {int(frame.record[0])}: its frames have other atoms, or another order of them, "
-                "than the geometry that the property belongs to"
+                f"record {int(frame.record[0])}: the atoms of its frames, or their order, differ "
+                "from those of the geometry that the property belongs to"
             )
         return frame.positions
 
@@ -146,11 +147,11 @@ class NoisedRows:
 
     Attributes:
       samples: Rows at the reference geometries.
-      made: Generator of the displacements.
+      noise: Generator of the displacements.
     """
 
     samples: Rows
-    made: CoordinateNoise
+    noise: CoordinateNoise
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -158,4 +159,4 @@ class NoisedRows:
     def take(self, indices: np.ndarray, *, labels_only: bool = False) -> Columns:
         """Return the rows at `indices`, displaced as in an epoch before the first one."""
         indices = np.asarray(indices)
-        return self.made(self.samples.take(indices, labels_only=labels_only), indices, -1)
+        return self.noise(self.samples.take(indices, labels_only=labels_only), indices, -1)

@@ -16,12 +16,13 @@ log = logging.getLogger(__name__)
 
 CHOICES = ("stop", "skip", "rollback")
 # Above these numbers the cause is not a single batch, so the run stops.
-MOST_ROLLBACKS, MOST_SKIPPED = 10, 100
+MAX_ROLLBACKS, MAX_SKIPPED = 10, 100
 
 # Hint for the first step, before which nothing was trained: the learning rate cannot be the cause.
-_AT_THE_START = (
-    "In the first step it is a label that is too large, or the model as it begins: a deep one may need "
-    "layer norms, as so3krates of more than four layers does (model.options.layer_norm_1=True). "
+_FIRST_STEP_HINT = (
+    "In the first step, the cause is a label that is too large or the initial model: a deep model, "
+    "such as so3krates with more than four layers, may need layer norms "
+    "(model.options.layer_norm_1=True). "
 )
 
 
@@ -60,41 +61,44 @@ class NonFinite:
         Raises:
           TrainingError: Training has to stop. The message lists the structures.
         """
-        names = [(step, name) for step, group in bad for name in self._names(group)]
+        names = [(step, name) for step, plan in bad for name in self._names(plan)]
         if write:
             self._record(names)
         first = bad[0][0]
         of_first = [name for step, name in names if step == first]
-        shown, more = (
-            ", ".join(of_first[:20]),
-            f" and {len(of_first) - 20} more" if len(of_first) > 20 else "",
-        )
-        text = f"the loss or its gradient is not finite in step {first}, whose batch holds {shown}{more}"
+        shown = ", ".join(of_first[:20])
+        more = f" and {len(of_first) - 20} more" if len(of_first) > 20 else ""
+        text = f"non-finite loss or gradient in step {first} with the structures {shown}{more}"
         if self._choice == "stop":
             raise TrainingError(
-                f"{text}; all are in {self._file.name}. Parameters and checkpoints are from before. "
-                f"{_AT_THE_START if first == 1 else ''}Look at these "
-                "structures, lower optimizer.learning_rate, leave out the largest forces (data.max_force), or pass "
-                "over such batches: --config.train.on_nonfinite=skip (or rollback)"
+                f"{text}; {self._file.name} lists all of them. Parameters and checkpoints are from "
+                f"before this step. {_FIRST_STEP_HINT if first == 1 else ''}Inspect these "
+                "structures, lower optimizer.learning_rate, exclude the largest forces "
+                "(data.max_force), or skip such batches: --config.train.on_nonfinite=skip (or "
+                "rollback)."
             )
         self._skipped += len(bad)
         if self._choice == "rollback":
-            if rollbacks >= MOST_ROLLBACKS:
+            if rollbacks >= MAX_ROLLBACKS:
                 raise TrainingError(
-                    f"{text}; the run has gone back {rollbacks} times. Lower optimizer.learning_rate."
+                    f"{text}; the run was rolled back {rollbacks} times. Lower "
+                    "optimizer.learning_rate."
                 )
-            log.warning("%s. Going back to the last checkpoint, and on with other batches", text)
-            return True
-        if self._skipped > MOST_SKIPPED:
-            raise TrainingError(
-                f"{text}; {self._skipped} updates were passed over. Lower optimizer.learning_rate."
+            log.warning(
+                "%s. Rolling back to the last checkpoint and continuing with different batches",
+                text,
             )
-        log.warning("%s. The update is passed over", text)
+            return True
+        if self._skipped > MAX_SKIPPED:
+            raise TrainingError(
+                f"{text}; {self._skipped} steps were skipped. Lower optimizer.learning_rate."
+            )
+        log.warning("%s. Skipping this step", text)
         return False
 
-    def _names(self, group: StepPlan) -> list[str]:
+    def _names(self, plan: StepPlan) -> list[str]:
         """Return the name of each structure of a step: "source#conformer"."""
-        columns = self._split.columns(np.concatenate(group.places))
+        columns = self._split.columns(np.concatenate(plan.members))
         return [
             f"{source}#{conformer}" for source, conformer in zip(columns.source, columns.conformer)
         ]

@@ -34,7 +34,7 @@ class Objective(Protocol):
         """Compute sums over a padded batch. Pure and differentiable with respect to `params`."""
 
     def counts(self, graph: jraph.GraphsTuple) -> Any:
-        """Return sums of which only the counts are meaningful. The model is not evaluated."""
+        """Return sums with meaningful counts only, without evaluating the model."""
 
     def combine(self, local: Any, total: Any, step: Any) -> jax.Array:
         """Compute this device's share of the loss at a step; the shares add up to the loss.
@@ -88,16 +88,16 @@ class ForceField:
         if not self.energy_only:
             return self.evaluate(params, graph)[1]
         evaluation = evaluate(self.model, params, graph, self.energy_scale, with_forces=False)
-        return losses.sums(evaluation, self._trained_on(graph), **self.loss_options)
+        return losses.sums(evaluation, self._training_labels(graph), **self.loss_options)
 
     def counts(self, graph: jraph.GraphsTuple) -> losses.LossSums:
-        """Return sums of which only the counts are meaningful. The model is not evaluated."""
-        nothing = Evaluation(
+        """Return sums with meaningful counts only, without evaluating the model."""
+        zeros = Evaluation(
             jnp.zeros_like(graph.globals["energy"]), jnp.zeros_like(graph.nodes["forces"]), None
         )
-        return losses.sums(nothing, self._trained_on(graph), **self.loss_options)
+        return losses.sums(zeros, self._training_labels(graph), **self.loss_options)
 
-    def _trained_on(self, graph: jraph.GraphsTuple) -> jraph.GraphsTuple:
+    def _training_labels(self, graph: jraph.GraphsTuple) -> jraph.GraphsTuple:
         """Return the batch, without force labels if training computes no forces."""
         if not self.energy_only:
             return graph

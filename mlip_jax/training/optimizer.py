@@ -23,28 +23,28 @@ SCHEDULES = ("cosine", "exponential", "step", "plateau", "constant")
 _POSITIVE = (lambda x: x > 0, "a positive number")
 _NOT_NEGATIVE = (lambda x: x >= 0, "zero or a positive number")
 _BELOW_ONE = (lambda x: 0 <= x < 1, "at least 0 and below 1")
-_FACTOR = (lambda x: 0 < x < 1, "between 0 and 1, both excluded")
+_BETWEEN_ZERO_AND_ONE = (lambda x: 0 < x < 1, "between 0 and 1, both excluded")
 
-_OF_ALL_RATES = {
+_RATE_RULES = {
     "learning_rate": _POSITIVE,
     "learning_rate_end": _NOT_NEGATIVE,
     "warmup_steps": _NOT_NEGATIVE,
 }
-_OF_SCHEDULE = {
+_SCHEDULE_RULES = {
     "exponential": {
         "learning_rate_end": (
             lambda x: x > 0,
-            "a positive number, for an exponential never reaches zero",
+            "positive, because an exponential never reaches zero",
         )
     },
-    "step": {"decay_factor": _FACTOR, "decay_epochs": _POSITIVE},
+    "step": {"decay_factor": _BETWEEN_ZERO_AND_ONE, "decay_epochs": _POSITIVE},
     "plateau": {
-        "decay_factor": _FACTOR,
+        "decay_factor": _BETWEEN_ZERO_AND_ONE,
         "plateau_patience": _NOT_NEGATIVE,
         "plateau_threshold": _BELOW_ONE,
     },
 }
-_OF_ALL_RULES = {"b1": _BELOW_ONE, "b2": _BELOW_ONE, "eps": _POSITIVE}
+_MOMENT_RULES = {"b1": _BELOW_ONE, "b2": _BELOW_ONE, "eps": _POSITIVE}
 
 
 def learning_rate(
@@ -118,8 +118,8 @@ def create(
         freeze      Patterns of parameter paths such as "params/embedding/*", where * matches any
                     characters including "/". Matching parameters get updates of exactly zero, have
                     no moments and are excluded from the norm that is clipped.
-        rates       Learning-rate factors by pattern: "params/backbone/*=0.1, params/head_*=1". The
-                    first matching pattern applies. Without a match the factor is 1.
+        lr_multipliers  Learning-rate factors by pattern: "params/backbone/*=0.1, params/head_*=1".
+                    The first matching pattern applies. Without a match the factor is 1.
 
     Args:
       config: Options of the optimizer, config.optimizer.
@@ -133,7 +133,7 @@ def create(
     rate = learning_rate(config, num_steps, steps_per_epoch)
     if config["name"] not in OPTIMIZERS:
         raise ValueError(unknown_name("optimizer.name", config["name"], OPTIMIZERS))
-    _check(config, _OF_ALL_RULES)
+    _check(config, _MOMENT_RULES)
     moments = {"b1": config["b1"], "b2": config["b2"], "eps": config["eps"]}
     if config["name"] == "adam":
         rule = optax.adam(rate, **moments)
@@ -148,23 +148,23 @@ def create(
     if config["clip_norm"]:
         _check(config, {"clip_norm": _NOT_NEGATIVE})
         rule = optax.chain(optax.clip_by_global_norm(config["clip_norm"]), rule)
-    factors = rate_factors(config.get("rates", ""))
+    factors = parse_multipliers(config.get("lr_multipliers", ""))
     if factors:
         rule = optax.chain(
             rule,
             optax.stateless(
                 lambda updates, params: jax.tree.map(
-                    jnp.multiply, updates, _by_pattern(updates, factors)
+                    jnp.multiply, updates, _multiplier_tree(updates, factors)
                 )
             ),
         )
     patterns = config["freeze"]
     if isinstance(patterns, str):
         raise ValueError(
-            f"optimizer.freeze must be a list of patterns, received the text {patterns!r}; "
-            f"write ({patterns!r},)"
+            f"optimizer.freeze must be a list of patterns, received the text {patterns!r}. "
+            f"Write ({patterns!r},)."
         )
-    return _without(rule, tuple(patterns)) if patterns else rule
+    return _freeze(rule, tuple(patterns)) if patterns else rule
 
 
 def _muon(rate, weight_decay: float, moments: Mapping[str, float]) -> optax.GradientTransformation:
@@ -175,29 +175,29 @@ def _muon(rate, weight_decay: float, moments: Mapping[str, float]) -> optax.Grad
         adam_b1=moments["b1"],
         adam_b2=moments["b2"],
         eps=moments["eps"],
-        muon_weight_dimension_numbers=_of_matrices,
+        muon_weight_dimension_numbers=_matrix_axes,
         consistent_rms=0.2,
     )
 
 
-def _of_matrices(params):
+def _matrix_axes(params):
     """Return the input and output axes of each kernel that is a matrix, None for other parameters.
 
     Kernels with one input or output are not treated as matrices. Axes before the last two are
     heads, each with its own matrix.
     """
 
-    def of(path, p):
+    def axes(path, p):
         is_matrix = parameter_path(path[-1:]) == "kernel" and p.ndim > 1 and min(p.shape[-2:]) > 1
         return optax.contrib.MuonDimensionNumbers(-2, -1) if is_matrix else None
 
-    return jax.tree_util.tree_map_with_path(of, params)
+    return jax.tree_util.tree_map_with_path(axes, params)
 
 
-def rate_factors(text: str) -> dict[str, float]:
-    """Parse the field "rates" into a dictionary {pattern: factor}.
+def parse_multipliers(text: str) -> dict[str, float]:
+    """Parse the field "lr_multipliers" into a dictionary {pattern: factor}.
 
-    >>> rate_factors("params/backbone/*=0.1, params/head_gap/*=2")
+    >>> parse_multipliers("params/backbone/*=0.1, params/head_gap/*=2")
     {'params/backbone/*': 0.1, 'params/head_gap/*': 2.0}
 
     Raises:
@@ -212,18 +212,18 @@ def rate_factors(text: str) -> dict[str, float]:
             equals = ""
         if not (equals and pattern and math.isfinite(factors[pattern]) and factors[pattern] >= 0):
             raise ValueError(
-                f"optimizer.rates must be 'pattern=factor, pattern=factor' with factors of zero or more, "
-                f"received {text!r}"
+                "optimizer.lr_multipliers must be 'pattern=factor, pattern=factor' with factors of "
+                f"at least 0, received {text!r}"
             )
     return factors
 
 
-def _by_pattern(params, factors: Mapping[str, float]):
+def _multiplier_tree(params, factors: Mapping[str, float]):
     """Return a tree like `params` with the factor of each leaf."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
     paths = [parameter_path(path) for path, _ in leaves]
     for pattern in factors:
-        _check_matches("optimizer.rates", pattern, paths)
+        _check_matches("optimizer.lr_multipliers", pattern, paths)
     return jax.tree.unflatten(
         structure,
         [
@@ -240,7 +240,7 @@ def _check_matches(field: str, pattern: str, paths: Sequence[str]) -> None:
     near = difflib.get_close_matches(pattern, paths, n=3, cutoff=0.3) or paths[:3]
     raise ValueError(
         f"{field}: {pattern!r} matches none of the {len(paths)} parameters; the nearest are "
-        f"{', '.join(near)}. * stands for any characters."
+        f"{', '.join(near)}. * matches any characters."
     )
 
 
@@ -249,7 +249,7 @@ def _matrices(params):
     return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
-def _without(
+def _freeze(
     rule: optax.GradientTransformation, patterns: tuple[str, ...]
 ) -> optax.GradientTransformation:
     """Apply `rule` to the parameters that match none of `patterns`; the others get zero updates."""
@@ -286,8 +286,8 @@ def frozen(params: Any, patterns: Sequence[str]) -> Any:
     matched = [any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns) for path in paths]
     if all(matched):
         raise ValueError(
-            f"optimizer.freeze: {', '.join(map(repr, patterns))} match all {len(paths)} parameters, so "
-            "that nothing is left to train; freeze fewer"
+            f"optimizer.freeze: {', '.join(map(repr, patterns))} match all {len(paths)} "
+            "parameters. Freeze fewer parameters."
         )
     return jax.tree.unflatten(structure, matched)
 
@@ -361,12 +361,12 @@ class Plateau:
 
 def _check_rates(config, steps_per_epoch):
     """Raise ValueError if a field of the schedule is out of range."""
-    _check(config, _OF_ALL_RATES | _OF_SCHEDULE.get(config["schedule"], {}))
+    _check(config, _RATE_RULES | _SCHEDULE_RULES.get(config["schedule"], {}))
     peak, end = config["learning_rate"], config["learning_rate_end"]
     if config["schedule"] != "constant" and end > peak:
         raise ValueError(
-            f"optimizer.learning_rate_end must not be above optimizer.learning_rate ({peak}), received "
-            f"{end}; lower it, or set optimizer.schedule to 'constant'"
+            f"optimizer.learning_rate_end must be at most optimizer.learning_rate ({peak}), "
+            f"received {end}. Lower it, or set optimizer.schedule to 'constant'."
         )
     if not (math.isfinite(steps_per_epoch) and steps_per_epoch > 0):
         raise ValueError(f"steps_per_epoch must be a positive number, received {steps_per_epoch!r}")

@@ -21,18 +21,18 @@ def restore(workdir: Path, kind: str = LATEST) -> Restored | None:
 
     The leader reads it and sends it to all processes.
     """
-    found = None
+    checkpoint = None
     if distributed.leader() and (workdir / kind).is_dir():
         store = CheckpointStore(workdir / kind, read_only=True)
-        found = store.restore()
+        checkpoint = store.restore()
         store.close()
     if distributed.count() == 1:
-        return found
-    about = distributed.broadcast(
-        None if found is None else {"step": found.step, "metadata": found.metadata}
+        return checkpoint
+    header = distributed.broadcast(
+        None if checkpoint is None else {"step": checkpoint.step, "metadata": checkpoint.metadata}
     )
-    arrays = distributed.broadcast({} if found is None else found.arrays)
-    return None if about is None else Restored(about["step"], arrays, about["metadata"])
+    arrays = distributed.broadcast({} if checkpoint is None else checkpoint.arrays)
+    return None if header is None else Restored(header["step"], arrays, header["metadata"])
 
 
 class TrainingOutputs:

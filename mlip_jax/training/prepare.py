@@ -41,18 +41,18 @@ PACKAGES = (
 )
 
 
-def keep_split(path: Path, parts, meta) -> None:
+def save_or_check_split(path: Path, parts, meta) -> None:
     """Write the split of a new run, or check that a resumed run has the same split.
 
     Raises:
       DatasetError: The split differs from the stored one.
     """
     if path.with_suffix(".json").exists():  # written last, so the split is complete
-        before, _ = load_split(path)
-        if any(not np.array_equal(before[name], parts[name]) for name in parts):
+        stored, _ = load_split(path)
+        if any(not np.array_equal(stored[name], parts[name]) for name in parts):
             raise DatasetError(
-                f"{path}: the data or the split are no longer those that this run was begun with. Give "
-                "another --workdir, or the data as they were."
+                f"{path}: the data or the split have changed since this run was started. Choose "
+                "another --workdir, or restore the data."
             )
         return
     save_split(path, parts, meta)
@@ -95,9 +95,15 @@ def make_batches(
         **options,
     )
     # shuffled, because the store has the conformations of a molecule next to each other
-    some = np.random.default_rng(0).permutation(len(train))[:20_000]
-    plan = plan_buckets(some, train.sizes, budgets)
-    filled = fill_fraction(plan, train.sizes, budgets)
+    sample = np.random.default_rng(0).permutation(len(train))[:20_000]
+    plan = plan_buckets(sample, train.sizes, budgets)
+    fill = fill_fraction(plan, train.sizes, budgets)
+    _log_batches(config, budgets, micro_batches, plan, fill)
+    return batches, fill
+
+
+def _log_batches(config, budgets, micro_batches: int, plan, fill) -> None:
+    """Log the padded sizes of the batches; warn if a step is larger than train.batch_size."""
     names = {
         "n_node": "atoms",
         "n_edge": "edges",
@@ -107,40 +113,42 @@ def make_batches(
     for bucket, budget in enumerate(budgets):
         log.info(
             "batches of %s: %.1f %%",
-            ", ".join(f"{getattr(budget, k)} {names[k]}" for k in filled),
+            ", ".join(f"{getattr(budget, k)} {names[k]}" for k in fill),
             100 * np.mean([b == bucket for b, _ in plan]),
         )
+    mean = np.mean([len(members) for _, members in plan])
     log.info(
-        "%d micro-batch(es) of about %.4g structures in an update; %s",
+        "step: %d micro-batch(es) of about %.4g structures; padding: %s",
         micro_batches,
-        mean := np.mean([len(places) for _, places in plan]),
-        ", ".join(
-            f"{100 * (1 - share):.1f} % of {names[k]} are padding" for k, share in filled.items()
-        ),
+        mean,
+        ", ".join(f"{100 * (1 - share):.1f} % of {names[k]}" for k, share in fill.items()),
     )
-    if mean * micro_batches > _LARGER * c.batch_size:
+    batch_size = config.train.batch_size
+    if mean * micro_batches > _LARGER * batch_size:
         log.warning(
-            "an update is of about %.4g structures, not of the %.4g of train.batch_size: each of its %d "
-            "micro-batches holds at least one. Fewer devices or micro-batches would make it smaller",
+            "step: about %.4g structures instead of train.batch_size = %.4g, because each of the "
+            "%d micro-batches contains at least one. Use fewer devices or micro-batches for "
+            "smaller steps.",
             mean * micro_batches,
-            c.batch_size,
+            batch_size,
             micro_batches,
         )
-    return batches, filled
 
 
-def count_updates(config: ml_collections.ConfigDict, per_epoch: float) -> int:
+def count_steps(config: ml_collections.ConfigDict, per_epoch: float) -> int:
     """Return the number of steps of a run with `per_epoch` steps per epoch."""
     num_steps = (
         config.train.num_steps
         if config.train.num_epochs is None
         else max(round(config.train.num_epochs * per_epoch), 1)
     )
-    log.info("%d updates, %.4g epochs of %.4g updates", num_steps, num_steps / per_epoch, per_epoch)
+    log.info(
+        "training: %d steps, %.4g epochs of %.4g steps", num_steps, num_steps / per_epoch, per_epoch
+    )
     if config.optimizer.warmup_steps >= num_steps:
         log.warning(
-            "optimizer.warmup_steps (%d) are no fewer than the updates of this run (%d): the learning rate "
-            "grows to the end and is never lowered",
+            "optimizer.warmup_steps (%d) is not below the number of training steps (%d): the "
+            "learning rate never decays. Lower optimizer.warmup_steps.",
             config.optimizer.warmup_steps,
             num_steps,
         )
@@ -156,7 +164,19 @@ def describe(config: ml_collections.ConfigDict, statistics: dict[str, Any]) -> d
     }
 
 
-def update_flops(trainer, batches, train, params) -> float | None:
+def log_model(name: str, params: Any) -> None:
+    """Log the number of parameters of the model, and the devices that it is trained on."""
+    log.info(
+        "%s: %d parameters, %d device(s) of %s in %d process(es)",
+        name,
+        sum(p.size for p in jax.tree.leaves(params)),
+        jax.device_count(),
+        jax.devices()[0].device_kind,
+        distributed.count(),
+    )
+
+
+def step_flops(trainer, batches, train, params) -> float | None:
     """Return the FLOPs of one step on the local devices, or None if their peak is unknown.
 
     Without the peak, the utilization of the devices cannot be computed.

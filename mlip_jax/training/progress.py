@@ -56,8 +56,8 @@ class TrainingProgressBar:
         text = f"{errors}  {row['structures_per_second']:.0f} structures/s"
         busy = "" if "mfu" not in row else f"  MFU {100 * row['mfu']:.1f} %"
         rates = (
-            f"{row['atoms_per_second']:.0f} atoms/s  {row['edges_per_second']:.0f} edges/s  waiting for input "
-            f"{100 * row['input_share']:.1f} %{busy}"
+            f"{row['atoms_per_second']:.0f} atoms/s  {row['edges_per_second']:.0f} edges/s  "
+            f"waiting for input {100 * row['input_share']:.1f} %{busy}"
         )
         self._bar.update(self._task, completed=step, text=f"{text}\n{rates}")
         if not self._bar.console.is_terminal:

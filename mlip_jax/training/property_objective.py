@@ -83,7 +83,7 @@ class Properties:
         return self.evaluate(params, graph)[1]
 
     def counts(self, graph: jraph.GraphsTuple) -> PropertySums:
-        """Return sums of which only the counts are meaningful. The model is not evaluated."""
+        """Return sums with meaningful counts only, without evaluating the model."""
         return self._sums(None, graph)
 
     def evaluate(
@@ -105,10 +105,10 @@ class Properties:
     ) -> dict[str, float]:
         """Compute the loss and the mean errors from sums on the host; NaN without labels."""
         # a validation loss includes the alignment only if there are no properties
-        of_all = step is not None or not self.targets
+        with_alignment = step is not None or not self.targets
         loss = (
             self.align_weight * _mean(sums.alignment, sums.aligned)
-            if of_all and sums.aligned
+            if with_alignment and sums.aligned
             else 0.0
         )
         row = {
@@ -195,21 +195,22 @@ def check(property_: Mapping[str, Any], align: Mapping[str, Any], dens: Mapping[
         property_["targets"] or align["weight"] or align["frames"] or not align["noise"]
     ):
         raise ConfigError(
-            "dens.weight is set: force fields are trained with denoising, for which property.targets and "
-            "align.frames must be empty, align.weight 0 and align.noise above 0 (Å)"
+            "dens.weight is set: a force field is trained with denoising. Then property.targets "
+            "and align.frames must be empty, align.weight 0 and align.noise above 0 (Å)."
         )
     if dens["weight"] and not dens["share"]:
         raise ConfigError("dens.share must be above 0 if dens.weight is set, received 0.0")
     if not property_["targets"] and not align["weight"] and not dens["weight"]:
         raise ConfigError(
-            "property.targets is empty and align.weight is 0: there is nothing to learn"
+            "nothing to learn: property.targets is empty and align.weight is 0. Set one of them."
         )
     problems = []
     if align["weight"] and not align["noise"] and not align["frames"]:
         problems.append(
-            "align.weight is set, but no input is displaced: set align.noise (Å) or align.frames (stages)"
+            "align.weight is set, but no input is displaced; set align.noise (Å) or align.frames "
+            "(stages)"
         )
     if align["loss"] == "mse" and align["weight"] and not align["noise"]:
-        problems.append("align.loss='mse' learns noise: set align.noise (Å)")
+        problems.append("align.loss='mse' learns noise; set align.noise (Å)")
     if problems:
         raise ConfigError("; ".join(problems))

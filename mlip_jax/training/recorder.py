@@ -22,7 +22,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 from mlip_jax.workdir import WorkdirError, atomic_open
 
-_POSITION = ("step", "epoch", "seconds", "learning_rate", "beta")
+_PROGRESS = ("step", "epoch", "seconds", "learning_rate", "beta")
 _RATES = (
     "structures_per_second",
     "atoms_per_second",
@@ -37,11 +37,11 @@ _NOT_IN_TAGS = re.compile(r"[^-/\w.]")
 _FLUSH_SECONDS = 30.0
 
 
-def columns(of_objective: Sequence[str]) -> tuple[str, ...]:
-    """Return the columns of metrics.csv for an objective with the columns `of_objective`."""
+def columns(metrics: Sequence[str]) -> tuple[str, ...]:
+    """Return the columns of metrics.csv for an objective with these metrics, without prefix."""
     return (
-        *_POSITION,
-        *(f"{part}_{name}" for part in ("train", "valid") for name in of_objective),
+        *_PROGRESS,
+        *(f"{split}_{name}" for split in ("train", "valid") for name in metrics),
         *_RATES,
     )
 
@@ -111,14 +111,9 @@ class _Board:
             directory.mkdir(exist_ok=True)
             # TensorBoard reads files in the order of their names, so the time is first. The last
             # part makes the names of files unique that a run creates within one second.
-            self._file = RecordWriter(
-                str(
-                    directory
-                    / (
-                        f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}.{time.monotonic_ns()}"
-                    )
-                )
-            )
+            process = f"{socket.gethostname()}.{os.getpid()}"
+            name = f"events.out.tfevents.{int(time.time())}.{process}.{time.monotonic_ns()}"
+            self._file = RecordWriter(str(directory / name))
             self._add(file_version="brain.Event:2")
             if step:  # makes TensorBoard drop later steps in older files
                 self._add(step=step + 1, session_log=SessionLog(status=SessionLog.START))
@@ -162,6 +157,6 @@ def writing(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise WorkdirError(
-            f"{path}: cannot be written: {error}. Checkpoints are untouched; free some space, or mend "
-            "what is named here, and start again"
+            f"{path}: cannot be written: {error}. Checkpoints are unchanged. Free up disk space or "
+            "fix the problem above, then rerun."
         ) from error

@@ -12,10 +12,10 @@ One training step, on every device:
 3. Compute the gradient of this device's share of the loss, one micro-batch at a time, and add it up
    (`_gradient`).
 4. Add up the gradients and sums over all devices (psum).
-5. Compute the new parameters with the optimizer, and their moving average (`_update`).
+5. Compute the new parameters with the optimizer, and their moving average (`_make_update`).
 6. Discard the new state if the loss or the gradient is not finite. Increment the step in any case.
 
-A dispatch performs up to S training steps (`_updates`).
+A dispatch performs up to S training steps (`_perform_steps`).
 
     D   local devices      S   maximum number of steps of a dispatch
     K   micro-batches per device and step
@@ -110,32 +110,31 @@ class Trainer:
 
         def train(state, data, inputs, count, stop, bucket):
             self._traces += 1  # this function runs only when pmap traces it
-            update = _update(objective, optimizer, ema_decay)
+            update = _make_update(objective, optimizer, ema_decay)
+
+            def perform_step(state, step_inputs):  # of K micro-batches
+                num_micro_batches = jax.tree.leaves(step_inputs)[0].shape[0]
+
+                def micro_batch(k):
+                    return build(data, _select(step_inputs, k), bucket)
+
+                return update(state, micro_batch, num_micro_batches)
+
             stop = jax.lax.psum(stop, _AXIS)
-            return _updates(
-                lambda state, micro: update(
-                    state,
-                    lambda k: build(data, _at(micro, k), bucket),
-                    jax.tree.leaves(micro)[0].shape[0],
-                ),
-                state,
-                inputs,
-                count,
-                stop,
-            )
+            return _perform_steps(perform_step, state, inputs, count, stop)
 
         def evaluate_batch(params, graph):
             predicted, sums = objective.evaluate(params, graph)
             return predicted, jax.lax.psum(sums, _AXIS)
 
-        def of_a_batch(params, graph):
+        def compute_gradient(params, graph):
             """Compute the gradient of one micro-batch, for `flops`."""
             return gradient(
                 lambda p: (objective.combine(local := objective.sums(p, graph), local, 0), None),
                 params,
             )[2]
 
-        self._of_a_batch = jax.jit(of_a_batch)
+        self._compute_gradient = jax.jit(compute_gradient)
         self._train = jax.pmap(train, _AXIS, donate_argnums=0, static_broadcasted_argnums=5)
         self._evaluate = jax.pmap(evaluate_batch, _AXIS)
         self._copy = jax.jit(lambda tree: jax.tree.map(lambda x: x[0], tree))
@@ -221,12 +220,13 @@ class Trainer:
 
     def flops(self, params: Any, graph: jraph.GraphsTuple) -> float:
         """Return the FLOPs of the gradient of a micro-batch, counted by XLA before optimization."""
-        return float(self._of_a_batch.lower(params, graph).cost_analysis()["flops"])
+        return float(self._compute_gradient.lower(params, graph).cost_analysis()["flops"])
 
     def _arguments(self, state, inputs, count, bucket, stop):
-        wanted = np.zeros(self.num_devices, np.int32)
-        wanted[0] = stop  # on one device only, so that the sum counts processes
-        return state, self._data, inputs, np.full(self.num_devices, count, np.int32), wanted, bucket
+        stop_flags = np.zeros(self.num_devices, np.int32)
+        stop_flags[0] = stop  # on one device only, so that the sum counts processes
+        counts = np.full(self.num_devices, count, np.int32)
+        return state, self._data, inputs, counts, stop_flags, bucket
 
     def evaluate(self, params: Any, graphs: jraph.GraphsTuple) -> tuple[Any, Any]:
         """Evaluate the objective on one batch per device.
@@ -239,35 +239,35 @@ class Trainer:
           The predictions per device, and the sums over the devices of all processes. Leading axis
           (D,).
         """
-        made = self._evaluate(params, graphs)
-        return jax.block_until_ready(made) if self.oversubscribed else made
+        results = self._evaluate(params, graphs)
+        return jax.block_until_ready(results) if self.oversubscribed else results
 
 
-def _at(tree, index):
+def _select(tree, index):
     """Return a tree with the element `index` of the leading axis of each leaf."""
     return jax.tree.map(lambda x: x[index], tree)
 
 
-def _updates(update, state, inputs, count, stop):
+def _perform_steps(perform_step, state, inputs, count, stop):
     """Perform `count` steps in sequence. The results have a leading axis (S,)."""
-    most = jax.tree.leaves(inputs)[0].shape[0]
-    if most == 1:
-        state, (sums, finite) = update(state, _at(inputs, 0))
+    max_steps = jax.tree.leaves(inputs)[0].shape[0]  # S
+    if max_steps == 1:
+        state, (sums, finite) = perform_step(state, _select(inputs, 0))
         return state, jax.tree.map(lambda x: x[None], DispatchResult(sums, finite, stop))
 
     def body(i, carry):
         state, results = carry
-        state, result = update(state, _at(inputs, i))
-        return state, jax.tree.map(lambda all_of_them, x: all_of_them.at[i].set(x), results, result)
+        state, result = perform_step(state, _select(inputs, i))
+        return state, jax.tree.map(lambda stacked, x: stacked.at[i].set(x), results, result)
 
-    shapes = jax.eval_shape(lambda: update(state, _at(inputs, 0))[1])
-    empty = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), shapes)
+    shapes = jax.eval_shape(lambda: perform_step(state, _select(inputs, 0))[1])
+    empty = jax.tree.map(lambda x: jnp.zeros((max_steps, *x.shape), x.dtype), shapes)
     # a dynamic length, so that fewer steps before a checkpoint need no other program
     state, (sums, finite) = jax.lax.fori_loop(0, count, body, (state, empty))
-    return state, DispatchResult(sums, finite, jnp.full(most, stop))
+    return state, DispatchResult(sums, finite, jnp.full(max_steps, stop))
 
 
-def _update(objective, optimizer, ema_decay):
+def _make_update(objective, optimizer, ema_decay):
     """Return the function of a training step.
 
     Its arguments are the state, a function that returns the graph of micro-batch k, and the number
@@ -278,8 +278,10 @@ def _update(objective, optimizer, ema_decay):
     layout of existing checkpoints.
     """
 
-    def update(state, micro_batch, number):
-        total, grads = _gradient(objective, state.params, state.step, micro_batch, number)
+    def update(state, micro_batch, num_micro_batches):
+        total, grads = _gradient(
+            objective, state.params, state.step, micro_batch, num_micro_batches
+        )
         loss = objective.combine(total, total, state.step)
         finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
@@ -288,7 +290,7 @@ def _update(objective, optimizer, ema_decay):
         )
         # the average of the first steps must not be that of the initial values
         decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
-        # in this form the average of what does not change, as of frozen parameters, is exactly that
+        # in this form, the average of frozen parameters is exactly their value
         ema = jax.tree.map(lambda a, p: a + (1.0 - decay) * (p - a), state.ema, params)
         new = state._replace(params=params, ema=ema, optimizer=optimizer_state)
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
@@ -297,9 +299,10 @@ def _update(objective, optimizer, ema_decay):
     return update
 
 
-def _gradient(objective, params, step, micro_batch, number):
+def _gradient(objective, params, step, micro_batch, num_micro_batches):
     """Return the sums over all micro-batches of all devices, and the gradient of their loss."""
-    if number == 1:  # the sums contain the counts, so one evaluation of the model is enough
+    # the sums contain the counts, so one evaluation of the model is enough
+    if num_micro_batches == 1:
         graph = micro_batch(0)
 
         def loss(params):
@@ -314,8 +317,9 @@ def _gradient(objective, params, step, micro_batch, number):
         return jax.tree.map(jnp.add, tree, other)
 
     # the counts of all micro-batches are the denominators of the loss, so the gradients need them
-    parts = jax.lax.map(lambda k: objective.counts(micro_batch(k)), jnp.arange(number))
-    known = jax.lax.psum(jax.tree.map(lambda x: x.sum(0), parts), _AXIS)
+    # with a leading axis (K,)
+    counts = jax.lax.map(lambda k: objective.counts(micro_batch(k)), jnp.arange(num_micro_batches))
+    total_counts = jax.lax.psum(jax.tree.map(lambda x: x.sum(0), counts), _AXIS)
 
     # scan, so that only the activations of one micro-batch are in memory at a time
     def body(carry, k):
@@ -323,7 +327,7 @@ def _gradient(objective, params, step, micro_batch, number):
 
         def loss(params):
             local = objective.sums(params, graph)
-            return objective.combine(local, known, step), local
+            return objective.combine(local, total_counts, step), local
 
         _, local, grads = gradient(loss, params)
         return add(carry, (local, grads)), None
@@ -331,5 +335,5 @@ def _gradient(objective, params, step, micro_batch, number):
     zeros = jax.tree.map(
         jnp.zeros_like, (jax.eval_shape(objective.sums, params, micro_batch(0)), params)
     )
-    (local, grads), _ = jax.lax.scan(body, zeros, jnp.arange(number))
+    (local, grads), _ = jax.lax.scan(body, zeros, jnp.arange(num_micro_batches))
     return jax.lax.psum((local, grads), _AXIS)

@@ -30,7 +30,8 @@ PEAK_FLOPS = {
     "RTX 3090": 35.6e12,
 }
 
-PARTS = ("input", "checkpoint", "validation")
+# Activities of the main thread that are not training.
+ACTIVITIES = ("input", "checkpoint", "validation")
 
 
 class ThroughputMeter:
@@ -38,16 +39,16 @@ class ThroughputMeter:
 
     Args:
       sizes: Sizes of the structures of the training split.
-      flops_per_update: FLOPs of a step on the local devices, or None if unknown.
+      flops_per_step: FLOPs of a step on the local devices, or None if unknown.
 
     Attributes:
-      seconds: Time of the main thread in each of PARTS since the start (s). The rest is training.
-        Input counts only if the devices may have waited for it.
+      seconds: Time of the main thread in each of ACTIVITIES since the start (s). The rest is
+        training. Input counts only if the devices may have waited for it.
     """
 
-    def __init__(self, sizes: Sizes, flops_per_update: float | None = None):
+    def __init__(self, sizes: Sizes, flops_per_step: float | None = None):
         self._sizes = sizes
-        self._flops = flops_per_update
+        self._flops = flops_per_step
         self.start()
 
     class _LogLine:
@@ -56,11 +57,11 @@ class ThroughputMeter:
         def __init__(self, begin: float, seconds: dict[str, float]):
             self.begin, self.seconds = begin, seconds
             self.sums: list[Any] = []
-            self.updates = self.finite = self.structures = self.atoms = self.edges = 0
+            self.steps = self.finite = self.structures = self.atoms = self.edges = 0
 
     @contextlib.contextmanager
-    def clock(self, part: str, unless: Callable[[], bool] = lambda: False) -> Iterator[None]:
-        """Count the time of the body for `part`, unless `unless()` is true after it.
+    def clock(self, activity: str, unless: Callable[[], bool] = lambda: False) -> Iterator[None]:
+        """Count the time of the body for `activity`, unless `unless()` is true after it.
 
         `unless` is a condition under which the devices did not wait.
         """
@@ -69,34 +70,34 @@ class ThroughputMeter:
             yield
         finally:
             if not unless():
-                self.seconds[part] += time.monotonic() - begin
+                self.seconds[activity] += time.monotonic() - begin
 
     def start(self) -> None:
         """Start the clock."""
-        self.seconds = dict.fromkeys(PARTS, 0.0)
+        self.seconds = dict.fromkeys(ACTIVITIES, 0.0)
         self._begin = time.monotonic()
         self._line = self._LogLine(self._begin, dict(self.seconds))
 
-    def add(self, groups: Sequence[StepPlan], sums: Any, finite: np.ndarray) -> None:
+    def add(self, plans: Sequence[StepPlan], sums: Any, finite: np.ndarray) -> None:
         """Count finished steps.
 
         Args:
-          groups: Plans of the steps.
+          plans: Plans of the steps.
           sums: Loss sums on the host, with a leading axis of steps.
           finite: Whether each step was finite. The sums of the others are ignored.
         """
         line = self._line
-        places = np.concatenate([p for g in groups for p in g.places])
+        members = np.concatenate([m for plan in plans for m in plan.members])
         line.sums.append(
             jax.tree.map(
-                lambda x: float(np.asarray(x, np.float64)[: len(groups)][finite].sum()), sums
+                lambda x: float(np.asarray(x, np.float64)[: len(plans)][finite].sum()), sums
             )
         )
-        line.updates += len(groups)
+        line.steps += len(plans)
         line.finite += int(np.sum(finite))
-        line.structures += len(places)
-        line.atoms += int(self._sizes.n_node[places].sum())
-        line.edges += int(self._sizes.n_edge[places].sum())
+        line.structures += len(members)
+        line.atoms += int(self._sizes.n_node[members].sum())
+        line.edges += int(self._sizes.n_edge[members].sum())
 
     def next_line(self) -> tuple[Any, dict[str, float]]:
         """Return the loss sums and the rates since the last line, and start a new line.
@@ -107,7 +108,7 @@ class ThroughputMeter:
           of the time spent on input and checkpoints.
         """
         line, now = self._line, time.monotonic()
-        spent = {k: self.seconds[k] - line.seconds[k] for k in PARTS}
+        spent = {k: self.seconds[k] - line.seconds[k] for k in ACTIVITIES}
         elapsed = max(now - line.begin, 1e-9)
         training = max(elapsed - spent["validation"] - spent["checkpoint"], 1e-9)
         row = {
@@ -119,7 +120,7 @@ class ThroughputMeter:
         }
         peak = peak_flops()
         if peak and self._flops:
-            row["mfu"] = self._flops * line.updates / training / peak
+            row["mfu"] = self._flops * line.steps / training / peak
         # NaN if no step was finite, because a sum of zero would look like no error
         sums = jax.tree.map(
             lambda *x: float(np.sum(x)) if line.finite else float("nan"), *line.sums or [None]
@@ -128,7 +129,7 @@ class ThroughputMeter:
         return sums, row
 
     def summary(self) -> dict[str, float]:
-        """Return the fraction of the total time in each of PARTS."""
+        """Return the fraction of the total time in each of ACTIVITIES."""
         elapsed = max(time.monotonic() - self._begin, 1e-9)
         return {k: v / elapsed for k, v in self.seconds.items()}
 

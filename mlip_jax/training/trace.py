@@ -19,30 +19,32 @@ class Trace:
     """Context manager that writes a trace of `steps` dispatches to a directory; none for 0."""
 
     def __init__(self, directory: Path, steps: int):
-        self._directory, self._steps, self._calls = directory, steps, 0
+        self._directory, self._steps, self._dispatches = directory, steps, 0
 
     def __enter__(self) -> Trace:
         return self
 
     def step(self, result: Any) -> None:
         """Count a dispatch with this result. Starts or stops the trace when it is time."""
-        if not self._steps or self._calls > _WARM_UP + self._steps:
+        if not self._steps or self._dispatches > _WARM_UP + self._steps:
             return
-        self._calls += 1
-        if self._calls == _WARM_UP:
+        self._dispatches += 1
+        if self._dispatches == _WARM_UP:
             jax.block_until_ready(result)
             jax.profiler.start_trace(str(self._directory))
-        elif self._calls == _WARM_UP + self._steps:
+        elif self._dispatches == _WARM_UP + self._steps:
             jax.block_until_ready(result)
             self._stop()
 
     def _stop(self) -> None:
         """Write the trace and log where it is."""
         jax.profiler.stop_trace()
-        calls, self._calls = self._calls - _WARM_UP, _WARM_UP + self._steps + 1
+        dispatches = self._dispatches - _WARM_UP
+        self._dispatches = _WARM_UP + self._steps + 1
         log.info(
-            "a trace of %d calls to the devices is in %s: tensorboard --logdir or ui.perfetto.dev show it",
-            calls,
+            "trace of %d dispatches written to %s. View it with tensorboard --logdir or "
+            "ui.perfetto.dev.",
+            dispatches,
             self._directory,
         )
 
@@ -52,11 +54,11 @@ class Trace:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if _WARM_UP <= self._calls < _WARM_UP + self._steps:
+        if _WARM_UP <= self._dispatches < _WARM_UP + self._steps:
             self._stop()
-        elif self._steps and self._calls < _WARM_UP:
+        elif self._steps and self._dispatches < _WARM_UP:
             log.warning(
-                "no trace: it begins after %d calls to the devices, of which there were %d",
+                "no trace: it begins after %d dispatches, but there were only %d",
                 _WARM_UP,
-                self._calls,
+                self._dispatches,
             )

@@ -1,4 +1,4 @@
-"""Text of --help with --config: the purpose of each config, and its fields."""
+"""Tests for the help of a config: its docstring and its fields."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ CONFIGS = sorted(p.name for p in (REPOSITORY / "configs").glob("*.py") if p.stem
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_config_tells_what_it_does_and_its_fields(name):
+def test_the_help_of_every_config_has_its_docstring_and_fields(name):
     text = help.help_text(f"configs/{name}")
     module = help._load(str(REPOSITORY / "configs" / name))
     assert text.startswith(module.__doc__.splitlines()[0])
@@ -25,7 +25,7 @@ def test_every_config_tells_what_it_does_and_its_fields(name):
         assert field == "task" or f"  {field} = " in text or f"  {field}." in text, field
 
 
-def test_values_are_those_of_the_config_and_of_its_argument():
+def test_the_help_shows_the_values_of_the_config_with_its_argument():
     text = help.help_text("configs/spice.py:painn", width=100)
     assert "  model.name = 'painn' " in text and "Options of the model 'painn'" in text
     assert "PaiNN; the defaults are the published ones." in text
@@ -39,12 +39,11 @@ def test_values_are_those_of_the_config_and_of_its_argument():
         < text.index("  loss: Training loss")
         < text.index("  loss.beta = ")
     )
-    assert (
-        max(map(len, text.partition("Options of the model")[0].splitlines())) <= 120
-    )  # docstrings' own width
+    # docstrings' own width
+    assert max(map(len, text.partition("Options of the model")[0].splitlines())) <= 120
 
 
-def test_errors_name_the_config():
+def test_errors_contain_the_config():
     with pytest.raises(FileNotFoundError, match="configs/absent.py"):
         help.help_text("configs/absent.py")
     with pytest.raises(ConfigError, match="configs/md.py:x"):
@@ -54,11 +53,10 @@ def test_errors_name_the_config():
 @pytest.mark.parametrize(
     "arguments", (["--config=configs/md.py", "--help"], ["-h", "--config", "configs/md.py"])
 )
-def test_the_command_prints_it_and_leaves(arguments, capsys):
+def test_the_command_prints_the_help_and_exits(arguments, capsys):
     with pytest.raises(SystemExit) as end:
         flags._show_help(arguments, "")
     assert end.value.code == 0 and "  timestep = " in capsys.readouterr().out
-    flags._show_help(
-        ["--config=configs/md.py"], ""
-    )  # without a request nothing is printed, and the run begins
+    # without a request nothing is printed, and the run begins
+    flags._show_help(["--config=configs/md.py"], "")
     assert not capsys.readouterr().out

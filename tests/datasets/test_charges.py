@@ -1,4 +1,4 @@
-"""Tests for total charges: a label comes first, and what is not a total charge is not taken for one."""
+"""Tests for total charges: a label takes precedence, and partial charges are not total charges."""
 
 import numpy as np
 import pytest

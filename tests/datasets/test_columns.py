@@ -1,4 +1,4 @@
-"""Columns give back what they were made of."""
+"""Tests for columns of structures."""
 
 import dataclasses
 
@@ -13,11 +13,11 @@ from mlip_jax.structure import Structure
 
 @st.composite
 def structures(draw):
-    made = []
+    items = []
     rng = np.random.default_rng(draw(st.integers(0, 999)))
     for s, n in enumerate(draw(st.lists(st.integers(1, 8), max_size=8))):
         periodic = draw(st.booleans())
-        made.append(
+        items.append(
             Structure(
                 rng.integers(1, 90, n).astype(np.int32),
                 rng.normal(size=(n, 3)),
@@ -36,7 +36,7 @@ def structures(draw):
                 atom_properties={"charges": rng.normal(size=n)},
             )
         )
-    return made
+    return items
 
 
 def assert_equal(a: Structure, b: Structure):
@@ -45,12 +45,12 @@ def assert_equal(a: Structure, b: Structure):
 
 
 @settings(max_examples=40, deadline=None)
-@given(made=structures())
-def test_round_trip(made):
-    columns = Columns.from_structures(iter(made))
-    assert len(columns) == len(made)
-    assert columns.n_atoms.tolist() == [len(s) for s in made]
-    for found, given_ in zip(columns, made):
+@given(items=structures())
+def test_round_trip(items):
+    columns = Columns.from_structures(iter(items))
+    assert len(columns) == len(items)
+    assert columns.n_atoms.tolist() == [len(s) for s in items]
+    for found, given_ in zip(columns, items):
         assert_equal(found, given_)
     assert (
         columns.positions.dtype == columns.energy.dtype == np.float64
@@ -59,28 +59,28 @@ def test_round_trip(made):
 
 
 @settings(max_examples=40, deadline=None)
-@given(made=structures().filter(bool), seed=st.integers(0, 99))
-def test_take_is_indexing(made, seed):
-    columns = Columns.from_structures(made)
-    indices = np.random.default_rng(seed).integers(0, len(made), 5)  # repeated ones too
+@given(items=structures().filter(bool), seed=st.integers(0, 99))
+def test_take_equals_indexing(items, seed):
+    columns = Columns.from_structures(items)
+    indices = np.random.default_rng(seed).integers(0, len(items), 5)  # repeated ones too
     taken = columns.take(indices)
     assert len(taken) == 5 and taken.offsets[-1] == len(taken.numbers)
     for found, s in zip(taken, indices):
-        assert_equal(found, made[s])
+        assert_equal(found, items[s])
     nothing = columns.take(np.zeros(0, np.int64))
     assert len(nothing) == 0 and len(nothing.numbers) == 0 and nothing.offsets.tolist() == [0]
 
 
 @settings(max_examples=40, deadline=None)
-@given(made=structures().filter(lambda made: len(made) > 1), cut=st.integers(0, 8))
-def test_concatenate_is_one_after_the_other(made, cut):
-    cut = min(cut, len(made) - 1)
-    parts = [Columns.from_structures(made[:cut]), Columns.from_structures(made[cut:])]
-    for found, given_ in zip(Columns.concatenate([p for p in parts if len(p)]), made, strict=True):
+@given(items=structures().filter(lambda items: len(items) > 1), cut=st.integers(0, 8))
+def test_concatenate_keeps_the_order(items, cut):
+    cut = min(cut, len(items) - 1)
+    parts = [Columns.from_structures(items[:cut]), Columns.from_structures(items[cut:])]
+    for found, given_ in zip(Columns.concatenate([p for p in parts if len(p)]), items, strict=True):
         assert_equal(found, given_)
 
 
-def test_properties_that_only_some_structures_have():
+def test_missing_properties_become_nan():
     one, two = (
         Structure(np.array([1, 1]), np.zeros((2, 3)), source="f:1", properties=p, atom_properties=a)
         for p, a in (({"gap": 1.0}, {}), ({"dipole": np.ones(3)}, {"charges": np.ones(2)}))
@@ -110,13 +110,13 @@ def test_missing_labels_are_nan():
 
 
 @pytest.mark.parametrize("bad", [{"positions": np.zeros((3, 3))}, {"forces": np.zeros((1, 3))}])
-def test_structure_with_wrong_shapes_is_refused(bad):
+def test_structure_with_invalid_shapes_is_rejected(bad):
     fields = {"numbers": np.array([1, 1]), "positions": np.zeros((2, 3)), "source": "file:7"} | bad
     with pytest.raises(ValueError, match="file:7.*must have shape"):
         Structure(**fields)
 
 
-def test_one_long_name_does_not_make_all_long():
+def test_one_long_name_does_not_pad_the_others():
     long, short = (
         Structure(np.array([1]), np.zeros((1, 3)), smiles=s) for s in ("C" * 100_000, "C")
     )

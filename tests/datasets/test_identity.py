@@ -1,4 +1,4 @@
-"""Hashes of molecules are the same on every machine."""
+"""Tests for hashes of molecules, which are equal on every machine."""
 
 import numpy as np
 import pytest
@@ -24,14 +24,14 @@ def test_stable_ids_of_numbers():
         stable_ids(numbers.astype(np.int32)), stable_ids(numbers.astype(np.uint64))
     )
     assert len(set(stable_ids(np.array([-1, 0, 1, 2**63 - 1, -(2**63)])).tolist())) == 5
-    with pytest.raises(ValueError, match="strings or whole numbers; received float64"):
+    with pytest.raises(ValueError, match="strings or integers; received float64"):
         stable_ids(np.array([0.5]))
     with pytest.raises(ValueError, match="received object"):
         stable_ids(np.array(["a", 1], object))
 
 
 def test_splitmix64_is_the_published_generator():
-    """The first outputs of the reference implementation with seed 1234567, whose state grows by the same constant."""
+    """The first outputs of the reference implementation with seed 1234567."""
     state = (1234567 + 0x9E3779B97F4A7C15 * np.arange(3, dtype=object)) % 2**64
     assert splitmix64(state.astype(np.uint64)).tolist() == [
         6457827717110365317,

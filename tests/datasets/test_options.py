@@ -1,4 +1,4 @@
-"""Options of readers: what is of the wrong type is refused with the option, what was expected and what was received."""
+"""Tests for reader options: messages state the option, the expected type and the received value."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from mlip_jax.datasets import options
 from mlip_jax.datasets.source import reader_options
 
 
-def test_right_types_come_back():
+def test_valid_values_are_returned():
     assert options.positive_integer("n", 3) == options.positive_integer("n", np.int64(3)) == 3
     assert options.positive_integer("n", None, allow_none=True) is None
     assert options.flag("f", True) is True and options.flag("f", np.bool_(False)) is False
@@ -50,12 +50,12 @@ def test_right_types_come_back():
         (options.texts, {"a": 1}, "a text or several"),
     ],
 )
-def test_wrong_types_are_refused(check, value, expected):
+def test_wrong_types_are_rejected(check, value, expected):
     with pytest.raises(ConfigError, match=f"reader option stride must be {expected}"):
         check("stride", value)
 
 
-def test_one_of_several():
+def test_one_of_several_values():
     with pytest.raises(
         ConfigError, match="reader option unit must be one of 'eV', 'hartree'; received 5"
     ):
@@ -65,9 +65,9 @@ def test_one_of_several():
 
 
 @pytest.mark.parametrize("value", ["''", "('a', 'b')", "NAME"])
-def test_how_an_option_is_told_is_how_it_is_given(value):
-    told = options.how("split_files", value)
-    assert told.startswith('--config.data.reader_options="') and told.endswith('"')
-    assert reader_options(told.split('"')[1]) == {
+def test_formatted_option_can_be_parsed(value):
+    option = options.as_flag("split_files", value)
+    assert option.startswith('--config.data.reader_options="') and option.endswith('"')
+    assert reader_options(option.split('"')[1]) == {
         "split_files": {"''": "", "('a', 'b')": ["a", "b"]}.get(value, value)
     }

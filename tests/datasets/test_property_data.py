@@ -1,4 +1,4 @@
-"""What is learned of a property and how physical values come back; which structures have it."""
+"""Tests for properties: selection of structures, normalization and its inverse."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.datasets.property_data import Samples, Target, fit_targets, labelled
+from mlip_jax.datasets.property_data import Samples, Target, fit_targets, select_labeled
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.structure import Structure
 
@@ -42,13 +42,13 @@ def fitted(*names, **options):
     return fit_targets(COLUMNS, np.arange(len(COLUMNS)), VALUES, names, options)
 
 
-def test_kinds_and_spreads():
+def test_target_kinds_and_scales():
     gap, u0, dipole, charges = fitted("gap", "u0", "dipole", "charges", u0={"pooling": "sum"})
     assert [t.kind for t in (gap, u0, dipole, charges)] == ["scalar", "scalar", "vector", "atom"]
     assert gap.shift == pytest.approx(VALUES["gap"].mean()) and gap.scale == pytest.approx(
         VALUES["gap"].std()
     )
-    # what the elements tell is gone: of thousands of eV the noise is left
+    # without the element contributions, only noise remains of thousands of eV
     assert u0.scale < 3 and u0.elements[6] == pytest.approx(-1030, abs=3)
     assert (
         dipole.scale == pytest.approx(np.sqrt((VALUES["dipole"] ** 2).mean())) and dipole.shift == 0
@@ -59,7 +59,7 @@ def test_kinds_and_spreads():
 
 
 @given(st.sampled_from(["gap", "u0", "dipole", "charges"]), st.integers(0, 99))
-def test_physical_values_come_back(name, seed):
+def test_to_physical_inverts_to_training(name, seed):
     (target,) = fitted(name, **{name: {"pooling": "sum"}} if name == "u0" else {})
     other = Columns.from_structures(structures(5, seed))
     values = other.atom_properties[name] if name == "charges" else other.properties[name]
@@ -69,14 +69,14 @@ def test_physical_values_come_back(name, seed):
     )
 
 
-def test_a_property_without_spread_is_refused():
-    with pytest.raises(DatasetError, match="'gap' has no spread"):
+def test_constant_property_is_rejected():
+    with pytest.raises(DatasetError, match="'gap' is constant"):
         fit_targets(
             COLUMNS, np.arange(len(COLUMNS)), {"gap": np.full(len(COLUMNS), 2.0)}, ["gap"], {}
         )
 
 
-def test_shapes_that_no_readout_gives():
+def test_unsupported_property_shapes_are_rejected():
     with pytest.raises(DatasetError, match="'q' has the shape \\(3, 3\\)"):
         fit_targets(
             COLUMNS, np.arange(len(COLUMNS)), {"q": np.zeros((len(COLUMNS), 3, 3))}, ["q"], {}
@@ -84,7 +84,7 @@ def test_shapes_that_no_readout_gives():
 
 
 class InMemory:
-    """Columns in the place of a store."""
+    """Columns in place of a store."""
 
     path = "memory"
 
@@ -96,19 +96,19 @@ class InMemory:
             yield part, self._columns.take(part)
 
 
-def test_structures_that_have_the_property():
+def test_structures_with_a_known_property_are_selected():
     gap = VALUES["gap"].copy()
     gap[[1, 4]] = np.nan
     store = InMemory(dataclasses.replace(COLUMNS, properties={**COLUMNS.properties, "gap": gap}))
-    index, values = labelled(store, np.array([0, 1, 2, 4, 7]), ["gap"])
+    index, values = select_labeled(store, np.array([0, 1, 2, 4, 7]), ["gap"])
     assert index.tolist() == [0, 2, 7] and values["gap"].tolist() == gap[[0, 2, 7]].tolist()
     with pytest.raises(DatasetError, match="none of the 2 structures has a known gap"):
-        labelled(store, np.array([1, 4]), ["gap"])
+        select_labeled(store, np.array([1, 4]), ["gap"])
     with pytest.raises(DatasetError, match="unknown property.*Did you mean 'gap'"):
-        labelled(store, np.array([1, 4]), ["gop"])
+        select_labeled(store, np.array([1, 4]), ["gop"])
 
 
-def test_samples_have_their_targets_in_any_order():
+def test_samples_match_their_targets_in_any_order():
     (charges,) = fitted("charges")
     samples = Samples(COLUMNS, np.array([5, 2, 9]), {"gap": np.array([0.5, 0.2, 0.9])}, (charges,))
     taken = samples.take(np.array([2, 0]), labels_only=True)

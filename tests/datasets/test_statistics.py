@@ -1,4 +1,4 @@
-"""Reference energies and scales of a training set."""
+"""Tests for reference energies and the statistics of a training set."""
 
 import numpy as np
 import pytest
@@ -21,9 +21,9 @@ PLANTED = {1: -13.6, 6: -1036.123456789, 8: -2043.25, 53: -1.0e5}
 
 
 def columns_of(compositions, energies=None, **fields):
-    made = []
+    structures = []
     for s, numbers in enumerate(compositions):
-        made.append(
+        structures.append(
             Structure(
                 np.array(numbers),
                 np.zeros((len(numbers), 3)),
@@ -31,7 +31,7 @@ def columns_of(compositions, energies=None, **fields):
                 **{k: v[s] for k, v in fields.items()},
             )
         )
-    return Columns.from_structures(made)
+    return Columns.from_structures(structures)
 
 
 def planted_energies(compositions):
@@ -40,7 +40,7 @@ def planted_energies(compositions):
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 9999), count=st.integers(20, 60))
-def test_least_squares_recovers_planted_energies(seed, count):
+def test_least_squares_recovers_known_element_energies(seed, count):
     rng = np.random.default_rng(seed)
     compositions = [[1], [6], [8], [53]] + [
         rng.choice([1, 6, 8, 53], rng.integers(1, 40)) for _ in range(count)
@@ -54,7 +54,7 @@ def test_least_squares_recovers_planted_energies(seed, count):
     np.testing.assert_allclose(sum_reference(reference, columns), columns.energy, rtol=1e-9)
 
 
-def test_energies_of_a_hundred_thousand_ev_to_a_billionth():
+def test_large_energies_keep_nine_digits():
     compositions = [[53, 1], [53, 53, 1], [1, 1, 6], [6, 53], [8, 1, 1], [53] * 5 + [8]]
     reference = reference_energies(
         Summary([columns_of(compositions, planted_energies(compositions))]), "least_squares"
@@ -63,18 +63,18 @@ def test_energies_of_a_hundred_thousand_ev_to_a_billionth():
     assert reference[6] == pytest.approx(PLANTED[6], rel=1e-9)
 
 
-def test_unknown_energies_are_left_out():
+def test_unknown_energies_are_ignored():
     compositions = [[1], [6], [1, 6, 6], [6, 1, 1, 1, 1]]
     energies = np.array(planted_energies(compositions))
     energies[2] = np.nan
     reference = reference_energies(Summary([columns_of(compositions, energies)]), "least_squares")
     assert reference[6] == pytest.approx(PLANTED[6], rel=1e-9)
-    with pytest.raises(ValueError, match="no energy is known"):
+    with pytest.raises(ValueError, match="no energies to fit"):
         reference_energies(Summary([columns_of(compositions)]), "least_squares")
 
 
-def test_compositions_that_do_not_tell_elements_apart():
-    """Water alone: the sums are right, the split is that of smallest norm."""
+def test_undetermined_elements_get_the_smallest_norm():
+    """Only water: the sums are correct, and the element energies have the smallest norm."""
     columns = columns_of([[8, 1, 1]] * 3, [-2000.0] * 3)
     reference = reference_energies(Summary([columns]), "least_squares")
     assert np.isfinite(reference).all()
@@ -82,7 +82,7 @@ def test_compositions_that_do_not_tell_elements_apart():
     assert reference[1] == pytest.approx(2 * reference[8], rel=1e-9)
 
 
-def test_isolated_atoms_come_of_formation_energies():
+def test_isolated_atoms_from_formation_energies():
     compositions = [[1, 1], [6, 1, 1, 1, 1], [8, 1, 1], [8, 6, 8]]
     formation = np.array([-4.5, -17.0, np.nan, -16.0])
     energies = np.array(planted_energies(compositions)) + np.nan_to_num(formation, nan=3.0)
@@ -96,8 +96,8 @@ def test_isolated_atoms_come_of_formation_energies():
         reference_energies(Summary([columns]), "isolated_atoms")
 
 
-def test_element_without_a_known_formation_energy_is_missing_not_zero():
-    """Iodine stands only where the formation energy is unknown: its isolated atom is not known either."""
+def test_element_without_formation_energy_is_nan():
+    """Iodine occurs only without formation energy, so its isolated atom is unknown."""
     compositions = [[1, 1], [1, 53], [6, 1, 1, 1, 1], [6, 6]]
     formation = np.array([-4.5, np.nan, -17.0, -5.0])
     columns = columns_of(compositions, np.array(planted_energies(compositions)))
@@ -106,7 +106,7 @@ def test_element_without_a_known_formation_energy_is_missing_not_zero():
         reference_energies(Summary([columns]), "isolated_atoms", isolated_atoms=isolated)
 
 
-def test_given_by_element_and_none():
+def test_reference_energies_by_element_and_none():
     columns = columns_of([[1, 6]], [0.0])
     reference = reference_energies(Summary([columns]), {"H": -1.5, "C": -2.5, "O": 7.0})
     assert reference[1] == -1.5 and reference[6] == -2.5
@@ -127,8 +127,8 @@ def test_element_counts():
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 9999), cuts=st.lists(st.integers(0, 60), max_size=4))
-def test_blocks_give_what_one_gives(seed, cuts):
-    """Also where elements first turn up in later blocks, and with noise that no fit takes away."""
+def test_blocks_equal_one_block(seed, cuts):
+    """Some elements first occur in later blocks, and the energies contain noise."""
     rng = np.random.default_rng(seed)
     compositions = [
         rng.choice([1, 6, 8, 53][: 2 + s // 20], rng.integers(1, 40)) for s in range(60)
@@ -140,17 +140,17 @@ def test_blocks_give_what_one_gives(seed, cuts):
     blocks = [columns.take(np.arange(a, b)) for a, b in zip(bounds, bounds[1:])]
     counts = element_counts(columns.numbers, columns.n_atoms)[:, [1, 6, 8, 53]]
     expected = np.linalg.lstsq(counts, columns.energy, rcond=None)[0]
-    found = Summary(blocks)
-    np.testing.assert_allclose(found.fit.solve()[[1, 6, 8, 53]], expected, rtol=1e-9)
-    assert found.atoms.sum() == len(columns.numbers) and found.elements.tolist() == [1, 6, 8, 53]
+    actual = Summary(blocks)
+    np.testing.assert_allclose(actual.fit.solve()[[1, 6, 8, 53]], expected, rtol=1e-9)
+    assert actual.atoms.sum() == len(columns.numbers) and actual.elements.tolist() == [1, 6, 8, 53]
 
 
-def test_a_fit_of_nothing():
-    with pytest.raises(ValueError, match="no energy is known"):
+def test_fit_without_energies_is_rejected():
+    with pytest.raises(ValueError, match="no energies to fit"):
         ElementFit().solve()
 
 
-def test_force_rms_leaves_unknown_forces_out():
+def test_force_rms_ignores_unknown_forces():
     forces = [np.full((1, 3), 2.0), np.full((1, 3), np.nan)]
     assert Summary([columns_of([[1], [6]], forces=forces)]).force_rms == pytest.approx(2.0)
     assert np.isnan(Summary([columns_of([[1], [6]])]).force_rms)

@@ -1,4 +1,4 @@
-"""Messages of processes, and what each hears of the end of another; threads and a store of the test stand for them."""
+"""Tests for messages and failures of processes, with threads and a fake store in their place."""
 
 import socket
 import threading
@@ -12,7 +12,7 @@ from mlip_jax.distributed.coordination import Coordination
 
 
 class Store:
-    """JAX's key-value store and its watch over processes, for threads that stand for processes."""
+    """Fake of JAX's key-value store and its monitoring of processes, for threads in their place."""
 
     def __init__(self):
         self._values, self._changed, self._ended, self.closed = (
@@ -55,14 +55,14 @@ class Store:
             self._changed.notify_all()
 
 
-class Party:
+class ProcessGroup:
     """Processes of a run, as threads."""
 
     def __init__(self, count):
         self.store, self.failures = Store(), {k: [] for k in range(count)}
         self.port = socket.create_server(("127.0.0.1", 0))
         address = f"127.0.0.1:{self.port.getsockname()[1]}"
-        self.places = [
+        self.processes = [
             Coordination(self.store, address, k, count, self.failures[k].append)
             for k in range(count)
         ]
@@ -77,19 +77,19 @@ class Party:
 
 
 @pytest.fixture
-def party():
-    parties = []
-    yield lambda count: parties.append(Party(count)) or parties[-1]
-    for each in parties:  # ends their threads
-        for place in each.places:
-            place._parting.set()
+def create_group():
+    groups = []
+    yield lambda count: groups.append(ProcessGroup(count)) or groups[-1]
+    for each in groups:  # ends their threads
+        for process in each.processes:
+            process._parting.set()
         each.store.closed = True
         each.store.end(0)
         each.port.close()
 
 
 def together(functions):
-    """What each gives, or its exception."""
+    """Call functions in parallel and return their results or exceptions."""
     results = [None] * len(functions)
 
     def call(k):
@@ -107,22 +107,22 @@ def together(functions):
     return results
 
 
-def test_barrier_waits_for_the_last(party):
-    run, times = party(3), {}
+def test_barrier_waits_for_the_last(create_group):
+    run, times = create_group(3), {}
 
     def come(k):
         time.sleep(0.2 * k)
         times[k] = time.monotonic()
-        run.places[k].barrier("here")
+        run.processes[k].barrier("here")
         return time.monotonic()
 
     passed = together([lambda k=k: come(k) for k in range(3)])
     assert min(passed) >= max(times.values())
 
 
-def test_to_part_is_no_failure(party, monkeypatch):
-    """The leader is the last to leave: the store ends with it."""
-    run, left = party(3), []
+def test_disconnecting_is_not_a_failure(create_group, monkeypatch):
+    """The leader must disconnect last, because the store ends with it."""
+    run, left = create_group(3), []
 
     def leave():
         left.append(threading.current_thread().name)
@@ -131,7 +131,7 @@ def test_to_part_is_no_failure(party, monkeypatch):
 
     def close(k):
         threading.current_thread().name = str(k)
-        run.places[k].close()
+        run.processes[k].close()
 
     monkeypatch.setattr(jax.distributed, "shutdown", leave)
     assert together([lambda k=k: close(k) for k in range(3)]) == [None] * 3
@@ -140,62 +140,62 @@ def test_to_part_is_no_failure(party, monkeypatch):
 
 
 @pytest.mark.parametrize("k", [0, 1, 2])
-def test_failure_reaches_all_others(party, k):
-    run = party(3)
-    run.places[k].fail("no such file")
+def test_failure_reaches_all_others(create_group, k):
+    run = create_group(3)
+    run.processes[k].fail("no such file")
     for other in {0, 1, 2} - {k}:
         assert run.failed(other) == f"process {k} of this run has failed: no such file"
-    assert run.failures[k] == [] and run.places[k].failed
+    assert run.failures[k] == [] and run.processes[k].failed
 
 
 @pytest.mark.parametrize("k", [1, 2])
-def test_death_reaches_all_others(party, k):
-    run = party(3)
+def test_death_reaches_all_others(create_group, k):
+    run = create_group(3)
     run.store.end(k)
     for other in {0, 1, 2} - {k}:
         assert f"process {k} of this run has died" in run.failed(other)
 
 
-def test_death_of_the_leader_reaches_all_others(party):
-    """By its port: the client may have no more to say."""
-    run = party(3)
+def test_death_of_the_leader_reaches_all_others(create_group):
+    """It is detected by its port, because calls of the client may never return."""
+    run = create_group(3)
     run.port.close()
     for other in (1, 2):
         assert "process 0 of this run has died" in run.failed(other)
 
 
-def test_the_leader_ends_last(party):
-    """Else the others would hear of its end only, and not of the process that began."""
-    run = party(3)
+def test_the_leader_ends_last(create_group):
+    """Otherwise, the others would report the leader instead of the process that failed first."""
+    run = create_group(3)
     write, others = run.store.key_value_set_bytes, threading.Event()
     run.store.key_value_set_bytes = lambda key, value: (
         key.endswith("heard/2") and others.wait(10),
         write(key, value),
     )
-    run.places[1].fail("no such file")
+    run.processes[1].fail("no such file")
     time.sleep(0.2)
     assert not run.failures[0]
     others.set()
     assert "process 1" in run.failed(0) and "process 1" in run.failed(2)
 
 
-def test_end_that_only_one_comes_to(party):
+def test_a_missing_process_at_the_end_is_an_error(create_group):
     with pytest.raises(
-        RuntimeError, match="process 0 of this run has not come to 'end of the run' within 0.1 s"
+        RuntimeError, match="process 0 of this run has not reached 'end of the run' within 0.1 s"
     ):
-        party(2).places[1].close(0.1)
+        create_group(2).processes[1].close(0.1)
 
 
-def test_different_programs_are_an_error(party):
-    leader, other = party(2).places
+def test_different_programs_are_an_error(create_group):
+    leader, other = create_group(2).processes
     found = together([lambda: leader.barrier("here"), lambda: other.barrier("there", 0.5)])
-    assert isinstance(found[0], RuntimeError) and "process 1 at 'here', which is at 'there'" in str(
-        found[0]
-    )
+    assert isinstance(
+        found[0], RuntimeError
+    ) and "process 1 at 'here', but that process is at 'there'" in str(found[0])
 
 
-def test_what_jax_keeps_private_is_still_there():
-    """What has gone is named; other tests would hang or end in pages of C++."""
+def test_the_private_api_of_jax_exists():
+    """Other tests would hang or print pages of C++ errors if it changed."""
     state = type(jax_internals.coordination())
     missing = [
         name

@@ -1,4 +1,4 @@
-"""Which process of which run this is, by the variables of launchers and schedulers."""
+"""Tests for the detection of the run from the variables of launchers and schedulers."""
 
 import pytest
 from hypothesis import given
@@ -40,7 +40,7 @@ def test_own_variables_come_first():
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_half_of_the_variables_is_an_error(name):
+def test_incomplete_variables_are_an_error(name):
     with pytest.raises(ValueError, match=f"not {name}.*local.sh"):
         from_environment({k: v for k, v in OWN.items() if k != name})
 
@@ -50,12 +50,12 @@ def test_half_of_the_variables_is_an_error(name):
     [
         ({"MLIP_JAX_COORDINATOR": "node1"}, "host:port"),
         ({"MLIP_JAX_COORDINATOR": "node1:99999"}, "65535"),
-        ({"MLIP_JAX_NUM_PROCESSES": "four"}, "=four: expected a whole number"),
+        ({"MLIP_JAX_NUM_PROCESSES": "four"}, "=four: expected an integer"),
         ({"MLIP_JAX_PROCESS_ID": "4"}, "numbered from 0"),
-        ({"MLIP_JAX_PROCESS_ID": "-1"}, "whole number"),
+        ({"MLIP_JAX_PROCESS_ID": "-1"}, "integer of at least 0"),
     ],
 )
-def test_variables_that_make_no_sense(wrong, message):
+def test_invalid_variables_are_errors(wrong, message):
     with pytest.raises(ValueError, match=message):
         from_environment(OWN | wrong)
 
@@ -92,6 +92,7 @@ def test_incomplete_step_is_an_error():
         from_environment({k: v for k, v in STEP.items() if k != "SLURM_PROCID"})
 
 
+# one task on the second node
 @pytest.mark.parametrize(
     "more, devices",
     [
@@ -102,12 +103,12 @@ def test_incomplete_step_is_an_error():
         ({"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_GPUS_PER_TASK": "2"}, None),
         ({"CUDA_VISIBLE_DEVICES": "0,1,2,3", "SLURM_STEP_TASKS_PER_NODE": "3,1"}, None),
     ],
-)  # one task on the second node
+)
 def test_slurm_gpus(more, devices):
     assert from_environment(STEP | more).local_device_ids == devices
 
 
-def test_slurm_gpus_that_cannot_be_dealt_out():
+def test_slurm_gpus_that_cannot_be_distributed_are_an_error():
     with pytest.raises(ValueError, match="3 GPUs.*2 tasks"):
         from_environment(STEP | {"CUDA_VISIBLE_DEVICES": "0,1,2"})
 
@@ -118,9 +119,8 @@ def test_tpu_pod():
 
 
 names = st.from_regex(r"[a-z][a-z-]{0,4}", fullmatch=True)
-ranges = st.tuples(
-    st.integers(0, 120), st.integers(0, 6), st.integers(1, 4)
-)  # first, length - 1, width
+# first, length - 1, width
+ranges = st.tuples(st.integers(0, 120), st.integers(0, 6), st.integers(1, 4))
 hosts = st.tuples(names, st.lists(ranges, max_size=3), st.sampled_from(["", "-ib", ".local"]))
 
 
@@ -150,6 +150,6 @@ def test_hostlist_of_racks():
 
 
 @pytest.mark.parametrize("text", ["", "a,,b", "a[1", "a]1", "a[]", "a[3-1]", "a[x]", "a b"])
-def test_not_a_hostlist(text):
-    with pytest.raises(ValueError, match=r"expected the like of"):
+def test_invalid_hostlists_are_errors(text):
+    with pytest.raises(ValueError, match=r"expected e.g."):
         expand_hostlist(text)

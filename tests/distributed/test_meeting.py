@@ -1,4 +1,4 @@
-"""The start of a run of several processes: which arguments JAX gets, and what the user hears when it fails."""
+"""Tests for the start of a run of several processes: arguments for JAX, and error messages."""
 
 import socket
 import threading
@@ -18,7 +18,7 @@ def free_port():
 
 @pytest.fixture
 def started(monkeypatch):
-    """Arguments of jax.distributed.initialize, which comes back when it is let."""
+    """Arguments of jax.distributed.initialize, a fake that returns when the test allows it."""
     monkeypatch.setattr(meeting, "_wait_before_aborts", lambda: None)
     calls, come = [], threading.Event()
     monkeypatch.setattr(
@@ -28,14 +28,14 @@ def started(monkeypatch):
     come.set()
 
 
-def test_processes_that_do_not_come(started):
-    with pytest.raises(RuntimeError, match="within 0.3 s.*that they are 4,.*firewall"):
+def test_missing_processes_are_an_error(started):
+    with pytest.raises(RuntimeError, match="within 0.3 s.*that their number is 4,.*firewall"):
         meet(Environment(f"localhost:{free_port()}", 4, 0), 0.3)
     (options,) = started[0]
     assert options["initialization_timeout"] > 30  # JAX would abort this process
 
 
-def test_only_this_machine_reaches_a_run_on_it(started):
+def test_a_local_run_accepts_only_local_connections(started):
     started[1].set()
     for host, bound in (("localhost", True), (socket.gethostname(), False)):
         coordinator = f"{host}:{free_port()}"
@@ -50,16 +50,18 @@ def test_only_this_machine_reaches_a_run_on_it(started):
         ) == (coordinator, 2, 0, [1, 2])
 
 
-def test_error_of_jax_says_what_to_check(started, monkeypatch):
+def test_an_error_of_jax_lists_what_to_check(started, monkeypatch):
     def fail(**options):
         raise RuntimeError("must be called before any JAX calls")
 
     monkeypatch.setattr(jax.distributed, "initialize", fail)
-    with pytest.raises(RuntimeError, match="(?s)before any JAX calls.*processes reach each other"):
+    with pytest.raises(
+        RuntimeError, match="(?s)before any JAX calls.*processes can connect to each other"
+    ):
         meet(Environment(), 5)
 
 
-def test_port_in_use(started):
+def test_a_port_in_use_is_an_error(started):
     with socket.create_server(("127.0.0.1", 0)) as server:
         with pytest.raises(RuntimeError, match="cannot listen.*MLIP_JAX_COORDINATOR"):
             meet(Environment(f"localhost:{server.getsockname()[1]}", 2, 0), 2)

@@ -1,4 +1,4 @@
-"""Reads what the tests of the documentation follow: fenced blocks, links, flags of commands."""
+"""Parsing of the documentation for its tests: fenced blocks, links and pages."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ class Block(NamedTuple):
 
 
 def blocks(text: str) -> list[Block]:
-    """The fenced blocks of a markdown text, in order."""
-    found = []
+    """Return the fenced blocks of a Markdown text, in order."""
+    parsed = []
     for match in _FENCE.finditer(text):
         info, indent = match["info"].strip(), match["indent"]
         title = _TITLE.search(info)
         body = re.sub(f"^{indent}", "", match["body"], flags=re.M)
-        found.append(Block(info.split(" ")[0], title[1] if title else "", body))
-    return found
+        parsed.append(Block(info.split(" ")[0], title[1] if title else "", body))
+    return parsed
 
 
 def without_code(text: str) -> str:
-    """The text without fenced blocks and code spans, where nothing is a link."""
+    """Return the text without fenced blocks and code spans, which contain no links."""
     return re.sub(r"`[^`\n]*`", "", _FENCE.sub("", text))
 
 
 def pages() -> list[Path]:
-    """The markdown files of the documentation, and the README."""
-    return [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+    """Return the Markdown files of the documentation and of the root of the repository."""
+    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]

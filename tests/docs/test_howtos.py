@@ -1,4 +1,4 @@
-"""The how-to pages, followed to the letter: their files are written, their commands run, in a copy of the package."""
+"""Tests that the files and commands of the how-to pages work, in a copy of the package."""
 
 import importlib.util
 import json
@@ -20,7 +20,7 @@ PARTS = ("mlip_jax", "configs", "tests", "pyproject.toml")
 
 
 def follow(page: str, folder: Path) -> dict[str, str]:
-    """Write the files of the page and run its commands, in order; what each printed, by its title."""
+    """Write the files of a page and run its commands in order; return their outputs by title."""
     for part in PARTS:
         source = markdown.ROOT / part
         if source.is_dir():
@@ -36,7 +36,7 @@ def follow(page: str, folder: Path) -> dict[str, str]:
     for block in markdown.blocks((markdown.DOCS / "howto" / page).read_text()):
         if block.language == "python" and block.title:
             path = folder / block.title
-            assert not path.exists(), f"{block.title} is there already"
+            assert not path.exists(), f"{block.title}: exists already"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(block.text)
         elif block.language == "sh":
@@ -63,7 +63,7 @@ def follow(page: str, folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_a_model(tmp_path):
+def test_add_a_model(tmp_path):
     printed = follow("model.md", tmp_path)
     assert "passed" in printed["contract"] and "skipped" not in printed["contract"]
     metrics = json.loads((tmp_path / "runs/my_model/metrics.json").read_text())
@@ -72,7 +72,7 @@ def test_a_model(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_data_set(tmp_path):
+def test_add_a_data_set(tmp_path):
     printed = follow("dataset.md", tmp_path)
     assert "passed" in printed["contract"] and "skipped" not in printed["contract"]
     manifest = json.loads((tmp_path / "stores/mine/manifest.json").read_text())
@@ -82,7 +82,7 @@ def test_a_data_set(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_experiment(tmp_path):
+def test_add_an_experiment(tmp_path):
     follow("experiment.md", tmp_path)
     metrics = json.loads((tmp_path / "runs/my_experiment/metrics.json").read_text())
     assert metrics and np.isfinite(_numbers(metrics)).any()

@@ -37,7 +37,6 @@ SMALL = {
     "degrees": (1, 2),
     "max_degree": 2,
     "num_radial": 12,
-    "num_period_features": 4,
     "zero_init": False,
 }
 # Sizes of models with many parameters, which take long to compile.
@@ -59,10 +58,11 @@ FURTHER_OPTIONS = {
     "painn": [{"radial_basis": "bessel", "cutoff_fn": "phys"}],
     "painn_oc": [
         {
-            "cutoff_fn": "step",
+            "cutoff_fn": "phys",
             "activation": "silu",
             "unit_directions": False,
             "envelope_exponent": None,
+            "direct_forces": True,
             "layer_scales": (0.9, 1.1),
         }
     ],
@@ -118,7 +118,7 @@ FURTHER_OPTIONS = {
         }
     ],
 }
-DIRECT = {"direct_forces": True}  # checked for each model that has this option
+DIRECT = {"direct_forces": True}  # of models that have this option
 SCALE = 1.7  # eV per unit of the model's output
 BUDGET = PaddingBudget(n_node=16, n_edge=64, n_graph=5)
 RELATIVE = 1e-10
@@ -129,7 +129,7 @@ pytestmark = pytest.mark.usefixtures("double_precision")
 
 @dataclasses.dataclass(eq=False)
 class Case:
-    """A model with parameters that are no special point (biases and shifts are not zero)."""
+    """Model with generic parameters: biases and shifts are not zero."""
 
     model: nn.Module
 
@@ -149,7 +149,7 @@ class Case:
             ),
             params,
         )
-        # values that float32 has exactly, for the comparison of precisions
+        # float32 represents these values exactly, for the comparison of precisions
         self.params = jax.tree.map(lambda p: p.astype(np.float32).astype(np.float64), self.params)
         self.apply = jax.jit(self.model.apply)
         self.evaluate = jax.jit(lambda params, graph: evaluate(self.model, params, graph, SCALE))
@@ -163,7 +163,10 @@ class Case:
         return jax.tree.map(jnp.asarray, batch)
 
     def __call__(self, *structures, budget=BUDGET, params=None):
-        """Energies (S,), forces (atoms, 3) and the sum of |atomic energies|, the scale of rounding."""
+        """Return energies (S,), forces (atoms, 3) and the sum of
+
+        atomic energies|, the scale of rounding.
+        """
         result = self.evaluate(
             self.params if params is None else params, self.graph(structures, budget)
         )
@@ -176,9 +179,14 @@ class Case:
 
 
 def further_options(name):
-    """Combinations of options that are checked besides the defaults."""
+    """Combinations of options that are checked besides the defaults.
+
+    One of them has direct forces if the model has this option.
+    """
+    options = FURTHER_OPTIONS.get(name, [])
     fields = models.find(name).__dataclass_fields__
-    return [*FURTHER_OPTIONS.get(name, ()), *([DIRECT] if DIRECT.keys() <= fields.keys() else [])]
+    missing = "direct_forces" in fields and not any(o.get("direct_forces") for o in options)
+    return [*options, DIRECT] if missing else options
 
 
 def small_options(name):
@@ -189,7 +197,7 @@ def small_options(name):
 
 @functools.cache
 def case_of(name, further=-1):
-    """The case of the model `name`, compiled once for all checks."""
+    """Return the case of the model `name`, compiled once for all checks."""
     options = small_options(name)
     if further >= 0:
         options |= further_options(name)[further]
@@ -197,7 +205,7 @@ def case_of(name, further=-1):
 
 
 def molecule(seed=0, numbers=(6, 1, 8, 7, 1, 16), box=3.0):
-    """Atoms at random, none closer than 0.9 Å."""
+    """Return random atoms, at least 0.9 Å apart."""
     rng = np.random.default_rng(seed)
     while True:
         positions = rng.uniform(0, box, (len(numbers), 3))
@@ -224,7 +232,9 @@ def assert_same(a, b, scale, relative=RELATIVE):
 
 
 def check_outputs(case):
-    """Atomic energies (N,) and features (N, 1 or 2, (max_degree + 1)**2, F), in the precision of the graph."""
+    """Atomic energies are (N,), features (N, 1 or 2, (max_degree + 1)**2, F), in the graph's
+    precision.
+    """
     outputs = case.apply(case.params, case.graph([LARGE]))
     assert isinstance(outputs, AtomOutputs)
     assert outputs.energies.shape == (BUDGET.n_node,) and outputs.energies.dtype == np.float64
@@ -234,7 +244,7 @@ def check_outputs(case):
 
 
 def check_atoms_interact(case):
-    """Forces are not zero: without this the other checks would be blind."""
+    """Forces are not zero; otherwise the other checks would be vacuous."""
     energies, forces, _ = case(LARGE, SMALL_ONE)
     assert np.isfinite(energies).all() and np.isfinite(forces).all()
     assert np.abs(forces).max() > 1e-6
@@ -258,7 +268,7 @@ def check_rotation_and_reflection(case):
 
 
 def check_features_rotate(case):
-    """Features of degree l turn with the Wigner matrix of degree l."""
+    """Features of degree l rotate with the Wigner matrix of degree l."""
     features = case.apply(case.params, case.graph([LARGE])).features[: len(LARGE)]
     max_degree = int(np.sqrt(features.shape[2])) - 1
     # rows and columns in e3x's order; its points are row vectors
@@ -288,7 +298,7 @@ def check_permutation(case):
 
 
 def check_padding_and_batching(case):
-    """A structure alone without spare edges, in a batch, and in a large padded batch is the same."""
+    """Spare edges, other structures of a batch and padding do not change a result."""
     structures = (SMALL_ONE, ATOM, LARGE)
     energies, forces, scale = case(*structures)
     edges = int(graph_sizes(Columns.from_structures([LARGE]), case.cutoff).n_edge[0])
@@ -309,7 +319,7 @@ def check_padding_is_exactly_zero(case):
 
 
 def central_difference(function, step):
-    """Fourth-order derivative at 0 of a function of one number."""
+    """Return the fourth-order derivative at 0 of a function of one number."""
     return (8 * (function(step) - function(-step)) - (function(2 * step) - function(-2 * step))) / (
         12 * step
     )
@@ -349,7 +359,7 @@ def check_smooth_at_the_cutoff(case):
 
 
 def check_trains_on_forces(case):
-    """The gradient of a loss of forces by the parameters is finite and equals finite differences."""
+    """The parameter gradient of a loss of forces is finite and equals finite differences."""
     graph = case.graph([LARGE, ATOM, SMALL_ONE])
     target = np.random.default_rng(4).standard_normal((BUDGET.n_node, 3))
 
@@ -362,7 +372,7 @@ def check_trains_on_forces(case):
     gradient = gradient_of(case.params)
     jax.tree.map(
         np.testing.assert_array_equal, gradient, gradient_of(case.params)
-    )  # the same bits each time
+    )  # identical each time
     leaves, structure = jax.tree.flatten(case.params)
     grads = jax.tree.leaves(gradient)
     assert all(np.isfinite(g).all() for g in grads)
@@ -386,7 +396,7 @@ def check_trains_on_forces(case):
 
 
 def check_isolated_atoms(case):
-    """An atom without neighbours has an energy that does not depend on its place, and no force."""
+    """The energy of an atom without neighbors is independent of its position."""
     far = Structure(np.array([8, 6]), np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 50.0]]))
     graph = case.graph([ATOM, far])
     assert not graph.n_edge[:2].any()
@@ -410,14 +420,16 @@ def check_batch_of_padding_alone(case):
 
 
 def check_padding_atoms_stay_small(case):
-    """A padding atom that thousands of padding edges join to itself: numbers beyond float32 would make all NaN."""
+    """Thousands of padding edges join one padding atom to itself: overflow would make everything
+    NaN.
+    """
     graph = case.graph([LARGE], budget=PaddingBudget(len(LARGE) + 4, 20_000, 3))
     features = np.abs(np.asarray(jax.jit(case.model.apply)(case.params, graph).features))
     assert features[len(LARGE) :].max() < 100 * features[: len(LARGE)].max()
 
 
 def check_linear_molecule(case):
-    """Carbon dioxide: forces are finite and along the axis, whichever that is."""
+    """Carbon dioxide: forces are finite and along the axis, in any orientation."""
     for axis in (
         np.array([0.0, 0.0, 1.0]),
         np.array([1.0, 0.0, 0.0]),
@@ -459,7 +471,9 @@ def check_extensive(case):
 
 
 def check_undirected(case):
-    """Working on each pair once gives what the directed list gives; models without the choice take any list."""
+    """Processing each pair once equals the directed list; models without this option accept any
+    list.
+    """
     graph = case.graph([LARGE, SMALL_ONE])
     result = case.evaluate(case.params, graph)
     scale, force = float(np.abs(result.energies).sum()), float(np.abs(result.forces).max())
@@ -559,14 +573,14 @@ def test_contract_with_further_options(name, further, check):
     "name",
     [
         pytest.param(n, marks=pytest.mark.slow)
-        if n in ("so3krates", "equivariant_transformer", "equiformer")
+        if n in ("so3krates", "equivariant_transformer", "painn_oc", "faenet", "equiformer")
         else n
         for n in models.names()
         if "cutoff_fn" in models.create(n).__dataclass_fields__
     ],
 )
 def test_second_derivatives_go_to_zero_at_the_cutoff(name):
-    """With a cutoff function that is flat enough; the published cosine lets them jump."""
+    """With a sufficiently flat cutoff function; with the published cosine they jump."""
     case = Case(models.create(name, **small_options(name), cutoff_fn="phys"))
     graph = case.graph([Structure(np.array([6, 8]), np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 3.0]]))])
 
@@ -617,7 +631,7 @@ class Model(nn.Module):
 
 @pytest.fixture
 def new_model(tmp_path, monkeypatch):
-    """Function that puts a file of the given text into the folder of models and makes a case of it."""
+    """Function that adds a file with the given text to the models and returns its case."""
     monkeypatch.setattr(models, "__path__", [*models.__path__, str(tmp_path)])
     made = []
 
@@ -747,12 +761,12 @@ def test_parameters_have_shapes_without_compilation(name):
     assert jax.tree.leaves(shapes)
 
 
-def test_unknown_model_names_the_nearest():
+def test_unknown_model_suggests_the_nearest():
     with pytest.raises(ValueError, match="Did you mean 'so3krates'.*painn"):
         models.create("so3krate")
 
 
-def test_unknown_option_names_the_nearest():
+def test_unknown_option_suggests_the_nearest():
     with pytest.raises(ValueError, match="Did you mean 'num_features'"):
         models.create("painn", num_feature=3)
 
@@ -770,7 +784,7 @@ def test_unknown_option_names_the_nearest():
         ("num_features", 30),
     ],
 )
-def test_wrong_option_value_is_named(option, value):
+def test_invalid_option_value_is_reported(option, value):
     model: Any = models.create("so3krates", **{option: value})
     with pytest.raises(ValueError, match=str(value)):
         jax.eval_shape(model.init, jax.random.key(0), example_graph())

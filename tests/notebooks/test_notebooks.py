@@ -1,4 +1,4 @@
-"""The notebooks: whole, without outputs, and made of what the package has; run from top to bottom where time allows."""
+"""Tests for the notebooks: valid, without outputs, with existing names; slow tests run them."""
 
 import ast
 import importlib
@@ -18,12 +18,12 @@ each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
 def code_of(path):
-    """The code cells, magics and shell commands made Python."""
+    """Return the code cells, with magics and shell commands converted to Python."""
     cells = nbformat.read(path, 4).cells
     return [TransformerManager().transform_cell(c.source) for c in cells if c.cell_type == "code"]
 
 
-def test_there_are_five():
+def test_there_are_five_notebooks():
     assert [path.stem for path in NOTEBOOKS] == [
         "01_train",
         "02_relax",
@@ -34,7 +34,7 @@ def test_there_are_five():
 
 
 @each
-def test_is_a_notebook_without_outputs(path):
+def test_notebook_is_valid_and_has_no_outputs(path):
     notebook = nbformat.read(path, nbformat.NO_CONVERT)
     nbformat.validate(notebook)
     assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
@@ -47,7 +47,7 @@ def test_is_a_notebook_without_outputs(path):
 
 
 @each
-def test_first_installs_the_package_where_it_is_missing(path):
+def test_first_cell_installs_the_package_if_missing(path):
     first = next(c.source for c in nbformat.read(path, 4).cells if c.cell_type == "code")
     assert (
         "import mlip_jax\nexcept ImportError:" in first
@@ -57,7 +57,7 @@ def test_first_installs_the_package_where_it_is_missing(path):
 
 
 @each
-def test_all_that_it_imports_of_the_package_is_there(path):
+def test_imported_names_of_the_package_exist(path):
     for number, code in enumerate(code_of(path)):
         for node in ast.walk(ast.parse(code, f"{path.name}, code cell {number}")):
             if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "mlip_jax":
@@ -69,12 +69,12 @@ def test_all_that_it_imports_of_the_package_is_there(path):
 
 
 @each
-def test_every_config_that_it_names_exists(path):
-    named = {
+def test_configs_exist(path):
+    configs = {
         m for c in nbformat.read(path, 4).cells for m in re.findall(r"configs/\w+\.py", c.source)
     }
-    assert named or path.stem == "03_md_so3lr"
-    assert not [name for name in named if not (REPOSITORY / name).is_file()]
+    assert configs or path.stem == "03_md_so3lr"
+    assert not [name for name in configs if not (REPOSITORY / name).is_file()]
 
 
 def _reachable(url):
@@ -92,15 +92,15 @@ def _need_so3lr(path):
     if given and Path(given).is_file():
         return
     urls = re.findall(r'https://raw\.githubusercontent\.com[^"]*"\s*"[^"]*', "".join(code_of(path)))
-    assert urls, "the notebook has no address of params.pkl"
+    assert urls, "the notebook has no URL of params.pkl"
     url = re.sub(r'"\s*"', "", urls[0])
     if not _reachable(url):
-        pytest.skip(f"needs SO3LR's params.pkl: {SO3LR} names no file, and {url} cannot be reached")
+        pytest.skip(f"SO3LR's params.pkl: {SO3LR} is not a file, and {url} is not reachable")
 
 
 @pytest.mark.slow
 @each
-def test_runs_from_top_to_bottom_and_shows_pictures(path, tmp_path, monkeypatch):
+def test_notebook_runs_and_shows_figures(path, tmp_path, monkeypatch):
     from nbclient import NotebookClient
 
     pytest.importorskip("rdkit")
@@ -109,7 +109,7 @@ def test_runs_from_top_to_bottom_and_shows_pictures(path, tmp_path, monkeypatch)
         _need_so3lr(path)
         if os.environ.get(SO3LR):
             monkeypatch.setenv(SO3LR, str(Path(os.environ[SO3LR]).resolve()))
-    # the kernel and the commands that it starts import the package that is tested
+    # the kernel and its commands import this package
     monkeypatch.setenv(
         "PYTHONPATH", os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
     )
@@ -119,7 +119,7 @@ def test_runs_from_top_to_bottom_and_shows_pictures(path, tmp_path, monkeypatch)
         timeout=1200,
         kernel_name="python3",
         resources={"metadata": {"path": str(tmp_path)}},
-    ).execute()  # raises where a cell does
+    ).execute()  # raises if a cell raises
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     assert not [o for o in outputs if o.output_type == "error"]
     assert any("image/png" in output.get("data", {}) for output in outputs)

@@ -1,4 +1,4 @@
-"""The report of a data set tells what it was given, survives any data, and passes on no markup from a name."""
+"""Tests for the report of a data set: complete, valid for any data, and no markup from names."""
 
 import io
 import json
@@ -10,16 +10,12 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from mlip_jax.datasets.quality.histogram import Histogram
-from mlip_jax.reports.dataset import (
-    DatasetSummary,
-    PropertySummary,
-    dataset_figure,
-    markdown,
-    print_summary,
-    write_dataset_report,
-)
+from mlip_jax.reports.dataset.figure import dataset_figure
+from mlip_jax.reports.dataset.report import write_dataset_report
+from mlip_jax.reports.dataset.summary import DatasetSummary, PropertySummary
+from mlip_jax.reports.dataset.tables import markdown, print_summary
 
-# what other tests left to the garbage collector is none of these tests' business
+# Ignore warnings about objects of other tests, which the garbage collector may raise here.
 pytestmark = pytest.mark.filterwarnings(
     "error", "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"
 )
@@ -29,8 +25,8 @@ HOSTILE = "<script>x</script> [red]$a^|b\n# c `d` \\frac"
 def full(**changes):
     rng = np.random.default_rng(0)
     histograms = {
-        "n_atoms": Histogram.whole(1, 200),
-        "conformers": Histogram.whole(1, 100),
+        "n_atoms": Histogram.integers(1, 200),
+        "conformers": Histogram.integers(1, 100),
         "energy_per_atom": Histogram.linear(-1, 1, 400),
         "total_energy_per_atom": Histogram.linear(-1000, 0, 500),
         "force": Histogram.logarithmic(1e-4, 1e3, 140),
@@ -79,7 +75,7 @@ def bare(**changes):
 
 
 def tables(text):
-    """{first cell: [cells]} of all rows of all tables, which must be of one width each."""
+    """Return {first cell: [cells]} of the rows of all tables; check their lengths."""
     rows, width = {}, None
     for line in text.splitlines():
         if not line.startswith("|"):
@@ -114,21 +110,20 @@ def test_table_of_the_papers():
 
 def test_tables():
     rows = tables(markdown(full()))
-    assert rows["forces"] == ["\\> 99.9 %"] and rows["energy"] == [
-        "100 %"
-    ]  # never 100 % where one lacks
+    # never "100 %" if a label is missing
+    assert rows["forces"] == ["\\> 99.9 %"] and rows["energy"] == ["100 %"]
     assert rows["H"] == ["749", "74.9 %", "-13.587123"] and rows["Br"] == ["1", "0.1 %", "–"]
     assert rows["−1"] == ["1", "0.1 %"] and rows["+1"] == ["10", "1 %"]
     assert rows["dipole"] == ["3", "e·Å", "50 %", "−3.00", "2.50"]
     assert rows["score"] == ["scalar", "unknown", "0 %", "–", "–"]
     assert rows["left out: charge"] == ["12"]
-    values, missing, mean, low, *quantiles, high = rows["Energy less reference (eV/atom)"]
+    values, missing, mean, low, *quantiles, high = rows["Energy minus reference (eV/atom)"]
     assert (values, missing, high) == ("1,000", "7", "40.00")
     assert abs(float(quantiles[3].replace("−", "-"))) < 0.01 and len(quantiles) == 7
     assert rows["Conformers per molecule"] == ["100", "0", "10.00", *["10"] * 9]
 
 
-def test_json_holds_everything(tmp_path):
+def test_json_contains_all_fields(tmp_path):
     write_dataset_report(tmp_path, full())
     refuse = {"parse_constant": lambda name: pytest.fail(f"{name} in dataset.json")}
     content = json.loads((tmp_path / "dataset.json").read_text(encoding="utf-8"), **refuse)
@@ -141,12 +136,12 @@ def test_json_holds_everything(tmp_path):
     assert content["charges"] == {"1.0": 10, "-1.0": 1, "0.0": 989}
 
 
-def test_figure_has_a_panel_for_all_there_is():
+def test_figure_has_a_panel_per_distribution():
     titles = [ax.get_title(loc="left") for ax in dataset_figure(full()).axes]
     assert titles == [
         "Atoms per structure",
         "Conformers per molecule",
-        "Energy less reference",
+        "Energy minus reference",
         "Total energy",
         "Force on an atom",
         "Shortest distance",
@@ -158,9 +153,9 @@ def test_figure_has_a_panel_for_all_there_is():
         axes["Force on an atom"].get_xscale() == "log"
         and axes["Total energy"].get_xscale() == "linear"
     )
-    # the value at 40 eV/atom does not squeeze the others, and is told
-    assert axes["Energy less reference"].get_xlim()[1] < 0.5
-    assert axes["Energy less reference"].get_title(loc="right").endswith("outside")
+    # the value at 40 eV/atom does not compress the others, and is annotated
+    assert axes["Energy minus reference"].get_xlim()[1] < 0.5
+    assert axes["Energy minus reference"].get_title(loc="right").endswith("outside")
     assert [
         ax.get_title(loc="left") for ax in dataset_figure(full(force=None, charges={0: 1000})).axes
     ] == [t for t in titles if t not in ("Force on an atom", "Total charge")]
@@ -170,7 +165,7 @@ def test_figure_has_a_panel_for_all_there_is():
     "summary",
     [
         bare(),
-        bare(elements={"H": 0}, n_atoms=Histogram.whole(1, 5)),
+        bare(elements={"H": 0}, n_atoms=Histogram.integers(1, 5)),
         bare(elements={"H": 2}, num_structures=1, num_molecules=1, n_atoms=([1.5, 2.5], [1])),
         bare(energy_per_atom=([0, 1], [0]), force=([1e-3, 1e-2, 1], [0, 5]), charges={0: 0, 1: 0}),
         bare(
@@ -191,13 +186,12 @@ def test_all_values_outside_the_bins(tmp_path):
     histogram = Histogram.linear(-1, 1, 10)
     histogram.add([7.0, np.inf, -np.inf])
     write_dataset_report(tmp_path, bare(energy_per_atom=histogram))
-    assert tables((tmp_path / "dataset.md").read_text())["Energy less reference (eV/atom)"][:2] == [
-        "3",
-        "0",
-    ]
+    assert tables((tmp_path / "dataset.md").read_text())["Energy minus reference (eV/atom)"][
+        :2
+    ] == ["3", "0"]
 
 
-def test_names_from_data_stay_text(tmp_path):
+def test_names_from_data_are_escaped(tmp_path):
     summary = full(
         title=HOSTILE,
         level_of_theory=HOSTILE,
@@ -220,7 +214,7 @@ def test_names_from_data_stay_text(tmp_path):
     assert "[red]$a^|b" in stream.getvalue()
 
 
-def test_console_of_80_columns():
+def test_output_fits_a_console_of_80_columns():
     stream = io.StringIO()
     print_summary(full(), Console(file=stream, width=80))
     shown = stream.getvalue()
@@ -237,7 +231,7 @@ def test_console_of_80_columns():
     )
 
 
-def test_wrong_summaries():
+def test_invalid_summaries_are_errors():
     with pytest.raises(ValueError, match="'Xx' is not the symbol"):
         bare(elements={"Xx": 1})
     with pytest.raises(ValueError, match="'forces' must be between 0 and 1, received 98.0"):

@@ -1,4 +1,4 @@
-"""Errors must be exactly what was planted, whatever is missing and in whatever order structures come."""
+"""Tests that planted errors are recovered, with missing labels and in any order of structures."""
 
 import json
 import math
@@ -15,14 +15,14 @@ from mlip_jax.reports.predictions import Predictions
 SEEDS = st.integers(0, 2**32 - 1)
 ENERGIES = st.floats(-50, 50)
 quick = hypothesis.settings(deadline=None, max_examples=30)
-# what other tests left to the garbage collector is none of these tests' business
+# Ignore warnings about objects of other tests, which the garbage collector may raise here.
 pytestmark = pytest.mark.filterwarnings(
     "error", "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"
 )
 
 
 def make(seed, num_molecules=12, conformers=3, noise=0.0):
-    """Random molecules of 2 to 20 H, C and O atoms, the same size for all conformations; perfect but for the noise."""
+    """Return predictions for random molecules of 2 to 20 H, C and O atoms, with random errors."""
     rng = np.random.default_rng(seed)
     molecules = [rng.choice([1, 6, 8], rng.integers(2, 21)) for _ in range(num_molecules)]
     # Two sizes and all elements, so that every fit has one answer.
@@ -45,7 +45,7 @@ def make(seed, num_molecules=12, conformers=3, noise=0.0):
     )
 
 
-def changed(p, **fields):
+def replace(p, **fields):
     names = ("numbers", "offsets", "energy", "energy_predicted", "forces", "forces_predicted")
     names += ("molecule", "conformer", "subset", "source")
     return Predictions(**{name: getattr(p, name) for name in names} | fields)
@@ -67,14 +67,14 @@ def without_labels(p, structures):
     energy, forces = p.energy.copy(), p.forces.copy()
     energy[structures] = np.nan
     forces[np.isin(p.structure_of_atom, structures)] = np.nan
-    return changed(p, energy=energy, forces=forces)
+    return replace(p, energy=energy, forces=forces)
 
 
 @quick
 @hypothesis.given(seed=SEEDS, shift=ENERGIES)
-def test_a_constant_shift_is_the_error(seed, shift):
+def test_constant_shift_is_the_error(seed, shift):
     p = make(seed)
-    p = changed(p, energy_predicted=p.energy + shift, forces_predicted=p.forces + shift)
+    p = replace(p, energy_predicted=p.energy + shift, forces_predicted=p.forces + shift)
     s = errors.summary(p)
     close = {"rel": 1e-9, "abs": 1e-6}
     assert s["energy_mae_ev"] == pytest.approx(abs(shift), **close)
@@ -91,7 +91,7 @@ def test_a_constant_shift_is_the_error(seed, shift):
 @hypothesis.given(seed=SEEDS, slope=st.floats(-0.5, 0.5), intercept=ENERGIES)
 def test_planted_slope_is_recovered(seed, slope, intercept):
     p = make(seed)
-    p = changed(p, energy_predicted=p.energy + intercept + slope * p.sizes)
+    p = replace(p, energy_predicted=p.energy + intercept + slope * p.sizes)
     fit = errors.energy_slope(p)
     assert fit.slope == pytest.approx(1e3 * slope, abs=1e-6)
     assert fit.stderr == pytest.approx(0, abs=1e-6)
@@ -107,16 +107,16 @@ def test_copies_of_conformations_do_not_make_the_slope_more_certain(seed, copies
     repeated = select(p, np.tile(np.arange(p.num_structures), copies))
     once, many = errors.energy_slope(p), errors.energy_slope(repeated)
     assert many.slope == pytest.approx(once.slope, rel=1e-6, abs=1e-6)
-    # All that is left is the small-sample factor (N - 1) / (N - 2).
+    # The only difference is the small-sample factor (N - 1) / (N - 2).
     assert many.stderr == pytest.approx(once.stderr, rel=0.02)
 
 
-def test_clustered_standard_error_covers_the_truth():
+def test_clustered_standard_error_matches_the_spread():
     slopes, stderrs = [], []
     for seed in range(200):
         p = make(seed, num_molecules=60, conformers=4)
         shared = np.repeat(np.random.default_rng(seed).normal(size=60), 4)
-        fit = errors.energy_slope(changed(p, energy_predicted=p.energy + shared))
+        fit = errors.energy_slope(replace(p, energy_predicted=p.energy + shared))
         slopes.append(fit.slope)
         stderrs.append(fit.stderr)
     # Without clustering the standard error would be half of the spread.
@@ -138,15 +138,16 @@ def test_two_molecules_have_a_slope_but_no_standard_error():
 
 @quick
 @hypothesis.given(seed=SEEDS, data=st.data())
-def test_missing_labels_are_as_if_the_structure_were_not_there(seed, data):
+def test_missing_labels_equal_missing_structures(seed, data):
     p = make(seed, noise=0.3)
     missing = data.draw(
         st.sets(st.integers(0, p.num_structures - 1), max_size=p.num_structures - 1)
     )
     kept = [s for s in range(p.num_structures) if s not in missing]
-    full, part = errors.summary(without_labels(p, list(missing))), errors.summary(select(p, kept))
-    for key in set(full) - {"num_structures", "num_atoms", "num_molecules"}:
-        assert full[key] == pytest.approx(part[key], rel=1e-6, abs=1e-9), key
+    unlabeled = errors.summary(without_labels(p, list(missing)))
+    subset = errors.summary(select(p, kept))
+    for key in set(subset) - {"num_structures", "num_atoms", "num_molecules"}:
+        assert unlabeled[key] == pytest.approx(subset[key], rel=1e-6, abs=1e-9), key
 
 
 @quick
@@ -188,7 +189,7 @@ def test_planted_energies_per_element_are_recovered(seed, planted):
     valid, test = make(seed), make(seed + 1)
     elements = np.array([1, 6, 8])
     valid, test = (
-        changed(
+        replace(
             p,
             energy_predicted=p.energy
             + element_counts(p.numbers, p.sizes, elements) @ np.array(planted),
@@ -205,10 +206,10 @@ def test_planted_energies_per_element_are_recovered(seed, planted):
         assert result["correction_mev_per_atom"] == pytest.approx(expected, abs=1e-5)
 
 
-def test_correction_leaves_elements_alone_that_it_was_not_fitted_on():
+def test_correction_is_zero_for_elements_it_was_not_fitted_on():
     p = make(0)
-    p = changed(p, energy_predicted=p.energy + 0.5 * p.sizes)
-    hydrogen = changed(select(p, [0]), numbers=[1, 1])
+    p = replace(p, energy_predicted=p.energy + 0.5 * p.sizes)
+    hydrogen = replace(select(p, [0]), numbers=[1, 1])
     result = errors.per_element_correction(p, hydrogen)
     assert result["correction_mev_per_atom"] == pytest.approx({"H": -500, "C": 0, "O": 0}, abs=1e-6)
 
@@ -220,18 +221,18 @@ def test_planted_outliers_are_found(seed, data):
     atoms = sorted(data.draw(st.sets(st.integers(0, p.num_atoms - 1), max_size=5)))
     predicted = p.forces_predicted.copy()
     predicted[atoms] = p.forces[atoms] + [0, 6, -8]
-    found = errors.force_outliers(changed(p, forces_predicted=predicted))
+    outliers = errors.force_outliers(replace(p, forces_predicted=predicted))
     names = list(zip(p.molecule.tolist(), p.conformer.tolist(), strict=True))
     starts = {name: offset for name, offset in zip(names, p.offsets[:-1], strict=True)}
-    assert sorted(starts[o.molecule, o.conformer] + o.atom for o in found) == atoms
-    assert all(o.residual == pytest.approx(10) for o in found)
-    for o in found:
+    assert sorted(starts[o.molecule, o.conformer] + o.atom for o in outliers) == atoms
+    assert all(o.residual == pytest.approx(10) for o in outliers)
+    for o in outliers:
         a = starts[o.molecule, o.conformer] + o.atom
         assert o.reference_norm == pytest.approx(np.linalg.norm(p.forces[a]))
         assert o.element == {1: "H", 6: "C", 8: "O"}[p.numbers[a]]
 
 
-def test_groups_are_what_selecting_them_gives():
+def test_group_errors_equal_errors_of_the_selection():
     p = make(3, noise=0.2)
     for group in errors.per_subset(p):
         s = errors.summary(select(p, np.flatnonzero(p.subset == group.label)))
@@ -253,7 +254,7 @@ def test_worst_molecule_comes_first():
     p = make(5, noise=1e-3)
     energy = p.energy.copy()
     energy[p.molecule == "m7"] -= 100
-    worst = errors.worst_molecules(changed(p, energy=energy), count=4)
+    worst = errors.worst_molecules(replace(p, energy=energy), count=4)
     size = p.sizes[p.molecule == "m7"][0]
     assert len(worst) == 4 and worst[0].molecule == "m7"
     assert worst[0].num_atoms == size and worst[0].num_conformers == 3
@@ -264,7 +265,7 @@ def test_predictions_that_are_not_finite_are_counted():
     p = make(0)
     energy, forces = p.energy.copy(), p.forces.copy()
     energy[0], forces[0, 1] = np.inf, np.nan
-    s = errors.summary(changed(p, energy_predicted=energy, forces_predicted=forces))
+    s = errors.summary(replace(p, energy_predicted=energy, forces_predicted=forces))
     assert s["num_nonfinite_predictions"] == 2 and s["energy_mae_ev"] == 0
 
 
@@ -283,7 +284,7 @@ def test_json_safe():
 
 
 def test_save_and_load(tmp_path):
-    p = changed(without_labels(make(0), [1]), subset=["ωB97M 水"] * 36)
+    p = replace(without_labels(make(0), [1]), subset=["ωB97M 水"] * 36)
     path = p.save(tmp_path / "test.predictions")
     assert [file.name for file in tmp_path.iterdir()] == ["test.predictions"]
     q = Predictions.load(path)
@@ -300,10 +301,10 @@ def test_save_and_load(tmp_path):
         np.testing.assert_array_equal(getattr(p, name), getattr(q, name))
 
 
-def test_load_says_what_is_wrong(tmp_path):
+def test_invalid_files_are_errors(tmp_path):
     path = tmp_path / "p.npz"
     np.savez(path, numbers=[1])
-    with pytest.raises(ValueError, match="p.npz.*lacks the arrays.*energy"):
+    with pytest.raises(ValueError, match="p.npz.*missing arrays.*energy"):
         Predictions.load(path)
     np.savez(path, numbers=np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match="p.npz"):
@@ -319,22 +320,22 @@ def test_load_says_what_is_wrong(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"energy": np.zeros(35)}, r"energy must have shape \(36,\).*\(35,\)"),
-        ({"forces": np.zeros((3, 3))}, r"forces must have shape"),
-        ({"offsets": np.arange(37)}, "offsets must go from 0"),
-        ({"molecule": ["a"]}, "molecule must have shape"),
-        ({"conformer": np.zeros(36)}, "conformer must hold integers"),
-        ({"energy": ["a"] * 36}, "energy must hold real numbers"),
+        ({"energy": np.zeros(35)}, r"energy: expected shape \(36,\).*\(35,\)"),
+        ({"forces": np.zeros((3, 3))}, r"forces: expected shape"),
+        ({"offsets": np.arange(37)}, "offsets: must start at 0"),
+        ({"molecule": ["a"]}, "molecule: expected shape"),
+        ({"conformer": np.zeros(36)}, "conformer: must contain integers"),
+        ({"energy": ["a"] * 36}, "energy: must contain real numbers"),
     ],
 )
 def test_wrong_shapes_are_errors(fields, message):
     with pytest.raises(ValueError, match=message):
-        changed(make(0), **fields)
+        replace(make(0), **fields)
 
 
 def test_padding_atoms_and_empty_structures_are_errors():
     p = select(make(0), [0, 3])
-    with pytest.raises(ValueError, match="padding atoms"):
-        changed(p, numbers=np.zeros(p.num_atoms, dtype=int))
-    with pytest.raises(ValueError, match="structure 0 goes from atom 0 to 0"):
-        changed(p, offsets=[0, 0, p.num_atoms])
+    with pytest.raises(ValueError, match="Remove padding atoms"):
+        replace(p, numbers=np.zeros(p.num_atoms, dtype=int))
+    with pytest.raises(ValueError, match="structure 0 has the atoms 0 to 0"):
+        replace(p, offsets=[0, 0, p.num_atoms])

@@ -1,4 +1,4 @@
-"""The report of a predictor: what it says of errors, of the domain, and of kinds of properties."""
+"""Tests for the report of a predictor: errors, domain, and kinds of properties."""
 
 import csv
 import json
@@ -9,7 +9,7 @@ import pytest
 
 from mlip_jax.datasets.property_data import Target
 from mlip_jax.reports.domain import roc
-from mlip_jax.reports.force2geo import paper
+from mlip_jax.reports.force2geo import paper, seeds
 from mlip_jax.reports.property import PredictedProperties, score, write_property_report
 
 TARGETS = (Target("gap", "scalar"), Target("dipole", "vector"), Target("charges", "atom"))
@@ -34,7 +34,7 @@ def outcome(count=40, seed=0, distance=True):
     )
 
 
-def test_errors_of_structures():
+def test_absolute_errors_are_means_per_structure():
     o = outcome()
     np.testing.assert_allclose(
         o.absolute("dipole"), np.abs(o.predicted["dipole"] - o.labels["dipole"]).mean(1)
@@ -44,12 +44,12 @@ def test_errors_of_structures():
     np.testing.assert_allclose(
         o.absolute("charges"), [error[e - k : e].mean() for k, e in zip(o.n_atoms, ends)]
     )
-    found = score(o.absolute("gap"))
-    assert found["count"] == 39 and found["mae"] == pytest.approx(np.nanmean(o.absolute("gap")))
+    result = score(o.absolute("gap"))
+    assert result["count"] == 39 and result["mae"] == pytest.approx(np.nanmean(o.absolute("gap")))
     assert score(np.array([np.nan]))["count"] == 0
 
 
-def test_the_report(tmp_path):
+def test_report_and_files(tmp_path):
     (tmp_path / "metrics.csv").write_text(
         "step,train_loss,valid_loss,train_gap_mae,valid_gap_mae\n1,2,3,0.5,0.6\n"
     )
@@ -97,7 +97,7 @@ def test_the_report(tmp_path):
     }
 
 
-def test_roc_by_hand():
+def test_roc_of_small_examples():
     absolute = np.array([0.1, 0.2, 0.3, 0.9])
     assert roc(np.array([1.0, 2.0, 3.0, 4.0]), absolute, 0.25)[2] == 1.0
     assert roc(np.array([4.0, 3.0, 2.0, 1.0]), absolute, 0.25)[2] == 0.0
@@ -107,19 +107,19 @@ def test_roc_by_hand():
 
 def test_verdicts_of_the_paper(tmp_path):
     def spread(*values):
-        return paper.spread({str(i): v for i, v in enumerate(values)})
+        return seeds.spread({str(i): v for i, v in enumerate(values)})
 
     one, other = spread(0.40, 0.41, 0.42), spread(0.48, 0.49, 0.50)
-    assert "holds" in paper.verdict("x", one, other)
-    assert "does not hold" in paper.verdict("x", other, one)
-    assert "is not decided" in paper.verdict("x", one, spread(0.3, 0.5, 0.45))
-    # the same predictors, each a little better
+    assert "holds" in seeds.verdict("x", one, other)
+    assert "does not hold" in seeds.verdict("x", other, one)
+    assert "undecided" in seeds.verdict("x", one, spread(0.3, 0.5, 0.45))
+    # each predictor is slightly better for the same seed
     near = spread(0.395, 0.405, 0.416)
-    assert "is not decided" in paper.verdict("x", near, one)
-    assert "holds" in paper.verdict("x", near, one, paired=True)
-    assert "single seed" in paper.verdict("x", spread(0.3), other)
-    assert np.isnan(paper.gain(spread(0.3), other)[0])
-    assert paper.gain(one, other)[0] == pytest.approx(100 * (1 - 0.41 / 0.49))
+    assert "undecided" in seeds.verdict("x", near, one)
+    assert "holds" in seeds.verdict("x", near, one, paired=True)
+    assert "single seed" in seeds.verdict("x", spread(0.3), other)
+    assert np.isnan(seeds.gain(spread(0.3), other)[0])
+    assert seeds.gain(one, other)[0] == pytest.approx(100 * (1 - 0.41 / 0.49))
     for name, mae in (
         ("scratch-0", 0.5),
         ("scratch-1", 0.6),
@@ -132,13 +132,13 @@ def test_verdicts_of_the_paper(tmp_path):
         )
         if name != "waiting-0":
             (tmp_path / name / "done.json").write_text("{}")
-    found = paper.read(tmp_path)
-    assert found["scratch"]["labels"].mean == pytest.approx(0.55) and "waiting" not in found
+    result = seeds.read(tmp_path)
+    assert result["scratch"]["labels"].mean == pytest.approx(0.55) and "waiting" not in result
     html = paper.write_paper_report(tmp_path).read_text()
     assert "0.550 ± 0.071" in html and "not measured" in html
 
 
-def test_processes_of_a_sweep_write_its_report_at_the_same_time(tmp_path, monkeypatch):
+def test_processes_of_a_sweep_may_write_its_report_concurrently(tmp_path, monkeypatch):
     other, replace = iter([True]), os.replace
 
     def replace_after_the_other_process(*paths):

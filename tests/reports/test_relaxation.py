@@ -1,4 +1,4 @@
-"""The report of relaxations stands alone, counts right and takes any molecules."""
+"""Tests for the report of relaxations: self-contained, correct counts, any molecules."""
 
 import csv
 import json
@@ -11,14 +11,14 @@ from ase.data.colors import jmol_colors
 from matplotlib.figure import Figure
 
 from mlip_jax.reports.molecules import Picture, _views, bonds, draw, molecule_figure
-from mlip_jax.reports.relaxation import (
+from mlip_jax.reports.relaxation.figures import distribution_figure
+from mlip_jax.reports.relaxation.report import write_relaxation_report
+from mlip_jax.reports.relaxation.results import (
     STATUSES,
     choose,
-    distribution_figure,
     kind_of_reason,
     metrics,
     read_results,
-    write_relaxation_report,
 )
 from tests.reports.test_training import HOSTILE, parse
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning",
     "ignore::ResourceWarning",
     r"ignore:Setting the shape on a NumPy array:DeprecationWarning:ase\.",
-)  # what pyproject.toml ignores, too
+)  # the last one is also in pyproject.toml
 COLUMNS = (
     "index",
     "name",
@@ -79,7 +79,7 @@ def row(index, status="converged", reason="", **changes):
     }
 
 
-def some(tmp_path, hostile=""):
+def example_results(tmp_path, hostile=""):
     rows = [row(i) for i in range(10)]
     rows += [
         row(10, "step limit", steps=500),
@@ -110,21 +110,21 @@ def pictures():
 
 
 def test_numbers(tmp_path):
-    found = metrics(some(tmp_path), 3.0)
-    assert {s: found[s.replace(" ", "_")] for s in STATUSES} == {
+    result = metrics(example_results(tmp_path), 3.0)
+    assert {s: result[s.replace(" ", "_")] for s in STATUSES} == {
         "converged": 10,
         "step limit": 1,
         "diverged": 1,
         "failed": 3,
     }
     assert (
-        found["molecules"] == 15
-        and found["converged_share"] == 10 / 15
-        and found["molecules_per_second"] == 4.0
+        result["molecules"] == 15
+        and result["converged_share"] == 10 / 15
+        and result["molecules_per_second"] == 4.0
     )
-    assert found["steps"]["max"] == 500 and found["steps"]["median"] == 15
-    assert found["energy_gained_ev"]["min"] == 1.0 and found["energy_gained_ev"]["max"] == 11.0
-    reasons = {(r["status"], r["reason"]): r["count"] for r in found["reasons"]}
+    assert result["steps"]["max"] == 500 and result["steps"]["median"] == 15
+    assert result["energy_gained_ev"]["min"] == 1.0 and result["energy_gained_ev"]["max"] == 11.0
+    reasons = {(r["status"], r["reason"]): r["count"] for r in result["reasons"]}
     assert reasons == {
         ("failed", "RDKit cannot read the SMILES …"): 2,
         ("step limit", ""): 1,
@@ -132,7 +132,7 @@ def test_numbers(tmp_path):
         ("failed", "this force field was not trained on Br; it knows H, C"): 1,
     }
     assert (
-        found["reasons"][0]["example"]
+        result["reasons"][0]["example"]
         == "molecule 12: a.smi line 12: RDKit cannot read the SMILES 'C1CC'"
     )
 
@@ -141,7 +141,8 @@ def test_kinds_of_reasons():
     assert kind_of_reason("energy or forces are not finite") == "energy or forces are not finite"
     assert (
         kind_of_reason(
-            "m.xyz structure 4: 1 of 2 atoms have NaN or infinite coordinates, the first of them atom 1"
+            "m.xyz structure 4: 1 of 2 atoms have NaN or infinite coordinates, "
+            "the first of them atom 1"
         )
         == "… of … atoms have NaN or infinite coordinates, the first of them atom …"
     )
@@ -151,7 +152,7 @@ def test_kinds_of_reasons():
 
 
 def test_report(tmp_path):
-    results = some(tmp_path, HOSTILE)
+    results = example_results(tmp_path, HOSTILE)
     path = write_relaxation_report(
         tmp_path,
         results,
@@ -188,7 +189,7 @@ def test_report(tmp_path):
         [row(i, energy_ev=-1e9) for i in range(2)],
     ],
 )
-def test_report_of_little(tmp_path, rows):
+def test_report_of_few_molecules(tmp_path, rows):
     results = read_results(write_csv(tmp_path / "results.csv", rows))
     path = write_relaxation_report(
         tmp_path, results, title="few", seconds=0.0, info={"a": {"b": "c"}}
@@ -202,19 +203,19 @@ def test_report_of_little(tmp_path, rows):
     )
 
 
-def test_figure_of_many_shows_the_bulk_and_counts_the_rest(tmp_path):
+def test_figure_counts_outliers(tmp_path):
     rng = np.random.default_rng(0)
     rows = [row(i, energy_ev=-11 - rng.gamma(2), rmsd_ang=rng.gamma(2)) for i in range(1000)]
     rows += [row(1000 + i, energy_ev=-1e6) for i in range(2)]
     figure = distribution_figure(read_results(write_csv(tmp_path / "results.csv", rows)))
     gained = figure.axes[1]
     assert gained.get_xlim()[1] < 100 and "outside" in gained.get_title(loc="right")
-    # widths times heights: all molecules but those that are said to be outside
+    # all molecules except those annotated as outside
     counts = gained.patches[0].get_data().values.sum()
     assert counts == 1002 - int(gained.get_title(loc="right").split("·")[1].split()[0])
 
 
-def test_choice_goes_from_small_to_large_changes(tmp_path):
+def test_chosen_molecules_are_ordered_by_rmsd(tmp_path):
     rows = [row(i, rmsd_ang=0.01 * (17 * i % 101), n_atoms=20) for i in range(100)]
     rows += [
         row(100, rmsd_ang=9, n_atoms=500),
@@ -230,9 +231,8 @@ def test_choice_goes_from_small_to_large_changes(tmp_path):
     assert values[-1] == results.rmsd[:100].max()
     groups = [i // 10 for i in choose(results, num_conformers=10)]
     assert len(set(groups)) == 6
-    assert (
-        len(choose(results, num_conformers=50)) == 6
-    )  # two molecules, so that conformers are shown
+    # only two molecules, so several conformers of each are shown
+    assert len(choose(results, num_conformers=50)) == 6
     few = read_results(write_csv(tmp_path / "few.csv", rows[99:]))
     assert choose(few) == [int(few.index[0]), 100]
     assert choose(read_results(write_csv(tmp_path / "none.csv", []))) == []
@@ -240,12 +240,12 @@ def test_choice_goes_from_small_to_large_changes(tmp_path):
 
 def test_bonds_are_those_of_the_molecule():
     ethanol = molecule("CH3CH2OH")
-    found = bonds(ethanol.numbers, ethanol.positions)
-    kinds = sorted("".join(sorted(ethanol.symbols[list(pair)])) for pair in found)
+    result = bonds(ethanol.numbers, ethanol.positions)
+    kinds = sorted("".join(sorted(ethanol.symbols[list(pair)])) for pair in result)
     assert kinds == ["CC", "CH", "CH", "CH", "CH", "CH", "CO", "HO"]
 
 
-def test_views_are_aligned_and_show_the_broad_side():
+def test_views_are_aligned_along_the_shortest_axis():
     benzene = molecule("C6H6")
     turned = benzene.copy()
     turned.rotate(50, (1, 2, 3))
@@ -257,22 +257,20 @@ def test_views_are_aligned_and_show_the_broad_side():
         Atoms("C6H6", after).get_all_distances(), benzene.get_all_distances(), atol=1e-9
     )
     chiral = np.random.default_rng(0).normal(size=(5, 3))
-    seen = _views(chiral, chiral)[1]
-    assert (
-        np.linalg.det(seen[1:4] - seen[0]) * np.linalg.det(chiral[1:4] - chiral[0]) > 0
-    )  # not its mirror image
+    view = _views(chiral, chiral)[1]
+    # not the mirror image
+    assert np.linalg.det(view[1:4] - view[0]) * np.linalg.det(chiral[1:4] - chiral[0]) > 0
 
 
-def test_what_is_near_covers_what_is_behind():
+def test_near_atoms_cover_distant_ones():
     figure = Figure()
     ax = figure.subplots()
     draw(ax, np.array([8, 1, 6]), np.array([[0, 0, 3.0], [0.1, 0, -3.0], [0, 0.1, 0.0]]), 5.0)
     (shapes,) = ax.collections
     colors = shapes.get_facecolors()[:, :3]
     order = [int(np.argmin(np.abs(colors - jmol_colors[z]).sum(1))) for z in (6, 8)]
-    assert (
-        order == [1, 2] and len(colors) == 3
-    )  # hydrogen behind, faded; oxygen before all, as it is
+    # hydrogen is drawn first, faded; oxygen last, in its own color
+    assert order == [1, 2] and len(colors) == 3
     np.testing.assert_allclose(colors[2], jmol_colors[8])
 
 

@@ -1,4 +1,4 @@
-"""The table of a sweep: what stands in it is what the runs wrote, and what NumPy makes of several seeds."""
+"""Tests for the table of a sweep: scores of the runs, and averages over seeds."""
 
 import csv
 import json
@@ -68,7 +68,7 @@ def test_scores_are_those_of_the_run(tmp_path):
     assert read_scores(tmp_path)["test_energy_mae_mev_per_atom"] is None
 
 
-def test_scores_that_cannot_be_read_are_told(tmp_path, caplog):
+def test_unreadable_scores_are_reported(tmp_path, caplog):
     (tmp_path / "metrics.json").write_text('{"test": ')
     assert read_scores(tmp_path) == {} and "not valid JSON" in caplog.text
 
@@ -84,13 +84,11 @@ def test_mean_and_deviation_over_seeds(errors):
     )
 
 
-def test_rows_that_differ_by_more_than_the_seed_are_apart(rows):
+def test_only_rows_that_differ_in_the_seed_are_averaged(rows):
     painn, schnet, so3krates = over_seeds(rows)
     assert painn.values == {"model": "painn"} and painn.num_done == painn.num_rows == 2
-    assert schnet.scores["test_energy_mae_mev_per_atom"] == (
-        20.0,
-        None,
-    )  # of one there is no deviation
+    # a single value has no standard deviation
+    assert schnet.scores["test_energy_mae_mev_per_atom"] == (20.0, None)
     assert so3krates == SeedAverage({"model": "so3krates"}, 0, 1, {})
     assert over_seeds([rows[0], rows[2], rows[4]]) == []
 
@@ -98,13 +96,15 @@ def test_rows_that_differ_by_more_than_the_seed_are_apart(rows):
 def test_csv_has_a_row_for_each_variant(tmp_path, rows):
     write_table(tmp_path, rows, "title")
     with open(tmp_path / "sweep.csv", newline="", encoding="utf-8") as file:
-        read = list(csv.DictReader(file))
-    assert [r["name"] for r in read] == list("abcde")
-    assert [r["state"] for r in read] == ["done", "done", "done", "failed", "waiting"]
+        table = list(csv.DictReader(file))
+    assert [r["name"] for r in table] == list("abcde")
+    assert [r["state"] for r in table] == ["done", "done", "done", "failed", "waiting"]
     assert (
-        read[1]["model"] == "painn" and read[1]["seed"] == "1" and float(read[1]["best_step"]) == 8
+        table[1]["model"] == "painn"
+        and table[1]["seed"] == "1"
+        and float(table[1]["best_step"]) == 8
     )
-    assert float(read[1]["test_force_mae_mev_per_ang"]) == 104.0 and read[4]["seconds"] == ""
+    assert float(table[1]["test_force_mae_mev_per_ang"]) == 104.0 and table[4]["seconds"] == ""
     with open(tmp_path / "sweep_seeds.csv", newline="", encoding="utf-8") as file:
         seeds = list(csv.DictReader(file))
     assert (

@@ -1,4 +1,4 @@
-"""The report must stand alone, survive any run, and never pass on what a name smuggles in."""
+"""Tests for the report of a training run: self-contained, complete, no HTML from names."""
 
 import html.parser
 import json
@@ -6,24 +6,27 @@ import json
 import numpy as np
 import pytest
 
-from mlip_jax.reports import figures
+from mlip_jax.reports import error_figures, figures
 from mlip_jax.reports import html_page as page
 from mlip_jax.reports.predictions import Predictions
 from mlip_jax.reports.training import metrics, read_metrics, write_report
 
-# what other tests left to the garbage collector is none of these tests' business
+# Ignore warnings about objects of other tests, which the garbage collector may raise here.
 pytestmark = pytest.mark.filterwarnings(
     "error", "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"
 )
 HOSTILE = "<script>alert('$x^')</script>\"&$\\frac"
 HEADER = (
-    "step,epoch,seconds,learning_rate,train_loss,train_energy_mae_mev_per_atom,train_force_mae_mev_per_ang,"
-    "valid_loss,valid_energy_mae_mev_per_atom,valid_force_mae_mev_per_ang,structures_per_second"
+    "step,epoch,seconds,learning_rate,train_loss,train_energy_mae_mev_per_atom,"
+    "train_force_mae_mev_per_ang,valid_loss,valid_energy_mae_mev_per_atom,"
+    "valid_force_mae_mev_per_ang,structures_per_second"
 )
 VOID = {"meta", "img", "br", "link"}
 
 
-def make(count=60, seed=0, energies=True, forces=True, noise=0.02, name="molecule", sizes=(3, 12)):
+def make(
+    *, count=60, seed=0, energies=True, forces=True, noise=0.02, name="molecule", sizes=(3, 12)
+):
     rng = np.random.default_rng(seed)
     offsets = np.concatenate([[0], np.cumsum(rng.integers(*sizes, count))]).astype(int)
     atoms = offsets[-1]
@@ -43,7 +46,7 @@ def make(count=60, seed=0, energies=True, forces=True, noise=0.02, name="molecul
 
 
 class Parser(html.parser.HTMLParser):
-    """Checks that tags are closed in order, and keeps what a browser would load, run or show."""
+    """Check that tags are closed in order, and collect tags, loaded resources and text."""
 
     def __init__(self):
         super().__init__()
@@ -100,7 +103,7 @@ def log(tmp_path, *rows):
     return path
 
 
-def test_whole_report(tmp_path):
+def test_report_contains_all_sections(tmp_path):
     valid = {s: "1,2,3,4" for s in range(100, 900, 100)}
     rows = (
         f"{s},0.1,{s},{1e-3 / s},{1 / s},{9 / s},{90 / s},{valid.get(s, ',,,')}"
@@ -124,7 +127,7 @@ def test_whole_report(tmp_path):
     assert f"{result['test']['force_mae_mev_per_ang']:.2f}" in text
 
 
-def test_hostile_names_are_shown_and_not_obeyed(tmp_path):
+def test_hostile_names_are_escaped(tmp_path):
     predictions = {"test": make(name=HOSTILE, noise=8.0)}
     info = {HOSTILE: {HOSTILE: HOSTILE, "lone surrogate": "\ud800"}}
     path, _ = report(tmp_path, predictions, title=HOSTILE, info=info, notes=[HOSTILE])
@@ -139,13 +142,13 @@ def test_hostile_names_are_shown_and_not_obeyed(tmp_path):
     [
         ({"energies": False}, "no reference energies"),
         ({"forces": False}, "no reference forces"),
-        ({"energies": False, "forces": False}, "There are no labels to compare with."),
-        ({"sizes": (5, 6)}, "The slope cannot be told"),
-        ({"count": 1}, "The slope cannot be told"),
+        ({"energies": False, "forces": False}, "There are no labels."),
+        ({"sizes": (5, 6)}, "The slope is undefined"),
+        ({"count": 1}, "The slope is undefined"),
         ({"noise": 30.0}, "atoms have a force error of more than 8 eV/Å"),
     ],
 )
-def test_missing_labels_are_said(tmp_path, options, sentence):
+def test_missing_labels_are_reported(tmp_path, options, sentence):
     nothing_measured = log(tmp_path, "1" + "," * 10 + "2")
     path, _ = report(
         tmp_path, {"test": make(**options), "valid": make(seed=1)}, metrics_csv=nothing_measured
@@ -157,7 +160,7 @@ def test_missing_labels_are_said(tmp_path, options, sentence):
 def test_empty_test_split_falls_back_to_valid(tmp_path):
     path, result = report(tmp_path, {"train": make(), "valid": make(seed=1), "test": make(count=0)})
     _, text = parse(path)
-    assert "The test split is empty." in text and "those of the valid split" in text
+    assert "The test split is empty." in text and "results are for the valid split" in text
     assert result["shown_split"] == "valid" and result["test"]["energy_mae_ev"] is None
 
 
@@ -168,7 +171,7 @@ def test_no_predictions_at_all(tmp_path, predictions):
     assert "There are no test structures" in path.read_text(encoding="utf-8")
 
 
-def test_diverged_model_is_told(tmp_path):
+def test_nonfinite_predictions_are_reported(tmp_path):
     p = make()
     p.energy_predicted[:] = np.nan
     p.forces_predicted[5] = 1e30
@@ -178,26 +181,26 @@ def test_diverged_model_is_told(tmp_path):
 
 
 def test_unknown_split_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match=r"\['dev'\]; splits are"):
+    with pytest.raises(ValueError, match=r"unknown splits \['dev'\]; must be among"):
         write_report(tmp_path, {"dev": make()}, title="", info={}, metrics_csv=None, seconds=0.0)
 
 
 def test_failed_figure_leaves_the_old_report(tmp_path, monkeypatch):
     path, _ = report(tmp_path, {"test": make()})
     before = path.read_bytes()
-    monkeypatch.setattr(figures, "energy_parity", lambda *_: 1 / 0)
+    monkeypatch.setattr(error_figures, "energy_parity", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         report(tmp_path, {"test": make(seed=1)})
     assert path.read_bytes() == before
 
 
-def test_metrics_alone():
+def test_metrics_of_a_single_split():
     result = metrics({"valid": make()}, seconds=1.0)
     assert result["shown_split"] == "valid" and result["test"] is None
     assert [group["label"] for group in result["per_element"]] == ["H", "C", "O"]
 
 
-def test_log_may_be_broken(tmp_path):
+def test_incomplete_metrics_file_is_read(tmp_path):
     assert read_metrics(None) == {} and read_metrics(tmp_path / "absent.csv") == {}
     path = tmp_path / "metrics.csv"
     path.write_bytes(b"")
@@ -253,17 +256,17 @@ def test_number(value, expected):
     assert page.number(value) == expected
 
 
-def test_every_axis_has_a_label_and_every_figure_its_unit():
+def test_every_axis_has_a_label_with_unit():
     columns = {name: np.arange(1.0, 5) for name in HEADER.split(",")}
     p = make()
-    drawn = [
-        figures.energy_parity(p),
-        figures.force_parity(make(count=400)),
-        figures.energy_error_against_size(p),
-        figures.error_distributions({"test": p}),
+    drawn_figures = [
+        error_figures.energy_parity(p),
+        error_figures.force_parity(make(count=400)),
+        error_figures.energy_error_against_size(p),
+        error_figures.error_distributions({"test": p}),
         figures.learning_curves(columns),
     ]
-    for fig in drawn:
+    for fig in drawn_figures:
         for ax in fig.axes:
             assert ax.get_xlabel() and ax.get_ylabel()
-    assert all("meV" in ax.get_ylabel() for ax in drawn[4].axes[1:3])
+    assert all("meV" in ax.get_ylabel() for ax in drawn_figures[4].axes[1:3])

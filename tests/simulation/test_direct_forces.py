@@ -11,7 +11,7 @@ from ase.calculators.calculator import PropertyNotImplementedError
 
 from mlip_jax import MLIPCalculator
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.defaults import md_defaults
+from mlip_jax.defaults import md_defaults, stability_defaults
 from mlip_jax.graphs.batch import build_batch
 from mlip_jax.graphs.shapes import PaddingBudget
 from mlip_jax.models.layers.readouts import with_heads
@@ -19,10 +19,10 @@ from mlip_jax.potential import evaluate, hessian_columns, is_conservative
 from mlip_jax.simulation.calculators.conservation import NonConservativeWarning
 from mlip_jax.simulation.calculators.ensemble import EnsembleCalculator
 from mlip_jax.simulation.dynamics.md import MolecularDynamics
+from mlip_jax.simulation.dynamics.settings import Settings
 from mlip_jax.simulation.export import DESCRIPTION, export_stablehlo
 from mlip_jax.simulation.relaxation.relax import relax
 from mlip_jax.structure import Structure
-from mlip_jax.tasks.md import _checked
 from mlip_jax.terms import WithTerms
 from tests.simulation.analytic import Springs, springs
 
@@ -181,18 +181,16 @@ def test_dynamics_need_consent():
     ):
         MolecularDynamics(TRIANGLE, springs())
     dynamics = MolecularDynamics(
-        TRIANGLE, springs(), allow_nonconservative=True, ensemble="nve", watch_bonds=False
+        TRIANGLE, springs(), allow_nonconservative=True, ensemble="nve", stop_on_bond_break=False
     )
     (trajectory,) = dynamics.run(2)
     assert np.isfinite(trajectory.thermo.temperature).all()
 
 
-def test_consent_is_a_field_of_the_config():
-    config = md_defaults()
-    config.force_field, config.input = "runs/direct", "molecule.xyz"
-    assert not _checked(config).allow_nonconservative
-    config.allow_nonconservative = True
-    assert _checked(config).allow_nonconservative
+@pytest.mark.parametrize("defaults", [md_defaults, stability_defaults])
+def test_consent_is_a_field_of_the_config(defaults):
+    """The tasks pass it on by its name in Settings."""
+    assert defaults()["allow_nonconservative"] is Settings().allow_nonconservative is False
 
 
 def test_export_returns_direct_forces_and_says_so(tmp_path):

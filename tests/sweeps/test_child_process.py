@@ -13,7 +13,7 @@ import pytest
 from mlip_jax.sweeps.child_process import SignalForwarder, run_logged
 
 REPOSITORY = Path(__file__).parents[2]
-# Writes "ready" and the names of the signals that it receives to a pipe; the first ends it with 75 if it is asked to.
+# Program that writes "ready" and the names of its signals to a pipe; the first may end it with 75.
 PROGRAM = """
 import os, signal, sys
 signal.alarm(60)
@@ -108,7 +108,7 @@ def test_ignored_signals_stay_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
-def test_output_is_shown_and_kept(tmp_path, capsys):
+def test_output_is_printed_and_logged(tmp_path, capsys):
     command = ["sh", "-c", "echo 'one ä'; echo two >&2; exit 3"]
     for _ in range(2):
         with SignalForwarder() as signals:
@@ -118,9 +118,7 @@ def test_output_is_shown_and_kept(tmp_path, capsys):
     assert capsys.readouterr().out == "one ä\ntwo\n" * 2
 
 
-@pytest.mark.skipif(
-    sys.platform != "linux", reason="only Linux tells a process that its parent has ended"
-)
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals the death of the parent")
 def test_a_process_is_asked_to_stop_when_its_parent_is_killed(tmp_path, pipe):
     script = (
         "import pathlib, sys\nfrom mlip_jax.sweeps.child_process import SignalForwarder, run_logged\n"

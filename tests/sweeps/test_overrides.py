@@ -42,14 +42,14 @@ fields = st.fixed_dictionaries(
 
 
 def typed(value):
-    """Text that tells types apart and in which nan is nan; ConfigDict sorts its fields."""
+    """Return a text that distinguishes types and in which nan equals nan."""
     value = dict(sorted(value.items())) if isinstance(value, dict) else value
     return f"{type(value).__name__} {value!r}"
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.dictionaries(st.text(), literals, max_size=3))
-def test_overrides_come_through_text(overrides):
+def test_overrides_survive_conversion_to_text(overrides):
     text = to_text(overrides)
     assert text.isascii() and "\n" not in text and "\0" not in text
     assert typed(parse(text)) == typed(overrides)
@@ -57,7 +57,7 @@ def test_overrides_come_through_text(overrides):
 
 @settings(deadline=None, max_examples=30)
 @given(fields)
-def test_overrides_of_a_config_come_through_text(overrides):
+def test_overrides_of_a_config_survive_conversion_to_text(overrides):
     config = defaults.train_defaults()
     there = override(config, parse(to_text(overrides)))
     for path, value in overrides.items():
@@ -67,7 +67,7 @@ def test_overrides_of_a_config_come_through_text(overrides):
                 found = found[part]
             found = found.to_dict() if isinstance(found, ml_collections.ConfigDict) else found
             assert typed(found) == typed(inner)
-    # it is a config that a task takes, and nothing else in it has changed
+    # a task accepts the config, and nothing else in it has changed
     before, after = (configs.to_dict(configs.complete(c, config)) for c in (config, there))
     changed = {line.split(": ")[0] for line in configs.differences(before, after)}
     assert all(
@@ -75,15 +75,26 @@ def test_overrides_of_a_config_come_through_text(overrides):
     )
 
 
+def test_overrides_with_former_names_set_the_new_fields(caplog):
+    """The fault caught: overrides of an older version that set a field which no task reads."""
+    configs.warn_renamed.cache_clear()
+    config = override(spice.get_config(), {"optimizer.rates": "*=2", "data": {"refuse": False}})
+    assert (config.optimizer.lr_multipliers, config.data.reject_invalid) == ("*=2", False)
+    assert "rates" not in config.optimizer and "refuse" not in config.data
+    assert caplog.text.count("is deprecated: use optimizer.lr_multipliers") == 1
+    with pytest.raises(ConfigError, match="set only 'data.reject_invalid'"):
+        override(config, {"data.refuse": True, "data.reject_invalid": False})
+
+
 @pytest.mark.parametrize(
     "text", ["[1]", "{1: 2}", "{'seed': open('x')}", "{'seed': 1", "{'seed': infinity}", ""]
 )
-def test_text_that_is_no_dictionary(text):
+def test_text_that_is_not_a_dictionary_is_an_error(text):
     with pytest.raises(ConfigError, match="dictionary"):
         parse(text)
 
 
-def test_numpy_numbers_become_numbers_and_others_are_refused():
+def test_numpy_numbers_become_numbers_and_other_types_are_errors():
     assert typed(parse(to_text({"a": np.float32(0.5), "b": (np.int64(3),)}))) == typed(
         {"a": 0.5, "b": (3,)}
     )
@@ -114,18 +125,18 @@ def test_fields_that_refer_to_others_follow():
         ({"train.batch_sise": 3}, "Did you mean 'train.batch_size'"),
         ({"trian.batch_size": 3}, "Did you mean 'train'"),
         ({"trian": {"batch_size": 3}}, "Did you mean 'train'"),
-        ({"seed.value": 3}, "'seed' holds no further fields"),
+        ({"seed.value": 3}, "'seed' contains no further fields"),
         ({"seed": "three"}, "'seed'.*str"),
-        ({"train": 3}, "'train' holds further fields"),
+        ({"train": 3}, "'train' contains further fields"),
         ({"train.batch_size": None}, "'train.batch_size' must have a value, received None"),
     ],
 )
-def test_wrong_fields(overrides, message):
+def test_invalid_fields_are_errors(overrides, message):
     with pytest.raises(ConfigError, match=message):
         override(defaults.train_defaults(), overrides)
 
 
-def test_not_a_number_is_no_difference():
-    """data.charge=nan, which takes any charge, must not keep a run from going on."""
+def test_nan_equals_nan():
+    """data.charge=nan, which allows any charge, must not prevent a run from resuming."""
     assert configs.differences({"charge": float("nan")}, {"charge": float("nan")}) == []
     assert configs.differences({"charge": float("nan")}, {"charge": 0.0}) == ["charge: nan -> 0.0"]

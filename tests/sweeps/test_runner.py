@@ -1,4 +1,4 @@
-"""Tests for the runner: a sweep runs what is missing, whatever happens to its variants, and its table shows it."""
+"""Tests for the runner: a sweep runs its incomplete variants and writes their table."""
 
 import csv
 import json
@@ -41,11 +41,11 @@ DEPENDENT = [
 ]
 REPORT = """
 def report(folder):
-    (folder / "made").write_text("x")
-    return folder / "made"
+    (folder / "report.txt").write_text("x")
+    return folder / "report.txt"
 """
-# Stands for Python in the command of a variant: writes the command to the file "starts" of its workdir, and does what
-# the file "do" of that folder, or of the one above, says.
+# Fake of Python in the command of a variant: appends the command to the file "starts" of its
+# workdir, and runs the file "do" of that folder or of its parent.
 PYTHON = """#!/bin/sh
 for argument; do
     case $argument in --workdir=*) workdir=${argument#--workdir=};; esac
@@ -60,7 +60,7 @@ done
 
 @pytest.fixture
 def start(tmp_path, monkeypatch):
-    """A function that runs a sweep with the shell script above in place of Python; returns the exit code."""
+    """Function that runs a sweep with the shell script above as Python."""
     python = tmp_path / "python"
     python.write_text(PYTHON)
     python.chmod(0o755)
@@ -85,7 +85,7 @@ def do(folder, command):
 
 
 def starts(folder):
-    """Number of starts of each variant."""
+    """Return the number of starts per variant."""
     return "".join(
         str(len(f.read_text().splitlines()) if (f := folder / n / "starts").exists() else 0)
         for n in "abc"
@@ -117,7 +117,7 @@ def test_a_failure_does_not_stop_the_others(start, tmp_path, capsys):
         "done",
     ]
     shown = capsys.readouterr().out
-    assert "b failed; the last lines of" in shown and shown.rindex("this is b") > shown.rindex(
+    assert "b failed; last lines of" in shown and shown.rindex("this is b") > shown.rindex(
         "this is c"
     )
     (tmp_path / "run/b/do").unlink()
@@ -125,7 +125,7 @@ def test_a_failure_does_not_stop_the_others(start, tmp_path, capsys):
     assert starts(tmp_path / "run") == "121" and states(tmp_path / "run") == ["done"] * 3
 
 
-def test_a_variant_that_wants_to_be_started_again_stops_the_sweep(start, tmp_path):
+def test_a_variant_that_requests_a_restart_stops_the_sweep(start, tmp_path):
     do(tmp_path / "run/b", "exit 75")
     assert start() == 75
     assert starts(tmp_path / "run") == "110" and states(tmp_path / "run") == [
@@ -164,8 +164,8 @@ def test_one_variant_by_its_number(start, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("index", ["3", "-1", "a", "1.0", ""])
-def test_number_that_does_not_exist(start, index):
-    with pytest.raises(ConfigError, match="variants 0 to 2; received the number"):
+def test_an_unknown_number_is_an_error(start, index):
+    with pytest.raises(ConfigError, match="numbered from 0 to 2, received"):
         start(index=index)
 
 
@@ -186,7 +186,7 @@ def test_collect_writes_only_the_table(start, tmp_path):
     )
 
 
-def test_a_variant_that_is_done_with_another_config_is_not_done(start, tmp_path):
+def test_a_variant_done_with_another_config_is_not_done(start, tmp_path):
     assert start() == 0
     assert start(change={"data": {"min_atoms": 2}}, collect_only=True) == 0
     assert states(tmp_path / "run") == ["waiting"] * 3
@@ -195,7 +195,7 @@ def test_a_variant_that_is_done_with_another_config_is_not_done(start, tmp_path)
     assert starts(tmp_path / "run") == "222"
 
 
-def test_a_variant_without_results_leaves_its_folder_to_the_corrected_one(start, tmp_path):
+def test_a_variant_without_results_releases_its_folder(start, tmp_path):
     do(tmp_path / "run/a", "rm $workdir/starts $workdir/do; exit 1")
     do(tmp_path / "run/b", "exit 1")
     for name in "ab":
@@ -208,7 +208,7 @@ def test_a_variant_without_results_leaves_its_folder_to_the_corrected_one(start,
 
 
 def test_several_sweeps_share_the_work(start, tmp_path):
-    """A second process starts while the first one runs a variant: none repeats work of the other."""
+    """A second process that starts while the first one runs a variant does not repeat its work."""
     do(tmp_path / "run/a", "read go < $workdir/gate")
     os.mkfifo(tmp_path / "run/a/gate")
     assert start(list_only=True) == 0  # writes the config file
@@ -245,7 +245,7 @@ def test_a_variant_that_another_process_runs(start, tmp_path):
     (tmp_path / "run/b").mkdir(parents=True)
     with lock_folder(tmp_path / "run/b", wait=False) as free:
         assert free
-        with pytest.raises(WorkdirError, match="another process is at work"):
+        with pytest.raises(WorkdirError, match="another process is running"):
             start(index="1")
         assert start() == 0  # it is left to the other one
     assert starts(tmp_path / "run") == "101"
@@ -267,10 +267,10 @@ def test_a_sweep_that_was_killed_is_not_running(start, tmp_path):
     assert start(collect_only=True) == 0 and states(tmp_path / "run")[1] == "running"
 
 
-def test_the_folder_of_a_run_is_refused(start, tmp_path):
+def test_the_workdir_of_a_run_is_an_error(start, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/config.json").write_text("{}")
-    with pytest.raises(WorkdirError, match="is the folder of a run"):
+    with pytest.raises(WorkdirError, match="the workdir of a single run"):
         start()
 
 
@@ -281,9 +281,8 @@ def test_several_processes_of_a_run_share_one_variant(start, tmp_path, monkeypat
         start()
     (tmp_path / "run/b").mkdir(parents=True)
     assert start(index="1") == 0
-    assert (
-        starts(tmp_path / "run") == "010" and not (tmp_path / "run/sweep.csv").exists()
-    )  # process 0 writes the table
+    # process 0 writes the table
+    assert starts(tmp_path / "run") == "010" and not (tmp_path / "run/sweep.csv").exists()
     monkeypatch.setattr(
         runner.distributed, "from_environment", lambda: environment._replace(process_id=0)
     )
@@ -296,7 +295,7 @@ def test_needed_variants_come_first(start, tmp_path, capsys):
     assert starts(tmp_path / "run") == "111"
     order = sorted("abc", key=lambda n: (tmp_path / "run" / n / "done.json").stat().st_mtime_ns)
     assert order == ["a", "b", "c"]
-    assert (tmp_path / "run/made").exists() and "report: " in capsys.readouterr().out
+    assert (tmp_path / "run/report.txt").exists() and "report: " in capsys.readouterr().out
     assert (
         f"'data.path': '{tmp_path}/run/b,{tmp_path}/run/a'"
         in (tmp_path / "run/c/starts").read_text()
@@ -306,13 +305,13 @@ def test_needed_variants_come_first(start, tmp_path, capsys):
 def test_a_variant_that_needs_a_failed_one_fails(start, tmp_path, caplog):
     do(tmp_path / "run/a", "exit 3")
     assert start(DEPENDENT) == 1
-    assert starts(tmp_path / "run") == "100" and "b: needs a first" in caplog.text
+    assert starts(tmp_path / "run") == "100" and "b: requires a first" in caplog.text
     do(tmp_path / "run/a", "exit 0")
     assert start(DEPENDENT) == 0 and starts(tmp_path / "run") == "211"
 
 
-def test_a_single_variant_does_not_wait_for_what_it_needs(start, tmp_path, caplog):
-    assert start(DEPENDENT, index="0") == 1 and "b: needs a first" in caplog.text
+def test_a_single_variant_does_not_wait_for_required_variants(start, tmp_path, caplog):
+    assert start(DEPENDENT, index="0") == 1 and "b: requires a first" in caplog.text
     assert start(DEPENDENT, index="1") == 0 and start(DEPENDENT, index="0") == 0
 
 
@@ -321,7 +320,7 @@ def test_another_config_file_in_the_command(start, tmp_path):
         {"name": "a"},
         {"name": "b", "config": "configs/convert.py", "data.path": "{sweep}/a"},
     ]
-    with pytest.raises(ConfigError, match="--config.seed=3 cannot be given"):
+    with pytest.raises(ConfigError, match="--config.seed=3: not supported"):
         start(variants, arguments=["--config=x.py", "--config.seed=3"])
     assert start(variants, arguments=["--config=x.py", "--debug", "--config", "y.py"]) == 0
     assert (tmp_path / "run/b/starts").read_text() == (
@@ -369,7 +368,7 @@ def run(config, workdir):
 
 
 def test_from_the_command_line(tmp_path):
-    """Overrides of a variant replace those of the command line, and an error of a variant is shown at the end."""
+    """Overrides of a variant replace flags, and the error of a variant is shown at the end."""
     (tmp_path / "stub.py").write_text(TASK)
     overrides = {"data.elements": ("H", "C", "O"), "data.max_atoms": None, "data.charge": 0.0}
     (tmp_path / "config.py").write_text(

@@ -25,7 +25,7 @@ def get_config(model="so3krates"):
 
 @pytest.fixture
 def variants(tmp_path):
-    """A function: the variants of a config file whose sweep() has this body."""
+    """Function that returns the variants of a config file whose sweep() has the given body."""
 
     def variants(body, argument="", config=None, parameters=""):
         path = tmp_path / "config.py"
@@ -49,12 +49,12 @@ def test_product_is_every_combination_once(axes):
 
 
 @pytest.mark.parametrize("values", ["abc", [], 3, {1, 2}])
-def test_product_of_no_list(values):
+def test_product_of_other_values_is_an_error(values):
     with pytest.raises(ConfigError, match="must be a list"):
         product({"seed": values})
 
 
-def test_names_are_made_of_the_values(variants):
+def test_names_are_built_from_the_values(variants):
     found = variants("""return [{"model.name": "painn", "seed": 1}, {"loss.beta": 0.5}, {"data.elements": ("H", "C")},
         {"data.path": "a b/c.hdf5"}, {}, {"name": "mine", "seed": 3}]""")
     assert [v.name for v in found] == [
@@ -67,7 +67,7 @@ def test_names_are_made_of_the_values(variants):
     ]
 
 
-def test_names_tell_fields_of_the_same_name_apart(variants):
+def test_names_distinguish_fields_with_the_same_last_part(variants):
     found = variants(
         'return [{"seed": 1, "data.split_seed": 2, "model.options.cutoff": 4.0, '
         '"potential.dispersion_options.cutoff": 9.0}]'
@@ -86,11 +86,11 @@ def test_names_are_safe_and_unique(paths):
 @pytest.mark.parametrize(
     "body, message",
     [
-        ('return [{"seed": 1}, {"seed": 1}]', r"variants \[0, 1\] of the sweep are the same"),
+        ('return [{"seed": 1}, {"seed": 1}]', r"variants \[0, 1\] of the sweep are identical"),
         ('return [{"name": "a", "seed": 1}, {"name": "A", "seed": 2}]', "same name 'a'"),
-        ('return [{"name": "a/b"}]', "cannot be the name"),
-        ('return [{"name": ".."}]', "cannot be the name"),
-        ('return [{"name": "sweep.md"}]', "cannot be the name"),
+        ('return [{"name": "a/b"}]', "invalid name"),
+        ('return [{"name": ".."}]', "invalid name"),
+        ('return [{"name": "sweep.md"}]', "invalid name"),
         ("return []", "must return a list"),
         ('return {"seed": 1}', "must return a list"),
         ('return [{"seed": 1}, {"sed": 2}]', "variant 1 .*Did you mean 'seed'"),
@@ -104,7 +104,7 @@ def test_names_are_safe_and_unique(paths):
         ('return [{"loss.penalty": "maee"}]', "Did you mean 'mae'"),
     ],
 )
-def test_wrong_sweeps_are_refused_before_anything_runs(variants, body, message):
+def test_invalid_sweeps_are_errors_before_anything_runs(variants, body, message):
     with pytest.raises(ConfigError, match=message):
         variants(body)
 
@@ -112,7 +112,7 @@ def test_wrong_sweeps_are_refused_before_anything_runs(variants, body, message):
 def test_config_file_without_sweep(tmp_path):
     path = tmp_path / "config.py"
     path.write_text(CONFIG)
-    with pytest.raises(ConfigError, match="has no function sweep"):
+    with pytest.raises(ConfigError, match="no function sweep"):
         load(str(path), defaults.train_defaults())
 
 
@@ -131,7 +131,7 @@ def test_changes_of_the_command_line_hold_for_all_variants(variants):
     ] == [(3, 0, 10_000), (3, 9, 5)]
 
 
-def test_columns_are_what_differs(variants):
+def test_columns_are_the_fields_that_differ(variants):
     found = variants("""return [{"seed": 0, "train.batch_size": 8},
         {"seed": 1, "train.batch_size": 8, "loss.beta": 0.5}]""")
     assert differing(found, defaults.train_defaults()) == [
@@ -140,7 +140,7 @@ def test_columns_are_what_differs(variants):
     ]
 
 
-def test_dictionaries_are_columns_only_where_nothing_else_tells_them():
+def test_dictionaries_are_columns_only_if_needed_to_distinguish_variants():
     config = spice_sweep.get_config()
     found = load(spice_sweep.__file__, config)
     assert len(found) == 6 and list(differing(found, config)[0]) == ["model.name", "seed"]
@@ -166,13 +166,13 @@ def test_variants_of_other_config_files(variants, tmp_path):
     ].config.model.name == "painn"
     assert found[1].config_file == f"{other}:painn" and "config" not in found[1].overrides
     assert [v.needs for v in found] == [[], ["seed=1"]]
-    with pytest.raises(ConfigError, match="there is no such config file"):
+    with pytest.raises(ConfigError, match="no such config file"):
         variants("return [{'config': 'nowhere.py'}]")
     with pytest.raises(ConfigError, match="unknown config field 'property'"):
         variants("return [{'property.targets': ('gap',)}]")
 
 
-def test_a_variant_may_begin_from_another_and_take_its_architecture(variants):
+def test_a_variant_can_be_initialized_from_another_one(variants):
     first, second = variants(
         "return [{'name': 'a'}, {'name': 'b', 'init.workdir': '{sweep}/a', 'model.name': ''}]"
     )
@@ -180,14 +180,14 @@ def test_a_variant_may_begin_from_another_and_take_its_architecture(variants):
 
 
 @pytest.mark.parametrize("value", ["{sweep}/a", "{sweep}/a/split.json,{sweep}/b/x", "x {sweep}/b"])
-def test_what_a_variant_needs(variants, value):
+def test_required_variants(variants, value):
     found = variants(
         f"return [{{'name': n, 'seed': i}} for i, n in enumerate('ab')] + [{{'name': 'c', "
         f"'data.split_files': {value!r}}}]"
     )
     assert found[2].needs == [n for n in "ab" if f"{{sweep}}/{n}" in value]
     with pytest.raises(
-        ConfigError, match="c needs the folder of unknown variant 'd'. Did you mean"
+        ConfigError, match="c requires the folder of unknown variant 'd'. Did you mean"
     ):
         variants(
             "return [{'name': 'cd', 'seed': 0}, {'name': 'c', 'data.split_files': '{sweep}/d'}]"
@@ -199,5 +199,5 @@ def test_what_a_variant_needs(variants, value):
 )
 def test_variants_that_need_each_other(variants, needs):
     given = [{"name": name, "data.path": f"{{sweep}}/{other}"} for name, other in needs.items()]
-    with pytest.raises(ConfigError, match="needs its own folder, itself or through others: .*a"):
+    with pytest.raises(ConfigError, match="requires its own folder, directly or indirectly: .*a"):
         variants(f"return {given}")

@@ -1,4 +1,7 @@
-"""Task `md` with a force field that is written down: python md_program.py INPUT WORKDIR STEPS FORM."""
+"""Program that runs the task `md` with an analytic force field.
+
+python md_program.py INPUT WORKDIR STEPS FORMAT
+"""
 
 import sys
 
@@ -9,7 +12,7 @@ from tests.simulation.analytic import pairwise
 
 
 def options(input, **changes):
-    """Hot clusters of argon, of which little is written."""
+    """Return a config for hot argon clusters with little output."""
     config = md_defaults()
     config.input, config.force_field, config.replicas, config.num_steps = (
         str(input),
@@ -23,7 +26,7 @@ def options(input, **changes):
         10,
         0.0,
     )
-    config.temperature, config.watch_bonds = 60.0, False
+    config.temperature, config.stop_on_bond_break = 60.0, False
     for name, value in changes.items():
         config[name] = value
     return config
@@ -31,7 +34,7 @@ def options(input, **changes):
 
 if __name__ == "__main__":
     md.load_force_field = lambda text: pairwise()
-    dynamics._TURN = 0.01
+    dynamics._DISPATCH_SECONDS = 0.01
     md.run(
         options(sys.argv[1], num_steps=int(sys.argv[3]), trajectory_format=sys.argv[4]), sys.argv[2]
     )

@@ -1,4 +1,4 @@
-"""A small data set in PubChemQCR's layout with made-up gaps, and runs of the task `property` on it."""
+"""Runs of the task `property` on a small data set with artificial gaps, for the tests."""
 
 import numpy as np
 from ase.build import molecule
@@ -9,7 +9,7 @@ from mlip_jax.predictor import backbone_of
 from tests.datasets.readers.samples import pubchemqcr
 from tests.simulation.conftest import random_potential
 
-# Of ASE's molecules those with H, C, N and O, and SMILES of as many atoms: what is fitted is not chemistry.
+# ASE's molecules of H, C, N and O, and SMILES with as many atoms; the properties are artificial.
 NAMES = {
     "CH4": "C",
     "CH3OH": "CO",
@@ -57,7 +57,7 @@ def _snapshot(atoms, positions):
 
 
 def write_data(folder):
-    """trajectories.lmdb and summary.csv: each molecule comes in four steps to its minimum, two in each stage."""
+    """Write trajectories.lmdb and summary.csv, with four snapshots per molecule in two stages."""
     stored, lines = {}, ["cid,smiles,n_atoms,homo_ev,lumo_ev,gap_ev,dipole_e_bohr"]
     for number, (name, smiles) in enumerate(NAMES.items(), 1):
         atoms, rng = molecule(name), np.random.default_rng(number)
@@ -78,11 +78,11 @@ def write_data(folder):
 
 
 def config(folder, **changes):
-    """Of a small run on the data in `folder`; `changes` are fields with __ for the dot."""
+    """Return the config of a small run on the data in `folder`; changes have __ for dots."""
     c = property_defaults()
     c.data.path, c.data.directory = str(folder / "trajectories.lmdb"), str(folder)
     c.data.reader_options = "stages=('pm3','DFT_1st'); level_of_theory=made up"
-    c.data.refuse = False
+    c.data.reject_invalid = False
     c.data.num_train, c.data.num_valid, c.data.num_test = 0.5, 0.25, 0.25
     c.property.targets = ("gap",)
     c.model.name = "painn"
@@ -95,15 +95,15 @@ def config(folder, **changes):
 
 
 def write_force_field(workdir, seed=0, **options):
-    """The workdir of a force field of PaiNN with random parameters, which knows H, C, N and O."""
+    """Write the workdir of a PaiNN force field with random parameters for H, C, N and O."""
     import jax
 
     model = {"name": "painn", "options": {**MODEL, **options}}
     from mlip_jax.potential import example_graph
 
-    made = backbone_of({"model": model})
+    backbone = backbone_of({"model": model})
     shapes, rng = (
-        jax.eval_shape(made.init, jax.random.key(0), example_graph()),
+        jax.eval_shape(backbone.init, jax.random.key(0), example_graph()),
         np.random.default_rng(seed),
     )
     params = jax.tree.map(lambda s: rng.normal(0, 0.1, s.shape).astype(np.float32), shapes)
@@ -114,7 +114,7 @@ def write_force_field(workdir, seed=0, **options):
         {
             "config": {"task": "train", "model": model, "potential": {}},
             "statistics": {
-                "cutoff": made.cutoff,
+                "cutoff": backbone.cutoff,
                 "reference_energies": [0.0] * 119,
                 "energy_scale": 1.0,
                 "elements": [1, 6, 7, 8],

@@ -22,6 +22,7 @@ DATA = REPOSITORY / "tests/data/gfn2_small.hdf5"
 OPTIONS = {  # model options: the smallest models that exercise a run
     "so3krates": {"num_features": 12, "num_layers": 1, "num_heads": 2, "degrees": "(1,2)"},
     "schnet": {"num_features": 8, "num_layers": 1},
+    "painn_oc": {"num_features": 8, "num_layers": 1, "num_radial": 8, "direct_forces": True},
 }
 SMALL = {
     "data.path": DATA,

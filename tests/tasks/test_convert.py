@@ -1,4 +1,4 @@
-"""Task `convert`, from the command line and called: what it says, what it leaves, what it refuses."""
+"""Tests for the task `convert`: log, store and errors."""
 
 import logging
 import os
@@ -23,7 +23,7 @@ DATA = REPOSITORY / "tests" / "data" / "gfn2_small.hdf5"
 
 
 def command(workdir, **changes):
-    """Exit code and output (white space folded) of a run."""
+    """Run the command and return its exit code and output, with white space folded."""
     fields = {"data.path": DATA, "store.num_processes": 1} | {
         k.replace("__", "."): v for k, v in changes.items()
     }
@@ -46,7 +46,7 @@ def command(workdir, **changes):
 
 
 def run(workdir, **changes):
-    """The same without a process of its own."""
+    """Run the task in this process."""
     config = convert_defaults()
     config.data.path, config.store.num_processes = str(DATA), 1
     for name, value in changes.items():
@@ -56,7 +56,7 @@ def run(workdir, **changes):
 
 
 def edited(path, change):
-    """A copy of the data set where `change` was applied to every group."""
+    """Write a copy of the data set with `change` applied to every group."""
     shutil.copy(DATA, path)
     with h5py.File(path, "a") as file:
         for group in file.values():
@@ -85,16 +85,16 @@ def finished(tmp_path_factory):
     return workdir, output
 
 
-def test_says_what_was_done(finished):
+def test_the_log_summarizes_the_conversion(finished):
     workdir, output = finished
     assert "90 structures of 15 molecules (GFN2-xTB" in output
-    assert "skipped when read: none; taken out by filters: {'charge': 12}" in output
+    assert "skipped by the reader: none; removed by filters: {'charge': 12}" in output
     assert "90 structures, 792 atoms; without energy 0, without forces 0" in output
     assert "net force" in output and "17/17 records" in output
     assert "Traceback" not in output and str(workdir) in output
 
 
-def test_leaves_a_store_with_its_checks(finished):
+def test_the_workdir_is_a_store_with_checks(finished):
     workdir, _ = finished
     store = Store(workdir)
     store.verify()
@@ -124,7 +124,7 @@ def test_other_number_of_processes_is_accepted(finished):
     assert times(workdir) == before and "records" not in output
 
 
-def test_other_filters_are_refused_with_the_difference(finished):
+def test_other_filters_are_an_error_with_the_difference(finished):
     workdir, _ = finished
     code, output = command(workdir, data__charge=0.0, store__atoms_per_shard=100, data__max_atoms=9)
     assert code != 0 and "data.max_atoms: None -> 9" in output and "Traceback" not in output
@@ -139,7 +139,7 @@ def test_other_filters_are_refused_with_the_difference(finished):
     assert is_store(workdir)
 
 
-def test_file_that_is_cut_is_one_message(tmp_path):
+def test_a_truncated_file_is_an_error_with_one_message(tmp_path):
     cut = tmp_path / "cut.hdf5"
     cut.write_bytes(DATA.read_bytes()[:40_000])
     code, output = command(tmp_path / "store", data__path=cut, data__reader="spice")
@@ -147,17 +147,17 @@ def test_file_that_is_cut_is_one_message(tmp_path):
     assert "cut.hdf5: cannot be opened as HDF5 (40000 bytes" in output and "download" in output
 
 
-def test_refused_data_and_the_way_out(tmp_path):
-    """The command that the message gives works in the same workdir."""
+def test_rejected_data_can_be_converted_with_a_flag(tmp_path):
+    """The flag that the message suggests works in the same workdir."""
     source = edited(tmp_path / "wrong.hdf5", gradients_negated)
     code, output = command(tmp_path / "store", data__path=source)
     assert code != 0 and "Traceback" not in output and output.count("error:") == 1
     assert (
-        "wrong.hdf5: refused" in output
+        "wrong.hdf5: rejected" in output
         and "look like gradients" in output
         and "change their sign" in output
     )
-    way_out = "--config.data.refuse=False"
+    way_out = "--config.data.reject_invalid=False"
     assert way_out in output and not is_store(tmp_path / "store")
     code, output = command(tmp_path / "store", data__path=source, data__refuse=False)
     assert code == 0 and "102 structures" in output and "error: these look like gradients" in output
@@ -168,11 +168,11 @@ def test_refused_data_and_the_way_out(tmp_path):
     "changes, error, words",
     [
         ({"data__path": "nowhere.hdf5"}, DatasetError, "nowhere.hdf5: no such file"),
-        ({"data__path": "*.nothing"}, DatasetError, "no file fits this pattern"),
+        ({"data__path": "*.nothing"}, DatasetError, "no file matches this pattern"),
         (
             {"data__path": str(Path(__file__))},
             DatasetError,
-            "layout of no known data set.*config.data.reader",
+            "layout of any known data set.*config.data.reader",
         ),
         ({"data__reader": "spise"}, ConfigError, "Did you mean 'spice'"),
         (
@@ -189,7 +189,7 @@ def test_refused_data_and_the_way_out(tmp_path):
         (
             {"data__max_atoms": 2},
             DatasetError,
-            "no structure is left of 102 read .*'too many atoms': 102",
+            "all 102 structures are excluded .*'too many atoms': 102",
         ),
         (
             {"store__dtype": "float16"},
@@ -198,13 +198,13 @@ def test_refused_data_and_the_way_out(tmp_path):
         ),
     ],
 )
-def test_settings_that_cannot_be_followed(tmp_path, changes, error, words):
+def test_invalid_settings_are_errors(tmp_path, changes, error, words):
     with pytest.raises(error, match=words):
         run(tmp_path / "store", **changes)
     assert not is_store(tmp_path / "store")
 
 
-def test_skipped_and_filtered_are_told_apart(tmp_path, caplog):
+def test_skipped_and_filtered_structures_are_counted_separately(tmp_path, caplog):
     def lost(group):
         if len(group["atomic_numbers"]) == 6:
             group["conformations"][0, 0] = np.nan
@@ -214,7 +214,7 @@ def test_skipped_and_filtered_are_told_apart(tmp_path, caplog):
         tmp_path / "store", data__path=str(edited(tmp_path / "data.hdf5", lost)), data__max_atoms=10
     )
     assert (
-        "skipped when read: {'positions not finite': 1}; taken out by filters: {'too many atoms': 12}"
+        "skipped by the reader: {'positions not finite': 1}; removed by filters: {'too many atoms': 12}"
         in caplog.text
     )
     assert "89 structures of 15 molecules" in caplog.text

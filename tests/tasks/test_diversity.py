@@ -1,4 +1,4 @@
-"""Task diversity: a small study from the sweep to the report, on a small set with GFN2-xTB labels."""
+"""Tests for the task `diversity`: a small study from the sweep to the report."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ from mlip_jax.configs import diversity_n_fixed, diversity_ns_fixed
 from mlip_jax.datasets.selection.held_out import RunData
 from mlip_jax.reports.diversity.generalization import NAMES
 from mlip_jax.sweeps.variants import load
-from mlip_jax.tasks import train
+from mlip_jax.tasks.force_field_training.preparation import energy_only
 from tests.tasks.runs import DATA, REPOSITORY, environment
 
 SETTINGS = {
@@ -71,7 +71,7 @@ def test_published_grids(module, first, last):
     assert (c.optimizer.learning_rate, c.optimizer.learning_rate_end) == (1e-4, 1e-8)
 
 
-def test_one_number_scales_them():
+def test_one_number_scales_the_grids():
     variants = load(
         f"{diversity_n_fixed.__file__}:scale=0.08,grid=2,model=painn",
         diversity_n_fixed.get_config("scale=0.08,grid=2,model=painn"),
@@ -99,10 +99,10 @@ def test_one_number_scales_them():
         diversity_ns_fixed.get_config(f"selection={s}").data.selection
         for s in ("maxmin", "embedding")
     } == {"maxmin", "embedding"}
-    alone, both = diversity_n_fixed.get_config(), diversity_ns_fixed.get_config("beta=0.9")
-    assert (alone.data.require, both.data.require) == ("energy", "both")
+    energies_only, both = diversity_n_fixed.get_config(), diversity_ns_fixed.get_config("beta=0.9")
+    assert (energies_only.data.require, both.data.require) == ("energy", "both")
     assert both.loss.beta == both.loss.beta_end == 0.9
-    assert train.energy_only(alone) and not train.energy_only(both)
+    assert energy_only(energies_only) and not energy_only(both)
     for text, message in (
         ("beta=1", "beta, the weight of forces, must be"),
         ("selection=maxmim", "Did you mean 'maxmin'"),
@@ -118,10 +118,10 @@ def test_one_number_scales_them():
 
 
 @pytest.mark.slow
-def test_from_the_sweep_to_the_report(tmp_path):
-    """Two variants of two seeds; what is complete is not done again; the four metrics are of the right structures.
+def test_a_study_from_the_sweep_to_the_report(tmp_path):
+    """Two variants with two seeds; a complete run is not repeated; the metrics use the right sets.
 
-    A further one is trained on forces.
+    Another variant is trained on forces.
     """
     config = tmp_path / "small.py"
     config.write_text(
@@ -137,9 +137,8 @@ def test_from_the_sweep_to_the_report(tmp_path):
             [*run, *arguments], env=environment(), check=True, capture_output=True, timeout=900
         )
     log = (tmp_path / "sweep/c1-s0/log.txt").read_text()
-    assert (
-        log.count("evaluating the best checkpoint") == 1
-    )  # the variant that was complete was not run again
+    # the variant that was complete was not run again
+    assert log.count("evaluating the best checkpoint") == 1
     for name, n_s, n_c in (("c1-s0", 8, 1), ("c2-s1", 4, 2), ("forces", 4, 2)):
         _check_result(tmp_path / "sweep" / name, n_s, n_c)
     _check_forces(tmp_path / "sweep")
@@ -166,7 +165,7 @@ def test_from_the_sweep_to_the_report(tmp_path):
 
 
 def _check_forces(sweep):
-    """Force errors of the run that was trained on forces, as the calculator has them; none of the others."""
+    """Only the run that was trained on forces has force errors, and they equal the calculator's."""
     of = {
         name: json.loads((sweep / name / "diversity.json").read_text())["metrics"]
         for name in ("c2-s0", "forces")
@@ -174,10 +173,10 @@ def _check_forces(sweep):
     assert all(m is None or m["force_mae_mev_per_ang"] is None for m in of["c2-s0"].values())
     data, calculator = RunData.load(sweep / "forces"), MLIPCalculator.from_workdir(sweep / "forces")
     with (
-        np.load(sweep / "c2-s0/diversity.npz") as alone,
+        np.load(sweep / "c2-s0/diversity.npz") as energies_only,
         np.load(sweep / "forces/diversity.npz") as found,
     ):
-        assert set(found.files) - set(alone.files) == {"force_error"}
+        assert set(found.files) - set(energies_only.files) == {"force_error"}
         arrays = {name: found[name] for name in found.files}
     for name in ("unseen_c", "iid_s"):
         here = arrays["set"] == name
@@ -213,9 +212,8 @@ def _check_result(workdir, n_s, n_c):
         s for s in data.parts["test"] if set(data.store[s].numbers.tolist()) <= elements
     }
     assert not np.isin(molecule[of["iid_s"]], molecule[train]).any()
-    assert (
-        len(of["unseen_c"]) == 2 * n_s and not np.isin(of["unseen_c"], train).any()
-    )  # 6 but for the 4 put aside
+    # 6 minus the 4 that were moved
+    assert len(of["unseen_c"]) == 2 * n_s and not np.isin(of["unseen_c"], train).any()
     assert set(molecule[of["unseen_c"]]) == set(molecule[train])
     assert (
         set(of["iid_c"]) | set(of["ood_c"]) == set(of["unseen_c"])

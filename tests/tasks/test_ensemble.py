@@ -1,4 +1,4 @@
-"""Task `ensemble`: from trained members to expected errors that agree with those found."""
+"""Tests for the task `ensemble`: expected errors agree with actual errors."""
 
 import json
 import shutil
@@ -26,11 +26,10 @@ pytestmark = pytest.mark.slow  # whole runs
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two trained members of other seeds; and the second one once more, as if it were of another split."""
-    made = tmp_path_factory.mktemp("ensemble")
-    shares = dict(
-        data__num_train=200, data__num_valid=100, data__num_test=100
-    )  # more than there are
+    """Two members with different seeds, and a copy of the second one with another split."""
+    root = tmp_path_factory.mktemp("ensemble")
+    # more structures than exist
+    shares = dict(data__num_train=200, data__num_valid=100, data__num_test=100)
     longer = dict(
         train__num_steps=120,
         train__valid_every=60,
@@ -39,23 +38,23 @@ def folder(tmp_path_factory):
     )
     for seed in (0, 1):
         code, output = runs.run(
-            made / f"m{seed}",
+            root / f"m{seed}",
             model="schnet",
             seed=seed,
             data__split_seed=0,
-            data__directory=made / "data",
+            data__directory=root / "data",
             report__max_domain=0,
             **shares,
             **longer,
         )
         assert code == 0, output
-    shutil.copytree(made / "m1", made / "m2")
-    store = RunData.load(made / "m0").store
+    shutil.copytree(root / "m1", root / "m2")
+    store = RunData.load(root / "m0").store
     other = splits.split(
         "molecule", (200, 100, 100), seed=1, molecule=np.asarray(store.index("molecule"))
     )
-    save_split(made / "m2/splits.npz", other, {"store": str(store.path)})
-    return made
+    save_split(root / "m2/splits.npz", other, {"store": str(store.path)})
+    return root
 
 
 def run(folder, members, **changes):
@@ -66,7 +65,7 @@ def run(folder, members, **changes):
     return ensemble.run(c, out), out
 
 
-def test_expected_errors_agree_with_those_found(folder):
+def test_expected_errors_agree_with_actual_errors(folder):
     page, out = run(folder, ("m0", "m1"))
     found = json.loads((out / "ensemble.json").read_text())
     data = RunData.load(folder / "m0")
@@ -92,12 +91,12 @@ def test_expected_errors_agree_with_those_found(folder):
         assert of["z_rms"] == pytest.approx(1) and 0 <= of["roc_auc"] <= 1
         assert 0.2 < found["scores"]["test"][name]["z_rms"] < 5
     text = page.read_text()
-    assert text.count("<figure") == 4 and "area under the curve" in text
+    assert text.count("<figure") == 4 and "area under the ROC curve" in text
     assert "http" not in text.replace("http-equiv", "") and 'src="data:' in text  # self-contained
     assert Calibration.load(out).energy.factor == found["energy"]["factor"]
 
 
-def test_what_members_were_trained_on_is_left_out(folder):
+def test_training_structures_of_members_are_excluded(folder):
     _, out = run(folder, ("m0", "m2"))
     parts = {m: RunData.load(folder / m) for m in ("m0", "m2")}
     molecule = np.asarray(parts["m0"].store.index("molecule"))
@@ -113,18 +112,19 @@ def test_what_members_were_trained_on_is_left_out(folder):
     assert notes[0] in json.loads((out / "ensemble.json").read_text())["notes"]
     assert "members were trained on them" in (out / "report.html").read_text()
     assert len(ensemble_calibration.held_out(paths, members, "valid", 3)[1]) == 3
-    with pytest.raises(DatasetError, match="part 'nothing' holds no structure"):
+    with pytest.raises(DatasetError, match="split 'nothing' contains no structure"):
         ensemble_calibration.held_out(paths, members, "nothing", 3)
 
 
-def test_a_member_whose_data_are_gone(folder):
+def test_a_member_without_its_data(folder):
     shutil.copytree(folder / "m1/best", folder / "moved/best")
     members = [Potential.load(folder / m) for m in ("m0", "moved")]
     _, chosen, notes = ensemble_calibration.held_out(
         [folder / "m0", folder / "moved"], members, "valid", 1000
     )
     assert (
-        len(chosen) and "moved has another data set than m0, or one that is not there" in notes[0]
+        len(chosen)
+        and "moved has another data set than m0, or one that cannot be found" in notes[0]
     )
 
 
@@ -135,19 +135,22 @@ def test_scores_without_labels_of_a_kind(folder):
     )
     found = ensemble_calibration.evaluate(members, store, chosen)
     found.force_error[:] = np.nan
-    made = scores(Calibration.fit(members, found), found)
+    metrics = scores(Calibration.fit(members, found), found)
     assert (
-        made["forces"] is None
-        and made["energy"]["z_rms"] == pytest.approx(1)
-        and made["num_structures"] == 8
+        metrics["forces"] is None
+        and metrics["energy"]["z_rms"] == pytest.approx(1)
+        and metrics["num_structures"] == 8
     )
 
 
 def test_errors(folder):
-    for members, message in (((), "two or more"), (("m0",), "two or more")):
+    for members, message in (
+        ((), "at least two training runs"),
+        (("m0",), "at least two training runs"),
+    ):
         with pytest.raises(ConfigError, match=message):
             run(folder, members)
-    with pytest.raises(ValueError, match="each another one"):
+    with pytest.raises(ValueError, match="all different"):
         run(folder, ("m0", "m0"))
     with pytest.raises(ConfigError, match="max_structures"):
         run(folder, ("m0", "m1"), max_structures=0)

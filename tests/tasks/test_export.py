@@ -1,4 +1,4 @@
-"""Task `export`: all four files, once; a mistake leaves nothing."""
+"""Tests for the task `export`: all files, and errors."""
 
 from __future__ import annotations
 
@@ -45,13 +45,12 @@ def test_export_and_read_back(tmp_path):
 
 
 def test_errors(tmp_path):
-    with pytest.raises(ConfigError, match="force_field is not given"):
+    with pytest.raises(ConfigError, match="force_field is required"):
         export.run(config(""), tmp_path / "out")
     with pytest.raises(CheckpointError, match="no such directory"):
         export.run(config(tmp_path / "nothing"), tmp_path / "out")
     write_force_field(tmp_path / "ff")
     with pytest.raises(ValueError, match="max_atoms"):
         export.run(config(tmp_path / "ff", max_atoms=0), tmp_path / "out")
-    export.run(
-        config(tmp_path / "ff", max_atoms=4, platforms=("cpu",)), tmp_path / "out"
-    )  # the folder is free still
+    # the folder is released
+    export.run(config(tmp_path / "ff", max_atoms=4, platforms=("cpu",)), tmp_path / "out")

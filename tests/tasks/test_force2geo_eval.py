@@ -1,4 +1,4 @@
-"""Task `force2geo_eval`: from a trained force field and its data to a report, by relaxers whose answers are known."""
+"""Tests for the task `force2geo_eval`, with relaxers whose answers are known."""
 
 import csv
 import json
@@ -27,6 +27,7 @@ from mlip_jax.simulation.reference import oracle
 from mlip_jax.simulation.relaxation.metrics import KCAL_PER_MOL
 from mlip_jax.simulation.relaxation.relax import relax
 from mlip_jax.tasks import force2geo_eval
+from mlip_jax.tasks.relaxation_evaluation import evaluation
 from mlip_jax.workdir import WorkdirError
 
 DATA = Path(__file__).parents[1] / "data" / "gfn2_small.hdf5"
@@ -34,13 +35,13 @@ MODEL = {
     "name": "painn",
     "options": {"num_features": 8, "num_layers": 1, "num_radial": 4, "cutoff": 3.0},
 }
-REAL_RELAXER = force2geo_eval.make_relaxer
+REAL_RELAXER = evaluation.make_relaxer
 TEST = ("formamide", "methyl-amine", "oxirane", "urea", "glycolic-acid", "acrylic-acid")
 ELEMENTS = [1, 6, 7, 8]
 
 
 def named(path):
-    """The small data set as extended XYZ, with the names that its molecules have there."""
+    """Write the small data set as extended XYZ and return the names of its molecules."""
     frames = []
     with spice.Reader(DATA) as reader:
         for s in reader:
@@ -62,7 +63,7 @@ def named(path):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A workdir as training leaves it: a checkpoint, and a split of a store."""
+    """Write a workdir like that of a training run: a checkpoint, and a split of a store."""
     folder = tmp_path_factory.mktemp("trained")
     convert(
         ConversionSpec(
@@ -84,9 +85,8 @@ def trained(tmp_path_factory):
     save_split(folder / "run" / "splits.npz", parts, {"store": str(folder / "store")})
     model = create_model(MODEL)
     checkpoints = CheckpointStore(folder / "run" / "best")
-    rng = np.random.default_rng(
-        0
-    )  # the initialisation would take longer to compile than the tests take
+    # the initialization would take longer to compile than the tests take
+    rng = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), example_graph()))
     params = jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), shapes)
     checkpoints.save(
@@ -108,7 +108,7 @@ def trained(tmp_path_factory):
 
 
 class Relaxer:
-    """Does to each molecule what its name asks for; remembers whom it was given."""
+    """Fake relaxer whose result depends on the name of a molecule, and which records the names."""
 
     asked: list = []
     stop_after = None
@@ -154,7 +154,7 @@ class Relaxer:
 
 @pytest.fixture(autouse=True)
 def relaxer(monkeypatch):
-    monkeypatch.setattr(force2geo_eval, "make_relaxer", Relaxer)
+    monkeypatch.setattr(evaluation, "make_relaxer", Relaxer)
     Relaxer.asked, Relaxer.stop_after = [], None
 
 
@@ -175,7 +175,7 @@ def rows(workdir):
         return {(r["force_field"], r["molecule"]): r for r in csv.DictReader(file)}
 
 
-def test_what_is_told_of_molecules_whose_end_is_known(trained, tmp_path, monkeypatch):
+def test_the_report_of_relaxations_with_known_outcomes(trained, tmp_path, monkeypatch):
     report = evaluate(tmp_path / "run", trained)
     found = rows(report.parent)
     assert {name for _, name in found} == set(TEST) == set(Relaxer.asked)
@@ -226,7 +226,7 @@ def test_what_is_told_of_molecules_whose_end_is_known(trained, tmp_path, monkeyp
     )
 
 
-def test_a_stopped_run_goes_on_and_does_nothing_twice(trained, tmp_path, monkeypatch):
+def test_a_stopped_run_resumes_without_repetition(trained, tmp_path, monkeypatch):
     Relaxer.stop_after = 2
     with pytest.raises(KeyboardInterrupt):
         evaluate(tmp_path / "run", trained)
@@ -245,7 +245,7 @@ def test_a_stopped_run_goes_on_and_does_nothing_twice(trained, tmp_path, monkeyp
 
 
 def test_the_batched_relaxation(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(force2geo_eval, "make_relaxer", REAL_RELAXER)
+    monkeypatch.setattr(evaluation, "make_relaxer", REAL_RELAXER)
     report = evaluate(tmp_path / "run", trained, data__num_molecules=3, relax__max_steps=4)
     found = rows(report.parent)
     assert len(found) == 3 and {r["status"] for r in found.values()} <= {
@@ -284,12 +284,10 @@ def test_several_force_fields_share_the_oracle(trained, tmp_path):
     assert (
         not (report.parent / "oracle.jsonl").exists() and (tmp_path / "cache.jsonl").stat().st_size
     )
-    assert (
-        "second was trained on labels of GFN2-xTB, and the oracle is GFN1-xTB" in report.read_text()
-    )
+    assert "second was trained on GFN2-xTB labels, but the oracle is GFN1-xTB" in report.read_text()
 
 
-def test_molecules_that_were_trained_on_are_left_out(trained, tmp_path):
+def test_training_molecules_are_excluded(trained, tmp_path):
     smiles = tmp_path / "mine.smi"
     smiles.write_text(
         "C1CO1 oxirane\nNCC(=O)O glycine\nCC(=O)[O-] acetate\nCS thiol\nCO methanol\n"
@@ -299,7 +297,7 @@ def test_molecules_that_were_trained_on_are_left_out(trained, tmp_path):
     left_out = json.loads((tmp_path / "run" / "left_out.json").read_text())
     assert set(left_out) == {"glycine", "acetate", "thiol"} and "training" in left_out["glycine"]
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "because it is in the training or validation part of a force field: 2." in page
+    assert "because it is in the training or validation split of a force field: 2." in page
     evaluate(
         tmp_path / "all",
         trained,
@@ -320,13 +318,13 @@ def test_molecules_that_were_trained_on_are_left_out(trained, tmp_path):
         evaluate(tmp_path / "none", trained, data__path=str(smiles))
 
 
-def test_a_force_field_of_unknown_data_is_told_of(trained, tmp_path):
+def test_a_force_field_with_unknown_data_is_reported(trained, tmp_path):
     shutil.copytree(trained, tmp_path / "moved")
     (tmp_path / "moved" / "splits.npz").unlink()
     smiles = tmp_path / "mine.smi"
     smiles.write_text("CO methanol\n")
     report = evaluate(tmp_path / "run", tmp_path / "moved", data__path=str(smiles))
-    assert "What moved was trained on is not known" in report.read_text()
+    assert "The training data of moved are unknown" in report.read_text()
     with pytest.raises(DatasetError, match="config.data.path"):
         evaluate(tmp_path / "own", tmp_path / "moved")
 
@@ -351,9 +349,9 @@ def test_a_reference_geometry_of_the_data(trained, tmp_path):
 
 @pytest.mark.parametrize(
     "text, message",
-    [(None, "give the workdir"), ("a=x,a=y", "different names"), ("a=", "different names")],
+    [(None, "force_field is required"), ("a=x,a=y", "different names"), ("a=", "different names")],
 )
-def test_force_fields_that_are_none(text, message):
+def test_invalid_lists_of_force_fields_are_errors(text, message):
     with pytest.raises(ConfigError, match=message):
         force2geo_eval.force_fields(text)
 

@@ -1,4 +1,4 @@
-"""What a data set is, from the command line to the report: the numbers are those that NumPy finds in the file."""
+"""Tests for the task `inspect_data`: the numbers agree with those computed by NumPy."""
 
 import importlib.util
 import json
@@ -17,7 +17,8 @@ from matplotlib import image
 from mlip_jax import defaults
 from mlip_jax.datasets import readers, source
 from mlip_jax.datasets.quality.histogram import Histogram
-from mlip_jax.reports.dataset import markdown, write_dataset_report
+from mlip_jax.reports.dataset.report import write_dataset_report
+from mlip_jax.reports.dataset.tables import markdown
 from mlip_jax.tasks import inspect_data
 
 REPOSITORY = Path(__file__).parents[2]
@@ -37,9 +38,9 @@ def command(workdir, **fields):
 
 
 @pytest.fixture(scope="module")
-def looked(tmp_path_factory):
+def inspected(tmp_path_factory):
     """Workdir and output of a run on the whole file."""
-    folder = tmp_path_factory.mktemp("looked")
+    folder = tmp_path_factory.mktemp("inspected")
     process = subprocess.run(
         command(folder / "run", path=DATA),
         cwd=folder,
@@ -67,19 +68,19 @@ def config_for(path, directory, **changes):
 
 def summary_of(path, directory, **changes):
     return inspect_data.summarize(
-        source.load(config_for(path, directory, refuse=False, **changes).data)
+        source.load(config_for(path, directory, reject_invalid=False, **changes).data)
     )
 
 
 def histogram(plain):
-    """From dataset.json."""
+    """Return a histogram of dataset.json."""
     h = Histogram(plain["edges"], plain["counts"], plain["below"], plain["above"], plain["missing"])
     h.minimum, h.maximum, h.finite = plain["minimum"], plain["maximum"], int(h.counts.sum())
     return h
 
 
 def check_distribution(plain, values):
-    """A histogram of dataset.json holds these values: counts, mean, extremes, and quantiles to within a bin."""
+    """Assert that a histogram describes these values; its quantiles are accurate to one bin."""
     values = np.asarray(values, float)
     h = histogram(plain)
     assert h.known == len(values) and h.missing == 0
@@ -103,13 +104,13 @@ def check_distribution(plain, values):
 
 
 def cells(text, first):
-    """The cells of the row of a Markdown table that begins with `first`."""
+    """Return the cells of the row of a Markdown table that begins with `first`."""
     row = next(line for line in text.splitlines() if line.startswith(f"| {first} |"))
     return [cell.strip() for cell in row.strip("|").split("|")]
 
 
-def test_the_table_has_the_columns_of_the_papers(looked):
-    workdir, output = looked
+def test_the_table_has_the_columns_of_the_papers(inspected):
+    workdir, output = inspected
     text = (workdir / "dataset.md").read_text()
     assert cells(text, "data set") == ["data set", "n_s", "n_c", "N", "level of theory", "elements"]
     assert cells(text, "gfn2\\_small.hdf5") == [
@@ -130,27 +131,27 @@ def test_the_table_has_the_columns_of_the_papers(looked):
     )
 
 
-def test_numbers_are_those_of_numpy(looked, structures):
-    told = json.loads((looked[0] / "dataset.json").read_text())
+def test_numbers_equal_those_computed_with_numpy(inspected, structures):
+    content = json.loads((inspected[0] / "dataset.json").read_text())
     sizes = [len(s) for s in structures]
     molecules, conformers = np.unique([s.molecule for s in structures], return_counts=True)
     assert (
-        (told["num_structures"], told["num_molecules"])
+        (content["num_structures"], content["num_molecules"])
         == (len(structures), len(molecules))
         == (102, 17)
     )
-    assert told["mean_conformers"] == 6.0
-    check_distribution(told["n_atoms"], sizes)
-    assert [told["n_atoms"]["counts"][n - 6] for n in range(6, 12)] == np.bincount(sizes)[
+    assert content["mean_conformers"] == 6.0
+    check_distribution(content["n_atoms"], sizes)
+    assert [content["n_atoms"]["counts"][n - 6] for n in range(6, 12)] == np.bincount(sizes)[
         6:
     ].tolist()
-    check_distribution(told["conformers"], conformers)
+    check_distribution(content["conformers"], conformers)
     check_distribution(
-        told["force"], np.concatenate([np.linalg.norm(s.forces, axis=1) for s in structures])
+        content["force"], np.concatenate([np.linalg.norm(s.forces, axis=1) for s in structures])
     )
-    check_distribution(told["total_energy_per_atom"], [s.energy / len(s) for s in structures])
+    check_distribution(content["total_energy_per_atom"], [s.energy / len(s) for s in structures])
     check_distribution(
-        told["shortest_distance"],
+        content["shortest_distance"],
         [
             np.linalg.norm(s.positions[:, None] - s.positions[None], axis=-1)[
                 np.triu_indices(len(s), 1)
@@ -159,42 +160,42 @@ def test_numbers_are_those_of_numpy(looked, structures):
         ],
     )
     numbers = np.concatenate([s.numbers for s in structures])
-    assert told["elements"] == {
+    assert content["elements"] == {
         chemical_symbols[z]: int(n) for z, n in zip(*np.unique(numbers, return_counts=True))
     }
     charges = {
         float(c): int(n)
         for c, n in zip(*np.unique([s.charge for s in structures], return_counts=True))
     }
-    assert {float(c): n for c, n in told["charges"].items()} == charges and len(charges) == 3
-    assert told["counts"]["read from the source"] == 102 and told["problems"] == []
+    assert {float(c): n for c, n in content["charges"].items()} == charges and len(charges) == 3
+    assert content["counts"]["read from the source"] == 102 and content["problems"] == []
 
 
-def test_energies_less_the_least_squares_of_elements(looked, structures):
-    told = json.loads((looked[0] / "dataset.json").read_text())
+def test_energies_minus_reference_energies(inspected, structures):
+    content = json.loads((inspected[0] / "dataset.json").read_text())
     present = sorted({z for s in structures for z in s.numbers.tolist()})
     counts = np.array([[(s.numbers == z).sum() for z in present] for s in structures], float)
     energy = np.array([s.energy for s in structures])
     fitted, *_ = np.linalg.lstsq(counts, energy, rcond=None)
-    check_distribution(told["energy_per_atom"], (energy - counts @ fitted) / counts.sum(1))
+    check_distribution(content["energy_per_atom"], (energy - counts @ fitted) / counts.sum(1))
     for z, value in zip(present, fitted):
         np.testing.assert_allclose(
-            told["reference_energies"][chemical_symbols[z]], value, rtol=1e-6
+            content["reference_energies"][chemical_symbols[z]], value, rtol=1e-6
         )
 
 
-def test_further_labels(looked, structures):
-    told = json.loads((looked[0] / "dataset.json").read_text())["properties"]
+def test_further_labels(inspected, structures):
+    content = json.loads((inspected[0] / "dataset.json").read_text())["properties"]
     formation = [float(s.properties["formation_energy"]) for s in structures]
-    assert set(told) == {"formation_energy"} and told["formation_energy"]["labelled"] == 1.0
+    assert set(content) == {"formation_energy"} and content["formation_energy"]["labelled"] == 1.0
     np.testing.assert_allclose(
-        [told["formation_energy"]["minimum"], told["formation_energy"]["maximum"]],
+        [content["formation_energy"]["minimum"], content["formation_energy"]["maximum"]],
         [min(formation), max(formation)],
     )
 
 
-def test_the_figure_is_a_picture(looked):
-    picture = image.imread(looked[0] / "dataset.png")
+def test_the_figure_is_an_image(inspected):
+    picture = image.imread(inspected[0] / "dataset.png")
     assert picture.ndim == 3 and min(picture.shape[:2]) > 500 and picture[..., :3].std() > 0.05
 
 
@@ -206,12 +207,12 @@ def test_filters_apply_and_are_counted(tmp_path, structures):
         len({s.molecule for s in kept}),
     )
     assert set(summary.elements) == {"H", "C", "N", "O"} and summary.charges == {0.0: len(kept)}
-    assert summary.counts["left out here: charge"] == 12
-    assert summary.counts["left out here: elements"] == 102 - 12 - len(kept)
+    assert summary.counts["skipped here: charge"] == 12
+    assert summary.counts["skipped here: elements"] == 102 - 12 - len(kept)
     assert summary.n_atoms.known == len(kept) and summary.force.known == sum(len(s) for s in kept)
 
 
-def test_a_file_with_flipped_gradients_is_described_and_the_problem_said(tmp_path):
+def test_flipped_gradients_are_reported(tmp_path):
     path = tmp_path / "flipped.hdf5"
     shutil.copy(DATA, path)
     with h5py.File(path, "a") as file:
@@ -225,7 +226,7 @@ def test_a_file_with_flipped_gradients_is_described_and_the_problem_said(tmp_pat
 
 
 def without(tmp_path, name, *fields):
-    """The data set without some labels."""
+    """Write the data set without some labels."""
     path = tmp_path / f"{name}.hdf5"
     shutil.copy(DATA, path)
     with h5py.File(path, "a") as file:
@@ -236,7 +237,7 @@ def without(tmp_path, name, *fields):
 
 
 def check_report(folder, summary):
-    """The report of any summary can be written, and holds the titles of what is known."""
+    """Assert that the report of a summary contains the titles of the known quantities."""
     text = write_dataset_report(folder, summary).read_text()
     assert text == markdown(summary) and (folder / "dataset.png").stat().st_size > 10_000
     assert (
@@ -299,7 +300,7 @@ def sample(name, folder):
 
 
 def test_conformers_of_geom(tmp_path):
-    """Energies and many properties, no forces, unlike numbers of conformers."""
+    """GEOM has energies, many properties, no forces, and different numbers of conformers."""
     path = sample("geom", tmp_path / "geom")
     with readers.open_data(path) as opened:
         structures = list(opened)
@@ -316,16 +317,16 @@ def test_conformers_of_geom(tmp_path):
     )
     assert summary.labels["forces"] == 0.0 and summary.force is None
     assert set(summary.properties) == {name for s in structures for name in s.properties}
-    for name, told in summary.properties.items():
+    for name, content in summary.properties.items():
         values = np.array([s.properties.get(name, np.nan) for s in structures], float)
         np.testing.assert_allclose(
-            [told.minimum, told.maximum], [np.nanmin(values), np.nanmax(values)], err_msg=name
+            [content.minimum, content.maximum], [np.nanmin(values), np.nanmax(values)], err_msg=name
         )
-        np.testing.assert_allclose(told.labelled, np.isfinite(values).mean(), err_msg=name)
+        np.testing.assert_allclose(content.labelled, np.isfinite(values).mean(), err_msg=name)
     check_report(tmp_path / "report", summary)
 
 
-def test_frames_of_ase_with_a_crystal_among_them(tmp_path):
+def test_ase_frames_including_a_crystal(tmp_path):
     summary = summary_of(sample("ase", tmp_path / "ase"), tmp_path / "data")
     assert summary.num_structures == 4 and summary.labels == {"energy": 0.75, "forces": 1.0}
     assert summary.charges == {0.0: 3, 1.0: 1} and {"Na", "Cl"} < set(summary.elements)

@@ -1,4 +1,4 @@
-"""Task `md`: what it writes, and that a run that is stopped anywhere writes the same in the end."""
+"""Tests for the task `md`: its files, which do not depend on interruptions."""
 
 import csv
 import functools
@@ -30,14 +30,14 @@ from tests.tasks.runs import environment
 
 
 @pytest.fixture
-def world(tmp_path, monkeypatch):
-    """run(workdir="run", **changes of the config) of two clusters."""
+def run_task(tmp_path, monkeypatch):
+    """Function run(workdir="run", **config changes) that simulates two clusters."""
     path = tmp_path / "clusters.xyz"
     write(path, [cluster(0), cluster(1)[:9]])
     monkeypatch.setattr(
         md, "load_force_field", lambda text: pairwise(depth=0.02 if text == "other" else 0.0104)
     )
-    monkeypatch.setattr(dynamics, "_TURN", 0.003)
+    monkeypatch.setattr(dynamics, "_DISPATCH_SECONDS", 0.003)
 
     def run(workdir="run", input=path, drawn=False, **changes):
         if not drawn:
@@ -57,13 +57,13 @@ def outputs(workdir):
 
 
 def arrays(path):
-    """What an HDF5 file says, to the bit; where in the file it says it depends on how often it was opened."""
+    """Return the arrays of an HDF5 file as bytes, independent of its layout."""
     with h5py.File(path) as file:
         return {name: file[name][:].tobytes() for name in h5md._names(file)}
 
 
-def test_results(world, tmp_path):
-    report = world(drawn=True)
+def test_results(run_task, tmp_path):
+    report = run_task(drawn=True)
     workdir = tmp_path / "run"
     page = report.read_text()
     assert report == workdir / "report.html" and page.count("<img") == 2 and "Ar13" in page
@@ -90,13 +90,13 @@ def test_results(world, tmp_path):
     start = read(workdir / "trajectories/0.xyz", 0).positions
     np.testing.assert_allclose(start, cluster(0).positions, atol=1e-5)
     assert (start == read(workdir / "trajectories/1.xyz", 0).positions).all(), (
-        "replicas begin alike, but for momenta"
+        "replicas start identically, except for momenta"
     )
 
 
-def test_both_forms_hold_the_same(world, tmp_path):
-    report = world("hdf5", trajectory_format="hdf5", drawn=True)
-    world("text")
+def test_both_trajectory_formats_contain_the_same_frames(run_task, tmp_path):
+    report = run_task("hdf5", trajectory_format="hdf5", drawn=True)
+    run_task("text")
     assert (
         "<img" in report.read_text()
         and (tmp_path / "hdf5/thermo.csv").read_bytes()
@@ -116,32 +116,32 @@ def test_both_forms_hold_the_same(world, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["extxyz", "hdf5"])
-def test_a_stopped_run_writes_the_same(world, tmp_path, monkeypatch, form):
-    world = functools.partial(world, trajectory_format=form)
-    world("whole")
+def test_a_stopped_run_writes_the_same_output(run_task, tmp_path, monkeypatch, form):
+    run_task = functools.partial(run_task, trajectory_format=form)
+    run_task("whole")
     write_files, calls = DynamicsOutputs.write, []
 
     def fails(self, *arguments):
         calls.append(0)
         write_files(self, *arguments)
-        if len(calls) in (3, 5):  # what is written is not in a restart file yet
+        if len(calls) in (3, 5):  # the frames are not in a restart file yet
             raise SystemExit
 
     monkeypatch.setattr(DynamicsOutputs, "write", fails)
     for _ in range(2):
         with pytest.raises(SystemExit):
-            world("stopped")
-    world("stopped", num_steps=100)
-    world("stopped")
+            run_task("stopped")
+    run_task("stopped", num_steps=100)
+    run_task("stopped")
     assert len(calls) > 5 and outputs(tmp_path / "stopped") == outputs(tmp_path / "whole")
     before = len(calls)
-    world("stopped")
+    run_task("stopped")
     assert len(calls) == before, "nothing is left to do"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["extxyz", "hdf5"])
-def test_a_killed_run_writes_the_same(tmp_path, form):
+def test_a_killed_run_writes_the_same_output(tmp_path, form):
     path = tmp_path / "clusters.xyz"
     write(path, [cluster(0), cluster(1)[:9]])
 
@@ -175,48 +175,47 @@ def test_a_killed_run_writes_the_same(tmp_path, form):
         time.sleep(0.05)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        for file in (tmp_path / "killed/trajectories").glob(
-            "*.h5"
-        ):  # a text may end within a frame
+        # a text may end within a frame
+        for file in (tmp_path / "killed/trajectories").glob("*.h5"):
             steps = [a.info["step"] for a in read_trajectory(file)]
             assert steps and steps == list(range(0, 10 * len(steps), 10))
     assert start("killed").wait(600) == 0
     assert outputs(tmp_path / "killed") == outputs(tmp_path / "whole")
 
 
-def test_what_was_begun_otherwise_is_refused(world, tmp_path):
-    world(num_steps=4)
+def test_other_settings_than_those_of_the_run_are_errors(run_task, tmp_path):
+    run_task(num_steps=4)
     with pytest.raises(WorkdirError, match="temperature: 60.0 -> 70.0"):
-        world(num_steps=4, temperature=70.0)
+        run_task(num_steps=4, temperature=70.0)
     with pytest.raises(WorkdirError, match="force_field"):
-        world(num_steps=4, force_field="other")
+        run_task(num_steps=4, force_field="other")
     restart = tmp_path / "run/restart.npz"
     content = restart.read_bytes()
     restart.write_bytes(content[:200])
-    with pytest.raises(OutputError, match="is damaged .* Remove it"):
-        world(num_steps=8)
+    with pytest.raises(OutputError, match="corrupted .* Remove it"):
+        run_task(num_steps=8)
     restart.write_bytes(content)
     (tmp_path / "run/thermo.csv").write_text("step")
-    with pytest.raises(OutputError, match="thermo.csv: has 4 bytes"):
-        world(num_steps=8)
+    with pytest.raises(OutputError, match="thermo.csv: contains 4 bytes"):
+        run_task(num_steps=8)
 
 
-def test_a_trajectory_that_has_lost_something_is_told(world, tmp_path):
-    world(num_steps=20, trajectory_format="hdf5")
+def test_a_truncated_trajectory_is_an_error(run_task, tmp_path):
+    run_task(num_steps=20, trajectory_format="hdf5")
     path = tmp_path / "run/trajectories/2.h5"
-    h5md.cut(path, 1)
-    with pytest.raises(OutputError, match="2.h5: has 1 frames, and had 3"):
-        world(trajectory_format="hdf5")
+    h5md.truncate(path, 1)
+    with pytest.raises(OutputError, match="2.h5: contains 1 frames, but contained 3"):
+        run_task(trajectory_format="hdf5")
     path.write_bytes(path.read_bytes()[:700])
-    with pytest.raises(OutputError, match="2.h5: cannot be read or cut to 3 frames"):
-        world(trajectory_format="hdf5")
+    with pytest.raises(OutputError, match="2.h5: cannot be read or truncated to 3 frames"):
+        run_task(trajectory_format="hdf5")
 
 
-def test_bad_input_is_told(world, tmp_path):
+def test_invalid_input_is_an_error(run_task, tmp_path):
     for changes, error, words in [
         ({"num_steps": 0}, ConfigError, "num_steps must be at least 1"),
-        ({"input": ""}, ConfigError, "input is not given"),
-        ({"force_field": ""}, ConfigError, "force_field is not given"),
+        ({"input": ""}, ConfigError, "input is required"),
+        ({"force_field": ""}, ConfigError, "force_field is required"),
         ({"ensemble": "nvt"}, ConfigError, "unknown ensemble 'nvt'"),
         ({"trajectory_format": "hdf"}, ConfigError, "Did you mean 'hdf5'"),
         ({"ensemble": "npt"}, ValueError, "periodic in all directions"),
@@ -224,8 +223,8 @@ def test_bad_input_is_told(world, tmp_path):
         ({"timestep": -1.0}, ConfigError, "timestep must be positive"),
     ]:
         with pytest.raises(error, match=words):
-            world(**changes)
+            run_task(**changes)
     empty = tmp_path / "broken.xyz"
     empty.write_text("2\n\nAr 0 0 0\nXx 0 0 zero\n")
     with pytest.raises(DatasetError, match="molecule 0 cannot be simulated"):
-        world(input=empty)
+        run_task(input=empty)

@@ -1,4 +1,4 @@
-"""Task `minima`: what it writes, that it goes on where it was killed, and what it refuses."""
+"""Tests for the task `minima`: its files, resumption and errors."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ from tests.simulation.analytic import pairwise
 
 def options(path, **changes):
     config = minima_defaults()
-    config.input, config.force_field, config.batch = str(path), "springs", 1
+    config.input, config.force_field, config.batch_molecules = str(path), "springs", 1
     (
         config.search.rounds,
         config.search.replicas,
@@ -45,7 +45,7 @@ def dimers(folder, *others):
 
 
 @pytest.mark.slow
-def test_a_killed_search_goes_on(tmp_path, monkeypatch, springs):
+def test_a_killed_search_resumes(tmp_path, monkeypatch, springs):
     path = dimers(tmp_path, molecule("CH4"))
     search, calls = minima.find_minima, []
 
@@ -59,11 +59,8 @@ def test_a_killed_search_goes_on(tmp_path, monkeypatch, springs):
     with pytest.raises(SystemExit):
         minima.run(options(path), tmp_path / "run")
     report = minima.run(options(path), tmp_path / "run")
-    assert calls == [
-        1,
-        1,
-        1,
-    ]  # the first molecule once, the second twice, methane (carbon is not known) never
+    # the first molecule once, the second twice, methane never (carbon is unknown)
+    assert calls == [1, 1, 1]
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     assert (metrics["molecules"], metrics["without_minima"], metrics["minima"]) == (3, 1, 2)
     assert "C" in metrics["by_molecule"][2]["failure"] and metrics["judged"] is None
@@ -76,29 +73,44 @@ def test_a_killed_search_goes_on(tmp_path, monkeypatch, springs):
     assert "Energies of the minima" in page and "trained on C" in page and page.count("<img") == 1
 
 
-def test_beside_the_reference_method(tmp_path, springs):
-    page = minima.run(options(dimers(tmp_path), judged=2), tmp_path / "run").read_text()
-    assert "Beside the reference method" in page
+def test_comparison_with_the_reference_method(tmp_path, springs):
+    config = options(dimers(tmp_path), num_reference_minima=2)
+    page = minima.run(config, tmp_path / "run").read_text()
+    assert "Comparison with the reference method" in page
+    # one minimum per molecule has no rank correlation
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["judged"] is None
+
+    # an older version wrote the same workdir with the former names of the fields, and resumes
+    stored = json.loads((tmp_path / "run/config.json").read_text())
+    stored["judged"] = stored.pop("num_reference_minima")
+    stored["batch"] = stored.pop("batch_molecules")
+    (tmp_path / "run/config.json").write_text(json.dumps(stored))
+    (tmp_path / "run/report.html").unlink()
+    del config.num_reference_minima
+    config.judged = 2
     assert (
-        json.loads((tmp_path / "run/metrics.json").read_text())["judged"] is None
-    )  # one minimum of each: no order
+        minima.run(config, tmp_path / "run")
+        .read_text()
+        .count("Comparison with the reference method")
+        == 1
+    )
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"force_field": ""}, "force_field is not given"),
-        ({"geometries": 0}, "geometries must be at least 1"),
+        ({"force_field": ""}, "force_field is required"),
+        ({"num_conformers": 0}, "num_conformers must be at least 1"),
         ({"search__rounds": -1}, "search.rounds must be"),
-        ({"judged": 1, "oracle__method": "GFN3"}, "unknown oracle.method 'GFN3'"),
+        ({"num_reference_minima": 1, "oracle__method": "GFN3"}, "unknown oracle.method 'GFN3'"),
     ],
 )
-def test_bad_settings_are_told(tmp_path, changes, message):
+def test_invalid_settings_are_errors(tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
         minima.run(options(dimers(tmp_path), **changes), tmp_path / "run")
 
 
-def test_a_file_of_which_nothing_can_be_searched(tmp_path, springs):
+def test_a_file_without_usable_molecules_is_an_error(tmp_path, springs):
     path = tmp_path / "methane.xyz"
     write(path, molecule("CH4"))
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Task `predict`: a line for each molecule, whatever becomes of it; nothing twice; and how far to trust it."""
+"""Tests for the task `predict`: one row per molecule, resumption and uncertainty."""
 
 import csv
 
@@ -37,7 +37,7 @@ def run(folder, name, **changes):
         return list(csv.DictReader(file))
 
 
-def test_a_line_for_each_molecule(folder):
+def test_one_row_per_molecule(folder):
     rows = run(folder, "one", batch_size=2)
     assert [row["status"] for row in rows] == ["predicted"] * 2 + [
         "failed",
@@ -45,7 +45,9 @@ def test_a_line_for_each_molecule(folder):
         "failed",
     ] + ["predicted"] * 2
     assert [row["name"] for row in rows] == ["ethanol", "methane", "bad", "", "", "benzene", ""]
-    assert "cannot read the SMILES" in rows[2]["reason"] and "does not know Xe" in rows[4]["reason"]
+    assert (
+        "cannot read the SMILES" in rows[2]["reason"] and "not trained on Xe" in rows[4]["reason"]
+    )
     done = [row for row in rows if row["status"] == "predicted"]
     assert all(
         float(row["gap_expected_error"]) >= 0 and row["outside_domain"] in "01" for row in done
@@ -59,16 +61,18 @@ def test_a_line_for_each_molecule(folder):
 
 def test_an_ensemble_has_a_mean_and_a_spread(folder):
     both = run(folder, "both", predictor=f"{folder / 'gap-0'},{folder / 'gap-1'}")
-    alone = [run(folder, f"alone-{seed}", predictor=str(folder / f"gap-{seed}")) for seed in (0, 1)]
-    for b, *single in zip(both, *alone):
+    single_runs = [
+        run(folder, f"alone-{seed}", predictor=str(folder / f"gap-{seed}")) for seed in (0, 1)
+    ]
+    for b, *single in zip(both, *single_runs):
         if b["status"] == "predicted":
             values = [float(s["gap"]) for s in single]
             assert float(b["gap"]) == pytest.approx(np.mean(values), rel=1e-5)
             assert float(b["gap_std"]) == pytest.approx(np.std(values, ddof=1), rel=1e-4)
-    assert "gap_std" not in alone[0][0]
+    assert "gap_std" not in single_runs[0][0]
 
 
-def test_more_molecules_go_on_and_none_is_done_twice(folder, monkeypatch):
+def test_a_rerun_predicts_only_new_molecules(folder, monkeypatch):
     counted, real = [], predict.Ensemble.predict
     monkeypatch.setattr(
         predict.Ensemble,
@@ -102,10 +106,10 @@ def test_molecules_are_relaxed_first(folder):
     assert plain[0]["gap"] != relaxed[0]["gap"]
 
 
-def test_what_cannot_be_meant(folder):
+def test_invalid_configs_are_errors(folder):
     for changes, message in (
-        ({"predictor": ""}, "predictor is not given"),
-        ({"input": ""}, "input is not given"),
+        ({"predictor": ""}, "predictor is required"),
+        ({"input": ""}, "input is required"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"fmax": 0.0}, "fmax must be"),
     ):

@@ -1,4 +1,4 @@
-"""Task `property` on small data: from scratch, from a force field, at other geometries; and what it leaves."""
+"""Tests for the task `property`: training from scratch and from a force field, and its files."""
 
 import csv
 import json
@@ -14,6 +14,7 @@ from mlip_jax.predictor import Predictor, begin_from, pretrained
 from mlip_jax.simulation.geometry_sources import Sources
 from mlip_jax.simulation.trust.domain import Domain
 from mlip_jax.tasks import property as task
+from mlip_jax.tasks.property_training.data import PropertyData
 from tests.tasks.property_runs import NAMES, config, write_data, write_force_field
 
 GEOMETRIES = ("labels", "pm3:first", "etkdg")
@@ -28,7 +29,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def scratch(folder):
-    """A run from scratch, tested at three geometries."""
+    """Workdir of a run from scratch, tested at three geometries."""
     task.run(
         config(folder, data__test_geometries=GEOMETRIES, train__num_steps=72), folder / "scratch"
     )
@@ -44,7 +45,7 @@ def table(path):
         return list(csv.DictReader(file))
 
 
-def test_what_a_run_leaves(scratch):
+def test_files_of_a_run(scratch):
     found = scores(scratch)
     assert set(found) == {"train", "valid", "test labels", "test pm3:first", "test etkdg"}
     assert {part: of["gap"]["count"] for part, of in found.items()} == {
@@ -65,30 +66,30 @@ def test_what_a_run_leaves(scratch):
     assert Domain.load(scratch / "domain.npz").border > 0
 
 
-def test_no_molecule_is_in_two_parts_and_the_split_serves_others(scratch, folder):
+def test_no_molecule_is_in_two_splits_and_the_split_is_reusable(scratch, folder):
     parts = json.loads((scratch / "split_records.json").read_text())
     assert sorted(sum(parts.values(), [])) == list(range(len(NAMES)))
-    other = task.Data.load(
+    other = PropertyData.load(
         config(folder, data__split_seed=5, data__held_out=str(scratch / "split_records.json")),
-        _made(folder / "held_out"),
+        _create_folder(folder / "held_out"),
     )
     records = other.loaded.store.index("record")[other.index]
     for name in ("train", "valid"):
-        assert not set(records[other.parts[name]].tolist()) & set(parts["test"])
+        assert not set(records[other.splits[name]].tolist()) & set(parts["test"])
 
 
-def _made(path):
+def _create_folder(path):
     path.mkdir(exist_ok=True)
     return path
 
 
-def test_it_learns_and_its_predictor_predicts(scratch, folder):
+def test_training_lowers_the_error_and_the_predictor_predicts(scratch, folder):
     assert scores(scratch)["train"]["gap"]["mae"] < 0.7 * np.std(
         [float(r["gap"]) for r in table(scratch / "predictions_train.csv")]
     )
     predictor = Predictor.load(scratch)
-    data = task.Data.load(config(folder), _made(folder / "again"))
-    columns = data.loaded.store.take(data.index[data.parts["test"]])
+    data = PropertyData.load(config(folder), _create_folder(folder / "again"))
+    columns = data.loaded.store.take(data.index[data.splits["test"]])
     predicted = predictor.predict(columns, batch_size=2)
     np.testing.assert_allclose(
         predicted["gap"],
@@ -96,7 +97,7 @@ def test_it_learns_and_its_predictor_predicts(scratch, folder):
         rtol=1e-4,
     )
     assert predicted["embedding"].shape == (6, 8)
-    atoms = [data.loaded.store[int(i)] for i in data.index[data.parts["test"]]]
+    atoms = [data.loaded.store[int(i)] for i in data.index[data.splits["test"]]]
     assert [a.molecule for a in atoms] == [
         r["molecule"] for r in table(scratch / "predictions_test_labels.csv")
     ]
@@ -106,7 +107,7 @@ def test_it_learns_and_its_predictor_predicts(scratch, folder):
         predictor.predict([Atoms("Xe")])
 
 
-def test_a_finished_run_is_only_reported_again(scratch, folder):
+def test_a_finished_run_only_rewrites_its_report(scratch, folder):
     before = (scratch / "metrics.csv").read_bytes()
     task.run(config(folder, data__test_geometries=GEOMETRIES, train__num_steps=72), scratch)
     assert (scratch / "metrics.csv").read_bytes() == before
@@ -125,7 +126,7 @@ def test_a_finished_run_is_tested_at_other_geometries(folder):
     assert (folder / "again_tested/metrics.csv").read_bytes() == steps
 
 
-def test_from_a_force_field(folder):
+def test_training_from_a_force_field(folder):
     params = write_force_field(folder / "ff")
     c = config(
         folder,
@@ -149,7 +150,7 @@ def _leaves(tree):
     return [np.asarray(x) for x in jax.tree.leaves(tree)]
 
 
-def test_fine_tuning_begins_with_all_that_is_there(scratch, folder):
+def test_fine_tuning_starts_from_all_stored_parameters(scratch, folder):
     model, arrays, _ = pretrained(scratch)
     assert model["name"] == "painn" and {k.split("/")[0] for k in arrays} == {
         "backbone",
@@ -164,7 +165,7 @@ def test_fine_tuning_begins_with_all_that_is_there(scratch, folder):
         data__valid_geometry="pm3",
         data__test_geometries=("pm3", "labels"),
         train__num_steps=12,
-        optimizer__rates="params/backbone/*=0.1",
+        optimizer__lr_multipliers="params/backbone/*=0.1",
     )
     task.run(c, folder / "tuned")
     tuned = Predictor.load(folder / "tuned")
@@ -174,7 +175,7 @@ def test_fine_tuning_begins_with_all_that_is_there(scratch, folder):
 
 
 @pytest.mark.slow
-def test_denoising_has_no_property(folder):
+def test_denoising_without_properties(folder):
     c = config(
         folder,
         property__targets=(),
@@ -191,7 +192,7 @@ def test_denoising_has_no_property(folder):
 
 
 @pytest.mark.slow
-def test_dens_trains_a_force_field_that_predictors_begin_from(folder):
+def test_dens_trains_a_force_field_that_initializes_predictors(folder):
     c = config(
         folder,
         property__targets=(),
@@ -213,11 +214,11 @@ def test_dens_trains_a_force_field_that_predictors_begin_from(folder):
     assert np.isfinite(scores(folder / "after_dens")["test labels"]["gap"]["mae"])
 
 
-def test_a_checkpoint_that_does_not_fit_says_how(folder, scratch):
+def test_a_checkpoint_that_does_not_fit_is_an_error_with_the_differences(folder, scratch):
     write_force_field(folder / "wide", num_features=16)
     with pytest.raises(
         CheckpointError,
-        match=r"wide cannot be begun from: in 'backbone'(.|\n)*embedding: stored "
+        match=r"wide cannot initialize this model: in 'backbone'(.|\n)*embedding: stored "
         r"\(119, 16\), expected \(119, 8\)(.|\n)*Leave config.model.name empty",
     ):
         task.run(config(folder, init__workdir=str(folder / "wide")), folder / "misfit")
@@ -229,17 +230,19 @@ def test_a_checkpoint_that_does_not_fit_says_how(folder, scratch):
         begin_from(params, arrays, "runs/x")
 
 
-def test_each_kind_of_workdir_is_opened_as_what_it_is(folder, scratch):
+def test_each_kind_of_workdir_is_opened_only_as_its_kind(folder, scratch):
     write_force_field(folder / "ff2")
-    with pytest.raises(CheckpointError, match="holds a force field, not a predictor"):
+    with pytest.raises(CheckpointError, match="contains a force field, not a predictor"):
         Predictor.load(folder / "ff2")
-    with pytest.raises(CheckpointError, match="holds a predictor of properties, not a force field"):
+    with pytest.raises(
+        CheckpointError, match="contains a predictor of properties, not a force field"
+    ):
         Potential.load(scratch)
 
 
-def test_relaxed_geometries_are_made_once(folder):
+def test_relaxed_geometries_are_computed_once(folder):
     write_force_field(folder / "relaxer")
-    data = task.Data.load(config(folder), _made(folder / "sources"))
+    data = PropertyData.load(config(folder), _create_folder(folder / "sources"))
     loads = []
 
     def load():
@@ -264,22 +267,26 @@ def test_relaxed_geometries_are_made_once(folder):
         (
             {"data__test_geometries": ("DFT_3rd",)},
             ConfigError,
-            "no geometry 'DFT_3rd'.*DFT_1st, pm3",
+            "unknown geometry 'DFT_3rd'.*DFT_1st, pm3",
         ),
         ({"data__test_geometries": ("relaxed(pm3)",)}, ConfigError, "set data.force_field"),
         ({"property__targets": ("gop",)}, DatasetError, "Did you mean 'gap'"),
-        ({"model__name": ""}, ConfigError, "no init.workdir to take it from"),
+        ({"model__name": ""}, ConfigError, "model.name and init.workdir are both empty"),
         (
             {"align__weight": 0.1, "align__noise": 0.1, "data__geometry": "pm3"},
             ConfigError,
-            "set data.geometry='labels'",
+            "Set data.geometry='labels'",
         ),
         ({"init__train": "head"}, ConfigError, "Did you mean 'heads'"),
-        ({"optimizer__rates": "params/backbone"}, ValueError, "optimizer.rates must be"),
+        (
+            {"optimizer__lr_multipliers": "params/backbone"},
+            ValueError,
+            "optimizer.lr_multipliers must be",
+        ),
         ({"property__heads": {"homo": {}}}, ConfigError, "unknown target in property.heads"),
     ],
 )
-def test_configs_that_cannot_be_meant(folder, tmp_path, changes, error, message):
+def test_inconsistent_configs_are_errors(folder, tmp_path, changes, error, message):
     heads = changes.pop("property__heads", None)
     c = config(folder, **changes)
     if heads:

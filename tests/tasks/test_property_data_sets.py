@@ -1,4 +1,4 @@
-"""Property predictors on the data sets of the papers, each a few molecules in the layout of its own files."""
+"""Tests for property predictors on small files in the layout of published data sets."""
 
 import importlib
 import json
@@ -25,7 +25,7 @@ CASES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
-def test_a_predictor_of_each(name, tmp_path):
+def test_a_predictor_for_each_data_set(name, tmp_path):
     reader, targets, changes, options = CASES[name]
     path, own = importlib.import_module(f"tests.datasets.readers.samples.{reader}").make(tmp_path)
     c = config(

@@ -1,4 +1,4 @@
-"""Task `relax` around a relaxation that only counts: each molecule once, in any number of starts and processes."""
+"""Tests for the task `relax` with a fake relaxer: each molecule once, despite interruptions."""
 
 import csv
 import dataclasses
@@ -46,9 +46,9 @@ class Result:
 
 
 class Counting:
-    """Moves atoms by an amount that depends on the molecule alone, and takes note of which it has had.
+    """Fake relaxer that moves atoms by an amount that depends only on the molecule.
 
-    Finishes molecules out of order, with some in flight, as slots on a device do.
+    It records its molecules and finishes them out of order, like the slots of a device.
     """
 
     num_compiles = 1
@@ -109,8 +109,8 @@ def options(path, **changes):
 
 
 @pytest.fixture
-def world(tmp_path, monkeypatch):
-    """run(relaxer, **changes of the config) of twelve molecules."""
+def run_task(tmp_path, monkeypatch):
+    """Function run(relaxer, **config changes) that relaxes twelve molecules."""
     path = tmp_path / "mols.smi"
     path.write_text("".join(f"{s} name{i}\n" for i, s in enumerate(SMILES)))
     monkeypatch.setattr(
@@ -141,9 +141,9 @@ def rows(workdir):
         return list(csv.DictReader(file))
 
 
-def test_results(world, tmp_path):
+def test_results(run_task, tmp_path):
     relaxer = Counting(frames=True)
-    report = world(relaxer, drawn=True, trajectory_every=1)
+    report = run_task(relaxer, drawn=True, trajectory_every=1)
     assert report == tmp_path / "run/report.html" and report.stat().st_size > 10_000
     assert sorted(relaxer.seen) == [i for i in range(12) if i not in BAD]
     found = rows(tmp_path / "run")
@@ -183,27 +183,27 @@ def test_results(world, tmp_path):
     assert (
         "before and after" in text
         and "RDKit cannot read" in text
-        and "tiny relaxes mols.smi" in text
+        and "Relaxation of mols.smi with tiny" in text
     )
 
 
-def test_a_second_run_does_nothing_and_says_the_same(world, tmp_path):
-    world(Counting())
+def test_a_second_run_changes_nothing(run_task, tmp_path):
+    run_task(Counting())
     before = outputs(tmp_path / "run")
     again = Counting()
-    world(again)
+    run_task(again)
     assert again.seen == [] and outputs(tmp_path / "run") == before
 
 
 @pytest.mark.parametrize("error", [SystemExit(75), KeyboardInterrupt(), MemoryError()])
-def test_no_molecule_twice_and_the_same_results_after_any_number_of_ends(world, tmp_path, error):
-    world(Counting(frames=True), "whole", trajectory_every=1)
+def test_interrupted_runs_relax_each_molecule_once_with_the_same_results(run_task, tmp_path, error):
+    run_task(Counting(frames=True), "whole", trajectory_every=1)
     starts = []
     while True:
         relaxer = Counting(frames=True, stop_after=len(starts) % 3, error=error)
         starts.append(relaxer)
         try:
-            world(relaxer, trajectory_every=1)
+            run_task(relaxer, trajectory_every=1)
             break
         except type(error):
             assert len(starts) < 30
@@ -212,20 +212,20 @@ def test_no_molecule_twice_and_the_same_results_after_any_number_of_ends(world, 
     assert outputs(tmp_path / "run") == outputs(tmp_path / "whole")
 
 
-def test_results_that_were_cut_off_are_made_anew(world, tmp_path):
-    world(Counting(), "whole")
-    world(Counting())
+def test_truncated_results_are_recomputed(run_task, tmp_path):
+    run_task(Counting(), "whole")
+    run_task(Counting())
     lines = (tmp_path / "run/parts/part-0.csv").read_bytes().splitlines(keepends=True)
     os.truncate(tmp_path / "run/parts/part-0.csv", sum(map(len, lines[:-3])) + 5)
     (tmp_path / "run/results.csv").unlink()
     again = Counting()
-    world(again)
+    run_task(again)
     assert 1 <= len(again.seen) <= 3 and outputs(tmp_path / "run") == outputs(tmp_path / "whole")
 
 
-def test_several_processes_share_and_any_number_goes_on(world, tmp_path, monkeypatch):
-    """Three processes, of which two come to an end; then two, then one."""
-    world(Counting(), "whole")
+def test_processes_share_the_work_and_any_number_resumes(run_task, tmp_path, monkeypatch):
+    """Three processes, two of which finish, are followed by two, then by one."""
+    run_task(Counting(), "whole")
     seen = []
 
     def process(index, count, relaxer):
@@ -245,7 +245,7 @@ def test_several_processes_share_and_any_number_goes_on(world, tmp_path, monkeyp
     seen.append(2)
     assert process(1, 3, Counting()) == [4, 10, 7]
     assert process(1, 2, Counting()) == [5, 11] and process(0, 2, Counting()) == [8]
-    world(Counting(stop_after=0, error=AssertionError("all is done")))
+    run_task(Counting(stop_after=0, error=AssertionError("all is done")))
     assert sorted(seen) == [i for i in range(12) if i not in BAD]
     assert outputs(tmp_path / "run") == outputs(tmp_path / "whole")
     assert [p.name for p in sorted((tmp_path / "run/parts").glob("*.csv"))] == [
@@ -253,56 +253,56 @@ def test_several_processes_share_and_any_number_goes_on(world, tmp_path, monkeyp
     ]
 
 
-def test_conformers(world, tmp_path):
+def test_conformers(run_task, tmp_path):
     relaxer = Counting()
-    world(relaxer, num_conformers=2)
+    run_task(relaxer, num_conformers=2)
     assert len(rows(tmp_path / "run")) == 24 and len(relaxer.seen) == 20
     a, b = read(tmp_path / "run/relaxed.xyz", ":2")
     assert np.abs(a.positions - b.positions).max() > 1e-3 and a.info["smiles"] == b.info["smiles"]
 
 
-def test_first_some_then_all(world, tmp_path):
-    world(Counting(), "whole")
+def test_a_limit_can_be_raised(run_task, tmp_path):
+    run_task(Counting(), "whole")
     some = Counting()
-    world(some, limit=3)
+    run_task(some, limit=3)
     assert sorted(some.seen) == [0, 2] and len(rows(tmp_path / "run")) == 3
     rest = Counting()
-    world(rest)
+    run_task(rest)
     assert not set(some.seen) & set(rest.seen) and outputs(tmp_path / "run") == outputs(
         tmp_path / "whole"
     )
-    world(Counting(), limit=5)
+    run_task(Counting(), limit=5)
     assert len(rows(tmp_path / "run")) == 5
 
 
-def test_formats(world, tmp_path):
-    world(Counting(), formats=("xyz",))
+def test_formats(run_task, tmp_path):
+    run_task(Counting(), formats=("xyz",))
     assert set(outputs(tmp_path / "run")) == {"results.csv", "relaxed.xyz"}
     with pytest.raises(WorkdirError, match="formats"):
-        world(Counting())
+        run_task(Counting())
     path = tmp_path / "mols.xyz"
     path.write_text("3\n\nO 0 0 0\nH 0 0 1\nH 0 1 0\n")
-    world(Counting(), "bonds", input=path)
+    run_task(Counting(), "bonds", input=path)
     assert set(outputs(tmp_path / "bonds")) == {"results.csv", "relaxed.xyz"}
 
 
-def test_nothing_that_can_be_relaxed(world, tmp_path):
+def test_a_file_without_usable_molecules(run_task, tmp_path):
     path = tmp_path / "bad.smi"
     path.write_text("C1CC\nX\n")
-    report = world(Counting(), input=path, drawn=True)
+    report = run_task(Counting(), input=path, drawn=True)
     assert "No molecule was relaxed" in report.read_text()
     assert [r["status"] for r in rows(tmp_path / "run")] == ["failed"] * 2
 
 
-def test_bad_input_beside_good(world, tmp_path):
-    """What cannot be read fails with its place, what can goes to the relaxation, which judges overlaps and elements."""
+def test_invalid_molecules_among_valid_ones(run_task, tmp_path):
+    """Unreadable molecules fail with their index; the relaxation checks the others."""
     path = tmp_path / "mixed.xyz"
     path.write_text(
         "1\n\nHe 0 0 0\n2\n\nH 0 0 0\nH 0 0 nan\n2\n\nH 0 0 0\nH 0 0 0.01\n1\n\nQq 0 0 0\n"
         "3\nname=water\nO 0 0 0\nH 0 0 1\nH 0 1 0\n"
     )
     relaxer = Counting()
-    world(relaxer, input=path)
+    run_task(relaxer, input=path)
     assert sorted(relaxer.seen) == [0, 2, 4]
     found = rows(tmp_path / "run")
     assert [r["status"] for r in found] == ["failed", "failed", "converged", "failed", "converged"]
@@ -328,7 +328,7 @@ def test_bad_input_beside_good(world, tmp_path):
         ({"no_such": 1}, "no_such"),
     ],
 )
-def test_bad_configs(world, tmp_path, changes, words):
+def test_invalid_configs_are_errors(run_task, tmp_path, changes, words):
     config = relax_defaults()
     config.unlock()
     for name, value in ({"input": "x.smi", "force_field": "tiny"} | changes).items():
@@ -341,70 +341,70 @@ def test_bad_configs(world, tmp_path, changes, words):
 @pytest.mark.parametrize(
     "name, words",
     [
-        ("empty.smi", "holds no molecules"),
-        ("empty.xyz", "holds no molecules"),
+        ("empty.smi", "contains no molecules"),
+        ("empty.xyz", "contains no molecules"),
         ("empty.csv", "is empty"),
         ("missing.smi", "no such file"),
     ],
 )
-def test_files_without_molecules_leave_the_folder_to_the_right_ones(world, tmp_path, name, words):
+def test_files_without_molecules_release_the_workdir(run_task, tmp_path, name, words):
     path = tmp_path / name
     if "missing" not in name:
         path.write_text("")
     with pytest.raises(DatasetError, match=words):
-        world(Counting(), input=path)
-    world(Counting())
+        run_task(Counting(), input=path)
+    run_task(Counting())
     assert len(rows(tmp_path / "run")) == 12
 
 
-def test_other_molecules_force_fields_and_settings_are_refused(world, tmp_path):
-    world(Counting(), limit=2)
+def test_other_molecules_force_fields_and_settings_are_errors(run_task, tmp_path):
+    run_task(Counting(), limit=2)
     with pytest.raises(WorkdirError, match="fmax: 0.05 -> 0.01"):
-        world(Counting(), fmax=0.01)
+        run_task(Counting(), fmax=0.01)
     content = (tmp_path / "mols.smi").read_text()
     (tmp_path / "mols.smi").write_text(content.replace("CCO", "CCS"))
     with pytest.raises(
         WorkdirError, match="other molecules or with another force field:\n  input.digest"
     ):
-        world(Counting())
+        run_task(Counting())
     (tmp_path / "mols.smi").write_text(content)
-    world(Counting(), num_processes=2, batch_atoms=99)
+    run_task(Counting(), num_processes=2, batch_atoms=99)
     config = json.loads((tmp_path / "run/config.json").read_text())
-    config["force_field"] = "other"  # the same name, trained anew
+    config["force_field"] = "other"  # the same name, but other parameters
     (tmp_path / "run/config.json").write_text(json.dumps(config))
     with pytest.raises(WorkdirError, match="force_field: "):
-        world(Counting(), force_field="other")
+        run_task(Counting(), force_field="other")
 
 
-def test_error_of_the_relaxation_comes_out_and_leaves_what_was_done(world, tmp_path):
+def test_an_error_of_the_relaxation_is_raised_and_keeps_finished_results(run_task, tmp_path):
     with pytest.raises(ValueError, match="device"):
-        world(Counting(stop_after=4, error=ValueError("the device is gone")))
+        run_task(Counting(stop_after=4, error=ValueError("the device is gone")))
     assert len(journal.finished(tmp_path / "run/parts", relax.LAYOUT)) >= 4
     rest = Counting()
-    world(rest)
+    run_task(rest)
     assert len(rest.seen) == 6
 
 
-def test_full_disk(world, tmp_path, monkeypatch):
+def test_a_full_disk_is_an_error(run_task, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as m:
-        m.setattr(journal, "_MOST_WAITING", 0)
+        m.setattr(journal, "_MAX_WAITING_BYTES", 0)
         m.setattr(os, "pwrite", full)
         with pytest.raises(JournalError, match="No space left on device"):
-            world(Counting())
-    world(Counting())
+            run_task(Counting())
+    run_task(Counting())
     assert len(rows(tmp_path / "run")) == 12
 
 
-def test_molecules_that_the_relaxation_loses_are_an_error(world):
+def test_molecules_without_a_result_are_an_error(run_task):
     class Losing(Counting):
         def stream(self, molecules):
             yield from itertools.islice(super().stream(molecules), 3)
 
-    with pytest.raises(RuntimeError, match="come to no end"):
-        world(Losing())
+    with pytest.raises(RuntimeError, match="have no result"):
+        run_task(Losing())
 
 
 def test_force_fields_by_name(tmp_path, monkeypatch):
@@ -418,14 +418,14 @@ def test_force_fields_by_name(tmp_path, monkeypatch):
         relax.load_force_field(str(tmp_path / "missing:x"))
 
 
-def test_force_fields_are_told_apart():
+def test_force_fields_have_different_digests():
     a, b = random_potential("tiny", 0), random_potential("tiny", 1)
     assert a.digest() == dataclasses.replace(a).digest() != b.digest()
     assert dataclasses.replace(a, energy_scale=2.0).digest() != a.digest()
 
 
-def test_sigterm_in_the_midst(world, tmp_path):
-    """As in a run: the signal becomes SystemExit, wherever the program is."""
+def test_sigterm_during_the_relaxation(run_task, tmp_path):
+    """As in a run, the signal raises SystemExit at any point."""
 
     class Terminated(Counting):
         def _relaxed(self, atoms):
@@ -435,17 +435,17 @@ def test_sigterm_in_the_midst(world, tmp_path):
 
     first, rest = Terminated(), Counting()
     with distributed.ended_by_signals(), pytest.raises(SystemExit) as ended:
-        world(first)
+        run_task(first)
     assert ended.value.code == distributed.EXIT_REQUEUE
-    world(rest)
+    run_task(rest)
     assert len(first.seen) == 5 and sorted(first.seen[:4] + rest.seen) == [
         i for i in range(12) if i not in BAD
     ]
 
 
-def test_what_lies_outside_of_the_domain_is_told(world, tmp_path, monkeypatch):
-    """As the calculator tells it of the relaxed geometries; nothing of those that there are none of."""
-    world(Counting(), "unknown", drawn=True)
+def test_molecules_outside_the_domain_are_reported(run_task, tmp_path, monkeypatch):
+    """The cells agree with the calculator, and are empty for molecules without a geometry."""
+    run_task(Counting(), "unknown", drawn=True)
     assert json.loads((tmp_path / "unknown/metrics.json").read_text())["outside_domain"] is None
     assert {(r["domain_distance"], r["outside_domain"]) for r in rows(tmp_path / "unknown")} == {
         ("", "")
@@ -456,7 +456,9 @@ def test_what_lies_outside_of_the_domain_is_told(world, tmp_path, monkeypatch):
     (tmp_path / "trained").mkdir()
     domain.save(tmp_path / "trained" / FILE)
     monkeypatch.setattr(merge, "_BLOCK", 8)
-    report = world(Counting(), force_field=str(tmp_path / "trained"), formats=("sdf",), drawn=True)
+    report = run_task(
+        Counting(), force_field=str(tmp_path / "trained"), formats=("sdf",), drawn=True
+    )
     found, calculator = rows(tmp_path / "run"), MLIPCalculator(potential, domain=domain)
     by_index = {atoms.info["index"]: atoms for atoms in frames}
     assert len(found) == 12 and len(by_index) == 10
@@ -473,8 +475,8 @@ def test_what_lies_outside_of_the_domain_is_told(world, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "run/metrics.json").read_text())["outside_domain"] == outside
 
 
-def test_parts_are_not_taken_for_outputs(world, tmp_path):
-    world(Counting(), drawn=True)
+def test_part_files_are_not_outputs(run_task, tmp_path):
+    run_task(Counting(), drawn=True)
     assert {p.name for p in (tmp_path / "run").iterdir()} == {
         ".lock",
         "config.json",

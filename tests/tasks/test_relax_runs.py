@@ -1,4 +1,4 @@
-"""The command `relax` with a small PaiNN that has minima: killed, stopped, and in several processes."""
+"""Tests for runs of `relax` with a small PaiNN: killed, stopped, and in several processes."""
 
 import csv
 import os
@@ -22,7 +22,7 @@ MOLECULES = 60
 
 @pytest.fixture(scope="module")
 def force_field(tmp_path_factory, request):
-    """A workdir as training leaves it."""
+    """Workdir like that of a training run."""
     potential = request.getfixturevalue("morse_potential")
     folder = tmp_path_factory.mktemp("force_field")
     store = CheckpointStore(folder / "best")
@@ -48,7 +48,7 @@ def force_field(tmp_path_factory, request):
 
 @pytest.fixture(scope="module")
 def molecules(tmp_path_factory):
-    """Methanol again and again, distorted, and what cannot be relaxed in between; as extended XYZ."""
+    """Extended XYZ file of distorted methanol molecules, and some that cannot be relaxed."""
     from ase.build import molecule
 
     rng = np.random.default_rng(0)
@@ -72,7 +72,7 @@ def molecules(tmp_path_factory):
 
 
 def arguments(workdir, force_field, molecules, **changes):
-    # float64, and little at a time: results do not depend on neighbours then, and runs can be interrupted
+    # float64 and small batches: results do not depend on the batch, and runs can be interrupted
     fields = {
         "force_field": force_field,
         "input": molecules,
@@ -108,7 +108,7 @@ def start(*inputs, processes=1, **changes):
 
 
 def recorded(workdir):
-    """Indices of all lines of all parts, in any order."""
+    """Return the indices of all lines of all part files, in any order."""
     return [
         line.index
         for path in sorted((workdir / "parts").glob("*.csv"))
@@ -137,15 +137,15 @@ def assert_alike(workdir, expected):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, force_field, molecules):
-    workdir = tmp_path_factory.mktemp("runs") / "undisturbed"
+def uninterrupted(tmp_path_factory, force_field, molecules):
+    workdir = tmp_path_factory.mktemp("runs") / "uninterrupted"
     code, output = finish(start(workdir, force_field, molecules))
     assert code == 0, output
     return workdir, output
 
 
-def test_whole_run(undisturbed):
-    workdir, output = undisturbed
+def test_whole_run(uninterrupted):
+    workdir, output = uninterrupted
     found = {int(r["index"]): r for r in rows(workdir)}
     assert sorted(found) == list(range(MOLECULES)) and sorted(recorded(workdir)) == list(
         range(MOLECULES)
@@ -175,13 +175,12 @@ def test_whole_run(undisturbed):
 
 @pytest.mark.slow
 def test_killed_stopped_and_finished_by_two_processes(
-    tmp_path, force_field, molecules, undisturbed
+    tmp_path, force_field, molecules, uninterrupted
 ):
     workdir = tmp_path / "run"
     process = start(workdir, force_field, molecules)
-    wait_for(
-        lambda: len(recorded(workdir)) > 3, process
-    )  # as soon as a first batch of results is on the disk
+    # as soon as the first batch of results is on disk
+    wait_for(lambda: len(recorded(workdir)) > 3, process)
     os.kill(process.pid, signal.SIGKILL)
     finish(process)
     killed = recorded(workdir)
@@ -190,19 +189,18 @@ def test_killed_stopped_and_finished_by_two_processes(
     os.kill(process.pid, signal.SIGTERM)
     code, output = finish(process)
     stopped = recorded(workdir)
-    assert code == 75 and "the same command goes on from there" in output, output
-    assert f"going on: {len(killed)} of {MOLECULES} molecules are done" in output
+    assert code == 75 and "Rerun the same command to resume" in output, output
+    assert f"resuming: {len(killed)} of {MOLECULES} molecules are done" in output
     assert 3 < len(killed) < len(stopped) < MOLECULES
     code, output = finish(start(workdir, force_field, molecules, processes=2))
     assert code == 0, output
-    assert sorted(recorded(workdir)) == list(
-        range(MOLECULES)
-    )  # each once, before anything is put together
-    assert_alike(workdir, undisturbed[0])
+    # each molecule once, before the results are merged
+    assert sorted(recorded(workdir)) == list(range(MOLECULES))
+    assert_alike(workdir, uninterrupted[0])
 
 
 @pytest.mark.slow
-def test_two_processes_of_which_one_is_killed(tmp_path, force_field, molecules, undisturbed):
+def test_two_processes_end_if_one_is_killed(tmp_path, force_field, molecules, uninterrupted):
     workdir = tmp_path / "run"
     process = start(workdir, force_field, molecules, processes=2)
     wait_for(lambda: len(recorded(workdir)) > 2, process)
@@ -213,7 +211,7 @@ def test_two_processes_of_which_one_is_killed(tmp_path, force_field, molecules, 
     code, output = finish(start(workdir, force_field, molecules, processes=3))
     assert code == 0, output
     assert sorted(recorded(workdir)) == list(range(MOLECULES))
-    assert_alike(workdir, undisturbed[0])
+    assert_alike(workdir, uninterrupted[0])
 
 
 @pytest.mark.slow
@@ -239,15 +237,14 @@ def test_smiles_to_sdf(tmp_path, force_field):
             molecule.GetConformer().GetPositions(), atoms.positions, atol=1e-4
         )
         assert Chem.MolToSmiles(Chem.RemoveHs(molecule)) == "CO"
-    np.testing.assert_allclose(
-        frames[0].positions, frames[1].positions, atol=1e-6
-    )  # the same SMILES
+    # the same SMILES
+    np.testing.assert_allclose(frames[0].positions, frames[1].positions, atol=1e-6)
 
 
-def test_errors_are_one_message(tmp_path, force_field, molecules):
+def test_errors_are_a_single_message(tmp_path, force_field, molecules):
     (tmp_path / "empty.smi").write_text("# nothing\n")
     for inputs, changes, words in (
-        ((force_field, tmp_path / "empty.smi"), {}, "empty.smi: holds no molecules"),
+        ((force_field, tmp_path / "empty.smi"), {}, "empty.smi: contains no molecules"),
         ((force_field, molecules), {"optimizer": "bfgz"}, "bfgs"),
     ):
         code, output = finish(start(tmp_path / "run", *inputs, **changes))

@@ -1,4 +1,4 @@
-"""Task `stability` on argon: cold clusters hold together, dimers on weak springs do not."""
+"""Tests for the task `stability`: cold argon clusters survive, weakly bound dimers break."""
 
 import csv
 import json
@@ -30,7 +30,7 @@ def options(path, **changes):
     return config
 
 
-def test_hot_molecules_break_and_a_stopped_run_goes_on(tmp_path, monkeypatch):
+def test_hot_molecules_break_and_a_stopped_run_resumes(tmp_path, monkeypatch):
     path = tmp_path / "dimers.xyz"
     write(path, [Atoms("H2", [[0, 0, 0], [0, 0, 0.74]]), Atoms("H2", [[0, 0, 0], [0, 0, 0.7]])])
     monkeypatch.setattr(
@@ -38,7 +38,7 @@ def test_hot_molecules_break_and_a_stopped_run_goes_on(tmp_path, monkeypatch):
         "load_force_field",
         lambda text: pairwise("harmonic", length=0.74, stiffness=20.0),
     )
-    monkeypatch.setattr(dynamics, "_TURN", 0.01)
+    monkeypatch.setattr(dynamics, "_DISPATCH_SECONDS", 0.01)
     write_files, calls = DynamicsOutputs.write, []
 
     def fails(self, *arguments):
@@ -64,14 +64,14 @@ def test_hot_molecules_break_and_a_stopped_run_goes_on(tmp_path, monkeypatch):
         and metrics["molecules"][0]["broken"] == 3
     )
     page = report.read_text()
-    assert page.count("<img") == 1 and "Why they broke" in page
+    assert page.count("<img") == 1 and "Reasons of breaks" in page
     table = (tmp_path / "run/stability.csv").read_text()
     rows = list(csv.DictReader(table.splitlines()))
     assert len(rows) == 12 and rows[0]["broke_at_ps"] == "" and "H0–H1" in rows[-1]["reason"]
     assert table == (tmp_path / "whole/stability.csv").read_text()
 
 
-def test_beside_the_reference_method(tmp_path, monkeypatch):
+def test_comparison_with_the_reference_method(tmp_path, monkeypatch):
     path = tmp_path / "dimers.xyz"
     write(path, [Atoms("H2", [[0, 0, 0], [0, 0, 0.74]]), Atoms("Ar2", [[0, 0, 0], [0, 0, 0.75]])])
     monkeypatch.setattr(
@@ -92,26 +92,27 @@ def test_beside_the_reference_method(tmp_path, monkeypatch):
     config = options(path, **changes)
     config.oracle.method, config.oracle.num_processes = "ase.calculators.emt:EMT", 1
     page = stability.run(config, tmp_path / "run").read_text()
-    (compared,) = json.loads((tmp_path / "run/metrics.json").read_text())[
-        "compared"
-    ]  # EMT knows no argon
+    # EMT knows no argon
+    (compared,) = json.loads((tmp_path / "run/metrics.json").read_text())["compared"]
     assert (
         compared["name"] == "H2"
         and 0 <= compared["spectrum_overlap"] <= 1
         and compared["temperature_k"] > 0
     )
-    assert 0 <= compared["distances_overlap"] <= 1 and "Beside the reference method" in page
-    made = tmp_path / "run/compared/reference/0.npz"
-    before = made.stat().st_mtime_ns
+    assert (
+        0 <= compared["distances_overlap"] <= 1 and "Comparison with the reference method" in page
+    )
+    reference_file = tmp_path / "run/compared/reference/0.npz"
+    before = reference_file.stat().st_mtime_ns
     (tmp_path / "run/report.html").unlink()
     stability.run(config, tmp_path / "run")
     assert json.loads((tmp_path / "run/metrics.json").read_text())["compared"] == [compared]
-    assert made.stat().st_mtime_ns == before
+    assert reference_file.stat().st_mtime_ns == before
 
 
-def test_bad_settings_are_told(tmp_path):
+def test_invalid_settings_are_errors(tmp_path):
     for changes, words in [
-        ({"force_field": ""}, "force_field is not given"),
+        ({"force_field": ""}, "force_field is required"),
         ({"picoseconds": 0.0}, "picoseconds"),
         ({"temperatures": ()}, "temperatures"),
         ({"replicas": 0}, "replicas"),

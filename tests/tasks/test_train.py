@@ -1,4 +1,4 @@
-"""The main job from the command line to the report, on a small data set with GFN2-xTB labels."""
+"""Tests for the task `train` from the command line to the report."""
 
 import json
 import shutil
@@ -9,10 +9,13 @@ import sys
 import h5py
 import numpy as np
 import pytest
+from ase.build import molecule
 
 from mlip_jax.checkpoint import CheckpointStore
 from mlip_jax.datasets.selection.split_files import load_split
 from mlip_jax.datasets.store.store import Store
+from mlip_jax.potential import Potential
+from mlip_jax.simulation.dynamics.md import MolecularDynamics
 from tests.tasks.runs import (
     DATA,
     REPOSITORY,
@@ -29,14 +32,14 @@ from tests.tasks.runs import (
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A finished run: its workdir and output."""
+    """Workdir and output of a finished run."""
     workdir = tmp_path_factory.mktemp("finished") / "run"
     code, output = run(workdir)
     assert code == 0, output
     return workdir, output
 
 
-def test_report_has_the_promised_figures(finished):
+def test_the_report_has_its_figures(finished):
     workdir, _ = finished
     metrics = json.loads((workdir / "metrics.json").read_text())
     assert metrics["seconds"] > 0
@@ -49,15 +52,16 @@ def test_report_has_the_promised_figures(finished):
             assert np.isfinite(metrics[part][key])
     html = (workdir / "report.html").read_text()
     assert "GFN2-xTB" in html and "Zenodo" in html and "outside" in html
+    assert "minus the gradient of the energy" in html
     assert set(metrics["domain_auc"]) == {"energy", "force"}
 
 
-def test_log_says_what_the_labels_are_and_what_was_left_out(finished):
+def test_the_log_reports_labels_and_excluded_structures(finished):
     _, output = finished
     assert "GFN2-xTB" in output and "'charge': 12" in output and "'elements': 6" in output
 
 
-def test_split_by_molecule_is_kept_with_the_run(finished):
+def test_the_split_by_molecule_is_stored(finished):
     workdir, _ = finished
     parts, meta = load_split(workdir / "splits.npz")
     store = Store(workdir.parent / meta["store"])
@@ -85,8 +89,8 @@ def test_training_lowers_the_error(tmp_path):
 
 
 @pytest.mark.parametrize("after_steps", [6, pytest.param(13, marks=pytest.mark.slow)])
-def test_killed_run_ends_as_an_undisturbed_one(finished, tmp_path, after_steps):
-    undisturbed, _ = finished
+def test_a_killed_run_ends_like_an_uninterrupted_one(finished, tmp_path, after_steps):
+    uninterrupted, _ = finished
     workdir = tmp_path / "run"
     process = start(workdir)
     wait_for_step(workdir, after_steps - 4, process)
@@ -94,19 +98,20 @@ def test_killed_run_ends_as_an_undisturbed_one(finished, tmp_path, after_steps):
     process.communicate()
     code, output = run(workdir)
     assert code == 0, output
-    expected, resumed = newest(undisturbed), newest(workdir)
+    expected, resumed = newest(uninterrupted), newest(workdir)
     assert resumed.step == expected.step == 24
     for name, value in expected.arrays.items():
         np.testing.assert_array_equal(resumed.arrays[name], value, err_msg=name)
     columns = ("step", "train_loss", "valid_loss")
     curves = [
-        np.genfromtxt(w / "metrics.csv", delimiter=",", names=True) for w in (undisturbed, workdir)
+        np.genfromtxt(w / "metrics.csv", delimiter=",", names=True)
+        for w in (uninterrupted, workdir)
     ]
     for column in columns:
         np.testing.assert_array_equal(curves[0][column], curves[1][column])
 
 
-def test_same_command_again_changes_nothing(finished):
+def test_a_rerun_of_the_same_command_changes_nothing(finished):
     workdir, _ = finished
     before = newest(workdir)
     code, output = run(workdir)
@@ -115,7 +120,7 @@ def test_same_command_again_changes_nothing(finished):
     assert all(np.array_equal(after.arrays[k], v) for k, v in before.arrays.items())
 
 
-def test_workdir_of_another_config_is_refused(finished):
+def test_a_workdir_of_another_config_is_an_error(finished):
     workdir, _ = finished
     code, output = run(workdir, optimizer__learning_rate=0.02)
     assert (
@@ -126,7 +131,7 @@ def test_workdir_of_another_config_is_refused(finished):
     assert (workdir / "report.html").exists()
 
 
-def test_two_runs_in_one_workdir(tmp_path):
+def test_two_runs_cannot_use_one_workdir(tmp_path):
     workdir = tmp_path / "run"
     first = start(workdir, train__num_steps=100000)
     wait_for((workdir / "config.json").exists, first)
@@ -136,12 +141,12 @@ def test_two_runs_in_one_workdir(tmp_path):
     assert code != 0 and f"process {first.pid}" in output and "--workdir" in output
 
 
-def test_unknown_field_on_the_command_line_names_the_nearest(tmp_path):
+def test_an_unknown_field_on_the_command_line_is_an_error_with_the_nearest_name(tmp_path):
     code, output = run(tmp_path / "run", optimizer__learning_rat=1e-3)
     assert code != 0 and "learning_rate" in output and "Traceback" not in output
 
 
-def test_unknown_field_in_a_config_file_names_the_nearest(tmp_path):
+def test_an_unknown_field_in_a_config_file_is_an_error_with_the_nearest_name(tmp_path):
     text = (REPOSITORY / "configs/spice.py").read_text()
     config = tmp_path / "mine.py"
     config.write_text(text.replace("    return c\n", "    c.train.batch_sise = 3\n    return c\n"))
@@ -149,7 +154,7 @@ def test_unknown_field_in_a_config_file_names_the_nearest(tmp_path):
     assert code != 0 and "Did you mean 'train.batch_size'?" in output
 
 
-def test_unknown_model_option_names_the_nearest(tmp_path):
+def test_an_unknown_model_option_is_an_error_with_the_nearest_name(tmp_path):
     config = tmp_path / "mine.py"
     text = (REPOSITORY / "configs/spice.py").read_text()
     config.write_text(
@@ -172,7 +177,7 @@ def test_truncated_file(tmp_path):
 
 
 def edited(path, change):
-    """A copy of the data set where `change` was applied to every group."""
+    """Write a copy of the data set with `change` applied to every group."""
     shutil.copy(DATA, path)
     with h5py.File(path, "a") as file:
         for group in file.values():
@@ -207,7 +212,7 @@ def test_some_labels_are_nan(tmp_path):
 
 
 @pytest.mark.slow
-def test_training_on_forces_alone(tmp_path):
+def test_training_only_on_forces(tmp_path):
     def without_energy(group):
         del group["dft_total_energy"]
 
@@ -219,7 +224,7 @@ def test_training_on_forces_alone(tmp_path):
 
 
 def test_full_disk_leaves_the_last_checkpoint(finished, tmp_path):
-    """A file-size limit stands for a full disk: the write fails in the middle of a checkpoint."""
+    """A limit of the file size simulates a full disk: writing a checkpoint fails halfway."""
     workdir = tmp_path / "run"
     shutil.copytree(finished[0], workdir)
     step = newest(workdir).step
@@ -244,7 +249,7 @@ def test_full_disk_leaves_the_last_checkpoint(finished, tmp_path):
         env=environment(),
         timeout=120,
     )
-    assert process.returncode == 3 and "free some space" in process.stdout, (
+    assert process.returncode == 3 and "Free up disk space" in process.stdout, (
         process.stdout + process.stderr
     )
     assert newest(workdir).step == step
@@ -279,14 +284,30 @@ def test_painn_by_config(tmp_path):
     assert json.loads((tmp_path / "run/metrics.json").read_text())["test"]["num_structures"] > 0
 
 
-def test_mistyped_path_leaves_the_folder_to_the_corrected_command(tmp_path):
+@pytest.mark.slow
+def test_direct_forces_are_trained_and_reported(tmp_path):
+    """Checkpoint and report say that forces are no gradient, and dynamics require consent."""
+    code, output = run(tmp_path / "run", model="painn_oc", loss__beta=1.0, loss__beta_end=1.0)
+    assert code == 0, output
+    potential = Potential.load(tmp_path / "run")
+    assert not potential.conservative
+    assert potential.metadata["statistics"]["conservative"] is False
+    assert "predicted directly" in (tmp_path / "run/report.html").read_text()
+    losses = np.genfromtxt(tmp_path / "run/metrics.csv", delimiter=",", names=True)["valid_loss"]
+    losses = losses[np.isfinite(losses)]
+    assert losses[-1] < losses[0]
+    with pytest.raises(ValueError, match="allow_nonconservative"):
+        MolecularDynamics(molecule("H2O"), potential)
+
+
+def test_a_mistyped_path_releases_the_workdir(tmp_path):
     code, output = run(tmp_path / "run", data__path="tests/data/nowhere.hdf5")
     assert code != 0 and "nowhere.hdf5" in output
     code, output = run(tmp_path / "run", data__path=tmp_path / "elsewhere.hdf5")
     assert "elsewhere.hdf5: no such file" in output and "another config" not in output
 
 
-def test_energies_alone_have_no_force_errors(tmp_path):
+def test_energy_only_training_reports_no_force_errors(tmp_path):
     code, output = run(
         tmp_path / "run", model="schnet", loss__beta=0.0, loss__beta_end=0.0, train__num_steps=8
     )
@@ -299,4 +320,4 @@ def test_energies_alone_have_no_force_errors(tmp_path):
     assert (
         metrics["test"]["num_nonfinite_predictions"] == 0 and metrics["domain_auc"]["force"] is None
     )
-    assert "Energies alone were trained on" in (tmp_path / "run/report.html").read_text()
+    assert "The training used only energies" in (tmp_path / "run/report.html").read_text()

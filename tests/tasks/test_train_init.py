@@ -1,4 +1,4 @@
-"""Training that begins from a force field: what it takes over, and what it refuses."""
+"""Tests for training that is initialized from a force field."""
 
 import shutil
 
@@ -42,7 +42,7 @@ def first(tmp_path_factory):
 
 
 def still(folder, **fields):
-    """Fine-tuning that changes nothing."""
+    """Return the config of a fine-tuning run that changes nothing."""
     own = {
         "init__workdir": str(folder / "first"),
         "optimizer__learning_rate": 1e-12,
@@ -55,7 +55,7 @@ def predictions(workdir):
     return Predictions.load(workdir / "predictions_test.npz")
 
 
-def test_what_it_begins_with(first):
+def test_initial_parameters_are_those_of_the_force_field(first):
     train.run(still(first), first / "second")
     old, new = (Potential.load(first / name) for name in ("first", "second"))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), old.params, new.params)
@@ -65,7 +65,7 @@ def test_what_it_begins_with(first):
 
 
 @pytest.mark.slow
-def test_data_with_other_zeros_of_energy_begin_with_the_same_errors(first, tmp_path):
+def test_another_zero_of_energy_does_not_change_the_initial_errors(first, tmp_path):
     moved = tmp_path / "moved.hdf5"
     shutil.copy(DATA, moved)
     with h5py.File(moved, "r+") as file:
@@ -82,7 +82,7 @@ def test_data_with_other_zeros_of_energy_begin_with_the_same_errors(first, tmp_p
 
 
 @pytest.mark.slow
-def test_the_architecture_may_be_taken_over(first, tmp_path):
+def test_the_architecture_can_be_copied(first, tmp_path):
     c = still(first, model__name="")
     c.model.options = type(c.model.options)()
     train.run(c, tmp_path / "run")
@@ -90,7 +90,7 @@ def test_the_architecture_may_be_taken_over(first, tmp_path):
 
 
 @pytest.mark.slow
-def test_weights_in_open_files(first, tmp_path):
+def test_initial_weights_in_open_files(first, tmp_path):
     parameters.save(Potential.load(first / "first"), tmp_path / "open")
     train.run(still(first, init__workdir=f"parameters:{tmp_path / 'open'}"), tmp_path / "run")
     a, b = predictions(first / "first"), predictions(tmp_path / "run")
@@ -102,19 +102,19 @@ def test_weights_in_open_files(first, tmp_path):
     [
         (
             {"model__options__num_features": 16},
-            r"another model .*model.options.num_features: 8 -> 16.*model.name=''",
+            r"its model differs .*model.options.num_features: 8 -> 16.*model.name=''",
         ),
         ({"model__options__cutoff": 4.0}, "model.options.cutoff: 5.0 -> 4.0"),
         ({"potential__zbl": True}, "terms.zbl"),
-        ({"init__workdir": "", "model__name": ""}, "there is no init.workdir to take it from"),
+        ({"init__workdir": "", "model__name": ""}, "model.name and init.workdir are both empty"),
     ],
 )
-def test_what_does_not_fit_is_named(first, tmp_path, fields, message):
+def test_a_different_model_is_an_error_with_the_differences(first, tmp_path, fields, message):
     with pytest.raises(ConfigError, match=f"(?s){message}"):
         train.run(still(first, **fields), tmp_path / "run")
 
 
-def test_a_run_without_it_is_the_same_folder_as_before():
+def test_runs_without_initialization_keep_their_identity():
     from mlip_jax import config as configs
 
     assert "init" not in configs.identity(config())

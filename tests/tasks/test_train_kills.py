@@ -1,4 +1,4 @@
-"""A run that is killed again and again ends as one that was left alone."""
+"""Test that a run that is killed repeatedly ends like an uninterrupted one."""
 
 import random
 import signal
@@ -31,13 +31,12 @@ RUN = {
 
 @pytest.mark.slow
 def test_thirty_kills_change_nothing(tmp_path):
-    undisturbed, workdir = tmp_path / "undisturbed", tmp_path / "run"
-    code, output = run(undisturbed, **RUN)
+    uninterrupted, workdir = tmp_path / "uninterrupted", tmp_path / "run"
+    code, output = run(uninterrupted, **RUN)
     assert code == 0, output
     begin = time.monotonic()
-    code, output = run(
-        tmp_path / "again", **RUN
-    )  # with all programs compiled: how long a run takes
+    # duration of a run with all programs compiled
+    code, output = run(tmp_path / "again", **RUN)
     duration = time.monotonic() - begin
     assert code == 0, output
     chance = random.Random(0)
@@ -63,20 +62,20 @@ def test_thirty_kills_change_nothing(tmp_path):
     code, output = run(workdir, **RUN)
     assert code == 0, output
     for kind in ("checkpoints", "best"):
-        ours, theirs = newest(workdir, kind), newest(undisturbed, kind)
+        ours, theirs = newest(workdir, kind), newest(uninterrupted, kind)
         assert ours.step == theirs.step
         for name, value in theirs.arrays.items():
             np.testing.assert_array_equal(ours.arrays[name], value, err_msg=f"{kind} {name}")
-    np.testing.assert_array_equal(metrics(workdir)["step"], metrics(undisturbed)["step"])
+    np.testing.assert_array_equal(metrics(workdir)["step"], metrics(uninterrupted)["step"])
     for part in ("train", "valid", "test"):
-        ours, theirs = (np.load(w / f"predictions_{part}.npz") for w in (workdir, undisturbed))
+        ours, theirs = (np.load(w / f"predictions_{part}.npz") for w in (workdir, uninterrupted))
         for name in ("energy_predicted", "forces_predicted"):
             np.testing.assert_array_equal(ours[name], theirs[name], err_msg=f"{part} {name}")
-    assert_alike(tmp_path / "again", undisturbed)
+    assert_alike(tmp_path / "again", uninterrupted)
 
 
 def _sound(workdir):
-    """The newest step; every checkpoint that claims to be complete can be read."""
+    """Return the newest step, and assert that every complete checkpoint can be read."""
     from mlip_jax.checkpoint import CheckpointStore
 
     steps = steps_of(workdir)

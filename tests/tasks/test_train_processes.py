@@ -1,4 +1,4 @@
-"""Runs on several devices and in several processes: the same as on one, and the end of one is the end of all."""
+"""Tests for training on several devices and in several processes."""
 
 import os
 import signal
@@ -33,7 +33,7 @@ RUN = {
 
 
 def launch(workdir, *, changes, processes=2, **options):
-    """launch/local.sh with so many processes."""
+    """Start launch/local.sh with `count` processes."""
     arguments = [
         str(REPOSITORY / "launch/local.sh"),
         "-n",
@@ -54,7 +54,7 @@ def launch(workdir, *, changes, processes=2, **options):
 
 
 @pytest.mark.slow
-def test_two_processes_give_what_one_gives(tmp_path):
+def test_two_processes_equal_one(tmp_path):
     run_of_two = RUN | {"train__micro_batches": 2}
     code, output = run(tmp_path / "one", env=environment(1), **run_of_two)
     assert code == 0, output
@@ -72,7 +72,7 @@ def test_two_processes_give_what_one_gives(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_of_eight_devices_goes_on_with_two(tmp_path):
+def test_a_run_on_eight_devices_resumes_on_two(tmp_path):
     code, output = run(tmp_path / "eight", env=environment(8), **RUN)
     assert code == 0 and "8 micro-batch(es)" in output, output
     code, output = stop(tmp_path / "run", 6, env=environment(8), **RUN)
@@ -86,7 +86,7 @@ def test_a_run_of_eight_devices_goes_on_with_two(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_end_of_one_process_is_the_end_of_all(tmp_path):
+def test_all_processes_end_if_one_ends(tmp_path):
     changes = RUN | {
         "train__num_steps": 20_000,
         "train__checkpoint_every": 50,
@@ -111,11 +111,11 @@ def test_the_end_of_one_process_is_the_end_of_all(tmp_path):
         time.sleep(0.2)
     os.killpg(process.pid, signal.SIGTERM)
     code, output = finish(process, timeout=90)
-    assert code == 75 and f"going on from the checkpoint of step {step}" in output, output
+    assert code == 75 and f"resuming from the checkpoint at step {step}" in output, output
 
 
 def _process_one(workdir):
-    """Number of the second process of a run."""
+    """Return the process ID of the second process of a run."""
     for entry in os.listdir("/proc"):
         if entry.isdecimal():
             try:

@@ -1,4 +1,4 @@
-"""Training from a store that was made before: the same result as from the file, and nothing else underneath a run."""
+"""Tests for training on an existing store."""
 
 import json
 import os
@@ -36,7 +36,7 @@ SMALL = {
 
 
 def run(config, workdir, cwd, fields):
-    """Exit code and output (white space folded) of a command line."""
+    """Run a command and return its exit code and output, with white space folded."""
     process = subprocess.run(
         [
             sys.executable,
@@ -68,7 +68,7 @@ def convert(path, folder, **fields):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder with a run on the file, a store of many shards and a run on that."""
+    """Folder with a run on the file, a store of many shards, and a run on the store."""
     folder = tmp_path_factory.mktemp("trained")
     store = convert(DATA, folder / "store")
     assert len(store.manifest["shards"]) > 5
@@ -85,7 +85,7 @@ def arrays(workdir):
     return restored.arrays
 
 
-def test_a_store_trains_as_the_file_does(trained):
+def test_training_on_a_store_equals_training_on_the_file(trained):
     scores = [
         json.loads((trained / name / "metrics.json").read_text())
         for name in ("of_file", "of_store")
@@ -105,11 +105,11 @@ def test_a_store_trains_as_the_file_does(trained):
 
 def test_a_given_store_is_not_converted_again(trained):
     stores = list((trained / "data" / "stores").iterdir())
-    assert len(stores) == 1 and stores[0].name.startswith("gfn2_small-"), "that of the file alone"
+    assert len(stores) == 1 and stores[0].name.startswith("gfn2_small-"), "only that of the file"
 
 
-def test_a_run_whose_store_changed_underneath_is_refused(trained, tmp_path):
-    """The folder of the store has other molecules now, so that the split is another one."""
+def test_a_changed_store_is_an_error(trained, tmp_path):
+    """The folder of the store now contains other molecules, so the split differs."""
     changed = tmp_path / "changed.hdf5"
     shutil.copy(DATA, changed)
     with h5py.File(changed, "a") as file:
@@ -121,10 +121,7 @@ def test_a_run_whose_store_changed_underneath_is_refused(trained, tmp_path):
         before = arrays(trained / "of_store")
         code, output = train(trained / "store", trained / "of_store")
         assert code != 0 and "Traceback" not in output
-        assert (
-            "splits.npz: the data or the split are no longer those that this run was begun with"
-            in output
-        )
+        assert "splits.npz: the data or the split have changed since this run was started" in output
         assert "--workdir" in output
         after = arrays(trained / "of_store")
         assert all(np.array_equal(after[k], v) for k, v in before.items())

@@ -1,4 +1,4 @@
-"""A run that is stopped, that cannot write or that loses its data says so, and goes on as if nothing had been."""
+"""Tests for runs that are stopped, cannot write or lose their data."""
 
 import csv
 import re
@@ -43,9 +43,9 @@ LONG = {
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """A finished run."""
-    workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+def uninterrupted(tmp_path_factory):
+    """Workdir of a finished run."""
+    workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
     code, output = run(workdir, **LONG)
     assert code == 0, output
     return workdir
@@ -66,19 +66,19 @@ def assert_same_parameters(workdir, expected):
         *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGUSR1)),
     ],
 )
-def test_a_signal_saves_and_asks_to_be_started_again(undisturbed, tmp_path, number):
+def test_a_signal_saves_a_checkpoint_and_requests_a_restart(uninterrupted, tmp_path, number):
     workdir = tmp_path / "run"
     code, output = stop_at(workdir, 30, number, **LONG)
     step = stopped_step(output)
     assert code == 75 and step is not None and 30 <= step < 240, output
     assert "Traceback" not in output and newest(workdir).step == step
     code, output = run(workdir, **LONG)
-    assert code == 0 and f"going on from the checkpoint of step {step}" in output
-    assert_same_parameters(workdir, undisturbed)
+    assert code == 0 and f"resuming from the checkpoint at step {step}" in output
+    assert_same_parameters(workdir, uninterrupted)
 
 
 @pytest.mark.slow
-def test_the_second_interrupt_ends_the_run_at_once(tmp_path):
+def test_a_second_interrupt_ends_the_run_immediately(tmp_path):
     # many updates in a call: the run could not stop by itself between the two signals
     fields = LONG | {
         "train__num_steps": 100_000,
@@ -112,7 +112,7 @@ def test_the_second_interrupt_ends_the_run_at_once(tmp_path):
     assert newest(workdir) is None
 
 
-def test_an_interrupt_before_the_first_step_asks_to_be_started_again(tmp_path):
+def test_an_interrupt_before_the_first_step_requests_a_restart(tmp_path):
     log = tmp_path / "log"
     with open(log, "w") as file:
         process = subprocess.Popen(
@@ -122,15 +122,14 @@ def test_an_interrupt_before_the_first_step_asks_to_be_started_again(tmp_path):
             cwd=tmp_path,
             env=environment(),
         )
-    wait_for(
-        lambda: "structures of" in log.read_text(), process
-    )  # the data are read, nothing is compiled
+    # the data are read, nothing is compiled
+    wait_for(lambda: "structures of" in log.read_text(), process)
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=120) == EXIT_REQUEUE, log.read_text()
     assert "Traceback" not in log.read_text() and newest(tmp_path / "run") is None
 
 
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(undisturbed, tmp_path):
+def test_a_corrupted_checkpoint_falls_back_to_the_previous_one(uninterrupted, tmp_path):
     workdir = tmp_path / "run"
     code, _ = stop_at(workdir, 90, signal.SIGKILL, **LONG)
     assert code == -signal.SIGKILL
@@ -142,15 +141,15 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(undisturbed, tmp_path)
     code, output = run(workdir, **LONG)
     assert (
         code == 0
-        and "is damaged" in output
-        and f"going on from the checkpoint of step {before}" in output
+        and "corrupted checkpoint" in output
+        and f"resuming from the checkpoint at step {before}" in output
     )
-    assert_alike(workdir, undisturbed)
+    assert_alike(workdir, uninterrupted)
 
 
 @pytest.mark.slow
-def test_full_disk_in_mid_run(undisturbed, tmp_path):
-    """A file-size limit stands for the full disk."""
+def test_a_full_disk_during_a_run(uninterrupted, tmp_path):
+    """A limit of the file size simulates a full disk."""
     workdir = tmp_path / "run"
     code, _ = stop_at(workdir, 30, **LONG)
     assert code == 75
@@ -165,18 +164,18 @@ def test_full_disk_in_mid_run(undisturbed, tmp_path):
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000)),
     )
     code, output = finish(process)
-    assert code not in (0, 75) and "cannot be written" in output and "free some space" in output, (
-        output
-    )
+    assert (
+        code not in (0, 75) and "cannot be written" in output and "Free up disk space" in output
+    ), output
     assert "Traceback" not in output and "tensorstore_spec" not in output
     assert newest(workdir).step == step
     code, output = run(workdir, **LONG)
     assert code == 0, output
-    assert_same_parameters(workdir, undisturbed)
+    assert_same_parameters(workdir, uninterrupted)
 
 
 @pytest.mark.slow
-def test_a_folder_that_cannot_be_written_in_mid_run(undisturbed, tmp_path):
+def test_a_folder_that_becomes_unwritable_during_a_run(uninterrupted, tmp_path):
     workdir = tmp_path / "run"
     process = start(workdir, **LONG)
     wait_for_step(workdir, 30, process)
@@ -190,11 +189,11 @@ def test_a_folder_that_cannot_be_written_in_mid_run(undisturbed, tmp_path):
     (tmp_path / "checkpoints").rename(workdir / "checkpoints")
     code, output = run(workdir, **LONG)
     assert code == 0, output
-    assert_same_parameters(workdir, undisturbed)
+    assert_same_parameters(workdir, uninterrupted)
 
 
 @pytest.mark.slow
-def test_data_that_vanish_in_mid_run(undisturbed, tmp_path):
+def test_data_that_disappear_during_a_run(uninterrupted, tmp_path):
     workdir, long = tmp_path / "run", LONG | {"data__directory": tmp_path / "data"}
     process = start(workdir, **long)
     wait_for_step(workdir, 30, process)
@@ -214,19 +213,20 @@ def test_data_that_vanish_in_mid_run(undisturbed, tmp_path):
         shutil.copy(kept / shard.name, shard)
     code, output = run(workdir, **long)
     assert code == 0, output
-    assert_same_parameters(workdir, undisturbed)
+    assert_same_parameters(workdir, uninterrupted)
 
 
 @pytest.fixture(scope="module")
-def with_absurd_energy(undisturbed, tmp_path_factory):
-    """(fields of a run, name of the structure): a training structure's energy is finite, but its square is not."""
-    parts, meta = load_split(undisturbed / "splits.npz")
-    bad = Store(undisturbed.parent / meta["store"])[int(parts["train"][7])]
+def with_absurd_energy(uninterrupted, tmp_path_factory):
+    """Fields of a run and name of a structure whose energy is finite, but its square is not."""
+    parts, meta = load_split(uninterrupted / "splits.npz")
+    bad = Store(uninterrupted.parent / meta["store"])[int(parts["train"][7])]
     path = tmp_path_factory.mktemp("absurd") / "absurd.hdf5"
     shutil.copy(DATA, path)
     group = bad.source.rpartition("/")[2].rpartition(":")[2]
     with h5py.File(path, "a") as file:
         file[group]["dft_total_energy"][bad.conformer] = 1e28
+    # clipping would make zeros of such a gradient
     fields = LONG | {
         "data__path": path,
         "data__refuse": False,
@@ -235,12 +235,12 @@ def with_absurd_energy(undisturbed, tmp_path_factory):
         "train__num_steps": 48,
         "train__checkpoint_every": 4,
         "optimizer__clip_norm": 0.0,
-    }  # clipping would make zeros of such a gradient
+    }
     return fields, f"{group}#{bad.conformer}"
 
 
 def recorded(workdir):
-    """Rows of nonfinite.csv: {step: names}."""
+    """Return the rows of nonfinite.csv as {step: names}."""
     with open(workdir / "nonfinite.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len({tuple(r.values()) for r in rows}) == len(rows)
@@ -257,11 +257,11 @@ def assert_finished(workdir, output, num_steps):
 
 
 @pytest.mark.parametrize("choice", ["skip", pytest.param("rollback", marks=pytest.mark.slow)])
-def test_a_loss_that_is_not_finite(with_absurd_energy, tmp_path, choice):
+def test_a_nonfinite_loss_in_a_whole_run(with_absurd_energy, tmp_path, choice):
     fields, name = with_absurd_energy
     workdir = tmp_path / "run"
     code, output = run(workdir, train__on_nonfinite="stop", **fields)
-    step = int(re.search(r"not finite in step (\d+)", output)[1])
+    step = int(re.search(r"gradient in step (\d+)", output)[1])
     assert code == 1 and name in output and "Traceback" not in output, output
     ((at, names),) = recorded(workdir).items()
     assert at == step and sum(n.endswith(name) for n in names) == 1
@@ -275,6 +275,6 @@ def test_a_loss_that_is_not_finite(with_absurd_energy, tmp_path, choice):
     met = recorded(workdir)
     assert step in met and 3 <= len(met) <= 4  # in each epoch of 16 updates
     assert all(sum(n.endswith(name) for n in names) >= 1 for names in met.values())
-    said = "The update is passed over" if choice == "skip" else "Going back to the last checkpoint"
+    said = "Skipping this step" if choice == "skip" else "Rolling back to the last checkpoint"
     assert output.count(said) >= 3
-    assert (output.count("going on from the checkpoint of step") >= 3) == (choice == "rollback")
+    assert (output.count("resuming from the checkpoint at step") >= 3) == (choice == "rollback")

@@ -1,4 +1,4 @@
-"""A run with further energy terms: it trains them, goes on where it was stopped, and is a calculator afterwards."""
+"""Tests for training with additional energy terms."""
 
 import json
 import logging
@@ -40,7 +40,7 @@ def config(**potential):
 
 @pytest.fixture(scope="module", autouse=True)
 def working_folder(tmp_path_factory):
-    """Stores are made here; and what is compiled runs few times, so that it is compiled quickly."""
+    """Folder of the stores. Programs are compiled quickly, because they run only a few times."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("cwd"))
         jax.config.update("jax_disable_most_optimizations", True)
@@ -50,7 +50,7 @@ def working_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, working_folder):
-    """A finished run within 5 Å, less than the molecules measure: its workdir and log."""
+    """Workdir and log of a finished run with a cutoff (5 Å) below the size of the molecules."""
     workdir = tmp_path_factory.mktemp("finished") / "run"
     lines = []
     handler = logging.Handler()
@@ -74,18 +74,18 @@ def restored(workdir, folder="checkpoints"):
     return found
 
 
-def test_log_and_report_say_which_terms_are_on(finished):
+def test_log_and_report_list_the_energy_terms(finished):
     workdir, output = finished
     assert (
         "energy term electrostatics: cutoff=5.0" in output
         and "energy term zbl: cutoff=4.0" in output
     )
     assert "long-range pairs: within 5 Å" in output and "energy term dispersion" not in output
-    assert "% of long-range pairs are padding" in output
+    assert "% of long-range pairs" in output
     assert "energy term electrostatics" in (workdir / "report.html").read_text()
 
 
-def test_terms_are_trained_and_kept(finished):
+def test_terms_are_trained_and_stored(finished):
     arrays = restored(finished[0]).arrays
     kernel = "params/params/electrostatics/hidden/kernel"
     assert any(name.startswith("params/params/zbl/") for name in arrays)
@@ -98,7 +98,7 @@ def test_terms_are_trained_and_kept(finished):
     assert kernel in arrays and moments and all(np.abs(m).max() > 0 for m in moments)
 
 
-def test_calculator_gives_what_the_run_predicted(finished):
+def test_the_calculator_reproduces_the_predictions(finished):
     workdir, _ = finished
     p = np.load(workdir / "predictions_test.npz", allow_pickle=False)
     numbers, offsets = p["numbers"], p["offsets"]
@@ -120,7 +120,7 @@ def test_calculator_gives_what_the_run_predicted(finished):
 
 
 @pytest.mark.slow
-def test_a_stopped_run_ends_as_an_undisturbed_one(finished, tmp_path, monkeypatch):
+def test_a_stopped_run_ends_like_an_uninterrupted_one(finished, tmp_path, monkeypatch):
     steps, step = [], Trainer.train
 
     def stopping(self, *args, **options):
@@ -141,14 +141,14 @@ def test_a_stopped_run_ends_as_an_undisturbed_one(finished, tmp_path, monkeypatc
         np.testing.assert_array_equal(resumed.arrays[name], value, err_msg=name)
 
 
-def test_another_term_is_another_run(finished, tmp_path):
+def test_another_term_is_an_error(finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "run")
     with pytest.raises(RuntimeError, match="potential.dispersion: False -> True"):
         train.run(config(long_range_cutoff=5.0, dispersion=True), tmp_path / "run")
 
 
 @pytest.mark.slow
-def test_all_pairs(tmp_path):
+def test_long_range_terms_with_all_pairs(tmp_path):
     c = config(long_range_cutoff=float("inf"))
     c.train.num_steps = 2
     train.run(c, tmp_path / "run")

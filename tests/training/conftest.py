@@ -1,4 +1,4 @@
-"""What tests of the loop share; its programs are compiled once for all of them."""
+"""Fixtures for tests of the training loop. Their programs are compiled once for all tests."""
 
 import types
 
@@ -6,23 +6,23 @@ import pytest
 
 from mlip_jax.training import loop as module
 from mlip_jax.training.step import Trainer
-from tests.training.world import World
+from tests.training.toy import ToyTraining
 
 
 @pytest.fixture(scope="session")
-def world():
-    return World()
+def toy():
+    return ToyTraining()
 
 
 @pytest.fixture
 def stop_at(monkeypatch):
-    """Has a signal come when the call that reaches step `stop_at.step` is made; None: never."""
+    """Simulate a signal at the dispatch that reaches `stop_at.step`, or never if it is None."""
     wish = types.SimpleNamespace(step=None, loop=None)
-    begun, real = [], Trainer.train
+    counts, real = [], Trainer.train
 
     class Signal:
         def __enter__(self):
-            begun.clear()
+            counts.clear()
             return self
 
         def __exit__(self, *_):
@@ -30,10 +30,10 @@ def stop_at(monkeypatch):
 
         @property
         def received(self):
-            return "SIGTERM" if wish.step is not None and sum(begun) >= wish.step else None
+            return "SIGTERM" if wish.step is not None and sum(counts) >= wish.step else None
 
     def train(self, state, inputs, count=1, **options):
-        begun.append(count)
+        counts.append(count)
         return real(self, state, inputs, count, **options)
 
     monkeypatch.setattr(module.distributed, "StopSignal", Signal)
@@ -42,8 +42,8 @@ def stop_at(monkeypatch):
 
 
 @pytest.fixture
-def watched(monkeypatch):
-    """Parameters, average and whether all was finite after each update of trainers that do one a call."""
+def recorded_steps(monkeypatch):
+    """List of (parameters, average, finite) after each step, for one step per dispatch."""
     states, real = [], Trainer.train
 
     def train(self, state, inputs, count=1, **options):

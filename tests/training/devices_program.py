@@ -1,4 +1,4 @@
-"""Trains a small model for 20 updates of eight micro-batches and writes losses and parameters.
+"""Program that trains a small model for 20 steps of eight micro-batches and writes the results.
 
 python devices_program.py OUTPUT.npz RESIDENT UPDATES_PER_CALL
 """

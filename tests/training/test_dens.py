@@ -1,4 +1,4 @@
-"""DeNS: which structures are displaced, what is told of them, and a loss that is right by hand."""
+"""Tests for DeNS: displaced structures, encoded forces and the loss."""
 
 import jax
 import jax.numpy as jnp
@@ -47,26 +47,29 @@ DATA = Columns.from_structures(columns())
 CORRUPTED = BatchNoise(CoordinateNoise(NOISE, CUTOFF, 1), 0.3)
 
 
-def test_a_share_of_the_structures_is_displaced_and_the_others_are_as_they_were():
-    made = CORRUPTED(DATA, np.arange(60), 0)
-    moved = np.isfinite(made.atom_properties[DISPLACEMENT]).all((1,)).reshape(60, 3)
+def test_a_fraction_of_the_structures_is_displaced_and_the_others_are_unchanged():
+    displaced = CORRUPTED(DATA, np.arange(60), 0)
+    moved = np.isfinite(displaced.atom_properties[DISPLACEMENT]).all((1,)).reshape(60, 3)
     assert (moved.all(1) == moved.any(1)).all() and 8 < moved.all(1).sum() < 30
     atoms = moved.ravel()
-    np.testing.assert_array_equal(made.positions[~atoms], DATA.positions[~atoms])
-    np.testing.assert_array_equal(made.forces[~atoms], DATA.forces[~atoms])
-    assert np.isnan(made.forces[atoms]).all() and (made.atom_properties[ENCODED][~atoms] == 0).all()
-    np.testing.assert_array_equal(made.atom_properties[ENCODED][atoms], DATA.forces[atoms])
-    np.testing.assert_array_equal(made.energy, DATA.energy)
-    assert (made.positions[atoms] != DATA.positions[atoms]).all()
-    assert (CORRUPTED(DATA, np.arange(60), 1).positions != made.positions).any()
-    np.testing.assert_array_equal(CORRUPTED(DATA, np.arange(60), 0).positions, made.positions)
+    np.testing.assert_array_equal(displaced.positions[~atoms], DATA.positions[~atoms])
+    np.testing.assert_array_equal(displaced.forces[~atoms], DATA.forces[~atoms])
+    assert (
+        np.isnan(displaced.forces[atoms]).all()
+        and (displaced.atom_properties[ENCODED][~atoms] == 0).all()
+    )
+    np.testing.assert_array_equal(displaced.atom_properties[ENCODED][atoms], DATA.forces[atoms])
+    np.testing.assert_array_equal(displaced.energy, DATA.energy)
+    assert (displaced.positions[atoms] != DATA.positions[atoms]).all()
+    assert (CORRUPTED(DATA, np.arange(60), 1).positions != displaced.positions).any()
+    np.testing.assert_array_equal(CORRUPTED(DATA, np.arange(60), 0).positions, displaced.positions)
 
 
-def test_structures_without_all_forces_stay():
+def test_structures_with_unknown_forces_are_not_displaced():
     unknown = Columns.from_structures(columns(20, known=False))
-    made = CORRUPTED(unknown, np.arange(20), 0)
-    np.testing.assert_array_equal(made.positions, unknown.positions)
-    assert np.isnan(made.atom_properties[DISPLACEMENT]).all()
+    displaced = CORRUPTED(unknown, np.arange(20), 0)
+    np.testing.assert_array_equal(displaced.positions, unknown.positions)
+    assert np.isnan(displaced.atom_properties[DISPLACEMENT]).all()
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +87,7 @@ def setup():
     return model, params, graph, DeNS(field, 0.5, NOISE, SCALE)
 
 
-def test_loss_by_hand(setup):
+def test_the_loss_equals_a_calculation_by_hand(setup):
     model, params, graph, objective = setup
     evaluation, sums = jax.jit(objective.evaluate)(params, graph)
     labels = graph.nodes["properties"][DISPLACEMENT]
@@ -92,10 +95,10 @@ def test_loss_by_hand(setup):
     error = np.asarray(evaluation.properties[DISPLACEMENT])[known] - labels[known] / NOISE
     assert float(sums.atoms) == known.sum() > 0
     np.testing.assert_allclose(sums.denoising, (error**2).sum() / 3, rtol=1e-4)
-    told = graph._replace(
+    encoded = graph._replace(
         nodes={**graph.nodes, ENCODED: graph.nodes["properties"][ENCODED] / SCALE}
     )
-    plain = losses.sums(evaluate(ForceFieldAdapter(model), params, told, SCALE), told, **LOSS)
+    plain = losses.sums(evaluate(ForceFieldAdapter(model), params, encoded, SCALE), encoded, **LOSS)
     np.testing.assert_allclose(sums.force_field, plain, rtol=1e-4)
     loss = losses.combine(plain, plain, 0.9) + 0.5 * sums.denoising / sums.atoms
     np.testing.assert_allclose(objective.combine(sums, sums, 0), loss, rtol=1e-4)
@@ -108,7 +111,7 @@ def test_loss_by_hand(setup):
 
 
 @pytest.mark.slow
-def test_forces_tell_of_structures_that_are_displaced_alone(setup):
+def test_encoded_forces_affect_only_displaced_structures(setup):
     model, params, graph, objective = setup
     evaluation = jax.jit(objective.evaluate)(params, graph)[0]
     other = dict(graph.nodes["properties"])
@@ -130,7 +133,7 @@ def test_forces_tell_of_structures_that_are_displaced_alone(setup):
 
 
 @pytest.mark.slow
-def test_large_forces_do_not_blow_the_features_up():
+def test_large_forces_do_not_make_the_features_overflow():
     model = models.create(
         "painn", num_features=128, num_layers=3, cutoff=CUTOFF, force_encoding=True
     )
@@ -144,6 +147,6 @@ def test_large_forces_do_not_blow_the_features_up():
         out = jax.jit(model.apply)(params, graph._replace(nodes={**graph.nodes, ENCODED: forces}))
         return float(jnp.abs(out.features[real]).max())
 
-    # a layer makes the cube of its vectors: without a measure, forces of 20 eV/Å are infinite after three layers
+    # A layer is cubic in its vectors: without scaling, forces of 20 eV/Å overflow after three.
     assert largest(20.0) < 3 * largest(0.0)
     assert largest(20.0) != largest(2.0)

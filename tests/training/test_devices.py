@@ -1,4 +1,4 @@
-"""An update is the same on any number of devices, with batches from the host or built on the device."""
+"""Tests that a step is the same on any number of devices, with batches from host or device."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ REPOSITORY = PROGRAM.parents[2]
 
 
 def train(output, devices, resident=False, per_call=1):
-    """Losses and parameters after 20 updates on so many devices, in a process of its own."""
+    """Return losses and parameters after 20 steps on `devices` devices, in another process."""
     environment = dict(
         os.environ,
         PYTHONPATH=str(REPOSITORY),
@@ -30,9 +30,9 @@ def train(output, devices, resident=False, per_call=1):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    made = np.load(output)
-    assert made["devices"] == devices and len(made["losses"]) == 20
-    return made
+    result = np.load(output)
+    assert result["devices"] == devices and len(result["losses"]) == 20
+    return result
 
 
 @pytest.fixture(scope="module")

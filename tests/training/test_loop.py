@@ -1,4 +1,4 @@
-"""The loop: where a run stands, what it leaves behind, and that no way of running it changes what comes of it."""
+"""Tests for the training loop: resumption, files, and results that are always reproducible."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from mlip_jax.training import loop as module
 from mlip_jax.training import optimizer
 from mlip_jax.training.outputs import restore
 from mlip_jax.training.step import DispatchResult, Trainer
-from tests.training.world import (
+from tests.training.toy import (
     STEPS,
     as_sums,
     assert_same_run,
@@ -21,22 +21,22 @@ from tests.training.world import (
 
 
 @pytest.fixture(scope="module")
-def undisturbed(world, tmp_path_factory):
-    """Workdirs of runs that nothing has disturbed, by the updates of a call."""
-    made = {}
+def uninterrupted(toy, tmp_path_factory):
+    """Workdirs of uninterrupted runs, by the number of steps per dispatch."""
+    workdirs = {}
 
     def get(per_call):
-        if per_call not in made:
-            made[per_call] = tmp_path_factory.mktemp("undisturbed") / "run"
-            world.run(made[per_call], per_call=per_call)
-        return made[per_call]
+        if per_call not in workdirs:
+            workdirs[per_call] = tmp_path_factory.mktemp("uninterrupted") / "run"
+            toy.run(workdirs[per_call], per_call=per_call)
+        return workdirs[per_call]
 
     return get
 
 
 @pytest.mark.slow
-def test_resident_data_and_many_updates_a_call_change_nothing(world, undisturbed):
-    one, many = undisturbed(1), undisturbed(4)
+def test_resident_data_and_several_steps_per_dispatch_change_nothing(toy, uninterrupted):
+    one, many = uninterrupted(1), uninterrupted(4)
     a, b = saved(one), saved(many)
     assert a.step == b.step == STEPS
     for name in a.arrays:
@@ -57,50 +57,48 @@ def test_resident_data_and_many_updates_a_call_change_nothing(world, undisturbed
             )
 
 
-def test_training_changes_the_parameters(world, undisturbed):
-    arrays = saved(undisturbed(1)).arrays
-    moved = [np.abs(arrays[f"params/{k}"] - v).max() for k, v in by_path(world.params).items()]
+def test_training_changes_the_parameters(toy, uninterrupted):
+    arrays = saved(uninterrupted(1)).arrays
+    moved = [np.abs(arrays[f"params/{k}"] - v).max() for k, v in by_path(toy.params).items()]
     assert len(moved) > 5 and max(moved) > 1e-2
 
 
-def test_each_bucket_is_compiled_once(world, undisturbed, tmp_path):
-    for per_call, trainer in ((1, world.streamed), (4, world.on_device)):
-        undisturbed(per_call)
-        assert trainer.num_compiles == len(world.budgets) == 2
-    world.run(tmp_path / "run", num_steps=8)
-    world.run(tmp_path / "run", num_steps=10)  # neither does going on from a checkpoint
-    assert world.streamed.num_compiles == 2
+def test_each_bucket_is_compiled_once(toy, uninterrupted, tmp_path):
+    for per_call, trainer in ((1, toy.streamed), (4, toy.on_device)):
+        uninterrupted(per_call)
+        assert trainer.num_compiles == len(toy.budgets) == 2
+    toy.run(tmp_path / "run", num_steps=8)
+    toy.run(tmp_path / "run", num_steps=10)  # resuming does not compile either
+    assert toy.streamed.num_compiles == 2
 
 
 @pytest.mark.parametrize(
     ("per_call", "step"), [(1, 1), (1, 6), (1, 7), (1, 17), (1, 20), (4, 1), (4, 13)]
 )
-def test_a_run_that_was_stopped_goes_on_bit_by_bit(
-    world, undisturbed, stop_at, tmp_path, per_call, step
-):
-    expected = undisturbed(per_call)
+def test_a_stopped_run_resumes_bit_by_bit(toy, uninterrupted, stop_at, tmp_path, per_call, step):
+    expected = uninterrupted(per_call)
     workdir, stop_at.step = tmp_path / "run", step
     with pytest.raises(distributed.Stopped, match="SIGTERM"):
-        world.run(workdir, per_call=per_call)
-    begun = saved(workdir).step
-    assert step <= begun <= min(step + 3 * per_call, STEPS)
+        toy.run(workdir, per_call=per_call)
+    resumed_at = saved(workdir).step
+    assert step <= resumed_at <= min(step + 3 * per_call, STEPS)
     stop_at.step = None
-    world.run(workdir, per_call=per_call)
-    assert_same_run(workdir, expected, begun)
+    toy.run(workdir, per_call=per_call)
+    assert_same_run(workdir, expected, resumed_at)
 
 
-def test_a_stop_between_two_shapes_loses_no_batch(world, stop_at, tmp_path):
-    """The first batch of the other shape has been taken by then, and is worked on before the run stops."""
+def test_a_stop_between_two_size_buckets_loses_no_batch(toy, stop_at, tmp_path):
+    """The first batch of the other bucket is already taken; it is trained on before the stop."""
     rarely = {"per_call": 4, "log_every": 20, "valid_every": 20, "checkpoint_every": 20}
-    world.run(tmp_path / "undisturbed", **rarely)
-    expected, ends = saved(tmp_path / "undisturbed"), set()
+    toy.run(tmp_path / "uninterrupted", **rarely)
+    expected, ends = saved(tmp_path / "uninterrupted"), set()
     for step in (1, 4, 7, 10):
         workdir, stop_at.step = tmp_path / f"run{step}", step
         with pytest.raises(distributed.Stopped):
-            world.run(workdir, **rarely)
+            toy.run(workdir, **rarely)
         ends.add(saved(workdir).step)
         stop_at.step = None
-        world.run(workdir, **rarely)
+        toy.run(workdir, **rarely)
         found = saved(workdir)
         assert found.metadata["position"]["input"] == expected.metadata["position"]["input"]
         for name in expected.arrays:
@@ -109,46 +107,44 @@ def test_a_stop_between_two_shapes_loses_no_batch(world, stop_at, tmp_path):
 
 
 @pytest.mark.parametrize("calls", [3, 9, 19])
-def test_a_run_that_was_killed_goes_on_bit_by_bit(world, undisturbed, monkeypatch, tmp_path, calls):
-    """From its last checkpoint, and past metrics and a best checkpoint that are later."""
-    expected, real, made = undisturbed(1), Trainer.train, []
+def test_a_killed_run_resumes_bit_by_bit(toy, uninterrupted, monkeypatch, tmp_path, calls):
+    """It resumes from its last checkpoint, although metrics and best checkpoint are newer."""
+    expected, real, dispatched = uninterrupted(1), Trainer.train, []
 
     def train(self, *arguments, **options):
-        made.append(1)
-        if len(made) > calls:
+        dispatched.append(1)
+        if len(dispatched) > calls:
             raise OSError("the power is gone")
         return real(self, *arguments, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "train", train)
         with pytest.raises(OSError, match="power"):
-            world.run(tmp_path / "run")
-    begun = calls // 6 * 6
-    assert [x.step for x in [restore(tmp_path / "run")] if x] == [begun] * bool(begun)
-    world.run(tmp_path / "run")
-    assert_same_run(tmp_path / "run", expected, begun)
+            toy.run(tmp_path / "run")
+    resumed_at = calls // 6 * 6
+    assert [x.step for x in [restore(tmp_path / "run")] if x] == [resumed_at] * bool(resumed_at)
+    toy.run(tmp_path / "run")
+    assert_same_run(tmp_path / "run", expected, resumed_at)
 
 
-def test_a_run_that_is_done_does_nothing(world, undisturbed, monkeypatch):
-    workdir = undisturbed(1)
+def test_a_finished_run_does_nothing(toy, uninterrupted, monkeypatch):
+    workdir = uninterrupted(1)
     before = without_times(workdir)
     monkeypatch.setattr(Trainer, "train", None)
-    position = world.run(workdir)
+    position = toy.run(workdir)
     assert position.step == STEPS and without_times(workdir) == before
 
 
-def test_nothing_waits_for_the_newest_calls(world, monkeypatch, tmp_path):
-    """But where something is due that needs the state."""
+def test_the_loop_does_not_wait_for_the_newest_dispatches(toy, monkeypatch, tmp_path):
+    """Results are read immediately only if a validation or a checkpoint is due."""
     newest, seen = [0], []
     train, single = Trainer.train, Trainer.single
 
     def counted(self, *arguments, **options):
         state, result = train(self, *arguments, **options)
         newest[0] += 1
-        order[id(result.finite)] = (
-            newest[0],
-            result,
-        )  # kept, so that no other object gets its number
+        # keep the result, so that no other object gets its id
+        order[id(result.finite)] = (newest[0], result)
         return state, result
 
     def looked_at(tree):
@@ -160,37 +156,37 @@ def test_nothing_waits_for_the_newest_calls(world, monkeypatch, tmp_path):
     monkeypatch.setattr(Trainer, "oversubscribed", False)
     monkeypatch.setattr(Trainer, "train", counted)
     monkeypatch.setattr(Trainer, "single", staticmethod(looked_at))
-    world.run(tmp_path / "run", log_every=1)
+    toy.run(tmp_path / "run", log_every=1)
     due = {step for step in range(1, STEPS + 1) if step % 7 == 0 or step % 6 == 0 or step == STEPS}
     assert [step for step, _ in seen] == list(range(1, STEPS + 1))
     assert all(at - step == module._AHEAD for step, at in seen if at not in due)
     assert sum(at not in due for _, at in seen) >= 5
 
 
-def test_crowded_devices_are_waited_for(world, monkeypatch, tmp_path):
+def test_the_loop_waits_for_oversubscribed_devices(toy, monkeypatch, tmp_path):
     monkeypatch.setattr(Trainer, "oversubscribed", True)
-    loop = world.loop(tmp_path / "run", num_steps=3)
+    loop = toy.loop(tmp_path / "run", num_steps=3)
     left = []
     monkeypatch.setattr(
         module.TrainingLoop,
         "_due",
-        lambda self, step, every: left.append(len(self._calls)) or False,
+        lambda self, step, every: left.append(len(self._unread)) or False,
     )
-    loop.run(world.params)
-    assert loop._ahead == 0 and not loop._calls
+    loop.run(toy.params)
+    assert loop._ahead == 0 and not loop._unread
 
 
 @pytest.mark.parametrize("per_call", [1, 4])
-def test_epochs_are_whole_at_their_ends(world, tmp_path, per_call):
-    batches, ends = world.loop(tmp_path).batches, []
-    for step, (group, _) in enumerate(batches.training(world.train, 3), 1):
-        if group.progress == 1.0:
+def test_the_epoch_is_an_integer_at_its_end(toy, tmp_path, per_call):
+    batches, ends = toy.loop(tmp_path).batches, []
+    for step, (plan, _) in enumerate(batches.training(toy.train, 3), 1):
+        if plan.progress == 1.0:
             ends.append(step)
         if len(ends) == 2:
             break
     for steps, expected in ((ends[0], 1.0), (ends[1], 2.0)):
-        assert world.run(tmp_path / "run", per_call=per_call, num_steps=steps).epoch == expected
-    between = world.run(tmp_path / "another", per_call=per_call, num_steps=ends[0] + 1).epoch
+        assert toy.run(tmp_path / "run", per_call=per_call, num_steps=steps).epoch == expected
+    between = toy.run(tmp_path / "another", per_call=per_call, num_steps=ends[0] + 1).epoch
     assert 1.0 < between < 1.5
     assert [int(row["epoch"]) for row in rows(tmp_path / "run") if int(row["step"]) == ends[1]] == [
         2,
@@ -198,9 +194,9 @@ def test_epochs_are_whole_at_their_ends(world, tmp_path, per_call):
     ]
 
 
-def test_averages_and_frozen_parameters(world, watched, monkeypatch, tmp_path):
-    frozen = [k for k in by_path(world.params) if "embed" in k.lower()]
-    assert 0 < len(frozen) < len(by_path(world.params))
+def test_averages_of_parameters_and_frozen_parameters(toy, recorded_steps, monkeypatch, tmp_path):
+    frozen = [k for k in by_path(toy.params) if "embed" in k.lower()]
+    assert 0 < len(frozen) < len(by_path(toy.params))
     rule = optimizer.create(
         {
             "name": "adamw",
@@ -218,17 +214,14 @@ def test_averages_and_frozen_parameters(world, watched, monkeypatch, tmp_path):
         8,
     )
     workdir = tmp_path / "run"
-    monkeypatch.setattr(module, "validate", lambda *_: as_sums(1.0))  # which is compiled as well
-    world.run(
-        workdir,
-        trainer=make_trainer(world.model, rule, 0.5),
-        num_steps=8,
-        budgets=world.budgets[1:],
+    monkeypatch.setattr(module, "validate", lambda *_: as_sums(1.0))  # would be compiled as well
+    toy.run(
+        workdir, trainer=make_trainer(toy.model, rule, 0.5), num_steps=8, budgets=toy.budgets[1:]
     )
     arrays = saved(workdir).arrays
-    for name, start in by_path(world.params).items():
+    for name, start in by_path(toy.params).items():
         average = np.asarray(start, np.float64)
-        for step, (params, _, _) in enumerate(watched):
+        for step, (params, _, _) in enumerate(recorded_steps):
             decay = min(0.5, (1 + step) / (10 + step))
             average = decay * average + (1 - decay) * by_path(params)[name]
         np.testing.assert_allclose(
@@ -239,9 +232,9 @@ def test_averages_and_frozen_parameters(world, watched, monkeypatch, tmp_path):
             assert same == (name in frozen), (kind, name)
 
 
-def test_orthogonal_steps_go_on_bit_by_bit(world, stop_at, tmp_path):
-    """Muon keeps a state of another shape than Adam's, and frozen parameters have none in it."""
-    frozen = [k for k in by_path(world.params) if "filter" in k and k.endswith("kernel")][:1]
+def test_muon_resumes_bit_by_bit(toy, stop_at, tmp_path):
+    """The state of Muon has other shapes than that of Adam, and none for frozen parameters."""
+    frozen = [k for k in by_path(toy.params) if "filter" in k and k.endswith("kernel")][:1]
     assert len(frozen) == 1
     rule = optimizer.create(
         {
@@ -259,24 +252,26 @@ def test_orthogonal_steps_go_on_bit_by_bit(world, stop_at, tmp_path):
         },
         10,
     )
-    how = dict(trainer=make_trainer(world.model, rule), num_steps=10, budgets=world.budgets[1:])
-    world.run(tmp_path / "undisturbed", **how)
+    how = dict(trainer=make_trainer(toy.model, rule), num_steps=10, budgets=toy.budgets[1:])
+    toy.run(tmp_path / "uninterrupted", **how)
     stop_at.step = 4
     with pytest.raises(distributed.Stopped, match="SIGTERM"):
-        world.run(tmp_path / "run", **how)
-    begun, stop_at.step = saved(tmp_path / "run").step, None
-    assert 4 <= begun < 10
-    world.run(tmp_path / "run", **how)
-    assert_same_run(tmp_path / "run", tmp_path / "undisturbed", begun)
+        toy.run(tmp_path / "run", **how)
+    resumed_at, stop_at.step = saved(tmp_path / "run").step, None
+    assert 4 <= resumed_at < 10
+    toy.run(tmp_path / "run", **how)
+    assert_same_run(tmp_path / "run", tmp_path / "uninterrupted", resumed_at)
     arrays = saved(tmp_path / "run").arrays
-    for name, start in by_path(world.params).items():
+    for name, start in by_path(toy.params).items():
         same = arrays[f"params/{name}"].tobytes() == np.asarray(start).tobytes()
         assert same == (name in frozen), name
 
 
 def reduce_on_plateau(losses, patience, factor, threshold, floor):
-    """Scales after each of `losses`, as torch.optim.lr_scheduler.ReduceLROnPlateau(mode="min",
-    threshold_mode="rel", cooldown=0) goes about it."""
+    """Return the scale after each loss by the rule of torch.optim.lr_scheduler.ReduceLROnPlateau.
+
+    Its options are mode="min", threshold_mode="rel" and cooldown=0.
+    """
     best, num_bad, scale, scales = np.inf, 0, 1.0, []
     for loss in losses:
         better = loss < best * (1 - threshold)
@@ -288,20 +283,20 @@ def reduce_on_plateau(losses, patience, factor, threshold, floor):
 
 
 @pytest.mark.parametrize("stop", [None, 6])
-def test_learning_rate_goes_down_on_a_plateau(world, stop_at, monkeypatch, tmp_path, stop):
-    """An epoch is one update here. A stop between has to change nothing."""
+def test_the_learning_rate_is_reduced_on_a_plateau(toy, stop_at, monkeypatch, tmp_path, stop):
+    """An epoch has one step here. An interruption must not change anything."""
     losses = [5.0, 4.0, 4.0, 3.999, 4.2, 3.0, 3.1, 2.9999, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0]
     plateau = {"patience": 1, "factor": 0.5, "threshold": 1e-2, "floor": 0.1}
-    few = world.train.part(np.argsort(world.train.sizes.n_edge)[:2])
+    few = toy.train.subset(np.argsort(toy.train.sizes.n_edge)[:2])
     real = module.validate
 
     def validate(trainer, params, split, batches):
-        real(trainer, params, split.part(np.arange(1)), batches)
+        real(trainer, params, split.subset(np.arange(1)), batches)
         return as_sums(losses[int(current.step) - 1])
 
     def run():
         nonlocal current
-        loop = world.loop(
+        loop = toy.loop(
             tmp_path / "run",
             train=few,
             num_steps=len(losses),
@@ -318,7 +313,7 @@ def test_learning_rate_goes_down_on_a_plateau(world, stop_at, monkeypatch, tmp_p
             return state, current
 
         loop._start = begin
-        return loop.run(world.params, restored)
+        return loop.run(toy.params, restored)
 
     def train(self, state, *arguments, **options):
         used.append(float(self.single(state.rate_scale)))
@@ -339,7 +334,7 @@ def test_learning_rate_goes_down_on_a_plateau(world, stop_at, monkeypatch, tmp_p
     logged = [
         float(row["learning_rate"]) / 3e-3 for row in rows(tmp_path / "run") if row["train_loss"]
     ]
-    np.testing.assert_allclose(logged, [1.0, *expected[:-1]], rtol=1e-6)  # of the updates before
+    np.testing.assert_allclose(logged, [1.0, *expected[:-1]], rtol=1e-6)  # of the steps before
     np.testing.assert_allclose(used, logged, rtol=1e-6)
     assert saved(tmp_path / "run").arrays["rate_scale"] == np.float32(0.1)
     assert position.plateau["scale"] == 0.1 and position.best_loss == min(losses)

@@ -1,4 +1,4 @@
-"""Loss sums: what is unknown or padding counts nowhere, and sums of parts are the sums of the whole."""
+"""Tests for loss sums: unknown labels and padding are ignored, and sums of parts add up."""
 
 import jax
 import jax.numpy as jnp
@@ -50,14 +50,14 @@ def structure(n, seed, energy=None, forces=True):
 
 
 def batch_of(structures, spare=0):
-    """One shape for all, unless `spare` says otherwise: eager operations are compiled by shape."""
+    """Return a batch, by default of one shape, because eager operations are compiled per shape."""
     columns = Columns.from_structures(structures)
     budget = PaddingBudget(16 + spare, 200, 6 + spare)
     return jax.tree.map(jnp.asarray, build_batch(columns, budget, 2.0))
 
 
 def evaluation_of(graph, seed=0, padding=0.0):
-    """Predictions at random; `padding` stands where padding is."""
+    """Return random predictions, with the value `padding` for padding."""
     rng = np.random.default_rng(seed)
     nodes, graphs = graph.nodes["forces"].shape[0], graph.n_node.shape[0]
     forces, energy = rng.normal(size=(nodes, 3)), rng.normal(size=graphs)
@@ -102,7 +102,7 @@ def test_sums_of_known_numbers():
 
 
 @pytest.mark.parametrize(("penalty", "force_penalty"), PAIRS)
-def test_missing_labels_count_nowhere_and_keep_gradients_finite(penalty, force_penalty):
+def test_missing_labels_are_ignored_and_keep_gradients_finite(penalty, force_penalty):
     some = np.random.default_rng(1).normal(size=(3, 3))
     some[1, 2] = np.nan
     graph = batch_of(
@@ -140,7 +140,7 @@ def test_missing_labels_count_nowhere_and_keep_gradients_finite(penalty, force_p
     assert by_forces[3, :2].all() == (force_penalty not in ("norm", "relative"))
 
 
-def test_no_label_at_all_is_zero_loss():
+def test_the_loss_without_labels_is_zero():
     graph = batch_of([structure(2, 0, energy=float("nan"), forces=None)])
     evaluation = Evaluation(jnp.ones(6), jnp.ones((16, 3)), jnp.zeros(16))
     for penalty in FORCE_PENALTIES:
@@ -150,7 +150,7 @@ def test_no_label_at_all_is_zero_loss():
 
 @pytest.mark.parametrize("padding", [0.0, 1e6, np.nan])
 @pytest.mark.parametrize("force_penalty", ["mse", "norm", "rmse"])
-def test_padding_counts_nowhere(padding, force_penalty):
+def test_padding_is_ignored(padding, force_penalty):
     structures = [structure(3, 0), structure(2, 1)]
     graph, wide = batch_of(structures, 0), batch_of(structures, 9)
     expected = compiled(evaluation_of(graph), graph, force_penalty=force_penalty)
@@ -166,7 +166,7 @@ def test_padding_counts_nowhere(padding, force_penalty):
 
 
 def reference_sums(structures, energies, forces, penalty, force_penalty, per_atom, delta):
-    """Sums, structure by structure and number by number."""
+    """Compute the sums in a loop over structures and numbers."""
     total = dict.fromkeys(LossSums._fields, 0.0)
     single = {
         "mse": lambda x: x * x,
@@ -211,10 +211,10 @@ def reference_sums(structures, energies, forces, penalty, force_penalty, per_ato
     missing=st.sampled_from([0.0, 0.2, 0.7, 1.0]),
     per_atom=st.booleans(),
 )
-def test_sums_are_those_of_a_plain_loop_and_parts_add_up(
+def test_sums_equal_those_of_a_plain_loop_and_parts_add_up(
     penalty, force_penalty, sizes, cut, seed, missing, per_atom
 ):
-    """Also where a part holds nothing that is known, or nothing at all: sums over counts, no mean of means."""
+    """Parts may have no labels or no structures: the loss is not a mean of means."""
     rng = np.random.default_rng(seed)
     structures = [
         structure(
@@ -259,7 +259,7 @@ def test_sums_are_those_of_a_plain_loop_and_parts_add_up(
 
 @pytest.mark.parametrize(("penalty", "force_penalty"), PAIRS)
 def test_counts_do_not_depend_on_predictions(penalty, force_penalty):
-    """Exactly right predictions are terms as well."""
+    """Exact predictions are counted as well."""
     graph = batch_of([structure(2, 0), structure(3, 1)])
     right = Evaluation(graph.globals["energy"], graph.nodes["forces"], jnp.zeros(16))
     options = {"penalty": penalty, "force_penalty": force_penalty}
@@ -270,7 +270,7 @@ def test_counts_do_not_depend_on_predictions(penalty, force_penalty):
 
 
 @pytest.mark.parametrize(("penalty", "force_penalty"), PAIRS)
-def test_derivatives_are_finite_where_there_is_no_error(penalty, force_penalty):
+def test_derivatives_are_finite_at_zero_error(penalty, force_penalty):
     graph = batch_of([structure(2, 0), structure(1, 1)])
 
     def loss(errors):
@@ -288,7 +288,7 @@ def test_derivatives_are_finite_where_there_is_no_error(penalty, force_penalty):
 
 @pytest.mark.parametrize("force_penalty", sorted(FORCE_PENALTIES))
 def test_forces_can_be_trained(force_penalty, double_precision):
-    """The derivative by a parameter, through forces that are derivatives themselves, against differences."""
+    """The derivative of a force loss with respect to a parameter equals finite differences."""
     graph = jax.tree.map(
         lambda x: jnp.asarray(x, jnp.float64) if x.dtype.kind == "f" else x,
         batch_of([structure(3, 0), structure(2, 1)]),
@@ -312,7 +312,7 @@ def test_forces_can_be_trained(force_penalty, double_precision):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize(("penalty", "force_penalty"), PAIRS)
-def test_a_prediction_that_is_not_finite_shows(penalty, force_penalty, value):
+def test_a_nonfinite_prediction_makes_the_loss_nonfinite(penalty, force_penalty, value):
     graph = batch_of([structure(2, 0)])
     evaluation = evaluation_of(graph)
     broken = evaluation._replace(
@@ -345,7 +345,7 @@ def test_averages_of_known_numbers():
 
 
 def test_averages_without_labels():
-    """What has no labels is no part of the loss, but what is not finite does not pass for it."""
+    """A term without labels is not part of the loss, but a non-finite term is."""
     part = LossSums(
         energy_loss=0.0,
         force_loss=8.0,
@@ -377,7 +377,7 @@ def test_penalties():
     assert below == pytest.approx(above, rel=1e-3)
 
 
-def test_unknown_penalty_names_the_nearest():
+def test_an_unknown_penalty_is_an_error_with_the_nearest_name():
     graph = batch_of([structure(2, 0)])
     with pytest.raises(ValueError, match="unknown loss.penalty 'hubert'. Did you mean 'huber'"):
         sums(evaluation_of(graph), graph, penalty="hubert")
@@ -386,15 +386,15 @@ def test_unknown_penalty_names_the_nearest():
 
 
 @pytest.mark.parametrize("delta", [0.0, -1.0, float("nan"), float("inf")])
-def test_where_huber_turns_is_a_positive_number(delta):
-    """Infinity would be MSE, but its gradient is not a number."""
+def test_huber_delta_must_be_positive(delta):
+    """Infinity would mean MSE, but its gradient is NaN."""
     with pytest.raises(ValueError, match="loss.huber_delta must be a positive number"):
         check_penalties("huber", None, delta)
     check_penalties("mse", "norm", delta)
 
 
-def test_relative_sees_the_direction_of_small_forces():
-    """A force that points the wrong way costs the same where it is large and where it is small."""
+def test_relative_weights_the_direction_of_small_forces():
+    """A force with the wrong direction has the same loss whether it is large or small."""
     labels = np.array([[5.0, 0.0, 0.0], [0.5, 0.0, 0.0]])
     graph = batch_of([Structure(np.array([6, 6]), np.eye(2, 3), energy=0.0, forces=labels)])
 
@@ -412,19 +412,19 @@ def test_relative_sees_the_direction_of_small_forces():
 
 
 @pytest.mark.parametrize("floor", [0.0, -1.0, float("nan"), float("inf")])
-def test_the_floor_of_relative_is_a_positive_number(floor):
+def test_force_floor_must_be_positive(floor):
     with pytest.raises(ValueError, match="loss.force_floor must be a positive number"):
         check_penalties("mse", "relative", 0.05, floor)
     check_penalties("mse", "mae", 0.05, floor)
 
 
-def test_penalties_that_cannot_be_meant():
+def test_inconsistent_penalties_are_errors():
     graph = batch_of([structure(2, 0)])
     with pytest.raises(
-        ValueError, match="set loss.force_penalty to 'norm' and loss.penalty to one of huber, mae"
+        ValueError, match="Set loss.force_penalty to 'norm' and loss.penalty to one of huber, mae"
     ):
         sums(evaluation_of(graph), graph, penalty="norm")
-    with pytest.raises(ValueError, match="set loss.force_penalty to 'relative'"):
+    with pytest.raises(ValueError, match="Set loss.force_penalty to 'relative'"):
         sums(evaluation_of(graph), graph, penalty="relative")
     for options in ({"penalty": "huber"}, {"force_penalty": "huber"}):
         with pytest.raises(
@@ -443,7 +443,7 @@ def test_beta_is_constant_then_geometric():
     assert all(a > b for a, b in zip(values, values[1:]))
 
 
-def test_beta_goes_linearly():
+def test_beta_changes_linearly():
     beta = beta_schedule(0.99, 0.5, 0.5, 1000, "linear")
     np.testing.assert_allclose(
         [float(beta(s)) for s in (0, 500, 600, 750, 1000, 2000)],
@@ -486,19 +486,19 @@ def test_beta_without_a_change(ends):
 
 @pytest.mark.parametrize("ends", [(1.0, 0.5), (0.9, 1.0)])
 def test_beta_reaches_its_end_from_or_to_one(ends):
-    """A weight of exactly one at an end is allowed, and the other end must not be ignored in silence."""
+    """A weight of one at either end is allowed; the other end must not be ignored silently."""
     beta = beta_schedule(*ends, 0.5, 100)
     assert float(beta(0)) == pytest.approx(ends[0], abs=1e-3)
     assert float(beta(100)) == pytest.approx(ends[1], abs=1e-3)
 
 
 @pytest.mark.parametrize("ends", [(-0.1, 0.5), (0.5, 1.1)])
-def test_beta_outside_of_its_range(ends):
-    with pytest.raises(ValueError, match="between 0 and 1"):
+def test_beta_outside_of_its_range_is_an_error(ends):
+    with pytest.raises(ValueError, match="must be from 0 to 1"):
         beta_schedule(*ends, 0.5, 100)
 
 
-def test_beta_schedules_that_cannot_be_meant():
+def test_invalid_beta_schedules_are_errors():
     with pytest.raises(
         ValueError, match="unknown loss.beta_schedule 'liner'. Did you mean 'linear'"
     ):

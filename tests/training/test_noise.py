@@ -1,4 +1,4 @@
-"""Displaced inputs: the way back leads to the reference, and what is drawn depends on seed, epoch and sample alone."""
+"""Tests for displaced inputs: they point back to the reference and are reproducible."""
 
 import numpy as np
 import pytest
@@ -23,33 +23,32 @@ def columns(count=4, seed=0, numbers=(6, 6, 8, 1, 1, 1)):
 
 
 REFERENCE = columns()
-FRAMES = AlternativeGeometries(
-    columns(6, 1), np.array([0, 3, 4]), np.array([0, 2, 2, 3, 3])
-)  # of samples 0 (two) and 2 (one)
+# of samples 0 (two) and 2 (one)
+FRAMES = AlternativeGeometries(columns(6, 1), np.array([0, 3, 4]), np.array([0, 2, 2, 3, 3]))
 
 
 @pytest.mark.parametrize("frames", [None, FRAMES])
-def test_displacements_lead_to_the_reference(frames):
-    made = CoordinateNoise(0.1, CUTOFF, 3, 0.5, frames)(REFERENCE, np.arange(4), 2)
+def test_displacements_point_to_the_reference(frames):
+    displaced = CoordinateNoise(0.1, CUTOFF, 3, 0.5, frames)(REFERENCE, np.arange(4), 2)
     for s in range(4):
         atoms = slice(REFERENCE.offsets[s], REFERENCE.offsets[s + 1])
         reference, back = (
             REFERENCE.positions[atoms],
-            made.positions[atoms] + made.atom_properties[DISPLACEMENT][atoms],
+            displaced.positions[atoms] + displaced.atom_properties[DISPLACEMENT][atoms],
         )
         np.testing.assert_allclose(
             np.linalg.norm(back[:, None] - back, axis=-1),
             np.linalg.norm(reference[:, None] - reference, axis=-1),
             atol=1e-9,
         )
-    assert made.numbers is REFERENCE.numbers
+    assert displaced.numbers is REFERENCE.numbers
 
 
-def test_noise_has_its_size_and_no_rigid_part_is_asked_for():
+def test_noise_has_the_given_size_and_displacements_contain_no_rigid_motion():
     many = columns(400)
-    made = CoordinateNoise(0.1, CUTOFF, 0)(many, np.arange(400), 0)
-    assert (made.positions - many.positions).std() == pytest.approx(0.1, rel=0.03)
-    moved = made.atom_properties[DISPLACEMENT].reshape(400, 6, 3)
+    displaced = CoordinateNoise(0.1, CUTOFF, 0)(many, np.arange(400), 0)
+    assert (displaced.positions - many.positions).std() == pytest.approx(0.1, rel=0.03)
+    moved = displaced.atom_properties[DISPLACEMENT].reshape(400, 6, 3)
     np.testing.assert_allclose(moved.mean(1), 0, atol=1e-9)
     # of 18 coordinates 6 are the place and turn of the molecule
     assert moved.std() == pytest.approx(0.1 * np.sqrt(12 / 18), rel=0.05)
@@ -70,7 +69,7 @@ def test_half_of_the_inputs_are_frames():
     assert all((d[6:12] == REFERENCE.positions[6:12]).all() for d in drawn)  # one without frames
 
 
-def test_drawn_by_seed_epoch_and_sample_alone():
+def test_noise_depends_only_on_seed_epoch_and_sample():
     make = CoordinateNoise(0.1, CUTOFF, 7, 0.5, FRAMES)
     whole = make(REFERENCE, np.arange(4), 5)
     part = make(REFERENCE.take(np.array([3, 1])), np.array([3, 1]), 5)
@@ -84,14 +83,14 @@ def test_drawn_by_seed_epoch_and_sample_alone():
         assert (other.positions != whole.positions).any()
 
 
-def test_frames_of_other_atoms_are_refused():
+def test_frames_with_other_atoms_are_an_error():
     wrong = AlternativeGeometries(columns(6, 1, (6, 8, 6, 1, 1, 1)), FRAMES.index, FRAMES.first)
-    with pytest.raises(DatasetError, match="record [03]: its frames have other atoms"):
+    with pytest.raises(DatasetError, match="record [03]: the atoms of its frames"):
         for epoch in range(20):
             CoordinateNoise(0.0, CUTOFF, 0, 1.0, wrong)(REFERENCE, np.arange(1), epoch)
 
 
-def test_batches_hold_what_was_planned_for():
+def test_displaced_structures_fit_into_their_batches():
     make, sizes = CoordinateNoise(0.3, CUTOFF, 0, 0.5, FRAMES), graph_sizes(REFERENCE, CUTOFF)
     bounds = make.bounds(sizes, count_all(FRAMES.rows, CUTOFF)[FRAMES.index])
     assert (bounds.n_edge >= sizes.n_edge).all() and (bounds.n_edge <= 30).all()
@@ -103,12 +102,12 @@ def test_batches_hold_what_was_planned_for():
         )
 
 
-def test_what_never_fits_is_an_error():
+def test_noise_that_never_fits_is_an_error():
     with pytest.raises(ValueError, match="do not fit into 2 edges"):
         CoordinateNoise(0.01, CUTOFF, 0)(REFERENCE, np.arange(4), 0, PaddingBudget(25, 2, 5))
 
 
-def test_rows_to_validate_by_are_always_the_same():
+def test_displaced_validation_rows_are_fixed():
     rows = NoisedRows(REFERENCE, CoordinateNoise(0.1, CUTOFF, 0))
     np.testing.assert_array_equal(
         rows.take(np.array([1, 2])).positions,

@@ -1,4 +1,4 @@
-"""Learning-rate schedules, optimizers, frozen parameters, plateaus, and errors that say what is wrong."""
+"""Tests for schedules, optimizers, frozen parameters, plateaus and error messages."""
 
 import dataclasses
 import json
@@ -77,7 +77,7 @@ def test_decay(schedule, middle, end):
     assert (np.diff(decay) <= 1e-12).all()
 
 
-def test_no_schedule_goes_below_the_end_after_the_last_step():
+def test_no_schedule_falls_below_its_end_value():
     for schedule in optimizer.SCHEDULES:
         assert (rates([1000, 1500, 10_000], schedule=schedule) >= 1e-5 * (1 - 1e-6)).all()
 
@@ -90,7 +90,7 @@ def test_no_schedule_goes_below_the_end_after_the_last_step():
     warmup=st.integers(0, 50),
     data=st.data(),
 )
-def test_stairs_come_at_whole_multiples_of_their_period(epochs, per_epoch, factor, warmup, data):
+def test_steps_decay_at_multiples_of_their_period(epochs, per_epoch, factor, warmup, data):
     period = max(round(epochs * per_epoch), 1)
     rate = optimizer.learning_rate(
         BASE
@@ -131,7 +131,7 @@ def test_schedule_can_be_traced(schedule):
 
 
 @pytest.mark.parametrize("name", optimizer.OPTIMIZERS)
-def test_descends(name):
+def test_optimizers_descend(name):
     config = BASE | {
         "name": name,
         "learning_rate": 0.1,
@@ -153,8 +153,8 @@ def test_descends(name):
 
 
 @pytest.mark.parametrize("name", ("adam", "amsgrad", "adamw"))
-def test_updates_are_those_of_the_papers(name):
-    """Against NumPy, with gradients whose size shrinks, so that the largest second moment is not the last."""
+def test_updates_match_the_equations_of_the_papers(name):
+    """Gradients shrink, so that the largest second moment is not the last one."""
     rng = np.random.default_rng(0)
     gradients = rng.normal(size=(8, 2, 3)) * np.geomspace(1.0, 1e-3, 8)[:, None, None]
     rule = optimizer.create(
@@ -177,8 +177,8 @@ def test_updates_are_those_of_the_papers(name):
         np.testing.assert_allclose(updates, expected, rtol=2e-4)
 
 
-def test_muon_steps_along_orthogonal_matrices():
-    """Each head is a matrix of its own; all singular values of a step are nearly alike."""
+def test_muon_updates_are_orthogonal_matrices():
+    """Each head is a separate matrix; all singular values of an update are nearly equal."""
     rule = optimizer.create(
         BASE
         | {
@@ -207,24 +207,21 @@ def test_muon_steps_along_orthogonal_matrices():
     for matrix in (updates["dense"]["kernel"], *updates["heads"]["kernel"]):
         values = np.linalg.svd(matrix, compute_uv=False) / (1e-3 * 0.2 * max(matrix.shape) ** 0.5)
         assert (values > 0.6).all() and (values < 1.25).all()
-    for name, part in (
-        ("dense", "bias"),
-        ("final", "kernel"),
-        ("embedding", "embedding"),
-    ):  # Adam's first step
+    # Adam's first step
+    for name, part in (("dense", "bias"), ("final", "kernel"), ("embedding", "embedding")):
         np.testing.assert_allclose(
             np.abs(updates[name][part]), np.abs(updates[name][part]).max(), rtol=1e-3
         )
 
 
-def test_muon_decays_matrices_alone():
+def test_muon_decays_only_matrices():
     rule = optimizer.create(BASE | {"name": "muon", "warmup_steps": 0}, 100)
     params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
     updates, _ = rule.update(jax.tree.map(jnp.zeros_like, params), rule.init(params), params)
     assert (updates["kernel"] < 0).all() and not updates["bias"].any()
 
 
-def test_weight_decay_leaves_biases_alone():
+def test_weight_decay_excludes_biases():
     rule = optimizer.create(BASE | {"name": "adamw", "warmup_steps": 0}, 100)
     params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
     updates, _ = rule.update(jax.tree.map(jnp.zeros_like, params), rule.init(params), params)
@@ -232,7 +229,7 @@ def test_weight_decay_leaves_biases_alone():
 
 
 def test_gradients_are_clipped():
-    """Adam forgets the scale of gradients, its second moment does not."""
+    """Adam's update is independent of the scale of gradients, but its second moment is not."""
     params = {"a": jnp.ones(3)}
     huge = {"a": jnp.array([1e6, 0.0, 0.0])}
     for clip, norm in ((10.0, 10.0), (0.0, 1e6), (None, 1e6)):
@@ -244,7 +241,7 @@ def test_gradients_are_clipped():
 
 
 @pytest.mark.parametrize("name", optimizer.OPTIMIZERS)
-def test_frozen_parameters_stay_and_have_no_moments(name):
+def test_frozen_parameters_do_not_change_and_have_no_moments(name):
     rule = optimizer.create(BASE | {"name": name, "freeze": ["params/embedding/*", "*/bias"]}, 100)
     state = rule.init(PARAMS)
     moments = [path for path in to_arrays(state) if re.search("/(mu|nu|nu_max)/", path)]
@@ -260,24 +257,25 @@ def test_frozen_parameters_stay_and_have_no_moments(name):
     assert jax.tree.structure(params) == jax.tree.structure(PARAMS)
 
 
-def test_what_is_trained_goes_as_if_the_frozen_were_not_there():
-    """The norm that is clipped is that of the trained gradients."""
-    config = BASE | {
-        "clip_norm": 0.1,
-        "eps": 0.1,
-    }  # so large an epsilon shows the size of the gradients
+def test_frozen_parameters_do_not_affect_the_others():
+    """The clipped norm is that of the trained parameters."""
+    # with a large epsilon, the update shows the size of the gradients
+    config = BASE | {"clip_norm": 0.1, "eps": 0.1}
     gradients = {"a": jnp.array([0.3, -0.2]), "b": jnp.array([1e6, 1e6])}
     params = jax.tree.map(jnp.ones_like, gradients)
-    rule, alone = optimizer.create(config | {"freeze": ("b",)}, 100), optimizer.create(config, 100)
+    rule, unfrozen_rule = (
+        optimizer.create(config | {"freeze": ("b",)}, 100),
+        optimizer.create(config, 100),
+    )
     updates, _ = rule.update(gradients, rule.init(params), params)
     a = {"a": params["a"]}
-    expected, _ = alone.update({"a": gradients["a"]}, alone.init(a), a)
+    expected, _ = unfrozen_rule.update({"a": gradients["a"]}, unfrozen_rule.init(a), a)
     np.testing.assert_array_equal(updates["a"], expected["a"])
     assert updates["a"].all() and not updates["b"].any()
 
 
-def test_state_without_frozen_parameters_is_as_it_was():
-    """Checkpoints of runs without them go on to be read."""
+def test_the_state_without_frozen_parameters_is_unchanged():
+    """Checkpoints of runs without frozen parameters can still be read."""
     plain = optax.chain(
         optax.clip_by_global_norm(10.0), optax.adam(optimizer.learning_rate(BASE, 100))
     )
@@ -306,14 +304,14 @@ def test_paths_are_those_of_checkpoints():
         (("*kernel", "*bias"), r"'\*kernel', '\*bias' match all 4"),
     ],
 )
-def test_patterns_that_cannot_be_meant(patterns, message):
+def test_invalid_patterns_are_errors(patterns, message):
     rule = optimizer.create(BASE | {"freeze": patterns}, 100)
     with pytest.raises(ValueError, match=message):
         rule.init(PARAMS)
 
 
-def test_a_text_is_no_list_of_patterns():
-    with pytest.raises(ValueError, match=r"received the text 'params/\*'; write \('params/\*',\)"):
+def test_a_text_instead_of_a_list_of_patterns_is_an_error():
+    with pytest.raises(ValueError, match=r"received the text 'params/\*'. Write \('params/\*',\)"):
         optimizer.create(BASE | {"freeze": "params/*"}, 100)
 
 
@@ -335,7 +333,7 @@ def test_a_text_is_no_list_of_patterns():
         ),
         (
             {"learning_rate_end": 1.0},
-            r"_end must not be above optimizer.learning_rate \(0.001\), received 1.0",
+            r"_end must be at most optimizer.learning_rate \(0.001\), received 1.0",
         ),
         (
             {"schedule": "exponential", "learning_rate_end": 0.0},
@@ -362,18 +360,18 @@ def test_a_text_is_no_list_of_patterns():
         ({"clip_norm": -1.0}, "clip_norm must be zero or a positive number, received -1.0"),
     ],
 )
-def test_values_that_cannot_be_meant(changes, message):
+def test_invalid_values_are_errors(changes, message):
     with pytest.raises(ValueError, match=message):
         optimizer.create(BASE | changes, 100)
 
 
 @pytest.mark.parametrize("steps_per_epoch", [0, -1.0, math.inf, math.nan])
-def test_an_epoch_has_steps(steps_per_epoch):
+def test_an_epoch_must_have_steps(steps_per_epoch):
     with pytest.raises(ValueError, match="steps_per_epoch must be a positive number"):
         optimizer.create(BASE | {"schedule": "step"}, 100, steps_per_epoch)
 
 
-def test_values_that_a_schedule_does_not_use_are_not_judged():
+def test_values_that_a_schedule_does_not_use_are_not_checked():
     optimizer.create(
         BASE | {"schedule": "constant", "learning_rate_end": 1.0, "decay_factor": 7.0}, 100
     )
@@ -404,7 +402,7 @@ def scales(values, epochs, plateau=None, **changes):
 
 @pytest.fixture(scope="module")
 def optax_plateau():
-    """Scales of optax.contrib.reduce_on_plateau for losses of whole epochs; its patience is one more than torch's."""
+    """Return the scales of optax.contrib.reduce_on_plateau, whose patience is torch's plus one."""
     rule = optax.contrib.reduce_on_plateau(
         factor=OPTIONS["factor"],
         patience=OPTIONS["patience"] + 1,
@@ -427,13 +425,13 @@ def optax_plateau():
         max_size=40,
     )
 )
-def test_plateau_is_that_of_optax_for_whole_epochs(optax_plateau, values):
+def test_plateau_equals_that_of_optax_for_whole_epochs(optax_plateau, values):
     expected = optax_plateau(jnp.array(values, jnp.float32))
     np.testing.assert_allclose(scales(values, range(1, 41)), expected, rtol=1e-6)
 
 
 def test_plateau_of_known_numbers():
-    """One epoch more than the patience without a better value; then patience starts anew; never below the floor."""
+    """The reduction follows one epoch after the patience, which restarts; the floor holds."""
     assert scales([5.0] + [4.9] * 16, range(1, 18)) == [1.0] * 4 + [0.5] * 4 + [0.25] * 4 + [
         0.125
     ] * 4 + [0.1]
@@ -443,14 +441,14 @@ def test_plateau_of_known_numbers():
 
 @settings(max_examples=50, deadline=None)
 @given(per_epoch=st.integers(2, 50), start=st.integers(0, 1000), patience=st.integers(0, 8))
-def test_patience_is_in_epochs_however_often_validation_comes(per_epoch, start, patience):
+def test_patience_counts_epochs_not_validations(per_epoch, start, patience):
     steps = np.arange(start, start + (patience + 2) * per_epoch)
     found = scales([1.0] * len(steps), steps / per_epoch, patience=patience)
     assert found.index(0.5) == patience * per_epoch + 1
 
 
 @given(values=st.lists(st.floats(0, 10) | st.just(math.nan), max_size=12), cut=st.integers(0, 12))
-def test_plateau_goes_on_from_json(values, cut):
+def test_plateau_resumes_from_json(values, cut):
     plateau = Plateau()
     for epoch, value in enumerate(values[:cut]):
         plateau = plateau.update(value, epoch, **OPTIONS)

@@ -1,8 +1,9 @@
-"""Nonsense in the part "train" of a config is refused by name before anything is read."""
+"""Tests that invalid options of the part "train" are errors before anything is read."""
 
 import pytest
 
 from mlip_jax.config import ConfigError, complete
+from mlip_jax.datasets import source
 from mlip_jax.defaults import train_defaults
 from mlip_jax.tasks import train
 
@@ -38,7 +39,7 @@ def check_options(**changes):
     complete(c, train_defaults())
 
 
-def test_defaults_and_limits_are_fine():
+def test_defaults_and_limits_are_valid():
     check_options()
     check_options(
         num_epochs=0.5,
@@ -54,7 +55,7 @@ def test_defaults_and_limits_are_fine():
 
 
 @pytest.mark.parametrize(("field", "value"), NONSENSE)
-def test_nonsense_is_refused(field, value):
+def test_invalid_options_are_errors(field, value):
     with pytest.raises(ConfigError, match=f"train.{field}.*{value}"):
         check_options(**{field: value})
 
@@ -85,9 +86,9 @@ def test_nonsense_is_refused(field, value):
         ),
     ],
 )
-def test_the_task_refuses_it_before_it_looks_for_data(tmp_path, monkeypatch, field, value, message):
-    """Nor does the folder belong to a config with a slip, which the corrected one then could not use."""
-    monkeypatch.setattr(train.source, "load", lambda _: pytest.fail("data are loaded"))
+def test_the_task_checks_options_before_it_reads_data(tmp_path, monkeypatch, field, value, message):
+    """The workdir must not belong to the invalid config, so that the corrected one can use it."""
+    monkeypatch.setattr(source, "load", lambda _: pytest.fail("data are loaded"))
     c = train_defaults()
     c.data.path = str(tmp_path / "nowhere.hdf5")
     c.model.name, c.model.options = "schnet", {"num_features": 8, "num_layers": 1}

@@ -1,4 +1,4 @@
-"""What a run writes: in order, by one process, and with errors that come out."""
+"""Tests for the files of a run: order, a single writer, and errors that are raised."""
 
 import csv
 import time
@@ -18,10 +18,10 @@ TREE = {"params": {"w": np.arange(3.0)}}
 
 
 @pytest.fixture
-def made(tmp_path):
-    made = TrainingOutputs(tmp_path, True, COLUMNS)
-    yield made
-    made.close()
+def outputs(tmp_path):
+    outputs = TrainingOutputs(tmp_path, True, COLUMNS)
+    yield outputs
+    outputs.close()
 
 
 def steps_of(workdir):
@@ -29,7 +29,7 @@ def steps_of(workdir):
         return [int(row["step"]) for row in csv.DictReader(file)]
 
 
-def test_a_process_that_does_not_write_leaves_nothing(tmp_path):
+def test_an_inactive_process_writes_nothing(tmp_path):
     idle = TrainingOutputs(tmp_path, False, COLUMNS)
     idle.begin(0)
     idle.write({"step": 1})
@@ -41,31 +41,33 @@ def test_a_process_that_does_not_write_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_checkpoints_come_back(made, tmp_path):
+def test_checkpoints_are_restored(outputs, tmp_path):
     assert restore(tmp_path) is None and restore(tmp_path, "best") is None
-    made.save(3, TREE, {"position": {"step": 3}})
-    made.save_best(2, TREE["params"], {"loss": 0.5})
-    made.wait()
+    outputs.save(3, TREE, {"position": {"step": 3}})
+    outputs.save_best(2, TREE["params"], {"loss": 0.5})
+    outputs.wait()
     latest, best = restore(tmp_path), restore(tmp_path, "best")
     assert (latest.step, best.step) == (3, 2) and latest.metadata["position"] == {"step": 3}
     np.testing.assert_array_equal(latest.arrays["params/w"], best.arrays["params/w"])
 
 
-def test_there_is_nothing_to_restore_in_a_folder_that_is_not_there(tmp_path):
+def test_restore_returns_none_for_a_missing_folder(tmp_path):
     assert restore(tmp_path / "nowhere") is None
 
 
-def test_metrics_go_on_after_a_step(made, tmp_path):
-    made.begin(0)
+def test_metrics_resume_after_a_step(outputs, tmp_path):
+    outputs.begin(0)
     for step in (1, 2, 3, 4):
-        made.write({"step": step, "train_loss": 0.5})
-    made.begin(2)
+        outputs.write({"step": step, "train_loss": 0.5})
+    outputs.begin(2)
     assert steps_of(tmp_path) == [1, 2]
-    made.write({"step": 3, "train_loss": 0.25})
+    outputs.write({"step": 3, "train_loss": 0.25})
     assert steps_of(tmp_path) == [1, 2, 3]
 
 
-def test_a_checkpoint_comes_after_the_best_that_it_tells_of(made, tmp_path, monkeypatch):
+def test_a_checkpoint_is_written_after_the_best_one_that_it_refers_to(
+    outputs, tmp_path, monkeypatch
+):
     seen, write = [], CheckpointStore._write
 
     def noted(self, step, tree, metadata):
@@ -74,72 +76,72 @@ def test_a_checkpoint_comes_after_the_best_that_it_tells_of(made, tmp_path, monk
 
     monkeypatch.setattr(CheckpointStore, "_write", noted)
     for step in (1, 2, 3):
-        made.save_best(step, TREE, {})
-        made.save(step, TREE, {})
-    made.wait()
+        outputs.save_best(step, TREE, {})
+        outputs.save(step, TREE, {})
+    outputs.wait()
     for step in (1, 2, 3):
         assert seen.index(("best", step)) < seen.index((LATEST, step))
 
 
 @pytest.mark.parametrize("again", [False, True])
-def test_a_better_one_of_an_earlier_step_takes_the_place_of_later_ones(tmp_path, again):
-    """As after a rollback, or by a run that goes on from before."""
-    made = TrainingOutputs(tmp_path, True, COLUMNS)
+def test_a_best_checkpoint_of_an_earlier_step_replaces_later_ones(tmp_path, again):
+    """This happens after a rollback, or in a run that resumes from an earlier step."""
+    outputs = TrainingOutputs(tmp_path, True, COLUMNS)
     for step in (5, 90, 95):
-        made.save_best(step, TREE, {"way": "first"})
+        outputs.save_best(step, TREE, {"way": "first"})
     if again:
-        made.close()
-        made = TrainingOutputs(tmp_path, True, COLUMNS)
-    made.save_best(50, TREE, {"way": "second"})
-    made.wait()
+        outputs.close()
+        outputs = TrainingOutputs(tmp_path, True, COLUMNS)
+    outputs.save_best(50, TREE, {"way": "second"})
+    outputs.wait()
     found = restore(tmp_path, "best")
     assert found.step == 50 and found.metadata["way"] == "second"
     for step in (60, 70):
-        made.save_best(step, TREE, {})
-    made.close()
+        outputs.save_best(step, TREE, {})
+    outputs.close()
     store = CheckpointStore(tmp_path / "best", read_only=True)
     assert store.steps() == [60, 70]
     store.close()
 
 
 @pytest.mark.parametrize("save", ["save", "save_best"])
-def test_an_error_of_the_background_comes_out(tmp_path, monkeypatch, save):
-    made = TrainingOutputs(tmp_path, True, COLUMNS)
-    made.begin(0)
+def test_an_error_in_the_background_is_raised(tmp_path, monkeypatch, save):
+    outputs = TrainingOutputs(tmp_path, True, COLUMNS)
+    outputs.begin(0)
 
     def full(*_):
         raise CheckpointError("no space left")
 
     monkeypatch.setattr(CheckpointStore, "_write", full)
-    getattr(made, save)(1, TREE, {})
+    getattr(outputs, save)(1, TREE, {})
     with pytest.raises(CheckpointError, match="no space left"):
         for _ in range(5_000):  # it looks, and does not wait
-            made.check()
+            outputs.check()
             time.sleep(1e-3)
-    made.check()  # once is enough
-    getattr(made, save)(2, TREE, {})
+    outputs.check()  # once is enough
+    getattr(outputs, save)(2, TREE, {})
     with pytest.raises(CheckpointError, match="no space left"):
-        made.close()
-    assert made._recorder is None, "what cannot be written keeps nothing open"
+        outputs.close()
+    assert outputs._recorder is None, "what cannot be written keeps nothing open"
 
 
-def test_all_processes_go_on_from_what_the_leader_found(made, tmp_path, monkeypatch):
-    made.save(3, TREE, {"position": {"step": 3}})
-    made.wait()
-    told = []
+def test_all_processes_resume_from_the_checkpoint_of_the_leader(outputs, tmp_path, monkeypatch):
+    outputs.save(3, TREE, {"position": {"step": 3}})
+    outputs.wait()
+    sent = []
 
     def broadcast(value):
-        told.append(value)
+        sent.append(value)
         return value
 
     monkeypatch.setattr(module.distributed, "count", lambda: 2)
     monkeypatch.setattr(module.distributed, "broadcast", broadcast)
     leader = restore(tmp_path)
-    assert leader.step == 3 and len(told) == 2
+    assert leader.step == 3 and len(sent) == 2
 
     def taken(value):
         assert not value, "only the leader reads"
-        return told.pop(0)
+        return sent.pop(0)
 
     monkeypatch.setattr(module.distributed, "leader", lambda: False)
     monkeypatch.setattr(module.distributed, "broadcast", taken)

@@ -1,4 +1,4 @@
-"""The loss of properties by hand: unknown labels and padding count nowhere, parts of several devices add up."""
+"""Tests for the loss of properties: unknown labels, padding and sums over devices."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ TARGETS = (
 
 
 class Fixed:
-    """A model whose outputs are its parameters."""
+    """Model whose outputs are its parameters."""
 
     @staticmethod
     def apply(params, graph):
@@ -28,7 +28,7 @@ class Fixed:
 
 
 def graph(gap=(1.0, np.nan, 7.0), charge=0.5):
-    """Two molecules of two and one atoms, and padding of one atom."""
+    """Batch of two molecules with two atoms and one atom, and one padding atom."""
     n = 4
     return jraph.GraphsTuple(
         nodes={
@@ -66,17 +66,17 @@ def objective(**options):
     return Properties(Fixed, TARGETS, **options)
 
 
-def test_by_hand():
+def test_sums_equal_a_calculation_by_hand():
     o = objective(penalty="mse", align_weight=0.1)
     _, sums = o.evaluate(PREDICTED, graph())
-    # one known gap, off by 0.5; six components, two of them off by one; two known charges, one off by 0.5
+    # one gap with error 0.5; six components, two with error 1; two charges, one with error 0.5
     assert {k: float(v) for k, v in sums.count.items()} == {"gap": 1, "dipole": 6, "charges": 2}
     assert float(sums.penalty["gap"]) == pytest.approx(0.25) and float(
         sums.absolute["gap"]
     ) == pytest.approx(0.25)
     assert float(sums.penalty["dipole"]) == 2 and float(sums.absolute["dipole"]) == 4
     assert float(sums.penalty["charges"]) == pytest.approx(0.25)
-    # at right angles, and along; an atom that lies where it belongs has no direction
+    # perpendicular and parallel; an atom at its reference position has no direction
     assert float(sums.aligned) == 2 and float(sums.alignment) == pytest.approx(1.0)
     loss = float(o.combine(sums, sums, 0))
     assert loss == pytest.approx(2 * 0.25 + 2 / 6 + 0.25 / 2 + 0.1 * 1.0 / 2)
@@ -91,13 +91,13 @@ def test_by_hand():
     assert "gap 0.2500 eV" in o.line(row, "train")
 
 
-def test_counts_need_no_model():
+def test_counts_do_not_evaluate_the_model():
     o = objective(align_weight=1.0)
     sums, counts = o.sums(PREDICTED, graph()), o.counts(graph())
     assert counts.count == sums.count and counts.aligned == sums.aligned
 
 
-def test_denoising_is_of_noise_in_its_own_unit():
+def test_denoising_errors_are_in_units_of_the_noise():
     o = Properties(Fixed, (), align_weight=1.0, alignment="mse", noise=0.1)
     sums = o.sums(
         {DISPLACEMENT: jnp.array([[1.0, 0, 0], [0, 0, 0], [0, 1, 0], [7, 7, 7]])}, graph()
@@ -108,7 +108,7 @@ def test_denoising_is_of_noise_in_its_own_unit():
 
 @pytest.mark.parametrize("alignment", ["cosine", "mse"])
 @pytest.mark.parametrize("penalty", ["mse", "mae", "huber"])
-def test_gradients_are_finite_where_labels_are_not(penalty, alignment):
+def test_gradients_are_finite_without_labels(penalty, alignment):
     o = objective(penalty=penalty, align_weight=0.3, alignment=alignment)
     zero = jax.tree.map(jnp.zeros_like, PREDICTED)
     for params in (PREDICTED, zero):
@@ -130,7 +130,7 @@ def test_parts_of_devices_add_up():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"property.targets": ()}, "there is nothing to learn"),
+        ({"property.targets": ()}, "nothing to learn: property.targets is empty"),
         ({"property.penalty": "l2"}, "unknown property.penalty 'l2'"),
         ({"align.loss": "cos"}, "Did you mean 'cosine'"),
         ({"align.weight": 0.1}, "no input is displaced"),
@@ -147,7 +147,7 @@ def test_parts_of_devices_add_up():
         ),
     ],
 )
-def test_configs_that_cannot_be_meant(changes, message):
+def test_inconsistent_configs_are_errors(changes, message):
     c = property_defaults()
     c.property.targets = ("gap",)
     c.update_from_flattened_dict(changes)

@@ -1,4 +1,4 @@
-"""Metrics of a run are in both files, after the right step; an error names the file that cannot be written."""
+"""Tests for the recorded metrics: both files, rows after a resumption, and write errors."""
 
 import csv
 import struct
@@ -20,7 +20,7 @@ def row(step):
 
 
 def events_of(workdir):
-    """Events of TensorBoard's files in the order in which they were written."""
+    """Return the events of TensorBoard's files in the order in which they were written."""
     events = []
     for path in sorted((workdir / "tensorboard").iterdir(), key=lambda p: p.stat().st_mtime_ns):
         data = path.read_bytes()
@@ -56,15 +56,15 @@ def test_rows_are_in_both_files(tmp_path):
     assert all(e.wall_time > 1e9 for e in events)
 
 
-def test_names_of_properties_become_tags(tmp_path):
-    """TensorBoard shows a series of its own for each spelling, so the tags are those of SummaryWriter."""
+def test_property_names_become_valid_tags(tmp_path):
+    """The tags equal those of SummaryWriter, because each spelling is a separate series."""
     recorder = Recorder(tmp_path, 0, (*COLUMNS, "train_heat capacity (eV)"))
     recorder.write({"step": 1, "train_heat capacity (eV)": 2.0})
     recorder.close()
     assert scalars_of(events_of(tmp_path)) == [(1, "train_heat_capacity__eV_", 2.0)]
 
 
-def test_what_came_after_the_step_is_dropped(tmp_path):
+def test_rows_after_the_step_are_dropped(tmp_path):
     first = Recorder(tmp_path, 0, COLUMNS)
     for step in (1, 2, 3):
         first.write(row(step))
@@ -76,26 +76,26 @@ def test_what_came_after_the_step_is_dropped(tmp_path):
     second.close()
     with open(tmp_path / "metrics.csv", newline="") as file:
         assert [r["step"] for r in csv.DictReader(file)] == ["1", "2", "3"]
-    # in a file of its own, though within the same second; TensorBoard forgets what it had from this step on
+    # a separate file, even within one second; TensorBoard drops older events from this step on
     events = events_of(tmp_path)
     assert [step for step, tag, _ in scalars_of(events) if tag == "beta"] == [1, 2, 3, 3]
     restart = next(i for i, e in enumerate(events) if e.HasField("session_log"))
     assert events[restart].step == 3 and [e.step for e in events[restart + 1 :]] == [3, 3]
 
 
-def test_full_disk_of_the_metrics(tmp_path):
+def test_a_full_disk_is_an_error_of_the_metrics(tmp_path):
     recorder = Recorder(tmp_path, 0, COLUMNS)
     recorder.path.unlink()
     recorder.path.symlink_to("/dev/full")
     with pytest.raises(
-        WorkdirError, match="metrics.csv: cannot be written: .*No space left on device.*start again"
+        WorkdirError, match="metrics.csv: cannot be written: .*No space left on device.*then rerun"
     ):
         recorder.write(row(1))
     recorder.close()
 
 
-def test_full_disk_of_tensorboard(tmp_path, monkeypatch):
-    """The run must neither wait for ever for a thread that has died, nor go on as if nothing were."""
+def test_a_full_disk_is_an_error_of_tensorboard(tmp_path, monkeypatch):
+    """The run must not wait forever for a dead thread, and must not continue silently."""
     monkeypatch.setattr(
         "mlip_jax.training.recorder.RecordWriter", lambda path: RecordWriter("/dev/full")
     )
@@ -120,7 +120,7 @@ def test_full_disk_of_tensorboard(tmp_path, monkeypatch):
         raise caught[0]
 
 
-def test_a_folder_that_cannot_be_written(tmp_path):
+def test_an_unwritable_folder_is_an_error(tmp_path):
     (tmp_path / "tensorboard").write_text("a file in the place of the folder")
     with pytest.raises(WorkdirError, match="tensorboard: cannot be written"):
         Recorder(tmp_path, 0, COLUMNS)

@@ -1,4 +1,4 @@
-"""The compiled training step: one compile, the right gradient, the average of the parameters."""
+"""Tests for the compiled training step: one compilation, gradient and average of parameters."""
 
 import contextlib
 import dataclasses
@@ -52,16 +52,16 @@ def test_all_steps_of_an_epoch_share_one_compile(setup):
     state = trainer.init(params)
     before = trainer.num_compiles
     with contextlib.closing(batches.training(split, seed=0)) as stream:
-        for group, graphs in stream:
+        for plan, graphs in stream:
             state, _ = trainer.train(state, graphs)
-            if group.epoch == 2:
+            if plan.epoch == 2:
                 break
     assert trainer.num_compiles <= before + 1 and trainer.num_compiles == 1
 
 
 def test_update_is_a_gradient_step_of_the_stated_loss(setup):
     model, split, batches, trainer, params = setup
-    group, graphs = next(batches.training(split, seed=1))
+    plan, graphs = next(batches.training(split, seed=1))
     one = jax.tree.map(lambda x: jax.numpy.asarray(x[0, 0, 0]), graphs)
 
     def loss(p):
@@ -98,7 +98,7 @@ def test_sums_add_up_over_steps():
 
 
 def with_gaps(split, columns, kind):
-    """A split where labels are missing: of some structures, or of all."""
+    """Return a split in which some or all structures lack labels."""
     energy, forces = columns.energy.copy(), columns.forces.copy()
     if kind == "some":
         energy[::3] = np.nan
@@ -122,11 +122,11 @@ def with_gaps(split, columns, kind):
         *(pytest.param(p, marks=pytest.mark.slow) for p in (("huber", "norm"), ("mae", None))),
     ],
 )
-def test_micro_batches_are_one_large_batch(setup, penalty):
-    """Also where some have no label of a kind, or nothing in them, and whatever beta is."""
+def test_micro_batches_equal_one_large_batch(setup, penalty):
+    """Some micro-batches lack labels or structures, and beta has several values."""
     model, split, batches, _, params = setup
     options = {"penalty": penalty[0], "force_penalty": penalty[1], "huber_delta": 0.1}
-    places = np.array_split(np.arange(9), 3) + [np.zeros(0, np.int64)]
+    members = np.array_split(np.arange(9), 3) + [np.zeros(0, np.int64)]
     budget = choose_budget(split.sizes, 5)
     whole_budget = PaddingBudget(*(4 * n for n in budget))
     betas = np.array([0.7, 1.0, 0.0], np.float32)
@@ -146,14 +146,14 @@ def test_micro_batches_are_one_large_batch(setup, penalty):
         (_, s), grads = jax.value_and_grad(loss, has_aux=True)(p)
         return jax.tree.map(lambda p, g: p - RATE * g, p, grads), s
 
-    def built(split, places, budget):
-        return build_batch(split.columns(places), budget, model.cutoff, batches.reference)
+    def built(split, members, budget):
+        return build_batch(split.columns(members), budget, model.cutoff, batches.reference)
 
     for kind in ("all", "some", "no energies", "no forces", "none"):
         part = with_gaps(split, split.rows, kind)
         whole = built(part, np.arange(9), whole_budget)
         micro = jax.tree.map(
-            lambda x: x[None, None], stack([built(part, p, budget) for p in places])
+            lambda x: x[None, None], stack([built(part, p, budget) for p in members])
         )
         for step, beta in enumerate(betas):
             state = trainer.init(params)._replace(step=trainer.replicate(np.int32(step)))
@@ -178,7 +178,7 @@ def test_micro_batches_are_one_large_batch(setup, penalty):
     assert trainer.num_compiles == 1
 
 
-def test_rate_is_scaled_and_nothing_is_compiled_for_it(setup):
+def test_the_learning_rate_is_scaled_without_compilation(setup):
     _, split, batches, trainer, params = setup
     with contextlib.closing(batches.training(split, seed=1)) as stream:
         _, graphs = next(stream)
@@ -190,8 +190,8 @@ def test_rate_is_scaled_and_nothing_is_compiled_for_it(setup):
     assert trainer.single(state.rate_scale) == 0.25 and trainer.num_compiles == before
 
 
-def test_a_snapshot_outlives_the_steps_after_it(setup):
-    """Whose state is given away to them."""
+def test_a_snapshot_survives_later_steps(setup):
+    """The buffers of the state are donated to later steps."""
     _, split, batches, trainer, params = setup
     with contextlib.closing(batches.training(split, seed=1)) as stream:
         first = trainer.init(params)
@@ -206,7 +206,7 @@ def test_a_snapshot_outlives_the_steps_after_it(setup):
         trainer.train(first, next(batches.training(split, seed=1))[1])
 
 
-def test_every_process_learns_of_the_wish_to_stop(setup):
+def test_every_process_receives_a_stop_request(setup):
     _, split, batches, trainer, params = setup
     with contextlib.closing(batches.training(split, seed=1)) as stream:
         _, graphs = next(stream)
@@ -216,14 +216,14 @@ def test_every_process_learns_of_the_wish_to_stop(setup):
         assert (trainer.single(result.stop)[0] > 0) == wish
 
 
-def test_energies_alone_give_the_update_of_beta_zero(setup):
-    """Without a derivative by the positions in the program, and without a word on forces."""
+def test_energy_only_training_equals_beta_zero(setup):
+    """The program computes no derivative with respect to positions and reports no force errors."""
     model, split, batches, _, params = setup
     graph = next(iter(batches.in_order(split)))[1]
     inputs = jax.tree.map(lambda x: x[:, None, None], graph)
     after, sums = [], []
-    for alone in (False, True):
-        objective = ForceField(model, 1.3, lambda step: 0.0, 0.0, OPTIONS, energy_only=alone)
+    for energy_only in (False, True):
+        objective = ForceField(model, 1.3, lambda step: 0.0, 0.0, OPTIONS, energy_only=energy_only)
         trainer = Trainer(objective, optax.sgd(RATE), DECAY)
         state, result = trainer.train(trainer.init(params), inputs)
         after.append(trainer.single(state.params))

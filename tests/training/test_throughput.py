@@ -1,4 +1,4 @@
-"""What is counted between two lines of the log, and what time went into."""
+"""Tests for throughput and time breakdown between two log lines."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from mlip_jax.graphs.shapes import Sizes
 from mlip_jax.training import throughput as module
 from mlip_jax.training.data import StepPlan
 from mlip_jax.training.losses import LossSums
-from mlip_jax.training.throughput import PARTS, ThroughputMeter
+from mlip_jax.training.throughput import ACTIVITIES, ThroughputMeter
 
 SIZES = Sizes(np.array([3, 5, 2, 7]), np.array([6, 20, 2, 30]))
 
@@ -23,16 +23,16 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch):
-    monkeypatch.setattr(module, "time", made := Clock())
-    return made
+    monkeypatch.setattr(module, "time", fake_clock := Clock())
+    return fake_clock
 
 
-def group(*places):
-    return StepPlan([np.array(p, np.int64) for p in places], 0)
+def plan(*members):
+    return StepPlan([np.array(p, np.int64) for p in members], 0)
 
 
 def sums(values):
-    """Sums of several updates, each field another multiple of `values`."""
+    """Return sums of several steps, in which each field is another multiple of `values`."""
     return LossSums(
         *(np.asarray(values, np.float32) * k for k in range(1, len(LossSums._fields) + 1))
     )
@@ -43,10 +43,10 @@ def pass_time(meter, clock, part, seconds, **options):
         clock.now += seconds
 
 
-def test_rates_are_those_of_training_alone(clock):
+def test_rates_exclude_validation_and_checkpoints(clock):
     meter = ThroughputMeter(SIZES)
-    meter.add([group([0, 1], [2])], sums([1.0]), np.array([True]))
-    meter.add([group([3], []), group([0])], sums([2.0, 3.0, 99.0]), np.array([True, True]))
+    meter.add([plan([0, 1], [2])], sums([1.0]), np.array([True]))
+    meter.add([plan([3], []), plan([0])], sums([2.0, 3.0, 99.0]), np.array([True, True]))
     for part, seconds in (("input", 2.0), ("validation", 3.0), ("checkpoint", 1.0)):
         pass_time(meter, clock, part, seconds)
     clock.now += 4.0
@@ -61,19 +61,18 @@ def test_rates_are_those_of_training_alone(clock):
             "checkpoint_share": 0.1,
         }
     )
-    assert total == LossSums(
-        *(6.0 * k for k in range(1, 9))
-    )  # what was not done (99) does not count
+    # a step that was not performed (99) is not counted
+    assert total == LossSums(*(6.0 * k for k in range(1, 9)))
     assert meter.summary() == pytest.approx({"input": 0.2, "validation": 0.3, "checkpoint": 0.1})
 
 
-def test_a_line_begins_where_the_last_one_ended(clock):
+def test_a_log_line_begins_at_the_end_of_the_previous_one(clock):
     meter = ThroughputMeter(SIZES)
     pass_time(meter, clock, "input", 5.0)
-    meter.add([group([0])], sums([1.0]), np.array([True]))
+    meter.add([plan([0])], sums([1.0]), np.array([True]))
     meter.next_line()
     clock.now += 2.0
-    meter.add([group([1])], sums([4.0]), np.array([True]))
+    meter.add([plan([1])], sums([4.0]), np.array([True]))
     total, row = meter.next_line()
     assert (
         total.energy_loss == 4.0
@@ -83,14 +82,14 @@ def test_a_line_begins_where_the_last_one_ended(clock):
     assert meter.summary()["input"] == pytest.approx(5 / 7)
 
 
-def test_input_that_devices_did_not_wait_for_is_no_wait(clock):
+def test_input_time_counts_only_if_devices_wait(clock):
     meter = ThroughputMeter(SIZES)
     pass_time(meter, clock, "input", 3.0, unless=lambda: True)
     pass_time(meter, clock, "input", 1.0, unless=lambda: False)
     assert meter.seconds == {"input": 1.0, "checkpoint": 0.0, "validation": 0.0}
 
 
-def test_time_counts_when_an_error_comes(clock):
+def test_time_is_counted_despite_an_error(clock):
     meter = ThroughputMeter(SIZES)
     with pytest.raises(OSError), meter.clock("checkpoint"):
         clock.now += 2.0
@@ -98,13 +97,13 @@ def test_time_counts_when_an_error_comes(clock):
     assert meter.seconds["checkpoint"] == 2.0
 
 
-def test_what_came_before_the_start_does_not_count(clock):
+def test_time_before_the_start_is_not_counted(clock):
     meter = ThroughputMeter(SIZES)
     pass_time(meter, clock, "input", 5.0)
-    meter.add([group([0])], sums([1.0]), np.array([True]))
+    meter.add([plan([0])], sums([1.0]), np.array([True]))
     meter.start()
     clock.now += 1.0
-    assert meter.summary() == dict.fromkeys(PARTS, 0.0)
+    assert meter.summary() == dict.fromkeys(ACTIVITIES, 0.0)
     assert meter.next_line()[1]["structures_per_second"] == 0.0
 
 
@@ -115,11 +114,11 @@ def test_what_came_before_the_start_does_not_count(clock):
         max_size=6,
     )
 )
-def test_updates_that_were_passed_over_are_in_no_sum(calls):
+def test_skipped_steps_are_not_in_the_sums(calls):
     meter = ThroughputMeter(SIZES)
     for call in calls:
         values = [value if finite else np.nan for value, finite in call]
-        meter.add([group([0])] * len(call), sums(values), np.array([finite for _, finite in call]))
+        meter.add([plan([0])] * len(call), sums(values), np.array([finite for _, finite in call]))
     total, row = meter.next_line()
     kept = [value for call in calls for value, finite in call if finite]
     if kept:
@@ -129,10 +128,10 @@ def test_updates_that_were_passed_over_are_in_no_sum(calls):
     assert row["structures_per_second"] > 0
 
 
-def test_share_of_what_the_devices_can_do(clock, monkeypatch):
+def test_utilization_of_the_peak_flops(clock, monkeypatch):
     monkeypatch.setattr(module, "peak_flops", lambda: 100.0)
-    meter = ThroughputMeter(SIZES, flops_per_update=60.0)
-    meter.add([group([0]), group([1])], sums([1.0, 1.0]), np.array([True, False]))
+    meter = ThroughputMeter(SIZES, flops_per_step=60.0)
+    meter.add([plan([0]), plan([1])], sums([1.0, 1.0]), np.array([True, False]))
     clock.now += 4.0
     assert meter.next_line()[1]["mfu"] == pytest.approx(60 * 2 / 4 / 100)
     assert "mfu" not in ThroughputMeter(SIZES).next_line()[1]
@@ -148,7 +147,7 @@ def test_share_of_what_the_devices_can_do(clock, monkeypatch):
         ("cpu", None),
     ],
 )
-def test_peaks_are_those_of_the_device(monkeypatch, kind, expected):
+def test_peak_flops_of_devices(monkeypatch, kind, expected):
     device = type("Device", (), {"device_kind": kind})()
     monkeypatch.setattr(module.jax, "local_devices", lambda: [device, device])
     monkeypatch.setattr(module.jax, "local_device_count", lambda: 2)

@@ -1,4 +1,4 @@
-"""Which calls a trace holds, and that it is always ended."""
+"""Tests for profiler traces: their dispatches, and that they are always stopped."""
 
 import jax
 import pytest
@@ -8,7 +8,7 @@ from mlip_jax.training.trace import _WARM_UP, Trace
 
 @pytest.fixture
 def profiler(monkeypatch):
-    """What was asked of the profiler, which refuses what JAX's refuses."""
+    """List of calls of a fake profiler, which raises the same errors as JAX's."""
     asked = []
 
     def start(directory):
@@ -31,7 +31,7 @@ def calls(tmp_path, steps, number, asked):
             trace.step(jax.numpy.zeros(2))
 
 
-def test_it_holds_so_many_calls_after_the_first_ones(tmp_path, profiler):
+def test_a_trace_contains_the_given_number_of_dispatches(tmp_path, profiler):
     calls(tmp_path, 2, 9, profiler)
     warm_up = list(range(_WARM_UP))
     assert profiler == [*warm_up, "start", _WARM_UP, _WARM_UP + 1, "stop", *range(_WARM_UP + 2, 9)]
@@ -40,12 +40,12 @@ def test_it_holds_so_many_calls_after_the_first_ones(tmp_path, profiler):
 @pytest.mark.parametrize(
     "number", [_WARM_UP, _WARM_UP + 1, _WARM_UP + 4, _WARM_UP + 5, _WARM_UP + 20]
 )
-def test_it_ends_once_wherever_the_run_ends(tmp_path, profiler, number):
+def test_a_trace_is_stopped_once(tmp_path, profiler, number):
     calls(tmp_path, 5, number, profiler)
     assert profiler.count("start") == profiler.count("stop") == 1
 
 
-def test_it_ends_with_an_error(tmp_path, profiler):
+def test_a_trace_is_stopped_after_an_error(tmp_path, profiler):
     with pytest.raises(OSError), Trace(tmp_path, 5) as trace:
         for _ in range(_WARM_UP + 1):
             trace.step(jax.numpy.zeros(2))
@@ -53,16 +53,16 @@ def test_it_ends_with_an_error(tmp_path, profiler):
     assert profiler == ["start", "stop"]
 
 
-def test_none_is_made_unless_wanted(tmp_path, profiler):
+def test_no_trace_is_written_by_default(tmp_path, profiler):
     calls(tmp_path, 0, 12, profiler)
     assert "start" not in profiler
 
 
-def test_a_run_that_is_too_short_says_so(tmp_path, profiler, caplog):
+def test_a_run_too_short_for_a_trace_logs_a_warning(tmp_path, profiler, caplog):
     calls(tmp_path, 4, _WARM_UP - 1, profiler)
     assert "start" not in profiler and "no trace" in caplog.text
 
 
-def test_the_trace_is_in_its_folder(tmp_path):
+def test_the_trace_is_written_to_its_folder(tmp_path):
     calls(tmp_path, 1, 6, [])
     assert any(p.is_file() and p.stat().st_size for p in (tmp_path / "trace").rglob("*"))

@@ -80,10 +80,10 @@ def make_conformations(task: Task) -> Conformations:
     except ValueError as error:
         return empty_result(mol, numbers, f"molecule: {error}", task.count)
     dropped = Counter({"scf": task.count - len(frames)})  # relaxations without SCF convergence
-    return labelled(mol, numbers, frames, force_field, atom_energies, dropped)
+    return label_frames(mol, numbers, frames, force_field, atom_energies, dropped)
 
 
-def labelled(
+def label_frames(
     mol: Any,
     numbers: np.ndarray,
     frames: Sequence[np.ndarray],
@@ -151,8 +151,8 @@ def mapped_smiles(mol: Any) -> str:
 def _geometries(mol, numbers, count, rng):
     """Return the name of the force field and up to `count` positions (Å), (n, 3)."""
     near = max(1, round(NEAR_MINIMUM_SHARE * count)) if count >= 4 else 0
-    wanted = -(-count // sampling.FRAMES_PER_CONFORMER)
-    ids = sampling.embed(mol, max(wanted, near), int(rng.integers(2**31 - 1)))
+    num_conformers = -(-count // sampling.FRAMES_PER_CONFORMER)
+    ids = sampling.embed(mol, max(num_conformers, near), int(rng.integers(2**31 - 1)))
     surface = sampling.Surface(mol)
     minima = [surface.minimum(conf_id) for conf_id in ids]
     frames = list(sampling.thermal_frames(surface, minima, count - near, TEMPERATURES, rng))
@@ -206,6 +206,7 @@ def relax(
     directions = surface.soft_directions(positions)
 
     def energy_and_slope(steps):
+        """Return the energy (eV) and its derivative with respect to the steps."""
         moved = positions + (directions @ steps).reshape(-1, 3)
         energy, gradient = labels.energy_and_gradient(numbers, moved / Bohr, charge, unpaired)
         # In eV, the gradient is of order one per unit step, as the minimizer expects.

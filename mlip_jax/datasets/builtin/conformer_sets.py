@@ -74,18 +74,16 @@ def select_molecules(
     """
     path, kind = Path(path), kind_of(path)
     if kind not in ("smi", "csv"):
-        raise DatasetError(
-            f"{path}: conformers are made of SMILES, from a .smi or .csv file; this is {kind!r}"
-        )
+        raise DatasetError(f"{path}: expected a .smi or .csv file of SMILES, received {kind!r}")
     seen: set[bytes] = set()  # digests of canonical SMILES, 8 bytes instead of some 50 per molecule
     taken = 0
     for entry in entries.read_entries(path, kind, entries.CsvColumns()):
         if selection.count is not None and taken == selection.count:
             return
-        smiles, reason = _judge(entry.smiles, selection)
+        smiles, reason = _rejection(entry.smiles, selection)
         digest = hashlib.blake2b(smiles.encode(), digest_size=8).digest()
         if not reason and digest in seen:
-            reason = "the same as one before"
+            reason = "duplicate"
         if reason:
             left_out[reason] += 1
             continue
@@ -95,7 +93,7 @@ def select_molecules(
         yield Molecule(f"{entry.number:08d} {entry.name}".strip().replace("/", "_"), smiles, subset)
 
 
-def _judge(smiles: str, selection: Selection) -> tuple[str, str]:
+def _rejection(smiles: str, selection: Selection) -> tuple[str, str]:
     """Return the canonical SMILES and the reason to skip the molecule, "" if it is selected."""
     from rdkit import Chem
     from rdkit.Chem.rdMolDescriptors import CalcNumRotatableBonds
@@ -172,15 +170,16 @@ def generate_conformers(
         path = folder / f"conformers-{number:05d}.hdf5"
         if _make_file(path, chunk, options, seed, num_processes, progress):
             files.append(path)
-    log.info("%s: %d files; molecules left out: %s", folder, len(files), dict(left_out) or "none")
+    log.info("%s: %d files; molecules skipped: %s", folder, len(files), dict(left_out) or "none")
     if not files:
         raise DatasetError(
-            f"{smiles_file}: no conformer could be made of any molecule (left out: {dict(left_out)})"
+            f"{smiles_file}: no molecule has a conformer (skipped: {dict(left_out)})"
         )
     return files
 
 
 def _check(options: ConformerOptions, molecules_per_file: int) -> None:
+    """Raise ValueError if an option is out of range."""
     if not 1 <= options.min_conformers <= options.num_conformers:
         raise ValueError(
             "min_conformers must be between 1 and num_conformers; received "
@@ -193,8 +192,8 @@ def _check(options: ConformerOptions, molecules_per_file: int) -> None:
         or options.gfn2_steps < 0
     ):
         raise ValueError(
-            "candidates must be at least 1, and prune_rmsd, mmff_steps and gfn2_steps not negative; "
-            f"received {options}"
+            "candidates must be at least 1, and prune_rmsd, mmff_steps and gfn2_steps not "
+            f"negative; received {options}"
         )
     if molecules_per_file < 1:
         raise ValueError(f"molecules_per_file must be at least 1; received {molecules_per_file}")
@@ -218,8 +217,8 @@ def _make_file(
         "sampling_version": SAMPLING_VERSION,
         "molecules": hashlib.sha256(json.dumps(molecules).encode()).hexdigest(),
     }
-    nothing = path.with_suffix(".empty")  # readers would report an empty HDF5 file as corrupted
-    if generate.is_cached(nothing, parameters):
+    empty = path.with_suffix(".empty")  # readers would report an empty HDF5 file as corrupted
+    if generate.is_cached(empty, parameters):
         return False
     if not generate.is_cached(path, parameters):
         versions = {name: version(name) for name in ("rdkit", "tblite", "numpy")}
@@ -237,8 +236,8 @@ def _make_file(
                         parts, make_conformers, tasks, costs, num_processes, advance
                     )
                 parts.merge(molecules, counts, parameters | {"versions": versions})
-    found = storage.summarize(path)
-    log.info("%s: %s", path, found)
-    if not found["conformations"]:
-        os.replace(path, nothing)
-    return found["conformations"] > 0
+    summary = storage.summarize(path)
+    log.info("%s: %s", path, summary)
+    if not summary["conformations"]:
+        os.replace(path, empty)
+    return summary["conformations"] > 0

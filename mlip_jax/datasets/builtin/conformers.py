@@ -21,7 +21,7 @@ from mlip_jax.datasets.builtin import labels, sampling
 from mlip_jax.datasets.builtin.conformations import (
     Conformations,
     empty_result,
-    labelled,
+    label_frames,
     relax,
     stable_hash,
 )
@@ -99,21 +99,25 @@ def make_conformers(task: ConformerTask) -> Conformations:
     frames = []
     for positions in minima:
         try:
-            frames.append(_relaxed(mol, numbers, surface, positions, options.gfn2_steps))
+            frames.append(_relax(mol, numbers, surface, positions, options.gfn2_steps))
         except labels.NotConverged:
             dropped["scf"] += 1
-    return labelled(mol, numbers, frames, surface.name, atom_energies, dropped)
+    return label_frames(mol, numbers, frames, surface.name, atom_energies, dropped)
 
 
 def _minima(mol: Any, task: ConformerTask) -> tuple[sampling.Surface, list[np.ndarray]]:
     """Return the surface and at most `task.count` of its distinct minima (Å), (n, 3), by energy."""
     options = task.options
-    wanted = max(round(options.candidates * task.count), 1)
+    num_geometries = max(round(options.candidates * task.count), 1)
     ids = sampling.embed(
-        mol, wanted, stable_hash(task.seed, task.molecule.smiles) & 0x7FFFFFFF, _MAX_ITERATIONS
+        mol,
+        num_geometries,
+        stable_hash(task.seed, task.molecule.smiles) & 0x7FFFFFFF,
+        _MAX_ITERATIONS,
     )
     surface = sampling.Surface(mol)
     minima = [surface.minimum(conf_id, options.mmff_steps) for conf_id in ids]
+    # Keep the lowest minima that differ from all lower ones.
     order = np.argsort([surface.energy(positions) for positions in minima], kind="stable")
     distances = _heavy_atom_rmsd(mol)
     kept: list[int] = []
@@ -138,12 +142,13 @@ def _heavy_atom_rmsd(mol: Any) -> np.ndarray:
     distances = np.zeros((m, m))
     if m > 1:
         # RDKit aligns the conformers in place, which is safe because `heavy` is a copy.
-        found = rdMolAlign.GetAllConformerBestRMS(heavy, numThreads=1, maxMatches=_MAX_SYMMETRIES)
-        distances[np.tril_indices(m, -1)] = found  # (1, 0), (2, 0), (2, 1), ...
+        rmsds = rdMolAlign.GetAllConformerBestRMS(heavy, numThreads=1, maxMatches=_MAX_SYMMETRIES)
+        distances[np.tril_indices(m, -1)] = rmsds  # (1, 0), (2, 0), (2, 1), ...
     return distances + distances.T
 
 
-def _relaxed(mol, numbers, surface, positions, gfn2_steps) -> np.ndarray:
+def _relax(mol, numbers, surface, positions, gfn2_steps) -> np.ndarray:
+    """Relax positions (Å), (n, 3), by a few GFN2-xTB evaluations; unchanged if the number is 0."""
     if not gfn2_steps:
         return positions
     steps, directions = relax(mol, numbers, surface, positions, gfn2_steps)

@@ -78,7 +78,8 @@ def generate_embedded(
     num_processes = workers.available_cores() if num_processes is None else num_processes
     if num_conformations < 1 or num_processes < 1:
         raise ValueError(
-            f"expected at least one conformation and process, got {num_conformations=}, {num_processes=}"
+            f"expected at least one conformation and process, got {num_conformations=}, "
+            f"{num_processes=}"
         )
     counts, costs = allocate_conformations(molecules, num_conformations)
     parameters = {
@@ -106,7 +107,7 @@ def require(*packages: str) -> None:
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(
-            f"the embedded data set needs {' and '.join(missing)}: pip install 'mlip-flax[data]'"
+            f"the built-in data set requires {' and '.join(missing)}: pip install 'mlip-flax[data]'"
         )
 
 
@@ -124,7 +125,10 @@ def is_cached(path: Path, parameters: dict[str, Any]) -> bool:
     stored.pop("versions", None)
     if stored != parameters:
         log.warning(
-            "%s was made with %s and will be replaced by one of %s", path, stored, parameters
+            "%s was generated with other settings (%s); regenerating it with %s",
+            path,
+            stored,
+            parameters,
         )
     return stored == parameters
 
@@ -159,12 +163,11 @@ def allocate_conformations(
             problems.append(f"{molecule.name!r} has no valid SMILES: {molecule.smiles!r}")
             continue
         size = Chem.AddHs(mol).GetNumAtoms()
+        # Large and flexible molecules have more distinct conformations.
         weights.append(12 + size / 2 + 2 * CalcNumRotatableBonds(mol))
         costs.append(size**2.0)
     if problems or not molecules:
-        raise ValueError(
-            "molecules that cannot be used: " + ("; ".join(problems) or "the list is empty")
-        )
+        raise ValueError("unusable molecules: " + ("; ".join(problems) or "the list is empty"))
     # Rounding the cumulative sum, not each share, keeps the total exact.
     ends = np.rint(num_conformations * np.cumsum(weights) / np.sum(weights)).astype(int)
     return np.diff(ends, prepend=0).tolist(), costs
@@ -189,29 +192,30 @@ def make_parts(
       num_processes: Number of worker processes.
       advance: Function that is called with the count of each finished part, for a progress bar.
     """
-    waiting = []
+    missing = []
     for index, task in enumerate(tasks):
         part = parts.load(index) if task.count else None
         if part is not None:
             advance(task.count)
         elif task.count:
-            waiting.append(index)
-    if not waiting:
+            missing.append(index)
+    # Nothing to do: do not start worker processes.
+    if not missing:
         return
     # Longest tasks first, so that no process runs a long one at the end while the others are idle.
-    waiting.sort(key=lambda index: -tasks[index].count * costs[index])
-    for done, part in workers.run(
+    missing.sort(key=lambda index: -tasks[index].count * costs[index])
+    for position, part in workers.run(
         function,
-        [tasks[index] for index in waiting],
+        [tasks[index] for index in missing],
         num_processes,
         initializer=quiet_rdkit,
-        one_stays_here=False,
+        single_inline=False,
     ):
-        task = tasks[waiting[done]]
-        parts.save(waiting[done], part)
+        task = tasks[missing[position]]
+        parts.save(missing[position], part)
         advance(task.count)
         if not len(part.energies):
-            log.warning("no conformation of %s: %s", task.molecule.name, part.dropped)
+            log.warning("%s: no usable conformation (%s)", task.molecule.name, part.dropped)
 
 
 def quiet_rdkit():

@@ -95,7 +95,8 @@ def isolated_atom_energy(number: int) -> float:
     """
     if number not in UNPAIRED_ELECTRONS:
         raise ValueError(
-            f"no isolated-atom energy for atomic number {number}; known: {sorted(UNPAIRED_ELECTRONS)}"
+            f"no isolated-atom energy for atomic number {number}; known: "
+            f"{sorted(UNPAIRED_ELECTRONS)}"
         )
     return energy_and_gradient(
         np.array([number]), np.zeros((1, 3)), unpaired=UNPAIRED_ELECTRONS[number]
@@ -128,9 +129,10 @@ def is_intact(positions: np.ndarray, radii: np.ndarray, bonded: np.ndarray) -> b
     if not np.all(np.isfinite(positions)):
         return False
     distances = np.linalg.norm(positions[:, None] - positions[None], axis=-1)
-    reach = radii[:, None] + radii[None]
+    # (n, n)
+    radius_sum = radii[:, None] + radii[None]
     others = ~bonded & ~np.eye(len(radii), dtype=bool)
     return bool(
-        np.all(distances[bonded] < LONGEST_BOND * reach[bonded])
-        and np.all(distances[others] > CLOSEST_CONTACT * reach[others])
+        np.all(distances[bonded] < LONGEST_BOND * radius_sum[bonded])
+        and np.all(distances[others] > CLOSEST_CONTACT * radius_sum[others])
     )

@@ -39,7 +39,9 @@ class Surface:
 
     def __init__(self, mol):
         from rdkit.Chem import rdForceFieldHelpers as helpers
-        from rdkit.ForceField import rdForceField  # noqa: F401  older versions register its classes only here
+
+        # Older versions register its classes only on this import.
+        from rdkit.ForceField import rdForceField  # noqa: F401
 
         self.shape = (mol.GetNumAtoms(), 3)
         if helpers.MMFFHasAllMoleculeParams(mol):
@@ -112,7 +114,7 @@ def embed(mol, num_conformers: int, seed: int, max_iterations: int = 0) -> list[
         its stereochemistry, for instance).
 
     Raises:
-      ValueError: RDKit finds no three-dimensional geometry.
+      ValueError: RDKit found no three-dimensional geometry.
     """
     from rdkit.Chem import rdDistGeom
 
@@ -188,8 +190,8 @@ def thermal_frames(
     frames = []
     trajectory = 0
     while len(frames) < num_frames:
-        wanted = min(FRAMES_PER_CONFORMER, num_frames - len(frames))
+        count = min(FRAMES_PER_CONFORMER, num_frames - len(frames))
         temperature = np.exp(rng.uniform(*np.log(temperatures)))
-        frames.extend(langevin(surface, minima[trajectory % len(minima)], temperature, wanted, rng))
+        frames.extend(langevin(surface, minima[trajectory % len(minima)], temperature, count, rng))
         trajectory += 1
     return np.array(frames).reshape(num_frames, *surface.shape)

@@ -32,8 +32,8 @@ from mlip_jax.workdir import atomic_open
 log = logging.getLogger(__name__)
 
 NOTE = (
-    "Labels are GFN2-xTB, a semi-empirical method, and not the wB97M-D3(BJ)/def2-TZVPPD of SPICE; only the layout and "
-    "the names of the datasets are those of SPICE."
+    "Labels are GFN2-xTB, a semi-empirical method, and not the wB97M-D3(BJ)/def2-TZVPPD of SPICE; "
+    "only the layout and the names of the datasets are those of SPICE."
 )
 
 
@@ -48,15 +48,15 @@ def write_atomically(path: Path, data: bytes) -> None:
         with atomic_open(path) as file:
             file.write(data)
     except OSError as error:
-        raise explained(error, path, f"{len(data)} bytes") from error
+        raise with_remedy(error, path, f"{len(data)} bytes") from error
 
 
-def explained(error: OSError, path: Path, what: str) -> OSError:
+def with_remedy(error: OSError, path: Path, content: str) -> OSError:
     """Return an OSError with the same errno, and a message with the failed file and a remedy."""
     return type(error)(
         error.errno,
-        f"could not write {what} ({error.strerror or error}). Free disk space, or choose a folder that can be written "
-        f"to, and start again: finished parts are kept and not made twice",
+        f"could not write {content} ({error.strerror or error}). Free disk space or choose a "
+        "writable folder, then rerun. Finished parts are kept.",
         str(path),
     )
 
@@ -85,7 +85,7 @@ class Parts:
         try:
             self._lock = self._acquire()
         except OSError as error:
-            raise explained(error, self.folder, "the folder for finished parts") from error
+            raise with_remedy(error, self.folder, "the folder for finished parts") from error
         try:
             self._adopt()
         except BaseException:
@@ -112,7 +112,7 @@ class Parts:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                log.info("another process is making %s; waiting for it", self.path)
+                log.info("another process is generating %s; waiting for it", self.path)
                 fcntl.flock(lock, fcntl.LOCK_EX)
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.stat(lock.name), os.fstat(lock.fileno())):
@@ -130,6 +130,7 @@ class Parts:
         write_atomically(parameters_file, self._parameters.encode())
 
     def _file(self, index):
+        """Return the path of a part."""
         return self.folder / f"{index:06d}.npz"
 
     def save(self, index: int, part: Conformations) -> None:
@@ -154,7 +155,7 @@ class Parts:
         except FileNotFoundError:
             return None
         except (zipfile.BadZipFile, KeyError, ValueError, EOFError) as error:
-            log.warning("%s is damaged (%s) and will be made again", self._file(index), error)
+            log.warning("%s is corrupted (%s); regenerating it", self._file(index), error)
             return None
         fields |= {name: str(fields[name]) for name in ("smiles", "force_field")}
         fields |= {name: json.loads(str(fields[name])) for name in ("atom_energies", "dropped")}
@@ -229,7 +230,8 @@ def stored_parameters(path: str | Path) -> dict | None:
             return json.loads(file.attrs["generator_parameters"])
     except (OSError, KeyError) as error:
         raise FileExistsError(
-            f"{path} exists and was not made by generate_embedded ({error}); move it away or choose another path"
+            f"{path} exists and was not created by generate_embedded ({error}). Move it or choose "
+            "another path."
         ) from error
 
 

@@ -1,1 +1,1 @@
-"""File layouts that several readers share: archives, NumPy files, ASE databases, restricted pickles."""
+"""File formats of the readers: archives, NumPy files, databases, restricted pickles."""

@@ -65,7 +65,7 @@ def _errors():
     except (tarfile.TarError, OSError, EOFError, zlib.error):
         raise
     except Exception as error:
-        raise tarfile.ReadError(f"damaged header ({type(error).__name__}: {error})") from error
+        raise tarfile.ReadError(f"corrupted header ({type(error).__name__}: {error})") from error
 
 
 class _Limited:
@@ -82,7 +82,7 @@ class _Limited:
         self.count += len(data)
         if self.left < 0:
             raise tarfile.ReadError(
-                f"more than {MAX_HEADERS} bytes of headers before a member, as no data file has; "
-                "the archive is damaged or malicious"
+                f"more than {MAX_HEADERS} bytes of headers before a member, which no data file "
+                "has; the archive is corrupted or malicious"
             )
         return data

@@ -7,12 +7,14 @@ row per structure:
     numbers          int32 blob (n,)
     positions        float64 blob (n, 3)
     cell             float64 blob (3, 3);  pbc  INTEGER, bits 1, 2, 4 for the three vectors
-    energy, free_energy, magmom        REAL;  forces, stress, dipole, charges, magmoms  float64 blobs
+    energy, free_energy, magmom                 REAL
+    forces, stress, dipole, charges, magmoms    float64 blobs
     charge           REAL, the sum of the initial charges
     key_value_pairs  TEXT, JSON
-    data             BLOB (format 9): 8 bytes with the offset of a JSON text that refers to arrays in the bytes before;
-                     TEXT, JSON (formats 5 to 8). SchNetPack's older files store arrays as base64 text under `name`
-                     with `_shape_name` and `_dtype_name` next to it
+    data             BLOB (format 9): 8 bytes with the offset of a JSON text that refers to arrays
+                     in the bytes before; TEXT, JSON (formats 5 to 8). SchNetPack's older files
+                     store arrays as base64 text under `name` with `_shape_name` and `_dtype_name`
+                     next to it
 
 All numbers are little-endian. Table `information` contains the version of the format and the
 metadata (JSON). ASE itself stores eV and Å, but `data` and `key_value_pairs` are in units chosen by
@@ -112,8 +114,8 @@ class AseDatabase:
             if isinstance(error, DatasetError):
                 raise
             raise DatasetError(
-                f"{self.path}: cannot be read as an ASE database ({error}). Download or make it "
-                "again."
+                f"{self.path}: cannot be read as an ASE database ({error}). Download it again or "
+                "recreate it."
             ) from error
 
     def __len__(self) -> int:
@@ -129,8 +131,8 @@ class AseDatabase:
             return
         if records.start < 0 or records[-1] >= len(self) or records.step < 1:
             raise IndexError(f"{self.path}: {records} is not within the {len(self)} rows")
-        wanted = iter(records)
-        next_record, at = next(wanted), records.start
+        remaining = iter(records)
+        next_record, at = next(remaining), records.start
         try:
             cursor = self._connection.execute(
                 f"SELECT {', '.join(_COLUMNS)} FROM systems WHERE id BETWEEN ? AND ? ORDER BY id",
@@ -139,17 +141,17 @@ class AseDatabase:
             for values in cursor:
                 if at == next_record:
                     yield self._row(dict(zip(_COLUMNS, values)))
-                    next_record = next(wanted, None)
+                    next_record = next(remaining, None)
                 at += 1
         except sqlite3.Error as error:
             raise DatasetError(
-                f"{self.path.name}: row {at} cannot be read ({error}); the file is damaged. Download or "
-                "make it again."
+                f"{self.path.name}: row {at} cannot be read ({error}); the file is corrupted. "
+                "Download it again or recreate it."
             ) from error
         if next_record is not None:
             raise DatasetError(
-                f"{self.path.name}: row {next_record} is missing; the file is damaged or was changed "
-                "while it was read"
+                f"{self.path.name}: row {next_record} is missing; the file is corrupted or was "
+                "changed while it was read"
             )
 
     def close(self) -> None:
@@ -179,9 +181,10 @@ class AseDatabase:
         version = int(stored.get("version", 0))
         if version not in _VERSIONS:
             raise DatasetError(
-                f"{self.path}: is an ASE database of version {version}, expected {_VERSIONS.start} to "
-                f"{_VERSIONS[-1]}. Convert it with `ase db old.db --insert-into new.db`."
+                f"{self.path}: is an ASE database of version {version}, expected {_VERSIONS.start} "
+                f"to {_VERSIONS[-1]}. Convert it with `ase db old.db --insert-into new.db`."
             )
+        # Files without metadata have no entry or an empty one.
         metadata = json.loads(stored.get("metadata") or "{}")
         return version, metadata if isinstance(metadata, dict) else {}
 
@@ -208,7 +211,8 @@ class AseDatabase:
             numbers = np.frombuffer(values["numbers"], "<i4").astype(np.int32)
             if not len(numbers) == len(positions) == values["natoms"]:
                 raise ValueError(
-                    f"{len(numbers)} numbers and {len(positions)} positions for {values['natoms']} atoms"
+                    f"{len(numbers)} numbers and {len(positions)} positions for {values['natoms']} "
+                    "atoms"
                 )
             results = {k: values[k] for k in _SCALARS if values[k] is not None}
             results |= {
@@ -236,7 +240,7 @@ class AseDatabase:
             RecursionError,
         ) as error:
             raise DatasetError(
-                f"{source}: the row is damaged ({error}). Download or make the file again."
+                f"{source}: the row is corrupted ({error}). Download the file again or recreate it."
             ) from error
 
 
@@ -304,6 +308,7 @@ def _plain(value: Any, binary: bytes | None) -> Any:
         return complex(*value["__complex__"])
     if "__ndarray__" not in value:
         return {k: _plain(v, binary) for k, v in value.items()}
+    # `content` is a list of values, or the offset of the values in `binary`.
     shape, name, content = value["__ndarray__"]
     dtype = _numeric(name)
     if binary is None:
@@ -311,7 +316,7 @@ def _plain(value: Any, binary: bytes | None) -> Any:
     size = dtype.itemsize * math.prod(shape)
     if content < 8 or content + size > len(binary):
         raise ValueError(
-            f"an array of {size} bytes at {content} does not lie in its {len(binary)} bytes of data"
+            f"an array of {size} bytes at {content} is outside its {len(binary)} bytes of data"
         )
     return (
         np.frombuffer(binary[content : content + size], dtype)
@@ -329,7 +334,7 @@ def _schnetpack_arrays(value: dict[str, Any]) -> dict[str, Any]:
     ]
     if not encoded:
         return value
-    helpers = {f"_{what}_{k}" for k in encoded for what in ("shape", "dtype")}
+    helpers = {f"_{field}_{k}" for k in encoded for field in ("shape", "dtype")}
     decoded = {k: v for k, v in value.items() if k not in helpers}
     for k in encoded:
         dtype = _numeric(value[f"_dtype_{k}"])
@@ -364,28 +369,28 @@ def _check_header(path: Path) -> None:
         head = file.read(100)
     if not head.startswith(_MAGIC) or len(head) < 100:
         raise DatasetError(
-            f"{path}: is not an SQLite file ({size} bytes, begins with {head[:16]!r}). It is truncated "
-            "or of another format; download or make it again."
+            f"{path}: is not an SQLite file ({size} bytes, begins with {head[:16]!r}). It is "
+            "truncated or of another format; download it again or recreate it."
         )
     page = int.from_bytes(head[16:18], "big")
     expected = (65536 if page == 1 else page) * int.from_bytes(head[28:32], "big")
     # The page count is valid if the two change counters agree. Old SQLite versions do not update
     # it.
-    if head[24:28] == head[92:96] and size < expected and not _unfinished(path):
+    if head[24:28] == head[92:96] and size < expected and not _has_journal(path):
         raise DatasetError(
             f"{path}: is truncated: {size} bytes of {expected}. Download or copy it again."
         )
 
 
-def _unfinished(path: Path) -> bool:
+def _has_journal(path: Path) -> bool:
     """Return whether an interrupted writer left a write-ahead log or a journal next to the file."""
-    beside = (path.with_name(path.name + end) for end in ("-wal", "-journal"))
-    return any(p.exists() and p.stat().st_size for p in beside)
+    companions = (path.with_name(path.name + end) for end in ("-wal", "-journal"))
+    return any(p.exists() and p.stat().st_size for p in companions)
 
 
 def _uri(path: Path) -> str:
     """Return the URI that opens a file read-only."""
     # `immutable` needs no lock files, as on read-only media, but ignores a log next to the file.
     return f"file:{urllib.parse.quote(str(path.absolute()))}?mode=ro" + (
-        "" if _unfinished(path) else "&immutable=1"
+        "" if _has_journal(path) else "&immutable=1"
     )

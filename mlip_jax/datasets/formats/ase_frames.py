@@ -103,7 +103,7 @@ def open_frames(path: Path, format: str) -> FileFrames:
         or not format
         and (path.suffix in (".xyz", ".extxyz") or is_xyz(path))
     ):
-        return _Xyz(path, format or "extxyz")
+        return _XyzFrames(path, format or "extxyz")
     return _StreamedFrames(path, format)
 
 
@@ -123,20 +123,20 @@ def _from_atoms(atoms: Atoms) -> Frame:
     )
 
 
-class _Xyz(FileFrames):
+class _XyzFrames(FileFrames):
     """Extended XYZ with an index of its frames."""
 
     def __init__(self, path: Path, format: str):
         self._path, self._format = path, format
         self._file = path.open("rb")
         try:
-            self._places = self._index()
+            self._offsets = self._index()
         except BaseException:
             self._file.close()
             raise
 
     def __len__(self) -> int:
-        return len(self._places) - 1
+        return len(self._offsets) - 1
 
     def close(self) -> None:
         self._file.close()
@@ -145,28 +145,28 @@ class _Xyz(FileFrames):
         from ase.io import read
 
         for record in records:
-            start, end = (int(self._places[record + i]) for i in (0, 1))
+            start, end = (int(self._offsets[record + i]) for i in (0, 1))
             self._file.seek(start)
             try:
                 text = io.StringIO(self._file.read(end - start).decode())
                 frame = _from_atoms(read(text, format=self._format))
             except Exception as error:  # ASE's parser raises errors of any type
                 raise DatasetError(
-                    f"{self._path.name}:{record}: the frame cannot be read ({type(error).__name__}: "
-                    f"{error}); it is damaged or no extended XYZ"
+                    f"{self._path.name}:{record}: the frame cannot be read "
+                    f"({type(error).__name__}: {error}); it is corrupted or not extended XYZ"
                 ) from error
             yield frame
 
     def _index(self) -> np.ndarray:
         """Return the offset of each frame and of the end of the file, shape (frames + 1,)."""
-        file, places, line_number = self._file, [], 0
+        file, offsets, line_number = self._file, [], 0
         while True:
-            place = file.tell()
+            offset = file.tell()
             line = file.readline(1000)
             line_number += 1
             if not line.strip():
                 if not line:
-                    return np.array([*places, place], np.int64)
+                    return np.array([*offsets, offset], np.int64)
                 continue
             try:
                 atoms = int(line)
@@ -174,17 +174,20 @@ class _Xyz(FileFrames):
                     raise ValueError(f"{atoms} atoms")
             except ValueError as error:
                 raise DatasetError(
-                    f"{self._path}: line {line_number}: expected the number of atoms of frame {len(places)}, found "
-                    f"{line[:40]!r}. The file is damaged or no XYZ file."
+                    f"{self._path}: line {line_number}: expected the number of atoms of frame "
+                    f"{len(offsets)}, found {line[:40]!r}. The file is corrupted or not an XYZ "
+                    "file."
                 ) from error
-            found = sum(1 for _ in itertools.islice(file, atoms + 1))
-            if found < atoms + 1:
+            # Skip the comment and the atoms of the frame.
+            length = sum(1 for _ in itertools.islice(file, atoms + 1))
+            if length < atoms + 1:
                 raise DatasetError(
-                    f"{self._path}: frame {len(places)} (line {line_number}) says {atoms} atoms, but the file ends "
-                    f"after {max(found - 1, 0)}. It is truncated; download or make it again."
+                    f"{self._path}: frame {len(offsets)} (line {line_number}) states {atoms} "
+                    f"atoms, but the file ends after {max(length - 1, 0)}. It is truncated; "
+                    "download it again or recreate it."
                 )
-            places.append(place)
-            line_number += found
+            offsets.append(offset)
+            line_number += length
 
 
 class _DatabaseFrames(FileFrames):
@@ -224,8 +227,8 @@ class _TrajectoryFrames(FileFrames):
             self._reader = TrajectoryReader(path)
         except Exception as error:
             raise DatasetError(
-                f"{path}: cannot be opened as an ASE trajectory ({type(error).__name__}: {error}); it "
-                "is truncated or of another format"
+                f"{path}: cannot be opened as an ASE trajectory ({type(error).__name__}: {error}); "
+                "it is truncated or of another format"
             ) from error
 
     def __len__(self) -> int:
@@ -240,8 +243,8 @@ class _TrajectoryFrames(FileFrames):
                 frame = _from_atoms(self._reader[record])
             except Exception as error:
                 raise DatasetError(
-                    f"{self._path.name}:{record}: the frame cannot be read ({type(error).__name__}: "
-                    f"{error}); the file is damaged"
+                    f"{self._path.name}:{record}: the frame cannot be read "
+                    f"({type(error).__name__}: {error}); the file is corrupted"
                 ) from error
             yield frame
 
@@ -269,7 +272,8 @@ class _StreamedFrames(FileFrames):
             atoms = next(itertools.islice(self._iterator, record - self._position, None), None)
             if atoms is None:
                 raise DatasetError(
-                    f"{self._path}: ends before frame {record} of {self._length}: the file has changed"
+                    f"{self._path}: ends before frame {record} of {self._length}: the file has "
+                    "changed since it was opened"
                 )
             self._position = record + 1
             yield _from_atoms(atoms)
@@ -282,8 +286,9 @@ class _StreamedFrames(FileFrames):
             yield from iread(self._path, index=":", format=self._format)
         except Exception as error:
             raise DatasetError(
-                f"{self._path}: cannot be read as {self._format!r} ({type(error).__name__}: {error}). The file is "
-                f"damaged, or of another format: name it, {options.how('format', 'NAME')}."
+                f"{self._path}: cannot be read as {self._format!r} ({type(error).__name__}: "
+                f"{error}). The file is corrupted or has another format. Set the format, "
+                f"{options.as_flag('format', 'NAME')}."
             ) from error
 
     @staticmethod
@@ -295,12 +300,13 @@ class _StreamedFrames(FileFrames):
             format = format or filetype(str(path), guess=False)
         except Exception as error:
             raise DatasetError(
-                f"{path}: ASE does not know this format ({error}). Name it, "
-                f"{options.how('format', 'NAME')}."
+                f"{path}: ASE does not recognize the format ({error}). Set it, "
+                f"{options.as_flag('format', 'NAME')}."
             ) from error
         if format in _PICKLES:
             raise DatasetError(
-                f"{path}: ASE's {format!r} holds Python pickles, which could run anything: not read"
+                f"{path}: ASE's {format!r} contains Python pickles, which can run arbitrary code. "
+                "It is not read. Convert it to extended XYZ."
             )
         return format
 

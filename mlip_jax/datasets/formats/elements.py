@@ -9,7 +9,7 @@ from mlip_jax.datasets.reader import DatasetError
 HEAVIEST = 118
 
 
-def checked_numbers(values: np.ndarray, source: str) -> np.ndarray:
+def validate_numbers(values: np.ndarray, source: str) -> np.ndarray:
     """Return atomic numbers as int32, shape (n,), after checking them.
 
     Raises:
@@ -19,18 +19,18 @@ def checked_numbers(values: np.ndarray, source: str) -> np.ndarray:
     values = np.asarray(values)
     if values.ndim != 1 or values.dtype.kind not in "iuf":
         raise DatasetError(
-            f"{source}: atomic numbers have shape {values.shape} and type {values.dtype}, expected a "
-            "list of numbers, (n,)"
+            f"{source}: atomic numbers have shape {values.shape} and type {values.dtype}, expected "
+            "a list of numbers, (n,)"
         )
     if len(values) and not (values.min() >= 1 and values.max() <= HEAVIEST):  # also false for NaN
         wrong = values[~((values >= 1) & (values <= HEAVIEST))]
         raise DatasetError(
-            f"{source}: {wrong[0]:g} is no atomic number; expected 1 to {HEAVIEST}. Dummy atoms and "
-            "atoms of no element must be removed from the file"
+            f"{source}: {wrong[0]:g} is not an atomic number; expected 1 to {HEAVIEST}. Remove "
+            "dummy atoms from the file."
         )
     numbers = values.astype(np.int32)
     if values.dtype.kind == "f" and not np.array_equal(numbers, values):
         raise DatasetError(
-            f"{source}: {values[numbers != values][0]:g} is no atomic number; expected whole numbers"
+            f"{source}: {values[numbers != values][0]:g} is not an atomic number; expected integers"
         )
     return numbers

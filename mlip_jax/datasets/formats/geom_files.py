@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mlip_jax.datasets.formats import archives, safe_pickle
-from mlip_jax.datasets.formats.elements import checked_numbers
+from mlip_jax.datasets.formats.elements import validate_numbers
 from mlip_jax.datasets.reader import DatasetError
 
 _HEAD = 1 << 16  # first bytes of a file, which contain the key "conformers" of the first molecule
@@ -62,15 +62,15 @@ class RDKitMolecule:
             from rdkit import Chem, rdBase
         except ImportError as error:
             raise ImportError(
-                "GEOM's pickles need the package rdkit: pip install 'mlip-flax[data]'"
+                "GEOM's pickles require the package rdkit: pip install 'mlip-flax[data]'"
             ) from error
         try:
             with rdBase.BlockLogs():
                 molecule = Chem.Mol(self._binary)
         except (RuntimeError, ValueError) as error:
             raise DatasetError(
-                f"{source}: RDKit cannot read the molecule ({error}). The file is damaged, or was "
-                "written by a later version of RDKit."
+                f"{source}: RDKit cannot read the molecule ({error}). The file is corrupted, or a "
+                "later version of RDKit wrote it."
             ) from error
         if molecule.GetNumConformers() != 1 or not molecule.GetNumAtoms():
             raise DatasetError(
@@ -79,7 +79,7 @@ class RDKitMolecule:
             )
         numbers = np.array([atom.GetAtomicNum() for atom in molecule.GetAtoms()], np.int32)
         positions = np.array(molecule.GetConformer().GetPositions(), np.float64)
-        return checked_numbers(numbers, source), positions, float(Chem.GetFormalCharge(molecule))
+        return validate_numbers(numbers, source), positions, float(Chem.GetFormalCharge(molecule))
 
 
 _ALLOWED = {**safe_pickle.NUMPY, ("rdkit.Chem.rdchem", "Mol"): RDKitMolecule}
@@ -103,6 +103,7 @@ def kind_of(path: Path) -> str | None:
         return "folder"
     with open(path, "rb") as file:
         head = file.read(_HEAD)
+    # Pickles of protocols 2 to 5 begin with 0x80 and the protocol.
     if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05" and b"conformers" in head:
         return "pickle"
     if head[:2] == b"\x1f\x8b":
@@ -112,10 +113,10 @@ def kind_of(path: Path) -> str | None:
                 return "tar" if first is not None and first.name.endswith(".msgpack") else None
         except READ_ERRORS:
             return None
-    return "msgpack" if _starts_a_map_of_texts(head) and b"conformers" in head else None
+    return "msgpack" if _is_map_of_strings(head) and b"conformers" in head else None
 
 
-def _starts_a_map_of_texts(head: bytes) -> bool:
+def _is_map_of_strings(head: bytes) -> bool:
     """Return whether MessagePack data begin with a non-empty map whose first key is a string."""
     if len(head) < 6:
         return False
@@ -180,17 +181,17 @@ class PickleFolder:
             )
         if not self._entries:
             raise DatasetError(
-                f"{path}: expected GEOM's rdkit_folder, with summary_drugs.json or summary_qm9.json, or "
-                "a folder of its pickles; found neither"
+                f"{path}: expected GEOM's rdkit_folder, with summary_drugs.json or "
+                "summary_qm9.json, or a folder of its pickles; found neither"
             )
-        self._wanted = subset
+        self._subset = subset
 
     def __len__(self):
         return len(self._entries)
 
     def files(self):
         """Return the summaries and the pickles that exist."""
-        summaries = [p for name, p in self._summaries.items() if self._wanted in ("", name)]
+        summaries = [p for name, p in self._summaries.items() if self._subset in ("", name)]
         pickles = (self._path / e[0] for e in self._entries if e[0])
         return summaries + [p for p in pickles if p.is_file()]
 
@@ -241,7 +242,7 @@ def _read_summary(path: Path, subset: str) -> list[tuple[str, str, str]]:
         ) from error
     for name, smiles, _ in entries:
         if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
-            raise DatasetError(f"{path}: {smiles}: pickle_path {name!r} does not lie in the folder")
+            raise DatasetError(f"{path}: {smiles}: pickle_path {name!r} is outside the folder")
     return entries
 
 
@@ -275,18 +276,19 @@ class MessagePackStream:
         """Yield (record, GeomRecord) for each record. The stream continues from the last record."""
         if not records:
             return
+        # A stream cannot go backward: start again.
         if self._items is None or self._position > records.start:
             self.close()
-            self._wanted, self._position = records, 0
-            self._items = self._open(skip=lambda record: record < self._wanted.start)
-        self._wanted = records
+            self._requested, self._position = records, 0
+            self._items = self._open(skip=lambda record: record < self._requested.start)
+        self._requested = records
         while self._position < records.stop:
             item = next(self._items, None)
             if item is None:
                 self.close()
                 raise DatasetError(
-                    f"{self._path}: record {records.stop - 1} is not there, or is damaged; the readable "
-                    f"part ends after {self._position}"
+                    f"{self._path}: record {records.stop - 1} is missing or corrupted; the "
+                    f"readable part ends after {self._position} records"
                 )
             record, self._position = self._position, self._position + 1
             if record in records:
@@ -306,11 +308,11 @@ class MessagePackStream:
                 archive = archives.Members(file)
                 member = archive.next()
                 if member is None or not member.isfile():
-                    raise tarfile.ReadError("its first member is no file")
+                    raise tarfile.ReadError("its first member is not a file")
                 yield from _unpack(archive.content(member), member.size, self._path, skip)
         except READ_ERRORS as error:
             raise DatasetError(
-                f"{self._path}: cannot be read to its end ({error}). It is truncated or damaged; "
+                f"{self._path}: cannot be read to its end ({error}). It is truncated or corrupted; "
                 "download it again."
             ) from error
 
@@ -327,7 +329,7 @@ class _LimitedValue:
     def read(self, size: int) -> bytes:
         """Return at most `size` bytes. Raise ValueError if the limit was exceeded before."""
         if self.left < 0:
-            raise ValueError(f"more than {MAX_MOLECULE} bytes, which no molecule has")
+            raise ValueError(f"more than {MAX_MOLECULE} bytes, more than any molecule")
         data = self._file.read(size)
         self.left -= len(data)
         return data
@@ -355,9 +357,10 @@ def _unpack(file, size: int, path: Path, skip) -> Iterator[tuple[str, object]]:
                 smiles = unpacker.unpack()
                 if not isinstance(smiles, str):
                     raise DatasetError(
-                        f"{path.name}: molecule {record} has the key {safe_pickle.shown(smiles)}, "
-                        "expected a SMILES"
+                        f"{path.name}: molecule {record} has the key "
+                        f"{safe_pickle.short_repr(smiles)}, expected a SMILES"
                     )
+                # The limit applies per molecule.
                 last, file.left = smiles, MAX_MOLECULE
                 if skip(record):
                     file.left = size
@@ -375,6 +378,6 @@ def _unpack(file, size: int, path: Path, skip) -> Iterator[tuple[str, object]]:
         if isinstance(error, DatasetError):
             raise
         raise DatasetError(
-            f"{path}: molecule {record} (after {last}) is damaged ({type(error).__name__}: {error}). "
-            "Download it again."
+            f"{path}: molecule {record} (after {last}) is corrupted ({type(error).__name__}: "
+            f"{error}). Download it again."
         ) from error

@@ -90,8 +90,8 @@ class NpzFile:
         except _DAMAGE as error:
             self.close()
             raise DatasetError(
-                f"{self.path}: cannot be opened as .npz ({self.path.stat().st_size} bytes; {error}). It "
-                "is truncated or not an .npz file; download or make it again."
+                f"{self.path}: cannot be opened as .npz ({self.path.stat().st_size} bytes; "
+                f"{error}). It is truncated or not an .npz file; download it again or recreate it."
             ) from error
 
     def __contains__(self, name: str) -> bool:
@@ -111,8 +111,8 @@ class NpzFile:
         member = self.members[name]
         if member.dtype.hasobject:
             raise DatasetError(
-                f"{self.path}: {name} is an array of Python objects, which only unpickling could read; "
-                "that is not done. Save it again as an array of numbers."
+                f"{self.path}: {name} is an array of Python objects. Pickled objects are not "
+                "loaded, for safety. Save it as an array of numbers."
             )
         stop = min(stop, member.shape[0])
         try:
@@ -125,8 +125,8 @@ class NpzFile:
             return self._loaded[name][start:stop].copy()
         except _DAMAGE as error:
             raise DatasetError(
-                f"{self.path}: {name} cannot be read ({error}); the file is damaged. Download or make "
-                "it again."
+                f"{self.path}: {name} cannot be read ({error}); the file is corrupted. Download it "
+                "again or recreate it."
             ) from error
 
     def whole(self, name: str) -> np.ndarray:
@@ -140,15 +140,15 @@ class NpzFile:
             return self.rows(name, 0, member.shape[0])
         if member.dtype.hasobject:
             raise DatasetError(
-                f"{self.path}: {name} is a Python object, which only unpickling could read; "
-                "that is not done."
+                f"{self.path}: {name} is a Python object. Pickled objects are not loaded, for "
+                "safety."
             )
         try:
             return self._load(member)
         except _DAMAGE as error:
             raise DatasetError(
-                f"{self.path}: {name} cannot be read ({error}); the file is damaged. Download or make "
-                "it again."
+                f"{self.path}: {name} cannot be read ({error}); the file is corrupted. Download it "
+                "again or recreate it."
             ) from error
 
     def text(self, name: str) -> str:
@@ -197,7 +197,8 @@ class NpzFile:
             )
         if not dtype.hasobject and member.start + member.nbytes != info.file_size:
             raise ValueError(
-                f"{info.filename} has {info.file_size} bytes, expected {member.start + member.nbytes}"
+                f"{info.filename} has {info.file_size} bytes, expected "
+                f"{member.start + member.nbytes}"
             )
         return member
 
@@ -232,7 +233,8 @@ class NpzFile:
     def _stream(self, member: Member, start: int, stop: int) -> np.ndarray:
         """Return rows of a compressed array. Earlier rows than the last ones restart the stream."""
         if member.fortran:
-            raise ValueError("it is stored by columns and too large to be loaded whole")
+            raise ValueError("it is in column-major order and too large to load completely")
+        # Bytes per row; rows are contiguous in row-major order.
         row = member.nbytes // member.shape[0]
         file, at = self._streams.get(member.name, (None, 0))
         if file is None or at > start:

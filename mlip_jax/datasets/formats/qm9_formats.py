@@ -6,10 +6,7 @@ returns the fields of a Structure.
 
 from __future__ import annotations
 
-import bz2
-import re
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,8 @@ import numpy as np
 from ase import units
 
 from mlip_jax.datasets import options
-from mlip_jax.datasets.formats import archives, ase_database
+from mlip_jax.datasets.formats import ase_database
+from mlip_jax.datasets.formats.qm9_archive import MEMBER, Archive
 from mlip_jax.datasets.formats.qm9_records import (
     BINDING,
     ENERGY_UNITS,
@@ -37,14 +35,12 @@ from mlip_jax.datasets.formats.qm9_records import (
 from mlip_jax.datasets.reader import DatasetError, symbols_to_numbers
 
 SIZE = 133_885
-_MEMBER = re.compile(r"dsgdb9nsd_(\d{6})\.xyz$")
-_MAX_MEMBER = 1 << 20  # bytes; a molecule takes 2,000
 
 
 def format_of(path: Path) -> str | None:
     """Return "archive", "folder", "xyz" or "database", or None if the path is not QM9."""
     if path.is_dir():
-        return "folder" if any(_MEMBER.search(f.name) for f in path.iterdir()) else None
+        return "folder" if any(MEMBER.search(f.name) for f in path.iterdir()) else None
     with path.open("rb") as file:
         head = file.read(4096)
     if head.startswith(b"BZh"):
@@ -73,127 +69,18 @@ def open_format(path: Path, db_units: str):
         layout = format_of(path)
     except (OSError, EOFError, ValueError, tarfile.TarError) as error:
         raise DatasetError(
-            f"{path}: cannot be read ({error}); the file is truncated or damaged. Download it again."
+            f"{path}: cannot be read ({error}); the file is truncated or corrupted. Download it "
+            "again."
         ) from error
     if layout is None:
         raise DatasetError(
-            f"{path}: is none of QM9's forms: dsgdb9nsd.xyz.tar.bz2, a folder of dsgdb9nsd_*.xyz, "
-            "extended xyz with U0, zpve, Cv and alpha, or an ASE database with energy_U0"
+            f"{path}: has none of QM9's formats: dsgdb9nsd.xyz.tar.bz2, a folder of "
+            "dsgdb9nsd_*.xyz, extended xyz with U0, zpve, Cv and alpha, or an ASE database with "
+            "energy_U0"
         )
     if layout == "database":
         return _Database(path, db_units)
     return {"archive": Archive, "folder": _UnpackedFolder, "xyz": _ExtendedXyz}[layout](path)
-
-
-class Archive:
-    """Archive .tar.bz2, read in order. The position is kept between calls."""
-
-    has_indices = True
-
-    def __init__(self, path: Path):
-        self.path = path
-        self._tar: archives.Members | None = None
-        self._following: Iterator[tarfile.TarInfo] = iter(())
-        self._next = 0  # record of the next item of `_following`
-        self._length: int | None = None
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.close()
-
-    def __len__(self) -> int:
-        if self._length is None:
-            with Archive(self.path) as other:
-                self._length = sum(1 for _ in other._members())
-        return self._length
-
-    def files(self) -> list[Path]:
-        """Return the path of the archive."""
-        return [self.path]
-
-    def close(self) -> None:
-        """Close the archive. The next read starts from the beginning."""
-        if self._tar is not None:
-            self._tar.close()
-            self._file.close()
-            self._tar = None
-
-    def first_member(self) -> tarfile.TarInfo | None:
-        """Return the first molecule's member, or None if it is not among the first five members."""
-        self._rewind()
-        for _ in range(5):
-            info = self._tar.next()
-            if info is None or info.size > _MAX_MEMBER:
-                return None
-            if info.isfile() and _MEMBER.search(info.name):
-                return info
-        return None
-
-    def read(self, records: range):
-        """Yield the records. Going back to an earlier record starts from the beginning again."""
-        if not len(records):
-            return
-        if self._tar is None or self._next > records[0]:
-            self._next, self._following = 0, self._members()
-        while self._next < records.stop:
-            info = next(self._following, None)
-            if info is None:
-                raise DatasetError(
-                    f"{self.path}: ends after {self._next} molecules, asked for {records[-1]}"
-                )
-            record, self._next = self._next, self._next + 1
-            if record in records:
-                index = int(_MEMBER.search(info.name)[1])
-                source = f"{self.path.name}:{Path(info.name).name}"
-                content = self._content(info)
-                yield (
-                    record,
-                    index,
-                    source,
-                    lambda c=content, i=index, s=source: parse_member(c, i, s),
-                )
-
-    def _content(self, info) -> bytes:
-        """Return the content of a member. Raise DatasetError if it is too large or corrupted."""
-        try:
-            if info.size > _MAX_MEMBER:
-                raise tarfile.ReadError(
-                    f"{info.name[:60]!r} has {info.size} bytes, which no molecule has"
-                )
-            return self._tar.content(info).read()
-        except (OSError, EOFError, tarfile.TarError) as error:
-            raise self._damaged(error) from error
-
-    def _members(self) -> Iterator[tarfile.TarInfo]:
-        """Yield the members of all molecules from the beginning."""
-        try:
-            self._rewind()
-            while (info := self._tar.next()) is not None:
-                if info.isfile() and _MEMBER.search(info.name):
-                    yield info
-        except (OSError, EOFError, tarfile.TarError) as error:
-            raise self._damaged(error) from error
-
-    def _rewind(self) -> None:
-        """Reopen the archive at its beginning."""
-        self.close()
-        # Use bz2.open: the mode "r|bz2" of tarfile takes a truncated stream for the end of the
-        # archive.
-        self._file = bz2.open(self.path)
-        try:
-            self._tar = archives.Members(self._file)
-        except BaseException:
-            self._file.close()
-            raise
-
-    def _damaged(self, error) -> DatasetError:
-        """Return the error for an archive that cannot be read further."""
-        return DatasetError(
-            f"{self.path}: cannot be read beyond molecule {self._next} ({error}); the archive is "
-            "truncated or damaged. Download it again."
-        )
 
 
 class _UnpackedFolder:
@@ -203,7 +90,7 @@ class _UnpackedFolder:
 
     def __init__(self, path: Path):
         self.path = path
-        self._files = sorted(f for f in path.iterdir() if _MEMBER.search(f.name))
+        self._files = sorted(f for f in path.iterdir() if MEMBER.search(f.name))
 
     def __len__(self) -> int:
         return len(self._files)
@@ -217,7 +104,7 @@ class _UnpackedFolder:
     def read(self, records: range):
         for record in records:
             file = self._files[record]
-            index, source = int(_MEMBER.search(file.name)[1]), f"{self.path.name}:{file.name}"
+            index, source = int(MEMBER.search(file.name)[1]), f"{self.path.name}:{file.name}"
             yield (
                 record,
                 index,
@@ -239,19 +126,20 @@ class _ExtendedXyz:
                     continue
                 if not line.strip().isdigit():
                     raise DatasetError(
-                        f"{path}:{len(self._starts)}: expected a number of atoms, found {line[:60]!r}. "
-                        "The file is damaged or no xyz file."
+                        f"{path}:{len(self._starts)}: expected a number of atoms, found "
+                        f"{line[:60]!r}. The file is corrupted or not an xyz file."
                     )
                 self._starts.append(self._file.tell() - len(line))
                 for _ in range(int(line) + 1):
                     if not self._file.readline():
                         raise DatasetError(
-                            f"{path}:{len(self._starts) - 1}: the file ends within the molecule; it is "
-                            "truncated. Download or make it again."
+                            f"{path}:{len(self._starts) - 1}: the file is truncated within the "
+                            "molecule. Download it again or recreate it."
                         )
         except DatasetError:
             self.close()
             raise
+        # Only the complete data set in its original order identifies the molecules by position.
         self.has_indices = len(self._starts) == SIZE
 
     def __len__(self) -> int:
@@ -275,24 +163,27 @@ class _ExtendedXyz:
         n = int(self._file.readline())
         lines = [self._file.readline().decode("utf-8", "replace") for _ in range(n + 1)]
         comment = comment_fields(lines[0])
+        # Properties lists name, type and width of each group of columns.
         columns = comment.get("Properties", "species:S:1:pos:R:3").split(":")
-        places, at = {}, 0
+        column_of, width_so_far = {}, 0
         for name, width in zip(columns[::3], columns[2::3]):
-            places[name] = at
-            at += parse_integer(width, source)
-        if not {"species", "pos"} <= set(places):
+            column_of[name] = width_so_far
+            width_so_far += parse_integer(width, source)
+        if not {"species", "pos"} <= set(column_of):
             raise DatasetError(
-                f"{source}: Properties={comment['Properties']} names no species and pos"
+                f"{source}: Properties={comment['Properties']} lacks species and pos"
             )
-        rows = [split_columns(line, at, source) for line in lines[1:]]
+        rows = [split_columns(line, width_so_far, source) for line in lines[1:]]
         raw = {
             name: parse_number(comment[key], source)
             for name, (_, key, *_) in FIELDS.items()
             if key in comment
         }
         return structure_fields(
-            numbers=symbols_to_numbers((row[places["species"]] for row in rows), source),
-            positions=parse_table([row[places["pos"] : places["pos"] + 3] for row in rows], source),
+            numbers=symbols_to_numbers((row[column_of["species"]] for row in rows), source),
+            positions=parse_table(
+                [row[column_of["pos"] : column_of["pos"] + 3] for row in rows], source
+            ),
             raw=raw,
             factors={name: f[3] for name, f in FIELDS.items()},
             source=source,
@@ -365,7 +256,7 @@ class _Database:
         if "energy" in stated:
             if db_units != "auto":
                 raise DatasetError(
-                    f"{self.path}: names its own units ({stated['energy']!r} for energy_U0); remove "
+                    f"{self.path}: states its units ({stated['energy']!r} for energy_U0); remove "
                     f"db_units={db_units!r}"
                 )
             factors = {
@@ -376,27 +267,28 @@ class _Database:
             }
             return {name: factors.get(name) for name in FIELDS}
         if db_units == "auto":
-            db_units = self._shown_by_energies()
+            db_units = self._infer_units()
         return {name: f[3] if db_units == "hartree" else f[4] for name, f in FIELDS.items()}
 
-    def _shown_by_energies(self) -> str:
+    def _infer_units(self) -> str:
         """Infer "eV" or "hartree" from the energies of the first rows."""
         for row in self._database.rows(range(min(len(self._database), 20))):
             energy = float(np.asarray(row.data.get("energy_U0", np.nan), np.float64).reshape(-1)[0])
             if not np.isfinite(energy):
                 continue
-            fitting = [
+            matching = [
                 name
                 for name, unit in (("eV", 1.0), ("hartree", units.Hartree))
                 if BINDING[0] < binding_energy(energy * unit, row.numbers) < BINDING[1]
             ]
-            if not fitting:
+            if not matching:
                 raise DatasetError(
-                    f"{self.path}: names no units, and energy_U0 of row {row.id}, {energy:.6g}, is no total energy of "
-                    "this molecule in eV or hartree. Are atomic energies subtracted? Total energies are needed."
+                    f"{self.path}: states no units, and energy_U0 of row {row.id}, {energy:.6g}, "
+                    "is not a total energy of this molecule in eV or hartree. Use total energies, "
+                    "without subtracting atomic energies."
                 )
-            return fitting[0]
+            return matching[0]
         raise DatasetError(
-            f"{self.path}: names no units and its first rows have no energy_U0 to tell them by. Give "
-            f"{options.how('db_units', 'eV')} (or hartree)."
+            f"{self.path}: states no units, and its first rows have no energy_U0 to infer them "
+            f"from. Set {options.as_flag('db_units', 'eV')} (or hartree)."
         )

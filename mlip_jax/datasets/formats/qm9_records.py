@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from ase import units
 
-from mlip_jax.datasets.formats.elements import checked_numbers
+from mlip_jax.datasets.formats.elements import validate_numbers
 from mlip_jax.datasets.reader import DatasetError, symbols_to_numbers
 
 _CAL = units.kcal / units.mol / 1000
@@ -85,9 +85,9 @@ UNITS_OF = {
     "C": {"ghz": 1.0},
     **{
         name: {
-            spelt: factor**power
+            spelling: factor**power
             for u, factor in LENGTH_UNITS.items()
-            for spelt in (f"{u}^{power}", f"{u}**{power}", " ".join([u] * power))
+            for spelling in (f"{u}^{power}", f"{u}**{power}", " ".join([u] * power))
         }
         for name, power in (("polarizability", 3), ("electronic_spatial_extent", 2))
     },
@@ -104,8 +104,8 @@ def parse_member(content: bytes, index: int, source: str) -> dict[str, Any]:
     n = parse_integer(lines[0].strip(), source)
     if len(lines) < n + 5:
         raise DatasetError(
-            f"{source}: has {len(lines)} lines, expected {n + 5} for {n} atoms; the file is truncated. "
-            "Download it again."
+            f"{source}: has {len(lines)} lines, expected {n + 5} for {n} atoms; the file is "
+            "truncated. Download it again."
         )
     tag, stated, *values = split_columns(lines[1], len(_LINE_2) + 2, source)
     if tag != "gdb" or parse_integer(stated, source) != index:
@@ -128,6 +128,7 @@ def parse_member(content: bytes, index: int, source: str) -> dict[str, Any]:
 
 
 def structure_fields(
+    *,
     numbers,
     positions,
     raw: dict[str, float],
@@ -153,13 +154,14 @@ def structure_fields(
     for name in raw:
         if factors[name] is None:
             raise DatasetError(
-                f"{source}: the database has {FIELDS[name][2]}, but its metadata name no unit for it"
+                f"{source}: the database has {FIELDS[name][2]}, but its metadata state no unit for "
+                "it"
             )
     values = {name: raw[name] * factors[name] if name in raw else float("nan") for name in FIELDS}
     energy = values.pop("energy")
     rotational = np.array([values.pop(axis) for axis in "ABC"])
     return dict(
-        numbers=checked_numbers(numbers, source),
+        numbers=validate_numbers(numbers, source),
         positions=positions,
         energy=energy,
         smiles=smiles,
@@ -210,7 +212,7 @@ def parse_number(text: str, source: str) -> float:
     try:
         return float(text.replace("*^", "e"))
     except ValueError as error:
-        raise DatasetError(f"{source}: {text!r} is no number") from error
+        raise DatasetError(f"{source}: {text!r} is not a number") from error
 
 
 def parse_integer(text: str, source: str) -> int:

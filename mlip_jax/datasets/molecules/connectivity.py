@@ -121,9 +121,9 @@ def from_geometry(numbers: np.ndarray, positions: np.ndarray) -> Any | None:
     from rdkit.Chem import rdDetermineBonds
 
     mol, conformer = Chem.RWMol(), Chem.Conformer(len(numbers))
-    for place, (number, position) in enumerate(zip(numbers, positions)):
+    for index, (number, position) in enumerate(zip(numbers, positions)):
         mol.AddAtom(_bare_atom(number))
-        conformer.SetAtomPosition(place, [float(x) for x in position])
+        conformer.SetAtomPosition(index, [float(x) for x in position])
     mol.AddConformer(conformer)
     with rdBase.BlockLogs():
         try:
@@ -150,6 +150,7 @@ def skeleton(mol: Any) -> str:
     from rdkit import Chem, rdBase
 
     with rdBase.BlockLogs():
+        # Rebuild the molecule from elements and single bonds only.
         full, bare = Chem.AddHs(mol), Chem.RWMol()
         for atom in full.GetAtoms():
             bare.AddAtom(_bare_atom(atom.GetAtomicNum()))
@@ -159,11 +160,13 @@ def skeleton(mol: Any) -> str:
 
 
 def _describe_chunk(chunk: tuple[list[IdentityQuery], bool]) -> list[Description | None]:
+    """Describe the molecules of one job of a worker process."""
     entries, fingerprints = chunk
     return [_describe(entry, fingerprints) for entry in entries]
 
 
 def _describe(entry: IdentityQuery, fingerprint: bool) -> Description | None:
+    """Describe one molecule, or return None if RDKit cannot read it."""
     from mlip_jax.datasets.molecules.fingerprints import morgan_fingerprint
 
     if entry.smiles:
@@ -173,6 +176,7 @@ def _describe(entry: IdentityQuery, fingerprint: bool) -> Description | None:
     if mol is None:
         return None
     elements = {atom.GetAtomicNum() for atom in mol.GetAtoms()}
+    # Implicit hydrogens are not atoms of the molecule.
     elements |= {1} if any(atom.GetTotalNumHs() for atom in mol.GetAtoms()) else set()
     return Description(
         skeleton(mol),
@@ -182,6 +186,7 @@ def _describe(entry: IdentityQuery, fingerprint: bool) -> Description | None:
 
 
 def _bare_atom(number: int) -> Any:
+    """Return an RDKit atom without implicit hydrogens."""
     from rdkit import Chem
 
     atom = Chem.Atom(int(number))
@@ -190,9 +195,10 @@ def _bare_atom(number: int) -> Any:
 
 
 def _require_rdkit() -> None:
+    """Raise ImportError if RDKit is missing."""
     try:
         import rdkit  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            "telling molecules apart needs RDKit: pip install 'mlip-flax[data]'"
+            "RDKit is required to identify molecules: pip install 'mlip-flax[data]'"
         ) from error

@@ -62,7 +62,7 @@ class Entry(NamedTuple):
 
 
 class EmbeddingOptions(NamedTuple):
-    """Options of `make`.
+    """Options of `embed_entry`.
 
     Attributes:
       num_conformers: Number of conformers per molecule.
@@ -79,7 +79,7 @@ class UnusableMoleculeError(ValueError):
     """A molecule cannot be read or embedded."""
 
 
-def make(job: tuple[Entry, EmbeddingOptions]) -> list[MoleculeRecord]:
+def embed_entry(job: tuple[Entry, EmbeddingOptions]) -> list[MoleculeRecord]:
     """Embed a molecule and return one record per requested conformer.
 
     Records of conformers that could not be embedded have a `failure`. Positions depend on the
@@ -100,7 +100,7 @@ def make(job: tuple[Entry, EmbeddingOptions]) -> list[MoleculeRecord]:
             smiles = smiles or _smiles_of(molecule)
             molecule, geometry = _with_positions(molecule, smiles, options)
             conformers = _conformers(molecule)
-            failure = f"RDKit made {len(conformers)} of {options.num_conformers} conformers"
+            failure = f"RDKit created {len(conformers)} of {options.num_conformers} conformers"
         except (ValueError, RuntimeError) as error:  # RDKit raises both
             failure = " ".join(str(error).split())
     records = [
@@ -114,10 +114,11 @@ def make(job: tuple[Entry, EmbeddingOptions]) -> list[MoleculeRecord]:
 
 
 def _from_smiles(smiles: str):
+    """Return the RDKit molecule of a SMILES. Raise UnusableMoleculeError if it is invalid."""
     from rdkit import Chem
 
     if not smiles:
-        raise UnusableMoleculeError("there is no SMILES")
+        raise UnusableMoleculeError("no SMILES")
     molecule = Chem.MolFromSmiles(smiles)
     if molecule is None:
         raise UnusableMoleculeError(
@@ -128,6 +129,7 @@ def _from_smiles(smiles: str):
 
 
 def _from_block(block: str):
+    """Return the RDKit molecule of a mol block. Raise UnusableMoleculeError if it is invalid."""
     from rdkit import Chem
 
     molecule = Chem.MolFromMolBlock(block, removeHs=False)
@@ -143,11 +145,12 @@ def _problems(molecule) -> str:
     """Return the first chemistry problem of an unsanitized molecule in parentheses, "" if none."""
     from rdkit import Chem
 
-    found = [] if molecule is None else Chem.DetectChemistryProblems(molecule)
-    return f" ({found[0].Message()})" if found else ""
+    problems = [] if molecule is None else Chem.DetectChemistryProblems(molecule)
+    return f" ({problems[0].Message()})" if problems else ""
 
 
 def _short(text: str) -> str:
+    """Format a text for messages, cut at 80 characters."""
     return repr(text if len(text) <= 80 else text[:79] + "…")
 
 
@@ -165,17 +168,18 @@ def _with_positions(molecule, smiles: str, options: EmbeddingOptions):
     if not molecule.GetNumAtoms():
         raise UnusableMoleculeError("the molecule has no atoms")
     given = molecule.GetNumConformers() and molecule.GetConformer().Is3D()
+    # Hydrogens get positions only if the other atoms have some.
     complete = Chem.AddHs(molecule, addCoords=bool(given))
     if given:
         if options.num_conformers != 1:
             raise UnusableMoleculeError(
-                "it has three-dimensional positions; num_conformers is for molecules that are "
-                "to be embedded"
+                "it has three-dimensional positions; num_conformers applies only to embedded "
+                "molecules"
             )
         same = complete.GetNumAtoms() == molecule.GetNumAtoms()
         return complete, "as given" if same else "hydrogens added"
     complete.RemoveAllConformers()
-    _embed(complete, options.num_conformers, stable_seed(options.seed, smiles))
+    _embed_conformers(complete, options.num_conformers, stable_seed(options.seed, smiles))
     optimized = options.mmff and _optimize(complete)
     return complete, "embedded, MMFF94" if optimized else "embedded"
 
@@ -188,18 +192,19 @@ def stable_seed(seed: int, smiles: str) -> int:
     )
 
 
-def _embed(molecule, num_conformers: int, seed: int) -> None:
+def _embed_conformers(molecule, num_conformers: int, seed: int) -> None:
+    """Add conformers by ETKDGv3, with random initial coordinates if the default ones fail."""
     from rdkit import Chem
     from rdkit.Chem import rdDistGeom
 
     options = rdDistGeom.ETKDGv3()
     options.randomSeed, options.numThreads, options.timeout = seed, 1, _TIMEOUT
-    found = rdDistGeom.EmbedMultipleConfs(molecule, num_conformers, options)
-    if not len(found):
+    ids = rdDistGeom.EmbedMultipleConfs(molecule, num_conformers, options)
+    if not len(ids):
         options.useRandomCoords = True
-        found = rdDistGeom.EmbedMultipleConfs(molecule, num_conformers, options)
-    if not len(found):
-        raise UnusableMoleculeError("RDKit finds no three-dimensional geometry (ETKDGv3)")
+        ids = rdDistGeom.EmbedMultipleConfs(molecule, num_conformers, options)
+    if not len(ids):
+        raise UnusableMoleculeError("RDKit found no three-dimensional geometry (ETKDGv3)")
     fragments = Chem.GetMolFrags(molecule)
     for conformer in molecule.GetConformers() if len(fragments) > 1 else ():
         conformer.SetPositions(_side_by_side(conformer.GetPositions(), fragments))
@@ -218,7 +223,9 @@ def _side_by_side(positions: np.ndarray, fragments) -> np.ndarray:
 def _optimize(molecule) -> bool:
     """Relax all conformers with MMFF94. Return False if it lacks parameters for the molecule."""
     from rdkit.Chem import rdForceFieldHelpers as helpers
-    from rdkit.ForceField import rdForceField  # noqa: F401  older versions register its classes only here
+
+    # Older versions register its classes only on this import.
+    from rdkit.ForceField import rdForceField  # noqa: F401
 
     if not helpers.MMFFHasAllMoleculeParams(molecule):
         return False
@@ -236,6 +243,7 @@ def charge_and_unpaired(molecule) -> tuple[int, int]:
 
 
 def _conformers(molecule) -> list[tuple[Atoms, bytes]]:
+    """Return the atoms of each conformer, and the molecule without conformers in binary form."""
     numbers = [atom.GetAtomicNum() for atom in molecule.GetAtoms()]
     charge, unpaired = charge_and_unpaired(molecule)
     info = {"charge": float(charge)}
@@ -246,10 +254,10 @@ def _conformers(molecule) -> list[tuple[Atoms, bytes]]:
     return [(Atoms(numbers, each, info=dict(info)), bonds) for each in positions]
 
 
-def gave_up(job: tuple[Entry, EmbeddingOptions]) -> list[MoleculeRecord]:
+def failed_records(job: tuple[Entry, EmbeddingOptions]) -> list[MoleculeRecord]:
     """Return the records of a molecule whose worker process died while embedding it."""
     entry, options = job
-    failure = f"{entry.where}: RDKit ended the process that embedded it (out of memory?)"
+    failure = f"{entry.where}: the process that embedded it died in RDKit (out of memory?)"
     return [
         MoleculeRecord(
             entry.number * options.num_conformers + c, entry.name, entry.smiles, None, failure

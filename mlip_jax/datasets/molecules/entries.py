@@ -38,7 +38,7 @@ class CsvColumns(NamedTuple):
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[io.TextIOBase]:
+def open_text(path: Path) -> Iterator[io.TextIOBase]:
     """Open a text file, decompressed if necessary.
 
     Invalid UTF-8 is replaced, because it can only occur in names.
@@ -54,7 +54,7 @@ def opened(path: Path) -> Iterator[io.TextIOBase]:
             yield file
     except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         raise DatasetError(
-            f"{path}: cannot be read to its end ({error}); it is damaged or truncated"
+            f"{path}: cannot be read to its end ({error}); it is corrupted or truncated"
         ) from error
 
 
@@ -70,11 +70,12 @@ def read_entries(path: Path, kind: str, columns: CsvColumns) -> Iterator[Entry]:
       DatasetError: The file is corrupted.
       ConfigError: The file does not have the requested column.
     """
-    with opened(path) as file:
+    with open_text(path) as file:
         yield from KINDS[kind](path, file, columns)
 
 
 def _smi(path: Path, file, columns: CsvColumns) -> Iterator[Entry]:
+    """Yield the molecules of a SMILES file."""
     numbers = itertools.count()
     for line, text in enumerate(file, start=1):
         words = text.split(maxsplit=1)
@@ -94,6 +95,7 @@ def _smi(path: Path, file, columns: CsvColumns) -> Iterator[Entry]:
 
 
 def _csv(path: Path, file, columns: CsvColumns) -> Iterator[Entry]:
+    """Yield the molecules of a CSV or TSV table."""
     rows = csv.reader(file, delimiter="\t" if ".tsv" in path.name.lower() else ",")
     numbers, line = itertools.count(), 1
     try:
@@ -109,7 +111,7 @@ def _csv(path: Path, file, columns: CsvColumns) -> Iterator[Entry]:
                 yield Entry(next(numbers), f"{path.name} line {line}", *cells)
             line = rows.line_num + 1
     except csv.Error as error:
-        raise DatasetError(f"{path} line {line}: is no CSV ({error})") from error
+        raise DatasetError(f"{path} line {line}: is not CSV ({error})") from error
 
 
 def _column(
@@ -120,6 +122,7 @@ def _column(
     option: str,
     optional: bool = False,
 ) -> int | None:
+    """Return the index of a column, or None if an optional one is missing."""
     if not header:
         raise DatasetError(f"{path}: is empty; expected a line with the names of the columns")
     lower = [cell.lower() for cell in header]
@@ -133,10 +136,11 @@ def _column(
         if name
         else f"no column is called {' or '.join(usual)}; found: {', '.join(header)}."
     )
-    raise ConfigError(f"{path}: {problem} Give the name as {option}.")
+    raise ConfigError(f"{path}: {problem} Set {option}.")
 
 
 def _sdf(path: Path, file, columns: CsvColumns) -> Iterator[Entry]:
+    """Yield the molecules of an SDF file as mol blocks."""
     lines: list[str] = []
     numbers, start = itertools.count(), 1
     for line, text in enumerate(itertools.chain(file, ["$$$$"]), start=1):

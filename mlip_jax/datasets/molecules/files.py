@@ -90,7 +90,7 @@ def read_molecules(
     path, kind = Path(path), kind_of(path)
     numbers = range(share[0], sys.maxsize if limit is None else limit, share[1])
 
-    def wanted(number: int) -> bool:
+    def selected(number: int) -> bool:
         first = number * num_conformers
         return number in numbers and any(
             i not in skip for i in range(first, first + num_conformers)
@@ -100,18 +100,20 @@ def read_molecules(
         _require_rdkit()
         options = embedding.EmbeddingOptions(num_conformers, mmff, seed)
         entries = itertools.islice(molecule_entries.read_entries(path, kind, columns), limit)
-        jobs = ((entry, options) for entry in entries if wanted(entry.number))
-        made: Iterable[MoleculeRecord] = itertools.chain.from_iterable(
-            workers.stream(embedding.make, jobs, num_processes, on_death=embedding.gave_up)
+        jobs = ((entry, options) for entry in entries if selected(entry.number))
+        records: Iterable[MoleculeRecord] = itertools.chain.from_iterable(
+            workers.stream(
+                embedding.embed_entry, jobs, num_processes, on_death=embedding.failed_records
+            )
         )
     else:
         if num_conformers != 1:
             raise ConfigError(
-                f"{path}: its molecules have positions; num_conformers is for SMILES and must be 1, "
-                f"received {num_conformers}"
+                f"{path}: its molecules have positions. num_conformers applies only to SMILES and "
+                f"must be 1; received {num_conformers}"
             )
-        made = frames.KINDS[kind](path, wanted, limit)
-    return (_checked(record, path) for record in made if record.index not in skip)
+        records = frames.KINDS[kind](path, selected, limit)
+    return (_validate(record, path) for record in records if record.index not in skip)
 
 
 def from_smiles(smiles: str, *, mmff: bool = False, seed: int = 0) -> Atoms:
@@ -132,7 +134,7 @@ def from_smiles(smiles: str, *, mmff: bool = False, seed: int = 0) -> Atoms:
       ImportError: RDKit is missing.
     """
     _require_rdkit()
-    (record,) = embedding.make(
+    (record,) = embedding.embed_entry(
         (embedding.Entry(0, smiles, "", smiles), embedding.EmbeddingOptions(1, mmff, seed))
     )
     if record.atoms is None:
@@ -178,13 +180,13 @@ def kind_of(path: str | Path) -> str:
     if path.is_dir():
         if not is_store(path):
             raise DatasetError(
-                f"{path}: is a folder but no store (no {MANIFEST}); expected a file of molecules"
+                f"{path}: is a folder but not a store (no {MANIFEST}); expected a file of molecules"
             )
         return "store"
     if not path.is_file():
         raise DatasetError(
-            f"{path}: no such file; expected one of molecules: .smi, .csv, .sdf, .xyz, .db, a store, or "
-            "another that ASE reads"
+            f"{path}: no such file; expected a file of molecules: .smi, .csv, .sdf, .xyz, .db, a "
+            "store, or another format of ASE"
         )
     suffixes = [s.lower() for s in path.suffixes]
     if len(suffixes) > 1 and suffixes[-1] in COMPRESSED:
@@ -194,15 +196,16 @@ def kind_of(path: str | Path) -> str:
 
 
 def _require_rdkit() -> None:
+    """Raise ImportError if RDKit is missing."""
     try:
         import rdkit  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            "SMILES and mol blocks need RDKit: pip install 'mlip-flax[data]'"
+            "SMILES and mol blocks require RDKit: pip install 'mlip-flax[data]'"
         ) from error
 
 
-def _checked(record: MoleculeRecord, path: Path) -> MoleculeRecord:
+def _validate(record: MoleculeRecord, path: Path) -> MoleculeRecord:
     """Return the record, or a failed record if its atoms, positions, cell or charge are invalid."""
     atoms = record.atoms
     if atoms is None:
@@ -210,14 +213,17 @@ def _checked(record: MoleculeRecord, path: Path) -> MoleculeRecord:
     bad = np.flatnonzero(~np.isfinite(atoms.positions).all(1))
     charge = atoms.info.get("charge", 0.0)
     if not len(atoms):
-        what = "there are no atoms"
+        problem = "it has no atoms"
     elif len(bad):
-        what = f"{len(bad)} of {len(atoms)} atoms have NaN or infinite coordinates, the first of them atom {bad[0]}"
+        problem = (
+            f"{len(bad)} of {len(atoms)} atoms have NaN or infinite coordinates, the first of them "
+            f"atom {bad[0]}"
+        )
     elif not np.isfinite(atoms.cell.array).all():
-        what = "the cell is not finite"
+        problem = "the cell is not finite"
     elif not np.isfinite(charge):
-        what = f"the charge is {charge}"
+        problem = f"the charge is {charge}"
     else:
         return record
-    failure = f"{path.name} structure {record.index}: {what}"
+    failure = f"{path.name} structure {record.index}: {problem}"
     return MoleculeRecord(record.index, record.name, record.smiles, None, failure)

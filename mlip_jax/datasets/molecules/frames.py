@@ -17,19 +17,19 @@ from ase import Atoms
 from mlip_jax.datasets.charges import total_charge
 from mlip_jax.datasets.formats.ase_database import AseDatabase, is_sqlite
 from mlip_jax.datasets.molecules.embedding import MoleculeRecord
-from mlip_jax.datasets.molecules.entries import opened
+from mlip_jax.datasets.molecules.entries import open_text
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.store.store import Store
 
-Wanted = Callable[[int], bool]
+IndexFilter = Callable[[int], bool]
 
 
-def read_store(path: Path, wanted: Wanted, limit: int | None) -> Iterator[MoleculeRecord]:
+def read_store(path: Path, selected: IndexFilter, limit: int | None) -> Iterator[MoleculeRecord]:
     """Yield the wanted structures among the first `limit` of a store, in Å and e."""
     store = Store(path)
-    numbers = filter(wanted, range(len(store))[:limit])
-    while here := list(itertools.islice(numbers, 256)):
-        for number, s in zip(here, store.take(np.array(here))):
+    numbers = filter(selected, range(len(store))[:limit])
+    while block := list(itertools.islice(numbers, 256)):
+        for number, s in zip(block, store.take(np.array(block))):
             atoms = Atoms(
                 s.numbers, s.positions, cell=s.cell, pbc=False if s.pbc is None else s.pbc
             )
@@ -37,11 +37,11 @@ def read_store(path: Path, wanted: Wanted, limit: int | None) -> Iterator[Molecu
             yield MoleculeRecord(number, s.molecule, s.smiles, atoms, "", "as given")
 
 
-def read_xyz(path: Path, wanted: Wanted, limit: int | None) -> Iterator[MoleculeRecord]:
+def read_xyz(path: Path, selected: IndexFilter, limit: int | None) -> Iterator[MoleculeRecord]:
     """Yield the wanted frames of extended XYZ (Å). Corrupted frames become failed records."""
     for number, (line, text) in enumerate(itertools.islice(xyz_frames(path), limit)):
-        if wanted(number):
-            yield _of_text(number, f"{path.name} line {line}", text)
+        if selected(number):
+            yield _parse_frame(number, f"{path.name} line {line}", text)
 
 
 def xyz_frames(path: Path) -> Iterator[tuple[int, str]]:
@@ -49,7 +49,7 @@ def xyz_frames(path: Path) -> Iterator[tuple[int, str]]:
 
     If a frame does not begin with a number of atoms, the rest of the file is returned as one frame.
     """
-    with opened(path) as file:
+    with open_text(path) as file:
         lines = enumerate(file, start=1)
         for line, head in lines:
             if not head.strip():
@@ -58,17 +58,18 @@ def xyz_frames(path: Path) -> Iterator[tuple[int, str]]:
             yield line, head + "".join(text for _, text in rest)
 
 
-def _of_text(number: int, where: str, text: str) -> MoleculeRecord:
+def _parse_frame(number: int, where: str, text: str) -> MoleculeRecord:
+    """Parse a frame of extended XYZ. An invalid frame becomes a failed record."""
     from ase.io import read
 
     head, *rest = text.splitlines()
     problem = None
     if not head.strip().isdecimal():
         problem = (
-            f"expected a number of atoms, found {head[:40]!r}; the rest of the file is left out"
+            f"expected a number of atoms, found {head[:40]!r}; the rest of the file is skipped"
         )
     elif len(rest) < int(head) + 1:
-        problem = f"{int(head)} atoms are announced, but the file ends before them"
+        problem = f"the frame states {int(head)} atoms, but the file is truncated"
     else:
         try:
             atoms = read(io.StringIO(text), format="extxyz")
@@ -78,11 +79,11 @@ def _of_text(number: int, where: str, text: str) -> MoleculeRecord:
     return MoleculeRecord(number, "", "", None, f"{where}: {problem}")
 
 
-def read_database(path: Path, wanted: Wanted, limit: int | None) -> Iterator[MoleculeRecord]:
+def read_database(path: Path, selected: IndexFilter, limit: int | None) -> Iterator[MoleculeRecord]:
     """Yield the wanted rows of an ASE database (Å). Corrupted rows become failed records."""
-    _refuse_constraints(path)
+    _reject_constraints(path)
     with AseDatabase(path) as database:
-        for number in filter(wanted, range(len(database))[:limit]):
+        for number in filter(selected, range(len(database))[:limit]):
             try:
                 (row,) = database.rows(range(number, number + 1))
             except DatasetError as error:
@@ -92,29 +93,30 @@ def read_database(path: Path, wanted: Wanted, limit: int | None) -> Iterator[Mol
                 yield _record(number, atoms, row.data | row.key_value_pairs, row.charge)
 
 
-def _refuse_constraints(path: Path) -> None:
+def _reject_constraints(path: Path) -> None:
     """Raise DatasetError if a database has constraints, which would silently be ignored."""
     try:
         with contextlib.closing(
             sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
         ) as connection:
-            found = connection.execute(
+            row = connection.execute(
                 "SELECT id FROM systems WHERE constraints IS NOT NULL AND constraints "
                 "NOT IN ('', '[]') LIMIT 1"
             ).fetchone()
     except sqlite3.Error:  # AseDatabase then raises a better message
         return
-    if found:
+    if row:
         raise DatasetError(
-            f"{path}: row {found[0]} has constraints, which are not read from databases. Extended XYZ "
-            "keeps fixed atoms, as move_mask: ase convert FILE.db FILE.extxyz"
+            f"{path}: row {row[0]} has constraints, which are not read from databases. Convert it "
+            "to extended XYZ, which stores fixed atoms as move_mask: ase convert FILE.db "
+            "FILE.extxyz"
         )
 
 
-def read_ase(path: Path, wanted: Wanted, limit: int | None) -> Iterator[MoleculeRecord]:
+def read_ase(path: Path, selected: IndexFilter, limit: int | None) -> Iterator[MoleculeRecord]:
     """Yield the wanted structures of a file in a format that `ase.io` reads."""
     for number, atoms in enumerate(itertools.islice(ase_frames(path), limit)):
-        if wanted(number):
+        if selected(number):
             yield _record(number, atoms, atoms.info, atoms.get_initial_charges().sum())
 
 
@@ -134,8 +136,8 @@ def ase_frames(path: Path) -> Iterator[Atoms]:
             yield atoms
     except Exception as error:
         raise DatasetError(
-            f"{path}: ASE reads {count} structures there, then stumbles ({type(error).__name__}: "
-            f"{error}). It is damaged, or nothing that ASE knows by its name"
+            f"{path}: ASE failed after {count} structures ({type(error).__name__}: {error}). The "
+            "file is corrupted, or ASE does not recognize its format by its name"
         ) from error
 
 
@@ -150,11 +152,12 @@ def count_frames(path: Path, kind: str) -> int:
 
 
 def _record(number: int, atoms: Atoms, labels: Any, initial_charge: float) -> MoleculeRecord:
+    """Return the record of a structure, with charge and unpaired electrons from its labels."""
     smiles, name = (_text(labels.get(key)) for key in ("smiles", "name"))
     info = {"charge": total_charge(labels.get("charge"), smiles, float(initial_charge))}
     unpaired = labels.get("num_unpaired_electrons", 0)
     info |= {"num_unpaired_electrons": int(unpaired)} if unpaired else {}
-    made = Atoms(
+    clean = Atoms(
         atoms.numbers,
         atoms.positions,
         cell=atoms.cell,
@@ -162,10 +165,11 @@ def _record(number: int, atoms: Atoms, labels: Any, initial_charge: float) -> Mo
         info=info,
         constraint=list(atoms.constraints),
     )
-    return MoleculeRecord(number, name, smiles, made, "", "as given")
+    return MoleculeRecord(number, name, smiles, clean, "", "as given")
 
 
 def _text(value: Any) -> str:
+    """Return a label as text, "" if it is missing or not a text or number."""
     return "" if value is None or isinstance(value, bool | dict | list | np.ndarray) else str(value)
 
 

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 _SQUARINGS = 16  # resolves two eigenvalues whose gap is 2^-16 of their sum
-_PAIRS, _FEW = 16_384, 1_024  # pairs per program, and per program for the remainder
+_PAIRS, _REMAINDER_PAIRS = 16_384, 1_024  # pairs per program, and per program for the remainder
 _AHEAD = 4 * _PAIRS  # number of pairs that are collected before they are processed
 _ATOMS = 8  # atoms are padded to a multiple of this number, to compile few programs
 
@@ -86,13 +86,14 @@ def _minima(molecules: Iterable[Conformers], dtype: type, each_pair: bool) -> It
     done: list[np.ndarray] = []
     batch = _Batch(dtype)
     for molecule in molecules:
-        test, train = (x.astype(dtype) for x in _checked(molecule))
-        found = np.full(
+        test, train = (x.astype(dtype) for x in _center(molecule))
+        minima = np.full(
             (len(test), len(train)) if each_pair else len(test), np.inf if test.shape[1] else np.nan
         )
-        done.append(found)
+        done.append(minima)
         for t, r, a, b in _blocks(test, train, molecule.permutations) if test.shape[1] else ():
-            batch.add(found, (t, r) if each_pair else (t,), a, b)
+            batch.add(minima, (t, r) if each_pair else (t,), a, b)
+            # Process the collected pairs once there are enough of them.
             if batch.count >= _AHEAD:
                 batch.run()
                 yield from done[:-1]  # the last molecule may have further pairs
@@ -101,7 +102,7 @@ def _minima(molecules: Iterable[Conformers], dtype: type, each_pair: bool) -> It
     yield from done
 
 
-def _checked(molecule: Conformers) -> tuple[np.ndarray, np.ndarray]:
+def _center(molecule: Conformers) -> tuple[np.ndarray, np.ndarray]:
     """Return centered test conformers, (T, n, 3), and training conformers, (R, n, 3), float64."""
     test, train = np.asarray(molecule.test, np.float64), np.asarray(molecule.train, np.float64)
     if test.ndim != 3 or train.ndim != 3 or test.shape[1:] != train.shape[1:] or test.shape[2] != 3:
@@ -113,7 +114,8 @@ def _checked(molecule: Conformers) -> tuple[np.ndarray, np.ndarray]:
     orders = molecule.permutations
     if orders is not None and (np.ndim(orders) != 2 or np.shape(orders)[1] != n or not len(orders)):
         raise ValueError(
-            f"expected permutations of shape (Q, {n}) with Q at least 1; received {np.shape(orders)}"
+            f"expected permutations of shape (Q, {n}) with Q at least 1; received "
+            f"{np.shape(orders)}"
         )
     return (test, train) if n == 0 else tuple(x - x.mean(1, keepdims=True) for x in (test, train))
 
@@ -128,6 +130,7 @@ def _blocks(
     for first_t in range(0, len(test), some_test):
         for first_r in range(0, len(train), some_train):
             a, b = test[first_t : first_t + some_test], train[first_r : first_r + some_train]
+            # Indices of all (test, training, permutation) triples of the block, each (P,).
             t, r, q = (x.ravel() for x in np.indices((len(a), len(b), len(orders))))
             yield (
                 t + first_t,
@@ -142,52 +145,53 @@ class _Batch:
 
     def __init__(self, dtype: type):
         self._dtype, self.count = dtype, 0
-        self._waiting: dict[int, list] = {}  # by padded number of atoms
+        self._pieces: dict[int, list] = {}  # by padded number of atoms
 
     def add(
-        self, found: np.ndarray, places: tuple[np.ndarray, ...], a: np.ndarray, b: np.ndarray
+        self, minima: np.ndarray, indices: tuple[np.ndarray, ...], a: np.ndarray, b: np.ndarray
     ) -> None:
-        """Add pairs of positions a and b, (P, n, 3), with minimum RMSDs for `places` in `found`."""
-        room = -(-a.shape[1] // _ATOMS) * _ATOMS
+        """Add pairs of positions a and b, (P, n, 3). Their minimum RMSDs go to minima[indices]."""
+        padded_size = -(-a.shape[1] // _ATOMS) * _ATOMS
         # Padding atoms at the center contribute zero to all sums.
-        padded = [np.pad(x, ((0, 0), (0, room - x.shape[1]), (0, 0))) for x in (a, b)]
-        self._waiting.setdefault(room, []).append((found, places, a.shape[1], *padded))
+        padded = [np.pad(x, ((0, 0), (0, padded_size - x.shape[1]), (0, 0))) for x in (a, b)]
+        self._pieces.setdefault(padded_size, []).append((minima, indices, a.shape[1], *padded))
         self.count += len(a)
 
     def run(self) -> None:
         """Compute the RMSDs of all pairs and reset the batch."""
-        for pieces in self._waiting.values():
+        for pieces in self._pieces.values():
             sums = _sums(
                 *(np.concatenate([piece[k] for piece in pieces]) for k in (3, 4)), self._dtype
             )
             ends = np.cumsum([len(piece[3]) for piece in pieces])[:-1]
-            for (found, places, n, *_), here in zip(pieces, np.split(sums, ends)):
-                np.minimum.at(found, places, np.sqrt(here.astype(np.float64) / n))
-        self._waiting, self.count = {}, 0
+            for (minima, indices, n, *_), values in zip(pieces, np.split(sums, ends)):
+                np.minimum.at(minima, indices, np.sqrt(values.astype(np.float64) / n))
+        self._pieces, self.count = {}, 0
 
 
 def _sums(a: np.ndarray, b: np.ndarray, dtype: type) -> np.ndarray:
     """Compute the sum of the squared deviations of each pair (Å²), (P,)."""
-    found = np.empty(len(a), dtype)
+    sums = np.empty(len(a), dtype)
     with jax.enable_x64(dtype == np.float64):
         start = 0
         while start < len(a):
-            size = _PAIRS if len(a) - start > _PAIRS // 2 else _FEW
+            size = _PAIRS if len(a) - start > _PAIRS // 2 else _REMAINDER_PAIRS
             stop = min(start + size, len(a))
             x, y = (_rows(each[start:stop], size) for each in (a, b))
-            found[start:stop] = np.asarray(_superposed(x, y))[: stop - start]
+            sums[start:stop] = np.asarray(_min_squared_deviation(x, y))[: stop - start]
             start = stop
-    return found
+    return sums
 
 
 def _rows(values: np.ndarray, size: int) -> np.ndarray:
+    """Pad the first axis of `values` with zeros to `size`."""
     return (
         values if len(values) == size else np.pad(values, ((0, size - len(values)), (0, 0), (0, 0)))
     )
 
 
 @jax.jit
-def _superposed(a: jax.Array, b: jax.Array) -> jax.Array:
+def _min_squared_deviation(a: jax.Array, b: jax.Array) -> jax.Array:
     """Minimize the sum of squared deviations over all rotations of b.
 
     Args:
@@ -238,7 +242,7 @@ def _top_eigenvector(matrix) -> tuple[jax.Array, ...]:
     def scaled(m):
         trace = m[0, 0] + m[1, 1] + m[2, 2] + m[3, 3]
         factor = 1 / jnp.where(trace > 0, trace, 1)
-        return {place: value * factor for place, value in m.items()}
+        return {key: value * factor for key, value in m.items()}
 
     def square(_, m):
         return scaled({(i, j): sum(at(m, i, k) * at(m, k, j) for k in range(4)) for i, j in m})

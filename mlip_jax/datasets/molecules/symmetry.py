@@ -36,21 +36,21 @@ class Symmetries(NamedTuple):
     complete: bool
 
 
-def symmetries(mol: Any, most: int = MAX_SYMMETRIES) -> Symmetries:
+def symmetries(mol: Any, max_symmetries: int = MAX_SYMMETRIES) -> Symmetries:
     """Find the symmetries of an RDKit molecule.
 
     Args:
       mol: RDKit molecule with explicit hydrogens.
-      most: Maximum number of symmetries, including the identity.
+      max_symmetries: Maximum number of symmetries, including the identity.
 
     Raises:
-      ValueError: `most` is below 1.
+      ValueError: `max_symmetries` is below 1.
     """
     from rdkit import Chem
 
-    if most < 1:
+    if max_symmetries < 1:
         raise ValueError(
-            f"at least one symmetry, the identity, must be looked for; received {most}"
+            f"at least one symmetry, the identity, is required; received {max_symmetries}"
         )
     heavy = np.array(
         [atom.GetIdx() for atom in mol.GetAtoms() if atom.GetAtomicNum() > 1], np.int64
@@ -58,17 +58,23 @@ def symmetries(mol: Any, most: int = MAX_SYMMETRIES) -> Symmetries:
     n = len(heavy)
     if n == 0:
         return Symmetries(heavy, np.zeros((1, 0), np.int64), True)
+    # Match the heavy atoms to themselves. One more match than allowed shows incompleteness.
     bare = Chem.RemoveAllHs(mol, sanitize=False)
-    found = bare.GetSubstructMatches(
-        _symmetrized(bare), uniquify=False, useChirality=False, maxMatches=most + 1
+    matches = bare.GetSubstructMatches(
+        _equate_terminal_atoms(bare),
+        uniquify=False,
+        useChirality=False,
+        maxMatches=max_symmetries + 1,
     )
-    orders = [list(order) for order in found if list(order) != list(range(n))]
+    orders = [list(order) for order in matches if list(order) != list(range(n))]
     return Symmetries(
-        heavy, np.array([list(range(n)), *orders[: most - 1]], np.int64), len(orders) < most
+        heavy,
+        np.array([list(range(n)), *orders[: max_symmetries - 1]], np.int64),
+        len(orders) < max_symmetries,
     )
 
 
-def _symmetrized(mol: Any) -> Any:
+def _equate_terminal_atoms(mol: Any) -> Any:
     """Return a query in which terminal atoms that share a charge or a proton are equivalent."""
     from rdkit import Chem
 
@@ -97,16 +103,21 @@ def molecule_of(numbers: np.ndarray, positions: np.ndarray, smiles: str = "") ->
     """
     from rdkit import Chem
 
-    found, known = from_geometry(numbers, positions), from_smiles(smiles)
-    if found is None or known is None:
-        return found
-    known = Chem.AddHs(known)
-    if known.GetNumAtoms() != found.GetNumAtoms() or known.GetNumBonds() != found.GetNumBonds():
-        return found
-    places = found.GetSubstructMatch(_bare(known))  # atoms of the structure in the SMILES's order
-    if not places:
-        return found
-    return Chem.RenumberAtoms(known, np.argsort(places).tolist())
+    from_positions, from_text = from_geometry(numbers, positions), from_smiles(smiles)
+    if from_positions is None or from_text is None:
+        return from_positions
+    from_text = Chem.AddHs(from_text)
+    if (
+        from_text.GetNumAtoms() != from_positions.GetNumAtoms()
+        or from_text.GetNumBonds() != from_positions.GetNumBonds()
+    ):
+        return from_positions
+    match = from_positions.GetSubstructMatch(
+        _bare(from_text)
+    )  # atoms of the structure in the SMILES's order
+    if not match:
+        return from_positions
+    return Chem.RenumberAtoms(from_text, np.argsort(match).tolist())
 
 
 def _bare(mol: Any) -> Any:
@@ -138,19 +149,24 @@ class SymmetryQuery(NamedTuple):
 
 
 def symmetries_of(
-    entries: Iterable[SymmetryQuery], most: int = MAX_SYMMETRIES, num_processes: int | None = None
+    entries: Iterable[SymmetryQuery],
+    max_symmetries: int = MAX_SYMMETRIES,
+    num_processes: int | None = None,
 ) -> Iterator[Symmetries | None]:
     """Find the symmetries of each molecule in worker processes, in order.
 
     The result is None for molecules whose connectivity RDKit cannot determine.
     """
-    return workers.stream(_of_entry, ((entry, most) for entry in entries), num_processes)
+    return workers.stream(
+        _find_symmetries, ((entry, max_symmetries) for entry in entries), num_processes
+    )
 
 
-def _of_entry(job: tuple[SymmetryQuery, int]) -> Symmetries | None:
-    entry, most = job
+def _find_symmetries(job: tuple[SymmetryQuery, int]) -> Symmetries | None:
+    """Find the symmetries of one molecule in a worker process."""
+    entry, max_symmetries = job
     mol = molecule_of(*entry)
-    return None if mol is None else symmetries(mol, most)
+    return None if mol is None else symmetries(mol, max_symmetries)
 
 
 def best_rms(mol: Any, test: np.ndarray, train: np.ndarray) -> np.ndarray:
@@ -167,16 +183,16 @@ def best_rms(mol: Any, test: np.ndarray, train: np.ndarray) -> np.ndarray:
     from rdkit import Chem
     from rdkit.Chem import rdMolAlign
 
-    made = Chem.Mol(mol)
-    made.RemoveAllConformers()
+    molecule = Chem.Mol(mol)
+    molecule.RemoveAllConformers()
     for positions in (*test, *train):
         conformer = Chem.Conformer(mol.GetNumAtoms())
         conformer.SetPositions(np.asarray(positions, np.float64))
-        made.AddConformer(conformer, assignId=True)
-    made = Chem.RemoveAllHs(made)
-    found = [
-        rdMolAlign.GetBestRMS(made, made, prbId=t, refId=len(test) + r)
+        molecule.AddConformer(conformer, assignId=True)
+    molecule = Chem.RemoveAllHs(molecule)
+    rmsds = [
+        rdMolAlign.GetBestRMS(molecule, molecule, prbId=t, refId=len(test) + r)
         for t in range(len(test))
         for r in range(len(train))
     ]
-    return np.reshape(found, (len(test), len(train)))
+    return np.reshape(rmsds, (len(test), len(train)))

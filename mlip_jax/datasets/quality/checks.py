@@ -21,7 +21,7 @@ from mlip_jax.datasets.quality.geometry import (
     segment_sum,
     shortest_distances,
 )
-from mlip_jax.datasets.quality.pairs import bond_stiffness, close_pairs, neighbours
+from mlip_jax.datasets.quality.pairs import bond_stiffness, close_pairs, neighbor_pairs
 
 TOO_CLOSE = 0.4  # Å
 LARGE_FORCE = 100.0  # eV/Å
@@ -118,26 +118,26 @@ class Findings:
         }
 
     @classmethod
-    def from_json(cls, made: Mapping[str, Any]) -> Findings:
+    def from_json(cls, values: Mapping[str, Any]) -> Findings:
         """Create findings from the output of `to_json`. Statistics that it lacks are empty."""
-        found = cls()
-        found.counts |= {k: int(n) for k, n in made["counts"].items()}
-        found.distributions |= {
-            k: Distribution.from_json(d) for k, d in made["distributions"].items()
+        findings = cls()
+        findings.counts |= {k: int(n) for k, n in values["counts"].items()}
+        findings.distributions |= {
+            k: Distribution.from_json(d) for k, d in values["distributions"].items()
         }
-        found.worst |= {k: [list(w) for w in v] for k, v in made["worst"].items()}
-        return found
+        findings.worst |= {k: [list(w) for w in v] for k, v in values["worst"].items()}
+        return findings
 
 
 def combine(findings: Iterable[Findings]) -> Findings:
     """Return the sum of the findings of several blocks."""
     total = Findings()
-    for found in findings:
-        for name, n in found.counts.items():
+    for block in findings:
+        for name, n in block.counts.items():
             total.counts[name] += n
-        for name, distribution in found.distributions.items():
+        for name, distribution in block.distributions.items():
             total.distributions[name].add(distribution)
-        for name, worst in found.worst.items():
+        for name, worst in block.worst.items():
             total.worst[name] = _worst_first(name, total.worst[name] + [list(w) for w in worst])
     return total
 
@@ -150,13 +150,13 @@ def examine(columns: Columns, *, seed: int = 0, shortest: np.ndarray | None = No
       seed: Random seed for the choice of molecules, if the block has more than are compared.
       shortest: Precomputed shortest_distances(columns) (Å), shape (S,).
     """
-    found = Findings()
+    findings = Findings()
     with np.errstate(invalid="ignore", over="ignore"):
         shortest = shortest_distances(columns) if shortest is None else shortest
         finite = finite_positions(columns)
         no_energy = ~np.isfinite(columns.energy)
-        forces = _examine_forces(columns, found)
-        found.counts |= {
+        forces = _examine_forces(columns, findings)
+        findings.counts |= {
             "blocks": 1,
             "structures": len(columns),
             "atoms": int(len(columns.numbers)),
@@ -170,14 +170,16 @@ def examine(columns: Columns, *, seed: int = 0, shortest: np.ndarray | None = No
             "large force": int((forces["largest"] > LARGE_FORCE).sum()),
             "periodic": 0 if columns.pbc is None else int(columns.pbc.any(1).sum()),
         }
-        _examine_distances(columns, shortest, found)
-        _examine_energies(columns, found)
+        _examine_distances(columns, shortest, findings)
+        _examine_energies(columns, findings)
         usable = finite & ~forces["none"] & ~forces["partly"]
-        both = usable & ~no_energy
+        labeled = usable & ~no_energy
         _examine_pairs(
-            columns, *neighbours(columns, both if both.any() else usable, seed=seed), found
+            columns,
+            *neighbor_pairs(columns, labeled if labeled.any() else usable, seed=seed),
+            findings,
         )
-    return found
+    return findings
 
 
 def count_duplicates(fingerprints: np.ndarray) -> tuple[int, np.ndarray]:
@@ -188,8 +190,8 @@ def count_duplicates(fingerprints: np.ndarray) -> tuple[int, np.ndarray]:
     """
     # The sort is stable: the first of equal fingerprints is the first structure.
     order = np.argsort(fingerprints, kind="stable")
-    again = np.sort(order[1:][fingerprints[order][1:] == fingerprints[order][:-1]])
-    return len(again), again
+    repeated = np.sort(order[1:][fingerprints[order][1:] == fingerprints[order][:-1]])
+    return len(repeated), repeated
 
 
 def _any_property(columns: Columns) -> np.ndarray:
@@ -203,8 +205,8 @@ def _any_property(columns: Columns) -> np.ndarray:
     return known
 
 
-def _examine_forces(columns, found):
-    """Add the force statistics to `found`.
+def _examine_forces(columns, findings):
+    """Add the force statistics to `findings`.
 
     Returns:
       Dictionary of arrays, shape (S,). "none": no force component is known. "partly": some
@@ -228,29 +230,31 @@ def _examine_forces(columns, found):
         else:
             none[structures] = columns.n_atoms[structures] == 0
             flat = np.abs(forces).ravel()
-        squares = segment_sum(np.einsum("ai,ai->a", forces, forces), starts)
+        squares = segment_sum(np.einsum("ai,ai->a", forces, forces), starts)  # (chunk,)
         net[structures] = np.sqrt(np.einsum("si,si->s", total, total))
         relative[structures] = net[structures] / np.sqrt(np.where(squares > 0, squares, np.nan))
         if (squares.max(initial=0.0)) > 0:
             largest[structures] = _largest(forces, starts)
         components.add(flat)
-    found.distributions["force component"] = components.distribution()
-    found.distributions["net force"] = Distribution.of(net)
-    found.distributions["relative net force"] = Distribution.of(relative)
-    found.worst["force component"] = _worst(columns, "force component", largest)
-    found.worst["relative net force"] = _worst(columns, "relative net force", relative)
+    findings.distributions["force component"] = components.distribution()
+    findings.distributions["net force"] = Distribution.from_values(net)
+    findings.distributions["relative net force"] = Distribution.from_values(relative)
+    findings.worst["force component"] = _worst(columns, "force component", largest)
+    findings.worst["relative net force"] = _worst(columns, "relative net force", relative)
     return {"none": none, "partly": partly, "largest": largest}
 
 
-def _examine_pairs(columns, first, second, found):
-    """Add the statistics of close pairs and of bonds of H to `found`."""
+def _examine_pairs(columns, first, second, findings):
+    """Add the statistics of close pairs and of bonds of H to `findings`."""
     pairs = close_pairs(columns, first, second)
     ratio = pairs.energy / pairs.work
-    found.distributions["pair ratio"] = Distribution.of(ratio)
-    found.distributions["pair distance"] = Distribution.of(pairs.rmsd)
-    found.distributions["pair stiffness"] = Distribution.of(pairs.stiffness)
-    found.distributions["bond stiffness"] = Distribution.of(bond_stiffness(columns, first, second))
-    found.worst["pair ratio"] = _worst_first(
+    findings.distributions["pair ratio"] = Distribution.from_values(ratio)
+    findings.distributions["pair distance"] = Distribution.from_values(pairs.rmsd)
+    findings.distributions["pair stiffness"] = Distribution.from_values(pairs.stiffness)
+    findings.distributions["bond stiffness"] = Distribution.from_values(
+        bond_stiffness(columns, first, second)
+    )
+    findings.worst["pair ratio"] = _worst_first(
         "pair ratio",
         [
             [
@@ -270,31 +274,35 @@ def _largest(forces, starts):
     return largest
 
 
-def _examine_distances(columns, shortest, found):
-    """Add the statistics of shortest distances to `found`."""
-    found.distributions["shortest distance"] = Distribution.of(shortest)
+def _examine_distances(columns, shortest, findings):
+    """Add the statistics of shortest distances to `findings`."""
+    findings.distributions["shortest distance"] = Distribution.from_values(shortest)
     # One sum counts both: H atoms in the lower 32 bits, C, N and O atoms in the upper 32 bits.
     kind = np.zeros(256, np.int64)
     kind[1], kind[6:9] = 1, 1 << 32
     seen = segment_sum(kind[columns.numbers], columns.offsets[:-1])
     organic = (seen >> 32 > 0) & (seen & 0xFFFFFFFF > 0)
-    found.distributions["shortest distance organic"] = Distribution.of(shortest[organic])
-    found.worst["shortest distance"] = _worst(columns, "shortest distance", shortest)
+    findings.distributions["shortest distance organic"] = Distribution.from_values(
+        shortest[organic]
+    )
+    findings.worst["shortest distance"] = _worst(columns, "shortest distance", shortest)
 
 
-def _examine_energies(columns, found):
-    """Add the energy statistics and the number of outliers to `found`."""
+def _examine_energies(columns, findings):
+    """Add the energy statistics and the number of outliers to `findings`."""
     known = np.isfinite(columns.energy) & (columns.n_atoms > 0)
     n_atoms = np.maximum(columns.n_atoms, 1)
-    found.distributions["energy per atom"] = Distribution.of((columns.energy / n_atoms)[known])
+    findings.distributions["energy per atom"] = Distribution.from_values(
+        (columns.energy / n_atoms)[known]
+    )
     if not known.any():
         return
     residual = _energy_residuals(columns, known) / n_atoms
-    found.distributions["energy residual"] = Distribution.of(residual)
+    findings.distributions["energy residual"] = Distribution.from_values(residual)
     deviation = np.abs(residual)
     limit = max(OUTLIER_ENERGY, OUTLIER_Z * 1.4826 * float(np.median(deviation[known])))
-    found.counts["energy outlier"] = int((deviation > limit).sum())
-    found.worst["energy residual"] = _worst(columns, "energy residual", deviation)
+    findings.counts["energy outlier"] = int((deviation > limit).sum())
+    findings.worst["energy residual"] = _worst(columns, "energy residual", deviation)
 
 
 def _energy_residuals(columns, known):
@@ -304,10 +312,11 @@ def _energy_residuals(columns, known):
     subtracted. Structures far from the first fit are excluded from the second one.
     """
     present = np.flatnonzero(np.bincount(columns.numbers))
-    place = np.zeros(256, np.int64)
-    place[present] = np.arange(len(present))
+    column_of = np.zeros(256, np.int64)
+    column_of[present] = np.arange(len(present))
     key = (
-        np.repeat(np.arange(len(columns)) * len(present), columns.n_atoms) + place[columns.numbers]
+        np.repeat(np.arange(len(columns)) * len(present), columns.n_atoms)
+        + column_of[columns.numbers]
     )
     # Number of atoms per structure and element, (S, elements).
     counts = (
@@ -319,6 +328,7 @@ def _energy_residuals(columns, known):
     n_atoms = np.maximum(columns.n_atoms, 1)
     for _ in range(2):
         x, y = counts[used], columns.energy[used]
+        # Normal equations with weights 1 / n_atoms, so that large structures do not dominate.
         weighted = x / n_atoms[used, None]
         # einsum instead of BLAS: sums of BLAS depend on the number of threads.
         solution = np.linalg.lstsq(
@@ -326,10 +336,10 @@ def _energy_residuals(columns, known):
         )[0]
         residual = np.where(known, columns.energy - np.einsum("se,e->s", counts, solution), np.nan)
         per_atom = residual / n_atoms
-        centre = np.nanmedian(per_atom)
-        deviation = np.abs(per_atom - centre)
+        center = np.nanmedian(per_atom)
+        deviation = np.abs(per_atom - center)
         used = known & (deviation <= 10 * np.nanmedian(deviation) + 1e-6)
-    return residual - centre * n_atoms
+    return residual - center * n_atoms
 
 
 def _worst(columns, name, values):
@@ -337,9 +347,9 @@ def _worst(columns, name, values):
     score = np.where(
         np.isfinite(values), values if name == "shortest distance" else -values, np.inf
     )
-    some = np.argpartition(score, WORST)[:WORST] if len(score) > WORST else np.arange(len(score))
+    extreme = np.argpartition(score, WORST)[:WORST] if len(score) > WORST else np.arange(len(score))
     return _worst_first(
-        name, [[float(values[s]), _name(columns, s)] for s in some if np.isfinite(values[s])]
+        name, [[float(values[s]), _name(columns, s)] for s in extreme if np.isfinite(values[s])]
     )
 
 

@@ -40,7 +40,7 @@ class Distribution:
     bins: dict[int, int] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def of(cls, values: np.ndarray) -> Distribution:
+    def from_values(cls, values: np.ndarray) -> Distribution:
         """Return the distribution of the finite values of an array of any shape."""
         values = np.asarray(values, np.float64).ravel()
         accumulator = Accumulator()
@@ -81,10 +81,10 @@ class Distribution:
             return float("nan")
         keys = np.array(sorted(self.bins))
         counts = np.array([self.bins[k] for k in keys.tolist()])
-        wanted = q * self.count
-        k = min(int(np.searchsorted(np.cumsum(counts), wanted)), len(keys) - 1)
+        target = q * self.count
+        k = min(int(np.searchsorted(np.cumsum(counts), target)), len(keys) - 1)
         low, high = _edges(keys[k : k + 1])
-        within = (wanted - counts[:k].sum()) / counts[k]
+        within = (target - counts[:k].sum()) / counts[k]
         return float(np.clip(low[0] + within * (high[0] - low[0]), self.smallest, self.largest))
 
     def share(self, low: float, high: float) -> float:
@@ -110,13 +110,14 @@ class Distribution:
         return fields | {"bins": {str(k): self.bins[k] for k in sorted(self.bins)}}
 
     @classmethod
-    def from_json(cls, made: Mapping[str, Any]) -> Distribution:
+    def from_json(cls, values: Mapping[str, Any]) -> Distribution:
         """Create a distribution from the output of `to_json`."""
         extremes = {
-            k: float("nan") if made[k] is None else float(made[k]) for k in ("smallest", "largest")
+            k: float("nan") if values[k] is None else float(values[k])
+            for k in ("smallest", "largest")
         }
         return cls(
-            **{**made, **extremes, "bins": {int(k): int(n) for k, n in made["bins"].items()}}
+            **{**values, **extremes, "bins": {int(k): int(n) for k, n in values["bins"].items()}}
         )
 
 
@@ -167,6 +168,7 @@ def _bin_counts(values: np.ndarray) -> np.ndarray:
     """Return the number of finite values per bin, from the most negative bin upward."""
     with np.errstate(over="ignore"):
         bits = np.ascontiguousarray(values, np.float32).view(np.int32)
+    # Sign, exponent and first bits of the mantissa number the bin of a float32.
     key = bits & 0x7FFFFFFF
     key >>= _SHIFT
     key -= _LOWEST

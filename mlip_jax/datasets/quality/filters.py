@@ -80,7 +80,8 @@ class Filters:
             self.charge = None
         if isinstance(self.elements, str):
             raise ValueError(
-                f"elements must be a sequence of symbols such as ('H', 'C'), received {self.elements!r}"
+                "elements must be a sequence of symbols such as ('H', 'C'), received "
+                f"{self.elements!r}"
             )
         for symbol in self.elements or ():
             if symbol not in atomic_numbers:
@@ -114,34 +115,34 @@ class Filters:
         """
         largest, any_force = _largest_forces(columns)
         no_energy, no_forces = ~np.isfinite(columns.energy), ~any_force
-        found = np.zeros(len(columns), np.int8)
+        codes = np.zeros(len(columns), np.int8)
 
-        def leave_out(reason, where):
-            found[(found == 0) & where] = CODES[reason]
+        def exclude(reason, where):
+            codes[(codes == 0) & where] = CODES[reason]
 
-        leave_out("positions not finite", ~finite_positions(columns))
+        exclude("positions not finite", ~finite_positions(columns))
         if self.charge is not None:
-            leave_out("charge", ~(np.abs(columns.charge - self.charge) < CHARGE_TOLERANCE))
+            exclude("charge", ~(np.abs(columns.charge - self.charge) < CHARGE_TOLERANCE))
         if self.elements is not None:
-            leave_out("elements", self._other_elements(columns))
+            exclude("elements", self._other_elements(columns))
         if self.min_atoms is not None:
-            leave_out("too few atoms", columns.n_atoms < self.min_atoms)
+            exclude("too few atoms", columns.n_atoms < self.min_atoms)
         if self.max_atoms is not None:
-            leave_out("too many atoms", columns.n_atoms > self.max_atoms)
+            exclude("too many atoms", columns.n_atoms > self.max_atoms)
         if self.require != "none":
-            leave_out("no labels", no_energy & no_forces)
+            exclude("no labels", no_energy & no_forces)
         if self.require in ("energy", "both"):
-            leave_out("no energy", no_energy)
+            exclude("no energy", no_energy)
         if self.require in ("forces", "both"):
-            leave_out("no forces", no_forces)
+            exclude("no forces", no_forces)
         if self.max_force is not None:
-            leave_out("force too large", largest > self.max_force)
+            exclude("force too large", largest > self.max_force)
         if self.min_distance is not None:
-            leave_out(
+            exclude(
                 "atoms too close",
                 (shortest_distances(columns) if shortest is None else shortest) < self.min_distance,
             )
-        return found
+        return codes
 
     def _other_elements(self, columns):
         """Return whether a structure contains an element that is not allowed, shape (S,), bool."""
@@ -171,19 +172,19 @@ class Filters:
           force_rms: Result of force_rms_per_structure (eV/Å), shape (S,).
           n_atoms: Number of atoms per structure, shape (S,).
         """
-        found = np.zeros(len(energy), np.int8)
+        codes = np.zeros(len(energy), np.int8)
         molecule = molecule_codes(molecule)
         if self.max_force_z is not None:
             outlier = robust_outliers(molecule, force_rms, self.max_force_z, floor=FORCE_FLOOR)
-            found[outlier] = CODES["force outlier"]
+            codes[outlier] = CODES["force outlier"]
         outlier = np.zeros(len(energy), bool)
         if self.max_energy_z is not None:
             outlier |= robust_outliers(molecule, energy, self.max_energy_z, floor=ENERGY_FLOOR)
         if self.max_energy_deviation is not None:
             deviation = np.abs(energy - group_medians(molecule, energy)[0])
             outlier |= deviation > self.max_energy_deviation * n_atoms
-        found[outlier] = CODES["energy outlier"]
-        return found
+        codes[outlier] = CODES["energy outlier"]
+        return codes
 
 
 def count_reasons(reasons: np.ndarray) -> dict[str, int]:
@@ -208,7 +209,7 @@ def force_rms_per_structure(columns: Columns) -> np.ndarray:
     total, known = np.empty(len(columns)), np.empty(len(columns))
     for structures, atoms, starts in chunks(columns):
         forces = columns.forces[atoms]
-        squares = np.einsum("ai,ai->a", forces, forces)
+        squares = np.einsum("ai,ai->a", forces, forces)  # (atoms of the chunk,)
         total[structures] = segment_sum(squares, starts)
         known[structures] = 3 * columns.n_atoms[structures]
         if not np.isfinite(squares).all():  # count only the known components
@@ -251,6 +252,7 @@ def group_medians(group: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np
     median, count = np.full(len(values), np.nan), np.zeros(len(values), np.int64)
     if not len(known):
         return median, count
+    # Sort by group and, within a group, by value.
     order = known[np.lexsort((values[known], group[known]))]
     new = np.flatnonzero(np.concatenate([[True], group[order][1:] != group[order][:-1]]))
     counts = np.diff(np.append(new, len(order)))
@@ -258,10 +260,10 @@ def group_medians(group: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np
     # Median per group, (groups,).
     middle = 0.5 * (sorted_values[new + (counts - 1) // 2] + sorted_values[new + counts // 2])
     # A missing value gets the median of its group, too: look up the group of every value.
-    place = np.searchsorted(group[order][new], group)
-    place = np.minimum(place, len(new) - 1)
-    found = group[order][new][place] == group
-    median[found], count[found] = middle[place[found]], counts[place[found]]
+    index = np.searchsorted(group[order][new], group)
+    index = np.minimum(index, len(new) - 1)
+    has_median = group[order][new][index] == group
+    median[has_median], count[has_median] = middle[index[has_median]], counts[index[has_median]]
     return median, count
 
 

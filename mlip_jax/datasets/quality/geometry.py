@@ -90,27 +90,27 @@ def shortest_distances(columns: Columns) -> np.ndarray:
     pair is searched in float32 and measured in float64: if the squared distances of two pairs
     differ by less than 1e-4 Å², the other one may be reported.
     """
-    found = np.full(len(columns), np.inf)
+    shortest = np.full(len(columns), np.inf)
     periodic = np.zeros(len(columns), bool) if columns.pbc is None else columns.pbc.any(1)
     n_atoms = columns.n_atoms
     for n, indices in same_size(n_atoms):
         indices = indices[~periodic[indices]]
         if n == 1:
             finite = np.isfinite(columns.positions[columns.offsets[indices]]).all(1)
-            found[indices] = np.where(finite, np.inf, np.nan)
+            shortest[indices] = np.where(finite, np.inf, np.nan)
         elif n == 0:
             continue
         elif n <= _GRAM_ATOMS:
-            found[indices] = _shortest_dense(columns, n, indices)
+            shortest[indices] = _shortest_dense(columns, n, indices)
         else:
             for s in indices:
-                found[s] = _shortest_tree(
+                shortest[s] = _shortest_tree(
                     columns.positions[columns.offsets[s] : columns.offsets[s + 1]]
                 )
     for s in np.flatnonzero(periodic):
         atoms = slice(columns.offsets[s], columns.offsets[s + 1])
-        found[s] = shortest_periodic(columns.positions[atoms], columns.cell[s], columns.pbc[s])
-    return found
+        shortest[s] = shortest_periodic(columns.positions[atoms], columns.cell[s], columns.pbc[s])
+    return shortest
 
 
 def _shortest_dense(columns, n, indices):
@@ -119,27 +119,29 @@ def _shortest_dense(columns, n, indices):
     # One product (a, |a|², 1) · (-2b, 1, |b|²) gives |a|² + |b|² - 2ab.
     left, right = np.ones((step, n, 5), np.float32), np.ones((step, 5, n), np.float32)
     squares = np.empty((step, n, n), np.float32)
-    found = np.empty(len(indices))
+    shortest = np.empty(len(indices))
     atom = np.arange(n)
     for start in range(0, len(indices), step):
         part = indices[start : start + step]
         m = len(part)
         positions = columns.positions.take(columns.offsets[part, None] + atom, axis=0)  # (m, n, 3)
         # Small coordinates keep the error of the difference small.
-        centred = (positions - np.einsum("mni->mi", positions)[:, None] / n).astype(np.float32)
-        norm = np.einsum("mni,mni->mn", centred, centred)
-        left[:m, :, :3], left[:m, :, 3] = centred, norm
-        np.multiply(centred.transpose(0, 2, 1), -2, out=right[:m, :3])
+        centered = (positions - np.einsum("mni->mi", positions)[:, None] / n).astype(np.float32)
+        norm = np.einsum("mni,mni->mn", centered, centered)
+        left[:m, :, :3], left[:m, :, 3] = centered, norm
+        np.multiply(centered.transpose(0, 2, 1), -2, out=right[:m, :3])
         right[:m, 4] = norm
         pairs = np.matmul(left[:m], right[:m], out=squares[:m]).reshape(m, n * n)
         pairs[:, :: n + 1] = np.inf
         i, j = np.divmod(pairs.argmin(1), n)
         rows = np.arange(m)
-        found[start : start + m] = np.sqrt(((positions[rows, i] - positions[rows, j]) ** 2).sum(-1))
-        found[start : start + m][i == j] = np.nan  # happens only if no distance is finite
+        shortest[start : start + m] = np.sqrt(
+            ((positions[rows, i] - positions[rows, j]) ** 2).sum(-1)
+        )
+        shortest[start : start + m][i == j] = np.nan  # happens only if no distance is finite
         for k in np.flatnonzero(~(norm.max(1) <= _GRAM_SQUARE)):
-            found[start + k] = _shortest_tree(positions[k])
-    return found
+            shortest[start + k] = _shortest_tree(positions[k])
+    return shortest
 
 
 def _shortest_tree(positions):
@@ -166,13 +168,16 @@ def shortest_periodic(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) 
     if cell is None:
         return float("nan")
     inverse = np.linalg.inv(cell)
-    heights = 1 / np.linalg.norm(inverse, axis=0)
+    heights = 1 / np.linalg.norm(
+        inverse, axis=0
+    )  # distances of opposite faces of the cell (Å), (3,)
     lengths = np.linalg.norm(cell, axis=1)[pbc]
-    fractional = positions @ inverse
+    fractional = positions @ inverse  # (n, 3)
     # An upper bound of the distance limits the images that must be searched.
     bound = _shortest_image(fractional, cell, pbc, np.zeros((1, 3)), float(lengths.min()))
-    own = [range(-int(k), int(k) + 1) for k in np.where(pbc, np.floor(bound / heights), 0)]
-    multiples = np.array(list(itertools.product(*own)))
+    image_ranges = [range(-int(k), int(k) + 1) for k in np.where(pbc, np.floor(bound / heights), 0)]
+    # Lattice vectors other than zero: distances between images of the same atom.
+    multiples = np.array(list(itertools.product(*image_ranges)))
     multiples = multiples[np.any(multiples, axis=1)]
     if len(multiples):
         bound = min(bound, float(np.linalg.norm(multiples @ cell, axis=1).min()))
@@ -193,7 +198,7 @@ def _shortest_image(fractional, cell, pbc, images, bound):
         difference = (fractional[None, start:] - fractional[start:stop, None])[later]  # (pairs, 3)
         difference -= np.where(pbc, np.rint(difference), 0)
         for image in images:
-            squares = (((difference + image) @ cell) ** 2).sum(-1)
+            squares = (((difference + image) @ cell) ** 2).sum(-1)  # (pairs,)
             bound = min(bound, float(np.sqrt(squares.min(initial=np.inf))))
     return bound
 
@@ -256,30 +261,32 @@ def fingerprints(columns: Columns) -> np.ndarray:
     structures, a collision has a probability of about n² / 4e19: 1e-7 for two million structures.
     Positions that differ by less than the rounding may still be rounded to different values.
     """
-    found = np.empty(len(columns), np.uint64)
+    hashes = np.empty(len(columns), np.uint64)
     with np.errstate(over="ignore"):
         for structures, atoms, starts in chunks(columns):
-            place = np.arange(atoms.stop - atoms.start) - np.repeat(
+            position_in_structure = np.arange(atoms.stop - atoms.start) - np.repeat(
                 starts, columns.n_atoms[structures]
             )
-            mixed = _rounded(columns.positions[atoms])  # (atoms, 3)
+            mixed = _to_fixed_point(columns.positions[atoms])  # (atoms, 3)
             mixed *= _ODD[:3]
             mixed = mixed[:, 0] + mixed[:, 1] + mixed[:, 2]  # (atoms,)
             mixed += columns.numbers[atoms].astype(np.uint64) * _ODD[3]
-            mixed += place.astype(np.uint64) * _ODD[4]
-            found[structures] = segment_sum(_mix(mixed), starts)
-        found += columns.n_atoms.astype(np.uint64) * _ODD[0]
+            mixed += position_in_structure.astype(np.uint64) * _ODD[4]
+            hashes[structures] = segment_sum(_mix(mixed), starts)
+        hashes += columns.n_atoms.astype(np.uint64) * _ODD[0]
         if columns.pbc is not None:
             periodic = columns.pbc.any(1)
-            cell = _rounded(np.where(columns.pbc[:, :, None], columns.cell, 0.0)).reshape(-1, 9)
+            cell = _to_fixed_point(np.where(columns.pbc[:, :, None], columns.cell, 0.0)).reshape(
+                -1, 9
+            )
             constants = _mix(np.arange(1, 10, dtype=np.uint64))
-            found += np.where(
+            hashes += np.where(
                 periodic, _mix((cell * constants).sum(1) + columns.pbc @ _ODD[:3]), np.uint64(0)
             )
-        return _mix(found)
+        return _mix(hashes)
 
 
-def _rounded(values):
+def _to_fixed_point(values):
     """Return values as unsigned integers in units of _FINGERPRINT_STEP."""
     scaled = np.rint(values / _FINGERPRINT_STEP)
     limit = 2.0**62

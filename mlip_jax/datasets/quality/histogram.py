@@ -50,7 +50,7 @@ class Histogram:
             or (np.diff(self.edges) <= 0).any()
         ):
             raise ValueError(
-                "a histogram needs at least two edges, finite and ascending; received "
+                "a histogram requires at least two edges, finite and ascending; received "
                 f"{np.array2string(self.edges, threshold=6)}"
             )
         counts = (
@@ -60,8 +60,8 @@ class Histogram:
         )
         if counts.shape != (len(self.edges) - 1,) or (counts < 0).any():
             raise ValueError(
-                f"{len(self.edges)} edges need {len(self.edges) - 1} counts, none negative; received "
-                f"shape {counts.shape}"
+                f"{len(self.edges)} edges require {len(self.edges) - 1} nonnegative counts; "
+                f"received shape {counts.shape}"
             )
         self.counts = counts
 
@@ -76,23 +76,23 @@ class Histogram:
         return cls(np.geomspace(low, high, bins + 1))
 
     @classmethod
-    def whole(cls, low: int, high: int) -> Histogram:
+    def integers(cls, low: int, high: int) -> Histogram:
         """Create a histogram with one bin per integer from `low` to `high`."""
         return cls(np.arange(low, high + 2) - 0.5)
 
     @classmethod
-    def of_counts(
+    def from_counts(
         cls, edges: Sequence[float] | np.ndarray, counts: Sequence[int] | np.ndarray
     ) -> Histogram:
         """Create a histogram from existing counts.
 
         The mean is computed from the centers of the bins. The extremes are the edges of the
-        outermost filled bins, or the integers in them if `of_whole_numbers`.
+        outermost filled bins, or the integers in them if `has_integer_bins`.
         """
         result = cls(np.asarray(edges), np.asarray(counts))
         filled = np.flatnonzero(result.counts)
         if len(filled):
-            inside = 0.5 if result.of_whole_numbers else 0.0
+            inside = 0.5 if result.has_integer_bins else 0.0
             result.minimum = float(result.edges[filled[0]]) + inside
             result.maximum = float(result.edges[filled[-1] + 1]) - inside
             result.total = float(result.counts @ (0.5 * (result.edges[1:] + result.edges[:-1])))
@@ -123,9 +123,9 @@ class Histogram:
         """
         if not np.array_equal(self.edges, other.edges):
             raise ValueError(
-                f"histograms of other edges cannot be merged: {len(self.edges)} from {self.edges[0]:g} to "
-                f"{self.edges[-1]:g}, and {len(other.edges)} from {other.edges[0]:g} to "
-                f"{other.edges[-1]:g}"
+                f"cannot merge histograms with different edges: {len(self.edges)} from "
+                f"{self.edges[0]:g} to {self.edges[-1]:g}, and {len(other.edges)} from "
+                f"{other.edges[0]:g} to {other.edges[-1]:g}"
             )
         self.counts += other.counts
         for name in ("below", "above", "missing", "total", "finite"):
@@ -145,7 +145,7 @@ class Histogram:
         return int(self.counts.sum()) + self.below + self.above
 
     @property
-    def of_whole_numbers(self) -> bool:
+    def has_integer_bins(self) -> bool:
         """Whether each bin contains exactly one integer."""
         return bool((np.diff(self.edges) == 1).all() and (self.edges % 1 == 0.5).all())
 
@@ -165,6 +165,7 @@ class Histogram:
             raise ValueError(f"q must be between 0 and 1, received {q}")
         if not self.known:
             return math.nan
+        # Treat the ranges below and above the edges as two more bins.
         weights = np.concatenate([[self.below], self.counts, [self.above]])
         low, high = np.fmin(self.minimum, self.edges[0]), np.fmax(self.maximum, self.edges[-1])
         bounds = np.concatenate([[low], self.edges, [high]])
@@ -175,7 +176,7 @@ class Histogram:
             if target > 0
             else int(np.flatnonzero(weights)[0])
         )
-        if self.of_whole_numbers and 0 < b <= len(self.counts):
+        if self.has_integer_bins and 0 < b <= len(self.counts):
             return float(bounds[b] + 0.5)
         value = bounds[b] + (bounds[b + 1] - bounds[b]) * (target - reached[b]) / weights[b]
         return float(np.clip(value, self.minimum, self.maximum)) if self.finite else float(value)

@@ -19,28 +19,28 @@ from mlip_jax.datasets.quality.geometry import kabsch_align, same_size, segment_
 MAX_PAIRS = 500
 MAX_RMSD = 0.3  # Å
 # The closer half of the pairs within MAX_RMSD is used, but at least this number if available.
-_FEW = 60
+_MIN_PAIRS = 60
 # Maximum number of conformations that are compared: per block, per molecule if there is only one,
 # and per molecule if there are many.
 _MEMBERS = 3072
 _MEMBERS_OF_ONE = 2048
 _MEMBERS_OF_MANY = 64
 # Number of pairs that are aligned. The pairs are ranked by _PROBES distances between their atoms.
-_ALIGNED = 1000
+_MAX_ALIGNED = 1000
 _PROBES = 24
-_NEIGHBOURS = 2  # neighbors per conformation
+_NUM_NEIGHBORS = 2  # neighbors per conformation
 _CHUNK = 400_000  # atoms
-_SAME = 1e-7  # Å², sum over the probes, below which two conformations are copies
+_COPY_DISTANCE = 1e-7  # Å², sum over the probes, below which two conformations are copies
 # Forces perpendicular to the displacement do not determine the energy difference: |W| must exceed
 # this fraction of ½(|F₁| + |F₂|)|Δx|.
-_LEAST_COSINE = 0.1
+_MIN_COSINE = 0.1
 # Maximum number of pairs whose bonds to H are measured, and of bonds per pair.
-_BONDED = 300
-_HYDROGENS = 12
+_MAX_BOND_PAIRS = 300
+_MAX_HYDROGENS = 12
 # Relative change of a bond length. Smaller changes reflect the surroundings of the bond: at the
 # minima of another method (e.g. MMFF94 conformers) lengths and forces vary from bond to bond,
 # independent of the stiffness. After a larger change it is another bond.
-_LEAST_STRETCH, _MOST_STRETCH = 2e-3, 0.5
+_MIN_STRETCH, _MAX_STRETCH = 2e-3, 0.5
 # Relative resolution of a total energy in single precision. A pair whose W and ΔE are both below it
 # carries no information.
 _RESOLUTION = 2e-7
@@ -66,7 +66,7 @@ class ClosePairs(NamedTuple):
     stiffness: np.ndarray
 
 
-def neighbours(
+def neighbor_pairs(
     columns: Columns, usable: np.ndarray, *, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return pairs of similar conformations of one molecule with the same order of atoms.
@@ -83,14 +83,16 @@ def neighbours(
 
 
 def close_pairs(columns: Columns, first: np.ndarray, second: np.ndarray) -> ClosePairs:
-    """Return the closest of the pairs from `neighbours` that have energies, at most MAX_PAIRS."""
+    """Return the closest pairs of `neighbor_pairs` that have energies, at most MAX_PAIRS."""
     pairs = _align(columns, first, second)
     scale = np.abs(columns.energy[pairs.first]) * _RESOLUTION
-    told = (np.maximum(np.abs(pairs.work), np.abs(pairs.energy)) > scale) & np.isfinite(pairs.work)
-    good = told & (pairs.rmsd <= MAX_RMSD) & (pairs.rmsd > 1e-4)
+    informative = (np.maximum(np.abs(pairs.work), np.abs(pairs.energy)) > scale) & np.isfinite(
+        pairs.work
+    )
+    good = informative & (pairs.rmsd <= MAX_RMSD) & (pairs.rmsd > 1e-4)
     order = np.flatnonzero(good)
     order = order[np.argsort(pairs.rmsd[order], kind="stable")]
-    order = order[: min(max(len(order) // 2, _FEW), MAX_PAIRS)]
+    order = order[: min(max(len(order) // 2, _MIN_PAIRS), MAX_PAIRS)]
     return ClosePairs(*(values[order] for values in pairs))
 
 
@@ -101,14 +103,15 @@ def bond_stiffness(columns: Columns, first: np.ndarray, second: np.ndarray) -> n
     structures of a pair. It is about 33 for any molecule and method, and negative for gradients. It
     requires neither energies nor an alignment.
     """
-    chosen = np.linspace(0, len(first) - 1, min(len(first), _BONDED)).astype(np.int64)
+    chosen = np.linspace(0, len(first) - 1, min(len(first), _MAX_BOND_PAIRS)).astype(np.int64)
     first, second = first[chosen], second[chosen]
-    found = [np.zeros(0)]
+    stiffness = [np.zeros(0)]
     for n, part in same_size(columns.n_atoms[first]):
         start_a, start_b = (columns.offsets[s[part], None] for s in (first, second))
-        numbers = columns.numbers[start_a + np.arange(n)]
+        numbers = columns.numbers[start_a + np.arange(n)]  # (m, n)
         # Up to _HYDROGENS hydrogen atoms of each structure come first; other atoms are dropped.
-        hydrogen = np.argsort(numbers != 1, axis=1, kind="stable")[:, :_HYDROGENS]
+        hydrogen = np.argsort(numbers != 1, axis=1, kind="stable")[:, :_MAX_HYDROGENS]
+        # From here on, one row per hydrogen atom.
         pair, k = np.nonzero(np.take_along_axis(numbers, hydrogen, 1) == 1)
         hydrogen, start_a, start_b = hydrogen[pair, k], start_a[pair, 0], start_b[pair, 0]
         step = max(1, _CHUNK // n)
@@ -126,25 +129,25 @@ def bond_stiffness(columns: Columns, first: np.ndarray, second: np.ndarray) -> n
             v[bonded] for v in (hydrogen, partner, start_a, start_b)
         )
         (length_a, force_a), (length_b, force_b) = (
-            _along(columns, s + hydrogen, s + partner) for s in (start_a, start_b)
+            _bond_projections(columns, s + hydrogen, s + partner) for s in (start_a, start_b)
         )
         stretch = length_b - length_a
-        told = (np.abs(stretch) > _LEAST_STRETCH * length_a) & (
-            np.abs(stretch) < _MOST_STRETCH * length_a
+        informative = (np.abs(stretch) > _MIN_STRETCH * length_a) & (
+            np.abs(stretch) < _MAX_STRETCH * length_a
         )
-        found.append((force_a - force_b)[told] / stretch[told])
-    return np.concatenate(found)
+        stiffness.append((force_a - force_b)[informative] / stretch[informative])
+    return np.concatenate(stiffness)
 
 
 def _partners(positions, start, hydrogen, n):
     """Return the closest other atom of each hydrogen atom, within its structure of n atoms."""
     difference = positions[start[:, None] + np.arange(n)] - positions[start + hydrogen][:, None]
-    squares = np.einsum("mni,mni->mn", difference, difference)
+    squares = np.einsum("mni,mni->mn", difference, difference)  # (m, n)
     squares[np.arange(len(start)), hydrogen] = np.inf
     return squares.argmin(1)
 
 
-def _along(columns, hydrogen, partner):
+def _bond_projections(columns, hydrogen, partner):
     """Return the length of each bond (Å) and the force on its hydrogen atom along it (eV/Å)."""
     bond = columns.positions[hydrogen] - columns.positions[partner]
     length = np.sqrt(np.einsum("ki,ki->k", bond, bond))
@@ -166,12 +169,13 @@ def _choose_members(columns, usable, seed):
     )
     order = candidates[np.argsort(group, kind="stable")]
     starts = np.cumsum(counts) - counts
-    several = np.flatnonzero(counts > 1)
-    several = several[np.random.default_rng(seed).permutation(len(several))]
-    each = int(np.clip(_MEMBERS // max(len(several), 1), _MEMBERS_OF_MANY, _MEMBERS_OF_ONE))
-    taken = np.minimum(counts[several], each)
-    several = several[np.cumsum(taken) <= _MEMBERS]
-    chosen = [order[starts[g] : starts[g] + min(counts[g], each)] for g in several]
+    molecules = np.flatnonzero(counts > 1)
+    molecules = molecules[np.random.default_rng(seed).permutation(len(molecules))]
+    each = int(np.clip(_MEMBERS // max(len(molecules), 1), _MEMBERS_OF_MANY, _MEMBERS_OF_ONE))
+    # Take whole molecules until the limit of the block is reached.
+    taken = np.minimum(counts[molecules], each)
+    molecules = molecules[np.cumsum(taken) <= _MEMBERS]
+    chosen = [order[starts[g] : starts[g] + min(counts[g], each)] for g in molecules]
     if not chosen:
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     members = np.concatenate(chosen)
@@ -185,9 +189,9 @@ def _order_of_atoms(columns, members):
     """Return a hash of the ordered atomic numbers. Collisions within a molecule are unlikely."""
     n = columns.n_atoms[members]
     starts = np.cumsum(n) - n
-    place = np.arange(n.sum()) - np.repeat(starts, n)
+    position = np.arange(n.sum()) - np.repeat(starts, n)
     value = columns.numbers[columns.atoms_of(members)].astype(np.int64)
-    mixed = (value * 0x9E3779B1 + place * 0x85EBCA77) % 0x7FFFFFFF
+    mixed = (value * 0x9E3779B1 + position * 0x85EBCA77) % 0x7FFFFFFF
     return segment_sum(mixed * mixed % 0x7FFFFFFF, starts) * 4096 + n % 4096
 
 
@@ -204,22 +208,23 @@ def _nearest(columns, members, group):
     for part in np.split(order, np.flatnonzero(np.diff(group[order])) + 1):
         if len(part) < 2:
             continue
-        x = probes[part] - probes[part].mean(0)
+        x = probes[part] - probes[part].mean(0)  # centered to reduce rounding errors
         norm = np.einsum("mi,mi->m", x, x)
         squares = norm[:, None] + norm - 2 * (x @ x.T)  # (members, members)
-        squares[squares < _SAME] = np.inf  # excludes the member itself and its copies
+        squares[squares < _COPY_DISTANCE] = np.inf  # excludes the member itself and its copies
         rows = np.arange(len(part))
-        for _ in range(_NEIGHBOURS):
+        for _ in range(_NUM_NEIGHBORS):
             nearest = squares.argmin(1)
             pairs.append(np.stack([part, part[nearest]]))
             distance.append(squares[rows, nearest])
             squares[rows, nearest] = np.inf
     if not pairs:
         return members[:0], members[:0]
+    # (2, pairs) and (pairs,). A pair found from both of its members is kept once.
     pairs, distance = np.sort(np.concatenate(pairs, 1), axis=0), np.concatenate(distance)
     _, unique = np.unique(pairs, axis=1, return_index=True)
     unique = unique[np.isfinite(distance[unique])]
-    chosen = unique[np.argsort(distance[unique], kind="stable")][:_ALIGNED]
+    chosen = unique[np.argsort(distance[unique], kind="stable")][:_MAX_ALIGNED]
     return members[pairs[0, chosen]], members[pairs[1, chosen]]
 
 
@@ -258,7 +263,7 @@ def _align(columns, first, second):
             displacement, force_b = _displacement_periodic(
                 columns, first[part], second[part], a, b, force_b
             )
-        rmsd[part] = np.sqrt(np.einsum("mni,mni->m", displacement, displacement) / n)
+        rmsd[part] = np.sqrt(np.einsum("mni,mni->m", displacement, displacement) / n)  # (m,)
         w = -0.5 * np.einsum("mni,mni->m", force_a + force_b, displacement)  # (pairs of size n,)
         norms = [
             np.sqrt(np.einsum("mni,mni->m", x, x))
@@ -266,7 +271,7 @@ def _align(columns, first, second):
         ]
         stiffness[part] = norms[3] / norms[2]
         work[part] = np.where(
-            np.abs(w) > _LEAST_COSINE * 0.5 * (norms[0] + norms[1]) * norms[2], w, np.nan
+            np.abs(w) > _MIN_COSINE * 0.5 * (norms[0] + norms[1]) * norms[2], w, np.nan
         )
     return ClosePairs(
         first, second, rmsd, columns.energy[second] - columns.energy[first], work, stiffness

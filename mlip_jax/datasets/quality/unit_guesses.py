@@ -37,7 +37,7 @@ class UnitGuess(NamedTuple):
     words: str
 
 
-def in_words(guesses):
+def describe_guesses(guesses):
     """Return the simplest explanation, and a second one if it is hardly more far-fetched."""
     return ", or ".join(g.words for g in guesses[:2] if g.far <= guesses[0].far + 1)
 
@@ -72,17 +72,14 @@ def energy_and_force_guesses():
         ("kJ/mol/Å", _ENERGY["kJ/mol"], 3),
     ):
         table.append(
-            UnitGuess(1 / factor, factor, far, f"forces were converted from {force} once too often")
+            UnitGuess(1 / factor, factor, far, f"forces were converted twice from {force}")
         )
     for unit in ("hartree", "kcal/mol", "kJ/mol"):
         table += [
             UnitGuess(
-                1.0,
-                _ENERGY[unit],
-                2,
-                f"energies and forces were converted from {unit} once too often",
+                1.0, _ENERGY[unit], 2, f"energies and forces were converted twice from {unit}"
             ),
-            UnitGuess(_ENERGY[unit], 1.0, 3, f"energies were converted from {unit} once too often"),
+            UnitGuess(_ENERGY[unit], 1.0, 3, f"energies were converted twice from {unit}"),
         ]
     return table
 
@@ -96,9 +93,7 @@ def force_guesses():
             far += length == "bohr" and energy not in ("eV", "hartree")
             table += [
                 UnitGuess(math.nan, scale, far, f"they were in {name}"),
-                UnitGuess(
-                    math.nan, 1 / scale, far + 1, f"they were converted from {name} once too often"
-                ),
+                UnitGuess(math.nan, 1 / scale, far + 1, f"they were converted twice from {name}"),
             ]
     return table
 

@@ -42,20 +42,20 @@ def detect(path: str | Path) -> str:
             f"{path}: no such file or folder. Give the path of the data as config.data.path."
         )
     if (path / "manifest.json").is_file():
-        raise DatasetError(f"{path}: is a store already; train on it or inspect it as it is.")
-    found = [name for name in names() if get(name).matches(path)]
-    special = [name for name in found if not get(name).GENERAL]
-    found = special or found
-    if len(found) != 1:
+        raise DatasetError(f"{path}: is already a store. Use it directly.")
+    matching = [name for name in names() if get(name).matches(path)]
+    specific = [name for name in matching if not get(name).GENERAL]
+    matching = specific or matching
+    if len(matching) != 1:
         problem = (
-            f"could be any of {', '.join(found)}"
-            if found
-            else "has the layout of no known data set"
+            f"could be any of {', '.join(matching)}"
+            if matching
+            else "does not have the layout of any known data set"
         )
         raise DatasetError(
-            f"{path}: {problem}. Name the format as config.data.reader: {', '.join(names())}."
+            f"{path}: {problem}. Set config.data.reader to one of {', '.join(names())}."
         )
-    return found[0]
+    return matching[0]
 
 
 def open_data(path: str | Path, name: str = "auto", **options) -> Reader:
@@ -72,14 +72,15 @@ def open_data(path: str | Path, name: str = "auto", **options) -> Reader:
       DatasetError: A file is missing, corrupted or of unknown format, or the formats differ.
     """
     paths = _expand(str(path))
-    found = {detect(p) for p in paths} if name == "auto" else {name}
-    if len(found) > 1:
+    formats = {detect(p) for p in paths} if name == "auto" else {name}
+    if len(formats) > 1:
         raise DatasetError(
-            f"{path}: these files are of different formats ({', '.join(sorted(found))}). Convert each "
-            "to a store of its own."
+            f"{path}: the files have different formats ({', '.join(sorted(formats))}). Convert "
+            "each to its own store."
         )
-    name = found.pop()
+    name = formats.pop()
     reader = get(name)
+    options = {reader.RENAMED_OPTIONS.get(option, option): v for option, v in options.items()}
     known = [p for p in inspect.signature(reader).parameters if p != "path"]
     for option in options:
         if option not in known:
@@ -105,7 +106,7 @@ def _expand(path: str) -> list[str]:
         )
         if not matched:
             raise DatasetError(
-                f"{part.strip()}: no file fits this pattern. Give the path of the data as "
+                f"{part.strip()}: no file matches this pattern. Give the path of the data as "
                 "config.data.path."
             )
         paths += matched

@@ -35,7 +35,7 @@ import numpy as np
 from ase import units
 
 from mlip_jax.datasets import options, reader
-from mlip_jax.datasets.formats.elements import checked_numbers
+from mlip_jax.datasets.formats.elements import validate_numbers
 from mlip_jax.datasets.reader import DatasetError, ReadReport, symbols_to_numbers
 from mlip_jax.structure import Structure
 
@@ -54,11 +54,12 @@ class Reader(reader.Reader):
       path: File, or folder of such files.
       level: Level of theory of the labels: "wb97x_dz", "wb97x_tz", "ccsd(t)_cbs", or another level
         with energies.
-      keep_unlabelled: Whether to keep conformations without an energy at this level (as NaN).
+      keep_unlabeled: Whether to keep conformations without an energy at this level (as NaN).
         Otherwise they are skipped.
       high_energy: Whether to read ANI-1's conformations of high energy as well.
     """
 
+    RENAMED_OPTIONS = {"keep_unlabelled": "keep_unlabeled"}
     LEVEL_OF_THEORY = _LEVELS["wb97x_dz"]
     UNITS = {
         "positions": "Å",
@@ -72,12 +73,12 @@ class Reader(reader.Reader):
         self,
         path: str | Path,
         level: str = "wb97x_dz",
-        keep_unlabelled: bool = False,
+        keep_unlabeled: bool = False,
         high_energy: bool = False,
     ):
         super().__init__(path)
         self._level = options.text("level", level)
-        self._keep = options.flag("keep_unlabelled", keep_unlabelled)
+        self._keep = options.flag("keep_unlabeled", keep_unlabeled)
         self._high = options.flag("high_energy", high_energy)
         self._paths = _hdf5_files(self.path)
         self._files: list[h5py.File] = []
@@ -89,8 +90,8 @@ class Reader(reader.Reader):
             ]
             if not self._groups:
                 raise DatasetError(
-                    f"{self.path}: no group has 'coordinates', as in ANI-1x and ANI-1. Is this an ANI "
-                    "file?"
+                    f"{self.path}: no group has 'coordinates', as in ANI-1x and ANI-1. Is this an "
+                    "ANI file?"
                 )
             self._choose_level()
         except BaseException:
@@ -125,7 +126,7 @@ class Reader(reader.Reader):
     def read(self, records: range, report: ReadReport) -> Iterator[Structure]:
         """Yield the structures of the records.
 
-        Conformations without an energy at the chosen level are skipped unless `keep_unlabelled` is
+        Conformations without an energy at the chosen level are skipped unless `keep_unlabeled` is
         set.
         """
         for record in records:
@@ -140,18 +141,18 @@ class Reader(reader.Reader):
                     yield from self._read_1(group, name.rsplit("/", 1)[-1], source, record, report)
                 else:
                     raise DatasetError(
-                        f"{source}: expected a list of 'atomic_numbers', or symbols of 'species'; found "
-                        f"{sorted(group)}. Is this an ANI-1x or ANI-1 file?"
+                        f"{source}: expected a list of 'atomic_numbers', or symbols of 'species'; "
+                        f"found {sorted(group)}. Is this an ANI-1x or ANI-1 file?"
                     )
             except (OSError, KeyError, RuntimeError) as error:
                 raise DatasetError(
-                    f"{source}: the record cannot be read ({error}); the file is damaged. "
-                    "Download or make it again."
+                    f"{source}: the record cannot be read ({error}); the file is corrupted. "
+                    "Download it again or recreate it."
                 ) from error
 
     def _read_1x(self, group, name, source, record, report) -> Iterator[Structure]:
         """Yield the conformations of a group of ANI-1x or ANI-1ccx."""
-        numbers = checked_numbers(group["atomic_numbers"][()], source)
+        numbers = validate_numbers(group["atomic_numbers"][()], source)
         positions = _positions(group, "coordinates", len(numbers), source)
         m, n = positions.shape[:2]
         level = self._level
@@ -184,9 +185,10 @@ class Reader(reader.Reader):
     def _read_1(self, group, name, source, record, report) -> Iterator[Structure]:
         """Yield the conformations of a group of ANI-1."""
         symbols = [s.decode() if isinstance(s, bytes) else s for s in group["species"][()].tolist()]
-        numbers = checked_numbers(symbols_to_numbers(symbols, source), source)
-        smiles = _joined(group["smiles"][()]) if "smiles" in group else ""
+        numbers = validate_numbers(symbols_to_numbers(symbols, source), source)
+        smiles = _join_characters(group["smiles"][()]) if "smiles" in group else ""
         first = 0
+        # Conformations of high energy are numbered after the others.
         for suffix in ("", "HE") if self._high and "coordinatesHE" in group else ("",):
             positions = _positions(group, f"coordinates{suffix}", len(numbers), source)
             energy = _labels(group, f"energies{suffix}", (len(positions),), source) * units.Hartree
@@ -226,7 +228,7 @@ class Reader(reader.Reader):
             raise DatasetError(
                 f"{self.path}: has no energies of level {self._level!r}; it has "
                 f"{', '.join(map(repr, levels)) or 'no energies'}. Choose one, "
-                f"{options.how('level', '...')}."
+                f"{options.as_flag('level', '...')}."
             )
         self.level_of_theory = _LEVELS.get(self._level, self._level)
 
@@ -237,7 +239,7 @@ def _hdf5_files(path: Path) -> list[Path]:
         return [path]
     files = sorted(f for f in path.iterdir() if f.suffix in (".h5", ".hdf5"))
     if not files:
-        raise DatasetError(f"{path}: holds no .h5 or .hdf5 files")
+        raise DatasetError(f"{path}: contains no .h5 or .hdf5 files")
     return files
 
 
@@ -253,8 +255,8 @@ def _group_names(file: h5py.File) -> list[str]:
         file.visititems(visit)
     except (OSError, RuntimeError, KeyError) as error:
         raise DatasetError(
-            f"{file.filename}: its groups cannot be listed ({error}); the file is damaged. Download or "
-            "make it again."
+            f"{file.filename}: cannot list its groups ({error}); the file is corrupted. Download "
+            "it again or recreate it."
         ) from error
     return names
 
@@ -300,7 +302,7 @@ def _charges(group, name, shape, numbers, source) -> np.ndarray:
     return charges
 
 
-def _joined(characters: np.ndarray) -> str:
+def _join_characters(characters: np.ndarray) -> str:
     """Join characters to a text."""
     return "".join(
         c.decode() if isinstance(c, bytes) else str(c) for c in np.ravel(characters).tolist()

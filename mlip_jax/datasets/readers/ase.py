@@ -5,7 +5,7 @@ ASE is documented at wiki.fysik.dtu.dk/ase. Labels are looked up by name in `ato
 ... of extended XYZ. A typical frame of extended XYZ:
 
     3
-    Lattice="..." Properties=species:S:1:pos:R:3:forces:R:3 energy=-14.3 charge=0 smiles=O pbc="F F F"
+    Properties=species:S:1:pos:R:3:forces:R:3 energy=-14.3 charge=0 smiles=O pbc="F F F"
     O  0.0  0.0  0.119   0.01 0.02 -0.3
     ...
 
@@ -37,7 +37,7 @@ from mlip_jax.datasets import options, reader
 from mlip_jax.datasets.charges import total_charge, whole_charge
 from mlip_jax.datasets.formats.ase_database import is_ase_database
 from mlip_jax.datasets.formats.ase_frames import Frame, is_trajectory, is_xyz, open_frames
-from mlip_jax.datasets.formats.elements import checked_numbers
+from mlip_jax.datasets.formats.elements import validate_numbers
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.structure import Structure
 
@@ -112,6 +112,7 @@ class Reader(reader.Reader):
     def __init__(
         self,
         path: str | Path,
+        *,
         energy_key: str = "energy",
         forces_key: str = "forces",
         charge_key: str = "charge",
@@ -146,12 +147,14 @@ class Reader(reader.Reader):
         self._length = _unit(options.text("length_unit", length_unit), LENGTH_UNITS, "length_unit")
         forces_unit = options.text("forces_unit", forces_unit)
         self._force = _force_unit(forces_unit) if forces_unit else self._energy / self._length
+        # Forces are minus the gradient.
         self._force *= -1 if options.flag("forces_are_gradients", forces_are_gradients) else 1
         self._frames = open_frames(self.path, options.text("format", format))
         self.sequential = self._frames.sequential
         try:
             if not len(self._frames):
-                raise DatasetError(f"{self.path}: the file holds no frames")
+                raise DatasetError(f"{self.path}: the file contains no frames")
+            # Check the options on the first frames, so that a typo is reported on opening.
             first = list(self._frames.read(range(min(_FIRST, len(self._frames)))))
             self._check_keys(first)
             self._property_shapes = self._shapes(first, property_keys, "property_keys", False)
@@ -189,7 +192,7 @@ class Reader(reader.Reader):
             if not np.isfinite(frame.positions).all():
                 report.skip("positions not finite", source)
                 continue
-            checked_numbers(frame.numbers, source)
+            validate_numbers(frame.numbers, source)
             report.structures += 1
             yield self._structure(frame, record, source)
 
@@ -241,9 +244,10 @@ class Reader(reader.Reader):
                 and not _text(f, self._keys["smiles"])
             ):
                 self.notes.append(
-                    f"{self.path.name}:{i}: the initial charges of the atoms add up to {f.charge:.4g}, which is no "
-                    "total charge; frames with such charges and without another are taken as neutral. Name the label "
-                    f"of the total charge, {options.how('charge_key', 'NAME')}, if there is one"
+                    f"{self.path.name}:{i}: the initial charges of the atoms add up to "
+                    f"{f.charge:.4g}, which is not a total charge. Frames without any other charge "
+                    "are treated as neutral. If there is a label of the total charge, set it, "
+                    f"{options.as_flag('charge_key', 'NAME')}"
                 )
                 return
 
@@ -253,8 +257,8 @@ class Reader(reader.Reader):
         name = _text(frame, key) if key else smiles or _formula(frame.numbers)
         if not name:
             raise DatasetError(
-                f"{source}: has no {key!r} to tell its molecule; found: {_found([frame])}. Change or "
-                "leave out molecule_key."
+                f"{source}: has no {key!r} to identify its molecule; found: "
+                f"{_label_names([frame])}. Change or remove molecule_key."
             )
         return name
 
@@ -272,13 +276,13 @@ class Reader(reader.Reader):
                 self._require(frames, self._keys[option], f"{option}_key")
         key = self._keys["forces"]
         if key and not any(_has(f, key) for f in frames):
-            alike = [
+            similar = [
                 k
                 for f in frames
                 for k in (*f.labels, *f.arrays, *f.results)
                 if "force" in k.lower() or "grad" in k.lower()
             ]
-            if key != "forces" or alike:
+            if key != "forces" or similar:
                 self._require(frames, key, "forces_key")
             log.warning("%s: no forces in the first %d frames", self.path, len(frames))
 
@@ -286,12 +290,12 @@ class Reader(reader.Reader):
         """Raise DatasetError, with the labels found, if no frame has the label `key`."""
         if not any(_has(f, key) for f in frames):
             raise DatasetError(
-                f"{self.path}: {key!r} is in none of the first {len(frames)} frames; found: {_found(frames)}. Give the "
-                f"name, {options.how(option, 'NAME')}"
+                f"{self.path}: {key!r} is in none of the first {len(frames)} frames; found: "
+                f"{_label_names(frames)}. Give the name, {options.as_flag(option, 'NAME')}"
                 + (
                     "."
                     if option == "molecule_key"
-                    else ", or none, " + options.how(option, "''") + "."
+                    else ", or none, " + options.as_flag(option, "''") + "."
                 )
             )
 
@@ -315,7 +319,7 @@ def _has(frame: Frame, key: str) -> bool:
     return any(key in part for part in (frame.labels, frame.arrays, frame.results))
 
 
-def _found(frames: list[Frame]) -> str:
+def _label_names(frames: list[Frame]) -> str:
     """Format the names of all labels for a message."""
     names = {k: None for f in frames for part in (f.labels, f.arrays, f.results) for k in part}
     return ", ".join(names) or "no labels"
@@ -330,8 +334,8 @@ def _value(frame: Frame, key: str, source: str) -> Any:
     ]
     if len(values) > 1 and not all(np.array_equal(values[0], v) for v in values[1:]):
         raise DatasetError(
-            f"{source}: {key!r} stands there twice with different values (as a label of the file and as "
-            "a calculator's result). Write the one that is meant under another name."
+            f"{source}: {key!r} occurs twice with different values, as a label of the file and as "
+            "a calculator's result. Write the correct one under another name."
         )
     return values[0] if values else None
 
@@ -357,7 +361,7 @@ def _numbers(value: Any, key: str, source: str) -> np.ndarray:
     try:
         return np.array(value, np.float64)
     except (TypeError, ValueError) as error:
-        raise DatasetError(f"{source}: {key!r} holds no numbers ({error})") from error
+        raise DatasetError(f"{source}: {key!r} is not numeric ({error})") from error
 
 
 def _plain(value: np.ndarray) -> float | np.ndarray:

@@ -3,18 +3,25 @@
 Layout (Axelrod and Gómez-Bombarelli, Sci. Data 9, 185, 2022; doi.org/10.7910/DVN/JNGTDF; tutorials
 of github.com/learningmatter-mit/geom):
 
-    rdkit_folder/summary_drugs.json, summary_qm9.json   {SMILES: {"pickle_path": "drugs/....pickle", "charge": 0, ...}}
-    rdkit_folder/drugs/*.pickle, qm9/*.pickle           one molecule each, as below, with "smiles"
-    drugs_crude.msgpack, qm9_crude.msgpack              a stream of maps {SMILES: molecule} of about 1000 molecules
+    rdkit_folder/
+      summary_drugs.json, summary_qm9.json   {SMILES: {"pickle_path": "drugs/....pickle", ...}}
+      drugs/*.pickle, qm9/*.pickle           one molecule each, as below, with "smiles"
+    drugs_crude.msgpack, qm9_crude.msgpack   stream of maps {SMILES: molecule}, 1000 molecules each
 
 A molecule is a dict with
 
     charge              e
-    ensembleenergy, ensemblefreeenergy   kcal/mol;  ensembleentropy  cal/(mol K);  lowestenergy  hartree
+    ensembleenergy, ensemblefreeenergy    kcal/mol
+    ensembleentropy     cal/(mol K)
+    lowestenergy        hartree
     totalconfs, uniqueconfs, temperature, ...
-    conformers          [{"totalenergy": hartree, "relativeenergy": kcal/mol above the lowest, "degeneracy": rotamers,
-                        "boltzmannweight": ..., "geom_id": ..., "set": ..., and "rd_mol": an RDKit molecule with one
-                        conformer in Å, or "xyz": [[atomic number, x, y, z], ...] in Å}, ...], in NO certain order
+    conformers          list of dicts, in NO certain order:
+      totalenergy       hartree
+      relativeenergy    kcal/mol above the lowest
+      degeneracy        number of rotamers
+      boltzmannweight, geom_id, set
+      rd_mol or xyz     RDKit molecule with one conformer in Å, or [[atomic number, x, y, z], ...]
+                        in Å
 
 A molecule lacks entries that were not computed for it. There are no forces. Labels are GFN2-xTB
 (CREST). Conformers can have reacted during the search: the bonds of an rd_mol may differ from those
@@ -22,7 +29,7 @@ of the SMILES.
 
 The pickles require the package rdkit. An RDKit molecule in them is a byte string, which the
 restricted unpickler of datasets/formats/safe_pickle.py extracts and RDKit's own parser reads. That
-parser runs no code of the file, but it is not made for corrupted input: wrong bytes inside a
+parser runs no code of the file, but it is not designed for corrupted input: wrong bytes inside a
 molecule can end the process instead of raising an error. The MessagePack files contain no RDKit
 molecules.
 """
@@ -38,7 +45,7 @@ from ase import units
 from mlip_jax.datasets import options, reader
 from mlip_jax.datasets.charges import charge_from_smiles
 from mlip_jax.datasets.formats import safe_pickle
-from mlip_jax.datasets.formats.elements import checked_numbers
+from mlip_jax.datasets.formats.elements import validate_numbers
 from mlip_jax.datasets.formats.geom_files import (
     READ_ERRORS,
     GeomRecord,
@@ -105,8 +112,8 @@ class Reader(reader.Reader):
         kind = kind_of(self.path)
         if kind is None:
             raise DatasetError(
-                f"{self.path}: not GEOM data. Expected its rdkit_folder (summary_drugs.json, drugs/), "
-                "a folder of its pickles, one pickle, or a crude .msgpack file."
+                f"{self.path}: not GEOM data. Expected its rdkit_folder (summary_drugs.json, "
+                "drugs/), a folder of its pickles, one pickle, or a crude .msgpack file."
             )
         self._molecules = (
             PickleFolder(self.path, subset)
@@ -159,13 +166,13 @@ class Reader(reader.Reader):
         """Yield the conformers of a molecule."""
         molecule, source = item.content, item.source
         if not isinstance(molecule, Mapping) or not isinstance(molecule.get("conformers"), list):
-            found = (
+            content = (
                 sorted(map(str, molecule))
                 if isinstance(molecule, Mapping)
                 else type(molecule).__name__
             )
             raise DatasetError(
-                f"{source}: expected a dict with a list 'conformers', as GEOM has it; found {found}"
+                f"{source}: expected a dict with a list 'conformers', as in GEOM; found {content}"
             )
         conformers = molecule["conformers"]
         if not conformers:
@@ -173,13 +180,16 @@ class Reader(reader.Reader):
         shared = _labels(molecule, _OF_MOLECULE, source)
         smiles = item.smiles or molecule.get("smiles") or ""
         if not isinstance(smiles, str):
-            raise DatasetError(f"{source}: smiles is {safe_pickle.shown(smiles)}, expected a text")
+            raise DatasetError(
+                f"{source}: smiles is {safe_pickle.short_repr(smiles)}, expected a text"
+            )
         for c in _lowest(conformers, self._max_conformers, source):
             where = f"{source}#{c}"
             numbers, positions, charge = _atoms(conformers[c], where)
             if not np.isfinite(positions).all():
                 report.skip("positions not finite", where)
                 continue
+            # The charge of the molecule takes precedence over that of the conformer and the SMILES.
             if molecule.get("charge") is not None:
                 charge = _number(molecule["charge"], "charge", source)
             elif charge is None:
@@ -234,7 +244,7 @@ def _number(value, key, source) -> float:
     if value is None:
         return float("nan")
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-        raise DatasetError(f"{source}: {key} is {safe_pickle.shown(value)}, expected a number")
+        raise DatasetError(f"{source}: {key} is {safe_pickle.short_repr(value)}, expected a number")
     try:
         return float(value)
     except OverflowError as error:
@@ -253,7 +263,7 @@ def _atoms(conformer: Mapping, source: str) -> tuple[np.ndarray, np.ndarray, flo
             f"{sorted(map(str, conformer))}"
         )
     table = _table(conformer["xyz"], source)
-    return checked_numbers(table[:, 0], source), table[:, 1:].copy(), None
+    return validate_numbers(table[:, 0], source), table[:, 1:].copy(), None
 
 
 def _table(rows, source: str) -> np.ndarray:
@@ -265,19 +275,21 @@ def _table(rows, source: str) -> np.ndarray:
     if isinstance(rows, np.ndarray):
         rows = np.asarray(rows).tolist() if rows.ndim == 2 else [rows]
     if not isinstance(rows, list | tuple) or not 0 < len(rows) <= _MAX_ATOMS:
-        found = f"{len(rows)} rows" if isinstance(rows, list | tuple) else type(rows).__name__
+        size = f"{len(rows)} rows" if isinstance(rows, list | tuple) else type(rows).__name__
         raise DatasetError(
-            f"{source}: xyz has {found}, expected a list of 1 to {_MAX_ATOMS} rows: atomic number, x, "
-            "y, z"
+            f"{source}: xyz has {size}, expected a list of 1 to {_MAX_ATOMS} rows: atomic number, "
+            "x, y, z"
         )
     for row in rows:
         if not isinstance(row, list | tuple) or len(row) != 4:
             raise DatasetError(
-                f"{source}: xyz has the row {safe_pickle.shown(row)}, expected atomic number, x, y, z"
+                f"{source}: xyz has the row {safe_pickle.short_repr(row)}, expected atomic number, "
+                "x, y, z"
             )
         if not all(isinstance(cell, float | int | np.integer | np.floating) for cell in row):
             raise DatasetError(
-                f"{source}: xyz has the row {safe_pickle.shown(row)}, which is not four numbers"
+                f"{source}: xyz has the row {safe_pickle.short_repr(row)}, which is not four "
+                "numbers"
             )
     try:
         return np.array(rows, np.float64)

@@ -96,8 +96,8 @@ class Reader(reader.Reader):
             files = options.texts("split_files", split_files)
             if len(files) not in (0, 2):
                 raise ConfigError(
-                    "reader option split_files must be two files, ('TRAIN', 'TEST'), or '' for none; "
-                    f"received {split_files!r}"
+                    "reader option split_files must be two files, ('TRAIN', 'TEST'), or '' for "
+                    f"none; received {split_files!r}"
                 )
             self._splits = tuple(Path(f) for f in files) or None
         self._file = npz.NpzFile(self.path)
@@ -113,13 +113,14 @@ class Reader(reader.Reader):
         self._keys = _keys(self._file.members)
         if self._keys is None:
             raise DatasetError(
-                f"{self.path}: has the layout of neither rMD17 ({', '.join(_REVISED.values())}) nor MD17 "
-                f"({', '.join(_ORIGINAL.values())}; z for one molecule); found {sorted(self._file.members)}"
+                f"{self.path}: has neither the layout of rMD17 ({', '.join(_REVISED.values())}) "
+                f"nor that of MD17 ({', '.join(_ORIGINAL.values())}; z for one molecule); found "
+                f"{sorted(self._file.members)}"
             )
         self.numbers = self._file.whole(self._keys["numbers"]).astype(np.int32)
         self._length = self._file.members[self._keys["positions"]].shape[0]
         if not self._length:
-            raise DatasetError(f"{self.path}: the file holds no frames")
+            raise DatasetError(f"{self.path}: the file contains no frames")
         self._check_shapes()
         revised = self._keys is _REVISED
         self.level_of_theory = (
@@ -157,6 +158,7 @@ class Reader(reader.Reader):
         positions = self._rows("positions", start, stop)
         energy = self._rows("energy", start, stop).reshape(-1) * self._unit
         forces = self._rows("forces", start, stop) * self._unit
+        # One flag per frame, (frames,).
         finite = np.isfinite(positions).all((1, 2))
         for record in records:
             i = record - start
@@ -186,36 +188,38 @@ class Reader(reader.Reader):
         if self._splits is None:
             return None
         split = {
-            name: self._rows_of_split(file) for name, file in zip(("train", "test"), self._splits)
+            name: self._read_split(file) for name, file in zip(("train", "test"), self._splits)
         }
-        both = np.intersect1d(split["train"], split["test"])
-        if len(both):
+        shared = np.intersect1d(split["train"], split["test"])
+        if len(shared):
             raise DatasetError(
-                f"{self._splits[0]} and {self._splits[1]}: {len(both)} rows are in both, the first is "
-                f"{both[0]}"
+                f"{self._splits[0]} and {self._splits[1]}: {len(shared)} rows are in both, the "
+                f"first is {shared[0]}"
             )
         return split
 
-    def _rows_of_split(self, file: Path) -> np.ndarray:
+    def _read_split(self, file: Path) -> np.ndarray:
         """Return the row numbers in a split file, shape (rows,), after checking them."""
         try:
             rows = np.array(
                 [int(word) for word in file.read_text().replace(",", " ").split()], np.int64
             )
         except (OSError, ValueError) as error:
-            raise DatasetError(f"{file}: expected row numbers, one a line ({error})") from error
+            raise DatasetError(f"{file}: expected row numbers, one per line ({error})") from error
         if not len(rows):
-            raise DatasetError(f"{file}: holds no row numbers")
+            raise DatasetError(f"{file}: contains no row numbers")
         outside = rows[(rows < 0) | (rows >= len(self))]
         if len(outside):
             raise DatasetError(
-                f"{file}: {len(outside)} of its {len(rows)} rows, such as {outside[0]}, are not among the {len(self)} "
-                f"of {self.path.name}: the split belongs to another file, or this one is a part of it. Give the right "
-                f"files, {options.how('split_files', _TWO_FILES)}, or none, {options.how('split_files', _NONE)}."
+                f"{file}: {len(outside)} of its {len(rows)} rows, such as {outside[0]}, are not "
+                f"among the {len(self)} of {self.path.name}: the split belongs to another or a "
+                "larger file. Give the matching files, "
+                f"{options.as_flag('split_files', _TWO_FILES)}, or none, "
+                f"{options.as_flag('split_files', _NONE)}."
             )
         if len(np.unique(rows)) != len(rows):
             raise DatasetError(
-                f"{file}: {len(rows) - len(np.unique(rows))} rows are named more than once"
+                f"{file}: {len(rows) - len(np.unique(rows))} rows occur more than once"
             )
         return rows
 
@@ -235,11 +239,11 @@ class Reader(reader.Reader):
                     return pair
         return None
 
-    def _rows(self, what: str, start: int, stop: int) -> np.ndarray:
+    def _rows(self, label: str, start: int, stop: int) -> np.ndarray:
         """Return rows [start, stop) of a label in the unit of the file, NaN if it is missing."""
-        key = self._keys[what]
+        key = self._keys[label]
         if key not in self._file:
-            shape = (stop - start,) if what == "energy" else (stop - start, len(self.numbers), 3)
+            shape = (stop - start,) if label == "energy" else (stop - start, len(self.numbers), 3)
             return np.full(shape, np.nan)
         return self._file.rows(key, start, stop).astype(np.float64)
 
@@ -247,20 +251,21 @@ class Reader(reader.Reader):
         """Raise DatasetError if array shapes are inconsistent or atomic numbers are invalid."""
         m, n = self._length, len(self.numbers)
         expected = {"positions": [(m, n, 3)], "energy": [(m,), (m, 1)], "forces": [(m, n, 3)]}
-        for what, shapes in expected.items():
-            key = self._keys[what]
+        for label, shapes in expected.items():
+            key = self._keys[label]
             if key in self._file:
                 member = self._file.members[key]
                 if member.dtype.hasobject:
                     self._file.rows(key, 0, 1)  # raises DatasetError for pickled objects
                 if member.shape not in shapes or member.dtype.kind not in "fiu":
                     raise DatasetError(
-                        f"{self.path}: {key} has shape {member.shape} and type {member.dtype}, expected "
-                        f"numbers of shape {' or '.join(map(str, shapes))}"
+                        f"{self.path}: {key} has shape {member.shape} and type {member.dtype}, "
+                        f"expected numbers of shape {' or '.join(map(str, shapes))}"
                     )
         if n == 0 or ((self.numbers < 1) | (self.numbers > 118)).any():
             raise DatasetError(
-                f"{self.path}: {self._keys['numbers']} are no atomic numbers: {self.numbers.tolist()}"
+                f"{self.path}: invalid atomic numbers in {self._keys['numbers']}: "
+                f"{self.numbers.tolist()}"
             )
 
     def _energy_unit(self) -> float:
@@ -277,12 +282,14 @@ class Reader(reader.Reader):
             raise DatasetError(f"{self.path}: r_unit is {length!r}, expected Ang")
         unit = _E_UNITS[stated.lower()] if stated else _KCAL
         energy = self._rows("energy", 0, 1).reshape(-1)[0]
+        # Energies of the isolated atoms determine the scale of the total energy.
         rough = sum(_ROUGH_ATOMS.get(z, np.nan) for z in self.numbers.tolist())
         for name, factor in (("kcal/mol", _KCAL), ("eV", 1.0), ("hartree", units.Hartree)):
             if factor != unit and 0.9 < energy * factor / rough < 1.1:
                 raise DatasetError(
-                    f"{self.path}: the first energy, {energy:.6g}, is that of this molecule in {name}, but "
-                    f"{'e_unit says ' + stated if stated else 'MD17 has kcal/mol'}. Is this an MD17 file?"
+                    f"{self.path}: the first energy, {energy:.6g}, is that of this molecule in "
+                    f"{name}, but {'e_unit says ' + stated if stated else 'MD17 has kcal/mol'}. Is "
+                    "this an MD17 file?"
                 )
         return unit
 

@@ -23,7 +23,6 @@ are no forces, because each geometry is a minimum.
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import re
@@ -35,15 +34,13 @@ from ase import units
 from ase.data import atomic_numbers
 
 from mlip_jax.datasets import options, reader
+from mlip_jax.datasets.formats.molecule3d_files import PropertyTable, SdfFile, sdf_files
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.structure import Structure
 
 _ENERGY_UNITS = {"eV": 1.0, "hartree": units.Hartree}
 _DIPOLE_UNITS = {"debye": units.Debye, "e*Ang": 1.0, "e*bohr": units.Bohr}
-_FILE = re.compile(r"combined_mols_(\d+)_to_(\d+)\.sdf")
-_COLUMNS = ("dipole x", "dipole y", "dipole z", "homo", "lumo", "homolumogap", "scf energy")
 _SPLITS = ("random", "scaffold")
-_BLOCK = 1 << 24
 _ROUNDING = 1e-3  # tolerance between the gap and LUMO - HOMO, in the unit of the table
 _CHARGE_CODES = {1: 3, 2: 2, 3: 1, 5: -1, 6: -2, 7: -3}
 _ISOTOPES = {"D": 1, "T": 1}
@@ -69,6 +66,7 @@ class Reader(reader.Reader):
     def __init__(
         self,
         path: str | Path,
+        *,
         split: str = "random",
         smiles: bool = False,
         energy_unit: str = "eV",
@@ -82,21 +80,21 @@ class Reader(reader.Reader):
         self._split = _option("split", split, {name: name for name in _SPLITS})
         self._smiles = options.flag("smiles", smiles)
         folder = self.path / "raw" if (self.path / "raw").is_dir() else self.path
-        self._parts = [_Sdf(p, *span) for span, p in sorted(_sdf_files(folder).items())]
+        self._parts = [SdfFile(p, *span) for span, p in sorted(sdf_files(folder).items())]
         if not self._parts or not (folder / "properties.csv").is_file():
-            found = sorted(p.name for p in folder.iterdir())[:20] if folder.is_dir() else "a file"
+            names = sorted(p.name for p in folder.iterdir())[:20] if folder.is_dir() else "a file"
             raise DatasetError(
-                f"{self.path}: expected a folder with combined_mols_*_to_*.sdf and properties.csv, as "
-                f"Molecule3D has them; found {found}"
+                f"{self.path}: expected a folder with combined_mols_*_to_*.sdf and properties.csv, "
+                f"as in Molecule3D; found {names}"
             )
         for before, after in zip(self._parts, self._parts[1:]):
             if after.start < before.stop:
                 raise DatasetError(
-                    f"{after.path} begins at molecule {after.start}, but {before.path.name} has them up "
-                    f"to {before.stop - 1}"
+                    f"{after.path} begins at molecule {after.start}, but {before.path.name} "
+                    f"extends to {before.stop - 1}"
                 )
         self._starts = np.cumsum([0] + [len(p) for p in self._parts])
-        self._table = _Table(folder / "properties.csv")
+        self._table = PropertyTable(folder / "properties.csv")
         try:
             self._check_table()
         except BaseException:
@@ -108,7 +106,7 @@ class Reader(reader.Reader):
         """Return whether a folder, or its subfolder `raw`, contains the table and SDF files."""
         try:
             folder = path / "raw" if (path / "raw").is_dir() else path
-            return (folder / "properties.csv").is_file() and bool(_sdf_files(folder))
+            return (folder / "properties.csv").is_file() and bool(sdf_files(folder))
         except (OSError, DatasetError):
             return False
 
@@ -164,7 +162,7 @@ class Reader(reader.Reader):
             ) from error
         return {name: self._records(molecules, path) for name, molecules in parts.items()}
 
-    def _locate(self, record: int) -> tuple[_Sdf, int]:
+    def _locate(self, record: int) -> tuple[SdfFile, int]:
         """Return the file of a record and the number of its molecule in the whole data set."""
         at = int(np.searchsorted(self._starts, record, "right")) - 1
         return self._parts[at], self._parts[at].start + record - int(self._starts[at])
@@ -178,8 +176,9 @@ class Reader(reader.Reader):
         if missing.any():
             raise DatasetError(
                 f"{path}: {int(missing.sum())} of its {len(molecules)} molecules, the first number "
-                f"{molecules[missing][0]}, are in none of {', '.join(p.path.name for p in self._parts)}. Put the "
-                "missing SDF files there, or split without the official split."
+                f"{molecules[missing][0]}, are in none of "
+                f"{', '.join(p.path.name for p in self._parts)}. Add the missing SDF files, or "
+                "choose another data.split than 'official'."
             )
         return self._starts[:-1][at] + molecules - firsts[at]
 
@@ -188,8 +187,9 @@ class Reader(reader.Reader):
         needed = self._parts[-1].stop
         if len(self._table) < needed:
             raise DatasetError(
-                f"{self._table.path}: has {len(self._table)} molecules, but {self._parts[-1].path.name} "
-                f"ends at {needed}. The table is truncated or belongs to other files."
+                f"{self._table.path}: has {len(self._table)} molecules, but "
+                f"{self._parts[-1].path.name} ends at {needed}. The table is truncated or belongs "
+                "to other files."
             )
         # Core electrons contribute most of a total energy, so the elements determine its scale
         # (Thomas-Fermi: -0.7687 Z^(7/3) hartree per atom).
@@ -205,9 +205,10 @@ class Reader(reader.Reader):
                 and not 0.3 < energy / scale < 2
             ):
                 raise DatasetError(
-                    f"{part.path.name}:{molecule}: a total energy of {energy:.4g} eV does not fit these atoms (about "
-                    f"{0.7 * scale:.4g}): the table is in another unit, or in another order than the SDF files. "
-                    f"Name the unit, {options.how('energy_unit', 'hartree')}."
+                    f"{part.path.name}:{molecule}: a total energy of {energy:.4g} eV does not fit "
+                    f"these atoms (about {0.7 * scale:.4g} eV): the table has another unit, or "
+                    "another order than the SDF files. Set the unit, "
+                    f"{options.as_flag('energy_unit', 'hartree')}."
                 )
 
     def _structure(self, block: bytes, molecule: int, record: int, source: str) -> Structure:
@@ -218,13 +219,13 @@ class Reader(reader.Reader):
         if named and cid and int(named[1]) != cid:
             raise DatasetError(
                 f"{source}: the SDF file has compound {named[1]}, but line {molecule + 2} of "
-                f"{self._table.path.name} is compound {cid}: they are not in the same order"
+                f"{self._table.path.name} is compound {cid}: the orders differ"
             )
         homo, lumo, gap = row["homo"], row["lumo"], row["homolumogap"]
         if abs(gap - (lumo - homo)) > _ROUNDING:
             raise DatasetError(
                 f"{source}: the gap is {gap}, but LUMO - HOMO is {lumo} - {homo}: the columns of "
-                f"{self._table.path.name} are not what their names say"
+                f"{self._table.path.name} are mislabeled"
             )
         dipole = np.array([row[f"dipole {x}"] for x in "xyz"]) * self._dipole
         return Structure(
@@ -243,129 +244,6 @@ class Reader(reader.Reader):
                 "dipole": dipole,
             },
         )
-
-
-class _Sdf:
-    """Index of the records in an SDF file, built as far as records are requested."""
-
-    def __init__(self, path: Path, start: int, stop: int):
-        self.path, self.start, self.stop = path, start, stop
-        self._file = None
-        self._places = np.zeros(stop - start + 1, np.int64)
-        self._known = 0  # records whose end is known
-        self._scanned = 0
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    def block(self, index: int) -> bytes:
-        """Return record `index` of this file."""
-        if self._file is None or self._file.closed:
-            self._file = self.path.open("rb")
-        # Before returning the last record, scan the rest of the file for surplus records.
-        while self._known <= index or (
-            index == len(self) - 1 and self._scanned < self.path.stat().st_size
-        ):
-            self._scan()
-        first, last = (int(p) for p in self._places[index : index + 2])
-        self._file.seek(first)
-        return self._file.read(last - first)
-
-    def _scan(self) -> None:
-        """Find the ends of records, lines that begin with $$$$, in the next block of the file."""
-        self._file.seek(self._scanned)
-        content = self._file.read(_BLOCK)
-        # Stop at the end of a line, so that no $$$$ is split between two blocks.
-        final = len(content) < _BLOCK
-        length = len(content) if final else content.rfind(b"\n") + 1
-        if not content or not length:
-            raise DatasetError(
-                f"{self.path}: ends after {self._known} records, its name promises {len(self)}. It is "
-                "truncated; download it again."
-            )
-        at = content.find(b"$$$$", 0, length)
-        while at >= 0:
-            end = content.find(b"\n", at, length)
-            end = length if end < 0 else end + 1
-            if at == 0 or content[at - 1] == 10:
-                if self._known == len(self):
-                    raise DatasetError(
-                        f"{self.path}: has more than the {len(self)} records that its name promises"
-                    )
-                self._known += 1
-                self._places[self._known] = self._scanned + end
-            at = content.find(b"$$$$", end, length)
-        rest = max(int(self._places[self._known]) - self._scanned, 0)
-        if final and content[rest:length].strip():
-            raise DatasetError(
-                f"{self.path}: record {self.start + self._known} has no end ($$$$). The file is "
-                "truncated; download it again."
-            )
-        self._scanned += length
-
-
-class _Table:
-    """Table properties.csv with an index of its lines."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self._file = path.open("rb")
-        header = self._file.readline().decode("utf-8", "replace")
-        self._columns = {
-            name.strip().lower(): i for i, name in enumerate(next(csv.reader([header]), []))
-        }
-        missing = [c for c in _COLUMNS if c not in self._columns]
-        if missing:
-            self._file.close()
-            raise DatasetError(f"{path}: has no column {missing[0]!r}; found {list(self._columns)}")
-        self._places = self._index()
-
-    def __len__(self) -> int:
-        return len(self._places) - 1
-
-    def close(self) -> None:
-        self._file.close()
-
-    def row(self, molecule: int) -> tuple[int, dict[str, float]]:
-        """Return the compound number (0 if missing) and the values per column, NaN if empty."""
-        first, last = (int(p) for p in self._places[molecule : molecule + 2])
-        self._file.seek(first)
-        line = self._file.read(last - first).decode("utf-8", "replace")
-        cells = next(csv.reader([line]), [])
-        try:
-            cid = cells[self._columns["cid"]] if "cid" in self._columns else ""
-            return int(float(cid or 0)), {
-                c: float(cells[self._columns[c]] or math.nan) for c in _COLUMNS
-            }
-        except (IndexError, ValueError) as error:
-            raise DatasetError(
-                f"{self.path}: line {molecule + 2}: expected {len(self._columns)} numbers, found "
-                f"{line.strip()[:200]!r}"
-            ) from error
-
-    def _index(self) -> np.ndarray:
-        """Return the offset of each line and of the end of the file, shape (lines + 1,)."""
-        place = self._file.tell()
-        ends = [np.array([place], np.int64)]
-        last = b"\n"
-        while content := self._file.read(_BLOCK):
-            ends.append(np.flatnonzero(np.frombuffer(content, np.uint8) == 10) + place + 1)
-            place += len(content)
-            last = content[-1:]
-        places = np.concatenate(ends)
-        return places if last == b"\n" else np.append(places, place)
-
-
-def _sdf_files(folder: Path) -> dict[tuple[int, int], Path]:
-    """Return the SDF files of a folder by their range of molecules, (first, last + 1)."""
-    if not folder.is_dir():
-        return {}
-    found = ((_FILE.fullmatch(p.name), p) for p in folder.glob("combined_mols_*.sdf"))
-    return {(int(m[1]), int(m[2])): p for m, p in found if m and int(m[2]) > int(m[1])}
 
 
 def _option(name: str, value: str, known: dict):
@@ -399,7 +277,7 @@ def _parse(block: bytes, source: str) -> tuple[np.ndarray, np.ndarray, int, str]
         return numbers, positions, _charge(atoms, lines[4 + count :]), lines[0].strip()
     except (ValueError, KeyError) as error:
         raise DatasetError(
-            f"{source}: the mol block is damaged ({type(error).__name__}: {error})"
+            f"{source}: the mol block is corrupted ({type(error).__name__}: {error})"
         ) from error
 
 
@@ -417,7 +295,7 @@ def _smiles(block: bytes) -> str:
         from rdkit import Chem, RDLogger
     except ImportError as error:
         raise DatasetError(
-            "the option smiles needs RDKit: pip install 'mlip-flax[data]'"
+            "the option smiles requires RDKit: pip install 'mlip-flax[data]'"
         ) from error
     RDLogger.DisableLog("rdApp.*")
     molecule = Chem.MolFromMolBlock(block.decode("utf-8", "replace"), removeHs=True)

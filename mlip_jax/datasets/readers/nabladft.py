@@ -4,14 +4,17 @@ Layout (github.com/AIRI-Institute/nablaDFT; Khrabrov et al., arXiv 2406.14347, 2
 molecule with n atoms:
 
     numbers, positions                             (n,), (n, 3)  Å
-    key_value_pairs  moses_id, conformation_id     integers: the molecule's number in MOSES, and its conformation's
+    key_value_pairs  moses_id, conformation_id     integers: numbers of the molecule in MOSES and
+                                                   of its conformation
                      smiles                        without hydrogens
                      iteration                     integer, only in the optimization trajectories
-    data             energy                        (1,)    hartree, MINUS the energies of the isolated atoms
+    data             energy                        (1,)    hartree, MINUS the isolated atoms
                      forces                        (n, 3)  hartree/Å; true forces, not a gradient
 
-    metadata         _distance_unit, _property_unit_dict      "Ang", {"energy": "Hartree", "forces": "Hartree/Ang"}
-                     atomrefs                      {"energy": [hartree by atomic number]}; not in every file
+    metadata         _distance_unit                "Ang"
+                     _property_unit_dict           {"energy": "Hartree", "forces": "Hartree/Ang"}
+                     atomrefs                      {"energy": [hartree by atomic number]}; some
+                                                   files lack it
 
 Structures get total energies: the energies of the atoms are added. They are read from the file or,
 if it lacks them, from the constants of the data set below. Files with total energies are
@@ -26,7 +29,6 @@ read, because it is not documented that they share the frame of the positions.
 
 from __future__ import annotations
 
-import csv
 import logging
 import math
 from collections.abc import Iterator
@@ -38,12 +40,12 @@ from ase.data import atomic_numbers, chemical_symbols
 
 from mlip_jax.datasets import options, reader
 from mlip_jax.datasets.formats.ase_database import AseDatabase, AseRow, is_ase_database
-from mlip_jax.datasets.formats.elements import checked_numbers
+from mlip_jax.datasets.formats.elements import validate_numbers
+from mlip_jax.datasets.formats.nabladft_summary import SummaryTable
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.structure import Structure
 
 log = logging.getLogger(__name__)
-
 # Energies of isolated atoms (hartree), ωB97X-D/def2-SVP (iodine with its effective core potential),
 # as subtracted in the data set.
 _ATOM_ENERGIES = {
@@ -59,14 +61,6 @@ _ATOM_ENERGIES = {
     "I": -297.7564286148722,
 }
 _KEYS = {"moses_id", "conformation_id"}
-_SUMMARY = {
-    "homo": ("DFT HOMO", units.Hartree),
-    "lumo": ("DFT LUMO", units.Hartree),
-    "gap": ("DFT HOMO-LUMO GAP", units.Hartree),
-    "dipole_moment": ("DFT TOTAL DIPOLE", units.Debye),
-}
-_TOTAL = "DFT TOTAL ENERGY"
-_SAME_ENERGY = 1e-3  # hartree; allows for rounding in the summary, but not for another conformation
 
 
 class Reader(reader.Reader):
@@ -81,7 +75,7 @@ class Reader(reader.Reader):
     LEVEL_OF_THEORY = "ωB97X-D/def2-SVP"
     UNITS = {
         "positions": "Å",
-        "energy": "hartree, less the isolated atoms",
+        "energy": "hartree, minus the isolated atoms",
         "forces": "hartree/Å",
         "homo, lumo, gap": "hartree",
         "dipole_moment": "debye",
@@ -99,9 +93,10 @@ class Reader(reader.Reader):
 
     def _open(self, summary: str) -> None:
         """Check layout and units of the database and find the atom energies and the summary."""
+        # The first row shows layout and kind of energy of the whole file.
         first = next(self._database.rows(range(min(1, len(self._database)))), None)
         if first is None:
-            raise DatasetError(f"{self.path}: the database holds no rows")
+            raise DatasetError(f"{self.path}: the database has no rows")
         _check_layout(first, f"{self.path.name}:{first.id}")
         _check_units(self._database.metadata, self.path)
         self._atoms = _atom_energies(self._database.metadata, self.path)
@@ -112,7 +107,7 @@ class Reader(reader.Reader):
         }
         self._subtracted = self._is_subtracted(first, f"{self.path.name}:{first.id}")
         self._summary_path = self._find_summary(summary)
-        self._summary: _SummaryTable | None = None
+        self._summary: SummaryTable | None = None
 
     @classmethod
     def matches(cls, path: Path) -> bool:
@@ -149,7 +144,7 @@ class Reader(reader.Reader):
         row.
         """
         if self._summary_path and self._summary is None:
-            self._summary = _SummaryTable(self._summary_path)
+            self._summary = SummaryTable(self._summary_path)
         for record, row in zip(records, self._database.rows(records)):
             report.records += 1
             source = f"{self.path.name}:{row.id}"
@@ -168,7 +163,7 @@ class Reader(reader.Reader):
         if self._summary is not None:
             properties = self._summary.labels(row, energy, source)
         return Structure(
-            numbers=checked_numbers(row.numbers, source),
+            numbers=validate_numbers(row.numbers, source),
             positions=row.positions,
             energy=energy * units.Hartree,
             forces=_forces(row, source),
@@ -187,8 +182,9 @@ class Reader(reader.Reader):
         subtracted = self._is_subtracted(row, source)
         if subtracted != self._subtracted:
             raise DatasetError(
-                f"{source}: the energy {stored} hartree is {'without' if subtracted else 'with'} the isolated atoms, "
-                "unlike the first row's. Is this a mixture of files?"
+                f"{source}: the energy {stored} hartree {'excludes' if subtracted else 'includes'} "
+                "the isolated atoms, unlike that of the first row. Do not mix files with both "
+                "conventions."
             )
         return stored + (self._sum_of_atoms(row, source) if subtracted else 0.0)
 
@@ -201,159 +197,48 @@ class Reader(reader.Reader):
         if abs(stored / atoms - 1) < 0.3:
             return False
         raise DatasetError(
-            f"{source}: an energy of {stored} is neither the total energy of these atoms in hartree (about "
-            f"{atoms:.1f}) nor that less the isolated atoms. Is it in another unit?"
+            f"{source}: an energy of {stored} is neither the total energy of these atoms in "
+            f"hartree (about {atoms:.1f}) nor the total energy minus the isolated atoms. Check its "
+            "unit."
         )
 
     def _sum_of_atoms(self, row: AseRow, source: str) -> float:
         """Return the sum of the energies of the isolated atoms (hartree)."""
+        # The table of atom energies may end before the heaviest element.
         known = row.numbers < len(self._atoms)
         energies = self._atoms[np.where(known, row.numbers, 0)]
         missing = row.numbers[~known | ~np.isfinite(energies)]
         if len(missing):
             raise DatasetError(
-                f"{source}: the energy of an isolated {chemical_symbols[missing[0]]} atom is not known, "
-                f"so there is no total energy; known: {', '.join(self.atom_energies)}"
+                f"{source}: the energy of an isolated {chemical_symbols[missing[0]]} atom is "
+                f"unknown, so the total energy is undefined; known: {', '.join(self.atom_energies)}"
             )
         return float(energies.sum())
 
     def _find_summary(self, summary: str) -> Path | None:
         """Return the path of the summary, or None if there is none."""
         if summary == "auto":
-            beside = self.path.parent / "summary.csv"
-            if not beside.is_file() and beside.with_name("summary.csv.gz").is_file():
-                log.warning("%s.gz is not used; unpack it for orbital energies", beside)
-            return beside if beside.is_file() else None
+            default = self.path.parent / "summary.csv"
+            if not default.is_file() and default.with_name("summary.csv.gz").is_file():
+                log.warning("%s.gz is not used; unpack it for orbital energies", default)
+            return default if default.is_file() else None
         if not summary:
             return None
         if not Path(summary).is_file() or summary.endswith(".gz"):
             raise DatasetError(
-                f"{summary}: no such unpacked table. Give summary.csv of the release (after gzip -d), "
-                f"{options.how('summary', 'FILE')}, or '' for none."
+                f"{summary}: no such uncompressed table. Give summary.csv of the release (after "
+                f"gzip -d), {options.as_flag('summary', 'FILE')}, or '' for none."
             )
         return Path(summary)
-
-
-class _SummaryTable:
-    """Table of all conformations in the release (gigabytes).
-
-    Only the keys and offsets of its lines are kept in memory.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-        self._file = path.open("rb")
-        try:
-            self._columns = self._header()
-            keys, places = self._index()
-        except BaseException:
-            self._file.close()
-            raise
-        order = np.argsort(keys, kind="stable")
-        self._keys, self._places = keys[order], places[order]
-        twice = np.flatnonzero(self._keys[1:] == self._keys[:-1])
-        if len(twice):
-            key = int(self._keys[twice[0]])
-            self._file.close()
-            raise DatasetError(
-                f"{path}: MOSES id {key >> 32}, CONFORMER id {key & 0xFFFFFFFF} stands there twice"
-            )
-
-    def close(self) -> None:
-        self._file.close()
-
-    def labels(self, row: AseRow, energy: float, source: str) -> dict[str, float]:
-        """Return orbital energies (eV) and dipole (e·Å) of a row, NaN if the table lacks it.
-
-        `energy` is the total energy of the row (hartree), which must agree with that of the table.
-        """
-        moses, conformation = (int(row.key_value_pairs[k]) for k in ("moses_id", "conformation_id"))
-        at = np.searchsorted(self._keys, _key(moses, conformation))
-        # Each step of an optimization has other orbitals. The table contains only those of the
-        # first or last conformation.
-        if (
-            at == len(self._keys)
-            or self._keys[at] != _key(moses, conformation)
-            or "iteration" in row.key_value_pairs
-        ):
-            return dict.fromkeys(_SUMMARY, math.nan)
-        self._file.seek(int(self._places[at]))
-        values = next(csv.reader([self._file.readline().decode("utf-8", "replace")]))
-        total = self._number(values, _TOTAL, source)
-        if abs(total - energy) > _SAME_ENERGY:
-            raise DatasetError(
-                f"{source}: the total energy is {energy:.6f} hartree, but {self.path.name} says {total:.6f} for MOSES "
-                f"id {moses}, CONFORMER id {conformation}. The table belongs to another release; give the right one, "
-                "or summary='' for none."
-            )
-        return {
-            name: self._number(values, column, source) * unit
-            for name, (column, unit) in _SUMMARY.items()
-        }
-
-    def _header(self) -> dict[str, int]:
-        """Return the index of each column. Raise DatasetError if a required column is missing."""
-        header = next(csv.reader([self._file.readline().decode("utf-8", "replace")]), [])
-        columns = {name.strip(): i for i, name in enumerate(header)}
-        missing = [
-            c
-            for c in ("MOSES id", "CONFORMER id", _TOTAL, *(c for c, _ in _SUMMARY.values()))
-            if c not in columns
-        ]
-        if missing:
-            raise DatasetError(
-                f"{self.path}: has no column {missing[0]!r}; found {header[:30]}. Is this the table "
-                "summary.csv of ∇²DFT?"
-            )
-        return columns
-
-    def _index(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the keys and the offsets of all lines, both of shape (lines,)."""
-        first, second = self._columns["MOSES id"], self._columns["CONFORMER id"]
-        needed, place, number = max(first, second) + 1, self._file.tell(), 1
-        keys, places, parts = [], [], []
-        for line in self._file:
-            number += 1
-            if line.strip():
-                cells = line.split(b",", needed)
-                try:
-                    keys.append(_key(int(cells[first]), int(cells[second])))
-                except (IndexError, ValueError) as error:
-                    raise DatasetError(
-                        f"{self.path}: line {number}: expected the numbers of a molecule and of a "
-                        f"conformation, found {line[:60]!r}"
-                    ) from error
-                places.append(place)
-            place += len(line)
-            if len(keys) == 1_000_000:  # arrays take less memory than lists of integers
-                parts.append((np.array(keys, np.int64), np.array(places, np.int64)))
-                keys, places = [], []
-        parts.append((np.array(keys, np.int64), np.array(places, np.int64)))
-        return tuple(np.concatenate(p) for p in zip(*parts))
-
-    def _number(self, values: list[str], column: str, source: str) -> float:
-        """Return a cell as a number, NaN if it is empty."""
-        try:
-            text = values[self._columns[column]].strip()
-            return float(text) if text else math.nan
-        except (IndexError, ValueError) as error:
-            raise DatasetError(
-                f"{self.path}: the line of {source} has no number for {column!r}: {values}"
-            ) from error
-
-
-def _key(moses: int, conformation: int) -> int:
-    """Combine the two numbers of a conformation into one integer."""
-    return moses << 32 | conformation
 
 
 def _check_layout(row: AseRow, source: str) -> None:
     """Raise DatasetError if a row does not have the layout of ∇²DFT."""
     if not row.key_value_pairs.keys() >= _KEYS or "energy" not in row.data:
         raise DatasetError(
-            f"{source}: expected 'moses_id' and 'conformation_id' with 'energy', as ∇²DFT has them; found keys "
-            f"{sorted(row.key_value_pairs)} and data {sorted(row.data)}. Other ASE databases are read with "
-            "config.data.reader: ase."
+            f"{source}: expected 'moses_id' and 'conformation_id' with 'energy', as in ∇²DFT; "
+            f"found keys {sorted(row.key_value_pairs)} and data {sorted(row.data)}. To read other "
+            "ASE databases, set config.data.reader=ase."
         )
 
 
@@ -413,5 +298,5 @@ def _numbers(row: AseRow, name: str, source: str) -> np.ndarray:
         return np.asarray(row.data[name], np.float64)
     except (TypeError, ValueError) as error:
         raise DatasetError(
-            f"{source}: {name} holds no numbers ({error}); the row is damaged"
+            f"{source}: {name} is not numeric ({error}); the row is corrupted"
         ) from error

@@ -3,14 +3,17 @@
 Layout (huggingface.co/datasets/divelab/PubChemQCR, its database.md; Fu et al., arXiv:2506.23008):
 
     key     CID (PubChem's number of the compound) as 9 digits: b"000015111"
-    value   gzip-compressed pickle of {"pm3": [...], "hf": [...], "DFT_1st": [...], "DFT_2nd": [...]}: the stages of
-            one relaxation, each a list of snapshots in the order of the steps, an empty list, or None
+    value   gzip-compressed pickle of {"pm3": [...], "hf": [...], "DFT_1st": [...],
+            "DFT_2nd": [...]}: the stages of one relaxation, each a list of snapshots in the order
+            of the steps, an empty list, or None
 
 A snapshot is
 
-    coordinates  [{"atom": "C", "charge": 6.0, "x": ..., "y": ..., "z": ...}, ...]  Å; charge: of the nucleus
+    coordinates  [{"atom": "C", "charge": 6.0, "x": ..., "y": ..., "z": ...}, ...]
+                 Å; charge: of the nucleus
     energy       hartree
-    gradient     [{"atom": "C", "charge": 6.0, "dx": ..., "dy": ..., "dz": ...}, ...]  hartree/bohr: a GRADIENT
+    gradient     [{"atom": "C", "charge": 6.0, "dx": ..., "dy": ..., "dz": ...}, ...]
+                 hartree/bohr: a GRADIENT
 
 Steps from SMASH have no "charge". Steps from GAMESS may have symbols in capitals ("CL"). The last
 snapshot of a stage and the first one of the next stage have the same positions at two levels of
@@ -25,8 +28,6 @@ others.
 from __future__ import annotations
 
 import csv
-import os
-import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -38,6 +39,7 @@ from mlip_jax.config import ConfigError
 from mlip_jax.datasets import options, reader
 from mlip_jax.datasets.charges import charge_from_smiles
 from mlip_jax.datasets.formats import safe_pickle
+from mlip_jax.datasets.formats.lmdb_file import LmdbFile, TruncatedFileError, page_size
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.structure import Structure
 
@@ -75,6 +77,7 @@ class Reader(reader.Reader):
     def __init__(
         self,
         path: str | Path,
+        *,
         stages: Sequence[str] = ("DFT_1st",),
         stride: int = 1,
         max_snapshots: int | None = None,
@@ -96,18 +99,18 @@ class Reader(reader.Reader):
         self.level_of_theory = options.text("level_of_theory", level_of_theory) or published
         if not level_of_theory:
             self.notes.append(
-                f"{self.path.name} does not state its level of theory; {published} as published is "
-                f"assumed. If it is another, give {options.how('level_of_theory', '...')}"
+                f"{self.path.name} does not state its level of theory; {published} is assumed, as "
+                f"published. To change it, set {options.as_flag('level_of_theory', '...')}"
             )
         self._summary_path = _find_summary(self.path, options.path("summary", summary))
         self._summary, self._names = (
             _read_summary(self._summary_path) if self._summary_path else ({}, ())
         )
-        self._environment = _LmdbFile(self.path)
+        self._environment = LmdbFile(self.path)
         self._length = self._environment.handle.stat()["entries"]
         if not self._length:
             self.close()
-            raise DatasetError(f"{self.path}: the file holds no trajectories")
+            raise DatasetError(f"{self.path}: the file contains no trajectories")
         self._keys: np.ndarray | None = None
 
     @classmethod
@@ -118,10 +121,10 @@ class Reader(reader.Reader):
         problem.
         """
         try:
-            if _page_size(path) is None:
+            if page_size(path) is None:
                 return False
-            environment = _LmdbFile(path)
-        except (_Truncated, ImportError):
+            environment = LmdbFile(path)
+        except (TruncatedFileError, ImportError):
             return True  # opening the file then raises an error with the remedy
         except (DatasetError, OSError):
             return False
@@ -178,12 +181,13 @@ class Reader(reader.Reader):
             if not snapshots:
                 report.skip(f"no snapshots of {stage}", source)
                 continue
-            for step in self._chosen(len(snapshots)):
+            for step in self._choose_steps(len(snapshots)):
                 where = f"{source}/{stage}#{step}"
                 numbers, positions, energy, forces = _read_snapshot(snapshots[step], where)
                 if not np.isfinite(positions).all():
                     report.skip("positions not finite", where)
                     continue
+                # The table describes the end of one stage only.
                 is_final = stage == _SUMMARY_STAGE and step == len(snapshots) - 1
                 report.structures += 1
                 yield Structure(
@@ -202,7 +206,7 @@ class Reader(reader.Reader):
                 )
             begin += len(snapshots)
 
-    def _chosen(self, count: int) -> list[int]:
+    def _choose_steps(self, count: int) -> list[int]:
         """Return the indices of the snapshots to read in a stage of `count` snapshots."""
         steps = list(range(0, count, self._stride))
         if steps[-1] != count - 1:
@@ -217,154 +221,10 @@ class Reader(reader.Reader):
         return steps
 
 
-# --- The LMDB file ---
-
-
-class _LmdbFile:
-    """LMDB file, open for reading.
-
-    LMDB can open a file only once per process. Readers of the same file share the handle, and the
-    last one closes it.
-    """
-
-    _open: dict[tuple, list] = {}
-
-    def __init__(self, path: Path):
-        self.path = path
-        _check_header(path)
-        stat = path.stat()
-        self._key = (os.path.realpath(path), stat.st_ino, stat.st_mtime_ns)
-        if self._key not in self._open:
-            self._open[self._key] = [_open_lmdb(path), 0]
-        self._open[self._key][1] += 1
-        self.handle = self._open[self._key][0]
-
-    def close(self) -> None:
-        """Release the handle. Further calls have no effect."""
-        if self.handle is not None:
-            self.handle = None
-            shared = self._open[self._key]
-            shared[1] -= 1
-            if not shared[1]:
-                del self._open[self._key]
-                shared[0].close()
-
-    def __del__(self):
-        if getattr(self, "handle", None) is not None:
-            self.close()
-
-    def keys(self, count: int) -> np.ndarray:
-        """Return all keys in order as one array of fixed width; 3.5 million keys take 56 MB."""
-        import lmdb
-
-        try:
-            with self._handle().begin() as transaction, transaction.cursor() as cursor:
-                return np.fromiter(cursor.iternext(keys=True, values=False), "S16", count)
-        except (lmdb.Error, ValueError) as error:
-            raise DatasetError(
-                f"{self.path}: the list of keys cannot be read ({error}); the file is damaged. "
-                "Download or make it again."
-            ) from error
-
-    def get(self, key: bytes, source: str) -> bytes:
-        """Return the value of a key. `source` identifies the record in error messages."""
-        import lmdb
-
-        try:
-            with self._handle().begin() as transaction:
-                value = transaction.get(key)
-        except lmdb.Error as error:
-            raise DatasetError(
-                f"{source}: the record cannot be read ({error}); the file is damaged. Download or make "
-                "it again."
-            ) from error
-        if value is None:
-            raise DatasetError(
-                f"{source}: no record has this key; keys are expected to be CIDs of 9 digits"
-            )
-        return value
-
-    def _handle(self):
-        """Return the open handle. Raise DatasetError if the reader is closed."""
-        if self.handle is None:
-            raise DatasetError(f"{self.path}: the reader is closed")
-        return self.handle
-
-
-def _page_size(path: Path) -> int | None:
-    """Return the page size that the first page of an LMDB file states; None for other files."""
-    if not path.is_file():
-        return None
-    with open(path, "rb") as file:
-        head = file.read(44)
-    # Layout: page header (16 bytes), magic number, version, address, map size, page size.
-    if len(head) < 44 or struct.unpack_from("=I", head, 16)[0] != 0xBEEFC0DE:
-        return None
-    size = struct.unpack_from("=I", head, 40)[0]
-    return size if 256 <= size <= 65536 else None
-
-
-def _check_header(path: Path) -> None:
-    """Raise DatasetError if a file is not LMDB or is too short for its first two pages.
-
-    LMDB maps files into memory. Reading beyond the end of a truncated file would kill the process
-    instead of raising an error.
-    """
-    page = _page_size(path)
-    if page is None:
-        what = "a folder" if path.is_dir() else f"{path.stat().st_size} bytes of something else"
-        raise DatasetError(
-            f"{path}: not an LMDB file; found {what}, expected a single file (LMDB's subdir=False)"
-        )
-    if path.stat().st_size < 2 * page:
-        raise _truncated(path, 2 * page)
-
-
-def _open_lmdb(path: Path):
-    """Open an LMDB file read-only. Raise DatasetError if it is corrupted or truncated."""
-    try:
-        import lmdb
-    except ImportError as error:
-        raise ImportError(
-            "LMDB files need the package lmdb: pip install 'mlip-flax[data]'"
-        ) from error
-    try:
-        environment = lmdb.open(
-            str(path), subdir=False, readonly=True, lock=False, create=False, readahead=False
-        )
-    except lmdb.Error as error:
-        raise DatasetError(
-            f"{path}: cannot be opened as LMDB ({error}). It is damaged or not an LMDB file; download "
-            "or make it again."
-        ) from error
-    needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
-    if path.stat().st_size < needed:
-        environment.close()
-        raise _truncated(path, needed)
-    return environment
-
-
-class _Truncated(DatasetError):
-    """File that is shorter than its header states."""
-
-
-def _truncated(path: Path, needed: int) -> _Truncated:
-    """Return the error for a file of fewer than `needed` bytes."""
-    return _Truncated(
-        f"{path}: truncated: {path.stat().st_size} bytes, where its header tells of {needed}. Download "
-        "or make it again."
-    )
-
-
-# --- A record ---
-
-
 def _cid(key: bytes, source: str) -> int:
     """Return the compound number of a key."""
     if not key.isdigit():
-        raise DatasetError(
-            f"{source}: the key is not a number; expected a CID, as PubChemQCR has it"
-        )
+        raise DatasetError(f"{source}: the key is not a number; expected a CID, as in PubChemQCR")
     return int(key)
 
 
@@ -375,15 +235,18 @@ def _unpack(value: bytes, source: str) -> dict:
         data = decompressor.decompress(value, _MAX_RECORD)
     except zlib.error as error:
         raise DatasetError(
-            f"{source}: the record is not gzip or is damaged ({error}). Is this a PubChemQCR file?"
+            f"{source}: the record is not gzip or is corrupted ({error}). Is this a PubChemQCR "
+            "file?"
         ) from error
     if not decompressor.eof:
         if len(data) >= _MAX_RECORD:
             raise DatasetError(
-                f"{source}: the record has more than {_MAX_RECORD} bytes when decompressed, which no "
-                "trajectory has. The file is damaged or malicious."
+                f"{source}: the record has more than {_MAX_RECORD} bytes when decompressed, more "
+                "than any trajectory. The file is corrupted or malicious."
             )
-        raise DatasetError(f"{source}: the record is truncated. Download or make the file again.")
+        raise DatasetError(
+            f"{source}: the record is truncated. Download the file again or recreate it."
+        )
     stages = safe_pickle.loads(data, allowed={}, source=source)
     if not isinstance(stages, dict) or not set(stages) & set(STAGES):
         raise DatasetError(
@@ -430,24 +293,21 @@ def _columns(atoms, *names, source) -> tuple[np.ndarray, np.ndarray]:
     )
     if not len(numbers) or not numbers.all():
         raise DatasetError(
-            f"{source}: a snapshot of {len(numbers)} atoms, {int((numbers == 0).sum())} of them "
+            f"{source}: a snapshot has {len(numbers)} atoms, {int((numbers == 0).sum())} of them "
             "without a nucleus"
         )
     return numbers, values
 
 
-# --- summary.csv ---
-
-
 def _find_summary(path: Path, summary: str) -> Path | None:
     """Return the path of the summary, or None if there is none."""
     if summary == "auto":
-        beside = path.parent / "summary.csv"
-        return beside if beside.is_file() else None
+        default = path.parent / "summary.csv"
+        return default if default.is_file() else None
     if summary and not Path(summary).is_file():
         raise DatasetError(
             f"{summary}: no such file. Give the path of the table as option summary, "
-            f"{options.how('summary', '...')}, or '' for none."
+            f"{options.as_flag('summary', '...')}, or '' for none."
         )
     return Path(summary) if summary else None
 
@@ -458,8 +318,8 @@ def _read_summary(path: Path) -> tuple[dict[int, tuple], tuple[str, ...]]:
         table = csv.DictReader(file)
         if "cid" not in (table.fieldnames or ()):
             raise DatasetError(
-                f"{path}: expected a table with the column cid; found {table.fieldnames}. Give another "
-                "path as option summary, or '' for none."
+                f"{path}: expected a table with the column cid; found {table.fieldnames}. Give "
+                "another path as option summary, or '' for none."
             )
         columns = [c for c in _COLUMNS if c in table.fieldnames]
         rows = {}

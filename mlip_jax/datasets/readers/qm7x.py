@@ -13,7 +13,8 @@ counts the SMILES strings, i their stereoisomers, c the conformers of these. "op
     eH, eL, HLgap           (1,)    eV
     vDIP, DIP               (3,), (1,)  e·Å
     mPOL                    (1,)    bohr³
-    hCHG, hVOL, hRAT        (n,) or (n, 1)  Hirshfeld charges (e), volumes (bohr³), ratios to the free atom
+    hCHG, hVOL, hRAT        (n,) or (n, 1)  Hirshfeld charges (e), volumes (bohr³) and ratios to the
+                            free atom
     atPOL                   (n,) or (n, 1)  bohr³
 
 About twenty more entries are not read. DupMols.dat, published with the files, lists duplicate
@@ -39,21 +40,11 @@ from ase import units
 from ase.data import chemical_symbols
 
 from mlip_jax.datasets import options, reader
-from mlip_jax.datasets.formats import npz
-from mlip_jax.datasets.formats.elements import checked_numbers
+from mlip_jax.datasets.formats.elements import validate_numbers
+from mlip_jax.datasets.formats.qm7x_padded import ATOM_ENERGIES, PaddedFile, check_energy, is_padded
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.structure import Structure
 
-# Energies of isolated atoms (eV), PBE0, as published in the script of the data set.
-_ATOM_ENERGIES = {
-    1: -13.641404161,
-    6: -1027.592489146,
-    7: -1484.274819088,
-    8: -2039.734879322,
-    16: -10828.707468187,
-    17: -12516.444619523,
-}
-_BINDING = (-9.0, -0.5)  # eV per atom; QM7-X has -6 to -3
 _PROPERTIES = {
     "homo": ("eH", 1.0),
     "lumo": ("eL", 1.0),
@@ -68,7 +59,6 @@ _ATOM_PROPERTIES = {
     "hirshfeld_ratios": ("hRAT", 1.0),
     "atomic_polarizabilities": ("atPOL", units.Bohr**3),
 }
-_BLOCK = 512  # rows of an .npz file read at once
 
 
 class Reader(reader.Reader):
@@ -97,19 +87,19 @@ class Reader(reader.Reader):
         self, path: str | Path, properties: bool = True, duplicates: str | Path | None = None
     ):
         super().__init__(path)
-        self.atom_energies = {chemical_symbols[z]: e for z, e in _ATOM_ENERGIES.items()}
+        self.atom_energies = {chemical_symbols[z]: e for z, e in ATOM_ENERGIES.items()}
         self._properties = properties = options.flag("properties", properties)
         duplicates = options.path("duplicates", duplicates, allow_none=True)
         self._duplicates = Path(duplicates) if duplicates else None
-        duplicate = _duplicates(self._duplicates)
+        duplicate = _read_duplicates(self._duplicates)
         if self.path.suffix == ".npz":
-            self._source = _Padded(self.path)
+            self._source = PaddedFile(self.path)
             self.notes.append(
-                f"{self.path.name} does not name its molecules: structures of one formula count as one "
-                "molecule"
+                f"{self.path.name} does not identify its molecules: structures with equal formulas "
+                "count as one molecule"
             )
         else:
-            self._source = _Groups(_hdf5_files(self.path), properties, duplicate)
+            self._source = _MoleculeGroups(_hdf5_files(self.path), properties, duplicate)
 
     @classmethod
     def matches(cls, path: Path) -> bool:
@@ -119,7 +109,7 @@ class Reader(reader.Reader):
                 files = sorted(path.glob("*.hdf5"))
                 return bool(files) and _is_qm7x(files[0])
             if path.suffix == ".npz":
-                return _is_padded(path)
+                return is_padded(path)
             return _is_qm7x(path)
         except OSError:
             return False
@@ -141,7 +131,7 @@ class Reader(reader.Reader):
         return self._source.read(records, report)
 
 
-class _Groups:
+class _MoleculeGroups:
     """Molecules of several HDF5 files, in the order of the files."""
 
     def __init__(self, paths: list[Path], properties: bool, duplicates: set[str]):
@@ -158,7 +148,7 @@ class _Groups:
             raise
         if not self._names:
             self.close()
-            raise DatasetError(f"{paths[0]}: the file holds no molecules")
+            raise DatasetError(f"{paths[0]}: the file contains no molecules")
 
     def __len__(self) -> int:
         return len(self._names)
@@ -177,44 +167,44 @@ class _Groups:
                 yield from self._molecule(self._files[file], name, source, record, report)
             except (OSError, KeyError, RuntimeError) as error:
                 raise DatasetError(
-                    f"{source}: the record cannot be read ({error}); the file is damaged. "
-                    "Download or make it again."
+                    f"{source}: the record cannot be read ({error}); the file is corrupted. "
+                    "Download it again or recreate it."
                 ) from error
 
     def _molecule(self, file, name, source, record, report) -> Iterator[Structure]:
         """Yield the structures of a molecule, minima first."""
         group = file[name]
-        found = _in_order(group) if isinstance(group, h5py.Group) else type(group).__name__
+        names = _in_order(group) if isinstance(group, h5py.Group) else type(group).__name__
         if not isinstance(group, h5py.Group) or not all(
-            isinstance(group[k], h5py.Group) for k in found[:1]
+            isinstance(group[k], h5py.Group) for k in names[:1]
         ):
             raise DatasetError(
-                f"{source}: expected a group of structures, as QM7-X has it; found {found}. Is this a "
+                f"{source}: expected a group of structures, as in QM7-X; found {names}. Is this a "
                 "QM7-X file?"
             )
-        for c, key in enumerate(found):
-            place = f"{source}/{key}"
-            if _minimum(key) in self._duplicates:
-                report.skip("duplicate", place)
+        for c, key in enumerate(names):
+            structure_source = f"{source}/{key}"
+            if _minimum_of(key) in self._duplicates:
+                report.skip("duplicate", structure_source)
                 continue
-            structure = self._structure(group[key], key, name, place)
+            structure = self._structure(group[key], key, name, structure_source)
             if not np.isfinite(structure["positions"]).all():
-                report.skip("positions not finite", place)
+                report.skip("positions not finite", structure_source)
                 continue
             report.structures += 1
-            yield Structure(**structure, conformer=c, record=record, source=place)
+            yield Structure(**structure, conformer=c, record=record, source=structure_source)
 
     def _structure(self, group, key, name, source) -> dict:
         """Return the arguments of a structure from its group."""
         for field in ("atNUM", "atXYZ", "ePBE0+MBD"):
             if field not in group:
                 raise DatasetError(
-                    f"{source}: expected {field!r}, as QM7-X has it; found {sorted(group)}"
+                    f"{source}: expected {field!r}, as in QM7-X; found {sorted(group)}"
                 )
-        numbers = checked_numbers(group["atNUM"][()].reshape(-1), source)
+        numbers = validate_numbers(group["atNUM"][()].reshape(-1), source)
         n = len(numbers)
         energy = float(_values(group, "ePBE0+MBD", (), source))
-        _check_energy(energy, numbers, source)
+        check_energy(energy, numbers, source)
         properties, atom_properties = {}, {}
         if self._properties:
             properties = {
@@ -238,83 +228,6 @@ class _Groups:
         )
 
 
-class _Padded:
-    """Rows of the zero-padded .npz file."""
-
-    def __init__(self, path: Path):
-        self.paths = [path]
-        self._file = npz.NpzFile(path)
-        try:
-            self._check()
-        except DatasetError:
-            self.close()
-            raise
-
-    def __len__(self) -> int:
-        return self._file.members["R"].shape[0]
-
-    def close(self) -> None:
-        self._file.close()
-
-    def read(self, records: range, report: ReadReport) -> Iterator[Structure]:
-        """Yield the structures of the records."""
-        for at in range(0, len(records), _BLOCK):
-            block = records[at : at + _BLOCK]
-            start, stop = block[0], block[-1] + 1
-            z, R, E, F = (self._file.rows(k, start, stop) for k in "zREF")
-            for record in block:
-                i = record - start
-                report.records += 1
-                structure = self._structure(record, z[i], R[i], E[i], F[i])
-                if not np.isfinite(structure.positions).all():
-                    report.skip("positions not finite", structure.source)
-                    continue
-                report.structures += 1
-                yield structure
-
-    def _structure(self, record, z, R, E, F) -> Structure:
-        """Convert a row to a structure without padding."""
-        real = z > 0  # padding has atomic number 0
-        source = f"{self.paths[0].name}:{record}"
-        numbers = checked_numbers(z[real], source)
-        energy = float(E.reshape(-1)[0])
-        if not len(numbers) or (z < 0).any():
-            raise DatasetError(
-                f"{source}: {z.tolist()} are no atomic numbers with zeros for padding"
-            )
-        _check_energy(energy, numbers, source)
-        return Structure(
-            numbers=numbers,
-            positions=R[real].astype(np.float64),
-            energy=energy,
-            forces=F[real].astype(np.float64),
-            molecule=_formula(numbers),
-            record=record,
-            source=source,
-        )
-
-    def _check(self) -> None:
-        """Raise DatasetError if arrays are missing or have inconsistent shapes."""
-        members, path = self._file.members, self.paths[0]
-        missing = [k for k in "zREF" if k not in members]
-        if missing:
-            raise DatasetError(
-                f"{path}: expected the arrays z, R, E, F of the padded form of QM7-X; {missing} missing,"
-                f" found {sorted(members)}"
-            )
-        shape = members["z"].shape
-        if len(shape) != 2 or not shape[0]:
-            raise DatasetError(
-                f"{path}: z has shape {shape}, expected (structures, largest number of atoms)"
-            )
-        expected = {"R": [(*shape, 3)], "E": [(shape[0],), (shape[0], 1)], "F": [(*shape, 3)]}
-        for k, shapes in expected.items():
-            if members[k].shape not in shapes:
-                raise DatasetError(
-                    f"{path}: {k} has shape {members[k].shape}, expected {shapes[-1]}"
-                )
-
-
 def _hdf5_files(path: Path) -> list[Path]:
     """Return the file itself, or the HDF5 files of a folder in the order of their numbers."""
     if path.is_file():
@@ -322,8 +235,8 @@ def _hdf5_files(path: Path) -> list[Path]:
     files = sorted(path.glob("*.hdf5"), key=_number)
     if not files:
         raise DatasetError(
-            f"{path}: holds no .hdf5 files. Give the folder with 1000.hdf5 to 8000.hdf5, or one of "
-            "them."
+            f"{path}: contains no .hdf5 files. Give the folder with 1000.hdf5 to 8000.hdf5, or one "
+            "of them."
         )
     return files
 
@@ -340,23 +253,24 @@ def _in_order(group) -> list[str]:
     """
 
     def key(name):
+        # "-opt" counts as number 0, so the minimum comes before "-d1", "-d2", ...
         parts = re.split(r"(\d+)", name.replace("-opt", "-0"))
         return [int(part) if i % 2 else part for i, part in enumerate(parts)]
 
     return sorted(group, key=key)
 
 
-def _minimum(key: str) -> str:
+def _minimum_of(key: str) -> str:
     """Return the name of the minimum from which a structure was displaced."""
     return key.rsplit("-", 1)[0] + "-opt"
 
 
-def _duplicates(path: Path | None) -> set[str]:
+def _read_duplicates(path: Path | None) -> set[str]:
     """Return the names of the minima in the list of duplicates."""
     if path is None:
         return set()
     try:
-        return {_minimum(word) for word in path.read_text().split()}
+        return {_minimum_of(word) for word in path.read_text().split()}
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path}: the list of duplicates cannot be read ({error})") from error
 
@@ -374,29 +288,6 @@ def _values(group, field, shape, source) -> np.ndarray:
     return values.reshape(shape)
 
 
-def _check_energy(energy: float, numbers: np.ndarray, source: str) -> None:
-    """Raise DatasetError unless the energy is a few eV per atom below that of isolated atoms."""
-    binding = _binding(energy, numbers)
-    if np.isfinite(binding) and not _BINDING[0] < binding < _BINDING[1]:
-        raise DatasetError(
-            f"{source}: the energy {energy:.6f} is {binding:.3f} eV per atom off that of the isolated atoms, expected "
-            f"{_BINDING[0]} to {_BINDING[1]}: it is no total PBE0 energy in eV. Is this a QM7-X file?"
-        )
-
-
-def _binding(energy: float, numbers: np.ndarray) -> float:
-    """Return the energy minus that of the isolated atoms, per atom (eV)."""
-    return (energy - sum(_ATOM_ENERGIES.get(z, np.nan) for z in numbers.tolist())) / max(
-        1, len(numbers)
-    )
-
-
-def _formula(numbers: np.ndarray) -> str:
-    """Return the formula with elements in the order of atomic numbers."""
-    present, counts = np.unique(numbers, return_counts=True)
-    return "".join(f"{chemical_symbols[z]}{c}" for z, c in zip(present, counts))
-
-
 def _is_qm7x(path: Path) -> bool:
     """Return whether an HDF5 file has the layout of QM7-X."""
     try:
@@ -407,17 +298,4 @@ def _is_qm7x(path: Path) -> bool:
             )
             return isinstance(first, h5py.Group) and "atNUM" in first and "atXYZ" in first
     except (OSError, RuntimeError, KeyError):
-        return False
-
-
-def _is_padded(path: Path) -> bool:
-    """Return whether an .npz file is the padded form of QM7-X, judged by its first energy."""
-    members = npz.members(path)
-    if not {"z", "R", "E", "F"} <= set(members) or len(members["z"].shape) != 2:
-        return False
-    try:
-        with npz.NpzFile(path) as file:
-            z, energy = file.rows("z", 0, 1)[0], file.rows("E", 0, 1).reshape(-1)[0]
-        return _BINDING[0] < _binding(float(energy), z[z > 0]) < _BINDING[1]
-    except (DatasetError, IndexError, ValueError, TypeError):
         return False

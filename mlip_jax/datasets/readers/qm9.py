@@ -124,6 +124,7 @@ class Reader(reader.Reader):
             if index in self._excluded:
                 report.skip("uncharacterized", source)
                 continue
+            # Parse only records that are not excluded.
             structure = raw()
             _check_energy(structure["energy"], structure["numbers"], source)
             if not np.isfinite(structure["positions"]).all():
@@ -140,26 +141,28 @@ class Reader(reader.Reader):
     def _exclude(self, given: str | Path | None) -> None:
         """Read the list of uncharacterized molecules, or add a note that they are kept."""
         folder = self.path if self.path.is_dir() else self.path.parent
-        beside = dict.fromkeys(f / "uncharacterized.txt" for f in (folder, self.path.parent))
-        found = Path(given) if given is not None else next((f for f in beside if f.is_file()), None)
+        candidates = dict.fromkeys(f / "uncharacterized.txt" for f in (folder, self.path.parent))
+        file = (
+            Path(given) if given is not None else next((f for f in candidates if f.is_file()), None)
+        )
         if not self._source.has_indices:
             problem = (
-                f"{self.path} does not name the index of its molecules: the 3,054 whose bonds changed on "
-                "relaxation cannot be told apart from the others, and are kept if they are in it"
+                f"{self.path} does not contain the indices of its molecules. The 3,054 molecules "
+                "whose bonds changed on relaxation cannot be identified and are kept"
             )
             if given is not None:
                 raise DatasetError(
-                    f"{problem}. Give the archive of QM9, or no option uncharacterized."
+                    f"{problem}. Give the archive of QM9, or remove the option uncharacterized."
                 )
             self.notes.append(problem)
-        elif found is None:
+        elif file is None:
             self.notes.append(
-                "uncharacterized.txt is not beside the data: the 3,054 molecules whose bonds changed on "
-                "relaxation are kept. Download it with the data, or name it, "
-                f"{options.how('uncharacterized', '...')}."
+                "uncharacterized.txt is missing next to the data: the 3,054 molecules whose bonds "
+                "changed on relaxation are kept. Download it, or give its path, "
+                f"{options.as_flag('uncharacterized', '...')}."
             )
         else:
-            self._list, self._excluded = found, _read_list(found)
+            self._list, self._excluded = file, _read_list(file)
 
 
 def _read_list(path: Path) -> frozenset[int]:
@@ -174,7 +177,8 @@ def _read_list(path: Path) -> frozenset[int]:
     rows = [words for words in map(str.split, lines) if len(words) == 5 and words[0].isdecimal()]
     if not rows:
         raise DatasetError(
-            f"{path}: holds no rows of index, three SMILES and a number, as uncharacterized.txt has"
+            f"{path}: contains no rows of index, three SMILES and a number, as in "
+            "uncharacterized.txt"
         )
     return frozenset(int(words[0]) for words in rows)
 
@@ -184,6 +188,7 @@ def _check_energy(energy: float, numbers: np.ndarray, source: str) -> None:
     binding = binding_energy(energy, numbers)
     if np.isfinite(binding) and not BINDING[0] < binding < BINDING[1]:
         raise DatasetError(
-            f"{source}: U0 of {energy:.6g} eV is {binding:.4g} eV per atom off the isolated atoms, expected "
-            f"{BINDING[0]} to {BINDING[1]}: it is in another unit than the rest of the file, or no total energy"
+            f"{source}: U0 of {energy:.6g} eV is {binding:.4g} eV per atom relative to the "
+            f"isolated atoms, expected {BINDING[0]} to {BINDING[1]}: it has another unit than the "
+            "rest of the file, or is not a total energy"
         )

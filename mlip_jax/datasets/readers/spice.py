@@ -25,7 +25,7 @@ from ase import units
 
 from mlip_jax.datasets import reader
 from mlip_jax.datasets.charges import charge_from_smiles
-from mlip_jax.datasets.formats.elements import checked_numbers
+from mlip_jax.datasets.formats.elements import validate_numbers
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.structure import Structure
 
@@ -61,7 +61,7 @@ class Reader(reader.Reader):
         self.level_of_theory = str(self._file.attrs.get("level_of_theory", self.LEVEL_OF_THEORY))
         self._names = list(self._file)
         if not self._names:
-            raise DatasetError(f"{self.path}: the file holds no molecules")
+            raise DatasetError(f"{self.path}: the file contains no molecules")
 
     @classmethod
     def matches(cls, path: Path) -> bool:
@@ -95,13 +95,14 @@ class Reader(reader.Reader):
             try:
                 if self._file.get(name, getclass=True) is not h5py.Group:
                     raise DatasetError(
-                        f"{source}: expected a group for each molecule, as SPICE has it; found a "
+                        f"{source}: expected a group for each molecule, as in SPICE; found a "
                         f"{self._file.get(name, getclass=True).__name__}. Is this a SPICE file?"
                     )
+                # h5py decodes invalid UTF-8 in names with surrogates; encode them the same way.
                 group = h5py.h5g.open(self._file.id, name.encode("utf-8", "surrogateescape"))
                 if b"atomic_numbers" not in group:
                     raise DatasetError(
-                        f"{source}: expected a group with 'atomic_numbers', as SPICE has it; found "
+                        f"{source}: expected a group with 'atomic_numbers', as in SPICE; found "
                         f"{sorted(n.decode() for n in group)}. Is this a SPICE file?"
                     )
                 yield from _read_molecule(group, source, record, report)
@@ -117,8 +118,8 @@ class Reader(reader.Reader):
                 MemoryError,
             ) as error:
                 raise DatasetError(
-                    f"{source}: the record cannot be read ({error}); the file is damaged. "
-                    "Download or make it again."
+                    f"{source}: the record cannot be read ({error}); the file is corrupted. "
+                    "Download it again or recreate it."
                 ) from error
 
 
@@ -132,7 +133,7 @@ def _read_molecule(
     if positions is None or not positions.size:
         report.skip("no positions", source)
         return
-    numbers = checked_numbers(_floats(group, "atomic_numbers", None, source), source)
+    numbers = validate_numbers(_floats(group, "atomic_numbers", None, source), source)
     positions *= units.Bohr
     if positions.ndim != 3 or positions.shape[1:] != (len(numbers), 3):
         raise DatasetError(
@@ -214,4 +215,4 @@ def _text(group, name, source) -> str:
     try:
         return value.decode() if isinstance(value, bytes) else str(value)
     except UnicodeDecodeError as error:
-        raise DatasetError(f"{source}: {name} is no text in UTF-8 ({error})") from error
+        raise DatasetError(f"{source}: {name} is not valid UTF-8 ({error})") from error

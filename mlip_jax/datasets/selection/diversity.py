@@ -49,7 +49,7 @@ def maxmin(
 
 
 def maxmin_rank(
-    molecule: np.ndarray, smiles: Sequence[str], count: int, *, seed: int, least: int = 1
+    molecule: np.ndarray, smiles: Sequence[str], count: int, *, seed: int, min_conformers: int = 1
 ) -> np.ndarray:
     """Return the rank of the molecule of each structure in the order of MaxMin picking, (S,) int64.
 
@@ -61,7 +61,7 @@ def maxmin_rank(
       smiles: SMILES of each structure, (S,).
       count: Number of molecules to pick. All other molecules have the rank `count`.
       seed: Seed of the first pick.
-      least: Minimum number of structures of a molecule that can be picked.
+      min_conformers: Minimum number of structures of a molecule that can be picked.
 
     Raises:
       ImportError: RDKit is missing.
@@ -75,13 +75,13 @@ def maxmin_rank(
             mol = Chem.MolFromSmiles(text) if text else None
             if mol is None:
                 raise ValueError(
-                    f"a choice of diverse molecules needs SMILES that RDKit can read; received {text!r}"
+                    f"the selection of diverse molecules requires valid SMILES; received {text!r}"
                 )
             # Hydrogens can be explicit in one record and implicit in the next.
             fingerprints.append(morgan_fingerprint(Chem.RemoveHs(mol)))
         return maxmin(fingerprints, picks, seed=seed)
 
-    return _rank(molecule, count, least, pick)
+    return _rank(molecule, count, min_conformers, pick)
 
 
 def farthest_points(
@@ -113,6 +113,7 @@ def farthest_points(
     picks = np.empty(min(count, size), np.int64)
     picks[0] = first
     for n in range(1, len(picks)):
+        # Update the distances with the last pick, then take the farthest point.
         last = picks[n - 1]
         np.minimum(nearest, squares + squares[last] - 2.0 * (points @ points[last]), out=nearest)
         nearest[last] = -np.inf  # for all that follows, even where points are the same
@@ -127,7 +128,7 @@ def farthest_rank(
     count: int,
     *,
     seed: int,
-    least: int = 1,
+    min_conformers: int = 1,
 ) -> np.ndarray:
     """Return the rank of the molecule of each structure in farthest-point picking, (S,) int64.
 
@@ -139,7 +140,7 @@ def farthest_rank(
       features: Features of these molecules, (M, F).
       count: Number of molecules to pick. All other molecules have the rank `count`.
       seed: Seed of the first pick.
-      least: Minimum number of structures of a molecule that can be picked.
+      min_conformers: Minimum number of structures of a molecule that can be picked.
 
     Raises:
       ValueError: A candidate molecule has no features, or there is no candidate.
@@ -147,18 +148,18 @@ def farthest_rank(
     order = np.argsort(ids, kind="stable")
 
     def pick(structures: np.ndarray, picks: int) -> np.ndarray:
-        wanted = np.asarray(molecule)[structures]
-        places = order[np.minimum(np.searchsorted(ids, wanted, sorter=order), len(order) - 1)]
-        if (ids[places] != wanted).any():
+        candidates = np.asarray(molecule)[structures]
+        rows = order[np.minimum(np.searchsorted(ids, candidates, sorter=order), len(order) - 1)]
+        if (ids[rows] != candidates).any():
             raise ValueError(
-                f"{(ids[places] != wanted).sum()} of {len(wanted)} molecules have no features"
+                f"{(ids[rows] != candidates).sum()} of {len(candidates)} molecules have no features"
             )
-        own = features[places].astype(np.float64)
+        values = features[rows].astype(np.float64)
         # Without this minimum, division would turn a constant feature into rounding noise.
-        spread = np.maximum(own.std(0), 1e-6 * max(float(np.abs(own).max(initial=0)), 1e-12))
-        return farthest_points((own - own.mean(0)) / spread, picks, seed=seed)
+        spread = np.maximum(values.std(0), 1e-6 * max(float(np.abs(values).max(initial=0)), 1e-12))
+        return farthest_points((values - values.mean(0)) / spread, picks, seed=seed)
 
-    return _rank(molecule, count, least, pick)
+    return _rank(molecule, count, min_conformers, pick)
 
 
 def _first(size: int, first: int | None, seed: int) -> int:
@@ -166,12 +167,15 @@ def _first(size: int, first: int | None, seed: int) -> int:
     if first is None:
         first = int(np.random.default_rng(seed).integers(size))
     if not 0 <= first < size:
-        raise ValueError(f"the first pick must be a place from 0 to {size - 1}; received {first}")
+        raise ValueError(f"the first pick must be an index from 0 to {size - 1}; received {first}")
     return first
 
 
 def _rank(
-    molecule: np.ndarray, count: int, least: int, pick: Callable[[np.ndarray, int], np.ndarray]
+    molecule: np.ndarray,
+    count: int,
+    min_conformers: int,
+    pick: Callable[[np.ndarray, int], np.ndarray],
 ) -> np.ndarray:
     """Return the rank of the molecule of each structure among `count` picks, (S,) int64.
 
@@ -180,14 +184,15 @@ def _rank(
     Args:
       molecule: Molecule of each structure, (S,).
       count: Number of molecules to pick.
-      least: Minimum number of structures of a molecule that can be picked.
+      min_conformers: Minimum number of structures of a molecule that can be picked.
       pick: Function (one structure per candidate molecule, number of picks) -> indices among the
         candidates. The order of the candidates does not depend on the order of the structures.
     """
     unit_of, num_units = group(molecule)
     one = np.zeros(num_units, np.int64)
     one[unit_of] = np.arange(len(unit_of))
-    pool = np.flatnonzero(np.bincount(unit_of, minlength=num_units) >= least)
+    # Candidates, sorted by their hash to be independent of the order of the structures.
+    pool = np.flatnonzero(np.bincount(unit_of, minlength=num_units) >= min_conformers)
     pool = pool[np.argsort(stable_ids(np.asarray(molecule)[one[pool]]), kind="stable")]
     rank = np.full(num_units, count, np.int64)
     picks = pick(one[pool], min(count, len(pool)))

@@ -71,26 +71,28 @@ def unseen_conformers(
         is not that of the draw.
     """
     among = np.arange(len(molecule)) if among is None else np.asarray(among, np.int64)
-    mine = among[np.isin(molecule[among], molecule[train])]
-    unit_of, num_units = group(molecule[mine])
+    candidates = among[np.isin(molecule[among], molecule[train])]
+    unit_of, num_units = group(molecule[candidates])
     sizes = np.bincount(unit_of, minlength=num_units)
-    mine = mine[sizes[unit_of] >= num_conformers]
-    if not len(mine):
-        return mine
-    count = group(molecule[mine])[1]
-    aside = mine[nested_subset(molecule[mine], conformer[mine], count, num_conformers, seed=seed)]
-    unseen = np.setdiff1d(mine, aside)
+    candidates = candidates[sizes[unit_of] >= num_conformers]
+    if not len(candidates):
+        return candidates
+    count = group(molecule[candidates])[1]
+    reserved = candidates[
+        nested_subset(molecule[candidates], conformer[candidates], count, num_conformers, seed=seed)
+    ]
+    unseen = np.setdiff1d(candidates, reserved)
     if np.isin(unseen, train).any():
         raise ValueError(
             f"{np.isin(unseen, train).sum()} structures of the training set are not among the "
-            f"{num_conformers} conformers of each molecule that are put aside for it (seed {seed}): these "
-            "are not those by which the training set was drawn"
+            f"{num_conformers} conformers per molecule that are reserved for it (seed {seed}): the "
+            "seed or the number differs from that of the draw"
         )
     if max_molecules is not None and count > max_molecules:
-        first = mine[
+        first = candidates[
             nested_subset(
-                molecule[mine],
-                conformer[mine],
+                molecule[candidates],
+                conformer[candidates],
                 max_molecules,
                 1,
                 seed=seed,
@@ -135,11 +137,12 @@ def distances_to_training(
         runs in this process.
     """
     molecule = np.asarray(store.index("molecule"))
-    places = np.argsort(molecule[conformers], kind="stable")
-    _, starts = np.unique(molecule[conformers][places], return_index=True)
-    tests = np.split(places, starts[1:]) if len(places) else []
+    order_of_tests = np.argsort(molecule[conformers], kind="stable")
+    _, starts = np.unique(molecule[conformers][order_of_tests], return_index=True)
+    tests = np.split(order_of_tests, starts[1:]) if len(order_of_tests) else []
+    # Training structures sorted by molecule, to find those of a molecule by bisection.
     order = train[np.argsort(molecule[train], kind="stable")]
-    found, problems = (
+    rmsd, problems = (
         np.full(len(conformers), np.nan),
         {"other atoms": 0, "many symmetries": 0, "unreadable": 0},
     )
@@ -148,10 +151,10 @@ def distances_to_training(
     def pieces() -> Iterator[tuple[np.ndarray, Columns, Columns]]:
         for test in tests:
             key = molecule[conformers[test[0]]]
-            here = slice(
+            same_molecule = slice(
                 *(np.searchsorted(molecule[order], key, side) for side in ("left", "right"))
             )
-            yield test, store.take(conformers[test]), store.take(order[here])
+            yield test, store.take(conformers[test]), store.take(order[same_molecule])
 
     def molecules() -> Iterator[Conformers]:
         symmetries = symmetries_of(
@@ -174,28 +177,35 @@ def distances_to_training(
     kept: list[np.ndarray] = []
     # `nearest_rmsd` reads `molecules` ahead, so `kept` already has the conformers of each result.
     for number, nearest in enumerate(nearest_rmsd(molecules())):
-        found[kept[number]] = nearest
-    found[np.isinf(found)] = np.nan  # molecules without training conformers
-    return Distances(found, _notes(problems, max_symmetries))
+        rmsd[kept[number]] = nearest
+    rmsd[np.isinf(rmsd)] = np.nan  # molecules without training conformers
+    return Distances(rmsd, _notes(problems, max_symmetries))
 
 
 def _entry(columns: Columns) -> SymmetryQuery:
+    """Return the query for the symmetries of a molecule, from its first structure."""
     first = columns[0]
     return SymmetryQuery(first.numbers, first.positions, first.smiles)
 
 
-def _positions(columns: Columns, of: np.ndarray, heavy: np.ndarray) -> np.ndarray:
-    return np.array([columns[int(s)].positions[heavy] for s in np.flatnonzero(of)]).reshape(
+def _positions(columns: Columns, mask: np.ndarray, heavy: np.ndarray) -> np.ndarray:
+    """Return the heavy-atom positions (Å) of the structures in `mask`, (C, n, 3)."""
+    return np.array([columns[int(s)].positions[heavy] for s in np.flatnonzero(mask)]).reshape(
         -1, len(heavy), 3
     )
 
 
-def _notes(problems: dict[str, int], most: int) -> list[str]:
+def _notes(problems: dict[str, int], max_symmetries: int) -> list[str]:
+    """Format and log the problems that occurred."""
     texts = {
-        "other atoms": "{} conformers have their atoms in another order than the first unseen one of their molecule, "
-        "and are left out of its RMSDs.",
-        "many symmetries": f"{{}} molecules have more than {most} symmetries, of which so many are looked through: "
-        "their RMSDs may be too large.",
+        "other atoms": (
+            "{} conformers have their atoms in another order than the first unseen one of their "
+            "molecule, and are excluded from its RMSDs."
+        ),
+        "many symmetries": (
+            f"{{}} molecules have more than {max_symmetries} symmetries; only this number is "
+            "tried, so their RMSDs may be too large."
+        ),
         "unreadable": "RDKit cannot read {} molecules: their RMSDs are without symmetries.",
     }
     notes = [texts[name].format(count) for name, count in problems.items() if count]
@@ -218,14 +228,11 @@ def near_and_far(rmsd: np.ndarray, threshold: float) -> dict[str, np.ndarray]:
       ValueError: The threshold is not positive.
     """
     if not threshold > 0:
-        raise ValueError(
-            f"the RMSD that tells near conformers from far ones must be positive (Å); received "
-            f"{threshold}"
-        )
+        raise ValueError(f"the RMSD threshold (Å) must be positive; received {threshold}")
     return {"iid_c": np.flatnonzero(rmsd <= threshold), "ood_c": np.flatnonzero(rmsd > threshold)}
 
 
-def drawn(options: Any) -> tuple[int, int] | None:
+def draw_settings(options: Any) -> tuple[int, int] | None:
     """Return (reserved conformers per molecule, seed) of the draw in config.data, or None."""
     if not options.num_molecules:
         return None

@@ -43,8 +43,8 @@ class RunData:
         store = Path(meta.get("store", ""))
         if not is_store(store):
             raise DatasetError(
-                f"{workdir}: the data that it was trained on are not at {store.absolute()}. Run the "
-                "command where the training ran, or put the store back."
+                f"{workdir}: the store of its training data is missing at {store.absolute()}. Run "
+                "the command in the folder in which the training ran, or restore the store."
             )
         return cls(workdir, Store(store), parts)
 
@@ -68,17 +68,19 @@ class RunData:
 
         The second value is the number of molecules that RDKit cannot read.
         """
-        first = first_of_each(self.store, self.seen())
-        found = describe(
+        first = first_per_molecule(self.store, self.seen())
+        descriptions = describe(
             entries(self.store, first),
             len(first),
             num_processes=num_processes,
             label=f"molecules of {self.workdir.name}",
         )
-        return {d.skeleton for d in found if d is not None}, sum(d is None for d in found)
+        return {d.skeleton for d in descriptions if d is not None}, sum(
+            d is None for d in descriptions
+        )
 
 
-def first_of_each(store: Store, indices: np.ndarray, last: bool = False) -> np.ndarray:
+def first_per_molecule(store: Store, indices: np.ndarray, last: bool = False) -> np.ndarray:
     """Return one index per molecule, ascending: the first structure by record and conformer.
 
     Args:
@@ -89,6 +91,7 @@ def first_of_each(store: Store, indices: np.ndarray, last: bool = False) -> np.n
     keys = [store.index(name)[indices] for name in ("conformer", "record", "molecule")]
     order = np.lexsort(keys)
     molecule = keys[2][order]
+    # Last position of each molecule in the sorted order, except the very last one.
     edge = np.flatnonzero(molecule[1:] != molecule[:-1])
     edge = np.append(edge, len(order) - 1) if last else np.append(0, edge + 1)
     return np.sort(indices[order[edge]]) if len(order) else indices[:0]

@@ -91,26 +91,25 @@ def scaffold_index(
         raise ValueError(f"num_processes must be at least 1, received {num_processes}")
     _require_rdkit()
     smiles = np.array(smiles, object)
+    # Process each distinct SMILES once: `number` is the index among them, (S,).
     number, count = group(smiles)
     one_of = np.zeros(count, np.int64)
     one_of[number] = np.arange(len(number))
-    different = smiles[one_of].tolist()
-    found = _all_scaffolds(different, num_processes, progress)
-    bad = [s for s, scaffold in zip(different, found) if scaffold is None]
+    distinct = smiles[one_of].tolist()
+    scaffold_of = _all_scaffolds(distinct, num_processes, progress)
+    bad = [s for s, scaffold in zip(distinct, scaffold_of) if scaffold is None]
     if bad and on_error == "raise":
         raise DatasetError(
             f"RDKit cannot read {len(bad)} of {count} different SMILES: "
-            f"{', '.join(repr(s) for s in bad[:5])}{', ...' if len(bad) > 5 else ''}. Leave these "
-            "molecules out, or let each be a scaffold of its own (on_error='own')."
+            f"{', '.join(repr(s) for s in bad[:5])}{', ...' if len(bad) > 5 else ''}. Remove these "
+            "molecules, or treat each as its own scaffold (on_error='own')."
         )
     if bad:
         log.warning(
-            "RDKit cannot read %d of %d different SMILES; each is a scaffold of its own",
-            len(bad),
-            count,
+            "RDKit cannot read %d of %d different SMILES; each is its own scaffold", len(bad), count
         )
     names, index = np.unique(
-        np.array([s if f is None else f for s, f in zip(different, found)], object),
+        np.array([s if f is None else f for s, f in zip(distinct, scaffold_of)], object),
         return_inverse=True,
     )
     return names, index.astype(np.int32)[number]
@@ -119,6 +118,7 @@ def scaffold_index(
 def _all_scaffolds(
     smiles: list[str], num_processes: int | None, progress: bool
 ) -> list[str | None]:
+    """Return the scaffold of each SMILES, None if RDKit cannot read it."""
     chunks = [smiles[start : start + _CHUNK] for start in range(0, len(smiles), _CHUNK)]
     if num_processes is None:
         num_processes = workers.available_cores() if len(smiles) >= _LONG else 1
@@ -140,6 +140,7 @@ def _all_scaffolds(
 
 
 def _scaffolds_of(chunk: list[str]) -> list[str | None]:
+    """Return the scaffolds of one job of a worker process."""
     return [_scaffold(smiles) for smiles in chunk]
 
 
@@ -166,7 +167,8 @@ def _scaffold(smiles: str) -> str | None:
 
 
 def _require_rdkit() -> None:
+    """Raise ImportError if RDKit is missing."""
     try:
         import rdkit  # noqa: F401
     except ImportError as error:
-        raise ImportError("scaffolds need RDKit: pip install 'mlip-flax[data]'") from error
+        raise ImportError("scaffolds require RDKit: pip install 'mlip-flax[data]'") from error

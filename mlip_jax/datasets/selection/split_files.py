@@ -34,7 +34,7 @@ _WORDS = {
     "test": "test",
     "testing": "test",
 }
-_HOW = "name it as train=FILE, valid=FILE or test=FILE"
+_HOW = "write it as train=FILE, valid=FILE or test=FILE"
 
 
 def read_split_files(
@@ -65,18 +65,18 @@ def read_split_files(
     parts: dict[str, np.ndarray] = {}
     for name, path in named:
         if name and name not in _WORDS:
-            raise DatasetError(f"data.split_files: there is no part {name!r}; {_HOW}")
-        found = {_WORDS[name]: _numbers(path)} if name else read_split_file(path)
-        for part, numbers in found.items():
+            raise DatasetError(f"data.split_files: unknown split {name!r}; {_HOW}")
+        splits = {_WORDS[name]: _numbers(path)} if name else read_split_file(path)
+        for part, numbers in splits.items():
             if part in parts:
                 raise DatasetError(f"data.split_files: {path} is a second file for {part!r}")
             parts[part] = numbers
     where = ", ".join(str(path) for _, path in named)
     if "train" not in parts:
         raise DatasetError(
-            f"data.split_files: no training part in {where or 'an empty list'}; {_HOW}"
+            f"data.split_files: no training split in {where or 'an empty list'}; {_HOW}"
         )
-    return _checked(parts, where, num_records)
+    return _validate(parts, where, num_records)
 
 
 def read_split_file(path: str | Path, num_records: int | None = None) -> dict[str, np.ndarray]:
@@ -93,8 +93,8 @@ def read_split_file(path: str | Path, num_records: int | None = None) -> dict[st
     elif path.suffix.lower() == ".npz":
         parts = _by_name(_read_npz(path), path)
     else:
-        parts = {_part_in_name(path): _numbers(path)}
-    return _checked(parts, str(path), num_records)
+        parts = {_split_in_name(path): _numbers(path)}
+    return _validate(parts, str(path), num_records)
 
 
 def save_split(path: str | Path, parts: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> Path:
@@ -112,7 +112,7 @@ def save_split(path: str | Path, parts: Mapping[str, np.ndarray], meta: Mapping[
     """
     path = Path(path)
     if path.suffix != ".npz":
-        raise ValueError(f"a split is kept as .npz; received {path}")
+        raise ValueError(f"a split is saved as .npz; received {path}")
     arrays = {name: np.asarray(indices, np.int64) for name, indices in parts.items()}
     with atomic_open(path) as file:
         np.savez(file, **arrays)
@@ -137,7 +137,7 @@ def load_split(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]
     """
     path = Path(path)
     arrays, meta = _read_npz(path), _read_json(path.with_suffix(".json"))
-    parts = _checked(arrays, str(path), None)
+    parts = _validate(arrays, str(path), None)
     if meta.get("checksum") != _checksum(parts):
         raise DatasetError(
             f"{path} and {path.with_suffix('.json').name} do not belong together: writing them was "
@@ -147,6 +147,7 @@ def load_split(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]
 
 
 def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
+    """Return a hash of the indices of all splits."""
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(arrays):
         digest.update(f"{name}:{len(arrays[name])};".encode())
@@ -154,9 +155,10 @@ def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def _checked(
+def _validate(
     parts: Mapping[str, Any], source: str, num_records: int | None
 ) -> dict[str, np.ndarray]:
+    """Return splits as int64. Raise DatasetError if they are invalid or exceed the records."""
     try:
         checked = check_parts(parts, source)
     except ValueError as error:
@@ -164,28 +166,34 @@ def _checked(
     for name, numbers in checked.items():
         beyond = numbers[numbers >= num_records] if num_records is not None else numbers[:0]
         if len(beyond):
+            # Numbers from 1 to num_records instead of 0 to num_records - 1 are a common mistake.
             from_one = (
                 numbers.max() == num_records
                 and min(p.min() for p in checked.values() if len(p)) >= 1
             )
             hint = (
-                " They look as if counted from 1; records are counted from 0." if from_one else ""
+                " They seem to be counted from 1; records are counted from 0." if from_one else ""
             )
             raise DatasetError(
-                f"{source}: part {name!r} has {len(beyond)} numbers beyond the last record "
-                f"{num_records - 1}, the first {beyond[0]}.{hint} Is it the split of another file?"
+                f"{source}: split {name!r} has {len(beyond)} numbers beyond the last record "
+                f"{num_records - 1}, the first {beyond[0]}.{hint} Check whether the split belongs "
+                "to this file."
             )
     return checked
 
 
-def _part_in_name(path: Path) -> str:
+def _split_in_name(path: Path) -> str:
+    """Return the split that a file name indicates."""
     words = {_WORDS[w] for w in re.split(r"[^a-z]+", path.name.lower()) if w in _WORDS}
     if len(words) != 1:
-        raise DatasetError(f"{path}: the name does not tell one of train, valid and test; {_HOW}")
+        raise DatasetError(
+            f"{path}: cannot infer the split (train, valid or test) from the file name; {_HOW}"
+        )
     return words.pop()
 
 
 def _by_name(members: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return the arrays of a file by split, from names such as "train" or "val_idx"."""
     parts: dict[str, Any] = {}
     for key, numbers in members.items():
         words = [_WORDS[w] for w in re.split(r"[^a-z]+", key.lower()) if w in _WORDS]
@@ -196,13 +204,14 @@ def _by_name(members: Mapping[str, Any], path: Path) -> dict[str, Any]:
             )
         parts[words[0]] = numbers
     if not parts:
-        raise DatasetError(f"{path}: holds no part of a split")
+        raise DatasetError(f"{path}: contains no split")
     return parts
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object of a file, after checking that the splits are lists of integers."""
     try:
-        content = json.loads(_bytes(path))
+        content = json.loads(_read_bytes(path))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path}: is not valid JSON ({error})") from error
     if not isinstance(content, dict):
@@ -211,65 +220,65 @@ def _read_json(path: Path) -> dict[str, Any]:
             f"{type(content).__name__}"
         )
     for key, numbers in content.items():
-        for place, number in enumerate(
+        for index, number in enumerate(
             numbers if isinstance(numbers, list) and key.lower() in _WORDS else ()
         ):
             if type(number) is not int or abs(number) >= 2**63:
                 raise DatasetError(
-                    f"{path}: number {place} of {key!r} must be a whole number; found {number!r:.80}"
+                    f"{path}: number {index} of {key!r} must be an integer; found {number!r:.80}"
                 )
     return content
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    _bytes(path, 0)
+    """Return the arrays of an .npz file."""
+    _read_bytes(path, 0)
     try:
         with np.load(path, allow_pickle=False) as file:
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise ValueError("one bare array")
             return {name: file[name] for name in file.files}
     except (ValueError, EOFError, KeyError, OSError, zipfile.BadZipFile, zlib.error) as error:
-        raise DatasetError(
-            f"{path}: cannot be read as npz arrays of whole numbers ({error})"
-        ) from error
+        raise DatasetError(f"{path}: cannot be read as npz arrays of integers ({error})") from error
 
 
 def _numbers(path: Path) -> np.ndarray:
     """Read one split: an npy file, or text with one number per line and an optional header line."""
     if path.suffix.lower() == ".npy":
-        _bytes(path, 0)
+        _read_bytes(path, 0)
         try:
             numbers = np.load(path, allow_pickle=False)
             if not isinstance(numbers, np.ndarray):
-                raise ValueError("an archive of arrays; its name should end in .npz")
+                raise ValueError("an archive of arrays, whose name must end in .npz")
             return numbers
         except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
             raise DatasetError(
-                f"{path}: cannot be read as an array of whole numbers ({error})"
+                f"{path}: cannot be read as an array of integers ({error})"
             ) from error
     try:
-        lines = _bytes(path).decode("utf-8-sig").splitlines()
+        lines = _read_bytes(path).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path}: is not text ({error})") from error
     numbers = []
-    for place, line in enumerate(lines, 1):
+    for line_number, line in enumerate(lines, 1):
         line = line.strip()
         if re.fullmatch(r"[+-]?[0-9]{1,18}", line):
             numbers.append(int(line))
         elif (
             line
             and not line.startswith("#")
-            and not (place == 1 and re.fullmatch(r"[A-Za-z_ ]+", line))
+            and not (line_number == 1 and re.fullmatch(r"[A-Za-z_ ]+", line))
         ):
             raise DatasetError(
-                f"{path}, line {place}: expected one whole number a line; found {line!r:.80}"
+                f"{path}, line {line_number}: expected one integer per line; found {line!r:.80}"
             )
     if not numbers:
-        raise DatasetError(f"{path}: holds no number")
+        raise DatasetError(f"{path}: contains no numbers")
     return np.array(numbers, np.int64)
 
 
-def _bytes(path: Path, limit: int = -1) -> bytes:
+def _read_bytes(path: Path, limit: int = -1) -> bytes:
+    """Return the first `limit` bytes of a file, all by default."""
     try:
         with open(path, "rb") as file:
             return file.read(limit)

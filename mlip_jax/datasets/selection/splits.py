@@ -94,45 +94,46 @@ def split(
         "official": ["record"],
     }.get(by, []):
         if columns[name] is None or len(columns[name]) != len(molecule):
-            found = "nothing" if columns[name] is None else f"{len(columns[name])} values"
+            received = "nothing" if columns[name] is None else f"{len(columns[name])} values"
             raise ValueError(
-                f"a split by {by} needs `{name}` of {len(molecule)} structures; received {found}"
+                f"a split by {by} requires `{name}` of {len(molecule)} structures; received "
+                f"{received}"
             )
     if not len(molecule):
-        raise ValueError("there are no structures to split")
-    wanted = _wanted(counts, len(molecule))
+        raise ValueError("no structures to split")
+    requested = _requested_counts(counts, len(molecule))
     if by == "official":
         if official is None:
             raise ValueError(
-                "a split by official needs `official`: the data set has no split of its own; give it as "
-                "data.split_files, or choose another data.split"
+                "a split by official requires `official`: the data set has no official split. Set "
+                "data.split_files, or choose another data.split."
             )
         return _official(official, np.asarray(record), molecule, counts, seed)
     if by == "random":
         order = np.random.default_rng(seed).permutation(
             np.arange(len(molecule), dtype=index_type(len(molecule)))
         )
-        bounds = _bounds(np.ones(len(order), np.int8), wanted, by, len(molecule))
+        bounds = _bounds(np.ones(len(order), np.int8), requested, by, len(molecule))
         return {
             name: np.sort(order[a:b]).astype(np.int64)
             for name, a, b in zip(SPLITS, bounds, bounds[1:])
         }
-    unit_of, num_units = group(molecule)
+    unit_of, num_units = group(molecule)  # units are molecules, (S,)
     if by == "molecule":
         order = np.random.default_rng(seed).permutation(num_units)
-        return _deal(unit_of, order, wanted, by)
+        return _deal(unit_of, order, requested, by)
     values = np.asarray(n_atoms if by == "size" else scaffold)
-    group_of, num_groups = group(values)
-    group_of_unit = _of_units(group_of, unit_of, num_units, values, molecule, METHODS[by])
+    group_of, num_groups = group(values)  # groups are scaffolds or sizes, (S,)
+    group_of_unit = _groups_of_units(group_of, unit_of, num_units, values, molecule, METHODS[by])
     # Split all structures first and thin each split afterwards. Otherwise, the rarest scaffolds or
     # the largest molecules would be excluded first.
-    everything = wanted * (len(molecule) / wanted.sum())
+    everything = requested * (len(molecule) / requested.sum())
     order = _order_groups(by, group_of, group_of_unit, num_groups, everything, seed)
     parts = _deal(group_of, order, everything, by)
-    if wanted.sum() < len(molecule) - 0.5:
+    if requested.sum() < len(molecule) - 0.5:
         rng = np.random.default_rng(seed)
         parts = {
-            name: _thin(parts[name], unit_of, count, rng) for name, count in zip(SPLITS, wanted)
+            name: _thin(parts[name], unit_of, count, rng) for name, count in zip(SPLITS, requested)
         }
     return parts
 
@@ -146,36 +147,36 @@ def describe(parts: Mapping[str, np.ndarray], molecule: np.ndarray) -> dict[str,
     }
 
 
-def _wanted(counts: Sequence[float], total: int) -> np.ndarray:
+def _requested_counts(counts: Sequence[float], total: int) -> np.ndarray:
     """Return the requested numbers of structures per split, (3,) float, at most `total` in sum."""
-    wanted = np.asarray(counts, float)
+    requested = np.asarray(counts, float)
     if (
-        wanted.shape != (3,)
-        or not np.isfinite(wanted).all()
-        or (wanted < 0).any()
-        or wanted[0] == 0
+        requested.shape != (3,)
+        or not np.isfinite(requested).all()
+        or (requested < 0).any()
+        or requested[0] == 0
     ):
         raise ValueError(
-            "split counts must be three numbers, the first at least 1 (or fractions, the first above 0); "
+            "split counts must be three numbers, the first at least 1 (or fractions, the first "
+            f"above 0); received {list(counts)}"
+        )
+    whole = (requested == np.rint(requested)).all()
+    if (requested <= 1).all() and (requested.sum() <= 1 + 1e-9 or not whole):
+        if requested.sum() > 1 + 1e-9:
+            raise ValueError(
+                f"split counts {list(counts)} look like fractions, but their sum is "
+                f"{requested.sum():g}, above 1"
+            )
+        return requested * (total / max(requested.sum(), 1.0))
+    if requested[0] < 1 or not whole:
+        raise ValueError(
+            "split counts must be three integers, the first at least 1, or three fractions; "
             f"received {list(counts)}"
         )
-    whole = (wanted == np.rint(wanted)).all()
-    if (wanted <= 1).all() and (wanted.sum() <= 1 + 1e-9 or not whole):
-        if wanted.sum() > 1 + 1e-9:
-            raise ValueError(
-                f"split counts {list(counts)} look like fractions, but their sum is {wanted.sum():g} and "
-                "not at most 1"
-            )
-        return wanted * (total / max(wanted.sum(), 1.0))
-    if wanted[0] < 1 or not whole:
-        raise ValueError(
-            "split counts must be three whole numbers, the first at least 1, or three fractions; received "
-            f"{list(counts)}"
-        )
-    return wanted * min(1.0, total / wanted.sum())
+    return requested * min(1.0, total / requested.sum())
 
 
-def _bounds(sizes: np.ndarray, wanted: np.ndarray, by: str, num_structures: int) -> list[int]:
+def _bounds(sizes: np.ndarray, requested: np.ndarray, by: str, num_structures: int) -> list[int]:
     """Divide a sequence of units into splits: [0, end of train, end of valid, end of test].
 
     A unit belongs to the split whose range of structures contains the middle of the unit. Each
@@ -183,42 +184,43 @@ def _bounds(sizes: np.ndarray, wanted: np.ndarray, by: str, num_structures: int)
 
     Args:
       sizes: Number of structures per unit, in order.
-      wanted: Requested numbers of structures per split, (3,).
+      requested: Requested numbers of structures per split, (3,).
       by: Method, for messages.
       num_structures: Total number of structures, for messages.
     """
-    if len(sizes) < (wanted > 0).sum():
+    if len(sizes) < (requested > 0).sum():
         raise ValueError(
-            f"{num_structures} structures of {len(sizes)} {METHODS[by]} cannot be split by {by} into "
-            f"{int((wanted > 0).sum())} parts"
+            f"{num_structures} structures of {len(sizes)} {METHODS[by]} cannot be split by {by} "
+            f"into {int((requested > 0).sum())} splits"
         )
+    # Middle of each unit on the axis of all structures, (units,).
     middle = np.cumsum(sizes, dtype=np.float64)
     middle -= 0.5 * sizes
-    ends = np.searchsorted(middle, np.cumsum(wanted), side="left").tolist()
+    ends = np.searchsorted(middle, np.cumsum(requested), side="left").tolist()
     # Give each requested split at least one unit: first toward the end, then back from the end.
     for p in range(3):
-        ends[p] = max(ends[p], (ends[p - 1] if p else 0) + int(wanted[p] > 0))
+        ends[p] = max(ends[p], (ends[p - 1] if p else 0) + int(requested[p] > 0))
     last = len(sizes)
     for p in reversed(range(3)):
         ends[p] = min(ends[p], last)
-        last = ends[p] - int(wanted[p] > 0)
+        last = ends[p] - int(requested[p] > 0)
     return [0, *ends]
 
 
 def _deal(
-    unit_of: np.ndarray, order: np.ndarray, wanted: np.ndarray, by: str
+    unit_of: np.ndarray, order: np.ndarray, requested: np.ndarray, by: str
 ) -> dict[str, np.ndarray]:
     """Assign the first units in `order` to train, the next to valid and test; return structures."""
-    sizes = np.bincount(unit_of, minlength=len(order))[order]
-    bounds = _bounds(sizes, wanted, by, len(unit_of))
+    sizes = np.bincount(unit_of, minlength=len(order))[order]  # structures per unit, in order
+    bounds = _bounds(sizes, requested, by, len(unit_of))
     part_of_unit = np.full(len(order), len(SPLITS), np.int8)
     for p in range(len(SPLITS)):
         part_of_unit[order[bounds[p] : bounds[p + 1]]] = p
-    part_of = part_of_unit[unit_of]
+    part_of = part_of_unit[unit_of]  # number of the split per structure, (S,)
     return {name: np.flatnonzero(part_of == p) for p, name in enumerate(SPLITS)}
 
 
-def _order_groups(by, group_of, group_of_unit, num_groups, wanted, seed) -> np.ndarray:
+def _order_groups(by, group_of, group_of_unit, num_groups, requested, seed) -> np.ndarray:
     """Return the groups in the order of their assignment to train, valid and test."""
     if by == "size":
         return np.arange(num_groups)
@@ -227,12 +229,12 @@ def _order_groups(by, group_of, group_of_unit, num_groups, wanted, seed) -> np.n
         molecules = np.bincount(group_of_unit, minlength=num_groups)
         return np.lexsort((np.arange(num_groups), -structures, -molecules))
     order = np.random.default_rng(seed).permutation(num_groups)
-    held_out = wanted[1:][wanted[1:] > 0]
+    held_out = requested[1:][requested[1:] > 0]
     large = structures[order] > (0.5 * held_out.min() if len(held_out) else 0)
     return np.concatenate([order[large], order[~large]])
 
 
-def _of_units(group_of, unit_of, num_units, values, molecule, word) -> np.ndarray:
+def _groups_of_units(group_of, unit_of, num_units, values, molecule, word) -> np.ndarray:
     """Return the group of each molecule, (num_units,). Raise ValueError if one has several."""
     group_of_unit = np.zeros(num_units, group_of.dtype)
     group_of_unit[unit_of] = group_of
@@ -241,9 +243,10 @@ def _of_units(group_of, unit_of, num_units, values, molecule, word) -> np.ndarra
         s = other[0]
         last = np.flatnonzero(unit_of == unit_of[s])[-1]
         raise ValueError(
-            f"molecule {molecule[s]!s} has the {word} {values[s]!s} (structure {s}) and {values[last]!s} "
-            f"(structure {last}), and {len(np.unique(unit_of[other]))} molecules in all have several; "
-            "molecules would stand in two parts. Give all structures of a molecule the same."
+            f"molecule {molecule[s]!s} has the {word} {values[s]!s} (structure {s}) and "
+            f"{values[last]!s} (structure {last}), and {len(np.unique(unit_of[other]))} molecules "
+            f"have several; such molecules would be in two splits. Assign the same "
+            f"{word} to all structures of a molecule."
         )
     return group_of_unit
 
@@ -260,10 +263,11 @@ def _thin(
 
 
 def _official(official, record, molecule, counts, seed) -> dict[str, np.ndarray]:
+    """Return the structures of each official split, with "valid" drawn from "train" if missing."""
     parts = check_parts(official, "the official split")
     if "train" not in parts:
         raise ValueError(
-            f"the official split has no part 'train', only {', '.join(map(repr, parts)) or 'nothing'}"
+            f"the official split lacks 'train'; found {', '.join(map(repr, parts)) or 'nothing'}"
         )
     part_of_record = np.full(
         max(
@@ -275,30 +279,33 @@ def _official(official, record, molecule, counts, seed) -> dict[str, np.ndarray]
     for p, name in enumerate(SPLITS):
         part_of_record[parts.get(name, [])] = p
     part_of = part_of_record[record]
-    found = {name: np.flatnonzero(part_of == p) for p, name in enumerate(SPLITS)}
+    structures = {name: np.flatnonzero(part_of == p) for p, name in enumerate(SPLITS)}
     for name, records in parts.items():
-        if len(records) and not len(found[name]):
+        if len(records) and not len(structures[name]):
             raise ValueError(
-                f"none of the {len(records)} records of the official part {name!r} is among the "
-                f"{len(record)} structures. Are they all left out, or is the split of another file?"
+                f"none of the {len(records)} records of the official split {name!r} is among the "
+                f"{len(record)} structures. Check the filters, and whether the split belongs to "
+                "this file."
             )
     if "valid" not in parts and float(counts[1]) > 0:
-        found |= _draw_valid(found["train"], found["test"], record, molecule, counts, seed)
-    return found
+        structures |= _draw_valid(
+            structures["train"], structures["test"], record, molecule, counts, seed
+        )
+    return structures
 
 
 def _draw_valid(train, test, record, molecule, counts, seed) -> dict[str, np.ndarray]:
     """Draw a validation split from `train` and return both splits."""
-    share = _wanted((counts[0], counts[1], 0), len(train))
-    valid = max(round(share[1]), 1)
+    sizes = _requested_counts((counts[0], counts[1], 0), len(train))
+    valid = max(round(sizes[1]), 1)
     of_molecules, num_molecules = group(molecule)
-    apart = not np.isin(of_molecules[train], of_molecules[test]).any()
-    by_molecule = apart and len(np.unique(of_molecules[train])) > 1
+    disjoint = not np.isin(of_molecules[train], of_molecules[test]).any()
+    by_molecule = disjoint and len(np.unique(of_molecules[train])) > 1
     units, num_units = group(molecule[train] if by_molecule else record[train])
     if num_units < 2:
         raise ValueError(
             f"the official split has no 'valid' and its 'train' of {len(train)} structures is one "
-            "record, from which none can be drawn. Ask for 0 validation structures."
+            "record, which cannot be divided. Set data.num_valid=0."
         )
     order = np.random.default_rng(seed).permutation(num_units)
     drawn = _deal(
@@ -309,8 +316,8 @@ def _draw_valid(train, test, record, molecule, counts, seed) -> dict[str, np.nda
     )
     result = {name: train[drawn[name]] for name in ("train", "valid")}
     log.warning(
-        "the official split has no validation part: %d structures (whole %s) are drawn from its training part "
-        "with seed %d, which leaves %d",
+        "the official split has no validation split: drawing %d structures (whole %s) from its "
+        "training split with seed %d, which leaves %d",
         len(result["valid"]),
         "molecules" if by_molecule else "records",
         seed,
@@ -333,36 +340,37 @@ def check_parts(parts: Mapping[str, np.ndarray], source: str) -> dict[str, np.nd
     unknown = [name for name in parts if name not in SPLITS]
     if unknown:
         raise ValueError(
-            f"{source} has the part {unknown[0]!r}; parts are {', '.join(map(repr, SPLITS))}"
+            f"{source} has the unknown split {unknown[0]!r}; expected "
+            f"{', '.join(map(repr, SPLITS))}"
         )
     checked = {}
     for name, numbers in parts.items():
         numbers = np.asarray(numbers)
         if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
             raise ValueError(
-                f"{source}: part {name!r} must be a list of whole numbers; received {numbers.dtype} of "
+                f"{source}: split {name!r} must be a list of integers; received {numbers.dtype} of "
                 f"shape {numbers.shape}"
             )
         numbers = numbers.astype(np.int64)
         if (numbers < 0).any():
             raise ValueError(
-                f"{source}: part {name!r} has {(numbers < 0).sum()} negative numbers, the first "
+                f"{source}: split {name!r} has {(numbers < 0).sum()} negative numbers, the first "
                 f"{numbers[numbers < 0][0]}"
             )
-        different = np.unique(numbers)
-        if len(different) < len(numbers):
+        distinct = np.unique(numbers)
+        if len(distinct) < len(numbers):
             twice = np.sort(numbers)
             twice = twice[:-1][twice[1:] == twice[:-1]][0]
             raise ValueError(
-                f"{source}: part {name!r} has {len(numbers) - len(different)} numbers more than once, the "
-                f"first {twice}"
+                f"{source}: split {name!r} has {len(numbers) - len(distinct)} repeated numbers, "
+                f"the first {twice}"
             )
         for other, before in checked.items():
-            shared = np.intersect1d(before, different, assume_unique=True)
+            shared = np.intersect1d(before, distinct, assume_unique=True)
             if len(shared):
                 raise ValueError(
-                    f"{source}: {len(shared)} numbers stand in both {other!r} and {name!r}, the first "
-                    f"{shared[0]}"
+                    f"{source}: {len(shared)} numbers are in both {other!r} and {name!r}, the "
+                    f"first {shared[0]}"
                 )
         checked[name] = numbers
     return checked

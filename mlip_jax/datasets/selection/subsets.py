@@ -59,34 +59,36 @@ def nested_subset(
       ValueError: Too few molecules have enough conformations, or an argument is invalid.
     """
     molecule, conformer = np.asarray(molecule), np.asarray(conformer)
-    least = num_conformers if min_conformers is None else min_conformers
-    if num_molecules < 1 or num_conformers < 1 or least < num_conformers:
+    min_size = num_conformers if min_conformers is None else min_conformers
+    if num_molecules < 1 or num_conformers < 1 or min_size < num_conformers:
         raise ValueError(
-            "a subset needs at least 1 molecule and 1 conformer, and min_conformers not below "
+            "a subset requires at least 1 molecule and 1 conformer, and min_conformers not below "
             f"num_conformers; received {num_molecules=}, {num_conformers=}, {min_conformers=}"
         )
     if conformer.shape != molecule.shape or conformer.dtype.kind not in "iu":
         raise ValueError(
-            f"conformer must hold a whole number for each of {len(molecule)} structures; received "
+            f"conformer must be an integer for each of {len(molecule)} structures; received "
             f"{conformer.dtype} of shape {conformer.shape}"
         )
-    unit_of, num_units = group(molecule)
+    unit_of, num_units = group(molecule)  # units are molecules, (S,)
     sizes = np.bincount(unit_of, minlength=num_units)
-    needed = num_conformers if fewer_last else least
+    needed = num_conformers if fewer_last else min_size
     enough = np.flatnonzero(sizes >= needed)
     if len(enough) < num_molecules:
         raise ValueError(
-            f"{num_molecules} molecules with at least {needed} conformations are asked for; "
-            f"{len(enough)} of {num_units} molecules have so many (the most is {sizes.max(initial=0)})"
+            f"requested {num_molecules} molecules with at least {needed} conformations; "
+            f"{len(enough)} of {num_units} molecules qualify (the maximum is "
+            f"{sizes.max(initial=0)})"
         )
     # Any structure of each molecule, to look up its label.
     one_of_unit = np.zeros(num_units, np.int64)
     one_of_unit[unit_of] = np.arange(len(unit_of))
-    ids = stable_ids(molecule[one_of_unit[enough]])
+    ids = stable_ids(molecule[one_of_unit[enough]])  # (candidates,)
     preference = (
         _mix(seed, _MOLECULES, ids) if rank is None else np.asarray(rank)[one_of_unit[enough]]
     )
-    first = np.lexsort((preference, -np.minimum(sizes[enough], least)))[:num_molecules]
+    # Molecules with more conformations come first, up to `min_size`; ties by preference.
+    first = np.lexsort((preference, -np.minimum(sizes[enough], min_size)))[:num_molecules]
     rank = np.full(num_units, -1, unit_of.dtype)  # rank among the chosen molecules, or -1
     rank[enough[first]] = np.arange(num_molecules)
     indices = np.flatnonzero(rank[unit_of] >= 0)
@@ -94,22 +96,24 @@ def nested_subset(
     keys = _mix(
         seed, _CONFORMERS, ids[first][rank_of], conformer[indices].astype(np.int64).view(np.uint64)
     )
-    order = np.lexsort((keys, rank_of))
+    order = np.lexsort((keys, rank_of))  # by molecule and, within a molecule, by key
     # Take the first conformations of each chosen molecule in the order of their keys.
     starts = np.concatenate([[0], np.cumsum(sizes[enough[first]])[:-1]])
     return np.sort(indices[order[(starts[:, None] + np.arange(num_conformers)).ravel()]])
 
 
-def with_min_conformers(molecule: np.ndarray, indices: np.ndarray, least: int) -> np.ndarray:
-    """Return the `indices` whose molecule occurs at least `least` times among them, in order.
+def with_min_conformers(
+    molecule: np.ndarray, indices: np.ndarray, min_conformers: int
+) -> np.ndarray:
+    """Return the `indices` whose molecule occurs at least `min_conformers` times, in order.
 
     Args:
       molecule: Molecule of each structure, (S,).
       indices: Indices of structures, (I,).
-      least: Minimum number of structures per molecule.
+      min_conformers: Minimum number of structures per molecule.
     """
     unit_of, num_units = group(molecule[indices])
-    return indices[np.bincount(unit_of, minlength=num_units)[unit_of] >= least]
+    return indices[np.bincount(unit_of, minlength=num_units)[unit_of] >= min_conformers]
 
 
 def budget_grid(total: int, conformers: Sequence[int]) -> list[tuple[int, int]]:
@@ -121,7 +125,7 @@ def budget_grid(total: int, conformers: Sequence[int]) -> list[tuple[int, int]]:
     for count in conformers:
         if not 1 <= count <= total:
             raise ValueError(
-                f"conformations of a molecule must be between 1 and {total}; received {count}"
+                f"the number of conformations must be between 1 and {total}; received {count}"
             )
     return [(total // count, count) for count in conformers]
 

@@ -14,9 +14,9 @@ log = logging.getLogger(__name__)
 
 
 def load_or_compute(
-    path: Path, dtype: type, rows: int, make: Callable[[], np.ndarray], what: str
+    path: Path, dtype: type, rows: int, compute: Callable[[], np.ndarray], content: str
 ) -> np.ndarray:
-    """Load the array at `path` as a memory map, or compute it with `make` and save it there.
+    """Load the array at `path` as a memory map, or compute it with `compute` and save it there.
 
     If the array cannot be saved, log a warning and return it from memory. A corrupted file is
     recomputed and replaced.
@@ -25,38 +25,38 @@ def load_or_compute(
       path: File in the folder of a store. Its name must identify everything the array depends on.
       dtype: Data type of the array.
       rows: Length of the first axis of the array, (rows, ...).
-      make: Function that computes the array.
-      what: Plural name of the content for log messages, such as "edge counts".
+      compute: Function that computes the array.
+      content: Plural name of the content for log messages, such as "edge counts".
     """
-    kept = _read(path, dtype, rows, what)
-    if kept is not None:
-        return kept
-    made = make()
+    stored = _read(path, dtype, rows, content)
+    if stored is not None:
+        return stored
+    values = compute()
     try:
         path.parent.mkdir(exist_ok=True)
         with atomic_open(path, shared=True) as file:
-            np.save(file, made)
+            np.save(file, values)
     except OSError as error:
         log.warning(
-            "%s: the %s cannot be kept (%s) and are made anew by every run",
+            "%s: cannot save the %s (%s); every run recomputes them",
             path.parents[1],
-            what,
+            content,
             error,
         )
-    return made
+    return values
 
 
-def _read(path: Path, dtype: type, rows: int, what: str) -> np.ndarray | None:
+def _read(path: Path, dtype: type, rows: int, content: str) -> np.ndarray | None:
     """Return the array in a file, or None if the file is missing or corrupted."""
     if not path.is_file():
         return None
     try:
-        kept = np.load(path, mmap_mode="r", allow_pickle=False)
-        if len(kept.shape) == 0 or kept.shape[0] != rows or kept.dtype != dtype:
+        values = np.load(path, mmap_mode="r", allow_pickle=False)
+        if len(values.shape) == 0 or values.shape[0] != rows or values.dtype != dtype:
             raise ValueError(
-                f"{kept.dtype} of shape {kept.shape}, expected {np.dtype(dtype)} of {rows} rows"
+                f"{values.dtype} of shape {values.shape}, expected {np.dtype(dtype)} of {rows} rows"
             )
-        return kept
+        return values
     except (OSError, ValueError, EOFError) as error:
-        log.warning("%s is damaged (%s): the %s are made anew", path, error, what)
+        log.warning("%s is corrupted (%s); recomputing the %s", path, error, content)
         return None

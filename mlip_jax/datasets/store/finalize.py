@@ -20,8 +20,9 @@ import numpy as np
 
 from mlip_jax.datasets.identity import group
 from mlip_jax.datasets.quality import checks
-from mlip_jax.datasets.quality.diagnosis import Problem, diagnose
+from mlip_jax.datasets.quality.diagnosis import diagnose
 from mlip_jax.datasets.quality.filters import REASONS, Filters, count_reasons
+from mlip_jax.datasets.quality.problems import Problem
 from mlip_jax.datasets.reader import DatasetError, Reader
 from mlip_jax.datasets.store.shards import Shard, checksum
 from mlip_jax.datasets.store.store import FORMAT, INDEX, MANIFEST, VERSION
@@ -35,22 +36,23 @@ class FinishedShard:
     """A finished shard.
 
     Attributes:
-      shard: Path of the shard.
-      told: Metadata from its conversion, without the list of removed structures.
+      path: Path of the shard.
+      metadata: Metadata from its conversion, without the list of removed structures.
     """
 
-    shard: Path
-    told: Mapping[str, Any]
+    path: Path
+    metadata: Mapping[str, Any]
 
 
 def finalize(
     folder: Path,
     source: Reader,
     settings: Mapping[str, Any],
+    *,
     num_records: int,
-    parts: list[FinishedShard],
+    shards: list[FinishedShard],
     removed: Iterable[Iterable[str]],
-    refuse: bool,
+    reject_invalid: bool,
 ) -> None:
     """Write the index and the manifest of a store whose shards are finished.
 
@@ -59,36 +61,36 @@ def finalize(
       source: Open reader of the source.
       settings: Fields of the ConversionSpec.
       num_records: Number of records in the source.
-      parts: All shards in order.
+      shards: All shards in order.
       removed: (structure, reason) of everything that was skipped or removed before the shards were
         written.
-      refuse: Whether to raise if the checks find errors.
+      reject_invalid: Whether to raise if the checks find errors.
 
     Raises:
       DatasetError: The checks reject the data, or no structure is left.
       OSError: The folder cannot be written.
     """
     total, skipped, filtered = (
-        _sum(p.told[k] for p in parts) for k in ("totals", "skipped", "filtered")
+        _sum_counts(s.metadata[k] for s in shards) for k in ("totals", "skipped", "filtered")
     )
     if not total["structures"]:
         raise DatasetError(
-            f"{source.path}: no structure is left of {total['read']} read (left out: "
+            f"{source.path}: all {total['read']} structures are excluded (filtered: "
             f"{filtered or 'none'}; skipped: {skipped or 'none'}). Change the filters."
         )
-    findings = checks.combine(checks.Findings.from_json(p.told["findings"]) for p in parts)
-    duplicates, _ = checks.count_duplicates(_gather(parts, "fingerprint"))
+    findings = checks.combine(checks.Findings.from_json(s.metadata["findings"]) for s in shards)
+    duplicates, _ = checks.count_duplicates(_gather(shards, "fingerprint"))
     problems = diagnose(findings, duplicates=duplicates)
-    if refuse:
-        refuse_if(problems, source.path)
-    reasons = _outliers(settings["filters"], parts)
+    if reject_invalid:
+        reject_if_invalid(problems, source.path)
+    reasons = _outliers(settings["filters"], shards)
     kept = np.flatnonzero(reasons == 0) if reasons.any() else None
     if kept is not None and not len(kept):
         raise DatasetError(
-            f"{source.path}: the filters leave no structure: {count_reasons(reasons)}"
+            f"{source.path}: the filters exclude all structures: {count_reasons(reasons)}"
         )
-    molecules = _write_index(folder, source, parts, kept)
-    _write_removed(folder / "removed.csv", removed, _identities(parts, reasons))
+    molecules = _write_index(folder, source, shards, kept)
+    _write_removed(folder / "removed.csv", removed, _excluded_structures(shards, reasons))
     official = source.official_split()
     write_json(
         folder / MANIFEST,
@@ -98,8 +100,8 @@ def finalize(
             "structures": total["structures"] if kept is None else len(kept),
             "molecules": molecules,
             "filtered": kept is not None,
-            "periodic": any(p.told["periodic"] for p in parts),
-            "source": _about(source, settings, num_records),
+            "periodic": any(s.metadata["periodic"] for s in shards),
+            "source": _source_metadata(source, settings, num_records),
             "dtype": settings["dtype"],
             "units": {"positions": "Å", "energy": "eV", "forces": "eV/Å", "charge": "e"},
             "level_of_theory": source.level_of_theory,
@@ -109,21 +111,21 @@ def finalize(
             "counts": {
                 "read": total["read"],
                 "skipped": skipped,
-                "removed": _sum([filtered, count_reasons(reasons)]),
+                "removed": _sum_counts([filtered, count_reasons(reasons)]),
             },
             "filters": settings["filters"],
-            "properties": _union(p.told["properties"] for p in parts),
-            "atom_properties": _union(p.told["atom_properties"] for p in parts),
+            "properties": _union(s.metadata["properties"] for s in shards),
+            "atom_properties": _union(s.metadata["atom_properties"] for s in shards),
             "findings": findings.to_json(),
             "problems": [p._asdict() for p in problems],
             "shards": [
                 {
-                    "file": p.shard.name,
-                    **p.told["totals"],
-                    "bytes": p.told["bytes"],
-                    "sha256": p.told["sha256"],
+                    "file": s.path.name,
+                    **s.metadata["totals"],
+                    "bytes": s.metadata["bytes"],
+                    "sha256": s.metadata["sha256"],
                 }
-                for p in parts
+                for s in shards
             ],
         },
     )
@@ -131,20 +133,21 @@ def finalize(
         log.warning("%s: %s", folder, problem.message)
 
 
-def refuse_if(problems: list[Problem], path: Path | str) -> None:
+def reject_if_invalid(problems: list[Problem], path: Path | str) -> None:
     """Raise DatasetError if any of the problems is an error."""
     errors = [p.message for p in problems if p.severity == "error"]
     if errors:
         raise DatasetError(
-            f"{path}: refused by the checks of the data:\n  - "
+            f"{path}: rejected by the data checks:\n  - "
             + "\n  - ".join(errors)
-            + "\nIf it is right all the same, give --config.data.refuse=False."
+            + "\nIf the data are correct, set --config.data.reject_invalid=False."
         )
 
 
-def _about(source: Reader, settings, num_records: int) -> dict[str, Any]:
+def _source_metadata(source: Reader, settings, num_records: int) -> dict[str, Any]:
+    """Return the description of the source for the manifest, with checksums of its files."""
     files = source.files()
-    log.info("checksums of %d source file(s)", len(files))
+    log.info("computing checksums of %d source files", len(files))
     return {
         "path": str(source.path),
         "reader": source.format,
@@ -157,23 +160,23 @@ def _about(source: Reader, settings, num_records: int) -> dict[str, Any]:
     }
 
 
-def _gather(parts: list[FinishedShard], name: str) -> np.ndarray:
+def _gather(shards: list[FinishedShard], name: str) -> np.ndarray:
     """Concatenate a column of the index over all shards, (S,)."""
-    values = np.empty(sum(p.told["totals"]["structures"] for p in parts), INDEX[name])
+    values = np.empty(sum(s.metadata["totals"]["structures"] for s in shards), INDEX[name])
     start = 0
-    for part in parts:
-        arrays = Shard(part.shard).arrays
-        here = (
+    for shard in shards:
+        arrays = Shard(shard.path).arrays
+        column = (
             np.diff(arrays["offsets"])
             if name == "n_atoms"
             else arrays.get(name, arrays.get(f"index.{name}"))
         )
-        values[start : start + len(here)] = here
-        start += len(here)
+        values[start : start + len(column)] = column
+        start += len(column)
     return values
 
 
-def _outliers(filters: Mapping[str, Any], parts: list[FinishedShard]) -> np.ndarray:
+def _outliers(filters: Mapping[str, Any], shards: list[FinishedShard]) -> np.ndarray:
     """Apply the filters that compare the conformations of a molecule.
 
     Returns the codes of the reasons for exclusion, (S,) int8; 0 to keep.
@@ -181,31 +184,35 @@ def _outliers(filters: Mapping[str, Any], parts: list[FinishedShard]) -> np.ndar
     filters = Filters(**filters)
     if filters.compares_conformations:
         return filters.molecule_outliers(
-            *(_gather(parts, n) for n in ("molecule", "energy", "force_rms", "n_atoms"))
+            *(_gather(shards, n) for n in ("molecule", "energy", "force_rms", "n_atoms"))
         )
-    return np.zeros(sum(p.told["totals"]["structures"] for p in parts), np.int8)
+    return np.zeros(sum(s.metadata["totals"]["structures"] for s in shards), np.int8)
 
 
-def _identities(parts: list[FinishedShard], reasons: np.ndarray) -> Iterable[tuple[str, str]]:
+def _excluded_structures(
+    shards: list[FinishedShard], reasons: np.ndarray
+) -> Iterable[tuple[str, str]]:
+    """Yield (structure, reason) for each structure excluded by filters over conformations."""
     start = 0
-    for part in parts:
-        count = part.told["totals"]["structures"]
+    for shard in shards:
+        count = shard.metadata["totals"]["structures"]
         out = np.flatnonzero(reasons[start : start + count])
         if len(out):
-            shard = Shard(part.shard)
-            sources = shard.texts("source", shard.arrays["text.source.code"][out])
-            for s, c, o in zip(sources, shard.arrays["conformer"][out], out):
+            content = Shard(shard.path)
+            sources = content.texts("source", content.arrays["text.source.code"][out])
+            for s, c, o in zip(sources, content.arrays["conformer"][out], out):
                 yield f"{s}#{c}", REASONS[reasons[start + o]]
         start += count
 
 
 def _write_index(
-    folder: Path, source: Reader, parts: list[FinishedShard], kept: np.ndarray | None
+    folder: Path, source: Reader, shards: list[FinishedShard], kept: np.ndarray | None
 ) -> int:
     """Write one file per index column, one column at a time, and return the number of molecules."""
     molecules = 0
+    # One column at a time keeps the memory small.
     for name in INDEX:
-        values = _gather(parts, name)
+        values = _gather(shards, name)
         values = values if kept is None else values[kept]
         if name == "molecule":
             molecules = group(values)[1]
@@ -218,11 +225,13 @@ def _write_index(
 
 
 def _save(folder: Path, name: str, values: np.ndarray) -> None:
+    """Write a column of the index atomically."""
     with atomic_open(folder / "index" / f"{name}.npy") as file:
         np.save(file, values)
 
 
 def _write_removed(path: Path, *removed: Iterable[Iterable[str]]) -> None:
+    """Write the CSV file of removed structures atomically."""
     with atomic_open(path, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["structure", "reason"])
@@ -230,7 +239,8 @@ def _write_removed(path: Path, *removed: Iterable[Iterable[str]]) -> None:
             writer.writerows(rows)
 
 
-def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+def _sum_counts(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Return the sums of counts by name."""
     total: collections.Counter[str] = collections.Counter()
     for each in counts:
         total.update(each)
@@ -238,4 +248,5 @@ def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
 
 
 def _union(shapes: Iterable[Mapping[str, list[int]]]) -> dict[str, list[int]]:
+    """Return the union of the properties of all shards with their shapes."""
     return {name: shape for each in shapes for name, shape in each.items()}

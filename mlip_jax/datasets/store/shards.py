@@ -72,6 +72,7 @@ def encode(columns: Columns, dtype=np.float32) -> dict[str, np.ndarray]:
 
 
 def _encode_text(name: str, texts: list[str]) -> dict[str, np.ndarray]:
+    """Return the three arrays of a text column."""
     codes: dict[str, int] = {}
     code = np.array([codes.setdefault(text, len(codes)) for text in texts], np.int32)
     encoded = [text.encode() for text in codes]
@@ -116,7 +117,7 @@ class Shard:
             length = int.from_bytes(self._file.read(8), "little")
             header = json.loads(self._file.read(min(length, len(self._map))))
             header.pop("__metadata__", None)
-            self._places: dict[str, int] = {}
+            self._offsets: dict[str, int] = {}
             self.arrays = {
                 name: self._array(name, 8 + length, entry) for name, entry in header.items()
             }
@@ -124,7 +125,7 @@ class Shard:
                 raise ValueError(f"no column {', '.join(sorted(missing))}")
         except FileNotFoundError as error:
             raise DatasetError(
-                f"{path}: this shard of the store is missing. Convert the source again."
+                f"{path}: the shard is missing. Convert the source again."
             ) from error
         except (
             OSError,
@@ -136,13 +137,14 @@ class Shard:
             MemoryError,
         ) as error:
             raise DatasetError(
-                f"{path}: this shard of the store is damaged ({error}). Delete it and its .json beside "
-                "it, and convert again: only what is missing is made anew."
+                f"{path}: the shard is corrupted ({error}). Delete it and its .json file, and "
+                "convert again; only missing shards are rebuilt."
             ) from error
 
     def _array(self, name: str, start: int, entry: dict) -> np.ndarray:
+        """Return an array as a view of the memory map and store its offset in the file."""
         first, last = entry["data_offsets"]
-        self._places[name] = start + first
+        self._offsets[name] = start + first
         if not 0 <= first <= last:
             raise ValueError(f"data_offsets {first}, {last}")
         dtype = np.dtype(_DTYPES[entry["dtype"]])
@@ -159,30 +161,30 @@ class Shard:
         Random access through the memory map would read ahead about a megabyte for each structure.
         """
         array = self.arrays[name]
-        found = np.empty((stop - start, *array.shape[1:]), array.dtype)
-        if found.nbytes:
-            width = found.nbytes // (stop - start)
+        values = np.empty((stop - start, *array.shape[1:]), array.dtype)
+        if values.nbytes:
+            width = values.nbytes // (stop - start)
             if (
-                os.preadv(self._file.fileno(), [found], self._places[name] + start * width)
-                != found.nbytes
+                os.preadv(self._file.fileno(), [values], self._offsets[name] + start * width)
+                != values.nbytes
             ):
                 raise DatasetError(
-                    f"{self.path}: this shard of the store has become shorter. Convert again."
+                    f"{self.path}: the shard has been truncated. Convert the source again."
                 )
-        return found
+        return values
 
     def texts(self, name: str, codes: np.ndarray) -> np.ndarray:
         """Return the texts of the column `name` with these codes, an object array like `codes`."""
         distinct, inverse = np.unique(codes, return_inverse=True)
-        found = []
+        texts = []
         for c in distinct.tolist():
             ends = self.rows(f"text.{name}.ends", max(c - 1, 0), c + 1)
-            found.append(
+            texts.append(
                 self.rows(f"text.{name}.bytes", int(ends[0]) if c else 0, int(ends[-1]))
                 .tobytes()
                 .decode()
             )
-        return np.array(found, object)[inverse]
+        return np.array(texts, object)[inverse]
 
     def columns(self, start: int, stop: int) -> Columns:
         """Read the structures start:stop."""

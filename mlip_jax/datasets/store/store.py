@@ -74,10 +74,10 @@ class Store:
         for s in self.manifest["shards"]:
             file = self.path / "shards" / s["file"]
             if not file.is_file() or file.stat().st_size != s["bytes"]:
-                found = f"has {file.stat().st_size} bytes" if file.is_file() else "is missing"
+                state = f"has {file.stat().st_size} bytes" if file.is_file() else "is missing"
                 raise DatasetError(
-                    f"{file}: {found}, expected {s['bytes']} bytes. Convert the source again into this "
-                    "folder: only what is missing or damaged is made anew."
+                    f"{file}: {state}, expected {s['bytes']} bytes. Convert the source again into "
+                    "this folder; only missing or corrupted files are rebuilt."
                 )
 
     def __len__(self) -> int:
@@ -129,10 +129,11 @@ class Store:
         indices = np.asarray(indices, np.int64)
         if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
             raise IndexError(
-                f"{self.path}: structures are numbered 0 to {len(self) - 1}; asked for "
+                f"{self.path}: structures are numbered 0 to {len(self) - 1}; requested "
                 f"{indices.min()} to {indices.max()}"
             )
         physical = indices if self._physical is None else np.asarray(self._physical[indices])
+        # Shard of each structure, and the number of its first structure, both (S,).
         where = np.searchsorted(self._ends, physical, side="right")
         first = np.concatenate([[0], self._ends])[where]
         if labels_only:
@@ -163,12 +164,12 @@ class Store:
         """Yield (indices, columns) in blocks of `size` structures; None yields all structures."""
         count = len(self) if indices is None else len(indices)
         for start in range(0, count, size):
-            here = (
+            block = (
                 np.arange(start, min(start + size, count))
                 if indices is None
                 else indices[start : start + size]
             )
-            yield here, self.take(here, labels_only=labels_only)
+            yield block, self.take(block, labels_only=labels_only)
 
     def texts(self, name: str) -> tuple[np.ndarray, list[str]]:
         """Return a text column ("molecule", "smiles", "subset" or "source") as codes and texts.
@@ -181,9 +182,10 @@ class Store:
         for number in range(len(self._ends)):
             shard = self._shard(number)
             code = shard.arrays[f"text.{name}.code"]
-            found = shard.texts(name, np.arange(int(code.max(initial=-1)) + 1)).tolist()
-            here = np.array([table.setdefault(text, len(table)) for text in found], np.int32)
-            codes[start : start + len(code)] = here[code]
+            distinct = shard.texts(name, np.arange(int(code.max(initial=-1)) + 1)).tolist()
+            # Map the codes of the shard to codes of the whole store.
+            code_of = np.array([table.setdefault(text, len(table)) for text in distinct], np.int32)
+            codes[start : start + len(code)] = code_of[code]
             start += len(code)
         return codes if self._physical is None else codes[self._physical], list(table)
 
@@ -193,19 +195,20 @@ class Store:
         Raises:
           DatasetError: Some shards are corrupted. The message lists all of them.
         """
-        damaged = [
+        corrupted = [
             s["file"]
             for s in self.manifest["shards"]
             if checksum(self.path / "shards" / s["file"]) != s["sha256"]
         ]
-        if damaged:
+        if corrupted:
             raise DatasetError(
-                f"{self.path}: {len(damaged)} of {len(self.manifest['shards'])} shards differ from "
-                f"their checksums: {', '.join(damaged)}. Convert the source again into this folder: "
-                "only the damaged shards are made anew."
+                f"{self.path}: {len(corrupted)} of {len(self.manifest['shards'])} shards differ "
+                f"from their checksums: {', '.join(corrupted)}. Convert the source again into this "
+                "folder; only the corrupted shards are rebuilt."
             )
 
     def _labels(self, indices, where, local) -> Columns:
+        """Return columns without texts and properties, read from the index and in small pieces."""
         n = len(indices)
         counts = np.asarray(self.index("n_atoms")[indices], np.int64)
         offsets = np.concatenate([[0], np.cumsum(counts)])
@@ -215,12 +218,12 @@ class Store:
         cell, pbc = (np.zeros((n, 3, 3)), np.zeros((n, 3), bool)) if periodic else (None, None)
         for i, (w, s) in enumerate(zip(where.tolist(), local.tolist())):
             shard = self._shard(w)
-            a = int(shard.rows("offsets", s, s + 1)[0])
-            to, b = slice(offsets[i], offsets[i + 1]), a + int(counts[i])
-            numbers[to] = shard.rows("numbers", a, b)
-            positions[to] = shard.rows("positions", a, b)
+            a = int(shard.rows("offsets", s, s + 1)[0])  # first atom within the shard
+            rows, b = slice(offsets[i], offsets[i + 1]), a + int(counts[i])
+            numbers[rows] = shard.rows("numbers", a, b)
+            positions[rows] = shard.rows("positions", a, b)
             if "forces" in shard.arrays:
-                forces[to] = shard.rows("forces", a, b)
+                forces[rows] = shard.rows("forces", a, b)
             if "cell" in shard.arrays:
                 cell[i], pbc[i] = shard.rows("cell", s, s + 1)[0], shard.rows("pbc", s, s + 1)[0]
         empty = np.full(n, "", object)
@@ -242,6 +245,7 @@ class Store:
         )
 
     def _shard(self, number: int) -> Shard:
+        """Return an open shard and close the least recently used one if too many are open."""
         with self._lock:  # batches are built in a thread while another reads for validation
             shard = self._open.get(number)
             if shard is None:
@@ -258,32 +262,34 @@ _NOTHING = Columns.from_structures([])
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
+    """Return the manifest. Raise DatasetError if it is missing, corrupted or too new."""
     file = path / MANIFEST
     if not file.is_file():
         raise DatasetError(
-            f"{path}: no {MANIFEST}; this is no store, or its conversion did not end. Run the same "
-            "conversion again: it goes on where it stopped."
+            f"{path}: no {MANIFEST}: not a store, or an unfinished conversion. Run the same "
+            "conversion again to resume it."
         )
     try:
         manifest = json.loads(file.read_text())
         if manifest["format"] != FORMAT or manifest["version"] > VERSION:
             raise DatasetError(
-                f"{file}: format {manifest['format']!r} version {manifest['version']}, this is for "
-                f"{FORMAT!r} to version {VERSION}; update mlip_jax"
+                f"{file}: format {manifest['format']!r} version {manifest['version']}, expected "
+                f"{FORMAT!r} version {VERSION} or earlier. Update mlip_jax."
             )
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise DatasetError(
-            f"{file}: is damaged ({error}). Delete it and convert again: shards that are there are "
+            f"{file}: is corrupted ({error}). Delete it and convert again; existing shards are "
             "kept."
         ) from error
     return manifest
 
 
 def _load_index(path: Path) -> np.ndarray:
+    """Return a column of the index as a memory map. Raise DatasetError if it is corrupted."""
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise DatasetError(
-            f"{path}: this part of the store is missing or damaged ({error}). Delete {MANIFEST} and "
-            "convert again: shards that are there are kept."
+            f"{path}: the file is missing or corrupted ({error}). Delete {MANIFEST} and convert "
+            "again; existing shards are kept."
         ) from error

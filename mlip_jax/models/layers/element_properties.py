@@ -3,8 +3,8 @@
 The properties of elements 1 (H) to 85 (At) are, in this order: atomic radius, atomic volume,
 density, dipole polarizability, electron affinity, Allen electronegativity, van der Waals radius,
 metallic radius, metallic radius at coordination number 12, Pyykkö's covalent radii of double,
-triple and single bonds, first and second ionization energy. The values are those of mendeleev 0.13, minus
-their mean and divided by their standard deviation over these elements; unknown values are 0.
+triple and single bonds, first and second ionization energy. The values are those of mendeleev 0.13,
+minus their mean and divided by their standard deviation over these elements; unknown values are 0.
 """
 
 import numpy as np

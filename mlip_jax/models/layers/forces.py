@@ -40,7 +40,7 @@ NO_ENERGY_DERIVATIVES = (
 
 
 def check_forces(model: nn.Module, outputs: AtomOutputs) -> None:
-    """Raise ValueError if the outputs have forces but the model no direct forces, or the reverse."""
+    """Raise ValueError unless a model returns forces if, and only if, it has direct forces."""
     direct = has_direct_forces(model)
     if direct != (outputs.forces is not None):
         raise ValueError(

@@ -46,7 +46,7 @@ def against_conformers(groups: Mapping[int, Sequence[Any]], name: str, unit: str
         ax.xaxis.set_major_locator(FixedLocator(ticks))
         ax.xaxis.set_minor_locator(NullLocator())
         ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-        ax.set(xlabel="conformers of each molecule, $n_c$", ylabel=unit)
+        ax.set(xlabel="conformers per molecule, $n_c$", ylabel=unit)
     if len(groups) > _LINES_IN_A_PANEL:
         _one_legend(fig, axes)
     return fig

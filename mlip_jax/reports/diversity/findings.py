@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from mlip_jax.reports.diversity.generalization import NAMES
 
 _STRUCTURAL, _CONFORMATIONAL = ("iid_s", "ood_s"), ("iid_c", "ood_c")
-_MANY = 2.0  # number of standard errors from which a difference counts
+_SIGNIFICANT = 2.0  # number of standard errors from which a difference counts
 
 
 class Finding(NamedTuple):
@@ -43,14 +43,14 @@ def findings(
     every = {
         id(p): p for group in (*budgets.values(), *molecule_sets.values()) for p in group
     }.values()
-    made = [
+    candidates = [
         _beyond(list(every), "iid_s", "ood_s"),
         _beyond(list(every), "iid_c", "ood_c"),
         *(_best(budgets, name) for name in (*_STRUCTURAL, *_CONFORMATIONAL)),
         _balance(budgets),
         *(_more(molecule_sets, name) for name in (*_STRUCTURAL, *_CONFORMATIONAL)),
     ]
-    return [f for f in made if f is not None]
+    return [f for f in candidates if f is not None]
 
 
 def _significance(a: tuple[float, float | None], b: tuple[float, float | None], runs: int) -> float:
@@ -63,7 +63,7 @@ def _significance(a: tuple[float, float | None], b: tuple[float, float | None], 
 
 def _verdict(significances: Sequence[float]) -> str:
     """Return the verdict of the majority of the significant differences."""
-    score = sum((s > _MANY) - (s < -_MANY) for s in significances)
+    score = sum((s > _SIGNIFICANT) - (s < -_SIGNIFICANT) for s in significances)
     return "confirmed" if score > 0 else "not confirmed" if score < 0 else "undecided"
 
 
@@ -104,20 +104,17 @@ def _best(budgets: Mapping[int, Sequence[Any]], name: str) -> Finding | None:
             * _significance(first.metrics[name], last.metrics[name], min(first.runs, last.runs))
         )
         texts.append(
-            f"N = {total:,}: best at n_c = {best.num_conformers} ({best.metrics[name][0]:.3g}, against "
-            f"{first.metrics[name][0]:.3g} at n_c = {first.num_conformers} and {last.metrics[name][0]:.3g} at "
-            f"n_c = {last.num_conformers})"
+            f"N = {total:,}: best at n_c = {best.num_conformers} ({best.metrics[name][0]:.3g}, "
+            f"compared with {first.metrics[name][0]:.3g} at n_c = {first.num_conformers} and "
+            f"{last.metrics[name][0]:.3g} at n_c = {last.num_conformers})"
         )
     if not texts:
         return None
-    want = (
-        "more molecules are worth more than more conformers"
-        if name in _STRUCTURAL
-        else "more conformers are worth more than more molecules"
-    )
+    order = ("molecules", "conformers") if name in _STRUCTURAL else ("conformers", "molecules")
     return Finding(
         _verdict(ends),
-        f"at a fixed number of structures, for {NAMES[name]} {want}. {'; '.join(texts)}.",
+        f"at a fixed number of structures, more {order[0]} reduce the {NAMES[name]} error more "
+        f"than more {order[1]}. {'; '.join(texts)}.",
     )
 
 
@@ -145,8 +142,8 @@ def _balance(budgets: Mapping[int, Sequence[Any]]) -> Finding | None:
     verdict = "confirmed" if 2 * apart > len(texts) else "not confirmed"
     return Finding(
         verdict,
-        "a balance of molecules and conformers is needed: conformational metrics ask for more "
-        f"conformers than structural ones. Best n_c by the means, {'; '.join(texts)}.",
+        "a balance of molecules and conformers is needed: conformational metrics are best with "
+        f"more conformers than structural ones. Best n_c by the means, {'; '.join(texts)}.",
     )
 
 
@@ -167,11 +164,12 @@ def _more(sets: Mapping[int, Sequence[Any]], name: str) -> Finding | None:
             else 0.0
         )
         texts.append(
-            f"n_s = {n_s:,}: {change:+.0f} % from n_c = {first.num_conformers} to {last.num_conformers}"
+            f"n_s = {n_s:,}: {change:+.0f} % from n_c = {first.num_conformers} "
+            f"to {last.num_conformers}"
         )
     if not texts:
         return None
     return Finding(
         _verdict(ends),
-        f"for the same molecules more conformers lower {NAMES[name]}. {'; '.join(texts)}.",
+        f"for the same molecules, more conformers reduce {NAMES[name]}. {'; '.join(texts)}.",
     )

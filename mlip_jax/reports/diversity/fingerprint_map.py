@@ -31,7 +31,7 @@ def principal_components(fingerprints: np.ndarray, count: int = 2) -> tuple[np.n
     x = np.asarray(fingerprints, np.float64)
     if len(x) < count:
         raise ValueError(
-            f"{count} principal components need as many fingerprints at least; received {len(x)}"
+            f"{count} principal components require at least {count} fingerprints, received {len(x)}"
         )
     x = x - x.mean(0)
     values, vectors = np.linalg.eigh(x.T @ x)  # (B, B), independent of the number of molecules

@@ -19,8 +19,8 @@ NAMES = {
 MEANINGS = {
     "iid_s": "unseen molecules of the same data",
     "ood_s": "molecules of another data set",
-    "iid_c": "unseen conformers near to a training conformer",
-    "ood_c": "unseen conformers far from all of them",
+    "iid_c": "unseen conformers close to a training conformer",
+    "ood_c": "unseen conformers far from all training conformers",
     "unseen_c": "unseen conformers of the training molecules",
 }
 
@@ -47,10 +47,10 @@ class Errors:
     def __len__(self) -> int:
         return len(self.energy)
 
-    def take(self, places: np.ndarray) -> Errors:
+    def take(self, indices: np.ndarray) -> Errors:
         """Return the errors of the structures with the given indices."""
         values = (getattr(self, f.name) for f in dataclasses.fields(self))
-        return Errors(*(None if v is None else v[places] for v in values))
+        return Errors(*(None if v is None else v[indices] for v in values))
 
     @property
     def force_mae(self) -> float | None:

@@ -34,7 +34,7 @@ METRICS = {
     "relative_mae_mev": "MAE of conformer energies (meV)",
     "force_mae_mev_per_ang": "MAE of forces (meV/Å)",
 }
-_FEW = 5  # minimum number of conformers in a bin of distances for a meaningful mean
+_MIN_BIN_SIZE = 5  # number of conformers in a bin of distances for a meaningful mean
 _SAME_BUDGET = 0.02  # relative difference up to which n_s * n_c of two runs count as the same N
 
 
@@ -89,7 +89,7 @@ def read_results(sweeps: Sequence[str | Path]) -> list[DiversityRun]:
     Raises:
       ValueError: A result is corrupted, or there are no results.
     """
-    found: dict[tuple, DiversityRun] = {}
+    runs: dict[tuple, DiversityRun] = {}
     for sweep in map(Path, sweeps):
         for path in sorted([*sweep.glob(f"*/{RESULT}"), *sweep.glob(RESULT)]):
             try:
@@ -105,26 +105,24 @@ def read_results(sweeps: Sequence[str | Path]) -> list[DiversityRun]:
                 )
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
-                    f"{path}: is damaged ({error}); delete it and run the sweep again, which evaluates "
-                    "this run anew"
+                    f"{path}: corrupted ({error}). Delete it and rerun the sweep, which "
+                    "reevaluates this run."
                 ) from error
             if result.num_conformers is None:
-                log.warning("%s: trained on all conformers of its molecules, and is left out", path)
+                log.warning("%s: skipped, trained on all conformers of its molecules", path)
                 continue
-            found.setdefault(result[:4], result)
-    if not found:
+            runs.setdefault(result[:4], result)
+    if not runs:
         raise ValueError(
-            f"no {RESULT} of a finished run of task diversity in {', '.join(map(str, sweeps))}"
+            f"no {RESULT} of a completed run of task diversity in {', '.join(map(str, sweeps))}"
         )
-    return list(found.values())
+    return list(runs.values())
 
 
 def _kind(t: Mapping[str, Any]) -> str:
     """Return the name of the model with non-default selection and weight of forces."""
-    selection, beta = (
-        t.get("selection", "random"),
-        t.get("beta", 0.0),
-    )  # results of earlier versions do not say
+    # results of earlier versions do not have these keys
+    selection, beta = t.get("selection", "random"), t.get("beta", 0.0)
     others = [selection] * (selection != "random") + [f"beta {beta:g}"] * (beta != 0)
     return ", ".join([t["model"], *others])
 
@@ -154,7 +152,8 @@ def _point(n_s: int, n_c: int, runs: list[DiversityRun], metric: str) -> SeedGro
                 [
                     r.content["by_rmsd"][metric][b]
                     for r in same
-                    if metric in r.content["by_rmsd"] and r.content["by_rmsd"]["count"][b] >= _FEW
+                    if metric in r.content["by_rmsd"]
+                    and r.content["by_rmsd"]["count"][b] >= _MIN_BIN_SIZE
                 ]
             )
         )
@@ -170,13 +169,13 @@ def _spread(values: Sequence[float | None]) -> tuple[float, float | None] | None
     return statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None
 
 
-def budgets(found: Sequence[SeedGroup]) -> dict[int, list[SeedGroup]]:
+def budgets(points: Sequence[SeedGroup]) -> dict[int, list[SeedGroup]]:
     """Group by the number of structures N = n_s n_c (up to rounding): {N: groups in order of n_c}.
 
     Numbers N with a single n_c are skipped.
     """
     groups: list[list[SeedGroup]] = []
-    for point in sorted(found, key=lambda p: -p.num_molecules * p.num_conformers):
+    for point in sorted(points, key=lambda p: -p.num_molecules * p.num_conformers):
         total = point.num_molecules * point.num_conformers
         if (
             groups
@@ -193,10 +192,10 @@ def budgets(found: Sequence[SeedGroup]) -> dict[int, list[SeedGroup]]:
     }
 
 
-def molecule_sets(found: Sequence[SeedGroup]) -> dict[int, list[SeedGroup]]:
+def molecule_sets(points: Sequence[SeedGroup]) -> dict[int, list[SeedGroup]]:
     """Group by the number of molecules: {n_s: groups in order of n_c}, at least two n_c each."""
     groups: dict[int, list[SeedGroup]] = {}
-    for point in found:
+    for point in points:
         groups.setdefault(point.num_molecules, []).append(point)
     return {n_s: g for n_s, g in groups.items() if len({p.num_conformers for p in g}) > 1}
 
@@ -219,13 +218,13 @@ def write_report(
     results = [
         r
         for r in results
-        if any((found or {}).get(metric) is not None for found in r.content["metrics"].values())
+        if any((errors or {}).get(metric) is not None for errors in r.content["metrics"].values())
     ]
     if not results:
         raise ValueError(
             f"no run has the metric {metric!r}"
             + (
-                ": forces are judged in runs that were trained on them, as with :beta=0.9 after the name of the config"
+                ": only runs trained on forces have force errors. Add :beta=0.9 to the config."
                 if metric.startswith("force")
                 else ""
             )
@@ -237,8 +236,8 @@ def write_report(
     body = [
         page.heading("Molecules against conformers", 1),
         page.paragraph(
-            f"{METRICS[metric]} of {len(results)} runs; error bars and ± are sample standard deviations over seeds, each "
-            "with a split, a draw and parameters of its own. "
+            f"{METRICS[metric]} of {len(results)} runs. Error bars and ± are sample standard "
+            "deviations over seeds; each seed has its own split, subset and initial parameters. "
             + "; ".join(f"{NAMES[k]}: {MEANINGS[k]}" for k in ("iid_s", "ood_s", "iid_c", "ood_c"))
             + "."
         ),
@@ -247,8 +246,8 @@ def write_report(
     body += [page.paragraph("Labels: " + ", ".join(levels) + ".")] if any(levels) else []
     for note in sorted({note for r in results for note in r.content["notes"]})[:10]:
         body.append(page.callout(note))
-    for model, found in by_model.items():
-        body += _of_model(model, found, METRICS[metric])
+    for model, groups in by_model.items():
+        body += _model_section(model, groups, METRICS[metric])
     body += _map(results)
     # Use `shared`, because nothing locks the folder.
     write_text(folder / "diversity.csv", _csv(by_model), shared=True)
@@ -258,19 +257,18 @@ def write_report(
     return folder / "diversity.html"
 
 
-def _of_model(model: str, found: list[SeedGroup], unit: str) -> list[str]:
+def _model_section(model: str, points: list[SeedGroup], unit: str) -> list[str]:
     """Return the parts of the page about one model."""
-    fixed, sets = budgets(found), molecule_sets(found)
-    body = [page.heading(model), page.heading("What it says", 3)]
+    fixed, sets = budgets(points), molecule_sets(points)
+    body = [page.heading(model), page.heading("Findings", 3)]
     body += [page.paragraph(f"{f.verdict.capitalize()}: {f.text}") for f in findings(fixed, sets)]
     curves = (
         (
             "N",
             fixed,
-            "A fixed number of structures N: error against the conformers n_c of each molecule, of "
-            "which there are N / n_c.",
+            "Errors at a fixed number of structures N: n_c conformers each of N / n_c molecules.",
         ),
-        ("n_s", sets, "A fixed number of molecules n_s: error against the conformers n_c of each."),
+        ("n_s", sets, "Errors at a fixed number of molecules n_s, with n_c conformers each."),
     )
     for name, groups, caption in curves:
         if groups:
@@ -283,8 +281,8 @@ def _of_model(model: str, found: list[SeedGroup], unit: str) -> list[str]:
         body.append(
             page.figure(
                 figures.against_rmsd(groups, "N" if fixed else "n_s", unit),
-                "Error of unseen conformers against their RMSD to the nearest training conformer of "
-                "their molecule.",
+                "Error of unseen conformers against their RMSD to the nearest training conformer "
+                "of their molecule.",
                 wide=True,
             )
         )
@@ -300,7 +298,7 @@ def _of_model(model: str, found: list[SeedGroup], unit: str) -> list[str]:
                     p.runs,
                     *(_cell(p.metrics.get(name)) for name in NAMES),
                 ]
-                for p in found
+                for p in points
             ],
         ),
     ]
@@ -321,12 +319,13 @@ def _map(results: Sequence[DiversityRun]) -> list[str]:
             sets = {name: rows for name, rows in sets.items() if len(rows)}
             if sum(map(len, sets.values())) > 1:
                 return [
-                    page.heading("The molecules"),
+                    page.heading("Molecules"),
                     page.figure(
                         fingerprint_map.draw(sets),
                         (
-                            "Molecules on the two principal components of their Morgan fingerprints (radius 2, 2,048 bits), "
-                            f"of the run with {result.num_molecules:,} molecules; at most some hundred of each set."
+                            "Molecules along the first two principal components of their Morgan "
+                            "fingerprints (radius 2, 2,048 bits), for the run with "
+                            f"{result.num_molecules:,} molecules; at most a few hundred per set."
                         ),
                     ),
                 ]
@@ -350,11 +349,11 @@ def _csv(by_model: Mapping[str, Sequence[SeedGroup]]) -> str:
             "n_s",
             "n_c",
             "seeds",
-            *(f"{name}_{what}" for name in NAMES for what in ("mean", "std")),
+            *(f"{name}_{statistic}" for name in NAMES for statistic in ("mean", "std")),
         ]
     )
-    for model, found in by_model.items():
-        for p in found:
+    for model, groups in by_model.items():
+        for p in groups:
             writer.writerow(
                 [
                     model,

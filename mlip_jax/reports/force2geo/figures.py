@@ -19,14 +19,15 @@ _COLORS = (figures.BLUE, figures.VERMILLION, figures.GREEN, "#CC79A7", "#E69F00"
 _BASELINES = {"start": (0, (1, 1.5)), "oracle": (0, (5, 2))}
 _SIZE = (4.9, 3.9)
 _LOWEST, _HIGHEST = -20.0, 120.0
-_BINS, _BINS_OF_FEW, _FEW = 56, 28, 300
+# _COARSE_BINS: number of bins for fewer than _MANY molecules.
+_BINS, _COARSE_BINS, _MANY = 56, 28, 300
 
 
 def percentages(values: Mapping[str, np.ndarray]) -> Figure:
     """Draw histograms of the energy minimization percentage from -20 to 120."""
-    fig, ax = figures.figure("Energy minimisation", size=_SIZE)
-    few = max(map(len, values.values()), default=0) < _FEW
-    edges, outside = np.linspace(_LOWEST, _HIGHEST, (_BINS_OF_FEW if few else _BINS) + 1), 0
+    fig, ax = figures.figure("Energy minimization", size=_SIZE)
+    num_bins = _BINS if max(map(len, values.values()), default=0) >= _MANY else _COARSE_BINS
+    edges, outside = np.linspace(_LOWEST, _HIGHEST, num_bins + 1), 0
     for name, color, v in _each(values):
         share = 100 * np.histogram(v, edges)[0] / max(len(v), 1)
         filled = len(values) == 1
@@ -40,11 +41,11 @@ def percentages(values: Mapping[str, np.ndarray]) -> Figure:
             alpha=0.85 if filled else 1.0,
         )
         outside += int(((v < _LOWEST) | (v > _HIGHEST)).sum())
-    for place in (0, 100):
-        ax.axvline(place, color=figures.GREY, linewidth=1, linestyle=(0, (4, 3)))
+    for percentage in (0, 100):
+        ax.axvline(percentage, color=figures.GREY, linewidth=1, linestyle=(0, (4, 3)))
     ax.set(
-        xlabel="energy minimisation (%)",
-        ylabel="share of molecules (%)",
+        xlabel="energy minimization (%)",
+        ylabel="molecules (%)",
         xlim=(_LOWEST, _HIGHEST),
         ylim=(0, None),
     )
@@ -55,7 +56,7 @@ def residuals(values: Mapping[str, np.ndarray], limit: float) -> Figure:
     """Draw cumulative distributions of E_relaxed - E_opt (kcal/mol) and a line at `limit`."""
     fig, ax = figures.figure("Energy above the minimum", size=_SIZE)
     _cumulative(ax, values)
-    known = _together(values)
+    known = _finite_values(values)
     ax.axvline(limit, color=figures.GREY, linewidth=1, linestyle=(0, (4, 3)))
     ax.set_xscale("symlog", linthresh=1.0)
     low, high = (known.min(), known.max()) if len(known) else (0.0, 1.0)
@@ -69,11 +70,11 @@ def residuals(values: Mapping[str, np.ndarray], limit: float) -> Figure:
 
 def largest_forces(values: Mapping[str, np.ndarray], limit: float) -> Figure:
     """Draw cumulative distributions of the oracle's largest force (eV/Å) and a line at `limit`."""
-    fig, ax = figures.figure("Largest force by the oracle", size=_SIZE)
+    fig, ax = figures.figure("Largest force of the reference method", size=_SIZE)
     _cumulative(ax, {name: np.maximum(v, 1e-4) for name, v in values.items()})
     ax.axvline(limit, color=figures.GREY, linewidth=1, linestyle=(0, (4, 3)))
     ax.set_xscale("log")
-    known = _together(values)
+    known = _finite_values(values)
     low, high = np.quantile(np.maximum(known, 1e-4), [0.002, 1.0]) if len(known) else (limit, limit)
     ax.set(
         xlabel="largest force on an atom (eV/Å)",
@@ -85,7 +86,7 @@ def largest_forces(values: Mapping[str, np.ndarray], limit: float) -> Figure:
 
 def against_size(values: Mapping[str, np.ndarray], sizes: np.ndarray) -> Figure:
     """Draw the percentage against the number of atoms (M,), with medians of similar sizes."""
-    fig, ax = figures.figure("Energy minimisation by size", size=_SIZE)
+    fig, ax = figures.figure("Energy minimization by size", size=_SIZE)
     outside = 0
     for name, color, _ in _each(values):
         known = np.isfinite(values[name])
@@ -116,7 +117,7 @@ def against_size(values: Mapping[str, np.ndarray], sizes: np.ndarray) -> Figure:
         )
     ax.axhline(0, color=figures.GREY, linewidth=1, linestyle=(0, (4, 3)))
     ax.axhline(100, color=figures.GREY, linewidth=1, linestyle=(0, (4, 3)))
-    ax.set(xlabel="number of atoms", ylabel="energy minimisation (%)", ylim=(_LOWEST, _HIGHEST))
+    ax.set(xlabel="number of atoms", ylabel="energy minimization (%)", ylim=(_LOWEST, _HIGHEST))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return _finish(fig, ax, len(values), outside, "lower left")
 
@@ -145,18 +146,19 @@ def _cumulative(ax, values) -> None:
                 label=figures.escape_label(name),
                 **style,
             )
-    ax.set(ylabel="share of molecules (%)", ylim=(0, 102))
+    ax.set(ylabel="molecules (%)", ylim=(0, 102))
 
 
-def _together(values) -> np.ndarray:
-    found = np.concatenate([np.zeros(0), *values.values()])
-    return found[np.isfinite(found)]
+def _finite_values(values) -> np.ndarray:
+    """Return the finite values of all force fields in one array."""
+    joined = np.concatenate([np.zeros(0), *values.values()])
+    return joined[np.isfinite(joined)]
 
 
-def _finish(fig, ax, count, outside, place) -> Figure:
+def _finish(fig, ax, count, outside, legend_position) -> Figure:
     """Add a legend if there are several force fields, and the number of points outside."""
     if count > 1:
-        ax.legend(frameon=True, framealpha=0.9, edgecolor="none", fontsize=9, loc=place)
+        ax.legend(frameon=True, framealpha=0.9, edgecolor="none", fontsize=9, loc=legend_position)
     if outside:
         ax.set_title(f"{outside:,} outside", loc="right", fontsize=8.5, color=figures.GREY)
     return fig

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from mlip_jax.reports import figures
 from mlip_jax.reports import html_page as page
+from mlip_jax.reports.force2geo.seeds import PROPERTY, Spread, gain, read, verdict
 from mlip_jax.workdir import write_text
 
 RELAXED = "relaxed(pm3:first)"
@@ -28,71 +27,6 @@ _PUBLISHED = {
     "force2prop": "16 % (Molecule3D, random)",
     "scaffold-force2prop": "16 % (Molecule3D, scaffold)",
 }
-_PROPERTY = "gap"
-
-
-class Spread(NamedTuple):
-    """Mean and spread over seeds.
-
-    Attributes:
-      mean: Mean of the values.
-      std: Sample standard deviation, NaN for a single seed.
-      count: Number of seeds.
-      values: {seed: value}.
-    """
-
-    mean: float
-    std: float
-    count: int
-    values: dict[str, float] = {}
-
-    def __str__(self) -> str:
-        if not self.count:
-            return "–"
-        return f"{self.mean:.3f}" + (f" ± {self.std:.3f}" if self.count > 1 else "")
-
-
-def read(folder: Path) -> dict[str, dict[str, Spread]]:
-    """Read the MAE in eV of the completed seeds, by variant and source of the test geometries.
-
-    The names of variants do not contain the seed.
-    """
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    for path in sorted(folder.glob("*/metrics.json")):
-        if not (path.parent / "done.json").exists():
-            continue
-        scores = json.loads(path.read_text()).get("scores") or {}
-        before, _, seed = path.parent.name.rpartition("-")
-        name = before if seed.isdigit() else path.parent.name
-        for part, of in scores.items():
-            if part.startswith("test ") and _PROPERTY in of and of[_PROPERTY]["mae"] is not None:
-                found.setdefault(name, {}).setdefault(part.removeprefix("test "), {})[seed] = of[
-                    _PROPERTY
-                ]["mae"]
-    return {name: {g: spread(v) for g, v in by.items()} for name, by in found.items()}
-
-
-def spread(values: Mapping[str, float]) -> Spread:
-    """Compute mean and spread of {seed: value}."""
-    numbers = list(values.values())
-    return Spread(
-        statistics.fmean(numbers),
-        statistics.stdev(numbers) if len(numbers) > 1 else float("nan"),
-        len(numbers),
-        dict(values),
-    )
-
-
-def gain(of: Spread, baseline: Spread) -> tuple[float, float]:
-    """Return the reduction of an MAE relative to a baseline in percent, and its standard error.
-
-    Both are NaN if either has fewer than two seeds.
-    """
-    if min(of.count, baseline.count) < 2:
-        return float("nan"), float("nan")
-    ratio = of.mean / baseline.mean
-    relative = [s.std / s.mean / np.sqrt(s.count) for s in (of, baseline)]
-    return 100 * (1 - ratio), 100 * ratio * float(np.hypot(*relative))
 
 
 def write_paper_report(folder: Path) -> Path:
@@ -102,17 +36,17 @@ def write_paper_report(folder: Path) -> Path:
       Path of report.html.
     """
     scores = read(Path(folder))
-    none = Spread(float("nan"), float("nan"), 0)
+    missing = Spread(float("nan"), float("nan"), 0)
 
     def at(name: str, geometry: str = "labels") -> Spread:
-        return scores.get(name, {}).get(geometry, none)
+        return scores.get(name, {}).get(geometry, missing)
 
     body = [
         page.heading("Force2Prop and geometry fine-tuning", 1),
         page.paragraph(
-            "Mean absolute error of the HOMO-LUMO gap in eV on test molecules that no predictor and no "
-            "force field has seen, mean ± sample standard deviation over seeds. A gain is that "
-            "of the mean, ± its standard error over the seeds."
+            "Mean absolute error of the HOMO-LUMO gap in eV on test molecules on which no "
+            "predictor and no force field was trained, as mean ± sample standard deviation over "
+            "seeds. A gain is the reduction of the mean, ± its standard error over the seeds."
         ),
         *_claims(at),
         *_training(at),
@@ -137,45 +71,9 @@ def write_paper_report(folder: Path) -> Path:
     return Path(folder) / "report.html"
 
 
-def verdict(name: str, better: Spread, worse: Spread, paired: bool = False) -> str:
-    """Return a sentence that states whether `better` has a lower MAE than `worse`.
-
-    A difference counts if it is larger than twice its standard error.
-
-    Args:
-      name: Claim to test.
-      better: MAE that should be lower.
-      worse: MAE that should be higher.
-      paired: Whether to use the differences per seed, because both belong to the same predictors or
-        one predictor was initialized from the other.
-    """
-    if not better.count or not worse.count:
-        return f"{name}: not measured."
-    seeds = sorted(better.values.keys() & worse.values.keys())
-    if min(better.count, worse.count, len(seeds) if paired else 2) < 2:
-        return f"{name}: is not decided, of a single seed ({worse} against {better} eV)."
-    if paired:
-        differences = [worse.values[s] - better.values[s] for s in seeds]
-        difference, error = (
-            statistics.fmean(differences),
-            statistics.stdev(differences) / np.sqrt(len(seeds)),
-        )
-    else:
-        difference = worse.mean - better.mean
-        error = float(np.hypot(*(s.std / np.sqrt(s.count) for s in (better, worse))))
-    shown = (
-        "holds"
-        if difference > 2 * error
-        else "does not hold"
-        if difference < -2 * error
-        else "is not decided"
-    )
-    return f"{name}: {shown} ({worse} against {better} eV; difference {difference:+.3f} ± {error:.3f})."
-
-
 def _claims(at) -> Iterator[str]:
     """Yield one sentence per ordering that the paper claims."""
-    yield page.heading("Which of the paper's orderings show")
+    yield page.heading("Claims of the paper")
     for line in (
         verdict(
             "Force2Prop is better than training from scratch (random split)",
@@ -193,31 +91,31 @@ def _claims(at) -> Iterator[str]:
             at("random-heads"),
         ),
         verdict(
-            "A force field is a better start than denoising",
+            "Initialization from a force field is better than from denoising",
             at("force2prop"),
             at("denoising-force2prop"),
         ),
         verdict("More pre-training data are better", at("force2prop"), at("force2prop-300")),
         verdict(
-            "Geometries of RDKit are better once they are relaxed",
+            "RDKit geometries are better after relaxation",
             at("scratch", "relaxed(etkdg)"),
             at("scratch", "etkdg"),
             paired=True,
         ),
         verdict(
-            "Geometries from the start of the cheap stage are better once they are relaxed",
+            "Geometries from the start of the cheap stage are better after relaxation",
             at("scratch", RELAXED),
             at("scratch", "pm3:first"),
             paired=True,
         ),
         verdict(
-            "Geometry fine-tuning is better on relaxed geometries than none",
+            "On relaxed geometries, geometry fine-tuning is better than no fine-tuning",
             at("finetune", RELAXED),
             at("scratch", RELAXED),
             paired=True,
         ),
         verdict(
-            "Geometry fine-tuning is better on relaxed geometries than as much further training",
+            "On relaxed geometries, geometry fine-tuning is better than as many further steps",
             at("finetune", RELAXED),
             at("continued", RELAXED),
             paired=True,
@@ -240,15 +138,15 @@ def _claims(at) -> Iterator[str]:
 
 def _training(at) -> Iterator[str]:
     """Yield a table of errors by the initialization of the predictor."""
-    yield page.heading("From a force field, and otherwise (Figure 4, Tables 7 and 10)")
+    yield page.heading("Initialization of the predictor (Figure 4, Tables 7 and 10)")
     lines = []
     for title, name, baseline in (
         ("from scratch", "scratch", ""),
         ("Force2Prop", "force2prop", "scratch"),
         ("from denoising", "denoising-force2prop", "scratch"),
         ("from a force field with denoising (DeNS)", "dens-force2prop", "scratch"),
-        ("head alone, features of the force field", "heads", "random-heads"),
-        ("head alone, random features", "random-heads", ""),
+        ("only the head, features of the force field", "heads", "random-heads"),
+        ("only the head, random features", "random-heads", ""),
         ("scaffold split: from scratch", "scaffold-scratch", ""),
         ("scaffold split: Force2Prop", "scaffold-force2prop", "scaffold-scratch"),
         ("SchNet: from scratch", "schnet-scratch", ""),
@@ -269,27 +167,27 @@ def _training(at) -> Iterator[str]:
 
 def _geometries(at) -> Iterator[str]:
     """Yield a table and a figure of errors by the origin of the test geometries."""
-    yield page.heading("Where geometries come from (Table 4, Table 13)")
+    yield page.heading("Origin of the geometries (Tables 4 and 13)")
     names = {
         "trained on ground truth": "scratch",
         "the same, fine-tuned with alignment": "finetune",
         "the same, fine-tuned without alignment": "finetune-no-alignment",
-        "the same, trained on as long": "continued",
+        "the same, trained for as many further steps": "continued",
         "Force2Prop": "force2prop",
-        "trained on RDKit's geometries": "rdkit-scratch",
+        "trained on RDKit geometries": "rdkit-scratch",
     }
     yield page.table(
         ["predictor", *(f"tested on: {title}" for title in _GEOMETRIES.values())],
         [(title, *(str(at(name, g)) for g in _GEOMETRIES)) for title, name in names.items()],
     )
     fig, ax = figures.figure("Error by origin of the test geometry", size=(9.2, 4.4))
-    for place, (title, name) in enumerate(names.items()):
+    for number, (title, name) in enumerate(names.items()):
         _errorbars(
             ax,
-            np.arange(len(_GEOMETRIES)) + 0.12 * (place - 2),
+            np.arange(len(_GEOMETRIES)) + 0.12 * (number - 2),
             [at(name, g) for g in _GEOMETRIES],
             title,
-            place,
+            number,
             line=False,
         )
     ax.set_xticks(
@@ -302,8 +200,8 @@ def _geometries(at) -> Iterator[str]:
     ax.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     yield page.figure(
         fig,
-        "The same test molecules at geometries of different origin; labels are those of the ground "
-        "truth.",
+        "Errors for the same test molecules at geometries of different origin. Labels are those of "
+        "the ground-truth geometries.",
         wide=True,
     )
 
@@ -314,27 +212,27 @@ def _num_train(folder: Path) -> int:
         return (
             json.loads(path.read_text())["scores"]
             .get("train", {})
-            .get(_PROPERTY, {})
+            .get(PROPERTY, {})
             .get("count", 0)
         )
     return 0
 
 
-def _sizes(at, whole: int) -> Iterator[str]:
+def _sizes(at, num_all: int) -> Iterator[str]:
     """Yield a figure and a table of errors by the number of training molecules."""
-    yield page.heading("How much data (Figures 5 and 6)")
+    yield page.heading("Amount of data (Figures 5 and 6)")
     fig, axes = figures.figure(
-        "Molecules with the property", "Molecules of pre-training", size=(9.2, 3.8)
+        "Molecules with the property", "Molecules for pre-training", size=(9.2, 3.8)
     )
-    for place, (title, name) in enumerate(
+    for number, (title, name) in enumerate(
         {"from scratch": "scratch", "Force2Prop": "force2prop"}.items()
     ):
         _errorbars(
             axes[0],
-            [250, 800, whole or 2_500],
+            [250, 800, num_all or 2_500],
             [at(f"{name}-250"), at(f"{name}-800"), at(name)],
             title,
-            place,
+            number,
         )
     _errorbars(
         axes[1], [0, 1, 2], [at("scratch"), at("force2prop-300"), at("force2prop")], "Force2Prop", 1
@@ -343,12 +241,15 @@ def _sizes(at, whole: int) -> Iterator[str]:
         ax.set(xlabel="training molecules", ylabel="gap MAE (eV)")
         ax.legend(frameon=False, fontsize=9)
     axes[0].set_xscale("log")
-    axes[0].set_xticks([250, 800, whole or 2_500], ["250", "800", f"{whole:,}" if whole else "all"])
+    axes[0].set_xticks(
+        [250, 800, num_all or 2_500], ["250", "800", f"{num_all:,}" if num_all else "all"]
+    )
     axes[1].set_xticks([0, 1, 2], ["none", "300", "all"])
     axes[0].minorticks_off()
     yield page.figure(
         fig,
-        "Error against the number of molecules that the predictor, and the force field, saw.",
+        "Error against the number of training molecules of the predictor (left) and of the force "
+        "field (right).",
         wide=True,
     )
     yield page.table(
@@ -360,7 +261,7 @@ def _sizes(at, whole: int) -> Iterator[str]:
                 str(at(f"force2prop{end}")),
                 "{:.1f} ± {:.1f}".format(*gain(at(f"force2prop{end}"), at(f"scratch{end}"))),
             )
-            for n, end in ((250, "-250"), (800, "-800"), (whole, ""))
+            for n, end in ((250, "-250"), (800, "-800"), (num_all, ""))
         ],
     )
 
@@ -384,15 +285,15 @@ def _sweeps(at) -> Iterator[str]:
     )
 
 
-def _errorbars(ax, x, values: Sequence[Spread], label: str, place: int, line: bool = True) -> None:
-    """Draw the available means with standard deviations over seeds."""
+def _errorbars(ax, x, values: Sequence[Spread], label: str, number: int, line: bool = True) -> None:
+    """Draw the available means with standard deviations over seeds, in the color of a number."""
     colors = (figures.GREY, figures.BLUE, figures.VERMILLION, figures.GREEN, "#CC79A7", "#E69F00")
     known = [i for i, v in enumerate(values) if v.count]
     ax.errorbar(
         np.asarray(x, float)[known],
         [values[i].mean for i in known],
         [0.0 if values[i].count < 2 else values[i].std for i in known],
-        color=colors[place % len(colors)],
+        color=colors[number % len(colors)],
         marker="o",
         markersize=4,
         capsize=3,

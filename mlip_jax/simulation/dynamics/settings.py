@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from ase import units
 
+from mlip_jax.potential import NO_ENERGY_DERIVATIVES, Potential, has_energy_derivatives
 from mlip_jax.simulation.dynamics import integrators
 
 BAR = 1e5 * units.Pascal  # in eV/Å³
@@ -38,7 +39,7 @@ class Settings:
       frame_every: Steps between frames; 0 records none.
       skin: Distance by which neighbor lists exceed the cutoff (Å). Lists are rebuilt when an atom
         has moved by half of it.
-      watch_bonds: Whether to stop a molecule when one of its bonds breaks.
+      stop_on_bond_break: Whether to stop a molecule when one of its bonds breaks.
       bond_range: Range of the lengths of initially bonded pairs, relative to the sum of their
         covalent radii.
       max_temperature: Temperature above which a molecule counts as broken (K); None: ten times the
@@ -63,7 +64,7 @@ class Settings:
     record_every: int = 20
     frame_every: int = 200
     skin: float = 0.4
-    watch_bonds: bool = True
+    stop_on_bond_break: bool = True
     bond_range: tuple[float, float] = (0.5, 1.5)
     max_temperature: float | None = None
     dtype: str = "float32"
@@ -91,11 +92,11 @@ class Settings:
                 self._check(name, getattr(self, name), 0)
         if not np.isfinite(self.pressure):
             raise ValueError(f"pressure must be finite (bar), received {self.pressure}")
-        for name, least in (("record_every", 1), ("frame_every", 0), ("seed", 0)):
+        for name, min_value in (("record_every", 1), ("frame_every", 0), ("seed", 0)):
             value = getattr(self, name)
-            if int(value) != value or value < least:
+            if int(value) != value or value < min_value:
                 raise ValueError(
-                    f"{name} must be a whole number of at least {least}, received {value}"
+                    f"{name} must be an integer of at least {min_value}, received {value}"
                 )
         low, high = self.bond_range
         if not 0 <= low < 1 < high:
@@ -104,12 +105,24 @@ class Settings:
             )
 
     @staticmethod
-    def _check(name, value, least, open_end=False):
+    def _check(name, value, min_value, open_end=False):
         """Raise ValueError if a value is not finite or below its minimum."""
-        if not np.isfinite(value) or value < least or open_end and value == least:
+        if not np.isfinite(value) or value < min_value or open_end and value == min_value:
+            relation = "more than" if open_end else "at least"
+            raise ValueError(f"{name} must be {relation} {min_value}, received {value}")
+
+    def check_forces(self, potential: Potential) -> None:
+        """Raise ValueError if the forces of a force field are unsuitable for these dynamics."""
+        if not potential.conservative and not self.allow_nonconservative:
             raise ValueError(
-                f"{name} must be {'more than' if open_end else 'at least'} {least}, received {value}"
+                "the forces of this force field are not the gradient of its energy (they are "
+                f"{potential.origin_of_forces}), so dynamics conserve no energy and sample no "
+                "ensemble. To run them nevertheless, set allow_nonconservative=True "
+                "(--config.allow_nonconservative=True)"
             )
+        if self.ensemble == "npt" and not has_energy_derivatives(potential.model):
+            message = NO_ENERGY_DERIVATIVES.format(what='stress, which ensemble "npt" requires')
+            raise ValueError(message)
 
     def integrator(self) -> integrators.Verlet:
         """Return the integrator of the ensemble, in ASE's units."""

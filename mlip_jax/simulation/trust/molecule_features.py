@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def of(options: Any) -> Callable[[Store, np.ndarray], np.ndarray] | None:
-    """Return the function that computes the features for `source.split`; None if not needed.
+    """Return the function that computes the features for `data_split.split_data`; None if not needed.
 
     Args:
       options: config.data.
@@ -32,7 +32,7 @@ def of(options: Any) -> Callable[[Store, np.ndarray], np.ndarray] | None:
         return None
     if not options.selection_force_field:
         raise ConfigError(
-            "data.selection='embedding' needs the workdir of a trained force field: "
+            "data.selection='embedding' requires the workdir of a trained force field: "
             "--config.data.selection_force_field=runs/spice"
         )
     potential = Potential.load(options.selection_force_field)
@@ -60,14 +60,18 @@ def features(potential: Potential, store: Store, indices: np.ndarray) -> np.ndar
     Raises:
       ValueError: If there are elements that the force field was not trained on.
     """
-    chosen = hashlib.sha256(np.ascontiguousarray(indices, np.int64).tobytes()).hexdigest()[:12]
+    selection = hashlib.sha256(np.ascontiguousarray(indices, np.int64).tobytes()).hexdigest()[:12]
 
     def make() -> np.ndarray:
-        log.info("features of %d molecules by the force field %s", len(indices), potential.digest())
+        log.info(
+            "computing features of %d molecules with force field %s",
+            len(indices),
+            potential.digest(),
+        )
         return mean_features(potential, store, indices)
 
     return load_or_compute(
-        store.path / "features" / f"{potential.digest()}-{store.digest()}-{chosen}.npy",
+        store.path / "features" / f"{potential.digest()}-{store.digest()}-{selection}.npy",
         np.float32,
         len(indices),
         make,

@@ -1,4 +1,4 @@
-"""The embedded data set: its molecules, its geometries and labels, and a generator that survives interruptions."""
+"""Tests for the built-in data set: molecules, geometries, labels, and resuming of the generator."""
 
 import errno
 import json
@@ -43,18 +43,18 @@ FEW = [
 
 
 def contents(path):
-    """Everything in an HDF5 file, as comparable bytes."""
-    found = {}
+    """Return the content of an HDF5 file as comparable bytes."""
+    content = {}
     with h5py.File(path) as file:
-        found[""] = dict(file.attrs)
+        content[""] = dict(file.attrs)
 
         def visit(name, node):
-            found[name] = dict(node.attrs)
+            content[name] = dict(node.attrs)
             if isinstance(node, h5py.Dataset):
-                found[name, "data"] = (str(node.dtype), node.shape, np.asarray(node[()]).tolist())
+                content[name, "data"] = (str(node.dtype), node.shape, np.asarray(node[()]).tolist())
 
         file.visititems(visit)
-    return found
+    return content
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_every_functional_group_occurs_in_several_molecules(group):
     assert matches >= 3, matches
 
 
-def test_conformations_are_shared_out_exactly_and_larger_molecules_get_more():
+def test_allocated_conformations_sum_to_the_total():
     molecules = embedded_molecules()
     for total in (1, 100, 8000):
         assert sum(generate_module.allocate_conformations(molecules, total)[0]) == total
@@ -151,7 +151,7 @@ def test_conformations_are_shared_out_exactly_and_larger_molecules_get_more():
     assert counts["methane"] >= 8 and counts["ace-ala-ala-nme"] > counts["methane"]
 
 
-def test_smiles_file_reports_bad_lines_and_keeps_the_others(tmp_path):
+def test_smiles_file_reports_invalid_lines_and_keeps_the_others(tmp_path):
     file = tmp_path / "mine.smi"
     file.write_text("# mine\nCCO ethanol\nC1CC broken\n\nOCC again\nC/C=C/C\nCN a/b\nCS ethanol\n")
     molecules, problems = read_smiles_file(file)
@@ -166,7 +166,7 @@ def test_smiles_file_reports_bad_lines_and_keeps_the_others(tmp_path):
     assert "line 5" in problems[1] and "line 2" in problems[1]
 
 
-def test_bad_molecules_are_all_named(tmp_path):
+def test_all_invalid_molecules_are_reported(tmp_path):
     bad = [
         Molecule("a", "C1CC", ""),
         Molecule("b", "C", ""),
@@ -183,7 +183,7 @@ def test_bad_molecules_are_all_named(tmp_path):
 
 
 def displaced(smiles, seed=0):
-    """A surface, its minimum and a geometry off the minimum."""
+    """A surface, its minimum and a displaced geometry."""
     mol = Chem.AddHs(Chem.MolFromSmiles(smiles))
     ids = sampling.embed(mol, 1, seed + 1)
     surface = sampling.Surface(mol)
@@ -217,7 +217,7 @@ def test_molecular_mechanics_gradient_against_central_differences(smiles):
 
 
 def test_langevin_keeps_the_harmonic_energy_of_its_temperature():
-    # In a stiff molecule the mean energy above the minimum is kT/2 for each of the 3n - 6 vibrations.
+    # In a stiff molecule the mean energy above the minimum is kT/2 per vibration (3n - 6).
     _, surface, minimum, _ = displaced("C")
     temperature = 150.0
     frames = sampling.langevin(surface, minimum, temperature, 60, np.random.default_rng(0))
@@ -226,7 +226,7 @@ def test_langevin_keeps_the_harmonic_energy_of_its_temperature():
     assert energy == pytest.approx(expected, rel=0.3)
 
 
-def test_torn_and_fused_geometries_are_found():
+def test_broken_and_fused_geometries_are_detected():
     mol, _, minimum, _ = displaced("CO")
     radii, bonded = (
         labels.covalent_radii([a.GetAtomicNum() for a in mol.GetAtoms()]),
@@ -247,7 +247,7 @@ def test_near_minimum_geometries_have_small_forces():
     assert 0.8 < np.median(rms) < 1.6
 
 
-def test_a_molecule_that_cannot_be_made_gives_its_reason():
+def test_failed_molecule_reports_its_reason():
     result = make_conformations(Task(Molecule("iron", "[Fe]", ""), 5, 0))
     assert len(result.energies) == 0
     assert sum(result.dropped.values()) == 5 and "atomic number 26" in next(iter(result.dropped))
@@ -318,7 +318,7 @@ def test_labels_belong_to_the_stored_geometry_and_the_gradient_is_one(few):
                 assert group["dft_total_gradient"][0][index] == pytest.approx(slope, abs=2e-5)
 
 
-def test_formation_energy_is_the_total_less_the_isolated_atoms(few):
+def test_formation_energy_is_the_total_minus_the_isolated_atoms(few):
     with h5py.File(few) as file:
         atoms = json.loads(file.attrs["energies_of_isolated_atoms"])
         water = file["water"]
@@ -331,7 +331,7 @@ def test_formation_energy_is_the_total_less_the_isolated_atoms(few):
         )
 
 
-def test_positions_are_bohr_and_no_conformation_comes_twice(few):
+def test_positions_are_in_bohr_and_conformations_are_distinct(few):
     with h5py.File(few) as file:
         for group in file.values():
             conformations = group["conformations"][()] * Bohr
@@ -354,25 +354,25 @@ def test_summary(few):
 # Caching, determinism, interruptions.
 
 
-def test_a_finished_file_is_returned_at_once(few, monkeypatch):
+def test_finished_file_is_returned_immediately(few, monkeypatch):
     before = few.stat()
-    monkeypatch.setattr(generate_module, "make_parts", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr(generate_module, "make_parts", lambda *_: pytest.fail("generated again"))
     assert generate_embedded(few, num_conformations=60, molecules=FEW, progress=False) == few
     assert few.stat().st_mtime_ns == before.st_mtime_ns
     assert not few.with_name("few.h5.parts").exists()
 
 
-def test_content_does_not_depend_on_processes_nor_on_the_other_molecules(few, tmp_path):
+def test_content_does_not_depend_on_processes_or_other_molecules(few, tmp_path):
     alone = tmp_path / "alone.h5"
     generate_embedded(alone, num_conformations=60, molecules=FEW, num_processes=1, progress=False)
     assert contents(alone) == contents(few)
     task = Task(FEW[1], len(contents(few)["methanol/conformations", "data"][2]), 0)
-    here = make_conformations(task)
+    local = make_conformations(task)
     with h5py.File(few) as file:
-        np.testing.assert_allclose(here.energies, file["methanol/dft_total_energy"][()], atol=1e-9)
+        np.testing.assert_allclose(local.energies, file["methanol/dft_total_energy"][()], atol=1e-9)
 
 
-def test_another_seed_gives_other_geometries(few, tmp_path):
+def test_other_seed_gives_other_geometries(few, tmp_path):
     other = generate_embedded(
         tmp_path / "x.h5", num_conformations=60, molecules=FEW[:1], seed=1, progress=False
     )
@@ -380,7 +380,7 @@ def test_another_seed_gives_other_geometries(few, tmp_path):
         assert abs(first["water/conformations"][0] - second["water/conformations"][0]).max() > 1e-3
 
 
-def test_a_file_of_other_parameters_is_replaced_but_a_foreign_one_is_not(tmp_path):
+def test_file_with_other_parameters_is_replaced_but_a_foreign_one_is_not(tmp_path):
     path = tmp_path / "x.h5"
     for total in (4, 6):
         generate_embedded(path, num_conformations=total, molecules=FEW[:1], progress=False)
@@ -389,7 +389,7 @@ def test_a_file_of_other_parameters_is_replaced_but_a_foreign_one_is_not(tmp_pat
         path.unlink()
         path.write_bytes(foreign) if foreign else h5py.File(path, "w").close()
         before = path.read_bytes()
-        with pytest.raises(FileExistsError, match="not made by generate_embedded"):
+        with pytest.raises(FileExistsError, match="not created by generate_embedded"):
             generate_embedded(path, num_conformations=4, molecules=FEW[:1], progress=False)
         assert path.read_bytes() == before
 
@@ -398,7 +398,8 @@ SCRIPT = """
 import sys
 from mlip_jax.datasets.builtin import embedded_molecules, generate_embedded
 if __name__ == "__main__":
-    generate_embedded(sys.argv[1], num_conformations=240, molecules=embedded_molecules()[200:224], num_processes=2)
+    molecules = embedded_molecules()[200:224]
+    generate_embedded(sys.argv[1], num_conformations=240, molecules=molecules, num_processes=2)
 """
 
 
@@ -407,7 +408,7 @@ def start(script, path):
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
     }
-    # a shell that started these tests in the background has SIGINT ignored, and children inherit that
+    # If a shell started the tests in the background, SIGINT is ignored, also in child processes.
     return subprocess.Popen(
         [sys.executable, script, path],
         env=environment,
@@ -426,7 +427,7 @@ def wait_until(condition, seconds=60):
 
 
 def group_is_empty(group):
-    """Whether no process of a process group is left."""
+    """Return whether no process of a process group is left."""
     try:
         os.killpg(group, 0)
     except ProcessLookupError:
@@ -437,7 +438,7 @@ def group_is_empty(group):
 @pytest.mark.parametrize(
     "signal_number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
 )
-def test_an_interrupted_run_goes_on_and_ends_the_same(tmp_path, signal_number):
+def test_interrupted_run_resumes_with_the_same_result(tmp_path, signal_number):
     path, parts = tmp_path / "x.h5", tmp_path / "x.h5.parts"
     process = start(tmp_path / "script.py", path)
     wait_until(lambda: len(list(parts.glob("*.npz"))) >= 4)
@@ -451,22 +452,22 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(tmp_path, signal_number):
     finished = {part: part.stat().st_mtime_ns for part in parts.glob("*.npz")}
     assert 4 <= len(finished) < 24
 
-    # Half a part, as a crash of the machine could leave it, is made again.
-    damaged = sorted(finished)[0]
-    damaged.write_bytes(damaged.read_bytes()[:100])
-    made = []
+    # A truncated part, as after a crash of the machine, is regenerated.
+    corrupted = sorted(finished)[0]
+    corrupted.write_bytes(corrupted.read_bytes()[:100])
+    saved = []
     original = storage.Parts.save
     molecules = embedded_molecules()[200:224]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             storage.Parts,
             "save",
-            lambda self, index, part: made.append(index) or original(self, index, part),
+            lambda self, index, part: saved.append(index) or original(self, index, part),
         )
         generate_embedded(
             path, num_conformations=240, molecules=molecules, num_processes=2, progress=False
         )
-        assert len(made) == 24 - len(finished) + 1
+        assert len(saved) == 24 - len(finished) + 1
         whole = generate_embedded(
             tmp_path / "whole.h5", num_conformations=240, molecules=molecules, progress=False
         )
@@ -475,12 +476,12 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(tmp_path, signal_number):
 
 
 @pytest.mark.parametrize("full_after", [0, 1, 2, 3])
-def test_full_disk(tmp_path, monkeypatch, full_after):
+def test_full_disk_is_reported(tmp_path, monkeypatch, full_after):
     path = tmp_path / "x.h5"
     original, writes = os.fsync, []
 
     def fsync(fd):
-        """A full disk is noticed when the content is written out at the latest."""
+        """Raise as on a full disk, which is noticed at the latest when the content is flushed."""
         writes.append(fd)
         if len(writes) > full_after:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -502,7 +503,7 @@ def test_full_disk(tmp_path, monkeypatch, full_after):
     assert [file.name for file in tmp_path.iterdir()] == ["x.h5"]
 
 
-def test_a_folder_that_cannot_be_written_to(tmp_path):
+def test_unwritable_folder_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="could not write"):
         generate_embedded(
@@ -510,7 +511,7 @@ def test_a_folder_that_cannot_be_written_to(tmp_path):
         )
 
 
-def test_missing_packages_are_named(tmp_path, monkeypatch):
+def test_missing_packages_are_listed(tmp_path, monkeypatch):
     monkeypatch.setattr(generate_module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"rdkit and tblite: pip install 'mlip-flax\[data\]'"):
         generate_embedded(tmp_path / "x.h5")
@@ -532,7 +533,7 @@ def test_task(tmp_path, caplog):
 
 
 @pytest.mark.slow
-def test_a_sample_of_the_whole_set_has_the_forces_of_a_data_set(tmp_path):
+def test_sample_of_the_whole_set_has_realistic_forces(tmp_path):
     molecules = embedded_molecules()[::9]
     path = generate_embedded(
         tmp_path / "x.h5", num_conformations=900, molecules=molecules, progress=False

@@ -1,4 +1,4 @@
-"""Sets of conformers: which molecules, which conformers, labels that fit, and a run that goes on once it was killed."""
+"""Tests for conformer sets: selected molecules, distinct conformers, labels, and resuming."""
 
 import os
 import signal
@@ -41,24 +41,24 @@ def molecules(tmp_path, text, selection=Selection()):  # noqa: B008
     return list(select_molecules(path, selection, "drugs", left_out)), left_out
 
 
-def test_molecules_that_are_fit(tmp_path):
+def test_molecules_are_selected(tmp_path):
     text = (
         "CCO ethanol\nOCC again\nC[NH3+]\nCCCCCCCC a/b\nC1CC\nO.CCO\nCBr\nCCCCO\nCCCCCO too many\n"
     )
-    found, left_out = molecules(
+    actual, left_out = molecules(
         tmp_path, text, Selection(count=3, elements=("H", "C", "O"), max_atoms=26)
     )
-    assert found == [
+    assert actual == [
         Molecule("00000000 ethanol", "CCO", "drugs"),
         Molecule("00000003 a_b", "CCCCCCCC", "drugs"),
         Molecule("00000007", "CCCCO", "drugs"),
     ]
     assert left_out == {
-        "the same as one before": 1,
+        "duplicate": 1,
         "other elements": 2,
         "not a valid SMILES": 1,
         "several fragments": 1,
-    }  # and what comes after the third is not looked at
+    }  # molecules after the third are not read
     assert molecules(tmp_path, "C[NH3+]\nCCCC\nCC=O\n", Selection(min_rotatable=1))[1] == {
         "other charge": 1,
         "too few rotatable bonds": 1,
@@ -69,7 +69,7 @@ def test_molecules_that_are_fit(tmp_path):
     ] == ["CC", "C[NH3+]"]
 
 
-def test_only_smiles(tmp_path):
+def test_only_smiles_files_are_accepted(tmp_path):
     with pytest.raises(DatasetError, match="no such file"):
         list(select_molecules(tmp_path / "none.smi", Selection(), "", Counter()))
     (tmp_path / "a.csv").write_text("name,what\nx,CC\n")
@@ -77,23 +77,23 @@ def test_only_smiles(tmp_path):
         list(select_molecules(tmp_path / "a.csv", Selection(), "", Counter()))
 
 
-def test_conformers_differ_and_labels_are_theirs():
+def test_conformers_are_distinct_and_labels_match():
     task = ConformerTask(Molecule("m", "CC(C)(C)CCO", "drugs"), 4, FEW, 0)
-    found = make_conformers(task)
-    assert 2 <= len(found.energies) <= 4 and found.force_field == "MMFF94"
+    actual = make_conformers(task)
+    assert 2 <= len(actual.energies) <= 4 and actual.force_field == "MMFF94"
     mol = Chem.AddHs(Chem.MolFromSmiles("CC(C)(C)CCO"))
-    positions = found.conformations * Bohr
+    positions = actual.conformations * Bohr
     rmsd = best_rms(mol, positions, positions)
     assert rmsd[~np.eye(len(rmsd), dtype=bool)].min() > 0.19
-    energy, gradient = labels.energy_and_gradient(found.atomic_numbers, found.conformations[0])
-    assert found.energies[0] == pytest.approx(energy, abs=1e-9)
-    np.testing.assert_allclose(found.gradients[0], gradient, atol=1e-6)
+    energy, gradient = labels.energy_and_gradient(actual.atomic_numbers, actual.conformations[0])
+    assert actual.energies[0] == pytest.approx(energy, abs=1e-9)
+    np.testing.assert_allclose(actual.gradients[0], gradient, atol=1e-6)
     again = make_conformers(task)
-    np.testing.assert_array_equal(again.conformations, found.conformations)
-    assert sum(found.dropped.values()) + len(found.energies) == 4
+    np.testing.assert_array_equal(again.conformations, actual.conformations)
+    assert sum(actual.dropped.values()) + len(actual.energies) == 4
 
 
-def test_relaxed_by_gfn2():
+def test_relaxation_by_gfn2_reduces_forces():
     molecule = Molecule("m", "CCCO", "drugs")
     plain, relaxed = (
         make_conformers(ConformerTask(molecule, 3, FEW._replace(gfn2_steps=steps), 0))
@@ -112,10 +112,10 @@ def test_relaxed_by_gfn2():
         ("C1C[C@@H]2CC[C@@H]1C2", FEW, "molecule: RDKit found no three-dimensional geometry"),
     ],
 )
-def test_molecules_of_which_nothing_is_made(smiles, options, reason):
-    found = make_conformers(ConformerTask(Molecule("m", smiles, ""), 4, options, 0))
-    assert found.conformations.shape[0] == 0 and len(found.dropped) == 1
-    assert next(iter(found.dropped)).startswith(reason) and set(found.dropped.values()) == {4}
+def test_failed_molecules_are_reported(smiles, options, reason):
+    actual = make_conformers(ConformerTask(Molecule("m", smiles, ""), 4, options, 0))
+    assert actual.conformations.shape[0] == 0 and len(actual.dropped) == 1
+    assert next(iter(actual.dropped)).startswith(reason) and set(actual.dropped.values()) == {4}
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def smiles_file(tmp_path_factory):
     return path
 
 
-def test_files_that_a_reader_reads_and_that_are_not_made_twice(tmp_path, smiles_file, monkeypatch):
+def test_files_are_readable_and_generated_once(tmp_path, smiles_file, monkeypatch):
     arguments = dict(options=FEW, molecules_per_file=2, num_processes=1, progress=False)
     files = generate_conformers(tmp_path / "data", smiles_file, **arguments)
     assert [f.name for f in files] == [f"conformers-0000{n}.hdf5" for n in range(3)]
@@ -140,7 +140,7 @@ def test_files_that_a_reader_reads_and_that_are_not_made_twice(tmp_path, smiles_
     assert generate_conformers(tmp_path / "data", smiles_file, **arguments) == files
 
 
-def test_a_file_of_which_nothing_could_be_made_is_no_file_of_data(tmp_path, monkeypatch):
+def test_file_without_conformers_is_marked_empty(tmp_path, monkeypatch):
     (tmp_path / "molecules.smi").write_text("CCCCO\nCO\n")
     arguments = dict(
         options=FEW._replace(min_conformers=2),
@@ -158,7 +158,7 @@ def test_a_file_of_which_nothing_could_be_made_is_no_file_of_data(tmp_path, monk
     assert generate_conformers(tmp_path, tmp_path / "molecules.smi", **arguments) == files
 
 
-def test_what_means_nothing_is_an_error(tmp_path, smiles_file):
+def test_invalid_settings_are_rejected(tmp_path, smiles_file):
     for options, message in (
         (ConformerOptions(num_conformers=2, min_conformers=3), "min_conformers must be"),
         (ConformerOptions(candidates=0.5), "candidates must be"),
@@ -167,15 +167,15 @@ def test_what_means_nothing_is_an_error(tmp_path, smiles_file):
             generate_conformers(tmp_path, smiles_file, options=options)
     with pytest.raises(ValueError, match="molecules_per_file"):
         generate_conformers(tmp_path, smiles_file, molecules_per_file=0)
-    with pytest.raises(DatasetError, match="no conformer could be made of any molecule"):
+    with pytest.raises(DatasetError, match="no molecule has a conformer"):
         generate_conformers(
             tmp_path, smiles_file, selection=Selection(min_atoms=100), num_processes=1
         )
 
 
 @pytest.mark.slow
-def test_killed_it_goes_on_and_makes_no_molecule_twice(tmp_path):
-    """SIGKILL twice; what was on disk stays as it was, and the file is that of a run that nothing happened to."""
+def test_killed_run_resumes_without_repeating_molecules(tmp_path):
+    """After two SIGKILLs, saved parts are unchanged and the file equals that of a complete run."""
     (tmp_path / "molecules.smi").write_text("".join("C" * n + "O\n" for n in range(2, 12)))
     command = [
         sys.executable,
@@ -206,9 +206,9 @@ def test_killed_it_goes_on_and_makes_no_molecule_twice(tmp_path):
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        found = {p.name: p.stat().st_mtime_ns for p in parts.glob("*.npz")}
-        assert len(found) >= wanted and times.items() <= found.items()
-        times = found
+        actual = {p.name: p.stat().st_mtime_ns for p in parts.glob("*.npz")}
+        assert len(actual) >= wanted and times.items() <= actual.items()
+        times = actual
     for workdir in (killed, tmp_path / "whole"):
         subprocess.run(
             [*command, f"--workdir={workdir}"], env=environment, check=True, capture_output=True

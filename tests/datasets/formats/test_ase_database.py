@@ -1,4 +1,4 @@
-"""Rows of ASE databases against ASE's own reading, and files that are damaged."""
+"""Tests for rows of ASE databases against ASE itself, and for corrupted files."""
 
 import json
 import shutil
@@ -19,8 +19,8 @@ GENUINE = Path(__file__).parents[2] / "data" / "readers" / "nabladft" / "test_da
 
 
 @pytest.fixture
-def made(tmp_path):
-    """A database by ASE with everything that a row can have."""
+def database_path(tmp_path):
+    """A database written by ASE with everything that a row can have."""
     rng = np.random.default_rng(0)
     path = tmp_path / "made #1?.db"
     with connect(path) as database:
@@ -54,8 +54,8 @@ def made(tmp_path):
     return path
 
 
-def test_agrees_with_ase(made):
-    with AseDatabase(made) as database, connect(made) as ase_database:
+def test_agrees_with_ase(database_path):
+    with AseDatabase(database_path) as database, connect(database_path) as ase_database:
         expected = list(ase_database.select())
         rows = list(database.rows(range(len(database))))
         assert (
@@ -77,7 +77,7 @@ def test_agrees_with_ase(made):
                 assert row.data[name].dtype == ase_row.data[name].dtype
 
 
-def test_ids_with_gaps_and_parts():
+def test_ids_with_gaps_and_ranges():
     with AseDatabase(GENUINE) as database:
         assert [r.id for r in database.rows(range(4))] == [4, 27, 56, 72]
         assert [r.id for r in database.rows(range(1, 3))] == [27, 56]
@@ -115,20 +115,17 @@ def test_arrays_as_base64_of_older_schnetpack_files():
     [
         (b"\xff" * 20, "end at byte"),
         ((8).to_bytes(8, "little") + b"[1]", "mapping"),
-        (
-            (8).to_bytes(8, "little") + b'{"a": {"__ndarray__": [[4], "float64", 8]}}',
-            "does not lie in",
-        ),
+        ((8).to_bytes(8, "little") + b'{"a": {"__ndarray__": [[4], "float64", 8]}}', "is outside"),
         ('{"a": {"__ndarray__": [[1], "object", ["x"]]}}', "not an array of numbers"),
         ("{", "Expecting"),
     ],
 )
-def test_damaged_data(stored, problem):
+def test_corrupted_data_are_rejected(stored, problem):
     with pytest.raises((ValueError, TypeError), match=problem):
         decode(stored)
 
 
-def test_other_objects_are_not_made():
+def test_other_ase_objects_are_not_created():
     """ASE would look up a class by the name in the file."""
     value = {"a": {"__ase_objtype__": "cell", "array": [1]}}
     assert decode(json.dumps(value)) == value
@@ -143,7 +140,7 @@ def test_truncated(tmp_path, keep):
 
 
 @pytest.mark.parametrize("start", [1024, 4096, 8192])
-def test_overwritten_pages_are_never_read_in_silence(tmp_path, start):
+def test_overwritten_pages_are_detected(tmp_path, start):
     path = tmp_path / "bad.db"
     content = bytearray(GENUINE.read_bytes())
     content[start : start + 2048] = b"\xee" * 2048
@@ -153,7 +150,7 @@ def test_overwritten_pages_are_never_read_in_silence(tmp_path, start):
             list(database.rows(range(len(database))))
 
 
-def test_row_that_does_not_fit_is_named(tmp_path):
+def test_inconsistent_row_is_identified(tmp_path):
     path = tmp_path / "a.db"
     shutil.copyfile(GENUINE, path)
     with sqlite3.connect(path) as connection:
@@ -163,12 +160,12 @@ def test_row_that_does_not_fit_is_named(tmp_path):
         rows = database.rows(range(4))
         assert next(rows).id == 4
         with pytest.raises(
-            DatasetError, match=r"a\.db:27: the row is damaged \(\d+ numbers and \d+ positions"
+            DatasetError, match=r"a\.db:27: the row is corrupted \(\d+ numbers and \d+ positions"
         ):
             next(rows)
 
 
-def test_sqlite_files_of_others(tmp_path):
+def test_other_sqlite_files_are_rejected(tmp_path):
     path = tmp_path / "other.db"
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE systems (a)")
@@ -181,7 +178,7 @@ def test_sqlite_files_of_others(tmp_path):
         AseDatabase(path)
 
 
-def test_other_versions_are_refused(tmp_path):
+def test_other_versions_are_rejected(tmp_path):
     path = tmp_path / "new.db"
     shutil.copyfile(GENUINE, path)
     with sqlite3.connect(path) as connection:
@@ -192,7 +189,7 @@ def test_other_versions_are_refused(tmp_path):
 
 
 def test_nothing_is_written(tmp_path):
-    """A file on a read-only medium: no lock, no journal, no change."""
+    """A file on a read-only medium gets no lock, no journal and no change."""
     path = tmp_path / "a.db"
     shutil.copyfile(GENUINE, path)
     before = path.read_bytes()
@@ -209,7 +206,7 @@ def test_nothing_is_written(tmp_path):
     assert path.read_bytes() == before
 
 
-def test_rows_in_a_write_ahead_log_are_seen(tmp_path):
+def test_rows_in_a_write_ahead_log_are_read(tmp_path):
     path = tmp_path / "a.db"
     shutil.copyfile(GENUINE, path)
     writer = sqlite3.connect(path, isolation_level=None)

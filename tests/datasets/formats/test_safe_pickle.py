@@ -1,4 +1,4 @@
-"""The restricted unpickler: it loads what data files hold, and runs nothing that a malicious one asks for."""
+"""Tests for the restricted unpickler: it loads data files and never executes malicious ones."""
 
 import builtins
 import copyreg
@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import pytest
 
-from mlip_jax.datasets.formats import safe_pickle
+from mlip_jax.datasets.formats import pickle_opcodes, safe_pickle
 from mlip_jax.datasets.formats.safe_pickle import NUMPY
 from mlip_jax.datasets.reader import DatasetError
 
@@ -36,7 +36,7 @@ def loads(data, allowed=NUMPY):
 
 
 class Calls:
-    """Pickles as a call of `function`."""
+    """Object that is pickled as a call of `function`."""
 
     def __init__(self, function, *args):
         self.function, self.args = function, args
@@ -47,7 +47,7 @@ class Calls:
 
 @pytest.fixture
 def mark(tmp_path, monkeypatch):
-    """Name of a file that the malicious pickles here would make."""
+    """Name of a file that the malicious pickles would create."""
     monkeypatch.chdir(tmp_path)
     yield "executed"
     assert not os.path.exists("executed")
@@ -147,35 +147,35 @@ NAMES = list(malicious("x"))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_malicious_pickles_are_refused_and_not_run(name, mark):
-    data, asked = malicious(mark)[name]
+def test_malicious_pickles_are_rejected_and_not_executed(name, mark):
+    data, requested = malicious(mark)[name]
     with pytest.raises(
-        DatasetError, match=r"file\.pickle:7: the pickle asks for '.*was not executed"
+        DatasetError, match=r"file\.pickle:7: the pickle requests '.*was not executed"
     ) as error:
         loads(data)
-    assert f"{asked}'" in str(error.value)
+    assert f"{requested}'" in str(error.value)
 
 
-def test_the_malicious_pickles_here_are_real(mark, tmp_path):
-    """Plain pickle runs them: what the tests above refuse is no blank cartridge."""
-    made = 0
+def test_malicious_samples_work_with_the_plain_unpickler(mark, tmp_path):
+    """The plain unpickler executes the samples, so the tests above are meaningful."""
+    executed = 0
     for name in ("os.system", "eval", "nested", "text pickle", "INST", "OBJ", "dotted name"):
         pickle.loads(malicious(mark)[name][0])
-        made += (tmp_path / mark).exists()
+        executed += (tmp_path / mark).exists()
         (tmp_path / mark).unlink()
-    assert made == 7
+    assert executed == 7
 
 
 def test_nothing_is_imported(tmp_path, monkeypatch):
     (tmp_path / "evil_module.py").write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(DatasetError, match=r"asks for 'evil_module\.thing'"):
+    with pytest.raises(DatasetError, match=r"requests 'evil_module\.thing'"):
         loads(b"cevil_module\nthing\n.")
     assert "evil_module" not in sys.modules
 
 
-def test_what_is_allowed_is_the_callers_function():
-    """... also where the name stands for something else, and a pickle can call it but not change it."""
+def test_allowed_names_refer_to_the_callers_functions():
+    """A pickle can call the function, which may differ from the original one, but not change it."""
     calls = []
     allowed = {("os", "system"): lambda text: calls.append(text) or "done"}
     assert loads(b"cos\nsystem\n(S'ls'\ntR.", allowed) == "done" and calls == ["ls"]
@@ -187,12 +187,12 @@ def test_what_is_allowed_is_the_callers_function():
         with pytest.raises(DatasetError, match=r"file\.pickle:7.*changes a function"):
             loads(b"cm\nMutable\n" + state + b"b.", {("m", "Mutable"): Mutable})
     assert Mutable.value == 1
-    with pytest.raises(DatasetError, match="damaged or malicious"):
+    with pytest.raises(DatasetError, match="corrupted or malicious"):
         loads(b"cm\nMutable\n)\x81.", {("m", "Mutable"): Mutable})
 
 
-def test_registered_extensions_and_persistent_ids(mark):
-    """An extension code, once used in this process, gives its object without asking for a name."""
+def test_extensions_and_persistent_ids_are_rejected(mark):
+    """An extension code that was used before returns its object without looking up a name."""
     copyreg.add_extension("posix", "system", 240)
     try:
         copyreg._extension_cache[240] = os.system
@@ -210,7 +210,7 @@ def test_registered_extensions_and_persistent_ids(mark):
 
 
 def state_of_dtype(kind, state):
-    """A pickle of an array of one 8-byte value whose type is `kind`, with a given state."""
+    """Return a pickle of an array of one 8-byte value of type `kind` with the given state."""
 
     class Type:
         def __reduce__(self):
@@ -227,7 +227,7 @@ def state_of_dtype(kind, state):
     return pickle.dumps(Array(), 3)
 
 
-def test_array_types_whose_bytes_are_pointers():
+def test_array_types_with_pointers_are_rejected():
     assert loads(state_of_dtype("f8", (3, "<", None, None, None, -1, -1, 0))).shape == (1,)
     for kind, state in [
         ("O8", (3, "|", None, None, None, -1, -1, 63)),
@@ -250,12 +250,12 @@ def test_array_types_whose_bytes_are_pointers():
             loads(pickle.dumps(value, 3))
 
 
-def test_arrays_of_a_wrong_size():
+def test_arrays_of_the_wrong_size_are_rejected():
     data = pickle.dumps(np.arange(3, dtype=np.int64), 3)
     assert data.count(b"K\x03\x85") == 1
     with pytest.raises(DatasetError, match=r"shape \(4,\) of int64 from 24 bytes"):
         loads(data.replace(b"K\x03\x85", b"K\x04\x85"))
-    with pytest.raises(DatasetError, match="damaged or malicious"):
+    with pytest.raises(DatasetError, match="corrupted or malicious"):
         loads(b"cnumpy\nndarray\n(I4\nI4\nltR.")
 
 
@@ -273,13 +273,13 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_bombs(name):
-    """Small files that ask for huge memory or a deep stack; plain pickle takes gigabytes or dies from some."""
+def test_memory_bombs_are_rejected(name):
+    """Small files can request gigabytes or a deep stack; some crash the plain unpickler."""
     with pytest.raises(DatasetError, match=r"file\.pickle:7: "):
         loads(BOMBS[name])
 
 
-def test_deep_nesting_is_no_crash():
+def test_deep_nesting_does_not_crash():
     try:
         value = loads(b"\x80\x02" + b"]" * 200_000 + b"a" * 199_999 + b".")
     except DatasetError:
@@ -300,11 +300,11 @@ def test_errors_of_any_kind_become_dataset_errors():
         OverflowError("x"),
         KeyError("y"),
     ):
-        with pytest.raises(DatasetError, match=f"{type(error).__name__}.*damaged or malicious"):
+        with pytest.raises(DatasetError, match=f"{type(error).__name__}.*corrupted or malicious"):
             loads(b"ca\nb\n)R.", fails(error))
 
 
-def test_every_truncation_is_refused():
+def test_every_truncation_is_rejected():
     for protocol in (0, 2, 4):
         data = pickle.dumps(
             {"a": [1, 2.5, "text", b"bytes", np.arange(3.0), 300, 70_000]}, protocol
@@ -315,20 +315,20 @@ def test_every_truncation_is_refused():
                 loads(data[:keep])
 
 
-def test_damaged_bytes_give_a_value_or_a_dataset_error():
+def test_corrupted_bytes_give_a_value_or_a_dataset_error():
     data = bytearray(pickle.dumps({"a": [1, 2.5, "text", b"bytes", np.arange(3.0)]}, 4))
     refused = 0
     for position in range(len(data)):
         for value in (0, 255, data[position] ^ 1, ord("."), ord("R"), ord("b")):
-            damaged = bytes(data[:position]) + bytes([value]) + bytes(data[position + 1 :])
+            corrupted = bytes(data[:position]) + bytes([value]) + bytes(data[position + 1 :])
             try:
-                loads(damaged)
+                loads(corrupted)
             except DatasetError:
                 refused += 1
     assert refused > len(data)
 
 
-def test_trailing_bytes_and_other_files():
+def test_trailing_bytes_and_other_files_are_rejected():
     with pytest.raises(DatasetError, match="5 bytes follow the end"):
         loads(pickle.dumps(1) + b"extra")
     for data in (b"", b"<html>404</html>", bytes(range(256)), b"\x80\x04"):
@@ -361,11 +361,11 @@ ENDLESS = {
 
 
 @pytest.mark.parametrize("name", ENDLESS)
-def test_tuples_without_end(name):
-    """They are hashed cell by cell when they are keys: of 45 tuples no process would come back."""
+def test_endless_tuples_are_rejected(name):
+    """Tuples as keys are hashed cell by cell, which would not end for 45 nested tuples."""
     with pytest.raises(
         DatasetError,
-        match=r"file\.pickle:7: the pickle makes tuples of tuples with more than 100000",
+        match=r"file\.pickle:7: the pickle creates tuples of tuples with more than 100000",
     ):
         loads(ENDLESS[name])
 
@@ -381,16 +381,16 @@ def test_cells_of_tuples_are_counted(protocol):
     expected = sum(
         cells(t) for t in ((1, 2.5), ("a",), (1, 2, 3), (1, 2, 3, 4, 5), inner, middle, outer)
     )
-    assert safe_pickle._cells(data, "x") == expected and loads(data) == flat
+    assert pickle_opcodes._cells(data, "x") == expected and loads(data) == flat
     shared = [inner, inner, (inner, inner)]
     assert (
-        safe_pickle._cells(pickle.dumps(shared, protocol), "x") == 4 * 3 + 7
+        pickle_opcodes._cells(pickle.dumps(shared, protocol), "x") == 4 * 3 + 7
         and loads(pickle.dumps(shared, protocol)) == shared
     )
 
 
-def test_values_without_end():
-    """Small when compressed; each opcode makes an object."""
+def test_too_many_values_are_rejected():
+    """Each opcode creates an object, although the file is small when compressed."""
     for code, what in (
         (b"]", "values"),
         (b"}", "values"),
@@ -403,7 +403,7 @@ def test_values_without_end():
     ):
         with pytest.raises(
             DatasetError,
-            match=f"file.pickle:7: the pickle makes more than [0-9]+ {what}, which no d",
+            match=f"file.pickle:7: the pickle creates more than [0-9]+ {what}, which no d",
         ):
             loads(hand(code * 4_100_000))
     for data in (hand(b"I" + b"9" * 30 + b"\n"), hand(b"I" + b"9" * 5000 + b"\n")):
@@ -412,8 +412,8 @@ def test_values_without_end():
 
 
 @pytest.mark.parametrize("protocol", range(6))
-def test_as_many_values_as_data_have(protocol):
-    """Several times the longest trajectories and ensembles; runs of thousands of opcodes without a text among them."""
+def test_realistic_numbers_of_values_are_accepted(protocol):
+    """Several times the longest trajectories and ensembles, and long runs without text opcodes."""
     values = [{"atom": "C", "x": 0.5 * i, "y": [i], "flag": None} for i in range(50_000)]
     assert loads(pickle.dumps(values, protocol)) == values
     numbers = list(range(70_000)) + [2**31, -(2**31), 2**63, -(2**63)]
@@ -422,7 +422,7 @@ def test_as_many_values_as_data_have(protocol):
     assert loads(pickle.dumps(scalars, protocol)) == scalars
 
 
-def test_bytes_that_are_copied_over_and_over():
+def test_repeated_copies_of_bytes_are_rejected():
     text = b"X" + struct.pack("<I", 100_000) + b"a" * 100_000
     once = b"\x80\x02](c_codecs\nencode\nq\x00" + text + b"X\x06\0\0\0latin1\x86q\x01R"
     assert loads(once + b"e.") == [b"a" * 100_000]
@@ -441,7 +441,7 @@ def test_bytes_that_are_copied_over_and_over():
 
 
 def test_arrays_cannot_be_changed():
-    """The key of an item could be a list of lists without end, which numpy would walk through."""
+    """The key of an item could be an endless nested list, which NumPy would walk through."""
 
     class Array:
         def __init__(self, items):
@@ -457,14 +457,14 @@ def test_arrays_cannot_be_changed():
             )
 
     assert loads(pickle.dumps(Array([]), 3)).tolist() == [0, 0]
-    with pytest.raises(DatasetError, match="changes an array|damaged or malicious"):
+    with pytest.raises(DatasetError, match="changes an array|corrupted or malicious"):
         loads(pickle.dumps(Array([(0, 1.0)]), 3))
     shared = pickle.dumps([np.arange(4.0)], 5)
     assert b"_frombuffer" in shared and not loads(shared)[0].flags.writeable
 
 
 def test_messages_stay_short():
-    """What a message shows may be a list of lists without end, or a text of megabytes."""
+    """A value in a message may be an endless nested list or a text of megabytes."""
     endless = []
     for _ in range(16):
         endless = [endless] * 2

@@ -1,4 +1,4 @@
-"""A molecule has one skeleton, whether it comes as SMILES or as a geometry."""
+"""Tests for skeletons of molecules, which are equal for a SMILES and a geometry."""
 
 import numpy as np
 import pytest
@@ -50,9 +50,9 @@ def test_smiles_and_geometry_agree_in_any_order_of_atoms(smiles):
     assert skeleton(from_smiles(Chem.MolToSmiles(explicit))) == expected
 
 
-def test_different_molecules_differ_and_forms_of_one_do_not():
-    found = [skeleton(from_smiles(s)) for s in SMILES]
-    assert len(set(found)) == len(SMILES)
+def test_skeletons_distinguish_molecules_but_not_their_forms():
+    actual = [skeleton(from_smiles(s)) for s in SMILES]
+    assert len(set(actual)) == len(SMILES)
     for a, b in (
         ("N[C@@H](C)C(=O)O", "N[C@H](C)C(=O)O"),
         ("C/C=C/C", "C/C=C\\C"),
@@ -72,14 +72,14 @@ def test_descriptions():
         IdentityQuery("", water.numbers, water.positions),
         IdentityQuery(""),
     ]
-    found = describe(entries, len(entries), fingerprints=True)
-    assert [d and d.elements for d in found] == [(1, 6, 8), None, (1, 8), None]
-    assert found[2].skeleton == describe([IdentityQuery("O")], 1)[0].skeleton
-    assert found[0].fingerprint and not describe([IdentityQuery("O")], 1)[0].fingerprint
+    actual = describe(entries, len(entries), fingerprints=True)
+    assert [d and d.elements for d in actual] == [(1, 6, 8), None, (1, 8), None]
+    assert actual[2].skeleton == describe([IdentityQuery("O")], 1)[0].skeleton
+    assert actual[0].fingerprint and not describe([IdentityQuery("O")], 1)[0].fingerprint
     assert describe([IdentityQuery("[C]")], 1)[0].elements == (6,)
 
 
-def test_processes_change_nothing(monkeypatch):
+def test_results_do_not_depend_on_the_number_of_processes(monkeypatch):
     monkeypatch.setattr(connectivity, "_CHUNK", 4)
     entries = [IdentityQuery(s) for s in SMILES]
     assert describe(entries, len(entries), num_processes=2) == describe(

@@ -1,4 +1,4 @@
-"""Molecules of every kind of file, sound and not, in whole and in shares."""
+"""Tests for files of molecules of every kind, valid and invalid, complete and in shares."""
 
 import bz2
 import gzip
@@ -77,7 +77,7 @@ def test_smiles_file(tmp_path):
     assert [r.atoms.info["charge"] for r in (ethanol, glycine, formate)] == [0, 0, -1]
     assert ethanol.geometry == "embedded" and not ethanol.failure
     assert strained.atoms is None and strained.failure == (
-        "mols.smi line 6: RDKit finds no three-dimensional geometry (ETKDGv3)"
+        "mols.smi line 6: RDKit found no three-dimensional geometry (ETKDGv3)"
     )
     assert (
         broken.atoms is None
@@ -86,22 +86,22 @@ def test_smiles_file(tmp_path):
     assert count_molecules(tmp_path / "mols.smi") == 5
 
 
-def test_geometries_are_molecules(tmp_path):
-    """Bond lengths are those of bonds, and nothing else is near."""
+def test_embedded_geometries_have_the_bonds_of_their_smiles(tmp_path):
+    """Bonds have the usual lengths, and no other atoms are close."""
     atoms = read(smi(tmp_path, "CCO\n"))[0].atoms
     distances = atoms.get_all_distances()
     assert 1.4 < distances[0, 1] < 1.65 and 1.3 < distances[1, 2] < 1.5
     assert distances[np.triu_indices(len(atoms), 1)].min() > 0.9
 
 
-def test_chemistry_is_named(tmp_path):
+def test_chemistry_problems_are_reported(tmp_path):
     records = read(smi(tmp_path, "N(C)(C)(C)C\n*C\n[CH3]\n"))
     assert "valence" in records[0].failure.lower() and "line 1" in records[0].failure
     assert 0 in records[1].atoms.numbers  # a dummy atom: the force field says that it knows none
     assert records[2].atoms.info == {"charge": 0.0, "num_unpaired_electrons": 1}
 
 
-def test_parts_of_a_salt_are_apart(tmp_path):
+def test_fragments_of_a_salt_are_separated(tmp_path):
     atoms = read(smi(tmp_path, "CC(=O)[O-].[Na+].O\n"))[0].atoms
     distances = atoms.get_all_distances()
     sodium = list(atoms.symbols).index("Na")
@@ -109,7 +109,7 @@ def test_parts_of_a_salt_are_apart(tmp_path):
     assert distances[np.triu_indices(len(atoms), 1)].min() > 0.9
 
 
-def test_embedding_depends_on_the_smiles_and_the_seed_alone(tmp_path):
+def test_embedding_depends_only_on_smiles_and_seed(tmp_path):
     path = smi(tmp_path, "CCCO a\nCCCN\nCCCO b\n")
     a, _, b = read(path)
     np.testing.assert_array_equal(a.atoms.positions, b.atoms.positions)
@@ -137,10 +137,12 @@ def test_conformers(tmp_path):
     np.testing.assert_array_equal(some[0].atoms.positions, b)
 
 
-def test_what_is_skipped_is_not_embedded(tmp_path, monkeypatch):
+def test_skipped_molecules_are_not_embedded(tmp_path, monkeypatch):
     seen = []
-    make = embedding.make
-    monkeypatch.setattr(embedding, "make", lambda job: seen.append(job[0].number) or make(job))
+    embed_entry = embedding.embed_entry
+    monkeypatch.setattr(
+        embedding, "embed_entry", lambda job: seen.append(job[0].number) or embed_entry(job)
+    )
     path = smi(tmp_path, "C\nCC\nCCC\nCCCC\n")
     assert [r.index for r in read(path, skip={0, 2})] == [1, 3] and seen == [1, 3]
     assert [r.index for r in read(path, limit=2)] == [0, 1] and seen[2:] == [0, 1]
@@ -171,9 +173,9 @@ def test_shares_are_disjoint_and_complete(tmp_path_factory, processes, conformer
     assert all(i // conformers % processes == p for p, part in enumerate(parts) for i in part)
 
 
-def test_worker_that_is_killed_is_a_failure_of_its_molecule(tmp_path):
+def test_killed_worker_gives_a_failed_record(tmp_path):
     job = Entry(3, "mols.smi line 4", "name", "CCO"), EmbeddingOptions(2)
-    records = embedding.gave_up(job)
+    records = embedding.failed_records(job)
     assert [r.index for r in records] == [6, 7] and all(
         "mols.smi line 4" in r.failure for r in records
     )
@@ -182,13 +184,13 @@ def test_worker_that_is_killed_is_a_failure_of_its_molecule(tmp_path):
 @pytest.mark.parametrize(
     "pack, suffix", [(gzip.open, ".gz"), (bz2.open, ".bz2"), (lzma.open, ".xz")]
 )
-def test_packed_text(tmp_path, pack, suffix):
+def test_compressed_text(tmp_path, pack, suffix):
     path = tmp_path / f"mols.smi{suffix}"
     with pack(path, "wt") as file:
         file.write("CCO ethanol\nC methane\n")
     assert [r.name for r in read(path)] == ["ethanol", "methane"] and count_molecules(path) == 2
     path.write_bytes(path.read_bytes()[:-6])
-    with pytest.raises(DatasetError, match="damaged or truncated"):
+    with pytest.raises(DatasetError, match="corrupted or truncated"):
         count_molecules(path)
 
 
@@ -196,7 +198,7 @@ def test_csv(tmp_path):
     path = smi(tmp_path, 'Id,activity,SMILES\n"a ""x"", y",1,CCO\n,2,\n\nlast,3,C1CC\n', "mols.csv")
     a, nothing, broken = read(path)
     assert (a.name, a.smiles, a.geometry) == ('a "x", y', "CCO", "embedded")
-    assert nothing.failure == "mols.csv line 3: there is no SMILES"
+    assert nothing.failure == "mols.csv line 3: no SMILES"
     assert "mols.csv line 5" in broken.failure and broken.name == "last"
     assert read(path, columns=CsvColumns(name="activity"))[0].name == "1"
     tab = smi(tmp_path, "\ufeffname\tcanonical_smiles\nx y\tCC\n", "mols.tsv")
@@ -209,9 +211,9 @@ def test_csv_line_of_a_row_after_one_of_several_lines(tmp_path):
     assert sound.name == "a\nb" and "line 4" in broken.failure
 
 
-def test_csv_without_such_a_column(tmp_path):
+def test_missing_csv_column_is_rejected(tmp_path):
     path = smi(tmp_path, "structure,name\nCCO,x\n", "mols.csv")
-    with pytest.raises(ConfigError, match="found: structure, name. Give the name as smiles_column"):
+    with pytest.raises(ConfigError, match="found: structure, name. Set smiles_column"):
         read(path)
     with pytest.raises(ConfigError, match="'structur'.*Did you mean 'structure'"):
         count_molecules(path, CsvColumns("structur"))
@@ -281,7 +283,7 @@ def test_extended_xyz(tmp_path):
 
 
 def test_charge_of_frames(tmp_path):
-    """The label, else the SMILES, else whole initial charges."""
+    """The label takes precedence over the SMILES, and the SMILES over integer initial charges."""
     frames = []
     for info, charges in (({"smiles": "[OH-]"}, [0, 0]), ({}, [-0.6, -0.4]), ({}, [0.3, -0.1])):
         atoms = Atoms("OH", [[0, 0, 0], [0, 0, 0.97]], info=info)
@@ -292,7 +294,7 @@ def test_charge_of_frames(tmp_path):
     assert [r.atoms.info["charge"] for r in read(tmp_path / "mols.extxyz")] == [-1, -1, 0]
 
 
-def test_bad_frames_do_not_stop_the_others(tmp_path):
+def test_invalid_frames_do_not_stop_the_others(tmp_path):
     frames = [
         "1\nname=a\nH 0 0 0\n",
         "2\n\nH 0 0 0\nH 0 0 nan\n",
@@ -324,9 +326,10 @@ def test_an_infinite_charge_does_not_stop_the_others(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "end, words", [("3\n\nH 0 0 0\n", "ends before them"), ("hello\n1\n\nH 0 0 0\n", "'hello'")]
+    "end, words",
+    [("3\n\nH 0 0 0\n", "the file is truncated"), ("hello\n1\n\nH 0 0 0\n", "'hello'")],
 )
-def test_xyz_that_ends_badly(tmp_path, end, words):
+def test_truncated_xyz_gives_a_failed_record(tmp_path, end, words):
     records = read(smi(tmp_path, "1\n\nH 0 0 0\n" + end, "mols.xyz"))
     assert records[0].atoms is not None and words in records[1].failure and len(records) == 2
 
@@ -352,7 +355,7 @@ def test_database(tmp_path):
         read(path)
 
 
-def test_what_else_ase_reads(tmp_path):
+def test_other_formats_of_ase(tmp_path):
     frames = [molecule("H2O"), molecule("CH4"), molecule("NH3")]
     frames[1].set_constraint(FixAtoms([2]))
     write(tmp_path / "mols.traj", frames)
@@ -372,7 +375,7 @@ def test_store(tmp_path):
         ConversionSpec(str(tmp_path / "mols.xyz"), options={"forces_key": ""}),
         tmp_path / "store",
         num_processes=1,
-        refuse=False,
+        reject_invalid=False,
         progress=False,
     )
     records = read(store, skip={1})
@@ -392,19 +395,19 @@ def test_empty_files_have_no_molecules(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["empty.csv", "empty.db", "empty.pdb"])
-def test_empty_files_that_are_none(tmp_path, name):
+def test_empty_files_of_other_formats_are_rejected(tmp_path, name):
     with pytest.raises((DatasetError, ConfigError), match=name):
         count_molecules(smi(tmp_path, "", name))
 
 
-def test_missing_files_and_folders(tmp_path):
+def test_missing_files_and_folders_are_rejected(tmp_path):
     with pytest.raises(DatasetError, match="no such file"):
         kind_of(tmp_path / "missing.smi")
-    with pytest.raises(DatasetError, match="no store"):
+    with pytest.raises(DatasetError, match="not a store"):
         fingerprint(tmp_path)
 
 
-def test_conformers_of_molecules_with_positions(tmp_path):
+def test_conformers_of_molecules_with_positions_are_rejected(tmp_path):
     with pytest.raises(ConfigError, match="num_conformers"):
         read_molecules(smi(tmp_path, "1\n\nH 0 0 0\n", "mols.xyz"), num_conformers=2)
 
@@ -418,17 +421,17 @@ def test_fingerprint(tmp_path):
     assert fingerprint(path) != before
 
 
-def test_molecules_are_made_as_they_are_taken(tmp_path, monkeypatch):
-    made = []
-    make = embedding.make
-    monkeypatch.setattr(embedding, "make", lambda job: made.append(job) or make(job))
+def test_molecules_are_read_lazily(tmp_path, monkeypatch):
+    jobs = []
+    embed_entry = embedding.embed_entry
+    monkeypatch.setattr(embedding, "embed_entry", lambda job: jobs.append(job) or embed_entry(job))
     stream = read_molecules(smi(tmp_path, "X\n" * 100_000), num_processes=1)
     for count in range(1, 11):
         next(stream)
-        assert len(made) == count
+        assert len(jobs) == count
 
 
-def test_one_smiles_is_as_in_a_file(tmp_path):
+def test_from_smiles_equals_reading_a_file(tmp_path):
     (tmp_path / "one.smi").write_text("CC[NH3+] ion\n")
     (record,) = read_molecules(tmp_path / "one.smi", seed=3, num_processes=1)
     atoms = from_smiles("CC[NH3+]", seed=3)

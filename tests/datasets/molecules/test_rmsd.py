@@ -1,4 +1,4 @@
-"""RMSDs after the best superposition: against the singular value decomposition, in both precisions, for all shapes."""
+"""Tests for RMSDs after superposition against the singular value decomposition."""
 
 import time
 
@@ -35,8 +35,8 @@ def by_svd(test, train):
     spread=st.sampled_from([0.0, 1e-3, 0.1, 2.0]),
     flat=st.integers(0, 3),
 )
-def test_as_by_singular_values(seed, n, num_test, num_train, spread, flat):
-    """For similar and different conformers, also of molecules that are planes, lines and points."""
+def test_equals_singular_value_decomposition(seed, n, num_test, num_train, spread, flat):
+    """Similar and different conformers, also planar and linear molecules and single atoms."""
     rng = np.random.default_rng(seed)
     molecule = rng.normal(size=(1, n, 3)) * 3
     test, train = (molecule + spread * rng.normal(size=(m, n, 3)) for m in (num_test, num_train))
@@ -49,30 +49,30 @@ def test_as_by_singular_values(seed, n, num_test, num_train, spread, flat):
     np.testing.assert_allclose(cross_rmsd(Conformers(test, train)), expected, atol=2e-5)
 
 
-def test_a_mirror_image_is_not_superposed():
+def test_mirror_images_are_not_superposed():
     rng = np.random.default_rng(0)
     molecule = rng.normal(size=(1, 12, 3)) * 2
     mirrored = (molecule * [1, 1, -1]) @ rotation(rng)
-    found = cross_rmsd(Conformers(molecule, mirrored), dtype=np.float64)
-    np.testing.assert_allclose(found, by_svd(molecule, mirrored), atol=1e-10)
-    assert found[0, 0] > 0.5
+    actual = cross_rmsd(Conformers(molecule, mirrored), dtype=np.float64)
+    np.testing.assert_allclose(actual, by_svd(molecule, mirrored), atol=1e-10)
+    assert actual[0, 0] > 0.5
     flat = molecule * [1, 1, 0]  # which is its own mirror image
     assert cross_rmsd(Conformers(flat, flat * [-1, 1, 1]), dtype=np.float64)[0, 0] < 1e-7
 
 
-def test_the_best_of_the_permutations_counts():
+def test_minimum_over_permutations():
     rng = np.random.default_rng(1)
     train = rng.normal(size=(3, 7, 3)) * 2
     orders = np.array([rng.permutation(7) for _ in range(5)] + [np.arange(7)])
     test = (train[:2, orders[3]] + 0.01 * rng.normal(size=(2, 7, 3))) @ rotation(rng)
-    found = cross_rmsd(Conformers(test, train, orders), dtype=np.float64)
+    actual = cross_rmsd(Conformers(test, train, orders), dtype=np.float64)
     expected = np.min([by_svd(test, train[:, order]) for order in orders], 0)
-    np.testing.assert_allclose(found, expected, atol=1e-10)
-    assert (np.diag(found) < 0.05).all()
+    np.testing.assert_allclose(actual, expected, atol=1e-10)
+    assert (np.diag(actual) < 0.05).all()
 
 
-def test_molecules_of_all_sizes_at_once_in_their_order():
-    """More pairs than a call to the device takes, so that they are worked on in several."""
+def test_molecules_of_all_sizes_keep_their_order():
+    """There are more pairs than one program takes, so they are processed in several calls."""
     rng = np.random.default_rng(2)
     molecules = [
         Conformers(rng.normal(size=(t, n, 3)), rng.normal(size=(r, n, 3)))
@@ -80,9 +80,9 @@ def test_molecules_of_all_sizes_at_once_in_their_order():
             rng.integers(0, 60, 80), rng.integers(1, 60, 80), rng.integers(1, 30, 80)
         )
     ]
-    found = list(nearest_rmsd(iter(molecules)))
-    assert len(found) == 80 and sum(len(m.test) * len(m.train) for m in molecules) > 65_536
-    for molecule, nearest in zip(molecules, found):
+    actual = list(nearest_rmsd(iter(molecules)))
+    assert len(actual) == 80 and sum(len(m.test) * len(m.train) for m in molecules) > 65_536
+    for molecule, nearest in zip(molecules, actual):
         assert nearest.shape == (len(molecule.test),) and nearest.dtype == np.float64
         if len(molecule.test):
             np.testing.assert_allclose(
@@ -90,7 +90,7 @@ def test_molecules_of_all_sizes_at_once_in_their_order():
             )
 
 
-def test_a_molecule_of_more_pairs_than_are_gathered(monkeypatch):
+def test_molecule_with_more_pairs_than_a_batch(monkeypatch):
     from mlip_jax.datasets.molecules import rmsd
 
     rng = np.random.default_rng(4)
@@ -107,7 +107,7 @@ def test_a_molecule_of_more_pairs_than_are_gathered(monkeypatch):
         np.testing.assert_allclose(several[0], several[2], atol=1e-6)
 
 
-def test_nothing_near_and_no_atoms():
+def test_no_training_conformers_and_no_atoms():
     assert next(nearest_rmsd([Conformers(np.zeros((2, 4, 3)), np.zeros((0, 4, 3)))])).tolist() == [
         np.inf,
         np.inf,
@@ -127,15 +127,15 @@ def test_nothing_near_and_no_atoms():
         ((2, 4, 3), (2, 4, 3), (0, 4), "Q at least 1"),
     ],
 )
-def test_wrong_shapes_are_errors(test, train, orders, message):
+def test_invalid_shapes_are_rejected(test, train, orders, message):
     orders = None if orders is None else np.zeros(orders, int)
     with pytest.raises(ValueError, match=message):
         cross_rmsd(Conformers(np.zeros(test), np.zeros(train), orders))
 
 
 @pytest.mark.slow
-def test_a_million_pairs_in_a_minute_of_a_core():
-    """Of 25 heavy atoms, as a study of molecules with 16 training conformers has them."""
+def test_speed_of_a_million_pairs():
+    """Molecules with 25 heavy atoms and 16 training conformers, as in a typical study."""
     rng = np.random.default_rng(0)
     molecules = [
         Conformers(rng.normal(size=(4, 25, 3)), rng.normal(size=(16, 25, 3))) for _ in range(15_625)

@@ -1,4 +1,4 @@
-"""Symmetries of molecules, and RMSDs over them: as RDKit's GetBestRMS has them."""
+"""Tests for symmetries of molecules and RMSDs over them against RDKit's GetBestRMS."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ MOLECULES = {  # and how many symmetries the heavy atoms have
 
 
 def embedded(smiles, count, seed=7):
-    """A molecule, atomic numbers (n,) and positions (count, n, 3) of its conformers."""
+    """Return a molecule, its atomic numbers (n,) and positions (count, n, 3) of conformers."""
     from rdkit.Chem import rdDistGeom
 
     mol = Chem.AddHs(Chem.MolFromSmiles(smiles))
@@ -43,8 +43,8 @@ def embedded(smiles, count, seed=7):
 
 
 @pytest.mark.parametrize("smiles", MOLECULES)
-def test_as_rdkit_has_it(smiles):
-    """With the atoms in an order that is not the SMILES's."""
+def test_equals_rdkits_best_rms(smiles):
+    """The atoms are in another order than in the SMILES."""
     _, numbers, positions = embedded(smiles, 6)
     order = np.random.default_rng(0).permutation(len(numbers))
     numbers, positions = numbers[order], positions[:, order]
@@ -53,10 +53,10 @@ def test_as_rdkit_has_it(smiles):
     assert Chem.CanonSmiles(
         Chem.MolToSmiles(Chem.RemoveHs(mol), isomericSmiles=False)
     ) == Chem.MolToSmiles(Chem.MolFromSmiles(smiles), isomericSmiles=False)
-    found = symmetries(mol)
-    assert found.complete and len(found.permutations) == MOLECULES[smiles]
-    heavy = positions[:, found.heavy]
-    rmsd = cross_rmsd(Conformers(heavy[:2], heavy[2:], found.permutations), dtype=np.float64)
+    actual = symmetries(mol)
+    assert actual.complete and len(actual.permutations) == MOLECULES[smiles]
+    heavy = positions[:, actual.heavy]
+    rmsd = cross_rmsd(Conformers(heavy[:2], heavy[2:], actual.permutations), dtype=np.float64)
     np.testing.assert_allclose(rmsd, best_rms(mol, positions[:2], positions[2:]), atol=1e-6)
 
 
@@ -70,28 +70,28 @@ def test_random_conformers_and_mirror_images(smiles, seed, mirrored):
     mol, _, positions = embedded(smiles, 2, seed)
     noisy = positions + 0.1 * np.random.default_rng(seed).normal(size=positions.shape)
     other = noisy[1:] * ([1, 1, -1] if mirrored else [1, 1, 1])
-    found = symmetries(mol)
+    actual = symmetries(mol)
     rmsd = cross_rmsd(
-        Conformers(noisy[:1][:, found.heavy], other[:, found.heavy], found.permutations),
+        Conformers(noisy[:1][:, actual.heavy], other[:, actual.heavy], actual.permutations),
         dtype=np.float64,
     )
     np.testing.assert_allclose(rmsd, best_rms(mol, noisy[:1], other), atol=1e-6)
 
 
-def test_atoms_of_the_same_kind_that_change_places_are_no_deviation():
+def test_exchanging_equivalent_atoms_gives_zero_rmsd():
     mol, _, positions = embedded("c1ccccc1", 1)
-    found = symmetries(mol)
-    ring = positions[:, found.heavy]
+    actual = symmetries(mol)
+    ring = positions[:, actual.heavy]
     turned = ring[:, [1, 2, 3, 4, 5, 0]] + 0.05 * np.random.default_rng(0).normal(size=ring.shape)
-    assert cross_rmsd(Conformers(ring, turned, found.permutations))[0, 0] < 0.15
+    assert cross_rmsd(Conformers(ring, turned, actual.permutations))[0, 0] < 0.15
     assert cross_rmsd(Conformers(ring, turned))[0, 0] == pytest.approx(
-        cross_rmsd(Conformers(ring, turned, found.permutations))[0, 0], abs=0.1
+        cross_rmsd(Conformers(ring, turned, actual.permutations))[0, 0], abs=0.1
     )  # a turn of the ring is a rotation
     swapped = ring[:, [1, 0, 2, 3, 4, 5]]  # and this one is neither
-    assert cross_rmsd(Conformers(ring, swapped, found.permutations))[0, 0] > 0.3
+    assert cross_rmsd(Conformers(ring, swapped, actual.permutations))[0, 0] > 0.3
 
 
-def test_too_many_symmetries_are_told():
+def test_too_many_symmetries_are_reported():
     mol = Chem.AddHs(Chem.MolFromSmiles("CC(C)(C)c1ccc(C(C)(C)C)cc1"))  # 6 * 6 * 2 * 2
     some = symmetries(mol, 10)
     assert len(some.permutations) == 10 and not some.complete
@@ -103,16 +103,16 @@ def test_too_many_symmetries_are_told():
 
 def test_without_heavy_atoms_or_smiles():
     numbers, positions = np.array([1, 1]), np.array([[0.0, 0, 0], [0, 0, 0.74]])
-    found = list(
+    actual = list(
         symmetries_of(
             [SymmetryQuery(numbers, positions), SymmetryQuery(numbers, positions, "[H][H]")],
             num_processes=1,
         )
     )
-    assert [s.permutations.shape for s in found] == [(1, 0), (1, 0)]
+    assert [s.permutations.shape for s in actual] == [(1, 0), (1, 0)]
     _, numbers, positions = embedded("CC(=O)C(C)O", 1)
     for smiles in ("", "CCO", "no SMILES"):  # of nothing, of another molecule, and of none at all
         assert (
             len(symmetries(molecule_of(numbers, positions[0], smiles)).permutations) == 2
-        )  # the skeleton alone
+        )  # only the skeleton
     assert len(symmetries(molecule_of(numbers, positions[0], "CC(=O)C(C)O")).permutations) == 1

@@ -1,4 +1,4 @@
-"""Sound data pass the checks; every kind of fault is found and named."""
+"""Tests for the data checks: correct data pass, and every kind of error is identified."""
 
 import dataclasses
 import functools
@@ -17,8 +17,9 @@ from scipy.spatial.transform import Rotation
 from mlip_jax.datasets import readers
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.quality import checks
+from mlip_jax.datasets.quality.check_report import lines, to_markdown
 from mlip_jax.datasets.quality.checks import Findings, combine, count_duplicates, examine
-from mlip_jax.datasets.quality.diagnosis import EARLY, diagnose, lines, to_markdown
+from mlip_jax.datasets.quality.diagnosis import diagnose
 from mlip_jax.datasets.quality.distribution import Distribution
 from mlip_jax.datasets.quality.geometry import fingerprints
 from mlip_jax.datasets.quality.pairs import (
@@ -26,8 +27,9 @@ from mlip_jax.datasets.quality.pairs import (
     MAX_RMSD,
     bond_stiffness,
     close_pairs,
-    neighbours,
+    neighbor_pairs,
 )
+from mlip_jax.datasets.quality.problems import EARLY
 from mlip_jax.structure import Structure
 
 HARTREE, BOHR, KCAL_PER_MOL = 27.211386245988, 0.529177210903, 0.0433641153087705
@@ -42,7 +44,7 @@ REAL = [
 
 
 def morse(positions, rest, depth=4.0, width=1.5):
-    """Energy and forces of Morse bonds between all atoms of a molecule, by hand."""
+    """Return energy and forces of Morse bonds between all atoms of a molecule."""
     difference = positions[:, None] - positions
     distance = np.sqrt((difference**2).sum(-1)) + np.eye(len(positions))
     decay = np.exp(-width * (distance - rest))
@@ -54,9 +56,9 @@ def morse(positions, rest, depth=4.0, width=1.5):
 
 @functools.cache
 def molecules(count=8, conformations=20, noise=0.05, seed=0):
-    """A CH4-like ball of atoms for each molecule, turned and shifted at will, with its Morse energies and forces."""
+    """Return CH4-like clusters, randomly rotated and shifted, with Morse energies and forces."""
     rng = np.random.default_rng(seed)
-    made = []
+    structures = []
     for m in range(count):
         n = 5 + m % 4
         numbers = np.array([6] + [1] * (n - 1), np.int32)
@@ -71,7 +73,7 @@ def molecules(count=8, conformations=20, noise=0.05, seed=0):
             positions = ball + noise * rng.normal(size=ball.shape)
             energy, forces = morse(positions, rest)
             turn = Rotation.random(random_state=1000 * m + c).as_matrix()
-            made.append(
+            structures.append(
                 Structure(
                     numbers,
                     positions @ turn + rng.normal(size=3),
@@ -82,7 +84,7 @@ def molecules(count=8, conformations=20, noise=0.05, seed=0):
                     source=f"f.hdf5:m{m}",
                 )
             )
-    return Columns.from_structures(made)
+    return Columns.from_structures(structures)
 
 
 def whats(columns, **options):
@@ -90,15 +92,15 @@ def whats(columns, **options):
 
 
 def pairs_of(columns, usable):
-    return close_pairs(columns, *neighbours(columns, usable))
+    return close_pairs(columns, *neighbor_pairs(columns, usable))
 
 
 def with_(columns, **factors):
-    """Columns with "forces", "energy" or "positions" multiplied."""
+    """Return columns with "forces", "energy" or "positions" multiplied by a factor."""
     return dataclasses.replace(columns, **{k: getattr(columns, k) * f for k, f in factors.items()})
 
 
-def test_sound_data_pass():
+def test_correct_data_pass():
     columns = molecules()
     findings = examine(columns)
     assert diagnose(findings) == []
@@ -120,8 +122,8 @@ def real(path):
 
 
 @pytest.mark.parametrize("path", REAL)
-def test_bonds_have_the_stiffness_of_real_ones(path):
-    """Semi-empirical energies and two density functionals, of frames of dynamics and of displaced minima."""
+def test_synthetic_bonds_have_a_realistic_stiffness(path):
+    """Frames of dynamics and displaced minima, with a semi-empirical method and two functionals."""
     findings = examine(real(path))
     assert findings.distributions["bond stiffness"].count >= 20
     assert 25 < findings.distributions["bond stiffness"].median < 45
@@ -146,13 +148,13 @@ def test_real_data_pass():
             "these look like gradients (dE/dx), not forces: change their sign",
         ),
         ({"forces": BOHR}, "units", "forces in eV/bohr"),
-        ({"forces": 1 / BOHR}, "units", "converted from eV/bohr once too often"),
+        ({"forces": 1 / BOHR}, "units", "converted twice from eV/bohr"),
         ({"forces": 1 / HARTREE}, "units", "energies were in eV and forces in hartree/Å"),
-        ({"forces": HARTREE}, "units", "converted from hartree/Å once too often"),
+        ({"forces": HARTREE}, "units", "converted twice from hartree/Å"),
         ({"energy": 1 / HARTREE}, "units", "energies were in hartree and forces in eV/Å"),
         ({"forces": 1 / KCAL_PER_MOL}, "units", "energies were in eV and forces in kcal/mol/Å"),
-        ({"forces": KCAL_PER_MOL}, "units", "forces were converted from kcal/mol/Å once too often"),
-        ({"energy": HARTREE}, "units", "energies were converted from hartree once too often"),
+        ({"forces": KCAL_PER_MOL}, "units", "forces were converted twice from kcal/mol/Å"),
+        ({"energy": HARTREE}, "units", "energies were converted twice from hartree"),
         (
             {"energy": 1 / HARTREE, "forces": BOHR / HARTREE, "positions": 1 / BOHR},
             "units",
@@ -163,25 +165,25 @@ def test_real_data_pass():
         (
             {"forces": -BOHR / HARTREE},
             "units",
-            "gradients (dE/dx), not forces: change their sign too",
+            "gradients (dE/dx), not forces: change their sign as well",
         ),
-        ({"forces": HARTREE / BOHR}, "units", "converted from hartree/bohr once too often"),
+        ({"forces": HARTREE / BOHR}, "units", "converted twice from hartree/bohr"),
         ({"forces": 0.3}, "forces and energies", "no unit explains the factor"),
         ({"energy": 0.0}, "forces and energies", "no unit explains the factor"),
         ({"positions": 1 / BOHR}, "positions", "positions look like bohr"),
-        ({"positions": BOHR}, "positions", "converted from bohr once too often"),
+        ({"positions": BOHR}, "positions", "converted twice from bohr"),
         ({"positions": 0.1}, "positions", "positions look like nm"),
-        ({"positions": 10.0}, "positions", "converted from nm once too often"),
+        ({"positions": 10.0}, "positions", "converted twice from nm"),
         ({"positions": 3.0}, "positions", "no known unit of length"),
         ({"positions": 1 / BOHR, "forces": -1}, "gradients", "these look like gradients"),
         ({"positions": 1 / BOHR, "forces": BOHR}, "units", "forces in eV/bohr"),
     ],
 )
-def test_wrong_units_and_signs_are_named(factors, what, words):
-    found = whats(with_(molecules(), **factors))
-    assert words in found[what].message and found[what].severity == "error"
+def test_wrong_units_and_signs_are_identified(factors, what, words):
+    actual = whats(with_(molecules(), **factors))
+    assert words in actual[what].message and actual[what].severity == "error"
     if list(factors) == ["positions"] and words != "no known unit of length":  # said once
-        assert {w for w, p in found.items() if p.severity == "error"} == {"positions"}
+        assert {w for w, p in actual.items() if p.severity == "error"} == {"positions"}
 
 
 @pytest.mark.parametrize(
@@ -194,39 +196,35 @@ def test_wrong_units_and_signs_are_named(factors, what, words):
             "energies were in kcal/mol and forces in kcal/mol/Å",
         ),
         (96.4853, "96 times too large", "energies were in kJ/mol and forces in kJ/mol/Å ("),
-        (
-            HARTREE,
-            "27 times too large",
-            "energies and forces were converted from hartree once too often",
-        ),
+        (HARTREE, "27 times too large", "energies and forces were converted twice from hartree"),
         (
             KCAL_PER_MOL,
             "23 times too small",
-            "energies and forces were converted from kcal/mol once too often",
+            "energies and forces were converted twice from kcal/mol",
         ),
         (
             1 / 96.4853,
             "96 times too small",
-            "energies and forces were converted from kJ/mol once too often (",
+            "energies and forces were converted twice from kJ/mol (",
         ),
         (1e4, "times too large", "no unit explains the factor"),
     ],
 )
 @pytest.mark.parametrize("path", REAL[:3])
-def test_a_factor_that_energies_and_forces_share_is_named(path, factor, size, words):
-    """Their ratio cannot tell it; the stiffness of bonds does."""
-    found = whats(with_(real(path), energy=factor, forces=factor))["units"]
+def test_common_factor_of_energies_and_forces_is_identified(path, factor, size, words):
+    """The ratio of both cannot reveal the factor, but the stiffness of bonds does."""
+    actual = whats(with_(real(path), energy=factor, forces=factor))["units"]
     assert (
-        found.severity == "error"
-        and words in found.message
-        and "energies and forces are both" in found.message
+        actual.severity == "error"
+        and words in actual.message
+        and "energies and forces are both" in actual.message
     )
-    within = float(found.message.split(" about ")[1].split()[0]) / max(factor, 1 / factor)
-    assert 0.6 < within < 1.6 and size.split(" ", 1)[1] in found.message
+    within = float(actual.message.split(" about ")[1].split()[0]) / max(factor, 1 / factor)
+    assert 0.6 < within < 1.6 and size.split(" ", 1)[1] in actual.message
 
 
-def test_the_scale_of_both_is_not_asked_to_be_exact():
-    """Bonds differ from method to method and in the heat; only what no method does is an error."""
+def test_deviating_bond_stiffness_is_accepted():
+    """Bonds differ between methods and temperatures. Only impossible values are errors."""
     for factor in (0.4, 2.5):
         assert not [
             p
@@ -235,7 +233,7 @@ def test_the_scale_of_both_is_not_asked_to_be_exact():
         ]
 
 
-def test_forces_without_energies_are_judged_by_bonds():
+def test_forces_without_energies_are_checked_by_bonds():
     columns = with_(real(SMALL), energy=np.nan)
     assert list(whats(columns)) == ["no energy"]
     assert whats(with_(columns, forces=-1))["gradients"].severity == "error"
@@ -252,8 +250,8 @@ def test_forces_without_energies_are_judged_by_bonds():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_stiffness_of_bonds_by_hand(seed):
-    """Harmonic bonds O-H along the axes, of lengths r, pulled back by k (r - 1), turned at will."""
-    rng, k, made = np.random.default_rng(seed), 40.0, []
+    """Harmonic O-H bonds along the axes with length r and force k (r - 1), rotated at random."""
+    rng, k, structures = np.random.default_rng(seed), 40.0, []
     for c in range(30):
         r = 1 + 0.05 * rng.normal(size=2)
         positions = np.array([[0, 0, 0], [r[0], 0, 0], [0, r[1], 0]])
@@ -261,7 +259,7 @@ def test_stiffness_of_bonds_by_hand(seed):
             [[k * (r[0] - 1), k * (r[1] - 1), 0], [-k * (r[0] - 1), 0, 0], [0, -k * (r[1] - 1), 0]]
         )
         turn = Rotation.random(random_state=100 * seed + c).as_matrix()
-        made.append(
+        structures.append(
             Structure(
                 np.array([8, 1, 1]),
                 positions @ turn,
@@ -270,25 +268,25 @@ def test_stiffness_of_bonds_by_hand(seed):
                 conformer=c,
             )
         )
-    columns = Columns.from_structures(made)
-    found = bond_stiffness(columns, *neighbours(columns, np.ones(30, bool)))
-    assert len(found) >= 20
-    np.testing.assert_allclose(found, k)
+    columns = Columns.from_structures(structures)
+    actual = bond_stiffness(columns, *neighbor_pairs(columns, np.ones(30, bool)))
+    assert len(actual) >= 20
+    np.testing.assert_allclose(actual, k)
     metal = dataclasses.replace(
         columns, numbers=np.where(columns.numbers == 8, 46, columns.numbers)
     )
-    assert len(bond_stiffness(metal, *neighbours(metal, np.ones(30, bool)))) == 0
+    assert len(bond_stiffness(metal, *neighbor_pairs(metal, np.ones(30, bool)))) == 0
 
 
-def test_bonds_that_hardly_change_tell_nothing():
-    """At the minima of another method, lengths differ by 1 mÅ, and forces do with the place, not with the length."""
+def test_nearly_constant_bonds_are_ignored():
+    """At minima of another method, lengths differ by 1 mÅ and forces depend on the surroundings."""
     rng = np.random.default_rng(0)
     water = np.array([[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
-    made = []
+    structures = []
     for _ in range(40):
         forces = np.zeros((3, 3))
         forces[1, 0] = rng.normal(0, 0.1)
-        made.append(
+        structures.append(
             Structure(
                 np.array([8, 1, 1]),
                 water * (1 + rng.uniform(-5e-4, 5e-4)),
@@ -297,8 +295,8 @@ def test_bonds_that_hardly_change_tell_nothing():
                 molecule="water",
             )
         )
-    columns = Columns.from_structures(made)
-    assert not len(bond_stiffness(columns, *neighbours(columns, np.ones(40, bool))))
+    columns = Columns.from_structures(structures)
+    assert not len(bond_stiffness(columns, *neighbor_pairs(columns, np.ones(40, bool))))
 
 
 def test_without_bonds_of_hydrogen_a_stiffness_is_only_a_warning():
@@ -308,12 +306,12 @@ def test_without_bonds_of_hydrogen_a_stiffness_is_only_a_warning():
     )
     assert not [w for w in whats(metal) if w in ("units", "stiffness")]
     for factor in (1e-2, 1e2):
-        found = whats(with_(metal, energy=factor, forces=factor))
-        assert found["stiffness"].severity == "warning" and "units" not in found
+        actual = whats(with_(metal, energy=factor, forces=factor))
+        assert actual["stiffness"].severity == "warning" and "units" not in actual
 
 
 @pytest.mark.parametrize("number", ["forces", "energy"])
-def test_labels_of_other_structures_are_found(number):
+def test_labels_of_other_structures_are_detected(number):
     columns, rng = molecules(), np.random.default_rng(0)
     if number == "energy":
         changed = dataclasses.replace(columns, energy=rng.permutation(columns.energy))
@@ -327,21 +325,21 @@ def test_labels_of_other_structures_are_found(number):
     assert problem.severity == "error" and "do not fit the energy differences" in problem.message
 
 
-def test_a_part_that_does_not_fit_is_a_warning():
+def test_partly_wrong_forces_are_a_warning():
     columns = molecules()
     wrong = np.isin(columns.molecule, ["m1", "m5"])  # of eight
     forces = np.where(
         np.repeat(wrong, columns.n_atoms)[:, None], 0.3 * columns.forces, columns.forces
     )
     problem = whats(dataclasses.replace(columns, forces=forces))["forces and energies"]
-    assert problem.severity == "warning" and "a part of the forces" in problem.message
+    assert problem.severity == "warning" and "some forces" in problem.message
 
 
 @pytest.mark.parametrize(
     ("wrong", "severity"), [(1, "warning"), (3, "error"), (8, "error"), (12, "error")]
 )
-def test_molecules_of_the_wrong_sign_among_others(wrong, severity):
-    """Every molecule that is wrong is about 6 % of the pairs."""
+def test_some_molecules_with_the_wrong_sign(wrong, severity):
+    """Each wrong molecule accounts for about 6 % of the pairs."""
     columns = molecules(16, 12)
     names = [f"m{k}" for k in range(2, 2 + wrong)]
     rows = np.repeat(np.isin(columns.molecule, names), columns.n_atoms)[:, None]
@@ -374,18 +372,18 @@ def test_net_force():
     )
 
 
-def test_few_pairs_are_no_clean_bill():
+def test_too_few_pairs_are_a_warning():
     columns = molecules()
     first = columns.take(np.flatnonzero(columns.conformer == 0))
     assert "not checked" in whats(first)["few pairs"].message
-    few = columns.take(np.flatnonzero(columns.molecule == "m0")[:9])
-    assert 6 <= examine(few).distributions["pair ratio"].count < 20
-    assert list(whats(few)) == ["few pairs"]
-    assert list(whats(with_(few, forces=-1))) == ["gradients"]
+    some = columns.take(np.flatnonzero(columns.molecule == "m0")[:9])
+    assert 6 <= examine(some).distributions["pair ratio"].count < 20
+    assert list(whats(some)) == ["few pairs"]
+    assert list(whats(with_(some, forces=-1))) == ["gradients"]
 
 
-def test_few_pairs_that_are_all_negative_are_gradients():
-    """Even where they do not agree on a factor."""
+def test_few_pairs_that_are_all_negative_indicate_gradients():
+    """This also holds if the pairs do not agree on a factor."""
     columns = molecules().take(np.flatnonzero(molecules().molecule == "m0")[:9])
     other = dataclasses.replace(
         columns,
@@ -419,9 +417,9 @@ def test_missing_labels_are_counted():
         findings.counts[k]
         for k in ("no energy", "no forces", "partly forces", "no labels", "positions not finite")
     ] == [10, 10, 1, 5, 1]
-    found = {p.what: p for p in diagnose(findings)}
-    assert set(found) == {"no energy", "no forces", "partly forces", "positions not finite"}
-    assert "10 of 160 structures (6.25 %) have no energy" in found["no energy"].message
+    actual = {p.what: p for p in diagnose(findings)}
+    assert set(actual) == {"no energy", "no forces", "partly forces", "positions not finite"}
+    assert "10 of 160 structures (6.25 %) have no energy" in actual["no energy"].message
     assert findings.distributions["pair ratio"].median == pytest.approx(1.0, abs=0.03)
 
 
@@ -443,7 +441,7 @@ def test_no_labels_at_all():
     assert [p.what for p in diagnose(Findings())] == ["empty"]
 
 
-def test_single_bad_structures_are_named():
+def test_single_bad_structures_are_listed():
     columns = molecules()
     positions, forces, energy = (
         columns.positions.copy(),
@@ -453,19 +451,19 @@ def test_single_bad_structures_are_named():
     positions[columns.offsets[7] + 2] = positions[columns.offsets[7] + 1] + [0.1, 0, 0]
     forces[columns.offsets[50]] = [0, -400.0, 0]
     energy[90] /= HARTREE
-    found = whats(dataclasses.replace(columns, positions=positions, forces=forces, energy=energy))
-    assert set(found) == {"atoms too close", "large forces", "energy outliers"}
+    actual = whats(dataclasses.replace(columns, positions=positions, forces=forces, energy=energy))
+    assert set(actual) == {"atoms too close", "large forces", "energy outliers"}
     assert (
-        "f.hdf5:m0#7 (0.1 Å)" in found["atoms too close"].message
-        and found["atoms too close"].severity == "warning"
+        "f.hdf5:m0#7 (0.1 Å)" in actual["atoms too close"].message
+        and actual["atoms too close"].severity == "warning"
     )
     assert (
-        "1 of 160" in found["large forces"].message
-        and "f.hdf5:m2#10 (400 eV/Å)" in found["large forces"].message
+        "1 of 160" in actual["large forces"].message
+        and "f.hdf5:m2#10 (400 eV/Å)" in actual["large forces"].message
     )
     assert (
-        "1 of 160" in found["energy outliers"].message
-        and "f.hdf5:m4#10" in found["energy outliers"].message
+        "1 of 160" in actual["energy outliers"].message
+        and "f.hdf5:m4#10" in actual["energy outliers"].message
     )
 
 
@@ -489,7 +487,7 @@ def test_many_large_forces_are_an_error(share, severity):
     assert problem.severity == severity and "eV/Å" in problem.message
 
 
-def test_what_a_first_part_tells_is_told_apart():
+def test_early_problems_are_detected_in_the_first_part():
     columns = molecules()
     faults = [
         with_(columns, **f)
@@ -522,7 +520,7 @@ def test_duplicates():
     assert copies.distributions["pair ratio"].count >= 60
 
 
-def test_pairs_are_bounded_and_of_one_molecule(monkeypatch):
+def test_pairs_are_limited_and_within_a_molecule(monkeypatch):
     columns = molecules()
     pairs = pairs_of(columns, np.ones(160, bool))
     assert (
@@ -539,14 +537,14 @@ def test_pairs_are_bounded_and_of_one_molecule(monkeypatch):
     nearest = pairs_of(columns, np.ones(160, bool))
     np.testing.assert_array_equal(nearest.rmsd, pairs.rmsd[:25])
     usable = np.random.default_rng(0).random(160) < 0.5
-    few = pairs_of(columns, usable)
-    assert usable[few.first].all() and usable[few.second].all()
+    some = pairs_of(columns, usable)
+    assert usable[some.first].all() and usable[some.second].all()
 
 
-def test_another_order_of_atoms_is_no_pair():
-    """The same molecule with its atoms in another order must not be compared atom by atom."""
+def test_different_atom_orders_are_not_paired():
+    """The same molecule with another order of atoms must not be compared atom by atom."""
     columns = molecules(1, 30)
-    made = [
+    structures = [
         dataclasses.replace(
             s, numbers=s.numbers[::-1], positions=s.positions[::-1], forces=s.forces[::-1]
         )
@@ -554,21 +552,21 @@ def test_another_order_of_atoms_is_no_pair():
         else s
         for k, s in enumerate(columns)
     ]
-    pairs = pairs_of(Columns.from_structures(made), np.ones(30, bool))
+    pairs = pairs_of(Columns.from_structures(structures), np.ones(30, bool))
     assert len(pairs.first) and (pairs.first % 2 == pairs.second % 2).all()
 
 
-def test_pairs_of_crystals_are_not_turned():
-    """In a cell, atoms may be wrapped into other images; the forces of the cell's atoms still tell the sign."""
+def test_pairs_of_crystals_are_not_rotated():
+    """Atoms may be wrapped into other images of the cell. The forces still show their sign."""
     rng = np.random.default_rng(0)
     cell = np.array([[3.0, 0, 0], [0.5, 3.2, 0], [0, 0.3, 3.4]])
     sites, k = rng.random((6, 3)) @ cell, 5.0
-    made = []
+    structures = []
     for c in range(40):
         shift = 0.1 * rng.normal(size=sites.shape)
         shift -= shift.mean(0)
         fractional = (sites + shift) @ np.linalg.inv(cell)
-        made.append(
+        structures.append(
             Structure(
                 np.full(6, 14),
                 (fractional % 1.0) @ cell,
@@ -580,17 +578,17 @@ def test_pairs_of_crystals_are_not_turned():
                 conformer=c,
             )
         )
-    columns = Columns.from_structures(made)
+    columns = Columns.from_structures(structures)
     pairs = pairs_of(columns, np.ones(40, bool))
     assert len(pairs.first) >= 20
     np.testing.assert_allclose(pairs.energy / pairs.work, 1.0, rtol=1e-6)
 
 
 @settings(max_examples=25, deadline=None)
-@given(cuts=st.lists(st.integers(0, 160), max_size=4), damaged=st.booleans())
-def test_blocks_together_are_the_whole(cuts, damaged):
-    """Everything but what is sought within a block: pairs and the fit of element energies."""
-    columns = labels_missing() if damaged else molecules()
+@given(cuts=st.lists(st.integers(0, 160), max_size=4), missing=st.booleans())
+def test_combined_blocks_equal_the_whole(cuts, missing):
+    """Pairs and the fit of element energies are excluded, because they are computed per block."""
+    columns = labels_missing() if missing else molecules()
     edges = [0, *sorted(cuts), 160]
     parts = [examine(columns.take(np.arange(a, b))) for a, b in zip(edges, edges[1:])]
     whole, together = examine(columns), combine(parts)
@@ -617,7 +615,7 @@ def test_blocks_together_are_the_whole(cuts, damaged):
 
 
 @pytest.mark.parametrize(
-    "made",
+    "findings",
     [
         Findings(),
         *[
@@ -626,10 +624,10 @@ def test_blocks_together_are_the_whole(cuts, damaged):
         ],
     ],
 )
-def test_json_round_trip(made):
-    text = json.dumps(made.to_json(), allow_nan=False)
+def test_json_round_trip(findings):
+    text = json.dumps(findings.to_json(), allow_nan=False)
     again = Findings.from_json(json.loads(text))
-    assert again.to_json() == made.to_json() and diagnose(again) == diagnose(made)
+    assert again.to_json() == findings.to_json() and diagnose(again) == diagnose(findings)
     assert json.dumps(again.to_json()) == text and len(text) < 100_000
     older = json.loads(text)
     del older["distributions"]["bond stiffness"], older["worst"]["pair ratio"]
@@ -641,7 +639,7 @@ def test_json_round_trip(made):
 def test_last_digits_do_not_depend_on_the_machine():
     """Sums in another order have other last digits."""
     values = np.sqrt(np.arange(1.0, 50_000.0))
-    a, b = Distribution.of(values), Distribution.of(values[::-1])
+    a, b = Distribution.from_values(values), Distribution.from_values(values[::-1])
     assert a.total != b.total and a.to_json() == b.to_json()
     one, two = (
         Findings(worst=Findings().worst | {"force component": [[value, "a#0"]]})
@@ -651,7 +649,7 @@ def test_last_digits_do_not_depend_on_the_machine():
 
 
 def test_findings_do_not_depend_on_the_number_of_threads():
-    """A store says the same wherever it was made. Enough values that BLAS would share them out."""
+    """There are enough values that BLAS would distribute them over threads."""
     code = f"""
 import json, numpy as np
 from mlip_jax.datasets import readers
@@ -664,7 +662,7 @@ columns.positions[:] += np.random.default_rng(0).normal(0, 0.03, columns.positio
 columns.energy[:] += np.random.default_rng(1).normal(0, 0.3, len(columns))
 print(json.dumps(checks.examine(columns).to_json()))
 """
-    found = [
+    actual = [
         subprocess.run(
             [sys.executable, "-c", code],
             check=True,
@@ -674,7 +672,7 @@ print(json.dumps(checks.examine(columns).to_json()))
         ).stdout
         for n in ("1", "2")
     ]
-    assert found[0] == found[1] and json.loads(found[0])["counts"]["structures"] == 6120
+    assert actual[0] == actual[1] and json.loads(actual[0])["counts"]["structures"] == 6120
 
 
 def test_same_seed_same_findings():
@@ -700,31 +698,31 @@ def test_report():
     q=st.floats(0, 1),
     cut=st.integers(0, 50),
 )
-def test_quantiles_are_right_to_a_bin(values, q, cut):
+def test_quantiles_are_accurate_to_a_bin(values, q, cut):
     x = np.array(values)
-    found = Distribution.of(x)
-    assert found.count == len(x) and (found.smallest, found.largest) == (x.min(), x.max())
+    actual = Distribution.from_values(x)
+    assert actual.count == len(x) and (actual.smallest, actual.largest) == (x.min(), x.max())
     rank = int(np.clip(np.ceil(q * len(x)) - 1, 0, len(x) - 1))
     near = np.sort(x)[max(rank - 1, 0) : rank + 2]
     low, high = near - 0.016 * np.abs(near) - 1e-9, near + 0.016 * np.abs(near) + 1e-9
-    assert low.min() <= found.quantile(q) <= high.max()
-    parts = Distribution.of(x[:cut])
-    parts.add(Distribution.of(x[cut:]))
-    assert parts.bins == found.bins and parts.count == found.count
-    assert found.share(-2e6, 2e6) == 1.0
-    again = Distribution.from_json(found.to_json())
-    assert again.bins == found.bins and again.to_json() == found.to_json()
+    assert low.min() <= actual.quantile(q) <= high.max()
+    parts = Distribution.from_values(x[:cut])
+    parts.add(Distribution.from_values(x[cut:]))
+    assert parts.bins == actual.bins and parts.count == actual.count
+    assert actual.share(-2e6, 2e6) == 1.0
+    again = Distribution.from_json(actual.to_json())
+    assert again.bins == actual.bins and again.to_json() == actual.to_json()
 
 
-def test_distribution_leaves_out_what_is_not_finite():
-    found = Distribution.of(np.array([np.nan, np.inf, -np.inf, 3.0, 1e300, -1e-300]))
-    assert found.count == 3 and sum(found.bins.values()) == 3
-    json.dumps(found.to_json(), allow_nan=False)
-    assert found.quantile(0.0) <= 0 and np.isnan(Distribution().median)
+def test_distribution_ignores_non_finite_values():
+    actual = Distribution.from_values(np.array([np.nan, np.inf, -np.inf, 3.0, 1e300, -1e-300]))
+    assert actual.count == 3 and sum(actual.bins.values()) == 3
+    json.dumps(actual.to_json(), allow_nan=False)
+    assert actual.quantile(0.0) <= 0 and np.isnan(Distribution().median)
 
 
 def test_forces_that_are_all_zero():
-    """As files have it that hold none."""
+    """Some files store zeros instead of missing forces."""
     rng = np.random.default_rng(0)
     water = np.array([[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
     columns = Columns.from_structures(
@@ -743,6 +741,6 @@ def test_forces_that_are_all_zero():
     messages = [p.message for p in diagnose(examine(columns)) if p.severity == "error"]
     assert (
         len(messages) == 1
-        and "are they all zero" in messages[0]
+        and "whether they are all zero" in messages[0]
         and "inf" not in messages[0].replace("infin", "")
     )

@@ -1,4 +1,4 @@
-"""Filters against a plain implementation, one structure at a time."""
+"""Tests for the filters against a plain implementation, one structure at a time."""
 
 import dataclasses
 
@@ -21,8 +21,8 @@ def structure(numbers=(1, 6), spread=1.0, **fields):
     return Structure(np.array(numbers, np.int32), positions, **{"energy": -1.0} | fields)
 
 
-def names(found):
-    return [REASONS[k] for k in found]
+def names(actual):
+    return [REASONS[k] for k in actual]
 
 
 GOOD = structure(forces=np.ones((2, 3)))
@@ -64,12 +64,12 @@ def test_each_filter(options, dropped, reason):
     assert names(Filters(**options).reasons(columns)) == ["kept", reason, "kept"]
 
 
-def test_a_reason_is_a_small_number():
-    found = Filters().reasons(Columns.from_structures([GOOD]))
-    assert found.dtype == np.int8 and len(REASONS) < 128
+def test_reasons_are_int8_codes():
+    actual = Filters().reasons(Columns.from_structures([GOOD]))
+    assert actual.dtype == np.int8 and len(REASONS) < 128
 
 
-def test_the_first_reason_counts():
+def test_first_reason_is_reported():
     bad = structure((8,) * 5, 0.1, charge=2.0, energy=NAN, forces=np.full((5, 3), 99.0))
     everything = {
         "charge": 0.0,
@@ -106,7 +106,7 @@ def test_the_first_reason_counts():
         ({"min_distance": NAN}, "min_distance must be positive"),
     ],
 )
-def test_wrong_options(options, message):
+def test_invalid_options_are_rejected(options, message):
     with pytest.raises(ValueError, match=message):
         Filters(**options)
 
@@ -144,14 +144,14 @@ def naive(f: Filters, s: Structure) -> str:
 @st.composite
 def random_structures(draw):
     rng = np.random.default_rng(draw(st.integers(0, 9999)))
-    made = []
+    structures = []
     for _ in range(draw(st.integers(0, 12))):
         n = int(rng.integers(0, 7))
         forces = rng.normal(size=(n, 3)) * 2
         forces[rng.random((n, 3)) < rng.choice([0, 0.5, 1.0])] = NAN
         positions = rng.normal(size=(n, 3)) * 1.5
         positions[rng.random((n, 3)) < rng.choice([0, 0, 0.2])] = NAN
-        made.append(
+        structures.append(
             Structure(
                 rng.choice([1, 6, 8], n).astype(np.int32),
                 positions,
@@ -160,12 +160,12 @@ def random_structures(draw):
                 forces=None if rng.random() < 0.2 else forces,
             )
         )
-    return made
+    return structures
 
 
 @settings(max_examples=200, deadline=None)
 @given(
-    made=random_structures(),
+    structures=random_structures(),
     f=st.builds(
         Filters,
         elements=st.sampled_from([None, ("H", "C"), ("H", "C", "O")]),
@@ -177,20 +177,20 @@ def random_structures(draw):
         require=st.sampled_from(filters.REQUIRE),
     ),
 )
-def test_same_as_one_by_one(made, f):
-    columns = Columns.from_structures(made)
-    assert names(f.reasons(columns)) == [naive(f, s) for s in made]
+def test_block_equals_single_structures(structures, f):
+    columns = Columns.from_structures(structures)
+    assert names(f.reasons(columns)) == [naive(f, s) for s in structures]
     rms = filters.force_rms_per_structure(columns)
-    for s, found in zip(columns, rms):
+    for s, actual in zip(columns, rms):
         known = s.forces[np.isfinite(s.forces)]
         assert (
-            np.isnan(found)
+            np.isnan(actual)
             if not len(known)
-            else found == pytest.approx(np.sqrt((known**2).mean()))
+            else actual == pytest.approx(np.sqrt((known**2).mean()))
         )
 
 
-def test_known_distances_are_used():
+def test_precomputed_distances_are_used():
     columns = Columns.from_structures([GOOD, GOOD])
     assert names(Filters(min_distance=0.5).reasons(columns, shortest=np.array([0.1, NAN]))) == [
         "atoms too close",
@@ -199,15 +199,17 @@ def test_known_distances_are_used():
 
 
 def naive_outliers(molecule, values, z, min_count, floor):
-    found = []
+    actual = []
     for m, x in zip(molecule, values):
-        own = np.array([v for k, v in zip(molecule, values) if k == m and np.isfinite(v)])
-        if len(own) < min_count or not np.isfinite(x):
-            found.append(False)
+        values_of_molecule = np.array(
+            [v for k, v in zip(molecule, values) if k == m and np.isfinite(v)]
+        )
+        if len(values_of_molecule) < min_count or not np.isfinite(x):
+            actual.append(False)
             continue
-        mad = np.median(np.abs(own - np.median(own)))
-        found.append(bool(abs(x - np.median(own)) > z * (1.4826 * mad + floor)))
-    return found
+        mad = np.median(np.abs(values_of_molecule - np.median(values_of_molecule)))
+        actual.append(bool(abs(x - np.median(values_of_molecule)) > z * (1.4826 * mad + floor)))
+    return actual
 
 
 @settings(max_examples=150, deadline=None)
@@ -222,20 +224,20 @@ def naive_outliers(molecule, values, z, min_count, floor):
     min_count=st.integers(1, 6),
     floor=st.sampled_from([0.0, 1.0]),
 )
-def test_robust_outliers_are_those_of_each_molecule(data, z, min_count, floor):
+def test_robust_outliers_are_found_per_molecule(data, z, min_count, floor):
     molecule, values = (
         np.array([d[0] for d in data], np.str_),
         np.array([d[1] for d in data], float),
     )
-    found = filters.robust_outliers(molecule, values, z, min_count=min_count, floor=floor)
-    assert found.tolist() == naive_outliers(molecule, values, z, min_count, floor)
+    actual = filters.robust_outliers(molecule, values, z, min_count=min_count, floor=floor)
+    assert actual.tolist() == naive_outliers(molecule, values, z, min_count, floor)
     numbers = np.array([ord(m) for m in molecule], np.int64)
     np.testing.assert_array_equal(
-        filters.robust_outliers(numbers, values, z, min_count=min_count, floor=floor), found
+        filters.robust_outliers(numbers, values, z, min_count=min_count, floor=floor), actual
     )
 
 
-def test_outliers_of_molecules():
+def test_molecule_outliers_by_energy_and_force():
     rng = np.random.default_rng(0)
     molecule = np.repeat(["a", "b", "few"], [50, 50, 3])
     energy = np.concatenate(
@@ -245,8 +247,8 @@ def test_outliers_of_molecules():
     energy[[7, 60, 61]] = -960.0, -4996.0, NAN
     rms[[8, 7]] = 40.0, 40.0
     options = {"max_energy_z": 10.0, "max_force_z": 10.0}
-    found = Filters(**options).molecule_outliers(molecule, energy, rms, np.full(103, 20))
-    assert {int(s): REASONS[found[s]] for s in np.flatnonzero(found)} == {
+    actual = Filters(**options).molecule_outliers(molecule, energy, rms, np.full(103, 20))
+    assert {int(s): REASONS[actual[s]] for s in np.flatnonzero(actual)} == {
         7: "energy outlier",
         8: "force outlier",
         60: "energy outlier",
@@ -254,48 +256,48 @@ def test_outliers_of_molecules():
     assert not Filters().molecule_outliers(molecule, energy, rms, np.full(103, 20)).any()
 
 
-def test_equal_conformations_are_no_outliers():
+def test_equal_conformations_are_not_outliers():
     """A spread of zero must not turn numerical noise into outliers."""
     energy = np.array([-10.0] * 9 + [-10.0 + 1e-6])
-    found = Filters(max_energy_z=5.0).molecule_outliers(
+    actual = Filters(max_energy_z=5.0).molecule_outliers(
         np.zeros(10, int), energy, np.ones(10), np.full(10, 3)
     )
-    assert not found.any()
+    assert not actual.any()
 
 
 def test_energy_deviation_is_per_atom_from_the_median():
     energy, n_atoms = np.array([0.0, 0.0, 0.0, 5.0, -12.0, NAN]), np.full(6, 10)
-    found = Filters(max_energy_deviation=1.0).molecule_outliers(
+    actual = Filters(max_energy_deviation=1.0).molecule_outliers(
         np.zeros(6, int), energy, np.full(6, NAN), n_atoms
     )
-    assert names(found) == ["kept"] * 4 + ["energy outlier", "kept"]
+    assert names(actual) == ["kept"] * 4 + ["energy outlier", "kept"]
 
 
-def test_bookkeeping():
-    made = [
+def test_identities_and_counts_of_reasons():
+    structures = [
         dataclasses.replace(GOOD, source=f"f.hdf5:{k}", conformer=k, charge=float(k % 2))
         for k in range(4)
     ]
-    columns = Columns.from_structures(made)
-    found = Filters(charge=0.0).reasons(columns)
-    assert filters.count_reasons(found) == {"charge": 2}
-    assert filters.identities(columns, found) == [
+    columns = Columns.from_structures(structures)
+    actual = Filters(charge=0.0).reasons(columns)
+    assert filters.count_reasons(actual) == {"charge": 2}
+    assert filters.identities(columns, actual) == [
         ("f.hdf5:1#1", "charge"),
         ("f.hdf5:3#3", "charge"),
     ]
     assert (
         filters.count_reasons(np.zeros(3, np.int8)) == {}
-        and filters.identities(columns, found * 0) == []
+        and filters.identities(columns, actual * 0) == []
     )
 
 
 @given(molecule=st.lists(st.sampled_from(["a", "b", "", "long name"]), max_size=20))
-def test_codes_are_equal_where_molecules_are(molecule):
+def test_molecule_codes_are_equal_for_equal_molecules(molecule):
     codes = filters.molecule_codes(np.array(molecule, np.str_))
     assert [[a == b for a in molecule] for b in molecule] == (codes[:, None] == codes).tolist()
 
 
-def test_charges_that_are_not_quite_whole():
+def test_charge_filter_has_a_tolerance():
     columns = Columns.from_structures([structure(charge=c) for c in (1e-9, -2e-4, 0.3, 1.0, NAN)])
     assert names(Filters(charge=0.0).reasons(columns)) == [
         "kept",

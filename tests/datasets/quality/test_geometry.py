@@ -1,4 +1,4 @@
-"""Distances, alignment and fingerprints against plain implementations."""
+"""Tests for distances, alignment and fingerprints against plain implementations."""
 
 import dataclasses
 import itertools
@@ -22,7 +22,7 @@ def columns_of(positions, **fields):
 
 
 def brute_periodic(positions, cell, pbc, reach=6):
-    """Shortest distance over many images, without any wrapping."""
+    """Return the shortest distance over many images, without wrapping."""
     shifts = np.array(
         list(itertools.product(*[range(-reach, reach + 1) if p else (0,) for p in pbc]))
     )
@@ -41,11 +41,11 @@ def brute_periodic(positions, cell, pbc, reach=6):
     scale=st.sampled_from([0.1, 2.0, 30.0]),
     seed=st.integers(0, 999),
 )
-def test_shortest_distance_is_that_of_all_pairs(sizes, scale, seed):
+def test_shortest_distance_is_the_minimum_over_all_pairs(sizes, scale, seed):
     rng = np.random.default_rng(seed)
     positions = [rng.normal(size=(n, 3)) * scale + rng.normal(size=3) * 100 for n in sizes]
-    found = geometry.shortest_distances(columns_of(positions))
-    for d, p in zip(found, positions):
+    actual = geometry.shortest_distances(columns_of(positions))
+    for d, p in zip(actual, positions):
         assert d == np.inf if len(p) < 2 else abs(d**2 - pdist(p).min() ** 2) < 3e-4
 
 
@@ -64,9 +64,9 @@ def test_coinciding_atoms_and_positions_that_are_not_finite():
     twice, bad, all_bad = np.concatenate([good, good[:1]]), good.copy(), np.full((5, 3), np.nan)
     bad[2, 1] = np.nan
     lone = np.array([[np.inf, 0, 0]])
-    found = geometry.shortest_distances(columns_of([good, twice, bad, all_bad, lone]))
-    assert found[0] == pytest.approx(pdist(good).min()) and found[1] == 0.0
-    assert np.isnan(found[2:]).all()
+    actual = geometry.shortest_distances(columns_of([good, twice, bad, all_bad, lone]))
+    assert actual[0] == pytest.approx(pdist(good).min()) and actual[1] == 0.0
+    assert np.isnan(actual[2:]).all()
 
 
 @settings(max_examples=60, deadline=None)
@@ -81,17 +81,17 @@ def test_periodic_shortest_distance(n, pbc, skew, seed):
     cell = np.diag(rng.uniform(2.0, 5.0, 3))
     cell[1, 0], cell[2, 0], cell[2, 1] = skew * cell[0, 0], rng.uniform(-1, 1), skew
     positions = rng.normal(size=(n, 3)) * 4
-    found = geometry.shortest_periodic(positions, cell, np.array(pbc))
-    assert found == pytest.approx(brute_periodic(positions, cell, pbc, reach=9), abs=1e-9)
+    actual = geometry.shortest_periodic(positions, cell, np.array(pbc))
+    assert actual == pytest.approx(brute_periodic(positions, cell, pbc, reach=9), abs=1e-9)
     columns = columns_of([positions], cell=cell, pbc=np.array(pbc))
-    assert geometry.shortest_distances(columns)[0] == found
+    assert geometry.shortest_distances(columns)[0] == actual
 
 
-def test_own_images_in_a_tiny_cell():
-    """The shortest lattice vector of a skewed cell need not be one of the three."""
+def test_images_of_the_same_atom_in_a_tiny_cell():
+    """The shortest lattice vector of a skewed cell need not be one of its three vectors."""
     cell = np.array([[3.0, 0, 0], [2.9, 0.5, 0], [0, 0, 9.0]])
-    found = geometry.shortest_periodic(np.zeros((1, 3)), cell, np.ones(3, bool))
-    assert found == pytest.approx(np.hypot(0.1, 0.5))
+    actual = geometry.shortest_periodic(np.zeros((1, 3)), cell, np.ones(3, bool))
+    assert actual == pytest.approx(np.hypot(0.1, 0.5))
 
 
 def test_open_and_periodic_structures_in_one_block():
@@ -105,7 +105,7 @@ def test_open_and_periodic_structures_in_one_block():
     )
 
 
-def test_degenerate_cell_has_no_distance():
+def test_degenerate_cell_gives_nan():
     assert np.isnan(
         geometry.shortest_periodic(np.zeros((2, 3)), np.zeros((3, 3)), np.ones(3, bool))
     )
@@ -128,7 +128,7 @@ def test_alignment_undoes_a_rotation(n, m, seed):
     )
 
 
-def test_alignment_is_the_best_and_never_a_reflection():
+def test_alignment_is_optimal_and_never_a_reflection():
     rng = np.random.default_rng(3)
     a, b = rng.normal(size=(20, 7, 3)), rng.normal(size=(20, 7, 3))
     b[0] = a[0] * [1, 1, -1]
@@ -153,8 +153,8 @@ def make_block(seed=0, sizes=(3, 1, 8, 8, 20)):
     )
 
 
-def test_fingerprints_do_not_change():
-    """They are stored: another version of the code must give the same. Positions are multiples of 1/1024."""
+def test_fingerprints_equal_recorded_values():
+    """Fingerprints are stored, so they must not change. Positions are multiples of 1/1024."""
     p = np.arange(12).reshape(4, 3) / 1024
     columns = Columns.from_structures(
         [Structure(np.array([6, 1, 1, 8], np.int32), p), Structure(np.array([1], np.int32), p[:1])]
@@ -167,7 +167,7 @@ def test_fingerprints_do_not_change():
 
 @settings(max_examples=40, deadline=None)
 @given(order=st.permutations(range(5)), chunk=st.integers(1, 40))
-def test_fingerprints_belong_to_the_structure_alone(order, chunk):
+def test_fingerprints_depend_only_on_the_structure(order, chunk):
     columns = make_block()
     whole = geometry.fingerprints(columns)
     np.testing.assert_array_equal(
@@ -181,7 +181,7 @@ def test_fingerprints_belong_to_the_structure_alone(order, chunk):
 
 
 @pytest.mark.parametrize("change", ["position", "element", "cell", "pbc", "swap"])
-def test_fingerprints_see_every_change(change):
+def test_fingerprints_detect_every_change(change):
     columns = make_block()
     whole = geometry.fingerprints(columns)
     p, z, cell, pbc = (getattr(columns, k).copy() for k in ("positions", "numbers", "cell", "pbc"))
@@ -200,7 +200,7 @@ def test_fingerprints_see_every_change(change):
     assert np.flatnonzero(geometry.fingerprints(changed) != whole).tolist() == [3]
 
 
-def test_fingerprints_ignore_what_is_below_the_rounding():
+def test_fingerprints_ignore_changes_below_the_rounding():
     columns = make_block()
     rounded = dataclasses.replace(columns, positions=np.round(columns.positions, 4))
     moved = dataclasses.replace(columns, positions=rounded.positions + 3e-5)
@@ -213,11 +213,11 @@ def test_fingerprints_ignore_what_is_below_the_rounding():
 
 def test_fingerprints_of_many_differ():
     grid = np.array(list(itertools.product(range(30), repeat=3))) * 1e-4
-    found = geometry.fingerprints(columns_of([[p, [1.0, 2, 3]] for p in grid]))
-    assert len(np.unique(found)) == len(grid)
+    actual = geometry.fingerprints(columns_of([[p, [1.0, 2, 3]] for p in grid]))
+    assert len(np.unique(actual)) == len(grid)
 
 
-def test_nothing_in_nothing_out():
+def test_empty_input_gives_empty_output():
     columns = columns_of([])
     assert (
         geometry.shortest_distances(columns).shape == geometry.fingerprints(columns).shape == (0,)
@@ -226,23 +226,23 @@ def test_nothing_in_nothing_out():
 
 def test_sums_of_segments_with_empty_ones():
     values = np.arange(12.0).reshape(6, 2)
-    found = geometry.segment_sum(values, np.array([0, 0, 2, 6]))
-    np.testing.assert_array_equal(found, [[0, 0], values[:2].sum(0), values[2:].sum(0), [0, 0]])
+    actual = geometry.segment_sum(values, np.array([0, 0, 2, 6]))
+    np.testing.assert_array_equal(actual, [[0, 0], values[:2].sum(0), values[2:].sum(0), [0, 0]])
     assert geometry.segment_sum(np.zeros((0, 3)), np.array([0, 0])).tolist() == [[0, 0, 0]] * 2
 
 
 @given(st.integers(0, 2**20), st.integers(2, 9))
 @settings(max_examples=40)
-def test_superposed_points_are_the_closest(seed, size):
+def test_superpose_minimizes_the_distance(seed, size):
     rng = np.random.default_rng(seed)
     points, target = rng.normal(size=(size, 3)), rng.normal(size=(size, 3))
-    found = geometry.superpose(points, target)
-    np.testing.assert_allclose(found.mean(0), target.mean(0), atol=1e-9)
+    actual = geometry.superpose(points, target)
+    np.testing.assert_allclose(actual.mean(0), target.mean(0), atol=1e-9)
     turn, error = Rotation.align_vectors(target - target.mean(0), points - points.mean(0))
-    assert np.sqrt(((found - target) ** 2).sum()) == pytest.approx(error, abs=1e-6)
+    assert np.sqrt(((actual - target) ** 2).sum()) == pytest.approx(error, abs=1e-6)
     # a rotation: distances stay
     np.testing.assert_allclose(
-        np.linalg.norm(found - found[0], axis=1),
+        np.linalg.norm(actual - actual[0], axis=1),
         np.linalg.norm(points - points[0], axis=1),
         atol=1e-9,
     )

@@ -1,4 +1,4 @@
-"""The histogram loses no value, and says the same however its values came."""
+"""Tests for the histogram: no value is lost, and the order of values does not matter."""
 
 import json
 
@@ -16,7 +16,7 @@ values = st.lists(
 
 @settings(max_examples=200, deadline=None)
 @given(parts=st.lists(values, max_size=5))
-def test_parts_and_merged_halves_are_the_whole(parts):
+def test_parts_and_merged_halves_equal_the_whole(parts):
     whole, streamed, halves = (Histogram.linear(-5, 5, 7) for _ in range(3))
     whole.add([v for part in parts for v in part])
     for part in parts:
@@ -39,7 +39,7 @@ def test_parts_and_merged_halves_are_the_whole(parts):
     json.dumps(whole.to_json(), allow_nan=False)
 
 
-def test_quantiles_are_within_a_bin_of_those_of_the_values():
+def test_histogram_quantiles_are_accurate_to_a_bin():
     drawn = np.random.default_rng(0).normal(size=20_000)
     h = Histogram.linear(-6, 6, 240)
     h.add(drawn)
@@ -50,15 +50,15 @@ def test_quantiles_are_within_a_bin_of_those_of_the_values():
         h.quantile(1.5)
 
 
-def test_quantiles_count_what_lies_outside():
+def test_quantiles_count_values_outside_the_edges():
     h = Histogram.linear(0, 10, 10)
     h.add([-100.0] * 30 + [5.5] * 40 + [200.0] * 30)
     assert -100 <= h.quantile(0.2) < 0 and 5 <= h.quantile(0.5) <= 6 and 10 < h.quantile(0.9) <= 200
     assert (h.quantile(0), h.quantile(1)) == (-100, 200)
 
 
-def test_whole_numbers():
-    h = Histogram.whole(1, 5)
+def test_integer_bins():
+    h = Histogram.integers(1, 5)
     h.add([1, 2, 2, 2, 5, 9])
     assert h.counts.tolist() == [1, 3, 0, 0, 1] and h.above == 1
     assert [h.quantile(q) for q in (0.1, 0.5, 0.8)] == [1, 2, 5]
@@ -70,10 +70,10 @@ def test_logarithmic_bins():
     assert h.counts.tolist() == [1, 0, 1, 0, 1, 0] and h.below == 1
 
 
-def test_of_counts():
-    h = Histogram.of_counts([0, 1, 2, 4], [0, 3, 1])
+def test_from_counts():
+    h = Histogram.from_counts([0, 1, 2, 4], [0, 3, 1])
     assert (h.known, h.minimum, h.maximum, h.mean) == (4, 1, 4, (3 * 1.5 + 3) / 4)
-    whole = Histogram.of_counts([1.5, 2.5, 3.5], [2, 2])
+    whole = Histogram.from_counts([1.5, 2.5, 3.5], [2, 2])
     assert (whole.minimum, whole.maximum, whole.mean) == (2, 3, 2.5)
 
 
@@ -84,15 +84,15 @@ def test_of_counts():
         lambda: Histogram([0, 1, 1]),
         lambda: Histogram([0, np.nan]),
         lambda: Histogram([[0, 1]]),
-        lambda: Histogram.of_counts([0, 1], [1, 2]),
-        lambda: Histogram.of_counts([0, 1], [-1]),
+        lambda: Histogram.from_counts([0, 1], [1, 2]),
+        lambda: Histogram.from_counts([0, 1], [-1]),
     ],
 )
-def test_wrong_bins(make):
+def test_invalid_bins_are_rejected(make):
     with pytest.raises(ValueError, match="received"):
         make()
 
 
-def test_other_edges_do_not_merge():
+def test_different_edges_cannot_be_merged():
     with pytest.raises(ValueError, match="7 from 0 to 6, and 3 from 0 to 6"):
         Histogram.linear(0, 6, 6).merge(Histogram.linear(0, 6, 2))

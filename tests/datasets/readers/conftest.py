@@ -1,4 +1,4 @@
-"""A small data file for each reader, made or cut out by tests/datasets/readers/samples/<reader>.py."""
+"""A small data file for each reader, created by tests/datasets/readers/samples/<reader>.py."""
 
 import importlib.util
 from pathlib import Path
@@ -10,15 +10,15 @@ SAMPLES = Path(__file__).parent / "samples"
 
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory):
-    """sample(name) -> (path, options): what samples/<name>.py `make(folder)` returns."""
-    made = {}
+    """Return sample(name) -> (path, options), the result of `make(folder)` in samples/<name>.py."""
+    samples = {}
 
     def load(name):
-        if name not in made:
+        if name not in samples:
             spec = importlib.util.spec_from_file_location(f"sample_{name}", SAMPLES / f"{name}.py")
             module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
-            made[name] = module.make(tmp_path_factory.mktemp(name))
-        return made[name]
+            samples[name] = module.make(tmp_path_factory.mktemp(name))
+        return samples[name]
 
     return load

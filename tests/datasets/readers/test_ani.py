@@ -1,4 +1,4 @@
-"""The ANI reader: both layouts, levels, missing labels, sign of forces, and files that are not what they should be."""
+"""Tests for the ANI reader: both layouts, levels, missing labels, sign of forces, invalid files."""
 
 import shutil
 from pathlib import Path
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mlip_jax.config import ConfigError
+from mlip_jax.datasets import readers
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.datasets.readers import ani
 
@@ -22,7 +23,7 @@ def read(path, report=None, **options):
 
 
 def ani1(path, mode="w", name="gdb11_s01/gdb11_s01-0", **changes):
-    """A molecule in ANI-1's layout; `changes` are fields, None leaves one out."""
+    """Write a molecule in the layout of ANI-1. `changes` are fields; None omits a field."""
     rng = np.random.default_rng(0)
     fields = {
         "species": np.array([b"C", b"H", b"H", b"H", b"H"]),
@@ -40,7 +41,7 @@ def ani1(path, mode="w", name="gdb11_s01/gdb11_s01-0", **changes):
 
 
 def ani1x(path, **changes):
-    """A formula in ANI-1x's layout."""
+    """Write a formula in the layout of ANI-1x."""
     fields = {
         "atomic_numbers": np.array([1, 1], np.uint8),
         "coordinates": np.zeros((2, 2, 3), np.float32),
@@ -57,7 +58,7 @@ def ani1x(path, **changes):
 @pytest.mark.parametrize(
     ("level", "theory"), [("wb97x_dz", "ωB97X/6-31G(d)"), ("wb97x_tz", "ωB97X/def2-TZVPP")]
 )
-def test_agrees_with_an_independent_reading(level, theory):
+def test_equals_an_independent_parser(level, theory):
     report = ReadReport()
     structures = read(GENUINE, report, level=level)
     assert report.records == 3 and report.structures == len(structures) == 6 and not report.skipped
@@ -86,8 +87,8 @@ def test_agrees_with_an_independent_reading(level, theory):
             )
 
 
-def test_forces_are_no_gradients():
-    """They resemble those of another method, and not their negative."""
+def test_forces_are_not_gradients():
+    """Forces resemble those of another method, not their negative."""
     tblite = pytest.importorskip("tblite.interface")
     resemblance = []
     for s in read(GENUINE):
@@ -116,7 +117,7 @@ def test_sign_and_unit_of_forces(tmp_path):
 
 
 def test_dipole_is_in_e_angstrom():
-    """The dipole of the MBIS charges is most of the whole; in debye it would be five times as large."""
+    """The MBIS charges give most of the dipole, which would be 5 times as large in debye."""
     ratios = []
     for s in read(GENUINE, level="wb97x_tz"):
         charges = s.atom_properties["mbis_charges"]
@@ -125,7 +126,7 @@ def test_dipole_is_in_e_angstrom():
     assert 0.7 < np.median(ratios) < 1.5
 
 
-def test_charges_that_are_all_zero_are_missing():
+def test_charges_that_are_all_zero_become_nan():
     with h5py.File(GENUINE) as file:
         zero = [
             not row.any() for name in file for row in file[name]["wb97x_dz.hirshfeld_charges"][()]
@@ -137,7 +138,7 @@ def test_charges_that_are_all_zero_are_missing():
             assert missing or s.atom_properties[name].sum() == pytest.approx(0, abs=1e-3)
 
 
-def test_charges_of_like_atoms_can_be_zero(tmp_path):
+def test_charges_of_one_element_can_be_zero(tmp_path):
     path = ani1x(tmp_path / "a.h5", **{"wb97x_dz.cm5_charges": np.zeros((2, 2))})
     first = read(path)[0]
     assert (first.atom_properties["cm5_charges"] == 0).all()
@@ -145,10 +146,10 @@ def test_charges_of_like_atoms_can_be_zero(tmp_path):
     assert np.isnan(first.properties["dipole"]).all()
 
 
-def test_conformations_without_the_energy_of_a_level():
+def test_conformations_without_an_energy_are_skipped():
     report = ReadReport()
-    found = read(GENUINE, report, level="ccsd(t)_cbs")
-    assert [(s.molecule, s.conformer) for s in found] == [
+    actual = read(GENUINE, report, level="ccsd(t)_cbs")
+    assert [(s.molecule, s.conformer) for s in actual] == [
         ("C1H4N4O4", 0),
         ("C1H4N4O4", 1),
         ("C1H6N2O5", 0),
@@ -156,12 +157,19 @@ def test_conformations_without_the_energy_of_a_level():
     ]
     assert report.skipped == {"no ccsd(t)_cbs energy": 2} and report.structures == 4
     assert report.identities[0] == ("no ccsd(t)_cbs energy", "ani1x_small.hdf5:C1H6N2O5#1")
-    assert all(s.forces is None and not s.properties for s in found)
-    kept = read(GENUINE, level="ccsd(t)_cbs", keep_unlabelled=True)
+    assert all(s.forces is None and not s.properties for s in actual)
+    kept = read(GENUINE, level="ccsd(t)_cbs", keep_unlabeled=True)
     assert [np.isnan(s.energy) for s in kept] == [False, False, False, True, True, False]
 
 
-def test_level_that_is_not_there():
+def test_option_names_of_earlier_versions_are_accepted():
+    """A config with keep_unlabelled, the former name of keep_unlabeled, must not fail."""
+    options = {"level": "ccsd(t)_cbs", "keep_unlabelled": True}
+    with readers.open_data(GENUINE, "ani", **options) as source:
+        assert len(list(source)) == 6
+
+
+def test_missing_level_is_rejected():
     with pytest.raises(
         DatasetError, match=r"no energies of level 'b3lyp'; it has .*'ccsd\(t\)_cbs'.*'wb97x_dz'"
     ):
@@ -185,16 +193,16 @@ def test_ani1(tmp_path):
     )
     assert ani.Reader.matches(path)
     raw = h5py.File(path)["gdb11_s01/gdb11_s01-0"]
-    found = read(path)
-    assert [(s.molecule, s.conformer, s.record) for s in found] == [
+    actual = read(path)
+    assert [(s.molecule, s.conformer, s.record) for s in actual] == [
         ("[H]C([H])([H])[H]", c, 0) for c in range(3)
     ] + [("gdb11_s01-1", 0, 1)]
-    np.testing.assert_array_equal(found[0].numbers, [6, 1, 1, 1, 1])
+    np.testing.assert_array_equal(actual[0].numbers, [6, 1, 1, 1, 1])
     np.testing.assert_allclose(
-        [s.energy for s in found[:3]], raw["energies"][()] * HARTREE, rtol=1e-7
+        [s.energy for s in actual[:3]], raw["energies"][()] * HARTREE, rtol=1e-7
     )
-    np.testing.assert_array_equal(found[2].positions, raw["coordinates"][2])
-    assert found[0].forces is None and found[3].energy == pytest.approx(-76.3 * HARTREE)
+    np.testing.assert_array_equal(actual[2].positions, raw["coordinates"][2])
+    assert actual[0].forces is None and actual[3].energy == pytest.approx(-76.3 * HARTREE)
     more = read(path, high_energy=True)
     assert [(s.conformer, s.subset) for s in more[:5]] == [
         (0, ""),
@@ -222,7 +230,7 @@ def test_folder_of_files(tmp_path):
             == "ani_gdb_s02.h5:gdb11_s02/gdb11_s02-0"
         )
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DatasetError, match="empty: holds no .h5"):
+    with pytest.raises(DatasetError, match="empty: contains no .h5"):
         ani.Reader(tmp_path / "empty")
 
 
@@ -234,7 +242,7 @@ def test_folder_of_files(tmp_path):
         ("wb97x_dz.forces", np.zeros((2, 2, 2))),
     ],
 )
-def test_shapes_that_do_not_fit_are_named(tmp_path, field, value):
+def test_invalid_shapes_are_reported(tmp_path, field, value):
     with pytest.raises(DatasetError, match=f"a.h5:H2: {field} ha(s|ve) shape .*expected"):
         read(ani1x(tmp_path / "a.h5", **{field: value}))
 
@@ -249,7 +257,7 @@ def test_positions_that_are_not_finite_are_skipped_and_counted(tmp_path):
     assert report.skipped == {"positions not finite": 1}
 
 
-def test_other_layouts(tmp_path):
+def test_other_layouts_are_rejected(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["x/y"] = np.zeros(3)
     assert not ani.Reader.matches(tmp_path / "a.h5")
@@ -266,10 +274,10 @@ def test_other_layouts(tmp_path):
 
 
 @pytest.mark.parametrize("keep", [0, 100, 9000, 20_000])
-def test_file_that_is_truncated(tmp_path, keep):
+def test_truncated_file_is_rejected(tmp_path, keep):
     path = tmp_path / "cut.h5"
     path.write_bytes(GENUINE.read_bytes()[:keep])
-    with pytest.raises(DatasetError, match=r"cut\.h5.*(truncated|damaged)"):
+    with pytest.raises(DatasetError, match=r"cut\.h5.*(truncated|corrupted)"):
         read(path)
 
 
@@ -282,7 +290,7 @@ def test_files_are_closed(tmp_path):
         pass
 
 
-def test_forces_that_only_some_groups_have(tmp_path):
+def test_forces_of_some_groups_only(tmp_path):
     path = ani1x(tmp_path / "a.h5", **{"wb97x_dz.forces": None})
     with h5py.File(path, "a") as file:
         for field, value in {
@@ -292,27 +300,27 @@ def test_forces_that_only_some_groups_have(tmp_path):
             "wb97x_dz.forces": np.full((1, 2, 3), 0.5),
         }.items():
             file[f"OH/{field}"] = value
-    found = read(path)
-    assert [s.molecule for s in found] == ["H2", "H2", "OH"] and found[0].forces is found[
+    actual = read(path)
+    assert [s.molecule for s in actual] == ["H2", "H2", "OH"] and actual[0].forces is actual[
         1
     ].forces is None
-    np.testing.assert_allclose(found[2].forces, 0.5 * 27.211386245988, rtol=1e-8)
+    np.testing.assert_allclose(actual[2].forces, 0.5 * 27.211386245988, rtol=1e-8)
 
 
 @pytest.mark.parametrize("number", [0, 119])
-def test_atomic_numbers_that_are_none(tmp_path, number):
+def test_invalid_atomic_numbers_are_rejected(tmp_path, number):
     path = ani1x(tmp_path / "a.h5", atomic_numbers=np.array([1, number], np.uint8))
-    with pytest.raises(DatasetError, match=f"a.h5:H2: {number} is no atomic number"):
+    with pytest.raises(DatasetError, match=f"a.h5:H2: {number} is not an atomic number"):
         read(path)
-    with pytest.raises(DatasetError, match="b.h5:gdb11_s01/gdb11_s01-0: 0 is no atomic number"):
+    with pytest.raises(DatasetError, match="b.h5:gdb11_s01/gdb11_s01-0: 0 is not an atomic number"):
         read(ani1(tmp_path / "b.h5", species=np.array([b"C", b"X", b"H", b"H", b"H"])))
 
 
 @pytest.mark.parametrize(
     "options",
-    [{"level": 5}, {"keep_unlabelled": "no"}, {"keep_unlabelled": 1}, {"high_energy": None}],
+    [{"level": 5}, {"keep_unlabeled": "no"}, {"keep_unlabeled": 1}, {"high_energy": None}],
 )
-def test_options_of_a_wrong_type(options):
+def test_options_of_the_wrong_type_are_rejected(options):
     with pytest.raises(
         ConfigError, match=f"reader option {next(iter(options))} must be .*received"
     ):

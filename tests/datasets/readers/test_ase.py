@@ -1,4 +1,4 @@
-"""The general reader: keys and units of extended XYZ, databases, trajectories and other formats of ASE."""
+"""Tests for the general reader: keys and units of extended XYZ, databases and formats of ASE."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def read(path, records=None, report=None, **options):
 
 @pytest.fixture
 def frames(sample, tmp_path):
-    """A copy of the sample, to be changed."""
+    """Return a copy of the sample that tests can change."""
     path = tmp_path / "frames.xyz"
     path.write_bytes(sample("ase")[0].read_bytes())
     return path
@@ -39,7 +39,7 @@ def change(path, old, new, count=-1):
 
 
 def images():
-    """Five molecules with labels by a calculator, other labels, and a periodic one among them."""
+    """Five molecules, one of them periodic, with calculator results and other labels."""
     rng = np.random.default_rng(0)
     for i in range(5):
         n = i + 2
@@ -77,8 +77,8 @@ def store(kind, folder):
     return path
 
 
-def test_agrees_with_an_independent_reading(frames):
-    """The text of the file, taken apart by hand."""
+def test_equals_an_independent_parser(frames):
+    """The text of the file is parsed by hand."""
     lines = frames.read_text().splitlines()
     report, at = ReadReport(), 0
     structures = read(frames, report=report)
@@ -136,13 +136,13 @@ def test_units(frames, energy_unit, length_unit, forces_unit, energy, length, fo
         {"format": "extxy"},
     ],
 )
-def test_units_and_formats_that_are_not_known(frames, options):
+def test_unknown_units_and_formats_are_rejected(frames, options):
     with pytest.raises(ConfigError, match="(kcal|'m'|''|__import__|extxy)"):
         ase_reader.Reader(frames, **options)
 
 
 def test_gradients(tmp_path):
-    """A spring: with the sign given, ΔE is minus the force times the way."""
+    """A spring: with the stated sign, ΔE is minus force times displacement."""
     k, lines = 3.0, []
     for x in (1.1, 1.2):
         gradient = k * (x - 1.0)
@@ -163,7 +163,7 @@ def test_gradients(tmp_path):
 
 @pytest.mark.parametrize("kind", ["xyz", "db", "traj", "json"])
 def test_kinds_of_files(kind, tmp_path):
-    """The same structures from each kind; labels of a calculator, and others."""
+    """Each kind of file has the same structures, calculator results and other labels."""
     path = store(kind, tmp_path)
     for s, atoms in zip(read(path), images(), strict=True):
         np.testing.assert_array_equal(s.numbers, atoms.numbers)
@@ -191,7 +191,7 @@ def test_other_keys(kind, tmp_path):
         np.testing.assert_allclose(s.forces, atoms.arrays["dft_forces"], atol=1e-7)
 
 
-def test_sequential_reading_keeps_its_place(tmp_path, monkeypatch):
+def test_sequential_reading_continues(tmp_path, monkeypatch):
     path = store("json", tmp_path)
     opened = []
     with ase_reader.Reader(path) as source:
@@ -208,7 +208,7 @@ def test_sequential_reading_keeps_its_place(tmp_path, monkeypatch):
         assert [s.record for s in source.read(range(1), ReadReport())] == [0] and len(opened) == 2
 
 
-def test_key_that_is_nowhere(frames):
+def test_missing_key_is_reported(frames):
     change(frames, " energy=", " dft_energy=")
     with pytest.raises(
         DatasetError, match="'energy' is in none of the first 4 frames; found: .*dft_energy.*_key"
@@ -228,7 +228,7 @@ def test_key_that_is_nowhere(frames):
             ase_reader.Reader(frames, **{"energy_key": ""} | {option: "nowhere"})
 
 
-def test_forces_under_another_name_are_not_overlooked(frames):
+def test_forces_under_another_name_are_reported(frames):
     change(frames, "forces:R:3", "DFT_Forces:R:3")
     with pytest.raises(DatasetError, match=r"'forces' is in none.*DFT_Forces.*forces_key"):
         ase_reader.Reader(frames)
@@ -256,7 +256,9 @@ def test_further_labels(frames):
 def test_molecules(frames):
     assert [s.molecule for s in read(frames, molecule_key="charge")] == ["0", "0", "1", "0"]
     assert [s.molecule for s in read(frames, smiles_key="")] == ["H2O1", "H2O1", "H3N1", "Na1Cl1"]
-    with pytest.raises(DatasetError, match="frames.xyz:3: has no 'smiles' to tell its molecule"):
+    with pytest.raises(
+        DatasetError, match="frames.xyz:3: has no 'smiles' to identify its molecule"
+    ):
         read(frames, molecule_key="smiles")
 
 
@@ -268,32 +270,30 @@ def test_level_of_theory_is_an_option(frames):
         assert (a.level_of_theory, b.level_of_theory) == ("unknown", "PBE/def2-SVP")
 
 
-def test_the_same_name_twice_with_different_values(tmp_path):
+def test_conflicting_labels_are_rejected(tmp_path):
     atoms = next(images())
     with connect(tmp_path / "a.db") as database:
         database.write(atoms, data={"forces": atoms.calc.results["forces"]})
         database.write(atoms, data={"forces": atoms.calc.results["forces"] + 1})
-    with pytest.raises(
-        DatasetError, match=r"a\.db:1: 'forces' stands there twice with different values"
-    ):
+    with pytest.raises(DatasetError, match=r"a\.db:1: 'forces' occurs twice with different values"):
         read(tmp_path / "a.db")
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("energy=-2078.50", "energy=low", "'energy' holds no numbers"),
+        ("energy=-2078.50", "energy=low", "'energy' is not numeric"),
         (
             "pos:R:3:forces:R:3:q:R:1 energy=-2078.50",
             "pos:R:3:forces:R:2:q:R:2 energy=-2078.50",
             "",
         ),
         ("O 0.000 0.000 0.129", "O 0.000 zero 0.129", "cannot be read"),
-        ("O 0.000 0.000 0.129", "X 0.000 0.000 0.129", "0 is no atomic number.*Dummy atoms"),
+        ("O 0.000 0.000 0.129", "X 0.000 0.000 0.129", "0 is not an atomic number.*dummy atoms"),
         ("O 0.000 0.000 0.129 0.00", "O 0.000 0.000 0.129", "cannot be read"),
     ],
 )
-def test_damaged_frames_are_named(frames, old, new, message):
+def test_corrupted_frames_are_identified(frames, old, new, message):
     change(frames, old, new)
     with pytest.raises(DatasetError, match=f"frames.xyz:1: .*{message}"):
         read(frames)
@@ -309,7 +309,7 @@ def test_positions_that_are_not_finite_and_frames_without_atoms(frames):
 @pytest.mark.parametrize("lines", [1, 2, 4, 7, 12, 18])
 def test_truncated_xyz(frames, lines):
     frames.write_text("".join(frames.read_text().splitlines(keepends=True)[:lines]))
-    with pytest.raises(DatasetError, match=r"frames\.xyz: frame \d.*says \d atoms.*truncated"):
+    with pytest.raises(DatasetError, match=r"frames\.xyz: frame \d.*states \d atoms.*truncated"):
         read(frames)
 
 
@@ -349,7 +349,7 @@ def test_pickles_are_not_read(frames, tmp_path):
 
 
 def test_formats_by_name(tmp_path):
-    """Plain XYZ, with a comment that says nothing, and a format that must be named."""
+    """Plain XYZ with an arbitrary comment, and a format that must be specified."""
     path = tmp_path / "plain.txt"
     path.write_text('2\nhydrogen = 5 apples, "quoted\nH 0 0 0\nH 0 0 0.74\n')
     (s,) = read(path, format="xyz", energy_key="")
@@ -359,7 +359,7 @@ def test_formats_by_name(tmp_path):
     (s,) = read(cell, format="vasp", energy_key="")
     assert s.pbc.all() and sorted(s.numbers.tolist()) == [11, 17]
     with pytest.raises(
-        DatasetError, match='ASE does not know this format.*reader_options="format=NAME"'
+        DatasetError, match='ASE does not recognize the format.*reader_options="format=NAME"'
     ):
         ase_reader.Reader(cell)
     with pytest.raises(DatasetError, match="cannot be read as 'cif'"):
@@ -381,20 +381,20 @@ def test_formats_by_name(tmp_path):
         b"\x89HDF\r\n\x1a\n" * 20,
     ],
 )
-def test_not_taken_for_its_own(tmp_path, content):
+def test_other_files_are_not_detected(tmp_path, content):
     path = tmp_path / "a"
     path.write_bytes(content)
     assert not ase_reader.Reader.matches(path) and not ase_reader.Reader.matches(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["xyz", "db", "traj"])
-def test_recognised_by_content(kind, tmp_path):
+def test_files_are_detected_by_content(kind, tmp_path):
     path = store(kind, tmp_path).rename(tmp_path / "noending")
     assert readers.detect(path) == "ase"
     assert len(read(path)) == 5
 
 
-def test_special_formats_come_first(sample):
+def test_specific_readers_take_precedence(sample):
     path, _ = sample("nabladft")
     assert ase_reader.Reader.matches(path) and readers.detect(path) == "nabladft"
 
@@ -407,7 +407,7 @@ def charged(charges, **info):
 
 @pytest.mark.parametrize("kind", ["xyz", "traj", "db"])
 def test_total_charges(tmp_path, kind):
-    """Partial charges of the atoms are no total charge; whole ones are, where nothing better is known."""
+    """Partial charges are not a total charge. Integer ones are, if nothing better is known."""
     path = tmp_path / f"a.{kind}"
     partial = [-0.8, 0.4, 0.1]
     images = [
@@ -435,13 +435,13 @@ def test_total_charges(tmp_path, kind):
     with ase_reader.Reader(path, **options) as source:
         (note,) = source.notes
     assert (
-        f"a.{kind}:2: the initial charges of the atoms add up to -0.3, which is no total charge"
+        f"a.{kind}:2: the initial charges of the atoms add up to -0.3, which is not a total charge"
         in note
     )
     assert 'reader_options="charge_key=NAME"' in note
 
 
-def test_whole_charges_need_no_note(tmp_path, frames):
+def test_integer_charges_need_no_note(tmp_path, frames):
     write(
         tmp_path / "a.xyz",
         [charged([-1, 0, 0.0]), charged([0.1, 0.1, 0.1], charge=0)],
@@ -452,7 +452,7 @@ def test_whole_charges_need_no_note(tmp_path, frames):
             assert source.notes == []
 
 
-def test_elements_beyond_the_last(frames):
+def test_invalid_element_is_rejected(frames):
     change(
         frames,
         "Properties=species:S:1:pos:R:3:forces:R:3:q:R:1 energy=-2078.50",
@@ -461,7 +461,7 @@ def test_elements_beyond_the_last(frames):
     change(frames, "O 0.000 0.000 0.129", "200 0.000 0.000 0.129")
     change(frames, "H 0.000 0.783", "1 0.000 0.783")
     change(frames, "H 0.000 -0.783", "1 0.000 -0.783")
-    with pytest.raises(DatasetError, match="frames.xyz:1: 200 is no atomic number"):
+    with pytest.raises(DatasetError, match="frames.xyz:1: 200 is not an atomic number"):
         read(frames)
 
 
@@ -480,14 +480,14 @@ def test_elements_beyond_the_last(frames):
         {"level_of_theory": 2},
     ],
 )
-def test_options_of_a_wrong_type(frames, options):
+def test_options_of_the_wrong_type_are_rejected(frames, options):
     with pytest.raises(
         ConfigError, match=f"reader option {next(iter(options))} must be .*received"
     ):
         ase_reader.Reader(frames, **options)
 
 
-def test_messages_tell_options_as_the_command_line_takes_them(frames):
+def test_messages_show_options_as_on_the_command_line(frames):
     with pytest.raises(
         DatasetError,
         match='--config.data.reader_options="energy_key=NAME", or none, '

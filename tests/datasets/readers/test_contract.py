@@ -1,4 +1,4 @@
-"""What every reader must do. A new reader is tested when samples/<its name>.py makes a small file of it."""
+"""Tests that every reader must pass. samples/<reader>.py creates a small file for a new reader."""
 
 import numpy as np
 import pytest
@@ -13,24 +13,24 @@ ALL = readers.names()
 def structures(path, name, options, records=None):
     with readers.open_data(path, name, **options) as source:
         report = ReadReport()
-        found = list(source.read(range(len(source)) if records is None else records, report))
-        assert report.structures == len(found)
-        return found, report, len(source)
+        actual = list(source.read(range(len(source)) if records is None else records, report))
+        assert report.structures == len(actual)
+        return actual, report, len(source)
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_recognised_among_all(name, sample):
+def test_format_is_detected(name, sample):
     path, _ = sample(name)
     assert readers.detect(path) == name
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_gives_sound_structures(name, sample):
+def test_structures_are_valid(name, sample):
     path, options = sample(name)
-    found, report, length = structures(path, name, options)
-    assert len(found) >= 2 and report.records == length
+    actual, report, length = structures(path, name, options)
+    assert len(actual) >= 2 and report.records == length
     assert sum(report.skipped.values()) == len(report.identities)
-    for s in found:
+    for s in actual:
         assert s.numbers.ndim == 1 and len(s) >= 1 and ((s.numbers > 0) & (s.numbers < 119)).all()
         assert s.positions.dtype == np.float64 and np.isfinite(s.positions).all()
         assert s.forces is None or s.forces.dtype == np.float64
@@ -45,12 +45,12 @@ def test_gives_sound_structures(name, sample):
             d = np.linalg.norm(s.positions[:, None] - s.positions[None], axis=-1)
             nearest = (d + 99 * np.eye(len(s))).min()
             assert 0.5 < nearest < 3.0, f"{s.source}: the shortest distance is {nearest} Å"
-    assert len({(s.record, s.conformer) for s in found}) == len(found)
+    assert len({(s.record, s.conformer) for s in actual}) == len(actual)
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_parts_are_the_whole(name, sample):
-    """Reading by ranges of records, also with a reader opened anew for each, gives the same as reading through."""
+def test_record_ranges_equal_the_whole(name, sample):
+    """Reading ranges of records, also with a new reader for each, equals reading the whole file."""
     path, options = sample(name)
     whole, _, length = structures(path, name, options)
     cuts = sorted({0, 1, length // 2, length})
@@ -69,7 +69,7 @@ def test_parts_are_the_whole(name, sample):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_says_what_it_reads(name, sample):
+def test_reader_states_level_of_theory_and_units(name, sample):
     reader = readers.get(name)
     assert issubclass(reader, Reader) and reader.LEVEL_OF_THEORY and "positions" in reader.UNITS
     module = __import__(reader.__module__, fromlist=["__doc__"])
@@ -84,7 +84,7 @@ def test_says_what_it_reads(name, sample):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_what_is_missing_or_misspelt(name, sample, tmp_path):
+def test_missing_files_and_unknown_options_are_reported(name, sample, tmp_path):
     with pytest.raises(DatasetError, match="nowhere: no such file"):
         readers.open_data(tmp_path / "nowhere", name)
     with pytest.raises(ConfigError, match="'no_such_option'"):
@@ -92,8 +92,8 @@ def test_what_is_missing_or_misspelt(name, sample, tmp_path):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_other_files_are_refused_in_words(name, tmp_path):
-    """A file of another kind, or an empty one: DatasetError, whatever is in it."""
+def test_other_files_are_rejected_with_a_message(name, tmp_path):
+    """Any other or empty file raises DatasetError."""
     for content in (b"", b"<html>404 not found</html>" * 40, bytes(range(256)) * 20):
         path = tmp_path / "strange.bin"
         path.write_bytes(content)
@@ -103,9 +103,9 @@ def test_other_files_are_refused_in_words(name, tmp_path):
                 list(source)
 
 
-def test_unknown_reader_and_unknown_file(tmp_path):
+def test_unknown_reader_and_unknown_format_are_reported(tmp_path):
     with pytest.raises(ConfigError, match="Did you mean 'spice'"):
         readers.get("spicee")
     (tmp_path / "a.bin").write_bytes(bytes(100))
-    with pytest.raises(DatasetError, match="no known data set.*config.data.reader"):
+    with pytest.raises(DatasetError, match="any known data set.*config.data.reader"):
         readers.detect(tmp_path / "a.bin")

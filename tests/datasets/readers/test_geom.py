@@ -1,4 +1,4 @@
-"""The GEOM reader: units, the three ways the data come, and files that are not what they should be."""
+"""Tests for the GEOM reader: units, the three kinds of files, and invalid files."""
 
 import gzip
 import importlib.util
@@ -52,7 +52,7 @@ def read(path, report=None, **options):
 
 
 def crude(count=3, charge=0, shift=0.0, **changes):
-    """A molecule of the crude files: water."""
+    """Return a water molecule in the layout of the crude files."""
     return {
         "totalconfs": 5,
         "uniqueconfs": count,
@@ -93,17 +93,17 @@ def write_pickle(path, **changes):
     return path
 
 
-def test_agrees_with_an_independent_reading(sample):
+def test_equals_an_independent_parser(sample):
     report = ReadReport()
-    found = read(sample("geom")[0], report)
+    actual = read(sample("geom")[0], report)
     expected = []
     for record, path in enumerate(sorted(SAMPLE.DATA.glob("*.pickle"))):
         with open(path, "rb") as file:
             molecule = Independent(file).load()
         expected += [(record, c, molecule, raw) for c, raw in enumerate(molecule["conformers"])]
-    assert len(expected) == 24 + 54 and len(found) == len(expected) + 4
+    assert len(expected) == 24 + 54 and len(actual) == len(expected) + 4
     assert (report.records, report.structures, report.skipped) == (3, 82, {})
-    for s, (record, c, molecule, raw) in zip(found, expected):
+    for s, (record, c, molecule, raw) in zip(actual, expected):
         assert (s.record, s.conformer, s.subset, s.charge) == (
             record,
             c,
@@ -128,39 +128,39 @@ def test_agrees_with_an_independent_reading(sample):
         assert 0.9 < np.linalg.norm(s.positions[hydrogen.GetIdx()] - s.positions[bonded]) < 1.2
 
 
-def test_relative_energies_are_those_of_the_total_energies(sample):
-    found = read(sample("geom")[0])
+def test_relative_energies_match_the_total_energies(sample):
+    actual = read(sample("geom")[0])
     for record in range(3):
-        energies = np.array([s.energy for s in found if s.record == record])
-        relative = np.array([s.properties["energy_relative"] for s in found if s.record == record])
+        energies = np.array([s.energy for s in actual if s.record == record])
+        relative = np.array([s.properties["energy_relative"] for s in actual if s.record == record])
         assert np.ptp(energies) > 0.05
         np.testing.assert_allclose(energies - energies.min(), relative, atol=1e-5)
 
 
 def test_properties_of_the_ensemble(sample):
-    found = read(sample("geom")[0])
-    assert len({tuple(s.properties) for s in found}) == 1
-    small = found[-1].properties
+    actual = read(sample("geom")[0])
+    assert len({tuple(s.properties) for s in actual}) == 1
+    small = actual[-1].properties
     assert small["ensemble_energy"] == pytest.approx(0.5 * KCAL_PER_MOL, rel=1e-6)
     assert small["ensemble_free_energy"] == pytest.approx(-0.6 * KCAL_PER_MOL, rel=1e-6)
     assert small["ensemble_entropy"] == pytest.approx(
         2e-3 * KCAL_PER_MOL, rel=1e-6
     )  # cal/(mol K) -> eV/K
-    assert np.isnan(found[0].properties["ensemble_energy"])
+    assert np.isnan(actual[0].properties["ensemble_energy"])
 
 
 def test_subsets(sample):
     path, _ = sample("geom")
     assert {s.subset for s in read(path)} == {"drugs", "qm9"}
-    found = read(path, subset="qm9")
-    assert [(s.subset, s.record, s.conformer) for s in found] == [("qm9", 0, c) for c in range(4)]
+    actual = read(path, subset="qm9")
+    assert [(s.subset, s.record, s.conformer) for s in actual] == [("qm9", 0, c) for c in range(4)]
     with pytest.raises(DatasetError, match=r"no subset 'qm7'; found \['drugs', 'qm9'\]"):
         geom.Reader(path, subset="qm7")
     with geom.Reader(path, subset="qm9") as source:
         assert sorted(f.name for f in source.files()) == ["OCCO.pickle", "summary_qm9.json"]
 
 
-def test_the_lowest_conformers_where_they_are_not_sorted(sample):
+def test_lowest_conformers_of_an_unsorted_list(sample):
     path, _ = sample("geom")
     assert [s.conformer for s in read(path, subset="qm9", max_conformers=2)] == [1, 3]
     assert [s.conformer for s in read(path, subset="qm9", max_conformers=1)] == [1]
@@ -172,8 +172,8 @@ def test_the_lowest_conformers_where_they_are_not_sorted(sample):
 def test_conformers_without_energy_come_last(tmp_path):
     molecule = crude()
     del molecule["conformers"][0]["totalenergy"]
-    found = read(write_msgpack(tmp_path / "a.msgpack", {"O": molecule}))
-    assert np.isnan(found[0].energy) and np.isfinite(found[1].energy)
+    actual = read(write_msgpack(tmp_path / "a.msgpack", {"O": molecule}))
+    assert np.isnan(actual[0].energy) and np.isfinite(actual[1].energy)
     assert [s.conformer for s in read(tmp_path / "a.msgpack", max_conformers=2)] == [1, 2]
 
 
@@ -185,15 +185,17 @@ def test_folder_without_summary_and_single_pickle(sample, tmp_path):
         (tmp_path / "drugs" / p.name).write_bytes(p.read_bytes())
     assert readers.detect(tmp_path) == readers.detect(tmp_path / "drugs") == "geom"
     for folder in (tmp_path, tmp_path / "drugs"):
-        found = read(folder)
-        assert len(found) == 78
-        assert [(s.energy, s.molecule, s.subset) for s in found] == [
+        actual = read(folder)
+        assert len(actual) == 78
+        assert [(s.energy, s.molecule, s.subset) for s in actual] == [
             (s.energy, s.molecule, s.subset) for s in whole[:78]
         ]
     one = next((path / "drugs").glob("PJ*"))
     assert readers.detect(one) == "geom"
-    found = read(one)
-    assert len(found) == 24 and {s.charge for s in found} == {1.0} and found[0].source == one.name
+    actual = read(one)
+    assert (
+        len(actual) == 24 and {s.charge for s in actual} == {1.0} and actual[0].source == one.name
+    )
 
 
 def test_level_of_theory(sample):
@@ -202,7 +204,7 @@ def test_level_of_theory(sample):
             assert source.level_of_theory == level and not source.sequential
 
 
-def test_charge_that_the_file_does_not_say(tmp_path):
+def test_missing_charge_is_inferred(tmp_path):
     write_pickle(tmp_path / "a.pickle", charge=None)
     assert {s.charge for s in read(tmp_path / "a.pickle")} == {0.0}
     raw = SAMPLE.small_molecule()
@@ -222,7 +224,7 @@ def test_charge_that_the_file_does_not_say(tmp_path):
     assert {s.molecule: s.charge for s in read(path)} == {"[OH-]": -1.0, "O": 0.0}
 
 
-def test_summary_and_pickles_that_do_not_agree(tmp_path):
+def test_summary_and_pickles_that_differ(tmp_path):
     (tmp_path / "drugs").mkdir()
     write_pickle(tmp_path / "drugs" / "a.pickle")
     (tmp_path / "summary_drugs.json").write_text(
@@ -252,7 +254,7 @@ def test_summary_and_pickles_that_do_not_agree(tmp_path):
         '{"C": {"pickle_path": 5}}',
     ],
 )
-def test_summaries_that_are_something_else(tmp_path, text):
+def test_invalid_summaries_are_rejected(tmp_path, text):
     (tmp_path / "summary_drugs.json").write_text(text)
     with pytest.raises(DatasetError, match=r"summary_drugs\.json"):
         geom.Reader(tmp_path)
@@ -266,10 +268,10 @@ def test_crude_msgpack(tmp_path):
     path = write_msgpack(tmp_path / "drugs_crude.msgpack", *chunks)
     assert readers.detect(path) == "geom"
     report = ReadReport()
-    found = read(path, report)
+    actual = read(path, report)
     assert (report.records, report.structures, report.skipped) == (3, 6, {})
     raw = [(s, m, c) for chunk in chunks for s, m in chunk.items() for c in m["conformers"]]
-    for s, (smiles, molecule, conformer) in zip(found, raw, strict=True):
+    for s, (smiles, molecule, conformer) in zip(actual, raw, strict=True):
         table = np.array(conformer["xyz"])
         assert s.numbers.tolist() == [8, 1, 1] and s.numbers.dtype.kind == "i"
         np.testing.assert_array_equal(s.positions, table[:, 1:])
@@ -284,7 +286,7 @@ def test_crude_msgpack(tmp_path):
             "drugs",
         )
         assert s.source == f"drugs_crude.msgpack:{smiles}" and s.forces is None
-    assert [s.record for s in found] == [0, 0, 0, 1, 1, 2]
+    assert [s.record for s in actual] == [0, 0, 0, 1, 1, 2]
     assert {s.subset for s in read(path, subset="mine")} == {"mine"}
 
 
@@ -308,7 +310,7 @@ def test_msgpack_in_a_tar(tmp_path):
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_parts_of_a_stream_are_the_whole_and_not_read_again(tmp_path, packed, monkeypatch):
+def test_stream_is_read_once_over_all_ranges(tmp_path, packed, monkeypatch):
     path = write_msgpack(
         tmp_path / "a.msgpack",
         *(
@@ -333,14 +335,14 @@ def test_parts_of_a_stream_are_the_whole_and_not_read_again(tmp_path, packed, mo
         with geom.Reader(path) as source:
             assert source.sequential
             opened.clear()
-            found = [
+            actual = [
                 (s.record, s.molecule, s.positions.tolist())
                 for p in parts
                 for s in source.read(p, ReadReport())
             ]
             assert len(opened) == 1
-        assert found == [w for w in whole if any(w[0] in p for p in parts)]
-    with geom.Reader(path) as source:  # and backwards, opening anew
+        assert actual == [w for w in whole if any(w[0] in p for p in parts)]
+    with geom.Reader(path) as source:  # backward: reopens the file
         for p in (range(5, 9), range(0, 3), range(2, 4)):
             assert [
                 (s.record, s.molecule, s.positions.tolist()) for s in source.read(p, ReadReport())
@@ -348,7 +350,7 @@ def test_parts_of_a_stream_are_the_whole_and_not_read_again(tmp_path, packed, mo
         assert len(source) == 9
 
 
-def test_stream_that_is_left_early(tmp_path):
+def test_stream_restarts_after_an_early_exit(tmp_path):
     path = write_msgpack(tmp_path / "a.msgpack", {"O": crude(), "OO": crude(), "OOO": crude()})
     with geom.Reader(path) as source:
         first = source.read(range(0, 3), ReadReport())
@@ -359,7 +361,7 @@ def test_stream_that_is_left_early(tmp_path):
         ] * 3
 
 
-def test_truncated_streams(tmp_path):
+def test_truncated_streams_are_rejected(tmp_path):
     path = write_msgpack(
         tmp_path / "whole.msgpack", {"O": crude(1)}, {"OO": crude(1), "OOO": crude(1)}
     )
@@ -401,9 +403,9 @@ def _conformer(**changes):
         (_conformer(xyz=[[8, 0, 0]]), r"#0: xyz has the row \[8, 0, 0\]"),
         (_conformer(xyz=[]), "#0: xyz has 0 rows"),
         (_conformer(xyz=[["O", 0, 0, 0]]), "#0: .*not four numbers"),
-        (_conformer(xyz=[[8.5, 0, 0, 0]]), "#0: 8.5 is no atomic"),
-        (_conformer(xyz=[[0, 0, 0, 0]]), "#0: 0 is no atomic"),
-        (_conformer(xyz=[[119, 0, 0, 0]]), "#0: 119 is no atomic"),
+        (_conformer(xyz=[[8.5, 0, 0, 0]]), "#0: 8.5 is not an atomic"),
+        (_conformer(xyz=[[0, 0, 0, 0]]), "#0: 0 is not an atomic"),
+        (_conformer(xyz=[[119, 0, 0, 0]]), "#0: 119 is not an atomic"),
         (_conformer(xyz=5), "#0: xyz has int"),
         (_conformer(xyz=[[8, 0, 0, 0]] * 10_001), "#0: xyz has 10001 rows"),
         (_conformer(xyz=[[8, 0, 0, 0], [1, 0]]), r"the row \[1, 0\]"),
@@ -414,19 +416,19 @@ def _conformer(**changes):
         (crude(ensembleenergy={}), "ensembleenergy is {}"),
     ],
 )
-def test_molecules_of_another_layout_are_named(tmp_path, molecule, message):
+def test_molecules_of_another_layout_are_identified(tmp_path, molecule, message):
     path = write_msgpack(tmp_path / "a.msgpack", {"O": crude(1), "conformers": molecule})
-    found = []
+    actual = []
     with (
         geom.Reader(path) as source,
         pytest.raises(DatasetError, match=rf"a\.msgpack:conformers.*{message}"),
     ):
         for s in source:
-            found.append(s)
-    assert [s.molecule for s in found] == ["O"]
+            actual.append(s)
+    assert [s.molecule for s in actual] == ["O"]
 
 
-def test_damaged_streams_are_named(tmp_path):
+def test_corrupted_streams_are_identified(tmp_path):
     good = msgpack.packb({"O": crude(1)})
     for bad in (
         b"\xc1" * 20,
@@ -453,9 +455,6 @@ def test_molecules_without_conformers_and_positions(tmp_path):
     assert report.skipped == {"no conformers": 1, "positions not finite": 1}
 
 
-# --- Pickles that are not what they should be ---
-
-
 class Command:
     def __init__(self, command):
         self.command = command
@@ -464,7 +463,7 @@ class Command:
         return os.system, (self.command,)
 
 
-def test_malicious_pickle_is_refused_and_not_run(tmp_path):
+def test_malicious_pickle_is_rejected_and_not_executed(tmp_path):
     mark = tmp_path / "executed"
     conformer = SAMPLE.small_molecule()["conformers"][0]
     for name, changes in (
@@ -476,7 +475,7 @@ def test_malicious_pickle_is_refused_and_not_run(tmp_path):
         for where in (path, tmp_path):
             with pytest.raises(
                 DatasetError,
-                match=rf"{name}\.pickle: the pickle asks for '\w+\.system'.*not executed",
+                match=rf"{name}\.pickle: the pickle requests '\w+\.system'.*not executed",
             ):
                 read(where)
         assert not mark.exists()
@@ -487,7 +486,7 @@ def test_malicious_pickle_is_refused_and_not_run(tmp_path):
 
 
 def molecule_pickle(binary=b"Vx\ntR."):
-    """A pickle of a molecule whose rd_mol is called with what `binary` makes, in the text protocol's opcodes."""
+    """Return a pickle, as text opcodes, whose rd_mol is created from the opcodes of `binary`."""
     return (
         b"\x80\x02}(X\x0a\0\0\0conformers](}(X\x0b\0\0\0totalenergyG"
         + b"\xc0"
@@ -509,10 +508,10 @@ def molecule_pickle(binary=b"Vx\ntR."):
         (b"(C\x05aaaaatR", "#0: RDKit cannot read the molecule"),
         (b"(C\0tR", "#0: RDKit cannot read|#0: an RDKit"),
         (b"}X\x05\0\0\0atomsK\x01sb(C\0tR", "changes a function"),
-        (b"(C\0t\x81", "damaged or malicious"),
+        (b"(C\0t\x81", "corrupted or malicious"),
     ],
 )
-def test_rdkit_molecules_that_carry_something_else(tmp_path, binary, message):
+def test_attributes_of_rdkit_molecules_are_ignored(tmp_path, binary, message):
     before = geom_files.RDKitMolecule.atoms
     path = tmp_path / "bad.pickle"
     path.write_bytes(molecule_pickle(binary))
@@ -521,22 +520,22 @@ def test_rdkit_molecules_that_carry_something_else(tmp_path, binary, message):
     assert geom_files.RDKitMolecule.atoms is before
 
 
-def test_rdkit_molecules_are_made_of_bytes_only(tmp_path):
-    """The same frame with RDKit's own bytes is read: what the test above refuses is the content."""
+def test_rdkit_molecules_are_created_from_bytes_only(tmp_path):
+    """The same frame with RDKit's own bytes is readable, so only the content was rejected."""
     molecule = SAMPLE.small_molecule()["conformers"][0]["rd_mol"].ToBinary()
     path = tmp_path / "good.pickle"
     path.write_bytes(
         molecule_pickle(b"(B" + len(molecule).to_bytes(4, "little") + molecule + b"tR")
     )
-    found = read(path)
-    assert len(found) == 1 and len(found[0]) == 10 and found[0].molecule == "good.pickle"
+    actual = read(path)
+    assert len(actual) == 1 and len(actual[0]) == 10 and actual[0].molecule == "good.pickle"
     flat = Chem.MolFromSmiles("CC").ToBinary()
     path.write_bytes(molecule_pickle(b"(B" + len(flat).to_bytes(4, "little") + flat + b"tR"))
     with pytest.raises(DatasetError, match=r"good\.pickle#0: .*2 atoms and 0 conformers"):
         read(path)
 
 
-def test_damaged_rdkit_bytes(tmp_path):
+def test_corrupted_rdkit_bytes_are_rejected(tmp_path):
     molecule = SAMPLE.small_molecule()["conformers"][0]["rd_mol"].ToBinary()
     for keep in (0, 4, 10, 20, 60, len(molecule) // 2, len(molecule) - 20):
         path = tmp_path / "bad.pickle"
@@ -547,7 +546,7 @@ def test_damaged_rdkit_bytes(tmp_path):
             read(path)
 
 
-def test_truncated_and_other_pickles(tmp_path):
+def test_truncated_and_other_pickles_are_rejected(tmp_path):
     content = write_pickle(tmp_path / "a.pickle").read_bytes()
     for keep in (len(content) - 1, len(content) // 2, 400):
         (tmp_path / "a.pickle").write_bytes(content[:keep])
@@ -565,7 +564,7 @@ def test_truncated_and_other_pickles(tmp_path):
         read(tmp_path / "a.pickle")
 
 
-def test_folders_of_something_else(tmp_path):
+def test_other_folders_are_rejected(tmp_path):
     assert not geom.Reader.matches(tmp_path)
     with pytest.raises(DatasetError, match="expected GEOM's rdkit_folder"):
         geom.Reader(tmp_path)
@@ -589,8 +588,8 @@ def test_folders_of_something_else(tmp_path):
         ("conformers", "a conformer is list"),
     ],
 )
-def test_lists_without_end(tmp_path, where, message):
-    """60 lists, each four times in the next: to walk through them, or to write them out, takes more than centuries."""
+def test_endless_lists_are_rejected(tmp_path, where, message):
+    """60 lists, each four times in the next one. Walking through them would take centuries."""
     endless = []
     for _ in range(60):
         endless = [endless] * 4
@@ -613,16 +612,16 @@ def test_lists_without_end(tmp_path, where, message):
     assert len(str(error.value)) < 1000
 
 
-def test_arrays_as_tables(tmp_path):
+def test_numpy_tables_are_accepted(tmp_path):
     table = np.array([[8.0, 0.0, 0.0, 0.1], [1.0, 0.9, 0.0, 0.1]])
     for value in (table, table.tolist(), [tuple(row) for row in table], list(map(list, table))):
         path = tmp_path / "a.pickle"
         path.write_bytes(
             pickle.dumps({"smiles": "O", "conformers": [{"xyz": value, "totalenergy": -76.0}]}, 3)
         )
-        (found,) = read(path)
+        (actual,) = read(path)
         assert (
-            found.numbers.tolist() == [8, 1] and found.positions.tolist() == table[:, 1:].tolist()
+            actual.numbers.tolist() == [8, 1] and actual.positions.tolist() == table[:, 1:].tolist()
         )
     path.write_bytes(
         pickle.dumps({"smiles": "O", "conformers": [{"xyz": table[0], "totalenergy": -76.0}]}, 3)
@@ -631,11 +630,11 @@ def test_arrays_as_tables(tmp_path):
         read(path)
 
 
-def test_atoms_of_no_element_in_a_pickle(tmp_path):
+def test_invalid_elements_in_a_pickle_are_rejected(tmp_path):
     molecule = Chem.RWMol(Chem.AddHs(Chem.MolFromSmiles("O")))
     Chem.AllChem.EmbedMolecule(molecule, randomSeed=1)
     molecule.GetAtomWithIdx(0).SetAtomicNum(0)
-    with pytest.raises(DatasetError, match="a.pickle#0: 0 is no atomic number"):
+    with pytest.raises(DatasetError, match="a.pickle#0: 0 is not an atomic number"):
         read(
             write_pickle(
                 tmp_path / "a.pickle",
@@ -644,8 +643,8 @@ def test_atoms_of_no_element_in_a_pickle(tmp_path):
         )
 
 
-def test_molecule_of_a_stream_that_is_too_long(tmp_path, monkeypatch):
-    """In MessagePack a byte is a list of 56 bytes."""
+def test_oversized_molecule_of_a_stream_is_rejected(tmp_path, monkeypatch):
+    """One byte of MessagePack can be a list, which takes 56 bytes in memory."""
     monkeypatch.setattr(geom_files, "MAX_MOLECULE", 2**16)
     path = write_msgpack(
         tmp_path / "a.msgpack",
@@ -659,17 +658,17 @@ def test_molecule_of_a_stream_that_is_too_long(tmp_path, monkeypatch):
 
 
 def headers(kind, size, content=b"", name="x"):
-    """A tar header that says what follows it, of `size` bytes, and that."""
+    """Return a tar header that announces a header of `size` bytes, and that header."""
     info = tarfile.TarInfo(name)
     info.type, info.size = kind, size
     return info.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % 512)
 
 
 def bombs():
-    """Archives whose first member, a sound one, comes after far too much that only describes it."""
+    """Archives whose first valid member follows far too many header bytes."""
     comment = b"60000 comment=" + b"x" * (60_000 - 15) + b"\n"
     sparse = bytearray(headers(b"S", 0, name="qm9_crude.msgpack"))
-    sparse[482] = 1  # its map goes on in the next block
+    sparse[482] = 1  # its map continues in the next block
     sparse[148:156] = b"%06o\0 " % (sum(sparse[:148]) + 8 * 32 + sum(sparse[156:512]))
     more = bytes(504) + b"\1" + bytes(7)
     return {
@@ -683,7 +682,7 @@ def bombs():
 
 
 @pytest.mark.parametrize("name", bombs())
-def test_archives_with_endless_headers(tmp_path, name):
+def test_archives_with_endless_headers_are_rejected(tmp_path, name):
     packed = msgpack.packb({"O": crude()})
     member = tarfile.TarInfo("qm9_crude.msgpack")
     member.size = len(packed)
@@ -710,7 +709,7 @@ def test_archives_with_endless_headers(tmp_path, name):
 
 
 def test_archives_with_long_names(tmp_path):
-    """Headers of an ordinary length are read."""
+    """Headers of ordinary length are accepted."""
     packed = msgpack.packb({"O": crude()})
     for format in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
         with tarfile.open(tmp_path / "a.tar.gz", "w:gz", format=format) as file:
@@ -730,7 +729,7 @@ def test_archives_with_long_names(tmp_path):
         {"level_of_theory": 5},
     ],
 )
-def test_options_of_a_wrong_type(sample, options):
+def test_options_of_the_wrong_type_are_rejected(sample, options):
     with pytest.raises(
         ConfigError, match=f"reader option {next(iter(options))} must be .*received"
     ):

@@ -1,4 +1,4 @@
-"""The MD17 reader: both layouts, units, the sign of forces, splits, and files that are not what they should be."""
+"""Tests for the MD17 reader: both layouts, units, sign of forces, splits, and invalid files."""
 
 import shutil
 import zipfile
@@ -23,7 +23,7 @@ def read(path, report=None, **options):
 
 
 def original(path, save=np.savez, **changes):
-    """A file in MD17's layout: five frames of water; `changes` are arrays, None leaves one out."""
+    """Write five frames of water in the layout of MD17. `changes` are arrays; None omits one."""
     rng = np.random.default_rng(0)
     water = np.array([[0.0, 0.0, 0.12], [0.0, 0.76, -0.48], [0.0, -0.76, -0.48]])
     arrays = {
@@ -39,7 +39,7 @@ def original(path, save=np.savez, **changes):
     return path
 
 
-def test_agrees_with_an_independent_reading():
+def test_equals_an_independent_parser():
     report = ReadReport()
     structures, raw = read(GENUINE, report), np.load(GENUINE)
     assert len(structures) == report.structures == report.records == len(raw["energies"]) == 20
@@ -88,7 +88,7 @@ def test_original_layout(tmp_path, save):
     np.testing.assert_array_equal(structures[3].positions, raw["R"][3])
 
 
-def test_level_of_theory_without_a_text(tmp_path):
+def test_level_of_theory_defaults_to_the_published_one(tmp_path):
     assert md17.Reader(original(tmp_path / "a.npz", theory=None)).level_of_theory == "PBE+vdW-TS"
     assert md17.Reader(GENUINE).level_of_theory == "PBE/def2-SVP"
 
@@ -114,7 +114,7 @@ def test_positions_that_are_not_finite_are_skipped_and_counted(tmp_path):
     )
 
 
-def test_units_that_the_file_states(tmp_path):
+def test_stated_units_are_used(tmp_path):
     path = original(
         tmp_path / "a.npz", E=np.full(5, -2077.0), e_unit=np.array("eV"), r_unit=np.array("Ang")
     )
@@ -128,7 +128,7 @@ def test_units_that_the_file_states(tmp_path):
 
 
 @pytest.mark.parametrize(("energy", "unit"), [(-2077.0, "eV"), (-76.3, "hartree")])
-def test_energies_in_another_unit_are_refused(tmp_path, energy, unit):
+def test_energies_in_another_unit_are_rejected(tmp_path, energy, unit):
     with pytest.raises(
         DatasetError, match=f"a.npz: the first energy, .* in {unit}, but MD17 has kcal/mol"
     ):
@@ -165,17 +165,17 @@ def test_official_split_in_the_folders_of_the_release(tmp_path):
         (
             "0\n20\n",
             "1\n",
-            "train.csv: 1 of its 2 rows, such as 20, are not among the 20 of .*another file",
+            "train.csv: 1 of its 2 rows, such as 20, are not among the 20 of .*another or a larger",
         ),
         ("-1\n", "1\n", "train.csv: 1 of its 1 rows, such as -1"),
         ("0\n1\n", "1\n2\n", "1 rows are in both.* is 1"),
-        ("0\n0\n", "1\n", "1 rows are named more than once"),
+        ("0\n0\n", "1\n", "1 rows occur more than once"),
         ("a\n", "1\n", "train.csv: expected row numbers"),
-        ("", "1\n", "train.csv: holds no row numbers"),
+        ("", "1\n", "train.csv: contains no row numbers"),
         ("1\n", None, "test.csv: expected row numbers"),
     ],
 )
-def test_splits_that_do_not_fit(tmp_path, train, test, message):
+def test_invalid_splits_are_rejected(tmp_path, train, test, message):
     for name, text in (("train", train), ("test", test)):
         if text is not None:
             (tmp_path / f"{name}.csv").write_text(text)
@@ -184,14 +184,14 @@ def test_splits_that_do_not_fit(tmp_path, train, test, message):
         md17.Reader(GENUINE, split_files=files)
 
 
-def test_split_files_are_two():
+def test_split_files_must_be_two():
     for files in ("train.csv", ("a", "b", "c"), 5, (1, 2)):
         with pytest.raises(ConfigError, match="split_files must be"):
             md17.Reader(GENUINE, split_files=files)
 
 
-def test_part_of_a_file_beside_the_splits_of_the_whole(tmp_path):
-    """The row numbers of the split are those of the whole file; the message says how to do without."""
+def test_splits_of_a_larger_file_are_rejected(tmp_path):
+    """The rows refer to the larger file. The message explains how to omit the split."""
     (tmp_path / "splits").mkdir()
     path = shutil.copy(GENUINE, tmp_path / "rmd17_ethanol.npz")
     (tmp_path / "splits" / "index_train_01.csv").write_text("1\n70\n")
@@ -207,7 +207,7 @@ def test_part_of_a_file_beside_the_splits_of_the_whole(tmp_path):
 
 
 @pytest.mark.parametrize("value", ["one", 1.5, True, None, 0])
-def test_number_of_the_split_is_an_integer(value):
+def test_split_number_must_be_an_integer(value):
     with pytest.raises(
         ConfigError, match="reader option split_number must be an integer of 1 or more; received"
     ):
@@ -215,7 +215,7 @@ def test_number_of_the_split_is_an_integer(value):
 
 
 @pytest.mark.parametrize("keep", [0, 50, 4000, 9000])
-def test_file_that_is_truncated(tmp_path, keep):
+def test_truncated_file_is_rejected(tmp_path, keep):
     path = tmp_path / "rmd17_cut.npz"
     path.write_bytes(GENUINE.read_bytes()[:keep])
     assert not md17.Reader.matches(path)
@@ -223,7 +223,7 @@ def test_file_that_is_truncated(tmp_path, keep):
         read(path)
 
 
-def test_damaged_bytes_are_noticed(tmp_path):
+def test_corrupted_bytes_are_detected(tmp_path):
     content = bytearray(GENUINE.read_bytes())
     with zipfile.ZipFile(GENUINE) as archive:
         info = archive.getinfo("forces.npy")
@@ -236,14 +236,12 @@ def test_damaged_bytes_are_noticed(tmp_path):
         read(path)
 
 
-def test_arrays_of_python_objects_are_refused(tmp_path):
+def test_arrays_of_python_objects_are_rejected(tmp_path):
     path = original(tmp_path / "a.npz", E=np.array([{}] * 5, dtype=object))
-    with pytest.raises(DatasetError, match="a.npz: E is an array of Python objects.*not done"):
+    with pytest.raises(DatasetError, match="a.npz: E is an array of Python objects.*not loaded"):
         read(path)
     path = original(tmp_path / "b.npz", theory=np.array({"a": 1}, dtype=object))
-    assert (
-        md17.Reader(path).level_of_theory == "PBE+vdW-TS"
-    )  # a text that is not needed is left alone
+    assert md17.Reader(path).level_of_theory == "PBE+vdW-TS"  # unused texts are not read
 
 
 @pytest.mark.parametrize(
@@ -255,21 +253,21 @@ def test_arrays_of_python_objects_are_refused(tmp_path):
         ("E", np.array(["a"] * 5)),
     ],
 )
-def test_shapes_that_do_not_fit_are_named(tmp_path, field, value):
+def test_invalid_shapes_are_reported(tmp_path, field, value):
     with pytest.raises(DatasetError, match=f"a.npz: {field} has shape .*expected"):
         read(original(tmp_path / "a.npz", **{field: value}))
 
 
-def test_other_layouts(tmp_path):
+def test_other_layouts_are_rejected(tmp_path):
     np.savez(tmp_path / "a.npz", x=np.zeros(3))
     padded = original(tmp_path / "padded.npz", z=np.ones((5, 3), int))
     for path in (tmp_path / "a.npz", padded):
         assert not md17.Reader.matches(path)
-        with pytest.raises(DatasetError, match="layout of neither rMD17 .*found"):
+        with pytest.raises(DatasetError, match="neither the layout of rMD17 .*found"):
             read(path)
-    with pytest.raises(DatasetError, match="no atomic numbers"):
+    with pytest.raises(DatasetError, match="invalid atomic numbers"):
         read(original(tmp_path / "b.npz", z=np.array([8, 1, 0])))
-    with pytest.raises(DatasetError, match="holds no frames"):
+    with pytest.raises(DatasetError, match="contains no frames"):
         read(
             original(
                 tmp_path / "c.npz", R=np.zeros((0, 3, 3)), E=np.zeros(0), F=np.zeros((0, 3, 3))
@@ -279,7 +277,7 @@ def test_other_layouts(tmp_path):
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_large_members_are_streamed(tmp_path, monkeypatch, save):
-    """Rows are the same whichever way a member is read, and in whichever order."""
+    """Rows do not depend on how and in which order a member is read."""
     rng = np.random.default_rng(1)
     values = rng.normal(size=(3000, 2, 3)).astype(np.float32)
     save(tmp_path / "a.npz", x=values, columns=np.asfortranarray(values[:, :, 0]))

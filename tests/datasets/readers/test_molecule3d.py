@@ -1,4 +1,4 @@
-"""The Molecule3D reader: SDF records by place, the table beside them, splits, and what does not fit together."""
+"""Tests for the Molecule3D reader: SDF records, table, splits, and inconsistent files."""
 
 import json
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mlip_jax.config import ConfigError
+from mlip_jax.datasets.formats import molecule3d_files
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.datasets.readers import molecule3d
 
@@ -24,7 +25,7 @@ def read(path, records=None, report=None, **options):
 
 @pytest.fixture
 def raw(sample, tmp_path):
-    """A copy of the sample's folder raw, to be changed."""
+    """Return a copy of the folder raw of the sample that tests can change."""
     folder = tmp_path / "raw"
     folder.mkdir()
     for path in (sample("molecule3d")[0] / "raw").iterdir():
@@ -46,7 +47,7 @@ def blocks(folder):
     ]
 
 
-def test_agrees_with_an_independent_reading(raw):
+def test_equals_an_independent_parser(raw):
     chem = pytest.importorskip("rdkit.Chem")
     supplied = [
         m
@@ -76,7 +77,7 @@ def test_agrees_with_an_independent_reading(raw):
         np.testing.assert_allclose(s.properties["dipole"], np.array([x, y, z]) * DEBYE, rtol=1e-6)
 
 
-def test_a_literal_record(raw):
+def test_parsed_record_equals_the_file(raw):
     water = read(raw, range(1))[0]
     assert (
         water.numbers.tolist() == [8, 1, 1]
@@ -131,7 +132,7 @@ def test_units_are_options(raw):
 
 
 def test_files_are_in_the_order_of_their_numbers(raw):
-    """2_to_10 comes before 10_to_12, other than by the alphabet."""
+    """2_to_10 comes before 10_to_12, unlike in alphabetical order."""
     folder = raw.parent / "many"
     folder.mkdir()
     records = (blocks(raw) * 2)[:12]
@@ -149,10 +150,10 @@ def test_files_are_in_the_order_of_their_numbers(raw):
 
 
 @pytest.mark.parametrize("block", [100, 300, 1000])
-def test_places_do_not_depend_on_the_block_size(raw, monkeypatch, block):
-    """Records, and the marks between them, that lie across the blocks that are read."""
+def test_offsets_do_not_depend_on_the_block_size(raw, monkeypatch, block):
+    """Records and end marks can extend across blocks."""
     whole = read(raw)
-    monkeypatch.setattr(molecule3d, "_BLOCK", block)
+    monkeypatch.setattr(molecule3d_files, "_BLOCK", block)
     for records in (range(8), range(3, 4), range(7, 8)):
         for a, b in zip(read(raw, records), whole[records.start :]):
             assert a.source == b.source and a.energy == b.energy
@@ -177,7 +178,7 @@ def test_only_what_is_needed_is_scanned(raw, monkeypatch):
     (folder / "properties.csv").write_text("\n".join([rows[0], *rows[1:] * 10]))
     path = folder / "combined_mols_0_to_80.sdf"
     path.write_text("".join(blocks(raw) * 10))
-    monkeypatch.setattr(molecule3d, "_BLOCK", 400)
+    monkeypatch.setattr(molecule3d_files, "_BLOCK", 400)
     with molecule3d.Reader(folder) as source:
         assert [s.molecule for s in source.read(range(20, 22), ReadReport())] == ["750", "283"]
         assert source._parts[0]._scanned < path.stat().st_size / 2
@@ -239,7 +240,7 @@ def test_missing_sdf_files(raw):
         source.official_split()
 
 
-def test_path_may_be_the_folder_above_or_raw_itself(raw):
+def test_path_can_be_raw_or_its_parent(raw):
     assert [s.source for s in read(raw.parent)] == [s.source for s in read(raw)]
     assert molecule3d.Reader.matches(raw) and molecule3d.Reader.matches(raw.parent)
     assert {p.name for p in molecule3d.Reader(raw).files()} == {
@@ -265,7 +266,7 @@ def test_smiles(raw):
     assert {s.smiles for s in read(raw)} == {""}
 
 
-def test_table_in_another_order(raw):
+def test_table_in_another_order_is_rejected(raw):
     rows = (raw / "properties.csv").read_text().splitlines(keepends=True)
     rows[1], rows[2] = rows[2], rows[1]
     (raw / "properties.csv").write_text("".join(rows))
@@ -275,14 +276,14 @@ def test_table_in_another_order(raw):
         read(raw)
 
 
-def test_table_that_is_too_short(raw):
+def test_short_table_is_rejected(raw):
     rows = (raw / "properties.csv").read_text().splitlines(keepends=True)
     (raw / "properties.csv").write_text("".join(rows[:-1]))
     with pytest.raises(DatasetError, match=r"properties\.csv: has 7 molecules.*ends at 8"):
         read(raw)
 
 
-def test_gap_that_is_not_the_difference(raw):
+def test_inconsistent_gap_is_rejected(raw):
     change(raw / "properties.csv", "homo,lumo,homolumogap", "lumo,homo,homolumogap")
     with pytest.raises(DatasetError, match=r":0: the gap is 9\.63.*columns"):
         read(raw)
@@ -295,7 +296,7 @@ def test_missing_labels_are_nan(raw):
     assert water.properties["lumo"] == 1.720031 and np.isfinite(water.properties["dipole"]).all()
 
 
-def test_cells_that_are_no_numbers(raw):
+def test_cells_that_are_not_numbers_are_rejected(raw):
     change(raw / "properties.csv", "-8.701121", "n/a")
     with pytest.raises(DatasetError, match=r"properties\.csv: line 8: expected 8 numbers.*n/a"):
         read(raw)
@@ -318,25 +319,27 @@ def test_columns_are_found_by_name(raw):
 
 
 @pytest.mark.parametrize("keep", [0, 5, 300, 1000, -1, -6, -40])
-def test_truncated_sdf(raw, keep):
+def test_truncated_sdf_is_rejected(raw, keep):
     (raw / SECOND).write_bytes((raw / SECOND).read_bytes()[:keep].removesuffix(b"$$$$"))
     with pytest.raises(DatasetError, match=rf"{SECOND}.*truncated"):
         read(raw)
 
 
 @pytest.mark.parametrize("block", [400, 1 << 24])
-def test_counts_that_the_names_do_not_promise(raw, monkeypatch, block):
-    """Also when the last record asked for lies in another block than what is too much."""
-    monkeypatch.setattr(molecule3d, "_BLOCK", block)
+def test_record_counts_must_match_the_file_names(raw, monkeypatch, block):
+    """This includes a surplus in a later block than the last requested record."""
+    monkeypatch.setattr(molecule3d_files, "_BLOCK", block)
     (raw / SECOND).write_text("".join(blocks(raw)[5:7]))
-    with pytest.raises(DatasetError, match=rf"{SECOND}: ends after 2 records, its name promises 3"):
+    with pytest.raises(
+        DatasetError, match=rf"{SECOND}: ends after 2 records, but its name states 3"
+    ):
         read(raw)
     (raw / SECOND).write_text("".join(blocks(raw)[5:] * 4))
     with pytest.raises(DatasetError, match=rf"{SECOND}: has more than the 3 records"):
         read(raw, range(5, 8))
 
 
-def test_end_marks_stand_at_the_beginning_of_a_line(raw):
+def test_end_marks_count_only_at_the_start_of_a_line(raw):
     whole = read(raw)
     change(raw / FIRST, "000000222\n", "price $$$$ 5\n")
     for a, b in zip(read(raw), whole, strict=True):
@@ -344,9 +347,9 @@ def test_end_marks_stand_at_the_beginning_of_a_line(raw):
         np.testing.assert_array_equal(a.positions, b.positions)
 
 
-def test_overlapping_files(raw):
+def test_overlapping_files_are_rejected(raw):
     (raw / SECOND).rename(raw / "combined_mols_4_to_7.sdf")
-    with pytest.raises(DatasetError, match="begins at molecule 4, but .* up to 4"):
+    with pytest.raises(DatasetError, match="begins at molecule 4, but .* extends to 4"):
         read(raw)
 
 
@@ -354,14 +357,14 @@ def test_overlapping_files(raw):
     ("old", "new", "message"),
     [
         ("999 V2000", "999 V3000", "expected a V2000 mol block.*V3000"),
-        (" C   0", " Xx  0", "damaged.*KeyError.*Xx"),
-        ("  5  4  0", " 70  4  0", "damaged.*70 atoms"),
-        ("  5  4  0", "  x  4  0", "damaged"),
-        ("-0.0000 C", "-0.0x00 C", "damaged"),
+        (" C   0", " Xx  0", "corrupted.*KeyError.*Xx"),
+        ("  5  4  0", " 70  4  0", "corrupted.*70 atoms"),
+        ("  5  4  0", "  x  4  0", "corrupted"),
+        ("-0.0000 C", "-0.0x00 C", "corrupted"),
         ("-0.0000 C", "    nan C", "not finite"),
     ],
 )
-def test_damaged_blocks_are_named(raw, old, new, message):
+def test_corrupted_blocks_are_identified(raw, old, new, message):
     methane = blocks(raw)[2]
     assert old in methane
     change(raw / FIRST, methane, methane.replace(old, new, 1))
@@ -374,7 +377,7 @@ def test_deuterium_is_hydrogen(raw):
     assert read(raw, range(1))[0].numbers.tolist() == [8, 1, 1]
 
 
-def test_folder_of_something_else(tmp_path):
+def test_other_folder_is_rejected(tmp_path):
     (tmp_path / "properties.csv").write_text("a,b\n1,2\n")
     (tmp_path / "mols.sdf").write_text("$$$$\n")
     assert not molecule3d.Reader.matches(tmp_path)

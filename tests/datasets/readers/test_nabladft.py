@@ -1,4 +1,4 @@
-"""The ∇²DFT reader: total energies from energies less the atoms', the sign of forces, and the table of orbitals."""
+"""Tests for the ∇²DFT reader: total energies, sign of forces, and the table of orbitals."""
 
 import json
 import shutil
@@ -17,10 +17,10 @@ GENUINE = Path(__file__).parents[2] / "data" / "readers" / "nabladft" / "test_da
 HARTREE, BOHR = 27.211386245988, 0.529177210903
 DEBYE = 0.20819433442462576  # e·Å
 HEADER = (
-    ",MOSES id,CONFORMER id,archive name,DFT TOTAL ENERGY,DFT XC ENERGY,DFT NUCLEAR REPULSION ENERGY,DFT "
-    "ONE-ELECTRON ENERGY,DFT TWO-ELECTRON ENERGY,DFT DIPOLE X,DFT DIPOLE Y,DFT DIPOLE Z,DFT TOTAL DIPOLE,DFT ROT "
-    "CONSTANT A,DFT ROT CONSTANT B,DFT ROT CONSTANT C,DFT HOMO,DFT LUMO,DFT HOMO-LUMO GAP,DFT ATOMIC ENERGY,DFT "
-    "FORMATION ENERGY,SMILES,SPLITS"
+    ",MOSES id,CONFORMER id,archive name,DFT TOTAL ENERGY,DFT XC ENERGY,DFT NUCLEAR REPULSION "
+    "ENERGY,DFT ONE-ELECTRON ENERGY,DFT TWO-ELECTRON ENERGY,DFT DIPOLE X,DFT DIPOLE Y,DFT DIPOLE "
+    "Z,DFT TOTAL DIPOLE,DFT ROT CONSTANT A,DFT ROT CONSTANT B,DFT ROT CONSTANT C,DFT HOMO,DFT "
+    "LUMO,DFT HOMO-LUMO GAP,DFT ATOMIC ENERGY,DFT FORMATION ENERGY,SMILES,SPLITS"
 )
 
 
@@ -37,7 +37,7 @@ def genuine_rows():
 
 
 def rewrite(path, metadata=None, rows=None):
-    """The genuine rows written by ASE, with other metadata or rows: (Atoms, key-value pairs, data)."""
+    """Write the original rows with other metadata or rows: (Atoms, key-value pairs, data)."""
     genuine, original = genuine_rows()
     with ase.db.connect(path) as database:
         for row in genuine if rows is None else ():
@@ -51,19 +51,20 @@ def rewrite(path, metadata=None, rows=None):
 def line(index, row, total, *, homo=-0.31, lumo=0.017, dipole=4.2):
     pairs = row.key_value_pairs
     return (
-        f"{index},{pairs['moses_id']},{pairs['conformation_id']},data/moses/archive_0.tar,{total},-1,2,-3,4,1,2,3,"
+        f"{index},{pairs['moses_id']},{pairs['conformation_id']},data/moses/archive_0.tar,"
+        f"{total},-1,2,-3,4,1,2,3,"
         f'{dipole},.1,.2,.3,{homo},{lumo},{lumo - homo},-5,-6,"C,C",train_full'
     )
 
 
 def total(row, metadata):
-    """Hartree."""
+    """Return the total energy of a row (hartree)."""
     return float(row.data["energy"][0]) + sum(
         metadata["atomrefs"]["energy"][z] for z in row.numbers
     )
 
 
-def test_agrees_with_an_independent_reading():
+def test_equals_an_independent_parser():
     rows, metadata = genuine_rows()
     report = ReadReport()
     structures = read(GENUINE, report=report)
@@ -84,7 +85,7 @@ def test_agrees_with_an_independent_reading():
 
 
 def test_energies_are_total():
-    """Carbon alone is -1029 eV: what the file holds, less its atoms, would be a hundred times too small."""
+    """One carbon atom has -1029 eV. Energies minus the atoms would be a hundred times too small."""
     for s in read(GENUINE):
         carbons = int((s.numbers == 6).sum())
         assert s.energy < carbons * -1028.5
@@ -101,7 +102,7 @@ def test_energies_are_total():
         assert -8 < bound / len(s) < -2  # eV per atom that hold a molecule together
 
 
-def test_states_the_atoms_energies():
+def test_atom_energies_are_stated():
     with nabladft.Reader(GENUINE) as source:
         atoms = source.atom_energies
         assert atoms["H"] == pytest.approx(-0.5024932583661139 * HARTREE, rel=1e-6)
@@ -111,7 +112,7 @@ def test_states_the_atoms_energies():
 
 
 def test_forces_are_forces_and_not_gradients():
-    """GFN2-xTB's forces at the same positions point the same way, and are as large in hartree/Å."""
+    """Forces have the direction of GFN2-xTB's forces, and their size in hartree/Å."""
     tblite = pytest.importorskip("tblite.interface")
     for s in read(GENUINE, range(2)):
         calculator = tblite.Calculator("GFN2-xTB", s.numbers, s.positions / BOHR)
@@ -123,8 +124,8 @@ def test_forces_are_forces_and_not_gradients():
         )  # per bohr it would be half, or twice
 
 
-def test_metadata_without_atoms_energies(tmp_path):
-    """Some released files have only units: the data set's constants are taken."""
+def test_published_atom_energies_without_metadata(tmp_path):
+    """Some released files state only units. Then the constants of the data set are used."""
     _, metadata = genuine_rows()
     path = rewrite(tmp_path / "a.db", {k: v for k, v in metadata.items() if k != "atomrefs"})
     for a, b in zip(read(path), read(GENUINE), strict=True):
@@ -133,7 +134,7 @@ def test_metadata_without_atoms_energies(tmp_path):
         assert a.atom_energies == pytest.approx(b.atom_energies)
 
 
-def test_total_energies_are_left_as_they_are(tmp_path):
+def test_total_energies_are_not_changed(tmp_path):
     rows, metadata = genuine_rows()
     path = rewrite(
         tmp_path / "a.db",
@@ -150,11 +151,15 @@ def test_total_energies_are_left_as_they_are(tmp_path):
         assert a.energy == pytest.approx(b.energy, rel=1e-12)
 
 
-def test_mixed_and_unlikely_energies(tmp_path):
+def test_mixed_and_unlikely_energies_are_rejected(tmp_path):
     rows, metadata = genuine_rows()
     for name, energy, message in (
-        ("mixed", total(rows[1], metadata), "with the isolated atoms, unlike the first"),
-        ("ev", total(rows[1], metadata) * HARTREE, "neither the total energy.*another unit"),
+        (
+            "mixed",
+            total(rows[1], metadata),
+            "includes the isolated atoms, unlike that of the first",
+        ),
+        ("ev", total(rows[1], metadata) * HARTREE, "neither the total energy.*Check its unit"),
     ):
         path = rewrite(
             tmp_path / f"{name}.db",
@@ -170,7 +175,7 @@ def test_mixed_and_unlikely_energies(tmp_path):
 @pytest.mark.parametrize(
     ("name", "unit"), [("energy", "eV"), ("forces", "eV/Ang"), ("distance", "Bohr")]
 )
-def test_other_units_are_refused(tmp_path, name, unit):
+def test_other_units_are_rejected(tmp_path, name, unit):
     metadata = json.loads(json.dumps(genuine_rows()[1]))
     if name == "distance":
         metadata["_distance_unit"] = unit
@@ -180,11 +185,11 @@ def test_other_units_are_refused(tmp_path, name, unit):
         nabladft.Reader(rewrite(tmp_path / "a.db", metadata))
 
 
-def test_element_without_an_atoms_energy(tmp_path):
+def test_element_without_an_atom_energy_is_rejected(tmp_path):
     metadata = json.loads(json.dumps(genuine_rows()[1]))
     metadata["atomrefs"]["energy"][6] = 0.0
     with pytest.raises(
-        DatasetError, match=r"a\.db:1: the energy of an isolated C atom is not known.*H, N, O"
+        DatasetError, match=r"a\.db:1: the energy of an isolated C atom is unknown.*H, N, O"
     ):
         nabladft.Reader(rewrite(tmp_path / "a.db", metadata))
 
@@ -233,10 +238,10 @@ def test_positions_that_are_not_finite_are_skipped(tmp_path):
     [
         ({"forces": np.zeros((2, 3))}, "forces have shape"),
         ({"energy": [1.0, 2.0]}, "energy has 2 values"),
-        ({"energy": "low"}, "energy holds no numbers"),
+        ({"energy": "low"}, "energy is not numeric"),
     ],
 )
-def test_labels_that_do_not_fit(tmp_path, change, message):
+def test_invalid_labels_are_rejected(tmp_path, change, message):
     rows, _ = genuine_rows()
     path = rewrite(
         tmp_path / "a.db",
@@ -249,7 +254,7 @@ def test_labels_that_do_not_fit(tmp_path, change, message):
         read(path)
 
 
-def test_databases_of_others(tmp_path):
+def test_other_databases_are_not_detected(tmp_path):
     rows, _ = genuine_rows()
     path = rewrite(
         tmp_path / "a.db",
@@ -274,7 +279,7 @@ def test_truncated(tmp_path, keep):
 
 @pytest.fixture
 def with_summary(tmp_path):
-    """The genuine database, and a table that lacks its third row; other molecules and conformations around it."""
+    """The original database with a table that lacks its third row and has other rows around it."""
     path = tmp_path / "a.db"
     shutil.copyfile(GENUINE, path)
     rows, metadata = genuine_rows()
@@ -286,9 +291,10 @@ def with_summary(tmp_path):
         if i != 2
     ]
     near = rows[2].key_value_pairs
+    rest = "a,-1,,,,,,,,,,,,-9,-9,0,,,C,train_full"
     lines += [
-        f"9,{near['moses_id']},{near['conformation_id'] + 1},a,-1,,,,,,,,,,,,-9,-9,0,,,C,train_full",
-        f"8,{near['moses_id'] + 1},{near['conformation_id']},a,-1,,,,,,,,,,,,-9,-9,0,,,C,train_full",
+        f"9,{near['moses_id']},{near['conformation_id'] + 1},{rest}",
+        f"8,{near['moses_id'] + 1},{near['conformation_id']},{rest}",
     ]
     (tmp_path / "summary.csv").write_text("\n".join([HEADER, *lines[::-1]]) + "\n")
     return path
@@ -316,11 +322,11 @@ def test_summary_is_an_option(with_summary, tmp_path):
     assert read(with_summary)[0].properties == {}
     assert read(with_summary, summary=str(moved))[0].properties["homo"] < -8
     for wrong in ("nowhere.csv", "summary.csv.gz"):
-        with pytest.raises(DatasetError, match=f"{wrong}: no such unpacked table"):
+        with pytest.raises(DatasetError, match=f"{wrong}: no such uncompressed table"):
             nabladft.Reader(with_summary, summary=wrong)
 
 
-def test_steps_of_an_optimisation_have_no_orbitals(with_summary, tmp_path):
+def test_steps_of_an_optimization_have_no_orbitals(with_summary, tmp_path):
     rows, _ = genuine_rows()
     folder = tmp_path / "steps"
     folder.mkdir()
@@ -339,14 +345,14 @@ def test_steps_of_an_optimisation_have_no_orbitals(with_summary, tmp_path):
     assert np.isfinite(first.properties["homo"]) and np.isnan(second.properties["homo"])
 
 
-def test_summary_of_other_energies(with_summary, tmp_path):
-    """The table's total energies check the atoms' energies that are added back."""
+def test_summary_with_other_energies_is_rejected(with_summary, tmp_path):
+    """The total energies of the table check the atom energies that are added."""
     rows, metadata = genuine_rows()
     (tmp_path / "summary.csv").write_text(
         f"{HEADER}\n{line(0, rows[0], total(rows[0], metadata) + 0.01)}\n"
     )
     with pytest.raises(
-        DatasetError, match=r"a\.db:4: the total energy is .* but summary\.csv says .*MOSES id"
+        DatasetError, match=r"a\.db:4: the total energy is .* but summary\.csv has .*MOSES id"
     ):
         read(with_summary)
 
@@ -359,10 +365,10 @@ def test_summary_of_other_energies(with_summary, tmp_path):
         (HEADER.replace("DFT HOMO,", "HOMO,"), "no column 'DFT HOMO'"),
         (f"{HEADER}\n0,x,1,a\n", "line 2: expected the numbers"),
         (f"{HEADER}\n0,1\n", "line 2: expected the numbers"),
-        (f"{HEADER}\n0,5,1,a\n1,5,1,a\n", "MOSES id 5, CONFORMER id 1 stands there twice"),
+        (f"{HEADER}\n0,5,1,a\n1,5,1,a\n", "MOSES id 5, CONFORMER id 1 occurs twice"),
     ],
 )
-def test_damaged_summaries(with_summary, tmp_path, content, message):
+def test_corrupted_summaries_are_rejected(with_summary, tmp_path, content, message):
     (tmp_path / "summary.csv").write_text(content)
     with pytest.raises(DatasetError, match=rf"summary\.csv: .*{message}"):
         read(with_summary)
@@ -379,7 +385,7 @@ def test_truncated_line_of_the_summary(with_summary, tmp_path):
         read(with_summary)
 
 
-def test_rows_are_found_by_keys_and_not_by_order(with_summary):
+def test_rows_are_found_by_keys(with_summary):
     with sqlite3.connect(with_summary) as connection:
         connection.execute("UPDATE systems SET id = 100 - id")
     connection.close()

@@ -1,4 +1,4 @@
-"""The PubChemQCR reader: units, the sign of forces, stages and thinning, and files that are not what they should be."""
+"""Tests for the PubChemQCR reader: units, sign of forces, stages, thinning, and invalid files."""
 
 import copy
 import csv
@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from mlip_jax.config import ConfigError
+from mlip_jax.datasets.formats.lmdb_file import LmdbFile
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.datasets.readers import pubchemqcr
 
@@ -49,7 +50,7 @@ WATER = {
 
 
 def steps(count):
-    """A stage whose snapshots have the energies 0, 1, ... hartree."""
+    """Return a stage whose snapshots have the energies 0, 1, ... hartree."""
     return [WATER | {"energy": float(i)} for i in range(count)]
 
 
@@ -62,10 +63,10 @@ def read(path, report=None, **options):
         return list(source.read(range(len(source)), report or ReadReport()))
 
 
-def test_agrees_with_an_independent_reading(sample):
+def test_equals_an_independent_parser(sample):
     path, _ = sample("pubchemqcr")
     report = ReadReport()
-    found = read(path, report)
+    actual = read(path, report)
     with open(path.parent / "summary.csv") as file:
         summary = {row["cid"]: row for row in csv.DictReader(file)}
     expected = [
@@ -73,8 +74,8 @@ def test_agrees_with_an_independent_reading(sample):
         for k, stages in SAMPLE.records().items()
         for c, s in enumerate(stages["DFT_1st"] or [])
     ]
-    assert len(found) == len(expected) == report.structures == 17
-    for s, (key, c, raw, count) in zip(found, expected):
+    assert len(actual) == len(expected) == report.structures == 17
+    for s, (key, c, raw, count) in zip(actual, expected):
         assert [a.upper() for a in (x["atom"] for x in raw["coordinates"])] == [
             {v: k for k, v in NUMBERS.items()}[n] for n in s.numbers
         ]
@@ -107,11 +108,11 @@ def test_agrees_with_an_independent_reading(sample):
 
 
 def test_forces_point_downhill(sample):
-    """Neighbouring snapshots of a relaxation: ΔE is -F·Δx. A gradient taken for forces gives -1 here."""
+    """Adjacent snapshots of a relaxation: ΔE is -F·Δx. Gradients read as forces would give -1."""
     path, _ = sample("pubchemqcr")
-    found = read(path)
+    actual = read(path)
     ratios = []
-    for a, b in zip(found, found[1:]):
+    for a, b in zip(actual, actual[1:]):
         if a.record == b.record:
             work = -(0.5 * (a.forces + b.forces) * (b.positions - a.positions)).sum()
             if abs(work) > 1e-3:
@@ -128,26 +129,26 @@ def test_symbols_in_capitals_with_and_without_nuclear_charges(sample):
     assert 17 in by_molecule["2534"] and 17 in by_molecule["1813"]
 
 
-def test_stages_that_are_missing_are_skipped_and_counted(sample):
+def test_missing_stages_are_skipped_and_counted(sample):
     path, _ = sample("pubchemqcr")
     report = ReadReport()
-    found = read(path, report)
-    assert report.records == 4 and {s.record for s in found} == {0, 1, 2}
+    actual = read(path, report)
+    assert report.records == 4 and {s.record for s in actual} == {0, 1, 2}
     assert report.skipped == {"no snapshots of DFT_1st": 1}
     assert report.identities == [("no snapshots of DFT_1st", "trajectories.lmdb:000003589")]
     report = ReadReport()
-    found = read(path, report, stages=["pm3", "hf", "DFT_1st"])
+    actual = read(path, report, stages=["pm3", "hf", "DFT_1st"])
     assert report.skipped == {"no snapshots of hf": 4, "no snapshots of DFT_1st": 1}
-    assert {s.subset for s in found} == {"pm3", "DFT_1st"}
+    assert {s.subset for s in actual} == {"pm3", "DFT_1st"}
 
 
-def test_conformers_count_through_the_stages(tmp_path):
+def test_conformers_are_numbered_across_stages(tmp_path):
     path = write(tmp_path, {"pm3": steps(3), "hf": None, "DFT_1st": steps(4), "DFT_2nd": steps(2)})
-    found = read(path, stages=("pm3", "hf", "DFT_1st", "DFT_2nd"))
-    assert [s.conformer for s in found] == list(range(9))
-    assert [s.subset for s in found] == ["pm3"] * 3 + ["DFT_1st"] * 4 + ["DFT_2nd"] * 2
-    found = read(path, stages=("pm3", "DFT_1st"), max_snapshots=1)
-    assert [(s.subset, s.conformer) for s in found] == [("pm3", 2), ("DFT_1st", 6)]
+    actual = read(path, stages=("pm3", "hf", "DFT_1st", "DFT_2nd"))
+    assert [s.conformer for s in actual] == list(range(9))
+    assert [s.subset for s in actual] == ["pm3"] * 3 + ["DFT_1st"] * 4 + ["DFT_2nd"] * 2
+    actual = read(path, stages=("pm3", "DFT_1st"), max_snapshots=1)
+    assert [(s.subset, s.conformer) for s in actual] == [("pm3", 2), ("DFT_1st", 6)]
 
 
 @pytest.mark.parametrize(
@@ -165,10 +166,10 @@ def test_conformers_count_through_the_stages(tmp_path):
         ({"stride": 2, "max_snapshots": 3}, [0, 4, 10]),
     ],
 )
-def test_thinning_keeps_the_ends(tmp_path, options, expected):
-    found = read(write(tmp_path, {"DFT_1st": steps(11)}), **options)
-    assert [s.conformer for s in found] == expected
-    np.testing.assert_allclose([s.energy for s in found], np.array(expected) * HARTREE, rtol=1e-6)
+def test_thinning_keeps_first_and_last_snapshots(tmp_path, options, expected):
+    actual = read(write(tmp_path, {"DFT_1st": steps(11)}), **options)
+    assert [s.conformer for s in actual] == expected
+    np.testing.assert_allclose([s.energy for s in actual], np.array(expected) * HARTREE, rtol=1e-6)
 
 
 def test_thinned_trajectories_keep_the_final_properties(sample):
@@ -201,7 +202,7 @@ def test_single_snapshot(tmp_path):
         {"level_of_theory": 6},
     ],
 )
-def test_options_that_mean_nothing(sample, options):
+def test_invalid_option_values_are_rejected(sample, options):
     with pytest.raises(ConfigError, match=next(iter(options))):
         pubchemqcr.Reader(sample("pubchemqcr")[0], **options)
 
@@ -224,15 +225,15 @@ def test_summary_is_optional(sample, tmp_path):
         assert source.files() == [path, path.parent / "summary.csv"]
     alone = tmp_path / "alone.lmdb"
     shutil.copy(path, alone)
-    for found in (read(alone), read(path, summary="")):
-        assert {s.smiles for s in found} == {""} and all(s.properties == {} for s in found)
-        assert {s.molecule for s in found} == {"1721", "1813", "2534"}
+    for actual in (read(alone), read(path, summary="")):
+        assert {s.smiles for s in actual} == {""} and all(s.properties == {} for s in actual)
+        assert {s.molecule for s in actual} == {"1721", "1813", "2534"}
     table = tmp_path / "table.csv"
     table.write_text("smiles,cid,gap_ev\nC(#N)[O-],1721,\nPS,1813,2.5\n")
-    found = read(alone, summary=str(table), max_snapshots=1)
-    assert [s.charge for s in found] == [-1.0, 0.0, 0.0] and found[2].smiles == ""
+    actual = read(alone, summary=str(table), max_snapshots=1)
+    assert [s.charge for s in actual] == [-1.0, 0.0, 0.0] and actual[2].smiles == ""
     np.testing.assert_equal(
-        [s.properties for s in found], [{"gap": np.nan}, {"gap": 2.5}, {"gap": np.nan}]
+        [s.properties for s in actual], [{"gap": np.nan}, {"gap": 2.5}, {"gap": np.nan}]
     )
 
 
@@ -245,7 +246,7 @@ def test_summary_is_optional(sample, tmp_path):
         ("cid,smiles\nx7,C\n", "line 2"),
     ],
 )
-def test_summaries_that_are_something_else(sample, tmp_path, text, message):
+def test_invalid_summaries_are_rejected(sample, tmp_path, text, message):
     (tmp_path / "table.csv").write_text(text)
     with pytest.raises(DatasetError, match=f"table.csv.*{message}"):
         pubchemqcr.Reader(sample("pubchemqcr")[0], summary=str(tmp_path / "table.csv"))
@@ -255,20 +256,20 @@ def test_summaries_that_are_something_else(sample, tmp_path, text, message):
 
 def test_missing_labels_are_nan(tmp_path):
     bare = {"coordinates": WATER["coordinates"]}
-    found = read(
+    actual = read(
         write(tmp_path, {"DFT_1st": [bare, WATER | {"energy": None, "gradient": []}, WATER]})
     )
-    for s in found[:2]:
+    for s in actual[:2]:
         assert np.isnan(s.energy) and np.isnan(s.forces).all() and s.forces.shape == (3, 3)
-    assert np.isfinite(found[2].forces).all()
+    assert np.isfinite(actual[2].forces).all()
 
 
 def test_positions_that_are_not_finite_are_skipped_and_counted(tmp_path):
     broken = copy.deepcopy(WATER)
     broken["coordinates"][1]["y"] = float("nan")
     report = ReadReport()
-    found = read(write(tmp_path, {"DFT_1st": [WATER, broken, WATER]}), report)
-    assert [s.conformer for s in found] == [0, 2] and report.skipped == {"positions not finite": 1}
+    actual = read(write(tmp_path, {"DFT_1st": [WATER, broken, WATER]}), report)
+    assert [s.conformer for s in actual] == [0, 2] and report.skipped == {"positions not finite": 1}
     assert report.identities == [("positions not finite", "data.lmdb:000000007/DFT_1st#1")]
 
 
@@ -306,7 +307,7 @@ def _changed(change):
             {"DFT_1st": _changed(lambda s: s.pop("coordinates"))},
             "#1: not a snapshot.*'coordinates'",
         ),
-        ({"DFT_1st": _changed(lambda s: s.update(coordinates=[]))}, "#1: a snapshot of 0 atoms"),
+        ({"DFT_1st": _changed(lambda s: s.update(coordinates=[]))}, "#1: a snapshot has 0 atoms"),
         ({"DFT_1st": _changed(lambda s: s.update(energy="low"))}, "#1: not a snapshot.*low"),
         ({"DFT_1st": [WATER, 5]}, "#1: not a snapshot"),
         ({"DFT_1st": "text"}, "stage DFT_1st is str"),
@@ -314,7 +315,7 @@ def _changed(change):
         ([1, 2], "found list"),
     ],
 )
-def test_records_of_another_layout_are_named(tmp_path, stages, message):
+def test_records_of_another_layout_are_identified(tmp_path, stages, message):
     with pytest.raises(DatasetError, match=rf"data\.lmdb:000000007.*{message}"):
         read(write(tmp_path, stages))
 
@@ -327,29 +328,29 @@ class Command:
         return os.system, (self.command,)
 
 
-def test_malicious_record_is_refused_and_not_run(tmp_path):
+def test_malicious_record_is_rejected_and_not_executed(tmp_path):
     mark = tmp_path / "executed"
     bad = {"pm3": [], "DFT_1st": [WATER | {"energy": Command(f"touch {mark}")}]}
     path = SAMPLE.write(
         tmp_path / "data.lmdb", {b"000000001": {"DFT_1st": [WATER]}, b"000000002": bad}
     )
-    found = []
+    actual = []
     with (
         pubchemqcr.Reader(path) as source,
         pytest.raises(
             DatasetError,
-            match=r"data\.lmdb:000000002: the pickle asks for '\w+\.system'.*not executed",
+            match=r"data\.lmdb:000000002: the pickle requests '\w+\.system'.*not executed",
         ),
     ):
         for s in source:
-            found.append(s)
-    assert len(found) == 1 and not mark.exists()
+            actual.append(s)
+    assert len(actual) == 1 and not mark.exists()
     pickle.loads(pickle.dumps(bad))
     assert mark.exists()
 
 
-def test_numpy_scalars_are_not_part_of_the_format(tmp_path):
-    with pytest.raises(DatasetError, match=r"asks for 'numpy.*scalar'"):
+def test_numpy_scalars_are_rejected(tmp_path):
+    with pytest.raises(DatasetError, match=r"requests 'numpy.*scalar'"):
         read(write(tmp_path, {"DFT_1st": [WATER | {"energy": np.float64(1.0)}]}))
 
 
@@ -363,13 +364,13 @@ def test_numpy_scalars_are_not_part_of_the_format(tmp_path):
         (lambda data: SAMPLE.gzip.compress(data[:-20]), "pickle is truncated"),
     ],
 )
-def test_damaged_records_are_named(tmp_path, compress, message):
+def test_corrupted_records_are_identified(tmp_path, compress, message):
     path = write(tmp_path, {"DFT_1st": [WATER]}, compress=compress)
     with pytest.raises(DatasetError, match=rf"data\.lmdb:000000007.*{message}"):
         read(path)
 
 
-def test_record_that_explodes(tmp_path, monkeypatch):
+def test_decompression_bomb_is_rejected(tmp_path, monkeypatch):
     monkeypatch.setattr(pubchemqcr, "_MAX_RECORD", 2**16)
     path = write(tmp_path, {"DFT_1st": [WATER], "hf": "x" * 2**20})
     assert path.stat().st_size < 2**17
@@ -377,8 +378,8 @@ def test_record_that_explodes(tmp_path, monkeypatch):
         read(path)
 
 
-def test_record_of_zeros_is_not_decompressed_whole(tmp_path):
-    """160 MiB of zeros, less than 1 MB in the file; zlib takes twice the limit while it puts its parts together."""
+def test_record_of_zeros_is_not_decompressed_completely(tmp_path):
+    """160 MiB of zeros take less than 1 MB in the file. zlib needs twice the limit temporarily."""
     data = b"\x80\x04\x8d" + (160 * 2**20).to_bytes(8, "little") + bytes(160 * 2**20) + b"."
     path = write(tmp_path, data, dump=lambda d: d, compress=lambda d: SAMPLE.gzip.compress(d, 1))
     del data
@@ -393,7 +394,7 @@ def test_record_of_zeros_is_not_decompressed_whole(tmp_path):
         tracemalloc.stop()
 
 
-def test_key_that_is_no_cid(tmp_path):
+def test_invalid_key_is_rejected(tmp_path):
     path = write(tmp_path, {"DFT_1st": [WATER]}, key=b"metadata")
     assert not pubchemqcr.Reader.matches(path)
     with pytest.raises(DatasetError, match=r"data\.lmdb:metadata: the key is not a number"):
@@ -418,7 +419,7 @@ for path in map(Path, sys.argv[1:]):
 
 
 def test_truncated_files_do_not_kill_the_process(sample, tmp_path):
-    """LMDB reads through a memory map: beyond the end of the file that is a bus error."""
+    """LMDB reads a memory map: access beyond the end of the file is a bus error."""
     whole = sample("pubchemqcr")[0].read_bytes()
     paths = [
         tmp_path / f"{keep}.lmdb"
@@ -438,19 +439,19 @@ def test_truncated_files_do_not_kill_the_process(sample, tmp_path):
     assert complete == "read 17" and len(cut) == len(paths)
     for path, line in zip(paths, cut):
         assert re.search(
-            rf"{path.name}: truncated: {path.stem} bytes, where its header tells of \d+", line
+            rf"{path.name}: truncated: {path.stem} bytes, but its header states \d+", line
         )
 
 
 @pytest.mark.parametrize("keep", [0, 10, 43])
-def test_files_without_a_whole_header(sample, tmp_path, keep):
+def test_truncated_headers_are_rejected(sample, tmp_path, keep):
     path = tmp_path / "cut.lmdb"
     path.write_bytes(sample("pubchemqcr")[0].read_bytes()[:keep])
     with pytest.raises(DatasetError, match=r"cut\.lmdb: not an LMDB file"):
         pubchemqcr.Reader(path)
 
 
-def test_folders_and_other_versions(sample, tmp_path):
+def test_folders_and_other_versions_are_rejected(sample, tmp_path):
     with pytest.raises(DatasetError, match="not an LMDB file; found a folder"):
         pubchemqcr.Reader(tmp_path)
     assert not pubchemqcr.Reader.matches(tmp_path)
@@ -458,16 +459,16 @@ def test_folders_and_other_versions(sample, tmp_path):
     for page in (0, 4096):
         data[page + 20 : page + 24] = struct.pack("=I", 999)
     (tmp_path / "new.lmdb").write_bytes(data)
-    with pytest.raises(DatasetError, match=r"new\.lmdb: cannot be opened as LMDB.*999"):
+    with pytest.raises(DatasetError, match=r"new\.lmdb: cannot open it as LMDB.*999"):
         pubchemqcr.Reader(tmp_path / "new.lmdb")
 
 
-def test_file_without_records(tmp_path):
+def test_file_without_records_is_rejected(tmp_path):
     with pytest.raises(DatasetError, match="no trajectories"):
         pubchemqcr.Reader(SAMPLE.write(tmp_path / "empty.lmdb", {}))
 
 
-def test_other_lmdb_files_are_not_taken_for_this(tmp_path):
+def test_other_lmdb_files_are_not_detected(tmp_path):
     assert not pubchemqcr.Reader.matches(
         SAMPLE.write(tmp_path / "a.lmdb", {b"1": {}}, compress=lambda data: data)
     )
@@ -485,7 +486,7 @@ def test_nothing_is_written(sample, tmp_path):
 
 
 def test_two_readers_of_one_file(sample):
-    """LMDB itself opens a file only once in a process."""
+    """LMDB itself opens a file only once per process."""
     path, _ = sample("pubchemqcr")
     first, second = pubchemqcr.Reader(path), pubchemqcr.Reader(path)
     assert pubchemqcr.Reader.matches(path)
@@ -495,21 +496,21 @@ def test_two_readers_of_one_file(sample):
     with pytest.raises(DatasetError, match="closed"):
         list(first)
     second.close()
-    assert not pubchemqcr._LmdbFile._open
+    assert not LmdbFile._open
 
 
-def test_assumed_level_of_theory_is_told(sample):
+def test_assumed_level_of_theory_is_noted(sample):
     path, _ = sample("pubchemqcr")
     with pubchemqcr.Reader(path) as source:
         (note,) = source.notes
-        assert "does not state its level of theory; B3LYP/6-31G* as published is assumed" in note
+        assert "does not state its level of theory; B3LYP/6-31G* is assumed, as published" in note
         assert '--config.data.reader_options="level_of_theory=...' in note
     with pubchemqcr.Reader(path, level_of_theory="B3LYP/6-31G*") as source:
         assert source.notes == []
 
 
-def test_error_of_a_truncated_file_goes_between_processes(sample, tmp_path):
-    """A worker's error is pickled; one that cannot be read again hides what was wrong."""
+def test_error_of_a_truncated_file_can_be_pickled(sample, tmp_path):
+    """Errors of workers are pickled. One that cannot be unpickled would hide the cause."""
     cut = tmp_path / "cut.lmdb"
     cut.write_bytes(sample("pubchemqcr")[0].read_bytes()[:12_288])
     with pytest.raises(DatasetError) as error:
@@ -519,8 +520,8 @@ def test_error_of_a_truncated_file_goes_between_processes(sample, tmp_path):
     assert isinstance(again, DatasetError)
 
 
-def test_lists_without_end_in_the_place_of_a_number(tmp_path):
-    """60 lists, each twice in the next: to walk through them takes centuries."""
+def test_endless_lists_as_numbers_are_rejected(tmp_path):
+    """60 lists, each twice in the next one. Walking through them would take centuries."""
     endless = []
     for _ in range(60):
         endless = [endless, endless]

@@ -1,4 +1,4 @@
-"""The QM7-X reader: both forms, units, padding, the sign of forces, and files that are not what they should be."""
+"""Tests for the QM7-X reader: both formats, units, padding, sign of forces, and invalid files."""
 
 import importlib.util
 from pathlib import Path
@@ -18,8 +18,8 @@ BOHR = 0.529177210903
 _SPEC = importlib.util.spec_from_file_location(
     "sample_qm7x", Path(__file__).parent / "samples" / "qm7x.py"
 )
-made = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(made)
+sample_files = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(sample_files)
 
 
 def read(path, report=None, **options):
@@ -28,9 +28,11 @@ def read(path, report=None, **options):
 
 
 def one(path, key="7/Geom-m7-i1-c1-opt", mode="w", **changes):
-    """A file with one structure of water."""
+    """Write a file with one structure of water."""
     with h5py.File(path, mode) as file:
-        made.write_structure(file, key, *made.WATER, np.random.default_rng(0), **changes)
+        sample_files.write_structure(
+            file, key, *sample_files.WATER, np.random.default_rng(0), **changes
+        )
     return path
 
 
@@ -40,8 +42,8 @@ def padded(path, **changes):
     return path
 
 
-def test_agrees_with_an_independent_reading(tmp_path):
-    path, _ = made.make(tmp_path)
+def test_equals_an_independent_parser(tmp_path):
+    path, _ = sample_files.make(tmp_path)
     report = ReadReport()
     structures = read(path, report)
     assert report.records == 3 and report.structures == len(structures) == 9
@@ -99,7 +101,7 @@ def test_agrees_with_an_independent_reading(tmp_path):
 
 
 def test_isolated_atoms_and_other_options(tmp_path):
-    path, _ = made.make(tmp_path)
+    path, _ = sample_files.make(tmp_path)
     with qm7x.Reader(path, properties=False) as source:
         assert source.atom_energies["C"] == -1027.592489146 and len(source.atom_energies) == 6
         first = next(iter(source))
@@ -109,7 +111,7 @@ def test_isolated_atoms_and_other_options(tmp_path):
         assert [f.name for f in source.files()] == ["1000.hdf5", "2000.hdf5"]
 
 
-def test_padded_form_agrees_with_an_independent_reading():
+def test_padded_format_equals_an_independent_parser():
     report = ReadReport()
     structures, raw = read(PADDED, report), np.load(PADDED)
     assert len(structures) == report.structures == report.records == len(raw["E"]) == 16
@@ -126,9 +128,9 @@ def test_padded_form_agrees_with_an_independent_reading():
     )
 
 
-def test_padded_form_says_that_it_has_no_names():
+def test_padded_format_notes_that_molecules_are_not_identified():
     with qm7x.Reader(PADDED) as source:
-        assert any("one formula count as one molecule" in note for note in source.notes)
+        assert any("equal formulas count as one molecule" in note for note in source.notes)
 
 
 def test_forces_point_downhill():
@@ -142,7 +144,7 @@ def test_forces_point_downhill():
 
 
 def test_energies_are_total():
-    """In eV they are those of the isolated atoms plus a few eV per atom."""
+    """Total energies in eV are a few eV per atom below those of the isolated atoms."""
     atoms = {
         1: -13.641404161,
         6: -1027.592489146,
@@ -156,14 +158,14 @@ def test_energies_are_total():
 
 
 @pytest.mark.parametrize("factor", [1 / 27.211386245988, 23.0605])
-def test_energies_in_another_unit_are_refused(tmp_path, factor):
+def test_energies_in_another_unit_are_rejected(tmp_path, factor):
     raw = np.load(PADDED)
     path = padded(tmp_path / "a.npz", E=raw["E"] * factor)
     assert not qm7x.Reader.matches(path)
-    with pytest.raises(DatasetError, match="a.npz:0: the energy .* is no total PBE0 energy in eV"):
+    with pytest.raises(DatasetError, match="a.npz:0: the energy .* not a total PBE0 energy in eV"):
         read(path)
     with pytest.raises(
-        DatasetError, match="a.hdf5:7/Geom-m7-i1-c1-opt: the energy .* no total PBE0 energy"
+        DatasetError, match="a.hdf5:7/Geom-m7-i1-c1-opt: the energy .* not a total PBE0 energy"
     ):
         read(one(tmp_path / "a.hdf5", **{"ePBE0+MBD": np.array([-2079.0 * factor])}))
 
@@ -193,7 +195,7 @@ def test_missing_labels_are_nan(tmp_path):
 
 
 def test_duplicates_are_skipped_and_counted(tmp_path):
-    path, _ = made.make(tmp_path)
+    path, _ = sample_files.make(tmp_path)
     listed = tmp_path / "DupMols.dat"
     listed.write_text("Geom-m2-i2-c1-opt\n")
     report = ReadReport()
@@ -207,7 +209,7 @@ def test_duplicates_are_skipped_and_counted(tmp_path):
 
 
 def test_positions_that_are_not_finite_are_skipped_and_counted(tmp_path):
-    positions = made.WATER[1].copy()
+    positions = sample_files.WATER[1].copy()
     positions[0, 0] = np.nan
     path = one(tmp_path / "a.hdf5", atXYZ=positions)
     one(path, "7/Geom-m7-i1-c1-d1", "a")
@@ -231,7 +233,7 @@ def test_positions_that_are_not_finite_are_skipped_and_counted(tmp_path):
         ("ePBE0+MBD", np.zeros(2)),
     ],
 )
-def test_shapes_that_do_not_fit_are_named(tmp_path, field, value):
+def test_invalid_shapes_are_reported(tmp_path, field, value):
     with pytest.raises(DatasetError, match="a.hdf5:7/Geom-m7-i1-c1-opt: .* has shape .*expected"):
         read(one(tmp_path / "a.hdf5", **{field: value}))
 
@@ -245,35 +247,35 @@ def test_shapes_that_do_not_fit_are_named(tmp_path, field, value):
         ("z", np.ones(23, int)),
     ],
 )
-def test_padded_shapes_that_do_not_fit_are_named(tmp_path, field, value):
+def test_invalid_padded_shapes_are_reported(tmp_path, field, value):
     with pytest.raises(DatasetError, match=f"a.npz: {field} has shape .*expected"):
         read(padded(tmp_path / "a.npz", **{field: value}))
 
 
-def test_other_layouts(tmp_path):
+def test_other_layouts_are_rejected(tmp_path):
     with h5py.File(tmp_path / "flat.hdf5", "w") as file:
         file["energies"] = np.zeros(3)
     assert not qm7x.Reader.matches(tmp_path / "flat.hdf5")
     with pytest.raises(DatasetError, match="flat.hdf5:energies: expected a group of structures"):
         read(tmp_path / "flat.hdf5")
-    with pytest.raises(DatasetError, match="a.hdf5:7/.*: expected 'atNUM', as QM7-X has it; found"):
+    with pytest.raises(DatasetError, match="a.hdf5:7/.*: expected 'atNUM', as in QM7-X; found"):
         read(one(tmp_path / "a.hdf5", atNUM=None))
     with h5py.File(tmp_path / "empty.hdf5", "w"):
         pass
-    with pytest.raises(DatasetError, match="empty.hdf5: the file holds no molecules"):
+    with pytest.raises(DatasetError, match="empty.hdf5: the file contains no molecules"):
         read(tmp_path / "empty.hdf5")
     np.savez(tmp_path / "b.npz", R=np.zeros(3))
     with pytest.raises(DatasetError, match=r"b.npz: expected the arrays z, R, E, F .*missing"):
         read(tmp_path / "b.npz")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(DatasetError, match="folder: holds no .hdf5 files"):
+    with pytest.raises(DatasetError, match="folder: contains no .hdf5 files"):
         qm7x.Reader(tmp_path / "folder")
 
 
 @pytest.mark.parametrize(
     ("name", "keep"), [("a.hdf5", 0), ("a.hdf5", 5000), ("a.npz", 0), ("a.npz", 20_000)]
 )
-def test_file_that_is_truncated(tmp_path, name, keep):
+def test_truncated_file_is_rejected(tmp_path, name, keep):
     whole = PADDED if name.endswith("npz") else one(tmp_path / "whole.hdf5")
     path = tmp_path / name
     path.write_bytes(whole.read_bytes()[:keep])
@@ -281,7 +283,7 @@ def test_file_that_is_truncated(tmp_path, name, keep):
         read(path)
 
 
-def test_arrays_of_python_objects_are_refused(tmp_path):
+def test_arrays_of_python_objects_are_rejected(tmp_path):
     energies = np.array([[-1.0]] * 16, dtype=object)
     with pytest.raises(DatasetError, match="a.npz: E is an array of Python objects"):
         read(padded(tmp_path / "a.npz", E=energies))

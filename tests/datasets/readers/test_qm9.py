@@ -1,4 +1,4 @@
-"""The QM9 reader: its three forms, their units, the list of uncharacterized molecules, and damaged files."""
+"""Tests for the QM9 reader: three formats, units, uncharacterized molecules, corrupted files."""
 
 import base64
 import bz2
@@ -27,8 +27,8 @@ DEBYE = 0.20819433442462576  # e·Å
 _SPEC = importlib.util.spec_from_file_location(
     "sample_qm9", Path(__file__).parent / "samples" / "qm9.py"
 )
-made = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(made)
+sample_files = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(sample_files)
 
 WATER = {
     "internal_energy": -76.401867 * HARTREE,
@@ -98,12 +98,12 @@ def read(path, report=None, **options):
         return list(source.read(range(len(source)), report or ReadReport()))
 
 
-def archive(folder, molecules=made.MOLECULES):
-    return made.write_archive(folder / "dsgdb9nsd.xyz.tar.bz2", molecules)
+def archive(folder, molecules=sample_files.MOLECULES):
+    return sample_files.write_archive(folder / "dsgdb9nsd.xyz.tar.bz2", molecules)
 
 
 def database(path, *rows, metadata=None, as_text=False):
-    """An ASE database of water molecules with these data; `as_text` writes arrays as SchNetPack's older versions."""
+    """Write an ASE database of waters. `as_text` stores arrays as in older SchNetPack files."""
     with ase.db.connect(path) as db:
         for values in rows:
             data = {k: np.array([v]) for k, v in values.items()}
@@ -139,7 +139,7 @@ def check_water(s, molecule):
 
 
 def test_archive(tmp_path):
-    path, _ = made.make(tmp_path)
+    path, _ = sample_files.make(tmp_path)
     report = ReadReport()
     structures = read(path, report)
     assert [s.molecule for s in structures] == ["gdb 1", "gdb 3", "gdb 4", "gdb 5"]
@@ -161,8 +161,8 @@ def test_archive(tmp_path):
     assert acetylene.smiles == "[CH]=[CH]"  # that of the minimum, not that it was started from
 
 
-def test_what_the_reader_says_of_itself(tmp_path):
-    path, _ = made.make(tmp_path)
+def test_level_of_theory_and_atom_energies(tmp_path):
+    path, _ = sample_files.make(tmp_path)
     with qm9.Reader(path) as source:
         assert source.sequential and not source.notes
         assert [f.name for f in source.files()] == [path.name, "uncharacterized.txt"]
@@ -179,14 +179,14 @@ def test_what_the_reader_says_of_itself(tmp_path):
 
 
 def test_uncharacterized_molecules(tmp_path):
-    path, _ = made.make(tmp_path)
+    path, _ = sample_files.make(tmp_path)
     with qm9.Reader(path, keep_uncharacterized=True) as source:
         assert len(list(source)) == 5 and not source.notes
     listed = (tmp_path / "uncharacterized.txt").rename(tmp_path / "other.txt")
     with qm9.Reader(path) as source:
         assert (
             len(list(source)) == 5
-            and "uncharacterized.txt is not beside the data" in source.notes[0]
+            and "uncharacterized.txt is missing next to the data" in source.notes[0]
         )
     assert len(read(path, uncharacterized=listed)) == 4
     with pytest.raises(
@@ -194,25 +194,25 @@ def test_uncharacterized_molecules(tmp_path):
     ):
         qm9.Reader(path, uncharacterized=tmp_path / "nowhere.txt")
     listed.write_text("3 molecules\n")
-    with pytest.raises(DatasetError, match="other.txt: holds no rows"):
+    with pytest.raises(DatasetError, match="other.txt: contains no rows"):
         qm9.Reader(path, uncharacterized=listed)
 
 
-def test_sentences_of_the_list_are_no_rows(tmp_path):
-    path, _ = made.make(tmp_path)  # the header of its list has a line that begins with 5
-    assert "\n5 different" in made.UNCHARACTERIZED
+def test_text_in_the_list_is_ignored(tmp_path):
+    path, _ = sample_files.make(tmp_path)  # the header of its list has a line that begins with 5
+    assert "\n5 different" in sample_files.UNCHARACTERIZED
     assert "gdb 5" in {s.molecule for s in read(path)}
 
 
-def test_archive_keeps_its_place_and_can_go_back(tmp_path):
+def test_archive_is_read_in_order_and_can_restart(tmp_path):
     path = archive(tmp_path)
     with qm9.Reader(path) as source:
-        found = [
+        actual = [
             s.record
             for r in (range(0, 2), range(2, 3), range(4, 5), range(1, 3))
             for s in source.read(r, ReadReport())
         ]
-        assert found == [0, 1, 2, 4, 1, 2] and len(source) == 5
+        assert actual == [0, 1, 2, 4, 1, 2] and len(source) == 5
         with pytest.raises(DatasetError, match="ends after 5 molecules"):
             list(source.read(range(4, 7), ReadReport()))
 
@@ -221,7 +221,7 @@ def test_folder(tmp_path):
     with tarfile.open(archive(tmp_path)) as tar:
         tar.extractall(tmp_path / "qm9", filter="data")
     (tmp_path / "qm9" / "readme.txt").write_text("see the paper")
-    (tmp_path / "uncharacterized.txt").write_text(made.UNCHARACTERIZED)
+    (tmp_path / "uncharacterized.txt").write_text(sample_files.UNCHARACTERIZED)
     assert qm9.Reader.matches(tmp_path / "qm9")
     structures = read(tmp_path / "qm9")
     assert [s.molecule for s in structures] == ["gdb 1", "gdb 3", "gdb 4", "gdb 5"]
@@ -242,8 +242,8 @@ def test_extended_xyz():
     check_water(structures[2], "qm9_first.xyz:2")
     assert structures[3].properties["rotational_constants"][0] == 0
     with qm9.Reader(XYZ) as source:
-        assert "does not name the index" in source.notes[0]
-    with pytest.raises(DatasetError, match="does not name the index.*Give the archive"):
+        assert "does not contain the indices" in source.notes[0]
+    with pytest.raises(DatasetError, match="does not contain the indices.*Give the archive"):
         qm9.Reader(XYZ, uncharacterized="uncharacterized.txt")
 
 
@@ -292,7 +292,7 @@ def test_units_of_a_database_by_option(tmp_path):
     path = database(tmp_path / "qm9.db", IN_HARTREE)
     check_water(read(path, db_units="hartree")[0], "qm9.db:1")
     with pytest.raises(
-        DatasetError, match="qm9.db:1: U0 of -76.4047 eV is .* off the isolated atoms"
+        DatasetError, match="qm9.db:1: U0 of -76.4047 eV is .* relative to the isolated atoms"
     ):
         read(path, db_units="eV")
     for value in ("kcal", 1.0):
@@ -306,19 +306,19 @@ def test_units_of_a_database_by_option(tmp_path):
         with pytest.raises(ConfigError, match=f"reader option {option} must be"):
             read(path, **{option: value})
     named = database(tmp_path / "named.db", IN_HARTREE, metadata={"_property_unit_dict": NAMED})
-    with pytest.raises(DatasetError, match="names its own units.*remove db_units='eV'"):
+    with pytest.raises(DatasetError, match="states its units.*remove db_units='eV'"):
         read(named, db_units="eV")
 
 
-def test_units_of_a_database_that_cannot_be(tmp_path):
+def test_invalid_units_of_a_database_are_rejected(tmp_path):
     atomisation = database(tmp_path / "a.db", {"energy_U0": -9.24})
     with pytest.raises(
         DatasetError,
-        match="a.db: names no units, and energy_U0 of row 1, -9.24, is no total energy",
+        match="a.db: states no units, and energy_U0 of row 1, -9.24, is not a total energy",
     ):
         read(atomisation)
     lying = database(tmp_path / "b.db", IN_EV, metadata={"_property_unit_dict": NAMED})
-    with pytest.raises(DatasetError, match="b.db:1: U0 of .* off the isolated atoms"):
+    with pytest.raises(DatasetError, match="b.db:1: U0 of .* relative to the isolated atoms"):
         read(lying)
     mixed = database(tmp_path / "c.db", IN_EV, IN_HARTREE)
     with pytest.raises(
@@ -336,12 +336,12 @@ def test_units_of_a_database_that_cannot_be(tmp_path):
         tmp_path / "e.db", IN_EV, metadata={"_property_unit_dict": {"energy_U0": "eV"}}
     )
     with pytest.raises(
-        DatasetError, match="e.db:1: the database has .*, but its metadata name no unit for it"
+        DatasetError, match="e.db:1: the database has .*, but its metadata state no unit for it"
     ):
         read(partly)
     nothing = database(tmp_path / "f.db", {"energy_U0": np.nan})
     with pytest.raises(
-        DatasetError, match="f.db: names no units and its first rows have no energy_U0.*db_units"
+        DatasetError, match="f.db: states no units, and its first rows have no energy_U0.*db_units"
     ):
         read(nothing)
 
@@ -355,7 +355,7 @@ def test_distances_of_a_database_in_bohr(tmp_path):
     np.testing.assert_allclose(read(path)[0].positions, WATER_ATOMS.positions * BOHR, rtol=1e-7)
 
 
-def test_other_databases_and_files(tmp_path):
+def test_other_databases_and_files_are_rejected(tmp_path):
     other = tmp_path / "other.db"
     with ase.db.connect(other) as db:
         db.write(WATER_ATOMS, data={"energy": np.array([-76.0])}, moses_id=1)
@@ -366,17 +366,17 @@ def test_other_databases_and_files(tmp_path):
         tar.add(plain, "plain.xyz")
     for path in (other, plain, foreign, tmp_path):
         assert not qm9.Reader.matches(path)
-        with pytest.raises(DatasetError, match=f"{path.name}: is none of QM9's forms"):
+        with pytest.raises(DatasetError, match=f"{path.name}: has none of QM9's formats"):
             qm9.Reader(path)
 
 
 @pytest.mark.parametrize("keep", [3, 60, 0.5, 0.99])
-def test_archive_that_is_truncated(tmp_path, keep):
+def test_truncated_archive_is_rejected(tmp_path, keep):
     rng = np.random.default_rng(
         0
     )  # noise in a field that is not read, so that the archive has several blocks
     many = [
-        made.WATER.replace("gdb 3\t", f"gdb {i}\t")
+        sample_files.WATER.replace("gdb 3\t", f"gdb {i}\t")
         + "".join(map(chr, rng.integers(48, 122, 20_000)))
         for i in range(1, 101)
     ]
@@ -384,7 +384,7 @@ def test_archive_that_is_truncated(tmp_path, keep):
     content = path.read_bytes()
     path.write_bytes(content[: keep if keep > 1 else int(keep * len(content))])
     with pytest.raises(
-        DatasetError, match=r"dsgdb9nsd\.xyz\.tar\.bz2.*(truncated|none of QM9's forms)"
+        DatasetError, match=r"dsgdb9nsd\.xyz\.tar\.bz2.*(truncated|none of QM9's formats)"
     ):
         read(path)
 
@@ -394,40 +394,43 @@ def test_archive_that_is_truncated(tmp_path, keep):
     [
         ("gdb 3", "gdb 4", "line 2 begins with 'gdb' '4', expected 'gdb' and the index 3"),
         ("\t6.002", "", "expected 17 columns, found 16"),
-        ("0.0205721989", "0.02o5", "'0.02o5' is no number"),
+        ("0.0205721989", "0.02o5", "'0.02o5' is not a number"),
         ("O\t-0.03", "Q\t-0.03", "'Q' is not the symbol"),
         ("3\ngdb", "30\ngdb", "has 9 lines, expected 35"),
         ("3\ngdb", "three\ngdb", "expected a number of atoms"),
-        ("-76.404702", "-2079.08", "off the isolated atoms"),
+        ("-76.404702", "-2079.08", "relative to the isolated atoms"),
     ],
 )
-def test_damaged_molecules_are_named(tmp_path, old, new, message):
+def test_corrupted_molecules_are_identified(tmp_path, old, new, message):
     folder = tmp_path / "qm9"
     folder.mkdir()
-    assert made.WATER.count(old) == 1
-    (folder / "dsgdb9nsd_000001.xyz").write_text(made.METHANE)
-    (folder / "dsgdb9nsd_000003.xyz").write_text(made.WATER.replace(old, new))
+    assert sample_files.WATER.count(old) == 1
+    (folder / "dsgdb9nsd_000001.xyz").write_text(sample_files.METHANE)
+    (folder / "dsgdb9nsd_000003.xyz").write_text(sample_files.WATER.replace(old, new))
     with pytest.raises(DatasetError, match=f"qm9:dsgdb9nsd_000003.xyz: .*{message}"):
         read(folder)
 
 
 def test_positions_that_are_not_finite_are_skipped_and_counted(tmp_path):
     report = ReadReport()
-    path = archive(tmp_path, [made.METHANE, made.WATER.replace("0.0205721989", "nan")])
+    path = archive(
+        tmp_path, [sample_files.METHANE, sample_files.WATER.replace("0.0205721989", "nan")]
+    )
     assert len(read(path, report)) == 1 and report.skipped == {"positions not finite": 1}
 
 
 @pytest.mark.parametrize(
-    ("keep", "message"), [(-60, "ends within the molecule"), (350, "(ends within|none of)")]
+    ("keep", "message"),
+    [(-60, "truncated within the molecule"), (350, "(truncated within|none of)")],
 )
-def test_extended_xyz_that_is_truncated(tmp_path, keep, message):
+def test_truncated_extended_xyz_is_rejected(tmp_path, keep, message):
     path = tmp_path / "cut.xyz"
     path.write_text(XYZ.read_text()[:keep])
     with pytest.raises(DatasetError, match=f"cut.xyz.*{message}"):
         read(path)
 
 
-def test_extended_xyz_that_is_damaged(tmp_path):
+def test_corrupted_extended_xyz_is_rejected(tmp_path):
     path = tmp_path / "bad.xyz"
     path.write_text(XYZ.read_text().replace("\n4\n", "\nfour\n", 1))
     with pytest.raises(DatasetError, match="bad.xyz:1: expected a number of atoms, found b'four"):
@@ -437,7 +440,7 @@ def test_extended_xyz_that_is_damaged(tmp_path):
         read(path)
 
 
-def test_database_that_is_damaged(tmp_path):
+def test_corrupted_database_is_rejected(tmp_path):
     path = database(tmp_path / "a.db", IN_EV, IN_EV)
     shutil.copy(path, tmp_path / "cut.db")
     (tmp_path / "cut.db").write_bytes(path.read_bytes()[:5000])
@@ -462,9 +465,9 @@ def write_members(path, *members):
     return path
 
 
-def test_archives_that_explode(tmp_path):
-    """A few kB that stand for a header or a molecule of many MB."""
-    first = ("dsgdb9nsd_000001.xyz", made.METHANE.encode())
+def test_decompression_bombs_are_rejected(tmp_path):
+    """A few kB can expand to a header or a molecule of many MB."""
+    first = ("dsgdb9nsd_000001.xyz", sample_files.METHANE.encode())
     long = tarfile.TarInfo("x")
     long.type, long.size = tarfile.XHDTYPE, 2**31
     path = tmp_path / "a.tar.bz2"
@@ -485,12 +488,12 @@ def test_archives_that_explode(tmp_path):
         for file in (path, huge):
             assert qm9.Reader.matches(file) is False
             with pytest.raises(
-                DatasetError, match=f"{file.name}: (cannot be read|is none of QM9's forms)"
+                DatasetError, match=f"{file.name}: (cannot be read|has none of QM9's formats)"
             ):
                 qm9.Reader(file)
         with (
             qm9.Reader(later) as source,
-            pytest.raises(DatasetError, match="c.tar.bz2.*33554432 bytes, which no mol"),
+            pytest.raises(DatasetError, match="c.tar.bz2.*33554432 bytes, more than any mol"),
         ):
             list(source.read(range(2), ReadReport()))
         with (
@@ -503,23 +506,23 @@ def test_archives_that_explode(tmp_path):
         tracemalloc.stop()
 
 
-def test_members_between_the_molecules_are_passed_over(tmp_path):
-    """Whatever their size."""
+def test_other_members_of_the_archive_are_skipped(tmp_path):
+    """Their size does not matter."""
     path = write_members(
         tmp_path / "a.tar.bz2",
-        ("dsgdb9nsd_000001.xyz", made.METHANE.encode()),
+        ("dsgdb9nsd_000001.xyz", sample_files.METHANE.encode()),
         ("notes", bytes(10**6)),
-        ("dsgdb9nsd_000002.xyz", made.AMMONIA.encode()),
+        ("dsgdb9nsd_000002.xyz", sample_files.AMMONIA.encode()),
     )
     assert [s.molecule for s in read(path)] == ["gdb 1", "gdb 2"]
 
 
 @pytest.mark.parametrize("number", [0, 119])
-def test_atoms_of_no_element(tmp_path, number):
+def test_invalid_elements_are_rejected(tmp_path, number):
     path = database(tmp_path / "a.db", IN_HARTREE)
     with sqlite3.connect(path) as connection:
         connection.execute(
             "UPDATE systems SET numbers = ?", (np.array([number, 1, 1], np.int32).tobytes(),)
         )
-    with pytest.raises(DatasetError, match=f"a.db:1: {number} is no atomic number"):
+    with pytest.raises(DatasetError, match=f"a.db:1: {number} is not an atomic number"):
         read(path, db_units="hartree")

@@ -1,4 +1,4 @@
-"""Several files of one format as one source."""
+"""Tests for several files of one format as one source."""
 
 import shutil
 from pathlib import Path
@@ -19,7 +19,7 @@ ETHANOL = DATA / "readers" / "md17" / "rmd17_ethanol.npz"
 
 
 def part(path, first, last):
-    """Molecules first:last of the data set, in a file of their own."""
+    """Write the molecules first:last of the data set to a separate file."""
     with h5py.File(MOLECULES) as source, h5py.File(path, "w") as file:
         for name in list(source)[first:last]:
             source.copy(name, file)
@@ -56,12 +56,12 @@ def all_of(path, *options):
         "{0}/**/*.hdf5",
     ],
 )
-def test_parts_are_the_whole(folder, path):
-    """Record numbers go on; what two patterns fit is read once."""
+def test_record_ranges_equal_the_whole(folder, path):
+    """Record numbers continue across files. A file that matches two patterns is read once."""
     assert all_of(path.format(folder)) == all_of(MOLECULES)
 
 
-def test_list_is_read_in_its_order_and_a_pattern_sorted(folder):
+def test_lists_keep_their_order_and_patterns_are_sorted(folder):
     with readers.open_data(f"{folder}/c.hdf5,{folder}/a.hdf5") as source:
         assert [f.name for f in source.files()] == ["c.hdf5", "a.hdf5"] and len(source) == 16
         records = [(s.record, s.source.partition(":")[0]) for s in source]
@@ -80,12 +80,12 @@ def test_any_range_of_records(folder):
         )
         for first, last in ((0, 5), (4, 7), (5, 6), (6, 6), (16, 17), (3, 17), (17, 17)):
             report = ReadReport()
-            found = list(source.read(range(first, last), report))
-            assert identities(found) == [s for s in whole if first <= s[2] < last]
-            assert report.records == last - first and report.structures == len(found)
+            actual = list(source.read(range(first, last), report))
+            assert identities(actual) == [s for s in whole if first <= s[2] < last]
+            assert report.records == last - first and report.structures == len(actual)
 
 
-def test_what_is_left_out_is_reported(folder):
+def test_skipped_records_are_reported(folder):
     for name in "ac":
         with h5py.File(folder / f"{name}.hdf5", "a") as file:
             next(iter(file.values()))["conformations"][1, 0, 0] = np.nan
@@ -96,50 +96,50 @@ def test_what_is_left_out_is_reported(folder):
     assert [s.split(":")[0] for _, s in report.identities] == ["a.hdf5", "c.hdf5"]
 
 
-def test_one_file_is_itself(folder):
+def test_one_file_needs_no_wrapper(folder):
     assert not isinstance(readers.open_data(f"{folder}/b*.hdf5"), MultiFileReader)
     assert not isinstance(readers.open_data(str(folder / "b.hdf5")), MultiFileReader)
 
 
-def test_file_whose_name_looks_like_several(folder):
+def test_file_name_with_a_comma(folder):
     for name in ("x,y.hdf5", "[ab].hdf5", "what?.hdf5"):
         shutil.copy(folder / "b.hdf5", folder / name)
         with readers.open_data(folder / name) as source:
             assert [f.name for f in source.files()] == [name] and len(source) == 1
 
 
-def test_pattern_that_fits_nothing(folder):
+def test_pattern_without_matches_is_rejected(folder):
     for path in (f"{folder}/*.h5", f"{folder}/a.hdf5,{folder}/*.h5"):
         with pytest.raises(
-            DatasetError, match=r"/\*.h5: no file fits this pattern.*config.data.path"
+            DatasetError, match=r"/\*.h5: no file matches this pattern.*config.data.path"
         ):
             readers.open_data(path)
 
 
-def test_missing_file_of_a_list(folder):
+def test_missing_file_of_a_list_is_reported(folder):
     with pytest.raises(DatasetError, match="nowhere.hdf5: no such file"):
         readers.open_data(f"{folder}/a.hdf5,{folder}/nowhere.hdf5")
 
 
-def test_two_formats_are_refused(folder):
-    with pytest.raises(DatasetError, match=r"different formats \(md17, spice\).*store of its own"):
+def test_two_formats_are_rejected(folder):
+    with pytest.raises(DatasetError, match=r"different formats \(md17, spice\).*its own store"):
         readers.open_data(f"{folder}/a.hdf5,{ETHANOL}")
     with pytest.raises(DatasetError, match="rmd17_ethanol.npz: cannot be opened as HDF5"):
         readers.open_data(f"{folder}/a.hdf5,{ETHANOL}", "spice")
 
 
-def test_damaged_file_among_several_is_named(folder):
+def test_corrupted_file_is_identified(folder):
     (folder / "b.hdf5").write_bytes((folder / "b.hdf5").read_bytes()[:500])
     with pytest.raises(DatasetError, match="b.hdf5"):
         readers.open_data(f"{folder}/*.hdf5")
 
 
-def test_unknown_option(folder):
+def test_unknown_option_is_rejected(folder):
     with pytest.raises(ConfigError, match="'spice' has no options; received 'split'"):
         readers.open_data(f"{folder}/*.hdf5", split=1)
 
 
-def test_levels_of_theory_stand_side_by_side(folder):
+def test_levels_of_theory_are_joined(folder):
     with readers.open_data(f"{folder}/*.hdf5") as source:
         assert source.level_of_theory == "GFN2-xTB (tblite 0.8.0)"
         assert source.UNITS["positions"] == "bohr" and not source.sequential
@@ -147,7 +147,7 @@ def test_levels_of_theory_stand_side_by_side(folder):
         assert source.level_of_theory == "GFN2-xTB (tblite 0.8.0) / ωB97M-D3(BJ)/def2-TZVPPD"
 
 
-def test_splits_of_one_file_are_not_passed_on(tmp_path):
+def test_official_splits_of_single_files_are_ignored(tmp_path):
     shutil.copy(ETHANOL, tmp_path / "other.npz")
     with readers.open_data(ETHANOL) as source:
         assert source.official_split() is not None
@@ -157,7 +157,7 @@ def test_splits_of_one_file_are_not_passed_on(tmp_path):
         assert len(source.files()) == 4  # with those of the split
 
 
-def test_files_of_different_isolated_atoms_do_not_belong_together():
+def test_different_atom_energies_are_rejected():
     first, second = readers.open_data(MOLECULES), readers.open_data(SPICE)
     first.atom_energies, second.atom_energies = {"H": -13.6}, {"H": -13.7}
     with pytest.raises(
@@ -168,16 +168,16 @@ def test_files_of_different_isolated_atoms_do_not_belong_together():
     assert MultiFileReader([first, second]).atom_energies == {"H": -13.6}
 
 
-def test_closing_closes_all(folder):
+def test_close_closes_all_files(folder):
     with readers.open_data(f"{folder}/*.hdf5") as source:
         files = [reader._file for reader in source._readers]
         assert len(files) == 3 and all(files)
     assert not any(files)  # h5py's way to say closed
 
 
-def test_into_one_store(folder, tmp_path):
-    recipe = ConversionSpec(f"{folder}/*.hdf5", atoms_per_shard=60)
-    store = Store(convert(recipe, tmp_path / "store", num_processes=2, progress=False))
+def test_several_files_in_one_store(folder, tmp_path):
+    spec = ConversionSpec(f"{folder}/*.hdf5", atoms_per_shard=60)
+    store = Store(convert(spec, tmp_path / "store", num_processes=2, progress=False))
     with readers.open_data(MOLECULES) as source:
         whole = list(source)
     assert store.index("record").tolist() == [s.record for s in whole]
@@ -188,4 +188,4 @@ def test_into_one_store(folder, tmp_path):
     )
     part(folder / "d.hdf5", 0, 1)  # the pattern fits one more now
     with pytest.raises(DatasetError, match=r"(?s)another source.*source.files: 3 -> 4"):
-        convert(recipe, tmp_path / "store", num_processes=1, progress=False)
+        convert(spec, tmp_path / "store", num_processes=1, progress=False)

@@ -1,4 +1,4 @@
-"""The SPICE reader: units, the sign of forces, charges, and files that are not what they should be."""
+"""Tests for the SPICE reader: units, sign of forces, charges, and invalid files."""
 
 import re
 import shutil
@@ -35,7 +35,7 @@ def write(
     units=None,
     **changes,
 ):
-    """A file in SPICE's layout with one molecule; `changes` are fields, None leaves a field out."""
+    """Write one molecule in the layout of SPICE. `changes` are fields; None omits a field."""
     rng = np.random.default_rng(0)
     n = len(numbers)
     fields = {
@@ -62,7 +62,7 @@ def write(
     return path
 
 
-def test_agrees_with_an_independent_reading():
+def test_equals_an_independent_parser():
     report = ReadReport()
     structures = list(read(GENUINE, report))
     expected = []
@@ -94,7 +94,7 @@ def test_agrees_with_an_independent_reading():
     assert 0.8 < distances[np.triu_indices(len(distances), 1)].min() < 1.3  # bond lengths in Å
 
 
-def test_charges_of_the_genuine_molecules():
+def test_charges_of_spice_molecules():
     charges = {s.molecule: s.charge for s in read(GENUINE)}
     assert len(charges) == 2
     assert next(charge for molecule, charge in charges.items() if "[Na+]" in molecule) == 1.0
@@ -102,7 +102,7 @@ def test_charges_of_the_genuine_molecules():
 
 
 def test_forces_point_downhill(tmp_path):
-    """The stored gradient's negative are the forces: a step along them lowers the energy by F·Δx."""
+    """Forces are minus the stored gradient: a step along them lowers the energy by F·Δx."""
     tblite = pytest.importorskip("tblite.interface")
     numbers = np.array([8, 1, 1])
     start = np.array([[0.0, 0.0, 0.2], [0.0, 1.6, -0.9], [0.0, -1.4, -1.0]])  # bohr
@@ -132,7 +132,7 @@ def test_forces_point_downhill(tmp_path):
 
 
 def test_sign_is_minus_the_gradient(tmp_path):
-    """The same with a spring, for which everything is known."""
+    """A spring, for which energy and forces are known."""
     rest = np.array([[0.0, 0.0, 0.0], [2.0, 0.0, 0.0]])
     positions = np.array([rest * 1.1, rest * 1.2])
     stretch = positions[:, 1, 0] - 2.0
@@ -186,13 +186,13 @@ MAPPED_SMILES = [
 
 
 @pytest.mark.parametrize("smiles", MAPPED_SMILES)
-def test_charge_is_rdkits(smiles):
+def test_charge_equals_that_of_rdkit(smiles):
     chem = pytest.importorskip("rdkit.Chem")
     molecule = chem.MolFromSmiles(smiles, sanitize=False)
     assert charge_from_smiles(smiles) == chem.GetFormalCharge(molecule)
 
 
-def test_identity_leaves_the_maps_out():
+def test_identity_ignores_atom_maps():
     assert (
         molecule_identity("[O:1]([H:2])[H:3]")
         == molecule_identity("[O:7]([H:12])[H:1]")
@@ -250,7 +250,7 @@ def test_missing_labels_are_nan(tmp_path):
     assert np.isnan(first.properties["formation_energy"])
 
 
-def test_missing_texts_are_empty_and_molecules_stay_apart(tmp_path):
+def test_missing_texts_are_empty_and_molecules_stay_distinct(tmp_path):
     path = tmp_path / "a.hdf5"
     for name in "ab":
         write(path, name=name, smiles=None, subset=None)
@@ -259,39 +259,39 @@ def test_missing_texts_are_empty_and_molecules_stay_apart(tmp_path):
     assert len({s.molecule for s in structures}) == 2
 
 
-def test_file_that_is_missing(tmp_path):
+def test_missing_file_is_rejected(tmp_path):
     with pytest.raises(DatasetError, match=r"nowhere\.hdf5: no such file.*config\.data\.path"):
         list(read(tmp_path / "nowhere.hdf5"))
 
 
 @pytest.mark.parametrize("keep", [0, 3, 100, 6000, 15_000])
-def test_file_that_is_truncated(tmp_path, keep):
+def test_truncated_file_is_rejected(tmp_path, keep):
     path = tmp_path / "cut.hdf5"
     path.write_bytes(GENUINE.read_bytes()[:keep])
-    with pytest.raises(DatasetError, match=r"cut\.hdf5.*(truncated|damaged)"):
+    with pytest.raises(DatasetError, match=r"cut\.hdf5.*(truncated|corrupted)"):
         list(read(path))
 
 
-def test_file_that_is_not_hdf5(tmp_path):
+def test_other_file_formats_are_rejected(tmp_path):
     path = tmp_path / "page.hdf5"
     path.write_text("<html>404 not found</html>" * 100)
     with pytest.raises(DatasetError, match="not an HDF5 file"):
         list(read(path))
 
 
-def test_directory_instead_of_a_file(tmp_path):
+def test_directory_is_rejected(tmp_path):
     with pytest.raises(DatasetError, match=str(tmp_path.name)):
         list(read(tmp_path))
 
 
-def test_file_without_molecules(tmp_path):
+def test_file_without_molecules_is_rejected(tmp_path):
     with h5py.File(tmp_path / "empty.hdf5", "w"):
         pass
     with pytest.raises(DatasetError, match="no molecules"):
         list(read(tmp_path / "empty.hdf5"))
 
 
-def test_other_layouts(tmp_path):
+def test_other_layouts_are_rejected(tmp_path):
     with h5py.File(tmp_path / "flat.hdf5", "w") as file:
         file["energies"] = np.zeros(3)
     with pytest.raises(
@@ -312,7 +312,7 @@ def test_other_layouts(tmp_path):
         ("dft_total_energy", "kcal/mol"),
     ],
 )
-def test_other_units_are_refused(tmp_path, field, unit):
+def test_other_units_are_rejected(tmp_path, field, unit):
     path = write(tmp_path / "a.hdf5", units={field: unit})
     with pytest.raises(DatasetError, match=f"a.hdf5:water: {field} is in '{unit}', expected"):
         list(read(path))
@@ -326,14 +326,14 @@ def test_other_units_are_refused(tmp_path, field, unit):
         ("dft_total_gradient", np.zeros((2, 3, 2))),
     ],
 )
-def test_shapes_that_do_not_fit_are_named(tmp_path, field, value):
+def test_invalid_shapes_are_reported(tmp_path, field, value):
     path = write(tmp_path / "a.hdf5", **{field: value})
     with pytest.raises(DatasetError, match=f"a.hdf5:water: {field} .*shape.*expected"):
         list(read(path))
 
 
-def test_damaged_record_is_named(tmp_path):
-    """A file that opens, but one data set of it has lost its bytes (wrong checksum)."""
+def test_corrupted_record_is_identified(tmp_path):
+    """The file can be opened, but one of its data sets has a wrong checksum."""
     path = tmp_path / "a.hdf5"
     write(path, name="whole")
     write(path, name="z-broken", dft_total_energy=None)
@@ -346,14 +346,16 @@ def test_damaged_record_is_named(tmp_path):
     assert stored.count(pattern) == 1
     path.write_bytes(stored.replace(pattern, np.array([1.235, 5.678]).tobytes()))
     whole = []
-    with pytest.raises(DatasetError, match=r"a\.hdf5:z-broken: the record cannot be read.*damaged"):
+    with pytest.raises(
+        DatasetError, match=r"a\.hdf5:z-broken: the record cannot be read.*corrupted"
+    ):
         for s in read(path):
             whole.append(s.source)
     assert whole == ["a.hdf5:whole"] * 2
 
 
 def test_reading_is_lazy_and_leaves_the_file_closed(tmp_path):
-    """A molecule is read when it is asked for, not when the file is opened or the one before it is read."""
+    """A molecule is read when it is requested, not on opening the file or with the previous one."""
     path = tmp_path / "copy.hdf5"
     shutil.copy(GENUINE, path)
     with h5py.File(path, "r+") as file:
@@ -375,15 +377,15 @@ def test_reading_is_lazy_and_leaves_the_file_closed(tmp_path):
 @pytest.mark.parametrize(
     ("numbers", "message"),
     [
-        ([8, 0, 1], "0 is no atomic number; expected 1 to 118"),
-        ([8, 306, 1], "306 is no atomic number"),
-        ([8, -1, 1], "-1 is no atomic number"),
-        ([8, 119, 1], "119 is no atomic number"),
+        ([8, 0, 1], "0 is not an atomic number; expected 1 to 118"),
+        ([8, 306, 1], "306 is not an atomic number"),
+        ([8, -1, 1], "-1 is not an atomic number"),
+        ([8, 119, 1], "119 is not an atomic number"),
         ([[8], [1], [1]], r"atomic numbers have shape \(3, 1\)"),
         (8, r"atomic numbers have shape \(\)"),
     ],
 )
-def test_atomic_numbers_that_are_none(tmp_path, numbers, message):
+def test_invalid_atomic_numbers_are_rejected(tmp_path, numbers, message):
     path = write(tmp_path / "a.hdf5", atomic_numbers=np.array(numbers, np.int16))
     with pytest.raises(DatasetError, match=f"a.hdf5:water: {message}"):
         list(read(path))
@@ -395,7 +397,7 @@ def test_all_elements_are_read(tmp_path):
 
 
 @pytest.mark.parametrize("field", ["smiles", "subset"])
-def test_texts_that_are_none(tmp_path, field):
+def test_invalid_texts_are_rejected(tmp_path, field):
     path = write(tmp_path / "a.hdf5", **{field: None})
     for count in (0, 2):
         with h5py.File(path, "a") as file:
@@ -408,11 +410,11 @@ def test_texts_that_are_none(tmp_path, field):
     with h5py.File(path, "a") as file:
         del file["water"][field]
         file["water"][field] = np.array([b"\xff\xfe"])
-    with pytest.raises(DatasetError, match=f"a.hdf5:water: {field} is no text in UTF-8"):
+    with pytest.raises(DatasetError, match=f"a.hdf5:water: {field} is not valid UTF-8"):
         list(read(path))
 
 
-def test_data_of_an_impossible_size(tmp_path):
+def test_impossible_sizes_are_rejected(tmp_path):
     path = write(tmp_path / "a.hdf5", conformations=None)
     with h5py.File(path, "a") as file:
         file["water"].create_dataset("conformations", (2**40, 3, 3), "f8", chunks=(1, 3, 3))
@@ -421,5 +423,5 @@ def test_data_of_an_impossible_size(tmp_path):
 
 
 def test_order_of_the_atoms_is_part_of_the_identity():
-    """What the docstring says: nothing makes the SMILES canonical."""
+    """As documented, the SMILES is not canonicalized."""
     assert molecule_identity("[O:1]([H:2])[H:3]") != molecule_identity("[H:1][O:2][H:3]")

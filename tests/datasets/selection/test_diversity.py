@@ -1,4 +1,4 @@
-"""MaxMin picks what the plain greedy algorithm picks, of fingerprints and of points."""
+"""Tests for diverse molecules: picks equal those of the plain greedy algorithm."""
 
 import time
 
@@ -16,7 +16,7 @@ DISTANCES = 1 - np.array([BulkTanimotoSimilarity(p, PRINTS) for p in PRINTS])
 
 
 def greedy(first, count):
-    """Smallest distance of each pick to those before it, and the picks with the lowest place among equals."""
+    """Return the distance of each pick to earlier picks, and the picks (lowest index if equal)."""
     picks, reach = [first], []
     for _ in range(count - 1):
         nearest = DISTANCES[picks].min(0)
@@ -27,7 +27,7 @@ def greedy(first, count):
 
 
 @pytest.mark.parametrize("first", [0, 17, 50])
-def test_picks_are_the_greedy_ones(first):
+def test_picks_equal_the_greedy_algorithm(first):
     picks = diversity.maxmin(PRINTS, 25, first=first)
     assert picks[0] == first and len(set(picks.tolist())) == 25
     for n in range(
@@ -38,7 +38,7 @@ def test_picks_are_the_greedy_ones(first):
         assert nearest[picks[n]] == pytest.approx(nearest.max())
 
 
-def test_picks_are_more_diverse_than_chance():
+def test_picks_are_more_diverse_than_random_ones():
     def closest(places):
         return (DISTANCES[np.ix_(places, places)] + 2 * np.eye(len(places))).min()
 
@@ -51,7 +51,7 @@ def test_picks_are_more_diverse_than_chance():
     )
 
 
-def test_the_seed_draws_the_first_pick():
+def test_seed_determines_the_first_pick():
     a, b = diversity.maxmin(PRINTS, 10, seed=1), diversity.maxmin(PRINTS, 10, seed=1)
     np.testing.assert_array_equal(a, b)
     assert len({int(diversity.maxmin(PRINTS, 1, seed=s)[0]) for s in range(10)}) > 3
@@ -59,7 +59,7 @@ def test_the_seed_draws_the_first_pick():
     np.testing.assert_array_equal(a, diversity.maxmin([p.ToBinary() for p in PRINTS], 10, seed=1))
 
 
-def test_more_than_there_are_is_all():
+def test_count_above_the_size_picks_all():
     assert sorted(diversity.maxmin(PRINTS[:7], 100, first=3).tolist()) == list(range(7))
 
 
@@ -76,7 +76,7 @@ POINTS = np.random.default_rng(0).normal(size=(60, 4))
 
 
 @pytest.mark.parametrize("first", [0, 17, 59])
-def test_farthest_points_are_the_greedy_ones(first):
+def test_farthest_points_equal_the_greedy_algorithm(first):
     apart = np.linalg.norm(POINTS[:, None] - POINTS, axis=-1)
     expected = [first]
     while len(expected) < 25:
@@ -92,7 +92,7 @@ def test_farthest_points_of_a_seed_and_of_equal_points():
     assert sorted(same.tolist()) == list(range(7))
 
 
-def test_farthest_points_take_seconds():
+def test_speed_of_farthest_points():
     started = time.process_time()
     diversity.farthest_points(np.random.default_rng(0).normal(size=(5000, 128)), 4000)
     assert time.process_time() - started < 30  # less than 1 s where nothing else is to do
@@ -108,11 +108,13 @@ def test_farthest_points_out_of_range(points, count, first):
 
 
 def test_rank_by_features():
-    """By molecule, whatever the order of structures and features and the unit of each feature."""
+    """The rank does not depend on the order of structures and features or on their units."""
     rng = np.random.default_rng(1)
     molecule = np.repeat(np.arange(60) + 1000, rng.integers(1, 5, 60))
     sizes = np.bincount(molecule - 1000)
-    rank = diversity.farthest_rank(molecule, np.arange(1000, 1060), POINTS, 12, seed=5, least=2)
+    rank = diversity.farthest_rank(
+        molecule, np.arange(1000, 1060), POINTS, 12, seed=5, min_conformers=2
+    )
     picked = dict(zip(molecule.tolist(), rank.tolist()))
     assert (
         sorted(r for r in picked.values() if r < 12) == list(range(12))
@@ -122,10 +124,12 @@ def test_rank_by_features():
     some, other = rng.permutation(len(molecule)), rng.permutation(60)
     units = np.array([1e-2, 1.0, 1e2, 3.0])
     again = diversity.farthest_rank(
-        molecule[some], other + 1000, 7.0 + POINTS[other] * units, 12, seed=5, least=2
+        molecule[some], other + 1000, 7.0 + POINTS[other] * units, 12, seed=5, min_conformers=2
     )
     np.testing.assert_array_equal(again, rank[some])
-    more = diversity.farthest_rank(molecule, np.arange(1000, 1060), POINTS, 20, seed=5, least=2)
+    more = diversity.farthest_rank(
+        molecule, np.arange(1000, 1060), POINTS, 20, seed=5, min_conformers=2
+    )
     np.testing.assert_array_equal(np.where(more < 12, more, 12), rank)
     with pytest.raises(ValueError, match="1 of .* molecules have no features"):
         diversity.farthest_rank(
@@ -134,5 +138,5 @@ def test_rank_by_features():
             np.delete(POINTS, sizes.argmax(), 0),
             12,
             seed=5,
-            least=2,
+            min_conformers=2,
         )

@@ -1,4 +1,4 @@
-"""Molecules to judge by: where they start, what is left out and why, and that none was trained on."""
+"""Tests for initial geometries: sources, excluded molecules with reasons, and unseen molecules."""
 
 import dataclasses
 import json
@@ -11,17 +11,15 @@ from ase.io import write
 from mlip_jax.datasets.molecules.connectivity import from_smiles, skeleton
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.selection import initial_geometries
-from mlip_jax.datasets.selection.held_out import RunData, first_of_each
-from mlip_jax.datasets.selection.initial_geometries import (
+from mlip_jax.datasets.selection.geometry_pools import (
     PERIODIC,
-    SEEN,
-    FileStarts,
-    MoleculeSelection,
-    SmilesStarts,
-    Start,
-    StoreStarts,
-    choose,
+    FilePool,
+    InitialGeometry,
+    SmilesPool,
+    StorePool,
 )
+from mlip_jax.datasets.selection.held_out import RunData, first_per_molecule
+from mlip_jax.datasets.selection.initial_geometries import SEEN, MoleculeSelection, choose
 from mlip_jax.datasets.selection.split_files import save_split
 from mlip_jax.datasets.store.conversion import ConversionSpec, convert
 from mlip_jax.datasets.store.store import Store
@@ -37,7 +35,7 @@ NAMES = {
 
 
 def trajectories(path, smiles=True):
-    """Extended XYZ: for each molecule three frames of stage a and three of stage b; water has no b."""
+    """Write extended XYZ: per molecule three frames of stage a and three of b; water has no b."""
     frames = []
     for name, (of_ase, text) in NAMES.items():
         for stage in "ab" if name != "water" else "a":
@@ -56,21 +54,21 @@ def trajectories(path, smiles=True):
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory):
-    """With SMILES and without."""
+    """Stores with and without SMILES."""
     folder = tmp_path_factory.mktemp("stores")
-    made = {}
+    stores_by_smiles = {}
     for smiles in (True, False):
         file = trajectories(folder / f"{smiles}.xyz", smiles)
         options = {"molecule_key": "molecule", "energy_key": "", "forces_key": ""}
         convert(
             ConversionSpec(str(file), "ase", options, filters={"require": "none"}, dtype="float64"),
             folder / str(smiles),
-            refuse=False,
+            reject_invalid=False,
             num_processes=1,
             progress=False,
         )
-        made[smiles] = Store(folder / str(smiles))
-    return made
+        stores_by_smiles[smiles] = Store(folder / str(smiles))
+    return stores_by_smiles
 
 
 def everything(store):
@@ -78,15 +76,15 @@ def everything(store):
 
 
 def structure_of(store, name, stage, step):
-    found = [
+    actual = [
         s for s in (store[i] for i in range(len(store))) if (s.molecule, s.subset) == (name, stage)
     ]
-    return sorted(found, key=lambda s: (s.record, s.conformer))[step]
+    return sorted(actual, key=lambda s: (s.record, s.conformer))[step]
 
 
-def test_starts_are_first_snapshots_and_references_last_ones(stores):
+def test_initial_geometries_are_first_and_references_last_snapshots(stores):
     store = stores[True]
-    pool = StoreStarts(store, everything(store), "a", "b")
+    pool = StorePool(store, everything(store), "a", "b")
     assert sorted(pool.names()) == sorted(set(NAMES) - {"water"})
     starts, problems = pool.make(range(len(pool)))
     assert not problems
@@ -95,20 +93,20 @@ def test_starts_are_first_snapshots_and_references_last_ones(stores):
             s.atoms.positions, structure_of(store, s.name, "a", 0).positions
         )
         np.testing.assert_array_equal(s.reference, structure_of(store, s.name, "b", 2).positions)
-    of_b, _ = StoreStarts(store, everything(store), "b").make([0])
+    of_b, _ = StorePool(store, everything(store), "b").make([0])
     np.testing.assert_array_equal(
         of_b[0].atoms.positions, structure_of(store, of_b[0].name, "b", 0).positions
     )
     assert of_b[0].reference is None
     with pytest.raises(DatasetError, match="unknown stage .* 'c'"):
-        StoreStarts(store, everything(store), "c")
-    with pytest.raises(DatasetError, match="no molecule has a snapshot"):
-        StoreStarts(store, everything(store)[:0])
+        StorePool(store, everything(store), "c")
+    with pytest.raises(DatasetError, match="no molecule has an initial snapshot"):
+        StorePool(store, everything(store)[:0])
 
 
-def test_a_start_survives_json_to_the_last_bit(stores):
-    for start in StoreStarts(stores[True], everything(stores[True]), "a", "b").make(range(4))[0]:
-        again = Start.from_json(json.loads(json.dumps(start.to_json())))
+def test_initial_geometry_round_trip_is_exact(stores):
+    for start in StorePool(stores[True], everything(stores[True]), "a", "b").make(range(4))[0]:
+        again = InitialGeometry.from_json(json.loads(json.dumps(start.to_json())))
         assert (again.name, again.smiles, again.seen) == (start.name, start.smiles, start.seen)
         np.testing.assert_array_equal(again.atoms.positions, start.atoms.positions)
         np.testing.assert_array_equal(again.reference, start.reference)
@@ -116,14 +114,14 @@ def test_a_start_survives_json_to_the_last_bit(stores):
 
 
 @pytest.mark.parametrize("smiles", [True, False])
-def test_what_is_left_out_says_why(stores, smiles):
+def test_excluded_molecules_have_a_reason(stores, smiles):
     store = stores[smiles]
     choice = MoleculeSelection(10, elements=HCNO, seen=frozenset({skeleton(from_smiles("CCO"))}))
-    starts, left_out = choose(StoreStarts(store, everything(store)), choice)
+    starts, left_out = choose(StorePool(store, everything(store)), choice)
     assert {s.name for s in starts} == {"methane", "amine", "water"}
-    assert left_out == {"ethanol": SEEN, "thiol": "a force field does not know S"}
+    assert left_out == {"ethanol": SEEN, "thiol": "a force field does not support S"}
     allowed, left_out = choose(
-        StoreStarts(store, everything(store)), dataclasses.replace(choice, allow_seen=True)
+        StorePool(store, everything(store)), dataclasses.replace(choice, allow_seen=True)
     )
     assert {s.name: s.seen for s in allowed} == {
         "methane": False,
@@ -132,10 +130,10 @@ def test_what_is_left_out_says_why(stores, smiles):
         "ethanol": True,
     }
     with pytest.raises(
-        DatasetError, match="none of 5 .* 4 × it is in the training .* 1 × .* not know S"
+        DatasetError, match="none of 5 .* 4 × it is in the training .* 1 × .* not support S"
     ):
         choose(
-            StoreStarts(store, everything(store)),
+            StorePool(store, everything(store)),
             dataclasses.replace(
                 choice,
                 seen=frozenset(
@@ -145,8 +143,8 @@ def test_what_is_left_out_says_why(stores, smiles):
         )
 
 
-def test_choices(stores):
-    pool = StoreStarts(stores[True], everything(stores[True]))
+def test_selections(stores):
+    pool = StorePool(stores[True], everything(stores[True]))
     elements = HCNO | {16}
     picked, _ = choose(pool, MoleculeSelection(3, first="amine", elements=elements))
     assert len(picked) == 3 and picked[0].name == "amine"
@@ -169,10 +167,10 @@ def test_choices(stores):
         MoleculeSelection(0)
 
 
-def test_smiles_are_embedded_and_failures_named(tmp_path):
+def test_smiles_are_embedded_and_failures_reported(tmp_path):
     path = tmp_path / "molecules.smi"
     path.write_text("CCO ethanol\nCCO again\nnonsense bad\nC[NH3+]\nO water\nS water\n")
-    pool = SmilesStarts(path)
+    pool = SmilesPool(path)
     assert pool.names() == [
         "ethanol",
         "bad",
@@ -184,22 +182,22 @@ def test_smiles_are_embedded_and_failures_named(tmp_path):
     assert [s.name for s in starts] == [pool.names()[0], *pool.names()[2:4]]
     assert left_out == {
         "bad": "RDKit cannot read it",
-        pool.names()[4]: "a force field does not know S",
+        pool.names()[4]: "a force field does not support S",
     }
     assert starts[1].atoms.info["charge"] == 1 and len(starts[1].atoms) == 8
     np.testing.assert_array_equal(
-        starts[0].atoms.positions, SmilesStarts(path).make([0])[0][0].atoms.positions
+        starts[0].atoms.positions, SmilesPool(path).make([0])[0][0].atoms.positions
     )
-    other = SmilesStarts(path, seed=1).make([0])[0][0].atoms.positions
+    other = SmilesPool(path, seed=1).make([0])[0][0].atoms.positions
     assert not np.allclose(other, starts[0].atoms.positions)
     _, problems = pool.make([1])
     assert "nonsense" in problems["bad"]
     (tmp_path / "empty.smi").write_text("\n")
     with pytest.raises(DatasetError, match="no molecule"):
-        SmilesStarts(tmp_path / "empty.smi")
+        SmilesPool(tmp_path / "empty.smi")
 
 
-def test_each_geometry_of_a_file_is_a_start(tmp_path):
+def test_each_geometry_of_a_file_is_used(tmp_path):
     frames = [
         molecule("CH3CH2OH"),
         molecule("CH3OCH3"),
@@ -212,12 +210,12 @@ def test_each_geometry_of_a_file_is_a_start(tmp_path):
     with open(tmp_path / "f.xyz", "a") as file:
         file.write("3\ncut off\nO 0 0 0\n")
     starts, left_out = choose(
-        FileStarts(tmp_path / "f.xyz"), MoleculeSelection(9, "all", elements=HCNO)
+        FilePool(tmp_path / "f.xyz"), MoleculeSelection(9, "all", elements=HCNO)
     )
     assert [s.name for s in starts] == ["alcohol", "ether"]  # isomers are two molecules
     np.testing.assert_allclose(starts[1].atoms.positions, frames[1].positions, atol=1e-7)
     assert left_out["(f.xyz molecule 2)"] == PERIODIC
-    assert left_out["(f.xyz molecule 3)"] == "a force field does not know S"
+    assert left_out["(f.xyz molecule 3)"] == "a force field does not support S"
     assert "RDKit" in left_out["(f.xyz molecule 4)"] or "atoms" in left_out["(f.xyz molecule 4)"]
 
 
@@ -228,7 +226,7 @@ def test_each_geometry_of_a_file_is_a_start(tmp_path):
         ({"info": {"charge": float("inf")}}, "its charge is inf"),
     ],
 )
-def test_a_structure_of_a_store_that_is_no_start(tmp_path, options, problem):
+def test_unusable_structures_of_a_store_are_reported(tmp_path, options, problem):
     write(tmp_path / "p.xyz", molecule("H2O", **options), format="extxyz")
     convert(
         ConversionSpec(
@@ -238,15 +236,15 @@ def test_a_structure_of_a_store_that_is_no_start(tmp_path, options, problem):
             filters={"require": "none"},
         ),
         tmp_path / "store",
-        refuse=False,
+        reject_invalid=False,
         num_processes=1,
         progress=False,
     )
-    starts, problems = StoreStarts(Store(tmp_path / "store"), np.arange(1)).make([0])
+    starts, problems = StorePool(Store(tmp_path / "store"), np.arange(1)).make([0])
     assert not starts and list(problems.values()) == [problem]
 
 
-def test_molecules_of_the_test_part_alone(stores, tmp_path):
+def test_molecules_only_in_the_test_split(stores, tmp_path):
     store = stores[True]
     molecules = np.array([store[i].molecule for i in range(len(store))])
     where = {name: np.flatnonzero(molecules == name) for name in NAMES}
@@ -261,10 +259,10 @@ def test_molecules_of_the_test_part_alone(stores, tmp_path):
     assert set(where["water"]) <= set(
         run.held_out().tolist()
     )  # all its structures, for it may start in any
-    found, unread = run.seen_skeletons()
-    assert found == {skeleton(from_smiles(s)) for s in ("CCO", "C", "CN")} and unread == 0
-    assert len(first_of_each(store, run.seen())) == 3
-    assert len(first_of_each(store, everything(store)[:0])) == 0
+    actual, unread = run.seen_skeletons()
+    assert actual == {skeleton(from_smiles(s)) for s in ("CCO", "C", "CN")} and unread == 0
+    assert len(first_per_molecule(store, run.seen())) == 3
+    assert len(first_per_molecule(store, everything(store)[:0])) == 0
     save_split(tmp_path / "splits.npz", parts, {"store": str(tmp_path / "gone")})
     with pytest.raises(DatasetError, match="gone"):
         RunData.load(tmp_path)

@@ -1,4 +1,4 @@
-"""Scaffolds: of the rings alone, whatever way a molecule is written, and the same from one process or several."""
+"""Tests for scaffolds: independent of the form of the SMILES and the number of processes."""
 
 import numpy as np
 import pytest
@@ -10,8 +10,11 @@ from mlip_jax.datasets.selection.scaffolds import murcko_scaffold, scaffold_inde
 from mlip_jax.datasets.selection.splits import split
 
 METHANE = "[H]C([H])([H])[H]"
-# 4-methylpyridinium with all atoms explicit and numbered, as SPICE writes its SMILES
-NUMBERED = "[c:1]1([H:8])[c:2]([H:9])[n+:3]([H:14])[c:4]([H:10])[c:5]([H:11])[c:6]1[C:7]([H:12])([H:13])[H:15]"
+# 4-methylpyridinium with all atoms explicit and numbered, as in SPICE
+NUMBERED = (
+    "[c:1]1([H:8])[c:2]([H:9])[n+:3]([H:14])[c:4]([H:10])[c:5]([H:11])[c:6]1"
+    "[C:7]([H:12])([H:13])[H:15]"
+)
 
 
 @pytest.mark.parametrize(
@@ -41,11 +44,11 @@ def test_scaffold(smiles, expected):
 @pytest.mark.parametrize(
     "smiles", ["Cc1cc[nH+]cc1", "[H]c1c([H])c(C([H])([H])[H])c([H])c([H])[n+]1[H]", NUMBERED]
 )
-def test_explicit_and_numbered_atoms_change_nothing(smiles):
+def test_explicit_hydrogens_and_atom_maps_are_ignored(smiles):
     assert murcko_scaffold(smiles) == "c1cc[nH+]cc1"
 
 
-def test_random_ways_to_write_a_molecule():
+def test_scaffold_does_not_depend_on_the_smiles():
     from rdkit import Chem
 
     molecule = Chem.AddHs(Chem.MolFromSmiles("CC(C)Cc1ccc(cc1)C(C)C(=O)N1CC[NH2+]C[C@@H]1C"))
@@ -56,23 +59,23 @@ def test_random_ways_to_write_a_molecule():
     assert set(scaffolds(written)) == {Chem.CanonSmiles("O=C(Cc1ccccc1)N1CC[NH2+]CC1")}
 
 
-def test_each_smiles_is_worked_on_once(monkeypatch):
+def test_each_smiles_is_processed_once(monkeypatch):
     seen = []
     original = module._scaffold
     monkeypatch.setattr(module, "_scaffold", lambda s: seen.append(s) or original(s))
-    found = scaffolds(["Cc1ccccc1", "CCO", "Cc1ccccc1", "CCO", "C1CC1C"])
-    assert found.tolist() == ["c1ccccc1", "", "c1ccccc1", "", "C1CC1"]
+    actual = scaffolds(["Cc1ccccc1", "CCO", "Cc1ccccc1", "CCO", "C1CC1C"])
+    assert actual.tolist() == ["c1ccccc1", "", "c1ccccc1", "", "C1CC1"]
     assert sorted(seen) == ["C1CC1C", "CCO", "Cc1ccccc1"]
 
 
-def test_unreadable_smiles(caplog):
+def test_invalid_smiles(caplog):
     bad = ["C(", "x1", "C1CC", "", "c1cc", "CC=", "((("]
     with pytest.raises(
-        DatasetError, match=r"cannot read 7 of 8 different SMILES: .*, \.\.\.\. Leave"
+        DatasetError, match=r"cannot read 7 of 8 different SMILES: .*, \.\.\.\. Remove"
     ) as raised:
         scaffolds([*bad, "C", "C("])
     assert sum(repr(s) in str(raised.value) for s in bad) == 5
-    with pytest.raises(DatasetError, match="1 of 1 different SMILES: 'x1'. Leave"):
+    with pytest.raises(DatasetError, match="1 of 1 different SMILES: 'x1'. Remove"):
         scaffolds(["x1"])
     assert scaffolds(["C1CC1", "x1", "C("], on_error="own").tolist() == ["C1CC1", "x1", "C("]
     assert "cannot read 2 of 3" in caplog.text
@@ -80,7 +83,7 @@ def test_unreadable_smiles(caplog):
         murcko_scaffold("x1")
 
 
-def test_wrong_arguments():
+def test_invalid_arguments_are_rejected():
     with pytest.raises(ValueError, match="'raise' or 'own', received 'skip'"):
         scaffolds(["C"], on_error="skip")
     with pytest.raises(ValueError, match="num_processes must be at least 1, received 0"):
@@ -92,7 +95,7 @@ def test_no_smiles():
 
 
 @pytest.mark.slow
-def test_several_processes_give_what_one_gives(capsys):
+def test_results_do_not_depend_on_the_number_of_processes(capsys):
     smiles = [f"{'C' * n}{ring}" for n in range(1, 300) for ring in ("c1ccccc1", "C1CC1", "O")]
     one = scaffolds(smiles, num_processes=1)
     assert np.array_equal(one, scaffolds(smiles, num_processes=2)) and set(one) == {
@@ -111,13 +114,13 @@ def test_progress_bar_for_long_work(monkeypatch, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_without_rdkit(monkeypatch):
+def test_missing_rdkit_is_reported(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "rdkit", None)
     with pytest.raises(ImportError, match=r"pip install 'mlip-flax\[data\]'"):
         murcko_scaffold("C")
 
 
-def test_numbers_of_scaffolds_split_as_their_names():
+def test_scaffold_indices_split_like_scaffold_names():
     smiles = np.array(
         [
             f"{'C' * (1 + n % 5)}{ring}"

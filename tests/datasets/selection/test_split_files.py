@@ -1,4 +1,4 @@
-"""Files of splits: what is in them is what comes out, and whatever is wrong is named with its place."""
+"""Tests for split files: numbers are read unchanged, and errors are located."""
 
 import json
 import pickle
@@ -53,7 +53,7 @@ def test_npz(tmp_path, names, dtype):
     assert plain(read_split_file(tmp_path / "split.npz")) == PARTS
 
 
-def test_a_text_file_for_every_part(tmp_path):
+def test_one_text_file_per_split(tmp_path):
     train = text(tmp_path / "index_train_01.csv", PARTS["train"], head="index\n")
     valid = text(tmp_path / "my-val.txt", PARTS["valid"], head="# drawn by hand\n\n", end="\r\n")
     np.save(tmp_path / "test.npy", np.array(PARTS["test"], np.int32))
@@ -71,20 +71,20 @@ def test_files_of_any_name(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("0\n1\n2.5\n", "train.csv, line 3: expected one whole number a line; found '2.5'"),
+        ("0\n1\n2.5\n", "train.csv, line 3: expected one integer per line; found '2.5'"),
         ("0,1\n", "line 1: .* found '0,1'"),
         ("0\nindex\n", "line 2: .* found 'index'"),
         ("1_0\n", "line 1"),
         ("0\n99999999999999999999\n", "line 2"),
-        ("index\n", "holds no number"),
-        ("", "holds no number"),
+        ("index\n", "contains no numbers"),
+        ("", "contains no numbers"),
         ("0\n-3\n", "'train' has 1 negative numbers, the first -3"),
-        ("5\n6\n5\n6\n", "'train' has 2 numbers more than once, the first 5"),
-        ("3\n10\n12\n", "'train' has 2 numbers beyond the last record 9, the first 10. Is it"),
-        ("1\n2\n10\n", "beyond the last record 9, the first 10. They look as if counted from 1"),
+        ("5\n6\n5\n6\n", "'train' has 2 repeated numbers, the first 5"),
+        ("3\n10\n12\n", "'train' has 2 numbers beyond the last record 9, the first 10. Check"),
+        ("1\n2\n10\n", "beyond the last record 9, the first 10. They seem to be counted from 1"),
     ],
 )
-def test_wrong_text(tmp_path, content, message):
+def test_invalid_text_is_rejected(tmp_path, content, message):
     (tmp_path / "train.csv").write_text(content)
     with pytest.raises(DatasetError, match=message):
         read_split_file(tmp_path / "train.csv", num_records=10)
@@ -93,7 +93,7 @@ def test_wrong_text(tmp_path, content, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"train": [0, 1.5]}', "number 1 of 'train' must be a whole number; found 1.5"),
+        ('{"train": [0, 1.5]}', "number 1 of 'train' must be an integer; found 1.5"),
         ('{"train": [true]}', "found True"),
         ('{"train": [0, "1"]}', "found '1'"),
         ('{"train": [[0]]}', r"found \[0\]"),
@@ -103,20 +103,20 @@ def test_wrong_text(tmp_path, content, message):
         ('{"train": [0], "fold": [1]}', "found 'train', 'fold'"),
         ('{"valid": [0], "val": [1]}', "found 'valid', 'val'"),
         ("[0, 1]", "found a list"),
-        ("{}", "holds no part"),
+        ("{}", "contains no split"),
         ('{"train": [0, 1', "is not valid JSON"),
-        ('{"train": [0, 1], "test": [1, 0]}', "2 numbers stand in both"),
+        ('{"train": [0, 1], "test": [1, 0]}', "2 numbers are in both"),
     ],
 )
-def test_wrong_json(tmp_path, content, message):
+def test_invalid_json_is_rejected(tmp_path, content, message):
     (tmp_path / "split.json").write_text(content)
     with pytest.raises(DatasetError, match=message) as raised:
         read_split_file(tmp_path / "split.json")
     assert "split.json" in str(raised.value)
 
 
-def test_no_pickles(tmp_path):
-    """Object arrays and plain pickles are refused before anything in them runs."""
+def test_pickles_are_rejected(tmp_path):
+    """Object arrays and plain pickles are rejected before their content runs."""
     marker = tmp_path / "ran"
 
     class Evil:
@@ -134,13 +134,13 @@ def test_no_pickles(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["split.npz", "split.json", "train.csv", "train.npy"])
-def test_missing_and_truncated_files(tmp_path, name):
+def test_missing_and_truncated_files_are_rejected(tmp_path, name):
     with pytest.raises(DatasetError, match=f"{name}: cannot be read: No such file"):
         read_split_file(tmp_path / name)
     np.savez(tmp_path / "whole.npz", train=np.arange(500))
     content = (tmp_path / "whole.npz").read_bytes()
-    for damaged in (content[: len(content) // 2], b"", b"\xff\xfe\x00\x01 no text"):
-        (tmp_path / name).write_bytes(damaged)
+    for corrupted in (content[: len(content) // 2], b"", b"\xff\xfe\x00\x01 no text"):
+        (tmp_path / name).write_bytes(corrupted)
         with pytest.raises(DatasetError, match=name):
             read_split_file(tmp_path / name)
 
@@ -151,25 +151,24 @@ def test_floats_in_npz(tmp_path):
         read_split_file(tmp_path / "split.npz")
 
 
-def test_names_that_tell_no_part(tmp_path):
+def test_file_names_without_a_split_are_rejected(tmp_path):
     a = text(tmp_path / "a.csv", [0])
     train = text(tmp_path / "train.csv", [0])
     for files, message in (
-        (str(a), "does not tell one of"),
-        (f"dev={a}", "there is no part 'dev'"),
+        (str(a), "cannot infer the split"),
+        (f"dev={a}", "unknown split 'dev'"),
         (f"{train},train={a}", "second file for 'train'"),
-        (f"test={a}", "no training part"),
-        ("", "no training part in an empty list"),
+        (f"test={a}", "no training split"),
+        ("", "no training split in an empty list"),
     ):
         with pytest.raises(DatasetError, match=message):
             read_split_files(files)
 
 
-def test_parts_of_two_files_that_overlap(tmp_path):
+def test_overlapping_splits_of_two_files_are_rejected(tmp_path):
     files = {"train": text(tmp_path / "a.csv", [0, 1]), "test": text(tmp_path / "b.csv", [1, 2])}
     with pytest.raises(
-        DatasetError,
-        match=r"a.csv, .*b.csv: 1 numbers stand in both 'train' and 'test', the first 1",
+        DatasetError, match=r"a.csv, .*b.csv: 1 numbers are in both 'train' and 'test', the first 1"
     ):
         read_split_files(files)
 
@@ -184,7 +183,7 @@ def test_save_and_load(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["split.json", "split.npz"]
 
 
-def test_halves_of_two_splits_are_no_split(tmp_path):
+def test_files_of_two_splits_are_rejected(tmp_path):
     path = save_split(tmp_path / "split.npz", PARTS, {"seed": 0})
     old = path.with_suffix(".json").read_text()
     save_split(path, PARTS | {"valid": [8]}, {"seed": 1})
@@ -196,7 +195,7 @@ def test_halves_of_two_splits_are_no_split(tmp_path):
         load_split(path)
 
 
-def test_a_failed_save_leaves_the_old_split(tmp_path, monkeypatch):
+def test_failed_save_keeps_the_old_split(tmp_path, monkeypatch):
     path = save_split(tmp_path / "split.npz", PARTS, {"seed": 0})
 
     def full(*_, **__):
@@ -210,5 +209,5 @@ def test_a_failed_save_leaves_the_old_split(tmp_path, monkeypatch):
 
 
 def test_save_only_as_npz(tmp_path):
-    with pytest.raises(ValueError, match="kept as .npz"):
+    with pytest.raises(ValueError, match="saved as .npz"):
         save_split(tmp_path / "split.json", PARTS, {})

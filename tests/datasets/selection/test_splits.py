@@ -1,4 +1,4 @@
-"""Splits: disjoint, as asked, the same everywhere, and nothing that should be apart stands in two parts."""
+"""Tests for splits: disjoint, of the requested sizes, reproducible, no leaks between splits."""
 
 import hashlib
 import logging
@@ -33,7 +33,7 @@ counts_of_parts = st.tuples(st.integers(2, 400), st.integers(0, 200), st.integer
 
 
 def columns(molecule, groups=7, seed=0):
-    """Arguments of a split: every molecule has one of at least three scaffolds and sizes."""
+    """Arguments of a split: each molecule has one of at least three scaffolds and sizes."""
     different, number = np.unique(molecule, return_inverse=True)
     rng = np.random.default_rng(seed)
     chosen = np.concatenate([[0, 1, 2], rng.integers(0, groups, max(len(different) - 3, 0))])[
@@ -46,7 +46,7 @@ def columns(molecule, groups=7, seed=0):
 
 
 def kept_apart(by, arguments):
-    """What must not stand in two parts."""
+    """Return the labels that must not occur in two splits."""
     return {
         "molecule": ["molecule"],
         "scaffold": ["molecule", "scaffold"],
@@ -59,7 +59,7 @@ def kept_apart(by, arguments):
 @given(
     molecule=molecules(), counts=counts_of_parts, by=st.sampled_from(BY), seed=st.integers(0, 99)
 )
-def test_parts_are_disjoint_and_deterministic(molecule, counts, by, seed):
+def test_splits_are_disjoint_and_deterministic(molecule, counts, by, seed):
     arguments = columns(molecule)
     parts = split(by, counts, seed=seed, **arguments)
     assert tuple(parts) == SPLITS
@@ -80,19 +80,19 @@ def test_parts_are_disjoint_and_deterministic(molecule, counts, by, seed):
 
 @settings(max_examples=100, deadline=None)
 @given(molecule=molecules(), counts=counts_of_parts, seed=st.integers(0, 99))
-def test_counts_are_near_the_request(molecule, counts, seed):
-    """Within half a molecule at either end; to one structure when drawn one by one; scaled down when too many."""
+def test_counts_are_close_to_the_request(molecule, counts, seed):
+    """Within half a molecule at either end, exact for random splits, scaled down if too large."""
     wanted = np.array(counts) * min(1.0, len(molecule) / sum(counts))
     largest = np.unique(molecule, return_counts=True)[1].max()
     for by, tolerance in (("random", 1.5), ("molecule", 1.0 * largest)):
         parts = split(by, counts, seed=seed, molecule=molecule)
-        found = np.array([len(parts[name]) for name in SPLITS])
-        # a part that got nothing by rounding is given one unit of its neighbours
+        actual = np.array([len(parts[name]) for name in SPLITS])
+        # a split that is empty after rounding takes one unit from its neighbor
         tiny = 2 * (largest if by == "molecule" else 1) * (wanted < largest).sum()
-        assert (np.abs(found - wanted) <= tolerance + tiny).all(), (found, wanted)
+        assert (np.abs(actual - wanted) <= tolerance + tiny).all(), (actual, wanted)
 
 
-def test_exact_counts_when_drawn_one_by_one():
+def test_random_splits_have_exact_counts():
     parts = split("random", (600, 100, 50), seed=3, molecule=np.array(["a"] * 1000))
     assert [len(parts[name]) for name in SPLITS] == [600, 100, 50]
 
@@ -106,8 +106,8 @@ def test_seeds_differ(by):
 
 @pytest.mark.parametrize("by", [by for by in BY if by != "random"])
 @pytest.mark.parametrize("counts", [(60, 30, 30), (20, 10, 10), (0.5, 0.1, 0.1)])
-def test_split_does_not_depend_on_where_molecules_stand(by, counts):
-    """The same molecules in another order fall into the same parts."""
+def test_split_does_not_depend_on_the_order_of_structures(by, counts):
+    """The same molecules in another order are in the same splits."""
     arguments = columns(np.repeat(np.arange(30).astype(str), 4))
     order = np.random.default_rng(0).permutation(120)
     shuffled = {name: values[order] for name, values in arguments.items()}
@@ -116,21 +116,21 @@ def test_split_does_not_depend_on_where_molecules_stand(by, counts):
         assert np.array_equal(one[name], np.sort(order[other[name]]))
 
 
-def test_the_same_everywhere():
-    """Pinned: results must not move with the process, the machine or a version of NumPy."""
+def test_result_equals_recorded_values():
+    """Results must not change with the process, the machine or the version of NumPy."""
     arguments = columns(np.repeat([f"molecule {n}" for n in range(100)], 5))
-    found = {}
+    actual = {}
     for by in BY:
         parts = split(by, (200, 50, 50), seed=11, **arguments)
-        found[by] = hashlib.blake2b(
+        actual[by] = hashlib.blake2b(
             b"|".join(p.astype("<i8").tobytes() for p in parts.values()), digest_size=4
         ).hexdigest()
-    assert found == PINNED
+    assert actual == PINNED
 
 
 @pytest.mark.parametrize("by", BY)
-def test_molecules_and_scaffolds_may_be_strings_or_numbers(by):
-    """Numbers in the order of the names give the split of the names."""
+def test_molecules_and_scaffolds_can_be_strings_or_integers(by):
+    """Numbers in the order of the names result in the same split as the names."""
     arguments = columns(np.repeat([f"m{n:03}" for n in range(40)], 3))
     numbers = arguments | {
         name: np.unique(arguments[name], return_inverse=True)[1].astype(dtype)
@@ -161,7 +161,7 @@ def test_fractions_and_counts(counts, expected):
 
 
 def scaffold_case():
-    """Scaffold "A" has 50 molecules, "B" 20, and there are 30 of one molecule each; 4 conformations a molecule."""
+    """Scaffolds "A" of 50 molecules, "B" of 20, 30 others of one; 4 conformations per molecule."""
     scaffold = np.array(["A"] * 50 + ["B"] * 20 + [f"R{n}" for n in range(30)])
     order = np.random.default_rng(1).permutation(400)
     return {
@@ -173,7 +173,7 @@ def scaffold_case():
 @pytest.mark.parametrize(
     ("counts", "expected"), [((0.7, 0.15, 0.15), [280, 60, 60]), ((140, 28, 32), [140, 28, 32])]
 )
-def test_frequent_scaffolds_train_and_rare_ones_test(counts, expected):
+def test_frequent_scaffolds_are_for_training_and_rare_ones_for_testing(counts, expected):
     arguments = scaffold_case()
     parts = split("scaffold", counts, seed=0, **arguments)
     scaffold = arguments["scaffold"]
@@ -185,7 +185,7 @@ def test_frequent_scaffolds_train_and_rare_ones_test(counts, expected):
 
 
 def test_scaffolds_are_counted_by_molecules():
-    """One molecule with very many conformations has a rare scaffold all the same."""
+    """A scaffold is rare if only one molecule has it, however many conformations that has."""
     molecule = np.concatenate([np.repeat([1], 30), np.arange(10, 80)])
     scaffold = np.where(molecule == 1, "rare", "frequent")
     parts = split("scaffold", (70, 0, 30), seed=0, molecule=molecule, scaffold=scaffold)
@@ -200,7 +200,7 @@ def test_large_scaffolds_are_not_drawn_for_testing(seed):
     assert 40 <= len(parts["valid"]) <= 80 and 40 <= len(parts["test"]) <= 80
 
 
-def test_thinned_parts_hold_whole_molecules():
+def test_thinned_splits_contain_whole_molecules():
     arguments = scaffold_case()
     for by in ("scaffold", "scaffold_random"):
         parts = split(by, (80, 40, 20), seed=0, **arguments)
@@ -217,10 +217,10 @@ def test_sizes_go_up_from_train_to_test(counts):
     parts = split("size", counts, seed=0, molecule=molecule[order], n_atoms=n_atoms[order])
     sizes = [n_atoms[order][parts[name]] for name in SPLITS]
     assert sizes[0].max() < sizes[1].min() and sizes[1].max() < sizes[2].min()
-    assert sizes[2].max() >= 38  # the largest molecules are not left out
+    assert sizes[2].max() >= 38  # the largest molecules are included
 
 
-def test_a_molecule_of_two_scaffolds_is_an_error():
+def test_molecule_with_two_scaffolds_is_rejected():
     molecule, scaffold = np.array(["a", "a", "b", "c", "b"]), np.array(["A", "A", "B", "C", "D"])
     with pytest.raises(
         ValueError, match=r"b has the scaffolds B \(structure 2\) and D \(structure 4\), and 1"
@@ -235,18 +235,18 @@ def test_a_molecule_of_two_scaffolds_is_an_error():
         ({"counts": (0, 1, 1)}, "first at least 1"),
         ({"counts": (5, -1, 1)}, "received"),
         ({"counts": (5, float("nan"), 1)}, "received"),
-        ({"counts": (0.8, 10, 10)}, "three whole numbers"),
-        ({"counts": (5.5, 2, 2)}, "three whole numbers"),
+        ({"counts": (0.8, 10, 10)}, "three integers"),
+        ({"counts": (5.5, 2, 2)}, "three integers"),
         ({"counts": (0.8, 0.2, 0.1)}, "their sum is 1.1"),
         ({"counts": (0, 0.5, 0.5)}, "first above 0"),
         ({"counts": (5, 1)}, "three numbers"),
         (
             {"counts": (5, 1, 1)},
-            "10 structures of 2 molecules cannot be split by molecule into 3 parts",
+            "10 structures of 2 molecules cannot be split by molecule into 3 splits",
         ),
         (
             {"counts": (5, 1, 1), "by": "scaffold"},
-            "needs `scaffold` of 10 structures; received nothing",
+            "requires `scaffold` of 10 structures; received nothing",
         ),
         (
             {"counts": (5, 1, 1), "by": "size", "n_atoms": np.ones(3)},
@@ -259,18 +259,18 @@ def test_a_molecule_of_two_scaffolds_is_an_error():
         ({"counts": (5, 1, 1), "by": "official", "record": np.arange(10)}, "data.split_files"),
     ],
 )
-def test_wrong_requests(arguments, message):
+def test_invalid_requests_are_rejected(arguments, message):
     with pytest.raises(ValueError, match=message):
         split(**{"by": "molecule", "seed": 0, "molecule": np.repeat(["a", "b"], 5)} | arguments)
 
 
-def test_no_structures():
+def test_empty_data_are_rejected():
     with pytest.raises(ValueError, match="no structures to split"):
         split("molecule", (1, 0, 0), seed=0, molecule=np.zeros(0, "U1"))
 
 
 def official_case(**parts):
-    """Ten records of three structures each, record 9 left out; the molecule is that of two records."""
+    """Ten records of three structures each, without record 9; two records share each molecule."""
     record = np.repeat(np.arange(10), 3)
     return {
         "record": record,
@@ -279,7 +279,7 @@ def official_case(**parts):
     }
 
 
-def test_official_parts_are_taken_whole():
+def test_official_splits_are_used_completely():
     arguments = official_case(
         train=[4, 0, 1], valid=[2], test=[8, 6, 77]
     )  # record 77 has no structure here
@@ -293,15 +293,13 @@ def test_official_parts_are_taken_whole():
 
 
 @pytest.mark.parametrize(("test", "unit"), [([8], "molecules"), ([7], "records")])
-def test_validation_is_drawn_from_the_official_training_part(caplog, test, unit):
-    """By molecule, unless the authors' own split has molecules in both parts."""
+def test_validation_is_drawn_from_the_official_training_split(caplog, test, unit):
+    """Whole molecules are drawn unless the official split has molecules in both train and test."""
     arguments = official_case(train=range(7), test=test)
     with caplog.at_level(logging.WARNING):
         parts = split("official", (12, 6, 5), seed=3, **arguments)
     assert len(parts["valid"]) == 6 and len(parts["train"]) == 15 and len(parts["test"]) == 3
-    assert (
-        f"6 structures (whole {unit}) are drawn from its training part with seed 3" in caplog.text
-    )
+    assert f"drawing 6 structures (whole {unit}) from its training split with seed 3" in caplog.text
     values = arguments["molecule" if unit == "molecules" else "record"]
     assert not set(values[parts["train"]]) & set(values[parts["valid"]])
     other = split("official", (12, 6, 5), seed=4, **arguments)
@@ -319,7 +317,7 @@ def test_validation_is_drawn_from_the_official_training_part(caplog, test, unit)
         ((1, 10, 1), (11, 10)),
     ],
 )
-def test_size_of_the_drawn_validation_part(counts, expected):
+def test_size_of_the_drawn_validation_split(counts, expected):
     arguments = {
         "record": np.arange(24),
         "molecule": np.zeros(24, int),
@@ -334,22 +332,22 @@ def test_size_of_the_drawn_validation_part(counts, expected):
     [
         (
             {"train": [0, 1, 2], "test": [2, 1]},
-            "2 numbers stand in both 'train' and 'test', the first 1",
+            "2 numbers are in both 'train' and 'test', the first 1",
         ),
         ({"train": [0, -1], "test": [2]}, "'train' has 1 negative numbers, the first -1"),
-        ({"train": [0, 3, 3], "test": [2]}, "'train' has 1 numbers more than once, the first 3"),
-        ({"train": [0.0, 1.0]}, "list of whole numbers; received float64"),
+        ({"train": [0, 3, 3], "test": [2]}, "'train' has 1 repeated numbers, the first 3"),
+        ({"train": [0.0, 1.0]}, "list of integers; received float64"),
         ({"train": [[0]]}, "of shape"),
-        ({"train": [0], "holdout": [1]}, "has the part 'holdout'"),
-        ({"test": [0]}, "no part 'train', only 'test'"),
+        ({"train": [0], "holdout": [1]}, "has the unknown split 'holdout'"),
+        ({"test": [0]}, "lacks 'train'; found 'test'"),
         (
             {"train": [0], "test": [55, 56]},
-            "none of the 2 records of the official part 'test' is among the 30",
+            "none of the 2 records of the official split 'test' is among the 30",
         ),
         ({"train": [0], "test": [5]}, "'train' of 3 structures is one record"),
     ],
 )
-def test_wrong_official_splits(parts, message):
+def test_invalid_official_splits_are_rejected(parts, message):
     with pytest.raises(ValueError, match=message):
         split("official", (5, 1, 1), seed=0, **official_case(**parts))
 

@@ -1,4 +1,4 @@
-"""Subsets of n_s molecules with n_c conformations: nested, of the asked size, and dependent on nothing else."""
+"""Tests for subsets of n_s molecules with n_c conformations: nested and of the requested size."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from mlip_jax.datasets.selection.subsets import budget_grid, nested_subset
 
 @st.composite
 def data(draw):
-    """Molecules of 1 to 9 conformations in any order, at least three of them with 5 or more."""
+    """Molecules with 1 to 9 conformations in any order; at least three have 5 or more."""
     sizes = [9, 5, 7, *draw(st.lists(st.integers(1, 9), max_size=25))]
     molecule = np.repeat([f"m{n}" for n in range(len(sizes))], sizes)
     conformer = np.concatenate([np.arange(size) for size in sizes])
@@ -29,9 +29,9 @@ def pairs(molecule, conformer, indices):
     n_c=st.tuples(st.integers(1, 5), st.integers(1, 5)),
     seed=st.integers(0, 2**70),
 )
-def test_nested_and_of_the_asked_size(data, n_s, n_c, seed):
+def test_subsets_are_nested_and_have_the_requested_size(data, n_s, n_c, seed):
     molecule, conformer = data
-    found = []
+    actual = []
     for count, each in zip(sorted(n_s), sorted(n_c)):
         indices = nested_subset(molecule, conformer, count, each, seed=seed, min_conformers=5)
         assert (
@@ -42,13 +42,13 @@ def test_nested_and_of_the_asked_size(data, n_s, n_c, seed):
         names, counts = np.unique(molecule[indices], return_counts=True)
         assert len(names) == count and (counts == each).all()
         assert all((molecule == name).sum() >= 5 for name in names)
-        found.append(pairs(molecule, conformer, indices))
-    assert found[0] <= found[1]
+        actual.append(pairs(molecule, conformer, indices))
+    assert actual[0] <= actual[1]
 
 
 @settings(max_examples=150, deadline=None)
 @given(data=data(), seed=st.integers(0, 99))
-def test_molecules_of_few_conformers_come_last(data, seed):
+def test_molecules_with_few_conformers_come_last(data, seed):
     molecule, conformer = data
     names, sizes = np.unique(molecule, return_counts=True)
     many = set(names[sizes >= 5])
@@ -75,9 +75,7 @@ def test_molecules_of_few_conformers_come_last(data, seed):
         for n in range(1, len(names) + 1)
     ]
     assert all(set(a) < set(b) for a, b in zip(order, order[1:]))
-    with pytest.raises(
-        ValueError, match=f"{enough + 1} molecules with at least 2 conformations are asked for"
-    ):
+    with pytest.raises(ValueError, match=f"{enough + 1} molecules with at least 2 conformations"):
         nested_subset(
             molecule, conformer, enough + 1, 2, seed=seed, min_conformers=5, fewer_last=True
         )
@@ -85,7 +83,7 @@ def test_molecules_of_few_conformers_come_last(data, seed):
 
 @settings(max_examples=80, deadline=None)
 @given(data=data(), seed=st.integers(0, 99), shuffle=st.integers(0, 99))
-def test_order_of_structures_changes_nothing(data, seed, shuffle):
+def test_order_of_structures_does_not_matter(data, seed, shuffle):
     molecule, conformer = data
     order = np.random.default_rng(shuffle).permutation(len(molecule))
     one = nested_subset(molecule, conformer, 2, 3, seed=seed)
@@ -102,7 +100,7 @@ def test_conformations_of_a_molecule_do_not_depend_on_the_others():
     }
 
 
-def test_conformations_are_drawn_anew_for_every_molecule_and_seed():
+def test_conformations_are_drawn_independently_per_molecule_and_seed():
     molecule, conformer = np.repeat(np.arange(50), 20), np.tile(np.arange(20), 50)
     drawn = [nested_subset(molecule, conformer, 50, 5, seed=seed) for seed in (0, 1)]
     choices = {tuple(conformer[drawn[0]][5 * n : 5 * n + 5]) for n in range(50)}
@@ -111,7 +109,7 @@ def test_conformations_are_drawn_anew_for_every_molecule_and_seed():
     assert 3 <= np.bincount(conformer[drawn[0]], minlength=20).min() <= 12.5
 
 
-def test_every_molecule_is_as_likely():
+def test_molecules_are_equally_likely():
     molecule = np.arange(40)
     drawn = np.concatenate(
         [nested_subset(molecule, np.zeros(40, int), 10, 1, seed=seed) for seed in range(200)]
@@ -120,13 +118,13 @@ def test_every_molecule_is_as_likely():
     assert 25 < counts.min() and counts.max() < 80  # 50 expected, with a standard deviation of 6
 
 
-def test_the_same_everywhere():
-    """Pinned: the hash must not move with the process, the machine or a version of NumPy."""
+def test_result_equals_recorded_values():
+    """The hash must not change with the process, the machine or the version of NumPy."""
     molecule, conformer = np.repeat([f"m{n}" for n in range(6)], 4), np.tile(np.arange(4), 6)
     assert nested_subset(molecule, conformer, 2, 2, seed=7).tolist() == [17, 18, 22, 23]
 
 
-def test_repeated_conformer_numbers_give_the_asked_count():
+def test_repeated_conformer_numbers_give_the_requested_count():
     indices = nested_subset(np.repeat(["a", "b"], 6), np.tile([0, 1, 2], 4), 2, 5, seed=0)
     assert len(indices) == 10 and (np.bincount(indices // 6) == 5).all()
 
@@ -134,24 +132,21 @@ def test_repeated_conformer_numbers_give_the_asked_count():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (
-            (3, 4, None),
-            "3 molecules with at least 4 conformations are asked for; 2 of 4 .* .the most is 6",
-        ),
-        ((2, 2, 6), "2 molecules with at least 6 conformations are asked for; 1 of 4"),
+        ((3, 4, None), "3 molecules with at least 4 conformations; 2 of 4 .* .the maximum is 6"),
+        ((2, 2, 6), "2 molecules with at least 6 conformations; 1 of 4"),
         ((0, 1, None), "at least 1 molecule"),
         ((1, 0, None), "at least 1"),
         ((1, 3, 2), "not below num_conformers"),
     ],
 )
-def test_wrong_requests(arguments, message):
+def test_invalid_requests_are_rejected(arguments, message):
     molecule = np.repeat(["a", "b", "c", "d"], [6, 4, 2, 1])
     with pytest.raises(ValueError, match=message):
         nested_subset(molecule, np.arange(13), *arguments[:2], seed=0, min_conformers=arguments[2])
 
 
-def test_conformer_numbers_are_checked():
-    with pytest.raises(ValueError, match="whole number for each of 3 structures; received float64"):
+def test_conformer_numbers_are_validated():
+    with pytest.raises(ValueError, match="integer for each of 3 structures; received float64"):
         nested_subset(np.array(["a"] * 3), np.zeros(3), 1, 1, seed=0)
 
 

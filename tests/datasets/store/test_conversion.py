@@ -1,4 +1,4 @@
-"""Conversions: the same store however often they are killed, by however many processes, and no store of bad data."""
+"""Tests for conversions: equal stores after interruptions, and rejection of invalid data."""
 
 import csv
 import errno
@@ -24,20 +24,20 @@ from mlip_jax.config import ConfigError
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.quality.filters import Filters
 from mlip_jax.datasets.reader import DatasetError
-from mlip_jax.datasets.store import conversion
+from mlip_jax.datasets.store import conversion, conversion_plan, shard_conversion
 from mlip_jax.datasets.store.conversion import ConversionSpec
 from mlip_jax.datasets.store.store import Store, is_store
 
 REPOSITORY = Path(__file__).parents[3]
 DATA = REPOSITORY / "tests" / "data"
 MOLECULES = DATA / "gfn2_small.hdf5"  # 17 molecules of 6 conformations
-# Arguments: source, store, processes; where given, moments: a conversion of its own, into store/MOMENT, is killed
-# just before it would put its file number MOMENT in place.
+# Arguments: source, store, number of processes and, optionally, moments. For each moment, a
+# conversion into store/MOMENT is killed just before it moves file number MOMENT into place.
 SCRIPT = """
 import os, signal, sys
 from mlip_jax.datasets.store import conversion
 
-def killed_at(recipe, folder, moment):
+def killed_at(spec, folder, moment):
     child = os.fork()
     if child:
         return os.waitpid(child, 0)[1]
@@ -50,29 +50,30 @@ def killed_at(recipe, folder, moment):
         replace(*paths)
 
     os.replace = counted
-    conversion.convert(recipe, f"{folder}/{moment}", num_processes=1, progress=False)
+    conversion.convert(spec, f"{folder}/{moment}", num_processes=1, progress=False)
     os._exit(0)
 
 if __name__ == "__main__":
     source, folder, processes = sys.argv[1:4]
     if len(sys.argv) == 4:
-        recipe = conversion.ConversionSpec(source, atoms_per_shard=20)
-        conversion.convert(recipe, folder, num_processes=int(processes), progress=False)
+        spec = conversion.ConversionSpec(source, atoms_per_shard=20)
+        conversion.convert(spec, folder, num_processes=int(processes), progress=False)
     for moment in map(int, sys.argv[4:]):
-        print(moment, killed_at(conversion.ConversionSpec(source, atoms_per_shard=500), folder, moment), flush=True)
+        spec = conversion.ConversionSpec(source, atoms_per_shard=500)
+        print(moment, killed_at(spec, folder, moment), flush=True)
 """
 
 
-def convert(recipe, folder, **options):
-    return conversion.convert(recipe, folder, **{"num_processes": 1, "progress": False} | options)
+def convert(spec, folder, **options):
+    return conversion.convert(spec, folder, **{"num_processes": 1, "progress": False} | options)
 
 
-def recipe(path=MOLECULES, atoms_per_shard=60, **fields):
+def spec_of(path=MOLECULES, atoms_per_shard=60, **fields):
     return ConversionSpec(str(path), atoms_per_shard=atoms_per_shard, **fields)
 
 
 def contents(folder):
-    """Bytes of every file of a store but the lock, by name."""
+    """Return the bytes of every file of a store except the lock, by name."""
     return {
         str(p.relative_to(folder)): p.read_bytes()
         for p in sorted(Path(folder).rglob("*"))
@@ -90,7 +91,7 @@ def removed(folder):
 
 
 def edited(path, change, source=MOLECULES):
-    """A copy of the data set where `change(number, group)` was applied to every group."""
+    """Write a copy of the data set after applying `change(number, group)` to every group."""
     shutil.copy(source, path)
     with h5py.File(path, "a") as file:
         for number, name in enumerate(file):
@@ -103,7 +104,7 @@ def gradients_negated(number, group):
 
 
 def repeated(path, times):
-    """The molecules of the data set again and again, with other conformations."""
+    """Write the molecules of the data set several times with other conformations."""
     rng = np.random.default_rng(0)
     with h5py.File(MOLECULES) as source, h5py.File(path, "w") as file:
         for again in range(times):
@@ -114,14 +115,14 @@ def repeated(path, times):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """A store of MOLECULES in many shards."""
-    return convert(recipe(), tmp_path_factory.mktemp("undisturbed") / "store")
+def reference_store(tmp_path_factory):
+    """A store of MOLECULES in many shards, converted without interruption."""
+    return convert(spec_of(), tmp_path_factory.mktemp("reference") / "store")
 
 
 @pytest.fixture
-def copy(undisturbed, tmp_path):
-    return Path(shutil.copytree(undisturbed, tmp_path / "store"))
+def copy(reference_store, tmp_path):
+    return Path(shutil.copytree(reference_store, tmp_path / "store"))
 
 
 def script(tmp_path, *arguments):
@@ -139,24 +140,24 @@ def script(tmp_path, *arguments):
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-6), ("float64", 0)])
 @pytest.mark.parametrize("atoms_per_shard", [60, 10**6])
 def test_equals_reading_the_source(tmp_path, dtype, tolerance, atoms_per_shard):
-    with recipe().open() as source:
+    with spec_of().open() as source:
         expected = Columns.from_structures(source)
-    folder = convert(recipe(dtype=dtype, atoms_per_shard=atoms_per_shard), tmp_path / "store")
+    folder = convert(spec_of(dtype=dtype, atoms_per_shard=atoms_per_shard), tmp_path / "store")
     store = Store(folder)
     assert len(shard_files(folder)) == (17 if atoms_per_shard == 60 else 1)
     assert len(store) == len(expected) == 102 and store.manifest["dtype"] == dtype
-    found = store.take(np.arange(len(store)))
+    actual = store.take(np.arange(len(store)))
     for name, value in vars(expected).items():
         if name in ("positions", "forces"):
             np.testing.assert_allclose(
-                getattr(found, name), value, rtol=0, atol=tolerance * np.abs(value).max()
+                getattr(actual, name), value, rtol=0, atol=tolerance * np.abs(value).max()
             )
         else:
-            np.testing.assert_equal(getattr(found, name), value, err_msg=name)
+            np.testing.assert_equal(getattr(actual, name), value, err_msg=name)
 
 
-def test_shards_hold_about_what_is_asked(tmp_path):
-    folder = convert(recipe(atoms_per_shard=200), tmp_path / "store")
+def test_shards_have_about_the_requested_size(tmp_path):
+    folder = convert(spec_of(atoms_per_shard=200), tmp_path / "store")
     sizes = [s["atoms"] for s in Store(folder).manifest["shards"]]
     assert (
         all(100 <= size <= 220 for size in sizes[:-1])
@@ -164,8 +165,8 @@ def test_shards_hold_about_what_is_asked(tmp_path):
     )
 
 
-def test_manifest_says_what_the_store_is(undisturbed):
-    manifest = Store(undisturbed).manifest
+def test_manifest_describes_the_store(reference_store):
+    manifest = Store(reference_store).manifest
     assert (
         manifest["structures"] == 102 and manifest["molecules"] == 17 and not manifest["periodic"]
     )
@@ -185,12 +186,12 @@ def test_manifest_says_what_the_store_is(undisturbed):
     )
     assert manifest["findings"]["counts"]["structures"] == 102
     assert manifest["properties"] == {"formation_energy": []} and manifest["atom_properties"] == {}
-    assert removed(undisturbed) == []
+    assert removed(reference_store) == []
 
 
-def test_properties_stand_in_the_manifest(tmp_path):
+def test_properties_are_in_the_manifest(tmp_path):
     path = DATA / "readers" / "ani" / "ani1x_small.hdf5"
-    store = Store(convert(recipe(path, 10), tmp_path / "store"))
+    store = Store(convert(spec_of(path, 10), tmp_path / "store"))
     assert store.manifest["properties"] == {"dipole": [3]}
     assert store.manifest["atom_properties"] == {"cm5_charges": [], "hirshfeld_charges": []}
     assert len(store.manifest["shards"]) > 1
@@ -201,7 +202,7 @@ def test_properties_stand_in_the_manifest(tmp_path):
 
 def test_official_split_is_stored(tmp_path):
     path = DATA / "readers" / "md17" / "rmd17_ethanol.npz"
-    store = Store(convert(recipe(path, 27), tmp_path / "store"))
+    store = Store(convert(spec_of(path, 27), tmp_path / "store"))
     rows = {
         part: np.loadtxt(path.parent / "splits" / f"ethanol_{part}_01.csv", dtype=int).tolist()
         for part in ("train", "test")
@@ -213,25 +214,25 @@ def test_official_split_is_stored(tmp_path):
     )
 
 
-def test_number_of_processes_changes_no_byte(undisturbed, tmp_path):
-    folder = convert(recipe(), tmp_path / "two", num_processes=2)
-    assert contents(folder) == contents(undisturbed)
+def test_bytes_do_not_depend_on_the_number_of_processes(reference_store, tmp_path):
+    folder = convert(spec_of(), tmp_path / "two", num_processes=2)
+    assert contents(folder) == contents(reference_store)
 
 
-def test_number_of_threads_changes_no_byte(tmp_path):
-    """Workers compute with one thread, this process with many; a shard large enough for that comes from both."""
+def test_bytes_do_not_depend_on_the_number_of_threads(tmp_path):
+    """Workers compute with one thread, this process with many, on a sufficiently large shard."""
     source = repeated(tmp_path / "many.hdf5", 40)
-    both = [
-        convert(recipe(source, 12_000), tmp_path / f"{n}", num_processes=n, refuse=False)
+    stores = [
+        convert(spec_of(source, 12_000), tmp_path / f"{n}", num_processes=n, reject_invalid=False)
         for n in (1, 2)
     ]
-    assert len(shard_files(both[0])) >= 3 and contents(both[0]) == contents(both[1])
+    assert len(shard_files(stores[0])) >= 3 and contents(stores[0]) == contents(stores[1])
 
 
-def test_killed_at_any_moment(tmp_path):
-    """Before each of the files that a conversion puts in place; what was being written then stays beside."""
+def test_resumes_after_being_killed_at_any_point(tmp_path):
+    """Killed before each file that a conversion moves into place; temporary files remain."""
     moments = range(20)
-    expected = contents(convert(recipe(atoms_per_shard=500), tmp_path / "undisturbed"))
+    expected = contents(convert(spec_of(atoms_per_shard=500), tmp_path / "reference"))
     (tmp_path / "killed").mkdir()
     process = script(tmp_path, MOLECULES, tmp_path / "killed", 1, *moments)
     output, errors = process.communicate(timeout=120)
@@ -247,29 +248,31 @@ def test_killed_at_any_moment(tmp_path):
         before = {
             p: p.stat().st_mtime_ns for p in shard_files(folder) if p.with_suffix(".json").exists()
         }
-        convert(recipe(atoms_per_shard=500), folder)
+        convert(spec_of(atoms_per_shard=500), folder)
         assert contents(folder) == expected, f"killed before file {moment}"
-        assert all(p.stat().st_mtime_ns == made for p, made in before.items()), (
-            "what is done is not done again"
+        assert all(p.stat().st_mtime_ns == modified for p, modified in before.items()), (
+            "finished shards must not be converted again"
         )
 
 
 def processes():
-    """Parent by process, of all that run."""
-    found = {}
+    """Return the parent of every running process."""
+    actual = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, parent = stat.read_text().rpartition(")")[2].split()[:2]
         except (FileNotFoundError, ProcessLookupError):
             continue
         if state not in "ZX":
-            found[int(stat.parent.name)] = int(parent)
-    return found
+            actual[int(stat.parent.name)] = int(parent)
+    return actual
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="Linux tells which processes run")
-def test_killed_with_two_processes(tmp_path):
-    """Nobody goes on in the background, and the next start does what is left."""
+@pytest.mark.skipif(
+    not Path("/proc/self/stat").exists(), reason="requires /proc, which lists processes"
+)
+def test_resumes_after_being_killed_with_two_processes(tmp_path):
+    """No process continues in the background, and the next start converts the rest."""
     source = repeated(tmp_path / "many.hdf5", 6)
     process = script(tmp_path, source, tmp_path / "store", 2)
     deadline = time.monotonic() + 60
@@ -296,21 +299,21 @@ def test_killed_with_two_processes(tmp_path):
         if p.with_suffix(".json").exists()
     }
     assert 5 <= len(done) < 102
-    convert(recipe(source, 20), tmp_path / "store")
-    assert all(p.stat().st_mtime_ns == made for p, made in done.items())
+    convert(spec_of(source, 20), tmp_path / "store")
+    assert all(p.stat().st_mtime_ns == modified for p, modified in done.items())
     assert contents(tmp_path / "store") == contents(
-        convert(recipe(source, 20), tmp_path / "undisturbed")
+        convert(spec_of(source, 20), tmp_path / "reference")
     )
 
 
-def test_two_at_the_same_folder(tmp_path):
+def test_two_conversions_to_the_same_folder(tmp_path):
     source = repeated(tmp_path / "many.hdf5", 4)
-    both = [script(tmp_path, source, tmp_path / "store", 1) for _ in range(2)]
-    for process in both:
+    scripts = [script(tmp_path, source, tmp_path / "store", 1) for _ in range(2)]
+    for process in scripts:
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors
     assert contents(tmp_path / "store") == contents(
-        convert(recipe(source, 20), tmp_path / "undisturbed")
+        convert(spec_of(source, 20), tmp_path / "reference")
     )
 
 
@@ -325,56 +328,60 @@ def test_two_at_the_same_folder(tmp_path):
     ids=["deleted", "flipped", "empty", "cut"],
 )
 @pytest.mark.parametrize("finished", [True, False])
-def test_only_the_damaged_shard_is_made_anew(undisturbed, copy, spoil, finished):
+def test_only_the_corrupted_shard_is_rebuilt(reference_store, copy, spoil, finished):
     before = {p.name: p.stat().st_mtime_ns for p in shard_files(copy)}
     spoil(copy / "shards" / "00005.safetensors")
     if not finished:
         (copy / "manifest.json").unlink()
-    convert(recipe(), copy)
+    convert(spec_of(), copy)
     changed = [p.name for p in shard_files(copy) if p.stat().st_mtime_ns != before[p.name]]
     assert changed == ["00005.safetensors"]
-    assert contents(copy) == contents(undisturbed)
+    assert contents(copy) == contents(reference_store)
 
 
-def test_damaged_store_is_none_until_it_is_mended(copy, monkeypatch):
+def test_corrupted_store_is_unfinished_until_rebuilt(copy, monkeypatch):
     (copy / "shards" / "00005.safetensors").unlink()
 
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(conversion, "write_shard", full)
+        patch.setattr(shard_conversion, "write_shard", full)
         with pytest.raises(DatasetError, match="No space left"):
-            convert(recipe(), copy)
+            convert(spec_of(), copy)
     assert not is_store(copy)
-    convert(recipe(), copy)
+    convert(spec_of(), copy)
     Store(copy).verify()
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"sha256": 1}'])
-def test_damaged_notes_of_a_shard_are_made_anew(undisturbed, copy, content):
+def test_corrupted_metadata_of_a_shard_are_rebuilt(reference_store, copy, content):
     (copy / "shards" / "00002.json").write_text(content)
     (copy / "manifest.json").write_text(content)
-    convert(recipe(), copy)
-    assert contents(copy) == contents(undisturbed)
+    convert(spec_of(), copy)
+    assert contents(copy) == contents(reference_store)
 
 
 @pytest.mark.parametrize("content", ["", "[7]", "\udcff"])
-def test_damaged_plan(copy, content):
+def test_corrupted_plan_is_rejected(copy, content):
     (copy / "conversion.json").write_text(content, errors="surrogateescape")
-    with pytest.raises(DatasetError, match="conversion.json: is damaged.*another folder"):
-        convert(recipe(), copy)
+    with pytest.raises(DatasetError, match="conversion.json: is corrupted.*another folder"):
+        convert(spec_of(), copy)
 
 
-def test_second_call_changes_nothing(copy, monkeypatch):
+def test_second_conversion_changes_nothing(copy, monkeypatch):
     before = {
         p: p.stat().st_mtime_ns
         for p in copy.rglob("*")
         if p.is_file() and p.name != ".conversion.lock"
     }
-    monkeypatch.setattr(conversion, "write_shard", lambda *_: pytest.fail("a shard is made again"))
-    monkeypatch.setattr(conversion, "write_json", lambda *_: pytest.fail("something is written"))
-    assert convert(recipe(), copy) == copy
+    for module, name in (
+        (shard_conversion, "write_shard"),
+        (shard_conversion, "write_json"),
+        (conversion_plan, "write_json"),
+    ):
+        monkeypatch.setattr(module, name, lambda *_: pytest.fail("something is written"))
+    assert convert(spec_of(), copy) == copy
     assert {
         p: p.stat().st_mtime_ns
         for p in copy.rglob("*")
@@ -383,7 +390,7 @@ def test_second_call_changes_nothing(copy, monkeypatch):
 
 
 def change_inside(path):
-    """Other bytes near the end, the same size and time."""
+    """Change bytes near the end but not the size and time of a file."""
     times = path.stat()
     content = bytearray(path.read_bytes())
     content[-9] ^= 1
@@ -392,9 +399,9 @@ def change_inside(path):
 
 
 @pytest.mark.parametrize("finished", [True, False])
-def test_source_that_changed_is_refused(tmp_path, finished):
+def test_changed_source_is_rejected(tmp_path, finished):
     source = Path(shutil.copy(MOLECULES, tmp_path / "data.hdf5"))
-    folder = convert(recipe(source), tmp_path / "store")
+    folder = convert(spec_of(source), tmp_path / "store")
     change_inside(source)
     if not finished:
         (folder / "manifest.json").unlink()
@@ -402,19 +409,19 @@ def test_source_that_changed_is_refused(tmp_path, finished):
         DatasetError,
         match="(?s)another source or with other settings.*source.digest: .* -> .*another folder",
     ):
-        convert(recipe(source), folder)
+        convert(spec_of(source), folder)
     assert is_store(folder) == finished
 
 
-def test_source_with_another_time_of_change(tmp_path):
-    """The same bytes: the store is good. An unfinished conversion cannot know, and does not go on."""
+def test_source_with_another_modification_time_is_accepted(tmp_path):
+    """A finished store with equal bytes is valid. An unfinished conversion is not resumed."""
     source = Path(shutil.copy(MOLECULES, tmp_path / "data.hdf5"))
-    folder = convert(recipe(source), tmp_path / "store")
+    folder = convert(spec_of(source), tmp_path / "store")
     os.utime(source, ns=(1, 1))
-    assert convert(recipe(source), folder) == folder
+    assert convert(spec_of(source), folder) == folder
     (folder / "manifest.json").unlink()
     with pytest.raises(DatasetError, match="source.modified: .* -> "):
-        convert(recipe(source), folder)
+        convert(spec_of(source), folder)
 
 
 @pytest.mark.parametrize(
@@ -425,72 +432,72 @@ def test_source_with_another_time_of_change(tmp_path):
         ({"atoms_per_shard": 61}, "recipe.atoms_per_shard: 60 -> 61"),
     ],
 )
-def test_other_settings_are_refused(copy, fields, words):
+def test_other_settings_are_rejected(copy, fields, words):
     with pytest.raises(DatasetError, match=words):
-        convert(recipe(**fields), copy)
+        convert(spec_of(**fields), copy)
     assert is_store(copy)
 
 
-def test_shards_without_a_plan_are_refused(copy):
+def test_shards_without_a_plan_are_rejected(copy):
     (copy / "conversion.json").unlink()
-    with pytest.raises(DatasetError, match="holds shards but no conversion.json"):
-        convert(recipe(), copy)
+    with pytest.raises(DatasetError, match="contains shards but no conversion.json"):
+        convert(spec_of(), copy)
 
 
 @pytest.mark.parametrize("atoms_per_shard", [60, 400, 10**6])
-def test_gradients_for_forces_are_refused(tmp_path, atoms_per_shard):
+def test_gradients_instead_of_forces_are_rejected(tmp_path, atoms_per_shard):
     source = edited(tmp_path / "wrong.hdf5", gradients_negated)
-    asked = recipe(source, atoms_per_shard)
+    spec = spec_of(source, atoms_per_shard)
     with pytest.raises(
         DatasetError,
-        match=r"(?s)wrong.hdf5: refused.*look like gradients.*--config.data.refuse=False",
+        match=r"(?s)wrong.hdf5: rejected.*look like gradients.*--config.data.reject_invalid=False",
     ):
-        convert(asked, tmp_path / "store")
+        convert(spec, tmp_path / "store")
     assert not is_store(tmp_path / "store")
     with pytest.raises(DatasetError, match="look like gradients"):
-        convert(asked, tmp_path / "store")
-    store = Store(convert(asked, tmp_path / "store", refuse=False))
+        convert(spec, tmp_path / "store")
+    store = Store(convert(spec, tmp_path / "store", reject_invalid=False))
     assert [p["what"] for p in store.manifest["problems"] if p["severity"] == "error"] == [
         "gradients"
     ]
-    right = Store(convert(recipe(MOLECULES, atoms_per_shard), tmp_path / "right"))
+    right = Store(convert(spec_of(MOLECULES, atoms_per_shard), tmp_path / "right"))
     assert not right.manifest["problems"]
 
 
-def test_refused_source_is_not_converted_to_its_end(tmp_path):
-    """The pairs of the first of its shards tell enough."""
+def test_rejected_source_is_not_converted_completely(tmp_path):
+    """The pairs of the first shard suffice."""
     source = edited(tmp_path / "wrong.hdf5", gradients_negated)
     with pytest.raises(DatasetError, match="look like gradients"):
-        convert(recipe(source, 400), tmp_path / "store")
+        convert(spec_of(source, 400), tmp_path / "store")
     assert len(shard_files(tmp_path / "store")) == 1
 
 
-def test_what_the_first_shard_does_not_show_is_refused_in_the_end(tmp_path):
+def test_problems_beyond_the_first_shard_are_rejected_at_the_end(tmp_path):
     def all_but_first(number, group):
         if number > 0:
             gradients_negated(number, group)
 
     source = edited(tmp_path / "wrong.hdf5", all_but_first)
     with pytest.raises(DatasetError, match="look like gradients|wrong sign"):
-        convert(recipe(source), tmp_path / "store")
+        convert(spec_of(source), tmp_path / "store")
     assert len(shard_files(tmp_path / "store")) == 17 and not is_store(tmp_path / "store")
 
 
-def test_problems_are_told(tmp_path, caplog):
+def test_problems_are_logged(tmp_path, caplog):
     source = edited(tmp_path / "wrong.hdf5", gradients_negated)
-    convert(recipe(source), tmp_path / "store", refuse=False)
+    convert(spec_of(source), tmp_path / "store", reject_invalid=False)
     assert "look like gradients" in caplog.text
 
 
-def test_being_killed_decides_nothing(tmp_path):
-    """One bad structure of 102 is let pass; so it is by a conversion that goes on with the shard that holds it."""
+def test_diagnosis_does_not_depend_on_interruptions(tmp_path):
+    """One bad structure of 102 is accepted, also if the conversion resumes with its shard."""
 
     def collide(number, group):
         if number == 9:
             group["conformations"][2, 1] = group["conformations"][2, 0] + 0.1
 
     source = edited(tmp_path / "data.hdf5", collide)
-    store = Store(convert(recipe(source), tmp_path / "store"))
+    store = Store(convert(spec_of(source), tmp_path / "store"))
     assert ("warning", "atoms too close") in {
         (p["severity"], p["what"]) for p in store.manifest["problems"]
     }
@@ -498,11 +505,11 @@ def test_being_killed_decides_nothing(tmp_path):
     (tmp_path / "store" / "manifest.json").unlink()
     for number in range(9, 17):
         (tmp_path / "store" / "shards" / f"{number:05d}.safetensors").unlink()
-    convert(recipe(source), tmp_path / "store")
+    convert(spec_of(source), tmp_path / "store")
     assert contents(tmp_path / "store") == before
 
 
-def test_filters_leave_out_what_they_say(tmp_path):
+def test_filters_exclude_structures_with_their_reason(tmp_path):
     settings = {
         "elements": ["H", "C", "N", "O"],
         "charge": 0.0,
@@ -510,9 +517,9 @@ def test_filters_leave_out_what_they_say(tmp_path):
         "max_force": 6.0,
         "require": "both",
     }
-    folder = convert(recipe(filters=settings), tmp_path / "store")
+    folder = convert(spec_of(filters=settings), tmp_path / "store")
     store = Store(folder)
-    with recipe().open() as source:
+    with spec_of().open() as source:
         everything = list(source)
 
     def passes(s):
@@ -547,7 +554,7 @@ def test_filters_over_conformations(tmp_path):
 
     source = edited(tmp_path / "data.hdf5", outlier)
     settings = {"max_energy_z": 20.0, "max_force_z": 20.0}
-    folder = convert(recipe(source, filters=settings), tmp_path / "store", refuse=False)
+    folder = convert(spec_of(source, filters=settings), tmp_path / "store", reject_invalid=False)
     store = Store(folder)
     with h5py.File(source) as file:
         expected = {
@@ -559,28 +566,32 @@ def test_filters_over_conformations(tmp_path):
     assert len(store) == 90 and store.manifest["filtered"]
     assert store.manifest["counts"]["removed"] == {"energy outlier": 6, "force outlier": 6}
     one = Store(
-        convert(recipe(source, 10**6, filters=settings), tmp_path / "one shard", refuse=False)
+        convert(
+            spec_of(source, 10**6, filters=settings), tmp_path / "one shard", reject_invalid=False
+        )
     )
     assert removed(one.path) == removed(folder)
     np.testing.assert_array_equal(one.index("fingerprint"), store.index("fingerprint"))
 
 
-@pytest.mark.parametrize("refuse", [True, False])
-def test_nothing_is_left(tmp_path, refuse):
+@pytest.mark.parametrize("reject_invalid", [True, False])
+def test_filters_that_exclude_everything_are_rejected(tmp_path, reject_invalid):
     with pytest.raises(
-        DatasetError, match="no structure is left of 102 read .*'too many atoms': 102.*the filters"
+        DatasetError, match="all 102 structures are excluded .*'too many atoms': 102.*the filters"
     ):
-        convert(recipe(filters={"max_atoms": 2}), tmp_path / "store", refuse=refuse)
+        convert(
+            spec_of(filters={"max_atoms": 2}), tmp_path / "store", reject_invalid=reject_invalid
+        )
     assert not is_store(tmp_path / "store")
 
 
-def test_skipped_conformations_are_counted_and_named(tmp_path):
+def test_skipped_conformations_are_counted_and_listed(tmp_path):
     def lost(number, group):
         if number in (2, 5):
             group["conformations"][3, 0] = np.nan
 
     source = edited(tmp_path / "data.hdf5", lost)
-    store = Store(convert(recipe(source, filters={"charge": 0.0}), tmp_path / "store"))
+    store = Store(convert(spec_of(source, filters={"charge": 0.0}), tmp_path / "store"))
     with h5py.File(source) as file:
         names = list(file)
     named = {(f"data.hdf5:{names[n]}#3", "positions not finite") for n in (2, 5)}
@@ -595,9 +606,9 @@ def test_skipped_conformations_are_counted_and_named(tmp_path):
 
 
 @pytest.mark.parametrize("written", [0, 1, 2, 4, 5, 9, 15])
-def test_full_disk(tmp_path, monkeypatch, written):
-    """However much had room: the cause is told, what is done stays, and the next start does the rest."""
-    expected = contents(convert(recipe(atoms_per_shard=500), tmp_path / "undisturbed"))
+def test_full_disk_is_reported(tmp_path, monkeypatch, written):
+    """The cause is reported, finished shards stay, and a rerun converts the rest."""
+    expected = contents(convert(spec_of(atoms_per_shard=500), tmp_path / "reference"))
     fsync, count = os.fsync, [0]
 
     def full(descriptor):
@@ -609,14 +620,14 @@ def test_full_disk(tmp_path, monkeypatch, written):
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(
-            DatasetError, match="store cannot be written.*No space left.*What is done stays"
+            DatasetError, match="cannot write the store.*No space left.*Finished shards are kept"
         ):
-            convert(recipe(atoms_per_shard=500), tmp_path / "store")
+            convert(spec_of(atoms_per_shard=500), tmp_path / "store")
     assert count[0] == written + 1 and not is_store(tmp_path / "store")
     done = {p: p.stat().st_mtime_ns for p in shard_files(tmp_path / "store")}
-    assert len(done) == min(written // 2, len(shard_files(tmp_path / "undisturbed")))
+    assert len(done) == min(written // 2, len(shard_files(tmp_path / "reference")))
     assert not list((tmp_path / "store").glob("shards/*.tmp"))
-    convert(recipe(atoms_per_shard=500), tmp_path / "store")
+    convert(spec_of(atoms_per_shard=500), tmp_path / "store")
     assert contents(tmp_path / "store") == expected
     complete = [p for i, p in enumerate(sorted(done)) if 2 * i + 3 <= written]
     assert all(p.stat().st_mtime_ns == done[p] for p in complete)
@@ -624,7 +635,7 @@ def test_full_disk(tmp_path, monkeypatch, written):
 
 @contextmanager
 def ordinary_user():
-    """Rights of others for a while, where the tests run as root."""
+    """Drop root privileges temporarily if the tests run as root."""
     root = os.geteuid() == 0
     if root:
         os.seteuid(65534)
@@ -635,31 +646,31 @@ def ordinary_user():
             os.seteuid(0)
 
 
-def test_read_only_folder():
+def test_read_only_folder_is_reported():
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         source = shutil.copy(MOLECULES, folder)
         (folder / "stores").mkdir()
         for path, mode in ((folder, 0o755), (source, 0o644), (folder / "stores", 0o555)):
             os.chmod(path, mode)
-        asked = recipe(source, reader="spice")
-        asked.open().close()  # what is imported then need not be readable by others
+        spec = spec_of(source, reader="spice")
+        spec.open().close()  # imports now, because the modules may be unreadable for other users
         with (
             ordinary_user(),
-            pytest.raises(DatasetError, match="stores/a: the store cannot be written.*Permission"),
+            pytest.raises(DatasetError, match="stores/a: cannot write the store.*Permission"),
         ):
-            convert(asked, folder / "stores" / "a")
+            convert(spec, folder / "stores" / "a")
 
 
-def test_file_in_place_of_the_folder(tmp_path):
+def test_file_instead_of_the_folder_is_rejected(tmp_path):
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "store"):
-        with pytest.raises(DatasetError, match="the store cannot be written"):
-            convert(recipe(), folder)
+        with pytest.raises(DatasetError, match="cannot write the store"):
+            convert(spec_of(), folder)
 
 
-def test_worker_errors_are_the_readers(tmp_path):
-    """A record that cannot be read is named, from whichever process it is read."""
+def test_errors_of_the_reader_pass_through_workers(tmp_path):
+    """An unreadable record is identified, whichever process reads it."""
 
     def wrong_unit(number, group):
         if number == 11:  # not among the records that are looked at beforehand
@@ -670,31 +681,31 @@ def test_worker_errors_are_the_readers(tmp_path):
         with pytest.raises(
             DatasetError, match="data.hdf5:[-a-z]+ 003: conformations is in 'angstrom'"
         ):
-            convert(recipe(source), tmp_path / f"{n}", num_processes=n)
+            convert(spec_of(source), tmp_path / f"{n}", num_processes=n)
         assert not is_store(tmp_path / f"{n}") and shard_files(tmp_path / f"{n}")
 
 
-def test_settings_that_mean_nothing(tmp_path):
+def test_invalid_settings_are_rejected(tmp_path):
     with pytest.raises(ValueError, match="dtype must be.*'float16'"):
-        convert(recipe(dtype="float16"), tmp_path / "a")
+        convert(spec_of(dtype="float16"), tmp_path / "a")
     with pytest.raises(ConfigError, match="Did you mean 'spice'"):
-        convert(recipe(reader="spise"), tmp_path / "b")
+        convert(spec_of(reader="spise"), tmp_path / "b")
     with pytest.raises(ValueError, match="'Xx' is not the symbol"):
-        convert(recipe(filters={"elements": ["Xx"]}), tmp_path / "c")
+        convert(spec_of(filters={"elements": ["Xx"]}), tmp_path / "c")
     with pytest.raises(DatasetError, match="nowhere.hdf5: no such file"):
-        convert(recipe(tmp_path / "nowhere.hdf5"), tmp_path / "d")
+        convert(spec_of(tmp_path / "nowhere.hdf5"), tmp_path / "d")
     assert not any((tmp_path / name).exists() for name in "abd")
 
 
-def test_default_filters_leave_out_nothing_without_labels(tmp_path):
-    """A store may hold structures that are there to be relaxed; filters of a training come later."""
-    assert Filters(**recipe().filters).require == "none"
+def test_default_filters_keep_structures_without_labels(tmp_path):
+    """A store may contain structures to relax. Training applies its own filters."""
+    assert Filters(**spec_of().filters).require == "none"
 
     def unlabelled(number, group):
         if number == 3:
             del group["dft_total_energy"], group["dft_total_gradient"]
 
-    store = Store(convert(recipe(edited(tmp_path / "data.hdf5", unlabelled)), tmp_path / "store"))
+    store = Store(convert(spec_of(edited(tmp_path / "data.hdf5", unlabelled)), tmp_path / "store"))
     without = np.flatnonzero(np.asarray(store.index("record")) == 3)
     assert len(store) == 102 and np.isnan(store.take(without).energy).all()
     assert (
@@ -710,8 +721,8 @@ def test_default_filters_leave_out_nothing_without_labels(tmp_path):
     )
 
 
-def test_a_first_shard_without_labels_refuses_nothing(tmp_path):
-    """What only the whole tells is not judged by a part."""
+def test_first_shard_without_labels_is_accepted(tmp_path):
+    """Problems that require the whole data are not diagnosed from a part."""
     frames = []
     for s in range(60):
         atoms = ase.Atoms("OH2", [[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
@@ -720,7 +731,7 @@ def test_a_first_shard_without_labels_refuses_nothing(tmp_path):
         atoms.calc = SinglePointCalculator(atoms, energy=energy)
         frames.append(atoms)
     ase.io.write(tmp_path / "half.xyz", frames, format="extxyz")
-    made = Store(
+    store = Store(
         convert(
             ConversionSpec(
                 str(tmp_path / "half.xyz"), "ase", {"energy_key": "energy"}, atoms_per_shard=30
@@ -730,5 +741,5 @@ def test_a_first_shard_without_labels_refuses_nothing(tmp_path):
             progress=False,
         )
     )
-    assert len(made) == 60 and np.isfinite(made.index("energy")).sum() == 30
-    assert any("energy" in p["message"] for p in made.manifest["problems"])
+    assert len(store) == 60 and np.isfinite(store.index("energy")).sum() == 30
+    assert any("energy" in p["message"] for p in store.manifest["problems"])

@@ -1,4 +1,4 @@
-"""Shards give back what was written, can be opened by others, and say so when they are damaged."""
+"""Tests for shards: round trip, access by other libraries, and corruption."""
 
 import errno
 import json
@@ -15,7 +15,7 @@ from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.store.shards import TEXTS, Shard, checksum, encode, write_shard
 from mlip_jax.structure import Structure
 
-# NumPy's texts lose zeros at their end, and surrogates are no characters.
+# NumPy strings lose trailing zeros, and surrogates are not characters.
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
 
 
@@ -23,10 +23,10 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")
 def structures(draw, min_size=0):
     rng = np.random.default_rng(draw(st.integers(0, 9999)))
     some_periodic, some_forces = draw(st.booleans()), draw(st.booleans())
-    made = []
+    items = []
     for s, n in enumerate(draw(st.lists(st.integers(0, 6), min_size=min_size, max_size=7))):
         periodic = some_periodic and draw(st.booleans())
-        made.append(
+        items.append(
             Structure(
                 rng.integers(1, 119, n).astype(np.int32),
                 rng.normal(size=(n, 3)) * 10.0 ** rng.integers(-3, 4),
@@ -50,11 +50,11 @@ def structures(draw, min_size=0):
                 },
             )
         )
-    return made
+    return items
 
 
 def rounded(columns: Columns, dtype) -> dict:
-    """All fields of `columns`; what a shard holds in `dtype` rounded to it."""
+    """Return all fields of `columns`, rounded to `dtype` where the shard stores it."""
     fields = dict(vars(columns))
     for name in ("positions", "forces"):
         fields[name] = fields[name].astype(dtype).astype(np.float64)
@@ -64,13 +64,13 @@ def rounded(columns: Columns, dtype) -> dict:
     return fields
 
 
-def assert_same(found: Columns, expected: dict):
-    np.testing.assert_equal(dict(vars(found)), expected)
+def assert_same(actual: Columns, expected: dict):
+    np.testing.assert_equal(dict(vars(actual)), expected)
     assert (
-        found.positions.dtype == found.forces.dtype == np.float64
-        and found.numbers.dtype == np.int32
+        actual.positions.dtype == actual.forces.dtype == np.float64
+        and actual.numbers.dtype == np.int32
     )
-    assert found.pbc is None or found.pbc.dtype == bool
+    assert actual.pbc is None or actual.pbc.dtype == bool
 
 
 @pytest.fixture(scope="module")
@@ -80,26 +80,26 @@ def shard_path(tmp_path_factory):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @settings(max_examples=40, deadline=None)
-@given(made=structures(), cuts=st.tuples(st.integers(0, 7), st.integers(0, 7)))
-def test_round_trip(shard_path, dtype, made, cuts):
-    columns = Columns.from_structures(made)
+@given(items=structures(), cuts=st.tuples(st.integers(0, 7), st.integers(0, 7)))
+def test_round_trip(shard_path, dtype, items, cuts):
+    columns = Columns.from_structures(items)
     write_shard(shard_path, encode(columns, dtype))
     shard = Shard(shard_path)
-    assert len(shard) == len(made)
-    assert_same(shard.columns(0, len(made)), rounded(columns, dtype))
-    start, stop = sorted(min(c, len(made)) for c in cuts)
+    assert len(shard) == len(items)
+    assert_same(shard.columns(0, len(items)), rounded(columns, dtype))
+    start, stop = sorted(min(c, len(items)) for c in cuts)
     assert_same(shard.columns(start, stop), rounded(columns.take(np.arange(start, stop)), dtype))
 
 
 @settings(max_examples=20, deadline=None)
-@given(made=structures(min_size=1), seed=st.integers(0, 99))
-def test_texts_of_any_codes(shard_path, made, seed):
-    write_shard(shard_path, encode(Columns.from_structures(made)))
+@given(items=structures(min_size=1), seed=st.integers(0, 99))
+def test_texts_by_code(shard_path, items, seed):
+    write_shard(shard_path, encode(Columns.from_structures(items)))
     shard = Shard(shard_path)
-    drawn = np.random.default_rng(seed).integers(0, len(made), 5)
+    drawn = np.random.default_rng(seed).integers(0, len(items), 5)
     for name in TEXTS:
         codes = shard.arrays[f"text.{name}.code"][drawn]
-        assert shard.texts(name, codes).tolist() == [getattr(made[s], name) for s in drawn]
+        assert shard.texts(name, codes).tolist() == [getattr(items[s], name) for s in drawn]
         assert shard.texts(name, codes[:0]).tolist() == []
 
 
@@ -126,15 +126,15 @@ def water(n=4, **fields) -> Columns:
 
 
 @settings(max_examples=20, deadline=None)
-@given(made=structures())
-def test_opened_by_the_safetensors_library(shard_path, made):
-    arrays = encode(Columns.from_structures(made))
+@given(items=structures())
+def test_readable_by_the_safetensors_library(shard_path, items):
+    arrays = encode(Columns.from_structures(items))
     write_shard(shard_path, arrays)
-    found = safetensors.numpy.load_file(shard_path)
-    assert found.keys() == arrays.keys()
+    actual = safetensors.numpy.load_file(shard_path)
+    assert actual.keys() == arrays.keys()
     for name, values in arrays.items():
-        assert found[name].dtype == values.dtype
-        np.testing.assert_array_equal(found[name], values, err_msg=name)
+        assert actual[name].dtype == values.dtype
+        np.testing.assert_array_equal(actual[name], values, err_msg=name)
 
 
 def test_missing_labels_take_no_space(tmp_path):
@@ -158,7 +158,7 @@ def test_bytes_and_checksum_are_always_the_same(tmp_path):
     assert write_shard(tmp_path / "x", encode(water(5))) != sums[0]
 
 
-def test_writing_replaces_a_shard_and_leaves_its_readers_alone(tmp_path):
+def test_writing_replaces_a_shard_without_disturbing_readers(tmp_path):
     path = tmp_path / "00000.safetensors"
     write_shard(path, encode(water(4)))
     before = Shard(path)
@@ -184,8 +184,8 @@ def test_full_disk_leaves_nothing_behind(tmp_path, monkeypatch, before):
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == kept
 
 
-def damaged(tmp_path, change):
-    """A shard whose bytes went through `change`."""
+def corrupted(tmp_path, change):
+    """Write a shard after applying `change` to its bytes."""
     path = tmp_path / "00007.safetensors"
     write_shard(path, encode(water()))
     path.write_bytes(change(bytearray(path.read_bytes())))
@@ -246,16 +246,16 @@ def with_header(content, header):
         "columns missing",
     ],
 )
-def test_damaged_file_is_named(tmp_path, change):
-    path = damaged(tmp_path, change)
+def test_corrupted_file_is_reported(tmp_path, change):
+    path = corrupted(tmp_path, change)
     with pytest.raises(
-        DatasetError, match="00007.safetensors: this shard of the store is damaged.*convert again"
+        DatasetError, match="00007.safetensors: the shard is corrupted.*convert again"
     ):
         Shard(path)
 
 
-def test_any_flipped_byte_of_the_header_is_an_error_or_harmless_to_open(tmp_path):
-    path = damaged(tmp_path, lambda c: c)
+def test_flipped_header_bytes_give_an_error_or_no_harm(tmp_path):
+    path = corrupted(tmp_path, lambda c: c)
     content = path.read_bytes()
     refused = 0
     for place in range(0, header_end(content)):
@@ -268,15 +268,15 @@ def test_any_flipped_byte_of_the_header_is_an_error_or_harmless_to_open(tmp_path
     assert refused > 0.7 * header_end(content)
 
 
-def test_missing_file_is_named(tmp_path):
-    with pytest.raises(DatasetError, match="00003.safetensors: this shard of the store is missing"):
+def test_missing_file_is_reported(tmp_path):
+    with pytest.raises(DatasetError, match="00003.safetensors: the shard is missing"):
         Shard(tmp_path / "00003.safetensors")
     (tmp_path / "folder.safetensors").mkdir()
     with pytest.raises(DatasetError, match="folder.safetensors"):
         Shard(tmp_path / "folder.safetensors")
 
 
-def test_other_tensors_and_metadata_do_no_harm(tmp_path):
+def test_other_tensors_and_metadata_are_ignored(tmp_path):
     path = tmp_path / "00000.safetensors"
     arrays = encode(water()) | {"index.extra": np.arange(4, dtype=np.uint64)}
     path.write_bytes(safetensors.numpy.save(arrays, {"made by": "someone"}))
@@ -286,12 +286,12 @@ def test_other_tensors_and_metadata_do_no_harm(tmp_path):
 
 
 def mapped_memory(path):
-    """Bytes of the mappings of a file that are in this process' memory."""
-    total, here = 0, False
+    """Return the resident bytes of the mappings of a file in this process."""
+    total, in_file = 0, False
     with open("/proc/self/smaps") as file:
         for line in file:
             if line.split(" ", 1)[0].count("-") == 1:
-                here = line.rstrip().endswith(str(path))
-            elif here and line.startswith("Rss:"):
+                in_file = line.rstrip().endswith(str(path))
+            elif in_file and line.startswith("Rss:"):
                 total += 1024 * int(line.split()[1])
     return total

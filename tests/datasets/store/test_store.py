@@ -1,4 +1,4 @@
-"""A store gives what its source holds, in any order, from any number of shards, in little memory."""
+"""Tests for the store: equal to its source, in any order, from any number of shards."""
 
 import json
 import os
@@ -39,7 +39,7 @@ DEVIATION = 0.02  # eV/atom, of the median of the molecule: leaves some of most 
 
 
 def mixed_file(path):
-    """Extended XYZ of open and periodic frames, with and without labels, so that shards differ in what they have."""
+    """Write extended XYZ with varying labels and periodicity, so that shards differ in columns."""
     rng = np.random.default_rng(5)
     lines = []
     for s in range(40):
@@ -68,7 +68,7 @@ def mixed_file(path):
     return path
 
 
-def recipes(folder):
+def specs(folder):
     options = {
         "molecule_key": "molecule",
         "property_keys": ["dipole", "gap"],
@@ -92,53 +92,55 @@ def recipes(folder):
     }
 
 
-def expected_of(recipe) -> list:
-    """The structures that the store must hold, read from the source one by one."""
-    with recipe.open() as source:
-        made = list(source)
-    if "charge" in recipe.filters:
-        made = [s for s in made if s.charge == 0 and len(s) <= 9]
-    if "max_energy_deviation" in recipe.filters:
+def expected_of(spec) -> list:
+    """Return the structures that the store must contain, read from the source one by one."""
+    with spec.open() as source:
+        structures = list(source)
+    if "charge" in spec.filters:
+        structures = [s for s in structures if s.charge == 0 and len(s) <= 9]
+    if "max_energy_deviation" in spec.filters:
         median = {
-            m: np.median([s.energy for s in made if s.molecule == m])
-            for m in {s.molecule for s in made}
+            m: np.median([s.energy for s in structures if s.molecule == m])
+            for m in {s.molecule for s in structures}
         }
-        made = [s for s in made if abs(s.energy - median[s.molecule]) <= DEVIATION * len(s)]
-    return made
+        structures = [
+            s for s in structures if abs(s.energy - median[s.molecule]) <= DEVIATION * len(s)
+        ]
+    return structures
 
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory):
-    """By name: (path, the structures that it must hold)."""
+    """Stores by name: (path, structures that it must contain)."""
     folder = tmp_path_factory.mktemp("stores")
     return {
         name: (
             conversion.convert(
-                recipe, folder / name, num_processes=1, progress=False, refuse=False
+                spec, folder / name, num_processes=1, progress=False, reject_invalid=False
             ),
-            Columns.from_structures(expected_of(recipe)),
+            Columns.from_structures(expected_of(spec)),
         )
-        for name, recipe in recipes(folder).items()
+        for name, spec in specs(folder).items()
     }
 
 
 @pytest.fixture(params=["molecules", "mixed", "one shard", "with holes", "no charged ones"])
-def made(request, stores):
+def case(request, stores):
     path, expected = stores[request.param]
     return Store(path), expected
 
 
 @pytest.fixture
 def copy(stores, tmp_path):
-    """A copy of a store that may be spoiled."""
+    """A copy of a store that a test can corrupt."""
     return Path(shutil.copytree(stores["molecules"][0], tmp_path / "store"))
 
 
-def assert_same(found: Columns, expected: Columns, names=None):
-    """Equal, but for float32; a column that no structure found has may be missing, and be NaN or zero in `expected`."""
+def assert_same(actual: Columns, expected: Columns, names=None):
+    """Compare up to float32. Columns that are NaN or zero in `expected` may be missing."""
     names = names or [*vars(expected)]
     for name in names:
-        a, b = getattr(found, name), getattr(expected, name)
+        a, b = getattr(actual, name), getattr(expected, name)
         if name in ("properties", "atom_properties"):
             assert a.keys() <= b.keys()
             for key, values in b.items():
@@ -154,13 +156,13 @@ def assert_same(found: Columns, expected: Columns, names=None):
             np.testing.assert_array_equal(a, b, err_msg=name)
 
 
-def test_stores_are_what_these_tests_need(stores):
+def test_stores_cover_the_cases_of_these_tests(stores):
     counts = {name: len(Store(path).manifest["shards"]) for name, (path, _) in stores.items()}
     assert counts["molecules"] == 17 and counts["mixed"] > 10 and counts["one shard"] == 1
     empty = [
         s for s in Store(stores["no charged ones"][0]).manifest["shards"] if not s["structures"]
     ]
-    assert empty, "a shard of which the filters leave nothing"
+    assert empty, "expected a shard without any structure after filtering"
     columns = [
         shards.Shard(stores["mixed"][0] / "shards" / s["file"]).arrays.keys()
         for s in Store(stores["mixed"][0]).manifest["shards"]
@@ -171,12 +173,12 @@ def test_stores_are_what_these_tests_need(stores):
     assert holes.manifest["filtered"] and 20 < len(holes) < 95
 
 
-def test_holds_what_the_source_holds(made):
-    found, expected = made
-    assert len(found) == len(expected)
-    assert_same(found.take(np.arange(len(found))), expected)
-    for s in (0, len(found) // 2, len(found) - 1):
-        assert_same(Columns.from_structures([found[s]]), expected.take([s]))
+def test_store_equals_the_source(case):
+    actual, expected = case
+    assert len(actual) == len(expected)
+    assert_same(actual.take(np.arange(len(actual))), expected)
+    for s in (0, len(actual) // 2, len(actual) - 1):
+        assert_same(Columns.from_structures([actual[s]]), expected.take([s]))
 
 
 @settings(max_examples=30, deadline=None)
@@ -186,25 +188,25 @@ def test_take_in_any_order(stores, data):
         indices = np.array(
             data.draw(st.lists(st.integers(0, len(expected) - 1), max_size=12)), np.int64
         )
-        found = Store(path)
-        assert_same(found.take(indices), expected.take(indices))
-        assert_same(found.take(indices, labels_only=True), expected.take(indices), LABELS)
+        actual = Store(path)
+        assert_same(actual.take(indices), expected.take(indices))
+        assert_same(actual.take(indices, labels_only=True), expected.take(indices), LABELS)
 
 
-def test_labels_only_saves_texts_and_properties(made):
-    found, expected = made
-    labels = found.take(np.arange(len(found)), labels_only=True)
+def test_labels_only_omits_texts_and_properties(case):
+    actual, expected = case
+    labels = actual.take(np.arange(len(actual)), labels_only=True)
     assert_same(labels, expected, LABELS)
-    assert_same(labels, found.take(np.arange(len(found))), LABELS)
+    assert_same(labels, actual.take(np.arange(len(actual))), LABELS)
     assert not labels.properties and set(labels.molecule) == {""}
 
 
 @pytest.mark.parametrize("labels_only", [False, True])
-def test_numbers_outside_are_refused(made, labels_only):
-    found, _ = made
-    for wrong in ([-1], [0, len(found)]):
-        with pytest.raises(IndexError, match=f"0 to {len(found) - 1}"):
-            found.take(np.array(wrong), labels_only=labels_only)
+def test_indices_out_of_range_are_rejected(case, labels_only):
+    actual, _ = case
+    for wrong in ([-1], [0, len(actual)]):
+        with pytest.raises(IndexError, match=f"0 to {len(actual) - 1}"):
+            actual.take(np.array(wrong), labels_only=labels_only)
 
 
 def test_iterates_as_a_sequence(stores):
@@ -216,32 +218,32 @@ def test_iterates_as_a_sequence(stores):
 
 @pytest.mark.parametrize("size", [1, 7, 4096])
 @pytest.mark.parametrize("labels_only", [False, True])
-def test_chunks(made, size, labels_only):
-    found, expected = made
+def test_chunks(case, size, labels_only):
+    actual, expected = case
     names = LABELS if labels_only else None
     seen = []
-    for here, columns in found.chunks(size=size, labels_only=labels_only):
-        assert 1 <= len(here) <= size
-        assert_same(columns, expected.take(here), names)
-        seen.append(here)
-    np.testing.assert_array_equal(np.concatenate(seen), np.arange(len(found)))
-    order = np.random.default_rng(0).permutation(len(found))[:11]
-    parts = list(found.chunks(order, size, labels_only=labels_only))
-    np.testing.assert_array_equal(np.concatenate([here for here, _ in parts]), order)
-    for here, columns in parts:
-        assert_same(columns, expected.take(here), names)
+    for block, columns in actual.chunks(size=size, labels_only=labels_only):
+        assert 1 <= len(block) <= size
+        assert_same(columns, expected.take(block), names)
+        seen.append(block)
+    np.testing.assert_array_equal(np.concatenate(seen), np.arange(len(actual)))
+    order = np.random.default_rng(0).permutation(len(actual))[:11]
+    parts = list(actual.chunks(order, size, labels_only=labels_only))
+    np.testing.assert_array_equal(np.concatenate([block for block, _ in parts]), order)
+    for block, columns in parts:
+        assert_same(columns, expected.take(block), names)
 
 
-def test_texts(made):
-    found, expected = made
+def test_texts(case):
+    actual, expected = case
     for name in shards.TEXTS:
-        codes, texts = found.texts(name)
-        assert codes.shape == (len(found),) and len(set(texts)) == len(texts)
+        codes, texts = actual.texts(name)
+        assert codes.shape == (len(actual),) and len(set(texts)) == len(texts)
         assert [texts[c] for c in codes] == getattr(expected, name).tolist()
 
 
-def test_index(made):
-    found, expected = made
+def test_index(case):
+    actual, expected = case
     biggest = [np.abs(s.forces).max() for s in expected]
     shortest = geometry.shortest_distances(expected)
     recomputed = {
@@ -258,72 +260,76 @@ def test_index(made):
     }
     assert recomputed.keys() == INDEX.keys()
     for name, values in recomputed.items():
-        index = found.index(name)
-        assert index.dtype == INDEX[name] and index.shape == (len(found),)
+        index = actual.index(name)
+        assert index.dtype == INDEX[name] and index.shape == (len(actual),)
         np.testing.assert_allclose(
             index, values, rtol=0 if index.dtype.kind in "iu" else 1e-6, err_msg=name
         )
     rms = [np.sqrt((s.forces**2).mean()) for s in expected]
-    np.testing.assert_allclose(found.index("force_rms"), rms, rtol=1e-6)
+    np.testing.assert_allclose(actual.index("force_rms"), rms, rtol=1e-6)
 
 
-def test_molecules_are_counted(made):
-    found, expected = made
-    assert found.manifest["molecules"] == len(set(expected.molecule))
-    assert found.manifest["structures"] == len(expected)
+def test_molecules_are_counted(case):
+    actual, expected = case
+    assert actual.manifest["molecules"] == len(set(expected.molecule))
+    assert actual.manifest["structures"] == len(expected)
 
 
-def test_in_another_process(stores):
-    """What a worker process does: a copy through pickle opens its own files."""
+def test_store_can_be_sent_to_another_process(stores):
+    """A pickled copy, as for a worker process, opens its own files."""
     path, expected = stores["mixed"]
-    here = Store(path)
-    here.take(np.arange(3))
-    content = pickle.dumps(here)
+    original = Store(path)
+    original.take(np.arange(3))
+    content = pickle.dumps(original)
     assert len(content) < 1000
     there = pickle.loads(content)
     assert_same(there.take(np.arange(len(there))), expected)
 
 
 @pytest.mark.parametrize("labels_only", [False, True])
-def test_few_shards_are_open(stores, monkeypatch, labels_only):
+def test_number_of_open_shards_is_limited(stores, monkeypatch, labels_only):
     monkeypatch.setattr(store, "_OPEN_SHARDS", 3)
     path, expected = stores["molecules"]
-    found = Store(path)
+    actual = Store(path)
     opened = Counter()
     original = shards.Shard.__init__
     monkeypatch.setattr(
         store.Shard, "__init__", lambda self, p: (opened.update([p.name]), original(self, p))[1]
     )
-    order = np.random.default_rng(1).permutation(len(found))
-    assert_same(found.take(order, labels_only=labels_only), expected.take(order), LABELS)
-    assert len(found._open) == 3
+    order = np.random.default_rng(1).permutation(len(actual))
+    assert_same(actual.take(order, labels_only=labels_only), expected.take(order), LABELS)
+    assert len(actual._open) == 3
     opened.clear()
     for record in (0, 1, 0, 2, 0, 3, 0, 4, 0):
-        found.take([np.argmax(expected.record == record)], labels_only=labels_only)
-    assert opened["00000.safetensors"] <= 1 and len(opened) >= 4, "what was used last stays open"
+        actual.take([np.argmax(expected.record == record)], labels_only=labels_only)
+    assert opened["00000.safetensors"] <= 1 and len(opened) >= 4, (
+        "the last used shard must stay open"
+    )
 
 
 def in_memory(path):
-    """Bytes of the mappings of files under `path` that are in this process' memory."""
-    total, here = 0, False
+    """Return the resident bytes of the mappings of files under `path` in this process."""
+    total, in_file = 0, False
     with open("/proc/self/smaps") as file:
         for line in file:
             if line.split(" ", 1)[0].count("-") == 1:
-                here = f"{path}/shards/" in line
-            elif here and line.startswith("Rss:"):
+                in_file = f"{path}/shards/" in line
+            elif in_file and line.startswith("Rss:"):
                 total += 1024 * int(line.split()[1])
     return total
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/smaps"), reason="Linux tells what is in memory")
+@pytest.mark.skipif(
+    not os.path.exists("/proc/self/smaps"), reason="requires /proc, which lists memory maps"
+)
 @pytest.mark.parametrize("labels_only", [False, True])
-def test_reading_leaves_nothing_in_memory(stores, labels_only):
+def test_reading_does_not_accumulate_memory(stores, labels_only):
     path, expected = stores["molecules"]
-    found = Store(path)
+    actual = Store(path)
     for order in (np.arange(len(expected)), np.random.default_rng(0).permutation(len(expected))):
-        assert_same(found.take(order, labels_only=labels_only), expected.take(order), LABELS)
+        assert_same(actual.take(order, labels_only=labels_only), expected.take(order), LABELS)
         assert in_memory(path) == 0
-    assert found._shard(0).arrays["positions"].sum() and in_memory(path) > 0, (
+    assert actual._shard(0).arrays["positions"].sum() and in_memory(path) > 0, (
         "a column as a whole is mapped"
     )
 
@@ -334,7 +340,7 @@ def flip(path, place=-5):
     path.write_bytes(content)
 
 
-def test_verify_names_the_damaged_shards(copy):
+def test_verify_lists_the_corrupted_shards(copy):
     Store(copy).verify()
     for number in (3, 11):
         flip(copy / "shards" / f"{number:05d}.safetensors")
@@ -345,19 +351,19 @@ def test_verify_names_the_damaged_shards(copy):
 
 
 @pytest.mark.parametrize(
-    "spoil, found",
+    "spoil, actual",
     [
         (lambda p: p.unlink(), "is missing"),
         (lambda p: p.write_bytes(b""), "has 0 bytes"),
         (lambda p: p.write_bytes(p.read_bytes() + b"x"), "has [0-9]+ bytes"),
     ],
 )
-def test_missing_or_cut_shard_is_named_when_opened(copy, spoil, found):
+def test_missing_or_truncated_shard_is_reported_on_opening(copy, spoil, actual):
     file = copy / "shards" / "00009.safetensors"
     size = file.stat().st_size
     spoil(file)
     with pytest.raises(
-        DatasetError, match=f"00009.safetensors: {found}, expected {size} bytes. Convert .* again"
+        DatasetError, match=f"00009.safetensors: {actual}, expected {size} bytes. Convert .* again"
     ):
         Store(copy)
 
@@ -375,16 +381,16 @@ def test_missing_or_cut_shard_is_named_when_opened(copy, spoil, found):
         "\udcff",
     ],
 )
-def test_damaged_manifest(copy, content):
+def test_corrupted_manifest_is_rejected(copy, content):
     (copy / "manifest.json").write_text(content, errors="surrogateescape")
-    with pytest.raises(DatasetError, match="manifest.json: is damaged.*convert again"):
+    with pytest.raises(DatasetError, match="manifest.json: is corrupted.*convert again"):
         Store(copy)
 
 
-def test_newer_version_and_other_formats_are_refused(copy):
+def test_newer_version_and_other_formats_are_rejected(copy):
     manifest = json.loads((copy / "manifest.json").read_text())
     for change, words in (
-        ({"version": 2}, "version 2, this is for.*to version 1; update"),
+        ({"version": 2}, "version 2, expected.*version 1 or earlier. Update"),
         ({"format": "other store"}, "'other store'"),
     ):
         (copy / "manifest.json").write_text(json.dumps(manifest | change))
@@ -401,17 +407,17 @@ def test_newer_version_and_other_formats_are_refused(copy):
         lambda p: p.write_bytes(pickle.dumps([1, 2])),
     ],
 )
-def test_damaged_index(copy, spoil):
+def test_corrupted_index_is_rejected(copy, spoil):
     spoil(copy / "index" / "energy.npy")
     opened = Store(copy)
     with pytest.raises(
         DatasetError,
-        match="energy.npy: .*missing or damaged.*Delete manifest.json and convert again",
+        match="energy.npy: .*missing or corrupted.*Delete manifest.json and convert again",
     ):
         opened.index("energy")
     assert len(opened.take([0])) == 1  # the shards are sound
     (copy / "manifest.json").unlink()
-    conversion.convert(recipes(copy)["molecules"], copy, num_processes=1, progress=False)
+    conversion.convert(specs(copy)["molecules"], copy, num_processes=1, progress=False)
     assert len(Store(copy).index("energy")) == 102
 
 
@@ -425,53 +431,51 @@ def test_is_store(stores, tmp_path, copy):
     )
     (copy / "manifest.json").unlink()
     assert not is_store(copy)
-    with pytest.raises(
-        DatasetError, match="no manifest.json; .*its conversion did not end.*goes on"
-    ):
+    with pytest.raises(DatasetError, match="no manifest.json: .*an unfinished conversion.*resume"):
         Store(copy)
 
 
 def test_no_official_split_and_level_of_theory(stores):
-    found = Store(stores["molecules"][0])
-    assert found.official_split() is None and found.level_of_theory.startswith("GFN2-xTB")
+    actual = Store(stores["molecules"][0])
+    assert actual.official_split() is None and actual.level_of_theory.startswith("GFN2-xTB")
 
 
-def test_holes_have_no_numbers(stores):
-    """Structures that filters over several conformations took out are in the shards, and nowhere else."""
+def test_removed_structures_have_no_number(stores):
+    """Structures that filters over conformations removed are only in the shards."""
     path, expected = stores["with holes"]
-    found = Store(path)
-    assert sum(s["structures"] for s in found.manifest["shards"]) == 102 > len(found)
+    actual = Store(path)
+    assert sum(s["structures"] for s in actual.manifest["shards"]) == 102 > len(actual)
     physical = np.load(path / "index" / "physical.npy")
-    assert physical.shape == (len(found),) and (np.diff(physical) > 0).all()
+    assert physical.shape == (len(actual),) and (np.diff(physical) > 0).all()
     kept = {f"{s.source}#{s.conformer}" for s in expected}
     removed = [line.split(",") for line in (path / "removed.csv").read_text().splitlines()[1:]]
     assert {reason for _, reason in removed} == {"energy outlier"} and len(removed) == 102 - len(
-        found
+        actual
     )
     assert not kept & {identity for identity, _ in removed}
-    assert found.manifest["counts"]["removed"] == {"energy outlier": len(removed)}
+    assert actual.manifest["counts"]["removed"] == {"energy outlier": len(removed)}
 
 
 class Hesitant(OrderedDict):
-    """Lets other threads go on between finding a shard and using it."""
+    """Dictionary that lets other threads run between finding and using a shard."""
 
     def get(self, key):
-        found = super().get(key)
+        actual = super().get(key)
         time.sleep(0)
-        return found
+        return actual
 
 
 def test_threads_share_a_store(stores, monkeypatch):
-    """Fewer shards open than there are: one thread closes what another is about to use."""
+    """With few open shards, one thread closes a shard that another is about to use."""
     monkeypatch.setattr(store, "_OPEN_SHARDS", 2)
     path, expected = stores["molecules"]
-    found = Store(path)
-    found._open = Hesitant()
+    actual = Store(path)
+    actual._open = Hesitant()
 
     def read(seed):
         for s in np.random.default_rng(seed).permutation(len(expected)):
             np.testing.assert_allclose(
-                found.take([s], labels_only=True).energy, expected.energy[[s]]
+                actual.take([s], labels_only=True).energy, expected.energy[[s]]
             )
         return True
 

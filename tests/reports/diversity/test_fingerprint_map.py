@@ -1,4 +1,4 @@
-"""Principal components of fingerprints."""
+"""Tests for the principal components of fingerprints."""
 
 import numpy as np
 import pytest
@@ -6,23 +6,23 @@ import pytest
 from mlip_jax.reports.diversity.fingerprint_map import draw, principal_components, unpack
 
 
-def test_as_by_singular_values():
+def test_components_equal_those_of_the_singular_value_decomposition():
     bits = np.random.default_rng(0).integers(0, 2, (40, 64))
-    found, shares = principal_components(bits)
+    projected, shares = principal_components(bits)
     u, s, _ = np.linalg.svd(bits - bits.mean(0), full_matrices=False)
-    np.testing.assert_allclose(np.abs(found), np.abs(u[:, :2] * s[:2]), atol=1e-8)
+    np.testing.assert_allclose(np.abs(projected), np.abs(u[:, :2] * s[:2]), atol=1e-8)
     np.testing.assert_allclose(shares, s[:2] ** 2 / (s**2).sum(), atol=1e-12)
-    assert (found[np.abs(found).argmax(0), [0, 1]] > 0).all()
+    assert (projected[np.abs(projected).argmax(0), [0, 1]] > 0).all()
 
 
-def test_molecules_that_are_alike_or_few():
-    found, shares = principal_components(np.ones((5, 8)))
-    assert not found.any() and not shares.any()
+def test_identical_or_few_molecules():
+    projected, shares = principal_components(np.ones((5, 8)))
+    assert not projected.any() and not shares.any()
     with pytest.raises(ValueError, match="received 1"):
         principal_components(np.ones((1, 8)))
 
 
-def test_bits_of_rdkit():
+def test_fingerprints_of_rdkit_are_unpacked():
     Chem = pytest.importorskip("rdkit.Chem")
     from mlip_jax.datasets.molecules.fingerprints import morgan_fingerprint
 

@@ -1,4 +1,4 @@
-"""The report of a diversity study: grouping over seeds, curves, and findings that follow from the numbers."""
+"""Tests for the report of a diversity study: averages over seeds, curves, and findings."""
 
 import csv
 import json
@@ -14,12 +14,12 @@ EDGES = [0.0, 0.5, 1.0, 2.0]
 
 
 def write_run(folder, n_s, n_c, seed, values, model="painn", **changes):
-    """A run's folder with a result; `values` are means by metric."""
+    """Write the result of a run; `values` are means by metric."""
     metrics = {name: {"energy_mae_mev": values.get(name)} for name in NAMES}
     content = {
         "train": {"num_molecules": n_s, "num_conformers": n_c, "seed": seed, "model": model},
         "metrics": metrics,
-        # four conformers alone are too few for a mean
+        # only four conformers in the last bin, which are too few for a mean
         "by_rmsd": {
             "edges_ang": EDGES,
             "count": [40, 5, 4],
@@ -34,7 +34,7 @@ def write_run(folder, n_s, n_c, seed, values, model="painn", **changes):
 
 
 def study(folder, seeds=(0, 1, 2)):
-    """Structural errors grow with n_c at fixed N and fall at fixed n_s; conformational ones fall with n_c."""
+    """Write runs whose structural errors only depend on n_s and conformational errors on n_c."""
     for n_s, n_c in [(400, 1), (200, 2), (100, 4), (100, 1), (100, 2), (99, 4)]:
         for seed in seeds:
             structural, conformational = 1000 / np.sqrt(n_s), 100 / np.sqrt(n_c)
@@ -53,9 +53,9 @@ def study(folder, seeds=(0, 1, 2)):
             )
 
 
-def test_over_seeds_by_budget_and_by_molecules(tmp_path):
+def test_averages_are_grouped_by_structures_and_by_molecules(tmp_path):
     study(tmp_path)
-    results = report.read_results([tmp_path, tmp_path])  # named twice, counted once
+    results = report.read_results([tmp_path, tmp_path])  # the same sweep counts once
     assert len(results) == 18
     points = report.points(results, "energy_mae_mev")
     assert [(p.num_molecules, p.num_conformers, p.runs) for p in points] == [
@@ -75,41 +75,41 @@ def test_over_seeds_by_budget_and_by_molecules(tmp_path):
     fixed = report.budgets(points)
     assert {
         n: [(p.num_molecules, p.num_conformers) for p in group] for n, group in fixed.items()
-    } == {400: [(400, 1), (200, 2), (100, 4), (99, 4)]}  # 99 x 4 is 400 but for rounding
+    } == {400: [(400, 1), (200, 2), (100, 4), (99, 4)]}  # 99 x 4 counts as 400
     assert {n: len(group) for n, group in report.molecule_sets(points).items()} == {100: 3}
 
 
 def test_findings_follow_from_the_numbers(tmp_path):
     study(tmp_path)
     points = report.points(report.read_results([tmp_path]), "energy_mae_mev")
-    found = findings(report.budgets(points), report.molecule_sets(points))
-    about = {
-        key: [f.verdict for f in found if key in f.text]
+    result = findings(report.budgets(points), report.molecule_sets(points))
+    verdicts = {
+        key: [f.verdict for f in result if key in f.text]
         for key in (
             "OOD-S is larger than IID-S",
-            "for IID-S more molecules",
-            "for IID-C more conformers",
+            "more molecules reduce the IID-S error",
+            "more conformers reduce the IID-C error",
             "a balance",
-            "conformers lower IID-C",
-            "conformers lower IID-S",
+            "conformers reduce IID-C",
+            "conformers reduce IID-S",
         )
     }
-    assert about == {
+    assert verdicts == {
         "OOD-S is larger than IID-S": ["confirmed"],
-        "for IID-S more molecules": ["confirmed"],
-        "for IID-C more conformers": ["confirmed"],
+        "more molecules reduce the IID-S error": ["confirmed"],
+        "more conformers reduce the IID-C error": ["confirmed"],
         "a balance": ["confirmed"],
-        "conformers lower IID-C": ["confirmed"],
-        "conformers lower IID-S": ["undecided"],
+        "conformers reduce IID-C": ["confirmed"],
+        "conformers reduce IID-S": ["undecided"],
     }
 
 
-def test_single_seeds_decide_nothing(tmp_path):
+def test_findings_of_single_seeds_are_undecided(tmp_path):
     study(tmp_path, seeds=(0,))
     points = report.points(report.read_results([tmp_path]), "energy_mae_mev")
     assert points[0].metrics["iid_s"][1] is None
-    found = findings(report.budgets(points), report.molecule_sets(points))
-    assert {f.verdict for f in found if "balance" not in f.text} == {"undecided"}
+    result = findings(report.budgets(points), report.molecule_sets(points))
+    assert {f.verdict for f in result if "balance" not in f.text} == {"undecided"}
 
 
 def test_page_and_table(tmp_path):
@@ -121,55 +121,52 @@ def test_page_and_table(tmp_path):
             name: np.packbits(rows, axis=1) for name, rows in zip(("train", "iid_s", "ood_s"), bits)
         },
     )
-    write_run(
-        tmp_path / "sweep", 100, 1, 0, {"iid_s": 7.0}, model="so3krates"
-    )  # without the other metrics
+    # a run without the other metrics
+    write_run(tmp_path / "sweep", 100, 1, 0, {"iid_s": 7.0}, model="so3krates")
     path = report.write_report(tmp_path / "report", report.read_results([tmp_path / "sweep"]))
     text = path.read_text()
     assert "so3krates" in text and "painn" in text and "A note." in text and "Confirmed:" in text
-    assert (
-        text.count("<figure") == 4
-    )  # by N, by n_s, by distance, and the map; of so3krates there is no curve
+    # by N, by n_s, by distance, and the map; a single run of so3krates has no curve
+    assert text.count("<figure") == 4
     rows = list(csv.DictReader(open(tmp_path / "report/diversity.csv")))
     assert len(rows) == 7 and rows[-1]["ood_s_mean"] == "" and float(rows[-1]["iid_s_mean"]) == 7
 
 
-def test_what_cannot_be_read_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="no diversity.json of a finished run"):
+def test_unreadable_results_are_errors(tmp_path):
+    with pytest.raises(ValueError, match="no diversity.json of a completed run"):
         report.read_results([tmp_path])
     write_run(tmp_path, 10, 1, 0, {})
     with pytest.raises(ValueError, match="metric must be one of"):
         report.write_report(tmp_path, report.read_results([tmp_path]), "loss")
     (tmp_path / "painn-10-1-0/diversity.json").write_text("{")
-    with pytest.raises(ValueError, match="painn-10-1-0/diversity.json: is damaged"):
+    with pytest.raises(ValueError, match="painn-10-1-0/diversity.json: corrupted"):
         report.read_results([tmp_path])
 
 
-def test_errors_of_levels_and_of_differences():
+def test_errors_of_energies_and_of_energy_differences():
     predicted, n_atoms = np.array([0.1, 0.3, -0.2, 0.5]), np.array([2, 2, 4, 5])
     errors = Errors(np.zeros(4), predicted, n_atoms, np.array(["a", "a", "b", "c"]))
-    found = summary(errors)
-    assert found["energy_mae_mev"] == pytest.approx(275) and found["num_molecules"] == 3
-    assert found["energy_mae_mev_per_atom"] == pytest.approx((50 + 150 + 50 + 100) / 4)
-    assert found["relative_mae_mev"] == pytest.approx(
-        100
-    )  # of "a" alone: the others have one structure
+    result = summary(errors)
+    assert result["energy_mae_mev"] == pytest.approx(275) and result["num_molecules"] == 3
+    assert result["energy_mae_mev_per_atom"] == pytest.approx((50 + 150 + 50 + 100) / 4)
+    # only of "a": the other molecules have one structure
+    assert result["relative_mae_mev"] == pytest.approx(100)
     assert summary(errors.take(np.zeros(0, int)))["energy_mae_mev"] is None
 
 
-def test_errors_of_forces():
-    """Of all components: a structure counts by its atoms, and one without labels not at all."""
+def test_force_errors_are_weighted_by_atoms():
+    """The mean is over all force components; structures without labels do not count."""
     force_error = np.array([0.1, 0.4, np.nan])
     errors = Errors(np.zeros(3), np.ones(3), np.array([3, 1, 5]), np.arange(3), force_error)
     assert summary(errors)["force_mae_mev_per_ang"] == pytest.approx(175)
     assert summary(errors.take(np.array([2])))["force_mae_mev_per_ang"] is None
-    found = by_distance(errors, np.array([0.1, 0.6, 1.5]), np.array(EDGES))
-    assert found["force_mae_mev_per_ang"] == [pytest.approx(100), pytest.approx(400), None]
-    json.dumps(found, allow_nan=False)
+    result = by_distance(errors, np.array([0.1, 0.6, 1.5]), np.array(EDGES))
+    assert result["force_mae_mev_per_ang"] == [pytest.approx(100), pytest.approx(400), None]
+    json.dumps(result, allow_nan=False)
 
 
-def test_runs_with_forces_beside_earlier_ones(tmp_path):
-    """Results that say nothing of forces can be read; runs that differ in them, or in the choice, stay apart."""
+def test_runs_with_forces_and_runs_of_earlier_versions(tmp_path):
+    """Results without force errors are read; runs with other selections or betas are separate."""
     study(tmp_path)
     bins = {
         "edges_ang": EDGES,
@@ -210,7 +207,8 @@ def test_runs_with_forces_beside_earlier_ones(tmp_path):
     (point,) = report.points([r for r in results if "beta" in r.model], "force_mae_mev_per_ang")
     assert set(point.by_rmsd) == {0} and point.by_rmsd[0][0] == 30
     with pytest.raises(
-        ValueError, match="no run has the metric 'force_mae_mev_per_ang': forces are judged in runs"
+        ValueError,
+        match="no run has the metric 'force_mae_mev_per_ang': only runs trained on forces",
     ):
         report.write_report(
             tmp_path / "none", report.read_results([tmp_path]), "force_mae_mev_per_ang"
@@ -219,7 +217,7 @@ def test_runs_with_forces_beside_earlier_ones(tmp_path):
 
 def test_bins_of_distance():
     errors = Errors(np.zeros(5), np.array([1.0, 2, 3, 4, 5]), np.ones(5), np.arange(5))
-    found = by_distance(errors, np.array([0.0, 0.49, 0.5, 9.0, np.nan]), np.array(EDGES))
-    assert found["count"] == [2, 1, 1] and found["energy_mae_mev"] == [1500, 3000, 4000]
-    assert found["relative_mae_mev"] == [None] * 3
-    json.dumps(found, allow_nan=False)
+    result = by_distance(errors, np.array([0.0, 0.49, 0.5, 9.0, np.nan]), np.array(EDGES))
+    assert result["count"] == [2, 1, 1] and result["energy_mae_mev"] == [1500, 3000, 4000]
+    assert result["relative_mae_mev"] == [None] * 3
+    json.dumps(result, allow_nan=False)

@@ -1,4 +1,4 @@
-"""Three formulas with six conformations, cut from ANI-1x (CC0) by way of modelforge's test data (MIT)."""
+"""Three formulas with six conformations from ANI-1x (CC0), via modelforge's test data (MIT)."""
 
 from pathlib import Path
 

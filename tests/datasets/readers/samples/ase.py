@@ -1,4 +1,4 @@
-"""Extended XYZ written as text: waters, an ammonium and a periodic salt, eV and Å, with made-up labels."""
+"""Extended XYZ: waters, an ammonium and a periodic salt, with invented labels in eV and Å."""
 
 from pathlib import Path
 

@@ -1,5 +1,7 @@
-"""GEOM's rdkit_folder: two pickles made by NeuralForceField (MIT) in GEOM's schema as "drugs" (their energies are not
-GEOM's), and a small molecule written here as "qm9", with its conformers not in the order of their energies.
+"""GEOM's rdkit_folder with two pickles as "drugs" and a small molecule as "qm9".
+
+The pickles are from NeuralForceField (MIT) in GEOM's schema; their energies are not GEOM's. The
+conformers of the small molecule are not in the order of their energies.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Ten pairs of similar frames of ethanol and a split, cut from rMD17 (figshare 12672038) as redistributed with AIRS."""
+"""Ten pairs of similar frames of ethanol and a split from rMD17 (figshare 12672038), via AIRS."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Eight small molecules in the layout of Molecule3D's raw files: geometries by RDKit, labels made up near B3LYP's."""
+"""Eight small molecules in the layout of Molecule3D: geometries by RDKit, invented labels."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Six rows cut from the test database of ∇²DFT's repository (github.com/AIRI-Institute/nablaDFT, MIT)."""
+"""Six rows of the test database of ∇²DFT's repository (github.com/AIRI-Institute/nablaDFT, MIT)."""
 
 from pathlib import Path
 

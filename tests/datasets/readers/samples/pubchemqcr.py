@@ -1,7 +1,10 @@
-"""Four relaxations in PubChemQCR's LMDB layout, made for this project with RDKit, ASE and tblite from ZINC and SPICE
-molecules (GFN1-xTB in the place of PM3, GFN2-xTB in that of DFT; CC-BY-4.0 and MIT sources), whole trajectories.
+"""Four complete relaxations in PubChemQCR's LMDB layout, computed with RDKit, ASE and tblite.
 
-1721 and 1813 have no nuclear charges, 2534 has them and capital symbols ("CL"), 3589 has DFT_1st = None.
+The molecules are from ZINC and SPICE (CC-BY-4.0 and MIT). GFN1-xTB replaces PM3, GFN2-xTB replaces
+DFT.
+
+1721 and 1813 have no nuclear charges, 2534 has them and capital symbols ("CL"), 3589 has DFT_1st =
+None.
 """
 
 import gzip

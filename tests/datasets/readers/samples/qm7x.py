@@ -1,7 +1,7 @@
-"""Two files in QM7-X's HDF5 layout. Geometries and labels are made up; total energies lie where PBE0's do.
+"""Two files in QM7-X's HDF5 layout with invented geometries and labels, near PBE0 energies.
 
-tests/data/readers/qm7x/qm7x_small.npz holds genuine structures: eight pairs cut from the padded example file of
-thorben-frank/mlff (MIT), QM7-X itself is CC-BY 4.0.
+tests/data/readers/qm7x/qm7x_small.npz has original structures: eight pairs from the padded example
+file of thorben-frank/mlff (MIT). QM7-X itself is CC-BY 4.0.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ METHANE = (
 
 
 def write_structure(file, key, numbers, positions, rng, **changes):
-    """One structure; `changes` are fields, None leaves a field out."""
+    """Write one structure. `changes` are fields; None omits a field."""
     n = len(numbers)
     fields = {
         "atNUM": numbers.astype(np.int64),

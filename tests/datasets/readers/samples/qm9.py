@@ -1,7 +1,8 @@
-"""An archive in QM9's layout of its first five molecules, and a list that names the second of them.
+"""The first five molecules of QM9 in the layout of its archive, and a list with the second one.
 
-Labels, and geometries to 8 decimals, are those of QM9 (CC0; by way of metatrain's test data, BSD-3); charges and
-frequencies are filled in for the layout. The fourth molecule is not genuine: it has Mathematica's exponents.
+Labels, and geometries to 8 decimals, are those of QM9 (CC0; via metatrain's test data, BSD-3).
+Charges and frequencies are invented. The fourth molecule is changed: it has exponents of
+Mathematica.
 """
 
 import bz2

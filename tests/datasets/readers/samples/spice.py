@@ -1,4 +1,4 @@
-"""Cut from SPICE 1.1.4 (CC0): two charged molecules of three conformations."""
+"""Two charged molecules with three conformations each from SPICE 1.1.4 (CC0)."""
 
 from pathlib import Path
 

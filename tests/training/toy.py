@@ -1,4 +1,4 @@
-"""Small data and trainers for tests of the loop, and what a run leaves behind."""
+"""Small data and trainers for tests of the loop, and helpers to compare runs."""
 
 import csv
 import dataclasses
@@ -40,8 +40,8 @@ def make_trainer(model, rule=None, decay=0.9, **on_device):
     )
 
 
-class World:
-    """Small data in two buckets, and the trainers, which are compiled once for all tests."""
+class ToyTraining:
+    """Small data with two size buckets, and trainers that are compiled once for all tests."""
 
     def __init__(self):
         with readers.open_data(DATA) as source:
@@ -70,7 +70,9 @@ class World:
         return make_trainer(
             self.model,
             data=self.collect(columns),
-            build=lambda data, places, bucket: resident.gather(data, places, self.budgets[bucket]),
+            build=lambda data, members, bucket: resident.gather(
+                data, members, self.budgets[bucket]
+            ),
         )
 
     def collect(self, columns):
@@ -87,7 +89,7 @@ class World:
         plateau=None,
         **options,
     ):
-        """A loop over data of the host, one update a call, or over resident data."""
+        """Return a loop over data on the host (one step per dispatch) or on the device."""
         train, streamed = train or self.train, per_call == 1
         trainer = trainer or (self.streamed if streamed else self.on_device)
         batches = Batches(
@@ -127,21 +129,21 @@ class World:
         )
 
     def run(self, workdir, **options):
-        """Go on with the run in `workdir`, or begin it."""
+        """Start the run in `workdir`, or resume it."""
         return self.loop(workdir, **options).run(self.params, restore(workdir))
 
-    def bad(self, places=(BAD,)):
-        """The training data, some forces of which overflow when they are squared."""
+    def bad(self, members=(BAD,)):
+        """Return the training split with some forces whose squares overflow."""
         forces = self.columns.forces.copy()
-        forces[self.columns.atoms_of(self.train.indices[list(places)])] = 1e30
+        forces[self.columns.atoms_of(self.train.indices[list(members)])] = 1e30
         return dataclasses.replace(
             self.train, rows=dataclasses.replace(self.columns, forces=forces)
         )
 
     def first_step_with(self, place):
-        """At which the structure comes first, from 1."""
-        for step, (group, _) in enumerate(self.loop(Path(".")).batches.training(self.train, 3), 1):
-            if any(place in places for places in group.places):
+        """Return the first step (from 1) that contains the structure."""
+        for step, (plan, _) in enumerate(self.loop(Path(".")).batches.training(self.train, 3), 1):
+            if any(place in members for members in plan.members):
                 return step
 
 
@@ -150,9 +152,9 @@ def rows(workdir):
         return list(csv.DictReader(file))
 
 
-def without_times(workdir, begun=0):
-    """Rows of metrics. Averages that began before step `begun`, from which a run went on, are left out too."""
-    cut = begun + 5 - begun % 5 if begun % 5 else None
+def without_times(workdir, resumed_at=0):
+    """Return rows of metrics without times, and without averages across a resumption."""
+    cut = resumed_at + 5 - resumed_at % 5 if resumed_at % 5 else None
     timed = (
         "seconds",
         "structures_per_second",
@@ -178,8 +180,8 @@ def saved(workdir, kind="checkpoints"):
     return found
 
 
-def assert_same_run(workdir, expected, begun):
-    """Bit for bit: arrays, position and metrics."""
+def assert_same_run(workdir, expected, resumed_at):
+    """Assert that arrays, progress and metrics of two runs are identical."""
     for kind in ("checkpoints", "best"):
         a, b = saved(workdir, kind), saved(expected, kind)
         assert a.step == b.step and a.arrays.keys() == b.arrays.keys()
@@ -189,7 +191,7 @@ def assert_same_run(workdir, expected, begun):
             {k: v for k, v in x.metadata["position"].items() if k != "seconds"} for x in (a, b)
         ]
         assert positions[0] == positions[1]
-    assert without_times(workdir, begun) == without_times(expected, begun)
+    assert without_times(workdir, resumed_at) == without_times(expected, resumed_at)
 
 
 def by_path(tree):
@@ -200,5 +202,5 @@ def by_path(tree):
 
 
 def as_sums(loss):
-    """Sums of a validation whose loss, with beta 0.7, is `loss`."""
+    """Return the sums of a validation whose loss with beta = 0.7 is `loss`."""
     return LossSums(loss, loss, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)

@@ -1,0 +1,1 @@
+"""Report of a data set: summary, tables and figure."""

@@ -1,0 +1,1 @@
+"""Report of a search for minima: results and page."""

@@ -1,0 +1,1 @@
+"""Report of relaxations: results, figures and page."""

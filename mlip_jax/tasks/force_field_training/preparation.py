@@ -1,0 +1,194 @@
+"""Preparation of a training run of a force field: model, data, splits and statistics."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import ml_collections
+import numpy as np
+
+from mlip_jax import distributed, fine_tuning, terms
+from mlip_jax.datasets import source, statistics
+from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.datasets.selection import data_split
+from mlip_jax.datasets.selection import splits as splits_module
+from mlip_jax.graphs.edge_counts import edge_counts, pair_counts
+from mlip_jax.graphs.shapes import Sizes
+from mlip_jax.potential import (
+    Potential,
+    create_model,
+    example_graph,
+    is_conservative,
+    long_range_cutoff,
+)
+from mlip_jax.simulation.trust import molecule_features
+from mlip_jax.training import optimizer
+from mlip_jax.training.data import Split
+from mlip_jax.training.prepare import describe, save_or_check_split
+from mlip_jax.training.recorder import writing
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingRun:
+    """Inputs of a training run, which all of its stages share.
+
+    Attributes:
+      config: Complete config of the task.
+      workdir: Directory of the run.
+      initial: Force field that training is initialized from, or None for random parameters.
+      model: Model of the energy.
+      data: Data set.
+      splits: Splits of the data set: "train", "valid" and "test".
+      metadata: Metadata of all checkpoints: config, statistics and package versions.
+    """
+
+    config: ml_collections.ConfigDict
+    workdir: Path
+    initial: Potential | None
+    model: nn.Module
+    data: source.LoadedData
+    splits: dict[str, Split]
+    metadata: dict[str, Any]
+
+    @classmethod
+    def prepare(cls, config: ml_collections.ConfigDict, workdir: Path) -> TrainingRun:
+        """Load force field and data, create the model and split the data.
+
+        If the config names no model, its part "model" is filled in from the initial force field.
+        """
+        initial = fine_tuning.load_initial_force_field(config)
+        model = create_model(config.model, config.potential)
+        _log_terms(model)
+        if config.optimizer.freeze:  # report a wrong pattern before the data are read
+            optimizer.frozen(
+                jax.eval_shape(model.init, jax.random.key(0), example_graph()),
+                config.optimizer.freeze,
+            )
+        embed = molecule_features.of(config.data)
+        with distributed.leader_first("data"):  # the leader builds the store, others open it
+            data = source.load(config.data)
+            splits = _split(config, data, workdir, model, embed)
+        train_statistics = distributed.broadcast(
+            _compute_statistics(config, data, splits["train"], model, initial)
+            if distributed.leader()
+            else None
+        )
+        terms.check_elements(
+            [name for name, _ in getattr(model, "terms", ())], train_statistics["elements"]
+        )
+        metadata = describe(config, train_statistics)
+        return cls(config, workdir, initial, model, data, splits, metadata)
+
+    @property
+    def statistics(self) -> dict[str, Any]:
+        """Statistics of the training data that the force field stores."""
+        return self.metadata["statistics"]
+
+    @property
+    def energy_only(self) -> bool:
+        """Whether the run trains only on energies, so that it never computes forces."""
+        return energy_only(self.config)
+
+    def initial_parameters(self) -> Any:
+        """Return the parameters of the initial force field, or random ones."""
+        if self.initial is None:
+            return jax.jit(self.model.init)(jax.random.key(self.config.seed), example_graph())
+        log.info("initialized from force field %s", self.config.init.workdir)
+        return fine_tuning.parameters(self.initial)
+
+
+def energy_only(config: ml_collections.ConfigDict) -> bool:
+    """Return whether a run trains only on energies, so that it never computes forces."""
+    return config.loss.beta == config.loss.beta_end == 0.0
+
+
+def _log_terms(model) -> None:
+    """Log the energy terms of the model and its long-range cutoff."""
+    for name, options in getattr(model, "terms", ()):
+        log.info(
+            "energy term %s: %s", name, ", ".join(f"{k}={v}" for k, v in options) or "defaults"
+        )
+    cutoff = long_range_cutoff(model)
+    if cutoff is not None:
+        log.info("long-range pairs: %s", "all" if np.isinf(cutoff) else f"within {cutoff:g} Å")
+
+
+def _split(config, data: source.LoadedData, workdir: Path, model, embed) -> dict[str, Split]:
+    """Split the data and compute the sizes of all structures; write the split to splits.npz."""
+    c = config.data
+    split_indices = data_split.split_data(data, c, embed)
+    description = splits_module.describe(split_indices, data.store.index("molecule"))
+    if distributed.leader():
+        with writing(workdir):
+            if not (workdir / "left_out.csv").exists():
+                source.write_excluded(workdir / "left_out.csv", data)
+            save_or_check_split(
+                workdir / "splits.npz",
+                split_indices,
+                {
+                    "store": str(data.store.path),
+                    "split": c.split_files or c.split,
+                    "seed": c.split_seed,
+                    "parts": description,
+                },
+            )
+    cutoff = long_range_cutoff(model)
+    sizes = Sizes(
+        data.store.index("n_atoms"),
+        edge_counts(data.store, float(model.cutoff)),
+        None if cutoff is None else pair_counts(data.store, cutoff),
+    )
+    splits = {}
+    for name, indices in split_indices.items():
+        splits[name] = Split(data.store, indices, sizes.take(indices))
+        log.info(
+            "%s: %d structures of %d molecules, %.1f atoms on average",
+            name,
+            len(indices),
+            description[name]["molecules"],
+            splits[name].sizes.n_node.mean() if len(indices) else 0,
+        )
+    return splits
+
+
+def _compute_statistics(
+    config, data: source.LoadedData, train: Split, model, initial: Potential | None
+) -> dict[str, Any]:
+    """Return the statistics of the training data that a force field stores, ready for JSON."""
+    summary = statistics.Summary(
+        columns for _, columns in data.store.chunks(train.indices, labels_only=True)
+    )
+    if config.loss.beta == 1.0 and not np.isfinite(summary.force_rms):
+        raise DatasetError(
+            "loss.beta is 1 (forces only), but the training split has no forces. Lower loss.beta."
+        )
+    method = source.parse_reference(config.data.reference_energies)
+    if initial is not None and method == "least_squares":
+        reference = fine_tuning.reference_energies(initial, train, summary.elements, config.seed)
+    else:
+        reference = statistics.reference_energies(
+            summary,
+            method,
+            isolated_atoms=source.isolated_atoms(data) if method == "isolated_atoms" else None,
+        )
+    scale = summary.force_rms if initial is None else initial.energy_scale
+    initial_elements = initial.elements if initial is not None else ()
+    return {
+        "cutoff": float(model.cutoff),
+        "reference_energies": reference.tolist(),
+        "energy_scale": float(scale) if np.isfinite(scale) and scale > 0 else 1.0,
+        "elements": sorted({*summary.elements.tolist(), *initial_elements}),
+        "charges": sorted(summary.charges),
+        "num_structures": len(train),
+        "num_molecules": splits_module.group(data.store.index("molecule")[train.indices])[1],
+        "mean_neighbors": float(train.sizes.n_edge.sum() / train.sizes.n_node.sum()),
+        "level_of_theory": data.level_of_theory,
+        "conservative": is_conservative(model),
+    }

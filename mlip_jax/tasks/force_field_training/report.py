@@ -1,0 +1,216 @@
+"""Evaluation of a trained force field, its domain and its report."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mlip_jax import distributed
+from mlip_jax.checkpoint import from_arrays
+from mlip_jax.potential import Potential
+from mlip_jax.reports.predictions import Predictions
+from mlip_jax.reports.training import write_report
+from mlip_jax.simulation.trust import atom_domain
+from mlip_jax.simulation.trust.atom_domain import DomainEvaluation
+from mlip_jax.simulation.trust.domain import FILE as DOMAIN_FILE
+from mlip_jax.simulation.trust.domain import Domain
+from mlip_jax.tasks.force_field_training.preparation import TrainingRun
+from mlip_jax.training.data import Split
+from mlip_jax.training.evaluation import predict, restore_best
+from mlip_jax.training.loop import TrainingLoop
+from mlip_jax.training.recorder import writing
+
+log = logging.getLogger(__name__)
+
+_ENERGY_ONLY_NOTE = (
+    "The training used only energies (loss.beta is 0): no forces were computed, and the report "
+    "contains none."
+)
+
+
+def report_run(
+    run: TrainingRun, loop: TrainingLoop, params: Any, seconds: float, fill: dict[str, float]
+) -> Path:
+    """Evaluate the best checkpoint on all splits, fit the domain and write the report.
+
+    Args:
+      run: Inputs of the run.
+      loop: Training loop of the run, which has ended.
+      params: Parameters of the same shapes as those of the checkpoint.
+      seconds: Training time (s).
+      fill: Fraction of each padded size that is filled, see `training.prepare.make_batches`.
+
+    Returns:
+      Path of the report. Only the leader writes it.
+    """
+    best = restore_best(run.workdir)
+    best_params = loop.trainer.replicate(from_arrays(params, best.arrays, "params/"))
+    splits = _sample(run)
+    predictions = {
+        name: _combine(
+            split, predict(loop.trainer, best_params, split, loop.batches), not run.energy_only
+        )
+        for name, split in splits.items()
+    }
+    if not distributed.leader():
+        return run.workdir / "report.html"
+    potential = Potential.from_checkpoint(best.arrays, best.metadata)
+    domain, evaluation = _fit_domain(run, potential, splits, predictions)
+    workdir = run.workdir
+    with writing(workdir):
+        for name, prediction in predictions.items():
+            prediction.save(workdir / f"predictions_{name}.npz")
+        if domain is not None:
+            domain.save(workdir / DOMAIN_FILE)
+        report = write_report(
+            workdir,
+            predictions,
+            title=f"{run.config.model.name} on {run.data.name}",
+            metrics_csv=workdir / "metrics.csv",
+            seconds=seconds,
+            evaluation=evaluation,
+            notes=[*run.data.notes, *([_ENERGY_ONLY_NOTE] if run.energy_only else [])],
+            info=_provenance(run, potential, loop, seconds, fill, best.step),
+        )
+    _log_scores(workdir)
+    log.info("report: %s", report)
+    return report
+
+
+def _sample(run: TrainingRun) -> dict[str, Split]:
+    """Return the structures of each split that the report evaluates."""
+    c = run.config.report
+    return {
+        name: split.sample(c.max_train if name == "train" else c.max_test, run.config.seed)
+        for name, split in run.splits.items()
+    }
+
+
+def _combine(split: Split, predicted, with_forces: bool) -> Predictions:
+    """Combine labels and predictions of a split; drop force labels if no forces are computed."""
+    c = split.columns()
+    forces = c.forces if with_forces else np.full_like(c.forces, np.nan)  # no predictions
+    return Predictions(
+        numbers=c.numbers,
+        offsets=c.offsets,
+        energy=c.energy,
+        energy_predicted=predicted.energy,
+        forces=forces,
+        forces_predicted=predicted.forces,
+        molecule=c.molecule,
+        conformer=c.conformer,
+        subset=c.subset,
+        source=c.source,
+    )
+
+
+def _fit_domain(
+    run: TrainingRun,
+    potential: Potential,
+    splits: dict[str, Split],
+    predictions: dict[str, Predictions],
+) -> tuple[Domain | None, DomainEvaluation | None]:
+    """Fit the domain of the force field, and compute errors and distances of test structures.
+
+    Return (None, None) without training or validation structures, and no evaluation without test
+    structures.
+    """
+    rng, errors = np.random.default_rng(run.config.seed), {}
+    for name, split in splits.items():
+        p = predictions[name]
+        # The force field cannot describe structures with elements that training lacks.
+        unknown = ~np.isin(p.numbers, potential.elements)  # (A,)
+        known = (
+            np.flatnonzero(~np.logical_or.reduceat(unknown, p.offsets[:-1]))
+            if len(split)
+            else np.zeros(0, int)
+        )
+        members = np.sort(rng.permutation(known)[: run.config.report.max_domain])
+        if len(members):
+            columns = split.columns(members, labels_only=True)
+            atoms = np.concatenate([np.arange(p.offsets[s], p.offsets[s + 1]) for s in members])
+            errors[name] = (
+                columns,
+                p.energy_predicted[members] - p.energy[members],
+                p.forces_predicted[atoms] - p.forces[atoms],
+            )
+    if not {"train", "valid"} <= set(errors):
+        return None, None
+    (train, *_), (valid, _, valid_force_errors) = errors["train"], errors["valid"]
+    domain = atom_domain.fit(potential, train, valid, valid_force_errors, run.config.seed)
+    if "test" not in errors:
+        return domain, None
+    return domain, atom_domain.evaluate(potential, domain, *errors["test"])
+
+
+def _provenance(
+    run: TrainingRun,
+    potential: Potential,
+    loop: TrainingLoop,
+    seconds: float,
+    fill: dict[str, float],
+    best_step: int,
+) -> dict[str, dict[str, Any]]:
+    """Return names and values about data, model, training and machine for the report."""
+    config, data, statistics = run.config, run.data, run.statistics
+    return {
+        "Data": {
+            "file": data.name,
+            "level of theory": statistics["level_of_theory"],
+            "split": config.data.split_files or f"by {config.data.split}",
+            **{
+                k: ", ".join(f"{a}: {b}" for a, b in v.items()) or "none"
+                if isinstance(v, dict)
+                else v
+                for k, v in data.counts.items()
+            },
+            "training structures": statistics["num_structures"],
+            "training molecules": statistics["num_molecules"],
+            "force RMS (eV/Å)": round(statistics["energy_scale"], 4),
+            "mean neighbors": round(statistics["mean_neighbors"], 2),
+            "reference energies": config.data.reference_energies,
+        },
+        "Model": {
+            "architecture": config.model.name,
+            "forces": potential.origin_of_forces,
+            "parameters": sum(p.size for p in jax.tree.leaves(potential.params)),
+            **{k: str(v) for k, v in config.model.options.items()},
+            **{
+                f"energy term {k}": ", ".join(f"{a}={b}" for a, b in v) or "on"
+                for k, v in getattr(run.model, "terms", ())
+            },
+        },
+        "Training": {
+            "steps": loop.num_steps,
+            "best checkpoint at step": best_step,
+            "training time (s)": round(seconds, 1),
+            "fraction of padded edges that are real": round(fill["n_edge"], 4),
+            **{
+                f"{a}.{b}": str(v)
+                for a in ("loss", "optimizer", "train")
+                for b, v in config[a].items()
+            },
+        },
+        "Hardware": {
+            "devices": f"{jax.local_device_count()} × {jax.devices()[0].device_kind}",
+            "machine": platform.machine(),
+            "system": platform.platform(),
+        },
+        "Versions": run.metadata["versions"],
+    }
+
+
+def _log_scores(workdir: Path) -> None:
+    """Log the most important test errors of metrics.json."""
+    scores = json.loads((workdir / "metrics.json").read_text())["test"] or {}
+    names = ("energy_mae_mev_per_atom", "force_mae_mev_per_ang", "energy_slope_mev_per_atom")
+    log.info(
+        "test: energy %s meV/atom, force %s meV/Å, slope %s meV/atom",
+        *("-" if scores.get(name) is None else f"{scores[name]:.2f}" for name in names),
+    )

@@ -1,0 +1,1 @@
+"""Stages of the task `property`: data, the training loop, and the report."""

@@ -1,0 +1,169 @@
+"""Evaluation of a trained property predictor, its domain and its report."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlip_jax import distributed
+from mlip_jax.datasets.columns import Columns
+from mlip_jax.datasets.property_data import Target
+from mlip_jax.predictor import EMBEDDING, Predictor
+from mlip_jax.reports.property import PredictedProperties, write_property_report
+from mlip_jax.simulation.geometry_sources import Geometries
+from mlip_jax.simulation.trust.domain import FILE as DOMAIN_FILE
+from mlip_jax.simulation.trust.domain import Domain
+from mlip_jax.tasks.property_training.data import PropertyData, PropertyInputs
+from mlip_jax.training.data import Split
+from mlip_jax.training.evaluation import restore_best
+from mlip_jax.training.recorder import writing
+
+log = logging.getLogger(__name__)
+
+
+def report_run(
+    config,
+    workdir: Path,
+    data: PropertyData,
+    inputs: PropertyInputs,
+    targets: Sequence[Target],
+    *,
+    seconds: float,
+    info: dict[str, Any],
+) -> Path:
+    """Evaluate the best checkpoint on all splits, fit the domain and write the report.
+
+    Args:
+      config: Config of the task.
+      workdir: Directory of the run.
+      data: Samples of all splits.
+      inputs: Structures that the predictor was trained, validated and tested on.
+      targets: Properties of the predictor.
+      seconds: Training time (s).
+      info: Metadata of the run, for the report.
+
+    Returns:
+      Path of the report. Only the leader writes it.
+    """
+    best = restore_best(workdir)
+    if not distributed.leader():
+        return workdir / "report.html"
+    predictor = Predictor.from_checkpoint(best.arrays, best.metadata)
+    outcomes, features = {}, {}
+    for name, split in inputs.splits.items() if targets else ():
+        if not len(split):
+            continue
+        is_test = name.startswith("test ")
+        geometries = inputs.tests[name.removeprefix("test ")][1] if is_test else None
+        max_size = config.report.max_domain if name == "train" else len(split)
+        outcomes[name], features[name] = _evaluate(
+            predictor, split.sample(max_size, config.seed), targets, data, geometries
+        )
+    with writing(workdir):
+        domain = _fit_domain(outcomes, features, targets)
+        if domain is not None:
+            domain.save(workdir / DOMAIN_FILE)
+            outcomes = _add_distances(outcomes, features, domain)
+        return write_property_report(
+            workdir,
+            outcomes,
+            targets,
+            title=f"{', '.join(config.property.targets) or 'denoising'} on {data.loaded.name}",
+            metrics_csv=workdir / "metrics.csv",
+            seconds=seconds,
+            notes=data.loaded.notes,
+            best_step=best.step,
+            info=info,
+        )
+
+
+def _fit_domain(
+    outcomes: dict[str, PredictedProperties],
+    features: dict[str, np.ndarray],
+    targets: Sequence[Target],
+) -> Domain | None:
+    """Fit the domain of the predictor, or return None without validation structures."""
+    if "valid" not in features:
+        return None
+    known = np.isfinite(features["valid"]).all(1)
+    if not known.any():
+        return None
+    errors = {
+        t.name: outcomes["valid"].absolute(t.name)[known] for t in targets if t.kind != "atom"
+    }
+    return Domain.fit(features["train"], features["valid"][known], errors)
+
+
+def _add_distances(
+    outcomes: dict[str, PredictedProperties], features: dict[str, np.ndarray], domain: Domain
+) -> dict[str, PredictedProperties]:
+    """Return the outcomes with the distances of their structures, in units of the border."""
+    return {
+        name: dataclasses.replace(o, distance=domain.distance(features[name]) / domain.border)
+        if features[name].shape[1] == len(domain.center)
+        else o
+        for name, o in outcomes.items()
+    }
+
+
+def _evaluate(
+    predictor: Predictor,
+    split: Split,
+    targets: Sequence[Target],
+    data: PropertyData,
+    geometries: Geometries | None,
+) -> tuple[PredictedProperties, np.ndarray]:
+    """Predict a split and return labels, predictions and the embeddings of its structures."""
+    columns = split.rows.take(split.indices)
+    predicted = _predict(predictor, columns)
+    labels = {
+        t.name: t.to_physical(
+            columns.atom_properties[t.name] if t.kind == "atom" else columns.properties[t.name],
+            columns,
+        )
+        for t in targets
+    }
+    names = columns.molecule
+    if geometries is not None:  # computed geometries have no names of their own
+        names = data.loaded.store.take(data.index[geometries.samples]).molecule
+    return PredictedProperties(
+        names, columns.n_atoms, labels, {t.name: predicted[t.name] for t in targets}
+    ), predicted[EMBEDDING]
+
+
+def _predict(predictor: Predictor, columns: Columns) -> dict[str, np.ndarray]:
+    """Predict the properties; NaN for structures with an element absent from the training split."""
+    unknown = ~np.isin(columns.numbers, predictor.elements)  # (A,)
+    known = ~np.logical_or.reduceat(unknown, columns.offsets[:-1])  # (S,)
+    if known.all():
+        return predictor.predict(columns)
+    log.warning(
+        "%d of %d structures contain an element that is not in the training split; they are "
+        "excluded",
+        (~known).sum(),
+        len(columns),
+    )
+    rows = np.flatnonzero(known)
+    if not len(rows):
+        shapes = {
+            t.name: (len(columns.numbers),)
+            if t.kind == "atom"
+            else (len(columns), *[3] * (t.kind == "vector"))
+            for t in predictor.targets
+        }
+        return {name: np.full(shape, np.nan) for name, shape in shapes.items()} | {
+            EMBEDDING: np.full((len(columns), 1), np.nan)
+        }
+    atoms = columns.atoms_of(rows)
+    result = {}
+    for name, values in predictor.predict(columns.take(rows)).items():
+        per_atom = len(values) == len(atoms) != len(rows)  # otherwise per structure
+        length = len(columns.numbers) if per_atom else len(columns)
+        result[name] = np.full((length, *values.shape[1:]), np.nan)
+        result[name][atoms if per_atom else rows] = values
+    return result
