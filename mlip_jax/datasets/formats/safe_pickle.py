@@ -75,7 +75,9 @@ class _Unpickler(pickle.Unpickler):
 
     def __init__(self, data, allowed, source, persistent):
         super().__init__(io.BytesIO(data))
-        self._allowed, self._source, self.persistent_load = allowed, source, persistent
+        self._allowed, self._source = allowed, source
+        if persistent is not None:  # otherwise `check` has rejected persistent ids
+            self.persistent_load = persistent
 
     def find_class(self, module, name):
         if (module, name) not in self._allowed:
