@@ -98,13 +98,13 @@ class Model(nn.Module):
         table = self.param("embedding", nn.initializers.normal(1.0), (num_rows, width)).astype(distances.dtype)
         features = {SCALAR: table[rows][:, None]}
         scale = self._scale(rows, num_rows, distances.dtype)
-        block = nn.remat(Interaction, static_argnums=()) if self.remat else Interaction
+        block = nn.remat(Interaction) if self.remat else Interaction
         for n in range(self.num_layers):
             wanted = hidden if n < self.num_layers - 1 else ((hidden[0][0], SCALAR),)
             features = block(
                 wanted, self.harmonic_irreps(), tuple(self.radial_widths), "nequip",
-                "elements" if n > 0 else "none", elements, name=f"layer_{n}")(
-                    features, numbers, table, edge, harmonics, radial, scale)
+                "elements" if n > 0 else "none", elements, undirected=edge.undirected, name=f"layer_{n}")(
+                    features, numbers, table, edge.receivers, edge.senders, harmonics, radial, scale)
         energies = ScalarNetwork((*self.energy_widths, 1), form="nequip", zero_init=self.zero_init, name="energy")(
             scalars(features))[:, 0]
         energies = scale_and_shift(self, energies, numbers, self.learned_scale, self.learned_shift)

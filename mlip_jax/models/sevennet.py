@@ -114,8 +114,9 @@ class Model(nn.Module):
             wanted = hidden if n < self.num_layers - 1 else ((self.num_scalars(), SCALAR),)
             features = block(
                 wanted, self.harmonic_irreps(), tuple(self.radial_widths), "e3nn", self.of_layer("self_connection", n),
-                elements, one_hot, self.use_bias, name=f"layer_{n}")(
-                    features, numbers, None, edge, harmonics, radial, 1 / self.of_layer("avg_num_neighbors", n))
+                elements, one_hot, self.use_bias, edge.undirected, name=f"layer_{n}")(
+                    features, numbers, None, edge.receivers, edge.senders, harmonics, radial,
+                    1 / self.of_layer("avg_num_neighbors", n))
         energies = scale_and_shift(self, self._energies(features), numbers, self.learned_scale, self.learned_shift)
         return AtomOutputs(energies, layout(features, 0, False))
 

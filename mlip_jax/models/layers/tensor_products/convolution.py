@@ -23,7 +23,9 @@ from mlip_jax.models.layers.tensor_products.irreps import Features, Irrep, Irrep
 from mlip_jax.models.layers.tensor_products.linear import PathWeights
 from mlip_jax.models.layers.tensor_products.primitives import convolve_blocks
 
-_BLOCK = 512  # edges per block: their intermediate values fit into the cache of a core
+# Edges per block: on a CPU, their intermediate values fit into the cache of a core; elsewhere, large
+# blocks keep the device busy, and bound the memory.
+_CPU_BLOCK, _BLOCK = 512, 2 ** 16
 
 
 class Path(NamedTuple):
@@ -97,9 +99,9 @@ def convolve(features: Features, harmonics: list[jax.Array], weights: PathWeight
       Features, shape (N, 2l + 1, channels of all paths) per irrep.
     """
     groups = _groups(paths)
-    block = min(_BLOCK, len(edge.senders))
+    block = min(_CPU_BLOCK if jax.default_backend() == "cpu" else _BLOCK, len(edge.senders))
     spec = Spec(tuple(PathGroup(group.degree, group.triples) for group in groups), edge.undirected, old_signs, block,
-                compact=len(edge.senders) <= _BLOCK)
+                compact=len(edge.senders) <= _CPU_BLOCK)
     pad = functools.partial(_pad, size=-(-len(edge.senders) // block) * block)
     hidden = pad(weights.hidden)  # rows of zeros: padding has no weight
     x = [jnp.concatenate([features[source] for source in group.sources], axis=-1) for group in groups]
