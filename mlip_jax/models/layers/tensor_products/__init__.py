@@ -5,6 +5,9 @@
     linear.py       IrrepsLinear, ElementLinear, ScalarNetwork; normalized activations
     gates.py        gated nonlinearity; conversion of features to e3x's layout
     convolution.py  sum of weighted products over the neighbors
+    chunks.py       the convolution and its derivatives, on blocks of edges
+    primitives.py   rules of automatic differentiation for them
+    interaction.py  block of NequIP and SevenNet
 
 Features are a dict {Irrep: array (N, 2l + 1, channels)}. A layer of NequIP, for example:
 
