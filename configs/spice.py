@@ -82,6 +82,27 @@ MODELS = {
         elements=(1, 6, 7, 8, 16),
         avg_num_neighbors=20.0,
     ),
+    # Batzner et al., Nature Communications 13, 2453 (2022), both parities up to degree 2
+    "nequip": dict(
+        num_features=32,
+        num_layers=4,
+        max_degree=2,
+        cutoff=5.0,
+        radial_widths=(64,),
+        elements=(1, 6, 7, 8, 16),
+        avg_num_neighbors=16.0,
+    ),
+    # Park et al., J. Chem. Theory Comput. 20, 4857 (2024)
+    "sevennet": dict(
+        num_features=32,
+        num_layers=4,
+        max_degree=2,
+        parity="even",
+        cutoff=5.0,
+        self_connection="linear",
+        elements=(1, 6, 7, 8, 16),
+        avg_num_neighbors=16.0,
+    ),
 }
 
 

@@ -102,7 +102,7 @@ class Model(nn.Module):
         )
         features = {SCALAR: table[rows][:, None]}
         scale = self._scale(rows, num_rows, distances.dtype)
-        block = nn.remat(Interaction, static_argnums=()) if self.remat else Interaction
+        block = nn.remat(Interaction) if self.remat else Interaction
         for n in range(self.num_layers):
             wanted = hidden if n < self.num_layers - 1 else ((hidden[0][0], SCALAR),)
             features = block(
@@ -112,8 +112,9 @@ class Model(nn.Module):
                 "nequip",
                 "elements" if n > 0 else "none",
                 elements,
+                undirected=edge.undirected,
                 name=f"layer_{n}",
-            )(features, numbers, table, edge, harmonics, radial, scale)
+            )(features, numbers, table, edge.receivers, edge.senders, harmonics, radial, scale)
         energies = ScalarNetwork(
             (*self.energy_widths, 1), form="nequip", zero_init=self.zero_init, name="energy"
         )(scalars(features))[:, 0]

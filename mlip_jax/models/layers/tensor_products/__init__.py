@@ -5,6 +5,9 @@
     linear.py       IrrepsLinear, ElementLinear, ScalarNetwork; normalized activations
     gates.py        gated nonlinearity; conversion of features to e3x's layout
     convolution.py  sum of weighted products over the neighbors
+    chunks.py       the convolution and its derivatives, on blocks of edges
+    primitives.py   rules of automatic differentiation for them
+    interaction.py  block of NequIP and SevenNet
 
     symmetric_contraction.py  products of several features of an atom (MACE, PACE)
     product_algebras.py       how these products are computed

@@ -10,7 +10,8 @@ blocks of edges and recomputes what it needs, so nothing of the size of all edge
 times channels is stored, and on a CPU a block stays in the cache.
 
 Shapes: x[k] (N, a, U) per group k; w[k][p] (P, U) and g[k][p] (N, c, U) per path p of a group;
-Y (P, B) of all degrees; senders and receivers (P,). A block is a multiple of P.
+Y (P, B) of all degrees; senders and receivers (P,). If P exceeds the size of a block, it is a
+multiple of it. q counts the components c of all paths of a group.
 """
 
 from __future__ import annotations

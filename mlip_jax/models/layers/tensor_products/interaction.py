@@ -32,7 +32,7 @@ class Interaction(nn.Module):
       elements: Atomic numbers with weights; None for all.
       element_scale: Factor of the self-connection "elements".
       use_bias: Whether linear layers after the embedding have a bias on even scalars.
-      old_signs: Take the couplings of e3nn 0.4.4.
+      undirected: Whether pairs send messages both ways (graph.Pairs).
     """
 
     hidden: Irreps
@@ -43,7 +43,7 @@ class Interaction(nn.Module):
     elements: tuple[int, ...] | None = None
     element_scale: float = 1.0
     use_bias: bool = False
-    old_signs: bool = False
+    undirected: bool = False
 
     @nn.compact
     def __call__(
@@ -51,7 +51,8 @@ class Interaction(nn.Module):
         features: Features,
         numbers: jax.Array,
         attributes: jax.Array | None,
-        edge: Pairs,
+        receivers: jax.Array,
+        senders: jax.Array,
         harmonics: list[jax.Array],
         radial: jax.Array,
         scale,
@@ -62,7 +63,8 @@ class Interaction(nn.Module):
           features: Features of the atoms.
           numbers: Atomic numbers, shape (N,).
           attributes: Table of attributes for the self-connection "elements"; None for one-hot.
-          edge: Pairs.
+          receivers: Index of the receiver of each pair, shape (P,).
+          senders: Index of the sender of each pair, shape (P,).
           harmonics: Spherical harmonics of the pairs, one array for each degree.
           radial: Radial functions of the pairs, including the envelope, shape (P, K).
           scale: Factor of the neighbors' features, a number or shape (N, 1, 1).
@@ -77,7 +79,8 @@ class Interaction(nn.Module):
         ).path_weights(radial)
         mixed = IrrepsLinear(sources, self.use_bias, name="linear_1")(features)
         mixed = {irrep: values * scale for irrep, values in mixed.items()}
-        summed = convolve(mixed, harmonics, weights, edge, paths, self.old_signs)
+        edge = Pairs(receivers, senders, None, self.undirected)
+        summed = convolve(mixed, harmonics, weights, edge, paths)
         out = IrrepsLinear(gate.inputs, self.use_bias, name="linear_2")(summed)
         own = self._self_connection(gate.inputs, features, numbers, attributes)
         return gate(
