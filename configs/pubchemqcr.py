@@ -26,7 +26,8 @@ comparison of models in Force2Geo (Table 8); "published" then has the batch size
 painn_oc is the PaiNN that the paper trains, with a smooth cutoff. With
 --config.model.options.direct_forces=True it predicts forces instead of differentiating its energy.
 equiformer predicts forces, as in the paper.
-nequip and sevennet have even irreps up to degree 2. Models of tensor products take several times as long per step.
+nequip and sevennet have even irreps up to degree 2. Models with tensor products take several
+times as long per step.
 """
 
 import ml_collections
@@ -34,27 +35,9 @@ import ml_collections
 from mlip_jax.config import unknown_name
 from mlip_jax.defaults import train_defaults
 
-SIZES = ("published", "small")
 MODELS = {
-    "painn": {
-        "published": dict(num_features=128, num_layers=4, cutoff=4.5, num_radial=128),
-        "small": dict(num_features=128, num_layers=3, cutoff=4.5, num_radial=32),
-    },
-    # Table 8: layers and channels; even irreps up to degree 2
-    "nequip": dict.fromkeys(
-        SIZES, dict(num_features=64, num_layers=5, max_degree=2, parity="even", cutoff=4.5)
-    ),
-    "sevennet": dict.fromkeys(
-        SIZES,
-        dict(
-            num_features=128,
-            num_layers=5,
-            max_degree=2,
-            parity="even",
-            cutoff=4.5,
-            self_connection="linear",
-        ),
-    ),
+    "published": dict(num_features=128, num_layers=4, cutoff=4.5, num_radial=128),
+    "small": dict(num_features=128, num_layers=3, cutoff=4.5, num_radial=32),
 }
 # Comparison of models in the paper: batch size and options of each model.
 COMPARED = {

@@ -221,7 +221,7 @@ def test_a_corrupted_file_is_rebuilt(store, caplog, damage, monkeypatch):
     corruptions(store)[damage](path)
     with caplog.at_level(logging.WARNING):
         np.testing.assert_array_equal(count(store), expected)
-    assert str(path) in caplog.text and "damaged" in caplog.text
+    assert str(path) in caplog.text and "corrupted" in caplog.text
     assert path.read_bytes() == sound
     monkeypatch.setattr(module, "count_edges", forbid)
     np.testing.assert_array_equal(count(store), expected)

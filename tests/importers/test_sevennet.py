@@ -161,7 +161,7 @@ def test_checkpoints_run_nothing(tmp_path, monkeypatch):
     """Catches a reader that imports what the file names, or reads beyond its numbers."""
     monkeypatch.chdir(tmp_path)
     write_torch_file("evil.pth", {}, pickle.dumps(Malicious(), 2))
-    with pytest.raises(WeightsError, match="the pickle asks for '(posix|nt).system'"):
+    with pytest.raises(WeightsError, match="the pickle requests '(posix|nt).system'"):
         torch_file.read("evil.pth")
     assert not Path("executed").exists()
     array = np.arange(4, dtype=np.float32)

@@ -86,11 +86,11 @@ class _Storages:
             or pid[0] != "storage"
             or not isinstance(pid[2], str)
         ):
-            raise pickle.UnpicklingError(f"a persistent id {safe_pickle.shown(pid)}")
+            raise pickle.UnpicklingError(f"a persistent id {safe_pickle.short_repr(pid)}")
         # the name of the type stands for a function without arguments, see _allowed
         kind, key = pid[1]() if callable(pid[1]) else None, pid[2]
         if not isinstance(kind, np.dtype):
-            raise pickle.UnpicklingError(f"a storage of type {safe_pickle.shown(pid[1])}")
+            raise pickle.UnpicklingError(f"a storage of type {safe_pickle.short_repr(pid[1])}")
         if key not in self._known:
             self._known[key] = np.frombuffer(self._archive.read(f"{self._folder}data/{key}"), kind)
         return self._known[key]
@@ -115,7 +115,7 @@ def _rebuild_tensor(storage, offset, size, stride, *_) -> np.ndarray:
         or not all(type(n) is int and 0 <= n < 2**40 for n in numbers)
         or len(size) != len(stride)
     ):
-        raise pickle.UnpicklingError(f"a tensor of shape {safe_pickle.shown(size)}")
+        raise pickle.UnpicklingError(f"a tensor of shape {safe_pickle.short_repr(size)}")
     last = offset + sum((n - 1) * s for n, s in zip(size, stride)) if math.prod(size) else offset
     if last >= max(storage.size, 1) or math.prod(size) > storage.size:
         raise pickle.UnpicklingError(f"a tensor of shape {size} beyond its {storage.size} numbers")
