@@ -207,7 +207,7 @@ def _read_result(task: str, folder: Path, report: Path | None) -> TrainingResult
         model=Predictor.load(folder) if task == PROPERTY else Potential.load(folder),
         metrics=json.loads((folder / "metrics.json").read_text(encoding="utf-8")),
         history=read_metrics(folder / "metrics.csv"),
-        domain=None if task == PROPERTY else atom_domain.of_workdir(folder),
+        domain=None if task == PROPERTY else atom_domain.load_domain(folder),
         workdir=None if report is None else folder,
         report=report,
     )

@@ -196,8 +196,8 @@ class Potential:
         restored = read_checkpoint(path)
         if "reference_energies" not in restored.metadata["statistics"]:
             raise CheckpointError(
-                f"{path}: holds a predictor of properties, not a force field; "
-                "mlip_jax.predictor.Predictor.load opens it"
+                f"{path}: contains a predictor of properties, not a force field. Open it with "
+                "mlip_jax.predictor.Predictor.load."
             )
         return cls.from_checkpoint(restored.arrays, restored.metadata)
 
@@ -232,17 +232,18 @@ class Potential:
 
         It identifies the force field.
         """
-        found = hashlib.sha256(repr((self.model, self.cutoff, self.energy_scale)).encode())
+        sha256 = hashlib.sha256(repr((self.model, self.cutoff, self.energy_scale)).encode())
         for leaf in [*jax.tree.leaves(self.params), self.reference_energies]:
-            found.update(np.ascontiguousarray(leaf).tobytes())
-        return found.hexdigest()[:16]
+            sha256.update(np.ascontiguousarray(leaf).tobytes())
+        return sha256.hexdigest()[:16]
 
     def check_elements(self, numbers: np.ndarray) -> None:
         """Raise ValueError that lists the elements that are missing from the training split."""
         unknown = sorted(set(np.asarray(numbers).tolist()) - set(self.elements))
         if unknown:
             raise ValueError(
-                f"this force field was not trained on {', '.join(chemical_symbols[z] for z in unknown)}; it knows "
+                "this force field was not trained on "
+                f"{', '.join(chemical_symbols[z] for z in unknown)}, only on "
                 f"{', '.join(chemical_symbols[z] for z in self.elements)}"
             )
 
@@ -255,12 +256,14 @@ def read_checkpoint(path: str | Path) -> Restored:
     """
     path = Path(path)
     if not path.is_dir():
-        raise CheckpointError(f"{path}: no such directory; a workdir of a training run is expected")
+        raise CheckpointError(f"{path}: no such directory. Give the workdir of a training run.")
     store = CheckpointStore(path / BEST if (path / BEST).is_dir() else path, read_only=True)
     restored = store.restore()
     store.close()
     if restored is None:
-        raise CheckpointError(f"{path}: no finished checkpoint there; has the run validated once?")
+        raise CheckpointError(
+            f"{path}: no complete checkpoint. The first one is written by the first validation."
+        )
     return restored
 
 
@@ -274,8 +277,8 @@ def create_model(model: Mapping[str, Any], potential: Mapping[str, Any] | None =
     Raises:
       ValueError: Unknown model, term or option; the message lists the known ones.
     """
-    made = models.create(model["name"], **_options(model["options"]))
-    return terms.with_terms(made, active_terms(potential or {}))
+    module = models.create(model["name"], **_options(model["options"]))
+    return terms.with_terms(module, active_terms(potential or {}))
 
 
 def active_terms(potential: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -292,7 +295,8 @@ def active_terms(potential: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     cutoff = float(potential.get("long_range_cutoff", math.inf))
     if not cutoff > 0:
         raise ValueError(
-            f"potential.long_range_cutoff must be positive (Å, or inf for all pairs), received {cutoff}"
+            "potential.long_range_cutoff must be positive (Å, or inf for all pairs), received "
+            f"{cutoff}"
         )
     switches = [k for k in potential if k != "long_range_cutoff" and not k.endswith("_options")]
     active = {}

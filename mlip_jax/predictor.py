@@ -60,8 +60,8 @@ class Predictor:
         restored = read_checkpoint(path)
         if restored.metadata["config"].get("task") != TASK:
             raise CheckpointError(
-                f"{path}: holds a force field, not a predictor of properties. Train one from it: "
-                f"--config=configs/force2prop.py --config.init.workdir={path}"
+                f"{path}: contains a force field, not a predictor of properties. Train one "
+                f"from it: --config=configs/force2prop.py --config.init.workdir={path}"
             )
         return cls.from_checkpoint(restored.arrays, restored.metadata)
 
@@ -125,7 +125,8 @@ class Predictor:
         unknown = sorted(set(np.asarray(numbers).tolist()) - set(self.elements))
         if unknown:
             raise ValueError(
-                f"this predictor was not trained on {', '.join(chemical_symbols[z] for z in unknown)}; it knows "
+                "this predictor was not trained on "
+                f"{', '.join(chemical_symbols[z] for z in unknown)}, only on "
                 f"{', '.join(chemical_symbols[z] for z in self.elements)}"
             )
 
@@ -134,31 +135,33 @@ class Predictor:
     ) -> dict[str, np.ndarray]:
         """Compute the outputs in batches; return them in the order of the structures."""
         if not len(columns):
-            raise ValueError("there are no structures to predict")
+            raise ValueError("there are no structures to predict: give at least one")
         sizes = graph_sizes(columns, self.cutoff, self.model.long_range_cutoff)
         budget = growing.fit(choose_budget(sizes, min(batch_size, len(columns))))
         parts, order = [], []
-        for places in plan_batches(np.arange(len(columns)), sizes, budget):
+        for indices in plan_batches(np.arange(len(columns)), sizes, budget):
             graph = build_batch(
-                columns.take(places),
+                columns.take(indices),
                 budget,
                 self.cutoff,
                 long_range_cutoff=self.model.long_range_cutoff,
             )
-            made = jax.device_get(_apply(self.model, self.params, graph))
-            rows = len(columns.atoms_of(places))  # without padding
+            outputs = jax.device_get(_apply(self.model, self.params, graph))
+            rows = len(columns.atoms_of(indices))  # without padding
             parts.append(
                 {
-                    name: values[: rows if name in self._of_atoms else len(places)]
-                    for name, values in made.items()
+                    name: values[: rows if name in self._of_atoms else len(indices)]
+                    for name, values in outputs.items()
                 }
             )
-            order.append(places)
+            order.append(indices)
         # undo the order of the batches: for rows of structures and for rows of atoms
         order = np.concatenate(order)
-        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        in_batch_order = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         back = {False: np.argsort(order), True: np.argsort(columns.atoms_of(order))}
-        return {name: values[back[name in self._of_atoms]] for name, values in joined.items()}
+        return {
+            name: values[back[name in self._of_atoms]] for name, values in in_batch_order.items()
+        }
 
     @property
     def _of_atoms(self) -> set[str]:
@@ -174,12 +177,12 @@ class Predictor:
 
         It identifies the predictor.
         """
-        found = hashlib.sha256(
+        sha256 = hashlib.sha256(
             repr((self.model, self.cutoff, [t.to_json() for t in self.targets])).encode()
         )
         for leaf in jax.tree.leaves(self.params):
-            found.update(np.ascontiguousarray(leaf).tobytes())
-        return found.hexdigest()[:16]
+            sha256.update(np.ascontiguousarray(leaf).tobytes())
+        return sha256.hexdigest()[:16]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -212,8 +215,12 @@ def pretrained(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray],
     config = restored.metadata["config"]
     if config.get("task") != TASK:
         with_terms = bool(active_terms(config.get("potential") or {}))
-        own = "model/" if with_terms else ""
-        arrays = {f"{BACKBONE}/{k[len(own) :]}": v for k, v in arrays.items() if k.startswith(own)}
+        prefix_of_model = "model/" if with_terms else ""
+        arrays = {
+            f"{BACKBONE}/{k[len(prefix_of_model) :]}": v
+            for k, v in arrays.items()
+            if k.startswith(prefix_of_model)
+        }
     return config["model"], arrays, restored.metadata
 
 
@@ -234,16 +241,17 @@ def begin_from(params: Any, arrays: Mapping[str, np.ndarray], source: str) -> tu
         parameters that are missing, left over or have another shape.
     """
     parts, fresh = dict(params["params"]), []
-    for name, own in parts.items():
-        found = {k: v for k, v in arrays.items() if k.startswith(f"{name}/")}
-        if not found and name != BACKBONE:
+    for name, initial in parts.items():
+        stored = {k: v for k, v in arrays.items() if k.startswith(f"{name}/")}
+        if not stored and name != BACKBONE:
             fresh.append(name.removeprefix("head_"))
             continue
         try:
-            parts[name] = from_arrays(own, found, f"{name}/")
+            parts[name] = from_arrays(initial, stored, f"{name}/")
         except CheckpointError as error:
             raise CheckpointError(
-                f"{source} cannot be begun from: in {name!r} {error}\nLeave config.model.name empty "
-                "to take its architecture, or change config.model.options."
+                f"{source} cannot initialize this model: in {name!r} {error}\nLeave "
+                "config.model.name empty to use its architecture, or change "
+                "config.model.options."
             ) from error
     return {**params, "params": parts}, fresh

@@ -56,8 +56,8 @@ class Structure:
     def __post_init__(self):
         if self.positions.shape != (len(self.numbers), 3):
             raise ValueError(
-                f"{self.source or 'structure'}: positions must have shape ({len(self.numbers)}, 3), "
-                f"received {self.positions.shape}"
+                f"{self.source or 'structure'}: positions must have shape "
+                f"({len(self.numbers)}, 3), received {self.positions.shape}"
             )
         if self.forces is not None and self.forces.shape != self.positions.shape:
             raise ValueError(
@@ -78,14 +78,14 @@ def electronic_value(atoms, name: str) -> float:
     Raises:
       ValueError: The value is not a finite number.
     """
-    given = atoms.info.get(name, 0.0)
+    raw = atoms.info.get(name, 0.0)
     try:
-        value = float(given)
+        value = float(raw)
     except (TypeError, ValueError):
         value = np.nan
     if not np.isfinite(value):
         raise ValueError(
-            f"atoms.info[{name!r}] must be a finite number, received {given!r}; leave it out for 0"
+            f"atoms.info[{name!r}] must be a finite number, received {raw!r}. Remove it for 0."
         )
     return value
 

@@ -1,4 +1,4 @@
-"""A run of several processes for tests of mlip_jax.distributed and of the launchers; --task says what it does."""
+"""Program of several processes for tests of mlip_jax.distributed and of the launchers."""
 
 import argparse
 import hashlib
@@ -12,12 +12,12 @@ import numpy as np
 
 from mlip_jax import distributed
 
-# more than the key-value store is trusted with, and no whole number of words
+# larger than one entry of the key-value store, and not a multiple of a word
 LARGE = np.random.default_rng(0).bytes(3_000_001)
 
 
 def steps(folder, config):
-    """Perform steps across all devices until all processes know that one received a stop request."""
+    """Run steps on all devices until a process has received a signal."""
 
     def step(stop):
         return jax.lax.psum((stop, 1), "devices")
@@ -33,14 +33,14 @@ def steps(folder, config):
             if i == 0:
                 (folder / f"steps_{distributed.index()}").write_text(str(int(devices[0])))
             if i == 2 and config == f"raise_{distributed.index()}":
-                raise ValueError("the third step went wrong")
+                raise ValueError("the third step failed")
             if i == 2 and config == f"exit_{distributed.index()}":
                 sys.exit(3)
             time.sleep(0.01)
 
 
-def words(folder, config):
-    """Exchange values with all functions of the module."""
+def communicate(folder, config):
+    """Test all kinds of communication, and write the results to communicate_RANK.json."""
     rank = distributed.index()
     value = (
         {"name": "Ångström", "sizes": np.arange(5, dtype=np.int16), "pair": (1, None)}
@@ -51,18 +51,18 @@ def words(folder, config):
     large = distributed.broadcast(np.frombuffer(LARGE, np.uint8) if distributed.leader() else None)
     if rank:
         time.sleep(0.5)
-    come = time.time()
-    distributed.barrier("all here")
+    arrival = time.time()
+    distributed.barrier("all processes")
     after_barrier = time.time()
     with distributed.leader_first("write"):
         if distributed.leader():
             time.sleep(0.5)
             (folder / "written").write_text("by the leader")
-        found = (folder / "written").read_text()
+        text = (folder / "written").read_text()
     devices = jax.pmap(lambda x: jax.lax.psum(x, "i"), "i")(
         np.ones(jax.local_device_count(), np.int32)
     )
-    (folder / f"words_{rank}.json").write_text(
+    (folder / f"communicate_{rank}.json").write_text(
         json.dumps(
             {
                 "name": received["name"],
@@ -70,9 +70,9 @@ def words(folder, config):
                 "dtype": str(received["sizes"].dtype),
                 "pair": received["pair"],
                 "large": hashlib.sha256(large).hexdigest(),
-                "come": come,
+                "arrival": arrival,
                 "after_barrier": after_barrier,
-                "found": found,
+                "text": text,
                 "count": distributed.count(),
                 "devices": int(devices[0]),
                 "jax": [jax.process_index(), jax.process_count()],
@@ -82,6 +82,7 @@ def words(folder, config):
 
 
 def leader_fails(folder, config):
+    """Fail or stop in the leader while the other process waits."""
     with distributed.leader_first("write"):
         if distributed.leader() and config == "stop":
             sys.exit(distributed.EXIT_REQUEUE)
@@ -99,7 +100,7 @@ def main():
     jax.config.update("jax_platforms", "cpu")
     try:
         with distributed.session(distributed.from_environment(), options.timeout):
-            {f.__name__: f for f in (steps, words, leader_fails)}[options.task](
+            {f.__name__: f for f in (steps, communicate, leader_fails)}[options.task](
                 options.workdir, options.config
             )
     except (ValueError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""Tests for checkpoints: bit-exact, and robust against corrupted and unfinished ones."""
+"""Tests for checkpoints: bit-exact, and restored from an older one if the newest is corrupted."""
 
 import contextlib
 import logging
@@ -44,7 +44,7 @@ def store(tmp_path):
     store.close()
 
 
-def assert_holds(restored, step):
+def assert_is_of_step(restored, step):
     assert restored.step == step == restored.metadata["step"]
     np.testing.assert_array_equal(restored.arrays["w"], tree_of(step)["w"])
     np.testing.assert_array_equal(restored.arrays["b"], tree_of(step)["b"])
@@ -56,14 +56,14 @@ def test_round_trip_is_bit_exact(store):
     expected = to_arrays(TREE)
     assert restored.step == 7 and sorted(restored.arrays) == sorted(expected)
     for key, value in expected.items():
-        found = restored.arrays[key]
-        assert found.dtype == value.dtype and found.shape == value.shape
-        assert found.tobytes() == value.tobytes()
+        array = restored.arrays[key]
+        assert array.dtype == value.dtype and array.shape == value.shape
+        assert array.tobytes() == value.tobytes()
     for key, value in METADATA.items():
         assert restored.metadata[key] == value
 
 
-def test_a_tree_of_the_same_types_is_restored(store):
+def test_tree_with_the_same_structure_is_restored(store):
     store.save(1, TREE, {})
     tree = from_arrays(TREE, store.restore().arrays)
     assert tree["params"]["list"][0].tolist() == [0, 1, 2]
@@ -76,12 +76,12 @@ def test_device_arrays_are_stored(store):
     np.testing.assert_array_equal(store.restore().arrays["a"], np.arange(4.0))
 
 
-def test_the_newest_is_restored_and_old_ones_are_removed(store):
+def test_newest_is_restored_and_old_ones_are_removed(store):
     assert store.restore() is None and store.steps() == []
     for step in (1, 2, 5, 9):
         store.save(step, tree_of(step), {})
     assert store.steps() == [2, 5, 9]
-    assert_holds(store.restore(), 9)
+    assert_is_of_step(store.restore(), 9)
 
 
 def test_the_same_step_is_replaced(store):
@@ -89,21 +89,21 @@ def test_the_same_step_is_replaced(store):
     store.save(3, tree_of(1), {"note": "first"})
     store.save(3, tree_of(3), {"note": "second"})
     restored = store.restore()
-    assert_holds(restored, 3)
+    assert_is_of_step(restored, 3)
     assert restored.metadata["note"] == "second" and store.steps() == [2, 3]
 
 
-def test_another_process_can_read_checkpoints(store):
+def test_read_only_stores_read_but_do_not_write(store):
     store.save(4, tree_of(4), {})
     reader = CheckpointStore(store.directory, read_only=True)
-    assert_holds(reader.restore(), 4)
+    assert_is_of_step(reader.restore(), 4)
     for save in (reader.save, reader.save_in_background):
         with pytest.raises(CheckpointError, match="opened with read_only=True"):
             save(5, tree_of(5), {})
     reader.close()
 
 
-def test_reading_a_missing_folder_is_an_error(tmp_path):
+def test_reading_a_missing_directory_is_an_error(tmp_path):
     with pytest.raises(CheckpointError, match="contains no checkpoints"):
         CheckpointStore(tmp_path / "nowhere", read_only=True)
     assert not (tmp_path / "nowhere").exists()
@@ -122,24 +122,25 @@ def flip(path):
 
 @pytest.fixture(scope="module")
 def two_checkpoints(tmp_path_factory):
-    """Directory with checkpoints of the steps 1 and 2."""
-    directory = tmp_path_factory.mktemp("two") / "checkpoints"
+    """Return a directory with checkpoints of the steps 1 and 2."""
+    directory, metadata = (
+        tmp_path_factory.mktemp("two") / "checkpoints",
+        {"config": {"name": "painn"}, "statistics": {"cutoff": 5.0}},
+    )
     store = CheckpointStore(directory)
     for step in (1, 2):
-        store.save(
-            step, tree_of(step), {"config": {"name": "painn"}, "statistics": {"cutoff": 5.0}}
-        )
+        store.save(step, tree_of(step), metadata)
     store.close()
     return directory
 
 
-# orbax closes its event loop at the first unreadable array; pending reads then raise this error
+# orbax closes its event loop when an array cannot be read, while other reads still use it
 @pytest.mark.filterwarnings(r"ignore:(?s)Exception ignored in.*Event loop is closed:Warning")
-@pytest.mark.parametrize("damage", [truncate, flip])
-def test_a_corrupted_newest_checkpoint_falls_back_to_the_previous_one(
-    two_checkpoints, tmp_path, caplog, damage
+@pytest.mark.parametrize("corrupt", [truncate, flip])
+def test_corrupted_newest_falls_back_to_the_previous_one(
+    two_checkpoints, tmp_path, caplog, corrupt
 ):
-    """Each file of the newest checkpoint is corrupted in turn; a fallback is logged."""
+    """For any corrupted file, the restored checkpoint is valid, and a fallback is logged."""
     files = sorted(
         f.relative_to(two_checkpoints) for f in (two_checkpoints / "2").rglob("*") if f.is_file()
     )
@@ -150,13 +151,13 @@ def test_a_corrupted_newest_checkpoint_falls_back_to_the_previous_one(
         shutil.copytree(two_checkpoints, copy)
         if (copy / name).stat().st_size == 0:
             continue
-        damage(copy / name)
+        corrupt(copy / name)
         caplog.clear()
         with caplog.at_level(logging.WARNING, logger=checkpoint.__name__):
             reader = CheckpointStore(copy, read_only=True)
             restored = reader.restore()
             reader.close()
-        assert_holds(restored, restored.step)
+        assert_is_of_step(restored, restored.step)
         assert restored.metadata["config"] == {"name": "painn"}, name
         assert restored.metadata["statistics"] == {"cutoff": 5.0}, name
         warned = any(
@@ -168,7 +169,7 @@ def test_a_corrupted_newest_checkpoint_falls_back_to_the_previous_one(
     assert fell_back > 0
 
 
-def test_emptied_or_missing_directories_count_as_corrupted(two_checkpoints, tmp_path):
+def test_missing_directories_fall_back_to_the_previous_checkpoint(two_checkpoints, tmp_path):
     for n, names in enumerate(
         (["arrays"], ["metadata"], [p.name for p in (two_checkpoints / "2").iterdir()])
     ):
@@ -178,7 +179,7 @@ def test_emptied_or_missing_directories_count_as_corrupted(two_checkpoints, tmp_
             path = copy / "2" / name
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         reader = CheckpointStore(copy, read_only=True)
-        assert_holds(reader.restore(), 1)
+        assert_is_of_step(reader.restore(), 1)
         reader.close()
 
 
@@ -193,22 +194,22 @@ def test_all_corrupted(two_checkpoints, tmp_path):
     reader.close()
 
 
-def test_writing_continues_after_a_fallback(two_checkpoints, tmp_path):
-    """A run that resumed from step 1 overwrites the corrupted checkpoint of step 2."""
+def test_saving_after_a_fallback(two_checkpoints, tmp_path):
+    """A run that resumed from step 1 replaces the corrupted checkpoint of step 2."""
     copy = tmp_path / "copy"
     shutil.copytree(two_checkpoints, copy)
     shutil.rmtree(copy / "2" / "arrays")
     again = CheckpointStore(copy)
-    assert_holds(again.restore(), 1)
+    assert_is_of_step(again.restore(), 1)
     again.save(2, tree_of(2), {})
-    assert_holds(again.restore(), 2)
+    assert_is_of_step(again.restore(), 2)
     again.save(3, tree_of(3), {})
-    assert_holds(again.restore(), 3)
+    assert_is_of_step(again.restore(), 3)
     again.close()
 
 
-def test_corrupted_checkpoints_are_removed_first(two_checkpoints, tmp_path):
-    """A corrupted checkpoint of a later step must not displace those written after the fallback."""
+def test_corrupted_ones_are_removed_first(two_checkpoints, tmp_path):
+    """Corrupted checkpoints of later steps do not displace those saved after the fallback."""
     copy = tmp_path / "copy"
     shutil.copytree(two_checkpoints, copy)
     (copy / "2").rename(copy / "8")
@@ -216,7 +217,7 @@ def test_corrupted_checkpoints_are_removed_first(two_checkpoints, tmp_path):
     for step in (8, 9):
         shutil.rmtree(copy / str(step) / "arrays")
     with contextlib.closing(CheckpointStore(copy, keep=2)) as again:
-        assert_holds(again.restore(), 1)
+        assert_is_of_step(again.restore(), 1)
         again.save(3, tree_of(3), {})
         assert again.steps() == [1, 3]
         again.save(4, tree_of(4), {})
@@ -225,7 +226,7 @@ def test_corrupted_checkpoints_are_removed_first(two_checkpoints, tmp_path):
 
 @settings(deadline=None, max_examples=6)
 @given(keep=st.integers(1, 3), steps=st.lists(st.integers(1, 6), min_size=1, max_size=5))
-def test_the_checkpoint_just_written_is_kept(tmp_path_factory, keep, steps):
+def test_the_last_saved_checkpoint_is_kept(tmp_path_factory, keep, steps):
     with contextlib.closing(CheckpointStore(tmp_path_factory.mktemp("some"), keep=keep)) as store:
         for n, step in enumerate(steps):
             before = store.steps()
@@ -233,7 +234,7 @@ def test_the_checkpoint_just_written_is_kept(tmp_path_factory, keep, steps):
             assert step in store.steps() and set(store.steps()) <= {*before, step}
             assert len(store.steps()) == min(keep, len({*before, step}))
         newest = store.restore()
-        assert_holds(newest, max(store.steps()))
+        assert_is_of_step(newest, max(store.steps()))
         assert newest.metadata["turn"] == max(
             n for n, step in enumerate(steps) if step == newest.step
         )
@@ -264,9 +265,9 @@ def test_full_disk_leaves_older_ones_readable(store, monkeypatch):
         ):
             store.save(3, tree_of(3), {})
     assert store.steps() == [1, 2]
-    assert_holds(store.restore(), 2)
+    assert_is_of_step(store.restore(), 2)
     store.save(3, tree_of(3), {})
-    assert_holds(store.restore(), 3)
+    assert_is_of_step(store.restore(), 3)
 
 
 def test_full_disk_while_replacing_keeps_the_checkpoint(store, monkeypatch):
@@ -276,26 +277,26 @@ def test_full_disk_while_replacing_keeps_the_checkpoint(store, monkeypatch):
         patch.setattr(store._orbax, "save", fail_with_full_disk)
         with pytest.raises(CheckpointError):
             store.save(5, tree_of(5), {"note": "again"})
-    assert_holds(store.restore(), 5)
+    assert_is_of_step(store.restore(), 5)
     assert [p.name for p in store.directory.iterdir()] == ["5"]
 
 
-def test_recovery_of_a_run_that_ended_while_replacing(store):
+def test_interrupted_replacement_is_restored(store):
     store.save(5, tree_of(5), {})
     (store.directory / "5").rename(store.directory / "5.replaced")
     again = CheckpointStore(store.directory)
-    assert_holds(again.restore(), 5)
+    assert_is_of_step(again.restore(), 5)
     again.save(5, tree_of(5), {})
     assert [p.name for p in store.directory.iterdir() if p.is_dir()] == ["5"]
     again.close()
 
 
-def test_reading_while_the_only_one_is_replaced(store):
+def test_reading_during_a_replacement(store):
     store.save(5, tree_of(5), {})
     (store.directory / "5").rename(store.directory / "5.replaced")
     with contextlib.closing(CheckpointStore(store.directory, read_only=True)) as reader:
         assert reader.steps() == [5]
-        assert_holds(reader.restore(), 5)
+        assert_is_of_step(reader.restore(), 5)
     assert (store.directory / "5.replaced").is_dir()
 
 
@@ -308,7 +309,7 @@ def test_unfinished_checkpoints_are_ignored_and_removed(store):
     assert sorted(p.name for p in store.directory.iterdir()) == ["1", "3"]
 
 
-def test_a_checkpoint_is_on_disk_before_the_older_one_is_removed(tmp_path, monkeypatch):
+def test_checkpoint_is_synced_before_the_older_one_is_removed(tmp_path, monkeypatch):
     opened, synced, steps, fsync, open_file = {}, [], [], os.fsync, os.open
 
     def opening(path, *args, **kwargs):
@@ -337,27 +338,27 @@ def fail_with_full_disk(*args, **kwargs):
 
 
 class Gate:
-    """Gate that blocks the writes of a store until it is opened, and records their threads."""
+    """Block the writing of a store until the gate is opened, and record the writing threads."""
 
     def __init__(self, store, monkeypatch):
         self.open, self.threads = threading.Event(), []
         for name in ("to_arrays", "_checksum"):
-            monkeypatch.setattr(checkpoint, name, self._noting(getattr(checkpoint, name)))
-        monkeypatch.setattr(store._orbax, "save", self._held(store._orbax.save))
+            monkeypatch.setattr(checkpoint, name, self._record_thread(getattr(checkpoint, name)))
+        monkeypatch.setattr(store._orbax, "save", self._block(store._orbax.save))
 
-    def _noting(self, function):
-        def noting(*args):
+    def _record_thread(self, function):
+        def recorded(*args):
             self.threads.append(threading.current_thread())
             return function(*args)
 
-        return noting
+        return recorded
 
-    def _held(self, function):
-        def held(*args, **kwargs):
+    def _block(self, function):
+        def blocked(*args, **kwargs):
             assert self.open.wait(60)
-            return self._noting(lambda: function(*args, **kwargs))()
+            return self._record_thread(lambda: function(*args, **kwargs))()
 
-        return held
+        return blocked
 
 
 def test_background_saves_do_not_block_the_caller(store, monkeypatch):
@@ -376,16 +377,16 @@ def test_background_saves_do_not_block_the_caller(store, monkeypatch):
         and len(set(gate.threads)) == 1
         and threading.current_thread() not in gate.threads
     )
-    assert_holds(store.restore(), 2)
+    assert_is_of_step(store.restore(), 2)
     with contextlib.closing(CheckpointStore(store.directory, read_only=True)) as reader:
         assert reader._read(1).metadata["nested"] == {"value": 1}
 
 
-def test_reading_waits_for_a_save_in_progress(store, monkeypatch):
+def test_reading_waits_for_the_running_save(store, monkeypatch):
     gate = Gate(store, monkeypatch)
     store.save_in_background(1, tree_of(1), {})
     threading.Timer(0.1, gate.open.set).start()
-    assert_holds(store.restore(), 1)
+    assert_is_of_step(store.restore(), 1)
 
 
 NEXT_CALLS = {
@@ -403,7 +404,7 @@ def test_error_in_the_background_is_raised_once(tmp_path, monkeypatch, call):
     with monkeypatch.context() as patch:
         patch.setattr(store._orbax, "save", fail_with_full_disk)
         store.save_in_background(1, tree_of(2), {})
-        assert_holds(store.restore(), 1)  # reading does not take the error away
+        assert_is_of_step(store.restore(), 1)  # reading does not clear the error
     with pytest.raises(CheckpointError, match="step 1 cannot be written.*No space left"):
         NEXT_CALLS[call](store)
     if call != "close":
@@ -412,22 +413,22 @@ def test_error_in_the_background_is_raised_once(tmp_path, monkeypatch, call):
         store.save_in_background(5, tree_of(5), {})
     store.close()
     with contextlib.closing(CheckpointStore(tmp_path, read_only=True)) as reader:
-        assert_holds(reader.restore(), 1 if call == "close" else 5)
+        assert_is_of_step(reader.restore(), 1 if call == "close" else 5)
 
 
-def test_metadata_that_json_cannot_represent_is_an_error(store):
+def test_metadata_that_is_not_json_is_rejected_at_once(store):
     with pytest.raises(TypeError, match="JSON serializable"):
         store.save_in_background(1, tree_of(1), {"array": np.zeros(2)})
     assert not store.busy and store.steps() == []
 
 
-def test_two_stores_write_at_the_same_time(tmp_path):
+def test_two_stores_at_the_same_time(tmp_path):
     stores = [CheckpointStore(tmp_path / name, keep=2) for name in ("latest", "best")]
     for step in range(1, 6):
-        for each in stores:
-            each.save_in_background(step, tree_of(step), {})
-    for each in stores:
-        each.close()
-        with contextlib.closing(CheckpointStore(each.directory, read_only=True)) as reader:
+        for store in stores:
+            store.save_in_background(step, tree_of(step), {})
+    for store in stores:
+        store.close()
+        with contextlib.closing(CheckpointStore(store.directory, read_only=True)) as reader:
             assert reader.steps() == [4, 5]
-            assert_holds(reader.restore(), 5)
+            assert_is_of_step(reader.restore(), 5)

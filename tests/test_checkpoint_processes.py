@@ -1,4 +1,4 @@
-"""Tests for checkpoints of processes that end, are killed, or are several."""
+"""Tests for checkpoints of processes that end or are killed, and of several processes."""
 
 import contextlib
 import os
@@ -32,7 +32,7 @@ def forks():
 
 @pytest.fixture
 def start(forks, tmp_path_factory):
-    """Start a script in its own process, which is killed after a time limit."""
+    """Start a script in a separate process, which is killed after `seconds` seconds."""
     started, folder = [], tmp_path_factory.mktemp("errors")
 
     def start(script, *arguments, seconds=120):
@@ -58,7 +58,7 @@ def start(forks, tmp_path_factory):
 
 
 def finish(process):
-    """Return the exit code, output and errors of a process."""
+    """Wait for the end of a process; return its exit code, output and errors."""
     process.stdin.close()
     out = process.stdout.read()
     code = process.wait()
@@ -67,7 +67,7 @@ def finish(process):
 
 
 def newest(directory):
-    """Return the newest checkpoint, and assert that its arrays are those of its step."""
+    """Return the newest checkpoint, after checking that its arrays are those of its step."""
     with contextlib.closing(CheckpointStore(directory, read_only=True)) as reader:
         restored = reader.restore()
     np.testing.assert_array_equal(restored.arrays["w"], np.full((4, 3), restored.step, np.float32))
@@ -85,7 +85,7 @@ def test_a_store_that_is_closed_finishes_the_save(tmp_path, monkeypatch, end):
     assert newest(tmp_path).step == 2
 
 
-def test_a_save_that_the_interpreter_ends_is_reported(tmp_path, start):
+def test_a_save_interrupted_by_the_end_of_the_interpreter_is_reported(tmp_path, start):
     returned, _, errors = finish(
         start(
             """
@@ -102,7 +102,7 @@ store.save_in_background(2, tree_of(2), {})""",
 
 
 def test_full_disk_in_the_background(tmp_path, start):
-    """A limit of the file size simulates a full disk. An error that no call raised is logged."""
+    """A limit of the file size simulates a full disk. Errors that are not raised are logged."""
     returned, out, errors = finish(
         start(
             """
@@ -126,8 +126,8 @@ store.save_in_background(3, large, {})""",
     assert newest(tmp_path).step == 1
 
 
-def test_a_folder_that_cannot_be_created_blocks_no_thread(tmp_path, start):
-    """Otherwise, orbax's threads and the end of the process would wait for ten minutes."""
+def test_a_folder_that_cannot_be_created_does_not_block_the_process(tmp_path, start):
+    """Detects threads of orbax that wait ten minutes for folders at the end of the process."""
     returned, out, errors = finish(
         start(
             """
@@ -163,13 +163,13 @@ def train(durable):
     step = restored.step if restored else 0
     while True:
         step += 1
-        for turn in range(1 + step % 2):  # every other one is replaced
+        for turn in range(1 + step % 2):  # every second one is replaced
             begin = time.monotonic()
             store.save_in_background(step, tree_of(step), {})
             store.wait()
             os.write(durable, b"%d %f\\n" % (step, time.monotonic() - begin))
 
-for line in sys.stdin:  # each line: a delay in units of the duration of the first save
+for line in sys.stdin:  # each line: time of the kill in units of the duration of the first save
     reading, durable = os.pipe()
     child = os.fork()
     if child == 0:
@@ -186,8 +186,8 @@ for line in sys.stdin:  # each line: a delay in units of the duration of the fir
 """
 
 
-def test_a_process_killed_at_any_moment_leaves_a_valid_checkpoint(tmp_path, start):
-    """The newest checkpoint is intact and not older than the one that was reported as written."""
+def test_killed_at_any_moment(tmp_path, start):
+    """After each kill, the newest checkpoint is valid and not older than the last reported one."""
     process = start(KILLED, tmp_path)
     for times in np.random.default_rng(0).uniform(0, 3, 12):
         process.stdin.write(f"{times}\n")
@@ -216,7 +216,7 @@ if index == 0:
     print("written", flush=True)
     sys.stdin.readline()
 else:
-    sys.stdin.readline()  # takes no part until all is written
+    sys.stdin.readline()  # wait until everything is written
     store = CheckpointStore(directory + "/latest", read_only=True)
     print(store.restore().step)
     store.close()
@@ -227,7 +227,7 @@ else:
 """
 
 
-def test_only_the_first_of_two_processes_writes(tmp_path, start):
+def test_only_one_of_two_processes_writes(tmp_path, start):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -238,6 +238,6 @@ def test_only_the_first_of_two_processes_writes(tmp_path, start):
         process.stdin.flush()
     results = [finish(process) for process in (reader, writer)]
     assert [code for code, _, _ in results] == [0, 0], results
-    restored, refused = results[0][1].splitlines()
-    assert restored == "4" and "process 1 of 2" in refused and "read_only=True" in refused
+    restored, error = results[0][1].splitlines()
+    assert restored == "4" and "process 1 of 2" in error and "read_only=True" in error
     assert newest(tmp_path / "latest").step == 4 and newest(tmp_path / "best").step == 3

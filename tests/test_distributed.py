@@ -1,4 +1,4 @@
-"""Tests for several processes: they exchange values, and all of them end if one fails."""
+"""Tests for runs of several processes: connection, communication, signals, and failures of one."""
 
 import gc
 import hashlib
@@ -43,28 +43,27 @@ plain = st.recursive(
 
 
 @given(plain)
-def test_plain_values_are_broadcast_unchanged(value):
+def test_plain_values_round_trip(value):
     assert decode(encode(value)) == value
 
 
-def test_arrays_are_broadcast_unchanged():
+def test_arrays_round_trip():
     value = {
         "a": [np.arange(6.0).reshape(2, 3).T, np.array([], np.int8)],
         "b": np.float32(0.1),
         "c": np.array(["å", "b"]),
         "d": np.array(np.nan),
     }
-    found = distributed.broadcast(value)
-    assert (
-        found["b"].dtype == np.float32 and found["b"] == np.float32(0.1) and found["d"].shape == ()
-    )
-    for mine, theirs in [
-        *zip(value["a"], found["a"]),
-        (value["c"], found["c"]),
-        (value["d"], found["d"]),
+    received = distributed.broadcast(value)
+    assert received["b"].dtype == np.float32 and received["b"] == np.float32(0.1)
+    assert received["d"].shape == ()
+    for before, after in [
+        *zip(value["a"], received["a"]),
+        (value["c"], received["c"]),
+        (value["d"], received["d"]),
     ]:
-        np.testing.assert_array_equal(mine, theirs)
-        assert mine.dtype == theirs.dtype
+        np.testing.assert_array_equal(before, after)
+        assert before.dtype == after.dtype
 
 
 @pytest.mark.parametrize(
@@ -82,7 +81,7 @@ def test_other_values_are_errors(value, message):
         distributed.broadcast(value)
 
 
-def test_a_single_process_needs_no_initialization():
+def test_single_process_needs_no_coordination():
     with distributed.session(None):
         assert distributed.leader() and (distributed.index(), distributed.count()) == (0, 1)
         distributed.barrier("here")
@@ -99,14 +98,16 @@ def test_a_single_process_needs_no_initialization():
 @pytest.mark.parametrize(
     "text",
     [
-        "UNKNOWN: Gloo all-reduce failed: [external/gloo/gloo/transport/tcp/pair.cc:538] Read error [127.0.0.1]:23949: "
-        "Connection reset by peer",
-        "INTERNAL: NCCL operation ncclGroupEnd() failed: remote process exited or there was a network error",
+        "UNKNOWN: Gloo all-reduce failed: [external/gloo/gloo/transport/tcp/pair.cc:538] Read "
+        "error [127.0.0.1]:23949: Connection reset by peer",
+        "INTERNAL: NCCL operation ncclGroupEnd() failed: remote process exited or there was a "
+        "network error",
         "UNAVAILABLE: Task 1 heartbeat timeout. This indicates that the remote task has failed",
-        "UNAVAILABLE: Failed to send RPC to coordination service. Either the leader task was preempted/died",
+        "UNAVAILABLE: Failed to send RPC to coordination service. Either the leader task was "
+        "preempted/died",
     ],
 )
-def test_errors_of_a_dead_peer(text):
+def test_errors_due_to_a_dead_process_are_recognized(text):
     assert "last checkpoint" in distributed.failed_peer_message(ValueError(text))
 
 
@@ -120,11 +121,11 @@ def test_errors_of_a_dead_peer(text):
         KeyboardInterrupt(),
     ],
 )
-def test_errors_of_this_process(error):
+def test_other_errors_are_not_attributed_to_a_dead_process(error):
     assert distributed.failed_peer_message(error) is None
 
 
-def test_first_signal_is_remembered(caplog):
+def test_first_signal_is_stored(caplog):
     before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
     with StopSignal() as stop:
         assert stop.received is None
@@ -151,9 +152,10 @@ def test_signals_in_another_thread():
         assert pool.submit(enter).result(5) == (signal.getsignal(signal.SIGTERM), None)
 
 
-def test_a_second_sigterm_ends_the_process_immediately():
+def test_second_sigterm_ends_the_process_at_once():
     code = (
-        "import os, signal, time\nfrom mlip_jax.distributed import StopSignal\nwith StopSignal() as stop:\n"
+        "import os, signal, time\nfrom mlip_jax.distributed import StopSignal\n"
+        "with StopSignal() as stop:\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n    assert stop.received == 'SIGTERM'\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(60)"
     )
@@ -161,14 +163,14 @@ def test_a_second_sigterm_ends_the_process_immediately():
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
-def test_a_signal_within_a_garbage_collection_is_not_lost(number):
-    """Python discards exceptions there, and JAX registers a Python callback for collections."""
+def test_a_signal_during_garbage_collection_is_not_lost(number):
+    """Python ignores exceptions raised there, where JAX registers callbacks."""
 
     def collected(phase, info):
         if phase == "stop" and not sent:
             sent.append(number)
             os.kill(os.getpid(), number)
-            time.sleep(0.01)  # the handler is called in here
+            time.sleep(0.01)  # Python calls the handler during the sleep
 
     sent, hook = [], sys.unraisablehook
     gc.callbacks.append(collected)
@@ -195,7 +197,7 @@ def forks():
 
 @pytest.fixture
 def processes(forks, tmp_path, monkeypatch):
-    """Start two processes of a run in `tmp_path`, whose logs are log_0 and log_1."""
+    """Return a function that starts two processes of a run in `tmp_path`, with their logs there."""
     started = []
 
     def start(*arguments):
@@ -223,15 +225,14 @@ def processes(forks, tmp_path, monkeypatch):
 
 def wait_for(paths, started):
     deadline = time.monotonic() + 60
-    while not all(p.exists() for p in paths):
+    while not all(p.exists() and p.stat().st_size for p in paths):
         assert time.monotonic() < deadline and all(p.poll() is None for p in started), (
-            "they do not start"
+            "the processes did not start"
         )
         time.sleep(0.02)
 
 
-def test_processes_exchange_values(tmp_path, monkeypatch):
-    """The processes are started by launch/local.sh."""
+def test_processes_of_launch_local_communicate(tmp_path, monkeypatch):
     for name in [n for n in os.environ if n.startswith(("SLURM", "MLIP_JAX", "XLA_FLAGS"))]:
         monkeypatch.delenv(name)
     done = subprocess.run(
@@ -244,7 +245,7 @@ def test_processes_exchange_values(tmp_path, monkeypatch):
             "-m",
             "tests.distributed_program",
             "--",
-            "--task=words",
+            "--task=communicate",
             f"--workdir={tmp_path}",
         ],
         capture_output=True,
@@ -253,30 +254,30 @@ def test_processes_exchange_values(tmp_path, monkeypatch):
         env=os.environ | {"PYTHON": sys.executable, "JAX_PLATFORMS": "cpu"},
     )
     assert done.returncode == 0, done.stderr
-    found = [json.loads((tmp_path / f"words_{k}.json").read_text()) for k in range(2)]
-    for k, each in enumerate(found):
-        assert each == found[0] | {
-            "come": each["come"],
-            "after_barrier": each["after_barrier"],
+    results = [json.loads((tmp_path / f"communicate_{k}.json").read_text()) for k in range(2)]
+    for k, result in enumerate(results):
+        assert result == results[0] | {
+            "arrival": result["arrival"],
+            "after_barrier": result["after_barrier"],
             "jax": [k, 2],
         }
-    assert found[0] == found[0] | {
+    assert results[0] == results[0] | {
         "name": "Ångström",
         "sizes": list(range(5)),
         "dtype": "int16",
         "pair": [1, None],
-        "found": "by the leader",
+        "text": "by the leader",
         "large": hashlib.sha256(LARGE).hexdigest(),
         "count": 2,
         "devices": 4,
     }
-    # one came half a second later
-    assert min(each["after_barrier"] for each in found) >= max(each["come"] for each in found)
+    # one process arrives half a second later
+    assert min(r["after_barrier"] for r in results) >= max(r["arrival"] for r in results)
 
 
 @pytest.mark.parametrize("killed", [1, 0])
-def test_the_survivor_of_a_kill_ends_within_seconds(processes, tmp_path, killed):
-    """JAX detects the death of process 1 within 11 s; that of process 0 is detected by its port."""
+def test_survivor_of_a_kill_ends_within_seconds(processes, tmp_path, killed):
+    """JAX detects the end of process 1 within eleven seconds; that of process 0 closes its port."""
     started = processes()
     wait_for([tmp_path / f"steps_{k}" for k in range(2)], started)
     assert (tmp_path / "steps_0").read_text() == "2"
@@ -288,20 +289,20 @@ def test_the_survivor_of_a_kill_ends_within_seconds(processes, tmp_path, killed)
     )
 
 
-def test_an_error_of_one_process_ends_both(processes, tmp_path):
-    """The other process waits for it within a step."""
+def test_error_of_one_ends_both(processes, tmp_path):
+    """The other process waits within a step."""
     assert [p.wait() for p in processes("--config=raise_1")] == [distributed.EXIT_PEER_FAILED, 1]
     assert (
-        "process 1 of this run has failed: ValueError: the third step went wrong"
+        "process 1 of this run has failed: ValueError: the third step failed"
         in (tmp_path / "log_0").read_text()
     )
-    assert (tmp_path / "log_1").read_text().strip().endswith("error: the third step went wrong")
+    assert (tmp_path / "log_1").read_text().strip().endswith("error: the third step failed")
 
 
 @pytest.mark.parametrize(
     "config, code, word", [("raise", 1, "ValueError: no such file"), ("stop", 75, "exit code 75")]
 )
-def test_a_leader_that_fails_first_ends_the_others(processes, tmp_path, config, code, word):
+def test_leader_that_fails_before_the_others(processes, tmp_path, config, code, word):
     started = processes("--task=leader_fails", f"--config={config}")
     assert [p.wait() for p in started] == [code, distributed.EXIT_PEER_FAILED]
     assert f"process 0 of this run has failed: {word}" in (tmp_path / "log_1").read_text()

@@ -1,4 +1,4 @@
-"""Tests for the launchers, with fake schedulers on PATH."""
+"""Tests for the launchers, with fake schedulers on PATH that record their arguments."""
 
 import contextlib
 import json
@@ -16,7 +16,8 @@ from mlip_jax import distributed
 
 REPOSITORY = Path(__file__).parents[1]
 LAUNCH = REPOSITORY / "launch"
-# writes down what it was given, and ends with the code of its process: "0,3" or, for each start, "75,75;0,0"
+# Program that records its arguments and environment, and ends with the exit code of its process,
+# given as "0,3" or, for several starts, as "75,75;0,0".
 PROGRAM = """
 import json, os, signal, sys, time
 from pathlib import Path
@@ -39,7 +40,7 @@ code = codes[min(start, len(codes) - 1)].split(",")[rank]
 for _ in range(600 if code == "wait" else 0):
     time.sleep(0.1)
     if stopped:
-        time.sleep(0.7)  # in which a second signal would come
+        time.sleep(0.7)  # a second signal would arrive during this time
         sys.exit(75)
 sys.exit(int(code))
 """
@@ -47,7 +48,7 @@ sys.exit(int(code))
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
-    """Folder with the module `program`, and a clean environment."""
+    """Return a folder with the module `program`, and clean the environment."""
     for name in [n for n in os.environ if n.startswith(("SLURM", "MLIP_JAX", "CUDA_VIS"))]:
         monkeypatch.delenv(name)
     (tmp_path / "program.py").write_text(PROGRAM)
@@ -93,9 +94,9 @@ def test_local_starts_all_with_the_same_flags(workplace):
     flags = ["--config=a b.py", "--workdir=out", "--config.x=$HOME 'quoted'"]
     done = local("-n", "3", "--devices-per-process", "2", "-m", "program", "--", *flags)
     assert done.returncode == 0, done.stderr
-    found = [notes(workplace, k) for k in range(3)]
-    assert all(n["arguments"] == flags for n in found)
-    environments = [n["environment"] for n in found]
+    records = [notes(workplace, k) for k in range(3)]
+    assert all(n["arguments"] == flags for n in records)
+    environments = [n["environment"] for n in records]
     assert [e["MLIP_JAX_PROCESS_ID"] for e in environments] == ["0", "1", "2"]
     assert {e["MLIP_JAX_NUM_PROCESSES"] for e in environments} == {"3"}
     (coordinator,) = {e["MLIP_JAX_COORDINATOR"] for e in environments}
@@ -158,13 +159,13 @@ def test_local_help():
     assert done.returncode == 0 and "--devices-per-process" in done.stdout
 
 
-def test_local_shows_who_failed_and_ends_the_others(workplace, monkeypatch):
+def test_local_reports_the_failed_process_and_ends_the_others(workplace, monkeypatch):
     monkeypatch.setenv("CODES", "wait,3")
     script, text = workplace / "local.sh", (LAUNCH / "local.sh").read_text()
-    found = re.search(r"GRACE_FAILED=(\d+)", text)
-    # otherwise the others end before they say which process has died
-    assert int(found[1]) > distributed._WORD_SECONDS
-    script.write_text(text.replace(found[0], "GRACE_FAILED=1"))
+    grace = re.search(r"GRACE_FAILED=(\d+)", text)
+    # otherwise the other processes end before they report which process has died
+    assert int(grace[1]) > distributed._WORD_SECONDS
+    script.write_text(text.replace(grace[0], "GRACE_FAILED=1"))
     begin = time.monotonic()
     done = subprocess.run(
         ["bash", script, "-n", "2", "-m", "program", "--", "--workdir", "out"],
@@ -172,13 +173,13 @@ def test_local_shows_who_failed_and_ends_the_others(workplace, monkeypatch):
         text=True,
         timeout=60,
     )
-    # the other would sleep for a minute
+    # the other process would sleep for a minute
     assert done.returncode == 3 and time.monotonic() - begin < 15
     assert "process 1 ended with exit code 3" in done.stderr
     assert "output of process 1" in done.stderr  # the end of its log
 
 
-def test_local_reports_the_process_that_failed_first(workplace, monkeypatch):
+def test_local_returns_the_code_of_the_process_that_failed_first(workplace, monkeypatch):
     monkeypatch.setenv("CODES", "76,4")
     assert local("-n", "2", "-m", "program", "--", "--workdir=out").returncode == 4
 
@@ -228,7 +229,7 @@ def wait_for(process, *paths):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_local_passes_signals_on_once(workplace, monkeypatch, number):
-    """The signal goes to the whole group like Ctrl-C; a run that was stopped is not restarted."""
+    """The signal goes to the whole group, as with Ctrl-C. A stopped run is not restarted."""
     monkeypatch.setenv("CODES", "wait,wait")
     with started(
         LAUNCH / "local.sh", "-n", "2", "--restarts", "3", "-m", "program", "--", "--workdir=out"
@@ -250,7 +251,7 @@ printf '%s\\n' "$@" > srun_arguments
 shift
 SLURM_PROCID=0 "$@"
 """
-# in place of Python: notes its arguments
+# replacement of Python that records its arguments
 PYTHON = """
 printf '%s\\n' "$@" > python_arguments
 exit "$(cat code)"
@@ -280,7 +281,7 @@ def sbatch(*arguments):
 
 
 @pytest.mark.parametrize("code", [0, 1, 75])
-def test_slurm_requeues_a_stopped_run(cluster, code):
+def test_slurm_requeues_stopped_runs(cluster, code):
     (cluster / "code").write_text(str(code))
     flags = ["--config=a b.py", "--workdir=out"]
     done = sbatch(*flags)
@@ -297,7 +298,7 @@ def test_slurm_requeues_a_stopped_run(cluster, code):
     assert not list(cluster.glob("*.stopped"))
 
 
-def test_slurm_requeues_although_srun_has_killed_the_rest(cluster):
+def test_slurm_requeues_even_if_srun_kills_other_processes(cluster):
     (cluster / "code").write_text("75")
     fake(cluster, "srun", SRUN + "exit 143")
     assert sbatch("--workdir=out").returncode == 0
@@ -329,9 +330,9 @@ def test_slurm_array_is_a_sweep(cluster, monkeypatch):
     ]
 
 
-def test_slurm_warning_reaches_the_program_and_not_the_shells(cluster):
+def test_slurm_warning_reaches_only_the_program(cluster):
     """SLURM signals every process of the step; the batch script must survive and requeue."""
-    fake(cluster, "srun", "trap : USR1" + SRUN)  # the real srun is outside of the step
+    fake(cluster, "srun", "trap : USR1" + SRUN)  # the real srun is not part of the step
     fake(cluster, "python", "trap 'exit 75' USR1\ntouch ready\nsleep 30 & wait")
     with started("bash", LAUNCH / "slurm.sbatch", "--workdir=out") as process:
         wait_for(process, cluster / "ready")
@@ -342,7 +343,7 @@ def test_slurm_warning_reaches_the_program_and_not_the_shells(cluster):
 
 @pytest.mark.parametrize("folder", [None, "", "/scratch/compiled"])
 def test_slurm_does_not_change_the_compilation_cache(cluster, monkeypatch, folder):
-    """The program uses one folder per kind of processor; an empty value turns the cache off."""
+    """The program has a folder per type of processor; an empty value disables the cache."""
     fake(cluster, "python", 'printf %s "${JAX_COMPILATION_CACHE_DIR-unset}" > folder')
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     if folder is not None:

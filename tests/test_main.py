@@ -1,4 +1,4 @@
-"""Tests for the command: early signals, search for configs, and flags."""
+"""Tests for the command: early signals, search for configs, and invalid flags."""
 
 import os
 import re
@@ -19,7 +19,10 @@ REPOSITORY = Path(__file__).parents[1]
 
 
 MODULE = ("-m", "mlip_jax.main")
-SCRIPT = ("-c", "from mlip_jax.main import command; command()")  # as the installed mlip-jax has it
+SCRIPT = (
+    "-c",
+    "from mlip_jax.main import command; command()",
+)  # as in the installed command mlip-jax
 
 
 def start(*arguments, program=MODULE):
@@ -34,20 +37,20 @@ def start(*arguments, program=MODULE):
 
 
 def catches(process, number):
-    """Return whether a process has a handler of a signal."""
+    """Return whether a process has a handler for a signal."""
     mask = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text())[1]
     return bool(int(mask, 16) >> (number - 1) & 1)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize("number, program", [(signal.SIGTERM, MODULE), (signal.SIGUSR1, SCRIPT)])
-def test_a_signal_in_the_first_seconds_requests_a_restart(tmp_path, number, program):
+def test_a_signal_during_the_start_requests_a_restart(tmp_path, number, program):
     started = start("--config=configs/spice.py", f"--workdir={tmp_path / 'run'}", program=program)
     deadline = time.monotonic() + 60
     while not catches(started, number):
         assert started.poll() is None and time.monotonic() < deadline
         time.sleep(0.001)
-    # JAX takes seconds to import
+    # the import of JAX, which takes seconds, has not begun
     assert "jaxlib" not in Path(f"/proc/{started.pid}/maps").read_text()
     started.send_signal(number)
     output, _ = started.communicate(timeout=60)
@@ -55,7 +58,7 @@ def test_a_signal_in_the_first_seconds_requests_a_restart(tmp_path, number, prog
     assert not (tmp_path / "run").exists()
 
 
-def test_profile_requires_training(tmp_path):
+def test_profile_of_other_tasks_is_an_error(tmp_path):
     old = ("--config.data.refuse=False", "--config.data.path=x")  # with a former name
     started = start("--config=inspect_data", f"--workdir={tmp_path / 'run'}", "--profile=3", *old)
     output, _ = started.communicate(timeout=120)
@@ -64,8 +67,8 @@ def test_profile_requires_training(tmp_path):
     assert output.count("config field data.refuse is deprecated: use data.reject_invalid") == 1
 
 
-def test_the_allocator_is_tuned_by_the_same_command(monkeypatch):
-    """The restart keeps the interpreter's options, and happens only if the variable is unset."""
+def test_the_allocator_is_tuned_by_restarting_the_same_command(monkeypatch):
+    """The command is restarted with the same options, and only if the variable is not set."""
     calls = []
     monkeypatch.setattr(process.platform, "libc_ver", lambda: ("glibc", "2.36"))
     monkeypatch.setattr(
@@ -87,7 +90,7 @@ def test_the_allocator_is_tuned_by_the_same_command(monkeypatch):
 
 
 def test_shipped_configs_are_found_in_any_folder(tmp_path, monkeypatch):
-    """They are found by path or name; an existing file takes precedence, a folder does not."""
+    """Configs are found by path or name. A file at the given path has precedence."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "md").mkdir()
     shipped = REPOSITORY / "configs"
@@ -104,13 +107,13 @@ def test_shipped_configs_are_found_in_any_folder(tmp_path, monkeypatch):
         f"{shipped}/md.py",
     ]
     (tmp_path / "configs").mkdir()
-    for own in ("configs/md.py", "spice"):
-        (tmp_path / own).write_text("")
-        assert config.find_file(own) == own
+    for name in ("configs/md.py", "spice"):
+        (tmp_path / name).write_text("")
+        assert config.find_file(name) == name
     assert load("spice_sweep", call_config_file("configs/spice_sweep.py", "get_config", ""))
 
 
-def test_an_unknown_config_is_an_error_with_the_nearest_name(tmp_path, monkeypatch):
+def test_an_unknown_config_is_an_error_with_a_suggestion(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text("")
     for given, message in (
@@ -124,15 +127,15 @@ def test_an_unknown_config_is_an_error_with_the_nearest_name(tmp_path, monkeypat
             flags.with_config_path([f"--config={given}"])
 
 
-def test_a_config_that_imports_from_configs_is_an_error_with_the_new_module(tmp_path, monkeypatch):
+def test_a_config_that_imports_from_configs_is_an_error_with_the_new_path(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text("from configs import spice\n")
-    monkeypatch.setitem(sys.modules, "configs", None)  # as away from the repository
+    monkeypatch.setitem(sys.modules, "configs", None)  # as outside of the repository
     with pytest.raises(SystemExit, match="from mlip_jax.configs import NAME"):
         flags.parse(["mlip-jax", f"--config={tmp_path / 'mine.py'}", "--help"], "")
 
 
 def test_the_installed_command_finds_modules_of_the_current_folder(tmp_path, monkeypatch):
-    """Like `python -m`, so that both run the same configs."""
+    """`python -m` finds them as well, so both run the same configs."""
     monkeypatch.chdir(tmp_path)
     for owner, name in ((process, "exit_on_signals"), (process, "tune_allocator"), (main, "main")):
         monkeypatch.setattr(owner, name, lambda: None)
@@ -143,7 +146,7 @@ def test_the_installed_command_finds_modules_of_the_current_folder(tmp_path, mon
 
 
 def test_runs_in_any_folder(tmp_path):
-    """A config that imports a shipped one runs without installation."""
+    """A config that imports a shipped one runs without an installed package."""
     text = "from mlip_jax.configs import md\n\ndef get_config():\n    return md.get_config()\n"
     (tmp_path / "mine.py").write_text(text)
     environment = os.environ | {"GLIBC_TUNABLES": "", "PYTHONPATH": str(REPOSITORY)}

@@ -1,4 +1,4 @@
-"""Tests for the wheel: its content, and use outside of the repository."""
+"""Tests for the wheel: its files, and that it runs outside of the repository."""
 
 import importlib.metadata
 import os
@@ -28,9 +28,9 @@ build_meta.build_wheel("../archived")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Wheels built without network: direct/ from the tree, archived/ from the source archive.
+    """Build a wheel in direct/, and one from the source archive in archived/, without network.
 
-    They are built in a copy, because setuptools leaves folders next to the sources.
+    The wheels are built in a copy, because setuptools writes folders next to the sources.
     """
     if int(importlib.metadata.version("setuptools").partition(".")[0]) < SETUPTOOLS:
         pytest.skip(f"needs setuptools {SETUPTOOLS} or newer: pip install -e '.[dev]'")
@@ -59,14 +59,14 @@ def python(code, cwd, *arguments, **environment):
 
 @pytest.mark.parametrize("way", ["direct", "archived"])
 def test_the_wheel_contains_one_package_with_all_files_and_configs(folder, way):
-    """A second top-level folder such as `configs` would conflict with other packages."""
+    """Detects a second top-level folder, which could shadow or overwrite other packages."""
     with zipfile.ZipFile(next((folder / way).glob("*.whl"))) as file:
         names = file.namelist()
         about = next(name for name in names if name.endswith("METADATA")).partition("/")[0]
         assert {name.partition("/")[0] for name in names} == {"mlip_jax", about}
         for source in (REPOSITORY / "configs").glob("*.py"):
             assert file.read(f"mlip_jax/configs/{source.name}") == source.read_bytes()
-        # with the templates of the reports, which are no modules
+        # including the templates of the reports, which are not modules
         sources = {
             str(path.relative_to(REPOSITORY))
             for path in (REPOSITORY / "mlip_jax").rglob("*")

@@ -1,4 +1,4 @@
-"""Tests for models with energy terms, and for their evaluation."""
+"""Tests for models with energy terms: creation from a config, and evaluation."""
 
 import json
 import math
@@ -32,28 +32,28 @@ MODEL = {
 
 
 class Harmonic(nn.Module):
-    """Own output Z for each atom, a term x² / 2, a prediction that is not zero for padding."""
+    """Model with energies Z, terms x² / 2 and 3, and a prediction that is nonzero for padding."""
 
     @nn.compact
     def __call__(self, graph):
         x, z = graph.nodes["positions"], graph.nodes["numbers"]
-        own = z.astype(x.dtype) * self.param("one", nn.initializers.ones, ()).astype(x.dtype)
+        energies = z.astype(x.dtype) * self.param("one", nn.initializers.ones, ()).astype(x.dtype)
         term = 0.5 * (x**2).sum(-1)
         return AtomOutputs(
-            own,
+            energies,
             jnp.zeros((len(z), 1, 1, 1)),
             {"harmonic": term, "constant": term * 0 + 3.0},
-            {"partial_charges": own + 1.0},
+            {"partial_charges": energies + 1.0},
         )
 
 
 def test_terms_are_added_in_ev_and_predictions_are_masked():
     rng = np.random.default_rng(0)
-    made = [
+    structures = [
         Structure(np.array([1, 8]), rng.normal(size=(2, 3))),
         Structure(np.array([6]), rng.normal(size=(1, 3))),
     ]
-    batch = build_batch(Columns.from_structures(made), PaddingBudget(6, 8, 4), 5.0)
+    batch = build_batch(Columns.from_structures(structures), PaddingBudget(6, 8, 4), 5.0)
     params = Harmonic().init(jax.random.key(0), example_graph())
     out = jax.jit(lambda p, graph: evaluate(Harmonic(), p, graph, 2.5))(params, batch)
     x = batch.nodes["positions"][:3]
@@ -64,7 +64,7 @@ def test_terms_are_added_in_ev_and_predictions_are_masked():
     np.testing.assert_allclose(out.properties["partial_charges"], [2, 9, 7, 0, 0, 0])
 
 
-def test_without_terms_the_model_is_itself():
+def test_without_terms_the_model_is_unchanged():
     plain = models.create("painn", **MODEL["options"])
     off = defaults.train_defaults().potential
     for potential in (None, {}, off, configs.to_dict(off)):
@@ -85,7 +85,7 @@ def test_terms_of_a_config():
     c.long_range_cutoff = float("inf")
     assert active_terms(c)["electrostatics"]["cutoff"] is None
     assert math.isinf(long_range_cutoff(create_model(MODEL, c)))
-    c.electrostatics_options.cutoff = 7.0  # its own
+    c.electrostatics_options.cutoff = 7.0  # has precedence over long_range_cutoff
     assert long_range_cutoff(create_model(MODEL, c)) == 7.0
     c.electrostatics = False
     assert long_range_cutoff(create_model(MODEL, c)) is None
@@ -109,14 +109,14 @@ def test_errors_of_a_config(fields, message):
         create_model(MODEL, fields)
 
 
-def test_every_term_has_its_switch_in_the_config():
+def test_every_term_has_a_switch_in_the_config():
     assert sorted(configs.TERMS) == terms.names()
     c = defaults.train_defaults().potential
     for name in terms.names():
         assert c[name] is False and not c[f"{name}_options"]
 
 
-def test_options_of_terms_are_free_and_their_names_are_not():
+def test_names_of_terms_are_checked_but_not_their_options():
     given = defaults.train_defaults()
     given.potential.zbl_options.cutoff = 2.0
     assert configs.complete(given, defaults.train_defaults()).potential.zbl_options.cutoff == 2.0
@@ -126,8 +126,8 @@ def test_options_of_terms_are_free_and_their_names_are_not():
         configs.complete(given, defaults.train_defaults())
 
 
-def test_terms_that_are_off_are_no_part_of_a_runs_identity():
-    """A run that was begun before there were terms goes on."""
+def test_terms_that_are_off_do_not_change_the_identity():
+    """Runs of versions without energy terms can be resumed."""
     c = defaults.train_defaults()
     c.potential.long_range_cutoff = 9.0
     assert "potential" not in configs.identity(c)
@@ -135,7 +135,7 @@ def test_terms_that_are_off_are_no_part_of_a_runs_identity():
     assert configs.identity(c)["potential"]["zbl"] is True
 
 
-def test_example_graph_initialises_every_term():
+def test_example_graph_initializes_every_term():
     model = create_model(MODEL, {name: True for name in terms.names()} | {"long_range_cutoff": 9.0})
     params = jax.eval_shape(lambda: model.init(jax.random.key(0), example_graph()))["params"]
     assert {"model", "zbl", "electrostatics"} <= set(params)
@@ -144,8 +144,8 @@ def test_example_graph_initialises_every_term():
 @pytest.mark.parametrize(
     "potential", [None, {"zbl": True, "electrostatics": True, "long_range_cutoff": 8.0}]
 )
-def test_a_checkpoint_knows_its_terms(potential):
-    """Checkpoints of before there were terms hold no such part."""
+def test_terms_are_restored_from_a_checkpoint(potential):
+    """Checkpoints of versions without energy terms have no such entry."""
     model = create_model(MODEL, potential)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), example_graph()))
     rng = np.random.default_rng(0)

@@ -6,7 +6,7 @@ import pytest
 
 from tests import prose
 
-COLUMNS = ("docs",)  # columns of prose.COLUMNS whose counts are limited
+COLUMNS = ("docs", "package")
 SOURCE = '''"""What `what` is: a docstring."""
 
 x = "not # a comment, but what a message"  # made here

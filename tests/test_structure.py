@@ -7,14 +7,14 @@ from mlip_jax.structure import electronic_value
 
 
 @pytest.mark.parametrize("value", ["many", None, float("nan"), [1, 2]])
-def test_a_charge_that_is_not_a_number_is_an_error(value):
+def test_values_that_are_not_finite_numbers_are_errors(value):
     with pytest.raises(
         ValueError, match=r"atoms.info\['charge'\] must be a finite number, received"
     ):
         electronic_value(Atoms("H", info={"charge": value}), "charge")
 
 
-def test_states():
+def test_electronic_values_are_read_from_info():
     atoms = Atoms("H", info={"num_unpaired_electrons": "1"})
     assert (
         electronic_value(atoms, "num_unpaired_electrons") == 1.0

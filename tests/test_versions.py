@@ -1,4 +1,4 @@
-"""Tests for tests/versions.sh, with fake interpreters."""
+"""Tests for tests/versions.sh, with fake interpreters that record their arguments."""
 
 import os
 import subprocess
@@ -12,7 +12,8 @@ INTERPRETER = f"""#!/bin/sh
 case "$1 $2" in
   "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
   "-m pip") printf '%s\\n' "$@" >"$(dirname "$0")/../pip" ;;
-  "-m pytest") shift 2; echo "$*"; echo "=== 3 passed, 1 skipped in 1.20s ==="; ! [ "$FAILING" ] || exit 1 ;;
+  "-m pytest")
+    shift 2; echo "$*"; echo "=== 3 passed, 1 skipped in 1.20s ==="; ! [ "$FAILING" ] || exit 1 ;;
   *) exec {sys.executable} "$@" ;;
 esac
 """
@@ -20,7 +21,7 @@ esac
 
 @pytest.fixture
 def versions(tmp_path):
-    """Function versions(arguments, variables) that runs the script with three fake interpreters."""
+    """Return a function that runs the script with three fake interpreters on PATH."""
     for version in ("3.11", "3.12", "3.13"):
         file = tmp_path / "bin" / f"python{version}"
         file.parent.mkdir(exist_ok=True)
@@ -44,10 +45,10 @@ def test_each_environment_has_its_versions_and_one_line(versions, tmp_path):
     lines = done.stdout.splitlines()
     assert len(lines) == 3 and all("3 passed, 1 skipped" in line for line in lines)
     folders = [tmp_path / "environments" / f"python{v}" for v in ("3.11", "3.12", "3.13")]
-    asked = [
+    requested = [
         next(a for a in (f / "pip").read_text().split() if a.startswith("jax==")) for f in folders
     ]
-    assert asked == ["jax==0.10.0", "jax==0.11.*", "jax==0.12.*"]
+    assert requested == ["jax==0.10.0", "jax==0.11.*", "jax==0.12.*"]
     lowest, pinned, newest = ((f / "constraints.txt").read_text().splitlines() for f in folders)
     assert "numpy==2.0" in lowest and not any(line.startswith("jax==") for line in lowest + pinned)
     assert any(line.startswith("flax==") for line in pinned) and newest == []

@@ -1,4 +1,4 @@
-"""Tests for atomic file replacement: a file has its old content or the new one."""
+"""Tests for atomic file replacement: a file has its old or its new content after any failure."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def test_content_is_on_disk_before_it_replaces_the_file(tmp_path, monkeypatch):
     assert calls == [("fsync", 3), ("replace", 3)]
 
 
-def test_a_leftover_file_of_a_killed_process_is_replaced(tmp_path):
+def test_a_leftover_of_a_killed_process_is_replaced(tmp_path):
     path = tmp_path / "file.txt"
     with atomic_path(path) as temporary:
         leftover = temporary
@@ -51,7 +51,7 @@ def test_processes_that_share_a_file_have_separate_temporary_files(tmp_path, mon
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path):
-    """A file written in place would be incomplete after an error, a kill or a full disk."""
+    """Detects files written in place, which an error, a kill or a full disk leaves incomplete."""
     path = tmp_path / "state.json"
     write_json(path, {"step": 1})
     with pytest.raises(TypeError):

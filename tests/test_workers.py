@@ -1,4 +1,4 @@
-"""Tests for workers: jobs run once, errors are raised, and workers end with their parent."""
+"""Tests for workers: each job runs once, errors reach the caller, workers end with their parent."""
 
 import contextlib
 import math
@@ -47,34 +47,34 @@ def light_main(monkeypatch):
     monkeypatch.setitem(sys.modules, "__main__", types.ModuleType("__main__"))
 
 
-def test_all_jobs_run_once():
+def test_each_job_runs_once():
     jobs = [5, 3, 3, -2, 0, 7]
-    found = dict(run(square, jobs, 2))
-    assert sorted(found) == list(range(6))
-    assert [found[i][0] for i in range(6)] == [x * x for x in jobs]
-    assert os.getpid() not in {pid for _, pid in found.values()}
+    results = dict(run(square, jobs, 2))
+    assert sorted(results) == list(range(6))
+    assert [results[i][0] for i in range(6)] == [x * x for x in jobs]
+    assert os.getpid() not in {pid for _, pid in results.values()}
     assert not multiprocessing.active_children()
 
 
 def test_finished_jobs_come_first(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    found = run(wait_for, [str(tmp_path / "pipe"), "", "", ""], 2)
-    assert sorted(next(found) for _ in range(3)) == [(1, ""), (2, ""), (3, "")]
+    results = run(wait_for, [str(tmp_path / "pipe"), "", "", ""], 2)
+    assert sorted(next(results) for _ in range(3)) == [(1, ""), (2, ""), (3, "")]
     (tmp_path / "pipe").write_text("go")
-    assert list(found) == [(0, "go")]
+    assert list(results) == [(0, "go")]
 
 
-def test_a_single_process_is_this_one_and_runs_in_order():
+def test_one_process_runs_the_jobs_here_in_order():
     seen = []
-    found = run(
+    results = run(
         lambda x: seen.append(x) or os.getpid(),
         "abc",
         1,
         initializer=lambda: pytest.fail("called here"),
     )
     assert seen == []
-    assert next(found) == (0, os.getpid()) and seen == ["a"]
-    assert [index for index, _ in found] == [1, 2] and seen == ["a", "b", "c"]
+    assert next(results) == (0, os.getpid()) and seen == ["a"]
+    assert [index for index, _ in results] == [1, 2] and seen == ["a", "b", "c"]
 
 
 def test_no_more_processes_than_jobs():
@@ -82,14 +82,14 @@ def test_no_more_processes_than_jobs():
     assert list(run(square, [], 8)) == [] == list(run(square, [], 1))
 
 
-def test_the_default_is_one_process_per_core(monkeypatch):
-    asked = []
-    monkeypatch.setattr(workers, "_Executor", lambda n, *_: asked.append(n) or 1 / 0)
+def test_default_is_one_process_per_core(monkeypatch):
+    counts = []
+    monkeypatch.setattr(workers, "_Executor", lambda n, *_: counts.append(n) or 1 / 0)
     monkeypatch.setattr(workers, "available_cores", lambda: 5)
     for jobs in (9, 3):
         with pytest.raises(ZeroDivisionError):
             list(run(square, range(jobs)))
-    assert asked == [5, 3]
+    assert counts == [5, 3]
     monkeypatch.undo()
     assert 1 <= workers.available_cores() <= os.cpu_count()
 
@@ -98,10 +98,12 @@ def test_a_worker_is_single_threaded_and_initialized_and_ignores_ctrl_c(monkeypa
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
     job = (*workers.SINGLE_THREADED, "MARK")
-    ((index, (found, ignores)),) = run(settings, [job], 1, initializer=mark, single_inline=False)
+    ((index, (variables, ignores)),) = run(
+        settings, [job], 1, initializer=mark, single_inline=False
+    )
     assert index == 0 and ignores
-    assert {name: found[name] for name in workers.SINGLE_THREADED} == workers.SINGLE_THREADED
-    assert found["MARK"].startswith("of ") and found["MARK"] != f"of {os.getpid()}"
+    assert {name: variables[name] for name in workers.SINGLE_THREADED} == workers.SINGLE_THREADED
+    assert variables["MARK"].startswith("of ") and variables["MARK"] != f"of {os.getpid()}"
     assert (
         os.environ["OMP_NUM_THREADS"] == "7"
         and "MKL_NUM_THREADS" not in os.environ
@@ -109,18 +111,18 @@ def test_a_worker_is_single_threaded_and_initialized_and_ignores_ctrl_c(monkeypa
     )
 
 
-def test_an_error_in_this_process_is_raised():
+def test_error_in_this_process_is_raised():
     seen = []
-    with pytest.raises(JobError, match="job 3 went wrong"):
+    with pytest.raises(JobError, match="job 3 failed"):
         for index, value in run(fail_at_three, range(50), 1):
             assert index == value
             seen.append(index)
     assert seen == [0, 1, 2]
 
 
-def test_an_error_of_a_worker_is_raised():
+def test_error_of_a_worker_is_raised():
     seen = []
-    with pytest.raises(JobError, match="job 3 went wrong"):
+    with pytest.raises(JobError, match="job 3 failed"):
         for index, value in run(fail_at_three, range(50), 2):
             assert index == value != 3
             seen.append(index)
@@ -133,14 +135,14 @@ def test_worker_that_dies_is_an_error():
     assert not multiprocessing.active_children()
 
 
-def test_leaving_the_iterator_ends_the_workers():
+def test_abandoned_iterator_ends_the_workers():
     def first():
         for index, _ in run(wait_if_first, [1] * 3 + [0] * 200, 2):
             assert len(multiprocessing.active_children()) == 2
             return index
 
     started = time.monotonic()
-    first()  # its iterator is closed when it is collected
+    first()  # the iterator is closed when it is garbage-collected
     # 200 jobs would take 40 s
     assert not multiprocessing.active_children() and time.monotonic() - started < 15
 
@@ -148,7 +150,7 @@ def test_leaving_the_iterator_ends_the_workers():
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="Linux reports the end of any process")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_workers_end_with_a_parent_that_is_killed(tmp_path, number):
-    """The parent is killed during a job of ten minutes."""
+    """The workers are in the middle of a job of ten minutes."""
     (tmp_path / "script.py").write_text(SCRIPT)
     with subprocess.Popen(
         [sys.executable, str(tmp_path / "script.py")],
@@ -160,7 +162,7 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path, number):
         parent.send_signal(number)
     try:
         for end in ends:
-            assert select.select([end], [], [], 10)[0], "a worker is left behind"
+            assert select.select([end], [], [], 10)[0], "a worker is still running"
     finally:
         for end in ends:
             with contextlib.suppress(ProcessLookupError):
@@ -182,34 +184,34 @@ def test_stream_takes_a_bounded_number_of_jobs_ahead():
             taken.append(x)
             yield x
 
-    found = stream(square, jobs(), 2, ahead=5)
+    results = stream(square, jobs(), 2, ahead=5)
     assert taken == []
     for x in range(12):
-        assert next(found)[0] == x * x
+        assert next(results)[0] == x * x
         assert len(taken) == x + 5
-    found.close()
+    results.close()
     assert not multiprocessing.active_children()
 
 
-def test_stream_with_one_process_runs_in_this_process():
+def test_stream_of_one_process_runs_here_and_takes_no_jobs_ahead():
     taken = []
-    found = stream(lambda x: os.getpid(), (taken.append(x) or x for x in range(5)), 1)
-    assert next(found) == os.getpid() and taken == [0]
+    results = stream(lambda x: os.getpid(), (taken.append(x) or x for x in range(5)), 1)
+    assert next(results) == os.getpid() and taken == [0]
 
 
-def test_leaving_a_stream_ends_running_jobs():
-    found = stream(time.sleep, [0, 600, 600], 2)
-    next(found)
+def test_closed_stream_ends_running_jobs():
+    results = stream(time.sleep, [0, 600, 600], 2)
+    next(results)
     started = time.monotonic()
-    found.close()
+    results.close()
     assert not multiprocessing.active_children() and time.monotonic() - started < 10
 
 
-def test_stream_raises_errors():
-    found = stream(math.sqrt, [0.0, 1.0, -1.0, 4.0], 2)
-    assert [next(found) for _ in range(2)] == [0, 1]
+def test_stream_raises_errors_of_jobs():
+    results = stream(math.sqrt, [0.0, 1.0, -1.0, 4.0], 2)
+    assert [next(results) for _ in range(2)] == [0, 1]
     with pytest.raises(ValueError):
-        next(found)
+        next(results)
     assert not multiprocessing.active_children()
 
 
@@ -223,5 +225,5 @@ def test_stream_continues_after_deaths():
 
 
 def test_workers_of_a_stream_are_single_threaded():
-    found, ignores = next(stream(settings, [["OMP_NUM_THREADS"]], 2))
-    assert found == {"OMP_NUM_THREADS": "1"} and ignores
+    variables, ignores = next(stream(settings, [["OMP_NUM_THREADS"]], 2))
+    assert variables == {"OMP_NUM_THREADS": "1"} and ignores

@@ -1,7 +1,8 @@
 """Padded batches of structures, laid out as graphs/graph.py describes.
 
 >>> from mlip_jax.structure import Structure
->>> water = Structure(numbers=np.array([8, 1, 1]), positions=np.array([[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]]))
+>>> positions = np.array([[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
+>>> water = Structure(numbers=np.array([8, 1, 1]), positions=positions)
 >>> columns = Columns.from_structures([water, water])
 >>> batch = build_batch(columns, PaddingBudget(n_node=8, n_edge=16, n_graph=3), cutoff=5.0)
 >>> batch.n_node.tolist(), batch.n_edge.tolist()
@@ -25,6 +26,7 @@ def build_batch(
     budget: PaddingBudget,
     cutoff: float,
     reference: np.ndarray | None = None,
+    *,
     dtype=np.float32,
     long_range_cutoff: float | None = None,
     properties: Sequence[str] = (),
@@ -65,27 +67,31 @@ def build_batch(
         )
     energy = subtract_references(columns, reference)
     pad = budget.n_graph - len(columns)
-    made = _concatenate_edges(neighbors, n_node, n_edge, budget, columns.cell is not None)
-    edges = {k: made[k] for k in ("pair_order", "shifts") if made[k] is not None}
+    columns_of_edges = _concatenate_edges(
+        neighbors, n_node, n_edge, budget, columns.cell is not None
+    )
+    edges = {
+        k: columns_of_edges[k] for k in ("pair_order", "shifts") if columns_of_edges[k] is not None
+    }
     if long_range_cutoff is not None:
         edges["long_range"] = _long_range(columns, long_range_cutoff, budget)
     cell = None if columns.cell is None else _pad(columns.cell.astype(dtype), budget.n_graph)
-    of_graphs, of_nodes = _labels(columns, budget, properties, dtype)
+    graph_labels, node_labels = _labels(columns, budget, properties, dtype)
     return jraph.GraphsTuple(
         nodes={
             "positions": _pad(columns.positions.astype(dtype), budget.n_node),
             "numbers": _pad(columns.numbers.astype(np.int32), budget.n_node),
             "forces": _pad(columns.forces.astype(dtype), budget.n_node),
-            **of_nodes,
+            **node_labels,
         },
         edges=edges,
-        senders=made["senders"],
-        receivers=made["receivers"],
+        senders=columns_of_edges["senders"],
+        receivers=columns_of_edges["receivers"],
         globals={
             "energy": _pad(energy.astype(dtype), budget.n_graph),
             "charge": _pad(columns.charge.astype(dtype), budget.n_graph),
             **({} if cell is None else {"cell": cell}),
-            **of_graphs,
+            **graph_labels,
         },
         n_node=np.concatenate([n_node, [budget.n_node - n_node.sum()], np.zeros(pad - 1)]).astype(
             np.int32
@@ -100,14 +106,16 @@ def _labels(
     columns: Columns, budget: PaddingBudget, names: Sequence[str], dtype
 ) -> tuple[dict, dict]:
     """Return {"properties": ...} of the graphs and of the nodes; {} if there are none."""
-    made = []
-    for found, length in (
+    by_size = []
+    for available, length in (
         (columns.properties, budget.n_graph),
         (columns.atom_properties, budget.n_node),
     ):
-        labels = {name: _pad(found[name].astype(dtype), length) for name in names if name in found}
-        made.append({"properties": labels} if labels else {})
-    return made[0], made[1]
+        labels = {
+            name: _pad(available[name].astype(dtype), length) for name in names if name in available
+        }
+        by_size.append({"properties": labels} if labels else {})
+    return by_size[0], by_size[1]
 
 
 def subtract_references(columns: Columns, reference: np.ndarray | None) -> np.ndarray:

@@ -51,11 +51,11 @@ def candidates(n_edge: np.ndarray, batch_size: float, num: int) -> Iterator[Buck
       num: Maximum number of buckets.
     """
     if batch_size < 1.5:
-        yield BucketEdges(_ends(partition(*_grouped(n_edge), num)), single=True)
-    wanted, largest = batch_size * n_edge.mean(), n_edge.max()
+        yield BucketEdges(_ends(partition(*_group_sizes(n_edge), num)), single=True)
+    mean_edges, largest = batch_size * n_edge.mean(), n_edge.max()
     if num == 1:
-        tried = [int(np.ceil(max(factor * wanted, largest))) for factor in _FACTORS]
-        yield from (BucketEdges((edges,)) for edges in dict.fromkeys(tried))
+        sizes = [int(np.ceil(max(factor * mean_edges, largest))) for factor in _FACTORS]
+        yield from (BucketEdges((edges,)) for edges in dict.fromkeys(sizes))
     else:
         yield from _with_larger(n_edge, batch_size, num)
         if batch_size >= 1.5:
@@ -68,21 +68,21 @@ def _with_larger(n_edge: np.ndarray, batch_size: float, num: int) -> Iterator[Bu
     Batches of larger buckets contain more structures. The first bucket is chosen such that the
     estimated average batch size is still as requested.
     """
-    found = []
+    scored = []
     for factor in _FIRST_FACTORS:
         first = int(np.ceil(factor * batch_size * n_edge.mean()))
         large = n_edge[n_edge > first]
         if len(large):
-            ends = partition(*_grouped(large), num - 1)
+            ends = partition(*_group_sizes(large), num - 1)
             # Each large structure starts a batch; small ones fill the remaining space.
-            held = ends[np.searchsorted(ends, large)].sum()
-            batches = len(large) + max(n_edge.sum() - held, 0) / first
-            found.append(
+            edges_of_large = ends[np.searchsorted(ends, large)].sum()
+            batches = len(large) + max(n_edge.sum() - edges_of_large, 0) / first
+            scored.append(
                 (abs(np.log(len(n_edge) / batches / batch_size)), -factor, (first, *_ends(ends)))
             )
-    found.sort()
-    near = [f for f in found if f[0] <= _NEAR] or found[:1]
-    yield from (BucketEdges(edges) for _, _, edges in near[:_TRIALS])
+    scored.sort()
+    best = [f for f in scored if f[0] <= _NEAR] or scored[:1]
+    yield from (BucketEdges(edges) for _, _, edges in best[:_TRIALS])
 
 
 def _by_sums(n_edge: np.ndarray, count: int, num: int) -> BucketEdges:
@@ -91,7 +91,7 @@ def _by_sums(n_edge: np.ndarray, count: int, num: int) -> BucketEdges:
     This candidate is best if there are few distinct sizes or their distribution is skewed.
     """
     sums = np.random.default_rng(0).choice(n_edge, (_DRAWS, count)).sum(axis=1)
-    ends = partition(*_grouped(sums), num)
+    ends = partition(*_group_sizes(sums), num)
     return BucketEdges(_ends(np.maximum(ends, np.where(ends == ends[-1], n_edge.max(), 0))))
 
 
@@ -121,8 +121,11 @@ def partition(values: np.ndarray, counts: np.ndarray, num: int) -> np.ndarray:
     return values[ends[::-1]]
 
 
-def _grouped(n_edge: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return distinct sizes, ascending, and their counts; many sizes are rounded up to quantiles."""
+def _group_sizes(n_edge: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return distinct sizes, ascending, and their counts.
+
+    If there are many sizes, they are rounded up to quantiles.
+    """
     values, counts = np.unique(n_edge, return_counts=True)
     if len(values) <= _GROUPS:
         return values, counts
@@ -131,4 +134,5 @@ def _grouped(n_edge: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _ends(values: np.ndarray) -> tuple[int, ...]:
+    """Return values as Python integers."""
     return tuple(int(v) for v in values)

@@ -1,4 +1,4 @@
-"""Numbers of edges of all structures of a store: counted once per cutoff and stored with the store."""
+"""Edge counts of all structures of a store, counted once per cutoff and cached with the store."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _count(store: Store, cutoff: float, num_processes, progress: bool) -> np.nda
         num_processes = 1
     counts = np.zeros(len(store), np.int32)
     bar = bars.Progress(
-        bars.TextColumn("counting neighbours"),
+        bars.TextColumn("counting neighbors"),
         bars.BarColumn(),
         bars.MofNCompleteColumn(),
         bars.TextColumn("structures"),

@@ -116,8 +116,8 @@ def long_range_pairs(graph: jraph.GraphsTuple) -> Pairs:
     listed = graph.edges.get("long_range")
     if listed is None:
         raise ValueError(
-            f"this graph has no long-range pairs: expected edges['long_range'], found {sorted(graph.edges)}; give "
-            "build_batch the long_range_cutoff of the model"
+            "the graph has no long-range pairs: expected edges['long_range'], received "
+            f"{sorted(graph.edges)}. Pass the model's long_range_cutoff to build_batch."
         )
     receivers, senders = listed["receivers"], listed["senders"]
     return Pairs(

@@ -61,9 +61,7 @@ def neighbor_list(
     """
     positions = np.asarray(positions, np.float64)
     if not np.isfinite(positions).all():
-        raise ValueError(
-            "positions hold NaN or infinite values; no neighbour list can be made of them"
-        )
+        raise ValueError("positions contain NaN or infinite values: cannot build a neighbor list")
     if pbc is not None and np.any(pbc):
         return _periodic(positions, cutoff, np.asarray(cell, np.float64), np.asarray(pbc, bool))
     if len(positions) <= _DENSE_LIMIT:
@@ -105,9 +103,7 @@ def long_range_list(
     """
     positions = np.asarray(positions, np.float64)
     if not np.isfinite(positions).all():
-        raise ValueError(
-            "positions hold NaN or infinite values; no long-range list can be made of them"
-        )
+        raise ValueError("positions contain NaN or infinite values: cannot build a long-range list")
     if pbc is not None and np.any(pbc):
         if np.isinf(cutoff):
             raise infinite_pairs(pbc)
@@ -117,7 +113,7 @@ def long_range_list(
     if np.isinf(cutoff):
         return *_all_pairs(len(positions)), None
     if len(positions) <= _DENSE_LIMIT:
-        return *_close_of_all(positions, cutoff), None
+        return *_select_close(positions, cutoff), None
     if len(positions) <= _TREE_LIMIT:
         return *_dense_half(positions, cutoff), None
     return *_tree_half(positions, cutoff), None
@@ -126,17 +122,18 @@ def long_range_list(
 def infinite_pairs(pbc) -> ValueError:
     """Return the error for an infinite long-range cutoff of a periodic structure."""
     return ValueError(
-        f"a periodic structure (pbc={np.asarray(pbc).tolist()}) has pairs without end: its long-range "
-        "cutoff must be finite, received inf. Give the terms of long range a cutoff."
+        f"a periodic structure (pbc={np.asarray(pbc).tolist()}) has infinitely many pairs: its "
+        "long-range cutoff must be finite, received inf. Set a cutoff for the long-range "
+        "terms."
     )
 
 
 def _all_pairs(n: int) -> tuple[np.ndarray, np.ndarray]:
     """Return receivers and senders of all pairs i < j, int32."""
-    return _kept_pairs(n) if n <= _DENSE_LIMIT else _new_pairs(n)
+    return _cached_pairs(n) if n <= _DENSE_LIMIT else _build_pairs(n)
 
 
-def _new_pairs(n: int) -> tuple[np.ndarray, np.ndarray]:
+def _build_pairs(n: int) -> tuple[np.ndarray, np.ndarray]:
     receivers = np.repeat(np.arange(n, dtype=np.int32), np.arange(n - 1, -1, -1)[:n])
     senders = np.arange(len(receivers), dtype=np.int32)
     # row i starts at index i * (2 n - i - 1) / 2 with column i + 1
@@ -146,17 +143,17 @@ def _new_pairs(n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @functools.lru_cache(maxsize=64)
-def _kept_pairs(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the cached, read-only result of `_new_pairs`."""
-    pairs = _new_pairs(n)
+def _cached_pairs(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the cached, read-only result of `_build_pairs`."""
+    pairs = _build_pairs(n)
     for array in pairs:
         array.flags.writeable = False
     return pairs
 
 
-def _close_of_all(positions: np.ndarray, cutoff: float) -> tuple[np.ndarray, np.ndarray]:
+def _select_close(positions: np.ndarray, cutoff: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the close pairs of a small open structure."""
-    i, j = _kept_pairs(len(positions))
+    i, j = _cached_pairs(len(positions))
     x = np.ascontiguousarray(positions.T)
     close = _squares(x.take(i, axis=1) - x.take(j, axis=1)) < cutoff * cutoff
     return (i, j) if close.all() else (i[close], j[close])
@@ -200,8 +197,8 @@ def _squared_distances(positions: np.ndarray) -> np.ndarray:
 @functools.lru_cache(maxsize=64)
 def _pairs_of(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return row, column and transposed index of every element of an (n, n) matrix, int32."""
-    place = np.arange(n * n, dtype=np.int32)
-    row, column = np.divmod(place, np.int32(max(n, 1)))
+    index = np.arange(n * n, dtype=np.int32)
+    row, column = np.divmod(index, np.int32(max(n, 1)))
     return row, column, column * np.int32(n) + row
 
 
@@ -209,13 +206,13 @@ def _dense(positions: np.ndarray, cutoff: float) -> Neighbors:
     n = len(positions)
     close = _squared_distances(positions) < cutoff * cutoff
     close.ravel()[:: n + 1] = False  # an atom is not its own neighbor
-    places = np.flatnonzero(close)
+    close_index = np.flatnonzero(close)
     row, column, mirrored = _pairs_of(n)
-    receivers, senders = row[places], column[places]
+    receivers, senders = row[close_index], column[close_index]
     edge_at = np.empty(n * n, np.int32)
-    edge_at[places] = np.arange(len(places), dtype=np.int32)
+    edge_at[close_index] = np.arange(len(close_index), dtype=np.int32)
     forward = np.flatnonzero(receivers < senders)
-    reverse = edge_at[mirrored[places[forward]]]
+    reverse = edge_at[mirrored[close_index[forward]]]
     return Neighbors(receivers, senders, None, np.concatenate([forward.astype(np.int32), reverse]))
 
 
@@ -261,16 +258,16 @@ def _periodic(positions, cutoff, cell, pbc) -> Neighbors:
     receivers, senders = np.concatenate([i, j]), np.concatenate([j, i])
     shifts = np.concatenate([shifts, -shifts])
     order = np.lexsort((shifts[:, 2], shifts[:, 1], shifts[:, 0], senders, receivers))
-    place = np.empty(len(order), np.int32)
-    place[order] = np.arange(len(order), dtype=np.int32)
-    return Neighbors(receivers[order], senders[order], shifts[order], place)
+    rank = np.empty(len(order), np.int32)
+    rank[order] = np.arange(len(order), dtype=np.int32)
+    return Neighbors(receivers[order], senders[order], shifts[order], rank)
 
 
 def _periodic_half(positions, cutoff, cell, pbc) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return receivers, senders and shifts of pairs with receivers <= senders, sorted."""
     if cell.shape != (3, 3) or not np.isfinite(cell).all():
         raise ValueError(
-            f"a periodic structure needs a finite cell of shape (3, 3), received {cell!r}"
+            f"the cell of a periodic structure must be finite with shape (3, 3), received {cell!r}"
         )
     if (np.linalg.norm(cell, axis=1)[pbc] < 1e-9).any():
         raise ValueError(
@@ -278,7 +275,7 @@ def _periodic_half(positions, cutoff, cell, pbc) -> tuple[np.ndarray, np.ndarray
         )
     full = _completed_cell(cell, pbc)
     if abs(np.linalg.det(full)) < 1e-9:
-        raise ValueError(f"the lattice vectors {cell.tolist()} lie in one plane; they span no cell")
+        raise ValueError(f"the lattice vectors are coplanar and span no cell: {cell.tolist()}")
     inverse = np.linalg.inv(full)
     offset = np.where(pbc, np.floor(positions @ inverse), 0.0)
     wrapped = positions - offset @ full

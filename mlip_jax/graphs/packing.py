@@ -80,7 +80,8 @@ def plan_buckets(
         a > b for low, high in zip(budgets, budgets[1:]) for a, b in zip(low, high)
     ):
         raise ValueError(
-            f"expected one or more budgets, each at least as large as the one before, received {budgets}"
+            "budgets must not be empty, and each must be at least as large as the one before, "
+            f"received {budgets}"
         )
     ordered = sizes.take(order)
     check_sizes(ordered, budgets[-1], lambda s: f"structure {order[s]}")
@@ -141,22 +142,28 @@ def _fill_batch(needs: np.ndarray, limit: np.ndarray, max_structures: int) -> np
     free = np.ones(len(fits), bool)
     free[:count] = False  # the first `count` are selected
     limit = limit - needs[:, :count].sum(axis=1)
-    chosen = list(range(count))
-    while len(chosen) < max_structures:
+    selected = list(range(count))
+    while len(selected) < max_structures:
         fits = free & (needs <= limit[:, None]).all(axis=0)
         if not fits.any():
             break
         largest = int(np.argmax(np.where(fits, needs[1], -1)))
-        chosen.append(largest)
+        selected.append(largest)
         free[largest] = False
         limit = limit - needs[:, largest]
-    return np.array(chosen, np.int64)
+    return np.array(selected, np.int64)
 
 
 def check_sizes(
     sizes: Sizes, budget: PaddingBudget, name: Callable[[int], str] = "structure {}".format
 ) -> None:
-    """Raise ValueError if a structure exceeds the budget; `name` formats its index for the message."""
+    """Raise ValueError if a structure exceeds the budget.
+
+    Args:
+      sizes: Sizes of the structures.
+      budget: Padding budget of a batch.
+      name: Function that formats the index of a structure for the message.
+    """
     n_pair = _pairs_or_zero(sizes)
     too_large = (
         (sizes.n_node > budget.n_node - 1)
@@ -171,9 +178,10 @@ def check_sizes(
             else ("", "")
         )
         raise ValueError(
-            f"{name(s)} has {sizes.n_node[s]} atoms and {sizes.n_edge[s]} edges{has} and does not fit into a batch of "
-            f"{budget.n_node - 1} atoms and {budget.n_edge} edges{limit}; {too_large.sum()} such structures. "
-            "Give a larger batch size or leave them out with data.max_atoms."
+            f"{name(s)} has {sizes.n_node[s]} atoms and {sizes.n_edge[s]} edges{has} and does "
+            f"not fit into a batch of {budget.n_node - 1} atoms and {budget.n_edge} "
+            f"edges{limit}; {too_large.sum()} structures are too large. Increase the batch "
+            "size or exclude them with data.max_atoms."
         )
 
 
@@ -185,12 +193,12 @@ def fill_fraction(
     Returns:
       Fractions by field of `PaddingBudget`; "n_pair" only if the budgets have pairs.
     """
-    chosen = np.concatenate([indices for _, indices in plan])
+    indices_of_plan = np.concatenate([indices for _, indices in plan])
     used = {
-        "n_node": sizes.n_node[chosen].sum(),
-        "n_edge": sizes.n_edge[chosen].sum(),
-        "n_graph": len(chosen),
-        "n_pair": _pairs_or_zero(sizes)[chosen].sum(),
+        "n_node": sizes.n_node[indices_of_plan].sum(),
+        "n_edge": sizes.n_edge[indices_of_plan].sum(),
+        "n_graph": len(indices_of_plan),
+        "n_pair": _pairs_or_zero(sizes)[indices_of_plan].sum(),
     }
     total = {name: sum(getattr(budgets[bucket], name) for bucket, _ in plan) for name in used}
     return {name: float(used[name] / total[name]) for name in used if total[name]}

@@ -96,7 +96,7 @@ def choose_budgets(
     _check_not_empty(sizes)
     if not batch_size > 0 or max_budgets < 1:
         raise ValueError(
-            f"budgets need a positive batch size and at least one budget, received {batch_size=} and "
+            f"batch size and number of budgets must be positive, received {batch_size=} and "
             f"{max_budgets=}"
         )
     if not sizes.n_edge.any():

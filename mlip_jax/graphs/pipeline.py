@@ -117,6 +117,6 @@ def _unstoppable(function):
         try:
             return function(argument)
         except StopIteration as error:
-            raise RuntimeError("a batch cannot be made: StopIteration") from error
+            raise RuntimeError("cannot build a batch: StopIteration") from error
 
     return call

@@ -18,12 +18,13 @@ import numpy as np
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.graphs.batch import each_geometry, subtract_references
 from mlip_jax.graphs.neighbors import long_range_list, neighbor_list
+from mlip_jax.graphs.row_index import RowIndex, graph_of_rows, index_rows, take_rows
 from mlip_jax.graphs.shapes import PaddingBudget, Sizes
 
-# _MOST: largest number of rows that int32 can index; devices use int32 indices.
-_MOST = np.iinfo(np.int32).max
-# _PIECE: structures per piece if `collect` gets all of them at once.
-_PIECE = 4096
+# _MAX_INDEX: largest number of rows that int32 can index; devices use int32 indices.
+_MAX_INDEX = np.iinfo(np.int32).max
+# _PIECE_SIZE: structures per piece if `collect` gets all of them at once.
+_PIECE_SIZE = 4096
 
 
 class DeviceDataset(NamedTuple):
@@ -92,14 +93,10 @@ def estimate_bytes(sizes: Sizes, periodic: bool = False, dtype=np.float32) -> in
       periodic: Whether there are cells and shifts.
       dtype: Floating-point type of the arrays.
     """
-    item, atoms, edges, num = (
-        np.dtype(dtype).itemsize,
-        _total(sizes.n_node),
-        _total(sizes.n_edge),
-        len(sizes.n_node),
-    )
-    index = _smallest(sizes.n_node.max(initial=1) - 1).itemsize
-    order = _smallest(max(sizes.n_edge.max(initial=1) - 1, 0)).itemsize
+    item, num = np.dtype(dtype).itemsize, len(sizes.n_node)
+    atoms, edges = _total(sizes.n_node), _total(sizes.n_edge)
+    index = _smallest_type(sizes.n_node.max(initial=1) - 1).itemsize
+    order = _smallest_type(max(sizes.n_edge.max(initial=1) - 1, 0)).itemsize
     total = atoms * (6 * item + 1) + edges * (2 * index + order + 3 * periodic) + 2 * 4 * (num + 1)
     total += num * (2 + 9 * periodic) * item
     if sizes.n_pair is not None:
@@ -112,7 +109,7 @@ def indexable(sizes: Sizes) -> bool:
 
     `collect` raises ValueError otherwise.
     """
-    return all(_total(size) <= _MOST for size in sizes if size is not None)
+    return all(_total(size) <= _MAX_INDEX for size in sizes if size is not None)
 
 
 def collect(
@@ -138,29 +135,31 @@ def collect(
     """
     pieces, totals = [], np.zeros(3, np.int64)
     for piece in _pieces(columns):
-        pieces.append(_collected(piece, cutoff, reference, long_range_cutoff, np.dtype(dtype)))
+        pieces.append(_collect_piece(piece, cutoff, reference, long_range_cutoff, np.dtype(dtype)))
         totals += [pieces[-1][name].sum(dtype=np.int64) for name in ("n_atom", "n_edge", "n_pair")]
-        if (totals > _MOST).any():
+        if (totals > _MAX_INDEX).any():
             raise ValueError(
-                "the structures, or those of them that were counted, have {} atoms, {} edges and {} long-range pairs; "
-                "at most {} of each can stay on a device, whose indices are int32. Keep these structures on the host, "
-                "or give fewer.".format(*totals, _MOST)
+                "the structures (or the counted sample of them) have {} atoms, {} edges and {} "
+                "long-range pairs; a device holds at most {} of each, because indices are "
+                "int32. Keep the structures on the host, or select fewer.".format(
+                    *totals, _MAX_INDEX
+                )
             )
     if not pieces:
-        raise ValueError("there are no structures to collect")
-    return _joined(pieces)
+        raise ValueError("cannot build a device data set: there are no structures")
+    return _concatenate(pieces)
 
 
 def _pieces(columns: Columns | Iterable[Columns]) -> Iterator[Columns]:
     """Yield the structures in pieces that are not empty."""
     if isinstance(columns, Columns):
-        for start in range(0, len(columns), _PIECE):
-            yield columns.take(np.arange(start, min(start + _PIECE, len(columns))))
+        for start in range(0, len(columns), _PIECE_SIZE):
+            yield columns.take(np.arange(start, min(start + _PIECE_SIZE, len(columns))))
     else:
         yield from (piece for piece in columns if len(piece))
 
 
-def _collected(
+def _collect_piece(
     columns: Columns, cutoff, reference, long_range_cutoff, dtype
 ) -> dict[str, np.ndarray]:
     """Return the fields of a piece, with counts in place of first indices.
@@ -168,39 +167,39 @@ def _collected(
     Fields that the piece does not need are omitted.
     """
     geometry = list(each_geometry(columns))
-    found = [neighbor_list(positions, cutoff, *box) for positions, *box in geometry]
-    made = {
+    neighbors = [neighbor_list(positions, cutoff, *box) for positions, *box in geometry]
+    fields = {
         "positions": columns.positions.astype(dtype),
         "numbers": columns.numbers.astype(np.uint8),
         "forces": columns.forces.astype(dtype),
         "energy": subtract_references(columns, reference).astype(dtype),
         "charge": columns.charge.astype(dtype),
         "n_atom": columns.n_atoms,
-        "n_edge": np.array([len(nb.senders) for nb in found], np.int64),
+        "n_edge": np.array([len(nb.senders) for nb in neighbors], np.int64),
         "n_pair": np.zeros(0, np.int64),
     }
     for name in ("receivers", "senders", "pair_order"):
-        made[name] = _compact(getattr(nb, name) for nb in found)
+        fields[name] = _compact(getattr(nb, name) for nb in neighbors)
     if columns.cell is not None:
-        made |= {
+        fields |= {
             "cell": columns.cell.astype(dtype),
-            "shifts": _compact_shifts((nb.shifts for nb in found), made["n_edge"]),
+            "shifts": _compact_shifts((nb.shifts for nb in neighbors), fields["n_edge"]),
         }
     if long_range_cutoff is not None:
         receivers, senders, shifts = zip(
             *(long_range_list(x, long_range_cutoff, *box) for x, *box in geometry)
         )
-        made |= {
+        fields |= {
             "n_pair": np.array([len(r) for r in receivers], np.int64),
             "pair_receivers": _compact(receivers),
             "pair_senders": _compact(senders),
         }
         if columns.cell is not None:
-            made["pair_shifts"] = _compact_shifts(shifts, made["n_pair"])
-    return made
+            fields["pair_shifts"] = _compact_shifts(shifts, fields["n_pair"])
+    return fields
 
 
-def _joined(pieces: list[dict[str, np.ndarray]]) -> DeviceDataset:
+def _concatenate(pieces: list[dict[str, np.ndarray]]) -> DeviceDataset:
     """Concatenate the pieces; each of their fields is freed when it is concatenated."""
 
     def first(name):
@@ -231,8 +230,8 @@ def _joined(pieces: list[dict[str, np.ndarray]]) -> DeviceDataset:
 
 def _compact(arrays: Iterable[np.ndarray]) -> np.ndarray:
     """Concatenate indices of atoms or edges in the smallest sufficient integer type."""
-    joined = np.concatenate(list(arrays))
-    return joined.astype(_smallest(joined.max(initial=0)))
+    indices = np.concatenate(list(arrays))
+    return indices.astype(_smallest_type(indices.max(initial=0)))
 
 
 def _compact_shifts(arrays: Iterable[np.ndarray | None], counts: np.ndarray) -> np.ndarray:
@@ -249,16 +248,17 @@ def _compact_shifts(arrays: Iterable[np.ndarray | None], counts: np.ndarray) -> 
     )
 
 
-def _smallest(largest: int) -> np.dtype:
+def _smallest_type(largest: int) -> np.dtype:
     """Return the smallest integer type that can represent `largest`."""
     return np.min_scalar_type(int(largest))
 
 
 def _total(counts: np.ndarray) -> int:
+    """Return the sum of counts, without overflow."""
     return int(np.sum(counts, dtype=np.int64))
 
 
-def gather(resident: DeviceDataset, places: jax.Array, budget: PaddingBudget) -> jraph.GraphsTuple:
+def gather(resident: DeviceDataset, indices: jax.Array, budget: PaddingBudget) -> jraph.GraphsTuple:
     """Build the padded batch of some structures, with arrays equal to those of `build_batch`.
 
     The function is pure; call it under jit. If the structures do not fit into the budget all
@@ -266,32 +266,32 @@ def gather(resident: DeviceDataset, places: jax.Array, budget: PaddingBudget) ->
 
     Args:
       resident: Data set on the device. If it has long-range pairs, so has the batch.
-      places: Indices of the structures, shape (budget.n_graph - 1,), int32; -1 after the last one.
+      indices: Indices of the structures, shape (budget.n_graph - 1,), int32; -1 after the last one.
       budget: Static shape of the batch.
 
     Raises:
-      ValueError: `places` has another shape.
+      ValueError: `indices` has another shape.
     """
-    if places.shape != (budget.n_graph - 1,):
+    if indices.shape != (budget.n_graph - 1,):
         raise ValueError(
-            f"expected the places of {budget.n_graph - 1} structures for {budget}, -1 after the last, "
-            f"received shape {places.shape}"
+            f"expected the indices of {budget.n_graph - 1} structures for {budget}, with -1 "
+            f"after the last, received shape {indices.shape}"
         )
     resident = jax.tree.map(jnp.asarray, resident)
-    real = places >= 0  # (G - 1,)
-    place = jnp.clip(places, 0, num_structures(resident) - 1).astype(jnp.int32)
-    atoms = _rows(resident.first_atom, place, real, budget.n_node)
-    edges = _rows(resident.first_edge, place, real, budget.n_edge)
+    real = indices >= 0  # (G - 1,)
+    structure = jnp.clip(indices, 0, num_structures(resident) - 1).astype(jnp.int32)
+    atoms = index_rows(resident.first_atom, structure, real, budget.n_node)
+    edges = index_rows(resident.first_edge, structure, real, budget.n_edge)
     fit = (
-        (places < num_structures(resident)).all()
+        (indices < num_structures(resident)).all()
         & (atoms.total < budget.n_node)
         & (edges.total <= budget.n_edge)
     )
-    listed = {"pair_order": _pair_order(resident, edges, place, real, budget.n_edge)}
+    listed = {"pair_order": _pair_order(resident, edges, structure, budget.n_edge)}
     if resident.shifts is not None:
         listed["shifts"] = edges.take(resident.shifts).astype(jnp.int32)
     if resident.first_pair is not None:
-        pairs = _rows(resident.first_pair, place, real, budget.n_pair)
+        pairs = index_rows(resident.first_pair, structure, real, budget.n_pair)
         listed["long_range"] = {
             "receivers": pairs.take_atoms(resident.pair_receivers, atoms),
             "senders": pairs.take_atoms(resident.pair_senders, atoms),
@@ -305,7 +305,7 @@ def gather(resident: DeviceDataset, places: jax.Array, budget: PaddingBudget) ->
     nodes["numbers"] = nodes["numbers"].astype(jnp.int32)
     nodes["positions"] = jnp.where(fit, nodes["positions"], jnp.nan)
     globals_ = {
-        name: _of_graphs(getattr(resident, name), place, real)
+        name: _take_graphs(getattr(resident, name), structure, real)
         for name in ("energy", "charge", "cell")
         if getattr(resident, name) is not None
     }
@@ -321,101 +321,31 @@ def gather(resident: DeviceDataset, places: jax.Array, budget: PaddingBudget) ->
     )
 
 
-class _RowIndex(NamedTuple):
-    """Index of the atoms, edges or pairs of a batch of G graphs.
-
-    Attributes:
-      count: Number of rows of each graph except the last one, which is padding; shape (G - 1,).
-      begin: First row of each graph in the batch, shape (G - 1,).
-      graph: Graph of each row, shape (N,); G - 1 in padding.
-      source: Row in the resident array, shape (N,); 0 in padding.
-    """
-
-    count: jax.Array
-    begin: jax.Array
-    graph: jax.Array
-    source: jax.Array
-
-    @property
-    def total(self) -> jax.Array:
-        """Number of rows without padding."""
-        return self.begin[-1] + self.count[-1]
-
-    def take(self, array: jax.Array) -> jax.Array:
-        """Return the rows of a resident array, zero in padding."""
-        taken = _at(array, self.source)
-        used = self.graph < len(self.count)
-        return jnp.where(
-            used.reshape(-1, *[1] * (array.ndim - 1)), taken, jnp.zeros((), array.dtype)
-        )
-
-    def take_atoms(self, array: jax.Array, atoms: _RowIndex) -> jax.Array:
-        """Convert atom indices of structures to atom indices of the batch.
-
-        In padding the result is the index of the first padding atom.
-        """
-        return self.take(array).astype(jnp.int32) + _at(
-            jnp.append(atoms.begin, atoms.total), self.graph
-        )
-
-    def per_graph(self, real: jax.Array) -> jax.Array:
-        """Return the number of rows of each graph, shape (G,).
-
-        The first padding graph has all remaining rows.
-        """
-        left = len(self.graph) - self.total
-        return jnp.where(jnp.arange(len(real) + 1) == real.sum(), left, jnp.append(self.count, 0))
-
-
-def _rows(first: jax.Array, place: jax.Array, real: jax.Array, length: int) -> _RowIndex:
-    """Compute the index of the rows of a batch, given the first row of each structure."""
-    start = first[place]
-    count = jnp.where(real, first[place + 1] - start, 0)
-    end = jnp.cumsum(count)
-    begin, row = end - count, jnp.arange(length, dtype=jnp.int32)
-    graph = _graph_of(end, row)
-    return _RowIndex(
-        count,
-        begin,
-        graph,
-        jnp.where(row < end[-1], row + _at(jnp.append(start - begin, 0), graph), 0),
-    )
-
-
-def _graph_of(end: jax.Array, row: jax.Array) -> jax.Array:
-    """Return the graph of each row, given the end of the rows of each graph."""
-    return jnp.searchsorted(end, row, side="right", method="compare_all").astype(jnp.int32)
-
-
-def _pair_order(resident: DeviceDataset, edges: _RowIndex, place, real, length: int) -> jax.Array:
+def _pair_order(resident: DeviceDataset, edges: RowIndex, structure, length: int) -> jax.Array:
     """Build the pair order of a batch.
 
     In padding, every other edge is the reverse of the one before it.
     """
     row = jnp.arange(-(-length // 2), dtype=jnp.int32)
     half, end = edges.count // 2, (edges.begin + edges.count) // 2
-    graph = _graph_of(end, row)
+    graph = graph_of_rows(end, row)
     used = row < end[-1]
-    offset = jnp.append(resident.first_edge[place] - edges.begin // 2, 0)
-    source = jnp.where(used, row + _at(offset, graph), 0)
-    begin, half = _at(jnp.append(edges.begin, 0), graph), _at(jnp.append(half, 0), graph)
-    forward = _at(resident.pair_order, source).astype(jnp.int32) + begin
-    backward = _at(resident.pair_order, source + half).astype(jnp.int32) + begin
+    offset = jnp.append(resident.first_edge[structure] - edges.begin // 2, 0)
+    source = jnp.where(used, row + take_rows(offset, graph), 0)
+    begin, half = (
+        take_rows(jnp.append(edges.begin, 0), graph),
+        take_rows(jnp.append(half, 0), graph),
+    )
+    forward = take_rows(resident.pair_order, source).astype(jnp.int32) + begin
+    backward = take_rows(resident.pair_order, source + half).astype(jnp.int32) + begin
     return jnp.concatenate(
         [jnp.where(used, forward, 2 * row), jnp.where(used, backward, 2 * row + 1)[: length // 2]]
     )
 
 
-def _of_graphs(array: jax.Array, place: jax.Array, real: jax.Array) -> jax.Array:
+def _take_graphs(array: jax.Array, structure: jax.Array, real: jax.Array) -> jax.Array:
     """Return one row per graph, shape (G, ...), zero for padding graphs."""
     taken = jnp.where(
-        real.reshape(-1, *[1] * (array.ndim - 1)), array[place], jnp.zeros((), array.dtype)
+        real.reshape(-1, *[1] * (array.ndim - 1)), array[structure], jnp.zeros((), array.dtype)
     )
     return jnp.concatenate([taken, jnp.zeros((1, *array.shape[1:]), array.dtype)])
-
-
-def _at(array: jax.Array, index: jax.Array) -> jax.Array:
-    """Return array[index] without bounds checks; callers ensure that indices are valid."""
-    if not array.shape[0]:  # no structure has an edge
-        return jnp.zeros((*index.shape, *array.shape[1:]), array.dtype)
-    return array.at[index].get(mode="promise_in_bounds")

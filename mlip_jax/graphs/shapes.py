@@ -1,10 +1,10 @@
-"""Static shapes: sizes of structures, padding budgets of batches, size buckets of single structures.
+"""Static shapes: sizes of structures, padding budgets of batches, and size buckets.
 
 JAX compiles a function once per shape, so graphs are padded to a few static shapes:
 
 - `Sizes`: numbers of atoms, edges and pairs of each structure, without padding.
-- `PaddingBudget`: static shape of a padded batch. `graphs/padding.py` chooses budgets, `graphs/packing.py` plans
-  batches within them, `graphs/batch.py` builds the batches.
+- `PaddingBudget`: static shape of a padded batch. `graphs/padding.py` chooses budgets,
+  `graphs/packing.py` plans batches within them, `graphs/batch.py` builds the batches.
 - `GrowingBudget`: a padding budget for consecutive calls.
 - `SizeBucket` and `SizeBuckets`: static shapes of single structures, as calculators use them.
 
@@ -13,7 +13,8 @@ JAX compiles a function once per shape, so graphs are padded to a few static sha
     >>> buckets = SizeBuckets(long_range_cutoff=None)
     >>> buckets.choose(n_node=9, n_edge=50, n_pair=None, periodic=False).budget
     PaddingBudget(n_node=16, n_edge=64, n_graph=2, n_pair=0)
-    >>> buckets.choose(n_node=7, n_edge=42, n_pair=None, periodic=False).budget  # fits into the compiled bucket
+    >>> # a smaller structure fits into the compiled bucket
+    >>> buckets.choose(n_node=7, n_edge=42, n_pair=None, periodic=False).budget
     PaddingBudget(n_node=16, n_edge=64, n_graph=2, n_pair=0)
 """
 

@@ -92,8 +92,8 @@ class SlotBatch(NamedTuple):
       takes_part: Whether each slot takes part, shape (M,), bool.
       nearest: Smallest distance between two atoms of each slot (Å), shape (M,); inf for fewer than
         two atoms.
-      max_nearest_distance: Largest distance from an atom to its nearest neighbor in each slot (Å), shape (M,);
-        0 for fewer than two atoms.
+      max_nearest_distance: Largest distance from an atom to its nearest neighbor in each slot (Å),
+        shape (M,); 0 for fewer than two atoms.
       begin: Index of the first atom of each slot in the graph, shape (M,).
       n_edge: Number of edges of each slot, whether it takes part or not, shape (M,). A slot that
         exceeds the budget by itself never takes part, and neither do the slots after it: it needs a
@@ -138,20 +138,20 @@ def build(
     size = slots.numbers.shape[1]
     if budget.n_node <= size or budget.n_edge % 2:
         raise ValueError(
-            f"a graph of slots with {size} atoms needs room for more than {size} atoms and an even number "
-            f"of edges, received {budget}"
+            f"a graph of slots with {size} atoms needs a budget for more than {size} atoms and "
+            f"an even number of edges, received {budget}"
         )
-    here = jnp.arange(size) < slots.count[:, None]  # (M, n)
-    both = here[:, :, None] & here[:, None, :] & ~jnp.eye(size, dtype=bool)
+    is_atom = jnp.arange(size) < slots.count[:, None]  # (M, n)
+    are_atoms = is_atom[:, :, None] & is_atom[:, None, :] & ~jnp.eye(size, dtype=bool)
     # squared distances of pairs of real atoms, inf for others, (M, n, n)
-    squared = jnp.where(both, _squared_distances(positions, box), jnp.inf)
+    squared = jnp.where(are_atoms, _squared_distances(positions, box), jnp.inf)
     close = squared < cutoff * cutoff
     upper = jnp.triu(jnp.ones((size, size), bool), 1)
     n_edge, n_pair = close.sum((1, 2)), jnp.zeros_like(slots.count)
     # slots take part in their order while their atoms, edges and pairs fit into the budget
     fits = (jnp.cumsum(slots.count) < budget.n_node) & (jnp.cumsum(n_edge) <= budget.n_edge)
     if long_range_cutoff is not None:
-        far = both & upper & (squared < long_range_cutoff * long_range_cutoff)
+        far = are_atoms & upper & (squared < long_range_cutoff * long_range_cutoff)
         n_pair = far.sum((1, 2))
         fits &= jnp.cumsum(n_pair) <= budget.n_pair
     takes_part = fits & (slots.count > 0)
@@ -165,7 +165,7 @@ def build(
         edges["long_range"] = _long_range(
             far & takes_part[:, None, None], begin, count.sum(), budget.n_pair
         )
-    graph_globals = {"charge": _padded(slots.charge), "spin": _padded(slots.spin)}
+    graph_globals = {"charge": _append_zero(slots.charge), "spin": _append_zero(slots.spin)}
     if box is not None:
         graph_globals["cell"] = jnp.concatenate([box.cell, jnp.zeros((1, 3, 3), box.cell.dtype)])
         edges["shifts"] = _shifts(box, nodes["positions"], receivers, senders, begin + count)
@@ -186,7 +186,7 @@ def build(
     nearest_of_atom = squared.min(2)
     nearest = nearest_of_atom.min(1)
     max_nearest_distance = jnp.where(
-        here & jnp.isfinite(nearest_of_atom), nearest_of_atom, 0.0
+        is_atom & jnp.isfinite(nearest_of_atom), nearest_of_atom, 0.0
     ).max(1)
     return SlotBatch(
         graph, takes_part, jnp.sqrt(nearest), jnp.sqrt(max_nearest_distance), begin, n_edge, n_pair
@@ -200,10 +200,10 @@ def to_slots(batch: SlotBatch, values: jax.Array, size: int) -> jax.Array:
       Values, shape (M, n, ...); zero if a slot does not take part or has no such atom.
     """
     count = batch.graph.n_node[:-1, None]
-    place = jnp.arange(size)
-    index = jnp.where(place < count, batch.begin[:, None] + place, 0)
+    local = jnp.arange(size)
+    index = jnp.where(local < count, batch.begin[:, None] + local, 0)
     taken = values.at[index].get(mode="promise_in_bounds")
-    used = (place < count).reshape(*index.shape, *[1] * (values.ndim - 1))
+    used = (local < count).reshape(*index.shape, *[1] * (values.ndim - 1))
     return jnp.where(used, taken, jnp.zeros((), values.dtype))
 
 
@@ -245,24 +245,24 @@ def _shifts(box, positions, receivers, senders, end):
     return box.translations(positions[senders] - positions[receivers], slot).astype(jnp.int32)
 
 
-def _places(mask, length):
+def _true_indices(mask, length):
     """Return flat indices of the first `length` true values, and the number of true values."""
-    places = jnp.nonzero(mask.ravel(), size=length, fill_value=0)[0].astype(jnp.int32)
-    return places, mask.sum()
+    indices = jnp.nonzero(mask.ravel(), size=length, fill_value=0)[0].astype(jnp.int32)
+    return indices, mask.sum()
 
 
 def _edges(close, begin, num_atoms, length):
     """Return receivers, senders and pair order; padding joins the first padding atom to itself."""
     num, size, _ = close.shape
-    places, total = _places(close, length)
-    row, column = places // size, places % size
+    indices, total = _true_indices(close, length)
+    row, column = indices // size, indices % size
     slot = row // size
     used = jnp.arange(length) < total
     receivers = jnp.where(used, begin[slot] + row % size, num_atoms).astype(jnp.int32)
     senders = jnp.where(used, begin[slot] + column, num_atoms).astype(jnp.int32)
     # the index of an edge is its rank among the true values of `close`, which finds its reverse
     rank = jnp.cumsum(close.ravel()) - 1
-    forward, _ = _places(receivers < senders, length // 2)
+    forward, _ = _true_indices(receivers < senders, length // 2)
     reverse = rank[(slot[forward] * size + column[forward]) * size + row[forward] % size]
     pad = 2 * jnp.arange(length // 2)  # padding edges form pairs, since the number of edges is even
     real = pad < total
@@ -273,8 +273,8 @@ def _edges(close, begin, num_atoms, length):
 def _long_range(far, begin, num_atoms, length):
     """Return receivers and senders of long-range pairs, padded like edges."""
     size = far.shape[1]
-    places, total = _places(far, length)
-    row, column = places // size, places % size
+    indices, total = _true_indices(far, length)
+    row, column = indices // size, indices % size
     used = jnp.arange(length) < total
     first = begin[row // size]
     return {
@@ -283,7 +283,7 @@ def _long_range(far, begin, num_atoms, length):
     }
 
 
-def _padded(values):
+def _append_zero(values):
     """Append zero for the padding graph."""
     return jnp.append(values, jnp.zeros((), values.dtype))
 

@@ -89,7 +89,8 @@ def _load(text: str) -> Potential:
         inspect.signature(load).bind(path)
     except TypeError as error:
         raise ValueError(
-            f"{text}: the file alone does not describe the force field ({error}). Load it in Python with "
-            f"mlip_jax.importers.{importer}.load and save it with mlip_jax.importers.parameters.save."
+            f"{text}: the file does not describe the force field completely ({error}). Load it "
+            f"in Python with mlip_jax.importers.{importer}.load and save it with "
+            "mlip_jax.importers.parameters.save."
         ) from error
     return load(path)

@@ -91,14 +91,14 @@ def describe(model: nn.Module) -> dict[str, Any]:
         if f.name not in ("parent", "name")
     }
     name = type(model).__module__.rpartition(".")[2]
-    for owner, own in ((name, options), *added.items()):
-        for option, value in own.items():
+    for owner, values in ((name, options), *added.items()):
+        for option, value in values.items():
             try:
                 json.dumps(value)
             except TypeError as error:
                 raise ValueError(
-                    f"option {option} of {owner!r} cannot be written as JSON: {value!r}; expected "
-                    "numbers, texts, or tuples of them"
+                    f"option {option} of {owner!r} cannot be written as JSON: {value!r}; "
+                    "expected numbers, strings, or tuples of them"
                 ) from error
     return {"model": {"name": name, "options": options}, "terms": added}
 
@@ -114,11 +114,13 @@ def load(folder: str | Path) -> Potential:
     folder = Path(folder)
     description = _read_description(folder / DESCRIPTION)
     if not (folder / WEIGHTS).is_file():
-        raise FileNotFoundError(f"{folder / WEIGHTS}: no such file; it stands beside {DESCRIPTION}")
+        raise FileNotFoundError(
+            f"{folder / WEIGHTS}: no such file; {DESCRIPTION} requires it in the same folder"
+        )
     if hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest() != description["sha256"]:
         raise WeightsError(
-            f"{folder / WEIGHTS}: is damaged, or belongs to another {DESCRIPTION}: its SHA-256 is not "
-            f"the one that stands there. Write both anew."
+            f"{folder / WEIGHTS}: corrupted, or belongs to another {DESCRIPTION}: its SHA-256 "
+            "differs from the recorded one. Save the force field again."
         )
     arrays = weights.read(folder / WEIGHTS)
     reference = arrays.pop(_REFERENCE)
@@ -143,19 +145,19 @@ def _read_description(path: Path) -> dict[str, Any]:
     """Read and check parameters.json."""
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path}: no such file; a folder that mlip_jax.importers.parameters.save wrote is "
-            "expected"
+            f"{path}: no such file. Give a folder written by mlip_jax.importers.parameters.save."
         )
     try:
         description = json.loads(path.read_text())
     except ValueError as error:
-        raise WeightsError(f"{path}: not JSON: {error}") from error
+        raise WeightsError(f"{path}: invalid JSON: {error}") from error
     if not isinstance(description, dict) or description.get("format") != _FORMAT:
         raise WeightsError(
-            f'{path}: no description of a force field; "format" should be {_FORMAT!r}'
+            f'{path}: not a description of a force field; "format" must be {_FORMAT!r}'
         )
     if description.get("version") != _VERSION:
         raise WeightsError(
-            f"{path}: is of version {description.get('version')}; this mlip_jax reads {_VERSION}"
+            f"{path}: unsupported version {description.get('version')}; this mlip_jax reads "
+            f"version {_VERSION}"
         )
     return description

@@ -9,7 +9,7 @@ several outputs, other representations) are an error.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,12 +17,12 @@ import numpy as np
 from ase.data import atomic_numbers
 
 from mlip_jax import models
+from mlip_jax.importers.formats.schnetpack_state import EMBEDDING, RemainingWeights, list_names
 from mlip_jax.importers.formats.weights import WeightsError, read
 from mlip_jax.models.layers.basic import activation as activation_function
 from mlip_jax.models.layers.heads import MAX_ATOMIC_NUMBER
 from mlip_jax.potential import Potential
 
-_EMBEDDING = "representation.embedding.weight"
 _INTERACTIONS = "representation.interactions"
 
 
@@ -70,17 +70,17 @@ def load(
     """
     weights = read(path)
     try:
-        found = convert(weights, activation, energy_act, epsilon, do_postprocessing)
+        converted = convert(weights, activation, energy_act, epsilon, do_postprocessing)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
-    known = _elements(path, elements, found.offsets)
+    known = _elements(path, elements, converted.offsets)
     reference = np.zeros(MAX_ATOMIC_NUMBER + 1)
-    reference[list(known)] = found.offsets[list(known)] * energy_unit
-    model, cutoff = models.create(found.name, **found.options), found.options["cutoff"]
+    reference[list(known)] = converted.offsets[list(known)] * energy_unit
+    model, cutoff = models.create(converted.name, **converted.options), converted.options["cutoff"]
     metadata = {
         "source": "SchNetPack",
         "file": Path(path).name,
-        "config": {"model": {"name": found.name, "options": found.options}},
+        "config": {"model": {"name": converted.name, "options": converted.options}},
         "statistics": {
             "cutoff": cutoff,
             "reference_energies": reference.tolist(),
@@ -88,7 +88,7 @@ def load(
             "elements": list(known),
         },
     }
-    return Potential(model, found.params, cutoff, reference, energy_unit, known, metadata)
+    return Potential(model, converted.params, cutoff, reference, energy_unit, known, metadata)
 
 
 def _elements(path, elements, offsets) -> tuple[int, ...]:
@@ -104,14 +104,14 @@ def _elements(path, elements, offsets) -> tuple[int, ...]:
         )
         if not known or not 1 <= known[0] <= known[-1] < len(offsets):
             raise ValueError(
-                f"{path}: elements must be symbols or atomic numbers from 1 to {len(offsets) - 1}, for "
-                f"which there are weights; received {list(elements)}"
+                f"{path}: elements must be symbols or atomic numbers from 1 to "
+                f"{len(offsets) - 1}, for which there are weights; received {list(elements)}"
             )
     bad = [z for z in known if not np.isfinite(offsets[z])]
     if bad:
         raise ValueError(
-            f"{path}: the reference energies of elements {bad} are not finite; give `elements`, those "
-            "that the model was trained on, without them"
+            f"{path}: the reference energies of elements {bad} are not finite. Give "
+            "`elements`, those that the model was trained on, without them."
         )
     return known
 
@@ -140,8 +140,8 @@ def convert(
         message lists them.
       ValueError: Unknown activation.
     """
-    state = _RemainingWeights(weights)
-    embedding = state.take(_EMBEDDING, None, None)
+    state = RemainingWeights(weights)
+    embedding = state.take(EMBEDDING, None, None)
     rows, width = embedding.shape
     table = np.zeros((MAX_ATOMIC_NUMBER + 1, width), embedding.dtype)
     table[:rows] = embedding[: len(table)]
@@ -163,97 +163,7 @@ def convert(
     )
 
 
-class _RemainingWeights:
-    """Weights that have not been converted yet.
-
-    Each conversion removes its weights, so those without a counterpart remain.
-    """
-
-    def __init__(self, weights: Mapping[str, np.ndarray]):
-        found = [name for name in weights if name.endswith(_EMBEDDING)]
-        if len(found) != 1:
-            raise WeightsError(
-                f"expected the state dict of one SchNetPack model, with one {_EMBEDDING!r}; received "
-                f"{len(found)} of them among {len(weights)} arrays: {_list(weights)}"
-            )
-        prefix = found[0].removesuffix(_EMBEDDING)
-        self.left = {
-            name.removeprefix(prefix) if name.startswith(prefix) else name: array
-            for name, array in weights.items()
-        }
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.left
-
-    def take(self, name: str, *shape: int | None) -> np.ndarray:
-        """Remove a weight and return it in float32 or float64.
-
-        Args:
-          name: Name of the weight.
-          *shape: Expected shape; None accepts any size, and no shape accepts every shape.
-        """
-        if name not in self.left:
-            raise WeightsError(f"weight {name!r} is missing; there are {_list(self.left)}")
-        array = np.asarray(self.left.pop(name))
-        if shape and (
-            array.ndim != len(shape) or any(s not in (None, n) for s, n in zip(shape, array.shape))
-        ):
-            raise WeightsError(
-                f"weight {name!r}: expected shape ({', '.join(str(s or 'any') for s in shape)}), "
-                f"received {array.shape}"
-            )
-        return array if array.dtype == np.float64 else array.astype(np.float32)
-
-    def dense(
-        self, name: str, num_in: int, num_out: int | None, use_bias: bool = True
-    ) -> dict[str, np.ndarray]:
-        """Remove a linear layer and return its kernel and bias."""
-        kernel = self.take(f"{name}.weight", num_out, num_in).T
-        return {"kernel": kernel} | (
-            {"bias": self.take(f"{name}.bias", kernel.shape[1])} if use_bias else {}
-        )
-
-    def number(self, name: str) -> float:
-        """Remove a weight of any shape that contains a single number and return it."""
-        array = self.take(name)
-        if array.size != 1:
-            raise WeightsError(
-                f"weight {name!r}: expected one number, received shape {array.shape}"
-            )
-        return float(array.reshape(()))
-
-    def numbers(self, pattern: str) -> list[int]:
-        """Return the sorted integers that the group of `pattern` matches at the start of names."""
-        found = (re.match(pattern, name) for name in self.left)
-        return sorted({int(match[1]) for match in found if match})
-
-    def count(self, name: str) -> int:
-        """Return the number of blocks `name.0`, `name.1`, ..."""
-        numbers = self.numbers(rf"{re.escape(name)}\.(\d+)\.")
-        if numbers != list(range(len(numbers))) or not numbers:
-            raise WeightsError(
-                f"expected the blocks {name}.0, {name}.1, ... without gaps, received {numbers}; "
-                "blocks that share their weights must be stored under each name"
-            )
-        return len(numbers)
-
-    def finish(self) -> None:
-        """Raise WeightsError if weights remain."""
-        if self.left:
-            raise WeightsError(
-                f"these weights have no counterpart here: {_list(self.left, 20)}. PaiNN and SchNet with one Atomwise "
-                "output (two layers, the energy) are read; leave out the weights of other outputs when saving, if "
-                "the energy does not depend on them"
-            )
-
-
-def _list(names: Iterable[str], most: int = 8) -> str:
-    """Format sorted names for a message, at most `most` of them."""
-    names = sorted(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def _kind(state: _RemainingWeights) -> str:
+def _kind(state: RemainingWeights) -> str:
     """Return the architecture: "painn" or "schnet"."""
     for kind, mark in (
         ("painn", "representation.filter_net.weight"),
@@ -262,20 +172,19 @@ def _kind(state: _RemainingWeights) -> str:
         if mark in state:
             return kind
     raise WeightsError(
-        f"neither SchNetPack's PaiNN nor its SchNet; the weights are {_list(state.left, 20)}"
+        f"neither PaiNN nor SchNet of SchNetPack; the weights are {list_names(state.left, 20)}"
     )
 
 
-def _cutoff_and_basis(state: _RemainingWeights) -> tuple[float, dict[str, Any]]:
+def _cutoff_and_basis(state: RemainingWeights) -> tuple[float, dict[str, Any]]:
     """Return the cutoff (Å) and the options of cutoff and basis.
 
     Constants of the basis are kept as they are stored.
     """
     cutoff = state.number("representation.cutoff_fn.cutoff")
     options: dict[str, Any] = {"cutoff": cutoff, "cutoff_fn": "cosine"}
-    if (
-        "representation.cutoff_fn.eps" in state
-    ):  # MollifierCutoff; eps only avoids a division by zero
+    # MollifierCutoff; eps only avoids a division by zero
+    if "representation.cutoff_fn.eps" in state:
         state.number("representation.cutoff_fn.eps")
         options["cutoff_fn"] = "exponential"
     basis = "representation.radial_basis"
@@ -295,8 +204,8 @@ def _cutoff_and_basis(state: _RemainingWeights) -> tuple[float, dict[str, Any]]:
     }
 
 
-def _of_radial_basis(
-    state: _RemainingWeights, name: str, cutoff: float, options, num_out: int | None
+def _take_radial_dense(
+    state: RemainingWeights, name: str, cutoff: float, options, num_out: int | None
 ) -> dict[str, np.ndarray]:
     """Remove the linear layer that is applied to the radial basis and return it."""
     layer = state.dense(name, options["num_radial"], num_out)
@@ -306,18 +215,20 @@ def _of_radial_basis(
 
 
 def _painn(state, width, cutoff, options, activation, epsilon):
+    """Return name, options and parameters of a PaiNN."""
     if activation not in (None, "silu"):
-        raise ValueError(f"PaiNN's activation is silu, received {activation!r}")
+        raise ValueError(f"PaiNN's activation must be silu, received {activation!r}")
     num_layers = state.count(_INTERACTIONS)
-    filters = _of_radial_basis(state, "representation.filter_net", cutoff, options, None)
+    filters = _take_radial_dense(state, "representation.filter_net", cutoff, options, None)
     if filters["kernel"].shape[1] == 3 * width:  # shared by all interactions
         filters = {
             name: np.concatenate([array] * num_layers, axis=-1) for name, array in filters.items()
         }
     if filters["kernel"].shape[1] != 3 * width * num_layers:
         raise WeightsError(
-            f"representation.filter_net.weight: expected {3 * width * num_layers} or, shared, {3 * width} rows for "
-            f"{num_layers} interactions, received {filters['kernel'].shape[1]}"
+            f"representation.filter_net.weight: expected {3 * width * num_layers} or, shared, "
+            f"{3 * width} rows for {num_layers} interactions, received "
+            f"{filters['kernel'].shape[1]}"
         )
     params: dict[str, Any] = {"filters": filters}
     for n in range(num_layers):
@@ -336,12 +247,13 @@ def _painn(state, width, cutoff, options, activation, epsilon):
 
 
 def _schnet(state, width, cutoff, options, activation, epsilon):
+    """Return name, options and parameters of a SchNet."""
     activation = activation or "shifted_softplus"
     activation_function(activation)
     num_layers, num_filters, params = state.count(_INTERACTIONS), None, {}
     for n in range(num_layers):
         block = f"{_INTERACTIONS}.{n}"
-        first = _of_radial_basis(state, f"{block}.filter_network.0", cutoff, options, num_filters)
+        first = _take_radial_dense(state, f"{block}.filter_network.0", cutoff, options, num_filters)
         num_filters = first["kernel"].shape[1]
         params[f"filter_{n}"] = {
             "layer_1": first,
@@ -359,27 +271,29 @@ def _schnet(state, width, cutoff, options, activation, epsilon):
     )
 
 
-def _energy(state: _RemainingWeights, width: int) -> tuple[dict[str, Any], int]:
+def _energy(state: RemainingWeights, width: int) -> tuple[dict[str, Any], int]:
     """Return the parameters of the energy head and its hidden width."""
     modules = state.numbers(r"output_modules\.(\d+)\.outnet\.")
     if len(modules) != 1:
         raise WeightsError(
-            f"expected one output module with weights, the Atomwise of the energy; received {len(modules)}: "
-            f"{_list(name for name in state.left if name.startswith('output_modules.'))}. Leave out the others when "
-            "saving, if the energy does not depend on them"
+            "expected one output module with weights, the Atomwise of the energy; received "
+            f"{len(modules)}: "
+            f"{list_names(name for name in state.left if name.startswith('output_modules.'))}. "
+            "Exclude the others when saving, if the energy does not depend on them."
         )
     outnet = f"output_modules.{modules[0]}.outnet"
     if state.numbers(rf"{re.escape(outnet)}\.(\d+)\.") != [0, 1]:
         raise WeightsError(
-            f"the energy must come of two layers, {outnet}.0 and {outnet}.1; received "
-            f"{_list(name for name in state.left if name.startswith(outnet))}"
+            f"the output network of the energy must have two layers, {outnet}.0 and "
+            f"{outnet}.1; received "
+            f"{list_names(name for name in state.left if name.startswith(outnet))}"
         )
     hidden = state.dense(f"{outnet}.0", width, None)
     energy_width = hidden["kernel"].shape[1]
     return {"hidden": hidden, "final": state.dense(f"{outnet}.1", energy_width, 1)}, energy_width
 
 
-def _offsets(state: _RemainingWeights, rows: int, do_postprocessing: bool) -> np.ndarray:
+def _offsets(state: RemainingWeights, rows: int, do_postprocessing: bool) -> np.ndarray:
     """Return the energies that the postprocessors add per element, shape (rows,) or shorter."""
     offsets = np.zeros(rows)
     for name in [name for name in state.left if name.startswith("postprocessors.")]:
@@ -391,13 +305,15 @@ def _offsets(state: _RemainingWeights, rows: int, do_postprocessing: bool) -> np
             atomref = state.take(name).astype(np.float64)
             if atomref.shape[:1] != (atomref.size,):
                 raise WeightsError(
-                    f"weight {name!r}: expected one energy for each element, received {atomref.shape}"
+                    f"weight {name!r}: expected one energy per element, received shape "
+                    f"{atomref.shape}"
                 )
             offsets = offsets[: len(atomref)] + atomref.reshape(-1)[: len(offsets)]
         elif name.endswith(".scale"):
             raise WeightsError(
-                f"weight {name!r} is that of a ScaleProperty, and the state dict does not say what it "
-                "scales. Leave it out when saving; if it scales the energy, multiply weight and bias of "
-                "the last layer of the output module by it"
+                f"weight {name!r} belongs to a ScaleProperty, and the state dict does not "
+                "record which property it scales. Exclude it when saving; if it scales the "
+                "energy, multiply weight and bias of the last layer of the output module by "
+                "it."
             )
     return offsets

@@ -86,8 +86,8 @@ def load(
         mlff.read(path),
         settings,
         ELEMENTS,
-        long_range_cutoff,
-        DISPERSION_SWITCH_WIDTH,
+        long_range_cutoff=long_range_cutoff,
+        dispersion_switch_width=DISPERSION_SWITCH_WIDTH,
         metadata={
             "source": "SO3LR",
             "file": path.name,

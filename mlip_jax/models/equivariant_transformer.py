@@ -22,19 +22,23 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 import jraph
-import numpy as np
 
 from mlip_jax.graphs.graph import Pairs, pairs
 from mlip_jax.models.layers.basic import (
     Dense,
-    SplitDense,
     activation,
-    cosine_cutoff,
-    cutoff_function,
     gather,
     safe_norm,
     segment_sum,
     unit_vectors,
+)
+from mlip_jax.models.layers.distance_filters import (
+    FilterNetwork,
+    RadialBasis,
+    cutoff_envelope,
+    filter_names,
+    value_names,
+    with_cut,
 )
 from mlip_jax.models.layers.gated_energy import GatedEnergy, packed_xavier, xavier
 from mlip_jax.models.layers.heads import AtomicEnergy, AtomOutputs, embed_elements
@@ -159,12 +163,12 @@ class Model(nn.Module):
         if self.neighbor_embedding:
             s = NeighborEmbedding(name="neighbors")(s, numbers, basis(distances), envelope, edge)
         # filters of all layers, of pairs and of an atom with itself
-        cuts, own_cuts = self._cuts(distances, envelope)
-        filters, own_filters = self._filters(basis, distances, cuts["vector_cut"])
+        cuts, self_cuts = self._cuts(distances, envelope)
+        filters, self_filters = self._filters(basis, distances, cuts["vector_cut"])
         # attention layers
         for n in range(self.num_layers):
             s, v = TransformerLayer(self.num_heads, self.attn_activation, name=f"layer_{n}")(
-                s, v, filters[n] | cuts, own_filters[n] | own_cuts, direction, edge
+                s, v, filters[n] | cuts, self_filters[n] | self_cuts, direction, edge
             )
         # atomic energies (N,) and features (N, 1, 4, F), degrees 0 and 1
         s = layer_norm(s, "norm")
@@ -194,10 +198,10 @@ class Model(nn.Module):
         ]
         if not names[0]:
             return [{}] * self.num_layers, [{}] * self.num_layers
-        own = [network(basis(jnp.zeros((1,), distances.dtype))) for network in networks]
+        self_filters = [network(basis(jnp.zeros((1,), distances.dtype))) for network in networks]
         if self.radial_filter == "exact":
             rbf = basis(distances)
-            return [with_cut(network(rbf), vector_cut) for network in networks], own
+            return [with_cut(network(rbf), vector_cut) for network in networks], self_filters
         grid = SplineGrid(self.num_knots, self.cutoff)
         rbf, splines = basis(grid.distances(distances.dtype)), grid.basis(distances)
         cut_splines = splines * vector_cut
@@ -208,7 +212,7 @@ class Model(nn.Module):
                 for part, values in network(rbf).items()
             }
             for network in networks
-        ], own
+        ], self_filters
 
     def _cuts(self, distances, envelope):
         """Compute the cutoffs of the messages to scalars and to vectors.
@@ -217,139 +221,17 @@ class Model(nn.Module):
           {name: cutoff} of pairs, (P, 1), and of an atom with itself.
         """
         # an atom is at distance 0 from itself, below any `cutoff_lower`
-        own = 0.0 if self.cutoff_lower > 0 else 1.0
+        at_zero = 0.0 if self.cutoff_lower > 0 else 1.0
         if self.vector_cutoff:
-            return {"scalar_cut": envelope, "vector_cut": envelope}, {
-                "scalar_cut": own,
-                "vector_cut": own,
-            }
+            return (
+                {"scalar_cut": envelope, "vector_cut": envelope},
+                {"scalar_cut": at_zero, "vector_cut": at_zero},
+            )
         within = (distances >= self.cutoff_lower) & (distances < self.cutoff)
         return (
             {"scalar_cut": envelope, "vector_cut": within[:, None].astype(distances.dtype)},
-            {"scalar_cut": own, "vector_cut": 1.0},
+            {"scalar_cut": at_zero, "vector_cut": 1.0},
         )
-
-
-def value_names(has_vectors: bool) -> tuple[str, ...]:
-    """Return the names of the values of a layer.
-
-    They are sent to the scalars, to the vectors along the sender's vectors (except in the first
-    layer, where these are zero), and to the vectors along the direction of the pair.
-    """
-    return (
-        ("to_scalars", "along_vectors", "along_pairs")
-        if has_vectors
-        else ("to_scalars", "along_pairs")
-    )
-
-
-def filter_names(distance_influence: str, has_vectors: bool) -> tuple[str, ...]:
-    """Return the names of the filters of a layer."""
-    keys = ("key",) if distance_influence in ("both", "keys") else ()
-    return keys + (value_names(has_vectors) if distance_influence in ("both", "values") else ())
-
-
-def cutoff_envelope(d, name: str, lower: float, upper: float):
-    """Compute the envelope of the messages, 1 at distance 0 and 0 at `upper`.
-
-    With a `lower` cutoff it is a cosine that goes from 0 there to 1 midway and back to 0.
-    """
-    if lower == 0:
-        return cutoff_function(name)(d, upper)
-    return 0.5 * (
-        1.0 - jnp.cos(2.0 * jnp.pi * (jnp.clip(d, lower, upper) - lower) / (upper - lower))
-    )
-
-
-def with_cut(filters: dict, vector_cut) -> dict:
-    """Multiply the filter "along_vectors" by the cutoff of the vectors, shape (P, 1)."""
-    return {part: x * vector_cut if part == "along_vectors" else x for part, x in filters.items()}
-
-
-class RadialBasis(nn.Module):
-    """Radial functions of distances: (P,) -> (P, num).
-
-    Attributes:
-      kind: Option `radial_basis` of `Model`.
-      num: Option `num_radial` of `Model`.
-      lower: Option `cutoff_lower` of `Model` (Å).
-      upper: Option `cutoff` of `Model` (Å).
-      trainable: Option `trainable_rbf` of `Model`.
-      centers: Option `radial_centers` of `Model`.
-      widths: Option `radial_widths` of `Model`.
-    """
-
-    kind: str
-    num: int
-    lower: float
-    upper: float
-    trainable: bool
-    centers: Sequence[float] | None
-    widths: Sequence[float] | None
-
-    @nn.compact
-    def __call__(self, d):
-        centers, widths = self._constants()
-        if self.trainable:
-            centers = self.param("centers", lambda _: jnp.asarray(centers, jnp.float32)).astype(
-                d.dtype
-            )
-            widths = self.param("widths", lambda _: jnp.asarray(widths, jnp.float32)).astype(
-                d.dtype
-            )
-        else:
-            centers, widths = jnp.asarray(centers, d.dtype), jnp.asarray(widths, d.dtype)
-        if self.kind == "gaussian":
-            return jnp.exp(-0.5 / (widths * widths) * (d[:, None] - centers) ** 2)
-        alpha = 5.0 / (self.upper - self.lower)
-        shifted = jnp.exp(alpha * (self.lower - d))[:, None] - centers
-        return cosine_cutoff(d, self.upper)[:, None] * jnp.exp(-widths * shifted * shifted)
-
-    def _constants(self):
-        """Return centers and widths: the given ones or the published ones."""
-        if self.kind == "gaussian":
-            centers = np.linspace(self.lower, self.upper, self.num)
-            widths = np.array([(self.upper - self.lower) / (self.num - 1)])
-        else:
-            start = np.exp(self.lower - self.upper)
-            centers = np.linspace(start, 1.0, self.num)
-            widths = np.full(self.num, (2.0 / self.num * (1.0 - start)) ** -2)
-        given = [
-            x if y is None else np.asarray(y)
-            for x, y in ((centers, self.centers), (widths, self.widths))
-        ]
-        for name, x, y in (
-            ("radial_centers", given[0], centers),
-            ("radial_widths", given[1], widths),
-        ):
-            if x.shape != y.shape:
-                raise ValueError(
-                    f"{name} holds {x.size} numbers; num_radial={self.num} {self.kind} functions have "
-                    f"{y.size}"
-                )
-        return given
-
-
-class FilterNetwork(nn.Module):
-    """Filters `parts` of a layer, each Dense -> activation: (P, num_radial) -> {part: (P, F)}.
-
-    Attributes:
-      parts: Names of the filters.
-      width: Number of features F.
-      act: Activation.
-    """
-
-    parts: tuple[str, ...]
-    width: int
-    act: str
-
-    @nn.compact
-    def __call__(self, rbf):
-        init = packed_xavier(
-            *((self.width, (1 if part == "key" else 3) * self.width) for part in self.parts)
-        )
-        values = SplitDense(len(self.parts), self.width, init, name="dense")(rbf)
-        return {part: activation(self.act)(x) for part, x in zip(self.parts, values)}
 
 
 class NeighborEmbedding(nn.Module):
@@ -383,7 +265,7 @@ class TransformerLayer(nn.Module):
     attn_activation: str
 
     @nn.compact
-    def __call__(self, s, v, weights: dict, own_weights: dict, direction, edge: Pairs):
+    def __call__(self, s, v, weights: dict, self_weights: dict, direction, edge: Pairs):
         num, width = s.shape
         parts = ("query", "key", *value_names(v is not None))
         init = packed_xavier((2 * width, width), ((len(parts) - 2) * width, 3 * width))
@@ -394,7 +276,7 @@ class TransformerLayer(nn.Module):
         sent = dict(zip(parts, jnp.split(projected, len(parts), axis=-1)))
         if v is not None:
             sent["vectors"] = sent.pop("along_vectors")[:, None, :] * v
-        ds, dv = self._aggregate(sent, weights, own_weights, direction, edge)
+        ds, dv = self._aggregate(sent, weights, self_weights, direction, edge)
         if v is None:
             return s + Dense(width, kernel_init=packed_xavier((width, 3 * width)), name="output")(
                 ds
@@ -420,21 +302,21 @@ class TransformerLayer(nn.Module):
         values = sent["to_scalars"] * weights.get("to_scalars", 1.0)
         return (attention[:, :, None] * heads(values)).reshape(values.shape)
 
-    def _aggregate(self, sent, weights, own_weights, direction, edge: Pairs):
+    def _aggregate(self, sent, weights, self_weights, direction, edge: Pairs):
         """Sum messages of the neighbors and of the atom itself: (N, F), (N, 3, F)."""
         num, vectors = len(sent["query"]), None
         if "vectors" in sent:
             vectors = [sent["vectors"][:, x] for x in range(3)]
             along_vectors = weights.get("along_vectors", weights["vector_cut"])
 
-        def one_way(source, target, unit):
-            arrived = {
+        def send(source, target, unit):
+            received = {
                 name: gather(sent[name], source) for name in ("key", "to_scalars", "along_pairs")
             }
             ds = segment_sum(
-                self._attention(gather(sent["query"], target), arrived, weights), target, num
+                self._attention(gather(sent["query"], target), received, weights), target, num
             )
-            along_pairs, dv = arrived["along_pairs"] * weights.get("along_pairs", 1.0), []
+            along_pairs, dv = received["along_pairs"] * weights.get("along_pairs", 1.0), []
             for x in range(3):  # one Cartesian component at a time: (P, F)
                 message = along_pairs * unit[:, x, None]
                 if vectors is not None:
@@ -443,16 +325,16 @@ class TransformerLayer(nn.Module):
             return ds, jnp.stack(dv, axis=1)
 
         unit = direction * weights["vector_cut"]
-        ds, dv = one_way(edge.senders, edge.receivers, unit)
+        ds, dv = send(edge.senders, edge.receivers, unit)
         if edge.undirected:
-            back_s, back_v = one_way(edge.receivers, edge.senders, -unit)
+            back_s, back_v = send(edge.receivers, edge.senders, -unit)
             ds, dv = ds + back_s, dv + back_v
-        ds = ds + self._attention(sent["query"], sent, own_weights)
+        ds = ds + self._attention(sent["query"], sent, self_weights)
         if "vectors" in sent:
             dv = (
                 dv
-                + own_weights.get("along_vectors", 1.0)
-                * own_weights["vector_cut"]
+                + self_weights.get("along_vectors", 1.0)
+                * self_weights["vector_cut"]
                 * sent["vectors"]
             )
         return ds, dv

@@ -164,7 +164,7 @@ def messages(phi, v, weights, direction, edge: Pairs):
     to_scalar, to_radial, to_vector = jnp.split(phi, 3, axis=-1)
     vectors = None if v is None else [to_vector * v[:, x] for x in range(3)]
 
-    def one_way(source, target, unit):
+    def send(source, target, unit):
         ds = segment_sum(weights[0] * gather(to_scalar, source), target, num)
         radial, dv = weights[1] * gather(to_radial, source), []
         for x in range(3):
@@ -175,9 +175,9 @@ def messages(phi, v, weights, direction, edge: Pairs):
             dv.append(segment_sum(message, target, num))
         return ds, jnp.stack(dv, axis=1)
 
-    ds, dv = one_way(edge.senders, edge.receivers, direction)
+    ds, dv = send(edge.senders, edge.receivers, direction)
     if edge.undirected:
-        back_s, back_v = one_way(edge.receivers, edge.senders, -direction)
+        back_s, back_v = send(edge.receivers, edge.senders, -direction)
         ds, dv = ds + back_s, dv + back_v
     return ds, dv
 

@@ -38,6 +38,7 @@ from mlip_jax.models.layers.basic import (
     unit_vectors,
 )
 from mlip_jax.models.layers.embeddings import StateEmbedding
+from mlip_jax.models.layers.euclidean_variables import degree_invariants, parity, repeat_degrees
 from mlip_jax.models.layers.heads import AtomicEnergy, AtomOutputs, embed_elements
 from mlip_jax.models.layers.splines import SplineGrid
 
@@ -339,37 +340,6 @@ class PerHead(nn.Module):
         return y.reshape(f.shape)
 
 
-def degree_invariants(x: jax.Array, degrees: tuple[int, ...]) -> jax.Array:
-    """Compute the squared norm of each degree over sqrt(2l + 1).
-
-    The shape (..., D) becomes (..., number of degrees).
-    """
-    squares, start, out = x * x, 0, []
-    for l in degrees:
-        out.append(squares[..., start : start + 2 * l + 1].sum(-1) / float(np.sqrt(2 * l + 1)))
-        start += 2 * l + 1
-    return jnp.stack(out, axis=-1)
-
-
-def repeat_degrees(values: jax.Array, degrees: tuple[int, ...]) -> jax.Array:
-    """Repeat the value of each degree for each of its components.
-
-    The shape (..., number of degrees) becomes (..., D).
-    """
-    index = np.repeat(np.arange(len(degrees)), [2 * l + 1 for l in degrees])
-    return values[..., index]
-
-
-def parity(degrees: tuple[int, ...], dtype) -> jax.Array:
-    """Return (-1)^l for each component, shape (D,).
-
-    The harmonics of -r are those of r times this parity.
-    """
-    return jnp.asarray(
-        np.repeat([(-1.0) ** l for l in degrees], [2 * l + 1 for l in degrees]), dtype
-    )
-
-
 def scatter_pairs(to_receivers, to_senders, edge: Pairs, num: int) -> jax.Array:
     """Sum the messages of pairs per atom: (P, ...) -> (num, ...).
 
@@ -393,7 +363,10 @@ def aggregate_features(attention, values, edge: Pairs, num: int) -> jax.Array:
 
 
 def aggregate_ev(attention, harmonics, edge: Pairs, num: int, degrees) -> jax.Array:
-    """Sum attention times harmonics over the neighbors: (P, number of degrees), (P, D) -> (N, D)."""
+    """Sum attention times harmonics over the neighbors.
+
+    The shapes (P, number of degrees) and (P, D) become (N, D).
+    """
     at_receiver, at_sender = attention
     to_receivers = repeat_degrees(at_receiver, degrees) * harmonics
     to_senders = (

@@ -22,7 +22,7 @@ from mlip_jax.graphs.padding import choose_budget, graph_sizes
 from mlip_jax.graphs.shapes import GrowingBudget
 from mlip_jax.potential import Potential, evaluate
 
-_PIECE = 4096  # structures that are read and planned at a time, before they are batched
+_PIECE_SIZE = 4096  # structures that are read and planned at a time, before they are batched
 
 
 def energies(
@@ -41,11 +41,13 @@ def energies(
     Raises:
       ValueError: If there are elements that the force field was not trained on.
     """
-    p, found = potential, np.empty(len(indices))
-    for places, columns, graph in _batches(p, rows, indices, batch_size):
+    p, totals = potential, np.empty(len(indices))
+    for batch_indices, columns, graph in _batches(p, rows, indices, batch_size):
         remainder = np.asarray(_energy(p.model, p.energy_scale, p.params, graph), np.float64)
-        found[places] = remainder[: len(places)] + sum_reference(p.reference_energies, columns)
-    return found
+        totals[batch_indices] = remainder[: len(batch_indices)] + sum_reference(
+            p.reference_energies, columns
+        )
+    return totals
 
 
 def energies_and_forces(
@@ -56,18 +58,20 @@ def energies_and_forces(
     Raises:
       ValueError: As for `energies`.
     """
-    p, found = potential, np.empty(len(indices))
+    p, totals = potential, np.empty(len(indices))
     offsets = np.concatenate([[0], np.cumsum(_n_atoms(rows)[indices], dtype=np.int64)])
     forces = np.empty((offsets[-1], 3))
-    for places, columns, graph in _batches(p, rows, indices, batch_size):
-        remainder, own = (
+    for batch_indices, columns, graph in _batches(p, rows, indices, batch_size):
+        remainder, batch_forces = (
             np.asarray(x, np.float64)
             for x in _energy_and_forces(p.model, p.energy_scale, p.params, graph)
         )
-        found[places] = remainder[: len(places)] + sum_reference(p.reference_energies, columns)
-        start = np.repeat(offsets[places] - columns.offsets[:-1], columns.n_atoms)
-        forces[start + np.arange(len(columns.numbers))] = own[: len(columns.numbers)]
-    return found, forces
+        totals[batch_indices] = remainder[: len(batch_indices)] + sum_reference(
+            p.reference_energies, columns
+        )
+        start = np.repeat(offsets[batch_indices] - columns.offsets[:-1], columns.n_atoms)
+        forces[start + np.arange(len(columns.numbers))] = batch_forces[: len(columns.numbers)]
+    return totals, forces
 
 
 def _n_atoms(rows: Store | Columns) -> np.ndarray:
@@ -83,14 +87,14 @@ def atom_features(potential: Potential, columns: Columns, *, batch_size: int = 6
     Raises:
       ValueError: As for `energies`.
     """
-    p, found = potential, None
-    for places, _, graph in _batches(p, columns, np.arange(len(columns)), batch_size):
-        rows = columns.atoms_of(places)
+    p, all_features = potential, None
+    for batch_indices, _, graph in _batches(p, columns, np.arange(len(columns)), batch_size):
+        rows = columns.atoms_of(batch_indices)
         features = np.asarray(invariant_features(p.model, p.params, graph))
-        if found is None:
-            found = np.empty((len(columns.numbers), features.shape[1]), np.float32)
-        found[rows] = features[: len(rows)]
-    return np.empty((0, 0), np.float32) if found is None else found
+        if all_features is None:
+            all_features = np.empty((len(columns.numbers), features.shape[1]), np.float32)
+        all_features[rows] = features[: len(rows)]
+    return np.empty((0, 0), np.float32) if all_features is None else all_features
 
 
 def mean_features(
@@ -107,16 +111,16 @@ def mean_features(
     Raises:
       ValueError: As for `energies`.
     """
-    p, found = potential, None
-    for places, columns, graph in _batches(p, rows, indices, batch_size):
+    p, all_means = potential, None
+    for batch_indices, columns, graph in _batches(p, rows, indices, batch_size):
         features = np.asarray(invariant_features(p.model, p.params, graph), np.float64)[
             : len(columns.numbers)
         ]
         means = np.add.reduceat(features, columns.offsets[:-1]) / columns.n_atoms[:, None]
-        if found is None:
-            found = np.empty((len(indices), features.shape[1]), np.float32)
-        found[places] = means
-    return np.empty((0, 0), np.float32) if found is None else found
+        if all_means is None:
+            all_means = np.empty((len(indices), features.shape[1]), np.float32)
+        all_means[batch_indices] = means
+    return np.empty((0, 0), np.float32) if all_means is None else all_means
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -129,20 +133,20 @@ def invariant_features(model, params, graph: jraph.GraphsTuple) -> jax.Array:
 def _batches(
     p: Potential, rows, indices, batch_size: int
 ) -> Iterator[tuple[np.ndarray, Columns, jraph.GraphsTuple]]:
-    """Yield (places among `indices`, structures, padded batch) until all structures are covered."""
+    """Yield (positions in `indices`, structures, padded batch) until all structures are covered."""
     growing = GrowingBudget(slack=1, multiple=1)
-    for start in range(0, len(indices), _PIECE):
-        columns = rows.take(indices[start : start + _PIECE], labels_only=True)
+    for start in range(0, len(indices), _PIECE_SIZE):
+        columns = rows.take(indices[start : start + _PIECE_SIZE], labels_only=True)
         p.check_elements(columns.numbers)
         sizes = graph_sizes(columns, p.cutoff, p.long_range_cutoff)
         budget = growing.fit(choose_budget(sizes, batch_size))
-        for places in plan_batches(np.arange(len(columns)), sizes, budget):
-            own = columns.take(places)
+        for batch_indices in plan_batches(np.arange(len(columns)), sizes, budget):
+            batch = columns.take(batch_indices)
             yield (
-                start + places,
-                own,
+                start + batch_indices,
+                batch,
                 build_batch(
-                    own,
+                    batch,
                     budget,
                     p.cutoff,
                     p.reference_energies,

@@ -2,7 +2,8 @@
 
 `export_stablehlo` writes force_field.stablehlo, which contains the parameters, and
 force_field.json, which describes the inputs: sizes, units, cutoff, reference energies. A Python
-program evaluates the function as follows; it needs NumPy, JAX and flatbuffers, which jax.export
+program evaluates the function as follows, for atomic numbers `numbers` (n,) and positions
+`positions` (n, 3) in Å; it needs NumPy, JAX and flatbuffers, which jax.export
 uses to read its files:
 
     import json
@@ -10,17 +11,20 @@ uses to read its files:
     import numpy as np
 
     about = json.load(open("force_field.json"))
-    run = jax.jit(jax.export.deserialize(bytearray(open("force_field.stablehlo", "rb").read())).call)
+    program = open("force_field.stablehlo", "rb").read()
+    run = jax.jit(jax.export.deserialize(bytearray(program)).call)
 
-    n, rows, real = len(numbers), about["rows"], about["dtype"]     # atomic numbers (n,), positions (n, 3) in Å
-    i, j = np.triu_indices(n, 1)                                    # each pair once, those within the cutoff
+    n, rows, real = len(numbers), about["rows"], about["dtype"]
+    i, j = np.triu_indices(n, 1)  # each pair once, those within the cutoff
     close = np.linalg.norm(positions[i] - positions[j], axis=1) < about["cutoff"]
-    pairs = np.full((about["max_pairs"], 2), rows - 1, np.int32)    # pairs that pad join the last row to itself
+    pairs = np.full((about["max_pairs"], 2), rows - 1, np.int32)  # padding: last row to itself
     pairs[:close.sum()] = np.stack([i, j], axis=1)[close]
-    out = run({"positions": np.pad(positions, ((0, rows - n), (0, 0))).astype(real), "pairs": pairs,
-               "numbers": np.pad(numbers, (0, rows - n)).astype(np.int32), "num_atoms": np.int32(n),
+    out = run({"positions": np.pad(positions, ((0, rows - n), (0, 0))).astype(real),
+               "numbers": np.pad(numbers, (0, rows - n)).astype(np.int32),
+               "num_atoms": np.int32(n), "pairs": pairs,
                "charge": np.zeros((), real), "num_unpaired_electrons": np.zeros((), real)})
-    energies = np.asarray(out["energies"], np.float64)[:n] + np.array(about["reference_energies"])[numbers]
+    reference = np.array(about["reference_energies"])[numbers]
+    energies = np.asarray(out["energies"], np.float64)[:n] + reference
     energy, forces = energies.sum(), np.asarray(out["forces"])[:n]  # eV, eV/Å
 
 `rows` is the maximum number of atoms plus one: the last row is always padding. A file in float64
@@ -94,7 +98,12 @@ def export_stablehlo(
       OSError, WorkdirError: If the folder cannot be written.
     """
     reach = potential.long_range_cutoff
-    _check(max_atoms, max_pairs, max_long_range_pairs, periodic, dtype, platforms, reach)
+    limits = {
+        "max_atoms": max_atoms,
+        "max_pairs": max_pairs,
+        "max_long_range_pairs": max_long_range_pairs,
+    }
+    _check_arguments(limits, periodic, dtype, platforms, reach)
     sizes = {
         "rows": max_atoms + 1,
         "max_pairs": max_pairs or default_pairs(max_atoms, potential.cutoff, periodic),
@@ -134,7 +143,8 @@ def export_stablehlo(
             "inputs": inputs,
             "outputs": outputs,
             "reference_energies": potential.reference_energies.tolist(),
-            "reference_energies_of": "atomic number, eV; add that of each atom in double precision",
+            "reference_energies_of": "per atomic number, eV; add that of each atom in double "
+            "precision",
         },
     )
     return folder
@@ -155,25 +165,21 @@ def default_pairs(max_atoms: int, cutoff: float, periodic: bool) -> int:
     return max(dense if periodic else min(every, dense), 1)
 
 
-def _check(max_atoms, max_pairs, max_long_range_pairs, periodic, dtype, platforms, reach) -> None:
+def _check_arguments(limits, periodic, dtype, platforms, reach) -> None:
     """Raise ValueError if an argument of `export_stablehlo` is invalid."""
-    for name, value in (
-        ("max_atoms", max_atoms),
-        ("max_pairs", max_pairs),
-        ("max_long_range_pairs", max_long_range_pairs),
-    ):
+    for name, value in limits.items():
         if value is not None and value < 1:
-            raise ValueError(f"{name} must be 1 or more, received {value}")
+            raise ValueError(f"{name} must be at least 1, received {value}")
     if dtype not in ("float32", "float64"):
         raise ValueError(f'dtype must be "float32" or "float64", received {dtype!r}')
     if not platforms or set(platforms) - set(PLATFORMS):
         raise ValueError(
-            f"platforms must be out of {', '.join(PLATFORMS)}, received {list(platforms)}"
+            f"platforms must be among {', '.join(PLATFORMS)}, received {list(platforms)}"
         )
     if periodic and reach is not None and math.isinf(reach):
         raise ValueError(
-            "a periodic structure has pairs without end: give the force field's terms of long range a "
-            "finite cutoff, or export it for open boundaries"
+            "a periodic structure has infinitely many pairs. Set a finite cutoff for the "
+            "long-range terms of the force field, or export it for open boundaries."
         )
 
 
@@ -196,11 +202,11 @@ def _inputs(sizes: dict[str, int], periodic: bool, dtype: str) -> dict[str, dict
             **({"padding": padding} if padding else {}),
         }
 
-    rows, last = sizes["rows"], "the last row, joined to itself"
+    rows, last = sizes["rows"], "the last row, as sender and receiver"
     inputs = {
         "positions": one((rows, 3), dtype, "Angstrom", "0"),
         "numbers": one((rows,), "int32", "atomic number", "0"),
-        "num_atoms": one((), "int32", "atoms that are not padding"),
+        "num_atoms": one((), "int32", "number of atoms without padding"),
         "charge": one((), dtype, "e"),
         "num_unpaired_electrons": one((), dtype, "1"),
     }
@@ -210,7 +216,7 @@ def _inputs(sizes: dict[str, int], periodic: bool, dtype: str) -> dict[str, dict
             inputs[f"{kind}pairs"] = one((size, 2), "int32", "atoms i and j, each pair once", last)
             if periodic:
                 inputs[f"{kind}shifts"] = one(
-                    (size, 3), "int32", "lattice vectors that are added to atom j", "0"
+                    (size, 3), "int32", "lattice vectors added to atom j", "0"
                 )
     return inputs | ({"cell": one((3, 3), dtype, "Angstrom, vectors as rows")} if periodic else {})
 
@@ -222,8 +228,8 @@ def _function(potential: Potential, params, periodic: bool):
         out = evaluate(
             potential.model, params, _graph(inputs), potential.energy_scale, with_stress=periodic
         )
-        made = {"energy": out.energy[0], "energies": out.energies, "forces": out.forces}
-        return made | ({"stress": out.stress[0]} if periodic else {})
+        outputs = {"energy": out.energy[0], "energies": out.energies, "forces": out.forces}
+        return outputs | ({"stress": out.stress[0]} if periodic else {})
 
     return energies_and_forces
 

@@ -97,21 +97,21 @@ class Sources:
             return Geometries(self.store, self.index[samples], samples)
         relaxed = _RELAXED.fullmatch(source)
         if relaxed:
-            found = self._relaxed(relaxed[1], samples)
+            geometries = self._relax(relaxed[1], samples)
         elif source.partition(":")[0] == "etkdg":
-            found = self._embedded(source, samples)
+            geometries = self._embed(source, samples)
         else:
-            found = self._snapshots(source, samples)
-        if not len(found.samples):
+            geometries = self._snapshots(source, samples)
+        if not len(geometries.samples):
             raise DatasetError(f"{source}: none of {len(samples)} samples has such a geometry")
-        if len(found.samples) < len(samples):
+        if len(geometries.samples) < len(samples):
             log.warning(
-                "%s: %d of %d samples have no such geometry and are left out",
+                "%s: skipping %d of %d samples without such a geometry",
                 source,
-                len(samples) - len(found.samples),
+                len(samples) - len(geometries.samples),
                 len(samples),
             )
-        return found
+        return geometries
 
     def frames(self, stages: str, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return all snapshots of some stages.
@@ -123,43 +123,47 @@ class Sources:
         Returns:
           (first, indices in the store); those of sample samples[s] are first[s]:first[s + 1].
         """
-        wanted = np.zeros(len(self.store), bool)
+        in_stages = np.zeros(len(self.store), bool)
         for stage in stages.split(","):
-            wanted |= self._of_stage(stage.strip())
+            in_stages |= self._is_in_stage(stage.strip())
         record = np.asarray(self.store.index("record"))
-        candidates = np.flatnonzero(wanted)
+        candidates = np.flatnonzero(in_stages)
         order = np.argsort(record[candidates], kind="stable")
         candidates = candidates[order]
-        own = record[self.index[samples]]
-        begin, end = (np.searchsorted(record[candidates], own, side) for side in ("left", "right"))
+        records = record[self.index[samples]]
+        begin, end = (
+            np.searchsorted(record[candidates], records, side) for side in ("left", "right")
+        )
         first = np.concatenate([[0], np.cumsum(end - begin)])
         numbers = [candidates[a:b] for a, b in zip(begin, end)]
         return first, np.concatenate(numbers) if numbers else np.zeros(0, np.int64)
 
-    def _of_stage(self, stage: str) -> np.ndarray:
+    def _is_in_stage(self, stage: str) -> np.ndarray:
         """Return whether each structure of the store belongs to a stage."""
         codes, names = self.store.texts("subset")
         if stage not in names:
             raise ConfigError(
-                f"there is no geometry {stage!r}: the data have the stages "
-                f"{', '.join(sorted(n for n in names if n)) or '(none)'}; others are labels, etkdg, "
-                "etkdg:mmff and relaxed(SOURCE)"
+                f"unknown geometry {stage!r}: the data have the stages "
+                f"{', '.join(sorted(n for n in names if n)) or '(none)'}; other sources are "
+                "labels, etkdg, etkdg:mmff and relaxed(SOURCE)"
             )
         return codes == names.index(stage)
 
     def _snapshots(self, source: str, samples: np.ndarray) -> Geometries:
         """Return the first or the last snapshot of a stage for each sample."""
-        stage, _, which = source.partition(":")
-        if which not in ("", "first", "last"):
-            raise ConfigError(f"geometry {source!r}: after the stage comes first or last")
+        stage, _, snapshot = source.partition(":")
+        if snapshot not in ("", "first", "last"):
+            raise ConfigError(f"geometry {source!r}: expected 'first' or 'last' after the stage")
         first, numbers = self.frames(stage, samples)
         has = np.flatnonzero(np.diff(first))
         conformer = np.asarray(self.store.index("conformer"))
-        pick = np.argmin if which == "first" else np.argmax
-        chosen = [(own := numbers[first[s] : first[s + 1]])[pick(conformer[own])] for s in has]
-        return Geometries(self.store, np.array(chosen, np.int64), samples[has])
+        pick = np.argmin if snapshot == "first" else np.argmax
+        picked = [
+            (snapshots := numbers[first[s] : first[s + 1]])[pick(conformer[snapshots])] for s in has
+        ]
+        return Geometries(self.store, np.array(picked, np.int64), samples[has])
 
-    def _embedded(self, source: str, samples: np.ndarray) -> Geometries:
+    def _embed(self, source: str, samples: np.ndarray) -> Geometries:
         """Return geometries that RDKit embeds."""
         if source not in ("etkdg", "etkdg:mmff"):
             raise ConfigError(f"geometry {source!r}: expected etkdg or etkdg:mmff")
@@ -167,7 +171,7 @@ class Sources:
         smiles = [texts[code] for code in codes[self.index[samples]]]
         if not any(smiles):
             raise DatasetError(
-                f"{self.store.path}: etkdg makes geometries of SMILES, and these data have none"
+                f"{self.store.path}: etkdg embeds SMILES, and these data contain none"
             )
         options = embedding.EmbeddingOptions(mmff=source.endswith("mmff"), seed=self.seed)
 
@@ -175,18 +179,19 @@ class Sources:
             jobs = [
                 (embedding.Entry(i, f"sample {i}", "", s), options) for i, s in enumerate(smiles)
             ]
-            made = workers.stream(
+            records = workers.stream(
                 embedding.embed_entry, jobs, self.num_processes, on_death=embedding.failed_records
             )
-            return [found[0].atoms for found in track(made, f"{source}", total=len(jobs))]
+            return [record[0].atoms for record in track(records, source, total=len(jobs))]
 
-        return self._kept([source, self.seed, smiles], make, samples)
+        return self._load_or_make([source, self.seed, smiles], make, samples)
 
-    def _relaxed(self, source: str, samples: np.ndarray) -> Geometries:
+    def _relax(self, source: str, samples: np.ndarray) -> Geometries:
         """Return geometries of another source, relaxed with the force field."""
         if self.force_field is None:
             raise ConfigError(
-                "geometries 'relaxed(...)' need a force field: set data.force_field to its workdir"
+                "geometries 'relaxed(...)' require a force field: set data.force_field to its "
+                "workdir"
             )
         start, potential = self.get(source, samples), self.force_field()
         columns = start.rows.take(start.index, labels_only=True)
@@ -194,39 +199,35 @@ class Sources:
 
         def make():
             relaxer = Relaxer(potential, fmax=self.fmax, max_steps=self.max_steps)
-            found = {
-                key: result
-                for key, result in track(
-                    relaxer.stream(enumerate(starts)), f"relaxing {source}", total=len(starts)
-                )
-            }
-            lost = [k for k, r in found.items() if r.status not in ("converged", "step limit")]
+            stream = relaxer.stream(enumerate(starts))
+            results = dict(track(stream, f"relaxing {source}", total=len(starts)))
+            lost = [k for k, r in results.items() if r.status not in ("converged", "step limit")]
             if lost:
                 log.warning(
-                    "%d of %d molecules could not be relaxed, the first because %s",
+                    "%d of %d molecules could not be relaxed; the first reason: %s",
                     len(lost),
                     len(starts),
-                    found[lost[0]].reason,
+                    results[lost[0]].reason,
                 )
-            return [None if k in lost else found[k].atoms for k in range(len(starts))]
+            return [None if k in lost else results[k].atoms for k in range(len(starts))]
 
         content = hashlib.sha256(
             columns.positions.tobytes() + columns.numbers.tobytes()
         ).hexdigest()
-        return self._kept(
+        return self._load_or_make(
             ["relaxed", potential.digest(), self.fmax, self.max_steps, content], make, start.samples
         )
 
-    def _kept(
+    def _load_or_make(
         self, identity: list, make: Callable[[], list[Atoms | None]], samples: np.ndarray
     ) -> Geometries:
         """Return cached geometries with this identity, or call `make` and cache its result."""
         key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
         path = self.cache / f"{key}.npz"
         if not path.exists():
-            made = make()
-            present = np.array([atoms is not None for atoms in made])
-            atoms = [a for a in made if a is not None]
+            geometries = make()
+            present = np.array([atoms is not None for atoms in geometries])
+            atoms = [a for a in geometries if a is not None]
             self.cache.mkdir(parents=True, exist_ok=True)
             with atomic_open(path, shared=True) as file:
                 np.savez(
@@ -237,14 +238,14 @@ class Sources:
                     numbers=np.concatenate([a.numbers for a in atoms] or [np.zeros(0, int)]),
                     positions=np.concatenate([a.positions for a in atoms] or [np.zeros((0, 3))]),
                 )
-        with np.load(path, allow_pickle=False) as kept:
-            ends = np.cumsum(kept["count"])[:-1]
+        with np.load(path, allow_pickle=False) as stored:
+            ends = np.cumsum(stored["count"])[:-1]
             parts = zip(
-                np.split(kept["numbers"], ends),
-                np.split(kept["positions"], ends),
-                kept["charge"].tolist(),
+                np.split(stored["numbers"], ends),
+                np.split(stored["positions"], ends),
+                stored["charge"].tolist(),
             )
             columns = Columns.from_structures(
                 Structure(n.astype(np.int32), x, charge=q) for n, x, q in parts if len(n)
             )
-            return Geometries(columns, np.arange(len(columns)), samples[kept["present"]])
+            return Geometries(columns, np.arange(len(columns)), samples[stored["present"]])

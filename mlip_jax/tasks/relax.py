@@ -66,7 +66,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
             workdir = Path(workdir)
             total = _count(config)
             potential = load_force_field(config.force_field)
-            domain = atom_domain.of_workdir(config.force_field)
+            domain = atom_domain.load_domain(config.force_field)
             if distributed.leader():
                 _check_origin(workdir / ORIGIN, config, potential)
         relaxer = _relaxer(config, potential)

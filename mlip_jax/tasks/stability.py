@@ -214,7 +214,7 @@ def _compare_with_reference(config, folder: Path, molecules, names, potential) -
     plan = md_reference.Plan(
         config.compare_temperature, config.timestep, _WEAK_FRICTION, steps, every, config.seed
     )
-    reference = md_reference.courses(
+    reference = md_reference.reference_trajectories(
         _method(config), molecules, plan, folder / "reference", config.oracle.num_processes or None
     )
     return [

@@ -94,8 +94,8 @@ def _cutoff(name, cutoff, long_range, model_cutoff):
         )
     if not long_range and cutoff > model_cutoff:
         raise ValueError(
-            f"term {name!r} has cutoff={cutoff:g} Å, but the model's edges end at {model_cutoff:g} Å; "
-            "give a cutoff of at most that"
+            f"term {name!r} has cutoff={cutoff:g} Å, but the model's edges end at "
+            f"{model_cutoff:g} Å. Set a cutoff of at most that."
         )
     return cutoff
 

@@ -80,17 +80,18 @@ class Term(nn.Module):
         """
         if self.cutoff is not None and not self.switch_width > 0:
             raise ValueError(
-                f"the dispersion term's switch_width must be positive (Å), received {self.switch_width}"
+                "the dispersion term's switch_width must be positive (Å), received "
+                f"{self.switch_width}"
             )
         numbers = graph.nodes["numbers"]
         ratios = self._ratios(numbers, features)
         edge = long_range_pairs(graph)
         alpha, c6 = (jnp.asarray(table, ratios.dtype)[numbers] for table in _TABLES)
 
-        def both(values):
+        def at_pair(values):
             return gather(values, edge.receivers), gather(values, edge.senders)
 
-        (h_i, h_j), (a_i, a_j), (c_i, c_j) = both(ratios), both(alpha), both(c6)
+        (h_i, h_j), (a_i, a_j), (c_i, c_j) = at_pair(ratios), at_pair(alpha), at_pair(c6)
         # 2 C_i C_j A_i A_j / (A_i² C_j + A_j² C_i) with A = a h and C = c h², after canceling h
         c6_pair = 2 * c_i * c_j * a_i * a_j / (a_i * a_i * c_j + a_j * a_j * c_i) * h_i * h_j
         energies = self._pair_energies(
@@ -155,6 +156,7 @@ def check_elements(numbers: Iterable[int]) -> None:
     unknown = sorted({int(z) for z in numbers if z > last})
     if unknown:
         raise ValueError(
-            f"the dispersion term has no free-atom values for {', '.join(chemical_symbols[z] for z in unknown)}; it "
-            f"knows elements 1 to {last} ({chemical_symbols[last]}). Leave these structures out, or the term off"
+            "the dispersion term has no free-atom values for "
+            f"{', '.join(chemical_symbols[z] for z in unknown)}, only for elements 1 to {last} "
+            f"({chemical_symbols[last]}). Exclude these structures, or remove the term."
         )

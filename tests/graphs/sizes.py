@@ -19,7 +19,7 @@ def size_lists(draw):
 
 
 def realistic_sizes(count=4000, seed=0):
-    """Molecules of 3 to 60 atoms, mean some 30, with the edges that they have within 5 Å."""
+    """Return sizes of molecules with 3 to 60 atoms (mean about 30) and their edges within 5 Å."""
     rng = np.random.default_rng(seed)
     n_node = np.clip(rng.normal(30, 11, count), 3, 60).astype(np.int64)
     density = np.clip(
@@ -29,13 +29,13 @@ def realistic_sizes(count=4000, seed=0):
 
 
 def sizes_of(n_edge) -> Sizes:
-    """Atoms that go with these edges about as those of molecules do."""
+    """Return sizes with these edges and about as many atoms as molecules have."""
     n_edge = 2 * np.maximum(np.asarray(n_edge) / 2, 1).astype(np.int64)
     return Sizes(np.maximum(n_edge**0.6, 2).astype(np.int64), n_edge)
 
 
 def distribution(name, rng) -> Sizes:
-    """Mean some 600 edges, but for that of the outlier."""
+    """Return edges with a mean of about 600, except for the outlier."""
     if name == "constant":
         return sizes_of(np.full(COUNT, 600))
     if name == "uniform":
@@ -52,10 +52,12 @@ def distribution(name, rng) -> Sizes:
 
 
 def check(plan, order, sizes, budgets):
-    """Every structure once, no batch beyond its budget."""
-    assert sorted(np.concatenate([places for _, places in plan]).tolist()) == sorted(order.tolist())
-    for bucket, places in plan:
-        assert 0 < len(places) <= budgets[bucket].n_graph - 1
-        assert sizes.n_node[places].sum() <= budgets[bucket].n_node - 1
-        assert sizes.n_edge[places].sum() <= budgets[bucket].n_edge
-        assert sizes.n_pair is None or sizes.n_pair[places].sum() <= budgets[bucket].n_pair
+    """Assert that every structure is planned once and no batch exceeds its budget."""
+    assert sorted(np.concatenate([indices for _, indices in plan]).tolist()) == sorted(
+        order.tolist()
+    )
+    for bucket, indices in plan:
+        assert 0 < len(indices) <= budgets[bucket].n_graph - 1
+        assert sizes.n_node[indices].sum() <= budgets[bucket].n_node - 1
+        assert sizes.n_edge[indices].sum() <= budgets[bucket].n_edge
+        assert sizes.n_pair is None or sizes.n_pair[indices].sum() <= budgets[bucket].n_pair

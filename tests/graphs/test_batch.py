@@ -20,16 +20,18 @@ CUTOFF = 3.0
 
 
 def structures(sizes, seed=0, periodic=()):
-    """Random structures of given numbers of atoms; those at the positions `periodic` have a cell."""
+    """Return random structures with these numbers of atoms; those at the indices `periodic` have a
+    cell.
+    """
     rng = np.random.default_rng(seed)
-    made = []
+    result = []
     for s, n in enumerate(sizes):
         cell = (
             np.diag(rng.uniform(3.5, 5.0, 3)) + rng.uniform(-0.3, 0.3, (3, 3))
             if s in periodic
             else None
         )
-        made.append(
+        result.append(
             Structure(
                 rng.integers(1, 10, n),
                 rng.uniform(0, 4.0, (n, 3)),
@@ -41,7 +43,7 @@ def structures(sizes, seed=0, periodic=()):
                 source=f"file:{s}",
             )
         )
-    return made
+    return result
 
 
 def single_graph(s: Structure, periodic: bool):
@@ -72,15 +74,15 @@ def single_graph(s: Structure, periodic: bool):
     periodic=st.sets(st.integers(0, 5), max_size=2),
     spare=st.integers(0, 7),
 )
-def test_batch_is_what_jraph_makes_of_single_graphs(sizes, seed, periodic, spare):
-    made = structures(sizes, seed, periodic)
-    columns = Columns.from_structures(made)
+def test_batch_equals_that_of_jraph(sizes, seed, periodic, spare):
+    molecules = structures(sizes, seed, periodic)
+    columns = Columns.from_structures(molecules)
     measured = graph_sizes(columns, CUTOFF)
     is_periodic = columns.cell is not None
-    graphs, atoms, edges = len(made), int(measured.n_node.sum()), int(measured.n_edge.sum())
+    graphs, atoms, edges = len(molecules), int(measured.n_node.sum()), int(measured.n_edge.sum())
     budget = PaddingBudget(atoms + 1 + spare, edges + 2 * spare, graphs + 1 + spare)
     batch = build_batch(columns, budget, CUTOFF, dtype=np.float64)
-    expected = jraph.batch_np([single_graph(s, is_periodic) for s in made])
+    expected = jraph.batch_np([single_graph(s, is_periodic) for s in molecules])
     for room, count in (("nodes", atoms), ("globals", graphs), ("edges", edges)):
         for key, value in getattr(expected, room).items():
             np.testing.assert_array_equal(
@@ -94,7 +96,7 @@ def test_batch_is_what_jraph_makes_of_single_graphs(sizes, seed, periodic, spare
 
 
 def check_padding(batch, budget, graphs, atoms, edges):
-    """jraph's contract, and pairs: padding edges join a padding atom to itself."""
+    """Assert jraph's padding contract: padding edges join a padding atom to itself."""
     assert batch.n_node.sum() == budget.n_node and batch.n_edge.sum() == budget.n_edge
     assert len(batch.n_node) == len(batch.n_edge) == budget.n_graph
     assert jraph.get_number_of_padding_with_graphs_graphs(batch) == budget.n_graph - graphs
@@ -127,15 +129,15 @@ def test_masks_of_jraph():
     np.testing.assert_array_equal(jraph.get_edge_padding_mask(batch), np.arange(40) < 18)
 
 
-def test_displacements_are_those_of_the_neighbour_list():
-    made = structures([5, 4, 6], 3, periodic={0, 1, 2})
-    columns = Columns.from_structures(made)
+def test_displacements_equal_those_of_the_neighbor_list():
+    molecules = structures([5, 4, 6], 3, periodic={0, 1, 2})
+    columns = Columns.from_structures(molecules)
     measured = graph_sizes(columns, CUTOFF)
     edges = int(measured.n_edge.sum())
     batch = build_batch(columns, PaddingBudget(20, edges + 4, 5), CUTOFF)
     vectors = np.asarray(displacements(batch))
     expected = []
-    for s in made:
+    for s in molecules:
         nb = neighbor_list(s.positions, CUTOFF, s.cell, s.pbc)
         expected.append(s.positions[nb.senders] - s.positions[nb.receivers] + nb.shifts @ s.cell)
     np.testing.assert_allclose(vectors[:edges], np.concatenate(expected), atol=1e-5)
@@ -145,7 +147,7 @@ def test_displacements_are_those_of_the_neighbour_list():
     np.testing.assert_array_equal(index, np.repeat(np.arange(5), batch.n_node))
 
 
-def test_pairs_stand_once():
+def test_pairs_occur_once():
     columns = Columns.from_structures(structures([5, 7], 1))
     batch = build_batch(columns, PaddingBudget(16, 80, 3), CUTOFF)
     once, both = pairs(batch), pairs(batch, undirected=False)
@@ -172,8 +174,8 @@ def test_pairs_stand_once():
 
 
 def test_any_order_of_indices_and_reference_energies():
-    made = structures([3, 5, 4], 2)
-    columns = Columns.from_structures(made)
+    molecules = structures([3, 5, 4], 2)
+    columns = Columns.from_structures(molecules)
     reference = np.linspace(-1e5, 0, 119)
     batch = build_batch(
         columns.take(np.array([2, 0])),
@@ -183,11 +185,11 @@ def test_any_order_of_indices_and_reference_energies():
         dtype=np.float64,
     )
     np.testing.assert_array_equal(
-        batch.nodes["numbers"][:7], np.concatenate([made[2].numbers, made[0].numbers])
+        batch.nodes["numbers"][:7], np.concatenate([molecules[2].numbers, molecules[0].numbers])
     )
     for g, s in enumerate((2, 0)):
         assert batch.globals["energy"][g] == pytest.approx(
-            made[s].energy - reference[made[s].numbers].sum(), rel=1e-12
+            molecules[s].energy - reference[molecules[s].numbers].sum(), rel=1e-12
         )
 
 
@@ -221,7 +223,7 @@ def test_empty_batch_is_all_padding():
 @pytest.mark.parametrize(
     "budget", [PaddingBudget(7, 40, 5), PaddingBudget(20, 4, 5), PaddingBudget(20, 40, 2)]
 )
-def test_what_does_not_fit_is_refused(budget):
+def test_structures_that_do_not_fit_are_rejected(budget):
     columns = Columns.from_structures(structures([3, 4]))
     with pytest.raises(ValueError, match="do not fit into PaddingBudget"):
         build_batch(columns, budget, 10.0)
@@ -235,74 +237,75 @@ def test_what_does_not_fit_is_refused(budget):
     spare=st.integers(0, 7),
     cutoff=st.sampled_from([3.5, 5.0, np.inf]),
 )
-def test_pairs_of_a_batch_are_those_of_the_single_structures(sizes, seed, periodic, spare, cutoff):
+def test_pairs_of_a_batch_equal_those_of_its_structures(sizes, seed, periodic, spare, cutoff):
     periodic = set() if np.isinf(cutoff) else periodic
-    made = structures(sizes, seed, periodic)
-    columns = Columns.from_structures(made)
+    molecules = structures(sizes, seed, periodic)
+    columns = Columns.from_structures(molecules)
     measured = graph_sizes(columns, CUTOFF, cutoff)
     n_pair, atoms = int(measured.n_pair.sum()), int(measured.n_node.sum())
     budget = PaddingBudget(
-        atoms + 1 + spare, int(measured.n_edge.sum()) + 2 * spare, len(made) + 1, n_pair + spare
+        atoms + 1 + spare,
+        int(measured.n_edge.sum()) + 2 * spare,
+        len(molecules) + 1,
+        n_pair + spare,
     )
     batch = build_batch(columns, budget, CUTOFF, dtype=np.float64, long_range_cutoff=cutoff)
     plain = build_batch(columns, budget._replace(n_pair=0), CUTOFF, dtype=np.float64)
     listed = batch.edges.pop("long_range")
     assert jax.tree.structure(batch) == jax.tree.structure(plain)
     jax.tree.map(np.testing.assert_array_equal, batch, plain)
-    first, place = 0, 0
-    for s, count in zip(made, measured.n_pair):
+    first, row = 0, 0
+    for s, count in zip(molecules, measured.n_pair):
         receivers, senders, shifts = long_range_list(s.positions, cutoff, s.cell, s.pbc)
         assert len(receivers) == count
-        rows = slice(place, place + count)
+        rows = slice(row, row + count)
         np.testing.assert_array_equal(listed["receivers"][rows], receivers + first)
         np.testing.assert_array_equal(listed["senders"][rows], senders + first)
         if columns.cell is not None:
             np.testing.assert_array_equal(listed["shifts"][rows], 0 if shifts is None else shifts)
-        first, place = first + len(s), place + count
+        first, row = first + len(s), row + count
     assert all(len(part) == budget.n_pair for part in listed.values())
-    assert (listed["receivers"][place:] == atoms).all() and (
-        listed["senders"][place:] == atoms
-    ).all()
-    assert "shifts" not in listed or not listed["shifts"][place:].any()
+    assert (listed["receivers"][row:] == atoms).all() and (listed["senders"][row:] == atoms).all()
+    assert "shifts" not in listed or not listed["shifts"][row:].any()
     assert ("shifts" in listed) == (columns.cell is not None)
 
 
 def test_long_range_displacements_reach_the_images():
-    made = structures([5, 4, 6], 3, periodic={0, 2})
-    columns = Columns.from_structures(made)
+    molecules = structures([5, 4, 6], 3, periodic={0, 2})
+    columns = Columns.from_structures(molecules)
     measured = graph_sizes(columns, CUTOFF, 6.0)
     budget = PaddingBudget(20, int(measured.n_edge.sum()), 5, int(measured.n_pair.sum()) + 9)
-    found = long_range_pairs(
+    pairs = long_range_pairs(
         build_batch(columns, budget, CUTOFF, dtype=np.float64, long_range_cutoff=6.0)
     )
-    assert found.undirected
+    assert pairs.undirected
     expected = []
-    for s in made:
+    for s in molecules:
         i, j, shifts = long_range_list(s.positions, 6.0, s.cell, s.pbc)
         expected.append(
             s.positions[j] - s.positions[i] + (0 if shifts is None else shifts @ s.cell)
         )
-    # what follows are padding pairs, of no length
+    # the rest are padding pairs of zero length
     np.testing.assert_allclose(
-        found.displacements, np.concatenate([*expected, np.zeros((9, 3))]), atol=1e-5
+        pairs.displacements, np.concatenate([*expected, np.zeros((9, 3))]), atol=1e-5
     )
 
 
-def test_a_graph_without_long_range_pairs_says_so():
+def test_a_graph_without_long_range_pairs_is_rejected():
     batch = build_batch(Columns.from_structures(structures([3])), PaddingBudget(8, 16, 2), CUTOFF)
-    with pytest.raises(ValueError, match=r"no long-range pairs.*found \['pair_order'\]"):
+    with pytest.raises(ValueError, match=r"no long-range pairs.*received \['pair_order'\]"):
         long_range_pairs(batch)
 
 
-def test_all_pairs_of_a_periodic_structure_are_refused():
+def test_all_pairs_of_a_periodic_structure_are_rejected():
     columns = Columns.from_structures(structures([3, 4], periodic={1}))
-    with pytest.raises(ValueError, match="pairs without end"):
+    with pytest.raises(ValueError, match="infinitely many pairs"):
         graph_sizes(columns, CUTOFF, np.inf)
-    with pytest.raises(ValueError, match="pairs without end"):
+    with pytest.raises(ValueError, match="infinitely many pairs"):
         build_batch(columns, PaddingBudget(20, 400, 5, 400), CUTOFF, long_range_cutoff=np.inf)
 
 
-def test_pairs_that_do_not_fit_are_refused():
+def test_pairs_that_do_not_fit_are_rejected():
     columns = Columns.from_structures(structures([3, 4]))
     with pytest.raises(ValueError, match="9 long-range pairs do not fit into PaddingBudget"):
         build_batch(columns, PaddingBudget(20, 60, 5, 8), CUTOFF, long_range_cutoff=np.inf)

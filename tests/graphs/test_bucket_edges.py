@@ -15,21 +15,21 @@ from mlip_jax.graphs.bucket_edges import candidates, partition
     num=st.integers(1, 4),
     seed=st.integers(0, 99),
 )
-def test_partition_is_the_best_of_all(values, num, seed):
+def test_partition_is_optimal(values, num, seed):
     values = np.array(sorted(values))
     counts = np.random.default_rng(seed).integers(1, 9, len(values))
 
     def cost(ends):
         return (counts * np.array(ends)[np.searchsorted(ends, values)]).sum()
 
-    found = partition(values, counts, num)
+    ends = partition(values, counts, num)
     choices = [
         (*chosen, values[-1])
         for k in range(min(num, len(values)))
         for chosen in itertools.combinations(values[:-1], k)
     ]
-    assert len(found) <= num and found[-1] == values[-1]
-    assert cost(found) == min(map(cost, choices))
+    assert len(ends) <= num and ends[-1] == values[-1]
+    assert cost(ends) == min(map(cost, choices))
 
 
 @settings(max_examples=30, deadline=None)
@@ -38,7 +38,7 @@ def test_partition_is_the_best_of_all(values, num, seed):
     batch_size=st.floats(1, 60),
     num=st.integers(1, 4),
 )
-def test_candidates_ascend_and_hold_all(n_edge, batch_size, num):
+def test_candidates_ascend_and_fit_all_structures(n_edge, batch_size, num):
     n_edge = 2 * np.array([*n_edge, 1])
     for edges, _ in candidates(n_edge, batch_size, num):
         assert 1 <= len(edges) <= num and list(edges) == sorted(edges) and edges[-1] >= n_edge.max()

@@ -1,4 +1,4 @@
-"""Edge counts of a store: those of brute force, kept beside it, counted anew where they cannot be trusted."""
+"""Tests for edge counts of a store: equal to brute force, cached, recounted if invalid."""
 
 import logging
 import shutil
@@ -33,11 +33,11 @@ He 0.0 0.0 0.0
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A store of many shards."""
+def original_store(tmp_path_factory):
+    """Store with many shards."""
     folder = convert(
         ConversionSpec(str(DATA), atoms_per_shard=60),
-        tmp_path_factory.mktemp("made") / "store",
+        tmp_path_factory.mktemp("original_store") / "store",
         num_processes=1,
         progress=False,
     )
@@ -46,9 +46,9 @@ def made(tmp_path_factory):
 
 
 @pytest.fixture
-def store(made, tmp_path):
-    """A copy of it, which a test may change."""
-    return Store(shutil.copytree(made, tmp_path / "store"))
+def store(original_store, tmp_path):
+    """Copy of the store, which a test may change."""
+    return Store(shutil.copytree(original_store, tmp_path / "store"))
 
 
 def brute_force(store, cutoff):
@@ -69,7 +69,7 @@ def forbid(*_):
 
 
 @pytest.mark.parametrize("cutoff", [0.5, 2.6, 5.0, 100.0])
-def test_counts_are_those_of_brute_force(store, cutoff):
+def test_counts_equal_those_of_brute_force(store, cutoff):
     expected = brute_force(store, cutoff)
     np.testing.assert_array_equal(count(store, cutoff), expected)
     np.testing.assert_array_equal(count_all(store.take(np.arange(len(store))), cutoff), expected)
@@ -93,7 +93,7 @@ def test_periodic_structures_among_others(tmp_path):
     assert count(store, 1.0).tolist() == [0, 4, 0]
 
 
-def test_the_second_time_they_are_read(store, monkeypatch):
+def test_counts_are_read_the_second_time(store, monkeypatch):
     first = np.array(count(store))
     monkeypatch.setattr(module, "count_edges", forbid)
     again = count(Store(store.path))
@@ -111,7 +111,7 @@ def test_another_cutoff_is_another_file(store):
     assert (counts[5.0] > counts[CUTOFF]).any()
 
 
-def test_other_structures_in_the_same_folder_are_counted_anew(store, tmp_path):
+def test_other_structures_in_the_same_folder_are_recounted(store, tmp_path):
     before = np.array(count(store))
     changed = tmp_path / "changed.hdf5"
     shutil.copy(DATA, changed)
@@ -132,7 +132,7 @@ def test_other_structures_in_the_same_folder_are_counted_anew(store, tmp_path):
 
 
 def test_filtered_stores_of_the_same_shards_have_their_own_counts(tmp_path):
-    """Outliers of a molecule are taken out by the index alone: one of energy here, one of forces there."""
+    """Outliers are excluded by the index only: one by its energy here, one by its forces there."""
     changed = tmp_path / "changed.hdf5"
     shutil.copy(DATA, changed)
     with h5py.File(changed, "a") as file:
@@ -165,7 +165,7 @@ def test_filtered_stores_of_the_same_shards_have_their_own_counts(tmp_path):
     assert np.delete(everything, 2).tolist() != np.delete(everything, 5 * 6 + 1).tolist()
 
 
-def test_where_they_cannot_be_kept_they_are_right_and_it_is_said(store, caplog):
+def test_counts_that_cannot_be_stored_are_correct_and_logged(store, caplog):
     expected = brute_force(store, CUTOFF)
     (store.path / "edges").write_text("a file where the folder should be")
     for _ in range(2):
@@ -189,8 +189,8 @@ def test_full_disk_leaves_nothing_behind(store, caplog, monkeypatch):
     assert len(list((store.path / "edges").iterdir())) == 1
 
 
-def damages(store):
-    """Name -> what is done to the bytes of the file of counts."""
+def corruptions(store):
+    """Functions by name that corrupt the bytes of the file of counts."""
 
     def as_file(array):
         def write(path):
@@ -214,11 +214,11 @@ def damages(store):
 @pytest.mark.parametrize(
     "damage", ["empty", "header cut", "values cut", "other bytes", "fewer", "other type", "pickle"]
 )
-def test_a_damaged_file_is_made_anew(store, caplog, damage, monkeypatch):
+def test_a_corrupted_file_is_rebuilt(store, caplog, damage, monkeypatch):
     expected = np.array(count(store))
     (path,) = (store.path / "edges").iterdir()
     sound = path.read_bytes()
-    damages(store)[damage](path)
+    corruptions(store)[damage](path)
     with caplog.at_level(logging.WARNING):
         np.testing.assert_array_equal(count(store), expected)
     assert str(path) in caplog.text and "damaged" in caplog.text
@@ -233,11 +233,11 @@ def test_several_processes_count_the_same(store, monkeypatch):
     np.testing.assert_array_equal(count(store, num_processes=1), expected)
     shutil.rmtree(store.path / "edges")
     monkeypatch.setattr(module, "_WORTH_PROCESSES", 1)
-    monkeypatch.setattr(module, "count_all", forbid)  # in this process; the others have it
+    monkeypatch.setattr(module, "count_all", forbid)  # in this process; the others inherit it
     np.testing.assert_array_equal(count(store, num_processes=2), expected)
 
 
-def test_pairs_are_half_of_the_edges_and_kept_with_them(store):
+def test_pairs_are_half_of_the_edges_and_stored_with_them(store):
     pairs = pair_counts(store, 5.0, progress=False)
     np.testing.assert_array_equal(2 * pairs, brute_force(store, 5.0))
     np.testing.assert_array_equal(count_all_pairs(store.take(np.arange(len(store))), 5.0), pairs)
@@ -253,7 +253,7 @@ def test_all_pairs_are_counted_without_positions(store, monkeypatch):
     )
 
 
-def test_all_pairs_of_a_store_with_periodic_structures_are_refused(tmp_path):
+def test_all_pairs_of_a_store_with_periodic_structures_are_rejected(tmp_path):
     (tmp_path / "frames.xyz").write_text(PERIODIC)
     store = Store(
         convert(
@@ -264,6 +264,6 @@ def test_all_pairs_of_a_store_with_periodic_structures_are_refused(tmp_path):
             progress=False,
         )
     )
-    with pytest.raises(ValueError, match="store.*pairs without end"):
+    with pytest.raises(ValueError, match="store.*infinitely many pairs"):
         pair_counts(store, np.inf)
     assert pair_counts(store, 4.3, progress=False).tolist() == [8, 3, 0]

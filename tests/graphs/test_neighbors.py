@@ -1,4 +1,4 @@
-"""Neighbour lists against brute force and against ASE, for open and periodic cells of every shape."""
+"""Tests for neighbor lists against brute force and ASE, for cells of any shape."""
 
 import itertools
 
@@ -16,7 +16,7 @@ CUTOFF = 3.0
 
 
 def brute_force(positions, cutoff, cell=None, pbc=None):
-    """Sorted list of (receiver, sender, shifts) by trying every image."""
+    """Return the sorted list of (receiver, sender, shifts) by trying every image."""
     pbc = np.zeros(3, bool) if pbc is None else np.asarray(pbc)
     cell = np.zeros((3, 3)) if cell is None else cell
     if len(positions) == 0:
@@ -28,13 +28,13 @@ def brute_force(positions, cutoff, cell=None, pbc=None):
         reach = np.where(
             pbc, np.ceil(cutoff * np.linalg.norm(np.linalg.inv(full), axis=0) + spread) + 1, 0
         ).astype(int)
-    found = []
+    edges = []
     for shift in itertools.product(*(range(-r, r + 1) for r in reach)):
         vectors = positions[None] + np.array(shift) @ cell - positions[:, None]
         for i, j in np.argwhere(np.linalg.norm(vectors, axis=-1) < cutoff):
             if i != j or any(shift):
-                found.append((i, j, *shift))
-    return sorted(found)
+                edges.append((i, j, *shift))
+    return sorted(edges)
 
 
 def edges_of(nb):
@@ -45,7 +45,7 @@ def edges_of(nb):
 
 
 def check_contract(nb, positions, cutoff, cell=None):
-    """Sorted by receiver; pair_order is a permutation whose halves are each other's reverses."""
+    """Assert the order by receiver, and that the halves of pair_order are reverse to each other."""
     vectors = positions[nb.senders] - positions[nb.receivers]
     if nb.shifts is not None:
         vectors = vectors + nb.shifts @ cell
@@ -62,7 +62,7 @@ def check_contract(nb, positions, cutoff, cell=None):
 
 
 def well_separated(positions, cutoff, cell=None, pbc=None):
-    """No pair lies so close to the cutoff that rounding decides."""
+    """Return whether rounding cannot decide about any pair at the cutoff."""
     return edges_count(positions, cutoff - 1e-6, cell, pbc) == edges_count(
         positions, cutoff + 1e-6, cell, pbc
     )
@@ -91,7 +91,7 @@ def test_dense_and_tree_agree(n, seed):
         np.testing.assert_array_equal(a, b)
 
 
-def test_many_atoms_take_the_tree_and_count_the_same():
+def test_many_atoms_use_the_tree_and_count_the_same():
     n = neighbors._DENSE_LIMIT
     positions = np.random.default_rng(0).uniform(0, 14.0, (n + 1, 3))
     nb = neighbor_list(positions, CUTOFF)
@@ -104,7 +104,7 @@ def test_many_atoms_take_the_tree_and_count_the_same():
 
 @pytest.mark.parametrize("n", [0, 1, 2, 3])
 def test_few_atoms(n):
-    """Nobody, everybody and a chain within the cutoff: each edge and its reverse are named."""
+    """No atom, all atoms and a chain within the cutoff: each edge has its reverse."""
     for spacing in (0.7 * CUTOFF, 2 * CUTOFF):
         positions = np.arange(n)[:, None] * np.array([spacing, 0.0, 0.0])
         nb = neighbor_list(positions, CUTOFF)
@@ -116,7 +116,7 @@ def test_few_atoms(n):
 
 
 @pytest.mark.parametrize("path", [neighbors._dense, neighbors._tree])
-def test_two_atoms_at_one_place_are_neighbours(path):
+def test_two_atoms_at_one_position_are_neighbors(path):
     positions = np.array([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0], [9.0, 0.0, 0.0]])
     nb = path(positions, CUTOFF)
     assert edges_of(nb) == brute_force(positions, CUTOFF)
@@ -127,7 +127,7 @@ def test_two_atoms_at_one_place_are_neighbours(path):
 
 @pytest.mark.parametrize("extra", [0, 1])
 def test_both_sides_of_the_limit_of_the_dense_path(extra, monkeypatch):
-    """The last size of the matrix and the first of the k-d tree, each by the path that is meant for it."""
+    """The last size of the matrix and the first of the k-d tree, each by its own path."""
     n = neighbors._DENSE_LIMIT + extra
     positions = np.random.default_rng(n).uniform(0, 12.0, (n, 3))
     positions[-1] = positions[0]
@@ -144,8 +144,8 @@ def test_both_sides_of_the_limit_of_the_dense_path(extra, monkeypatch):
     check_contract(nb, positions, CUTOFF)
 
 
-def test_sizes_in_turn_do_not_disturb_each_other():
-    """More sizes than tables are kept, and the same size again with other positions."""
+def test_alternating_sizes_are_independent():
+    """More sizes than cached tables, and the same size again with other positions."""
     rng = np.random.default_rng(0)
     for n in (*range(1, 80), 5, 79, 5, 1, 0):
         positions = rng.uniform(0, 5.0, (n, 3))
@@ -154,7 +154,7 @@ def test_sizes_in_turn_do_not_disturb_each_other():
         check_contract(nb, positions, CUTOFF)
 
 
-def test_a_grid_right_at_the_cutoff_is_left_out_on_both_paths():
+def test_a_grid_exactly_at_the_cutoff_is_excluded_on_both_paths():
     grid = np.array(list(itertools.product(range(4), repeat=3)), float)
     for path in (neighbors._dense, neighbors._tree):
         nb = path(grid, 1.0)
@@ -164,7 +164,9 @@ def test_a_grid_right_at_the_cutoff_is_left_out_on_both_paths():
 
 @st.composite
 def crystals(draw):
-    """(positions, cell, pbc) with triclinic cells smaller and larger than the cutoff, atoms outside of them too."""
+    """Draw (positions, cell, pbc): cells smaller and larger than the cutoff, atoms also outside of
+    them.
+    """
     rng = np.random.default_rng(draw(st.integers(0, 100_000)))
     lengths = np.array([draw(st.floats(1.8, 8.0)) for _ in range(3)])
     skew = draw(st.floats(0.0, 0.6))
@@ -233,17 +235,17 @@ def test_positions_must_be_finite(bad, periodic):
     ("cell", "message"),
     [
         (np.diag([5.0, 0.0, 5.0]), "no lattice vector"),
-        (np.full((3, 3), np.nan), "finite cell"),
-        (np.eye(2), "finite cell"),
+        (np.full((3, 3), np.nan), "must be finite"),
+        (np.eye(2), "must be finite"),
     ],
 )
-def test_cells_that_cannot_be(cell, message):
+def test_invalid_cells_are_rejected(cell, message):
     with pytest.raises(ValueError, match=message):
         neighbor_list(np.zeros((1, 3)), CUTOFF, cell, np.ones(3, bool))
 
 
 def pairs_once(positions, cutoff, cell=None, pbc=None):
-    """Of the directed edges of brute force, each with its reverse: the smaller of the two."""
+    """Return the smaller of each directed edge of brute force and its reverse."""
     edges = brute_force(positions, cutoff, cell, pbc)
     return sorted({min((i, j, *s), (j, i, *(-k for k in s))) for i, j, *s in edges})
 
@@ -252,11 +254,11 @@ def check_long_range(positions, cutoff, cell=None, pbc=None):
     receivers, senders, shifts = listed = long_range_list(positions, cutoff, cell, pbc)
     assert (shifts is None) == (pbc is None or not np.any(pbc))
     rows = np.zeros((len(senders), 3), int) if shifts is None else shifts
-    found = [
+    listed_pairs = [
         min((i, j, *s), (j, i, *(-k for k in s)))
         for i, j, s in zip(receivers.tolist(), senders.tolist(), map(tuple, rows.tolist()))
     ]
-    assert sorted(found) == pairs_once(positions, cutoff, cell, pbc)
+    assert sorted(listed_pairs) == pairs_once(positions, cutoff, cell, pbc)
     assert (np.diff(receivers) >= 0).all()
     assert all(a is None or a.dtype == np.int32 for a in listed)
     assert 2 * len(receivers) == count_edges(positions, cutoff, cell, pbc)
@@ -292,8 +294,8 @@ def test_an_atom_and_its_own_image_are_one_pair():
     assert len({tuple(s) for s in np.concatenate([shifts, -shifts]).tolist()}) == 6
 
 
-def test_distances_right_at_the_cutoff_leave_no_edge_without_its_reverse():
-    """A cubic cell as long as the cutoff: rounding decides about each pair, but never about one direction alone."""
+def test_distances_exactly_at_the_cutoff_keep_both_directions():
+    """A cubic cell as long as the cutoff: rounding must treat both directions of a pair alike."""
     cutoff, rng = 3.3, np.random.default_rng(0)
     for _ in range(50):
         cell, positions = cutoff * np.eye(3), rng.uniform(-9, 9, (2, 3))
@@ -321,7 +323,7 @@ def test_blocks_of_the_matrix_and_the_tree_agree(monkeypatch):
     tree = neighbors._tree_half(positions, CUTOFF)
     for block in (1, 200, 97 * 96, 1 << 18):
         monkeypatch.setattr(neighbors, "_BLOCK", block)
-        for path in (neighbors._dense_half, neighbors._close_of_all):
+        for path in (neighbors._dense_half, neighbors._select_close):
             for a, b in zip(path(positions, CUTOFF), tree):
                 np.testing.assert_array_equal(a, b)
     for name in ("_DENSE_LIMIT", "_TREE_LIMIT"):
@@ -329,8 +331,8 @@ def test_blocks_of_the_matrix_and_the_tree_agree(monkeypatch):
         check_long_range(positions, CUTOFF)
 
 
-def test_long_range_lists_that_cannot_be():
-    with pytest.raises(ValueError, match="pairs without end.*cutoff must be finite"):
+def test_invalid_long_range_lists_are_rejected():
+    with pytest.raises(ValueError, match="infinitely many pairs.*cutoff must be finite"):
         long_range_list(np.zeros((2, 3)), np.inf, np.eye(3), np.array([False, True, False]))
     with pytest.raises(ValueError, match="NaN or infinite"):
         long_range_list(np.full((2, 3), np.nan), CUTOFF)

@@ -12,7 +12,7 @@ from tests.graphs.sizes import realistic_sizes, size_lists, sizes_of
 
 
 def fill(plan, sizes, budget):
-    """`fill_fraction` of a plan within one budget."""
+    """Return `fill_fraction` of a plan within one budget."""
     return fill_fraction([(0, indices) for indices in plan], sizes, (budget,))
 
 
@@ -34,17 +34,17 @@ def test_plan_is_a_partition_within_the_budget(sizes, batch_size, seed):
     assert all(0 <= share <= 1 for share in shares.values())
 
 
-def test_plan_keeps_the_order_but_for_gaps():
+def test_plan_keeps_the_order_except_for_gaps():
     sizes = realistic_sizes(200)
     order = np.random.default_rng(0).permutation(200)
     plan = plan_batches(order, sizes, choose_budget(sizes, 16))
     assert plan[0][0] == order[0]
-    place = np.empty(200, int)
-    place[order] = np.arange(200)
-    assert np.corrcoef(place[np.concatenate(plan)], np.arange(200))[0, 1] > 0.8
+    rank = np.empty(200, int)
+    rank[order] = np.arange(200)
+    assert np.corrcoef(rank[np.concatenate(plan)], np.arange(200))[0, 1] > 0.8
 
 
-def test_structure_that_is_too_large_is_named():
+def test_structure_that_is_too_large_is_reported():
     sizes = Sizes(np.array([3, 50]), np.array([6, 900]))
     with pytest.raises(ValueError, match=r"spice:aspirin has 50 atoms and 900 edges"):
         check_sizes(sizes, PaddingBudget(20, 100, 5), ["spice:water", "spice:aspirin"].__getitem__)
@@ -52,7 +52,7 @@ def test_structure_that_is_too_large_is_named():
         plan_batches(np.array([1, 0]), sizes, PaddingBudget(200, 100, 5))
 
 
-def test_pairs_that_do_not_fit_are_named():
+def test_pairs_that_do_not_fit_are_reported():
     sizes = Sizes(np.array([3, 50]), np.array([6, 90]), np.array([3, 1225]))
     budget = PaddingBudget(60, 100, 5, 1000)
     with pytest.raises(
@@ -63,7 +63,7 @@ def test_pairs_that_do_not_fit_are_named():
 
 @settings(max_examples=40, deadline=None)
 @given(sizes=size_lists(), batch_size=st.integers(1, 40), seed=st.integers(0, 99))
-def test_plan_respects_the_room_for_pairs(sizes, batch_size, seed):
+def test_plan_respects_the_capacity_for_pairs(sizes, batch_size, seed):
     rng = np.random.default_rng(seed)
     sizes = sizes._replace(
         n_pair=(sizes.n_edge // 2 * rng.uniform(0, 3, len(sizes.n_edge))).astype(np.int64)
@@ -80,7 +80,9 @@ def test_plan_respects_the_room_for_pairs(sizes, batch_size, seed):
 
 
 def naive_plan(order, sizes, budget, window=256):
-    """One bucket, a structure at a time: in order but for the last, then the largest that fit."""
+    """Plan one bucket, a structure at a time: in order except for the last, then the largest that
+    fit.
+    """
     left, batches = list(order), []
 
     def fits(batch):
@@ -104,7 +106,7 @@ def naive_plan(order, sizes, budget, window=256):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 16])
-def test_one_bucket_is_the_plain_plan(batch_size):
+def test_one_bucket_gives_the_naive_plan(batch_size):
     rng = np.random.default_rng(batch_size)
     sizes = sizes_of(rng.uniform(2, 900, 400))
     budgets = choose_budgets(sizes, batch_size, max_budgets=1)
@@ -115,7 +117,7 @@ def test_one_bucket_is_the_plain_plan(batch_size):
     assert [p.tolist() for p in plain] == naive_plan(order, sizes, budgets[0])
 
 
-def test_large_batches_come_among_the_others():
+def test_large_batches_are_spread_over_the_plan():
     rng = np.random.default_rng(0)
     sizes = sizes_of(np.where(rng.random(3000) < 0.03, 5000, rng.uniform(300, 900, 3000)))
     budgets = choose_budgets(sizes, 4)
@@ -126,13 +128,13 @@ def test_large_batches_come_among_the_others():
     when = np.flatnonzero(buckets == len(budgets) - 1) / len(plan)
     assert len(when) > 20
     assert 0.4 < when.mean() < 0.6 and when.min() < 0.2 and 0.8 < when.max()
-    place = np.empty(3000, int)
-    place[order] = np.arange(3000)
-    moved = np.abs(place[np.concatenate([places for _, places in plan])] - np.arange(3000))
+    rank = np.empty(3000, int)
+    rank[order] = np.arange(3000)
+    moved = np.abs(rank[np.concatenate([indices for _, indices in plan])] - np.arange(3000))
     assert moved.max() < 2 * 256 + 20, "a structure waited, or was drawn, further than the window"
 
 
-def test_structures_that_fit_into_no_budget_are_named():
+def test_structures_that_fit_into_no_budget_are_reported():
     sizes = Sizes(np.array([3, 50]), np.array([6, 900]))
     budgets = (PaddingBudget(10, 20, 3), PaddingBudget(60, 800, 3))
     with pytest.raises(
@@ -141,11 +143,11 @@ def test_structures_that_fit_into_no_budget_are_named():
         plan_buckets(np.array([0, 1]), sizes, budgets)
     with pytest.raises(ValueError, match="as large as the one before"):
         plan_buckets(np.array([0]), sizes, budgets[::-1])
-    with pytest.raises(ValueError, match="one or more budgets"):
+    with pytest.raises(ValueError, match="budgets must not be empty"):
         plan_buckets(np.array([0]), sizes, ())
 
 
-def test_fill_is_that_of_all_batches():
+def test_fill_fraction_is_over_all_batches():
     sizes = Sizes(np.array([2, 3, 5]), np.array([2, 6, 20]), np.array([1, 3, 10]))
     budgets = (PaddingBudget(8, 10, 3, 6), PaddingBudget(16, 30, 4, 12))
     plan = [(0, np.array([0, 1])), (1, np.array([2]))]

@@ -1,4 +1,4 @@
-"""Tests for padding budgets: few shapes for structures of all sizes, little padding, the requested batch size."""
+"""Tests for padding budgets: few shapes, little padding, and the requested batch size."""
 
 import itertools
 
@@ -14,7 +14,7 @@ from tests.graphs.sizes import COUNT, DISTRIBUTIONS, check, distribution, realis
 
 
 def fill(plan, sizes, budget):
-    """`fill_fraction` of a plan within one budget."""
+    """Return `fill_fraction` of a plan within one budget."""
     return fill_fraction([(0, indices) for indices in plan], sizes, (budget,))
 
 
@@ -37,7 +37,7 @@ def test_at_least_nine_edges_in_ten_are_real(batch_size):
     ],
 )
 @pytest.mark.parametrize("batch_size", [1, 2, 1000])
-def test_tiny_sets_have_a_budget(sizes, batch_size):
+def test_tiny_data_sets_have_a_budget(sizes, batch_size):
     budget = choose_budget(sizes, batch_size)
     plan = plan_batches(np.arange(len(sizes.n_node)), sizes, budget)
     assert sorted(np.concatenate(plan).tolist()) == list(range(len(sizes.n_node)))
@@ -92,7 +92,7 @@ def test_a_budget_grows_to_fit_every_structure():
 
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 @pytest.mark.parametrize("batch_size", [2, 4, 8, 32])
-def test_batches_hold_what_was_asked_for_with_little_padding(name, batch_size):
+def test_batches_have_the_requested_size_with_little_padding(name, batch_size):
     rng = np.random.default_rng(batch_size)
     sizes = distribution(name, rng)
     budgets = choose_budgets(sizes, batch_size)
@@ -111,7 +111,9 @@ def test_batches_hold_what_was_asked_for_with_little_padding(name, batch_size):
 
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_batches_of_one(name):
-    """As many shapes as there may be cannot make the padding small, but smaller than one shape does."""
+    """Even the maximum number of shapes cannot make the padding small, but smaller than one shape
+    does.
+    """
     rng = np.random.default_rng(3)
     sizes = distribution(name, rng)
     order = rng.permutation(COUNT)
@@ -145,7 +147,7 @@ def test_any_spread_of_sizes(seed, spread, mean, batch_size, pairs):
     check(plan, order, sizes, budgets)
     assert 1200 / len(plan) == pytest.approx(
         batch_size, rel=0.2
-    )  # a fraction cannot be met where all are alike
+    )  # a fraction cannot be reached if all are equal
     assert 1 - fill_fraction(plan, sizes, budgets)["n_edge"] <= 0.08
 
 

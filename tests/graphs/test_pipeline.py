@@ -1,4 +1,4 @@
-"""The shuffle is a permutation, the stream is built ahead, loses nothing, and goes on exactly where it stood."""
+"""Tests for the pipeline: random order, batches built ahead, errors, and exact resumption."""
 
 import contextlib
 import json
@@ -23,12 +23,12 @@ SEEDS = st.one_of(
 @example(n=1, seed=0, epoch=3, parts=1)
 @example(n=2, seed=2**32 - 1, epoch=1, parts=2)
 @example(n=5000, seed=1, epoch=0, parts=7)
-def test_an_epoch_is_a_permutation_and_windows_are_its_parts(n, seed, epoch, parts):
+def test_an_epoch_is_a_permutation_split_into_windows(n, seed, epoch, parts):
     shuffle = Shuffle(n, seed)
     whole = shuffle.window(epoch, 0, n)
     assert whole.dtype == np.int64 and whole.shape == (n,)
     np.testing.assert_array_equal(np.sort(whole), np.arange(n))
-    # The last window may ask for more than there is; windows are asked for in any order, of a shuffle made anew.
+    # The last window may exceed the epoch. Windows are requested in any order from a new shuffle.
     size = -(-n // parts)
     again = Shuffle(n, seed)
     windows = [again.window(epoch, start, start + size) for start in reversed(range(0, n, size))]
@@ -45,7 +45,7 @@ def test_epochs_and_seeds_differ():
     assert list(range(64)) not in orders
 
 
-def test_a_window_is_drawn_from_everywhere():
+def test_a_window_is_drawn_from_the_whole_epoch():
     n = 100_000
     window = Shuffle(n, 5).window(0, 0, 1000)
     # uniform values have a mean of n / 2 with a standard error of n / sqrt(12 000)
@@ -81,12 +81,12 @@ def build(group):
 
 
 def groups_of(stream):
-    """Groups of the rest of a stream, whose batches are checked."""
-    found = []
+    """Return the groups of the rest of a stream, and check its batches."""
+    groups = []
     for group, batch in stream:
         np.testing.assert_array_equal(batch["batch"], build(group)["batch"])
-        found.append(group)
-    return found
+        groups.append(group)
+    return groups
 
 
 def stream_threads():
@@ -101,7 +101,7 @@ def wait_for(condition):
 
 
 @pytest.mark.parametrize("depth", [1, 4, 50])
-def test_order_is_kept_and_the_end_is_the_end(depth):
+def test_order_is_kept_until_the_end(depth):
     with contextlib.closing(Stream(window, len(SIZES), build, depth=depth)) as stream:
         assert groups_of(stream) == GROUPS
         for _ in range(2):
@@ -116,7 +116,7 @@ def test_empty_streams():
             assert list(stream) == []
 
 
-def test_a_stream_without_end():
+def test_an_infinite_stream():
     with contextlib.closing(
         Stream(lambda number: [number, -number], None, lambda group: group)
     ) as stream:
@@ -152,11 +152,11 @@ def test_batches_are_built_ahead_in_a_thread_but_not_many(depth):
 
 
 class Unreadable(ValueError):
-    """An error with more than a message."""
+    """Error with more than a message."""
 
 
 @pytest.mark.parametrize("place", [0, 3, len(GROUPS) - 1])
-def test_an_error_comes_at_its_place_as_it_was(place):
+def test_an_error_is_raised_unchanged_at_its_batch(place):
     error = Unreadable("structure 7 cannot be read", 7)
 
     def broken(group):
@@ -173,7 +173,7 @@ def test_an_error_comes_at_its_place_as_it_was(place):
     assert not stream_threads()
 
 
-def test_an_error_of_a_window_comes_at_its_place():
+def test_an_error_of_a_window_is_raised_at_its_batch():
     def broken(number):
         if number == 3:
             raise Unreadable("window 3")
@@ -187,7 +187,7 @@ def test_an_error_of_a_window_comes_at_its_place():
 
 
 @pytest.mark.parametrize("where", ["build", "window"])
-def test_stop_iteration_inside_is_an_error_and_no_end(where):
+def test_stop_iteration_inside_is_an_error(where):
     def broken(argument):
         next(iter(()))
 
@@ -198,8 +198,8 @@ def test_stop_iteration_inside_is_an_error_and_no_end(where):
 
 
 @pytest.mark.parametrize("taken", range(len(GROUPS) + 1))
-def test_goes_on_exactly_after_the_last_batch_that_was_taken(taken):
-    """Between windows, inside of them and at both ends; whatever had been built ahead."""
+def test_resumes_exactly_after_the_last_batch_taken(taken):
+    """Between windows, inside of them and at both ends, whatever was built ahead."""
     for ahead in (False, True):
         built = []
 
@@ -220,16 +220,16 @@ def test_goes_on_exactly_after_the_last_batch_that_was_taken(taken):
         assert built == GROUPS[taken:], "what was taken before is not built again"
 
 
-def test_resumed_again_and_again():
-    state, found = None, []
+def test_repeated_resumption():
+    state, taken = None, []
     for _ in GROUPS:
         with contextlib.closing(Stream(window, len(SIZES), build, state=state)) as stream:
-            found.append(next(stream)[0])
+            taken.append(next(stream)[0])
             state = json.loads(json.dumps(stream.state))
-    assert found == GROUPS
+    assert taken == GROUPS
 
 
-def test_far_into_an_endless_stream_resuming_plans_only_what_comes():
+def test_resuming_far_into_an_infinite_stream_plans_only_the_rest():
     planned = []
 
     def planning(number):
@@ -265,6 +265,6 @@ def test_close_ends_the_thread():
 
 
 def test_stacked_batches_have_an_axis_of_devices():
-    made = stack([{"a": np.full((2, 3), i), "b": np.int32(i)} for i in range(4)])
-    assert made["a"].shape == (4, 2, 3) and made["b"].shape == (4,)
-    np.testing.assert_array_equal(made["a"][:, 1, 2], range(4))
+    stacked = stack([{"a": np.full((2, 3), i), "b": np.int32(i)} for i in range(4)])
+    assert stacked["a"].shape == (4, 2, 3) and stacked["b"].shape == (4,)
+    np.testing.assert_array_equal(stacked["a"][:, 1, 2], range(4))

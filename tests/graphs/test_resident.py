@@ -1,4 +1,4 @@
-"""Structures that stay on the device: the batches made there are, bit for bit, those made on the host."""
+"""Tests for data sets on the device: their batches equal those built on the host bit for bit."""
 
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ REFERENCE = np.linspace(-1e4, 50.0, 119)
 
 
 def read() -> Columns:
-    """Real molecules, with single atoms among them."""
+    """Return real molecules, with single atoms among them."""
     with Reader(DATA) as reader:
         molecules = list(reader.read(range(len(reader)), ReadReport()))
     atoms = [
@@ -36,14 +36,14 @@ def read() -> Columns:
 
 
 def crystals(count=24, seed=0) -> Columns:
-    """Random structures in 1 to 3 periodic directions, and some in none, with unknown labels among theirs."""
+    """Return random structures, periodic in 0 to 3 directions, some of whose labels are unknown."""
     rng = np.random.default_rng(seed)
-    made = []
+    case = []
     for s in range(count):
         n = int(rng.integers(1, 9))
         pbc = [None, (1, 1, 1), (1, 1, 0), (0, 0, 1)][s % 4]
         cell = np.diag(rng.uniform(3.5, 5.0, 3)) + rng.uniform(-0.3, 0.3, (3, 3))
-        made.append(
+        case.append(
             Structure(
                 rng.integers(1, 10, n),
                 rng.uniform(-3, 6.0, (n, 3)),
@@ -54,22 +54,22 @@ def crystals(count=24, seed=0) -> Columns:
                 pbc=None if pbc is None else np.array(pbc, bool),
             )
         )
-    return Columns.from_structures(made)
+    return Columns.from_structures(case)
 
 
-def padded(places, budget: PaddingBudget) -> np.ndarray:
-    places = np.asarray(places, np.int32)
-    return np.concatenate([places, np.full(budget.n_graph - 1 - len(places), -1, np.int32)])
+def padded(indices, budget: PaddingBudget) -> np.ndarray:
+    indices = np.asarray(indices, np.int32)
+    return np.concatenate([indices, np.full(budget.n_graph - 1 - len(indices), -1, np.int32)])
 
 
-def batch(resident, places, budget: PaddingBudget):
-    """Compiled: a new shape of each operation in turn takes longer."""
-    return jax.jit(partial(gather, budget=budget))(resident, padded(places, budget))
+def batch(resident, indices, budget: PaddingBudget):
+    """Gather a batch, compiled: operations with new shapes one by one take longer."""
+    return jax.jit(partial(gather, budget=budget))(resident, padded(indices, budget))
 
 
-def assert_same(found, expected):
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected)):
+def assert_same(actual, expected):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected)):
         assert (a.dtype, a.shape) == (b.dtype, b.shape), path
         assert np.asarray(a).tobytes() == b.tobytes() or np.isnan(b).any(), path
         np.testing.assert_array_equal(np.asarray(a), b, err_msg=str(path))
@@ -85,8 +85,8 @@ SETS = {
 
 
 @pytest.fixture(scope="module", params=SETS)
-def made(request):
-    """A set of structures, what is measured of it, its budget and long-range cutoff, and the compiled gather."""
+def case(request):
+    """Return structures, their sizes, budget and long-range cutoff, and the compiled gather."""
     load, long_range_cutoff, budget = SETS[request.param]
     columns = load()
     resident = collect(columns, CUTOFF, REFERENCE, long_range_cutoff)
@@ -104,44 +104,46 @@ def made(request):
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
-def test_batches_of_device_and_host_are_equal(made, data):
-    columns, sizes, budget, long_range_cutoff, gathered = made
+def test_batches_of_device_and_host_are_equal(case, data):
+    columns, sizes, budget, long_range_cutoff, gathered = case
     number = st.integers(0, len(columns) - 1)
-    places = np.array(data.draw(st.lists(number, max_size=budget.n_graph - 1)), np.int64)
-    taken = sizes.take(places)
+    indices = np.array(data.draw(st.lists(number, max_size=budget.n_graph - 1)), np.int64)
+    taken = sizes.take(indices)
     room = (budget.n_node - 1, budget.n_edge, budget.n_pair)
     fits = np.all([np.cumsum(n) <= most for n, most in zip(taken, room) if n is not None], axis=0)
-    places = places[: len(fits) if fits.all() else int(np.argmin(fits))]
+    indices = indices[: len(fits) if fits.all() else int(np.argmin(fits))]
     expected = build_batch(
-        columns.take(places), budget, CUTOFF, REFERENCE, long_range_cutoff=long_range_cutoff
+        columns.take(indices), budget, CUTOFF, REFERENCE, long_range_cutoff=long_range_cutoff
     )
-    assert_same(gathered(padded(places, budget)), expected)
+    assert_same(gathered(padded(indices, budget)), expected)
     assert gathered._cache_size() == 1
 
 
-def test_full_batches_are_equal(made):
-    """Those that leave no graph, or hardly an edge, for padding."""
-    columns, sizes, budget, long_range_cutoff, gathered = made
+def test_full_batches_are_equal(case):
+    """Batches that leave no graph, or hardly an edge, for padding."""
+    columns, sizes, budget, long_range_cutoff, gathered = case
     plan = plan_batches(np.random.default_rng(0).permutation(len(columns)), sizes, budget)
-    assert sum(len(places) for places in plan) == len(columns)
-    for places in plan:
+    assert sum(len(indices) for indices in plan) == len(columns)
+    for indices in plan:
         expected = build_batch(
-            columns.take(places), budget, CUTOFF, REFERENCE, long_range_cutoff=long_range_cutoff
+            columns.take(indices), budget, CUTOFF, REFERENCE, long_range_cutoff=long_range_cutoff
         )
-        assert_same(gathered(padded(places, budget)), expected)
+        assert_same(gathered(padded(indices, budget)), expected)
 
 
 def test_double_precision(double_precision):
     columns = crystals(6)
     budget = PaddingBudget(60, 1500, 7, 2000)
     resident = collect(columns, CUTOFF, REFERENCE, 4.0, np.float64)
-    expected = build_batch(columns, budget, CUTOFF, REFERENCE, np.float64, 4.0)
+    expected = build_batch(
+        columns, budget, CUTOFF, REFERENCE, dtype=np.float64, long_range_cutoff=4.0
+    )
     assert_same(batch(resident, range(6), budget), expected)
 
 
 @pytest.mark.parametrize("long_range_cutoff", [None, 4.5])
-def test_pieces_make_the_same_as_the_whole(long_range_cutoff):
-    """Also where only some of the pieces are periodic."""
+def test_pieces_give_the_same_data_set(long_range_cutoff):
+    """Holds also if only some of the pieces are periodic."""
     columns = Columns.concatenate([crystals(7), read().take(np.arange(9)), crystals(1)])
     whole = collect(columns, CUTOFF, REFERENCE, long_range_cutoff)
     pieces = [crystals(7), read().take(np.arange(0)), read().take(np.arange(9)), crystals(1)]
@@ -157,14 +159,14 @@ def test_pieces_make_the_same_as_the_whole(long_range_cutoff):
 def test_long_columns_are_collected_in_pieces(monkeypatch):
     columns = read()
     whole = collect(columns, CUTOFF)
-    monkeypatch.setattr(module, "_PIECE", 10)
+    monkeypatch.setattr(module, "_PIECE_SIZE", 10)
     jax.tree.map(np.testing.assert_array_equal, collect(columns, CUTOFF), whole)
 
 
 @pytest.mark.parametrize("load", [read, crystals])
 @pytest.mark.parametrize("long_range_cutoff", [None, 4.0])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_bytes_are_known_before(load, long_range_cutoff, dtype):
+def test_bytes_are_estimated_exactly(load, long_range_cutoff, dtype):
     columns = load()
     resident = collect(columns, CUTOFF, None, long_range_cutoff, dtype)
     sizes = graph_sizes(columns, CUTOFF, long_range_cutoff)
@@ -205,15 +207,15 @@ def test_structures_without_edges():
     )
     budget = choose_budget(graph_sizes(columns, CUTOFF, np.inf), 2)
     resident = collect(columns, CUTOFF, long_range_cutoff=np.inf)
-    for places in ([2, 0], []):
+    for indices in ([2, 0], []):
         expected = build_batch(
-            columns.take(np.array(places, int)), budget, CUTOFF, long_range_cutoff=np.inf
+            columns.take(np.array(indices, int)), budget, CUTOFF, long_range_cutoff=np.inf
         )
-        assert_same(batch(resident, places, budget), expected)
+        assert_same(batch(resident, indices, budget), expected)
 
 
 @pytest.mark.parametrize("change", [{"n_node": 1}, {"n_edge": 2}, {"n_pair": 1}])
-def test_what_does_not_fit_is_not_overlooked(change):
+def test_structures_that_do_not_fit_give_nan(change):
     columns = read().take(np.array([0, 5, 7]))
     sizes = graph_sizes(columns, CUTOFF, np.inf)
     budget = PaddingBudget(*(int(n.sum()) for n in sizes[:2]), 6, int(sizes.n_pair.sum()))._replace(
@@ -225,25 +227,26 @@ def test_what_does_not_fit_is_not_overlooked(change):
     less = budget._replace(**{name: getattr(budget, name) - by for name, by in change.items()})
     assert np.isnan(batch(resident, range(3), less).nodes["positions"]).all()
     assert np.isnan(batch(resident, [0, 3], budget).nodes["positions"]).all()
-    with pytest.raises(ValueError, match=r"places of 5 structures.*received shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"indices of 5 structures.*received shape \(3,\)"):
         gather(resident, np.arange(3), budget)
 
 
-def test_more_edges_than_int32_can_number_are_refused(monkeypatch):
+def test_more_edges_than_int32_can_index_are_rejected(monkeypatch):
     columns = read()
     sizes = graph_sizes(columns, CUTOFF)
     edges = int(sizes.n_edge.sum())
     assert indexable(sizes) and not indexable(Sizes(sizes.n_node, np.array([2**30, 2**30])))
-    monkeypatch.setattr(module, "_MOST", edges)
+    monkeypatch.setattr(module, "_MAX_INDEX", edges)
     collect(columns, CUTOFF)
-    monkeypatch.setattr(module, "_MOST", edges - 1)
+    monkeypatch.setattr(module, "_MAX_INDEX", edges - 1)
     with pytest.raises(
-        ValueError, match=f"{edges} edges and 0 long-range pairs; at most {edges - 1} of each"
+        ValueError,
+        match=f"{edges} edges and 0 long-range pairs; a device holds at most {edges - 1} of each",
     ):
         collect(columns, CUTOFF)
 
 
-def test_no_structures_are_refused():
+def test_no_structures_are_rejected():
     for nothing in ([], crystals(4).take(np.arange(0))):
         with pytest.raises(ValueError, match="no structures"):
             collect(nothing, CUTOFF)

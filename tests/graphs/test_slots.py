@@ -1,4 +1,4 @@
-"""Graphs made on the device are those that the host makes."""
+"""Tests that graphs built on the device equal those built on the host."""
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ def built(slots, positions, budget, long_range=None):
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000), st.lists(st.integers(0, SIZE), min_size=NUM, max_size=NUM))
-def test_edges_pairs_and_atoms_are_those_of_the_host(seed, counts):
+def test_edges_pairs_and_atoms_equal_those_of_the_host(seed, counts):
     slots, positions = random_slots(seed, counts)
     budget = PaddingBudget(SIZE * NUM + 2, SIZE * SIZE * NUM, NUM + 1, SIZE * SIZE * NUM)
     batch = built(slots, positions, budget, 3.0)
@@ -50,9 +50,9 @@ def test_edges_pairs_and_atoms_are_those_of_the_host(seed, counts):
         np.testing.assert_array_equal(
             graph.nodes["numbers"][offset : offset + count], slots.numbers[m, :count]
         )
-        found = neighbor_list(x, CUTOFF)
-        assert graph.n_edge[m] == len(found.senders)
-        edges += [(offset + r, offset + s) for r, s in zip(found.receivers, found.senders)]
+        neighbors = neighbor_list(x, CUTOFF)
+        assert graph.n_edge[m] == len(neighbors.senders)
+        edges += [(offset + r, offset + s) for r, s in zip(neighbors.receivers, neighbors.senders)]
         receivers, senders, _ = long_range_list(x, 3.0)
         pairs += [(offset + r, offset + s) for r, s in zip(receivers, senders)]
         distances = np.linalg.norm(x[:, None] - x[None], axis=-1) + np.diag(np.full(count, np.inf))
@@ -61,19 +61,23 @@ def test_edges_pairs_and_atoms_are_those_of_the_host(seed, counts):
             (batch.nearest[m], batch.max_nearest_distance[m]), expected, rtol=1e-5
         )
         offset += count
-    made = list(zip(graph.receivers.tolist(), graph.senders.tolist()))
-    assert made[: len(edges)] == edges and set(made[len(edges) :]) <= {(offset, offset)}
+    edges_of_device = list(zip(graph.receivers.tolist(), graph.senders.tolist()))
+    assert edges_of_device[: len(edges)] == edges and set(edges_of_device[len(edges) :]) <= {
+        (offset, offset)
+    }
     assert graph.n_node.sum() == budget.n_node and graph.n_edge.sum() == budget.n_edge
     listed = graph.edges["long_range"]
     made_pairs = list(zip(listed["receivers"].tolist(), listed["senders"].tolist()))
     assert made_pairs[: len(pairs)] == pairs and set(made_pairs[len(pairs) :]) <= {(offset, offset)}
     order, half = graph.edges["pair_order"], budget.n_edge // 2
     assert sorted(order) == list(range(budget.n_edge))
-    assert all(made[a] == made[b][::-1] for a, b in zip(order[:half], order[half:]))
+    assert all(
+        edges_of_device[a] == edges_of_device[b][::-1] for a, b in zip(order[:half], order[half:])
+    )
     assert int(jraph.get_number_of_padding_with_graphs_graphs(graph)) == 1
 
 
-def test_slots_without_room_wait_and_lose_no_neighbour():
+def test_slots_beyond_the_budget_wait_and_lose_no_neighbor():
     slots, positions = random_slots(0, [5, 7, 6, 7])
     counts = [
         len(neighbor_list(positions[m, :c].astype(float), CUTOFF).senders)
@@ -87,7 +91,7 @@ def test_slots_without_room_wait_and_lose_no_neighbour():
     np.testing.assert_array_equal(batch.graph.n_edge[:NUM], np.where(expected, counts, 0))
 
 
-def test_values_of_atoms_go_back_to_their_slots():
+def test_values_of_atoms_return_to_their_slots():
     slots, positions = random_slots(1, [3, 0, 7, 1])
     batch = built(slots, positions, PaddingBudget(15, 100, NUM + 1))
     back = np.asarray(to_slots(batch, jnp.asarray(batch.graph.nodes["positions"]), SIZE))
@@ -96,7 +100,7 @@ def test_values_of_atoms_go_back_to_their_slots():
         assert not back[m, count:].any()
 
 
-def test_a_slot_that_alone_is_too_large_says_what_it_needs():
+def test_a_slot_that_is_too_large_reports_its_size():
     slots, positions = random_slots(2, [7, 7, 7, 7])
     counts = [len(neighbor_list(positions[m].astype(float), CUTOFF).senders) for m in range(NUM)]
     batch = built(slots, positions, PaddingBudget(40, min(counts) - 2, NUM + 1))
@@ -107,7 +111,7 @@ def test_a_slot_that_alone_is_too_large_says_what_it_needs():
 @pytest.mark.parametrize(
     "budget", [PaddingBudget(SIZE, 100, NUM + 1), PaddingBudget(20, 41, NUM + 1)]
 )
-def test_a_budget_that_cannot_be_filled_is_refused(budget):
+def test_an_invalid_budget_is_rejected(budget):
     slots, positions = random_slots(1, [3, 0, 7, 1])
-    with pytest.raises(ValueError, match="room for more than 7 atoms"):
+    with pytest.raises(ValueError, match="a budget for more than 7 atoms"):
         built(slots, positions, budget)

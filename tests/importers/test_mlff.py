@@ -1,4 +1,4 @@
-"""So3krates weights of mlff as a potential; that its numbers agree is tested in tests/models/test_parity.py."""
+"""Tests for loading So3krates weights of mlff; their numbers are tested in test_parity.py."""
 
 import ast
 from pathlib import Path
@@ -15,7 +15,7 @@ FILE = Path(__file__).parents[1] / "data" / "parity_mlff_so3krates_plain.npz"
 
 @pytest.fixture
 def saved(tmp_path):
-    """(weights.npz, hyper-parameters)"""
+    """Files (weights.npz, hyperparameters)."""
     with np.load(FILE) as data:
         arrays = {
             name.removeprefix("weights/"): data[name]
@@ -43,11 +43,11 @@ def test_load(saved):
         )
 
 
-def test_weights_of_another_model_are_refused(saved):
+def test_weights_of_another_model_are_rejected(saved):
     path, settings = saved
-    with pytest.raises(WeightsError, match="have no place"):
+    with pytest.raises(WeightsError, match="not part of the model"):
         mlff.load(path, {**settings, "num_layers": settings["num_layers"] - 1}, elements=[1])
-    with pytest.raises(WeightsError, match="hyper-parameters do not belong to them"):
+    with pytest.raises(WeightsError, match="hyperparameters belong to other weights"):
         mlff.load(path, {**settings, "num_layers": settings["num_layers"] + 1}, elements=[1])
 
 
@@ -56,11 +56,11 @@ def test_missing_file(tmp_path):
         mlff.load(tmp_path / "weights.pkl", {}, elements=[1])
 
 
-def test_an_archive_that_asks_for_another_unzip_is_an_error(tmp_path):
+def test_an_archive_that_requires_another_unzip_is_an_error(tmp_path):
     path = tmp_path / "weights.npz"
     np.savez(path, kernel=np.ones(3))
     data = bytearray(path.read_bytes())
-    data[data.index(b"PK\x01\x02") + 6] = 210  # the version of ZIP that is needed, times ten
+    data[data.index(b"PK\x01\x02") + 6] = 210  # the required ZIP version, times ten
     path.write_bytes(data)
-    with pytest.raises(WeightsError, match="not a whole .npz file"):
+    with pytest.raises(WeightsError, match="invalid or truncated .npz file"):
         mlff.read(path)

@@ -1,4 +1,4 @@
-"""Force fields as safetensors and JSON: the same to the last bit, and damage is named."""
+"""Tests for force fields as safetensors and JSON: exact round trips, and corrupted files."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def random(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_round_trip_to_the_last_bit(tmp_path, kind):
+def test_exact_round_trip(tmp_path, kind):
     potential = random(kind)
     parameters.save(potential, tmp_path / "a")
     loaded = parameters.load(tmp_path / "a")
@@ -85,26 +85,26 @@ def test_needs_no_torch(tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_damage_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="parameters.save wrote"):
+def test_corruption_is_reported(tmp_path):
+    with pytest.raises(FileNotFoundError, match="written by mlip_jax.importers.parameters.save"):
         parameters.load(tmp_path)
     folder = parameters.save(random("painn"), tmp_path / "a")
     text = (folder / "parameters.json").read_text()
     content = (folder / "parameters.safetensors").read_bytes()
     (folder / "parameters.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(WeightsError, match="damaged, or belongs to another"):
+    with pytest.raises(WeightsError, match="corrupted, or belongs to another"):
         parameters.load(folder)
     (folder / "parameters.safetensors").write_bytes(content)
     for changed, message in (
-        ({"version": 2}, "version 2.*reads 1"),
-        ({"format": "?"}, "no description"),
+        ({"version": 2}, "version 2.*reads version 1"),
+        ({"format": "?"}, "not a description"),
         ({"model": {"name": "schnet", "options": SMALL}}, "does not fit the model"),
     ):
         (folder / "parameters.json").write_text(json.dumps(json.loads(text) | changed))
         with pytest.raises(WeightsError, match=message):
             parameters.load(folder)
     (folder / "parameters.json").write_text("{")
-    with pytest.raises(WeightsError, match="not JSON"):
+    with pytest.raises(WeightsError, match="invalid JSON"):
         parameters.load(folder)
     (folder / "parameters.json").write_text(text)
     (folder / "parameters.safetensors").unlink()
@@ -112,7 +112,7 @@ def test_damage_is_named(tmp_path):
         parameters.load(folder)
 
 
-def test_option_that_json_does_not_know(tmp_path):
+def test_option_that_json_cannot_represent(tmp_path):
     potential = random("painn")
     model = potential.model.clone(cutoff=np.float32(4.0))
     with pytest.raises(ValueError, match="option cutoff of 'painn'.*JSON"):

@@ -1,10 +1,11 @@
-"""PaiNN and SchNet with SchNetPack's weights.
+"""Tests for PaiNN and SchNet with SchNetPack's weights.
 
-The golden values tests/data/parity_schnetpack_*.npz are reference outputs of SchNetPack 2.1.1 (with torch 2.13) in
-float64, for small models with random weights kept as the float32 numbers that they are. "schnet": 12 features, 8
-filters, Gaussians, cosine cutoff of 4.2 Å, mean and atomic references. "painn": Gaussians, cosine cutoff, mean.
-"painn_shared": shared interactions and filters, Bessel functions, mollifier cutoff of 3.7 Å, epsilon 1e-3, a table of
-ten rows, another width and activation in the head. Structures: distorted ethanol and acetonitrile, an oxygen atom, and
+The golden values tests/data/parity_schnetpack_*.npz are reference outputs of SchNetPack 2.1.1 (with
+torch 2.13) in float64, for small models with random weights that are stored as float32 numbers.
+"schnet": 12 features, 8 filters, Gaussians, cosine cutoff of 4.2 Å, mean and atomic references.
+"painn": Gaussians, cosine cutoff, mean. "painn_shared": shared interactions and filters, Bessel
+functions, mollifier cutoff of 3.7 Å, epsilon 1e-3, a table of ten rows, another width and
+activation in the head. Structures: distorted ethanol and acetonitrile, an oxygen atom, and
 acetonitrile with an oxygen atom 30 Å away.
 """
 
@@ -33,7 +34,7 @@ OPTIONS = {
 
 
 def golden(kind):
-    """The state dict, and the structures as (atoms, energy, forces)."""
+    """Return the state dict, and the structures as (atoms, energy, forces)."""
     with np.load(DATA / f"parity_schnetpack_{kind}.npz") as data:
         state = {
             name.removeprefix("weights/"): data[name]
@@ -52,7 +53,7 @@ def golden(kind):
 
 
 def save(path, state):
-    """The state dict in the format of the suffix."""
+    """Save the state dict in the format of the suffix."""
     if path.suffix == ".npz":
         np.savez(path, **state)
     else:
@@ -82,7 +83,7 @@ def test_agrees_with_schnetpack(tmp_path, kind, dtype, relative):
     assert_agrees(calc, structures, relative)
 
 
-def test_both_formats_hold_the_same(tmp_path):
+def test_both_formats_contain_the_same_weights(tmp_path):
     state, _ = golden("painn")
     npz, other = (
         schnetpack.load(save(tmp_path / f"w{suffix}", state)) for suffix in (".npz", ".safetensors")
@@ -92,7 +93,7 @@ def test_both_formats_hold_the_same(tmp_path):
 
 
 def test_a_shared_parameter_that_is_stored_once_is_found(tmp_path):
-    """The form of safetensors.torch.save_model: the other names stand in the metadata."""
+    """As safetensors.torch.save_model stores it: the other names are in the metadata."""
     state, _ = golden("painn_shared")
     shared = {name: re.sub(r"(interactions|mixing)\.\d", r"\1.0", name) for name in state}
     once = {name: state[name] for name in set(shared.values())}
@@ -101,10 +102,10 @@ def test_a_shared_parameter_that_is_stored_once_is_found(tmp_path):
     safetensors.numpy.save_file(
         once, path, {name: kept for name, kept in shared.items() if name != kept}
     )
-    found = read(path)
-    assert found.keys() == state.keys()
+    potential = read(path)
+    assert potential.keys() == state.keys()
     for name in state:
-        np.testing.assert_array_equal(found[name], state[name])
+        np.testing.assert_array_equal(potential[name], state[name])
 
 
 def test_names_of_a_lightning_task_are_understood(tmp_path):
@@ -115,7 +116,7 @@ def test_names_of_a_lightning_task_are_understood(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, plain.params, prefixed.params)
 
 
-def test_what_the_state_dict_says_is_taken_from_it():
+def test_options_are_inferred_from_the_state_dict():
     options = schnetpack.convert(golden("schnet")[0]).options
     stored = golden("schnet")[0]["representation.radial_basis.offsets"]
     assert options["radial_centers"] == tuple(float(c) for c in stored)
@@ -153,7 +154,7 @@ def test_energies_are_converted(tmp_path):
     )
 
 
-def test_an_import_goes_through_a_checkpoint(tmp_path):
+def test_an_imported_force_field_survives_a_checkpoint(tmp_path):
     state, _ = golden("painn_shared")
     potential = schnetpack.load(save(tmp_path / "w.npz", state), **OPTIONS["painn_shared"])
     again = Potential.from_checkpoint(to_arrays({"params": potential.params}), potential.metadata)
@@ -165,7 +166,7 @@ def test_an_import_goes_through_a_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pkl", ".ckpt", ""])
-def test_pickles_are_refused_unread(tmp_path, suffix):
+def test_pickles_are_rejected_unread(tmp_path, suffix):
     """The file would leave a mark if it were unpickled."""
     mark = tmp_path / "mark"
 
@@ -180,38 +181,38 @@ def test_pickles_are_refused_unread(tmp_path, suffix):
     array = np.empty(1, object)
     array[0] = Evil()
     np.savez(tmp_path / "w.npz", good=np.zeros(2), bad=array)
-    with pytest.raises(WeightsError, match="'bad' holds Python objects"):
+    with pytest.raises(WeightsError, match="'bad' contains Python objects"):
         MLIPCalculator.from_schnetpack(tmp_path / "w.npz")
     assert not mark.exists()
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
-def test_truncated_files_are_named(tmp_path, suffix):
+def test_truncated_files_are_reported(tmp_path, suffix):
     path = save(tmp_path / f"weights{suffix}", golden("painn")[0])
     whole = path.read_bytes()
     for size in (0, 7, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:size])
-        with pytest.raises(WeightsError, match=f"weights{suffix}: not a whole"):
+        with pytest.raises(WeightsError, match=f"weights{suffix}: invalid"):
             schnetpack.load(path)
 
 
-def test_a_bare_array_is_no_file_of_weights(tmp_path):
+def test_a_single_array_is_not_a_weights_file(tmp_path):
     with open(tmp_path / "weights.npz", "wb") as file:
         np.save(file, np.zeros(3))
-    with pytest.raises(WeightsError, match="weights.npz: not a whole"):
+    with pytest.raises(WeightsError, match="weights.npz: invalid"):
         schnetpack.load(tmp_path / "weights.npz")
 
 
-def test_a_damaged_array_is_named(tmp_path):
+def test_an_invalid_array_is_reported(tmp_path):
     path = save(tmp_path / "weights.npz", golden("painn")[0])
     content = bytearray(path.read_bytes())
     content[len(content) // 3] ^= 0xFF
     path.write_bytes(content)
-    with pytest.raises(WeightsError, match="weights.npz: not a whole"):
+    with pytest.raises(WeightsError, match="weights.npz: invalid"):
         schnetpack.load(path)
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_a_missing_file_is_reported(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing.npz"):
         schnetpack.load(tmp_path / "nothing.npz")
 
@@ -228,7 +229,7 @@ def test_a_missing_file_is_named(tmp_path):
         "other.weight",
     ],
 )
-def test_a_weight_without_counterpart_is_named(tmp_path, name):
+def test_an_unsupported_weight_is_reported(tmp_path, name):
     state, _ = golden("painn")
     path = save(tmp_path / "w.npz", state | {name: np.ones((2, 2), np.float32)})
     with pytest.raises(WeightsError, match=f"w.npz: .*{re.escape(name)}"):
@@ -236,7 +237,7 @@ def test_a_weight_without_counterpart_is_named(tmp_path, name):
 
 
 @pytest.mark.parametrize("kind", OPTIONS)
-def test_a_missing_or_misshapen_weight_is_named(kind):
+def test_a_missing_or_misshapen_weight_is_reported(kind):
     state, _ = golden(kind)
     for name in state:
         if name.startswith(("postprocessors", "representation.cutoff_fn.eps")):
@@ -253,7 +254,7 @@ def test_a_missing_or_misshapen_weight_is_named(kind):
         schnetpack.convert({other: array for other, array in state.items() if other != name})
 
 
-def test_other_arrays_are_no_model_of_schnetpack():
+def test_other_arrays_are_not_a_schnetpack_model():
     with pytest.raises(
         WeightsError, match="representation.embedding.weight.*received 0.*'?stranger"
     ):
@@ -272,20 +273,20 @@ def test_other_arrays_are_no_model_of_schnetpack():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"activation": "tanh"}, "PaiNN's activation is silu"),
+        ({"activation": "tanh"}, "PaiNN's activation must be silu"),
         ({"energy_act": "silo"}, "Did you mean 'silu'"),
         ({"elements": [1, 10]}, "from 1 to 9"),
         ({"elements": ["Xx"]}, "Xx"),
         ({"elements": []}, "elements"),
     ],
 )
-def test_wrong_options_are_named(tmp_path, options, message):
+def test_invalid_options_are_reported(tmp_path, options, message):
     path = save(tmp_path / "w.npz", golden("painn_shared")[0])
     with pytest.raises(ValueError, match=message):
         MLIPCalculator.from_schnetpack(path, **options)
 
 
-def test_a_reference_energy_that_is_not_finite_is_named(tmp_path):
+def test_a_reference_energy_that_is_not_finite_is_reported(tmp_path):
     state, _ = golden("schnet")
     atomref = state["postprocessors.1.atomref"].copy()
     atomref[3] = np.nan

@@ -1,8 +1,9 @@
-"""The import of SO3LR's parameter file, against a plain writing of the equations.
+"""Tests for the import of SO3LR's parameter file, against a plain implementation of the equations.
 
-A small file of the same layout with random weights stands for the file of the release. With that one, this importer
-gives the energies and forces which SO3LR's own tests expect of two molecules to 3e-7 eV and 4e-7 eV/Å in float64 (its
-results in JAX-MD; those through ASE, for which positions were rounded to float32, to 2e-5 eV and 5e-5 eV/Å).
+A small file of the same layout with random weights replaces the file of the release. With the
+latter, this importer gives the energies and forces which SO3LR's own tests expect of two molecules
+to 3e-7 eV and 4e-7 eV/Å in float64 (its results in JAX-MD; those through ASE, for which positions
+were rounded to float32, to 2e-5 eV and 5e-5 eV/Å).
 """
 
 import pickle
@@ -16,6 +17,7 @@ from scipy.special import comb, erf
 
 from mlip_jax import MLIPCalculator
 from mlip_jax.importers import mlff, so3lr
+from mlip_jax.importers.formats.mlff_weights import MlffWeights
 from mlip_jax.importers.formats.weights import WeightsError
 
 SMALL = {
@@ -30,7 +32,7 @@ CUTOFF, LONG_RANGE, NEIGHBORS = 4.5, 5.0, 7.5
 
 
 def random_weights(s, seed=0):
-    """Weights by name as SO3LR's file holds them, for settings `s`."""
+    """Return random weights by their names in SO3LR's file, for the settings `s`."""
     rng = np.random.default_rng(seed)
     f, heads, degrees, hidden = (
         s["num_features"],
@@ -121,7 +123,7 @@ def weights():
 
 @pytest.fixture(scope="module")
 def files(weights, tmp_path_factory):
-    """(params.pkl, hyperparameters.yaml)"""
+    """Files (params.pkl, hyperparameters.yaml)."""
     folder = tmp_path_factory.mktemp("so3lr")
     (folder / "params.pkl").write_bytes(pickle.dumps({"params": nested(weights)}))
     model = dict(so3lr.HYPERPARAMETERS) | SMALL
@@ -355,7 +357,7 @@ MOLECULE = Atoms(
 
 @pytest.fixture(scope="module")
 def calculators(files):
-    """Of both precisions, and the relative error that each may have."""
+    """Calculators of both precisions, with their relative tolerances."""
     path, settings = files
     return [
         (MLIPCalculator(so3lr.load(path, LONG_RANGE, settings), dtype), tolerance)
@@ -389,7 +391,7 @@ def test_agrees_with_the_equations(weights, calculators, charge, spin):
 
 
 def test_the_layout_of_the_release(tmp_path):
-    """Names and shapes of SO3LR's own file, and what is told about the force field."""
+    """Names and shapes of SO3LR's own file, and the metadata of the force field."""
     weights = random_weights(so3lr.HYPERPARAMETERS)
     (tmp_path / "params.pkl").write_bytes(pickle.dumps({"params": nested(weights)}))
     potential = so3lr.load(tmp_path / "params.pkl")
@@ -412,19 +414,19 @@ def test_the_layout_of_the_release(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again.params, potential.params)
 
 
-def test_elements_that_it_does_not_know(files):
+def test_elements_without_training_data_are_rejected(files):
     path, settings = files
     calculator = MLIPCalculator(so3lr.load(path, hyperparameters=settings))
     with pytest.raises(ValueError, match="not trained on Si"):
         Atoms("Si", calculator=calculator).get_potential_energy()
 
 
-def test_missing_file_says_where_it_comes_from(tmp_path):
+def test_missing_file_gives_the_download_location(tmp_path):
     with pytest.raises(FileNotFoundError, match="params.pkl of the SO3LR release"):
         MLIPCalculator.from_so3lr(tmp_path / "params.pkl")
 
 
-def test_a_pickle_that_is_more_than_arrays_is_not_run(tmp_path):
+def test_a_pickle_of_more_than_arrays_is_not_executed(tmp_path):
     class Malicious:
         def __reduce__(self):
             return (tmp_path.joinpath("run").touch, ())
@@ -435,7 +437,7 @@ def test_a_pickle_that_is_more_than_arrays_is_not_run(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_other_weights_are_refused(weights, files, tmp_path):
+def test_other_weights_are_rejected(weights, files, tmp_path):
     _, settings = files
 
     def load(changed):
@@ -444,7 +446,7 @@ def test_other_weights_are_refused(weights, files, tmp_path):
 
     with pytest.raises(WeightsError, match="entry 'params'"):
         load([1, 2])
-    with pytest.raises(WeightsError, match="hold no 'observables_0/atomic_scales'"):
+    with pytest.raises(WeightsError, match="do not contain 'observables_0/atomic_scales'"):
         load(
             {
                 "params": nested(
@@ -452,7 +454,7 @@ def test_other_weights_are_refused(weights, files, tmp_path):
                 )
             }
         )
-    with pytest.raises(WeightsError, match="1 weights have no place .* observables_3/extra"):
+    with pytest.raises(WeightsError, match="1 weights are not part of .* observables_3/extra"):
         load({"params": nested({**weights, "observables_3/extra": np.zeros(3, np.float32)})})
     with pytest.raises(WeightsError, match="'keys'.*shape .3, 8., expected .2, 8."):
         load(
@@ -483,30 +485,31 @@ def test_other_weights_are_refused(weights, files, tmp_path):
         ("observables_0/zbl_repulsion/a1", ()),
     ],
 )
-def test_weights_of_another_shape_are_refused(weights, files, name, shape):
+def test_weights_of_another_shape_are_rejected(weights, files, name, shape):
     changed = {**weights, name: np.ones(shape, np.float32)}
     with pytest.raises(WeightsError, match=f"weight {name} has shape"):
-        mlff.potential(changed, mlff.read_hyperparameters(files[1]), so3lr.ELEMENTS, LONG_RANGE)
+        settings = mlff.read_hyperparameters(files[1])
+        mlff.potential(changed, settings, so3lr.ELEMENTS, long_range_cutoff=LONG_RANGE)
 
 
-def test_dicts_that_stand_in_each_other_without_end_are_refused():
+def test_recursive_dicts_are_rejected():
     for leaf in ({"kernel": np.ones(1, np.float32)}, {}):
         tree = leaf
         for _ in range(10):
             tree = {str(n): tree for n in range(20)}
         with pytest.raises(WeightsError, match="more than 100000 weights"):
-            mlff.Weights(tree)
+            MlffWeights(tree)
 
 
-def test_hyperparameters_that_are_not_supported(files, tmp_path):
+def test_unsupported_hyperparameters_are_rejected(files, tmp_path):
     _, settings = files
-    found = mlff.read_hyperparameters(settings)
+    hyperparameters = mlff.read_hyperparameters(settings)
     with pytest.raises(WeightsError, match="activation_fn must be 'silu', received 'tanh'"):
-        mlff.model_options({**mlff.model_settings(found), "activation_fn": "tanh"})
+        mlff.model_options({**mlff.model_settings(hyperparameters), "activation_fn": "tanh"})
     with pytest.raises(WeightsError, match="energy_unit is 'kcal/mol'"):
-        mlff.model_settings({**found, "data": {"energy_unit": "kcal/mol"}})
-    with pytest.raises(WeightsError, match="lack num_heads"):
-        mlff.model_options({k: v for k, v in found["model"].items() if k != "num_heads"})
+        mlff.model_settings({**hyperparameters, "data": {"energy_unit": "kcal/mol"}})
+    with pytest.raises(WeightsError, match="missing: num_heads"):
+        mlff.model_options({k: v for k, v in hyperparameters["model"].items() if k != "num_heads"})
     for name, value in (
         ("num_features", "8"),
         ("num_layers", 0),
@@ -520,13 +523,15 @@ def test_hyperparameters_that_are_not_supported(files, tmp_path):
         ("energy_regression_dim", None),
         ("energy_regression_dim", -1),
     ):
-        with pytest.raises(WeightsError, match=f"hyper-parameter {name} must be .*received"):
-            mlff.potential({}, {**mlff.model_settings(found), name: value}, so3lr.ELEMENTS)
+        with pytest.raises(WeightsError, match=f"hyperparameter {name} must be .*received"):
+            mlff.potential(
+                {}, {**mlff.model_settings(hyperparameters), name: value}, so3lr.ELEMENTS
+            )
     for data in ({}, {"avg_num_neighbors": None}):
-        with pytest.raises(WeightsError, match="lack avg_num_neighbors"):
-            mlff.model_options(mlff.model_settings({**found, "data": data}))
+        with pytest.raises(WeightsError, match="avg_num_neighbors .*is missing"):
+            mlff.model_options(mlff.model_settings({**hyperparameters, "data": data}))
     with pytest.raises(WeightsError, match="data must be a table, received None"):
-        mlff.model_settings({**found, "data": None})
+        mlff.model_settings({**hyperparameters, "data": None})
     (tmp_path / "wrong.yaml").write_text("just text")
     with pytest.raises(WeightsError, match="entry 'model'"):
         mlff.read_hyperparameters(tmp_path / "wrong.yaml")

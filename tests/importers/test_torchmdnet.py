@@ -1,9 +1,10 @@
-"""Agreement with TorchMD-Net 3.1.0, and what is refused.
+"""Tests for agreement with TorchMD-Net 3.1.0, and for rejected input.
 
-The fixture tests/data/parity_torchmdnet_et.npz was made by running TorchMD-Net 3.1.0 with precision 64: small models
-with random weights (of single precision, so that they are short), and its energies and forces of four structures: a
-molecule; one with atoms out of reach of each other and an isolated one; a linear one; a triclinic cell. "weights" is
-the state dict end to end, "names" the names and shapes in it, "hparams" what create_model took.
+The fixture tests/data/parity_torchmdnet_et.npz was made by running TorchMD-Net 3.1.0 with precision
+64. It contains small models with random weights (in single precision, which keeps them short), and
+energies and forces of four structures: a molecule; one with distant groups of atoms and an isolated
+atom; a linear one; a triclinic cell. "weights" is the concatenated state dict, "names" are its
+names and shapes, "hparams" the arguments of create_model.
 """
 
 import functools
@@ -60,7 +61,7 @@ def structures():
 
 
 def energies_and_forces(potential, undirected=True, dtype=np.float64):
-    """Total energies (4,) and forces of all structures in one padded batch."""
+    """Return total energies (4,) and forces of all structures in one padded batch."""
     found, model = list(structures()), potential.model.clone(undirected=undirected)
     columns = Columns.from_structures(found)
     sizes = graph_sizes(columns, model.cutoff)
@@ -107,7 +108,7 @@ def test_agrees_in_single_precision():
     assert_agree("published", energies, forces, 1e-5)
 
 
-def test_the_variants_differ_in_what_they_are_for():
+def test_the_variants_differ_in_their_options():
     options = [
         torchmdnet.potential(*state_and_hparams(variant), elements=ELEMENTS).model
         for variant in VARIANTS
@@ -122,12 +123,12 @@ def test_the_variants_differ_in_what_they_are_for():
 
 
 @pytest.mark.parametrize("form", ["npz", "safetensors"])
-def test_file_with_hparams_beside_it(tmp_path, form):
+def test_file_next_to_hparams(tmp_path, form):
     state, hparams = state_and_hparams("published")
     path = tmp_path / f"weights.{form}"
     saved = {
         f"model.{name}": array for name, array in state.items()
-    }  # as a training run names them
+    }  # with the names of a training run
     np.savez(path, **saved) if form == "npz" else safetensors.numpy.save_file(saved, path)
     (tmp_path / "hparams.yaml").write_text(
         yaml.safe_dump(hparams | {"batch_size": 8, "load_model": None})
@@ -169,24 +170,24 @@ WRONG = {
     "activation": ({"activation": "gelu"}, "gelu"),
     "other width": ({"embedding_dimension": 64}, "embedding_dimension is 64.*12"),
     "other depth": ({"num_layers": 6}, "num_layers is 6.*2"),
-    "heads": ({"num_heads": 5}, "num_heads is 5.*12"),
-    "another prior": ({"prior_model": ["Atomref", "ZBL"]}, "'ZBL'.*not supported"),
-    "no prior": ({"prior_model": None}, "name 0 priors.*hold 1"),
+    "heads": ({"num_heads": 5}, "num_heads=5 .*12"),
+    "another prior": ({"prior_model": ["Atomref", "ZBL"]}, "unsupported prior_model 'ZBL'"),
+    "no prior": ({"prior_model": None}, "list 0 priors.*contain 1"),
 }
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_hparams_that_do_not_fit_are_refused(case):
+def test_hparams_that_do_not_match_are_rejected(case):
     state, hparams = state_and_hparams("published")
     change, message = WRONG[case]
     with pytest.raises(ValueError, match=message):
         torchmdnet.potential(state, hparams | change, ELEMENTS)
 
 
-def test_missing_hparams_are_named(tmp_path):
+def test_missing_hparams_are_reported(tmp_path):
     state, hparams = state_and_hparams("published")
     del hparams["num_heads"], hparams["cutoff_upper"]
-    with pytest.raises(ValueError, match="lack num_heads, cutoff_upper"):
+    with pytest.raises(ValueError, match="missing: num_heads, cutoff_upper"):
         torchmdnet.potential(state, hparams, ELEMENTS)
     np.savez(tmp_path / "weights.npz", **state)
     with pytest.raises(ValueError, match="hparams.yaml"):
@@ -194,20 +195,20 @@ def test_missing_hparams_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["- 1\n", "a: !!python/object:os.system {}\n", "a: [1\n"])
-def test_yaml_that_is_no_hparams_is_refused(tmp_path, text):
+def test_yaml_without_hparams_is_rejected(tmp_path, text):
     (tmp_path / "hparams.yaml").write_text(text)
     with pytest.raises(ValueError, match=r"hparams\.yaml"):
         torchmdnet.read_hparams(tmp_path / "hparams.yaml")
 
 
-def test_weights_that_do_not_fit_are_refused():
+def test_weights_that_do_not_match_are_rejected():
     state, hparams = state_and_hparams("published")
     name = "representation_model.attention_layers.1.q_proj.weight"
-    with pytest.raises(ValueError, match="have no place.*extra.weight"):
+    with pytest.raises(ValueError, match="not part of.*extra.weight"):
         torchmdnet.potential(
             state | {"representation_model.extra.weight": np.zeros(2)}, hparams, ELEMENTS
         )
-    with pytest.raises(ValueError, match=r"holds no '.*layers\.1\.q_proj\.weight'"):
+    with pytest.raises(ValueError, match=r"does not contain '.*layers\.1\.q_proj\.weight'"):
         torchmdnet.potential({k: v for k, v in state.items() if k != name}, hparams, ELEMENTS)
     with pytest.raises(
         ValueError, match=r"layers\.1\.q_proj.weight must have shape \(12, 12\).*\(12, 11\)"
@@ -225,9 +226,9 @@ def test_weights_that_do_not_fit_are_refused():
         )
 
 
-def test_elements_must_be_told_where_the_weights_do_not_show_them():
+def test_elements_are_required_if_unknown():
     state, hparams = state_and_hparams("smooth")
-    with pytest.raises(ValueError, match="give elements"):
+    with pytest.raises(ValueError, match="Give elements"):
         torchmdnet.potential(state, hparams)
     with pytest.raises(ValueError, match="from 1 to 17"):
         torchmdnet.potential(state, hparams, ("H", "Fe"))

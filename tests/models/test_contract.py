@@ -88,7 +88,7 @@ pytestmark = pytest.mark.usefixtures("double_precision")
 
 @dataclasses.dataclass(eq=False)
 class Case:
-    """A model with parameters that are no special point (biases and shifts are not zero)."""
+    """Model with generic parameters: biases and shifts are not zero."""
 
     model: nn.Module
 
@@ -103,7 +103,7 @@ class Case:
             ),
             params,
         )
-        # values that float32 has exactly, for the comparison of precisions
+        # float32 represents these values exactly, for the comparison of precisions
         self.params = jax.tree.map(lambda p: p.astype(np.float32).astype(np.float64), self.params)
         self.apply = jax.jit(self.model.apply)
         self.evaluate = jax.jit(lambda params, graph: evaluate(self.model, params, graph, SCALE))
@@ -117,7 +117,10 @@ class Case:
         return jax.tree.map(jnp.asarray, batch)
 
     def __call__(self, *structures, budget=BUDGET, params=None):
-        """Energies (S,), forces (atoms, 3) and the sum of |atomic energies|, the scale of rounding."""
+        """Return energies (S,), forces (atoms, 3) and the sum of
+
+        atomic energies|, the scale of rounding.
+        """
         result = self.evaluate(
             self.params if params is None else params, self.graph(structures, budget)
         )
@@ -131,7 +134,7 @@ class Case:
 
 @functools.cache
 def case_of(name, further=-1):
-    """The case of the model `name`, compiled once for all checks."""
+    """Return the case of the model `name`, compiled once for all checks."""
     fields = importlib.import_module(f"mlip_jax.models.{name}").Model.__dataclass_fields__
     options = {k: v for k, v in SMALL.items() if k in fields}
     if further >= 0:
@@ -140,7 +143,7 @@ def case_of(name, further=-1):
 
 
 def molecule(seed=0, numbers=(6, 1, 8, 7, 1, 16), box=3.0):
-    """Atoms at random, none closer than 0.9 Å."""
+    """Return random atoms, at least 0.9 Å apart."""
     rng = np.random.default_rng(seed)
     while True:
         positions = rng.uniform(0, box, (len(numbers), 3))
@@ -167,7 +170,9 @@ def assert_same(a, b, scale, relative=RELATIVE):
 
 
 def check_outputs(case):
-    """Atomic energies (N,) and features (N, 1 or 2, (max_degree + 1)**2, F), in the precision of the graph."""
+    """Atomic energies are (N,), features (N, 1 or 2, (max_degree + 1)**2, F), in the graph's
+    precision.
+    """
     outputs = case.apply(case.params, case.graph([LARGE]))
     assert isinstance(outputs, AtomOutputs)
     assert outputs.energies.shape == (BUDGET.n_node,) and outputs.energies.dtype == np.float64
@@ -177,7 +182,7 @@ def check_outputs(case):
 
 
 def check_atoms_interact(case):
-    """Forces are not zero: without this the other checks would be blind."""
+    """Forces are not zero; otherwise the other checks would be vacuous."""
     energies, forces, _ = case(LARGE, SMALL_ONE)
     assert np.isfinite(energies).all() and np.isfinite(forces).all()
     assert np.abs(forces).max() > 1e-6
@@ -196,7 +201,7 @@ def check_rotation_and_reflection(case):
 
 
 def check_features_rotate(case):
-    """Features of degree l turn with the Wigner matrix of degree l."""
+    """Features of degree l rotate with the Wigner matrix of degree l."""
     features = case.apply(case.params, case.graph([LARGE])).features[: len(LARGE)]
     max_degree = int(np.sqrt(features.shape[2])) - 1
     # rows and columns in e3x's order; its points are row vectors
@@ -226,7 +231,7 @@ def check_permutation(case):
 
 
 def check_padding_and_batching(case):
-    """A structure alone without spare edges, in a batch, and in a large padded batch is the same."""
+    """Spare edges, other structures of a batch and padding do not change a result."""
     structures = (SMALL_ONE, ATOM, LARGE)
     energies, forces, scale = case(*structures)
     edges = int(graph_sizes(Columns.from_structures([LARGE]), case.cutoff).n_edge[0])
@@ -247,7 +252,7 @@ def check_padding_is_exactly_zero(case):
 
 
 def central_difference(function, step):
-    """Fourth-order derivative at 0 of a function of one number."""
+    """Return the fourth-order derivative at 0 of a function of one number."""
     return (8 * (function(step) - function(-step)) - (function(2 * step) - function(-2 * step))) / (
         12 * step
     )
@@ -283,7 +288,7 @@ def check_smooth_at_the_cutoff(case):
 
 
 def check_trains_on_forces(case):
-    """The gradient of a loss of forces by the parameters is finite and equals finite differences."""
+    """The parameter gradient of a loss of forces is finite and equals finite differences."""
     graph = case.graph([LARGE, ATOM, SMALL_ONE])
     target = np.random.default_rng(4).standard_normal((BUDGET.n_node, 3))
 
@@ -296,7 +301,7 @@ def check_trains_on_forces(case):
     gradient = gradient_of(case.params)
     jax.tree.map(
         np.testing.assert_array_equal, gradient, gradient_of(case.params)
-    )  # the same bits each time
+    )  # identical each time
     leaves, structure = jax.tree.flatten(case.params)
     grads = jax.tree.leaves(gradient)
     assert all(np.isfinite(g).all() for g in grads)
@@ -320,7 +325,7 @@ def check_trains_on_forces(case):
 
 
 def check_isolated_atoms(case):
-    """An atom without neighbours has an energy that does not depend on its place, and no force."""
+    """The energy of an atom without neighbors is independent of its position."""
     far = Structure(np.array([8, 6]), np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 50.0]]))
     graph = case.graph([ATOM, far])
     assert not graph.n_edge[:2].any()
@@ -344,14 +349,16 @@ def check_batch_of_padding_alone(case):
 
 
 def check_padding_atoms_stay_small(case):
-    """A padding atom that thousands of padding edges join to itself: numbers beyond float32 would make all NaN."""
+    """Thousands of padding edges join one padding atom to itself: overflow would make everything
+    NaN.
+    """
     graph = case.graph([LARGE], budget=PaddingBudget(len(LARGE) + 4, 20_000, 3))
     features = np.abs(np.asarray(jax.jit(case.model.apply)(case.params, graph).features))
     assert features[len(LARGE) :].max() < 100 * features[: len(LARGE)].max()
 
 
 def check_linear_molecule(case):
-    """Carbon dioxide: forces are finite and along the axis, whichever that is."""
+    """Carbon dioxide: forces are finite and along the axis, in any orientation."""
     for axis in (
         np.array([0.0, 0.0, 1.0]),
         np.array([1.0, 0.0, 0.0]),
@@ -391,7 +398,9 @@ def check_extensive(case):
 
 
 def check_undirected(case):
-    """Working on each pair once gives what the directed list gives; models without the choice take any list."""
+    """Processing each pair once equals the directed list; models without this option accept any
+    list.
+    """
     graph = case.graph([LARGE, SMALL_ONE])
     result = case.evaluate(case.params, graph)
     scale, force = float(np.abs(result.energies).sum()), float(np.abs(result.forces).max())
@@ -492,7 +501,7 @@ def test_contract_with_further_options(name, further, check):
     ],
 )
 def test_second_derivatives_go_to_zero_at_the_cutoff(name):
-    """With a cutoff function that is flat enough; the published cosine lets them jump."""
+    """With a sufficiently flat cutoff function; with the published cosine they jump."""
     options = {k: v for k, v in SMALL.items() if k in models.create(name).__dataclass_fields__}
     case = Case(models.create(name, **options, cutoff_fn="phys"))
     graph = case.graph([Structure(np.array([6, 8]), np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 3.0]]))])
@@ -546,7 +555,7 @@ class Model(nn.Module):
 
 @pytest.fixture
 def new_model(tmp_path, monkeypatch):
-    """Function that puts a file of the given text into the folder of models and makes a case of it."""
+    """Function that adds a file with the given text to the models and returns its case."""
     monkeypatch.setattr(models, "__path__", [*models.__path__, str(tmp_path)])
     made = []
 
@@ -634,12 +643,12 @@ def test_every_name_is_a_model():
         assert issubclass(importlib.import_module(f"mlip_jax.models.{name}").Model, nn.Module)
 
 
-def test_unknown_model_names_the_nearest():
+def test_unknown_model_suggests_the_nearest():
     with pytest.raises(ValueError, match="Did you mean 'so3krates'.*painn"):
         models.create("so3krate")
 
 
-def test_unknown_option_names_the_nearest():
+def test_unknown_option_suggests_the_nearest():
     with pytest.raises(ValueError, match="Did you mean 'num_features'"):
         models.create("painn", num_feature=3)
 
@@ -657,7 +666,7 @@ def test_unknown_option_names_the_nearest():
         ("num_features", 30),
     ],
 )
-def test_wrong_option_value_is_named(option, value):
+def test_invalid_option_value_is_reported(option, value):
     model: Any = models.create("so3krates", **{option: value})
     with pytest.raises(ValueError, match=str(value)):
         jax.eval_shape(model.init, jax.random.key(0), example_graph())

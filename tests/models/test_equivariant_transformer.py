@@ -1,4 +1,7 @@
-"""The equivariant transformer's options; agreement with TorchMD-Net is in tests/importers/test_torchmdnet.py."""
+"""Tests for options of the equivariant transformer.
+
+Agreement with TorchMD-Net is tested in tests/importers/test_torchmdnet.py.
+"""
 
 from typing import Any
 
@@ -21,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 def make(**options):
-    """Model, and random parameters: no bias is zero."""
+    """Return a model with random parameters: no bias is zero."""
     model: Any = models.create("equivariant_transformer", **SMALL | options)
     rng = np.random.default_rng(0)
     template = jax.eval_shape(model.init, jax.random.key(0), example_graph())
@@ -65,8 +68,8 @@ def test_the_published_form_jumps_at_the_cutoff_and_the_default_does_not():
     assert jumps[0] > 1e-5 and jumps[1] < 1e-9
 
 
-def test_pairs_out_of_the_range_do_not_interact():
-    """Below `cutoff_lower`, and on a list that holds pairs beyond the cutoff (a list with a skin)."""
+def test_pairs_outside_the_range_do_not_interact():
+    """Below `cutoff_lower`, and beyond the cutoff in a list with a skin."""
     for options, distance in (({"cutoff_lower": 1.5}, 1.2), ({"cutoff": 3.0}, 3.4)):
         model, params = make(vector_cutoff=False, distance_influence="none", **options)
         batch = build_batch(
@@ -93,8 +96,8 @@ def test_splines_follow_the_exact_filters():
 
 
 @pytest.mark.parametrize("basis", ["expnorm", "gaussian"])
-def test_given_radial_constants_are_those_computed(basis):
-    """The documented defaults, given as numbers, change nothing; other ones do."""
+def test_given_radial_constants_equal_the_computed_ones(basis):
+    """The documented defaults, given as numbers, change nothing; other numbers do."""
     model, params = make(radial_basis=basis)
     if basis == "gaussian":
         centers, widths = np.linspace(0.0, 5.0, 8), [5.0 / 7]
@@ -124,10 +127,10 @@ def test_given_radial_constants_are_those_computed(basis):
         ("attn_activation", "silo", "silo"),
         ("num_heads", 3, "num_heads=3"),
         ("cutoff_lower", 6.0, "cutoff_lower=6.0"),
-        ("radial_centers", (1.0, 2.0), "radial_centers holds 2 numbers.*num_radial=8"),
+        ("radial_centers", (1.0, 2.0), "radial_centers contains 2 numbers.*num_radial=8"),
     ],
 )
-def test_wrong_option_value_is_named(option, value, message):
+def test_invalid_option_value_is_reported(option, value, message):
     model: Any = models.create("equivariant_transformer", **SMALL | {option: value})
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(model.init, jax.random.key(0), example_graph())

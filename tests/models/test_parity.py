@@ -1,9 +1,10 @@
-"""Agreement with reference implementations, in float64.
+"""Tests for agreement with reference implementations, in float64.
 
-So3krates: golden values are reference outputs of mlff v1.0 (sparse form) in float64 for random weights; the
-fixtures hold weights, options, structures, energies and forces. PaiNN: a plain NumPy writing of the paper's
-equations with SchNetPack's constants stands here as the reference; it reproduces the outputs of SchNetPack 2.1.1
-in float64 (64 features, 3 interactions; too many weights for a fixture) to 1e-14.
+So3krates: golden values are reference outputs of mlff v1.0 (sparse form) in float64 for random
+weights; the fixtures contain weights, options, structures, energies and forces. PaiNN: the
+reference is a plain NumPy implementation of the paper's equations with SchNetPack's constants; it
+reproduces the outputs of SchNetPack 2.1.1 in float64 (64 features, 3 interactions; too many weights
+for a fixture) to 1e-14.
 """
 
 import ast
@@ -20,6 +21,7 @@ from mlip_jax.graphs.batch import build_batch
 from mlip_jax.graphs.padding import graph_sizes
 from mlip_jax.graphs.shapes import PaddingBudget
 from mlip_jax.importers import mlff
+from mlip_jax.importers.formats.mlff_weights import MlffWeights
 from mlip_jax.importers.formats.weights import check_shapes
 from mlip_jax.potential import evaluate, example_graph
 from mlip_jax.structure import Structure
@@ -31,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 def energies_and_forces(model, params, structures):
-    """Energies (S,) and forces of one padded batch of all structures."""
+    """Return energies (S,) and forces of one padded batch of all structures."""
     columns = Columns.from_structures(structures)
     sizes = graph_sizes(columns, model.cutoff)
     budget = PaddingBudget(
@@ -44,19 +46,19 @@ def energies_and_forces(model, params, structures):
     ]
 
 
-def assert_agree(found, expected):
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9 * np.abs(expected).max())
+def assert_agree(actual, expected):
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-9 * np.abs(expected).max())
 
 
 def so3krates_of(data, **options):
-    """Our So3krates with further options, and its parameters, of a file of mlff's."""
+    """Return our So3krates with further options, and its parameters, from a file of mlff."""
     settings = ast.literal_eval(str(data["config"]))
-    weights = mlff.Weights(
+    weights = MlffWeights(
         {name.removeprefix("weights/"): data[name] for name in data if name.startswith("weights/")}
     )
     model = models.create("so3krates", **mlff.model_options(settings), **options)
     params = {"params": mlff.model_params(weights, settings)}
-    weights.check_all_taken()
+    weights.check_all_used()
     check_shapes(model, params)
     return model, params
 
@@ -77,7 +79,7 @@ def test_so3krates_agrees_with_mlff(kind, undirected):
 
 
 def test_spline_filters_follow_the_exact_ones():
-    """The interpolated filters of a trained-like network are close to the exact ones, closer with more knots."""
+    """Interpolated filters of a network are close to the exact ones, closer with more knots."""
     with np.load(DATA / "parity_mlff_so3krates_plain.npz") as data:
         structures = [
             Structure(data[f"structures/{s}/numbers"], data[f"structures/{s}/positions"])
@@ -93,7 +95,7 @@ def test_spline_filters_follow_the_exact_ones():
 
 
 def plain_painn_energy(params, numbers, positions, layers, num_radial, cutoff, epsilon=1e-8):
-    """PaiNN's energy as the paper writes it, with loops over atoms and pairs; complex positions are allowed."""
+    """Return PaiNN's energy by loops over atoms and pairs; positions may be complex."""
 
     def silu(x):
         return x / (1.0 + np.exp(-x))
@@ -168,8 +170,8 @@ def test_painn_agrees_with_the_equations():
     assert_agree(forces, -np.array(derivatives).reshape(-1, 3))
 
 
-def test_painn_basis_and_cutoff_are_schnetpacks():
-    """Gaussians on an even grid from 0 to the cutoff, as wide as they are apart; cosine cutoff."""
+def test_painn_basis_and_cutoff_equal_those_of_schnetpack():
+    """Gaussians on an even grid from 0 to the cutoff, as wide as their spacing; cosine cutoff."""
     from mlip_jax.models.layers.basic import cosine_cutoff, gaussian_basis
 
     d = jnp.array([0.0, 5.0 / 19, 2.5, 5.0, 6.0])

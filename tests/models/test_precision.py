@@ -1,4 +1,7 @@
-"""A graph's precision is that of the whole computation, whatever the parameters have; no compilation is needed."""
+"""Tests that the precision of the graph determines that of the whole computation.
+
+Nothing is compiled.
+"""
 
 import importlib
 
@@ -16,7 +19,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)
-def test_single_precision_stays_so_with_imported_weights_in_double(name, options):
+def test_single_precision_is_kept_with_double_precision_weights(name, options):
     fields = importlib.import_module(f"mlip_jax.models.{name}").Model.__dataclass_fields__
     model = models.create(name, **{k: v for k, v in SMALL.items() if k in fields} | options)
     with jax.enable_x64(True):

@@ -1,4 +1,4 @@
-"""Depth of So3krates."""
+"""Tests for the depth of So3krates."""
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ from mlip_jax.structure import Structure
 
 
 def sizes_of_features(**options):
-    """Root mean square of the features of ethanol after each of six layers, at the start."""
+    """Return the root mean square of ethanol's initial features after each of six layers."""
     atoms = molecule("CH3CH2OH")
     columns = Columns.from_structures([Structure(atoms.numbers, atoms.positions, source="ethanol")])
     graph = build_batch(columns, choose_budget(graph_sizes(columns, 5.0), 1), 5.0)
@@ -26,15 +26,16 @@ def sizes_of_features(**options):
             capture_intermediates=lambda module, _: isinstance(module, So3kratesLayer),
         )
     )
-    made = apply(params, graph)[1]["intermediates"]
+    intermediates = apply(params, graph)[1]["intermediates"]
     features = [
-        np.asarray(made[f"layer_{n}"]["__call__"][0][0], np.float64)[: len(atoms)] for n in range(6)
+        np.asarray(intermediates[f"layer_{n}"]["__call__"][0][0], np.float64)[: len(atoms)]
+        for n in range(6)
     ]
     return [float(np.sqrt(np.mean(f**2))) for f in features]
 
 
 @pytest.mark.slow
-def test_a_layer_norm_keeps_the_features_of_a_deep_model_in_bounds():
+def test_a_layer_norm_bounds_the_features_of_a_deep_model():
     assert all(0.8 < size < 1.6 for size in sizes_of_features(layer_norm_1=True))
 
 

@@ -1,4 +1,4 @@
-"""Force fields whose energies are written down, for dynamics of which the outcome is known."""
+"""Force fields with known energy functions, for dynamics whose outcome is known."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mlip_jax.potential import Potential
 
 
 class Pairwise(nn.Module):
-    """A sum over pairs: "lennard_jones" (switched off at the cutoff), "harmonic", or "none"."""
+    """Sum over pairs: "lennard_jones" (switched off at the cutoff), "harmonic", or "none"."""
 
     form: str = "lennard_jones"
     depth: float = 0.0104
@@ -42,7 +42,7 @@ class Pairwise(nn.Module):
 
 
 def pairwise(form="lennard_jones", elements=(1, 18), **options) -> Potential:
-    """The force field, with a large reference energy for each atom."""
+    """Return the force field, with a large reference energy per atom."""
     model = Pairwise(form, **options)
     reference = np.zeros(119)
     reference[list(elements)] = -1234.5678

@@ -40,12 +40,12 @@ TERMS = {"charged": {"electrostatics": {"cutoff": None}}}
 
 @functools.cache
 def random_potential(kind: str, seed: int = 0) -> Potential:
-    """A force field with random parameters and large random reference energies."""
+    """Return a force field with random parameters and large random reference energies."""
     model = terms.with_terms(
         models.create(MODELS.get(kind, kind), **OPTIONS[kind]), TERMS.get(kind, {})
     )
     rng = np.random.default_rng(seed)
-    # shapes alone: compiling the initialisation would take longer than the tests
+    # only shapes: compiling the initialization would take longer than the tests
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), example_graph()))
     params = jax.tree.map(lambda s: _random(rng, s.shape), shapes)
     reference = np.zeros(119)
@@ -67,13 +67,15 @@ def _random(rng, shape):
 
 @pytest.fixture(scope="session")
 def make_potential():
-    """make_potential(kind, seed=0), kind one of OPTIONS."""
+    """Function make_potential(kind, seed=0), with kind a key of OPTIONS."""
     return random_potential
 
 
 @pytest.fixture(scope="session")
 def morse_potential():
-    """PaiNN fitted to methanol with a Morse bond between all pairs of atoms: it has a minimum to relax into."""
+    """PaiNN fitted to methanol with Morse bonds between all pairs of atoms, so that it has a
+    minimum.
+    """
     minimum = molecule("CH3OH")
     ideal = minimum.get_all_distances()
     rng = np.random.default_rng(0)

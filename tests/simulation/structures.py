@@ -1,4 +1,4 @@
-"""Structures that several tests look at."""
+"""Structures for several tests."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from ase import Atoms
 
 
 def random_molecule(n, seed=0, spread=1.6):
-    """n atoms of H, C, N, O at least 0.9 Å apart, in a box of about `spread` Å per atom and direction."""
+    """Return n atoms of H, C, N, O, at least 0.9 Å apart, in a box of about `spread` Å per atom."""
     rng = np.random.default_rng(seed)
     box = spread * n ** (1 / 3) + 0.5
     positions = np.zeros((0, 3))
@@ -19,7 +19,7 @@ def random_molecule(n, seed=0, spread=1.6):
 
 
 def crystal(size):
-    """A skewed cell of `size` Å with four atoms that are not in their places."""
+    """Return a skewed cell of `size` Å with four atoms off their equilibrium positions."""
     cell = size * np.array([[1.0, 0.0, 0.0], [0.3, 0.9, 0.0], [-0.2, 0.1, 1.1]])
     scaled = np.array([[0.02, 0.0, 0.1], [0.5, 0.45, 0.1], [0.0, 0.55, 0.52], [0.45, 0.05, 0.6]])
     return Atoms("CONH", scaled_positions=scaled, cell=cell, pbc=True)

@@ -1,4 +1,4 @@
-"""Energies of many structures at once: those of the calculator, in their order, whatever the batches."""
+"""Tests for energies of many structures: equal to the calculator's, in order, for any batches."""
 
 import jax
 import numpy as np
@@ -39,38 +39,39 @@ def structures(count, seed=0):
     ]
 
 
-def test_as_the_calculator_has_them(potential):
-    made = structures(30)
+def test_energies_equal_those_of_the_calculator(potential):
+    molecules = structures(30)
     calculator = MLIPCalculator(potential)
     some = np.random.default_rng(1).permutation(30)[:17]
-    found = energies(potential, Columns.from_structures(made), some, batch_size=4)
-    assert found.shape == (17,) and found.dtype == np.float64
-    for s, energy in zip(some, found):
-        atoms = Atoms(made[s].numbers, made[s].positions, calculator=calculator)
+    totals = energies(potential, Columns.from_structures(molecules), some, batch_size=4)
+    assert totals.shape == (17,) and totals.dtype == np.float64
+    for s, energy in zip(some, totals):
+        atoms = Atoms(molecules[s].numbers, molecules[s].positions, calculator=calculator)
         assert energy == pytest.approx(atoms.get_potential_energy(), abs=2e-4)
 
 
-def test_with_forces(potential):
-    made = structures(30)
-    calculator, columns = MLIPCalculator(potential), Columns.from_structures(made)
+def test_energies_and_forces(potential):
+    molecules = structures(30)
+    calculator, columns = MLIPCalculator(potential), Columns.from_structures(molecules)
     some = np.random.default_rng(1).permutation(30)[:9]
     energy, forces = energies_and_forces(potential, columns, some, batch_size=4)
     np.testing.assert_allclose(energy, energies(potential, columns, some), atol=2e-4)
     expected = [
-        calculator.get_property("forces", Atoms(made[s].numbers, made[s].positions)) for s in some
+        calculator.get_property("forces", Atoms(molecules[s].numbers, molecules[s].positions))
+        for s in some
     ]
     np.testing.assert_allclose(forces, np.concatenate(expected), atol=1e-4 * np.abs(forces).max())
     assert energies_and_forces(potential, columns, some[:0])[1].shape == (0, 3)
 
 
-def test_piece_by_piece(potential, monkeypatch):
-    """With a larger structure in a later piece than all before it."""
+def test_several_pieces(potential, monkeypatch):
+    """A later piece contains a larger structure than all before it."""
     from mlip_jax.simulation import energies as module
 
-    made = sorted(structures(25, 2), key=len)
-    columns = Columns.from_structures(made)
+    molecules = sorted(structures(25, 2), key=len)
+    columns = Columns.from_structures(molecules)
     expected = energies(potential, columns, np.arange(25))
-    monkeypatch.setattr(module, "_PIECE", 10)
+    monkeypatch.setattr(module, "_PIECE_SIZE", 10)
     np.testing.assert_allclose(
         energies(potential, columns, np.arange(25), batch_size=3), expected, atol=2e-4
     )

@@ -1,4 +1,4 @@
-"""StableHLO of energies and forces: what a program without this package gets from it."""
+"""Tests for exported StableHLO: energies and forces in a program without this package."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from mlip_jax.simulation.calculators.calculator import MLIPCalculator
 from mlip_jax.simulation.export import default_pairs, export_stablehlo
 from tests.simulation.structures import crystal, random_molecule
 
-# What a user of the file has not got, besides this package itself
+# modules that a user of the file does not have, besides this package
 HIDDEN = ("mlip_jax", "flax", "jraph", "e3x", "ase", "safetensors", "orbax")
 
 
 def example() -> str:
-    """The program in the module's docstring."""
-    found = re.search(r"    import json\n.*?(?=\n\n`rows`)", export.__doc__, re.DOTALL)
-    return textwrap.dedent(found.group())
+    """Return the program in the module's docstring."""
+    match = re.search(r"    import json\n.*?(?=\n\n`rows`)", export.__doc__, re.DOTALL)
+    return textwrap.dedent(match.group())
 
 
-def test_runs_where_nothing_but_jax_is(make_potential, tmp_path):
+def test_runs_with_only_jax(make_potential, tmp_path):
     atoms = molecule("CH3CH2OH")
     folder = export_stablehlo(make_potential("tiny"), tmp_path / "exported", max_atoms=12)
     np.savez(folder / "atoms.npz", positions=atoms.positions, numbers=atoms.numbers)
@@ -60,7 +60,9 @@ np.savez("out.npz", energy=energy, forces=forces)
 
 
 def evaluate_file(folder, atoms):
-    """Outputs of the exported function, which hold no reference energies, from ASE's neighbours."""
+    """Return the outputs of the exported function, without reference energies, from ASE's
+    neighbors.
+    """
     about = json.loads((folder / "force_field.json").read_text())
     real, last = np.dtype(about["dtype"]), about["rows"] - 1
     given = {
@@ -120,7 +122,7 @@ def compare(potential: Potential, out, atoms, tolerance):
 
 
 def test_periodic_in_float64(make_potential, tmp_path):
-    """A cell that is smaller than the cutoff: atoms are neighbours of their own images."""
+    """A cell smaller than the cutoff: atoms are neighbors of their own images."""
     potential = make_potential("tiny")
     export_stablehlo(
         potential,
@@ -135,7 +137,7 @@ def test_periodic_in_float64(make_potential, tmp_path):
 
 
 @pytest.mark.slow
-def test_terms_of_long_range(make_potential, tmp_path):
+def test_long_range_terms(make_potential, tmp_path):
     potential = make_potential("charged")
     export_stablehlo(potential, tmp_path, max_atoms=9, dtype="float64")
     for n in (5, 9):
@@ -143,7 +145,7 @@ def test_terms_of_long_range(make_potential, tmp_path):
         compare(potential, evaluate_file(tmp_path, atoms), atoms, 1e-10)
 
 
-def test_room_for_pairs():
+def test_capacity_for_pairs():
     assert default_pairs(10, np.inf, False) == 45 and default_pairs(1, 5.0, False) == 1
     assert default_pairs(1000, 5.0, False) == default_pairs(1000, 5.0, True) == 39270
     assert default_pairs(10, 5.0, False) == 45 < default_pairs(10, 5.0, True)
@@ -152,11 +154,11 @@ def test_room_for_pairs():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"max_atoms": 0}, "max_atoms must be 1 or more, received 0"),
+        ({"max_atoms": 0}, "max_atoms must be at least 1, received 0"),
         ({"max_pairs": 0}, "max_pairs must be"),
         ({"dtype": "float16"}, "received 'float16'"),
-        ({"platforms": ["abacus"]}, "out of cpu.*abacus"),
-        ({"periodic": True}, "pairs without end"),
+        ({"platforms": ["abacus"]}, "among cpu.*abacus"),
+        ({"periodic": True}, "infinitely many pairs"),
     ],
 )
 def test_errors(make_potential, tmp_path, options, message):

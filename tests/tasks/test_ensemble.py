@@ -112,7 +112,7 @@ def test_training_structures_of_members_are_excluded(folder):
     assert notes[0] in json.loads((out / "ensemble.json").read_text())["notes"]
     assert "members were trained on them" in (out / "report.html").read_text()
     assert len(ensemble_calibration.held_out(paths, members, "valid", 3)[1]) == 3
-    with pytest.raises(DatasetError, match="part 'nothing' holds no structure"):
+    with pytest.raises(DatasetError, match="split 'nothing' contains no structure"):
         ensemble_calibration.held_out(paths, members, "nothing", 3)
 
 
@@ -123,7 +123,8 @@ def test_a_member_without_its_data(folder):
         [folder / "m0", folder / "moved"], members, "valid", 1000
     )
     assert (
-        len(chosen) and "moved has another data set than m0, or one that is not there" in notes[0]
+        len(chosen)
+        and "moved has another data set than m0, or one that cannot be found" in notes[0]
     )
 
 
@@ -149,7 +150,7 @@ def test_errors(folder):
     ):
         with pytest.raises(ConfigError, match=message):
             run(folder, members)
-    with pytest.raises(ValueError, match="each another one"):
+    with pytest.raises(ValueError, match="all different"):
         run(folder, ("m0", "m0"))
     with pytest.raises(ConfigError, match="max_structures"):
         run(folder, ("m0", "m1"), max_structures=0)

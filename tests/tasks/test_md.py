@@ -37,7 +37,7 @@ def run_task(tmp_path, monkeypatch):
     monkeypatch.setattr(
         md, "load_force_field", lambda text: pairwise(depth=0.02 if text == "other" else 0.0104)
     )
-    monkeypatch.setattr(dynamics, "_TURN", 0.003)
+    monkeypatch.setattr(dynamics, "_DISPATCH_SECONDS", 0.003)
 
     def run(workdir="run", input=path, drawn=False, **changes):
         if not drawn:
@@ -192,22 +192,22 @@ def test_other_settings_than_those_of_the_run_are_errors(run_task, tmp_path):
     restart = tmp_path / "run/restart.npz"
     content = restart.read_bytes()
     restart.write_bytes(content[:200])
-    with pytest.raises(OutputError, match="is damaged .* Remove it"):
+    with pytest.raises(OutputError, match="corrupted .* Remove it"):
         run_task(num_steps=8)
     restart.write_bytes(content)
     (tmp_path / "run/thermo.csv").write_text("step")
-    with pytest.raises(OutputError, match="thermo.csv: has 4 bytes"):
+    with pytest.raises(OutputError, match="thermo.csv: contains 4 bytes"):
         run_task(num_steps=8)
 
 
 def test_a_truncated_trajectory_is_an_error(run_task, tmp_path):
     run_task(num_steps=20, trajectory_format="hdf5")
     path = tmp_path / "run/trajectories/2.h5"
-    h5md.cut(path, 1)
-    with pytest.raises(OutputError, match="2.h5: has 1 frames, and had 3"):
+    h5md.truncate(path, 1)
+    with pytest.raises(OutputError, match="2.h5: contains 1 frames, but contained 3"):
         run_task(trajectory_format="hdf5")
     path.write_bytes(path.read_bytes()[:700])
-    with pytest.raises(OutputError, match="2.h5: cannot be read or cut to 3 frames"):
+    with pytest.raises(OutputError, match="2.h5: cannot be read or truncated to 3 frames"):
         run_task(trajectory_format="hdf5")
 
 

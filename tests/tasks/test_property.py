@@ -218,7 +218,7 @@ def test_a_checkpoint_that_does_not_fit_is_an_error_with_the_differences(folder,
     write_force_field(folder / "wide", num_features=16)
     with pytest.raises(
         CheckpointError,
-        match=r"wide cannot be begun from: in 'backbone'(.|\n)*embedding: stored "
+        match=r"wide cannot initialize this model: in 'backbone'(.|\n)*embedding: stored "
         r"\(119, 16\), expected \(119, 8\)(.|\n)*Leave config.model.name empty",
     ):
         task.run(config(folder, init__workdir=str(folder / "wide")), folder / "misfit")
@@ -232,9 +232,11 @@ def test_a_checkpoint_that_does_not_fit_is_an_error_with_the_differences(folder,
 
 def test_each_kind_of_workdir_is_opened_only_as_its_kind(folder, scratch):
     write_force_field(folder / "ff2")
-    with pytest.raises(CheckpointError, match="holds a force field, not a predictor"):
+    with pytest.raises(CheckpointError, match="contains a force field, not a predictor"):
         Predictor.load(folder / "ff2")
-    with pytest.raises(CheckpointError, match="holds a predictor of properties, not a force field"):
+    with pytest.raises(
+        CheckpointError, match="contains a predictor of properties, not a force field"
+    ):
         Potential.load(scratch)
 
 
@@ -265,7 +267,7 @@ def test_relaxed_geometries_are_computed_once(folder):
         (
             {"data__test_geometries": ("DFT_3rd",)},
             ConfigError,
-            "no geometry 'DFT_3rd'.*DFT_1st, pm3",
+            "unknown geometry 'DFT_3rd'.*DFT_1st, pm3",
         ),
         ({"data__test_geometries": ("relaxed(pm3)",)}, ConfigError, "set data.force_field"),
         ({"property__targets": ("gop",)}, DatasetError, "Did you mean 'gap'"),

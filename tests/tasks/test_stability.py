@@ -38,7 +38,7 @@ def test_hot_molecules_break_and_a_stopped_run_resumes(tmp_path, monkeypatch):
         "load_force_field",
         lambda text: pairwise("harmonic", length=0.74, stiffness=20.0),
     )
-    monkeypatch.setattr(dynamics, "_TURN", 0.01)
+    monkeypatch.setattr(dynamics, "_DISPATCH_SECONDS", 0.01)
     write_files, calls = DynamicsOutputs.write, []
 
     def fails(self, *arguments):

@@ -1,4 +1,4 @@
-"""Energy terms against plain formulas, and what every term must keep to, in float64."""
+"""Tests for energy terms against plain formulas, and for the contract of all terms, in float64."""
 
 import functools
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 class Neighbors(nn.Module):
-    """Features of the elements and of the neighbours; no energies of its own."""
+    """Features of the elements and of the neighbors, without energies."""
 
     cutoff: float = CUTOFF
 
@@ -47,8 +47,8 @@ class Neighbors(nn.Module):
         return AtomOutputs(jnp.zeros_like(f[:, 0]), f[:, None, None, :])
 
 
-def randomised(model, seed=0):
-    """Parameters that are no special point, and that float32 has exactly."""
+def random_parameters(model, seed=0):
+    """Return generic parameters that float32 represents exactly."""
     params = jax.jit(model.init)(jax.random.key(seed), example_graph(np.float64))
     rng = np.random.default_rng(seed)
     return jax.tree.map(
@@ -60,11 +60,11 @@ def randomised(model, seed=0):
 
 
 class Case:
-    """A model with terms, and its parameters; evaluations of one shape."""
+    """Model with terms and its parameters; evaluations share one shape."""
 
     def __init__(self, options, params=None):
         self.model = terms.with_terms(Neighbors(), options)
-        self.params = randomised(self.model) if params is None else params
+        self.params = random_parameters(self.model) if params is None else params
         self.evaluate = jax.jit(lambda params, graph: evaluate(self.model, params, graph, 1.0))
         self.apply = jax.jit(self.model.apply)
 
@@ -119,7 +119,7 @@ LARGE, ION, ATOM = (
 
 
 def switch(d, start, end):
-    """As written in the literature: f(1 - c) / (f(1 - c) + f(c)), f(x) = exp(-1 / x)."""
+    """Return the switch as in the literature: f(1 - c) / (f(1 - c) + f(c)), f(x) = exp(-1 / x)."""
 
     def f(x):
         return np.exp(-1 / x) if x > 0 else 0.0
@@ -129,7 +129,7 @@ def switch(d, start, end):
 
 
 def pair_sum(structure, energy):
-    """Sum of energy(i, j, d) over all pairs."""
+    """Return the sum of energy(i, j, d) over all pairs."""
     return sum(
         energy(i, j, np.linalg.norm(structure.positions[i] - structure.positions[j]))
         for i in range(len(structure))
@@ -196,7 +196,7 @@ def test_electrostatics_is_the_sum_over_pairs(cutoff):
 
 @pytest.mark.parametrize("cutoff", [None, 4.0])
 def test_dispersion_of_a_dimer(cutoff):
-    """The energy by hand, in hartree and bohr, for carbon and oxygen."""
+    """Compare with the energy by hand, in hartree and bohr, for carbon and oxygen."""
     case = Case({"dispersion": {"cutoff": cutoff, "switch_width": 1.5}})
     for distance in (1.2, 2.9, 3.6):
         dimer = Structure(np.array([6, 8]), np.array([[0.0, 0.0, 0.0], [0.0, 0.6, 0.8]]) * distance)
@@ -239,7 +239,7 @@ def test_charges_add_up_to_the_total_charge():
     assert abs(np.asarray(single.properties["partial_charges"])[6:9].sum() + 1.0) < 3e-7
 
 
-# --- What every term keeps to ---
+# --- Contract of all terms ---
 
 
 @pytest.mark.parametrize("name", terms.names())
@@ -268,8 +268,8 @@ def test_order_padding_and_batch_change_nothing(name):
     np.testing.assert_allclose(
         shuffled_forces, forces[:6][order], atol=1e-12 * np.abs(forces).max()
     )
-    alone, alone_forces, _ = case(ION)
-    np.testing.assert_allclose(alone, energies[1:2], rtol=1e-12)
+    separate, alone_forces, _ = case(ION)
+    np.testing.assert_allclose(separate, energies[1:2], rtol=1e-12)
     np.testing.assert_allclose(alone_forces, forces[6:9], atol=1e-12 * np.abs(forces).max())
     assert not np.asarray(result.energies)[10:].any() and not np.asarray(result.forces)[10:].any()
     assert energies[2] == 0 and not forces[9].any()
@@ -277,7 +277,7 @@ def test_order_padding_and_batch_change_nothing(name):
 
 @pytest.mark.parametrize("name", terms.names())
 def test_no_pairs_at_all(name):
-    """A graph without one edge or pair."""
+    """A graph without any edge or pair."""
     case = case_of(name)
     graph = case.graph([ATOM], PaddingBudget(n_node=2, n_edge=0, n_graph=2, n_pair=0))
     assert graph.senders.shape == (0,)
@@ -304,7 +304,7 @@ BORDERS = {"zbl": (1.5,), "electrostatics": (0.45 * 6.0, 6.0), "dispersion": (4.
 
 @pytest.mark.parametrize("name", terms.names())
 def test_smooth_at_the_borders(name):
-    """Energy and force of a pair do not jump where it is switched off, and are zero behind that."""
+    """Energy and force of a pair do not jump where it is switched off, and are zero beyond."""
     case = case_of(name)
 
     def dimer(d):
@@ -324,7 +324,7 @@ def test_smooth_at_the_borders(name):
 
 
 def test_trains_on_forces():
-    """The gradient of a loss of forces by the parameters of all terms equals finite differences."""
+    """The parameter gradient of a loss of forces equals finite differences for all terms."""
     case, rng = case_of(*terms.names()), np.random.default_rng(4)
     graph, target = case.graph([LARGE, ATOM, ION]), rng.standard_normal((BUDGET.n_node, 3))
 
@@ -357,7 +357,7 @@ def test_trains_on_forces():
 
 
 def test_a_doubled_cell_has_twice_the_energy():
-    """Also pairs of an atom with its own images."""
+    """Includes pairs of an atom with its own images."""
     cell = np.array([[3.1, 0.0, 0.0], [0.4, 3.6, 0.0], [-0.5, 0.3, 4.2]])
     one = Structure(
         np.array([6, 8]),
@@ -391,7 +391,7 @@ SMALL = {
 
 
 @pytest.mark.parametrize("name", models.names())
-def test_every_model_takes_every_term(name):
+def test_every_model_supports_every_term(name):
     plain = models.create(name)
     plain = models.create(
         name, **{k: v for k, v in SMALL.items() if k in plain.__dataclass_fields__}
@@ -431,7 +431,7 @@ def test_a_term_of_short_range_has_the_cutoff_of_the_model():
         terms.with_terms(Neighbors(cutoff=3.25), {"zbl": {"cutoff": 4.0}})
 
 
-def test_no_cutoff_asks_for_all_pairs():
+def test_no_cutoff_requires_all_pairs():
     model = terms.with_terms(
         Neighbors(), {"electrostatics": {"cutoff": None}, "dispersion": {"cutoff": 9.0}}
     )
@@ -462,12 +462,12 @@ def test_a_cutoff_is_a_positive_number(name, cutoff):
         ("dispersion", {"switch_width": 0.0}, "switch_width must be positive"),
     ],
 )
-def test_options_that_make_no_potential_are_refused(name, options, message):
+def test_invalid_options_are_rejected(name, options, message):
     with pytest.raises(ValueError, match=message):
         Case({name: options})
 
 
-def test_unknown_names_are_told():
+def test_unknown_names_are_reported():
     with pytest.raises(ValueError, match="Did you mean 'dispersion'"):
         terms.create("dispersio")
     with pytest.raises(ValueError, match="Did you mean 'damping'"):
@@ -476,9 +476,9 @@ def test_unknown_names_are_told():
         terms.with_terms(Neighbors(), {"pairwise": {}})
 
 
-def test_elements_without_free_atom_values_are_refused():
+def test_elements_without_free_atom_values_are_rejected():
     terms.check_elements(terms.names(), [1, 6, 102])
-    with pytest.raises(ValueError, match="Lr, Og; it knows elements 1 to 102"):
+    with pytest.raises(ValueError, match="Lr, Og, only for elements 1 to 102"):
         terms.check_elements(["dispersion"], [6, 118, 103])
     heavy = Structure(np.array([103, 1]), np.array([[0.0, 0, 0], [0, 0, 2.0]]))
     assert np.isnan(case_of("dispersion")(heavy, LARGE)[0]).tolist() == [True, False]

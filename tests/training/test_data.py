@@ -159,7 +159,7 @@ def test_the_seed_determines_the_batches(split, reference, small_windows):
         assert_same_steps(a, b)
     orders = [np.concatenate(members_of(epochs[0])).tolist() for epochs in (first, other)]
     assert orders[0] != orders[1]
-    # Nor is an epoch of one seed an epoch of the next.
+    # An epoch of one seed differs from the epochs of the next seed.
     assert np.concatenate(members_of(first[1])).tolist() != orders[1]
 
 
@@ -359,7 +359,7 @@ def test_a_structure_that_does_not_fit_is_an_error(split, reference):
 
 def test_a_shard_that_disappears_during_training_is_an_error(store, reference, tmp_path):
     sizes = graph_sizes(store.take(np.arange(len(store))), CUTOFF)
-    copy = Store(shutil.copytree(store.path, tmp_path / "store"))  # none of its shards is open yet
+    copy = Store(shutil.copytree(store.path, tmp_path / "store"))  # with no open shards
     split = Split(copy, np.arange(len(copy)), sizes)
     (copy.path / "shards" / copy.manifest["shards"][8]["file"]).unlink()
     factory = batches(split, reference)

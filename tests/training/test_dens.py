@@ -147,6 +147,6 @@ def test_large_forces_do_not_make_the_features_overflow():
         out = jax.jit(model.apply)(params, graph._replace(nodes={**graph.nodes, ENCODED: forces}))
         return float(jnp.abs(out.features[real]).max())
 
-    # A layer is cubic in its vectors: without scaling, forces of 20 eV/Å overflow after three layers.
+    # A layer is cubic in its vectors: without scaling, forces of 20 eV/Å overflow after three.
     assert largest(20.0) < 3 * largest(0.0)
     assert largest(20.0) != largest(2.0)

@@ -68,7 +68,7 @@ def test_each_bucket_is_compiled_once(toy, uninterrupted, tmp_path):
         uninterrupted(per_call)
         assert trainer.num_compiles == len(toy.budgets) == 2
     toy.run(tmp_path / "run", num_steps=8)
-    toy.run(tmp_path / "run", num_steps=10)  # neither does going on from a checkpoint
+    toy.run(tmp_path / "run", num_steps=10)  # resuming does not compile either
     assert toy.streamed.num_compiles == 2
 
 
@@ -214,7 +214,7 @@ def test_averages_of_parameters_and_frozen_parameters(toy, recorded_steps, monke
         8,
     )
     workdir = tmp_path / "run"
-    monkeypatch.setattr(module, "validate", lambda *_: as_sums(1.0))  # which is compiled as well
+    monkeypatch.setattr(module, "validate", lambda *_: as_sums(1.0))  # would be compiled as well
     toy.run(
         workdir, trainer=make_trainer(toy.model, rule, 0.5), num_steps=8, budgets=toy.budgets[1:]
     )
@@ -334,7 +334,7 @@ def test_the_learning_rate_is_reduced_on_a_plateau(toy, stop_at, monkeypatch, tm
     logged = [
         float(row["learning_rate"]) / 3e-3 for row in rows(tmp_path / "run") if row["train_loss"]
     ]
-    np.testing.assert_allclose(logged, [1.0, *expected[:-1]], rtol=1e-6)  # of the updates before
+    np.testing.assert_allclose(logged, [1.0, *expected[:-1]], rtol=1e-6)  # of the steps before
     np.testing.assert_allclose(used, logged, rtol=1e-6)
     assert saved(tmp_path / "run").arrays["rate_scale"] == np.float32(0.1)
     assert position.plateau["scale"] == 0.1 and position.best_loss == min(losses)

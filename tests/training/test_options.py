@@ -3,6 +3,7 @@
 import pytest
 
 from mlip_jax.config import ConfigError, complete
+from mlip_jax.datasets import source
 from mlip_jax.defaults import train_defaults
 from mlip_jax.tasks import train
 
@@ -87,7 +88,7 @@ def test_invalid_options_are_errors(field, value):
 )
 def test_the_task_checks_options_before_it_reads_data(tmp_path, monkeypatch, field, value, message):
     """The workdir must not belong to the invalid config, so that the corrected one can use it."""
-    monkeypatch.setattr(train.source, "load", lambda _: pytest.fail("data are loaded"))
+    monkeypatch.setattr(source, "load", lambda _: pytest.fail("data are loaded"))
     c = train_defaults()
     c.data.path = str(tmp_path / "nowhere.hdf5")
     c.model.name, c.model.options = "schnet", {"num_features": 8, "num_layers": 1}

@@ -153,7 +153,7 @@ def rows(workdir):
 
 
 def without_times(workdir, resumed_at=0):
-    """Return rows of metrics without times and without averages across the resumption at `resumed_at`."""
+    """Return rows of metrics without times, and without averages across a resumption."""
     cut = resumed_at + 5 - resumed_at % 5 if resumed_at % 5 else None
     timed = (
         "seconds",

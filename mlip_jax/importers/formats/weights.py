@@ -13,9 +13,10 @@ import safetensors
 from mlip_jax.potential import example_graph
 
 HOW_TO_SAVE = (
-    "Save the weights where the model was trained: "
-    '`safetensors.torch.save_file(model.state_dict(), "weights.safetensors")`, or '
-    '`numpy.savez("weights.npz", **{k: v.cpu().numpy() for k, v in model.state_dict().items()})`.'
+    "Save the weights in the environment in which the model was trained: "
+    '`safetensors.torch.save_file(model.state_dict(), "weights.safetensors")` or '
+    '`numpy.savez("weights.npz", **{k: v.cpu().numpy() for k, v in '
+    "model.state_dict().items()})`."
 )
 
 
@@ -36,12 +37,13 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     path = Path(path)
     if path.suffix not in (".npz", ".safetensors"):
         raise WeightsError(
-            f"{path}: weights are read from .npz and .safetensors files, received {path.suffix or 'no suffix'!r}; "
-            f"pickles (.pt, .pth, .ckpt, .pkl) can run foreign code and are not opened. {HOW_TO_SAVE}"
+            f"{path}: weights must be in a .npz or .safetensors file, received "
+            f"{path.suffix or 'no suffix'!r}; pickles (.pt, .pth, .ckpt, .pkl) can run foreign "
+            f"code and are not opened. {HOW_TO_SAVE}"
         )
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path}: no such file; weights in .npz or .safetensors are expected"
+            f"{path}: no such file. Give a file with weights, .npz or .safetensors."
         )
     return _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)
 
@@ -64,7 +66,9 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     ) as error:
         if isinstance(error, WeightsError):
             raise
-        raise WeightsError(f"{path}: not a whole .npz file: {error}. {HOW_TO_SAVE}") from error
+        raise WeightsError(
+            f"{path}: invalid or truncated .npz file: {error}. {HOW_TO_SAVE}"
+        ) from error
     return arrays
 
 
@@ -76,8 +80,8 @@ def _numbers(path, name, data) -> np.ndarray:
         if "allow_pickle" not in str(error):
             raise
         raise WeightsError(
-            f"{path}: array {name!r} holds Python objects, expected numbers; such arrays are pickles "
-            f"and are not opened. {HOW_TO_SAVE}"
+            f"{path}: array {name!r} contains Python objects, expected numbers; such arrays "
+            f"are pickles and are not opened. {HOW_TO_SAVE}"
         ) from error
     if array.dtype.kind not in "biuf":
         raise WeightsError(f"{path}: array {name!r} has dtype {array.dtype}, expected real numbers")
@@ -92,7 +96,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
             others = data.metadata() or {}
     except (safetensors.SafetensorError, OSError, TypeError, KeyError) as error:
         raise WeightsError(
-            f"{path}: not a whole .safetensors file of NumPy's types: {error}. {HOW_TO_SAVE}"
+            f"{path}: invalid .safetensors file, or unsupported by NumPy: {error}. {HOW_TO_SAVE}"
         ) from error
     return arrays | {
         name: arrays[kept] for name, kept in others.items() if kept in arrays and name not in arrays
@@ -106,16 +110,19 @@ def check_shapes(model, params) -> None:
         jax.tree_util.keystr(path): leaf.shape
         for path, leaf in jax.tree_util.tree_leaves_with_path(template)
     }
-    found = {
+    received = {
         jax.tree_util.keystr(path): leaf.shape
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
     wrong = sorted(
-        name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
+        name
+        for name in expected.keys() | received.keys()
+        if expected.get(name) != received.get(name)
     )
     if wrong:
         name = wrong[0]
         raise WeightsError(
-            f"{len(wrong)} parameters do not fit the model that the hyper-parameters describe, the first of them "
-            f"{name}: shape {found.get(name)}, expected {expected.get(name)}"
+            f"{len(wrong)} parameters do not match the model described by the "
+            f"hyperparameters; the first is {name}: shape {received.get(name)}, expected "
+            f"{expected.get(name)}"
         )

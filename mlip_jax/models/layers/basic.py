@@ -143,15 +143,16 @@ def bessel_basis(d, num, cutoff, wave_numbers=None):
     return scale * jnp.sinc(jnp.asarray(k / np.pi, d.dtype) * d[:, None])
 
 
-def _constants(what, given, computed):
+def _constants(name, values, defaults):
     """Return the given constants, checked, or the computed ones."""
-    if given is None:
-        return computed
-    if len(given) != len(computed):
+    if values is None:
+        return defaults
+    if len(values) != len(defaults):
         raise ValueError(
-            f"the radial basis has {len(computed)} functions (num_radial), received {len(given)} {what}"
+            f"the radial basis has {len(defaults)} functions (num_radial), received {len(values)} "
+            f"{name}"
         )
-    return np.asarray(given, np.float64)
+    return np.asarray(values, np.float64)
 
 
 RADIAL_BASES: dict[str, Callable] = {
@@ -181,8 +182,8 @@ def radial_basis(
     if name == "bessel" and widths is None:
         return functools.partial(basis, wave_numbers=centers)
     raise ValueError(
-        f"radial_centers go with the radial bases 'gaussian' and 'bessel' and radial_widths with "
-        f"'gaussian', received them for {name!r}"
+        "radial_centers are only valid for the radial bases 'gaussian' and 'bessel', and "
+        f"radial_widths for 'gaussian'; received them for {name!r}"
     )
 
 

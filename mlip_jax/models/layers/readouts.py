@@ -59,31 +59,31 @@ class Readout(nn.Module):
         """
         scalars, mask = features[:, 0, 0, :], jraph.get_node_padding_mask(graph)
         if self.kind == "scalar":
-            return self._pooled(scalars, mask, graph)
+            return self._pool(scalars, mask, graph)
         if self.kind == "atom":
-            return jnp.where(mask, self._of_atoms(scalars), 0.0)
+            return jnp.where(mask, self._per_atom(scalars), 0.0)
         if self.kind == "vector":
             return self._vector(features, mask, graph)
         vectors = vectors_of(features)
         if vectors is None:
             raise ValueError(
-                "this model has no features of degree 1, which vectors of atoms are made of; use one that "
-                "has, as painn or equivariant_transformer"
+                "this model has no features of degree 1, from which vectors of atoms are "
+                "computed. Use a model that has them, such as painn or equivariant_transformer."
             )
         return jnp.where(
             mask[:, None], GatedVectors(self.act, name="vectors")(scalars, vectors), 0.0
         )
 
-    def _of_atoms(self, scalars):
+    def _per_atom(self, scalars):
         """Return one number per atom: (N, F) -> (N,)."""
         hidden = activation(self.act)(
             Dense(self.width or scalars.shape[-1] // 2, name="hidden")(scalars)
         )
         return Dense(1, kernel_init=nn.initializers.zeros, name="final")(hidden)[:, 0]
 
-    def _pooled(self, scalars, mask, graph):
+    def _pool(self, scalars, mask, graph):
         """Return one number per structure: (N, F) -> (G,)."""
-        values = self._of_atoms(scalars)
+        values = self._per_atom(scalars)
         if self.pooling == "attention":
             hidden = activation(self.act)(
                 Dense(self.width or scalars.shape[-1] // 2, name="attention_hidden")(scalars)
@@ -94,15 +94,15 @@ class Readout(nn.Module):
 
     def _vector(self, features, mask, graph):
         """Return one vector per structure about the mean of its positions, shape (G, 3)."""
-        scalars, positions, of = (
+        scalars, positions, graph_index = (
             features[:, 0, 0, :],
             graph.nodes["positions"],
             node_graph_index(graph),
         )
-        charges = jnp.where(mask, self._of_atoms(scalars), 0.0)
+        charges = jnp.where(mask, self._per_atom(scalars), 0.0)
         # the total charge is zero, so the vector does not depend on the origin
-        charges = jnp.where(mask, charges - _sum(charges, graph, mean=True)[of], 0.0)
-        total = charges[:, None] * (positions - _sum(positions, graph, mean=True)[of])
+        charges = jnp.where(mask, charges - _sum(charges, graph, mean=True)[graph_index], 0.0)
+        total = charges[:, None] * (positions - _sum(positions, graph, mean=True)[graph_index])
         vectors = vectors_of(features)
         if vectors is not None:
             total = total + GatedVectors(self.act, name="vectors")(scalars, vectors)
@@ -125,13 +125,15 @@ class GatedVectors(nn.Module):
     @nn.compact
     def __call__(self, scalars, vectors):
         width = scalars.shape[-1]
-        mixed, kept = jnp.split(Dense(2 * width, use_bias=False, name="mix")(vectors), 2, axis=-1)
+        mixed, vectors_2 = jnp.split(
+            Dense(2 * width, use_bias=False, name="mix")(vectors), 2, axis=-1
+        )
         norms = jnp.sqrt(jnp.sum(mixed * mixed, axis=1) + self.epsilon)
         hidden = activation(self.act)(
             Dense(width, name="hidden")(jnp.concatenate([scalars, norms], axis=-1))
         )
         gate = Dense(width, name="gate")(hidden)
-        return Dense(1, use_bias=False, name="final")(gate[:, None, :] * kept)[..., 0]
+        return Dense(1, use_bias=False, name="final")(gate[:, None, :] * vectors_2)[..., 0]
 
 
 class PropertyModel(nn.Module):
@@ -169,15 +171,15 @@ class PropertyModel(nn.Module):
         features = self.backbone(graph).features
         if self.frozen:
             features = jax.lax.stop_gradient(features)
-        return self._of(features, graph)
+        return self._predict(features, graph)
 
-    def _of(self, features, graph):
+    def _predict(self, features, graph):
         return {name: getattr(self, f"head_{name}")(features, graph) for name, _ in self.heads}
 
     def with_energies(self, graph: jraph.GraphsTuple) -> AtomOutputs:
         """Return the backbone's outputs as a force field, with the properties of the heads."""
         outputs = self.backbone(graph)
-        return outputs._replace(properties=self._of(outputs.features, graph))
+        return outputs._replace(properties=self._predict(outputs.features, graph))
 
     def embed(self, graph: jraph.GraphsTuple) -> jax.Array:
         """Compute the mean over the atoms of the invariant features, shape (G, F).
@@ -239,9 +241,11 @@ def _softmax(logits, mask, graph):
 
     Padding atoms get weights so that nothing is NaN.
     """
-    of, num = node_graph_index(graph), graph.n_node.shape[0]
+    graph_index, num = node_graph_index(graph), graph.n_node.shape[0]
     logits = jnp.where(mask, logits, 0.0)
-    highest = jax.ops.segment_max(jax.lax.stop_gradient(logits), of, num, indices_are_sorted=True)
-    weights = jnp.exp(logits - jnp.where(jnp.isfinite(highest), highest, 0.0)[of])
-    total = jax.ops.segment_sum(weights, of, num, indices_are_sorted=True)
-    return weights / jnp.maximum(total, 1e-30)[of]
+    highest = jax.ops.segment_max(
+        jax.lax.stop_gradient(logits), graph_index, num, indices_are_sorted=True
+    )
+    weights = jnp.exp(logits - jnp.where(jnp.isfinite(highest), highest, 0.0)[graph_index])
+    total = jax.ops.segment_sum(weights, graph_index, num, indices_are_sorted=True)
+    return weights / jnp.maximum(total, 1e-30)[graph_index]

@@ -35,7 +35,7 @@ _CSV_COLUMNS = (
 def comparison_metrics(content: ForceFieldComparison) -> dict[str, Any]:
     """Return the content of metrics.json."""
     m, names = content.molecules, [e.name for e in content.evaluated]
-    evaluated = metrics.judged(next(iter(content.outcomes.values())))
+    evaluated = metrics.evaluable(next(iter(content.outcomes.values())))
     gap = np.array([a.energy - b.energy for a, b in zip(m.at_start, m.at_end)], float)
     result = {
         "oracle": m.oracle,
@@ -85,7 +85,7 @@ def _csv_rows(content: ForceFieldComparison, force_field: EvaluatedForceField) -
         o.fmax,
     )
     flags = (
-        metrics.judged(o),
+        metrics.evaluable(o),
         metrics.diverged(o, limits),
         metrics.succeeded(o, limits),
         metrics.force_converged(o, limits),

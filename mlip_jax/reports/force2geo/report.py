@@ -167,7 +167,7 @@ def _course(content: ForceFieldComparison, name: str) -> tuple[str, str]:
 
 def _figures(content: ForceFieldComparison) -> Iterator[str]:
     """Yield figures of the molecules that the oracle can evaluate."""
-    evaluated = metrics.judged(next(iter(content.outcomes.values())))
+    evaluated = metrics.evaluable(next(iter(content.outcomes.values())))
     sizes = np.array([len(s.atoms) for s in content.molecules.starts])[evaluated]
     names = [e.name for e in content.evaluated]
     pct = {

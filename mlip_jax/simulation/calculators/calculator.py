@@ -3,10 +3,11 @@
 A calculation has these steps:
 
 1. check the structure: finite positions, known elements, a complete cell (`padded._check`);
-2. center or wrap the positions, which keeps digits in float32 (`padded.centred`);
-3. build the neighbor list and choose a size bucket for the structure (`padded._pack`);
+2. center or wrap the positions, which keeps digits in float32 (`padded.centered`);
+3. build the neighbor list and choose a size bucket for the structure (`CompiledForceField.pack`);
 4. copy everything into two padded flat arrays (`packing.pack`);
-5. run the compiled program, which restores the graph (`packing.unpack`) and evaluates the model;
+5. run the compiled program, which restores the graph (`packing.unpack`) and evaluates the model
+   (`CompiledForceField.run`);
 6. remove the padding and add the reference energies in float64 (`padded._results_of`);
 7. if a property of the domain is requested, compute the features and their distances.
 """
@@ -23,7 +24,7 @@ from ase.calculators.calculator import Calculator, all_changes
 from mlip_jax.importers import load_force_field, schnetpack, so3lr
 from mlip_jax.potential import Potential, evaluate, hessian_columns
 from mlip_jax.simulation.calculators.packing import unpack
-from mlip_jax.simulation.calculators.padded import PaddedCalculator, centred
+from mlip_jax.simulation.calculators.padded import PaddedCalculator, centered
 from mlip_jax.simulation.energies import invariant_features
 from mlip_jax.simulation.trust import atom_domain
 from mlip_jax.simulation.trust.domain import Domain
@@ -112,7 +113,7 @@ class MLIPCalculator(PaddedCalculator):
         Raises:
           CheckpointError: If the directory contains no readable force field.
         """
-        return cls(Potential.load(path), dtype, atom_domain.of_workdir(path))
+        return cls(Potential.load(path), dtype, atom_domain.load_domain(path))
 
     @classmethod
     def from_schnetpack(cls, path: str | Path, dtype: str = "float32", **options) -> MLIPCalculator:
@@ -166,22 +167,24 @@ class MLIPCalculator(PaddedCalculator):
 
         Properties of the domain are computed only if `properties` requests one of them.
         """
-        wanted = self.domain is not None and not set(properties).isdisjoint(
+        needs_domain = self.domain is not None and not set(properties).isdisjoint(
             atom_domain.properties(self.domain)
         )
         # the base class does not know the properties of the domain
-        own = atom_domain.properties(self.domain) if wanted else ()
+        domain_properties = atom_domain.properties(self.domain) if needs_domain else ()
         super().calculate(
-            atoms, ["energy", *(p for p in properties if p not in own)], system_changes
+            atoms,
+            ["energy", *(p for p in properties if p not in domain_properties)],
+            system_changes,
         )
-        if wanted:
+        if needs_domain:
             self.results = self.results | atom_domain.results(
                 self.domain, self._features(self.atoms)
             )
 
     def _features(self, atoms: Atoms) -> np.ndarray:
         """Compute the invariant features of the atoms, (n_atoms, F)."""
-        bucket, packed = self._pack(atoms, centred(atoms))
+        bucket, packed = self._compiled.pack(atoms, centered(atoms))
         with jax.enable_x64(self.dtype == np.float64):
             features = invariant_features(
                 self.potential.model, self.potential.params, unpack(bucket, *packed)

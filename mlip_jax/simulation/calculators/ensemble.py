@@ -25,11 +25,11 @@ class _ArchitectureGroup(NamedTuple):
 
     Attributes:
       model: Model shared by the members.
-      places: Indices of the members in the ensemble.
+      indices: Indices of the members in the ensemble.
     """
 
     model: nn.Module
-    places: tuple[int, ...]
+    indices: tuple[int, ...]
 
 
 class EnsembleCalculator(PaddedCalculator):
@@ -87,21 +87,22 @@ class EnsembleCalculator(PaddedCalculator):
         potentials = tuple(potentials)
         if len(potentials) < 2:
             raise ValueError(
-                f"an ensemble needs two or more force fields, received {len(potentials)}; MLIPCalculator "
-                "is for one"
+                f"an ensemble needs at least two force fields, received {len(potentials)}. Use "
+                "MLIPCalculator for one."
             )
         cutoffs = [(p.cutoff, p.long_range_cutoff) for p in potentials]
         if len(set(cutoffs)) > 1:
             raise ValueError(
-                "members of an ensemble share one neighbour list and must have one cutoff and one "
-                f"long-range cutoff; received (in Å) {', '.join(map(str, cutoffs))}"
+                "the members of an ensemble share one neighbor list and must have the same "
+                "cutoff and long-range cutoff; received (in Å) "
+                f"{', '.join(map(str, cutoffs))}"
             )
         if calibration is not None:
             calibration.check(potentials)
         super().__init__(potentials, dtype)
         self.calibration = calibration
         self.potentials = self._members
-        self._groups = _grouped(self.potentials)
+        self._groups = _group_by_architecture(self.potentials)
         with_deviation = [name for name in self.implemented_properties if name != "free_energy"]
         self.implemented_properties = [
             *self.implemented_properties,
@@ -137,7 +138,7 @@ class EnsembleCalculator(PaddedCalculator):
         """Return parameters and energy scales (M,) of each group, stacked along a leading axis."""
         stacked = []
         for group in self._groups:
-            members = [self.potentials[place] for place in group.places]
+            members = [self.potentials[member_index] for member_index in group.indices]
             scales = np.array([m.energy_scale for m in members], self.dtype)
             stacked.append(
                 (
@@ -154,32 +155,32 @@ class EnsembleCalculator(PaddedCalculator):
           One result per group. Axis 0 of each leaf indexes the members of the group.
         """
         return [
-            jax.vmap(lambda p, scale, model=group.model: function(model, p, scale))(*own)
-            for group, own in zip(self._groups, params)
+            jax.vmap(lambda p, scale, model=group.model: function(model, p, scale))(*group_params)
+            for group, group_params in zip(self._groups, params)
         ]
 
     def _evaluate(self, params, graph, with_stress):
-        def one(model, own, scale):
-            out = evaluate(model, own, graph, scale, with_stress)
+        def one(model, group_params, scale):
+            out = evaluate(model, group_params, graph, scale, with_stress)
             # only predictions that all members share can be concatenated
             return out._replace(properties={name: out.properties[name] for name in self._predicted})
 
-        made: list[Evaluation] = self._over_members(one, params)
+        per_group: list[Evaluation] = self._over_members(one, params)
         # from the order of the groups to the order of the members
-        back = np.argsort([place for group in self._groups for place in group.places])
-        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[back], *made)
+        back = np.argsort([member for group in self._groups for member in group.indices])
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[back], *per_group)
 
     def _hessian_columns(self, params, graph, directions):
-        def one(model, own, scale):
-            return hessian_columns(model, own, graph, scale, directions)
+        def one(model, group_params, scale):
+            return hessian_columns(model, group_params, graph, scale, directions)
 
-        return sum(made.sum(axis=0) for made in self._over_members(one, params)) / len(
+        return sum(columns.sum(axis=0) for columns in self._over_members(one, params)) / len(
             self.potentials
         )
 
     def _results(self, atoms, positions, out, stress):
         stresses = [None] * len(out) if stress is None else stress
-        made, predictions = zip(
+        per_member, predictions = zip(
             *(
                 self._results_of(p, atoms, positions, o, s)
                 for p, o, s in zip(self.potentials, out, stresses)
@@ -189,8 +190,8 @@ class EnsembleCalculator(PaddedCalculator):
             name: np.mean([p[name] for p in predictions], axis=0) for name in self._predicted
         }
         results = {}
-        for name in made[0]:
-            values = np.array([own[name] for own in made])
+        for name in per_member[0]:
+            values = np.array([member_results[name] for member_results in per_member])
             results[name] = _plain(values.mean(axis=0))
             if name != "free_energy":
                 results[f"{name}_std"] = _plain(values.std(axis=0, ddof=1))
@@ -199,18 +200,18 @@ class EnsembleCalculator(PaddedCalculator):
         return results
 
 
-def _grouped(potentials: Sequence[Potential]) -> tuple[_ArchitectureGroup, ...]:
+def _group_by_architecture(potentials: Sequence[Potential]) -> tuple[_ArchitectureGroup, ...]:
     """Group members that have equal models and equal parameter shapes."""
     groups: list[tuple[Any, list[int]]] = []
-    for place, potential in enumerate(potentials):
+    for index, potential in enumerate(potentials):
         kind = potential.model, jax.tree.map(np.shape, potential.params)
-        for known, places in groups:
-            if known == kind:
-                places.append(place)
+        for other, indices in groups:
+            if other == kind:
+                indices.append(index)
                 break
         else:
-            groups.append((kind, [place]))
-    return tuple(_ArchitectureGroup(kind[0], tuple(places)) for kind, places in groups)
+            groups.append((kind, [index]))
+    return tuple(_ArchitectureGroup(kind[0], tuple(indices)) for kind, indices in groups)
 
 
 def _plain(value):

@@ -23,11 +23,11 @@ class _ArrayLayout(NamedTuple):
 
     Attributes:
       total: Length of the array.
-      places: (name, slice, shape) of each field.
+      fields: (name, slice, shape) of each field.
     """
 
     total: int
-    places: tuple[tuple[str, slice, tuple[int, ...]], ...]
+    fields: tuple[tuple[str, slice, tuple[int, ...]], ...]
 
 
 def pack(
@@ -99,22 +99,26 @@ def unpack(bucket: SizeBucket, floats, ints) -> jraph.GraphsTuple:
 
     The fields are views of NumPy arrays, or traced arrays inside a compiled function.
     """
-    real, whole = _split(_floats(bucket), floats), _split(_ints(bucket), ints)
-    edges = {name: whole[name] for name in ("pair_order", "shifts") if name in whole}
+    floats_by_name, ints_by_name = _split(_floats(bucket), floats), _split(_ints(bucket), ints)
+    edges = {name: ints_by_name[name] for name in ("pair_order", "shifts") if name in ints_by_name}
     if bucket.long_range:
         edges["long_range"] = {
-            name: whole[f"pair_{name}"]
+            name: ints_by_name[f"pair_{name}"]
             for name in ("receivers", "senders", "shifts")
-            if f"pair_{name}" in whole
+            if f"pair_{name}" in ints_by_name
         }
     return jraph.GraphsTuple(
-        nodes={"positions": real["positions"], "numbers": whole["numbers"]},
+        nodes={"positions": floats_by_name["positions"], "numbers": ints_by_name["numbers"]},
         edges=edges,
-        globals={name: real[name] for name in ("charge", "spin", "cell") if name in real},
-        senders=whole["senders"],
-        receivers=whole["receivers"],
-        n_node=whole["n_node"],
-        n_edge=whole["n_edge"],
+        globals={
+            name: floats_by_name[name]
+            for name in ("charge", "spin", "cell")
+            if name in floats_by_name
+        },
+        senders=ints_by_name["senders"],
+        receivers=ints_by_name["receivers"],
+        n_node=ints_by_name["n_node"],
+        n_edge=ints_by_name["n_edge"],
     )
 
 
@@ -156,4 +160,4 @@ def _parts(shapes: dict[str, tuple[int, ...]]) -> _ArrayLayout:
 
 def _split(parts: _ArrayLayout, flat) -> dict:
     """Return the fields of a flat array by name, in their shapes."""
-    return {name: flat[places].reshape(part) for name, places, part in parts.places}
+    return {name: flat[span].reshape(part) for name, span, part in parts.fields}

@@ -1,16 +1,14 @@
-"""Base class of the ASE calculators: padding, compilation, checks, state, threads and copies."""
+"""Base class of the ASE calculators: checks, state, threads, copies and vibrations."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import threading
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import jraph
 import numpy as np
 from ase import Atoms
@@ -26,15 +24,9 @@ from ase.outputs import Properties, all_outputs
 from ase.stress import full_3x3_to_voigt_6_stress
 from ase.vibrations import VibrationsData
 
-from mlip_jax.graphs.neighbors import long_range_list, neighbor_list
-from mlip_jax.graphs.shapes import SizeBucket, SizeBuckets
 from mlip_jax.potential import Evaluation, Potential, example_graph
-from mlip_jax.simulation.calculators.packing import pack, unpack
+from mlip_jax.simulation.calculators.compiled import CompiledForceField, columns_at_once
 from mlip_jax.structure import STATES, electronic_value
-
-# _COLUMN_EDGES: maximum number of Hessian columns times directed edges of a block; a column takes a
-# few kilobytes per edge.
-_COLUMN_EDGES = 1 << 16
 
 
 class PaddedCalculator(Calculator):
@@ -45,7 +37,6 @@ class PaddedCalculator(Calculator):
 
     Attributes:
       dtype: float32, or float64 for the whole calculation.
-      num_compiles: Number of programs compiled so far.
       predictions: Per-atom predictions other than energies, see `MLIPCalculator`.
     """
 
@@ -131,8 +122,8 @@ class PaddedCalculator(Calculator):
         with self._lock:
             if atoms is None and self.atoms is None and name in self.implemented_properties:
                 raise CalculatorSetupError(
-                    f"{name} of what? This calculator has seen no atoms yet; hand them over, or "
-                    "set atoms.calc and ask the atoms"
+                    f"{name} requires atoms, and this calculator has not received any. Pass "
+                    "them, or set atoms.calc and call the method of the atoms."
                 )
             return super().get_property(name, atoms, allow_calculation)
 
@@ -157,10 +148,10 @@ class PaddedCalculator(Calculator):
         self.results = {}
         atoms = self.atoms
         self._check(atoms, properties)
-        positions = centred(atoms)
-        bucket, packed = self._pack(atoms, positions)
+        positions = centered(atoms)
+        bucket, packed = self._compiled.pack(atoms, positions)
         with jax.enable_x64(self.dtype == np.float64):
-            out, stress = self._run(bucket, *packed, bool(atoms.pbc.all()))
+            out, stress = self._compiled.run(bucket, *packed, bool(atoms.pbc.all()))
         self.results = self._results(
             atoms, positions, np.asarray(out)[..., : len(atoms), :].astype(np.float64), stress
         )
@@ -182,18 +173,18 @@ class PaddedCalculator(Calculator):
         """
         with self._lock:
             self._check(atoms, ())
-            bucket, packed = self._pack(atoms, centred(atoms))
+            bucket, packed = self._compiled.pack(atoms, centered(atoms))
             size, blocks = 3 * len(atoms), []
             with jax.enable_x64(self.dtype == np.float64):
-                for start in range(0, size, _columns_at_once(bucket)):
-                    block = np.asarray(self._run_hessian(bucket, *packed, np.int32(start)))
+                for start in range(0, size, columns_at_once(bucket)):
+                    block = np.asarray(self._compiled.run_hessian(bucket, *packed, np.int32(start)))
                     # (columns, nodes, 3) -> (columns, 3 n_atoms), without padding
                     blocks.append(block.reshape(len(block), -1)[:, :size])
         hessian = np.concatenate(blocks)[:size].astype(np.float64)
         if not np.isfinite(hessian).all():
             raise CalculationFailed(
-                "the force field gives NaN or infinite second derivatives here; are atoms on top "
-                "of each other?"
+                "the force field gives NaN or infinite second derivatives. Check whether atoms "
+                "overlap."
             )
         return 0.5 * (hessian + hessian.T)
 
@@ -247,34 +238,37 @@ class PaddedCalculator(Calculator):
     def _check(self, atoms, properties) -> None:
         """Raise if the structure or the requested properties are unsupported; see `calculate`."""
         if len(atoms) == 0:
-            raise ValueError("the structure has no atoms; a force field needs at least one")
+            raise ValueError("the structure has no atoms; a force field requires at least one")
         if not np.isfinite(atoms.positions).all():
             bad = np.flatnonzero(~np.isfinite(atoms.positions).all(axis=1))
             raise ValueError(
-                f"positions must be finite, received NaN or infinite values for {len(bad)} of {len(atoms)} atoms, "
-                f"the first of them atom {bad[0]}: {atoms.positions[bad[0]]}"
+                f"positions must be finite, received NaN or infinite values for {len(bad)} of "
+                f"{len(atoms)} atoms; the first is atom {bad[0]}: {atoms.positions[bad[0]]}"
             )
         if atoms.pbc.any() and not atoms.cell.array.any(axis=1)[atoms.pbc].all():
             raise ValueError(
                 f"pbc is {atoms.pbc.tolist()} but a periodic direction has no lattice vector: "
-                f"{atoms.cell.array.tolist()}; give the cell, or set pbc to False there"
+                f"{atoms.cell.array.tolist()}. Set the cell, or set pbc to False in this "
+                "direction."
             )
         for member in self._members:
             member.check_elements(atoms.numbers)
         if "stress" in properties and not atoms.pbc.all():
             raise PropertyNotImplementedError(
-                f"stress needs a cell that is periodic in all three directions, received pbc={atoms.pbc.tolist()}"
+                "stress requires a cell that is periodic in all three directions, received "
+                f"pbc={atoms.pbc.tolist()}"
             )
         if "dipole" in properties and atoms.pbc.any():
             raise PropertyNotImplementedError(
-                f"a periodic structure has no dipole moment, received pbc={atoms.pbc.tolist()}"
+                "the dipole moment of a periodic structure is undefined, received "
+                f"pbc={atoms.pbc.tolist()}"
             )
-        self._check_state_known(atoms, "charge", "charges", "total charges")
-        self._check_state_known(
+        self._warn_if_unseen(atoms, "charge", "charges", "total charges")
+        self._warn_if_unseen(
             atoms, "num_unpaired_electrons", "spins", "numbers of unpaired electrons"
         )
 
-    def _check_state_known(self, atoms, key: str, statistic: str, words: str) -> None:
+    def _warn_if_unseen(self, atoms, key: str, statistic: str, words: str) -> None:
         """Warn once per quantity if the force field was not trained on this value."""
         value = electronic_value(atoms, key)
         if value == 0 or key in self._warned_of:
@@ -289,8 +283,8 @@ class PaddedCalculator(Calculator):
             return
         self._warned_of.add(key)
         warnings.warn(
-            f"atoms.info['{key}'] is {value:g}, but this force field was trained on {words} "
-            f"{', '.join(f'{c:g}' for c in strange[0])} only; do not expect its energies to be right",
+            f"atoms.info['{key}'] is {value:g}, but this force field was trained only on "
+            f"{words} {', '.join(f'{c:g}' for c in strange[0])}; its energies may be wrong",
             UserWarning,
             stacklevel=2,
         )
@@ -312,8 +306,8 @@ class PaddedCalculator(Calculator):
         energy = float(energies.sum())
         if not np.isfinite(out).all():
             raise CalculationFailed(
-                "the force field gives NaN or infinite energies or forces here; are atoms on top of each other, or "
-                "has the dynamics blown up?"
+                "the force field gives NaN or infinite energies or forces. Check whether atoms "
+                "overlap or the dynamics are unstable."
             )
         results = {"energy": energy, "free_energy": energy, "energies": energies, "forces": forces}
         if stress is not None:
@@ -325,96 +319,29 @@ class PaddedCalculator(Calculator):
                 results["dipole"] = charges @ positions
         return results, predictions
 
-    # --- Compiled programs ---
+    # --- Copies ---
 
-    def _pack(self, atoms, positions) -> tuple[SizeBucket, tuple[np.ndarray, np.ndarray]]:
-        """Return the size bucket of the structure and its packed arrays."""
-        pbc = atoms.pbc
-        periodic = bool(pbc.any())
-        box = (atoms.cell.array, pbc) if periodic else (None, None)
-        neighbors = neighbor_list(positions, self._cutoff, *box)
-        _check_apart(positions, neighbors)
-        reach = self._long_range_cutoff
-        long_range = None if reach is None else long_range_list(positions, reach, *box)
-        n_pair = None if reach is None else len(long_range[0])
-        bucket = self._buckets.choose(len(atoms), len(neighbors.senders), n_pair, periodic)
-        return bucket, pack(
-            atoms.numbers,
-            positions,
-            neighbors,
-            bucket,
-            self.dtype,
-            charge=electronic_value(atoms, "charge"),
-            spin=electronic_value(atoms, "num_unpaired_electrons"),
-            cell=box[0],
-            long_range=long_range,
-        )
+    @property
+    def num_compiles(self) -> int:
+        """Return the number of programs compiled so far."""
+        return self._compiled.num_compiles
 
     def _reset_compiled(self) -> None:
         """Reset the state that a copy does not share with the original."""
-        self.num_compiles = 0
         self._lock = threading.RLock()
-        self._buckets = SizeBuckets(self._long_range_cutoff)
-        self._programs = None
-
-    def _run(self, bucket: SizeBucket, floats: np.ndarray, ints: np.ndarray, with_stress: bool):
-        """Run the compiled evaluation; compile it for a new size bucket."""
-        evaluation, _, leaves = self._compiled()
-        return evaluation(leaves, bucket, floats, ints, with_stress)
-
-    def _run_hessian(
-        self, bucket: SizeBucket, floats: np.ndarray, ints: np.ndarray, start: np.int32
-    ):
-        """Run the compiled block of Hessian columns from `start` on."""
-        _, hessian, leaves = self._compiled()
-        return hessian(leaves, bucket, floats, ints, start)
-
-    def _compiled(self):
-        """Return the compiled evaluation, the compiled Hessian and the parameters on the device."""
-        if self._programs is None:
-            # Parameters are an argument: as fast as constants, but not copied into each program.
-            leaves, structure = jax.tree.flatten(self._params())
-            evaluation, hessian = (
-                functools.partial(f, structure) for f in (self._traced, self._traced_hessian)
-            )
-            self._programs = (
-                jax.jit(evaluation, static_argnums=(1, 4)),
-                jax.jit(hessian, static_argnums=1),
-                jax.device_put(leaves),
-            )
-        return self._programs
-
-    def _traced(self, structure, leaves, bucket, floats, ints, with_stress):
-        """Return the outputs of the evaluation, concatenated, and the stress or None.
-
-        The outputs are atomic energies, forces and predictions, (..., nodes, 4 + predictions).
-        """
-        self.num_compiles += 1  # runs when JAX traces, which it does once for each program
-        params, graph = jax.tree.unflatten(structure, leaves), unpack(bucket, floats, ints)
-        out = self._evaluate(params, graph, with_stress)
-        parts = [
-            out.energies[..., None],
-            out.forces,
-            *(out.properties[name][..., None] for name in self._predicted),
-        ]
-        # the host sums the energies in float64
-        return jnp.concatenate(parts, axis=-1), out.stress
-
-    def _traced_hessian(self, structure, leaves, bucket, floats, ints, start):
-        """Return columns of the Hessian from `start` on, (columns, nodes, 3).
-
-        Columns of padding atoms are zero.
-        """
-        self.num_compiles += 1
-        params, graph = jax.tree.unflatten(structure, leaves), unpack(bucket, floats, ints)
-        columns = start + jnp.arange(_columns_at_once(bucket))
-        # (columns, 3 nodes)
-        directions = jax.nn.one_hot(columns, 3 * bucket.budget.n_node, dtype=floats.dtype)
-        return self._hessian_columns(params, graph, directions.reshape(-1, bucket.budget.n_node, 3))
+        self._compiled = CompiledForceField(
+            params=self._params,
+            evaluate=self._evaluate,
+            hessian_columns=self._hessian_columns,
+            predicted=self._predicted,
+            dtype=self.dtype,
+            cutoff=self._cutoff,
+            long_range_cutoff=self._long_range_cutoff,
+        )
 
     def __getstate__(self):
-        left = ("num_compiles", "_lock", "_buckets", "_programs")
-        return {name: value for name, value in self.__dict__.items() if name not in left}
+        not_shared = ("_lock", "_compiled")
+        return {name: value for name, value in self.__dict__.items() if name not in not_shared}
 
     def __setstate__(self, state):
         self.__dict__.update(state)
@@ -428,15 +355,7 @@ def _cast(potential: Potential, dtype) -> Potential:
     )
 
 
-def _columns_at_once(bucket: SizeBucket) -> int:
-    """Return the number of Hessian columns of a block."""
-    budget = bucket.budget
-    return int(
-        np.clip(_COLUMN_EDGES // max(budget.n_edge + budget.n_pair, 1), 1, 3 * (budget.n_node - 1))
-    )
-
-
-def centred(atoms) -> np.ndarray:
+def centered(atoms) -> np.ndarray:
     """Return the positions, shifted or wrapped close to the origin.
 
     float32 has fewer digits for a molecule that has drifted away from the origin.
@@ -445,16 +364,3 @@ def centred(atoms) -> np.ndarray:
     if atoms.pbc.any():
         positions = wrap_positions(positions, atoms.cell.array, atoms.pbc, eps=0)
     return positions if atoms.pbc.all() else positions - positions.sum(axis=0) / len(atoms)
-
-
-def _check_apart(positions, neighbors) -> None:
-    """Raise CalculationFailed if two atoms coincide: zero-length edges count as padding."""
-    same = (positions[neighbors.senders] == positions[neighbors.receivers]).all(axis=1)
-    if neighbors.shifts is not None:
-        same &= ~neighbors.shifts.any(axis=1)
-    if same.any():
-        edge = int(np.argmax(same))
-        raise CalculationFailed(
-            f"atoms {neighbors.receivers[edge]} and {neighbors.senders[edge]} are in the same "
-            "place; forces are not defined there"
-        )

@@ -32,7 +32,7 @@ class SampledTrajectory:
 
 
 def distances(
-    course: SampledTrajectory, longest: float = 8.0, bins: int = 200
+    trajectory: SampledTrajectory, longest: float = 8.0, bins: int = 200
 ) -> tuple[np.ndarray, np.ndarray]:
     """Compute the radial distribution of all pairs of atoms.
 
@@ -41,7 +41,7 @@ def distances(
     `longest` should be less than half of the cell.
 
     Args:
-      course: Trajectory.
+      trajectory: Trajectory.
       longest: Largest distance (Å).
       bins: Number of bins.
 
@@ -49,26 +49,28 @@ def distances(
       Distances r (Å) and density, (bins,) each.
     """
     edges = np.linspace(0.0, longest, bins + 1)
-    n, counts = course.positions.shape[1], np.zeros(bins)
+    n, counts = trajectory.positions.shape[1], np.zeros(bins)
     i, j = np.triu_indices(n, 1)
-    for frame in course.positions:
-        if course.cell is None:
-            found = np.linalg.norm(frame[i] - frame[j], axis=1)
+    for frame in trajectory.positions:
+        if trajectory.cell is None:
+            pair_distances = np.linalg.norm(frame[i] - frame[j], axis=1)
         else:
-            found = get_distances(frame, cell=course.cell, pbc=True)[1][i, j]
-        counts += np.histogram(found, edges)[0]
+            pair_distances = get_distances(frame, cell=trajectory.cell, pbc=True)[1][i, j]
+        counts += np.histogram(pair_distances, edges)[0]
     r, width = 0.5 * (edges[1:] + edges[:-1]), edges[1] - edges[0]
-    share = counts / max(len(i) * len(course.positions), 1)
-    if course.cell is None:
+    share = counts / max(len(i) * len(trajectory.positions), 1)
+    if trajectory.cell is None:
         return r, share / width
-    return r, share * abs(np.linalg.det(course.cell)) / (4 * np.pi * r * r * width)
+    return r, share * abs(np.linalg.det(trajectory.cell)) / (4 * np.pi * r * r * width)
 
 
-def spectrum(course: SampledTrajectory, highest: float = 4000.0) -> tuple[np.ndarray, np.ndarray]:
+def spectrum(
+    trajectory: SampledTrajectory, highest: float = 4000.0
+) -> tuple[np.ndarray, np.ndarray]:
     """Compute the vibrational density of states, the mass-weighted power spectrum of velocities.
 
     Args:
-      course: Trajectory.
+      trajectory: Trajectory.
       highest: Highest wavenumber (cm⁻¹).
 
     Returns:
@@ -79,18 +81,18 @@ def spectrum(course: SampledTrajectory, highest: float = 4000.0) -> tuple[np.nda
       ValueError: If there are fewer than 16 frames, or if they are too far apart for the highest
         wavenumber.
     """
-    frames = len(course.velocities)
-    nyquist = 0.5 / (course.spacing * _SPEED_OF_LIGHT)
+    frames = len(trajectory.velocities)
+    nyquist = 0.5 / (trajectory.spacing * _SPEED_OF_LIGHT)
     if frames < 16 or nyquist < highest:
         raise ValueError(
-            f"a spectrum up to {highest:g} cm⁻¹ needs 16 frames or more, at most "
-            f"{0.5 / (highest * _SPEED_OF_LIGHT):.3g} fs apart; there are {frames}, {course.spacing:g} fs "
-            "apart"
+            f"a spectrum up to {highest:g} cm⁻¹ needs at least 16 frames, at most "
+            f"{0.5 / (highest * _SPEED_OF_LIGHT):.3g} fs apart; received {frames}, "
+            f"{trajectory.spacing:g} fs apart"
         )
     window = np.hanning(frames)[:, None, None]
-    moved = (course.velocities - course.velocities.mean(0)) * window
-    power = (np.abs(np.fft.rfft(moved, axis=0)) ** 2).sum(-1) @ course.masses
-    wavenumbers = np.fft.rfftfreq(frames, course.spacing * _SPEED_OF_LIGHT)
+    moved = (trajectory.velocities - trajectory.velocities.mean(0)) * window
+    power = (np.abs(np.fft.rfft(moved, axis=0)) ** 2).sum(-1) @ trajectory.masses
+    wavenumbers = np.fft.rfftfreq(frames, trajectory.spacing * _SPEED_OF_LIGHT)
     kept = wavenumbers <= highest
     step = wavenumbers[1]
     reach = int(np.ceil(4 * _SMOOTHING / step))
@@ -114,10 +116,10 @@ def overlap(x: np.ndarray, first: np.ndarray, other_x: np.ndarray, second: np.nd
     return float(np.trapezoid(np.minimum(first, second), x))
 
 
-def temperature(course: SampledTrajectory) -> float:
+def temperature(trajectory: SampledTrajectory) -> float:
     """Return the mean kinetic temperature (K), with three degrees of freedom fewer per molecule.
 
     The three are those of the center of mass.
     """
-    kinetic = 0.5 * (course.masses[:, None] * course.velocities**2).sum((1, 2)).mean()
-    return float(2 * kinetic / (max(3 * len(course.masses) - 3, 1) * units.kB))
+    kinetic = 0.5 * (trajectory.masses[:, None] * trajectory.velocities**2).sum((1, 2)).mean()
+    return float(2 * kinetic / (max(3 * len(trajectory.masses) - 3, 1) * units.kB))

@@ -72,12 +72,12 @@ def read(path: Path, frames: slice = slice(None)) -> list[Atoms]:
       ValueError: If the file contains something else.
     """
     with _reading(path) as file:
-        chosen = range(_count(file))[frames]
-        if not len(chosen):
+        indices = range(_count(file))[frames]
+        if not len(indices):
             return []
-        first, last = min(chosen), max(chosen) + 1
+        first, last = min(indices), max(indices) + 1
         columns = {name: file[name][first:last] for name in _names(file)}
-        about, pbc = (
+        info, pbc = (
             dict(file[_ATOMS].attrs),
             np.asarray(file[f"{_ATOMS}/box"].attrs["boundary"]) == b"periodic",
         )
@@ -85,10 +85,10 @@ def read(path: Path, frames: slice = slice(None)) -> list[Atoms]:
     return [
         _atoms(
             Atoms(numbers, masses=masses, pbc=pbc),
-            about,
+            info,
             {name: values[k - first] for name, values in columns.items()},
         )
-        for k in chosen
+        for k in indices
     ]
 
 
@@ -106,7 +106,7 @@ def size(path: Path) -> int:
         return _count(file)
 
 
-def cut(path: Path, count: int) -> None:
+def truncate(path: Path, count: int) -> None:
     """Keep only the first `count` frames, atomically, in a file that is not marked as open.
 
     Raises:
@@ -176,7 +176,7 @@ def _create(path: Path, atoms: Atoms) -> None:
 
 def _columns(frames: Sequence[Atoms]) -> dict[str, np.ndarray]:
     """Return the values of the data sets by name, one row per frame."""
-    found = {
+    values_by_name = {
         f"{_POSITION}/value": np.array([a.positions for a in frames], np.float32),
         f"{_VELOCITY}/value": np.array([a.get_velocities() * units.fs for a in frames], np.float32),
         f"{_ENERGY}/value": np.array([a.get_potential_energy() for a in frames], np.float64),
@@ -184,8 +184,8 @@ def _columns(frames: Sequence[Atoms]) -> dict[str, np.ndarray]:
         f"{_POSITION}/step": np.array([a.info["step"] for a in frames], np.int64),
     }
     if frames[0].pbc.any():
-        found[f"{_EDGES}/value"] = np.array([a.cell.array for a in frames], np.float64)
-    return found
+        values_by_name[f"{_EDGES}/value"] = np.array([a.cell.array for a in frames], np.float64)
+    return values_by_name
 
 
 def _names(file: h5py.File) -> list[str]:
@@ -202,7 +202,7 @@ def _count(file: h5py.File) -> int:
     return min(len(file[name]) for name in _names(file))
 
 
-def _atoms(atoms: Atoms, about: Mapping[str, object], row: Mapping[str, np.ndarray]) -> Atoms:
+def _atoms(atoms: Atoms, info: Mapping[str, object], row: Mapping[str, np.ndarray]) -> Atoms:
     """Return the frame of a row. `atoms` is modified; its positions are not set."""
     atoms.positions = row[f"{_POSITION}/value"]
     atoms.set_velocities(row[f"{_VELOCITY}/value"].astype(np.float64) / units.fs)
@@ -211,7 +211,7 @@ def _atoms(atoms: Atoms, about: Mapping[str, object], row: Mapping[str, np.ndarr
     atoms.info = {
         "step": int(row[f"{_POSITION}/step"]),
         "time_fs": float(row[f"{_POSITION}/time"]),
-        **{k: v.item() if isinstance(v, np.generic) else v for k, v in about.items()},
+        **{k: v.item() if isinstance(v, np.generic) else v for k, v in info.items()},
     }
     atoms.calc = SinglePointCalculator(atoms, energy=float(row[f"{_ENERGY}/value"]))
     return atoms
@@ -222,12 +222,12 @@ def _reading(path: Path) -> Iterator[h5py.File]:
     """Open a file for reading while it may be written. Raise ValueError if it has no trajectory."""
     # no locks: a reader must not stop a run
     with (
-        _damage_told(path),
+        _report_corruption(path),
         h5py.File(path, "r", libver="latest", swmr=True, locking=False) as file,
     ):
         if any(name not in file for name in (_POSITION, _VELOCITY, _ENERGY)):
             raise ValueError(
-                f"{path}: holds no trajectory; expected {_POSITION}, {_VELOCITY} and {_ENERGY}"
+                f"{path}: not a trajectory; expected {_POSITION}, {_VELOCITY} and {_ENERGY}"
             )
         yield file
 
@@ -243,14 +243,17 @@ def _appending(path: Path) -> Iterator[h5py.File]:
     access.set_libver_bounds(h5py.h5f.LIBVER_V110, h5py.h5f.LIBVER_V110)
     access.set_file_locking(False, True)
     flags = h5py.h5f.ACC_RDWR | h5py.h5f.ACC_SWMR_WRITE
-    with _damage_told(path), h5py.File(h5py.h5f.open(os.fsencode(path), flags, access)) as file:
+    with (
+        _report_corruption(path),
+        h5py.File(h5py.h5f.open(os.fsencode(path), flags, access)) as file,
+    ):
         yield file
 
 
 @contextlib.contextmanager
-def _damage_told(path: Path) -> Iterator[None]:
+def _report_corruption(path: Path) -> Iterator[None]:
     """Raise OSError for the exceptions with which h5py reports corrupted or missing parts."""
     try:
         yield
     except (RuntimeError, KeyError) as error:
-        raise OSError(f"{path}: is damaged: {error}") from error
+        raise OSError(f"{path}: corrupted: {error}") from error

@@ -53,12 +53,12 @@ class Verlet:
 
     def begin(self, motion: Motion, forces, virial, particles: Particles, dt, key) -> Motion:
         """Apply the first half of the kick, and drift."""
-        return drifted(kicked(motion, forces, particles, 0.5 * dt), dt)
+        return drift(kick(motion, forces, particles, 0.5 * dt), dt)
 
     def end(self, motion: Motion, forces, particles: Particles, dt, key) -> Motion:
         """Apply the second half of the kick."""
-        motion = kicked(motion, forces, particles, 0.5 * dt)
-        return without_com(motion, particles) if self.fix_com else motion
+        motion = kick(motion, forces, particles, 0.5 * dt)
+        return remove_com(motion, particles) if self.fix_com else motion
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Langevin(Verlet):
 
     def begin(self, motion: Motion, forces, virial, particles: Particles, dt, key) -> Motion:
         """Apply B, A, O, A: half a kick, and the thermostat in the middle of the drift."""
-        motion = drifted(kicked(motion, forces, particles, 0.5 * dt), 0.5 * dt)
+        motion = drift(kick(motion, forces, particles, 0.5 * dt), 0.5 * dt)
         before = kinetic_energies(motion.velocities, particles)
         kept, lost = jnp.exp(-self.friction * dt), -jnp.expm1(-2 * self.friction * dt)
         target = jnp.append(particles.target, 0.0)[particles.molecule]
@@ -85,9 +85,9 @@ class Langevin(Verlet):
             key, particles, motion.positions.dtype
         )
         motion = motion._replace(velocities=kept * motion.velocities + noise)
-        motion = without_com(motion, particles) if self.fix_com else motion
+        motion = remove_com(motion, particles) if self.fix_com else motion
         given = kinetic_energies(motion.velocities, particles) - before
-        return drifted(motion._replace(heat=motion.heat + given), 0.5 * dt)
+        return drift(motion._replace(heat=motion.heat + given), 0.5 * dt)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +140,7 @@ class CellRescaling(Rescaling):
         scale with the cell and velocities inversely, which preserves the phase space volume.
         """
         inner = self.inner_pressure(motion, forces, virial, particles, dt)
-        motion = kicked(motion, forces, particles, 0.5 * dt)
+        motion = kick(motion, forces, particles, 0.5 * dt)
         volume = jnp.abs(jnp.linalg.det(motion.cell))
         rate = self.compressibility / self.barostat_time
         noise = molecule_normal(jax.random.fold_in(key, 1), particles, volume.dtype)
@@ -151,7 +151,7 @@ class CellRescaling(Rescaling):
         # scale of a length, (M,)
         scale = jnp.exp(strain / 3)
         of_atoms = jnp.append(scale, 1.0)[particles.molecule, None]
-        return drifted(
+        return drift(
             motion._replace(
                 positions=motion.positions * of_atoms,
                 low=motion.low * of_atoms,
@@ -168,17 +168,17 @@ class CellRescaling(Rescaling):
         pressure. With velocities of the full step it would be lower by the time step error of stiff
         bonds, as the mean kinetic energy is.
         """
-        halfway = kicked(motion, forces, particles, 0.5 * dt)
+        halfway = kick(motion, forces, particles, 0.5 * dt)
         volume = jnp.abs(jnp.linalg.det(motion.cell))
         return pressure(kinetic_energies(halfway.velocities, particles), virial, volume)
 
 
-def kicked(motion: Motion, forces, particles: Particles, dt) -> Motion:
+def kick(motion: Motion, forces, particles: Particles, dt) -> Motion:
     """Return the motion after forces have acted on the velocities for a time."""
     return motion._replace(velocities=motion.velocities + dt * forces / particles.masses[:, None])
 
 
-def drifted(motion: Motion, dt) -> Motion:
+def drift(motion: Motion, dt) -> Motion:
     """Return the motion after a drift, by compensated summation (Kahan, Commun. ACM 8, 40, 1965).
 
     A step moves an atom by about 0.01 Å. A float32 position of about 10 Å keeps four digits of it.
@@ -189,7 +189,7 @@ def drifted(motion: Motion, dt) -> Motion:
     return motion._replace(positions=positions, low=change - (positions - motion.positions))
 
 
-def without_com(motion: Motion, particles: Particles) -> Motion:
+def remove_com(motion: Motion, particles: Particles) -> Motion:
     """Return the motion without the velocity of the center of mass of each molecule."""
     momenta = _per_molecule(particles.masses[:, None] * motion.velocities, particles)
     masses = _per_molecule(particles.masses, particles)

@@ -16,8 +16,11 @@ from ase.calculators.calculator import Calculator
 from mlip_jax.graphs.shapes import PaddingBudget
 from mlip_jax.importers import load_force_field
 from mlip_jax.potential import Potential
-from mlip_jax.simulation.dynamics import neighbors, system, velocities
-from mlip_jax.simulation.dynamics.loop import CompiledDynamics, DynamicsLoop
+from mlip_jax.simulation.dynamics import neighbors, system
+from mlip_jax.simulation.dynamics.device.compiled import CompiledDynamics
+from mlip_jax.simulation.dynamics.device.loop import DynamicsLoop
+from mlip_jax.simulation.dynamics.device.records import DynamicsRecorder, Records, trim
+from mlip_jax.simulation.dynamics.device.state import NEW, RUNNING, DynamicsState
 from mlip_jax.simulation.dynamics.neighbors import Cutoffs, NeighborCapacity
 from mlip_jax.simulation.dynamics.results import (
     Breakage,
@@ -25,16 +28,16 @@ from mlip_jax.simulation.dynamics.results import (
     Thermo,
     Trajectory,
     breakages,
-    joined,
+    join_dispatches,
 )
 from mlip_jax.simulation.dynamics.settings import Settings
-from mlip_jax.simulation.dynamics.state import NEW, RUNNING, DynamicsState, Records, filled
+from mlip_jax.simulation.dynamics.start import initial_state, initialize_momenta
 
-# _TURN: duration of a dispatch in seconds, after which the host reads the results.
-_TURN = 1.0
-# _RECORDS, _FRAMES: maximum number of rows and frames of a dispatch. _FRAME_NUMBERS: maximum number
-# of values in its frames.
-_RECORDS, _FRAME_NUMBERS, _FRAMES = 1024, 1 << 22, 256
+# _DISPATCH_SECONDS: duration of a dispatch in seconds, after which the host reads the results.
+_DISPATCH_SECONDS = 1.0
+# _MAX_RECORDS, _MAX_FRAMES: maximum number of rows and frames of a dispatch. _MAX_FRAME_VALUES:
+# maximum number of values in its frames.
+_MAX_RECORDS, _MAX_FRAME_VALUES, _MAX_FRAMES = 1024, 1 << 22, 256
 
 
 class MolecularDynamics:
@@ -52,9 +55,12 @@ class MolecularDynamics:
     continue.
 
     >>> from ase.build import molecule
-    >>> dynamics = MolecularDynamics(molecule("CH3OH"), "runs/spice", replicas=8, temperature=300)  # doctest: +SKIP
+    >>> settings = {"replicas": 8, "temperature": 300}
+    >>> methanol = molecule("CH3OH")
+    >>> dynamics = MolecularDynamics(methanol, "runs/spice", **settings)  # doctest: +SKIP
     >>> trajectories = dynamics.run(2000)  # doctest: +SKIP
-    >>> trajectories[0].frames[-1].get_potential_energy(), trajectories[0].thermo.temperature  # doctest: +SKIP
+    >>> trajectories[0].frames[-1].get_potential_energy()  # doctest: +SKIP
+    >>> trajectories[0].thermo.temperature  # doctest: +SKIP
 
     Attributes:
       potential: The force field.
@@ -91,14 +97,14 @@ class MolecularDynamics:
         """
         self.settings = Settings(**settings)
         if int(replicas) != replicas or replicas < 1:
-            raise ValueError(f"replicas must be a whole number of at least 1, received {replicas}")
+            raise ValueError(f"replicas must be an integer of at least 1, received {replicas}")
         self.potential = load_force_field(force_field)
         given = [molecules] if isinstance(molecules, Atoms) else list(molecules)
         self._system = system.make([a for a in given for _ in range(replicas)], self.potential)
         self._dtype, self._device = np.dtype(self.settings.dtype), device
-        self._temperatures = self._checked_temperatures(temperatures)
+        self._temperatures = self._check_temperatures(temperatures)
         self._hottest = np.array([self.settings.broken_above(t) for t in self._temperatures])
-        self._dof = self._begin_momenta()
+        self._dof = initialize_momenta(self.molecules, self.settings, self._temperatures)
         self._cutoffs = Cutoffs(
             float(self.potential.cutoff), self.potential.long_range_cutoff, self.settings.skin
         )
@@ -112,9 +118,14 @@ class MolecularDynamics:
             self._capacity = neighbors.enlarge_capacity(
                 NeighborCapacity(PaddingBudget(self._system.nodes, 0, len(self.molecules) + 1)),
                 self._system,
-                neighbors.needed(self._system, self._positions(), self._system.cell, self._cutoffs),
+                neighbors.count_required(
+                    self._system, self._positions(), self._system.cell, self._cutoffs
+                ),
             )
-            self._state = self._begin()
+            graph = self._list(self._positions(), self._cell())
+            self._state = jax.device_put(
+                initial_state(self._system, graph, self._dtype), self._device
+            )
 
     @property
     def molecules(self) -> tuple[Atoms, ...]:
@@ -137,12 +148,12 @@ class MolecularDynamics:
         return self._steps_timed / self._seconds_timed if self._steps_timed else float("nan")
 
     @property
-    def lists_made(self) -> int:
+    def num_lists_built(self) -> int:
         """Return the number of neighbor lists built since the start."""
         return int(self._state.lists)
 
     @property
-    def lists_by(self) -> str:
+    def lists_built_on(self) -> str:
         """Return where neighbor lists are built: "device" or "host"."""
         return "device" if self._on_device else "host"
 
@@ -161,7 +172,7 @@ class MolecularDynamics:
           steps: Number of steps.
         """
         segments = list(self.stream(steps))
-        return joined(segments, self._system, self.broken)
+        return join_dispatches(segments, self._system, self.broken)
 
     def stream(self, steps: int) -> Iterator[tuple[Thermo, DispatchFrames]]:
         """Make steps and yield energies and frames about once per second.
@@ -175,39 +186,41 @@ class MolecularDynamics:
           ValueError: If `steps` is negative or not a whole number.
         """
         if int(steps) != steps or steps < 0:
-            raise ValueError(f"steps must be a whole number of at least 0, received {steps}")
+            raise ValueError(f"steps must be an integer of at least 0, received {steps}")
         until = self.step + int(steps)
         while int(self._state.step) < until or int(self._state.step) == NEW:
             if not (np.asarray(self._state.code) == RUNNING).any():
                 return
             records = self._dispatch(until)
-            yield self._told(records)
+            yield self._convert(records)
 
     def _dispatch(self, until: int) -> Records:
         """Run one dispatch on the device and then serve the request of the device."""
         before, compiles, begin = int(self._state.step), self.num_compiles, time.perf_counter()
-        turn = int(np.clip(_TURN / self._seconds_of_step, 1, 10**6)) if self._seconds_of_step else 8
+        num_steps = 8  # until the speed is known
+        if self._seconds_of_step:
+            num_steps = int(np.clip(_DISPATCH_SECONDS / self._seconds_of_step, 1, 10**6))
         with self._precision():
             self._state, records = self._program.run(
-                self._capacity, self._key, self._state, min(until, max(before, 0) + turn)
+                self._capacity, self._key, self._state, min(until, max(before, 0) + num_steps)
             )
-            records = filled(jax.device_get(records))
-            made = int(self._state.step) - before
-            if made and compiles == self.num_compiles:
-                self._seconds_of_step = (time.perf_counter() - begin) / made
+            records = trim(jax.device_get(records))
+            num_done = int(self._state.step) - before
+            if num_done and compiles == self.num_compiles:
+                self._seconds_of_step = (time.perf_counter() - begin) / num_done
                 self._steps_timed, self._seconds_timed = (
-                    self._steps_timed + made,
+                    self._steps_timed + num_done,
                     self._seconds_timed + time.perf_counter() - begin,
                 )
-            self._serve()
+            self._serve_request()
         return records
 
-    def _serve(self) -> None:
+    def _serve_request(self) -> None:
         """Enlarge the capacity, or build the list, that the next step requires."""
         wanted = np.asarray(self._state.wanted)
         if not self._capacity.holds(wanted):
             self._capacity = neighbors.enlarge_capacity(self._capacity, self._system, wanted)
-            self._state = self._state._replace(graph=self._list(*self._listed()))
+            self._state = self._state._replace(graph=self._list(*self._geometry_of_list()))
         if not bool(self._state.stale):
             return
         if self._on_device:  # the cell has become too small for nearest images
@@ -217,8 +230,8 @@ class MolecularDynamics:
         now, step = jax.device_get((self._state.positions, self._state.cell)), int(self._state.step)
         if step == self._step_of_list:
             raise RuntimeError(
-                f"the step after {step} asks for a neighbour list again that was just made for it; "
-                "choose a longer skin or a shorter timestep"
+                f"the step after step {step} moves atoms farther than its new neighbor list "
+                "covers. Use a larger skin or a shorter timestep."
             )
         self._step_of_list = step
         self._state = self._state._replace(
@@ -229,7 +242,7 @@ class MolecularDynamics:
         """Return the neighbor list of positions; a list of the host may enlarge the capacity."""
         if self._on_device:
             return self._program.list(self._capacity, positions, cell)
-        wanted = neighbors.needed(self._system, positions, cell, self._cutoffs)
+        wanted = neighbors.count_required(self._system, positions, cell, self._cutoffs)
         if not self._capacity.holds(wanted):
             self._capacity = neighbors.enlarge_capacity(self._capacity, self._system, wanted)
         graph = neighbors.on_host(
@@ -237,28 +250,26 @@ class MolecularDynamics:
         )
         return jax.device_put(graph, self._device)
 
-    def _listed(self):
+    def _geometry_of_list(self):
         """Return the positions and cells from which the current list was built."""
         graph = self._state.graph
         cell = graph.globals["cell"][:-1] if "cell" in graph.globals else None
         return jax.device_get((graph.nodes["positions"], cell))
 
     def _make_program(self) -> CompiledDynamics:
-        """Create the program for the current place of the neighbor lists."""
+        """Create the program; it depends on where the neighbor lists are built."""
         s, p = self.settings, self.potential
-        frames = int(np.clip(_FRAME_NUMBERS // (9 * self._system.nodes), 1, _FRAMES))
+        integrator = s.integrator()
+        max_frames = int(np.clip(_MAX_FRAME_VALUES // (9 * self._system.nodes), 1, _MAX_FRAMES))
         loop = DynamicsLoop(
             p.model,
             p.energy_scale,
             self._cutoffs,
-            s.integrator(),
+            integrator,
             self._on_device,
-            neighbors.longest_move(self._on_device, self._cutoffs),
+            neighbors.max_displacement(self._on_device, self._cutoffs),
             tuple(s.bond_range),
-            s.record_every,
-            s.frame_every,
-            _RECORDS,
-            frames,
+            DynamicsRecorder(integrator, s.record_every, s.frame_every, _MAX_RECORDS, max_frames),
         )
         params = jax.tree.map(lambda leaf: np.asarray(leaf, self._dtype), p.params)
         kt = units.kB * self._temperatures
@@ -276,63 +287,11 @@ class MolecularDynamics:
         """Return the initial positions, (N, 3)."""
         return self._system.padded("positions", self._dtype)
 
-    def _begin(self) -> DynamicsState:
-        """Return the state before the first evaluation."""
-        atoms, num = self._positions(), len(self.molecules)
-        cell = None if self._system.cell is None else self._system.cell.astype(self._dtype)
-        real, whole = np.zeros(num, self._dtype), np.zeros(num, np.int32)
-        momenta = self._system.padded("momenta", np.float64)
-        masses = np.asarray(self._system.particles(np.float64, *[real] * 3, False).masses)
-        zeros = np.zeros_like(atoms)
-        state = DynamicsState(
-            np.int32(NEW),
-            atoms,
-            zeros,
-            (momenta / masses[:, None]).astype(self._dtype),
-            zeros,
-            real,
-            cell,
-            zeros[:, 0],
-            real,
-            real,
-            real,
-            whole,
-            whole,
-            whole - 1,
-            self._list(atoms, cell),
-            np.zeros(3, np.int32),
-            np.int32(1),
-            np.bool_(False),
-        )
-        return jax.device_put(state, self._device)
+    def _cell(self) -> np.ndarray | None:
+        """Return the initial lattice vectors, (M, 3, 3), or None."""
+        return None if self._system.cell is None else self._system.cell.astype(self._dtype)
 
-    def _begin_momenta(self) -> np.ndarray:
-        """Draw momenta for molecules without any and return the degrees of freedom, (M,)."""
-        s, dof = self.settings, []
-        for m, atoms in enumerate(self.molecules):
-            has_momenta = atoms.has("momenta") and atoms.get_momenta().any()
-            # a Langevin thermostat excites rotations again, and given momenta may contain them
-            fix_rotation = s.fix_rotation and s.ensemble != "langevin" and not has_momenta
-            dof.append(velocities.degrees_of_freedom(atoms, s.fix_com, fix_rotation))
-            if not has_momenta:
-                start = (
-                    self._temperatures[m]
-                    if s.initial_temperature is None
-                    else s.initial_temperature
-                )
-                velocities.draw(
-                    atoms,
-                    start,
-                    np.random.default_rng([s.seed, m]),
-                    dof[-1],
-                    s.fix_com,
-                    fix_rotation,
-                )
-            elif s.fix_com:
-                velocities.stop_centre_of_mass(atoms)
-        return np.array(dof, np.float64)
-
-    def _checked_temperatures(self, given) -> np.ndarray:
+    def _check_temperatures(self, given) -> np.ndarray:
         """Return the temperature of each molecule (K), (M,). Raise ValueError if one is invalid."""
         num = len(self._system.molecules)
         values = (
@@ -342,7 +301,7 @@ class MolecularDynamics:
         )
         if values.shape != (num,) or not (np.isfinite(values) & (values >= 0)).all():
             raise ValueError(
-                f"temperatures must be {num} numbers of at least 0, one for each molecule, received "
+                f"temperatures must be {num} numbers of at least 0, one per molecule, received "
                 f"{np.asarray(given).tolist()}"
             )
         return values
@@ -354,8 +313,8 @@ class MolecularDynamics:
         for m, atoms in enumerate(self.molecules):
             if not atoms.pbc.all():
                 raise ValueError(
-                    f'ensemble "npt" needs cells that are periodic in all directions; molecule {m} has '
-                    f"pbc={atoms.pbc.tolist()}"
+                    'ensemble "npt" needs cells that are periodic in all directions; molecule '
+                    f"{m} has pbc={atoms.pbc.tolist()}"
                 )
 
     def _precision(self):
@@ -367,7 +326,7 @@ class MolecularDynamics:
         stack.enter_context(jax.default_matmul_precision("float32"))
         return stack
 
-    def _told(self, records: Records) -> tuple[Thermo, DispatchFrames]:
+    def _convert(self, records: Records) -> tuple[Thermo, DispatchFrames]:
         """Convert records to energies and frames, with reference energies and in external units."""
         start = [
             float(np.asarray(e, np.float64).sum())
@@ -383,19 +342,19 @@ class MolecularDynamics:
     def snapshot(self) -> dict[str, np.ndarray]:
         """Return everything that the same run needs to resume bit-exactly with `restore`."""
         state = jax.device_get(self._state)
-        positions, cell = self._listed()
-        found = {
+        positions, cell = self._geometry_of_list()
+        arrays = {
             name: np.asarray(value)
             for name, value in state._asdict().items()
             if name not in ("graph", "cell") and value is not None
         }
-        found |= {
+        arrays |= {
             "listed_positions": positions,
             "budget": np.array(self._capacity.budget),
-            "near": np.array(self._capacity.near),
+            "near": np.array(self._capacity.near_edges),
             "on_device": np.array(self._on_device),
         }
-        return found if cell is None else found | {"cell": state.cell, "listed_cell": cell}
+        return arrays if cell is None else arrays | {"cell": state.cell, "listed_cell": cell}
 
     def restore(self, snapshot: Mapping[str, np.ndarray]) -> None:
         """Resume from a snapshot.
@@ -404,12 +363,12 @@ class MolecularDynamics:
           ValueError: If the snapshot is of other molecules or of another precision.
         """
         for name, value in self.snapshot().items():
-            there = snapshot.get(name)
-            if there is None or there.shape != value.shape or there.dtype != value.dtype:
+            stored = snapshot.get(name)
+            if stored is None or stored.shape != value.shape or stored.dtype != value.dtype:
                 raise ValueError(
-                    f"the snapshot does not fit these molecules: {name} should be {value.dtype}"
-                    f"{value.shape}, received "
-                    + ("nothing" if there is None else f"{there.dtype}{there.shape}")
+                    f"the snapshot belongs to other molecules: {name} must be "
+                    f"{value.dtype}{value.shape}, received "
+                    + ("nothing" if stored is None else f"{stored.dtype}{stored.shape}")
                 )
         self._capacity = NeighborCapacity(
             PaddingBudget(*map(int, snapshot["budget"])), int(snapshot["near"])

@@ -27,10 +27,10 @@ from mlip_jax.graphs.slots import Box
 from mlip_jax.simulation.dynamics.system import Particles, System
 from mlip_jax.structure import Structure, electronic_value
 
-# _MOST_PLACES: total number of entries of the distance matrices above which the host's k-d tree is
-# faster. _LONGEST_MOVE: maximum displacement of an atom in one step, Å.
-_MOST_PLACES = 1 << 25
-_LONGEST_MOVE = 0.4
+# _MAX_ENTRIES: total number of entries of the distance matrices above which the host's k-d tree is
+# faster. _MAX_DISPLACEMENT: maximum displacement of an atom in one step, Å.
+_MAX_ENTRIES = 1 << 25
+_MAX_DISPLACEMENT = 0.4
 # _SLACK: ratio of an enlarged capacity to the required one. Padding costs time, so the first
 # capacity has less slack. A list that outgrows it may grow further, and each enlargement costs a
 # compilation.
@@ -59,37 +59,41 @@ class NeighborCapacity(NamedTuple):
 
     Attributes:
       budget: Shape of the graph that is the list, including pairs of the skin.
-      near: Number of edges that the model receives: those within the cutoff at the current step. If
-        0, the model receives the whole list, which is not much longer.
+      near_edges: Number of edges that the model receives: those within the cutoff at the current
+        step. If 0, the model receives the whole list, which is not much longer.
     """
 
     budget: PaddingBudget
-    near: int = 0
+    near_edges: int = 0
 
     def holds(self, wanted: jax.Array) -> jax.Array:
-        """Return whether edges and pairs of the list and edges within the cutoff, (3,), fit; () bool."""
+        """Return whether a list fits, () bool.
+
+        Args:
+          wanted: Number of edges, of long-range pairs, and of edges within the cutoff, (3,).
+        """
         fits = (wanted[0] <= self.budget.n_edge) & (wanted[1] <= self.budget.n_pair)
-        return fits & (wanted[2] <= self.near) if self.near else fits
+        return fits & (wanted[2] <= self.near_edges) if self.near_edges else fits
 
 
 def suits_device(system: System, cutoffs: Cutoffs) -> bool:
     """Return whether the device can build complete lists of the system."""
     sizes = [len(a) for a in system.molecules]
-    if len(sizes) * max(sizes) ** 2 > _MOST_PLACES:
+    if len(sizes) * max(sizes) ** 2 > _MAX_ENTRIES:
         return False
     return not system.is_periodic or wide_enough(system.cell, system.periodic, cutoffs)
 
 
-def longest_move(on_device: bool, cutoffs: Cutoffs) -> float:
+def max_displacement(on_device: bool, cutoffs: Cutoffs) -> float:
     """Return the maximum displacement of an atom in one step (Å), see `DynamicsLoop`.
 
     A longer one is half a bond of hydrogen and breaks the molecule anyway. A step from a list that
     the host has just built must not trigger another rebuild; otherwise rebuilding would never end.
     """
-    return _LONGEST_MOVE if on_device else min(_LONGEST_MOVE, 0.45 * cutoffs.skin)
+    return _MAX_DISPLACEMENT if on_device else min(_MAX_DISPLACEMENT, 0.45 * cutoffs.skin)
 
 
-def longest(cutoffs: Cutoffs) -> float:
+def list_radius(cutoffs: Cutoffs) -> float:
     """Return the length of the longest pairs of a list in a cell (Å)."""
     return max(cutoffs.cutoff, cutoffs.long_range or 0.0) + cutoffs.skin
 
@@ -97,7 +101,9 @@ def longest(cutoffs: Cutoffs) -> float:
 def wide_enough(cell: np.ndarray, periodic: np.ndarray, cutoffs: Cutoffs) -> bool:
     """Return whether all pairs within cutoffs and skin are between nearest images."""
     return bool(
-        (slot_graphs.heights(np.asarray(cell, np.float64), periodic) > 2 * longest(cutoffs)).all()
+        (
+            slot_graphs.heights(np.asarray(cell, np.float64), periodic) > 2 * list_radius(cutoffs)
+        ).all()
     )
 
 
@@ -118,7 +124,7 @@ def on_device(
     far = None if cutoffs.long_range is None else cutoffs.long_range + cutoffs.skin
     batch = slot_graphs.build(
         particles.slots,
-        positions[particles.places],
+        positions[particles.slot_atoms],
         budget,
         cutoffs.cutoff + cutoffs.skin,
         far,
@@ -134,7 +140,10 @@ def on_host(
     budget: PaddingBudget,
     cutoffs: Cutoffs,
 ) -> jraph.GraphsTuple:
-    """Build the same graph on the host from NumPy arrays. It must fit the budget, see `needed`."""
+    """Build the same graph on the host from NumPy arrays.
+
+    It must fit the budget, see `count_required`.
+    """
     dtype = positions.dtype
     columns = Columns.from_structures(
         Structure(
@@ -160,7 +169,7 @@ def on_host(
     return graph._replace(nodes=nodes, globals=graph_globals)
 
 
-def needed(
+def count_required(
     system: System, positions: np.ndarray, cell: np.ndarray | None, cutoffs: Cutoffs
 ) -> np.ndarray:
     """Count edges and pairs of the list of positions (N, 3), and edges within the cutoff, (3,)."""
@@ -191,7 +200,7 @@ def enlarge_capacity(
     if wanted[0] > edges or wanted[1] > pairs:
         sizes = np.array([len(a) for a in system.molecules])
         all_edges = int((sizes * (sizes - 1)).sum())
-        most = (
+        limits = (
             (np.inf, np.inf)
             if system.is_periodic
             else (
@@ -199,9 +208,9 @@ def enlarge_capacity(
                 round_up(all_edges // 2, EDGE_MULTIPLE),
             )
         )
-        edges = max(edges, min(with_slack(max(wanted[0], 2)), most[0]))
-        pairs = max(pairs, min(with_slack(wanted[1]), most[1]))
-    near = capacity.near
+        edges = max(edges, min(with_slack(max(wanted[0], 2)), limits[0]))
+        pairs = max(pairs, min(with_slack(wanted[1]), limits[1]))
+    near = capacity.near_edges
     if is_first or 0 < near < wanted[2]:
         near = with_slack(wanted[2])
     return NeighborCapacity(

@@ -39,8 +39,8 @@ COLUMNS = (
     "volume_ang3",
     "pressure_bar",
 )
-# _ABOUT: key of JSON metadata in the restart file; not the name of an array of a snapshot
-_ABOUT = "about_files"
+# _METADATA: key of JSON metadata in the restart file; not the name of an array of a snapshot
+_METADATA = "about_files"
 
 
 class OutputError(RuntimeError):
@@ -106,28 +106,21 @@ class DynamicsOutputs:
         Raises:
           OutputError: If the files cannot be written.
         """
-        made: dict[int, list[Atoms]] = {}
+        by_molecule: dict[int, list[Atoms]] = {}
         for step, m, atoms in frames:
-            made.setdefault(m, []).append(
-                _told(
-                    atoms,
-                    {
-                        "step": step,
-                        "time_fs": step * timestep,
-                        "molecule": m,
-                        "name": self._names[m],
-                    },
-                )
-            )
+            info = {"step": step, "time_fs": step * timestep, "molecule": m}
+            info |= {"name": self._names[m]} if self._names[m] else {}
+            atoms.info = info | electronic_state(atoms)
+            by_molecule.setdefault(m, []).append(atoms)
         try:
             with open(self._workdir / THERMO, "a", newline="") as file:
                 csv.writer(file, lineterminator="\n").writerows(_rows(thermo))
-            for m, of_molecule in made.items():
-                self._form.append(self.trajectory(m), of_molecule)
+            for m, atoms_of_molecule in by_molecule.items():
+                self._form.append(self.trajectory(m), atoms_of_molecule)
         except OSError as error:
             raise OutputError(
-                f"{self._workdir}: cannot be written: {error}. Mend the cause; the same command goes on "
-                f"from {RESTART}."
+                f"{self._workdir}: cannot be written: {error}. Fix the cause and rerun the "
+                f"same command to resume from {RESTART}."
             ) from error
 
     def save(self, snapshot: Mapping[str, np.ndarray], seconds: float) -> None:
@@ -143,9 +136,9 @@ class DynamicsOutputs:
         path = self._workdir / RESTART
         try:
             sizes = [form.size(file) for file, form in self._files]
-            about = json.dumps({"sizes": sizes, "seconds": seconds})
+            metadata = json.dumps({"sizes": sizes, "seconds": seconds})
             with atomic_open(path) as file:
-                np.savez(file, **snapshot, **{_ABOUT: np.array(about)})
+                np.savez(file, **snapshot, **{_METADATA: np.array(metadata)})
         except (OSError, ValueError) as error:
             raise OutputError(f"{path}: cannot be written: {error}") from error
 
@@ -165,36 +158,37 @@ class DynamicsOutputs:
         try:
             with np.load(path, allow_pickle=False) as file:
                 snapshot = {name: file[name] for name in file.files}
-            about = json.loads(str(snapshot.pop(_ABOUT)))
-            sizes, seconds = [int(size) for size in about["sizes"]], float(about["seconds"])
+            metadata = json.loads(str(snapshot.pop(_METADATA)))
+            sizes, seconds = [int(size) for size in metadata["sizes"]], float(metadata["seconds"])
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise OutputError(
-                f"{path}: is damaged ({error}). Remove it to begin anew, or give another --workdir."
+                f"{path}: corrupted ({error}). Remove it to start over, or give another --workdir."
             ) from error
         if len(sizes) != len(self._files):
             raise OutputError(
-                f"{path}: is of {len(sizes) - 1} molecules, this run has {len(self._names)}. Give "
-                "another --workdir."
+                f"{path}: belongs to a run of {len(sizes) - 1} molecules, this run has "
+                f"{len(self._names)}. Give another --workdir."
             )
         for (file, form), size in zip(self._files, sizes):
-            self._cut(file, form, size)
+            self._truncate(file, form, size)
         return snapshot, seconds
 
     @staticmethod
-    def _cut(file: Path, form: TrajectoryFormat, size: int) -> None:
+    def _truncate(file: Path, form: TrajectoryFormat, size: int) -> None:
         """Truncate a file to its size when the restart file was written."""
-        mend = f"Put it back, or remove {RESTART} to begin anew."
+        remedy = f"Restore it, or remove {RESTART} to start over."
         try:
-            there = form.size(file)
-            if there >= size:
-                form.cut(file, size)
+            actual = form.size(file)
+            if actual >= size:
+                form.truncate(file, size)
         except (OSError, ValueError) as error:
             raise OutputError(
-                f"{file}: cannot be read or cut to {size} {form.unit}: {error}. {mend}"
+                f"{file}: cannot be read or truncated to {size} {form.unit}: {error}. {remedy}"
             ) from error
-        if there < size:
+        if actual < size:
             raise OutputError(
-                f"{file}: has {there} {form.unit}, and had {size} when {RESTART} was written. {mend}"
+                f"{file}: contains {actual} {form.unit}, but contained {size} when {RESTART} "
+                f"was written. {remedy}"
             )
 
 
@@ -213,9 +207,3 @@ def _rows(thermo: Thermo):
         for m, values in enumerate(zip(*(column[k].tolist() for column in columns))):
             if values[0] == values[0]:  # skip molecules that broke earlier
                 yield [step, time, m, *("" if v != v else v for v in values)]
-
-
-def _told(atoms: Atoms, about: Mapping[str, object]) -> Atoms:
-    """Return the frame with `about` in its info."""
-    atoms.info = {k: v for k, v in about.items() if v != ""} | electronic_state(atoms)
-    return atoms

@@ -85,7 +85,7 @@ class DynamicsProgressBar:
         self._bar.update(self._task, completed=step, text=self._text)
         if now - self._logged >= _LOG_SECONDS and not self._bar.console.is_terminal:
             self._logged = now
-            log.info("step %d of %d  %s", step, self._total, self._text)
+            log.info("step %d of %d: %s", step, self._total, self._text)
 
     def _last(self, thermo: Thermo) -> str:
         """Return mean temperature and energy of the running molecules in the last recorded step."""

@@ -44,7 +44,7 @@ class Plan:
     seed: int
 
 
-def courses(
+def reference_trajectories(
     method: Method, molecules: Sequence[Atoms], plan: Plan, folder: Path, num_processes: int | None
 ) -> list[SampledTrajectory | None]:
     """Run Langevin dynamics of each molecule with `method`.
@@ -67,7 +67,7 @@ def courses(
         workers.run(_simulate, jobs, num_processes), "reference dynamics", total=len(jobs)
     ):
         if error:
-            log.warning("%s fails at molecule %d: %s", method.name, waiting[k], error)
+            log.warning("%s failed for molecule %d: %s", method.name, waiting[k], error)
             continue
         with atomic_open(files[waiting[k]]) as file:
             np.savez(

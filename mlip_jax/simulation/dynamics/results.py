@@ -9,9 +9,10 @@ import numpy as np
 from ase import Atoms, units
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from mlip_jax.simulation.dynamics import state as md_state
+from mlip_jax.simulation.dynamics.device import state as md_state
+from mlip_jax.simulation.dynamics.device.records import Records
+from mlip_jax.simulation.dynamics.device.state import RUNNING, DynamicsState
 from mlip_jax.simulation.dynamics.settings import BAR, Settings
-from mlip_jax.simulation.dynamics.state import RUNNING, DynamicsState, Records
 from mlip_jax.simulation.dynamics.system import System
 
 
@@ -36,7 +37,7 @@ def breakages(
     """
     codes, steps, culprits = (np.asarray(x) for x in (state.code, state.broken_at, state.culprit))
     bonds = None
-    found = {}
+    broken = {}
     for m in np.flatnonzero(codes != RUNNING):
         code, reason = int(codes[m]), _REASONS[int(codes[m])]
         if code in (md_state.STRETCHED, md_state.COLLAPSED):
@@ -45,8 +46,8 @@ def breakages(
             symbols = system.molecules[m].get_chemical_symbols()
             limit = settings.bond_range[code == md_state.STRETCHED]
             reason = reason.format(f"{symbols[i]}{i}–{symbols[j]}{j}", limit)
-        found[int(m)] = Breakage(int(steps[m]), reason.format(f"{hottest[m]:g} K"))
-    return found
+        broken[int(m)] = Breakage(int(steps[m]), reason.format(f"{hottest[m]:g} K"))
+    return broken
 
 
 _REASONS = {
@@ -54,7 +55,7 @@ _REASONS = {
     md_state.TOO_FAST: "an atom moved too far in one step",
     md_state.STRETCHED: "the bond {0} is longer than {1:g} times the sum of the covalent radii",
     md_state.COLLAPSED: "the bond {0} is shorter than {1:g} times the sum of the covalent radii",
-    md_state.TOO_HOT: "it is hotter than {0}",
+    md_state.TOO_HOT: "the temperature exceeds {0}",
 }
 
 
@@ -208,7 +209,7 @@ class Trajectory:
     broken: Breakage | None
 
 
-def joined(
+def join_dispatches(
     segments: Sequence[tuple[Thermo, DispatchFrames]],
     system: System,
     broken: Mapping[int, Breakage],
@@ -219,8 +220,8 @@ def joined(
     thermo = Thermo.concatenate([empty, *(t for t, _ in segments)])
     frames: list[list[Atoms]] = [[] for _ in range(num)]
     steps: list[list[int]] = [[] for _ in range(num)]
-    for _, made in segments:
-        for step, m, atoms in made:
+    for _, dispatch_frames in segments:
+        for step, m, atoms in dispatch_frames:
             frames[m].append(atoms)
             steps[m].append(step)
     return [

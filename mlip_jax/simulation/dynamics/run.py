@@ -29,15 +29,15 @@ def run_md(
     Raises:
       OutputError: If files cannot be written or read, or are of another run.
     """
-    before = _go_on(dynamics, outputs)
-    left = num_steps - dynamics.step
-    if left < 0:
-        log.info("%d steps are there already, more than were asked for", dynamics.step)
+    before = _resume(dynamics, outputs)
+    num_left = num_steps - dynamics.step
+    if num_left < 0:
+        log.info("the run already has %d steps, more than requested", dynamics.step)
     timestep = dynamics.settings.timestep
     begin = saved = time.monotonic()
     known = dynamics.broken
     with DynamicsProgressBar(num_steps, dynamics.step, timestep) as progress:
-        for thermo, frames in dynamics.stream(max(left, 0)):
+        for thermo, frames in dynamics.stream(max(num_left, 0)):
             outputs.write(thermo, frames, timestep)
             broken = dynamics.broken
             for m in sorted(broken.keys() - known.keys()):
@@ -50,26 +50,26 @@ def run_md(
     seconds = before + time.monotonic() - begin
     outputs.save(dynamics.snapshot(), seconds)
     if len(known) == len(dynamics.molecules):
-        log.warning("all molecules have broken; there is nothing left to simulate")
+        log.warning("all molecules have broken: the simulation ends")
     log.info(
-        "%d programs were compiled, lists were made %d times by the %s",
+        "%d programs compiled; neighbor lists built %d times by the %s",
         dynamics.num_compiles,
-        dynamics.lists_made,
-        dynamics.lists_by,
+        dynamics.num_lists_built,
+        dynamics.lists_built_on,
     )
     return seconds
 
 
-def _go_on(dynamics: MolecularDynamics, outputs: DynamicsOutputs) -> float:
+def _resume(dynamics: MolecularDynamics, outputs: DynamicsOutputs) -> float:
     """Resume from the restart file, or start; return the duration until then (seconds)."""
-    found = outputs.load()
-    if found is None:
+    stored = outputs.load()
+    if stored is None:
         outputs.begin()
         return 0.0
-    snapshot, seconds = found
+    snapshot, seconds = stored
     try:
         dynamics.restore(snapshot)
     except ValueError as error:
         raise OutputError(f"{RESTART}: {error}. Give another --workdir.") from error
-    log.info("going on from step %d", dynamics.step)
+    log.info("resuming from step %d", dynamics.step)
     return seconds

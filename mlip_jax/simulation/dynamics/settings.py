@@ -88,11 +88,11 @@ class Settings:
                 self._check(name, getattr(self, name), 0)
         if not np.isfinite(self.pressure):
             raise ValueError(f"pressure must be finite (bar), received {self.pressure}")
-        for name, least in (("record_every", 1), ("frame_every", 0), ("seed", 0)):
+        for name, min_value in (("record_every", 1), ("frame_every", 0), ("seed", 0)):
             value = getattr(self, name)
-            if int(value) != value or value < least:
+            if int(value) != value or value < min_value:
                 raise ValueError(
-                    f"{name} must be a whole number of at least {least}, received {value}"
+                    f"{name} must be an integer of at least {min_value}, received {value}"
                 )
         low, high = self.bond_range
         if not 0 <= low < 1 < high:
@@ -101,12 +101,11 @@ class Settings:
             )
 
     @staticmethod
-    def _check(name, value, least, open_end=False):
+    def _check(name, value, min_value, open_end=False):
         """Raise ValueError if a value is not finite or below its minimum."""
-        if not np.isfinite(value) or value < least or open_end and value == least:
-            raise ValueError(
-                f"{name} must be {'more than' if open_end else 'at least'} {least}, received {value}"
-            )
+        if not np.isfinite(value) or value < min_value or open_end and value == min_value:
+            relation = "more than" if open_end else "at least"
+            raise ValueError(f"{name} must be {relation} {min_value}, received {value}")
 
     def integrator(self) -> integrators.Verlet:
         """Return the integrator of the ensemble, in ASE's units."""

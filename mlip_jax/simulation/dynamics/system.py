@@ -32,7 +32,7 @@ class Particles(NamedTuple):
 
     Attributes:
       slots: Atomic numbers, number of atoms, charge and spin; one molecule per slot.
-      places: Atom of each place of a slot, (M, n) int32; arbitrary for unused places.
+      slot_atoms: Atom of each place of a slot, (M, n) int32; arbitrary for unused slot_atoms.
       masses: Masses (amu), (N,).
       molecule: Molecule of each atom, (N,) int32.
       number: Number of the atom within its molecule, (N,) int32.
@@ -47,7 +47,7 @@ class Particles(NamedTuple):
     """
 
     slots: Slots
-    places: jax.Array
+    slot_atoms: jax.Array
     masses: jax.Array
     molecule: jax.Array
     number: jax.Array
@@ -164,28 +164,32 @@ class System:
 
     def bonds(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return atoms, sums of covalent radii and translations of the initially bonded pairs."""
-        found = [_no_bonds()]
+        parts_by_molecule = [_no_bonds()]
         for atoms, first in zip(self.molecules, self.begin):
             radii = covalent_radii[atoms.numbers]
             box = (atoms.cell.array, atoms.pbc) if atoms.pbc.any() else ()
-            near = neighbor_list(
+            neighbors = neighbor_list(
                 atoms.positions, bond_limit(atoms.numbers, atoms.numbers).max(), *box
             )
-            once = near.pair_order[: len(near.pair_order) // 2]
-            i, j = near.receivers[once], near.senders[once]
-            shifts = np.zeros((len(i), 3), np.int32) if near.shifts is None else near.shifts[once]
+            once = neighbors.pair_order[: len(neighbors.pair_order) // 2]
+            i, j = neighbors.receivers[once], neighbors.senders[once]
+            shifts = (
+                np.zeros((len(i), 3), np.int32)
+                if neighbors.shifts is None
+                else neighbors.shifts[once]
+            )
             vectors = atoms.positions[j] - atoms.positions[i] + shifts @ atoms.cell.array
             bonded = np.linalg.norm(vectors, axis=1) < bond_limit(
                 atoms.numbers[i], atoms.numbers[j]
             )
-            found.append(
+            parts_by_molecule.append(
                 (
                     (np.stack([i, j], 1) + first)[bonded].astype(np.int32),
                     (radii[i] + radii[j])[bonded],
                     shifts[bonded],
                 )
             )
-        return tuple(np.concatenate(parts) for parts in zip(*found))
+        return tuple(np.concatenate(parts) for parts in zip(*parts_by_molecule))
 
 
 def _no_bonds():
@@ -202,18 +206,19 @@ def make(molecules: Sequence[Atoms], potential: Potential) -> System:
     """
     molecules = list(molecules)
     if not molecules:
-        raise ValueError("no molecules are given; dynamics need at least one")
+        raise ValueError("no molecules to simulate: give at least one")
     for m, atoms in enumerate(molecules):
         reason = _obstacle(atoms, potential)
         if reason:
             raise ValueError(
-                f"molecule {m} ({atoms.get_chemical_formula() or 'empty'}) cannot be simulated: {reason}"
+                f"molecule {m} ({atoms.get_chemical_formula() or 'empty'}) cannot be simulated: "
+                f"{reason}"
             )
     kinds = [bool(a.pbc.any()) for a in molecules]
     if any(kinds) != all(kinds):
         raise ValueError(
-            f"molecule {kinds.index(True)} is periodic and molecule {kinds.index(False)} is not; "
-            "simulate open and periodic structures in runs of their own"
+            f"molecule {kinds.index(True)} is periodic and molecule {kinds.index(False)} is "
+            "not. Simulate open and periodic structures in separate runs."
         )
     copies = [atoms.copy() for atoms in molecules]
     origin = np.zeros((len(copies), 3))
@@ -227,7 +232,7 @@ def make(molecules: Sequence[Atoms], potential: Potential) -> System:
 def _obstacle(atoms: Atoms, potential: Potential) -> str:
     """Return the reason why a molecule cannot be simulated, or ""."""
     if len(atoms) == 0:
-        return "it has no atoms"
+        return "the molecule has no atoms"
     for name, values in (("positions", atoms.positions), ("momenta", atoms.get_momenta())):
         bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
         if len(bad):
@@ -235,14 +240,13 @@ def _obstacle(atoms: Atoms, potential: Potential) -> str:
     if not (atoms.get_masses() > 0).all():
         return f"atom {int(np.argmin(atoms.get_masses()))} has no mass"
     if atoms.constraints:
-        return (
-            "it has constraints, which dynamics do not know: "
-            f"{', '.join(type(c).__name__ for c in atoms.constraints)}"
-        )
+        return f"unsupported constraints: {', '.join(type(c).__name__ for c in atoms.constraints)}"
     if atoms.pbc.any() and not atoms.cell.array.any(axis=1)[atoms.pbc].all():
         return f"pbc is {atoms.pbc.tolist()}, but a periodic direction has no lattice vector"
     if atoms.pbc.any() and potential.long_range_cutoff == np.inf:
-        return "it is periodic, and the long-range terms of the force field have no cutoff"
+        return (
+            "the molecule is periodic, and the long-range terms of the force field have no cutoff"
+        )
     try:
         for name in STATES:
             electronic_value(atoms, name)

@@ -24,7 +24,7 @@ class TrajectoryFormat:
       unit: Unit of its size.
       append: Function (path, frames) that appends frames, see h5md.append.
       size: Function (path) that syncs the file and returns its size; 0 without a file.
-      cut: Function (path, size) that truncates the file.
+      truncate: Function (path, size) that truncates the file.
       read: Function (path, slice) that returns some of the frames.
     """
 
@@ -32,7 +32,7 @@ class TrajectoryFormat:
     unit: str
     append: Callable[[Path, Sequence[Atoms]], None]
     size: Callable[[Path], int]
-    cut: Callable[[Path, int], None]
+    truncate: Callable[[Path, int], None]
     read: Callable[[Path, slice], list[Atoms]]
 
 
@@ -55,7 +55,8 @@ def read_trajectory(path: str | Path, frames: slice = slice(None)) -> list[Atoms
     form = next((form for form in FORMS.values() if form.suffix == path.suffix), None)
     if form is None:
         raise ValueError(
-            f"{path}: a trajectory ends with {' or '.join(f.suffix for f in FORMS.values())}"
+            f"{path}: unknown format of a trajectory; its name must end with "
+            f"{' or '.join(f.suffix for f in FORMS.values())}"
         )
     return form.read(path, frames)
 
@@ -78,7 +79,7 @@ def _size_of_text(path: Path) -> int:
         return os.fstat(file.fileno()).st_size
 
 
-def _cut_text(path: Path, size: int) -> None:
+def _truncate_text(path: Path, size: int) -> None:
     """Truncate a text file to `size` bytes."""
     if path.exists() and path.stat().st_size > size:
         os.truncate(path, size)
@@ -91,6 +92,8 @@ def _read_text(path: Path, frames: slice) -> list[Atoms]:
 
 EXTXYZ, HDF5 = "extxyz", "hdf5"
 FORMS = {
-    EXTXYZ: TrajectoryFormat(".xyz", "bytes", _append_text, _size_of_text, _cut_text, _read_text),
-    HDF5: TrajectoryFormat(".h5", "frames", h5md.append, h5md.size, h5md.cut, h5md.read),
+    EXTXYZ: TrajectoryFormat(
+        ".xyz", "bytes", _append_text, _size_of_text, _truncate_text, _read_text
+    ),
+    HDF5: TrajectoryFormat(".h5", "frames", h5md.append, h5md.size, h5md.truncate, h5md.read),
 }

@@ -44,7 +44,7 @@ def draw(
     """
     atoms.set_momenta(maxwell_boltzmann(atoms.get_masses(), temperature, rng))
     if fix_com:
-        stop_centre_of_mass(atoms)
+        stop_center_of_mass(atoms)
     if fix_rotation and not atoms.pbc.any():
         stop_rotation(atoms)
     kinetic = atoms.get_kinetic_energy()
@@ -54,7 +54,7 @@ def draw(
         )
 
 
-def stop_centre_of_mass(atoms: Atoms) -> None:
+def stop_center_of_mass(atoms: Atoms) -> None:
     """Remove the motion of the center of mass."""
     masses, momenta = atoms.get_masses(), atoms.get_momenta()
     atoms.set_momenta(momenta - masses[:, None] * (momenta.sum(0) / masses.sum()))

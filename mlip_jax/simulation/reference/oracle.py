@@ -68,24 +68,24 @@ class Method:
             if self.name not in TBLITE:
                 raise ConfigError(
                     unknown_name("reference method", self.name, TBLITE)
-                    + ' Any other ASE calculator is named as "package.module:Class".'
+                    + ' Any other ASE calculator can be given as "package.module:Class".'
                 )
             try:
                 return importlib.import_module("tblite.ase").TBLite
             except ImportError as error:
                 raise ImportError(
-                    f"{self.name} needs tblite: pip install 'mlip-flax[data]'"
+                    f"{self.name} requires tblite: pip install 'mlip-flax[data]'"
                 ) from error
         module, _, name = self.name.partition(":")
         try:
-            found = getattr(importlib.import_module(module), name, None)
+            cls = getattr(importlib.import_module(module), name, None)
         except ImportError as error:
             raise ImportError(
                 f"oracle {self.name!r}: {module} cannot be imported: {error}"
             ) from error
-        if not isinstance(found, type):
+        if not isinstance(cls, type):
             raise ConfigError(f"oracle {self.name!r}: module {module} has no class {name!r}")
-        return found
+        return cls
 
     def calculator(self, atoms: Atoms) -> Calculator:
         """Create a calculator for a molecule.
@@ -95,11 +95,11 @@ class Method:
         electrons is odd, otherwise 0.
         """
         charge, unpaired = _state(atoms)
-        given = {"charge": charge} if charge else {}
-        given |= {"multiplicity": unpaired + 1} if unpaired else {}
+        arguments = {"charge": charge} if charge else {}
+        arguments |= {"multiplicity": unpaired + 1} if unpaired else {}
         if ":" not in self.name:
-            given |= {"method": self.name, "verbosity": 0}
-        return self.calculator_class()(**{**given, **self.options})
+            arguments |= {"method": self.name, "verbosity": 0}
+        return self.calculator_class()(**{**arguments, **self.options})
 
     def settings(self) -> dict[str, Any]:
         """Return everything that results depend on, serializable as JSON."""
@@ -180,10 +180,10 @@ class Oracle:
         Raises:
           OracleError: If the method fails at every molecule for reasons other than the molecules.
         """
-        found = self._compute(molecules, {"job": "evaluate"}, label)
+        results = self._compute(molecules, {"job": "evaluate"}, label)
         return {
             name: ReferenceEvaluation(r["energy"], _array(r["forces"]), r["error"])
-            for name, r in found.items()
+            for name, r in results.items()
         }
 
     def minimize(
@@ -208,7 +208,7 @@ class Oracle:
           OracleError: As for `evaluate`.
         """
         settings = {"job": "minimize", "fmax": fmax, "max_steps": max_steps, "maxstep": maxstep}
-        found = self._compute(molecules, settings, label)
+        results = self._compute(molecules, settings, label)
         return {
             name: ReferenceRelaxation(
                 r["energy"],
@@ -218,7 +218,7 @@ class Oracle:
                 r["converged"],
                 r["steps"],
             )
-            for name, r in found.items()
+            for name, r in results.items()
         }
 
     def _compute(self, molecules, settings, label) -> dict[str, dict[str, Any]]:
@@ -229,28 +229,29 @@ class Oracle:
         }
         results = {name: self._cache[key] for name, key in keys.items() if key in self._cache}
         # largest first, so that no process is left with a long job at the end
-        waiting = sorted(
+        missing = sorted(
             (n for n in molecules if n not in results), key=lambda name: -len(molecules[name])
         )
-        jobs = ((self.method, settings, _bare(molecules[name])) for name in waiting)
+        jobs = ((self.method, settings, _bare(molecules[name])) for name in missing)
         problems = []
-        done = workers.stream(_work, jobs, self._num_processes, on_death=_died)
-        with _bar(label, len(molecules), len(results), self._progress and waiting) as advance:
-            for name, (result, of_molecule) in zip(waiting, done):
+        done = workers.stream(_work, jobs, self._num_processes, on_death=_death_result)
+        with _bar(label, len(molecules), len(results), self._progress and missing) as advance:
+            for name, (result, is_reproducible) in zip(missing, done):
                 results[name] = result
-                if of_molecule:
+                if is_reproducible:
                     self._cache.add(keys[name], result)
                 else:
                     problems.append(f"{name}: {result['error']}")
                     log.warning(
-                        "%s: %s (not kept: it is tried again next time)",
+                        "%s: %s (not stored; the next run tries again)",
                         self.method.name,
                         problems[-1],
                     )
                 advance()
-        if problems and len(problems) == len(waiting) and len(problems) == len(results):
+        if problems and len(problems) == len(missing) and len(problems) == len(results):
             raise OracleError(
-                f"{self.method.name} fails at every one of {len(problems)} molecules; {problems[0]}"
+                f"{self.method.name} failed for all {len(problems)} molecules; the first "
+                f"reason: {problems[0]}"
             )
         return {name: results[name] for name in molecules}
 
@@ -267,18 +268,18 @@ def _work(job) -> tuple[dict[str, Any], bool]:
         if not np.isfinite(atoms.positions).all():
             raise CalculationFailed("positions are not finite")
         atoms.calc = method.calculator(atoms)
-        told = _minimize(atoms, settings) if settings["job"] == "minimize" else {}
+        extra = _minimize(atoms, settings) if settings["job"] == "minimize" else {}
         energy, forces = float(atoms.get_potential_energy()), atoms.get_forces()
         if not (np.isfinite(energy) and np.isfinite(forces).all()):
             raise CalculationFailed("energy or forces are not finite")
-        return {"error": "", "energy": energy, "forces": forces.tolist(), **told}, True
+        return {"error": "", "energy": energy, "forces": forces.tolist(), **extra}, True
     except CalculationFailed as error:
         return _FAILURE | {"error": _one_line(error)}, True
     except Exception as error:  # calculators raise anything; one molecule must not stop the others
         return _FAILURE | {"error": f"{type(error).__name__}: {_one_line(error)}"}, False
 
 
-def _died(job) -> tuple[dict[str, Any], bool]:
+def _death_result(job) -> tuple[dict[str, Any], bool]:
     """Return the result of a job whose worker died."""
     return _FAILURE | {
         "error": "its worker process died (out of memory, or a crash of the method's library)"

@@ -56,18 +56,18 @@ class ResultCache:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._places: dict[str, tuple[int, int]] = {}
+        self._locations: dict[str, tuple[int, int]] = {}
         self._file = open(self.path, "a+b")
         self._read()
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._locations)
 
     def __contains__(self, key: str) -> bool:
-        return key in self._places
+        return key in self._locations
 
     def __getitem__(self, key: str) -> dict[str, Any]:
-        start, length = self._places[key]
+        start, length = self._locations[key]
         return _parse(os.pread(self._file.fileno(), length, start))[1]
 
     def add(self, key: str, result: Mapping[str, Any]) -> None:
@@ -86,7 +86,7 @@ class ResultCache:
             os.fsync(self._file.fileno())
         finally:
             fcntl.flock(self._file, fcntl.LOCK_UN)
-        self._places[key] = end, len(line)
+        self._locations[key] = end, len(line)
 
     def close(self) -> None:
         """Close the file."""
@@ -101,20 +101,20 @@ class ResultCache:
     def _read(self) -> None:
         """Index the valid lines of the file."""
         self._file.seek(0)
-        start = damaged = 0
+        start = num_invalid = 0
         for line in self._file:
-            found = _parse(line)
-            if found is not None:
-                self._places[found[0]] = start, len(line)
+            entry = _parse(line)
+            if entry is not None:
+                self._locations[entry[0]] = start, len(line)
             elif line != b"\n":
-                damaged += 1
+                num_invalid += 1
             start += len(line)
-        if damaged:
+        if num_invalid:
             log.warning(
-                "%s: %d of %d results are damaged or cut off and will be computed again",
+                "%s: recomputing %d of %d results, which are corrupted or truncated",
                 self.path,
-                damaged,
-                damaged + len(self._places),
+                num_invalid,
+                num_invalid + len(self._locations),
             )
 
 

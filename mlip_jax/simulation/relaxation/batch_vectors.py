@@ -1,4 +1,7 @@
-"""Operations on vectors of many molecules: (M, D), with D three times the atoms of the largest one."""
+"""Operations on vectors of many molecules.
+
+M   molecules        D   3 times the atoms of the largest one
+"""
 
 from __future__ import annotations
 

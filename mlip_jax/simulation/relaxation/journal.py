@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 FLUSH_SECONDS = 1.0
-_MOST_WAITING = 16 * 2**20  # maximum number of bytes of results that wait to be written
+_MAX_WAITING_BYTES = 16 * 2**20  # maximum number of bytes of results that wait to be written
 
 
 class JournalError(RuntimeError):
@@ -51,7 +51,7 @@ class Layout(NamedTuple):
         return (
             *self.columns,
             "seconds",
-            *(f"{kind}_{what}" for kind in self.kinds for what in ("offset", "length")),
+            *(f"{kind}_{field}" for kind in self.kinds for field in ("offset", "length")),
         )
 
 
@@ -59,7 +59,8 @@ class JournalLine(NamedTuple):
     """Valid line of a part.
 
     Attributes:
-      start, stop: Position in the file (bytes).
+      start: First byte in the file.
+      stop: Byte after the last one.
       cells: Cells of the line.
       pieces: (offset, length) of the piece of each kind.
     """
@@ -105,11 +106,11 @@ def finished(folder: Path, layout: Layout) -> Indices:
     Raises:
       JournalError: If a part has other columns or cannot be read.
     """
-    found = Indices()
+    indices = Indices()
     for _, path in parts_of(folder):
         for line in read_part(path, layout):
-            found.add(line.index)
-    return found
+            indices.add(line.index)
+    return indices
 
 
 def read_part(path: Path, layout: Layout) -> Iterator[JournalLine]:
@@ -128,8 +129,9 @@ def read_part(path: Path, layout: Layout) -> Iterator[JournalLine]:
                 return
             if header != expected:
                 raise JournalError(
-                    f"{path}: has the columns {header[:200]!r}, expected {','.join(layout.header)}; it "
-                    "was written by another version. Give another --workdir."
+                    f"{path}: columns are {header[:200]!r}, expected "
+                    f"{','.join(layout.header)}; the file was written by another version. Give "
+                    "another --workdir."
                 )
             start, ends = len(header), [0] * len(layout.kinds)
             for text in file:
@@ -172,8 +174,8 @@ def encode_line(cells: Sequence[Any]) -> bytes:
 
 def parts_of(folder: Path) -> list[tuple[int, Path]]:
     """Return the number and the CSV file of each part, sorted by number."""
-    found = ((p.stem.removeprefix("part-"), p) for p in Path(folder).glob("part-*.csv"))
-    return sorted((int(number), path) for number, path in found if number.isdecimal())
+    candidates = ((p.stem.removeprefix("part-"), p) for p in Path(folder).glob("part-*.csv"))
+    return sorted((int(number), path) for number, path in candidates if number.isdecimal())
 
 
 def piece_file(path: Path, kind: str) -> Path:
@@ -246,7 +248,7 @@ class Journal:
                 os.ftruncate(file, end)
         except BlockingIOError as error:
             raise JournalError(
-                f"{self.path}: another process writes it. Wait for it to end."
+                f"{self.path}: in use by another process. Wait for it to end."
             ) from error
         except OSError as error:
             raise JournalError(f"{self.path}: cannot be written: {error}") from error
@@ -271,7 +273,7 @@ class Journal:
             self._waiting_bytes += sum(map(len, content))
             self._last = now
             self.count += 1
-            if self._waiting_bytes > _MOST_WAITING:
+            if self._waiting_bytes > _MAX_WAITING_BYTES:
                 self._flush()
 
     def start_clock(self) -> None:
@@ -313,10 +315,10 @@ class Journal:
             return
         ends, lines, blocks = list(self._ends), [], [[] for _ in self.layout.kinds]
         for cells, content in self._waiting:
-            for place, piece in enumerate(content):
-                cells = [*cells, ends[place + 1], len(piece)]
-                ends[place + 1] += len(piece)
-                blocks[place].append(piece)
+            for kind, piece in enumerate(content):
+                cells = [*cells, ends[kind + 1], len(piece)]
+                ends[kind + 1] += len(piece)
+                blocks[kind].append(piece)
             lines.append(encode_line(cells))
         try:
             for file, block, end in zip(self._files[1:], blocks, self._ends[1:]):
@@ -326,8 +328,9 @@ class Journal:
             os.fsync(self._files[0])
         except OSError as error:
             self._error = JournalError(
-                f"{self.path}: results cannot be written: {error}. {self.count - len(self._waiting)} molecules are "
-                "recorded there. Mend the cause; the same command goes on from them."
+                f"{self.path}: results cannot be written: {error}. "
+                f"{self.count - len(self._waiting)} molecules are recorded. Fix the cause and "
+                "rerun the same command to resume."
             )
             raise self._error from error
         self._ends, self._waiting, self._waiting_bytes, self._error = ends, [], 0, None

@@ -7,7 +7,7 @@ An iteration has these steps, none of which involves the host:
 
 1. fill free slots from the queue (`_fill_free_slots`);
 2. build the neighbor lists and evaluate the force field on all slots that fit the padding budget
-   (`RelaxationLoop._evaluated`);
+   (`RelaxationLoop._evaluate`);
 3. classify each molecule as running, converged, at its step limit or diverged
    (`RelaxationLoop._classify`);
 4. move the running molecules by one step of the minimizer (`RelaxationLoop._advance`);
@@ -17,103 +17,29 @@ An iteration has these steps, none of which involves the host:
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from mlip_jax.graphs import slots as slot_graphs
 from mlip_jax.graphs.shapes import PaddingBudget
 from mlip_jax.graphs.slots import Slots
 from mlip_jax.potential import evaluate
 from mlip_jax.simulation.relaxation.minimizers import Minimizer
+from mlip_jax.simulation.relaxation.state import (
+    FREE,
+    FinishedMolecules,
+    MoleculeBatch,
+    Outcome,
+    RelaxationState,
+    empty_outcome,
+)
+from mlip_jax.simulation.relaxation.status import RUNNING, RelaxationStatus
 
-# Status codes of a molecule.
-RUNNING, CONVERGED, STEP_LIMIT, NOT_FINITE, ATOMS_OVERLAP, DISSOCIATED = range(6)
-FREE = -1  # the key of a slot without a molecule
 # SHORTEST: distance (Å) below which two atoms overlap; the shortest bond, that of H2, is 0.74 Å.
 SHORTEST = 0.4
-
-
-class MoleculeBatch(NamedTuple):
-    """Molecules before their relaxation, K of them.
-
-    Attributes:
-      key: Number assigned by the caller, (K,) int32.
-      slots: Atomic numbers, number of atoms, charge and spin of the molecules.
-      positions: Positions (Å), (K, n, 3).
-      mobile: Whether an atom may move, (K, n) bool.
-    """
-
-    key: jax.Array
-    slots: Slots
-    positions: jax.Array
-    mobile: jax.Array
-
-
-class Outcome(NamedTuple):
-    """Last evaluation of K molecules.
-
-    Attributes:
-      key: Number assigned by the caller, (K,).
-      code: Status code, (K,) int32.
-      steps: Number of steps, (K,) int32.
-      positions: Positions (Å), (K, n, 3).
-      forces: Forces (eV/Å), (K, n, 3).
-      energy: Energy minus the reference energies (eV), (K,).
-      fmax: Largest norm of the force on a mobile atom (eV/Å), (K,).
-      energy_start, fmax_start: Values of the first evaluation, (K,).
-      nearest: Distance of the closest two atoms (Å), (K,).
-      evaluated: Whether the molecule fitted into the padding budget, (K,) bool.
-    """
-
-    key: jax.Array
-    code: jax.Array
-    steps: jax.Array
-    positions: jax.Array
-    forces: jax.Array
-    energy: jax.Array
-    fmax: jax.Array
-    energy_start: jax.Array
-    fmax_start: jax.Array
-    nearest: jax.Array
-    evaluated: jax.Array
-
-
-class RelaxationState(NamedTuple):
-    """State of a relaxation on the device.
-
-    Attributes:
-      now: Molecules in the slots (M).
-      moved: Number of steps, (M,) int32.
-      energy_start, fmax_start: Values of the first evaluation, (M,).
-      initially_bound: Whether each atom had another one within the cutoff at the start, (M,).
-      minimizer: State of the minimizer.
-      largest: Edges and pairs of the largest slots, (2,) int32. The padding budget must be enlarged
-        if they exceed it.
-      iterations: Number of iterations since the start, () int32.
-      evaluated: Number of molecules evaluated since the start, () int32.
-    """
-
-    now: MoleculeBatch
-    moved: jax.Array
-    energy_start: jax.Array
-    fmax_start: jax.Array
-    initially_bound: jax.Array
-    minimizer: Any
-    largest: jax.Array
-    iterations: jax.Array
-    evaluated: jax.Array
-
-
-class FinishedMolecules(NamedTuple):
-    """Finished molecules: the first `count` entries of `outcome` (Q + M)."""
-
-    outcome: Outcome
-    count: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,9 +99,10 @@ class RelaxationLoop:
         params,
         state: RelaxationState,
         queue: MoleculeBatch,
-        waiting: jax.Array,
-        most: jax.Array,
-        few: jax.Array,
+        *,
+        queue_length: jax.Array,
+        max_iterations: jax.Array,
+        min_active: jax.Array,
     ) -> tuple[RelaxationState, FinishedMolecules, jax.Array, Outcome]:
         """Iterate until all molecules are done or the host has to step in.
 
@@ -184,42 +111,40 @@ class RelaxationLoop:
           capacity: Capacity of the queue (Q). Static.
           params: Parameters of the model.
           state: State to continue from.
-          queue: Queue; only its first `waiting` entries are molecules.
-          waiting: Number of molecules in the queue.
-          most: Maximum number of iterations.
-          few: Stop when the queue is empty and at most `few` molecules are left; -1: stop when the
-            queue is empty and a slot is free.
+          queue: Queue; only its first `queue_length` entries are molecules.
+          queue_length: Number of molecules in the queue.
+          max_iterations: Maximum number of iterations.
+          min_active: Stop when the queue is empty and at most `min_active` molecules are left.
 
         Returns:
           The state, the finished molecules, the number of molecules taken from the queue, and the
           last evaluation of all slots.
         """
         done = FinishedMolecules(
-            _empty_outcome(capacity + self.num, self.size, self.dtype), jnp.int32(0)
+            empty_outcome(capacity + self.num, self.size, self.dtype), jnp.int32(0)
         )
-        last = _empty_outcome(self.num, self.size, self.dtype)
+        last = empty_outcome(self.num, self.size, self.dtype)
         start = state.iterations
 
-        def wanted(carry):
+        def should_continue(carry):
             state, _, taken, _ = carry
-            there = (state.now.key != FREE).sum()
-            left = jnp.where(few < 0, self.num - 1, few)
-            starved = (taken >= waiting) & (there <= left)
+            num_active = (state.now.key != FREE).sum()
+            starved = (taken >= queue_length) & (num_active <= min_active)
             fits = (state.largest[0] <= budget.n_edge) & (state.largest[1] <= budget.n_pair)
-            return ~starved & fits & (state.iterations - start < most)
+            return ~starved & fits & (state.iterations - start < max_iterations)
 
         def iterate(carry):
             state, done, taken, _ = carry
-            state, taken = _fill_free_slots(state, queue, waiting, taken)
+            state, taken = _fill_free_slots(state, queue, queue_length, taken)
             state, outcome = self._advance(budget, params, state)
             done, now = _release_finished(done, state.now, outcome)
             return state._replace(now=now), done, taken, outcome
 
-        return jax.lax.while_loop(wanted, iterate, (state, done, jnp.int32(0), last))
+        return jax.lax.while_loop(should_continue, iterate, (state, done, jnp.int32(0), last))
 
     def _advance(self, budget, params, state) -> tuple[RelaxationState, Outcome]:
         """Evaluate all slots and move the molecules that are not done by one step."""
-        now, evaluated = state.now, self._evaluated(budget, params, state)
+        now, evaluated = state.now, self._evaluate(budget, params, state)
         first = evaluated.takes_part & (state.moved == 0)
         energy_start = jnp.where(first, evaluated.energy, state.energy_start)
         fmax_start = jnp.where(first, evaluated.fmax, state.fmax_start)
@@ -263,7 +188,7 @@ class RelaxationLoop:
             state.evaluated + evaluated.takes_part.sum(dtype=jnp.int32),
         ), outcome
 
-    def _evaluated(self, budget, params, state) -> _SlotEvaluation:
+    def _evaluate(self, budget, params, state) -> _SlotEvaluation:
         """Evaluate the force field on all slots that fit the padding budget."""
         now = state.now
         batch = slot_graphs.build(
@@ -287,16 +212,19 @@ class RelaxationLoop:
         """Return the status code of each slot, (M,); RUNNING if it was not evaluated."""
         finite = jnp.isfinite(evaluated.energy) & jnp.isfinite(evaluated.forces).all((1, 2))
         codes = (
-            (~finite, NOT_FINITE),
-            (evaluated.nearest < SHORTEST, ATOMS_OVERLAP),
-            (initially_bound & (evaluated.max_nearest_distance >= self.cutoff), DISSOCIATED),
-            (evaluated.fmax < self.fmax, CONVERGED),
-            (steps >= self.max_steps, STEP_LIMIT),
+            (~finite, RelaxationStatus.NOT_FINITE),
+            (evaluated.nearest < SHORTEST, RelaxationStatus.ATOMS_OVERLAP),
+            (
+                initially_bound & (evaluated.max_nearest_distance >= self.cutoff),
+                RelaxationStatus.DISSOCIATED,
+            ),
+            (evaluated.fmax < self.fmax, RelaxationStatus.CONVERGED),
+            (steps >= self.max_steps, RelaxationStatus.STEP_LIMIT),
         )
         code = jnp.full(self.num, RUNNING, jnp.int32)
         # the first condition that holds determines the code
-        for holds, value in reversed(codes):
-            code = jnp.where(holds, value, code)
+        for holds, status in reversed(codes):
+            code = jnp.where(holds, int(status), code)
         return jnp.where(evaluated.takes_part, code, RUNNING)
 
 
@@ -323,18 +251,18 @@ class _SlotEvaluation(NamedTuple):
 
 
 def _fill_free_slots(
-    state: RelaxationState, queue: MoleculeBatch, waiting, taken
+    state: RelaxationState, queue: MoleculeBatch, queue_length, taken
 ) -> tuple[RelaxationState, jax.Array]:
     """Fill free slots with the next molecules of the queue."""
     free = state.now.key == FREE
     # index in the queue of the molecule for each free slot, (M,)
-    place = taken + jnp.cumsum(free) - 1
-    new = free & (place < waiting)
-    place = jnp.clip(place, 0, queue.key.shape[0] - 1)
+    index = taken + jnp.cumsum(free) - 1
+    new = free & (index < queue_length)
+    index = jnp.clip(index, 0, queue.key.shape[0] - 1)
 
     def fill():
         now = jax.tree.map(
-            lambda q, x: jnp.where(new.reshape(-1, *[1] * (x.ndim - 1)), q[place], x),
+            lambda q, x: jnp.where(new.reshape(-1, *[1] * (x.ndim - 1)), q[index], x),
             queue,
             state.now,
         )
@@ -347,91 +275,20 @@ def _release_finished(
     done: FinishedMolecules, now: MoleculeBatch, outcome: Outcome
 ) -> tuple[FinishedMolecules, MoleculeBatch]:
     """Append finished molecules to the outcomes and free their slots."""
-    leaves = (outcome.code != RUNNING) & (now.key != FREE)
+    finished = (outcome.code != RUNNING) & (now.key != FREE)
 
     def write():
         # an index beyond the end drops the slots that are not finished
-        place = jnp.where(leaves, done.count + jnp.cumsum(leaves) - 1, done.outcome.key.shape[0])
+        index = jnp.where(
+            finished, done.count + jnp.cumsum(finished) - 1, done.outcome.key.shape[0]
+        )
         kept = jax.tree.map(
-            lambda into, x: into.at[place].set(x, mode="drop"), done.outcome, outcome
+            lambda into, x: into.at[index].set(x, mode="drop"), done.outcome, outcome
         )
-        slots = now.slots._replace(count=jnp.where(leaves, 0, now.slots.count))
-        count = done.count + leaves.sum(dtype=jnp.int32)
+        slots = now.slots._replace(count=jnp.where(finished, 0, now.slots.count))
+        count = done.count + finished.sum(dtype=jnp.int32)
         return FinishedMolecules(kept, count), now._replace(
-            key=jnp.where(leaves, FREE, now.key), slots=slots
+            key=jnp.where(finished, FREE, now.key), slots=slots
         )
 
-    return jax.lax.cond(leaves.any(), write, lambda: (done, now))
-
-
-def _empty_outcome(num, size, dtype) -> Outcome:
-    """Return an outcome of `num` molecules filled with zeros."""
-    whole, real = jnp.zeros(num, jnp.int32), jnp.zeros(num, dtype)
-    atoms = jnp.zeros((num, size, 3), dtype)
-    return Outcome(
-        whole, whole, whole, atoms, atoms, real, real, real, real, real, jnp.zeros(num, bool)
-    )
-
-
-def empty_molecules(num: int, size: int, dtype) -> MoleculeBatch:
-    """Return an empty batch with `num` slots, as NumPy arrays on the host to write into."""
-    return MoleculeBatch(
-        np.full(num, FREE, np.int32),
-        Slots(
-            np.zeros((num, size), np.int32),
-            np.zeros(num, np.int32),
-            np.zeros(num, dtype),
-            np.zeros(num, dtype),
-        ),
-        np.zeros((num, size, 3), dtype),
-        np.zeros((num, size), bool),
-    )
-
-
-class CompiledRelaxation:
-    """`RelaxationLoop.run`, compiled once per padding budget, with the parameters on the device.
-
-    Attributes:
-      num_compiles: Number of programs compiled so far.
-    """
-
-    def __init__(self, loop: RelaxationLoop, params, device=None):
-        self.loop, self.num_compiles = loop, 0
-        self._device = device
-        self._params = jax.device_put(params, device)
-        self._run = jax.jit(self._traced, static_argnums=(0, 1), donate_argnums=(3,))
-
-    def init(self) -> RelaxationState:
-        """Return the state without any molecule, on the device."""
-        # copies: donated buffers must not share memory
-        return jax.tree.map(lambda x: jax.device_put(np.array(x), self._device), self.loop.init())
-
-    def put(self, molecules: MoleculeBatch) -> MoleculeBatch:
-        """Copy molecules to the device."""
-        return jax.device_put(molecules, self._device)
-
-    def run(
-        self,
-        budget: PaddingBudget,
-        state: RelaxationState,
-        queue: MoleculeBatch,
-        waiting: int,
-        most: int,
-        few: int,
-    ):
-        """Run `RelaxationLoop.run`. The buffers of `state` are donated."""
-        return self._run(
-            budget,
-            queue.key.shape[0],
-            self._params,
-            state,
-            queue,
-            np.int32(waiting),
-            np.int32(most),
-            np.int32(few),
-        )
-
-    @functools.wraps(RelaxationLoop.run)
-    def _traced(self, budget, capacity, params, state, queue, waiting, most, few):
-        self.num_compiles += 1  # runs when JAX traces, which it does once for each program
-        return self.loop.run(budget, capacity, params, state, queue, waiting, most, few)
+    return jax.lax.cond(finished.any(), write, lambda: (done, now))

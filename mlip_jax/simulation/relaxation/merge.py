@@ -66,7 +66,7 @@ def merge(
       JournalError: If a file cannot be read or written.
     """
     paths = [path for _, path in parts_of(folder)]
-    places, seconds = _in_order(paths, layout, stop)
+    locations, seconds = _in_order(paths, layout, stop)
     targets = {"csv": results, **pieces}
     try:
         with contextlib.ExitStack() as stack:
@@ -84,28 +84,28 @@ def merge(
                 for kind, path in targets.items()
             }
             outputs["csv"].write(encode_line((*layout.columns, *(added.columns if added else ()))))
-            for start in range(0, len(places), _BLOCK):
-                _write_block(places[start : start + _BLOCK], layout, sources, outputs, added)
+            for start in range(0, len(locations), _BLOCK):
+                _write_block(locations[start : start + _BLOCK], layout, sources, outputs, added)
     except OSError as error:
         raise JournalError(
-            f"{results.parent}: the results of {folder} cannot be put together: {error}. They are still "
-            "there; mend the cause and run the same command again."
+            f"{results.parent}: results of {folder} cannot be merged: {error}. They still "
+            "exist. Fix the cause and rerun the same command."
         ) from error
     return seconds
 
 
 def _write_block(
-    places: np.ndarray, layout: Layout, sources, outputs, added: DerivedColumns | None
+    locations: np.ndarray, layout: Layout, sources, outputs, added: DerivedColumns | None
 ) -> None:
     """Write the lines of some molecules and their pieces."""
     lines = []
-    for part, start, length in places.tolist():
+    for part, start, length in locations.tolist():
         (cells,) = csv.reader([os.pread(sources["csv"][part].fileno(), length, start).decode()])
         lines.append((part, cells))
 
     def piece(kind, part, cells):
-        place = layout.header.index(f"{kind}_offset")
-        offset, size = map(int, cells[place : place + 2])
+        column = layout.header.index(f"{kind}_offset")
+        offset, size = map(int, cells[column : column + 2])
         return os.pread(sources[kind][part].fileno(), size, offset)
 
     more = added.cells([piece(added.kind, *line) for line in lines]) if added else [()] * len(lines)
@@ -116,16 +116,17 @@ def _write_block(
 
 
 def _in_order(paths: list[Path], layout: Layout, stop: int | None) -> tuple[np.ndarray, float]:
-    """Return the places of the lines by index, and the largest time among the parts (seconds).
+    """Return the locations of the lines by index, and the largest time among the parts (seconds).
 
-    The places (part, start, length) are (M, 3) int64. An index that occurs twice is returned once.
+    The locations (part, start, length) are (M, 3) int64. An index that occurs twice is returned
+    once.
     """
     numbers, seconds = array.array("q"), [0.0]
-    place = layout.header.index("seconds")
+    column = layout.header.index("seconds")
     for part, path in enumerate(paths):
         seconds.append(0.0)
         for line in read_part(path, layout):
-            seconds[-1] += float(line.cells[place])
+            seconds[-1] += float(line.cells[column])
             numbers.extend((line.index, part, line.start, line.stop - line.start))
     table = np.array(numbers, np.int64).reshape(-1, 4)
     _, first = np.unique(table[:, 0], return_index=True)
@@ -137,12 +138,12 @@ def read_pieces(
     folder: Path, layout: Layout, kind: str, indices: Sequence[int]
 ) -> dict[int, bytes]:
     """Read the pieces of one kind for some molecules; molecules without one are missing."""
-    wanted, found = set(indices), {}
-    place = layout.kinds.index(kind)
+    missing, pieces = set(indices), {}
+    kind_index = layout.kinds.index(kind)
     for _, path in parts_of(folder):
         for line in read_part(path, layout):
-            offset, length = line.pieces[place]
-            if length and line.index in wanted and line.index not in found:
+            offset, length = line.pieces[kind_index]
+            if length and line.index in missing and line.index not in pieces:
                 with open(piece_file(path, kind), "rb") as file:
-                    found[line.index] = os.pread(file.fileno(), length, offset)
-    return found
+                    pieces[line.index] = os.pread(file.fileno(), length, offset)
+    return pieces

@@ -66,8 +66,9 @@ class Outcomes:
     """Energies and forces of the oracle for M relaxations.
 
     Attributes:
-      energy_start, energy_relaxed, energy_opt: Energies (eV), (M,); NaN if the oracle failed or was
-        not run.
+      energy_start: Energy of the start (eV), (M,); NaN if the oracle failed or was not run.
+      energy_relaxed: Energy of the relaxed geometry (eV), (M,); NaN as above.
+      energy_opt: Energy of the oracle's minimum (eV), (M,); NaN as above.
       fmax: Largest force on an atom at the relaxed geometry (eV/Å), (M,); NaN as above.
       failed: Whether the relaxation diverged or gave no geometry, (M,) bool.
 
@@ -84,13 +85,13 @@ class Outcomes:
     def __post_init__(self):
         shapes = {f.name: np.shape(getattr(self, f.name)) for f in dataclasses.fields(self)}
         if len(set(shapes.values())) > 1 or len(shapes["failed"]) != 1:
-            raise ValueError(f"all fields must have one shape (M,); received {shapes}")
+            raise ValueError(f"all fields must have the same shape (M,); received {shapes}")
 
     def __len__(self) -> int:
         return len(self.failed)
 
 
-def judged(outcomes: Outcomes) -> np.ndarray:
+def evaluable(outcomes: Outcomes) -> np.ndarray:
     """Return whether the oracle has energies of the start and of its minimum, (M,) bool."""
     return np.isfinite(outcomes.energy_start) & np.isfinite(outcomes.energy_opt)
 
@@ -105,10 +106,10 @@ def percentage(outcomes: Outcomes, limits: Limits = Limits()) -> np.ndarray:
     array([75.])
     """
     gap = outcomes.energy_start - outcomes.energy_opt
-    told = gap >= limits.min_gap
+    is_defined = gap >= limits.min_gap
     return np.where(
-        told,
-        100 * (outcomes.energy_start - outcomes.energy_relaxed) / np.where(told, gap, 1.0),
+        is_defined,
+        100 * (outcomes.energy_start - outcomes.energy_relaxed) / np.where(is_defined, gap, 1.0),
         np.nan,
     )
 
@@ -127,7 +128,7 @@ def diverged(outcomes: Outcomes, limits: Limits = Limits()) -> np.ndarray:
     no_gap = outcomes.energy_start - outcomes.energy_opt < limits.min_gap
     rise = outcomes.energy_relaxed - outcomes.energy_start
     risen = rise > np.where(no_gap, limits.min_gap, _ROUNDING)
-    return judged(outcomes) & (outcomes.failed | ~np.isfinite(outcomes.energy_relaxed) | risen)
+    return evaluable(outcomes) & (outcomes.failed | ~np.isfinite(outcomes.energy_relaxed) | risen)
 
 
 def succeeded(outcomes: Outcomes, limits: Limits = Limits()) -> np.ndarray:
@@ -136,13 +137,15 @@ def succeeded(outcomes: Outcomes, limits: Limits = Limits()) -> np.ndarray:
     A start that fulfills this already makes success easy.
     """
     return (
-        judged(outcomes) & ~outcomes.failed & (residual_energy(outcomes) < limits.chemical_accuracy)
+        evaluable(outcomes)
+        & ~outcomes.failed
+        & (residual_energy(outcomes) < limits.chemical_accuracy)
     )
 
 
 def force_converged(outcomes: Outcomes, limits: Limits = Limits()) -> np.ndarray:
     """Return whether the oracle's largest force after relaxation is below 0.05 eV/Å, (M,)."""
-    return judged(outcomes) & ~outcomes.failed & (outcomes.fmax < limits.fmax)
+    return evaluable(outcomes) & ~outcomes.failed & (outcomes.fmax < limits.fmax)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +155,8 @@ class Estimate:
     Attributes:
       value: The mean.
       stderr: Bootstrap standard error.
-      low, high: Bootstrap 95 % interval.
+      low: Lower end of the bootstrap 95 % interval.
+      high: Upper end of the bootstrap 95 % interval.
       count: Number of molecules in the mean.
     """
 
@@ -178,7 +182,7 @@ def summarize(
       num_bootstrap: Number of resamplings of the molecules with replacement.
       seed: Seed of the resamplings. Outcomes of the same molecules are resampled identically.
     """
-    can, bad = judged(outcomes), diverged(outcomes, limits)
+    can, bad = evaluable(outcomes), diverged(outcomes, limits)
     pct, residual = percentage(outcomes, limits), residual_energy(outcomes)
     measures = {
         "mean_percentage": (pct, can & ~bad & np.isfinite(pct)),

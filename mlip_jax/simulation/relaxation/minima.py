@@ -50,7 +50,8 @@ class SearchOptions:
         start no dynamics.
       fmax: Largest force of a relaxed geometry (eV/Å).
       max_steps: Maximum number of steps per relaxation.
-      energy_tolerance, rmsd_tolerance: Minima closer than both (eV and Å) are one.
+      energy_tolerance: Energy difference (eV) below which two minima may be the same one.
+      rmsd_tolerance: Root mean square distance (Å) below which such minima are the same one.
       timestep: Time step of the dynamics (fs).
       dtype: "float32" or "float64".
       seed: Seed of the dynamics.
@@ -74,10 +75,11 @@ class SearchOptions:
     seed: int = 0
 
     def __post_init__(self):
-        for name, least in (("rounds", 0), ("replicas", 1), ("frames", 1), ("max_steps", 1)):
-            if int(getattr(self, name)) != getattr(self, name) or getattr(self, name) < least:
+        for name, min_value in (("rounds", 0), ("replicas", 1), ("frames", 1), ("max_steps", 1)):
+            value = getattr(self, name)
+            if int(value) != value or value < min_value:
                 raise ValueError(
-                    f"{name} must be a whole number of at least {least}, received {getattr(self, name)}"
+                    f"{name} must be an integer of at least {min_value}, received {value}"
                 )
         for name in (
             "temperature",
@@ -132,8 +134,9 @@ def find_minima(
     """Find the minima of molecules from one or more geometries each.
 
     >>> from mlip_jax import from_smiles
-    >>> found, = find_minima([[from_smiles("CCCCO")]], "runs/spice", temperature=800)  # doctest: +SKIP
-    >>> [m.energy - found.minima[0].energy for m in found.minima]  # doctest: +SKIP
+    >>> starts = [[from_smiles("CCCCO")]]  # doctest: +SKIP
+    >>> result, = find_minima(starts, "runs/spice", temperature=800)  # doctest: +SKIP
+    >>> [m.energy - result.minima[0].energy for m in result.minima]  # doctest: +SKIP
 
     Args:
       starts: Geometries of each molecule, with their atoms in one order.
@@ -166,7 +169,7 @@ def find_minima(
         if not active:
             break
         _relax(relaxer, pools, list(_hot_frames(potential, pools, active, search, number)), number)
-    return [pool.found() for pool in pools]
+    return [pool.result() for pool in pools]
 
 
 def _symmetries(starts: Sequence[Sequence[Atoms]]) -> Iterator[np.ndarray | None]:
@@ -176,13 +179,13 @@ def _symmetries(starts: Sequence[Sequence[Atoms]]) -> Iterator[np.ndarray | None
     """
     for geometries in starts:
         if not geometries:
-            raise ValueError("each molecule needs one geometry to start from")
+            raise ValueError("each molecule needs at least one geometry to start from")
     entries = (
         SymmetryQuery(g[0].numbers, g[0].positions, g[0].info.get("smiles", "")) for g in starts
     )
     return (
-        None if found is None else found.permutations
-        for found in symmetries_of(entries, num_processes=1)
+        None if symmetry is None else symmetry.permutations
+        for symmetry in symmetries_of(entries, num_processes=1)
     )
 
 
@@ -193,10 +196,10 @@ def _relax(
     for pool in pools:
         pool.relaxed.append(0)
         pool.new.append(0)
-    done = dict(relaxer.stream((place, atoms) for place, (_, atoms) in enumerate(geometries)))
+    done = dict(relaxer.stream((index, atoms) for index, (_, atoms) in enumerate(geometries)))
     # add in the order of the input: results must not depend on the order of completion
-    for place, (m, _) in enumerate(geometries):
-        pools[m].add(done[place], number)
+    for index, (m, _) in enumerate(geometries):
+        pools[m].add(done[index], number)
 
 
 def _hot_frames(
@@ -249,7 +252,7 @@ class _MinimumPool:
         heavy = np.flatnonzero(first.numbers > 1)
         self._atoms = heavy if len(heavy) > 2 else np.arange(len(first))
         self._permutations = permutations if len(heavy) > 2 else None
-        self._search, self._bonds = search, _bonded(first)
+        self._search, self._bonds = search, _bond_matrix(first)
         self.minima: list[Minimum] = []
         self.relaxed: list[int] = []
         self.new: list[int] = []
@@ -260,14 +263,14 @@ class _MinimumPool:
         self.relaxed[-1] += 1
         if not result.converged:
             self.left_out[result.reason or result.status] += 1
-        elif not np.array_equal(_bonded(result.atoms), self._bonds):
+        elif not np.array_equal(_bond_matrix(result.atoms), self._bonds):
             self.left_out["other bonds"] += 1
         else:
             self._keep(Minimum(result.atoms, result.energy, number))
 
     def _keep(self, new: Minimum) -> None:
         """Add a minimum, or count it as a known one and keep the lower energy."""
-        near = [
+        similar = [
             old
             for old in self.minima
             if abs(old.energy - new.energy) < self._search.energy_tolerance
@@ -276,15 +279,15 @@ class _MinimumPool:
             cross_rmsd(
                 Conformers(
                     new.atoms.positions[None, self._atoms],
-                    np.array([m.atoms.positions[self._atoms] for m in near]),
+                    np.array([m.atoms.positions[self._atoms] for m in similar]),
                     self._permutations,
                 )
             )[0]
-            if near
+            if similar
             else np.zeros(0)
         )
-        if len(near) and distances.min() < self._search.rmsd_tolerance:
-            old = near[int(distances.argmin())]
+        if len(similar) and distances.min() < self._search.rmsd_tolerance:
+            old = similar[int(distances.argmin())]
             old.times += 1
             if new.energy < old.energy:
                 old.atoms, old.energy = new.atoms, new.energy
@@ -297,7 +300,7 @@ class _MinimumPool:
         minima = self._within()
         return [_bare(minima[k % len(minima)].atoms) for k in range(count)]
 
-    def found(self) -> MinimaResult:
+    def result(self) -> MinimaResult:
         """Return the result of the search."""
         kept = self._within()
         if len(kept) < len(self.minima):
@@ -310,7 +313,7 @@ class _MinimumPool:
         return [m for m in by_energy if m.energy <= by_energy[0].energy + self._search.window]
 
 
-def _bonded(atoms: Atoms) -> np.ndarray:
+def _bond_matrix(atoms: Atoms) -> np.ndarray:
     """Return which atoms are bonded, (n, n) bool."""
     numbers = atoms.numbers
     return atoms.get_all_distances(mic=bool(atoms.pbc.any())) < bond_limit(

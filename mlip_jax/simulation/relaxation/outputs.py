@@ -93,17 +93,17 @@ def domain_cells(
     from ase.io import read
 
     cells: list[tuple[Any, Any]] = [("", "")] * len(frames)
-    known = [i for i, piece in enumerate(frames) if piece]
-    if not known:
+    with_frame = [i for i, piece in enumerate(frames) if piece]
+    if not with_frame:
         return cells
     distances = atom_domain.farthest(
         potential,
         domain,
         Columns.from_structures(
-            from_ase(read(io.StringIO(frames[i].decode()), format="extxyz")) for i in known
+            from_ase(read(io.StringIO(frames[i].decode()), format="extxyz")) for i in with_frame
         ),
     )
-    for i, distance in zip(known, distances.tolist()):
+    for i, distance in zip(with_frame, distances.tolist()):
         # treat NaN as outside the domain
         cells[i] = (repr(distance) if math.isfinite(distance) else "", int(not distance <= 1))
     return cells
@@ -131,26 +131,26 @@ def pieces(record: MoleculeRecord, result: Relaxation, mol_blocks: bool) -> dict
     """
     if result.status == FAILED or not np.isfinite(result.atoms.positions).all():
         return {}
-    about = {"index": record.index, "name": record.name, "smiles": record.smiles}
-    end = about | {"status": result.status, "steps": result.steps, "fmax": float(result.fmax)}
-    found = {FRAME: frame(result.atoms, end | electronic_state(record.atoms), result.energy)}
+    info = {"index": record.index, "name": record.name, "smiles": record.smiles}
+    end = info | {"status": result.status, "steps": result.steps, "fmax": float(result.fmax)}
+    encoded = {FRAME: frame(result.atoms, end | electronic_state(record.atoms), result.energy)}
     if (
         mol_blocks
         and record.bonds is not None
         and np.abs(result.atoms.positions).max() < _MOL_BLOCK_REACH
     ):
-        found[MOL_BLOCK] = _mol_block(record, result)
+        encoded[MOL_BLOCK] = _mol_block(record, result)
     if result.frames:
-        about |= electronic_state(record.atoms)
-        found[TRAJECTORY] = b"".join(
-            frame(atoms, about | {"frame": i}, **atoms.calc.results)
+        info |= electronic_state(record.atoms)
+        encoded[TRAJECTORY] = b"".join(
+            frame(atoms, info | {"frame": i}, **atoms.calc.results)
             for i, atoms in enumerate(result.frames)
         )
-    return found
+    return encoded
 
 
 def frame(
-    atoms: Atoms, about: Mapping[str, Any], energy: float, forces: np.ndarray | None = None
+    atoms: Atoms, info: Mapping[str, Any], energy: float, forces: np.ndarray | None = None
 ) -> bytes:
     """Return a frame of extended XYZ (Å, eV, eV/Å) with further keys.
 
@@ -158,7 +158,7 @@ def frame(
     """
     from ase.io import write
 
-    numbers = {k: v for k, v in about.items() if not isinstance(v, str)}
+    numbers = {k: v for k, v in info.items() if not isinstance(v, str)}
     plain = Atoms(
         atoms.numbers,
         atoms.positions,
@@ -172,11 +172,11 @@ def frame(
     buffer = io.StringIO()
     write(buffer, plain, format="extxyz", write_results=True)
     count, comment, rest = buffer.getvalue().split("\n", 2)
-    texts = [f"{k}={_quoted(v)}" for k, v in about.items() if isinstance(v, str) and _line(v)]
+    texts = [f"{k}={_quote(v)}" for k, v in info.items() if isinstance(v, str) and _line(v)]
     return "\n".join([count, " ".join([comment, *texts]), rest]).encode("utf-8", "replace")
 
 
-def _quoted(text: str) -> str:
+def _quote(text: str) -> str:
     """Return a string as a value of extended XYZ.
 
     ASE writes backslashes unchanged but reads them as escapes, and it reads strings that look like
@@ -208,8 +208,8 @@ def _mol_block(record: MoleculeRecord, result: Relaxation) -> bytes:
     molecule = Chem.Mol(record.bonds)
     conformer = Chem.Conformer(molecule.GetNumAtoms())
     conformer.Set3D(True)
-    for i, place in enumerate(result.atoms.positions.tolist()):
-        conformer.SetAtomPosition(i, Point3D(*place))
+    for i, position in enumerate(result.atoms.positions.tolist()):
+        conformer.SetAtomPosition(i, Point3D(*position))
     molecule.AddConformer(conformer, assignId=True)
     molecule.SetProp("_Name", _line(record.name or str(record.index)))
     values = {

@@ -13,19 +13,14 @@ import numpy as np
 from mlip_jax.graphs.neighbors import count_edges
 from mlip_jax.graphs.shapes import NODE_MULTIPLE, PaddingBudget, round_up
 from mlip_jax.potential import Potential
-from mlip_jax.simulation.relaxation.loop import (
-    FREE,
-    CompiledRelaxation,
-    MoleculeBatch,
-    Outcome,
-    RelaxationLoop,
-    empty_molecules,
-)
+from mlip_jax.simulation.relaxation.compiled import CompiledRelaxation
+from mlip_jax.simulation.relaxation.loop import RelaxationLoop
+from mlip_jax.simulation.relaxation.state import FREE, MoleculeBatch, Outcome, empty_molecules
 
 # _SMALLEST: atoms of the smallest slots.
 _SMALLEST = 16
-# _AHEAD: waiting molecules per slot; the same molecules determine the first budget.
-_AHEAD = 4
+# _QUEUED_PER_SLOT: waiting molecules per slot; the same molecules determine the first budget.
+_QUEUED_PER_SLOT = 4
 # _EDGE_SLACK: edges of a budget over those of its first molecules; the number changes as atoms
 # move.
 _EDGE_SLACK = 1.05
@@ -38,8 +33,8 @@ _ONE_SLACK = 1.15
 _EDGE_MULTIPLE = 128
 # _TAIL: inverse fraction of the budget for the last molecules, if that is worth a compilation.
 _TAIL = 4
-# _TURN: duration of a dispatch in seconds, after which the host reads the results.
-_TURN = 1.0
+# _DISPATCH_SECONDS: duration of a dispatch in seconds, after which the host reads the results.
+_DISPATCH_SECONDS = 1.0
 
 
 class QueuedMolecule(NamedTuple):
@@ -81,6 +76,7 @@ class SlotPool:
         potential: Potential,
         params: Any,
         options: Mapping[str, Any],
+        *,
         size: int,
         dtype,
         batch_atoms: int,
@@ -97,12 +93,8 @@ class SlotPool:
           batch_atoms: Atoms per evaluation.
           device: Device that runs the program.
         """
-        self._potential, self._params, self._options, self._device = (
-            potential,
-            params,
-            options,
-            device,
-        )
+        self._potential, self._params = potential, params
+        self._options, self._device = options, device
         self._size, self._dtype, self._batch_atoms = size, dtype, batch_atoms
         self._waiting: collections.deque[QueuedMolecule] = collections.deque()
         self._program: CompiledRelaxation | None = None
@@ -137,39 +129,44 @@ class SlotPool:
         slots = (
             self._program.loop.num if self._program else self._batch_atoms // (self._size // 2) + 1
         )
-        return len(self._waiting) >= _AHEAD * slots
+        return len(self._waiting) >= _QUEUED_PER_SLOT * slots
 
     def add(self, molecule: QueuedMolecule) -> None:
         """Append a molecule to the waiting ones."""
         self._waiting.append(molecule)
 
-    def give_all(self, other: SlotPool) -> None:
+    def move_queue_to(self, other: SlotPool) -> None:
         """Move the waiting molecules to another pool, whose slots must be at least as large."""
         other._waiting.extend(self._waiting)
         self._waiting.clear()
 
-    def run(self, no_more: bool, most: int | None) -> tuple[list[Outcome], Outcome | None]:
+    def run(
+        self, input_ended: bool, max_iterations: int | None
+    ) -> tuple[list[Outcome], Outcome | None]:
         """Relax for about a second.
 
         Args:
-          no_more: Whether no further molecules will be added. If so, the last molecules do not wait
-            for others.
-          most: Maximum number of iterations; None: as many as fit into a second.
+          input_ended: Whether no further molecules will be added. If so, the last molecules do not
+            wait for others.
+          max_iterations: Maximum number of iterations; None: as many as fit into a second.
 
         Returns:
-          The outcomes of the finished molecules and, if `most` is given, the last evaluation of all
-          slots, otherwise None; on the host.
+          The outcomes of the finished molecules and, if `max_iterations` is given, the last
+          evaluation of all slots, otherwise None; on the host.
         """
         with jax.enable_x64(self._dtype == np.float64):
             if self._program is None:
-                self._start()
+                self._prepare()
             queue = self._queue()
-            waiting = int((queue.key != FREE).sum())
-            budget, few = self._choose(no_more)
+            budget, min_active = self._choose_budget(input_ended)
             compiles, begin = self.num_compiles, time.perf_counter()
-            steps = most or self._turn()
             self._state, done, taken, last = self._program.run(
-                budget, self._state, self._program.put(queue), waiting, steps, few
+                budget,
+                self._state,
+                self._program.put(queue),
+                queue_length=int((queue.key != FREE).sum()),
+                max_iterations=max_iterations or self._iterations_per_dispatch(),
+                min_active=min_active,
             )
             before = self.iterations
             count, taken, largest, self.iterations, self.evaluated = (
@@ -193,10 +190,10 @@ class SlotPool:
         self._in_slots += taken - count
         self._grow_budgets(budget, largest)
         outcome = jax.device_get(done.outcome) if count else None
-        left = [jax.tree.map(lambda x, k=k: x[k], outcome) for k in range(count)]
-        return left, jax.device_get(last) if most else None
+        finished = [jax.tree.map(lambda x, k=k: x[k], outcome) for k in range(count)]
+        return finished, jax.device_get(last) if max_iterations else None
 
-    def _start(self) -> None:
+    def _prepare(self) -> None:
         """Choose the number of slots and the budgets for the waiting molecules."""
         p, sizes = self._potential, np.array([len(w.numbers) for w in self._waiting])
         edges = np.array([count_edges(w.positions, p.cutoff) for w in self._waiting])
@@ -228,7 +225,7 @@ class SlotPool:
 
     def _padding_budget(self, num: float, sizes, edges) -> PaddingBudget:
         """Return the padding budget of `num` average molecules; the largest one fits, too."""
-        most_edges = max(_EDGE_SLACK * num * edges.mean(), _ONE_SLACK * edges.max(), 2)
+        max_edges = max(_EDGE_SLACK * num * edges.mean(), _ONE_SLACK * edges.max(), 2)
         nodes = max(_SLACK * num * sizes.mean(), self._size) + 1
         pairs = 0
         if self._potential.long_range_cutoff is not None:
@@ -238,7 +235,7 @@ class SlotPool:
             )
         return PaddingBudget(
             round_up(nodes, NODE_MULTIPLE),
-            round_up(most_edges, _EDGE_MULTIPLE),
+            round_up(max_edges, _EDGE_MULTIPLE),
             self._slots + 1,
             pairs,
         )
@@ -248,20 +245,20 @@ class SlotPool:
         """Return the number of slots."""
         return self._program.loop.num
 
-    def _choose(self, no_more: bool) -> tuple[PaddingBudget, int]:
-        """Return the padding budget and the argument `few` of `RelaxationLoop.run`."""
-        if not no_more:
-            return self._budgets[-1], -1
+    def _choose_budget(self, input_ended: bool) -> tuple[PaddingBudget, int]:
+        """Return the padding budget and the argument `min_active` of `RelaxationLoop.run`."""
+        if not input_ended:
+            return self._budgets[-1], self._slots - 1  # stop when a slot is free
         if len(self._budgets) == 1:
             return self._budgets[0], 0
-        few = max(self._slots // _TAIL, 1)
-        return (self._budgets[0], 0) if self.num_left <= few else (self._budgets[1], few)
+        tail = max(self._slots // _TAIL, 1)
+        return (self._budgets[0], 0) if self.num_left <= tail else (self._budgets[1], tail)
 
-    def _turn(self) -> int:
+    def _iterations_per_dispatch(self) -> int:
         """Return the number of iterations of a dispatch of about a second."""
         if not self._per_iteration:
             return 4
-        return int(np.clip(_TURN / self._per_iteration, 1, 1000))
+        return int(np.clip(_DISPATCH_SECONDS / self._per_iteration, 1, 1000))
 
     def _grow_budgets(self, budget: PaddingBudget, largest: np.ndarray) -> None:
         """Enlarge the budgets if a single molecule has more edges or pairs than `budget`."""
@@ -279,12 +276,12 @@ class SlotPool:
 
     def _queue(self) -> MoleculeBatch:
         """Return the first waiting molecules, padded to a fixed number."""
-        capacity = _AHEAD * self._slots
+        capacity = _QUEUED_PER_SLOT * self._slots
         queue = empty_molecules(capacity, self._size, self._dtype)
-        for place, w in zip(range(capacity), self._waiting):
+        for k, w in zip(range(capacity), self._waiting):
             n = len(w.numbers)
-            queue.key[place], queue.slots.count[place] = w.number, n
-            queue.slots.charge[place], queue.slots.spin[place] = w.charge, w.spin
-            queue.slots.numbers[place, :n], queue.positions[place, :n] = w.numbers, w.positions
-            queue.mobile[place, :n] = w.mobile
+            queue.key[k], queue.slots.count[k] = w.number, n
+            queue.slots.charge[k], queue.slots.spin[k] = w.charge, w.spin
+            queue.slots.numbers[k, :n], queue.positions[k, :n] = w.numbers, w.positions
+            queue.mobile[k, :n] = w.mobile
         return queue

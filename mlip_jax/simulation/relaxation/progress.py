@@ -57,9 +57,7 @@ class RelaxationProgressBar:
             disable=not distributed.leader(),
         )
         share = (
-            verb
-            if distributed.count() == 1
-            else f"{verb}, of {distributed.count()} processes this one"
+            verb if distributed.count() == 1 else f"{verb} (one of {distributed.count()} processes)"
         )
         self._task = self._bar.add_task(share, total=total, completed=done, text="")
 
@@ -87,7 +85,7 @@ class RelaxationProgressBar:
             self._show()
         if now - self._logged >= _LOG_SECONDS and not self._bar.console.is_terminal:
             self._logged = now
-            log.info("%d of %d %s  %s", self.done, self._total, self._noun, self._text())
+            log.info("%d of %d %s: %s", self.done, self._total, self._noun, self._text())
 
     def _show(self) -> None:
         """Redraw the bar."""

@@ -14,21 +14,15 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.constraints import FixAtoms
 
 from mlip_jax.importers import load_force_field
 from mlip_jax.potential import Potential
-from mlip_jax.simulation.relaxation import loop, minimizers
-from mlip_jax.simulation.relaxation.pool import QueuedMolecule, SlotPool, slot_size
-from mlip_jax.structure import STATES, electronic_value
+from mlip_jax.simulation.relaxation import minimizers
+from mlip_jax.simulation.relaxation.inputs import find_obstacle, fixed_atoms, queued_molecule
+from mlip_jax.simulation.relaxation.pool import SlotPool, slot_size
+from mlip_jax.simulation.relaxation.state import FREE, Outcome
+from mlip_jax.simulation.relaxation.status import RUNNING, RelaxationStatus
 
-_REASONS = {
-    loop.CONVERGED: ("converged", ""),
-    loop.STEP_LIMIT: ("step limit", ""),
-    loop.NOT_FINITE: ("diverged", "energy or forces are not finite"),
-    loop.ATOMS_OVERLAP: ("diverged", "two atoms came within {nearest:.2f} Å of each other"),
-    loop.DISSOCIATED: ("diverged", "an atom flew away from all others, beyond the cutoff"),
-}
 # _RISE: maximum rise of the energy between start and end that rounding can explain, eV.
 _RISE = 1e-3
 # _BATCH_ATOMS: atoms per evaluation by platform, such that the data fit the caches of a core or the
@@ -44,14 +38,15 @@ class Relaxation:
       atoms: Relaxed molecule, with a calculator that holds energy and forces; the input if the
         status is "failed".
       status: "converged": the largest force is below fmax. "step limit": it was not after
-        max_steps. "diverged": a value is not finite, atoms overlap or flew away, or the energy
-        rose. "failed": the relaxation could not be started; see `reason`.
+        max_steps. "diverged": a value is not finite, atoms overlap, an atom left the others, or the
+        energy rose. "failed": the relaxation could not be started; see `reason`.
       reason: Reason for "diverged" or "failed"; otherwise "".
       steps: Number of minimizer steps.
-      energy_start, energy: Energy of the first and the last geometry (eV), including the reference
-        energies; NaN if unknown.
-      fmax_start, fmax: Largest norm of the force on a mobile atom in the first and the last
-        geometry (eV/Å).
+      energy_start: Energy of the first geometry (eV), including the reference energies; NaN if
+        unknown.
+      energy: Energy of the last geometry (eV), likewise.
+      fmax_start: Largest norm of the force on a mobile atom in the first geometry (eV/Å).
+      fmax: The same in the last geometry (eV/Å).
       frames: With trajectory_every, every `trajectory_every`-th step and the last one, with
         energies and forces; otherwise None.
     """
@@ -118,8 +113,8 @@ def relax(
         from rich.progress import track
 
         done = track(done, "relaxing", total=len(molecules))
-    for place, result in done:
-        results[place] = result
+    for index, result in done:
+        results[index] = result
     return results
 
 
@@ -171,14 +166,14 @@ class Relaxer:
         """
         if not (np.isfinite(fmax) and fmax > 0):
             raise ValueError(f"fmax must be positive (eV/Å), received {fmax}")
-        for name, value, least in (
+        for name, value, min_value in (
             ("max_steps", max_steps, 0),
             ("trajectory_every", trajectory_every, 0),
             ("batch_atoms", batch_atoms or 1, 1),
         ):
-            if int(value) != value or value < least:
+            if int(value) != value or value < min_value:
                 raise ValueError(
-                    f"{name} must be a whole number of at least {least}, received {value}"
+                    f"{name} must be an integer of at least {min_value}, received {value}"
                 )
         if dtype not in ("float32", "float64"):
             raise ValueError(f'dtype must be "float32" or "float64", received {dtype!r}')
@@ -221,7 +216,7 @@ class Relaxer:
 
         `molecules` is read as slots become free, so it may be arbitrarily long.
         """
-        shared = _Shared(molecules)
+        shared = _SharedQueue(molecules)
         if len(self._devices) == 1:
             yield from self._on_device(0, shared)
             return
@@ -245,9 +240,8 @@ class Relaxer:
                     yield item
         finally:
             stop.set()
-            while any(
-                thread.is_alive() for thread in threads
-            ):  # a thread may wait for space in the queue
+            # a thread may wait for space in the queue
+            while any(thread.is_alive() for thread in threads):
                 with contextlib.suppress(queue.Empty):
                     results.get(timeout=0.1)
 
@@ -262,53 +256,56 @@ class Relaxer:
         except BaseException as error:  # raised again in `stream`
             results.put(("error", error))
 
-    def _on_device(self, device: int, shared: _Shared) -> Iterator[tuple[Hashable, Relaxation]]:
+    def _on_device(
+        self, device: int, shared: _SharedQueue
+    ) -> Iterator[tuple[Hashable, Relaxation]]:
         """Yield the results of the molecules that one device takes from `shared`."""
-        mine: dict[int, SlotPool] = {}
+        pools: dict[int, SlotPool] = {}
         numbers = iter(range(2**31 - 1))
-        held: dict[int, tuple[Hashable, Atoms, list[Atoms]]] = {}
+        # molecules in queues and slots by number: (key, molecule, frames so far)
+        in_progress: dict[int, tuple[Hashable, Atoms, list[Atoms]]] = {}
         while True:
-            while not any(pool.is_full() for pool in mine.values()):
+            while not any(pool.is_full() for pool in pools.values()):
                 item = shared.next()
                 if item is None:
                     break
                 key, atoms = item
-                reason = self._obstacle(atoms)
+                reason = find_obstacle(atoms, self.potential)
                 if reason:
                     yield key, Relaxation(atoms, "failed", reason)
                     continue
                 number = next(numbers)
-                held[number] = (key, atoms, [])
+                in_progress[number] = (key, atoms, [])
                 size = slot_size(len(atoms))
-                pool = mine.get(size)
+                pool = pools.get(size)
                 if pool is None:
-                    pool = mine[size] = self._pool(device, size)
-                pool.add(_waiting(number, atoms, self._dtype))
+                    pool = pools[size] = self._get_pool(device, size)
+                pool.add(queued_molecule(number, atoms, self._dtype))
             if shared.is_empty:
-                self._join_the_few(mine)
-            busy = [pool for pool in mine.values() if pool.num_left]
+                self._merge_small_pools(pools)
+            busy = [pool for pool in pools.values() if pool.num_left]
             if not busy:
                 return
             pool = max(busy, key=lambda p: p.num_waiting)
-            for outcome in self._turn(pool, shared.is_empty, held):
-                key, atoms, frames = held.pop(int(outcome.key))
+            for outcome in self._run_pool(pool, shared.is_empty, in_progress):
+                key, atoms, frames = in_progress.pop(int(outcome.key))
                 yield key, self._result(atoms, outcome, frames if self._every else None)
 
-    def _pool(self, device: int, size: int) -> SlotPool:
+    def _get_pool(self, device: int, size: int) -> SlotPool:
         """Return the pool for slots of `size` atoms on a device; create it if necessary."""
         if (device, size) not in self._pools:
             self._pools[device, size] = SlotPool(
                 self.potential,
                 self._params,
                 self._options,
-                size,
-                self._dtype,
-                self._batch_atoms,
-                self._devices[device],
+                size=size,
+                dtype=self._dtype,
+                batch_atoms=self._batch_atoms,
+                device=self._devices[device],
             )
         return self._pools[device, size]
 
-    def _join_the_few(self, pools: dict[int, SlotPool]) -> None:
+    def _merge_small_pools(self, pools: dict[int, SlotPool]) -> None:
         """Merge waiting molecules into the largest slots if one evaluation fits them all.
 
         Compiling a program per size would take longer than relaxing these molecules.
@@ -318,21 +315,22 @@ class Relaxer:
             return
         for pool in waiting[:-1]:
             if not pool.num_compiles:
-                pool.give_all(waiting[-1])
+                pool.move_queue_to(waiting[-1])
 
-    def _turn(self, pool: SlotPool, no_more: bool, held) -> list[loop.Outcome]:
+    def _run_pool(self, pool: SlotPool, input_ended: bool, in_progress) -> list[Outcome]:
         """Run a pool for about a second, or for one step if frames are kept."""
-        done, last = pool.run(no_more, 1 if self._every else None)
+        done, last = pool.run(input_ended, 1 if self._every else None)
         if self._every:
-            for m in np.flatnonzero(last.evaluated & (last.key != loop.FREE)):
-                if last.steps[m] % self._every == 0 or last.code[m] != loop.RUNNING:
-                    _, atoms, frames = held[int(last.key[m])]
+            for m in np.flatnonzero(last.evaluated & (last.key != FREE)):
+                if last.steps[m] % self._every == 0 or last.code[m] != RUNNING:
+                    _, atoms, frames = in_progress[int(last.key[m])]
                     frames.append(self._frame(atoms, jax.tree.map(lambda x, m=m: x[m], last)))
         return done
 
-    def _result(self, atoms: Atoms, outcome: loop.Outcome, frames) -> Relaxation:
+    def _result(self, atoms: Atoms, outcome: Outcome, frames) -> Relaxation:
         """Build the result of one molecule from its last evaluation."""
-        status, reason = _REASONS[int(outcome.code)]
+        code = RelaxationStatus(int(outcome.code))
+        status, reason = code.label, code.message
         reference = self.potential.reference_energies[atoms.numbers].sum()
         start, end = (
             float(reference + np.float64(e)) for e in (outcome.energy_start, outcome.energy)
@@ -351,7 +349,7 @@ class Relaxer:
             frames,
         )
 
-    def _frame(self, atoms: Atoms, outcome: loop.Outcome) -> Atoms:
+    def _frame(self, atoms: Atoms, outcome: Outcome) -> Atoms:
         """Return the atoms with positions, energy and forces of an evaluation."""
         n = len(atoms)
         frame = atoms.copy()
@@ -359,7 +357,7 @@ class Relaxer:
             outcome.positions[:n].astype(np.float64) + atoms.positions.mean(0),
             apply_constraint=False,
         )
-        fixed = _fixed(atoms)
+        fixed = fixed_atoms(atoms)
         # exactly, without the rounding to the dtype
         frame.positions[fixed] = atoms.positions[fixed]
         energy = self.potential.reference_energies[atoms.numbers].sum() + np.float64(outcome.energy)
@@ -368,33 +366,8 @@ class Relaxer:
         )
         return frame
 
-    def _obstacle(self, atoms: Atoms) -> str:
-        """Return the reason why a molecule cannot be relaxed, or ""."""
-        if len(atoms) == 0:
-            return "it has no atoms"
-        if not np.isfinite(atoms.positions).all():
-            bad = int(np.flatnonzero(~np.isfinite(atoms.positions).all(axis=1))[0])
-            return f"positions are not finite: atom {bad} is at {atoms.positions[bad].tolist()}"
-        if atoms.pbc.any():
-            return (
-                "it is periodic; open molecules are relaxed in batches. Use MLIPCalculator with an optimizer of "
-                "ASE"
-            )
-        unknown = [type(c).__name__ for c in atoms.constraints if not isinstance(c, FixAtoms)]
-        if unknown:
-            return (
-                f"of ASE's constraints FixAtoms alone is known here, received {', '.join(unknown)}"
-            )
-        try:
-            for name in STATES:
-                electronic_value(atoms, name)
-            self.potential.check_elements(atoms.numbers)
-        except ValueError as error:
-            return str(error)
-        return _overlap(atoms.positions)
 
-
-class _Shared:
+class _SharedQueue:
     """Thread-safe iterator over the molecules that no device has taken."""
 
     def __init__(self, molecules):
@@ -408,37 +381,3 @@ class _Shared:
             item = next(self._molecules, None)
             self.is_empty = item is None
             return item
-
-
-def _overlap(positions: np.ndarray) -> str:
-    """Return a message about the closest two atoms if they overlap, or ""."""
-    if len(positions) < 2:
-        return ""
-    from scipy.spatial import cKDTree
-
-    distances, nearest = cKDTree(positions).query(positions, k=2)
-    first = int(np.argmin(distances[:, 1]))
-    if distances[first, 1] >= loop.SHORTEST:
-        return ""
-    i, j = sorted((first, int(nearest[first][nearest[first] != first][0])))
-    return f"atoms {i} and {j} overlap: they are {distances[first, 1]:.3g} Å apart"
-
-
-def _fixed(atoms: Atoms) -> np.ndarray:
-    """Return the sorted indices of the fixed atoms."""
-    parts = [constraint.get_indices() for constraint in atoms.constraints]
-    return np.unique(np.concatenate(parts)).astype(int) if parts else np.zeros(0, int)
-
-
-def _waiting(number: int, atoms: Atoms, dtype) -> QueuedMolecule:
-    """Convert a molecule to an entry of the queue."""
-    mobile = np.ones(len(atoms), bool)
-    mobile[_fixed(atoms)] = False
-    # centered at the origin: float32 has fewer digits far from it
-    return QueuedMolecule(
-        number,
-        atoms.numbers,
-        (atoms.positions - atoms.positions.mean(0)).astype(dtype),
-        mobile,
-        *(electronic_value(atoms, name) for name in STATES),
-    )

@@ -14,7 +14,7 @@ from mlip_jax.simulation.energies import atom_features
 from mlip_jax.simulation.trust.domain import FILE, Domain
 
 FORCES = "forces"
-_OF_AN_ELEMENT = 1024  # maximum number of training atoms kept per element
+_MAX_PER_ELEMENT = 1024  # maximum number of training atoms kept per element
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,16 +50,19 @@ def fit(
     """
     if not len(train) or not len(valid):
         raise ValueError("a domain needs training and validation structures")
-    kept, errors = _kept(train.numbers, np.random.default_rng(seed)), np.abs(force_errors).mean(1)
+    rows, errors = (
+        _sample_per_element(train.numbers, np.random.default_rng(seed)),
+        np.abs(force_errors).mean(1),
+    )
     return Domain.fit(
-        atom_features(potential, train)[kept],
+        atom_features(potential, train)[rows],
         atom_features(potential, valid),
         {FORCES: errors} if np.isfinite(errors).any() else {},
         valid.offsets,
     )
 
 
-def judge(
+def evaluate(
     potential: Potential,
     domain: Domain,
     columns: Columns,
@@ -96,7 +99,7 @@ def farthest(potential: Potential, domain: Domain, columns: Columns) -> np.ndarr
     )
 
 
-def of_workdir(path: str | Path) -> Domain | None:
+def load_domain(path: str | Path) -> Domain | None:
     """Load the domain of the force field of a training run.
 
     None if the run has not written one yet, or if `path` is not a workdir.
@@ -108,7 +111,7 @@ def of_workdir(path: str | Path) -> Domain | None:
 def of(force_field: Any) -> Domain | None:
     """Return the domain of a force field: that of its workdir or of its calculator, or None."""
     if isinstance(force_field, str | Path):
-        return of_workdir(force_field)
+        return load_domain(force_field)
     return getattr(force_field, "domain", None)
 
 
@@ -130,22 +133,22 @@ def results(domain: Domain, features: np.ndarray) -> dict[str, Any]:
       mean |error| of the force components of validation atoms at the same distance.
     """
     distance = domain.distance(features)
-    made = {
+    values = {
         "domain_distance": distance / domain.border,
         "outside_domain": bool(domain.outside(distance).any()),
     }
     if FORCES in domain.errors:
-        made["forces_expected_error"] = domain.expected_error(FORCES, distance)
-    return made
+        values["forces_expected_error"] = domain.expected_error(FORCES, distance)
+    return values
 
 
-def _kept(numbers: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return the rows of at most `_OF_AN_ELEMENT` random atoms per element.
+def _sample_per_element(numbers: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return the rows of at most `_MAX_PER_ELEMENT` random atoms per element.
 
     Without the limit common elements would crowd out rare ones.
     """
-    kept = []
+    chosen = []
     for element in np.unique(numbers):
         rows = np.flatnonzero(numbers == element)
-        kept.append(rng.choice(rows, min(len(rows), _OF_AN_ELEMENT), replace=False))
-    return np.sort(np.concatenate(kept))
+        chosen.append(rng.choice(rows, min(len(rows), _MAX_PER_ELEMENT), replace=False))
+    return np.sort(np.concatenate(chosen))

@@ -71,10 +71,10 @@ class Domain:
             train.mean(0),
             np.maximum(train.std(0), 1e-6 * max(float(np.abs(train).max()), 1e-12)),
         )
-        made = cls(
+        uncalibrated = cls(
             ((train - center) / spread).astype(np.float32), center, spread, np.inf, np.zeros(0), {}
         )
-        distance = made.distance(valid)
+        distance = uncalibrated.distance(valid)
         edges = np.unique(
             np.quantile(distance, np.linspace(0, 1, min(_BINS, len(valid)) + 1)[1:-1])
         )
@@ -85,26 +85,26 @@ class Domain:
         }
         farthest = distance if offsets is None else np.maximum.reduceat(distance, offsets[:-1])
         return dataclasses.replace(
-            made, border=float(np.quantile(farthest, _BORDER)), edges=edges, errors=expected
+            uncalibrated, border=float(np.quantile(farthest, _BORDER)), edges=edges, errors=expected
         )
 
     def distance(self, features: np.ndarray) -> np.ndarray:
         """Compute the mean distance to the nearest training samples, (S,)."""
         # For 5,000 points with 64 to 128 features SciPy's cKDTree takes 2 to 5 times as long (CPU
         # time) as these matrix products.
-        neighbors, own = (
+        neighbors, scaled = (
             min(_NEIGHBORS, len(self.points)),
             ((features - self.center) / self.spread).astype(np.float32),
         )
-        squares, found = (self.points**2).sum(1), np.zeros(len(own))
-        for start in range(0, len(own), _ROWS):
-            rows = own[start : start + _ROWS]
+        squares, distances = (self.points**2).sum(1), np.zeros(len(scaled))
+        for start in range(0, len(scaled), _ROWS):
+            rows = scaled[start : start + _ROWS]
             # |a - b|² = |a|² + |b|² - 2 a·b, (rows, M); rounding can make it negative
             d2 = np.maximum((rows**2).sum(1)[:, None] + squares - 2.0 * rows @ self.points.T, 0.0)
-            found[start : start + _ROWS] = np.sqrt(
+            distances[start : start + _ROWS] = np.sqrt(
                 np.partition(d2, neighbors - 1, axis=1)[:, :neighbors]
             ).mean(1)
-        return found
+        return distances
 
     def outside(self, distance: np.ndarray) -> np.ndarray:
         """Return whether samples at these distances (S,) are outside."""
@@ -139,26 +139,28 @@ class Domain:
         """
         if not path.is_file():
             raise CheckpointError(
-                f"{path}: is missing; it is written at the end of a run of the tasks 'train' and "
-                "'property'"
+                f"{path}: no such file. Runs of the tasks 'train' and 'property' write it at "
+                "their end."
             )
         try:
-            with np.load(path, allow_pickle=False) as kept:
+            with np.load(path, allow_pickle=False) as stored:
                 errors = {
-                    k.removeprefix("error_"): kept[k] for k in kept.files if k.startswith("error_")
+                    k.removeprefix("error_"): stored[k]
+                    for k in stored.files
+                    if k.startswith("error_")
                 }
                 return cls(
-                    kept["points"],
-                    kept["center"],
-                    kept["spread"],
-                    float(kept["border"]),
-                    kept["edges"],
+                    stored["points"],
+                    stored["center"],
+                    stored["spread"],
+                    float(stored["border"]),
+                    stored["edges"],
                     errors,
                 )
         except Exception as error:  # corrupted bytes make NumPy raise nearly any exception
             raise CheckpointError(
-                f"{path}: is damaged ({error}). Remove it to go on without a domain, or train anew "
-                "to have one."
+                f"{path}: corrupted ({error}). Remove it to continue without a domain, or "
+                "train again to create one."
             ) from error
 
 

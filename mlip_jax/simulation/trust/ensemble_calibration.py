@@ -69,7 +69,8 @@ class Scale:
         floor = float(np.quantile(spread[known], _FLOOR))
         if not floor > 0:
             raise ValueError(
-                "the members of the ensemble agree to the last digit: are they the same force field?"
+                "all members of the ensemble give identical results. Check that they are "
+                "different force fields."
             )
         z = errors[known] / np.maximum(spread[known], floor)[:, None]
         return cls(float(np.sqrt(np.mean(z**2))), floor)
@@ -125,17 +126,17 @@ class Calibration:
         Raises:
           ValueError: If there are no labels, or if the members agree nearly everywhere.
         """
-        made = cls(
+        calibration = cls(
             tuple(p.digest() for p in potentials),
             Scale.fit(evaluated.energy_error, evaluated.energy_spread),
             Scale.fit(evaluated.force_error, evaluated.force_spread),
             len(evaluated),
         )
-        if made.energy is None and made.forces is None:
+        if calibration.energy is None and calibration.forces is None:
             raise ValueError(
-                "a calibration needs structures with energies or forces; these have neither"
+                "the calibration requires structures with energies or forces; these have neither"
             )
-        return made
+        return calibration
 
     def save(self, path: str | Path, **more: Any) -> None:
         """Write the calibration as JSON. `more` is stored along with it for human readers."""
@@ -162,7 +163,7 @@ class Calibration:
         path = Path(path) / FILE if Path(path).is_dir() else Path(path)
         if not path.is_file():
             raise FileNotFoundError(
-                f"{path}: no calibration of an ensemble is there; configs/ensemble.py makes one"
+                f"{path}: no calibration of an ensemble. Create one with configs/ensemble.py."
             )
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -177,17 +178,17 @@ class Calibration:
             )
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{path}: is no calibration of an ensemble, or damaged ({error}); make it anew with "
-                "configs/ensemble.py"
+                f"{path}: not a valid ensemble calibration ({error}). Regenerate it with "
+                "configs/ensemble.py."
             ) from error
 
     def check(self, potentials: Sequence[Potential]) -> None:
         """Raise ValueError if the calibration is of other members. The order does not matter."""
-        own = [p.digest() for p in potentials]
-        if sorted(own) != sorted(self.members):
+        digests = [p.digest() for p in potentials]
+        if sorted(digests) != sorted(self.members):
             raise ValueError(
-                f"the calibration is of other members: {', '.join(self.members)}; those of this ensemble "
-                f"are {', '.join(own)}. Make one for them with configs/ensemble.py"
+                f"the calibration belongs to other members: {', '.join(self.members)}; this "
+                f"ensemble has {', '.join(digests)}. Create one for them with configs/ensemble.py."
             )
 
     def properties(self) -> tuple[str, ...]:
@@ -253,7 +254,7 @@ def evaluate(potentials: Sequence[Potential], store: Store, indices: np.ndarray)
     digests = [p.digest() for p in potentials]
     if len(set(digests)) < max(2, len(digests)):
         raise ValueError(
-            "an ensemble needs two or more force fields, each another one; received "
+            "an ensemble needs at least two force fields, all different; received "
             f"{', '.join(digests) or 'none'}"
         )
     energies, forces = zip(*(energies_and_forces(p, store, indices) for p in potentials))
@@ -276,7 +277,7 @@ def held_out(
     workdirs: Sequence[str | Path],
     potentials: Sequence[Potential],
     part: str,
-    most: int,
+    max_structures: int,
     seed: int = 0,
 ) -> tuple[Store, np.ndarray, list[str]]:
     """Return structures of a split of the first member's data that no member was trained on.
@@ -285,7 +286,7 @@ def held_out(
       workdirs: Workdirs of the members.
       potentials: The members.
       part: Split, "valid" or "test".
-      most: Maximum number of structures; more are subsampled at random.
+      max_structures: Maximum number of structures; more are subsampled at random.
       seed: Seed of the subsampling.
 
     Returns:
@@ -294,54 +295,57 @@ def held_out(
     Raises:
       DatasetError: If the data of the first member are missing, or if no structure is left.
     """
-    own, notes = RunData.load(workdirs[0]), []
-    chosen = _not_trained_on(own, part, workdirs[1:], notes)
-    known = set.intersection(*(set(p.elements) for p in potentials))
-    kept = [
-        here[[set(s.numbers.tolist()) <= known for s in columns]]
-        for here, columns in own.store.chunks(chosen, labels_only=True)
+    first_run, notes = RunData.load(workdirs[0]), []
+    indices = _not_trained_on(first_run, part, workdirs[1:], notes)
+    common_elements = set.intersection(*(set(p.elements) for p in potentials))
+    supported = [
+        rows[[set(s.numbers.tolist()) <= common_elements for s in columns]]
+        for rows, columns in first_run.store.chunks(indices, labels_only=True)
     ]
-    strange, chosen = len(chosen), np.concatenate([*kept, chosen[:0]])
-    if strange > len(chosen):
+    strange, indices = len(indices), np.concatenate([*supported, indices[:0]])
+    if strange > len(indices):
         notes.append(
-            f"{strange - len(chosen)} structures of the part {part!r} are left out: a member does not know "
-            "their elements."
+            f"skipped {strange - len(indices)} structures of split {part!r}: a member was not "
+            "trained on their elements."
         )
-    if not len(chosen):
+    if not len(indices):
         raise DatasetError(
-            f"{workdirs[0]}: its part {part!r} holds no structure to judge the ensemble by. "
-            + " ".join(notes)
+            f"{workdirs[0]}: split {part!r} contains no structure to calibrate the ensemble "
+            "with. " + " ".join(notes)
         )
-    if len(chosen) > most:
-        chosen = np.sort(np.random.default_rng(seed).choice(chosen, most, replace=False))
-    return own.store, chosen, notes
+    if len(indices) > max_structures:
+        indices = np.sort(
+            np.random.default_rng(seed).choice(indices, max_structures, replace=False)
+        )
+    return first_run.store, indices, notes
 
 
 def _not_trained_on(
-    own: RunData, part: str, others: Sequence[str | Path], notes: list[str]
+    first_run: RunData, part: str, others: Sequence[str | Path], notes: list[str]
 ) -> np.ndarray:
     """Return structures of a split of the first member that no other member was trained on."""
-    whole = chosen = np.asarray(own.parts.get(part, []), np.int64)
+    candidates = unseen = np.asarray(first_run.parts.get(part, []), np.int64)
     # Exclude whole molecules, since training on other conformers counts as knowing a molecule. If
     # the first member's own split is not by molecule (a random split), exclude structures.
-    unit = np.asarray(own.store.index("molecule"))
-    if np.isin(unit[chosen], unit[own.parts["train"]]).any():
-        unit = np.arange(len(own.store))
+    unit = np.asarray(first_run.store.index("molecule"))
+    if np.isin(unit[unseen], unit[first_run.parts["train"]]).any():
+        unit = np.arange(len(first_run.store))
     for workdir in others:
-        trained = _trained_on(workdir, own.store)
+        trained = _trained_on(workdir, first_run.store)
         if trained is None:
             notes.append(
-                f"{Path(workdir).name} has another data set than {own.workdir.name}, or one that is not "
-                "there: it may have been trained on structures that the ensemble is judged by."
+                f"{Path(workdir).name} has another data set than {first_run.workdir.name}, or one "
+                "that cannot be found: it may have been trained on structures of the "
+                "calibration."
             )
         else:
-            chosen = chosen[~np.isin(unit[chosen], unit[trained])]
-    if len(chosen) < len(whole):
+            unseen = unseen[~np.isin(unit[unseen], unit[trained])]
+    if len(unseen) < len(candidates):
         notes.append(
-            f"{len(whole) - len(chosen)} structures of the part {part!r} are left out: other members were "
-            "trained on them, or on other conformers of their molecules."
+            f"skipped {len(candidates) - len(unseen)} structures of split {part!r}: other members "
+            "were trained on them, or on other conformers of their molecules."
         )
-    return chosen
+    return unseen
 
 
 def _trained_on(workdir: str | Path, store: Store) -> np.ndarray | None:

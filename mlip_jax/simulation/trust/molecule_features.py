@@ -33,7 +33,7 @@ def of(options: Any) -> Callable[[Store, np.ndarray], np.ndarray] | None:
         return None
     if not options.selection_force_field:
         raise ConfigError(
-            "data.selection='embedding' needs the workdir of a trained force field: "
+            "data.selection='embedding' requires the workdir of a trained force field: "
             "--config.data.selection_force_field=runs/spice"
         )
     potential = load_force_field(options.selection_force_field)
@@ -61,14 +61,18 @@ def features(potential: Potential, store: Store, indices: np.ndarray) -> np.ndar
     Raises:
       ValueError: If there are elements that the force field was not trained on.
     """
-    chosen = hashlib.sha256(np.ascontiguousarray(indices, np.int64).tobytes()).hexdigest()[:12]
+    selection = hashlib.sha256(np.ascontiguousarray(indices, np.int64).tobytes()).hexdigest()[:12]
 
     def make() -> np.ndarray:
-        log.info("features of %d molecules by the force field %s", len(indices), potential.digest())
+        log.info(
+            "computing features of %d molecules with force field %s",
+            len(indices),
+            potential.digest(),
+        )
         return mean_features(potential, store, indices)
 
     return load_or_compute(
-        store.path / "features" / f"{potential.digest()}-{store.digest()}-{chosen}.npy",
+        store.path / "features" / f"{potential.digest()}-{store.digest()}-{selection}.npy",
         np.float32,
         len(indices),
         make,

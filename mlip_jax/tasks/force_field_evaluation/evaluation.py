@@ -28,7 +28,7 @@ from mlip_jax.tasks.force_field_evaluation.data import EvaluationData
 log = logging.getLogger(__name__)
 
 # Structures per part. A part is saved when it is complete, so an interruption repeats at most one.
-_PART = 2048
+_PART = 1024
 PREDICTED, SKIPPED = "predicted", "skipped"
 
 

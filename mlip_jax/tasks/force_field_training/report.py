@@ -76,7 +76,7 @@ def report_run(
             seconds=seconds,
             evaluation=evaluation,
             notes=[*run.data.notes, *([_ENERGY_ONLY_NOTE] if run.energy_only else [])],
-            info=_provenance(run, loop, params, seconds, fill, best.step),
+            info=_provenance(run, potential, loop, seconds, fill, best.step),
         )
     _log_scores(workdir)
     log.info("report: %s", report)
@@ -146,13 +146,13 @@ def _fit_domain(
     domain = atom_domain.fit(potential, train, valid, valid_force_errors, run.config.seed)
     if "test" not in errors:
         return domain, None
-    return domain, atom_domain.judge(potential, domain, *errors["test"])
+    return domain, atom_domain.evaluate(potential, domain, *errors["test"])
 
 
 def _provenance(
     run: TrainingRun,
+    potential: Potential,
     loop: TrainingLoop,
-    params: Any,
     seconds: float,
     fill: dict[str, float],
     best_step: int,
@@ -178,7 +178,7 @@ def _provenance(
         },
         "Model": {
             "architecture": config.model.name,
-            "parameters": sum(p.size for p in jax.tree.leaves(params)),
+            "parameters": sum(p.size for p in jax.tree.leaves(potential.params)),
             **{k: str(v) for k, v in config.model.options.items()},
             **{
                 f"energy term {k}": ", ".join(f"{a}={b}" for a, b in v) or "on"

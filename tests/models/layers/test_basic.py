@@ -1,4 +1,4 @@
-"""Radial bases with constants that are given."""
+"""Tests for radial bases with given constants."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ DISTANCES = np.array([0.0, 0.7, 2.3, 3.9])
         ("bessel", {"centers": np.pi * np.arange(1, NUM + 1) / CUTOFF}),
     ],
 )
-def test_given_constants_take_the_place_of_the_computed_ones(name, constants):
+def test_given_constants_replace_the_computed_ones(name, constants):
     with jax.enable_x64(True):
         d = jnp.asarray(DISTANCES)
         computed = radial_basis(name)(d, NUM, CUTOFF)
@@ -35,12 +35,14 @@ def test_given_constants_take_the_place_of_the_computed_ones(name, constants):
 
 def test_values_of_given_gaussians():
     with jax.enable_x64(True):
-        found = radial_basis("gaussian", (0.5, 1.0), (0.2, 0.4))(jnp.asarray([0.7, 1.4]), 2, CUTOFF)
-    np.testing.assert_allclose(found, np.exp([[-0.5, -0.28125], [-10.125, -0.5]]), rtol=1e-14)
+        values = radial_basis("gaussian", (0.5, 1.0), (0.2, 0.4))(
+            jnp.asarray([0.7, 1.4]), 2, CUTOFF
+        )
+    np.testing.assert_allclose(values, np.exp([[-0.5, -0.28125], [-10.125, -0.5]]), rtol=1e-14)
 
 
 @pytest.mark.parametrize("name", ["gaussian", "bessel", "physnet", "bernstein"])
-def test_single_precision_stays_where_double_is_enabled(name):
+def test_single_precision_is_kept_with_x64(name):
     with jax.enable_x64(True):
         assert (
             radial_basis(name)(jnp.asarray(DISTANCES, jnp.float32), NUM, CUTOFF).dtype
@@ -48,7 +50,7 @@ def test_single_precision_stays_where_double_is_enabled(name):
         )
 
 
-def test_constants_that_do_not_fit_are_named():
+def test_invalid_constants_are_reported():
     d = jnp.asarray(DISTANCES, jnp.float32)
     with pytest.raises(ValueError, match="6 functions .*received 5 centers"):
         radial_basis("gaussian", np.ones(5))(d, NUM, CUTOFF)

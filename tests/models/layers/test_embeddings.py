@@ -1,4 +1,4 @@
-"""Embeddings of a structure's charge and spin against a plain writing of the equations."""
+"""Tests for the embeddings of charge and spin, against a plain implementation of the equations."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from mlip_jax.models.layers.embeddings import StateEmbedding
 from mlip_jax.potential import example_graph
 
 NUMBERS = np.array([8, 1, 1, 6, 1, 0, 0])
-NODE_GRAPH = np.array([0, 0, 0, 1, 1, 2, 2])  # the last is padding
+NODE_GRAPH = np.array([0, 0, 0, 1, 1, 2, 2])  # the last atom is padding
 
 
 pytestmark = pytest.mark.usefixtures("double_precision")
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("double_precision")
 
 @pytest.fixture
 def embedding():
-    """(function of psi, its parameters)"""
+    """Pair (function of psi, its parameters)."""
     module = StateEmbedding(6)
     params = module.init(jax.random.key(0), jnp.ones(3), NUMBERS, NODE_GRAPH, np.float64)["params"]
     params = jax.tree.map(lambda p: np.asarray(p, np.float64), params)
@@ -28,7 +28,7 @@ def embedding():
 
 
 def plain(params, psi, numbers):
-    """One structure with the number psi, as the equations are written."""
+    """Compute the embedding of one structure with the number psi, as in the equations."""
     row = 0 if psi >= 0 else 1
     y = np.array(
         [
@@ -47,10 +47,10 @@ def plain(params, psi, numbers):
 @pytest.mark.parametrize("psi", [(2.0, -1.0, 0.0), (-3.0, 1.0, 0.0)])
 def test_agrees_with_the_equations(embedding, psi):
     function, params = embedding
-    found = function(psi)
-    np.testing.assert_allclose(found[:3], plain(params, psi[0], NUMBERS[:3]), rtol=1e-12)
-    np.testing.assert_allclose(found[3:5], plain(params, psi[1], NUMBERS[3:5]), rtol=1e-12)
-    assert np.abs(found[:5]).max() > 0.1
+    embedded = function(psi)
+    np.testing.assert_allclose(embedded[:3], plain(params, psi[0], NUMBERS[:3]), rtol=1e-12)
+    np.testing.assert_allclose(embedded[3:5], plain(params, psi[1], NUMBERS[3:5]), rtol=1e-12)
+    assert np.abs(embedded[:5]).max() > 0.1
 
 
 def test_zero_gives_zero(embedding):
@@ -61,8 +61,10 @@ def test_zero_gives_zero(embedding):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("state", ["charge", "spin"])
-def test_so3krates_feels_the_state(state):
-    """A charge or spin changes the features; where it is zero, or absent, they are those of the elements / sqrt(2)."""
+def test_so3krates_depends_on_charge_and_spin(state):
+    """A charge or spin changes the features; if zero or absent, they are the elements' over
+    sqrt(2).
+    """
     options = {
         "num_features": 12,
         "num_layers": 1,

@@ -1,4 +1,4 @@
-"""Properties read from features: what turns with the molecule turns, what grows with it grows, padding is nothing."""
+"""Tests for properties read from features: symmetries, extensivity and padding."""
 
 import dataclasses
 import functools
@@ -46,8 +46,10 @@ HEADS = {
 }
 
 
-def made(name, seed=0):
-    """A model with all heads, and random parameters: those of a fresh one have zeros in the last layers."""
+def initialized_model(name, seed=0):
+    """Return a model with all heads and random parameters; initial ones are zero in the last
+    layers.
+    """
     heads = {k: v for k, v in HEADS.items() if name in VECTORS or k != "atom_vector"}
     model = with_heads(models.create(name, **BACKBONES[name]), heads)
     shapes, rng = (
@@ -71,7 +73,7 @@ def outputs(model, params, *atoms, budget=BUDGET):
 
 @pytest.fixture(params=BACKBONES, scope="module")
 def model(request):
-    return made(request.param)
+    return initialized_model(request.param)
 
 
 def ethanol():
@@ -80,7 +82,7 @@ def ethanol():
     return atoms
 
 
-def test_turned_moved_and_permuted(model):
+def test_rotated_moved_and_permuted(model):
     atoms, turn = ethanol(), Rotation.from_rotvec([0.4, -1.1, 0.7]).as_matrix()
     order = np.random.default_rng(0).permutation(len(atoms))
     turned = atoms.copy()
@@ -136,11 +138,11 @@ def test_a_sum_grows_with_the_size_and_a_mean_does_not(model):
 
 
 @pytest.mark.slow
-def test_frozen_features_learn_nothing():
+def test_frozen_features_have_no_gradient():
     backbone = models.create("painn", **BACKBONES["painn"])
     for frozen in (False, True):
         model = with_heads(backbone, {"gap": {}}, frozen=frozen)
-        _, params = made("painn")
+        _, params = initialized_model("painn")
         params = {
             "params": {
                 "backbone": params["params"]["backbone"],
@@ -158,7 +160,7 @@ def test_frozen_features_learn_nothing():
         assert max(float(abs(g).max()) for g in jax.tree.leaves(grads["head_gap"])) > 0
 
 
-def test_features_without_vectors_make_no_vectors_of_atoms():
+def test_vectors_of_atoms_require_features_of_degree_1():
     model = with_heads(
         models.create("schnet", **BACKBONES["schnet"]), {"displacement": {"kind": "atom_vector"}}
     )
@@ -180,17 +182,17 @@ def test_wrong_options(options, message):
 
 
 def test_embedding_is_the_mean_of_the_features():
-    model, params = made("painn")
+    model, params = initialized_model("painn")
     atoms = ethanol()
     graph = build_batch(
         Columns.from_structures([from_ase(atoms)]), PaddingBudget(12, 200, 3), CUTOFF
     )
     params = jax.tree.map(np.float32, params)
-    found = np.asarray(model.apply(params, graph, method="embed"))
+    embedded = np.asarray(model.apply(params, graph, method="embed"))
     features = np.asarray(
         dataclasses.replace(model.backbone, parent=None, name=None)
         .apply({"params": params["params"]["backbone"]}, graph)
         .features
     )
-    np.testing.assert_allclose(found[0], features[: len(atoms), 0, 0].mean(0), rtol=1e-5)
-    assert not found[1:].any()
+    np.testing.assert_allclose(embedded[0], features[: len(atoms), 0, 0].mean(0), rtol=1e-5)
+    assert not embedded[1:].any()

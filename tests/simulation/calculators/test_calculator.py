@@ -1,4 +1,7 @@
-"""The ASE calculator: against direct evaluation, finite differences, invariances, dynamics, and its compile counter."""
+"""Tests for the ASE calculator.
+
+They compare it with direct evaluation, finite differences and invariances, and count compilations.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ from tests.simulation.structures import crystal, random_molecule
 
 @pytest.fixture(scope="module")
 def shared(make_potential):
-    """shared(kind, dtype): calculators that many tests use, so that each compiles once."""
+    """Function shared(kind, dtype) that returns a calculator used by many tests, compiled once."""
     return functools.cache(lambda kind, dtype: MLIPCalculator(make_potential(kind), dtype))
 
 
@@ -51,7 +54,10 @@ def tiny64(shared):
 
 
 def directly(potential, atoms, dtype):
-    """(energy, atomic energies, forces) from a batch of exactly this structure, reference energies added."""
+    """Return (energy, atomic energies, forces) from a batch of exactly this structure.
+
+    Reference energies are added.
+    """
     structure = from_ase(atoms)
     columns = Columns.from_structures([structure])
     edges = len(neighbor_list(structure.positions, potential.cutoff).senders)
@@ -90,7 +96,7 @@ def test_agrees_with_direct_evaluation(make_potential, shared, kind):
     assert not jax.config.jax_enable_x64
 
 
-def test_float32_whatever_the_global_flag(tiny32, make_potential):
+def test_float32_is_independent_of_the_global_flag(tiny32, make_potential):
     atoms = random_molecule(11)
     expected = tiny32.get_property("forces", atoms)
     with jax.enable_x64(True):
@@ -111,7 +117,7 @@ def test_forces_are_the_gradient(shared, kind, capsys):
 
 
 @pytest.mark.parametrize("size", [3.0, 9.5])
-def test_stress_is_the_derivative_by_strain(tiny64, size):
+def test_stress_is_the_strain_derivative(tiny64, size):
     atoms = crystal(size)
     if size > tiny64.potential.cutoff:  # some pairs within the cutoff, through the walls too
         atoms.positions *= 0.4
@@ -158,7 +164,7 @@ def test_rotation_of_cell_and_positions(tiny64):
 
 
 def test_stress_of_a_left_handed_cell(tiny64):
-    """A volume with a sign would turn the stress around; the order of the vectors says nothing of the crystal."""
+    """A signed volume would flip the stress; the order of the vectors must not matter."""
     atoms = crystal(3.0)
     other = atoms.copy()
     other.set_cell(atoms.cell.array[[1, 0, 2]])
@@ -215,7 +221,7 @@ def test_compiles_rarely_for_molecules_of_changing_size(make_potential):
     assert calculator.num_compiles == before
 
 
-def test_compiles_once_while_edges_come_and_go(make_potential):
+def test_compiles_once_while_the_number_of_edges_changes(make_potential):
     calculator = MLIPCalculator(make_potential("tiny"))
     atoms = random_molecule(30, spread=2.2)
     start, rng, edges = atoms.positions.copy(), np.random.default_rng(0), set()
@@ -229,8 +235,8 @@ def test_compiles_once_while_edges_come_and_go(make_potential):
 
 def test_calculates_only_when_something_changed(tiny32, monkeypatch):
     calls = []
-    run = tiny32._run
-    monkeypatch.setattr(tiny32, "_run", lambda *args: calls.append(1) or run(*args))
+    run = tiny32._compiled.run
+    monkeypatch.setattr(tiny32._compiled, "run", lambda *args: calls.append(1) or run(*args))
     atoms = random_molecule(11, seed=5)
     atoms.calc = tiny32
     forces = atoms.get_forces()
@@ -240,7 +246,9 @@ def test_calculates_only_when_something_changed(tiny32, monkeypatch):
     atoms.get_forces()
     assert len(calls) == 1
     forces[:] = 0.0
-    assert np.abs(atoms.get_forces()).max() > 0  # results are not what the caller holds
+    assert (
+        np.abs(atoms.get_forces()).max() > 0
+    )  # results must be copies that the caller cannot change
     atoms.positions[0] += 0.01
     atoms.get_forces()
     atoms.set_atomic_numbers(atoms.numbers[::-1])
@@ -270,14 +278,14 @@ def test_failed_calculation_leaves_nothing_stale(tiny32):
     assert tiny32.get_property("energy", atoms) == energy
 
 
-def test_errors_name_what_is_wrong(tiny32, make_potential):
+def test_errors_state_the_cause(tiny32, make_potential):
     with pytest.raises(ValueError, match="not trained on Si"):
         tiny32.get_property("energy", molecule("SiH4"))
     with pytest.raises(ValueError, match="no atoms"):
         tiny32.get_property("energy", Atoms())
     with pytest.raises(ValueError, match="float16"):
         MLIPCalculator(tiny32.potential, "float16")
-    with pytest.raises(CalculationFailed, match="atoms 0 and 1 are in the same place"):
+    with pytest.raises(CalculationFailed, match="atoms 0 and 1 have the same position"):
         tiny32.get_property("energy", Atoms("HOH", [[0, 0, 0], [0, 0, 0], [0, 0, 1.0]]))
     broken = jax.tree.map(lambda leaf: leaf * np.nan, tiny32.potential.params)
     with pytest.raises(CalculationFailed, match="NaN"):
@@ -320,7 +328,7 @@ def test_charge_that_was_not_trained_on(make_potential, tiny32, statistics, warn
         dataclasses.replace(make_potential("tiny"), metadata={"statistics": statistics})
     )
     # nothing is compiled for a warning
-    calculator._run = tiny32._run
+    calculator._compiled.run = tiny32._compiled.run
     ion = molecule("CH3OH")
     ion.info["charge"] = -1
     with warnings.catch_warnings(record=True) as caught:
@@ -341,7 +349,7 @@ def test_copies_and_pickles(make_potential):
     for other in (copy.deepcopy(calculator), pickle.loads(pickle.dumps(calculator))):
         assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(other.potential.params))
         assert other.num_compiles == 0
-        assert other.get_property("energy", atoms) == energy  # the results come along
+        assert other.get_property("energy", atoms) == energy  # results are copied, too
         other.reset()
         assert other.get_property("energy", atoms) == energy
         assert other.num_compiles == 1
@@ -363,7 +371,7 @@ def test_relaxation(morse_potential, dtype):
 
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-3), ("float64", 5e-4)])
 def test_dynamics_conserves_energy(morse_potential, dtype, tolerance):
-    """200 fs from 300 K: the drift of the total energy, in eV per atom."""
+    """Drift of the total energy over 200 fs from 300 K, in eV per atom."""
     atoms = molecule("CH3OH")
     atoms.calc = MLIPCalculator(morse_potential, dtype)
     BFGS(atoms, logfile=None).run(fmax=0.05, steps=100)

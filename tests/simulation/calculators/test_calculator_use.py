@@ -1,4 +1,6 @@
-"""The calculator as programs use it: ASE's conventions, threads, processes, copies, cells of any size."""
+"""Tests for the calculator in use: ASE's conventions, threads, processes, copies, cells of any
+size.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ def calculator(make_potential):
 def test_conventions_of_get_property(calculator):
     atoms = random_molecule(6)
     calculator.reset()
-    with pytest.raises(CalculatorSetupError, match="no atoms yet"):
+    with pytest.raises(CalculatorSetupError, match="requires atoms"):
         calculator.get_property("energy")
     assert calculator.get_property("energy", atoms, allow_calculation=False) is None
     energy = calculator.get_property("energy", atoms)
@@ -47,12 +49,12 @@ def test_conventions_of_get_property(calculator):
     assert calculator.todict() == {} and calculator.name == "mlipcalculator"
 
 
-def test_made_of_a_text(make_potential, tmp_path):
-    """As programs make calculators that know no other arguments."""
-    place = parameters.save(make_potential("tiny"), tmp_path / "ff")
-    made = MLIPCalculator(f"parameters:{place}", "float64")
+def test_created_from_text(make_potential, tmp_path):
+    """As created by programs that can pass only text."""
+    folder = parameters.save(make_potential("tiny"), tmp_path / "ff")
+    created = MLIPCalculator(f"parameters:{folder}", "float64")
     assert (
-        made.potential.digest()
+        created.potential.digest()
         == MLIPCalculator(make_potential("tiny"), "float64").potential.digest()
     )
     with pytest.raises(CheckpointError, match="no such directory"):
@@ -88,7 +90,7 @@ def test_cell_smaller_than_the_cutoff_is_its_supercell(calculator, pbc):
 
 
 def test_several_threads(calculator):
-    """Each has atoms of its own, and all share the calculator."""
+    """Each thread has its own atoms, and all share the calculator."""
     structures = [random_molecule(6, seed) for seed in range(6)]
     expected = [calculator.get_property("forces", atoms) for atoms in structures]
     before = calculator.num_compiles
@@ -106,7 +108,7 @@ def test_several_threads(calculator):
     assert calculator.num_compiles == before
 
 
-def test_a_process_that_is_spawned(calculator):
+def test_spawned_process(calculator):
     atoms = random_molecule(6)
     expected = calculator.get_property("forces", atoms)
     calculator.get_property(
@@ -116,10 +118,10 @@ def test_a_process_that_is_spawned(calculator):
         forces = pool.apply(calculator.get_property, ("forces", atoms))
     np.testing.assert_allclose(
         forces, expected, rtol=0, atol=1e-13
-    )  # it compiles a program of its own
+    )  # the worker compiles its own program
 
 
-def test_a_shallow_copy_goes_its_own_way(calculator):
+def test_a_shallow_copy_is_independent(calculator):
     atoms, other = random_molecule(6), molecule("H2O")
     energy = calculator.get_property("energy", atoms)
     twin = copy.copy(calculator)
@@ -127,8 +129,11 @@ def test_a_shallow_copy_goes_its_own_way(calculator):
     assert calculator.get_property("energy", atoms, allow_calculation=False) == energy
 
 
-def test_float64_beside_a_program_in_float32(make_potential):
-    """In a process where x64 is off, and stays off; positions that differ by less than float32 can tell."""
+def test_float64_next_to_a_program_in_float32(make_potential):
+    """In a process where x64 is off and stays off.
+
+    Positions differ by less than float32 can resolve.
+    """
     code = """
 import jax, numpy as np, sys, pickle
 calculator, atoms = pickle.load(sys.stdin.buffer)

@@ -1,4 +1,4 @@
-"""Programs that were written for any calculator of ASE, run as they are."""
+"""Tests with programs written for any ASE calculator, run unchanged."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ from tests.simulation.structures import crystal, random_molecule
 
 @pytest.fixture(scope="module")
 def methanol(morse_potential):
-    """Of a force field that has its minimum there, and a calculator that is compiled once for all tests."""
+    """Methanol at the minimum of a force field, with a calculator that is compiled once for all
+    tests.
+    """
     atoms = molecule("CH3OH")
     atoms.calc = MLIPCalculator(morse_potential, "float64")
     BFGS(atoms, logfile=None).run(fmax=1e-3, steps=200)
@@ -48,7 +50,7 @@ def test_optimizers(methanol, optimizer):
 
 
 def test_cell_filter(periodic):
-    """Cell and positions go downhill together, along the stress and the forces."""
+    """Cell and positions relax together, along stress and forces."""
     atoms = crystal(3.0)
     atoms.calc = periodic
     start = atoms.get_potential_energy()
@@ -58,7 +60,10 @@ def test_cell_filter(periodic):
 
 
 def test_nudged_elastic_band(methanol):
-    """Between two orientations of a molecule: straight lines strain it, the band finds the way without a barrier."""
+    """Between two orientations of a molecule.
+
+    Straight lines strain it; the band finds the path without a barrier.
+    """
     images = [methanol.copy() for _ in range(5)]
     images[-1].rotate(30, "z", center="COM")
     band = NEB(images, allow_shared_calculator=True, method="improvedtangent")
@@ -95,17 +100,24 @@ def test_langevin_dynamics(methanol):
 
 
 def test_phonons(periodic, tmp_path):
-    """Those at the zone centre, by displacements in a supercell, are those of the exact Hessian of the cell."""
+    """Zone-center phonons from displacements in a supercell equal those of the exact Hessian of the
+    cell.
+    """
     atoms = crystal(3.0)
     phonons = Phonons(
         atoms, periodic, supercell=(2, 2, 2), delta=0.001, name=str(tmp_path / "phonons")
     )
     phonons.run()
     phonons.read(symmetrize=0, acoustic=False)
-    found = phonons.band_structure([[0, 0, 0]])[0]  # imaginary ones have a minus
+    frequencies = phonons.band_structure([[0, 0, 0]])[
+        0
+    ]  # imaginary frequencies are stored as negative numbers
     exact = periodic.get_vibrations(atoms).get_energies()
     np.testing.assert_allclose(
-        np.sort(np.sign(found) * found**2), np.sort((exact**2).real), rtol=1e-3, atol=1e-6
+        np.sort(np.sign(frequencies) * frequencies**2),
+        np.sort((exact**2).real),
+        rtol=1e-3,
+        atol=1e-6,
     )
 
 
@@ -118,8 +130,8 @@ def test_files_keep_the_results(make_potential, periodic, tmp_path, name, kind):
     else:
         atoms, known = random_molecule(5), ("energy", "forces")
         atoms.calc = EnsembleCalculator([make_potential("tiny"), make_potential("tiny", 1)])
-        # what it gives is what matters here, not the numbers
-        atoms.calc._run = lambda bucket, *_: (
+        # only the fields matter here, not the numbers
+        atoms.calc._compiled.run = lambda bucket, *_: (
             np.random.default_rng(0).normal(size=(2, bucket.budget.n_node, 4)),
             None,
         )
@@ -143,7 +155,7 @@ def test_files_keep_the_results(make_potential, periodic, tmp_path, name, kind):
 
 @pytest.fixture
 def saved(methanol, tmp_path):
-    """A folder with a force field and start.xyz; its place as programs are told it."""
+    """Folder with a force field and start.xyz, and its location as programs receive it."""
     atoms = methanol.copy()
     atoms.rattle(0.05, seed=1)
     ase.io.write(tmp_path / "start.xyz", atoms, format="xyz")
@@ -151,7 +163,7 @@ def saved(methanol, tmp_path):
 
 
 def test_geometric_optimize(methanol, saved, tmp_path):
-    """Its command line, which makes the calculator from texts."""
+    """Run its command line, which creates the calculator from text."""
     pytest.importorskip("geometric")
     command = [
         sys.executable,
@@ -175,7 +187,10 @@ def test_geometric_optimize(methanol, saved, tmp_path):
 
 
 def test_sella(methanol, saved, tmp_path):
-    """Down to the minimum with exact Hessians; in a process of its own, since importing it sets JAX's x64 flag."""
+    """Relax to the minimum with exact Hessians.
+
+    In its own process, since importing Sella sets JAX's x64 flag.
+    """
     if importlib.util.find_spec("sella") is None:
         pytest.skip("Sella is not installed; the extra clients has it")
     script = f"""

@@ -1,4 +1,4 @@
-"""Ensembles: against their members, one program for all of them."""
+"""Tests for ensembles: agreement with their members, and one program for all of them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ NAMES = ("energy", "energies", "forces")
 
 @pytest.fixture(scope="module")
 def members(make_potential):
-    """Two of one architecture and one of another between them; other energy scales and reference energies."""
+    """Two members of one architecture with one of another between them.
+
+    Their energy scales and reference energies differ.
+    """
     second = dataclasses.replace(make_potential("tiny", 2), energy_scale=0.6)
     return make_potential("tiny", 1), make_potential("tiny_schnet"), second
 
@@ -35,15 +38,17 @@ def ensemble(members):
 
 
 @pytest.fixture(scope="module")
-def alone(members):
+def single_calculators(members):
     return [MLIPCalculator(member, "float64") for member in members]
 
 
-def test_mean_and_standard_deviation(ensemble, alone):
+def test_mean_and_standard_deviation(ensemble, single_calculators):
     atoms = random_molecule(6, seed=3)
     atoms.calc = ensemble
     for name in NAMES:
-        values = np.array([calculator.get_property(name, atoms) for calculator in alone])
+        values = np.array(
+            [calculator.get_property(name, atoms) for calculator in single_calculators]
+        )
         scale = np.abs(values).max()
         np.testing.assert_allclose(
             ensemble.get_property(name, atoms), values.mean(0), rtol=0, atol=1e-12 * scale
@@ -64,7 +69,7 @@ def test_one_program_for_all_members(members):
     for seed in range(3):
         ensemble.get_property("forces", random_molecule(6, seed))
     assert ensemble.num_compiles == 1
-    assert [group.places for group in ensemble._groups] == [(0, 2), (1,)]
+    assert [group.indices for group in ensemble._groups] == [(0, 2), (1,)]
 
 
 def test_stress(ensemble):
@@ -79,7 +84,7 @@ def test_stress(ensemble):
         ensemble.get_property("stress_std", molecule("H2O"))
 
 
-def test_hessian_is_that_of_the_mean(ensemble):
+def test_hessian_is_the_mean_over_members(ensemble):
     atoms, forces = random_molecule(6, seed=3), []
     for step in (-1e-4, 1e-4):
         moved = atoms.copy()
@@ -96,10 +101,10 @@ def test_copies(ensemble):
     expected = ensemble.get_property("forces_std", atoms)
     for other in (copy.deepcopy(ensemble), pickle.loads(pickle.dumps(ensemble))):
         np.testing.assert_array_equal(other.get_property("forces_std", atoms), expected)
-        assert other.num_compiles == 0  # the results come along
+        assert other.num_compiles == 0  # results are copied, too
 
 
-def test_of_workdirs(tmp_path):
+def test_from_workdirs(tmp_path):
     for seed in (0, 1):
         write_force_field(tmp_path / f"ff-{seed}", seed)
     ensemble = EnsembleCalculator.from_workdirs([tmp_path / "ff-0", tmp_path / "ff-1"])
@@ -111,9 +116,9 @@ def test_of_workdirs(tmp_path):
 
 
 def test_errors(members, tmp_path):
-    with pytest.raises(ValueError, match="two or more force fields, received 1"):
+    with pytest.raises(ValueError, match="at least two force fields, received 1"):
         EnsembleCalculator(members[:1])
-    with pytest.raises(ValueError, match="one cutoff.*4.0.*3.5"):
+    with pytest.raises(ValueError, match="same cutoff.*4.0.*3.5"):
         EnsembleCalculator([members[0], dataclasses.replace(members[1], cutoff=3.5)])
     with pytest.raises(ValueError, match="list of workdirs"):
         EnsembleCalculator.from_workdirs(tmp_path)
@@ -127,12 +132,12 @@ def test_errors(members, tmp_path):
         EnsembleCalculator([members[0], broken]).get_property("energy", molecule("H2O"))
 
 
-def test_charges_that_a_member_does_not_know(members):
+def test_charges_that_a_member_was_not_trained_on(members):
     known = [
         dataclasses.replace(m, metadata={"statistics": {"charges": c}})
         for m, c in zip(members[:2], ([-1.0, 0.0], [0.0]))
     ]
     ion = molecule("H2O")
     ion.info["charge"] = -1
-    with pytest.warns(UserWarning, match="trained on total charges 0 only"):
+    with pytest.warns(UserWarning, match="trained only on total charges 0"):
         EnsembleCalculator(known).get_property("energy", ion)

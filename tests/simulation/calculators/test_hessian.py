@@ -1,4 +1,4 @@
-"""Exact second derivatives, and the vibrations made of them."""
+"""Tests for exact second derivatives and the vibrations derived from them."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from ase.constraints import FixAtoms
 from ase.optimize import BFGS
 from ase.vibrations import Vibrations
 
-from mlip_jax.simulation.calculators import padded
+from mlip_jax.simulation.calculators import compiled
 from mlip_jax.simulation.calculators.calculator import MLIPCalculator
 from tests.simulation.structures import crystal, random_molecule
 
 
 @pytest.fixture(scope="module")
 def shared(make_potential):
-    """shared(kind, dtype): calculators that several tests use, so that each compiles once."""
+    """Function shared(kind, dtype) that returns a calculator shared by tests."""
     return functools.cache(lambda kind, dtype: MLIPCalculator(make_potential(kind), dtype))
 
 
 def by_differences(calculator, atoms, step=1e-3):
-    """Central differences of the forces of fourth order, (3n, 3n)."""
+    """Return fourth-order central differences of the forces, (3n, 3n)."""
     columns = []
     for n, x in np.ndindex(len(atoms), 3):
         forces = {}
@@ -58,11 +58,11 @@ def test_agrees_with_differences_of_forces(shared, kind, atoms):
     np.testing.assert_allclose(hessian.reshape(-1, len(atoms), 3).sum(axis=1), 0.0, atol=1e-9)
 
 
-def test_is_symmetric_before_it_is_made_so(shared):
+def test_is_symmetric_before_symmetrization(shared):
     calculator, atoms = shared("tiny", "float64"), random_molecule(6, seed=3)
-    shape, packed = calculator._pack(atoms, atoms.positions)
+    shape, packed = calculator._compiled.pack(atoms, atoms.positions)
     with jax.enable_x64(True):
-        columns = np.asarray(calculator._run_hessian(shape, *packed, np.int32(0)))
+        columns = np.asarray(calculator._compiled.run_hessian(shape, *packed, np.int32(0)))
     assert (columns[:, len(atoms) :] == 0).all() and (columns[3 * len(atoms) :] == 0).all()
     raw = columns[: 3 * len(atoms), : len(atoms)].reshape(3 * len(atoms), -1)
     np.testing.assert_allclose(raw, raw.T, rtol=0, atol=1e-10)
@@ -72,14 +72,16 @@ def test_is_symmetric_before_it_is_made_so(shared):
 def test_columns_in_blocks_are_the_same(shared, make_potential, monkeypatch):
     atoms = random_molecule(6, seed=3)
     expected = shared("tiny", "float64").get_hessian(atoms)
-    monkeypatch.setattr(padded, "_COLUMN_EDGES", 5 * 64)
+    monkeypatch.setattr(compiled, "_COLUMN_EDGES", 5 * 64)
     calculator = MLIPCalculator(make_potential("tiny"), "float64")
-    calls, run = [], calculator._run_hessian
-    monkeypatch.setattr(calculator, "_run_hessian", lambda *args: calls.append(1) or run(*args))
+    calls, run = [], calculator._compiled.run_hessian
+    monkeypatch.setattr(
+        calculator._compiled, "run_hessian", lambda *args: calls.append(1) or run(*args)
+    )
     np.testing.assert_allclose(calculator.get_hessian(atoms), expected, rtol=0, atol=1e-11)
     assert len(calls) == 4 and calculator.num_compiles == 1
     calculator.get_hessian(random_molecule(5, seed=1))
-    assert calculator.num_compiles == 1  # once for each size
+    assert calculator.num_compiles == 1  # once per size
 
 
 def test_float32(shared):
@@ -93,7 +95,7 @@ def test_float32(shared):
     )
 
 
-def test_leaves_the_results_of_the_last_calculation(shared):
+def test_keeps_the_results_of_the_last_calculation(shared):
     calculator, atoms = shared("tiny", "float64"), random_molecule(6, seed=3)
     atoms.calc = calculator
     energy = atoms.get_potential_energy()
@@ -101,17 +103,17 @@ def test_leaves_the_results_of_the_last_calculation(shared):
     assert calculator.check_state(atoms) == [] and calculator.results["energy"] == energy
 
 
-def test_what_has_no_second_derivatives(shared):
+def test_structures_without_second_derivatives(shared):
     atoms = molecule("H2O")
     atoms.positions[1] = atoms.positions[0]
-    with pytest.raises(CalculationFailed, match="same place"):
+    with pytest.raises(CalculationFailed, match="same position"):
         shared("tiny", "float64").get_hessian(atoms)
     with pytest.raises(ValueError, match="not trained on Si"):
         shared("tiny", "float64").get_hessian(molecule("SiH4"))
 
 
 def test_vibrations(morse_potential, tmp_path):
-    """Those of the exact Hessian and those that ASE makes of forces."""
+    """Vibrations of the exact Hessian equal those that ASE computes from forces."""
     atoms = molecule("CH3OH")
     atoms.calc = MLIPCalculator(morse_potential, "float64")
     BFGS(atoms, logfile=None).run(fmax=1e-4, steps=200)
@@ -121,7 +123,7 @@ def test_vibrations(morse_potential, tmp_path):
     np.testing.assert_allclose(exact.real[6:], vibrations.get_frequencies().real[6:], rtol=1e-3)
     assert (
         np.abs(exact[:6]).max() < 5 < 100 < exact[6].real
-    )  # cm^-1: six motions of the whole, then the inner ones
+    )  # cm^-1: six motions of the whole molecule, then the internal ones
     atoms.set_constraint(FixAtoms([0, 1]))
     held = atoms.calc.get_vibrations(atoms)
     assert len(held.get_frequencies()) == 3 * (len(atoms) - 2)

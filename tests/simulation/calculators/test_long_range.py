@@ -1,4 +1,7 @@
-"""Long-range pairs, charges and spin through the calculator: a model of point charges, whose energy a loop confirms."""
+"""Tests for long-range pairs, charges and spin through the calculator.
+
+The model is one of point charges, whose energy a loop confirms.
+"""
 
 import dataclasses
 import itertools
@@ -31,14 +34,17 @@ SPIN_ENERGY = 0.25
 
 @pytest.fixture(autouse=True, scope="module")
 def quick_compiles():
-    """What is compiled here runs few times."""
+    """Compile without optimization: programs run only a few times here."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
 
 
 class PointCharges(nn.Module):
-    """Coulomb energy of charges that the elements have, (1 - (r / cutoff)²)² as smooth as it takes; a spin energy."""
+    """Coulomb energy of charges per element, times the smooth cutoff (1 - (r / cutoff)²)².
+
+    A term of the number of unpaired electrons is added.
+    """
 
     cutoff: float = 2.0
     long_range_cutoff: float | None = float("inf")
@@ -76,7 +82,7 @@ class PointCharges(nn.Module):
 
 def potential(cutoff=np.inf):
     model = PointCharges(long_range_cutoff=cutoff)
-    # one unit of the model's own output for each atom, of 0.5 eV: terms are not scaled
+    # each atom has 0.5 eV, one unit of the model's output; terms are not scaled
     return Potential(
         model, {"params": {"scale": np.ones(())}}, model.cutoff, np.arange(119.0), 0.5, (1, 6, 7, 8)
     )
@@ -88,7 +94,7 @@ def calculators():
 
 
 def by_hand(atoms, cutoff):
-    """Energy by a loop over atoms and images."""
+    """Return the energy by a loop over atoms and images."""
     reach = [
         int(np.ceil(cutoff / h)) + 1 if p else 0
         for h, p in zip(
@@ -121,7 +127,7 @@ def crystal():
 
 
 def far_apart():
-    """Two molecules with no edge between them."""
+    """Return two molecules without an edge between them."""
     atoms = molecule("CH3OH") + molecule("H2O")
     atoms.positions[6:] += [3.5, 1.0, 0.5]
     return atoms
@@ -164,12 +170,12 @@ def test_a_cell_and_its_supercell(calculators):
     )
 
 
-def test_all_pairs_of_a_periodic_structure_are_refused(calculators):
-    with pytest.raises(ValueError, match="pairs without end"):
+def test_all_pairs_of_a_periodic_structure_are_rejected(calculators):
+    with pytest.raises(ValueError, match="infinitely many pairs"):
         calculators[np.inf].get_property("energy", crystal())
 
 
-def test_a_periodic_direction_without_a_lattice_vector_is_told(calculators):
+def test_a_periodic_direction_without_a_lattice_vector_is_rejected(calculators):
     atoms = Atoms("HO", [[0, 0, 0], [0, 0, 1]], cell=[5, 5, 0], pbc=True)
     atoms.calc = calculators[6.0]
     with pytest.raises(ValueError, match="a periodic direction has no lattice vector"):
@@ -194,14 +200,14 @@ def test_charges_and_dipole(calculators):
     atoms.calc = calculators[np.inf]
     charges = CHARGES[atoms.numbers]
     np.testing.assert_allclose(atoms.get_charges(), charges, atol=1e-12)
-    centred = atoms.positions - atoms.positions.mean(axis=0)
-    np.testing.assert_allclose(atoms.get_dipole_moment(), charges @ centred, atol=1e-12)
+    centered = atoms.positions - atoms.positions.mean(axis=0)
+    np.testing.assert_allclose(atoms.get_dipole_moment(), charges @ centered, atol=1e-12)
     atoms.get_charges()[:] = 7
     np.testing.assert_allclose(atoms.get_charges(), charges)
     moved = atoms.copy()
     moved.positions += 100.0
     np.testing.assert_allclose(
-        calculators[np.inf].get_property("dipole", moved), charges @ centred, atol=1e-10
+        calculators[np.inf].get_property("dipole", moved), charges @ centered, atol=1e-10
     )
 
 
@@ -209,7 +215,7 @@ def test_a_periodic_structure_has_charges_but_no_dipole(calculators):
     atoms = crystal()
     atoms.calc = calculators[6.0]
     np.testing.assert_allclose(atoms.get_charges(), CHARGES[atoms.numbers])
-    with pytest.raises(PropertyNotImplementedError, match="no dipole"):
+    with pytest.raises(PropertyNotImplementedError, match="dipole moment"):
         atoms.get_dipole_moment()
 
 
@@ -240,7 +246,7 @@ def test_unpaired_electrons(calculators):
 
 @pytest.mark.parametrize("key", ["charge", "num_unpaired_electrons"])
 @pytest.mark.parametrize("value", [None, "one", np.array([1.0, 2.0]), np.nan])
-def test_a_charge_that_is_no_number_is_told(calculators, key, value):
+def test_a_charge_that_is_not_a_number_is_rejected(calculators, key, value):
     atoms = molecule("H2O")
     atoms.calc = calculators[np.inf]
     atoms.get_potential_energy()
@@ -249,7 +255,7 @@ def test_a_charge_that_is_no_number_is_told(calculators, key, value):
         atoms.get_potential_energy()
 
 
-def test_unpaired_electrons_that_are_known_are_no_warning(calculators, recwarn):
+def test_unpaired_electrons_of_the_training_data_give_no_warning(calculators, recwarn):
     known = dataclasses.replace(potential(), metadata={"statistics": {"spins": [0.0, 2.0]}})
     atoms = molecule("O2")
     atoms.info["num_unpaired_electrons"] = 2
@@ -258,7 +264,7 @@ def test_unpaired_electrons_that_are_known_are_no_warning(calculators, recwarn):
 
 
 @pytest.mark.parametrize("cutoff", [np.inf, 6.0])
-def test_compiles_once_while_pairs_come_and_go(cutoff):
+def test_compiles_once_while_the_number_of_pairs_changes(cutoff):
     calculator, rng = MLIPCalculator(potential(cutoff)), np.random.default_rng(0)
     start = rng.uniform(0, 9.0, (30, 3))
     pairs = set()
@@ -278,11 +284,16 @@ def test_few_compiles_for_molecules_of_changing_size():
 
 
 @pytest.mark.parametrize("cutoff", [np.inf, 6.0])
-def test_a_batch_is_its_single_structures(calculators, cutoff):
-    """Terms and predictions of a padded batch; with a finite cutoff some structures of it are periodic."""
-    made = [far_apart(), molecule("H2O"), Atoms("O")] + ([crystal()] if np.isfinite(cutoff) else [])
-    columns = Columns.from_structures([from_ase(atoms) for atoms in made])
-    budget = choose_budget(graph_sizes(columns, 2.0, cutoff), len(made) + 1)
+def test_a_batch_equals_its_structures(calculators, cutoff):
+    """Terms and predictions of a padded batch equal those of its structures.
+
+    With a finite cutoff some structures are periodic.
+    """
+    structures = [far_apart(), molecule("H2O"), Atoms("O")] + (
+        [crystal()] if np.isfinite(cutoff) else []
+    )
+    columns = Columns.from_structures([from_ase(atoms) for atoms in structures])
+    budget = choose_budget(graph_sizes(columns, 2.0, cutoff), len(structures) + 1)
     batch = build_batch(columns, budget, 2.0, dtype=np.float64, long_range_cutoff=cutoff)
     batch.globals["spin"] = np.zeros(budget.n_graph)
     with jax.enable_x64(True):
@@ -290,7 +301,7 @@ def test_a_batch_is_its_single_structures(calculators, cutoff):
         out = jax.device_get(
             jax.jit(lambda params, g: evaluate(p.model, params, g, p.energy_scale))(p.params, batch)
         )
-    for g, atoms in enumerate(made):
+    for g, atoms in enumerate(structures):
         rows = slice(columns.offsets[g], columns.offsets[g + 1])
         reference = np.sum(atoms.numbers)
         assert out.energy[g] + reference == pytest.approx(
@@ -300,5 +311,5 @@ def test_a_batch_is_its_single_structures(calculators, cutoff):
             out.forces[rows], calculators[cutoff].get_property("forces", atoms), atol=1e-9
         )
         np.testing.assert_allclose(out.properties["partial_charges"][rows], CHARGES[atoms.numbers])
-    assert not out.energies[columns.offsets[-1] :].any() and not out.energy[len(made) :].any()
+    assert not out.energies[columns.offsets[-1] :].any() and not out.energy[len(structures) :].any()
     assert not out.properties["partial_charges"][columns.offsets[-1] :].any()

@@ -1,4 +1,4 @@
-"""A packed structure is, unpacked, what build_batch makes of it."""
+"""Tests that an unpacked structure equals the batch of build_batch."""
 
 import itertools
 
@@ -29,7 +29,7 @@ def structure(n, periodic):
     [*itertools.product([False, True], [False, True], [np.float32]), (True, True, np.float64)],
 )
 @pytest.mark.parametrize(("n", "spare"), [(1, 0), (9, 0), (9, 6)])
-def test_unpacked_is_what_build_batch_makes(n, spare, periodic, long_range, dtype):
+def test_unpacked_equals_build_batch(n, spare, periodic, long_range, dtype):
     s = structure(n, periodic)
     neighbors = neighbor_list(s.positions, CUTOFF, s.cell, s.pbc)
     listed = long_range_list(s.positions, LONG, s.cell, s.pbc) if long_range else None

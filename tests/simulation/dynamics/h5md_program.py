@@ -1,4 +1,4 @@
-"""Append frames to a file until the end of this process: python -m tests.simulation.dynamics.h5md_program FILE."""
+"""Append frames to a file until killed: python -m tests.simulation.dynamics.h5md_program FILE."""
 
 import itertools
 import sys

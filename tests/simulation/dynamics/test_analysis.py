@@ -1,4 +1,4 @@
-"""Spectra and distances of motions that are known by hand."""
+"""Tests for spectra and distances of motions that are known analytically."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ PER_FS = 2.99792458e-5  # cm⁻¹ as a frequency
 
 
 def oscillator(wavenumber, frames=4000, spacing=1.0, amplitude=0.05):
-    """Two atoms that swing against each other."""
+    """Return the trajectory of two atoms that oscillate along their bond."""
     time = np.arange(frames) * spacing
     phase = 2 * np.pi * wavenumber * PER_FS * time
     stretch = amplitude * np.sin(phase)
@@ -32,11 +32,11 @@ def test_a_spring_has_one_line(wavenumber):
 
 
 def test_the_heavier_atom_counts_by_its_mass():
-    course = oscillator(1000.0)
+    trajectory = oscillator(1000.0)
     other = oscillator(2000.0)
-    velocities = np.stack([course.velocities[:, 0], other.velocities[:, 0] / 2], axis=1)
+    velocities = np.stack([trajectory.velocities[:, 0], other.velocities[:, 0] / 2], axis=1)
     x, density = spectrum(
-        SampledTrajectory(course.positions, velocities, np.array([3.0, 1.0]), 1.0)
+        SampledTrajectory(trajectory.positions, velocities, np.array([3.0, 1.0]), 1.0)
     )
     low, high = (np.trapezoid(density[part], x[part]) for part in (x < 1500, x >= 1500))
     assert low / high == pytest.approx(3.0, rel=0.02)
@@ -49,7 +49,7 @@ def test_frames_too_far_apart_or_too_few():
         spectrum(oscillator(1000.0, frames=8))
 
 
-def test_distances_of_a_spring_are_where_it_swings():
+def test_distances_of_a_spring_are_within_its_amplitude():
     r, density = distances(oscillator(1000.0), longest=2.0, bins=400)
     assert np.trapezoid(density, r) == pytest.approx(1.0, abs=0.02)
     inside = density > 0

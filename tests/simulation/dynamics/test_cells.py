@@ -1,4 +1,4 @@
-"""Dynamics of cells at constant pressure: lists, stress and volume while the cell changes."""
+"""Tests for dynamics at constant pressure: lists, stress and volume while the cell changes."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def at_pressure(atoms, potential, **options):
 
 
 def assert_as_fresh(potential, trajectory):
-    """Forces, energies and pressures are those of a calculator that knows nothing of lists and steps."""
+    """Assert that forces, energies and pressures equal those of a calculator with a new list."""
     calculator = MLIPCalculator(potential, "float64")
     for step, atoms in zip(trajectory.steps, trajectory.frames):
         at = list(trajectory.thermo.step).index(step)
@@ -47,7 +47,7 @@ def assert_as_fresh(potential, trajectory):
         np.testing.assert_allclose(atoms.get_forces(), fresh.get_forces(), atol=1e-9)
         assert atoms.get_potential_energy() == pytest.approx(fresh.get_potential_energy(), abs=1e-8)
         assert trajectory.thermo.volume[at] == pytest.approx(atoms.get_volume(), rel=1e-12)
-        halfway = atoms.copy()  # where the barostat looks
+        halfway = atoms.copy()  # the velocities at which the barostat evaluates the pressure
         halfway.set_momenta(atoms.get_momenta() + 2.0 * units.fs * fresh.get_forces())
         inner = (
             2 * halfway.get_kinetic_energy() / 3 / atoms.get_volume()
@@ -64,8 +64,8 @@ def test_steps_at_constant_pressure():
 
 
 @pytest.mark.slow
-def test_the_recorded_pressure_is_the_one_that_the_barostat_uses():
-    """Without heat there is no noise, and the volume follows the difference of the pressures alone."""
+def test_the_recorded_pressure_is_that_of_the_barostat():
+    """Without noise, at zero temperature, the volume follows the pressure difference."""
     dynamics = at_pressure(
         crystal((2, 2, 2)),
         pairwise(cutoff=4.9),
@@ -83,13 +83,13 @@ def test_the_recorded_pressure_is_the_one_that_the_barostat_uses():
 
 
 @pytest.mark.slow
-def test_lists_while_the_cell_changes_and_the_host_takes_over():
-    """A crystal under high pressure: its planes come closer than the device needs them."""
+def test_lists_of_a_changing_cell_move_to_the_host():
+    """Under high pressure lattice planes come closer than lists of the device allow."""
     potential = pairwise(cutoff=4.9)
     dynamics = at_pressure(crystal((2, 2, 2)), potential, pressure=40_000.0, barostat_time=4000.0)
-    assert dynamics.lists_by == "device" and dynamics.molecules[0].cell.lengths()[0] == 10.8
+    assert dynamics.lists_built_on == "device" and dynamics.molecules[0].cell.lengths()[0] == 10.8
     ours = dynamics.run(150)[0]
-    assert dynamics.lists_by == "host" and ours.broken is None and len(ours.steps) == 31
+    assert dynamics.lists_built_on == "host" and ours.broken is None and len(ours.steps) == 31
     assert ours.frames[-1].cell.lengths()[0] < 10.4, "which is twice the cutoff and the skin"
     assert np.isnan(ours.thermo.conserved).all()
     np.testing.assert_array_equal(ours.thermo.step, np.arange(151))
@@ -97,14 +97,14 @@ def test_lists_while_the_cell_changes_and_the_host_takes_over():
     again = at_pressure(crystal((2, 2, 2)), potential, pressure=40_000.0, barostat_time=4000.0)
     again.restore(
         dynamics.snapshot()
-    )  # of lists that the host makes, to a run that begins with the device's
-    assert again.lists_by == "host"
+    )  # a snapshot with lists of the host, restored in a run that starts with lists of the device
+    assert again.lists_built_on == "host"
     for a, b in zip(again.run(20)[0].frames, dynamics.run(20)[0].frames):
         np.testing.assert_array_equal(a.positions, b.positions)
 
 
 @pytest.mark.slow
-def test_the_mean_pressure_is_the_one_that_was_asked_for():
+def test_the_mean_pressure_is_the_target_pressure():
     dynamics = at_pressure(
         crystal((2, 2, 2)),
         pairwise(cutoff=4.9),

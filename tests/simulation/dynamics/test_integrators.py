@@ -1,4 +1,4 @@
-"""Thermostats and barostat against the distributions that they are made to sample. Seeds are fixed."""
+"""Tests for thermostats and barostat against the distributions that they sample."""
 
 import functools
 
@@ -28,22 +28,26 @@ def system(copies, size, cell=None):
     if cell is not None:
         atoms.set_cell(cell)
         atoms.pbc = True
-    made = System((atoms,) * copies, np.zeros((copies, 3)))
+    molecules = System((atoms,) * copies, np.zeros((copies, 3)))
     dof = np.full(copies, 3.0 * size - 3)
-    return made, made.particles(np.float64, dof, np.full(copies, KT), np.full(copies, 1e9), False)
+    return molecules, molecules.particles(
+        np.float64, dof, np.full(copies, KT), np.full(copies, 1e9), False
+    )
 
 
 def springs(positions, particles):
-    """Forces that pull each atom to the centre of mass of its molecule, (N, 3)."""
+    """Return forces that pull each atom to the center of mass of its molecule, (N, 3)."""
     num = particles.dof.shape[0]
     weights = jax.ops.segment_sum(jnp.ones(len(positions)), particles.molecule, num + 1)
-    centre = jax.ops.segment_sum(positions, particles.molecule, num + 1) / weights[:, None]
-    return -STIFFNESS * (positions - centre[particles.molecule])
+    center = jax.ops.segment_sum(positions, particles.molecule, num + 1) / weights[:, None]
+    return -STIFFNESS * (positions - center[particles.molecule])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
 def trajectory(integrator, particles, motion, dt, steps, stiffness):
-    """Kinetic energies, squared distances from the centre (times stiffness / 2) and volumes, (steps, M)."""
+    """Return kinetic energies, potential energies of the springs, volumes and heat, (steps, M)
+    each.
+    """
 
     def step(carry, k):
         motion, forces = carry
@@ -68,13 +72,13 @@ def trajectory(integrator, particles, motion, dt, steps, stiffness):
     return jax.lax.scan(step, (motion, forces), jnp.arange(steps))[1]
 
 
-def at_rest(made, particles, speed=0.001):
+def at_rest(molecules, particles, speed=0.001):
     rng = np.random.default_rng(0)
-    velocities = rng.normal(0, speed, (made.nodes, 3))
-    velocities[made.begin[-1] :] = 0
-    zeros = np.zeros((made.nodes, 3))
-    motion = Motion(zeros, zeros, velocities, made.cell, np.zeros(len(made.molecules)))
-    return integrators.without_com(jax.tree.map(jnp.asarray, motion), particles)
+    velocities = rng.normal(0, speed, (molecules.nodes, 3))
+    velocities[molecules.begin[-1] :] = 0
+    zeros = np.zeros((molecules.nodes, 3))
+    motion = Motion(zeros, zeros, velocities, molecules.cell, np.zeros(len(molecules.molecules)))
+    return integrators.remove_com(jax.tree.map(jnp.asarray, motion), particles)
 
 
 @pytest.mark.parametrize(
@@ -82,27 +86,29 @@ def at_rest(made, particles, speed=0.001):
     [(Langevin(friction=1.0), 0.0), (Langevin(friction=1.0), 1.0), (Rescaling(time=0.5), 0.0)],
 )
 def test_kinetic_energies_are_canonical(double_precision, integrator, stiffness):
-    """After many relaxation times the kinetic energy of 3 n - 3 degrees of freedom is gamma distributed."""
-    made, particles = system(2000, 3)
-    motion = at_rest(made, particles)
+    """After many relaxation times kinetic energies of 3 n - 3 degrees of freedom are gamma
+    distributed.
+    """
+    molecules, particles = system(2000, 3)
+    motion = at_rest(molecules, particles)
     kinetic, potential, _, heat = trajectory(integrator, particles, motion, 0.2, 300, stiffness)
     last = np.asarray(kinetic[-1]) / KT
     assert stats.kstest(last, stats.gamma(3.0).cdf).pvalue > 0.01
-    if stiffness:  # BAOAB has no error in the places of harmonic oscillators
+    if stiffness:  # BAOAB has no error in the positions of harmonic oscillators
         mean = np.asarray(potential[-20:]).mean() / KT
         assert mean == pytest.approx(3.0, abs=0.1)
-    if not stiffness:  # all of it came from the thermostat
+    if not stiffness:  # the thermostat added all of it
         np.testing.assert_allclose(
             heat[-1], kinetic[-1] - kinetic_energies(motion.velocities, particles), atol=1e-12
         )
 
 
 def test_rescaling_is_the_exact_solution(double_precision):
-    """Mean and variance after one step of any length, from a kinetic energy that is far from the mean one.
+    """Mean and variance after one step of any length, from a kinetic energy far from the mean.
 
-    The mean goes to its limit as exp(-t); the variance is that of Bussi et al., equation A7.
+    The mean approaches its limit as exp(-t); the variance is that of Bussi et al., equation A7.
     """
-    made, particles = system(20_000, 4)
+    molecules, particles = system(20_000, 4)
     dof, mean = 9, 4.5 * KT
     start = 3.0 * mean
     for time in (0.01, 0.5, 3.0):
@@ -122,25 +128,28 @@ def test_rescaling_is_the_exact_solution(double_precision):
 
 
 def test_the_volume_of_an_ideal_gas(double_precision):
-    """Without forces volumes are gamma distributed: V^(n-1) exp(-P V / kT), momenta being one triple fewer."""
+    """Without forces volumes are gamma distributed: V^(n-1) exp(-P V / kT).
+
+    The center of mass has no momentum, so there is one triple less.
+    """
     size, copies = 6, 1500
     target_pressure = 0.004  # eV/Å³
     volume = size * KT / target_pressure
-    made, particles = system(copies, size, [volume ** (1 / 3)] * 3)
+    molecules, particles = system(copies, size, [volume ** (1 / 3)] * 3)
     integrator = CellRescaling(
         time=0.3, pressure=target_pressure, barostat_time=1.0, compressibility=1 / target_pressure
     )
-    motion = at_rest(made, particles, 0.005)
+    motion = at_rest(molecules, particles, 0.005)
     _, _, volumes, _ = trajectory(integrator, particles, motion, 0.02, 600, 0.0)
     last = np.asarray(volumes[-1]) * target_pressure / KT
     assert last.mean() == pytest.approx(size, abs=4 * np.sqrt(size / copies) + 0.05)
     assert stats.kstest(last, stats.gamma(size).cdf).pvalue > 0.01
 
 
-def test_nothing_moves_in_no_time(double_precision):
-    made, particles = system(3, 3, [9.0] * 3)
-    motion = at_rest(made, particles, 0.1)
-    forces = jnp.ones((made.nodes, 3))
+def test_a_time_step_of_zero_changes_nothing(double_precision):
+    molecules, particles = system(3, 3, [9.0] * 3)
+    motion = at_rest(molecules, particles, 0.1)
+    forces = jnp.ones((molecules.nodes, 3))
     for integrator in (
         integrators.Verlet(),
         Langevin(friction=1.0),
@@ -153,29 +162,31 @@ def test_nothing_moves_in_no_time(double_precision):
             np.testing.assert_allclose(now, before, rtol=0, atol=1e-15)
 
 
-def test_noise_is_of_molecule_and_atom(double_precision):
-    made, particles = system(5, 3)
-    noise = made.split(np.asarray(integrators.normal(jax.random.key(0), particles, np.float64)))
+def test_noise_depends_on_molecule_and_atom(double_precision):
+    molecules, particles = system(5, 3)
+    noise = molecules.split(
+        np.asarray(integrators.normal(jax.random.key(0), particles, np.float64))
+    )
     fewer, of_fewer = system(2, 2)
     less = fewer.split(np.asarray(integrators.normal(jax.random.key(0), of_fewer, np.float64)))
     assert len(np.unique(noise)) == 45
     np.testing.assert_array_equal(less[1], noise[1][:2])
 
 
-def test_drift_keeps_what_rounding_drops():
+def test_drift_keeps_rounding_errors():
     motion = Motion(
         *(jnp.asarray(x, jnp.float32) for x in ([[8.0, 0, 0]], [[0.0] * 3], [[1e-5 / 3, 0, 0]])),
         None,
         jnp.zeros(1),
     )
     far = jax.jit(
-        lambda m: jax.lax.fori_loop(0, 30_000, lambda _, m: integrators.drifted(m, 1.0), m)
+        lambda m: jax.lax.fori_loop(0, 30_000, lambda _, m: integrators.drift(m, 1.0), m)
     )(motion)
     assert float(far.positions[0, 0]) == pytest.approx(8.1, abs=1e-6)
 
 
-def test_each_momentum_holds_half_a_kt():
-    """A width that forgets the mass, or is a variance, shows in the energies of light and heavy atoms."""
+def test_each_momentum_has_an_energy_of_kt_over_two():
+    """A width without the mass, or a variance, shows in the energies of light and heavy atoms."""
     masses = np.repeat([1.0, 30.0], 10_000)
     momenta = velocities.maxwell_boltzmann(masses, 300.0, np.random.default_rng(0))
     energies = (momenta**2).reshape(2, -1) / (2 * masses.reshape(2, -1)[:, :1])

@@ -1,4 +1,4 @@
-"""Dynamics on the device: each molecule as under ASE, whatever makes the lists, and to the bit after a restart."""
+"""Tests for dynamics on the device: agreement with ASE, neighbor lists, restarts and breakage."""
 
 import warnings
 
@@ -37,21 +37,23 @@ def crystal(repeat, seed=0, shake=0.1):
 
 
 def under_ase(potential, atoms, steps, timestep, every=1):
-    """Positions, forces and energies of ASE's velocity Verlet with our calculator, both in float64."""
-    atoms, found = atoms.copy(), []
+    """Return positions, forces and energies of ASE's velocity Verlet with our calculator, in
+    float64.
+    """
+    atoms, recorded = atoms.copy(), []
     atoms.calc = MLIPCalculator(potential, dtype="float64")
     with VelocityVerlet(atoms, timestep * units.fs) as run:
         run.attach(
-            lambda: found.append(
+            lambda: recorded.append(
                 (atoms.positions.copy(), atoms.get_forces(), atoms.get_total_energy())
             ),
             interval=every,
         )
         run.run(steps)
-    return [np.array(x) for x in zip(*found)]
+    return [np.array(x) for x in zip(*recorded)]
 
 
-def assert_as_under_ase(potential, dynamics, steps=50):
+def assert_agrees_with_ase(potential, dynamics, steps=50):
     trajectories = dynamics.run(steps)
     for start, ours in zip(dynamics.molecules, trajectories):
         start = start.copy()
@@ -80,28 +82,32 @@ def every_step(atoms, potential, **options):
     return MolecularDynamics(atoms, potential, **quiet | options)
 
 
-def test_open_molecules_step_for_step_as_under_ase():
+def test_open_molecules_agree_with_ase_at_each_step():
     potential = pairwise()
-    # of different sizes, hot enough for many lists
+    # different sizes, hot enough for many lists
     starts = [
         cluster(0, temperature=900),
         Atoms("Ar2", [[0, 0, 0], [0, 0, 4.0]]),
         cluster(1, temperature=200),
     ]
     dynamics = every_step(starts, potential, timestep=4.0, skin=0.5)
-    assert_as_under_ase(potential, dynamics)
-    assert dynamics.lists_by == "device" and dynamics.lists_made > 2 and dynamics.num_compiles == 1
+    assert_agrees_with_ase(potential, dynamics)
+    assert (
+        dynamics.lists_built_on == "device"
+        and dynamics.num_lists_built > 2
+        and dynamics.num_compiles == 1
+    )
 
 
-def test_cells_as_under_ase():
+def test_cells_agree_with_ase():
     potential = pairwise(cutoff=4.5)
     wide = crystal((2, 2, 2), 1)
     wide.set_cell(
         wide.cell.array @ np.array([[1, 0.1, 0], [0, 1, 0], [0, 0.05, 1]]), scale_atoms=True
     )
     dynamics = every_step(wide, potential, timestep=4.0, skin=0.3, temperature=150.0)
-    assert_as_under_ase(potential, dynamics, 25)
-    assert dynamics.lists_by == "device" and dynamics.lists_made > 2
+    assert_agrees_with_ase(potential, dynamics, 25)
+    assert dynamics.lists_built_on == "device" and dynamics.num_lists_built > 2
 
 
 def test_cells_smaller_than_the_cutoff_have_lists_from_the_host():
@@ -111,8 +117,8 @@ def test_cells_smaller_than_the_cutoff_have_lists_from_the_host():
     dynamics = every_step(
         [crystal((1, 1, 1), 2), slab], potential, timestep=4.0, skin=0.3, temperature=150.0
     )
-    assert_as_under_ase(potential, dynamics, 25)
-    assert dynamics.lists_by == "host" and dynamics.lists_made > 2
+    assert_agrees_with_ase(potential, dynamics, 25)
+    assert dynamics.lists_built_on == "host" and dynamics.num_lists_built > 2
 
 
 def test_energy_is_conserved_to_second_order():
@@ -128,7 +134,7 @@ def test_energy_is_conserved_to_second_order():
 
 
 def test_float32_loses_no_energy_to_rounding():
-    """Also far from the origin, and the energy has the digits of the small numbers that change."""
+    """Holds also far from the origin; energies keep the digits of the small changes."""
     drifts = {}
     for dtype in ("float32", "float64"):
         dynamics = every_step(
@@ -147,9 +153,9 @@ def test_float32_loses_no_energy_to_rounding():
     assert abs(drifts["float32"] - drifts["float64"]) < 1e-6, drifts  # eV/atom/ps
 
 
-def test_what_is_kept_of_a_short_dispatch_is_short(monkeypatch):
-    """A busy machine makes few steps a dispatch, so that there are many of them."""
-    monkeypatch.setattr(md, "_TURN", 0.0)
+def test_records_of_a_short_dispatch_are_small(monkeypatch):
+    """On a busy machine a dispatch makes few steps, so there are many dispatches."""
+    monkeypatch.setattr(md, "_DISPATCH_SECONDS", 0.0)
     dynamics = MolecularDynamics(
         cluster(0), pairwise(), replicas=4, ensemble="nve", temperature=5.0, frame_every=2
     )
@@ -160,7 +166,7 @@ def test_what_is_kept_of_a_short_dispatch_is_short(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["tiny", pytest.param("so3krates", marks=pytest.mark.slow)])
-def test_forces_are_those_of_a_fresh_list(make_potential, kind):
+def test_forces_equal_those_of_a_new_list(make_potential, kind):
     potential = make_potential(kind, 1)
     start = [molecule("CH3CH2OH"), molecule("C6H6")]
     dynamics = every_step(
@@ -168,7 +174,7 @@ def test_forces_are_those_of_a_fresh_list(make_potential, kind):
     )
     calculator = MLIPCalculator(potential, "float64")
     trajectories = dynamics.run(80)
-    assert 2 < dynamics.lists_made < 70
+    assert 2 < dynamics.num_lists_built < 70
     for trajectory in trajectories:
         for atoms in trajectory.frames:
             scale = np.abs(atoms.get_forces()).max()
@@ -179,8 +185,8 @@ def test_forces_are_those_of_a_fresh_list(make_potential, kind):
             )
 
 
-def test_more_neighbours_than_there_is_room_for():
-    """Clusters that are out of each other's reach, and collide."""
+def test_more_neighbors_than_the_capacity():
+    """Clusters beyond each other's cutoff that collide."""
     a, b = cluster(0), cluster(1)
     b.positions += [22.0, 0, 0]
     both = a + b
@@ -211,7 +217,7 @@ def test_more_neighbours_than_there_is_room_for():
         pytest.param("rescaling", "host", marks=pytest.mark.slow),
     ],
 )
-def test_a_restart_goes_on_to_the_bit(ensemble, by):
+def test_a_restart_is_bit_exact(ensemble, by):
     start = crystal((1, 1, 1)) if by == "host" else [cluster(0), cluster(1)]
     options = dict(
         ensemble=ensemble,
@@ -230,7 +236,7 @@ def test_a_restart_goes_on_to_the_bit(ensemble, by):
     first.run(43)
     second = every_step(start, pairwise(cutoff=6.0), **options)
     second.restore({k: v.copy() for k, v in first.snapshot().items()})
-    assert second.step == 43 and second.lists_by == by
+    assert second.step == 43 and second.lists_built_on == by
     for ours, theirs in zip(second.run(57), expected):
         np.testing.assert_array_equal(ours.thermo.total, theirs.thermo.total[44:])
         assert ours.steps == [50, 60, 70, 80, 90, 100]
@@ -240,14 +246,14 @@ def test_a_restart_goes_on_to_the_bit(ensemble, by):
         )
     for name, value in whole.snapshot().items():
         np.testing.assert_array_equal(second.snapshot()[name], value, err_msg=name)
-    with pytest.raises(ValueError, match="does not fit these molecules: positions"):
+    with pytest.raises(ValueError, match="belongs to other molecules: positions"):
         every_step(
             crystal((1, 1, 2)) if by == "host" else cluster(0), pairwise(cutoff=6.0)
         ).restore(first.snapshot())
 
 
-def test_what_breaks_is_marked_and_the_others_go_on():
-    """Dimers of hydrogen on springs; radii 0.31 Å."""
+def test_broken_molecules_are_marked_and_the_others_continue():
+    """Dimers of hydrogen on springs; covalent radii are 0.31 Å."""
     potential = pairwise("harmonic", length=0.74, stiffness=5.0)
 
     def dimer(speed):
@@ -289,10 +295,10 @@ def test_what_breaks_is_marked_and_the_others_go_on():
     hot = MolecularDynamics(
         dimer(0.5), potential, ensemble="nve", max_temperature=100.0, stop_on_bond_break=False
     )
-    assert "hotter than 100 K" in hot.run(5)[0].broken.reason and hot.run(5)[0].frames == []
+    assert "temperature exceeds 100 K" in hot.run(5)[0].broken.reason and hot.run(5)[0].frames == []
 
 
-def test_what_cannot_be_simulated_is_told(make_potential):
+def test_invalid_molecules_and_settings_are_rejected(make_potential):
     potential = pairwise()
     good, lost = cluster(0), cluster(0)
     lost.positions[3] = np.nan
@@ -300,8 +306,8 @@ def test_what_cannot_be_simulated_is_told(make_potential):
         ([], "no molecules"),
         ([good, lost], "molecule 1 .* atom 3"),
         (Atoms("He"), "was not trained on He"),
-        ([good, crystal((1, 1, 1))], "runs of their own"),
-        (Atoms(), "it has no atoms"),
+        ([good, crystal((1, 1, 1))], "separate runs"),
+        (Atoms(), "the molecule has no atoms"),
     ]:
         with pytest.raises(ValueError, match=words):
             MolecularDynamics(given, potential)
@@ -323,12 +329,12 @@ def test_what_cannot_be_simulated_is_told(make_potential):
 
 @pytest.mark.parametrize("cutoff", [pytest.param(np.inf, marks=pytest.mark.slow), 5.0])
 def test_long_range_pairs_charge_and_spin(cutoff):
-    """Point charges, whose cutoff is beyond that of the edges."""
+    """Point charges, whose cutoff is larger than that of the edges."""
     potential = point_charges(cutoff)
     starts = [molecule("CH3CH2OH"), molecule("H2O")]
     starts[0].info |= {"charge": 1.0, "num_unpaired_electrons": 1.0}
     dynamics = every_step(starts, potential, timestep=0.2, temperature=300.0, skin=0.04)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        assert_as_under_ase(potential, dynamics, 15)  # nothing keeps the charges apart for long
-    assert dynamics.lists_made > 2
+        assert_agrees_with_ase(potential, dynamics, 15)  # the charges collide soon
+    assert dynamics.num_lists_built > 2

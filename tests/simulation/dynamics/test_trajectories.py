@@ -1,4 +1,4 @@
-"""Trajectories on disk: what was written is read, of both forms, also after the writer was killed."""
+"""Tests for trajectories on disk: round trips in both formats, also after the writer was killed."""
 
 import os
 import signal
@@ -36,9 +36,9 @@ def frame(step, pbc=False):
     return atoms
 
 
-def assert_same(found, expected, rtol=1e-6):
-    assert len(found) == len(expected)
-    for a, b in zip(found, expected):
+def assert_same(actual, expected, rtol=1e-6):
+    assert len(actual) == len(expected)
+    for a, b in zip(actual, expected):
         assert a.info == b.info and (a.numbers == b.numbers).all() and (a.pbc == b.pbc).all()
         np.testing.assert_allclose(a.positions, b.positions, rtol=rtol, atol=1e-7)
         np.testing.assert_allclose(a.get_momenta(), b.get_momenta(), rtol=rtol, atol=1e-7)
@@ -48,7 +48,7 @@ def assert_same(found, expected, rtol=1e-6):
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 @pytest.mark.parametrize("pbc", [False, True, (True, True, False)])
-def test_frames_come_back(tmp_path, form, pbc):
+def test_frames_round_trip(tmp_path, form, pbc):
     path, frames = tmp_path / f"0{form.suffix}", [frame(step, pbc) for step in range(0, 50, 5)]
     assert form.size(path) == 0
     form.append(path, frames[:3])
@@ -57,9 +57,9 @@ def test_frames_come_back(tmp_path, form, pbc):
     assert_same(read_trajectory(path), frames)
     assert_same(read_trajectory(str(path), slice(-1, None)), frames[-1:])
     assert_same(read_trajectory(path, slice(1, 9, 3)), frames[1:9:3])
-    form.cut(path, form.size(path))
+    form.truncate(path, form.size(path))
     assert_same(read_trajectory(path), frames)
-    form.cut(path, short)
+    form.truncate(path, short)
     assert_same(read_trajectory(path), frames[:3])
     form.append(path, frames[3:])
     assert_same(read_trajectory(path), frames)
@@ -88,19 +88,19 @@ def test_the_layout_is_that_of_h5md(tmp_path):
             assert group["time"].attrs["unit"] == "fs"
 
 
-def test_what_was_cut_is_bit_for_bit_what_it_was(tmp_path):
-    """A copy on the way goes through ASE's units."""
+def test_truncation_keeps_frames_bit_for_bit(tmp_path):
+    """A copy on the way would go through ASE's units."""
     path, whole = tmp_path / "0.h5", tmp_path / "whole.h5"
     frames = [frame(step, True) for step in range(600)]
     h5md.append(path, frames)
     h5md.append(whole, frames[:560])
-    h5md.cut(path, 560)
+    h5md.truncate(path, 560)
     with h5py.File(path) as a, h5py.File(whole) as b:
         for name in h5md._names(a):
             np.testing.assert_array_equal(a[name][:], b[name][:])
 
 
-def test_one_who_looks_on_stops_nothing(tmp_path):
+def test_a_reader_does_not_block_the_writer(tmp_path):
     path, frames = tmp_path / "0.h5", [frame(step) for step in range(3)]
     h5md.append(path, frames[:1])
     look = "import h5py, sys; file = h5py.File(sys.argv[1]); print(flush=True); sys.stdin.read()"
@@ -114,7 +114,7 @@ def test_one_who_looks_on_stops_nothing(tmp_path):
 
 
 def kill_while_writing(path, seconds):
-    """Start a process that appends, and kill it; the last frame that it told of."""
+    """Kill a process that appends frames, and return the last frame that it reported."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.simulation.dynamics.h5md_program", path],
         cwd=h5md.__file__.rsplit("/", 4)[0],
@@ -125,9 +125,9 @@ def kill_while_writing(path, seconds):
     first = process.stdout.readline()
     time.sleep(seconds)
     os.kill(process.pid, signal.SIGKILL)
-    told = [int(line) for line in [first, *process.stdout] if line.endswith("\n")]
+    reported = [int(line) for line in [first, *process.stdout] if line.endswith("\n")]
     process.wait()
-    return told[-1]
+    return reported[-1]
 
 
 def test_a_killed_writer_leaves_a_file_that_can_be_read_and_written(tmp_path):
@@ -137,20 +137,20 @@ def test_a_killed_writer_leaves_a_file_that_can_be_read_and_written(tmp_path):
         count = h5md.size(path)
         assert count >= last + 1
         assert_same(read_trajectory(path), [frame(step) for step in range(count)])
-        h5md.cut(path, last)
+        h5md.truncate(path, last)
         with h5py.File(path) as file:  # as any program opens it
             assert len(file["particles/all/position/value"]) == last
     assert [p.name for p in tmp_path.iterdir()] == ["0.h5"]
 
 
 def test_files_of_another_kind(tmp_path):
-    with pytest.raises(ValueError, match="ends with .xyz or .h5"):
+    with pytest.raises(ValueError, match="must end with .xyz or .h5"):
         read_trajectory(tmp_path / "a.traj")
     with pytest.raises(OSError):
         read_trajectory(tmp_path / "none.h5")
     with h5py.File(tmp_path / "other.h5", "w", libver="latest") as file:
         file["x"] = 1
-    with pytest.raises(ValueError, match="holds no trajectory"):
+    with pytest.raises(ValueError, match="not a trajectory"):
         read_trajectory(tmp_path / "other.h5")
     (tmp_path / "broken.h5").write_bytes(b"nothing")
     with pytest.raises(OSError):

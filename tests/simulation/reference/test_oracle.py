@@ -1,4 +1,4 @@
-"""The reference method: tblite's numbers, ASE's minima, failures by name, nothing twice."""
+"""Tests for the reference method: tblite's numbers, ASE's minima, failures, and caching."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from mlip_jax.simulation.reference.result_cache import ResultCache
 
 
 class Counting(LennardJones):
-    """Lennard-Jones, fails on request; counts its calls in this process."""
+    """Lennard-Jones calculator that fails on request and counts its calls in this process."""
 
     calls = 0
 
@@ -31,7 +31,7 @@ class Counting(LennardJones):
 
 @pytest.fixture
 def make(tmp_path):
-    """make(method, **options): an oracle on one cache, in this process."""
+    """Function make(method, **options) that returns an oracle with one cache, in this process."""
     caches = []
 
     def one(method=None, **options):
@@ -47,7 +47,10 @@ def make(tmp_path):
 
 @pytest.fixture
 def counting(monkeypatch):
-    """The class above as a method; each test module is imported by its path, so that its name is no module's."""
+    """Return the class above as a method.
+
+    pytest imports each test module by its path, under a name that cannot be imported.
+    """
     monkeypatch.setattr(oracle_module.Method, "calculator_class", lambda self: Counting)
     Counting.calls = 0
     return Method("some.module:Counting", {"sigma": 1.0})
@@ -62,28 +65,30 @@ def rattled(name, seed=0, amplitude=0.1):
 MOLECULES = {"methane": rattled("CH4"), "water": rattled("H2O"), "ethanol": rattled("CH3CH2OH")}
 
 
-def test_energies_and_forces_are_tblites(make):
-    found = make().evaluate(MOLECULES)
-    assert list(found) == list(MOLECULES)
+def test_energies_and_forces_equal_those_of_tblite(make):
+    results = make().evaluate(MOLECULES)
+    assert list(results) == list(MOLECULES)
     for name, atoms in MOLECULES.items():
         energy, gradient = energy_and_gradient(atoms.numbers, atoms.positions / units.Bohr)
-        assert found[name].energy == pytest.approx(energy * units.Hartree, abs=1e-6)
+        assert results[name].energy == pytest.approx(energy * units.Hartree, abs=1e-6)
         np.testing.assert_allclose(
-            found[name].forces, -gradient * units.Hartree / units.Bohr, atol=1e-5
+            results[name].forces, -gradient * units.Hartree / units.Bohr, atol=1e-5
         )
-        assert found[name].fmax == pytest.approx(np.linalg.norm(found[name].forces, axis=1).max())
+        assert results[name].fmax == pytest.approx(
+            np.linalg.norm(results[name].forces, axis=1).max()
+        )
 
 
-def test_minima_are_those_of_ases_bfgs_with_tblites_calculator(make):
+def test_minima_equal_those_of_ase_bfgs_with_tblite(make):
     from tblite.ase import TBLite
 
-    found = make(Method("GFN1-xTB")).minimize(MOLECULES, fmax=0.02)
+    results = make(Method("GFN1-xTB")).minimize(MOLECULES, fmax=0.02)
     for name, atoms in MOLECULES.items():
         atoms = atoms.copy()
         atoms.calc = TBLite(method="GFN1-xTB", verbosity=0)
         optimizer = BFGS(atoms, logfile=None)
         optimizer.run(fmax=0.02, steps=500)
-        minimum = found[name]
+        minimum = results[name]
         np.testing.assert_allclose(minimum.positions, atoms.positions, atol=1e-8)
         assert minimum.energy == pytest.approx(atoms.get_potential_energy(), abs=1e-8)
         assert (minimum.steps, minimum.converged, minimum.error) == (optimizer.nsteps, True, "")
@@ -93,15 +98,15 @@ def test_minima_are_those_of_ases_bfgs_with_tblites_calculator(make):
 
 
 def test_worker_processes_give_the_same(make, tmp_path):
-    here = make().evaluate(MOLECULES)
+    results = make().evaluate(MOLECULES)
     with ResultCache(tmp_path / "other.jsonl") as cache:
         there = Oracle(Method(), cache, num_processes=2, progress=False).evaluate(MOLECULES)
     assert {n: e.energy for n, e in there.items()} == pytest.approx(
-        {n: e.energy for n, e in here.items()}, abs=1e-9
+        {n: e.energy for n, e in results.items()}, abs=1e-9
     )
 
 
-def test_nothing_is_computed_twice_and_a_cut_off_cache_loses_one(make, counting, tmp_path):
+def test_nothing_is_computed_twice_and_a_truncated_cache_loses_one_result(make, counting, tmp_path):
     atoms = {str(n): Atoms("Ar2", [[0, 0, 0], [0, 0, 1.1 + n / 10]]) for n in range(4)}
     first = make(counting).evaluate(atoms)
     assert Counting.calls == 4
@@ -121,41 +126,42 @@ def test_nothing_is_computed_twice_and_a_cut_off_cache_loses_one(make, counting,
     assert Counting.calls == 9
 
 
-def test_failures_are_told_by_name_and_the_others_finished(make, counting, caplog):
+def test_failures_are_reported_by_name_and_the_others_finish(make, counting, caplog):
     pair = Atoms("Ar2", [[0, 0, 0], [0, 0, 1.2]])
     atoms = {"sound": pair, "scf": pair.copy(), "disk": pair.copy(), "nan": pair.copy()}
     atoms["scf"].info["charge"], atoms["disk"].info["charge"] = 1, 2
     atoms["nan"].positions[1] = np.nan
     for _ in range(2):
-        found = make(counting).evaluate(atoms)
-        assert np.isfinite(found["sound"].energy) and found["sound"].error == ""
-        assert found["scf"].error == "the SCF did not converge"
-        assert found["disk"].error == "OSError: the disk is full"
-        assert "not finite" in found["nan"].error
+        results = make(counting).evaluate(atoms)
+        assert np.isfinite(results["sound"].energy) and results["sound"].error == ""
+        assert results["scf"].error == "the SCF did not converge"
+        assert results["disk"].error == "OSError: the disk is full"
+        assert "not finite" in results["nan"].error
         assert all(
-            np.isnan(found[n].energy) and np.isnan(found[n].fmax) for n in ("scf", "disk", "nan")
+            np.isnan(results[n].energy) and np.isnan(results[n].fmax)
+            for n in ("scf", "disk", "nan")
         )
     assert "disk: OSError" in caplog.text
-    assert Counting.calls == 4  # the failure that is no molecule's is tried again
+    assert Counting.calls == 4  # a failure that is not the molecule's is tried again
     assert make(counting).minimize({"scf": atoms["scf"]})["scf"].positions is None
     with pytest.raises(
-        OracleError, match="every one of 1 molecules; disk: OSError: the disk is full"
+        OracleError, match="all 1 molecules; the first reason: disk: OSError: the disk is full"
     ):
         make(counting).evaluate({"disk": atoms["disk"]})
 
 
-def test_charge_and_unpaired_electrons_count(make):
+def test_charge_and_unpaired_electrons_matter(make):
     ammonia, methyl = molecule("NH3"), molecule("CH3")
     cation = Atoms("NH4", np.vstack([ammonia.positions, [[0, 0, 1.14]]]), info={"charge": 1})
     neutral = Atoms("NH4", cation.positions)
-    found = make().evaluate({"cation": cation, "radical": methyl, "neutral": neutral})
+    results = make().evaluate({"cation": cation, "radical": methyl, "neutral": neutral})
     for name, atoms, state in (
         ("cation", cation, (1, 0)),
         ("radical", methyl, (0, 1)),
         ("neutral", neutral, (0, 1)),
     ):
         energy, _ = energy_and_gradient(atoms.numbers, atoms.positions / units.Bohr, *state)
-        assert found[name].energy == pytest.approx(energy * units.Hartree, abs=1e-5), name
+        assert results[name].energy == pytest.approx(energy * units.Hartree, abs=1e-5), name
 
 
 def test_any_ase_calculator(make):

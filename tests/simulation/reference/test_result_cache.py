@@ -1,4 +1,4 @@
-"""A cache of results: what was added is there, whatever happens to the end of its file."""
+"""Tests for the result cache: results survive whatever happens to the end of the file."""
 
 import os
 import signal
@@ -36,12 +36,12 @@ def same(a, b):
     return repr(a) == repr(b)  # NaN is not itself
 
 
-def test_results_are_as_they_were(tmp_path):
+def test_results_round_trip(tmp_path):
     path = filled(tmp_path / "deep" / "cache.jsonl")
     with ResultCache(path) as cache:
         assert len(cache) == 5 and "other" not in cache
         assert all(same(cache[key], result) for key, result in RESULTS.items())
-        cache.add("key0", {"energy": 1.0})  # the later one counts
+        cache.add("key0", {"energy": 1.0})  # the later result counts
         assert cache["key0"] == {"energy": 1.0}
     with ResultCache(path) as cache:
         assert cache["key0"] == {"energy": 1.0} and len(cache) == 5
@@ -49,7 +49,7 @@ def test_results_are_as_they_were(tmp_path):
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_a_file_cut_off_anywhere_keeps_what_was_whole(tmp_path_factory, data):
+def test_a_truncated_file_keeps_complete_results(tmp_path_factory, data):
     path = filled(tmp_path_factory.mktemp("cut") / "cache.jsonl")
     content = path.read_bytes()
     cut = data.draw(st.integers(0, len(content)))
@@ -66,18 +66,18 @@ def test_a_file_cut_off_anywhere_keeps_what_was_whole(tmp_path_factory, data):
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_a_damaged_byte_costs_its_own_line(tmp_path_factory, data):
+def test_a_corrupted_byte_costs_only_its_line(tmp_path_factory, data):
     path = filled(tmp_path_factory.mktemp("bit") / "cache.jsonl")
     content = bytearray(path.read_bytes())
-    place = data.draw(st.integers(0, len(content) - 1))
-    content[place] ^= 1 << data.draw(st.integers(0, 7))
+    position = data.draw(st.integers(0, len(content) - 1))
+    content[position] ^= 1 << data.draw(st.integers(0, 7))
     path.write_bytes(content)
     with ResultCache(path) as cache:
-        assert len(cache) >= 3  # two lines where it was the end of one
+        assert len(cache) >= 3  # two lines are left where one ended
         assert all(same(cache[key], RESULTS[key]) for key in RESULTS if key in cache)
 
 
-def test_a_killed_writer_loses_no_more_than_its_line(tmp_path):
+def test_a_killed_writer_loses_only_its_line(tmp_path):
     path = tmp_path / "cache.jsonl"
     program = (
         "import sys\nfrom mlip_jax.simulation.reference.result_cache import ResultCache\n"
@@ -91,17 +91,17 @@ def test_a_killed_writer_loses_no_more_than_its_line(tmp_path):
         env=dict(os.environ, PYTHONPATH=str(Path(__file__).parents[3])),
     )
     for _ in range(20):
-        told = int(process.stdout.readline())
+        reported = int(process.stdout.readline())
     process.send_signal(signal.SIGKILL)
     rest = process.stdout.read().split()
     process.wait()
-    told = int(rest[-1]) if rest else told
+    reported = int(rest[-1]) if rest else reported
     with ResultCache(path) as cache:
-        assert len(cache) in (told + 1, told + 2)
-        assert all(cache[str(n)]["n"] == n for n in range(told + 1))
+        assert len(cache) in (reported + 1, reported + 2)
+        assert all(cache[str(n)]["n"] == n for n in range(reported + 1))
 
 
-def test_two_at_once_do_not_mix_their_lines(tmp_path):
+def test_concurrent_writers_do_not_mix_lines(tmp_path):
     with ResultCache(tmp_path / "c") as a, ResultCache(tmp_path / "c") as b:
         a.add("a", {"x": 1})
         b.add("b", {"x": 2})
@@ -111,14 +111,14 @@ def test_two_at_once_do_not_mix_their_lines(tmp_path):
         assert [cache[k]["x"] for k in "abc"] == [1, 2, 3]
 
 
-def test_damage_is_told(tmp_path, caplog):
+def test_corruption_is_reported(tmp_path, caplog):
     path = filled(tmp_path / "cache.jsonl")
     path.write_bytes(path.read_bytes()[:-4])
     ResultCache(path).close()
-    assert "1 of 5 results are damaged" in caplog.text
+    assert "recomputing 1 of 5 results" in caplog.text
 
 
-def test_keys_know_what_a_result_depends_on():
+def test_keys_contain_everything_a_result_depends_on():
     water, method = molecule("H2O"), {"method": "a", "fmax": 0.05}
     key = key_of(method, water)
 

@@ -1,4 +1,4 @@
-"""Relax the same molecules on as many devices as there are and write what comes of them; started by test_relax.py."""
+"""Relax the same molecules on all devices and write the results; started by test_relax.py."""
 
 import sys
 
@@ -7,12 +7,12 @@ import numpy as np
 
 from mlip_jax import Relaxer
 from tests.simulation.conftest import random_potential
-from tests.simulation.relaxation.test_relax import disturbed
+from tests.simulation.relaxation.test_relax import displaced_methanol
 
 
 def main():
-    starts = disturbed(23, seed=5)
-    # few at a time, so that every device gets some; steps enough to tell if two molecules were mixed up
+    starts = displaced_methanol(23, seed=5)
+    # small batches, so that every device gets some; enough steps to notice mixed-up molecules
     relaxer = Relaxer(
         random_potential("tiny"), max_steps=15, fmax=1e-3, dtype="float64", batch_atoms=18
     )

@@ -1,4 +1,4 @@
-"""What a journal holds survives the end of its writer at any byte, and nothing stands in it twice."""
+"""Tests for the journal: results survive a crash at any byte and are stored once."""
 
 import csv
 import errno
@@ -28,12 +28,12 @@ LAYOUT = Layout(("index", "name", "value"), ("xyz", "sdf"))
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """These processes end, the machine does not."""
+    """Skip syncing: these processes end, but the machine does not."""
     monkeypatch.setattr(os, "fsync", lambda file: None)
 
 
 def result(index):
-    """Cells and pieces of some lengths, empty ones among them."""
+    """Return cells and pieces of several lengths, including empty ones."""
     name = ["plain", 'a "quoted", name', "two\nlines", "", "üñí 分子\u2028x\0", "a\\b"][index % 6]
     pieces = {
         "xyz": f"<xyz {index}>\n".encode() * (index % 4),
@@ -49,7 +49,7 @@ def fill(folder, part, indices):
 
 
 def merged(folder, out, **options):
-    """results.csv as rows, and the pieces."""
+    """Return the rows of results.csv, and the pieces."""
     out.mkdir(exist_ok=True)
     merge(
         folder, LAYOUT, out / "results.csv", {k: out / f"all.{k}" for k in LAYOUT.kinds}, **options
@@ -83,13 +83,13 @@ def test_all_parts_in_order(tmp_path):
     assert merged(tmp_path / "parts", tmp_path / "out", stop=3) == expected(range(3))
 
 
-def test_what_stands_there_twice_is_told_once(tmp_path):
+def test_duplicate_results_are_merged(tmp_path):
     fill(tmp_path, 0, [1, 0])
     fill(tmp_path, 1, [2, 1])
     assert merged(tmp_path, tmp_path / "out") == expected(range(3))
 
 
-def test_nothing(tmp_path):
+def test_empty_journal(tmp_path):
     assert len(finished(tmp_path, LAYOUT)) == 0
     assert merged(tmp_path / "none", tmp_path / "out") == expected([])
 
@@ -109,8 +109,8 @@ def test_numbers_keep_their_digits_and_unknown_ones_are_empty(tmp_path):
     ]
 
 
-def test_cut_at_every_byte_of_the_last_results(tmp_path):
-    """Of any of the files: what is sound is kept, the rest is made anew."""
+def test_truncation_at_every_byte_of_the_last_results(tmp_path):
+    """Truncate any of the files: valid results are kept, the rest is recomputed."""
     whole = tmp_path / "whole"
     fill(whole, 0, range(9))
     lines = list(read_part(whole / "part-0.csv", LAYOUT))
@@ -137,7 +137,7 @@ def test_cut_at_every_byte_of_the_last_results(tmp_path):
     assert cuts > 150
 
 
-def test_cut_within_the_header(tmp_path):
+def test_truncation_within_the_header(tmp_path):
     fill(tmp_path, 0, [0])
     size = len(",".join(LAYOUT.header)) + 1
     for cut in range(size + 1):
@@ -156,8 +156,8 @@ def test_cut_within_the_header(tmp_path):
     st.data(),
 )
 @settings(max_examples=40, deadline=None)
-def test_killed_again_and_again(tmp_path_factory, runs, data):
-    """Each start does some molecules and loses any end of any of its files; garbage may follow."""
+def test_repeated_kills(tmp_path_factory, runs, data):
+    """Each start loses the end of any of its files; garbage may follow."""
     folder = tmp_path_factory.mktemp("parts")
     for count, shares in runs:
         done = finished(folder, LAYOUT)
@@ -183,7 +183,7 @@ def test_killed_again_and_again(tmp_path_factory, runs, data):
     assert merged(folder, folder / "out") == expected(range(40))
 
 
-def test_lines_of_zeros_as_a_crash_of_the_machine_leaves_them(tmp_path):
+def test_lines_of_zeros_after_a_crash_of_the_machine(tmp_path):
     fill(tmp_path, 0, range(4))
     lines = list(read_part(tmp_path / "part-0.csv", LAYOUT))
     with open(tmp_path / "part-0.csv", "r+b") as file:
@@ -205,7 +205,7 @@ def test_results_are_on_the_disk_within_seconds(tmp_path):
 
 def test_large_results_do_not_wait(tmp_path, monkeypatch):
     monkeypatch.setattr(relax_journal, "FLUSH_SECONDS", 1000)
-    monkeypatch.setattr(relax_journal, "_MOST_WAITING", 1000)
+    monkeypatch.setattr(relax_journal, "_MAX_WAITING_BYTES", 1000)
     with Journal(tmp_path, 0, LAYOUT) as journal:
         journal.add([0, "", 0], {"xyz": b"x" * 999})
         assert 0 not in finished(tmp_path, LAYOUT)
@@ -214,7 +214,7 @@ def test_large_results_do_not_wait(tmp_path, monkeypatch):
 
 
 def test_full_disk(tmp_path, monkeypatch):
-    """The error is clear, what was recorded stays, and a second try finds all."""
+    """The error is clear, recorded results stay, and a second try finds all."""
     write = os.pwrite
 
     def full(file, data, offset):
@@ -236,7 +236,7 @@ def test_full_disk(tmp_path, monkeypatch):
     assert merged(tmp_path, tmp_path / "out") == expected(range(4))
 
 
-def test_disk_that_was_full_for_a_while_loses_nothing(tmp_path, monkeypatch):
+def test_temporarily_full_disk_loses_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(relax_journal, "FLUSH_SECONDS", 0.05)
     with Journal(tmp_path, 0, LAYOUT) as journal:
         with monkeypatch.context() as m:
@@ -257,7 +257,7 @@ def test_disk_that_was_full_for_a_while_loses_nothing(tmp_path, monkeypatch):
     assert merged(tmp_path, tmp_path / "out") == expected(range(2))
 
 
-def test_the_first_error_is_the_one_that_comes_out(tmp_path, monkeypatch):
+def test_the_first_error_is_raised(tmp_path, monkeypatch):
     with pytest.raises(KeyError):
         with Journal(tmp_path, 0, LAYOUT) as journal:
             journal.add(*result(0))
@@ -268,7 +268,7 @@ def test_the_first_error_is_the_one_that_comes_out(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("error", [SystemExit(75), KeyboardInterrupt()])
-def test_signals_leave_what_was_done(tmp_path, monkeypatch, error):
+def test_signals_keep_results(tmp_path, monkeypatch, error):
     monkeypatch.setattr(relax_journal, "FLUSH_SECONDS", 1000)
     with pytest.raises(type(error)):
         with Journal(tmp_path, 0, LAYOUT) as journal:
@@ -278,7 +278,7 @@ def test_signals_leave_what_was_done(tmp_path, monkeypatch, error):
 
 
 def test_signal_within_a_write(tmp_path, monkeypatch):
-    """Wherever in a write an exception comes, closing writes the same once more."""
+    """After an exception anywhere in a write, closing writes the same again."""
     monkeypatch.setattr(relax_journal, "FLUSH_SECONDS", 1000)
     calls = {"pwrite": os.pwrite, "fsync": os.fsync}
     for stop in range(1, 7):
@@ -305,7 +305,7 @@ def test_signal_within_a_write(tmp_path, monkeypatch):
         assert merged(folder, folder / "out") == expected(range(3)), stop
 
 
-def test_parts_in_use_and_of_other_columns(tmp_path):
+def test_parts_in_use_or_with_other_columns(tmp_path):
     with Journal(tmp_path, 0, LAYOUT), pytest.raises(JournalError, match="another process"):
         Journal(tmp_path, 0, LAYOUT)
     for use in (
@@ -322,14 +322,14 @@ def test_folder_that_cannot_be_written(tmp_path):
         Journal(tmp_path / "file", 0, LAYOUT)
 
 
-def test_merge_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+def test_failed_merge_keeps_earlier_files(tmp_path, monkeypatch):
     fill(tmp_path, 0, range(3))
     before = merged(tmp_path, tmp_path / "out")
     fill(tmp_path, 0, range(3, 5))
     monkeypatch.setattr(
         os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left"))
     )
-    with pytest.raises(JournalError, match="No space left.*They are still there"):
+    with pytest.raises(JournalError, match="No space left.*They still exist"):
         merge(
             tmp_path,
             LAYOUT,
@@ -345,12 +345,12 @@ def test_merge_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     ]
 
 
-def test_seconds_of_the_longest_part(tmp_path, monkeypatch):
+def test_time_is_that_of_the_longest_part(tmp_path, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(relax_journal.time, "monotonic", lambda: clock[0])
     for part, steps in enumerate(([1.0, 2.0], [5.0])):
         with Journal(tmp_path, part, LAYOUT) as journal:
-            clock[0] += 100  # loading, which is no time of a molecule
+            clock[0] += 100  # loading, which does not count for a molecule
             journal.start_clock()
             for i, step in enumerate(steps):
                 clock[0] += step
@@ -359,11 +359,11 @@ def test_seconds_of_the_longest_part(tmp_path, monkeypatch):
 
 
 def test_indices():
-    found = Indices()
+    indices = Indices()
     for i in (5, 5, 0, 100_000):
-        found.add(i)
+        indices.add(i)
     assert (
-        len(found) == 3
-        and [i for i in range(100_100) if i in found] == [0, 5, 100_000]
-        and 10**9 not in found
+        len(indices) == 3
+        and [i for i in range(100_100) if i in indices] == [0, 5, 100_000]
+        and 10**9 not in indices
     )

@@ -1,4 +1,4 @@
-"""The measures of relaxations: golden numbers, and what is no number."""
+"""Tests for the metrics of relaxations: golden numbers, and undefined values."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ NAN = np.nan
 
 
 def outcomes(rows):
-    """Of rows (E_start, E_relaxed, E_opt, fmax, failed)."""
+    """Return the outcomes of rows (E_start, E_relaxed, E_opt, fmax, failed)."""
     columns = [np.array(c, float) for c in zip(*rows)]
     return Outcomes(*columns[:4], columns[4].astype(bool))
 
@@ -31,7 +31,7 @@ CASES = {
     "the oracle fails at the start": (NAN, -5.0, -10.0, 0.01, False),
     "the oracle has no minimum": (0.0, -5.0, NAN, 0.01, False),
 }
-EXPECTED = {  # percentage, judged, diverged, success, force converged
+EXPECTED = {  # percentage, evaluable, diverged, success, force converged
     "good": (95.0, 1, 0, 1, 1),
     "halfway": (50.0, 1, 0, 0, 0),
     "below the minimum": (120.0, 1, 0, 1, 1),
@@ -49,19 +49,19 @@ ALL = outcomes([(*(KCAL_PER_MOL * np.array(row[:3])), *row[3:]) for row in CASES
 
 
 def test_golden_cases():
-    found = zip(
+    computed = zip(
         metrics.percentage(ALL),
-        metrics.judged(ALL),
+        metrics.evaluable(ALL),
         metrics.diverged(ALL),
         metrics.succeeded(ALL),
         metrics.force_converged(ALL),
     )
-    for name, row in zip(CASES, found):
+    for name, row in zip(CASES, computed):
         np.testing.assert_allclose(np.array(row, float), EXPECTED[name], atol=1e-9, err_msg=name)
     assert KCAL_PER_MOL == units.kcal / units.mol == pytest.approx(0.0433641, abs=1e-7)
 
 
-def test_means_are_over_what_is_said():
+def test_means_are_over_the_documented_molecules():
     summary = metrics.summarize(ALL, num_bootstrap=50)
     assert summary["mean_percentage"].value == pytest.approx((95 + 50 + 120) / 3)
     assert summary["mean_percentage"].count == 3
@@ -76,7 +76,7 @@ def test_means_are_over_what_is_said():
         "divergence_rate": (50.0, 10),
         "force_convergence_rate": (40.0, 10),
     }
-    residuals = [0.5, 5.0, -2.0, 0.001, -2.5]  # of those that did not diverge
+    residuals = [0.5, 5.0, -2.0, 0.001, -2.5]  # over molecules that did not diverge
     assert summary["mean_residual"].value == pytest.approx(np.mean(residuals))
     assert summary["median_residual"].value == pytest.approx(0.001)
     assert set(summary) == set(metrics.MEASURES)
@@ -92,7 +92,7 @@ def test_limits_are_strict_and_can_be_set():
     assert np.isnan(metrics.percentage(o, Limits(min_gap=1.0))).all()
 
 
-def test_rounding_is_no_divergence():
+def test_rounding_is_not_divergence():
     o = outcomes([(0.0, 5e-6, -1.0, 1.0, False), (0.0, 5e-5, -1.0, 1.0, False)])
     np.testing.assert_array_equal(metrics.diverged(o), [False, True])
     assert (metrics.percentage(o) < 0).all()
@@ -111,16 +111,18 @@ def test_baselines_are_0_and_100_percent():
     }
 
 
-def test_the_bootstrap_error_is_that_of_the_mean():
+def test_the_bootstrap_error_equals_the_standard_error():
     values = np.random.default_rng(1).normal(3, 2, 400)
     every = np.ones(400, bool)
-    found = metrics.bootstrap_means(
+    estimate = metrics.bootstrap_means(
         {"x": (values, every), "half": (values, np.arange(400) < 200)}, 2000
     )
-    assert found["x"].stderr == pytest.approx(values.std() / 20, rel=0.1)
-    assert found["half"].stderr == pytest.approx(values[:200].std() / 200**0.5, rel=0.1)
-    assert found["x"].low < values.mean() < found["x"].high
-    assert found["x"].high - found["x"].low == pytest.approx(2 * 1.96 * found["x"].stderr, rel=0.1)
+    assert estimate["x"].stderr == pytest.approx(values.std() / 20, rel=0.1)
+    assert estimate["half"].stderr == pytest.approx(values[:200].std() / 200**0.5, rel=0.1)
+    assert estimate["x"].low < values.mean() < estimate["x"].high
+    assert estimate["x"].high - estimate["x"].low == pytest.approx(
+        2 * 1.96 * estimate["x"].stderr, rel=0.1
+    )
 
 
 def test_the_bootstrap_does_not_depend_on_blocks_of_memory(monkeypatch):
@@ -139,7 +141,7 @@ def test_nothing_to_average_is_nan(rows):
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match="same shape"):
         Outcomes(np.zeros(2), np.zeros(3), np.zeros(2), np.zeros(2), np.zeros(2, bool))
     with pytest.raises(ValueError, match="num_bootstrap"):
         metrics.summarize(ALL, num_bootstrap=1)

@@ -1,4 +1,4 @@
-"""Search for minima: clusters whose minima are known, molecules that react, options that make no sense."""
+"""Tests for the search for minima: clusters with known minima, reactions, invalid options."""
 
 import numpy as np
 import pytest
@@ -9,8 +9,9 @@ from mlip_jax.simulation.relaxation.minima import find_minima
 from tests.simulation.analytic import pairwise
 
 DEPTH, LENGTH = 0.0104, 3.4
-# Of six Lennard-Jones atoms, in units of the depth: an octahedron and a capped trigonal bipyramid (Hoare and Pal, Adv.
-# Phys. 20, 161 (1971)).
+# LJ6: the two lowest minima of six Lennard-Jones atoms in units of the depth, an octahedron and a
+# capped trigonal
+# bipyramid (Hoare and Pal, Adv. Phys. 20, 161 (1971)).
 LJ6 = (-12.7121, -12.3029)
 
 
@@ -23,7 +24,7 @@ def cluster(count, seed):
 @pytest.mark.slow
 def test_minima_of_six_lennard_jones_atoms():
     potential = pairwise("lennard_jones", cutoff=200.0, depth=DEPTH, length=LENGTH)
-    (found,) = find_minima(
+    (result,) = find_minima(
         [[cluster(6, s) for s in range(4)]],
         potential,
         rounds=6,
@@ -39,17 +40,15 @@ def test_minima_of_six_lennard_jones_atoms():
         dtype="float64",
         max_steps=2000,
     )
-    energies = [(m.energy - 6 * -1234.5678) / DEPTH for m in found.minima]
-    np.testing.assert_allclose(
-        energies[:2], LJ6, atol=2e-2
-    )  # above them may be a saddle that is symmetric
-    assert found.minima[0].times > 1 and found.relaxed[0] == 4
-    assert sum(m.times for m in found.minima) + sum(
-        n for reason, n in found.left_out.items() if reason != "dynamics broke"
-    ) == sum(found.relaxed)
+    energies = [(m.energy - 6 * -1234.5678) / DEPTH for m in result.minima]
+    np.testing.assert_allclose(energies[:2], LJ6, atol=2e-2)  # higher ones may be symmetric saddles
+    assert result.minima[0].times > 1 and result.relaxed[0] == 4
+    assert sum(m.times for m in result.minima) + sum(
+        n for reason, n in result.left_out.items() if reason != "dynamics broke"
+    ) == sum(result.relaxed)
 
 
-def test_molecules_side_by_side(morse_potential):
+def test_molecules_in_one_batch(morse_potential):
     methanol = molecule("CH3OH")
     shaken = [methanol.copy() for _ in range(3)]
     for k, atoms in enumerate(shaken):
@@ -71,25 +70,25 @@ def test_molecules_side_by_side(morse_potential):
     assert one.minima[0].energy == pytest.approx(other.minima[0].energy, abs=1e-3)
 
 
-def test_what_reacts_is_no_minimum():
+def test_reaction_products_are_rejected():
     potential = pairwise("harmonic", length=2.0, stiffness=5.0)
-    (found,) = find_minima([[Atoms("H2", [[0, 0, 0], [0, 0, 0.74]])]], potential, rounds=2)
-    assert found.minima == [] and found.left_out == {"other bonds": 1} and found.relaxed == [1]
+    (result,) = find_minima([[Atoms("H2", [[0, 0, 0], [0, 0, 0.74]])]], potential, rounds=2)
+    assert result.minima == [] and result.left_out == {"other bonds": 1} and result.relaxed == [1]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rounds": -1}, "rounds must be a whole number of at least 0"),
+        ({"rounds": -1}, "rounds must be an integer of at least 0"),
         ({"window": 0.0}, "window must be positive"),
         ({"frames": 0}, "frames"),
     ],
 )
-def test_options_that_make_no_sense(options, message):
+def test_invalid_options_are_rejected(options, message):
     with pytest.raises(ValueError, match=message):
         find_minima([[molecule("H2")]], pairwise(), **options)
 
 
-def test_a_molecule_without_a_geometry():
-    with pytest.raises(ValueError, match="needs one geometry"):
+def test_a_molecule_without_geometry_is_rejected():
+    with pytest.raises(ValueError, match="needs at least one geometry"):
         find_minima([[]], pairwise())

@@ -1,4 +1,4 @@
-"""Minimisers of many molecules against ASE's, on clusters with Morse bonds (ase.calculators.morse)."""
+"""Tests for batched minimizers against ASE's, on clusters with Morse bonds."""
 
 import functools
 
@@ -21,21 +21,21 @@ DEPTH, STEEPNESS, LENGTH = 3.0, 4.0, 1.5
 
 
 def starts(seed=0, spread=1.2):
-    """Clusters in no order: their Hessians have negative eigenvalues at first."""
+    """Return random clusters: their Hessians have negative eigenvalues at first."""
     rng = np.random.default_rng(seed)
-    made = []
+    clusters = []
     for n in SIZES:
         x = rng.normal(size=(n, 3)) * spread
-        for _ in range(200):  # apart, so that nothing is torn away at once
+        for _ in range(200):  # pushed apart, so that no atom is expelled at once
             d = x[:, None] - x[None]
             r = np.linalg.norm(d, axis=-1) + np.eye(n) * 9
             x = x + 0.05 * (np.where(r < 1.3, 1.3 - r, 0)[:, :, None] * d / r[:, :, None]).sum(1)
-        made.append(x)
-    return made
+        clusters.append(x)
+    return clusters
 
 
 def morse(x, n):
-    """Energy of the first n of LARGEST atoms at x (3 * LARGEST,)."""
+    """Return the energy of the first n of LARGEST atoms at x, (3 * LARGEST,)."""
     x = x.reshape(LARGEST, 3)
     i, j = np.triu_indices(LARGEST, 1)
     real = (i < n) & (j < n)
@@ -46,7 +46,7 @@ def morse(x, n):
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def trajectory(minimizer, x, steps, active=None):
-    """Positions (steps + 1, M, D), negative eigenvalues and forces of each step."""
+    """Return positions (steps + 1, M, D), negative eigenvalues and forces of each step."""
     count = jnp.asarray(SIZES)
     forces_of = jax.vmap(lambda x, n: -jax.grad(morse)(x, n))
 
@@ -68,7 +68,7 @@ def padded(positions):
     return jnp.asarray(out)
 
 
-def of_ase(optimizer, positions, steps):
+def trajectory_of_ase(optimizer, positions, steps):
     frames = []
     atoms = Atoms("Ar" * len(positions), positions)
     atoms.calc = MorsePotential(epsilon=DEPTH, r0=LENGTH, rho0=STEEPNESS, rcut1=90.0, rcut2=99.0)
@@ -81,22 +81,22 @@ def of_ase(optimizer, positions, steps):
 @pytest.mark.parametrize(
     ("ours", "theirs", "steps"), [(BFGS(), AseBFGS, 60), (FIRE(), AseFIRE, 100)]
 )
-def test_step_for_step_as_ase(ours, theirs, steps):
+def test_steps_equal_those_of_ase(ours, theirs, steps):
     with jax.enable_x64(True):
-        made, negative, _ = (np.asarray(x) for x in trajectory(ours, padded(starts()), steps))
+        positions, negative, _ = (np.asarray(x) for x in trajectory(ours, padded(starts()), steps))
     if isinstance(ours, BFGS):
         assert (negative > 0).any() and (negative[-1] == 0).any(), (
             "the hard part of the method has not been met"
         )
     for m, x in enumerate(starts()):
-        expected = of_ase(theirs, x, steps)
+        expected = trajectory_of_ase(theirs, x, steps)
         np.testing.assert_allclose(
-            made[:, m, : x.size].reshape(-1, *x.shape), expected, rtol=0, atol=1e-6
+            positions[:, m, : x.size].reshape(-1, *x.shape), expected, rtol=0, atol=1e-6
         )
-        assert not made[:, m, x.size :].any()
+        assert not positions[:, m, x.size :].any()
 
 
-def test_the_count_of_negative_eigenvalues_is_that_of_the_matrix():
+def test_the_count_of_negative_eigenvalues_is_exact():
     bfgs = BFGS()
     count = jnp.asarray(SIZES)
     with jax.enable_x64(True):
@@ -107,12 +107,12 @@ def test_the_count_of_negative_eigenvalues_is_that_of_the_matrix():
         for _ in range(25):
             x, state = step(state, x, forces_of(x, count), moved == 0, jnp.ones(len(SIZES), bool))
             moved += 1
-            found = (np.linalg.eigvalsh(np.asarray(state.inverse)) < 0).sum(1)
-            np.testing.assert_array_equal(state.negative, found)
+            counted = (np.linalg.eigvalsh(np.asarray(state.inverse)) < 0).sum(1)
+            np.testing.assert_array_equal(state.negative, counted)
             np.testing.assert_allclose(
                 state.inverse, np.swapaxes(state.inverse, 1, 2), rtol=1e-9, atol=1e-12
             )
-            met.update(found.tolist())
+            met.update(counted.tolist())
     assert len(met) > 1
 
 
@@ -126,14 +126,14 @@ def test_minima_are_found_in_float32_and_float64(name):
             positions, _, forces = trajectory(minimizer, x, 400)
             norms = jnp.linalg.norm(forces.reshape(401, len(SIZES), -1, 3), axis=-1).max(-1)
             assert positions.dtype == x.dtype
-            # the smallest, since without an end FIRE and rounding go on
+            # the smallest one: without a stop FIRE continues, and so does rounding
             assert (norms.min(0) < 5e-3).all(), norms.min(0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", minimizers.names())
-def test_a_molecule_that_waits_does_not_notice(name):
-    """Steps of the molecules in an order of their own are the steps of all at once."""
+def test_inactive_molecules_are_unchanged(name):
+    """Steps of molecules in an arbitrary order equal those of all molecules at once."""
     minimizer, steps = minimizers.create(name), 20
     rng = np.random.default_rng(0)
     active = rng.random((3 * steps, len(SIZES))) < 0.5
@@ -143,21 +143,25 @@ def test_a_molecule_that_waits_does_not_notice(name):
             trajectory(minimizer, padded(starts()), 3 * steps - 1, jnp.asarray(active))[0]
         )
     for m in range(len(SIZES)):
-        mine = apart[active[:, m], m][:steps]
-        np.testing.assert_allclose(mine, together[: len(mine), m], rtol=0, atol=1e-9)
-        assert len(mine) == steps
+        own_steps = apart[active[:, m], m][:steps]
+        np.testing.assert_allclose(own_steps, together[: len(own_steps), m], rtol=0, atol=1e-9)
+        assert len(own_steps) == steps
 
 
 @pytest.mark.slow
 def test_no_atom_moves_further_than_maxstep():
     with jax.enable_x64(True):
         for name in ("bfgs", "lbfgs", "fire"):
-            made = np.asarray(trajectory(minimizers.create(name, 0.05), padded(starts()), 20)[0])
-            moves = np.linalg.norm(np.diff(made, axis=0).reshape(20, len(SIZES), -1, 3), axis=-1)
+            positions = np.asarray(
+                trajectory(minimizers.create(name, 0.05), padded(starts()), 20)[0]
+            )
+            moves = np.linalg.norm(
+                np.diff(positions, axis=0).reshape(20, len(SIZES), -1, 3), axis=-1
+            )
             assert moves.max() <= 0.05 * (1 + 1e-9) and moves.max() > 0.03
 
 
-def test_unknown_names_and_steps_are_refused():
+def test_unknown_names_and_invalid_steps_are_rejected():
     with pytest.raises(ValueError, match="Did you mean 'lbfgs'"):
         minimizers.create("lbfg")
     with pytest.raises(ValueError, match="maxstep must be positive"):

@@ -1,4 +1,4 @@
-"""Frames, mol blocks and numbers of relaxations, read back by ASE and RDKit."""
+"""Tests for frames, mol blocks and numbers of relaxations, read back by ASE and RDKit."""
 
 import dataclasses
 import io
@@ -80,7 +80,7 @@ def read_one(data):
         "1_000",
     ],
 )
-def test_texts_come_back_as_they_were(text):
+def test_texts_round_trip(text):
     data = frame(molecule("H2O"), {"index": 5, "name": text, "smiles": text}, -1.5)
     atoms = read_one(data)
     assert (
@@ -93,16 +93,16 @@ def test_texts_come_back_as_they_were(text):
 
 @given(st.text(max_size=30))
 @settings(max_examples=300, deadline=None)
-def test_any_text_comes_back(text):
+def test_any_text_round_trips(text):
     expected = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    found = read_one(frame(molecule("H2O"), {"name": text, "index": 1}, math.nan)).info
-    assert found["index"] == 1
+    read_back = read_one(frame(molecule("H2O"), {"name": text, "index": 1}, math.nan)).info
+    assert read_back["index"] == 1
     if expected.lstrip("-").isdecimal():
-        assert str(found["name"]) == expected
+        assert str(read_back["name"]) == expected
     elif expected:
-        assert found["name"] == expected
+        assert read_back["name"] == expected
     else:
-        assert "name" not in found
+        assert "name" not in read_back
 
 
 def test_numbers_of_pubchem_stay_numbers():
@@ -113,9 +113,9 @@ def test_frame_of_a_relaxation():
     record = record_of("C/C=C\\C")
     atoms = moved(record)
     atoms.set_constraint(FixAtoms([1]))
-    found = pieces(record, Result(atoms, "step limit"), True)
-    assert set(found) == {"xyz", "sdf"}
-    back = read_one(found["xyz"])
+    read_back = pieces(record, Result(atoms, "step limit"), True)
+    assert set(read_back) == {"xyz", "sdf"}
+    back = read_one(read_back["xyz"])
     np.testing.assert_allclose(back.positions, atoms.positions, atol=1e-7)
     assert back.get_potential_energy() == Result(atoms).energy and back.constraints[
         0
@@ -145,7 +145,7 @@ def test_mol_block_of_a_relaxation():
     )
 
 
-def test_nothing_is_kept_where_there_is_nothing():
+def test_no_pieces_without_a_geometry():
     record = record_of("C")
     assert (
         pieces(record, Result(record.atoms, "failed", "atoms 1 and 2 are 0.1 Å apart"), True) == {}

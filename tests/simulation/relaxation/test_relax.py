@@ -1,4 +1,4 @@
-"""Batched relaxation: each molecule as if it were alone and under ASE, whatever stands beside it."""
+"""Tests for batched relaxation: each result equals that of ASE, independent of the batch."""
 
 import dataclasses
 import os
@@ -22,19 +22,19 @@ from tests.compilation import xla_flags
 REPOSITORY = Path(__file__).parents[3]
 
 
-def disturbed(count, amplitude=0.08, seed=0):
-    """Methanol off its minimum, far from the origin."""
+def displaced_methanol(count, amplitude=0.08, seed=0):
+    """Return displaced copies of methanol, far from the origin."""
     rng = np.random.default_rng(seed)
-    made = []
+    molecules = []
     for _ in range(count):
         atoms = molecule("CH3OH")
         atoms.positions += rng.normal(0, amplitude, (len(atoms), 3)) + 7.0
-        made.append(atoms)
-    return made
+        molecules.append(atoms)
+    return molecules
 
 
 def under_ase(potential, atoms, fmax, steps=500, dtype="float64"):
-    """Frames and number of steps of ASE's BFGS with our calculator."""
+    """Return frames and number of steps of ASE's BFGS with our calculator."""
     atoms, frames = atoms.copy(), []
     atoms.calc = MLIPCalculator(potential, dtype=dtype)
     with BFGS(atoms, logfile=None) as run:
@@ -45,12 +45,12 @@ def under_ase(potential, atoms, fmax, steps=500, dtype="float64"):
 
 @pytest.fixture(scope="module")
 def in_float64(morse_potential):
-    """A relaxer that keeps each step."""
+    """Relaxer in float64 that keeps each step."""
     return Relaxer(morse_potential, fmax=0.01, dtype="float64", trajectory_every=1, batch_atoms=18)
 
 
-def test_steps_and_energies_are_those_of_ase(morse_potential, in_float64):
-    starts = disturbed(6)
+def test_steps_and_energies_equal_those_of_ase(morse_potential, in_float64):
+    starts = displaced_methanol(6)
     results = dict(in_float64.stream(enumerate(starts)))
     for n, start in enumerate(starts):
         frames, steps, atoms = under_ase(morse_potential, start, 0.01)
@@ -75,16 +75,16 @@ def test_steps_and_energies_are_those_of_ase(morse_potential, in_float64):
 
 
 @pytest.mark.slow
-def test_a_batch_is_what_each_is_alone(morse_potential):
-    starts = disturbed(9, seed=1)
+def test_results_do_not_depend_on_the_batch(morse_potential):
+    starts = displaced_methanol(9, seed=1)
     relaxer = Relaxer(morse_potential, fmax=0.01, dtype="float64", batch_atoms=24)
     together = dict(relaxer.stream(enumerate(starts)))
     compiles = relaxer.num_compiles
     for n in (0, 4, 8):
-        alone = dict(relaxer.stream([(n, starts[n])]))[n]
-        assert alone.steps == together[n].steps
+        separate = dict(relaxer.stream([(n, starts[n])]))[n]
+        assert separate.steps == together[n].steps
         np.testing.assert_allclose(
-            alone.atoms.positions, together[n].atoms.positions, rtol=0, atol=1e-9
+            separate.atoms.positions, together[n].atoms.positions, rtol=0, atol=1e-9
         )
     assert relaxer.num_compiles == compiles <= 2, "the programs serve molecules that come later"
     assert relaxer.statistics()["evaluated"] >= sum(r.steps + 1 for r in together.values())
@@ -92,7 +92,7 @@ def test_a_batch_is_what_each_is_alone(morse_potential):
 
 @pytest.mark.slow
 def test_float32_finds_the_same_minimum(morse_potential):
-    starts = disturbed(5, seed=2)
+    starts = displaced_methanol(5, seed=2)
     for single, double in zip(
         relax(starts, morse_potential, fmax=0.02),
         relax(starts, morse_potential, fmax=0.02, dtype="float64"),
@@ -104,8 +104,8 @@ def test_float32_finds_the_same_minimum(morse_potential):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["lbfgs", "fire"])
-def test_other_minimisers_find_the_minimum(morse_potential, optimizer):
-    starts = disturbed(4, seed=3)
+def test_other_minimizers_find_the_minimum(morse_potential, optimizer):
+    starts = displaced_methanol(4, seed=3)
     for ours, bfgs in zip(
         relax(starts, morse_potential, fmax=0.01, optimizer=optimizer, dtype="float64"),
         relax(starts, morse_potential, fmax=0.01, dtype="float64"),
@@ -114,8 +114,8 @@ def test_other_minimisers_find_the_minimum(morse_potential, optimizer):
 
 
 @pytest.mark.slow
-def test_fixed_atoms_stay_to_the_last_bit(morse_potential):
-    start = disturbed(1, seed=4)[0]
+def test_fixed_atoms_stay_exactly(morse_potential):
+    start = displaced_methanol(1, seed=4)[0]
     start.set_constraint(FixAtoms([0, 3]))
     (result,) = relax([start], morse_potential, fmax=0.01, dtype="float64")
     _, steps, atoms = under_ase(morse_potential, start, 0.01)
@@ -128,22 +128,22 @@ def test_fixed_atoms_stay_to_the_last_bit(morse_potential):
 
 
 def test_one_step_with_a_charge_and_fixed_atoms(make_potential):
-    """The energy is that of the result: no other charge went into it, and no fixed atom was elsewhere meanwhile."""
-    potential, start = make_potential("charged"), disturbed(1, seed=4)[0]
+    """The energy is that of the final geometry with the charge of the molecule."""
+    potential, start = make_potential("charged"), displaced_methanol(1, seed=4)[0]
     start.set_constraint(FixAtoms([0, 3]))
     start.info["charge"] = 1.0
     (result,) = relax([start], potential, fmax=1e-3, max_steps=1)
     assert (result.status, result.steps) == ("step limit", 1)
     np.testing.assert_array_equal(result.atoms.positions[[0, 3]], start.positions[[0, 3]])
     assert np.abs(result.atoms.positions - start.positions).max() > 0.01
-    with pytest.warns(UserWarning, match="trained on total charges"):
+    with pytest.warns(UserWarning, match="trained only on total charges"):
         expected = MLIPCalculator(potential).get_potential_energy(result.atoms)
     assert result.energy == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.slow
 def test_step_limit_and_frames(morse_potential):
-    start = disturbed(1, seed=5)[0]
+    start = displaced_methanol(1, seed=5)[0]
     (result,) = relax(
         [start], morse_potential, fmax=1e-3, max_steps=7, trajectory_every=3, dtype="float64"
     )
@@ -176,9 +176,9 @@ def bad_molecules():
     }
 
 
-def test_what_cannot_be_relaxed_is_told_and_stops_no_other(morse_potential):
+def test_invalid_molecules_are_reported_and_the_others_relaxed(morse_potential):
     bad = bad_molecules()
-    good = dict(enumerate(disturbed(3, seed=6)))
+    good = dict(enumerate(displaced_methanol(3, seed=6)))
     mixed = {
         0: good[0],
         **{k: a for k, (a, _) in bad.items()},
@@ -205,19 +205,21 @@ def test_what_cannot_be_relaxed_is_told_and_stops_no_other(morse_potential):
 
 
 @pytest.mark.slow
-def test_divergence_is_named(make_potential, morse_potential):
+def test_divergence_is_reported(make_potential, morse_potential):
     params = jax.tree.map(lambda x: np.full_like(x, np.nan), morse_potential.params)
-    (result,) = relax(disturbed(1), dataclasses.replace(morse_potential, params=params))
+    (result,) = relax(displaced_methanol(1), dataclasses.replace(morse_potential, params=params))
     assert result.status == "diverged" and "not finite" in result.reason
-    # a random surface tears methanol apart, or presses atoms together
-    statuses = [r for r in relax(disturbed(12, 0.2), make_potential("tiny", 3), max_steps=200)]
+    # a random energy surface dissociates methanol or presses atoms together
+    statuses = [
+        r for r in relax(displaced_methanol(12, 0.2), make_potential("tiny", 3), max_steps=200)
+    ]
     diverged = [r for r in statuses if r.status == "diverged"]
     assert diverged and all(r.reason for r in diverged), [r.status for r in statuses]
     assert all(np.isfinite(r.atoms.positions).all() for r in statuses)
 
 
 @pytest.mark.slow
-def test_sizes_of_all_kinds_come_through_few_programs(make_potential):
+def test_all_sizes_share_few_programs(make_potential):
     potential = make_potential("tiny", 1)
     names = [
         "H2O",
@@ -262,8 +264,8 @@ def test_a_few_molecules_of_all_sizes_share_one_program(make_potential):
         )
 
 
-def test_a_slot_that_needs_more_edges_gets_them(make_potential):
-    """The budget is chosen by stretched molecules, which have no edges; then come dense ones."""
+def test_the_budget_grows_for_more_edges(make_potential):
+    """Stretched molecules without edges determine the budget before dense ones arrive."""
     potential = make_potential("tiny", 1)
     stretched = [Atoms("CHHH", np.diag([0.0, 9, 18, 27])[:, :3]) for _ in range(60)]
     dense = molecule("isobutane")
@@ -276,17 +278,17 @@ def test_a_slot_that_needs_more_edges_gets_them(make_potential):
 
 
 @pytest.mark.slow
-def test_molecules_are_taken_as_they_are_needed(morse_potential):
+def test_molecules_are_read_on_demand(morse_potential):
     taken = []
 
     def endless():
         for n in range(10**6):
             taken.append(n)
-            yield n, disturbed(1, seed=n)[0]
+            yield n, displaced_methanol(1, seed=n)[0]
 
     stream = Relaxer(morse_potential, batch_atoms=24).stream(endless())
-    got = [next(stream)[0] for _ in range(10)]
-    assert len(set(got)) == 10 and len(taken) < 100
+    keys = [next(stream)[0] for _ in range(10)]
+    assert len(set(keys)) == 10 and len(taken) < 100
     stream.close()
 
 
@@ -327,10 +329,10 @@ def test_charge_and_spin_reach_the_force_field(make_potential):
         ({"max_steps": -1}, "max_steps"),
         ({"dtype": "float16"}, "dtype"),
         ({"optimizer": "newton"}, "Known: bfgs, fire, lbfgs"),
-        ({"trajectory_every": 1.5}, "whole number"),
+        ({"trajectory_every": 1.5}, "integer"),
     ],
 )
-def test_arguments_without_sense_are_refused(morse_potential, arguments, words):
+def test_invalid_arguments_are_rejected(morse_potential, arguments, words):
     with pytest.raises(ValueError, match=words):
         relax([], morse_potential, **arguments)
     assert relax([], morse_potential) == []
@@ -338,8 +340,8 @@ def test_arguments_without_sense_are_refused(morse_potential, arguments, words):
 
 @pytest.mark.slow
 def test_several_devices_share_the_molecules(tmp_path):
-    """In processes of their own: the number of devices is fixed when JAX starts."""
-    made = {}
+    """In separate processes, since the number of devices is fixed when JAX starts."""
+    outputs = {}
     for devices in (1, 3):
         output = tmp_path / f"{devices}.npz"
         environment = dict(
@@ -356,10 +358,10 @@ def test_several_devices_share_the_molecules(tmp_path):
             timeout=600,
         )
         assert done.returncode == 0, done.stderr[-3000:]
-        made[devices] = np.load(output)
-        assert made[devices]["devices"] == devices
-        assert made[devices]["used"] >= min(
+        outputs[devices] = np.load(output)
+        assert outputs[devices]["devices"] == devices
+        assert outputs[devices]["used"] >= min(
             devices, 2
-        )  # the last one may come when all have been taken
-    np.testing.assert_allclose(made[3]["positions"], made[1]["positions"], rtol=0, atol=1e-9)
-    np.testing.assert_allclose(made[3]["energies"], made[1]["energies"], rtol=1e-12)
+        )  # all molecules may be taken before the last device starts
+    np.testing.assert_allclose(outputs[3]["positions"], outputs[1]["positions"], rtol=0, atol=1e-9)
+    np.testing.assert_allclose(outputs[3]["energies"], outputs[1]["energies"], rtol=1e-12)

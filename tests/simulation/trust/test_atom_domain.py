@@ -1,4 +1,4 @@
-"""The domain of a force field: near structures are inside, strange ones outside, and the calculator tells."""
+"""Tests for the domain of a force field and its results in the calculator."""
 
 import pickle
 
@@ -50,7 +50,7 @@ def domain(potential):
     return atom_domain.fit(potential, waters(200, 0), valid, np.full((240, 3), 0.02))
 
 
-def test_features_are_those_of_each_atom_whatever_the_batches(potential):
+def test_features_of_atoms_do_not_depend_on_the_batches(potential):
     columns = waters(9, 2)
     whole = atom_features(potential, columns)
     assert whole.shape == (27, 8)
@@ -58,11 +58,11 @@ def test_features_are_those_of_each_atom_whatever_the_batches(potential):
     np.testing.assert_allclose(whole[12:15], atom_features(potential, columns.take([4])), atol=1e-6)
 
 
-def test_border_is_that_of_the_farthest_atom(potential, domain):
-    near = atom_domain.judge(
+def test_border_refers_to_the_farthest_atom(potential, domain):
+    near = atom_domain.evaluate(
         potential, domain, waters(200, 3), np.full(200, -0.3), np.full((600, 3), -0.1)
     )
-    far = atom_domain.judge(
+    far = atom_domain.evaluate(
         potential, domain, waters(200, 3, noise=0.25), np.zeros(200), np.zeros((600, 3))
     )
     assert (near.distance > 1).mean() < 0.06 and (far.distance > 1).mean() > 0.5
@@ -72,7 +72,7 @@ def test_border_is_that_of_the_farthest_atom(potential, domain):
 
 def test_rare_elements_are_kept(potential):
     numbers = np.array([1] * 5000 + [8] * 3)
-    kept = atom_domain._kept(numbers, np.random.default_rng(0))
+    kept = atom_domain._sample_per_element(numbers, np.random.default_rng(0))
     assert (numbers[kept] == 8).sum() == 3 and (numbers[kept] == 1).sum() == 1024
 
 
@@ -81,7 +81,7 @@ def test_no_structures(potential):
         atom_domain.fit(potential, waters(2, 0), waters(0, 0), np.zeros((0, 3)))
 
 
-def test_calculator_tells_when_it_is_asked(potential, domain):
+def test_calculator_computes_the_domain_on_request(potential, domain):
     calculator = MLIPCalculator(potential, domain=domain)
     atoms = Atoms("OHH", WATER, calculator=calculator)
     energy, compiles = atoms.get_potential_energy(), calculator.num_compiles
@@ -105,13 +105,13 @@ def test_calculator_tells_when_it_is_asked(potential, domain):
     )
 
 
-def test_a_calculator_without_a_domain_says_so(potential):
+def test_a_calculator_without_a_domain_has_no_such_properties(potential):
     atoms = Atoms("OHH", WATER)
     with pytest.raises(PropertyNotImplementedError):
         MLIPCalculator(potential).get_property("outside_domain", atoms)
 
 
-def test_no_forces_no_expected_error(potential, tmp_path):
+def test_no_expected_error_without_forces(potential, tmp_path):
     domain = atom_domain.fit(potential, waters(20, 0), waters(8, 1), np.full((24, 3), np.nan))
     domain.save(tmp_path / FILE)
     calculator = MLIPCalculator(potential, domain=Domain.load(tmp_path / FILE))

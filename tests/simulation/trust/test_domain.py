@@ -1,4 +1,4 @@
-"""A domain tells near from far, and what error to expect; what is saved comes back."""
+"""Tests for the domain: distances, border, expected errors, and round trips."""
 
 import numpy as np
 import pytest
@@ -7,15 +7,15 @@ from mlip_jax.checkpoint import CheckpointError
 from mlip_jax.simulation.trust.domain import Domain
 
 
-def made(scale=1.0):
+def fitted_domain(scale=1.0):
     rng = np.random.default_rng(0)
     train, valid = scale * rng.normal(size=(400, 6)), scale * rng.normal(size=(200, 6))
     far = np.linalg.norm(valid, axis=1) / scale
     return Domain.fit(train, valid, {"gap": 0.1 * far + 0.01 * rng.random(200)}), train, valid, far
 
 
-def test_distance_is_that_of_the_nearest():
-    domain, train, valid, _ = made()
+def test_distance_is_to_the_nearest_samples():
+    domain, train, valid, _ = fitted_domain()
     apart = np.linalg.norm((valid[:7, None] - train[None]) / train.std(0), axis=-1)
     np.testing.assert_allclose(
         domain.distance(valid[:7]), np.sort(apart, axis=1)[:, :5].mean(1), rtol=1e-4
@@ -23,11 +23,11 @@ def test_distance_is_that_of_the_nearest():
 
 
 def test_distances_have_no_unit():
-    np.testing.assert_allclose(made(1e-4)[0].border, made()[0].border, rtol=1e-4)
+    np.testing.assert_allclose(fitted_domain(1e-4)[0].border, fitted_domain()[0].border, rtol=1e-4)
 
 
-def test_far_molecules_are_outside_and_expect_more():
-    domain, train, valid, _ = made()
+def test_far_molecules_are_outside_with_larger_expected_errors():
+    domain, train, valid, _ = fitted_domain()
     distance = domain.distance(np.concatenate([valid, 20 + valid]))
     outside = domain.outside(distance)
     assert outside[:200].mean() == pytest.approx(0.01, abs=0.006) and outside[200:].all()
@@ -36,8 +36,8 @@ def test_far_molecules_are_outside_and_expect_more():
     assert expected[200:].min() == expected.max() > expected.min()
 
 
-def test_it_comes_back(tmp_path):
-    domain, _, valid, _ = made()
+def test_round_trip(tmp_path):
+    domain, _, valid, _ = fitted_domain()
     domain.save(tmp_path / "domain.npz")
     again = Domain.load(tmp_path / "domain.npz")
     distance = domain.distance(valid)
@@ -48,21 +48,21 @@ def test_it_comes_back(tmp_path):
     assert again.border == domain.border
 
 
-def test_few_molecules_and_none(tmp_path):
+def test_few_or_no_molecules(tmp_path):
     few = Domain.fit(np.eye(3)[:2], np.eye(3)[2:], {"gap": np.array([0.3])})
     assert few.expected_error("gap", np.array([0.0, 9.0])).tolist() == [0.3, 0.3]
     with pytest.raises(ValueError, match="needs training and validation molecules"):
         Domain.fit(np.eye(3), np.zeros((0, 3)), {})
-    with pytest.raises(CheckpointError, match="is missing"):
+    with pytest.raises(CheckpointError, match="no such file"):
         Domain.load(tmp_path / "domain.npz")
 
 
 @pytest.mark.parametrize(
     "damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b[:200] + b"x" * 50 + b[250:]]
 )
-def test_a_damaged_file_is_named(tmp_path, damage):
+def test_a_corrupted_file_is_reported(tmp_path, damage):
     path = tmp_path / "domain.npz"
-    made()[0].save(path)
+    fitted_domain()[0].save(path)
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(CheckpointError, match="domain.npz: is damaged .*Remove it"):
+    with pytest.raises(CheckpointError, match="domain.npz: corrupted .*Remove it"):
         Domain.load(path)

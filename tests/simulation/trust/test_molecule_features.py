@@ -1,4 +1,4 @@
-"""Features of molecules by a force field: means over atoms, computed once, and training molecules chosen by them."""
+"""Tests for molecular features of a force field: means over atoms, caching, selection."""
 
 from pathlib import Path
 
@@ -20,9 +20,9 @@ DATA = Path(__file__).parents[2] / "data/gfn2_small.hdf5"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    made = tmp_path_factory.mktemp("features")
-    write_force_field(made / "ff")
-    return made
+    path = tmp_path_factory.mktemp("features")
+    write_force_field(path / "ff")
+    return path
 
 
 def options(folder, **changes):
@@ -41,15 +41,15 @@ def options(folder, **changes):
 def test_means_over_atoms(folder):
     potential, loaded = Potential.load(folder / "ff"), source.load(options(folder))
     some = loaded.indices[::-7]
-    found = energies.mean_features(potential, loaded.store, some, batch_size=3)
+    features = energies.mean_features(potential, loaded.store, some, batch_size=3)
     columns = loaded.store.take(some)
     of_atoms = energies.atom_features(potential, columns)
     expected = [of_atoms[a:b].mean(0) for a, b in zip(columns.offsets[:-1], columns.offsets[1:])]
-    assert found.shape == (len(some), 8) and found.dtype == np.float32
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert features.shape == (len(some), 8) and features.dtype == np.float32
+    np.testing.assert_allclose(features, expected, atol=1e-6)
 
 
-def test_computed_once_for_a_force_field_and_chosen_by(folder, monkeypatch):
+def test_computed_once_per_force_field_and_used_for_selection(folder, monkeypatch):
     data = options(folder)
     loaded, embed = source.load(data), molecule_features.of(data)
     train = data_split.split_data(loaded, data, embed)["train"]
@@ -65,8 +65,8 @@ def test_computed_once_for_a_force_field_and_chosen_by(folder, monkeypatch):
     np.testing.assert_array_equal(data_split.split_data(loaded, data, embed)["train"], train)
 
 
-def test_what_cannot_be_meant(folder):
-    with pytest.raises(ConfigError, match="needs the workdir of a trained force field"):
+def test_invalid_options_are_rejected(folder):
+    with pytest.raises(ConfigError, match="requires the workdir of a trained force field"):
         molecule_features.of(options(folder, selection_force_field=""))
     with pytest.raises(CheckpointError, match="no such directory"):
         molecule_features.of(options(folder, selection_force_field=str(folder / "nothing")))

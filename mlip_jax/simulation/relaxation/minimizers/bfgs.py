@@ -17,7 +17,8 @@ class BFGSState(NamedTuple):
     Attributes:
       inverse: Approximate inverse of the Hessian (Å²/eV), (M, D, D).
       product: inverse @ forces of the previous step, with the inverse before its update, (M, D).
-      positions, forces: Positions and forces of the previous step, (M, D).
+      positions: Positions of the previous step (Å), (M, D).
+      forces: Forces of the previous step (eV/Å), (M, D).
       negative: Number of negative eigenvalues of the inverse, (M,), int32.
     """
 
@@ -67,7 +68,7 @@ class BFGS:
         s, u = (jnp.where(learns[:, None], x, 0.0) for x in (s, u))
         over = jnp.where(learns, 1.0 / jnp.where(learns, sy, 1.0), 0.0)
         both = over * (1.0 + over * dot(y, u))
-        inverse = self._updated(state.inverse, s, u, over, both, fresh & active)
+        inverse = self._update_inverse(state.inverse, s, u, over, both, fresh & active)
         product = (
             before
             + s * (both * dot(s, forces) - over * dot(u, forces))[:, None]
@@ -81,7 +82,7 @@ class BFGS:
         odd = active & ((negative != 0) | (dot(product, forces) < 0))
         direction, negative = jax.lax.cond(
             odd.any(),
-            lambda: _by_eigenvectors(inverse, forces, product, negative, odd),
+            lambda: _diagonalize(inverse, forces, product, negative, odd),
             lambda: (product, negative),
         )
         moved = where(active, positions + limit_step(direction, self.maxstep), positions)
@@ -94,15 +95,15 @@ class BFGS:
         )
         return moved, kept
 
-    def _updated(self, inverse, s, u, over, both, anew):
+    def _update_inverse(self, inverse, s, u, over, both, starts):
         """Return the updated inverse Hessians, (M, D, D); reset those of molecules that start."""
         eye = jnp.eye(inverse.shape[-1], dtype=inverse.dtype) / self.alpha
-        start = jnp.where(anew[:, None, None], eye, inverse)
+        start = jnp.where(starts[:, None, None], eye, inverse)
         half = 0.5 * both[:, None] * s - over[:, None] * u
         return start + s[:, :, None] * half[:, None, :] + half[:, :, None] * s[:, None, :]
 
 
-def _by_eigenvectors(inverse, forces, product, negative, which):
+def _diagonalize(inverse, forces, product, negative, which):
     """Return directions |inverse| @ forces and numbers of negative eigenvalues.
 
     Only the molecules `which` are diagonalized, one after another.

@@ -15,9 +15,11 @@ class LBFGSState(NamedTuple):
     """State of L-BFGS.
 
     Attributes:
-      s, y: Latest changes of positions and gradient, newest last, (M, memory, D).
+      s: Latest changes of the positions (Å), newest last, (M, memory, D).
+      y: Latest changes of the gradient (eV/Å), newest last, (M, memory, D).
       over: 1 / (s y), 0 if there is no change, (M, memory).
-      positions, forces: Positions and forces of the previous step, (M, D).
+      positions: Positions of the previous step (Å), (M, D).
+      forces: Forces of the previous step (eV/Å), (M, D).
     """
 
     s: jax.Array
@@ -56,15 +58,15 @@ class LBFGS:
         learns = active & ~fresh & (sy > 0) & (jnp.abs(s).max(1) >= MIN_CHANGE)
         over = jnp.where(learns, 1.0 / jnp.where(learns, sy, 1.0), 0.0)
 
-        def pushed(history, new):
+        def push(history, new):
             # a molecule that starts forgets the history of its predecessor in the slot
             history = where(active & fresh, jnp.zeros_like(history), history)
             return where(learns, jnp.concatenate([history[:, 1:], new[:, None]], 1), history)
 
         state = LBFGSState(
-            pushed(state.s, s),
-            pushed(state.y, y),
-            pushed(state.over, over),
+            push(state.s, s),
+            push(state.y, y),
+            push(state.over, over),
             where(active, positions, state.positions),
             where(active, forces, state.forces),
         )

@@ -1,4 +1,4 @@
-"""What the model gets of a list with a skin: the list that would have been made without one."""
+"""Tests that the model receives the edges that a list without a skin would contain."""
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ from mlip_jax.graphs.batch import build_batch
 from mlip_jax.graphs.shapes import PaddingBudget
 from mlip_jax.potential import evaluate
 from mlip_jax.simulation.dynamics import neighbors
-from mlip_jax.simulation.dynamics.cutoff_filter import near
+from mlip_jax.simulation.dynamics.device.cutoff_filter import edges_within_cutoff
 from mlip_jax.simulation.dynamics.neighbors import NeighborCapacity
 from mlip_jax.simulation.dynamics.system import make
 from mlip_jax.structure import Structure
@@ -40,7 +40,7 @@ def graph_of(atoms: list[Atoms], cutoff, edges=4096):
     )
 
 
-def moved(atoms, by, seed):
+def displaced(atoms, by, seed):
     atoms = [a.copy() for a in atoms]
     rng = np.random.default_rng(seed)
     for a in atoms:
@@ -48,8 +48,8 @@ def moved(atoms, by, seed):
     return atoms
 
 
-def after(graph, atoms):
-    """The list as it was, at the positions of later."""
+def at_later_positions(graph, atoms):
+    """Return the unchanged list at the later positions."""
     positions = np.array(graph.nodes["positions"])
     positions[: sum(map(len, atoms))] = np.concatenate([a.positions for a in atoms])
     return graph._replace(nodes=graph.nodes | {"positions": positions})
@@ -68,19 +68,19 @@ def cells():
 )
 @settings(deadline=None, max_examples=15)
 @given(seed=st.integers(0, 1000), by=st.floats(0, SKIN / 2))
-def test_it_is_the_list_of_the_cutoff(start, seed, by):
+def test_equals_a_list_of_the_cutoff(start, seed, by):
     before = start()
-    now = moved(before, by, seed)
+    now = displaced(before, by, seed)
     listed, fresh = graph_of(before, CUTOFF + SKIN), graph_of(now, CUTOFF)
-    # pairs that rounding may put on either side
+    # exclude pairs that rounding may put on either side
     assume(
         graph_of(now, CUTOFF - 1e-4).n_edge[:-1].sum()
         == graph_of(now, CUTOFF + 1e-4).n_edge[:-1].sum()
     )
-    found, count = near(after(listed, now), CUTOFF, 4096)
+    filtered, count = edges_within_cutoff(at_later_positions(listed, now), CUTOFF, 4096)
     assert count == fresh.n_edge[:-1].sum()
-    assert np.isin(np.asarray(found.receivers[count:]), sum(map(len, now))).all()
-    np.testing.assert_array_equal(found.n_edge, fresh.n_edge)
+    assert np.isin(np.asarray(filtered.receivers[count:]), sum(map(len, now))).all()
+    np.testing.assert_array_equal(filtered.n_edge, fresh.n_edge)
 
     def as_set(graph):
         shifts = np.asarray(graph.edges.get("shifts", np.zeros((4096, 3), int))).astype(int)
@@ -89,25 +89,25 @@ def test_it_is_the_list_of_the_cutoff(start, seed, by):
             for e in np.column_stack([graph.receivers, graph.senders, shifts])[:count]
         ]
 
-    assert sorted(as_set(found)) == sorted(as_set(fresh)) and [e[0] for e in as_set(found)] == [
-        e[0] for e in as_set(fresh)
-    ]
-    forward, reverse = np.split(np.asarray(found.edges["pair_order"]), 2)
+    assert sorted(as_set(filtered)) == sorted(as_set(fresh)) and [
+        e[0] for e in as_set(filtered)
+    ] == [e[0] for e in as_set(fresh)]
+    forward, reverse = np.split(np.asarray(filtered.edges["pair_order"]), 2)
     assert sorted(np.concatenate([forward, reverse])) == list(range(4096))
     np.testing.assert_array_equal(
-        np.asarray(found.receivers)[forward], np.asarray(found.senders)[reverse]
+        np.asarray(filtered.receivers)[forward], np.asarray(filtered.senders)[reverse]
     )
     np.testing.assert_array_equal(
-        np.asarray(found.senders)[forward], np.asarray(found.receivers)[reverse]
+        np.asarray(filtered.senders)[forward], np.asarray(filtered.receivers)[reverse]
     )
 
 
 @pytest.mark.parametrize("kind", ["tiny", "tiny_schnet"])
-def test_models_make_the_same_of_it(make_potential, kind):
+def test_models_give_the_same_energies_and_forces(make_potential, kind):
     potential = make_potential(kind)
     before = [molecule("CH3CH2OH"), molecule("C6H6")]
-    now = after(graph_of(before, CUTOFF + SKIN), moved(before, 0.3, 0))
-    chosen, count = near(now, CUTOFF, 512)
+    now = at_later_positions(graph_of(before, CUTOFF + SKIN), displaced(before, 0.3, 0))
+    chosen, count = edges_within_cutoff(now, CUTOFF, 512)
     assert count < 512
     compiled = jax.jit(evaluate, static_argnums=(0, 3))
     whole, part = (compiled(potential.model, potential.params, g, 1.0) for g in (now, chosen))
@@ -115,39 +115,41 @@ def test_models_make_the_same_of_it(make_potential, kind):
     np.testing.assert_allclose(part.forces, whole.forces, rtol=0, atol=1e-5)
 
 
-def test_what_there_is_no_room_for_is_counted_and_no_number_is_seen():
+def test_edges_beyond_the_capacity_and_nan_distances_are_counted():
     atoms = [molecule("C6H6")]
     graph = graph_of(atoms, CUTOFF + SKIN)
     whole = int(graph_of(atoms, CUTOFF).n_edge[0])
-    assert near(graph, CUTOFF, whole - 2)[1] == whole
+    assert edges_within_cutoff(graph, CUTOFF, whole - 2)[1] == whole
     lost = np.array(graph.nodes["positions"])
     lost[0] = np.nan
-    found, _ = near(graph._replace(nodes=graph.nodes | {"positions": lost}), CUTOFF, 4096)
-    assert (np.asarray(found.receivers) == 0).sum() == (np.asarray(graph.receivers) == 0).sum()
+    filtered, _ = edges_within_cutoff(
+        graph._replace(nodes=graph.nodes | {"positions": lost}), CUTOFF, 4096
+    )
+    assert (np.asarray(filtered.receivers) == 0).sum() == (np.asarray(graph.receivers) == 0).sum()
 
 
-def test_room_is_made_for_what_lacks_alone(make_potential):
+def test_only_the_exceeded_capacity_is_enlarged(make_potential):
     system = make([molecule("C6H6")] * 20, make_potential("tiny"))
     empty = NeighborCapacity(PaddingBudget(system.nodes, 0, 21))
     first = neighbors.enlarge_capacity(empty, system, np.array([2000, 0, 1200]))
-    assert first.holds(np.array([2000, 0, 1200])) and first.near < first.budget.n_edge
-    closer = neighbors.enlarge_capacity(first, system, np.array([2000, 0, first.near + 2]))
-    assert closer.budget == first.budget and closer.near > first.near
+    assert first.holds(np.array([2000, 0, 1200])) and first.near_edges < first.budget.n_edge
+    closer = neighbors.enlarge_capacity(first, system, np.array([2000, 0, first.near_edges + 2]))
+    assert closer.budget == first.budget and closer.near_edges > first.near_edges
     longer = neighbors.enlarge_capacity(first, system, np.array([first.budget.n_edge + 2, 0, 0]))
-    assert longer.near == first.near and longer.budget.n_edge > first.budget.n_edge
+    assert longer.near_edges == first.near_edges and longer.budget.n_edge > first.budget.n_edge
     all_of_it = neighbors.enlarge_capacity(first, system, np.array([2000, 0, 1990]))
-    assert all_of_it.near == 0, "the model then gets the list as it is"
+    assert all_of_it.near_edges == 0, "the model then gets the list as it is"
     assert all_of_it.holds(np.array([2000, 0, 3000]))
 
 
 @pytest.mark.parametrize("by", ["device", pytest.param("host", marks=pytest.mark.slow)])
-def test_a_step_that_needs_more_room_waits_for_it(by, monkeypatch):
-    """A gas that falls together: the edges within the cutoff outgrow their capacity, and no step is lost."""
+def test_a_step_waits_for_a_larger_capacity(by, monkeypatch):
+    """A gas that collapses: edges exceed their capacity, and no step is lost."""
     atoms = crystal((2, 2, 2), shake=0.02)
     atoms.pbc = False
-    centre = atoms.positions.mean(0)
-    atoms.positions = centre + 1.3 * (atoms.positions - centre)
-    atoms.set_momenta(atoms.get_masses()[:, None] * -0.03 * (atoms.positions - centre))
+    center = atoms.positions.mean(0)
+    atoms.positions = center + 1.3 * (atoms.positions - center)
+    atoms.set_momenta(atoms.get_masses()[:, None] * -0.03 * (atoms.positions - center))
     if by == "host":
         monkeypatch.setattr(neighbors, "suits_device", lambda *_: False)
     monkeypatch.setattr(neighbors, "_WORTHWHILE", 0.99)
@@ -167,15 +169,17 @@ def test_a_step_that_needs_more_room_waits_for_it(by, monkeypatch):
         )
 
     ours = dynamics()
-    assert ours.lists_by == by and 0 < ours._capacity.near < ours._capacity.budget.n_edge
+    assert (
+        ours.lists_built_on == by and 0 < ours._capacity.near_edges < ours._capacity.budget.n_edge
+    )
     first = ours._capacity
     (trajectory,) = ours.run(30)
-    assert ours._capacity.near > first.near or not ours._capacity.near
+    assert ours._capacity.near_edges > first.near_edges or not ours._capacity.near_edges
     assert trajectory.steps == list(range(31)) and trajectory.broken is None
     monkeypatch.setattr(neighbors, "_WORTHWHILE", 0.0)
     plain = dynamics()
     (expected,) = plain.run(30)
-    assert not plain._capacity.near
+    assert not plain._capacity.near_edges
     np.testing.assert_allclose(
         [f.positions for f in trajectory.frames], [f.positions for f in expected.frames], atol=1e-9
     )

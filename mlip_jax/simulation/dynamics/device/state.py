@@ -1,7 +1,6 @@
-"""Arrays of the loop of molecular dynamics: state, pending half step and records.
+"""Arrays of the loop of molecular dynamics: state and pending half step.
 
 M   molecules       N   atoms of all molecules, including padding
-R   records         F   frames
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from typing import NamedTuple
 
 import jax
 import jraph
-import numpy as np
 
 from mlip_jax.simulation.dynamics.integrators import Motion
 
@@ -24,15 +22,16 @@ class DynamicsState(NamedTuple):
 
     Attributes:
       step: Number of steps made, () int32; NEW before the first evaluation.
-      positions, low: Positions and their rounding errors (Å), (N, 3), see `Motion`.
+      positions: Positions (Å), (N, 3).
+      low: Rounding errors of the positions (Å), (N, 3), see `Motion`.
       velocities: Velocities in ASE's unit, (N, 3).
       forces: Forces (eV/Å), (N, 3).
       virial: Trace of the stress (eV/Å³), (M,); zero if the integrator does not need it.
       cell: Lattice vectors (Å), (M, 3, 3), or None.
       energies: Initial energies of the atoms (eV), (N,).
       energy: Energies of the molecules minus their initial energies (eV), (M,).
-      heat, heat_low: Kinetic energy added by the thermostat so far (eV), (M,), and its rounding
-        error.
+      heat: Kinetic energy added by the thermostat so far (eV), (M,).
+      heat_low: Rounding error of `heat` (eV), (M,).
       code: Status code of each molecule, (M,) int32.
       broken_at: Step at which the molecule broke, (M,) int32.
       culprit: Number of the broken bond, (M,) int32.
@@ -79,49 +78,3 @@ class HalfStep(NamedTuple):
     empty: jax.Array
     moved: jax.Array
     narrow: jax.Array
-
-
-class Records(NamedTuple):
-    """Recorded steps of a dispatch: the first `num_records` rows and `num_frames` frames.
-
-    Attributes:
-      num_records: Number of rows, () int32.
-      step: Steps of the rows, (R,).
-      energy, kinetic, heat: Energies as in `DynamicsState`, kinetic energies, and heat (eV), (R,
-        M).
-      volume: Volumes (Å³), (R, M).
-      pressure: Pressures (eV/Å³), (R, M).
-      num_frames: Number of frames, () int32.
-      frame_step: Steps of the frames, (F,).
-      frame_energy: Energies of the frames (eV), (F, M).
-      positions, velocities, forces: As in `DynamicsState`, (F, N, 3).
-      cell: Lattice vectors (Å), (F, M, 3, 3), or None.
-    """
-
-    num_records: jax.Array
-    step: jax.Array
-    energy: jax.Array
-    kinetic: jax.Array
-    heat: jax.Array
-    volume: jax.Array
-    pressure: jax.Array
-    num_frames: jax.Array
-    frame_step: jax.Array
-    frame_energy: jax.Array
-    positions: jax.Array
-    velocities: jax.Array
-    forces: jax.Array
-    cell: jax.Array | None
-
-
-def filled(records: Records) -> Records:
-    """Return host copies of only the filled rows and frames, which frees the rest of the memory."""
-    frames = ("frame_step", "frame_energy", "positions", "velocities", "forces", "cell")
-    rows = ("step", "energy", "kinetic", "heat", "volume", "pressure")
-    kept = {
-        name: np.array(getattr(records, name)[: int(count)])
-        for names, count in ((rows, records.num_records), (frames, records.num_frames))
-        for name in names
-        if getattr(records, name) is not None
-    }
-    return records._replace(**kept)

@@ -12,7 +12,7 @@ from mlip_jax.graphs.graph import node_graph_index, pairs
 _ROUNDING = 1e-5
 
 
-def near(
+def edges_within_cutoff(
     graph: jraph.GraphsTuple, cutoff: float, length: int
 ) -> tuple[jraph.GraphsTuple, jax.Array]:
     """Return the graph with only the edges within the cutoff, in order, and their number, () int32.
@@ -33,18 +33,18 @@ def near(
     # (pairs,); negated, so that NaN counts as close
     close = ~((vectors * vectors).sum(-1) > (cutoff * (1 + _ROUNDING)) ** 2)
     marked = jnp.zeros(num_edges, bool).at[order].set(jnp.concatenate([close, close]))
-    place, edges = _places(marked, length)
-    _, chosen = _places(close, length // 2)
+    rank, edges = _rank(marked, length)
+    _, chosen = _rank(close, length // 2)
     count = 2 * close.sum(dtype=jnp.int32)
     used = jnp.arange(length) < count
     pad = 2 * jnp.arange(length // 2)
-    forward, reverse = place[order[:num_pairs][chosen]], place[order[num_pairs:][chosen]]
+    forward, reverse = rank[order[:num_pairs][chosen]], rank[order[num_pairs:][chosen]]
     new_order = jnp.concatenate(
         [jnp.where(used[::2], forward, pad), jnp.where(used[::2], reverse, pad + 1)]
     )
     idle = graph.n_node[:-1].sum()  # the first padding atom; padding edges are self-loops on it
     receivers = jnp.where(used, graph.receivers[edges], idle)
-    of = jnp.where(used, node_graph_index(graph)[receivers], graph.n_edge.shape[0] - 1)
+    owner = jnp.where(used, node_graph_index(graph)[receivers], graph.n_edge.shape[0] - 1)
     kept = {"pair_order": new_order.astype(jnp.int32)}
     if "shifts" in graph.edges:
         kept["shifts"] = jnp.where(used[:, None], graph.edges["shifts"][edges], 0)
@@ -52,16 +52,16 @@ def near(
         receivers=receivers,
         senders=jnp.where(used, graph.senders[edges], idle),
         edges=graph.edges | kept,
-        n_edge=jnp.zeros_like(graph.n_edge).at[of].add(1),
+        n_edge=jnp.zeros_like(graph.n_edge).at[owner].add(1),
     ), count
 
 
-def _places(marked, length):
+def _rank(marked: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
     """Return the rank of each item among the marked ones, and the first `length` marked items."""
-    place = jnp.cumsum(marked, dtype=jnp.int32) - 1
-    which = (
+    rank = jnp.cumsum(marked, dtype=jnp.int32) - 1
+    items = (
         jnp.zeros(length, jnp.int32)
-        .at[jnp.where(marked, place, length)]
+        .at[jnp.where(marked, rank, length)]
         .set(jnp.arange(marked.shape[0], dtype=jnp.int32), mode="drop")
     )
-    return place, which
+    return rank, items

@@ -1,0 +1,41 @@
+"""Operations on Euclidean variables: components of several degrees l, 2l + 1 each.
+
+D   number of components: the sum of 2l + 1 over the degrees
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def degree_invariants(x: jax.Array, degrees: tuple[int, ...]) -> jax.Array:
+    """Compute the squared norm of each degree over sqrt(2l + 1).
+
+    The shape (..., D) becomes (..., number of degrees).
+    """
+    squares, start, out = x * x, 0, []
+    for l in degrees:
+        out.append(squares[..., start : start + 2 * l + 1].sum(-1) / float(np.sqrt(2 * l + 1)))
+        start += 2 * l + 1
+    return jnp.stack(out, axis=-1)
+
+
+def repeat_degrees(values: jax.Array, degrees: tuple[int, ...]) -> jax.Array:
+    """Repeat the value of each degree for each of its components.
+
+    The shape (..., number of degrees) becomes (..., D).
+    """
+    index = np.repeat(np.arange(len(degrees)), [2 * l + 1 for l in degrees])
+    return values[..., index]
+
+
+def parity(degrees: tuple[int, ...], dtype) -> jax.Array:
+    """Return (-1)^l for each component, shape (D,).
+
+    The harmonics of -r are those of r times this parity.
+    """
+    return jnp.asarray(
+        np.repeat([(-1.0) ** l for l in degrees], [2 * l + 1 for l in degrees]), dtype
+    )

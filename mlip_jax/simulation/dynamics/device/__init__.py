@@ -1,0 +1,1 @@
+"""Loop of molecular dynamics on the device: state, steps, records and compiled programs."""

@@ -1,0 +1,121 @@
+"""Arrays of the loop of the batched relaxation: molecules, state and outcomes.
+
+M   slots, which hold the molecules of a batch       n   atoms per slot
+Q   molecules in the queue                           K   molecules
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mlip_jax.graphs.slots import Slots
+
+FREE = -1  # the key of a slot without a molecule
+
+
+class MoleculeBatch(NamedTuple):
+    """Molecules before their relaxation, K of them.
+
+    Attributes:
+      key: Number assigned by the caller, (K,) int32.
+      slots: Atomic numbers, number of atoms, charge and spin of the molecules.
+      positions: Positions (Å), (K, n, 3).
+      mobile: Whether an atom may move, (K, n) bool.
+    """
+
+    key: jax.Array
+    slots: Slots
+    positions: jax.Array
+    mobile: jax.Array
+
+
+class Outcome(NamedTuple):
+    """Last evaluation of K molecules.
+
+    Attributes:
+      key: Number assigned by the caller, (K,).
+      code: Status code, (K,) int32.
+      steps: Number of steps, (K,) int32.
+      positions: Positions (Å), (K, n, 3).
+      forces: Forces (eV/Å), (K, n, 3).
+      energy: Energy minus the reference energies (eV), (K,).
+      fmax: Largest norm of the force on a mobile atom (eV/Å), (K,).
+      energy_start: Energy of the first evaluation (eV), (K,).
+      fmax_start: Largest force of the first evaluation (eV/Å), (K,).
+      nearest: Distance of the closest two atoms (Å), (K,).
+      evaluated: Whether the molecule fitted into the padding budget, (K,) bool.
+    """
+
+    key: jax.Array
+    code: jax.Array
+    steps: jax.Array
+    positions: jax.Array
+    forces: jax.Array
+    energy: jax.Array
+    fmax: jax.Array
+    energy_start: jax.Array
+    fmax_start: jax.Array
+    nearest: jax.Array
+    evaluated: jax.Array
+
+
+class RelaxationState(NamedTuple):
+    """State of a relaxation on the device.
+
+    Attributes:
+      now: Molecules in the slots (M).
+      moved: Number of steps, (M,) int32.
+      energy_start: Energy of the first evaluation (eV), (M,).
+      fmax_start: Largest force of the first evaluation (eV/Å), (M,).
+      initially_bound: Whether each atom had another one within the cutoff at the start, (M,).
+      minimizer: State of the minimizer.
+      largest: Edges and pairs of the largest slots, (2,) int32. The padding budget must be enlarged
+        if they exceed it.
+      iterations: Number of iterations since the start, () int32.
+      evaluated: Number of molecules evaluated since the start, () int32.
+    """
+
+    now: MoleculeBatch
+    moved: jax.Array
+    energy_start: jax.Array
+    fmax_start: jax.Array
+    initially_bound: jax.Array
+    minimizer: Any
+    largest: jax.Array
+    iterations: jax.Array
+    evaluated: jax.Array
+
+
+class FinishedMolecules(NamedTuple):
+    """Finished molecules: the first `count` entries of `outcome` (Q + M)."""
+
+    outcome: Outcome
+    count: jax.Array
+
+
+def empty_outcome(num, size, dtype) -> Outcome:
+    """Return an outcome of `num` molecules filled with zeros."""
+    whole, real = jnp.zeros(num, jnp.int32), jnp.zeros(num, dtype)
+    atoms = jnp.zeros((num, size, 3), dtype)
+    return Outcome(
+        whole, whole, whole, atoms, atoms, real, real, real, real, real, jnp.zeros(num, bool)
+    )
+
+
+def empty_molecules(num: int, size: int, dtype) -> MoleculeBatch:
+    """Return an empty batch with `num` slots, as NumPy arrays on the host to write into."""
+    return MoleculeBatch(
+        np.full(num, FREE, np.int32),
+        Slots(
+            np.zeros((num, size), np.int32),
+            np.zeros(num, np.int32),
+            np.zeros(num, dtype),
+            np.zeros(num, dtype),
+        ),
+        np.zeros((num, size, 3), dtype),
+        np.zeros((num, size), bool),
+    )
