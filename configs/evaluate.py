@@ -16,9 +16,10 @@ The workdir contains
 
     report.html       errors, parity plots, errors by size, element and subset, outliers, domain
     metrics.json      the numbers of the report
-    predictions.xyz   the structures with energy, forces and, for periodic cells, stress; the labels
-                      as reference_energy and reference_forces; forces_expected_error,
-                      domain_distance and outside_domain; standard deviations of an ensemble
+    predictions.xyz   the structures with energy, forces, charges (if the force field predicts them)
+                      and, for periodic cells, stress; labels as reference_energy and
+                      reference_forces; forces_expected_error, domain_distance, outside_domain;
+                      standard deviations of an ensemble
     predictions.npz   labels and predictions as arrays
     skipped.csv       structures that the force field cannot evaluate, with the reason
 

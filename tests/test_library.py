@@ -21,6 +21,7 @@ from mlip_jax import (
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.tasks.force_field_evaluation import data as evaluation_data
+from tests.simulation.conftest import random_potential
 from tests.tasks.property_runs import write_force_field
 from tests.tasks.test_evaluate import labelled
 
@@ -73,6 +74,18 @@ def test_evaluate_in_memory(workdir):
     (correction,) = result.metrics["per_element_correction"].values()
     expected = correction["mae_after_mev_per_atom"]
     assert aligned["energy_mae_mev_per_atom"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_charges_and_structures_far_from_the_origin():
+    """Detects positions that lose their digits in float32, and charges of other atoms."""
+    potential, frames = random_potential("charged"), [molecule("CH3OH"), molecule("H2O")]
+    near = evaluate(potential, frames).evaluated.predictions
+    for atoms in frames:
+        atoms.positions += 1e4
+    far = evaluate(potential, frames).evaluated.predictions
+    np.testing.assert_allclose(far.forces, near.forces, atol=1e-4)
+    np.testing.assert_allclose(far.charges, near.charges, atol=1e-5)
+    assert far.charges[:6].sum() == pytest.approx(0, abs=1e-5)
 
 
 def test_results_of_other_positions_are_not_labels(workdir):

@@ -3,8 +3,8 @@
 `BatchPredictor` evaluates the members of an ensemble on one batch after another: the host builds
 batches while the devices compute. Results are those of the calculators:
 
-- energies, forces and, for structures that are periodic in three directions, stress: means over the
-  members;
+- energies, forces, partial charges if the force fields predict them, and the stress of structures
+  that are periodic in three directions: means over the members;
 - of several members: standard deviations and, with a calibration, expected errors;
 - with a domain: distances of the atoms from the training atoms, and expected force errors.
 
@@ -95,6 +95,7 @@ class StructurePredictions:
       forces: Forces (eV/Å), (A, 3).
       stress: Stress (eV/Å³), (S, 3, 3); NaN for structures that are not periodic in three
         directions. None if no structure is.
+      charges: Partial charges (e), (A,), if all members predict them.
       energy_std: Standard deviation of the energy over the members (eV), (S,).
       forces_std: Standard deviations of the forces over the members (eV/Å), (A, 3).
       energy_expected_error: Expected error of the energy (eV), (S,).
@@ -107,6 +108,7 @@ class StructurePredictions:
     energy: np.ndarray
     forces: np.ndarray
     stress: np.ndarray | None = None
+    charges: np.ndarray | None = None
     energy_std: np.ndarray | None = None
     forces_std: np.ndarray | None = None
     energy_expected_error: np.ndarray | None = None
@@ -240,6 +242,7 @@ class BatchPredictor:
         """Fill the arrays of members that share their batches."""
         if not len(columns):
             return
+        columns = _centered(columns)
         sizes = graph_sizes(columns, cutoff, long_range)
         batch_size = max(self._batch_atoms / float(sizes.n_node.mean()), 1)
         budget = growing.fit(choose_budget(sizes, min(batch_size, len(columns))))
@@ -289,6 +292,8 @@ class BatchPredictor:
             result["domain_distance"] = np.mean([a.relative_distance() for a in known], axis=0)
         if all(a.has_expected_errors for a in arrays):
             result["forces_expected_error"] = np.mean([a.expected_errors() for a in arrays], axis=0)
+        if all(a.charges is not None for a in arrays) and len(columns):
+            result["charges"] = np.mean([a.charges for a in arrays], axis=0)
         if len(arrays) > 1:
             result |= {"energy_std": energies.std(0, ddof=1), "forces_std": forces.std(0, ddof=1)}
         if self._calibration is not None:
@@ -308,14 +313,20 @@ class _MemberArrays:
         self.energy, self.forces = np.empty(len(columns)), np.empty((atoms, 3))
         self.stress = np.empty((len(columns), 3, 3)) if with_stress else None
         self.distance = None if member.domain is None else np.empty(atoms)
+        self.charges: np.ndarray | None = None
 
     def fill(self, places: np.ndarray, outputs) -> None:
         """Store the outputs of a padded batch of the structures `places`."""
-        rows, (energy, forces, stress, features) = self._columns.atoms_of(places), outputs
+        rows = self._columns.atoms_of(places)
+        energy, forces, stress, charges, features = outputs
         self.energy[places] = energy[: len(places)].astype(np.float64) + self._reference[places]
         self.forces[rows] = forces[: len(rows)]
         if self.stress is not None:
             self.stress[places] = stress[: len(places)]
+        if charges is not None:
+            if self.charges is None:
+                self.charges = np.empty(len(self._columns.numbers))
+            self.charges[rows] = charges[: len(rows)]
         if self.distance is not None:
             self.distance[rows] = self._domain.distance(features[: len(rows)])
 
@@ -338,13 +349,22 @@ def _fully_periodic(columns: Columns) -> np.ndarray:
     return np.zeros(len(columns), bool) if columns.pbc is None else columns.pbc.all(axis=1)
 
 
+def _centered(columns: Columns) -> Columns:
+    """Move structures without a cell to the origin, which keeps digits in float32."""
+    periodic = np.zeros(len(columns), bool) if columns.pbc is None else columns.pbc.any(axis=1)
+    center = np.add.reduceat(columns.positions, columns.offsets[:-1]) / columns.n_atoms[:, None]
+    center[periodic] = 0.0
+    positions = columns.positions - np.repeat(center, columns.n_atoms, axis=0)
+    return dataclasses.replace(columns, positions=positions)
+
+
 def _cast(params, dtype):
     return jax.tree.map(lambda leaf: np.asarray(leaf, dtype), params)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _apply(model, energy_scale, with_stress, with_features, params, graph):
-    """Return energies (G,), forces (N, 3), stress (G, 3, 3) and features (N, F) of a batch."""
+    """Return energies (G,), forces (N, 3), stress (G, 3, 3), charges (N,), features (N, F)."""
     out = evaluate(model, params, graph, energy_scale, with_stress)
     features = invariant_features(model, params, graph) if with_features else None
-    return out.energy, out.forces, out.stress, features
+    return out.energy, out.forces, out.stress, out.properties.get("partial_charges"), features

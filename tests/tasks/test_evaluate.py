@@ -71,7 +71,7 @@ def run(folder, name, path="data.xyz", force_field="ff0", **changes):
 @pytest.fixture(scope="module")
 def output(folder):
     """Report and metrics of the evaluation of the labelled file."""
-    return run(folder, "out")
+    return run(folder, "out", batch_atoms=10)  # several batches
 
 
 def test_errors_are_those_of_the_calculator(folder, output):

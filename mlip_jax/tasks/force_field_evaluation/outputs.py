@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.stress import full_3x3_to_voigt_6_stress
 
 from mlip_jax.simulation.batch_prediction import StructurePredictions
 from mlip_jax.structure import Structure
@@ -44,8 +45,9 @@ def predicted_atoms(structure: Structure, predictions: StructurePredictions, s: 
         atoms.info["config_type"] = structure.subset
     results = {"energy": float(predictions.energy[s]), "forces": predictions.forces[rows]}
     if predictions.stress is not None and np.isfinite(predictions.stress[s]).all():
-        xx, yy, zz, yz, xz, xy = (0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1)
-        results["stress"] = np.array([predictions.stress[s][i] for i in (xx, yy, zz, yz, xz, xy)])
+        results["stress"] = full_3x3_to_voigt_6_stress(predictions.stress[s])
+    if predictions.charges is not None:
+        results["charges"] = predictions.charges[rows]
     atoms.calc = SinglePointCalculator(atoms, **results)
     if np.isfinite(structure.energy):
         atoms.info["reference_energy"] = structure.energy
