@@ -7,16 +7,22 @@ __version__ = "0.1.0"
 # Public names and their modules, which are imported at first use: `import mlip_jax` must not import
 # JAX.
 _EXPORTS = {
+    "Domain": "mlip_jax.simulation.trust.domain",
     "EnsembleCalculator": "mlip_jax.simulation.calculators.ensemble",
     "MLIPCalculator": "mlip_jax.simulation.calculators.calculator",
     "MolecularDynamics": "mlip_jax.simulation.dynamics.md",
     "Relaxer": "mlip_jax.simulation.relaxation.relax",
     "Potential": "mlip_jax.potential",
+    "Predictor": "mlip_jax.predictor",
     "Structure": "mlip_jax.structure",
+    "evaluate": "mlip_jax.library",
     "find_minima": "mlip_jax.simulation.relaxation.minima",
     "from_smiles": "mlip_jax.datasets.molecules.files",
+    "load": "mlip_jax.library",
+    "load_force_field": "mlip_jax.importers",
     "read_trajectory": "mlip_jax.simulation.dynamics.trajectories",
     "relax": "mlip_jax.simulation.relaxation.relax",
+    "train": "mlip_jax.library",
 }
 __all__ = ["__version__", *_EXPORTS]
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib.util
+import inspect
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import ml_collections
@@ -23,6 +26,8 @@ __all__ = [
     "differences",
     "find_file",
     "identity",
+    "import_file",
+    "load_file",
     "part_with",
     "rename_fields",
     "to_dict",
@@ -83,6 +88,36 @@ def find_file(path: str) -> str:
         if given.parent == Path("configs") and shipped.is_file()
         else path
     )
+
+
+def load_file(path: str) -> ml_collections.ConfigDict:
+    """Return the config of a file, or of a shipped config: "spice:painn", see `find_file`.
+
+    Raises:
+      ConfigError: There is no such config, or it does not accept the argument.
+      FileNotFoundError: The file does not exist.
+    """
+    file, colon, argument = find_file(path).partition(":")
+    module, given = import_file(file), (argument,) if colon else ()
+    try:
+        inspect.signature(module.get_config).bind(*given)
+    except TypeError as error:
+        raise ConfigError(f"{path}: get_config: {error}") from error
+    return module.get_config(*given)
+
+
+def import_file(file: str) -> ModuleType:
+    """Import a config file as a module.
+
+    Raises:
+      FileNotFoundError: The file does not exist.
+    """
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"{file}: no such config file")
+    spec = importlib.util.spec_from_file_location("config_file", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def complete(

@@ -39,6 +39,7 @@ ORDER = (
     "reports",
     "sweeps",
     "tasks",
+    "library",
     "cli",
     "main",
 )

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import inspect
 import shutil
 import textwrap
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 
 import ml_collections
 
-from mlip_jax.config import find_file
+from mlip_jax.config import find_file, import_file
 from mlip_jax.defaults import TASKS
 from mlip_jax.defaults.errors import ConfigError
 from mlip_jax.defaults.field import Part
@@ -68,12 +66,7 @@ def fields(config: ml_collections.ConfigDict, path: str = "") -> Iterator[tuple[
 
 def _load(file: str) -> ModuleType:
     """Import a config file as a module."""
-    if not Path(file).is_file():
-        raise FileNotFoundError(f"{file}: no such config file")
-    spec = importlib.util.spec_from_file_location("config_of_help", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return import_file(file)
 
 
 def _lines(config: ml_collections.ConfigDict, width: int) -> list[str]:

@@ -60,6 +60,7 @@ class Reader(abc.ABC):
         gradient", ...}.
       GENERAL: Whether the reader accepts many kinds of files. When the format is detected, readers
         of specific formats are tried first.
+      FROM_FILE: Whether the path of the reader must exist.
       RENAMED_OPTIONS: Options of earlier versions: {old name: new name}. `open_data` accepts both.
       path: Path of the file or folder.
       level_of_theory: Level of theory of the labels in this file.
@@ -72,6 +73,7 @@ class Reader(abc.ABC):
     LEVEL_OF_THEORY: str = "unknown"
     UNITS: Mapping[str, str] = {}
     GENERAL: bool = False
+    FROM_FILE: bool = True
     RENAMED_OPTIONS: Mapping[str, str] = {}
     sequential: bool = False
 
@@ -80,7 +82,7 @@ class Reader(abc.ABC):
         self.level_of_theory = self.LEVEL_OF_THEORY
         self.atom_energies: Mapping[str, float] | None = None
         self.notes: list[str] = []
-        if not self.path.exists():
+        if self.FROM_FILE and not self.path.exists():
             raise DatasetError(
                 f"{self.path}: no such file or folder. Give the path of the data as "
                 "config.data.path."

@@ -14,7 +14,7 @@ from mlip_jax.defaults.diversity import DIVERSITY, DIVERSITY_REPORT
 from mlip_jax.defaults.dynamics import MD, STABILITY
 from mlip_jax.defaults.field import Part
 from mlip_jax.defaults.property import PROPERTY
-from mlip_jax.defaults.simulation import FORCE2GEO, MINIMA, PREDICT, RELAX
+from mlip_jax.defaults.simulation import EVALUATE, FORCE2GEO, MINIMA, PREDICT, RELAX
 from mlip_jax.defaults.training import ENSEMBLE, EXPORT, TRAIN
 
 TASKS: dict[str, Part] = {
@@ -31,6 +31,7 @@ TASKS: dict[str, Part] = {
         FORCE2GEO,
         RELAX,
         ENSEMBLE,
+        EVALUATE,
         EXPORT,
         PREDICT,
         MD,
@@ -93,6 +94,11 @@ def relax_defaults() -> ml_collections.ConfigDict:
 def ensemble_defaults() -> ml_collections.ConfigDict:
     """Return the config of task "ensemble" with the default of every field."""
     return ENSEMBLE.build()
+
+
+def evaluate_defaults() -> ml_collections.ConfigDict:
+    """Return the config of task "evaluate" with the default of every field."""
+    return EVALUATE.build()
 
 
 def export_defaults() -> ml_collections.ConfigDict:

@@ -87,6 +87,43 @@ MINIMIZER = Part(
     ),
 )
 
+EVALUATE = task(
+    "evaluate",
+    "Evaluation of a force field on a data set, or its predictions for structures without labels.",
+    force_field=Field(
+        "",
+        "Force field, in any form that task relax accepts; several separated by commas are an "
+        'ensemble, as in "runs/a,runs/b".',
+    ),
+    data=Part("Structures to evaluate.", DATA.replace(require="none")),
+    calibration=Field(
+        "", "Calibration of the ensemble, the workdir of a run of task ensemble; if empty, none."
+    ),
+    max_structures=optional(
+        int,
+        "Maximum number of structures, which are drawn at random.",
+        bounds=AT_LEAST_ONE,
+        unset="all structures",
+    ),
+    dtype=dtype("the predictions"),
+    batch_atoms=optional(
+        int,
+        "Average number of atoms per batch.",
+        bounds=AT_LEAST_ONE,
+        unset="chosen for the device",
+        changes_results=False,
+    ),
+    align_energies=Field(
+        False,
+        "Comparison of energies after a fit of per-element energies to their errors, for data of "
+        "another level of theory than the force field.",
+    ),
+    write_structures=Field(
+        True, "Writing of predictions.xyz, the structures with all predictions."
+    ),
+    seed=seed("the choice of structures and the embedding of SMILES"),
+)
+
 RELAX = task(
     "relax",
     "Relaxation of molecules with a force field.",

@@ -121,11 +121,18 @@ def write_ensemble_report(
         )
     )
     for split, errors in evaluated.items():
-        body += [page.heading(_TITLES[split]), _table(scores[split])]
-        body += _figures(_calibrate(calibration, errors))
+        body += [page.heading(_TITLES[split]), *section(calibration, errors, scores[split])]
     body += sections.provenance(dict(info))
     write_text(workdir / "report.html", page.render("Ensemble", body))
     return workdir / "report.html"
+
+
+def section(
+    calibration: Calibration, evaluated: EnsembleErrors, scores: Mapping[str, Any]
+) -> Iterator[str]:
+    """Yield the table of `scores` and the figures of expected and actual errors."""
+    yield _table(scores)
+    yield from _figures(_calibrate(calibration, evaluated))
 
 
 def _table(scores: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from mlip_jax.reports import html_page as page
 from mlip_jax.reports.predictions import Predictions
 
 MAX_OUTLIERS = 50
+EVALUATED = "evaluated"  # key of the predictions of an evaluation, in place of a split
 _MAX_GROUPS = 40
 _GROUP_HEADER = (
     "structures",
@@ -44,6 +45,20 @@ class ReportData:
 
 def headline(content: ReportData, notes: Sequence[str]) -> Iterator[str]:
     """Yield cards with the most important numbers, notes and warnings."""
+    shown = content.shown
+    time = page.duration(content.metrics["seconds"])
+    yield page.cards([*error_cards(content), ("training time", time, "", _extent(content))])
+    yield from (page.callout(note) for note in notes)
+    if shown != "test":
+        yield page.callout(
+            "There are no test structures. "
+            + (f"Detailed results are for the {shown} split." if shown else "No results are shown.")
+        )
+    yield from nonfinite(content)
+
+
+def error_cards(content: ReportData) -> list[tuple[str, str, str, str]]:
+    """Return cards with the energy error, the force error and the slope against size."""
     shown, values = content.shown, content.metrics[content.shown] if content.shown else {}
 
     def card(name: str, key: str, unit: str, rmse: str) -> tuple[str, str, str, str]:
@@ -56,35 +71,23 @@ def headline(content: ReportData, notes: Sequence[str]) -> Iterator[str]:
 
     stderr = page.number(values.get("energy_slope_stderr_mev_per_atom"))
     slope = _with_sign(values.get("energy_slope_mev_per_atom"))
-    yield page.cards(
-        [
-            card(
-                f"{shown or 'test'} energy MAE",
-                "energy_mae_mev_per_atom",
-                "meV/atom",
-                "energy_rmse_mev_per_atom",
-            ),
-            card(
-                f"{shown or 'test'} force MAE",
-                "force_mae_mev_per_ang",
-                "meV/Å",
-                "force_rmse_mev_per_ang",
-            ),
-            ("energy error against size", slope, "meV/atom", f"slope, ± {stderr}; should be zero"),
-            ("training time", page.duration(content.metrics["seconds"]), "", _extent(content)),
-        ]
-    )
-    yield from (page.callout(note) for note in notes)
-    if shown != "test":
-        yield page.callout(
-            "There are no test structures. "
-            + (f"Detailed results are for the {shown} split." if shown else "No results are shown.")
-        )
+    prefix = "" if shown == EVALUATED else f"{shown or 'test'} "
+    return [
+        card(
+            f"{prefix}energy MAE", "energy_mae_mev_per_atom", "meV/atom", "energy_rmse_mev_per_atom"
+        ),
+        card(f"{prefix}force MAE", "force_mae_mev_per_ang", "meV/Å", "force_rmse_mev_per_ang"),
+        ("energy error against size", slope, "meV/atom", f"slope, ± {stderr}; should be zero"),
+    ]
+
+
+def nonfinite(content: ReportData) -> Iterator[str]:
+    """Yield a warning per split with predictions that are not finite."""
     for name in content.splits:
-        nonfinite = content.metrics[name]["num_nonfinite_predictions"]
-        if nonfinite:
+        count = content.metrics[name]["num_nonfinite_predictions"]
+        if count:
             yield page.callout(
-                f"{nonfinite:,} predicted energies or force components of the {name} split are NaN "
+                f"{count:,} predicted energies or force components of the {_phrase(name)} are NaN "
                 "or infinite. They are excluded from all averages, which are therefore too low."
             )
 
@@ -122,12 +125,13 @@ def error_table(content: ReportData) -> Iterator[str]:
         for quantity, labels in (("energies", split.energy), ("forces", split.forces)):
             if not np.isfinite(labels).any():
                 yield page.paragraph(
-                    f"The {name} split has no reference {quantity}, so their errors are unknown."
+                    f"There are no reference {quantity} of the {_phrase(name)}, so their errors "
+                    "are unknown."
                 )
 
 
-def curves_and_parity(content: ReportData) -> Iterator[str]:
-    """Yield learning curves, parity plots and distributions of errors."""
+def learning_curves(content: ReportData) -> Iterator[str]:
+    """Yield learning curves."""
     yield page.heading("Learning curves")
     fig = figures.learning_curves(content.curves)
     if fig is None:
@@ -138,35 +142,38 @@ def curves_and_parity(content: ReportData) -> Iterator[str]:
             "during training."
         )
         yield page.figure(fig, caption, wide=True)
+
+
+def parity(content: ReportData) -> Iterator[str]:
+    """Yield parity plots and distributions of errors."""
     if content.shown is None:
         return
     p, values = content.splits[content.shown], content.metrics[content.shown]
-    color = figures.SPLIT_COLORS[content.shown]
-    yield page.heading(f"Predictions of the {content.shown} split")
-    parity = []
+    color = figures.SPLIT_COLORS.get(content.shown, figures.BLUE)
+    yield page.heading(f"Predictions of the {_phrase(content.shown)}")
+    plots = []
     if values["energy_mae_ev"] is not None:
         caption = (
             "Predicted against reference energies per atom "
             f"({int(np.isfinite(p.energy).sum()):,} structures), minus per-element energies fitted "
             "to the reference. A perfect model is on the dashed line."
         )
-        parity.append(page.figure(error_figures.energy_parity(p, color), caption))
+        plots.append(page.figure(error_figures.energy_parity(p, color), caption))
     if values["force_mae_mev_per_ang"] is not None:
         caption = (
             "Predicted against reference force components "
             f"({int(np.isfinite(p.forces).sum()):,}). A perfect model is on the dashed line."
         )
-        parity.append(page.figure(error_figures.force_parity(p, color), caption))
-    if not parity:
+        plots.append(page.figure(error_figures.force_parity(p, color), caption))
+    if not plots:
         yield page.paragraph("There are no labels.")
         return
-    yield page.grid(parity)
+    yield page.grid(plots)
     labelled = {name: split for name, split in content.splits.items() if split.num_structures}
-    caption = (
-        "Distributions of errors on a logarithmic scale. A train curve that is much narrower than "
-        "the others indicates overfitting, a shifted curve a bias, and wide tails rare large "
-        "errors."
-    )
+    caption = "Distributions of errors on a logarithmic scale. "
+    if "train" in labelled:
+        caption += "A train curve that is much narrower than the others indicates overfitting. "
+    caption += "A shifted curve indicates a bias, and wide tails indicate rare large errors."
     yield page.figure(error_figures.error_distributions(labelled), caption, wide=True)
 
 
@@ -352,6 +359,11 @@ def provenance(info: Mapping[str, Mapping[str, Any]], files: Sequence[str] = ())
 
 def _group_rows(groups: list[dict]) -> list[tuple]:
     return [tuple(group.values()) for group in groups]
+
+
+def _phrase(name: str) -> str:
+    """Return the phrase for a split, or for the structures of an evaluation."""
+    return "evaluated structures" if name == EVALUATED else f"{name} split"
 
 
 def _extent(content: ReportData) -> str:

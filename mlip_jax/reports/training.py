@@ -56,7 +56,7 @@ def write_report(
     workdir.mkdir(parents=True, exist_ok=True)
     content = sections.ReportData(
         splits={name: predictions[name] for name in SPLITS if name in predictions},
-        metrics=metrics(predictions, seconds) | {"domain_auc": _domain_auc(evaluation)},
+        metrics=metrics(predictions, seconds) | {"domain_auc": domain_auc(evaluation)},
         curves=read_metrics(metrics_csv),
     )
     # Write the metrics first, so that they exist even if a figure fails.
@@ -67,11 +67,12 @@ def write_report(
         page.heading(title, 1),
         *sections.headline(content, notes),
         *sections.error_table(content),
-        *sections.curves_and_parity(content),
+        *sections.learning_curves(content),
+        *sections.parity(content),
         *sections.drift(content),
         *sections.per_group(content),
         *sections.worst_cases(content),
-        *_domain(evaluation),
+        *domain_section(evaluation),
         *sections.provenance(info),
     ]
     write_text(workdir / "report.html", page.render(title, body))
@@ -103,25 +104,31 @@ def metrics(predictions: dict[str, Predictions], seconds: float) -> dict:
     fits = {
         f"fitted_on_{name}": predictions[name] for name in ("valid", "test") if name in predictions
     }
-    fits |= {f"fitted_on_{shown}": p}
+    return errors.json_safe(result | details(p, fits | {f"fitted_on_{shown}": p}))
+
+
+def details(p: Predictions, fits: dict[str, Predictions]) -> dict:
+    """Return errors per element, subset and size, outliers, and gains of per-element corrections.
+
+    Args:
+      p: Predictions.
+      fits: Predictions that the per-element corrections are fitted to, by name.
+    """
     outliers = errors.force_outliers(p)
-    return errors.json_safe(
-        result
-        | {
-            "per_element_correction": {
-                name: errors.per_element_correction(p, fit) for name, fit in fits.items()
-            },
-            "per_element": errors.per_element(p),
-            "per_subset": errors.per_subset(p),
-            "per_size": errors.per_size(p),
-            "worst_molecules": errors.worst_molecules(p),
-            "force_outlier_threshold_ev_per_ang": errors.OUTLIER_THRESHOLD,
-            "force_outliers": outliers[: sections.MAX_OUTLIERS],
-        }
-    )
+    return {
+        "per_element_correction": {
+            name: errors.per_element_correction(p, fit) for name, fit in fits.items()
+        },
+        "per_element": errors.per_element(p),
+        "per_subset": errors.per_subset(p),
+        "per_size": errors.per_size(p),
+        "worst_molecules": errors.worst_molecules(p),
+        "force_outlier_threshold_ev_per_ang": errors.OUTLIER_THRESHOLD,
+        "force_outliers": outliers[: sections.MAX_OUTLIERS],
+    }
 
 
-def _domain_auc(evaluation: DomainEvaluation | None) -> dict | None:
+def domain_auc(evaluation: DomainEvaluation | None) -> dict | None:
     """Return the area under the ROC curve of the distance for large errors, by kind of error."""
     if evaluation is None:
         return None
@@ -131,7 +138,8 @@ def _domain_auc(evaluation: DomainEvaluation | None) -> dict | None:
     )
 
 
-def _domain(evaluation: DomainEvaluation | None) -> Iterator[str]:
+def domain_section(evaluation: DomainEvaluation | None) -> Iterator[str]:
+    """Yield the section on the distance from the training set, if it is known."""
     if evaluation is not None:
         yield from domain.section(
             "Errors against the distance from the training set",

@@ -12,7 +12,7 @@ import io
 import itertools
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,42 @@ def open_frames(path: Path, format: str) -> FileFrames:
     ):
         return _XyzFrames(path, format or "extxyz")
     return _StreamedFrames(path, format)
+
+
+def has_labels(frames: FileFrames, count: int = 10) -> bool:
+    """Return whether one of the first frames has a label that looks like an energy or forces."""
+    words = ("energ", "force", "grad")
+    return any(
+        word in name.lower()
+        for frame in frames.read(range(min(count, len(frames))))
+        for part in (frame.labels, frame.arrays, frame.results)
+        for name in part
+        for word in words
+    )
+
+
+class MemoryFrames(FileFrames):
+    """Frames from ASE's Atoms in memory.
+
+    Results of a calculator count only if they belong to the present positions. Several structures
+    may share a calculator, which has the results of the last one.
+    """
+
+    def __init__(self, atoms: Sequence[Atoms]):
+        self._atoms = atoms
+
+    def __len__(self) -> int:
+        return len(self._atoms)
+
+    def close(self) -> None:
+        pass
+
+    def read(self, records: range) -> Iterator[Frame]:
+        for record in records:
+            atoms = self._atoms[record]
+            frame = _from_atoms(atoms)
+            outdated = atoms.calc is not None and bool(atoms.calc.check_state(atoms))
+            yield dataclasses.replace(frame, results={}) if outdated else frame
 
 
 def _from_atoms(atoms: Atoms) -> Frame:

@@ -36,7 +36,13 @@ from mlip_jax.config import ConfigError, unknown_name
 from mlip_jax.datasets import options, reader
 from mlip_jax.datasets.charges import total_charge, whole_charge
 from mlip_jax.datasets.formats.ase_database import is_ase_database
-from mlip_jax.datasets.formats.ase_frames import Frame, is_trajectory, is_xyz, open_frames
+from mlip_jax.datasets.formats.ase_frames import (
+    FileFrames,
+    Frame,
+    is_trajectory,
+    is_xyz,
+    open_frames,
+)
 from mlip_jax.datasets.formats.elements import validate_numbers
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.structure import Structure
@@ -149,7 +155,7 @@ class Reader(reader.Reader):
         self._force = _force_unit(forces_unit) if forces_unit else self._energy / self._length
         # Forces are minus the gradient.
         self._force *= -1 if options.flag("forces_are_gradients", forces_are_gradients) else 1
-        self._frames = open_frames(self.path, options.text("format", format))
+        self._frames = self._open(options.text("format", format))
         self.sequential = self._frames.sequential
         try:
             if not len(self._frames):
@@ -163,6 +169,10 @@ class Reader(reader.Reader):
         except BaseException:
             self._frames.close()
             raise
+
+    def _open(self, format: str) -> FileFrames:
+        """Open the frames in a format of ASE; "" detects it."""
+        return open_frames(self.path, format)
 
     @classmethod
     def matches(cls, path: Path) -> bool:

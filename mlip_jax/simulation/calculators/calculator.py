@@ -19,7 +19,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import all_changes
+from ase.calculators.calculator import Calculator, all_changes
 
 from mlip_jax.importers import load_force_field, schnetpack, so3lr
 from mlip_jax.potential import Potential, evaluate, hessian_columns
@@ -84,25 +84,24 @@ class MLIPCalculator(PaddedCalculator):
 
     def __init__(
         self,
-        potential: Potential | str | Path,
+        potential: Potential | Calculator | str | Path,
         dtype: str = "float32",
         domain: Domain | None = None,
     ):
         """Create a calculator.
 
         Args:
-          potential: Force field, or its location as for `importers.load_force_field`, for programs
-            that pass only text: "runs/spice", "schnetpack:painn.safetensors".
+          potential: Force field in any form that `importers.load_force_field` accepts:
+            "runs/spice", "schnetpack:painn.safetensors", another calculator.
           dtype: "float32" or "float64".
-          domain: Domain of the force field.
+          domain: Domain of the force field. By default that of its workdir or calculator, if any.
 
         Raises:
           ValueError: If dtype is neither of the two.
           CheckpointError, FileNotFoundError: If there is no readable force field at the location.
         """
-        if not isinstance(potential, Potential):
-            potential = load_force_field(str(potential))
-        super().__init__([potential], dtype)
+        domain = atom_domain.of(potential) if domain is None else domain
+        super().__init__([load_force_field(potential)], dtype)
         self.potential = self._members[0]
         self.domain = domain
         if domain is not None:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mlip_jax.importers import load_force_field
 from mlip_jax.potential import Evaluation, Potential, evaluate, hessian_columns
 from mlip_jax.simulation.calculators.padded import PaddedCalculator
 from mlip_jax.simulation.trust.ensemble_calibration import Calibration
@@ -117,10 +118,10 @@ class EnsembleCalculator(PaddedCalculator):
         dtype: str = "float32",
         calibration: str | Path | None = None,
     ) -> EnsembleCalculator:
-        """Create an ensemble from the directories of several training runs.
+        """Create an ensemble from the locations of several force fields.
 
         Args:
-          paths: Directories of training runs or checkpoints.
+          paths: Force fields, each in any form that `importers.load_force_field` accepts.
           dtype: "float32" or "float64".
           calibration: ensemble.json of these members, or the folder that contains it.
 
@@ -132,7 +133,7 @@ class EnsembleCalculator(PaddedCalculator):
         if isinstance(paths, str | Path):
             raise ValueError(f"expected a list of workdirs, received one path, {str(paths)!r}")
         known = None if calibration is None else Calibration.load(calibration)
-        return cls([Potential.load(path) for path in paths], dtype, known)
+        return cls([load_force_field(path) for path in paths], dtype, known)
 
     def _params(self):
         """Return parameters and energy scales (M,) of each group, stacked along a leading axis."""

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 from ase import Atoms, units
+from ase.calculators.calculator import Calculator
 
 from mlip_jax.graphs.shapes import PaddingBudget
 from mlip_jax.importers import load_force_field
@@ -71,7 +72,7 @@ class MolecularDynamics:
     def __init__(
         self,
         molecules: Atoms | Sequence[Atoms],
-        force_field: Potential | str | Path,
+        force_field: Potential | Calculator | str | Path,
         *,
         replicas: int = 1,
         temperatures: Sequence[float] | None = None,
@@ -82,8 +83,8 @@ class MolecularDynamics:
 
         Args:
           molecules: One molecule or a sequence of molecules, or cells.
-          force_field: Force field, or a location as for `load_force_field`, such as the workdir of
-            a training run.
+          force_field: Force field in any form that `load_force_field` accepts, such as the workdir
+            of a training run.
           replicas: Copies of each molecule, which differ in momenta and noise.
           temperatures: Temperature of each molecule, including replicas (K); None uses that of the
             settings.
@@ -98,11 +99,7 @@ class MolecularDynamics:
         self.settings = Settings(**settings)
         if int(replicas) != replicas or replicas < 1:
             raise ValueError(f"replicas must be an integer of at least 1, received {replicas}")
-        self.potential = (
-            force_field
-            if isinstance(force_field, Potential)
-            else load_force_field(str(force_field))
-        )
+        self.potential = load_force_field(force_field)
         self.settings.check_forces(self.potential)
         given = [molecules] if isinstance(molecules, Atoms) else list(molecules)
         self._system = system.make([a for a in given for _ in range(replicas)], self.potential)

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 from ase import Atoms
+from ase.calculators.calculator import Calculator
 
 from mlip_jax.datasets.molecules.rmsd import Conformers, cross_rmsd
 from mlip_jax.datasets.molecules.symmetry import SymmetryQuery, symmetries_of
@@ -128,7 +129,7 @@ class MinimaResult:
 
 
 def find_minima(
-    starts: Sequence[Sequence[Atoms]], force_field: Potential | str | Path, **options
+    starts: Sequence[Sequence[Atoms]], force_field: Potential | Calculator | str | Path, **options
 ) -> list[MinimaResult]:
     """Find the minima of molecules from one or more geometries each.
 
@@ -139,7 +140,7 @@ def find_minima(
 
     Args:
       starts: Geometries of each molecule, with their atoms in one order.
-      force_field: Force field, or a location as for `load_force_field`, such as the workdir of a
+      force_field: Force field in any form that `load_force_field` accepts, such as the workdir of a
         training run.
       **options: Fields of `SearchOptions`.
 
@@ -151,9 +152,7 @@ def find_minima(
       CheckpointError: If there is no force field at this location.
     """
     search = SearchOptions(**options)
-    potential = (
-        force_field if isinstance(force_field, Potential) else load_force_field(str(force_field))
-    )
+    potential = load_force_field(force_field)
     relaxer = Relaxer(potential, fmax=search.fmax, max_steps=search.max_steps, dtype=search.dtype)
     pools = [
         _MinimumPool(geometries, search, symmetries)

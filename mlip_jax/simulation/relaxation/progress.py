@@ -25,14 +25,25 @@ class RelaxationProgressBar:
       done: Number of molecules so far, including those of earlier starts.
     """
 
-    def __init__(self, total: int, done: int, verb: str = "relaxing"):
+    def __init__(
+        self,
+        total: int,
+        done: int,
+        verb: str = "relaxing",
+        *,
+        noun: str = "molecules",
+        failed: str = "failed or diverged",
+    ):
         """Create a progress bar.
 
         Args:
           total: Total number of molecules.
           done: Number of molecules of earlier starts.
           verb: Label of the bar.
+          noun: Name of what is counted.
+          failed: Label of the number of failures.
         """
+        self._noun, self._failed_label = noun, failed
         self.done, self._total, self._failed, self._before = done, total, 0, done
         self._lock = threading.Lock()
         self._begin = self._shown = self._logged = time.monotonic()
@@ -63,18 +74,18 @@ class RelaxationProgressBar:
         self._show()
         self._bar.stop()
 
-    def add(self, status: str) -> None:
-        """Count a finished molecule. Threads may share the bar."""
+    def add(self, status: str, count: int = 1) -> None:
+        """Count `count` finished molecules. Threads may share the bar."""
         with self._lock:
-            self.done += 1
-            self._failed += status in ("failed", "diverged")
+            self.done += count
+            self._failed += count * (status in ("failed", "diverged"))
         now = time.monotonic()
         if now - self._shown >= _SHOW_SECONDS:
             self._shown = now
             self._show()
         if now - self._logged >= _LOG_SECONDS and not self._bar.console.is_terminal:
             self._logged = now
-            log.info("%d of %d molecules: %s", self.done, self._total, self._text())
+            log.info("%d of %d %s: %s", self.done, self._total, self._noun, self._text())
 
     def _show(self) -> None:
         """Redraw the bar."""
@@ -83,4 +94,4 @@ class RelaxationProgressBar:
     def _text(self) -> str:
         """Return speed and number of failures as text."""
         speed = (self.done - self._before) / max(time.monotonic() - self._begin, 1e-9)
-        return f"{speed:.3g} molecules/s  {self._failed} failed or diverged"
+        return f"{speed:.3g} {self._noun}/s  {self._failed} {self._failed_label}"

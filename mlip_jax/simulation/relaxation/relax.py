@@ -12,8 +12,10 @@ from pathlib import Path
 import jax
 import numpy as np
 from ase import Atoms
+from ase.calculators.calculator import Calculator
 from ase.calculators.singlepoint import SinglePointCalculator
 
+from mlip_jax.importers import load_force_field
 from mlip_jax.potential import Potential
 from mlip_jax.simulation.relaxation import minimizers
 from mlip_jax.simulation.relaxation.inputs import find_obstacle, fixed_atoms, queued_molecule
@@ -68,7 +70,7 @@ class Relaxation:
 
 def relax(
     molecules: Sequence[Atoms],
-    force_field: Potential | str | Path,
+    force_field: Potential | Calculator | str | Path,
     *,
     optimizer: str = "bfgs",
     fmax: float = 0.05,
@@ -88,7 +90,8 @@ def relax(
 
     Args:
       molecules: Molecules to relax.
-      force_field: Force field, or the workdir of a training run.
+      force_field: Force field in any form that `importers.load_force_field` accepts, such as the
+        workdir of a training run.
       progress: Whether to show a progress bar.
       optimizer, fmax, max_steps, maxstep, dtype, trajectory_every: See `Relaxer`.
 
@@ -131,7 +134,7 @@ class Relaxer:
 
     def __init__(
         self,
-        force_field: Potential | str | Path,
+        force_field: Potential | Calculator | str | Path,
         *,
         optimizer: str = "bfgs",
         fmax: float = 0.05,
@@ -145,7 +148,8 @@ class Relaxer:
         """Create a relaxer.
 
         Args:
-          force_field: Force field, or the workdir of a training run.
+          force_field: Force field in any form that `importers.load_force_field` accepts, such as
+            the workdir of a training run.
           optimizer: "bfgs" (same steps as in ASE), "lbfgs" (for hundreds of atoms), or "fire".
           fmax: Largest force of a relaxed molecule (eV/Å): the norm per atom, as in ASE.
           max_steps: Maximum number of steps per molecule.
@@ -175,9 +179,7 @@ class Relaxer:
         if dtype not in ("float32", "float64"):
             raise ValueError(f'dtype must be "float32" or "float64", received {dtype!r}')
         minimizer = minimizers.create(optimizer, maxstep)
-        self.potential = (
-            force_field if isinstance(force_field, Potential) else Potential.load(force_field)
-        )
+        self.potential = load_force_field(force_field)
         self._dtype = np.dtype(dtype)
         self._devices = list(jax.local_devices() if devices is None else devices)
         self._every = trajectory_every

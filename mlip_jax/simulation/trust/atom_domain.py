@@ -108,6 +108,13 @@ def load_domain(path: str | Path) -> Domain | None:
     return Domain.load(file) if file.is_file() else None
 
 
+def of(force_field: Any) -> Domain | None:
+    """Return the domain of a force field: that of its workdir or of its calculator, or None."""
+    if isinstance(force_field, str | Path):
+        return load_domain(force_field)
+    return getattr(force_field, "domain", None)
+
+
 def properties(domain: Domain) -> tuple[str, ...]:
     """Return the names of the results of `results`."""
     return (

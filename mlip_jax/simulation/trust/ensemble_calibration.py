@@ -211,14 +211,32 @@ class Calibration:
           Both are standard deviations of the errors to expect. The mean |error| of a Gaussian is
           0.8 of it.
         """
-        expected: dict[str, Any] = {}
+        expected: dict[str, Any] = self.expected(
+            np.array([len(forces_std)]), np.array([energy_std]), forces_std
+        )
         if self.energy is not None:
-            expected["energy_expected_error"] = float(
-                len(forces_std) * self.energy.expected(energy_std / len(forces_std))
-            )
-        if self.forces is not None:
-            expected["forces_expected_error"] = self.forces.expected(_over_components(forces_std))
+            expected["energy_expected_error"] = float(expected["energy_expected_error"][0])
         return expected
+
+    def expected(
+        self, n_atoms: np.ndarray, energy_std: np.ndarray, forces_std: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Return the expected errors for S structures with A atoms, as `results`.
+
+        Args:
+          n_atoms: Number of atoms, (S,).
+          energy_std: Standard deviations of the energies (eV), (S,).
+          forces_std: Standard deviations of the forces (eV/Å), (A, 3).
+
+        Returns:
+          energy_expected_error, (S,), and forces_expected_error, (A,), if they are calibrated.
+        """
+        errors = {}
+        if self.energy is not None:
+            errors["energy_expected_error"] = n_atoms * self.energy.expected(energy_std / n_atoms)
+        if self.forces is not None:
+            errors["forces_expected_error"] = self.forces.expected(_over_components(forces_std))
+        return errors
 
 
 def evaluate(potentials: Sequence[Potential], store: Store, indices: np.ndarray) -> EnsembleErrors:

@@ -12,6 +12,7 @@ import numpy as np
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets.store.array_cache import load_or_compute
 from mlip_jax.datasets.store.store import Store
+from mlip_jax.importers import load_force_field
 from mlip_jax.potential import Potential
 from mlip_jax.simulation.energies import mean_features
 
@@ -35,7 +36,7 @@ def of(options: Any) -> Callable[[Store, np.ndarray], np.ndarray] | None:
             "data.selection='embedding' requires the workdir of a trained force field: "
             "--config.data.selection_force_field=runs/spice"
         )
-    potential = Potential.load(options.selection_force_field)
+    potential = load_force_field(options.selection_force_field)
 
     def embed(store: Store, indices: np.ndarray) -> np.ndarray:
         try:

@@ -459,7 +459,9 @@ def test_folders_and_other_versions_are_rejected(sample, tmp_path):
     for page in (0, 4096):
         data[page + 20 : page + 24] = struct.pack("=I", 999)
     (tmp_path / "new.lmdb").write_bytes(data)
-    with pytest.raises(DatasetError, match=r"new\.lmdb: cannot open it as LMDB.*(999|VERSION_MISMATCH)"):
+    with pytest.raises(
+        DatasetError, match=r"new\.lmdb: cannot open it as LMDB.*(999|VERSION_MISMATCH)"
+    ):
         pubchemqcr.Reader(tmp_path / "new.lmdb")
 
 

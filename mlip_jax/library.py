@@ -1,0 +1,266 @@
+"""Python functions that do what the command line does: `train`, `evaluate` and `load`.
+
+    from mlip_jax import evaluate, load, train
+
+    result = train("spice:painn", list_of_atoms, overrides={"train.num_steps": 2000})
+    result.metrics["test"]["force_mae_mev_per_ang"]
+    atoms.calc = load("runs/spice")
+    evaluate("runs/a,runs/b", "molecules.xyz").energies
+
+They run the same tasks in this process. Structures are a list of ASE's Atoms, or the path of a file
+or store. Without a workdir, no file is kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import importlib
+import json
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+import numpy as np
+from ase import Atoms
+
+from mlip_jax import config as configs
+from mlip_jax.config import ConfigError
+from mlip_jax.datasets import atoms_list, source
+from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.defaults import evaluate_defaults
+from mlip_jax.importers import load_force_field, split_force_fields
+from mlip_jax.potential import Potential, read_checkpoint
+from mlip_jax.predictor import TASK as PROPERTY
+from mlip_jax.predictor import Predictor
+from mlip_jax.reports.training import read_metrics
+from mlip_jax.simulation.calculators.calculator import MLIPCalculator
+from mlip_jax.simulation.calculators.ensemble import EnsembleCalculator
+from mlip_jax.simulation.trust import atom_domain
+from mlip_jax.simulation.trust.domain import Domain
+from mlip_jax.simulation.trust.ensemble_calibration import Calibration
+from mlip_jax.sweeps.overrides import override
+from mlip_jax.tasks.evaluate import evaluate_config
+from mlip_jax.tasks.force_field_evaluation.result import EvaluationResult
+
+log = logging.getLogger(__name__)
+
+_TRAINING_TASKS = ("train", PROPERTY)
+_TRAJECTORY = "structures.traj"
+
+
+def load(
+    model: Any, *, dtype: str = "float32", calibration: str | Path | None = None
+) -> MLIPCalculator | EnsembleCalculator | Predictor:
+    """Load a trained model: a calculator for ASE, or a predictor of properties.
+
+    >>> atoms.calc = load("runs/spice")  # doctest: +SKIP
+
+    Args:
+      model: Workdir of a training run, "so3lr:params.pkl" or another importer with its file, a
+        `Potential`, a calculator; several, as a sequence or as in "runs/a,runs/b", are an ensemble.
+      dtype: "float32" or "float64", for calculators.
+      calibration: Calibration of an ensemble, the workdir of a run of configs/ensemble.py.
+
+    Returns:
+      `MLIPCalculator` for one force field, with its domain if it is known; `EnsembleCalculator` for
+      several; `Predictor` for a run of task "property".
+
+    Raises:
+      CheckpointError, ValueError, FileNotFoundError: The model cannot be loaded.
+    """
+    items = split_force_fields(model)
+    if len(items) > 1:
+        known = None if calibration is None else Calibration.load(calibration)
+        return EnsembleCalculator([load_force_field(item) for item in items], dtype, known)
+    if calibration is not None:
+        raise ValueError("calibration is for an ensemble, but there is one force field")
+    (item,) = items
+    if isinstance(item, str) and Path(item).is_dir():
+        restored = read_checkpoint(item)
+        if restored.metadata["config"].get("task") == PROPERTY:
+            return Predictor.from_checkpoint(restored.arrays, restored.metadata)
+    return MLIPCalculator(item, dtype)
+
+
+def evaluate(
+    force_field: Any,
+    structures: Sequence[Atoms] | Atoms | str | Path,
+    workdir: str | Path | None = None,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    **fields: Any,
+) -> EvaluationResult:
+    """Evaluate force fields on structures, and compare with labels if there are any.
+
+    >>> result = evaluate("runs/spice", "test.xyz")  # doctest: +SKIP
+    >>> result.metrics["evaluated"]["force_mae_mev_per_ang"]  # doctest: +SKIP
+
+    Args:
+      force_field: One or several force fields, as for `load`.
+      structures: ASE's Atoms, or the path of a file or store. Labels of Atoms are the results of
+        their calculator for the present positions, or info["energy"] and arrays["forces"].
+      workdir: Folder of the report and the predictions; an interrupted evaluation resumes there.
+        None writes no file.
+      overrides: Config fields by dotted name, such as {"data.reader_options":
+        "energy_key=dft_energy"}.
+      **fields: Config fields of the task, such as dtype="float64", calibration="runs/ensemble".
+
+    Raises:
+      ConfigError, WorkdirError, DatasetError, CheckpointError, ValueError: The message explains how
+        to fix the problem.
+    """
+    config = override(evaluate_defaults(), {**fields, **(overrides or {})})
+    if isinstance(force_field, str | Path):
+        config.force_field = str(force_field)
+    atoms = None
+    if isinstance(structures, str | Path):
+        config.data.path = str(structures)
+    else:
+        atoms = _list(structures)
+    result = evaluate_config(config, workdir, force_field, atoms)
+    if result is None:
+        raise RuntimeError("only the leader of several processes has the result")
+    return result
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingResult:
+    """Result of a training run.
+
+    Attributes:
+      model: The trained force field, or the predictor of a run of task "property".
+      metrics: Content of metrics.json: errors by split, in metrics["test"] and so on.
+      history: Columns of metrics.csv by name, (R,) each: losses and errors during training.
+      domain: Domain of the force field, or None.
+      workdir: Folder of the run, or None if no folder was given.
+      report: Path of report.html, or None if no folder was given.
+    """
+
+    model: Potential | Predictor
+    metrics: dict[str, Any]
+    history: dict[str, np.ndarray]
+    domain: Domain | None = None
+    workdir: Path | None = None
+    report: Path | None = None
+
+    def calculator(self, dtype: str = "float32") -> MLIPCalculator:
+        """Return a calculator for ASE.
+
+        Raises:
+          ValueError: The run trained a predictor of properties.
+        """
+        if not isinstance(self.model, Potential):
+            raise ValueError("this run trained a predictor of properties: use model.predict")
+        return MLIPCalculator(self.model, dtype, self.domain)
+
+
+def train(
+    config: str | Path | ml_collections.ConfigDict,
+    structures: Sequence[Atoms] | str | Path | None = None,
+    workdir: str | Path | None = None,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+) -> TrainingResult:
+    """Train a force field or a predictor of properties, or resume a run in `workdir`.
+
+    >>> result = train("spice:painn", "own.xyz", "runs/own")  # doctest: +SKIP
+    >>> atoms.calc = result.calculator()  # doctest: +SKIP
+
+    Args:
+      config: Name of a shipped config ("spice:painn"), a config file, or a config of task "train"
+        or "property".
+      structures: ASE's Atoms with energies and forces (see `evaluate`), or the path of a file or
+        store. None uses the data of the config.
+      workdir: Folder of the run. None trains in a temporary folder, which is removed at the end.
+      overrides: Config fields by dotted name, such as {"train.num_steps": 2000, "data.elements":
+        None}.
+
+    Raises:
+      ConfigError, WorkdirError, DatasetError, TrainingError, CheckpointError: The message explains
+        how to fix the problem.
+    """
+    if isinstance(config, ml_collections.ConfigDict):
+        config = copy.deepcopy(config)
+    else:
+        config = configs.load_file(str(config))
+    config = override(config, overrides or {})
+    if config.get("task") not in _TRAINING_TASKS:
+        raise ConfigError(
+            f"train runs configs of the tasks {', '.join(_TRAINING_TASKS)}; this config has the "
+            f"task {config.get('task')!r}"
+        )
+    with _folder(workdir) as folder:
+        if structures is not None:
+            _set_structures(config, structures, folder)
+        report = importlib.import_module(f"mlip_jax.tasks.{config.task}").run(config, folder)
+        return _read_result(config.task, folder, None if workdir is None else report)
+
+
+def _read_result(task: str, folder: Path, report: Path | None) -> TrainingResult:
+    """Read the results of a finished run into memory."""
+    return TrainingResult(
+        model=Predictor.load(folder) if task == PROPERTY else Potential.load(folder),
+        metrics=json.loads((folder / "metrics.json").read_text(encoding="utf-8")),
+        history=read_metrics(folder / "metrics.csv"),
+        domain=None if task == PROPERTY else atom_domain.load_domain(folder),
+        workdir=None if report is None else folder,
+        report=report,
+    )
+
+
+@contextlib.contextmanager
+def _folder(workdir: str | Path | None) -> Iterator[Path]:
+    """Yield the workdir, or a temporary folder that is removed at the end."""
+    if workdir is not None:
+        yield Path(workdir)
+        return
+    with tempfile.TemporaryDirectory(prefix="mlip_jax-") as folder:
+        yield Path(folder) / "run"
+
+
+def _set_structures(config, structures: Sequence[Atoms] | str | Path, folder: Path) -> None:
+    """Set the data of a config: a path, or Atoms, which are written to a file next to the run."""
+    if isinstance(structures, str | Path):
+        config.data.path = str(structures)
+        return
+    if config.task == PROPERTY:
+        raise ConfigError(
+            "training of a predictor takes the path of a data set, because ASE's Atoms have no "
+            "labels of known names; see docs/properties.md"
+        )
+    options = source.reader_options(config.data.reader_options)
+    items, labelled = atoms_list.from_atoms(_list(structures), **options)
+    if not labelled:
+        raise DatasetError(
+            "the structures have no energies or forces: set the results of a calculator, or "
+            'info["energy"] and arrays["forces"]'
+        )
+    data = folder / "data"
+    data.mkdir(parents=True, exist_ok=True)
+    atoms_list.write_trajectory(data / _TRAJECTORY, items)
+    config.data.path, config.data.directory = str(data / _TRAJECTORY), str(data)
+    level = str(options.get("level_of_theory", "unknown")).replace(";", ",")
+    config.data.reader, config.data.reader_options = (
+        "ase",
+        f"{atoms_list.TRAJECTORY_OPTIONS}; level_of_theory={level}",
+    )
+
+
+def _list(structures: Sequence[Atoms] | Atoms) -> list[Atoms]:
+    """Return a list of Atoms.
+
+    Raises:
+      ValueError: An item is not Atoms.
+    """
+    items = [structures] if isinstance(structures, Atoms) else list(structures)
+    for k, item in enumerate(items):
+        if not isinstance(item, Atoms):
+            raise ValueError(
+                f"structures: expected ase.Atoms or the path of a file, received {item!r} at {k}"
+            )
+    return items

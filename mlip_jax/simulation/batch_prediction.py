@@ -1,0 +1,370 @@
+"""Predictions of one or several force fields for many structures, in batches on all devices.
+
+`BatchPredictor` evaluates the members of an ensemble on one batch after another: the host builds
+batches while the devices compute. Results are those of the calculators:
+
+- energies, forces, partial charges if the force fields predict them, and the stress of structures
+  that are periodic in three directions: means over the members;
+- of several members: standard deviations and, with a calibration, expected errors;
+- with a domain: distances of the atoms from the training atoms, and expected force errors.
+
+S is the number of structures and A the number of their atoms.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mlip_jax.datasets.columns import Columns
+from mlip_jax.datasets.statistics import sum_reference
+from mlip_jax.graphs.batch import build_batch
+from mlip_jax.graphs.packing import plan_batches
+from mlip_jax.graphs.padding import choose_budget, graph_sizes
+from mlip_jax.graphs.shapes import GrowingBudget
+from mlip_jax.importers import load_force_field, split_force_fields
+from mlip_jax.potential import Potential, evaluate
+from mlip_jax.simulation.energies import invariant_features
+from mlip_jax.simulation.trust import atom_domain
+from mlip_jax.simulation.trust.domain import Domain
+from mlip_jax.simulation.trust.ensemble_calibration import Calibration
+from mlip_jax.workdir import atomic_open
+
+# Average number of atoms of a batch by platform: it fits the caches of a core or fills a GPU.
+_BATCH_ATOMS = {"cpu": 640, "gpu": 16_384, "tpu": 16_384}
+
+
+@dataclasses.dataclass(frozen=True)
+class ForceFieldMember:
+    """Force field with its domain.
+
+    Attributes:
+      name: Workdir or file of the force field, or its digest if it has neither.
+      potential: Force field.
+      domain: Domain of the force field, or None.
+    """
+
+    name: str
+    potential: Potential
+    domain: Domain | None
+
+    @property
+    def level_of_theory(self) -> str:
+        """Level of theory of the training labels."""
+        return self.potential.metadata.get("statistics", {}).get("level_of_theory", "unknown")
+
+
+def load_members(given: Any) -> tuple[ForceFieldMember, ...]:
+    """Load force fields with their domains.
+
+    Args:
+      given: One or several force fields, see `importers.split_force_fields`.
+
+    Raises:
+      CheckpointError, ValueError, FileNotFoundError: As for `importers.load_force_field`, or a
+        force field occurs twice.
+    """
+    items = split_force_fields(given)
+    potentials = [load_force_field(item) for item in items]
+    digests = [p.digest() for p in potentials]
+    if len(set(digests)) < len(digests):
+        raise ValueError(
+            "members of an ensemble must differ, but a force field occurs twice among "
+            + ", ".join(str(item) if isinstance(item, str) else "objects" for item in items)
+        )
+    return tuple(
+        ForceFieldMember(item if isinstance(item, str) else digest, potential, atom_domain.of(item))
+        for item, potential, digest in zip(items, potentials, digests)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class StructurePredictions:
+    """Predictions for S structures with A atoms. Fields that do not apply are None.
+
+    Attributes:
+      n_atoms: Number of atoms, (S,).
+      energy: Total energies including the reference energies (eV), (S,).
+      forces: Forces (eV/Å), (A, 3).
+      stress: Stress (eV/Å³), (S, 3, 3); NaN for structures that are not periodic in three
+        directions. None if no structure is.
+      charges: Partial charges (e), (A,), if all members predict them.
+      energy_std: Standard deviation of the energy over the members (eV), (S,).
+      forces_std: Standard deviations of the forces over the members (eV/Å), (A, 3).
+      energy_expected_error: Expected error of the energy (eV), (S,).
+      forces_expected_error: Expected error of the force components (eV/Å), (A,).
+      domain_distance: Distance of the atoms from the training atoms, (A,); 1 at the boundary of the
+        domain.
+    """
+
+    n_atoms: np.ndarray
+    energy: np.ndarray
+    forces: np.ndarray
+    stress: np.ndarray | None = None
+    charges: np.ndarray | None = None
+    energy_std: np.ndarray | None = None
+    forces_std: np.ndarray | None = None
+    energy_expected_error: np.ndarray | None = None
+    forces_expected_error: np.ndarray | None = None
+    domain_distance: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.energy)
+
+    @functools.cached_property
+    def offsets(self) -> np.ndarray:
+        """Index of the first atom of each structure, then A; (S + 1,)."""
+        return np.concatenate([[0], np.cumsum(self.n_atoms)]).astype(np.int64)
+
+    @functools.cached_property
+    def farthest(self) -> np.ndarray | None:
+        """Distance of the farthest atom of each structure from the training atoms, (S,), or None.
+
+        It is inf if a distance is not a number.
+        """
+        if self.domain_distance is None:
+            return None
+        distance = np.where(np.isnan(self.domain_distance), np.inf, self.domain_distance)
+        return np.maximum.reduceat(distance, self.offsets[:-1]) if len(self) else np.zeros(0)
+
+    @property
+    def outside_domain(self) -> np.ndarray | None:
+        """Whether an atom of each structure is outside the domain, (S,), or None."""
+        return None if self.farthest is None else self.farthest > 1
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[StructurePredictions]) -> StructurePredictions:
+        """Concatenate predictions; a part without stress gets NaN if another has stress."""
+        fields = {}
+        for name in _FIELDS:
+            values = [getattr(part, name) for part in parts]
+            if name == "stress" and any(v is not None for v in values):
+                values = [
+                    np.full((len(part), 3, 3), np.nan) if v is None else v
+                    for part, v in zip(parts, values)
+                ]
+            fields[name] = None if any(v is None for v in values) else np.concatenate(values)
+        return cls(**fields)
+
+    def save(self, path: Path, **more: np.ndarray) -> None:
+        """Write an npz file, with further arrays."""
+        arrays = {name: getattr(self, name) for name in _FIELDS if getattr(self, name) is not None}
+        with atomic_open(path, shared=True) as file:
+            np.savez(file, **arrays, **more)
+
+    @classmethod
+    def load(cls, path: Path) -> tuple[StructurePredictions, dict[str, np.ndarray]]:
+        """Load a file that `save` wrote; also return the further arrays."""
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        own = {name: arrays.pop(name) for name in _FIELDS if name in arrays}
+        return cls(**own), arrays
+
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(StructurePredictions))
+
+
+class BatchPredictor:
+    """Evaluates force fields on structures. Its programs are compiled once per batch shape."""
+
+    def __init__(
+        self,
+        members: Sequence[ForceFieldMember],
+        *,
+        dtype: str = "float32",
+        batch_atoms: int | None = None,
+        calibration: Calibration | None = None,
+    ):
+        """Create a predictor.
+
+        Args:
+          members: Force fields; several are an ensemble.
+          dtype: "float32" or "float64".
+          batch_atoms: Average number of atoms per batch; None or 0 chooses by the kind of device.
+          calibration: Calibration of the ensemble.
+
+        Raises:
+          ValueError: The calibration is of other members.
+        """
+        if calibration is not None:
+            calibration.check([m.potential for m in members])
+        self.members = tuple(members)
+        self._calibration, self._dtype = calibration, np.dtype(dtype)
+        self._devices = jax.local_devices()
+        self._batch_atoms = batch_atoms or _BATCH_ATOMS.get(
+            self._devices[0].platform, _BATCH_ATOMS["gpu"]
+        )
+        # Members with the same cutoffs share their batches.
+        cutoffs = [(m.potential.cutoff, m.potential.long_range_cutoff) for m in members]
+        self._groups = {
+            key: (GrowingBudget(), [k for k, c in enumerate(cutoffs) if c == key])
+            for key in dict.fromkeys(cutoffs)
+        }
+        with jax.enable_x64(self._dtype == np.float64):
+            self._params = [
+                [jax.device_put(_cast(m.potential.params, self._dtype), d) for d in self._devices]
+                for m in members
+            ]
+
+    @property
+    def elements(self) -> frozenset[int]:
+        """Elements that all members were trained on."""
+        return frozenset.intersection(*(frozenset(m.potential.elements) for m in self.members))
+
+    def predict(
+        self, columns: Columns, on_batch: Callable[[int], None] = lambda count: None
+    ) -> StructurePredictions:
+        """Predict the properties of structures.
+
+        Args:
+          columns: Structures with known elements.
+          on_batch: Function that is called with the number of structures finished since its last
+            call.
+        """
+        periodic = _fully_periodic(columns)  # (S,)
+        arrays = [_MemberArrays(m, columns, periodic.any()) for m in self.members]
+        with jax.enable_x64(self._dtype == np.float64):
+            for (cutoff, long_range), (growing, group) in self._groups.items():
+                last = group[-1] == len(self.members) - 1
+                self._predict_group(
+                    columns, cutoff, long_range, growing, group, arrays, on_batch if last else None
+                )
+        return self._combine(columns, periodic, arrays)
+
+    def _predict_group(self, columns, cutoff, long_range, growing, group, arrays, on_batch):
+        """Fill the arrays of members that share their batches."""
+        if not len(columns):
+            return
+        columns = _centered(columns)
+        sizes = graph_sizes(columns, cutoff, long_range)
+        batch_size = max(self._batch_atoms / float(sizes.n_node.mean()), 1)
+        budget = growing.fit(choose_budget(sizes, min(batch_size, len(columns))))
+        pending: collections.deque = collections.deque()
+
+        def collect():
+            places, k, outputs = pending.popleft()
+            arrays[k].fill(places, jax.device_get(outputs))
+            if on_batch is not None and k == group[-1]:
+                on_batch(len(places))
+
+        for number, places in enumerate(plan_batches(np.arange(len(columns)), sizes, budget)):
+            graph = build_batch(
+                columns.take(places),
+                budget,
+                cutoff,
+                dtype=self._dtype,
+                long_range_cutoff=long_range,
+            )
+            place = number % len(self._devices)
+            for k in group:
+                potential = self.members[k].potential
+                # Calls return before the device has finished, so the next batch is built meanwhile.
+                outputs = _apply(
+                    potential.model,
+                    potential.energy_scale,
+                    arrays[k].stress is not None,
+                    arrays[k].distance is not None,
+                    self._params[k][place],
+                    graph,
+                )
+                pending.append((places, k, outputs))
+            while len(pending) > 2 * len(self._devices) * len(group):
+                collect()
+        while pending:
+            collect()
+
+    def _combine(self, columns: Columns, periodic: np.ndarray, arrays) -> StructurePredictions:
+        """Return means, deviations and expected errors over the members."""
+        energies, forces = (np.array([getattr(a, n) for a in arrays]) for n in ("energy", "forces"))
+        result: dict[str, Any] = {"energy": energies.mean(0), "forces": forces.mean(0)}
+        if periodic.any():
+            result["stress"] = np.mean([a.stress for a in arrays], axis=0)
+            result["stress"][~periodic] = np.nan
+        known = [a for a in arrays if a.distance is not None]
+        if len(known) == len(arrays):
+            result["domain_distance"] = np.mean([a.relative_distance() for a in known], axis=0)
+        if all(a.has_expected_errors for a in arrays):
+            result["forces_expected_error"] = np.mean([a.expected_errors() for a in arrays], axis=0)
+        if all(a.charges is not None for a in arrays) and len(columns):
+            result["charges"] = np.mean([a.charges for a in arrays], axis=0)
+        if len(arrays) > 1:
+            result |= {"energy_std": energies.std(0, ddof=1), "forces_std": forces.std(0, ddof=1)}
+        if self._calibration is not None:
+            result |= self._calibration.expected(
+                columns.n_atoms, result["energy_std"], result["forces_std"]
+            )
+        return StructurePredictions(np.asarray(columns.n_atoms, np.int64), **result)
+
+
+class _MemberArrays:
+    """Predictions of one member, which are filled batch by batch, in float64."""
+
+    def __init__(self, member: ForceFieldMember, columns: Columns, with_stress: bool):
+        atoms = len(columns.numbers)
+        self._columns, self._domain = columns, member.domain
+        self._reference = sum_reference(member.potential.reference_energies, columns)
+        self.energy, self.forces = np.empty(len(columns)), np.empty((atoms, 3))
+        self.stress = np.empty((len(columns), 3, 3)) if with_stress else None
+        self.distance = None if member.domain is None else np.empty(atoms)
+        self.charges: np.ndarray | None = None
+
+    def fill(self, places: np.ndarray, outputs) -> None:
+        """Store the outputs of a padded batch of the structures `places`."""
+        rows = self._columns.atoms_of(places)
+        energy, forces, stress, charges, features = outputs
+        self.energy[places] = energy[: len(places)].astype(np.float64) + self._reference[places]
+        self.forces[rows] = forces[: len(rows)]
+        if self.stress is not None:
+            self.stress[places] = stress[: len(places)]
+        if charges is not None:
+            if self.charges is None:
+                self.charges = np.empty(len(self._columns.numbers))
+            self.charges[rows] = charges[: len(rows)]
+        if self.distance is not None:
+            self.distance[rows] = self._domain.distance(features[: len(rows)])
+
+    def relative_distance(self) -> np.ndarray:
+        """Return the distances of the atoms in units of the boundary of the domain, (A,)."""
+        return self.distance / self._domain.border
+
+    @property
+    def has_expected_errors(self) -> bool:
+        """Whether the domain has expected errors of the forces."""
+        return self._domain is not None and atom_domain.FORCES in self._domain.errors
+
+    def expected_errors(self) -> np.ndarray:
+        """Return the expected force errors of the atoms (eV/Å), (A,)."""
+        return self._domain.expected_error(atom_domain.FORCES, self.distance)
+
+
+def _fully_periodic(columns: Columns) -> np.ndarray:
+    """Return whether structures are periodic in three directions, (S,)."""
+    return np.zeros(len(columns), bool) if columns.pbc is None else columns.pbc.all(axis=1)
+
+
+def _centered(columns: Columns) -> Columns:
+    """Move structures without a cell to the origin, which keeps digits in float32."""
+    periodic = np.zeros(len(columns), bool) if columns.pbc is None else columns.pbc.any(axis=1)
+    center = np.add.reduceat(columns.positions, columns.offsets[:-1]) / columns.n_atoms[:, None]
+    center[periodic] = 0.0
+    positions = columns.positions - np.repeat(center, columns.n_atoms, axis=0)
+    return dataclasses.replace(columns, positions=positions)
+
+
+def _cast(params, dtype):
+    return jax.tree.map(lambda leaf: np.asarray(leaf, dtype), params)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _apply(model, energy_scale, with_stress, with_features, params, graph):
+    """Return energies (G,), forces (N, 3), stress (G, 3, 3), charges (N,), features (N, F)."""
+    out = evaluate(model, params, graph, energy_scale, with_stress)
+    features = invariant_features(model, params, graph) if with_features else None
+    return out.energy, out.forces, out.stress, out.properties.get("partial_charges"), features
