@@ -22,10 +22,10 @@ from mlip_jax.config import ConfigError
 from mlip_jax.datasets import source
 from mlip_jax.datasets.molecules.files import CsvColumns, fingerprint, kind_of, read_molecules
 from mlip_jax.datasets.reader import DatasetError
-from mlip_jax.importers import load_force_field
 from mlip_jax.potential import Potential
 from mlip_jax.reports.minima.report import write_minima_report
 from mlip_jax.reports.minima.results import MoleculeMinima, ReferenceMinimum
+from mlip_jax.simulation.force_fields import load_force_field
 from mlip_jax.simulation.reference.oracle import Method, Oracle
 from mlip_jax.simulation.reference.result_cache import ResultCache
 from mlip_jax.simulation.relaxation.minima import SearchOptions, find_minima

@@ -26,11 +26,11 @@ from mlip_jax.datasets.molecules.files import (
     read_molecules,
 )
 from mlip_jax.datasets.reader import DatasetError
-from mlip_jax.importers import load_force_field
 from mlip_jax.potential import Potential
 from mlip_jax.reports.molecules import Picture
 from mlip_jax.reports.relaxation.report import write_relaxation_report
 from mlip_jax.reports.relaxation.results import Relaxations, choose, read_results
+from mlip_jax.simulation.force_fields import load_force_field
 from mlip_jax.simulation.relaxation import journal as relax_journal
 from mlip_jax.simulation.relaxation import merge, outputs
 from mlip_jax.simulation.relaxation.journal import Journal

@@ -122,3 +122,6 @@ def test_from_python(folder):
 
     found = Predictor.load(folder / "gap-0").predict([molecule("CH3CH2OH"), molecule("CH4")])
     assert found["gap"].shape == (2,) and np.isfinite(found["gap"]).all()
+    # no arrays of features unless requested
+    assert "embedding" not in found
+    assert Predictor.load(folder / "gap-0").predict("CCO")["gap"].shape == (1,)

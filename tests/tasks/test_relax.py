@@ -471,7 +471,7 @@ def test_molecules_outside_the_domain_are_reported(run_task, tmp_path, monkeypat
         assert float(row["domain_distance"]) == pytest.approx(distance, rel=1e-3)
         assert row["outside_domain"] == str(int(calculator.get_property("outside_domain", atoms)))
     outside = sum(row["outside_domain"] == "1" for row in found)
-    assert 0 < outside < 10 and "outside of the domain" in report.read_text()
+    assert 0 < outside < 10 and "outside the domain" in report.read_text()
     assert json.loads((tmp_path / "run/metrics.json").read_text())["outside_domain"] == outside
 
 

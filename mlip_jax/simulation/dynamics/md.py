@@ -5,16 +5,14 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from ase import Atoms, units
 
+from mlip_jax.datasets.molecules.arguments import molecule_list
 from mlip_jax.graphs.shapes import PaddingBudget
-from mlip_jax.importers import load_force_field
-from mlip_jax.potential import Potential
 from mlip_jax.simulation.dynamics import neighbors, system
 from mlip_jax.simulation.dynamics.device.compiled import CompiledDynamics
 from mlip_jax.simulation.dynamics.device.loop import DynamicsLoop
@@ -31,6 +29,7 @@ from mlip_jax.simulation.dynamics.results import (
 )
 from mlip_jax.simulation.dynamics.settings import Settings
 from mlip_jax.simulation.dynamics.start import initial_state, initialize_momenta
+from mlip_jax.simulation.force_fields import load_force_field
 
 # _DISPATCH_SECONDS: duration of a dispatch in seconds, after which the host reads the results.
 _DISPATCH_SECONDS = 1.0
@@ -70,8 +69,8 @@ class MolecularDynamics:
 
     def __init__(
         self,
-        molecules: Atoms | Sequence[Atoms],
-        force_field: Potential | str | Path,
+        molecules: Any,
+        force_field: Any,
         *,
         replicas: int = 1,
         temperatures: Sequence[float] | None = None,
@@ -81,9 +80,10 @@ class MolecularDynamics:
         """Prepare a run.
 
         Args:
-          molecules: One molecule or a sequence of molecules, or cells.
-          force_field: Force field, or a location as for `load_force_field`, such as the workdir of
-            a training run.
+          molecules: Molecules or cells: ASE's Atoms, a SMILES, the path of a file, or a list of
+            these.
+          force_field: Force field in any form that `simulation.force_fields.load_force_field`
+            accepts: a workdir, "IMPORTER:FILE", a `Potential` or a calculator; the mean of several.
           replicas: Copies of each molecule, which differ in momenta and noise.
           temperatures: Temperature of each molecule, including replicas (K); None uses that of the
             settings.
@@ -97,12 +97,8 @@ class MolecularDynamics:
         self.settings = Settings(**settings)
         if int(replicas) != replicas or replicas < 1:
             raise ValueError(f"replicas must be an integer of at least 1, received {replicas}")
-        self.potential = (
-            force_field
-            if isinstance(force_field, Potential)
-            else load_force_field(str(force_field))
-        )
-        given = [molecules] if isinstance(molecules, Atoms) else list(molecules)
+        self.potential = load_force_field(force_field)
+        given = molecule_list(molecules, seed=self.settings.seed)
         self._system = system.make([a for a in given for _ in range(replicas)], self.potential)
         self._dtype, self._device = np.dtype(self.settings.dtype), device
         self._temperatures = self._check_temperatures(temperatures)

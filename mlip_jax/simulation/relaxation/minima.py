@@ -18,17 +18,18 @@ import collections
 import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ase import Atoms
 
+from mlip_jax.datasets.molecules.arguments import molecule_records, usable_atoms
 from mlip_jax.datasets.molecules.rmsd import Conformers, cross_rmsd
 from mlip_jax.datasets.molecules.symmetry import SymmetryQuery, symmetries_of
 from mlip_jax.datasets.quality.geometry import bond_limit
-from mlip_jax.importers import load_force_field
 from mlip_jax.potential import Potential
 from mlip_jax.simulation.dynamics.md import MolecularDynamics
+from mlip_jax.simulation.force_fields import load_force_field
 from mlip_jax.simulation.relaxation.relax import Relaxer
 from mlip_jax.structure import electronic_state
 
@@ -128,19 +129,19 @@ class MinimaResult:
 
 
 def find_minima(
-    starts: Sequence[Sequence[Atoms]], force_field: Potential | str | Path, **options
+    molecules: Any, force_field: Any, *, num_conformers: int = 20, **options
 ) -> list[MinimaResult]:
     """Find the minima of molecules from one or more geometries each.
 
-    >>> from mlip_jax import from_smiles
-    >>> starts = [[from_smiles("CCCCO")]]  # doctest: +SKIP
-    >>> result, = find_minima(starts, "runs/spice", temperature=800)  # doctest: +SKIP
+    >>> result, = find_minima("CCCCO", "runs/spice", temperature=800)  # doctest: +SKIP
     >>> [m.energy - result.minima[0].energy for m in result.minima]  # doctest: +SKIP
 
     Args:
-      starts: Geometries of each molecule, with their atoms in one order.
-      force_field: Force field, or a location as for `load_force_field`, such as the workdir of a
-        training run.
+      molecules: ASE's Atoms, a SMILES, the path of a file of molecules, or a list of these. In a
+        list, a list of Atoms is one molecule with several geometries and one order of atoms.
+      force_field: Force field in any form that `simulation.force_fields.load_force_field` accepts:
+        a workdir, "IMPORTER:FILE", a `Potential` or a calculator; the mean of several.
+      num_conformers: Number of geometries that are embedded per SMILES.
       **options: Fields of `SearchOptions`.
 
     Returns:
@@ -151,9 +152,8 @@ def find_minima(
       CheckpointError: If there is no force field at this location.
     """
     search = SearchOptions(**options)
-    potential = (
-        force_field if isinstance(force_field, Potential) else load_force_field(str(force_field))
-    )
+    potential = load_force_field(force_field)
+    starts = _starts(molecules, num_conformers, search.seed)
     relaxer = Relaxer(potential, fmax=search.fmax, max_steps=search.max_steps, dtype=search.dtype)
     pools = [
         _MinimumPool(geometries, search, symmetries)
@@ -171,6 +171,20 @@ def find_minima(
             break
         _relax(relaxer, pools, list(_hot_frames(potential, pools, active, search, number)), number)
     return [pool.result() for pool in pools]
+
+
+def _starts(molecules: Any, num_conformers: int, seed: int) -> list[list[Atoms]]:
+    """Return the geometries of each molecule, with its SMILES in the first one if it is known."""
+    starts = []
+    for records in molecule_records(molecules, num_conformers=num_conformers, seed=seed):
+        geometries = [record.atoms for record in records if record.atoms is not None]
+        if records and not geometries:
+            usable_atoms(records[0])  # raises its reason
+        if geometries and records[0].smiles:
+            geometries[0] = geometries[0].copy()
+            geometries[0].info["smiles"] = records[0].smiles
+        starts.append(geometries)
+    return starts
 
 
 def _symmetries(starts: Sequence[Sequence[Atoms]]) -> Iterator[np.ndarray | None]:
