@@ -17,6 +17,7 @@ _EXPORTS = {
     "from_smiles": "mlip_jax.datasets.molecules.files",
     "read_trajectory": "mlip_jax.simulation.dynamics.trajectories",
     "relax": "mlip_jax.simulation.relaxation.relax",
+    "vibrations": "mlip_jax.simulation.vibrations.analysis",
 }
 __all__ = ["__version__", *_EXPORTS]
 

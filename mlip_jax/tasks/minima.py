@@ -40,6 +40,8 @@ _COLUMNS = (
     "rank",
     "energy_ev",
     "relative_energy_ev",
+    "relative_energy_kcal_mol",
+    "population",
     "found_in_round",
     "times_found",
 )
@@ -66,7 +68,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
         molecules = _search_all(config, workdir / PARTS, potential, search)
         with atomic_open(workdir / FRAMES, "w", encoding="utf-8") as file:
             _write_frames(file, molecules)
-        write_text(workdir / TABLE, _table(molecules))
+        write_text(workdir / TABLE, _table(molecules, config.population_temperature))
         report = write_minima_report(
             workdir,
             molecules,
@@ -74,6 +76,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
             title=f"Minima by {Path(config.force_field).name}",
             info=_settings(config, potential),
             files=[FRAMES, TABLE],
+            temperature=config.population_temperature,
         )
         log.info("report: %s", report)
         return report
@@ -187,12 +190,13 @@ def _with_smiles(atoms, smiles: str):
 # --- Output ---
 
 
-def _table(molecules: list[MoleculeMinima]) -> str:
-    """Return the text of minima.csv."""
+def _table(molecules: list[MoleculeMinima], temperature: float) -> str:
+    """Return the text of minima.csv, with populations at a temperature (K)."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(_COLUMNS)
     for m in molecules:
+        energies, populations = m.relative_energies(), m.populations(temperature)
         for rank, minimum in enumerate(m.minima):
             table.writerow(
                 [
@@ -201,6 +205,8 @@ def _table(molecules: list[MoleculeMinima]) -> str:
                     rank,
                     minimum.energy,
                     minimum.energy - m.minima[0].energy,
+                    energies[rank],
+                    populations[rank],
                     minimum.round,
                     minimum.times,
                 ]

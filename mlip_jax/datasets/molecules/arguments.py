@@ -15,9 +15,7 @@ from mlip_jax.datasets.molecules.embedding import MoleculeRecord, UnusableMolecu
 from mlip_jax.datasets.molecules.entries import COMPRESSED
 from mlip_jax.datasets.molecules.files import SUFFIXES, kind_of, read_molecules, require_rdkit
 
-_EXPECTED = (
-    "expected ASE's Atoms, a SMILES, the path of a file of molecules, or a list of these"
-)
+_EXPECTED = "expected ASE's Atoms, a SMILES, the path of a file of molecules, or a list of these"
 _WITHOUT_POSITIONS = ("smi", "csv")  # kinds of files whose molecules are embedded
 
 

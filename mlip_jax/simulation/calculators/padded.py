@@ -25,6 +25,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from ase.vibrations import VibrationsData
 
 from mlip_jax.potential import Evaluation, Potential, example_graph
+from mlip_jax.simulation.calculators import stationarity
 from mlip_jax.simulation.calculators.compiled import CompiledForceField, columns_at_once
 from mlip_jax.structure import STATES, electronic_value
 
@@ -191,8 +192,11 @@ class PaddedCalculator(Calculator):
     def get_vibrations(self, atoms: Atoms, indices: Sequence[int] | None = None) -> VibrationsData:
         """Return the vibrations of the exact Hessian: modes, frequencies and zero-point energy.
 
+        Warns if the largest force on a mobile atom exceeds 0.01 eV/Å: the structure is then not
+        close enough to a minimum for meaningful frequencies.
+
         Args:
-          atoms: Structure, which must be at a minimum for meaningful frequencies.
+          atoms: Structure at a minimum, as after `relax(atoms, ..., fmax=0.001, dtype="float64")`.
           indices: Indices of the mobile atoms; by default all atoms without a constraint.
 
         Returns:
@@ -204,6 +208,7 @@ class PaddedCalculator(Calculator):
         hessian, atoms = self.get_hessian(atoms), atoms.copy()
         if indices is None:
             indices = VibrationsData.indices_from_constraints(atoms)
+        stationarity.warn_if_not_stationary(self.get_property("forces", atoms)[indices])
         rows = (3 * np.asarray(indices, int)[:, None] + np.arange(3)).ravel()
         return VibrationsData.from_2d(atoms, hessian[np.ix_(rows, rows)], indices)
 
