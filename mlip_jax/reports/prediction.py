@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import csv
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -114,7 +115,7 @@ def _figures(done, targets) -> Iterator[str]:
         yield page.figure(
             fig,
             f"Predictions of {t.name}, and their expected errors: those of validation molecules at "
-            "the same distance from the training molecules.",
+            "the same distance from the training molecules. Molecules outside the domain have none.",
             wide=True,
         )
 
@@ -141,12 +142,17 @@ def _extremes(done, targets) -> Iterator[str]:
                     done[i]["name"] or done[i]["index"],
                     done[i]["smiles"],
                     float(done[i][t.name]),
-                    float(done[i][f"{t.name}_expected_error"]),
+                    _known(done[i][f"{t.name}_expected_error"]),
                     "outside" if done[i]["outside_domain"] == "1" else "inside",
                 )
                 for i in chosen
             ],
         )
+
+
+def _known(cell: str) -> float | str:
+    """Return the number of a cell, or "unknown" for NaN: outside the domain."""
+    return float(cell) if math.isfinite(float(cell)) else "unknown"
 
 
 def _failures(rows) -> Iterator[str]:

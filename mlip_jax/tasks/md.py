@@ -26,7 +26,7 @@ from mlip_jax.simulation.dynamics.progress import nanoseconds_per_day
 from mlip_jax.simulation.dynamics.run import run_md
 from mlip_jax.simulation.dynamics.settings import Settings
 from mlip_jax.simulation.dynamics.trajectories import read_trajectory
-from mlip_jax.simulation.force_fields import load_force_field
+from mlip_jax.simulation.force_fields import TrustCheck, load_force_field
 from mlip_jax.workdir import check_origin, claimed
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,10 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
         dynamics = MolecularDynamics(
             molecules, potential, replicas=config.replicas, **dataclasses.asdict(settings)
         )
+        if message := TrustCheck.load(config.force_field, potential).message(
+            molecules, "molecules"
+        ):
+            log.warning("%s", message)
         check_origin(
             workdir / ORIGIN,
             {"input": fingerprint(config.input), "force_field": potential.digest()},

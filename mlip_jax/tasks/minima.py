@@ -25,7 +25,7 @@ from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.potential import Potential
 from mlip_jax.reports.minima.report import write_minima_report
 from mlip_jax.reports.minima.results import MoleculeMinima, ReferenceMinimum
-from mlip_jax.simulation.force_fields import load_force_field
+from mlip_jax.simulation.force_fields import TrustCheck, load_force_field
 from mlip_jax.simulation.reference.oracle import Method, Oracle
 from mlip_jax.simulation.reference.result_cache import ResultCache
 from mlip_jax.simulation.relaxation.minima import SearchOptions, find_minima
@@ -66,6 +66,9 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
             "minima of other molecules or with another force field",
         )
         molecules = _search_all(config, workdir / PARTS, potential, search)
+        minima = [minimum.to_atoms(m) for m in molecules for minimum in m.minima]
+        if message := TrustCheck.load(config.force_field, potential).message(minima, "minima"):
+            log.warning("%s", message)
         with atomic_open(workdir / FRAMES, "w", encoding="utf-8") as file:
             _write_frames(file, molecules)
         write_text(workdir / TABLE, _table(molecules, config.population_temperature))

@@ -27,6 +27,7 @@ from ase.vibrations import VibrationsData
 from mlip_jax.potential import Evaluation, Potential, example_graph
 from mlip_jax.simulation.calculators import stationarity
 from mlip_jax.simulation.calculators.compiled import CompiledForceField, columns_at_once
+from mlip_jax.simulation.trust.coverage import unseen_states
 from mlip_jax.structure import STATES, electronic_value
 
 
@@ -268,31 +269,12 @@ class PaddedCalculator(Calculator):
                 "the dipole moment of a periodic structure is undefined, received "
                 f"pbc={atoms.pbc.tolist()}"
             )
-        self._warn_if_unseen(atoms, "charge", "charges", "total charges")
-        self._warn_if_unseen(
-            atoms, "num_unpaired_electrons", "spins", "numbers of unpaired electrons"
-        )
-
-    def _warn_if_unseen(self, atoms, key: str, statistic: str, words: str) -> None:
-        """Warn once per quantity if the force field was not trained on this value."""
-        value = electronic_value(atoms, key)
-        if value == 0 or key in self._warned_of:
-            return
-        trained_on = [m.metadata.get("statistics", {}).get(statistic, [0.0]) for m in self._members]
-        strange = [
-            known or [0.0]
-            for known in trained_on  # None: unknown (imported)
-            if known is not None and value not in (known or [0.0])
-        ]
-        if not strange:
-            return
-        self._warned_of.add(key)
-        warnings.warn(
-            f"atoms.info['{key}'] is {value:g}, but this force field was trained only on "
-            f"{words} {', '.join(f'{c:g}' for c in strange[0])}; its energies may be wrong",
-            UserWarning,
-            stacklevel=2,
-        )
+        for state in unseen_states(atoms, self._members):
+            if state.name not in self._warned_of:
+                self._warned_of.add(state.name)
+                warnings.warn(
+                    f"{state.message}; its energies may be wrong", UserWarning, stacklevel=2
+                )
 
     def _results_of(
         self, potential: Potential, atoms, positions, out: np.ndarray, stress

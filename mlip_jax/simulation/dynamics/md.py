@@ -29,7 +29,7 @@ from mlip_jax.simulation.dynamics.results import (
 )
 from mlip_jax.simulation.dynamics.settings import Settings
 from mlip_jax.simulation.dynamics.start import initial_state, initialize_momenta
-from mlip_jax.simulation.force_fields import load_force_field
+from mlip_jax.simulation.force_fields import TrustCheck, load_force_field
 
 # _DISPATCH_SECONDS: duration of a dispatch in seconds, after which the host reads the results.
 _DISPATCH_SECONDS = 1.0
@@ -100,6 +100,7 @@ class MolecularDynamics:
         self.potential = load_force_field(force_field)
         given = molecule_list(molecules, seed=self.settings.seed)
         self._system = system.make([a for a in given for _ in range(replicas)], self.potential)
+        TrustCheck.load(force_field, self.potential).warn(given, "molecules")
         self._dtype, self._device = np.dtype(self.settings.dtype), device
         self._temperatures = self._check_temperatures(temperatures)
         self._hottest = np.array([self.settings.broken_above(t) for t in self._temperatures])

@@ -30,7 +30,7 @@ from mlip_jax.datasets.molecules.symmetry import SymmetryQuery, symmetries_of
 from mlip_jax.datasets.quality.geometry import bond_limit
 from mlip_jax.potential import Potential
 from mlip_jax.simulation.dynamics.md import MolecularDynamics
-from mlip_jax.simulation.force_fields import load_force_field
+from mlip_jax.simulation.force_fields import TrustCheck, load_force_field
 from mlip_jax.simulation.relaxation.minima_result import MinimaResult, Minimum
 from mlip_jax.simulation.relaxation.relax import Relaxation, Relaxer
 from mlip_jax.structure import electronic_state
@@ -145,7 +145,11 @@ def find_minima(
             break
         _relax(relaxer, pools, list(_hot_frames(potential, pools, active, search, number)), number)
     _relax_tightly(potential, pools, search)
-    return [pool.result() for pool in pools]
+    results = [pool.result() for pool in pools]
+    TrustCheck.load(force_field, potential).warn(
+        [minimum.atoms for result in results for minimum in result.minima], "minima"
+    )
+    return results
 
 
 def _starts(molecules: Any, num_conformers: int, seed: int) -> list[list[Atoms]]:

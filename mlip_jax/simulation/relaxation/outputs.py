@@ -20,6 +20,7 @@ from mlip_jax.potential import Potential
 from mlip_jax.simulation.relaxation.journal import Layout
 from mlip_jax.simulation.relaxation.relax import Relaxation
 from mlip_jax.simulation.trust import atom_domain
+from mlip_jax.simulation.trust.coverage import unseen_states
 from mlip_jax.simulation.trust.domain import Domain
 from mlip_jax.structure import electronic_state, from_ase
 
@@ -96,16 +97,14 @@ def domain_cells(
     with_frame = [i for i, piece in enumerate(frames) if piece]
     if not with_frame:
         return cells
+    molecules = [read(io.StringIO(frames[i].decode()), format="extxyz") for i in with_frame]
     distances = atom_domain.farthest(
-        potential,
-        domain,
-        Columns.from_structures(
-            from_ase(read(io.StringIO(frames[i].decode()), format="extxyz")) for i in with_frame
-        ),
+        potential, domain, Columns.from_structures(map(from_ase, molecules))
     )
-    for i, distance in zip(with_frame, distances.tolist()):
-        # treat NaN as outside the domain
-        cells[i] = (repr(distance) if math.isfinite(distance) else "", int(not distance <= 1))
+    for i, atoms, distance in zip(with_frame, molecules, distances.tolist()):
+        # NaN and charges that training never saw are outside the domain
+        outside = not distance <= 1 or bool(unseen_states(atoms, [potential]))
+        cells[i] = (repr(distance) if math.isfinite(distance) else "", int(outside))
     return cells
 
 

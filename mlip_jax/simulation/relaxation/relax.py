@@ -15,7 +15,7 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from mlip_jax.datasets.molecules.arguments import molecule_records
-from mlip_jax.simulation.force_fields import load_force_field
+from mlip_jax.simulation.force_fields import TrustCheck, load_force_field
 from mlip_jax.simulation.relaxation import minimizers
 from mlip_jax.simulation.relaxation.inputs import find_obstacle, fixed_atoms, queued_molecule
 from mlip_jax.simulation.relaxation.pool import SlotPool, slot_size
@@ -82,6 +82,7 @@ def relax(
     """Relax molecules in batches on the device and return one result per molecule, in order.
 
     A molecule that cannot be relaxed has a result that states the reason; the others are relaxed.
+    Warns if relaxed molecules are outside the domain of the force field.
 
     >>> (result,) = relax("CCO", "runs/spice")  # doctest: +SKIP
     >>> result.status, result.atoms.get_potential_energy()  # doctest: +SKIP
@@ -116,6 +117,8 @@ def relax(
         done = track(done, "relaxing", total=len(given))
     for index, result in done:
         results[index] = result
+    relaxed = [result.atoms for result in results if result.status in ("converged", "step limit")]
+    TrustCheck.load(force_field, relaxer.potential).warn(relaxed, "relaxed molecules")
     return results
 
 
@@ -257,9 +260,7 @@ class Relaxer:
         except BaseException as error:  # raised again in `stream`
             results.put(("error", error))
 
-    def _on_device(
-        self, device: int, shared: SharedQueue
-    ) -> Iterator[tuple[Hashable, Relaxation]]:
+    def _on_device(self, device: int, shared: SharedQueue) -> Iterator[tuple[Hashable, Relaxation]]:
         """Yield the results of the molecules that one device takes from `shared`."""
         pools: dict[int, SlotPool] = {}
         numbers = iter(range(2**31 - 1))

@@ -15,7 +15,7 @@ from mlip_jax.datasets.molecules.arguments import molecule_records
 from mlip_jax.potential import Potential
 from mlip_jax.simulation.calculators import stationarity
 from mlip_jax.simulation.calculators.calculator import MLIPCalculator
-from mlip_jax.simulation.force_fields import load_force_field
+from mlip_jax.simulation.force_fields import TrustCheck, load_force_field
 from mlip_jax.simulation.relaxation.relax import Relaxation, Relaxer
 from mlip_jax.simulation.vibrations.normal_modes import normal_modes, rotational_symmetry_number
 from mlip_jax.simulation.vibrations.thermochemistry import (
@@ -142,6 +142,9 @@ def vibrations(
     given = {k: record.atoms for k, record in enumerate(records) if record.atoms is not None}
     minima = dict(minimize(given, potential, settings, relaxed))
     calculator = MLIPCalculator(potential, dtype="float64")
+    TrustCheck.load(force_field, potential).warn(
+        [m.atoms for m in minima.values() if m.status in ("converged", "step limit")], "molecules"
+    )
     return [
         analyze(minima[k], calculator, settings)
         if k in minima
