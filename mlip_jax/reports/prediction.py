@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import csv
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -151,8 +150,8 @@ def _extremes(done, targets) -> Iterator[str]:
 
 
 def _known(cell: str) -> float | str:
-    """Return the number of a cell, or "unknown" for NaN: outside the domain."""
-    return float(cell) if math.isfinite(float(cell)) else "unknown"
+    """Return the number of a cell, or "unknown" if it is empty: outside the domain."""
+    return float(cell) if cell else "unknown"
 
 
 def _failures(rows) -> Iterator[str]:
@@ -172,4 +171,4 @@ def _failures(rows) -> Iterator[str]:
 
 
 def _column(rows, name: str) -> np.ndarray:
-    return np.array([float(row[name]) for row in rows])
+    return np.array([float(row[name] or "nan") for row in rows])

@@ -50,7 +50,7 @@ def test_one_row_per_molecule(folder):
     )
     done = [row for row in rows if row["status"] == "predicted"]
     for row in done:
-        expected, outside = float(row["gap_expected_error"]), row["outside_domain"]
+        expected, outside = float(row["gap_expected_error"] or "nan"), row["outside_domain"]
         assert (outside == "0" and expected >= 0) or (outside == "1" and np.isnan(expected))
     assert all(
         (float(row["domain_distance"]) > 1) == (row["outside_domain"] == "1") for row in done

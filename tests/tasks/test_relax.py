@@ -359,7 +359,7 @@ def test_files_without_molecules_release_the_workdir(run_task, tmp_path, name, w
 
 def test_other_molecules_force_fields_and_settings_are_errors(run_task, tmp_path):
     run_task(Counting(), limit=2)
-    with pytest.raises(WorkdirError, match="fmax: 0.05 -> 0.01"):
+    with pytest.raises(WorkdirError, match="fmax: 0.005 -> 0.01"):
         run_task(Counting(), fmax=0.01)
     content = (tmp_path / "mols.smi").read_text()
     (tmp_path / "mols.smi").write_text(content.replace("CCO", "CCS"))
