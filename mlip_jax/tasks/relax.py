@@ -237,6 +237,14 @@ def _finish(config, workdir: Path, total: int, potential: Potential, domain: Dom
         total,
         *(results.count(s) for s in ("converged", "step limit", "diverged", "failed")),
     )
+    if outside := int((results.outside == 1).sum()):
+        log.warning(
+            "%d of %d molecules are outside the domain of the force field, so their energies may "
+            "be wrong; see the column outside_domain of %s",
+            outside,
+            total,
+            workdir / RESULTS,
+        )
     log.info("report: %s", report)
     return report
 
@@ -245,11 +253,7 @@ def _domain_columns(potential: Potential, domain: Domain | None) -> merge.Derive
     """Return the columns about the domain of the force field; cells are empty if it is unknown."""
 
     def cells(frames):
-        return (
-            [("", "")] * len(frames)
-            if domain is None
-            else outputs.domain_cells(potential, domain, frames)
-        )
+        return outputs.domain_cells(potential, domain, frames)
 
     return merge.DerivedColumns(outputs.DOMAIN_COLUMNS, FRAME, cells)
 
