@@ -99,7 +99,9 @@ def domain_cells(
 
     cells: list[tuple[Any, Any]] = [("", "")] * len(frames)
     with_frame = [
-        i for i, piece in enumerate(frames) if piece and (domain is not None or _STATE.search(piece))
+        i
+        for i, piece in enumerate(frames)
+        if piece and (domain is not None or _STATE.search(piece))
     ]
     if not with_frame:
         return cells
