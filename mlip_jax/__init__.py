@@ -23,6 +23,7 @@ _EXPORTS = {
     "read_trajectory": "mlip_jax.simulation.dynamics.trajectories",
     "relax": "mlip_jax.simulation.relaxation.relax",
     "train": "mlip_jax.library",
+    "vibrations": "mlip_jax.simulation.vibrations.analysis",
 }
 __all__ = ["__version__", *_EXPORTS]
 

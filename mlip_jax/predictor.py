@@ -5,18 +5,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ase import Atoms
 from ase.data import chemical_symbols
 
 from mlip_jax.checkpoint import CheckpointError, from_arrays
 from mlip_jax.datasets.columns import Columns
+from mlip_jax.datasets.molecules.arguments import molecule_list
 from mlip_jax.datasets.property_data import Target
 from mlip_jax.graphs.batch import build_batch
 from mlip_jax.graphs.packing import plan_batches
@@ -88,37 +88,42 @@ class Predictor:
 
     def predict(
         self,
-        structures: Columns | Sequence[Atoms],
+        structures: Any,
         batch_size: int = 64,
         budget: GrowingBudget | None = None,
+        *,
+        with_embedding: bool = False,
     ) -> dict[str, np.ndarray]:
         """Predict the properties of structures.
 
         Args:
-          structures: Structures, S of them with A atoms in total.
+          structures: S structures with A atoms in total: ASE's Atoms, a SMILES, the path of a file
+            of molecules, a list of these, or `Columns`.
           batch_size: Average number of structures per batch.
           budget: Padding budget that consecutive calls share, so that they use the same compiled
             program.
+          with_embedding: Whether to return also "embedding", shape (S, F), the position of each
+            structure in the model's feature space (PropertyModel.embed).
 
         Returns:
           Each property by name, float64 in its unit: shape (S,) or (S, 3), or (A,) for properties
-          of atoms. In addition "embedding", shape (S, F), the position of each structure in the
-          model's feature space (PropertyModel.embed).
+          of atoms.
 
         Raises:
-          ValueError: There are no structures, or one has an element that is missing from the
-            training split.
+          ValueError: There are no structures, one cannot be read, or one has an element that is
+            missing from the training split.
         """
         columns = (
             structures
             if isinstance(structures, Columns)
-            else Columns.from_structures(map(from_ase, structures))
+            else Columns.from_structures(map(from_ase, molecule_list(structures)))
         )
         self.check_elements(columns.numbers)
         outputs = self._outputs(columns, batch_size, GrowingBudget() if budget is None else budget)
-        return {t.name: t.to_physical(outputs[t.name], columns) for t in self.targets} | {
-            EMBEDDING: outputs[EMBEDDING].astype(np.float64)
-        }
+        predictions = {t.name: t.to_physical(outputs[t.name], columns) for t in self.targets}
+        if with_embedding:
+            predictions[EMBEDDING] = outputs[EMBEDDING].astype(np.float64)
+        return predictions
 
     def check_elements(self, numbers: np.ndarray) -> None:
         """Raise ValueError that lists the elements that are missing from the training split."""

@@ -96,12 +96,14 @@ class Summary:
     Attributes:
       atoms: Number of atoms of each element, (119,) int64.
       charges: Total charges that occur (e).
+      periodic: Whether a structure has a cell.
       fit: Least-squares fit of the total energies (eV) to the element counts.
     """
 
     def __init__(self, blocks: Iterable[Columns] = ()):
         self.atoms = np.zeros(NUM_ELEMENTS, np.int64)
         self.charges: set[float] = set()
+        self.periodic = False
         self.fit = ElementFit()
         self._squares, self._components = 0.0, 0
         for columns in blocks:
@@ -110,6 +112,7 @@ class Summary:
     def add(self, columns: Columns) -> None:
         """Add the structures of a block."""
         self.atoms += np.bincount(columns.numbers, minlength=NUM_ELEMENTS)
+        self.periodic |= columns.cell is not None and bool(columns.cell.any())
         self.charges.update(np.unique(columns.charge).tolist())
         self.fit.add(columns, columns.energy)
         known = np.isfinite(columns.forces)

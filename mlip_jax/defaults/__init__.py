@@ -16,6 +16,7 @@ from mlip_jax.defaults.field import Part
 from mlip_jax.defaults.property import PROPERTY
 from mlip_jax.defaults.simulation import EVALUATE, FORCE2GEO, MINIMA, PREDICT, RELAX
 from mlip_jax.defaults.training import ENSEMBLE, EXPORT, TRAIN
+from mlip_jax.defaults.vibrations import VIBRATIONS
 
 TASKS: dict[str, Part] = {
     config.members["task"].default: config
@@ -37,6 +38,7 @@ TASKS: dict[str, Part] = {
         MD,
         MINIMA,
         STABILITY,
+        VIBRATIONS,
     )
 }
 
@@ -124,3 +126,8 @@ def minima_defaults() -> ml_collections.ConfigDict:
 def stability_defaults() -> ml_collections.ConfigDict:
     """Return the config of task "stability" with the default of every field."""
     return STABILITY.build()
+
+
+def vibrations_defaults() -> ml_collections.ConfigDict:
+    """Return the config of task "vibrations" with the default of every field."""
+    return VIBRATIONS.build()

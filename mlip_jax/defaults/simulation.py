@@ -68,8 +68,10 @@ ORACLE = Part(
 )
 
 FMAX = Field(
-    0.05, "Maximum force on an atom of a converged relaxation.", unit="eV/Å", bounds=POSITIVE
+    0.005, "Maximum force on an atom of a converged relaxation.", unit="eV/Å", bounds=POSITIVE
 )
+# As in Force2Geo, and for the geometries of predictors of properties, which were trained on these.
+LOOSE_FMAX = dataclasses.replace(FMAX, default=0.05)
 MAX_STEPS = Field(500, "Maximum number of steps of a relaxation.", bounds=AT_LEAST_ONE)
 MINIMIZER = Part(
     "Relaxation.",
@@ -168,7 +170,7 @@ PREDICT = task(
     ),
     seed=seed("the embedding"),
     num_processes=num_processes("that embed SMILES, per process of the run"),
-    fmax=FMAX,
+    fmax=LOOSE_FMAX,
     max_steps=MAX_STEPS,
     batch_size=Field(
         64,
@@ -213,6 +215,13 @@ MINIMA = task(
             bounds=POSITIVE,
         ),
         fmax=dataclasses.replace(FMAX, default=0.02),
+        final_fmax=Field(
+            0.001,
+            "Maximum force on an atom of the minima, which are relaxed further in float64 after "
+            "the search.",
+            unit="eV/Å",
+            bounds=POSITIVE,
+        ),
         max_steps=MAX_STEPS,
         energy_tolerance=Field(
             0.005,
@@ -228,9 +237,15 @@ MINIMA = task(
             bounds=POSITIVE,
             former_name="same_rmsd",
         ),
+        merge_mirror_images=Field(
+            False, "Counting of a minimum and its mirror image as one minimum."
+        ),
         timestep=Field(0.5, "Time step of the dynamics.", unit="fs", bounds=POSITIVE),
-        dtype=dtype("relaxations and dynamics"),
+        dtype=dtype("relaxations and dynamics of the search"),
         seed=seed("the dynamics"),
+    ),
+    population_temperature=Field(
+        298.15, "Temperature of the Boltzmann populations.", unit="K", bounds=POSITIVE
     ),
     num_reference_minima=Field(
         0,
@@ -287,7 +302,9 @@ FORCE2GEO = task(
             False, "Use of molecules from the training or validation split of a force field."
         ),
     ),
-    relax=MINIMIZER.replace(max_steps=dataclasses.replace(MAX_STEPS, bounds=NOT_NEGATIVE)),
+    relax=MINIMIZER.replace(
+        fmax=LOOSE_FMAX, max_steps=dataclasses.replace(MAX_STEPS, bounds=NOT_NEGATIVE)
+    ),
     oracle=Part(
         "Reference method.",
         ORACLE,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from typing import Any
 
 
 def names() -> list[str]:
@@ -27,6 +28,15 @@ def find(name: str) -> type:
     if name not in names():
         raise ValueError(unknown_name("model", name, names()))
     return importlib.import_module(f"{__name__}.{name}").Model
+
+
+def new_run_options(name: str) -> dict[str, Any]:
+    """Return the options that new runs of the model `name` use in place of its defaults.
+
+    The defaults are the published values, which older checkpoints imply. A model lists the others
+    as `NEW_RUN_OPTIONS`.
+    """
+    return dict(getattr(find(name), "NEW_RUN_OPTIONS", {}))
 
 
 def create(name: str, **options):

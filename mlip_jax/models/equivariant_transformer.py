@@ -55,7 +55,8 @@ CHOICES = {
 class Model(nn.Module):
     """Equivariant transformer.
 
-    The defaults are the published ones except `vector_cutoff` and `epsilon`.
+    The defaults are the published ones except `vector_cutoff` and `epsilon`. New training runs use
+    another `epsilon`.
 
     Attributes:
       num_features: Number of features F, even and divisible by num_heads.
@@ -82,8 +83,8 @@ class Model(nn.Module):
       neighbor_embedding: Whether the initial features combine the elements of the atom and of its
         neighbors.
       vector_cutoff: Whether messages to the vectors go to zero at the cutoff.
-      epsilon: Constant added under the square root of the vectors' norms in the gated head; take
-        1e-4 or more if second derivatives at symmetric geometries matter.
+      epsilon: Constant added under the square root of the vectors' norms in the gated head.
+        New training runs use 1e-4, with which forces are smooth where a vector vanishes.
       head: Energy head: "gated", two gated equivariant blocks on scalars and vectors, or "scalar",
         heads.AtomicEnergy on the scalars.
       zero_init: Whether the last kernel of the head starts at zero.
@@ -93,6 +94,8 @@ class Model(nn.Module):
       undirected: False computes filters for both directions of each pair; this plain form is for
         tests.
     """
+
+    NEW_RUN_OPTIONS = {"epsilon": 1e-4}
 
     num_features: int = 128
     num_layers: int = 8

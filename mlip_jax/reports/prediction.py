@@ -114,7 +114,7 @@ def _figures(done, targets) -> Iterator[str]:
         yield page.figure(
             fig,
             f"Predictions of {t.name}, and their expected errors: those of validation molecules at "
-            "the same distance from the training molecules.",
+            "the same distance from the training molecules. Molecules outside the domain have none.",
             wide=True,
         )
 
@@ -141,12 +141,17 @@ def _extremes(done, targets) -> Iterator[str]:
                     done[i]["name"] or done[i]["index"],
                     done[i]["smiles"],
                     float(done[i][t.name]),
-                    float(done[i][f"{t.name}_expected_error"]),
+                    _known(done[i][f"{t.name}_expected_error"]),
                     "outside" if done[i]["outside_domain"] == "1" else "inside",
                 )
                 for i in chosen
             ],
         )
+
+
+def _known(cell: str) -> float | str:
+    """Return the number of a cell, or "unknown" if it is empty: outside the domain."""
+    return float(cell) if cell else "unknown"
 
 
 def _failures(rows) -> Iterator[str]:
@@ -166,4 +171,4 @@ def _failures(rows) -> Iterator[str]:
 
 
 def _column(rows, name: str) -> np.ndarray:
-    return np.array([float(row[name]) for row in rows])
+    return np.array([float(row[name] or "nan") for row in rows])

@@ -17,7 +17,6 @@ from mlip_jax import defaults, distributed
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets.molecules.files import CsvColumns, fingerprint, read_molecules
 from mlip_jax.datasets.reader import DatasetError
-from mlip_jax.importers import load_force_field
 from mlip_jax.potential import Potential
 from mlip_jax.reports.md import Run, read_thermo, write_md_report
 from mlip_jax.reports.molecules import Picture
@@ -27,6 +26,7 @@ from mlip_jax.simulation.dynamics.progress import nanoseconds_per_day
 from mlip_jax.simulation.dynamics.run import run_md
 from mlip_jax.simulation.dynamics.settings import Settings
 from mlip_jax.simulation.dynamics.trajectories import read_trajectory
+from mlip_jax.simulation.force_fields import TrustCheck, load_force_field
 from mlip_jax.workdir import check_origin, claimed
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,10 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
         dynamics = MolecularDynamics(
             molecules, potential, replicas=config.replicas, **dataclasses.asdict(settings)
         )
+        if message := TrustCheck.load(config.force_field, potential).message(
+            molecules, "molecules"
+        ):
+            log.warning("%s", message)
         check_origin(
             workdir / ORIGIN,
             {"input": fingerprint(config.input), "force_field": potential.digest()},

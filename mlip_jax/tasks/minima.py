@@ -22,10 +22,10 @@ from mlip_jax.config import ConfigError
 from mlip_jax.datasets import source
 from mlip_jax.datasets.molecules.files import CsvColumns, fingerprint, kind_of, read_molecules
 from mlip_jax.datasets.reader import DatasetError
-from mlip_jax.importers import load_force_field
 from mlip_jax.potential import Potential
 from mlip_jax.reports.minima.report import write_minima_report
 from mlip_jax.reports.minima.results import MoleculeMinima, ReferenceMinimum
+from mlip_jax.simulation.force_fields import TrustCheck, load_force_field
 from mlip_jax.simulation.reference.oracle import Method, Oracle
 from mlip_jax.simulation.reference.result_cache import ResultCache
 from mlip_jax.simulation.relaxation.minima import SearchOptions, find_minima
@@ -40,6 +40,8 @@ _COLUMNS = (
     "rank",
     "energy_ev",
     "relative_energy_ev",
+    "relative_energy_kcal_mol",
+    "population",
     "found_in_round",
     "times_found",
 )
@@ -64,9 +66,12 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
             "minima of other molecules or with another force field",
         )
         molecules = _search_all(config, workdir / PARTS, potential, search)
+        minima = [minimum.to_atoms(m) for m in molecules for minimum in m.minima]
+        if message := TrustCheck.load(config.force_field, potential).message(minima, "minima"):
+            log.warning("%s", message)
         with atomic_open(workdir / FRAMES, "w", encoding="utf-8") as file:
             _write_frames(file, molecules)
-        write_text(workdir / TABLE, _table(molecules))
+        write_text(workdir / TABLE, _table(molecules, config.population_temperature))
         report = write_minima_report(
             workdir,
             molecules,
@@ -74,6 +79,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
             title=f"Minima by {Path(config.force_field).name}",
             info=_settings(config, potential),
             files=[FRAMES, TABLE],
+            temperature=config.population_temperature,
         )
         log.info("report: %s", report)
         return report
@@ -187,12 +193,13 @@ def _with_smiles(atoms, smiles: str):
 # --- Output ---
 
 
-def _table(molecules: list[MoleculeMinima]) -> str:
-    """Return the text of minima.csv."""
+def _table(molecules: list[MoleculeMinima], temperature: float) -> str:
+    """Return the text of minima.csv, with populations at a temperature (K)."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(_COLUMNS)
     for m in molecules:
+        energies, populations = m.relative_energies(), m.populations(temperature)
         for rank, minimum in enumerate(m.minima):
             table.writerow(
                 [
@@ -201,6 +208,8 @@ def _table(molecules: list[MoleculeMinima]) -> str:
                     rank,
                     minimum.energy,
                     minimum.energy - m.minima[0].energy,
+                    energies[rank],
+                    populations[rank],
                     minimum.round,
                     minimum.times,
                 ]

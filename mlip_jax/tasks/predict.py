@@ -29,9 +29,9 @@ from mlip_jax.datasets.molecules.files import (
 from mlip_jax.datasets.property_data import Target
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.graphs.shapes import GrowingBudget
-from mlip_jax.importers import load_force_field
 from mlip_jax.predictor import EMBEDDING, Predictor
 from mlip_jax.reports.prediction import write_prediction_report
+from mlip_jax.simulation.force_fields import load_force_field
 from mlip_jax.simulation.relaxation import journal as relax_journal
 from mlip_jax.simulation.relaxation import merge
 from mlip_jax.simulation.relaxation.journal import Journal, Layout
@@ -165,7 +165,8 @@ class Ensemble:
         """Return, per molecule, the columns of `layout` from the first property on."""
         columns = Columns.from_structures(map(from_ase, molecules))
         predictions = [
-            m.predict(columns, batch_size, budget) for m, budget in zip(self.members, self.budgets)
+            m.predict(columns, batch_size, budget, with_embedding=True)
+            for m, budget in zip(self.members, self.budgets)
         ]
         distances = [d.distance(p[EMBEDDING]) for d, p in zip(self.domains, predictions)]
         # in units of the border of each domain, averaged over members: (S,)

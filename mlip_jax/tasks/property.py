@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 
 from mlip_jax import config as configs
-from mlip_jax import defaults, distributed, predictor
+from mlip_jax import defaults, distributed, models, predictor
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets import property_data, statistics
 from mlip_jax.datasets.property_data import Target
@@ -27,6 +27,7 @@ from mlip_jax.tasks.property_training.report import report_run
 from mlip_jax.training import optimizer, property_objective
 from mlip_jax.training.dens import ENCODED
 from mlip_jax.training.noise import DISPLACEMENT
+from mlip_jax.training.options import fill_options, set_model_options
 from mlip_jax.training.outputs import restore
 from mlip_jax.training.prepare import count_steps, describe, log_model, make_batches
 from mlip_jax.workdir import claimed
@@ -50,6 +51,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
             if distributed.leader():
                 stack.enter_context(claimed(workdir, configs.identity(config)))
         workdir = Path(workdir)
+        set_model_options(config, Path(workdir))
         pretrained = _load_pretrained(config)
         with distributed.leader_first("data"):
             data = PropertyData.load(config, workdir)
@@ -85,6 +87,9 @@ def _load_pretrained(config) -> dict[str, np.ndarray] | None:
     if not config.model.name:
         config.model.name = model["name"]
         config.model.options = ml_collections.ConfigDict(model["options"])
+    elif config.model.name == model["name"]:
+        preferred = models.new_run_options(model["name"])
+        fill_options(config, {k: v for k, v in model["options"].items() if k in preferred})
     return arrays
 
 

@@ -26,11 +26,11 @@ from mlip_jax.datasets.molecules.files import (
     read_molecules,
 )
 from mlip_jax.datasets.reader import DatasetError
-from mlip_jax.importers import load_force_field
 from mlip_jax.potential import Potential
 from mlip_jax.reports.molecules import Picture
 from mlip_jax.reports.relaxation.report import write_relaxation_report
 from mlip_jax.reports.relaxation.results import Relaxations, choose, read_results
+from mlip_jax.simulation.force_fields import load_force_field
 from mlip_jax.simulation.relaxation import journal as relax_journal
 from mlip_jax.simulation.relaxation import merge, outputs
 from mlip_jax.simulation.relaxation.journal import Journal
@@ -237,6 +237,14 @@ def _finish(config, workdir: Path, total: int, potential: Potential, domain: Dom
         total,
         *(results.count(s) for s in ("converged", "step limit", "diverged", "failed")),
     )
+    if outside := int((results.outside == 1).sum()):
+        log.warning(
+            "%d of %d molecules are outside the domain of the force field, so their energies may "
+            "be wrong; see the column outside_domain of %s",
+            outside,
+            total,
+            workdir / RESULTS,
+        )
     log.info("report: %s", report)
     return report
 
@@ -245,11 +253,7 @@ def _domain_columns(potential: Potential, domain: Domain | None) -> merge.Derive
     """Return the columns about the domain of the force field; cells are empty if it is unknown."""
 
     def cells(frames):
-        return (
-            [("", "")] * len(frames)
-            if domain is None
-            else outputs.domain_cells(potential, domain, frames)
-        )
+        return outputs.domain_cells(potential, domain, frames)
 
     return merge.DerivedColumns(outputs.DOMAIN_COLUMNS, FRAME, cells)
 

@@ -257,7 +257,9 @@ def test_the_batched_relaxation(trained, tmp_path, monkeypatch):
     start, end = (
         read(report.parent / "geometries" / f"{name}.xyz", ":") for name in ("start", "0_run")
     )
-    for a, b, again in zip(start, end, relax(start, str(trained), max_steps=4), strict=True):
+    for a, b, again in zip(
+        start, end, relax(start, str(trained), fmax=0.05, max_steps=4), strict=True
+    ):
         assert again.steps == int(found["run", a.info["name"]]["steps"]) > 0
         np.testing.assert_allclose(b.positions, again.atoms.positions, atol=1e-4)
     assert any(not np.allclose(a.positions, b.positions, atol=1e-3) for a, b in zip(start, end))

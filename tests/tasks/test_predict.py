@@ -49,9 +49,9 @@ def test_one_row_per_molecule(folder):
         "cannot read the SMILES" in rows[2]["reason"] and "not trained on Xe" in rows[4]["reason"]
     )
     done = [row for row in rows if row["status"] == "predicted"]
-    assert all(
-        float(row["gap_expected_error"]) >= 0 and row["outside_domain"] in "01" for row in done
-    )
+    for row in done:
+        expected, outside = float(row["gap_expected_error"] or "nan"), row["outside_domain"]
+        assert (outside == "0" and expected >= 0) or (outside == "1" and np.isnan(expected))
     assert all(
         (float(row["domain_distance"]) > 1) == (row["outside_domain"] == "1") for row in done
     )
@@ -122,3 +122,6 @@ def test_from_python(folder):
 
     found = Predictor.load(folder / "gap-0").predict([molecule("CH3CH2OH"), molecule("CH4")])
     assert found["gap"].shape == (2,) and np.isfinite(found["gap"]).all()
+    # no arrays of features unless requested
+    assert "embedding" not in found
+    assert Predictor.load(folder / "gap-0").predict("CCO")["gap"].shape == (1,)

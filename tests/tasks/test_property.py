@@ -90,7 +90,7 @@ def test_training_lowers_the_error_and_the_predictor_predicts(scratch, folder):
     predictor = Predictor.load(scratch)
     data = PropertyData.load(config(folder), _create_folder(folder / "again"))
     columns = data.loaded.store.take(data.index[data.splits["test"]])
-    predicted = predictor.predict(columns, batch_size=2)
+    predicted = predictor.predict(columns, batch_size=2, with_embedding=True)
     np.testing.assert_allclose(
         predicted["gap"],
         [float(r["gap_predicted"]) for r in table(scratch / "predictions_test_labels.csv")],

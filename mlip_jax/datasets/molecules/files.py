@@ -36,7 +36,7 @@ from mlip_jax.datasets.molecules.entries import COMPRESSED, CsvColumns
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.store.store import MANIFEST, is_store
 
-_SUFFIXES = {
+SUFFIXES = {
     ".smi": "smi",
     ".smiles": "smi",
     ".ism": "smi",
@@ -97,7 +97,7 @@ def read_molecules(
         )
 
     if kind in molecule_entries.KINDS:
-        _require_rdkit()
+        require_rdkit()
         options = embedding.EmbeddingOptions(num_conformers, mmff, seed)
         entries = itertools.islice(molecule_entries.read_entries(path, kind, columns), limit)
         jobs = ((entry, options) for entry in entries if selected(entry.number))
@@ -133,7 +133,7 @@ def from_smiles(smiles: str, *, mmff: bool = False, seed: int = 0) -> Atoms:
       UnusableMoleculeError: The SMILES cannot be read or embedded.
       ImportError: RDKit is missing.
     """
-    _require_rdkit()
+    require_rdkit()
     (record,) = embedding.embed_entry(
         (embedding.Entry(0, smiles, "", smiles), embedding.EmbeddingOptions(1, mmff, seed))
     )
@@ -191,11 +191,11 @@ def kind_of(path: str | Path) -> str:
     suffixes = [s.lower() for s in path.suffixes]
     if len(suffixes) > 1 and suffixes[-1] in COMPRESSED:
         suffixes.pop()
-    kind = _SUFFIXES.get(suffixes[-1]) if suffixes else None
+    kind = SUFFIXES.get(suffixes[-1]) if suffixes else None
     return kind or frames.kind_by_content(path)
 
 
-def _require_rdkit() -> None:
+def require_rdkit() -> None:
     """Raise ImportError if RDKit is missing."""
     try:
         import rdkit  # noqa: F401

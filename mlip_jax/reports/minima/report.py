@@ -24,6 +24,7 @@ from mlip_jax.reports.minima.results import (
 from mlip_jax.reports.molecules import Picture, molecule_figure
 from mlip_jax.workdir import write_text
 
+_MAX_RANKS = 5  # minima of a molecule in the table
 _MAX_ROWS, _MAX_LEVELS, _MAX_PICTURES, _MAX_ATOMS = 60, 12, 5, 120
 
 
@@ -35,6 +36,7 @@ def write_minima_report(
     title: str,
     info: Mapping[str, Mapping[str, Any]],
     files: Sequence[str] = (),
+    temperature: float = 298.15,
 ) -> Path:
     """Write `report.html` and `metrics.json` to `workdir`, each atomically.
 
@@ -45,11 +47,12 @@ def write_minima_report(
       title: Headline of the page.
       info: Sections of names and values.
       files: Names of further files in the workdir, to list on the page.
+      temperature: Temperature of the populations (K).
 
     Returns:
       Path of `report.html`.
     """
-    workdir, content = Path(workdir), metrics(molecules, references)
+    workdir, content = Path(workdir), metrics(molecules, references, temperature)
     write_text(
         workdir / "metrics.json",
         json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n",
@@ -58,6 +61,7 @@ def write_minima_report(
         page.heading(title, 1),
         *_headline(content),
         *_levels(molecules),
+        *_populations(content, temperature),
         *_reference(references, content),
         *_molecules(content),
         *_pictures(molecules),
@@ -117,6 +121,26 @@ def _levels(molecules: Sequence[MoleculeMinima]) -> Iterator[str]:
             "initial geometries; vermillion: reached first from dynamics."
         ),
         wide=True,
+    )
+
+
+def _populations(content: Mapping[str, Any], temperature: float) -> Iterator[str]:
+    """Yield a table of the lowest minima with energies and populations."""
+    rows = [
+        (m["name"], rank, f"{energy:.2f}", f"{100 * population:.1f}")
+        for m in content["by_molecule"]
+        for rank, (energy, population) in enumerate(
+            zip(m["relative_energies_kcal_mol"], m["populations"])
+        )
+        if rank < _MAX_RANKS
+    ]
+    yield page.table(
+        ("molecule", "minimum", "energy (kcal/mol)", f"population at {temperature:g} K (%)"),
+        rows[:_MAX_ROWS],
+    )
+    yield page.paragraph(
+        "Populations are Boltzmann weights of the energies alone, without vibrations. All minima "
+        "are in minima.csv and metrics.json."
     )
 
 

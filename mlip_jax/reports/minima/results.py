@@ -11,7 +11,7 @@ import numpy as np
 from ase import Atoms, units
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from mlip_jax.simulation.relaxation.minima import MinimaResult
+from mlip_jax.simulation.relaxation.minima_result import MinimaResult, boltzmann_populations
 from mlip_jax.structure import electronic_value
 
 KCAL_PER_EV = units.mol / units.kcal  # kcal/mol per eV
@@ -26,12 +26,14 @@ class ReportedMinimum:
       positions: Positions in Å, (n, 3).
       round: Round of the search that found the minimum first.
       times: Number of times that the minimum was found.
+      mirror_images: 2 if the minimum stands for itself and its mirror image, otherwise 1.
     """
 
     energy: float
     positions: Any
     round: int
     times: int
+    mirror_images: int = 1
 
     def to_atoms(self, molecule: MoleculeMinima) -> Atoms:
         """Return the minimum as ASE `Atoms` with its energy as a single-point result."""
@@ -91,12 +93,25 @@ class MoleculeMinima:
             electronic_value(first, "charge"),
             first.cell.array.tolist() if first.pbc.any() else None,
             [
-                ReportedMinimum(m.energy, m.atoms.positions.tolist(), m.round, m.times)
+                ReportedMinimum(
+                    m.energy, m.atoms.positions.tolist(), m.round, m.times, m.mirror_images
+                )
                 for m in result.minima
             ],
             result.relaxed,
             result.new,
             dict(result.left_out),
+        )
+
+    def relative_energies(self) -> np.ndarray:
+        """Return the energies of the minima above the lowest one (kcal/mol), (K,)."""
+        energies = np.array([m.energy for m in self.minima])
+        return KCAL_PER_EV * (energies - energies.min(initial=np.inf))
+
+    def populations(self, temperature: float) -> np.ndarray:
+        """Return the Boltzmann populations of the minima at a temperature (K), (K,)."""
+        return boltzmann_populations(
+            [m.energy for m in self.minima], [m.mirror_images for m in self.minima], temperature
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -128,11 +143,14 @@ class ReferenceMinimum:
 
 
 def metrics(
-    molecules: Sequence[MoleculeMinima], references: Sequence[ReferenceMinimum]
+    molecules: Sequence[MoleculeMinima],
+    references: Sequence[ReferenceMinimum],
+    temperature: float = 298.15,
 ) -> dict[str, Any]:
     """Return the content of `metrics.json`; None for unknown values.
 
-    Energies are in kcal/mol, the usual unit for conformers.
+    Energies are in kcal/mol, the usual unit for conformers; populations are those at a temperature
+    (K).
     """
     searched = [m for m in molecules if m.minima]
     by_molecule = {
@@ -168,6 +186,8 @@ def metrics(
                 "new": list(m.new),
                 "relaxed": list(m.relaxed),
                 "left_out": dict(m.left_out),
+                "relative_energies_kcal_mol": m.relative_energies().tolist(),
+                "populations": m.populations(temperature).tolist(),
                 "judged": by_molecule.get(m.number),
             }
             for m in molecules

@@ -27,6 +27,7 @@ from mlip_jax.simulation.calculators.packing import unpack
 from mlip_jax.simulation.calculators.padded import PaddedCalculator, centered
 from mlip_jax.simulation.energies import invariant_features
 from mlip_jax.simulation.trust import atom_domain
+from mlip_jax.simulation.trust.coverage import unseen_states
 from mlip_jax.simulation.trust.domain import Domain
 
 
@@ -58,9 +59,10 @@ class MLIPCalculator(PaddedCalculator):
     forward pass and are computed only on request:
 
         outside_domain          whether an atom is farther from the training atoms than nearly all
-                                validation atoms
+                                validation atoms, or the charge, the number of unpaired electrons or
+                                periodicity never occurs in the training data
         domain_distance         (n_atoms,), 1 at the border
-        forces_expected_error   (n_atoms,) eV/Å
+        forces_expected_error   (n_atoms,) eV/Å; NaN outside, where no validation data calibrate it
 
     `get_hessian` and `get_vibrations` return exact second derivatives. Several threads may share a
     calculator; they compute one at a time. A calculator can be copied, and pickled to other
@@ -185,7 +187,9 @@ class MLIPCalculator(PaddedCalculator):
         )
         if needs_domain:
             self.results = self.results | atom_domain.results(
-                self.domain, self._features(self.atoms)
+                self.domain,
+                self._features(self.atoms),
+                unseen=bool(unseen_states(self.atoms, self._members)),
             )
 
     def _features(self, atoms: Atoms) -> np.ndarray:

@@ -25,8 +25,9 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from ase.vibrations import VibrationsData
 
 from mlip_jax.potential import Evaluation, Potential, example_graph
-from mlip_jax.simulation.calculators import conservation
+from mlip_jax.simulation.calculators import conservation, stationarity
 from mlip_jax.simulation.calculators.compiled import CompiledForceField, columns_at_once
+from mlip_jax.simulation.trust.coverage import unseen_states
 from mlip_jax.structure import STATES, electronic_value
 
 
@@ -199,8 +200,11 @@ class PaddedCalculator(Calculator):
     def get_vibrations(self, atoms: Atoms, indices: Sequence[int] | None = None) -> VibrationsData:
         """Return the vibrations of the exact Hessian: modes, frequencies and zero-point energy.
 
+        Warns if the largest force on a mobile atom exceeds 0.01 eV/Å: the structure is then not
+        close enough to a minimum for meaningful frequencies.
+
         Args:
-          atoms: Structure, which must be at a minimum for meaningful frequencies.
+          atoms: Structure at a minimum, as after `relax(atoms, ..., fmax=0.001, dtype="float64")`.
           indices: Indices of the mobile atoms; by default all atoms without a constraint.
 
         Returns:
@@ -212,6 +216,7 @@ class PaddedCalculator(Calculator):
         hessian, atoms = self.get_hessian(atoms), atoms.copy()
         if indices is None:
             indices = VibrationsData.indices_from_constraints(atoms)
+        stationarity.warn_if_not_stationary(self.get_property("forces", atoms)[indices])
         rows = (3 * np.asarray(indices, int)[:, None] + np.arange(3)).ravel()
         return VibrationsData.from_2d(atoms, hessian[np.ix_(rows, rows)], indices)
 
@@ -271,35 +276,16 @@ class PaddedCalculator(Calculator):
                 "the dipole moment of a periodic structure is undefined, received "
                 f"pbc={atoms.pbc.tolist()}"
             )
-        self._warn_if_unseen(atoms, "charge", "charges", "total charges")
-        self._warn_if_unseen(
-            atoms, "num_unpaired_electrons", "spins", "numbers of unpaired electrons"
-        )
+        for state in unseen_states(atoms, self._members):
+            if state.name not in self._warned_of:
+                self._warned_of.add(state.name)
+                warnings.warn(
+                    f"{state.message}; its energies may be wrong", UserWarning, stacklevel=2
+                )
 
     def _with_stress(self, atoms) -> bool:
         """Return whether the stress of the structure is computed."""
         return bool(atoms.pbc.all()) and "stress" in self.implemented_properties
-
-    def _warn_if_unseen(self, atoms, key: str, statistic: str, words: str) -> None:
-        """Warn once per quantity if the force field was not trained on this value."""
-        value = electronic_value(atoms, key)
-        if value == 0 or key in self._warned_of:
-            return
-        trained_on = [m.metadata.get("statistics", {}).get(statistic, [0.0]) for m in self._members]
-        strange = [
-            known or [0.0]
-            for known in trained_on  # None: unknown (imported)
-            if known is not None and value not in (known or [0.0])
-        ]
-        if not strange:
-            return
-        self._warned_of.add(key)
-        warnings.warn(
-            f"atoms.info['{key}'] is {value:g}, but this force field was trained only on "
-            f"{words} {', '.join(f'{c:g}' for c in strange[0])}; its energies may be wrong",
-            UserWarning,
-            stacklevel=2,
-        )
 
     def _results_of(
         self, potential: Potential, atoms, positions, out: np.ndarray, stress

@@ -5,17 +5,14 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from ase import Atoms, units
-from ase.calculators.calculator import Calculator
 
+from mlip_jax.datasets.molecules.arguments import molecule_list
 from mlip_jax.graphs.shapes import PaddingBudget
-from mlip_jax.importers import load_force_field
-from mlip_jax.potential import Potential
 from mlip_jax.simulation.dynamics import neighbors, system
 from mlip_jax.simulation.dynamics.device.compiled import CompiledDynamics
 from mlip_jax.simulation.dynamics.device.loop import DynamicsLoop
@@ -32,6 +29,7 @@ from mlip_jax.simulation.dynamics.results import (
 )
 from mlip_jax.simulation.dynamics.settings import Settings
 from mlip_jax.simulation.dynamics.start import initial_state, initialize_momenta
+from mlip_jax.simulation.force_fields import TrustCheck, load_force_field
 
 # _DISPATCH_SECONDS: duration of a dispatch in seconds, after which the host reads the results.
 _DISPATCH_SECONDS = 1.0
@@ -71,8 +69,8 @@ class MolecularDynamics:
 
     def __init__(
         self,
-        molecules: Atoms | Sequence[Atoms],
-        force_field: Potential | Calculator | str | Path,
+        molecules: Any,
+        force_field: Any,
         *,
         replicas: int = 1,
         temperatures: Sequence[float] | None = None,
@@ -82,9 +80,10 @@ class MolecularDynamics:
         """Prepare a run.
 
         Args:
-          molecules: One molecule or a sequence of molecules, or cells.
-          force_field: Force field in any form that `load_force_field` accepts, such as the workdir
-            of a training run.
+          molecules: Molecules or cells: ASE's Atoms, a SMILES, the path of a file, or a list of
+            these.
+          force_field: Force field in any form that `simulation.force_fields.load_force_field`
+            accepts: a workdir, "IMPORTER:FILE", a `Potential` or a calculator; the mean of several.
           replicas: Copies of each molecule, which differ in momenta and noise.
           temperatures: Temperature of each molecule, including replicas (K); None uses that of the
             settings.
@@ -101,8 +100,9 @@ class MolecularDynamics:
             raise ValueError(f"replicas must be an integer of at least 1, received {replicas}")
         self.potential = load_force_field(force_field)
         self.settings.check_forces(self.potential)
-        given = [molecules] if isinstance(molecules, Atoms) else list(molecules)
+        given = molecule_list(molecules, seed=self.settings.seed)
         self._system = system.make([a for a in given for _ in range(replicas)], self.potential)
+        TrustCheck.load(force_field, self.potential).warn(given, "molecules")
         self._dtype, self._device = np.dtype(self.settings.dtype), device
         self._temperatures = self._check_temperatures(temperatures)
         self._hottest = np.array([self.settings.broken_above(t) for t in self._temperatures])

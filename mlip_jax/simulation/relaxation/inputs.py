@@ -14,6 +14,8 @@ from mlip_jax.structure import STATES, electronic_value
 
 def find_obstacle(atoms: Atoms, potential: Potential) -> str:
     """Return the reason why a molecule cannot be relaxed, or ""."""
+    if not isinstance(atoms, Atoms):
+        return f"expected ASE's Atoms, received {atoms!r}"
     if len(atoms) == 0:
         return "the molecule has no atoms"
     if not np.isfinite(atoms.positions).all():

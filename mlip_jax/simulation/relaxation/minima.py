@@ -5,11 +5,12 @@ All molecules are searched in batches:
 1. relax the starting geometries (RDKit's ETKDG for a SMILES);
 2. start dynamics at a high temperature from the lowest minima found so far;
 3. relax frames of the dynamics and add the new minima;
-4. repeat 2 and 3; a molecule is done when a round finds no new minimum.
+4. repeat 2 and 3; a molecule is done when a round finds no new minimum;
+5. relax the minima tightly in float64 and merge those that have become equal.
 
 Two minima are the same if their energies agree and their heavy atoms agree over the symmetries of
-the molecule; mirror images are distinct. A minimum with other bonds than the start is a reaction
-product and is rejected.
+the molecule; mirror images are distinct unless an option merges them. A minimum with other bonds
+than the start is a reaction product and is rejected.
 """
 
 from __future__ import annotations
@@ -18,19 +19,20 @@ import collections
 import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import Calculator
 
+from mlip_jax.datasets.molecules.arguments import molecule_records, usable_atoms
 from mlip_jax.datasets.molecules.rmsd import Conformers, cross_rmsd
 from mlip_jax.datasets.molecules.symmetry import SymmetryQuery, symmetries_of
 from mlip_jax.datasets.quality.geometry import bond_limit
-from mlip_jax.importers import load_force_field
 from mlip_jax.potential import Potential
 from mlip_jax.simulation.dynamics.md import MolecularDynamics
-from mlip_jax.simulation.relaxation.relax import Relaxer
+from mlip_jax.simulation.force_fields import TrustCheck, load_force_field
+from mlip_jax.simulation.relaxation.minima_result import MinimaResult, Minimum
+from mlip_jax.simulation.relaxation.relax import Relaxation, Relaxer
 from mlip_jax.structure import electronic_state
 
 log = logging.getLogger(__name__)
@@ -48,12 +50,15 @@ class SearchOptions:
       frames: Number of frames per trajectory that are relaxed.
       window: Largest energy of a minimum above the lowest one (eV). Higher minima are dropped and
         start no dynamics.
-      fmax: Largest force of a relaxed geometry (eV/Å).
+      fmax: Largest force of a relaxed geometry during the search (eV/Å).
+      final_fmax: Largest force of a minimum (eV/Å), which is relaxed further in float64.
       max_steps: Maximum number of steps per relaxation.
       energy_tolerance: Energy difference (eV) below which two minima may be the same one.
       rmsd_tolerance: Root mean square distance (Å) below which such minima are the same one.
+      merge_mirror_images: Whether a minimum and its mirror image are one minimum, as of molecules
+        without stereocenters. Populations still count both.
       timestep: Time step of the dynamics (fs).
-      dtype: "float32" or "float64".
+      dtype: "float32" or "float64", of the search; the minima are relaxed in float64.
       seed: Seed of the dynamics.
 
     Raises:
@@ -67,9 +72,11 @@ class SearchOptions:
     frames: int = 4
     window: float = 0.5
     fmax: float = 0.02
+    final_fmax: float = 0.001
     max_steps: int = 500
     energy_tolerance: float = 0.005
     rmsd_tolerance: float = 0.125
+    merge_mirror_images: bool = False
     timestep: float = 0.5
     dtype: str = "float32"
     seed: int = 0
@@ -86,6 +93,7 @@ class SearchOptions:
             "picoseconds",
             "window",
             "fmax",
+            "final_fmax",
             "energy_tolerance",
             "rmsd_tolerance",
             "timestep",
@@ -94,54 +102,20 @@ class SearchOptions:
                 raise ValueError(f"{name} must be positive, received {getattr(self, name)}")
 
 
-@dataclasses.dataclass
-class Minimum:
-    """Minimum of a molecule.
-
-    Attributes:
-      atoms: Geometry with energy and forces.
-      energy: Energy (eV).
-      round: Round that found it first; 0 is that of the starting geometries.
-      times: How often it was found.
-    """
-
-    atoms: Atoms
-    energy: float
-    round: int
-    times: int = 1
-
-
-@dataclasses.dataclass
-class MinimaResult:
-    """Result of the search for one molecule.
-
-    Attributes:
-      minima: Minima by energy, the lowest first.
-      relaxed: Number of relaxed geometries per round.
-      new: Number of new minima per round.
-      left_out: Number of rejected geometries by reason.
-    """
-
-    minima: list[Minimum]
-    relaxed: list[int]
-    new: list[int]
-    left_out: collections.Counter
-
-
 def find_minima(
-    starts: Sequence[Sequence[Atoms]], force_field: Potential | Calculator | str | Path, **options
+    molecules: Any, force_field: Any, *, num_conformers: int = 20, **options
 ) -> list[MinimaResult]:
     """Find the minima of molecules from one or more geometries each.
 
-    >>> from mlip_jax import from_smiles
-    >>> starts = [[from_smiles("CCCCO")]]  # doctest: +SKIP
-    >>> result, = find_minima(starts, "runs/spice", temperature=800)  # doctest: +SKIP
+    >>> result, = find_minima("CCCCO", "runs/spice", temperature=800)  # doctest: +SKIP
     >>> [m.energy - result.minima[0].energy for m in result.minima]  # doctest: +SKIP
 
     Args:
-      starts: Geometries of each molecule, with their atoms in one order.
-      force_field: Force field in any form that `load_force_field` accepts, such as the workdir of a
-        training run.
+      molecules: ASE's Atoms, a SMILES, the path of a file of molecules, or a list of these. In a
+        list, a list of Atoms is one molecule with several geometries and one order of atoms.
+      force_field: Force field in any form that `simulation.force_fields.load_force_field` accepts:
+        a workdir, "IMPORTER:FILE", a `Potential` or a calculator; the mean of several.
+      num_conformers: Number of geometries that are embedded per SMILES.
       **options: Fields of `SearchOptions`.
 
     Returns:
@@ -153,6 +127,7 @@ def find_minima(
     """
     search = SearchOptions(**options)
     potential = load_force_field(force_field)
+    starts = _starts(molecules, num_conformers, search.seed)
     relaxer = Relaxer(potential, fmax=search.fmax, max_steps=search.max_steps, dtype=search.dtype)
     pools = [
         _MinimumPool(geometries, search, symmetries)
@@ -169,7 +144,26 @@ def find_minima(
         if not active:
             break
         _relax(relaxer, pools, list(_hot_frames(potential, pools, active, search, number)), number)
-    return [pool.result() for pool in pools]
+    _relax_tightly(potential, pools, search)
+    results = [pool.result() for pool in pools]
+    TrustCheck.load(force_field, potential).warn(
+        [minimum.atoms for result in results for minimum in result.minima], "minima"
+    )
+    return results
+
+
+def _starts(molecules: Any, num_conformers: int, seed: int) -> list[list[Atoms]]:
+    """Return the geometries of each molecule, with its SMILES in the first one if it is known."""
+    starts = []
+    for records in molecule_records(molecules, num_conformers=num_conformers, seed=seed):
+        geometries = [record.atoms for record in records if record.atoms is not None]
+        if records and not geometries:
+            usable_atoms(records[0])  # raises its reason
+        if geometries and records[0].smiles:
+            geometries[0] = geometries[0].copy()
+            geometries[0].info["smiles"] = records[0].smiles
+        starts.append(geometries)
+    return starts
 
 
 def _symmetries(starts: Sequence[Sequence[Atoms]]) -> Iterator[np.ndarray | None]:
@@ -200,6 +194,18 @@ def _relax(
     # add in the order of the input: results must not depend on the order of completion
     for index, (m, _) in enumerate(geometries):
         pools[m].add(done[index], number)
+
+
+def _relax_tightly(potential: Potential, pools: list[_MinimumPool], search: SearchOptions) -> None:
+    """Relax the minima within the window to `final_fmax` in float64, and merge equal ones."""
+    relaxer = Relaxer(
+        potential, fmax=search.final_fmax, max_steps=search.max_steps, dtype="float64"
+    )
+    before = [minimum for pool in pools for minimum in pool.within()]
+    done = dict(relaxer.stream((k, minimum.atoms) for k, minimum in enumerate(before)))
+    results = iter(done[k] for k in range(len(before)))
+    for pool in pools:
+        pool.replace([(minimum, next(results)) for minimum in pool.within()])
 
 
 def _hot_frames(
@@ -267,7 +273,9 @@ class _MinimumPool:
         elif not np.array_equal(_bond_matrix(result.atoms), self._bonds):
             self.left_out["other bonds"] += 1
         else:
+            count = len(self.minima)
             self._keep(Minimum(result.atoms, result.energy, number))
+            self.new[-1] += len(self.minima) - count
 
     def _keep(self, new: Minimum) -> None:
         """Add a minimum, or count it as a known one and keep the lower energy."""
@@ -276,39 +284,63 @@ class _MinimumPool:
             for old in self.minima
             if abs(old.energy - new.energy) < self._search.energy_tolerance
         ]
-        distances = (
-            cross_rmsd(
-                Conformers(
-                    new.atoms.positions[None, self._atoms],
-                    np.array([m.atoms.positions[self._atoms] for m in similar]),
-                    self._permutations,
-                )
-            )[0]
-            if similar
-            else np.zeros(0)
-        )
+        distances = self._distances(new, similar)
+        if self._search.merge_mirror_images:
+            distances = np.minimum(distances, self._distances(new, similar, mirror=True))
         if len(similar) and distances.min() < self._search.rmsd_tolerance:
             old = similar[int(distances.argmin())]
-            old.times += 1
+            old.times += new.times
+            old.round = min(old.round, new.round)
             if new.energy < old.energy:
                 old.atoms, old.energy = new.atoms, new.energy
         else:
             self.minima.append(new)
-            self.new[-1] += 1
+
+    def _distances(
+        self, minimum: Minimum, others: Sequence[Minimum], mirror: bool = False
+    ) -> np.ndarray:
+        """Return the distances (Å) of a minimum, or of its mirror image, to others, (K,)."""
+        if not others:
+            return np.zeros(0)
+        sign = -1.0 if mirror else 1.0
+        return cross_rmsd(
+            Conformers(
+                sign * minimum.atoms.positions[None, self._atoms],
+                np.array([m.atoms.positions[self._atoms] for m in others]),
+                self._permutations,
+            )
+        )[0]
+
+    def replace(self, relaxed: Sequence[tuple[Minimum, Relaxation]]) -> None:
+        """Replace all minima by the results of further relaxations, and merge equal ones."""
+        if len(relaxed) < len(self.minima):
+            self.left_out["above the window"] += len(self.minima) - len(relaxed)
+        self.minima = []
+        for minimum, result in relaxed:
+            if result.status not in ("converged", "step limit"):
+                self.left_out[result.reason or result.status] += minimum.times
+            elif not np.array_equal(_bond_matrix(result.atoms), self._bonds):
+                self.left_out["other bonds"] += minimum.times
+            else:
+                self._keep(dataclasses.replace(minimum, atoms=result.atoms, energy=result.energy))
+        if self._search.merge_mirror_images:
+            for minimum in self.minima:
+                own = self._distances(minimum, [minimum], mirror=True)[0]
+                minimum.mirror_images = 1 if own < self._search.rmsd_tolerance else 2
 
     def lowest(self, count: int) -> list[Atoms]:
         """Return `count` geometries of the lowest minima within the window, with repetition."""
-        minima = self._within()
+        minima = self.within()
         return [_bare(minima[k % len(minima)].atoms) for k in range(count)]
 
     def result(self) -> MinimaResult:
         """Return the result of the search."""
-        kept = self._within()
+        kept = self.within()
         if len(kept) < len(self.minima):
             self.left_out["above the window"] += len(self.minima) - len(kept)
         return MinimaResult(kept, self.relaxed, self.new, self.left_out)
 
-    def _within(self) -> list[Minimum]:
+    def within(self) -> list[Minimum]:
         """Return the minima within the window, the lowest first."""
         by_energy = sorted(self.minima, key=lambda m: m.energy)
         return [m for m in by_energy if m.energy <= by_energy[0].energy + self._search.window]

@@ -17,9 +17,11 @@ from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.molecules.embedding import MoleculeRecord
 from mlip_jax.datasets.quality.geometry import kabsch_align
 from mlip_jax.potential import Potential
+from mlip_jax.simulation.ensemble_mean import members_of
 from mlip_jax.simulation.relaxation.journal import Layout
 from mlip_jax.simulation.relaxation.relax import Relaxation
 from mlip_jax.simulation.trust import atom_domain
+from mlip_jax.simulation.trust.coverage import unseen_states
 from mlip_jax.simulation.trust.domain import Domain
 from mlip_jax.structure import electronic_state, from_ase
 
@@ -50,6 +52,8 @@ LAYOUT = Layout(COLUMNS, (FRAME, MOL_BLOCK, TRAJECTORY))
 _WHOLE = re.compile(r"-?[1-9][0-9]{0,17}|0")
 # _MOL_BLOCK_REACH: largest coordinate (Å) in ten characters, four of them after the decimal point
 _MOL_BLOCK_REACH = 9999.0
+# _STATE: charge or number of unpaired electrons in a frame that is not zero
+_STATE = re.compile(rb"\b(?:charge|num_unpaired_electrons)=-?[0.]*[1-9]")
 _TRUTH = {"T", "F", "true", "false", "True", "False", "TRUE", "FALSE"}
 
 
@@ -81,31 +85,38 @@ def result_cells(record: MoleculeRecord, result: Relaxation) -> list[Any]:
 
 
 def domain_cells(
-    potential: Potential, domain: Domain, frames: Sequence[bytes]
+    potential: Potential, domain: Domain | None, frames: Sequence[bytes]
 ) -> list[tuple[Any, Any]]:
     """Return the values of DOMAIN_COLUMNS for molecules. Computed in batches.
 
     Args:
       potential: The force field.
-      domain: Domain of the force field.
+      domain: Domain of the force field; None if it is unknown. Only charges and spins that training
+        never saw are then known to be outside.
       frames: The piece FRAME of each molecule, b"" if there is none.
     """
     from ase.io import read
 
     cells: list[tuple[Any, Any]] = [("", "")] * len(frames)
-    with_frame = [i for i, piece in enumerate(frames) if piece]
+    with_frame = [
+        i
+        for i, piece in enumerate(frames)
+        if piece and (domain is not None or _STATE.search(piece))
+    ]
     if not with_frame:
         return cells
+    molecules = [read(io.StringIO(frames[i].decode()), format="extxyz") for i in with_frame]
+    unseen = [bool(unseen_states(atoms, members_of(potential))) for atoms in molecules]
+    if domain is None:
+        for i, is_unseen in zip(with_frame, unseen):
+            cells[i] = ("", 1 if is_unseen else "")
+        return cells
     distances = atom_domain.farthest(
-        potential,
-        domain,
-        Columns.from_structures(
-            from_ase(read(io.StringIO(frames[i].decode()), format="extxyz")) for i in with_frame
-        ),
+        potential, domain, Columns.from_structures(map(from_ase, molecules))
     )
-    for i, distance in zip(with_frame, distances.tolist()):
-        # treat NaN as outside the domain
-        cells[i] = (repr(distance) if math.isfinite(distance) else "", int(not distance <= 1))
+    for i, is_unseen, distance in zip(with_frame, unseen, distances.tolist()):
+        outside = is_unseen or not distance <= 1  # NaN is outside the domain
+        cells[i] = (repr(distance) if math.isfinite(distance) else "", int(outside))
     return cells
 
 

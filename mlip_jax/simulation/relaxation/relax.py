@@ -7,19 +7,19 @@ import dataclasses
 import queue
 import threading
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import Calculator
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from mlip_jax.importers import load_force_field
-from mlip_jax.potential import Potential
+from mlip_jax.datasets.molecules.arguments import molecule_records
+from mlip_jax.simulation.force_fields import TrustCheck, load_force_field
 from mlip_jax.simulation.relaxation import minimizers
 from mlip_jax.simulation.relaxation.inputs import find_obstacle, fixed_atoms, queued_molecule
 from mlip_jax.simulation.relaxation.pool import SlotPool, slot_size
+from mlip_jax.simulation.relaxation.shared_queue import SharedQueue
 from mlip_jax.simulation.relaxation.state import FREE, Outcome
 from mlip_jax.simulation.relaxation.status import RUNNING, RelaxationStatus
 
@@ -69,11 +69,11 @@ class Relaxation:
 
 
 def relax(
-    molecules: Sequence[Atoms],
-    force_field: Potential | Calculator | str | Path,
+    molecules: Any,
+    force_field: Any,
     *,
     optimizer: str = "bfgs",
-    fmax: float = 0.05,
+    fmax: float = 0.005,
     max_steps: int = 500,
     maxstep: float = 0.2,
     dtype: str = "float32",
@@ -83,15 +83,15 @@ def relax(
     """Relax molecules in batches on the device and return one result per molecule, in order.
 
     A molecule that cannot be relaxed has a result that states the reason; the others are relaxed.
+    Warns if relaxed molecules are outside the domain of the force field.
 
-    >>> from ase.build import molecule
-    >>> results = relax([molecule("CH3OH")], "runs/spice")  # doctest: +SKIP
-    >>> results[0].status, results[0].atoms.get_potential_energy()  # doctest: +SKIP
+    >>> (result,) = relax("CCO", "runs/spice")  # doctest: +SKIP
+    >>> result.status, result.atoms.get_potential_energy()  # doctest: +SKIP
 
     Args:
-      molecules: Molecules to relax.
-      force_field: Force field in any form that `importers.load_force_field` accepts, such as the
-        workdir of a training run.
+      molecules: ASE's Atoms, a SMILES, the path of a file of molecules, or a list of these.
+      force_field: Force field in any form that `simulation.force_fields.load_force_field` accepts:
+        a workdir, "IMPORTER:FILE", a `Potential` or a calculator; the mean of several.
       progress: Whether to show a progress bar.
       optimizer, fmax, max_steps, maxstep, dtype, trajectory_every: See `Relaxer`.
 
@@ -108,14 +108,18 @@ def relax(
         dtype=dtype,
         trajectory_every=trajectory_every,
     )
-    results: list[Relaxation | None] = [None] * len(molecules)
-    done = relaxer.stream(enumerate(molecules))
+    records = [record for group in molecule_records(molecules) for record in group]
+    results = [Relaxation(Atoms(), "failed", record.failure) for record in records]
+    given = [(k, record.atoms) for k, record in enumerate(records) if record.atoms is not None]
+    done = relaxer.stream(given)
     if progress:
         from rich.progress import track
 
-        done = track(done, "relaxing", total=len(molecules))
+        done = track(done, "relaxing", total=len(given))
     for index, result in done:
         results[index] = result
+    relaxed = [result.atoms for result in results if result.status in ("converged", "step limit")]
+    TrustCheck.load(force_field, relaxer.potential).warn(relaxed, "relaxed molecules")
     return results
 
 
@@ -134,10 +138,10 @@ class Relaxer:
 
     def __init__(
         self,
-        force_field: Potential | Calculator | str | Path,
+        force_field: Any,
         *,
         optimizer: str = "bfgs",
-        fmax: float = 0.05,
+        fmax: float = 0.005,
         max_steps: int = 500,
         maxstep: float = 0.2,
         dtype: str = "float32",
@@ -148,8 +152,8 @@ class Relaxer:
         """Create a relaxer.
 
         Args:
-          force_field: Force field in any form that `importers.load_force_field` accepts, such as
-            the workdir of a training run.
+          force_field: Force field in any form that `simulation.force_fields.load_force_field`
+            accepts.
           optimizer: "bfgs" (same steps as in ASE), "lbfgs" (for hundreds of atoms), or "fire".
           fmax: Largest force of a relaxed molecule (eV/Å): the norm per atom, as in ASE.
           max_steps: Maximum number of steps per molecule.
@@ -217,7 +221,7 @@ class Relaxer:
 
         `molecules` is read as slots become free, so it may be arbitrarily long.
         """
-        shared = _SharedQueue(molecules)
+        shared = SharedQueue(molecules)
         if len(self._devices) == 1:
             yield from self._on_device(0, shared)
             return
@@ -257,9 +261,7 @@ class Relaxer:
         except BaseException as error:  # raised again in `stream`
             results.put(("error", error))
 
-    def _on_device(
-        self, device: int, shared: _SharedQueue
-    ) -> Iterator[tuple[Hashable, Relaxation]]:
+    def _on_device(self, device: int, shared: SharedQueue) -> Iterator[tuple[Hashable, Relaxation]]:
         """Yield the results of the molecules that one device takes from `shared`."""
         pools: dict[int, SlotPool] = {}
         numbers = iter(range(2**31 - 1))
@@ -367,19 +369,3 @@ class Relaxer:
             frame, energy=float(energy), forces=outcome.forces[:n].astype(np.float64)
         )
         return frame
-
-
-class _SharedQueue:
-    """Thread-safe iterator over the molecules that no device has taken."""
-
-    def __init__(self, molecules):
-        self._molecules, self._lock, self.is_empty = iter(molecules), threading.Lock(), False
-
-    def next(self):
-        """Return the next molecule, or None if there is none left."""
-        with self._lock:
-            if self.is_empty:
-                return None
-            item = next(self._molecules, None)
-            self.is_empty = item is None
-            return item

@@ -124,21 +124,29 @@ def properties(domain: Domain) -> tuple[str, ...]:
     )
 
 
-def results(domain: Domain, features: np.ndarray) -> dict[str, Any]:
+def results(domain: Domain, features: np.ndarray, *, unseen: bool = False) -> dict[str, Any]:
     """Return the properties of the domain for one structure from its features (n_atoms, F).
+
+    Args:
+      domain: Domain of the force field.
+      features: Features of the atoms.
+      unseen: Whether charge, spin or periodicity of the structure never occurs in training. The
+        features do not show it.
 
     Returns:
       domain_distance, (n_atoms,), where 1 is the border; outside_domain, whether an atom is beyond
-      it; and, if the validation structures had forces, forces_expected_error, (n_atoms,) eV/Å: the
-      mean |error| of the force components of validation atoms at the same distance.
+      it or `unseen`; and, if the validation structures had forces, forces_expected_error,
+      (n_atoms,) eV/Å: the mean |error| of the force components of validation atoms at the same
+      distance, NaN beyond the border and if `unseen`.
     """
     distance = domain.distance(features)
     values = {
         "domain_distance": distance / domain.border,
-        "outside_domain": bool(domain.outside(distance).any()),
+        "outside_domain": unseen or bool(domain.outside(distance).any()),
     }
     if FORCES in domain.errors:
-        values["forces_expected_error"] = domain.expected_error(FORCES, distance)
+        expected = domain.expected_error(FORCES, distance)
+        values["forces_expected_error"] = np.full_like(expected, np.nan) if unseen else expected
     return values
 
 

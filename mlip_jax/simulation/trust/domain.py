@@ -113,9 +113,11 @@ class Domain:
     def expected_error(self, name: str, distance: np.ndarray) -> np.ndarray:
         """Return the mean |error| of validation samples at these distances, (S,).
 
-        The unit is that of the property.
+        NaN beyond the border, where there are too few validation samples. The unit is that of the
+        property.
         """
-        return self.errors[name][np.digitize(distance, self.edges)]
+        expected = self.errors[name][np.digitize(distance, self.edges)]
+        return np.where(distance <= self.border, expected, np.nan)
 
     def save(self, path: Path) -> None:
         """Write the domain to an npz file."""

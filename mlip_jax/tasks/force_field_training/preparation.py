@@ -158,6 +158,11 @@ def _split(config, data: source.LoadedData, workdir: Path, model, embed) -> dict
     return splits
 
 
+def _periodic(initial: Potential | None) -> bool:
+    """Return whether the initial force field was trained on periodic structures."""
+    return initial is not None and bool(initial.metadata.get("statistics", {}).get("periodic"))
+
+
 def _compute_statistics(
     config, data: source.LoadedData, train: Split, model, initial: Potential | None
 ) -> dict[str, Any]:
@@ -186,6 +191,7 @@ def _compute_statistics(
         "energy_scale": float(scale) if np.isfinite(scale) and scale > 0 else 1.0,
         "elements": sorted({*summary.elements.tolist(), *initial_elements}),
         "charges": sorted(summary.charges),
+        "periodic": summary.periodic or _periodic(initial),
         "num_structures": len(train),
         "num_molecules": splits_module.group(data.store.index("molecule")[train.indices])[1],
         "mean_neighbors": float(train.sizes.n_edge.sum() / train.sizes.n_node.sum()),

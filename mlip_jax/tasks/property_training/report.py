@@ -141,7 +141,7 @@ def _predict(predictor: Predictor, columns: Columns) -> dict[str, np.ndarray]:
     unknown = ~np.isin(columns.numbers, predictor.elements)  # (A,)
     known = ~np.logical_or.reduceat(unknown, columns.offsets[:-1])  # (S,)
     if known.all():
-        return predictor.predict(columns)
+        return predictor.predict(columns, with_embedding=True)
     log.warning(
         "%d of %d structures contain an element that is not in the training split; they are "
         "excluded",
@@ -161,7 +161,7 @@ def _predict(predictor: Predictor, columns: Columns) -> dict[str, np.ndarray]:
         }
     atoms = columns.atoms_of(rows)
     result = {}
-    for name, values in predictor.predict(columns.take(rows)).items():
+    for name, values in predictor.predict(columns.take(rows), with_embedding=True).items():
         per_atom = len(values) == len(atoms) != len(rows)  # otherwise per structure
         length = len(columns.numbers) if per_atom else len(columns)
         result[name] = np.full((length, *values.shape[1:]), np.nan)

@@ -128,3 +128,8 @@ def test_vibrations(morse_potential, tmp_path):
     held = atoms.calc.get_vibrations(atoms)
     assert len(held.get_frequencies()) == 3 * (len(atoms) - 2)
     np.testing.assert_array_equal(held.get_mask(), [False, False, True, True, True, True])
+
+
+def test_frequencies_away_from_a_minimum_warn(shared):
+    with pytest.warns(UserWarning, match="not at a minimum"):
+        shared("tiny", "float64").get_vibrations(random_molecule(4, seed=3))

@@ -6,6 +6,7 @@ from ase import Atoms
 from ase.build import molecule
 
 from mlip_jax.simulation.relaxation.minima import find_minima
+from mlip_jax.simulation.relaxation.minima_result import boltzmann_populations
 from tests.simulation.analytic import pairwise
 
 DEPTH, LENGTH = 0.0104, 3.4
@@ -92,3 +93,35 @@ def test_invalid_options_are_rejected(options, message):
 def test_a_molecule_without_geometry_is_rejected():
     with pytest.raises(ValueError, match="needs at least one geometry"):
         find_minima([[]], pairwise())
+
+
+def peroxide(angle):
+    """Return H2O2 with a dihedral angle (degrees): 90 and 270 are mirror images."""
+    atoms = molecule("H2O2")
+    atoms.set_dihedral(2, 0, 1, 3, angle, indices=[3])
+    return atoms
+
+
+def test_tight_minima_and_mirror_images(monkeypatch):
+    """A search that stopped at a loose fmax, or that counted enantiomeric conformers twice."""
+    potential = pairwise("none", elements=(1, 8))
+    starts = [[peroxide(100.0), peroxide(260.0)]]
+    for merge, counts in ((False, [1, 1]), (True, [2])):
+        (result,) = find_minima(starts, potential, rounds=0, merge_mirror_images=merge)
+        assert [m.times for m in result.minima] == counts
+        assert [m.mirror_images for m in result.minima] == ([2] if merge else [1, 1])
+        np.testing.assert_allclose(result.populations(300.0), np.full(len(counts), 1 / len(counts)))
+
+
+def test_minima_end_with_a_tight_relaxation():
+    potential = pairwise("harmonic", length=0.74, stiffness=20.0, elements=(1, 8, 6))
+    start = Atoms("CO", [[0, 0, 0], [0, 0, 0.9]])
+    (result,) = find_minima([[start]], potential, rounds=0, fmax=5.0)
+    forces = result.minima[0].atoms.get_forces()
+    assert np.abs(forces).max() < 1e-3
+
+
+def test_boltzmann_populations():
+    # kT at 300 K is 25.852 meV; twice as many states with twice the population
+    weights = boltzmann_populations([-5.0, -5.0 + 0.025852, -5.0], [1, 1, 2], 300.0)
+    np.testing.assert_allclose(weights, np.array([1, np.exp(-1), 2]) / (3 + np.exp(-1)), rtol=1e-5)

@@ -1,5 +1,6 @@
 """Tests for the domain of a force field and its results in the calculator."""
 
+import dataclasses
 import pickle
 
 import jax
@@ -8,12 +9,15 @@ import pytest
 from ase import Atoms
 from ase.calculators.calculator import PropertyNotImplementedError
 
+from mlip_jax import MolecularDynamics, find_minima, relax, vibrations
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.models import create
 from mlip_jax.potential import Potential, example_graph
 from mlip_jax.simulation.calculators.calculator import MLIPCalculator
 from mlip_jax.simulation.energies import atom_features
+from mlip_jax.simulation.force_fields import OutsideDomainWarning, TrustCheck
 from mlip_jax.simulation.trust import atom_domain
+from mlip_jax.simulation.trust.coverage import unseen_states
 from mlip_jax.simulation.trust.domain import FILE, Domain
 from mlip_jax.structure import Structure
 
@@ -119,3 +123,59 @@ def test_no_expected_error_without_forces(potential, tmp_path):
     assert isinstance(calculator.get_property("outside_domain", atoms), bool)
     with pytest.raises(PropertyNotImplementedError):
         calculator.get_property("forces_expected_error", atoms)
+
+
+@pytest.mark.parametrize(
+    ("statistics", "changes", "unseen"),
+    [
+        ({"charges": [0.0], "periodic": False}, {}, False),
+        ({"charges": [0.0], "periodic": False}, {"charge": -1}, True),
+        ({"charges": [0.0, -1.0], "periodic": False}, {"charge": -1}, False),
+        ({"charges": None}, {"charge": -1}, False),  # imported: unknown
+        ({"charges": [0.0]}, {"num_unpaired_electrons": 1}, True),
+        ({"charges": [0.0], "periodic": False}, {"cell": 9.0}, True),
+        ({"charges": [0.0], "periodic": True}, {"cell": 9.0}, False),
+        ({"charges": [0.0]}, {"cell": 9.0}, False),  # not recorded
+    ],
+)
+def test_unseen_charge_spin_and_periodicity_are_outside(
+    potential, domain, statistics, changes, unseen
+):
+    """The features of a neutral model are those of the neutral molecule, deep inside."""
+    atoms = Atoms("OHH", WATER)
+    if "cell" in changes:
+        atoms.set_cell([changes.pop("cell")] * 3)
+        atoms.pbc = True
+    atoms.info |= changes
+    known = dataclasses.replace(potential, metadata={"statistics": statistics})
+    assert bool(unseen_states(atoms, [known])) == unseen
+    calculator = MLIPCalculator(known, domain=domain)
+    if unseen:
+        with pytest.warns(UserWarning, match="trained only on"):
+            assert calculator.get_property("outside_domain", atoms) is True
+        assert np.isnan(calculator.get_property("forces_expected_error", atoms)).all()
+    else:
+        assert calculator.get_property("outside_domain", atoms) is False
+
+
+def test_every_door_warns_of_an_ion(potential):
+    """Relaxation, dynamics, minima and vibrations warn as the calculator does."""
+    known = dataclasses.replace(potential, metadata={"statistics": {"charges": [0.0]}})
+    ion = Atoms("OHH", WATER, info={"charge": -1})
+    loose = {"max_steps": 1}
+    for door in (
+        lambda: relax(ion, known, fmax=100.0),
+        lambda: MolecularDynamics(ion, known),
+        lambda: find_minima(ion, known, rounds=0, fmax=100.0, final_fmax=100.0, **loose),
+        lambda: vibrations(ion, known, fmax=100.0, **loose),
+    ):
+        with pytest.warns(OutsideDomainWarning, match="charge.* is -1"):
+            door()
+
+
+def test_molecules_outside_the_domain_are_named(potential, domain):
+    check = TrustCheck((potential,), (domain,))
+    molecules = [Atoms("OHH", WATER), Atoms("OHH", 1.8 * WATER)]
+    assert [bool(reason) for reason in check.reasons(molecules)] == [False, True]
+    assert check.message(molecules, "molecules").startswith("1 of 2 molecules are outside")
+    assert check.message(molecules[:1], "molecules") == ""

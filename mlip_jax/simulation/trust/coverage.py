@@ -1,0 +1,65 @@
+"""Charges, spins and periodicity that occur in the training data of a force field."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ase import Atoms
+
+from mlip_jax.potential import Potential
+from mlip_jax.structure import electronic_value
+
+_STATES = (
+    ("charge", "charges", "total charges"),
+    ("num_unpaired_electrons", "spins", "numbers of unpaired electrons"),
+)
+
+
+class UnseenState(NamedTuple):
+    """State of a structure that the training data do not contain.
+
+    Attributes:
+      name: "charge", "num_unpaired_electrons" or "pbc".
+      message: Explanation for the user.
+    """
+
+    name: str
+    message: str
+
+
+def unseen_states(atoms: Atoms, members: Sequence[Potential]) -> list[UnseenState]:
+    """Return the states of a structure that a force field, or a member of several, never saw.
+
+    Imported force fields whose training data are unknown, and the periodicity of force fields that
+    were trained before it was recorded, are not judged.
+
+    Args:
+      atoms: Structure.
+      members: Force field, or the members of an ensemble.
+    """
+    statistics = [member.metadata.get("statistics", {}) for member in members]
+    unseen = []
+    for key, name, words in _STATES:
+        value = electronic_value(atoms, key)
+        if value == 0:
+            continue
+        # None: unknown (imported)
+        trained_on = [known for s in statistics if (known := s.get(name, [0.0])) is not None]
+        other = [known or [0.0] for known in trained_on if value not in (known or [0.0])]
+        if other:
+            unseen.append(
+                UnseenState(
+                    key,
+                    f"atoms.info['{key}'] is {value:g}, but this force field was trained only on "
+                    f"{words} {', '.join(f'{c:g}' for c in other[0])}",
+                )
+            )
+    if atoms.pbc.any() and any(s.get("periodic") is False for s in statistics):
+        unseen.append(
+            UnseenState(
+                "pbc",
+                "the structure is periodic, but this force field was trained only on molecules",
+            )
+        )
+    return unseen

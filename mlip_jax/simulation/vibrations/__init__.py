@@ -1,0 +1,1 @@
+"""Vibrational analysis of molecules: normal modes and thermochemistry."""

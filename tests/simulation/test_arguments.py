@@ -1,0 +1,104 @@
+"""Tests for the arguments of functions: molecules and force fields in every form, at every door."""
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import molecule
+from ase.calculators.emt import EMT
+from ase.io import write
+
+from mlip_jax import EnsembleCalculator, MLIPCalculator, MolecularDynamics, find_minima, relax
+from mlip_jax.datasets.molecules.arguments import molecule_list, molecule_records
+from mlip_jax.importers import parameters
+from mlip_jax.simulation.ensemble_mean import mean_potential, members_of
+from mlip_jax.simulation.force_fields import load_force_field
+from tests.simulation.analytic import pairwise
+
+PAIR = Atoms("H2", [[0, 0, 0], [0, 0, 0.8]])
+
+
+@pytest.fixture(scope="module")
+def springs():
+    return pairwise("harmonic", length=0.74, stiffness=20.0)
+
+
+def test_every_form_of_molecules(tmp_path):
+    write(tmp_path / "two.xyz", [PAIR, molecule("H2O")])
+    (tmp_path / "one.smi").write_text("CO methanol\n")
+    for given, formulas in (
+        (PAIR, ["H2"]),
+        ("CO", ["CH4O"]),
+        ([PAIR, "O"], ["H2", "H2O"]),
+        (str(tmp_path / "two.xyz"), ["H2", "H2O"]),
+        (tmp_path / "two.xyz", ["H2", "H2O"]),
+        ([tmp_path / "one.smi", PAIR], ["CH4O", "H2"]),
+        ((PAIR,), ["H2"]),
+    ):
+        assert [a.get_chemical_formula() for a in molecule_list(given)] == formulas
+    conformers = molecule_records(["CCO", PAIR, [PAIR, PAIR]], num_conformers=3)
+    assert [len(group) for group in conformers] == [3, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("C(", "neither a file nor a SMILES"),
+        ("missing.xyz", "no such file"),
+        (3, "expected ASE's Atoms, a SMILES"),
+        ([PAIR[0]], "in a list; expected ASE's Atoms"),
+        (None, "expected ASE's Atoms, a SMILES"),
+    ],
+)
+def test_other_molecules_are_refused(given, message):
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        molecule_list(given)
+
+
+def test_relaxation_of_every_form(springs, tmp_path):
+    forms = [PAIR, "[H][H]", [PAIR, "C(", PAIR]]
+    outcomes = [relax(given, springs) for given in forms]
+    assert [[r.status for r in results] for results in outcomes] == [
+        ["converged"],
+        ["converged"],
+        ["converged", "failed", "converged"],
+    ]
+    assert outcomes[0][0].atoms.get_distance(0, 1) == pytest.approx(0.74, abs=1e-3)
+    assert "C(" in outcomes[2][1].reason
+
+
+def test_dynamics_and_minima_of_every_form(springs):
+    dynamics = MolecularDynamics("[H][H]", springs)
+    assert [len(a) for a in dynamics.molecules] == [2]
+    for given, count in ((PAIR, 1), ("[H][H]", 2), ([PAIR], 1), ([[PAIR, PAIR]], 2)):
+        (result,) = find_minima(given, springs, rounds=0, num_conformers=2)
+        assert result.relaxed == [count]
+
+
+def test_force_fields_of_every_form(make_potential, tmp_path):
+    potential = make_potential("tiny")
+    parameters.save(potential, tmp_path / "ff")
+    location = f"parameters:{tmp_path / 'ff'}"
+    for given in (potential, location, MLIPCalculator(potential), [potential]):
+        assert load_force_field(given).digest() == potential.digest()
+    several = [potential, make_potential("tiny", 1)]
+    for given in (several, EnsembleCalculator(several), [location, several[1]]):
+        assert len(members_of(load_force_field(given))) == 2
+    for given in (EMT(), 3, "", "runs/a,,runs/b", []):
+        with pytest.raises((ValueError, RuntimeError)):
+            load_force_field(given)
+    with pytest.raises(ValueError, match="Potential or a calculator"):
+        relax(PAIR, EMT())
+
+
+def test_mean_of_an_ensemble(make_potential):
+    members = [make_potential("tiny"), make_potential("tiny", 1)]
+    atoms = molecule("CH3OH")
+    calculators = [
+        EnsembleCalculator(members, dtype="float64"),
+        MLIPCalculator(mean_potential(members), dtype="float64"),
+    ]
+    energies, forces = zip(
+        *((c.get_potential_energy(atoms), c.get_forces(atoms)) for c in calculators)
+    )
+    assert energies[1] == pytest.approx(energies[0], abs=1e-8)
+    np.testing.assert_allclose(forces[1], forces[0], atol=1e-8)
