@@ -34,7 +34,7 @@ from mlip_jax.predictor import EMBEDDING, Predictor
 from mlip_jax.reports.prediction import write_prediction_report
 from mlip_jax.simulation.relaxation import journal as relax_journal
 from mlip_jax.simulation.relaxation import merge
-from mlip_jax.simulation.relaxation.journal import Journal, Layout
+from mlip_jax.simulation.relaxation.journal import Journal, Layout, check_any_succeeded
 from mlip_jax.simulation.relaxation.progress import RelaxationProgressBar
 from mlip_jax.simulation.relaxation.relax import Relaxer
 from mlip_jax.simulation.trust.domain import FILE as DOMAIN_FILE
@@ -57,6 +57,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     Raises:
       ConfigError, WorkdirError, DatasetError, CheckpointError, JournalError: The message explains
         how to fix the problem.
+      RuntimeError: No molecule was predicted. Table and report are written before.
     """
     config = configs.complete(config, defaults.predict_defaults())
     _check(config)
@@ -222,6 +223,7 @@ def _predict_share(
         done = relax_journal.finished(folder, layout)
         mine = range(share[0], total, share[1])
         before = sum(index in done for index in mine)
+        failed = relax_journal.count_failures(folder, layout, lambda index: index in mine)
         if before == len(mine):
             return
         records = read_molecules(
@@ -236,7 +238,7 @@ def _predict_share(
         )
         journal.start_clock()
         with (
-            RelaxationProgressBar(len(mine), before, "predicting") as progress,
+            RelaxationProgressBar(len(mine), before, "predicting", failed) as progress,
             contextlib.closing(records),
         ):
             pending = []
@@ -335,6 +337,7 @@ def _finish(config, workdir: Path, total: int, ensemble: Ensemble, relaxer: Rela
         info=_settings(config, ensemble, relaxer),
     )
     log.info("%s; report: %s", workdir / RESULTS, report)
+    check_any_succeeded(workdir / PARTS, ensemble.layout, total, workdir / RESULTS)
     return report
 
 

@@ -10,6 +10,7 @@ from types import TracebackType
 from rich import progress
 
 from mlip_jax import distributed
+from mlip_jax.simulation.relaxation.journal import FAILURES
 
 log = logging.getLogger(__name__)
 
@@ -25,15 +26,16 @@ class RelaxationProgressBar:
       done: Number of molecules so far, including those of earlier starts.
     """
 
-    def __init__(self, total: int, done: int, verb: str = "relaxing"):
+    def __init__(self, total: int, done: int, verb: str = "relaxing", failed: int = 0):
         """Create a progress bar.
 
         Args:
           total: Total number of molecules.
           done: Number of molecules of earlier starts.
           verb: Label of the bar.
+          failed: Number of failed molecules of earlier starts.
         """
-        self.done, self._total, self._failed, self._before = done, total, 0, done
+        self.done, self._total, self._failed, self._before = done, total, failed, done
         self._lock = threading.Lock()
         self._begin = self._shown = self._logged = time.monotonic()
         self._bar = progress.Progress(
@@ -67,7 +69,7 @@ class RelaxationProgressBar:
         """Count a finished molecule. Threads may share the bar."""
         with self._lock:
             self.done += 1
-            self._failed += status in ("failed", "diverged")
+            self._failed += status in FAILURES
         now = time.monotonic()
         if now - self._shown >= _SHOW_SECONDS:
             self._shown = now
