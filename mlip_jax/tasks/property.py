@@ -28,7 +28,7 @@ from mlip_jax.training import optimizer, property_objective
 from mlip_jax.training.dens import ENCODED
 from mlip_jax.training.noise import DISPLACEMENT
 from mlip_jax.training.outputs import restore
-from mlip_jax.training.prepare import count_steps, describe, log_model, make_batches
+from mlip_jax.training.prepare import LENGTH, count_steps, describe, log_model, make_batches
 from mlip_jax.workdir import claimed
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     with contextlib.ExitStack() as stack:
         with distributed.leader_first("workdir"):
             if distributed.leader():
-                stack.enter_context(claimed(workdir, configs.identity(config)))
+                stack.enter_context(claimed(workdir, configs.identity(config), LENGTH))
         workdir = Path(workdir)
         pretrained = _load_pretrained(config)
         with distributed.leader_first("data"):
