@@ -71,7 +71,7 @@ def _dispatch(arguments: list[str]) -> None:
     from absl.flags import FLAGS
     from ml_collections import config_flags
 
-    from mlip_jax import distributed
+    from mlip_jax import compilation_cache, distributed
     from mlip_jax.cli import flags
 
     flags.check(arguments[1:])
@@ -93,7 +93,7 @@ def _dispatch(arguments: list[str]) -> None:
             )
         )
     flags.set_profile(config)
-    process.keep_compiled_programs()
+    compilation_cache.keep_compiled_programs()
     with distributed.session(distributed.from_environment()), distributed.ended_by_signals():
         try:
             run(config, workdir)

@@ -156,7 +156,7 @@ def workdir() -> str:
 def default_workdir(config_file: str) -> str:
     """Return the workdir of a config if none is given: "runs/spice-painn" for "spice.py:painn"."""
     file, _, argument = config_file.partition(":")
-    variant = re.sub(r"[^\w.=,+-]+", "_", argument)
+    variant = re.sub(r"[^\w.=+-]+", "-", argument)  # a list of workdirs has commas
     return str(Path("runs", "-".join(filter(None, [Path(file).stem, variant]))))
 
 

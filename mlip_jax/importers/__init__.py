@@ -12,6 +12,7 @@ import importlib
 import inspect
 import pkgutil
 
+from mlip_jax.compilation_cache import keep_compiled_programs
 from mlip_jax.potential import Potential
 
 
@@ -31,6 +32,7 @@ def load_force_field(text: str) -> Potential:
       CheckpointError, ValueError, FileNotFoundError: There is no readable force field, or the file
         does not describe it completely.
     """
+    keep_compiled_programs()
     importer, colon, path = text.partition(":")
     if not colon or importer not in names():
         return Potential.load(text)

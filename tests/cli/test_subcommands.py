@@ -83,6 +83,6 @@ def test_the_default_workdir_is_named_after_config_and_variant():
     names = {
         "/a/configs/spice.py": "runs/spice",
         "spice.py:painn": "runs/spice-painn",
-        "mine.py:scale=0.1,model=a/b": "runs/mine-scale=0.1,model=a_b",
+        "mine.py:scale=0.1,model=a/b": "runs/mine-scale=0.1-model=a-b",
     }
     assert {file: flags.default_workdir(file) for file in names} == names
