@@ -19,7 +19,6 @@ from mlip_jax import config as configs
 from mlip_jax import defaults, distributed
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.datasets.molecules.embedding import MoleculeRecord
 from mlip_jax.datasets.molecules.files import (
     CsvColumns,
     count_molecules,
@@ -28,6 +27,7 @@ from mlip_jax.datasets.molecules.files import (
 )
 from mlip_jax.datasets.property_data import Target
 from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.datasets.smiles.embedding import MoleculeRecord
 from mlip_jax.graphs.shapes import GrowingBudget
 from mlip_jax.importers import load_force_field
 from mlip_jax.predictor import EMBEDDING, Predictor

@@ -18,7 +18,6 @@ import numpy as np
 from mlip_jax import config as configs
 from mlip_jax import defaults, distributed
 from mlip_jax.config import ConfigError
-from mlip_jax.datasets.molecules.embedding import MoleculeRecord
 from mlip_jax.datasets.molecules.files import (
     CsvColumns,
     count_molecules,
@@ -26,6 +25,7 @@ from mlip_jax.datasets.molecules.files import (
     read_molecules,
 )
 from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.datasets.smiles.embedding import MoleculeRecord
 from mlip_jax.importers import load_force_field
 from mlip_jax.potential import Potential
 from mlip_jax.reports.molecules import Picture
