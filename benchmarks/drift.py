@@ -14,7 +14,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mlip_jax import MolecularDynamics, relax
-from mlip_jax.datasets.molecules.embedding import EmbeddingOptions, Entry, embed_entry
+from mlip_jax.datasets.smiles.embedding import EmbeddingOptions, Entry, embed_entry
 from mlip_jax.potential import Potential
 
 _CHUNK, _RECORD_EVERY = 10_000, 100  # steps

@@ -33,8 +33,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import machine
 from mlip_jax import MLIPCalculator, MolecularDynamics, models, relax
-from mlip_jax.datasets.molecules.embedding import EmbeddingOptions, embed_entry
-from mlip_jax.datasets.molecules.entries import Entry
+from mlip_jax.datasets.smiles.embedding import EmbeddingOptions, embed_entry
+from mlip_jax.datasets.smiles.entries import Entry
 from mlip_jax.importers import load_force_field
 from mlip_jax.potential import Potential, evaluate, example_graph
 from mlip_jax.simulation.dynamics import settings

@@ -1,7 +1,12 @@
-"""mlip-jax --config=spice --workdir=runs/spice
+"""mlip-jax CONFIG [--workdir FOLDER] [--FIELD VALUE ...] [INPUT]
 
-Runs the task of a config. Change fields on the command line: --config.train.batch_size=32. Rerun
-the same command to resume a stopped run. --config=spice --help describes a config and its fields.
+    mlip-jax spice
+    mlip-jax relax --force_field runs/spice molecules.smi
+
+Runs the task of a config: the name of a shipped config (with an argument, as in spice:painn) or a
+file. Without --workdir, the run is written to runs/NAME of the config. Rerun the same command to
+resume a stopped run. `mlip-jax relax --help` describes a config and its fields. The long form of a
+command is --config=relax --config.force_field=runs/spice --config.input=molecules.smi.
 """
 
 from __future__ import annotations
@@ -36,7 +41,7 @@ def main() -> None:
 
     from mlip_jax.cli import flags
 
-    flags.define()
+    sys.argv[:] = flags.define(sys.argv)  # a sweep passes sys.argv to its variants
     app.run(_main, flags_parser=lambda args: flags.parse(args, __doc__))
 
 
@@ -66,11 +71,13 @@ def _dispatch(arguments: list[str]) -> None:
     from absl.flags import FLAGS
     from ml_collections import config_flags
 
-    from mlip_jax import distributed
+    from mlip_jax import compilation_cache, distributed
     from mlip_jax.cli import flags
 
     flags.check(arguments[1:])
-    config = flags.apply_overrides(FLAGS.config)
+    config, workdir = flags.apply_overrides(FLAGS.config), flags.workdir()
+    if FLAGS.workdir is None and not FLAGS.sweep_list:
+        log.info("workdir: %s (--workdir=FOLDER selects another one)", workdir)
     if FLAGS.sweep:  # first, because the variants need the devices and ports
         from mlip_jax.sweeps import runner
 
@@ -78,7 +85,7 @@ def _dispatch(arguments: list[str]) -> None:
             runner.run(
                 config_flags.get_config_filename(FLAGS["config"]),
                 config,
-                FLAGS.workdir,
+                workdir,
                 sys.argv[1:],
                 index=FLAGS.sweep_index,
                 list_only=FLAGS.sweep_list,
@@ -86,10 +93,10 @@ def _dispatch(arguments: list[str]) -> None:
             )
         )
     flags.set_profile(config)
-    process.keep_compiled_programs()
+    compilation_cache.keep_compiled_programs()
     with distributed.session(distributed.from_environment()), distributed.ended_by_signals():
         try:
-            run(config, FLAGS.workdir)
+            run(config, workdir)
         except distributed.Stopped as stopped:
             log.warning("%s", stopped)
             sys.exit(distributed.EXIT_REQUEUE)

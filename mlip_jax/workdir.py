@@ -5,13 +5,17 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
+import math
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from mlip_jax.config import differences, with_current_names
+
+log = logging.getLogger(__name__)
 
 
 class WorkdirError(RuntimeError):
@@ -19,7 +23,9 @@ class WorkdirError(RuntimeError):
 
 
 @contextlib.contextmanager
-def claimed(workdir: str | Path, config: Mapping[str, Any]) -> Iterator[Path]:
+def claimed(
+    workdir: str | Path, config: Mapping[str, Any], extendable: Sequence[str] = ()
+) -> Iterator[Path]:
     """Lock a workdir for this process and yield its path. It is created if it is missing.
 
     The lock is released when the process ends, even if it is killed.
@@ -27,6 +33,8 @@ def claimed(workdir: str | Path, config: Mapping[str, Any]) -> Iterator[Path]:
     Args:
       workdir: Directory of the run.
       config: Identity of the run, as plain dictionaries.
+      extendable: Dotted names of numbers that may be larger than at the first start, such as the
+        number of steps. The run then continues, and config.json has the new value.
 
     Raises:
       WorkdirError: Another process is using the workdir, it belongs to another config (the message
@@ -51,7 +59,7 @@ def claimed(workdir: str | Path, config: Mapping[str, Any]) -> Iterator[Path]:
         lock.write(str(os.getpid()))
         lock.flush()
         fresh = not (workdir / "config.json").exists()
-        _check_config(workdir, config)
+        _check_config(workdir, config, extendable)
         try:
             yield workdir
         except Exception:
@@ -69,8 +77,11 @@ def _is_log(path: Path) -> bool:
     return path.name.startswith("process_") and path.suffix == ".log"
 
 
-def _check_config(workdir: Path, config: Mapping[str, Any]) -> None:
-    """Write config.json, or raise WorkdirError if the existing one differs from `config`."""
+def _check_config(workdir: Path, config: Mapping[str, Any], extendable: Sequence[str] = ()) -> None:
+    """Write config.json, or raise WorkdirError if the existing one differs from `config`.
+
+    Fields in `extendable` may increase.
+    """
     path = workdir / "config.json"
     if not path.exists():
         write_json(path, config)
@@ -81,14 +92,27 @@ def _check_config(workdir: Path, config: Mapping[str, Any]) -> None:
         raise WorkdirError(
             f"{path}: not valid JSON ({error}). Choose another --workdir."
         ) from error
+    old = with_current_names(old)
     # convert tuples to lists, as in the file
-    changed = differences(with_current_names(old), json.loads(json.dumps(config)))
+    changed = differences(old, json.loads(json.dumps(config)))
+    extended = [name for name in extendable if _number(old, name) < _number(config, name)]
+    if changed and len(changed) == len(extended):
+        log.info("continuing the run with %s", ", ".join(changed))
+        write_json(path, config)
+        return
     if changed:
         raise WorkdirError(
             f"{workdir}: contains a run of another config:\n  "
             + "\n  ".join(changed)
             + "\nChoose another --workdir, or use the config that the run was started with."
         )
+
+
+def _number(config: Mapping[str, Any], name: str) -> float:
+    """Return the number with a dotted name, or NaN if there is none."""
+    for key in name.split("."):
+        config = config.get(key) if isinstance(config, Mapping) else None
+    return config if isinstance(config, int | float) else math.nan
 
 
 def check_origin(path: Path, origin: Mapping[str, Any], content: str) -> None:

@@ -20,6 +20,7 @@ MAX_LINES, MAX_FILES = 400, 20
 ORDER = (
     "structure",
     "workers",
+    "compilation_cache",
     "checkpoint",
     "configs",
     "defaults",

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from mlip_jax.workdir import atomic_open, atomic_path, write_json, write_text
+from mlip_jax.workdir import WorkdirError, atomic_open, atomic_path, claimed, write_json, write_text
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -57,3 +57,17 @@ def test_json_is_written_whole_or_not_at_all(tmp_path):
     with pytest.raises(TypeError):
         write_json(path, {"step": 2, "not JSON": object()})
     assert json.loads(path.read_text()) == {"step": 1}
+
+
+def test_a_run_can_be_continued_with_more_steps_and_nothing_else(tmp_path):
+    def start(steps, seed=0):
+        with claimed(tmp_path, {"seed": seed, "train": {"num_steps": steps}}, ["train.num_steps"]):
+            (tmp_path / "results").touch()
+
+    start(10)
+    start(20)
+    assert json.loads((tmp_path / "config.json").read_text())["train"]["num_steps"] == 20
+    for other in (lambda: start(10), lambda: start(30, seed=1)):
+        with pytest.raises(WorkdirError, match="another config"):
+            other()
+    start(20)

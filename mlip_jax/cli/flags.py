@@ -13,22 +13,45 @@ from absl import flags
 from ml_collections import config_flags
 
 from mlip_jax import config as configs
+from mlip_jax.cli.subcommands import HELP, expand
 from mlip_jax.config import ConfigError, find_file, shipped_names, unknown_name
+from mlip_jax.defaults import TASKS
 
-_HELP = {"--help", "-help", "-h", "-?"}
 _SWEEP_FLAGS = ("sweep_index", "sweep_list", "sweep_collect")
 
 
-def define() -> None:
-    """Define the flags. After `parse`, their values are attributes of `absl.flags.FLAGS`."""
+def define(args: Sequence[str]) -> list[str]:
+    """Define the flags. After `parse`, their values are attributes of `absl.flags.FLAGS`.
+
+    Args:
+      args: Command line, beginning with the program.
+
+    Returns:
+      The command line in its long form; see `subcommands.expand`.
+    """
+    _define_common()
+    try:
+        args = expand(args)
+    except (TypeError, ValueError) as error:
+        sys.exit(f"error: {error}")
     config_flags.DEFINE_config_file(
         "config",
         None,
         "Config file, which defines get_config(), or name of a shipped config: spice. An argument "
         "of get_config() follows a colon: spice:painn.",
-        sys_argv=with_current_fields(sys.argv),
+        sys_argv=without_unset(with_current_fields(args))[0],
     )
-    flags.DEFINE_string("workdir", None, "Folder of the run, for checkpoints, metrics and report.")
+    flags.mark_flag_as_required("config")
+    return args
+
+
+def _define_common() -> None:
+    """Define the flags except --config."""
+    flags.DEFINE_string(
+        "workdir",
+        None,
+        "Folder of the run, for checkpoints, metrics and report; runs/NAME of the config if unset.",
+    )
     flags.DEFINE_bool(
         "sweep",
         False,
@@ -58,7 +81,6 @@ def define() -> None:
         "profile", None, "Profile this many training steps and write the trace to WORKDIR/trace."
     )
     flags.DEFINE_bool("debug", False, "Show the full traceback of an error.")
-    flags.mark_flags_as_required(["config", "workdir"])
 
 
 def parse(args: Sequence[str], about: str) -> list[str]:
@@ -73,8 +95,19 @@ def parse(args: Sequence[str], about: str) -> list[str]:
     """
     try:
         _show_help(args[1:], about)
-        remaining = flags.FLAGS(with_current_fields(with_config_path(args)))
+        if not any(a.lstrip("-").partition("=")[0] == "config" for a in args[1:]):
+            raise ConfigError(
+                "no config is given. Give its name first, as in `mlip-jax spice`. Known: "
+                f"{', '.join(shipped_names())}."
+            )
+        long, unset = without_unset(with_current_fields(with_config_path(args)))
+        remaining = flags.FLAGS(long)
         drop_former_fields(flags.FLAGS.config, flags.FLAGS["config"].override_values)
+        for name in unset:
+            part = configs.part_with(flags.FLAGS.config, name)
+            if part is None:
+                raise ConfigError(f"the config has no field {name!r}")
+            part[name.rpartition(".")[2]] = None
         return remaining
     except ModuleNotFoundError as error:
         if error.name != "configs":
@@ -111,6 +144,20 @@ def check(arguments: Sequence[str]) -> None:
     # a sweep passes its flags to its variants, together with --overrides
     if given and not flags.FLAGS.sweep and flags.FLAGS.overrides is None:
         raise ConfigError(f"{', '.join(given)} requires --sweep")
+
+
+def workdir() -> str:
+    """Return the workdir: that of --workdir, or otherwise runs/NAME[-ARGUMENT] of the config."""
+    if flags.FLAGS.workdir is None:
+        return default_workdir(config_flags.get_config_filename(flags.FLAGS["config"]))
+    return flags.FLAGS.workdir
+
+
+def default_workdir(config_file: str) -> str:
+    """Return the workdir of a config if none is given: "runs/spice-painn" for "spice.py:painn"."""
+    file, _, argument = config_file.partition(":")
+    variant = re.sub(r"[^\w.=+-]+", "-", argument)  # a list of workdirs has commas
+    return str(Path("runs", "-".join(filter(None, [Path(file).stem, variant]))))
 
 
 def apply_overrides(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -165,6 +212,20 @@ def with_current_fields(args: Sequence[str]) -> list[str]:
     return replaced
 
 
+def without_unset(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the arguments without --config.FIELD=None, and the names of these fields.
+
+    Only fields that may be unset are removed. The flags of most types do not accept None.
+    """
+    optional = {name for task in TASKS.values() for name, field in task.fields() if field.unset}
+    kept, unset = [], []
+    for argument in args:
+        name = argument.lstrip("-").removeprefix("config.").removesuffix("=None")
+        is_unset = argument == f"--config.{name}=None" and name in optional
+        (unset if is_unset else kept).append(name if is_unset else argument)
+    return kept, unset
+
+
 def drop_former_fields(config: ml_collections.ConfigDict | None, given: Iterable[str]) -> None:
     """Remove fields that the config file sets by a former name and a flag sets by the new name.
 
@@ -186,6 +247,8 @@ def _find_existing(config_file: str) -> str:
     path = find_file(config_file)
     file = Path(path.partition(":")[0])
     if not file.is_file():
+        if file.stem in shipped_names():
+            raise ConfigError(f"{file}: no such config file. Give the name alone: {file.stem}")
         unknown = unknown_name("shipped config", file.stem, shipped_names())
         raise ConfigError(f"{file}: no such config file; {unknown}")
     return path
@@ -196,7 +259,7 @@ def _show_help(args: Sequence[str], about: str) -> None:
 
     With --config this is the help of that config, otherwise that of the command.
     """
-    if not _HELP & set(args):
+    if not HELP & set(args):
         return
     given = [value for name, value in zip(args, args[1:]) if name in ("--config", "-config")]
     given += [a.partition("=")[2] for a in args if a.startswith(("--config=", "-config="))]

@@ -1,4 +1,4 @@
-"""Process of the command: signals before the run, memory allocator and compilation cache.
+"""Process of the command: signals before the run and memory allocator.
 
 The module imports only the standard library, so that the first two functions run within
 milliseconds of the start.
@@ -10,7 +10,6 @@ import os
 import platform
 import signal
 import sys
-from pathlib import Path
 
 # ALLOCATOR: settings that keep glibc from returning every large buffer to the system and requesting
 # it again. Without them, page faults take half of the time of a training step on a CPU.
@@ -39,31 +38,3 @@ def tune_allocator() -> None:
     if platform.libc_ver()[0] == "glibc" and "GLIBC_TUNABLES" not in os.environ:
         os.environ["GLIBC_TUNABLES"] = ALLOCATOR
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-
-
-def keep_compiled_programs() -> None:
-    """Keep XLA's compiled programs for later runs, in the user's cache folder.
-
-    JAX_COMPILATION_CACHE_DIR selects another folder; an empty value turns the cache off. A program
-    compiled for a CPU runs only on CPUs of the same kind, so each kind has its own folder.
-    """
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return
-    import hashlib
-
-    import jax
-
-    kind = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        kind = next(
-            (
-                line
-                for line in cpuinfo.read_text().splitlines()
-                if line.startswith(("flags", "Features"))
-            ),
-            kind,
-        )
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    name = f"{jax.__version__}-{hashlib.sha256(kind.encode()).hexdigest()[:8]}"
-    jax.config.update("jax_compilation_cache_dir", str(cache / "mlip_jax" / name))

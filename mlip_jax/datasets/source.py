@@ -22,6 +22,7 @@ import numpy as np
 from ase.data import atomic_numbers
 
 from mlip_jax.config import ConfigError
+from mlip_jax.datasets.exclusions import warn_of_filters
 from mlip_jax.datasets.quality.filters import Filters, count_reasons, identities
 from mlip_jax.datasets.quality.problems import Problem
 from mlip_jax.datasets.reader import DatasetError
@@ -202,6 +203,8 @@ def load(data: Any) -> LoadedData:
         len(store),
         count_reasons(reasons) or "none",
     )
+    if data.path:
+        warn_of_filters(store, reasons)
     level = store.level_of_theory
     notes = list(store.manifest["notes"]) + [p["message"] for p in store.manifest["problems"]]
     if "xtb" in level.lower():

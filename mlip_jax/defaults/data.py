@@ -130,6 +130,7 @@ SPLIT = Part(
         "molecule",
         "Rule by which structures are assigned to the splits.",
         choices={
+            "auto": "by molecule if there are enough molecules, otherwise random",
             "molecule": "no molecule in two splits",
             "random": "conformations of a molecule in all splits",
             "scaffold": "the most frequent scaffolds train",

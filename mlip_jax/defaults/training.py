@@ -176,7 +176,11 @@ OPTIMIZER = Part(
 
 LOOP = Part(
     "Length of training, batches, and intervals between outputs.",
-    num_steps=Field(10_000, "Number of training steps.", bounds=AT_LEAST_ONE),
+    num_steps=Field(
+        10_000,
+        "Number of training steps. A rerun with more steps continues the run.",
+        bounds=AT_LEAST_ONE,
+    ),
     num_epochs=optional(
         float, "Number of epochs, which replaces num_steps.", bounds=POSITIVE, unset="num_steps"
     ),
@@ -194,9 +198,27 @@ LOOP = Part(
         "Decay rate per step of the moving average of the parameters; 0 turns averaging off.",
         bounds=BELOW_ONE,
     ),
-    log_every=Field(50, "Number of steps between log lines.", bounds=AT_LEAST_ONE),
-    valid_every=Field(500, "Number of steps between validations.", bounds=AT_LEAST_ONE),
-    checkpoint_every=Field(500, "Number of steps between checkpoints.", bounds=AT_LEAST_ONE),
+    log_every=optional(
+        int,
+        "Number of steps between log lines.",
+        bounds=AT_LEAST_ONE,
+        unset="a hundredth of the steps, at most 100",
+        default=50,
+    ),
+    valid_every=optional(
+        int,
+        "Number of steps between validations.",
+        bounds=AT_LEAST_ONE,
+        unset="a twentieth of the steps, at most 1,000",
+        default=500,
+    ),
+    checkpoint_every=optional(
+        int,
+        "Number of steps between checkpoints.",
+        bounds=AT_LEAST_ONE,
+        unset="a twentieth of the steps, at most 1,000",
+        default=500,
+    ),
     max_valid=Field(
         2_000,
         "Maximum number of structures of a validation during training; the report uses all.",

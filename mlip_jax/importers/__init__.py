@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mlip_jax.compilation_cache import keep_compiled_programs
 from mlip_jax.potential import Potential
 
 _EXPECTED = (
@@ -81,6 +82,7 @@ def load_force_field(given: Any) -> Potential:
 
 def _load(text: str) -> Potential:
     """Load the force field of a workdir, or of a file with the name of its importer."""
+    keep_compiled_programs()
     importer, colon, path = text.partition(":")
     if not colon or importer not in names():
         return Potential.load(text)

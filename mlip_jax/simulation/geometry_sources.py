@@ -28,8 +28,8 @@ from rich.progress import track
 from mlip_jax import workers
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets.columns import Columns, Rows
-from mlip_jax.datasets.molecules import embedding
 from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.datasets.smiles import embedding
 from mlip_jax.datasets.store.store import Store
 from mlip_jax.potential import Potential
 from mlip_jax.simulation.relaxation.relax import Relaxer

@@ -41,6 +41,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     Raises:
       ConfigError, WorkdirError, DatasetError, OutputError, CheckpointError, ValueError: The message
         explains how to fix the problem.
+      RuntimeError: All molecules broke. The report is written before.
     """
     config = configs.complete(config, defaults.md_defaults())
     settings = _check(config)
@@ -69,7 +70,10 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
         except (SystemExit, KeyboardInterrupt):
             log.warning("stopped; rerun the same command to resume from the last restart file")
             raise
-        return _report(config, workdir, dynamics, outputs, seconds)
+        report = _report(config, workdir, dynamics, outputs, seconds)
+        if len(dynamics.broken) == len(dynamics.molecules):
+            raise RuntimeError(f"all molecules broke: see the reasons in {report}")
+        return report
 
 
 def _check(c) -> Settings:

@@ -19,7 +19,6 @@ from mlip_jax import config as configs
 from mlip_jax import defaults, distributed
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.datasets.molecules.embedding import MoleculeRecord
 from mlip_jax.datasets.molecules.files import (
     CsvColumns,
     count_molecules,
@@ -28,13 +27,14 @@ from mlip_jax.datasets.molecules.files import (
 )
 from mlip_jax.datasets.property_data import Target
 from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.datasets.smiles.embedding import MoleculeRecord
 from mlip_jax.graphs.shapes import GrowingBudget
 from mlip_jax.predictor import EMBEDDING, Predictor
 from mlip_jax.reports.prediction import write_prediction_report
 from mlip_jax.simulation.force_fields import load_force_field
 from mlip_jax.simulation.relaxation import journal as relax_journal
 from mlip_jax.simulation.relaxation import merge
-from mlip_jax.simulation.relaxation.journal import Journal, Layout
+from mlip_jax.simulation.relaxation.journal import Journal, Layout, check_any_succeeded
 from mlip_jax.simulation.relaxation.progress import RelaxationProgressBar
 from mlip_jax.simulation.relaxation.relax import Relaxer
 from mlip_jax.simulation.trust.domain import FILE as DOMAIN_FILE
@@ -57,6 +57,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     Raises:
       ConfigError, WorkdirError, DatasetError, CheckpointError, JournalError: The message explains
         how to fix the problem.
+      RuntimeError: No molecule was predicted. Table and report are written before.
     """
     config = configs.complete(config, defaults.predict_defaults())
     _check(config)
@@ -223,6 +224,7 @@ def _predict_share(
         done = relax_journal.finished(folder, layout)
         mine = range(share[0], total, share[1])
         before = sum(index in done for index in mine)
+        failed = relax_journal.count_failures(folder, layout, lambda index: index in mine)
         if before == len(mine):
             return
         records = read_molecules(
@@ -237,7 +239,7 @@ def _predict_share(
         )
         journal.start_clock()
         with (
-            RelaxationProgressBar(len(mine), before, "predicting") as progress,
+            RelaxationProgressBar(len(mine), before, "predicting", failed=failed) as progress,
             contextlib.closing(records),
         ):
             pending = []
@@ -336,6 +338,7 @@ def _finish(config, workdir: Path, total: int, ensemble: Ensemble, relaxer: Rela
         info=_settings(config, ensemble, relaxer),
     )
     log.info("%s; report: %s", workdir / RESULTS, report)
+    check_any_succeeded(workdir / PARTS, ensemble.layout, total, workdir / RESULTS)
     return report
 
 

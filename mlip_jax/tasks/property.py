@@ -29,7 +29,7 @@ from mlip_jax.training.dens import ENCODED
 from mlip_jax.training.noise import DISPLACEMENT
 from mlip_jax.training.options import fill_options, set_model_options
 from mlip_jax.training.outputs import restore
-from mlip_jax.training.prepare import count_steps, describe, log_model, make_batches
+from mlip_jax.training.prepare import LENGTH, count_steps, describe, log_model, make_batches
 from mlip_jax.workdir import claimed
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     with contextlib.ExitStack() as stack:
         with distributed.leader_first("workdir"):
             if distributed.leader():
-                stack.enter_context(claimed(workdir, configs.identity(config)))
+                stack.enter_context(claimed(workdir, configs.identity(config), LENGTH))
         workdir = Path(workdir)
         set_model_options(config, Path(workdir))
         pretrained = _load_pretrained(config)

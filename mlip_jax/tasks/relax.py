@@ -18,7 +18,6 @@ import numpy as np
 from mlip_jax import config as configs
 from mlip_jax import defaults, distributed
 from mlip_jax.config import ConfigError
-from mlip_jax.datasets.molecules.embedding import MoleculeRecord
 from mlip_jax.datasets.molecules.files import (
     CsvColumns,
     count_molecules,
@@ -26,6 +25,7 @@ from mlip_jax.datasets.molecules.files import (
     read_molecules,
 )
 from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.datasets.smiles.embedding import MoleculeRecord
 from mlip_jax.potential import Potential
 from mlip_jax.reports.molecules import Picture
 from mlip_jax.reports.relaxation.report import write_relaxation_report
@@ -33,7 +33,7 @@ from mlip_jax.reports.relaxation.results import Relaxations, choose, read_result
 from mlip_jax.simulation.force_fields import load_force_field
 from mlip_jax.simulation.relaxation import journal as relax_journal
 from mlip_jax.simulation.relaxation import merge, outputs
-from mlip_jax.simulation.relaxation.journal import Journal
+from mlip_jax.simulation.relaxation.journal import Journal, check_any_succeeded
 from mlip_jax.simulation.relaxation.outputs import FRAME, LAYOUT, MOL_BLOCK, TRAJECTORY
 from mlip_jax.simulation.relaxation.progress import RelaxationProgressBar
 from mlip_jax.simulation.relaxation.relax import Relaxer
@@ -56,6 +56,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     Raises:
       ConfigError, WorkdirError, DatasetError, JournalError: The message explains how to fix the
         problem.
+      RuntimeError: No molecule was relaxed. Table and report are written before.
     """
     config = configs.complete(config, defaults.relax_defaults())
     _check(config)
@@ -128,11 +129,12 @@ def _relax_share(config, folder: Path, relaxer, total: int) -> None:
         done = relax_journal.finished(folder, LAYOUT)
         share = distributed.index(), distributed.count()
         mine = _share_size(total, config.num_conformers, *share)
-        before = sum(
-            1
-            for index in range(total)
-            if index in done and index // config.num_conformers % share[1] == share[0]
-        )
+
+        def is_mine(index: int) -> bool:
+            return index // config.num_conformers % share[1] == share[0]
+
+        before = sum(1 for index in range(total) if index in done and is_mine(index))
+        failed = relax_journal.count_failures(folder, LAYOUT, is_mine)
         if before:
             log.info("resuming: %d of %d molecules are done", min(len(done), total), total)
         if before == mine:
@@ -148,7 +150,7 @@ def _relax_share(config, folder: Path, relaxer, total: int) -> None:
             share=share,
             num_processes=config.num_processes or None,
         )
-        with RelaxationProgressBar(mine, before) as progress:
+        with RelaxationProgressBar(mine, before, failed=failed) as progress:
             try:
                 _stream(records, relaxer, journal, progress, MOL_BLOCK in config.formats)
             finally:
@@ -246,6 +248,7 @@ def _finish(config, workdir: Path, total: int, potential: Potential, domain: Dom
             workdir / RESULTS,
         )
     log.info("report: %s", report)
+    check_any_succeeded(workdir / PARTS, LAYOUT, total, workdir / RESULTS)
     return report
 
 

@@ -16,7 +16,7 @@ from mlip_jax.tasks.force_field_training.preparation import TrainingRun
 from mlip_jax.tasks.force_field_training.report import report_run
 from mlip_jax.training.options import check, set_model_options
 from mlip_jax.training.outputs import restore
-from mlip_jax.training.prepare import count_steps, log_model, make_batches
+from mlip_jax.training.prepare import LENGTH, count_steps, log_model, make_batches
 from mlip_jax.workdir import claimed
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     with contextlib.ExitStack() as stack:
         with distributed.leader_first("workdir"):
             if distributed.leader():
-                stack.enter_context(claimed(workdir, configs.identity(config)))
+                stack.enter_context(claimed(workdir, configs.identity(config), LENGTH))
         set_model_options(config, Path(workdir))
         return _train(TrainingRun.prepare(config, Path(workdir)))
 

@@ -25,6 +25,8 @@ from mlip_jax.training.throughput import peak_flops
 
 log = logging.getLogger(__name__)
 
+# Fields of the length of a run. A rerun with a larger value continues the run.
+LENGTH = ("train.num_steps", "train.num_epochs")
 # Warn if a step is larger than train.batch_size by this factor.
 _LARGER = 1.2
 PACKAGES = (
@@ -153,6 +155,19 @@ def count_steps(config: ml_collections.ConfigDict, per_epoch: float) -> int:
             num_steps,
         )
     return num_steps
+
+
+def with_intervals(options: ml_collections.ConfigDict, num_steps: int) -> ml_collections.ConfigDict:
+    """Return config.train with the intervals that are unset, computed from the number of steps."""
+    options = options.copy_and_resolve_references()
+    for name, parts, most in (
+        ("log_every", 100, 100),
+        ("valid_every", 20, 1_000),
+        ("checkpoint_every", 20, 1_000),
+    ):
+        if options[name] is None:
+            options[name] = min(max(num_steps // parts, 1), most)
+    return options
 
 
 def describe(config: ml_collections.ConfigDict, statistics: dict[str, Any]) -> dict[str, Any]:

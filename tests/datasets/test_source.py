@@ -230,7 +230,7 @@ def test_missing_file_is_reported(options, tmp_path):
         source.load(options(tmp_path / "nowhere.hdf5"))
 
 
-def test_filters_count_excluded_structures(options, shared_store):
+def test_filters_count_excluded_structures(options, shared_store, caplog):
     data = options(shared_store, elements=("H", "C", "N", "O", "S"), charge=0.0)
     loaded = source.load(data)
     allowed = {atomic_numbers[e] for e in data.elements}
@@ -243,6 +243,12 @@ def test_filters_count_excluded_structures(options, shared_store):
         "left out": {"charge": 12, "elements": 6},
         "used": 84,
     }
+    # A user's molecules with charges or halogens are not dropped silently.
+    assert (
+        "11.8 % of the structures (12) are not used because of data.charge (charges" in caplog.text
+    )
+    assert "5.88 % of the structures (6) are not used because of data.elements (with" in caplog.text
+    assert "To keep them: --config.data.elements=None" in caplog.text
 
 
 @pytest.mark.parametrize(

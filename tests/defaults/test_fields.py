@@ -75,7 +75,7 @@ def test_every_task_has_declared_fields():
     ("task", "name", "values"),
     [
         ("train", "data.require", filters.REQUIRE),
-        ("train", "data.split", splits.METHODS),
+        ("train", "data.split", {"auto", *splits.METHODS}),
         ("train", "data.selection", subsets.SELECTIONS),
         ("train", "loss.penalty", losses.PENALTIES),
         ("train", "loss.force_penalty", losses.FORCE_PENALTIES),

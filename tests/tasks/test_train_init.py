@@ -1,5 +1,6 @@
 """Tests for training that is initialized from a force field."""
 
+import json
 import shutil
 
 import h5py
@@ -55,13 +56,22 @@ def predictions(workdir):
     return Predictions.load(workdir / "predictions_test.npz")
 
 
-def test_initial_parameters_are_those_of_the_force_field(first):
+def test_initial_parameters_are_those_of_the_force_field(first, caplog):
+    caplog.set_level("INFO")
     train.run(still(first), first / "second")
     old, new = (Potential.load(first / name) for name in ("first", "second"))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), old.params, new.params)
     assert new.energy_scale == old.energy_scale and new.elements == old.elements
     a, b = predictions(first / "first"), predictions(first / "second")
     np.testing.assert_allclose(a.forces_predicted, b.forces_predicted, atol=1e-4)
+    # nothing has changed, so the errors before and after are the same, on new and old data
+    lines = [m for m in caplog.messages if m.startswith("fine-tuning, test errors on the ")]
+    assert [line.split()[5] for line in lines] == ["new", "old"]
+    scores = json.loads((first / "second/metrics.json").read_text())["test"]
+    for line in lines:
+        before, after = line.partition("data: ")[2].split(" → ")
+        assert before == after
+        assert before.endswith(f"{scores['force_mae_mev_per_ang']:.1f} meV/Å")
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ from mlip_jax.config import ConfigError, complete
 from mlip_jax.datasets import source
 from mlip_jax.defaults import train_defaults
 from mlip_jax.tasks import train
+from mlip_jax.training.prepare import with_intervals
 
 NONSENSE = [
     ("num_steps", 0),
@@ -63,7 +64,7 @@ def test_invalid_options_are_errors(field, value):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("train.valid_every", 0, "train.valid_every must be at least 1, received 0"),
+        ("train.valid_every", 0, "train.valid_every must be at least 1 or unset, received 0"),
         ("loss.penalty", "maee", "unknown loss.penalty 'maee'. Did you mean 'mae'"),
         ("loss.force_penalty", "nrm", "unknown loss.force_penalty 'nrm'. Did you mean 'norm'"),
         ("loss.beta", -0.1, "loss.beta must be from 0 to 1, received -0.1"),
@@ -96,3 +97,13 @@ def test_the_task_checks_options_before_it_reads_data(tmp_path, monkeypatch, fie
     with pytest.raises(ValueError, match=message):
         train.run(c, tmp_path / "run")
     assert not (tmp_path / "run/config.json").exists()
+
+
+def test_unset_intervals_follow_the_number_of_steps():
+    """Detects a short run without a validation before its end."""
+    options = train_defaults().train
+    assert with_intervals(options, 200) == options  # set values are kept
+    options.log_every = options.valid_every = options.checkpoint_every = None
+    for steps, expected in ((3, (1, 1, 1)), (200, (2, 10, 10)), (100_000, (100, 1000, 1000))):
+        o = with_intervals(options, steps)
+        assert (o.log_every, o.valid_every, o.checkpoint_every) == expected

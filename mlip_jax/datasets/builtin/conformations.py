@@ -12,7 +12,7 @@ from ase.units import Bohr, Hartree
 
 from mlip_jax.datasets.builtin import labels, sampling
 from mlip_jax.datasets.builtin.molecules import Molecule
-from mlip_jax.datasets.molecules.embedding import charge_and_unpaired
+from mlip_jax.datasets.smiles.embedding import charge_and_unpaired
 
 TEMPERATURES = (150.0, 2000.0)  # range of temperatures of the thermal frames (K)
 NEAR_MINIMUM_SHARE = 0.1  # fraction of conformations that are near minima of GFN2-xTB

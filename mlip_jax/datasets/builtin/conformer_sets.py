@@ -23,9 +23,9 @@ from mlip_jax import workers
 from mlip_jax.datasets.builtin import generate
 from mlip_jax.datasets.builtin.conformers import ConformerOptions, ConformerTask, make_conformers
 from mlip_jax.datasets.builtin.molecules import Molecule
-from mlip_jax.datasets.molecules import entries
 from mlip_jax.datasets.molecules.files import kind_of
 from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.datasets.smiles import entries
 
 log = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from ase import Atoms
 
-from mlip_jax.datasets.molecules import embedding
-from mlip_jax.datasets.molecules.embedding import MoleculeRecord, UnusableMoleculeError
-from mlip_jax.datasets.molecules.entries import COMPRESSED
 from mlip_jax.datasets.molecules.files import SUFFIXES, kind_of, read_molecules, require_rdkit
+from mlip_jax.datasets.smiles import embedding
+from mlip_jax.datasets.smiles.embedding import MoleculeRecord, UnusableMoleculeError
+from mlip_jax.datasets.smiles.entries import COMPRESSED
 
 _EXPECTED = "expected ASE's Atoms, a SMILES, the path of a file of molecules, or a list of these"
 _WITHOUT_POSITIONS = ("smi", "csv")  # kinds of files whose molecules are embedded

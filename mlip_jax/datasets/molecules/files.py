@@ -29,11 +29,12 @@ from ase import Atoms
 
 from mlip_jax import workers
 from mlip_jax.config import ConfigError
-from mlip_jax.datasets.molecules import embedding, frames
-from mlip_jax.datasets.molecules import entries as molecule_entries
-from mlip_jax.datasets.molecules.embedding import MoleculeRecord, UnusableMoleculeError
-from mlip_jax.datasets.molecules.entries import COMPRESSED, CsvColumns
+from mlip_jax.datasets.molecules import frames
 from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.datasets.smiles import embedding
+from mlip_jax.datasets.smiles import entries as molecule_entries
+from mlip_jax.datasets.smiles.embedding import MoleculeRecord, UnusableMoleculeError
+from mlip_jax.datasets.smiles.entries import COMPRESSED, CsvColumns
 from mlip_jax.datasets.store.store import MANIFEST, is_store
 
 SUFFIXES = {

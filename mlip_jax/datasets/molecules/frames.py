@@ -16,9 +16,9 @@ from ase import Atoms
 
 from mlip_jax.datasets.charges import total_charge
 from mlip_jax.datasets.formats.ase_database import AseDatabase, is_sqlite
-from mlip_jax.datasets.molecules.embedding import MoleculeRecord
-from mlip_jax.datasets.molecules.entries import open_text
 from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.datasets.smiles.embedding import MoleculeRecord
+from mlip_jax.datasets.smiles.entries import open_text
 from mlip_jax.datasets.store.store import Store
 
 IndexFilter = Callable[[int], bool]

@@ -10,7 +10,14 @@ import numpy as np
 
 from mlip_jax.config import unknown_name
 from mlip_jax.datasets.reader import DatasetError
-from mlip_jax.datasets.selection import diversity, scaffolds, split_files, splits, subsets
+from mlip_jax.datasets.selection import (
+    diversity,
+    scaffolds,
+    split_choice,
+    split_files,
+    splits,
+    subsets,
+)
 from mlip_jax.datasets.selection.held_out import first_per_molecule
 from mlip_jax.datasets.source import LoadedData
 from mlip_jax.datasets.store.store import Store
@@ -36,6 +43,9 @@ def split_data(data: LoadedData, options: Any, embed: Embed | None = None) -> di
     store, indices = data.store, data.indices
     extra: dict[str, Any] = {}
     by = "official" if options.split_files else options.split
+    molecule = np.asarray(store.index("molecule")[indices])
+    if by == "auto":
+        by = split_choice.choose(molecule)
     if by.startswith("scaffold"):
         extra["scaffold"] = _scaffolds(store)[indices]
     elif by == "size":
@@ -52,7 +62,7 @@ def split_data(data: LoadedData, options: Any, embed: Embed | None = None) -> di
         by,
         (options.num_train, options.num_valid, options.num_test),
         seed=options.split_seed,
-        molecule=np.asarray(store.index("molecule")[indices]),
+        molecule=molecule,
         **extra,
     )
     parts = {name: indices[rows] for name, rows in parts.items()}

@@ -18,11 +18,12 @@ from rich.progress import track
 
 from mlip_jax import workers
 from mlip_jax.config import unknown_name
-from mlip_jax.datasets.molecules import embedding, files
-from mlip_jax.datasets.molecules import entries as molecule_entries
+from mlip_jax.datasets.molecules import files
 from mlip_jax.datasets.molecules.connectivity import IdentityQuery
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.selection.held_out import entries, first_per_molecule
+from mlip_jax.datasets.smiles import embedding
+from mlip_jax.datasets.smiles import entries as molecule_entries
 from mlip_jax.datasets.store.store import Store
 
 PERIODIC = "it is periodic; only molecules are supported"

@@ -189,9 +189,16 @@ def _bounds(sizes: np.ndarray, requested: np.ndarray, by: str, num_structures: i
       num_structures: Total number of structures, for messages.
     """
     if len(sizes) < (requested > 0).sum():
+        remedy = (
+            "Add structures, or do without a split: --config.data.num_valid=0 or "
+            "--config.data.num_test=0"
+            if by == "random"
+            else "Set --config.data.split=random to split by structure, or do without a split: "
+            "--config.data.num_valid=0 or --config.data.num_test=0"
+        )
         raise ValueError(
             f"{num_structures} structures of {len(sizes)} {METHODS[by]} cannot be split by {by} "
-            f"into {int((requested > 0).sum())} splits"
+            f"into {int((requested > 0).sum())} splits. {remedy}."
         )
     # Middle of each unit on the axis of all structures, (units,).
     middle = np.cumsum(sizes, dtype=np.float64)
@@ -267,7 +274,8 @@ def _official(official, record, molecule, counts, seed) -> dict[str, np.ndarray]
     parts = check_parts(official, "the official split")
     if "train" not in parts:
         raise ValueError(
-            f"the official split lacks 'train'; found {', '.join(map(repr, parts)) or 'nothing'}"
+            f"the official split lacks 'train'; found {', '.join(map(repr, parts)) or 'nothing'}. "
+            "Choose another --config.data.split"
         )
     part_of_record = np.full(
         max(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 
-import e3x
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -73,6 +72,8 @@ def exponential_cutoff(d, cutoff):
 
     It is infinitely differentiable.
     """
+    import e3x  # builds tables of Clebsch-Gordan coefficients for 0.4 s
+
     return e3x.nn.smooth_cutoff(d, cutoff)
 
 
@@ -235,6 +236,8 @@ def spherical_harmonics(unit: jax.Array, degrees: tuple[int, ...]) -> jax.Array:
 
     The shape (E, 3) becomes (E, D), with D the sum of 2l + 1 over the degrees.
     """
+    import e3x
+
     values = e3x.so3.spherical_harmonics(
         unit, max(degrees), r_is_normalized=True, normalization="orthonormal"
     )

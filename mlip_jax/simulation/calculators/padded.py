@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import ase
 import jax
 import jraph
 import numpy as np
@@ -22,8 +23,8 @@ from ase.calculators.calculator import (
 from ase.geometry import wrap_positions
 from ase.outputs import Properties, all_outputs
 from ase.stress import full_3x3_to_voigt_6_stress
-from ase.vibrations import VibrationsData
 
+from mlip_jax.compilation_cache import keep_compiled_programs
 from mlip_jax.potential import Evaluation, Potential, example_graph
 from mlip_jax.simulation.calculators import conservation, stationarity
 from mlip_jax.simulation.calculators.compiled import CompiledForceField, columns_at_once
@@ -56,6 +57,7 @@ class PaddedCalculator(Calculator):
           ValueError: If dtype is neither of the two.
         """
         super().__init__()
+        keep_compiled_programs()
         if dtype not in ("float32", "float64"):
             raise ValueError(f'dtype must be "float32" or "float64", received {dtype!r}')
         self.dtype = np.dtype(dtype)
@@ -197,7 +199,9 @@ class PaddedCalculator(Calculator):
             )
         return 0.5 * (hessian + hessian.T)
 
-    def get_vibrations(self, atoms: Atoms, indices: Sequence[int] | None = None) -> VibrationsData:
+    def get_vibrations(
+        self, atoms: Atoms, indices: Sequence[int] | None = None
+    ) -> ase.vibrations.VibrationsData:
         """Return the vibrations of the exact Hessian: modes, frequencies and zero-point energy.
 
         Warns if the largest force on a mobile atom exceeds 0.01 eV/Å: the structure is then not
@@ -213,6 +217,8 @@ class PaddedCalculator(Calculator):
         Raises:
           ValueError, CalculationFailed: As for `calculate`.
         """
+        from ase.vibrations import VibrationsData  # 0.3 s, with matplotlib
+
         hessian, atoms = self.get_hessian(atoms), atoms.copy()
         if indices is None:
             indices = VibrationsData.indices_from_constraints(atoms)

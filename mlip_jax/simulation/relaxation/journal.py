@@ -20,13 +20,14 @@ import io
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 FLUSH_SECONDS = 1.0
+FAILURES = ("failed", "diverged")  # statuses of molecules without a usable result
 _MAX_WAITING_BYTES = 16 * 2**20  # maximum number of bytes of results that wait to be written
 
 
@@ -111,6 +112,31 @@ def finished(folder: Path, layout: Layout) -> Indices:
         for line in read_part(path, layout):
             indices.add(line.index)
     return indices
+
+
+def count_failures(
+    folder: Path, layout: Layout, share: Callable[[int], bool] = lambda index: True
+) -> int:
+    """Return the number of molecules whose status is "failed" or "diverged".
+
+    Args:
+      folder: Folder of the parts.
+      layout: Layout of the journal, with a column "status".
+      share: Whether to count a molecule, by its index.
+    """
+    column = layout.columns.index("status")
+    failed = Indices()
+    for _, path in parts_of(folder):
+        for line in read_part(path, layout):
+            if line.cells[column] in FAILURES and share(line.index):
+                failed.add(line.index)
+    return len(failed)
+
+
+def check_any_succeeded(folder: Path, layout: Layout, total: int, table: Path) -> None:
+    """Raise RuntimeError if all `total` molecules failed; `table` lists the reasons."""
+    if count_failures(folder, layout) >= total:
+        raise RuntimeError(f"all {total} molecules failed or diverged: see the reasons in {table}")
 
 
 def read_part(path: Path, layout: Layout) -> Iterator[JournalLine]:

@@ -14,8 +14,8 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.datasets.molecules.embedding import MoleculeRecord
 from mlip_jax.datasets.quality.geometry import kabsch_align
+from mlip_jax.datasets.smiles.embedding import MoleculeRecord
 from mlip_jax.potential import Potential
 from mlip_jax.simulation.ensemble_mean import members_of
 from mlip_jax.simulation.relaxation.journal import Layout

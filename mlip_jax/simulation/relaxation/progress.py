@@ -10,6 +10,7 @@ from types import TracebackType
 from rich import progress
 
 from mlip_jax import distributed
+from mlip_jax.simulation.relaxation.journal import FAILURES
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,8 @@ class RelaxationProgressBar:
         verb: str = "relaxing",
         *,
         noun: str = "molecules",
-        failed: str = "failed or diverged",
+        failed: int = 0,
+        failed_label: str = "failed or diverged",
     ):
         """Create a progress bar.
 
@@ -41,10 +43,11 @@ class RelaxationProgressBar:
           done: Number of molecules of earlier starts.
           verb: Label of the bar.
           noun: Name of what is counted.
-          failed: Label of the number of failures.
+          failed: Number of failed molecules of earlier starts.
+          failed_label: Label of the number of failures.
         """
-        self._noun, self._failed_label = noun, failed
-        self.done, self._total, self._failed, self._before = done, total, 0, done
+        self._noun, self._failed_label = noun, failed_label
+        self.done, self._total, self._failed, self._before = done, total, failed, done
         self._lock = threading.Lock()
         self._begin = self._shown = self._logged = time.monotonic()
         self._bar = progress.Progress(
@@ -78,7 +81,7 @@ class RelaxationProgressBar:
         """Count `count` finished molecules. Threads may share the bar."""
         with self._lock:
             self.done += count
-            self._failed += count * (status in ("failed", "diverged"))
+            self._failed += count * (status in FAILURES)
         now = time.monotonic()
         if now - self._shown >= _SHOW_SECONDS:
             self._shown = now

@@ -125,7 +125,7 @@ def evaluate(
     if done:
         log.info("resuming: %d of %d structures are done", done, total)
     with RelaxationProgressBar(
-        total, done, "evaluating", noun="structures", failed="skipped"
+        total, done, "evaluating", noun="structures", failed_label="skipped"
     ) as progress:
         for start in mine:
             if start not in finished:

@@ -15,7 +15,7 @@ from mlip_jax.training import losses, optimizer
 from mlip_jax.training.data import Batches
 from mlip_jax.training.loop import TrainingLoop
 from mlip_jax.training.objectives import ForceField
-from mlip_jax.training.prepare import step_flops
+from mlip_jax.training.prepare import step_flops, with_intervals
 from mlip_jax.training.step import Trainer
 from mlip_jax.training.throughput import ThroughputMeter
 
@@ -66,7 +66,7 @@ def build_loop(
             "learning_rate": optimizer.learning_rate(c.optimizer, num_steps, per_epoch),
             "beta": beta,
         },
-        options=c.train,
+        options=with_intervals(c.train, num_steps),
         num_steps=num_steps,
         seed=c.seed,
         meter=ThroughputMeter(train.sizes, step_flops(trainer, batches, train, params)),

@@ -20,6 +20,7 @@ from mlip_jax.simulation.trust import atom_domain
 from mlip_jax.simulation.trust.atom_domain import DomainEvaluation
 from mlip_jax.simulation.trust.domain import FILE as DOMAIN_FILE
 from mlip_jax.simulation.trust.domain import Domain
+from mlip_jax.tasks.force_field_training.comparison import compare
 from mlip_jax.tasks.force_field_training.preparation import TrainingRun
 from mlip_jax.training.data import Split
 from mlip_jax.training.evaluation import predict, restore_best
@@ -63,6 +64,9 @@ def report_run(
     potential = Potential.from_checkpoint(best.arrays, best.metadata)
     domain, evaluation = _fit_domain(run, potential, splits, predictions)
     workdir = run.workdir
+    info = _provenance(run, potential, loop, seconds, fill, best.step)
+    if run.initial is not None:
+        info["Fine-tuning, test errors before → after"] = compare(run, potential)
     with writing(workdir):
         for name, prediction in predictions.items():
             prediction.save(workdir / f"predictions_{name}.npz")
@@ -76,7 +80,7 @@ def report_run(
             seconds=seconds,
             evaluation=evaluation,
             notes=[*run.data.notes, *([_ENERGY_ONLY_NOTE] if run.energy_only else [])],
-            info=_provenance(run, potential, loop, seconds, fill, best.step),
+            info=info,
         )
     _log_scores(workdir)
     log.info("report: %s", report)

@@ -15,7 +15,7 @@ from mlip_jax.training.data import Batches
 from mlip_jax.training.dens import DeNS, ForceFieldAdapter
 from mlip_jax.training.loop import TrainingLoop
 from mlip_jax.training.objectives import ForceField
-from mlip_jax.training.prepare import step_flops
+from mlip_jax.training.prepare import step_flops, with_intervals
 from mlip_jax.training.property_objective import Properties
 from mlip_jax.training.step import Trainer
 from mlip_jax.training.throughput import ThroughputMeter
@@ -89,7 +89,7 @@ def build_loop(
         workdir=workdir,
         metadata=metadata,
         schedules={"learning_rate": optimizer.learning_rate(options, num_steps, per_epoch)},
-        options=c.train,
+        options=with_intervals(c.train, num_steps),
         num_steps=num_steps,
         seed=c.seed,
         meter=meter,

@@ -69,7 +69,7 @@ def report_run(
         if domain is not None:
             domain.save(workdir / DOMAIN_FILE)
             outcomes = _add_distances(outcomes, features, domain)
-        return write_property_report(
+        report = write_property_report(
             workdir,
             outcomes,
             targets,
@@ -80,6 +80,23 @@ def report_run(
             best_step=best.step,
             info=info,
         )
+    _log_errors(outcomes, targets)
+    log.info("report: %s", report)
+    return report
+
+
+def _log_errors(outcomes: dict[str, PredictedProperties], targets: Sequence[Target]) -> None:
+    """Log the mean absolute errors of the test splits."""
+    for name, outcome in outcomes.items():
+        if name.startswith("test "):
+            log.info(
+                "%s: mean absolute error of %s",
+                name,
+                ", ".join(
+                    f"{t.name} {np.nanmean(outcome.absolute(t.name)):.4g} {t.unit}".rstrip()
+                    for t in targets
+                ),
+            )
 
 
 def _fit_domain(

@@ -16,8 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlip_jax.config import ConfigError
-from mlip_jax.datasets.molecules import embedding
-from mlip_jax.datasets.molecules.embedding import EmbeddingOptions, Entry, UnusableMoleculeError
 from mlip_jax.datasets.molecules.files import (
     CsvColumns,
     count_molecules,
@@ -27,6 +25,8 @@ from mlip_jax.datasets.molecules.files import (
     read_molecules,
 )
 from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.datasets.smiles import embedding
+from mlip_jax.datasets.smiles.embedding import EmbeddingOptions, Entry, UnusableMoleculeError
 from mlip_jax.datasets.store.conversion import ConversionSpec, convert
 
 SMI = """smiles name

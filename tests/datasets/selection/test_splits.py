@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlip_jax.datasets.identity import group
+from mlip_jax.datasets.selection import split_choice
 from mlip_jax.datasets.selection.splits import METHODS, SPLITS, check_parts, describe, split
 
 # An official split needs further arguments and has tests of its own.
@@ -242,7 +243,8 @@ def test_molecule_with_two_scaffolds_is_rejected():
         ({"counts": (5, 1)}, "three numbers"),
         (
             {"counts": (5, 1, 1)},
-            "10 structures of 2 molecules cannot be split by molecule into 3 splits",
+            "10 structures of 2 molecules cannot be split by molecule into 3 splits. "
+            "Set --config.data.split=random",
         ),
         (
             {"counts": (5, 1, 1), "by": "scaffold"},
@@ -254,7 +256,11 @@ def test_molecule_with_two_scaffolds_is_rejected():
         ),
         (
             {"counts": (5, 1, 1), "by": "size", "n_atoms": np.ones(10)},
-            "10 structures of 1 sizes cannot be split by size",
+            "10 structures of 1 sizes cannot be split by size .*--config.data.split=random",
+        ),
+        (
+            {"counts": (1, 1, 1), "by": "random", "molecule": np.zeros(2)},
+            "2 structures .*--config.data.num_test=0",
         ),
         ({"counts": (5, 1, 1), "by": "official", "record": np.arange(10)}, "data.split_files"),
     ],
@@ -262,6 +268,20 @@ def test_molecule_with_two_scaffolds_is_rejected():
 def test_invalid_requests_are_rejected(arguments, message):
     with pytest.raises(ValueError, match=message):
         split(**{"by": "molecule", "seed": 0, "molecule": np.repeat(["a", "b"], 5)} | arguments)
+
+
+def test_auto_splits_by_molecule_if_there_are_enough(caplog):
+    """Detects a split by molecule of one molecule, or of a data set that one molecule dominates."""
+    caplog.set_level("INFO")
+    assert split_choice.choose(np.repeat(np.arange(10), 3)) == "molecule"
+    assert "split by molecule: 10 molecules" in caplog.text
+    assert split_choice.choose(np.zeros(200)) == "random"
+    assert "200 structures of 1 molecules" in caplog.text
+    assert (
+        split_choice.choose(np.arange(9))
+        == split_choice.choose(np.repeat([0, *range(1, 12)], [30] + [1] * 11))
+        == "random"
+    )
 
 
 def test_empty_data_are_rejected():

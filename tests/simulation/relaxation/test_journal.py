@@ -22,6 +22,7 @@ from mlip_jax.simulation.relaxation.journal import (
     read_part,
 )
 from mlip_jax.simulation.relaxation.merge import merge, read_pieces
+from mlip_jax.simulation.relaxation.progress import RelaxationProgressBar
 
 LAYOUT = Layout(("index", "name", "value"), ("xyz", "sdf"))
 
@@ -367,3 +368,19 @@ def test_indices():
         and [i for i in range(100_100) if i in indices] == [0, 5, 100_000]
         and 10**9 not in indices
     )
+
+
+def test_failures_of_earlier_starts_are_counted_once(tmp_path):
+    layout = Layout(("index", "status"), ())
+    for part in (0, 1):
+        with Journal(tmp_path, part, layout) as journal:
+            for index, status in enumerate(("failed", "converged", "diverged", "step limit")):
+                journal.add([index, status])
+    assert relax_journal.count_failures(tmp_path, layout) == 2
+    assert relax_journal.count_failures(tmp_path, layout, lambda index: index > 0) == 1
+    progress = RelaxationProgressBar(9, 4, failed=2)
+    progress.add("failed")
+    assert "3 failed or diverged" in progress._text()
+    relax_journal.check_any_succeeded(tmp_path, layout, 4, tmp_path / "results.csv")
+    with pytest.raises(RuntimeError, match="all 2 molecules .*results.csv"):
+        relax_journal.check_any_succeeded(tmp_path, layout, 2, tmp_path / "results.csv")

@@ -15,12 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from mlip_jax.datasets.molecules.embedding import (
-    EmbeddingOptions,
-    Entry,
-    MoleculeRecord,
-    embed_entry,
-)
+from mlip_jax.datasets.smiles.embedding import EmbeddingOptions, Entry, MoleculeRecord, embed_entry
 from mlip_jax.simulation.relaxation.outputs import COLUMNS, frame, pieces, result_cells, rmsd
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlip_jax.config import ConfigError, unknown_name
-from mlip_jax.datasets.molecules.embedding import Entry
 from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.datasets.smiles.embedding import Entry
 
 SMILES_COLUMNS, NAME_COLUMNS = (
     ("smiles", "canonical_smiles", "isomeric_smiles"),

@@ -1,0 +1,88 @@
+"""Tests for the short form of the command line, unset fields and the default workdir."""
+
+import pytest
+from absl import flags as absl_flags
+
+from mlip_jax.cli import flags
+from mlip_jax.cli.subcommands import expand
+from mlip_jax.config import ConfigError
+
+
+@pytest.fixture(scope="module", autouse=True)
+def defined():
+    if "workdir" not in absl_flags.FLAGS:
+        flags._define_common()
+
+
+def short(text):
+    return expand(["mlip-jax", *text.split()])[1:]
+
+
+def test_the_short_form_becomes_the_long_form():
+    assert short("relax --force_field runs/spice molecules.smi --workdir runs/x --limit=3") == [
+        "--config=relax",
+        "--config.force_field=runs/spice",
+        "--config.input=molecules.smi",
+        "--workdir",
+        "runs/x",
+        "--config.limit=3",
+    ]
+    # a boolean field takes no value from the next argument
+    assert short("relax --nommff a.smi --debug") == [
+        "--config=relax",
+        "--noconfig.mmff",
+        "--config.input=a.smi",
+        "--debug",
+    ]
+    assert short("relax --mmff a.smi")[1:] == ["--config.mmff", "--config.input=a.smi"]
+    # a task without an input file takes its data set; negative numbers are values
+    assert short("spice:painn mine.xyz --data.charge -1 --config.train.num_steps=5") == [
+        "--config=spice:painn",
+        "--config.data.path=mine.xyz",
+        "--config.data.charge=-1",
+        "--config.train.num_steps=5",
+    ]
+    assert short("spice --data.refuse=False")[1:] == ["--config.data.refuse=False"]  # former name
+    assert short("relax --force_field x --help") == ["--config=relax", "--help"]
+    long = ["--config=relax", "--config.input", "a.smi"]
+    assert expand(["mlip-jax", *long])[1:] == long
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("relaxed a.smi", "Did you mean 'relax'.*Known: convert, .*stability"),
+        ("relax --forcefield=x", "Did you mean 'force_field'"),
+        ("relax a.smi b.smi", "input is given twice"),
+        ("relax --force_field", "--force_field requires a value"),
+        ("diversity_report a.smi", "has no input file"),
+        ("spice:nequix", "unknown model of this config 'nequix'"),
+    ],
+)
+def test_errors_of_the_short_form(text, message):
+    with pytest.raises((ConfigError, ValueError), match=message):
+        short(text)
+
+
+def test_the_config_is_required_and_its_names_are_listed():
+    with pytest.raises(SystemExit, match="`mlip-jax spice`. Known: convert, "):
+        flags.parse(["mlip-jax", "--workdir=x"], "")
+
+
+def test_none_unsets_exactly_the_optional_fields():
+    """Flags of tuples would read None as ("None",), and those of numbers reject it."""
+    kept, unset = flags.without_unset(
+        ["mlip-jax", "--config=spice", "--config.data.elements=None", "--config.data.charge=None"]
+        + ["--config.data.split=None", "--config.data.max_atoms=30"]
+    )
+    assert unset == ["data.elements", "data.charge"]
+    assert kept[2:] == ["--config.data.split=None", "--config.data.max_atoms=30"]
+
+
+def test_the_default_workdir_is_named_after_config_and_variant():
+    names = {
+        "/a/configs/spice.py": "runs/spice",
+        "spice.py:painn": "runs/spice-painn",
+        "mine.py:scale=0.1,model=a/b": "runs/mine-scale=0.1-model=a-b",
+    }
+    assert {file: flags.default_workdir(file) for file in names} == names

@@ -1,0 +1,37 @@
+"""Tests for tables of SMILES and properties."""
+
+import numpy as np
+import pytest
+
+from mlip_jax.config import ConfigError
+from mlip_jax.datasets import readers
+from mlip_jax.datasets.reader import DatasetError, ReadReport
+
+
+def test_columns_of_numbers_are_properties(sample):
+    """Detects text columns as properties, shifted rows, and two names of one molecule."""
+    path, _ = sample("smiles_table")
+    with readers.open_data(path) as source:
+        report = ReadReport()
+        water, methanol, again = source.read(range(len(source)), report)
+    assert water.properties == {"gap": 8.5, "mu": 1.85}
+    assert methanol.properties["gap"] == 7.5 and np.isnan(methanol.properties["mu"])
+    assert again.record == 3 and again.molecule == methanol.molecule == "CO"
+    assert report.skipped == {"SMILES cannot be embedded": 1}
+    assert report.identities[0][1] == "table.csv line 4"
+    with readers.open_data(path, property_keys=("mu",)) as source:
+        assert next(iter(source)).properties == {"mu": 1.85}
+
+
+def test_errors_name_the_option(sample, tmp_path):
+    path, _ = sample("smiles_table")
+    with pytest.raises(ConfigError, match="Did you mean 'gap'"):
+        readers.open_data(path, property_keys=("gab",))
+    with pytest.raises(DatasetError, match="'remark' contains no numbers"):
+        readers.open_data(path, property_keys=("remark",))
+    other = tmp_path / "other.csv"
+    other.write_text("molecule,gap\nO,1\n")
+    with pytest.raises(DatasetError, match="found: molecule, gap. Set smiles_key"):
+        readers.open_data(other, "smiles_table")
+    with readers.open_data(other, "smiles_table", smiles_key="molecule") as source:
+        assert next(iter(source)).properties == {"gap": 1.0}

@@ -1,0 +1,37 @@
+"""Tests for the cache of compiled programs that the command and all calculators share."""
+
+import jax
+import pytest
+
+from mlip_jax.compilation_cache import keep_compiled_programs
+
+OPTIONS = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+
+
+@pytest.fixture
+def no_cache(monkeypatch, tmp_path):
+    before = {name: getattr(jax.config, name) for name in OPTIONS}
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    jax.config.update("jax_compilation_cache_dir", None)
+    yield tmp_path
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def test_programs_are_kept_in_the_cache_folder_of_the_user(no_cache):
+    """A first energy consists of programs that compile in less than JAX's limit of 1 s."""
+    keep_compiled_programs()
+    assert jax.config.jax_compilation_cache_dir.startswith(f"{no_cache}/mlip_jax/{jax.__version__}")
+    assert jax.config.jax_persistent_cache_min_compile_time_secs < 0.5
+
+
+def test_choices_of_the_user_are_kept(no_cache, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")  # off
+    keep_compiled_programs()
+    assert jax.config.jax_compilation_cache_dir is None
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    jax.config.update("jax_compilation_cache_dir", "/mine")
+    keep_compiled_programs()
+    assert jax.config.jax_compilation_cache_dir == "/mine"
