@@ -69,6 +69,27 @@ class Structure:
         return len(self.numbers)
 
 
+def cell_problem(cell: np.ndarray | None, pbc: np.ndarray | None) -> str:
+    """Return the problem of the lattice vectors of periodic directions, "" if there is none.
+
+    Args:
+      cell: Lattice vectors as rows (Å), shape (3, 3), or None.
+      pbc: Periodicity along each lattice vector, shape (3,), or None for no periodicity.
+    """
+    if cell is None or pbc is None or not np.any(pbc):
+        return ""
+    vectors = np.asarray(cell, np.float64)[np.asarray(pbc, bool)]  # (periodic directions, 3)
+    if not np.isfinite(vectors).all():
+        return "cell not finite"
+    lengths = np.linalg.norm(vectors, axis=1)
+    if not lengths.all():
+        return "lattice vector of length zero"
+    # The singular values of parallel or coplanar unit vectors include zero.
+    if np.linalg.svd(vectors / lengths[:, None], compute_uv=False).min() < 1e-6:
+        return "parallel or coplanar lattice vectors"
+    return ""
+
+
 STATES = ("charge", "num_unpaired_electrons")  # keys of `ase.Atoms.info`
 
 

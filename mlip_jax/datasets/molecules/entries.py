@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import bz2
-import contextlib
 import csv
-import gzip
-import io
 import itertools
-import lzma
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from mlip_jax.config import ConfigError, unknown_name
 from mlip_jax.datasets.molecules.embedding import Entry
 from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.datasets.text_files import open_text
 
 SMILES_COLUMNS, NAME_COLUMNS = (
     ("smiles", "canonical_smiles", "isomeric_smiles"),
     ("name", "id", "title"),
 )
-COMPRESSED: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 
 class CsvColumns(NamedTuple):
@@ -35,27 +29,6 @@ class CsvColumns(NamedTuple):
 
     smiles: str = ""
     name: str = ""
-
-
-@contextlib.contextmanager
-def open_text(path: Path) -> Iterator[io.TextIOBase]:
-    """Open a text file, decompressed if necessary.
-
-    Invalid UTF-8 is replaced, because it can only occur in names.
-
-    Raises:
-      DatasetError: The file is truncated or corrupted. Also raised while the file is being read in
-        the body of the `with` statement.
-    """
-    try:
-        with COMPRESSED.get(path.suffix.lower(), open)(
-            path, "rt", encoding="utf-8-sig", errors="replace", newline=""
-        ) as file:
-            yield file
-    except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
-        raise DatasetError(
-            f"{path}: cannot be read to its end ({error}); it is corrupted or truncated"
-        ) from error
 
 
 def read_entries(path: Path, kind: str, columns: CsvColumns) -> Iterator[Entry]:

@@ -32,9 +32,11 @@ from mlip_jax.config import ConfigError
 from mlip_jax.datasets.molecules import embedding, frames
 from mlip_jax.datasets.molecules import entries as molecule_entries
 from mlip_jax.datasets.molecules.embedding import MoleculeRecord, UnusableMoleculeError
-from mlip_jax.datasets.molecules.entries import COMPRESSED, CsvColumns
+from mlip_jax.datasets.molecules.entries import CsvColumns
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.store.store import MANIFEST, is_store
+from mlip_jax.datasets.text_files import suffix_of
+from mlip_jax.structure import cell_problem
 
 _SUFFIXES = {
     ".smi": "smi",
@@ -188,11 +190,7 @@ def kind_of(path: str | Path) -> str:
             f"{path}: no such file; expected a file of molecules: .smi, .csv, .sdf, .xyz, .db, a "
             "store, or another format of ASE"
         )
-    suffixes = [s.lower() for s in path.suffixes]
-    if len(suffixes) > 1 and suffixes[-1] in COMPRESSED:
-        suffixes.pop()
-    kind = _SUFFIXES.get(suffixes[-1]) if suffixes else None
-    return kind or frames.kind_by_content(path)
+    return _SUFFIXES.get(suffix_of(path)) or frames.kind_by_content(path)
 
 
 def _require_rdkit() -> None:
@@ -219,8 +217,8 @@ def _validate(record: MoleculeRecord, path: Path) -> MoleculeRecord:
             f"{len(bad)} of {len(atoms)} atoms have NaN or infinite coordinates, the first of them "
             f"atom {bad[0]}"
         )
-    elif not np.isfinite(atoms.cell.array).all():
-        problem = "the cell is not finite"
+    elif problem := cell_problem(atoms.cell.array, atoms.pbc):
+        pass
     elif not np.isfinite(charge):
         problem = f"the charge is {charge}"
     else:

@@ -48,6 +48,9 @@ _REVISED = {
     "forces": "forces",
 }
 _ORIGINAL = {"numbers": "z", "positions": "R", "energy": "E", "forces": "F"}
+# Texts and indices, and labels of the original data that the revised ones replace.
+_KNOWN = {"name", "theory", "md5", "type", "r_unit", "e_unit"}
+_KNOWN |= {"old_indices", "old_energies", "old_forces"}
 _TWO_FILES, _NONE = "('TRAIN.csv', 'TEST.csv')", "''"
 _BLOCK = 512  # rows read at once
 _KCAL = units.kcal / units.mol
@@ -128,6 +131,7 @@ class Reader(reader.Reader):
         )
         self.molecule = _molecule_name(self.path)
         self._unit = self._energy_unit()
+        self._unread = [k for k in self._file.members if k not in _KNOWN | {*self._keys.values()}]
         self.sequential = any(
             self._file.streamed(k) for k in self._keys.values() if k in self._file
         )
@@ -164,6 +168,7 @@ class Reader(reader.Reader):
             i = record - start
             source = f"{self.path.name}:{record}"
             report.records += 1
+            report.add_unread(self._unread)
             if not finite[i]:
                 report.skip("positions not finite", source)
                 continue

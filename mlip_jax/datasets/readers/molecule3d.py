@@ -138,6 +138,7 @@ class Reader(reader.Reader):
                 report.skip("no atoms", source)
                 continue
             report.structures += 1
+            report.add_unread(self._table.unread)
             yield structure
 
     def official_split(self) -> dict[str, np.ndarray] | None:

@@ -61,6 +61,7 @@ _ATOM_ENERGIES = {
     "I": -297.7564286148722,
 }
 _KEYS = {"moses_id", "conformation_id"}
+_READ = _KEYS | {"smiles", "iteration", "energy", "forces"}
 
 
 class Reader(reader.Reader):
@@ -153,6 +154,9 @@ class Reader(reader.Reader):
                 report.skip("positions not finite", source)
                 continue
             report.structures += 1
+            report.add_unread({*row.key_value_pairs, *row.data, *row.results} - _READ)
+            if self._summary is not None:
+                report.add_unread(self._summary.unread)
             yield self._structure(row, record, source)
 
     def _structure(self, row: AseRow, record: int, source: str) -> Structure:

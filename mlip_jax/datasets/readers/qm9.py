@@ -126,6 +126,7 @@ class Reader(reader.Reader):
                 continue
             # Parse only records that are not excluded.
             structure = raw()
+            report.add_unread(structure.pop("unread"))
             _check_energy(structure["energy"], structure["numbers"], source)
             if not np.isfinite(structure["positions"]).all():
                 report.skip("positions not finite", source)

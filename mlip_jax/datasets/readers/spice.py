@@ -26,7 +26,7 @@ from ase import units
 from mlip_jax.datasets import reader
 from mlip_jax.datasets.charges import charge_from_smiles
 from mlip_jax.datasets.formats.elements import validate_numbers
-from mlip_jax.datasets.reader import DatasetError, ReadReport
+from mlip_jax.datasets.reader import HDF5_ERRORS, DatasetError, ReadReport
 from mlip_jax.structure import Structure
 
 _UNITS = {
@@ -35,6 +35,7 @@ _UNITS = {
     "dft_total_gradient": "hartree/bohr",
     "formation_energy": "hartree",
 }
+_READ = frozenset(name.encode() for name in (*_UNITS, "atomic_numbers", "smiles", "subset"))
 _ATOM_MAP = re.compile(r":\d+(?=\])")
 
 
@@ -108,15 +109,7 @@ class Reader(reader.Reader):
                 yield from _read_molecule(group, source, record, report)
             except DatasetError:
                 raise
-            except (
-                OSError,
-                KeyError,
-                RuntimeError,
-                TypeError,
-                ValueError,
-                IndexError,
-                MemoryError,
-            ) as error:
+            except HDF5_ERRORS as error:
                 raise DatasetError(
                     f"{source}: the record cannot be read ({error}); the file is corrupted. "
                     "Download it again or recreate it."
@@ -147,6 +140,7 @@ def _read_molecule(
     formation = _labels(group, "formation_energy", (count,), source) * units.Hartree
     smiles, subset = (_text(group, name, source) for name in ("smiles", "subset"))
     charge, molecule = charge_from_smiles(smiles), molecule_identity(smiles)
+    report.add_unread(n.decode("utf-8", "replace") for n in group if n not in _READ)
     finite = np.isfinite(positions).all((1, 2))
     for c in range(count):
         if not finite[c]:

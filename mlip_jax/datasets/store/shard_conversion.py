@@ -107,6 +107,8 @@ def convert_shard(job: ShardJob, source: Reader | None = None) -> None:
             "bytes": job.shard.stat().st_size,
             "sha256": sha256,
             "skipped": report.skipped,
+            "unread": report.unread,
+            "remarks": report.remarks,
             "filtered": dict(collections.Counter(reason for _, reason in removed)),
             "removed": [
                 list(r)
