@@ -75,6 +75,8 @@ def find_unpaired(
       ElectronicStateError: A label does not fit the number of electrons, or two labels differ.
     """
     names = spin_names(labels) if names is None else names
+    if not math.isfinite(charge):  # an infinite charge is reported elsewhere
+        return None
     electrons = round(float(np.sum(numbers)) - charge)
     values = {}
     for name in names:
@@ -125,8 +127,6 @@ def _number(value: Any, name: str) -> float | None:
         number = float(array.reshape(()))
     except (TypeError, ValueError) as error:
         raise ElectronicStateError(f"{name!r} is {value!r}, expected a number") from error
-    if math.isinf(number):
-        raise ElectronicStateError(f"{name!r} is {value!r}, expected a finite number")
     return None if math.isnan(number) else number
 
 

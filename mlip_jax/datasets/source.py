@@ -22,6 +22,7 @@ import numpy as np
 from ase.data import atomic_numbers
 
 from mlip_jax.config import ConfigError
+from mlip_jax.datasets.identity import method
 from mlip_jax.datasets.quality.filters import Filters, count_reasons, identities
 from mlip_jax.datasets.quality.problems import Problem
 from mlip_jax.datasets.reader import DatasetError
@@ -115,7 +116,7 @@ def open_store(data: Any) -> Store:
     spec = ConversionSpec(path, data.reader, reader_options(data.reader_options))
     with spec.open() as source:
         identity = json.dumps(
-            [dataclasses.asdict(spec) | {"path": ""}, identify(source)], sort_keys=True
+            [dataclasses.asdict(spec) | {"path": ""}, identify(source), method()], sort_keys=True
         )
     # The name depends on settings and content, so that changed files get a new store.
     key = hashlib.sha256(identity.encode()).hexdigest()[:10]

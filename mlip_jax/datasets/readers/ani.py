@@ -40,6 +40,7 @@ from ase import units
 from mlip_jax.datasets import options, reader
 from mlip_jax.datasets.file_units import force_unit
 from mlip_jax.datasets.formats.elements import validate_numbers
+from mlip_jax.datasets.identity import molecule_identity
 from mlip_jax.datasets.reader import HDF5_ERRORS, DatasetError, ReadReport, symbols_to_numbers
 from mlip_jax.structure import Structure
 
@@ -230,7 +231,7 @@ class Reader(reader.Reader):
                     positions=positions[c],
                     energy=float(energy[c]),
                     forces=None if forces is None else forces[c],
-                    molecule=smiles or name,
+                    molecule=molecule_identity(smiles) or name,
                     smiles=smiles,
                     conformer=first + c,
                     record=record,

@@ -51,6 +51,7 @@ from mlip_jax.datasets.formats.frame_labels import (
     value_of,
 )
 from mlip_jax.datasets.formats.xyz import is_xyz
+from mlip_jax.datasets.identity import molecule_identity
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.structure import Structure, cell_problem
 
@@ -70,7 +71,7 @@ class Reader(reader.Reader):
       charge_key: Name of the total charge. "charge" includes other usual names, such as
         total_charge. "" takes it from the SMILES or the initial charges.
       molecule_key: Name of the text or number that identifies the molecule. "" uses the SMILES if
-        present, otherwise the chemical formula; isomers then count as one molecule.
+        present (identity.py), otherwise the chemical formula; isomers then count as one molecule.
       smiles_key: Name of the SMILES. Frames may lack it.
       property_keys: Names of additional labels per structure.
       atom_property_keys: Names of additional labels per atom.
@@ -274,7 +275,7 @@ class Reader(reader.Reader):
     def _molecule(self, frame: Frame, smiles: str, source: str) -> str:
         """Return the identity of the molecule of a frame."""
         key = self._keys["molecule"]
-        name = text_of(frame, key) if key else smiles or formula(frame.numbers)
+        name = text_of(frame, key) if key else molecule_identity(smiles) or formula(frame.numbers)
         if not name:
             raise DatasetError(
                 f"{source}: has no {key!r} to identify its molecule; found: "

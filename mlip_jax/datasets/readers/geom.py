@@ -56,6 +56,7 @@ from mlip_jax.datasets.formats.geom_files import (
     kind_of,
     pickles_in,
 )
+from mlip_jax.datasets.identity import molecule_identity
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.structure import Structure
 
@@ -210,7 +211,7 @@ class Reader(reader.Reader):
                 positions=positions,
                 energy=_energy(conformers[c], where) * units.Hartree,
                 charge=float(charge),
-                molecule=smiles or source,
+                molecule=molecule_identity(smiles) or source,
                 smiles=smiles,
                 conformer=c,
                 record=record,

@@ -42,6 +42,7 @@ from mlip_jax.datasets import options, reader
 from mlip_jax.datasets.formats.ase_database import AseDatabase, AseRow, is_ase_database
 from mlip_jax.datasets.formats.elements import validate_numbers
 from mlip_jax.datasets.formats.nabladft_summary import SummaryTable
+from mlip_jax.datasets.identity import molecule_identity
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.structure import Structure
 
@@ -171,7 +172,7 @@ class Reader(reader.Reader):
             positions=row.positions,
             energy=energy * units.Hartree,
             forces=_forces(row, source),
-            molecule=smiles or f"moses {row.key_value_pairs['moses_id']}",
+            molecule=molecule_identity(smiles) or f"moses {row.key_value_pairs['moses_id']}",
             smiles=smiles,
             record=record,
             source=source,

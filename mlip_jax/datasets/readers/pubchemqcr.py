@@ -40,6 +40,7 @@ from mlip_jax.datasets import options, reader
 from mlip_jax.datasets.charges import charge_from_smiles
 from mlip_jax.datasets.formats import safe_pickle
 from mlip_jax.datasets.formats.lmdb_file import LmdbFile, TruncatedFileError, page_size
+from mlip_jax.datasets.identity import molecule_identity
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.structure import Structure
 
@@ -110,7 +111,7 @@ class Reader(reader.Reader):
         if not self._summary_path:
             self.notes.append(
                 f"{self.path.name} has neither charges nor SMILES: all molecules are treated as "
-                "neutral. Add the table of the release that has them, "
+                "neutral, and stereoisomers count as different molecules. Add the table of the release that has them, "
                 f"{options.as_flag('summary', 'FILE')}"
             )
         self._environment = LmdbFile(self.path)
@@ -204,7 +205,7 @@ class Reader(reader.Reader):
                     positions=positions,
                     energy=energy,
                     forces=forces,
-                    molecule=str(cid),
+                    molecule=molecule_identity(smiles) or str(cid),
                     charge=float(charge_from_smiles(smiles)),
                     smiles=smiles,
                     conformer=begin + step,

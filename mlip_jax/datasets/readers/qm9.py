@@ -42,6 +42,7 @@ from ase import units
 from mlip_jax.datasets import options, reader
 from mlip_jax.datasets.formats.qm9_formats import Archive, format_of, open_format
 from mlip_jax.datasets.formats.qm9_records import ATOM_ENERGIES, BINDING, binding_energy
+from mlip_jax.datasets.identity import molecule_identity
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.structure import Structure
 
@@ -134,7 +135,8 @@ class Reader(reader.Reader):
             report.structures += 1
             yield Structure(
                 **structure,
-                molecule=source if index is None else f"gdb {index}",
+                molecule=molecule_identity(structure["smiles"])
+                or (source if index is None else f"gdb {index}"),
                 record=record,
                 source=source,
             )

@@ -15,7 +15,6 @@ The total charge is stored only in the SMILES.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from ase import units
 from mlip_jax.datasets import reader
 from mlip_jax.datasets.charges import charge_from_smiles
 from mlip_jax.datasets.formats.elements import validate_numbers
+from mlip_jax.datasets.identity import molecule_identity
 from mlip_jax.datasets.reader import HDF5_ERRORS, DatasetError, ReadReport
 from mlip_jax.structure import Structure
 
@@ -36,18 +36,6 @@ _UNITS = {
     "formation_energy": "hartree",
 }
 _READ = frozenset(name.encode() for name in (*_UNITS, "atomic_numbers", "smiles", "subset"))
-_ATOM_MAP = re.compile(r":\d+(?=\])")
-
-
-def molecule_identity(smiles: str) -> str:
-    """Return the SMILES without atom maps.
-
-    The SMILES is not canonicalized, because identities must not depend on whether RDKit is
-    installed. Records whose SMILES differ only in the maps have the same identity. Records that
-    list the atoms of a molecule in another order have different identities, so a split by molecule
-    can separate them.
-    """
-    return _ATOM_MAP.sub("", smiles)
 
 
 class Reader(reader.Reader):

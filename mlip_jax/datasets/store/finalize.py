@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from mlip_jax.datasets.identity import group
+from mlip_jax.datasets.identity import AS_WRITTEN, group, method
 from mlip_jax.datasets.options import as_flag
 from mlip_jax.datasets.quality import checks
 from mlip_jax.datasets.quality.diagnosis import diagnose
@@ -106,6 +106,7 @@ def finalize(
             "dtype": settings["dtype"],
             "units": {"positions": "Å", "energy": "eV", "forces": "eV/Å", "charge": "e"},
             "level_of_theory": source.level_of_theory,
+            "molecule_identity": method(),
             "notes": [*source.notes, *_report_notes(source, shards)],
             "atom_energies": dict(source.atom_energies) if source.atom_energies else None,
             "official_split": sorted(official) if official else None,
@@ -162,7 +163,13 @@ def _report_notes(source: Reader, shards: list[FinishedShard]) -> list[str]:
 
     Shards of earlier versions have none.
     """
-    return ReadReport(
+    notes = []
+    if method() == AS_WRITTEN:
+        notes.append(
+            "RDKit is missing: molecules are identified by their SMILES as written, so one molecule "
+            "can be in two splits. Install it, pip install 'mlip-flax[data]', and convert again"
+        )
+    return notes + ReadReport(
         unread=_sum_counts(s.metadata.get("unread", {}) for s in shards),
         remarks=_sum_counts(s.metadata.get("remarks", {}) for s in shards),
     ).notes(source)

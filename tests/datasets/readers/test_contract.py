@@ -11,6 +11,7 @@ import pytest
 
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets import readers
+from mlip_jax.datasets.identity import molecule_identity
 from mlip_jax.datasets.reader import DatasetError, Reader, ReadReport
 
 ALL = readers.names()
@@ -172,6 +173,17 @@ ADD_LABEL = {
     "qm9": add_to_archive,
     "spice": add_to_hdf5,
 }
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_molecules_with_smiles_have_the_common_identity(name, sample):
+    """Each reader used to define its own, so spellings and mirror images were in two splits."""
+    pytest.importorskip("rdkit")
+    path, options = sample(name)
+    if name == "molecule3d":
+        options = options | {"smiles": True}
+    for s in structures(path, name, options)[0]:
+        assert not s.smiles or s.molecule == molecule_identity(s.smiles)
 
 
 @pytest.mark.parametrize("name", ALL)
