@@ -167,10 +167,9 @@ def _compute_statistics(
     if initial is not None and method == "least_squares":
         reference = fine_tuning.reference_energies(initial, train, summary.elements, config.seed)
     else:
+        needed = method == "isolated_atoms" or len(summary.fit.undetermined())
         reference = statistics.reference_energies(
-            summary,
-            method,
-            isolated_atoms=source.isolated_atoms(data) if method == "isolated_atoms" else None,
+            summary, method, isolated_atoms=source.isolated_atoms(data) if needed else None
         )
     scale = summary.force_rms if initial is None else initial.energy_scale
     initial_elements = initial.elements if initial is not None else ()
