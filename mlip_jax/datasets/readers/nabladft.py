@@ -95,7 +95,7 @@ class Reader(reader.Reader):
 
     def _open(self, summary: str) -> None:
         """Check layout and units of the database and find the atom energies and the summary."""
-        # The first row shows layout and kind of energy of the whole file.
+        # The first row shows the layout of the whole file.
         first = next(self._database.rows(range(min(1, len(self._database)))), None)
         if first is None:
             raise DatasetError(f"{self.path}: the database has no rows")
@@ -107,7 +107,7 @@ class Reader(reader.Reader):
             for z, e in enumerate(self._atoms)
             if np.isfinite(e)
         }
-        self._subtracted = self._is_subtracted(first, f"{self.path.name}:{first.id}")
+        self._subtracted = self._first_subtracted()
         self._summary_path = self._find_summary(summary)
         self._summary: SummaryTable | None = None
 
@@ -188,16 +188,24 @@ class Reader(reader.Reader):
         if subtracted != self._subtracted:
             raise DatasetError(
                 f"{source}: the energy {stored} hartree {'excludes' if subtracted else 'includes'} "
-                "the isolated atoms, unlike that of the first row. Do not mix files with both "
+                "the isolated atoms, unlike the first energy of the file. Do not mix files with both "
                 "conventions."
             )
         return stored + (self._sum_of_atoms(row, source) if subtracted else 0.0)
+
+    def _first_subtracted(self) -> bool:
+        """Return whether the first known energy is stored minus those of the isolated atoms."""
+        for row in self._database.rows(range(len(self._database))):
+            source = f"{self.path.name}:{row.id}"
+            if not math.isnan(_energy(row, source)):
+                return self._is_subtracted(row, source)
+        return True  # there are no energies
 
     def _is_subtracted(self, row: AseRow, source: str) -> bool:
         """Return whether the energy of a row is stored minus the energies of the isolated atoms."""
         stored, atoms = _energy(row, source), self._sum_of_atoms(row, source)
         # The binding energy of a molecule is 0.1 to 2 % of its total energy.
-        if math.isnan(stored) or abs(stored) < 0.3 * abs(atoms):
+        if abs(stored) < 0.3 * abs(atoms):
             return True
         if abs(stored / atoms - 1) < 0.3:
             return False
