@@ -168,6 +168,7 @@ ADD_LABEL = {
     "md17": add_to_npz,
     "molecule3d": add_to_summary,
     "nabladft": add_to_database,
+    "npz": add_to_npz,
     "pubchemqcr": add_to_summary,
     "qm7x": add_to_hdf5,
     "qm9": add_to_archive,
