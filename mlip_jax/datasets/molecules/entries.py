@@ -59,17 +59,18 @@ def _smi(path: Path, file, columns: CsvColumns) -> Iterator[Entry]:
             and words[0].lower() in SMILES_COLUMNS
         ):
             continue
-        yield Entry(
-            next(numbers),
-            f"{path.name} line {line}",
-            words[1].strip() if len(words) > 1 else "",
-            words[0],
-        )
+        smiles, rest = words[0], words[1].strip() if len(words) > 1 else ""
+        if rest.startswith("|") and (end := rest.find("|", 1)) > 0:  # extension of CXSMILES
+            smiles, rest = f"{smiles} {rest[: end + 1]}", rest[end + 1 :].strip()
+        yield Entry(next(numbers), f"{path.name} line {line}", rest, smiles)
 
 
 def _csv(path: Path, file, columns: CsvColumns) -> Iterator[Entry]:
-    """Yield the molecules of a CSV or TSV table."""
-    rows = csv.reader(file, delimiter="\t" if ".tsv" in path.name.lower() else ",")
+    """Yield the molecules of a table. The separator is the most frequent one in the header."""
+    first = next(file, "")
+    # Prefer the usual separator of the file if there is no other one.
+    separators = "\t,;" if ".tsv" in path.name.lower() else ",;\t"
+    rows = csv.reader(itertools.chain([first], file), delimiter=max(separators, key=first.count))
     numbers, line = itertools.count(), 1
     try:
         header = [cell.strip() for cell in next(rows, [])]

@@ -1,13 +1,14 @@
 """Readers of files of molecules. Molecules are streamed one at a time, ready to be relaxed.
 
-    .smi, .smiles, .ism      one SMILES per line and, after a space, an optional name; lines that
-                             begin with '#' are comments, and a first line that begins with the word
-                             "smiles" is a header
-    .csv, .tsv               table with a header; columns are found by name (see `CsvColumns`)
+    .smi, .smiles, .ism      one SMILES per line and, after a space, an extension of CXSMILES and a
+                             name, both optional; lines that begin with '#' are comments, and a
+                             first line that begins with the word "smiles" is a header
+    .csv, .tsv               table with a header, separated by commas, semicolons or tabs; columns
+                             are found by name (see `CsvColumns`)
     .sdf, .sd, .mol          mol blocks V2000 and V3000 in Å; blocks without three-dimensional
                              positions are embedded
-    .xyz, .extxyz            extended XYZ in Å; reads the keys charge, smiles and name of a frame,
-                             and move_mask
+    .xyz, .extxyz            extended XYZ in Å; reads charge, spin (both under their usual names),
+                             smiles and name of a frame, and move_mask
     .db                      ASE databases with the same keys
     others                   other formats that ASE reads
     a folder                 a store (store.py)
