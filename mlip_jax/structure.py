@@ -23,6 +23,7 @@ class Structure:
       energy: Total energy (eV); NaN if unknown.
       forces: Forces, minus the gradient (eV/Å), shape (n_atoms, 3); None or NaN if unknown.
       charge: Total charge (elementary charges).
+      spin: Number of unpaired electrons.
       cell: Lattice vectors as rows (Å), shape (3, 3), or None.
       pbc: Periodicity along each lattice vector, shape (3,), or None for no periodicity.
       molecule: Identity of the molecule: equal for all its conformations, different for other
@@ -42,6 +43,7 @@ class Structure:
     energy: float = float("nan")
     forces: np.ndarray | None = None
     charge: float = 0.0
+    spin: float = 0.0
     cell: np.ndarray | None = None
     pbc: np.ndarray | None = None
     molecule: str = ""
@@ -128,5 +130,6 @@ def from_ase(atoms, **labels) -> Structure:
         cell=np.asarray(atoms.cell.array, np.float64) if periodic else None,
         pbc=np.asarray(atoms.pbc, bool) if periodic else None,
         charge=electronic_value(atoms, "charge"),
+        spin=electronic_value(atoms, "num_unpaired_electrons"),
         **labels,
     )

@@ -116,12 +116,14 @@ class Summary:
     Attributes:
       atoms: Number of atoms of each element, (119,) int64.
       charges: Total charges that occur (e).
+      spins: Numbers of unpaired electrons that occur.
       fit: Least-squares fit of the total energies (eV) to the element counts.
     """
 
     def __init__(self, blocks: Iterable[Columns] = ()):
         self.atoms = np.zeros(NUM_ELEMENTS, np.int64)
         self.charges: set[float] = set()
+        self.spins: set[float] = set()
         self.fit = ElementFit()
         self._squares, self._components = 0.0, 0
         for columns in blocks:
@@ -131,6 +133,7 @@ class Summary:
         """Add the structures of a block."""
         self.atoms += np.bincount(columns.numbers, minlength=NUM_ELEMENTS)
         self.charges.update(np.unique(columns.charge).tolist())
+        self.spins.update([0.0] if columns.spin is None else np.unique(columns.spin).tolist())
         self.fit.add(columns, columns.energy)
         known = np.isfinite(columns.forces)
         self._squares += float((columns.forces[known] ** 2).sum())

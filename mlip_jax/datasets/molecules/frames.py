@@ -35,6 +35,8 @@ def read_store(path: Path, selected: IndexFilter, limit: int | None) -> Iterator
                 s.numbers, s.positions, cell=s.cell, pbc=False if s.pbc is None else s.pbc
             )
             atoms.info["charge"] = 0.0 if math.isnan(s.charge) else float(s.charge)
+            if s.spin:
+                atoms.info["num_unpaired_electrons"] = int(s.spin)
             yield MoleculeRecord(number, s.molecule, s.smiles, atoms, "", "as given")
 
 

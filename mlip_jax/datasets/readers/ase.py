@@ -33,6 +33,8 @@ from mlip_jax.datasets.charges import (
     ElectronicStateError,
     charge_names,
     find_charge,
+    find_unpaired,
+    spin_names,
     total_charge,
     whole_charge,
 )
@@ -70,6 +72,8 @@ class Reader(reader.Reader):
         without them.
       charge_key: Name of the total charge. "charge" includes other usual names, such as
         total_charge. "" takes it from the SMILES or the initial charges.
+      spin_key: Name of the number of unpaired electrons or of the multiplicity. "spin" includes
+        other usual names, such as multiplicity and num_unpaired_electrons. "" reads none.
       molecule_key: Name of the text or number that identifies the molecule. "" uses the SMILES if
         present (identity.py), otherwise the chemical formula; isomers then count as one molecule.
       smiles_key: Name of the SMILES. Frames may lack it.
@@ -108,6 +112,7 @@ class Reader(reader.Reader):
         energy_key: str = "energy",
         forces_key: str = "forces",
         charge_key: str = "charge",
+        spin_key: str = "spin",
         molecule_key: str = "",
         smiles_key: str = "smiles",
         property_keys: tuple[str, ...] = (),
@@ -129,6 +134,7 @@ class Reader(reader.Reader):
                 ("energy", energy_key),
                 ("forces", forces_key),
                 ("charge", charge_key),
+                ("spin", spin_key),
                 ("molecule", molecule_key),
                 ("smiles", smiles_key),
             )
@@ -196,7 +202,7 @@ class Reader(reader.Reader):
             self._check_forces(frame, source)
             report.structures += 1
             yield self._structure(frame, record, source, report)
-            report.add_unread(unread_labels(frame, self._read | {*self._charge_names(frame)}))
+            report.add_unread(unread_labels(frame, self._read | {*self._state_names(frame)}))
 
     def _structure(self, frame: Frame, record: int, source: str, report: ReadReport) -> Structure:
         """Convert a frame to a structure in eV and Å."""
@@ -212,7 +218,7 @@ class Reader(reader.Reader):
             positions=frame.positions * self._length,
             energy=self._total_energy(frame, source, report),
             forces=None if forces is None else forces * self._force,
-            charge=self._charge(frame, smiles, source, report),
+            **self._electronic_state(frame, smiles, source, report),
             cell=frame.cell * self._length if periodic else None,
             pbc=frame.pbc if periodic else None,
             molecule=self._molecule(frame, smiles, source),
@@ -251,26 +257,35 @@ class Reader(reader.Reader):
                 f"{options.as_flag('forces_key', repr(''))}."
             )
 
-    def _charge_names(self, frame: Frame) -> list[str]:
-        """Return the names of the labels of a frame that contain its total charge."""
-        key = self._keys["charge"]
+    def _state_names(self, frame: Frame) -> list[str]:
+        """Return the names of the labels of a frame that contain its total charge and spin."""
         names = (*frame.labels, *frame.arrays, *frame.results)
-        return charge_names(names) if key == "charge" else [n for n in (key,) if frame.has(n)]
+        charge, spin = self._keys["charge"], self._keys["spin"]
+        return [
+            *(charge_names(names) if charge == "charge" else [n for n in names if n == charge]),
+            *(spin_names(names) if spin == "spin" else [n for n in names if n == spin]),
+        ]
 
-    def _charge(self, frame: Frame, smiles: str, source: str, report: ReadReport) -> float:
-        """Return the total charge of a frame (e)."""
-        labels = {name: value_of(frame, name, source) for name in self._charge_names(frame)}
+    def _electronic_state(
+        self, frame: Frame, smiles: str, source: str, report: ReadReport
+    ) -> dict[str, float]:
+        """Return the total charge (e) and the number of unpaired electrons of a frame."""
+        labels = {name: value_of(frame, name, source) for name in self._state_names(frame)}
+        charge_key, spin_key = self._keys["charge"], self._keys["spin"]
         try:
-            charge = find_charge(labels, labels)
+            known = find_charge(labels, None if charge_key == "charge" else [charge_key])
+            charge = total_charge(known, smiles, frame.charge)
+            names = None if spin_key == "spin" else [spin_key]
+            unpaired = find_unpaired(labels, frame.numbers, charge, names)
         except ElectronicStateError as error:
             raise DatasetError(f"{source}: {error}") from error
-        if charge is None and not smiles and whole_charge(frame.charge) is None:
+        if known is None and not smiles and whole_charge(frame.charge) is None:
             report.remark(
                 f"{self.path.name}: the initial charges of the atoms do not add up to an integer, "
-                "so they are no total charge, and the structure is treated as neutral. If there is "
-                f"a label of the total charge, set it, {options.as_flag('charge_key', 'NAME')}"
+                "so they are not a total charge, and the structure is treated as neutral. If there "
+                f"is a label of the total charge, set it, {options.as_flag('charge_key', 'NAME')}"
             )
-        return total_charge(charge, smiles, frame.charge)
+        return {"charge": charge, "spin": unpaired or 0.0}
 
     def _molecule(self, frame: Frame, smiles: str, source: str) -> str:
         """Return the identity of the molecule of a frame."""
@@ -291,7 +306,7 @@ class Reader(reader.Reader):
         for option in ("energy", "molecule"):
             if self._keys[option]:
                 self._require(self._keys[option], f"{option}_key")
-        for option in ("charge", "smiles", "forces"):
+        for option in ("charge", "spin", "smiles", "forces"):
             if self._keys[option] not in ("", option):
                 self._require(self._keys[option], f"{option}_key")
         # Every frame is checked when it is read; the first ones also before a conversion starts.

@@ -102,6 +102,7 @@ def finalize(
             "molecules": molecules,
             "filtered": kept is not None,
             "periodic": any(s.metadata["periodic"] for s in shards),
+            "spin": any(s.metadata.get("spin", False) for s in shards),
             "source": _source_metadata(source, settings, num_records),
             "dtype": settings["dtype"],
             "units": {"positions": "Å", "energy": "eV", "forces": "eV/Å", "charge": "e"},

@@ -115,6 +115,7 @@ def convert_shard(job: ShardJob, source: Reader | None = None) -> None:
                 for r in (*removed, *((source, reason) for reason, source in report.identities))
             ],
             "periodic": columns.pbc is not None,
+            "spin": columns.spin is not None,
             "findings": findings.to_json(),
             "properties": {n: list(v.shape[1:]) for n, v in columns.properties.items()},
             "atom_properties": {n: list(v.shape[1:]) for n, v in columns.atom_properties.items()},

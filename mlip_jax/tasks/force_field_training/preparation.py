@@ -179,6 +179,7 @@ def _compute_statistics(
         "energy_scale": float(scale) if np.isfinite(scale) and scale > 0 else 1.0,
         "elements": sorted({*summary.elements.tolist(), *initial_elements}),
         "charges": sorted(summary.charges),
+        "spins": sorted(summary.spins),
         "num_structures": len(train),
         "num_molecules": splits_module.group(data.store.index("molecule")[train.indices])[1],
         "mean_neighbors": float(train.sizes.n_edge.sum() / train.sizes.n_node.sum()),

@@ -12,6 +12,8 @@ from mlip_jax.config import ConfigError
 from mlip_jax.datasets import readers
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.datasets.readers import ase as ase_reader
+from mlip_jax.datasets.store.conversion import ConversionSpec, convert
+from mlip_jax.datasets.store.store import Store
 
 HARTREE, BOHR, KCAL_PER_MOL = 27.211386245988, 0.529177210903, 0.0433641153087705
 
@@ -603,4 +605,21 @@ def test_charges_under_other_names(tmp_path):
     assert [s.charge for s in read(path, report=report)] == [1, -1] and not report.unread
     path.write_text(f"2\nenergy=1 charge=T\n{rows}")
     with pytest.raises(DatasetError, match="a.xyz:0: 'charge' is .*True.*, expected a number"):
+        read(path)
+
+
+def test_spins_are_read_and_stored(tmp_path):
+    """A multiplicity used to be ignored. Half of a store may have no spin."""
+    path = tmp_path / "a.xyz"
+    rows = "C 0 0 0\nH 1.1 0 0\nH 0 1.1 0\nH 0 0 1.1\n"
+    path.write_text(f"4\nenergy=-1 multiplicity=2\n{rows}4\nenergy=-1 charge=1\n{rows}")
+    assert [s.spin for s in read(path)] == [1, 0]
+    assert [s.spin for s in read(path, spin_key="")] == [0, 0]
+    spec = ConversionSpec(str(path), atoms_per_shard=4)
+    store = Store(convert(spec, tmp_path / "store", num_processes=1, progress=False))
+    for labels_only in (False, True):
+        assert store.take(np.array([1, 0]), labels_only=labels_only).spin.tolist() == [0, 1]
+        assert store.take(np.array([1]), labels_only=labels_only).spin.tolist() == [0]
+    path.write_text(f"4\nenergy=-1 multiplicity=1\n{rows}")
+    with pytest.raises(DatasetError, match="a.xyz:0: 'multiplicity' is 1, .* 9 electrons"):
         read(path)
