@@ -192,7 +192,7 @@ def read_hyperparameters(path: str | Path) -> dict[str, Any]:
     import yaml
 
     try:
-        found = yaml.safe_load(Path(path).read_text())
+        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise WeightsError(f"{path}: cannot be read as YAML ({error})") from error
     if not isinstance(found, dict) or not isinstance(found.get("model"), dict):

@@ -147,7 +147,7 @@ def _read_description(path: Path) -> dict[str, Any]:
             "expected"
         )
     try:
-        description = json.loads(path.read_text())
+        description = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise WeightsError(f"{path}: not JSON: {error}") from error
     if not isinstance(description, dict) or description.get("format") != _FORMAT:

@@ -87,7 +87,7 @@ def read_hparams(path: str | Path) -> dict[str, Any]:
     import yaml
 
     try:
-        found = yaml.safe_load(Path(path).read_text())
+        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: cannot be read as plain YAML ({error})") from error
     if not isinstance(found, dict):

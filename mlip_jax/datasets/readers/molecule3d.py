@@ -160,7 +160,7 @@ class Reader(reader.Reader):
             return None
         path = self._table.path.with_name(f"{self._split}_split_inds.json")
         try:
-            stored = json.loads(path.read_text())
+            stored = json.loads(path.read_text(encoding="utf-8"))
             parts = {name: np.array(stored[name], np.int64) for name in ("train", "valid", "test")}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DatasetError(

@@ -279,7 +279,7 @@ def _read_duplicates(path: Path | None) -> set[str]:
     if path is None:
         return set()
     try:
-        return {_minimum_of(word) for word in path.read_text().split()}
+        return {_minimum_of(word) for word in path.read_text(encoding="utf-8").split()}
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path}: the list of duplicates cannot be read ({error})") from error
 

@@ -171,7 +171,7 @@ class Reader(reader.Reader):
 def _read_list(path: Path) -> frozenset[int]:
     """Return the indices in a list of uncharacterized molecules."""
     try:
-        lines = path.read_text().split("\n")
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(
             f"{path}: the list of uncharacterized molecules cannot be read ({error})"

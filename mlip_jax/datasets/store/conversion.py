@@ -122,7 +122,7 @@ def convert(
 def _lock_folder(folder: Path) -> Iterator[None]:
     """Lock a folder against other conversions. The lock ends with the process, even on a crash."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".conversion.lock", "w") as lock:
+    with open(folder / ".conversion.lock", "w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -183,7 +183,7 @@ def _check_first_shard(jobs: list[ShardJob], source: Reader) -> None:
 def _is_corrupted(folder: Path) -> bool:
     """Return whether a finished store has a corrupted manifest or a missing or corrupted shard."""
     try:
-        shards = json.loads((folder / MANIFEST).read_text())["shards"]
+        shards = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["shards"]
     except (ValueError, KeyError, TypeError):
         log.warning("%s is corrupted; rebuilding it", folder / MANIFEST)
         return True

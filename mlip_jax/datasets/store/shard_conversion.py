@@ -53,7 +53,7 @@ class ShardJob:
 
     def read_metadata(self) -> dict[str, Any]:
         """Return the metadata of the finished shard."""
-        return json.loads(self.metadata_path.read_text())
+        return json.loads(self.metadata_path.read_text(encoding="utf-8"))
 
 
 @functools.lru_cache(maxsize=1)

@@ -282,7 +282,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             "conversion again to resume it."
         )
     try:
-        manifest = json.loads(file.read_text())
+        manifest = json.loads(file.read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT or manifest["version"] > VERSION:
             raise DatasetError(
                 f"{file}: format {manifest['format']!r} version {manifest['version']}, expected "

@@ -61,7 +61,7 @@ def read(folder: Path) -> dict[str, dict[str, Spread]]:
     for path in sorted(folder.glob("*/metrics.json")):
         if not (path.parent / "done.json").exists():
             continue
-        scores = json.loads(path.read_text()).get("scores") or {}
+        scores = json.loads(path.read_text(encoding="utf-8")).get("scores") or {}
         before, _, seed = path.parent.name.rpartition("-")
         name = before if seed.isdigit() else path.parent.name
         for part, of in scores.items():
@@ -312,7 +312,7 @@ def _num_train(folder: Path) -> int:
     """Return the number of training molecules of runs without a limit, 0 if none is complete."""
     for path in sorted(folder.glob("scratch-?/metrics.json")):
         return (
-            json.loads(path.read_text())["scores"]
+            json.loads(path.read_text(encoding="utf-8"))["scores"]
             .get("train", {})
             .get(_PROPERTY, {})
             .get("count", 0)
