@@ -1,6 +1,10 @@
-"""Tests that every reader must pass. samples/<reader>.py creates a small file for a new reader."""
+"""Tests that every reader must pass. samples/<reader>.py creates a small file for a new reader.
+
+Its function `add_label(path)` adds a label "surplus" that the reader does not read.
+"""
 
 import contextlib
+import inspect
 import pickle
 import shutil
 import sqlite3
@@ -176,6 +180,38 @@ ADD_LABEL = {
 }
 
 
+# Option: two values, and the expected ratio of the results, by field of Structure.
+UNIT_OPTIONS = {
+    "energy_unit": ("hartree", "eV", {"energy": 27.211386}),
+    "length_unit": ("bohr", "Ang", {"positions": 0.52917721}),
+    "forces_unit": ("hartree/bohr", "eV/Ang", {"forces": 51.422067}),
+    "forces_are_gradients": (True, False, {"forces": -1.0}),
+}
+WITH_UNITS = [
+    (name, option)
+    for name in ALL
+    for option in UNIT_OPTIONS
+    if option in inspect.signature(readers.get(name)).parameters
+]
+
+
+@pytest.mark.parametrize(("name", "option"), WITH_UNITS)
+def test_unit_options_scale_the_labels(name, option, sample):
+    path, options = sample(name)
+    value, other, ratios = UNIT_OPTIONS[option]
+    # Molecule3D compares the energies with those of its atoms, so only the right unit is accepted.
+    if (name, option) == ("molecule3d", "energy_unit"):
+        with pytest.raises(DatasetError, match="another unit"):
+            structures(path, name, options | {option: value})
+        return
+    changed, _, _ = structures(path, name, options | {option: value})
+    unchanged, _, _ = structures(path, name, options | {option: other})
+    for a, b in zip(changed, unchanged, strict=True):
+        for field, ratio in ratios.items():
+            expected = np.asarray(getattr(b, field), np.float64) * ratio
+            np.testing.assert_allclose(getattr(a, field), expected, rtol=1e-6, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_molecules_with_smiles_have_the_common_identity(name, sample):
     """Each reader used to define its own, so spellings and mirror images were in two splits."""
@@ -195,7 +231,7 @@ def test_labels_that_are_not_read_are_reported(name, sample, tmp_path):
     (shutil.copytree if path.is_dir() else shutil.copy)(path, copy)
     if path.with_name("summary.csv").is_file():
         shutil.copy(path.with_name("summary.csv"), tmp_path)
-    ADD_LABEL[name](copy)
+    (ADD_LABEL.get(name) or sample.modules[name].add_label)(copy)
     with readers.open_data(copy, name, **options) as source:
         report = ReadReport()
         list(source.read(range(len(source)), report))
