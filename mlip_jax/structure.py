@@ -7,7 +7,8 @@ missing label is NaN, never zero.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -93,14 +94,38 @@ def cell_problem(cell: np.ndarray | None, pbc: np.ndarray | None) -> str:
 
 
 STATES = ("charge", "num_unpaired_electrons")  # keys of `ase.Atoms.info`
+# Usual names of total charges, in the form of `plain_name`.
+_CHARGE_NAMES = {"charge", "totalcharge", "netcharge", "totcharge", "molecularcharge", "molcharge"}
+
+
+def plain_name(label: str) -> str:
+    """Return the name of a label in lower case, without separators and the prefixes REF and DFT.
+
+    >>> plain_name("REF_total_charge")
+    'totalcharge'
+    """
+    return re.sub(r"^(ref|dft)", "", re.sub(r"[^a-z0-9]", "", str(label).lower()))
+
+
+def charge_names(labels: Iterable[str]) -> list[str]:
+    """Return the names of labels that contain a total charge.
+
+    >>> charge_names(["Charge", "total_charge", "charges", "REF_charge"])
+    ['Charge', 'total_charge', 'REF_charge']
+    """
+    return [name for name in labels if plain_name(name) in _CHARGE_NAMES]
 
 
 def electronic_value(atoms, name: str) -> float:
     """Return the field `name` of `atoms.info` (one of STATES) as a number, 0 if it is missing.
 
+    A missing charge is searched under its other usual names, such as "total_charge".
+
     Raises:
       ValueError: The value is not a finite number.
     """
+    if name == "charge" and name not in atoms.info:
+        name = next(iter(charge_names(atoms.info)), name)
     given = atoms.info.get(name, 0.0)
     try:
         value = float(given)
@@ -118,7 +143,10 @@ def electronic_state(atoms) -> dict[str, Any]:
 
     These are the charge (elementary charges) and the number of unpaired electrons.
     """
-    return {name: atoms.info[name] for name in STATES if name in atoms.info}
+    state = {name: atoms.info[name] for name in STATES if name in atoms.info}
+    if "charge" not in state and charge_names(atoms.info):
+        state["charge"] = electronic_value(atoms, "charge")
+    return state
 
 
 def from_ase(atoms, **labels) -> Structure:

@@ -9,34 +9,25 @@ from typing import Any
 
 import numpy as np
 
+from mlip_jax.structure import charge_names, plain_name
+
 _BRACKET = re.compile(r"\[([^\]]*)\]")
 _CHARGE = re.compile(r"([+]+|-+)(\d*)(?::\d+)?$")
 _TOLERANCE = 1e-3  # maximum distance to a whole number (e)
-# Usual names of labels in lower case, without separators and the prefixes of _PREFIX.
-_CHARGE_NAMES = {"charge", "totalcharge", "netcharge", "totcharge", "molecularcharge", "molcharge"}
+# Usual names of labels, in the form of structure.plain_name.
 _UNPAIRED_NAMES = {"numunpairedelectrons", "nunpaired", "unpairedelectrons", "unpaired", "uhf"}
 _MULTIPLICITY_NAMES = {"multiplicity", "spinmultiplicity", "mult"}
 _SPIN_NAMES = {"spin", "totalspin"}
-_PREFIX = re.compile(r"^(ref|dft)")
 
 
 class ElectronicStateError(ValueError):
     """A label of the total charge or the spin is invalid or contradicts another one."""
 
 
-def charge_names(labels: Iterable[str]) -> list[str]:
-    """Return the names of labels that contain a total charge.
-
-    >>> charge_names(["Charge", "total_charge", "charges", "REF_charge"])
-    ['Charge', 'total_charge', 'REF_charge']
-    """
-    return [name for name in labels if _plain_name(name) in _CHARGE_NAMES]
-
-
 def spin_names(labels: Iterable[str]) -> list[str]:
     """Return the names of labels that contain a spin, a multiplicity or unpaired electrons."""
     known = _UNPAIRED_NAMES | _MULTIPLICITY_NAMES | _SPIN_NAMES
-    return [name for name in labels if _plain_name(name) in known]
+    return [name for name in labels if plain_name(name) in known]
 
 
 def find_charge(labels: Mapping[str, Any], names: Iterable[str] | None = None) -> float | None:
@@ -88,7 +79,7 @@ def find_unpaired(
 
 def _unpaired(name: str, value: float, electrons: int) -> float:
     """Return the number of unpaired electrons that a label states."""
-    plain = _plain_name(name)
+    plain = plain_name(name)
     if plain in _MULTIPLICITY_NAMES:
         unpaired = value - 1
     elif plain in _UNPAIRED_NAMES:
@@ -128,11 +119,6 @@ def _number(value: Any, name: str) -> float | None:
     except (TypeError, ValueError) as error:
         raise ElectronicStateError(f"{name!r} is {value!r}, expected a number") from error
     return None if math.isnan(number) else number
-
-
-def _plain_name(name: str) -> str:
-    """Return a name in lower case, without separators and prefix."""
-    return _PREFIX.sub("", re.sub(r"[^a-z0-9]", "", str(name).lower()))
 
 
 def total_charge(label: float | None, smiles: str, initial: float) -> float:

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from ase import Atoms
 
 from mlip_jax.datasets.charges import ElectronicStateError, find_charge, find_unpaired, total_charge
+from mlip_jax.structure import electronic_state, electronic_value
 
 
 @pytest.mark.parametrize(
@@ -82,3 +84,12 @@ def test_unpaired_electrons_are_found_under_their_usual_names(labels, numbers, c
 def test_spins_that_do_not_fit_are_errors(labels):
     with pytest.raises(ElectronicStateError):
         find_unpaired(labels, OXYGEN, 0)
+
+
+def test_charges_of_atoms_have_the_same_names_as_those_of_files():
+    """Calculators used to take an ion with info["total_charge"] for a neutral molecule."""
+    atoms = Atoms("NH4", info={"total_charge": 1})
+    assert electronic_value(atoms, "charge") == 1 and electronic_state(atoms) == {"charge": 1}
+    atoms.info["charge"] = 0
+    assert electronic_value(atoms, "charge") == 0
+    assert electronic_state(Atoms("N")) == {}

@@ -178,6 +178,8 @@ def _record(number: int, atoms: Atoms, labels: Any, initial_charge: float) -> Mo
         info=info,
         constraint=list(atoms.constraints),
     )
+    if atoms.has("masses"):  # of isotopes
+        clean.set_masses(atoms.get_masses())
     return MoleculeRecord(number, name, smiles, clean, "", "as given")
 
 

@@ -31,7 +31,6 @@ import numpy as np
 from mlip_jax.datasets import file_units, options, reader
 from mlip_jax.datasets.charges import (
     ElectronicStateError,
-    charge_names,
     find_charge,
     find_unpaired,
     spin_names,
@@ -55,7 +54,7 @@ from mlip_jax.datasets.formats.frame_labels import (
 from mlip_jax.datasets.formats.xyz import is_xyz
 from mlip_jax.datasets.identity import molecule_identity
 from mlip_jax.datasets.reader import DatasetError, ReadReport
-from mlip_jax.structure import Structure, cell_problem
+from mlip_jax.structure import Structure, cell_problem, charge_names
 
 _FIRST = 10  # number of frames whose labels an error lists
 

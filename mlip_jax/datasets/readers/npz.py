@@ -21,13 +21,12 @@ from pathlib import Path
 import numpy as np
 
 from mlip_jax.datasets import file_units, options, reader
-from mlip_jax.datasets.charges import charge_names
 from mlip_jax.datasets.formats import npz
 from mlip_jax.datasets.formats.elements import validate_numbers
 from mlip_jax.datasets.formats.frame_labels import formula
 from mlip_jax.datasets.identity import molecule_identity
 from mlip_jax.datasets.reader import DatasetError, ReadReport
-from mlip_jax.structure import Structure, cell_problem
+from mlip_jax.structure import Structure, cell_problem, charge_names
 
 # Usual names in lower case, the most specific first.
 _USUAL = {

@@ -482,6 +482,7 @@ def test_labels_and_symbols_of_xyz_files(tmp_path):
     first, bad, second, flag = read(smi(tmp_path, "\ufeff" + text, "mols.xyz"))
     assert first.atoms.info == {"charge": 1.0} and "'spin'" in bad.failure
     assert second.atoms.info["num_unpaired_electrons"] == 1
+    assert second.atoms.numbers.tolist() == [1] and second.atoms.get_masses()[0] > 2
     assert "mols.xyz line 10" in flag.failure and "expected a number" in flag.failure
 
 
