@@ -38,6 +38,7 @@ import numpy as np
 from ase import units
 
 from mlip_jax.datasets import options, reader
+from mlip_jax.datasets.charges import charge_from_smiles
 from mlip_jax.datasets.file_units import force_unit
 from mlip_jax.datasets.formats.elements import validate_numbers
 from mlip_jax.datasets.identity import molecule_identity
@@ -231,6 +232,7 @@ class Reader(reader.Reader):
                     positions=positions[c],
                     energy=float(energy[c]),
                     forces=None if forces is None else forces[c],
+                    charge=float(charge_from_smiles(smiles)),
                     molecule=molecule_identity(smiles) or name,
                     smiles=smiles,
                     conformer=first + c,

@@ -217,7 +217,8 @@ class Reader(reader.Reader):
         """Return the row numbers in a split file, shape (rows,), after checking them."""
         try:
             rows = np.array(
-                [int(word) for word in file.read_text(encoding="utf-8").replace(",", " ").split()], np.int64
+                [int(word) for word in file.read_text(encoding="utf-8").replace(",", " ").split()],
+                np.int64,
             )
         except (OSError, ValueError) as error:
             raise DatasetError(f"{file}: expected row numbers, one per line ({error})") from error

@@ -39,6 +39,7 @@ from ase import units
 from ase.data import atomic_numbers, chemical_symbols
 
 from mlip_jax.datasets import options, reader
+from mlip_jax.datasets.charges import charge_from_smiles
 from mlip_jax.datasets.formats.ase_database import AseDatabase, AseRow, is_ase_database
 from mlip_jax.datasets.formats.elements import validate_numbers
 from mlip_jax.datasets.formats.nabladft_summary import SummaryTable
@@ -172,6 +173,7 @@ class Reader(reader.Reader):
             positions=row.positions,
             energy=energy * units.Hartree,
             forces=_forces(row, source),
+            charge=float(charge_from_smiles(smiles)),
             molecule=molecule_identity(smiles) or f"moses {row.key_value_pairs['moses_id']}",
             smiles=smiles,
             record=record,

@@ -366,3 +366,15 @@ def test_invalid_bytes_of_a_record_name_it(tmp_path):
     path = ani1(tmp_path / "a.h5", energies=np.array([b"x", b"y", b"z"]))
     with pytest.raises(DatasetError, match="a.h5:gdb11_s01/gdb11_s01-0: the record cannot be read"):
         read(path)
+
+
+def test_charges_of_ions_are_those_of_their_smiles(tmp_path):
+    """Ions in the layout of ANI-1 used to be neutral."""
+    smiles = np.array([c.encode() for c in "[H][C-]([H])[H]"])
+    path = ani1(
+        tmp_path / "a.h5",
+        species=np.array([b"C", b"H", b"H", b"H"]),
+        coordinates=np.random.default_rng(0).normal(size=(3, 4, 3)),
+        smiles=smiles,
+    )
+    assert [s.charge for s in read(path)] == [-1, -1, -1]

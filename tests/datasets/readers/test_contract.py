@@ -15,6 +15,7 @@ import pytest
 
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets import readers
+from mlip_jax.datasets.charges import charge_from_smiles
 from mlip_jax.datasets.identity import molecule_identity
 from mlip_jax.datasets.reader import DatasetError, Reader, ReadReport
 
@@ -221,6 +222,8 @@ def test_molecules_with_smiles_have_the_common_identity(name, sample):
         options = options | {"smiles": True}
     for s in structures(path, name, options)[0]:
         assert not s.smiles or s.molecule == molecule_identity(s.smiles)
+        # All molecules of QM9 are neutral; its SMILES were derived from geometries.
+        assert not s.smiles or name == "qm9" or s.charge == charge_from_smiles(s.smiles)
 
 
 @pytest.mark.parametrize("name", ALL)
