@@ -34,7 +34,7 @@ def keep_compiled_programs() -> None:
         kind = next(
             (
                 line
-                for line in cpuinfo.read_text().splitlines()
+                for line in cpuinfo.read_text(encoding="utf-8").splitlines()
                 if line.startswith(("flags", "Features"))
             ),
             kind,

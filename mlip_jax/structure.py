@@ -7,7 +7,8 @@ missing label is NaN, never zero.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ class Structure:
       energy: Total energy (eV); NaN if unknown.
       forces: Forces, minus the gradient (eV/Å), shape (n_atoms, 3); None or NaN if unknown.
       charge: Total charge (elementary charges).
+      spin: Number of unpaired electrons.
       cell: Lattice vectors as rows (Å), shape (3, 3), or None.
       pbc: Periodicity along each lattice vector, shape (3,), or None for no periodicity.
       molecule: Identity of the molecule: equal for all its conformations, different for other
@@ -42,6 +44,7 @@ class Structure:
     energy: float = float("nan")
     forces: np.ndarray | None = None
     charge: float = 0.0
+    spin: float = 0.0
     cell: np.ndarray | None = None
     pbc: np.ndarray | None = None
     molecule: str = ""
@@ -69,15 +72,60 @@ class Structure:
         return len(self.numbers)
 
 
+def cell_problem(cell: np.ndarray | None, pbc: np.ndarray | None) -> str:
+    """Return the problem of the lattice vectors of periodic directions, "" if there is none.
+
+    Args:
+      cell: Lattice vectors as rows (Å), shape (3, 3), or None.
+      pbc: Periodicity along each lattice vector, shape (3,), or None for no periodicity.
+    """
+    if cell is None or pbc is None or not np.any(pbc):
+        return ""
+    vectors = np.asarray(cell, np.float64)[np.asarray(pbc, bool)]  # (periodic directions, 3)
+    if not np.isfinite(vectors).all():
+        return "cell not finite"
+    lengths = np.linalg.norm(vectors, axis=1)
+    if not lengths.all():
+        return "lattice vector of length zero"
+    # The singular values of parallel or coplanar unit vectors include zero.
+    if np.linalg.svd(vectors / lengths[:, None], compute_uv=False).min() < 1e-6:
+        return "parallel or coplanar lattice vectors"
+    return ""
+
+
 STATES = ("charge", "num_unpaired_electrons")  # keys of `ase.Atoms.info`
+# Usual names of total charges, in the form of `plain_name`.
+_CHARGE_NAMES = {"charge", "totalcharge", "netcharge", "totcharge", "molecularcharge", "molcharge"}
+
+
+def plain_name(label: str) -> str:
+    """Return the name of a label in lower case, without separators and the prefixes REF and DFT.
+
+    >>> plain_name("REF_total_charge")
+    'totalcharge'
+    """
+    return re.sub(r"^(ref|dft)", "", re.sub(r"[^a-z0-9]", "", str(label).lower()))
+
+
+def charge_names(labels: Iterable[str]) -> list[str]:
+    """Return the names of labels that contain a total charge.
+
+    >>> charge_names(["Charge", "total_charge", "charges", "REF_charge"])
+    ['Charge', 'total_charge', 'REF_charge']
+    """
+    return [name for name in labels if plain_name(name) in _CHARGE_NAMES]
 
 
 def electronic_value(atoms, name: str) -> float:
     """Return the field `name` of `atoms.info` (one of STATES) as a number, 0 if it is missing.
 
+    A missing charge is searched under its other usual names, such as "total_charge".
+
     Raises:
       ValueError: The value is not a finite number.
     """
+    if name == "charge" and name not in atoms.info:
+        name = next(iter(charge_names(atoms.info)), name)
     raw = atoms.info.get(name, 0.0)
     try:
         value = float(raw)
@@ -95,7 +143,10 @@ def electronic_state(atoms) -> dict[str, Any]:
 
     These are the charge (elementary charges) and the number of unpaired electrons.
     """
-    return {name: atoms.info[name] for name in STATES if name in atoms.info}
+    state = {name: atoms.info[name] for name in STATES if name in atoms.info}
+    if "charge" not in state and charge_names(atoms.info):
+        state["charge"] = electronic_value(atoms, "charge")
+    return state
 
 
 def from_ase(atoms, **labels) -> Structure:
@@ -107,5 +158,6 @@ def from_ase(atoms, **labels) -> Structure:
         cell=np.asarray(atoms.cell.array, np.float64) if periodic else None,
         pbc=np.asarray(atoms.pbc, bool) if periodic else None,
         charge=electronic_value(atoms, "charge"),
+        spin=electronic_value(atoms, "num_unpaired_electrons"),
         **labels,
     )

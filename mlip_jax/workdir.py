@@ -43,7 +43,7 @@ def claimed(
     workdir = Path(workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        lock = open(workdir / ".lock", "a+")
+        lock = open(workdir / ".lock", "a+", encoding="utf-8")
     except OSError as error:
         raise WorkdirError(f"{workdir}: cannot be written: {error}") from error
     with lock:
@@ -87,7 +87,7 @@ def _check_config(workdir: Path, config: Mapping[str, Any], extendable: Sequence
         write_json(path, config)
         return
     try:
-        old = json.loads(path.read_text())
+        old = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise WorkdirError(
             f"{path}: not valid JSON ({error}). Choose another --workdir."
@@ -131,7 +131,7 @@ def check_origin(path: Path, origin: Mapping[str, Any], content: str) -> None:
         write_json(path, origin)
         return
     try:
-        changed = differences(json.loads(path.read_text()), origin)
+        changed = differences(json.loads(path.read_text(encoding="utf-8")), origin)
     except (ValueError, AttributeError) as error:
         raise WorkdirError(f"{path}: corrupted ({error}). Choose another --workdir.") from error
     if changed:
@@ -167,12 +167,16 @@ def atomic_open(
 ) -> Iterator[IO]:
     """Open a file whose content replaces `path` when the block ends without an error.
 
+    Text is written as UTF-8, whatever the locale.
+
     Args:
       path: File to replace.
       mode: Mode of `open`.
       shared: Whether several processes may write `path` at the same time; see `atomic_path`.
       **options: Further arguments of `open`.
     """
+    if "b" not in mode:
+        options.setdefault("encoding", "utf-8")
     with atomic_path(path, shared=shared) as temporary, open(temporary, mode, **options) as file:
         yield file
 

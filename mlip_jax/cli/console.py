@@ -6,6 +6,13 @@ import logging
 import sys
 
 
+def replace_unknown_characters() -> None:
+    """Replace characters that the encoding of the terminal lacks, instead of raising an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # notebooks replace the streams
+            stream.reconfigure(errors="replace")
+
+
 def log_to_console() -> None:
     """Send the log to the console, with times.
 
@@ -15,6 +22,7 @@ def log_to_console() -> None:
     from absl import logging as absl_logging
     from rich.logging import RichHandler
 
+    replace_unknown_characters()
     absl_logging.use_absl_handler()
     root = logging.getLogger()
     root.handlers = [

@@ -22,7 +22,9 @@ PER_STRUCTURE = (
     "source",
     "cell",
     "pbc",
+    "spin",
 )
+_OPTIONAL = ("cell", "pbc", "spin")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Columns:
       source: Files and records of the structures, for messages, (S,) object.
       cell: Cell vectors (Å), (S, 3, 3) float64, or None if no structure is periodic.
       pbc: Periodic directions, (S, 3) bool, or None if no structure is periodic.
+      spin: Numbers of unpaired electrons, (S,) float64, or None if all are zero.
       properties: Properties of structures by name, (S, ...) float64; NaN if unknown.
       atom_properties: Properties of atoms by name, (A, ...) float64; NaN if unknown.
     """
@@ -65,6 +68,7 @@ class Columns:
     source: np.ndarray
     cell: np.ndarray | None = None
     pbc: np.ndarray | None = None
+    spin: np.ndarray | None = None
     properties: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     atom_properties: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
@@ -120,6 +124,7 @@ class Columns:
             pbc=np.array([np.zeros(3, bool) if s.pbc is None else s.pbc for s in items])
             if periodic
             else None,
+            spin=per_structure("spin", np.float64) if any(s.spin for s in items) else None,
             properties={
                 name: np.stack(list(_values(items, "properties", name)))
                 for name in _names(items, "properties")
@@ -134,11 +139,13 @@ class Columns:
     def concatenate(cls, parts: Sequence[Columns]) -> Columns:
         """Concatenate columns in order.
 
-        Properties that a part lacks become NaN, and a part without cells becomes non-periodic.
+        Properties that a part lacks become NaN, a part without cells becomes non-periodic, and one
+        without spins gets zeros.
         """
         from_parts = {
             name: np.concatenate([getattr(p, name) for p in parts])
-            for name in (*PER_ATOM, *PER_STRUCTURE[:-2])
+            for name in (*PER_ATOM, *PER_STRUCTURE)
+            if name not in _OPTIONAL
         }
         offsets = np.concatenate(
             [[0], np.cumsum(np.concatenate([p.n_atoms for p in parts]))]
@@ -151,6 +158,9 @@ class Columns:
             pbc = np.concatenate(
                 [np.zeros((len(p), 3), bool) if p.pbc is None else p.pbc for p in parts]
             )
+        spin = None
+        if any(p.spin is not None for p in parts):
+            spin = np.concatenate([np.zeros(len(p)) if p.spin is None else p.spin for p in parts])
         properties = _concatenate_properties([(p.properties, len(p)) for p in parts])
         atom_properties = _concatenate_properties(
             [(p.atom_properties, len(p.numbers)) for p in parts]
@@ -160,6 +170,7 @@ class Columns:
             offsets=offsets,
             cell=cell,
             pbc=pbc,
+            spin=spin,
             properties=properties,
             atom_properties=atom_properties,
         )
@@ -175,6 +186,7 @@ class Columns:
             charge=float(self.charge[s]),
             cell=self.cell[s] if periodic else None,
             pbc=self.pbc[s] if periodic else None,
+            spin=0.0 if self.spin is None else float(self.spin[s]),
             molecule=str(self.molecule[s]),
             smiles=str(self.smiles[s]),
             conformer=int(self.conformer[s]),

@@ -1,10 +1,54 @@
-"""Identity of molecules: integer codes of labels, and hashes that are equal on every machine."""
+"""Identity of molecules: names from SMILES, integer codes, and hashes equal on every machine."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import importlib.util
+import re
 
 import numpy as np
+
+_ATOM_MAP = re.compile(r":\d+(?=\])")
+CANONICAL = "canonical SMILES without stereochemistry and isotopes"
+AS_WRITTEN = "SMILES as written in the file"
+
+
+def method() -> str:
+    """Return how `molecule_identity` identifies molecules: CANONICAL, AS_WRITTEN without RDKit."""
+    return CANONICAL if importlib.util.find_spec("rdkit") else AS_WRITTEN
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def molecule_identity(smiles: str) -> str:
+    """Return the identity of the molecule of a SMILES, the same for all readers.
+
+    It is the canonical SMILES without stereochemistry, isotopes, atom maps and explicit hydrogens.
+    Enantiomers, which have equal energies, and other stereoisomers share an identity. Tautomers and
+    protonation states have different ones. Without RDKit, or if it cannot read the SMILES, the
+    identity is the SMILES without atom maps.
+
+    >>> molecule_identity("[H]O[C@@H](F)C"), molecule_identity("")
+    ('CC(O)F', '')
+    """
+    as_written = _ATOM_MAP.sub("", smiles)
+    if not smiles or method() == AS_WRITTEN:
+        return as_written
+    from rdkit import Chem, rdBase
+
+    with rdBase.BlockLogs():
+        try:
+            molecule = Chem.MolFromSmiles(as_written)
+            if molecule is None:
+                return as_written
+            labeled = [atom for atom in molecule.GetAtoms() if atom.GetIsotope()]
+            for atom in labeled:
+                atom.SetIsotope(0)
+            if labeled:  # isotopes of hydrogen have become ordinary hydrogens
+                molecule = Chem.RemoveHs(molecule)
+            return Chem.MolToSmiles(molecule, isomericSmiles=False)
+        except (ValueError, RuntimeError):  # RDKit raises both
+            return as_written
 
 
 def group(labels: np.ndarray) -> tuple[np.ndarray, int]:

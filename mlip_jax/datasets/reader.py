@@ -27,17 +27,30 @@ class ReadReport:
       structures: Number of structures read.
       skipped: Number of skipped records or conformations by reason.
       identities: (reason, name) of each skipped record or conformation.
+      unread: Number of records by label that they contain and the reader does not read.
+      remarks: Number of structures by remark on how they were interpreted.
     """
 
     records: int = 0
     structures: int = 0
     skipped: dict[str, int] = dataclasses.field(default_factory=dict)
     identities: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    unread: dict[str, int] = dataclasses.field(default_factory=dict)
+    remarks: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def skip(self, reason: str, source: str) -> None:
         """Count one skipped record or conformation, identified by `source`."""
         self.skipped[reason] = self.skipped.get(reason, 0) + 1
         self.identities.append((reason, source))
+
+    def add_unread(self, labels: Iterable[str]) -> None:
+        """Count labels of one record that are not read."""
+        for label in labels:
+            self.unread[label] = self.unread.get(label, 0) + 1
+
+    def remark(self, text: str) -> None:
+        """Count one structure to which a remark applies."""
+        self.remarks[text] = self.remarks.get(text, 0) + 1
 
     def add(self, other: ReadReport) -> None:
         """Add the counts of another report, for instance of another range of records."""
@@ -46,6 +59,21 @@ class ReadReport:
         for reason, count in other.skipped.items():
             self.skipped[reason] = self.skipped.get(reason, 0) + count
         self.identities += other.identities
+        for label, count in other.unread.items():
+            self.unread[label] = self.unread.get(label, 0) + count
+        for text, count in other.remarks.items():
+            self.remarks[text] = self.remarks.get(text, 0) + count
+
+    def notes(self, reader: Reader) -> list[str]:
+        """Return remarks for the user, with the labels that `reader` did not read."""
+        notes = [f"{text} ({count} structures)" for text, count in sorted(self.remarks.items())]
+        if self.unread:
+            labels = ", ".join(f"{label} ({count})" for label, count in sorted(self.unread.items()))
+            notes.append(
+                f"{reader.path.name} contains labels that are not read (number of records): "
+                f"{labels}. {reader.UNREAD_REMEDY}"
+            )
+        return notes
 
 
 class Reader(abc.ABC):
@@ -61,6 +89,8 @@ class Reader(abc.ABC):
       GENERAL: Whether the reader accepts many kinds of files. When the format is detected, readers
         of specific formats are tried first.
       FROM_FILE: Whether the path of the reader must exist.
+      UNREAD_REMEDY: How to read labels that the reader does not read, for messages.
+      PROBLEM_OPTIONS: Option that corrects a problem of the data checks, by Problem.what.
       RENAMED_OPTIONS: Options of earlier versions: {old name: new name}. `open_data` accepts both.
       path: Path of the file or folder.
       level_of_theory: Level of theory of the labels in this file.
@@ -75,6 +105,10 @@ class Reader(abc.ABC):
     GENERAL: bool = False
     FROM_FILE: bool = True
     RENAMED_OPTIONS: Mapping[str, str] = {}
+    UNREAD_REMEDY: str = (
+        "To train on one of them, write it to extended XYZ and read that with reader 'ase'."
+    )
+    PROBLEM_OPTIONS: Mapping[str, str] = {}
     sequential: bool = False
 
     def __init__(self, path: str | Path):
@@ -155,6 +189,8 @@ class MultiFileReader(Reader):
         self.notes = list(dict.fromkeys(note for r in readers for note in r.notes))
         self.sequential = any(r.sequential for r in readers)
         self.LEVEL_OF_THEORY, self.UNITS = readers[0].LEVEL_OF_THEORY, readers[0].UNITS
+        self.UNREAD_REMEDY = readers[0].UNREAD_REMEDY
+        self.PROBLEM_OPTIONS = readers[0].PROBLEM_OPTIONS
         energies = [r.atom_energies for r in readers]
         if any(e != energies[0] for e in energies):
             raise DatasetError(
@@ -197,6 +233,10 @@ class MultiFileReader(Reader):
     def close(self) -> None:
         for reader in self._readers:
             reader.close()
+
+
+# Exceptions of h5py and NumPy when they read corrupted records.
+HDF5_ERRORS = (OSError, KeyError, RuntimeError, TypeError, ValueError, IndexError, MemoryError)
 
 
 def open_hdf5(path: Path) -> h5py.File:

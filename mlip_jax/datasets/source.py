@@ -23,11 +23,16 @@ from ase.data import atomic_numbers
 
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets.exclusions import warn_of_filters
+from mlip_jax.datasets.identity import method
 from mlip_jax.datasets.quality.filters import Filters, count_reasons, identities
 from mlip_jax.datasets.quality.problems import Problem
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.readers import spice
-from mlip_jax.datasets.statistics import NUM_ELEMENTS, isolated_from_formation
+from mlip_jax.datasets.statistics import (
+    NUM_ELEMENTS,
+    isolated_from_formation,
+    isolated_from_structures,
+)
 from mlip_jax.datasets.store.conversion import convert
 from mlip_jax.datasets.store.conversion_plan import ConversionSpec, identify
 from mlip_jax.datasets.store.finalize import reject_if_invalid
@@ -116,7 +121,7 @@ def open_store(data: Any) -> Store:
     spec = ConversionSpec(path, data.reader, reader_options(data.reader_options))
     with spec.open() as source:
         identity = json.dumps(
-            [dataclasses.asdict(spec) | {"path": ""}, identify(source)], sort_keys=True
+            [dataclasses.asdict(spec) | {"path": ""}, identify(source), method()], sort_keys=True
         )
     # The name depends on settings and content, so that changed files get a new store.
     key = hashlib.sha256(identity.encode()).hexdigest()[:10]
@@ -251,21 +256,35 @@ def write_excluded(path: Path, data: LoadedData) -> None:
 def isolated_atoms(data: LoadedData) -> np.ndarray | None:
     """Return the energies of isolated atoms (eV), (119,), that the data set states or implies.
 
-    Unknown elements are NaN. The result is None if the data set has neither energies of isolated
-    atoms nor formation energies.
+    The energies that the reader states take precedence over single atoms among the structures, and
+    these over formation energies. Unknown elements are NaN. The result is None if there is none of
+    the three.
     """
-    stated = data.store.manifest["atom_energies"]
-    if stated:
+    store = data.store
+    single = np.flatnonzero(store.index("n_atoms") == 1)
+    sources = []
+    if stated := store.manifest["atom_energies"]:
         energies = np.full(NUM_ELEMENTS, np.nan)
         for symbol, energy in stated.items():
             energies[atomic_numbers[symbol]] = energy
-        return energies
-    if "formation_energy" not in data.store.manifest["properties"]:
+        sources.append(energies)
+    if len(single):
+        blocks = (columns for _, columns in store.chunks(single, labels_only=True))
+        sources.append(isolated_from_structures(blocks))
+    if not stated and "formation_energy" in store.manifest["properties"]:
+        sources.append(
+            isolated_from_formation(
+                (columns, columns.properties["formation_energy"])
+                for _, columns in store.chunks(data.indices)
+            )
+        )
+    known = [energies for energies in sources if energies is not None]
+    if not known:
         return None
-    return isolated_from_formation(
-        (columns, columns.properties["formation_energy"])
-        for _, columns in data.store.chunks(data.indices)
-    )
+    combined = known[0]
+    for energies in known[1:]:
+        combined = np.where(np.isfinite(combined), combined, energies)
+    return combined
 
 
 def parse_reference(text: str) -> str | dict[str, float]:

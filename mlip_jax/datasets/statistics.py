@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
 
 from mlip_jax.datasets.columns import Columns
+
+log = logging.getLogger(__name__)
 
 NUM_ELEMENTS = len(chemical_symbols)
 
@@ -69,10 +72,27 @@ class ElementFit:
         self._factor = np.zeros((len(reduced), NUM_ELEMENTS + 1))
         self._factor[:, used] = reduced
 
+    def undetermined(self) -> np.ndarray:
+        """Return the atomic numbers whose energies the compositions do not determine, ascending.
+
+        With methane only, for instance, one hydrogen more and a quarter of a carbon less fit as
+        well.
+        """
+        numbers = np.flatnonzero(self.present)
+        counts = self._factor[:, :-1][:, self.present]
+        if not len(numbers):
+            return numbers
+        # Elements with a component along a direction that changes no energy.
+        _, values, directions = np.linalg.svd(counts / np.linalg.norm(counts, axis=0))
+        rank = int((values > 1e-9 * values[0]).sum())
+        free = np.abs(directions[rank:]).max(0, initial=0.0)
+        return numbers[free > 1e-6]
+
     def solve(self) -> np.ndarray:
         """Return the energies of the elements (eV), (119,); zero for elements that did not occur.
 
-        If the compositions do not determine the energies, the solution of smallest norm is used.
+        If the compositions do not determine the energies (`undetermined`), the solution of smallest
+        norm is used, whose values have no physical meaning.
 
         Raises:
           ValueError: No energy was known.
@@ -97,6 +117,7 @@ class Summary:
       atoms: Number of atoms of each element, (119,) int64.
       charges: Total charges that occur (e).
       periodic: Whether a structure has a cell.
+      spins: Numbers of unpaired electrons that occur.
       fit: Least-squares fit of the total energies (eV) to the element counts.
     """
 
@@ -104,6 +125,7 @@ class Summary:
         self.atoms = np.zeros(NUM_ELEMENTS, np.int64)
         self.charges: set[float] = set()
         self.periodic = False
+        self.spins: set[float] = set()
         self.fit = ElementFit()
         self._squares, self._components = 0.0, 0
         for columns in blocks:
@@ -114,6 +136,7 @@ class Summary:
         self.atoms += np.bincount(columns.numbers, minlength=NUM_ELEMENTS)
         self.periodic |= columns.cell is not None and bool(columns.cell.any())
         self.charges.update(np.unique(columns.charge).tolist())
+        self.spins.update([0.0] if columns.spin is None else np.unique(columns.spin).tolist())
         self.fit.add(columns, columns.energy)
         known = np.isfinite(columns.forces)
         self._squares += float((columns.forces[known] ** 2).sum())
@@ -139,9 +162,10 @@ def reference_energies(
 
     Args:
       summary: Summary of the training set.
-      method: "least_squares" fits the total energies to the element counts. "isolated_atoms" uses
-        the energies of isolated atoms in the data set. "none" returns zeros. A mapping from symbols
-        to energies (eV) sets them explicitly.
+      method: "least_squares" fits the total energies to the element counts, or uses the isolated
+        atoms if the compositions do not determine the fit. "isolated_atoms" uses the energies of
+        isolated atoms in the data set. "none" returns zeros. A mapping from symbols to energies
+        (eV) sets them explicitly.
       isolated_atoms: Energies of isolated atoms in the data set (eV), (119,), NaN if unknown.
 
     Raises:
@@ -170,7 +194,40 @@ def reference_energies(
             "reference_energies must be 'least_squares', 'isolated_atoms', 'none' or a mapping "
             f"from symbols to eV; received {method!r}"
         )
+    undetermined = summary.fit.undetermined()
+    if not len(undetermined):
+        return summary.fit.solve()
+    problem = (
+        "reference energies: the compositions of the training set do not determine those of "
+        f"{', '.join(chemical_symbols[z] for z in undetermined)}"
+    )
+    if isolated_atoms is not None and np.isfinite(isolated_atoms[present]).all():
+        log.warning("%s; using the energies of isolated atoms of the data set", problem)
+        return _complete(isolated_atoms, present, "the data set's isolated atoms")
+    log.warning(
+        "%s, so their values have no physical meaning and the force field fails for other "
+        "compositions. Add isolated atoms to the data, or give their energies in eV, "
+        "--config.data.reference_energies='H=-13.6,C=-1029.4'",
+        problem,
+    )
     return summary.fit.solve()
+
+
+def isolated_from_structures(blocks: Iterable[Columns]) -> np.ndarray | None:
+    """Return the energies of neutral single atoms (eV), (119,), the lowest of each element.
+
+    Elements without a single atom are NaN. The result is None if there are no single atoms.
+
+    Args:
+      blocks: Structures. Those with several atoms are ignored.
+    """
+    energies = np.full(NUM_ELEMENTS, np.inf)
+    for columns in blocks:
+        single = (columns.n_atoms == 1) & np.isfinite(columns.energy) & (columns.charge == 0)
+        numbers = columns.numbers[columns.offsets[:-1][single]]
+        np.minimum.at(energies, numbers, columns.energy[single])
+    known = np.isfinite(energies)
+    return np.where(known, energies, np.nan) if known.any() else None
 
 
 def isolated_from_formation(blocks: Iterable[tuple[Columns, np.ndarray]]) -> np.ndarray | None:

@@ -268,8 +268,9 @@ TRAIN = task(
             'values in eV as in "H=-13.6,C=-1029.4". With init.workdir, "least_squares" fits the '
             "difference to its force field.",
             choices={
-                "least_squares": "fitted to the training energies",
-                "isolated_atoms": "those of the data set",
+                "least_squares": "fitted to the training energies, or isolated atoms if the "
+                "compositions do not determine the fit",
+                "isolated_atoms": "those that the data set states or contains",
                 "none": "zero",
             },
             free_mark="=",

@@ -91,6 +91,11 @@ def build_batch(
             "energy": _pad(energy.astype(dtype), budget.n_graph),
             "charge": _pad(columns.charge.astype(dtype), budget.n_graph),
             **({} if cell is None else {"cell": cell}),
+            **(
+                {}
+                if columns.spin is None
+                else {"spin": _pad(columns.spin.astype(dtype), budget.n_graph)}
+            ),
             **graph_labels,
         },
         n_node=np.concatenate([n_node, [budget.n_node - n_node.sum()], np.zeros(pad - 1)]).astype(

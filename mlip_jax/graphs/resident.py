@@ -46,6 +46,7 @@ class DeviceDataset(NamedTuple):
       senders: Sending atoms of edges, shape (E,).
       pair_order: Edges in the order of pairs, shape (E,).
       cell: Lattice vectors (Å), shape (S, 3, 3); None if no structure is periodic.
+      spin: Numbers of unpaired electrons, shape (S,); None if all are zero.
       shifts: Lattice translations of edges, shape (E, 3); None if no structure is periodic.
       first_pair: Index of the first long-range pair of each structure, then P; shape (S + 1,),
         int32. None without long-range pairs.
@@ -66,6 +67,7 @@ class DeviceDataset(NamedTuple):
     senders: np.ndarray | jax.Array
     pair_order: np.ndarray | jax.Array
     cell: np.ndarray | jax.Array | None = None
+    spin: np.ndarray | jax.Array | None = None
     shifts: np.ndarray | jax.Array | None = None
     first_pair: np.ndarray | jax.Array | None = None
     pair_receivers: np.ndarray | jax.Array | None = None
@@ -86,7 +88,7 @@ def nbytes(resident: DeviceDataset) -> int:
 def estimate_bytes(sizes: Sizes, periodic: bool = False, dtype=np.float32) -> int:
     """Return the `nbytes` of the data set that `collect` would build from these sizes.
 
-    The result is exact if no shift exceeds 127 lattice vectors.
+    The result is exact if no shift exceeds 127 lattice vectors and no structure has a spin.
 
     Args:
       sizes: Sizes of the structures.
@@ -180,6 +182,8 @@ def _collect_piece(
     }
     for name in ("receivers", "senders", "pair_order"):
         fields[name] = _compact(getattr(nb, name) for nb in neighbors)
+    if columns.spin is not None:
+        fields["spin"] = columns.spin.astype(dtype)
     if columns.cell is not None:
         fields |= {
             "cell": columns.cell.astype(dtype),
@@ -210,15 +214,16 @@ def _concatenate(pieces: list[dict[str, np.ndarray]]) -> DeviceDataset:
     names = {name for piece in pieces for name in piece}
     if "pair_receivers" in names:
         starts["first_pair"] = first("n_pair")
-    # if one piece is periodic, all others get cells and shifts of zero
+    # if one piece has cells, shifts or spins, all others get zeros
     for name, rows, tail in (
         ("cell", "energy", (3, 3)),
+        ("spin", "energy", ()),
         ("shifts", "receivers", (3,)),
         ("pair_shifts", "pair_receivers", (3,)),
     ):
         for piece in pieces if name in names else ():
             if name not in piece:
-                dtype = piece["positions"].dtype if name == "cell" else np.int8
+                dtype = piece["positions"].dtype if name in ("cell", "spin") else np.int8
                 piece[name] = np.zeros((len(piece[rows]), *tail), dtype)
     fields = {
         name: np.concatenate([piece.pop(name) for piece in pieces])
@@ -306,7 +311,7 @@ def gather(resident: DeviceDataset, indices: jax.Array, budget: PaddingBudget) -
     nodes["positions"] = jnp.where(fit, nodes["positions"], jnp.nan)
     globals_ = {
         name: _take_graphs(getattr(resident, name), structure, real)
-        for name in ("energy", "charge", "cell")
+        for name in ("energy", "charge", "spin", "cell")
         if getattr(resident, name) is not None
     }
     # n_node and n_edge assign all padding rows to the first padding graph

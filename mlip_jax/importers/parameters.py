@@ -149,7 +149,7 @@ def _read_description(path: Path) -> dict[str, Any]:
             f"{path}: no such file. Give a folder written by mlip_jax.importers.parameters.save."
         )
     try:
-        description = json.loads(path.read_text())
+        description = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise WeightsError(f"{path}: invalid JSON: {error}") from error
     if not isinstance(description, dict) or description.get("format") != _FORMAT:

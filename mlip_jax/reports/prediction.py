@@ -38,7 +38,7 @@ def write_prediction_report(
       seconds: Time that the predictions took.
       info: Sections of names and values.
     """
-    with open(results, newline="") as file:
+    with open(results, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     done = [row for row in rows if row["status"] == "predicted"]
     outside = [row for row in done if row["outside_domain"] == "1"]

@@ -195,7 +195,14 @@ class Sources:
             )
         start, potential = self.get(source, samples), self.force_field()
         columns = start.rows.take(start.index, labels_only=True)
-        starts = [Atoms(s.numbers, s.positions, info={"charge": s.charge}) for s in columns]
+        starts = [
+            Atoms(
+                s.numbers,
+                s.positions,
+                info={"charge": s.charge, "num_unpaired_electrons": int(s.spin)},
+            )
+            for s in columns
+        ]
 
         def make():
             relaxer = Relaxer(potential, fmax=self.fmax, max_steps=self.max_steps)

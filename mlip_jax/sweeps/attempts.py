@@ -136,7 +136,7 @@ def lock_folder(folder: Path, wait: bool) -> Iterator[bool]:
       WorkdirError: The folder cannot be written.
     """
     try:
-        file = open(folder / LOCK, "a")
+        file = open(folder / LOCK, "a", encoding="utf-8")
     except OSError as error:
         raise WorkdirError(f"{folder}: cannot be written: {error}") from error
     with file:

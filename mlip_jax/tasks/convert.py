@@ -17,7 +17,7 @@ from mlip_jax.datasets.quality.problems import Problem
 from mlip_jax.datasets.source import locate, reader_options
 from mlip_jax.datasets.store.conversion import ConversionSpec, convert
 from mlip_jax.datasets.store.store import Store
-from mlip_jax.workdir import claimed
+from mlip_jax.workdir import claimed, write_text
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
         store = Store(folder)
         findings = Findings.from_json(store.manifest["findings"])
         problems = [Problem(**p) for p in store.manifest["problems"]]
-        (folder / "checks.md").write_text(check_report.to_markdown(findings, problems))
+        write_text(folder / "checks.md", check_report.to_markdown(findings, problems))
         for line in check_report.lines(findings, problems):
             log.info(line)
         counts = store.manifest["counts"]

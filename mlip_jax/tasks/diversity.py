@@ -60,7 +60,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     path = workdir / RESULT
     if distributed.leader():
         relevant = _relevant_options(options)
-        if path.exists() and json.loads(path.read_text())["asked"] == relevant:
+        if path.exists() and json.loads(path.read_text(encoding="utf-8"))["asked"] == relevant:
             log.info("%s: already evaluated", workdir)
         else:
             write_json(path, {"asked": relevant} | evaluate(workdir, training, options))
@@ -85,8 +85,8 @@ def _check(config) -> None:
 def _is_trained(workdir: Path, training) -> bool:
     """Return whether `workdir` contains a completed run of this config."""
     try:
-        identity = json.loads((workdir / "config.json").read_text())
-        json.loads((workdir / "metrics.json").read_text())
+        identity = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+        json.loads((workdir / "metrics.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return False
     identity = configs.with_current_names(identity)

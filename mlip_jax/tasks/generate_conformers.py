@@ -73,7 +73,7 @@ def _processor_seconds() -> float:
 
 def _write_summary(path: Path, files: list[dict[str, Any]], cost: dict[str, float]) -> None:
     """Write summary.json, to which each start appends its cost, and log the totals."""
-    starts = json.loads(path.read_text())["starts"] if path.exists() else []
+    starts = json.loads(path.read_text(encoding="utf-8"))["starts"] if path.exists() else []
     total = {name: sum(f[name] for f in files) for name in ("molecules", "conformations")}
     dropped: dict[str, int] = {}
     for file in files:

@@ -89,10 +89,22 @@ def summarize(data: source.LoadedData) -> DatasetSummary:
             },
             **{f"skipped here: {k}": n for k, n in data.counts["left out"].items()},
         },
-        notes=store.manifest["notes"],
+        notes=[*store.manifest["notes"], *_reference_notes(total)],
         problems=[p["message"] for p in store.manifest["problems"]],
         **_atom_histograms(store, indices, total, reference),
     )
+
+
+def _reference_notes(total: Summary) -> list[str]:
+    """Return a remark on reference energies that the compositions do not determine."""
+    undetermined = total.fit.undetermined()
+    if not len(undetermined):
+        return []
+    symbols = ", ".join(chemical_symbols[z] for z in undetermined)
+    return [
+        f"The compositions do not determine the reference energies of {symbols}. Training uses "
+        "isolated atoms of the data set if it has them."
+    ]
 
 
 def _integer_histogram(values: np.ndarray) -> Histogram:

@@ -125,7 +125,9 @@ def _search_all(
         path = folder / f"{number:06d}.json"
         if not path.exists():
             write_json(path, [m.to_json() for m in _search(batch, potential, search)])
-        molecules += [MoleculeMinima.from_json(m) for m in json.loads(path.read_text())]
+        molecules += [
+            MoleculeMinima.from_json(m) for m in json.loads(path.read_text(encoding="utf-8"))
+        ]
         log.info(
             "%d molecules done: %d minima", len(molecules), sum(len(m.minima) for m in molecules)
         )

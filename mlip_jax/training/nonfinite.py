@@ -107,7 +107,7 @@ class NonFinite:
         """Append new rows to the file. A run that is resumed can meet the same structures again."""
         header = ("step", "structure")
         try:
-            with open(self._file, "a+", newline="") as file:
+            with open(self._file, "a+", newline="", encoding="utf-8") as file:
                 file.seek(0)
                 known = {tuple(row) for row in csv.reader(file)}
                 csv.writer(file).writerows(

@@ -73,7 +73,7 @@ class Recorder:
         """Return the complete rows of metrics.csv."""
         if not self.path.exists():
             return []
-        with open(self.path, newline="") as file:
+        with open(self.path, newline="", encoding="utf-8") as file:
             # a row is incomplete if the run was killed while writing it
             return [
                 row
@@ -83,7 +83,7 @@ class Recorder:
 
     def write(self, row: dict[str, float]) -> None:
         """Append one row. Columns that are missing in it stay empty."""
-        with writing(self.path), open(self.path, "a", newline="") as file:
+        with writing(self.path), open(self.path, "a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self._columns).writerow(
                 {k: f"{v:.7g}" if isinstance(v, float) else v for k, v in row.items()}
             )

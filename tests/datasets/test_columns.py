@@ -126,3 +126,12 @@ def test_one_long_name_does_not_pad_the_others():
         and columns.smiles[0] == "C" * 100_000
         and columns.smiles[1] == "C"
     )
+
+
+def test_spins_are_kept():
+    """Columns without unpaired electrons have none; all others get zeros when they are joined."""
+    radical, closed = (Structure(np.array([1]), np.zeros((1, 3)), spin=spin) for spin in (1.0, 0.0))
+    parts = [Columns.from_structures([closed]), Columns.from_structures([radical, closed])]
+    joined = Columns.concatenate(parts)
+    assert parts[0].spin is None and joined.spin.tolist() == [0, 1, 0]
+    assert [s.spin for s in joined.take(np.array([1, 0]))] == [1, 0] and parts[0][0].spin == 0

@@ -1,9 +1,10 @@
-"""Tests for hashes of molecules, which are equal on every machine."""
+"""Tests for identities of molecules, and hashes that are equal on every machine."""
 
 import numpy as np
 import pytest
 
-from mlip_jax.datasets.identity import splitmix64, stable_ids
+from mlip_jax.datasets import identity
+from mlip_jax.datasets.identity import molecule_identity, splitmix64, stable_ids
 
 
 def test_stable_ids_of_strings_are_blake2b():
@@ -38,3 +39,43 @@ def test_splitmix64_is_the_published_generator():
         3203168211198807973,
         9817491932198370423,
     ]
+
+
+@pytest.mark.parametrize(
+    "spellings",
+    [
+        ("CCO", "OCC", "[H]OC([H])([H])C", "[CH3:1][CH2:3][OH:2]", "[2H]OCC", "C[13CH2]O"),
+        ("C[C@H](N)O", "C[C@@H](N)O", "CC(N)O"),
+        ("C/C=C/F", r"C/C=C\F"),
+        ("C[N+](=O)[O-]", "CN(=O)=O"),
+        ("[2H]", "[H]"),
+    ],
+)
+def test_spellings_and_stereoisomers_share_an_identity(spellings):
+    """Mirror images used to be in different splits, although their energies are equal."""
+    pytest.importorskip("rdkit")
+    assert len({molecule_identity(s) for s in spellings}) == 1
+
+
+def test_different_molecules_and_invalid_smiles_keep_their_identities():
+    pytest.importorskip("rdkit")
+    smiles = [
+        "CCO",
+        "COC",
+        "CC=O",
+        "C=CO",
+        "CC(=O)[O-]",
+        "CC(=O)O",
+        "[Na+].[Cl-]",
+        "N(C)(C)(C)(C)C",
+    ]
+    assert len({molecule_identity(s) for s in smiles}) == len(smiles)
+    assert molecule_identity("N(C)(C)(C)(C)[C:3]") == "N(C)(C)(C)(C)[C]"
+
+
+def test_identities_without_rdkit_are_declared(monkeypatch):
+    """A store states how its molecules are identified."""
+    monkeypatch.setattr(identity, "method", lambda: identity.AS_WRITTEN)
+    molecule_identity.cache_clear()
+    assert molecule_identity("O[CH2:1]C") == "O[CH2]C"
+    molecule_identity.cache_clear()

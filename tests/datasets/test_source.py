@@ -453,3 +453,16 @@ def test_excluded_structures_are_listed(options, tmp_path):
         if s.charge or len(s) > 8
     ]
     assert [tuple(row) for row in rows] == expected and len(rows) == 102 - len(loaded.indices) > 10
+
+
+def test_isolated_atoms_in_the_file_are_found(options, tmp_path):
+    """reference_energies=isolated_atoms used to find no atoms that are structures of the file."""
+    frames = "".join(
+        f"{n}\nenergy={energy}\n{rows}"
+        for n, energy, rows in ((1, -13.5, "H 0 0 0\n"), (2, -31.7, "H 0 0 0\nH 0 0 0.74\n"))
+    )
+    (tmp_path / "frames.xyz").write_text(frames)
+    loaded = source.load(options(tmp_path / "frames.xyz", reject_invalid=False, min_atoms=2))
+    assert len(loaded.indices) == 1
+    energies = source.isolated_atoms(loaded)
+    assert energies[1] == -13.5 and np.isnan(energies[6])

@@ -12,6 +12,7 @@ from mlip_jax.datasets.statistics import (
     Summary,
     element_counts,
     isolated_from_formation,
+    isolated_from_structures,
     reference_energies,
     sum_reference,
 )
@@ -154,3 +155,37 @@ def test_force_rms_ignores_unknown_forces():
     forces = [np.full((1, 3), 2.0), np.full((1, 3), np.nan)]
     assert Summary([columns_of([[1], [6]], forces=forces)]).force_rms == pytest.approx(2.0)
     assert np.isnan(Summary([columns_of([[1], [6]])]).force_rms)
+
+
+def test_one_composition_uses_isolated_atoms(caplog):
+    """The minimum-norm fit gave hydrogen in methane -807 eV without a word."""
+    columns = columns_of([[6, 1, 1, 1, 1]] * 3 + [[8]], [-1100.0, -1101.0, -1100.5, -2043.0])
+    summary = Summary([columns])
+    assert summary.fit.undetermined().tolist() == [1, 6]
+    isolated = np.full(NUM_ELEMENTS, np.nan)
+    isolated[[1, 6, 8]] = -13.6, -1029.0, -2042.0
+    reference = reference_energies(summary, "least_squares", isolated_atoms=isolated)
+    assert reference[[1, 6, 8]].tolist() == [-13.6, -1029.0, -2042.0]
+    assert "do not determine those of H, C; using" in caplog.text
+    isolated[1] = np.nan
+    reference_energies(summary, "least_squares", isolated_atoms=isolated)
+    assert "no physical meaning" in caplog.text
+
+
+def test_determined_compositions_have_no_undetermined_elements():
+    for compositions in ([[1, 1, 8], [1, 8], [8]], [[1]], [[6, 1], [6, 1, 1], [8, 6, 1], [53, 8]]):
+        columns = columns_of(compositions, planted_energies(compositions))
+        assert not len(Summary([columns]).fit.undetermined())
+    assert not len(ElementFit().undetermined())
+
+
+def test_isolated_atoms_among_the_structures():
+    """The lowest energy of a neutral atom counts; ions and unknown energies do not."""
+    columns = columns_of(
+        [[1], [1], [1, 1], [6], [8], [1]],
+        [-13.2, -13.6, -31.7, np.nan, -2042.0, -50.0],
+        charge=[0, 0, 0, 0, 0, -1],
+    )
+    energies = isolated_from_structures([columns])
+    assert energies[1] == -13.6 and energies[8] == -2042.0 and np.isnan(energies[6])
+    assert isolated_from_structures([columns_of([[1, 1]], [-31.7])]) is None

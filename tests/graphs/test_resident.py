@@ -250,3 +250,15 @@ def test_no_structures_are_rejected():
     for nothing in ([], crystals(4).take(np.arange(0))):
         with pytest.raises(ValueError, match="no structures"):
             collect(nothing, CUTOFF)
+
+
+def test_spins_reach_the_batches_of_host_and_device():
+    """Numbers of unpaired electrons used to be lost between the file and the model."""
+    columns = Columns.from_structures(
+        [Structure(np.array([z]), np.zeros((1, 3)), spin=float(z % 2)) for z in (1, 2, 3)]
+    )
+    budget = PaddingBudget(4, 4, 4)
+    host = build_batch(columns, budget, CUTOFF, REFERENCE)
+    assert host.globals["spin"].tolist() == [1, 0, 1, 0]
+    pieces = collect(columns, CUTOFF, REFERENCE)
+    assert_same(batch(pieces, [0, 1, 2], budget), host)

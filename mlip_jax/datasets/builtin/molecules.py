@@ -85,7 +85,7 @@ def read_smiles_file(
 
     RDLogger.DisableLog("rdApp.*")
     molecules, problems, first_line = [], [], {}
-    for line, text in enumerate(Path(path).read_text().splitlines(), start=1):
+    for line, text in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
         words = text.split(maxsplit=1)
         if not words or words[0].startswith("#"):
             continue

@@ -122,7 +122,10 @@ class Parts:
     def _adopt(self):
         """Keep existing parts with the same parameters and remove all others."""
         parameters_file = self.folder / "parameters.json"
-        if parameters_file.exists() and parameters_file.read_text() == self._parameters:
+        if (
+            parameters_file.exists()
+            and parameters_file.read_text(encoding="utf-8") == self._parameters
+        ):
             return
         for entry in self.folder.iterdir():
             if entry.name != "lock":

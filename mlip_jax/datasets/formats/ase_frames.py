@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import io
 import itertools
-import logging
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,9 +19,9 @@ from ase import Atoms
 from mlip_jax.config import ConfigError, unknown_name
 from mlip_jax.datasets import options
 from mlip_jax.datasets.formats.ase_database import AseDatabase, is_sqlite
+from mlip_jax.datasets.formats.xyz import is_xyz, label_names, parse_frame
 from mlip_jax.datasets.reader import DatasetError
-
-log = logging.getLogger(__name__)
+from mlip_jax.datasets.text_files import BOM, READ_ERRORS, is_compressed, open_bytes, suffix_of
 
 _TRAJECTORY_MAGIC = b"- of UlmASE-Trajectory"
 _PICKLES = {"bundletrajectory"}
@@ -43,6 +40,7 @@ class Frame:
       labels: Labels of the structure by name.
       arrays: Labels of the atoms by name.
       results: Calculator results by name.
+      comment_energy: Energy (hartree) that a program wrote without a name, or None; see xyz.py.
     """
 
     numbers: np.ndarray
@@ -53,6 +51,11 @@ class Frame:
     labels: dict[str, Any]
     arrays: dict[str, Any]
     results: dict[str, Any]
+    comment_energy: float | None = None
+
+    def has(self, key: str) -> bool:
+        """Return whether the frame has a label."""
+        return any(key in part for part in (self.labels, self.arrays, self.results))
 
 
 class FileFrames(abc.ABC):
@@ -71,6 +74,10 @@ class FileFrames(abc.ABC):
     @abc.abstractmethod
     def read(self, records: range) -> Iterator[Frame]:
         """Yield frames by number, in ascending order."""
+
+    def first_with(self, key: str) -> Frame | None:
+        """Return the first frame that has a label, or None. Reads the file up to this frame."""
+        return next((frame for frame in self.read(range(len(self))) if frame.has(key)), None)
 
     @abc.abstractmethod
     def close(self) -> None:
@@ -101,7 +108,7 @@ def open_frames(path: Path, format: str) -> FileFrames:
     if (
         format in ("xyz", "extxyz")
         or not format
-        and (path.suffix in (".xyz", ".extxyz") or is_xyz(path))
+        and (suffix_of(path) in (".xyz", ".extxyz") or is_xyz(path))
     ):
         return _XyzFrames(path, format or "extxyz")
     return _StreamedFrames(path, format)
@@ -143,7 +150,7 @@ class MemoryFrames(FileFrames):
             yield dataclasses.replace(frame, results={}) if outdated else frame
 
 
-def _from_atoms(atoms: Atoms) -> Frame:
+def _from_atoms(atoms: Atoms, comment_energy: float | None = None) -> Frame:
     """Convert ASE's Atoms to a frame."""
     results = getattr(atoms.calc, "results", {}) if atoms.calc is not None else {}
     arrays = {k: v for k, v in atoms.arrays.items() if k not in ("numbers", "positions")}
@@ -156,17 +163,25 @@ def _from_atoms(atoms: Atoms) -> Frame:
         labels=dict(atoms.info),
         arrays=arrays,
         results=dict(results),
+        comment_energy=comment_energy,
     )
 
 
 class _XyzFrames(FileFrames):
-    """Extended XYZ with an index of its frames."""
+    """XYZ and extended XYZ with an index of its frames. The file may be compressed."""
 
     def __init__(self, path: Path, format: str):
         self._path, self._format = path, format
-        self._file = path.open("rb")
+        self.sequential = is_compressed(path)
+        self._first: dict[str, int] = {}  # first frame by name of a label
+        self._file = open_bytes(path)
         try:
             self._offsets = self._index()
+        except READ_ERRORS as error:
+            self._file.close()
+            raise DatasetError(
+                f"{path}: cannot be read to its end ({error}); it is corrupted or truncated"
+            ) from error
         except BaseException:
             self._file.close()
             raise
@@ -178,20 +193,23 @@ class _XyzFrames(FileFrames):
         self._file.close()
 
     def read(self, records: range) -> Iterator[Frame]:
-        from ase.io import read
-
         for record in records:
             start, end = (int(self._offsets[record + i]) for i in (0, 1))
             self._file.seek(start)
             try:
-                text = io.StringIO(self._file.read(end - start).decode())
-                frame = _from_atoms(read(text, format=self._format))
+                text = self._file.read(end - start).decode()
+                frame = _from_atoms(*parse_frame(text, self._format))
             except Exception as error:  # ASE's parser raises errors of any type
                 raise DatasetError(
                     f"{self._path.name}:{record}: the frame cannot be read "
                     f"({type(error).__name__}: {error}); it is corrupted or not extended XYZ"
                 ) from error
             yield frame
+
+    def first_with(self, key: str) -> Frame | None:
+        if key not in self._first:
+            return super().first_with(key)
+        return next(self.read(range(self._first[key], self._first[key] + 1)))
 
     def _index(self) -> np.ndarray:
         """Return the offset of each frame and of the end of the file, shape (frames + 1,)."""
@@ -205,7 +223,7 @@ class _XyzFrames(FileFrames):
                     return np.array([*offsets, offset], np.int64)
                 continue
             try:
-                atoms = int(line)
+                atoms = int(line.removeprefix(BOM))
                 if atoms < 0:
                     raise ValueError(f"{atoms} atoms")
             except ValueError as error:
@@ -214,8 +232,11 @@ class _XyzFrames(FileFrames):
                     f"{len(offsets)}, found {line[:40]!r}. The file is corrupted or not an XYZ "
                     "file."
                 ) from error
-            # Skip the comment and the atoms of the frame.
-            length = sum(1 for _ in itertools.islice(file, atoms + 1))
+            comment = file.readline()
+            for name in label_names(comment):
+                self._first.setdefault(name, len(offsets))
+            # Skip the atoms of the frame.
+            length = bool(comment) + sum(1 for _ in itertools.islice(file, atoms))
             if length < atoms + 1:
                 raise DatasetError(
                     f"{self._path}: frame {len(offsets)} (line {line_number}) states {atoms} "
@@ -312,6 +333,8 @@ class _StreamedFrames(FileFrames):
                     "changed since it was opened"
                 )
             self._position = record + 1
+            if self._format == "proteindatabank":
+                remove_placeholder_cell(atoms)
             yield _from_atoms(atoms)
 
     def _atoms(self) -> Iterator[Atoms]:
@@ -353,27 +376,7 @@ def is_trajectory(path: Path) -> bool:
         return file.read(len(_TRAJECTORY_MAGIC)) == _TRAJECTORY_MAGIC
 
 
-def is_xyz(path: Path) -> bool:
-    """Return whether a file begins like XYZ.
-
-    It must have a number of atoms, a comment, and one line per atom with a symbol and at least
-    three numbers.
-    """
-    with path.open("rb") as file:
-        first = file.readline(50)
-        if not first.strip().isdigit() or not 0 < int(first) < 10_000_000:
-            return False
-        file.readline()
-        for _ in range(min(int(first), 20)):
-            cells = file.readline(10_000).split()
-            if len(cells) < 4:
-                return False
-        return sum(_is_number(c) for c in cells) >= 3
-
-
-def _is_number(text: bytes) -> bool:
-    """Return whether a text is a finite number."""
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
+def remove_placeholder_cell(atoms: Atoms) -> None:
+    """Remove the cell of 1 Å × 1 Å × 1 Å by which PDB files state that there is no crystal."""
+    if np.array_equal(atoms.cell.array, np.eye(3)):
+        atoms.cell, atoms.pbc = None, False

@@ -82,7 +82,12 @@ class SdfFile:
 
 
 class PropertyTable:
-    """Table properties.csv with an index of its lines."""
+    """Table properties.csv with an index of its lines.
+
+    Attributes:
+      path: Path of the table.
+      unread: Names of the columns that are not read.
+    """
 
     def __init__(self, path: Path):
         self.path = path
@@ -91,6 +96,7 @@ class PropertyTable:
         self._columns = {
             name.strip().lower(): i for i, name in enumerate(next(csv.reader([header]), []))
         }
+        self.unread = [c for c in self._columns if c and c not in (*_COLUMNS, "cid")]
         missing = [c for c in _COLUMNS if c not in self._columns]
         if missing:
             self._file.close()

@@ -26,6 +26,10 @@ class SummaryTable:
     """Table of all conformations in the release (gigabytes).
 
     Only the keys and offsets of its lines are kept in memory.
+
+    Attributes:
+      path: Path of the table.
+      unread: Names of the columns that are not read.
     """
 
     def __init__(self, path: Path):
@@ -86,6 +90,8 @@ class SummaryTable:
         """Return the index of each column. Raise DatasetError if a required column is missing."""
         header = next(csv.reader([self._file.readline().decode("utf-8", "replace")]), [])
         columns = {name.strip(): i for i, name in enumerate(header)}
+        read = {"MOSES id", "CONFORMER id", "SMILES", _TOTAL, *(c for c, _ in _SUMMARY.values())}
+        self.unread = [c for c in columns if c and c not in read]
         missing = [
             c
             for c in ("MOSES id", "CONFORMER id", _TOTAL, *(c for c, _ in _SUMMARY.values()))

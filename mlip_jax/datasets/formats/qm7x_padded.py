@@ -60,6 +60,7 @@ class PaddedFile:
                     report.skip("positions not finite", structure.source)
                     continue
                 report.structures += 1
+                report.add_unread(k for k in self._file.members if k not in "zREF")
                 yield structure
 
     def _structure(self, record, z, R, E, F) -> Structure:

@@ -187,6 +187,9 @@ class _ExtendedXyz:
             raw=raw,
             factors={name: f[3] for name, f in FIELDS.items()},
             source=source,
+            unread={*comment, *column_of}
+            - {key for _, key, *_ in FIELDS.values()}
+            - {"Properties", "pbc", "species", "pos"},
         )
 
 
@@ -247,6 +250,9 @@ class _Database:
             factors=self._factors,
             source=source,
             smiles=smiles if isinstance(smiles, str) else "",
+            unread={*row.data, *row.key_value_pairs, *row.results}
+            - {key for _, _, key, *_ in FIELDS.values()}
+            - {"smiles"},
         )
 
     def _find_factors(self, db_units: str) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,7 @@ def parse_member(content: bytes, index: int, source: str) -> dict[str, Any]:
         source=source,
         smiles=smiles[-1] if smiles else "",
         mulliken_charges=table[:, 3].copy(),
+        unread=("frequencies",),
     )
 
 
@@ -136,8 +138,9 @@ def structure_fields(
     source: str,
     smiles: str = "",
     mulliken_charges=None,
+    unread: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """Return the fields of a Structure from raw values.
+    """Return the fields of a Structure from raw values, and "unread": labels that are not read.
 
     Args:
       numbers: Atomic numbers, shape (n,).
@@ -147,6 +150,7 @@ def structure_fields(
       source: Name of the record, for messages.
       smiles: SMILES, or "".
       mulliken_charges: Mulliken charges (e), shape (n,), or None.
+      unread: Names of the labels of the record that are not read.
 
     Raises:
       DatasetError: The unit of a property is unknown, or the atomic numbers are invalid.
@@ -167,6 +171,7 @@ def structure_fields(
         smiles=smiles,
         properties=values | {"rotational_constants": rotational},
         atom_properties={} if mulliken_charges is None else {"mulliken_charges": mulliken_charges},
+        unread=sorted(unread),
     )
 
 

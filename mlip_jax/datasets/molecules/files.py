@@ -1,13 +1,14 @@
 """Readers of files of molecules. Molecules are streamed one at a time, ready to be relaxed.
 
-    .smi, .smiles, .ism      one SMILES per line and, after a space, an optional name; lines that
-                             begin with '#' are comments, and a first line that begins with the word
-                             "smiles" is a header
-    .csv, .tsv               table with a header; columns are found by name (see `CsvColumns`)
+    .smi, .smiles, .ism      one SMILES per line and, after a space, an extension of CXSMILES and a
+                             name, both optional; lines that begin with '#' are comments, and a
+                             first line that begins with the word "smiles" is a header
+    .csv, .tsv               table with a header, separated by commas, semicolons or tabs; columns
+                             are found by name (see `CsvColumns`)
     .sdf, .sd, .mol          mol blocks V2000 and V3000 in Å; blocks without three-dimensional
                              positions are embedded
-    .xyz, .extxyz            extended XYZ in Å; reads the keys charge, smiles and name of a frame,
-                             and move_mask
+    .xyz, .extxyz            extended XYZ in Å; reads charge, spin (both under their usual names),
+                             smiles and name of a frame, and move_mask
     .db                      ASE databases with the same keys
     others                   other formats that ASE reads
     a folder                 a store (store.py)
@@ -34,8 +35,10 @@ from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.smiles import embedding
 from mlip_jax.datasets.smiles import entries as molecule_entries
 from mlip_jax.datasets.smiles.embedding import MoleculeRecord, UnusableMoleculeError
-from mlip_jax.datasets.smiles.entries import COMPRESSED, CsvColumns
+from mlip_jax.datasets.smiles.entries import CsvColumns
 from mlip_jax.datasets.store.store import MANIFEST, is_store
+from mlip_jax.datasets.text_files import suffix_of
+from mlip_jax.structure import cell_problem
 
 SUFFIXES = {
     ".smi": "smi",
@@ -189,11 +192,7 @@ def kind_of(path: str | Path) -> str:
             f"{path}: no such file; expected a file of molecules: .smi, .csv, .sdf, .xyz, .db, a "
             "store, or another format of ASE"
         )
-    suffixes = [s.lower() for s in path.suffixes]
-    if len(suffixes) > 1 and suffixes[-1] in COMPRESSED:
-        suffixes.pop()
-    kind = SUFFIXES.get(suffixes[-1]) if suffixes else None
-    return kind or frames.kind_by_content(path)
+    return SUFFIXES.get(suffix_of(path)) or frames.kind_by_content(path)
 
 
 def require_rdkit() -> None:
@@ -220,8 +219,8 @@ def _validate(record: MoleculeRecord, path: Path) -> MoleculeRecord:
             f"{len(bad)} of {len(atoms)} atoms have NaN or infinite coordinates, the first of them "
             f"atom {bad[0]}"
         )
-    elif not np.isfinite(atoms.cell.array).all():
-        problem = "the cell is not finite"
+    elif problem := cell_problem(atoms.cell.array, atoms.pbc):
+        pass
     elif not np.isfinite(charge):
         problem = f"the charge is {charge}"
     else:

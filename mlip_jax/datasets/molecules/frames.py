@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import itertools
 import math
 import sqlite3
@@ -14,12 +13,14 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
-from mlip_jax.datasets.charges import total_charge
+from mlip_jax.datasets.charges import find_charge, find_unpaired, total_charge
 from mlip_jax.datasets.formats.ase_database import AseDatabase, is_sqlite
+from mlip_jax.datasets.formats.ase_frames import remove_placeholder_cell
+from mlip_jax.datasets.formats.xyz import parse_frame
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.smiles.embedding import MoleculeRecord
-from mlip_jax.datasets.smiles.entries import open_text
 from mlip_jax.datasets.store.store import Store
+from mlip_jax.datasets.text_files import open_text, suffix_of
 
 IndexFilter = Callable[[int], bool]
 
@@ -34,6 +35,8 @@ def read_store(path: Path, selected: IndexFilter, limit: int | None) -> Iterator
                 s.numbers, s.positions, cell=s.cell, pbc=False if s.pbc is None else s.pbc
             )
             atoms.info["charge"] = 0.0 if math.isnan(s.charge) else float(s.charge)
+            if s.spin:
+                atoms.info["num_unpaired_electrons"] = int(s.spin)
             yield MoleculeRecord(number, s.molecule, s.smiles, atoms, "", "as given")
 
 
@@ -60,8 +63,6 @@ def xyz_frames(path: Path) -> Iterator[tuple[int, str]]:
 
 def _parse_frame(number: int, where: str, text: str) -> MoleculeRecord:
     """Parse a frame of extended XYZ. An invalid frame becomes a failed record."""
-    from ase.io import read
-
     head, *rest = text.splitlines()
     problem = None
     if not head.strip().isdecimal():
@@ -72,7 +73,7 @@ def _parse_frame(number: int, where: str, text: str) -> MoleculeRecord:
         problem = f"the frame states {int(head)} atoms, but the file is truncated"
     else:
         try:
-            atoms = read(io.StringIO(text), format="extxyz")
+            atoms = parse_frame(text).atoms
             return _record(number, atoms, atoms.info, atoms.get_initial_charges().sum())
         except Exception as error:  # ASE's parser raises exceptions of any type
             problem = f"the frame cannot be read ({type(error).__name__}: {error})"
@@ -88,9 +89,12 @@ def read_database(path: Path, selected: IndexFilter, limit: int | None) -> Itera
                 (row,) = database.rows(range(number, number + 1))
             except DatasetError as error:
                 yield MoleculeRecord(number, "", "", None, str(error))
-            else:
+                continue
+            try:
                 atoms = Atoms(row.numbers, row.positions, cell=row.cell, pbc=row.pbc)
                 yield _record(number, atoms, row.data | row.key_value_pairs, row.charge)
+            except ValueError as error:
+                yield MoleculeRecord(number, "", "", None, f"{path.name}:{row.id}: {error}")
 
 
 def _reject_constraints(path: Path) -> None:
@@ -117,7 +121,10 @@ def read_ase(path: Path, selected: IndexFilter, limit: int | None) -> Iterator[M
     """Yield the wanted structures of a file in a format that `ase.io` reads."""
     for number, atoms in enumerate(itertools.islice(ase_frames(path), limit)):
         if selected(number):
-            yield _record(number, atoms, atoms.info, atoms.get_initial_charges().sum())
+            try:
+                yield _record(number, atoms, atoms.info, atoms.get_initial_charges().sum())
+            except ValueError as error:
+                yield MoleculeRecord(number, "", "", None, f"{path.name}:{number}: {error}")
 
 
 def ase_frames(path: Path) -> Iterator[Atoms]:
@@ -133,6 +140,8 @@ def ase_frames(path: Path) -> Iterator[Atoms]:
     try:
         for atoms in iread(path, index=":"):
             count += 1
+            if suffix_of(path) in (".pdb", ".ent"):
+                remove_placeholder_cell(atoms)
             yield atoms
     except Exception as error:
         raise DatasetError(
@@ -152,10 +161,14 @@ def count_frames(path: Path, kind: str) -> int:
 
 
 def _record(number: int, atoms: Atoms, labels: Any, initial_charge: float) -> MoleculeRecord:
-    """Return the record of a structure, with charge and unpaired electrons from its labels."""
+    """Return the record of a structure, with charge and unpaired electrons from its labels.
+
+    Raises:
+      ElectronicStateError: The labels are invalid or contradict each other.
+    """
     smiles, name = (_text(labels.get(key)) for key in ("smiles", "name"))
-    info = {"charge": total_charge(labels.get("charge"), smiles, float(initial_charge))}
-    unpaired = labels.get("num_unpaired_electrons", 0)
+    info = {"charge": total_charge(find_charge(labels), smiles, float(initial_charge))}
+    unpaired = find_unpaired(labels, atoms.numbers, info["charge"])
     info |= {"num_unpaired_electrons": int(unpaired)} if unpaired else {}
     clean = Atoms(
         atoms.numbers,
@@ -165,6 +178,8 @@ def _record(number: int, atoms: Atoms, labels: Any, initial_charge: float) -> Mo
         info=info,
         constraint=list(atoms.constraints),
     )
+    if atoms.has("masses"):  # of isotopes
+        clean.set_masses(atoms.get_masses())
     return MoleculeRecord(number, name, smiles, clean, "", "as given")
 
 

@@ -32,6 +32,7 @@ REASONS = (
     "atoms too close",
     "energy outlier",
     "force outlier",
+    "invalid cell",
 )
 CODES = {reason: code for code, reason in enumerate(REASONS)}
 REQUIRE = ("any", "energy", "forces", "both", "none")
@@ -138,10 +139,12 @@ class Filters:
         if self.max_force is not None:
             exclude("force too large", largest > self.max_force)
         if self.min_distance is not None:
-            exclude(
-                "atoms too close",
-                (shortest_distances(columns) if shortest is None else shortest) < self.min_distance,
-            )
+            if shortest is None:
+                shortest = shortest_distances(columns)
+            exclude("atoms too close", shortest < self.min_distance)
+            if columns.pbc is not None:
+                # Positions are finite here, so lattice vectors leave distances undefined.
+                exclude("invalid cell", np.isnan(shortest) & columns.pbc.any(1))
         return codes
 
     def _other_elements(self, columns):

@@ -23,6 +23,9 @@ such as /gdb11_s01/gdb11_s01-0, each one molecule:
     energies     (m,)       hartree, total, ωB97X/6-31G(d); no forces
     smiles       (k,)       characters of the SMILES, joined
     coordinatesHE, energiesHE  conformations of high energy, stored separately
+
+Other authors add `forces` (m, n, 3) to the second layout, in hartree/Å or hartree/bohr, or gradients
+under that name. The options set unit and sign, and the checks of the data detect wrong ones.
 """
 
 from __future__ import annotations
@@ -35,8 +38,11 @@ import numpy as np
 from ase import units
 
 from mlip_jax.datasets import options, reader
+from mlip_jax.datasets.charges import charge_from_smiles
+from mlip_jax.datasets.file_units import force_unit
 from mlip_jax.datasets.formats.elements import validate_numbers
-from mlip_jax.datasets.reader import DatasetError, ReadReport, symbols_to_numbers
+from mlip_jax.datasets.identity import molecule_identity
+from mlip_jax.datasets.reader import HDF5_ERRORS, DatasetError, ReadReport, symbols_to_numbers
 from mlip_jax.structure import Structure
 
 _LEVELS = {
@@ -57,6 +63,9 @@ class Reader(reader.Reader):
       keep_unlabeled: Whether to keep conformations without an energy at this level (as NaN).
         Otherwise they are skipped.
       high_energy: Whether to read ANI-1's conformations of high energy as well.
+      forces_key: Name of the forces in the layout of ANI-1; files may lack them.
+      forces_unit: Force unit, e.g. "hartree/bohr".
+      forces_are_gradients: Whether the file has the gradient, whose sign is then changed.
     """
 
     RENAMED_OPTIONS = {"keep_unlabelled": "keep_unlabeled"}
@@ -68,6 +77,10 @@ class Reader(reader.Reader):
         "dipole": "e·Å",
         "charges": "e",
     }
+    PROBLEM_OPTIONS = {
+        "gradients": "forces_are_gradients=True",
+        "units": "forces_unit=hartree/bohr",
+    }
 
     def __init__(
         self,
@@ -75,11 +88,18 @@ class Reader(reader.Reader):
         level: str = "wb97x_dz",
         keep_unlabeled: bool = False,
         high_energy: bool = False,
+        forces_key: str = "forces",
+        forces_unit: str = "hartree/Ang",
+        forces_are_gradients: bool = False,
     ):
         super().__init__(path)
         self._level = options.text("level", level)
         self._keep = options.flag("keep_unlabeled", keep_unlabeled)
         self._high = options.flag("high_energy", high_energy)
+        self._forces_key = options.text("forces_key", forces_key)
+        # Forces are minus the gradient.
+        sign = -1 if options.flag("forces_are_gradients", forces_are_gradients) else 1
+        self._force = sign * force_unit(options.text("forces_unit", forces_unit))
         self._paths = _hdf5_files(self.path)
         self._files: list[h5py.File] = []
         try:
@@ -144,7 +164,9 @@ class Reader(reader.Reader):
                         f"{source}: expected a list of 'atomic_numbers', or symbols of 'species'; "
                         f"found {sorted(group)}. Is this an ANI-1x or ANI-1 file?"
                     )
-            except (OSError, KeyError, RuntimeError) as error:
+            except DatasetError:
+                raise
+            except HDF5_ERRORS as error:
                 raise DatasetError(
                     f"{source}: the record cannot be read ({error}); the file is corrupted. "
                     "Download it again or recreate it."
@@ -158,7 +180,7 @@ class Reader(reader.Reader):
         level = self._level
         energy = _labels(group, f"{level}.energy", (m,), source) * units.Hartree
         forces = (
-            _labels(group, f"{level}.forces", (m, n, 3), source) * units.Hartree
+            _labels(group, f"{level}.forces", (m, n, 3), source) * self._force
             if (f"{level}.forces" in group)
             else None
         )
@@ -168,6 +190,8 @@ class Reader(reader.Reader):
             charges = {
                 k: _charges(group, f"{level}.{k}", (m, n), numbers, source) for k in _CHARGES[level]
             }
+        labels = {f"{level}.{k}" for k in ("energy", "forces", *properties, *charges)}
+        report.add_unread(set(group) - labels - {"atomic_numbers", "coordinates"})
         for c in self._usable(positions, energy, source, 0, report):
             yield Structure(
                 numbers=numbers,
@@ -187,17 +211,29 @@ class Reader(reader.Reader):
         symbols = [s.decode() if isinstance(s, bytes) else s for s in group["species"][()].tolist()]
         numbers = validate_numbers(symbols_to_numbers(symbols, source), source)
         smiles = _join_characters(group["smiles"][()]) if "smiles" in group else ""
-        first = 0
+        first, key = 0, self._forces_key
+        report.add_unread(
+            name
+            for name in group
+            if name.removesuffix("HE") not in {"species", "coordinates", "energies", "smiles", key}
+        )
         # Conformations of high energy are numbered after the others.
         for suffix in ("", "HE") if self._high and "coordinatesHE" in group else ("",):
             positions = _positions(group, f"coordinates{suffix}", len(numbers), source)
             energy = _labels(group, f"energies{suffix}", (len(positions),), source) * units.Hartree
+            forces = (
+                _labels(group, f"{key}{suffix}", positions.shape, source) * self._force
+                if f"{key}{suffix}" in group
+                else None
+            )
             for c in self._usable(positions, energy, source, first, report):
                 yield Structure(
                     numbers=numbers,
                     positions=positions[c],
                     energy=float(energy[c]),
-                    molecule=smiles or name,
+                    forces=None if forces is None else forces[c],
+                    charge=float(charge_from_smiles(smiles)),
+                    molecule=molecule_identity(smiles) or name,
                     smiles=smiles,
                     conformer=first + c,
                     record=record,
@@ -219,16 +255,29 @@ class Reader(reader.Reader):
                 yield c
 
     def _choose_level(self) -> None:
-        """Set the level of theory. Raise DatasetError if the first group lacks its energies."""
-        file, name = self._groups[0]
-        group = self._files[file][name]
-        levels = [k.removesuffix(".energy") for k in group if k.endswith(".energy")]
-        levels += ["wb97x_dz"] if "energies" in group and "species" in group else []
+        """Set the level of theory.
+
+        Raise DatasetError if no group has its energies, or the forces under a requested name.
+        """
+        levels: dict[str, None] = {}  # ordered
+        wanted = self._forces_key not in ("", "forces")
+        for file, name in self._groups:
+            group = self._files[file][name]
+            levels |= {k.removesuffix(".energy"): None for k in group if k.endswith(".energy")}
+            levels |= {"wb97x_dz": None} if "energies" in group and "species" in group else {}
+            wanted = wanted and self._forces_key not in group
+            if self._level in levels and not wanted:
+                break
         if self._level not in levels:
             raise DatasetError(
                 f"{self.path}: has no energies of level {self._level!r}; it has "
                 f"{', '.join(map(repr, levels)) or 'no energies'}. Choose one, "
                 f"{options.as_flag('level', '...')}."
+            )
+        if wanted:
+            raise DatasetError(
+                f"{self.path}: no group has {self._forces_key!r}; the last one has "
+                f"{', '.join(group)}. Give the name, {options.as_flag('forces_key', 'NAME')}."
             )
         self.level_of_theory = _LEVELS.get(self._level, self._level)
 

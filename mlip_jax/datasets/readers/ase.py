@@ -13,9 +13,9 @@ Such a file does not state its units. They are options, with eV and Å as defaul
 the unit of positions and cell as ASE returns them. Additional labels (`property_keys`,
 `atom_property_keys`) are not converted and should be in eV, Å and e.
 
-The total charge is the label `charge_key`. If a frame lacks it, the charge of its SMILES is used.
-Without SMILES, it is the sum of ASE's initial charges if that is an integer within 0.001, otherwise
-0: initial charges are often partial charges, whose sum is not a total charge.
+The total charge is the label `charge_key`, or one of its usual names. If a frame lacks it, the
+charge of its SMILES is used. Without SMILES, it is the sum of ASE's initial charges if that is an
+integer within 0.001, otherwise 0: initial charges are often partial charges, whose sum is not a total charge.
 
 Extended XYZ, databases and trajectories can be read from any frame. Other formats must be read from
 the first frame on (`sequential`).
@@ -23,65 +23,40 @@ the first frame on (`sequential`).
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from ase import units
-from ase.data import chemical_symbols
 
-from mlip_jax.config import ConfigError, unknown_name
-from mlip_jax.datasets import options, reader
-from mlip_jax.datasets.charges import total_charge, whole_charge
-from mlip_jax.datasets.formats.ase_database import is_ase_database
-from mlip_jax.datasets.formats.ase_frames import (
-    FileFrames,
-    Frame,
-    is_trajectory,
-    is_xyz,
-    open_frames,
+from mlip_jax.datasets import file_units, options, reader
+from mlip_jax.datasets.charges import (
+    ElectronicStateError,
+    find_charge,
+    find_unpaired,
+    spin_names,
+    total_charge,
+    whole_charge,
 )
+from mlip_jax.datasets.formats.ase_database import is_ase_database
+from mlip_jax.datasets.formats.ase_frames import FileFrames, Frame, is_trajectory, open_frames
 from mlip_jax.datasets.formats.elements import validate_numbers
+from mlip_jax.datasets.formats.frame_labels import (
+    formula,
+    label_names,
+    label_of,
+    numbers_of,
+    plain,
+    similar_to_forces,
+    text_of,
+    unread_labels,
+    value_of,
+)
+from mlip_jax.datasets.formats.xyz import is_xyz
+from mlip_jax.datasets.identity import molecule_identity
 from mlip_jax.datasets.reader import DatasetError, ReadReport
-from mlip_jax.structure import Structure
+from mlip_jax.structure import Structure, cell_problem, charge_names
 
-log = logging.getLogger(__name__)
-
-ENERGY_UNITS = {
-    "eV": 1.0,
-    "meV": 1e-3,
-    "hartree": units.Hartree,
-    "Ha": units.Hartree,
-    "Eh": units.Hartree,
-    "rydberg": units.Rydberg,
-    "Ry": units.Rydberg,
-    "kcal/mol": units.kcal / units.mol,
-    "kJ/mol": units.kJ / units.mol,
-}
-LENGTH_UNITS = {"Ang": 1.0, "angstrom": 1.0, "Å": 1.0, "bohr": units.Bohr, "nm": 10.0, "pm": 0.01}
-_FIRST = 10  # number of frames that are searched for the requested labels
-
-
-def _force_unit(text: str) -> float:
-    """Return the value in eV/Å of a force unit, written as energy/length.
-
-    >>> round(_force_unit("kcal/mol/Ang"), 6), round(_force_unit("hartree/bohr"), 4)
-    (0.043364, 51.4221)
-    """
-    energy, _, length = text.rpartition("/")
-    return _unit(energy, ENERGY_UNITS, "energy in forces_unit") / _unit(
-        length, LENGTH_UNITS, "length in forces_unit"
-    )
-
-
-def _unit(text: str, table: Mapping[str, float], option: str) -> float:
-    """Look up a unit in a table, ignoring case. Raise ConfigError if it is unknown."""
-    for name, value in table.items():
-        if name.lower() == text.strip().lower():
-            return value
-    raise ConfigError(unknown_name(option, text, list(table)))
+_FIRST = 10  # number of frames whose labels an error lists
 
 
 class Reader(reader.Reader):
@@ -90,16 +65,21 @@ class Reader(reader.Reader):
     Args:
       path: Path of the file.
       energy_key: Name of the energy; "" for none. A file without this label is rejected with a list
-        of its labels.
-      forces_key: Name of the forces; "" for none. A file without anything like forces is read
+        of its labels. "energy" includes the energy (hartree) that CREST, xtb and ORCA write into
+        the comment line without a name.
+      forces_key: Name of the forces; "" for none. Frames without anything like forces are read
         without them.
-      charge_key: Name of the total charge. "" takes it from the SMILES or the initial charges.
+      charge_key: Name of the total charge. "charge" includes other usual names, such as
+        total_charge. "" takes it from the SMILES or the initial charges.
+      spin_key: Name of the number of unpaired electrons or of the multiplicity. "spin" includes
+        other usual names, such as multiplicity and num_unpaired_electrons. "" reads none.
       molecule_key: Name of the text or number that identifies the molecule. "" uses the SMILES if
-        present, otherwise the chemical formula; isomers then count as one molecule.
+        present (identity.py), otherwise the chemical formula; isomers then count as one molecule.
       smiles_key: Name of the SMILES. Frames may lack it.
       property_keys: Names of additional labels per structure.
       atom_property_keys: Names of additional labels per atom.
-      energy_unit: Energy unit: eV, meV, hartree (Ha), rydberg (Ry), kcal/mol or kJ/mol.
+      energy_unit: Energy unit: eV, meV, hartree (Ha), rydberg (Ry), kcal/mol or kJ/mol. "" means
+        hartree for energies without a name in the comment line, and eV for all others.
       length_unit: Length unit: Ang, bohr, nm or pm.
       forces_unit: Force unit, e.g. "hartree/bohr". "" means energy_unit/length_unit.
       forces_are_gradients: Whether the file has the gradient, whose sign is then changed.
@@ -114,6 +94,15 @@ class Reader(reader.Reader):
         "forces": "forces_unit (eV/Å)",
     }
     GENERAL = True
+    UNREAD_REMEDY = (
+        "To read one, give its name as energy_key, forces_key, charge_key, property_keys or "
+        f"atom_property_keys, e.g. {options.as_flag('property_keys', 'NAME')}."
+    )
+    PROBLEM_OPTIONS = {
+        "units": "forces_unit=hartree/bohr",
+        "gradients": "forces_are_gradients=True",
+        "positions": "length_unit=bohr",
+    }
 
     def __init__(
         self,
@@ -122,11 +111,12 @@ class Reader(reader.Reader):
         energy_key: str = "energy",
         forces_key: str = "forces",
         charge_key: str = "charge",
+        spin_key: str = "spin",
         molecule_key: str = "",
         smiles_key: str = "smiles",
         property_keys: tuple[str, ...] = (),
         atom_property_keys: tuple[str, ...] = (),
-        energy_unit: str = "eV",
+        energy_unit: str = "",
         length_unit: str = "Ang",
         forces_unit: str = "",
         forces_are_gradients: bool = False,
@@ -143,16 +133,21 @@ class Reader(reader.Reader):
                 ("energy", energy_key),
                 ("forces", forces_key),
                 ("charge", charge_key),
+                ("spin", spin_key),
                 ("molecule", molecule_key),
                 ("smiles", smiles_key),
             )
         }
         property_keys = options.texts("property_keys", property_keys)
         atom_property_keys = options.texts("atom_property_keys", atom_property_keys)
-        self._energy = _unit(options.text("energy_unit", energy_unit), ENERGY_UNITS, "energy_unit")
-        self._length = _unit(options.text("length_unit", length_unit), LENGTH_UNITS, "length_unit")
+        energy_unit = options.text("energy_unit", energy_unit)
+        self._energy = file_units.energy_unit(energy_unit or "eV")
+        self._comment_energy = file_units.energy_unit(energy_unit or "hartree")
+        self._length = file_units.length_unit(options.text("length_unit", length_unit))
         forces_unit = options.text("forces_unit", forces_unit)
-        self._force = _force_unit(forces_unit) if forces_unit else self._energy / self._length
+        self._force = (
+            file_units.force_unit(forces_unit) if forces_unit else self._energy / self._length
+        )
         # Forces are minus the gradient.
         self._force *= -1 if options.flag("forces_are_gradients", forces_are_gradients) else 1
         self._frames = self._open(options.text("format", format))
@@ -160,12 +155,12 @@ class Reader(reader.Reader):
         try:
             if not len(self._frames):
                 raise DatasetError(f"{self.path}: the file contains no frames")
-            # Check the options on the first frames, so that a typo is reported on opening.
-            first = list(self._frames.read(range(min(_FIRST, len(self._frames)))))
-            self._check_keys(first)
-            self._property_shapes = self._shapes(first, property_keys, "property_keys", False)
-            self._atom_shapes = self._shapes(first, atom_property_keys, "atom_property_keys", True)
-            self._note_partial_charges(first)
+            # Report typos in options on opening.
+            self._check_keys()
+            self._property_shapes = self._shapes(property_keys, "property_keys", False)
+            self._atom_shapes = self._shapes(atom_property_keys, "atom_property_keys", True)
+            self._read = {k for k in self._keys.values() if k} | {"config_type"}
+            self._read |= {*property_keys, *atom_property_keys}
         except BaseException:
             self._frames.close()
             raise
@@ -191,7 +186,8 @@ class Reader(reader.Reader):
     def read(self, records: range, report: ReadReport) -> Iterator[Structure]:
         """Yield the structures of the records. Missing labels are NaN.
 
-        Frames without atoms and frames with positions that are not finite are skipped.
+        Frames without atoms, with positions that are not finite or with an invalid cell are
+        skipped.
         """
         for record, frame in zip(records, self._frames.read(records)):
             report.records += 1
@@ -202,191 +198,151 @@ class Reader(reader.Reader):
             if not np.isfinite(frame.positions).all():
                 report.skip("positions not finite", source)
                 continue
+            if problem := cell_problem(frame.cell, frame.pbc):
+                report.skip(problem, source)
+                continue
             validate_numbers(frame.numbers, source)
+            self._check_forces(frame, source)
             report.structures += 1
-            yield self._structure(frame, record, source)
+            yield self._structure(frame, record, source, report)
+            report.add_unread(unread_labels(frame, self._read | {*self._state_names(frame)}))
 
-    def _structure(self, frame: Frame, record: int, source: str) -> Structure:
+    def _structure(self, frame: Frame, record: int, source: str, report: ReadReport) -> Structure:
         """Convert a frame to a structure in eV and Å."""
         n, periodic = len(frame.numbers), bool(np.any(frame.pbc))
-        energy = _label(frame, self._keys["energy"], (), False, source)
         forces = (
-            _label(frame, self._keys["forces"], (n, 3), True, source)
+            label_of(frame, self._keys["forces"], (n, 3), True, source)
             if self._keys["forces"]
             else None
         )
-        smiles = _text(frame, self._keys["smiles"])
+        smiles = text_of(frame, self._keys["smiles"])
         return Structure(
             numbers=frame.numbers,
             positions=frame.positions * self._length,
-            energy=float(energy) * self._energy,
+            energy=self._total_energy(frame, source, report),
             forces=None if forces is None else forces * self._force,
-            charge=self._charge(frame, smiles, source),
+            **self._electronic_state(frame, smiles, source, report),
             cell=frame.cell * self._length if periodic else None,
             pbc=frame.pbc if periodic else None,
             molecule=self._molecule(frame, smiles, source),
             smiles=smiles,
             record=record,
             source=source,
-            subset=_text(frame, "config_type"),
+            subset=text_of(frame, "config_type"),
             properties={
-                k: _plain(_label(frame, k, shape, False, source))
+                k: plain(label_of(frame, k, shape, False, source))
                 for k, shape in self._property_shapes.items()
             },
             atom_properties={
-                k: _label(frame, k, (n, *shape), True, source)
+                k: label_of(frame, k, (n, *shape), True, source)
                 for k, shape in self._atom_shapes.items()
             },
         )
 
-    def _charge(self, frame: Frame, smiles: str, source: str) -> float:
-        """Return the total charge of a frame (e)."""
-        return total_charge(
-            float(_label(frame, self._keys["charge"], (), False, source)), smiles, frame.charge
-        )
+    def _total_energy(self, frame: Frame, source: str, report: ReadReport) -> float:
+        """Return the total energy of a frame (eV), NaN if it is missing."""
+        key = self._keys["energy"]
+        if key == "energy" and not frame.has(key) and frame.comment_energy is not None:
+            report.remark(
+                f"{self.path.name}: the energy is the number in the comment line, as written by "
+                f"CREST, xtb and ORCA, in units of {self._comment_energy:.6g} eV"
+            )
+            return frame.comment_energy * self._comment_energy
+        return float(label_of(frame, key, (), False, source)) * self._energy
 
-    def _note_partial_charges(self, frames: list[Frame]) -> None:
-        """Add a note if initial charges do not sum to an integer and no other charge is known."""
-        for i, f in enumerate(frames):
-            if (
-                whole_charge(f.charge) is None
-                and not _has(f, self._keys["charge"])
-                and not _text(f, self._keys["smiles"])
-            ):
-                self.notes.append(
-                    f"{self.path.name}:{i}: the initial charges of the atoms add up to "
-                    f"{f.charge:.4g}, which is not a total charge. Frames without any other charge "
-                    "are treated as neutral. If there is a label of the total charge, set it, "
-                    f"{options.as_flag('charge_key', 'NAME')}"
-                )
-                return
+    def _check_forces(self, frame: Frame, source: str) -> None:
+        """Raise DatasetError if a frame has forces under another name than the requested one."""
+        key = self._keys["forces"]
+        if key and not frame.has(key) and (similar := similar_to_forces(frame)):
+            raise DatasetError(
+                f"{source}: {key!r} is missing, but {', '.join(similar)} looks like forces. Give "
+                f"the name, {options.as_flag('forces_key', similar[0])}, or none, "
+                f"{options.as_flag('forces_key', repr(''))}."
+            )
+
+    def _state_names(self, frame: Frame) -> list[str]:
+        """Return the names of the labels of a frame that contain its total charge and spin."""
+        names = (*frame.labels, *frame.arrays, *frame.results)
+        charge, spin = self._keys["charge"], self._keys["spin"]
+        return [
+            *(charge_names(names) if charge == "charge" else [n for n in names if n == charge]),
+            *(spin_names(names) if spin == "spin" else [n for n in names if n == spin]),
+        ]
+
+    def _electronic_state(
+        self, frame: Frame, smiles: str, source: str, report: ReadReport
+    ) -> dict[str, float]:
+        """Return the total charge (e) and the number of unpaired electrons of a frame."""
+        labels = {name: value_of(frame, name, source) for name in self._state_names(frame)}
+        charge_key, spin_key = self._keys["charge"], self._keys["spin"]
+        try:
+            known = find_charge(labels, None if charge_key == "charge" else [charge_key])
+            charge = total_charge(known, smiles, frame.charge)
+            names = None if spin_key == "spin" else [spin_key]
+            unpaired = find_unpaired(labels, frame.numbers, charge, names)
+        except ElectronicStateError as error:
+            raise DatasetError(f"{source}: {error}") from error
+        if known is None and not smiles and whole_charge(frame.charge) is None:
+            report.remark(
+                f"{self.path.name}: the initial charges of the atoms do not add up to an integer, "
+                "so they are not a total charge, and the structure is treated as neutral. If there "
+                f"is a label of the total charge, set it, {options.as_flag('charge_key', 'NAME')}"
+            )
+        return {"charge": charge, "spin": unpaired or 0.0}
 
     def _molecule(self, frame: Frame, smiles: str, source: str) -> str:
         """Return the identity of the molecule of a frame."""
         key = self._keys["molecule"]
-        name = _text(frame, key) if key else smiles or _formula(frame.numbers)
+        name = text_of(frame, key) if key else molecule_identity(smiles) or formula(frame.numbers)
         if not name:
             raise DatasetError(
                 f"{source}: has no {key!r} to identify its molecule; found: "
-                f"{_label_names([frame])}. Change or remove molecule_key."
+                f"{label_names([frame])}. Change or remove molecule_key."
             )
         return name
 
-    def _check_keys(self, frames: list[Frame]) -> None:
-        """Raise DatasetError if a requested label is missing in the first frames.
+    def _check_keys(self) -> None:
+        """Raise DatasetError if no frame has a requested label.
 
-        The default names of charge, SMILES and forces may be missing. Missing forces are rejected
-        if the file has labels that look like forces under another name.
+        The default names of charge, SMILES and forces may be missing.
         """
         for option in ("energy", "molecule"):
             if self._keys[option]:
-                self._require(frames, self._keys[option], f"{option}_key")
-        for option in ("charge", "smiles"):
+                self._require(self._keys[option], f"{option}_key")
+        for option in ("charge", "spin", "smiles", "forces"):
             if self._keys[option] not in ("", option):
-                self._require(frames, self._keys[option], f"{option}_key")
-        key = self._keys["forces"]
-        if key and not any(_has(f, key) for f in frames):
-            similar = [
-                k
-                for f in frames
-                for k in (*f.labels, *f.arrays, *f.results)
-                if "force" in k.lower() or "grad" in k.lower()
-            ]
-            if key != "forces" or similar:
-                self._require(frames, key, "forces_key")
-            log.warning("%s: no forces in the first %d frames", self.path, len(frames))
+                self._require(self._keys[option], f"{option}_key")
+        # Every frame is checked when it is read; the first ones also before a conversion starts.
+        for i, frame in enumerate(self._frames.read(range(min(_FIRST, len(self._frames))))):
+            self._check_forces(frame, f"{self.path}:{i}")
 
-    def _require(self, frames: list[Frame], key: str, option: str) -> None:
-        """Raise DatasetError, with the labels found, if no frame has the label `key`."""
-        if not any(_has(f, key) for f in frames):
+    def _require(self, key: str, option: str) -> Frame:
+        """Return the first frame with the label `key`. Raise DatasetError if there is none."""
+        first = next(self._frames.read(range(1)))
+        if first.has(key) or key == "energy" and first.comment_energy is not None:
+            return first
+        frame = self._frames.first_with(key)
+        if frame is None:
+            frames = list(self._frames.read(range(min(_FIRST, len(self._frames)))))
             raise DatasetError(
-                f"{self.path}: {key!r} is in none of the first {len(frames)} frames; found: "
-                f"{_label_names(frames)}. Give the name, {options.as_flag(option, 'NAME')}"
+                f"{self.path}: {key!r} is in none of the {len(self._frames)} frames; found in the "
+                f"first {len(frames)}: {label_names(frames)}. Give the name, "
+                f"{options.as_flag(option, 'NAME')}"
                 + (
                     "."
                     if option == "molecule_key"
                     else ", or none, " + options.as_flag(option, "''") + "."
                 )
             )
+        return frame
 
-    def _shapes(
-        self, frames: list[Frame], keys: tuple[str, ...], option: str, atoms: bool
-    ) -> dict[str, tuple]:
+    def _shapes(self, keys: tuple[str, ...], option: str, atoms: bool) -> dict[str, tuple]:
         """Return the shape of each label, without the axis of the atoms if `atoms` is set."""
         shapes = {}
         for key in keys:
-            self._require(frames, key, option)
-            frame = next(f for f in frames if _has(f, key))
+            frame = self._require(key, option)
             shapes[key] = np.shape(
-                _numbers(_value(frame, key, str(self.path)), key, str(self.path))
+                numbers_of(value_of(frame, key, str(self.path)), key, str(self.path))
             )
             shapes[key] = shapes[key][1:] if atoms else () if shapes[key] == (1,) else shapes[key]
         return shapes
-
-
-def _has(frame: Frame, key: str) -> bool:
-    """Return whether a frame has a label."""
-    return any(key in part for part in (frame.labels, frame.arrays, frame.results))
-
-
-def _label_names(frames: list[Frame]) -> str:
-    """Format the names of all labels for a message."""
-    names = {k: None for f in frames for part in (f.labels, f.arrays, f.results) for k in part}
-    return ", ".join(names) or "no labels"
-
-
-def _value(frame: Frame, key: str, source: str) -> Any:
-    """Return the label with this name, or None. Values stored in two places must be equal."""
-    values = [
-        part[key]
-        for part in (frame.labels, frame.arrays, frame.results)
-        if part.get(key) is not None
-    ]
-    if len(values) > 1 and not all(np.array_equal(values[0], v) for v in values[1:]):
-        raise DatasetError(
-            f"{source}: {key!r} occurs twice with different values, as a label of the file and as "
-            "a calculator's result. Write the correct one under another name."
-        )
-    return values[0] if values else None
-
-
-def _label(frame: Frame, key: str, shape: tuple[int, ...], atoms: bool, source: str) -> np.ndarray:
-    """Return a label as float64 of the given shape, all NaN if the frame lacks it."""
-    value = _value(frame, key, source) if key else None
-    if value is None:
-        return np.full(shape, np.nan)
-    value = _numbers(value, key, source)
-    if not shape and value.size == 1:
-        value = value.reshape(())
-    if value.shape != shape:
-        raise DatasetError(
-            f"{source}: {key!r} has shape {value.shape}, expected {shape}"
-            + (f" for {len(frame.numbers)} atoms" if atoms else "")
-        )
-    return value
-
-
-def _numbers(value: Any, key: str, source: str) -> np.ndarray:
-    """Convert a label to float64. Raise DatasetError if it is not numeric."""
-    try:
-        return np.array(value, np.float64)
-    except (TypeError, ValueError) as error:
-        raise DatasetError(f"{source}: {key!r} is not numeric ({error})") from error
-
-
-def _plain(value: np.ndarray) -> float | np.ndarray:
-    """Return a scalar as float and other arrays unchanged."""
-    return value if value.shape else float(value)
-
-
-def _text(frame: Frame, key: str) -> str:
-    """Return a label as text, "" if the frame lacks it or it is not a text or number."""
-    value = frame.labels.get(key, frame.arrays.get(key)) if key else None
-    return "" if value is None or isinstance(value, (bool, dict, list, np.ndarray)) else str(value)
-
-
-def _formula(numbers: np.ndarray) -> str:
-    """Return the formula with elements in the order of atomic numbers."""
-    return "".join(
-        f"{chemical_symbols[z]}{n}" for z, n in zip(*np.unique(numbers, return_counts=True))
-    )

@@ -56,6 +56,7 @@ from mlip_jax.datasets.formats.geom_files import (
     kind_of,
     pickles_in,
 )
+from mlip_jax.datasets.identity import molecule_identity
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.structure import Structure
 
@@ -71,6 +72,11 @@ _OF_CONFORMER = {
     "boltzmann_weight": ("boltzmannweight", 1.0),
     "degeneracy": ("degeneracy", 1.0),
 }
+# Entries that are read, or counts, conditions and names that are not labels.
+_KNOWN_OF_MOLECULE = {"conformers", "smiles", "charge", "totalconfs", "uniqueconfs", "temperature"}
+_KNOWN_OF_MOLECULE |= {"lowestenergy", "datasets", *(key for key, _ in _OF_MOLECULE.values())}
+_KNOWN_OF_CONFORMER = {"totalenergy", "rd_mol", "xyz", "geom_id", "set", "conformerweights"}
+_KNOWN_OF_CONFORMER |= {key for key, _ in _OF_CONFORMER.values()}
 _MAX_ATOMS = 10_000  # per molecule; the largest one in GEOM has 181
 
 
@@ -183,6 +189,11 @@ class Reader(reader.Reader):
             raise DatasetError(
                 f"{source}: smiles is {safe_pickle.short_repr(smiles)}, expected a text"
             )
+        names = {str(k) for k in molecule} - _KNOWN_OF_MOLECULE
+        for each in conformers:
+            if isinstance(each, Mapping):
+                names |= {str(k) for k in each} - _KNOWN_OF_CONFORMER
+        report.add_unread(names)
         for c in _lowest(conformers, self._max_conformers, source):
             where = f"{source}#{c}"
             numbers, positions, charge = _atoms(conformers[c], where)
@@ -200,7 +211,7 @@ class Reader(reader.Reader):
                 positions=positions,
                 energy=_energy(conformers[c], where) * units.Hartree,
                 charge=float(charge),
-                molecule=smiles or source,
+                molecule=molecule_identity(smiles) or source,
                 smiles=smiles,
                 conformer=c,
                 record=record,

@@ -38,6 +38,7 @@ from ase import units
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets import options, reader
 from mlip_jax.datasets.formats import npz
+from mlip_jax.datasets.formats.elements import validate_numbers
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.structure import Structure
 
@@ -48,6 +49,9 @@ _REVISED = {
     "forces": "forces",
 }
 _ORIGINAL = {"numbers": "z", "positions": "R", "energy": "E", "forces": "F"}
+# Texts and indices, and labels of the original data that the revised ones replace.
+_KNOWN = {"name", "theory", "md5", "type", "r_unit", "e_unit"}
+_KNOWN |= {"old_indices", "old_energies", "old_forces"}
 _TWO_FILES, _NONE = "('TRAIN.csv', 'TEST.csv')", "''"
 _BLOCK = 512  # rows read at once
 _KCAL = units.kcal / units.mol
@@ -72,7 +76,8 @@ class Reader(reader.Reader):
       path: Path of the .npz file.
       split_files: CSV files of row numbers, (train, test), that replace the official ones next to
         the data; "" or () for no split.
-      split_number: Number of the official split, 1 to 5.
+      split_number: Number of the official split, 1 to 5. None uses the first one if its files are
+        next to the data.
     """
 
     LEVEL_OF_THEORY = "PBE/def2-SVP (rMD17); PBE+vdW-TS (MD17)"
@@ -82,12 +87,18 @@ class Reader(reader.Reader):
         self,
         path: str | Path,
         split_files: tuple[str, str] | str | None = None,
-        split_number: int = 1,
+        split_number: int | None = None,
     ):
         super().__init__(path)
-        split_number = options.positive_integer("split_number", split_number)
+        split_number = options.positive_integer("split_number", split_number, allow_none=True)
         if split_files is None:
-            self._splits = self._find_splits(split_number)
+            self._splits = self._find_splits(split_number or 1)
+            if split_number is not None and self._splits is None:
+                raise DatasetError(
+                    f"{self.path}: the files of split {split_number}, such as "
+                    f"splits/index_train_{split_number:02d}.csv, are missing next to the data. Add "
+                    f"them, or give others, {options.as_flag('split_files', _TWO_FILES)}."
+                )
         else:
             if isinstance(split_files, list | tuple):
                 split_files = [
@@ -117,7 +128,9 @@ class Reader(reader.Reader):
                 f"nor that of MD17 ({', '.join(_ORIGINAL.values())}; z for one molecule); found "
                 f"{sorted(self._file.members)}"
             )
-        self.numbers = self._file.whole(self._keys["numbers"]).astype(np.int32)
+        self.numbers = validate_numbers(
+            self._file.whole(self._keys["numbers"]), f"{self.path}: {self._keys['numbers']}"
+        )
         self._length = self._file.members[self._keys["positions"]].shape[0]
         if not self._length:
             raise DatasetError(f"{self.path}: the file contains no frames")
@@ -128,6 +141,7 @@ class Reader(reader.Reader):
         )
         self.molecule = _molecule_name(self.path)
         self._unit = self._energy_unit()
+        self._unread = [k for k in self._file.members if k not in _KNOWN | {*self._keys.values()}]
         self.sequential = any(
             self._file.streamed(k) for k in self._keys.values() if k in self._file
         )
@@ -164,6 +178,7 @@ class Reader(reader.Reader):
             i = record - start
             source = f"{self.path.name}:{record}"
             report.records += 1
+            report.add_unread(self._unread)
             if not finite[i]:
                 report.skip("positions not finite", source)
                 continue
@@ -202,7 +217,8 @@ class Reader(reader.Reader):
         """Return the row numbers in a split file, shape (rows,), after checking them."""
         try:
             rows = np.array(
-                [int(word) for word in file.read_text().replace(",", " ").split()], np.int64
+                [int(word) for word in file.read_text(encoding="utf-8").replace(",", " ").split()],
+                np.int64,
             )
         except (OSError, ValueError) as error:
             raise DatasetError(f"{file}: expected row numbers, one per line ({error})") from error
@@ -262,11 +278,17 @@ class Reader(reader.Reader):
                         f"{self.path}: {key} has shape {member.shape} and type {member.dtype}, "
                         f"expected numbers of shape {' or '.join(map(str, shapes))}"
                     )
-        if n == 0 or ((self.numbers < 1) | (self.numbers > 118)).any():
-            raise DatasetError(
-                f"{self.path}: invalid atomic numbers in {self._keys['numbers']}: "
-                f"{self.numbers.tolist()}"
-            )
+        if n == 0:
+            raise DatasetError(f"{self.path}: {self._keys['numbers']} is empty")
+
+    def _first_energy(self) -> float:
+        """Return the first known energy in the unit of the file, NaN if all are missing."""
+        for start in range(0, self._length, _BLOCK):
+            energies = self._rows("energy", start, start + _BLOCK).reshape(-1)
+            known = energies[np.isfinite(energies)]
+            if len(known):
+                return float(known[0])
+        return float("nan")
 
     def _energy_unit(self) -> float:
         """Return the energy unit of the file (eV): the stated one, otherwise kcal/mol.
@@ -281,7 +303,7 @@ class Reader(reader.Reader):
         if length and length.lower() not in _R_UNITS:
             raise DatasetError(f"{self.path}: r_unit is {length!r}, expected Ang")
         unit = _E_UNITS[stated.lower()] if stated else _KCAL
-        energy = self._rows("energy", 0, 1).reshape(-1)[0]
+        energy = self._first_energy()
         # Energies of the isolated atoms determine the scale of the total energy.
         rough = sum(_ROUGH_ATOMS.get(z, np.nan) for z in self.numbers.tolist())
         for name, factor in (("kcal/mol", _KCAL), ("eV", 1.0), ("hartree", units.Hartree)):

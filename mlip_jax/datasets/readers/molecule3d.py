@@ -35,6 +35,7 @@ from ase.data import atomic_numbers
 
 from mlip_jax.datasets import options, reader
 from mlip_jax.datasets.formats.molecule3d_files import PropertyTable, SdfFile, sdf_files
+from mlip_jax.datasets.identity import molecule_identity
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.structure import Structure
 
@@ -79,6 +80,11 @@ class Reader(reader.Reader):
         self._dipole = _option("dipole_unit", dipole_unit, _DIPOLE_UNITS)
         self._split = _option("split", split, {name: name for name in _SPLITS})
         self._smiles = options.flag("smiles", smiles)
+        if not self._smiles:
+            self.notes.append(
+                "molecules are identified by the number of their compound, so stereoisomers count "
+                f"as different molecules. To avoid it, set {options.as_flag('smiles', 'True')}"
+            )
         folder = self.path / "raw" if (self.path / "raw").is_dir() else self.path
         self._parts = [SdfFile(p, *span) for span, p in sorted(sdf_files(folder).items())]
         if not self._parts or not (folder / "properties.csv").is_file():
@@ -138,6 +144,7 @@ class Reader(reader.Reader):
                 report.skip("no atoms", source)
                 continue
             report.structures += 1
+            report.add_unread(self._table.unread)
             yield structure
 
     def official_split(self) -> dict[str, np.ndarray] | None:
@@ -153,7 +160,7 @@ class Reader(reader.Reader):
             return None
         path = self._table.path.with_name(f"{self._split}_split_inds.json")
         try:
-            stored = json.loads(path.read_text())
+            stored = json.loads(path.read_text(encoding="utf-8"))
             parts = {name: np.array(stored[name], np.int64) for name in ("train", "valid", "test")}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DatasetError(
@@ -227,14 +234,15 @@ class Reader(reader.Reader):
                 f"{source}: the gap is {gap}, but LUMO - HOMO is {lumo} - {homo}: the columns of "
                 f"{self._table.path.name} are mislabeled"
             )
+        smiles = _smiles(block) if self._smiles else ""
         dipole = np.array([row[f"dipole {x}"] for x in "xyz"]) * self._dipole
         return Structure(
             numbers=numbers,
             positions=positions,
             energy=row["scf energy"] * self._energy,
             charge=charge,
-            molecule=str(cid) if cid else f"molecule {molecule}",
-            smiles=_smiles(block) if self._smiles else "",
+            molecule=molecule_identity(smiles) or (str(cid) if cid else f"molecule {molecule}"),
+            smiles=smiles,
             record=record,
             source=source,
             properties={

@@ -39,9 +39,11 @@ from ase import units
 from ase.data import atomic_numbers, chemical_symbols
 
 from mlip_jax.datasets import options, reader
+from mlip_jax.datasets.charges import charge_from_smiles
 from mlip_jax.datasets.formats.ase_database import AseDatabase, AseRow, is_ase_database
 from mlip_jax.datasets.formats.elements import validate_numbers
 from mlip_jax.datasets.formats.nabladft_summary import SummaryTable
+from mlip_jax.datasets.identity import molecule_identity
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.structure import Structure
 
@@ -61,6 +63,7 @@ _ATOM_ENERGIES = {
     "I": -297.7564286148722,
 }
 _KEYS = {"moses_id", "conformation_id"}
+_READ = _KEYS | {"smiles", "iteration", "energy", "forces"}
 
 
 class Reader(reader.Reader):
@@ -93,7 +96,7 @@ class Reader(reader.Reader):
 
     def _open(self, summary: str) -> None:
         """Check layout and units of the database and find the atom energies and the summary."""
-        # The first row shows layout and kind of energy of the whole file.
+        # The first row shows the layout of the whole file.
         first = next(self._database.rows(range(min(1, len(self._database)))), None)
         if first is None:
             raise DatasetError(f"{self.path}: the database has no rows")
@@ -105,7 +108,7 @@ class Reader(reader.Reader):
             for z, e in enumerate(self._atoms)
             if np.isfinite(e)
         }
-        self._subtracted = self._is_subtracted(first, f"{self.path.name}:{first.id}")
+        self._subtracted = self._first_subtracted()
         self._summary_path = self._find_summary(summary)
         self._summary: SummaryTable | None = None
 
@@ -153,6 +156,9 @@ class Reader(reader.Reader):
                 report.skip("positions not finite", source)
                 continue
             report.structures += 1
+            report.add_unread({*row.key_value_pairs, *row.data, *row.results} - _READ)
+            if self._summary is not None:
+                report.add_unread(self._summary.unread)
             yield self._structure(row, record, source)
 
     def _structure(self, row: AseRow, record: int, source: str) -> Structure:
@@ -167,7 +173,8 @@ class Reader(reader.Reader):
             positions=row.positions,
             energy=energy * units.Hartree,
             forces=_forces(row, source),
-            molecule=smiles or f"moses {row.key_value_pairs['moses_id']}",
+            charge=float(charge_from_smiles(smiles)),
+            molecule=molecule_identity(smiles) or f"moses {row.key_value_pairs['moses_id']}",
             smiles=smiles,
             record=record,
             source=source,
@@ -183,16 +190,24 @@ class Reader(reader.Reader):
         if subtracted != self._subtracted:
             raise DatasetError(
                 f"{source}: the energy {stored} hartree {'excludes' if subtracted else 'includes'} "
-                "the isolated atoms, unlike that of the first row. Do not mix files with both "
+                "the isolated atoms, unlike the first energy of the file. Do not mix files with both "
                 "conventions."
             )
         return stored + (self._sum_of_atoms(row, source) if subtracted else 0.0)
+
+    def _first_subtracted(self) -> bool:
+        """Return whether the first known energy is stored minus those of the isolated atoms."""
+        for row in self._database.rows(range(len(self._database))):
+            source = f"{self.path.name}:{row.id}"
+            if not math.isnan(_energy(row, source)):
+                return self._is_subtracted(row, source)
+        return True  # there are no energies
 
     def _is_subtracted(self, row: AseRow, source: str) -> bool:
         """Return whether the energy of a row is stored minus the energies of the isolated atoms."""
         stored, atoms = _energy(row, source), self._sum_of_atoms(row, source)
         # The binding energy of a molecule is 0.1 to 2 % of its total energy.
-        if math.isnan(stored) or abs(stored) < 0.3 * abs(atoms):
+        if abs(stored) < 0.3 * abs(atoms):
             return True
         if abs(stored / atoms - 1) < 0.3:
             return False

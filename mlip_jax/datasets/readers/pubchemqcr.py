@@ -40,6 +40,7 @@ from mlip_jax.datasets import options, reader
 from mlip_jax.datasets.charges import charge_from_smiles
 from mlip_jax.datasets.formats import safe_pickle
 from mlip_jax.datasets.formats.lmdb_file import LmdbFile, TruncatedFileError, page_size
+from mlip_jax.datasets.identity import molecule_identity
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.structure import Structure
 
@@ -51,6 +52,7 @@ _COLUMNS = {
     "dipole_e_bohr": ("dipole_moment", units.Bohr),
 }
 _SUMMARY_STAGE = "DFT_1st"
+_SNAPSHOT = {"coordinates", "energy", "gradient"}
 _MAX_RECORD = 2**26  # bytes after decompression; the longest of 3,000 trajectories takes 260 kB
 
 
@@ -103,9 +105,15 @@ class Reader(reader.Reader):
                 f"published. To change it, set {options.as_flag('level_of_theory', '...')}"
             )
         self._summary_path = _find_summary(self.path, options.path("summary", summary))
-        self._summary, self._names = (
-            _read_summary(self._summary_path) if self._summary_path else ({}, ())
+        self._summary, self._names, self._unread = (
+            _read_summary(self._summary_path) if self._summary_path else ({}, (), ())
         )
+        if not self._summary_path:
+            self.notes.append(
+                f"{self.path.name} has neither charges nor SMILES: all molecules are treated as "
+                "neutral, and stereoisomers count as different molecules. Add the table of the release that has them, "
+                f"{options.as_flag('summary', 'FILE')}"
+            )
         self._environment = LmdbFile(self.path)
         self._length = self._environment.handle.stat()["entries"]
         if not self._length:
@@ -170,6 +178,7 @@ class Reader(reader.Reader):
         """Yield the chosen snapshots of a record."""
         smiles, *final = self._summary.get(cid, ("", *(np.nan for _ in self._names)))
         unknown = dict.fromkeys(self._names, float("nan"))
+        unread = set(self._unread)
         begin = 0
         for stage in self._stages:
             snapshots = stages.get(stage)
@@ -187,6 +196,7 @@ class Reader(reader.Reader):
                 if not np.isfinite(positions).all():
                     report.skip("positions not finite", where)
                     continue
+                unread |= {str(k) for k in snapshots[step]} - _SNAPSHOT
                 # The table describes the end of one stage only.
                 is_final = stage == _SUMMARY_STAGE and step == len(snapshots) - 1
                 report.structures += 1
@@ -195,7 +205,7 @@ class Reader(reader.Reader):
                     positions=positions,
                     energy=energy,
                     forces=forces,
-                    molecule=str(cid),
+                    molecule=molecule_identity(smiles) or str(cid),
                     charge=float(charge_from_smiles(smiles)),
                     smiles=smiles,
                     conformer=begin + step,
@@ -205,6 +215,7 @@ class Reader(reader.Reader):
                     properties=dict(zip(self._names, final)) if is_final else unknown,
                 )
             begin += len(snapshots)
+        report.add_unread(unread)
 
     def _choose_steps(self, count: int) -> list[int]:
         """Return the indices of the snapshots to read in a stage of `count` snapshots."""
@@ -312,8 +323,8 @@ def _find_summary(path: Path, summary: str) -> Path | None:
     return Path(summary) if summary else None
 
 
-def _read_summary(path: Path) -> tuple[dict[int, tuple], tuple[str, ...]]:
-    """Return (SMILES, properties ...) by CID, and the names of the properties."""
+def _read_summary(path: Path) -> tuple[dict[int, tuple], tuple[str, ...], tuple[str, ...]]:
+    """Return (SMILES, properties ...) by CID, the properties and the columns that are not read."""
     with open(path, newline="", encoding="utf-8") as file:
         table = csv.DictReader(file)
         if "cid" not in (table.fieldnames or ()):
@@ -331,4 +342,5 @@ def _read_summary(path: Path) -> tuple[dict[int, tuple], tuple[str, ...]]:
                 )
         except (ValueError, TypeError, UnicodeDecodeError, csv.Error) as error:
             raise DatasetError(f"{path}: line {table.line_num}: {error}") from error
-    return rows, tuple(_COLUMNS[c][0] for c in columns)
+    unread = (c for c in table.fieldnames if c and c not in {*columns, "cid", "smiles"})
+    return rows, tuple(_COLUMNS[c][0] for c in columns), tuple(unread)

@@ -17,7 +17,7 @@ counts the SMILES strings, i their stereoisomers, c the conformers of these. "op
                             free atom
     atPOL                   (n,) or (n, 1)  bohr³
 
-About twenty more entries are not read. DupMols.dat, published with the files, lists duplicate
+About twenty more entries are not read; a note lists them. DupMols.dat, published with the files, lists duplicate
 structures.
 
 The smaller form used by mlff is one .npz file: R (m, N, 3) Å, z (m, N), E (m, 1) eV total energy
@@ -42,7 +42,7 @@ from ase.data import chemical_symbols
 from mlip_jax.datasets import options, reader
 from mlip_jax.datasets.formats.elements import validate_numbers
 from mlip_jax.datasets.formats.qm7x_padded import ATOM_ENERGIES, PaddedFile, check_energy, is_padded
-from mlip_jax.datasets.reader import DatasetError, ReadReport
+from mlip_jax.datasets.reader import HDF5_ERRORS, DatasetError, ReadReport
 from mlip_jax.structure import Structure
 
 _PROPERTIES = {
@@ -59,6 +59,10 @@ _ATOM_PROPERTIES = {
     "hirshfeld_ratios": ("hRAT", 1.0),
     "atomic_polarizabilities": ("atPOL", units.Bohr**3),
 }
+
+
+_READ = {"atNUM", "atXYZ", "ePBE0+MBD", "totFOR"}
+_READ_PROPERTIES = {"vDIP", *(f for f, _ in (*_PROPERTIES.values(), *_ATOM_PROPERTIES.values()))}
 
 
 class Reader(reader.Reader):
@@ -165,7 +169,9 @@ class _MoleculeGroups:
             report.records += 1
             try:
                 yield from self._molecule(self._files[file], name, source, record, report)
-            except (OSError, KeyError, RuntimeError) as error:
+            except DatasetError:
+                raise
+            except HDF5_ERRORS as error:
                 raise DatasetError(
                     f"{source}: the record cannot be read ({error}); the file is corrupted. "
                     "Download it again or recreate it."
@@ -192,6 +198,9 @@ class _MoleculeGroups:
                 report.skip("positions not finite", structure_source)
                 continue
             report.structures += 1
+            report.add_unread(group[key].keys() - _READ - _READ_PROPERTIES)
+            if not self._properties:
+                report.add_unread(group[key].keys() & _READ_PROPERTIES)
             yield Structure(**structure, conformer=c, record=record, source=structure_source)
 
     def _structure(self, group, key, name, source) -> dict:
@@ -270,7 +279,7 @@ def _read_duplicates(path: Path | None) -> set[str]:
     if path is None:
         return set()
     try:
-        return {_minimum_of(word) for word in path.read_text().split()}
+        return {_minimum_of(word) for word in path.read_text(encoding="utf-8").split()}
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path}: the list of duplicates cannot be read ({error})") from error
 

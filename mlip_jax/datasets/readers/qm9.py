@@ -42,6 +42,7 @@ from ase import units
 from mlip_jax.datasets import options, reader
 from mlip_jax.datasets.formats.qm9_formats import Archive, format_of, open_format
 from mlip_jax.datasets.formats.qm9_records import ATOM_ENERGIES, BINDING, binding_energy
+from mlip_jax.datasets.identity import molecule_identity
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.structure import Structure
 
@@ -126,6 +127,7 @@ class Reader(reader.Reader):
                 continue
             # Parse only records that are not excluded.
             structure = raw()
+            report.add_unread(structure.pop("unread"))
             _check_energy(structure["energy"], structure["numbers"], source)
             if not np.isfinite(structure["positions"]).all():
                 report.skip("positions not finite", source)
@@ -133,7 +135,8 @@ class Reader(reader.Reader):
             report.structures += 1
             yield Structure(
                 **structure,
-                molecule=source if index is None else f"gdb {index}",
+                molecule=molecule_identity(structure["smiles"])
+                or (source if index is None else f"gdb {index}"),
                 record=record,
                 source=source,
             )
@@ -168,7 +171,7 @@ class Reader(reader.Reader):
 def _read_list(path: Path) -> frozenset[int]:
     """Return the indices in a list of uncharacterized molecules."""
     try:
-        lines = path.read_text().split("\n")
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(
             f"{path}: the list of uncharacterized molecules cannot be read ({error})"

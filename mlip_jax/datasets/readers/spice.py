@@ -15,7 +15,6 @@ The total charge is stored only in the SMILES.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,7 +25,8 @@ from ase import units
 from mlip_jax.datasets import reader
 from mlip_jax.datasets.charges import charge_from_smiles
 from mlip_jax.datasets.formats.elements import validate_numbers
-from mlip_jax.datasets.reader import DatasetError, ReadReport
+from mlip_jax.datasets.identity import molecule_identity
+from mlip_jax.datasets.reader import HDF5_ERRORS, DatasetError, ReadReport
 from mlip_jax.structure import Structure
 
 _UNITS = {
@@ -35,18 +35,7 @@ _UNITS = {
     "dft_total_gradient": "hartree/bohr",
     "formation_energy": "hartree",
 }
-_ATOM_MAP = re.compile(r":\d+(?=\])")
-
-
-def molecule_identity(smiles: str) -> str:
-    """Return the SMILES without atom maps.
-
-    The SMILES is not canonicalized, because identities must not depend on whether RDKit is
-    installed. Records whose SMILES differ only in the maps have the same identity. Records that
-    list the atoms of a molecule in another order have different identities, so a split by molecule
-    can separate them.
-    """
-    return _ATOM_MAP.sub("", smiles)
+_READ = frozenset(name.encode() for name in (*_UNITS, "atomic_numbers", "smiles", "subset"))
 
 
 class Reader(reader.Reader):
@@ -108,15 +97,7 @@ class Reader(reader.Reader):
                 yield from _read_molecule(group, source, record, report)
             except DatasetError:
                 raise
-            except (
-                OSError,
-                KeyError,
-                RuntimeError,
-                TypeError,
-                ValueError,
-                IndexError,
-                MemoryError,
-            ) as error:
+            except HDF5_ERRORS as error:
                 raise DatasetError(
                     f"{source}: the record cannot be read ({error}); the file is corrupted. "
                     "Download it again or recreate it."
@@ -147,6 +128,7 @@ def _read_molecule(
     formation = _labels(group, "formation_energy", (count,), source) * units.Hartree
     smiles, subset = (_text(group, name, source) for name in ("smiles", "subset"))
     charge, molecule = charge_from_smiles(smiles), molecule_identity(smiles)
+    report.add_unread(n.decode("utf-8", "replace") for n in group if n not in _READ)
     finite = np.isfinite(positions).all((1, 2))
     for c in range(count):
         if not finite[c]:

@@ -150,9 +150,9 @@ class StorePool:
             if np.isinf(s.charge):
                 problems[s.molecule] = f"its charge is {s.charge}"
                 continue
-            atoms = Atoms(
-                s.numbers, s.positions, info={} if np.isnan(s.charge) else {"charge": s.charge}
-            )
+            info = {} if np.isnan(s.charge) else {"charge": s.charge}
+            info |= {"num_unpaired_electrons": int(s.spin)} if s.spin else {}
+            atoms = Atoms(s.numbers, s.positions, info=info)
             starts.append(
                 InitialGeometry(
                     s.molecule, s.smiles, s.source, atoms, None if end is None else end.positions

@@ -305,7 +305,8 @@ def _official(official, record, molecule, counts, seed) -> dict[str, np.ndarray]
 def _draw_valid(train, test, record, molecule, counts, seed) -> dict[str, np.ndarray]:
     """Draw a validation split from `train` and return both splits."""
     sizes = _requested_counts((counts[0], counts[1], 0), len(train))
-    valid = max(round(sizes[1]), 1)
+    # At least one structure remains for training.
+    valid = min(max(round(sizes[1]), 1), len(train) - 1)
     of_molecules, num_molecules = group(molecule)
     disjoint = not np.isin(of_molecules[train], of_molecules[test]).any()
     by_molecule = disjoint and len(np.unique(of_molecules[train])) > 1

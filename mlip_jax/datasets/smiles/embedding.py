@@ -138,7 +138,19 @@ def _from_block(block: str):
             "RDKit cannot read the mol block"
             + _problems(Chem.MolFromMolBlock(block, sanitize=False, removeHs=False))
         )
+    # RDKit takes planar molecules for drawings, even if the header states three dimensions.
+    if molecule.GetNumConformers() and _is_tagged_3d(block):
+        molecule.GetConformer().Set3D(True)
     return molecule
+
+
+def _is_tagged_3d(block: str) -> bool:
+    """Return whether the second line of a mol block states three-dimensional positions.
+
+    The code is in columns 21 and 22; some programs write it as a word elsewhere.
+    """
+    header = (block.split("\n", 2) + [""])[1]
+    return header[20:22] == "3D" or "3D" in header.split()
 
 
 def _problems(molecule) -> str:

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import bz2
-import contextlib
 import csv
-import gzip
-import io
 import itertools
-import lzma
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from mlip_jax.config import ConfigError, unknown_name
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.smiles.embedding import Entry
+from mlip_jax.datasets.text_files import open_text
 
 SMILES_COLUMNS, NAME_COLUMNS = (
     ("smiles", "canonical_smiles", "isomeric_smiles"),
     ("name", "id", "title"),
 )
-COMPRESSED: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 
 class CsvColumns(NamedTuple):
@@ -35,27 +29,6 @@ class CsvColumns(NamedTuple):
 
     smiles: str = ""
     name: str = ""
-
-
-@contextlib.contextmanager
-def open_text(path: Path) -> Iterator[io.TextIOBase]:
-    """Open a text file, decompressed if necessary.
-
-    Invalid UTF-8 is replaced, because it can only occur in names.
-
-    Raises:
-      DatasetError: The file is truncated or corrupted. Also raised while the file is being read in
-        the body of the `with` statement.
-    """
-    try:
-        with COMPRESSED.get(path.suffix.lower(), open)(
-            path, "rt", encoding="utf-8-sig", errors="replace", newline=""
-        ) as file:
-            yield file
-    except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
-        raise DatasetError(
-            f"{path}: cannot be read to its end ({error}); it is corrupted or truncated"
-        ) from error
 
 
 def read_entries(path: Path, kind: str, columns: CsvColumns) -> Iterator[Entry]:
@@ -86,17 +59,18 @@ def _smi(path: Path, file, columns: CsvColumns) -> Iterator[Entry]:
             and words[0].lower() in SMILES_COLUMNS
         ):
             continue
-        yield Entry(
-            next(numbers),
-            f"{path.name} line {line}",
-            words[1].strip() if len(words) > 1 else "",
-            words[0],
-        )
+        smiles, rest = words[0], words[1].strip() if len(words) > 1 else ""
+        if rest.startswith("|") and (end := rest.find("|", 1)) > 0:  # extension of CXSMILES
+            smiles, rest = f"{smiles} {rest[: end + 1]}", rest[end + 1 :].strip()
+        yield Entry(next(numbers), f"{path.name} line {line}", rest, smiles)
 
 
 def _csv(path: Path, file, columns: CsvColumns) -> Iterator[Entry]:
-    """Yield the molecules of a CSV or TSV table."""
-    rows = csv.reader(file, delimiter="\t" if ".tsv" in path.name.lower() else ",")
+    """Yield the molecules of a table. The separator is the most frequent one in the header."""
+    first = next(file, "")
+    # Prefer the usual separator of the file if there is no other one.
+    separators = "\t,;" if ".tsv" in path.name.lower() else ",;\t"
+    rows = csv.reader(itertools.chain([first], file), delimiter=max(separators, key=first.count))
     numbers, line = itertools.count(), 1
     try:
         header = [cell.strip() for cell in next(rows, [])]

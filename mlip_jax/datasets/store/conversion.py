@@ -28,7 +28,12 @@ from mlip_jax.datasets.quality.diagnosis import diagnose
 from mlip_jax.datasets.quality.problems import EARLY
 from mlip_jax.datasets.reader import DatasetError, Reader
 from mlip_jax.datasets.store.conversion_plan import ConversionSpec, make_plan
-from mlip_jax.datasets.store.finalize import FinishedShard, finalize, reject_if_invalid
+from mlip_jax.datasets.store.finalize import (
+    FinishedShard,
+    finalize,
+    reject_if_invalid,
+    with_options,
+)
 from mlip_jax.datasets.store.shard_conversion import ShardJob, convert_shard
 from mlip_jax.datasets.store.shards import checksum
 from mlip_jax.datasets.store.store import MANIFEST, is_store
@@ -77,7 +82,9 @@ def convert(
                     for number, bounds in enumerate(plan["ranges"])
                 ]
                 check_first = (
-                    functools.partial(_check_first_shard, jobs) if reject_invalid else lambda: None
+                    functools.partial(_check_first_shard, jobs, source)
+                    if reject_invalid
+                    else lambda: None
                 )
                 _convert_missing(
                     [job for job in jobs if not job.is_done()],
@@ -115,7 +122,7 @@ def convert(
 def _lock_folder(folder: Path) -> Iterator[None]:
     """Lock a folder against other conversions. The lock ends with the process, even on a crash."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".conversion.lock", "w") as lock:
+    with open(folder / ".conversion.lock", "w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -162,20 +169,21 @@ def _convert_missing(
                 after_first()
 
 
-def _check_first_shard(jobs: list[ShardJob]) -> None:
+def _check_first_shard(jobs: list[ShardJob], source: Reader) -> None:
     """Check units and signs, for which the first shard suffices.
 
     A resumed conversion may start with a later shard. The check still uses the first one, so that
     the diagnosis of a source does not depend on interruptions.
     """
     problems = diagnose(checks.Findings.from_json(jobs[0].read_metadata()["findings"]))
-    reject_if_invalid([p for p in problems if p.what in EARLY], jobs[0].spec.path)
+    early = with_options([p for p in problems if p.what in EARLY], source)
+    reject_if_invalid(early, jobs[0].spec.path)
 
 
 def _is_corrupted(folder: Path) -> bool:
     """Return whether a finished store has a corrupted manifest or a missing or corrupted shard."""
     try:
-        shards = json.loads((folder / MANIFEST).read_text())["shards"]
+        shards = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["shards"]
     except (ValueError, KeyError, TypeError):
         log.warning("%s is corrupted; rebuilding it", folder / MANIFEST)
         return True

@@ -64,7 +64,7 @@ def make_plan(spec: ConversionSpec, source: Reader, folder: Path) -> dict[str, A
     path = folder / "conversion.json"
     if path.exists():
         try:
-            plan = dict(json.loads(path.read_text()))
+            plan = dict(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
             raise DatasetError(
                 f"{path}: is corrupted ({error}). Choose another folder, or delete this one."

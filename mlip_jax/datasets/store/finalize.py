@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from mlip_jax.datasets.identity import group
+from mlip_jax.datasets.identity import AS_WRITTEN, group, method
+from mlip_jax.datasets.options import as_flag
 from mlip_jax.datasets.quality import checks
 from mlip_jax.datasets.quality.diagnosis import diagnose
 from mlip_jax.datasets.quality.filters import REASONS, Filters, count_reasons
 from mlip_jax.datasets.quality.problems import Problem
-from mlip_jax.datasets.reader import DatasetError, Reader
+from mlip_jax.datasets.reader import DatasetError, Reader, ReadReport
 from mlip_jax.datasets.store.shards import Shard, checksum
 from mlip_jax.datasets.store.store import FORMAT, INDEX, MANIFEST, VERSION
 from mlip_jax.workdir import atomic_open, write_json
@@ -80,7 +81,7 @@ def finalize(
         )
     findings = checks.combine(checks.Findings.from_json(s.metadata["findings"]) for s in shards)
     duplicates, _ = checks.count_duplicates(_gather(shards, "fingerprint"))
-    problems = diagnose(findings, duplicates=duplicates)
+    problems = with_options(diagnose(findings, duplicates=duplicates), source)
     if reject_invalid:
         reject_if_invalid(problems, source.path)
     reasons = _outliers(settings["filters"], shards)
@@ -101,11 +102,13 @@ def finalize(
             "molecules": molecules,
             "filtered": kept is not None,
             "periodic": any(s.metadata["periodic"] for s in shards),
+            "spin": any(s.metadata.get("spin", False) for s in shards),
             "source": _source_metadata(source, settings, num_records),
             "dtype": settings["dtype"],
             "units": {"positions": "Å", "energy": "eV", "forces": "eV/Å", "charge": "e"},
             "level_of_theory": source.level_of_theory,
-            "notes": source.notes,
+            "molecule_identity": method(),
+            "notes": [*source.notes, *_report_notes(source, shards)],
             "atom_energies": dict(source.atom_energies) if source.atom_energies else None,
             "official_split": sorted(official) if official else None,
             "counts": {
@@ -142,6 +145,35 @@ def reject_if_invalid(problems: list[Problem], path: Path | str) -> None:
             + "\n  - ".join(errors)
             + "\nIf the data are correct, set --config.data.reject_invalid=False."
         )
+
+
+def with_options(problems: list[Problem], source: Reader) -> list[Problem]:
+    """Return the problems, with the option of the reader that corrects each in its message."""
+    return [
+        p._replace(
+            message=f"{p.message}. Set it, {as_flag(*source.PROBLEM_OPTIONS[p.what].split('='))}"
+        )
+        if p.what in source.PROBLEM_OPTIONS
+        else p
+        for p in problems
+    ]
+
+
+def _report_notes(source: Reader, shards: list[FinishedShard]) -> list[str]:
+    """Return the remarks on structures and unread labels of all shards.
+
+    Shards of earlier versions have none.
+    """
+    notes = []
+    if method() == AS_WRITTEN:
+        notes.append(
+            "RDKit is missing: molecules are identified by their SMILES as written, so one molecule "
+            "can be in two splits. Install it, pip install 'mlip-flax[data]', and convert again"
+        )
+    return notes + ReadReport(
+        unread=_sum_counts(s.metadata.get("unread", {}) for s in shards),
+        remarks=_sum_counts(s.metadata.get("remarks", {}) for s in shards),
+    ).notes(source)
 
 
 def _source_metadata(source: Reader, settings, num_records: int) -> dict[str, Any]:

@@ -53,7 +53,7 @@ class ShardJob:
 
     def read_metadata(self) -> dict[str, Any]:
         """Return the metadata of the finished shard."""
-        return json.loads(self.metadata_path.read_text())
+        return json.loads(self.metadata_path.read_text(encoding="utf-8"))
 
 
 @functools.lru_cache(maxsize=1)
@@ -107,12 +107,15 @@ def convert_shard(job: ShardJob, source: Reader | None = None) -> None:
             "bytes": job.shard.stat().st_size,
             "sha256": sha256,
             "skipped": report.skipped,
+            "unread": report.unread,
+            "remarks": report.remarks,
             "filtered": dict(collections.Counter(reason for _, reason in removed)),
             "removed": [
                 list(r)
                 for r in (*removed, *((source, reason) for reason, source in report.identities))
             ],
             "periodic": columns.pbc is not None,
+            "spin": columns.spin is not None,
             "findings": findings.to_json(),
             "properties": {n: list(v.shape[1:]) for n, v in columns.properties.items()},
             "atom_properties": {n: list(v.shape[1:]) for n, v in columns.atom_properties.items()},

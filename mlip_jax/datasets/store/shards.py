@@ -61,6 +61,8 @@ def encode(columns: Columns, dtype=np.float32) -> dict[str, np.ndarray]:
         arrays["forces"] = columns.forces.astype(dtype)
     if columns.pbc is not None:
         arrays["cell"], arrays["pbc"] = columns.cell, columns.pbc.astype(np.uint8)
+    if columns.spin is not None:
+        arrays["spin"] = columns.spin
     for name in TEXTS:
         arrays |= _encode_text(name, getattr(columns, name).tolist())
     arrays |= {f"property.{name}": values for name, values in columns.properties.items()}
@@ -208,6 +210,7 @@ class Shard:
             },
             cell=self.rows("cell", start, stop) if "cell" in names else None,
             pbc=self.rows("pbc", start, stop).astype(bool) if "pbc" in names else None,
+            spin=self.rows("spin", start, stop) if "spin" in names else None,
             properties={
                 name[9:]: self.rows(name, start, stop)
                 for name in names

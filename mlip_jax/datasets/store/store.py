@@ -14,6 +14,7 @@ not a finished store.
 from __future__ import annotations
 
 import collections
+import dataclasses
 import hashlib
 import json
 import threading
@@ -90,6 +91,11 @@ class Store:
         self.__init__(state["path"])
 
     @property
+    def _has_spin(self) -> bool:
+        """Whether any structure has unpaired electrons. All columns then contain spins."""
+        return self.manifest.get("spin", False)
+
+    @property
     def level_of_theory(self) -> str:
         """Level of theory of the labels."""
         return self.manifest["level_of_theory"]
@@ -149,6 +155,8 @@ class Store:
         if not parts:
             return _NOTHING
         joined = Columns.concatenate(parts) if len(parts) > 1 else parts[0]
+        if self._has_spin and joined.spin is None:
+            joined = dataclasses.replace(joined, spin=np.zeros(len(joined)))
         return (
             joined
             if (order == np.arange(len(order))).all()
@@ -216,6 +224,7 @@ class Store:
         positions, forces = np.empty((offsets[-1], 3)), np.full((offsets[-1], 3), np.nan)
         periodic = self.manifest["periodic"]
         cell, pbc = (np.zeros((n, 3, 3)), np.zeros((n, 3), bool)) if periodic else (None, None)
+        spin = np.zeros(n) if self._has_spin else None
         for i, (w, s) in enumerate(zip(where.tolist(), local.tolist())):
             shard = self._shard(w)
             a = int(shard.rows("offsets", s, s + 1)[0])  # first atom within the shard
@@ -226,6 +235,8 @@ class Store:
                 forces[rows] = shard.rows("forces", a, b)
             if "cell" in shard.arrays:
                 cell[i], pbc[i] = shard.rows("cell", s, s + 1)[0], shard.rows("pbc", s, s + 1)[0]
+            if "spin" in shard.arrays:
+                spin[i] = shard.rows("spin", s, s + 1)[0]
         empty = np.full(n, "", object)
         return Columns(
             numbers,
@@ -242,6 +253,7 @@ class Store:
             empty,
             cell,
             pbc,
+            spin,
         )
 
     def _shard(self, number: int) -> Shard:
@@ -270,7 +282,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             "conversion again to resume it."
         )
     try:
-        manifest = json.loads(file.read_text())
+        manifest = json.loads(file.read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT or manifest["version"] > VERSION:
             raise DatasetError(
                 f"{file}: format {manifest['format']!r} version {manifest['version']}, expected "

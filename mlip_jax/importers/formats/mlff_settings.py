@@ -24,7 +24,7 @@ def read_hyperparameters(path: str | Path) -> dict[str, Any]:
     import yaml
 
     try:
-        settings = yaml.safe_load(Path(path).read_text())
+        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise WeightsError(f"{path}: invalid YAML ({error})") from error
     if not isinstance(settings, dict) or not isinstance(settings.get("model"), dict):

@@ -43,7 +43,7 @@ def read_hparams(path: str | Path) -> dict[str, Any]:
     import yaml
 
     try:
-        settings = yaml.safe_load(Path(path).read_text())
+        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: invalid or unsafe YAML ({error})") from error
     if not isinstance(settings, dict):

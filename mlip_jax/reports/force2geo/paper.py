@@ -210,7 +210,7 @@ def _num_train(folder: Path) -> int:
     """Return the number of training molecules of runs without a limit, 0 if none is complete."""
     for path in sorted(folder.glob("scratch-?/metrics.json")):
         return (
-            json.loads(path.read_text())["scores"]
+            json.loads(path.read_text(encoding="utf-8"))["scores"]
             .get("train", {})
             .get(PROPERTY, {})
             .get("count", 0)

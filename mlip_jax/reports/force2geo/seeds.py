@@ -43,7 +43,7 @@ def read(folder: Path) -> dict[str, dict[str, Spread]]:
     for path in sorted(folder.glob("*/metrics.json")):
         if not (path.parent / "done.json").exists():
             continue
-        scores = json.loads(path.read_text()).get("scores") or {}
+        scores = json.loads(path.read_text(encoding="utf-8")).get("scores") or {}
         before, _, seed = path.parent.name.rpartition("-")
         name = before if seed.isdigit() else path.parent.name
         for split, score in scores.items():

@@ -91,7 +91,7 @@ class DynamicsOutputs:
             (self._workdir / TRAJECTORIES).mkdir(parents=True, exist_ok=True)
             for path, _ in self._files:
                 path.unlink(missing_ok=True)
-            (self._workdir / THERMO).write_text(",".join(COLUMNS) + "\n")
+            (self._workdir / THERMO).write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
         except OSError as error:
             raise OutputError(f"{self._workdir}: cannot be written: {error}") from error
 
@@ -113,7 +113,7 @@ class DynamicsOutputs:
             atoms.info = info | electronic_state(atoms)
             by_molecule.setdefault(m, []).append(atoms)
         try:
-            with open(self._workdir / THERMO, "a", newline="") as file:
+            with open(self._workdir / THERMO, "a", newline="", encoding="utf-8") as file:
                 csv.writer(file, lineterminator="\n").writerows(_rows(thermo))
             for m, atoms_of_molecule in by_molecule.items():
                 self._form.append(self.trajectory(m), atoms_of_molecule)

@@ -178,10 +178,9 @@ def _compute_statistics(
     if initial is not None and method == "least_squares":
         reference = fine_tuning.reference_energies(initial, train, summary.elements, config.seed)
     else:
+        needed = method == "isolated_atoms" or len(summary.fit.undetermined())
         reference = statistics.reference_energies(
-            summary,
-            method,
-            isolated_atoms=source.isolated_atoms(data) if method == "isolated_atoms" else None,
+            summary, method, isolated_atoms=source.isolated_atoms(data) if needed else None
         )
     scale = summary.force_rms if initial is None else initial.energy_scale
     initial_elements = initial.elements if initial is not None else ()
@@ -192,6 +191,7 @@ def _compute_statistics(
         "elements": sorted({*summary.elements.tolist(), *initial_elements}),
         "charges": sorted(summary.charges),
         "periodic": summary.periodic or _periodic(initial),
+        "spins": sorted(summary.spins),
         "num_structures": len(train),
         "num_molecules": splits_module.group(data.store.index("molecule")[train.indices])[1],
         "mean_neighbors": float(train.sizes.n_edge.sum() / train.sizes.n_node.sum()),

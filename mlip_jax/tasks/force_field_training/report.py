@@ -212,7 +212,7 @@ def _provenance(
 
 def _log_scores(workdir: Path) -> None:
     """Log the most important test errors of metrics.json."""
-    scores = json.loads((workdir / "metrics.json").read_text())["test"] or {}
+    scores = json.loads((workdir / "metrics.json").read_text(encoding="utf-8"))["test"] or {}
     names = ("energy_mae_mev_per_atom", "force_mae_mev_per_ang", "energy_slope_mev_per_atom")
     log.info(
         "test: energy %s meV/atom, force %s meV/Å, slope %s meV/atom",

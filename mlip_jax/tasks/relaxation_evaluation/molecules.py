@@ -46,7 +46,7 @@ def choose_starts(
     """
     path = folder / "starts.json"
     if path.exists():
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
         return [InitialGeometry.from_json(v) for v in values["molecules"]], values["notes"]
     notes: list[str] = []
     processes = config.oracle.num_processes or None

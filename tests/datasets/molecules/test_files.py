@@ -439,3 +439,60 @@ def test_from_smiles_equals_reading_a_file(tmp_path):
     assert not np.allclose(atoms.positions, from_smiles("CC[NH3+]", seed=3, mmff=True).positions)
     with pytest.raises(UnusableMoleculeError, match="cannot read the SMILES 'C1CC'"):
         from_smiles("C1CC")
+
+
+ATROPISOMER = "Cc1cccc(O)c1-c1c(C)cccc1N"  # the bond between the rings is atom 7 to atom 8
+
+
+def test_extensions_of_cxsmiles_are_no_names(tmp_path):
+    """Both atropisomers used to get one geometry, and the extension became the name."""
+    lines = [f"{ATROPISOMER} |w{mark}:7.7| {name}\n" for mark, name in (("U", "P"), ("D", "M"))]
+    records = read(smi(tmp_path, "".join(lines) + "CCO ethanol\nCCC\n"))
+    assert [r.name for r in records] == ["P", "M", "ethanol", ""]
+    angles = [r.atoms.get_dihedral(5, 7, 8, 9) for r in records[:2]]
+    assert (angles[0] - 180) * (angles[1] - 180) < 0
+
+
+def test_planar_blocks_that_are_tagged_3d_keep_their_positions(tmp_path):
+    block = (
+        "w\n  prog{tag}\n\n  3  2  0  0  0  0  0  0  0  0999 V2000\n"
+        "    0.0000    0.0000    0.0000 O   0  0\n    1.0529    0.0000    0.0000 H   0  0\n"
+        "   -0.2640    1.0193    0.0000 H   0  0\n  1  2  1  0\n  1  3  1  0\nM  END\n$$$$\n"
+    )
+    tags = (" " * 14 + "3D", "0101201020" + " " * 4 + "3D", "")
+    records = read(smi(tmp_path, "".join(block.format(tag=tag) for tag in tags), "m.sdf"))
+    assert [r.geometry for r in records] == ["as given", "as given", "embedded"]
+    assert records[0].atoms.positions[1, 0] == 1.0529
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_separators_of_tables(tmp_path, separator):
+    rows = [["name", "smiles"], ["ethanol", "CCO"], ["water", "O"]]
+    text = "".join(separator.join(row) + "\n" for row in rows)
+    records = read(smi(tmp_path, text, "a.csv"))
+    assert [(r.name, r.smiles) for r in records] == [("ethanol", "CCO"), ("water", "O")]
+
+
+def test_labels_and_symbols_of_xyz_files(tmp_path):
+    """Ions with total_charge used to become neutral, and a spin that is no number ended the file."""
+    text = (
+        "1\ntotal_charge=1 multiplicity=1\nH1 0 0 0\n1\nspin=x\nH 0 0 0\n"
+        "1\nmultiplicity=2\nD 0 0 0\n1\ncharge=T\n1 0 0 0\n"
+    )
+    first, bad, second, flag = read(smi(tmp_path, "\ufeff" + text, "mols.xyz"))
+    assert first.atoms.info == {"charge": 1.0} and "'spin'" in bad.failure
+    assert second.atoms.info["num_unpaired_electrons"] == 1
+    assert second.atoms.numbers.tolist() == [1] and second.atoms.get_masses()[0] > 2
+    assert "mols.xyz line 10" in flag.failure and "expected a number" in flag.failure
+
+
+def test_cells_that_are_no_cells(tmp_path):
+    pdb = (
+        "CRYST1    1.000    1.000    1.000  90.00  90.00  90.00 P 1           1\n"
+        "HETATM    1  H   LIG A   1       0.000   0.000   0.000  1.00  0.00           H\nEND\n"
+    )
+    (record,) = read(smi(tmp_path, pdb, "a.pdb"))
+    assert not record.atoms.pbc.any() and not record.atoms.cell.array.any()
+    flat = '1\nLattice="4 0 0 0 4 0 4 4 0" Properties=species:S:1:pos:R:3 pbc="T T T"\nH 0 0 0\n'
+    (record,) = read(smi(tmp_path, flat, "a.xyz"))
+    assert "parallel or coplanar lattice vectors" in record.failure

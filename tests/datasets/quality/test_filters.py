@@ -26,6 +26,10 @@ def names(actual):
 
 
 GOOD = structure(forces=np.ones((2, 3)))
+# Coplanar lattice vectors leave distances undefined; the filter used to keep such structures.
+FLAT = dataclasses.replace(
+    GOOD, cell=np.array([[4.0, 0, 0], [0, 4, 0], [4, 4, 0]]), pbc=np.ones(3, bool)
+)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +61,7 @@ GOOD = structure(forces=np.ones((2, 3)))
             "force too large",
         ),
         ({"min_distance": 0.5}, structure(spread=0.3), "atoms too close"),
+        ({"min_distance": 0.5}, FLAT, "invalid cell"),
     ],
 )
 def test_each_filter(options, dropped, reason):

@@ -195,7 +195,7 @@ def test_ani1(tmp_path):
     raw = h5py.File(path)["gdb11_s01/gdb11_s01-0"]
     actual = read(path)
     assert [(s.molecule, s.conformer, s.record) for s in actual] == [
-        ("[H]C([H])([H])[H]", c, 0) for c in range(3)
+        ("C", c, 0) for c in range(3)
     ] + [("gdb11_s01-1", 0, 1)]
     np.testing.assert_array_equal(actual[0].numbers, [6, 1, 1, 1, 1])
     np.testing.assert_allclose(
@@ -325,3 +325,56 @@ def test_options_of_the_wrong_type_are_rejected(options):
         ConfigError, match=f"reader option {next(iter(options))} must be .*received"
     ):
         ani.Reader(GENUINE, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "factor"),
+    [
+        ({}, HARTREE),
+        ({"forces_unit": "hartree/bohr"}, HARTREE / BOHR),
+        ({"forces_are_gradients": True}, -HARTREE),
+    ],
+)
+def test_forces_that_others_add_to_ani_1(tmp_path, options, factor):
+    """Files with `forces` used to be read without them, and without a word."""
+    raw = np.arange(45.0).reshape(3, 5, 3)
+    path = ani1(tmp_path / "a.h5", forces=raw, forcesHE=2 * raw[:2])
+    structures = read(path, high_energy=True, **options)
+    np.testing.assert_allclose(structures[1].forces, raw[1] * factor, rtol=1e-7)
+    np.testing.assert_allclose(structures[4].forces, 2 * raw[1] * factor, rtol=1e-7)
+
+
+def test_other_names_of_forces(tmp_path):
+    path = ani1(tmp_path / "a.h5", force=np.ones((3, 5, 3)), stress=np.ones((3, 6)))
+    report = ReadReport()
+    assert read(path, report)[0].forces is None and report.unread == {"force": 1, "stress": 1}
+    assert read(path, forces_key="force")[0].forces[0, 0] == pytest.approx(HARTREE)
+    with pytest.raises(DatasetError, match="no group has 'forcs'.*forces_key"):
+        read(path, forces_key="forcs")
+
+
+def test_a_level_may_be_missing_in_the_first_group(tmp_path):
+    """The first group used to decide for the file."""
+    path = ani1x(tmp_path / "a.h5", **{"wb97x_dz.energy": None, "wb97x_tz.energy": np.zeros(2)})
+    with h5py.File(path, "a") as file:
+        file.copy("H2", "H2b")
+        file["H2b/wb97x_dz.energy"] = np.array([-1.1, -1.2])
+    assert len(read(path)) == 2
+
+
+def test_invalid_bytes_of_a_record_name_it(tmp_path):
+    path = ani1(tmp_path / "a.h5", energies=np.array([b"x", b"y", b"z"]))
+    with pytest.raises(DatasetError, match="a.h5:gdb11_s01/gdb11_s01-0: the record cannot be read"):
+        read(path)
+
+
+def test_charges_of_ions_are_those_of_their_smiles(tmp_path):
+    """Ions in the layout of ANI-1 used to be neutral."""
+    smiles = np.array([c.encode() for c in "[H][C-]([H])[H]"])
+    path = ani1(
+        tmp_path / "a.h5",
+        species=np.array([b"C", b"H", b"H", b"H"]),
+        coordinates=np.random.default_rng(0).normal(size=(3, 4, 3)),
+        smiles=smiles,
+    )
+    assert [s.charge for s in read(path)] == [-1, -1, -1]

@@ -12,6 +12,8 @@ from mlip_jax.config import ConfigError
 from mlip_jax.datasets import readers
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.datasets.readers import ase as ase_reader
+from mlip_jax.datasets.store.conversion import ConversionSpec, convert
+from mlip_jax.datasets.store.store import Store
 
 HARTREE, BOHR, KCAL_PER_MOL = 27.211386245988, 0.529177210903, 0.0433641153087705
 
@@ -211,7 +213,7 @@ def test_sequential_reading_continues(tmp_path, monkeypatch):
 def test_missing_key_is_reported(frames):
     change(frames, " energy=", " dft_energy=")
     with pytest.raises(
-        DatasetError, match="'energy' is in none of the first 4 frames; found: .*dft_energy.*_key"
+        DatasetError, match="'energy' is in none of the 4 frames; found .*dft_energy.*_key"
     ):
         ase_reader.Reader(frames)
     assert read(frames, energy_key="dft_energy")[0].energy == -2078.25
@@ -230,17 +232,20 @@ def test_missing_key_is_reported(frames):
 
 def test_forces_under_another_name_are_reported(frames):
     change(frames, "forces:R:3", "DFT_Forces:R:3")
-    with pytest.raises(DatasetError, match=r"'forces' is in none.*DFT_Forces.*forces_key"):
+    with pytest.raises(
+        DatasetError, match=r"'forces' is missing, but DFT_Forces.*forces_key=DFT_F"
+    ):
         ase_reader.Reader(frames)
     np.testing.assert_array_equal(read(frames, forces_key="DFT_Forces")[0].forces[0], [0, 0, -0.4])
     assert read(frames, forces_key="")[0].forces is None
 
 
-def test_file_without_forces(frames, caplog):
+def test_file_without_forces(frames):
     change(frames, "forces:R:3", "v:R:3")
-    structures = read(frames)
+    report = ReadReport()
+    structures = read(frames, report=report)
     assert np.isnan(structures[0].forces).all() and structures[0].forces.shape == (3, 3)
-    assert structures[0].energy == -2078.25 and "no forces" in caplog.text
+    assert structures[0].energy == -2078.25 and report.unread["v"] == 4
 
 
 def test_further_labels(frames):
@@ -431,13 +436,10 @@ def test_total_charges(tmp_path, kind):
     else:
         write(path, images, format={"xyz": "extxyz"}.get(kind))
         options = {}
-    assert [s.charge for s in read(path, **options)] == [0, -1, 0, -1, 1, 2]
-    with ase_reader.Reader(path, **options) as source:
-        (note,) = source.notes
-    assert (
-        f"a.{kind}:2: the initial charges of the atoms add up to -0.3, which is not a total charge"
-        in note
-    )
+    report = ReadReport()
+    assert [s.charge for s in read(path, report=report, **options)] == [0, -1, 0, -1, 1, 2]
+    (note,) = report.remarks
+    assert f"a.{kind}: the initial charges of the atoms do not add up to an integer" in note
     assert 'reader_options="charge_key=NAME"' in note
 
 
@@ -448,8 +450,9 @@ def test_integer_charges_need_no_note(tmp_path, frames):
         format="extxyz",
     )
     for path in (tmp_path / "a.xyz", frames):
-        with ase_reader.Reader(path) as source:
-            assert source.notes == []
+        report = ReadReport()
+        read(path, report=report)
+        assert not report.remarks
 
 
 def test_invalid_element_is_rejected(frames):
@@ -494,3 +497,129 @@ def test_messages_show_options_as_on_the_command_line(frames):
         "--config.data.reader_options=\"energy_key=''\"",
     ):
         ase_reader.Reader(frames, energy_key="nowhere")
+
+
+def test_isolated_atoms_may_precede_the_labels(tmp_path):
+    """The first ten frames used to decide whether the file has the requested forces."""
+    atom = "1\nProperties=species:S:1:pos:R:3 REF_energy=-13.6 pbc='F F F'\nH 0 0 0\n"
+    pair = (
+        "2\nProperties=species:S:1:pos:R:3:REF_forces:R:3 REF_energy=-31 mu=0.5 pbc='F F F'\n"
+        "H 0 0 0 0 0 1\nH 0 0 0.7 0 0 -1\n"
+    )
+    path = tmp_path / "a.xyz"
+    path.write_text((12 * atom + pair).replace("'", '"'))
+    options = {"energy_key": "REF_energy", "forces_key": "REF_forces", "property_keys": "mu"}
+    structures = read(path, **options)
+    assert structures[12].forces[0, 2] == 1 and structures[12].properties["mu"] == 0.5
+    assert np.isnan(structures[0].forces).all()
+    with pytest.raises(DatasetError, match="a.xyz:12: 'forces' is missing, but REF_forces"):
+        read(path, energy_key="REF_energy")
+
+
+@pytest.mark.parametrize(
+    "comment, energy",
+    [
+        ("        -5.25", -5.25),  # CREST
+        ("  -5.25 !CONF2", -5.25),
+        (" energy: -5.25 gnorm: 0.0003 xtb: 6.7.1 (edcfbbe)", -5.25),
+        ("Coordinates from ORCA-job water E -5.25", -5.25),
+        ("frame 3, 1.5 ps", None),
+        ("2.5", None),  # a time, for instance
+    ],
+)
+def test_energies_without_a_name_in_the_comment_line(tmp_path, comment, energy):
+    path = tmp_path / "crest_conformers.xyz"
+    path.write_text(2 * f"2\n{comment}\nH 0 0 0\nH 0 0 0.74\n")
+    if energy is None:
+        with pytest.raises(DatasetError, match="'energy' is in none"):
+            ase_reader.Reader(path)
+        return
+    report = ReadReport()
+    assert [s.energy for s in read(path, report=report)] == pytest.approx([energy * HARTREE] * 2)
+    assert "comment line" in next(iter(report.remarks)) and not report.unread
+    assert read(path, energy_unit="eV")[0].energy == energy
+
+
+def test_compressed_files_and_byte_order_marks(frames, tmp_path):
+    import gzip
+
+    for path, content in (
+        (tmp_path / "a.xyz.gz", gzip.compress(frames.read_bytes())),
+        (tmp_path / "b.xyz", b"\xef\xbb\xbf" + frames.read_bytes()),
+    ):
+        path.write_bytes(content)
+        assert readers.detect(path) == "ase"
+        assert [s.energy for s in read(path)][:3] == [s.energy for s in read(frames)][:3]
+        assert read(path, records=range(2, 3))[0].charge == 1
+    (tmp_path / "c.xyz.gz").write_bytes(gzip.compress(frames.read_bytes())[:-20])
+    with pytest.raises(DatasetError, match="truncated"):
+        ase_reader.Reader(tmp_path / "c.xyz.gz")
+
+
+def test_symbols_of_isotopes_atomic_numbers_and_numbered_atoms(tmp_path):
+    path = tmp_path / "a.xyz"
+    path.write_text(
+        "4\nProperties=pos:R:3:species:S:1 energy=1\n0 0 0 6\n1 0 0 D\n0 1 0 C0\n0 0 1 T\n"
+        "2\nenergy=2\n8 0 0 0\nH1 0 0 1\n"
+    )
+    report = ReadReport()
+    first, second = read(path, report=report)
+    assert first.numbers.tolist() == [6, 1, 6, 1] and second.numbers.tolist() == [8, 1]
+    assert report.unread == {"masses": 1}
+
+
+def test_invalid_cells_are_skipped(tmp_path):
+    lattices = {
+        "4 0 0 0 4 0 4 4 0": "parallel or coplanar lattice vectors",
+        "4 0 0 0 nan 0 0 0 4": "cell not finite",
+        "4 0 0 0 4 0 0 0 4": None,
+    }
+    path = tmp_path / "a.xyz"
+    path.write_text(
+        "".join(
+            f'1\nLattice="{lattice}" energy=1 pbc="T T T" Properties=species:S:1:pos:R:3\nH 0 0 0\n'
+            for lattice in lattices
+        )
+    )
+    report = ReadReport()
+    assert len(read(path, report=report)) == 1
+    assert list(report.skipped) == [reason for reason in lattices.values() if reason]
+
+
+def test_placeholder_cells_of_pdb_files_are_removed(tmp_path):
+    path = tmp_path / "a.pdb"
+    path.write_text(
+        "CRYST1    1.000    1.000    1.000  90.00  90.00  90.00 P 1           1\n"
+        "HETATM    1  H   LIG A   1       0.000   0.000   0.000  1.00  0.00           H\n"
+        "HETATM    2  H   LIG A   1       0.000   0.000   0.740  1.00  0.00           H\nEND\n"
+    )
+    (structure,) = read(path, energy_key="")
+    assert structure.cell is None and len(structure) == 2
+
+
+def test_charges_under_other_names(tmp_path):
+    path = tmp_path / "a.xyz"
+    rows = "N 0 0 0\nH 0 0 1.0\n"
+    path.write_text(f"2\nenergy=1 total_charge=1\n{rows}2\nenergy=1 Charge=-1\n{rows}")
+    report = ReadReport()
+    assert [s.charge for s in read(path, report=report)] == [1, -1] and not report.unread
+    path.write_text(f"2\nenergy=1 charge=T\n{rows}")
+    with pytest.raises(DatasetError, match="a.xyz:0: 'charge' is .*True.*, expected a number"):
+        read(path)
+
+
+def test_spins_are_read_and_stored(tmp_path):
+    """A multiplicity used to be ignored. Half of a store may have no spin."""
+    path = tmp_path / "a.xyz"
+    rows = "C 0 0 0\nH 1.1 0 0\nH 0 1.1 0\nH 0 0 1.1\n"
+    path.write_text(f"4\nenergy=-1 multiplicity=2\n{rows}4\nenergy=-1 charge=1\n{rows}")
+    assert [s.spin for s in read(path)] == [1, 0]
+    assert [s.spin for s in read(path, spin_key="")] == [0, 0]
+    spec = ConversionSpec(str(path), atoms_per_shard=4)
+    store = Store(convert(spec, tmp_path / "store", num_processes=1, progress=False))
+    for labels_only in (False, True):
+        assert store.take(np.array([1, 0]), labels_only=labels_only).spin.tolist() == [0, 1]
+        assert store.take(np.array([1]), labels_only=labels_only).spin.tolist() == [0]
+    path.write_text(f"4\nenergy=-1 multiplicity=1\n{rows}")
+    with pytest.raises(DatasetError, match="a.xyz:0: 'multiplicity' is 1, .* 9 electrons"):
+        read(path)

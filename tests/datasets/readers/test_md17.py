@@ -156,7 +156,8 @@ def test_official_split_in_the_folders_of_the_release(tmp_path):
         (tmp_path / "splits" / f"index_test_0{number}.csv").write_text("19\n3\n")
     assert md17.Reader(path).official_split()["train"].tolist() == [1, 7]
     assert md17.Reader(path, split_number=2).official_split()["train"].tolist() == [2, 7]
-    assert md17.Reader(path, split_number=3).official_split() is None
+    with pytest.raises(DatasetError, match="split 3, such as splits/index_train_03.csv, are miss"):
+        md17.Reader(path, split_number=3)
 
 
 @pytest.mark.parametrize(
@@ -206,10 +207,10 @@ def test_splits_of_a_larger_file_are_rejected(tmp_path):
         assert md17.Reader(path, split_files=none).files() == [tmp_path / "rmd17_ethanol.npz"]
 
 
-@pytest.mark.parametrize("value", ["one", 1.5, True, None, 0])
+@pytest.mark.parametrize("value", ["one", 1.5, True, 0])
 def test_split_number_must_be_an_integer(value):
     with pytest.raises(
-        ConfigError, match="reader option split_number must be an integer of 1 or more; received"
+        ConfigError, match="reader option split_number must be an integer of 1 or more, or None"
     ):
         md17.Reader(GENUINE, split_number=value)
 
@@ -265,7 +266,7 @@ def test_other_layouts_are_rejected(tmp_path):
         assert not md17.Reader.matches(path)
         with pytest.raises(DatasetError, match="neither the layout of rMD17 .*found"):
             read(path)
-    with pytest.raises(DatasetError, match="invalid atomic numbers"):
+    with pytest.raises(DatasetError, match="is not an atomic number"):
         read(original(tmp_path / "b.npz", z=np.array([8, 1, 0])))
     with pytest.raises(DatasetError, match="contains no frames"):
         read(
@@ -307,3 +308,16 @@ def test_streamed_files_are_sequential(tmp_path, monkeypatch):
     for a, b in zip(parts, whole + whole[3:5], strict=True):
         np.testing.assert_array_equal(a.forces, b.forces)
         assert a.energy == b.energy
+
+
+def test_fractional_atomic_numbers_are_rejected(tmp_path):
+    """6.5 used to become carbon."""
+    with pytest.raises(DatasetError, match="a.npz: z: 6.5 is not an atomic number"):
+        read(original(tmp_path / "a.npz", z=np.array([8, 1, 6.5])))
+
+
+def test_the_unit_is_checked_although_the_first_energy_is_missing(tmp_path):
+    energies = np.full((5, 1), -2078.0)  # eV of water
+    energies[0] = np.nan
+    with pytest.raises(DatasetError, match="that of this molecule in eV"):
+        read(original(tmp_path / "a.npz", z=np.array([8, 1, 1]), E=energies))

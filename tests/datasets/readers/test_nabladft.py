@@ -154,11 +154,7 @@ def test_total_energies_are_not_changed(tmp_path):
 def test_mixed_and_unlikely_energies_are_rejected(tmp_path):
     rows, metadata = genuine_rows()
     for name, energy, message in (
-        (
-            "mixed",
-            total(rows[1], metadata),
-            "includes the isolated atoms, unlike that of the first",
-        ),
+        ("mixed", total(rows[1], metadata), "includes the isolated atoms, unlike the first energy"),
         ("ev", total(rows[1], metadata) * HARTREE, "neither the total energy.*Check its unit"),
     ):
         path = rewrite(
@@ -391,3 +387,15 @@ def test_rows_are_found_by_keys(with_summary):
     connection.close()
     homo = [s.properties["homo"] for s in read(with_summary)]
     assert homo[3] > homo[2] > homo[0] and np.isnan(homo[1])
+
+
+def test_the_first_energy_decides_whether_atoms_are_subtracted(tmp_path):
+    """A first row without energy used to be taken for one with subtracted atoms."""
+    rows, metadata = genuine_rows()
+    changed = []
+    for i, row in enumerate(rows):
+        energy = np.array([np.nan if i == 0 else total(row, metadata)])
+        changed.append((row.toatoms(), row.key_value_pairs, row.data | {"energy": energy}))
+    structures = read(rewrite(tmp_path / "a.db", rows=changed))
+    assert np.isnan(structures[0].energy)
+    assert structures[1].energy == pytest.approx(total(rows[1], metadata) * HARTREE, rel=1e-6)

@@ -11,7 +11,6 @@ import pytest
 from mlip_jax.datasets.charges import charge_from_smiles
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.datasets.readers import spice
-from mlip_jax.datasets.readers.spice import molecule_identity
 
 # Cut from SPICE 1.1.4 (CC0): two molecules, both charged, three conformations each.
 GENUINE = Path(__file__).parents[2] / "data" / "spice_1.1.4_small.hdf5"
@@ -190,15 +189,6 @@ def test_charge_equals_that_of_rdkit(smiles):
     chem = pytest.importorskip("rdkit.Chem")
     molecule = chem.MolFromSmiles(smiles, sanitize=False)
     assert charge_from_smiles(smiles) == chem.GetFormalCharge(molecule)
-
-
-def test_identity_ignores_atom_maps():
-    assert (
-        molecule_identity("[O:1]([H:2])[H:3]")
-        == molecule_identity("[O:7]([H:12])[H:1]")
-        == "[O]([H])[H]"
-    )
-    assert molecule_identity("[N+:1]") == "[N+]" != molecule_identity("[N:1]")
 
 
 def test_records_without_positions_are_skipped_and_counted(tmp_path):
@@ -420,8 +410,3 @@ def test_impossible_sizes_are_rejected(tmp_path):
         file["water"].create_dataset("conformations", (2**40, 3, 3), "f8", chunks=(1, 3, 3))
     with pytest.raises(DatasetError, match="a.hdf5:water: the record cannot be read"):
         list(read(path))
-
-
-def test_order_of_the_atoms_is_part_of_the_identity():
-    """As documented, the SMILES is not canonicalized."""
-    assert molecule_identity("[O:1]([H:2])[H:3]") != molecule_identity("[H:1][O:2][H:3]")

@@ -397,3 +397,10 @@ def test_group_is_the_inverse_of_unique(labels, dtype):
     number, count = group(labels)
     different, inverse = np.unique(labels, return_inverse=True)
     assert np.array_equal(number, inverse) and count == len(different)
+
+
+def test_a_drawn_validation_split_leaves_training_structures():
+    """Counts of (1, 1000) used to draw all structures of the official training split."""
+    arguments = official_case(train=[0, 1, 2], test=[8])
+    parts = split("official", (1, 1000, 1), seed=0, **arguments)
+    assert len(parts["train"]) and len(parts["valid"])

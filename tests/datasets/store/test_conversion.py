@@ -743,3 +743,32 @@ def test_first_shard_without_labels_is_accepted(tmp_path):
     )
     assert len(store) == 60 and np.isfinite(store.index("energy")).sum() == 30
     assert any("energy" in p["message"] for p in store.manifest["problems"])
+
+
+def test_unread_labels_and_remarks_are_in_the_manifest(tmp_path):
+    """The notes of a store list the labels that its source contains and the reader does not read."""
+    frame = "2\nenergy=-31.7 my_stress=1.5\nH 0 0 0\nH 0 0 0.74\n"
+    (tmp_path / "a.xyz").write_text(frame + frame.replace("my_stress", "my_dipole"))
+    folder = convert(spec_of(tmp_path / "a.xyz"), tmp_path / "store")
+    (note,) = Store(folder).manifest["notes"]
+    assert "my_dipole (1), my_stress (1)" in note and "property_keys=NAME" in note
+
+
+def test_wrong_signs_name_the_option_that_corrects_them(tmp_path):
+    """Gradients under the name forces, in a file of the layout of ANI-1."""
+    rng, count = np.random.default_rng(0), 40
+    lengths = 0.74 + 0.05 * rng.normal(size=count)
+    positions = np.zeros((count, 2, 3))
+    positions[:, 1, 0] = lengths
+    stretch, stiffness = lengths - 0.74, 36.0 / 27.2114  # hartree/Å²
+    gradient = np.zeros((count, 2, 3))
+    gradient[:, 1, 0], gradient[:, 0, 0] = stiffness * stretch, -stiffness * stretch
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["m/species"] = np.array([b"H", b"H"])
+        file["m/coordinates"], file["m/forces"] = positions, gradient
+        file["m/energies"] = 0.5 * stiffness * stretch**2 - 1.17
+    with pytest.raises(DatasetError, match="gradients.*forces_are_gradients=True"):
+        convert(spec_of(tmp_path / "a.h5"), tmp_path / "store")
+    convert(
+        spec_of(tmp_path / "a.h5", options={"forces_are_gradients": True}), tmp_path / "corrected"
+    )
