@@ -13,7 +13,7 @@ from ase import Atoms
 from mlip_jax.datasets.molecules.files import SUFFIXES, kind_of, read_molecules, require_rdkit
 from mlip_jax.datasets.smiles import embedding
 from mlip_jax.datasets.smiles.embedding import MoleculeRecord, UnusableMoleculeError
-from mlip_jax.datasets.smiles.entries import COMPRESSED
+from mlip_jax.datasets.text_files import suffix_of
 
 _EXPECTED = "expected ASE's Atoms, a SMILES, the path of a file of molecules, or a list of these"
 _WITHOUT_POSITIONS = ("smi", "csv")  # kinds of files whose molecules are embedded
@@ -92,10 +92,7 @@ def usable_atoms(record: MoleculeRecord) -> Atoms:
 
 def _is_file(text: str) -> bool:
     """Return whether a text is the path of a file or folder, or has the suffix of a molecule file."""
-    suffixes = [s.lower() for s in Path(text).suffixes]
-    if suffixes and suffixes[-1] in COMPRESSED:
-        suffixes.pop()
-    return os.path.exists(text) or (bool(suffixes) and suffixes[-1] in SUFFIXES)
+    return os.path.exists(text) or suffix_of(Path(text)) in SUFFIXES
 
 
 def _record(atoms: Atoms) -> MoleculeRecord:

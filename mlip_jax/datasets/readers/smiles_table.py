@@ -19,16 +19,17 @@ import numpy as np
 
 from mlip_jax.config import ConfigError, unknown_name
 from mlip_jax.datasets import options, reader
+from mlip_jax.datasets.identity import molecule_identity
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.datasets.smiles import embedding
 from mlip_jax.datasets.smiles.entries import (
-    COMPRESSED,
     NAME_COLUMNS,
     SMILES_COLUMNS,
     CsvColumns,
-    open_text,
     read_entries,
+    table_rows,
 )
+from mlip_jax.datasets.text_files import open_text, suffix_of
 from mlip_jax.structure import Structure
 
 
@@ -46,6 +47,10 @@ class Reader(reader.Reader):
     """
 
     UNITS = {"positions": "Å, embedded", "properties": "those of the table"}
+    UNREAD_REMEDY = (
+        "A column is read if all of its cells are numbers or empty, and if property_keys in "
+        "config.data.reader_options is empty or contains its name."
+    )
     GENERAL = True
 
     def __init__(
@@ -80,10 +85,7 @@ class Reader(reader.Reader):
     @classmethod
     def matches(cls, path: Path) -> bool:
         """Return whether a file is a table with a column of SMILES."""
-        suffixes = [s.lower() for s in path.suffixes]
-        if suffixes and suffixes[-1] in COMPRESSED:
-            suffixes.pop()
-        if not suffixes or suffixes[-1] not in (".csv", ".tsv") or not path.is_file():
+        if suffix_of(path) not in (".csv", ".tsv") or not path.is_file():
             return False
         try:
             header = next(_rows(path), [])
@@ -96,8 +98,6 @@ class Reader(reader.Reader):
 
     def read(self, records: range, report: ReadReport) -> Iterator[Structure]:
         """Yield the embedded molecules of the records."""
-        from rdkit import Chem
-
         for record in records:
             report.records += 1
             entry = self._entries[record]
@@ -106,12 +106,13 @@ class Reader(reader.Reader):
                 report.skip("SMILES cannot be embedded", entry.where)
                 continue
             report.structures += 1
+            report.add_unread(name for name, known in self._unread.items() if known[record])
             yield Structure(
                 numbers=molecule.atoms.numbers,
                 positions=molecule.atoms.positions,
                 energy=float("nan"),
                 charge=float(molecule.atoms.info["charge"]),
-                molecule=Chem.CanonSmiles(entry.smiles),
+                molecule=molecule_identity(entry.smiles),
                 smiles=molecule.smiles,
                 record=record,
                 source=entry.where,
@@ -134,18 +135,29 @@ class Reader(reader.Reader):
                 raise ConfigError(f"{self.path}: {unknown_name('column', key, header)}")
             if columns[key] is None:
                 raise DatasetError(f"{self.path}: the column {key!r} contains no numbers")
-        names = keys or [
-            name
-            for name in header
-            if name.lower() not in (smiles.lower(), *SMILES_COLUMNS, *NAME_COLUMNS)
-        ]
-        return {name: columns[name] for name in names if columns[name] is not None}
+        identifiers = (smiles.lower(), *SMILES_COLUMNS, *NAME_COLUMNS)
+        names = keys or [name for name in header if name.lower() not in identifiers]
+        read = {name: columns[name] for name in names if columns[name] is not None}
+        # columns with some numbers that are not properties: which records have a number
+        self._unread = {}
+        for i, name in enumerate(header):
+            known = [_is_number(row[i]) if i < len(row) else False for row in table]
+            if any(known) and name not in read and name.lower() not in identifiers:
+                self._unread[name] = known
+        return read
 
 
 def _rows(path: Path) -> Iterator[list[str]]:
     """Yield the rows of a table, with the header."""
     with open_text(path) as file:
-        yield from csv.reader(file, delimiter="\t" if ".tsv" in path.name.lower() else ",")
+        yield from table_rows(path, file)
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        return bool(np.isfinite(float(cell)))
+    except ValueError:
+        return False
 
 
 def _numbers(cells: list[str]) -> np.ndarray | None:

@@ -66,11 +66,8 @@ def _smi(path: Path, file, columns: CsvColumns) -> Iterator[Entry]:
 
 
 def _csv(path: Path, file, columns: CsvColumns) -> Iterator[Entry]:
-    """Yield the molecules of a table. The separator is the most frequent one in the header."""
-    first = next(file, "")
-    # Prefer the usual separator of the file if there is no other one.
-    separators = "\t,;" if ".tsv" in path.name.lower() else ",;\t"
-    rows = csv.reader(itertools.chain([first], file), delimiter=max(separators, key=first.count))
+    """Yield the molecules of a table."""
+    rows = table_rows(path, file)
     numbers, line = itertools.count(), 1
     try:
         header = [cell.strip() for cell in next(rows, [])]
@@ -86,6 +83,14 @@ def _csv(path: Path, file, columns: CsvColumns) -> Iterator[Entry]:
             line = rows.line_num + 1
     except csv.Error as error:
         raise DatasetError(f"{path} line {line}: is not CSV ({error})") from error
+
+
+def table_rows(path: Path, file):
+    """Return a `csv.reader`, whose separator is the most frequent one in the header."""
+    first = next(file, "")
+    # Prefer the usual separator of the file if there is no other one.
+    separators = "\t,;" if ".tsv" in path.name.lower() else ",;\t"
+    return csv.reader(itertools.chain([first], file), delimiter=max(separators, key=first.count))
 
 
 def _column(

@@ -15,3 +15,11 @@ def make(folder: Path):
     path = folder / "table.csv"
     path.write_text(TABLE)
     return path, {}
+
+
+def add_label(path: Path):
+    """Add a column with a number and a text, which is not a property."""
+    header, *rows = path.read_text().splitlines()
+    cells = ["3.5", "n/a", "", ""]
+    lines = [f"{header},surplus", *(f"{row},{cell}" for row, cell in zip(rows, cells))]
+    path.write_text("\n".join(lines) + "\n")
