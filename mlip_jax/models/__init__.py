@@ -39,6 +39,29 @@ def new_run_options(name: str) -> dict[str, Any]:
     return dict(getattr(find(name), "NEW_RUN_OPTIONS", {}))
 
 
+def check_elements(model, numbers) -> None:
+    """Raise ValueError if a model with weights for certain elements has none for an atomic number.
+
+    Without this check, the atoms would get the weights of another element.
+
+    Args:
+      model: Model, also with energy terms.
+      numbers: Atomic numbers of the training data.
+    """
+    from ase.data import chemical_symbols
+
+    known = getattr(getattr(model, "model", model), "elements", None)
+    missing = set() if known is None else set(map(int, numbers)) - set(map(int, known))
+    if missing:
+        symbols = ", ".join(chemical_symbols[z] for z in sorted(missing))
+        every = ",".join(str(z) for z in sorted({*map(int, known), *missing}))
+        raise ValueError(
+            f"the data contain {symbols}, for which the model has no weights. Set "
+            f"--config.model.options.elements={every}, or remove these structures with "
+            "--config.data.elements."
+        )
+
+
 def create(name: str, **options):
     """Create the model `name` with `options`, the fields of its class.
 

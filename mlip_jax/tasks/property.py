@@ -119,6 +119,7 @@ def _train(config, workdir: Path, data: PropertyData, pretrained) -> Path:
     metadata = describe(
         config, _statistics(data, inputs, targets, heads, cutoff) | {"energies": energies}
     )
+    models.check_elements(predictor.backbone_of(config), metadata["statistics"]["elements"])
     params = _initial_parameters(config, model, pretrained)
     loop = build_loop(
         config,

@@ -12,7 +12,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from mlip_jax import distributed, fine_tuning, terms
+from mlip_jax import distributed, fine_tuning, models, terms
 from mlip_jax.datasets import source, statistics
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.selection import data_split
@@ -83,6 +83,7 @@ class TrainingRun:
         terms.check_elements(
             [name for name, _ in getattr(model, "terms", ())], train_statistics["elements"]
         )
+        models.check_elements(model, train_statistics["elements"])
         metadata = describe(config, train_statistics)
         return cls(config, workdir, initial, model, data, splits, metadata)
 
