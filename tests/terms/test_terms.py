@@ -384,7 +384,7 @@ SMALL = {
     "num_layers": 1,
     "num_heads": 2,
     "degrees": (1, 2),
-    "max_degree": 2,
+    "max_degree": 1,
     "num_radial": 8,
     "correlation": 2,
     "zero_init": False,
