@@ -257,7 +257,8 @@ def gather(values: jax.Array, index: jax.Array) -> jax.Array:
 
     Bounds are not checked, unlike with the default mode of XLA.
     """
-    return values.at[index].get(mode="promise_in_bounds")
+    # outside of jit, as when the shapes of parameters are computed, arrays can be NumPy's
+    return jnp.asarray(values).at[index].get(mode="promise_in_bounds")
 
 
 def to_first_dtype(first, *others, dtype=None, inexact=True):
