@@ -1,5 +1,7 @@
 """Tests for the arguments of functions: molecules and force fields in every form, at every door."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from ase import Atoms
@@ -10,9 +12,11 @@ from ase.io import write
 from mlip_jax import EnsembleCalculator, MLIPCalculator, MolecularDynamics, find_minima, relax
 from mlip_jax.datasets.molecules.arguments import molecule_list, molecule_records
 from mlip_jax.importers import parameters
+from mlip_jax.potential import Potential
 from mlip_jax.simulation.ensemble_mean import mean_potential, members_of
 from mlip_jax.simulation.force_fields import load_force_field
-from tests.simulation.analytic import pairwise
+from mlip_jax.simulation.trust.coverage import unseen_states
+from tests.simulation.analytic import Pairwise, pairwise
 
 PAIR = Atoms("H2", [[0, 0, 0], [0, 0, 0.8]])
 
@@ -102,3 +106,34 @@ def test_mean_of_an_ensemble(make_potential):
     )
     assert energies[1] == pytest.approx(energies[0], abs=1e-8)
     np.testing.assert_allclose(forces[1], forces[0], atol=1e-8)
+
+
+class PartOfTheGradient(Pairwise):
+    """A model whose forces are a part of the gradient, as those of FAENet."""
+
+    conservative = False
+
+
+def test_mean_of_forces_that_are_no_gradient():
+    """Detects dynamics that run without consent, and Hessians, because an ensemble hides it."""
+    members = [
+        Potential(PartOfTheGradient("harmonic", length=r), {}, 8.0, np.zeros(119), 1.0, (1,))
+        for r in (1.0, 1.2)
+    ]
+    assert not mean_potential(members).conservative
+    with pytest.raises(ValueError, match="a part of the gradient"):
+        MolecularDynamics(PAIR, members)
+
+
+def test_states_that_the_members_were_trained_on(make_potential):
+    """Detects warnings about charges of every kind for the mean of an ensemble."""
+    members = [
+        dataclasses.replace(
+            make_potential("tiny", k), metadata={"statistics": {"charges": [0.0, 1.0]}}
+        )
+        for k in (0, 1)
+    ]
+    ion = PAIR.copy()
+    for charge, unseen in ((1, []), (2, ["charge"])):
+        ion.info["charge"] = charge
+        assert [state.name for state in unseen_states(ion, [mean_potential(members)])] == unseen

@@ -38,7 +38,9 @@ def unseen_states(atoms: Atoms, members: Sequence[Potential]) -> list[UnseenStat
       atoms: Structure.
       members: Force field, or the members of an ensemble.
     """
-    statistics = [member.metadata.get("statistics", {}) for member in members]
+    # the mean of an ensemble has the metadata of its members
+    metadata = [m for member in members for m in member.metadata.get("members", [member.metadata])]
+    statistics = [m.get("statistics", {}) for m in metadata]
     unseen = []
     for key, name, words in _STATES:
         value = electronic_value(atoms, key)
