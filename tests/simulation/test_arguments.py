@@ -12,11 +12,11 @@ from ase.io import write
 from mlip_jax import EnsembleCalculator, MLIPCalculator, MolecularDynamics, find_minima, relax
 from mlip_jax.datasets.molecules.arguments import molecule_list, molecule_records
 from mlip_jax.importers import parameters
-from mlip_jax.potential import Potential
 from mlip_jax.simulation.ensemble_mean import mean_potential, members_of
 from mlip_jax.simulation.force_fields import load_force_field
 from mlip_jax.simulation.trust.coverage import unseen_states
-from tests.simulation.analytic import Pairwise, pairwise
+from tests.simulation import analytic
+from tests.simulation.analytic import PartOfTheGradient, pairwise
 
 PAIR = Atoms("H2", [[0, 0, 0], [0, 0, 0.8]])
 
@@ -108,17 +108,10 @@ def test_mean_of_an_ensemble(make_potential):
     np.testing.assert_allclose(forces[1], forces[0], atol=1e-8)
 
 
-class PartOfTheGradient(Pairwise):
-    """A model whose forces are a part of the gradient, as those of FAENet."""
-
-    conservative = False
-
-
 def test_mean_of_forces_that_are_no_gradient():
     """Detects dynamics that run without consent, and Hessians, because an ensemble hides it."""
     members = [
-        Potential(PartOfTheGradient("harmonic", length=r), {}, 8.0, np.zeros(119), 1.0, (1,))
-        for r in (1.0, 1.2)
+        dataclasses.replace(analytic.springs(), model=PartOfTheGradient(r)) for r in (1.0, 1.2)
     ]
     assert not mean_potential(members).conservative
     with pytest.raises(ValueError, match="a part of the gradient"):

@@ -57,6 +57,9 @@ class EvaluationData:
         rows = self.rows
         for values in (rows.numbers, rows.positions, rows.charge, rows.energy, rows.forces):
             content.update(np.ascontiguousarray(values).tobytes())
+        for name in ("cell", "pbc", "spin"):
+            if (values := getattr(rows, name)) is not None:
+                content.update(name.encode() + np.ascontiguousarray(values).tobytes())
         return content.hexdigest()[:12]
 
     def limited(self, count: int | None, seed: int) -> EvaluationData:
