@@ -170,10 +170,15 @@ def test_labels_under_another_name_are_not_ignored(folder):
         run(folder, "named", "named.xyz")
 
 
-def test_smiles(folder):
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("some.smi", "O water\nC1C bad\n"), ("some.csv", "smiles,name\nO,water\nC1C,bad\n")],
+)
+def test_smiles(folder, name, text):
+    """Detects tables that are taken for data sets, and rejected because they lack energies."""
     pytest.importorskip("rdkit")
-    (folder / "some.smi").write_text("O water\nC1C bad\n")
-    result = mlip_jax.evaluate(folder / "ff0", folder / "some.smi")
+    (folder / name).write_text(text)
+    result = mlip_jax.evaluate(folder / "ff0", folder / name)
     assert result.metrics["skipped"] == {"unusable molecule": 1}
     (atoms,) = result.atoms()
     assert atoms.info["molecule"] == "water" and atoms.get_potential_energy() == result.energies[0]
