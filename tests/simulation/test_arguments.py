@@ -1,6 +1,7 @@
 """Tests for the arguments of functions: molecules and force fields in every form, at every door."""
 
 import dataclasses
+import io
 
 import numpy as np
 import pytest
@@ -10,11 +11,15 @@ from ase.calculators.emt import EMT
 from ase.io import write
 
 from mlip_jax import EnsembleCalculator, MLIPCalculator, MolecularDynamics, find_minima, relax
+from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.molecules.arguments import molecule_list, molecule_records
 from mlip_jax.importers import parameters
 from mlip_jax.simulation.ensemble_mean import mean_potential, members_of
 from mlip_jax.simulation.force_fields import load_force_field
+from mlip_jax.simulation.relaxation.outputs import domain_cells
+from mlip_jax.simulation.trust import atom_domain
 from mlip_jax.simulation.trust.coverage import unseen_states
+from mlip_jax.structure import from_ase
 from tests.simulation import analytic
 from tests.simulation.analytic import PartOfTheGradient, pairwise
 
@@ -130,3 +135,19 @@ def test_states_that_the_members_were_trained_on(make_potential):
     for charge, unseen in ((1, []), (2, ["charge"])):
         ion.info["charge"] = charge
         assert [state.name for state in unseen_states(ion, [mean_potential(members)])] == unseen
+
+
+def test_relaxed_molecules_of_an_ensemble_have_a_distance_from_training(make_potential):
+    """Detects tables that are empty because the domain of several workdirs is not searched."""
+    members = [make_potential("tiny"), make_potential("tiny", 1)]
+    columns = Columns.from_structures(from_ase(molecule(name)) for name in ("H2O", "CH4"))
+    errors = np.zeros((len(columns.numbers), 3))
+    domains = [atom_domain.fit(member, columns, columns, errors) for member in members]
+    water = io.StringIO()
+    write(water, molecule("H2O"), format="extxyz")
+    ((distance, outside),) = domain_cells(
+        mean_potential(members), domains, [water.getvalue().encode()]
+    )
+    alone = [atom_domain.farthest(m, d, columns)[0] for m, d in zip(members, domains)]
+    assert float(distance) == pytest.approx(max(alone), rel=1e-4)
+    assert outside == (float(distance) > 1)
