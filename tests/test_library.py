@@ -1,9 +1,11 @@
 """Tests for the Python functions `train`, `evaluate` and `load`."""
 
+import dataclasses
 import shutil
 
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 
@@ -19,8 +21,11 @@ from mlip_jax import (
     train,
 )
 from mlip_jax.config import ConfigError
-from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.datasets import atoms_list
+from mlip_jax.datasets.reader import DatasetError, ReadReport
+from mlip_jax.datasets.readers import open_data
 from mlip_jax.tasks.force_field_evaluation import data as evaluation_data
+from tests.simulation.analytic import PartOfTheGradient, springs
 from tests.simulation.conftest import random_potential
 from tests.tasks.property_runs import write_force_field
 from tests.tasks.test_evaluate import labelled
@@ -95,6 +100,25 @@ def test_results_of_other_positions_are_not_labels(workdir):
     second.calc, second.positions[0, 0] = first.calc, 0.1
     result = evaluate(workdir, [first, second])
     np.testing.assert_array_equal(result.evaluated.labelled.energy, [-1.0, np.nan])
+
+
+def test_forces_that_are_no_gradient_have_no_stress():
+    """Detects an evaluation that fails for crystals, whose stress such a model does not have."""
+    crystal = Atoms("H", cell=[7, 7, 7], pbc=True)
+    potential = dataclasses.replace(springs(), model=PartOfTheGradient())
+    result = evaluate(potential, [crystal])
+    assert result.stress is None and np.isfinite(result.forces[0]).all()
+
+
+def test_unpaired_electrons_reach_a_training_run(tmp_path):
+    oxygen = molecule("O2")
+    oxygen.info["num_unpaired_electrons"] = 2
+    oxygen.calc = SinglePointCalculator(oxygen, energy=-1.0, forces=np.zeros((2, 3)))
+    structures, _ = atoms_list.from_atoms([oxygen])
+    atoms_list.write_trajectory(tmp_path / "o2.traj", structures)
+    reader = open_data(tmp_path / "o2.traj", "ase", molecule_key="molecule")
+    (read,) = reader.read(range(1), ReadReport())
+    assert structures[0].spin == read.spin == 2
 
 
 @pytest.fixture

@@ -83,6 +83,7 @@ def write_trajectory(path: Path, structures: Sequence[Structure]) -> None:
                 s.numbers, s.positions, cell=s.cell, pbc=False if s.pbc is None else s.pbc
             )
             atoms.info = {"charge": s.charge, "molecule": s.molecule}
+            atoms.info |= {"num_unpaired_electrons": s.spin} if s.spin else {}
             atoms.info |= {"smiles": s.smiles} if s.smiles else {}
             atoms.info |= {"config_type": s.subset} if s.subset else {}
             labels = {} if math.isnan(s.energy) else {"energy": s.energy}

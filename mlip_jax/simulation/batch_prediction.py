@@ -4,7 +4,8 @@
 batches while the devices compute. Results are those of the calculators:
 
 - energies, forces, partial charges if the force fields predict them, and the stress of structures
-  that are periodic in three directions: means over the members;
+  that are periodic in three directions unless a member has no derivatives of its energy: means over
+  the members;
 - of several members: standard deviations and, with a calibration, expected errors;
 - with a domain: distances of the atoms from the training atoms, and expected force errors.
 
@@ -30,9 +31,10 @@ from mlip_jax.graphs.packing import plan_batches
 from mlip_jax.graphs.padding import choose_budget, graph_sizes
 from mlip_jax.graphs.shapes import GrowingBudget
 from mlip_jax.importers import load_force_field, split_force_fields
-from mlip_jax.potential import Potential, evaluate
+from mlip_jax.potential import Potential, evaluate, has_energy_derivatives
 from mlip_jax.simulation.energies import invariant_features
 from mlip_jax.simulation.trust import atom_domain
+from mlip_jax.simulation.trust.coverage import has_unseen_state
 from mlip_jax.simulation.trust.domain import Domain
 from mlip_jax.simulation.trust.ensemble_calibration import Calibration
 from mlip_jax.workdir import atomic_open
@@ -94,7 +96,7 @@ class StructurePredictions:
       energy: Total energies including the reference energies (eV), (S,).
       forces: Forces (eV/Å), (A, 3).
       stress: Stress (eV/Å³), (S, 3, 3); NaN for structures that are not periodic in three
-        directions. None if no structure is.
+        directions. None if no structure is, or a member has no stress.
       charges: Partial charges (e), (A,), if all members predict them.
       energy_std: Standard deviation of the energy over the members (eV), (S,).
       forces_std: Standard deviations of the forces over the members (eV/Å), (A, 3).
@@ -102,6 +104,8 @@ class StructurePredictions:
       forces_expected_error: Expected error of the force components (eV/Å), (A,).
       domain_distance: Distance of the atoms from the training atoms, (A,); 1 at the boundary of the
         domain.
+      unseen: Whether charge, spin or periodicity of the structure never occurs in training, (S,);
+        None without a domain.
     """
 
     n_atoms: np.ndarray
@@ -114,6 +118,7 @@ class StructurePredictions:
     energy_expected_error: np.ndarray | None = None
     forces_expected_error: np.ndarray | None = None
     domain_distance: np.ndarray | None = None
+    unseen: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.energy)
@@ -136,8 +141,10 @@ class StructurePredictions:
 
     @property
     def outside_domain(self) -> np.ndarray | None:
-        """Whether an atom of each structure is outside the domain, (S,), or None."""
-        return None if self.farthest is None else self.farthest > 1
+        """Whether an atom of each structure is outside the domain, or it is `unseen`; (S,) or None."""
+        if self.farthest is None:
+            return None
+        return self.farthest > 1 if self.unseen is None else (self.farthest > 1) | self.unseen
 
     @classmethod
     def concatenate(cls, parts: Sequence[StructurePredictions]) -> StructurePredictions:
@@ -229,6 +236,8 @@ class BatchPredictor:
             call.
         """
         periodic = _fully_periodic(columns)  # (S,)
+        if not all(has_energy_derivatives(m.potential.model) for m in self.members):
+            periodic[:] = False  # no stress
         arrays = [_MemberArrays(m, columns, periodic.any()) for m in self.members]
         with jax.enable_x64(self._dtype == np.float64):
             for (cutoff, long_range), (growing, group) in self._groups.items():
@@ -289,9 +298,14 @@ class BatchPredictor:
             result["stress"][~periodic] = np.nan
         known = [a for a in arrays if a.distance is not None]
         if len(known) == len(arrays):
+            unseen = has_unseen_state(columns, [m.potential for m in self.members])
             result["domain_distance"] = np.mean([a.relative_distance() for a in known], axis=0)
+            result["unseen"] = unseen
         if all(a.has_expected_errors for a in arrays):
-            result["forces_expected_error"] = np.mean([a.expected_errors() for a in arrays], axis=0)
+            errors = np.mean([a.expected_errors() for a in arrays], axis=0)
+            result["forces_expected_error"] = np.where(
+                np.repeat(unseen, columns.n_atoms), np.nan, errors
+            )
         if all(a.charges is not None for a in arrays) and len(columns):
             result["charges"] = np.mean([a.charges for a in arrays], axis=0)
         if len(arrays) > 1:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import jraph
 import numpy as np
 
+from mlip_jax.models.layers.forces import has_direct_forces, is_conservative
 from mlip_jax.models.layers.heads import AtomOutputs
 from mlip_jax.potential import Potential
 
@@ -33,6 +34,11 @@ class EnsembleMean:
     scales: tuple[float, ...]
     cutoff: float
     long_range_cutoff: float | None
+
+    @property
+    def conservative(self) -> bool:
+        """Whether the forces of all members are minus the gradient of their energies."""
+        return all(is_conservative(model) for model in self.members)
 
     def apply(self, params: Sequence[Any], graph: jraph.GraphsTuple) -> AtomOutputs:
         """Return the outputs of a padded batch; features are those of degree 0 of all members."""
@@ -59,7 +65,7 @@ def mean_potential(members: Sequence[Potential]) -> Potential:
             "the members of an ensemble share one neighbor list and must have the same cutoff and "
             f"long-range cutoff; received (in Å) {', '.join(map(str, sorted(cutoffs, key=str)))}"
         )
-    if any(getattr(p.model, "direct_forces", False) for p in members):
+    if any(has_direct_forces(p.model) for p in members):
         raise ValueError(
             "force fields that predict forces directly cannot be combined to an ensemble here; "
             "use one of them, or EnsembleCalculator"

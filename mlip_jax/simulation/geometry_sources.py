@@ -218,12 +218,11 @@ class Sources:
                 )
             return [None if k in lost else results[k].atoms for k in range(len(starts))]
 
-        content = hashlib.sha256(
-            columns.positions.tobytes() + columns.numbers.tobytes()
-        ).hexdigest()
-        return self._load_or_make(
-            ["relaxed", potential.digest(), self.fmax, self.max_steps, content], make, start.samples
-        )
+        content = hashlib.sha256(columns.positions.tobytes() + columns.numbers.tobytes())
+        if columns.spin is not None:
+            content.update(columns.spin.tobytes())
+        settings = [potential.digest(), self.fmax, self.max_steps, content.hexdigest()]
+        return self._load_or_make(["relaxed", *settings], make, start.samples)
 
     def _load_or_make(
         self, identity: list, make: Callable[[], list[Atoms | None]], samples: np.ndarray
@@ -242,6 +241,7 @@ class Sources:
                     present=present,
                     count=np.array([len(a) for a in atoms], np.int64),
                     charge=np.array([a.info.get("charge", 0.0) for a in atoms]),
+                    spin=np.array([a.info.get("num_unpaired_electrons", 0.0) for a in atoms]),
                     numbers=np.concatenate([a.numbers for a in atoms] or [np.zeros(0, int)]),
                     positions=np.concatenate([a.positions for a in atoms] or [np.zeros((0, 3))]),
                 )
@@ -251,8 +251,10 @@ class Sources:
                 np.split(stored["numbers"], ends),
                 np.split(stored["positions"], ends),
                 stored["charge"].tolist(),
+                # files of earlier versions have no spins
+                stored["spin"].tolist() if "spin" in stored else [0.0] * len(stored["count"]),
             )
             columns = Columns.from_structures(
-                Structure(n.astype(np.int32), x, charge=q) for n, x, q in parts if len(n)
+                Structure(n.astype(np.int32), x, charge=q, spin=u) for n, x, q, u in parts if len(n)
             )
             return Geometries(columns, np.arange(len(columns)), samples[stored["present"]])

@@ -30,14 +30,13 @@ from mlip_jax.potential import Potential
 from mlip_jax.reports.molecules import Picture
 from mlip_jax.reports.relaxation.report import write_relaxation_report
 from mlip_jax.reports.relaxation.results import Relaxations, choose, read_results
-from mlip_jax.simulation.force_fields import load_force_field
+from mlip_jax.simulation.force_fields import load_domains, load_force_field
 from mlip_jax.simulation.relaxation import journal as relax_journal
 from mlip_jax.simulation.relaxation import merge, outputs
 from mlip_jax.simulation.relaxation.journal import Journal, check_any_succeeded
 from mlip_jax.simulation.relaxation.outputs import FRAME, LAYOUT, MOL_BLOCK, TRAJECTORY
 from mlip_jax.simulation.relaxation.progress import RelaxationProgressBar
 from mlip_jax.simulation.relaxation.relax import Relaxer
-from mlip_jax.simulation.trust import atom_domain
 from mlip_jax.simulation.trust.domain import Domain
 from mlip_jax.workdir import check_origin, claimed
 
@@ -67,7 +66,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
             workdir = Path(workdir)
             total = _count(config)
             potential = load_force_field(config.force_field)
-            domain = atom_domain.load_domain(config.force_field)
+            domains = load_domains(config.force_field)
             if distributed.leader():
                 _check_origin(workdir / ORIGIN, config, potential)
         relaxer = _relaxer(config, potential)
@@ -76,7 +75,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
             distributed.barrier("relaxed")
             if not distributed.leader():
                 return workdir / "report.html"
-            return _finish(config, workdir, total, potential, domain)
+            return _finish(config, workdir, total, potential, domains)
         except (SystemExit, KeyboardInterrupt):
             log.warning("stopped; finished molecules are saved. Rerun the same command to resume.")
             raise
@@ -207,14 +206,21 @@ def _stream(
         )
 
 
-def _finish(config, workdir: Path, total: int, potential: Potential, domain: Domain | None) -> Path:
+def _finish(
+    config, workdir: Path, total: int, potential: Potential, domains: tuple[Domain | None, ...]
+) -> Path:
     """Merge the parts and write the report."""
     log.info("merging results")
     files = {kind: workdir / FORMATS[kind] for kind in config.formats}
     if config.trajectory_every:
         files[TRAJECTORY] = workdir / TRAJECTORIES
     seconds = merge.merge(
-        workdir / PARTS, LAYOUT, workdir / RESULTS, files, total, _domain_columns(potential, domain)
+        workdir / PARTS,
+        LAYOUT,
+        workdir / RESULTS,
+        files,
+        total,
+        _domain_columns(potential, domains),
     )
     if MOL_BLOCK in files and not files[MOL_BLOCK].stat().st_size:
         files.pop(MOL_BLOCK).unlink()
@@ -252,11 +258,13 @@ def _finish(config, workdir: Path, total: int, potential: Potential, domain: Dom
     return report
 
 
-def _domain_columns(potential: Potential, domain: Domain | None) -> merge.DerivedColumns:
+def _domain_columns(
+    potential: Potential, domains: tuple[Domain | None, ...]
+) -> merge.DerivedColumns:
     """Return the columns about the domain of the force field; cells are empty if it is unknown."""
 
     def cells(frames):
-        return outputs.domain_cells(potential, domain, frames)
+        return outputs.domain_cells(potential, domains, frames)
 
     return merge.DerivedColumns(outputs.DOMAIN_COLUMNS, FRAME, cells)
 

@@ -29,6 +29,7 @@ from mlip_jax.simulation.vibrations.analysis import (
     VibrationalAnalysis,
     VibrationOptions,
     analyze,
+    check_forces,
     minimize,
 )
 from mlip_jax.workdir import check_origin, claimed, write_json, write_text
@@ -56,6 +57,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     options = _check(config)
     with claimed(workdir, configs.identity(config)) as workdir:
         potential = load_force_field(config.force_field)
+        check_forces(potential)
         check_origin(
             workdir / "origin.json",
             {"input": fingerprint(config.input), "force_field": potential.digest()},

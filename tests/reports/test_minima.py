@@ -57,3 +57,11 @@ def test_failures_of_the_reference_method_are_excluded():
 def test_json_round_trip():
     molecule, _ = with_references([0.0, 1.0], [0.0, 0.0], [0.0, 0.0])
     assert MoleculeMinima.from_json(molecule.to_json()) == molecule
+
+
+def test_minima_keep_charge_and_unpaired_electrons():
+    """Detects reference energies of another state than that of the force field."""
+    molecule = MoleculeMinima(0, "O2", "", [8, 8], 1.0, unpaired=2)
+    minimum = ReportedMinimum(0.0, [[0, 0, 0], [0, 0, 1.2]], 0, 1)
+    info = minimum.to_atoms(MoleculeMinima.from_json(molecule.to_json())).info
+    assert info == {"charge": 1.0, "num_unpaired_electrons": 2}

@@ -81,6 +81,13 @@ class Springs(nn.Module):
         )
 
 
+class PartOfTheGradient(Springs):
+    """A model that declares that its energy is differentiated only in part, as FAENet."""
+
+    direct_forces: bool = False
+    conservative = False
+
+
 def springs(**options) -> Potential:
     """A force field of H and Ar whose forces are not the gradient of its energy."""
     model = Springs(**options)

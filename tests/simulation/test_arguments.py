@@ -1,5 +1,8 @@
 """Tests for the arguments of functions: molecules and force fields in every form, at every door."""
 
+import dataclasses
+import io
+
 import numpy as np
 import pytest
 from ase import Atoms
@@ -8,11 +11,17 @@ from ase.calculators.emt import EMT
 from ase.io import write
 
 from mlip_jax import EnsembleCalculator, MLIPCalculator, MolecularDynamics, find_minima, relax
+from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.molecules.arguments import molecule_list, molecule_records
 from mlip_jax.importers import parameters
 from mlip_jax.simulation.ensemble_mean import mean_potential, members_of
 from mlip_jax.simulation.force_fields import load_force_field
-from tests.simulation.analytic import pairwise
+from mlip_jax.simulation.relaxation.outputs import domain_cells
+from mlip_jax.simulation.trust import atom_domain
+from mlip_jax.simulation.trust.coverage import unseen_states
+from mlip_jax.structure import from_ase
+from tests.simulation import analytic
+from tests.simulation.analytic import PartOfTheGradient, pairwise
 
 PAIR = Atoms("H2", [[0, 0, 0], [0, 0, 0.8]])
 
@@ -102,3 +111,43 @@ def test_mean_of_an_ensemble(make_potential):
     )
     assert energies[1] == pytest.approx(energies[0], abs=1e-8)
     np.testing.assert_allclose(forces[1], forces[0], atol=1e-8)
+
+
+def test_mean_of_forces_that_are_no_gradient():
+    """Detects dynamics that run without consent, and Hessians, because an ensemble hides it."""
+    members = [
+        dataclasses.replace(analytic.springs(), model=PartOfTheGradient(r)) for r in (1.0, 1.2)
+    ]
+    assert not mean_potential(members).conservative
+    with pytest.raises(ValueError, match="a part of the gradient"):
+        MolecularDynamics(PAIR, members)
+
+
+def test_states_that_the_members_were_trained_on(make_potential):
+    """Detects warnings about charges of every kind for the mean of an ensemble."""
+    members = [
+        dataclasses.replace(
+            make_potential("tiny", k), metadata={"statistics": {"charges": [0.0, 1.0]}}
+        )
+        for k in (0, 1)
+    ]
+    ion = PAIR.copy()
+    for charge, unseen in ((1, []), (2, ["charge"])):
+        ion.info["charge"] = charge
+        assert [state.name for state in unseen_states(ion, [mean_potential(members)])] == unseen
+
+
+def test_relaxed_molecules_of_an_ensemble_have_a_distance_from_training(make_potential):
+    """Detects tables that are empty because the domain of several workdirs is not searched."""
+    members = [make_potential("tiny"), make_potential("tiny", 1)]
+    columns = Columns.from_structures(from_ase(molecule(name)) for name in ("H2O", "CH4"))
+    errors = np.zeros((len(columns.numbers), 3))
+    domains = [atom_domain.fit(member, columns, columns, errors) for member in members]
+    water = io.StringIO()
+    write(water, molecule("H2O"), format="extxyz")
+    ((distance, outside),) = domain_cells(
+        mean_potential(members), domains, [water.getvalue().encode()]
+    )
+    alone = [atom_domain.farthest(m, d, columns)[0] for m, d in zip(members, domains)]
+    assert float(distance) == pytest.approx(max(alone), rel=1e-4)
+    assert outside == (float(distance) > 1)

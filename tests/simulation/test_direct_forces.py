@@ -24,7 +24,7 @@ from mlip_jax.simulation.export import DESCRIPTION, export_stablehlo
 from mlip_jax.simulation.relaxation.relax import relax
 from mlip_jax.structure import Structure
 from mlip_jax.terms import WithTerms
-from tests.simulation.analytic import Springs, springs
+from tests.simulation.analytic import PartOfTheGradient, Springs, springs
 
 TRIANGLE = Atoms("H2Ar", [[0, 0, 0], [0, 0, 1.5], [0.9, 0.8, 0.3]])
 
@@ -116,13 +116,6 @@ def test_wrappers_know_the_forces_of_their_model():
             with_heads(Springs(direct_forces=direct), {}),
         ):
             assert is_conservative(model) != direct
-
-
-class PartOfTheGradient(Springs):
-    """A model that declares that its energy is differentiated only in part."""
-
-    direct_forces: bool = False
-    conservative = False
 
 
 def test_without_derivatives_of_the_energy_there_is_no_stress_or_hessian():

@@ -92,7 +92,8 @@ def test_errors_are_those_of_the_calculator(folder, output):
         assert own.info["outside_domain"] == results["outside_domain"]
         distance = own.arrays["domain_distance"]
         np.testing.assert_allclose(distance, results["domain_distance"], rtol=1e-3)
-        np.testing.assert_allclose(own.arrays["forces_expected_error"], 0.1)
+        expected = np.where(results["domain_distance"] > 1, np.nan, 0.1)  # unknown outside
+        np.testing.assert_allclose(own.arrays["forces_expected_error"], expected)
         energy.append(1e3 * (results["energy"] - reference[0]) / len(atoms))
         force.append(1e3 * np.abs(results["forces"] - reference[1]).ravel())
     scores = metrics["evaluated"]
@@ -100,6 +101,21 @@ def test_errors_are_those_of_the_calculator(folder, output):
     assert scores["force_mae_mev_per_ang"] == pytest.approx(np.concatenate(force).mean(), rel=1e-4)
     assert {g["label"]: g["num_structures"] for g in metrics["per_subset"]} == {"even": 3, "odd": 2}
     assert metrics["num_outside_domain"] == sum(a.info["outside_domain"] for a in predicted)
+
+
+def test_states_that_training_never_saw_are_outside_the_domain(folder):
+    """Detects a domain that judges ions by their geometry alone."""
+    frames = [molecule("H2O"), molecule("H2O"), molecule("H2O")]
+    frames[1].info["charge"], frames[2].info["num_unpaired_electrons"] = 1, 2
+    result = mlip_jax.evaluate(folder / "ff0", frames)
+    assert result.outside_domain[1:].all()
+    calculator = MLIPCalculator(str(folder / "ff0"))
+    with pytest.warns(UserWarning, match="trained only on"):
+        expected = [calculator.get_property("outside_domain", atoms) for atoms in frames]
+    assert result.outside_domain.tolist() == expected
+    predicted = result.evaluated.predictions
+    assert np.isnan(predicted.forces_expected_error[3:]).all()
+    assert result.atoms()[2].info["num_unpaired_electrons"] == 2
 
 
 def test_unknown_elements_are_named_and_the_rest_is_evaluated(folder, output):
@@ -154,10 +170,15 @@ def test_labels_under_another_name_are_not_ignored(folder):
         run(folder, "named", "named.xyz")
 
 
-def test_smiles(folder):
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("some.smi", "O water\nC1C bad\n"), ("some.csv", "smiles,name\nO,water\nC1C,bad\n")],
+)
+def test_smiles(folder, name, text):
+    """Detects tables that are taken for data sets, and rejected because they lack energies."""
     pytest.importorskip("rdkit")
-    (folder / "some.smi").write_text("O water\nC1C bad\n")
-    result = mlip_jax.evaluate(folder / "ff0", folder / "some.smi")
+    (folder / name).write_text(text)
+    result = mlip_jax.evaluate(folder / "ff0", folder / name)
     assert result.metrics["skipped"] == {"unusable molecule": 1}
     (atoms,) = result.atoms()
     assert atoms.info["molecule"] == "water" and atoms.get_potential_energy() == result.energies[0]

@@ -112,6 +112,7 @@ class Reader(reader.Reader):
                 positions=molecule.atoms.positions,
                 energy=float("nan"),
                 charge=float(molecule.atoms.info["charge"]),
+                spin=float(molecule.atoms.info.get("num_unpaired_electrons", 0)),
                 molecule=molecule_identity(entry.smiles),
                 smiles=molecule.smiles,
                 record=record,

@@ -44,6 +44,8 @@ class ReportedMinimum:
             pbc=molecule.cell is not None,
             info={"charge": molecule.charge} if molecule.charge else {},
         )
+        if molecule.unpaired is not None:
+            atoms.info["num_unpaired_electrons"] = molecule.unpaired
         atoms.calc = SinglePointCalculator(atoms, energy=self.energy)
         return atoms
 
@@ -63,6 +65,7 @@ class MoleculeMinima:
       relaxed: Number of geometries relaxed per round.
       new: Number of minima found first per round.
       left_out: Number of relaxed geometries that are not minima of the molecule, by reason.
+      unpaired: Number of unpaired electrons, None if it is not stated.
     """
 
     number: int
@@ -75,6 +78,7 @@ class MoleculeMinima:
     relaxed: Sequence[int] = ()
     new: Sequence[int] = ()
     left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    unpaired: int | None = None
 
     @classmethod
     def from_result(
@@ -84,7 +88,7 @@ class MoleculeMinima:
         if result is None or not result.minima:
             left_out = {} if result is None else dict(result.left_out)
             return cls(number, name, failure, left_out=left_out)
-        first = result.minima[0].atoms
+        first, unpaired = result.minima[0].atoms, "num_unpaired_electrons"
         return cls(
             number,
             name,
@@ -101,6 +105,7 @@ class MoleculeMinima:
             result.relaxed,
             result.new,
             dict(result.left_out),
+            int(electronic_value(first, unpaired)) if unpaired in first.info else None,
         )
 
     def relative_energies(self) -> np.ndarray:

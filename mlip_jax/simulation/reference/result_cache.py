@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
+from mlip_jax.structure import charge_names
+
 log = logging.getLogger(__name__)
 
 
@@ -27,12 +29,14 @@ def key_of(settings: Mapping[str, Any], atoms: Atoms) -> str:
     """Return a hash of everything that a result can depend on.
 
     This is the settings (serializable as JSON), elements, exact positions, cell,
-    `atoms.info["charge"]` and `atoms.info["num_unpaired_electrons"]`.
+    `atoms.info["charge"]` (also under its other usual names) and
+    `atoms.info["num_unpaired_electrons"]`.
     """
     # An invalid charge gets a key as well. Evaluating the molecule raises the error, for it only.
+    name = "charge" if "charge" in atoms.info else next(iter(charge_names(atoms.info)), "charge")
     state = [
         settings,
-        float(atoms.info.get("charge", 0.0)),
+        float(atoms.info.get(name, 0.0)),
         atoms.info.get("num_unpaired_electrons"),
         atoms.pbc.tolist(),
         atoms.cell.tolist() if atoms.pbc.any() else None,

@@ -85,35 +85,32 @@ def result_cells(record: MoleculeRecord, result: Relaxation) -> list[Any]:
 
 
 def domain_cells(
-    potential: Potential, domain: Domain | None, frames: Sequence[bytes]
+    potential: Potential, domains: Sequence[Domain | None], frames: Sequence[bytes]
 ) -> list[tuple[Any, Any]]:
     """Return the values of DOMAIN_COLUMNS for molecules. Computed in batches.
 
     Args:
       potential: The force field.
-      domain: Domain of the force field; None if it is unknown. Only charges and spins that training
-        never saw are then known to be outside.
+      domains: Domain of the force field, or of each member of an ensemble; None if it is unknown.
+        Without any, only charges and spins that training never saw are known to be outside.
       frames: The piece FRAME of each molecule, b"" if there is none.
     """
     from ase.io import read
 
     cells: list[tuple[Any, Any]] = [("", "")] * len(frames)
-    with_frame = [
-        i
-        for i, piece in enumerate(frames)
-        if piece and (domain is not None or _STATE.search(piece))
-    ]
+    members = members_of(potential)
+    known = [(m, domain) for m, domain in zip(members, domains) if domain is not None]
+    with_frame = [i for i, piece in enumerate(frames) if piece and (known or _STATE.search(piece))]
     if not with_frame:
         return cells
     molecules = [read(io.StringIO(frames[i].decode()), format="extxyz") for i in with_frame]
-    unseen = [bool(unseen_states(atoms, members_of(potential))) for atoms in molecules]
-    if domain is None:
+    unseen = [bool(unseen_states(atoms, members)) for atoms in molecules]
+    if not known:
         for i, is_unseen in zip(with_frame, unseen):
             cells[i] = ("", 1 if is_unseen else "")
         return cells
-    distances = atom_domain.farthest(
-        potential, domain, Columns.from_structures(map(from_ase, molecules))
-    )
+    columns = Columns.from_structures(map(from_ase, molecules))
+    distances = np.max([atom_domain.farthest(m, domain, columns) for m, domain in known], axis=0)
     for i, is_unseen, distance in zip(with_frame, unseen, distances.tolist()):
         outside = is_unseen or not distance <= 1  # NaN is outside the domain
         cells[i] = (repr(distance) if math.isfinite(distance) else "", int(outside))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 from ase import Atoms
 
+from mlip_jax.datasets.columns import Columns
 from mlip_jax.potential import Potential
 from mlip_jax.structure import electronic_value
 
@@ -38,7 +40,7 @@ def unseen_states(atoms: Atoms, members: Sequence[Potential]) -> list[UnseenStat
       atoms: Structure.
       members: Force field, or the members of an ensemble.
     """
-    statistics = [member.metadata.get("statistics", {}) for member in members]
+    statistics = _statistics(members)
     unseen = []
     for key, name, words in _STATES:
         value = electronic_value(atoms, key)
@@ -63,3 +65,24 @@ def unseen_states(atoms: Atoms, members: Sequence[Potential]) -> list[UnseenStat
             )
         )
     return unseen
+
+
+def has_unseen_state(columns: Columns, members: Sequence[Potential]) -> np.ndarray:
+    """Return whether each structure has a state that `unseen_states` would list, (S,) bool."""
+    statistics, unseen = _statistics(members), np.zeros(len(columns), bool)
+    spin = np.zeros(len(columns)) if columns.spin is None else columns.spin
+    for values, name in ((columns.charge, "charges"), (spin, "spins")):
+        for s in statistics:
+            known = s.get(name, [0.0])
+            if known is not None:
+                unseen |= (values != 0) & ~np.isin(values, known or [0.0])
+    if columns.pbc is not None and any(s.get("periodic") is False for s in statistics):
+        unseen |= columns.pbc.any(axis=1)
+    return unseen
+
+
+def _statistics(members: Sequence[Potential]) -> list[dict[str, Any]]:
+    """Return the statistics of the training data of force fields, {} if they are unknown."""
+    # the mean of an ensemble has the metadata of its members
+    metadata = [m for member in members for m in member.metadata.get("members", [member.metadata])]
+    return [m.get("statistics", {}) for m in metadata]

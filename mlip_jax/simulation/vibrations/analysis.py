@@ -134,10 +134,11 @@ def vibrations(
       One result per molecule, with a reason if there are no frequencies.
 
     Raises:
-      ValueError: If an option is invalid.
+      ValueError: If an option is invalid, or forces are not the gradient of the energy.
       CheckpointError: If there is no force field at this location.
     """
     settings, potential = VibrationOptions(**options), load_force_field(force_field)
+    check_forces(potential)
     records = [record for group in molecule_records(molecules) for record in group]
     given = {k: record.atoms for k, record in enumerate(records) if record.atoms is not None}
     minima = dict(minimize(given, potential, settings, relaxed))
@@ -151,6 +152,20 @@ def vibrations(
         else VibrationalAnalysis(Atoms(), record.failure)
         for k, record in enumerate(records)
     ]
+
+
+def check_forces(potential: Potential) -> None:
+    """Raise ValueError if the forces of a force field are not the gradient of its energy.
+
+    A relaxation then ends where the forces vanish, and not at a minimum of the energy, whose second
+    derivatives are the Hessian.
+    """
+    if not potential.conservative:
+        raise ValueError(
+            "the forces of this force field are not the gradient of its energy (they are "
+            f"{potential.origin_of_forces}), so a relaxed molecule is not at a minimum of the "
+            "energy and has no frequencies"
+        )
 
 
 def minimize(given: Mapping[Any, Atoms], potential: Potential, settings, relaxed: bool = False):

@@ -57,6 +57,9 @@ class EvaluationData:
         rows = self.rows
         for values in (rows.numbers, rows.positions, rows.charge, rows.energy, rows.forces):
             content.update(np.ascontiguousarray(values).tobytes())
+        for name in ("cell", "pbc", "spin"):
+            if (values := getattr(rows, name)) is not None:
+                content.update(name.encode() + np.ascontiguousarray(values).tobytes())
         return content.hexdigest()[:12]
 
     def limited(self, count: int | None, seed: int) -> EvaluationData:
@@ -107,11 +110,15 @@ def from_atoms(atoms: Sequence[Atoms], options: dict[str, Any]) -> EvaluationDat
 
 
 def _is_molecule_file(data) -> bool:
-    """Return whether the path is a file of molecules that no reader of data sets recognizes."""
+    """Return whether the path is a file of molecules without energies and forces.
+
+    No reader of data sets recognizes it, except that of tables of SMILES and properties.
+    """
     path = Path(data.path)
     if data.reader != "auto" or not path.is_file():
         return False
-    return not any(readers.get(name).matches(path) for name in readers.names())
+    others = (name for name in readers.names() if name != "smiles_table")
+    return not any(readers.get(name).matches(path) for name in others)
 
 
 def _lacks_labels(data) -> bool:

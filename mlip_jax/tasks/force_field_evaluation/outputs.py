@@ -38,6 +38,8 @@ def predicted_atoms(structure: Structure, predictions: StructurePredictions, s: 
         pbc=False if structure.pbc is None else structure.pbc,
         info={"charge": structure.charge},
     )
+    if structure.spin:
+        atoms.info["num_unpaired_electrons"] = int(structure.spin)
     for name in ("molecule", "smiles", "source"):
         if text := getattr(structure, name):
             atoms.info[name] = text

@@ -23,6 +23,12 @@ def test_columns_of_numbers_are_properties(sample):
         assert next(iter(source)).properties == {"mu": 1.85}
 
 
+def test_radicals_have_unpaired_electrons(tmp_path):
+    (tmp_path / "radicals.csv").write_text("smiles,gap\n[CH3],1\nC,2\n")
+    with readers.open_data(tmp_path / "radicals.csv") as source:
+        assert [structure.spin for structure in source] == [1, 0]
+
+
 def test_errors_name_the_option(sample, tmp_path):
     path, _ = sample("smiles_table")
     with pytest.raises(ConfigError, match="Did you mean 'gap'"):

@@ -139,7 +139,7 @@ def test_keys_contain_everything_a_result_depends_on():
         changed(charge=1),
         changed(num_unpaired_electrons=2),
     }
-    assert len(different) == 6
+    assert len(different) == 6 and changed(total_charge=1) == changed(charge=1)
     assert changed(charge=0.0) == key == changed(name="anything")
     zero = water.copy()
     zero.positions[np.abs(zero.positions) == 0] = -0.0

@@ -10,6 +10,7 @@ from ase.vibrations import Vibrations
 from mlip_jax import MLIPCalculator
 from mlip_jax.simulation.vibrations.analysis import vibrations
 from mlip_jax.simulation.vibrations.normal_modes import normal_modes, rotational_symmetry_number
+from tests.simulation import analytic
 from tests.simulation.analytic import pairwise
 
 STIFFNESS = 20.0
@@ -101,3 +102,9 @@ def test_imaginary_modes_and_failures():
     for options in ({"temperature": -1.0}, {"isotopes": {"D": 2}}, {"approximation": "none"}):
         with pytest.raises(ValueError, match=next(iter(options))):
             vibrations(line, potential, **options)
+
+
+def test_frequencies_need_forces_that_are_the_gradient():
+    """Detects frequencies at a geometry where the direct forces vanish, but not the gradient."""
+    with pytest.raises(ValueError, match="not at a minimum of the energy and has no frequencies"):
+        vibrations(Atoms("H2", [[0, 0, 0], [0, 0, 1.1]]), analytic.springs())
