@@ -1,4 +1,4 @@
-"""Evaluate a force field on labelled structures, or predict for structures without labels.
+"""Evaluate a force field on labeled structures, or predict for structures without labels.
 
     python -m mlip_jax.main --config=configs/evaluate.py --config.force_field=runs/spice \\
         --config.data.path=molecules.xyz \\

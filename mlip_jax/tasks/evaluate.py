@@ -245,7 +245,8 @@ def _settings(
     return {
         "Data": {"name": data.name, "level of theory": data.level_of_theory, **counts},
         "Force field": {
-            m.name: f"{m.potential.digest()}, {m.level_of_theory}, cutoff {m.potential.cutoff:g} Å"
+            m.name: f"{m.potential.digest()}, {m.level_of_theory}, cutoff {m.potential.cutoff:g} Å, "
+            f"forces {m.potential.origin_of_forces}"
             for m in predictor.members
         },
         "Settings": {
