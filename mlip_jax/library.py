@@ -98,7 +98,8 @@ def evaluate(
     """Evaluate force fields on structures, and compare with labels if there are any.
 
     >>> result = evaluate("runs/spice", "test.xyz")  # doctest: +SKIP
-    >>> result.metrics["evaluated"]["force_mae_mev_per_ang"]  # doctest: +SKIP
+    >>> errors = result.metrics["evaluated"]  # doctest: +SKIP
+    >>> errors["force_mae_mev_per_ang"]  # doctest: +SKIP
 
     Args:
       force_field: One or several force fields, as for `load`.
