@@ -14,7 +14,7 @@ The argument selects the trained parameters: all of them ("all"), only the head 
 features ("heads"; "random_heads" on features of an untrained model), or the same architecture from
 random parameters ("scratch", PaiNN; "scratch,schnet"). Adam starts at 5e-4, which is halved
 every 40 epochs, with batches of 256 molecules, as published. The data must contain properties:
-Molecule3D, QM9, ∇²DFT, PubChemQCR with a summary.csv, or your own table along with geometries.
+Molecule3D, QM9, ∇²DFT, PubChemQCR with a summary.csv, or your own table of SMILES and numbers.
 --config.property.targets="('homo','lumo')" selects other properties than the gap. If a finished
 run is rerun with other config.data.test_geometries, it is tested on these.
 

@@ -122,11 +122,25 @@ def parse(args: Sequence[str], about: str) -> list[str]:
                 "error: the options of a reader are one field. Write "
                 '--config.data.reader_options="NAME=VALUE; NAME=VALUE".'
             )
-        # the text of a KeyError is the repr of its argument, with ml_collections even twice
-        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-        sys.exit("error: " + text.strip("'\"").replace("\\n", "\n").replace("\\'", "'"))
+        sys.exit(f"error: {_error_text(error, args)}")
     except flags.Error as error:
         sys.exit(f"error: {error}\nRun with --help for the flags.")
+
+
+def _error_text(error: Exception, args: Sequence[str]) -> str:
+    """Return the text of an error. If a flag names an unknown field, state the whole field."""
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    # the text of a KeyError is the repr of its argument, with ml_collections even twice
+    text = text.strip("'\"").replace("\\n", "\n").replace("\\'", "'")
+    missing, _, hint = text.partition("\n")
+    missing = missing.strip("'\"")
+    for argument in args:
+        flag = argument.lstrip("-").partition("=")[0]
+        if missing in flag.removeprefix("no").split(".")[1:]:
+            field = flag.partition(".")[2]
+            hint = f" {hint.rstrip('.')}." if hint else ""
+            return f"unknown field of the config {field!r}.{hint} --help lists all fields."
+    return text
 
 
 def check(arguments: Sequence[str]) -> None:

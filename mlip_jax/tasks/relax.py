@@ -154,7 +154,7 @@ def _relax_share(config, folder: Path, relaxer, total: int) -> None:
                 _stream(records, relaxer, journal, progress, MOL_BLOCK in config.formats)
             finally:
                 _close(records)
-    log.info("%d programs compiled", relaxer.num_compiles)
+    log.info("compiled programs: %d", relaxer.num_compiles)
 
 
 def _close(records) -> None:

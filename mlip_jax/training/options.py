@@ -51,7 +51,9 @@ def set_model_options(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
 def fill_options(config: ml_collections.ConfigDict, options: dict) -> None:
     """Set options of the model that the config does not contain, in place."""
-    with config.unlocked():
+    given = config.model.options
+    # The config of the command line is locked, and so are its options in a completed config.
+    with given.unlocked():
         for name, value in options.items():
-            if name not in config.model.options:
-                config.model.options[name] = value
+            if name not in given:
+                given[name] = value

@@ -1,5 +1,6 @@
 """Tests for the short form of the command line, unset fields and the default workdir."""
 
+import ml_collections
 import pytest
 from absl import flags as absl_flags
 
@@ -62,6 +63,17 @@ def test_the_short_form_becomes_the_long_form():
 def test_errors_of_the_short_form(text, message):
     with pytest.raises((ConfigError, ValueError), match=message):
         short(text)
+
+
+def test_an_unknown_field_is_named_with_its_path():
+    """The error of the flag parser names only the last part, which several sections may have."""
+    train = ml_collections.ConfigDict({"num_steps": 1})
+    with pytest.raises(AttributeError) as unknown:
+        train.num_stesp  # noqa: B018
+    args = ["mlip-jax", "--config=spice", "--config.train.num_stesp=5"]
+    text = flags._error_text(unknown.value, args)
+    assert text.startswith("unknown field of the config 'train.num_stesp'. Did you mean")
+    assert flags._error_text(KeyError("seed"), args) == "seed"
 
 
 def test_the_config_is_required_and_its_names_are_listed():

@@ -147,10 +147,11 @@ def test_a_rerun_repeats_only_unfinished_parts(folder, monkeypatch):
 
 
 def test_no_labels_only_predictions(folder):
+    """The checks of training data would reject a file without labels."""
     frames = [molecule("H2O"), molecule("CH4")]
     cell = molecule("H2O", cell=[5, 5, 5], pbc=True)
     write(folder / "plain.xyz", [*frames, cell])
-    page, metrics = run(folder, "plain", "plain.xyz")
+    page, metrics = run(folder, "plain", "plain.xyz", data__reject_invalid=True)
     assert metrics["evaluated"] is None and metrics["num_structures"] == 3
     assert "no reference energies" in page.read_text()
     predicted = read(page.parent / "predictions.xyz", ":")
@@ -161,6 +162,12 @@ def test_no_labels_only_predictions(folder):
     (page.parent / "origin.json").write_text('{"data": "another", "force_fields": []}')
     with pytest.raises(WorkdirError, match="predictions for other structures"):
         run(folder, "plain", "plain.xyz")
+
+
+def test_a_file_without_labels_is_rejected_for_other_problems(folder):
+    write(folder / "close.xyz", [molecule("CH4"), Atoms("OH", [[0, 0, 0], [0, 0, 0.01]])])
+    with pytest.raises(DatasetError, match="shortest|distance|closer"):
+        run(folder, "close", "close.xyz", data__reject_invalid=True)
 
 
 def test_labels_under_another_name_are_not_ignored(folder):

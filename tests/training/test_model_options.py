@@ -2,8 +2,10 @@
 
 import types
 
+import ml_collections
 import pytest
 
+from mlip_jax.config import complete
 from mlip_jax.defaults import train_defaults
 from mlip_jax.training import options as training_options
 
@@ -32,3 +34,13 @@ def options_of(monkeypatch, stored, given=None, init=""):
 )
 def test_options_of_new_resumed_and_fine_tuned_runs(monkeypatch, stored, given, init, expected):
     assert options_of(monkeypatch, stored, given, init) == expected
+
+
+def test_options_of_a_config_of_the_command_line(monkeypatch):
+    """The flags lock a config, and `complete` keeps the lock of the options alone."""
+    given = train_defaults()
+    given.model.name, given.model.options = "painn", ml_collections.ConfigDict({"num_layers": 2})
+    config = complete(given.lock(), train_defaults())
+    monkeypatch.setattr(training_options, "restore", lambda workdir: None)
+    training_options.set_model_options(config, "run")
+    assert config.model.options.to_dict() == {"num_layers": 2, "epsilon": 1e-4}

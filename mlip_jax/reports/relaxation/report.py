@@ -95,7 +95,12 @@ def _headline(content: Mapping[str, Any]) -> Iterator[str]:
                 f"{page.number(content['step_limit'])} at the step limit, "
                 f"{page.number(content['diverged'])} diverged",
             ),
-            ("failed", page.number(content["failed"]), "", "not relaxed; reasons below"),
+            (
+                "failed",
+                page.number(content["failed"]),
+                "",
+                "not relaxed; reasons below" if content["failed"] else "not relaxed",
+            ),
             (
                 "speed",
                 page.number(content["molecules_per_second"]),

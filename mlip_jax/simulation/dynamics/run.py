@@ -52,7 +52,7 @@ def run_md(
     if len(known) == len(dynamics.molecules):
         log.warning("all molecules have broken: the simulation ends")
     log.info(
-        "%d programs compiled; neighbor lists built %d times by the %s",
+        "compiled programs: %d; neighbor lists built %d times by the %s",
         dynamics.num_compiles,
         dynamics.num_lists_built,
         dynamics.lists_built_on,

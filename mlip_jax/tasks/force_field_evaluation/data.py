@@ -18,7 +18,9 @@ from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.formats.ase_frames import has_labels, open_frames
 from mlip_jax.datasets.molecules.files import read_molecules
 from mlip_jax.datasets.quality.filters import count_reasons
+from mlip_jax.datasets.quality.problems import Problem
 from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.datasets.store.finalize import reject_if_invalid
 from mlip_jax.datasets.store.store import Store
 from mlip_jax.structure import from_ase
 
@@ -85,12 +87,7 @@ def from_config(data: Any, seed: int) -> EvaluationData:
         raise ConfigError("data.path is required, e.g. --config.data.path=molecules.xyz")
     if _is_molecule_file(data):
         return _from_molecules(data, seed)
-    if _lacks_labels(data):
-        log.warning("%s: %s", data.path, NO_LABELS)
-        options = filter(None, (data.reader_options, "energy_key=''", "forces_key=''"))
-        data = data.copy_and_resolve_references()
-        data.reader_options = "; ".join(options)
-    loaded = source.load(data)
+    loaded = _load_unlabelled(data) if _lacks_labels(data) else source.load(data)
     return EvaluationData(
         loaded.store,
         loaded.indices,
@@ -133,6 +130,20 @@ def _lacks_labels(data) -> bool:
         return not has_labels(frames)
     finally:
         frames.close()
+
+
+def _load_unlabelled(data) -> source.LoadedData:
+    """Load a file without labels. The checks reject it for other problems only."""
+    log.warning("%s: %s", data.path, NO_LABELS)
+    options = filter(None, (data.reader_options, "energy_key=''", "forces_key=''"))
+    settings = data.copy_and_resolve_references()
+    settings.reader_options = "; ".join(options)
+    settings.reject_invalid = False
+    loaded = source.load(settings)
+    if data.reject_invalid:
+        problems = [Problem(**p) for p in loaded.store.manifest["problems"]]
+        reject_if_invalid([p for p in problems if p.what != "no labels"], data.path)
+    return loaded
 
 
 def _from_molecules(data, seed: int) -> EvaluationData:
