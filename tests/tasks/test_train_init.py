@@ -10,10 +10,13 @@ import pytest
 
 from mlip_jax.config import ConfigError
 from mlip_jax.configs import spice
+from mlip_jax.datasets.columns import Columns
 from mlip_jax.importers import parameters
 from mlip_jax.potential import Potential
 from mlip_jax.reports.predictions import Predictions
+from mlip_jax.structure import Structure
 from mlip_jax.tasks import train
+from mlip_jax.tasks.force_field_training import comparison
 from tests.tasks.runs import DATA
 
 SHIFT = {6: 1.5, 1: -0.25, 8: 0.75}  # hartree of an atom: other zeros of energy
@@ -21,7 +24,7 @@ SHIFT = {6: 1.5, 1: -0.25, 8: 0.75}  # hartree of an atom: other zeros of energy
 
 def config(path=DATA, directory="data", **fields):
     c = spice.get_config("schnet")
-    c.data.path, c.data.directory, c.data.split_seed = str(path), str(directory), 1
+    c.data.path, c.data.directory, c.data.split_seed = str(path), str(directory), 2
     c.model.options.num_features, c.model.options.num_layers = 8, 1
     c.train.num_steps, c.train.valid_every, c.train.checkpoint_every, c.train.batch_size = (
         30,
@@ -72,6 +75,22 @@ def test_initial_parameters_are_those_of_the_force_field(first, caplog):
         before, after = line.partition("data: ")[2].split(" → ")
         assert before == after
         assert before.endswith(f"{scores['force_mae_mev_per_ang']:.1f} meV/Å")
+
+
+def test_fine_tuning_errors_leave_out_unknown_elements(first):
+    """Detects a run that fails after training, because its test split has a new element."""
+    potential = Potential.load(first / "first")
+    atoms = [np.array([[0, 0, 0], [0, 0, 1.1]])] * 2
+    columns = Columns.from_structures(
+        [Structure(np.array(z), x, energy=0.0) for z, x in zip(([6, 8], [6, 17]), atoms)]
+    )
+    text = comparison._before_and_after(columns, potential, potential, potential.reference_energies)
+    before, after = text.split(" → ")
+    assert after == f"{before}; without 1 of 2 structures with Cl, not in the training data"
+    text = comparison._before_and_after(
+        columns.take(np.array([1])), potential, potential, potential.reference_energies
+    )
+    assert text.startswith("not available: all structures contain elements") and "(Cl)" in text
 
 
 @pytest.mark.slow

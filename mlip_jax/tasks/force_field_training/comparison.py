@@ -6,6 +6,7 @@ import dataclasses
 import logging
 
 import numpy as np
+from ase.data import chemical_symbols
 
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.reader import DatasetError
@@ -58,12 +59,23 @@ def _before_and_after(
     """Return the errors of both force fields with the given reference energies as text."""
     # The initial force field has no parameters of its own for elements that only the new data have.
     elements = tuple(sorted({*initial.elements, *potential.elements}))
-    return " → ".join(
+    structure = np.repeat(np.arange(len(columns)), columns.n_atoms)  # of each atom
+    unknown = ~np.isin(columns.numbers, elements)
+    known = np.setdiff1d(np.arange(len(columns)), structure[unknown])
+    symbols = ", ".join(chemical_symbols[z] for z in np.unique(columns.numbers[unknown]))
+    skipped = f"{len(columns) - len(known)} of {len(columns)} structures" if symbols else ""
+    if not len(known):
+        return f"not available: all structures contain elements without training data ({symbols})"
+    columns = columns.take(known)
+    text = " → ".join(
         _errors(
             columns,
             dataclasses.replace(each, elements=elements, reference_energies=np.asarray(reference)),
         )
         for each in (initial, potential)
+    )
+    return text + (
+        f"; without {skipped} with {symbols}, not in the training data" if skipped else ""
     )
 
 
