@@ -30,9 +30,15 @@ MOLECULES = (
     "toluene",
     "uracil",
 )
-MODELS = {name: spice.MODELS[name] for name in ("so3krates", "painn")}
+# rMD17 has no other elements; few neighbors, as molecules are small
+MACE = {"elements": (1, 6, 7, 8), "avg_num_neighbors": 8.0}
+MODELS = {name: spice.MODELS[name] for name in ("so3krates", "painn", "mace")}
 # Steps, and beta at the start and at the end.
-TRAINING = {"so3krates": (100_000, 0.95, 0.8), "painn": (50_000, 0.98, 0.95)}
+TRAINING = {
+    "so3krates": (100_000, 0.95, 0.8),
+    "painn": (50_000, 0.98, 0.95),
+    "mace": (40_000, 0.98, 0.95),
+}
 
 
 def get_config(argument: str = "ethanol,so3krates") -> ml_collections.ConfigDict:
@@ -49,13 +55,13 @@ def get_config(argument: str = "ethanol,so3krates") -> ml_collections.ConfigDict
     c.data.reference_energies = "least_squares"
 
     c.model.name = model
-    c.model.options = ml_collections.ConfigDict(MODELS[model])
+    c.model.options = ml_collections.ConfigDict(MODELS[model] | (MACE if model == "mace" else {}))
 
     c.loss.penalty = "mae"
     c.loss.energy_per_atom = False
     c.train.num_steps, c.loss.beta, c.loss.beta_end = TRAINING[model]
 
-    c.optimizer.learning_rate = 1e-3
+    c.optimizer.learning_rate = 2e-3 if model == "mace" else 1e-3
     c.optimizer.learning_rate_end = 1e-6
     c.optimizer.warmup_steps = 200
 
