@@ -84,7 +84,7 @@ def stable_ids(molecule: np.ndarray) -> np.ndarray:
     similarity of the labels.
 
     Raises:
-      ValueError: The labels are neither strings nor integers.
+      ValueError: The labels are not strings or integers.
     """
     molecule = np.asarray(molecule)
     if molecule.dtype.kind in "iu":

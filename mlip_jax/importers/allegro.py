@@ -14,9 +14,9 @@ from ase.data import atomic_numbers
 
 from mlip_jax import models
 from mlip_jax.importers.formats import weights as weight_files
+from mlip_jax.importers.formats.recorded import table_of
 from mlip_jax.importers.formats.torch_weights import TorchWeights
-from mlip_jax.importers.formats.weights import check_shapes
-from mlip_jax.models.layers.heads import MAX_ATOMIC_NUMBER
+from mlip_jax.importers.formats.weights import check_arguments, check_shapes
 from mlip_jax.potential import Potential
 
 _REQUIRED = ("type_names", "r_max", "l_max", "avg_num_neighbors", "radial_chemical_embed")
@@ -75,13 +75,13 @@ def potential(
     metadata: Mapping[str, Any] | None = None,
 ) -> Potential:
     """Convert a state dict to a force field; for arguments and errors see `load`."""
-    _check_arguments(config)
+    check_arguments(config, _REQUIRED, _ALLOWED, _IGNORED | _READ)
     weights = TorchWeights(state, "allegro.tps.0.weights", "Allegro")
     options = _size_options(config) | _neighbor_options(weights, config)
     first, more = _first_scalars(weights, config[_EMBED], len(options["elements"]), options)
     params, elements = first | _networks(weights, options | more), options["elements"]
-    params["scale"] = _table(elements, weights.take("per_type_energy_scale_shift.scales"))
-    shifts = _table(elements, weights.take("per_type_energy_scale_shift.shifts"))
+    params["scale"] = table_of(elements, weights.take("per_type_energy_scale_shift.scales"))
+    shifts = table_of(elements, weights.take("per_type_energy_scale_shift.shifts"))
     weights.check_all_taken()
     networks = {
         "embedding_widths": "embedding",
@@ -105,30 +105,6 @@ def potential(
         elements,
         metadata,
     )
-
-
-def _table(elements, values) -> np.ndarray:
-    """Return a table by atomic number, zero for other elements, shape (119,), float64."""
-    table = np.zeros(MAX_ATOMIC_NUMBER + 1)
-    table[list(elements)] = np.asarray(values, np.float64).reshape(-1)
-    return table
-
-
-def _check_arguments(config) -> None:
-    """Raise ValueError if an argument is missing or not supported."""
-    missing = [name for name in _REQUIRED if config.get(name) is None]
-    if missing:
-        raise ValueError(
-            f"the arguments of the model lack {', '.join(missing)}, which the weights do not show"
-        )
-    for name, allowed in _ALLOWED.items():
-        if name in config and config[name] not in allowed:
-            raise ValueError(
-                f"argument {name} must be {' or '.join(map(repr, allowed))}, received {config[name]!r}"
-            )
-    unknown = sorted(set(config) - _IGNORED - set(_ALLOWED) - _READ)
-    if unknown:
-        raise ValueError(f"arguments {', '.join(unknown)} of the model are not supported")
 
 
 def _size_options(config: Mapping[str, Any]) -> dict[str, Any]:

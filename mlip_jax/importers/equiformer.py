@@ -17,7 +17,7 @@ import numpy as np
 from mlip_jax import models
 from mlip_jax.importers.formats import weights as weight_files
 from mlip_jax.importers.formats.torch_weights import TorchWeights
-from mlip_jax.importers.formats.weights import WeightsError, check_shapes
+from mlip_jax.importers.formats.weights import WeightsError, check_arguments, check_shapes
 from mlip_jax.models.layers.graph_attention import Coupling, couplings, gate_inputs
 from mlip_jax.models.layers.heads import MAX_ATOMIC_NUMBER
 from mlip_jax.models.layers.tensor_products.linear import NORMALIZATION
@@ -86,7 +86,7 @@ def potential(
     metadata: Mapping[str, Any] | None = None,
 ) -> Potential:
     """Convert a state dict to a force field; for arguments and errors see `load`."""
-    _check_arguments(config)
+    check_arguments(config, _REQUIRED, _ALLOWED, {*_IGNORED, *_OPTIONAL})
     weights = TorchWeights(state, "edge_deg_embed.exp.tp.weight", "Equiformer")
     options = model_options(weights, config)
     embeddings, elements = _embeddings(weights, options)
@@ -134,23 +134,6 @@ def model_options(weights: TorchWeights, config: Mapping[str, Any]) -> dict[str,
         "learned_shift": False,
         "direct_forces": "auxiliary_head.alpha_dot" in weights,
     }
-
-
-def _check_arguments(config) -> None:
-    """Raise ValueError if an argument is missing or not supported."""
-    missing = [name for name in _REQUIRED if config.get(name) is None]
-    if missing:
-        raise ValueError(
-            f"the arguments of the model lack {', '.join(missing)}, which the weights do not show"
-        )
-    for name, allowed in _ALLOWED.items():
-        if name in config and config[name] not in allowed:
-            raise ValueError(
-                f"argument {name} must be {' or '.join(map(repr, allowed))}, received {config[name]!r}"
-            )
-    unknown = sorted(set(config) - _IGNORED - {*_ALLOWED, *_REQUIRED, *_OPTIONAL})
-    if unknown:
-        raise ValueError(f"arguments {', '.join(unknown)} of the model are not supported")
 
 
 def _even_widths(config, name) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ import numpy as np
 from mlip_jax import models
 from mlip_jax.importers.formats import weights as weight_files
 from mlip_jax.importers.formats.recorded import RecordedWeights, numbers_of, table_of
-from mlip_jax.importers.formats.weights import check_shapes
+from mlip_jax.importers.formats.weights import check_arguments, check_shapes
 from mlip_jax.models.layers.tensor_products.convolution import convolution_paths, output_irreps
 from mlip_jax.models.layers.tensor_products.gates import gate_for
 from mlip_jax.models.layers.tensor_products.irreps import SCALAR, parse
@@ -117,7 +117,7 @@ def model_options(weights: RecordedWeights, config: Mapping[str, Any]) -> dict[s
     Raises:
       ValueError: An argument is missing or not supported, or conflicts with the weights.
     """
-    _check_arguments(config)
+    check_arguments(config, _REQUIRED, _ALLOWED, _IGNORED | _READ)
     elements, r_max = numbers_of(config["type_names"]), float(config["r_max"])
     reciprocal = weights("edge_norm._rmax_recip").astype(np.float64).reshape(-1)
     average = config["avg_num_neighbors"]
@@ -139,23 +139,6 @@ def model_options(weights: RecordedWeights, config: Mapping[str, Any]) -> dict[s
         "learned_scale": True,
         "learned_shift": False,
     }
-
-
-def _check_arguments(config) -> None:
-    """Raise ValueError if an argument is missing or not supported."""
-    missing = [name for name in _REQUIRED if config.get(name) is None]
-    if missing:
-        raise ValueError(
-            f"the arguments of the model lack {', '.join(missing)}, which the weights do not show"
-        )
-    for name, allowed in _ALLOWED.items():
-        if name in config and config[name] not in allowed:
-            raise ValueError(
-                f"argument {name} must be {' or '.join(map(repr, allowed))}, received {config[name]!r}"
-            )
-    unknown = sorted(set(config) - _IGNORED - set(_ALLOWED) - _READ)
-    if unknown:
-        raise ValueError(f"arguments {', '.join(unknown)} of the model are not supported")
 
 
 def _feature_options(config) -> dict[str, Any]:

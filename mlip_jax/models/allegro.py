@@ -34,7 +34,7 @@ from mlip_jax.graphs.graph import Pairs, pairs
 from mlip_jax.models.layers.allegro_paths import layer_irreps, product_tensor
 from mlip_jax.models.layers.basic import (
     gather,
-    polynomial_envelope,
+    polynomial_cutoff,
     safe_norm,
     segment_sum,
     unit_vectors,
@@ -71,7 +71,7 @@ class Model(nn.Module):
       radial_roots: Roots n of the Bessel functions sin(n pi d / cutoff), num_radial of them; None:
         1, 2, ....
       learned_roots: Whether the roots are trained.
-      cutoff_power: Power p of the envelope of "bessel" (layers.basic.polynomial_envelope).
+      cutoff_power: Power p of the envelope of "bessel" (layers.basic.polynomial_cutoff).
       num_splines: Number of splines.
       spline_span: Number of neighboring splines that overlap.
       embedding_widths: Widths of the hidden layers of the network of the first scalars.
@@ -212,7 +212,7 @@ class Model(nn.Module):
             start = roots
             roots = self.param("radial_roots", lambda _: start.astype(jnp.float32))
             roots = roots.astype(distances.dtype)
-        envelope = polynomial_envelope(distances, cutoff, self.cutoff_power)
+        envelope = polynomial_cutoff(distances, cutoff, self.cutoff_power)
         return roots * jnp.sinc(roots * (distances / cutoff)[:, None]) * envelope[:, None]
 
     def _times_element(self, name, radial, index, num_types) -> Factored:

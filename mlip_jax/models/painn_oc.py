@@ -21,7 +21,7 @@ from mlip_jax.models.layers.basic import (
     activation,
     cutoff_function,
     gaussian_basis,
-    polynomial_envelope,
+    polynomial_cutoff,
     safe_norm,
     unit_vectors,
 )
@@ -44,7 +44,7 @@ class Model(nn.Module):
       cutoff: Cutoff radius (Å).
       num_radial: Number of radial basis functions, Gaussians from 0 to the cutoff.
       envelope_exponent: Exponent of the polynomial envelope of the basis
-        (layers.polynomial_envelope); None: no envelope.
+        (layers.polynomial_cutoff); None: no envelope.
       cutoff_fn: Factor of the filters (layers.CUTOFFS); "step" as published.
       activation: Activation of all layers (layers.ACTIVATIONS).
       unit_directions: Whether messages to vectors are along unit vectors; False: along
@@ -129,7 +129,7 @@ class Model(nn.Module):
         width = self.num_features
         rbf = gaussian_basis(distances, self.num_radial, self.cutoff)
         if self.envelope_exponent is not None:
-            rbf = rbf * polynomial_envelope(distances, self.cutoff, self.envelope_exponent)[:, None]
+            rbf = rbf * polynomial_cutoff(distances, self.cutoff, self.envelope_exponent)[:, None]
         init = packed_xavier((3 * self.num_layers * width, 3 * width))
         return LinearFilters(3 * self.num_layers, width, init, name="filters")(
             rbf, cutoff_function(self.cutoff_fn)(distances, self.cutoff)

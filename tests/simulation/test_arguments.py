@@ -51,7 +51,7 @@ def test_every_form_of_molecules(tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("C(", "neither a file nor a SMILES"),
+        ("C(", "not a file, and not a SMILES"),
         ("missing.xyz", "no such file"),
         (3, "expected ASE's Atoms, a SMILES"),
         ([PAIR[0]], "in a list; expected ASE's Atoms"),

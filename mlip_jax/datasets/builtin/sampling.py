@@ -34,7 +34,7 @@ class Surface:
       shape: Shape of the positions, (n, 3).
 
     Raises:
-      ValueError: Neither MMFF94 nor UFF has parameters for the molecule.
+      ValueError: MMFF94 and UFF lack parameters for the molecule.
     """
 
     def __init__(self, mol):

@@ -38,7 +38,7 @@ def molecule_records(
       seed: Seed of the embedding.
 
     Raises:
-      ValueError: An argument of another kind, or a text that is neither a file nor a SMILES.
+      ValueError: Unsupported argument, or a text that is not a file or a SMILES.
       DatasetError: A file is missing, corrupted or of an unknown kind.
       ImportError: RDKit is needed and missing.
     """
@@ -46,7 +46,7 @@ def molecule_records(
         records = _embed(molecules, num_conformers, seed)
         if records[0].atoms is None:
             raise UnusableMoleculeError(
-                f"{molecules!r}: neither a file nor a SMILES that can be embedded "
+                f"{molecules!r}: not a file, and not a SMILES that can be embedded "
                 f"({records[0].failure})"
             )
         return [records]

@@ -3,7 +3,7 @@
 The optimal proper rotation (Kabsch's problem) is the eigenvector of the largest eigenvalue of
 Horn's 4 x 4 matrix (J. Opt. Soc. Am. A 4, 629 (1987); Theobald, Acta Cryst. A 61, 478 (2005)).
 Mirror images are not superposed. The eigenvector is computed by squaring the matrix sixteen times,
-after a shift that makes it positive. This requires neither branches nor a decomposition and is safe
+after a shift that makes it positive. This needs no branches and no decomposition, and is safe
 for equal eigenvalues (linear molecules). On a CPU, it takes a fifth of the time of the singular
 value decompositions in `geometry.kabsch_align`. The deviation is computed from the rotated
 positions. The usual formula G - 2 lambda would have an error of 1e-3 Å in single precision.

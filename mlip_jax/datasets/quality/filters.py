@@ -233,7 +233,7 @@ def robust_outliers(
 
     Args:
       molecule: Molecule of each value, any dtype, shape (S,).
-      values: Values, shape (S,). NaN is neither counted nor an outlier.
+      values: Values, shape (S,). NaN is ignored and never an outlier.
       z: Number of standard deviations.
       min_count: Molecules with fewer known values have no outliers.
       floor: Value added to the spread, in the unit of the values.

@@ -57,7 +57,7 @@ def diagnose_labels(findings):
                 Problem(
                     "warning",
                     f"no {label}",
-                    f"no structure has {label}: they can be neither trained nor tested. If the "
+                    f"no structure has {label}: training and tests on them are impossible. If the "
                     "file has them, check their names in the options of the reader",
                 )
             )

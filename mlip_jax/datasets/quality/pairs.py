@@ -100,8 +100,8 @@ def bond_stiffness(columns: Columns, first: np.ndarray, second: np.ndarray) -> n
     """Return the stiffness of bonds of H to C, N or O (eV/Å²), shape (k,).
 
     The stiffness is the decrease of the force along a bond with its length, between the two
-    structures of a pair. It is about 33 for any molecule and method, and negative for gradients. It
-    requires neither energies nor an alignment.
+    structures of a pair. It is about 33 for any molecule and method, and negative for gradients. No
+    energies and no alignment are needed.
     """
     chosen = np.linspace(0, len(first) - 1, min(len(first), _MAX_BOND_PAIRS)).astype(np.int64)
     first, second = first[chosen], second[chosen]

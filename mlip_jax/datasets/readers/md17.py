@@ -124,8 +124,8 @@ class Reader(reader.Reader):
         self._keys = _keys(self._file.members)
         if self._keys is None:
             raise DatasetError(
-                f"{self.path}: has neither the layout of rMD17 ({', '.join(_REVISED.values())}) "
-                f"nor that of MD17 ({', '.join(_ORIGINAL.values())}; z for one molecule); found "
+                f"{self.path}: expected the layout of rMD17 ({', '.join(_REVISED.values())}) "
+                f"or MD17 ({', '.join(_ORIGINAL.values())}; z for one molecule), found "
                 f"{sorted(self._file.members)}"
             )
         self.numbers = validate_numbers(

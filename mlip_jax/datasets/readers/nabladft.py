@@ -212,8 +212,8 @@ class Reader(reader.Reader):
         if abs(stored / atoms - 1) < 0.3:
             return False
         raise DatasetError(
-            f"{source}: an energy of {stored} is neither the total energy of these atoms in "
-            f"hartree (about {atoms:.1f}) nor the total energy minus the isolated atoms. Check its "
+            f"{source}: energy {stored}: expected the total energy of these atoms in "
+            f"hartree (about {atoms:.1f}) or the total energy minus the isolated atoms. Check its "
             "unit."
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,35 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise WeightsError(f"{path}: expected settings by name, received {type(settings).__name__}")
     return settings
+
+
+def check_arguments(
+    config: Mapping[str, Any],
+    required: Iterable[str],
+    allowed: Mapping[str, Sequence[Any]],
+    known: Iterable[str],
+) -> None:
+    """Raise ValueError if an argument of a model is missing or not supported.
+
+    Args:
+      config: Arguments of the constructor.
+      required: Arguments that must be given.
+      allowed: Supported values of arguments.
+      known: All other arguments that may be given.
+    """
+    missing = [name for name in required if config.get(name) is None]
+    if missing:
+        raise ValueError(
+            f"the arguments of the model lack {', '.join(missing)}, which the weights do not show"
+        )
+    for name, values in allowed.items():
+        if name in config and config[name] not in values:
+            raise ValueError(
+                f"argument {name} must be {' or '.join(map(repr, values))}, received {config[name]!r}"
+            )
+    unknown = sorted(set(config) - {*required, *allowed, *known})
+    if unknown:
+        raise ValueError(f"arguments {', '.join(unknown)} of the model are not supported")
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:

@@ -121,16 +121,6 @@ def cutoff_function(name: str) -> Callable:
     return _lookup(CUTOFFS, "cutoff function", name)
 
 
-def polynomial_envelope(d, cutoff, exponent):
-    """Compute 1 - (p+1)(p+2)/2 u^p + p(p+2) u^(p+1) - p(p+1)/2 u^(p+2), with u = d / cutoff.
-
-    It is 0 outside the cutoff and twice continuously differentiable (DimeNet, eq. 8, without its
-    factor 1 / u); p is the exponent.
-    """
-    p, u = exponent, jnp.minimum(d / cutoff, 1.0)
-    return 1.0 - u**p * (0.5 * (p + 1) * (p + 2) - u * (p * (p + 2) - u * (0.5 * p * (p + 1))))
-
-
 def physnet_basis(d, num, cutoff):
     """Compute exp(-b (exp(-d) - c_k)²), the radial basis of PhysNet (eq. 7).
 

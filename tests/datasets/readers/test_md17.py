@@ -264,7 +264,7 @@ def test_other_layouts_are_rejected(tmp_path):
     padded = original(tmp_path / "padded.npz", z=np.ones((5, 3), int))
     for path in (tmp_path / "a.npz", padded):
         assert not md17.Reader.matches(path)
-        with pytest.raises(DatasetError, match="neither the layout of rMD17 .*found"):
+        with pytest.raises(DatasetError, match="expected the layout of rMD17 .*found"):
             read(path)
     with pytest.raises(DatasetError, match="is not an atomic number"):
         read(original(tmp_path / "b.npz", z=np.array([8, 1, 0])))

@@ -155,7 +155,7 @@ def test_mixed_and_unlikely_energies_are_rejected(tmp_path):
     rows, metadata = genuine_rows()
     for name, energy, message in (
         ("mixed", total(rows[1], metadata), "includes the isolated atoms, unlike the first energy"),
-        ("ev", total(rows[1], metadata) * HARTREE, "neither the total energy.*Check its unit"),
+        ("ev", total(rows[1], metadata) * HARTREE, "expected the total energy.*Check its unit"),
     ):
         path = rewrite(
             tmp_path / f"{name}.db",
