@@ -9,6 +9,7 @@ import signal
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 
+import hypothesis
 import jax
 import pytest
 
@@ -28,6 +29,13 @@ for number, handler in (
 ):
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, handler)
+
+
+# The fast suite draws the same examples in each run, so that an unrelated change cannot fail by
+# chance. `make test-slow` and MLIP_JAX_TEST_COMPILATION=optimized draw new ones.
+hypothesis.settings.register_profile("repeatable", derandomize=True)
+if compilation.is_quick():
+    hypothesis.settings.load_profile("repeatable")
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 The optimal proper rotation (Kabsch's problem) is the eigenvector of the largest eigenvalue of
 Horn's 4 x 4 matrix (J. Opt. Soc. Am. A 4, 629 (1987); Theobald, Acta Cryst. A 61, 478 (2005)).
-Mirror images are not superposed. The eigenvector is computed by squaring the matrix sixteen times,
+Mirror images are not superposed. The eigenvector is computed by squaring the matrix repeatedly,
 after a shift that makes it positive. This needs no branches and no decomposition, and is safe
 for equal eigenvalues (linear molecules). On a CPU, it takes a fifth of the time of the singular
 value decompositions in `geometry.kabsch_align`. The deviation is computed from the rotated
@@ -23,7 +23,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_SQUARINGS = 16  # resolves two eigenvalues whose gap is 2^-16 of their sum
+# K squarings resolve two eigenvalues whose gap is 2^-K of their sum. Nearly linear molecules of few
+# atoms have smaller gaps than 2^-16, which matters only in double precision.
+_SQUARINGS = {np.dtype(np.float32): 16, np.dtype(np.float64): 32}
 _PAIRS, _REMAINDER_PAIRS = 16_384, 1_024  # pairs per program, and per program for the remainder
 _AHEAD = 4 * _PAIRS  # number of pairs that are collected before they are processed
 _ATOMS = 8  # atoms are padded to a multiple of this number, to compile few programs
@@ -248,7 +250,7 @@ def _top_eigenvector(matrix) -> tuple[jax.Array, ...]:
         return scaled({(i, j): sum(at(m, i, k) * at(m, k, j) for k in range(4)) for i, j in m})
 
     # Unrolling would take seconds to compile and would run slightly slower.
-    m = jax.lax.fori_loop(0, _SQUARINGS, square, scaled(matrix))
+    m = jax.lax.fori_loop(0, _SQUARINGS[matrix[0, 0].dtype], square, scaled(matrix))
     # All columns are multiples of the eigenvector. The one with the largest diagonal element is the
     # most accurate.
     column, largest = [at(m, i, 0) for i in range(4)], m[0, 0]
