@@ -22,6 +22,7 @@ ORDER = (
     "structure",
     "workers",
     "compilation_cache",
+    "matmul_precision",
     "checkpoint",
     "configs",
     "defaults",

@@ -193,6 +193,18 @@ LOOP = Part(
         bounds=AT_LEAST_ONE,
         unset="one per device of the first start",
     ),
+    matmul_precision=optional(
+        str,
+        "Precision of the products of float32 matrices in training steps; validation and reports "
+        "have full precision.",
+        choices={
+            "default": "that of the device: TF32 on GPUs, bfloat16 on TPUs",
+            "tensorfloat32": "TF32 on GPUs",
+            "float32": "full precision",
+        },
+        unset="JAX's option jax_default_matmul_precision, or that of the device",
+        legacy_value=None,
+    ),
     ema_decay=Field(
         0.999,
         "Decay rate per step of the moving average of the parameters; 0 turns averaging off.",

@@ -33,6 +33,7 @@ import jraph
 import numpy as np
 import optax
 
+from mlip_jax.matmul_precision import training_precision
 from mlip_jax.potential import gradient
 from mlip_jax.training.objectives import Objective
 
@@ -83,6 +84,8 @@ class Trainer:
       build: Function (data, input, bucket) -> graph, compiled into the step. By default, the input
         is the graph.
       data: Pytree of arrays for `build`, which stays on every device.
+      matmul_precision: Precision of matrix products in training steps, see `training_precision`.
+        Evaluations have full precision.
 
     Attributes:
       objective: Model and loss.
@@ -98,6 +101,7 @@ class Trainer:
         *,
         build: Callable[[Any, Any, int], jraph.GraphsTuple] | None = None,
         data: Any = (),
+        matmul_precision: str | None = None,
     ):
         self.objective = objective
         self.num_devices = jax.local_device_count()
@@ -121,7 +125,8 @@ class Trainer:
                 return update(state, micro_batch, num_micro_batches)
 
             stop = jax.lax.psum(stop, _AXIS)
-            return _perform_steps(perform_step, state, inputs, count, stop)
+            with training_precision(matmul_precision):
+                return _perform_steps(perform_step, state, inputs, count, stop)
 
         def evaluate_batch(params, graph):
             predicted, sums = objective.evaluate(params, graph)

@@ -49,6 +49,7 @@ def build_loop(
         c.train.ema_decay,
         build=build,
         data=device_data,
+        matmul_precision=c.train.matmul_precision,
     )
     per_dispatch = c.train.steps_per_dispatch or (_STEPS_PER_DISPATCH if build else 1)
     batches = dataclasses.replace(
