@@ -26,6 +26,7 @@ from mlip_jax.simulation.dynamics.progress import nanoseconds_per_day
 from mlip_jax.simulation.dynamics.run import run_md
 from mlip_jax.simulation.dynamics.settings import Settings
 from mlip_jax.simulation.dynamics.trajectories import read_trajectory
+from mlip_jax.simulation.ensemble_mean import level_of_theory
 from mlip_jax.simulation.force_fields import TrustCheck, load_force_field
 from mlip_jax.workdir import check_origin, claimed
 
@@ -176,9 +177,7 @@ def _settings(config, potential: Potential) -> dict[str, dict[str, Any]]:
             "from": config.force_field,
             "digest": potential.digest(),
             "forces": potential.origin_of_forces,
-            "level of theory": potential.metadata.get("statistics", {}).get(
-                "level_of_theory", "unknown"
-            ),
+            "level of theory": level_of_theory(potential),
             "cutoff (Å)": potential.cutoff,
         },
         "Settings (fs, K, Å, bar)": {k: "" if v is None else str(v) for k, v in settings.items()},

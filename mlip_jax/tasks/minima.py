@@ -25,6 +25,7 @@ from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.potential import Potential
 from mlip_jax.reports.minima.report import write_minima_report
 from mlip_jax.reports.minima.results import MoleculeMinima, ReferenceMinimum
+from mlip_jax.simulation.ensemble_mean import level_of_theory
 from mlip_jax.simulation.force_fields import TrustCheck, load_force_field
 from mlip_jax.simulation.reference.oracle import Method, Oracle
 from mlip_jax.simulation.reference.result_cache import ResultCache
@@ -286,9 +287,7 @@ def _settings(config, potential: Potential) -> dict[str, dict[str, Any]]:
             "digest": potential.digest(),
             "forces": potential.origin_of_forces,
             "cutoff (Å)": potential.cutoff,
-            "level of theory": potential.metadata.get("statistics", {}).get(
-                "level_of_theory", "unknown"
-            ),
+            "level of theory": level_of_theory(potential),
         },
         "Search (eV, Å, K, ps)": {k: str(v) for k, v in plain["search"].items()},
         "Hardware": {"device": jax.devices()[0].device_kind, "system": platform.platform()},

@@ -30,6 +30,7 @@ from mlip_jax.potential import Potential
 from mlip_jax.reports.molecules import Picture
 from mlip_jax.reports.relaxation.report import write_relaxation_report
 from mlip_jax.reports.relaxation.results import Relaxations, choose, read_results
+from mlip_jax.simulation.ensemble_mean import level_of_theory
 from mlip_jax.simulation.force_fields import load_domains, load_force_field
 from mlip_jax.simulation.relaxation import journal as relax_journal
 from mlip_jax.simulation.relaxation import merge, outputs
@@ -321,14 +322,13 @@ def _settings(config, potential: Potential) -> dict[str, dict[str, Any]]:
         for k, v in configs.to_dict(config).items()
         if k not in ("task", "force_field", "input")
     }
-    metadata = potential.metadata
     return {
         "Molecules": {"input": config.input, **fingerprint(config.input)},
         "Force field": {
             "from": config.force_field,
             "digest": potential.digest(),
             "forces": potential.origin_of_forces,
-            "level of theory": metadata.get("statistics", {}).get("level_of_theory", "unknown"),
+            "level of theory": level_of_theory(potential),
             "cutoff (Å)": potential.cutoff,
         },
         "Settings": {k: "" if v is None else str(v) for k, v in settings.items()},

@@ -24,6 +24,7 @@ from mlip_jax.datasets.smiles.embedding import MoleculeRecord
 from mlip_jax.potential import Potential
 from mlip_jax.reports.vibrations import ReportedVibrations, write_vibrations_report
 from mlip_jax.simulation.calculators.calculator import MLIPCalculator
+from mlip_jax.simulation.ensemble_mean import level_of_theory
 from mlip_jax.simulation.force_fields import TrustCheck, load_force_field
 from mlip_jax.simulation.vibrations.analysis import (
     VibrationalAnalysis,
@@ -266,9 +267,7 @@ def _settings(config, potential: Potential) -> dict[str, dict[str, Any]]:
         "Force field": {
             "from": config.force_field,
             "digest": potential.digest(),
-            "level of theory": potential.metadata.get("statistics", {}).get(
-                "level_of_theory", "unknown"
-            ),
+            "level of theory": level_of_theory(potential),
         },
         "Settings": settings,
         "Hardware": {"device": jax.devices()[0].device_kind, "system": platform.platform()},

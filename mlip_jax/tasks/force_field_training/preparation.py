@@ -189,6 +189,7 @@ def _compute_statistics(
         "cutoff": float(model.cutoff),
         "reference_energies": reference.tolist(),
         "energy_scale": float(scale) if np.isfinite(scale) and scale > 0 else 1.0,
+        "force_rms": summary.force_rms if np.isfinite(summary.force_rms) else None,
         "elements": sorted({*summary.elements.tolist(), *initial_elements}),
         "charges": sorted(summary.charges),
         "periodic": summary.periodic or _periodic(initial),
