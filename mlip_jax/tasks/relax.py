@@ -6,7 +6,6 @@ import contextlib
 import io
 import logging
 import platform
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from mlip_jax.simulation.ensemble_mean import level_of_theory
 from mlip_jax.simulation.force_fields import load_domains, load_force_field
 from mlip_jax.simulation.relaxation import journal as relax_journal
 from mlip_jax.simulation.relaxation import merge, outputs
+from mlip_jax.simulation.relaxation.inputs import close_records
 from mlip_jax.simulation.relaxation.journal import Journal, check_any_succeeded
 from mlip_jax.simulation.relaxation.outputs import FRAME, LAYOUT, MOL_BLOCK, TRAJECTORY
 from mlip_jax.simulation.relaxation.progress import RelaxationProgressBar
@@ -154,20 +154,8 @@ def _relax_share(config, folder: Path, relaxer, total: int) -> None:
             try:
                 _stream(records, relaxer, journal, progress, MOL_BLOCK in config.formats)
             finally:
-                _close(records)
+                close_records(records)
     log.info("compiled programs: %d", relaxer.num_compiles)
-
-
-def _close(records) -> None:
-    """Stop the embedding processes.
-
-    A thread that serves a device may be waiting for one of their molecules, so retry for 10 s.
-    """
-    for _ in range(100):
-        try:
-            return records.close()
-        except ValueError:  # the generator is running in that thread
-            time.sleep(0.1)
 
 
 def _share_size(total: int, num_conformers: int, index: int, count: int) -> int:

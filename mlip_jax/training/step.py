@@ -23,7 +23,6 @@ A dispatch performs up to S training steps (`_perform_steps`).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -36,6 +35,7 @@ import optax
 from mlip_jax.matmul_precision import training_precision
 from mlip_jax.potential import gradient
 from mlip_jax.training.objectives import Objective
+from mlip_jax.workers import available_cores
 
 _AXIS = "devices"
 
@@ -146,12 +146,12 @@ class Trainer:
 
     @property
     def oversubscribed(self) -> bool:
-        """Return whether there are more CPU devices than cores.
+        """Return whether there are more CPU devices than cores that this process may use.
 
         An all-reduce of one step can then starve that of another. A step must therefore finish
         before the next one is dispatched.
         """
-        return jax.default_backend() == "cpu" and jax.device_count() > (os.cpu_count() or 1)
+        return jax.default_backend() == "cpu" and jax.device_count() > available_cores()
 
     @property
     def num_compiles(self) -> int:
