@@ -333,11 +333,9 @@ ENSEMBLE = task(
         'Workdirs of training runs, as in "runs/a,runs/b,runs/c"; the data are those of the first.',
     ),
     max_structures=Field(
-        2_000,
-        "Maximum number of validation structures, and of test structures.",
-        bounds=AT_LEAST_ONE,
+        2_000, "Maximum number of structures of the fit, and of the check.", bounds=AT_LEAST_ONE
     ),
-    seed=seed("the choice of validation and test structures"),
+    seed=seed("the choice of the structures"),
 )
 
 EXPORT = task(
