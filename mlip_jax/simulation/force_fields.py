@@ -25,7 +25,7 @@ from mlip_jax.simulation.trust.domain import Domain
 from mlip_jax.structure import from_ase
 
 
-def load_force_field(given: Any) -> Potential:
+def load_mean_force_field(given: Any) -> Potential:
     """Load a force field, or the mean of several.
 
     Args:
@@ -74,7 +74,7 @@ class TrustCheck:
 
         Args:
           given: Force field as the user names it.
-          potential: Result of `load_force_field` for it.
+          potential: Result of `load_mean_force_field` for it.
         """
         return cls(members_of(potential), load_domains(given))
 

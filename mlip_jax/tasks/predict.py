@@ -32,7 +32,7 @@ from mlip_jax.datasets.smiles.embedding import MoleculeRecord
 from mlip_jax.graphs.shapes import GrowingBudget
 from mlip_jax.predictor import EMBEDDING, Predictor
 from mlip_jax.reports.prediction import write_prediction_report
-from mlip_jax.simulation.force_fields import load_force_field
+from mlip_jax.simulation.force_fields import load_mean_force_field
 from mlip_jax.simulation.relaxation import journal as relax_journal
 from mlip_jax.simulation.relaxation import merge
 from mlip_jax.simulation.relaxation.inputs import close_records
@@ -207,7 +207,7 @@ def _relaxer(config, ensemble: Ensemble) -> Relaxer | None:
     if path in ("none", ""):
         return None
     return Relaxer(
-        load_force_field(path),
+        load_mean_force_field(path),
         fmax=config.fmax,
         max_steps=config.max_steps,
         devices=jax.local_devices(),

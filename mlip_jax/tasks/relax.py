@@ -30,7 +30,7 @@ from mlip_jax.reports.molecules import Picture
 from mlip_jax.reports.relaxation.report import write_relaxation_report
 from mlip_jax.reports.relaxation.results import Relaxations, choose, read_results
 from mlip_jax.simulation.ensemble_mean import level_of_theory
-from mlip_jax.simulation.force_fields import load_domains, load_force_field
+from mlip_jax.simulation.force_fields import load_domains, load_mean_force_field
 from mlip_jax.simulation.relaxation import journal as relax_journal
 from mlip_jax.simulation.relaxation import merge, outputs
 from mlip_jax.simulation.relaxation.inputs import close_records
@@ -66,7 +66,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
                 stack.enter_context(claimed(workdir, configs.identity(config)))
             workdir = Path(workdir)
             total = _count(config)
-            potential = load_force_field(config.force_field)
+            potential = load_mean_force_field(config.force_field)
             domains = load_domains(config.force_field)
             if distributed.leader():
                 _check_origin(workdir / ORIGIN, config, potential)

@@ -35,7 +35,7 @@ from mlip_jax.simulation.dynamics.outputs import THERMO, DynamicsOutputs
 from mlip_jax.simulation.dynamics.run import run_md
 from mlip_jax.simulation.dynamics.trajectories import read_trajectory
 from mlip_jax.simulation.ensemble_mean import level_of_theory
-from mlip_jax.simulation.force_fields import TrustCheck, load_force_field
+from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field
 from mlip_jax.simulation.reference.oracle import Method
 from mlip_jax.simulation.relaxation.relax import relax
 from mlip_jax.tasks.md import read_all
@@ -69,7 +69,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     config = configs.complete(config, defaults.stability_defaults())
     _check(config)
     with claimed(workdir, configs.identity(config)) as workdir:
-        potential = load_force_field(config.force_field)
+        potential = load_mean_force_field(config.force_field)
         molecules, names = read_all(config)
         names = [name or atoms.get_chemical_formula() for name, atoms in zip(names, molecules)]
         check_origin(

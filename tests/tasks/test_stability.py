@@ -36,7 +36,7 @@ def test_hot_molecules_break_and_a_stopped_run_resumes(tmp_path, monkeypatch, ca
     write(path, [Atoms("H2", [[0, 0, 0], [0, 0, 0.74]]), Atoms("H2", [[0, 0, 0], [0, 0, 0.7]])])
     monkeypatch.setattr(
         stability,
-        "load_force_field",
+        "load_mean_force_field",
         lambda text: pairwise("harmonic", length=0.74, stiffness=20.0),
     )
     monkeypatch.setattr(dynamics, "_DISPATCH_SECONDS", 0.01)
@@ -80,7 +80,7 @@ def test_comparison_with_the_reference_method(tmp_path, monkeypatch):
     write(path, [Atoms("H2", [[0, 0, 0], [0, 0, 0.74]]), Atoms("Ar2", [[0, 0, 0], [0, 0, 0.75]])])
     monkeypatch.setattr(
         stability,
-        "load_force_field",
+        "load_mean_force_field",
         lambda text: pairwise("harmonic", length=0.74, stiffness=20.0),
     )
     changes = dict(

@@ -30,7 +30,7 @@ from mlip_jax.simulation.dynamics.results import (
 )
 from mlip_jax.simulation.dynamics.settings import Settings
 from mlip_jax.simulation.dynamics.start import initial_state, initialize_momenta
-from mlip_jax.simulation.force_fields import TrustCheck, load_force_field
+from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field
 
 # _DISPATCH_SECONDS: duration of a dispatch in seconds, after which the host reads the results.
 _DISPATCH_SECONDS = 1.0
@@ -83,7 +83,7 @@ class MolecularDynamics:
         Args:
           molecules: Molecules or cells: ASE's Atoms, a SMILES, the path of a file, or a list of
             these.
-          force_field: Force field in any form that `simulation.force_fields.load_force_field`
+          force_field: Force field in any form that `simulation.force_fields.load_mean_force_field`
             accepts: a workdir, "IMPORTER:FILE", a `Potential` or a calculator; the mean of several.
           replicas: Copies of each molecule, which differ in momenta and noise.
           temperatures: Temperature of each molecule, including replicas (K); None uses that of the
@@ -99,7 +99,7 @@ class MolecularDynamics:
         self.settings = Settings(**settings)
         if int(replicas) != replicas or replicas < 1:
             raise ValueError(f"replicas must be an integer of at least 1, received {replicas}")
-        self.potential = load_force_field(force_field)
+        self.potential = load_mean_force_field(force_field)
         self.settings.check_forces(self.potential)
         given = molecule_list(molecules, seed=self.settings.seed)
         self._system = system.make([a for a in given for _ in range(replicas)], self.potential)

@@ -31,7 +31,7 @@ from mlip_jax.datasets.molecules.symmetry import SymmetryQuery, symmetries_of
 from mlip_jax.datasets.quality.geometry import bond_limit
 from mlip_jax.potential import Potential
 from mlip_jax.simulation.dynamics.md import MolecularDynamics
-from mlip_jax.simulation.force_fields import TrustCheck, load_force_field
+from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field
 from mlip_jax.simulation.relaxation.minima_result import MinimaResult, Minimum
 from mlip_jax.simulation.relaxation.relax import Relaxation, Relaxer
 from mlip_jax.structure import electronic_state
@@ -116,7 +116,7 @@ def find_minima(
     Args:
       molecules: ASE's Atoms, a SMILES, the path of a file of molecules, or a list of these. In a
         list, a list of Atoms is one molecule with several geometries and one order of atoms.
-      force_field: Force field in any form that `simulation.force_fields.load_force_field` accepts:
+      force_field: Force field in any form that `simulation.force_fields.load_mean_force_field` accepts:
         a workdir, "IMPORTER:FILE", a `Potential` or a calculator; the mean of several.
       num_conformers: Number of geometries that are embedded per SMILES.
       **options: Fields of `SearchOptions`.
@@ -129,7 +129,7 @@ def find_minima(
       CheckpointError: If there is no force field at this location.
     """
     search = SearchOptions(**options)
-    potential = load_force_field(force_field)
+    potential = load_mean_force_field(force_field)
     starts = _starts(molecules, num_conformers, search.seed)
     relaxer = Relaxer(potential, fmax=search.fmax, max_steps=search.max_steps, dtype=search.dtype)
     pools = [
