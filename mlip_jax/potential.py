@@ -22,6 +22,7 @@ from ase.data import chemical_symbols
 from mlip_jax import models, terms
 from mlip_jax.checkpoint import CheckpointError, CheckpointStore, Restored, from_arrays
 from mlip_jax.graphs.graph import node_graph_index
+from mlip_jax.matmul_precision import at_full_precision
 from mlip_jax.models.layers.forces import (
     NO_ENERGY_DERIVATIVES,
     check_forces,
@@ -51,6 +52,7 @@ class Evaluation(NamedTuple):
     properties: dict[str, jax.Array] = {}
 
 
+@at_full_precision
 def evaluate(
     model: nn.Module,
     params: Any,
@@ -131,6 +133,7 @@ def _stress(by_strain, graph):
     return by_strain / jnp.where(volume > 0, volume, 1.0)[:, None, None]
 
 
+@at_full_precision
 def hessian_columns(
     model: nn.Module,
     params: Any,
@@ -141,9 +144,8 @@ def hessian_columns(
     """Compute derivatives of the energy's gradient along displacements of the atoms (eV/Å²).
 
     With unit vectors as directions these are columns of the Hessian, also if the forces are not the
-    gradient. The function is pure. It uses
-    forward-over-reverse mode: the gradient is linearized once, its intermediate values are kept,
-    and each direction costs about one evaluation.
+    gradient. The function is pure. It uses forward-over-reverse mode: the gradient is linearized
+    once, its intermediate values are kept, and each direction costs about one evaluation.
 
     Args:
       model, params, graph, energy_scale: See `evaluate`.

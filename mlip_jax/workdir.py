@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import json
 import logging
 import math
@@ -62,8 +63,8 @@ def claimed(
         _check_config(workdir, config, extendable)
         try:
             yield workdir
-        except Exception:
-            # If the run failed before it wrote results (for example because of a mistyped path),
+        except BaseException:  # also SystemExit and KeyboardInterrupt, from signals
+            # If the run ended before it wrote results (for example because of a mistyped path),
             # release the workdir for the corrected run.
             if fresh and all(
                 p.name in (".lock", "config.json") or _is_log(p) for p in workdir.iterdir()
@@ -201,6 +202,8 @@ def atomic_path(path: Path, *, shared: bool = False) -> Iterator[Path]:
     # with the name of the machine, because several machines may share the folder
     writer = f".{socket.gethostname()}.{os.getpid()}" if shared else ""
     temporary = path.with_name(f".{path.name}{writer}.tmp")
+    if shared:
+        _remove_leftovers(path)
     try:
         yield temporary
         with open(temporary, "rb") as file:
@@ -211,3 +214,24 @@ def atomic_path(path: Path, *, shared: bool = False) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove temporary files of `atomic_path` that killed processes of this machine have left."""
+    prefix, suffix = f".{path.name}.{socket.gethostname()}.", ".tmp"
+    for file in path.parent.glob(f"{glob.escape(prefix)}*{suffix}"):
+        process = file.name[len(prefix) : -len(suffix)]
+        if process.isdecimal() and not _is_running(int(process)):
+            with contextlib.suppress(OSError):
+                file.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    """Return whether there is a process with this number on this machine."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

@@ -18,9 +18,11 @@ MAX_LINES, MAX_FILES = 400, 20
 
 # Files and folders at the top of the package. Each imports only from those before it.
 ORDER = (
+    "state_labels",
     "structure",
     "workers",
     "compilation_cache",
+    "matmul_precision",
     "checkpoint",
     "configs",
     "defaults",

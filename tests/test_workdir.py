@@ -2,6 +2,8 @@
 
 import json
 import os
+import socket
+import subprocess
 
 import pytest
 
@@ -71,3 +73,33 @@ def test_a_run_can_be_continued_with_more_steps_and_nothing_else(tmp_path):
         with pytest.raises(WorkdirError, match="another config"):
             other()
     start(20)
+
+
+@pytest.mark.parametrize("error", [ValueError, SystemExit, KeyboardInterrupt])
+def test_a_run_that_ends_before_its_first_result_releases_the_workdir(tmp_path, error):
+    """A signal in the first seconds left the config, so a corrected one was another run."""
+    with pytest.raises(error), claimed(tmp_path, {"path": "mistyped"}):
+        raise error
+    with claimed(tmp_path, {"path": "corrected"}):
+        (tmp_path / "results").touch()
+    with pytest.raises(SystemExit), claimed(tmp_path, {"path": "corrected"}):
+        raise SystemExit
+    assert (tmp_path / "config.json").exists()
+
+
+def test_leftovers_of_killed_processes_are_removed(tmp_path):
+    """Each killed process left one temporary file of a file that several processes write."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    names = [
+        f".part[0].npz.{host}.{process}.tmp"
+        for host, process in (
+            (socket.gethostname(), ended.pid),
+            (socket.gethostname(), os.getppid()),
+            ("other", 1),
+        )
+    ]
+    for name in names:
+        (tmp_path / name).touch()
+    write_text(tmp_path / "part[0].npz", "", shared=True)
+    assert sorted(os.listdir(tmp_path)) == sorted([*names[1:], "part[0].npz"])

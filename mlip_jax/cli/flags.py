@@ -155,8 +155,8 @@ def check(arguments: Sequence[str]) -> None:
     if arguments:
         raise ConfigError(f"unknown arguments: {' '.join(arguments)}")
     given = [f"--{name}" for name in _SWEEP_FLAGS if flags.FLAGS[name].value]
-    # a sweep passes its flags to its variants, together with --overrides
-    if given and not flags.FLAGS.sweep and flags.FLAGS.overrides is None:
+    # a sweep passes its flags to its variants, together with --nosweep
+    if given and not flags.FLAGS["sweep"].present:
         raise ConfigError(f"{', '.join(given)} requires --sweep")
 
 

@@ -193,6 +193,18 @@ LOOP = Part(
         bounds=AT_LEAST_ONE,
         unset="one per device of the first start",
     ),
+    matmul_precision=optional(
+        str,
+        "Precision of the products of float32 matrices in training steps; validation and reports "
+        "have full precision.",
+        choices={
+            "default": "that of the device: TF32 on GPUs, bfloat16 on TPUs",
+            "tensorfloat32": "TF32 on GPUs",
+            "float32": "full precision",
+        },
+        unset="JAX's option jax_default_matmul_precision, or that of the device",
+        legacy_value=None,
+    ),
     ema_decay=Field(
         0.999,
         "Decay rate per step of the moving average of the parameters; 0 turns averaging off.",
@@ -321,11 +333,9 @@ ENSEMBLE = task(
         'Workdirs of training runs, as in "runs/a,runs/b,runs/c"; the data are those of the first.',
     ),
     max_structures=Field(
-        2_000,
-        "Maximum number of validation structures, and of test structures.",
-        bounds=AT_LEAST_ONE,
+        2_000, "Maximum number of structures of the fit, and of the check.", bounds=AT_LEAST_ONE
     ),
-    seed=seed("the choice of validation and test structures"),
+    seed=seed("the choice of the structures"),
 )
 
 EXPORT = task(

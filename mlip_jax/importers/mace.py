@@ -56,8 +56,7 @@ def load(
       ValueError: The weights are not those of MACE, or they do not match the arguments.
     """
     path = Path(path)
-    if not isinstance(config, Mapping):
-        config = weight_files.read_yaml(config)
+    config = weight_files.read_arguments(config)
     return potential(weight_files.read(path), config, energy_unit, {"file": path.name})
 
 

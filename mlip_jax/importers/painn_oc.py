@@ -10,6 +10,7 @@ there.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,7 @@ def convert(
         params["forces"] = _vector_head(
             state, f"{head}.output_network", -1.0 if not fairchem else 1
         )
-    state.drop(f"{head}.")
+    state.drop(rf"{re.escape(head)}\..*")
     state.check_all_taken()
     return options, {"params": params}, range(1, first + len(rows))
 

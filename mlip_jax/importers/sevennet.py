@@ -89,7 +89,7 @@ def load(
     else:
         state, settings = weight_files.read(path), None
     if config is not None:
-        settings = config if isinstance(config, Mapping) else weight_files.read_yaml(config)
+        settings = weight_files.read_arguments(config)
     if settings is None:
         raise ValueError(
             f"{path}: the weights alone do not describe the model; give config, the settings of sevenn, "

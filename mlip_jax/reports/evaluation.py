@@ -160,9 +160,16 @@ def _skipped(skipped: Mapping[str, int]) -> Iterator[str]:
 
 def _outside(labelled: Predictions, predictions: StructurePredictions) -> Iterator[str]:
     """Yield a table of the structures that are farthest outside the domain."""
-    if predictions.farthest is None:
+    if predictions.outside_domain is None:
         return
     yield page.heading("Structures outside the domain")
+    if predictions.unseen is not None and predictions.unseen.any():
+        yield page.paragraph(
+            f"{int(predictions.unseen.sum()):,} structures have a charge, a number of unpaired "
+            "electrons or a periodicity that never occurs in the training data."
+        )
+    if predictions.farthest is None:
+        return
     order = np.argsort(-predictions.farthest, kind="stable")[:_MAX_ROWS]
     rows = [
         (
@@ -175,7 +182,7 @@ def _outside(labelled: Predictions, predictions: StructurePredictions) -> Iterat
         if predictions.farthest[s] > 1
     ]
     if not rows:
-        yield page.paragraph("None: all atoms are close to training atoms.")
+        yield page.paragraph("All atoms are close to training atoms.")
         return
     yield page.paragraph(
         "An atom of these structures is farther from the training atoms than nearly all validation "

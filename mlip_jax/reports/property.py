@@ -130,7 +130,7 @@ def score(absolute: np.ndarray) -> dict[str, float]:
         }
     return {
         "mae": float(known.mean()),
-        "stderr": float(known.std() / np.sqrt(len(known))),
+        "stderr": float(known.std(ddof=1) / np.sqrt(len(known))) if len(known) > 1 else np.nan,
         "rmse": float(np.sqrt((known**2).mean())),
         "median": float(np.median(known)),
         "count": len(known),

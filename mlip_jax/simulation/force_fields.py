@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ase import Atoms
 
 from mlip_jax import importers
@@ -26,7 +25,7 @@ from mlip_jax.simulation.trust.domain import Domain
 from mlip_jax.structure import from_ase
 
 
-def load_force_field(given: Any) -> Potential:
+def load_mean_force_field(given: Any) -> Potential:
     """Load a force field, or the mean of several.
 
     Args:
@@ -75,7 +74,7 @@ class TrustCheck:
 
         Args:
           given: Force field as the user names it.
-          potential: Result of `load_force_field` for it.
+          potential: Result of `load_mean_force_field` for it.
         """
         return cls(members_of(potential), load_domains(given))
 
@@ -85,16 +84,11 @@ class TrustCheck:
             unseen[0].message if (unseen := unseen_states(atoms, self.members)) else ""
             for atoms in molecules
         ]
-        known = [
-            (member, domain)
-            for member, domain in zip(self.members, self.domains)
-            if domain is not None
-        ]
-        if not known or not molecules:
+        if not molecules or not any(self.domains):
             return reasons
         columns = Columns.from_structures(map(from_ase, molecules))
-        distances = [atom_domain.farthest(member, domain, columns) for member, domain in known]
-        for k, distance in enumerate(np.max(distances, axis=0).tolist()):
+        distances = atom_domain.farthest_of_members(self.members, self.domains, columns)
+        for k, distance in enumerate(distances.tolist()):
             if not reasons[k] and not distance <= 1:  # NaN is outside
                 reasons[k] = (
                     f"an atom is {distance:.2g} times as far from the training atoms as the "

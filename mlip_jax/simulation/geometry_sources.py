@@ -219,8 +219,9 @@ class Sources:
             return [None if k in lost else results[k].atoms for k in range(len(starts))]
 
         content = hashlib.sha256(columns.positions.tobytes() + columns.numbers.tobytes())
-        if columns.spin is not None:
-            content.update(columns.spin.tobytes())
+        for values in (columns.charge, columns.spin):  # without ions and radicals: earlier keys
+            if values is not None and values.any():
+                content.update(values.tobytes())
         settings = [potential.digest(), self.fmax, self.max_steps, content.hexdigest()]
         return self._load_or_make(["relaxed", *settings], make, start.samples)
 

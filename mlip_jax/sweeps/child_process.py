@@ -51,12 +51,14 @@ class SignalForwarder:
     def forward_to(self, process: subprocess.Popen) -> Iterator[None]:
         """Forward signals to `process` within this context, including an earlier signal."""
         # Block signals; otherwise a signal that arrives before `_forward` would be forwarded twice.
-        signal.pthread_sigmask(signal.SIG_BLOCK, self.SIGNALS)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, self.SIGNALS)
         self._process = process
         try:
-            if self.received:
-                self._forward()
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, self.SIGNALS)
+            try:
+                if self.received:
+                    self._forward()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
             yield
         finally:
             self._process = None

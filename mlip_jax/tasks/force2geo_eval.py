@@ -18,6 +18,7 @@ from mlip_jax.datasets import source
 from mlip_jax.importers import load_force_field
 from mlip_jax.potential import Potential
 from mlip_jax.reports.force2geo.report import write_report
+from mlip_jax.simulation.ensemble_mean import level_of_theory
 from mlip_jax.simulation.reference.oracle import Method, Oracle
 from mlip_jax.simulation.reference.result_cache import ResultCache
 from mlip_jax.simulation.relaxation.metrics import Limits
@@ -109,7 +110,7 @@ def _compare_levels(potentials: dict[str, Potential], oracle: str) -> list[str]:
     """Return a note per force field whose level of theory differs from the oracle's."""
     notes = []
     for name, potential in potentials.items():
-        level = potential.metadata.get("statistics", {}).get("level_of_theory", "unknown")
+        level = level_of_theory(potential)
         if oracle.lower() not in level.lower():
             notes.append(
                 f"{name} was trained on {level} labels, but the oracle is {oracle}. Where the two "
@@ -145,6 +146,6 @@ def _settings(config, method, paths, potentials) -> dict[str, dict[str, Any]]:
             "workdir": paths[name],
             "model": model.get("name"),
             "digest of parameters": potential.digest(),
-            "labels": potential.metadata.get("statistics", {}).get("level_of_theory", "unknown"),
+            "labels": level_of_theory(potential),
         }
     return info

@@ -26,7 +26,8 @@ from mlip_jax.simulation.dynamics.progress import nanoseconds_per_day
 from mlip_jax.simulation.dynamics.run import run_md
 from mlip_jax.simulation.dynamics.settings import Settings
 from mlip_jax.simulation.dynamics.trajectories import read_trajectory
-from mlip_jax.simulation.force_fields import TrustCheck, load_force_field
+from mlip_jax.simulation.ensemble_mean import level_of_theory
+from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field
 from mlip_jax.workdir import check_origin, claimed
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     config = configs.complete(config, defaults.md_defaults())
     settings = _check(config)
     with claimed(workdir, configs.identity(config)) as workdir:
-        potential = load_force_field(config.force_field)
+        potential = load_mean_force_field(config.force_field)
         molecules, names = read_all(config)
         dynamics = MolecularDynamics(
             molecules, potential, replicas=config.replicas, **dataclasses.asdict(settings)
@@ -176,9 +177,7 @@ def _settings(config, potential: Potential) -> dict[str, dict[str, Any]]:
             "from": config.force_field,
             "digest": potential.digest(),
             "forces": potential.origin_of_forces,
-            "level of theory": potential.metadata.get("statistics", {}).get(
-                "level_of_theory", "unknown"
-            ),
+            "level of theory": level_of_theory(potential),
             "cutoff (Å)": potential.cutoff,
         },
         "Settings (fs, K, Å, bar)": {k: "" if v is None else str(v) for k, v in settings.items()},

@@ -25,7 +25,8 @@ from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.potential import Potential
 from mlip_jax.reports.minima.report import write_minima_report
 from mlip_jax.reports.minima.results import MoleculeMinima, ReferenceMinimum
-from mlip_jax.simulation.force_fields import TrustCheck, load_force_field
+from mlip_jax.simulation.ensemble_mean import level_of_theory
+from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field
 from mlip_jax.simulation.reference.oracle import Method, Oracle
 from mlip_jax.simulation.reference.result_cache import ResultCache
 from mlip_jax.simulation.relaxation.minima import SearchOptions, find_minima
@@ -59,7 +60,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     config = configs.complete(config, defaults.minima_defaults())
     search = _check(config)
     with claimed(workdir, configs.identity(config)) as workdir:
-        potential = load_force_field(config.force_field)
+        potential = load_mean_force_field(config.force_field)
         check_origin(
             workdir / "origin.json",
             {"input": fingerprint(config.input), "force_field": potential.digest()},
@@ -286,9 +287,7 @@ def _settings(config, potential: Potential) -> dict[str, dict[str, Any]]:
             "digest": potential.digest(),
             "forces": potential.origin_of_forces,
             "cutoff (Å)": potential.cutoff,
-            "level of theory": potential.metadata.get("statistics", {}).get(
-                "level_of_theory", "unknown"
-            ),
+            "level of theory": level_of_theory(potential),
         },
         "Search (eV, Å, K, ps)": {k: str(v) for k, v in plain["search"].items()},
         "Hardware": {"device": jax.devices()[0].device_kind, "system": platform.platform()},

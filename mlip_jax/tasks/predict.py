@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
@@ -31,9 +32,10 @@ from mlip_jax.datasets.smiles.embedding import MoleculeRecord
 from mlip_jax.graphs.shapes import GrowingBudget
 from mlip_jax.predictor import EMBEDDING, Predictor
 from mlip_jax.reports.prediction import write_prediction_report
-from mlip_jax.simulation.force_fields import load_force_field
+from mlip_jax.simulation.force_fields import load_mean_force_field
 from mlip_jax.simulation.relaxation import journal as relax_journal
 from mlip_jax.simulation.relaxation import merge
+from mlip_jax.simulation.relaxation.inputs import close_records
 from mlip_jax.simulation.relaxation.journal import Journal, Layout, check_any_succeeded
 from mlip_jax.simulation.relaxation.progress import RelaxationProgressBar
 from mlip_jax.simulation.relaxation.relax import Relaxer
@@ -205,7 +207,7 @@ def _relaxer(config, ensemble: Ensemble) -> Relaxer | None:
     if path in ("none", ""):
         return None
     return Relaxer(
-        load_force_field(path),
+        load_mean_force_field(path),
         fmax=config.fmax,
         max_steps=config.max_steps,
         devices=jax.local_devices(),
@@ -238,12 +240,16 @@ def _predict_share(
             num_processes=config.num_processes or None,
         )
         journal.start_clock()
-        with (
-            RelaxationProgressBar(len(mine), before, "predicting", failed=failed) as progress,
-            contextlib.closing(records),
-        ):
+        with contextlib.ExitStack() as stack:
+            progress = stack.enter_context(
+                RelaxationProgressBar(len(mine), before, "predicting", failed=failed)
+            )
+            stack.callback(close_records, records)
+            geometries = stack.enter_context(
+                contextlib.closing(_geometries(records, relaxer, ensemble))
+            )
             pending = []
-            for record, atoms, geometry, reason in _geometries(records, relaxer, ensemble):
+            for record, atoms, geometry, reason in geometries:
                 if reason:
                     journal.add(
                         [
@@ -329,6 +335,12 @@ def _predict_batch(
 def _finish(config, workdir: Path, total: int, ensemble: Ensemble, relaxer: Relaxer | None) -> Path:
     """Merge the parts and write the report."""
     seconds = merge.merge(workdir / PARTS, ensemble.layout, workdir / RESULTS, {}, total)
+    with open(workdir / RESULTS, newline="", encoding="utf-8") as file:
+        rows = sum(1 for _ in csv.reader(file)) - 1  # without the header
+    if rows != total:
+        raise RuntimeError(
+            f"{workdir / RESULTS}: contains {rows} of {total} molecules. Rerun the same command."
+        )
     report = write_prediction_report(
         workdir,
         workdir / RESULTS,

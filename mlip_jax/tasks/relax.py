@@ -6,7 +6,6 @@ import contextlib
 import io
 import logging
 import platform
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,9 +29,11 @@ from mlip_jax.potential import Potential
 from mlip_jax.reports.molecules import Picture
 from mlip_jax.reports.relaxation.report import write_relaxation_report
 from mlip_jax.reports.relaxation.results import Relaxations, choose, read_results
-from mlip_jax.simulation.force_fields import load_domains, load_force_field
+from mlip_jax.simulation.ensemble_mean import level_of_theory
+from mlip_jax.simulation.force_fields import load_domains, load_mean_force_field
 from mlip_jax.simulation.relaxation import journal as relax_journal
 from mlip_jax.simulation.relaxation import merge, outputs
+from mlip_jax.simulation.relaxation.inputs import close_records
 from mlip_jax.simulation.relaxation.journal import Journal, check_any_succeeded
 from mlip_jax.simulation.relaxation.outputs import FRAME, LAYOUT, MOL_BLOCK, TRAJECTORY
 from mlip_jax.simulation.relaxation.progress import RelaxationProgressBar
@@ -65,7 +66,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
                 stack.enter_context(claimed(workdir, configs.identity(config)))
             workdir = Path(workdir)
             total = _count(config)
-            potential = load_force_field(config.force_field)
+            potential = load_mean_force_field(config.force_field)
             domains = load_domains(config.force_field)
             if distributed.leader():
                 _check_origin(workdir / ORIGIN, config, potential)
@@ -153,20 +154,8 @@ def _relax_share(config, folder: Path, relaxer, total: int) -> None:
             try:
                 _stream(records, relaxer, journal, progress, MOL_BLOCK in config.formats)
             finally:
-                _close(records)
+                close_records(records)
     log.info("compiled programs: %d", relaxer.num_compiles)
-
-
-def _close(records) -> None:
-    """Stop the embedding processes.
-
-    A thread that serves a device may be waiting for one of their molecules, so retry for 10 s.
-    """
-    for _ in range(100):
-        try:
-            return records.close()
-        except ValueError:  # the generator is running in that thread
-            time.sleep(0.1)
 
 
 def _share_size(total: int, num_conformers: int, index: int, count: int) -> int:
@@ -321,14 +310,13 @@ def _settings(config, potential: Potential) -> dict[str, dict[str, Any]]:
         for k, v in configs.to_dict(config).items()
         if k not in ("task", "force_field", "input")
     }
-    metadata = potential.metadata
     return {
         "Molecules": {"input": config.input, **fingerprint(config.input)},
         "Force field": {
             "from": config.force_field,
             "digest": potential.digest(),
             "forces": potential.origin_of_forces,
-            "level of theory": metadata.get("statistics", {}).get("level_of_theory", "unknown"),
+            "level of theory": level_of_theory(potential),
             "cutoff (Å)": potential.cutoff,
         },
         "Settings": {k: "" if v is None else str(v) for k, v in settings.items()},

@@ -34,7 +34,8 @@ from mlip_jax.simulation.dynamics.md import MolecularDynamics
 from mlip_jax.simulation.dynamics.outputs import THERMO, DynamicsOutputs
 from mlip_jax.simulation.dynamics.run import run_md
 from mlip_jax.simulation.dynamics.trajectories import read_trajectory
-from mlip_jax.simulation.force_fields import load_force_field
+from mlip_jax.simulation.ensemble_mean import level_of_theory
+from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field
 from mlip_jax.simulation.reference.oracle import Method
 from mlip_jax.simulation.relaxation.relax import relax
 from mlip_jax.tasks.md import read_all
@@ -68,7 +69,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     config = configs.complete(config, defaults.stability_defaults())
     _check(config)
     with claimed(workdir, configs.identity(config)) as workdir:
-        potential = load_force_field(config.force_field)
+        potential = load_mean_force_field(config.force_field)
         molecules, names = read_all(config)
         names = [name or atoms.get_chemical_formula() for name, atoms in zip(names, molecules)]
         check_origin(
@@ -77,6 +78,9 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
             "dynamics of other molecules or with another force field",
         )
         _relax_molecules(config, workdir / STARTS, molecules, names, potential)
+        trust = TrustCheck.load(config.force_field, potential)
+        if message := trust.message(molecules, "molecules"):
+            log.warning("%s", message)
         drifts, nve_speed = _run_nve(config, workdir / NVE, molecules, names, potential)
         replicas, speed = _run_langevin(config, workdir / LANGEVIN, molecules, names, potential)
         _write_table(workdir / TABLE, replicas, names)
@@ -293,6 +297,7 @@ def _settings(config, potential: Potential) -> dict[str, dict[str, Any]]:
             "from": config.force_field,
             "digest": potential.digest(),
             "forces": potential.origin_of_forces,
+            "level of theory": level_of_theory(potential),
             "cutoff (Å)": potential.cutoff,
         },
         "Settings (fs, K, Å)": {k: "" if v is None else str(v) for k, v in settings.items()},

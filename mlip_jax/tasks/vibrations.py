@@ -24,7 +24,8 @@ from mlip_jax.datasets.smiles.embedding import MoleculeRecord
 from mlip_jax.potential import Potential
 from mlip_jax.reports.vibrations import ReportedVibrations, write_vibrations_report
 from mlip_jax.simulation.calculators.calculator import MLIPCalculator
-from mlip_jax.simulation.force_fields import TrustCheck, load_force_field
+from mlip_jax.simulation.ensemble_mean import level_of_theory
+from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field
 from mlip_jax.simulation.vibrations.analysis import (
     VibrationalAnalysis,
     VibrationOptions,
@@ -56,7 +57,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     config = configs.complete(config, defaults.vibrations_defaults())
     options = _check(config)
     with claimed(workdir, configs.identity(config)) as workdir:
-        potential = load_force_field(config.force_field)
+        potential = load_mean_force_field(config.force_field)
         check_forces(potential)
         check_origin(
             workdir / "origin.json",
@@ -266,9 +267,7 @@ def _settings(config, potential: Potential) -> dict[str, dict[str, Any]]:
         "Force field": {
             "from": config.force_field,
             "digest": potential.digest(),
-            "level of theory": potential.metadata.get("statistics", {}).get(
-                "level_of_theory", "unknown"
-            ),
+            "level of theory": level_of_theory(potential),
         },
         "Settings": settings,
         "Hardware": {"device": jax.devices()[0].device_kind, "system": platform.platform()},

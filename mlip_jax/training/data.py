@@ -58,6 +58,11 @@ class Split:
         rows = self.rows.take(self.indices[:1]) if len(self) else None
         return rows is not None and rows.pbc is not None
 
+    @property
+    def has_spin(self) -> bool:
+        """Return whether the rows contain numbers of unpaired electrons."""
+        return bool(len(self)) and self.rows.take(self.indices[:1]).spin is not None
+
     def columns(self, members: np.ndarray | None = None, *, labels_only: bool = False) -> Columns:
         """Load all structures, or those with the indices `members`, into memory."""
         indices = self.indices if members is None else self.indices[members]

@@ -292,6 +292,18 @@ def frozen(params: Any, patterns: Sequence[str]) -> Any:
     return jax.tree.unflatten(structure, matched)
 
 
+def check_patterns(params: Any, config: Mapping[str, Any]) -> None:
+    """Raise ValueError if a pattern of `freeze` or `lr_multipliers` matches no parameter.
+
+    Args:
+      params: Parameters, or their shapes.
+      config: Options of the optimizer, config.optimizer.
+    """
+    if config["freeze"]:
+        frozen(params, config["freeze"])
+    _multiplier_tree(params, parse_multipliers(config.get("lr_multipliers", "")))
+
+
 def plateau_options(config: Mapping[str, Any]) -> dict[str, float] | None:
     """Return the options of `Plateau.update`, or None if the schedule is not "plateau".
 

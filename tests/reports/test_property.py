@@ -47,6 +47,9 @@ def test_absolute_errors_are_means_per_structure():
     result = score(o.absolute("gap"))
     assert result["count"] == 39 and result["mae"] == pytest.approx(np.nanmean(o.absolute("gap")))
     assert score(np.array([np.nan]))["count"] == 0
+    # sample standard deviation sqrt(2) of 1 and 3, over sqrt(2); one value has none
+    assert score(np.array([1.0, 3.0]))["stderr"] == pytest.approx(1.0)
+    assert np.isnan(score(np.array([1.0]))["stderr"])
 
 
 def test_report_and_files(tmp_path):
@@ -136,6 +139,9 @@ def test_verdicts_of_the_paper(tmp_path):
     assert result["scratch"]["labels"].mean == pytest.approx(0.55) and "waiting" not in result
     html = paper.write_paper_report(tmp_path).read_text()
     assert "0.550 ± 0.071" in html and "not measured" in html
+    # the spread of a single seed was written as NaN, which is not JSON
+    content = json.loads((tmp_path / "paper.json").read_text(), parse_constant=pytest.fail)
+    assert content["force2prop"]["labels"]["std"] is None
 
 
 def test_processes_of_a_sweep_may_write_its_report_concurrently(tmp_path, monkeypatch):

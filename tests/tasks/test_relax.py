@@ -115,7 +115,7 @@ def run_task(tmp_path, monkeypatch):
     path.write_text("".join(f"{s} name{i}\n" for i, s in enumerate(SMILES)))
     monkeypatch.setattr(
         relax,
-        "load_force_field",
+        "load_mean_force_field",
         lambda text: random_potential("tiny", 1 if text == "other" else 0),
     )
     monkeypatch.setattr(os, "fsync", lambda file: None)
@@ -413,10 +413,13 @@ def test_force_fields_by_name(tmp_path, monkeypatch):
 
     monkeypatch.setattr(schnetpack, "load", lambda path: ("schnetpack", path))
     monkeypatch.setattr(so3lr, "load", lambda path: ("so3lr", path))
-    assert relax.load_force_field("schnetpack:a:b.safetensors") == ("schnetpack", "a:b.safetensors")
-    assert relax.load_force_field("so3lr:params.pkl") == ("so3lr", "params.pkl")
+    assert relax.load_mean_force_field("schnetpack:a:b.safetensors") == (
+        "schnetpack",
+        "a:b.safetensors",
+    )
+    assert relax.load_mean_force_field("so3lr:params.pkl") == ("so3lr", "params.pkl")
     with pytest.raises(RuntimeError, match="no such directory"):
-        relax.load_force_field(str(tmp_path / "missing:x"))
+        relax.load_mean_force_field(str(tmp_path / "missing:x"))
 
 
 def test_force_fields_have_different_digests():

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
-from mlip_jax.datasets.charges import find_charge, find_unpaired, total_charge
+from mlip_jax.datasets.charges import total_charge
 from mlip_jax.datasets.formats.ase_database import AseDatabase, is_sqlite
 from mlip_jax.datasets.formats.ase_frames import remove_placeholder_cell
 from mlip_jax.datasets.formats.xyz import parse_frame
@@ -21,6 +21,7 @@ from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.smiles.embedding import MoleculeRecord
 from mlip_jax.datasets.store.store import Store
 from mlip_jax.datasets.text_files import open_text, suffix_of
+from mlip_jax.state_labels import find_charge, find_unpaired
 
 IndexFilter = Callable[[int], bool]
 

@@ -29,14 +29,7 @@ from pathlib import Path
 import numpy as np
 
 from mlip_jax.datasets import file_units, options, reader
-from mlip_jax.datasets.charges import (
-    ElectronicStateError,
-    find_charge,
-    find_unpaired,
-    spin_names,
-    total_charge,
-    whole_charge,
-)
+from mlip_jax.datasets.charges import total_charge, whole_charge
 from mlip_jax.datasets.formats.ase_database import is_ase_database
 from mlip_jax.datasets.formats.ase_frames import FileFrames, Frame, is_trajectory, open_frames
 from mlip_jax.datasets.formats.elements import validate_numbers
@@ -54,7 +47,14 @@ from mlip_jax.datasets.formats.frame_labels import (
 from mlip_jax.datasets.formats.xyz import is_xyz
 from mlip_jax.datasets.identity import molecule_identity
 from mlip_jax.datasets.reader import DatasetError, ReadReport
-from mlip_jax.structure import Structure, cell_problem, charge_names
+from mlip_jax.state_labels import (
+    ElectronicStateError,
+    charge_names,
+    find_charge,
+    find_unpaired,
+    spin_names,
+)
+from mlip_jax.structure import Structure, cell_problem
 
 _FIRST = 10  # number of frames whose labels an error lists
 
@@ -88,21 +88,13 @@ class Reader(reader.Reader):
     """
 
     LEVEL_OF_THEORY = "unknown"
-    UNITS = {
-        "positions": "length_unit (Å)",
-        "energy": "energy_unit (eV)",
-        "forces": "forces_unit (eV/Å)",
-    }
+    UNITS = file_units.READER_UNITS
     GENERAL = True
     UNREAD_REMEDY = (
         "To read one, give its name as energy_key, forces_key, charge_key, property_keys or "
         f"atom_property_keys, e.g. {options.as_flag('property_keys', 'NAME')}."
     )
-    PROBLEM_OPTIONS = {
-        "units": "forces_unit=hartree/bohr",
-        "gradients": "forces_are_gradients=True",
-        "positions": "length_unit=bohr",
-    }
+    PROBLEM_OPTIONS = file_units.READER_PROBLEM_OPTIONS
 
     def __init__(
         self,
@@ -127,29 +119,20 @@ class Reader(reader.Reader):
         self.level_of_theory = (
             options.text("level_of_theory", level_of_theory) or self.LEVEL_OF_THEORY
         )
-        self._keys = {
-            name: options.text(f"{name}_key", key)
-            for name, key in (
-                ("energy", energy_key),
-                ("forces", forces_key),
-                ("charge", charge_key),
-                ("spin", spin_key),
-                ("molecule", molecule_key),
-                ("smiles", smiles_key),
-            )
-        }
+        self._keys = options.keys(
+            energy=energy_key,
+            forces=forces_key,
+            charge=charge_key,
+            spin=spin_key,
+            molecule=molecule_key,
+            smiles=smiles_key,
+        )
         property_keys = options.texts("property_keys", property_keys)
         atom_property_keys = options.texts("atom_property_keys", atom_property_keys)
-        energy_unit = options.text("energy_unit", energy_unit)
-        self._energy = file_units.energy_unit(energy_unit or "eV")
-        self._comment_energy = file_units.energy_unit(energy_unit or "hartree")
-        self._length = file_units.length_unit(options.text("length_unit", length_unit))
-        forces_unit = options.text("forces_unit", forces_unit)
-        self._force = (
-            file_units.force_unit(forces_unit) if forces_unit else self._energy / self._length
+        self._units = file_units.FileUnits.from_options(
+            energy_unit or "eV", length_unit, forces_unit, forces_are_gradients
         )
-        # Forces are minus the gradient.
-        self._force *= -1 if options.flag("forces_are_gradients", forces_are_gradients) else 1
+        self._comment_energy = file_units.energy_unit(energy_unit or "hartree")
         self._frames = self._open(options.text("format", format))
         self.sequential = self._frames.sequential
         try:
@@ -218,11 +201,11 @@ class Reader(reader.Reader):
         smiles = text_of(frame, self._keys["smiles"])
         return Structure(
             numbers=frame.numbers,
-            positions=frame.positions * self._length,
+            positions=frame.positions * self._units.length,
             energy=self._total_energy(frame, source, report),
-            forces=None if forces is None else forces * self._force,
+            forces=None if forces is None else forces * self._units.forces,
             **self._electronic_state(frame, smiles, source, report),
-            cell=frame.cell * self._length if periodic else None,
+            cell=frame.cell * self._units.length if periodic else None,
             pbc=frame.pbc if periodic else None,
             molecule=self._molecule(frame, smiles, source),
             smiles=smiles,
@@ -248,7 +231,7 @@ class Reader(reader.Reader):
                 f"CREST, xtb and ORCA, in units of {self._comment_energy:.6g} eV"
             )
             return frame.comment_energy * self._comment_energy
-        return float(label_of(frame, key, (), False, source)) * self._energy
+        return float(label_of(frame, key, (), False, source)) * self._units.energy
 
     def _check_forces(self, frame: Frame, source: str) -> None:
         """Raise DatasetError if a frame has forces under another name than the requested one."""

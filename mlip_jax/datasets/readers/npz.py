@@ -7,6 +7,7 @@ Layout for m structures of at most n atoms. Names are options; without them, usu
     energy     (m,) or (m, 1)         optional
     forces     (m, n, 3)              optional
     charge     (m,), (m, 1) or ()     optional
+    spin       (m,), (m, 1) or ()     optional; unpaired electrons, multiplicity or spin
     cell       (m, 3, 3) or (3, 3)    optional; structures with a cell are periodic along each vector
 
 Such files are written with numpy.savez. They do not state their units, which are options with eV
@@ -21,12 +22,20 @@ from pathlib import Path
 import numpy as np
 
 from mlip_jax.datasets import file_units, options, reader
+from mlip_jax.datasets.charges import total_charge
 from mlip_jax.datasets.formats import npz
 from mlip_jax.datasets.formats.elements import validate_numbers
 from mlip_jax.datasets.formats.frame_labels import formula
 from mlip_jax.datasets.identity import molecule_identity
 from mlip_jax.datasets.reader import DatasetError, ReadReport
-from mlip_jax.structure import Structure, cell_problem, charge_names
+from mlip_jax.state_labels import (
+    ElectronicStateError,
+    charge_names,
+    find_charge,
+    find_unpaired,
+    spin_names,
+)
+from mlip_jax.structure import Structure, cell_problem
 
 # Usual names in lower case, the most specific first.
 _USUAL = {
@@ -51,7 +60,8 @@ class Reader(reader.Reader):
       positions_key: Name of the positions.
       energy_key: Name of the energies.
       forces_key: Name of the forces.
-      charge_key: Name of the total charges; structures are neutral without them.
+      charge_key: Name of the total charges. Without them, charges are those of the SMILES, or 0.
+      spin_key: Name of the numbers of unpaired electrons, multiplicities or spins.
       cell_key: Name of the lattice vectors.
       smiles_key: Name of the SMILES, texts of shape (m,).
       molecule_key: Name of texts or numbers of shape (m,) that identify the molecules. "" uses the
@@ -64,21 +74,13 @@ class Reader(reader.Reader):
       level_of_theory: Description of the level of theory of the labels.
     """
 
-    UNITS = {
-        "positions": "length_unit (Å)",
-        "energy": "energy_unit (eV)",
-        "forces": "forces_unit (eV/Å)",
-    }
+    UNITS = file_units.READER_UNITS
     GENERAL = True
     UNREAD_REMEDY = (
-        "To read one, give its name as energy_key, forces_key, charge_key, cell_key or "
+        "To read one, give its name as energy_key, forces_key, charge_key, spin_key, cell_key or "
         f"property_keys, e.g. {options.as_flag('property_keys', 'NAME')}."
     )
-    PROBLEM_OPTIONS = {
-        "units": "forces_unit=hartree/bohr",
-        "gradients": "forces_are_gradients=True",
-        "positions": "length_unit=bohr",
-    }
+    PROBLEM_OPTIONS = file_units.READER_PROBLEM_OPTIONS
 
     def __init__(
         self,
@@ -89,6 +91,7 @@ class Reader(reader.Reader):
         energy_key: str = "",
         forces_key: str = "",
         charge_key: str = "",
+        spin_key: str = "",
         cell_key: str = "",
         smiles_key: str = "",
         molecule_key: str = "",
@@ -103,24 +106,21 @@ class Reader(reader.Reader):
         self.level_of_theory = (
             options.text("level_of_theory", level_of_theory) or self.LEVEL_OF_THEORY
         )
-        requested = {
-            "numbers": numbers_key,
-            "positions": positions_key,
-            "energy": energy_key,
-            "forces": forces_key,
-            "charge": charge_key,
-            "cell": cell_key,
-            "smiles": smiles_key,
-            "molecule": molecule_key,
-        }
-        requested = {k: options.text(f"{k}_key", name) for k, name in requested.items()}
+        requested = options.keys(
+            numbers=numbers_key,
+            positions=positions_key,
+            energy=energy_key,
+            forces=forces_key,
+            charge=charge_key,
+            spin=spin_key,
+            cell=cell_key,
+            smiles=smiles_key,
+            molecule=molecule_key,
+        )
         self._properties = options.texts("property_keys", property_keys)
-        self._energy = file_units.energy_unit(options.text("energy_unit", energy_unit))
-        self._length = file_units.length_unit(options.text("length_unit", length_unit))
-        unit = options.text("forces_unit", forces_unit)
-        self._force = file_units.force_unit(unit) if unit else self._energy / self._length
-        # Forces are minus the gradient.
-        self._force *= -1 if options.flag("forces_are_gradients", forces_are_gradients) else 1
+        self._units = file_units.FileUnits.from_options(
+            energy_unit, length_unit, forces_unit, forces_are_gradients
+        )
         self._file = npz.NpzFile(self.path)
         try:
             self._keys = _find_names(self._file.members, requested)
@@ -182,26 +182,30 @@ class Reader(reader.Reader):
             report.skip("no atoms", source)
             return None
         numbers = validate_numbers(row["numbers"][real], source)
-        positions = row["positions"][real].astype(np.float64) * self._length
+        positions = row["positions"][real].astype(np.float64) * self._units.length
         if not np.isfinite(positions).all():
             report.skip("positions not finite", source)
             return None
-        cell = np.asarray(row["cell"], np.float64) * self._length if "cell" in row else None
+        cell = np.asarray(row["cell"], np.float64) * self._units.length if "cell" in row else None
         pbc = None if cell is None else np.ones(3, bool)
         if problem := cell_problem(cell, pbc):
             report.skip(problem, source)
             return None
         smiles = _text(row["smiles"]) if "smiles" in row else ""
         named = _text(row["molecule"]) if "molecule" in row else molecule_identity(smiles)
-        forces = row["forces"][real].astype(np.float64) * self._force if "forces" in row else None
+        charge, unpaired = _electronic_state(row, self._keys, numbers, smiles, source)
+        forces = (
+            row["forces"][real].astype(np.float64) * self._units.forces if "forces" in row else None
+        )
         return Structure(
             numbers=numbers,
             positions=positions,
-            energy=float(np.ravel(row["energy"])[0]) * self._energy
+            energy=float(np.ravel(row["energy"])[0]) * self._units.energy
             if "energy" in row
             else float("nan"),
             forces=forces,
-            charge=float(np.ravel(row["charge"])[0]) if "charge" in row else 0.0,
+            charge=charge,
+            spin=unpaired,
             cell=cell,
             pbc=pbc,
             molecule=named or formula(numbers),
@@ -215,7 +219,7 @@ class Reader(reader.Reader):
         """Return rows [start, stop) of a label; values common to all structures are repeated."""
         name = self._keys[label]
         shape = self._file.members[name].shape
-        common = {"numbers": 1, "cell": 2, "charge": 0}.get(label)  # number of axes
+        common = {"numbers": 1, "cell": 2, "charge": 0, "spin": 0}.get(label)  # number of axes
         if common is not None and len(shape) == common:
             return np.broadcast_to(self._file.whole(name), (stop - start, *shape))
         return self._file.rows(name, start, stop)
@@ -256,10 +260,30 @@ def _find_names(members: dict[str, npz.Member], requested: dict[str, str]) -> di
         name = next((lower[name] for name in usual if name in lower), None)
         if label not in keys and name is not None:
             keys[label] = name
-    charges = charge_names(members)
-    if "charge" not in keys and charges:
-        keys["charge"] = charges[0]
+    for label, names in (("charge", charge_names(members)), ("spin", spin_names(members))):
+        if label not in keys and names:
+            keys[label] = names[0]
     return keys
+
+
+def _electronic_state(
+    row, keys: dict[str, str], numbers: np.ndarray, smiles: str, source: str
+) -> tuple[float, float]:
+    """Return the total charge (e) and the number of unpaired electrons of a row."""
+    try:
+        label = (
+            find_charge({keys["charge"]: row["charge"]}, [keys["charge"]])
+            if "charge" in row
+            else None
+        )
+        charge = total_charge(label, smiles, 0.0)
+        if "spin" not in row:
+            return charge, 0.0
+        return charge, find_unpaired(
+            {keys["spin"]: row["spin"]}, numbers, charge, [keys["spin"]]
+        ) or 0.0
+    except ElectronicStateError as error:
+        raise DatasetError(f"{source}: {error}") from error
 
 
 def _shape_problem(members: dict[str, npz.Member], keys: dict[str, str]) -> str:
@@ -274,6 +298,7 @@ def _shape_problem(members: dict[str, npz.Member], keys: dict[str, str]) -> str:
         "energy": [(m,), (m, 1)],
         "forces": [positions],
         "charge": [(m,), (m, 1), ()],
+        "spin": [(m,), (m, 1), ()],
         "cell": [(m, 3, 3), (3, 3)],
         "smiles": [(m,)],
         "molecule": [(m,)],

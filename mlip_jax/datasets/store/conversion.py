@@ -184,12 +184,12 @@ def _is_corrupted(folder: Path) -> bool:
     """Return whether a finished store has a corrupted manifest or a missing or corrupted shard."""
     try:
         shards = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["shards"]
+        checksums = {folder / "shards" / s["file"]: s["sha256"] for s in shards}
     except (ValueError, KeyError, TypeError):
         log.warning("%s is corrupted; rebuilding it", folder / MANIFEST)
         return True
-    for s in shards:
-        file = folder / "shards" / s["file"]
-        if not file.is_file() or checksum(file) != s["sha256"]:
+    for file, expected in checksums.items():
+        if not file.is_file() or checksum(file) != expected:
             log.warning("%s is corrupted; rebuilding it", file)
             return True
     return False

@@ -68,6 +68,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return settings
 
 
+def read_arguments(config: Mapping[str, Any] | str | Path) -> Mapping[str, Any]:
+    """Return arguments of a model, which may be the path of a YAML file."""
+    return config if isinstance(config, Mapping) else read_yaml(config)
+
+
 def check_arguments(
     config: Mapping[str, Any],
     required: Iterable[str],

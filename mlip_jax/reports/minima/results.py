@@ -12,7 +12,7 @@ from ase import Atoms, units
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from mlip_jax.simulation.relaxation.minima_result import MinimaResult, boltzmann_populations
-from mlip_jax.structure import electronic_value
+from mlip_jax.structure import electronic_state, electronic_value
 
 KCAL_PER_EV = units.mol / units.kcal  # kcal/mol per eV
 
@@ -88,7 +88,8 @@ class MoleculeMinima:
         if result is None or not result.minima:
             left_out = {} if result is None else dict(result.left_out)
             return cls(number, name, failure, left_out=left_out)
-        first, unpaired = result.minima[0].atoms, "num_unpaired_electrons"
+        first = result.minima[0].atoms
+        unpaired = electronic_state(first).get("num_unpaired_electrons")
         return cls(
             number,
             name,
@@ -105,7 +106,7 @@ class MoleculeMinima:
             result.relaxed,
             result.new,
             dict(result.left_out),
-            int(electronic_value(first, unpaired)) if unpaired in first.info else None,
+            None if unpaired is None else int(unpaired),
         )
 
     def relative_energies(self) -> np.ndarray:

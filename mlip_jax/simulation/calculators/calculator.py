@@ -52,7 +52,8 @@ class MLIPCalculator(PaddedCalculator):
     stress and Hessian remain exact derivatives of its energy; otherwise it has neither.
 
     The total charge is read from `atoms.info["charge"]` and the number of unpaired electrons from
-    `atoms.info["num_unpaired_electrons"]`.
+    `atoms.info["num_unpaired_electrons"]`, or from their other usual names, such as "total_charge",
+    "spin" and "multiplicity".
 
     If the domain of the force field is known (domain.npz of a training run), three more properties
     are available through, for example, `calc.get_property("outside_domain", atoms)`. They cost a

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from mlip_jax.graphs.shapes import PaddingBudget
+from mlip_jax.matmul_precision import full_precision
 from mlip_jax.simulation.relaxation.loop import RelaxationLoop
 from mlip_jax.simulation.relaxation.state import (
     FinishedMolecules,
@@ -63,4 +64,5 @@ class CompiledRelaxation:
 
     def _trace(self, budget, capacity, params, state, queue, limits):
         self.num_compiles += 1  # runs when JAX traces, which it does once for each program
-        return self.loop.run(budget, capacity, params, state, queue, **limits)
+        with full_precision():
+            return self.loop.run(budget, capacity, params, state, queue, **limits)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Generator
+
 import numpy as np
 from ase import Atoms
 from ase.constraints import FixAtoms
 
+from mlip_jax.datasets.smiles.embedding import MoleculeRecord
 from mlip_jax.potential import Potential
 from mlip_jax.simulation.relaxation.loop import SHORTEST
 from mlip_jax.simulation.relaxation.pool import QueuedMolecule
@@ -70,3 +74,15 @@ def queued_molecule(number: int, atoms: Atoms, dtype) -> QueuedMolecule:
         mobile,
         *(electronic_value(atoms, name) for name in STATES),
     )
+
+
+def close_records(records: Generator[MoleculeRecord]) -> None:
+    """Close a generator of molecules that threads of a `Relaxer` read, such as embedded ones.
+
+    A thread that serves a device may be waiting for a molecule, so retry for 10 s.
+    """
+    for _ in range(100):
+        try:
+            return records.close()
+        except ValueError:  # the generator is running in that thread
+            time.sleep(0.1)

@@ -52,8 +52,8 @@ LAYOUT = Layout(COLUMNS, (FRAME, MOL_BLOCK, TRAJECTORY))
 _WHOLE = re.compile(r"-?[1-9][0-9]{0,17}|0")
 # _MOL_BLOCK_REACH: largest coordinate (Å) in ten characters, four of them after the decimal point
 _MOL_BLOCK_REACH = 9999.0
-# _STATE: charge or number of unpaired electrons in a frame that is not zero
-_STATE = re.compile(rb"\b(?:charge|num_unpaired_electrons)=-?[0.]*[1-9]")
+# _STATE: charge or number of unpaired electrons in a frame that is not zero, or periodicity
+_STATE = re.compile(rb'\b(?:charge|num_unpaired_electrons)=-?[0.]*[1-9]|\bpbc="[^"]*T')
 _TRUTH = {"T", "F", "true", "false", "True", "False", "TRUE", "FALSE"}
 
 
@@ -92,14 +92,14 @@ def domain_cells(
     Args:
       potential: The force field.
       domains: Domain of the force field, or of each member of an ensemble; None if it is unknown.
-        Without any, only charges and spins that training never saw are known to be outside.
+        Without any, only charges, spins and periodicity that training never saw are known to be
+        outside.
       frames: The piece FRAME of each molecule, b"" if there is none.
     """
     from ase.io import read
 
     cells: list[tuple[Any, Any]] = [("", "")] * len(frames)
-    members = members_of(potential)
-    known = [(m, domain) for m, domain in zip(members, domains) if domain is not None]
+    members, known = members_of(potential), any(domains)
     with_frame = [i for i, piece in enumerate(frames) if piece and (known or _STATE.search(piece))]
     if not with_frame:
         return cells
@@ -110,7 +110,7 @@ def domain_cells(
             cells[i] = ("", 1 if is_unseen else "")
         return cells
     columns = Columns.from_structures(map(from_ase, molecules))
-    distances = np.max([atom_domain.farthest(m, domain, columns) for m, domain in known], axis=0)
+    distances = atom_domain.farthest_of_members(members, domains, columns)
     for i, is_unseen, distance in zip(with_frame, unseen, distances.tolist()):
         outside = is_unseen or not distance <= 1  # NaN is outside the domain
         cells[i] = (repr(distance) if math.isfinite(distance) else "", int(outside))

@@ -15,7 +15,7 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from mlip_jax.datasets.molecules.arguments import molecule_records
-from mlip_jax.simulation.force_fields import TrustCheck, load_force_field
+from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field
 from mlip_jax.simulation.relaxation import minimizers
 from mlip_jax.simulation.relaxation.inputs import find_obstacle, fixed_atoms, queued_molecule
 from mlip_jax.simulation.relaxation.pool import SlotPool, slot_size
@@ -90,7 +90,7 @@ def relax(
 
     Args:
       molecules: ASE's Atoms, a SMILES, the path of a file of molecules, or a list of these.
-      force_field: Force field in any form that `simulation.force_fields.load_force_field` accepts:
+      force_field: Force field in any form that `simulation.force_fields.load_mean_force_field` accepts:
         a workdir, "IMPORTER:FILE", a `Potential` or a calculator; the mean of several.
       progress: Whether to show a progress bar.
       optimizer, fmax, max_steps, maxstep, dtype, trajectory_every: See `Relaxer`.
@@ -152,7 +152,7 @@ class Relaxer:
         """Create a relaxer.
 
         Args:
-          force_field: Force field in any form that `simulation.force_fields.load_force_field`
+          force_field: Force field in any form that `simulation.force_fields.load_mean_force_field`
             accepts.
           optimizer: "bfgs" (same steps as in ASE), "lbfgs" (for hundreds of atoms), or "fire".
           fmax: Largest force of a relaxed molecule (eV/Å): the norm per atom, as in ASE.
@@ -183,7 +183,7 @@ class Relaxer:
         if dtype not in ("float32", "float64"):
             raise ValueError(f'dtype must be "float32" or "float64", received {dtype!r}')
         minimizer = minimizers.create(optimizer, maxstep)
-        self.potential = load_force_field(force_field)
+        self.potential = load_mean_force_field(force_field)
         self._dtype = np.dtype(dtype)
         self._devices = list(jax.local_devices() if devices is None else devices)
         self._every = trajectory_every

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,22 @@ def farthest(potential: Potential, domain: Domain, columns: Columns) -> np.ndarr
         )
         / domain.border
     )
+
+
+def farthest_of_members(
+    members: Sequence[Potential], domains: Sequence[Domain | None], columns: Columns
+) -> np.ndarray | None:
+    """Return the largest distance of `farthest` over the members of an ensemble, (S,).
+
+    A structure is outside the domain of an ensemble if it is outside that of a member. Members
+    whose domain is unknown are not judged; the result is None if no domain is known.
+    """
+    distances = [
+        farthest(member, domain, columns)
+        for member, domain in zip(members, domains)
+        if domain is not None
+    ]
+    return np.max(distances, axis=0) if distances else None
 
 
 def load_domain(path: str | Path) -> Domain | None:

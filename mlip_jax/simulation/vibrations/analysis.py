@@ -15,7 +15,7 @@ from mlip_jax.datasets.molecules.arguments import molecule_records
 from mlip_jax.potential import Potential
 from mlip_jax.simulation.calculators import stationarity
 from mlip_jax.simulation.calculators.calculator import MLIPCalculator
-from mlip_jax.simulation.force_fields import TrustCheck, load_force_field
+from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field
 from mlip_jax.simulation.relaxation.relax import Relaxation, Relaxer
 from mlip_jax.simulation.vibrations.normal_modes import normal_modes, rotational_symmetry_number
 from mlip_jax.simulation.vibrations.thermochemistry import (
@@ -124,7 +124,7 @@ def vibrations(
     Args:
       molecules: ASE's Atoms, a SMILES, the path of a file of molecules, or a list of these. Masses
         that are set in Atoms are used.
-      force_field: Force field in any form that `simulation.force_fields.load_force_field` accepts:
+      force_field: Force field in any form that `simulation.force_fields.load_mean_force_field` accepts:
         a workdir, "IMPORTER:FILE", a `Potential` or a calculator; the mean of several.
       relaxed: Whether the molecules are at stationary points already, which may be transition
         states, and are not relaxed.
@@ -137,7 +137,7 @@ def vibrations(
       ValueError: If an option is invalid, or forces are not the gradient of the energy.
       CheckpointError: If there is no force field at this location.
     """
-    settings, potential = VibrationOptions(**options), load_force_field(force_field)
+    settings, potential = VibrationOptions(**options), load_mean_force_field(force_field)
     check_forces(potential)
     records = [record for group in molecule_records(molecules) for record in group]
     given = {k: record.atoms for k, record in enumerate(records) if record.atoms is not None}

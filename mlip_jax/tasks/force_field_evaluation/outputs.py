@@ -61,8 +61,9 @@ def predicted_atoms(structure: Structure, predictions: StructurePredictions, s: 
     for name in ("forces_std", "forces_expected_error", "domain_distance"):
         if (values := getattr(predictions, name)) is not None:
             atoms.arrays[name] = values[rows]
-    if predictions.outside_domain is not None:
-        atoms.info["outside_domain"] = bool(predictions.outside_domain[s])
+    outside = predictions.outside_domain
+    if outside is not None and (outside[s] or predictions.farthest is not None):
+        atoms.info["outside_domain"] = bool(outside[s])
     return atoms
 
 

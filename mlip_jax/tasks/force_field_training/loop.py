@@ -49,6 +49,7 @@ def build_loop(
         c.train.ema_decay,
         build=build,
         data=device_data,
+        matmul_precision=c.train.matmul_precision,
     )
     per_dispatch = c.train.steps_per_dispatch or (_STEPS_PER_DISPATCH if build else 1)
     batches = dataclasses.replace(
@@ -103,7 +104,7 @@ def _load_on_device(run: TrainingRun, batches: Batches):
         resident_wanted = (
             jax.default_backend() != "cpu"
             and resident.indexable(train.sizes)
-            and resident.estimate_bytes(train.sizes, periodic=train.periodic)
+            and resident.estimate_bytes(train.sizes, periodic=train.periodic, spin=train.has_spin)
             < _MAX_MEMORY_FRACTION * memory
         )
     # All processes must run the same program, but the memory of their devices may differ.

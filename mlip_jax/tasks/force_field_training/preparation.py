@@ -66,11 +66,10 @@ class TrainingRun:
         initial = fine_tuning.load_initial_force_field(config)
         model = create_model(config.model, config.potential)
         _log_terms(model)
-        if config.optimizer.freeze:  # report a wrong pattern before the data are read
-            optimizer.frozen(
-                jax.eval_shape(model.init, jax.random.key(0), example_graph()),
-                config.optimizer.freeze,
-            )
+        if config.optimizer.freeze or config.optimizer.lr_multipliers:
+            # report a wrong pattern before the data are read
+            shapes = jax.eval_shape(model.init, jax.random.key(0), example_graph())
+            optimizer.check_patterns(shapes, config.optimizer)
         embed = molecule_features.of(config.data)
         with distributed.leader_first("data"):  # the leader builds the store, others open it
             data = source.load(config.data)
@@ -189,6 +188,7 @@ def _compute_statistics(
         "cutoff": float(model.cutoff),
         "reference_energies": reference.tolist(),
         "energy_scale": float(scale) if np.isfinite(scale) and scale > 0 else 1.0,
+        "force_rms": summary.force_rms if np.isfinite(summary.force_rms) else None,
         "elements": sorted({*summary.elements.tolist(), *initial_elements}),
         "charges": sorted(summary.charges),
         "periodic": summary.periodic or _periodic(initial),

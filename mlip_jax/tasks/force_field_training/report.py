@@ -176,7 +176,9 @@ def _provenance(
             },
             "training structures": statistics["num_structures"],
             "training molecules": statistics["num_molecules"],
-            "force RMS (eV/Å)": round(statistics["energy_scale"], 4),
+            "force RMS (eV/Å)": "no forces"
+            if statistics["force_rms"] is None
+            else round(statistics["force_rms"], 4),
             "mean neighbors": round(statistics["mean_neighbors"], 2),
             "reference energies": config.data.reference_energies,
         },

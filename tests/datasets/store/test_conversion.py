@@ -354,7 +354,7 @@ def test_corrupted_store_is_unfinished_until_rebuilt(copy, monkeypatch):
     Store(copy).verify()
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"sha256": 1}'])
+@pytest.mark.parametrize("content", ["", "[]", '{"shards": [{}]}', '{"sha256": 1}'])
 def test_corrupted_metadata_of_a_shard_are_rebuilt(reference_store, copy, content):
     (copy / "shards" / "00002.json").write_text(content)
     (copy / "manifest.json").write_text(content)
