@@ -23,10 +23,9 @@ import numpy as np
 from mlip_jax.datasets import file_units, options, reader
 from mlip_jax.datasets.formats import npz
 from mlip_jax.datasets.formats.elements import validate_numbers
-from mlip_jax.datasets.formats.frame_labels import formula
 from mlip_jax.datasets.identity import molecule_identity
 from mlip_jax.datasets.reader import DatasetError, ReadReport
-from mlip_jax.structure import Structure, cell_problem, charge_names
+from mlip_jax.structure import Structure, cell_problem, charge_names, hill_formula
 
 # Usual names in lower case, the most specific first.
 _USUAL = {
@@ -204,7 +203,7 @@ class Reader(reader.Reader):
             charge=float(np.ravel(row["charge"])[0]) if "charge" in row else 0.0,
             cell=cell,
             pbc=pbc,
-            molecule=named or formula(numbers),
+            molecule=named or hill_formula(numbers),
             smiles=smiles,
             record=record,
             source=source,
