@@ -25,6 +25,7 @@ from mlip_jax.potential import Potential
 from mlip_jax.reports.vibrations import ReportedVibrations, write_vibrations_report
 from mlip_jax.simulation.calculators.calculator import MLIPCalculator
 from mlip_jax.simulation.force_fields import TrustCheck, load_force_field
+from mlip_jax.simulation.user_warnings import domain_in_log
 from mlip_jax.simulation.vibrations.analysis import (
     VibrationalAnalysis,
     VibrationOptions,
@@ -42,6 +43,7 @@ MODES, FREQUENCIES, THERMOCHEMISTRY, PARTS = (
     "thermochemistry.csv",
     "parts",
 )
+from mlip_jax.datasets.identity import readable_name
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
@@ -52,10 +54,11 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     Raises:
       ConfigError, WorkdirError, DatasetError, CheckpointError, ValueError: The message explains how
         to fix the problem.
+      RuntimeError: No molecule has a result. Tables and report are written before.
     """
     config = configs.complete(config, defaults.vibrations_defaults())
     options = _check(config)
-    with claimed(workdir, configs.identity(config)) as workdir:
+    with claimed(workdir, configs.identity(config)) as workdir, domain_in_log():
         potential = load_force_field(config.force_field)
         check_forces(potential)
         check_origin(
@@ -88,6 +91,11 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
                 failed[0].reason,
             )
         log.info("report: %s", report)
+        if len(failed) == len(results):
+            raise RuntimeError(
+                f"all {len(results)} molecules failed: see the reasons in "
+                f"{workdir / THERMOCHEMISTRY}"
+            )
         return report
 
 
@@ -176,7 +184,7 @@ def _save(
     outside: str = "",
 ) -> None:
     """Write the result of one molecule, and its modes."""
-    name = record.name or record.smiles or f"molecule {record.index}"
+    name = record.name or readable_name(record.smiles) or f"molecule {record.index}"
     content: dict[str, Any] = {"index": record.index, "name": name, "reason": reason}
     if analysis is not None and not reason:
         analysis.write_modes(workdir / MODES / f"{record.index:06d}.xyz", name=name)
