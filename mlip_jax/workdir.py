@@ -86,6 +86,8 @@ def _is_preparation(file: Path) -> bool:
         return True
     if file.parent.name == "tensorboard":  # created when training starts
         return True
+    if any("orbax-checkpoint-tmp" in folder.name for folder in file.parents):  # not complete
+        return True
     try:
         if file.suffix == ".csv":  # a table without rows
             with open(file, "rb") as lines:

@@ -93,7 +93,12 @@ def test_a_start_without_results_does_not_block_the_workdir(tmp_path):
                 (tmp_path / file).write_text(text)
             raise KeyboardInterrupt
 
-    start("a", ("splits.npz", "a"), ("metrics.csv", "step,loss\n"), ("checkpoints/.x.tmp", "a"))
+    start(
+        "a",
+        ("splits.npz", "a"),
+        ("metrics.csv", "step,loss\n"),
+        ("3.orbax-checkpoint-tmp-0/x", "a"),
+    )
     assert json.loads((tmp_path / "config.json").read_text())["data"] == {"path": "a"}
     start("b")
     assert not (tmp_path / "splits.npz").exists() and not (tmp_path / "metrics.csv").exists()

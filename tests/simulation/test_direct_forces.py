@@ -1,6 +1,7 @@
 """Tests for force fields that predict forces directly: evaluation, calculators, relaxation, dynamics, export."""
 
 import json
+import logging
 import warnings
 
 import jax
@@ -61,7 +62,8 @@ def test_a_warning_points_to_the_line_of_the_user():
     assert [str(w.message) for w in shown] == ["other"]
 
 
-def test_forces_are_the_predicted_ones_times_the_energy_scale(calculator):
+def test_forces_are_the_predicted_ones_times_the_energy_scale(calculator, caplog):
+    caplog.set_level(logging.INFO)
     atoms = TRIANGLE.copy()
     atoms.calc = calculator
     assert not calculator.conservative
@@ -71,6 +73,9 @@ def test_forces_are_the_predicted_ones_times_the_energy_scale(calculator):
         assert atoms.get_potential_energy() + 3 * 1234.5678 == pytest.approx(
             expected_energy(atoms.positions), abs=1e-9
         )
+    # what is compiled is logged, once per program
+    (message,) = [m for m in caplog.messages if "compiling" in m]
+    assert message.startswith("compiling energies and forces of up to ")
 
 
 def test_hessian_and_stress_are_derivatives_of_the_energy(calculator):

@@ -99,7 +99,7 @@ def test_equals_an_independent_parser(frames):
     assert [s.numbers.tolist() for s in structures[2:]] == [[7, 1, 1, 1], [11, 17]]
     assert [s.charge for s in structures] == [0, 0, 1, 0]
     assert [s.smiles for s in structures] == ["O", "O", "[NH4+]", ""]
-    assert [s.molecule for s in structures] == ["O", "O", "[NH4+]", "Na1Cl1"]
+    assert [s.molecule for s in structures] == ["O", "O", "[NH4+]", "ClNa"]
     assert [s.subset for s in structures] == ["", "", "", "salt"]
     assert structures[0].cell is None and structures[0].pbc is None
     np.testing.assert_array_equal(structures[3].cell, 4.2 * np.eye(3))
