@@ -4,10 +4,10 @@ set -u
 
 usage() {
   cat <<'EOF'
-launch/local.sh -n N [options] -- --config=FILE --workdir=DIR [more flags of the program]
+launch/local.sh -n N [options] -- --config=FILE [--workdir=DIR] [more flags of the program]
 
 Starts N processes of one run on this machine. Process 0 writes to the console, process K to
-DIR/process_K.log.
+DIR/process_K.log. The short form of the command works as well: relax --force_field runs/spice FILE.
 
   -n N                       Number of processes.
   --devices-per-process K    Number of GPUs per process; on a CPU (JAX_PLATFORMS=cpu, or no GPU) of
@@ -67,16 +67,20 @@ for argument in "$@"; do
   case $previous in --workdir | -workdir) workdir=$argument ;; esac
   previous=$argument
 done
-logs=${logs:-$workdir}
-[ -n "$logs" ] || fail "no --workdir=DIR among the flags of the program; give it, or --logs DIR"
-mkdir -p "$logs" || fail "$logs: the directory of the logs cannot be created"
-
 python=${PYTHON:-}
 if [ -z "$python" ]; then
   if [ -x "$here/.venv/bin/python" ]; then python=$here/.venv/bin/python; else python=python3; fi
 fi
 command -v "$python" > /dev/null || fail "$python: no such program; set PYTHON"
 export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
+
+if [ -z "$workdir" ]; then # the program chooses one, and all processes use it
+  workdir=$("$python" -m "$module" "$@" --show_workdir) || exit 2
+  workdir=${workdir##*$'\n'}
+  set -- "$@" "--workdir=$workdir"
+fi
+logs=${logs:-$workdir}
+mkdir -p "$logs" || fail "$logs: the directory of the logs cannot be created"
 
 # Available GPUs, numbered as in CUDA_VISIBLE_DEVICES.
 gpus=()

@@ -11,6 +11,22 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from ase.data import chemical_symbols
+
+
+def hill_formula(numbers: np.ndarray) -> str:
+    """Return the formula in the order of Hill: carbon, hydrogen, then the alphabet.
+
+    >>> hill_formula(np.array([8, 1, 6, 1, 1, 1])), hill_formula(np.array([11, 17]))
+    ('CH4O', 'ClNa')
+    """
+    counts = {
+        chemical_symbols[z]: n for z, n in zip(*np.unique(numbers, return_counts=True), strict=True)
+    }
+    first = ["C", "H"] if "C" in counts else []
+    order = [s for s in first if s in counts] + sorted(counts.keys() - set(first))
+    return "".join(s + (str(counts[s]) if counts[s] > 1 else "") for s in order)
+
 
 from mlip_jax.state_labels import charge_names, find_unpaired, spin_names
 

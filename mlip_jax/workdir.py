@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import glob
+import itertools
 import json
 import logging
 import math
@@ -19,8 +20,89 @@ from mlip_jax.config import differences, with_current_names
 log = logging.getLogger(__name__)
 
 
+# Files that a run writes before its first result. A workdir that contains nothing else is reused.
+_PREPARATIONS = frozenset(
+    {"config.json", "origin.json", "splits.npz", "splits.json", "left_out.csv"}
+)
+_KEPT = frozenset({".lock", "structures.traj"})  # the lock, and the input of `mlip_jax.train`
+
+
 class WorkdirError(RuntimeError):
     """The workdir belongs to another run, or cannot be used."""
+
+
+def unused_workdir(
+    base: str | Path, config: Mapping[str, Any], extendable: Sequence[str] = ()
+) -> Path:
+    """Return the first of the folders NAME, NAME-2, NAME-3, ... that this run can use.
+
+    A folder can be used if it contains a run of the same config, which then resumes, or no results
+    of a run of this task.
+
+    Args:
+      base: Folder NAME.
+      config: Identity of the run, as plain dictionaries.
+      extendable: As for `claimed`.
+    """
+    base = Path(base)
+    names = itertools.chain([base.name], (f"{base.name}-{k}" for k in itertools.count(2)))
+    return next(
+        path
+        for path in map(base.with_name, names)
+        if not _belongs_to_another_run(path, config, extendable)
+    )
+
+
+def _belongs_to_another_run(
+    path: Path, config: Mapping[str, Any], extendable: Sequence[str]
+) -> bool:
+    """Return whether a folder contains another run of the same task, or one that is starting."""
+    try:
+        old = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False  # no run, or one that `claimed` rejects with a message
+    if old.get("task") != config.get("task") or not _changes(old, config, extendable):
+        return False
+    return has_results(path) or _is_locked(path)
+
+
+def _is_locked(path: Path) -> bool:
+    """Return whether a process has claimed the folder."""
+    try:
+        with open(path / ".lock", "a+", encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    return False
+
+
+def has_results(path: str | Path) -> bool:
+    """Return whether a folder contains more than the preparations of a run."""
+    return any(not _is_preparation(file) for file in Path(path).rglob("*") if not file.is_dir())
+
+
+def _is_preparation(file: Path) -> bool:
+    """Return whether a run writes this file before its first result."""
+    if file.name in _PREPARATIONS | _KEPT or _is_log(file) or file.name.endswith(".tmp"):
+        return True
+    if file.parent.name == "tensorboard":  # created when training starts
+        return True
+    if any("orbax-checkpoint-tmp" in folder.name for folder in file.parents):  # not complete
+        return True
+    try:
+        if file.suffix == ".csv":  # a table without rows
+            with open(file, "rb") as lines:
+                return len(list(itertools.islice(lines, 2))) < 2
+        return file.stat().st_size == 0
+    except OSError:
+        return False
+
+
+def _remove_preparations(path: Path) -> None:
+    """Remove what a run without results has written, except the lock and the input."""
+    for file in list(path.rglob("*")):
+        if not file.is_dir() and file.name not in _KEPT and not _is_log(file):
+            file.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -29,7 +111,8 @@ def claimed(
 ) -> Iterator[Path]:
     """Lock a workdir for this process and yield its path. It is created if it is missing.
 
-    The lock is released when the process ends, even if it is killed.
+    The lock is released when the process ends, even if it is killed. The folder of a run that
+    stopped before its first result is reused, whatever the config of that run was.
 
     Args:
       workdir: Directory of the run.
@@ -59,17 +142,14 @@ def claimed(
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
-        fresh = not (workdir / "config.json").exists()
         _check_config(workdir, config, extendable)
         try:
             yield workdir
         except BaseException:  # also SystemExit and KeyboardInterrupt, from signals
             # If the run ended before it wrote results (for example because of a mistyped path),
             # release the workdir for the corrected run.
-            if fresh and all(
-                p.name in (".lock", "config.json") or _is_log(p) for p in workdir.iterdir()
-            ):
-                (workdir / "config.json").unlink(missing_ok=True)
+            if not has_results(workdir):
+                _remove_preparations(workdir)
             raise
 
 
@@ -93,20 +173,43 @@ def _check_config(workdir: Path, config: Mapping[str, Any], extendable: Sequence
         raise WorkdirError(
             f"{path}: not valid JSON ({error}). Choose another --workdir."
         ) from error
-    old = with_current_names(old)
-    # convert tuples to lists, as in the file
-    changed = differences(old, json.loads(json.dumps(config)))
-    extended = [name for name in extendable if _number(old, name) < _number(config, name)]
-    if changed and len(changed) == len(extended):
+    changed = differences(with_current_names(old), _as_json(config))
+    if not changed:
+        return
+    if not _changes(old, config, extendable):
         log.info("continuing the run with %s", ", ".join(changed))
         write_json(path, config)
-        return
-    if changed:
+    elif "task" in old and not has_results(workdir):
+        log.info("%s: an earlier run stopped before its first result; replacing it", workdir)
+        _remove_preparations(workdir)
+        write_json(path, config)
+    else:
+        free = unused_workdir(workdir, config, extendable)
+        other = free if free != workdir else workdir.with_name(f"{workdir.name}-2")
         raise WorkdirError(
             f"{workdir}: contains a run of another config:\n  "
             + "\n  ".join(changed)
-            + "\nChoose another --workdir, or use the config that the run was started with."
+            + f"\nChoose another workdir, such as --workdir={other}, or use the config that the run "
+            "was started with."
         )
+
+
+def _changes(
+    old: Mapping[str, Any], config: Mapping[str, Any], extendable: Sequence[str]
+) -> list[str]:
+    """Return the differences of a config from an old one that make it the config of another run.
+
+    Fields in `extendable` may increase.
+    """
+    old = with_current_names(old)
+    changed = differences(old, _as_json(config))
+    extended = [name for name in extendable if _number(old, name) < _number(config, name)]
+    return [] if len(changed) == len(extended) else changed
+
+
+def _as_json(config: Mapping[str, Any]) -> Any:
+    """Return a plain config as it is read from a file, with lists instead of tuples."""
+    return json.loads(json.dumps(config))
 
 
 def _number(config: Mapping[str, Any], name: str) -> float:

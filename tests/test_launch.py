@@ -21,6 +21,9 @@ LAUNCH = REPOSITORY / "launch"
 PROGRAM = """
 import json, os, signal, sys, time
 from pathlib import Path
+if sys.argv[-1] == "--show_workdir":
+    print(f"a message\\nruns/{sys.argv[1]}")
+    sys.exit("unknown" in sys.argv)
 rank = int(os.environ["MLIP_JAX_PROCESS_ID"])
 folder = Path(os.environ["NOTES"])
 start = len(list(folder.glob(f"note_{rank}_*")))
@@ -142,7 +145,7 @@ def test_local_detects_gpus(workplace, monkeypatch):
         (["--", "--workdir=out"], "-n N"),
         (["-n", "0", "--", "--workdir=out"], "-n 0"),
         (["-n", "2"], "no flags"),
-        (["-n", "2", "--", "--config=x"], "--workdir=DIR"),
+        (["-n", "2", "-m", "program", "--", "relax", "unknown"], ""),
         (["-n"], "needs a value"),
         (["--sweep"], "unknown option --sweep"),
         (["-n", "2", "--restarts", "x", "--", "--workdir=out"], "--restarts x"),
@@ -152,6 +155,14 @@ def test_local_reports_invalid_arguments(workplace, arguments, message):
     done = local(*arguments)
     assert done.returncode == 2 and message in done.stderr
     assert not list(workplace.glob("note_*"))
+
+
+def test_local_lets_the_program_choose_the_workdir(workplace):
+    """Detects processes that choose for themselves, between which another run may start."""
+    assert local("-n", "2", "-m", "program", "--", "relax", "m.smi").returncode == 0
+    for rank in range(2):
+        assert notes(workplace, rank)["arguments"] == ["relax", "m.smi", "--workdir=runs/relax"]
+    assert "output of process 1" in (workplace / "runs/relax/process_1.log").read_text()
 
 
 def test_local_help():

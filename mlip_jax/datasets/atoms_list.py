@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
@@ -59,8 +60,8 @@ def from_atoms(atoms: Sequence[Atoms], **options) -> tuple[list[Structure], bool
     if not atoms:
         raise DatasetError("expected at least one structure, received none")
     labelled = has_labels(MemoryFrames(atoms))
-    if not labelled and not options:
-        options = {"energy_key": "", "forces_key": ""}
+    if not labelled:
+        options = {"energy_key": "", "forces_key": ""} | options
     report = ReadReport()
     reader = AtomsListReader(atoms, **options)
     structures = list(reader.read(range(len(atoms)), report))
@@ -86,6 +87,9 @@ def write_trajectory(path: Path, structures: Sequence[Structure]) -> None:
             atoms.info |= {"num_unpaired_electrons": s.spin} if s.spin else {}
             atoms.info |= {"smiles": s.smiles} if s.smiles else {}
             atoms.info |= {"config_type": s.subset} if s.subset else {}
+            # trajectories store no arrays of other names
+            labels = {**s.properties, **s.atom_properties}
+            atoms.info |= {name: np.asarray(value).tolist() for name, value in labels.items()}
             labels = {} if math.isnan(s.energy) else {"energy": s.energy}
             labels |= {} if s.forces is None else {"forces": s.forces}
             atoms.calc = SinglePointCalculator(atoms, **labels)

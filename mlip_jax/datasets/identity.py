@@ -51,6 +51,25 @@ def molecule_identity(smiles: str) -> str:
             return as_written
 
 
+def readable_name(molecule: str) -> str:
+    """Return the name of a molecule for people.
+
+    A SMILES with atom maps becomes the canonical SMILES without them and without explicit
+    hydrogens. Other names are returned unchanged.
+
+    >>> readable_name("[C:1]([O:2][H:3])([H:4])([H:5])[H:6]"), readable_name("aspirin")
+    ('CO', 'aspirin')
+    """
+    as_written = _ATOM_MAP.sub("", molecule)
+    if as_written == molecule or method() == AS_WRITTEN:
+        return as_written
+    from rdkit import Chem, rdBase
+
+    with rdBase.BlockLogs():
+        parsed = Chem.MolFromSmiles(as_written)
+    return as_written if parsed is None else Chem.MolToSmiles(parsed)
+
+
 def group(labels: np.ndarray) -> tuple[np.ndarray, int]:
     """Return the rank of each label among the sorted distinct labels, and the number of these.
 

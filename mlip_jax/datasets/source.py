@@ -91,13 +91,13 @@ def locate(data: Any) -> str:
         return str(files[0])
     path = directory / f"embedded_gfn2_{data.num_generated}.hdf5"
     if not path.exists():
-        log.warning(
+        # `load` says how to get the real data set
+        log.info(
             "no SPICE file in %s/: generating %d conformations of built-in molecules with GFN2-xTB "
-            "labels (NOT SPICE's %s). %s",
+            "labels (NOT SPICE's %s)",
             directory,
             data.num_generated,
             SPICE_LEVEL,
-            HOW_TO_GET_SPICE,
         )
     from mlip_jax.datasets.builtin import generate_embedded
 
@@ -211,7 +211,12 @@ def load(data: Any) -> LoadedData:
     if data.path:
         warn_of_filters(store, reasons)
     level = store.level_of_theory
-    notes = list(store.manifest["notes"]) + [p["message"] for p in store.manifest["problems"]]
+    notes = list(store.manifest["notes"]) + [
+        # properties need neither energies nor forces
+        p["message"]
+        for p in store.manifest["problems"]
+        if data.require != "none" or p["what"] != "no labels"
+    ]
     if "xtb" in level.lower():
         note = f"The labels of this run are {level}: a fast semi-empirical method"
         in_place_of_spice = not data.path or store.manifest["source"]["reader"] == "spice"

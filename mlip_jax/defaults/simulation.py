@@ -21,6 +21,15 @@ MINIMIZERS = tuple(
     )
 )
 
+# Importers of force fields, which are listed for the same reason.
+IMPORTERS = tuple(
+    sorted(
+        m.name
+        for m in pkgutil.iter_modules([str(Path(__file__).parents[1] / "importers")])
+        if not m.ispkg
+    )
+)
+
 MOLECULES = Part(
     "Molecules of a file.",
     input=Field(
@@ -47,8 +56,8 @@ FORCE_FIELD = Part(
     "Force field.",
     force_field=Field(
         "",
-        "Force field: the workdir of a training run, so3lr:params.pkl, "
-        "schnetpack:FILE.safetensors, torchmdnet:FILE.safetensors, or parameters:FOLDER.",
+        "Force field: the workdir of a training run, or IMPORTER:FILE for one that another program "
+        f"trained. Importers: {', '.join(IMPORTERS)}.",
     ),
 )
 

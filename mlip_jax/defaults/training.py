@@ -129,7 +129,13 @@ OPTIMIZER = Part(
             "constant": "no decay",
         },
     ),
-    warmup_steps=Field(200, "Number of steps of linear warmup.", bounds=NOT_NEGATIVE),
+    warmup_steps=optional(
+        int,
+        "Number of steps of linear warmup.",
+        bounds=NOT_NEGATIVE,
+        unset="a tenth of the steps, at most 200",
+        default=200,
+    ),
     decay_factor=Field(
         0.5,
         'Factor to the learning rate at a decay of the schedules "step" and "plateau".',
@@ -174,6 +180,9 @@ OPTIMIZER = Part(
     ),
 )
 
+# Fields of the length of a run. A rerun with a larger value continues the run.
+LENGTH = ("train.num_steps", "train.num_epochs")
+
 LOOP = Part(
     "Length of training, batches, and intervals between outputs.",
     num_steps=Field(
@@ -182,7 +191,10 @@ LOOP = Part(
         bounds=AT_LEAST_ONE,
     ),
     num_epochs=optional(
-        float, "Number of epochs, which replaces num_steps.", bounds=POSITIVE, unset="num_steps"
+        float,
+        "Number of epochs, which replaces num_steps; a command that sets only num_steps unsets it.",
+        bounds=POSITIVE,
+        unset="num_steps",
     ),
     batch_size=Field(
         16, "Average number of structures per training step, over all devices.", bounds=AT_LEAST_ONE

@@ -34,11 +34,15 @@ from mlip_jax.models.layers.basic import (
     radial_basis,
     safe_norm,
     segment_sum,
-    spherical_harmonics,
     unit_vectors,
 )
 from mlip_jax.models.layers.embeddings import StateEmbedding
-from mlip_jax.models.layers.euclidean_variables import degree_invariants, parity, repeat_degrees
+from mlip_jax.models.layers.euclidean_variables import (
+    degree_invariants,
+    orthonormal_harmonics,
+    parity,
+    repeat_degrees,
+)
 from mlip_jax.models.layers.heads import AtomicEnergy, AtomOutputs, embed_elements
 from mlip_jax.models.layers.splines import SplineGrid
 
@@ -140,7 +144,7 @@ class Model(nn.Module):
         # edge geometry: distances (P,), harmonics (P, D), envelope (P,)
         edge = pairs(graph, self.undirected)
         distances = safe_norm(edge.displacements)
-        harmonics = spherical_harmonics(unit_vectors(edge.displacements, distances), degrees)
+        harmonics = orthonormal_harmonics(unit_vectors(edge.displacements, distances), degrees)
         envelope = cutoff_function(self.cutoff_fn)(distances, self.cutoff)
         numbers = graph.nodes["numbers"]
         # initial features f (N, F) and Euclidean variables x (N, D)

@@ -13,6 +13,7 @@ import math
 import numpy as np
 from ase.data import chemical_symbols
 
+from mlip_jax.datasets.identity import readable_name
 from mlip_jax.datasets.statistics import element_counts
 from mlip_jax.reports.predictions import Predictions
 
@@ -318,7 +319,9 @@ def worst_molecules(predictions: Predictions, count: int = 15) -> list[MoleculeE
     columns = (
         column[worst].tolist() for column in (names, conformers, largest, absolute, signed, total)
     )
-    return [MoleculeErrors(*row) for row in zip(*columns, strict=True)]
+    return [
+        MoleculeErrors(readable_name(str(name)), *row) for name, *row in zip(*columns, strict=True)
+    ]
 
 
 def json_safe(value):

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mlip_jax.datasets.identity import readable_name
 from mlip_jax.datasets.property_data import Target
 from mlip_jax.reports import domain, errors, figures, sections
 from mlip_jax.reports import html_page as page
@@ -268,7 +269,7 @@ def _worst(outcomes, targets, first) -> Iterator[str]:
             ["molecule", "atoms", "reference", "predicted", "error"],
             [
                 (
-                    str(outcome.molecule[s]),
+                    readable_name(str(outcome.molecule[s])),
                     int(outcome.n_atoms[s]),
                     float(outcome.labels[t.name][s]),
                     float(outcome.predicted[t.name][s]),

@@ -3,7 +3,7 @@
 import csv
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ def write_report(
     seconds: float,
     notes: Sequence[str] = (),
     evaluation: DomainEvaluation | None = None,
+    sizes: Mapping[str, int] | None = None,
 ) -> Path:
     """Write `report.html` and `metrics.json` to `workdir`, each atomically.
 
@@ -42,6 +43,8 @@ def write_report(
       notes: Notes at the top of the page.
       evaluation: Errors of structures of the split shown in detail, with their distance from the
         training set; None if unknown.
+      sizes: Number of structures of each split, of which `predictions` may be a sample. None if
+        all are evaluated.
 
     Returns:
       Path of `report.html`.
@@ -56,7 +59,8 @@ def write_report(
     workdir.mkdir(parents=True, exist_ok=True)
     content = sections.ReportData(
         splits={name: predictions[name] for name in SPLITS if name in predictions},
-        metrics=metrics(predictions, seconds) | {"domain_auc": domain_auc(evaluation)},
+        metrics=metrics(predictions, seconds)
+        | {"domain_auc": domain_auc(evaluation), "split_sizes": dict(sizes or {})},
         curves=read_metrics(metrics_csv),
     )
     # Write the metrics first, so that they exist even if a figure fails.

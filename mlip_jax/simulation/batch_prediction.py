@@ -20,6 +20,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,8 @@ from mlip_jax.simulation.trust.coverage import has_unseen_state
 from mlip_jax.simulation.trust.domain import Domain
 from mlip_jax.simulation.trust.ensemble_calibration import Calibration
 from mlip_jax.workdir import atomic_open
+
+log = logging.getLogger(__name__)
 
 # Average number of atoms of a batch by platform: it fits the caches of a core or fills a GPU.
 _BATCH_ATOMS = {"cpu": 640, "gpu": 16_384, "tpu": 16_384}
@@ -387,6 +390,7 @@ def _cast(params, dtype):
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _apply(model, energy_scale, with_stress, with_features, params, graph):
     """Return energies (G,), forces (N, 3), stress (G, 3, 3), charges (N,), features (N, F)."""
+    log.info("compiling the predictions for batches of %d atoms", len(graph.nodes["positions"]))
     out = evaluate(model, params, graph, energy_scale, with_stress)
     features = invariant_features(model, params, graph) if with_features else None
     return out.energy, out.forces, out.stress, out.properties.get("partial_charges"), features

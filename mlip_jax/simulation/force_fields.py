@@ -7,7 +7,6 @@ list, whose mean is used.
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,12 @@ from mlip_jax import importers
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.importers import split_force_fields
 from mlip_jax.potential import Potential
+from mlip_jax.simulation import user_warnings
 from mlip_jax.simulation.ensemble_mean import mean_potential, members_of
 from mlip_jax.simulation.trust import atom_domain
 from mlip_jax.simulation.trust.coverage import unseen_states
 from mlip_jax.simulation.trust.domain import Domain
-from mlip_jax.structure import from_ase
+from mlip_jax.structure import from_ase, hill_formula
 
 
 def load_mean_force_field(given: Any) -> Potential:
@@ -50,10 +50,6 @@ def _domain(item: Any) -> Domain | None:
     if isinstance(item, str | Path):
         return atom_domain.load_domain(item)
     return getattr(item, "domain", None)
-
-
-class OutsideDomainWarning(UserWarning):
-    """Warning that molecules are unlike the training data of a force field."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,14 +103,14 @@ class TrustCheck:
         outside = [k for k, reason in enumerate(reasons) if reason]
         if not outside:
             return ""
-        first = molecules[outside[0]].get_chemical_formula()
+        first = hill_formula(molecules[outside[0]].numbers)
         return (
             f"{len(outside)} of {len(molecules)} {name} are outside the domain of the force field, "
             f"so its energies may be wrong; the first, {first}: {reasons[outside[0]]}"
         )
 
-    def warn(self, molecules: Sequence[Atoms], name: str, stacklevel: int = 3) -> None:
+    def warn(self, molecules: Sequence[Atoms], name: str) -> None:
         """Warn if molecules are outside the domain; see `message`."""
         message = self.message(molecules, name)
         if message:
-            warnings.warn(message, OutsideDomainWarning, stacklevel)
+            user_warnings.warn(message, user_warnings.OutsideDomainWarning)

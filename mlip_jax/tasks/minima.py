@@ -30,6 +30,7 @@ from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field
 from mlip_jax.simulation.reference.oracle import Method, Oracle
 from mlip_jax.simulation.reference.result_cache import ResultCache
 from mlip_jax.simulation.relaxation.minima import SearchOptions, find_minima
+from mlip_jax.simulation.user_warnings import domain_in_log
 from mlip_jax.workdir import atomic_open, check_origin, claimed, write_json, write_text
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ _COLUMNS = (
     "found_in_round",
     "times_found",
 )
+from mlip_jax.datasets.identity import readable_name
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
@@ -59,7 +61,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     """
     config = configs.complete(config, defaults.minima_defaults())
     search = _check(config)
-    with claimed(workdir, configs.identity(config)) as workdir:
+    with claimed(workdir, configs.identity(config)) as workdir, domain_in_log():
         potential = load_mean_force_field(config.force_field)
         check_origin(
             workdir / "origin.json",
@@ -178,7 +180,7 @@ def _search(batch, potential: Potential, search: SearchOptions) -> list[Molecule
     return [
         MoleculeMinima.from_result(
             number,
-            first.name or first.smiles or f"molecule {number}",
+            first.name or readable_name(first.smiles) or f"molecule {number}",
             failure,
             None if failure else next(minima),
         )

@@ -18,6 +18,7 @@ from mlip_jax.config import ConfigError
 from mlip_jax.datasets import property_data, statistics
 from mlip_jax.datasets.property_data import Target
 from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.defaults.training import LENGTH
 from mlip_jax.models.layers.readouts import PropertyModel, with_heads
 from mlip_jax.potential import example_graph
 from mlip_jax.simulation.geometry_sources import LABELS
@@ -29,7 +30,7 @@ from mlip_jax.training.dens import ENCODED
 from mlip_jax.training.noise import DISPLACEMENT
 from mlip_jax.training.options import fill_options, set_model_options
 from mlip_jax.training.outputs import restore
-from mlip_jax.training.prepare import LENGTH, count_steps, describe, log_model, make_batches
+from mlip_jax.training.prepare import count_steps, describe, log_model, make_batches
 from mlip_jax.workdir import claimed
 
 log = logging.getLogger(__name__)

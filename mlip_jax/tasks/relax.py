@@ -39,6 +39,7 @@ from mlip_jax.simulation.relaxation.outputs import FRAME, LAYOUT, MOL_BLOCK, TRA
 from mlip_jax.simulation.relaxation.progress import RelaxationProgressBar
 from mlip_jax.simulation.relaxation.relax import Relaxer
 from mlip_jax.simulation.trust.domain import Domain
+from mlip_jax.structure import hill_formula
 from mlip_jax.workdir import check_origin, claimed
 
 log = logging.getLogger(__name__)
@@ -281,7 +282,7 @@ def _pictures(config, parts: Path, results: Relaxations) -> list[Picture]:
         row = int(np.flatnonzero(results.index == index)[0])
         pictures.append(
             Picture(
-                starts[index].name or after.get_chemical_formula(),
+                starts[index].name or hill_formula(after.numbers),
                 starts[index].atoms,
                 after,
                 f"{-results.gained[row]:+.3g} eV in {int(results.steps[row])} steps\n".replace(

@@ -57,6 +57,7 @@ _COMMON = (
     "record_every",
     "allow_nonconservative",
 )
+from mlip_jax.structure import hill_formula
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
@@ -65,13 +66,14 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     Raises:
       ConfigError, WorkdirError, DatasetError, OutputError, CheckpointError, ValueError: The message
         explains how to fix the problem.
+      RuntimeError: All replicas broke. The report is written before.
     """
     config = configs.complete(config, defaults.stability_defaults())
     _check(config)
     with claimed(workdir, configs.identity(config)) as workdir:
         potential = load_mean_force_field(config.force_field)
         molecules, names = read_all(config)
-        names = [name or atoms.get_chemical_formula() for name, atoms in zip(names, molecules)]
+        names = [name or hill_formula(atoms.numbers) for name, atoms in zip(names, molecules)]
         check_origin(
             workdir / ORIGIN,
             {"input": fingerprint(config.input), "force_field": potential.digest()},
@@ -103,6 +105,10 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
             files=[TABLE, f"{NVE}/{THERMO}", f"{LANGEVIN}/{THERMO}"],
         )
         log.info("report: %s", report)
+        if all(r.broke_at is not None for r in replicas):
+            raise RuntimeError(
+                f"all {len(replicas)} replicas broke: see the reasons in {workdir / TABLE}"
+            )
         return report
 
 

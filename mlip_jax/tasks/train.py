@@ -11,12 +11,13 @@ import numpy as np
 
 from mlip_jax import config as configs
 from mlip_jax import defaults, distributed
+from mlip_jax.defaults.training import LENGTH
 from mlip_jax.tasks.force_field_training.loop import build_loop
 from mlip_jax.tasks.force_field_training.preparation import TrainingRun
 from mlip_jax.tasks.force_field_training.report import report_run
 from mlip_jax.training.options import check, set_model_options
 from mlip_jax.training.outputs import restore
-from mlip_jax.training.prepare import LENGTH, count_steps, log_model, make_batches
+from mlip_jax.training.prepare import count_steps, log_model, make_batches
 from mlip_jax.workdir import claimed
 
 log = logging.getLogger(__name__)

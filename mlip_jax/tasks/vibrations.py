@@ -26,6 +26,7 @@ from mlip_jax.reports.vibrations import ReportedVibrations, write_vibrations_rep
 from mlip_jax.simulation.calculators.calculator import MLIPCalculator
 from mlip_jax.simulation.ensemble_mean import level_of_theory
 from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field
+from mlip_jax.simulation.user_warnings import domain_in_log
 from mlip_jax.simulation.vibrations.analysis import (
     VibrationalAnalysis,
     VibrationOptions,
@@ -43,6 +44,7 @@ MODES, FREQUENCIES, THERMOCHEMISTRY, PARTS = (
     "thermochemistry.csv",
     "parts",
 )
+from mlip_jax.datasets.identity import readable_name
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
@@ -53,10 +55,11 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     Raises:
       ConfigError, WorkdirError, DatasetError, CheckpointError, ValueError: The message explains how
         to fix the problem.
+      RuntimeError: No molecule has a result. Tables and report are written before.
     """
     config = configs.complete(config, defaults.vibrations_defaults())
     options = _check(config)
-    with claimed(workdir, configs.identity(config)) as workdir:
+    with claimed(workdir, configs.identity(config)) as workdir, domain_in_log():
         potential = load_mean_force_field(config.force_field)
         check_forces(potential)
         check_origin(
@@ -89,6 +92,11 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
                 failed[0].reason,
             )
         log.info("report: %s", report)
+        if len(failed) == len(results):
+            raise RuntimeError(
+                f"all {len(results)} molecules failed: see the reasons in "
+                f"{workdir / THERMOCHEMISTRY}"
+            )
         return report
 
 
@@ -177,7 +185,7 @@ def _save(
     outside: str = "",
 ) -> None:
     """Write the result of one molecule, and its modes."""
-    name = record.name or record.smiles or f"molecule {record.index}"
+    name = record.name or readable_name(record.smiles) or f"molecule {record.index}"
     content: dict[str, Any] = {"index": record.index, "name": name, "reason": reason}
     if analysis is not None and not reason:
         analysis.write_modes(workdir / MODES / f"{record.index:06d}.xyz", name=name)

@@ -25,8 +25,6 @@ from mlip_jax.training.throughput import peak_flops
 
 log = logging.getLogger(__name__)
 
-# Fields of the length of a run. A rerun with a larger value continues the run.
-LENGTH = ("train.num_steps", "train.num_epochs")
 # Warn if a step is larger than train.batch_size by this factor.
 _LARGER = 1.2
 PACKAGES = (
@@ -147,11 +145,12 @@ def count_steps(config: ml_collections.ConfigDict, per_epoch: float) -> int:
     log.info(
         "training: %d steps, %.4g epochs of %.4g steps", num_steps, num_steps / per_epoch, per_epoch
     )
-    if config.optimizer.warmup_steps >= num_steps:
+    warmup = config.optimizer.warmup_steps
+    if warmup is not None and warmup >= num_steps:
         log.warning(
             "optimizer.warmup_steps (%d) is not below the number of training steps (%d): the "
             "learning rate never decays. Lower optimizer.warmup_steps.",
-            config.optimizer.warmup_steps,
+            warmup,
             num_steps,
         )
     return num_steps

@@ -23,6 +23,7 @@ A dispatch performs up to S training steps (`_perform_steps`).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -36,6 +37,8 @@ from mlip_jax.matmul_precision import training_precision
 from mlip_jax.potential import gradient
 from mlip_jax.training.objectives import Objective
 from mlip_jax.workers import available_cores
+
+log = logging.getLogger(__name__)
 
 _AXIS = "devices"
 
@@ -114,6 +117,7 @@ class Trainer:
 
         def train(state, data, inputs, count, stop, bucket):
             self._traces += 1  # this function runs only when pmap traces it
+            log.info("compiling the training step%s", f" of bucket {bucket}" if bucket else "")
             update = _make_update(objective, optimizer, ema_decay)
 
             def perform_step(state, step_inputs):  # of K micro-batches
@@ -129,6 +133,7 @@ class Trainer:
                 return _perform_steps(perform_step, state, inputs, count, stop)
 
         def evaluate_batch(params, graph):
+            log.info("compiling the validation and evaluation step")
             predicted, sums = objective.evaluate(params, graph)
             return predicted, jax.lax.psum(sums, _AXIS)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import absl.flags
 import pytest
 
+from mlip_jax import importers
 from mlip_jax.cli import flags, help
 from mlip_jax.config import ConfigError
 
@@ -61,6 +62,12 @@ def test_the_command_prints_the_help_and_exits(arguments, capsys):
     # without a request nothing is printed, and the run begins
     flags._show_help(["--config=configs/md.py"], "")
     assert not capsys.readouterr().out
+
+
+def test_the_help_lists_every_importer():
+    text = help.help_text("relax", width=400)
+    line = next(line for line in text.splitlines() if line.startswith("  force_field = "))
+    assert line.split("Importers: ")[1] == f"{', '.join(importers.names())}."
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,7 @@ COLUMNS = (
     "fmax_start_ev_per_ang",
     "fmax_ev_per_ang",
     "rmsd_ang",
+    "outside_domain",
 )
 
 
@@ -283,3 +284,12 @@ def test_pictures_draw_every_atom_and_bond(count):
         (shapes,) = ax.collections
         corners = [len(path.vertices) for path in shapes.get_paths()]
         assert sum(n > 10 for n in corners) == 9 and sum(n < 10 for n in corners) == 3 * 8
+
+
+def test_molecules_outside_the_domain_are_listed(tmp_path):
+    rows = [row(0, outside_domain=0), row(1, outside_domain=1, name="", smiles="[CH3:1][OH:2]")]
+    results = read_results(write_csv(tmp_path / "results.csv", rows))
+    assert results.outside_names == (("CO", 1, "converged"),)
+    path = write_relaxation_report(tmp_path, results, title="", seconds=1.0, info={})
+    content = path.read_text(encoding="utf-8")
+    assert 'href="#outside-the-domain"' in content and "<td>CO</td><td>1</td>" in content

@@ -34,7 +34,6 @@ from mlip_jax.datasets.formats.ase_database import is_ase_database
 from mlip_jax.datasets.formats.ase_frames import FileFrames, Frame, is_trajectory, open_frames
 from mlip_jax.datasets.formats.elements import validate_numbers
 from mlip_jax.datasets.formats.frame_labels import (
-    formula,
     label_names,
     label_of,
     numbers_of,
@@ -54,7 +53,7 @@ from mlip_jax.state_labels import (
     find_unpaired,
     spin_names,
 )
-from mlip_jax.structure import Structure, cell_problem
+from mlip_jax.structure import Structure, cell_problem, hill_formula
 
 _FIRST = 10  # number of frames whose labels an error lists
 
@@ -276,7 +275,9 @@ class Reader(reader.Reader):
     def _molecule(self, frame: Frame, smiles: str, source: str) -> str:
         """Return the identity of the molecule of a frame."""
         key = self._keys["molecule"]
-        name = text_of(frame, key) if key else molecule_identity(smiles) or formula(frame.numbers)
+        name = (
+            text_of(frame, key) if key else molecule_identity(smiles) or hill_formula(frame.numbers)
+        )
         if not name:
             raise DatasetError(
                 f"{source}: has no {key!r} to identify its molecule; found: "

@@ -25,7 +25,6 @@ from mlip_jax.datasets import file_units, options, reader
 from mlip_jax.datasets.charges import total_charge
 from mlip_jax.datasets.formats import npz
 from mlip_jax.datasets.formats.elements import validate_numbers
-from mlip_jax.datasets.formats.frame_labels import formula
 from mlip_jax.datasets.identity import molecule_identity
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.state_labels import (
@@ -35,7 +34,7 @@ from mlip_jax.state_labels import (
     find_unpaired,
     spin_names,
 )
-from mlip_jax.structure import Structure, cell_problem
+from mlip_jax.structure import Structure, cell_problem, hill_formula
 
 # Usual names in lower case, the most specific first.
 _USUAL = {
@@ -208,7 +207,7 @@ class Reader(reader.Reader):
             spin=unpaired,
             cell=cell,
             pbc=pbc,
-            molecule=named or formula(numbers),
+            molecule=named or hill_formula(numbers),
             smiles=smiles,
             record=record,
             source=source,

@@ -58,7 +58,7 @@ def convert(
         missing shards are rebuilt.
       num_processes: Number of worker processes; None for one per core.
       reject_invalid: Whether to raise if the checks (checks.py) find errors. Otherwise they are
-        logged as warnings.
+        only recorded in the manifest, as warnings are; the user of the store logs them.
       progress: Whether to show a progress bar.
 
     Raises:

@@ -132,8 +132,6 @@ def finalize(
             ],
         },
     )
-    for problem in problems:
-        log.warning("%s: %s", folder, problem.message)
 
 
 def reject_if_invalid(problems: list[Problem], path: Path | str) -> None:

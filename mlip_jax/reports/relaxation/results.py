@@ -6,12 +6,15 @@ import collections
 import csv
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mlip_jax.datasets.identity import readable_name
+
+MAX_OUTSIDE = 20  # number of molecules outside the domain whose names are kept
 STATUSES = ("converged", "step limit", "diverged", "failed")
 _NUMBERS = {
     "steps": "steps",
@@ -39,6 +42,7 @@ class Relaxations:
       fmax: Largest force on an atom of the relaxed geometry in eV/Å.
       rmsd: Root mean square distance between start and relaxed geometry after alignment in Å.
       outside: 1 if the relaxed geometry is outside of the domain of the force field, otherwise 0.
+      outside_names: Name, index and status of the first MAX_OUTSIDE molecules outside the domain.
       reasons: {(status, kind of reason): (count, an example with the name of its molecule)}.
     """
 
@@ -53,6 +57,7 @@ class Relaxations:
     rmsd: np.ndarray
     outside: np.ndarray
     reasons: Mapping[tuple[str, str], tuple[int, str]]
+    outside_names: Sequence[tuple[str, int, str]] = ()
 
     def __len__(self) -> int:
         return len(self.status)
@@ -73,7 +78,7 @@ class Relaxations:
 
 def read_results(path: Path) -> Relaxations:
     """Read a results.csv; reasons of failures are counted by kind, with one example each."""
-    index, status, outside, numbers = [], [], [], {name: [] for name in _NUMBERS}
+    index, status, outside, outside_names, numbers = [], [], [], [], {name: [] for name in _NUMBERS}
     reasons: dict[tuple[str, str], tuple[int, str]] = collections.OrderedDict()
     with open(path, newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
@@ -83,9 +88,11 @@ def read_results(path: Path) -> Relaxations:
                 numbers[name].append(float(row[column] or "nan"))
             # tables of earlier versions do not have this column
             outside.append(float(row.get("outside_domain") or "nan"))
+            name = row["name"] or readable_name(row["smiles"]) or f"molecule {row['index']}"
+            if outside[-1] == 1 and len(outside_names) < MAX_OUTSIDE:
+                outside_names.append((name, index[-1], row["status"]))
             if row["reason"] or row["status"] != "converged":
                 key = row["status"], kind_of_reason(row["reason"])
-                name = row["name"] or row["smiles"] or f"molecule {row['index']}"
                 count, example = reasons.get(
                     key, (0, f"{name}: {row['reason']}" if row["reason"] else name)
                 )
@@ -96,6 +103,7 @@ def read_results(path: Path) -> Relaxations:
         outside=np.array(outside, np.float64),
         **{k: np.array(v, np.float64) for k, v in numbers.items()},
         reasons=reasons,
+        outside_names=tuple(outside_names),
     )
 
 

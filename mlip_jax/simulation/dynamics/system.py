@@ -22,7 +22,7 @@ from mlip_jax.graphs.neighbors import neighbor_list
 from mlip_jax.graphs.shapes import NODE_MULTIPLE, round_up
 from mlip_jax.graphs.slots import Slots
 from mlip_jax.potential import Potential
-from mlip_jax.structure import STATES, electronic_value
+from mlip_jax.structure import STATES, electronic_value, hill_formula
 
 
 class Particles(NamedTuple):
@@ -211,7 +211,7 @@ def make(molecules: Sequence[Atoms], potential: Potential) -> System:
         reason = _obstacle(atoms, potential)
         if reason:
             raise ValueError(
-                f"molecule {m} ({atoms.get_chemical_formula() or 'empty'}) cannot be simulated: "
+                f"molecule {m} ({hill_formula(atoms.numbers) or 'empty'}) cannot be simulated: "
                 f"{reason}"
             )
     kinds = [bool(a.pbc.any()) for a in molecules]

@@ -196,7 +196,7 @@ def analyze(
     atoms = minimum.atoms
     masses = _masses(atoms, settings.isotopes)
     atoms.set_masses(masses)
-    stationarity.warn_if_not_stationary(atoms.get_forces(), stacklevel=4)
+    stationarity.warn_if_not_stationary(atoms.get_forces())
     modes = normal_modes(calculator.get_hessian(atoms), atoms.positions, masses)
     symmetry_number = settings.symmetry_number or rotational_symmetry_number(
         atoms.numbers, atoms.positions, masses

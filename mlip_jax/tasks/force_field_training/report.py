@@ -79,6 +79,7 @@ def report_run(
             metrics_csv=workdir / "metrics.csv",
             seconds=seconds,
             evaluation=evaluation,
+            sizes={name: len(split) for name, split in run.splits.items()},
             notes=[*run.data.notes, *([_ENERGY_ONLY_NOTE] if run.energy_only else [])],
             info=info,
         )

@@ -29,7 +29,7 @@ def test_padding_is_removed(sample, arrays):
     waters, hydrogen = read(sample("npz")[0])[:2], read(sample("npz")[0])[2]
     assert hydrogen.numbers.tolist() == [1, 1] and hydrogen.molecule == "H2"
     np.testing.assert_array_equal(hydrogen.forces, arrays["forces"][2, :2])
-    assert [s.energy for s in waters] == [-2078.25, -2078.5] and waters[0].molecule == "H2O1"
+    assert [s.energy for s in waters] == [-2078.25, -2078.5] and waters[0].molecule == "H2O"
 
 
 @pytest.mark.parametrize(
