@@ -16,6 +16,7 @@ from mlip_jax.datasets.selection.split_files import load_split
 from mlip_jax.datasets.store.store import Store
 from mlip_jax.potential import Potential
 from mlip_jax.simulation.dynamics.md import MolecularDynamics
+from mlip_jax.simulation.trust.atom_domain import load_domain
 from tests.tasks.runs import (
     DATA,
     REPOSITORY,
@@ -54,6 +55,8 @@ def test_the_report_has_its_figures(finished):
     assert "GFN2-xTB" in html and "Zenodo" in html and "outside" in html
     assert "minus the gradient of the energy" in html
     assert set(metrics["domain_auc"]) == {"energy", "force"}
+    domain = load_domain(workdir)
+    assert domain is not None and load_domain(workdir / "best").border == domain.border
 
 
 def test_the_log_reports_labels_and_excluded_structures(finished):
