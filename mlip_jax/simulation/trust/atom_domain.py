@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.potential import Potential
+from mlip_jax.potential import BEST, Potential
 from mlip_jax.simulation.energies import atom_features
 from mlip_jax.simulation.trust.domain import FILE, Domain
 
@@ -119,9 +119,11 @@ def farthest_of_members(
 def load_domain(path: str | Path) -> Domain | None:
     """Load the domain of the force field of a training run.
 
-    None if the run has not written one yet, or if `path` is not a workdir.
+    None if the run has not written one yet, or if `path` is neither a workdir nor its folder of
+    best checkpoints.
     """
-    file = Path(path) / FILE
+    path = Path(path)
+    file = (path.parent if path.name == BEST else path) / FILE
     return Domain.load(file) if file.is_file() else None
 
 
