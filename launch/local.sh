@@ -113,6 +113,7 @@ start_process() { # number, port, flags of the program
     export XLA_FLAGS="${XLA_FLAGS:+$XLA_FLAGS }--xla_force_host_platform_device_count=$devices"
   fi
   if [ "$number" = 0 ]; then exec "$python" -m "$module" "$@"; fi
+  if [ -L "$(log_of "$number")" ]; then fail "$(log_of "$number") is a symbolic link; remove it"; fi
   printf -- '--- %s\n' "$(date '+%F %T')" >> "$(log_of "$number")"
   exec "$python" -m "$module" "$@" >> "$(log_of "$number")" 2>&1 < /dev/null
 }

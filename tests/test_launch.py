@@ -295,7 +295,7 @@ def test_slurm_requeues_stopped_runs(cluster, code):
     requeued = cluster / "scontrol_arguments"
     assert requeued.exists() == (code == 75)
     assert code != 75 or requeued.read_text().split() == ["requeue", "77"]
-    assert not list(cluster.glob("*.stopped"))
+    assert not list(cluster.glob("tmp.*"))
 
 
 def test_slurm_requeues_even_if_srun_kills_other_processes(cluster):

@@ -22,6 +22,7 @@ from mlip_jax.config import ConfigError
 from mlip_jax.datasets import source
 from mlip_jax.datasets.molecules.files import CsvColumns, fingerprint, kind_of, read_molecules
 from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.files import make_subfolder
 from mlip_jax.potential import Potential
 from mlip_jax.reports.minima.report import write_minima_report
 from mlip_jax.reports.minima.results import MoleculeMinima, ReferenceMinimum
@@ -111,7 +112,7 @@ def _search_all(
     config, folder: Path, potential: Potential, search: SearchOptions
 ) -> list[MoleculeMinima]:
     """Search all molecules of the file; each batch is saved to disk when it is complete."""
-    folder.mkdir(exist_ok=True)
+    make_subfolder(folder)
     molecules: list[MoleculeMinima] = []
     groups = (
         (number, list(records))

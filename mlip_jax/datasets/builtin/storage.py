@@ -27,6 +27,7 @@ from ase.units import Bohr, Hartree
 from mlip_jax.datasets.builtin.conformations import Conformations
 from mlip_jax.datasets.builtin.labels import METHOD
 from mlip_jax.datasets.builtin.molecules import Molecule
+from mlip_jax.files import make_subfolder, open_lock
 from mlip_jax.workdir import atomic_open
 
 log = logging.getLogger(__name__)
@@ -104,9 +105,9 @@ class Parts:
         again in a new folder.
         """
         while True:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_subfolder(self.folder)
             try:
-                lock = open(self.folder / "lock", "wb")
+                lock = open_lock(self.folder / "lock")
             except FileNotFoundError:
                 continue
             try:

@@ -37,6 +37,7 @@ from mlip_jax.datasets.store.finalize import (
 from mlip_jax.datasets.store.shard_conversion import ShardJob, convert_shard
 from mlip_jax.datasets.store.shards import checksum
 from mlip_jax.datasets.store.store import MANIFEST, is_store
+from mlip_jax.files import open_lock
 from mlip_jax.workdir import WorkdirError
 
 log = logging.getLogger(__name__)
@@ -122,7 +123,7 @@ def convert(
 def _lock_folder(folder: Path) -> Iterator[None]:
     """Lock a folder against other conversions. The lock ends with the process, even on a crash."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".conversion.lock", "w", encoding="utf-8") as lock:
+    with open_lock(folder / ".conversion.lock") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

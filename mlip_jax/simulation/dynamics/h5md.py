@@ -27,6 +27,7 @@ from ase import Atoms, units
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from mlip_jax import __version__
+from mlip_jax.files import open_in_place
 from mlip_jax.workdir import atomic_path
 
 _ATOMS = "particles/all"
@@ -50,6 +51,7 @@ def append(path: Path, frames: Sequence[Atoms]) -> None:
     if not path.exists():  # atomic: the first writes to a file are in no safe order
         with atomic_path(path) as temporary:
             _create(temporary, frames[0])
+    open_in_place(path, "r+b").close()  # HDF5 would follow a symbolic link
     with _appending(path) as file:
         count = _count(file)
         for name, values in _columns(frames).items():
