@@ -20,6 +20,7 @@ MAX_LINES, MAX_FILES = 400, 20
 # Files and folders at the top of the package. Each imports only from those before it.
 ORDER = (
     "files",
+    "limits",
     "structure",
     "workers",
     "compilation_cache",
@@ -305,5 +306,18 @@ def test_files_are_written_by_one_module():
             for module in sources()
             if module != "files"
             for line in facts(module).writes
+        ]
+    )
+
+
+def test_hdf5_is_read_by_one_module():
+    """Files of other people can refer to private files of the user, which hdf5.py refuses."""
+    own = {"datasets.hdf5", "simulation.dynamics.h5md", "datasets.builtin.storage"}
+    check(
+        [
+            f"{module}: uses h5py. Use mlip_jax/datasets/hdf5.py, which refuses links."
+            for module in sources()
+            if any(name.split(".")[0] == "h5py" for name in facts(module).imports)
+            and module not in own
         ]
     )

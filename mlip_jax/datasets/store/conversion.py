@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import fcntl
 import functools
-import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,7 +35,7 @@ from mlip_jax.datasets.store.finalize import (
 )
 from mlip_jax.datasets.store.shard_conversion import ShardJob, convert_shard
 from mlip_jax.datasets.store.shards import checksum
-from mlip_jax.datasets.store.store import MANIFEST, is_store
+from mlip_jax.datasets.store.store import MANIFEST, is_store, read_manifest
 from mlip_jax.files import open_lock
 from mlip_jax.workdir import WorkdirError
 
@@ -184,8 +183,8 @@ def _check_first_shard(jobs: list[ShardJob], source: Reader) -> None:
 def _is_corrupted(folder: Path) -> bool:
     """Return whether a finished store has a corrupted manifest or a missing or corrupted shard."""
     try:
-        shards = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["shards"]
-    except (ValueError, KeyError, TypeError):
+        shards = read_manifest(folder)["shards"]
+    except DatasetError:
         log.warning("%s is corrupted; rebuilding it", folder / MANIFEST)
         return True
     for s in shards:
