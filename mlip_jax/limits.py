@@ -29,11 +29,11 @@ LIMITS = {
     "line_bytes": Limit(2**24, "bytes of one line"),
     "expansion": Limit(200, "bytes of text per compressed byte"),
     "structure_atoms": Limit(1_000_000, "atoms of one structure"),
-    "record_values": Limit(20_000_000, "values of one record"),
-    "cell_images": Limit(1_000_000, "periodic images within the cutoff"),
+    "image_atoms": Limit(10_000_000, "atoms in the periodic images within the cutoff"),
     "smiles_characters": Limit(10_000, "characters of one SMILES"),
-    "option_value": Limit(100_000, "as the value of one model option"),
-    "model_parameters": Limit(2**31, "parameters of one model"),
+    "option_value": Limit(100_000, "as the value, or number of values, of one model option"),
+    "model_layers": Limit(100, "layers of one model"),
+    "model_degree": Limit(12, "as a degree of spherical harmonics"),
 }
 
 
