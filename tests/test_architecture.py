@@ -20,6 +20,7 @@ MAX_LINES, MAX_FILES = 400, 20
 # Files and folders at the top of the package. Each imports only from those before it.
 ORDER = (
     "files",
+    "foreign_text",
     "limits",
     "structure",
     "workers",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import io
 import itertools
@@ -23,6 +22,7 @@ from mlip_jax.datasets import source
 from mlip_jax.datasets.molecules.files import CsvColumns, fingerprint, kind_of, read_molecules
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.files import make_subfolder
+from mlip_jax.foreign_text import TableWriter
 from mlip_jax.potential import Potential
 from mlip_jax.reports.minima.report import write_minima_report
 from mlip_jax.reports.minima.results import MoleculeMinima, ReferenceMinimum
@@ -199,7 +199,7 @@ def _with_smiles(atoms, smiles: str):
 def _table(molecules: list[MoleculeMinima], temperature: float) -> str:
     """Return the text of minima.csv, with populations at a temperature (K)."""
     text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
+    table = TableWriter(text, lineterminator="\n")
     table.writerow(_COLUMNS)
     for m in molecules:
         energies, populations = m.relative_energies(), m.populations(temperature)

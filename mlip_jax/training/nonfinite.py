@@ -11,6 +11,7 @@ import numpy as np
 
 from mlip_jax.config import ConfigError, unknown_name
 from mlip_jax.files import open_in_place
+from mlip_jax.foreign_text import TableWriter
 from mlip_jax.training.data import Split, StepPlan
 
 log = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ class NonFinite:
             with open_in_place(self._file, "a+", newline="") as file:
                 file.seek(0)
                 known = {tuple(row) for row in csv.reader(file)}
-                csv.writer(file).writerows(
+                TableWriter(file).writerows(
                     row
                     for row in dict.fromkeys([header, *((str(s), n) for s, n in names)])
                     if row not in known

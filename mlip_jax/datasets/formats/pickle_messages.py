@@ -13,7 +13,7 @@ _SHORT.maxlevel = 2
 
 def short_keys(mapping: Iterable[Any]) -> str:
     """Format the first keys of a mapping of a pickle for messages."""
-    return ", ".join(short_repr(key) for key in itertools.islice(mapping, 20)) or "none"
+    return f"[{', '.join(short_repr(key) for key in itertools.islice(mapping, 20))}]"
 
 
 def short_repr(value: Any) -> str:

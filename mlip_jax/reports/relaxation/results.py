@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import csv
 import dataclasses
 import re
 from collections.abc import Mapping
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from mlip_jax.foreign_text import table_rows
 
 STATUSES = ("converged", "step limit", "diverged", "failed")
 _NUMBERS = {
@@ -76,7 +77,7 @@ def read_results(path: Path) -> Relaxations:
     index, status, outside, numbers = [], [], [], {name: [] for name in _NUMBERS}
     reasons: dict[tuple[str, str], tuple[int, str]] = collections.OrderedDict()
     with open(path, newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
+        for row in table_rows(file):
             index.append(int(row["index"]))
             status.append(STATUSES.index(row["status"]))
             for name, column in _NUMBERS.items():

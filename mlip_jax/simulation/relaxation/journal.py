@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mlip_jax.files import make_subfolder, open_descriptor
+from mlip_jax.foreign_text import one_line, to_cell
 
 FLUSH_SECONDS = 1.0
 FAILURES = ("failed", "diverged")  # statuses of molecules without a usable result
@@ -384,5 +385,4 @@ def _cell(value: Any) -> str:
         return ""
     if isinstance(value, float | np.floating):
         return repr(float(value))
-    text = str(value).encode("utf-8", "replace").decode()
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return to_cell(one_line(str(value).encode("utf-8", "replace").decode()))
