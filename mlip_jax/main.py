@@ -52,6 +52,7 @@ def _main(arguments: list[str]) -> None:
 
     from mlip_jax import distributed
     from mlip_jax.cli import console
+    from mlip_jax.foreign_text import printable
 
     console.log_to_console()
     try:
@@ -64,7 +65,8 @@ def _main(arguments: list[str]) -> None:
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         if FLAGS.debug:
             raise
-        sys.exit(f"\nerror: {distributed.failed_peer_message(error) or error}")
+        message = printable(str(distributed.failed_peer_message(error) or error))
+        sys.exit(f"\nerror: {message}")
 
 
 def _dispatch(arguments: list[str]) -> None:

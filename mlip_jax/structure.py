@@ -89,6 +89,9 @@ class Structure:
         return len(self.numbers)
 
 
+_MIN_HEIGHT = 0.1  # distance of lattice planes (Å); a thinner cell has millions of close images
+
+
 def cell_problem(cell: np.ndarray | None, pbc: np.ndarray | None) -> str:
     """Return the problem of the lattice vectors of periodic directions, "" if there is none.
 
@@ -107,6 +110,9 @@ def cell_problem(cell: np.ndarray | None, pbc: np.ndarray | None) -> str:
     # The singular values of parallel or coplanar unit vectors include zero.
     if np.linalg.svd(vectors / lengths[:, None], compute_uv=False).min() < 1e-6:
         return "parallel or coplanar lattice vectors"
+    # The columns of the inverse have the lengths of the reciprocal vectors.
+    if np.linalg.norm(np.linalg.pinv(vectors), axis=0).max() > 1 / _MIN_HEIGHT:
+        return f"lattice planes closer than {_MIN_HEIGHT} Å"
     return ""
 
 

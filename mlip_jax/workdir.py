@@ -1,21 +1,30 @@
-"""Directory of a run, which is locked and belongs to one config, and atomic writing of files."""
+"""Directory of a run, which is locked and belongs to one config."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import glob
 import itertools
 import json
 import logging
 import math
 import os
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from mlip_jax.config import differences, with_current_names
+from mlip_jax.files import atomic_open, atomic_path, open_lock, replace_content, write_text
+
+__all__ = [
+    "WorkdirError",
+    "atomic_open",
+    "atomic_path",
+    "check_origin",
+    "claimed",
+    "write_json",
+    "write_text",
+]
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +136,7 @@ def claimed(
     workdir = Path(workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        lock = open(workdir / ".lock", "a+", encoding="utf-8")
+        lock = open_lock(workdir / ".lock")
     except OSError as error:
         raise WorkdirError(f"{workdir}: cannot be written: {error}") from error
     with lock:
@@ -139,9 +148,7 @@ def claimed(
                 f"{workdir}: in use by another run (process {lock.read().strip() or 'unknown'}). "
                 "Wait for it to finish, or choose another --workdir."
             ) from error
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
+        replace_content(lock, str(os.getpid()))
         _check_config(workdir, config, extendable)
         try:
             yield workdir
@@ -257,84 +264,3 @@ def write_json(path: Path, content: Any) -> None:
             json.dump(content, file, indent=2, ensure_ascii=False)
     except OSError as error:
         raise WorkdirError(f"{path}: cannot be written: {error}") from error
-
-
-def write_text(path: Path, content: str, *, shared: bool = False) -> None:
-    """Write text as UTF-8, atomically; see `atomic_path`."""
-    with atomic_open(path, "w", shared=shared, encoding="utf-8") as file:
-        file.write(content)
-
-
-@contextlib.contextmanager
-def atomic_open(
-    path: Path, mode: str = "wb", *, shared: bool = False, **options: Any
-) -> Iterator[IO]:
-    """Open a file whose content replaces `path` when the block ends without an error.
-
-    Text is written as UTF-8, whatever the locale.
-
-    Args:
-      path: File to replace.
-      mode: Mode of `open`.
-      shared: Whether several processes may write `path` at the same time; see `atomic_path`.
-      **options: Further arguments of `open`.
-    """
-    if "b" not in mode:
-        options.setdefault("encoding", "utf-8")
-    with atomic_path(path, shared=shared) as temporary, open(temporary, mode, **options) as file:
-        yield file
-
-
-@contextlib.contextmanager
-def atomic_path(path: Path, *, shared: bool = False) -> Iterator[Path]:
-    """Yield a temporary path, whose file replaces `path` when the block ends without an error.
-
-    The temporary file is in the same folder. Its content is flushed to disk before it replaces
-    `path`, so a crash leaves either the old file or the new one.
-
-    Args:
-      path: File to replace.
-      shared: Whether several processes may write `path` at the same time. The name of the temporary
-        file is then unique. Otherwise it is fixed, so killed processes leave at most one such file,
-        which the next process replaces.
-
-    Raises:
-      OSError: The file cannot be written. The old one is unchanged, and the temporary one is
-        removed.
-    """
-    # with the name of the machine, because several machines may share the folder
-    writer = f".{socket.gethostname()}.{os.getpid()}" if shared else ""
-    temporary = path.with_name(f".{path.name}{writer}.tmp")
-    if shared:
-        _remove_leftovers(path)
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        # on a read-only file system, even the removal of a missing file raises
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-
-
-def _remove_leftovers(path: Path) -> None:
-    """Remove temporary files of `atomic_path` that killed processes of this machine have left."""
-    prefix, suffix = f".{path.name}.{socket.gethostname()}.", ".tmp"
-    for file in path.parent.glob(f"{glob.escape(prefix)}*{suffix}"):
-        process = file.name[len(prefix) : -len(suffix)]
-        if process.isdecimal() and not _is_running(int(process)):
-            with contextlib.suppress(OSError):
-                file.unlink(missing_ok=True)
-
-
-def _is_running(process: int) -> bool:
-    """Return whether there is a process with this number on this machine."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True

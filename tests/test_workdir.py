@@ -101,7 +101,7 @@ def test_leftovers_of_killed_processes_are_removed(tmp_path):
     ended = subprocess.Popen(["true"])
     ended.wait()
     names = [
-        f".part[0].npz.{host}.{process}.tmp"
+        f".part[0].npz.{host}.{process}.0123456789abcdef.tmp"
         for host, process in (
             (socket.gethostname(), ended.pid),
             (socket.gethostname(), os.getppid()),

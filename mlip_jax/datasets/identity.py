@@ -9,6 +9,9 @@ import re
 
 import numpy as np
 
+from mlip_jax import limits
+from mlip_jax.datasets.reader import DatasetError
+
 _ATOM_MAP = re.compile(r":\d+(?=\])")
 CANONICAL = "canonical SMILES without stereochemistry and isotopes"
 AS_WRITTEN = "SMILES as written in the file"
@@ -32,6 +35,7 @@ def molecule_identity(smiles: str) -> str:
     ('CC(O)F', '')
     """
     as_written = _ATOM_MAP.sub("", smiles)
+    limits.check("smiles_characters", len(smiles), "SMILES", DatasetError)
     if not smiles or method() == AS_WRITTEN:
         return as_written
     from rdkit import Chem, rdBase

@@ -10,7 +10,6 @@ selection/data_split.py then selects the structures for training, validation and
 from __future__ import annotations
 
 import ast
-import csv
 import dataclasses
 import hashlib
 import json
@@ -37,6 +36,7 @@ from mlip_jax.datasets.store.conversion import convert
 from mlip_jax.datasets.store.conversion_plan import ConversionSpec, identify
 from mlip_jax.datasets.store.finalize import reject_if_invalid
 from mlip_jax.datasets.store.store import Store, is_store
+from mlip_jax.foreign_text import TableWriter
 from mlip_jax.workdir import atomic_open
 
 log = logging.getLogger(__name__)
@@ -260,7 +260,7 @@ def select(store: Store, filters: Filters) -> np.ndarray:
 def write_excluded(path: Path, data: LoadedData) -> None:
     """Write a CSV file of the structures that the filters removed: identity and reason."""
     with atomic_open(path, "w", newline="") as file:
-        writer = csv.writer(file)
+        writer = TableWriter(file)
         writer.writerow(["structure", "reason"])
         for block, columns in data.store.chunks(np.flatnonzero(data.reasons)):
             writer.writerows(identities(columns, data.reasons[block]))

@@ -175,7 +175,7 @@ PREDICT = task(
         "Force field that relaxes the molecules first: a workdir, or another value that task relax "
         "accepts; "
         '"none" predicts at the given or embedded geometries.',
-        unset="data.force_field of the run of the predictor",
+        unset="none; required for predictors of relaxed geometries",
     ),
     seed=seed("the embedding"),
     num_processes=num_processes("that embed SMILES, per process of the run"),

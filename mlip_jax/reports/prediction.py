@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import csv
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 
 from mlip_jax.datasets.identity import readable_name
 from mlip_jax.datasets.property_data import Target
+from mlip_jax.foreign_text import table_rows
 from mlip_jax.reports import figures, sections
 from mlip_jax.reports import html_page as page
 from mlip_jax.workdir import write_text
@@ -41,7 +41,7 @@ def write_prediction_report(
       info: Sections of names and values.
     """
     with open(results, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+        rows = list(table_rows(file))
     done = [row for row in rows if row["status"] == "predicted"]
     outside = [row for row in done if row["outside_domain"] == "1"]
     body = [

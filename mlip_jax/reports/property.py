@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import os
@@ -14,6 +13,7 @@ import numpy as np
 
 from mlip_jax.datasets.identity import readable_name
 from mlip_jax.datasets.property_data import Target
+from mlip_jax.foreign_text import TableWriter
 from mlip_jax.reports import domain, errors, figures, sections, unseen
 from mlip_jax.reports import html_page as page
 from mlip_jax.reports.training import read_metrics
@@ -147,7 +147,7 @@ def score(absolute: np.ndarray) -> dict[str, float]:
 def write_predictions(path: Path, outcome: PredictedProperties, targets: Sequence[Target]) -> None:
     """Write a line per structure: label and prediction of scalars, |error| of other properties."""
     with atomic_open(path, "w", newline="") as file:
-        writer = csv.writer(file)
+        writer = TableWriter(file)
         writer.writerow(
             [
                 "molecule",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import logging
@@ -12,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mlip_jax.foreign_text import TableWriter
 from mlip_jax.workdir import atomic_open, write_text
 
 log = logging.getLogger(__name__)
@@ -161,7 +161,7 @@ def _csv(rows: Sequence[Row]) -> str:
     """Return the text of sweep.csv."""
     columns = [*SCORES, *_UNSEEN, "training_seconds", "best_step"]
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = TableWriter(text, lineterminator="\n")
     writer.writerow(["name", *rows[0].values, "state", "seconds", *columns])
     for row in rows:
         writer.writerow(
@@ -174,7 +174,7 @@ def _seeds_csv(groups: Sequence[SeedAverage]) -> str:
     """Return the text of sweep_seeds.csv."""
     columns = [*SCORES, "training_seconds"]
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = TableWriter(text, lineterminator="\n")
     writer.writerow(
         [
             *groups[0].values,

@@ -31,6 +31,7 @@ from mlip_jax.datasets.columns import Columns, Rows
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.smiles import embedding
 from mlip_jax.datasets.store.store import Store
+from mlip_jax.files import make_subfolder
 from mlip_jax.potential import Potential
 from mlip_jax.simulation.relaxation.relax import Relaxer
 from mlip_jax.structure import Structure
@@ -235,7 +236,7 @@ class Sources:
             geometries = make()
             present = np.array([atoms is not None for atoms in geometries])
             atoms = [a for a in geometries if a is not None]
-            self.cache.mkdir(parents=True, exist_ok=True)
+            make_subfolder(self.cache)
             with atomic_open(path, shared=True) as file:
                 np.savez(
                     file,

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from mlip_jax import config as configs
+from mlip_jax.files import open_lock
 from mlip_jax.sweeps.child_process import COMMAND_PREFIX
 from mlip_jax.sweeps.overrides import to_text
 from mlip_jax.sweeps.variants import Variant
@@ -152,7 +153,7 @@ def lock_folder(folder: Path, wait: bool) -> Iterator[bool]:
       WorkdirError: The folder cannot be written.
     """
     try:
-        file = open(folder / LOCK, "a", encoding="utf-8")
+        file = open_lock(folder / LOCK)
     except OSError as error:
         raise WorkdirError(f"{folder}: cannot be written: {error}") from error
     with file:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import io
 import itertools
@@ -22,6 +21,8 @@ from mlip_jax.config import ConfigError
 from mlip_jax.datasets import source
 from mlip_jax.datasets.molecules.files import CsvColumns, fingerprint, kind_of, read_molecules
 from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.files import make_subfolder
+from mlip_jax.foreign_text import TableWriter
 from mlip_jax.potential import Potential
 from mlip_jax.reports.minima.report import write_minima_report
 from mlip_jax.reports.minima.results import MoleculeMinima, ReferenceMinimum
@@ -114,7 +115,7 @@ def _search_all(
     config, folder: Path, potential: Potential, search: SearchOptions
 ) -> list[MoleculeMinima]:
     """Search all molecules of the file; each batch is saved to disk when it is complete."""
-    folder.mkdir(exist_ok=True)
+    make_subfolder(folder)
     molecules: list[MoleculeMinima] = []
     groups = (
         (number, list(records))
@@ -201,7 +202,7 @@ def _with_smiles(atoms, smiles: str):
 def _table(molecules: list[MoleculeMinima], temperature: float) -> str:
     """Return the text of minima.csv, with populations at a temperature (K)."""
     text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
+    table = TableWriter(text, lineterminator="\n")
     table.writerow(_COLUMNS)
     for m in molecules:
         energies, populations = m.relative_energies(), m.populations(temperature)

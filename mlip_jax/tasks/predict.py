@@ -6,6 +6,7 @@ import contextlib
 import csv
 import dataclasses
 import logging
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -194,16 +195,26 @@ class Ensemble:
 
 
 def _relaxer(config, ensemble: Ensemble) -> Relaxer | None:
-    """Return the relaxer, by default with the force field of the predictor's data, or None."""
+    """Return the relaxer, or None to predict at the given geometries.
+
+    The force field is only that of the config: a checkpoint of other people could name any file.
+
+    Raises:
+      ConfigError: The predictor was trained on relaxed geometries, and the config does not say
+        whether to relax.
+    """
     path = config.force_field
     if path is None:
-        path = ensemble.members[0].metadata["config"]["data"].get("force_field") or "none"
-        log.info(
-            "%s",
-            f"relaxing the molecules with {path}, as for the test split of the predictor"
-            if path != "none"
-            else "predicting at the given geometries; set force_field to relax them first",
-        )
+        trained = ensemble.members[0].metadata["config"]["data"].get("force_field")
+        if trained:
+            raise ConfigError(
+                f"the predictor was evaluated at geometries relaxed with {trained!r}. Set "
+                f"--config.force_field={shlex.quote(str(trained))} to relax the molecules with it, "
+                "another force field, or --config.force_field=none to predict at the given "
+                "geometries"
+            )
+        path = "none"
+        log.info("predicting at the given geometries; set force_field to relax them first")
     if path in ("none", ""):
         return None
     return Relaxer(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import logging
 import platform
@@ -19,6 +18,7 @@ from mlip_jax import defaults, distributed
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets import source
 from mlip_jax.datasets.molecules.files import fingerprint
+from mlip_jax.foreign_text import TableWriter
 from mlip_jax.potential import Potential
 from mlip_jax.reports.md import drift, read_thermo
 from mlip_jax.reports.stability import (
@@ -279,7 +279,7 @@ def _steps(config, picoseconds: float) -> int:
 
 def _write_table(path: Path, replicas: list[Replica], names: list[str]) -> None:
     with atomic_open(path, "w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file, lineterminator="\n")
+        table = TableWriter(file, lineterminator="\n")
         table.writerow(["molecule", "name", "temperature_k", "broke_at_ps", "reason"])
         table.writerows(
             [

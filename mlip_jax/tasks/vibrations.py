@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import io
 import json
@@ -21,6 +20,8 @@ from mlip_jax.config import ConfigError
 from mlip_jax.datasets.molecules.files import CsvColumns, fingerprint, read_molecules
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.smiles.embedding import MoleculeRecord
+from mlip_jax.files import make_subfolder
+from mlip_jax.foreign_text import TableWriter
 from mlip_jax.potential import Potential
 from mlip_jax.reports.vibrations import ReportedVibrations, write_vibrations_report
 from mlip_jax.simulation.calculators.calculator import MLIPCalculator
@@ -151,7 +152,7 @@ def _analyze_all(
 ) -> None:
     """Relax and analyze the molecules that have no result; save each when it is complete."""
     for folder in (PARTS, MODES):
-        (workdir / folder).mkdir(exist_ok=True)
+        make_subfolder(workdir / folder)
     waiting = [record for record in records if not _part(workdir, record).exists()]
     for record in waiting:
         if record.atoms is None:
@@ -257,7 +258,7 @@ def _thermochemistry_table(results: Sequence[ReportedVibrations]) -> str:
 
 def _csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
+    table = TableWriter(text, lineterminator="\n")
     table.writerow(header)
     table.writerows(rows)
     return text.getvalue()

@@ -40,6 +40,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from mlip_jax import limits
 from mlip_jax.datasets.reader import DatasetError
 
 _MAGIC = b"SQLite format 3\0"
@@ -102,6 +103,8 @@ class AseDatabase:
         self.path = Path(path)
         _check_header(self.path)
         self._connection = sqlite3.connect(_uri(self.path), uri=True, check_same_thread=False)
+        longest = min(limits.limit("array_bytes"), 2**31 - 1)  # of computed values, too
+        self._connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, longest)
         try:
             self.version, self.metadata = self._information()
             self._ids = self._row_ids()

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
+from mlip_jax import limits
 from mlip_jax.datasets.charges import total_charge
 from mlip_jax.datasets.formats.ase_database import AseDatabase, is_sqlite
 from mlip_jax.datasets.formats.ase_frames import remove_placeholder_cell
@@ -51,22 +52,35 @@ def read_xyz(path: Path, selected: IndexFilter, limit: int | None) -> Iterator[M
 def xyz_frames(path: Path) -> Iterator[tuple[int, str]]:
     """Yield the first line number and the text of each frame.
 
-    If a frame does not begin with a number of atoms, the rest of the file is returned as one frame.
+    If a frame does not begin with a number of atoms, only its first line is returned, and the rest
+    of the file is skipped.
+
+    Raises:
+      DatasetError: A line or a frame exceeds its limit.
     """
     with open_text(path) as file:
         lines = enumerate(file, start=1)
         for line, head in lines:
             if not head.strip():
                 continue
-            rest = itertools.islice(lines, int(head) + 1) if head.strip().isdecimal() else lines
+            if not _is_count(head):
+                yield line, head
+                return
+            limits.check("structure_atoms", int(head), f"{path} line {line}", DatasetError)
+            rest = itertools.islice(lines, int(head) + 1)
             yield line, head + "".join(text for _, text in rest)
+
+
+def _is_count(line: str) -> bool:
+    """Return whether a line is a number of atoms."""
+    return line.strip().isdecimal() and len(line.strip()) < 20
 
 
 def _parse_frame(number: int, where: str, text: str) -> MoleculeRecord:
     """Parse a frame of extended XYZ. An invalid frame becomes a failed record."""
     head, *rest = text.splitlines()
     problem = None
-    if not head.strip().isdecimal():
+    if not _is_count(head):
         problem = (
             f"expected a number of atoms, found {head[:40]!r}; the rest of the file is skipped"
         )

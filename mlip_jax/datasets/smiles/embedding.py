@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from ase import Atoms
 
+from mlip_jax import limits
+
 # Time limit (s) for embedding one molecule, for each of two attempts. Without it, large cages and
 # long chains could take days.
 _TIMEOUT = 300
@@ -119,6 +121,7 @@ def _from_smiles(smiles: str):
 
     if not smiles:
         raise UnusableMoleculeError("no SMILES")
+    limits.check("smiles_characters", len(smiles), "SMILES", UnusableMoleculeError)
     molecule = Chem.MolFromSmiles(smiles)
     if molecule is None:
         raise UnusableMoleculeError(

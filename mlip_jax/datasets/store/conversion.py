@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import fcntl
 import functools
-import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,7 +35,8 @@ from mlip_jax.datasets.store.finalize import (
 )
 from mlip_jax.datasets.store.shard_conversion import ShardJob, convert_shard
 from mlip_jax.datasets.store.shards import checksum
-from mlip_jax.datasets.store.store import MANIFEST, is_store
+from mlip_jax.datasets.store.store import MANIFEST, is_store, read_manifest
+from mlip_jax.files import open_lock
 from mlip_jax.workdir import WorkdirError
 
 log = logging.getLogger(__name__)
@@ -125,7 +125,7 @@ def convert(
 def _lock_folder(folder: Path) -> Iterator[None]:
     """Lock a folder against other conversions. The lock ends with the process, even on a crash."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".conversion.lock", "w", encoding="utf-8") as lock:
+    with open_lock(folder / ".conversion.lock") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -186,9 +186,9 @@ def _check_first_shard(jobs: list[ShardJob], source: Reader, confirm_units: bool
 def _is_corrupted(folder: Path) -> bool:
     """Return whether a finished store has a corrupted manifest or a missing or corrupted shard."""
     try:
-        shards = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["shards"]
+        shards = read_manifest(folder)["shards"]
         checksums = {folder / "shards" / s["file"]: s["sha256"] for s in shards}
-    except (ValueError, KeyError, TypeError):
+    except (DatasetError, KeyError, TypeError):
         log.warning("%s is corrupted; rebuilding it", folder / MANIFEST)
         return True
     for file, expected in checksums.items():

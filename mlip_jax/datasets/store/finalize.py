@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import collections
-import csv
 import dataclasses
 import logging
 from collections.abc import Iterable, Mapping
@@ -27,6 +26,7 @@ from mlip_jax.datasets.quality.problems import UNCONFIRMED, Problem
 from mlip_jax.datasets.reader import DatasetError, Reader, ReadReport
 from mlip_jax.datasets.store.shards import Shard, checksum
 from mlip_jax.datasets.store.store import FORMAT, INDEX, MANIFEST, VERSION
+from mlip_jax.foreign_text import TableWriter
 from mlip_jax.workdir import atomic_open, write_json
 
 log = logging.getLogger(__name__)
@@ -278,7 +278,7 @@ def _save(folder: Path, name: str, values: np.ndarray) -> None:
 def _write_removed(path: Path, *removed: Iterable[Iterable[str]]) -> None:
     """Write the CSV file of removed structures atomically."""
     with atomic_open(path, "w", newline="") as file:
-        writer = csv.writer(file)
+        writer = TableWriter(file)
         writer.writerow(["structure", "reason"])
         for rows in removed:
             writer.writerows(rows)

@@ -6,7 +6,6 @@ differ only in their seed.
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import logging
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mlip_jax.foreign_text import TableWriter
 from mlip_jax.reports import html_page as page
 from mlip_jax.reports.diversity import figures, fingerprint_map
 from mlip_jax.reports.diversity.findings import findings
@@ -358,7 +358,7 @@ def _cell(spread: tuple[float, float | None] | None) -> str:
 def _csv(by_model: Mapping[str, Sequence[SeedGroup]]) -> str:
     """Return the text of diversity.csv."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = TableWriter(text, lineterminator="\n")
     writer.writerow(
         [
             "model",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import csv
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mlip_jax.datasets.identity import readable_name
+from mlip_jax.foreign_text import table_rows
 
 MAX_OUTSIDE = 20  # number of molecules outside the domain whose names are kept
 STATUSES = ("converged", "step limit", "diverged", "failed")
@@ -81,7 +81,7 @@ def read_results(path: Path) -> Relaxations:
     index, status, outside, outside_names, numbers = [], [], [], [], {name: [] for name in _NUMBERS}
     reasons: dict[tuple[str, str], tuple[int, str]] = collections.OrderedDict()
     with open(path, newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
+        for row in table_rows(file):
             index.append(int(row["index"]))
             status.append(STATUSES.index(row["status"]))
             for name, column in _NUMBERS.items():

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
+from mlip_jax.files import open_in_place
 from mlip_jax.structure import electronic_state
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ class ResultCache:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._locations: dict[str, tuple[int, int]] = {}
-        self._file = open(self.path, "a+b")
+        self._file = open_in_place(self.path, "a+b")
         self._read()
 
     def __len__(self) -> int:

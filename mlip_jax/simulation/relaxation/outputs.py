@@ -16,6 +16,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.quality.geometry import kabsch_align
 from mlip_jax.datasets.smiles.embedding import MoleculeRecord
+from mlip_jax.foreign_text import one_line
 from mlip_jax.potential import Potential
 from mlip_jax.simulation.ensemble_mean import members_of
 from mlip_jax.simulation.relaxation.journal import Layout
@@ -176,7 +177,7 @@ def frame(
     buffer = io.StringIO()
     write(buffer, plain, format="extxyz", write_results=True)
     count, comment, rest = buffer.getvalue().split("\n", 2)
-    texts = [f"{k}={_quote(v)}" for k, v in info.items() if isinstance(v, str) and _line(v)]
+    texts = [f"{k}={_quote(v)}" for k, v in info.items() if isinstance(v, str) and one_line(v)]
     return "\n".join([count, " ".join([comment, *texts]), rest]).encode("utf-8", "replace")
 
 
@@ -186,7 +187,7 @@ def _quote(text: str) -> str:
     ASE writes backslashes unchanged but reads them as escapes, and it reads strings that look like
     numbers or booleans as such.
     """
-    text = _line(text)
+    text = one_line(text)
     words = re.findall(r"[^\s,]+", text)
     if not _WHOLE.fullmatch(text) and (
         all(map(_is_number, words)) or all(w in _TRUTH for w in words) or text.startswith("_JSON")
@@ -215,7 +216,7 @@ def _mol_block(record: MoleculeRecord, result: Relaxation) -> bytes:
     for i, position in enumerate(result.atoms.positions.tolist()):
         conformer.SetAtomPosition(i, Point3D(*position))
     molecule.AddConformer(conformer, assignId=True)
-    molecule.SetProp("_Name", _line(record.name or str(record.index)))
+    molecule.SetProp("_Name", _sdf_line(record.name or str(record.index)))
     values = {
         "index": record.index,
         "smiles": record.smiles,
@@ -224,10 +225,11 @@ def _mol_block(record: MoleculeRecord, result: Relaxation) -> bytes:
         "energy_ev": repr(float(result.energy)),
         "fmax_ev_per_ang": repr(float(result.fmax)),
     }
-    fields = "".join(f">  <{name}>\n{_line(str(value))}\n\n" for name, value in values.items())
+    fields = "".join(f">  <{name}>\n{_sdf_line(str(value))}\n\n" for name, value in values.items())
     return f"{Chem.MolToMolBlock(molecule)}{fields}$$$$\n".encode("utf-8", "replace")
 
 
-def _line(text: str) -> str:
-    """Return the text on one line, with single spaces and without unprintable characters."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+def _sdf_line(text: str) -> str:
+    """Return a text as one line of an SDF file, which neither ends an entry nor begins a field."""
+    text = one_line(text)
+    return f" {text}" if text.startswith(("$$$$", ">")) else text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from ase.data import atomic_numbers
 from ase.io import write
 
 from mlip_jax.datasets.molecules.arguments import molecule_records
+from mlip_jax.files import atomic_open
 from mlip_jax.potential import Potential
 from mlip_jax.simulation.calculators import stationarity
 from mlip_jax.simulation.calculators.calculator import MLIPCalculator
@@ -109,7 +111,11 @@ class VibrationalAnalysis:
             frame.set_array("mode", self.displacements[k])
             frame.info |= info | {"mode": k, "frequency_per_cm": frequency}
             frames.append(frame)
-        write(path, frames, format="extxyz")
+        if isinstance(path, str | Path):
+            with atomic_open(Path(path), "w") as file:
+                write(file, frames, format="extxyz")
+        else:
+            write(path, frames, format="extxyz")
 
 
 def vibrations(
