@@ -13,7 +13,7 @@ import numpy as np
 from ase.data import atomic_numbers
 
 from mlip_jax import models
-from mlip_jax.importers.formats import weights as weight_files
+from mlip_jax.importers.formats import state_files
 from mlip_jax.importers.formats.recorded import table_of
 from mlip_jax.importers.formats.torch_weights import TorchWeights
 from mlip_jax.importers.formats.weights import check_arguments, check_shapes
@@ -56,7 +56,7 @@ def load(path: str | Path, config: Mapping[str, Any], energy_unit: float = 1.0) 
     """Load a force field from saved weights.
 
     Args:
-      path: .npz or .safetensors file with the state dict of the model.
+      path: .npz, .safetensors or .pt file with the state dict of the model.
       config: Arguments of nequip-allegro's `AllegroModel`.
       energy_unit: Energy per unit of the network's energies (eV).
 
@@ -65,7 +65,7 @@ def load(path: str | Path, config: Mapping[str, Any], energy_unit: float = 1.0) 
       ValueError: The weights are not those of Allegro, or they do not match the arguments.
     """
     path = Path(path)
-    return potential(weight_files.read(path), config, energy_unit, {"file": path.name})
+    return potential(state_files.read(path), config, energy_unit, {"file": path.name})
 
 
 def potential(

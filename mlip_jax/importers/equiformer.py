@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mlip_jax import models
-from mlip_jax.importers.formats import weights as weight_files
+from mlip_jax.importers.formats import state_files
 from mlip_jax.importers.formats.torch_weights import TorchWeights
 from mlip_jax.importers.formats.weights import WeightsError, check_arguments, check_shapes
 from mlip_jax.models.layers.graph_attention import Coupling, couplings, gate_inputs
@@ -66,7 +66,7 @@ def load(path: str | Path, config: Mapping[str, Any], energy_unit: float = 1.0) 
     """Load a force field from saved weights.
 
     Args:
-      path: .npz or .safetensors file with the state dict of the model.
+      path: .npz, .safetensors or .pt file with the state dict of the model.
       config: Arguments of the constructor, with the averages `avg_num_nodes` and `avg_degree` that
         are constants of its file.
       energy_unit: Energy per unit of the network's energies (eV).
@@ -76,7 +76,7 @@ def load(path: str | Path, config: Mapping[str, Any], energy_unit: float = 1.0) 
       ValueError: The weights are not those of Equiformer, or they do not match the arguments.
     """
     path = Path(path)
-    return potential(weight_files.read(path), config, energy_unit, {"file": path.name})
+    return potential(state_files.read(path), config, energy_unit, {"file": path.name})
 
 
 def potential(
