@@ -47,8 +47,10 @@ FORCE_FIELD = Part(
     "Force field.",
     force_field=Field(
         "",
-        "Force field: the workdir of a training run, so3lr:params.pkl, "
-        "schnetpack:FILE.safetensors, torchmdnet:FILE.safetensors, or parameters:FOLDER.",
+        "Force field: the workdir of a training run; a file of MACE, SevenNet, NequIP, SchNetPack, "
+        "TorchMD-Net or SO3LR, as in X.model or checkpoint.pth#modality=PBE; the name of a published "
+        "force field, as in sevennet-0; or IMPORTER:FILE, as in so3lr:params.pkl or "
+        "parameters:FOLDER.",
     ),
 )
 
