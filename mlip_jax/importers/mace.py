@@ -42,6 +42,7 @@ _BLOCKS = {
     "RealAgnosticDensityInteractionBlock": "agnostic_density",
     "RealAgnosticDensityResidualInteractionBlock": "residual_density",
 }
+_ZBL = {"c": ZBL_CONSTANTS[:4], "a_exp": ZBL_CONSTANTS[4], "a_prefactor": ZBL_CONSTANTS[5]}
 _REQUIRED = ("max_ell", "hidden_irreps", "interaction_cls", "interaction_cls_first")
 
 
@@ -185,16 +186,12 @@ def _radial_options(weights: RecordedWeights) -> dict[str, Any]:
         constants = tuple(number_of(weights, transform + name) for name in "qpa")
         options |= {"distance_transform": "agnesi", "agnesi": constants}
     if f"{repulsion}c" in weights:
-        if number_of(weights, f"{repulsion}p") != power:
-            raise WeightsError(f"{repulsion}p must be {power}, the power of the other cutoff")
-        stored = [weights(repulsion + name).reshape(-1) for name in ("c", "a_exp", "a_prefactor")]
-        constants = tuple(np.concatenate(stored).astype(np.float64).tolist())
-        if not np.allclose(constants, ZBL_CONSTANTS, rtol=1e-6, atol=0):
-            raise WeightsError(
-                f"the constants of {repulsion[:-1]} must be {ZBL_CONSTANTS}, its defaults in MACE, "
-                f"received {constants}"
-            )
-        options |= {"zbl": True, "zbl_constants": constants}
+        stored = {name: weights(repulsion + name).reshape(-1) for name in (*_ZBL, "p")}
+        for name, expected in (_ZBL | {"p": power}).items():
+            if not np.allclose(stored[name], expected, rtol=1e-6, atol=0):
+                raise WeightsError(f"{repulsion}{name} must be {expected}, its default in MACE")
+        constants = np.concatenate([stored[name] for name in _ZBL]).astype(np.float64)
+        options |= {"zbl": True, "zbl_constants": tuple(constants.tolist())}
     for prefix in (transform, repulsion):
         if f"{prefix}covalent_radii" in weights:
             radii = weights(f"{prefix}covalent_radii").reshape(-1).astype(np.float64)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import logging
 from pathlib import Path
 
@@ -32,11 +33,14 @@ def load(name: str, modality: str | None = None, head: str | None = None) -> Pot
       DownloadError (an OSError): The file is not in the cache and cannot be downloaded.
     """
     entry = find(name)
-    path = locate(entry)
-    log.warning("%s: %s", entry.name, terms_of_use(entry))
+    read = importlib.import_module(f"mlip_jax.importers.{entry.importer}").load
     given = {"modality": modality, "head": head}
     options = {option: value for option, value in given.items() if value is not None}
-    return importlib.import_module(f"mlip_jax.importers.{entry.importer}").load(path, **options)
+    if unknown := sorted(options.keys() - inspect.signature(read).parameters.keys()):
+        raise ValueError(f"{entry.name} has no option {', '.join(unknown)}")
+    path = locate(entry)
+    log.warning("%s: %s", entry.name, terms_of_use(entry))
+    return read(path, **options)
 
 
 def locate(entry: PublishedForceField) -> Path:

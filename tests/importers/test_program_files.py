@@ -11,8 +11,11 @@ import jax
 import numpy as np
 import pytest
 
-from mlip_jax import importers
+from mlip_jax import MLIPCalculator, importers
 from mlip_jax.importers import mace
+from mlip_jax.importers.formats import torch_file
+from mlip_jax.importers.formats.mace_module import read_module
+from mlip_jax.importers.formats.mace_products import align_products
 from mlip_jax.importers.formats.weights import WeightsError
 from mlip_jax.structure import Structure
 from tests.importers import e3nn_fixtures, test_sevennet
@@ -84,9 +87,26 @@ def test_heads_of_mace(unpack):
     path = unpack("mace.model")
     with pytest.raises(ValueError, match="head must be one of 'first', 'second'.*received None"):
         mace.load(path)
-    second = mace.load(path, head="second")
+    second = MLIPCalculator.load(path, head="second").potential
     assert second.energy_scale == 0.9  # of the first head 1.3
     assert second.model.zbl and second.model.distance_transform == "agnesi"
+
+
+def test_signs_of_couplings_are_those_of_the_file(unpack):
+    """A file of another version of e3nn has other signs of couplings, and of the weights."""
+    state, _ = read_module(torch_file.read(unpack("mace.model")))
+    prefix = "products.0.symmetric_contractions.contractions.1."
+    flipped = {name: -state[f"{prefix}{name}"] for name in ("U_matrix_3", "weights_max")}
+    aligned = align_products(state | {f"{prefix}{k}": v for k, v in flipped.items()})
+    weights = f"{prefix}weights_max"
+    np.testing.assert_array_equal(align_products(state)[weights], state[weights])
+    restored = (aligned[weights] == state[weights]).all(axis=(0, 2))
+    vanishing = (aligned[weights] == -state[weights]).all(axis=(0, 2))  # for equal factors
+    assert restored.sum() > vanishing.sum() > 0 and (restored ^ vanishing).all()
+    with pytest.raises(WeightsError, match="has shape .* another basis"):
+        align_products(state | {f"{prefix}U_matrix_3": state[f"{prefix}U_matrix_3"][..., :2]})
+    with pytest.raises(WeightsError, match="the couplings are not those of MACE"):
+        align_products(state | {f"{prefix}U_matrix_3": 2 * state[f"{prefix}U_matrix_3"]})
 
 
 REFUSED = {

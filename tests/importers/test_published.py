@@ -7,11 +7,12 @@ from urllib.parse import urlparse
 
 import pytest
 
+from mlip_jax.defaults import published_defaults
 from mlip_jax.importers import published
 from mlip_jax.importers.catalog import downloads, published_list
 from mlip_jax.importers.catalog.downloads import DownloadError, download
 from mlip_jax.importers.formats.weights import WeightsError
-from mlip_jax.tasks.published import markdown
+from mlip_jax.tasks import published as task
 
 CONTENT = bytes(range(256)) * 40
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -137,6 +138,19 @@ def test_files_of_the_cache_and_of_packages(cache, monkeypatch):
     assert published._in_package(packaged._replace(package="absent_package")) is None
 
 
+def test_task(cache, tmp_path):
+    config = published_defaults()
+    config.download = "sevennet-0"
+    file = cache / "sevennet-0" / "checkpoint_sevennet_0.pth"
+    file.parent.mkdir()
+    file.write_bytes(CONTENT)
+    with pytest.raises(WeightsError, match="not the published file"):
+        task.run(config, tmp_path / "run")
+    config.download = ""
+    table = task.run(config, tmp_path / "list").read_text()
+    assert "| mace-off23-small |" in table and "unknown" in table
+
+
 def test_list():
     names = [entry.name for entry in published_list.FORCE_FIELDS]
     assert len(set(names)) == len(names) and all(name == name.lower() for name in names)
@@ -146,6 +160,7 @@ def test_list():
         assert not published_list.is_known(f"{entry.name}.model")
     off = published_list.find("mace-off23-small")
     assert "not for commercial use" in published.terms_of_use(off)
-    assert "unknown" in markdown(published_list.FORCE_FIELDS)
+    with pytest.raises(ValueError, match="sevennet-0 has no option head"):
+        published.load("sevennet-0", head="a")
     with pytest.raises(ValueError, match="expected the name of a published force field"):
         published_list.find("sevennet-9")

@@ -35,12 +35,13 @@ class Call:
 class Tensor:
     """Pickles as a tensor of torch; tensors with one `key` share their storage."""
 
-    def __init__(self, array, key, size=None, stride=None, offset=0, kind=None):
+    def __init__(self, array, key, size=None, stride=None, offset=0, kind=None, part=None):
         self.array, self.key, self.offset = np.asarray(array), str(key), offset
         self.size = self.array.shape if size is None else size
         strides = tuple(s // self.array.itemsize for s in self.array.strides)
         self.stride = strides if stride is None else stride
         self.kind = kind or KINDS[self.array.dtype.str]
+        self.part = part
 
 
 class _Storage:
@@ -82,7 +83,7 @@ class _Pickler(pickle._Pickler):
         tensor = obj.tensor
         self.storages.setdefault(tensor.key, tensor.array)
         pid = ("storage", Global("torch", tensor.kind), tensor.key, "cpu", tensor.array.size)
-        return (*pid, None) if self.is_old else pid
+        return (*pid, tensor.part) if self.is_old else pid
 
 
 class _OldPickler(_Pickler):

@@ -138,10 +138,10 @@ def _read_archive(archive: zipfile.ZipFile, path: Path) -> Any:
             f"{path}: a TorchScript archive, a program instead of weights. Give the checkpoint or the "
             "model from which it was exported."
         )
-    if f"{root}/byteorder" in names and archive.read(f"{root}/byteorder")[:6] == b"big":
-        raise WeightsError(f"{path}: numbers with the most significant byte first, not supported")
     folder = f"{root}/data/" if index[0].endswith("/data.pkl") else f"{root}/.data/"
     members = _StoredMembers(archive, path)
+    if f"{root}/byteorder" in names and members.read(f"{root}/byteorder")[:6] == b"big":
+        raise WeightsError(f"{path}: numbers with the most significant byte first, not supported")
     storages: dict[tuple[str, str], Storage] = {}
 
     def storage(kind: str, key: str) -> Storage:
@@ -164,7 +164,8 @@ def _unpickle(data: bytes, path: Path, size: int, storage: Callable[[str, str], 
             return Record(pid) if isinstance(pid, tuple) else _refuse_id(pid)
         if type(pid[2]) not in (str, int):  # packages number their storages
             return _refuse_id(pid)
-        return storage(storage_type(pid[1]), str(pid[2]))
+        whole = storage(storage_type(pid[1]), str(pid[2]))
+        return whole.part(pid[5]) if len(pid) > 5 and pid[5] is not None else whole
 
     content = safe_pickle.loads(
         data,

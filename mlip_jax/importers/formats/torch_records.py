@@ -18,6 +18,7 @@ from mlip_jax.importers.formats.weights import WeightsError
 _MAX_NAMES = 10_000  # number of classes; MACE has about 60
 _MAX_MODULES = 100_000
 _MAX_DEPTH = 100
+_MAX_NAME = 200
 # Names that a malicious pickle calls and no weights need. All other names are inert, too; these are
 # rejected so that the user learns of them.
 _MODULES_OF_PROGRAMS = frozenset(
@@ -172,10 +173,17 @@ def modules_of(root: Record) -> Iterator[tuple[str, Record]]:
         yield prefix, module
         children = entries_of(attributes_of(module).get("_modules"))
         waiting += [
-            (f"{prefix}{name}.", child, depth + 1)
+            (f"{prefix}{_checked_name(name)}.", child, depth + 1)
             for name, child in reversed(children.items())
-            if isinstance(name, str) and isinstance(child, Record)
+            if isinstance(child, Record)
         ]
+
+
+def _checked_name(name: Any) -> str:
+    """Return the name of a module or array. Raise WeightsError for one that is no model's."""
+    if not isinstance(name, str) or len(name) > _MAX_NAME:
+        raise WeightsError("the name of a module is not a short text: the file is malicious")
+    return name
 
 
 def state_dict(root: Record) -> dict[str, np.ndarray]:
@@ -186,9 +194,8 @@ def state_dict(root: Record) -> dict[str, np.ndarray]:
         left_out = _items(attributes.get("_non_persistent_buffers_set"))
         for group in _GROUPS[:2]:
             for name, value in entries_of(attributes.get(group)).items():
-                is_kept = isinstance(name, str) and name not in left_out
-                if is_kept and isinstance(value, np.ndarray):
-                    arrays[prefix + name] = value
+                if isinstance(value, np.ndarray) and name not in left_out:
+                    arrays[prefix + _checked_name(name)] = value
     return arrays
 
 

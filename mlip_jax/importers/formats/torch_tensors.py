@@ -63,6 +63,17 @@ class Storage:
     def __init__(self, numbers: np.ndarray, is_bfloat16: bool = False):
         self.numbers, self.is_bfloat16 = numbers, is_bfloat16
 
+    def part(self, view: Any) -> Storage:
+        """Return a part of the storage, given (key, offset, size), as in files of old versions."""
+        if not isinstance(view, tuple) or [type(n) for n in view[1:]] != [int, int]:
+            raise pickle.UnpicklingError(f"a part {_short(view)} of a storage")
+        _, offset, size = view
+        if min(offset, size) < 0 or offset + size > self.numbers.size:
+            raise pickle.UnpicklingError(
+                f"a part {_short(view)} beyond {self.numbers.size} numbers"
+            )
+        return Storage(self.numbers[offset : offset + size], self.is_bfloat16)
+
 
 def storage_type(value: Any) -> str:
     """Return the name of the type of a storage, such as "FloatStorage".
@@ -99,7 +110,7 @@ class Tensors:
 
     def __init__(self, size: int):
         """Create the functions for a file of `size` bytes."""
-        self._left = 16 * size + _EXTRA_NUMBERS
+        self._left = size + _EXTRA_NUMBERS
 
     def functions(self) -> dict[tuple[str, str], Callable]:
         """Return the functions by module and name."""
