@@ -56,8 +56,10 @@ FORCE_FIELD = Part(
     "Force field.",
     force_field=Field(
         "",
-        "Force field: the workdir of a training run, or IMPORTER:FILE for one that another program "
-        f"trained. Importers: {', '.join(IMPORTERS)}.",
+        "Force field: the workdir of a training run; a file of MACE, SevenNet, NequIP, SchNetPack, "
+        "TorchMD-Net or SO3LR, as in X.model or checkpoint.pth#modality=PBE; the name of a published "
+        "force field, as in sevennet-0; or IMPORTER:FILE for one that another program trained. "
+        f"Importers: {', '.join(IMPORTERS)}.",
     ),
 )
 

@@ -373,3 +373,9 @@ EXPORT = task(
         ("cpu", "cuda", "tpu"), "Platforms of the program.", choices=("cpu", "cuda", "rocm", "tpu")
     ),
 )
+
+PUBLISHED = task(
+    "published",
+    "List of published force fields, and the download of one of them.",
+    download=Field("", "Name of a force field to download into the cache."),
+)

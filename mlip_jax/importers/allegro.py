@@ -13,7 +13,7 @@ import numpy as np
 from ase.data import atomic_numbers
 
 from mlip_jax import models
-from mlip_jax.importers.formats import weights as weight_files
+from mlip_jax.importers.formats import state_files
 from mlip_jax.importers.formats.recorded import table_of
 from mlip_jax.importers.formats.torch_weights import TorchWeights
 from mlip_jax.importers.formats.weights import check_arguments, check_shapes, read_arguments
@@ -58,7 +58,7 @@ def load(
     """Load a force field from saved weights.
 
     Args:
-      path: .npz or .safetensors file with the state dict of the model.
+      path: .npz, .safetensors or .pt file with the state dict of the model.
       config: Arguments of nequip-allegro's `AllegroModel`, or the path of a YAML file with them.
       energy_unit: Energy per unit of the network's energies (eV).
 
@@ -67,7 +67,7 @@ def load(
       ValueError: The weights are not those of Allegro, or they do not match the arguments.
     """
     path = Path(path)
-    return potential(weight_files.read(path), config, energy_unit, {"file": path.name})
+    return potential(state_files.read(path), config, energy_unit, {"file": path.name})
 
 
 def potential(

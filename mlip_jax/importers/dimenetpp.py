@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from mlip_jax import models
+from mlip_jax.importers.formats import state_files
 from mlip_jax.importers.formats.torch_weights import TorchWeights, element_numbers
-from mlip_jax.importers.formats.weights import WeightsError, check_shapes, read
+from mlip_jax.importers.formats.weights import WeightsError, check_shapes
 from mlip_jax.models.layers.heads import MAX_ATOMIC_NUMBER
 from mlip_jax.potential import Potential
 
@@ -33,7 +34,7 @@ def load(
     """Load a force field from a file with the state dict of a DimeNet++.
 
     Args:
-      path: .npz or .safetensors file, see importers/formats/weights.py.
+      path: File with the state dict, see importers/formats/state_files.py.
       cutoff: Cutoff radius of the training (Å); the default is that of both implementations.
       envelope_exponent: Exponent of the envelope of the training; the default is that of both.
       energy_unit: Energy per unit of the network's output (eV).
@@ -41,10 +42,10 @@ def load(
         None for all elements in its table.
 
     Raises:
-      FileNotFoundError, WeightsError: See `weights.read` and `convert`.
+      FileNotFoundError, WeightsError: See `state_files.read` and `convert`.
       ValueError: An element has no weights.
     """
-    weights = read(path)
+    weights = state_files.read(path)
     try:
         options, params, rows = convert(weights)
     except WeightsError as error:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mlip_jax import models
-from mlip_jax.importers.formats import weights as weight_files
+from mlip_jax.importers.formats import state_files
 from mlip_jax.importers.formats.torch_weights import TorchWeights
 from mlip_jax.importers.formats.weights import (
     WeightsError,
@@ -73,7 +73,7 @@ def load(
     """Load a force field from saved weights.
 
     Args:
-      path: .npz or .safetensors file with the state dict of the model.
+      path: .npz, .safetensors or .pt file with the state dict of the model.
       config: Arguments of the constructor, with the averages `avg_num_nodes` and `avg_degree` that
         are constants of its file; or the path of a YAML file with them.
       energy_unit: Energy per unit of the network's energies (eV).
@@ -83,7 +83,7 @@ def load(
       ValueError: The weights are not those of Equiformer, or they do not match the arguments.
     """
     path = Path(path)
-    return potential(weight_files.read(path), config, energy_unit, {"file": path.name})
+    return potential(state_files.read(path), config, energy_unit, {"file": path.name})
 
 
 def potential(
