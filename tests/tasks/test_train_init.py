@@ -8,15 +8,17 @@ import jax
 import numpy as np
 import pytest
 
-from mlip_jax.config import ConfigError
+from mlip_jax.config import ConfigError, complete
 from mlip_jax.configs import spice
 from mlip_jax.datasets.columns import Columns
+from mlip_jax.defaults import train_defaults
 from mlip_jax.importers import parameters
 from mlip_jax.potential import Potential
 from mlip_jax.reports.predictions import Predictions
 from mlip_jax.structure import Structure
 from mlip_jax.tasks import train
 from mlip_jax.tasks.force_field_training import comparison
+from mlip_jax.tasks.force_field_training.preparation import TrainingRun
 from tests.tasks.runs import DATA
 
 SHIFT = {6: 1.5, 1: -0.25, 8: 0.75}  # hartree of an atom: other zeros of energy
@@ -53,6 +55,17 @@ def still(folder, **fields):
         "optimizer__learning_rate_end": 1e-13,
     }
     return config(directory=folder / "data", **own | fields)
+
+
+def test_the_average_number_of_neighbors_is_that_of_the_training_split(first):
+    """Force fields load with the factor of the training, whatever later data have."""
+    c = complete(config(directory=first / "data", model__name="nequip"), train_defaults())
+    (first / "prepared").mkdir()
+    training = TrainingRun.prepare(c, first / "prepared")
+    average = training.statistics["mean_neighbors"]
+    assert 5 < average < 30 and training.model.avg_num_neighbors == round(average, 4)
+    stored = training.metadata["config"]["model"]["options"]
+    assert stored["avg_num_neighbors"] == round(average, 4)
 
 
 def predictions(workdir):
