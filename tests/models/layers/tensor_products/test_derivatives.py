@@ -74,6 +74,22 @@ def test_derivatives(undirected, block, compact):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
 
 
+def test_shapes_need_no_tracing(monkeypatch):
+    """Tracing a training step does not trace the loops over blocks, which takes many seconds."""
+    for name in ("forward", "backward", "second"):
+        monkeypatch.setattr(chunks, name, None)
+    spec = Spec(GROUPS, True, False, 3)
+    (x, y, w), indices = arguments()
+
+    def energy(*args):
+        return sum(jnp.sum(a) for a in jax.tree.leaves(convolve_blocks(spec, *args, *indices)))
+
+    def loss(w):
+        return jnp.sum(jax.grad(energy, 1)(x, y, w) ** 2)
+
+    assert jax.eval_shape(jax.grad(loss), w)[1][0].shape == (6, 3)
+
+
 def test_blocks_do_not_change_the_result():
     (x, y, w), indices = arguments()
     one, two = jax.jit(
