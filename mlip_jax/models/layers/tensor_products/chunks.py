@@ -50,6 +50,8 @@ class Spec(NamedTuple):
       block: Number of edges of a block.
       compact: Whether to multiply by matrices with one operation for all paths. This compiles in
         less time, and runs up to twice as long.
+      stored: Whether to store the factors of sums over paths, and to write out the sums. This is
+        faster on a CPU.
     """
 
     groups: tuple[PathGroup, ...]
@@ -57,6 +59,7 @@ class Spec(NamedTuple):
     old_signs: bool
     block: int
     compact: bool = False
+    stored: bool = False
 
 
 def forward(spec: Spec, x, y, w, senders, receivers):
@@ -107,10 +110,17 @@ def backward(spec: Spec, wanted, g, x, y, w, senders, receivers):
                 if need_w:
                     _accumulate(dw[k], g_target, _apply(spec, matrices[k], x_source))
                 weighted = [_wide(weight) * values for weight, values in zip(w[k], g_target)]
+                by_x, outer = _derivatives(
+                    spec,
+                    way,
+                    matrices[k] if need_x else None,
+                    weighted,
+                    x_source if need_y else None,
+                )
                 if need_x:
-                    dx[k] = _add(dx[k], way.source, _apply_transposed(matrices[k], weighted))
+                    dx[k] = _add(dx[k], way.source, by_x)
                 if need_y:
-                    dy += _contract(spec, group, _outer(weighted, x_source))
+                    dy += _contract(spec, group, outer)
             return dx, dy, dw
 
         dy = jnp.zeros_like(y) if need_y else None
@@ -164,14 +174,19 @@ def second(spec: Spec, wanted, cotangents, g, x, y, w, senders, receivers):
                         dg[k][p] = _add(dg[k][p], way.target, _combine(*terms))
                 if need_w and varied is not None:
                     _accumulate(dw[k], g_target, varied)
-                if need_x and cy is not None:
-                    dx[k] = _add(dx[k], way.source, _apply_transposed(changes[k], weighted))
-                if need_x and cw is not None:
-                    dx[k] = _add(dx[k], way.source, _apply_transposed(matrices[k], changed))
-                if need_y and cx is not None:
-                    dy += _contract(spec, group, _outer(weighted, cx_source))
-                if need_y and cw is not None:
-                    dy += _contract(spec, group, _outer(changed, x_source))
+                of_changes = None if cy is None else changes[k]
+                for values, matrix, factor in (
+                    (weighted, of_changes, cx_source),
+                    (changed, matrices[k], x_source),
+                ):
+                    matrix, factor = matrix if need_x else None, factor if need_y else None
+                    if values is None or (matrix is None and factor is None):
+                        continue
+                    by_x, outer = _derivatives(spec, way, matrix, values, factor)
+                    if by_x is not None:
+                        dx[k] = _add(dx[k], way.source, by_x)
+                    if outer is not None:
+                        dy += _contract(spec, group, outer)
             return dg, dx, dy, dw
 
         dy = jnp.zeros_like(y) if need_y else None
@@ -264,19 +279,45 @@ def _apply(spec, matrices, x):
     return [sum(m[:, :, a, None] * x[:, None, a] for a in range(x.shape[1])) for m in matrices]
 
 
-def _apply_transposed(matrices, values):
+def _derivatives(spec, way, matrices, values, x):
+    """Compute the derivatives of <values, matrices @ x> with respect to x and to the matrices.
+
+    Args:
+      spec: Structure of the convolution.
+      way: Messages.
+      matrices: Matrix of each path, shape (P, c, a); None if its derivative is not wanted.
+      values: Values of each path, shape (P, c, U).
+      x: Factors, shape (P, a, U); None if the derivative is not wanted.
+
+    Returns:
+      Sums over the paths and c, shape (P, a, U), and over the channels, shape (P, q, a); or None.
+    """
+
+    def compute(matrices, values, x):
+        joined = jnp.concatenate(values, axis=1)
+        by_x = None if matrices is None else _apply_transposed(spec, matrices, values)
+        outer = None if x is None else jnp.einsum("pqu,pau->pqa", joined, x, precision=_EXACT)
+        return by_x, outer
+
+    if not spec.stored or spec.compact:
+        return compute(matrices, values, x)
+    # The condition always holds. The arguments of a branch are stored; without it, XLA would
+    # repeat gathers and products with weights for each term of a sum.
+    shapes = jax.eval_shape(compute, matrices, values, x)
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+    return jax.lax.cond(way.source[0] >= 0, compute, lambda *_: zeros, matrices, values, x)
+
+
+def _apply_transposed(spec, matrices, values):
     """Multiply by the transposed matrices and sum: (P, c, a) each, (P, c, U) each -> (P, a, U)."""
-    return jnp.einsum(
-        "pqa,pqu->pau",
-        jnp.concatenate(matrices, axis=1),
-        jnp.concatenate(values, axis=1),
-        precision=_EXACT,
-    )
-
-
-def _outer(values, x):
-    """Sum products over the channels: (P, c, U) each, (P, a, U) -> (P, q, a)."""
-    return jnp.einsum("pqu,pau->pqa", jnp.concatenate(values, axis=1), x, precision=_EXACT)
+    if spec.stored and not spec.compact:
+        return sum(
+            m[:, c, :, None] * v[:, c, None]
+            for m, v in zip(matrices, values)
+            for c in range(v.shape[1])
+        )
+    joined = jnp.concatenate(matrices, axis=1), jnp.concatenate(values, axis=1)
+    return jnp.einsum("pqa,pqu->pau", *joined, precision=_EXACT)
 
 
 def _accumulate(total, a, b):

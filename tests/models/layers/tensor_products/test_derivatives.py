@@ -30,12 +30,12 @@ def arguments(num=4, edges=6, channels=(2, 3)):
 
 
 @pytest.mark.parametrize(
-    ("undirected", "block", "compact"),
-    [(False, 6, True), pytest.param(True, 3, False, marks=pytest.mark.slow)],
+    ("undirected", "block", "compact", "stored"),
+    [(False, 6, True, False), pytest.param(True, 3, False, True, marks=pytest.mark.slow)],
 )
-def test_derivatives(undirected, block, compact):
+def test_derivatives(undirected, block, compact, stored):
     """First derivatives, their gradient (training on forces), tangents of both, and batches."""
-    spec = Spec(GROUPS, undirected, False, block, compact)
+    spec = Spec(GROUPS, undirected, False, block, compact, stored)
     (x, y, w), indices = arguments()
     directions = jax.tree.map(lambda a: jnp.asarray(RNG.normal(size=a.shape)), (x, y, w))
 
