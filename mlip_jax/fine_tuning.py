@@ -17,7 +17,6 @@ import ml_collections
 import numpy as np
 from ase.data import chemical_symbols
 
-from mlip_jax import models
 from mlip_jax.config import ConfigError, differences
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.statistics import ElementFit
@@ -26,7 +25,7 @@ from mlip_jax.importers.parameters import describe
 from mlip_jax.potential import Potential, create_model, example_graph
 from mlip_jax.simulation.energies import energies
 from mlip_jax.training.data import Split
-from mlip_jax.training.options import fill_options
+from mlip_jax.training.options import inherit_options
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +55,7 @@ def load_initial_force_field(config: ml_collections.ConfigDict) -> Potential | N
         config.model.name = initial_model["model"]["name"]
         config.model.options = ml_collections.ConfigDict(initial_model["model"]["options"])
     elif config.model.name == initial_model["model"]["name"]:
-        stored = initial_model["model"]["options"]
-        fill_options(config, {k: stored[k] for k in models.new_run_options(config.model.name)})
+        inherit_options(config, initial_model["model"]["options"])
     model = create_model(config.model, config.potential)
     if model != initial.model:
         raise ConfigError(

@@ -42,6 +42,15 @@ def new_run_options(name: str) -> dict[str, Any]:
     return dict(getattr(find(name), "NEW_RUN_OPTIONS", {}))
 
 
+def uses_average_neighbors(name: str, options: Mapping[str, Any]) -> bool:
+    """Return whether the model `name` with these options scales messages by `avg_num_neighbors`."""
+    fields = find(name).__dataclass_fields__
+    if "message_normalization" in fields:
+        default = fields["message_normalization"].default
+        return options.get("message_normalization", default) == "avg_num_neighbors"
+    return "avg_num_neighbors" in fields
+
+
 def check_elements(model, numbers) -> None:
     """Raise ValueError if a model with weights for certain elements has none for an atomic number.
 

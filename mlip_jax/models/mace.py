@@ -73,8 +73,8 @@ class Model(nn.Module):
         instead. "density" blocks divide the sum by one plus a learned function of the neighbors'
         distances, the others by `avg_num_neighbors`.
       interaction: Block of the other layers.
-      avg_num_neighbors: Average number of neighbors; the default is that of organic molecules
-        within 5 Å.
+      avg_num_neighbors: Average number of neighbors. Training runs set it from their data; the
+        default is that of organic molecules within 5 Å.
       distance_transform: Distance in the Bessel functions: "none", or "agnesi", which depends on
         the covalent radii of both elements.
       agnesi: Constants q, p and a of "agnesi".

@@ -66,7 +66,8 @@ class Model(nn.Module):
       qk_activation: Activation of queries and keys (layers.ACTIVATIONS).
       message_normalization: Divisor of the attention: 1 ("identity"), the square root of the
         channels of a head ("sqrt_num_features") or `avg_num_neighbors` ("avg_num_neighbors").
-      avg_num_neighbors: Average number of neighbors, for `message_normalization`.
+      avg_num_neighbors: Average number of neighbors, for `message_normalization`. Training runs
+        that need it set it from their data.
       layer_norm_1: Whether there is a layer norm after attention. More than four layers need a
         layer norm, this one or layer_norm_2.
       residual_mlp_1: Whether there is a residual MLP after attention.

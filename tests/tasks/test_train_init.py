@@ -11,7 +11,7 @@ import pytest
 
 from mlip_jax import config as configs
 from mlip_jax import fine_tuning
-from mlip_jax.config import ConfigError
+from mlip_jax.config import ConfigError, complete
 from mlip_jax.configs import spice
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.defaults import train_defaults
@@ -60,6 +60,17 @@ def still(folder, **fields):
         "optimizer__learning_rate_end": 1e-13,
     }
     return config(directory=folder / "data", **own | fields)
+
+
+def test_the_average_number_of_neighbors_is_that_of_the_training_split(first):
+    """Force fields load with the factor of the training, whatever later data have."""
+    c = complete(config(directory=first / "data", model__name="nequip"), train_defaults())
+    (first / "prepared").mkdir()
+    training = TrainingRun.prepare(c, first / "prepared")
+    average = training.statistics["mean_neighbors"]
+    assert 5 < average < 30 and training.model.avg_num_neighbors == round(average, 4)
+    stored = training.metadata["config"]["model"]["options"]
+    assert stored["avg_num_neighbors"] == round(average, 4)
 
 
 def predictions(workdir):

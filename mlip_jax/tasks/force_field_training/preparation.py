@@ -31,6 +31,7 @@ from mlip_jax.potential import (
 from mlip_jax.simulation.trust import molecule_features
 from mlip_jax.training import optimizer
 from mlip_jax.training.data import Split
+from mlip_jax.training.options import set_average_neighbors
 from mlip_jax.training.prepare import describe, save_or_check_split, warn_of_unseen
 from mlip_jax.training.recorder import writing
 
@@ -80,6 +81,8 @@ class TrainingRun:
         with distributed.leader_first("data"):  # the leader builds the store, others open it
             data = source.load(config.data)
             splits = _split(config, data, workdir, model, embed)
+        set_average_neighbors(config, splits["train"].sizes)
+        model = create_model(config.model, config.potential)
         train_statistics = distributed.broadcast(
             _compute_statistics(config, data, splits["train"], model, initial)
             if distributed.leader()

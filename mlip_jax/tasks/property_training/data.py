@@ -163,12 +163,14 @@ class PropertyInputs:
       valid: Validation split.
       tests: Test split and its geometries per geometry source.
       displace: Function that displaces training inputs, see `Batches`, or None.
+      sizes: Sizes of the training structures before they are displaced.
     """
 
     train: Split
     valid: Split
     tests: dict[str, tuple[Split, Geometries]]
     displace: Callable | None
+    sizes: Sizes
 
     @property
     def splits(self) -> dict[str, Split]:
@@ -183,7 +185,7 @@ class PropertyInputs:
         """Load the splits with the geometries that `config` names, and create the noise."""
         c = config.data
         train, geometries = data.split("train", c.geometry, targets, cutoff)
-        noise = _create_noise(config, data, geometries, cutoff)
+        sizes, noise = train.sizes, _create_noise(config, data, geometries, cutoff)
         valid, _ = data.split("valid", c.valid_geometry or c.geometry, targets, cutoff)
         displace: CoordinateNoise | BatchNoise | None = noise
         if noise is not None:
@@ -202,7 +204,7 @@ class PropertyInputs:
         tests = {}
         if targets and len(data.splits["test"]):
             tests = {g: data.split("test", g, targets, cutoff) for g in c.test_geometries}
-        return cls(train, valid, _restrict_to_common(tests), displace)
+        return cls(train, valid, _restrict_to_common(tests), displace, sizes)
 
 
 def _create_noise(
