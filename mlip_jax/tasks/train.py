@@ -11,6 +11,7 @@ import numpy as np
 
 from mlip_jax import config as configs
 from mlip_jax import defaults, distributed
+from mlip_jax.datasets.stress import STRESS
 from mlip_jax.tasks.force_field_training.loop import build_loop
 from mlip_jax.tasks.force_field_training.preparation import TrainingRun
 from mlip_jax.tasks.force_field_training.report import report_run
@@ -46,7 +47,10 @@ def _train(training: TrainingRun) -> Path:
     config, splits = training.config, training.splits
     restored = restore(training.workdir)
     reference = np.array(training.statistics["reference_energies"])
-    batches, fill = make_batches(config, splits, training.model, reference, restored)
+    properties = (STRESS,) if config.loss.stress else ()
+    batches, fill = make_batches(
+        config, splits, training.model, reference, restored, properties=properties
+    )
     per_epoch = batches.steps_per_epoch(splits["train"])
     num_steps = count_steps(config, per_epoch)
     params = training.initial_parameters()

@@ -22,6 +22,7 @@ from mlip_jax.datasets.quality.geometry import (
     shortest_distances,
 )
 from mlip_jax.datasets.quality.pairs import bond_stiffness, close_pairs, neighbor_pairs
+from mlip_jax.datasets.quality.stress_check import STRESS_RATIO, stress_ratios
 
 TOO_CLOSE = 0.4  # Å
 LARGE_FORCE = 100.0  # eV/Å
@@ -57,6 +58,7 @@ DISTRIBUTIONS = (
     "pair distance",
     "pair stiffness",
     "bond stiffness",
+    STRESS_RATIO,
 )
 # Quantities whose extreme values are kept with the names of their structures: the largest values,
 # except the smallest distances and the pair ratios closest to -1.
@@ -96,6 +98,7 @@ class Findings:
         "pair distance": RMSD of close pairs (Å).
         "pair stiffness": |F₂ - F₁| / |Δx| of close pairs (eV/Å²).
         "bond stiffness": stiffness of bonds of H to C, N or O (eV/Å²).
+        "stress ratio": energy differences of crystals over those that the stress implies.
       worst: List of [value, "source#conformer"] per name in WORST_OF, the worst first. Pairs are
         named "source#conformer and source#conformer"; only ratios within FLIPPED are listed.
     """
@@ -172,6 +175,7 @@ def examine(columns: Columns, *, seed: int = 0, shortest: np.ndarray | None = No
         }
         _examine_distances(columns, shortest, findings)
         _examine_energies(columns, findings)
+        findings.distributions[STRESS_RATIO] = Distribution.from_values(stress_ratios(columns))
         usable = finite & ~forces["none"] & ~forces["partly"]
         labeled = usable & ~no_energy
         _examine_pairs(

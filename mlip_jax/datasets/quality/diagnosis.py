@@ -10,6 +10,7 @@ from mlip_jax.datasets.quality.label_diagnosis import (
     diagnose_outliers,
 )
 from mlip_jax.datasets.quality.problems import Problem, describe_count
+from mlip_jax.datasets.quality.stress_check import diagnose_stress
 from mlip_jax.datasets.quality.unit_diagnosis import (
     diagnose_lengths,
     diagnose_ratio,
@@ -37,6 +38,7 @@ def diagnose(findings: Findings, *, duplicates: int | None = None) -> list[Probl
     )
     problems += diagnose_contacts(findings, length) + diagnose_labels(findings)
     problems += diagnose_net_force(findings) + diagnose_outliers(findings)
+    problems += diagnose_stress(findings)
     if duplicates and duplicates > _DUPLICATES * findings.counts["structures"]:
         problems.append(
             Problem(

@@ -8,6 +8,7 @@ Layout for m structures of at most n atoms. Names are options; without them, usu
     forces     (m, n, 3)              optional
     charge     (m,), (m, 1) or ()     optional
     cell       (m, 3, 3) or (3, 3)    optional; structures with a cell are periodic along each vector
+    stress     (m, 3, 3), (m, 9), (m, 6)   optional, only with a cell; or virial
 
 Such files are written with numpy.savez. They do not state their units, which are options with eV
 and Å as defaults. md17.py and qm7x.py read the published files of MD17, rMD17 and QM7-X.
@@ -26,6 +27,7 @@ from mlip_jax.datasets.formats.elements import validate_numbers
 from mlip_jax.datasets.formats.frame_labels import formula
 from mlip_jax.datasets.identity import molecule_identity
 from mlip_jax.datasets.reader import DatasetError, ReadReport
+from mlip_jax.datasets.stress import STRESS, StressConversion
 from mlip_jax.structure import Structure, cell_problem, charge_names
 
 # Usual names in lower case, the most specific first.
@@ -35,6 +37,7 @@ _USUAL = {
     "energy": ("energy", "energies", "total_energy", "e"),
     "forces": ("forces", "force", "f"),
     "cell": ("cell", "cells", "lattice"),
+    "stress": ("stress", "stresses", "virial", "virials"),
     "molecule": (),
     "smiles": ("smiles",),
 }
@@ -53,6 +56,7 @@ class Reader(reader.Reader):
       forces_key: Name of the forces.
       charge_key: Name of the total charges; structures are neutral without them.
       cell_key: Name of the lattice vectors.
+      stress_key: Name of the stresses, or of virials if the name is virial or virials.
       smiles_key: Name of the SMILES, texts of shape (m,).
       molecule_key: Name of texts or numbers of shape (m,) that identify the molecules. "" uses the
         SMILES if present, otherwise the formula; isomers then count as one molecule.
@@ -61,6 +65,10 @@ class Reader(reader.Reader):
       length_unit: Length unit: Ang, bohr, nm or pm.
       forces_unit: Force unit, e.g. "hartree/bohr". "" means energy_unit/length_unit.
       forces_are_gradients: Whether the file has the gradient, whose sign is then changed.
+      stress_unit: Unit of the stress: GPa, kbar or e.g. "eV/Ang^3". "" means
+        energy_unit/length_unit³. Virials are in energy_unit.
+      stress_sign_reversed: Whether the stress or virial has the other sign than in ASE, in which a
+        stress is positive if the cell wants to shrink.
       level_of_theory: Description of the level of theory of the labels.
     """
 
@@ -68,6 +76,7 @@ class Reader(reader.Reader):
         "positions": "length_unit (Å)",
         "energy": "energy_unit (eV)",
         "forces": "forces_unit (eV/Å)",
+        "stress": "stress_unit (eV/Å³)",
     }
     GENERAL = True
     UNREAD_REMEDY = (
@@ -78,6 +87,7 @@ class Reader(reader.Reader):
         "units": "forces_unit=hartree/bohr",
         "gradients": "forces_are_gradients=True",
         "positions": "length_unit=bohr",
+        "stress": "stress_unit=GPa",
     }
 
     def __init__(
@@ -90,6 +100,7 @@ class Reader(reader.Reader):
         forces_key: str = "",
         charge_key: str = "",
         cell_key: str = "",
+        stress_key: str = "",
         smiles_key: str = "",
         molecule_key: str = "",
         property_keys: tuple[str, ...] = (),
@@ -97,6 +108,8 @@ class Reader(reader.Reader):
         length_unit: str = "Ang",
         forces_unit: str = "",
         forces_are_gradients: bool = False,
+        stress_unit: str = "",
+        stress_sign_reversed: bool = False,
         level_of_theory: str = "",
     ):
         super().__init__(path)
@@ -110,6 +123,7 @@ class Reader(reader.Reader):
             "forces": forces_key,
             "charge": charge_key,
             "cell": cell_key,
+            "stress": stress_key,
             "smiles": smiles_key,
             "molecule": molecule_key,
         }
@@ -121,6 +135,9 @@ class Reader(reader.Reader):
         self._force = file_units.force_unit(unit) if unit else self._energy / self._length
         # Forces are minus the gradient.
         self._force *= -1 if options.flag("forces_are_gradients", forces_are_gradients) else 1
+        self._stress = StressConversion.from_options(
+            stress_unit, stress_sign_reversed, self._energy, self._length
+        )
         self._file = npz.NpzFile(self.path)
         try:
             self._keys = _find_names(self._file.members, requested)
@@ -208,8 +225,14 @@ class Reader(reader.Reader):
             smiles=smiles,
             record=record,
             source=source,
-            properties={},
+            properties=self._stress_of(row, cell, source),
         )
+
+    def _stress_of(self, row, cell, source: str) -> dict[str, np.ndarray]:
+        """Return the stress of a row (eV/Å³) as a property; none if the file has no stresses."""
+        if STRESS not in row:
+            return {}
+        return {STRESS: self._stress.convert(row[STRESS], self._keys[STRESS], cell, source)}
 
     def _rows(self, label: str, start: int, stop: int) -> np.ndarray:
         """Return rows [start, stop) of a label; values common to all structures are repeated."""
@@ -256,10 +279,20 @@ def _find_names(members: dict[str, npz.Member], requested: dict[str, str]) -> di
         name = next((lower[name] for name in usual if name in lower), None)
         if label not in keys and name is not None:
             keys[label] = name
+    # Without a cell, an array of this name is another quantity.
+    if not requested.get(STRESS) and (
+        "cell" not in keys or STRESS in keys and not _is_stress(members, keys)
+    ):
+        keys.pop(STRESS, None)
     charges = charge_names(members)
     if "charge" not in keys and charges:
         keys["charge"] = charges[0]
     return keys
+
+
+def _is_stress(members: dict[str, npz.Member], keys: dict[str, str]) -> bool:
+    """Return whether the array of the stress has six or nine numbers per structure."""
+    return members[keys[STRESS]].shape[1:] in ((3, 3), (9,), (6,))
 
 
 def _shape_problem(members: dict[str, npz.Member], keys: dict[str, str]) -> str:
@@ -275,6 +308,7 @@ def _shape_problem(members: dict[str, npz.Member], keys: dict[str, str]) -> str:
         "forces": [positions],
         "charge": [(m,), (m, 1), ()],
         "cell": [(m, 3, 3), (3, 3)],
+        "stress": [(m, 3, 3), (m, 9), (m, 6)] if "cell" in keys else [],
         "smiles": [(m,)],
         "molecule": [(m,)],
     }
