@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.stress import full_3x3_to_voigt_6_stress
 
 from mlip_jax.datasets.formats.ase_frames import FileFrames, MemoryFrames, has_labels
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.datasets.readers import ase
+from mlip_jax.datasets.stress import STRESS
 from mlip_jax.structure import Structure
 from mlip_jax.workdir import atomic_path
 
@@ -92,5 +94,8 @@ def write_trajectory(path: Path, structures: Sequence[Structure]) -> None:
             atoms.info |= {name: np.asarray(value).tolist() for name, value in labels.items()}
             labels = {} if math.isnan(s.energy) else {"energy": s.energy}
             labels |= {} if s.forces is None else {"forces": s.forces}
+            stress = s.properties.get(STRESS)
+            if stress is not None and np.isfinite(stress).all():
+                labels["stress"] = full_3x3_to_voigt_6_stress(stress)
             atoms.calc = SinglePointCalculator(atoms, **labels)
             file.write(atoms)

@@ -1,4 +1,4 @@
-"""Units of energies, lengths and forces that data files and options of readers state."""
+"""Units of energies, lengths, forces and stresses that data files and options of readers state."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ ENERGY_UNITS = {
     "kcal/mol": units.kcal / units.mol,
     "kJ/mol": units.kJ / units.mol,
 }
+STRESS_UNITS = {"GPa": units.GPa, "kbar": 1e3 * units.bar, "bar": units.bar, "Pa": units.Pascal}
 LENGTH_UNITS = {"Ang": 1.0, "angstrom": 1.0, "Å": 1.0, "bohr": units.Bohr, "nm": 10.0, "pm": 0.01}
 
 
@@ -30,11 +31,13 @@ READER_UNITS = {
     "positions": "length_unit (Å)",
     "energy": "energy_unit (eV)",
     "forces": "forces_unit (eV/Å)",
+    "stress": "stress_unit (eV/Å³)",
 }
 READER_PROBLEM_OPTIONS = {
     "units": "forces_unit=hartree/bohr",
     "gradients": "forces_are_gradients=True",
     "positions": "length_unit=bohr",
+    "stress": "stress_unit=GPa",
 }
 
 
@@ -95,6 +98,22 @@ def force_unit(text: str) -> float:
     energy, _, length = text.rpartition("/")
     return _unit(energy, ENERGY_UNITS, "energy in forces_unit") / _unit(
         length, LENGTH_UNITS, "length in forces_unit"
+    )
+
+
+def stress_unit(text: str) -> float:
+    """Return the value in eV/Å³ of a unit of stress: GPa, kbar, bar, Pa or energy/length^3.
+
+    >>> round(stress_unit("GPa"), 6), stress_unit("eV/Ang^3")
+    (0.006242, 1.0)
+    """
+    energy, slash, length = text.rpartition("/")
+    if not slash:
+        return _unit(text, STRESS_UNITS, "stress_unit")
+    length = length.removesuffix("^3").removesuffix("³")
+    return (
+        _unit(energy, ENERGY_UNITS, "energy in stress_unit")
+        / _unit(length, LENGTH_UNITS, "length in stress_unit") ** 3
     )
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import pkgutil
 from pathlib import Path
 
-from mlip_jax.defaults.bounds import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, Bounds
+from mlip_jax.defaults.bounds import AT_LEAST_ONE, FINITE, FRACTION, NOT_NEGATIVE, POSITIVE, Bounds
 from mlip_jax.defaults.data import DATA, dtype, num_processes, seed
 from mlip_jax.defaults.field import Field, Part, optional, task
 
@@ -100,6 +100,33 @@ MINIMIZER = Part(
     ),
 )
 
+CELL = Part(
+    "Relaxation of the cells of periodic structures.",
+    cell=optional(
+        str,
+        "Filter that relaxes the cells of periodic structures together with the atoms.",
+        choices={"frechet": "FrechetCellFilter of ASE", "unitcell": "UnitCellFilter of ASE"},
+        unset="cells are kept",
+        legacy_value=None,
+    ),
+    mask=Field(
+        (1, 1, 1, 1, 1, 1),
+        "Components of the strain that are relaxed (1) or fixed (0), in the order xx, yy, zz, yz, "
+        "xz, xy.",
+        bounds=FRACTION,
+        only_with=("cell",),
+    ),
+    scalar_pressure=Field(
+        0.0,
+        "External pressure; 1 GPa is 0.00624 eV/Å³.",
+        unit="eV/Å³",
+        bounds=FINITE,
+        only_with=("cell",),
+    ),
+    hydrostatic_strain=Field(False, "Fixed shape of the cells.", only_with=("cell",)),
+    constant_volume=Field(False, "Fixed volume of the cells.", only_with=("cell",)),
+)
+
 EVALUATE = task(
     "evaluate",
     "Evaluation of a force field on a data set, or its predictions for structures without labels.",
@@ -139,10 +166,11 @@ EVALUATE = task(
 
 RELAX = task(
     "relax",
-    "Relaxation of molecules with a force field.",
+    "Relaxation of molecules or crystals with a force field.",
     FORCE_FIELD,
     SEPARATE_MOLECULES,
     MINIMIZER,
+    CELL,
     num_conformers=Field(
         1, "Number of geometries that are embedded per SMILES.", bounds=AT_LEAST_ONE
     ),

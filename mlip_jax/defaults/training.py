@@ -75,7 +75,7 @@ MODEL = Part(
 )
 
 LOSS = Part(
-    "Training loss, (1 - beta) * energy loss + beta * force loss.",
+    "Training loss, (1 - beta) * energy loss + beta * force loss + stress * stress loss.",
     beta=Field(0.99, "Weight of the forces at the start.", bounds=FRACTION),
     beta_end=Field(0.99, "Weight of the forces at the end.", bounds=FRACTION),
     beta_begin=Field(
@@ -109,6 +109,13 @@ LOSS = Part(
         bounds=Bounds("[0, inf]"),
     ),
     energy_per_atom=Field(True, "Penalty of energies per atom rather than total energies."),
+    stress=Field(
+        0.0,
+        "Weight of the stress of structures that are periodic in three directions; 0 computes no "
+        "stress. Its penalty is loss.penalty, of errors in eV/Å³.",
+        bounds=NOT_NEGATIVE,
+        legacy_value=0.0,
+    ),
 )
 
 OPTIMIZER = Part(

@@ -77,6 +77,11 @@ def error_cards(content: ReportData) -> list[tuple[str, str, str, str]]:
             f"{prefix}energy MAE", "energy_mae_mev_per_atom", "meV/atom", "energy_rmse_mev_per_atom"
         ),
         card(f"{prefix}force MAE", "force_mae_mev_per_ang", "meV/Å", "force_rmse_mev_per_ang"),
+        *(
+            [card(f"{prefix}stress MAE", "stress_mae_gpa", "GPa", "stress_rmse_gpa")]
+            if "stress_mae_gpa" in values
+            else []
+        ),
         ("energy error against size", slope, "meV/atom", f"slope, ± {stderr}; should be zero"),
     ]
 

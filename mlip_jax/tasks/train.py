@@ -11,6 +11,7 @@ import numpy as np
 
 from mlip_jax import config as configs
 from mlip_jax import defaults, distributed
+from mlip_jax.datasets.stress import STRESS
 from mlip_jax.defaults.training import LENGTH
 from mlip_jax.tasks.force_field_training.loop import build_loop
 from mlip_jax.tasks.force_field_training.preparation import TrainingRun
@@ -48,7 +49,14 @@ def _train(training: TrainingRun) -> Path:
     restored = restore(training.workdir)
     reference = np.array(training.statistics["reference_energies"])
     unseen = {f"{name} unseen": split for name, (split, _) in training.unseen.items()}
-    batches, fill = make_batches(config, splits | unseen, training.model, reference, restored)
+    batches, fill = make_batches(
+        config,
+        splits | unseen,
+        training.model,
+        reference,
+        restored,
+        properties=(STRESS,) if config.loss.stress else (),
+    )
     per_epoch = batches.steps_per_epoch(splits["train"])
     num_steps = count_steps(config, per_epoch)
     params = training.initial_parameters()

@@ -11,7 +11,7 @@ from ase.data.colors import jmol_colors
 from matplotlib.figure import Figure
 
 from mlip_jax.reports.molecules import Picture, _views, bonds, draw, molecule_figure
-from mlip_jax.reports.relaxation.figures import distribution_figure
+from mlip_jax.reports.relaxation.figures import cell_figure, distribution_figure
 from mlip_jax.reports.relaxation.report import write_relaxation_report
 from mlip_jax.reports.relaxation.results import (
     STATUSES,
@@ -293,3 +293,22 @@ def test_molecules_outside_the_domain_are_listed(tmp_path):
     path = write_relaxation_report(tmp_path, results, title="", seconds=1.0, info={})
     content = path.read_text(encoding="utf-8")
     assert 'href="#outside-the-domain"' in content and "<td>CO</td><td>1</td>" in content
+
+
+def test_cells_of_crystals(tmp_path):
+    """Volumes and pressures are those of finished crystals; molecules have none."""
+    columns = ("volume_start_ang3", "volume_ang3", "pressure_gpa")
+    values = [(100.0, 110.0, 0.5), (100.0, 90.0, -0.5), ("", "", "")]
+    path = tmp_path / "results.csv"
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, (*COLUMNS, *columns))
+        writer.writeheader()
+        writer.writerows(row(i) | dict(zip(columns, v)) for i, v in enumerate(values))
+    results = read_results(path)
+    np.testing.assert_allclose(results.volume_change, [10, -10])
+    content = metrics(results, 1.0)
+    assert content["volume_change_percent"]["max"] == pytest.approx(10)
+    assert content["pressure_gpa"]["min"] == -0.5
+    assert len(cell_figure(results).axes) == 2
+    molecules = read_results(write_csv(tmp_path / "molecules.csv", [row(0)]))
+    assert "pressure_gpa" not in metrics(molecules, 1.0)

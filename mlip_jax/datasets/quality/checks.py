@@ -28,6 +28,7 @@ from mlip_jax.datasets.quality.single_structures import (
     bond_forces,
     energy_ratios,
 )
+from mlip_jax.datasets.quality.stress_check import STRESS_RATIO, stress_ratios
 
 TOO_CLOSE = 0.4  # Å
 LARGE_FORCE = 100.0  # eV/Å
@@ -67,6 +68,7 @@ DISTRIBUTIONS = (
     "bond force",
     "energy ratio all-electron",
     "energy ratio GFN2-xTB",
+    STRESS_RATIO,
 )
 # Quantities whose extreme values are kept with the names of their structures: the largest values,
 # except the smallest distances and the pair ratios closest to -1.
@@ -110,6 +112,7 @@ class Findings:
         "bond force": force along bonds of H that are not stretched (eV/Å).
         "energy ratio all-electron", "energy ratio GFN2-xTB": energy divided by that of the isolated
         atoms with these methods, one value per composition and block.
+        "stress ratio": energy differences of crystals over those that the stress implies.
       worst: List of [value, "source#conformer"] per name in WORST_OF, the worst first. Pairs are
         named "source#conformer and source#conformer"; only ratios within FLIPPED are listed.
     """
@@ -186,6 +189,7 @@ def examine(columns: Columns, *, seed: int = 0, shortest: np.ndarray | None = No
         }
         _examine_distances(columns, shortest, findings)
         _examine_energies(columns, findings)
+        findings.distributions[STRESS_RATIO] = Distribution.from_values(stress_ratios(columns))
         usable = finite & ~forces["none"] & ~forces["partly"]
         labeled = usable & ~no_energy
         _examine_pairs(

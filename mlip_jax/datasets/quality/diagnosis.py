@@ -11,6 +11,7 @@ from mlip_jax.datasets.quality.label_diagnosis import (
 )
 from mlip_jax.datasets.quality.problems import Problem, describe_count
 from mlip_jax.datasets.quality.single_diagnosis import diagnose_without_pairs
+from mlip_jax.datasets.quality.stress_check import diagnose_stress
 from mlip_jax.datasets.quality.unit_diagnosis import (
     diagnose_lengths,
     diagnose_ratio,
@@ -38,6 +39,7 @@ def diagnose(findings: Findings, *, duplicates: int | None = None) -> list[Probl
     problems += diagnose_without_pairs(findings, fit) if length == 1 else fit
     problems += diagnose_contacts(findings, length) + diagnose_labels(findings)
     problems += diagnose_net_force(findings) + diagnose_outliers(findings)
+    problems += diagnose_stress(findings)
     if duplicates and duplicates > _DUPLICATES * findings.counts["structures"]:
         problems.append(
             Problem(

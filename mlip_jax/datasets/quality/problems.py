@@ -15,6 +15,7 @@ EARLY = frozenset(
         "gradients",
         "forces and energies",
         "net force",
+        "stress",
         UNCONFIRMED,
     }
 )

@@ -46,6 +46,7 @@ from mlip_jax.datasets.formats.frame_labels import (
 from mlip_jax.datasets.formats.xyz import is_xyz
 from mlip_jax.datasets.identity import molecule_identity
 from mlip_jax.datasets.reader import DatasetError, ReadReport
+from mlip_jax.datasets.stress import STRESS, StressConversion, stress_names, unknown_stress
 from mlip_jax.state_labels import (
     ElectronicStateError,
     charge_names,
@@ -72,6 +73,8 @@ class Reader(reader.Reader):
         total_charge. "" takes it from the SMILES or the initial charges.
       spin_key: Name of the number of unpaired electrons or of the multiplicity. "spin" includes
         other usual names, such as multiplicity and num_unpaired_electrons. "" reads none.
+      stress_key: Name of the stress or virial of structures that are periodic in three directions.
+        "stress" includes other usual names, such as virial and REF_stress. "" reads none.
       molecule_key: Name of the text or number that identifies the molecule. "" uses the SMILES if
         present (identity.py), otherwise the chemical formula; isomers then count as one molecule.
       smiles_key: Name of the SMILES. Frames may lack it.
@@ -82,6 +85,10 @@ class Reader(reader.Reader):
       length_unit: Length unit: Ang, bohr, nm or pm.
       forces_unit: Force unit, e.g. "hartree/bohr". "" means energy_unit/length_unit.
       forces_are_gradients: Whether the file has the gradient, whose sign is then changed.
+      stress_unit: Unit of the stress: GPa, kbar or e.g. "eV/Ang^3". "" means
+        energy_unit/length_unit³. Virials are in energy_unit.
+      stress_sign_reversed: Whether the stress or virial has the other sign than in ASE, in which a
+        stress is positive if the cell wants to shrink.
       format: ASE's name of the file format; "" detects it.
       level_of_theory: Description of the level of theory of the labels.
     """
@@ -90,7 +97,7 @@ class Reader(reader.Reader):
     UNITS = file_units.READER_UNITS
     GENERAL = True
     UNREAD_REMEDY = (
-        "To read one, give its name as energy_key, forces_key, charge_key, property_keys or "
+        "To read one, give its name as energy_key, forces_key, charge_key, stress_key, property_keys or "
         f"atom_property_keys, e.g. {options.as_flag('property_keys', 'NAME')}."
     )
     PROBLEM_OPTIONS = file_units.READER_PROBLEM_OPTIONS
@@ -103,6 +110,7 @@ class Reader(reader.Reader):
         forces_key: str = "forces",
         charge_key: str = "charge",
         spin_key: str = "spin",
+        stress_key: str = STRESS,
         molecule_key: str = "",
         smiles_key: str = "smiles",
         property_keys: tuple[str, ...] = (),
@@ -111,6 +119,8 @@ class Reader(reader.Reader):
         length_unit: str = "Ang",
         forces_unit: str = "",
         forces_are_gradients: bool = False,
+        stress_unit: str = "",
+        stress_sign_reversed: bool = False,
         format: str = "",
         level_of_theory: str = "",
     ):
@@ -123,6 +133,7 @@ class Reader(reader.Reader):
             forces=forces_key,
             charge=charge_key,
             spin=spin_key,
+            stress=stress_key,
             molecule=molecule_key,
             smiles=smiles_key,
         )
@@ -132,6 +143,9 @@ class Reader(reader.Reader):
             energy_unit or "eV", length_unit, forces_unit, forces_are_gradients
         )
         self._comment_energy = file_units.energy_unit(energy_unit or "hartree")
+        self._stress = StressConversion.from_options(
+            stress_unit, stress_sign_reversed, self._units.energy, self._units.length
+        )
         self._frames = self._open(options.text("format", format))
         self.sequential = self._frames.sequential
         try:
@@ -139,6 +153,11 @@ class Reader(reader.Reader):
                 raise DatasetError(f"{self.path}: the file contains no frames")
             # Report typos in options on opening.
             self._check_keys()
+            # Structures without a stress get NaN if any of the first frames has one.
+            self._reads_stress = STRESS not in property_keys and any(
+                self._stress_names(frame)
+                for frame in self._frames.read(range(min(_FIRST, len(self._frames))))
+            )
             self._property_shapes = self._shapes(property_keys, "property_keys", False)
             self._atom_shapes = self._shapes(atom_property_keys, "atom_property_keys", True)
             self._read = {k for k in self._keys.values() if k} | {"config_type"}
@@ -187,7 +206,9 @@ class Reader(reader.Reader):
             self._check_forces(frame, source)
             report.structures += 1
             yield self._structure(frame, record, source, report)
-            report.add_unread(unread_labels(frame, self._read | {*self._state_names(frame)}))
+            read = {*self._state_names(frame)}
+            read |= {*self._stress_names(frame)} if self._reads_stress else set()
+            report.add_unread(unread_labels(frame, self._read | read))
 
     def _structure(self, frame: Frame, record: int, source: str, report: ReadReport) -> Structure:
         """Convert a frame to a structure in eV and Å."""
@@ -214,7 +235,8 @@ class Reader(reader.Reader):
             properties={
                 k: plain(label_of(frame, k, shape, False, source))
                 for k, shape in self._property_shapes.items()
-            },
+            }
+            | ({STRESS: self._stress_of(frame, source)} if self._reads_stress else {}),
             atom_properties={
                 k: label_of(frame, k, (n, *shape), True, source)
                 for k, shape in self._atom_shapes.items()
@@ -231,6 +253,20 @@ class Reader(reader.Reader):
             )
             return frame.comment_energy * self._comment_energy
         return float(label_of(frame, key, (), False, source)) * self._units.energy
+
+    def _stress_names(self, frame: Frame) -> list[str]:
+        """Return the names of the labels of a frame that contain its stress, the first is read."""
+        key, names = self._keys["stress"], (*frame.labels, *frame.results)
+        if not np.all(frame.pbc):
+            return []
+        return stress_names(names) if key == STRESS else [name for name in names if name == key]
+
+    def _stress_of(self, frame: Frame, source: str) -> np.ndarray:
+        """Return the stress of a frame (eV/Å³), (3, 3); NaN if it is missing."""
+        for name in self._stress_names(frame):
+            value, cell = value_of(frame, name, source), frame.cell * self._units.length
+            return self._stress.convert(value, name, cell, source)
+        return unknown_stress()
 
     def _check_forces(self, frame: Frame, source: str) -> None:
         """Raise DatasetError if a frame has forces under another name than the requested one."""
@@ -293,7 +329,7 @@ class Reader(reader.Reader):
         for option in ("energy", "molecule"):
             if self._keys[option]:
                 self._require(self._keys[option], f"{option}_key")
-        for option in ("charge", "spin", "smiles", "forces"):
+        for option in ("charge", "spin", "smiles", "forces", "stress"):
             if self._keys[option] not in ("", option):
                 self._require(self._keys[option], f"{option}_key")
         # Every frame is checked when it is read; the first ones also before a conversion starts.

@@ -9,6 +9,7 @@ Layout for m structures of at most n atoms. Names are options; without them, usu
     charge     (m,), (m, 1) or ()     optional
     spin       (m,), (m, 1) or ()     optional; unpaired electrons, multiplicity or spin
     cell       (m, 3, 3) or (3, 3)    optional; structures with a cell are periodic along each vector
+    stress     (m, 3, 3), (m, 9), (m, 6)   optional, only with a cell; or virial
 
 Such files are written with numpy.savez. They do not state their units, which are options with eV
 and Å as defaults. md17.py and qm7x.py read the published files of MD17, rMD17 and QM7-X.
@@ -27,6 +28,7 @@ from mlip_jax.datasets.formats import npz
 from mlip_jax.datasets.formats.elements import validate_numbers
 from mlip_jax.datasets.identity import molecule_identity
 from mlip_jax.datasets.reader import DatasetError, ReadReport
+from mlip_jax.datasets.stress import STRESS, StressConversion
 from mlip_jax.state_labels import (
     ElectronicStateError,
     charge_names,
@@ -43,6 +45,7 @@ _USUAL = {
     "energy": ("energy", "energies", "total_energy", "e"),
     "forces": ("forces", "force", "f"),
     "cell": ("cell", "cells", "lattice"),
+    "stress": ("stress", "stresses", "virial", "virials"),
     "molecule": (),
     "smiles": ("smiles",),
 }
@@ -62,6 +65,7 @@ class Reader(reader.Reader):
       charge_key: Name of the total charges. Without them, charges are those of the SMILES, or 0.
       spin_key: Name of the numbers of unpaired electrons, multiplicities or spins.
       cell_key: Name of the lattice vectors.
+      stress_key: Name of the stresses, or of virials if the name is virial or virials.
       smiles_key: Name of the SMILES, texts of shape (m,).
       molecule_key: Name of texts or numbers of shape (m,) that identify the molecules. "" uses the
         SMILES if present, otherwise the formula; isomers then count as one molecule.
@@ -70,6 +74,10 @@ class Reader(reader.Reader):
       length_unit: Length unit: Ang, bohr, nm or pm.
       forces_unit: Force unit, e.g. "hartree/bohr". "" means energy_unit/length_unit.
       forces_are_gradients: Whether the file has the gradient, whose sign is then changed.
+      stress_unit: Unit of the stress: GPa, kbar or e.g. "eV/Ang^3". "" means
+        energy_unit/length_unit³. Virials are in energy_unit.
+      stress_sign_reversed: Whether the stress or virial has the other sign than in ASE, in which a
+        stress is positive if the cell wants to shrink.
       level_of_theory: Description of the level of theory of the labels.
     """
 
@@ -92,6 +100,7 @@ class Reader(reader.Reader):
         charge_key: str = "",
         spin_key: str = "",
         cell_key: str = "",
+        stress_key: str = "",
         smiles_key: str = "",
         molecule_key: str = "",
         property_keys: tuple[str, ...] = (),
@@ -99,6 +108,8 @@ class Reader(reader.Reader):
         length_unit: str = "Ang",
         forces_unit: str = "",
         forces_are_gradients: bool = False,
+        stress_unit: str = "",
+        stress_sign_reversed: bool = False,
         level_of_theory: str = "",
     ):
         super().__init__(path)
@@ -113,12 +124,16 @@ class Reader(reader.Reader):
             charge=charge_key,
             spin=spin_key,
             cell=cell_key,
+            stress=stress_key,
             smiles=smiles_key,
             molecule=molecule_key,
         )
         self._properties = options.texts("property_keys", property_keys)
         self._units = file_units.FileUnits.from_options(
             energy_unit, length_unit, forces_unit, forces_are_gradients
+        )
+        self._stress = StressConversion.from_options(
+            stress_unit, stress_sign_reversed, self._units.energy, self._units.length
         )
         self._file = npz.NpzFile(self.path)
         try:
@@ -211,8 +226,14 @@ class Reader(reader.Reader):
             smiles=smiles,
             record=record,
             source=source,
-            properties={},
+            properties=self._stress_of(row, cell, source),
         )
+
+    def _stress_of(self, row, cell, source: str) -> dict[str, np.ndarray]:
+        """Return the stress of a row (eV/Å³) as a property; none if the file has no stresses."""
+        if STRESS not in row:
+            return {}
+        return {STRESS: self._stress.convert(row[STRESS], self._keys[STRESS], cell, source)}
 
     def _rows(self, label: str, start: int, stop: int) -> np.ndarray:
         """Return rows [start, stop) of a label; values common to all structures are repeated."""
@@ -259,6 +280,11 @@ def _find_names(members: dict[str, npz.Member], requested: dict[str, str]) -> di
         name = next((lower[name] for name in usual if name in lower), None)
         if label not in keys and name is not None:
             keys[label] = name
+    # Without a cell, an array of this name is another quantity.
+    if not requested.get(STRESS) and (
+        "cell" not in keys or STRESS in keys and not _is_stress(members, keys)
+    ):
+        keys.pop(STRESS, None)
     for label, names in (("charge", charge_names(members)), ("spin", spin_names(members))):
         if label not in keys and names:
             keys[label] = names[0]
@@ -285,6 +311,11 @@ def _electronic_state(
         raise DatasetError(f"{source}: {error}") from error
 
 
+def _is_stress(members: dict[str, npz.Member], keys: dict[str, str]) -> bool:
+    """Return whether the array of the stress has six or nine numbers per structure."""
+    return members[keys[STRESS]].shape[1:] in ((3, 3), (9,), (6,))
+
+
 def _shape_problem(members: dict[str, npz.Member], keys: dict[str, str]) -> str:
     """Return the array with an unexpected shape or type, and the expectation; "" if none."""
     shapes = {label: members[name].shape for label, name in keys.items()}
@@ -299,6 +330,7 @@ def _shape_problem(members: dict[str, npz.Member], keys: dict[str, str]) -> str:
         "charge": [(m,), (m, 1), ()],
         "spin": [(m,), (m, 1), ()],
         "cell": [(m, 3, 3), (3, 3)],
+        "stress": [(m, 3, 3), (m, 9), (m, 6)] if "cell" in keys else [],
         "smiles": [(m,)],
         "molecule": [(m,)],
     }

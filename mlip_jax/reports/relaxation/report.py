@@ -11,7 +11,7 @@ from typing import Any
 from mlip_jax.reports import html_page as page
 from mlip_jax.reports import sections
 from mlip_jax.reports.molecules import Picture, molecule_figure
-from mlip_jax.reports.relaxation.figures import distribution_figure
+from mlip_jax.reports.relaxation.figures import cell_figure, distribution_figure
 from mlip_jax.reports.relaxation.results import MAX_OUTSIDE, Relaxations, metrics, reasons_by_count
 from mlip_jax.workdir import write_text
 
@@ -54,6 +54,7 @@ def write_relaxation_report(
         page.heading(title, 1),
         *_headline(content),
         *_distributions(results),
+        *_cells(results),
         *_pictures(pictures),
         *_reasons(results),
         *_outside(results),
@@ -144,6 +145,20 @@ def _distributions(results: Relaxations) -> Iterator[str]:
             "Steps, energy at the start minus energy at the end, root mean square distance between "
             "start and end after alignment, and largest force on an atom, for molecules that "
             "converged or reached the step limit. Vertical lines are medians."
+        ),
+        wide=True,
+    )
+
+
+def _cells(results: Relaxations) -> Iterator[str]:
+    if not len(results.volume_change):
+        return
+    yield page.heading("Cells")
+    yield page.figure(
+        cell_figure(results),
+        (
+            "Volume of the relaxed cell relative to that of the start, and pressure of the relaxed "
+            "structure, minus a third of the trace of its stress."
         ),
         wide=True,
     )

@@ -33,7 +33,8 @@ from mlip_jax.potential import Potential
 from mlip_jax.simulation.dynamics.md import MolecularDynamics
 from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field
 from mlip_jax.simulation.relaxation.minima_result import MinimaResult, Minimum
-from mlip_jax.simulation.relaxation.relax import Relaxation, Relaxer
+from mlip_jax.simulation.relaxation.relax import Relaxer
+from mlip_jax.simulation.relaxation.result import Relaxation
 from mlip_jax.structure import electronic_state
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from mlip_jax.foreign_text import one_line
 from mlip_jax.potential import Potential
 from mlip_jax.simulation.ensemble_mean import members_of
 from mlip_jax.simulation.relaxation.journal import Layout
-from mlip_jax.simulation.relaxation.relax import Relaxation
+from mlip_jax.simulation.relaxation.result import Relaxation
 from mlip_jax.simulation.trust import atom_domain
 from mlip_jax.simulation.trust.coverage import unseen_states
 from mlip_jax.simulation.trust.domain import Domain
@@ -47,8 +47,11 @@ COLUMNS = (
 # DOMAIN_COLUMNS: distance of the farthest atom of the relaxed geometry (1 at the border), and 1 if
 # it is outside the domain, otherwise 0; computed after all relaxations.
 DOMAIN_COLUMNS = ("domain_distance", "outside_domain")
+# CELL_COLUMNS: further columns if cells are relaxed; empty for molecules.
+CELL_COLUMNS = ("volume_start_ang3", "volume_ang3", "pressure_gpa")
 FRAME, MOL_BLOCK, TRAJECTORY = "xyz", "sdf", "trajectory.xyz"
 LAYOUT = Layout(COLUMNS, (FRAME, MOL_BLOCK, TRAJECTORY))
+CELL_LAYOUT = Layout((*COLUMNS, *CELL_COLUMNS), LAYOUT.kinds)
 # _WHOLE: integers that ASE reads back as text unchanged; other numbers, booleans and lists change.
 _WHOLE = re.compile(r"-?[1-9][0-9]{0,17}|0")
 # _MOL_BLOCK_REACH: largest coordinate (Å) in ten characters, four of them after the decimal point
@@ -58,13 +61,14 @@ _STATE = re.compile(rb'\b(?:charge|num_unpaired_electrons)=-?[0.]*[1-9]|\bpbc="[
 _TRUTH = {"T", "F", "true", "false", "True", "False", "TRUE", "FALSE"}
 
 
-def failure_cells(record: MoleculeRecord) -> list[Any]:
-    """Return the values of COLUMNS for a molecule that could not be built."""
-    return [record.index, record.name, record.smiles, FAILED, record.failure, *[None] * 9]
+def failure_cells(record: MoleculeRecord, layout: Layout = LAYOUT) -> list[Any]:
+    """Return the values of layout.columns for a molecule that could not be built."""
+    known = [record.index, record.name, record.smiles, FAILED, record.failure]
+    return [*known, *[None] * (len(layout.columns) - len(known))]
 
 
-def result_cells(record: MoleculeRecord, result: Relaxation) -> list[Any]:
-    """Return the values of COLUMNS for a relaxation."""
+def result_cells(record: MoleculeRecord, result: Relaxation, layout: Layout = LAYOUT) -> list[Any]:
+    """Return the values of layout.columns for a relaxation; LAYOUT or CELL_LAYOUT."""
     atoms = record.atoms
     distance = math.nan if result.status == FAILED else rmsd(atoms, result.atoms)
     return [
@@ -82,7 +86,16 @@ def result_cells(record: MoleculeRecord, result: Relaxation) -> list[Any]:
         result.fmax_start,
         result.fmax,
         distance,
+        *(_cell_values(result) if layout == CELL_LAYOUT else ()),
     ]
+
+
+def _cell_values(result: Relaxation) -> tuple[float | None, ...]:
+    """Return the values of CELL_COLUMNS."""
+    if result.cell_start is None:
+        return None, None, None
+    volume = abs(float(np.linalg.det(result.cell_start)))
+    return volume, float(result.atoms.cell.volume), result.pressure
 
 
 def domain_cells(
@@ -122,9 +135,14 @@ def rmsd(start: Atoms, end: Atoms) -> float:
     """Return the root mean square distance of atoms in the same order (Å).
 
     The distance is minimized over translations and rotations, or over translations only if there is
-    a cell. NaN if positions are not finite.
+    a cell. If the cell has changed, the relaxed positions are mapped to the cell of the start. NaN
+    if positions are not finite.
     """
-    a, b = end.positions - end.positions.mean(0), start.positions - start.positions.mean(0)
+    moved = end.positions
+    if start.pbc.any() and end.pbc.any() and not np.array_equal(start.cell.array, end.cell.array):
+        before, after = (a.cell.complete().array for a in (start, end))
+        moved = moved @ np.linalg.solve(after, before)
+    a, b = moved - moved.mean(0), start.positions - start.positions.mean(0)
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return math.nan
     if not start.pbc.any():
@@ -142,7 +160,9 @@ def pieces(record: MoleculeRecord, result: Relaxation, mol_blocks: bool) -> dict
         return {}
     info = {"index": record.index, "name": record.name, "smiles": record.smiles}
     end = info | {"status": result.status, "steps": result.steps, "fmax": float(result.fmax)}
-    encoded = {FRAME: frame(result.atoms, end | electronic_state(record.atoms), result.energy)}
+    stress = result.atoms.calc.results.get("stress") if result.atoms.calc else None
+    state = electronic_state(record.atoms)
+    encoded = {FRAME: frame(result.atoms, end | state, result.energy, stress=stress)}
     if (
         mol_blocks
         and record.bonds is not None
@@ -150,7 +170,7 @@ def pieces(record: MoleculeRecord, result: Relaxation, mol_blocks: bool) -> dict
     ):
         encoded[MOL_BLOCK] = _mol_block(record, result)
     if result.frames:
-        info |= electronic_state(record.atoms)
+        info |= state
         encoded[TRAJECTORY] = b"".join(
             frame(atoms, info | {"frame": i}, **atoms.calc.results)
             for i, atoms in enumerate(result.frames)
@@ -159,9 +179,13 @@ def pieces(record: MoleculeRecord, result: Relaxation, mol_blocks: bool) -> dict
 
 
 def frame(
-    atoms: Atoms, info: Mapping[str, Any], energy: float, forces: np.ndarray | None = None
+    atoms: Atoms,
+    info: Mapping[str, Any],
+    energy: float,
+    forces: np.ndarray | None = None,
+    stress: np.ndarray | None = None,
 ) -> bytes:
-    """Return a frame of extended XYZ (Å, eV, eV/Å) with further keys.
+    """Return a frame of extended XYZ (Å, eV, eV/Å, eV/Å³) with further keys.
 
     ASE reads strings back unchanged, except integers. Masses and other arrays of the atoms are
     kept; momenta are those of the geometry before the relaxation and are omitted.
@@ -173,7 +197,9 @@ def frame(
     plain.info = numbers
     plain.arrays.pop("momenta", None)
     if math.isfinite(energy):
-        plain.calc = SinglePointCalculator(plain, energy=float(energy), forces=forces)
+        plain.calc = SinglePointCalculator(
+            plain, energy=float(energy), forces=forces, stress=stress
+        )
     buffer = io.StringIO()
     write(buffer, plain, format="extxyz", write_results=True)
     count, comment, rest = buffer.getvalue().split("\n", 2)

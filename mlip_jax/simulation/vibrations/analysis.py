@@ -18,7 +18,8 @@ from mlip_jax.potential import Potential
 from mlip_jax.simulation.calculators import stationarity
 from mlip_jax.simulation.calculators.calculator import MLIPCalculator
 from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field
-from mlip_jax.simulation.relaxation.relax import Relaxation, Relaxer
+from mlip_jax.simulation.relaxation.relax import Relaxer
+from mlip_jax.simulation.relaxation.result import Relaxation
 from mlip_jax.simulation.vibrations.normal_modes import normal_modes, rotational_symmetry_number
 from mlip_jax.simulation.vibrations.thermochemistry import (
     APPROXIMATIONS,

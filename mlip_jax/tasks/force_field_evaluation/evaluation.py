@@ -19,6 +19,7 @@ from mlip_jax.datasets import unseen_elements
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.statistics import element_counts
+from mlip_jax.datasets.stress import stress_labels
 from mlip_jax.reports.errors import element_energies, energy_errors, force_errors
 from mlip_jax.reports.predictions import Predictions
 from mlip_jax.simulation.batch_prediction import BatchPredictor, StructurePredictions
@@ -69,6 +70,8 @@ class EvaluatedStructures:
             conformer=columns.conformer,
             subset=columns.subset,
             source=columns.source,
+            stress=stress_labels(columns),
+            stress_predicted=predictions.stress,
         )
         if not (self.align_energies and np.isfinite(labelled.energy).any()):
             return labelled

@@ -14,13 +14,16 @@ import ml_collections
 import numpy as np
 
 from mlip_jax import distributed, fine_tuning, models, terms
+from mlip_jax.config import ConfigError
 from mlip_jax.datasets import source, statistics
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.selection import data_split
 from mlip_jax.datasets.selection import splits as splits_module
+from mlip_jax.datasets.stress import stress_labels
 from mlip_jax.datasets.unseen_elements import UnseenElements
 from mlip_jax.graphs.edge_counts import edge_counts, pair_counts
 from mlip_jax.graphs.shapes import Sizes
+from mlip_jax.models.layers.forces import NO_ENERGY_DERIVATIVES, has_energy_derivatives
 from mlip_jax.potential import (
     Potential,
     create_model,
@@ -194,10 +197,27 @@ def _periodic(initial: Potential | None) -> bool:
     return initial is not None and bool(initial.metadata.get("statistics", {}).get("periodic"))
 
 
+def _check_stress(data: source.LoadedData, train: Split, model) -> None:
+    """Raise an error unless the model has a stress and a training structure has a label of it."""
+    if not has_energy_derivatives(model):
+        raise ConfigError(f"loss.stress: {NO_ENERGY_DERIVATIVES.format(what='stress')}")
+    for _, columns in data.store.chunks(train.indices):
+        stress = stress_labels(columns)
+        if stress is not None and np.isfinite(stress).any():
+            return
+    raise DatasetError(
+        "loss.stress is set, but no structure of the training split is periodic in three "
+        "directions and has a stress. Give its name in the data set with the option stress_key of "
+        "the reader, or set loss.stress to 0."
+    )
+
+
 def _compute_statistics(
     config, data: source.LoadedData, train: Split, model, initial: Potential | None
 ) -> dict[str, Any]:
     """Return the statistics of the training data that a force field stores, ready for JSON."""
+    if config.loss.stress:
+        _check_stress(data, train, model)
     summary = statistics.Summary(
         columns for _, columns in data.store.chunks(train.indices, labels_only=True)
     )

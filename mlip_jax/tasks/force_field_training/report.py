@@ -13,6 +13,7 @@ import numpy as np
 
 from mlip_jax import distributed
 from mlip_jax.checkpoint import from_arrays
+from mlip_jax.datasets.stress import stress_labels
 from mlip_jax.potential import Potential
 from mlip_jax.reports.predictions import Predictions
 from mlip_jax.reports.training import write_report
@@ -125,6 +126,8 @@ def _combine(split: Split, predicted, with_forces: bool) -> Predictions:
         conformer=c.conformer,
         subset=c.subset,
         source=c.source,
+        stress=stress_labels(c),
+        stress_predicted=predicted.stress,
     )
 
 
