@@ -78,7 +78,7 @@ def _belongs_to_another_run(
 def _is_locked(path: Path) -> bool:
     """Return whether a process has claimed the folder."""
     try:
-        with open(path / ".lock", "a+", encoding="utf-8") as lock:
+        with open_lock(path / ".lock") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return True

@@ -15,7 +15,7 @@ import numpy as np
 from mlip_jax.datasets import file_units, options
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.reader import DatasetError
-from mlip_jax.structure import plain_name
+from mlip_jax.state_labels import plain_name
 
 # STRESS: name of the property of structures, (3, 3) in eV/Å³, NaN if unknown.
 STRESS = "stress"
