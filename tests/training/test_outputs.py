@@ -12,7 +12,7 @@ from mlip_jax.training.objectives import ForceField
 from mlip_jax.training.outputs import LATEST, TrainingOutputs, restore
 from mlip_jax.training.recorder import columns
 
-COLUMNS = columns(ForceField.columns)
+COLUMNS = columns(ForceField(None, 1.0, None, 0.0, {}).columns)
 
 TREE = {"params": {"w": np.arange(3.0)}}
 

@@ -12,7 +12,7 @@ from mlip_jax.training.objectives import ForceField
 from mlip_jax.training.recorder import Recorder, columns
 from mlip_jax.workdir import WorkdirError
 
-COLUMNS = columns(ForceField.columns)
+COLUMNS = columns(ForceField(None, 1.0, None, 0.0, {}).columns)
 
 
 def row(step):
