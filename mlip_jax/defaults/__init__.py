@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ml_collections
 
+from mlip_jax.defaults.crystal import CRYSTAL
 from mlip_jax.defaults.data import CONVERT, GENERATE, GENERATE_CONFORMERS, INSPECT
 from mlip_jax.defaults.diversity import DIVERSITY, DIVERSITY_REPORT
 from mlip_jax.defaults.dynamics import MD, STABILITY
@@ -39,6 +40,7 @@ TASKS: dict[str, Part] = {
         MINIMA,
         STABILITY,
         VIBRATIONS,
+        CRYSTAL,
     )
 }
 
@@ -126,6 +128,11 @@ def minima_defaults() -> ml_collections.ConfigDict:
 def stability_defaults() -> ml_collections.ConfigDict:
     """Return the config of task "stability" with the default of every field."""
     return STABILITY.build()
+
+
+def crystal_defaults() -> ml_collections.ConfigDict:
+    """Return the config of task "crystal" with the default of every field."""
+    return CRYSTAL.build()
 
 
 def vibrations_defaults() -> ml_collections.ConfigDict:
