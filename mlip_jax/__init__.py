@@ -22,6 +22,7 @@ _EXPORTS = {
     "from_smiles": "mlip_jax.datasets.molecules.files",
     "load": "mlip_jax.library",
     "load_force_field": "mlip_jax.importers",
+    "neb": "mlip_jax.simulation.reactions.neb",
     "read_trajectory": "mlip_jax.simulation.dynamics.trajectories",
     "relax": "mlip_jax.simulation.relaxation.relax",
     "train": "mlip_jax.library",

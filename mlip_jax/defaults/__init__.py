@@ -15,6 +15,7 @@ from mlip_jax.defaults.diversity import DIVERSITY, DIVERSITY_REPORT
 from mlip_jax.defaults.dynamics import MD, STABILITY
 from mlip_jax.defaults.field import Part
 from mlip_jax.defaults.property import PROPERTY
+from mlip_jax.defaults.reactions import NEB
 from mlip_jax.defaults.simulation import EVALUATE, FORCE2GEO, MINIMA, PREDICT, RELAX
 from mlip_jax.defaults.training import ENSEMBLE, EXPORT, TRAIN
 from mlip_jax.defaults.vibrations import VIBRATIONS
@@ -41,6 +42,7 @@ TASKS: dict[str, Part] = {
         STABILITY,
         VIBRATIONS,
         CRYSTAL,
+        NEB,
     )
 }
 
@@ -133,6 +135,11 @@ def stability_defaults() -> ml_collections.ConfigDict:
 def crystal_defaults() -> ml_collections.ConfigDict:
     """Return the config of task "crystal" with the default of every field."""
     return CRYSTAL.build()
+
+
+def neb_defaults() -> ml_collections.ConfigDict:
+    """Return the config of task "neb" with the default of every field."""
+    return NEB.build()
 
 
 def vibrations_defaults() -> ml_collections.ConfigDict:
