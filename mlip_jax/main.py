@@ -119,8 +119,11 @@ def run(config, workdir: str) -> None:
     """
     from mlip_jax import tasks
     from mlip_jax.config import ConfigError, unknown_name
+    from mlip_jax.defaults import TASKS
 
-    names = [m.name for m in pkgutil.iter_modules(tasks.__path__) if not m.ispkg]
+    # a task is a file, or a folder of the name of its config
+    modules = pkgutil.iter_modules(tasks.__path__)
+    names = [m.name for m in modules if not m.ispkg or m.name in TASKS]
     if config.get("task") not in names:
         raise ConfigError(unknown_name("task", config.get("task"), names))
     importlib.import_module(f"mlip_jax.tasks.{config.task}").run(config, workdir)

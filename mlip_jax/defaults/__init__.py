@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import ml_collections
 
+from mlip_jax.defaults.crystal import CRYSTAL
 from mlip_jax.defaults.data import CONVERT, GENERATE, GENERATE_CONFORMERS, INSPECT
 from mlip_jax.defaults.diversity import DIVERSITY, DIVERSITY_REPORT
 from mlip_jax.defaults.dynamics import MD, STABILITY
 from mlip_jax.defaults.field import Part
 from mlip_jax.defaults.property import PROPERTY
+from mlip_jax.defaults.reactions import NEB
 from mlip_jax.defaults.simulation import EVALUATE, FORCE2GEO, MINIMA, PREDICT, RELAX
 from mlip_jax.defaults.training import ENSEMBLE, EXPORT, PUBLISHED, TRAIN
 from mlip_jax.defaults.vibrations import VIBRATIONS
@@ -40,6 +42,8 @@ TASKS: dict[str, Part] = {
         MINIMA,
         STABILITY,
         VIBRATIONS,
+        CRYSTAL,
+        NEB,
     )
 }
 
@@ -132,6 +136,16 @@ def minima_defaults() -> ml_collections.ConfigDict:
 def stability_defaults() -> ml_collections.ConfigDict:
     """Return the config of task "stability" with the default of every field."""
     return STABILITY.build()
+
+
+def crystal_defaults() -> ml_collections.ConfigDict:
+    """Return the config of task "crystal" with the default of every field."""
+    return CRYSTAL.build()
+
+
+def neb_defaults() -> ml_collections.ConfigDict:
+    """Return the config of task "neb" with the default of every field."""
+    return NEB.build()
 
 
 def vibrations_defaults() -> ml_collections.ConfigDict:

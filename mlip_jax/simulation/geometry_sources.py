@@ -206,7 +206,9 @@ class Sources:
         ]
 
         def make():
-            relaxer = Relaxer(potential, fmax=self.fmax, max_steps=self.max_steps)
+            relaxer = Relaxer(
+                potential, fmax=self.fmax, max_steps=self.max_steps, molecules_only=True
+            )
             stream = relaxer.stream(enumerate(starts))
             results = dict(track(stream, f"relaxing {source}", total=len(starts)))
             lost = [k for k, r in results.items() if r.status not in ("converged", "step limit")]

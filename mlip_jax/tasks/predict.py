@@ -222,6 +222,7 @@ def _relaxer(config, ensemble: Ensemble) -> Relaxer | None:
         fmax=config.fmax,
         max_steps=config.max_steps,
         devices=jax.local_devices(),
+        molecules_only=True,
     )
 
 

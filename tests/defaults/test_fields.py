@@ -3,6 +3,7 @@
 import math
 import pkgutil
 import re
+from pathlib import Path
 
 import pytest
 
@@ -67,7 +68,13 @@ def test_the_contract_finds_bad_declarations():
 
 
 def test_every_task_has_declared_fields():
-    assert set(TASKS) == {m.name for m in pkgutil.iter_modules(tasks.__path__) if not m.ispkg}
+    modules = pkgutil.iter_modules(tasks.__path__)
+    folders = Path(tasks.__path__[0])
+    assert set(TASKS) == {
+        m.name
+        for m in modules
+        if not m.ispkg or "\ndef run(" in (folders / m.name / "__init__.py").read_text()
+    }
     assert all(part.members["task"].default == task for task, part in TASKS.items())
 
 

@@ -181,23 +181,38 @@ class PaddedCalculator(Calculator):
           PropertyNotImplementedError: If the energy of the force field has no derivatives.
           ValueError, CalculationFailed: As for `calculate`.
         """
+        hessian = self.get_hessian_columns(atoms, len(atoms))
+        return 0.5 * (hessian + hessian.T)
+
+    def get_hessian_columns(self, atoms: Atoms, num_atoms: int) -> np.ndarray:
+        """Return the columns of the Hessian that belong to the first atoms, transposed.
+
+        It costs about one evaluation per column. See `get_hessian`.
+
+        Args:
+          atoms: Structure.
+          num_atoms: Number of atoms whose columns are computed.
+
+        Returns:
+          Columns (eV/Å²), (3 num_atoms, 3 n_atoms), float64.
+        """
         conservation.check_hessian(self._members)
         with self._lock:
             self._check(atoms, ())
             bucket, packed = self._compiled.pack(atoms, centered(atoms))
             size, blocks = 3 * len(atoms), []
             with jax.enable_x64(self.dtype == np.float64):
-                for start in range(0, size, columns_at_once(bucket)):
+                for start in range(0, 3 * num_atoms, columns_at_once(bucket)):
                     block = np.asarray(self._compiled.run_hessian(bucket, *packed, np.int32(start)))
                     # (columns, nodes, 3) -> (columns, 3 n_atoms), without padding
                     blocks.append(block.reshape(len(block), -1)[:, :size])
-        hessian = np.concatenate(blocks)[:size].astype(np.float64)
+        hessian = np.concatenate(blocks)[: 3 * num_atoms].astype(np.float64)
         if not np.isfinite(hessian).all():
             raise CalculationFailed(
                 "the force field gives NaN or infinite second derivatives. Check whether atoms "
                 "overlap."
             )
-        return 0.5 * (hessian + hessian.T)
+        return hessian
 
     def get_vibrations(
         self, atoms: Atoms, indices: Sequence[int] | None = None

@@ -22,7 +22,12 @@ from mlip_jax.simulation.relaxation.pool import QueuedMolecule
 from mlip_jax.structure import STATES, electronic_value
 
 
-def find_obstacle(atoms: Atoms, potential: Potential, cell_filter: CellFilter | None = None) -> str:
+def find_obstacle(
+    atoms: Atoms,
+    potential: Potential,
+    cell_filter: CellFilter | None = None,
+    molecules_only: bool = False,
+) -> str:
     """Return the reason why a molecule or a periodic structure cannot be relaxed, or ""."""
     if not isinstance(atoms, Atoms):
         return f"expected ASE's Atoms, received {atoms!r}"
@@ -31,6 +36,8 @@ def find_obstacle(atoms: Atoms, potential: Potential, cell_filter: CellFilter | 
     if not np.isfinite(atoms.positions).all():
         bad = int(np.flatnonzero(~np.isfinite(atoms.positions).all(axis=1))[0])
         return f"positions are not finite: atom {bad} is at {atoms.positions[bad].tolist()}"
+    if atoms.pbc.any() and molecules_only:
+        return "the structure is periodic; only molecules are supported here"
     if atoms.pbc.any():
         reason = find_cell_obstacle(atoms, potential, cell_filter)
         if reason:

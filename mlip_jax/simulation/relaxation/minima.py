@@ -132,7 +132,13 @@ def find_minima(
     search = SearchOptions(**options)
     potential = load_mean_force_field(force_field)
     starts = _starts(molecules, num_conformers, search.seed)
-    relaxer = Relaxer(potential, fmax=search.fmax, max_steps=search.max_steps, dtype=search.dtype)
+    relaxer = Relaxer(
+        potential,
+        fmax=search.fmax,
+        max_steps=search.max_steps,
+        dtype=search.dtype,
+        molecules_only=True,
+    )
     pools = [
         _MinimumPool(geometries, search, symmetries)
         for geometries, symmetries in zip(starts, _symmetries(starts))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import logging
 import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -16,6 +17,8 @@ from mlip_jax.potential import Potential
 from mlip_jax.simulation.relaxation.compiled import CompiledRelaxation
 from mlip_jax.simulation.relaxation.loop import RelaxationLoop
 from mlip_jax.simulation.relaxation.state import FREE, MoleculeBatch, Outcome, empty_molecules
+
+log = logging.getLogger(__name__)
 
 # _SMALLEST: atoms of the smallest slots.
 _SMALLEST = 16
@@ -106,14 +109,17 @@ class SlotPool:
         self._program: CompiledRelaxation | None = None
         self._state = None
         self._budgets: list[PaddingBudget] = []
-        self._in_slots = 0
+        self._in_slots: dict[int, QueuedMolecule] = {}
+        self._max_slots: int | None = None
+        self._earlier_compiles = 0
         self._per_iteration = 0.0
+        self._before = np.zeros(2, int)  # counters of programs that ran out of memory
         self.iterations = self.evaluated = 0
 
     @property
     def num_compiles(self) -> int:
         """Return the number of programs compiled so far."""
-        return self._program.num_compiles if self._program else 0
+        return self._earlier_compiles + (self._program.num_compiles if self._program else 0)
 
     @property
     def num_waiting(self) -> int:
@@ -128,7 +134,7 @@ class SlotPool:
     @property
     def num_left(self) -> int:
         """Return the number of molecules that are not done."""
-        return len(self._waiting) + self._in_slots
+        return len(self._waiting) + len(self._in_slots)
 
     def is_full(self) -> bool:
         """Return whether enough molecules wait."""
@@ -174,8 +180,8 @@ class SlotPool:
                 max_iterations=max_iterations or self._iterations_per_dispatch(),
                 min_active=min_active,
             )
-            before = self.iterations
-            count, taken, largest, self.iterations, self.evaluated = (
+            before = self.iterations - self._before[0]
+            count, taken, largest, iterations, evaluated = (
                 int(x) if x.ndim == 0 else x
                 for x in (
                     jax.device_get(
@@ -189,24 +195,57 @@ class SlotPool:
                     )
                 )
             )
-            if compiles == self.num_compiles and self.iterations > before:
-                self._per_iteration = (time.perf_counter() - begin) / (self.iterations - before)
+            if compiles == self.num_compiles and iterations > before:
+                self._per_iteration = (time.perf_counter() - begin) / (iterations - before)
+        self.iterations, self.evaluated = (self._before + [iterations, evaluated]).tolist()
         for _ in range(taken):
-            self._waiting.popleft()
-        self._in_slots += taken - count
+            molecule = self._waiting.popleft()
+            self._in_slots[molecule.number] = molecule
         self._grow_budgets(budget, largest)
         outcome = jax.device_get(done.outcome) if count else None
         finished = [jax.tree.map(lambda x, k=k: x[k], outcome) for k in range(count)]
+        for molecule in finished:
+            del self._in_slots[int(molecule.key)]
         return finished, jax.device_get(last) if max_iterations else None
+
+    def shrink(self, error: Exception) -> list[int]:
+        """Halve the number of slots after the device ran out of memory.
+
+        The molecules in slots start again: their state was on the device.
+
+        Args:
+          error: Error of the device, raised again if there is only one slot.
+
+        Returns:
+          Numbers of the molecules that start again.
+        """
+        slots = self._slots
+        if slots < 2:
+            raise error
+        self._max_slots = slots // 2
+        log.warning(
+            "out of memory on the device with %d molecules in parallel; continuing with %d",
+            slots,
+            self._max_slots,
+        )
+        self._earlier_compiles, self._before = (
+            self.num_compiles,
+            np.array([self.iterations, self.evaluated]),
+        )
+        self._program, self._state, self._per_iteration = None, None, 0.0
+        restarted, self._in_slots = self._in_slots, {}
+        self._waiting.extendleft(reversed(restarted.values()))
+        return list(restarted)
 
     def _prepare(self) -> None:
         """Choose the number of slots and the budgets for the waiting molecules."""
         sizes = np.array([len(w.numbers) for w in self._waiting])
         edges, pairs = self._count_pairs(sizes)
         num = self._num_slots(sizes)
-        self._program = CompiledRelaxation(
-            self._make_loop(num + (num > 1)), self._params, self._device
-        )
+        slots = num + (num > 1)
+        if self._max_slots is not None:
+            num = slots = min(num, self._max_slots)
+        self._program = CompiledRelaxation(self._make_loop(slots), self._params, self._device)
         self._state = self._program.init()
         whole = self._padding_budget(num, sizes, edges, pairs)
         tail = self._padding_budget(num / _TAIL, sizes, edges, pairs)

@@ -116,6 +116,7 @@ class Relaxer:
         trajectory_every: int = 0,
         devices: Sequence[jax.Device] | None = None,
         cell: str | CellFilter | None = None,
+        molecules_only: bool = False,
     ):
         """Create a relaxer.
 
@@ -135,6 +136,7 @@ class Relaxer:
           cell: Relaxes the cells of periodic structures: "frechet" or "unitcell", with the same
             steps as with ASE's filters of these names, or a `CellFilter` with further options. None
             keeps the cells.
+          molecules_only: Whether periodic structures fail.
 
         Raises:
           ValueError: If an argument is invalid.
@@ -158,7 +160,7 @@ class Relaxer:
         self._dtype = np.dtype(dtype)
         self._devices = list(jax.local_devices() if devices is None else devices)
         self._every = trajectory_every
-        self._filter = create_filter(cell)
+        self._filter, self._molecules_only = create_filter(cell), molecules_only
         self._batch_atoms = batch_atoms or _BATCH_ATOMS.get(
             self._devices[0].platform, _BATCH_ATOMS["gpu"]
         )
@@ -245,7 +247,7 @@ class Relaxer:
                 if item is None:
                     break
                 key, atoms = item
-                reason = find_obstacle(atoms, self.potential, self._filter)
+                reason = find_obstacle(atoms, self.potential, self._filter, self._molecules_only)
                 if reason:
                     yield key, Relaxation(atoms, "failed", reason)
                     continue
@@ -299,7 +301,14 @@ class Relaxer:
 
     def _run_pool(self, pool: SlotPool, input_ended: bool, in_progress) -> list[Outcome]:
         """Run a pool for about a second, or for one step if frames are kept."""
-        done, last = pool.run(input_ended, 1 if self._every else None)
+        try:
+            done, last = pool.run(input_ended, 1 if self._every else None)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            for number in pool.shrink(error):
+                in_progress[number][2].clear()  # frames of molecules that start again
+            return []
         if self._every:
             for m in np.flatnonzero(last.evaluated & (last.key != FREE)):
                 if last.steps[m] % self._every == 0 or last.code[m] != RUNNING:

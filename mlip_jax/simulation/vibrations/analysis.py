@@ -183,6 +183,7 @@ def minimize(given: Mapping[Any, Atoms], potential: Potential, settings, relaxed
         fmax=settings.fmax,
         max_steps=0 if relaxed else settings.max_steps,
         dtype="float64",
+        molecules_only=True,
     )
     yield from relaxer.stream(given.items())
 

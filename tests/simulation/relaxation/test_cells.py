@@ -59,9 +59,10 @@ def frames_of_ase(atoms, optimizer, name, steps, **options):
 @pytest.mark.parametrize(
     ("optimizer", "name", "options"),
     [
-        ("bfgs", "frechet", {}),
-        ("bfgs", "unitcell", {"scalar_pressure": 0.02}),
-        ("fire", "frechet", {"hydrostatic_strain": True}),
+        ("bfgs", "frechet", {"scalar_pressure": 0.02}),
+        pytest.param("bfgs", "frechet", {}, marks=pytest.mark.slow),
+        pytest.param("bfgs", "unitcell", {"scalar_pressure": 0.02}, marks=pytest.mark.slow),
+        pytest.param("fire", "frechet", {"hydrostatic_strain": True}, marks=pytest.mark.slow),
         pytest.param("lbfgs", "frechet", {"scalar_pressure": 0.05}, marks=pytest.mark.slow),
         pytest.param("fire", "unitcell", {"constant_volume": True}, marks=pytest.mark.slow),
         pytest.param("bfgs", "unitcell", {"hydrostatic_strain": True}, marks=pytest.mark.slow),

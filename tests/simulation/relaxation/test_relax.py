@@ -17,7 +17,9 @@ from ase.optimize import BFGS
 
 from mlip_jax import MLIPCalculator, Relaxer, relax
 from mlip_jax.simulation.relaxation import pool
+from mlip_jax.simulation.relaxation.compiled import CompiledRelaxation
 from tests.compilation import xla_flags
+from tests.simulation.analytic import pairwise
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -365,3 +367,29 @@ def test_several_devices_share_the_molecules(tmp_path):
         )  # all molecules may be taken before the last device starts
     np.testing.assert_allclose(outputs[3]["positions"], outputs[1]["positions"], rtol=0, atol=1e-9)
     np.testing.assert_allclose(outputs[3]["energies"], outputs[1]["energies"], rtol=1e-12)
+
+
+def test_fewer_molecules_in_parallel_without_memory(monkeypatch, caplog):
+    """Each molecule has one result; frames of an interrupted start are gone."""
+    starts = {k: Atoms("Ar2", [[0, 0, 0], [0, 0, 3.0 + 0.1 * k]]) for k in range(5)}
+    relaxer = Relaxer(pairwise(), trajectory_every=1, max_steps=3)
+    run, calls = CompiledRelaxation.run, []
+
+    def fail_once(self, *args, **options):
+        calls.append(self.loop.num)
+        if len(calls) == 2:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        return run(self, *args, **options)
+
+    monkeypatch.setattr(CompiledRelaxation, "run", fail_once)
+    results = dict(relaxer.stream(starts.items()))
+    assert calls[:3] == [6, 6, 3] and "continuing with 3" in caplog.text and len(results) == 5
+    assert all(len(result.frames) == result.steps + 1 for result in results.values())
+    assert relaxer.num_compiles == 2 and relaxer.statistics()["evaluated"] >= 5 + 4 * 5
+
+    def fail(*args, **options):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr(CompiledRelaxation, "run", fail)
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        dict(relaxer.stream(starts.items()))

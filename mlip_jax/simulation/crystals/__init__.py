@@ -1,0 +1,1 @@
+"""Properties of crystals: equation of state and phonons."""

@@ -1,0 +1,212 @@
+"""Relaxed cell, equation of state and phonons of crystals with a force field."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.dft.kpoints import monkhorst_pack
+
+from mlip_jax.datasets.molecules.arguments import molecule_records
+from mlip_jax.potential import Potential
+from mlip_jax.simulation.calculators.calculator import MLIPCalculator
+from mlip_jax.simulation.crystals.equation_of_state import EquationOfState, fit_equation_of_state
+from mlip_jax.simulation.crystals.phonons import (
+    compute_force_constants,
+    heat_capacity,
+    supercell_repeats,
+    zero_point_energy,
+)
+from mlip_jax.simulation.force_fields import TrustCheck, load_force_field
+from mlip_jax.simulation.relaxation.cells.filters import CellFilter
+from mlip_jax.simulation.relaxation.relax import Relaxer
+from mlip_jax.simulation.relaxation.result import Relaxation
+
+# IMAGINARY: frequency (THz) below which a mode counts as imaginary; rounding explains smaller ones.
+IMAGINARY = -0.1
+_FAILED = ("failed", "diverged")
+
+
+@dataclasses.dataclass(frozen=True)
+class CrystalOptions:
+    """Options of the analysis of crystals.
+
+    Attributes:
+      fmax: Largest force of a relaxed crystal, on atoms and cell (eV/Å).
+      max_steps: Maximum number of steps of a relaxation.
+      volume_range: Largest relative change of the volume in the equation of state.
+      num_volumes: Number of volumes; 0 skips the equation of state.
+      supercell_length: Distance of the lattice planes of the supercell of the phonons (Å), at least
+        twice the distance at which atoms interact; 0 skips the phonons.
+      mesh: Wave vectors along each lattice vector for the density of states.
+      temperature: Temperature of the heat capacity (K).
+    """
+
+    fmax: float = 1e-3
+    max_steps: int = 1000
+    volume_range: float = 0.06
+    num_volumes: int = 9
+    supercell_length: float = 12.0
+    mesh: int = 12
+    temperature: float = 298.15
+
+    def __post_init__(self):
+        if self.num_volumes and self.num_volumes < 5:
+            raise ValueError(f"num_volumes must be 0 or at least 5, received {self.num_volumes}")
+        if not 0 < self.volume_range < 0.5:
+            raise ValueError(
+                f"volume_range must be above 0 and below 0.5, received {self.volume_range}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Bands:
+    """Phonons along a path of wave vectors and on a mesh.
+
+    Attributes:
+      distances: Position of each wave vector on the path (1/Å), (Q,).
+      ticks: Positions and labels of the special points.
+      frequencies: Frequencies on the path (THz), (Q, 3 n); imaginary ones are negative.
+      mesh: Frequencies on the mesh (THz), (points, 3 n).
+    """
+
+    distances: np.ndarray
+    ticks: list[tuple[float, str]]
+    frequencies: np.ndarray
+    mesh: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class CrystalAnalysis:
+    """Properties of a crystal.
+
+    Attributes:
+      atoms: Relaxed crystal; the input if it could not be relaxed.
+      reason: Reason why there is no result, or "".
+      energy: Energy of the relaxed crystal (eV).
+      volumes: Volumes of the equation of state (Å³).
+      energies: Energies at these volumes (eV); NaN if a relaxation failed.
+      eos: Equation of state, or None; `remark` has the reason.
+      remark: Reason why a part is missing, or "".
+      bands: Phonons, or None if they were not requested.
+      zero_point_energy: Zero-point energy per cell (eV).
+      heat_capacity: Heat capacity at constant volume per cell (k_B).
+    """
+
+    atoms: Atoms
+    reason: str = ""
+    energy: float = np.nan
+    volumes: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
+    energies: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
+    eos: EquationOfState | None = None
+    remark: str = ""
+    bands: Bands | None = None
+    zero_point_energy: float = np.nan
+    heat_capacity: float = np.nan
+
+    @property
+    def lowest_frequency(self) -> float:
+        """Lowest frequency (THz), negative if a mode is imaginary; NaN without phonons."""
+        if self.bands is None:
+            return np.nan
+        return float(min(self.bands.frequencies.min(), self.bands.mesh.min()))
+
+
+def crystal_properties(crystals: Any, force_field: Any, **options: Any) -> list[CrystalAnalysis]:
+    """Relax the cells of crystals, and compute equations of state and phonons.
+
+    >>> (result,) = crystal_properties(bulk("Cu"), "runs/metals")  # doctest: +SKIP
+    >>> result.eos.bulk_modulus, result.lowest_frequency  # doctest: +SKIP
+
+    Args:
+      crystals: ASE's Atoms, the path of a file of structures, or a list of these.
+      force_field: Force field in any form that `simulation.force_fields.load_force_field` accepts.
+      **options: Fields of `CrystalOptions`.
+
+    Returns:
+      One result per crystal, with a reason if it has none.
+
+    Raises:
+      ValueError: If an option is invalid.
+      CheckpointError: If there is no force field at this location.
+    """
+    settings, potential = CrystalOptions(**options), load_force_field(force_field)
+    records = [record for group in molecule_records(crystals) for record in group]
+    given = {k: record.atoms for k, record in enumerate(records) if record.atoms is not None}
+    results = dict(analyze_crystals(given, potential, settings))
+    TrustCheck.load(force_field, potential).warn(
+        [r.atoms for r in results.values() if not r.reason], "crystals"
+    )
+    return [
+        results.get(k, CrystalAnalysis(Atoms(), record.failure)) for k, record in enumerate(records)
+    ]
+
+
+def analyze_crystals(
+    given: Mapping[Any, Atoms], potential: Potential, settings: CrystalOptions
+) -> Iterator[tuple[Any, CrystalAnalysis]]:
+    """Yield (key, result) of crystals. All are relaxed in batches, at all volumes."""
+    shared = {"fmax": settings.fmax, "max_steps": settings.max_steps, "dtype": "float64"}
+    periodic = {k: atoms for k, atoms in given.items() if atoms.pbc.all()}
+    for k in given.keys() - periodic.keys():
+        yield k, CrystalAnalysis(given[k], "it is not periodic in three directions")
+    relaxed = dict(Relaxer(potential, cell=CellFilter(), **shared).stream(periodic.items()))
+    usable = {k: r for k, r in relaxed.items() if r.status not in _FAILED}
+    for k in relaxed.keys() - usable.keys():
+        yield k, CrystalAnalysis(relaxed[k].atoms, relaxed[k].reason or relaxed[k].status)
+    factors = 1 + np.linspace(-settings.volume_range, settings.volume_range, settings.num_volumes)
+    strained = {
+        (k, i): _scale_volume(result.atoms, factor)
+        for k, result in usable.items()
+        for i, factor in enumerate(factors)
+    }
+    at_volumes = dict(Relaxer(potential, **shared).stream(strained.items()))
+    calculator = MLIPCalculator(potential, dtype="float64")
+    for k, result in usable.items():
+        points = [at_volumes[k, i] for i in range(len(factors))]
+        yield k, _complete(result, factors, points, calculator, settings)
+
+
+def _scale_volume(atoms: Atoms, factor: float) -> Atoms:
+    """Return a crystal with a multiple of the volume."""
+    scaled = atoms.copy()
+    scaled.set_cell(atoms.cell.array * factor ** (1 / 3), scale_atoms=True)
+    return scaled
+
+
+def _complete(
+    relaxed: Relaxation, factors, points: list[Relaxation], calculator, settings: CrystalOptions
+) -> CrystalAnalysis:
+    """Return the properties of a relaxed crystal."""
+    atoms, remark, eos = relaxed.atoms, "", None
+    volumes = atoms.cell.volume * factors
+    energies = np.array([np.nan if p.status in _FAILED else p.energy for p in points])
+    if settings.num_volumes:
+        try:
+            eos = fit_equation_of_state(volumes, energies)
+        except ValueError as error:
+            remark = str(error)
+    result = CrystalAnalysis(atoms, "", relaxed.energy, volumes, energies, eos, remark)
+    if not settings.supercell_length:
+        return result
+    constants = compute_force_constants(
+        atoms, calculator, supercell_repeats(atoms, settings.supercell_length)
+    )
+    path, distances, ticks = _path(atoms)
+    mesh = constants.frequencies(monkhorst_pack([settings.mesh] * 3))
+    return dataclasses.replace(
+        result,
+        bands=Bands(distances, ticks, constants.frequencies(path), mesh),
+        zero_point_energy=zero_point_energy(mesh) / len(mesh),
+        heat_capacity=heat_capacity(mesh, settings.temperature) / len(mesh),
+    )
+
+
+def _path(atoms: Atoms) -> tuple[np.ndarray, np.ndarray, list[tuple[float, str]]]:
+    """Return wave vectors along the special points, their distances, and the labels."""
+    path = atoms.cell.bandpath(npoints=120, eps=1e-3)
+    distances, positions, labels = path.get_linear_kpoint_axis()
+    return path.kpts, distances, list(zip(np.asarray(positions).tolist(), labels))

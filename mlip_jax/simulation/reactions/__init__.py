@@ -1,0 +1,1 @@
+"""Reaction paths: the nudged elastic band."""

@@ -1,0 +1,216 @@
+"""Task `crystal`: relaxed cells, equations of state and phonons of the crystals of a file."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+import numpy as np
+from ase.io import write
+
+from mlip_jax import config as configs
+from mlip_jax import defaults, distributed
+from mlip_jax.config import ConfigError
+from mlip_jax.datasets.molecules.files import fingerprint, read_molecules
+from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.datasets.smiles.embedding import MoleculeRecord
+from mlip_jax.potential import Potential
+from mlip_jax.reports.crystal import ReportedCrystal, write_crystal_report
+from mlip_jax.simulation.crystals.analysis import (
+    IMAGINARY,
+    CrystalAnalysis,
+    CrystalOptions,
+    analyze_crystals,
+)
+from mlip_jax.simulation.force_fields import TrustCheck, load_force_field
+from mlip_jax.workdir import check_origin, claimed, write_json, write_text
+
+log = logging.getLogger(__name__)
+
+TABLE, VOLUMES, PHONONS, PARTS = "crystals.csv", "equations_of_state.csv", "phonons", "parts"
+RELAXED = "relaxed.xyz"
+
+
+def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
+    """Analyze the crystals of `config`, or resume in `workdir`; return the path of the report.
+
+    Raises:
+      ConfigError, WorkdirError, DatasetError, CheckpointError, ValueError: The message explains how
+        to fix the problem.
+    """
+    config = configs.complete(config, defaults.crystal_defaults())
+    options = _check(config)
+    with claimed(workdir, configs.identity(config)) as workdir:
+        potential = load_force_field(config.force_field)
+        check_origin(
+            workdir / "origin.json",
+            {"input": fingerprint(config.input), "force_field": potential.digest()},
+            "properties of other crystals or with another force field",
+        )
+        records = list(read_molecules(config.input, limit=config.limit, num_processes=1))
+        if not records:
+            raise DatasetError(f"{config.input}: contains no crystals")
+        _analyze_all(config, workdir, potential, options, records)
+        results = [
+            ReportedCrystal(**json.loads(_part(workdir, record).read_text(encoding="utf-8")))
+            for record in records
+        ]
+        _write_tables(workdir, results)
+        _write_structures(workdir, records)
+        report = write_crystal_report(
+            workdir,
+            results,
+            title=f"Crystals by {Path(config.force_field).name}",
+            info=_settings(config, potential),
+            files=[TABLE, VOLUMES, RELAXED, f"{PHONONS}/"],
+            imaginary=IMAGINARY,
+        )
+        log.info("report: %s", report)
+        return report
+
+
+def _check(c) -> CrystalOptions:
+    """Check the config and return the options of the analysis."""
+    for name, example in (("force_field", "runs/salts"), ("input", "crystals.xyz")):
+        if not c[name]:
+            raise ConfigError(f"{name} is required, e.g. --config.{name}={example}")
+    if distributed.count() > 1:
+        raise ConfigError(
+            f"crystals are analyzed in one process, but this run has {distributed.count()}"
+        )
+    try:
+        return CrystalOptions(**{f.name: c[f.name] for f in dataclasses.fields(CrystalOptions)})
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _part(workdir: Path, record: MoleculeRecord, suffix: str = "json") -> Path:
+    return workdir / PARTS / f"{record.index:06d}.{suffix}"
+
+
+def _analyze_all(config, workdir: Path, potential: Potential, options, records) -> None:
+    """Analyze the crystals without a part, and write the part of each when it is done."""
+    (workdir / PARTS).mkdir(exist_ok=True)
+    (workdir / PHONONS).mkdir(exist_ok=True)
+    missing = [record for record in records if not _part(workdir, record).exists()]
+    if len(missing) < len(records):
+        log.info("resuming: %d of %d crystals are done", len(records) - len(missing), len(records))
+    by_index = {record.index: record for record in missing}
+    given = {record.index: record.atoms for record in missing if record.atoms is not None}
+    for record in missing:
+        if record.atoms is None:
+            _save(workdir, record, CrystalAnalysis(None, record.failure))
+    trusted = TrustCheck.load(config.force_field, potential)
+    for index, result in analyze_crystals(given, potential, options):
+        if not result.reason:
+            trusted.warn([result.atoms], "crystals")
+        _save(workdir, by_index[index], result)
+        log.info(
+            "%s: %s",
+            _name(by_index[index]),
+            result.reason
+            or f"bulk modulus {result.eos.bulk_modulus if result.eos else np.nan:.4g} GPa, lowest "
+            f"phonon {result.lowest_frequency:.3g} THz",
+        )
+
+
+def _name(record: MoleculeRecord) -> str:
+    formula = record.atoms.get_chemical_formula() if record.atoms is not None else ""
+    return record.name or formula or f"crystal {record.index}"
+
+
+def _save(workdir: Path, record: MoleculeRecord, result: CrystalAnalysis) -> None:
+    """Write the part of a crystal, its relaxed structure and its phonons."""
+    values: dict[str, Any] = {"index": record.index, "name": _name(record), "reason": result.reason}
+    if not result.reason:
+        atoms, eos, bands = result.atoms, result.eos, result.bands
+        values |= {
+            "remark": result.remark,
+            "n_atoms": len(atoms),
+            "energy": result.energy,
+            "cell": atoms.cell.cellpar().tolist(),
+            "volume": atoms.cell.volume,
+            "volumes": result.volumes.tolist(),
+            "energies": result.energies.tolist(),
+            "zero_point_energy": result.zero_point_energy,
+            "heat_capacity": result.heat_capacity,
+            "lowest_frequency": result.lowest_frequency,
+        }
+        if eos is not None:
+            grid = np.linspace(result.volumes.min(), result.volumes.max(), 100)
+            values |= {"bulk_modulus": eos.bulk_modulus, "derivative": eos.derivative}
+            values["curve"] = [grid.tolist(), eos.energies(grid).tolist()]
+        if bands is not None:
+            values |= {"distances": bands.distances.tolist(), "ticks": bands.ticks}
+            values["bands"] = bands.frequencies.tolist()
+            np.savez(
+                workdir / PHONONS / f"{record.index:06d}.npz",
+                distances=bands.distances,
+                path=bands.frequencies,
+                mesh=bands.mesh,
+            )
+        write(_part(workdir, record, "xyz"), atoms, format="extxyz")
+    write_json(_part(workdir, record), values)
+
+
+def _write_structures(workdir: Path, records: Sequence[MoleculeRecord]) -> None:
+    """Write the relaxed crystals into one file, in the order of the input."""
+    paths = (_part(workdir, record, "xyz") for record in records)
+    text = "".join(path.read_text(encoding="utf-8") for path in paths if path.exists())
+    write_text(workdir / RELAXED, text)
+
+
+def _write_tables(workdir: Path, results: Sequence[ReportedCrystal]) -> None:
+    """Write the tables of the crystals and of their equations of state."""
+    columns = {
+        "index": "index",
+        "name": "name",
+        "reason": "reason",
+        "n_atoms": "n_atoms",
+        "energy_ev": "energy",
+        "volume_ang3": "volume",
+        "bulk_modulus_gpa": "bulk_modulus",
+        "bulk_modulus_derivative": "derivative",
+        "lowest_frequency_thz": "lowest_frequency",
+        "zero_point_energy_ev": "zero_point_energy",
+        "heat_capacity_kb": "heat_capacity",
+    }
+    rows = [[getattr(r, field) for field in columns.values()] for r in results]
+    write_text(workdir / TABLE, _table(list(columns), rows))
+    points = [
+        (r.index, r.name, volume, energy)
+        for r in results
+        for volume, energy in zip(r.volumes, r.energies)
+    ]
+    write_text(workdir / VOLUMES, _table(["index", "name", "volume_ang3", "energy_ev"], points))
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Return a CSV table; unknown numbers are empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(["" if x != x else x for x in row] for row in rows)
+    return text.getvalue()
+
+
+def _settings(config, potential: Potential) -> dict[str, dict[str, Any]]:
+    """Return names and values of crystals, force field and settings for the report."""
+    settings = configs.to_dict(config)
+    names = ("task", "force_field", "input")
+    return {
+        "Crystals": {"input": config.input, **fingerprint(config.input)},
+        "Force field": {
+            "from": config.force_field,
+            "digest": potential.digest(),
+            "cutoff (Å)": potential.cutoff,
+        },
+        "Settings": {k: "" if v is None else str(v) for k, v in settings.items() if k not in names},
+    }

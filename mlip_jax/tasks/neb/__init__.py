@@ -1,0 +1,206 @@
+"""Task `neb`: minimum-energy paths of the reactions of a file."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import itertools
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+from ase import Atoms
+from ase.io import write
+
+from mlip_jax import config as configs
+from mlip_jax import defaults, distributed
+from mlip_jax.config import ConfigError
+from mlip_jax.datasets.molecules.files import fingerprint, read_molecules
+from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.potential import Potential
+from mlip_jax.reports.reactions import ReportedPath, write_reaction_report
+from mlip_jax.simulation.force_fields import TrustCheck, load_force_field
+from mlip_jax.simulation.reactions.neb import NEBOptions, ReactionPath, find_paths
+from mlip_jax.workdir import check_origin, claimed, write_json, write_text
+
+log = logging.getLogger(__name__)
+
+TABLE, IMAGES, PARTS = "barriers.csv", "paths.xyz", "parts"
+
+
+def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
+    """Find the paths of `config`, or resume in `workdir`; return the path of the report.
+
+    Raises:
+      ConfigError, WorkdirError, DatasetError, CheckpointError, ValueError: The message explains how
+        to fix the problem.
+    """
+    config = configs.complete(config, defaults.neb_defaults())
+    options = _check(config)
+    with claimed(workdir, configs.identity(config)) as workdir:
+        potential = load_force_field(config.force_field)
+        check_origin(
+            workdir / "origin.json",
+            {"input": fingerprint(config.input), "force_field": potential.digest()},
+            "paths of other reactions or with another force field",
+        )
+        reactions = read_paths(config.input)
+        _find_all(config, workdir, potential, options, reactions)
+        results = [
+            ReportedPath(**json.loads(_part(workdir, k).read_text(encoding="utf-8")))
+            for k in range(len(reactions))
+        ]
+        write_text(workdir / TABLE, _table(results))
+        pieces = (_part(workdir, k, "xyz") for k in range(len(reactions)))
+        text = "".join(piece.read_text(encoding="utf-8") for piece in pieces if piece.exists())
+        write_text(workdir / IMAGES, text)
+        report = write_reaction_report(
+            workdir,
+            results,
+            title=f"Reaction paths by {Path(config.force_field).name}",
+            info=_settings(config, potential),
+            files=[TABLE, IMAGES],
+        )
+        log.info("report: %s", report)
+        return report
+
+
+def read_paths(path: str | Path) -> list[tuple[str, list[Atoms]]]:
+    """Return names and structures of the paths of a file.
+
+    Structures of one name are a path; without names, each two consecutive ones are its ends.
+
+    Raises:
+      DatasetError: A structure cannot be read, or a path has fewer than two structures.
+    """
+    records = list(read_molecules(path, num_processes=1))
+    for record in records:
+        if record.atoms is None:
+            raise DatasetError(f"{path}: {record.failure}")
+    if not records or len(records) % 2 and not all(record.name for record in records):
+        raise DatasetError(
+            f"{path}: contains {len(records)} structures; expected two per reaction, or structures "
+            "with the name of their path"
+        )
+    if all(record.name for record in records):
+        groups = [
+            (name, [record.atoms for record in group])
+            for name, group in itertools.groupby(records, key=lambda record: record.name)
+        ]
+    else:
+        pairs = zip(records[::2], records[1::2])
+        groups = [
+            (f"{a.atoms.get_chemical_formula()} {k}", [a.atoms, b.atoms])
+            for k, (a, b) in enumerate(pairs)
+        ]
+    short = [name for name, images in groups if len(images) < 2]
+    if short:
+        raise DatasetError(f"{path}: the path {short[0]!r} has only one structure")
+    return groups
+
+
+def _check(c) -> NEBOptions:
+    """Check the config and return the options of the bands."""
+    for name, example in (("force_field", "runs/spice"), ("input", "reactions.xyz")):
+        if not c[name]:
+            raise ConfigError(f"{name} is required, e.g. --config.{name}={example}")
+    if distributed.count() > 1:
+        raise ConfigError(
+            f"paths are optimized in one process, but this run has {distributed.count()}"
+        )
+    try:
+        return NEBOptions(**{f.name: c[f.name] for f in dataclasses.fields(NEBOptions)})
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _part(workdir: Path, index: int, suffix: str = "json") -> Path:
+    return workdir / PARTS / f"{index:06d}.{suffix}"
+
+
+def _find_all(config, workdir: Path, potential: Potential, options, reactions) -> None:
+    """Find the paths without a part, and write the part of each when it is done."""
+    (workdir / PARTS).mkdir(exist_ok=True)
+    missing = {
+        k: images for k, (_, images) in enumerate(reactions) if not _part(workdir, k).exists()
+    }
+    if len(missing) < len(reactions):
+        done = len(reactions) - len(missing)
+        log.info("resuming: %d of %d paths are done", done, len(reactions))
+    trusted = TrustCheck.load(config.force_field, potential)
+    for k, result in find_paths(missing, potential, options):
+        trusted.warn(result.images, "images")
+        _save(workdir, k, reactions[k][0], result)
+        log.info(
+            "%s: %s",
+            reactions[k][0],
+            result.reason
+            or f"{result.status} after {result.steps} steps, barrier {result.barrier:.4f} eV",
+        )
+
+
+def _save(workdir: Path, index: int, name: str, result: ReactionPath) -> None:
+    """Write the part of a path and its images."""
+    values: dict[str, Any] = {
+        "index": index,
+        "name": name,
+        "status": result.status,
+        "reason": result.reason,
+    }
+    if result.images:
+        values |= {
+            "n_atoms": len(result.images[0]),
+            "steps": result.steps,
+            "fmax": result.fmax,
+            "barrier": result.barrier,
+            "reverse_barrier": result.reverse_barrier,
+            "reaction_energy": result.reaction_energy,
+            "distances": result.distances.tolist(),
+            "energies": result.energies.tolist(),
+        }
+        for number, image in enumerate(result.images):
+            image.info |= {"name": name, "image": number}
+        write(_part(workdir, index, "xyz"), result.images, format="extxyz")
+    write_json(_part(workdir, index), values)
+
+
+def _table(results: Sequence[ReportedPath]) -> str:
+    """Return the table of the barriers; unknown numbers are empty."""
+    columns = {
+        "index": "index",
+        "name": "name",
+        "status": "status",
+        "reason": "reason",
+        "steps": "steps",
+        "barrier_ev": "barrier",
+        "reverse_barrier_ev": "reverse_barrier",
+        "reaction_energy_ev": "reaction_energy",
+        "fmax_ev_per_ang": "fmax",
+    }
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for result in results:
+        row = [getattr(result, field) for field in columns.values()]
+        writer.writerow(["" if x != x else x for x in row])
+    return text.getvalue()
+
+
+def _settings(config, potential: Potential) -> dict[str, dict[str, Any]]:
+    """Return names and values of reactions, force field and settings for the report."""
+    settings = configs.to_dict(config)
+    names = ("task", "force_field", "input")
+    return {
+        "Reactions": {"input": config.input, **fingerprint(config.input)},
+        "Force field": {
+            "from": config.force_field,
+            "digest": potential.digest(),
+            "forces": potential.origin_of_forces,
+            "cutoff (Å)": potential.cutoff,
+        },
+        "Settings": {k: "" if v is None else str(v) for k, v in settings.items() if k not in names},
+    }

@@ -1,0 +1,77 @@
+"""Tests for equations of state and phonons against exact and independent results."""
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk
+from ase.eos import EquationOfState as AseEquationOfState
+from ase.units import GPa, _amu, _e
+
+from mlip_jax import MLIPCalculator
+from mlip_jax.simulation.crystals.analysis import crystal_properties
+from mlip_jax.simulation.crystals.equation_of_state import fit_equation_of_state
+from mlip_jax.simulation.crystals.phonons import (
+    compute_force_constants,
+    heat_capacity,
+    supercell_repeats,
+    zero_point_energy,
+)
+from tests.simulation.analytic import pairwise
+
+
+def test_the_equation_of_state_is_that_of_ase():
+    volumes = np.linspace(36, 44, 7)
+    energies = -3.0 + 0.02 * (volumes - 40.3) ** 2 - 0.0006 * (volumes - 40.3) ** 3
+    ours = fit_equation_of_state(volumes, energies)
+    theirs = AseEquationOfState(volumes, energies, eos="birchmurnaghan")
+    volume, energy, modulus = theirs.fit()
+    assert ours.volume == pytest.approx(volume, rel=1e-6)
+    assert ours.energy == pytest.approx(energy, abs=1e-7)
+    assert ours.bulk_modulus == pytest.approx(modulus / GPa, rel=1e-4)
+    assert ours.derivative == pytest.approx(theirs.eos_parameters[2], rel=1e-3)
+    np.testing.assert_allclose(ours.energies(volumes), energies, atol=3 * ours.residual + 1e-9)
+    with pytest.raises(ValueError, match="no minimum"):
+        fit_equation_of_state(volumes, volumes)
+    with pytest.raises(ValueError, match="requires 5"):
+        fit_equation_of_state(volumes, [0, 1, np.nan, np.nan, np.nan, 2, 1])
+
+
+@pytest.mark.slow
+def test_phonons_of_springs_between_neighbors():
+    """A cube of springs at rest: ω² = 4 k / m sin²(q / 2) along q, zero across."""
+    potential = pairwise("harmonic", length=3.0, stiffness=20.0, cutoff=3.5)
+    atoms = Atoms("Ar", cell=[3.0, 3.0, 3.0], pbc=True)
+    repeats = supercell_repeats(atoms, 8.5)
+    assert repeats == (3, 3, 3)
+    calculator = MLIPCalculator(potential, dtype="float64")
+    constants = compute_force_constants(atoms, calculator, repeats)
+    fractions = np.array([0.0, 0.1, 0.37, 0.5])
+    found = constants.frequencies(fractions[:, None] * [1, 0, 0])
+    rate = np.sqrt(4 * 20.0 * _e * 1e20 / (atoms.get_masses()[0] * _amu)) / (2e12 * np.pi)
+    np.testing.assert_allclose(found[:, 2], rate * np.sin(np.pi * fractions), atol=1e-6)
+    np.testing.assert_allclose(found[:, :2], 0, atol=1e-5)
+    # k_B per mode if hot, half a quantum per mode
+    assert heat_capacity(found, 1e5) == pytest.approx(12, rel=1e-3)
+    assert heat_capacity(np.full(3, 40.0), 10.0) < 1e-9
+    assert zero_point_energy(np.array([1.0, -5.0])) == pytest.approx(0.5 * 4.135667e-3, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_properties_of_a_crystal():
+    """Argon-like fcc crystal: bulk modulus from pressures, stable phonons, reasons for others."""
+    potential = pairwise(depth=0.1, length=2.4, cutoff=4.6)
+    start = bulk("Ar", "fcc", a=3.9)
+    molecule = Atoms("Ar2", [[0, 0, 0], [0, 0, 2.7]])
+    result, failed = crystal_properties([start, molecule], potential, supercell_length=9.3, mesh=4)
+    assert "not periodic" in failed.reason and result.reason == result.remark == ""
+    pressures, volumes = [], result.atoms.cell.volume * np.array([0.995, 1.005])
+    for volume in volumes:
+        atoms = result.atoms.copy()
+        atoms.calc = MLIPCalculator(potential, dtype="float64")
+        atoms.set_cell(atoms.cell * (volume / atoms.cell.volume) ** (1 / 3), scale_atoms=True)
+        pressures.append(-atoms.get_stress()[:3].mean() / GPa)
+    expected = -result.atoms.cell.volume * np.diff(pressures)[0] / np.diff(volumes)[0]
+    assert result.eos.bulk_modulus == pytest.approx(expected, rel=0.02)
+    assert result.eos.volume == pytest.approx(result.atoms.cell.volume, rel=1e-3)
+    assert result.lowest_frequency > -0.1 and result.zero_point_energy > 0
+    assert [label for _, label in result.bands.ticks][0] == "G"
