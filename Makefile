@@ -3,12 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help spice test test-slow test-faults lint prose docs clean
+SECONDS ?= 600
+
+.PHONY: help spice test test-slow test-faults fuzz audit lint prose docs clean
 
 help:
 	@echo "make spice      train So3krates on SPICE, or on generated data, into runs/spice, with a report"
 	@echo "make test       run the fast tests (test-slow: those that take minutes)"
 	@echo "make test-faults  check that the tests catch known faults (tests/faults)"
+	@echo "make fuzz       read damaged files of every format for SECONDS=600 each"
+	@echo "make audit      compare the installed packages with known vulnerabilities"
 	@echo "make lint       check the style"
 	@echo "make prose      count words and names that make code hard to read"
 	@echo "make docs       build the documentation into site/"
@@ -30,6 +34,13 @@ test-slow: $(VENV)/.ready
 
 test-faults: $(VENV)/.ready
 	$(BIN)/python tests/faults/run.py --jobs 2
+
+fuzz: $(VENV)/.ready
+	$(BIN)/python tests/hostile/fuzz.py --seconds $(SECONDS)
+
+audit: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit
+	$(BIN)/python -m pip_audit --skip-editable
 
 lint: $(VENV)/.ready
 	$(BIN)/python -m ruff format --check .

@@ -93,8 +93,14 @@ class Hdf5Group(Mapping):
         self.id, self.source = id, source
 
     def __iter__(self) -> Iterator[str]:
+        try:
+            names = list(self.id)
+        except (RuntimeError, KeyError) as error:
+            raise DatasetError(
+                f"{self.source} cannot list its members ({error}); the file is corrupted"
+            ) from error
         # invalid UTF-8 is decoded with surrogates, and encoded in the same way
-        return (name.decode("utf-8", "surrogateescape") for name in self.id)
+        return (name.decode("utf-8", "surrogateescape") for name in names)
 
     def __len__(self) -> int:
         return len(self.id)

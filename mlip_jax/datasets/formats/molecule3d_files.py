@@ -93,9 +93,7 @@ class PropertyTable:
         self.path = path
         self._file = path.open("rb")
         header = self._file.readline().decode("utf-8", "replace")
-        self._columns = {
-            name.strip().lower(): i for i, name in enumerate(next(csv.reader([header]), []))
-        }
+        self._columns = {name.strip().lower(): i for i, name in enumerate(_cells(header))}
         self.unread = [c for c in self._columns if c and c not in (*_COLUMNS, "cid")]
         missing = [c for c in _COLUMNS if c not in self._columns]
         if missing:
@@ -115,7 +113,7 @@ class PropertyTable:
         first, last = (int(p) for p in self._offsets[molecule : molecule + 2])
         self._file.seek(first)
         line = self._file.read(last - first).decode("utf-8", "replace")
-        cells = next(csv.reader([line]), [])
+        cells = _cells(line)
         try:
             cid = cells[self._columns["cid"]] if "cid" in self._columns else ""
             return int(float(cid or 0)), {
@@ -146,3 +144,11 @@ def sdf_files(folder: Path) -> dict[tuple[int, int], Path]:
         return {}
     matches = ((_FILE.fullmatch(p.name), p) for p in folder.glob("combined_mols_*.sdf"))
     return {(int(m[1]), int(m[2])): p for m, p in matches if m and int(m[2]) > int(m[1])}
+
+
+def _cells(line: str) -> list[str]:
+    """Return the cells of a line of a table, [] if it is not CSV."""
+    try:
+        return next(csv.reader([line]), [])
+    except csv.Error:
+        return []

@@ -72,7 +72,7 @@ class SummaryTable:
         ):
             return dict.fromkeys(_SUMMARY, math.nan)
         self._file.seek(int(self._offsets[at]))
-        values = next(csv.reader([self._file.readline().decode("utf-8", "replace")]))
+        values = _cells(self._file.readline())
         total = self._number(values, _TOTAL, source)
         # Equal keys with other energies mean that the table is from another release.
         if abs(total - energy) > _SAME_ENERGY:
@@ -88,7 +88,7 @@ class SummaryTable:
 
     def _header(self) -> dict[str, int]:
         """Return the index of each column. Raise DatasetError if a required column is missing."""
-        header = next(csv.reader([self._file.readline().decode("utf-8", "replace")]), [])
+        header = _cells(self._file.readline())
         columns = {name.strip(): i for i, name in enumerate(header)}
         read = {"MOSES id", "CONFORMER id", "SMILES", _TOTAL, *(c for c, _ in _SUMMARY.values())}
         self.unread = [c for c in columns if c and c not in read]
@@ -142,3 +142,11 @@ class SummaryTable:
 def _key(moses: int, conformation: int) -> int:
     """Combine the two numbers of a conformation into one integer."""
     return moses << 32 | conformation
+
+
+def _cells(line: bytes) -> list[str]:
+    """Return the cells of a line, [] if it is not CSV."""
+    try:
+        return next(csv.reader([line.decode("utf-8", "replace")]), [])
+    except csv.Error:
+        return []

@@ -220,12 +220,12 @@ class Reader(reader.Reader):
     def _sum_of_atoms(self, row: AseRow, source: str) -> float:
         """Return the sum of the energies of the isolated atoms (hartree)."""
         # The table of atom energies may end before the heaviest element.
-        known = row.numbers < len(self._atoms)
+        known = (row.numbers >= 0) & (row.numbers < len(self._atoms))
         energies = self._atoms[np.where(known, row.numbers, 0)]
         missing = row.numbers[~known | ~np.isfinite(energies)]
         if len(missing):
             raise DatasetError(
-                f"{source}: the energy of an isolated {chemical_symbols[missing[0]]} atom is "
+                f"{source}: the energy of an isolated {_symbol(missing[0])} atom is "
                 f"unknown, so the total energy is undefined; known: {', '.join(self.atom_energies)}"
             )
         return float(energies.sum())
@@ -315,3 +315,8 @@ def _numbers(row: AseRow, name: str, source: str) -> np.ndarray:
         raise DatasetError(
             f"{source}: {name} is not numeric ({error}); the row is corrupted"
         ) from error
+
+
+def _symbol(number: int) -> str:
+    """Return the symbol of an element, or its number if there is none."""
+    return chemical_symbols[number] if 0 < number < len(chemical_symbols) else str(number)

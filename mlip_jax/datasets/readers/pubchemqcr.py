@@ -116,7 +116,7 @@ class Reader(reader.Reader):
                 f"{options.as_flag('summary', 'FILE')}"
             )
         self._environment = LmdbFile(self.path)
-        self._length = self._environment.handle.stat()["entries"]
+        self._length = self._environment.length
         if not self._length:
             self.close()
             raise DatasetError(f"{self.path}: the file contains no trajectories")
@@ -126,23 +126,20 @@ class Reader(reader.Reader):
     def matches(cls, path: Path) -> bool:
         """Return whether an LMDB file has numbers as keys and gzip-compressed values.
 
-        It is also True if the file is truncated or lmdb is missing; opening it then reports the
-        problem.
+        It is also True if the file is truncated; opening it then reports the problem.
         """
         try:
             if page_size(path) is None:
                 return False
             environment = LmdbFile(path)
-        except (TruncatedFileError, ImportError):
+        except TruncatedFileError:
             return True  # opening the file then raises an error with the remedy
         except (DatasetError, OSError):
             return False
         try:
-            with environment.handle.begin() as transaction, transaction.cursor() as cursor:
-                return (
-                    cursor.first() and cursor.key().isdigit() and cursor.value()[:2] == b"\x1f\x8b"
-                )
-        except Exception:  # lmdb.Error, which cannot be named if the package is missing
+            key, value = environment.first()
+            return key.isdigit() and value[:2] == b"\x1f\x8b"
+        except DatasetError:
             return False
         finally:
             environment.close()
@@ -172,7 +169,7 @@ class Reader(reader.Reader):
     def _key(self, record: int) -> bytes:
         """Return the key of a record. The keys are read on first use."""
         if self._keys is None:
-            self._keys = self._environment.keys(self._length)
+            self._keys = self._environment.keys()
         return bytes(self._keys[record])
 
     def _read_stages(self, stages, cid, source, record, report) -> Iterator[Structure]:

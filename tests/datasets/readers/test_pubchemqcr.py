@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 
 from mlip_jax.config import ConfigError
-from mlip_jax.datasets.formats.lmdb_file import LmdbFile
 from mlip_jax.datasets.identity import molecule_identity
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.datasets.readers import pubchemqcr
@@ -421,7 +420,7 @@ for path in map(Path, sys.argv[1:]):
 
 
 def test_truncated_files_do_not_kill_the_process(sample, tmp_path):
-    """LMDB reads a memory map: access beyond the end of the file is a bus error."""
+    """The library lmdb reads a memory map: access beyond the end of the file is a bus error."""
     whole = sample("pubchemqcr")[0].read_bytes()
     paths = [
         tmp_path / f"{keep}.lmdb"
@@ -490,7 +489,6 @@ def test_nothing_is_written(sample, tmp_path):
 
 
 def test_two_readers_of_one_file(sample):
-    """LMDB itself opens a file only once per process."""
     path, _ = sample("pubchemqcr")
     first, second = pubchemqcr.Reader(path), pubchemqcr.Reader(path)
     assert pubchemqcr.Reader.matches(path)
@@ -500,7 +498,6 @@ def test_two_readers_of_one_file(sample):
     with pytest.raises(DatasetError, match="closed"):
         list(first)
     second.close()
-    assert not LmdbFile._open
 
 
 def test_assumed_level_of_theory_is_noted(sample):

@@ -1,0 +1,62 @@
+"""Damages the sample of each reader for a while: `make fuzz SECONDS=600`.
+
+Each reader has one process at a time (mutation.py), which is replaced after a file that ended it.
+The exit code is 1 if a file ended its process, exceeded a limit, acted outside of its folder, or
+raised another error than DatasetError. Each is reported with its seed.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+PROGRAM = Path(__file__).with_name("mutation.py")
+READERS = sorted(p.stem for p in (PROGRAM.parents[1] / "datasets/readers/samples").glob("*.py"))
+_FILES = 500  # files of one process
+
+
+def problems_of(name: str, seconds: float, seed: int = 0) -> list[str]:
+    """Damage the sample of a reader for some time and return the problems."""
+    problems, deadline = [], time.monotonic() + seconds
+    while (left := deadline - time.monotonic()) > 0:
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, str(PROGRAM), folder, name, str(_FILES), str(seed)]
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            try:
+                output, _ = process.communicate(timeout=max(left, 1))
+                ended = True
+            except subprocess.TimeoutExpired:
+                process.kill()
+                output, _ = process.communicate()
+                ended = False  # by this function, at the end of the time
+        lines = output.decode().splitlines()
+        reports = [json.loads(line) for line in lines if line.startswith("{") and line[-1] == "}"]
+        problems += [f"{name}: {json.dumps(r)}" for r in reports if "problem" in r]
+        seed = max([seed, *(r["seed"] + 1 for r in reports)])
+        if ended and lines[-1:] != ["done"]:
+            problems.append(f"{name}: seed {seed - 1} ended the process ({process.returncode})")
+            if not reports:  # the sample itself
+                return problems
+    return problems
+
+
+def main() -> None:
+    """Run all readers one after the other."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=600, help="time per reader")
+    parser.add_argument("--seed", type=int, default=0, help="first seed")
+    parser.add_argument("readers", nargs="*", default=READERS)
+    arguments = parser.parse_args()
+    problems = []
+    for name in arguments.readers:
+        found = problems_of(name, arguments.seconds, arguments.seed)
+        print(f"{name}: {len(found)} problems", *found, sep="\n  ", flush=True)
+        problems += found
+    sys.exit(bool(problems))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Tests that damaged files end in a DatasetError, and touch nothing outside of their folder.
+
+`make fuzz` runs `fuzz.py`, which damages many more files. These tests use one process for all.
+"""
+
+import os
+
+import numpy as np
+import pytest
+
+from tests.hostile import fuzz, mutation
+
+SEEDS = 20
+# files of these readers are opened in much less than a second
+QUICK = ("ani", "md17", "npz", "pubchemqcr", "spice")
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_damaged_files_are_data_errors(tmp_path, name):
+    """Detects an AttributeError, or the like, for a byte that a download changed."""
+    path, options = mutation.sample(name, tmp_path)
+    for seed in range(SEEDS):
+        copy = mutation.copy_damaged(path, tmp_path / "copy", np.random.default_rng(seed))
+        mutation.read(copy, name, options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", fuzz.READERS)
+def test_damaged_files_do_not_end_the_process(name):
+    assert fuzz.problems_of(name, seconds=60, seed=1000) == []
+
+
+@pytest.mark.slow
+def test_actions_outside_are_reported(tmp_path):
+    """The hook ends a process that writes elsewhere or connects."""
+    child = os.fork()
+    if not child:
+        mutation.forbid_outside(tmp_path)
+        try:
+            open(tmp_path.parent / "elsewhere", "w")
+        except mutation.ForbiddenAction:
+            os._exit(7)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
