@@ -312,8 +312,8 @@ TRAIN = task(
         only_with=["init.workdir"],
         workdir=Field(
             "",
-            'Workdir of a force field to fine-tune, or "so3lr:params.pkl" and the like; if empty, '
-            "training starts from random parameters.",
+            'Force field to fine-tune: a workdir, or another value that task relax accepts, such as '
+            '"X.model"; if empty, training starts from random parameters.',
         ),
     ),
     model=MODEL,

@@ -23,6 +23,7 @@ from mlip_jax.importers.formats import torch_file
 from mlip_jax.importers.formats.weights import WeightsError
 from mlip_jax.potential import Potential
 
+_SUFFIXES = (".model", ".pt", ".pth", ".ckpt", ".zip", ".npz", ".safetensors")
 _EXPECTED = (
     "expected the workdir of a training run, a file of another program, IMPORTER:FILE, the name of a "
     'published force field, a Potential or a calculator, or several of them, as in "runs/a,runs/b"'
@@ -129,6 +130,8 @@ def _importer_of(path: str) -> str | None:
     """
     if published_list.is_known(path) and not Path(path).exists():
         return "published"
+    if Path(path).suffix in _SUFFIXES and not Path(path).exists():
+        raise FileNotFoundError(f"{path}: no such file. Give a file of another program.")
     if not torch_file.is_torch_file(path):
         if Path(path).suffix in (".npz", ".safetensors") and Path(path).is_file():
             raise WeightsError(

@@ -231,6 +231,8 @@ def _layer(weights: RecordedWeights, model, n: int, feature_degree: int) -> dict
     out = sums[: feature_degree + 1]
     paths = convolution_paths(inputs, degrees, degrees, sort_weights=True)
     radial = weights.series(rf"interactions\.{n}\.conv_tp_weights\.layer(\d+)\.weight")
+    scale = _bessel_scale(weights)
+    radial[0] = radial[0] * scale
     ends = (inputs, out) if "residual" in block else (sums, sums)
     skip = weights.products(f"{name}skip_tp.weight", ends[0], num, ends[1])
     layer = {
@@ -244,5 +246,12 @@ def _layer(weights: RecordedWeights, model, n: int, feature_degree: int) -> dict
         "product": weights.linear(f"{product}linear.weight", out, out),
     }
     if "density" in block:
-        layer["density"] = {"kernel_0": weights(f"{name}density_fn.layer0.weight")}
+        layer["density"] = {"kernel_0": weights(f"{name}density_fn.layer0.weight") * scale}
     return layer
+
+
+def _bessel_scale(weights: RecordedWeights) -> np.float64:
+    """Return the stored factor of the Bessel functions over the exact one; it may be rounded."""
+    name = "radial_embedding.bessel_fn.prefactor"
+    exact = np.sqrt(2.0 / number_of(weights, "r_max"))
+    return np.float64(number_of(weights, name) / exact if name in weights else 1.0)

@@ -55,8 +55,8 @@ def _row(entry: PublishedForceField) -> tuple[str, ...]:
     source = entry.address or (f"package {entry.package}" if entry.package else unknown)
     return (
         entry.name,
-        entry.elements,
-        entry.method,
+        entry.elements or unknown,
+        entry.method or unknown,
         license_,
         entry.citation or unknown,
         source,

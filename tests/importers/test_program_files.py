@@ -145,6 +145,8 @@ def test_refused_files(tmp_path, name):
 
 
 def test_options_of_importers(tmp_path):
+    with pytest.raises(FileNotFoundError, match="absent.model: no such file"):
+        importers.load_force_field(tmp_path / "absent.model")
     state, settings = test_sevennet.content("sevennet_linear")
     tensors = {k: Tensor(v, n) for n, (k, v) in enumerate(state.items())}
     content = {"model_state_dict": tensors, "config": settings}

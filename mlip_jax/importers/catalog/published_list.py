@@ -28,8 +28,8 @@ class PublishedForceField(NamedTuple):
 
     name: str
     importer: str
-    elements: str
-    method: str
+    elements: str | None
+    method: str | None
     license: str | None
     citation: str | None
     address: str | None = None
@@ -48,7 +48,8 @@ _PARK = "Park et al., J. Chem. Theory Comput. 20, 4857 (2024)"
 _BATATIA = "Batatia et al., arXiv:2401.00096"
 _KOVACS = "Kovács et al., arXiv:2312.15211"
 _NINE_AND_EIGHTY = "89 elements"
-_PBE = "PBE, with +U for some oxides (Materials Project)"
+_PBE = "PBE, with +U for some compounds"
+_KIM = "Kim et al., J. Am. Chem. Soc. 147, 1042 (2025)"
 _ASL = "Academic Software License"
 _NOT_COMMERCIAL = "not for commercial use"
 _SPICE = "ωB97M-D3(BJ)/def2-TZVPPD (SPICE)"
@@ -56,7 +57,7 @@ _OFF_ELEMENTS = "H C N O F P S Cl Br I"
 _MODALITIES = "needs modality="
 
 
-def _sevennet(name, folder, file, size, sha256, note="", method=_PBE):
+def _sevennet(name, folder, file, size, sha256, note="", method=_PBE, citation=_PARK):
     """Return a force field that the package sevenn contains."""
     return PublishedForceField(
         name=name,
@@ -64,7 +65,7 @@ def _sevennet(name, folder, file, size, sha256, note="", method=_PBE):
         elements=_NINE_AND_EIGHTY,
         method=method,
         license="MIT",
-        citation=_PARK,
+        citation=citation,
         size=size,
         sha256=sha256,
         package="sevenn",
@@ -73,10 +74,18 @@ def _sevennet(name, folder, file, size, sha256, note="", method=_PBE):
     )
 
 
-def _mace(name, address, method=_PBE, license_="MIT", note="", citation=_BATATIA):
-    """Return a force field of MACE for all elements."""
+def _mace(
+    name,
+    address,
+    elements=_NINE_AND_EIGHTY,
+    method=_PBE,
+    license_="MIT",
+    note="",
+    citation=_BATATIA,
+):
+    """Return a force field of MACE for materials."""
     return PublishedForceField(
-        name, "mace", _NINE_AND_EIGHTY, method, license_, citation, address, note=note
+        name, "mace", elements, method, license_, citation, address, note=note
     )
 
 
@@ -124,12 +133,13 @@ FORCE_FIELDS = (
         "81791329b37d445f46b531578c182c41792d98c7814222c9e5dde276402225fd",
         note=f"{_MODALITIES}PBE or R2SCAN",
         method="PBE and R2SCAN",
+        citation=_KIM,
     ),
     PublishedForceField(
         "sevennet-mf-ompa",
         "sevennet",
-        _NINE_AND_EIGHTY,
-        "PBE, in two variants",
+        None,
+        None,
         None,
         None,
         f"{_SEVENNET}v0.11.0.cp/checkpoint_sevennet_mf_ompa.pth",
@@ -138,8 +148,8 @@ FORCE_FIELDS = (
     PublishedForceField(
         "sevennet-omat",
         "sevennet",
-        _NINE_AND_EIGHTY,
-        "PBE",
+        None,
+        None,
         None,
         None,
         f"{_SEVENNET}v0.11.0.cp/checkpoint_sevennet_omat.pth",
@@ -152,14 +162,19 @@ FORCE_FIELDS = (
     _mace(
         "mace-omat-0-medium",
         f"{_MACE_MP}mace_omat_0/mace-omat-0-medium.model",
+        elements=None,
+        method=None,
         license_=_ASL,
+        citation=None,
         note=_NOT_COMMERCIAL,
     ),
     _mace(
         "mace-matpes-r2scan-0",
         f"{_MACE}mace_matpes_0/MACE-matpes-r2scan-omat-ft.model",
+        elements=None,
         method="R2SCAN",
         license_=_ASL,
+        citation=None,
         note=_NOT_COMMERCIAL,
     ),
     _mace_off("small"),
