@@ -142,6 +142,7 @@ def write_md_report(
     info: Mapping[str, Mapping[str, Any]],
     pictures: Sequence[Picture] = (),
     files: Sequence[str] = (),
+    notes: Sequence[str] = (),
 ) -> Path:
     """Write `report.html` and `metrics.json` to `workdir`, each atomically.
 
@@ -153,6 +154,7 @@ def write_md_report(
       info: Sections of names and values: settings, force field, hardware.
       pictures: Molecules at the start and at the end.
       files: Names of further files in the workdir, to list on the page.
+      notes: Notes at the top of the page.
 
     Returns:
       Path of `report.html`.
@@ -167,6 +169,7 @@ def write_md_report(
     body = [
         page.heading(title, 1),
         *_headline(content),
+        *map(page.callout, notes),
         *_broken_molecules(about),
         *_curves(about, thermo),
         *_table(content),

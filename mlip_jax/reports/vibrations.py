@@ -152,6 +152,7 @@ def spectrum_figure(results: Sequence[ReportedVibrations]) -> Figure:
         density = lines.sum(1) / max(lines.sum(1).max(initial=0.0), 1e-12)
         ax.plot(grid, density + 1.1 * offset, linewidth=1.2, label=figures.escape_label(r.name, 24))
     ax.set(xlabel="wave number (1/cm)", ylabel="density (arbitrary)", xlim=(0, grid[-1]))
+    ax.set_ylim(0, 1.1 * len(results) + 0.35 * max(len(results), 2))  # with space for the legend
     ax.set_yticks([])
     figures.add_legend(ax)
     return fig

@@ -75,7 +75,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
         except (SystemExit, KeyboardInterrupt):
             log.warning("stopped; rerun the same command to resume from the last restart file")
             raise
-        report = _report(config, workdir, dynamics, outputs, seconds)
+        report = _report(config, workdir, dynamics, outputs, seconds, [message] if message else [])
         if len(dynamics.broken) == len(dynamics.molecules):
             raise RuntimeError(f"all molecules broke: see the reasons in {report}")
         return report
@@ -136,7 +136,12 @@ def read_all(config) -> tuple[list[Atoms], list[str]]:
 
 
 def _report(
-    config, workdir: Path, dynamics: MolecularDynamics, outputs: DynamicsOutputs, seconds: float
+    config,
+    workdir: Path,
+    dynamics: MolecularDynamics,
+    outputs: DynamicsOutputs,
+    seconds: float,
+    notes: list[str],
 ) -> Path:
     names = [
         f"{outputs.name(m) or hill_formula(atoms.numbers)}"
@@ -164,6 +169,7 @@ def _report(
         title=f"Dynamics of {Path(config.input).name} with {Path(config.force_field).name}",
         pictures=_pictures(config, dynamics, outputs, names),
         files=[THERMO, *([f"{TRAJECTORIES}/"] if config.frame_every else []), RESTART],
+        notes=notes,
     )
     log.info("report: %s", report)
     return report

@@ -84,6 +84,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
             info=_settings(config, potential),
             files=[FRAMES, TABLE],
             temperature=config.population_temperature,
+            notes=[message] if message else [],
         )
         log.info("report: %s", report)
         return report

@@ -46,9 +46,14 @@ def test_metrics(tmp_path):
     assert one["lowest_above_best_kcal_mol"] == pytest.approx(0.5) and not one["lowest_is_best"]
     assert content["without_minima"] == 1 and content["judged"]["molecules"] == 1
     report = write_minima_report(
-        tmp_path, [molecule], references, title="Minima", info={"Search": {"rounds": 1}}
+        tmp_path,
+        [molecule],
+        references,
+        title="Minima",
+        info={"Search": {"rounds": 1}},
+        notes=["outside the domain"],
     )
-    assert report.read_text().count("<img") == 3
+    assert report.read_text().count("<img") == 3 and "outside the domain" in report.read_text()
 
 
 def test_failures_of_the_reference_method_are_excluded():

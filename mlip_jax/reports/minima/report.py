@@ -37,6 +37,7 @@ def write_minima_report(
     info: Mapping[str, Mapping[str, Any]],
     files: Sequence[str] = (),
     temperature: float = 298.15,
+    notes: Sequence[str] = (),
 ) -> Path:
     """Write `report.html` and `metrics.json` to `workdir`, each atomically.
 
@@ -48,6 +49,7 @@ def write_minima_report(
       info: Sections of names and values.
       files: Names of further files in the workdir, to list on the page.
       temperature: Temperature of the populations (K).
+      notes: Notes at the top of the page.
 
     Returns:
       Path of `report.html`.
@@ -60,6 +62,7 @@ def write_minima_report(
     body = [
         page.heading(title, 1),
         *_headline(content),
+        *map(page.callout, notes),
         *_levels(molecules),
         *_populations(content, temperature),
         *_reference(references, content),
