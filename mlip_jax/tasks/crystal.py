@@ -29,7 +29,7 @@ from mlip_jax.simulation.crystals.analysis import (
     CrystalOptions,
     analyze_crystals,
 )
-from mlip_jax.simulation.force_fields import TrustCheck, load_force_field
+from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field
 from mlip_jax.workdir import check_origin, claimed, write_json, write_text
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     config = configs.complete(config, defaults.crystal_defaults())
     options = _check(config)
     with claimed(workdir, configs.identity(config)) as workdir:
-        potential = load_force_field(config.force_field)
+        potential = load_mean_force_field(config.force_field)
         check_origin(
             workdir / "origin.json",
             {"input": fingerprint(config.input), "force_field": potential.digest()},

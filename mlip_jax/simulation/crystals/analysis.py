@@ -20,7 +20,7 @@ from mlip_jax.simulation.crystals.phonons import (
     supercell_repeats,
     zero_point_energy,
 )
-from mlip_jax.simulation.force_fields import TrustCheck, load_force_field
+from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field
 from mlip_jax.simulation.relaxation.cells.filters import CellFilter
 from mlip_jax.simulation.relaxation.relax import Relaxer
 from mlip_jax.simulation.relaxation.result import Relaxation
@@ -123,7 +123,7 @@ def crystal_properties(crystals: Any, force_field: Any, **options: Any) -> list[
 
     Args:
       crystals: ASE's Atoms, the path of a file of structures, or a list of these.
-      force_field: Force field in any form that `simulation.force_fields.load_force_field` accepts.
+      force_field: Force field in any form that `simulation.force_fields.load_mean_force_field` accepts.
       **options: Fields of `CrystalOptions`.
 
     Returns:
@@ -133,7 +133,7 @@ def crystal_properties(crystals: Any, force_field: Any, **options: Any) -> list[
       ValueError: If an option is invalid.
       CheckpointError: If there is no force field at this location.
     """
-    settings, potential = CrystalOptions(**options), load_force_field(force_field)
+    settings, potential = CrystalOptions(**options), load_mean_force_field(force_field)
     records = [record for group in molecule_records(crystals) for record in group]
     given = {k: record.atoms for k, record in enumerate(records) if record.atoms is not None}
     results = dict(analyze_crystals(given, potential, settings))

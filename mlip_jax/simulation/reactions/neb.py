@@ -17,7 +17,7 @@ from mlip_jax.graphs.neighbors import count_edges, long_range_list
 from mlip_jax.graphs.shapes import NODE_MULTIPLE, round_up
 from mlip_jax.graphs.slots import Slots
 from mlip_jax.potential import Potential
-from mlip_jax.simulation.force_fields import TrustCheck, load_force_field
+from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field
 from mlip_jax.simulation.reactions.band import Band, BandState, Paths, fits
 from mlip_jax.simulation.reactions.paths import (
     INTERPOLATIONS,
@@ -132,7 +132,7 @@ def neb(paths: Any, force_field: Any, **options: Any) -> list[ReactionPath]:
 
     Args:
       paths: Paths, each a list of ase.Atoms: both ends, or all images.
-      force_field: Force field in any form that `simulation.force_fields.load_force_field` accepts.
+      force_field: Force field in any form that `simulation.force_fields.load_mean_force_field` accepts.
       num_images: Number of images between the ends, unless a path has images.
       interpolation: "idpp" or "linear".
       relax_ends: Whether the ends are relaxed first, to `fmax`.
@@ -153,7 +153,7 @@ def neb(paths: Any, force_field: Any, **options: Any) -> list[ReactionPath]:
       ValueError: If an argument is invalid.
       CheckpointError: If there is no force field at this location.
     """
-    settings, potential = NEBOptions(**options), load_force_field(force_field)
+    settings, potential = NEBOptions(**options), load_mean_force_field(force_field)
     given = path_list(paths)
     results = dict(find_paths(dict(enumerate(given)), potential, settings))
     TrustCheck.load(force_field, potential).warn(

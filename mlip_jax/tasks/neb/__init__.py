@@ -23,7 +23,7 @@ from mlip_jax.datasets.molecules.files import fingerprint, read_molecules
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.potential import Potential
 from mlip_jax.reports.reactions import ReportedPath, write_reaction_report
-from mlip_jax.simulation.force_fields import TrustCheck, load_force_field
+from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field
 from mlip_jax.simulation.reactions.neb import NEBOptions, ReactionPath, find_paths
 from mlip_jax.workdir import check_origin, claimed, write_json, write_text
 
@@ -42,7 +42,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     config = configs.complete(config, defaults.neb_defaults())
     options = _check(config)
     with claimed(workdir, configs.identity(config)) as workdir:
-        potential = load_force_field(config.force_field)
+        potential = load_mean_force_field(config.force_field)
         check_origin(
             workdir / "origin.json",
             {"input": fingerprint(config.input), "force_field": potential.digest()},
