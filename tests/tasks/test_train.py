@@ -230,12 +230,11 @@ def _check_unseen_elements(workdir, metrics, output):
         "test": (6, {"S": 6}),
     }
     # The reference energies of these elements are unknown, so the errors are in eV per atom.
+    energy = "energy_mae_mev_per_atom"
     for part in ("valid", "test"):
-        assert (
-            unseen[part]["energy_mae_mev_per_atom"] > 1e4 > metrics[part]["energy_mae_mev_per_atom"]
-        )
+        assert unseen[part][energy] > 4 * metrics[part][energy]
     losses = np.genfromtxt(workdir / "metrics.csv", delimiter=",", names=True)
-    assert np.nanmax(losses["valid_energy_mae_mev_per_atom"]) < 1e4
+    assert np.nanmax(losses["valid_energy_mae_mev_per_atom"]) < 0.25 * unseen["valid"][energy]
     text = "6 of 12 test structures with elements that the training split lacks (S: 6)"
     assert text in output
     assert "Elements that the training split lacks" in (workdir / "report.html").read_text()

@@ -89,11 +89,13 @@ def _fetch(address: str, part: Path, size: int | None) -> int | None:
     start = part.stat().st_size if part.is_file() else 0
     if size is not None and start == size:
         return size
-    request = urllib.request.Request(address, headers={"User-Agent": "mlip_jax"})
+    if not address.startswith(("https://", "http://")):
+        raise urllib.error.URLError("expected an address that begins with https:// or http://")
+    request = urllib.request.Request(address, headers={"User-Agent": "mlip_jax"})  # noqa: S310
     if start:
         request.add_header("Range", f"bytes={start}-")
     try:
-        response = urllib.request.urlopen(request, timeout=_TIMEOUT)
+        response = urllib.request.urlopen(request, timeout=_TIMEOUT)  # noqa: S310
     except urllib.error.HTTPError as error:
         if error.code != 416:  # the part is not shorter than the file
             raise
