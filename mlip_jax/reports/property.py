@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from mlip_jax.datasets.property_data import Target
-from mlip_jax.reports import domain, errors, figures, sections
+from mlip_jax.reports import domain, errors, figures, sections, unseen
 from mlip_jax.reports import html_page as page
 from mlip_jax.reports.training import read_metrics
+from mlip_jax.reports.unseen import UnseenStructures
 from mlip_jax.workdir import atomic_open, write_text
 
 _MAX_WORST = 10
@@ -63,6 +64,7 @@ def write_property_report(
     notes: Sequence[str],
     best_step: int,
     info: Mapping[str, Any],
+    unseen_structures: Mapping[str, UnseenStructures] | None = None,
 ) -> Path:
     """Write report.html, metrics.json and predictions_PART.csv to `workdir`, each atomically.
 
@@ -78,6 +80,8 @@ def write_property_report(
       notes: Notes at the top of the page.
       best_step: Step of the evaluated checkpoint.
       info: Metadata of the run.
+      unseen_structures: Structures with elements that training lacks, by split; `outcomes` do not
+        contain them.
 
     Returns:
       Path of report.html.
@@ -99,6 +103,7 @@ def write_property_report(
         }
         if first and outcomes[first].distance is not None
         else None,
+        unseen.KEY: unseen.metrics(unseen_structures or {}),
         "test": {f"{t.name}_mae": scores[first][t.name]["mae"] for t in targets} if first else None,
     }
     write_text(workdir / "metrics.json", json.dumps(errors.json_safe(numbers), indent=2) + "\n")
@@ -108,6 +113,7 @@ def write_property_report(
         page.heading(title, 1),
         *(page.callout(note) for note in notes),
         *_table(scores, outcomes, targets),
+        *unseen.section(numbers[unseen.KEY]),
         *_figures(outcomes, targets, first, metrics_csv),
         *_domain(outcomes, targets, first),
         *_worst(outcomes, targets, first),

@@ -46,7 +46,8 @@ def _train(training: TrainingRun) -> Path:
     config, splits = training.config, training.splits
     restored = restore(training.workdir)
     reference = np.array(training.statistics["reference_energies"])
-    batches, fill = make_batches(config, splits, training.model, reference, restored)
+    unseen = {f"{name} unseen": split for name, (split, _) in training.unseen.items()}
+    batches, fill = make_batches(config, splits | unseen, training.model, reference, restored)
     per_epoch = batches.steps_per_epoch(splits["train"])
     num_steps = count_steps(config, per_epoch)
     params = training.initial_parameters()

@@ -7,13 +7,15 @@ run is started, so a run resumes with the same steps on another number of device
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from mlip_jax.datasets import unseen_elements
 from mlip_jax.datasets.columns import Columns, Rows
+from mlip_jax.datasets.unseen_elements import UnseenElements
 from mlip_jax.graphs.batch import build_batch
 from mlip_jax.graphs.packing import plan_buckets
 from mlip_jax.graphs.pipeline import Shuffle, Stream, stack
@@ -44,6 +46,18 @@ class Split:
     def subset(self, members: np.ndarray) -> Split:
         """Return the structures with the indices `members` within this split as a split."""
         return Split(self.rows, self.indices[members], self.sizes.take(members))
+
+    def separate(self, elements: Collection[int]) -> tuple[Split, Split, UnseenElements]:
+        """Separate the structures whose elements are all among `elements` (atomic numbers).
+
+        Returns:
+          These structures, the other structures, and the numbers of the latter by element.
+        """
+        unseen = unseen_elements.of_rows(self.rows, self.indices, elements)
+        if not len(unseen):
+            return self, self.subset(np.zeros(0, np.int64)), unseen
+        known, others = np.flatnonzero(unseen.known), np.flatnonzero(~unseen.known)
+        return self.subset(known), self.subset(others), unseen
 
     def sample(self, max_size: int, seed: int) -> Split:
         """Return a random subset of at most `max_size` structures in the original order."""

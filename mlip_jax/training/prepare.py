@@ -17,6 +17,7 @@ from mlip_jax import __version__, distributed
 from mlip_jax import config as configs
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.selection.split_files import load_split, save_split
+from mlip_jax.datasets.unseen_elements import UnseenElements
 from mlip_jax.graphs.packing import fill_fraction, plan_buckets
 from mlip_jax.graphs.padding import choose_budgets, grow_to_fit
 from mlip_jax.potential import long_range_cutoff
@@ -134,6 +135,21 @@ def _log_batches(config, budgets, micro_batches: int, plan, fill) -> None:
             mean * micro_batches,
             batch_size,
             micro_batches,
+        )
+
+
+def warn_of_unseen(split: str, unseen: UnseenElements) -> None:
+    """Log that structures of a split are excluded, and a split that has no other structures."""
+    log.warning(
+        "%s: excluded from validation and from the errors: %s",
+        split,
+        unseen.describe(f"{split} structures"),
+    )
+    if split == "valid" and not unseen.known.any():
+        log.warning(
+            "valid: no structure is left, so the training split decides which checkpoint is the "
+            "best. Add structures with %s to the training split, or choose another data.split_seed",
+            unseen.symbols,
         )
 
 

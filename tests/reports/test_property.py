@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from mlip_jax.datasets.property_data import Target
+from mlip_jax.datasets.unseen_elements import UnseenElements
 from mlip_jax.reports.domain import roc
 from mlip_jax.reports.force2geo import paper, seeds
 from mlip_jax.reports.property import PredictedProperties, score, write_property_report
+from mlip_jax.reports.unseen import UnseenStructures
 
 TARGETS = (Target("gap", "scalar"), Target("dipole", "vector"), Target("charges", "atom"))
 
@@ -72,6 +74,9 @@ def test_report_and_files(tmp_path):
         notes=["a note"],
         best_step=5,
         info=info,
+        unseen_structures={
+            "valid": UnseenStructures(UnseenElements(np.arange(9) > 2, {"Br": 3, "I": 1}))
+        },
     )
     html, numbers = (
         (tmp_path / "report.html").read_text(),
@@ -85,6 +90,8 @@ def test_report_and_files(tmp_path):
     )
     assert numbers["test"]["gap_mae"] == numbers["scores"]["test labels"]["gap"]["mae"]
     assert 0 < numbers["domain_auc"]["gap"] < 1
+    assert "Br: 3, I: 1" in html and "energy MAE" not in html
+    assert numbers["unseen_elements"]["valid"]["num_structures_of_split"] == 9
     with open(tmp_path / "predictions_test_labels.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 40 and set(rows[0]) == {

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from mlip_jax.datasets import unseen_elements
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.selection.held_out import RunData
 from mlip_jax.datasets.store.store import Store
@@ -298,15 +299,12 @@ def held_out(
     first_run, notes = RunData.load(workdirs[0]), []
     indices = _not_trained_on(first_run, part, workdirs[1:], notes)
     common_elements = set.intersection(*(set(p.elements) for p in potentials))
-    supported = [
-        rows[[set(s.numbers.tolist()) <= common_elements for s in columns]]
-        for rows, columns in first_run.store.chunks(indices, labels_only=True)
-    ]
-    strange, indices = len(indices), np.concatenate([*supported, indices[:0]])
-    if strange > len(indices):
+    unseen = unseen_elements.of_rows(first_run.store, indices, common_elements)
+    indices = indices[unseen.known]
+    if len(unseen):
         notes.append(
-            f"skipped {strange - len(indices)} structures of split {part!r}: a member was not "
-            "trained on their elements."
+            f"skipped {len(unseen)} structures of split {part!r}: a member was not trained on "
+            f"their elements ({unseen.symbols})."
         )
     if not len(indices):
         raise DatasetError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from mlip_jax.datasets import source, statistics
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.selection import data_split
 from mlip_jax.datasets.selection import splits as splits_module
+from mlip_jax.datasets.unseen_elements import UnseenElements
 from mlip_jax.graphs.edge_counts import edge_counts, pair_counts
 from mlip_jax.graphs.shapes import Sizes
 from mlip_jax.potential import (
@@ -29,7 +31,7 @@ from mlip_jax.potential import (
 from mlip_jax.simulation.trust import molecule_features
 from mlip_jax.training import optimizer
 from mlip_jax.training.data import Split
-from mlip_jax.training.prepare import describe, save_or_check_split
+from mlip_jax.training.prepare import describe, save_or_check_split, warn_of_unseen
 from mlip_jax.training.recorder import writing
 
 log = logging.getLogger(__name__)
@@ -45,7 +47,10 @@ class TrainingRun:
       initial: Force field that training is initialized from, or None for random parameters.
       model: Model of the energy.
       data: Data set.
-      splits: Splits of the data set: "train", "valid" and "test".
+      splits: Splits of the data set: "train", "valid" and "test", without the structures of
+        `unseen`.
+      unseen: Structures of the splits "valid" and "test" with elements that the training split
+        lacks, and their numbers; only of splits that have any.
       metadata: Metadata of all checkpoints: config, statistics and package versions.
     """
 
@@ -55,6 +60,7 @@ class TrainingRun:
     model: nn.Module
     data: source.LoadedData
     splits: dict[str, Split]
+    unseen: dict[str, tuple[Split, UnseenElements]]
     metadata: dict[str, Any]
 
     @classmethod
@@ -84,8 +90,9 @@ class TrainingRun:
             [name for name, _ in getattr(model, "terms", ())], train_statistics["elements"]
         )
         models.check_elements(model, train_statistics["elements"])
+        splits, unseen = separate_unseen(splits, train_statistics["train_elements"])
         metadata = describe(config, train_statistics)
-        return cls(config, workdir, initial, model, data, splits, metadata)
+        return cls(config, workdir, initial, model, data, splits, unseen, metadata)
 
     @property
     def statistics(self) -> dict[str, Any]:
@@ -159,6 +166,27 @@ def _split(config, data: source.LoadedData, workdir: Path, model, embed) -> dict
     return splits
 
 
+def separate_unseen(
+    splits: dict[str, Split], elements: Sequence[int]
+) -> tuple[dict[str, Split], dict[str, tuple[Split, UnseenElements]]]:
+    """Separate the structures with elements that the training split lacks, and log them.
+
+    Args:
+      splits: Splits by name.
+      elements: Atomic numbers that occur in the training split.
+
+    Returns:
+      The splits without these structures, and these structures with their numbers by split.
+    """
+    known, unseen = {"train": splits["train"]}, {}
+    for name in sorted(set(splits) - {"train"}):
+        known[name], others, numbers = splits[name].separate(elements)
+        if len(others):
+            unseen[name] = (others, numbers)
+            warn_of_unseen(name, numbers)
+    return {name: known[name] for name in splits}, unseen
+
+
 def _periodic(initial: Potential | None) -> bool:
     """Return whether the initial force field was trained on periodic structures."""
     return initial is not None and bool(initial.metadata.get("statistics", {}).get("periodic"))
@@ -190,6 +218,7 @@ def _compute_statistics(
         "reference_energies": reference.tolist(),
         "energy_scale": float(scale) if np.isfinite(scale) and scale > 0 else 1.0,
         "elements": sorted({*summary.elements.tolist(), *initial_elements}),
+        "train_elements": summary.elements.tolist(),
         "charges": sorted(summary.charges),
         "periodic": summary.periodic or _periodic(initial),
         "spins": sorted(summary.spins),
