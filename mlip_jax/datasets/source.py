@@ -25,7 +25,7 @@ from mlip_jax.config import ConfigError
 from mlip_jax.datasets.exclusions import warn_of_filters
 from mlip_jax.datasets.identity import method
 from mlip_jax.datasets.quality.filters import Filters, count_reasons, identities
-from mlip_jax.datasets.quality.problems import Problem
+from mlip_jax.datasets.quality.problems import UNCONFIRMED, Problem
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.readers import spice
 from mlip_jax.datasets.statistics import (
@@ -131,10 +131,16 @@ def open_store(data: Any) -> Store:
         log.info("converting %s to the store %s", path, folder)
     if not _is_intact(folder, data.verify):
         # Verifies and repairs an existing store.
-        convert(spec, folder, reject_invalid=data.reject_invalid)
+        convert(
+            spec,
+            folder,
+            reject_invalid=data.reject_invalid,
+            confirm_units=data.get("confirm_units", False),  # missing in older configs
+        )
     store = Store(folder)
     if data.reject_invalid:  # the store may have been converted with reject_invalid=False
-        reject_if_invalid([Problem(**p) for p in store.manifest["problems"]], path)
+        problems = [Problem(**p) for p in store.manifest["problems"]]
+        reject_if_invalid(problems, path, data.get("confirm_units", False))
     return store
 
 
@@ -211,7 +217,10 @@ def load(data: Any) -> LoadedData:
     if data.path:
         warn_of_filters(store, reasons)
     level = store.level_of_theory
-    notes = list(store.manifest["notes"]) + [p["message"] for p in store.manifest["problems"]]
+    problems = store.manifest["problems"]
+    if data.get("confirm_units", False):
+        problems = [p for p in problems if p["what"] != UNCONFIRMED]
+    notes = list(store.manifest["notes"]) + [p["message"] for p in problems]
     if "xtb" in level.lower():
         note = f"The labels of this run are {level}: a fast semi-empirical method"
         in_place_of_spice = not data.path or store.manifest["source"]["reader"] == "spice"

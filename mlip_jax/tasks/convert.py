@@ -45,6 +45,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
             folder,
             num_processes=config.store.num_processes or None,
             reject_invalid=data.reject_invalid,
+            confirm_units=data.confirm_units,
         )
         store = Store(folder)
         findings = Findings.from_json(store.manifest["findings"])

@@ -48,6 +48,7 @@ def convert(
     *,
     num_processes: int | None = None,
     reject_invalid: bool = True,
+    confirm_units: bool = False,
     progress: bool = True,
 ) -> Path:
     """Convert a source to a store, or resume an interrupted conversion, and return the folder.
@@ -59,6 +60,7 @@ def convert(
       num_processes: Number of worker processes; None for one per core.
       reject_invalid: Whether to raise if the checks (checks.py) find errors. Otherwise they are
         logged as warnings.
+      confirm_units: Whether the user has confirmed the units (data.confirm_units).
       progress: Whether to show a progress bar.
 
     Raises:
@@ -82,7 +84,7 @@ def convert(
                     for number, bounds in enumerate(plan["ranges"])
                 ]
                 check_first = (
-                    functools.partial(_check_first_shard, jobs, source)
+                    functools.partial(_check_first_shard, jobs, source, confirm_units)
                     if reject_invalid
                     else lambda: None
                 )
@@ -109,6 +111,7 @@ def convert(
                     shards=shards,
                     removed=removed,
                     reject_invalid=reject_invalid,
+                    confirm_units=confirm_units,
                 )
                 return folder
         except (OSError, WorkdirError) as error:
@@ -169,7 +172,7 @@ def _convert_missing(
                 after_first()
 
 
-def _check_first_shard(jobs: list[ShardJob], source: Reader) -> None:
+def _check_first_shard(jobs: list[ShardJob], source: Reader, confirm_units: bool) -> None:
     """Check units and signs, for which the first shard suffices.
 
     A resumed conversion may start with a later shard. The check still uses the first one, so that
@@ -177,7 +180,7 @@ def _check_first_shard(jobs: list[ShardJob], source: Reader) -> None:
     """
     problems = diagnose(checks.Findings.from_json(jobs[0].read_metadata()["findings"]))
     early = with_options([p for p in problems if p.what in EARLY], source)
-    reject_if_invalid(early, jobs[0].spec.path)
+    reject_if_invalid(early, jobs[0].spec.path, confirm_units)
 
 
 def _is_corrupted(folder: Path) -> bool:
