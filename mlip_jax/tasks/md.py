@@ -48,6 +48,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     with claimed(workdir, configs.identity(config)) as workdir:
         potential = load_force_field(config.force_field)
         molecules, names = read_all(config)
+        _log_momenta(molecules, settings)
         dynamics = MolecularDynamics(
             molecules, potential, replicas=config.replicas, **dataclasses.asdict(settings)
         )
@@ -90,6 +91,18 @@ def _check(c) -> Settings:
         return Settings(**{f.name: c[f.name] for f in dataclasses.fields(Settings)})
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def _log_momenta(molecules: list[Atoms], settings: Settings) -> None:
+    """Log how many molecules continue with the momenta of their file."""
+    count = sum(bool(atoms.get_momenta().any()) for atoms in molecules)
+    if count and not settings.draw_momenta:
+        log.info(
+            "%d of %d molecules continue with the momenta of the input. For new ones, set "
+            "--config.draw_momenta=True",
+            count,
+            len(molecules),
+        )
 
 
 def read_all(config) -> tuple[list[Atoms], list[str]]:

@@ -147,6 +147,7 @@ def _run_nve(config, folder: Path, molecules, names, potential) -> tuple[list[fl
         ensemble="nve",
         temperature=config.nve_temperature,
         frame_every=0,
+        draw_momenta=True,  # those of the file have another temperature
         **{name: config[name] for name in _COMMON},
     )
     run_md(
@@ -180,6 +181,7 @@ def _run_langevin(config, folder: Path, molecules, names, potential) -> tuple[li
         friction=config.friction,
         frame_every=0,
         temperatures=[t for t, _ in cases],
+        draw_momenta=True,  # those of the file have another temperature
         **{name: config[name] for name in _COMMON},
     )
     run_md(
@@ -217,6 +219,7 @@ def _compare_with_reference(config, folder: Path, molecules, names, potential) -
         friction=_WEAK_FRICTION,
         frame_every=every,
         temperature=config.compare_temperature,
+        draw_momenta=True,  # those of the file have another temperature
         **{name: config[name] for name in _COMMON},
     )
     run_md(dynamics, outputs, steps, config.restart_seconds)

@@ -46,18 +46,12 @@ _MAGIC = b"SQLite format 3\0"
 _VERSIONS = range(5, 10)
 _SCALARS = ("energy", "free_energy", "magmom")
 _ARRAYS = {"forces": (-1, 3), "stress": (-1,), "dipole": (-1,), "charges": (-1,), "magmoms": (-1,)}
+_ATOMS = {"masses": (-1,), "momenta": (-1, 3)}
 _COLUMNS = (
-    "id",
-    "numbers",
-    "positions",
-    "cell",
-    "pbc",
-    "natoms",
-    "charge",
-    "key_value_pairs",
-    "data",
+    *("id", "numbers", "positions", "cell", "pbc", "natoms", "charge", "key_value_pairs", "data"),
     *_SCALARS,
     *_ARRAYS,
+    *_ATOMS,
 )
 
 
@@ -75,6 +69,7 @@ class AseRow:
       results: Calculator results of the row ("energy", "forces", "dipole", ...).
       key_value_pairs: Numbers and texts by key.
       data: Numbers, texts, lists or NumPy arrays by key.
+      atoms: Masses (amu), shape (n,), and momenta in ASE's units, shape (n, 3), float64, if known.
     """
 
     id: int
@@ -86,6 +81,7 @@ class AseRow:
     results: dict[str, Any]
     key_value_pairs: dict[str, Any]
     data: dict[str, Any]
+    atoms: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 class AseDatabase:
@@ -215,11 +211,13 @@ class AseDatabase:
                     "atoms"
                 )
             results = {k: values[k] for k in _SCALARS if values[k] is not None}
-            results |= {
+            arrays = {
                 k: np.frombuffer(values[k], "<f8").reshape(shape).astype(np.float64)
-                for k, shape in _ARRAYS.items()
+                for k, shape in (_ARRAYS | _ATOMS).items()
                 if values[k] is not None
             }
+            atoms = {k: arrays.pop(k) for k in _ATOMS if k in arrays}
+            results |= arrays
             return AseRow(
                 id=values["id"],
                 numbers=numbers,
@@ -230,6 +228,7 @@ class AseDatabase:
                 results=results,
                 key_value_pairs=decode(values["key_value_pairs"]),
                 data=decode(values["data"]),
+                atoms=atoms,
             )
         except (
             ValueError,

@@ -91,7 +91,7 @@ def read_database(path: Path, selected: IndexFilter, limit: int | None) -> Itera
                 yield MoleculeRecord(number, "", "", None, str(error))
                 continue
             try:
-                atoms = Atoms(row.numbers, row.positions, cell=row.cell, pbc=row.pbc)
+                atoms = Atoms(row.numbers, row.positions, cell=row.cell, pbc=row.pbc, **row.atoms)
                 yield _record(number, atoms, row.data | row.key_value_pairs, row.charge)
             except ValueError as error:
                 yield MoleculeRecord(number, "", "", None, f"{path.name}:{row.id}: {error}")
@@ -170,17 +170,26 @@ def _record(number: int, atoms: Atoms, labels: Any, initial_charge: float) -> Mo
     info = {"charge": total_charge(find_charge(labels), smiles, float(initial_charge))}
     unpaired = find_unpaired(labels, atoms.numbers, info["charge"])
     info |= {"num_unpaired_electrons": int(unpaired)} if unpaired else {}
-    clean = Atoms(
-        atoms.numbers,
-        atoms.positions,
-        cell=atoms.cell,
-        pbc=atoms.pbc,
-        info=info,
-        constraint=list(atoms.constraints),
-    )
-    if atoms.has("masses"):  # of isotopes
-        clean.set_masses(atoms.get_masses())
+    clean = without_labels(atoms)
+    clean.info = info
     return MoleculeRecord(number, name, smiles, clean, "", "as given")
+
+
+def without_labels(atoms: Atoms) -> Atoms:
+    """Return a copy without results, which belong to the present positions.
+
+    Masses, momenta, constraints, and arrays of integers or words such as tags and names of residues
+    are kept.
+    """
+    copy = atoms.copy()  # without the calculator
+    copy.info = {}
+    for name, values in atoms.arrays.items():
+        result = values.dtype.kind == "f" and name not in ("positions", "masses", "momenta")
+        # A text of no or several words would shift the columns of files of extended XYZ.
+        text = values.dtype.kind in "SUO" and any(len(str(v).split()) != 1 for v in values.flat)
+        if result or text:
+            del copy.arrays[name]
+    return copy
 
 
 def _text(value: Any) -> str:

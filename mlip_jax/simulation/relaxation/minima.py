@@ -355,7 +355,9 @@ def _bond_matrix(atoms: Atoms) -> np.ndarray:
 
 
 def _bare(atoms: Atoms) -> Atoms:
-    """Return the atoms without results and without momenta, from which dynamics would start."""
-    return Atoms(
-        atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, info=electronic_state(atoms)
-    )
+    """Return a copy without results, constraints and momenta, from which dynamics would start."""
+    bare = atoms.copy()
+    bare.info = electronic_state(atoms)
+    bare.set_constraint()
+    bare.arrays.pop("momenta", None)
+    return bare

@@ -162,19 +162,15 @@ def frame(
 ) -> bytes:
     """Return a frame of extended XYZ (Å, eV, eV/Å) with further keys.
 
-    ASE reads strings back unchanged, except integers.
+    ASE reads strings back unchanged, except integers. Masses and other arrays of the atoms are
+    kept; momenta are those of the geometry before the relaxation and are omitted.
     """
     from ase.io import write
 
     numbers = {k: v for k, v in info.items() if not isinstance(v, str)}
-    plain = Atoms(
-        atoms.numbers,
-        atoms.positions,
-        cell=atoms.cell,
-        pbc=atoms.pbc,
-        info=numbers,
-        constraint=list(atoms.constraints),
-    )
+    plain = atoms.copy()
+    plain.info = numbers
+    plain.arrays.pop("momenta", None)
     if math.isfinite(energy):
         plain.calc = SinglePointCalculator(plain, energy=float(energy), forces=forces)
     buffer = io.StringIO()

@@ -104,7 +104,8 @@ class VibrationalAnalysis:
         """Write the modes as extended XYZ: the minimum with array "mode" in one frame per mode."""
         frames = []
         for k, frequency in enumerate(self.frequencies.tolist()):
-            frame = Atoms(self.atoms.numbers, self.atoms.positions)
+            frame = self.atoms.copy()
+            frame.info.clear()
             frame.set_array("mode", self.displacements[k])
             frame.info |= info | {"mode": k, "frequency_per_cm": frequency}
             frames.append(frame)

@@ -11,6 +11,8 @@ from ase.md.verlet import VelocityVerlet
 
 from mlip_jax import MLIPCalculator, MolecularDynamics
 from mlip_jax.simulation.dynamics import md
+from mlip_jax.simulation.dynamics.settings import Settings
+from mlip_jax.simulation.dynamics.start import initialize_momenta
 from tests.simulation.analytic import pairwise
 from tests.simulation.calculators.test_long_range import potential as point_charges
 
@@ -338,3 +340,14 @@ def test_long_range_pairs_charge_and_spin(cutoff):
         warnings.simplefilter("ignore", UserWarning)
         assert_agrees_with_ase(potential, dynamics, 15)  # the charges collide soon
     assert dynamics.num_lists_built > 2
+
+
+def test_given_momenta_are_kept_unless_new_ones_are_requested():
+    """Detects a continued simulation that starts from random velocities."""
+    given = np.array([[1.0, 0, 0], [0, 0.1, 0], [-1.0, -0.1, 0]])
+    for draw in (False, True):
+        water = Atoms("OHH", molecule("H2O").positions, momenta=given)
+        initialize_momenta([water], Settings(draw_momenta=draw), np.array([300.0]))
+        assert np.allclose(water.get_momenta(), given) != draw
+        if draw:
+            assert water.get_kinetic_energy() == pytest.approx(3 * units.kB * 300)

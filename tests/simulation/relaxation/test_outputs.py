@@ -104,6 +104,16 @@ def test_numbers_of_pubchem_stay_numbers():
     assert read_one(frame(molecule("H2O"), {"name": "2244"}, math.nan)).info["name"] == 2244
 
 
+def test_masses_are_written_and_momenta_are_not():
+    """Detects isotopes that a relaxation loses, and velocities of another geometry."""
+    water = molecule("H2O")
+    water.set_masses([None, 2.0141, 2.0141])
+    water.set_momenta(np.ones((3, 3)))
+    read_back = read_one(frame(water, {"index": 1}, -1.5))
+    np.testing.assert_allclose(read_back.get_masses(), water.get_masses(), rtol=1e-6)
+    assert not read_back.has("momenta") and read_back.get_potential_energy() == -1.5
+
+
 def test_frame_of_a_relaxation():
     record = record_of("C/C=C\\C")
     atoms = moved(record)
