@@ -16,6 +16,7 @@ import jraph
 import numpy as np
 
 from mlip_jax.datasets.columns import Columns
+from mlip_jax.datasets.near_origin import move_near_origin
 from mlip_jax.graphs.batch import each_geometry, subtract_references
 from mlip_jax.graphs.neighbors import long_range_list, neighbor_list
 from mlip_jax.graphs.row_index import RowIndex, graph_of_rows, index_rows, take_rows
@@ -168,6 +169,7 @@ def _collect_piece(
 
     Fields that the piece does not need are omitted.
     """
+    columns = move_near_origin(columns)
     geometry = list(each_geometry(columns))
     neighbors = [neighbor_list(positions, cutoff, *box) for positions, *box in geometry]
     fields = {

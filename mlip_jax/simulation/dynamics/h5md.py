@@ -3,7 +3,7 @@
 de Buyl, Colberg, Höfling, Comput. Phys. Commun. 185, 1546, 2014.
 
     particles/all/position, velocity    value (K, n, 3) float32 in Å and Å/fs, step (K,), time (K,)
-                                        in fs
+                                        in fs; positions far from the origin are float64
     particles/all/box/edges             value (K, 3, 3) in Å, only for cells
     particles/all/species, mass         atomic numbers (n,), amu (n,)
     observables/all/potential_energy    value (K,) in eV
@@ -27,6 +27,7 @@ from ase import Atoms, units
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from mlip_jax import __version__
+from mlip_jax.datasets.near_origin import is_far
 from mlip_jax.workdir import atomic_path
 
 _ATOMS = "particles/all"
@@ -61,7 +62,7 @@ def append(path: Path, frames: Sequence[Atoms]) -> None:
 def read(path: Path, frames: slice = slice(None)) -> list[Atoms]:
     """Read frames as they were appended, also from a file that is being written.
 
-    Positions and momenta are rounded to float32.
+    Positions near the origin and momenta are rounded to float32.
 
     Args:
       path: File to read.
@@ -176,8 +177,9 @@ def _create(path: Path, atoms: Atoms) -> None:
 
 def _columns(frames: Sequence[Atoms]) -> dict[str, np.ndarray]:
     """Return the values of the data sets by name, one row per frame."""
+    dtype = np.float64 if is_far(frames[0].positions) else np.float32
     values_by_name = {
-        f"{_POSITION}/value": np.array([a.positions for a in frames], np.float32),
+        f"{_POSITION}/value": np.array([a.positions for a in frames], dtype),
         f"{_VELOCITY}/value": np.array([a.get_velocities() * units.fs for a in frames], np.float32),
         f"{_ENERGY}/value": np.array([a.get_potential_energy() for a in frames], np.float64),
         f"{_POSITION}/time": np.array([a.info["time_fs"] for a in frames], np.float64),

@@ -157,7 +157,12 @@ def on_host(
     )
     far = None if cutoffs.long_range is None else cutoffs.long_range + cutoffs.skin
     graph = build_batch(
-        columns, budget, cutoffs.cutoff + cutoffs.skin, dtype=dtype, long_range_cutoff=far
+        columns,
+        budget,
+        cutoffs.cutoff + cutoffs.skin,
+        dtype=dtype,
+        long_range_cutoff=far,
+        near_origin=False,  # the lattice translations must be those of the given positions
     )
     spin = np.array(
         [electronic_value(a, "num_unpaired_electrons") for a in system.molecules] + [0.0], dtype

@@ -17,6 +17,7 @@ import numpy as np
 from ase import Atoms
 from ase.data import covalent_radii
 
+from mlip_jax.datasets.near_origin import is_far
 from mlip_jax.datasets.quality.geometry import bond_limit
 from mlip_jax.graphs.neighbors import neighbor_list
 from mlip_jax.graphs.shapes import NODE_MULTIPLE, round_up
@@ -66,8 +67,9 @@ class System:
     """Molecules of a simulation, on the host.
 
     Attributes:
-      molecules: Copies of the input with initial momenta; open ones are centered at the origin.
-      origin: Initial centers of mass (Å), (M, 3); zero for cells.
+      molecules: Copies of the input with initial momenta; open ones, and cells whose atoms are far
+        from it, are centered at the origin.
+      origin: Positions of the input minus those of `molecules` (Å), (M, 3).
     """
 
     molecules: tuple[Atoms, ...]
@@ -225,7 +227,9 @@ def make(molecules: Sequence[Atoms], potential: Potential) -> System:
     for m, copy in enumerate(copies):
         if not copy.pbc.any():
             origin[m] = copy.get_center_of_mass()
-            copy.positions -= origin[m]  # float32 has fewer digits far from the origin
+        elif is_far(copy.positions):
+            origin[m] = copy.positions.mean(0)
+        copy.positions -= origin[m]  # float32 has fewer digits far from the origin
     return System(tuple(copies), origin)
 
 
