@@ -23,7 +23,9 @@ _MIN_SHARE = 0.6  # minimum fraction of bonds near the median; others prove noth
 # Median force (eV/Å) on H along bonds that are not stretched; it is 0.3 to 1.3 in data sets. A
 # larger one would belong to bonds stretched by more than an eighth of an Å.
 _MAX_FORCE = 4.0
-_MIN_COMPOSITIONS = 5  # number of compositions for an error; fewer are a question
+# Number of compositions for a question and for an error. The energy of one composition may have
+# the ratio of another unit by chance.
+_MIN_ASKED, _MIN_COMPOSITIONS = 3, 5
 _ENERGY_UNITS = {
     "in hartree": 1 / 27.211386,
     "in kcal/mol": 23.0605,
@@ -134,7 +136,7 @@ def _explain(scale: float) -> str:
 def _diagnose_energies(findings: Findings) -> tuple[list[Problem], bool]:
     """Return the problem of the energies, and whether they have been checked."""
     ratios = {method: findings.distributions[f"energy ratio {method}"] for method in _RATIOS}
-    if any(_agrees(ratios[m], _RATIOS[m][2], 1.0, 1.0) for m in _RATIOS):
+    if any(_agrees(ratios[m], _RATIOS[m][2], 1.0, 1.0, 1) for m in _RATIOS):
         return [], True
     for method, (usual, deviation, _) in _RATIOS.items():
         ratio = ratios[method]
@@ -153,10 +155,14 @@ def _diagnose_energies(findings: Findings) -> tuple[list[Problem], bool]:
 
 
 def _agrees(
-    ratio: Distribution, usual: tuple[float, float], factor: float, deviation: float
+    ratio: Distribution,
+    usual: tuple[float, float],
+    factor: float,
+    deviation: float,
+    min_count: int = _MIN_ASKED,
 ) -> bool:
     """Return whether the ratios are in the usual range times a factor, and close to each other."""
-    if not ratio.count or not usual[0] * factor <= ratio.median <= usual[1] * factor:
+    if ratio.count < min_count or not usual[0] * factor <= ratio.median <= usual[1] * factor:
         return False
     near = sorted((ratio.median * (1 - deviation), ratio.median * (1 + deviation)))
     return ratio.share(*near) >= _AGREE

@@ -33,6 +33,12 @@ FILES = {
     ),
 }
 
+REAL = (
+    *FILES["density functionals"],
+    "readers/qm9/qm9_first.xyz",
+    "readers/md17/rmd17_ethanol.npz",
+)
+
 
 @functools.cache
 def one_per_molecule(method):
@@ -114,6 +120,26 @@ def test_without_evidence_the_units_are_a_warning():
     )
     found = {p.what: p.severity for p in diagnose(examine(columns))}
     assert found["few pairs"] == "warning" and UNCONFIRMED not in found and "units" not in found
+
+
+def test_few_compositions_prove_nothing():
+    """Detects a rejection because of a coincidence: -1 eV of CH3 is like 1 kJ/mol, read twice."""
+    columns = Columns.from_structures([Structure(np.array([6, 1, 1, 1]), np.eye(4)[:, :3], -1.0)])
+    assert not {"units", UNCONFIRMED} & {p.what for p in diagnose(examine(columns))}
+    some = one_per_molecule("density functionals").take(np.arange(4))
+    some = dataclasses.replace(some, energy=some.energy / HARTREE)
+    assert [p.what for p in diagnose(examine(some)) if p.severity == "error"] == [UNCONFIRMED]
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_files_of_the_readers_have_known_units(name):
+    """Detects a reader that converts an energy or a force by a wrong factor."""
+    with readers.open_data(DATA / name) as reader:
+        findings = examine(Columns.from_structures(reader)).distributions
+    ratio = findings["energy ratio all-electron"]
+    assert ratio.count and 0.99 < ratio.smallest and ratio.largest < 1.03
+    force = findings["bond force"]
+    assert not force.count or 0.2 < force.median < 1.0
 
 
 def test_large_forces_on_bonds_at_rest():
