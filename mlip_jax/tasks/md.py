@@ -19,8 +19,8 @@ from mlip_jax.datasets.identity import readable_name
 from mlip_jax.datasets.molecules.files import CsvColumns, fingerprint, read_molecules
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.potential import Potential
-from mlip_jax.reports.md import Run, read_thermo, write_md_report
 from mlip_jax.reports.molecules import Picture
+from mlip_jax.reports.simulations.md import Run, read_thermo, write_md_report
 from mlip_jax.simulation.dynamics.md import MolecularDynamics
 from mlip_jax.simulation.dynamics.outputs import RESTART, THERMO, TRAJECTORIES, DynamicsOutputs
 from mlip_jax.simulation.dynamics.progress import nanoseconds_per_day

@@ -20,8 +20,8 @@ from mlip_jax.datasets import source
 from mlip_jax.datasets.molecules.files import fingerprint
 from mlip_jax.foreign_text import TableWriter
 from mlip_jax.potential import Potential
-from mlip_jax.reports.md import drift, read_thermo
-from mlip_jax.reports.stability import (
+from mlip_jax.reports.simulations.md import drift, read_thermo
+from mlip_jax.reports.simulations.stability import (
     Comparison,
     Replica,
     Stability,

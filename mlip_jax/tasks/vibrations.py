@@ -23,7 +23,7 @@ from mlip_jax.datasets.smiles.embedding import MoleculeRecord
 from mlip_jax.files import make_subfolder
 from mlip_jax.foreign_text import TableWriter
 from mlip_jax.potential import Potential
-from mlip_jax.reports.vibrations import ReportedVibrations, write_vibrations_report
+from mlip_jax.reports.simulations.vibrations import ReportedVibrations, write_vibrations_report
 from mlip_jax.simulation.calculators.calculator import MLIPCalculator
 from mlip_jax.simulation.ensemble_mean import level_of_theory
 from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field

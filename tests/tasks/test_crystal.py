@@ -11,7 +11,7 @@ from ase.io import read, write
 
 from mlip_jax.config import ConfigError
 from mlip_jax.defaults import crystal_defaults
-from mlip_jax.reports.crystal import ReportedCrystal, write_crystal_report
+from mlip_jax.reports.simulations.crystal import ReportedCrystal, write_crystal_report
 from mlip_jax.tasks import crystal
 from tests.simulation.analytic import pairwise
 

@@ -6,7 +6,7 @@ import pytest
 
 from mlip_jax import defaults
 from mlip_jax.datasets.builtin import conformer_sets
-from mlip_jax.reports.stability import Replica
+from mlip_jax.reports.simulations.stability import Replica
 from mlip_jax.tasks import force2geo_eval, generate_conformers, stability
 
 

@@ -8,7 +8,7 @@ from ase.io import read, write
 
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.defaults import neb_defaults
-from mlip_jax.reports.reactions import ReportedPath, write_reaction_report
+from mlip_jax.reports.simulations.reactions import ReportedPath, write_reaction_report
 from mlip_jax.tasks import neb
 from tests.simulation.analytic import pairwise
 from tests.simulation.reactions.test_neb import cluster

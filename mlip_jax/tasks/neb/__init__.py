@@ -22,7 +22,7 @@ from mlip_jax.config import ConfigError
 from mlip_jax.datasets.molecules.files import fingerprint, read_molecules
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.potential import Potential
-from mlip_jax.reports.reactions import ReportedPath, write_reaction_report
+from mlip_jax.reports.simulations.reactions import ReportedPath, write_reaction_report
 from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field
 from mlip_jax.simulation.reactions.neb import NEBOptions, ReactionPath, find_paths
 from mlip_jax.workdir import check_origin, claimed, write_json, write_text

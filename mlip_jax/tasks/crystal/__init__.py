@@ -22,7 +22,7 @@ from mlip_jax.datasets.molecules.files import fingerprint, read_molecules
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.smiles.embedding import MoleculeRecord
 from mlip_jax.potential import Potential
-from mlip_jax.reports.crystal import ReportedCrystal, write_crystal_report
+from mlip_jax.reports.simulations.crystal import ReportedCrystal, write_crystal_report
 from mlip_jax.simulation.crystals.analysis import (
     IMAGINARY,
     CrystalAnalysis,

@@ -1,0 +1,1 @@
+"""Reports of simulations: dynamics, stability, vibrations, crystals and reaction paths."""
