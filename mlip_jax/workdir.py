@@ -152,9 +152,9 @@ def claimed(
         _check_config(workdir, config, extendable)
         try:
             yield workdir
-        except BaseException:  # also SystemExit and KeyboardInterrupt, from signals
-            # If the run ended before it wrote results (for example because of a mistyped path),
-            # release the workdir for the corrected run.
+        except Exception:
+            # If the run failed before it wrote results (for example because of a mistyped path),
+            # release the workdir for the corrected run. After a signal, `_check_config` does.
             if not has_results(workdir):
                 _remove_preparations(workdir)
             raise

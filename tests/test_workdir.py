@@ -87,13 +87,15 @@ def test_a_run_can_be_continued_with_more_steps_and_nothing_else(tmp_path):
 @pytest.mark.parametrize("error", [ValueError, SystemExit, KeyboardInterrupt])
 def test_a_run_that_ends_before_its_first_result_releases_the_workdir(tmp_path, error):
     """A signal in the first seconds left the config, so a corrected one was another run."""
-    with pytest.raises(error), claimed(tmp_path, {"path": "mistyped"}):
+    mistyped, corrected = ({"task": "relax", "input": path} for path in ("a", "b"))
+    with pytest.raises(error), claimed(tmp_path, mistyped):
         raise error
-    with claimed(tmp_path, {"path": "corrected"}):
-        (tmp_path / "results").touch()
-    with pytest.raises(SystemExit), claimed(tmp_path, {"path": "corrected"}):
+    with claimed(tmp_path, corrected):
+        (tmp_path / "results").write_text("1")
+    with pytest.raises(SystemExit), claimed(tmp_path, corrected):
         raise SystemExit
-    assert (tmp_path / "config.json").exists()
+    with pytest.raises(WorkdirError, match="another config"), claimed(tmp_path, mistyped):
+        pass
 
 
 def test_leftovers_of_killed_processes_are_removed(tmp_path):

@@ -201,7 +201,7 @@ def test_settings_that_are_not_supported():
         ValueError, match=r"modality must be one of \['PBE'\] for this force field, received None"
     ):
         sevennet.potential(state, settings | {"_modal_map": {"PBE": 0}})
-    with pytest.raises(WeightsError, match="have no place in SevenNet"):
+    with pytest.raises(WeightsError, match="have no counterpart in SevenNet"):
         sevennet.potential(state | {"extra.weight": np.zeros(3)}, settings)
 
 

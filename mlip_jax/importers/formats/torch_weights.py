@@ -108,8 +108,8 @@ class TorchWeights:
         left = set(self._arrays) - self._taken
         if left:
             raise WeightsError(
-                f"{len(left)} weights have no place in {self._architecture} with these settings: "
-                f"{_listed(left, 20)}"
+                f"{len(left)} weights have no counterpart in {self._architecture} with these "
+                f"settings: {_listed(left, 20)}"
             )
 
 
