@@ -285,7 +285,8 @@ def test_other_layouts_are_rejected(tmp_path):
     with h5py.File(tmp_path / "flat.hdf5", "w") as file:
         file["energies"] = np.zeros(3)
     with pytest.raises(
-        DatasetError, match=r"flat\.hdf5:energies: expected a group for each molecule.*found an array"
+        DatasetError,
+        match=r"flat\.hdf5:energies: expected a group for each molecule.*found an array",
     ):
         list(read(tmp_path / "flat.hdf5"))
     with h5py.File(tmp_path / "ani.hdf5", "w") as file:
