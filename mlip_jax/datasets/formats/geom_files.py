@@ -19,6 +19,7 @@ import numpy as np
 from mlip_jax.datasets.formats import archives, safe_pickle
 from mlip_jax.datasets.formats.elements import validate_numbers
 from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.datasets.smiles.rdkit_process import RDKitParser
 
 _HEAD = 1 << 16  # first bytes of a file, which contain the key "conformers" of the first molecule
 MAX_MOLECULE = 1 << 26  # bytes in MessagePack; 7,000 conformers of 100 atoms take 25 MB
@@ -59,29 +60,20 @@ class RDKitMolecule:
     def atoms(self, source: str) -> tuple[np.ndarray, np.ndarray, float]:
         """Return atomic numbers, positions (Å) and formal charge (e) of the molecule."""
         try:
-            from rdkit import Chem, rdBase
+            numbers, positions, charge = _PARSER.parse(self._binary)
         except ImportError as error:
             raise ImportError(
                 "GEOM's pickles require the package rdkit: pip install 'mlip-flax[data]'"
             ) from error
-        try:
-            with rdBase.BlockLogs():
-                molecule = Chem.Mol(self._binary)
-        except (RuntimeError, ValueError) as error:
+        except ValueError as error:
             raise DatasetError(
                 f"{source}: RDKit cannot read the molecule ({error}). The file is corrupted, or a "
                 "later version of RDKit wrote it."
             ) from error
-        if molecule.GetNumConformers() != 1 or not molecule.GetNumAtoms():
-            raise DatasetError(
-                f"{source}: an RDKit molecule with {molecule.GetNumAtoms()} atoms and "
-                f"{molecule.GetNumConformers()} conformers, expected positions of one"
-            )
-        numbers = np.array([atom.GetAtomicNum() for atom in molecule.GetAtoms()], np.int32)
-        positions = np.array(molecule.GetConformer().GetPositions(), np.float64)
-        return validate_numbers(numbers, source), positions, float(Chem.GetFormalCharge(molecule))
+        return validate_numbers(numbers, source), positions, charge
 
 
+_PARSER = RDKitParser()
 _ALLOWED = {**safe_pickle.NUMPY, ("rdkit.Chem.rdchem", "Mol"): RDKitMolecule}
 
 
