@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 OURS = "ours"
+QUICK = ("painn", "schnet", "so3krates")
 
 
 class Case(NamedTuple):
@@ -37,13 +38,32 @@ SO3KRATES = {
     "degrees": [1, 2, 3],
 }
 SPLINE = {"radial_filter": "spline"}
-MACE = {"num_features": 128, "num_layers": 2, "num_radial": 8}
-# what run_mace.py gives mace-torch: scalars between the layers, elements of the drugs
-OUR_MACE = MACE | {
-    "feature_degree": 0,
-    "first_interaction": "agnostic",
-    "elements": [1, 6, 7, 8, 9, 16, 17],
+# elements of the drugs; models of other packages have weights for them only
+ELEMENTS = [1, 6, 7, 8, 9, 16, 17]
+NEIGHBORS = {"elements": ELEMENTS, "avg_num_neighbors": 20.0}
+MACE = {
+    "num_features": 64,
+    "num_layers": 2,
+    "num_radial": 8,
+    "max_degree": 3,
+    "feature_degree": 1,
+    "correlation": 3,
 }
+AGNOSTIC = {"first_interaction": "agnostic"}  # as in peers/run_mace.py and in mlip
+NEQUIP = {"num_features": 32, "num_layers": 4, "num_radial": 8, "max_degree": 2}
+SEVENNET = NEQUIP | {"parity": "even", "self_connection": "linear"}
+ALLEGRO = {
+    "num_features": 64,
+    "num_tensor_features": 32,
+    "num_layers": 2,
+    "num_radial": 8,
+    "max_degree": 2,
+}
+
+PACE = {"num_features": 32, "num_layers": 2, "num_radial": 8, "feature_degree": 2}
+EQUIFORMER = {"num_features": 128, "num_layers": 4, "num_radial": 32, "num_heads": 4}
+FAENET = {"num_features": 128, "num_layers": 4, "num_radial": 50}
+COMPILED = {"compiled": True}  # torch.compile, in the mode of the package
 
 CASES = (
     Case("schnetpack/painn", "spk", "painn", PAINN),
@@ -77,7 +97,21 @@ CASES = (
     Case("mlip/visnet", "mlip", "visnet", {"num_features": 128, "num_layers": 4, "num_radial": 32}),
     Case("mlip/mace", "mlip", "mace", MACE),
     Case("mace-torch/mace", "mace", "mace", MACE),
-    Case("ours/mace", OURS, "mace", OUR_MACE, "mace-torch/mace"),
+    Case("mace-torch/mace-compiled", "mace", "mace", MACE | COMPILED),
+    Case("ours/mace", OURS, "mace", MACE | AGNOSTIC | NEIGHBORS, "mace-torch/mace"),
+    Case("mlip/nequip", "mlip", "nequip", NEQUIP),
+    Case("nequip/nequip", "nequip", "nequip", NEQUIP),
+    Case("nequip/nequip-compiled", "nequip", "nequip", NEQUIP | COMPILED),
+    Case("ours/nequip", OURS, "nequip", NEQUIP | NEIGHBORS, "nequip/nequip"),
+    Case("nequip/allegro", "nequip", "allegro", ALLEGRO),
+    Case("nequip/allegro-compiled", "nequip", "allegro", ALLEGRO | COMPILED),
+    Case("ours/allegro", OURS, "allegro", ALLEGRO | NEIGHBORS, "nequip/allegro"),
+    Case("sevenn/sevennet", "sevenn", "sevennet", SEVENNET),
+    Case("ours/sevennet", OURS, "sevennet", SEVENNET | NEIGHBORS, "sevenn/sevennet"),
+    # the authors' code of these models is not on a package registry
+    Case("ours/pace", OURS, "pace", PACE | NEIGHBORS),
+    Case("ours/equiformer", OURS, "equiformer", EQUIFORMER),
+    Case("ours/faenet", OURS, "faenet", FAENET),
 )
 
 
@@ -94,8 +128,8 @@ def is_peer(case: Case) -> bool:
 def chosen(only: list[str], quick: bool = False) -> list[Case]:
     """Return the cases whose name contains one of the texts `only`.
 
-    Without texts, return all cases. With `quick`, return our models without variants and their
-    peers, except for the transformer with 8 layers, whose compilation takes half of the time.
+    Without texts, return all cases. With `quick`, return our PaiNN, SchNet and So3krates without
+    variants and their peers, because the others take most of the time.
 
     Raises:
       ValueError: No name contains one of the texts.
@@ -106,10 +140,5 @@ def chosen(only: list[str], quick: bool = False) -> list[Case]:
                 f"no case name contains {text!r}; cases: {', '.join(c.name for c in CASES)}"
             )
     if not only and quick:
-        return [
-            case
-            for case in CASES
-            if (is_peer(case) or is_ours(case) and "-spline" not in case.name)
-            and case.options["num_layers"] < 8
-        ]
+        return [case for case in CASES if case.model in QUICK and "-spline" not in case.name]
     return [case for case in CASES if not only or any(text in case.name for text in only)]

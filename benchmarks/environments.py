@@ -48,6 +48,8 @@ ENVIRONMENTS = {
     ),
     "tmd": Environment("torchmd-net", "3.1.0"),
     "mace": Environment("mace-torch", "0.3.16"),
+    "nequip": Environment("nequip", "0.19.1", also=("nequip-allegro==0.8.3",)),
+    "sevenn": Environment("sevenn", "0.13.0"),
     "mlip": Environment("mlip", "0.2.5", torch=False),
 }
 

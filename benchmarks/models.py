@@ -44,6 +44,8 @@ DRIVERS = {
             ("tmd", "torchmdnet"),
             ("mace", "mace"),
             ("mlip", "mlip"),
+            ("nequip", "nequip"),
+            ("sevenn", "sevennet"),
         )
     },
 }
@@ -64,6 +66,7 @@ class Effort(NamedTuple):
       latency_seconds: Minimum duration per structure in part latency in seconds.
       conformations: Number of conformations per molecule of the workload.
       systems: Systems of part latency, see measure.SYSTEMS.
+      counters: Whether to count FLOPs and bytes in the first round.
     """
 
     rounds: int
@@ -73,6 +76,7 @@ class Effort(NamedTuple):
     latency_seconds: float
     conformations: int
     systems: tuple[str, ...]
+    counters: bool = True
 
 
 FULL = Effort(3, 2, 4, 5.0, 2.0, 50, ("small", "medium", "cluster"))
@@ -222,7 +226,8 @@ def brief(line: tables.Line) -> str:
         return (
             f"{line['structures_per_s']:.4g} structures/s, "
             f"{line['structures_per_cpu_s']:.4g} per CPU-second, "
-            f"{line['peak_mib']:.0f} MiB, compiled in {line['compile_s']:.1f} s"
+            f"{line['peak_mib']:.0f} MiB, compiled in {line['compile_s']:.1f} s "
+            f"({line['compile_cpu_s']:.1f} CPU-seconds)"
         )
     if "molecules_per_cpu_s" in line:
         return (
@@ -256,7 +261,7 @@ class Work(NamedTuple):
             batch,
             count,
             self.effort.seconds,
-            counters=counters,
+            counters=counters and self.effort.counters,
         )
 
     def in_round(self, number: int) -> list[Case]:
@@ -347,6 +352,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--only", action="append", default=[], help="text in the names of the cases; repeatable"
     )
     parser.add_argument(
+        "--skip", action="append", default=[], help="text in the names of cases to leave out"
+    )
+    parser.add_argument(
         "--batch", type=_sizes, default=[], help="structures per batch, or several: 32,128,512"
     )
     parser.add_argument(
@@ -357,6 +365,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="one short round")
     parser.add_argument("--rounds", type=int, help="number of rounds of all parts except repeat")
+    parser.add_argument("--batches", type=int, help="number of different batches per process")
+    parser.add_argument(
+        "--conformations", type=int, help="conformations per molecule of the workload"
+    )
+    parser.add_argument(
+        "--no_counters",
+        action="store_true",
+        help="do not count FLOPs and bytes, which compiles again",
+    )
     parser.add_argument("--data", help="store or data file to use instead of the drugs")
     parser.add_argument(
         "--torch", default=environments.TORCH, help="version of PyTorch for other packages"
@@ -379,8 +396,13 @@ def main() -> None:
     effort = QUICK if arguments.quick else FULL
     if arguments.rounds:
         effort = effort._replace(rounds=arguments.rounds, latency_rounds=arguments.rounds)
+    for name in ("batches", "conformations"):
+        if getattr(arguments, name):
+            effort = effort._replace(**{name: getattr(arguments, name)})
+    effort = effort._replace(counters=not arguments.no_counters)
     home, parts = arguments.home.resolve(), arguments.parts
     cases = chosen(arguments.only, arguments.quick)
+    cases = [case for case in cases if not any(text in case.name for text in arguments.skip)]
     home.mkdir(parents=True, exist_ok=True)
     if parts == ["table"]:
         path = arguments.results or max(home.glob("results-*.jsonl"), default=None)

@@ -60,7 +60,7 @@ def snapshot(numbers, positions, energy, gradient) -> dict:
 def frames_of(job):
     """Return (key, off-equilibrium snapshots) of one molecule."""
     key, numbers, trajectories, count, noise, max_force = job
-    rng = np.random.default_rng([SEED, int(key)])
+    rng = np.random.default_rng([SEED, key])
     snapshots = []
     for _ in range(count):
         trajectory = trajectories[rng.integers(len(trajectories))]
@@ -75,7 +75,7 @@ def frames_of(job):
 
 
 def trajectories_of(path, stages):
-    """Return {key of a molecule: (numbers, one list of positions per stage with snapshots)}."""
+    """Return {CID: (numbers, one list of positions per stage with snapshots)}."""
     trajectories = {}
     for stage in stages:
         with readers.open_data(
@@ -83,9 +83,11 @@ def trajectories_of(path, stages):
         ) as source:
             of_stage = {}
             for s in source:
-                of_stage.setdefault(s.molecule, (s.numbers, []))[1].append(s.positions)
+                # several compounds may be one molecule without stereochemistry
+                cid = int(s.source.rpartition(":")[2])
+                of_stage.setdefault(cid, (s.numbers, []))[1].append(s.positions)
         for key, (numbers, frames) in of_stage.items():
-            trajectories.setdefault(int(key), (numbers, []))[1].append(frames)
+            trajectories.setdefault(key, (numbers, []))[1].append(frames)
     return trajectories
 
 

@@ -130,7 +130,10 @@ def training(lines: Sequence[Line]) -> str:
                 _ratio(lines, rate, name, _PEER[name]),
                 summary([line["step_ms"]["median"] for line in of_case]),
                 summary([_memory(line) for line in of_case]),
-                summary([line["compile_s"] for line in of_case]),
+                summary(
+                    [1024 * _memory(line) / line["real_per_batch"]["atoms"] for line in of_case]
+                ),
+                summary([line["compile_cpu_s"] for line in of_case]),
                 summary([line["flops"] / 1e9 for line in counted[:1]]),
                 summary([line["bytes"] / 1e9 for line in counted[:1]]),
                 f"{of_case[0]['parameters']:,}",
@@ -145,7 +148,8 @@ def training(lines: Sequence[Line]) -> str:
             "to its peer",
             "step, ms",
             "peak MiB",
-            "compilation, s",
+            "KiB/atom",
+            "compilation, CPU-s",
             "GFLOP/step",
             "GB/step",
             "parameters",

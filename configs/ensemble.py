@@ -6,10 +6,12 @@
 
 The members are training runs that differ in their seed, data or model. ensemble.json in the
 workdir contains two factors, for energies and for forces, from the standard deviation over the
-members to that of the error of their mean. They are fitted to structures of the first member's
-validation split that no member was trained on. report.html shows, for the validation and the
-test split, how well the spread detects large errors and how well the expected errors agree with
-the actual ones. Use the calibration in the calculator:
+members to that of the error of their mean. They are fitted to half of the first member's test
+split, without structures that another member was trained or validated on. If the test split is
+small, the validation split takes its place; since it chose a checkpoint, its errors are smaller.
+report.html shows, for the structures of the fit and for others of the test split, how well the
+spread detects large errors and how well the expected errors agree with the actual ones. Use the
+calibration in the calculator:
 
     EnsembleCalculator.from_workdirs(
         ["runs/spice-0", "runs/spice-1", "runs/spice-2"], calibration="runs/ensemble"

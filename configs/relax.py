@@ -1,4 +1,4 @@
-"""Relax molecules to the nearest minimum of a force field, in batches on the device.
+"""Relax molecules or crystals to the nearest minimum of a force field, in batches on the device.
 
     python -m mlip_jax.main --config=configs/relax.py --config.force_field=runs/spice \\
         --config.input=molecules.smi \\
@@ -9,7 +9,10 @@
 
 The input is a file of SMILES (.smi, .csv; embedded by RDKit's ETKDG), SDF, extended XYZ, an ASE
 database, any other format ASE can read, or a store. The force field is the workdir of a
-training run, so3lr:params.pkl, schnetpack:FILE or torchmdnet:FILE.
+training run, or IMPORTER:FILE, such as so3lr:params.pkl, for one that another program trained.
+
+Periodic structures keep their cells. --config.cell=frechet relaxes the cells, too, with ASE's
+FrechetCellFilter; see --config.mask and --config.scalar_pressure.
 
 The workdir contains relaxed.xyz and relaxed.sdf in the order of the input, results.csv with one
 line per molecule, and report.html. results.csv includes failed molecules with the reason, and,

@@ -45,6 +45,8 @@ MODELS = {
     "painn_oc": dict(
         num_features=128, num_layers=4, cutoff=5.0, num_radial=128, direct_forces=False
     ),
+    # Gasteiger et al., arXiv:2011.14115
+    "dimenetpp": dict(num_features=128, num_layers=4, cutoff=5.0, num_radial=6, max_degree=6),
     # Duval et al., ICML 2023, with simple messages; forces are not the gradient of the energy
     "faenet": dict(num_features=128, num_layers=4, cutoff=6.0, num_radial=50),
     # Musaelian et al., Nature Communications 14, 579 (2023)

@@ -20,6 +20,7 @@ def get_config(model: str = "so3krates") -> ml_collections.ConfigDict:
     c.data.split = "auto"
     # scaled down to the size of the data: 80 %, 10 % and 10 %
     c.data.num_train, c.data.num_valid, c.data.num_test = 8_000_000, 1_000_000, 1_000_000
-    # intervals that follow the number of steps
+    # warmup and intervals that follow the number of steps
+    c.optimizer.warmup_steps = None
     c.train.log_every = c.train.valid_every = c.train.checkpoint_every = None
     return c

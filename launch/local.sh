@@ -4,10 +4,10 @@ set -u
 
 usage() {
   cat <<'EOF'
-launch/local.sh -n N [options] -- --config=FILE --workdir=DIR [more flags of the program]
+launch/local.sh -n N [options] -- --config=FILE [--workdir=DIR] [more flags of the program]
 
 Starts N processes of one run on this machine. Process 0 writes to the console, process K to
-DIR/process_K.log.
+DIR/process_K.log. The short form of the command works as well: relax --force_field runs/spice FILE.
 
   -n N                       Number of processes.
   --devices-per-process K    Number of GPUs per process; on a CPU (JAX_PLATFORMS=cpu, or no GPU) of
@@ -67,16 +67,20 @@ for argument in "$@"; do
   case $previous in --workdir | -workdir) workdir=$argument ;; esac
   previous=$argument
 done
-logs=${logs:-$workdir}
-[ -n "$logs" ] || fail "no --workdir=DIR among the flags of the program; give it, or --logs DIR"
-mkdir -p "$logs" || fail "$logs: the directory of the logs cannot be created"
-
 python=${PYTHON:-}
 if [ -z "$python" ]; then
   if [ -x "$here/.venv/bin/python" ]; then python=$here/.venv/bin/python; else python=python3; fi
 fi
 command -v "$python" > /dev/null || fail "$python: no such program; set PYTHON"
 export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
+
+if [ -z "$workdir" ]; then # the program chooses one, and all processes use it
+  workdir=$("$python" -m "$module" "$@" --show_workdir) || exit 2
+  workdir=${workdir##*$'\n'}
+  set -- "$@" "--workdir=$workdir"
+fi
+logs=${logs:-$workdir}
+mkdir -p "$logs" || fail "$logs: the directory of the logs cannot be created"
 
 # Available GPUs, numbered as in CUDA_VISIBLE_DEVICES.
 gpus=()
@@ -101,6 +105,21 @@ pids=() codes=() signals=""
 
 log_of() { printf '%s/process_%s.log' "$logs" "$1"; }
 
+# Sets `port` to a free port, which another process holds until this script ends, so that a run
+# started at the same time cannot choose it as well. It does not listen: process 0 shares the port.
+hold_port() {
+  coproc HOLDER { exec "$python" -c '
+import socket, sys
+held = socket.socket()
+for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+    held.setsockopt(socket.SOL_SOCKET, option, 1)
+held.bind(("localhost", 0))  # the system chooses a port that no other socket holds
+print(held.getsockname()[1], flush=True)
+sys.stdin.read()
+'; }
+  read -r port <&"${HOLDER[0]}" || fail "$python: no free port found"
+}
+
 start_process() { # number, port, flags of the program
   local number=$1 port=$2
   shift 2
@@ -113,6 +132,7 @@ start_process() { # number, port, flags of the program
     export XLA_FLAGS="${XLA_FLAGS:+$XLA_FLAGS }--xla_force_host_platform_device_count=$devices"
   fi
   if [ "$number" = 0 ]; then exec "$python" -m "$module" "$@"; fi
+  if [ -L "$(log_of "$number")" ]; then fail "$(log_of "$number") is a symbolic link; remove it"; fi
   printf -- '--- %s\n' "$(date '+%F %T')" >> "$(log_of "$number")"
   exec "$python" -m "$module" "$@" >> "$(log_of "$number")" 2>&1 < /dev/null
 }
@@ -161,8 +181,7 @@ collect() { # record the exit codes of ended processes; the first that failed is
 
 run_once() { # flags of the program
   local number port deadline="" culprit="" ended=""
-  port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])') ||
-    fail "$python: no free port found"
+  hold_port
   pids=() codes=()
   # separate process groups: Ctrl-C reaches only this script, which passes it on once
   set -m

@@ -7,6 +7,7 @@ __version__ = "0.1.0"
 # Public names and their modules, which are imported at first use: `import mlip_jax` must not import
 # JAX.
 _EXPORTS = {
+    "CellFilter": "mlip_jax.simulation.relaxation.cells.filters",
     "Domain": "mlip_jax.simulation.trust.domain",
     "EnsembleCalculator": "mlip_jax.simulation.calculators.ensemble",
     "MLIPCalculator": "mlip_jax.simulation.calculators.calculator",

@@ -20,6 +20,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from mlip_jax.files import make_subfolder
+
 log = logging.getLogger(__name__)
 
 _REPLACED = ".replaced"
@@ -121,7 +123,7 @@ class CheckpointStore:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._orbax = _checkpointer()
         if not read_only:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            make_subfolder(self.directory)
             self._recover()
             self._worker.submit(int)  # starts the thread, which would delay the first save
 
@@ -262,7 +264,7 @@ class CheckpointStore:
     def _remove_unfinished(self) -> None:
         """Remove the temporary folders of saves that did not finish."""
         for folder in self.directory.glob(f"*{_UNFINISHED}"):
-            shutil.rmtree(folder, ignore_errors=True)
+            folder.unlink() if folder.is_symlink() else shutil.rmtree(folder, ignore_errors=True)
 
     def _remove_old(self, step: int, aside: Path | None) -> None:
         """Remove all checkpoints but the newest `keep`, those known to be corrupted first.
@@ -271,10 +273,8 @@ class CheckpointStore:
         """
         self._corrupted.discard(step)
         ranked = sorted(self._steps(), key=lambda s: (s == step, s not in self._corrupted, s))
-        old = [self.directory / str(s) for s in ranked[: -self.keep]] + (
-            [] if aside is None else [aside]
-        )
-        for folder in old:
+        old = [self.directory / str(s) for s in ranked[: -self.keep]]
+        for folder in [*old, *([aside] if aside else [])]:
             try:
                 shutil.rmtree(folder)
             except OSError as error:

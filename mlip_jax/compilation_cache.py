@@ -6,11 +6,18 @@ within milliseconds of its start.
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import logging
 import os
 import platform
+import stat
 from pathlib import Path
 
+log = logging.getLogger(__name__)
+
 _MIN_COMPILE_SECONDS = 0.1  # JAX's default of 1 s leaves out half of the time of a first energy
+_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 def keep_compiled_programs() -> None:
@@ -19,15 +26,74 @@ def keep_compiled_programs() -> None:
     JAX_COMPILATION_CACHE_DIR selects another folder; an empty value turns the cache off. A folder
     that the program has set in jax.config is kept. A program compiled for a CPU runs only on CPUs
     of the same kind, so each kind has its own folder.
+
+    Compiled programs are code that JAX runs unchecked. A folder that others can write to is
+    therefore not used, with a warning, and new folders are accessible only to the user.
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        chosen = os.environ["JAX_COMPILATION_CACHE_DIR"]
+        if chosen and "://" not in chosen and not _is_private(chosen):
+            _turn_off(chosen)
         return
-    import hashlib
-
     import jax
 
     if jax.config.jax_compilation_cache_dir:
         return
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = cache / "mlip_jax" / f"{jax.__version__}-{_kind_of_processor()}"
+    if not _is_private(str(folder)):
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_COMPILE_SECONDS)
+
+
+@functools.cache
+def _is_private(path: str) -> bool:
+    """Return whether only the user can write to a folder, which is created if it is missing."""
+    folder = Path(path)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        own, parent = folder.stat(), folder.parent.stat()
+        link = folder.lstat()
+    except OSError as error:
+        log.warning("%s: compiled programs are not kept: %s", folder, error)
+        return False
+    allowed = {os.geteuid(), 0}
+    if not {own.st_uid, link.st_uid} <= allowed:
+        problem = "belongs to another user"
+    elif own.st_mode & _BY_OTHERS:
+        problem = "is writable by others"
+    # In a folder such as /tmp, only the owner of an entry can replace it.
+    elif parent.st_mode & _BY_OTHERS and not parent.st_mode & stat.S_ISVTX:
+        problem = f"can be replaced by others, who can write to {folder.parent}"
+    else:
+        return True
+    log.warning(
+        "%s: %s, so its compiled programs could run their code: not used. Remove it, or keep them "
+        "in a folder of your own: JAX_COMPILATION_CACHE_DIR=FOLDER",
+        folder,
+        problem,
+    )
+    return False
+
+
+def _turn_off(folder: str) -> None:
+    """Stop JAX from using a folder."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    if jax.config.jax_compilation_cache_dir == folder:
+        jax.config.update("jax_compilation_cache_dir", None)
+        compilation_cache.reset_cache()
+
+
+def _kind_of_processor() -> str:
+    """Return a short digest of the kind of CPU."""
+    import hashlib
+
     kind = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -39,8 +105,4 @@ def keep_compiled_programs() -> None:
             ),
             kind,
         )
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    name = f"{jax.__version__}-{hashlib.sha256(kind.encode()).hexdigest()[:8]}"
-    jax.config.update("jax_compilation_cache_dir", str(cache / "mlip_jax" / name))
-    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_COMPILE_SECONDS)
+    return hashlib.sha256(kind.encode()).hexdigest()[:8]

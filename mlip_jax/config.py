@@ -17,7 +17,7 @@ import ml_collections
 from mlip_jax import configs
 from mlip_jax.defaults import TASKS
 from mlip_jax.defaults.errors import ConfigError, unknown_name
-from mlip_jax.defaults.training import TERMS
+from mlip_jax.defaults.training import LENGTH, TERMS
 
 __all__ = [
     "TERMS",
@@ -30,6 +30,7 @@ __all__ = [
     "load_file",
     "part_with",
     "rename_fields",
+    "replaced_fields",
     "to_dict",
     "unknown_name",
     "warn_renamed",
@@ -212,6 +213,30 @@ def part_with(config: ml_collections.ConfigDict, name: str) -> ml_collections.Co
 def warn_renamed(old: str, new: str) -> None:
     """Log that a config field has another name now. Further calls of a process log nothing."""
     log.warning("config field %s is deprecated: use %s", old, new)
+
+
+def replaced_fields(config: ml_collections.ConfigDict, given: Mapping[str, Any]) -> list[str]:
+    """Return the fields of a config that a command replaces by others, and that it has to unset.
+
+    train.num_epochs replaces train.num_steps, so a command that sets only the steps unsets the
+    epochs of the config.
+
+    Args:
+      config: Config whose fields the command sets.
+      given: Values that the command sets, by dotted name.
+
+    Raises:
+      ConfigError: The command sets both.
+    """
+    steps, epochs = LENGTH
+    if given.get(steps) is None:
+        return []
+    if given.get(epochs) is not None:
+        raise ConfigError(
+            f"{steps} and {epochs} both set the length of training, received {given[steps]} and "
+            f"{given[epochs]}; set one of them"
+        )
+    return [] if part_with(config, epochs) is None else [epochs]
 
 
 def with_current_names(plain: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,19 +17,21 @@ import ml_collections
 import numpy as np
 from ase.data import chemical_symbols
 
-from mlip_jax import models
 from mlip_jax.config import ConfigError, differences
+from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.statistics import ElementFit
 from mlip_jax.importers import load_force_field
 from mlip_jax.importers.parameters import describe
 from mlip_jax.potential import Potential, create_model, example_graph
 from mlip_jax.simulation.energies import energies
 from mlip_jax.training.data import Split
-from mlip_jax.training.options import fill_options
+from mlip_jax.training.options import inherit_options
 
 log = logging.getLogger(__name__)
 
-_MAX_FIT_STRUCTURES = 2_000  # maximum number of structures in the fit of reference energies
+# Random structures in the fit of reference energies, and further ones of each rare element.
+_MAX_FIT_STRUCTURES, _PER_RARE_ELEMENT = 2_000, 20
+_CHUNK = 4096  # structures that are searched for rare elements at a time
 
 
 def load_initial_force_field(config: ml_collections.ConfigDict) -> Potential | None:
@@ -53,8 +55,7 @@ def load_initial_force_field(config: ml_collections.ConfigDict) -> Potential | N
         config.model.name = initial_model["model"]["name"]
         config.model.options = ml_collections.ConfigDict(initial_model["model"]["options"])
     elif config.model.name == initial_model["model"]["name"]:
-        stored = initial_model["model"]["options"]
-        fill_options(config, {k: stored[k] for k in models.new_run_options(config.model.name)})
+        inherit_options(config, initial_model["model"]["options"])
     model = create_model(config.model, config.potential)
     if model != initial.model:
         raise ConfigError(
@@ -78,10 +79,10 @@ def reference_energies(
 ) -> np.ndarray:
     """Fit reference energies (eV), shape (119,), such that `initial` agrees with the training data.
 
-    The fit uses at most 2,000 random structures; elements that none of them contains keep the
-    reference energies of `initial`. The energies of these structures minus the predictions of
-    `initial` are fitted by least squares, with one value per element, and the result is added to
-    the reference energies of `initial`.
+    The fit uses 2,000 random structures, and up to 20 structures of each element that these do not
+    contain. The energies of these structures minus the predictions of `initial` are fitted by least
+    squares, with one value per element, and the result is added to the reference energies of
+    `initial`.
 
     Args:
       initial: Force field that training is initialized from.
@@ -98,8 +99,7 @@ def reference_energies(
             "the initial force field was not trained on %s",
             ", ".join(chemical_symbols[z] for z in unknown),
         )
-    sample = train.sample(_MAX_FIT_STRUCTURES, seed)
-    columns = sample.columns(labels_only=True)
+    columns = _fit_sample(train, elements, seed)
     # `initial` must accept the new elements; the fit corrects their energies
     extended = dataclasses.replace(
         initial, elements=tuple(sorted({*initial.elements, *elements.tolist()}))
@@ -107,3 +107,25 @@ def reference_energies(
     fit = ElementFit()
     fit.add(columns, columns.energy - energies(extended, columns, np.arange(len(columns))))
     return initial.reference_energies + fit.solve()
+
+
+def _fit_sample(train: Split, elements: np.ndarray, seed: int) -> Columns:
+    """Return random structures with known energies that together contain all elements."""
+    columns = train.sample(_MAX_FIT_STRUCTURES, seed).columns(labels_only=True)
+    labelled = np.isfinite(columns.energy)
+    found = columns.take(np.flatnonzero(labelled)).numbers if labelled.any() else ()
+    missing = dict.fromkeys(set(elements.tolist()) - set(np.unique(found).tolist()), 0)
+    further = []
+    if missing and len(train) > _MAX_FIT_STRUCTURES:
+        for start in range(0, len(train), _CHUNK):
+            indices = train.indices[start : start + _CHUNK]
+            chunk, rows = train.rows.take(indices, labels_only=True), []
+            owner = np.repeat(np.arange(len(chunk)), chunk.n_atoms)
+            for s in np.unique(owner[np.isin(chunk.numbers, list(missing))]).tolist():
+                atoms = chunk.numbers[chunk.offsets[s] : chunk.offsets[s + 1]]
+                rare = [z for z in missing if missing[z] < _PER_RARE_ELEMENT and z in atoms]
+                if rare and np.isfinite(chunk.energy[s]):
+                    rows.append(s)
+                    missing |= {z: missing[z] + 1 for z in rare}
+            further += [chunk.take(np.array(rows))] if rows else []
+    return Columns.concatenate([columns, *further])

@@ -49,6 +49,8 @@ from mlip_jax.tasks.force_field_evaluation.result import EvaluationResult
 
 log = logging.getLogger(__name__)
 
+# Options of the reader that name properties of structures, and of atoms.
+_PROPERTY_KEYS = ("property_keys", "atom_property_keys")
 _TRAINING_TASKS = ("train", PROPERTY)
 _TRAJECTORY = "structures.traj"
 
@@ -175,8 +177,9 @@ def train(
     Args:
       config: Name of a shipped config ("spice:painn"), a config file, or a config of task "train"
         or "property".
-      structures: ASE's Atoms with energies and forces (see `evaluate`), or the path of a file or
-        store. None uses the data of the config.
+      structures: ASE's Atoms with energies and forces (see `evaluate`), or with the properties of
+        property.targets in info or arrays; or the path of a file or store. None uses the data of the
+        config.
       workdir: Folder of the run. None trains in a temporary folder, which is removed at the end.
       overrides: Config fields by dotted name, such as {"train.num_steps": 2000, "data.elements":
         None}.
@@ -229,14 +232,14 @@ def _set_structures(config, structures: Sequence[Atoms] | str | Path, folder: Pa
     if isinstance(structures, str | Path):
         config.data.path = str(structures)
         return
-    if config.task == PROPERTY:
-        raise ConfigError(
-            "training of a predictor takes the path of a data set, because ASE's Atoms have no "
-            "labels of known names; see docs/properties.md"
-        )
+    atoms, keys = _list(structures), {}
     options = source.reader_options(config.data.reader_options)
-    items, labelled = atoms_list.from_atoms(_list(structures), **options)
-    if not labelled:
+    if config.task == PROPERTY:
+        keys = _property_keys(atoms, config.property.targets)
+        options = keys | options
+        keys = {key: options[key] for key in _PROPERTY_KEYS if key in options}
+    items, labelled = atoms_list.from_atoms(atoms, **options)
+    if not labelled and config.task != PROPERTY:
         raise DatasetError(
             "the structures have no energies or forces: set the results of a calculator, or "
             'info["energy"] and arrays["forces"]'
@@ -248,8 +251,35 @@ def _set_structures(config, structures: Sequence[Atoms] | str | Path, folder: Pa
     level = str(options.get("level_of_theory", "unknown")).replace(";", ",")
     config.data.reader, config.data.reader_options = (
         "ase",
-        f"{atoms_list.TRAJECTORY_OPTIONS}; level_of_theory={level}",
+        "; ".join(
+            [
+                atoms_list.TRAJECTORY_OPTIONS,
+                f"level_of_theory={level}",
+                *(f"{key}={names!r}" for key, names in keys.items()),
+                *([] if labelled else ["energy_key=", "forces_key="]),
+            ]
+        ),
     )
+
+
+def _property_keys(atoms: Sequence[Atoms], targets: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return the options of the reader that name the properties of structures and of atoms.
+
+    Raises:
+      DatasetError: A property occurs in no structure.
+    """
+    keys: dict[str, tuple[str, ...]] = {key: () for key in _PROPERTY_KEYS}
+    for name in targets:
+        per_atom = any(name in a.arrays for a in atoms)
+        if not per_atom and not any(
+            name in a.info or (a.calc is not None and name in a.calc.results) for a in atoms
+        ):
+            raise DatasetError(
+                f"the structures have no property {name!r}: set info[{name!r}], or arrays[{name!r}] "
+                "for a property of the atoms, or change property.targets"
+            )
+        keys[_PROPERTY_KEYS[per_atom]] += (name,)
+    return {key: names for key, names in keys.items() if names}
 
 
 def _list(structures: Sequence[Atoms] | Atoms) -> list[Atoms]:

@@ -4,9 +4,10 @@
     mlip-jax relax --force_field runs/spice molecules.smi
 
 Runs the task of a config: the name of a shipped config (with an argument, as in spice:painn) or a
-file. Without --workdir, the run is written to runs/NAME of the config. Rerun the same command to
-resume a stopped run. `mlip-jax relax --help` describes a config and its fields. The long form of a
-command is --config=relax --config.force_field=runs/spice --config.input=molecules.smi.
+file. Without --workdir, the run is written to runs/NAME of the config, or to runs/NAME-2 and so on
+if that has the results of another run. Rerun the same command to resume a stopped run.
+`mlip-jax relax --help` describes a config and its fields. The long form of a command is
+--config=relax --config.force_field=runs/spice --config.input=molecules.smi.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ def _main(arguments: list[str]) -> None:
 
     from mlip_jax import distributed
     from mlip_jax.cli import console
+    from mlip_jax.foreign_text import printable
 
     console.log_to_console()
     try:
@@ -63,7 +65,8 @@ def _main(arguments: list[str]) -> None:
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         if FLAGS.debug:
             raise
-        sys.exit(f"\nerror: {distributed.failed_peer_message(error) or error}")
+        message = printable(str(distributed.failed_peer_message(error) or error))
+        sys.exit(f"\nerror: {message}")
 
 
 def _dispatch(arguments: list[str]) -> None:
@@ -75,9 +78,15 @@ def _dispatch(arguments: list[str]) -> None:
     from mlip_jax.cli import flags
 
     flags.check(arguments[1:])
-    config, workdir = flags.apply_overrides(FLAGS.config), flags.workdir()
+    config = flags.apply_overrides(FLAGS.config)
+    workdir = flags.workdir(config)
+    if FLAGS.show_workdir:
+        print(workdir)
+        return
     if FLAGS.workdir is None and not FLAGS.sweep_list:
         log.info("workdir: %s (--workdir=FOLDER selects another one)", workdir)
+        if workdir != flags.default_workdir():
+            log.info("%s contains the results of another run", flags.default_workdir())
     if FLAGS.sweep:  # first, because the variants need the devices and ports
         from mlip_jax.sweeps import runner
 

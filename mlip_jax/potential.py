@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,7 +22,8 @@ from ase.data import chemical_symbols
 
 from mlip_jax import models, terms
 from mlip_jax.checkpoint import CheckpointError, CheckpointStore, Restored, from_arrays
-from mlip_jax.graphs.graph import node_graph_index
+from mlip_jax.graphs.graph import example_graph, node_graph_index
+from mlip_jax.matmul_precision import at_full_precision
 from mlip_jax.models.layers.forces import (
     NO_ENERGY_DERIVATIVES,
     check_forces,
@@ -30,7 +32,10 @@ from mlip_jax.models.layers.forces import (
     is_conservative,
 )
 
+log = logging.getLogger(__name__)
+
 BEST = "best"
+_AVERAGED = "ema/"  # prefix of the averaged parameters in a checkpoint to resume from
 
 
 class Evaluation(NamedTuple):
@@ -51,6 +56,7 @@ class Evaluation(NamedTuple):
     properties: dict[str, jax.Array] = {}
 
 
+@at_full_precision
 def evaluate(
     model: nn.Module,
     params: Any,
@@ -131,6 +137,7 @@ def _stress(by_strain, graph):
     return by_strain / jnp.where(volume > 0, volume, 1.0)[:, None, None]
 
 
+@at_full_precision
 def hessian_columns(
     model: nn.Module,
     params: Any,
@@ -141,9 +148,8 @@ def hessian_columns(
     """Compute derivatives of the energy's gradient along displacements of the atoms (eV/Å²).
 
     With unit vectors as directions these are columns of the Hessian, also if the forces are not the
-    gradient. The function is pure. It uses
-    forward-over-reverse mode: the gradient is linearized once, its intermediate values are kept,
-    and each direction costs about one evaluation.
+    gradient. The function is pure. It uses forward-over-reverse mode: the gradient is linearized
+    once, its intermediate values are kept, and each direction costs about one evaluation.
 
     Args:
       model, params, graph, energy_scale: See `evaluate`.
@@ -301,6 +307,9 @@ class Potential:
 def read_checkpoint(path: str | Path) -> Restored:
     """Read the best checkpoint of a workdir, or the newest one of a checkpoint directory.
 
+    The parameters are the averaged ones in both cases. The checkpoints that a run resumes from also
+    contain the parameters before the average; these are dropped, like the state of the optimizer.
+
     Raises:
       CheckpointError: There is no readable checkpoint.
     """
@@ -314,7 +323,20 @@ def read_checkpoint(path: str | Path) -> Restored:
         raise CheckpointError(
             f"{path}: no complete checkpoint. The first one is written by the first validation."
         )
-    return restored
+    averaged = {
+        f"params/{name.removeprefix(_AVERAGED)}": values
+        for name, values in restored.arrays.items()
+        if name.startswith(_AVERAGED)
+    }
+    if not averaged:
+        return restored
+    log.warning(
+        "%s: averaged parameters of step %d, the newest checkpoint. It is not the best one, which "
+        "the workdir of the run opens.",
+        path,
+        restored.step,
+    )
+    return restored._replace(arrays=averaged)
 
 
 def create_model(model: Mapping[str, Any], potential: Mapping[str, Any] | None = None) -> nn.Module:
@@ -371,28 +393,3 @@ def long_range_cutoff(model: nn.Module) -> float | None:
 def _options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Replace lists by tuples: JSON has no tuples, and flax modules need hashable fields."""
     return {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in options.items()}
-
-
-def example_graph(dtype=np.float32) -> jraph.GraphsTuple:
-    """Return a small padded graph, a pair of atoms and padding.
-
-    It is sufficient to initialize any model with any terms.
-    """
-    return jraph.GraphsTuple(
-        nodes={
-            "positions": np.array([[0, 0, 0], [0, 0, 1], [0, 0, 0]], dtype),
-            "numbers": np.array([6, 1, 0], np.int32),
-        },
-        edges={
-            "pair_order": np.array([0, 2, 1, 3], np.int32),
-            "long_range": {
-                "receivers": np.array([0, 2], np.int32),
-                "senders": np.array([1, 2], np.int32),
-            },
-        },
-        senders=np.array([1, 0, 2, 2], np.int32),
-        receivers=np.array([0, 1, 2, 2], np.int32),
-        globals={"charge": np.zeros(2, dtype), "spin": np.zeros(2, dtype)},
-        n_node=np.array([2, 1], np.int32),
-        n_edge=np.array([2, 2], np.int32),
-    )

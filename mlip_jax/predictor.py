@@ -22,6 +22,7 @@ from mlip_jax.graphs.batch import build_batch
 from mlip_jax.graphs.packing import plan_batches
 from mlip_jax.graphs.padding import choose_budget, graph_sizes
 from mlip_jax.graphs.shapes import GrowingBudget
+from mlip_jax.matmul_precision import at_full_precision
 from mlip_jax.models.layers.readouts import BACKBONE, PropertyModel, with_heads
 from mlip_jax.potential import active_terms, create_model, example_graph, read_checkpoint
 from mlip_jax.structure import from_ase
@@ -191,6 +192,7 @@ class Predictor:
 
 
 @functools.partial(jax.jit, static_argnums=0)
+@at_full_precision
 def _apply(model, params, graph):
     params, graph = jax.tree.map(jnp.asarray, (params, graph))
     return {**model.apply(params, graph), EMBEDDING: model.apply(params, graph, method="embed")}

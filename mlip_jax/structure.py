@@ -7,11 +7,28 @@ missing label is NaN, never zero.
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from ase.data import chemical_symbols
+
+
+def hill_formula(numbers: np.ndarray) -> str:
+    """Return the formula in the order of Hill: carbon, hydrogen, then the alphabet.
+
+    >>> hill_formula(np.array([8, 1, 6, 1, 1, 1])), hill_formula(np.array([11, 17]))
+    ('CH4O', 'ClNa')
+    """
+    counts = {
+        chemical_symbols[z]: n for z, n in zip(*np.unique(numbers, return_counts=True), strict=True)
+    }
+    first = ["C", "H"] if "C" in counts else []
+    order = [s for s in first if s in counts] + sorted(counts.keys() - set(first))
+    return "".join(s + (str(counts[s]) if counts[s] > 1 else "") for s in order)
+
+
+from mlip_jax.state_labels import charge_names, find_unpaired, spin_names
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -72,6 +89,9 @@ class Structure:
         return len(self.numbers)
 
 
+_MIN_HEIGHT = 0.1  # distance of lattice planes (Å); a thinner cell has millions of close images
+
+
 def cell_problem(cell: np.ndarray | None, pbc: np.ndarray | None) -> str:
     """Return the problem of the lattice vectors of periodic directions, "" if there is none.
 
@@ -90,42 +110,28 @@ def cell_problem(cell: np.ndarray | None, pbc: np.ndarray | None) -> str:
     # The singular values of parallel or coplanar unit vectors include zero.
     if np.linalg.svd(vectors / lengths[:, None], compute_uv=False).min() < 1e-6:
         return "parallel or coplanar lattice vectors"
+    # The columns of the inverse have the lengths of the reciprocal vectors.
+    if np.linalg.norm(np.linalg.pinv(vectors), axis=0).max() > 1 / _MIN_HEIGHT:
+        return f"lattice planes closer than {_MIN_HEIGHT} Å"
     return ""
 
 
 STATES = ("charge", "num_unpaired_electrons")  # keys of `ase.Atoms.info`
-# Usual names of total charges, in the form of `plain_name`.
-_CHARGE_NAMES = {"charge", "totalcharge", "netcharge", "totcharge", "molecularcharge", "molcharge"}
-
-
-def plain_name(label: str) -> str:
-    """Return the name of a label in lower case, without separators and the prefixes REF and DFT.
-
-    >>> plain_name("REF_total_charge")
-    'totalcharge'
-    """
-    return re.sub(r"^(ref|dft)", "", re.sub(r"[^a-z0-9]", "", str(label).lower()))
-
-
-def charge_names(labels: Iterable[str]) -> list[str]:
-    """Return the names of labels that contain a total charge.
-
-    >>> charge_names(["Charge", "total_charge", "charges", "REF_charge"])
-    ['Charge', 'total_charge', 'REF_charge']
-    """
-    return [name for name in labels if plain_name(name) in _CHARGE_NAMES]
 
 
 def electronic_value(atoms, name: str) -> float:
     """Return the field `name` of `atoms.info` (one of STATES) as a number, 0 if it is missing.
 
-    A missing charge is searched under its other usual names, such as "total_charge".
+    A missing field is searched under its other usual names, such as "total_charge", "spin" and
+    "multiplicity", see `state_labels`.
 
     Raises:
-      ValueError: The value is not a finite number.
+      ValueError: The value is not a finite number, or a spin does not fit the number of electrons.
     """
     if name == "charge" and name not in atoms.info:
         name = next(iter(charge_names(atoms.info)), name)
+    elif name not in atoms.info:
+        return _unpaired_electrons(atoms) or 0.0
     raw = atoms.info.get(name, 0.0)
     try:
         value = float(raw)
@@ -138,14 +144,26 @@ def electronic_value(atoms, name: str) -> float:
     return value
 
 
+def _unpaired_electrons(atoms) -> float | None:
+    """Return the number of unpaired electrons that labels under other names state, or None."""
+    names = spin_names(atoms.info)
+    if not names:
+        return None
+    return find_unpaired(atoms.info, atoms.numbers, electronic_value(atoms, "charge"), names)
+
+
 def electronic_state(atoms) -> dict[str, Any]:
     """Return the fields of STATES that the info of an `ase.Atoms` object contains.
 
-    These are the charge (elementary charges) and the number of unpaired electrons.
+    These are the charge (elementary charges) and the number of unpaired electrons. Fields under
+    other usual names are returned under these.
     """
     state = {name: atoms.info[name] for name in STATES if name in atoms.info}
     if "charge" not in state and charge_names(atoms.info):
         state["charge"] = electronic_value(atoms, "charge")
+    if "num_unpaired_electrons" not in state:
+        unpaired = _unpaired_electrons(atoms)
+        state |= {} if unpaired is None else {"num_unpaired_electrons": int(unpaired)}
     return state
 
 

@@ -1,25 +1,117 @@
-"""Directory of a run, which is locked and belongs to one config, and atomic writing of files."""
+"""Directory of a run, which is locked and belongs to one config."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import logging
 import math
 import os
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from mlip_jax.config import differences, with_current_names
+from mlip_jax.files import atomic_open, atomic_path, open_lock, replace_content, write_text
+
+__all__ = [
+    "WorkdirError",
+    "atomic_open",
+    "atomic_path",
+    "check_origin",
+    "claimed",
+    "write_json",
+    "write_text",
+]
 
 log = logging.getLogger(__name__)
 
 
+# Files that a run writes before its first result. A workdir that contains nothing else is reused.
+_PREPARATIONS = frozenset(
+    {"config.json", "origin.json", "splits.npz", "splits.json", "left_out.csv"}
+)
+_KEPT = frozenset({".lock", "structures.traj"})  # the lock, and the input of `mlip_jax.train`
+
+
 class WorkdirError(RuntimeError):
     """The workdir belongs to another run, or cannot be used."""
+
+
+def unused_workdir(
+    base: str | Path, config: Mapping[str, Any], extendable: Sequence[str] = ()
+) -> Path:
+    """Return the first of the folders NAME, NAME-2, NAME-3, ... that this run can use.
+
+    A folder can be used if it contains a run of the same config, which then resumes, or no results
+    of a run of this task.
+
+    Args:
+      base: Folder NAME.
+      config: Identity of the run, as plain dictionaries.
+      extendable: As for `claimed`.
+    """
+    base = Path(base)
+    names = itertools.chain([base.name], (f"{base.name}-{k}" for k in itertools.count(2)))
+    return next(
+        path
+        for path in map(base.with_name, names)
+        if not _belongs_to_another_run(path, config, extendable)
+    )
+
+
+def _belongs_to_another_run(
+    path: Path, config: Mapping[str, Any], extendable: Sequence[str]
+) -> bool:
+    """Return whether a folder contains another run of the same task, or one that is starting."""
+    try:
+        old = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False  # no run, or one that `claimed` rejects with a message
+    if old.get("task") != config.get("task") or not _changes(old, config, extendable):
+        return False
+    return has_results(path) or _is_locked(path)
+
+
+def _is_locked(path: Path) -> bool:
+    """Return whether a process has claimed the folder."""
+    try:
+        with open_lock(path / ".lock") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    return False
+
+
+def has_results(path: str | Path) -> bool:
+    """Return whether a folder contains more than the preparations of a run."""
+    return any(not _is_preparation(file) for file in Path(path).rglob("*") if not file.is_dir())
+
+
+def _is_preparation(file: Path) -> bool:
+    """Return whether a run writes this file before its first result."""
+    if file.name in _PREPARATIONS | _KEPT or _is_log(file) or file.name.endswith(".tmp"):
+        return True
+    if file.parent.name == "tensorboard":  # created when training starts
+        return True
+    if any("orbax-checkpoint-tmp" in folder.name for folder in file.parents):  # not complete
+        return True
+    try:
+        if file.suffix == ".csv":  # a table without rows
+            with open(file, "rb") as lines:
+                return len(list(itertools.islice(lines, 2))) < 2
+        return file.stat().st_size == 0
+    except OSError:
+        return False
+
+
+def _remove_preparations(path: Path) -> None:
+    """Remove what a run without results has written, except the lock and the input."""
+    for file in list(path.rglob("*")):
+        if not file.is_dir() and file.name not in _KEPT and not _is_log(file):
+            file.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -28,7 +120,8 @@ def claimed(
 ) -> Iterator[Path]:
     """Lock a workdir for this process and yield its path. It is created if it is missing.
 
-    The lock is released when the process ends, even if it is killed.
+    The lock is released when the process ends, even if it is killed. The folder of a run that
+    stopped before its first result is reused, whatever the config of that run was.
 
     Args:
       workdir: Directory of the run.
@@ -43,7 +136,7 @@ def claimed(
     workdir = Path(workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        lock = open(workdir / ".lock", "a+", encoding="utf-8")
+        lock = open_lock(workdir / ".lock")
     except OSError as error:
         raise WorkdirError(f"{workdir}: cannot be written: {error}") from error
     with lock:
@@ -55,20 +148,15 @@ def claimed(
                 f"{workdir}: in use by another run (process {lock.read().strip() or 'unknown'}). "
                 "Wait for it to finish, or choose another --workdir."
             ) from error
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        fresh = not (workdir / "config.json").exists()
+        replace_content(lock, str(os.getpid()))
         _check_config(workdir, config, extendable)
         try:
             yield workdir
-        except Exception:
-            # If the run failed before it wrote results (for example because of a mistyped path),
+        except BaseException:  # also SystemExit and KeyboardInterrupt, from signals
+            # If the run ended before it wrote results (for example because of a mistyped path),
             # release the workdir for the corrected run.
-            if fresh and all(
-                p.name in (".lock", "config.json") or _is_log(p) for p in workdir.iterdir()
-            ):
-                (workdir / "config.json").unlink(missing_ok=True)
+            if not has_results(workdir):
+                _remove_preparations(workdir)
             raise
 
 
@@ -92,20 +180,43 @@ def _check_config(workdir: Path, config: Mapping[str, Any], extendable: Sequence
         raise WorkdirError(
             f"{path}: not valid JSON ({error}). Choose another --workdir."
         ) from error
-    old = with_current_names(old)
-    # convert tuples to lists, as in the file
-    changed = differences(old, json.loads(json.dumps(config)))
-    extended = [name for name in extendable if _number(old, name) < _number(config, name)]
-    if changed and len(changed) == len(extended):
+    changed = differences(with_current_names(old), _as_json(config))
+    if not changed:
+        return
+    if not _changes(old, config, extendable):
         log.info("continuing the run with %s", ", ".join(changed))
         write_json(path, config)
-        return
-    if changed:
+    elif "task" in old and not has_results(workdir):
+        log.info("%s: an earlier run stopped before its first result; replacing it", workdir)
+        _remove_preparations(workdir)
+        write_json(path, config)
+    else:
+        free = unused_workdir(workdir, config, extendable)
+        other = free if free != workdir else workdir.with_name(f"{workdir.name}-2")
         raise WorkdirError(
             f"{workdir}: contains a run of another config:\n  "
             + "\n  ".join(changed)
-            + "\nChoose another --workdir, or use the config that the run was started with."
+            + f"\nChoose another workdir, such as --workdir={other}, or use the config that the run "
+            "was started with."
         )
+
+
+def _changes(
+    old: Mapping[str, Any], config: Mapping[str, Any], extendable: Sequence[str]
+) -> list[str]:
+    """Return the differences of a config from an old one that make it the config of another run.
+
+    Fields in `extendable` may increase.
+    """
+    old = with_current_names(old)
+    changed = differences(old, _as_json(config))
+    extended = [name for name in extendable if _number(old, name) < _number(config, name)]
+    return [] if len(changed) == len(extended) else changed
+
+
+def _as_json(config: Mapping[str, Any]) -> Any:
+    """Return a plain config as it is read from a file, with lists instead of tuples."""
+    return json.loads(json.dumps(config))
 
 
 def _number(config: Mapping[str, Any], name: str) -> float:
@@ -153,61 +264,3 @@ def write_json(path: Path, content: Any) -> None:
             json.dump(content, file, indent=2, ensure_ascii=False)
     except OSError as error:
         raise WorkdirError(f"{path}: cannot be written: {error}") from error
-
-
-def write_text(path: Path, content: str, *, shared: bool = False) -> None:
-    """Write text as UTF-8, atomically; see `atomic_path`."""
-    with atomic_open(path, "w", shared=shared, encoding="utf-8") as file:
-        file.write(content)
-
-
-@contextlib.contextmanager
-def atomic_open(
-    path: Path, mode: str = "wb", *, shared: bool = False, **options: Any
-) -> Iterator[IO]:
-    """Open a file whose content replaces `path` when the block ends without an error.
-
-    Text is written as UTF-8, whatever the locale.
-
-    Args:
-      path: File to replace.
-      mode: Mode of `open`.
-      shared: Whether several processes may write `path` at the same time; see `atomic_path`.
-      **options: Further arguments of `open`.
-    """
-    if "b" not in mode:
-        options.setdefault("encoding", "utf-8")
-    with atomic_path(path, shared=shared) as temporary, open(temporary, mode, **options) as file:
-        yield file
-
-
-@contextlib.contextmanager
-def atomic_path(path: Path, *, shared: bool = False) -> Iterator[Path]:
-    """Yield a temporary path, whose file replaces `path` when the block ends without an error.
-
-    The temporary file is in the same folder. Its content is flushed to disk before it replaces
-    `path`, so a crash leaves either the old file or the new one.
-
-    Args:
-      path: File to replace.
-      shared: Whether several processes may write `path` at the same time. The name of the temporary
-        file is then unique. Otherwise it is fixed, so killed processes leave at most one such file,
-        which the next process replaces.
-
-    Raises:
-      OSError: The file cannot be written. The old one is unchanged, and the temporary one is
-        removed.
-    """
-    # with the name of the machine, because several machines may share the folder
-    writer = f".{socket.gethostname()}.{os.getpid()}" if shared else ""
-    temporary = path.with_name(f".{path.name}{writer}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        # on a read-only file system, even the removal of a missing file raises
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise

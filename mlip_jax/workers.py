@@ -44,8 +44,8 @@ def run(
 
     Worker processes are fresh interpreters with single-threaded libraries. Therefore `function`,
     its argument and its result must be picklable, and a calling script needs the usual
-    `if __name__ == "__main__":`. The workers end after their current job if the caller leaves the
-    iterator, on an error, and on Ctrl-C.
+    `if __name__ == "__main__":`. The workers end at once, in the middle of a job, if the caller
+    leaves the iterator, on an error, and on a signal.
 
     Args:
       function: Function of one job.
@@ -67,8 +67,10 @@ def run(
         futures = {executor.submit(function, job): index for index, job in enumerate(jobs)}
         for future in as_completed(futures):
             yield futures.pop(future), future.result()
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)
+    except BaseException:
+        executor.kill()
+        raise
+    executor.shutdown(wait=True)
 
 
 def stream(

@@ -37,7 +37,7 @@ for number, handler in (
         signal.signal(number, handler)
 
 
-# The fast suite draws the same examples in each run, so that an unrelated change cannot fail by
+# The fast suite draws examples from a fixed seed, so that an unrelated change cannot fail by
 # chance. `make test-slow` and MLIP_JAX_TEST_COMPILATION=optimized draw new ones.
 hypothesis.settings.register_profile("repeatable", derandomize=True)
 if compilation.is_quick():

@@ -7,6 +7,7 @@ list of exceptions.
 import ast
 import collections
 import functools
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,9 +19,14 @@ MAX_LINES, MAX_FILES = 400, 20
 
 # Files and folders at the top of the package. Each imports only from those before it.
 ORDER = (
+    "files",
+    "foreign_text",
+    "limits",
+    "state_labels",
     "structure",
     "workers",
     "compilation_cache",
+    "matmul_precision",
     "checkpoint",
     "configs",
     "defaults",
@@ -78,13 +84,14 @@ class Facts(NamedTuple):
     classes: list[ast.ClassDef]
     definitions: set[str]
     hides_imports: bool
+    writes: list[int]
 
 
 @functools.cache
 def facts(module: str) -> Facts:
     text = sources()[module].read_text(encoding="utf-8")
     tree = ast.parse(text)
-    imported, relative, classes = set(), [], []
+    imported, relative, classes, writes = set(), [], [], []
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             imported |= {f"{node.module}.{alias.name}" for alias in node.names}
@@ -93,12 +100,29 @@ def facts(module: str) -> Facts:
             imported |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ClassDef):
             classes.append(node)
+        elif isinstance(node, ast.Call) and opens_for_writing(node):
+            writes.append(node.lineno)
     defined = {
         f"{'class' if isinstance(node, ast.ClassDef) else 'def'} {node.name}"
         for node in tree.body
         if isinstance(node, ast.ClassDef | ast.FunctionDef)
     }
-    return Facts(text.count("\n"), imported, relative, classes, defined, "TYPE_CHECKING" in text)
+    hides_imports = "TYPE_CHECKING" in text
+    return Facts(text.count("\n"), imported, relative, classes, defined, hides_imports, writes)
+
+
+def opens_for_writing(call: ast.Call) -> bool:
+    """Return whether a call opens a file for writing other than by the functions of files.py."""
+    name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+    modes = [a.value for a in call.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+    modes += [k.value.value for k in call.keywords if k.arg == "mode" and hasattr(k.value, "value")]
+    is_method = isinstance(call.func, ast.Attribute)
+    return (
+        name == "open"
+        and any(re.fullmatch("[rwaxbt+]{1,3}", m) and set(m) & set("wax+") for m in modes)
+        or is_method
+        and name in ("write_text", "write_bytes", "touch", "symlink_to", "savetxt", "to_csv")
+    )
 
 
 @functools.cache
@@ -272,5 +296,31 @@ def test_types_have_no_conditional_imports():
             "move the type to another file."
             for module in sources()
             if facts(module).hides_imports
+        ]
+    )
+
+
+def test_files_are_written_by_one_module():
+    """Other functions follow symbolic links that strangers put into an output folder."""
+    check(
+        [
+            f"mlip_jax/{module.replace('.', '/')}.py:{line}: opens a file for writing. Use "
+            "mlip_jax/files.py, which never follows symbolic links."
+            for module in sources()
+            if module != "files"
+            for line in facts(module).writes
+        ]
+    )
+
+
+def test_hdf5_is_read_by_one_module():
+    """Files of other people can refer to private files of the user, which hdf5.py refuses."""
+    own = {"datasets.hdf5", "simulation.dynamics.h5md", "datasets.builtin.storage"}
+    check(
+        [
+            f"{module}: uses h5py. Use mlip_jax/datasets/hdf5.py, which refuses links."
+            for module in sources()
+            if any(name.split(".")[0] == "h5py" for name in facts(module).imports)
+            and module not in own
         ]
     )

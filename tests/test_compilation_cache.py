@@ -1,5 +1,8 @@
 """Tests for the cache of compiled programs that the command and all calculators share."""
 
+import stat
+from pathlib import Path
+
 import jax
 import pytest
 
@@ -35,3 +38,24 @@ def test_choices_of_the_user_are_kept(no_cache, monkeypatch):
     jax.config.update("jax_compilation_cache_dir", "/mine")
     keep_compiled_programs()
     assert jax.config.jax_compilation_cache_dir == "/mine"
+
+
+def test_folders_that_others_can_write_to_are_not_used(no_cache, monkeypatch, caplog):
+    """Detects compiled programs of other users, which JAX would run as code of this user."""
+    shared = no_cache / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(shared))
+    jax.config.update("jax_compilation_cache_dir", str(shared))
+    keep_compiled_programs()
+    assert jax.config.jax_compilation_cache_dir is None and "writable by others" in caplog.text
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(shared / "replaced"))
+    jax.config.update("jax_compilation_cache_dir", str(shared / "replaced"))
+    keep_compiled_programs()
+    assert jax.config.jax_compilation_cache_dir is None and "can be replaced" in caplog.text
+
+
+def test_a_new_folder_is_private(no_cache):
+    keep_compiled_programs()
+    folder = Path(jax.config.jax_compilation_cache_dir)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700

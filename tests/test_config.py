@@ -25,7 +25,7 @@ def test_workdirs_of_earlier_versions_without_later_fields_are_resumed(tmp_path)
             assert name not in before.get(part, {})
         assert "trajectory_format" not in before
         with claimed(tmp_path / make.__name__, before):
-            pass
+            (tmp_path / make.__name__ / "results").write_text("results")
         with claimed(tmp_path / make.__name__, now):
             pass
 

@@ -275,6 +275,33 @@ def test_processes_of_launch_local_communicate(tmp_path, monkeypatch):
     assert min(r["after_barrier"] for r in results) >= max(r["arrival"] for r in results)
 
 
+@pytest.mark.slow
+def test_processes_of_different_counts_end_with_a_reason(forks, tmp_path):
+    """Detects processes of two launches that meet, and wait for each other forever."""
+    port, started = free_port(), []
+    for k, count in enumerate("23"):
+        with open(tmp_path / f"log_{k}", "w") as log:
+            started.append(
+                forks.start(
+                    "from tests import distributed_program\ndistributed_program.main()",
+                    f"--workdir={tmp_path}",
+                    stdout=log,
+                    MLIP_JAX_COORDINATOR=f"localhost:{port}",
+                    MLIP_JAX_NUM_PROCESSES=count,
+                    MLIP_JAX_PROCESS_ID=str(k),
+                )
+            )
+    try:
+        codes = [process.wait(60) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    logs = [(tmp_path / f"log_{k}").read_text() for k in range(2)]
+    assert 0 not in codes, logs
+    assert any("a run of 3 processes" in log and "same" in log for log in logs), logs
+
+
 @pytest.mark.parametrize("killed", [1, 0])
 def test_survivor_of_a_kill_ends_within_seconds(processes, tmp_path, killed):
     """JAX detects the end of process 1 within eleven seconds; that of process 0 closes its port."""

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,6 +22,9 @@ LAUNCH = REPOSITORY / "launch"
 PROGRAM = """
 import json, os, signal, sys, time
 from pathlib import Path
+if sys.argv[-1] == "--show_workdir":
+    print(f"a message\\nruns/{sys.argv[1]}")
+    sys.exit("unknown" in sys.argv)
 rank = int(os.environ["MLIP_JAX_PROCESS_ID"])
 folder = Path(os.environ["NOTES"])
 start = len(list(folder.glob(f"note_{rank}_*")))
@@ -142,7 +146,7 @@ def test_local_detects_gpus(workplace, monkeypatch):
         (["--", "--workdir=out"], "-n N"),
         (["-n", "0", "--", "--workdir=out"], "-n 0"),
         (["-n", "2"], "no flags"),
-        (["-n", "2", "--", "--config=x"], "--workdir=DIR"),
+        (["-n", "2", "-m", "program", "--", "relax", "unknown"], ""),
         (["-n"], "needs a value"),
         (["--sweep"], "unknown option --sweep"),
         (["-n", "2", "--restarts", "x", "--", "--workdir=out"], "--restarts x"),
@@ -152,6 +156,14 @@ def test_local_reports_invalid_arguments(workplace, arguments, message):
     done = local(*arguments)
     assert done.returncode == 2 and message in done.stderr
     assert not list(workplace.glob("note_*"))
+
+
+def test_local_lets_the_program_choose_the_workdir(workplace):
+    """Detects processes that choose for themselves, between which another run may start."""
+    assert local("-n", "2", "-m", "program", "--", "relax", "m.smi").returncode == 0
+    for rank in range(2):
+        assert notes(workplace, rank)["arguments"] == ["relax", "m.smi", "--workdir=runs/relax"]
+    assert "output of process 1" in (workplace / "runs/relax/process_1.log").read_text()
 
 
 def test_local_help():
@@ -227,6 +239,18 @@ def wait_for(process, *paths):
         time.sleep(0.02)
 
 
+def check_port(port):
+    """Process 0 can listen on the port, and a launcher that starts now cannot choose it."""
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("localhost", port))
+    socket.create_server(("localhost", port)).close()  # as in meeting.py
+    with socket.socket() as service:  # as JAX's coordination service
+        service.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        service.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        service.bind(("localhost", port))
+        service.listen()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_local_passes_signals_on_once(workplace, monkeypatch, number):
     """The signal goes to the whole group, as with Ctrl-C. A stopped run is not restarted."""
@@ -235,6 +259,7 @@ def test_local_passes_signals_on_once(workplace, monkeypatch, number):
         LAUNCH / "local.sh", "-n", "2", "--restarts", "3", "-m", "program", "--", "--workdir=out"
     ) as process:
         wait_for(process, workplace / "note_0_0", workplace / "note_1_0")
+        check_port(int(notes(workplace, 0)["environment"]["MLIP_JAX_COORDINATOR"].split(":")[1]))
         os.killpg(process.pid, number)
         assert process.wait(30) == 75
     for rank in range(2):
@@ -295,7 +320,7 @@ def test_slurm_requeues_stopped_runs(cluster, code):
     requeued = cluster / "scontrol_arguments"
     assert requeued.exists() == (code == 75)
     assert code != 75 or requeued.read_text().split() == ["requeue", "77"]
-    assert not list(cluster.glob("*.stopped"))
+    assert not list(cluster.glob("tmp.*"))
 
 
 def test_slurm_requeues_even_if_srun_kills_other_processes(cluster):

@@ -17,11 +17,12 @@ from mlip_jax import (
     Potential,
     Relaxer,
     evaluate,
+    library,
     load,
     train,
 )
-from mlip_jax.config import ConfigError
-from mlip_jax.datasets import atoms_list
+from mlip_jax.config import ConfigError, load_file
+from mlip_jax.datasets import atoms_list, source
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.datasets.readers import open_data
 from mlip_jax.tasks.force_field_evaluation import data as evaluation_data
@@ -119,6 +120,28 @@ def test_unpaired_electrons_reach_a_training_run(tmp_path):
     reader = open_data(tmp_path / "o2.traj", "ase", molecule_key="molecule")
     (read,) = reader.read(range(1), ReadReport())
     assert structures[0].spin == read.spin == 2
+
+
+def test_properties_of_atoms_reach_a_training_run(tmp_path):
+    """Detects properties that are lost between Atoms and the file that the task reads."""
+    molecules = [molecule(name) for name in ("H2O", "CH4")]
+    for k, atoms in enumerate(molecules):
+        atoms.info["gap"] = 5.0 + k
+        atoms.arrays["shift"] = np.arange(len(atoms)) + 0.5
+    molecules[1].calc = SinglePointCalculator(molecules[1], dipole=np.array([0.0, 0.5, 1.0]))
+    config = load_file("force2prop")
+    config.property.targets = ("gap", "shift", "dipole")
+    library._set_structures(config, molecules, tmp_path)
+    options = source.reader_options(config.data.reader_options)
+    reader = open_data(config.data.path, "ase", **options)
+    water, methane = reader.read(range(2), ReadReport())
+    assert (water.properties["gap"], methane.properties["gap"]) == (5.0, 6.0)
+    np.testing.assert_array_equal(methane.properties["dipole"], [0.0, 0.5, 1.0])
+    np.testing.assert_array_equal(water.atom_properties["shift"], [0.5, 1.5, 2.5])
+    assert np.isnan(water.properties["dipole"]).all() and np.isnan(water.energy)
+    config.property.targets = ("homo",)
+    with pytest.raises(DatasetError, match=r"no property 'homo': set info\['homo'\]"):
+        library._set_structures(config, molecules, tmp_path)
 
 
 @pytest.fixture

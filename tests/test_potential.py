@@ -1,5 +1,6 @@
 """Tests for models with energy terms: creation from a config, and evaluation."""
 
+import contextlib
 import json
 import math
 
@@ -11,6 +12,7 @@ import pytest
 
 from mlip_jax import config as configs
 from mlip_jax import defaults, models, terms
+from mlip_jax.checkpoint import CheckpointStore
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.graphs.batch import build_batch
 from mlip_jax.graphs.shapes import PaddingBudget
@@ -168,3 +170,23 @@ def test_terms_are_restored_from_a_checkpoint(potential):
         None if potential is None else 8.0
     )
     jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
+
+
+def test_a_folder_of_checkpoints_has_the_averaged_parameters(tmp_path, caplog):
+    """Detects a force field of the parameters that the optimizer moves, which none has validated."""
+    model = create_model(MODEL)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), example_graph()))
+    raw = jax.tree.map(lambda s: np.ones(s.shape, s.dtype), shapes)
+    averaged = jax.tree.map(lambda leaf: leaf + 1, raw)
+    statistics = {
+        "cutoff": 3.0,
+        "reference_energies": [0.0] * 119,
+        "energy_scale": 1.0,
+        "elements": [1],
+    }
+    state = {"step": np.int32(7), "params": raw, "ema": averaged, "optimizer": raw}
+    with contextlib.closing(CheckpointStore(tmp_path / "run/checkpoints")) as store:
+        store.save(7, state, {"config": {"model": MODEL}, "statistics": statistics})
+    loaded = Potential.load(tmp_path / "run/checkpoints")
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, averaged)
+    assert "averaged parameters of step 7, the newest checkpoint" in caplog.text

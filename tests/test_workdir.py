@@ -1,11 +1,22 @@
 """Tests for atomic file replacement: a file has its old or its new content after any failure."""
 
+import contextlib
 import json
 import os
+import socket
+import subprocess
 
 import pytest
 
-from mlip_jax.workdir import WorkdirError, atomic_open, atomic_path, claimed, write_json, write_text
+from mlip_jax.workdir import (
+    WorkdirError,
+    atomic_open,
+    atomic_path,
+    claimed,
+    unused_workdir,
+    write_json,
+    write_text,
+)
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -71,3 +82,82 @@ def test_a_run_can_be_continued_with_more_steps_and_nothing_else(tmp_path):
         with pytest.raises(WorkdirError, match="another config"):
             other()
     start(20)
+
+
+@pytest.mark.parametrize("error", [ValueError, SystemExit, KeyboardInterrupt])
+def test_a_run_that_ends_before_its_first_result_releases_the_workdir(tmp_path, error):
+    """A signal in the first seconds left the config, so a corrected one was another run."""
+    with pytest.raises(error), claimed(tmp_path, {"path": "mistyped"}):
+        raise error
+    with claimed(tmp_path, {"path": "corrected"}):
+        (tmp_path / "results").touch()
+    with pytest.raises(SystemExit), claimed(tmp_path, {"path": "corrected"}):
+        raise SystemExit
+    assert (tmp_path / "config.json").exists()
+
+
+def test_leftovers_of_killed_processes_are_removed(tmp_path):
+    """Each killed process left one temporary file of a file that several processes write."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    names = [
+        f".part[0].npz.{host}.{process}.0123456789abcdef.tmp"
+        for host, process in (
+            (socket.gethostname(), ended.pid),
+            (socket.gethostname(), os.getppid()),
+            ("other", 1),
+        )
+    ]
+    for name in names:
+        (tmp_path / name).touch()
+    write_text(tmp_path / "part[0].npz", "", shared=True)
+    assert sorted(os.listdir(tmp_path)) == sorted([*names[1:], "part[0].npz"])
+
+
+def test_a_start_without_results_does_not_block_the_workdir(tmp_path):
+    """Detects files of an interrupted start that block, or end up in, the run that replaces it."""
+
+    def start(path, *files):
+        config = {"task": "train", "data": {"path": path}}
+        with contextlib.suppress(KeyboardInterrupt), claimed(tmp_path, config):
+            for file, text in files:
+                (tmp_path / file).parent.mkdir(exist_ok=True)
+                (tmp_path / file).write_text(text)
+            raise KeyboardInterrupt
+
+    start(
+        "a",
+        ("splits.npz", "a"),
+        ("metrics.csv", "step,loss\n"),
+        ("3.orbax-checkpoint-tmp-0/x", "a"),
+    )
+    assert json.loads((tmp_path / "config.json").read_text())["data"] == {"path": "a"}
+    start("b")
+    assert not (tmp_path / "splits.npz").exists() and not (tmp_path / "metrics.csv").exists()
+    start("b", ("metrics.csv", "step,loss\n1,0.5\n"))
+    with pytest.raises(WorkdirError, match=rf"path: 'b' -> 'c'(?s:.*)--workdir={tmp_path}-2"):
+        start("c")
+
+
+def test_a_config_that_is_not_of_a_run_is_kept(tmp_path):
+    (tmp_path / "config.json").write_text('{"of": "another program"}')
+    with pytest.raises(WorkdirError, match="another config"), claimed(tmp_path, {"task": "train"}):
+        pass
+    assert "another program" in (tmp_path / "config.json").read_text()
+
+
+def test_the_default_workdir_is_the_first_without_another_run(tmp_path):
+    """Detects a second input that is rejected, and a rerun that does not resume."""
+
+    def start(given, steps=1):
+        config = {"task": "relax", "input": given, "train": {"num_steps": steps}}
+        folder = unused_workdir(tmp_path / "relax", config, ["train.num_steps"])
+        with claimed(folder, config, ["train.num_steps"]):
+            (folder / "results").write_text("results")
+            assert unused_workdir(tmp_path / "relax", config | {"input": "x"}) != folder  # in use
+        return folder.name
+
+    assert [start(name) for name in "abac"] == ["relax", "relax-2", "relax", "relax-3"]
+    assert start("b", steps=2) == "relax-2"
+    # the task itself reports a folder of another task
+    assert unused_workdir(tmp_path / "relax", {"task": "md"}) == tmp_path / "relax"

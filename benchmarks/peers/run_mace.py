@@ -20,6 +20,7 @@ from mace.modules import (
     gate_dict,
 )
 from mace.tools import AtomicNumberTable
+from mace.tools.compile import prepare
 from mace.tools.torch_geometric.dataloader import Collater
 
 ELEMENTS = AtomicNumberTable([1, 6, 7, 8, 9, 16, 17])
@@ -32,22 +33,24 @@ def make_model(job) -> torch.nn.Module:
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float32)
     options = job["options"]
+    degrees = range(options["feature_degree"] + 1)
+    hidden = Irreps([(options["num_features"], (l, (-1) ** l)) for l in degrees])
     return ScaleShiftMACE(
         r_max=measure.CUTOFF,
         num_bessel=options["num_radial"],
         num_polynomial_cutoff=5,
-        max_ell=3,
+        max_ell=options["max_degree"],
         interaction_cls_first=RealAgnosticInteractionBlock,
         interaction_cls=RealAgnosticResidualInteractionBlock,
         num_interactions=options["num_layers"],
         num_elements=len(ELEMENTS),
         atomic_numbers=ELEMENTS.zs,
-        hidden_irreps=Irreps(f"{options['num_features']}x0e"),
+        hidden_irreps=hidden,
         MLP_irreps=Irreps("16x0e"),
         gate=gate_dict["silu"],
         atomic_energies=np.zeros(len(ELEMENTS)),
         avg_num_neighbors=20.0,
-        correlation=3,
+        correlation=options["correlation"],
         atomic_inter_scale=1.0,
         atomic_inter_shift=0.0,
     ).to(torch_step.DEVICE)
@@ -64,7 +67,10 @@ def collate(molecules):
 
 
 def train(job):
-    model = make_model(job)
+    if job["options"].get("compiled"):
+        model = torch.compile(prepare(make_model)(job))
+    else:
+        model = make_model(job)
 
     def predict(batch):
         out = model(batch.to_dict(), training=True)
@@ -75,7 +81,10 @@ def train(job):
 
 def latency(job):
     model = make_model(job).requires_grad_(False)
-    calculator = MACECalculator(models=[model], device=torch_step.DEVICE, default_dtype="float32")
+    mode = "default" if job["options"].get("compiled") else None
+    calculator = MACECalculator(
+        models=[model], device=torch_step.DEVICE, default_dtype="float32", compile_mode=mode
+    )
     return measure.latency(job, lambda atoms: calculator)
 
 

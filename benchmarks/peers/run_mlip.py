@@ -1,4 +1,4 @@
-"""Measurements of mlip: ViSNet and MACE in JAX. This script runs in the environment of mlip.
+"""Measurements of mlip: ViSNet, MACE and NequIP in JAX. This script runs in the environment of mlip.
 
 Batches are built and padded by mlip and contain about the requested number of structures.
 """
@@ -14,17 +14,13 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from mlip.data import GraphDatasetBuilderConfig
 from mlip.data.chemical_systems_readers.ase_atoms_reader import ASEAtomsReader
 from mlip.data.single_graph_dataset_builder import SingleGraphDatasetBuilder
-from mlip.models import ForceField, Mace, Visnet
+from mlip.models import ForceField, Mace, Nequip, Visnet
 from mlip.models.loss import MSELoss
 from mlip.simulation.ase.mlip_ase_calculator import MLIPForceFieldASECalculator
 from mlip.training.ema import exponentially_moving_average
 from mlip.training.training_state import init_training_state
 from mlip.training.training_step import make_train_step
 
-OF_MODEL = {
-    "visnet": (Visnet, dict(l_max=2)),
-    "mace": (Mace, dict(l_max=3, node_symmetry=1, correlation=2)),
-}
 EDGE_CAPACITY_FACTOR = 1.25
 # factor to the number of structures, because the builder's batches contain fewer than requested
 SPARE = 1.5
@@ -42,13 +38,44 @@ def make_batches(job, batch: int, count: int):
     return builder.get_dataset(), builder.dataset_info
 
 
+def sizes_of_visnet(options):
+    return {"num_channels": options["num_features"], "l_max": 2}
+
+
+def sizes_of_mace(options):
+    return {
+        "num_channels": options["num_features"],
+        "l_max": options["max_degree"],
+        "node_symmetry": options["feature_degree"],
+        "correlation": options["correlation"],
+    }
+
+
+def sizes_of_nequip(options):
+    degrees = range(options["max_degree"] + 1)
+    irreps = [
+        f"{options['num_features']}x{l}{p}" for l in degrees for p in ("oe" if l % 2 else "eo")
+    ]
+    return {
+        "target_irreps": "+".join(irreps),
+        "l_max": options["max_degree"],
+        "radial_mlp_hidden": [128],  # as in nequip
+    }
+
+
+OF_MODEL = {
+    "visnet": (Visnet, sizes_of_visnet),
+    "mace": (Mace, sizes_of_mace),
+    "nequip": (Nequip, sizes_of_nequip),
+}
+
+
 def make_force_field(job, info) -> ForceField:
-    network, options = OF_MODEL[job["model"]]
+    network, sizes = OF_MODEL[job["model"]]
     config = network.Config(
-        num_channels=job["options"]["num_features"],
         num_layers=job["options"]["num_layers"],
         num_rbf=job["options"]["num_radial"],
-        **options,
+        **sizes(job["options"]),
     )
     return ForceField.from_mlip_network(network(config, info))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 
+from mlip_jax.foreign_text import printable
+
 
 def replace_unknown_characters() -> None:
     """Replace characters that the encoding of the terminal lacks, instead of raising an error."""
@@ -25,14 +27,21 @@ def log_to_console() -> None:
     replace_unknown_characters()
     absl_logging.use_absl_handler()
     root = logging.getLogger()
-    root.handlers = [
-        RichHandler(show_path=False, omit_repeated_times=False, log_time_format="%H:%M:%S")
-    ]
+    handler = RichHandler(show_path=False, omit_repeated_times=False, log_time_format="%H:%M:%S")
+    handler.setFormatter(_PrintableFormatter("%(message)s"))
+    root.handlers = [handler]
     root.setLevel(logging.INFO)
     logging.getLogger("jax").setLevel(logging.WARNING)
     # orbax logs every file that it opens, and the traceback of every error, which it raises anyway
     absl_logging.set_verbosity(absl_logging.FATAL)
     _hide_closed_loops()
+
+
+class _PrintableFormatter(logging.Formatter):
+    """Formatter without escape sequences, with which names in files could control the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def _hide_closed_loops() -> None:

@@ -16,6 +16,8 @@ from mlip_jax import config as configs
 from mlip_jax.cli.subcommands import HELP, expand
 from mlip_jax.config import ConfigError, find_file, shipped_names, unknown_name
 from mlip_jax.defaults import TASKS
+from mlip_jax.defaults.training import LENGTH
+from mlip_jax.workdir import unused_workdir
 
 _SWEEP_FLAGS = ("sweep_index", "sweep_list", "sweep_collect")
 
@@ -50,7 +52,8 @@ def _define_common() -> None:
     flags.DEFINE_string(
         "workdir",
         None,
-        "Folder of the run, for checkpoints, metrics and report; runs/NAME of the config if unset.",
+        "Folder of the run, for checkpoints, metrics and report. If unset, the first of runs/NAME of "
+        "the config, runs/NAME-2, ... that has no results of another run.",
     )
     flags.DEFINE_bool(
         "sweep",
@@ -80,6 +83,7 @@ def _define_common() -> None:
     flags.DEFINE_integer(
         "profile", None, "Profile this many training steps and write the trace to WORKDIR/trace."
     )
+    flags.DEFINE_bool("show_workdir", False, "Print the workdir of the run; run nothing.")
     flags.DEFINE_bool("debug", False, "Show the full traceback of an error.")
 
 
@@ -102,7 +106,9 @@ def parse(args: Sequence[str], about: str) -> list[str]:
             )
         long, unset = without_unset(with_current_fields(with_config_path(args)))
         remaining = flags.FLAGS(long)
-        drop_former_fields(flags.FLAGS.config, flags.FLAGS["config"].override_values)
+        given = flags.FLAGS["config"].override_values
+        drop_former_fields(flags.FLAGS.config, given)
+        unset += configs.replaced_fields(flags.FLAGS.config, given)
         for name in unset:
             part = configs.part_with(flags.FLAGS.config, name)
             if part is None:
@@ -155,20 +161,34 @@ def check(arguments: Sequence[str]) -> None:
     if arguments:
         raise ConfigError(f"unknown arguments: {' '.join(arguments)}")
     given = [f"--{name}" for name in _SWEEP_FLAGS if flags.FLAGS[name].value]
-    # a sweep passes its flags to its variants, together with --overrides
-    if given and not flags.FLAGS.sweep and flags.FLAGS.overrides is None:
+    # a sweep passes its flags to its variants, together with --nosweep
+    if given and not flags.FLAGS["sweep"].present:
         raise ConfigError(f"{', '.join(given)} requires --sweep")
 
 
-def workdir() -> str:
-    """Return the workdir: that of --workdir, or otherwise runs/NAME[-ARGUMENT] of the config."""
-    if flags.FLAGS.workdir is None:
-        return default_workdir(config_flags.get_config_filename(flags.FLAGS["config"]))
-    return flags.FLAGS.workdir
+def workdir(config: ml_collections.ConfigDict) -> str:
+    """Return the workdir: that of --workdir, or otherwise one that is named after the config.
+
+    That is the first of runs/NAME[-ARGUMENT], runs/NAME[-ARGUMENT]-2, ... without results of another
+    run, so the same command always has the same workdir, and another one does not need a name.
+    """
+    if flags.FLAGS.workdir is not None:
+        return flags.FLAGS.workdir
+    base = default_workdir()
+    task = TASKS.get(config.get("task"))
+    if flags.FLAGS.sweep or task is None:
+        return base
+    identity = configs.identity(configs.complete(config, task.build()))
+    return str(unused_workdir(base, identity, LENGTH))
 
 
-def default_workdir(config_file: str) -> str:
-    """Return the workdir of a config if none is given: "runs/spice-painn" for "spice.py:painn"."""
+def default_workdir(config_file: str | None = None) -> str:
+    """Return the first choice of a workdir if none is given: "runs/spice-painn" for "spice.py:painn".
+
+    Args:
+      config_file: Config file with its argument. By default that of --config.
+    """
+    config_file = config_file or config_flags.get_config_filename(flags.FLAGS["config"])
     file, _, argument = config_file.partition(":")
     variant = re.sub(r"[^\w.=+-]+", "-", argument)  # a list of workdirs has commas
     return str(Path("runs", "-".join(filter(None, [Path(file).stem, variant]))))

@@ -9,6 +9,9 @@ import re
 
 import numpy as np
 
+from mlip_jax import limits
+from mlip_jax.datasets.reader import DatasetError
+
 _ATOM_MAP = re.compile(r":\d+(?=\])")
 CANONICAL = "canonical SMILES without stereochemistry and isotopes"
 AS_WRITTEN = "SMILES as written in the file"
@@ -32,6 +35,7 @@ def molecule_identity(smiles: str) -> str:
     ('CC(O)F', '')
     """
     as_written = _ATOM_MAP.sub("", smiles)
+    limits.check("smiles_characters", len(smiles), "SMILES", DatasetError)
     if not smiles or method() == AS_WRITTEN:
         return as_written
     from rdkit import Chem, rdBase
@@ -49,6 +53,25 @@ def molecule_identity(smiles: str) -> str:
             return Chem.MolToSmiles(molecule, isomericSmiles=False)
         except (ValueError, RuntimeError):  # RDKit raises both
             return as_written
+
+
+def readable_name(molecule: str) -> str:
+    """Return the name of a molecule for people.
+
+    A SMILES with atom maps becomes the canonical SMILES without them and without explicit
+    hydrogens. Other names are returned unchanged.
+
+    >>> readable_name("[C:1]([O:2][H:3])([H:4])([H:5])[H:6]"), readable_name("aspirin")
+    ('CO', 'aspirin')
+    """
+    as_written = _ATOM_MAP.sub("", molecule)
+    if as_written == molecule or method() == AS_WRITTEN:
+        return as_written
+    from rdkit import Chem, rdBase
+
+    with rdBase.BlockLogs():
+        parsed = Chem.MolFromSmiles(as_written)
+    return as_written if parsed is None else Chem.MolToSmiles(parsed)
 
 
 def group(labels: np.ndarray) -> tuple[np.ndarray, int]:

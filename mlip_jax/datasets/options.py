@@ -78,6 +78,11 @@ def texts(name: str, value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
+def keys(**given: Any) -> dict[str, str]:
+    """Validate names of labels, which are given as options like energy_key; return them by label."""
+    return {label: text(f"{label}_key", name) for label, name in given.items()}
+
+
 def _option_error(name: str, expected: str, value: Any) -> ConfigError:
     """Return the error for an option of the wrong type."""
     return ConfigError(

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-import h5py
 import numpy as np
 
 from mlip_jax.structure import Structure
@@ -121,6 +120,7 @@ class Reader(abc.ABC):
                 f"{self.path}: no such file or folder. Give the path of the data as "
                 "config.data.path."
             )
+        check_regular(self.path)
 
     @classmethod
     @abc.abstractmethod
@@ -235,27 +235,10 @@ class MultiFileReader(Reader):
             reader.close()
 
 
-# Exceptions of h5py and NumPy when they read corrupted records.
-HDF5_ERRORS = (OSError, KeyError, RuntimeError, TypeError, ValueError, IndexError, MemoryError)
-
-
-def open_hdf5(path: Path) -> h5py.File:
-    """Open an HDF5 file for reading.
-
-    Raises:
-      DatasetError: The file is missing, truncated or not an HDF5 file.
-    """
-    if not path.exists():
-        raise DatasetError(
-            f"{path}: no such file. Give the path of an HDF5 file as config.data.path."
-        )
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise DatasetError(
-            f"{path}: cannot be opened as HDF5 ({path.stat().st_size} bytes; {error}). It is "
-            "truncated or not an HDF5 file; download it again or recreate it."
-        ) from error
+def check_regular(path: Path) -> None:
+    """Raise DatasetError if an existing path is a pipe or a device, whose opening may never end."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise DatasetError(f"{path}: expected a file or a folder, found a pipe or a device")
 
 
 def symbols_to_numbers(symbols: Iterable[str], source: str) -> np.ndarray:

@@ -10,7 +10,6 @@ selection/data_split.py then selects the structures for training, validation and
 from __future__ import annotations
 
 import ast
-import csv
 import dataclasses
 import hashlib
 import json
@@ -25,7 +24,7 @@ from mlip_jax.config import ConfigError
 from mlip_jax.datasets.exclusions import warn_of_filters
 from mlip_jax.datasets.identity import method
 from mlip_jax.datasets.quality.filters import Filters, count_reasons, identities
-from mlip_jax.datasets.quality.problems import Problem
+from mlip_jax.datasets.quality.problems import UNCONFIRMED, Problem
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.readers import spice
 from mlip_jax.datasets.statistics import (
@@ -37,6 +36,7 @@ from mlip_jax.datasets.store.conversion import convert
 from mlip_jax.datasets.store.conversion_plan import ConversionSpec, identify
 from mlip_jax.datasets.store.finalize import reject_if_invalid
 from mlip_jax.datasets.store.store import Store, is_store
+from mlip_jax.foreign_text import TableWriter
 from mlip_jax.workdir import atomic_open
 
 log = logging.getLogger(__name__)
@@ -91,13 +91,13 @@ def locate(data: Any) -> str:
         return str(files[0])
     path = directory / f"embedded_gfn2_{data.num_generated}.hdf5"
     if not path.exists():
-        log.warning(
+        # `load` says how to get the real data set
+        log.info(
             "no SPICE file in %s/: generating %d conformations of built-in molecules with GFN2-xTB "
-            "labels (NOT SPICE's %s). %s",
+            "labels (NOT SPICE's %s)",
             directory,
             data.num_generated,
             SPICE_LEVEL,
-            HOW_TO_GET_SPICE,
         )
     from mlip_jax.datasets.builtin import generate_embedded
 
@@ -131,10 +131,16 @@ def open_store(data: Any) -> Store:
         log.info("converting %s to the store %s", path, folder)
     if not _is_intact(folder, data.verify):
         # Verifies and repairs an existing store.
-        convert(spec, folder, reject_invalid=data.reject_invalid)
+        convert(
+            spec,
+            folder,
+            reject_invalid=data.reject_invalid,
+            confirm_units=data.get("confirm_units", False),  # missing in older configs
+        )
     store = Store(folder)
     if data.reject_invalid:  # the store may have been converted with reject_invalid=False
-        reject_if_invalid([Problem(**p) for p in store.manifest["problems"]], path)
+        problems = [Problem(**p) for p in store.manifest["problems"]]
+        reject_if_invalid(problems, path, data.get("confirm_units", False))
     return store
 
 
@@ -211,7 +217,14 @@ def load(data: Any) -> LoadedData:
     if data.path:
         warn_of_filters(store, reasons)
     level = store.level_of_theory
-    notes = list(store.manifest["notes"]) + [p["message"] for p in store.manifest["problems"]]
+    problems = [
+        p
+        for p in store.manifest["problems"]
+        # properties need neither energies nor forces
+        if not (data.require == "none" and p["what"] == "no labels")
+        and not (data.get("confirm_units", False) and p["what"] == UNCONFIRMED)
+    ]
+    notes = list(store.manifest["notes"]) + [p["message"] for p in problems]
     if "xtb" in level.lower():
         note = f"The labels of this run are {level}: a fast semi-empirical method"
         in_place_of_spice = not data.path or store.manifest["source"]["reader"] == "spice"
@@ -247,7 +260,7 @@ def select(store: Store, filters: Filters) -> np.ndarray:
 def write_excluded(path: Path, data: LoadedData) -> None:
     """Write a CSV file of the structures that the filters removed: identity and reason."""
     with atomic_open(path, "w", newline="") as file:
-        writer = csv.writer(file)
+        writer = TableWriter(file)
         writer.writerow(["structure", "reason"])
         for block, columns in data.store.chunks(np.flatnonzero(data.reasons)):
             writer.writerows(identities(columns, data.reasons[block]))

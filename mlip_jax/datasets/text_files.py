@@ -13,10 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from mlip_jax.datasets.reader import DatasetError
+from mlip_jax import limits
+from mlip_jax.datasets.reader import DatasetError, check_regular
 
 COMPRESSED: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 BOM = codecs.BOM_UTF8
+_SMALL = 2**26  # decompressed bytes up to which any expansion is allowed
 # Exceptions of truncated and corrupted compressed files.
 READ_ERRORS = (EOFError, OSError, zlib.error, lzma.LZMAError)
 
@@ -36,25 +38,79 @@ def suffix_of(path: Path) -> str:
 
 
 def open_bytes(path: Path) -> IO[bytes]:
-    """Open a file for reading bytes, decompressed if necessary."""
-    return COMPRESSED.get(path.suffix.lower(), open)(path, "rb")
+    """Open a file for reading bytes, decompressed if necessary.
+
+    Raises:
+      DatasetError: The path is a pipe or a device. Also raised while a compressed file is being
+        read, if it expands beyond its limit.
+    """
+    check_regular(path)
+    if not is_compressed(path):
+        return open(path, "rb")
+    return io.BufferedReader(_Decompressed(path))
+
+
+class _Decompressed(io.RawIOBase):
+    """Decompressed bytes of a file, at most a multiple of its size or _SMALL."""
+
+    def __init__(self, path: Path):
+        self._path, self._file = path, COMPRESSED[path.suffix.lower()](path, "rb")
+        self._size = max(path.stat().st_size, 1)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        count = self._file.tell()
+        if count > _SMALL:
+            limits.check("expansion", count // self._size, self._path, DatasetError)
+        return len(data)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def bounded_lines(file: IO, source: object) -> Iterator:
+    """Yield the lines of an open file of text or bytes, each of limited length.
+
+    Raises:
+      DatasetError: A line is longer than its limit.
+    """
+    longest = limits.limit("line_bytes")
+    while line := file.readline(longest + 1):
+        if len(line) > longest:
+            limits.check("line_bytes", len(line), source, DatasetError)
+        yield line
 
 
 @contextlib.contextmanager
-def open_text(path: Path) -> Iterator[io.TextIOBase]:
-    """Open a text file, decompressed if necessary.
+def open_text(path: Path) -> Iterator[Iterator[str]]:
+    """Open a text file, decompressed if necessary, and yield an iterator of its lines.
 
     Invalid UTF-8 is replaced, because it can only occur in names.
 
     Raises:
-      DatasetError: The file is truncated or corrupted. Also raised while the file is being read in
-        the body of the `with` statement.
+      DatasetError: The file is truncated or corrupted, or a line is too long. Also raised while the
+        file is being read in the body of the `with` statement.
     """
     try:
-        with COMPRESSED.get(path.suffix.lower(), open)(
-            path, "rt", encoding="utf-8-sig", errors="replace", newline=""
-        ) as file:
-            yield file
+        with (
+            open_bytes(path) as binary,
+            io.TextIOWrapper(binary, encoding="utf-8-sig", errors="replace", newline="") as file,
+        ):
+            yield bounded_lines(file, path)
     except READ_ERRORS as error:
         raise DatasetError(
             f"{path}: cannot be read to its end ({error}); it is corrupted or truncated"

@@ -15,7 +15,7 @@ from mlip_jax.defaults.dynamics import MD, STABILITY
 from mlip_jax.defaults.field import Part
 from mlip_jax.defaults.property import PROPERTY
 from mlip_jax.defaults.simulation import EVALUATE, FORCE2GEO, MINIMA, PREDICT, RELAX
-from mlip_jax.defaults.training import ENSEMBLE, EXPORT, TRAIN
+from mlip_jax.defaults.training import ENSEMBLE, EXPORT, PUBLISHED, TRAIN
 from mlip_jax.defaults.vibrations import VIBRATIONS
 
 TASKS: dict[str, Part] = {
@@ -34,6 +34,7 @@ TASKS: dict[str, Part] = {
         ENSEMBLE,
         EVALUATE,
         EXPORT,
+        PUBLISHED,
         PREDICT,
         MD,
         MINIMA,
@@ -106,6 +107,11 @@ def evaluate_defaults() -> ml_collections.ConfigDict:
 def export_defaults() -> ml_collections.ConfigDict:
     """Return the config of task "export" with the default of every field."""
     return EXPORT.build()
+
+
+def published_defaults() -> ml_collections.ConfigDict:
+    """Return the config of task "published" with the default of every field."""
+    return PUBLISHED.build()
 
 
 def predict_defaults() -> ml_collections.ConfigDict:

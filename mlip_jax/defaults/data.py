@@ -67,6 +67,13 @@ SOURCE = Part(
         changes_results=False,
         former_name="refuse",
     ),
+    confirm_units=Field(
+        False,
+        "Confirmation that energies are total energies in eV and forces in eV/Å, minus the "
+        "gradient. It answers the question of the checks where their evidence is unclear; data "
+        "that are clearly wrong are still rejected.",
+        changes_results=False,
+    ),
 )
 
 FILTERS = Part(

@@ -83,6 +83,11 @@ MD = task(
         bounds=NOT_NEGATIVE,
         unset="temperature",
     ),
+    draw_momenta=Field(
+        False,
+        "Random initial momenta also for molecules whose file has momenta. Otherwise the dynamics "
+        "of these molecules continue with their momenta.",
+    ),
     thermostat_time=Field(
         100.0,
         'Time constant of the thermostat of "rescaling" and "npt".',

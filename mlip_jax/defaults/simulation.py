@@ -6,7 +6,7 @@ import dataclasses
 import pkgutil
 from pathlib import Path
 
-from mlip_jax.defaults.bounds import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, Bounds
+from mlip_jax.defaults.bounds import AT_LEAST_ONE, FINITE, FRACTION, NOT_NEGATIVE, POSITIVE, Bounds
 from mlip_jax.defaults.data import DATA, dtype, num_processes, seed
 from mlip_jax.defaults.field import Field, Part, optional, task
 
@@ -18,6 +18,15 @@ MINIMIZERS = tuple(
         for m in pkgutil.iter_modules(
             [str(Path(__file__).parents[1] / "simulation" / "relaxation" / "minimizers")]
         )
+    )
+)
+
+# Importers of force fields, which are listed for the same reason.
+IMPORTERS = tuple(
+    sorted(
+        m.name
+        for m in pkgutil.iter_modules([str(Path(__file__).parents[1] / "importers")])
+        if not m.ispkg
     )
 )
 
@@ -47,8 +56,10 @@ FORCE_FIELD = Part(
     "Force field.",
     force_field=Field(
         "",
-        "Force field: the workdir of a training run, so3lr:params.pkl, "
-        "schnetpack:FILE.safetensors, torchmdnet:FILE.safetensors, or parameters:FOLDER.",
+        "Force field: the workdir of a training run; a file of MACE, SevenNet, NequIP, SchNetPack, "
+        "TorchMD-Net or SO3LR, as in X.model or checkpoint.pth#modality=PBE; the name of a published "
+        "force field, as in sevennet-0; or IMPORTER:FILE for one that another program trained. "
+        f"Importers: {', '.join(IMPORTERS)}.",
     ),
 )
 
@@ -87,6 +98,33 @@ MINIMIZER = Part(
         unset="chosen for the device",
         changes_results=False,
     ),
+)
+
+CELL = Part(
+    "Relaxation of the cells of periodic structures.",
+    cell=optional(
+        str,
+        "Filter that relaxes the cells of periodic structures together with the atoms.",
+        choices={"frechet": "FrechetCellFilter of ASE", "unitcell": "UnitCellFilter of ASE"},
+        unset="cells are kept",
+        legacy_value=None,
+    ),
+    mask=Field(
+        (1, 1, 1, 1, 1, 1),
+        "Components of the strain that are relaxed (1) or fixed (0), in the order xx, yy, zz, yz, "
+        "xz, xy.",
+        bounds=FRACTION,
+        only_with=("cell",),
+    ),
+    scalar_pressure=Field(
+        0.0,
+        "External pressure; 1 GPa is 0.00624 eV/Å³.",
+        unit="eV/Å³",
+        bounds=FINITE,
+        only_with=("cell",),
+    ),
+    hydrostatic_strain=Field(False, "Fixed shape of the cells.", only_with=("cell",)),
+    constant_volume=Field(False, "Fixed volume of the cells.", only_with=("cell",)),
 )
 
 EVALUATE = task(
@@ -128,10 +166,11 @@ EVALUATE = task(
 
 RELAX = task(
     "relax",
-    "Relaxation of molecules with a force field.",
+    "Relaxation of molecules or crystals with a force field.",
     FORCE_FIELD,
     SEPARATE_MOLECULES,
     MINIMIZER,
+    CELL,
     num_conformers=Field(
         1, "Number of geometries that are embedded per SMILES.", bounds=AT_LEAST_ONE
     ),
@@ -166,7 +205,7 @@ PREDICT = task(
         "Force field that relaxes the molecules first: a workdir, or another value that task relax "
         "accepts; "
         '"none" predicts at the given or embedded geometries.',
-        unset="data.force_field of the run of the predictor",
+        unset="none; required for predictors of relaxed geometries",
     ),
     seed=seed("the embedding"),
     num_processes=num_processes("that embed SMILES, per process of the run"),

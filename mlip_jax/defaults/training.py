@@ -75,7 +75,7 @@ MODEL = Part(
 )
 
 LOSS = Part(
-    "Training loss, (1 - beta) * energy loss + beta * force loss.",
+    "Training loss, (1 - beta) * energy loss + beta * force loss + stress * stress loss.",
     beta=Field(0.99, "Weight of the forces at the start.", bounds=FRACTION),
     beta_end=Field(0.99, "Weight of the forces at the end.", bounds=FRACTION),
     beta_begin=Field(
@@ -109,6 +109,13 @@ LOSS = Part(
         bounds=Bounds("[0, inf]"),
     ),
     energy_per_atom=Field(True, "Penalty of energies per atom rather than total energies."),
+    stress=Field(
+        0.0,
+        "Weight of the stress of structures that are periodic in three directions; 0 computes no "
+        "stress. Its penalty is loss.penalty, of errors in eV/Å³.",
+        bounds=NOT_NEGATIVE,
+        legacy_value=0.0,
+    ),
 )
 
 OPTIMIZER = Part(
@@ -129,7 +136,13 @@ OPTIMIZER = Part(
             "constant": "no decay",
         },
     ),
-    warmup_steps=Field(200, "Number of steps of linear warmup.", bounds=NOT_NEGATIVE),
+    warmup_steps=optional(
+        int,
+        "Number of steps of linear warmup.",
+        bounds=NOT_NEGATIVE,
+        unset="a tenth of the steps, at most 200",
+        default=200,
+    ),
     decay_factor=Field(
         0.5,
         'Factor to the learning rate at a decay of the schedules "step" and "plateau".',
@@ -174,6 +187,9 @@ OPTIMIZER = Part(
     ),
 )
 
+# Fields of the length of a run. A rerun with a larger value continues the run.
+LENGTH = ("train.num_steps", "train.num_epochs")
+
 LOOP = Part(
     "Length of training, batches, and intervals between outputs.",
     num_steps=Field(
@@ -182,7 +198,10 @@ LOOP = Part(
         bounds=AT_LEAST_ONE,
     ),
     num_epochs=optional(
-        float, "Number of epochs, which replaces num_steps.", bounds=POSITIVE, unset="num_steps"
+        float,
+        "Number of epochs, which replaces num_steps; a command that sets only num_steps unsets it.",
+        bounds=POSITIVE,
+        unset="num_steps",
     ),
     batch_size=Field(
         16, "Average number of structures per training step, over all devices.", bounds=AT_LEAST_ONE
@@ -192,6 +211,18 @@ LOOP = Part(
         "Number of micro-batches per training step, over all devices.",
         bounds=AT_LEAST_ONE,
         unset="one per device of the first start",
+    ),
+    matmul_precision=optional(
+        str,
+        "Precision of the products of float32 matrices in training steps; validation and reports "
+        "have full precision.",
+        choices={
+            "default": "that of the device: TF32 on GPUs, bfloat16 on TPUs",
+            "tensorfloat32": "TF32 on GPUs",
+            "float32": "full precision",
+        },
+        unset="JAX's option jax_default_matmul_precision, or that of the device",
+        legacy_value=None,
     ),
     ema_decay=Field(
         0.999,
@@ -321,11 +352,9 @@ ENSEMBLE = task(
         'Workdirs of training runs, as in "runs/a,runs/b,runs/c"; the data are those of the first.',
     ),
     max_structures=Field(
-        2_000,
-        "Maximum number of validation structures, and of test structures.",
-        bounds=AT_LEAST_ONE,
+        2_000, "Maximum number of structures of the fit, and of the check.", bounds=AT_LEAST_ONE
     ),
-    seed=seed("the choice of validation and test structures"),
+    seed=seed("the choice of the structures"),
 )
 
 EXPORT = task(
@@ -350,4 +379,10 @@ EXPORT = task(
     platforms=Field(
         ("cpu", "cuda", "tpu"), "Platforms of the program.", choices=("cpu", "cuda", "rocm", "tpu")
     ),
+)
+
+PUBLISHED = task(
+    "published",
+    "List of published force fields, and the download of one of them.",
+    download=Field("", "Name of a force field to download into the cache."),
 )

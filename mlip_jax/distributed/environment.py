@@ -98,7 +98,9 @@ def _slurm(env: Mapping[str, str]) -> Environment:
     # The sum gives each step of a job another port. Some steps, such as the interactive one of
     # salloc, have numbers near 2^32, so take the remainder.
     port = _FIRST_PORT + (_number(env, "SLURM_JOB_ID") + _number(env, "SLURM_STEP_ID")) % _NUM_PORTS
-    return Environment(f"{expand_hostlist(nodes)[0]}:{port}", count, index, _slurm_devices(env))
+    hosts = expand_hostlist(nodes)
+    host = hosts[0] if len(hosts) > 1 else "localhost"  # accepts only connections of this machine
+    return Environment(f"{host}:{port}", count, index, _slurm_devices(env))
 
 
 def _slurm_devices(env: Mapping[str, str]) -> tuple[int, ...] | None:

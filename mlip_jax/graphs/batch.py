@@ -17,6 +17,7 @@ import jraph
 import numpy as np
 
 from mlip_jax.datasets.columns import Columns
+from mlip_jax.datasets.near_origin import move_near_origin
 from mlip_jax.graphs.neighbors import long_range_list, neighbor_list
 from mlip_jax.graphs.shapes import PaddingBudget
 
@@ -30,6 +31,7 @@ def build_batch(
     dtype=np.float32,
     long_range_cutoff: float | None = None,
     properties: Sequence[str] = (),
+    near_origin: bool = True,
 ) -> jraph.GraphsTuple:
     """Build one padded batch of all structures of `columns`.
 
@@ -46,11 +48,14 @@ def build_batch(
       properties: Names of labels other than energies and forces. globals["properties"] has those of
         structures, (G, ...), and nodes["properties"] those of atoms, (N, ...); NaN if a structure
         has no such label.
+      near_origin: Whether to move structures far from the origin to it, see `move_near_origin`.
 
     Raises:
       ValueError: The structures do not fit into the budget, or the long-range cutoff is infinite
         and a structure is periodic.
     """
+    if near_origin:
+        columns = move_near_origin(columns)
     n_node = columns.n_atoms
     neighbors = [
         neighbor_list(positions, cutoff, *box) for positions, *box in each_geometry(columns)

@@ -9,6 +9,7 @@ from rich import progress as bars
 
 from mlip_jax import workers
 from mlip_jax.datasets.columns import Columns
+from mlip_jax.datasets.near_origin import move_near_origin
 from mlip_jax.datasets.store.array_cache import load_or_compute
 from mlip_jax.datasets.store.store import Store
 from mlip_jax.graphs.neighbors import count_edges, infinite_pairs
@@ -21,7 +22,7 @@ _WORTH_PROCESSES = 8 * _PER_JOB
 
 def count_all(columns: Columns, cutoff: float) -> np.ndarray:
     """Count the directed edges of every structure, shape (S,), int32."""
-    counts = np.zeros(len(columns), np.int32)
+    counts, columns = np.zeros(len(columns), np.int32), move_near_origin(columns)  # as in batches
     for s in range(len(columns)):
         atoms = slice(columns.offsets[s], columns.offsets[s + 1])
         periodic = columns.pbc is not None and columns.pbc[s].any()

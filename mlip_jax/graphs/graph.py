@@ -21,6 +21,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import jraph
+import numpy as np
 
 # _FAR: distance (Å) beyond every cutoff; its square is finite in float32 and in bfloat16.
 _FAR = 1e4
@@ -122,4 +123,29 @@ def long_range_pairs(graph: jraph.GraphsTuple) -> Pairs:
     receivers, senders = listed["receivers"], listed["senders"]
     return Pairs(
         receivers, senders, _vectors(graph, receivers, senders, listed.get("shifts")), True
+    )
+
+
+def example_graph(dtype=np.float32) -> jraph.GraphsTuple:
+    """Return a small padded graph, a pair of atoms and padding.
+
+    It is sufficient to initialize any model with any terms.
+    """
+    return jraph.GraphsTuple(
+        nodes={
+            "positions": np.array([[0, 0, 0], [0, 0, 1], [0, 0, 0]], dtype),
+            "numbers": np.array([6, 1, 0], np.int32),
+        },
+        edges={
+            "pair_order": np.array([0, 2, 1, 3], np.int32),
+            "long_range": {
+                "receivers": np.array([0, 2], np.int32),
+                "senders": np.array([1, 2], np.int32),
+            },
+        },
+        senders=np.array([1, 0, 2, 2], np.int32),
+        receivers=np.array([0, 1, 2, 2], np.int32),
+        globals={"charge": np.zeros(2, dtype), "spin": np.zeros(2, dtype)},
+        n_node=np.array([2, 1], np.int32),
+        n_edge=np.array([2, 2], np.int32),
     )

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mlip_jax import limits
+
 # _DENSE_LIMIT: number of atoms above which a k-d tree is faster than the dense distance matrix.
 _DENSE_LIMIT = 160
 # _TREE_LIMIT: the same for long-range lists, in which most pairs are close.
@@ -281,6 +283,8 @@ def _periodic_half(positions, cutoff, cell, pbc) -> tuple[np.ndarray, np.ndarray
     wrapped = positions - offset @ full
     # number of images in each direction; lattice planes are 1/|reciprocal vector| apart
     reach = np.where(pbc, np.ceil(cutoff * np.linalg.norm(inverse, axis=0)), 0).astype(int)
+    count = np.prod(2.0 * reach + 1) * len(positions)
+    limits.check("image_atoms", count, "periodic structure", ValueError)
     images = np.array(list(itertools.product(*(range(-r, r + 1) for r in reach))), np.int64)
     # One of the images s and -s is sufficient. They are sorted, with the structure itself in the
     # middle, so the first half including the middle is used.

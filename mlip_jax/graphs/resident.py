@@ -16,6 +16,7 @@ import jraph
 import numpy as np
 
 from mlip_jax.datasets.columns import Columns
+from mlip_jax.datasets.near_origin import move_near_origin
 from mlip_jax.graphs.batch import each_geometry, subtract_references
 from mlip_jax.graphs.neighbors import long_range_list, neighbor_list
 from mlip_jax.graphs.row_index import RowIndex, graph_of_rows, index_rows, take_rows
@@ -85,22 +86,25 @@ def nbytes(resident: DeviceDataset) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(resident))
 
 
-def estimate_bytes(sizes: Sizes, periodic: bool = False, dtype=np.float32) -> int:
+def estimate_bytes(
+    sizes: Sizes, periodic: bool = False, dtype=np.float32, spin: bool = False
+) -> int:
     """Return the `nbytes` of the data set that `collect` would build from these sizes.
 
-    The result is exact if no shift exceeds 127 lattice vectors and no structure has a spin.
+    The result is exact if no shift exceeds 127 lattice vectors.
 
     Args:
       sizes: Sizes of the structures.
       periodic: Whether there are cells and shifts.
       dtype: Floating-point type of the arrays.
+      spin: Whether a structure has unpaired electrons.
     """
     item, num = np.dtype(dtype).itemsize, len(sizes.n_node)
     atoms, edges = _total(sizes.n_node), _total(sizes.n_edge)
     index = _smallest_type(sizes.n_node.max(initial=1) - 1).itemsize
     order = _smallest_type(max(sizes.n_edge.max(initial=1) - 1, 0)).itemsize
     total = atoms * (6 * item + 1) + edges * (2 * index + order + 3 * periodic) + 2 * 4 * (num + 1)
-    total += num * (2 + 9 * periodic) * item
+    total += num * (2 + spin + 9 * periodic) * item
     if sizes.n_pair is not None:
         total += _total(sizes.n_pair) * (2 * index + 3 * periodic) + 4 * (num + 1)
     return total
@@ -168,6 +172,7 @@ def _collect_piece(
 
     Fields that the piece does not need are omitted.
     """
+    columns = move_near_origin(columns)
     geometry = list(each_geometry(columns))
     neighbors = [neighbor_list(positions, cutoff, *box) for positions, *box in geometry]
     fields = {

@@ -158,14 +158,14 @@ def build(
     count = jnp.where(takes_part, slots.count, 0)
     begin = jnp.cumsum(count) - count
     close &= takes_part[:, None, None]
-    nodes = _nodes(slots, positions, count, begin, budget.n_node)
+    nodes = slot_nodes(slots, positions, count, begin, budget.n_node)
     receivers, senders, order = _edges(close, begin, count.sum(), budget.n_edge)
     edges = {"pair_order": order}
     if long_range_cutoff is not None:
         edges["long_range"] = _long_range(
             far & takes_part[:, None, None], begin, count.sum(), budget.n_pair
         )
-    graph_globals = {"charge": _append_zero(slots.charge), "spin": _append_zero(slots.spin)}
+    graph_globals = {"charge": append_zero(slots.charge), "spin": append_zero(slots.spin)}
     if box is not None:
         graph_globals["cell"] = jnp.concatenate([box.cell, jnp.zeros((1, 3, 3), box.cell.dtype)])
         edges["shifts"] = _shifts(box, nodes["positions"], receivers, senders, begin + count)
@@ -181,7 +181,7 @@ def build(
         senders=senders,
         globals=graph_globals,
         n_node=jnp.append(count, budget.n_node - count.sum()).astype(jnp.int32),
-        n_edge=_with_rest(jnp.where(takes_part, n_edge, 0), budget.n_edge),
+        n_edge=with_rest(jnp.where(takes_part, n_edge, 0), budget.n_edge),
     )
     nearest_of_atom = squared.min(2)
     nearest = nearest_of_atom.min(1)
@@ -223,7 +223,7 @@ def _squared_distances(positions, box):
     return d[0] * d[0] + d[1] * d[1] + d[2] * d[2]
 
 
-def _nodes(slots, positions, count, begin, length):
+def slot_nodes(slots, positions, count, begin, length):
     """Return positions and atomic numbers of the atoms of the graph, zero in padding."""
     end = begin + count
     row = jnp.arange(length, dtype=jnp.int32)
@@ -245,7 +245,7 @@ def _shifts(box, positions, receivers, senders, end):
     return box.translations(positions[senders] - positions[receivers], slot).astype(jnp.int32)
 
 
-def _true_indices(mask, length):
+def true_indices(mask, length):
     """Return flat indices of the first `length` true values, and the number of true values."""
     indices = jnp.nonzero(mask.ravel(), size=length, fill_value=0)[0].astype(jnp.int32)
     return indices, mask.sum()
@@ -254,7 +254,7 @@ def _true_indices(mask, length):
 def _edges(close, begin, num_atoms, length):
     """Return receivers, senders and pair order; padding joins the first padding atom to itself."""
     num, size, _ = close.shape
-    indices, total = _true_indices(close, length)
+    indices, total = true_indices(close, length)
     row, column = indices // size, indices % size
     slot = row // size
     used = jnp.arange(length) < total
@@ -262,7 +262,7 @@ def _edges(close, begin, num_atoms, length):
     senders = jnp.where(used, begin[slot] + column, num_atoms).astype(jnp.int32)
     # the index of an edge is its rank among the true values of `close`, which finds its reverse
     rank = jnp.cumsum(close.ravel()) - 1
-    forward, _ = _true_indices(receivers < senders, length // 2)
+    forward, _ = true_indices(receivers < senders, length // 2)
     reverse = rank[(slot[forward] * size + column[forward]) * size + row[forward] % size]
     pad = 2 * jnp.arange(length // 2)  # padding edges form pairs, since the number of edges is even
     real = pad < total
@@ -273,7 +273,7 @@ def _edges(close, begin, num_atoms, length):
 def _long_range(far, begin, num_atoms, length):
     """Return receivers and senders of long-range pairs, padded like edges."""
     size = far.shape[1]
-    indices, total = _true_indices(far, length)
+    indices, total = true_indices(far, length)
     row, column = indices // size, indices % size
     used = jnp.arange(length) < total
     first = begin[row // size]
@@ -283,11 +283,11 @@ def _long_range(far, begin, num_atoms, length):
     }
 
 
-def _append_zero(values):
+def append_zero(values):
     """Append zero for the padding graph."""
     return jnp.append(values, jnp.zeros((), values.dtype))
 
 
-def _with_rest(counts, total):
+def with_rest(counts, total):
     """Append the rest of the budget as the count of the padding graph."""
     return jnp.append(counts, total - counts.sum()).astype(jnp.int32)

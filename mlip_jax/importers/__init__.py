@@ -1,9 +1,11 @@
 """Importers of force fields that other programs have trained: one file per program.
 
-They read weights in open formats. Each importer has functions that convert a flat dict of weights
-to the options and parameters of one of mlip_jax.models, and `load(path, ...)`, which returns a
-`Potential`. Constants that the program stores (usually in single precision) are copied unchanged,
-so that the predictions agree to rounding.
+They read weights in open formats, and files of PyTorch without running the code in them. Each
+importer has functions that convert a flat dict of weights to the options and parameters of one of
+mlip_jax.models, and `load(path, ...)`, which returns a `Potential`. Its function `accepts(content)`,
+if there is one, tells from the content of a file of PyTorch whether it belongs to the program.
+Constants that the program stores (usually in single precision) are copied unchanged, so that the
+predictions agree to rounding.
 """
 
 from __future__ import annotations
@@ -11,16 +13,19 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mlip_jax.compilation_cache import keep_compiled_programs
+from mlip_jax.importers.catalog import published_list
+from mlip_jax.importers.formats import torch_file
+from mlip_jax.importers.formats.weights import WeightsError
 from mlip_jax.potential import Potential
 
 _EXPECTED = (
-    "expected the workdir of a training run, IMPORTER:FILE, a Potential or a calculator, or several "
-    'of them, as in "runs/a,runs/b"'
+    "expected the workdir of a training run, a file of another program, IMPORTER:FILE, the name of a "
+    'published force field, a Potential or a calculator, or several of them, as in "runs/a,runs/b"'
 )
 
 
@@ -58,12 +63,16 @@ def split_force_fields(given: Any) -> list[Any]:
     raise ValueError(f"force field: received {given!r}; {_EXPECTED}")
 
 
-def load_force_field(given: Any) -> Potential:
+def load_force_field(given: Any, **options) -> Potential:
     """Load one force field.
 
     Args:
-      given: Path of a workdir or checkpoint directory; "IMPORTER:FILE", for example
-        "schnetpack:painn.safetensors"; a `Potential`, which is returned; or a calculator of one.
+      given: Path of a workdir or checkpoint directory; file of another program, for example
+        "X.model", whose content tells the importer; "IMPORTER:FILE", for example
+        "schnetpack:painn.safetensors"; name of a published force field, for example "sevennet-0"
+        (importers/published.py); a `Potential`, which is returned; or a calculator of one. Options
+        of the importer may follow a file or name, as in "X.model#head=omol".
+      **options: Options of the importer, see its function `load`.
 
     Raises:
       CheckpointError, ValueError, FileNotFoundError: There is no readable force field, there are
@@ -76,23 +85,87 @@ def load_force_field(given: Any) -> Potential:
             "configs/evaluate.py and by EnsembleCalculator."
         )
     if isinstance(items[0], str):
-        return _load(items[0])
+        return _load(items[0], options)
+    if options:
+        raise ValueError(f"options {sorted(options)} are those of importers; received no file")
     return items[0] if isinstance(items[0], Potential) else items[0].potential
 
 
-def _load(text: str) -> Potential:
-    """Load the force field of a workdir, or of a file with the name of its importer."""
+def _load(text: str, options: Mapping[str, Any]) -> Potential:
+    """Load the force field of a workdir, a file of another program, or a name."""
     keep_compiled_programs()
-    importer, colon, path = text.partition(":")
+    path, stated = (text, {}) if Path(text).exists() else _split_options(text)
+    options = stated | dict(options)
+    importer, colon, file = path.partition(":")
     if not colon or importer not in names():
-        return Potential.load(text)
+        importer, file = _importer_of(path), path
+    if importer is None:
+        if options:
+            raise ValueError(f"{path}: options {sorted(options)} are those of importers only")
+        return Potential.load(path)
     load = importlib.import_module(f"mlip_jax.importers.{importer}").load
+    known = list(inspect.signature(load).parameters)[1:]
+    if unknown := sorted(set(options) - set(known)):
+        raise ValueError(
+            f"{text}: unknown options {', '.join(unknown)} of the importer {importer}; it has "
+            f"{', '.join(known) or 'none'}"
+        )
     try:
-        inspect.signature(load).bind(path)
+        inspect.signature(load).bind(file, **options)
     except TypeError as error:
         raise ValueError(
             f"{text}: the file does not describe the force field completely ({error}). Load it "
             f"in Python with mlip_jax.importers.{importer}.load and save it with "
             "mlip_jax.importers.parameters.save."
         ) from error
-    return load(path)
+    return load(file, **options)
+
+
+def _importer_of(path: str) -> str | None:
+    """Return the importer for a file by its content, or for a name; None for a workdir.
+
+    Raises:
+      WeightsError: A file of PyTorch that no importer accepts, or with weights only.
+    """
+    if published_list.is_known(path) and not Path(path).exists():
+        return "published"
+    if not torch_file.is_torch_file(path):
+        if Path(path).suffix in (".npz", ".safetensors") and Path(path).is_file():
+            raise WeightsError(
+                f"{path}: weights alone do not tell the program. State it, as in "
+                f"schnetpack:{path}; importers are {', '.join(names())}"
+            )
+        return None
+    content = torch_file.read(path)
+    for name in names():
+        module = importlib.import_module(f"mlip_jax.importers.{name}")
+        if hasattr(module, "accepts") and module.accepts(content):
+            return name
+    raise WeightsError(
+        f"{path}: no importer for this file of PyTorch, {torch_file.describe(content)}. If it has "
+        "weights only, state the program, as in mace:FILE, and give its settings in Python: see "
+        "mlip_jax.importers."
+    )
+
+
+def _split_options(text: str) -> tuple[str, dict[str, Any]]:
+    """Split options from a path: "X.model#head=omol" gives "X.model" and {"head": "omol"}.
+
+    Numbers become numbers, and "elements" a list of what "+" separates.
+    """
+    path, *parts = text.split("#")
+    options: dict[str, Any] = {}
+    for part in parts:
+        name, equals, value = part.partition("=")
+        if not equals or not name.isidentifier():
+            raise ValueError(f"{text}: expected an option NAME=VALUE after '#', received {part!r}")
+        options[name] = value.split("+") if name == "elements" else _number(value)
+    return path, options
+
+
+def _number(text: str) -> float | str:
+    """Return a number as such, and any other text unchanged."""
+    try:
+        return float(text)
+    except ValueError:
+        return text

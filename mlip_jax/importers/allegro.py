@@ -13,10 +13,10 @@ import numpy as np
 from ase.data import atomic_numbers
 
 from mlip_jax import models
-from mlip_jax.importers.formats import weights as weight_files
+from mlip_jax.importers.formats import state_files
 from mlip_jax.importers.formats.recorded import table_of
 from mlip_jax.importers.formats.torch_weights import TorchWeights
-from mlip_jax.importers.formats.weights import check_arguments, check_shapes
+from mlip_jax.importers.formats.weights import check_arguments, check_shapes, read_arguments
 from mlip_jax.potential import Potential
 
 _REQUIRED = ("type_names", "r_max", "l_max", "avg_num_neighbors", "radial_chemical_embed")
@@ -52,12 +52,14 @@ _ALLOWED = {
 _EMBED = "radial_chemical_embed"
 
 
-def load(path: str | Path, config: Mapping[str, Any], energy_unit: float = 1.0) -> Potential:
+def load(
+    path: str | Path, config: Mapping[str, Any] | str | Path, energy_unit: float = 1.0
+) -> Potential:
     """Load a force field from saved weights.
 
     Args:
-      path: .npz or .safetensors file with the state dict of the model.
-      config: Arguments of nequip-allegro's `AllegroModel`.
+      path: .npz, .safetensors or .pt file with the state dict of the model.
+      config: Arguments of nequip-allegro's `AllegroModel`, or the path of a YAML file with them.
       energy_unit: Energy per unit of the network's energies (eV).
 
     Raises:
@@ -65,16 +67,17 @@ def load(path: str | Path, config: Mapping[str, Any], energy_unit: float = 1.0) 
       ValueError: The weights are not those of Allegro, or they do not match the arguments.
     """
     path = Path(path)
-    return potential(weight_files.read(path), config, energy_unit, {"file": path.name})
+    return potential(state_files.read(path), config, energy_unit, {"file": path.name})
 
 
 def potential(
     state: Mapping[str, np.ndarray],
-    config: Mapping[str, Any],
+    config: Mapping[str, Any] | str | Path,
     energy_unit: float = 1.0,
     metadata: Mapping[str, Any] | None = None,
 ) -> Potential:
     """Convert a state dict to a force field; for arguments and errors see `load`."""
+    config = read_arguments(config)
     check_arguments(config, _REQUIRED, _ALLOWED, _IGNORED | _READ)
     weights = TorchWeights(state, "allegro.tps.0.weights", "Allegro")
     options = _size_options(config) | _neighbor_options(weights, config)

@@ -15,9 +15,14 @@ from typing import Any
 import numpy as np
 
 from mlip_jax import models
-from mlip_jax.importers.formats import weights as weight_files
+from mlip_jax.importers.formats import state_files
 from mlip_jax.importers.formats.torch_weights import TorchWeights
-from mlip_jax.importers.formats.weights import WeightsError, check_arguments, check_shapes
+from mlip_jax.importers.formats.weights import (
+    WeightsError,
+    check_arguments,
+    check_shapes,
+    read_arguments,
+)
 from mlip_jax.models.layers.graph_attention import Coupling, couplings, gate_inputs
 from mlip_jax.models.layers.heads import MAX_ATOMIC_NUMBER
 from mlip_jax.models.layers.tensor_products.linear import NORMALIZATION
@@ -62,13 +67,15 @@ _IGNORED = {
 }
 
 
-def load(path: str | Path, config: Mapping[str, Any], energy_unit: float = 1.0) -> Potential:
+def load(
+    path: str | Path, config: Mapping[str, Any] | str | Path, energy_unit: float = 1.0
+) -> Potential:
     """Load a force field from saved weights.
 
     Args:
-      path: .npz or .safetensors file with the state dict of the model.
+      path: .npz, .safetensors or .pt file with the state dict of the model.
       config: Arguments of the constructor, with the averages `avg_num_nodes` and `avg_degree` that
-        are constants of its file.
+        are constants of its file; or the path of a YAML file with them.
       energy_unit: Energy per unit of the network's energies (eV).
 
     Raises:
@@ -76,16 +83,17 @@ def load(path: str | Path, config: Mapping[str, Any], energy_unit: float = 1.0) 
       ValueError: The weights are not those of Equiformer, or they do not match the arguments.
     """
     path = Path(path)
-    return potential(weight_files.read(path), config, energy_unit, {"file": path.name})
+    return potential(state_files.read(path), config, energy_unit, {"file": path.name})
 
 
 def potential(
     state: Mapping[str, np.ndarray],
-    config: Mapping[str, Any],
+    config: Mapping[str, Any] | str | Path,
     energy_unit: float = 1.0,
     metadata: Mapping[str, Any] | None = None,
 ) -> Potential:
     """Convert a state dict to a force field; for arguments and errors see `load`."""
+    config = read_arguments(config)
     check_arguments(config, _REQUIRED, _ALLOWED, {*_IGNORED, *_OPTIONAL})
     weights = TorchWeights(state, "edge_deg_embed.exp.tp.weight", "Equiformer")
     options = model_options(weights, config)

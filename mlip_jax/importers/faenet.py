@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from mlip_jax import models
+from mlip_jax.importers.formats.state_files import read
 from mlip_jax.importers.formats.torch_weights import TorchWeights, element_numbers
-from mlip_jax.importers.formats.weights import WeightsError, check_shapes, read
+from mlip_jax.importers.formats.weights import WeightsError, check_shapes
 from mlip_jax.models.layers.basic import STEP
 from mlip_jax.models.layers.heads import MAX_ATOMIC_NUMBER
 from mlip_jax.potential import Potential
@@ -37,7 +38,7 @@ def load(
     """Load a force field from a file with the state dict of a FAENet.
 
     Args:
-      path: .npz or .safetensors file, see importers/formats/weights.py.
+      path: .npz, .safetensors or .pt file, see importers/formats/state_files.py.
       frames: Option of models/faenet.py. FAENet's "stochastic", one random frame, has no
         counterpart.
       skip: "add" or "none" for FAENet's skip_co "add" or False. None for "concat", which is
@@ -48,7 +49,7 @@ def load(
         None for all elements in its table.
 
     Raises:
-      FileNotFoundError, WeightsError: See `weights.read` and `convert`.
+      FileNotFoundError, WeightsError: See `state_files.read` and `convert`.
       ValueError: An argument is missing or invalid.
     """
     weights = read(path)

@@ -1,13 +1,15 @@
-"""MACE models of mace-torch (checked against 0.3.16): state dict and arguments of the constructor.
+"""MACE models of mace-torch (checked against 0.3.16): .model files, and state dicts with arguments.
 
-The state dict does not contain the average number of neighbors, nor which blocks the layers have;
-the arguments of the constructor do. With a model of mace-torch they can be written by
+A .model file is a pickled model. It is read without PyTorch and without running any code in it
+(formats/torch_file.py). A state dict does not contain the average number of neighbors, nor which
+blocks the layers have; the arguments of the constructor do. With a model of mace-torch they can be
+written by
 
     from mace.tools.scripts_utils import extract_config_mace_model
     yaml.safe_dump({k: str(v) for k, v in extract_config_mace_model(model).items()}, file)
 
-Models with one head are supported. With the option use_reduced_cg, weights belong to another basis
-of the products, and are not supported.
+With the option use_reduced_cg, weights belong to another basis of the products, and are not
+supported.
 """
 
 from __future__ import annotations
@@ -21,13 +23,17 @@ import numpy as np
 from ase.data import covalent_radii
 
 from mlip_jax import models
+from mlip_jax.importers.formats import state_files, torch_file
 from mlip_jax.importers.formats import weights as weight_files
 from mlip_jax.importers.formats.mace_blocks import contraction_params, number_of, uniform_irreps
+from mlip_jax.importers.formats.mace_module import is_mace, read_module, select_head
+from mlip_jax.importers.formats.mace_products import align_products
 from mlip_jax.importers.formats.recorded import RecordedWeights, table_of
 from mlip_jax.importers.formats.weights import WeightsError, check_shapes
 from mlip_jax.models.layers.heads import MAX_ATOMIC_NUMBER
 from mlip_jax.models.layers.tensor_products.convolution import convolution_paths, output_irreps
 from mlip_jax.models.layers.tensor_products.irreps import SCALAR, natural
+from mlip_jax.models.mace import ZBL_CONSTANTS
 from mlip_jax.potential import Potential
 
 _BLOCKS = {
@@ -36,29 +42,49 @@ _BLOCKS = {
     "RealAgnosticDensityInteractionBlock": "agnostic_density",
     "RealAgnosticDensityResidualInteractionBlock": "residual_density",
 }
+_ZBL = {"c": ZBL_CONSTANTS[:4], "a_exp": ZBL_CONSTANTS[4], "a_prefactor": ZBL_CONSTANTS[5]}
 _REQUIRED = ("max_ell", "hidden_irreps", "interaction_cls", "interaction_cls_first")
-_ZBL = {"c": (0.1818, 0.5099, 0.2802, 0.02817), "a_exp": 0.3, "a_prefactor": 0.4543}
+
+
+def accepts(content: Any) -> bool:
+    """Return whether the content of a file of torch.save is a model of mace-torch."""
+    return is_mace(content)
 
 
 def load(
-    path: str | Path, config: Mapping[str, Any] | str | Path, energy_unit: float = 1.0
+    path: str | Path,
+    config: Mapping[str, Any] | str | Path | None = None,
+    energy_unit: float = 1.0,
+    head: str | None = None,
 ) -> Potential:
-    """Load a force field from saved weights.
+    """Load a force field from a .model file or from saved weights.
 
     Args:
-      path: .npz or .safetensors file with the state dict of the model.
-      config: Arguments of the constructor, or the path of a YAML file with them. Classes and irreps
-        may be texts.
+      path: .model file of mace-torch, or .npz, .safetensors or .pt file with the state dict.
+      config: Arguments of the constructor, or the path of a YAML file with them; None for those in
+        the .model file. Classes and irreps may be texts.
       energy_unit: Energy per unit of the network's energies (eV).
+      head: Name of the head, for models with several.
 
     Raises:
       FileNotFoundError: No such file.
       ValueError: The weights are not those of MACE, or they do not match the arguments.
     """
     path = Path(path)
-    if not isinstance(config, Mapping):
-        config = weight_files.read_yaml(config)
-    return potential(weight_files.read(path), config, energy_unit, {"file": path.name})
+    if config is None and path.suffix not in (".npz", ".safetensors"):
+        content = torch_file.read(path)
+        try:
+            state, arguments = read_module(content)
+            return potential(state, arguments, energy_unit, {"file": path.name}, head)
+        except WeightsError as error:
+            raise WeightsError(f"{path}: {error}") from error
+    if config is None:
+        raise ValueError(
+            f"{path}: the weights alone do not describe the model; give config, the arguments of the "
+            "constructor, or the .model file"
+        )
+    config = weight_files.read_arguments(config)
+    return potential(state_files.read(path), config, energy_unit, {"file": path.name}, head)
 
 
 def potential(
@@ -66,8 +92,10 @@ def potential(
     config: Mapping[str, Any],
     energy_unit: float = 1.0,
     metadata: Mapping[str, Any] | None = None,
+    head: str | None = None,
 ) -> Potential:
     """Convert a state dict to a force field; for arguments and errors see `load`."""
+    state = align_products(select_head(state, config, head))
     weights = RecordedWeights(state, "MACE", "node_embedding.linear.weight")
     options = model_options(weights, config)
     model = models.create("mace", **options)
@@ -76,7 +104,7 @@ def potential(
     energies = weights("atomic_energies_fn.atomic_energies", len(elements))
     references = energies.reshape(-1).astype(np.float64) + number_of(weights, "scale_shift.shift")
     weights.drop(r"num_interactions|(radial_embedding|pair_repulsion_fn)\..*")
-    weights.drop(r".*\.U_matrix_\w+|.*\._compiled_main\w*\..*|.*\.output_mask|.*weights_\d+_zeroed")
+    weights.drop(r".*\.U_matrix_\w+|.*\._compiled_main\w*\..*|.*\.output_mask|.*weights_\w+_zeroed")
     weights.check_all_taken()
     check_shapes(model, params)
     known = tuple(sorted(elements))
@@ -157,10 +185,12 @@ def _radial_options(weights: RecordedWeights) -> dict[str, Any]:
         constants = tuple(number_of(weights, transform + name) for name in "qpa")
         options |= {"distance_transform": "agnesi", "agnesi": constants}
     if f"{repulsion}c" in weights:
+        stored = {name: weights(repulsion + name).reshape(-1) for name in (*_ZBL, "p")}
         for name, expected in (_ZBL | {"p": power}).items():
-            if not np.allclose(weights(repulsion + name).reshape(-1), expected, rtol=1e-6, atol=0):
+            if not np.allclose(stored[name], expected, rtol=1e-6, atol=0):
                 raise WeightsError(f"{repulsion}{name} must be {expected}, its default in MACE")
-        options["zbl"] = True
+        constants = np.concatenate([stored[name] for name in _ZBL]).astype(np.float64)
+        options |= {"zbl": True, "zbl_constants": tuple(constants.tolist())}
     for prefix in (transform, repulsion):
         if f"{prefix}covalent_radii" in weights:
             radii = weights(f"{prefix}covalent_radii").reshape(-1).astype(np.float64)

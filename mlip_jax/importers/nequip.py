@@ -1,5 +1,7 @@
-"""NequIP (checked against nequip 0.19.1): state dict and the arguments of its model builder.
+"""NequIP (checked against nequip 0.19.1): checkpoints, packages, and state dicts with arguments.
 
+Checkpoints and packages contain the arguments of the model builder. They are read without PyTorch
+and without running any code in them (formats/torch_file.py).
 Lengths are in Å. The unit of energies is not stored. Names of arrays are those of the model inside
 the training module; a prefix such as "model.sole_model." is removed.
 """
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from mlip_jax import models
+from mlip_jax.importers.formats import nequip_files
 from mlip_jax.importers.formats import weights as weight_files
 from mlip_jax.importers.formats.recorded import RecordedWeights, numbers_of, table_of
 from mlip_jax.importers.formats.weights import check_arguments, check_shapes
@@ -62,15 +65,21 @@ _READ = {
 }
 
 
+def accepts(content: Any) -> bool:
+    """Return whether the content of a file of torch.save is a checkpoint or package of NequIP."""
+    return nequip_files.is_nequip(content)
+
+
 def load(
-    path: str | Path, config: Mapping[str, Any] | str | Path, energy_unit: float = 1.0
+    path: str | Path, config: Mapping[str, Any] | str | Path | None = None, energy_unit: float = 1.0
 ) -> Potential:
-    """Load a force field from saved weights.
+    """Load a force field from a checkpoint, a package, or saved weights.
 
     Args:
-      path: .npz or .safetensors file with the state dict of the model.
+      path: Checkpoint (.ckpt) or package (.nequip.zip) of NequIP, or .npz or .safetensors file with
+        the state dict of the model.
       config: Arguments of nequip's model builder (NequIPGNNModel or FullNequIPGNNModel), or the
-        path of a YAML file with them.
+        path of a YAML file with them; None for those in the checkpoint or package.
       energy_unit: Energy per unit of the network's energies (eV).
 
     Raises:
@@ -78,9 +87,17 @@ def load(
       ValueError: The weights are not those of NequIP, or they do not match the arguments.
     """
     path = Path(path)
-    if not isinstance(config, Mapping):
-        config = weight_files.read_yaml(config)
-    return potential(weight_files.read(path), config, energy_unit, {"file": path.name})
+    config = None if config is None else weight_files.read_arguments(config)
+    if path.suffix not in (".npz", ".safetensors"):
+        state, config = nequip_files.read(path, config)
+    elif config is None:
+        raise ValueError(
+            f"{path}: the weights alone do not describe the model; give config, the arguments of the "
+            "model builder, or the checkpoint"
+        )
+    else:
+        state = weight_files.read(path)
+    return potential(state, config, energy_unit, {"file": path.name})
 
 
 def potential(

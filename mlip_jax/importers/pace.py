@@ -14,6 +14,7 @@ import numpy as np
 from scipy.special import gammaln
 
 from mlip_jax import models
+from mlip_jax.importers.formats import state_files
 from mlip_jax.importers.formats import weights as weight_files
 from mlip_jax.importers.formats.mace_blocks import contraction_params, uniform_irreps
 from mlip_jax.importers.formats.recorded import RecordedWeights, table_of
@@ -31,7 +32,7 @@ def load(
     """Load a force field from saved weights.
 
     Args:
-      path: .npz or .safetensors file with the state dict of the model.
+      path: .npz, .safetensors or .pt file with the state dict of the model.
       config: Arguments of the constructor, or the path of a YAML file with them.
       energy_unit: Energy per unit of the network's energies (eV).
 
@@ -40,9 +41,8 @@ def load(
       ValueError: The weights are not those of PACE, or they do not match the arguments.
     """
     path = Path(path)
-    if not isinstance(config, Mapping):
-        config = weight_files.read_yaml(config)
-    return potential(weight_files.read(path), config, energy_unit, {"file": path.name})
+    config = weight_files.read_arguments(config)
+    return potential(state_files.read(path), config, energy_unit, {"file": path.name})
 
 
 def potential(

@@ -10,6 +10,7 @@ there.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from mlip_jax import models
+from mlip_jax.importers.formats.state_files import read
 from mlip_jax.importers.formats.torch_weights import TorchWeights, element_numbers
-from mlip_jax.importers.formats.weights import WeightsError, check_shapes, read
+from mlip_jax.importers.formats.weights import WeightsError, check_shapes
 from mlip_jax.models.layers.basic import STEP
 from mlip_jax.models.layers.heads import MAX_ATOMIC_NUMBER
 from mlip_jax.potential import Potential
@@ -38,7 +40,7 @@ def load(
     """Load a force field from a file with the state dict of a PaiNN.
 
     Args:
-      path: .npz or .safetensors file, see importers/formats/weights.py.
+      path: .npz, .safetensors or .pt file, see importers/formats/state_files.py.
       cutoff: Cutoff radius (Å); required for fairchem's form, and stored in the weights of
         Force2Geo's.
       envelope_exponent: Exponent of the polynomial envelope of fairchem's form.
@@ -50,7 +52,7 @@ def load(
         None for all elements in its table.
 
     Raises:
-      FileNotFoundError, WeightsError: See `weights.read` and `convert`.
+      FileNotFoundError, WeightsError: See `state_files.read` and `convert`.
       ValueError: An argument is missing or invalid.
     """
     weights = read(path)
@@ -114,7 +116,7 @@ def convert(
         params["forces"] = _vector_head(
             state, f"{head}.output_network", -1.0 if not fairchem else 1
         )
-    state.drop(f"{head}.")
+    state.drop(rf"{re.escape(head)}\..*")
     state.check_all_taken()
     return options, {"params": params}, range(1, first + len(rows))
 

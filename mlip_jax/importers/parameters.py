@@ -24,6 +24,7 @@ from flax import linen as nn
 
 from mlip_jax import __version__, terms
 from mlip_jax.checkpoint import CheckpointError, from_arrays, to_arrays
+from mlip_jax.files import atomic_open
 from mlip_jax.importers.formats import weights
 from mlip_jax.importers.formats.weights import WeightsError
 from mlip_jax.potential import Potential, create_model, example_graph
@@ -69,7 +70,8 @@ def save(potential: Potential, folder: str | Path) -> Path:
         "metadata": potential.metadata,
     }
     # The description is written last. Its checksum confirms that the weights are complete.
-    (folder / WEIGHTS).write_bytes(content)
+    with atomic_open(folder / WEIGHTS) as file:
+        file.write(content)
     write_json(folder / DESCRIPTION, description)
     return folder
 

@@ -1,9 +1,12 @@
-"""PaiNN and SchNet of SchNetPack 2, from saved weights.
+"""PaiNN and SchNet of SchNetPack 2, from its own files or from saved weights.
+
+`best_inference_model`, tasks and checkpoints contain the pickled model. They are read without PyTorch
+and without running any code in them (formats/torch_file.py).
 
 The state dict of a `NeuralNetworkPotential` (possibly under a prefix, such as "model." of a
 Lightning task) determines the architecture, its widths, depth, basis and cutoff. Everything else is
-an argument here, with SchNetPack's default. Weights without a counterpart (electronic embeddings,
-several outputs, other representations) are an error.
+an argument here, with SchNetPack's default, if the file has only a state dict. Weights without a
+counterpart (electronic embeddings, several outputs, other representations) are an error.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ import numpy as np
 from ase.data import atomic_numbers
 
 from mlip_jax import models
+from mlip_jax.importers.formats import state_files, torch_file
+from mlip_jax.importers.formats.schnetpack_module import find_model, read_model
 from mlip_jax.importers.formats.schnetpack_state import EMBEDDING, RemainingWeights, list_names
 from mlip_jax.importers.formats.weights import WeightsError, read
 from mlip_jax.models.layers.basic import activation as activation_function
@@ -43,21 +48,28 @@ class Converted(NamedTuple):
     offsets: np.ndarray
 
 
+def accepts(content: Any) -> bool:
+    """Return whether the content of a file of torch.save is a model of SchNetPack."""
+    return find_model(content) is not None
+
+
 def load(
     path: str | Path,
     *,
     activation: str | None = None,
-    energy_act: str = "silu",
-    epsilon: float = 1e-8,
-    do_postprocessing: bool = True,
+    energy_act: str | None = None,
+    epsilon: float | None = None,
+    do_postprocessing: bool | None = None,
     energy_unit: float = 1.0,
     elements: Sequence[int | str] | None = None,
 ) -> Potential:
-    """Load a force field from a file with the state dict of a SchNetPack model.
+    """Load a force field from a file of SchNetPack, or from one with a state dict.
 
     Args:
-      path: .npz or .safetensors file, see importers/formats/weights.py.
-      activation, energy_act, epsilon, do_postprocessing: See `convert`.
+      path: File with the pickled model (best_inference_model, .task, .ckpt), or .npz or .safetensors
+        file, see importers/formats/weights.py.
+      activation, energy_act, epsilon, do_postprocessing: See `convert`; None for the values of the
+        pickled model, or for the defaults of `convert`.
       energy_unit: Energy unit that the model was trained in (eV), such as `ase.units.kcal /
         ase.units.mol`. Lengths are in Å.
       elements: Symbols or atomic numbers that the model was trained on; others are rejected later.
@@ -68,9 +80,21 @@ def load(
       FileNotFoundError, WeightsError: See `weights.read` and `convert`.
       ValueError: `elements` has an element without weights or with an energy that is not finite.
     """
-    weights = read(path)
+    given = {
+        "activation": activation,
+        "energy_act": energy_act,
+        "epsilon": epsilon,
+        "do_postprocessing": do_postprocessing,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    is_state = Path(path).suffix in (".npz", ".safetensors")
+    content = read(path) if is_state else torch_file.read(path)
     try:
-        converted = convert(weights, activation, energy_act, epsilon, do_postprocessing)
+        if find_model(content) is None:
+            weights, options = content if is_state else state_files.find(content), {}
+        else:
+            weights, options = read_model(content)
+        converted = convert(weights, **(options | given))
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
     known = _elements(path, elements, converted.offsets)

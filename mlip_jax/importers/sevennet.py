@@ -17,6 +17,7 @@ from mlip_jax import models
 from mlip_jax.importers.formats import torch_file
 from mlip_jax.importers.formats import weights as weight_files
 from mlip_jax.importers.formats.recorded import RecordedWeights, table_of
+from mlip_jax.importers.formats.torch_records import entries_of, plain
 from mlip_jax.importers.formats.weights import WeightsError, check_shapes
 from mlip_jax.models.layers.tensor_products.convolution import (
     convolution_paths,
@@ -66,6 +67,15 @@ _REQUIRED = (
 )
 
 
+def accepts(content: Any) -> bool:
+    """Return whether the content of a file of torch.save is a checkpoint of sevenn."""
+    return (
+        isinstance(content, dict)
+        and {"model_state_dict", "config"} <= set(content)
+        and "_type_map" in entries_of(content["config"])
+    )
+
+
 def load(
     path: str | Path,
     config: Mapping[str, Any] | str | Path | None = None,
@@ -84,12 +94,12 @@ def load(
       ValueError: The weights are not those of SevenNet, or do not match the settings.
     """
     path = Path(path)
-    if path.suffix == ".pth":
+    if path.suffix not in (".npz", ".safetensors"):
         state, settings = _read_checkpoint(path)
     else:
         state, settings = weight_files.read(path), None
     if config is not None:
-        settings = config if isinstance(config, Mapping) else weight_files.read_yaml(config)
+        settings = weight_files.read_arguments(config)
     if settings is None:
         raise ValueError(
             f"{path}: the weights alone do not describe the model; give config, the settings of sevenn, "
@@ -104,7 +114,8 @@ def _read_checkpoint(path):
         raise WeightsError(
             f"{path}: not a checkpoint of sevenn; expected 'model_state_dict' and 'config'"
         )
-    return content["model_state_dict"], content["config"]
+    config = content["config"]
+    return content["model_state_dict"], config if isinstance(config, dict) else plain(config)
 
 
 def potential(

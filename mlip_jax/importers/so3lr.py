@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from mlip_jax.importers import mlff
+from mlip_jax.importers.formats import torch_file
+from mlip_jax.importers.formats.so3krates_torch import is_so3lr, read_model
 from mlip_jax.potential import Potential
 
 # ELEMENTS: atomic numbers in the training set, inferred from the rows of its parameter tables that
@@ -53,6 +55,11 @@ HYPERPARAMETERS: Mapping[str, Any] = {
 }
 
 
+def accepts(content: Any) -> bool:
+    """Return whether the content of a file of torch.save is SO3LR of so3krates-torch."""
+    return is_so3lr(content)
+
+
 def load(
     path: str | Path = "params.pkl",
     long_range_cutoff: float | None = LONG_RANGE_CUTOFF,
@@ -61,8 +68,8 @@ def load(
     """Load SO3LR from its parameter file.
 
     Args:
-      path: params.pkl of the SO3LR release, a pickle of NumPy arrays, or the same weights as .npz
-        or .safetensors. An unpickler that accepts nothing but arrays reads the pickle.
+      path: params.pkl of the SO3LR release, a pickle of NumPy arrays; so3lr.model of so3krates-torch;
+        or the same weights as .npz or .safetensors. No code in the files is run.
       long_range_cutoff: Cutoff of electrostatics and dispersion (Å); None for all pairs, which
         requires open boundaries.
       hyperparameters: Path of the hyperparameters.yaml that belongs to the file; None for those of
@@ -82,8 +89,12 @@ def load(
     settings = (
         HYPERPARAMETERS if hyperparameters is None else mlff.read_hyperparameters(hyperparameters)
     )
+    if torch_file.is_torch_file(path):
+        weights = read_model(torch_file.read(path), settings)
+    else:
+        weights = mlff.read(path)
     return mlff.potential(
-        mlff.read(path),
+        weights,
         settings,
         ELEMENTS,
         long_range_cutoff=long_range_cutoff,

@@ -1,7 +1,9 @@
-"""TorchMD-Net's equivariant transformer (checked against 3.1.0): state dict and hyperparameters.
+"""TorchMD-Net's equivariant transformer (checked against 3.1.0): checkpoints and state dicts.
 
-A state dict is incomplete: heads, cutoffs, activations and priors are among the hyperparameters
-that torchmd-train writes to hparams.yaml. Lengths are in Å. The unit of energies is not stored.
+A checkpoint (.ckpt) has the state dict and the hyperparameters. It is read without PyTorch and
+without running any code in it (formats/torch_file.py). A state dict is incomplete: heads, cutoffs,
+activations and priors are among the hyperparameters that torchmd-train also writes to hparams.yaml.
+Lengths are in Å. The unit of energies is not stored.
 
 The published behavior is kept: the energy of a model that was trained without `vector_cutoff`
 (TorchMD-Net's default) jumps when a pair comes within the cutoff, as it does in TorchMD-Net
@@ -18,7 +20,9 @@ import numpy as np
 from ase.data import atomic_numbers
 
 from mlip_jax import models
+from mlip_jax.importers.formats import torch_file
 from mlip_jax.importers.formats import weights as weight_files
+from mlip_jax.importers.formats.torch_records import plain
 from mlip_jax.importers.formats.torchmdnet_settings import (
     REQUIRED,
     model_options,
@@ -34,18 +38,26 @@ from mlip_jax.potential import Potential
 _HEAD = "output_model.output_network."
 
 
+def accepts(content: Any) -> bool:
+    """Return whether the content of a file of torch.save is a checkpoint of TorchMD-Net."""
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+        return False
+    names = content["state_dict"]
+    return any(str(name).removeprefix("model.").startswith(MODEL) for name in names)
+
+
 def load(
     path: str | Path,
     hparams: Mapping[str, Any] | str | Path | None = None,
     elements: Sequence[int | str] | None = None,
     energy_unit: float = 1.0,
 ) -> Potential:
-    """Load a force field from saved weights.
+    """Load a force field from a checkpoint or from saved weights.
 
     Args:
-      path: .npz or .safetensors file with the state dict of the model.
+      path: Checkpoint (.ckpt), or .npz or .safetensors file with the state dict of the model.
       hparams: Arguments of TorchMD-Net's create_model, or the path of a YAML file with them; None
-        for hparams.yaml in the folder of the weights.
+        for those in the checkpoint, or for hparams.yaml in the folder of the weights.
       elements: Symbols or atomic numbers that the model was trained on; None for the elements with
         a nonzero reference energy, which requires the prior "Atomref".
       energy_unit: Energy per unit of the network's energies (eV), for example ase.units.Hartree or
@@ -57,6 +69,11 @@ def load(
         not match the hyperparameters.
     """
     path = Path(path)
+    if path.suffix not in (".npz", ".safetensors"):
+        state, stored = _read_checkpoint(path)
+        settings = stored if hparams is None else hparams
+        settings = settings if isinstance(settings, Mapping) else read_hparams(settings)
+        return potential(state, settings, elements, energy_unit, {"file": path.name})
     if hparams is None:
         hparams = path.with_name("hparams.yaml")
         if not hparams.is_file():
@@ -67,6 +84,18 @@ def load(
             )
     settings = hparams if isinstance(hparams, Mapping) else read_hparams(hparams)
     return potential(weight_files.read(path), settings, elements, energy_unit, {"file": path.name})
+
+
+def _read_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return the state dict and the hyperparameters of a checkpoint."""
+    content = torch_file.read(path)
+    if not accepts(content):
+        raise WeightsError(f"{path}: not a checkpoint of TorchMD-Net")
+    hparams = plain(content.get("hyper_parameters"))
+    if not isinstance(hparams, dict):
+        raise WeightsError(f"{path}: the checkpoint has no hyperparameters; give hparams")
+    arrays = {k: v for k, v in content["state_dict"].items() if isinstance(v, np.ndarray)}
+    return arrays, hparams
 
 
 def potential(

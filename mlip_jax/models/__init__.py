@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from typing import Any
+
+from mlip_jax import limits
 
 
 def names() -> list[str]:
@@ -37,6 +40,15 @@ def new_run_options(name: str) -> dict[str, Any]:
     as `NEW_RUN_OPTIONS`.
     """
     return dict(getattr(find(name), "NEW_RUN_OPTIONS", {}))
+
+
+def uses_average_neighbors(name: str, options: Mapping[str, Any]) -> bool:
+    """Return whether the model `name` with these options scales messages by `avg_num_neighbors`."""
+    fields = find(name).__dataclass_fields__
+    if "message_normalization" in fields:
+        default = fields["message_normalization"].default
+        return options.get("message_normalization", default) == "avg_num_neighbors"
+    return "avg_num_neighbors" in fields
 
 
 def check_elements(model, numbers) -> None:
@@ -75,4 +87,23 @@ def create(name: str, **options):
     for option in options:
         if option not in known:
             raise ValueError(unknown_name(f"option of model {name!r}", option, known))
+    check_sizes(name, options)
     return model(**options)
+
+
+def check_sizes(name: str, options: Mapping[str, Any]) -> None:
+    """Raise ValueError if an option would take very much memory or time, as a file may request.
+
+    Args:
+      name: Name of the model or the energy term.
+      options: Its options.
+    """
+    for option, value in options.items():
+        kind = "model_layers" if option == "num_layers" else "option_value"
+        kind = "model_degree" if "degree" in option else kind
+        values = value if isinstance(value, tuple | list) else [value]
+        source = f"option {option} of {name!r}"
+        limits.check("option_value", len(values), source, ValueError)
+        for number in values:
+            if isinstance(number, int) and not isinstance(number, bool):
+                limits.check(kind, abs(number), source, ValueError)

@@ -63,7 +63,7 @@ class Model(nn.Module):
         of the sender. Requires `elements`; None: `cutoff` for all.
       elements: Atomic numbers with weights; None for all. Few elements save memory.
       avg_num_neighbors: Average number of neighbors, or that of each of `elements`. The root
-        divides sums over neighbors.
+        divides sums over neighbors. Training runs set it from their data.
       embedding: First scalars of the edges: Bessel functions times vectors of both elements
         ("bessel"), or splines for each pair of elements ("spline", requires `elements`).
       embedding_width: Number of functions of "bessel"; None: num_features.

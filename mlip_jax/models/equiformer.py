@@ -63,6 +63,7 @@ class Model(nn.Module):
       num_radial: Number of radial functions.
       radial_widths: Widths of the hidden layers of the radial networks.
       avg_num_neighbors: Average number of neighbors; its root divides the first sum over them.
+        Training runs set it from their data.
       rescale_degree: Whether attention is multiplied by the number of neighbors (MD17).
       num_tags: Number of kinds of atoms that nodes["tags"] distinguishes in addition to elements
         (Open Catalyst), 0 if a graph has no tags. Without kinds there is no embedding of them.

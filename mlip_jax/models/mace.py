@@ -50,6 +50,7 @@ from mlip_jax.models.layers.tensor_products.symmetric_contraction import Symmetr
 # names of the interaction blocks of mace-torch: RealAgnosticInteractionBlock, ...
 INTERACTIONS = ("agnostic", "residual", "agnostic_density", "residual_density")
 DISTANCE_TRANSFORMS = ("none", "agnesi")
+ZBL_CONSTANTS = (0.1818, 0.5099, 0.2802, 0.02817, 0.3, 0.4543)
 
 
 class Model(nn.Module):
@@ -72,14 +73,16 @@ class Model(nn.Module):
         instead. "density" blocks divide the sum by one plus a learned function of the neighbors'
         distances, the others by `avg_num_neighbors`.
       interaction: Block of the other layers.
-      avg_num_neighbors: Average number of neighbors; the default is that of organic molecules
-        within 5 Å.
+      avg_num_neighbors: Average number of neighbors. Training runs set it from their data; the
+        default is that of organic molecules within 5 Å.
       distance_transform: Distance in the Bessel functions: "none", or "agnesi", which depends on
         the covalent radii of both elements.
       agnesi: Constants q, p and a of "agnesi".
       covalent_radii: Covalent radius of each element from 0 on (Å); None for those of ASE.
       zbl: Whether there is a screened nuclear repulsion up to the sum of the covalent radii. It is
         in units of the energy scale, too.
+      zbl_constants: Constants of that repulsion: four coefficients, the exponent of the atomic numbers
+        and the prefactor of the screening length.
       readout_width: Width of the hidden layer of the last readout.
       elements: Atomic numbers that the model has weights for; None for all.
       zero_init: Whether the last kernels of the readouts start at zero.
@@ -104,6 +107,7 @@ class Model(nn.Module):
     agnesi: Sequence[float] = (0.9183, 4.5791, 1.0805)
     covalent_radii: Sequence[float] | None = None
     zbl: bool = False
+    zbl_constants: Sequence[float] = ZBL_CONSTANTS
     readout_width: int = 16
     elements: Sequence[int] | None = None
     zero_init: bool = True
@@ -180,7 +184,7 @@ class Model(nn.Module):
         reach = polynomial_cutoff(distances / (first + second), 1.0, self.cutoff_power)
         charges = jnp.asarray(numbers, distances.dtype)
         z = [gather(charges, index) for index in (edge.receivers, edge.senders)]
-        energies = 0.5 * screened_repulsion(distances, *z) * reach
+        energies = 0.5 * screened_repulsion(distances, *z, tuple(self.zbl_constants)) * reach
         total = segment_sum(energies, edge.receivers, len(numbers))
         if edge.undirected:
             total += segment_sum(energies, edge.senders, len(numbers))
@@ -259,16 +263,21 @@ class MaceLayer(nn.Module):
         return (1.0 / (1.0 + total))[:, None, None]
 
 
-def screened_repulsion(d: jax.Array, z1: jax.Array, z2: jax.Array) -> jax.Array:
+def screened_repulsion(
+    d: jax.Array, z1: jax.Array, z2: jax.Array, constants: Sequence[float] = ZBL_CONSTANTS
+) -> jax.Array:
     """Compute the repulsion of nuclei of Ziegler, Biersack and Littmark with MACE's constants (eV).
 
     Args:
       d: Distances (Å).
       z1, z2: Atomic numbers, in the dtype of d.
+      constants: Four coefficients, the exponent of the atomic numbers and the prefactor of the
+        screening length.
     """
-    coefficients, exponents = (0.1818, 0.5099, 0.2802, 0.02817), (3.2, 0.9423, 0.4028, 0.2016)
+    *coefficients, power, prefactor = constants
     zero = d == 0
     d = jnp.where(zero, 1.0, d)
-    x = d * (z1**0.3 + z2**0.3) / (0.4543 * 0.529)
+    x = d * (z1**power + z2**power) / (prefactor * 0.529)
+    exponents = (3.2, 0.9423, 0.4028, 0.2016)
     screening = sum(c * jnp.exp(-a * x) for c, a in zip(coefficients, exponents))
     return jnp.where(zero, 0.0, 14.3996 * z1 * z2 / d * screening)

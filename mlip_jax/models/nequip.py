@@ -51,7 +51,7 @@ class Model(nn.Module):
       embedding_width: Number of features of the embedding of elements; None: that of the scalars.
       elements: Atomic numbers with weights; None for all. Few elements save memory.
       avg_num_neighbors: Average number of neighbors, or that of each of `elements`. The root
-        divides messages.
+        divides messages. Training runs set it from their data.
       energy_widths: Widths of the hidden layers of the energy head.
       zero_init: Whether the last kernel of the energy head starts at zero.
       learned_scale: Whether the energy head learns a scale per element.

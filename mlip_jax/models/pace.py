@@ -72,8 +72,8 @@ class Model(nn.Module):
       radial_centers: Wave numbers of "bessel" (1/Å), num_radial of them; None: n pi over the
         cutoff.
       radial_network: Widths of the hidden layers of the networks of edges.
-      avg_num_neighbors: Average number of neighbors; the default is that of organic molecules
-        within 5 Å.
+      avg_num_neighbors: Average number of neighbors. Training runs set it from their data; the
+        default is that of organic molecules within 5 Å.
       readout_width: Width of the hidden layer of the readouts.
       elements: Atomic numbers that the model has weights for; None for all.
       old_signs: Take the signs of products of e3nn before 0.5.1.

@@ -57,7 +57,8 @@ class Model(nn.Module):
         each element, or "linear"; one for all layers or one per layer.
       elements: Atomic numbers with weights; None for all. With elements, their one-hot vectors are
         normalized as in sevenn.
-      avg_num_neighbors: Divisor of the summed messages, for all layers or one per layer.
+      avg_num_neighbors: Divisor of the summed messages, for all layers or one per layer. Training
+        runs set it to the average number of neighbors in their data.
       energy_widths: Widths of the hidden layers of a network with ReLU as energy head; None: two
         linear layers.
       use_bias: Whether linear layers in blocks and head have a bias on scalars, as force fields

@@ -34,11 +34,15 @@ from mlip_jax.models.layers.basic import (
     radial_basis,
     safe_norm,
     segment_sum,
-    spherical_harmonics,
     unit_vectors,
 )
 from mlip_jax.models.layers.embeddings import StateEmbedding
-from mlip_jax.models.layers.euclidean_variables import degree_invariants, parity, repeat_degrees
+from mlip_jax.models.layers.euclidean_variables import (
+    degree_invariants,
+    orthonormal_harmonics,
+    parity,
+    repeat_degrees,
+)
 from mlip_jax.models.layers.heads import AtomicEnergy, AtomOutputs, embed_elements
 from mlip_jax.models.layers.splines import SplineGrid
 
@@ -62,7 +66,8 @@ class Model(nn.Module):
       qk_activation: Activation of queries and keys (layers.ACTIVATIONS).
       message_normalization: Divisor of the attention: 1 ("identity"), the square root of the
         channels of a head ("sqrt_num_features") or `avg_num_neighbors` ("avg_num_neighbors").
-      avg_num_neighbors: Average number of neighbors, for `message_normalization`.
+      avg_num_neighbors: Average number of neighbors, for `message_normalization`. Training runs
+        that need it set it from their data.
       layer_norm_1: Whether there is a layer norm after attention. More than four layers need a
         layer norm, this one or layer_norm_2.
       residual_mlp_1: Whether there is a residual MLP after attention.
@@ -140,7 +145,7 @@ class Model(nn.Module):
         # edge geometry: distances (P,), harmonics (P, D), envelope (P,)
         edge = pairs(graph, self.undirected)
         distances = safe_norm(edge.displacements)
-        harmonics = spherical_harmonics(unit_vectors(edge.displacements, distances), degrees)
+        harmonics = orthonormal_harmonics(unit_vectors(edge.displacements, distances), degrees)
         envelope = cutoff_function(self.cutoff_fn)(distances, self.cutoff)
         numbers = graph.nodes["numbers"]
         # initial features f (N, F) and Euclidean variables x (N, D)

@@ -15,7 +15,10 @@ from mlip_jax.simulation.trust.ensemble_calibration import Calibration, Ensemble
 from mlip_jax.workdir import write_text
 
 _MAX_BINS, _MIN_BIN_SIZE = 12, 5
-_TITLES = {"valid": "Validation split, to which the factors were fitted", "test": "Test split"}
+_TITLES = {
+    "calibration": "Structures to which the factors were fitted",
+    "test": "Other structures of the test split",
+}
 
 
 class _CalibratedErrors(NamedTuple):
@@ -94,8 +97,8 @@ def write_ensemble_report(
     Args:
       workdir: Folder of the report.
       calibration: Calibration of the ensemble.
-      evaluated: Errors by split, "valid" and "test".
-      scores: Result of the function `scores` by split.
+      evaluated: Errors of the structures of the fit, "calibration", and of the check, "test".
+      scores: Result of the function `scores` for each of them.
       notes: Notes at the top of the page.
       info: Sections of names and values for `sections.provenance`.
     """

@@ -12,7 +12,9 @@ import math
 
 import numpy as np
 from ase.data import chemical_symbols
+from ase.units import GPa
 
+from mlip_jax.datasets.identity import readable_name
 from mlip_jax.datasets.statistics import element_counts
 from mlip_jax.reports.predictions import Predictions
 
@@ -29,6 +31,14 @@ def energy_errors(predictions: Predictions) -> np.ndarray:
 def force_errors(predictions: Predictions) -> np.ndarray:
     """Return errors of the forces in eV/Å, (A, 3); NaN if label or prediction is not finite."""
     return _difference(predictions.forces_predicted, predictions.forces)
+
+
+def stress_errors(predictions: Predictions) -> np.ndarray:
+    """Return errors of the stress in GPa, (S, 3, 3); NaN without label or prediction."""
+    p = predictions
+    if p.stress is None or p.stress_predicted is None:
+        return np.full((p.num_structures, 3, 3), np.nan)
+    return _difference(p.stress_predicted, p.stress) / GPa
 
 
 def energy_errors_per_atom(predictions: Predictions) -> np.ndarray:
@@ -61,6 +71,8 @@ def summary(predictions: Predictions) -> dict[str, float | int | None]:
         force_errors(predictions),
     )
     slope = energy_slope(predictions)
+    stress = stress_errors(predictions)
+    known_stress = np.isfinite(stress).any()
     return json_safe(
         {
             "energy_mae_mev_per_atom": mae(per_atom),
@@ -69,6 +81,11 @@ def summary(predictions: Predictions) -> dict[str, float | int | None]:
             "energy_rmse_ev": rmse(energy),
             "force_mae_mev_per_ang": 1e3 * mae(force),
             "force_rmse_mev_per_ang": 1e3 * rmse(force),
+            **(
+                {"stress_mae_gpa": mae(stress), "stress_rmse_gpa": rmse(stress)}
+                if known_stress
+                else {}
+            ),
             "energy_slope_mev_per_atom": slope.slope,
             "energy_slope_stderr_mev_per_atom": slope.stderr,
             "num_structures": predictions.num_structures,
@@ -318,7 +335,9 @@ def worst_molecules(predictions: Predictions, count: int = 15) -> list[MoleculeE
     columns = (
         column[worst].tolist() for column in (names, conformers, largest, absolute, signed, total)
     )
-    return [MoleculeErrors(*row) for row in zip(*columns, strict=True)]
+    return [
+        MoleculeErrors(readable_name(str(name)), *row) for name, *row in zip(*columns, strict=True)
+    ]
 
 
 def json_safe(value):

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from mlip_jax.datasets.identity import readable_name
 from mlip_jax.reports import ensemble, errors, sections, training
 from mlip_jax.reports import html_page as page
 from mlip_jax.reports.predictions import Predictions
@@ -24,6 +25,7 @@ from mlip_jax.simulation.trust.ensemble_calibration import Calibration, Ensemble
 from mlip_jax.workdir import write_text
 
 _MAX_ROWS = 20
+_OUTSIDE = "Structures outside the domain"
 
 
 def evaluation_metrics(
@@ -143,7 +145,10 @@ def _cards(content: sections.ReportData) -> list[tuple[str, str, str, str]]:
     if metrics["num_outside_domain"] is not None:
         count = metrics["num_outside_domain"]
         share = 100 * count / metrics["num_structures"]
-        cards.append(("outside the domain", f"{count:,}", "", f"{share:.3g} % of the structures"))
+        detail = f"{share:.3g} % of the structures"
+        if count:
+            detail = page.link(_OUTSIDE, f"{detail}, listed below")
+        cards.append(("outside the domain", f"{count:,}", "", detail))
     return [*cards, ("time", page.duration(metrics["seconds"]), "", "")]
 
 
@@ -160,13 +165,20 @@ def _skipped(skipped: Mapping[str, int]) -> Iterator[str]:
 
 def _outside(labelled: Predictions, predictions: StructurePredictions) -> Iterator[str]:
     """Yield a table of the structures that are farthest outside the domain."""
+    if predictions.outside_domain is None:
+        return
+    yield page.heading(_OUTSIDE)
+    if predictions.unseen is not None and predictions.unseen.any():
+        yield page.paragraph(
+            f"{int(predictions.unseen.sum()):,} structures have a charge, a number of unpaired "
+            "electrons or a periodicity that never occurs in the training data."
+        )
     if predictions.farthest is None:
         return
-    yield page.heading("Structures outside the domain")
     order = np.argsort(-predictions.farthest, kind="stable")[:_MAX_ROWS]
     rows = [
         (
-            str(labelled.molecule[s]),
+            readable_name(str(labelled.molecule[s])),
             str(labelled.source[s]),
             int(labelled.sizes[s]),
             float(predictions.farthest[s]),
@@ -175,7 +187,7 @@ def _outside(labelled: Predictions, predictions: StructurePredictions) -> Iterat
         if predictions.farthest[s] > 1
     ]
     if not rows:
-        yield page.paragraph("None: all atoms are close to training atoms.")
+        yield page.paragraph("All atoms are close to training atoms.")
         return
     yield page.paragraph(
         "An atom of these structures is farther from the training atoms than nearly all validation "

@@ -7,6 +7,7 @@ templates insert unchanged; they escape plain strings.
 import base64
 import io
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -32,7 +33,17 @@ _TEMPLATES = Environment(
     keep_trailing_newline=True,
     finalize=_printable,
 )
+
+
+def _anchor(text: str) -> str:
+    """Return the name of a heading in links: lower case, with hyphens."""
+    return re.sub(r"\W+", "-", text.lower()).strip("-")
+
+
+_TEMPLATES.globals["anchor"] = _anchor
 _PARTS = _TEMPLATES.get_template("parts.html").module
+# Largest size at which a figure is shown, in pixels of the page per inch: 300 for a molecule.
+_SHOWN_PER_INCH = 130
 
 
 def render(title: str, body: Iterable[Markup]) -> str:
@@ -115,8 +126,23 @@ def figure(fig: Figure, caption: str, *, wide: bool = False) -> Markup:
     fig.savefig(buffer, format="png", dpi=150)
     width, height = (round(150 * side) for side in fig.get_size_inches())
     return _PARTS.figure(
-        base64.b64encode(buffer.getvalue()).decode("ascii"), width, height, caption, wide
+        base64.b64encode(buffer.getvalue()).decode("ascii"),
+        width,
+        height,
+        round(_SHOWN_PER_INCH * fig.get_size_inches()[0]),
+        caption,
+        wide,
     )
+
+
+def link(heading: str, text: str) -> Markup:
+    """Return a link to a heading of the page."""
+    return _PARTS.link(_anchor(heading), text)
+
+
+def mark(text: str) -> Markup:
+    """Return emphasized text for a cell that needs attention."""
+    return _PARTS.mark(text)
 
 
 def grid(items: Iterable[Markup], kind: str = "figures") -> Markup:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import csv
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,11 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from mlip_jax.datasets.identity import readable_name
 from mlip_jax.datasets.property_data import Target
+from mlip_jax.foreign_text import table_rows
 from mlip_jax.reports import figures, sections
 from mlip_jax.reports import html_page as page
 from mlip_jax.workdir import write_text
 
+OUTSIDE = "Molecules outside the domain"
 _MAX_ROWS = 20
 
 
@@ -39,7 +41,7 @@ def write_prediction_report(
       info: Sections of names and values.
     """
     with open(results, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+        rows = list(table_rows(file))
     done = [row for row in rows if row["status"] == "predicted"]
     outside = [row for row in done if row["outside_domain"] == "1"]
     body = [
@@ -52,12 +54,7 @@ def write_prediction_report(
                     "",
                     f"of {len(rows):,}; {len(rows) - len(done):,} failed",
                 ),
-                (
-                    "outside the domain",
-                    f"{len(outside):,}",
-                    "",
-                    "farther from the training split than 99 % of the validation split",
-                ),
+                ("outside the domain", f"{len(outside):,}", "", _outside_detail(outside)),
                 ("time", page.duration(seconds), "", ""),
             ]
         ),
@@ -72,11 +69,19 @@ def write_prediction_report(
     body += [
         *_figures(done, targets),
         *_extremes(done, targets),
+        *_outside(outside),
         *_failures(rows),
         *sections.provenance(dict(info)),
     ]
     write_text(Path(workdir) / "report.html", page.render(title, body))
     return Path(workdir) / "report.html"
+
+
+def _outside_detail(outside) -> str:
+    """Return the explanation of the card on the domain, with a link to the molecules outside."""
+    if outside:
+        return page.link(OUTSIDE, "listed below")
+    return "farther from the training split than 99 % of the validation split"
 
 
 def _figures(done, targets) -> Iterator[str]:
@@ -139,10 +144,10 @@ def _extremes(done, targets) -> Iterator[str]:
             [
                 (
                     done[i]["name"] or done[i]["index"],
-                    done[i]["smiles"],
+                    readable_name(done[i]["smiles"]),
                     float(done[i][t.name]),
                     _known(done[i][f"{t.name}_expected_error"]),
-                    "outside" if done[i]["outside_domain"] == "1" else "inside",
+                    page.mark("outside") if done[i]["outside_domain"] == "1" else "inside",
                 )
                 for i in chosen
             ],
@@ -167,6 +172,28 @@ def _failures(rows) -> Iterator[str]:
     yield page.table(
         ["molecule", "SMILES", "reason"],
         [(row["name"] or row["index"], row["smiles"], row["reason"]) for row in failed[:_MAX_ROWS]],
+    )
+
+
+def _outside(outside) -> Iterator[str]:
+    """Yield a table of the molecules that are farthest outside the domain."""
+    if not outside:
+        return
+    order = np.argsort(-_column(outside, "domain_distance"), kind="stable")[:_MAX_ROWS]
+    yield page.heading(OUTSIDE)
+    yield page.paragraph(
+        "They have 1 in the column outside_domain of the table of results. The farthest ones:"
+    )
+    yield page.table(
+        ["molecule", "SMILES", "distance (1: boundary)"],
+        [
+            (
+                outside[i]["name"] or outside[i]["index"],
+                readable_name(outside[i]["smiles"]),
+                float(outside[i]["domain_distance"] or "nan"),
+            )
+            for i in order
+        ],
     )
 
 

@@ -31,6 +31,8 @@ class Predictions:
       conformer: Index of the conformation within its molecule, (S,).
       subset: Subset of the data set that the structure belongs to, (S,).
       source: Origin of the labels, (S,).
+      stress: Reference stress in eV/Å³, (S, 3, 3), or None.
+      stress_predicted: Predicted stress in eV/Å³, (S, 3, 3), or None.
 
     Raises:
       ValueError: Shapes or values are inconsistent.
@@ -46,6 +48,8 @@ class Predictions:
     conformer: np.ndarray
     subset: np.ndarray
     source: np.ndarray
+    stress: np.ndarray | None = None
+    stress_predicted: np.ndarray | None = None
 
     def __post_init__(self):
         for name, kind in _KINDS.items():
@@ -65,6 +69,13 @@ class Predictions:
                 raise ValueError(
                     f"{name}: expected shape {expected} for {self.num_structures} structures with "
                     f"{self.num_atoms} atoms (from offsets), received {actual}"
+                )
+        for name in _OPTIONAL:
+            value = getattr(self, name)
+            if value is not None and np.shape(value) != (self.num_structures, 3, 3):
+                raise ValueError(
+                    f"{name}: expected shape {(self.num_structures, 3, 3)}, received "
+                    f"{np.shape(value)}"
                 )
 
     @property
@@ -91,7 +102,8 @@ class Predictions:
         """Write one npz file (without pickled objects) atomically, and return its path."""
         path = Path(path)
         with atomic_open(path, shared=True) as file:
-            np.savez(file, **{name: getattr(self, name) for name in _KINDS})
+            arrays = {name: getattr(self, name) for name in (*_KINDS, *_OPTIONAL)}
+            np.savez(file, **{name: x for name, x in arrays.items() if x is not None})
         return path
 
     @classmethod
@@ -110,7 +122,8 @@ class Predictions:
                     raise ValueError(
                         f"missing arrays {missing}; the file contains {sorted(file.files)}"
                     )
-                return cls(**{name: file[name] for name in _KINDS})
+                names = [*_KINDS, *(name for name in _OPTIONAL if name in file.files)]
+                return cls(**{name: file[name] for name in names})
         # For a file with a single array, NumPy returns an array, which is not a context manager.
         except (ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path}: not a valid file of predictions: {error}") from error
@@ -128,6 +141,7 @@ _KINDS = {
     "subset": np.str_,
     "source": np.str_,
 }
+_OPTIONAL = ("stress", "stress_predicted")
 
 
 def _convert(name: str, value, kind: type) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import os
@@ -12,10 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from mlip_jax.datasets.identity import readable_name
 from mlip_jax.datasets.property_data import Target
-from mlip_jax.reports import domain, errors, figures, sections
+from mlip_jax.foreign_text import TableWriter
+from mlip_jax.reports import domain, errors, figures, sections, unseen
 from mlip_jax.reports import html_page as page
 from mlip_jax.reports.training import read_metrics
+from mlip_jax.reports.unseen import UnseenStructures
 from mlip_jax.workdir import atomic_open, write_text
 
 _MAX_WORST = 10
@@ -63,6 +65,7 @@ def write_property_report(
     notes: Sequence[str],
     best_step: int,
     info: Mapping[str, Any],
+    unseen_structures: Mapping[str, UnseenStructures] | None = None,
 ) -> Path:
     """Write report.html, metrics.json and predictions_PART.csv to `workdir`, each atomically.
 
@@ -78,6 +81,8 @@ def write_property_report(
       notes: Notes at the top of the page.
       best_step: Step of the evaluated checkpoint.
       info: Metadata of the run.
+      unseen_structures: Structures with elements that training lacks, by split; `outcomes` do not
+        contain them.
 
     Returns:
       Path of report.html.
@@ -99,6 +104,7 @@ def write_property_report(
         }
         if first and outcomes[first].distance is not None
         else None,
+        unseen.KEY: unseen.metrics(unseen_structures or {}),
         "test": {f"{t.name}_mae": scores[first][t.name]["mae"] for t in targets} if first else None,
     }
     write_text(workdir / "metrics.json", json.dumps(errors.json_safe(numbers), indent=2) + "\n")
@@ -108,6 +114,7 @@ def write_property_report(
         page.heading(title, 1),
         *(page.callout(note) for note in notes),
         *_table(scores, outcomes, targets),
+        *unseen.section(numbers[unseen.KEY]),
         *_figures(outcomes, targets, first, metrics_csv),
         *_domain(outcomes, targets, first),
         *_worst(outcomes, targets, first),
@@ -130,7 +137,7 @@ def score(absolute: np.ndarray) -> dict[str, float]:
         }
     return {
         "mae": float(known.mean()),
-        "stderr": float(known.std() / np.sqrt(len(known))),
+        "stderr": float(known.std(ddof=1) / np.sqrt(len(known))) if len(known) > 1 else np.nan,
         "rmse": float(np.sqrt((known**2).mean())),
         "median": float(np.median(known)),
         "count": len(known),
@@ -140,7 +147,7 @@ def score(absolute: np.ndarray) -> dict[str, float]:
 def write_predictions(path: Path, outcome: PredictedProperties, targets: Sequence[Target]) -> None:
     """Write a line per structure: label and prediction of scalars, |error| of other properties."""
     with atomic_open(path, "w", newline="") as file:
-        writer = csv.writer(file)
+        writer = TableWriter(file)
         writer.writerow(
             [
                 "molecule",
@@ -268,7 +275,7 @@ def _worst(outcomes, targets, first) -> Iterator[str]:
             ["molecule", "atoms", "reference", "predicted", "error"],
             [
                 (
-                    str(outcome.molecule[s]),
+                    readable_name(str(outcome.molecule[s])),
                     int(outcome.n_atoms[s]),
                     float(outcome.labels[t.name][s]),
                     float(outcome.predicted[t.name][s]),

@@ -77,6 +77,11 @@ def error_cards(content: ReportData) -> list[tuple[str, str, str, str]]:
             f"{prefix}energy MAE", "energy_mae_mev_per_atom", "meV/atom", "energy_rmse_mev_per_atom"
         ),
         card(f"{prefix}force MAE", "force_mae_mev_per_ang", "meV/Å", "force_rmse_mev_per_ang"),
+        *(
+            [card(f"{prefix}stress MAE", "stress_mae_gpa", "GPa", "stress_rmse_gpa")]
+            if "stress_mae_gpa" in values
+            else []
+        ),
         ("energy error against size", slope, "meV/atom", f"slope, ± {stderr}; should be zero"),
     ]
 
@@ -118,6 +123,13 @@ def error_table(content: ReportData) -> Iterator[str]:
         rows.append((name, *(values[key] for key in keys), text))
     yield page.heading("Errors")
     yield page.table(header, rows) if rows else page.paragraph("No predictions were given.")
+    for name, size in content.metrics.get("split_sizes", {}).items():
+        evaluated = content.splits[name].num_structures if name in content.splits else size
+        if evaluated < size:
+            yield page.paragraph(
+                f"The errors of the {_phrase(name)} are those of {evaluated:,} of its {size:,} "
+                "structures, which are drawn at random."
+            )
     for name, split in content.splits.items():
         if split.num_structures == 0:
             yield page.paragraph(f"The {name} split is empty.")
@@ -367,8 +379,12 @@ def _phrase(name: str) -> str:
 
 
 def _extent(content: ReportData) -> str:
+    """Return the number of training structures as text."""
     train = content.metrics["train"]
-    return f"{train['num_structures']:,} training structures" if train else ""
+    if not train:
+        return ""
+    count = content.metrics.get("split_sizes", {}).get("train", train["num_structures"])
+    return f"{count:,} training structures"
 
 
 def _with_sign(value: float | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import logging
@@ -12,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mlip_jax.foreign_text import TableWriter
 from mlip_jax.workdir import atomic_open, write_text
 
 log = logging.getLogger(__name__)
@@ -35,9 +35,14 @@ _SHOWN = {
     "test_energy_slope_mev_per_atom": "test slope (meV/atom)",
     "valid_energy_mae_mev_per_atom": "valid. energy MAE (meV/atom)",
     "valid_force_mae_mev_per_ang": "valid. force MAE (meV/Å)",
+    "test_unseen_structures": "test structures left out (unseen elements)",
+    "valid_unseen_structures": "valid. structures left out (unseen elements)",
     "training_seconds": "training (s)",
     "best_step": "best step",
 }
+# Columns of structures with elements that the training split of the variant lacks. Its errors are
+# without them, so errors of variants with different numbers are not of the same structures.
+_UNSEEN = {f"{part}_unseen_structures": part for part in ("test", "valid")}
 _DRAWN = ("test_energy_mae_mev_per_atom", "test_force_mae_mev_per_ang")
 _SEED = "seed"
 _CELL = 60  # maximum number of characters of a cell in the Markdown table
@@ -52,8 +57,9 @@ class Row(NamedTuple):
         same keys.
       state: "done", "running", "failed", "stopped" or "waiting".
       seconds: Wall time of all attempts in seconds, None before the first one ended.
-      scores: Values by column: the keys of SCORES, training_seconds and best_step. Values are None
-        if unknown; empty if there are no scores yet.
+      scores: Values by column: the keys of SCORES, the numbers of structures with unseen
+        elements, training_seconds and best_step. Values are None if unknown; empty if there are no
+        scores yet.
     """
 
     name: str
@@ -96,6 +102,10 @@ def read_scores(workdir: str | os.PathLike, best: str = "best") -> dict[str, flo
         log.warning("%s: not valid JSON (%s); its scores are missing in the table", path, error)
         return {}
     scores = {column: (metrics.get(part) or {}).get(key) for column, (part, key) in SCORES.items()}
+    unseen = metrics.get("unseen_elements") or {}
+    scores |= {
+        column: unseen.get(part, {}).get("num_structures") for column, part in _UNSEEN.items()
+    }
     steps = [int(p.name) for p in (Path(workdir) / best).glob("*") if p.name.isdigit()]
     return scores | {
         "training_seconds": metrics.get("seconds"),
@@ -117,7 +127,7 @@ def _group(rows: Sequence[Row]) -> SeedAverage:
     """Average the rows of one group over those that are done."""
     done = [row for row in rows if row.state == "done"]
     scores = {}
-    for column in (*SCORES, "training_seconds"):
+    for column in (*SCORES, *_UNSEEN, "training_seconds"):
         known = [row.scores[column] for row in done if row.scores.get(column) is not None]
         if known:
             scores[column] = (
@@ -149,9 +159,9 @@ def write_table(folder: str | os.PathLike, rows: Sequence[Row], title: str) -> N
 
 def _csv(rows: Sequence[Row]) -> str:
     """Return the text of sweep.csv."""
-    columns = [*SCORES, "training_seconds", "best_step"]
+    columns = [*SCORES, *_UNSEEN, "training_seconds", "best_step"]
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = TableWriter(text, lineterminator="\n")
     writer.writerow(["name", *rows[0].values, "state", "seconds", *columns])
     for row in rows:
         writer.writerow(
@@ -164,7 +174,7 @@ def _seeds_csv(groups: Sequence[SeedAverage]) -> str:
     """Return the text of sweep_seeds.csv."""
     columns = [*SCORES, "training_seconds"]
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = TableWriter(text, lineterminator="\n")
     writer.writerow(
         [
             *groups[0].values,
@@ -258,7 +268,8 @@ def duration(seconds: float | None) -> str:
 def _figure(column: str, value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value:.0f}" if column in ("best_step", "training_seconds") else f"{value:.2f}"
+    whole = column in ("best_step", "training_seconds", *_UNSEEN)
+    return f"{value:.0f}" if whole else f"{value:.2f}"
 
 
 def _spread(column: str, mean: float | None, std: float | None) -> str:

@@ -3,14 +3,15 @@
 import csv
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from mlip_jax.reports import domain, errors, sections
+from mlip_jax.reports import domain, errors, sections, unseen
 from mlip_jax.reports import html_page as page
 from mlip_jax.reports.predictions import Predictions
+from mlip_jax.reports.unseen import UnseenStructures
 from mlip_jax.simulation.trust.atom_domain import DomainEvaluation
 from mlip_jax.workdir import write_text
 
@@ -27,6 +28,8 @@ def write_report(
     seconds: float,
     notes: Sequence[str] = (),
     evaluation: DomainEvaluation | None = None,
+    sizes: Mapping[str, int] | None = None,
+    unseen_structures: Mapping[str, UnseenStructures] | None = None,
 ) -> Path:
     """Write `report.html` and `metrics.json` to `workdir`, each atomically.
 
@@ -42,6 +45,10 @@ def write_report(
       notes: Notes at the top of the page.
       evaluation: Errors of structures of the split shown in detail, with their distance from the
         training set; None if unknown.
+      sizes: Number of structures of each split, of which `predictions` may be a sample. None if
+        all are evaluated.
+      unseen_structures: Structures with elements that training lacks, by split; `predictions` do
+        not contain them.
 
     Returns:
       Path of `report.html`.
@@ -54,9 +61,15 @@ def write_report(
         raise ValueError(f"predictions: unknown splits {unknown}; must be among {list(SPLITS)}")
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
+    unseen_metrics = unseen.metrics(unseen_structures or {})
     content = sections.ReportData(
         splits={name: predictions[name] for name in SPLITS if name in predictions},
-        metrics=metrics(predictions, seconds) | {"domain_auc": domain_auc(evaluation)},
+        metrics=metrics(predictions, seconds)
+        | {
+            "domain_auc": domain_auc(evaluation),
+            "split_sizes": dict(sizes or {}),
+            unseen.KEY: unseen_metrics,
+        },
         curves=read_metrics(metrics_csv),
     )
     # Write the metrics first, so that they exist even if a figure fails.
@@ -67,6 +80,7 @@ def write_report(
         page.heading(title, 1),
         *sections.headline(content, notes),
         *sections.error_table(content),
+        *unseen.section(unseen_metrics),
         *sections.learning_curves(content),
         *sections.parity(content),
         *sections.drift(content),

@@ -106,7 +106,7 @@ def _table(done: Sequence[ReportedVibrations]) -> Iterator[str]:
             f"{r.thermochemistry['free_energy'] - r.energy:.4f}",
             f"{1000 * r.thermochemistry['entropy']:.4f}",
             r.thermochemistry["symmetry_number"],
-            "outside" if r.outside else "inside",
+            page.mark("outside") if r.outside else "inside",
         )
         for r in done[:_MAX_ROWS]
     ]

@@ -7,7 +7,10 @@ batches while the devices compute. Results are those of the calculators:
   that are periodic in three directions unless a member has no derivatives of its energy: means over
   the members;
 - of several members: standard deviations and, with a calibration, expected errors;
-- with a domain: distances of the atoms from the training atoms, and expected force errors.
+- with a domain: distances of the atoms from the training atoms, and expected force errors. The
+  distances of an ensemble are the largest over the members whose domain is known.
+
+Expected errors are NaN for structures with a charge, spin or periodicity that training never saw.
 
 S is the number of structures and A the number of their atoms.
 """
@@ -17,6 +20,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,11 +37,14 @@ from mlip_jax.graphs.shapes import GrowingBudget
 from mlip_jax.importers import load_force_field, split_force_fields
 from mlip_jax.potential import Potential, evaluate, has_energy_derivatives
 from mlip_jax.simulation.energies import invariant_features
+from mlip_jax.simulation.ensemble_mean import level_of_theory
 from mlip_jax.simulation.trust import atom_domain
 from mlip_jax.simulation.trust.coverage import has_unseen_state
 from mlip_jax.simulation.trust.domain import Domain
 from mlip_jax.simulation.trust.ensemble_calibration import Calibration
 from mlip_jax.workdir import atomic_open
+
+log = logging.getLogger(__name__)
 
 # Average number of atoms of a batch by platform: it fits the caches of a core or fills a GPU.
 _BATCH_ATOMS = {"cpu": 640, "gpu": 16_384, "tpu": 16_384}
@@ -60,7 +67,7 @@ class ForceFieldMember:
     @property
     def level_of_theory(self) -> str:
         """Level of theory of the training labels."""
-        return self.potential.metadata.get("statistics", {}).get("level_of_theory", "unknown")
+        return level_of_theory(self.potential)
 
 
 def load_members(given: Any) -> tuple[ForceFieldMember, ...]:
@@ -104,8 +111,7 @@ class StructurePredictions:
       forces_expected_error: Expected error of the force components (eV/Å), (A,).
       domain_distance: Distance of the atoms from the training atoms, (A,); 1 at the boundary of the
         domain.
-      unseen: Whether charge, spin or periodicity of the structure never occurs in training, (S,);
-        None without a domain.
+      unseen: Whether charge, spin or periodicity of the structure never occurs in training, (S,).
     """
 
     n_atoms: np.ndarray
@@ -141,9 +147,12 @@ class StructurePredictions:
 
     @property
     def outside_domain(self) -> np.ndarray | None:
-        """Whether an atom of each structure is outside the domain, or it is `unseen`; (S,) or None."""
+        """Whether an atom of each structure is outside the domain, or it is `unseen`; (S,) or None.
+
+        None without a domain, unless a structure is `unseen`.
+        """
         if self.farthest is None:
-            return None
+            return self.unseen if self.unseen is not None and self.unseen.any() else None
         return self.farthest > 1 if self.unseen is None else (self.farthest > 1) | self.unseen
 
     @classmethod
@@ -296,16 +305,12 @@ class BatchPredictor:
         if periodic.any():
             result["stress"] = np.mean([a.stress for a in arrays], axis=0)
             result["stress"][~periodic] = np.nan
-        known = [a for a in arrays if a.distance is not None]
-        if len(known) == len(arrays):
-            unseen = has_unseen_state(columns, [m.potential for m in self.members])
-            result["domain_distance"] = np.mean([a.relative_distance() for a in known], axis=0)
-            result["unseen"] = unseen
+        unseen = has_unseen_state(columns, [m.potential for m in self.members])  # (S,)
+        result["unseen"] = unseen
+        if distances := [a.relative_distance() for a in arrays if a.distance is not None]:
+            result["domain_distance"] = np.max(distances, axis=0)
         if all(a.has_expected_errors for a in arrays):
-            errors = np.mean([a.expected_errors() for a in arrays], axis=0)
-            result["forces_expected_error"] = np.where(
-                np.repeat(unseen, columns.n_atoms), np.nan, errors
-            )
+            result["forces_expected_error"] = np.mean([a.expected_errors() for a in arrays], axis=0)
         if all(a.charges is not None for a in arrays) and len(columns):
             result["charges"] = np.mean([a.charges for a in arrays], axis=0)
         if len(arrays) > 1:
@@ -314,6 +319,12 @@ class BatchPredictor:
             result |= self._calibration.expected(
                 columns.n_atoms, result["energy_std"], result["forces_std"]
             )
+        for name, rows in (
+            ("energy_expected_error", unseen),
+            ("forces_expected_error", np.repeat(unseen, columns.n_atoms)),
+        ):
+            if name in result:
+                result[name] = np.where(rows, np.nan, result[name])
         return StructurePredictions(np.asarray(columns.n_atoms, np.int64), **result)
 
 
@@ -379,6 +390,7 @@ def _cast(params, dtype):
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _apply(model, energy_scale, with_stress, with_features, params, graph):
     """Return energies (G,), forces (N, 3), stress (G, 3, 3), charges (N,), features (N, F)."""
+    log.info("compiling the predictions for batches of %d atoms", len(graph.nodes["positions"]))
     out = evaluate(model, params, graph, energy_scale, with_stress)
     features = invariant_features(model, params, graph) if with_features else None
     return out.energy, out.forces, out.stress, out.properties.get("partial_charges"), features

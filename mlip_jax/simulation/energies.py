@@ -20,6 +20,7 @@ from mlip_jax.graphs.batch import build_batch
 from mlip_jax.graphs.packing import plan_batches
 from mlip_jax.graphs.padding import choose_budget, graph_sizes
 from mlip_jax.graphs.shapes import GrowingBudget
+from mlip_jax.matmul_precision import at_full_precision
 from mlip_jax.potential import Potential, evaluate
 
 _PIECE_SIZE = 4096  # structures that are read and planned at a time, before they are batched
@@ -124,6 +125,7 @@ def mean_features(
 
 
 @functools.partial(jax.jit, static_argnums=0)
+@at_full_precision
 def invariant_features(model, params, graph: jraph.GraphsTuple) -> jax.Array:
     """Compute the features of degree 0 and even parity of a padded batch, (N, F)."""
     params, graph = jax.tree.map(jnp.asarray, (params, graph))

@@ -106,5 +106,15 @@ def members_of(potential: Potential) -> tuple[Potential, ...]:
     )
 
 
+def level_of_theory(potential: Potential) -> str:
+    """Return the level of theory of the training labels, "unknown" if it was not recorded.
+
+    The levels of an ensemble are joined if its members differ.
+    """
+    metadata = potential.metadata.get("members", [potential.metadata])
+    levels = {m.get("statistics", {}).get("level_of_theory", "unknown") for m in metadata}
+    return " / ".join(sorted(levels))
+
+
 def _mean(values: Sequence[jax.Array]) -> jax.Array:
     return sum(values) / len(values)

@@ -52,6 +52,7 @@ import jraph
 import numpy as np
 
 from mlip_jax import __version__
+from mlip_jax.files import atomic_open
 from mlip_jax.potential import Potential, evaluate
 from mlip_jax.workdir import write_json
 
@@ -120,7 +121,8 @@ def export_stablehlo(
         )({name: jax.ShapeDtypeStruct(tuple(i["shape"]), i["dtype"]) for name, i in inputs.items()})
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / PROGRAM).write_bytes(exported.serialize())
+    with atomic_open(folder / PROGRAM) as file:
+        file.write(exported.serialize())
     outputs = {
         name: {"shape": list(o.shape), "dtype": str(o.dtype), "unit": _UNITS[name]}
         for name, o in jax.tree.unflatten(exported.out_tree, exported.out_avals).items()

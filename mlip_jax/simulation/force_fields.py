@@ -7,26 +7,25 @@ list, whose mean is used.
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ase import Atoms
 
 from mlip_jax import importers
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.importers import split_force_fields
 from mlip_jax.potential import Potential
+from mlip_jax.simulation import user_warnings
 from mlip_jax.simulation.ensemble_mean import mean_potential, members_of
 from mlip_jax.simulation.trust import atom_domain
 from mlip_jax.simulation.trust.coverage import unseen_states
 from mlip_jax.simulation.trust.domain import Domain
-from mlip_jax.structure import from_ase
+from mlip_jax.structure import from_ase, hill_formula
 
 
-def load_force_field(given: Any) -> Potential:
+def load_mean_force_field(given: Any) -> Potential:
     """Load a force field, or the mean of several.
 
     Args:
@@ -53,10 +52,6 @@ def _domain(item: Any) -> Domain | None:
     return getattr(item, "domain", None)
 
 
-class OutsideDomainWarning(UserWarning):
-    """Warning that molecules are unlike the training data of a force field."""
-
-
 @dataclasses.dataclass(frozen=True)
 class TrustCheck:
     """Check whether molecules are like the training data of a force field.
@@ -75,7 +70,7 @@ class TrustCheck:
 
         Args:
           given: Force field as the user names it.
-          potential: Result of `load_force_field` for it.
+          potential: Result of `load_mean_force_field` for it.
         """
         return cls(members_of(potential), load_domains(given))
 
@@ -85,16 +80,11 @@ class TrustCheck:
             unseen[0].message if (unseen := unseen_states(atoms, self.members)) else ""
             for atoms in molecules
         ]
-        known = [
-            (member, domain)
-            for member, domain in zip(self.members, self.domains)
-            if domain is not None
-        ]
-        if not known or not molecules:
+        if not molecules or not any(self.domains):
             return reasons
         columns = Columns.from_structures(map(from_ase, molecules))
-        distances = [atom_domain.farthest(member, domain, columns) for member, domain in known]
-        for k, distance in enumerate(np.max(distances, axis=0).tolist()):
+        distances = atom_domain.farthest_of_members(self.members, self.domains, columns)
+        for k, distance in enumerate(distances.tolist()):
             if not reasons[k] and not distance <= 1:  # NaN is outside
                 reasons[k] = (
                     f"an atom is {distance:.2g} times as far from the training atoms as the "
@@ -113,14 +103,14 @@ class TrustCheck:
         outside = [k for k, reason in enumerate(reasons) if reason]
         if not outside:
             return ""
-        first = molecules[outside[0]].get_chemical_formula()
+        first = hill_formula(molecules[outside[0]].numbers)
         return (
             f"{len(outside)} of {len(molecules)} {name} are outside the domain of the force field, "
             f"so its energies may be wrong; the first, {first}: {reasons[outside[0]]}"
         )
 
-    def warn(self, molecules: Sequence[Atoms], name: str, stacklevel: int = 3) -> None:
+    def warn(self, molecules: Sequence[Atoms], name: str) -> None:
         """Warn if molecules are outside the domain; see `message`."""
         message = self.message(molecules, name)
         if message:
-            warnings.warn(message, OutsideDomainWarning, stacklevel)
+            user_warnings.warn(message, user_warnings.OutsideDomainWarning)

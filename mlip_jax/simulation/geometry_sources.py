@@ -31,6 +31,7 @@ from mlip_jax.datasets.columns import Columns, Rows
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.smiles import embedding
 from mlip_jax.datasets.store.store import Store
+from mlip_jax.files import make_subfolder
 from mlip_jax.potential import Potential
 from mlip_jax.simulation.relaxation.relax import Relaxer
 from mlip_jax.structure import Structure
@@ -219,8 +220,9 @@ class Sources:
             return [None if k in lost else results[k].atoms for k in range(len(starts))]
 
         content = hashlib.sha256(columns.positions.tobytes() + columns.numbers.tobytes())
-        if columns.spin is not None:
-            content.update(columns.spin.tobytes())
+        for values in (columns.charge, columns.spin):  # without ions and radicals: earlier keys
+            if values is not None and values.any():
+                content.update(values.tobytes())
         settings = [potential.digest(), self.fmax, self.max_steps, content.hexdigest()]
         return self._load_or_make(["relaxed", *settings], make, start.samples)
 
@@ -234,7 +236,7 @@ class Sources:
             geometries = make()
             present = np.array([atoms is not None for atoms in geometries])
             atoms = [a for a in geometries if a is not None]
-            self.cache.mkdir(parents=True, exist_ok=True)
+            make_subfolder(self.cache)
             with atomic_open(path, shared=True) as file:
                 np.savez(
                     file,

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from mlip_jax import config as configs
+from mlip_jax.files import open_lock
 from mlip_jax.sweeps.child_process import COMMAND_PREFIX
 from mlip_jax.sweeps.overrides import to_text
 from mlip_jax.sweeps.variants import Variant
@@ -55,13 +56,29 @@ class VariantFolder:
         """Return the state of the variant as listed in the module docstring."""
         attempt = _read_json(self.path / "attempt.json") or {"state": "waiting"}
         running = attempt["state"] == "running"
-        if running and _is_alive(attempt):
+        if running and (_is_alive(attempt) or self._is_locked(attempt)):
             return "running"
         if self.is_done():
             return "done"
         if attempt["state"] == "done":  # with another config
             return "waiting"
         return "stopped" if running else attempt["state"]
+
+    def _is_locked(self, attempt: dict[str, Any]) -> bool:
+        """Return whether a process of another machine, which runs the variant, holds its lock.
+
+        A machine that has been switched off holds none.
+        """
+        if attempt["host"] == socket.gethostname():
+            return False
+        try:
+            with open(self.path / LOCK, encoding="utf-8") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
 
     def is_done(self) -> bool:
         """Return whether the variant is complete with its current config."""
@@ -136,7 +153,7 @@ def lock_folder(folder: Path, wait: bool) -> Iterator[bool]:
       WorkdirError: The folder cannot be written.
     """
     try:
-        file = open(folder / LOCK, "a", encoding="utf-8")
+        file = open_lock(folder / LOCK)
     except OSError as error:
         raise WorkdirError(f"{folder}: cannot be written: {error}") from error
     with file:
@@ -149,9 +166,9 @@ def lock_folder(folder: Path, wait: bool) -> Iterator[bool]:
 
 
 def _is_alive(attempt: dict[str, Any]) -> bool:
-    """Return whether the process of an attempt exists; assume that it does on another machine."""
+    """Return whether the process of an attempt exists on this machine."""
     if attempt["host"] != socket.gethostname():
-        return True
+        return False
     try:
         os.kill(attempt["process"], 0)
     except ProcessLookupError:

@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from mlip_jax.files import open_in_place
+
 COMMAND_PREFIX = "$ "  # marks the line of a log that holds the command
 _PR_SET_PDEATHSIG = 1  # option of prctl(2): signal to receive when the parent dies
 
@@ -51,12 +53,14 @@ class SignalForwarder:
     def forward_to(self, process: subprocess.Popen) -> Iterator[None]:
         """Forward signals to `process` within this context, including an earlier signal."""
         # Block signals; otherwise a signal that arrives before `_forward` would be forwarded twice.
-        signal.pthread_sigmask(signal.SIG_BLOCK, self.SIGNALS)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, self.SIGNALS)
         self._process = process
         try:
-            if self.received:
-                self._forward()
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, self.SIGNALS)
+            try:
+                if self.received:
+                    self._forward()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
             yield
         finally:
             self._process = None
@@ -93,7 +97,7 @@ def run_logged(command: Sequence[str], log_file: Path, signals: SignalForwarder)
       Exit code of the command, or -N if signal N ended it.
     """
     log_file.parent.mkdir(parents=True, exist_ok=True)
-    with open(log_file, "ab", buffering=0) as file:
+    with open_in_place(log_file, "ab", buffering=0) as file:
         file.write(f"{COMMAND_PREFIX}{shlex.join(command)}\n".encode())
         # A terminal sends Ctrl-C to all processes of its session. The child gets its own session;
         # otherwise it would receive the signal twice, and a second signal means exit immediately.

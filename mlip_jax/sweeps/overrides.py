@@ -35,6 +35,7 @@ def override(
     changed = configs.rename_fields(copy.deepcopy(config))
     changed.unlock()
     overrides = _with_current_names(config.get("task"), dict(_flatten(overrides)))
+    overrides |= dict.fromkeys(configs.replaced_fields(changed, overrides))
     # parents before the fields that they contain
     for path in sorted(overrides, key=lambda p: p.count(".")):
         *parents, name = path.split(".")

@@ -45,13 +45,16 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
             folder,
             num_processes=config.store.num_processes or None,
             reject_invalid=data.reject_invalid,
+            confirm_units=data.confirm_units,
         )
         store = Store(folder)
         findings = Findings.from_json(store.manifest["findings"])
         problems = [Problem(**p) for p in store.manifest["problems"]]
         write_text(folder / "checks.md", check_report.to_markdown(findings, problems))
         for line in check_report.lines(findings, problems):
-            log.info(line)
+            log.log(
+                logging.WARNING if line.startswith(("error", "warning")) else logging.INFO, line
+            )
         counts = store.manifest["counts"]
         log.info(
             "%s: %d structures of %d molecules (%s); skipped by the reader: %s; removed by "

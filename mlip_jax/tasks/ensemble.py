@@ -10,11 +10,10 @@ import ml_collections
 from mlip_jax import config as configs
 from mlip_jax import defaults, distributed
 from mlip_jax.config import ConfigError
-from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.potential import Potential
 from mlip_jax.reports import ensemble as report
-from mlip_jax.simulation.trust import ensemble_calibration
-from mlip_jax.simulation.trust.ensemble_calibration import FILE, Calibration, EnsembleErrors
+from mlip_jax.simulation.trust import ensemble_calibration, ensemble_structures
+from mlip_jax.simulation.trust.ensemble_calibration import FILE, Calibration
 from mlip_jax.workdir import claimed
 
 log = logging.getLogger(__name__)
@@ -44,20 +43,16 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
 
 
 def _calibrate(config, workdir: Path, paths: list[str]) -> None:
-    """Fit the calibration to the validation split and evaluate it on the test split, if any."""
+    """Fit the calibration to some held-out structures and evaluate it on others, if any."""
     potentials = [Potential.load(path) for path in paths]
-    errors, notes = {}, []
-    for split in ("valid", "test"):
-        try:
-            errors[split], split_notes = _evaluate(config, paths, potentials, split)
-        except DatasetError as error:
-            if split == "valid":
-                raise
-            split_notes = [f"There is no test split to evaluate the calibration on: {error}"]
-        notes += [n for n in split_notes if n not in notes]
-    calibration = Calibration.fit(potentials, errors["valid"])
+    structures = ensemble_structures.choose(paths, potentials, config.max_structures, config.seed)
+    errors, notes = {}, structures.notes
+    for name, indices in structures.indices.items():
+        log.info("%s: %d structures by %d members", name, len(indices), len(potentials))
+        errors[name] = ensemble_calibration.evaluate(potentials, structures.store, indices)
+    calibration = Calibration.fit(potentials, errors["calibration"])
     scores = {split: report.scores(calibration, e) for split, e in errors.items()}
-    calibration.save(workdir / FILE, part="valid", scores=scores, notes=notes)
+    calibration.save(workdir / FILE, part=structures.part, scores=scores, notes=notes)
     for note in notes:
         log.warning("%s", note)
     for name in ("energy", "forces"):
@@ -83,12 +78,3 @@ def _calibrate(config, workdir: Path, paths: list[str]) -> None:
         },
     )
     log.info("report: %s", path)
-
-
-def _evaluate(config, paths, potentials, split: str) -> tuple[EnsembleErrors, list[str]]:
-    """Evaluate all members on structures that none of them was trained on; also return notes."""
-    store, indices, notes = ensemble_calibration.held_out(
-        paths, potentials, split, config.max_structures, config.seed
-    )
-    log.info("%s: %d structures by %d members", split, len(indices), len(potentials))
-    return ensemble_calibration.evaluate(potentials, store, indices), notes

@@ -18,8 +18,10 @@ from mlip_jax.datasets import source
 from mlip_jax.importers import load_force_field
 from mlip_jax.potential import Potential
 from mlip_jax.reports.force2geo.report import write_report
+from mlip_jax.simulation.ensemble_mean import level_of_theory
 from mlip_jax.simulation.reference.oracle import Method, Oracle
 from mlip_jax.simulation.reference.result_cache import ResultCache
+from mlip_jax.simulation.relaxation.journal import FAILURES
 from mlip_jax.simulation.relaxation.metrics import Limits
 from mlip_jax.tasks.relaxation_evaluation.evaluation import evaluate_relaxed, evaluate_starts, relax
 from mlip_jax.tasks.relaxation_evaluation.molecules import choose_starts
@@ -34,6 +36,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     Raises:
       ConfigError, WorkdirError, DatasetError, CheckpointError, OracleError, ImportError: The
         message explains how to fix the problem.
+      RuntimeError: All relaxations failed. The report is written before.
     """
     config = configs.complete(config, defaults.force2geo_defaults())
     paths = force_fields(config.force_field)
@@ -49,9 +52,10 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
         ):
             oracle = Oracle(method, results, num_processes=config.oracle.num_processes or None)
             molecules = evaluate_starts(oracle, starts, config)
-            evaluated = []
+            evaluated, statuses = [], []
             for name, potential in potentials.items():
                 relaxed = relax(name, potential, starts, config.relax, relaxations)
+                statuses += [result["status"] for result in relaxed.values()]
                 evaluated.append(evaluate_relaxed(oracle, name, starts, relaxed))
         notes += _compare_levels(potentials, method.name)
         report = write_report(
@@ -65,6 +69,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
             info=_settings(config, method, paths, potentials),
         )
     log.info("report: %s", report)
+    if statuses and all(status in FAILURES for status in statuses):
+        raise RuntimeError(f"all relaxations failed or diverged: see the reasons in {report}")
     return report
 
 
@@ -109,7 +115,7 @@ def _compare_levels(potentials: dict[str, Potential], oracle: str) -> list[str]:
     """Return a note per force field whose level of theory differs from the oracle's."""
     notes = []
     for name, potential in potentials.items():
-        level = potential.metadata.get("statistics", {}).get("level_of_theory", "unknown")
+        level = level_of_theory(potential)
         if oracle.lower() not in level.lower():
             notes.append(
                 f"{name} was trained on {level} labels, but the oracle is {oracle}. Where the two "
@@ -145,6 +151,6 @@ def _settings(config, method, paths, potentials) -> dict[str, dict[str, Any]]:
             "workdir": paths[name],
             "model": model.get("name"),
             "digest of parameters": potential.digest(),
-            "labels": potential.metadata.get("statistics", {}).get("level_of_theory", "unknown"),
+            "labels": level_of_theory(potential),
         }
     return info

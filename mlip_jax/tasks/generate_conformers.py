@@ -31,6 +31,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     Raises:
       ConfigError, WorkdirError, DatasetError, ImportError, OSError: The message explains how to fix
         the problem.
+      RuntimeError: All molecules failed. The summary is written before.
     """
     config = configs.complete(config, defaults.conformers_defaults())
     if not config.smiles:
@@ -60,7 +61,13 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
             "wall seconds": time.monotonic() - started,
             "processor seconds": _processor_seconds() - before,
         }
-        _write_summary(folder / "summary.json", [storage.summarize(path) for path in files], cost)
+        summaries = [storage.summarize(path) for path in files]
+        _write_summary(folder / "summary.json", summaries, cost)
+        if not any(summary["conformations"] for summary in summaries):
+            raise RuntimeError(
+                f"no conformer of any molecule of {config.smiles} was generated: see the reasons in "
+                f"{folder / 'summary.json'}"
+            )
     return folder / "data"
 
 

@@ -15,6 +15,7 @@ from ase import Atoms
 from mlip_jax import config as configs
 from mlip_jax import defaults, distributed
 from mlip_jax.config import ConfigError
+from mlip_jax.datasets.identity import readable_name
 from mlip_jax.datasets.molecules.files import CsvColumns, fingerprint, read_molecules
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.potential import Potential
@@ -26,7 +27,10 @@ from mlip_jax.simulation.dynamics.progress import nanoseconds_per_day
 from mlip_jax.simulation.dynamics.run import run_md
 from mlip_jax.simulation.dynamics.settings import Settings
 from mlip_jax.simulation.dynamics.trajectories import read_trajectory
-from mlip_jax.simulation.force_fields import TrustCheck, load_force_field
+from mlip_jax.simulation.ensemble_mean import level_of_theory
+from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field
+from mlip_jax.simulation.user_warnings import domain_in_log
+from mlip_jax.structure import hill_formula
 from mlip_jax.workdir import check_origin, claimed
 
 log = logging.getLogger(__name__)
@@ -45,9 +49,10 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     """
     config = configs.complete(config, defaults.md_defaults())
     settings = _check(config)
-    with claimed(workdir, configs.identity(config)) as workdir:
-        potential = load_force_field(config.force_field)
+    with claimed(workdir, configs.identity(config)) as workdir, domain_in_log():
+        potential = load_mean_force_field(config.force_field)
         molecules, names = read_all(config)
+        _log_momenta(molecules, settings)
         dynamics = MolecularDynamics(
             molecules, potential, replicas=config.replicas, **dataclasses.asdict(settings)
         )
@@ -92,6 +97,18 @@ def _check(c) -> Settings:
         raise ConfigError(str(error)) from error
 
 
+def _log_momenta(molecules: list[Atoms], settings: Settings) -> None:
+    """Log how many molecules continue with the momenta of their file."""
+    count = sum(bool(atoms.get_momenta().any()) for atoms in molecules)
+    if count and not settings.draw_momenta:
+        log.info(
+            "%d of %d molecules continue with the momenta of the input. For new ones, set "
+            "--config.draw_momenta=True",
+            count,
+            len(molecules),
+        )
+
+
 def read_all(config) -> tuple[list[Atoms], list[str]]:
     """Return the molecules of config.input and their names.
 
@@ -115,14 +132,14 @@ def read_all(config) -> tuple[list[Atoms], list[str]]:
             raise DatasetError(
                 f"{config.input}: molecule {record.index} cannot be simulated: {record.failure}"
             )
-    return [r.atoms for r in records], [r.name or r.smiles for r in records]
+    return [r.atoms for r in records], [r.name or readable_name(r.smiles) for r in records]
 
 
 def _report(
     config, workdir: Path, dynamics: MolecularDynamics, outputs: DynamicsOutputs, seconds: float
 ) -> Path:
     names = [
-        f"{outputs.name(m) or atoms.get_chemical_formula()}"
+        f"{outputs.name(m) or hill_formula(atoms.numbers)}"
         + (f" · {m % config.replicas}" if config.replicas > 1 else "")
         for m, atoms in enumerate(dynamics.molecules)
     ]
@@ -176,9 +193,7 @@ def _settings(config, potential: Potential) -> dict[str, dict[str, Any]]:
             "from": config.force_field,
             "digest": potential.digest(),
             "forces": potential.origin_of_forces,
-            "level of theory": potential.metadata.get("statistics", {}).get(
-                "level_of_theory", "unknown"
-            ),
+            "level of theory": level_of_theory(potential),
             "cutoff (Å)": potential.cutoff,
         },
         "Settings (fs, K, Å, bar)": {k: "" if v is None else str(v) for k, v in settings.items()},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import io
 import itertools
@@ -22,13 +21,17 @@ from mlip_jax.config import ConfigError
 from mlip_jax.datasets import source
 from mlip_jax.datasets.molecules.files import CsvColumns, fingerprint, kind_of, read_molecules
 from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.files import make_subfolder
+from mlip_jax.foreign_text import TableWriter
 from mlip_jax.potential import Potential
 from mlip_jax.reports.minima.report import write_minima_report
 from mlip_jax.reports.minima.results import MoleculeMinima, ReferenceMinimum
-from mlip_jax.simulation.force_fields import TrustCheck, load_force_field
+from mlip_jax.simulation.ensemble_mean import level_of_theory
+from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field
 from mlip_jax.simulation.reference.oracle import Method, Oracle
 from mlip_jax.simulation.reference.result_cache import ResultCache
 from mlip_jax.simulation.relaxation.minima import SearchOptions, find_minima
+from mlip_jax.simulation.user_warnings import domain_in_log
 from mlip_jax.workdir import atomic_open, check_origin, claimed, write_json, write_text
 
 log = logging.getLogger(__name__)
@@ -45,6 +48,7 @@ _COLUMNS = (
     "found_in_round",
     "times_found",
 )
+from mlip_jax.datasets.identity import readable_name
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
@@ -58,8 +62,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     """
     config = configs.complete(config, defaults.minima_defaults())
     search = _check(config)
-    with claimed(workdir, configs.identity(config)) as workdir:
-        potential = load_force_field(config.force_field)
+    with claimed(workdir, configs.identity(config)) as workdir, domain_in_log():
+        potential = load_mean_force_field(config.force_field)
         check_origin(
             workdir / "origin.json",
             {"input": fingerprint(config.input), "force_field": potential.digest()},
@@ -111,7 +115,7 @@ def _search_all(
     config, folder: Path, potential: Potential, search: SearchOptions
 ) -> list[MoleculeMinima]:
     """Search all molecules of the file; each batch is saved to disk when it is complete."""
-    folder.mkdir(exist_ok=True)
+    make_subfolder(folder)
     molecules: list[MoleculeMinima] = []
     groups = (
         (number, list(records))
@@ -177,7 +181,7 @@ def _search(batch, potential: Potential, search: SearchOptions) -> list[Molecule
     return [
         MoleculeMinima.from_result(
             number,
-            first.name or first.smiles or f"molecule {number}",
+            first.name or readable_name(first.smiles) or f"molecule {number}",
             failure,
             None if failure else next(minima),
         )
@@ -198,7 +202,7 @@ def _with_smiles(atoms, smiles: str):
 def _table(molecules: list[MoleculeMinima], temperature: float) -> str:
     """Return the text of minima.csv, with populations at a temperature (K)."""
     text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
+    table = TableWriter(text, lineterminator="\n")
     table.writerow(_COLUMNS)
     for m in molecules:
         energies, populations = m.relative_energies(), m.populations(temperature)
@@ -286,9 +290,7 @@ def _settings(config, potential: Potential) -> dict[str, dict[str, Any]]:
             "digest": potential.digest(),
             "forces": potential.origin_of_forces,
             "cutoff (Å)": potential.cutoff,
-            "level of theory": potential.metadata.get("statistics", {}).get(
-                "level_of_theory", "unknown"
-            ),
+            "level of theory": level_of_theory(potential),
         },
         "Search (eV, Å, K, ps)": {k: str(v) for k, v in plain["search"].items()},
         "Hardware": {"device": jax.devices()[0].device_kind, "system": platform.platform()},

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import dataclasses
 import logging
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,9 +33,10 @@ from mlip_jax.datasets.smiles.embedding import MoleculeRecord
 from mlip_jax.graphs.shapes import GrowingBudget
 from mlip_jax.predictor import EMBEDDING, Predictor
 from mlip_jax.reports.prediction import write_prediction_report
-from mlip_jax.simulation.force_fields import load_force_field
+from mlip_jax.simulation.force_fields import load_mean_force_field
 from mlip_jax.simulation.relaxation import journal as relax_journal
 from mlip_jax.simulation.relaxation import merge
+from mlip_jax.simulation.relaxation.inputs import close_records
 from mlip_jax.simulation.relaxation.journal import Journal, Layout, check_any_succeeded
 from mlip_jax.simulation.relaxation.progress import RelaxationProgressBar
 from mlip_jax.simulation.relaxation.relax import Relaxer
@@ -192,20 +195,30 @@ class Ensemble:
 
 
 def _relaxer(config, ensemble: Ensemble) -> Relaxer | None:
-    """Return the relaxer, by default with the force field of the predictor's data, or None."""
+    """Return the relaxer, or None to predict at the given geometries.
+
+    The force field is only that of the config: a checkpoint of other people could name any file.
+
+    Raises:
+      ConfigError: The predictor was trained on relaxed geometries, and the config does not say
+        whether to relax.
+    """
     path = config.force_field
     if path is None:
-        path = ensemble.members[0].metadata["config"]["data"].get("force_field") or "none"
-        log.info(
-            "%s",
-            f"relaxing the molecules with {path}, as for the test split of the predictor"
-            if path != "none"
-            else "predicting at the given geometries; set force_field to relax them first",
-        )
+        trained = ensemble.members[0].metadata["config"]["data"].get("force_field")
+        if trained:
+            raise ConfigError(
+                f"the predictor was evaluated at geometries relaxed with {trained!r}. Set "
+                f"--config.force_field={shlex.quote(str(trained))} to relax the molecules with it, "
+                "another force field, or --config.force_field=none to predict at the given "
+                "geometries"
+            )
+        path = "none"
+        log.info("predicting at the given geometries; set force_field to relax them first")
     if path in ("none", ""):
         return None
     return Relaxer(
-        load_force_field(path),
+        load_mean_force_field(path),
         fmax=config.fmax,
         max_steps=config.max_steps,
         devices=jax.local_devices(),
@@ -238,12 +251,16 @@ def _predict_share(
             num_processes=config.num_processes or None,
         )
         journal.start_clock()
-        with (
-            RelaxationProgressBar(len(mine), before, "predicting", failed=failed) as progress,
-            contextlib.closing(records),
-        ):
+        with contextlib.ExitStack() as stack:
+            progress = stack.enter_context(
+                RelaxationProgressBar(len(mine), before, "predicting", failed=failed)
+            )
+            stack.callback(close_records, records)
+            geometries = stack.enter_context(
+                contextlib.closing(_geometries(records, relaxer, ensemble))
+            )
             pending = []
-            for record, atoms, geometry, reason in _geometries(records, relaxer, ensemble):
+            for record, atoms, geometry, reason in geometries:
                 if reason:
                     journal.add(
                         [
@@ -329,6 +346,12 @@ def _predict_batch(
 def _finish(config, workdir: Path, total: int, ensemble: Ensemble, relaxer: Relaxer | None) -> Path:
     """Merge the parts and write the report."""
     seconds = merge.merge(workdir / PARTS, ensemble.layout, workdir / RESULTS, {}, total)
+    with open(workdir / RESULTS, newline="", encoding="utf-8") as file:
+        rows = sum(1 for _ in csv.reader(file)) - 1  # without the header
+    if rows != total:
+        raise RuntimeError(
+            f"{workdir / RESULTS}: contains {rows} of {total} molecules. Rerun the same command."
+        )
     report = write_prediction_report(
         workdir,
         workdir / RESULTS,

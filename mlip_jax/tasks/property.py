@@ -18,6 +18,7 @@ from mlip_jax.config import ConfigError
 from mlip_jax.datasets import property_data, statistics
 from mlip_jax.datasets.property_data import Target
 from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.defaults.training import LENGTH
 from mlip_jax.models.layers.readouts import PropertyModel, with_heads
 from mlip_jax.potential import example_graph
 from mlip_jax.simulation.geometry_sources import LABELS
@@ -27,9 +28,9 @@ from mlip_jax.tasks.property_training.report import report_run
 from mlip_jax.training import optimizer, property_objective
 from mlip_jax.training.dens import ENCODED
 from mlip_jax.training.noise import DISPLACEMENT
-from mlip_jax.training.options import fill_options, set_model_options
+from mlip_jax.training.options import inherit_options, set_average_neighbors, set_model_options
 from mlip_jax.training.outputs import restore
-from mlip_jax.training.prepare import LENGTH, count_steps, describe, log_model, make_batches
+from mlip_jax.training.prepare import count_steps, describe, log_model, make_batches
 from mlip_jax.workdir import claimed
 
 log = logging.getLogger(__name__)
@@ -87,9 +88,8 @@ def _load_pretrained(config) -> dict[str, np.ndarray] | None:
     if not config.model.name:
         config.model.name = model["name"]
         config.model.options = ml_collections.ConfigDict(model["options"])
-    elif config.model.name == model["name"]:
-        preferred = models.new_run_options(model["name"])
-        fill_options(config, {k: v for k, v in model["options"].items() if k in preferred})
+    if config.model.name == model["name"]:
+        inherit_options(config, model["options"])
     return arrays
 
 
@@ -97,10 +97,11 @@ def _train(config, workdir: Path, data: PropertyData, pretrained) -> Path:
     """Create model and batches, train, and write the report."""
     targets = _fit_targets(config, data)
     _check_geometries(config, targets)
-    model, heads = _create_model(config, targets)
-    cutoff = float(model.cutoff)
+    cutoff = float(predictor.backbone_of(config).cutoff)
     with distributed.leader_first("geometries"):  # the leader computes them, the others read them
         inputs = PropertyInputs.load(config, data, targets, cutoff)
+    set_average_neighbors(config, inputs.sizes)
+    model, heads = _create_model(config, targets)
     restored = restore(workdir)
     energies = distributed.broadcast(
         _energy_statistics(config, data) if distributed.leader() else None

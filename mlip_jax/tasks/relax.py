@@ -1,4 +1,4 @@
-"""Task `relax`: relax the molecules of a file and write geometries, a table and a report."""
+"""Task `relax`: relax the molecules or crystals of a file and write geometries and a report."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import io
 import logging
 import platform
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,14 +29,18 @@ from mlip_jax.potential import Potential
 from mlip_jax.reports.molecules import Picture
 from mlip_jax.reports.relaxation.report import write_relaxation_report
 from mlip_jax.reports.relaxation.results import Relaxations, choose, read_results
-from mlip_jax.simulation.force_fields import load_domains, load_force_field
+from mlip_jax.simulation.ensemble_mean import level_of_theory
+from mlip_jax.simulation.force_fields import load_domains, load_mean_force_field
 from mlip_jax.simulation.relaxation import journal as relax_journal
 from mlip_jax.simulation.relaxation import merge, outputs
-from mlip_jax.simulation.relaxation.journal import Journal, check_any_succeeded
-from mlip_jax.simulation.relaxation.outputs import FRAME, LAYOUT, MOL_BLOCK, TRAJECTORY
+from mlip_jax.simulation.relaxation.cells.filters import CellFilter
+from mlip_jax.simulation.relaxation.inputs import close_records
+from mlip_jax.simulation.relaxation.journal import Journal, Layout, check_any_succeeded
+from mlip_jax.simulation.relaxation.outputs import CELL_LAYOUT, FRAME, LAYOUT, MOL_BLOCK, TRAJECTORY
 from mlip_jax.simulation.relaxation.progress import RelaxationProgressBar
 from mlip_jax.simulation.relaxation.relax import Relaxer
 from mlip_jax.simulation.trust.domain import Domain
+from mlip_jax.structure import hill_formula
 from mlip_jax.workdir import check_origin, claimed
 
 log = logging.getLogger(__name__)
@@ -65,7 +68,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
                 stack.enter_context(claimed(workdir, configs.identity(config)))
             workdir = Path(workdir)
             total = _count(config)
-            potential = load_force_field(config.force_field)
+            potential = load_mean_force_field(config.force_field)
             domains = load_domains(config.force_field)
             if distributed.leader():
                 _check_origin(workdir / ORIGIN, config, potential)
@@ -85,6 +88,28 @@ def _check(c) -> None:
     for name, example in (("force_field", "runs/spice"), ("input", "molecules.smi")):
         if not c[name]:
             raise ConfigError(f"{name} is required, e.g. --config.{name}={example}")
+    _cell_filter(c)
+
+
+def _cell_filter(c) -> CellFilter | None:
+    """Return the filter that relaxes the cells, or None.
+
+    Raises:
+      ConfigError: An option of it is invalid.
+    """
+    if c.cell is None:
+        return None
+    try:
+        return CellFilter(
+            c.cell, tuple(c.mask), c.scalar_pressure, c.hydrostatic_strain, c.constant_volume
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _layout(config) -> Layout:
+    """Return the layout of the journal, which has further columns if cells are relaxed."""
+    return LAYOUT if config.cell is None else CELL_LAYOUT
 
 
 def _columns(config) -> CsvColumns:
@@ -119,13 +144,15 @@ def _relaxer(config, potential: Potential) -> Relaxer:
         batch_atoms=config.batch_atoms,
         trajectory_every=config.trajectory_every,
         devices=jax.local_devices(),
+        cell=_cell_filter(config),
     )
 
 
 def _relax_share(config, folder: Path, relaxer, total: int) -> None:
     """Relax the molecules in the share of this process that no process has relaxed yet."""
-    with Journal(folder, distributed.index(), LAYOUT) as journal:
-        done = relax_journal.finished(folder, LAYOUT)
+    layout = _layout(config)
+    with Journal(folder, distributed.index(), layout) as journal:
+        done = relax_journal.finished(folder, layout)
         share = distributed.index(), distributed.count()
         mine = _share_size(total, config.num_conformers, *share)
 
@@ -133,7 +160,7 @@ def _relax_share(config, folder: Path, relaxer, total: int) -> None:
             return index // config.num_conformers % share[1] == share[0]
 
         before = sum(1 for index in range(total) if index in done and is_mine(index))
-        failed = relax_journal.count_failures(folder, LAYOUT, is_mine)
+        failed = relax_journal.count_failures(folder, layout, is_mine)
         if before:
             log.info("resuming: %d of %d molecules are done", min(len(done), total), total)
         if before == mine:
@@ -153,20 +180,8 @@ def _relax_share(config, folder: Path, relaxer, total: int) -> None:
             try:
                 _stream(records, relaxer, journal, progress, MOL_BLOCK in config.formats)
             finally:
-                _close(records)
+                close_records(records)
     log.info("compiled programs: %d", relaxer.num_compiles)
-
-
-def _close(records) -> None:
-    """Stop the embedding processes.
-
-    A thread that serves a device may be waiting for one of their molecules, so retry for 10 s.
-    """
-    for _ in range(100):
-        try:
-            return records.close()
-        except ValueError:  # the generator is running in that thread
-            time.sleep(0.1)
 
 
 def _share_size(total: int, num_conformers: int, index: int, count: int) -> int:
@@ -186,7 +201,7 @@ def _stream(
     def molecules():
         for record in records:
             if record.atoms is None:
-                journal.add(outputs.failure_cells(record))
+                journal.add(outputs.failure_cells(record, journal.layout))
                 progress.add(outputs.FAILED)
             else:
                 in_progress[record.index] = record
@@ -197,7 +212,8 @@ def _stream(
         for index, result in results:
             record = in_progress.pop(index)
             journal.add(
-                outputs.result_cells(record, result), outputs.pieces(record, result, mol_blocks)
+                outputs.result_cells(record, result, journal.layout),
+                outputs.pieces(record, result, mol_blocks),
             )
             progress.add(result.status)
     if in_progress:
@@ -216,7 +232,7 @@ def _finish(
         files[TRAJECTORY] = workdir / TRAJECTORIES
     seconds = merge.merge(
         workdir / PARTS,
-        LAYOUT,
+        _layout(config),
         workdir / RESULTS,
         files,
         total,
@@ -254,7 +270,7 @@ def _finish(
             workdir / RESULTS,
         )
     log.info("report: %s", report)
-    check_any_succeeded(workdir / PARTS, LAYOUT, total, workdir / RESULTS)
+    check_any_succeeded(workdir / PARTS, _layout(config), total, workdir / RESULTS)
     return report
 
 
@@ -274,7 +290,7 @@ def _pictures(config, parts: Path, results: Relaxations) -> list[Picture]:
     from ase.io import read
 
     chosen = choose(results, config.num_conformers)
-    frames = merge.read_pieces(parts, LAYOUT, FRAME, chosen)
+    frames = merge.read_pieces(parts, _layout(config), FRAME, chosen)
     starts = read_molecules(
         config.input,
         num_conformers=config.num_conformers,
@@ -292,7 +308,7 @@ def _pictures(config, parts: Path, results: Relaxations) -> list[Picture]:
         row = int(np.flatnonzero(results.index == index)[0])
         pictures.append(
             Picture(
-                starts[index].name or after.get_chemical_formula(),
+                starts[index].name or hill_formula(after.numbers),
                 starts[index].atoms,
                 after,
                 f"{-results.gained[row]:+.3g} eV in {int(results.steps[row])} steps\n".replace(
@@ -321,14 +337,13 @@ def _settings(config, potential: Potential) -> dict[str, dict[str, Any]]:
         for k, v in configs.to_dict(config).items()
         if k not in ("task", "force_field", "input")
     }
-    metadata = potential.metadata
     return {
         "Molecules": {"input": config.input, **fingerprint(config.input)},
         "Force field": {
             "from": config.force_field,
             "digest": potential.digest(),
             "forces": potential.origin_of_forces,
-            "level of theory": metadata.get("statistics", {}).get("level_of_theory", "unknown"),
+            "level of theory": level_of_theory(potential),
             "cutoff (Å)": potential.cutoff,
         },
         "Settings": {k: "" if v is None else str(v) for k, v in settings.items()},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import logging
 import platform
@@ -19,6 +18,7 @@ from mlip_jax import defaults, distributed
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets import source
 from mlip_jax.datasets.molecules.files import fingerprint
+from mlip_jax.foreign_text import TableWriter
 from mlip_jax.potential import Potential
 from mlip_jax.reports.md import drift, read_thermo
 from mlip_jax.reports.stability import (
@@ -34,7 +34,8 @@ from mlip_jax.simulation.dynamics.md import MolecularDynamics
 from mlip_jax.simulation.dynamics.outputs import THERMO, DynamicsOutputs
 from mlip_jax.simulation.dynamics.run import run_md
 from mlip_jax.simulation.dynamics.trajectories import read_trajectory
-from mlip_jax.simulation.force_fields import load_force_field
+from mlip_jax.simulation.ensemble_mean import level_of_theory
+from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field
 from mlip_jax.simulation.reference.oracle import Method
 from mlip_jax.simulation.relaxation.relax import relax
 from mlip_jax.tasks.md import read_all
@@ -56,6 +57,7 @@ _COMMON = (
     "record_every",
     "allow_nonconservative",
 )
+from mlip_jax.structure import hill_formula
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
@@ -64,19 +66,23 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     Raises:
       ConfigError, WorkdirError, DatasetError, OutputError, CheckpointError, ValueError: The message
         explains how to fix the problem.
+      RuntimeError: All replicas broke. The report is written before.
     """
     config = configs.complete(config, defaults.stability_defaults())
     _check(config)
     with claimed(workdir, configs.identity(config)) as workdir:
-        potential = load_force_field(config.force_field)
+        potential = load_mean_force_field(config.force_field)
         molecules, names = read_all(config)
-        names = [name or atoms.get_chemical_formula() for name, atoms in zip(names, molecules)]
+        names = [name or hill_formula(atoms.numbers) for name, atoms in zip(names, molecules)]
         check_origin(
             workdir / ORIGIN,
             {"input": fingerprint(config.input), "force_field": potential.digest()},
             "dynamics of other molecules or with another force field",
         )
         _relax_molecules(config, workdir / STARTS, molecules, names, potential)
+        trust = TrustCheck.load(config.force_field, potential)
+        if message := trust.message(molecules, "molecules"):
+            log.warning("%s", message)
         drifts, nve_speed = _run_nve(config, workdir / NVE, molecules, names, potential)
         replicas, speed = _run_langevin(config, workdir / LANGEVIN, molecules, names, potential)
         _write_table(workdir / TABLE, replicas, names)
@@ -99,6 +105,10 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
             files=[TABLE, f"{NVE}/{THERMO}", f"{LANGEVIN}/{THERMO}"],
         )
         log.info("report: %s", report)
+        if all(r.broke_at is not None for r in replicas):
+            raise RuntimeError(
+                f"all {len(replicas)} replicas broke: see the reasons in {workdir / TABLE}"
+            )
         return report
 
 
@@ -147,6 +157,7 @@ def _run_nve(config, folder: Path, molecules, names, potential) -> tuple[list[fl
         ensemble="nve",
         temperature=config.nve_temperature,
         frame_every=0,
+        draw_momenta=True,  # those of the file have another temperature
         **{name: config[name] for name in _COMMON},
     )
     run_md(
@@ -180,6 +191,7 @@ def _run_langevin(config, folder: Path, molecules, names, potential) -> tuple[li
         friction=config.friction,
         frame_every=0,
         temperatures=[t for t, _ in cases],
+        draw_momenta=True,  # those of the file have another temperature
         **{name: config[name] for name in _COMMON},
     )
     run_md(
@@ -217,6 +229,7 @@ def _compare_with_reference(config, folder: Path, molecules, names, potential) -
         friction=_WEAK_FRICTION,
         frame_every=every,
         temperature=config.compare_temperature,
+        draw_momenta=True,  # those of the file have another temperature
         **{name: config[name] for name in _COMMON},
     )
     run_md(dynamics, outputs, steps, config.restart_seconds)
@@ -266,7 +279,7 @@ def _steps(config, picoseconds: float) -> int:
 
 def _write_table(path: Path, replicas: list[Replica], names: list[str]) -> None:
     with atomic_open(path, "w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file, lineterminator="\n")
+        table = TableWriter(file, lineterminator="\n")
         table.writerow(["molecule", "name", "temperature_k", "broke_at_ps", "reason"])
         table.writerows(
             [
@@ -293,6 +306,7 @@ def _settings(config, potential: Potential) -> dict[str, dict[str, Any]]:
             "from": config.force_field,
             "digest": potential.digest(),
             "forces": potential.origin_of_forces,
+            "level of theory": level_of_theory(potential),
             "cutoff (Å)": potential.cutoff,
         },
         "Settings (fs, K, Å)": {k: "" if v is None else str(v) for k, v in settings.items()},

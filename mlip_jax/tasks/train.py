@@ -11,12 +11,14 @@ import numpy as np
 
 from mlip_jax import config as configs
 from mlip_jax import defaults, distributed
+from mlip_jax.datasets.stress import STRESS
+from mlip_jax.defaults.training import LENGTH
 from mlip_jax.tasks.force_field_training.loop import build_loop
 from mlip_jax.tasks.force_field_training.preparation import TrainingRun
 from mlip_jax.tasks.force_field_training.report import report_run
 from mlip_jax.training.options import check, set_model_options
 from mlip_jax.training.outputs import restore
-from mlip_jax.training.prepare import LENGTH, count_steps, log_model, make_batches
+from mlip_jax.training.prepare import count_steps, log_model, make_batches
 from mlip_jax.workdir import claimed
 
 log = logging.getLogger(__name__)
@@ -46,7 +48,15 @@ def _train(training: TrainingRun) -> Path:
     config, splits = training.config, training.splits
     restored = restore(training.workdir)
     reference = np.array(training.statistics["reference_energies"])
-    batches, fill = make_batches(config, splits, training.model, reference, restored)
+    unseen = {f"{name} unseen": split for name, (split, _) in training.unseen.items()}
+    batches, fill = make_batches(
+        config,
+        splits | unseen,
+        training.model,
+        reference,
+        restored,
+        properties=(STRESS,) if config.loss.stress else (),
+    )
     per_epoch = batches.steps_per_epoch(splits["train"])
     num_steps = count_steps(config, per_epoch)
     params = training.initial_parameters()

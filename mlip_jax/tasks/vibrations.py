@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import io
 import json
@@ -21,10 +20,14 @@ from mlip_jax.config import ConfigError
 from mlip_jax.datasets.molecules.files import CsvColumns, fingerprint, read_molecules
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.smiles.embedding import MoleculeRecord
+from mlip_jax.files import make_subfolder
+from mlip_jax.foreign_text import TableWriter
 from mlip_jax.potential import Potential
 from mlip_jax.reports.vibrations import ReportedVibrations, write_vibrations_report
 from mlip_jax.simulation.calculators.calculator import MLIPCalculator
-from mlip_jax.simulation.force_fields import TrustCheck, load_force_field
+from mlip_jax.simulation.ensemble_mean import level_of_theory
+from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field
+from mlip_jax.simulation.user_warnings import domain_in_log
 from mlip_jax.simulation.vibrations.analysis import (
     VibrationalAnalysis,
     VibrationOptions,
@@ -42,6 +45,7 @@ MODES, FREQUENCIES, THERMOCHEMISTRY, PARTS = (
     "thermochemistry.csv",
     "parts",
 )
+from mlip_jax.datasets.identity import readable_name
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
@@ -52,11 +56,12 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     Raises:
       ConfigError, WorkdirError, DatasetError, CheckpointError, ValueError: The message explains how
         to fix the problem.
+      RuntimeError: No molecule has a result. Tables and report are written before.
     """
     config = configs.complete(config, defaults.vibrations_defaults())
     options = _check(config)
-    with claimed(workdir, configs.identity(config)) as workdir:
-        potential = load_force_field(config.force_field)
+    with claimed(workdir, configs.identity(config)) as workdir, domain_in_log():
+        potential = load_mean_force_field(config.force_field)
         check_forces(potential)
         check_origin(
             workdir / "origin.json",
@@ -88,6 +93,11 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
                 failed[0].reason,
             )
         log.info("report: %s", report)
+        if len(failed) == len(results):
+            raise RuntimeError(
+                f"all {len(results)} molecules failed: see the reasons in "
+                f"{workdir / THERMOCHEMISTRY}"
+            )
         return report
 
 
@@ -142,7 +152,7 @@ def _analyze_all(
 ) -> None:
     """Relax and analyze the molecules that have no result; save each when it is complete."""
     for folder in (PARTS, MODES):
-        (workdir / folder).mkdir(exist_ok=True)
+        make_subfolder(workdir / folder)
     waiting = [record for record in records if not _part(workdir, record).exists()]
     for record in waiting:
         if record.atoms is None:
@@ -176,7 +186,7 @@ def _save(
     outside: str = "",
 ) -> None:
     """Write the result of one molecule, and its modes."""
-    name = record.name or record.smiles or f"molecule {record.index}"
+    name = record.name or readable_name(record.smiles) or f"molecule {record.index}"
     content: dict[str, Any] = {"index": record.index, "name": name, "reason": reason}
     if analysis is not None and not reason:
         analysis.write_modes(workdir / MODES / f"{record.index:06d}.xyz", name=name)
@@ -248,7 +258,7 @@ def _thermochemistry_table(results: Sequence[ReportedVibrations]) -> str:
 
 def _csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
+    table = TableWriter(text, lineterminator="\n")
     table.writerow(header)
     table.writerows(rows)
     return text.getvalue()
@@ -266,9 +276,7 @@ def _settings(config, potential: Potential) -> dict[str, dict[str, Any]]:
         "Force field": {
             "from": config.force_field,
             "digest": potential.digest(),
-            "level of theory": potential.metadata.get("statistics", {}).get(
-                "level_of_theory", "unknown"
-            ),
+            "level of theory": level_of_theory(potential),
         },
         "Settings": settings,
         "Hardware": {"device": jax.devices()[0].device_kind, "system": platform.platform()},

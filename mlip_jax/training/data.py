@@ -7,13 +7,16 @@ run is started, so a run resumes with the same steps on another number of device
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from mlip_jax.datasets import unseen_elements
 from mlip_jax.datasets.columns import Columns, Rows
+from mlip_jax.datasets.stress import STRESS
+from mlip_jax.datasets.unseen_elements import UnseenElements
 from mlip_jax.graphs.batch import build_batch
 from mlip_jax.graphs.packing import plan_buckets
 from mlip_jax.graphs.pipeline import Shuffle, Stream, stack
@@ -45,6 +48,18 @@ class Split:
         """Return the structures with the indices `members` within this split as a split."""
         return Split(self.rows, self.indices[members], self.sizes.take(members))
 
+    def separate(self, elements: Collection[int]) -> tuple[Split, Split, UnseenElements]:
+        """Separate the structures whose elements are all among `elements` (atomic numbers).
+
+        Returns:
+          These structures, the other structures, and the numbers of the latter by element.
+        """
+        unseen = unseen_elements.of_rows(self.rows, self.indices, elements)
+        if not len(unseen):
+            return self, self.subset(np.zeros(0, np.int64)), unseen
+        known, others = np.flatnonzero(unseen.known), np.flatnonzero(~unseen.known)
+        return self.subset(known), self.subset(others), unseen
+
     def sample(self, max_size: int, seed: int) -> Split:
         """Return a random subset of at most `max_size` structures in the original order."""
         if len(self) <= max_size:
@@ -57,6 +72,11 @@ class Split:
         """Return whether any structure of the rows is periodic."""
         rows = self.rows.take(self.indices[:1]) if len(self) else None
         return rows is not None and rows.pbc is not None
+
+    @property
+    def has_spin(self) -> bool:
+        """Return whether the rows contain numbers of unpaired electrons."""
+        return bool(len(self)) and self.rows.take(self.indices[:1]).spin is not None
 
     def columns(self, members: np.ndarray | None = None, *, labels_only: bool = False) -> Columns:
         """Load all structures, or those with the indices `members`, into memory."""
@@ -229,7 +249,8 @@ class Batches:
 
     def _batch(self, split: Split, members: np.ndarray, bucket: int, epoch: int | None = None):
         """Build the padded graph of a micro-batch, displaced if it is for training in `epoch`."""
-        columns, budget = split.columns(members, labels_only=True), self.budgets[bucket]
+        columns = split.columns(members, labels_only=STRESS not in self.properties)
+        budget = self.budgets[bucket]
         if epoch is not None and self.displace is not None and len(members):
             columns = self.displace(columns, split.indices[members], epoch, budget)
         return build_batch(

@@ -28,10 +28,12 @@ class Predicted(NamedTuple):
     Attributes:
       energy: Total energies including the reference energies (eV), (S,).
       forces: Forces (eV/Å), (A, 3).
+      stress: Stress (eV/Å³), (S, 3, 3), if the objective computes it, otherwise None.
     """
 
     energy: np.ndarray
     forces: np.ndarray
+    stress: np.ndarray | None = None
 
 
 def restore_best(workdir: Path) -> Restored:
@@ -75,6 +77,7 @@ def predict(trainer: Trainer, params: Any, split: Split, batches: Batches) -> Pr
         np.zeros(len(columns), np.float32),
         np.zeros((len(columns.numbers), 3), np.float32),
     )
+    stress, with_stress = np.zeros((len(columns), 3, 3), np.float32), False
     with contextlib.closing(batches.in_order(split)) as stream:
         for plan, graphs in stream:
             evaluation = trainer.local(trainer.evaluate(params, graphs)[0])
@@ -82,9 +85,13 @@ def predict(trainer: Trainer, params: Any, split: Split, batches: Batches) -> Pr
                 rows = columns.atoms_of(members)
                 energy[members] = evaluation.energy[device][: len(members)]
                 forces[rows] = evaluation.forces[device][: len(rows)]
+                if evaluation.stress is not None:
+                    stress[members] = evaluation.stress[device][: len(members)]
+                    with_stress = True
     # each process has zeros for the structures of the others, so the sum is complete
     energy, forces = distributed.total(energy), distributed.total(forces)
     return Predicted(
         energy.astype(np.float64) + sum_reference(batches.reference, columns),
         forces.astype(np.float64),
+        distributed.total(stress).astype(np.float64) if with_stress else None,
     )

@@ -1,4 +1,4 @@
-"""Loss of a force field: (1 - beta) * energy + beta * force.
+"""Loss of a force field: (1 - beta) * energy + beta * force + weight * stress.
 
 It is computed from sums and counts, which can be added up exactly over devices and micro-batches.
 """
@@ -18,6 +18,9 @@ from mlip_jax.config import unknown_name
 from mlip_jax.graphs.graph import node_graph_index
 from mlip_jax.potential import Evaluation
 
+# STRESS_COLUMN: metric of the stress in metrics.csv, without the prefix.
+STRESS_COLUMN = "stress_mae_mev_per_ang3"
+
 
 class LossSums(NamedTuple):
     """Sums over a batch and the number of values in each; all scalars.
@@ -32,6 +35,9 @@ class LossSums(NamedTuple):
       energy_total_abs: Sum of |error| of the total energies (eV).
       force_terms: Number of terms of force_loss: components, atoms ("norm", "relative") or graphs
         ("rmse").
+      stress_loss: Sum of the stress penalties over the components.
+      stress_abs: Sum of |error| over the stress components (eV/Å³).
+      stresses: Number of stress components with a label.
     """
 
     energy_loss: jax.Array
@@ -42,6 +48,9 @@ class LossSums(NamedTuple):
     forces: jax.Array
     energy_total_abs: jax.Array
     force_terms: jax.Array
+    stress_loss: jax.Array | float = 0.0
+    stress_abs: jax.Array | float = 0.0
+    stresses: jax.Array | float = 0.0
 
 
 def _absolute(error, delta):
@@ -159,11 +168,13 @@ def sums(
         relative          only for forces; per atom with three known components:
                           |error|² / (|force|² + force_floor²)
 
-    The gradient of each penalty is zero if the error is zero.
+    The gradient of each penalty is zero if the error is zero. The penalty of the stress is that of
+    the energies, for each component; its sums are zero if the stress is not predicted.
 
     Args:
-      evaluation: Predicted energies (G,) and forces (N, 3).
-      graph: Batch with the labels globals["energy"] and nodes["forces"].
+      evaluation: Predicted energies (G,), forces (N, 3) and stress (G, 3, 3) or None.
+      graph: Batch with the labels globals["energy"], nodes["forces"] and, for the stress,
+        globals["properties"]["stress"].
       penalty: Penalty of the energies.
       force_penalty: Penalty of the forces. None: the same as that of the energies.
       energy_per_atom: Whether to divide the energy error by the number of atoms before the penalty.
@@ -195,7 +206,23 @@ def sums(
         forces=known_f.sum().astype(error_e.dtype),
         energy_total_abs=jnp.abs(error_e).sum(),
         force_terms=force_terms.astype(error_e.dtype),
+        **_stress_sums(evaluation.stress, graph, PENALTIES[penalty], huber_delta),
     )
+
+
+def _stress_sums(stress, graph, penalize, delta) -> dict[str, jax.Array]:
+    """Return the stress sums of a batch; zero without predictions or labels."""
+    label = graph.globals.get("properties", {}).get("stress")
+    if stress is None or label is None:
+        zero = jnp.zeros((), graph.nodes["positions"].dtype)
+        return {"stress_loss": zero, "stress_abs": zero, "stresses": zero}
+    known = jraph.get_graph_padding_mask(graph)[:, None, None] & jnp.isfinite(label)
+    error = jnp.where(known, stress - jnp.where(known, label, 0.0), 0.0)  # (G, 3, 3)
+    return {
+        "stress_loss": penalize(error, delta).sum(),
+        "stress_abs": jnp.abs(error).sum(),
+        "stresses": known.sum().astype(error.dtype),
+    }
 
 
 def check_penalties(
@@ -225,24 +252,39 @@ def check_penalties(
         )
 
 
-def combine(local: LossSums, total: LossSums, beta: jax.Array | float) -> jax.Array:
+def combine(
+    local: LossSums, total: LossSums, beta: jax.Array | float, stress_weight: float = 0.0
+) -> jax.Array:
     """Compute this device's share of the loss: its sums over the counts of all devices.
 
     The shares of all devices add up to the loss.
     """
     energy = local.energy_loss / jnp.maximum(total.energies, 1.0)
     force = local.force_loss / jnp.maximum(total.force_terms, 1.0)
-    return (1.0 - beta) * energy + beta * force
+    loss = (1.0 - beta) * energy + beta * force
+    if not stress_weight:
+        return loss
+    return loss + stress_weight * local.stress_loss / jnp.maximum(total.stresses, 1.0)
 
 
-def averages(sums: LossSums, beta: float, prefix: str) -> dict[str, float]:
-    """Compute the loss and the mean absolute errors by name. An error is NaN without labels."""
+def averages(
+    sums: LossSums, beta: float, prefix: str, stress_weight: float = 0.0
+) -> dict[str, float]:
+    """Compute the loss and the mean absolute errors by name. An error is NaN without labels.
+
+    Those of the stress are only computed if it has a weight.
+    """
 
     def mean(total, count):
         return total / count if count else float("nan")
 
     # Skip a term without labels by its count: a non-finite term must make the loss non-finite.
-    terms = ((1 - beta, sums.energy_loss, sums.energies), (beta, sums.force_loss, sums.force_terms))
+    terms = (
+        (1 - beta, sums.energy_loss, sums.energies),
+        (beta, sums.force_loss, sums.force_terms),
+        (stress_weight, sums.stress_loss, sums.stresses),
+    )
+    stress = {STRESS_COLUMN: 1e3 * mean(sums.stress_abs, sums.stresses)} if stress_weight else {}
     return {
         f"{prefix}_loss": float(
             sum(weight * total / count for weight, total, count in terms if count)
@@ -250,6 +292,7 @@ def averages(sums: LossSums, beta: float, prefix: str) -> dict[str, float]:
         f"{prefix}_energy_mae_mev_per_atom": 1e3 * mean(sums.energy_abs, sums.energies),
         f"{prefix}_energy_mae_mev": 1e3 * mean(sums.energy_total_abs, sums.energies),
         f"{prefix}_force_mae_mev_per_ang": 1e3 * mean(sums.force_abs, sums.forces),
+        **{f"{prefix}_{name}": value for name, value in stress.items()},
     }
 
 

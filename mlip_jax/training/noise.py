@@ -94,10 +94,10 @@ class CoordinateNoise:
             if self.noise
             else sizes.n_edge
         )
-        # all pairs of atoms are an upper bound, except in periodic structures
-        edges = np.minimum(
-            edges, np.maximum(sizes.n_node * (sizes.n_node - 1), sizes.n_edge)
-        ).astype(np.int64)
+        # all pairs of atoms are an upper bound, except in small cells, whose atoms have several
+        # images within the cutoff
+        pairs = sizes.n_node * (sizes.n_node - 1)
+        edges = np.where(sizes.n_edge > pairs, edges, np.minimum(edges, pairs)).astype(np.int64)
         if self.frames is not None and len(self.frames.index):
             sample = np.repeat(np.arange(len(edges)), np.diff(self.frames.first))
             np.maximum.at(edges, sample, frame_edges)

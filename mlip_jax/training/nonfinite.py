@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from mlip_jax.config import ConfigError, unknown_name
+from mlip_jax.files import open_in_place
+from mlip_jax.foreign_text import TableWriter
 from mlip_jax.training.data import Split, StepPlan
 
 log = logging.getLogger(__name__)
@@ -107,10 +109,10 @@ class NonFinite:
         """Append new rows to the file. A run that is resumed can meet the same structures again."""
         header = ("step", "structure")
         try:
-            with open(self._file, "a+", newline="", encoding="utf-8") as file:
+            with open_in_place(self._file, "a+", newline="") as file:
                 file.seek(0)
                 known = {tuple(row) for row in csv.reader(file)}
-                csv.writer(file).writerows(
+                TableWriter(file).writerows(
                     row
                     for row in dict.fromkeys([header, *((str(s), n) for s, n in names)])
                     if row not in known

@@ -63,7 +63,7 @@ class Objective(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class ForceField:
-    """Objective of a force field: (1 - beta) * energy + beta * force.
+    """Objective of a force field: (1 - beta) * energy + beta * force + weight * stress.
 
     Attributes:
       model: Model of the energy.
@@ -73,6 +73,7 @@ class ForceField:
       loss_options: Keyword arguments of `losses.sums`.
       energy_only: Whether beta is zero in every step. Training then computes no forces, which
         makes a step about three times as fast. Validations still report force errors.
+      stress_weight: Weight of the stress. If zero, no stress is computed.
     """
 
     model: nn.Module
@@ -81,19 +82,36 @@ class ForceField:
     beta_valid: float
     loss_options: Mapping[str, Any]
     energy_only: bool = False
-    columns = ("loss", "energy_mae_mev_per_atom", "energy_mae_mev", "force_mae_mev_per_ang")
+    stress_weight: float = 0.0
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the metrics of `averages`, without the prefix."""
+        names = ("loss", "energy_mae_mev_per_atom", "energy_mae_mev", "force_mae_mev_per_ang")
+        return (*names, losses.STRESS_COLUMN) if self.stress_weight else names
 
     def sums(self, params: Any, graph: jraph.GraphsTuple) -> losses.LossSums:
         """Compute the loss sums of a batch."""
         if not self.energy_only:
             return self.evaluate(params, graph)[1]
-        evaluation = evaluate(self.model, params, graph, self.energy_scale, with_forces=False)
+        evaluation = evaluate(
+            self.model,
+            params,
+            graph,
+            self.energy_scale,
+            with_stress=self._with_stress(graph),
+            with_forces=False,
+        )
         return losses.sums(evaluation, self._training_labels(graph), **self.loss_options)
 
     def counts(self, graph: jraph.GraphsTuple) -> losses.LossSums:
         """Return sums with meaningful counts only, without evaluating the model."""
+        stress = jnp.zeros_like(graph.globals["cell"]) if self._with_stress(graph) else None
         zeros = Evaluation(
-            jnp.zeros_like(graph.globals["energy"]), jnp.zeros_like(graph.nodes["forces"]), None
+            jnp.zeros_like(graph.globals["energy"]),
+            jnp.zeros_like(graph.nodes["forces"]),
+            None,
+            stress,
         )
         return losses.sums(zeros, self._training_labels(graph), **self.loss_options)
 
@@ -107,26 +125,32 @@ class ForceField:
 
     def combine(self, local: losses.LossSums, total: losses.LossSums, step: Any) -> jax.Array:
         """Compute this device's share of the loss from its sums and the counts of all devices."""
-        return losses.combine(local, total, self.beta(step))
+        return losses.combine(local, total, self.beta(step), self.stress_weight)
 
     def evaluate(self, params: Any, graph: jraph.GraphsTuple) -> tuple[Evaluation, losses.LossSums]:
-        """Compute energies, forces and loss sums of a batch."""
-        evaluation = evaluate(self.model, params, graph, self.energy_scale)
+        """Compute energies, forces and loss sums of a batch; with a weight also the stress."""
+        evaluation = evaluate(
+            self.model, params, graph, self.energy_scale, with_stress=self._with_stress(graph)
+        )
         return evaluation, losses.sums(evaluation, graph, **self.loss_options)
 
     def averages(
         self, sums: losses.LossSums, prefix: str, step: int | None = None
     ) -> dict[str, float]:
         """Compute the loss and the mean absolute errors on the host; NaN without labels."""
-        return losses.averages(
-            sums, self.beta_valid if step is None else float(self.beta(step)), prefix
-        )
+        beta = self.beta_valid if step is None else float(self.beta(step))
+        return losses.averages(sums, beta, prefix, self.stress_weight)
+
+    def _with_stress(self, graph: jraph.GraphsTuple) -> bool:
+        return bool(self.stress_weight) and "cell" in graph.globals
 
     def line(self, row: Mapping[str, float], prefix: str) -> str:
         """Format the energy and force errors for the log."""
+        stress = row.get(f"{prefix}_{losses.STRESS_COLUMN}")
         return (
             f"E {figure(row[f'{prefix}_energy_mae_mev_per_atom'], 2)} meV/atom  "
             f"F {figure(row[f'{prefix}_force_mae_mev_per_ang'], 1)} meV/Å"
+            + ("" if stress is None else f"  S {figure(stress, 2)} meV/Å³")
         )
 
 

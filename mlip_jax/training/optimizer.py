@@ -72,7 +72,10 @@ def learning_rate(
         raise ValueError(unknown_name("optimizer.schedule", schedule, SCHEDULES))
     _check_rates(config, steps_per_epoch)
     peak, end = float(config["learning_rate"]), float(config["learning_rate_end"])
-    warmup = min(int(config["warmup_steps"]), max(num_steps - 1, 0))
+    warmup = config["warmup_steps"]
+    if warmup is None:
+        warmup = min(num_steps // 10, 200)
+    warmup = min(int(warmup), max(num_steps - 1, 0))
     rest = max(num_steps - warmup, 1)
     if schedule == "cosine":
         decay = optax.cosine_decay_schedule(peak, rest, end / peak)
@@ -292,6 +295,18 @@ def frozen(params: Any, patterns: Sequence[str]) -> Any:
     return jax.tree.unflatten(structure, matched)
 
 
+def check_patterns(params: Any, config: Mapping[str, Any]) -> None:
+    """Raise ValueError if a pattern of `freeze` or `lr_multipliers` matches no parameter.
+
+    Args:
+      params: Parameters, or their shapes.
+      config: Options of the optimizer, config.optimizer.
+    """
+    if config["freeze"]:
+        frozen(params, config["freeze"])
+    _multiplier_tree(params, parse_multipliers(config.get("lr_multipliers", "")))
+
+
 def plateau_options(config: Mapping[str, Any]) -> dict[str, float] | None:
     """Return the options of `Plateau.update`, or None if the schedule is not "plateau".
 
@@ -361,7 +376,10 @@ class Plateau:
 
 def _check_rates(config, steps_per_epoch):
     """Raise ValueError if a field of the schedule is out of range."""
-    _check(config, _RATE_RULES | _SCHEDULE_RULES.get(config["schedule"], {}))
+    rules = _RATE_RULES | _SCHEDULE_RULES.get(config["schedule"], {})
+    if config["warmup_steps"] is None:
+        del rules["warmup_steps"]
+    _check(config, rules)
     peak, end = config["learning_rate"], config["learning_rate_end"]
     if config["schedule"] != "constant" and end > peak:
         raise ValueError(

@@ -1,18 +1,26 @@
 """Consistency checks of training options, and options of the model that the config leaves to the run.
 
 The defaults of a model's class are the published values, which checkpoints without an entry for the
-option imply. New runs store their own values in each checkpoint.
+option imply. New runs store their own values in each checkpoint. One of these options, the average
+number of neighbors, is a statistic of the training data.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 
 from mlip_jax import models
+from mlip_jax.graphs.shapes import Sizes
 from mlip_jax.training import losses, optimizer
 from mlip_jax.training.outputs import restore
+
+log = logging.getLogger(__name__)
+_AVERAGE = "avg_num_neighbors"
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -41,12 +49,42 @@ def set_model_options(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """
     if not config.model.name:
         return
-    preferred, restored = models.new_run_options(config.model.name), restore(workdir)
+    restored = restore(workdir)
     if restored is not None:
-        stored = restored.metadata["config"]["model"]["options"]
-        fill_options(config, {k: stored[k] for k in preferred if k in stored})
+        inherit_options(config, restored.metadata["config"]["model"]["options"])
     elif not config.init.workdir:
-        fill_options(config, preferred)
+        fill_options(config, models.new_run_options(config.model.name))
+
+
+def inherit_options(config: ml_collections.ConfigDict, stored: Mapping[str, Any]) -> None:
+    """Set the options that a run takes from another one, in place.
+
+    Args:
+      config: Complete config of task "train" or "property".
+      stored: Options of the model of the other run, which may be older than some options.
+    """
+    name = config.model.name
+    fill_options(config, {k: stored[k] for k in models.new_run_options(name) if k in stored})
+    if models.uses_average_neighbors(name, config.model.options):
+        default = models.find(name).__dataclass_fields__[_AVERAGE].default
+        fill_options(config, {_AVERAGE: stored.get(_AVERAGE, default)})
+
+
+def set_average_neighbors(config: ml_collections.ConfigDict, sizes: Sizes) -> None:
+    """Set the model's average number of neighbors, unless the config contains it, in place.
+
+    Args:
+      config: Complete config of task "train" or "property", after `set_model_options`.
+      sizes: Sizes of the training structures with the cutoff of the model.
+    """
+    options = config.model.options
+    if _AVERAGE in options or not models.uses_average_neighbors(config.model.name, options):
+        return
+    edges = int(sizes.n_edge.sum())
+    if edges:  # data of isolated atoms keep the default
+        average = round(edges / int(sizes.n_node.sum()), 4)
+        log.info("model.options.%s: %g, from the training split", _AVERAGE, average)
+        fill_options(config, {_AVERAGE: average})
 
 
 def fill_options(config: ml_collections.ConfigDict, options: dict) -> None:

@@ -17,6 +17,7 @@ from mlip_jax import __version__, distributed
 from mlip_jax import config as configs
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.selection.split_files import load_split, save_split
+from mlip_jax.datasets.unseen_elements import UnseenElements
 from mlip_jax.graphs.packing import fill_fraction, plan_buckets
 from mlip_jax.graphs.padding import choose_budgets, grow_to_fit
 from mlip_jax.potential import long_range_cutoff
@@ -25,8 +26,6 @@ from mlip_jax.training.throughput import peak_flops
 
 log = logging.getLogger(__name__)
 
-# Fields of the length of a run. A rerun with a larger value continues the run.
-LENGTH = ("train.num_steps", "train.num_epochs")
 # Warn if a step is larger than train.batch_size by this factor.
 _LARGER = 1.2
 PACKAGES = (
@@ -137,6 +136,21 @@ def _log_batches(config, budgets, micro_batches: int, plan, fill) -> None:
         )
 
 
+def warn_of_unseen(split: str, unseen: UnseenElements) -> None:
+    """Log that structures of a split are excluded, and a split that has no other structures."""
+    log.warning(
+        "%s: excluded from validation and from the errors: %s",
+        split,
+        unseen.describe(f"{split} structures"),
+    )
+    if split == "valid" and not unseen.known.any():
+        log.warning(
+            "valid: no structure is left, so the training split decides which checkpoint is the "
+            "best. Add structures with %s to the training split, or choose another data.split_seed",
+            unseen.symbols,
+        )
+
+
 def count_steps(config: ml_collections.ConfigDict, per_epoch: float) -> int:
     """Return the number of steps of a run with `per_epoch` steps per epoch."""
     num_steps = (
@@ -147,11 +161,12 @@ def count_steps(config: ml_collections.ConfigDict, per_epoch: float) -> int:
     log.info(
         "training: %d steps, %.4g epochs of %.4g steps", num_steps, num_steps / per_epoch, per_epoch
     )
-    if config.optimizer.warmup_steps >= num_steps:
+    warmup = config.optimizer.warmup_steps
+    if warmup is not None and warmup >= num_steps:
         log.warning(
             "optimizer.warmup_steps (%d) is not below the number of training steps (%d): the "
             "learning rate never decays. Lower optimizer.warmup_steps.",
-            config.optimizer.warmup_steps,
+            warmup,
             num_steps,
         )
     return num_steps

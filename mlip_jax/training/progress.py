@@ -30,7 +30,7 @@ class TrainingProgressBar:
             progress.TimeRemainingColumn(),
             disable=not distributed.leader(),
         )
-        self._task = self._bar.add_task("training", total=total, completed=done, text="")
+        self._task = self._bar.add_task("training", total=total, completed=done, text="compiling")
 
     def __enter__(self) -> TrainingProgressBar:
         self._bar.start()

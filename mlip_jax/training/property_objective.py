@@ -12,6 +12,7 @@ import jraph
 
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets.property_data import Target
+from mlip_jax.matmul_precision import full_precision
 from mlip_jax.models.layers.basic import safe_norm
 from mlip_jax.models.layers.readouts import PropertyModel
 from mlip_jax.training.losses import PENALTIES
@@ -20,6 +21,9 @@ from mlip_jax.training.objectives import figure
 
 # Displacement (Å) at or below which an atom is at its reference position and has no direction.
 _NO_DISPLACEMENT = 1e-4
+# Length of a predicted direction below which its penalty is linear. The derivative of the cosine is
+# the inverse of the length, so predictions near zero would decide the whole step.
+_SHORT = 1e-2
 
 
 class PropertySums(NamedTuple):
@@ -90,7 +94,8 @@ class Properties:
         self, params: Any, graph: jraph.GraphsTuple
     ) -> tuple[dict[str, jax.Array], PropertySums]:
         """Predict the properties of a batch and compute its loss sums."""
-        predicted = self.model.apply(params, graph)
+        with full_precision():  # except in training steps
+            predicted = self.model.apply(params, graph)
         return predicted, self._sums(predicted, graph)
 
     def combine(self, local: PropertySums, total: PropertySums, step: Any) -> jax.Array:
@@ -165,10 +170,8 @@ class Properties:
         else:
             length = safe_norm(labels)
             known = known & (length > _NO_DISPLACEMENT)
-            # finite derivative: that of safe_norm is zero at zero, that of the floor below it
-            penalty = 1.0 - (output * labels).sum(-1) / jnp.maximum(
-                safe_norm(output) * length, 1e-9
-            )
+            direction = labels / jnp.maximum(length, _NO_DISPLACEMENT)[:, None]
+            penalty = 1.0 - (output * direction).sum(-1) / jnp.maximum(safe_norm(output), _SHORT)
         return jnp.where(known, penalty, 0.0).sum(), known.sum().astype(penalty.dtype)
 
 

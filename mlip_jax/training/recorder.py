@@ -20,6 +20,7 @@ from tensorboardX import RecordWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
+from mlip_jax.files import make_subfolder, open_in_place
 from mlip_jax.workdir import WorkdirError, atomic_open
 
 _PROGRESS = ("step", "epoch", "seconds", "learning_rate", "beta")
@@ -83,7 +84,7 @@ class Recorder:
 
     def write(self, row: dict[str, float]) -> None:
         """Append one row. Columns that are missing in it stay empty."""
-        with writing(self.path), open(self.path, "a", newline="", encoding="utf-8") as file:
+        with writing(self.path), open_in_place(self.path, "a", newline="") as file:
             csv.DictWriter(file, self._columns).writerow(
                 {k: f"{v:.7g}" if isinstance(v, float) else v for k, v in row.items()}
             )
@@ -108,7 +109,7 @@ class _Board:
     def __init__(self, directory: Path, step: int):
         self._directory = directory
         with writing(directory):
-            directory.mkdir(exist_ok=True)
+            make_subfolder(directory)
             # TensorBoard reads files in the order of their names, so the time is first. The last
             # part makes the names of files unique that a run creates within one second.
             process = f"{socket.gethostname()}.{os.getpid()}"

@@ -23,7 +23,7 @@ A dispatch performs up to S training steps (`_perform_steps`).
 
 from __future__ import annotations
 
-import os
+import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -33,8 +33,12 @@ import jraph
 import numpy as np
 import optax
 
+from mlip_jax.matmul_precision import training_precision
 from mlip_jax.potential import gradient
 from mlip_jax.training.objectives import Objective
+from mlip_jax.workers import available_cores
+
+log = logging.getLogger(__name__)
 
 _AXIS = "devices"
 
@@ -83,6 +87,8 @@ class Trainer:
       build: Function (data, input, bucket) -> graph, compiled into the step. By default, the input
         is the graph.
       data: Pytree of arrays for `build`, which stays on every device.
+      matmul_precision: Precision of matrix products in training steps, see `training_precision`.
+        Evaluations have full precision.
 
     Attributes:
       objective: Model and loss.
@@ -98,6 +104,7 @@ class Trainer:
         *,
         build: Callable[[Any, Any, int], jraph.GraphsTuple] | None = None,
         data: Any = (),
+        matmul_precision: str | None = None,
     ):
         self.objective = objective
         self.num_devices = jax.local_device_count()
@@ -110,6 +117,7 @@ class Trainer:
 
         def train(state, data, inputs, count, stop, bucket):
             self._traces += 1  # this function runs only when pmap traces it
+            log.info("compiling the training step%s", f" of bucket {bucket}" if bucket else "")
             update = _make_update(objective, optimizer, ema_decay)
 
             def perform_step(state, step_inputs):  # of K micro-batches
@@ -121,9 +129,11 @@ class Trainer:
                 return update(state, micro_batch, num_micro_batches)
 
             stop = jax.lax.psum(stop, _AXIS)
-            return _perform_steps(perform_step, state, inputs, count, stop)
+            with training_precision(matmul_precision):
+                return _perform_steps(perform_step, state, inputs, count, stop)
 
         def evaluate_batch(params, graph):
+            log.info("compiling the validation and evaluation step")
             predicted, sums = objective.evaluate(params, graph)
             return predicted, jax.lax.psum(sums, _AXIS)
 
@@ -141,12 +151,12 @@ class Trainer:
 
     @property
     def oversubscribed(self) -> bool:
-        """Return whether there are more CPU devices than cores.
+        """Return whether there are more CPU devices than cores that this process may use.
 
         An all-reduce of one step can then starve that of another. A step must therefore finish
         before the next one is dispatched.
         """
-        return jax.default_backend() == "cpu" and jax.device_count() > (os.cpu_count() or 1)
+        return jax.default_backend() == "cpu" and jax.device_count() > available_cores()
 
     @property
     def num_compiles(self) -> int:

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import absl.flags
 import pytest
 
+from mlip_jax import importers
 from mlip_jax.cli import flags, help
 from mlip_jax.config import ConfigError
 
@@ -60,3 +62,34 @@ def test_the_command_prints_the_help_and_exits(arguments, capsys):
     # without a request nothing is printed, and the run begins
     flags._show_help(["--config=configs/md.py"], "")
     assert not capsys.readouterr().out
+
+
+def test_the_help_lists_every_importer():
+    text = help.help_text("relax", width=400)
+    line = next(line for line in text.splitlines() if line.startswith("  force_field = "))
+    assert line.split("Importers: ")[1] == f"{', '.join(importers.names())}."
+
+
+@pytest.mark.parametrize(
+    ("arguments", "valid"),
+    [
+        (["--sweep_index=1"], False),
+        (["--sweep_index=1", "--overrides={}"], False),
+        (["--sweep_index=1", "--sweep"], True),
+        (["--sweep_index=1", "--overrides={}", "--sweep", "--nosweep"], True),
+    ],
+)
+def test_flags_of_sweeps_require_a_sweep(monkeypatch, arguments, valid):
+    """With --overrides, a number of a variant used to be ignored. Variants receive --nosweep."""
+    monkeypatch.setattr(flags.flags, "FLAGS", absl.flags.FlagValues())
+    for define, name in (("string", "sweep_index"), ("bool", "sweep_list")):
+        getattr(absl.flags, f"DEFINE_{define}")(name, None, "", flags.flags.FLAGS)
+    for name in ("sweep", "sweep_collect"):
+        absl.flags.DEFINE_bool(name, False, "", flags.flags.FLAGS)
+    absl.flags.DEFINE_multi_string("overrides", None, "", flags.flags.FLAGS)
+    flags.flags.FLAGS(["program", *arguments])
+    if valid:
+        flags.check([])
+    else:
+        with pytest.raises(ConfigError, match="--sweep_index requires --sweep"):
+            flags.check([])

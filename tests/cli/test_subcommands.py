@@ -6,7 +6,8 @@ from absl import flags as absl_flags
 
 from mlip_jax.cli import flags
 from mlip_jax.cli.subcommands import expand
-from mlip_jax.config import ConfigError
+from mlip_jax.config import ConfigError, load_file, replaced_fields
+from mlip_jax.sweeps.overrides import override
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -98,3 +99,15 @@ def test_the_default_workdir_is_named_after_config_and_variant():
         "mine.py:scale=0.1,model=a/b": "runs/mine-scale=0.1-model=a-b",
     }
     assert {file: flags.default_workdir(file) for file in names} == names
+
+
+def test_steps_of_a_command_replace_the_epochs_of_its_config():
+    """Detects a short run that trains for all epochs of its config."""
+    config = load_file("force2prop:small,scratch")
+    assert config.train.num_epochs == 30
+    assert override(config, {"train.num_steps": 7}).train.num_epochs is None
+    assert override(config, {"train.num_epochs": 2.0}).train.num_epochs == 2
+    assert replaced_fields(config, {"train.num_steps": 7}) == ["train.num_epochs"]
+    assert not replaced_fields(config, {"seed": 1})
+    with pytest.raises(ConfigError, match="both set the length of training, received 7 and 2"):
+        override(config, {"train.num_steps": 7, "train.num_epochs": 2.0})

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from ase import Atoms
 
-from mlip_jax.datasets.charges import ElectronicStateError, find_charge, find_unpaired, total_charge
+from mlip_jax.datasets.charges import total_charge
+from mlip_jax.state_labels import ElectronicStateError, find_charge, find_unpaired
 from mlip_jax.structure import electronic_state, electronic_value
 
 

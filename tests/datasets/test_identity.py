@@ -79,3 +79,10 @@ def test_identities_without_rdkit_are_declared(monkeypatch):
     molecule_identity.cache_clear()
     assert molecule_identity("O[CH2:1]C") == "O[CH2]C"
     molecule_identity.cache_clear()
+
+
+def test_names_for_people_have_no_atom_maps():
+    assert identity.readable_name("[C@H:1]([F:2])([Cl:3])[Br:4]") == "F[C@@H](Cl)Br"
+    for name in ("aspirin", "[H]C([H])([H])[H]", ""):
+        assert ":" not in identity.readable_name(name)
+    assert identity.readable_name("m:7") == "m:7"

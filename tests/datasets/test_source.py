@@ -81,14 +81,14 @@ def test_locate_generates_the_built_in_data_set(options, caplog, monkeypatch):
 
     monkeypatch.setattr(builtin, "generate_embedded", generate)
     data = options(num_generated=123)
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         path = source.locate(data)
     assert (
         calls == [(Path(path), 123)]
         and Path(path).parent == Path(data.directory)
         and "123" in Path(path).name
     )
-    assert "GFN2-xTB" in caplog.text and "Zenodo" in caplog.text
+    assert "GFN2-xTB labels (NOT SPICE's" in caplog.text
     caplog.clear()
     Path(path).touch()
     assert source.locate(data) == path and not caplog.text
@@ -466,3 +466,12 @@ def test_isolated_atoms_in_the_file_are_found(options, tmp_path):
     assert len(loaded.indices) == 1
     energies = source.isolated_atoms(loaded)
     assert energies[1] == -13.5 and np.isnan(energies[6])
+
+
+def test_missing_energies_are_no_note_of_a_property_run(options, tmp_path):
+    path = tmp_path / "gaps.csv"
+    path.write_text("smiles,gap\nC,10.0\nCC,9.0\n")
+    given = {"elements": None, "charge": None}
+    assert not source.load(options(path, require="none", **given)).notes
+    with pytest.raises(DatasetError, match="no structure has an energy|passes the filters"):
+        source.load(options(path, **given))

@@ -89,7 +89,7 @@ def test_a_workdir_with_former_names_belongs_to_the_config_with_the_new_ones(tas
     before = old_identity(task)
     assert config.with_current_names(before) != before
     with claimed(tmp_path / "run", before):
-        pass
+        (tmp_path / "run/results").write_text("results")
     for new in (with_new_names(task), with_former_names(task)):
         with claimed(
             tmp_path / "run", config.identity(config.complete(new, defaults.TASKS[task].build()))

@@ -33,9 +33,14 @@ def blocks(text: str) -> list[Block]:
     return parsed
 
 
+def without_blocks(text: str) -> str:
+    """Return the text without fenced blocks."""
+    return _FENCE.sub("", text)
+
+
 def without_code(text: str) -> str:
     """Return the text without fenced blocks and code spans, which contain no links."""
-    return re.sub(r"`[^`\n]*`", "", _FENCE.sub("", text))
+    return re.sub(r"`[^`\n]*`", "", without_blocks(text))
 
 
 def pages() -> list[Path]:

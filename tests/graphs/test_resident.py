@@ -1,5 +1,6 @@
 """Tests for data sets on the device: their batches equal those built on the host bit for bit."""
 
+import dataclasses
 from functools import partial
 from pathlib import Path
 
@@ -167,10 +168,12 @@ def test_long_columns_are_collected_in_pieces(monkeypatch):
 @pytest.mark.parametrize("long_range_cutoff", [None, 4.0])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_bytes_are_estimated_exactly(load, long_range_cutoff, dtype):
-    columns = load()
+    columns, spin = load(), dtype == np.float64
+    if spin:
+        columns = dataclasses.replace(columns, spin=np.ones(len(columns)))
     resident = collect(columns, CUTOFF, None, long_range_cutoff, dtype)
     sizes = graph_sizes(columns, CUTOFF, long_range_cutoff)
-    assert estimate_bytes(sizes, columns.cell is not None, dtype) == nbytes(resident)
+    assert estimate_bytes(sizes, columns.cell is not None, dtype, spin) == nbytes(resident)
     assert nbytes(resident) == sum(x.nbytes for x in jax.tree.leaves(resident))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import subprocess
 import sys
@@ -117,3 +118,13 @@ def test_option_that_json_cannot_represent(tmp_path):
     model = potential.model.clone(cutoff=np.float32(4.0))
     with pytest.raises(ValueError, match="option cutoff of 'painn'.*JSON"):
         parameters.save(dataclasses.replace(potential, model=model), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["allegro", "equiformer", "mace", "nequip", "pace"])
+def test_arguments_may_be_in_a_yaml_file(tmp_path, name):
+    """Allegro and Equiformer took the path of a file for the arguments themselves."""
+    np.savez(tmp_path / "weights.npz", x=np.zeros(1))
+    (tmp_path / "model.yaml").write_text("seed: 0")
+    module = importlib.import_module(f"mlip_jax.importers.{name}")
+    with pytest.raises(ValueError, match="lack|is not that of"):
+        module.load(tmp_path / "weights.npz", tmp_path / "model.yaml")

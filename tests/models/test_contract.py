@@ -44,6 +44,15 @@ SMALL = {
 }
 # Sizes of models with many parameters, which take long to compile.
 SMALLER = {
+    "dimenetpp": {
+        "num_layers": 1,
+        "num_features": 16,
+        "num_triplet_features": 8,
+        "energy_width": 16,
+        "num_energy_layers": 1,
+        "num_before_skip": 0,
+        "num_after_skip": 1,
+    },
     "equiformer": {"num_layers": 1, "max_degree": 1},
     "mace": {"num_features": 8},
     "pace": {"num_features": 8},
@@ -74,6 +83,7 @@ FURTHER_OPTIONS = {
             "layer_scales": (0.9, 1.1),
         }
     ],
+    "dimenetpp": [{"max_degree": 3, "angle": "bond", "energy_bias": True, "rounded_bessel": True}],
     "faenet": [
         {
             "frames": "proper",

@@ -1,9 +1,13 @@
 """Tests for pages from templates: text never becomes HTML, and parts are inserted as they are."""
 
+import re
+
 import pytest
+from ase import Atoms
 from matplotlib.figure import Figure
 
 from mlip_jax.reports import html_page as page
+from mlip_jax.reports.molecules import Picture, molecule_figure
 
 TEXT = """<script>&"'{{ 1 + 1 }}"""
 ESCAPED = "&lt;script&gt;&amp;&#34;&#39;{{ 1 + 1 }}"
@@ -35,6 +39,21 @@ def test_characters_that_utf8_cannot_hold_are_replaced():
 
 def test_units_of_a_header_are_not_broken():
     assert 'error <span class="unit">(meV/Å)</span>' in page.table(["error (meV/Å)"], [])
+
+
+def test_a_figure_is_not_enlarged():
+    """Detects a blurred picture of a single molecule that fills the page."""
+    picture = Picture("", Atoms("H"), Atoms("H"))
+    (width,) = re.findall(r"max-width: (\d+)px", page.figure(molecule_figure([picture]), ""))
+    assert int(width) <= 300
+    (width,) = re.findall(r"max-width: (\d+)px", page.figure(Figure(figsize=(9.2, 4)), ""))
+    assert int(width) > 1080
+
+
+def test_links_lead_to_headings():
+    heading = 'Outside the "domain" (1 %)'
+    (target,) = re.findall('href="#(.*?)"', page.link(heading, "below"))
+    assert f'id="{target}"' in page.heading(heading)
 
 
 def test_nothing_is_loaded():

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from ase import units
+from ase import Atoms, units
 
 from mlip_jax.reports.minima.report import write_minima_report
 from mlip_jax.reports.minima.results import (
@@ -11,6 +11,8 @@ from mlip_jax.reports.minima.results import (
     ReportedMinimum,
     metrics,
 )
+from mlip_jax.simulation.relaxation.minima import _bare
+from mlip_jax.simulation.relaxation.minima_result import MinimaResult, Minimum
 
 EV = units.kcal / units.mol  # eV per kcal/mol
 
@@ -52,6 +54,16 @@ def test_metrics(tmp_path):
 def test_failures_of_the_reference_method_are_excluded():
     molecule, references = with_references([0.0, 1.0], [-100.0, float("nan")], [-101.0, -101.5])
     assert metrics([molecule], references)["judged"] is None
+
+
+def test_minima_keep_masses():
+    """Detects isotopes that a search for minima loses."""
+    heavy = Atoms("OHH", np.eye(3), masses=[None, 2.0141, 2.0141], momenta=np.ones((3, 3)))
+    bare = _bare(heavy)
+    assert not bare.has("momenta") and bare.get_masses()[1] == 2.0141
+    result = MinimaResult([Minimum(bare, -1.0, 0)], [1], [1], {})
+    molecule = MoleculeMinima.from_result(0, "heavy water", "", result)
+    assert molecule.minima[0].to_atoms(molecule).get_masses()[2] == 2.0141
 
 
 def test_json_round_trip():

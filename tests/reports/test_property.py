@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from mlip_jax.datasets.property_data import Target
+from mlip_jax.datasets.unseen_elements import UnseenElements
 from mlip_jax.reports.domain import roc
 from mlip_jax.reports.force2geo import paper, seeds
 from mlip_jax.reports.property import PredictedProperties, score, write_property_report
+from mlip_jax.reports.unseen import UnseenStructures
 
 TARGETS = (Target("gap", "scalar"), Target("dipole", "vector"), Target("charges", "atom"))
 
@@ -47,6 +49,9 @@ def test_absolute_errors_are_means_per_structure():
     result = score(o.absolute("gap"))
     assert result["count"] == 39 and result["mae"] == pytest.approx(np.nanmean(o.absolute("gap")))
     assert score(np.array([np.nan]))["count"] == 0
+    # sample standard deviation sqrt(2) of 1 and 3, over sqrt(2); one value has none
+    assert score(np.array([1.0, 3.0]))["stderr"] == pytest.approx(1.0)
+    assert np.isnan(score(np.array([1.0]))["stderr"])
 
 
 def test_report_and_files(tmp_path):
@@ -72,6 +77,9 @@ def test_report_and_files(tmp_path):
         notes=["a note"],
         best_step=5,
         info=info,
+        unseen_structures={
+            "valid": UnseenStructures(UnseenElements(np.arange(9) > 2, {"Br": 3, "I": 1}))
+        },
     )
     html, numbers = (
         (tmp_path / "report.html").read_text(),
@@ -85,6 +93,8 @@ def test_report_and_files(tmp_path):
     )
     assert numbers["test"]["gap_mae"] == numbers["scores"]["test labels"]["gap"]["mae"]
     assert 0 < numbers["domain_auc"]["gap"] < 1
+    assert "Br: 3, I: 1" in html and "energy MAE" not in html
+    assert numbers["unseen_elements"]["valid"]["num_structures_of_split"] == 9
     with open(tmp_path / "predictions_test_labels.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 40 and set(rows[0]) == {
@@ -136,6 +146,9 @@ def test_verdicts_of_the_paper(tmp_path):
     assert result["scratch"]["labels"].mean == pytest.approx(0.55) and "waiting" not in result
     html = paper.write_paper_report(tmp_path).read_text()
     assert "0.550 ± 0.071" in html and "not measured" in html
+    # the spread of a single seed was written as NaN, which is not JSON
+    content = json.loads((tmp_path / "paper.json").read_text(), parse_constant=pytest.fail)
+    assert content["force2prop"]["labels"]["std"] is None
 
 
 def test_processes_of_a_sweep_may_write_its_report_concurrently(tmp_path, monkeypatch):

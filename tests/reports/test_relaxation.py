@@ -11,7 +11,7 @@ from ase.data.colors import jmol_colors
 from matplotlib.figure import Figure
 
 from mlip_jax.reports.molecules import Picture, _views, bonds, draw, molecule_figure
-from mlip_jax.reports.relaxation.figures import distribution_figure
+from mlip_jax.reports.relaxation.figures import cell_figure, distribution_figure
 from mlip_jax.reports.relaxation.report import write_relaxation_report
 from mlip_jax.reports.relaxation.results import (
     STATUSES,
@@ -43,6 +43,7 @@ COLUMNS = (
     "fmax_start_ev_per_ang",
     "fmax_ev_per_ang",
     "rmsd_ang",
+    "outside_domain",
 )
 
 
@@ -283,3 +284,31 @@ def test_pictures_draw_every_atom_and_bond(count):
         (shapes,) = ax.collections
         corners = [len(path.vertices) for path in shapes.get_paths()]
         assert sum(n > 10 for n in corners) == 9 and sum(n < 10 for n in corners) == 3 * 8
+
+
+def test_molecules_outside_the_domain_are_listed(tmp_path):
+    rows = [row(0, outside_domain=0), row(1, outside_domain=1, name="", smiles="[CH3:1][OH:2]")]
+    results = read_results(write_csv(tmp_path / "results.csv", rows))
+    assert results.outside_names == (("CO", 1, "converged"),)
+    path = write_relaxation_report(tmp_path, results, title="", seconds=1.0, info={})
+    content = path.read_text(encoding="utf-8")
+    assert 'href="#outside-the-domain"' in content and "<td>CO</td><td>1</td>" in content
+
+
+def test_cells_of_crystals(tmp_path):
+    """Volumes and pressures are those of finished crystals; molecules have none."""
+    columns = ("volume_start_ang3", "volume_ang3", "pressure_gpa")
+    values = [(100.0, 110.0, 0.5), (100.0, 90.0, -0.5), ("", "", "")]
+    path = tmp_path / "results.csv"
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, (*COLUMNS, *columns))
+        writer.writeheader()
+        writer.writerows(row(i) | dict(zip(columns, v)) for i, v in enumerate(values))
+    results = read_results(path)
+    np.testing.assert_allclose(results.volume_change, [10, -10])
+    content = metrics(results, 1.0)
+    assert content["volume_change_percent"]["max"] == pytest.approx(10)
+    assert content["pressure_gpa"]["min"] == -0.5
+    assert len(cell_figure(results).axes) == 2
+    molecules = read_results(write_csv(tmp_path / "molecules.csv", [row(0)]))
+    assert "pressure_gpa" not in metrics(molecules, 1.0)

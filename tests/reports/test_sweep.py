@@ -53,6 +53,7 @@ def test_scores_are_those_of_the_run(tmp_path):
         "valid": {"force_rmse_mev_per_ang": 7.0},
         "train": None,
         "seconds": 99.0,
+        "unseen_elements": {"test": {"num_structures": 3, "elements": {"F": 3}}},
     }
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
     for step in ("8", "16", "9", "24.replaced"):
@@ -61,6 +62,7 @@ def test_scores_are_those_of_the_run(tmp_path):
     assert {k: v for k, v in scores.items() if v is not None} == {
         "test_energy_mae_mev_per_atom": 1.5,
         "valid_force_rmse_mev_per_ang": 7.0,
+        "test_unseen_structures": 3,
         "training_seconds": 99.0,
         "best_step": 16,
     }

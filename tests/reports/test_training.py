@@ -58,6 +58,7 @@ class Parser(html.parser.HTMLParser):
             value
             for key, value in attrs
             if key in ("src", "href", "srcset", "data", "action", "poster")
+            and not (value or "").startswith("#")  # a link to another part of the page
         ]
         assert not any(key.startswith("on") for key, _ in attrs)
         if tag not in VOID:
@@ -112,12 +113,20 @@ def test_report_contains_all_sections(tmp_path):
     splits = {name: make(seed=i) for i, name in enumerate(("train", "valid", "test"))}
     notes = ["Labels are GFN2-xTB."]
     path, result = report(
-        tmp_path, splits, metrics_csv=log(tmp_path, *rows), notes=notes, seconds=8000.0
+        tmp_path,
+        splits,
+        metrics_csv=log(tmp_path, *rows),
+        notes=notes,
+        seconds=8000.0,
+        sizes={"train": 1000, "valid": 60, "test": 60},
     )
     parser, text = parse(path)
     assert len(parser.loads) == 7
     shown = ("A run", *notes, "2 h 13 min", "None: no atom has a force error", "molecule0", "toy")
     assert all(expected in text for expected in shown)
+    # the number of training structures, and how many of them the report evaluates
+    assert "1,000 training structures" in text and "60 of its 1,000 structures" in text
+    assert "errors of the test split are those of" not in text
     assert result["seconds"] == 8000 and result["shown_split"] == "test"
     for split in ("train", "valid", "test"):
         assert (

@@ -15,7 +15,7 @@ from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.molecules.arguments import molecule_list, molecule_records
 from mlip_jax.importers import parameters
 from mlip_jax.simulation.ensemble_mean import mean_potential, members_of
-from mlip_jax.simulation.force_fields import load_force_field
+from mlip_jax.simulation.force_fields import load_mean_force_field
 from mlip_jax.simulation.relaxation.outputs import domain_cells
 from mlip_jax.simulation.trust import atom_domain
 from mlip_jax.simulation.trust.coverage import unseen_states
@@ -88,13 +88,13 @@ def test_force_fields_of_every_form(make_potential, tmp_path):
     parameters.save(potential, tmp_path / "ff")
     location = f"parameters:{tmp_path / 'ff'}"
     for given in (potential, location, MLIPCalculator(potential), [potential]):
-        assert load_force_field(given).digest() == potential.digest()
+        assert load_mean_force_field(given).digest() == potential.digest()
     several = [potential, make_potential("tiny", 1)]
     for given in (several, EnsembleCalculator(several), [location, several[1]]):
-        assert len(members_of(load_force_field(given))) == 2
+        assert len(members_of(load_mean_force_field(given))) == 2
     for given in (EMT(), 3, "", "runs/a,,runs/b", []):
         with pytest.raises((ValueError, RuntimeError)):
-            load_force_field(given)
+            load_mean_force_field(given)
     with pytest.raises(ValueError, match="Potential or a calculator"):
         relax(PAIR, EMT())
 

@@ -1,6 +1,7 @@
 """Tests for force fields that predict forces directly: evaluation, calculators, relaxation, dynamics, export."""
 
 import json
+import logging
 import warnings
 
 import jax
@@ -16,12 +17,14 @@ from mlip_jax.graphs.batch import build_batch
 from mlip_jax.graphs.shapes import PaddingBudget
 from mlip_jax.models.layers.readouts import with_heads
 from mlip_jax.potential import evaluate, hessian_columns, is_conservative
+from mlip_jax.simulation import user_warnings
 from mlip_jax.simulation.calculators.conservation import NonConservativeWarning
 from mlip_jax.simulation.calculators.ensemble import EnsembleCalculator
 from mlip_jax.simulation.dynamics.md import MolecularDynamics
 from mlip_jax.simulation.dynamics.settings import Settings
 from mlip_jax.simulation.export import DESCRIPTION, export_stablehlo
 from mlip_jax.simulation.relaxation.relax import relax
+from mlip_jax.simulation.user_warnings import domain_in_log
 from mlip_jax.structure import Structure
 from mlip_jax.terms import WithTerms
 from tests.simulation.analytic import PartOfTheGradient, Springs, springs
@@ -49,7 +52,18 @@ def calculator():
         return MLIPCalculator(springs(), dtype="float64")
 
 
-def test_forces_are_the_predicted_ones_times_the_energy_scale(calculator):
+def test_a_warning_points_to_the_line_of_the_user():
+    with pytest.warns(NonConservativeWarning) as warned:
+        MLIPCalculator(springs(), dtype="float64")
+    assert [w.filename for w in warned] == [__file__]
+    with domain_in_log(), warnings.catch_warnings(record=True) as shown:
+        user_warnings.warn("outside", user_warnings.OutsideDomainWarning)
+        user_warnings.warn("other")
+    assert [str(w.message) for w in shown] == ["other"]
+
+
+def test_forces_are_the_predicted_ones_times_the_energy_scale(calculator, caplog):
+    caplog.set_level(logging.INFO)
     atoms = TRIANGLE.copy()
     atoms.calc = calculator
     assert not calculator.conservative
@@ -59,6 +73,9 @@ def test_forces_are_the_predicted_ones_times_the_energy_scale(calculator):
         assert atoms.get_potential_energy() + 3 * 1234.5678 == pytest.approx(
             expected_energy(atoms.positions), abs=1e-9
         )
+    # what is compiled is logged, once per program
+    (message,) = [m for m in caplog.messages if "compiling" in m]
+    assert message.startswith("compiling energies and forces of up to ")
 
 
 def test_hessian_and_stress_are_derivatives_of_the_energy(calculator):

@@ -133,3 +133,21 @@ def test_a_process_is_asked_to_stop_when_its_parent_is_killed(tmp_path, pipe):
         parent.kill()
         parent.wait()
         assert file.read() == "SIGTERM\n"
+
+
+def test_the_mask_of_signals_is_restored_after_an_error():
+    """Signals stayed blocked if forwarding failed, and those blocked before were unblocked."""
+
+    class Ended:
+        def send_signal(self, number):
+            raise PermissionError
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+    try:
+        signals = SignalForwarder()
+        signals.received = signal.SIGTERM
+        with pytest.raises(PermissionError), signals.forward_to(Ended()):
+            pass
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before | {signal.SIGUSR1}
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

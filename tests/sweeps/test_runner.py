@@ -265,6 +265,11 @@ def test_a_sweep_that_was_killed_is_not_running(start, tmp_path):
     assert start(collect_only=True) == 0 and states(tmp_path / "run")[1] == "stopped"
     (tmp_path / "run/b/attempt.json").write_text(json.dumps(attempt | {"process": os.getpid()}))
     assert start(collect_only=True) == 0 and states(tmp_path / "run")[1] == "running"
+    # of another machine only the lock is known; without it, sweeps waited forever
+    (tmp_path / "run/b/attempt.json").write_text(json.dumps(attempt | {"host": "switched-off"}))
+    assert start(collect_only=True) == 0 and states(tmp_path / "run")[1] == "stopped"
+    with lock_folder(tmp_path / "run/b", wait=False):
+        assert start(collect_only=True) == 0 and states(tmp_path / "run")[1] == "running"
 
 
 def test_the_workdir_of_a_run_is_an_error(start, tmp_path):

@@ -25,7 +25,7 @@ OPTIONS = {  # model options: the smallest models that exercise a run
 }
 SMALL = {
     "data.path": DATA,
-    "data.split_seed": 1,
+    "data.split_seed": 3,  # valid and test have only elements that the training split has
     "train.num_steps": 24,
     "train.batch_size": 4,
     "train.log_every": 4,

@@ -16,7 +16,7 @@ from mlip_jax.datasets.selection.held_out import RunData
 from mlip_jax.datasets.selection.split_files import save_split
 from mlip_jax.potential import Potential
 from mlip_jax.reports.ensemble import scores
-from mlip_jax.simulation.trust import ensemble_calibration
+from mlip_jax.simulation.trust import ensemble_calibration, ensemble_structures
 from mlip_jax.simulation.trust.ensemble_calibration import Calibration
 from mlip_jax.tasks import ensemble
 from tests.tasks import runs
@@ -87,7 +87,7 @@ def test_expected_errors_agree_with_actual_errors(folder):
     for name, values in z.items():
         spread = np.sqrt(np.mean(np.concatenate([np.ravel(v) for v in values]) ** 2))
         assert spread == pytest.approx(1, abs=0.02)
-        of = found["scores"]["valid"][name]
+        of = found["scores"]["calibration"][name]
         assert of["z_rms"] == pytest.approx(1) and 0 <= of["roc_auc"] <= 1
         assert 0.2 < found["scores"]["test"][name]["z_rms"] < 5
     text = page.read_text()
@@ -105,21 +105,21 @@ def test_training_structures_of_members_are_excluded(folder):
     assert 0 < left.sum() < len(valid)
     members = [Potential.load(folder / m) for m in ("m0", "m2")]
     paths = [folder / "m0", folder / "m2"]
-    store, chosen, notes = ensemble_calibration.held_out(paths, members, "valid", 1000)
+    store, chosen, notes = ensemble_structures.held_out(paths, members, "valid", 1000)
     known = set(members[0].elements) & set(members[1].elements)
     assert chosen.tolist() == [s for s in valid[left] if set(store[s].numbers.tolist()) <= known]
     assert "members were trained on them" in notes[0]
     assert notes[0] in json.loads((out / "ensemble.json").read_text())["notes"]
     assert "members were trained on them" in (out / "report.html").read_text()
-    assert len(ensemble_calibration.held_out(paths, members, "valid", 3)[1]) == 3
+    assert len(ensemble_structures.held_out(paths, members, "valid", 3)[1]) == 3
     with pytest.raises(DatasetError, match="split 'nothing' contains no structure"):
-        ensemble_calibration.held_out(paths, members, "nothing", 3)
+        ensemble_structures.held_out(paths, members, "nothing", 3)
 
 
 def test_a_member_without_its_data(folder):
     shutil.copytree(folder / "m1/best", folder / "moved/best")
     members = [Potential.load(folder / m) for m in ("m0", "moved")]
-    _, chosen, notes = ensemble_calibration.held_out(
+    _, chosen, notes = ensemble_structures.held_out(
         [folder / "m0", folder / "moved"], members, "valid", 1000
     )
     assert (
@@ -130,7 +130,7 @@ def test_a_member_without_its_data(folder):
 
 def test_scores_without_labels_of_a_kind(folder):
     members = [Potential.load(folder / m) for m in ("m0", "m1")]
-    store, chosen, _ = ensemble_calibration.held_out(
+    store, chosen, _ = ensemble_structures.held_out(
         [folder / "m0", folder / "m1"], members, "test", 8
     )
     found = ensemble_calibration.evaluate(members, store, chosen)

@@ -35,7 +35,9 @@ def run_task(tmp_path, monkeypatch):
     path = tmp_path / "clusters.xyz"
     write(path, [cluster(0), cluster(1)[:9]])
     monkeypatch.setattr(
-        md, "load_force_field", lambda text: pairwise(depth=0.02 if text == "other" else 0.0104)
+        md,
+        "load_mean_force_field",
+        lambda text: pairwise(depth=0.02 if text == "other" else 0.0104),
     )
     monkeypatch.setattr(dynamics, "_DISPATCH_SECONDS", 0.003)
 

@@ -34,7 +34,9 @@ def options(path, **changes):
 @pytest.fixture
 def springs(monkeypatch):
     monkeypatch.setattr(
-        minima, "load_force_field", lambda text: pairwise("harmonic", length=0.74, stiffness=20.0)
+        minima,
+        "load_mean_force_field",
+        lambda text: pairwise("harmonic", length=0.74, stiffness=20.0),
     )
 
 

@@ -1,6 +1,7 @@
 """Tests for the task `predict`: one row per molecule, resumption and uncertainty."""
 
 import csv
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -126,3 +127,11 @@ def test_from_python(folder):
     # no arrays of features unless requested
     assert "embedding" not in found
     assert Predictor.load(folder / "gap-0").predict("CCO")["gap"].shape == (1,)
+
+
+def test_a_checkpoint_does_not_choose_the_force_field():
+    """Detects a file that the checkpoint of other people loads without the user's command."""
+    metadata = {"config": {"data": {"force_field": "/any/file"}}}
+    ensemble = SimpleNamespace(members=[SimpleNamespace(metadata=metadata)])
+    with pytest.raises(ConfigError, match="--config.force_field=/any/file .*force_field=none"):
+        predict._relaxer(SimpleNamespace(force_field=None), ensemble)

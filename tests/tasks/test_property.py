@@ -78,6 +78,22 @@ def test_no_molecule_is_in_two_splits_and_the_split_is_reusable(scratch, folder)
         assert not set(records[other.splits[name]].tolist()) & set(parts["test"])
 
 
+def test_elements_without_training_data_are_left_out(folder, caplog):
+    """Detects molecules with such elements in the validation loss."""
+    nitrogen = [k for k, name in enumerate(NAMES) if "N" in name]
+    others = [k for k, name in enumerate(NAMES) if "N" not in name]
+    split = {"train": others[2:], "valid": [*nitrogen[:3], others[0]], "test": nitrogen[3:]}
+    (folder / "split.json").write_text(json.dumps(split))
+    workdir = _create_folder(folder / "unseen")
+    data = PropertyData.load(config(folder, data__split_files=str(folder / "split.json")), workdir)
+    assert len(data.splits["valid"]) == 1 and len(data.splits["test"]) == 0
+    assert {k: (len(u), u.structures_by_element) for k, u in data.unseen.items()} == {
+        "valid": (3, {"N": 3}),
+        "test": (len(nitrogen) - 3, {"N": len(nitrogen) - 3}),
+    }
+    assert "3 of 4 valid structures with elements that the training split lacks" in caplog.text
+
+
 def _create_folder(path):
     path.mkdir(exist_ok=True)
     return path

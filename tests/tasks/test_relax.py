@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.io import read
+from ase.io import read, write
+from ase.units import GPa
 
 from mlip_jax import MLIPCalculator, distributed
 from mlip_jax.config import ConfigError
@@ -26,6 +27,7 @@ from mlip_jax.simulation.trust.domain import FILE
 from mlip_jax.structure import from_ase
 from mlip_jax.tasks import relax
 from mlip_jax.workdir import WorkdirError
+from tests.simulation.analytic import pairwise
 from tests.simulation.conftest import random_potential
 
 SMILES = ["CCO", "C1CC", "C", "CC(=O)[O-]", "N", "CCC", "C1#CC1", "O", "CCN", "CS", "C=C", "CO"]
@@ -115,7 +117,7 @@ def run_task(tmp_path, monkeypatch):
     path.write_text("".join(f"{s} name{i}\n" for i, s in enumerate(SMILES)))
     monkeypatch.setattr(
         relax,
-        "load_force_field",
+        "load_mean_force_field",
         lambda text: random_potential("tiny", 1 if text == "other" else 0),
     )
     monkeypatch.setattr(os, "fsync", lambda file: None)
@@ -413,10 +415,13 @@ def test_force_fields_by_name(tmp_path, monkeypatch):
 
     monkeypatch.setattr(schnetpack, "load", lambda path: ("schnetpack", path))
     monkeypatch.setattr(so3lr, "load", lambda path: ("so3lr", path))
-    assert relax.load_force_field("schnetpack:a:b.safetensors") == ("schnetpack", "a:b.safetensors")
-    assert relax.load_force_field("so3lr:params.pkl") == ("so3lr", "params.pkl")
+    assert relax.load_mean_force_field("schnetpack:a:b.safetensors") == (
+        "schnetpack",
+        "a:b.safetensors",
+    )
+    assert relax.load_mean_force_field("so3lr:params.pkl") == ("so3lr", "params.pkl")
     with pytest.raises(RuntimeError, match="no such directory"):
-        relax.load_force_field(str(tmp_path / "missing:x"))
+        relax.load_mean_force_field(str(tmp_path / "missing:x"))
 
 
 def test_force_fields_have_different_digests():
@@ -490,3 +495,30 @@ def test_part_files_are_not_outputs(run_task, tmp_path):
         "metrics.json",
     }
     assert Path(tmp_path / "run/parts/part-0.csv").exists()
+
+
+@pytest.mark.slow
+def test_cells_of_crystals_and_molecules_of_one_file(tmp_path, monkeypatch):
+    """The command relaxes cells, writes them with their stress, and resumes."""
+    potential = pairwise(depth=0.05, length=2.6, cutoff=5.0)
+    monkeypatch.setattr(relax, "load_force_field", lambda text: potential)
+    crystal = Atoms("Ar2", [[0, 0, 0], [1.9, 2.0, 2.1]], cell=[3.8, 4, 4.2], pbc=True)
+    pair = Atoms("Ar2", [[0, 0, 0], [0, 0, 3.0]])
+    path = tmp_path / "crystals.xyz"
+    write(path, [crystal, pair, crystal])
+    config = options(path, cell="frechet", scalar_pressure=0.01, fmax=0.01, dtype="float64")
+    report = relax.run(config, tmp_path / "run")
+    found = rows(tmp_path / "run")
+    assert [r["status"] for r in found] == ["converged"] * 3
+    assert found[1]["volume_ang3"] == found[1]["pressure_gpa"] == ""
+    frames = read(tmp_path / "run/relaxed.xyz", ":")
+    for k in (0, 2):
+        assert float(found[k]["volume_ang3"]) == pytest.approx(frames[k].cell.volume, rel=1e-6)
+        assert float(found[k]["pressure_gpa"]) == pytest.approx(0.01 / GPa, abs=0.1)
+        assert -frames[k].get_stress()[:3].mean() / GPa == pytest.approx(0.01 / GPa, abs=0.1)
+    assert "pressure of the relaxed structure" in report.read_text()
+    before = outputs(tmp_path / "run")
+    relax.run(config, tmp_path / "run")
+    assert outputs(tmp_path / "run") == before
+    with pytest.raises(ConfigError, match="fixes all components"):
+        relax.run(options(path, cell="unitcell", mask=(0,) * 6), tmp_path / "other")

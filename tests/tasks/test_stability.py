@@ -2,6 +2,7 @@
 
 import csv
 import json
+import types
 
 import pytest
 from ase import Atoms
@@ -30,15 +31,17 @@ def options(path, **changes):
     return config
 
 
-def test_hot_molecules_break_and_a_stopped_run_resumes(tmp_path, monkeypatch):
+def test_hot_molecules_break_and_a_stopped_run_resumes(tmp_path, monkeypatch, caplog):
     path = tmp_path / "dimers.xyz"
     write(path, [Atoms("H2", [[0, 0, 0], [0, 0, 0.74]]), Atoms("H2", [[0, 0, 0], [0, 0, 0.7]])])
     monkeypatch.setattr(
         stability,
-        "load_force_field",
+        "load_mean_force_field",
         lambda text: pairwise("harmonic", length=0.74, stiffness=20.0),
     )
     monkeypatch.setattr(dynamics, "_DISPATCH_SECONDS", 0.01)
+    outside = types.SimpleNamespace(message=lambda all_, name: f"{len(all_)} are outside")
+    monkeypatch.setattr(stability, "TrustCheck", types.SimpleNamespace(load=lambda *given: outside))
     write_files, calls = DynamicsOutputs.write, []
 
     def fails(self, *arguments):
@@ -53,6 +56,7 @@ def test_hot_molecules_break_and_a_stopped_run_resumes(tmp_path, monkeypatch):
     report = stability.run(options(path), tmp_path / "run")
     stability.run(options(path), tmp_path / "whole")
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert "2 are outside" in caplog.text  # the domain of the force field used to be ignored
     cold, hot = metrics["temperatures"]
     assert (cold["survived"], cold["replicas"], hot["survived"]) == (6, 6, 0)
     assert (
@@ -76,7 +80,7 @@ def test_comparison_with_the_reference_method(tmp_path, monkeypatch):
     write(path, [Atoms("H2", [[0, 0, 0], [0, 0, 0.74]]), Atoms("Ar2", [[0, 0, 0], [0, 0, 0.75]])])
     monkeypatch.setattr(
         stability,
-        "load_force_field",
+        "load_mean_force_field",
         lambda text: pairwise("harmonic", length=0.74, stiffness=20.0),
     )
     changes = dict(

@@ -16,6 +16,7 @@ from mlip_jax.datasets.selection.split_files import load_split
 from mlip_jax.datasets.store.store import Store
 from mlip_jax.potential import Potential
 from mlip_jax.simulation.dynamics.md import MolecularDynamics
+from mlip_jax.simulation.trust.atom_domain import load_domain
 from tests.tasks.runs import (
     DATA,
     REPOSITORY,
@@ -54,6 +55,8 @@ def test_the_report_has_its_figures(finished):
     assert "GFN2-xTB" in html and "Zenodo" in html and "outside" in html
     assert "minus the gradient of the energy" in html
     assert set(metrics["domain_auc"]) == {"energy", "force"}
+    domain = load_domain(workdir)
+    assert domain is not None and load_domain(workdir / "best").border == domain.border
 
 
 def test_the_log_reports_labels_and_excluded_structures(finished):
@@ -187,15 +190,43 @@ def test_some_labels_are_nan(tmp_path):
         group["dft_total_energy"][0] = np.nan
         group["dft_total_gradient"][1, 0] = np.nan
 
+    # The training split has no S.
+    split = {"train": [1, 3, 5, 7, 8, 9, 10, 11], "valid": [0, 12, 14], "test": [13, 16]}
+    (tmp_path / "split.json").write_text(json.dumps(split))
     code, output = run(
-        tmp_path / "run", model="schnet", data__path=edited(tmp_path / "nan.hdf5", some_nan)
+        tmp_path / "run",
+        model="schnet",
+        data__path=edited(tmp_path / "nan.hdf5", some_nan),
+        data__split_files=tmp_path / "split.json",
     )
     assert code == 0, output
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    _check_unseen_elements(tmp_path / "run", metrics, output)
     assert all(
         np.isfinite(metrics["test"][k])
         for k in ("energy_mae_mev_per_atom", "force_mae_mev_per_ang")
     )
+
+
+def _check_unseen_elements(workdir, metrics, output):
+    """Detects structures without training data that decide best checkpoint and headline errors."""
+    assert [metrics[part]["num_structures"] for part in ("train", "valid", "test")] == [48, 12, 6]
+    unseen = metrics["unseen_elements"]
+    assert {part: (u["num_structures"], u["elements"]) for part, u in unseen.items()} == {
+        "valid": (6, {"S": 6}),
+        "test": (6, {"S": 6}),
+    }
+    # The reference energies of these elements are unknown, so the errors are in eV per atom.
+    for part in ("valid", "test"):
+        assert (
+            unseen[part]["energy_mae_mev_per_atom"] > 1e4 > metrics[part]["energy_mae_mev_per_atom"]
+        )
+    losses = np.genfromtxt(workdir / "metrics.csv", delimiter=",", names=True)
+    assert np.nanmax(losses["valid_energy_mae_mev_per_atom"]) < 1e4
+    text = "6 of 12 test structures with elements that the training split lacks (S: 6)"
+    assert text in output
+    assert "Elements that the training split lacks" in (workdir / "report.html").read_text()
+    assert (workdir / "predictions_test_unseen_elements.npz").is_file()
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Tests for training that is initialized from a force field."""
 
+import dataclasses
 import json
 import shutil
 
@@ -8,15 +9,21 @@ import jax
 import numpy as np
 import pytest
 
-from mlip_jax.config import ConfigError
+from mlip_jax import config as configs
+from mlip_jax import fine_tuning
+from mlip_jax.config import ConfigError, complete
 from mlip_jax.configs import spice
 from mlip_jax.datasets.columns import Columns
+from mlip_jax.defaults import train_defaults
+from mlip_jax.graphs.padding import graph_sizes
 from mlip_jax.importers import parameters
 from mlip_jax.potential import Potential
 from mlip_jax.reports.predictions import Predictions
 from mlip_jax.structure import Structure
 from mlip_jax.tasks import train
 from mlip_jax.tasks.force_field_training import comparison
+from mlip_jax.tasks.force_field_training.preparation import TrainingRun
+from mlip_jax.training.data import Split
 from tests.tasks.runs import DATA
 
 SHIFT = {6: 1.5, 1: -0.25, 8: 0.75}  # hartree of an atom: other zeros of energy
@@ -55,6 +62,17 @@ def still(folder, **fields):
     return config(directory=folder / "data", **own | fields)
 
 
+def test_the_average_number_of_neighbors_is_that_of_the_training_split(first):
+    """Force fields load with the factor of the training, whatever later data have."""
+    c = complete(config(directory=first / "data", model__name="nequip"), train_defaults())
+    (first / "prepared").mkdir()
+    training = TrainingRun.prepare(c, first / "prepared")
+    average = training.statistics["mean_neighbors"]
+    assert 5 < average < 30 and training.model.avg_num_neighbors == round(average, 4)
+    stored = training.metadata["config"]["model"]["options"]
+    assert stored["avg_num_neighbors"] == round(average, 4)
+
+
 def predictions(workdir):
     return Predictions.load(workdir / "predictions_test.npz")
 
@@ -75,6 +93,31 @@ def test_initial_parameters_are_those_of_the_force_field(first, caplog):
         before, after = line.partition("data: ")[2].split(" → ")
         assert before == after
         assert before.endswith(f"{scores['force_mae_mev_per_ang']:.1f} meV/Å")
+
+
+def test_rare_elements_are_in_the_fit_of_reference_energies(monkeypatch):
+    """An element that 2,000 random structures lack kept a reference energy of another method."""
+    monkeypatch.setattr(fine_tuning, "_MAX_FIT_STRUCTURES", 3)
+    monkeypatch.setattr(fine_tuning, "_CHUNK", 7)
+    numbers = [[17 if s in (31, 38) else 6, 9 if s == 20 else 1] for s in range(40)]
+    columns = Columns.from_structures(
+        Structure(np.array(z), np.eye(2, 3), energy=np.nan if s == 31 else float(s))
+        for s, z in enumerate(numbers)
+    )
+    train = Split(columns, np.arange(40), graph_sizes(columns, 3.0))
+    sample = fine_tuning._fit_sample(train, np.array([1, 6, 9, 17]), seed=0)
+    assert set(sample.numbers.tolist()) == {1, 6, 9, 17} and 38.0 in sample.energy
+    assert np.isfinite(sample.energy).all()
+
+
+def test_the_force_rms_is_that_of_the_new_data(first, tmp_path, monkeypatch):
+    """Reports of fine-tuned runs stated the energy scale of the initial force field."""
+    initial = dataclasses.replace(Potential.load(first / "first"), energy_scale=7.0)
+    monkeypatch.setattr(fine_tuning, "load_initial_force_field", lambda config: initial)
+    run = TrainingRun.prepare(
+        configs.complete(still(first, data__reference_energies="none"), train_defaults()), tmp_path
+    )
+    assert run.statistics["energy_scale"] == 7.0 and 0 < run.statistics["force_rms"] < 7.0
 
 
 def test_fine_tuning_errors_leave_out_unknown_elements(first):

@@ -24,7 +24,7 @@ def options(path, **changes):
 @pytest.fixture
 def springs(monkeypatch):
     potential = pairwise("harmonic", length=0.74, stiffness=20.0)
-    monkeypatch.setattr(vibrations, "load_force_field", lambda text: potential)
+    monkeypatch.setattr(vibrations, "load_mean_force_field", lambda text: potential)
     monkeypatch.setattr(
         vibrations.TrustCheck, "load", lambda given, p: vibrations.TrustCheck((p,), (None,))
     )

@@ -511,3 +511,37 @@ def test_invalid_beta_schedules_are_errors():
 def test_beta_can_be_traced(kind):
     beta = beta_schedule(0.99, 0.9, 0.8, 100, kind)
     assert float(jax.jit(beta)(jnp.int32(90))) == pytest.approx(float(beta(90)), rel=1e-6)
+
+
+def test_only_known_stresses_of_crystals_count():
+    """Padding graphs and structures without a label contribute nothing, also to the gradient."""
+    label = np.arange(9.0).reshape(3, 3)
+    crystals = [
+        Structure(
+            np.array([6, 6]),
+            np.eye(2, 3),
+            energy=0.0,
+            forces=np.zeros((2, 3)),
+            cell=4 * np.eye(3),
+            pbc=np.ones(3, bool),
+            properties={"stress": value},
+        )
+        for value in (label, np.full((3, 3), np.nan))
+    ]
+    columns = Columns.from_structures(crystals)
+    graph = build_batch(columns, PaddingBudget(8, 40, 4), 1.5, properties=("stress",))
+    predicted = jnp.ones((4, 3, 3))
+
+    def total(stress):
+        return sums(Evaluation(jnp.zeros(4), jnp.zeros((8, 3)), jnp.zeros(8), stress), graph)
+
+    found = total(predicted)
+    assert (found.stress_loss, found.stresses) == (((label - 1) ** 2).sum(), 9)
+    assert found.stress_abs == np.abs(label - 1).sum()
+    gradient = jax.grad(lambda stress: combine(total(stress), found, 0.5, 3.0))(predicted)
+    np.testing.assert_allclose(gradient[0], 3 * 2 * (1 - label) / 9, rtol=1e-6)
+    assert not gradient[1:].any()
+    row = averages(jax.tree.map(float, found), 0.5, "valid", 3.0)
+    assert row["valid_loss"] == pytest.approx(3 * found.stress_loss / 9)
+    assert row["valid_stress_mae_mev_per_ang3"] == pytest.approx(1e3 * found.stress_abs / 9)
+    assert "valid_stress_mae_mev_per_ang3" not in averages(found, 0.5, "valid")

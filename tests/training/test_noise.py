@@ -7,7 +7,7 @@ from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.graphs.edge_counts import count_all
 from mlip_jax.graphs.padding import graph_sizes
-from mlip_jax.graphs.shapes import PaddingBudget
+from mlip_jax.graphs.shapes import PaddingBudget, Sizes
 from mlip_jax.structure import Structure
 from mlip_jax.training.noise import DISPLACEMENT, AlternativeGeometries, CoordinateNoise, NoisedRows
 
@@ -100,6 +100,13 @@ def test_displaced_structures_fit_into_their_batches():
         assert (
             count_all(make(REFERENCE, np.arange(4), epoch, budget), CUTOFF).sum() <= budget.n_edge
         )
+
+
+def test_noise_adds_edges_in_small_cells():
+    """Detects cells with more edges than pairs of atoms, whose batches had no space for noise."""
+    sizes = Sizes(np.array([2, 2, 6]), np.array([100, 2, 4]), None)
+    bounds = CoordinateNoise(0.1, CUTOFF, 0).bounds(sizes)
+    assert bounds.n_edge.tolist() == [108, 2, 12]
 
 
 def test_noise_that_never_fits_is_an_error():

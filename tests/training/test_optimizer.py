@@ -308,6 +308,14 @@ def test_invalid_patterns_are_errors(patterns, message):
     rule = optimizer.create(BASE | {"freeze": patterns}, 100)
     with pytest.raises(ValueError, match=message):
         rule.init(PARAMS)
+    with pytest.raises(ValueError, match=message):
+        optimizer.check_patterns(PARAMS, BASE | {"freeze": patterns})
+
+
+def test_invalid_patterns_of_multipliers_are_found_before_training():
+    """A misspelled pattern was an error only after the conversion of the data."""
+    with pytest.raises(ValueError, match=r"lr_multipliers: 'embeding/\*' matches none"):
+        optimizer.check_patterns(PARAMS, BASE | {"freeze": (), "lr_multipliers": "embeding/*=2"})
 
 
 def test_a_text_instead_of_a_list_of_patterns_is_an_error():

@@ -2,10 +2,11 @@
 
 import pytest
 
-from mlip_jax.config import ConfigError, complete
+from mlip_jax.config import ConfigError, complete, load_file
 from mlip_jax.datasets import source
 from mlip_jax.defaults import train_defaults
 from mlip_jax.tasks import train
+from mlip_jax.training import optimizer
 from mlip_jax.training.prepare import with_intervals
 
 NONSENSE = [
@@ -107,3 +108,13 @@ def test_unset_intervals_follow_the_number_of_steps():
     for steps, expected in ((3, (1, 1, 1)), (200, (2, 10, 10)), (100_000, (100, 1000, 1000))):
         o = with_intervals(options, steps)
         assert (o.log_every, o.valid_every, o.checkpoint_every) == expected
+
+
+def test_an_unset_warmup_is_a_tenth_of_the_steps():
+    """Detects a short run that ends before its warmup."""
+    c = load_file("train").optimizer
+    assert c.warmup_steps is None
+    for steps, warmup in ((5, 0), (100, 10), (100_000, 200)):
+        rate = optimizer.learning_rate(c, steps)
+        assert float(rate(warmup)) == pytest.approx(c.learning_rate)
+        assert warmup == 0 or float(rate(warmup - 1)) < 0.999 * c.learning_rate

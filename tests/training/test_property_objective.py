@@ -154,3 +154,14 @@ def test_inconsistent_configs_are_errors(changes, message):
     with pytest.raises(ConfigError, match=message):
         c = complete(c, property_defaults())
         check(c.property, c.align, c.dens)
+
+
+def test_a_direction_of_length_zero_does_not_decide_the_step():
+    """Its derivative was 1e9 times the displacement, which clipping turned into the whole step."""
+    objective = Properties(Fixed, (), align_weight=1.0)
+
+    def loss(output):
+        return objective.sums({DISPLACEMENT: output}, graph()).alignment
+
+    slopes = [jax.grad(loss)(jnp.full((4, 3), length)) for length in (0.0, 1e-12, 1e-3)]
+    assert all(0 < jnp.abs(slope).max() <= 200 for slope in slopes)

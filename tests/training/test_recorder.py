@@ -83,10 +83,11 @@ def test_rows_after_the_step_are_dropped(tmp_path):
     assert events[restart].step == 3 and [e.step for e in events[restart + 1 :]] == [3, 3]
 
 
-def test_a_full_disk_is_an_error_of_the_metrics(tmp_path):
+def test_a_full_disk_is_an_error_of_the_metrics(tmp_path, monkeypatch):
     recorder = Recorder(tmp_path, 0, COLUMNS)
-    recorder.path.unlink()
-    recorder.path.symlink_to("/dev/full")
+    monkeypatch.setattr(
+        "mlip_jax.training.recorder.open_in_place", lambda path, *mode, **o: open("/dev/full", "a")
+    )
     with pytest.raises(
         WorkdirError, match="metrics.csv: cannot be written: .*No space left on device.*then rerun"
     ):

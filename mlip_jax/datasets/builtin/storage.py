@@ -24,9 +24,11 @@ import numpy as np
 from ase.data import chemical_symbols
 from ase.units import Bohr, Hartree
 
+from mlip_jax.datasets import hdf5
 from mlip_jax.datasets.builtin.conformations import Conformations
 from mlip_jax.datasets.builtin.labels import METHOD
 from mlip_jax.datasets.builtin.molecules import Molecule
+from mlip_jax.files import make_subfolder, open_lock
 from mlip_jax.workdir import atomic_open
 
 log = logging.getLogger(__name__)
@@ -104,9 +106,9 @@ class Parts:
         again in a new folder.
         """
         while True:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_subfolder(self.folder)
             try:
-                lock = open(self.folder / "lock", "wb")
+                lock = open_lock(self.folder / "lock")
             except FileNotFoundError:
                 continue
             try:
@@ -229,9 +231,9 @@ def stored_parameters(path: str | Path) -> dict | None:
     if not path.exists():
         return None
     try:
-        with h5py.File(path, "r") as file:
-            return json.loads(file.attrs["generator_parameters"])
-    except (OSError, KeyError) as error:
+        with hdf5.Hdf5File(path) as file:
+            return json.loads(file.attribute("generator_parameters"))
+    except ValueError as error:
         raise FileExistsError(
             f"{path} exists and was not created by generate_embedded ({error}). Move it or choose "
             "another path."
@@ -251,20 +253,21 @@ def summarize(path: str | Path) -> dict:
       `level_of_theory`.
     """
     rms, atoms, elements, subsets = [], 0, Counter(), Counter()
-    with h5py.File(path, "r") as file:
+    with hdf5.Hdf5File(path) as file:
         for group in file.values():
-            gradients = group["dft_total_gradient"][()].astype(np.float64)
+            gradients = group.array("dft_total_gradient").read(np.float64)
             rms.append(np.sqrt(np.mean(gradients**2, axis=(1, 2))) * Hartree / Bohr)
             count, size = gradients.shape[:2]
             atoms += count * size
             elements.update(
                 {
                     chemical_symbols[number]: count
-                    for number in set(group["atomic_numbers"][()].tolist())
+                    for number in set(group.array("atomic_numbers").read().tolist())
                 }
             )
-            subsets[group["subset"].asstr()[0]] += count
-        molecules, attributes = len(file), dict(file.attrs)
+            subsets[group.array("subset").read()[0].decode()] += count
+        molecules = len(file)
+        dropped, level = (file.attribute(k) for k in ("dropped_conformations", "level_of_theory"))
     rms = np.concatenate(rms) if rms else np.zeros(0)
     quantiles = (
         {f"{q}%": float(np.quantile(rms, q / 100)) for q in (5, 25, 50, 75, 95)} if len(rms) else {}
@@ -276,6 +279,6 @@ def summarize(path: str | Path) -> dict:
         "force_rms": quantiles,
         "elements": dict(elements.most_common()),
         "subsets": dict(subsets.most_common()),
-        "dropped": json.loads(attributes.get("dropped_conformations", "{}")),
-        "level_of_theory": attributes.get("level_of_theory", ""),
+        "dropped": json.loads(dropped or "{}"),
+        "level_of_theory": level,
     }

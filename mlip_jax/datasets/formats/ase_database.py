@@ -40,24 +40,19 @@ from typing import Any, Self
 
 import numpy as np
 
+from mlip_jax import limits
 from mlip_jax.datasets.reader import DatasetError
 
 _MAGIC = b"SQLite format 3\0"
 _VERSIONS = range(5, 10)
 _SCALARS = ("energy", "free_energy", "magmom")
 _ARRAYS = {"forces": (-1, 3), "stress": (-1,), "dipole": (-1,), "charges": (-1,), "magmoms": (-1,)}
+_ATOMS = {"masses": (-1,), "momenta": (-1, 3)}
 _COLUMNS = (
-    "id",
-    "numbers",
-    "positions",
-    "cell",
-    "pbc",
-    "natoms",
-    "charge",
-    "key_value_pairs",
-    "data",
+    *("id", "numbers", "positions", "cell", "pbc", "natoms", "charge", "key_value_pairs", "data"),
     *_SCALARS,
     *_ARRAYS,
+    *_ATOMS,
 )
 
 
@@ -75,6 +70,7 @@ class AseRow:
       results: Calculator results of the row ("energy", "forces", "dipole", ...).
       key_value_pairs: Numbers and texts by key.
       data: Numbers, texts, lists or NumPy arrays by key.
+      atoms: Masses (amu), shape (n,), and momenta in ASE's units, shape (n, 3), float64, if known.
     """
 
     id: int
@@ -86,6 +82,7 @@ class AseRow:
     results: dict[str, Any]
     key_value_pairs: dict[str, Any]
     data: dict[str, Any]
+    atoms: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 class AseDatabase:
@@ -106,6 +103,8 @@ class AseDatabase:
         self.path = Path(path)
         _check_header(self.path)
         self._connection = sqlite3.connect(_uri(self.path), uri=True, check_same_thread=False)
+        longest = min(limits.limit("array_bytes"), 2**31 - 1)  # of computed values, too
+        self._connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, longest)
         try:
             self.version, self.metadata = self._information()
             self._ids = self._row_ids()
@@ -215,11 +214,13 @@ class AseDatabase:
                     "atoms"
                 )
             results = {k: values[k] for k in _SCALARS if values[k] is not None}
-            results |= {
+            arrays = {
                 k: np.frombuffer(values[k], "<f8").reshape(shape).astype(np.float64)
-                for k, shape in _ARRAYS.items()
+                for k, shape in (_ARRAYS | _ATOMS).items()
                 if values[k] is not None
             }
+            atoms = {k: arrays.pop(k) for k in _ATOMS if k in arrays}
+            results |= arrays
             return AseRow(
                 id=values["id"],
                 numbers=numbers,
@@ -230,6 +231,7 @@ class AseDatabase:
                 results=results,
                 key_value_pairs=decode(values["key_value_pairs"]),
                 data=decode(values["data"]),
+                atoms=atoms,
             )
         except (
             ValueError,

@@ -16,12 +16,20 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
+from mlip_jax import limits
 from mlip_jax.config import ConfigError, unknown_name
 from mlip_jax.datasets import options
 from mlip_jax.datasets.formats.ase_database import AseDatabase, is_sqlite
 from mlip_jax.datasets.formats.xyz import is_xyz, label_names, parse_frame
 from mlip_jax.datasets.reader import DatasetError
-from mlip_jax.datasets.text_files import BOM, READ_ERRORS, is_compressed, open_bytes, suffix_of
+from mlip_jax.datasets.text_files import (
+    BOM,
+    READ_ERRORS,
+    bounded_lines,
+    is_compressed,
+    open_bytes,
+    suffix_of,
+)
 
 _TRAJECTORY_MAGIC = b"- of UlmASE-Trajectory"
 _PICKLES = {"bundletrajectory"}
@@ -214,6 +222,7 @@ class _XyzFrames(FileFrames):
     def _index(self) -> np.ndarray:
         """Return the offset of each frame and of the end of the file, shape (frames + 1,)."""
         file, offsets, line_number = self._file, [], 0
+        lines = bounded_lines(file, self._path)
         while True:
             offset = file.tell()
             line = file.readline(1000)
@@ -232,11 +241,14 @@ class _XyzFrames(FileFrames):
                     f"{len(offsets)}, found {line[:40]!r}. The file is corrupted or not an XYZ "
                     "file."
                 ) from error
-            comment = file.readline()
+            limits.check(
+                "structure_atoms", atoms, f"{self._path}: line {line_number}", DatasetError
+            )
+            comment = next(lines, b"")
             for name in label_names(comment):
                 self._first.setdefault(name, len(offsets))
             # Skip the atoms of the frame.
-            length = bool(comment) + sum(1 for _ in itertools.islice(file, atoms))
+            length = bool(comment) + sum(1 for _ in itertools.islice(lines, atoms))
             if length < atoms + 1:
                 raise DatasetError(
                     f"{self._path}: frame {len(offsets)} (line {line_number}) states {atoms} "

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
-from ase.data import chemical_symbols
 
 from mlip_jax.datasets.formats.ase_frames import Frame
 from mlip_jax.datasets.reader import DatasetError
@@ -92,13 +91,6 @@ def text_of(frame: Frame, key: str) -> str:
     """Return a label as text, "" if the frame lacks it or it is not a text or number."""
     value = frame.labels.get(key, frame.arrays.get(key)) if key else None
     return "" if value is None or isinstance(value, (bool, dict, list, np.ndarray)) else str(value)
-
-
-def formula(numbers: np.ndarray) -> str:
-    """Return the formula with elements in the order of atomic numbers."""
-    return "".join(
-        f"{chemical_symbols[z]}{n}" for z, n in zip(*np.unique(numbers, return_counts=True))
-    )
 
 
 def _is_numeric(value: Any) -> bool:

@@ -17,6 +17,7 @@ from typing import Self
 import numpy as np
 from numpy.lib import format as npy
 
+from mlip_jax import limits
 from mlip_jax.datasets.reader import DatasetError
 
 # Size in bytes up to which a compressed member is loaded completely, so that rows can be read in
@@ -115,6 +116,8 @@ class NpzFile:
                 "loaded, for safety. Save it as an array of numbers."
             )
         stop = min(stop, member.shape[0])
+        size = max(stop - start, 0) * (member.nbytes // max(member.shape[0], 1))
+        limits.check("array_bytes", size, f"{self.path}: {name}", DatasetError)
         try:
             if member.stored and member.nbytes:
                 return np.array(self._map(member)[start:stop])
@@ -143,6 +146,7 @@ class NpzFile:
                 f"{self.path}: {name} is a Python object. Pickled objects are not loaded, for "
                 "safety."
             )
+        limits.check("array_bytes", member.nbytes, f"{self.path}: {name}", DatasetError)
         try:
             return self._load(member)
         except _DAMAGE as error:
@@ -235,7 +239,7 @@ class NpzFile:
         if member.fortran:
             raise ValueError("it is in column-major order and too large to load completely")
         # Bytes per row; rows are contiguous in row-major order.
-        row = member.nbytes // member.shape[0]
+        row = member.nbytes // max(member.shape[0], 1)
         file, at = self._streams.get(member.name, (None, 0))
         if file is None or at > start:
             file, at = self._archive.open(f"{member.name}.npy"), 0

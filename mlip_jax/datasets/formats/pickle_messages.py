@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import reprlib
+from collections.abc import Iterable
 from typing import Any
 
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 2
+
+
+def short_keys(mapping: Iterable[Any]) -> str:
+    """Format the first keys of a mapping of a pickle for messages."""
+    return f"[{', '.join(short_repr(key) for key in itertools.islice(mapping, 20))}]"
 
 
 def short_repr(value: Any) -> str:

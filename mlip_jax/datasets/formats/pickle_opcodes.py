@@ -113,7 +113,7 @@ def check(data: bytes, source: str, allow_persistent: bool = False) -> None:
             f"{source}: {len(data) - position - 1} bytes follow the end of the pickle; expected "
             "one pickle and nothing else. The file is corrupted; download it again or recreate it."
         )
-    if tuples and _cells(data, source) > _MAX_CELLS:
+    if (tuples or sets) and _cells(data, source) > _MAX_CELLS:
         raise DatasetError(
             _malicious(source, f"tuples of tuples with more than {_MAX_CELLS} cells")
         )
@@ -163,7 +163,7 @@ def _cells(data: bytes, source: str) -> int:
                     continue
                 if name == "POP_MARK":
                     continue
-                if name == "TUPLE":
+                if name in ("TUPLE", "FROZENSET"):
                     pushed = 1 + sum(values)
             else:
                 taken = _TAKEN.get(name, 0)

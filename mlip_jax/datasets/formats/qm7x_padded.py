@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from ase.data import chemical_symbols
 
 from mlip_jax.datasets.formats import npz
 from mlip_jax.datasets.formats.elements import validate_numbers
 from mlip_jax.datasets.reader import DatasetError, ReadReport
-from mlip_jax.structure import Structure
+from mlip_jax.structure import Structure, hill_formula
 
 # Energies of isolated atoms (eV), PBE0, as published in the script of the data set.
 ATOM_ENERGIES = {
@@ -80,7 +79,7 @@ class PaddedFile:
             positions=R[real].astype(np.float64),
             energy=energy,
             forces=F[real].astype(np.float64),
-            molecule=_formula(numbers),
+            molecule=hill_formula(numbers),
             record=record,
             source=source,
         )
@@ -123,12 +122,6 @@ def binding_energy(energy: float, numbers: np.ndarray) -> float:
     return (energy - sum(ATOM_ENERGIES.get(z, np.nan) for z in numbers.tolist())) / max(
         1, len(numbers)
     )
-
-
-def _formula(numbers: np.ndarray) -> str:
-    """Return the formula with elements in the order of atomic numbers."""
-    present, counts = np.unique(numbers, return_counts=True)
-    return "".join(f"{chemical_symbols[z]}{c}" for z, c in zip(present, counts))
 
 
 def is_padded(path: Path) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from ase import units
 
+from mlip_jax import limits
 from mlip_jax.datasets import options
 from mlip_jax.datasets.formats import ase_database
 from mlip_jax.datasets.formats.qm9_archive import MEMBER, Archive
@@ -35,6 +36,8 @@ from mlip_jax.datasets.formats.qm9_records import (
 from mlip_jax.datasets.reader import DatasetError, symbols_to_numbers
 
 SIZE = 133_885
+
+_LONGEST = 1 << 20  # bytes of a line; the file is not QM9 if one is longer
 
 
 def format_of(path: Path) -> str | None:
@@ -121,7 +124,7 @@ class _ExtendedXyz:
         self._file = path.open("rb")
         self._starts = []
         try:
-            while line := self._file.readline():
+            while line := self._file.readline(_LONGEST):
                 if not line.strip():
                     continue
                 if not line.strip().isdigit():
@@ -130,8 +133,9 @@ class _ExtendedXyz:
                         f"{line[:60]!r}. The file is corrupted or not an xyz file."
                     )
                 self._starts.append(self._file.tell() - len(line))
+                limits.check("structure_atoms", int(line[:20]), path, DatasetError)
                 for _ in range(int(line) + 1):
-                    if not self._file.readline():
+                    if not self._file.readline(_LONGEST):
                         raise DatasetError(
                             f"{path}:{len(self._starts) - 1}: the file is truncated within the "
                             "molecule. Download it again or recreate it."
@@ -160,8 +164,8 @@ class _ExtendedXyz:
     def _molecule(self, record: int, source: str) -> dict[str, Any]:
         """Parse a molecule into the fields of a Structure."""
         self._file.seek(self._starts[record])
-        n = int(self._file.readline())
-        lines = [self._file.readline().decode("utf-8", "replace") for _ in range(n + 1)]
+        n = int(self._file.readline(_LONGEST))
+        lines = [self._file.readline(_LONGEST).decode("utf-8", "replace") for _ in range(n + 1)]
         comment = comment_fields(lines[0])
         # Properties lists name, type and width of each group of columns.
         columns = comment.get("Properties", "species:S:1:pos:R:3").split(":")

@@ -42,7 +42,12 @@ def load(file: BinaryIO, *, allowed: Allowed, source: str) -> Any:
 
 
 def loads(
-    data: bytes, *, allowed: Allowed, source: str, persistent: Callable[[Any], Any] | None = None
+    data: bytes,
+    *,
+    allowed: Allowed,
+    source: str,
+    persistent: Callable[[Any], Any] | None = None,
+    foreign: Callable[[str, str], Any] | None = None,
 ) -> Any:
     """Return the value of a pickle.
 
@@ -52,6 +57,8 @@ def loads(
         empty, only plain values are allowed.
       source: File and record, for messages.
       persistent: Function that checks and replaces a persistent id; None rejects these ids.
+      foreign: Function that returns an inert replacement for a name that is not allowed, given
+        module and name; None rejects these names. Nothing is imported.
 
     Raises:
       DatasetError: The pickle requests something that is not allowed, or is truncated, corrupted or
@@ -60,7 +67,11 @@ def loads(
     check(data, source, allow_persistent=persistent is not None)
     limit_copies(2 * len(data) + 4096)
     try:
-        return _Unpickler(data, allowed, source, persistent).load()
+        if foreign is None:
+            return _Unpickler(data, allowed, source, persistent).load()
+        unpickler = _InertUnpickler(data, allowed, source, persistent)
+        unpickler.foreign = foreign
+        return unpickler.load()
     except DatasetError:
         raise
     except Exception as error:  # corrupted pickles raise errors of any type, even MemoryError
@@ -88,6 +99,17 @@ class _Unpickler(pickle.Unpickler):
                 "source."
             )
         return _AllowedFunction(self._allowed[module, name])
+
+
+class _InertUnpickler(_Unpickler):
+    """Unpickler that replaces every other name by an inert class of the caller."""
+
+    foreign: Callable[[str, str], Any]
+
+    def find_class(self, module, name):
+        if (module, name) in self._allowed:
+            return super().find_class(module, name)
+        return self.foreign(module, name)
 
 
 class _AllowedFunction:

@@ -100,7 +100,7 @@ def is_xyz(path: Path) -> bool:
             first = file.readline(50).removeprefix(BOM)
             if not first.strip().isdigit() or not 0 < int(first) < 10_000_000:
                 return False
-            file.readline()
+            file.readline(1 << 20)
             for _ in range(min(int(first), 20)):
                 cells = file.readline(10_000).split()
                 if len(cells) < 4:

@@ -13,11 +13,13 @@
     others                   other formats that ASE reads
     a folder                 a store (store.py)
 
-Text files can be compressed (.gz, .bz2, .xz). Only the molecules in process are held in memory.
+Text files can be compressed (.gz, .bz2, .xz). Names are read as one line without unprintable
+characters. Only the molecules in process are held in memory.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import sys
@@ -38,6 +40,7 @@ from mlip_jax.datasets.smiles.embedding import MoleculeRecord, UnusableMoleculeE
 from mlip_jax.datasets.smiles.entries import CsvColumns
 from mlip_jax.datasets.store.store import MANIFEST, is_store
 from mlip_jax.datasets.text_files import suffix_of
+from mlip_jax.foreign_text import one_line
 from mlip_jax.structure import cell_problem
 
 SUFFIXES = {
@@ -207,6 +210,7 @@ def require_rdkit() -> None:
 
 def _validate(record: MoleculeRecord, path: Path) -> MoleculeRecord:
     """Return the record, or a failed record if its atoms, positions, cell or charge are invalid."""
+    record = dataclasses.replace(record, name=one_line(record.name), smiles=one_line(record.smiles))
     atoms = record.atoms
     if atoms is None:
         return record

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
-from mlip_jax.datasets.charges import find_charge, find_unpaired, total_charge
+from mlip_jax import limits
+from mlip_jax.datasets.charges import total_charge
 from mlip_jax.datasets.formats.ase_database import AseDatabase, is_sqlite
 from mlip_jax.datasets.formats.ase_frames import remove_placeholder_cell
 from mlip_jax.datasets.formats.xyz import parse_frame
@@ -21,6 +22,7 @@ from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.smiles.embedding import MoleculeRecord
 from mlip_jax.datasets.store.store import Store
 from mlip_jax.datasets.text_files import open_text, suffix_of
+from mlip_jax.state_labels import find_charge, find_unpaired
 
 IndexFilter = Callable[[int], bool]
 
@@ -50,22 +52,35 @@ def read_xyz(path: Path, selected: IndexFilter, limit: int | None) -> Iterator[M
 def xyz_frames(path: Path) -> Iterator[tuple[int, str]]:
     """Yield the first line number and the text of each frame.
 
-    If a frame does not begin with a number of atoms, the rest of the file is returned as one frame.
+    If a frame does not begin with a number of atoms, only its first line is returned, and the rest
+    of the file is skipped.
+
+    Raises:
+      DatasetError: A line or a frame exceeds its limit.
     """
     with open_text(path) as file:
         lines = enumerate(file, start=1)
         for line, head in lines:
             if not head.strip():
                 continue
-            rest = itertools.islice(lines, int(head) + 1) if head.strip().isdecimal() else lines
+            if not _is_count(head):
+                yield line, head
+                return
+            limits.check("structure_atoms", int(head), f"{path} line {line}", DatasetError)
+            rest = itertools.islice(lines, int(head) + 1)
             yield line, head + "".join(text for _, text in rest)
+
+
+def _is_count(line: str) -> bool:
+    """Return whether a line is a number of atoms."""
+    return line.strip().isdecimal() and len(line.strip()) < 20
 
 
 def _parse_frame(number: int, where: str, text: str) -> MoleculeRecord:
     """Parse a frame of extended XYZ. An invalid frame becomes a failed record."""
     head, *rest = text.splitlines()
     problem = None
-    if not head.strip().isdecimal():
+    if not _is_count(head):
         problem = (
             f"expected a number of atoms, found {head[:40]!r}; the rest of the file is skipped"
         )
@@ -91,7 +106,7 @@ def read_database(path: Path, selected: IndexFilter, limit: int | None) -> Itera
                 yield MoleculeRecord(number, "", "", None, str(error))
                 continue
             try:
-                atoms = Atoms(row.numbers, row.positions, cell=row.cell, pbc=row.pbc)
+                atoms = Atoms(row.numbers, row.positions, cell=row.cell, pbc=row.pbc, **row.atoms)
                 yield _record(number, atoms, row.data | row.key_value_pairs, row.charge)
             except ValueError as error:
                 yield MoleculeRecord(number, "", "", None, f"{path.name}:{row.id}: {error}")
@@ -170,17 +185,26 @@ def _record(number: int, atoms: Atoms, labels: Any, initial_charge: float) -> Mo
     info = {"charge": total_charge(find_charge(labels), smiles, float(initial_charge))}
     unpaired = find_unpaired(labels, atoms.numbers, info["charge"])
     info |= {"num_unpaired_electrons": int(unpaired)} if unpaired else {}
-    clean = Atoms(
-        atoms.numbers,
-        atoms.positions,
-        cell=atoms.cell,
-        pbc=atoms.pbc,
-        info=info,
-        constraint=list(atoms.constraints),
-    )
-    if atoms.has("masses"):  # of isotopes
-        clean.set_masses(atoms.get_masses())
+    clean = without_labels(atoms)
+    clean.info = info
     return MoleculeRecord(number, name, smiles, clean, "", "as given")
+
+
+def without_labels(atoms: Atoms) -> Atoms:
+    """Return a copy without results, which belong to the present positions.
+
+    Masses, momenta, constraints, and arrays of integers or words such as tags and names of residues
+    are kept.
+    """
+    copy = atoms.copy()  # without the calculator
+    copy.info = {}
+    for name, values in atoms.arrays.items():
+        result = values.dtype.kind == "f" and name not in ("positions", "masses", "momenta")
+        # A text of no or several words would shift the columns of files of extended XYZ.
+        text = values.dtype.kind in "SUO" and any(len(str(v).split()) != 1 for v in values.flat)
+        if result or text:
+            del copy.arrays[name]
+    return copy
 
 
 def _text(value: Any) -> str:

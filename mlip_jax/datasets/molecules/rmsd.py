@@ -23,9 +23,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# K squarings resolve two eigenvalues whose gap is 2^-K of their sum. Nearly linear molecules of few
-# atoms have smaller gaps than 2^-16, which matters only in double precision.
-_SQUARINGS = {np.dtype(np.float32): 16, np.dtype(np.float64): 32}
+# K squarings resolve two eigenvalues whose gap is 2^-K of their sum. The gap is small for nearly
+# linear molecules.
+_SQUARINGS = {np.dtype(np.float32): 24, np.dtype(np.float64): 32}
 _PAIRS, _REMAINDER_PAIRS = 16_384, 1_024  # pairs per program, and per program for the remainder
 _AHEAD = 4 * _PAIRS  # number of pairs that are collected before they are processed
 _ATOMS = 8  # atoms are padded to a multiple of this number, to compile few programs

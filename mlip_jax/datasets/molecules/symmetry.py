@@ -1,4 +1,7 @@
-"""Symmetries of molecules: permutations of equivalent heavy atoms, as in RDKit's GetBestRMS.
+"""Symmetries of molecules: permutations of equivalent atoms, as in RDKit's GetBestRMS.
+
+By default only heavy atoms are permuted. Molecules with few heavy atoms, such as methanol, have no
+shape without their hydrogens, so these can be included.
 
 Atoms are equivalent if their elements and all bonds are equal; stereochemistry is ignored. Terminal
 atoms that share a charge or a proton (the oxygens of a carboxylate, a carboxylic acid or a nitro
@@ -21,27 +24,30 @@ _TERMINAL = "[O,N;D1;$([O,N;D1]-[*]=[O,N;D1]),$([O,N;D1]=[*]-[O,N;D1])]~[*]"
 
 
 class Symmetries(NamedTuple):
-    """Symmetries of the heavy atoms of a molecule.
+    """Symmetries of the heavy atoms of a molecule, or of all its atoms.
 
     Attributes:
-      heavy: Indices of the heavy atoms, ascending, (n,) int64.
+      atoms: Indices of these atoms, ascending, (n,) int64.
       permutations: Permutations, (Q, n) int64; the first one is the identity.
-        positions[heavy][permutations[q]] is the same molecule as positions[heavy].
+        positions[atoms][permutations[q]] is the same molecule as positions[atoms].
       complete: Whether these are all symmetries of the molecule. If not, a minimum RMSD over them
         is an upper bound.
     """
 
-    heavy: np.ndarray
+    atoms: np.ndarray
     permutations: np.ndarray
     complete: bool
 
 
-def symmetries(mol: Any, max_symmetries: int = MAX_SYMMETRIES) -> Symmetries:
+def symmetries(
+    mol: Any, max_symmetries: int = MAX_SYMMETRIES, hydrogens: bool = False
+) -> Symmetries:
     """Find the symmetries of an RDKit molecule.
 
     Args:
       mol: RDKit molecule with explicit hydrogens.
       max_symmetries: Maximum number of symmetries, including the identity.
+      hydrogens: Whether to include the hydrogens.
 
     Raises:
       ValueError: `max_symmetries` is below 1.
@@ -52,14 +58,14 @@ def symmetries(mol: Any, max_symmetries: int = MAX_SYMMETRIES) -> Symmetries:
         raise ValueError(
             f"at least one symmetry, the identity, is required; received {max_symmetries}"
         )
-    heavy = np.array(
-        [atom.GetIdx() for atom in mol.GetAtoms() if atom.GetAtomicNum() > 1], np.int64
+    atoms = np.array(
+        [atom.GetIdx() for atom in mol.GetAtoms() if hydrogens or atom.GetAtomicNum() > 1], np.int64
     )
-    n = len(heavy)
+    n = len(atoms)
     if n == 0:
-        return Symmetries(heavy, np.zeros((1, 0), np.int64), True)
-    # Match the heavy atoms to themselves. One more match than allowed shows incompleteness.
-    bare = Chem.RemoveAllHs(mol, sanitize=False)
+        return Symmetries(atoms, np.zeros((1, 0), np.int64), True)
+    # Match the atoms to themselves. One more match than allowed shows incompleteness.
+    bare = mol if hydrogens else Chem.RemoveAllHs(mol, sanitize=False)
     matches = bare.GetSubstructMatches(
         _equate_terminal_atoms(bare),
         uniquify=False,
@@ -68,7 +74,7 @@ def symmetries(mol: Any, max_symmetries: int = MAX_SYMMETRIES) -> Symmetries:
     )
     orders = [list(order) for order in matches if list(order) != list(range(n))]
     return Symmetries(
-        heavy,
+        atoms,
         np.array([list(range(n)), *orders[: max_symmetries - 1]], np.int64),
         len(orders) < max_symmetries,
     )
@@ -141,11 +147,13 @@ class SymmetryQuery(NamedTuple):
       numbers: Atomic numbers, (n,).
       positions: Positions (Å), (n, 3).
       smiles: SMILES of the molecule, or "".
+      hydrogens: Whether to include the symmetries of the hydrogens.
     """
 
     numbers: np.ndarray
     positions: np.ndarray
     smiles: str = ""
+    hydrogens: bool = False
 
 
 def symmetries_of(
@@ -165,8 +173,8 @@ def symmetries_of(
 def _find_symmetries(job: tuple[SymmetryQuery, int]) -> Symmetries | None:
     """Find the symmetries of one molecule in a worker process."""
     entry, max_symmetries = job
-    mol = molecule_of(*entry)
-    return None if mol is None else symmetries(mol, max_symmetries)
+    mol = molecule_of(entry.numbers, entry.positions, entry.smiles)
+    return None if mol is None else symmetries(mol, max_symmetries, entry.hydrogens)
 
 
 def best_rms(mol: Any, test: np.ndarray, train: np.ndarray) -> np.ndarray:

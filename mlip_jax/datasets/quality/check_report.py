@@ -17,6 +17,9 @@ _ROWS: Mapping[str, tuple[str, str]] = {
     "pair distance": ("RMSD of close pairs", "Å"),
     "pair stiffness": ("|F₂-F₁| / |Δx| of close pairs", "eV/Å²"),
     "bond stiffness": ("stiffness of bonds of H to C, N, O", "eV/Å²"),
+    "stretch stiffness": ("the same from single structures", "eV/Å²"),
+    "energy ratio all-electron": ("energy / that of isolated all-electron atoms", ""),
+    "energy ratio GFN2-xTB": ("energy / that of isolated atoms with GFN2-xTB", ""),
 }
 
 

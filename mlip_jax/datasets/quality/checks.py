@@ -22,6 +22,13 @@ from mlip_jax.datasets.quality.geometry import (
     shortest_distances,
 )
 from mlip_jax.datasets.quality.pairs import bond_stiffness, close_pairs, neighbor_pairs
+from mlip_jax.datasets.quality.single_structures import (
+    ALL_ELECTRON,
+    GFN2_XTB,
+    bond_forces,
+    energy_ratios,
+)
+from mlip_jax.datasets.quality.stress_check import STRESS_RATIO, stress_ratios
 
 TOO_CLOSE = 0.4  # Å
 LARGE_FORCE = 100.0  # eV/Å
@@ -57,6 +64,11 @@ DISTRIBUTIONS = (
     "pair distance",
     "pair stiffness",
     "bond stiffness",
+    "stretch stiffness",
+    "bond force",
+    "energy ratio all-electron",
+    "energy ratio GFN2-xTB",
+    STRESS_RATIO,
 )
 # Quantities whose extreme values are kept with the names of their structures: the largest values,
 # except the smallest distances and the pair ratios closest to -1.
@@ -95,7 +107,12 @@ class Findings:
         "pair ratio": ΔE/W of close pairs.
         "pair distance": RMSD of close pairs (Å).
         "pair stiffness": |F₂ - F₁| / |Δx| of close pairs (eV/Å²).
-        "bond stiffness": stiffness of bonds of H to C, N or O (eV/Å²).
+        "bond stiffness": stiffness of bonds of H to C, N or O between two conformations (eV/Å²).
+        "stretch stiffness": the same of stretched bonds in single structures.
+        "bond force": force along bonds of H that are not stretched (eV/Å).
+        "energy ratio all-electron", "energy ratio GFN2-xTB": energy divided by that of the isolated
+        atoms with these methods, one value per composition and block.
+        "stress ratio": energy differences of crystals over those that the stress implies.
       worst: List of [value, "source#conformer"] per name in WORST_OF, the worst first. Pairs are
         named "source#conformer and source#conformer"; only ratios within FLIPPED are listed.
     """
@@ -172,6 +189,7 @@ def examine(columns: Columns, *, seed: int = 0, shortest: np.ndarray | None = No
         }
         _examine_distances(columns, shortest, findings)
         _examine_energies(columns, findings)
+        findings.distributions[STRESS_RATIO] = Distribution.from_values(stress_ratios(columns))
         usable = finite & ~forces["none"] & ~forces["partly"]
         labeled = usable & ~no_energy
         _examine_pairs(
@@ -179,6 +197,14 @@ def examine(columns: Columns, *, seed: int = 0, shortest: np.ndarray | None = No
             *neighbor_pairs(columns, labeled if labeled.any() else usable, seed=seed),
             findings,
         )
+        stretched, at_rest = bond_forces(columns, usable)
+        for name, values in (
+            ("stretch stiffness", stretched),
+            ("bond force", at_rest),
+            ("energy ratio all-electron", energy_ratios(columns, ALL_ELECTRON)),
+            ("energy ratio GFN2-xTB", energy_ratios(columns, GFN2_XTB)),
+        ):
+            findings.distributions[name] = Distribution.from_values(values)
     return findings
 
 

@@ -10,6 +10,8 @@ from mlip_jax.datasets.quality.label_diagnosis import (
     diagnose_outliers,
 )
 from mlip_jax.datasets.quality.problems import Problem, describe_count
+from mlip_jax.datasets.quality.single_diagnosis import diagnose_without_pairs
+from mlip_jax.datasets.quality.stress_check import diagnose_stress
 from mlip_jax.datasets.quality.unit_diagnosis import (
     diagnose_lengths,
     diagnose_ratio,
@@ -32,11 +34,12 @@ def diagnose(findings: Findings, *, duplicates: int | None = None) -> list[Probl
         ]
     length, problems = diagnose_lengths(findings)
     fit = diagnose_ratio(findings, length)
-    problems += (
-        fit if any(p.severity == "error" for p in fit) else fit + diagnose_scale(findings, length)
-    )
+    if not any(p.severity == "error" for p in fit):
+        fit = fit + diagnose_scale(findings, length)
+    problems += diagnose_without_pairs(findings, fit) if length == 1 else fit
     problems += diagnose_contacts(findings, length) + diagnose_labels(findings)
     problems += diagnose_net_force(findings) + diagnose_outliers(findings)
+    problems += diagnose_stress(findings)
     if duplicates and duplicates > _DUPLICATES * findings.counts["structures"]:
         problems.append(
             Problem(

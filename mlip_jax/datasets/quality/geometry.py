@@ -9,6 +9,7 @@ import numpy as np
 from ase.data import covalent_radii
 from scipy.spatial import cKDTree
 
+from mlip_jax import limits
 from mlip_jax.datasets.columns import Columns
 
 BOND_STRETCH = 1.25  # pairs closer than this times the sum of their covalent radii are bonded
@@ -176,6 +177,8 @@ def shortest_periodic(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) 
     # An upper bound of the distance limits the images that must be searched.
     bound = _shortest_image(fractional, cell, pbc, np.zeros((1, 3)), float(lengths.min()))
     image_ranges = [range(-int(k), int(k) + 1) for k in np.where(pbc, np.floor(bound / heights), 0)]
+    count = np.prod(2.0 * np.floor(lengths.min() / heights) + 1, where=np.asarray(pbc, bool))
+    limits.check("image_atoms", count * len(positions), "periodic structure", ValueError)
     # Lattice vectors other than zero: distances between images of the same atom.
     multiples = np.array(list(itertools.product(*image_ranges)))
     multiples = multiples[np.any(multiples, axis=1)]

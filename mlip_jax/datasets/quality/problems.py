@@ -6,8 +6,18 @@ from typing import NamedTuple
 
 # Problem.what of units, signs and positions, which the first blocks of a data set reveal. Fractions
 # of bad structures, missing labels and duplicates need the whole data set.
+UNCONFIRMED = "unconfirmed units"  # a question, which data.confirm_units answers
 EARLY = frozenset(
-    {"positions", "positions not finite", "units", "gradients", "forces and energies", "net force"}
+    {
+        "positions",
+        "positions not finite",
+        "units",
+        "gradients",
+        "forces and energies",
+        "net force",
+        "stress",
+        UNCONFIRMED,
+    }
 )
 
 

@@ -34,7 +34,7 @@ _FLIPPED_OR_NOT = 0.6
 # Stiffness of bonds of H (eV/Å²). The medians of data sets, hot and relaxed, with several methods,
 # are 27 to 42. A factor beyond _BOND_BAND indicates wrong units: the closest units in use, kcal/mol
 # and hartree, differ by factors of 23 and 27.
-_BOND, _BOND_BAND, _MIN_BONDS = 33.0, 5.0, 20
+_BOND, _BOND_BAND, MIN_BONDS = 33.0, 5.0, 20
 # |ΔF|/|Δx| of pairs without bonds of H (eV/Å²), from soft metals to carbon.
 _STIFFNESS = (0.5, 300.0)
 _CONVERT = "Convert them, or set the unit in the options of the reader"
@@ -179,7 +179,7 @@ def _force_scale(findings, length):
     It is negative for gradients and NaN if there are too few bonds of H.
     """
     bonds = findings.distributions["bond stiffness"]
-    return bonds.median * length / _BOND if bonds.count >= _MIN_BONDS else math.nan
+    return bonds.median * length / _BOND if bonds.count >= MIN_BONDS else math.nan
 
 
 def diagnose_scale(findings, length):

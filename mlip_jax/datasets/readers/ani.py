@@ -33,16 +33,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import h5py
 import numpy as np
 from ase import units
 
-from mlip_jax.datasets import options, reader
+from mlip_jax.datasets import hdf5, options, reader
 from mlip_jax.datasets.charges import charge_from_smiles
 from mlip_jax.datasets.file_units import force_unit
 from mlip_jax.datasets.formats.elements import validate_numbers
+from mlip_jax.datasets.hdf5 import HDF5_ERRORS
 from mlip_jax.datasets.identity import molecule_identity
-from mlip_jax.datasets.reader import HDF5_ERRORS, DatasetError, ReadReport, symbols_to_numbers
+from mlip_jax.datasets.reader import DatasetError, ReadReport, symbols_to_numbers
 from mlip_jax.structure import Structure
 
 _LEVELS = {
@@ -101,10 +101,10 @@ class Reader(reader.Reader):
         sign = -1 if options.flag("forces_are_gradients", forces_are_gradients) else 1
         self._force = sign * force_unit(options.text("forces_unit", forces_unit))
         self._paths = _hdf5_files(self.path)
-        self._files: list[h5py.File] = []
+        self._files: list[hdf5.Hdf5File] = []
         try:
             for file in self._paths:
-                self._files.append(reader.open_hdf5(file))
+                self._files.append(hdf5.Hdf5File(file))
             self._groups = [
                 (i, name) for i, file in enumerate(self._files) for name in _group_names(file)
             ]
@@ -123,14 +123,14 @@ class Reader(reader.Reader):
         """Return whether the first group with coordinates has the layout of ANI-1x or ANI-1."""
         try:
             files = _hdf5_files(path)
-            with h5py.File(files[0], "r") as file:
+            with hdf5.Hdf5File(files[0]) as file:
                 group = file
                 for _ in range(4):
                     if "coordinates" in group:
                         break
-                    group = next((g for g in group.values() if isinstance(g, h5py.Group)), {})
+                    group = next((g for g in group.values() if isinstance(g, hdf5.Hdf5Group)), {})
                 return "coordinates" in group and (_is_1x(group) or _is_1(group))
-        except (OSError, RuntimeError, KeyError, DatasetError):
+        except HDF5_ERRORS:
             return False
 
     def __len__(self) -> int:
@@ -174,7 +174,7 @@ class Reader(reader.Reader):
 
     def _read_1x(self, group, name, source, record, report) -> Iterator[Structure]:
         """Yield the conformations of a group of ANI-1x or ANI-1ccx."""
-        numbers = validate_numbers(group["atomic_numbers"][()], source)
+        numbers = validate_numbers(group.array("atomic_numbers").read(), source)
         positions = _positions(group, "coordinates", len(numbers), source)
         m, n = positions.shape[:2]
         level = self._level
@@ -208,9 +208,12 @@ class Reader(reader.Reader):
 
     def _read_1(self, group, name, source, record, report) -> Iterator[Structure]:
         """Yield the conformations of a group of ANI-1."""
-        symbols = [s.decode() if isinstance(s, bytes) else s for s in group["species"][()].tolist()]
+        symbols = [
+            s.decode() if isinstance(s, bytes) else s
+            for s in group.array("species").read().tolist()
+        ]
         numbers = validate_numbers(symbols_to_numbers(symbols, source), source)
-        smiles = _join_characters(group["smiles"][()]) if "smiles" in group else ""
+        smiles = _join_characters(group.array("smiles").read()) if "smiles" in group else ""
         first, key = 0, self._forces_key
         report.add_unread(
             name
@@ -292,41 +295,37 @@ def _hdf5_files(path: Path) -> list[Path]:
     return files
 
 
-def _group_names(file: h5py.File) -> list[str]:
+def _group_names(file: hdf5.Hdf5File) -> list[str]:
     """Return the paths of the groups with coordinates, in the order of the file."""
-    names = []
-
-    def visit(name, node):
-        if isinstance(node, h5py.Group) and "coordinates" in node:
-            names.append(name)
-
     try:
-        file.visititems(visit)
-    except (OSError, RuntimeError, KeyError) as error:
+        return [name for name in file.groups() if "coordinates" in file[name]]
+    except HDF5_ERRORS as error:
         raise DatasetError(
-            f"{file.filename}: cannot list its groups ({error}); the file is corrupted. Download "
-            "it again or recreate it."
+            f"{file.path}: cannot list its groups ({error}); the file is corrupted. Download it "
+            "again or recreate it."
         ) from error
-    return names
 
 
 def _is_1x(group) -> bool:
     """Return whether a group has the layout of ANI-1x."""
     return (
         "atomic_numbers" in group
-        and group["atomic_numbers"].ndim == 1
-        and group["coordinates"].ndim == 3
+        and group.array("atomic_numbers").ndim == 1
+        and group.array("coordinates").ndim == 3
     )
 
 
 def _is_1(group) -> bool:
     """Return whether a group has the layout of ANI-1."""
-    return "species" in group and group["species"].ndim == 1 and group["species"].dtype.kind in "SO"
+    if "species" not in group:
+        return False
+    species = group.array("species")
+    return species.ndim == 1 and species.dtype.kind in "SO"
 
 
 def _positions(group, name, n, source) -> np.ndarray:
     """Return positions (Å), shape (m, n, 3)."""
-    positions = group[name][()].astype(np.float64)
+    positions = group.array(name).read(np.float64)
     if positions.ndim != 3 or positions.shape[1:] != (n, 3):
         raise DatasetError(f"{source}: {name} have shape {positions.shape}, expected (m, {n}, 3)")
     return positions
@@ -336,7 +335,7 @@ def _labels(group, name, shape, source) -> np.ndarray:
     """Return labels of the given shape in the unit of the file, NaN if the file lacks them."""
     if name not in group:
         return np.full(shape, np.nan)
-    values = group[name][()].astype(np.float64)
+    values = group.array(name).read(np.float64)
     if values.shape != shape:
         raise DatasetError(f"{source}: {name} has shape {values.shape}, expected {shape}")
     return values

@@ -29,19 +29,11 @@ from pathlib import Path
 import numpy as np
 
 from mlip_jax.datasets import file_units, options, reader
-from mlip_jax.datasets.charges import (
-    ElectronicStateError,
-    find_charge,
-    find_unpaired,
-    spin_names,
-    total_charge,
-    whole_charge,
-)
+from mlip_jax.datasets.charges import total_charge, whole_charge
 from mlip_jax.datasets.formats.ase_database import is_ase_database
 from mlip_jax.datasets.formats.ase_frames import FileFrames, Frame, is_trajectory, open_frames
 from mlip_jax.datasets.formats.elements import validate_numbers
 from mlip_jax.datasets.formats.frame_labels import (
-    formula,
     label_names,
     label_of,
     numbers_of,
@@ -54,7 +46,15 @@ from mlip_jax.datasets.formats.frame_labels import (
 from mlip_jax.datasets.formats.xyz import is_xyz
 from mlip_jax.datasets.identity import molecule_identity
 from mlip_jax.datasets.reader import DatasetError, ReadReport
-from mlip_jax.structure import Structure, cell_problem, charge_names
+from mlip_jax.datasets.stress import STRESS, StressConversion, stress_names, unknown_stress
+from mlip_jax.state_labels import (
+    ElectronicStateError,
+    charge_names,
+    find_charge,
+    find_unpaired,
+    spin_names,
+)
+from mlip_jax.structure import Structure, cell_problem, hill_formula
 
 _FIRST = 10  # number of frames whose labels an error lists
 
@@ -73,6 +73,8 @@ class Reader(reader.Reader):
         total_charge. "" takes it from the SMILES or the initial charges.
       spin_key: Name of the number of unpaired electrons or of the multiplicity. "spin" includes
         other usual names, such as multiplicity and num_unpaired_electrons. "" reads none.
+      stress_key: Name of the stress or virial of structures that are periodic in three directions.
+        "stress" includes other usual names, such as virial and REF_stress. "" reads none.
       molecule_key: Name of the text or number that identifies the molecule. "" uses the SMILES if
         present (identity.py), otherwise the chemical formula; isomers then count as one molecule.
       smiles_key: Name of the SMILES. Frames may lack it.
@@ -83,26 +85,22 @@ class Reader(reader.Reader):
       length_unit: Length unit: Ang, bohr, nm or pm.
       forces_unit: Force unit, e.g. "hartree/bohr". "" means energy_unit/length_unit.
       forces_are_gradients: Whether the file has the gradient, whose sign is then changed.
+      stress_unit: Unit of the stress: GPa, kbar or e.g. "eV/Ang^3". "" means
+        energy_unit/length_unit³. Virials are in energy_unit.
+      stress_sign_reversed: Whether the stress or virial has the other sign than in ASE, in which a
+        stress is positive if the cell wants to shrink.
       format: ASE's name of the file format; "" detects it.
       level_of_theory: Description of the level of theory of the labels.
     """
 
     LEVEL_OF_THEORY = "unknown"
-    UNITS = {
-        "positions": "length_unit (Å)",
-        "energy": "energy_unit (eV)",
-        "forces": "forces_unit (eV/Å)",
-    }
+    UNITS = file_units.READER_UNITS
     GENERAL = True
     UNREAD_REMEDY = (
-        "To read one, give its name as energy_key, forces_key, charge_key, property_keys or "
+        "To read one, give its name as energy_key, forces_key, charge_key, stress_key, property_keys or "
         f"atom_property_keys, e.g. {options.as_flag('property_keys', 'NAME')}."
     )
-    PROBLEM_OPTIONS = {
-        "units": "forces_unit=hartree/bohr",
-        "gradients": "forces_are_gradients=True",
-        "positions": "length_unit=bohr",
-    }
+    PROBLEM_OPTIONS = file_units.READER_PROBLEM_OPTIONS
 
     def __init__(
         self,
@@ -112,6 +110,7 @@ class Reader(reader.Reader):
         forces_key: str = "forces",
         charge_key: str = "charge",
         spin_key: str = "spin",
+        stress_key: str = STRESS,
         molecule_key: str = "",
         smiles_key: str = "smiles",
         property_keys: tuple[str, ...] = (),
@@ -120,6 +119,8 @@ class Reader(reader.Reader):
         length_unit: str = "Ang",
         forces_unit: str = "",
         forces_are_gradients: bool = False,
+        stress_unit: str = "",
+        stress_sign_reversed: bool = False,
         format: str = "",
         level_of_theory: str = "",
     ):
@@ -127,29 +128,24 @@ class Reader(reader.Reader):
         self.level_of_theory = (
             options.text("level_of_theory", level_of_theory) or self.LEVEL_OF_THEORY
         )
-        self._keys = {
-            name: options.text(f"{name}_key", key)
-            for name, key in (
-                ("energy", energy_key),
-                ("forces", forces_key),
-                ("charge", charge_key),
-                ("spin", spin_key),
-                ("molecule", molecule_key),
-                ("smiles", smiles_key),
-            )
-        }
+        self._keys = options.keys(
+            energy=energy_key,
+            forces=forces_key,
+            charge=charge_key,
+            spin=spin_key,
+            stress=stress_key,
+            molecule=molecule_key,
+            smiles=smiles_key,
+        )
         property_keys = options.texts("property_keys", property_keys)
         atom_property_keys = options.texts("atom_property_keys", atom_property_keys)
-        energy_unit = options.text("energy_unit", energy_unit)
-        self._energy = file_units.energy_unit(energy_unit or "eV")
-        self._comment_energy = file_units.energy_unit(energy_unit or "hartree")
-        self._length = file_units.length_unit(options.text("length_unit", length_unit))
-        forces_unit = options.text("forces_unit", forces_unit)
-        self._force = (
-            file_units.force_unit(forces_unit) if forces_unit else self._energy / self._length
+        self._units = file_units.FileUnits.from_options(
+            energy_unit or "eV", length_unit, forces_unit, forces_are_gradients
         )
-        # Forces are minus the gradient.
-        self._force *= -1 if options.flag("forces_are_gradients", forces_are_gradients) else 1
+        self._comment_energy = file_units.energy_unit(energy_unit or "hartree")
+        self._stress = StressConversion.from_options(
+            stress_unit, stress_sign_reversed, self._units.energy, self._units.length
+        )
         self._frames = self._open(options.text("format", format))
         self.sequential = self._frames.sequential
         try:
@@ -157,6 +153,11 @@ class Reader(reader.Reader):
                 raise DatasetError(f"{self.path}: the file contains no frames")
             # Report typos in options on opening.
             self._check_keys()
+            # Structures without a stress get NaN if any of the first frames has one.
+            self._reads_stress = STRESS not in property_keys and any(
+                self._stress_names(frame)
+                for frame in self._frames.read(range(min(_FIRST, len(self._frames))))
+            )
             self._property_shapes = self._shapes(property_keys, "property_keys", False)
             self._atom_shapes = self._shapes(atom_property_keys, "atom_property_keys", True)
             self._read = {k for k in self._keys.values() if k} | {"config_type"}
@@ -205,7 +206,9 @@ class Reader(reader.Reader):
             self._check_forces(frame, source)
             report.structures += 1
             yield self._structure(frame, record, source, report)
-            report.add_unread(unread_labels(frame, self._read | {*self._state_names(frame)}))
+            read = {*self._state_names(frame)}
+            read |= {*self._stress_names(frame)} if self._reads_stress else set()
+            report.add_unread(unread_labels(frame, self._read | read))
 
     def _structure(self, frame: Frame, record: int, source: str, report: ReadReport) -> Structure:
         """Convert a frame to a structure in eV and Å."""
@@ -218,11 +221,11 @@ class Reader(reader.Reader):
         smiles = text_of(frame, self._keys["smiles"])
         return Structure(
             numbers=frame.numbers,
-            positions=frame.positions * self._length,
+            positions=frame.positions * self._units.length,
             energy=self._total_energy(frame, source, report),
-            forces=None if forces is None else forces * self._force,
+            forces=None if forces is None else forces * self._units.forces,
             **self._electronic_state(frame, smiles, source, report),
-            cell=frame.cell * self._length if periodic else None,
+            cell=frame.cell * self._units.length if periodic else None,
             pbc=frame.pbc if periodic else None,
             molecule=self._molecule(frame, smiles, source),
             smiles=smiles,
@@ -232,7 +235,8 @@ class Reader(reader.Reader):
             properties={
                 k: plain(label_of(frame, k, shape, False, source))
                 for k, shape in self._property_shapes.items()
-            },
+            }
+            | ({STRESS: self._stress_of(frame, source)} if self._reads_stress else {}),
             atom_properties={
                 k: label_of(frame, k, (n, *shape), True, source)
                 for k, shape in self._atom_shapes.items()
@@ -248,7 +252,21 @@ class Reader(reader.Reader):
                 f"CREST, xtb and ORCA, in units of {self._comment_energy:.6g} eV"
             )
             return frame.comment_energy * self._comment_energy
-        return float(label_of(frame, key, (), False, source)) * self._energy
+        return float(label_of(frame, key, (), False, source)) * self._units.energy
+
+    def _stress_names(self, frame: Frame) -> list[str]:
+        """Return the names of the labels of a frame that contain its stress, the first is read."""
+        key, names = self._keys["stress"], (*frame.labels, *frame.results)
+        if not np.all(frame.pbc):
+            return []
+        return stress_names(names) if key == STRESS else [name for name in names if name == key]
+
+    def _stress_of(self, frame: Frame, source: str) -> np.ndarray:
+        """Return the stress of a frame (eV/Å³), (3, 3); NaN if it is missing."""
+        for name in self._stress_names(frame):
+            value, cell = value_of(frame, name, source), frame.cell * self._units.length
+            return self._stress.convert(value, name, cell, source)
+        return unknown_stress()
 
     def _check_forces(self, frame: Frame, source: str) -> None:
         """Raise DatasetError if a frame has forces under another name than the requested one."""
@@ -293,7 +311,9 @@ class Reader(reader.Reader):
     def _molecule(self, frame: Frame, smiles: str, source: str) -> str:
         """Return the identity of the molecule of a frame."""
         key = self._keys["molecule"]
-        name = text_of(frame, key) if key else molecule_identity(smiles) or formula(frame.numbers)
+        name = (
+            text_of(frame, key) if key else molecule_identity(smiles) or hill_formula(frame.numbers)
+        )
         if not name:
             raise DatasetError(
                 f"{source}: has no {key!r} to identify its molecule; found: "
@@ -309,7 +329,7 @@ class Reader(reader.Reader):
         for option in ("energy", "molecule"):
             if self._keys[option]:
                 self._require(self._keys[option], f"{option}_key")
-        for option in ("charge", "spin", "smiles", "forces"):
+        for option in ("charge", "spin", "smiles", "forces", "stress"):
             if self._keys[option] not in ("", option):
                 self._require(self._keys[option], f"{option}_key")
         # Every frame is checked when it is read; the first ones also before a conversion starts.

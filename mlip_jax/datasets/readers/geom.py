@@ -56,6 +56,7 @@ from mlip_jax.datasets.formats.geom_files import (
     kind_of,
     pickles_in,
 )
+from mlip_jax.datasets.formats.pickle_messages import short_keys
 from mlip_jax.datasets.identity import molecule_identity
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.structure import Structure
@@ -173,9 +174,7 @@ class Reader(reader.Reader):
         molecule, source = item.content, item.source
         if not isinstance(molecule, Mapping) or not isinstance(molecule.get("conformers"), list):
             content = (
-                sorted(map(str, molecule))
-                if isinstance(molecule, Mapping)
-                else type(molecule).__name__
+                short_keys(molecule) if isinstance(molecule, Mapping) else type(molecule).__name__
             )
             raise DatasetError(
                 f"{source}: expected a dict with a list 'conformers', as in GEOM; found {content}"
@@ -271,7 +270,7 @@ def _atoms(conformer: Mapping, source: str) -> tuple[np.ndarray, np.ndarray, flo
     if "xyz" not in conformer:
         raise DatasetError(
             f"{source}: expected a conformer with 'rd_mol' (an RDKit molecule) or 'xyz'; found "
-            f"{sorted(map(str, conformer))}"
+            f"{short_keys(conformer)}"
         )
     table = _table(conformer["xyz"], source)
     return validate_numbers(table[:, 0], source), table[:, 1:].copy(), None

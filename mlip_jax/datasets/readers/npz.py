@@ -7,7 +7,9 @@ Layout for m structures of at most n atoms. Names are options; without them, usu
     energy     (m,) or (m, 1)         optional
     forces     (m, n, 3)              optional
     charge     (m,), (m, 1) or ()     optional
+    spin       (m,), (m, 1) or ()     optional; unpaired electrons, multiplicity or spin
     cell       (m, 3, 3) or (3, 3)    optional; structures with a cell are periodic along each vector
+    stress     (m, 3, 3), (m, 9), (m, 6)   optional, only with a cell; or virial
 
 Such files are written with numpy.savez. They do not state their units, which are options with eV
 and Å as defaults. md17.py and qm7x.py read the published files of MD17, rMD17 and QM7-X.
@@ -21,12 +23,20 @@ from pathlib import Path
 import numpy as np
 
 from mlip_jax.datasets import file_units, options, reader
+from mlip_jax.datasets.charges import total_charge
 from mlip_jax.datasets.formats import npz
 from mlip_jax.datasets.formats.elements import validate_numbers
-from mlip_jax.datasets.formats.frame_labels import formula
 from mlip_jax.datasets.identity import molecule_identity
 from mlip_jax.datasets.reader import DatasetError, ReadReport
-from mlip_jax.structure import Structure, cell_problem, charge_names
+from mlip_jax.datasets.stress import STRESS, StressConversion
+from mlip_jax.state_labels import (
+    ElectronicStateError,
+    charge_names,
+    find_charge,
+    find_unpaired,
+    spin_names,
+)
+from mlip_jax.structure import Structure, cell_problem, hill_formula
 
 # Usual names in lower case, the most specific first.
 _USUAL = {
@@ -35,6 +45,7 @@ _USUAL = {
     "energy": ("energy", "energies", "total_energy", "e"),
     "forces": ("forces", "force", "f"),
     "cell": ("cell", "cells", "lattice"),
+    "stress": ("stress", "stresses", "virial", "virials"),
     "molecule": (),
     "smiles": ("smiles",),
 }
@@ -51,8 +62,10 @@ class Reader(reader.Reader):
       positions_key: Name of the positions.
       energy_key: Name of the energies.
       forces_key: Name of the forces.
-      charge_key: Name of the total charges; structures are neutral without them.
+      charge_key: Name of the total charges. Without them, charges are those of the SMILES, or 0.
+      spin_key: Name of the numbers of unpaired electrons, multiplicities or spins.
       cell_key: Name of the lattice vectors.
+      stress_key: Name of the stresses, or of virials if the name is virial or virials.
       smiles_key: Name of the SMILES, texts of shape (m,).
       molecule_key: Name of texts or numbers of shape (m,) that identify the molecules. "" uses the
         SMILES if present, otherwise the formula; isomers then count as one molecule.
@@ -61,24 +74,20 @@ class Reader(reader.Reader):
       length_unit: Length unit: Ang, bohr, nm or pm.
       forces_unit: Force unit, e.g. "hartree/bohr". "" means energy_unit/length_unit.
       forces_are_gradients: Whether the file has the gradient, whose sign is then changed.
+      stress_unit: Unit of the stress: GPa, kbar or e.g. "eV/Ang^3". "" means
+        energy_unit/length_unit³. Virials are in energy_unit.
+      stress_sign_reversed: Whether the stress or virial has the other sign than in ASE, in which a
+        stress is positive if the cell wants to shrink.
       level_of_theory: Description of the level of theory of the labels.
     """
 
-    UNITS = {
-        "positions": "length_unit (Å)",
-        "energy": "energy_unit (eV)",
-        "forces": "forces_unit (eV/Å)",
-    }
+    UNITS = file_units.READER_UNITS
     GENERAL = True
     UNREAD_REMEDY = (
-        "To read one, give its name as energy_key, forces_key, charge_key, cell_key or "
+        "To read one, give its name as energy_key, forces_key, charge_key, spin_key, cell_key or "
         f"property_keys, e.g. {options.as_flag('property_keys', 'NAME')}."
     )
-    PROBLEM_OPTIONS = {
-        "units": "forces_unit=hartree/bohr",
-        "gradients": "forces_are_gradients=True",
-        "positions": "length_unit=bohr",
-    }
+    PROBLEM_OPTIONS = file_units.READER_PROBLEM_OPTIONS
 
     def __init__(
         self,
@@ -89,7 +98,9 @@ class Reader(reader.Reader):
         energy_key: str = "",
         forces_key: str = "",
         charge_key: str = "",
+        spin_key: str = "",
         cell_key: str = "",
+        stress_key: str = "",
         smiles_key: str = "",
         molecule_key: str = "",
         property_keys: tuple[str, ...] = (),
@@ -97,30 +108,33 @@ class Reader(reader.Reader):
         length_unit: str = "Ang",
         forces_unit: str = "",
         forces_are_gradients: bool = False,
+        stress_unit: str = "",
+        stress_sign_reversed: bool = False,
         level_of_theory: str = "",
     ):
         super().__init__(path)
         self.level_of_theory = (
             options.text("level_of_theory", level_of_theory) or self.LEVEL_OF_THEORY
         )
-        requested = {
-            "numbers": numbers_key,
-            "positions": positions_key,
-            "energy": energy_key,
-            "forces": forces_key,
-            "charge": charge_key,
-            "cell": cell_key,
-            "smiles": smiles_key,
-            "molecule": molecule_key,
-        }
-        requested = {k: options.text(f"{k}_key", name) for k, name in requested.items()}
+        requested = options.keys(
+            numbers=numbers_key,
+            positions=positions_key,
+            energy=energy_key,
+            forces=forces_key,
+            charge=charge_key,
+            spin=spin_key,
+            cell=cell_key,
+            stress=stress_key,
+            smiles=smiles_key,
+            molecule=molecule_key,
+        )
         self._properties = options.texts("property_keys", property_keys)
-        self._energy = file_units.energy_unit(options.text("energy_unit", energy_unit))
-        self._length = file_units.length_unit(options.text("length_unit", length_unit))
-        unit = options.text("forces_unit", forces_unit)
-        self._force = file_units.force_unit(unit) if unit else self._energy / self._length
-        # Forces are minus the gradient.
-        self._force *= -1 if options.flag("forces_are_gradients", forces_are_gradients) else 1
+        self._units = file_units.FileUnits.from_options(
+            energy_unit, length_unit, forces_unit, forces_are_gradients
+        )
+        self._stress = StressConversion.from_options(
+            stress_unit, stress_sign_reversed, self._units.energy, self._units.length
+        )
         self._file = npz.NpzFile(self.path)
         try:
             self._keys = _find_names(self._file.members, requested)
@@ -182,40 +196,50 @@ class Reader(reader.Reader):
             report.skip("no atoms", source)
             return None
         numbers = validate_numbers(row["numbers"][real], source)
-        positions = row["positions"][real].astype(np.float64) * self._length
+        positions = row["positions"][real].astype(np.float64) * self._units.length
         if not np.isfinite(positions).all():
             report.skip("positions not finite", source)
             return None
-        cell = np.asarray(row["cell"], np.float64) * self._length if "cell" in row else None
+        cell = np.asarray(row["cell"], np.float64) * self._units.length if "cell" in row else None
         pbc = None if cell is None else np.ones(3, bool)
         if problem := cell_problem(cell, pbc):
             report.skip(problem, source)
             return None
         smiles = _text(row["smiles"]) if "smiles" in row else ""
         named = _text(row["molecule"]) if "molecule" in row else molecule_identity(smiles)
-        forces = row["forces"][real].astype(np.float64) * self._force if "forces" in row else None
+        charge, unpaired = _electronic_state(row, self._keys, numbers, smiles, source)
+        forces = (
+            row["forces"][real].astype(np.float64) * self._units.forces if "forces" in row else None
+        )
         return Structure(
             numbers=numbers,
             positions=positions,
-            energy=float(np.ravel(row["energy"])[0]) * self._energy
+            energy=float(np.ravel(row["energy"])[0]) * self._units.energy
             if "energy" in row
             else float("nan"),
             forces=forces,
-            charge=float(np.ravel(row["charge"])[0]) if "charge" in row else 0.0,
+            charge=charge,
+            spin=unpaired,
             cell=cell,
             pbc=pbc,
-            molecule=named or formula(numbers),
+            molecule=named or hill_formula(numbers),
             smiles=smiles,
             record=record,
             source=source,
-            properties={},
+            properties=self._stress_of(row, cell, source),
         )
+
+    def _stress_of(self, row, cell, source: str) -> dict[str, np.ndarray]:
+        """Return the stress of a row (eV/Å³) as a property; none if the file has no stresses."""
+        if STRESS not in row:
+            return {}
+        return {STRESS: self._stress.convert(row[STRESS], self._keys[STRESS], cell, source)}
 
     def _rows(self, label: str, start: int, stop: int) -> np.ndarray:
         """Return rows [start, stop) of a label; values common to all structures are repeated."""
         name = self._keys[label]
         shape = self._file.members[name].shape
-        common = {"numbers": 1, "cell": 2, "charge": 0}.get(label)  # number of axes
+        common = {"numbers": 1, "cell": 2, "charge": 0, "spin": 0}.get(label)  # number of axes
         if common is not None and len(shape) == common:
             return np.broadcast_to(self._file.whole(name), (stop - start, *shape))
         return self._file.rows(name, start, stop)
@@ -256,10 +280,40 @@ def _find_names(members: dict[str, npz.Member], requested: dict[str, str]) -> di
         name = next((lower[name] for name in usual if name in lower), None)
         if label not in keys and name is not None:
             keys[label] = name
-    charges = charge_names(members)
-    if "charge" not in keys and charges:
-        keys["charge"] = charges[0]
+    # Without a cell, an array of this name is another quantity.
+    if not requested.get(STRESS) and (
+        "cell" not in keys or STRESS in keys and not _is_stress(members, keys)
+    ):
+        keys.pop(STRESS, None)
+    for label, names in (("charge", charge_names(members)), ("spin", spin_names(members))):
+        if label not in keys and names:
+            keys[label] = names[0]
     return keys
+
+
+def _electronic_state(
+    row, keys: dict[str, str], numbers: np.ndarray, smiles: str, source: str
+) -> tuple[float, float]:
+    """Return the total charge (e) and the number of unpaired electrons of a row."""
+    try:
+        label = (
+            find_charge({keys["charge"]: row["charge"]}, [keys["charge"]])
+            if "charge" in row
+            else None
+        )
+        charge = total_charge(label, smiles, 0.0)
+        if "spin" not in row:
+            return charge, 0.0
+        return charge, find_unpaired(
+            {keys["spin"]: row["spin"]}, numbers, charge, [keys["spin"]]
+        ) or 0.0
+    except ElectronicStateError as error:
+        raise DatasetError(f"{source}: {error}") from error
+
+
+def _is_stress(members: dict[str, npz.Member], keys: dict[str, str]) -> bool:
+    """Return whether the array of the stress has six or nine numbers per structure."""
+    return members[keys[STRESS]].shape[1:] in ((3, 3), (9,), (6,))
 
 
 def _shape_problem(members: dict[str, npz.Member], keys: dict[str, str]) -> str:
@@ -274,7 +328,9 @@ def _shape_problem(members: dict[str, npz.Member], keys: dict[str, str]) -> str:
         "energy": [(m,), (m, 1)],
         "forces": [positions],
         "charge": [(m,), (m, 1), ()],
+        "spin": [(m,), (m, 1), ()],
         "cell": [(m, 3, 3), (3, 3)],
+        "stress": [(m, 3, 3), (m, 9), (m, 6)] if "cell" in keys else [],
         "smiles": [(m,)],
         "molecule": [(m,)],
     }

@@ -40,6 +40,7 @@ from mlip_jax.datasets import options, reader
 from mlip_jax.datasets.charges import charge_from_smiles
 from mlip_jax.datasets.formats import safe_pickle
 from mlip_jax.datasets.formats.lmdb_file import LmdbFile, TruncatedFileError, page_size
+from mlip_jax.datasets.formats.pickle_messages import short_keys
 from mlip_jax.datasets.identity import molecule_identity
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.structure import Structure
@@ -262,7 +263,7 @@ def _unpack(value: bytes, source: str) -> dict:
     if not isinstance(stages, dict) or not set(stages) & set(STAGES):
         raise DatasetError(
             f"{source}: expected a dict with {', '.join(STAGES)}; found "
-            f"{sorted(map(str, stages)) if isinstance(stages, dict) else type(stages).__name__}"
+            f"{short_keys(stages) if isinstance(stages, dict) else type(stages).__name__}"
         )
     return stages
 

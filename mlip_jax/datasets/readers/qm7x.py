@@ -34,15 +34,15 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import h5py
 import numpy as np
 from ase import units
 from ase.data import chemical_symbols
 
-from mlip_jax.datasets import options, reader
+from mlip_jax.datasets import hdf5, options, reader
 from mlip_jax.datasets.formats.elements import validate_numbers
 from mlip_jax.datasets.formats.qm7x_padded import ATOM_ENERGIES, PaddedFile, check_energy, is_padded
-from mlip_jax.datasets.reader import HDF5_ERRORS, DatasetError, ReadReport
+from mlip_jax.datasets.hdf5 import HDF5_ERRORS
+from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.structure import Structure
 
 _PROPERTIES = {
@@ -143,7 +143,7 @@ class _MoleculeGroups:
         self._files = []
         try:
             for path in paths:
-                self._files.append(reader.open_hdf5(path))
+                self._files.append(hdf5.Hdf5File(path))
             self._names = [
                 (f, name) for f, file in enumerate(self._files) for name in _in_order(file)
             ]
@@ -180,9 +180,9 @@ class _MoleculeGroups:
     def _molecule(self, file, name, source, record, report) -> Iterator[Structure]:
         """Yield the structures of a molecule, minima first."""
         group = file[name]
-        names = _in_order(group) if isinstance(group, h5py.Group) else type(group).__name__
-        if not isinstance(group, h5py.Group) or not all(
-            isinstance(group[k], h5py.Group) for k in names[:1]
+        names = _in_order(group) if isinstance(group, hdf5.Hdf5Group) else type(group).__name__
+        if not isinstance(group, hdf5.Hdf5Group) or not all(
+            isinstance(group[k], hdf5.Hdf5Group) for k in names[:1]
         ):
             raise DatasetError(
                 f"{source}: expected a group of structures, as in QM7-X; found {names}. Is this a "
@@ -210,7 +210,7 @@ class _MoleculeGroups:
                 raise DatasetError(
                     f"{source}: expected {field!r}, as in QM7-X; found {sorted(group)}"
                 )
-        numbers = validate_numbers(group["atNUM"][()].reshape(-1), source)
+        numbers = validate_numbers(group.array("atNUM").read().reshape(-1), source)
         n = len(numbers)
         energy = float(_values(group, "ePBE0+MBD", (), source))
         check_energy(energy, numbers, source)
@@ -291,7 +291,7 @@ def _values(group, field, shape, source) -> np.ndarray:
     """
     if field not in group:
         return np.full(shape, np.nan)
-    values = np.asarray(group[field][()], np.float64)
+    values = group.array(field).read(np.float64)
     if values.shape not in (shape, (*shape, 1)):
         raise DatasetError(f"{source}: {field} has shape {values.shape}, expected {shape or (1,)}")
     return values.reshape(shape)
@@ -300,11 +300,13 @@ def _values(group, field, shape, source) -> np.ndarray:
 def _is_qm7x(path: Path) -> bool:
     """Return whether an HDF5 file has the layout of QM7-X."""
     try:
-        with h5py.File(path, "r") as file:
+        with hdf5.Hdf5File(path) as file:
             molecule = next(iter(file.values()), None)
             first = (
-                next(iter(molecule.values()), None) if isinstance(molecule, h5py.Group) else None
+                next(iter(molecule.values()), None)
+                if isinstance(molecule, hdf5.Hdf5Group)
+                else None
             )
-            return isinstance(first, h5py.Group) and "atNUM" in first and "atXYZ" in first
-    except (OSError, RuntimeError, KeyError):
+            return isinstance(first, hdf5.Hdf5Group) and "atNUM" in first and "atXYZ" in first
+    except HDF5_ERRORS:
         return False

@@ -15,18 +15,19 @@ The total charge is stored only in the SMILES.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
-import h5py
 import numpy as np
 from ase import units
 
-from mlip_jax.datasets import reader
+from mlip_jax.datasets import hdf5, reader
 from mlip_jax.datasets.charges import charge_from_smiles
 from mlip_jax.datasets.formats.elements import validate_numbers
+from mlip_jax.datasets.hdf5 import HDF5_ERRORS
 from mlip_jax.datasets.identity import molecule_identity
-from mlip_jax.datasets.reader import HDF5_ERRORS, DatasetError, ReadReport
+from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.structure import Structure
 
 _UNITS = {
@@ -35,7 +36,7 @@ _UNITS = {
     "dft_total_gradient": "hartree/bohr",
     "formation_energy": "hartree",
 }
-_READ = frozenset(name.encode() for name in (*_UNITS, "atomic_numbers", "smiles", "subset"))
+_READ = frozenset((*_UNITS, "atomic_numbers", "smiles", "subset"))
 
 
 class Reader(reader.Reader):
@@ -46,8 +47,8 @@ class Reader(reader.Reader):
 
     def __init__(self, path: str | Path):
         super().__init__(path)
-        self._file = reader.open_hdf5(self.path)
-        self.level_of_theory = str(self._file.attrs.get("level_of_theory", self.LEVEL_OF_THEORY))
+        self._file = hdf5.Hdf5File(self.path)
+        self.level_of_theory = self._file.attribute("level_of_theory") or self.LEVEL_OF_THEORY
         self._names = list(self._file)
         if not self._names:
             raise DatasetError(f"{self.path}: the file contains no molecules")
@@ -56,14 +57,14 @@ class Reader(reader.Reader):
     def matches(cls, path: Path) -> bool:
         """Return whether the first group of an HDF5 file has the layout of SPICE."""
         try:
-            with h5py.File(path, "r") as file:
+            with hdf5.Hdf5File(path) as file:
                 first = next(iter(file.values()), None)
                 return (
-                    isinstance(first, h5py.Group)
+                    isinstance(first, hdf5.Hdf5Group)
                     and "atomic_numbers" in first
                     and ("conformations" in first or "dft_total_energy" in first)
                 )
-        except (OSError, RuntimeError):
+        except HDF5_ERRORS:
             return False
 
     def __len__(self) -> int:
@@ -82,17 +83,16 @@ class Reader(reader.Reader):
             name = self._names[record]
             source = f"{self.path.name}:{name}"
             try:
-                if self._file.get(name, getclass=True) is not h5py.Group:
+                group = self._file[name]
+                if not isinstance(group, hdf5.Hdf5Group):
                     raise DatasetError(
-                        f"{source}: expected a group for each molecule, as in SPICE; found a "
-                        f"{self._file.get(name, getclass=True).__name__}. Is this a SPICE file?"
+                        f"{source}: expected a group for each molecule, as in SPICE; found an "
+                        "array. Is this a SPICE file?"
                     )
-                # h5py decodes invalid UTF-8 in names with surrogates; encode them the same way.
-                group = h5py.h5g.open(self._file.id, name.encode("utf-8", "surrogateescape"))
-                if b"atomic_numbers" not in group:
+                if "atomic_numbers" not in group:
                     raise DatasetError(
                         f"{source}: expected a group with 'atomic_numbers', as in SPICE; found "
-                        f"{sorted(n.decode() for n in group)}. Is this a SPICE file?"
+                        f"{sorted(group)}. Is this a SPICE file?"
                     )
                 yield from _read_molecule(group, source, record, report)
             except DatasetError:
@@ -104,10 +104,8 @@ class Reader(reader.Reader):
                 ) from error
 
 
-# Most time is spent in calls of h5py, not in reading bytes. Its low-level interface takes half the
-# time.
 def _read_molecule(
-    group: h5py.h5g.GroupID, source: str, record: int, report: ReadReport
+    group: hdf5.Hdf5Group, source: str, record: int, report: ReadReport
 ) -> Iterator[Structure]:
     """Yield the conformations of a molecule."""
     positions = _floats(group, "conformations", None, source)
@@ -128,7 +126,7 @@ def _read_molecule(
     formation = _labels(group, "formation_energy", (count,), source) * units.Hartree
     smiles, subset = (_text(group, name, source) for name in ("smiles", "subset"))
     charge, molecule = charge_from_smiles(smiles), molecule_identity(smiles)
-    report.add_unread(n.decode("utf-8", "replace") for n in group if n not in _READ)
+    report.add_unread(group.keys() - _READ)
     finite = np.isfinite(positions).all((1, 2))
     for c in range(count):
         if not finite[c]:
@@ -162,38 +160,26 @@ def _floats(group, name, shape, source) -> np.ndarray | None:
 
     Raise DatasetError if the file states another unit than that of SPICE.
     """
-    if name.encode() not in group:
+    if name not in group:
         return None
-    data = h5py.h5d.open(group, name.encode())
-    values = np.empty(data.shape)
-    if shape is not None and values.shape != shape:
-        raise DatasetError(f"{source}: {name} has shape {values.shape}, expected {shape}")
-    if values.size:
-        data.read(h5py.h5s.ALL, h5py.h5s.ALL, values)
-    if name in _UNITS and h5py.h5a.exists(data, b"units"):
-        attribute = h5py.h5a.open(data, b"units")
-        unit = np.empty(attribute.shape, attribute.dtype)
-        attribute.read(unit)
-        stored = (
-            unit.ravel()[0].decode()
-            if unit.size and isinstance(unit.ravel()[0], bytes)
-            else str(unit)
-        )
-        if stored != _UNITS[name]:
-            raise DatasetError(f"{source}: {name} is in {stored!r}, expected {_UNITS[name]!r}")
+    data = group.array(name)
+    if shape is not None and data.shape != shape:
+        raise DatasetError(f"{source}: {name} has shape {data.shape}, expected {shape}")
+    values = data.read(np.float64)
+    stored = data.attribute("units") if name in _UNITS else ""
+    if stored and stored != _UNITS[name]:
+        raise DatasetError(f"{source}: {name} is in {stored!r}, expected {_UNITS[name]!r}")
     return values
 
 
 def _text(group, name, source) -> str:
     """Return a text, "" if it is missing."""
-    if name.encode() not in group:
+    if name not in group:
         return ""
-    data = h5py.h5d.open(group, name.encode())
-    value = np.empty(data.shape, data.dtype)
-    data.read(h5py.h5s.ALL, h5py.h5s.ALL, value)
-    if value.size != 1:
-        raise DatasetError(f"{source}: {name} has shape {value.shape}, expected one text")
-    value = value.ravel()[0]
+    data = group.array(name)
+    if math.prod(data.shape) != 1:
+        raise DatasetError(f"{source}: {name} has shape {data.shape}, expected one text")
+    value = data.read().ravel()[0]
     try:
         return value.decode() if isinstance(value, bytes) else str(value)
     except UnicodeDecodeError as error:

@@ -163,7 +163,7 @@ def distances_to_training(
         for (test, a, b), each in zip(pieces(), symmetries):
             problems["unreadable"] += each is None
             problems["many symmetries"] += each is not None and not each.complete
-            heavy = np.flatnonzero(a[0].numbers > _HEAVY) if each is None else each.heavy
+            heavy = np.flatnonzero(a[0].numbers > _HEAVY) if each is None else each.atoms
             same = [
                 np.array([np.array_equal(s.numbers, a[0].numbers) for s in x], bool) for x in (a, b)
             ]

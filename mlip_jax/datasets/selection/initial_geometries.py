@@ -105,14 +105,10 @@ def _reason(description: Description | None, choice: MoleculeSelection) -> str:
     """Return the reason for excluding a molecule, "" if it is usable."""
     if description is None:
         return "RDKit cannot read it"
-    if description.skeleton in choice.seen:
-        return SEEN
     unknown = sorted(set(description.elements) - choice.elements)
-    return (
-        f"a force field does not support {', '.join(chemical_symbols[z] for z in unknown)}"
-        if unknown
-        else ""
-    )
+    if unknown:
+        return f"a force field does not support {', '.join(chemical_symbols[z] for z in unknown)}"
+    return SEEN if description.skeleton in choice.seen else ""
 
 
 def _pick(

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from ase import Atoms
 
+from mlip_jax import limits
+
 # Time limit (s) for embedding one molecule, for each of two attempts. Without it, large cages and
 # long chains could take days.
 _TIMEOUT = 300
@@ -119,6 +121,7 @@ def _from_smiles(smiles: str):
 
     if not smiles:
         raise UnusableMoleculeError("no SMILES")
+    limits.check("smiles_characters", len(smiles), "SMILES", UnusableMoleculeError)
     molecule = Chem.MolFromSmiles(smiles)
     if molecule is None:
         raise UnusableMoleculeError(
@@ -257,13 +260,17 @@ def charge_and_unpaired(molecule) -> tuple[int, int]:
 def _conformers(molecule) -> list[tuple[Atoms, bytes]]:
     """Return the atoms of each conformer, and the molecule without conformers in binary form."""
     numbers = [atom.GetAtomicNum() for atom in molecule.GetAtoms()]
+    masses = [atom.GetMass() if atom.GetIsotope() else None for atom in molecule.GetAtoms()]
     charge, unpaired = charge_and_unpaired(molecule)
     info = {"charge": float(charge)}
     info |= {"num_unpaired_electrons": unpaired} if unpaired else {}
     positions = [conformer.GetPositions() for conformer in molecule.GetConformers()]
     molecule.RemoveAllConformers()
     bonds = molecule.ToBinary()
-    return [(Atoms(numbers, each, info=dict(info)), bonds) for each in positions]
+    conformers = [Atoms(numbers, each, info=dict(info)) for each in positions]
+    for atoms in conformers if any(masses) else ():
+        atoms.set_masses(masses)  # None is the natural mass of the element
+    return [(atoms, bonds) for atoms in conformers]
 
 
 def failed_records(job: tuple[Entry, EmbeddingOptions]) -> list[MoleculeRecord]:

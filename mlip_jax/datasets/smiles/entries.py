@@ -12,6 +12,7 @@ from mlip_jax.config import ConfigError, unknown_name
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.smiles.embedding import Entry
 from mlip_jax.datasets.text_files import open_text
+from mlip_jax.foreign_text import from_cell
 
 SMILES_COLUMNS, NAME_COLUMNS = (
     ("smiles", "canonical_smiles", "isomeric_smiles"),
@@ -77,7 +78,8 @@ def _csv(path: Path, file, columns: CsvColumns) -> Iterator[Entry]:
         for row in rows:
             if any(cell.strip() for cell in row):
                 cells = [
-                    row[i].strip() if i is not None and i < len(row) else "" for i in (name, smiles)
+                    from_cell(row[i].strip()) if i is not None and i < len(row) else ""
+                    for i in (name, smiles)
                 ]
                 yield Entry(next(numbers), f"{path.name} line {line}", *cells)
             line = rows.line_num + 1

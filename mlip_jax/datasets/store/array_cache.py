@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mlip_jax.files import make_subfolder
 from mlip_jax.workdir import atomic_open
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ def load_or_compute(
         return stored
     values = compute()
     try:
-        path.parent.mkdir(exist_ok=True)
+        make_subfolder(path.parent)
         with atomic_open(path, shared=True) as file:
             np.save(file, values)
     except OSError as error:

@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import fcntl
 import functools
-import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,7 +35,8 @@ from mlip_jax.datasets.store.finalize import (
 )
 from mlip_jax.datasets.store.shard_conversion import ShardJob, convert_shard
 from mlip_jax.datasets.store.shards import checksum
-from mlip_jax.datasets.store.store import MANIFEST, is_store
+from mlip_jax.datasets.store.store import MANIFEST, is_store, read_manifest
+from mlip_jax.files import open_lock
 from mlip_jax.workdir import WorkdirError
 
 log = logging.getLogger(__name__)
@@ -48,6 +48,7 @@ def convert(
     *,
     num_processes: int | None = None,
     reject_invalid: bool = True,
+    confirm_units: bool = False,
     progress: bool = True,
 ) -> Path:
     """Convert a source to a store, or resume an interrupted conversion, and return the folder.
@@ -58,7 +59,8 @@ def convert(
         missing shards are rebuilt.
       num_processes: Number of worker processes; None for one per core.
       reject_invalid: Whether to raise if the checks (checks.py) find errors. Otherwise they are
-        logged as warnings.
+        only recorded in the manifest, as warnings are; the user of the store logs them.
+      confirm_units: Whether the user has confirmed the units (data.confirm_units).
       progress: Whether to show a progress bar.
 
     Raises:
@@ -82,7 +84,7 @@ def convert(
                     for number, bounds in enumerate(plan["ranges"])
                 ]
                 check_first = (
-                    functools.partial(_check_first_shard, jobs, source)
+                    functools.partial(_check_first_shard, jobs, source, confirm_units)
                     if reject_invalid
                     else lambda: None
                 )
@@ -109,6 +111,7 @@ def convert(
                     shards=shards,
                     removed=removed,
                     reject_invalid=reject_invalid,
+                    confirm_units=confirm_units,
                 )
                 return folder
         except (OSError, WorkdirError) as error:
@@ -122,7 +125,7 @@ def convert(
 def _lock_folder(folder: Path) -> Iterator[None]:
     """Lock a folder against other conversions. The lock ends with the process, even on a crash."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".conversion.lock", "w", encoding="utf-8") as lock:
+    with open_lock(folder / ".conversion.lock") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -169,7 +172,7 @@ def _convert_missing(
                 after_first()
 
 
-def _check_first_shard(jobs: list[ShardJob], source: Reader) -> None:
+def _check_first_shard(jobs: list[ShardJob], source: Reader, confirm_units: bool) -> None:
     """Check units and signs, for which the first shard suffices.
 
     A resumed conversion may start with a later shard. The check still uses the first one, so that
@@ -177,19 +180,19 @@ def _check_first_shard(jobs: list[ShardJob], source: Reader) -> None:
     """
     problems = diagnose(checks.Findings.from_json(jobs[0].read_metadata()["findings"]))
     early = with_options([p for p in problems if p.what in EARLY], source)
-    reject_if_invalid(early, jobs[0].spec.path)
+    reject_if_invalid(early, jobs[0].spec.path, confirm_units)
 
 
 def _is_corrupted(folder: Path) -> bool:
     """Return whether a finished store has a corrupted manifest or a missing or corrupted shard."""
     try:
-        shards = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["shards"]
-    except (ValueError, KeyError, TypeError):
+        shards = read_manifest(folder)["shards"]
+        checksums = {folder / "shards" / s["file"]: s["sha256"] for s in shards}
+    except (DatasetError, KeyError, TypeError):
         log.warning("%s is corrupted; rebuilding it", folder / MANIFEST)
         return True
-    for s in shards:
-        file = folder / "shards" / s["file"]
-        if not file.is_file() or checksum(file) != s["sha256"]:
+    for file, expected in checksums.items():
+        if not file.is_file() or checksum(file) != expected:
             log.warning("%s is corrupted; rebuilding it", file)
             return True
     return False

@@ -20,6 +20,7 @@ from mlip_jax.datasets import readers
 from mlip_jax.datasets.reader import DatasetError, Reader, ReadReport
 from mlip_jax.datasets.store.shards import checksum
 from mlip_jax.datasets.store.store import VERSION, Store, is_store
+from mlip_jax.files import make_subfolder
 from mlip_jax.workdir import write_json
 
 _SAMPLE = 32  # number of records that are read to estimate the record size of a source
@@ -83,8 +84,8 @@ def make_plan(spec: ConversionSpec, source: Reader, folder: Path) -> dict[str, A
         raise DatasetError(
             f"{folder}: contains shards but no conversion.json. Choose another folder."
         )
-    (folder / "shards").mkdir(parents=True, exist_ok=True)
-    (folder / "index").mkdir(exist_ok=True)
+    make_subfolder(folder / "shards")
+    make_subfolder(folder / "index")
     plan = settings | {"records": len(source), "ranges": _ranges(source, spec.atoms_per_shard)}
     write_json(path, plan)
     return plan

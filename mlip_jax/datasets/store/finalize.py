@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import collections
-import csv
 import dataclasses
 import logging
 from collections.abc import Iterable, Mapping
@@ -23,10 +22,11 @@ from mlip_jax.datasets.options import as_flag
 from mlip_jax.datasets.quality import checks
 from mlip_jax.datasets.quality.diagnosis import diagnose
 from mlip_jax.datasets.quality.filters import REASONS, Filters, count_reasons
-from mlip_jax.datasets.quality.problems import Problem
+from mlip_jax.datasets.quality.problems import UNCONFIRMED, Problem
 from mlip_jax.datasets.reader import DatasetError, Reader, ReadReport
 from mlip_jax.datasets.store.shards import Shard, checksum
 from mlip_jax.datasets.store.store import FORMAT, INDEX, MANIFEST, VERSION
+from mlip_jax.foreign_text import TableWriter
 from mlip_jax.workdir import atomic_open, write_json
 
 log = logging.getLogger(__name__)
@@ -54,6 +54,7 @@ def finalize(
     shards: list[FinishedShard],
     removed: Iterable[Iterable[str]],
     reject_invalid: bool,
+    confirm_units: bool = False,
 ) -> None:
     """Write the index and the manifest of a store whose shards are finished.
 
@@ -66,6 +67,7 @@ def finalize(
       removed: (structure, reason) of everything that was skipped or removed before the shards were
         written.
       reject_invalid: Whether to raise if the checks find errors.
+      confirm_units: Whether the user has confirmed the units, see `reject_if_invalid`.
 
     Raises:
       DatasetError: The checks reject the data, or no structure is left.
@@ -83,7 +85,7 @@ def finalize(
     duplicates, _ = checks.count_duplicates(_gather(shards, "fingerprint"))
     problems = with_options(diagnose(findings, duplicates=duplicates), source)
     if reject_invalid:
-        reject_if_invalid(problems, source.path)
+        reject_if_invalid(problems, source.path, confirm_units)
     reasons = _outliers(settings["filters"], shards)
     kept = np.flatnonzero(reasons == 0) if reasons.any() else None
     if kept is not None and not len(kept):
@@ -132,13 +134,24 @@ def finalize(
             ],
         },
     )
-    for problem in problems:
-        log.warning("%s: %s", folder, problem.message)
 
 
-def reject_if_invalid(problems: list[Problem], path: Path | str) -> None:
-    """Raise DatasetError if any of the problems is an error."""
-    errors = [p.message for p in problems if p.severity == "error"]
+def reject_if_invalid(
+    problems: list[Problem], path: Path | str, confirm_units: bool = False
+) -> None:
+    """Raise DatasetError if any of the problems is an error.
+
+    Args:
+      problems: Problems that the checks found.
+      path: Path of the data, for the message.
+      confirm_units: Whether the user has confirmed the units, which answers the questions about
+        them. Clear errors remain errors.
+    """
+    errors = [
+        p.message
+        for p in problems
+        if p.severity == "error" and not (confirm_units and p.what == UNCONFIRMED)
+    ]
     if errors:
         raise DatasetError(
             f"{path}: rejected by the data checks:\n  - "
@@ -265,7 +278,7 @@ def _save(folder: Path, name: str, values: np.ndarray) -> None:
 def _write_removed(path: Path, *removed: Iterable[Iterable[str]]) -> None:
     """Write the CSV file of removed structures atomically."""
     with atomic_open(path, "w", newline="") as file:
-        writer = csv.writer(file)
+        writer = TableWriter(file)
         writer.writerow(["structure", "reason"])
         for rows in removed:
             writer.writerows(rows)

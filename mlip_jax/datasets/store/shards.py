@@ -17,6 +17,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from mlip_jax.datasets.columns import Columns
+from mlip_jax.datasets.near_origin import is_far
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.workdir import atomic_open
 
@@ -46,11 +47,12 @@ def encode(columns: Columns, dtype=np.float32) -> dict[str, np.ndarray]:
 
     Args:
       columns: Structures.
-      dtype: Data type of positions, forces and atom properties. Energies stay float64.
+      dtype: Data type of positions, forces and atom properties. Energies stay float64, as do the
+        positions of a shard that contains structures far from the origin.
     """
     arrays = {
         "numbers": columns.numbers.astype(np.uint8),
-        "positions": columns.positions.astype(dtype),
+        "positions": columns.positions.astype(np.float64 if is_far(columns.positions) else dtype),
         "offsets": columns.offsets,
         "energy": columns.energy,
         "charge": columns.charge,

@@ -17,6 +17,7 @@ import collections
 import dataclasses
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,7 +65,7 @@ class Store:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self.manifest = _read_manifest(self.path)
+        self.manifest = read_manifest(self.path)
         sizes = [s["structures"] for s in self.manifest["shards"]]
         self._ends = np.cumsum(sizes, dtype=np.int64)
         self._lock = threading.Lock()
@@ -273,7 +274,7 @@ class Store:
 _NOTHING = Columns.from_structures([])
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(path: Path) -> dict[str, Any]:
     """Return the manifest. Raise DatasetError if it is missing, corrupted or too new."""
     file = path / MANIFEST
     if not file.is_file():
@@ -288,12 +289,36 @@ def _read_manifest(path: Path) -> dict[str, Any]:
                 f"{file}: format {manifest['format']!r} version {manifest['version']}, expected "
                 f"{FORMAT!r} version {VERSION} or earlier. Update mlip_jax."
             )
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        _check_manifest(manifest)
+    except DatasetError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
         raise DatasetError(
             f"{file}: is corrupted ({error}). Delete it and convert again; existing shards are "
             "kept."
         ) from error
     return manifest
+
+
+def _check_manifest(manifest: dict[str, Any]) -> None:
+    """Raise an error if fields that name or count files are invalid.
+
+    Names with a folder would lead to files outside of the store.
+    """
+    names = [shard["file"] for shard in manifest["shards"]]
+    for name in (*names, *(manifest["official_split"] or ())):
+        if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
+            raise ValueError(f"{name!r} is not the plain name of a file")
+    counts = [shard[key] for shard in manifest["shards"] for key in ("structures", "bytes")]
+    for count in (manifest["structures"], *counts):
+        if not isinstance(count, int) or not 0 <= count < 2**62:
+            raise ValueError(f"{count!r} is not a number of structures or bytes")
+    for name in ("periodic", "filtered"):
+        if not isinstance(manifest[name], bool):
+            raise TypeError(f"{name} is {manifest[name]!r}")
+    if not all(isinstance(shard["sha256"], str) for shard in manifest["shards"]):
+        raise TypeError("a checksum is not a text")
+    manifest["level_of_theory"], manifest["filters"]  # raises KeyError
 
 
 def _load_index(path: Path) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""State dicts of which every array must be used, and weights in the flat layout of e3nn."""
+"""Weights of state dicts in the flat layout of e3nn."""
 
 from __future__ import annotations
 
@@ -8,76 +8,42 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from ase.data import atomic_numbers
 
+from mlip_jax.importers.formats.torch_weights import TorchWeights
 from mlip_jax.importers.formats.weights import WeightsError
 from mlip_jax.models.layers.tensor_products.irreps import Irrep, Irreps, to_text
 
 
-class RecordedWeights:
-    """Arrays of a state dict by name; it records which have been used.
+class RecordedWeights(TorchWeights):
+    """Weights of a state dict, some of them in the flat layout of e3nn.
 
     Args:
       state: Arrays by name.
       program: Name of the model, for messages.
-      anchor: End of the name of an array that every state dict has. What precedes it, such as
+      anchor: End of the name of an array that every state dict has once. What precedes it, such as
         "model.", is removed from all names.
     """
 
     def __init__(self, state: Mapping[str, np.ndarray], program: str, anchor: str):
-        found = [name for name in state if name.endswith(anchor)]
-        if not found:
-            raise WeightsError(
-                f"the state dict has no {anchor!r}, so it is not that of {program}. It has "
-                f"{', '.join(sorted(state)[:8])}, ..."
-            )
-        prefix = found[0].removesuffix(anchor)
-        self._arrays = {
-            name.removeprefix(prefix): np.asarray(array) for name, array in state.items()
-        }
-        self._program, self._taken = program, set()
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._arrays
+        super().__init__(state, anchor, program)
 
     def __call__(self, name: str, size: int | None = None) -> np.ndarray:
-        """Return the array `name`.
+        """Return the array `name` as it is stored.
 
         Raises:
           WeightsError: There is no such array, or it does not have `size` numbers.
         """
-        if name not in self._arrays:
-            raise WeightsError(
-                f"the state dict has no {name!r}; it is not that of {self._program}, or incomplete. It "
-                f"has {', '.join(sorted(self._arrays)[:8])}, ..."
-            )
-        array = self._arrays[name]
+        array = self.array(name)
         if size is not None and array.size != size:
             raise WeightsError(
                 f"{name} must have {size} numbers in this model, received {array.size}; do the weights "
                 "and the settings belong together?"
             )
-        self._taken.add(name)
         return array
 
     def series(self, pattern: str) -> list[np.ndarray]:
         """Return the arrays whose names match `pattern`, ordered by the number in its group."""
         found = [(int(m[1]), name) for name in self._arrays if (m := re.fullmatch(pattern, name))]
         return [self(name) for _, name in sorted(found)]
-
-    def drop(self, pattern: str) -> None:
-        """Mark arrays that do not affect the energy as used."""
-        self._taken |= {name for name in self._arrays if re.fullmatch(pattern, name)}
-
-    def check_all_taken(self) -> None:
-        """Raise WeightsError if an array was not used.
-
-        Otherwise the model would silently differ from the trained one.
-        """
-        left = sorted(set(self._arrays) - self._taken)
-        if left:
-            raise WeightsError(
-                f"{len(left)} arrays of the state dict have no place in {self._program} with these "
-                f"settings: {', '.join(left[:8])}"
-            )
 
     def linear(self, name: str, inputs: Irreps, outputs: Irreps) -> dict[str, np.ndarray]:
         """Return the kernels of e3nn's Linear by irrep, shape (inputs, outputs) each.

@@ -12,9 +12,9 @@ from mlip_jax.importers.formats.weights import WeightsError
 
 
 class TorchWeights:
-    """Weights of a state dict that have not been converted yet.
+    """Weights of a state dict, which records those that have been converted.
 
-    Each conversion removes its weights, so those without a counterpart remain.
+    Weights that no conversion has used have no counterpart in the model (`check_all_taken`).
     """
 
     def __init__(self, weights: Mapping[str, np.ndarray], marker: str, architecture: str):
@@ -32,20 +32,34 @@ class TorchWeights:
         if len(names) != 1:
             raise WeightsError(
                 f"expected the state dict of {architecture}, with one weight {marker!r}; received "
-                f"{len(names)} of them among {len(weights)} arrays: {_listed(weights)}"
+                f"{len(names)} of them among {len(weights)} arrays, so it is not that of "
+                f"{architecture}: {_listed(weights)}"
             )
         prefix = names[0].removesuffix(marker)
-        self._architecture = architecture
-        self._left = {
-            name.removeprefix(prefix) if name.startswith(prefix) else name: array
-            for name, array in weights.items()
+        self._architecture, self._taken = architecture, set()
+        self._arrays = {
+            name.removeprefix(prefix): np.asarray(array) for name, array in weights.items()
         }
 
     def __contains__(self, name: str) -> bool:
-        return name in self._left
+        return name in self._arrays
+
+    def array(self, name: str) -> np.ndarray:
+        """Return a weight as it is stored.
+
+        Raises:
+          WeightsError: The weight is missing.
+        """
+        if name not in self._arrays:
+            raise WeightsError(
+                f"weight {name!r} is missing: the state dict is not that of {self._architecture}, or "
+                f"incomplete; there are {_listed(self._arrays)}"
+            )
+        self._taken.add(name)
+        return self._arrays[name]
 
     def take(self, name: str, *shape: int | None) -> np.ndarray:
-        """Remove a weight and return it in float32 or float64.
+        """Return a weight in float32 or float64.
 
         Args:
           name: Name of the weight.
@@ -54,9 +68,7 @@ class TorchWeights:
         Raises:
           WeightsError: The weight is missing or has another shape.
         """
-        if name not in self._left:
-            raise WeightsError(f"weight {name!r} is missing; there are {_listed(self._left)}")
-        array = np.asarray(self._left.pop(name))
+        array = self.array(name)
         expected = array.ndim == len(shape) and all(
             s in (None, n) for s, n in zip(shape, array.shape)
         )
@@ -70,33 +82,34 @@ class TorchWeights:
         return array if array.dtype == np.float64 else array.astype(np.float32)
 
     def dense(self, name: str, use_bias: bool = True) -> dict[str, np.ndarray]:
-        """Remove a linear layer and return its kernel and bias."""
+        """Return kernel and bias of a linear layer."""
         kernel = self.take(f"{name}.weight", None, None).T
         bias = {"bias": self.take(f"{name}.bias", kernel.shape[1])} if use_bias else {}
         return {"kernel": kernel} | bias
 
     def norm(self, name: str) -> dict[str, np.ndarray]:
-        """Remove a layer norm and return its scale and bias."""
+        """Return scale and bias of a layer norm."""
         return {"scale": self.take(f"{name}.weight"), "bias": self.take(f"{name}.bias")}
 
     def count(self, name: str) -> int:
         """Return the number of blocks `name.0`, `name.1`, ..."""
-        found = (re.match(rf"{re.escape(name)}\.(\d+)\.", key) for key in self._left)
+        found = (re.match(rf"{re.escape(name)}\.(\d+)\.", key) for key in self._arrays)
         numbers = sorted({int(match[1]) for match in found if match})
         if not numbers or numbers != list(range(len(numbers))):
             raise WeightsError(f"expected blocks {name}.0, {name}.1, ..., received {numbers}")
         return len(numbers)
 
-    def drop(self, prefix: str) -> None:
-        """Remove the weights whose names begin with `prefix`."""
-        self._left = {k: v for k, v in self._left.items() if not k.startswith(prefix)}
+    def drop(self, pattern: str) -> None:
+        """Mark weights without effect, whose whole names match the regular expression `pattern`."""
+        self._taken |= {name for name in self._arrays if re.fullmatch(pattern, name)}
 
     def check_all_taken(self) -> None:
         """Raise WeightsError if weights remain: the model would differ from the trained one."""
-        if self._left:
+        left = set(self._arrays) - self._taken
+        if left:
             raise WeightsError(
-                f"{len(self._left)} weights have no counterpart in this {self._architecture}: "
-                f"{_listed(self._left, 20)}"
+                f"{len(left)} weights have no place in {self._architecture} with these settings: "
+                f"{_listed(left, 20)}"
             )
 
 

@@ -34,14 +34,13 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     Raises:
       FileNotFoundError: No such file.
       WeightsError: The file has another format or is corrupted, or an array does not contain
-        numbers. Pickles such as .pt are not opened, since reading one executes the code in it.
+        numbers. Files of PyTorch are read by state_files.py.
     """
     path = Path(path)
     if path.suffix not in (".npz", ".safetensors"):
         raise WeightsError(
             f"{path}: weights must be in a .npz or .safetensors file, received "
-            f"{path.suffix or 'no suffix'!r}; pickles (.pt, .pth, .ckpt, .pkl) can run foreign "
-            f"code and are not opened. {HOW_TO_SAVE}"
+            f"{path.suffix or 'no suffix'!r}. {HOW_TO_SAVE}"
         )
     if not path.is_file():
         raise FileNotFoundError(
@@ -66,6 +65,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise WeightsError(f"{path}: expected settings by name, received {type(settings).__name__}")
     return settings
+
+
+def read_arguments(config: Mapping[str, Any] | str | Path) -> Mapping[str, Any]:
+    """Return arguments of a model, which may be the path of a YAML file."""
+    return config if isinstance(config, Mapping) else read_yaml(config)
 
 
 def check_arguments(

@@ -13,7 +13,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.special import gammaln
 
 
 def safe_norm(vectors: jax.Array) -> jax.Array:
@@ -68,13 +67,14 @@ def phys_cutoff(d, cutoff):
 
 
 def exponential_cutoff(d, cutoff):
-    """Compute exp(-d² / ((cutoff - d)(cutoff + d))) inside the cutoff, 0 outside.
+    """Compute exp(-u² / (1 - u²)) with u = d / cutoff inside the cutoff, 0 outside.
 
     It is infinitely differentiable.
     """
-    import e3x  # builds tables of Clebsch-Gordan coefficients for 0.4 s
-
-    return e3x.nn.smooth_cutoff(d, cutoff)
+    u = d / cutoff
+    inside = u < 1
+    squared = jnp.where(inside, u * u, 0.0)
+    return jnp.where(inside, jnp.exp(-squared / (1.0 - squared)), 0.0)
 
 
 def polynomial_cutoff(d, cutoff, power):
@@ -142,6 +142,8 @@ def bernstein_basis(d, num, cutoff, gamma=_BERNSTEIN_GAMMA):
 
     The shape (E,) becomes (E, num).
     """
+    from scipy.special import gammaln  # whose import takes a tenth of a second
+
     k = np.arange(num)
     log_binomial = jnp.asarray(gammaln(num) - gammaln(k + 1) - gammaln(num - k), d.dtype)
     x = -gamma * d[:, None]
@@ -219,22 +221,6 @@ def radial_basis(
         "radial_centers are only valid for the radial bases 'gaussian' and 'bessel', and "
         f"radial_widths for 'gaussian'; received them for {name!r}"
     )
-
-
-def spherical_harmonics(unit: jax.Array, degrees: tuple[int, ...]) -> jax.Array:
-    """Compute orthonormal real spherical harmonics of `degrees`, concatenated.
-
-    The shape (E, 3) becomes (E, D), with D the sum of 2l + 1 over the degrees.
-    """
-    import e3x
-
-    values = e3x.so3.spherical_harmonics(
-        unit, max(degrees), r_is_normalized=True, normalization="orthonormal"
-    )
-    values = values.astype(unit.dtype)  # with x64, e3x converts float32 to float64
-    if tuple(degrees) == tuple(range(degrees[0], degrees[-1] + 1)):
-        return values[:, degrees[0] ** 2 :]
-    return jnp.concatenate([values[:, l * l : (l + 1) ** 2] for l in degrees], axis=-1)
 
 
 def segment_sum(values: jax.Array, index: jax.Array, num: int) -> jax.Array:

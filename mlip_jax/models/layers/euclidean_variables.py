@@ -5,9 +5,22 @@ D   number of components: the sum of 2l + 1 over the degrees
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from mlip_jax.models.layers.tensor_products.couplings import spherical_harmonics
+
+
+def orthonormal_harmonics(unit: jax.Array, degrees: Sequence[int]) -> jax.Array:
+    """Compute orthonormal real spherical harmonics of `degrees`, concatenated.
+
+    The shape (P, 3) becomes (P, D). Those of zero vectors are zero, except that of degree 0.
+    """
+    by_degree = spherical_harmonics(unit, max(degrees))
+    return jnp.concatenate([by_degree[l] for l in degrees], axis=-1) / float(np.sqrt(4 * np.pi))
 
 
 def degree_invariants(x: jax.Array, degrees: tuple[int, ...]) -> jax.Array:

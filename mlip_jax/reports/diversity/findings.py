@@ -53,11 +53,15 @@ def findings(
     return [f for f in candidates if f is not None]
 
 
-def _significance(a: tuple[float, float | None], b: tuple[float, float | None], runs: int) -> float:
-    """Return (b - a) in units of its standard error; zero for single runs, which have none."""
+def _significance(p: Any, name: str, q: Any, other: str) -> float:
+    """Return the difference between a metric of group q and one of group p over its standard error.
+
+    It is zero for single runs, which have no standard error.
+    """
+    a, b = p.metrics[name], q.metrics[other]
     if a[1] is None or b[1] is None:
         return 0.0
-    error = math.sqrt((a[1] ** 2 + b[1] ** 2) / runs)
+    error = math.sqrt(a[1] ** 2 / p.counts[name] + b[1] ** 2 / q.counts[other])
     return (b[0] - a[0]) / error if error > 0 else math.copysign(math.inf, b[0] - a[0])
 
 
@@ -73,7 +77,7 @@ def _beyond(points: Sequence[Any], near: str, far: str) -> Finding | None:
     if not both:
         return None
     ratios = [p.metrics[far][0] / p.metrics[near][0] for p in both if p.metrics[near][0] > 0]
-    verdict = _verdict([_significance(p.metrics[near], p.metrics[far], p.runs) for p in both])
+    verdict = _verdict([_significance(p, near, p, far) for p in both])
     larger = sum(r > 1 for r in ratios)
     return Finding(
         verdict,
@@ -99,10 +103,7 @@ def _best(budgets: Mapping[int, Sequence[Any]], name: str) -> Finding | None:
         best = min(known, key=lambda p: p.metrics[name][0])
         first, last = known[0], known[-1]
         sign = 1 if name in _STRUCTURAL else -1
-        ends.append(
-            sign
-            * _significance(first.metrics[name], last.metrics[name], min(first.runs, last.runs))
-        )
+        ends.append(sign * _significance(first, name, last, name))
         texts.append(
             f"N = {total:,}: best at n_c = {best.num_conformers} ({best.metrics[name][0]:.3g}, "
             f"compared with {first.metrics[name][0]:.3g} at n_c = {first.num_conformers} and "
@@ -155,9 +156,7 @@ def _more(sets: Mapping[int, Sequence[Any]], name: str) -> Finding | None:
         if len(known) < 2:
             continue
         first, last = known[0], known[-1]
-        ends.append(
-            _significance(last.metrics[name], first.metrics[name], min(first.runs, last.runs))
-        )
+        ends.append(_significance(last, name, first, name))
         change = (
             100 * (last.metrics[name][0] / first.metrics[name][0] - 1)
             if first.metrics[name][0]

@@ -6,7 +6,6 @@ differ only in their seed.
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import logging
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mlip_jax.foreign_text import TableWriter
 from mlip_jax.reports import html_page as page
 from mlip_jax.reports.diversity import figures, fingerprint_map
 from mlip_jax.reports.diversity.findings import findings
@@ -67,6 +67,7 @@ class SeedGroup(NamedTuple):
       num_conformers: Number of conformers per molecule, n_c.
       runs: Number of runs.
       metrics: {key of NAMES: (mean, sample standard deviation or None for a single run)}.
+      counts: {key of NAMES: number of runs with this metric}.
       by_rmsd: {bin: (mean, standard deviation or None)} of the errors of all unseen conformers, for
         bins in which at least one run has enough conformers.
       edges: Edges of the bins in Å.
@@ -76,6 +77,7 @@ class SeedGroup(NamedTuple):
     num_conformers: int
     runs: int
     metrics: dict[str, tuple[float, float | None]]
+    counts: dict[str, int]
     by_rmsd: dict[int, tuple[float, float | None]]
     edges: tuple[float, ...]
 
@@ -83,7 +85,8 @@ class SeedGroup(NamedTuple):
 def read_results(sweeps: Sequence[str | Path]) -> list[DiversityRun]:
     """Read all evaluated runs in the folders of sweeps or of single runs.
 
-    Runs that appear in two sweeps count once. Runs that trained on all conformers of their
+    Runs that appear in two sweeps count once. If two different runs have the same sizes, model and
+    seed, the first one counts, with a warning. Runs that trained on all conformers of their
     molecules are skipped.
 
     Raises:
@@ -111,7 +114,14 @@ def read_results(sweeps: Sequence[str | Path]) -> list[DiversityRun]:
             if result.num_conformers is None:
                 log.warning("%s: skipped, trained on all conformers of its molecules", path)
                 continue
-            runs.setdefault(result[:4], result)
+            first = runs.setdefault(result[:4], result)
+            if first.content.get("force_field") != content.get("force_field"):
+                log.warning(
+                    "%s: skipped, because %s has the same sizes, model and seed, but is another "
+                    "force field. Report the two sweeps separately.",
+                    path.parent,
+                    first.folder,
+                )
     if not runs:
         raise ValueError(
             f"no {RESULT} of a completed run of task diversity in {', '.join(map(str, sweeps))}"
@@ -137,11 +147,12 @@ def points(results: Sequence[DiversityRun], metric: str) -> list[SeedGroup]:
 
 def _point(n_s: int, n_c: int, runs: list[DiversityRun], metric: str) -> SeedGroup:
     """Average runs with the same n_s and n_c."""
-    metrics = {
-        name: spread
+    values = {
+        name: _finite_values([(r.content["metrics"].get(name) or {}).get(metric) for r in runs])
         for name in NAMES
-        if (spread := _spread([(r.content["metrics"].get(name) or {}).get(metric) for r in runs]))
     }
+    metrics = {name: spread for name in NAMES if (spread := _spread(values[name]))}
+    counts = {name: len(values[name]) for name in metrics}
     edges = tuple(runs[0].content["by_rmsd"]["edges_ang"])
     same = [r for r in runs if tuple(r.content["by_rmsd"]["edges_ang"]) == edges]
     bins = {
@@ -158,12 +169,17 @@ def _point(n_s: int, n_c: int, runs: list[DiversityRun], metric: str) -> SeedGro
             )
         )
     }
-    return SeedGroup(n_s, n_c, len(runs), metrics, bins, edges)
+    return SeedGroup(n_s, n_c, len(runs), metrics, counts, bins, edges)
+
+
+def _finite_values(values: Sequence[float | None]) -> list[float]:
+    """Return the finite values."""
+    return [v for v in values if v is not None and math.isfinite(v)]
 
 
 def _spread(values: Sequence[float | None]) -> tuple[float, float | None] | None:
     """Return mean and sample standard deviation of the known values, None if there are none."""
-    known = [v for v in values if v is not None and math.isfinite(v)]
+    known = _finite_values(values)
     if not known:
         return None
     return statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None
@@ -342,7 +358,7 @@ def _cell(spread: tuple[float, float | None] | None) -> str:
 def _csv(by_model: Mapping[str, Sequence[SeedGroup]]) -> str:
     """Return the text of diversity.csv."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = TableWriter(text, lineterminator="\n")
     writer.writerow(
         [
             "model",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from ase import Atoms
 from ase.io import write as write_atoms
 
+from mlip_jax.foreign_text import TableWriter
 from mlip_jax.reports.force2geo.comparison import EvaluatedForceField, ForceFieldComparison
 from mlip_jax.simulation.relaxation import metrics
 from mlip_jax.workdir import atomic_path
@@ -68,7 +68,7 @@ def comparison_metrics(content: ForceFieldComparison) -> dict[str, Any]:
 
 def write_csv(file: IO[str], content: ForceFieldComparison) -> None:
     """Write one line per force field and molecule."""
-    writer = csv.writer(file)
+    writer = TableWriter(file)
     writer.writerow(_CSV_COLUMNS)
     for force_field in content.evaluated:
         writer.writerows(_csv_rows(content, force_field))

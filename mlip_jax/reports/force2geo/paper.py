@@ -10,6 +10,7 @@ import numpy as np
 
 from mlip_jax.reports import figures
 from mlip_jax.reports import html_page as page
+from mlip_jax.reports.errors import json_safe
 from mlip_jax.reports.force2geo.seeds import PROPERTY, Spread, gain, read, verdict
 from mlip_jax.workdir import write_text
 
@@ -58,7 +59,11 @@ def write_paper_report(folder: Path) -> Path:
     write_text(
         Path(folder) / "paper.json",
         json.dumps(
-            {name: {g: s._asdict() for g, s in by.items()} for name, by in scores.items()}, indent=2
+            json_safe(
+                {name: {g: s._asdict() for g, s in by.items()} for name, by in scores.items()}
+            ),
+            indent=2,
+            allow_nan=False,
         )
         + "\n",
         shared=True,

@@ -164,7 +164,8 @@ def levels_figure(molecules: Sequence[MoleculeMinima]) -> Figure:
         ha="right" if len(names) > 4 else "center",
         fontsize=8,
     )
-    ax.set(ylabel="kcal/mol", ylim=(-0.3, None))
+    highest = max(KCAL_PER_EV * (m.minima[-1].energy - m.minima[0].energy) for m in molecules)
+    ax.set(ylabel="kcal/mol", ylim=(-0.3, max(1.05 * highest, 1.0)))
     ax.grid(visible=False, axis="x")
     return fig
 

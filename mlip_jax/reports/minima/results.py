@@ -12,7 +12,7 @@ from ase import Atoms, units
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from mlip_jax.simulation.relaxation.minima_result import MinimaResult, boltzmann_populations
-from mlip_jax.structure import electronic_value
+from mlip_jax.structure import electronic_state, electronic_value
 
 KCAL_PER_EV = units.mol / units.kcal  # kcal/mol per eV
 
@@ -44,6 +44,8 @@ class ReportedMinimum:
             pbc=molecule.cell is not None,
             info={"charge": molecule.charge} if molecule.charge else {},
         )
+        if molecule.masses is not None:
+            atoms.set_masses(molecule.masses)
         if molecule.unpaired is not None:
             atoms.info["num_unpaired_electrons"] = molecule.unpaired
         atoms.calc = SinglePointCalculator(atoms, energy=self.energy)
@@ -66,6 +68,7 @@ class MoleculeMinima:
       new: Number of minima found first per round.
       left_out: Number of relaxed geometries that are not minima of the molecule, by reason.
       unpaired: Number of unpaired electrons, None if it is not stated.
+      masses: Masses (amu), (n,), None for the natural masses of the elements.
     """
 
     number: int
@@ -79,6 +82,7 @@ class MoleculeMinima:
     new: Sequence[int] = ()
     left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
     unpaired: int | None = None
+    masses: Sequence[float] | None = None
 
     @classmethod
     def from_result(
@@ -88,7 +92,8 @@ class MoleculeMinima:
         if result is None or not result.minima:
             left_out = {} if result is None else dict(result.left_out)
             return cls(number, name, failure, left_out=left_out)
-        first, unpaired = result.minima[0].atoms, "num_unpaired_electrons"
+        first = result.minima[0].atoms
+        unpaired = electronic_state(first).get("num_unpaired_electrons")
         return cls(
             number,
             name,
@@ -105,7 +110,8 @@ class MoleculeMinima:
             result.relaxed,
             result.new,
             dict(result.left_out),
-            int(electronic_value(first, unpaired)) if unpaired in first.info else None,
+            None if unpaired is None else int(unpaired),
+            first.get_masses().tolist() if first.has("masses") else None,
         )
 
     def relative_energies(self) -> np.ndarray:

@@ -25,6 +25,15 @@ def distribution_figure(results: Relaxations) -> Figure:
     return fig
 
 
+def cell_figure(results: Relaxations) -> Figure:
+    """Draw histograms of the change of the volume (%) and of the final pressure (GPa)."""
+    done = results.of("converged", "step limit")
+    fig, axes = figures.figure("Volume", "Pressure", size=(9.2, 3.0))
+    _histogram(axes[0], results.volume_change, "change of the volume (%)")
+    _histogram(axes[1], results.pressure[done], "pressure (GPa)")
+    return fig
+
+
 def _histogram(ax, values: np.ndarray, label: str, whole: bool = False) -> None:
     """Draw a histogram without outliers, and annotate the median and the number of outliers."""
     values = values[np.isfinite(values)]

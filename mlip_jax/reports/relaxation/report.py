@@ -11,11 +11,12 @@ from typing import Any
 from mlip_jax.reports import html_page as page
 from mlip_jax.reports import sections
 from mlip_jax.reports.molecules import Picture, molecule_figure
-from mlip_jax.reports.relaxation.figures import distribution_figure
-from mlip_jax.reports.relaxation.results import Relaxations, metrics, reasons_by_count
+from mlip_jax.reports.relaxation.figures import cell_figure, distribution_figure
+from mlip_jax.reports.relaxation.results import MAX_OUTSIDE, Relaxations, metrics, reasons_by_count
 from mlip_jax.workdir import write_text
 
 _MAX_REASONS = 25
+_OUTSIDE = "Outside the domain"
 
 
 def write_relaxation_report(
@@ -53,8 +54,10 @@ def write_relaxation_report(
         page.heading(title, 1),
         *_headline(content),
         *_distributions(results),
+        *_cells(results),
         *_pictures(pictures),
         *_reasons(results),
+        *_outside(results),
         *sections.provenance(info, files),
     ]
     write_text(workdir / "report.html", page.render(title, body))
@@ -74,8 +77,10 @@ def _headline(content: Mapping[str, Any]) -> Iterator[str]:
                 "outside the domain",
                 page.number(outside),
                 "",
-                "relaxed geometries farther from the training split than 99 % of the validation "
-                "split",
+                page.link(_OUTSIDE, "relaxed geometries, listed below")
+                if outside
+                else "relaxed geometries farther from the training split than 99 % of the "
+                "validation split",
             )
         ]
     )
@@ -109,9 +114,9 @@ def _headline(content: Mapping[str, Any]) -> Iterator[str]:
             ),
             (
                 "steps, median",
-                page.number(steps.get("median")),
+                _count(steps.get("median")),
                 "",
-                f"95 % need at most {page.number(steps.get('p95'))}",
+                f"95 % need at most {_count(steps.get('p95'))}",
             ),
             (
                 "energy decrease, median",
@@ -122,6 +127,11 @@ def _headline(content: Mapping[str, Any]) -> Iterator[str]:
             *domain,
         ]
     )
+
+
+def _count(steps: float | None) -> str:
+    """Format a quantile of numbers of steps, which may be between two integers."""
+    return "–" if steps is None else f"{steps:,.6g}"
 
 
 def _distributions(results: Relaxations) -> Iterator[str]:
@@ -135,6 +145,20 @@ def _distributions(results: Relaxations) -> Iterator[str]:
             "Steps, energy at the start minus energy at the end, root mean square distance between "
             "start and end after alignment, and largest force on an atom, for molecules that "
             "converged or reached the step limit. Vertical lines are medians."
+        ),
+        wide=True,
+    )
+
+
+def _cells(results: Relaxations) -> Iterator[str]:
+    if not len(results.volume_change):
+        return
+    yield page.heading("Cells")
+    yield page.figure(
+        cell_figure(results),
+        (
+            "Volume of the relaxed cell relative to that of the start, and pressure of the relaxed "
+            "structure, minus a third of the trace of its stress."
         ),
         wide=True,
     )
@@ -174,3 +198,17 @@ def _reasons(results: Relaxations) -> Iterator[str]:
         yield page.paragraph(
             f"{len(rows) - _MAX_REASONS} rarer reasons are omitted; results.csv contains all."
         )
+
+
+def _outside(results: Relaxations) -> Iterator[str]:
+    """Yield a table of the first molecules whose relaxed geometries are outside the domain."""
+    if not results.outside_names:
+        return
+    yield page.heading(_OUTSIDE)
+    total = int((results.outside == 1).sum())
+    yield page.paragraph(
+        "The relaxed geometries of these molecules are unlike the training data, so their energies "
+        "may be wrong. They have 1 in the column outside_domain of results.csv."
+        + (f" The first {len(results.outside_names)} of {total:,}:" * (total > MAX_OUTSIDE))
+    )
+    yield page.table(("molecule", "index in results.csv", "status"), results.outside_names)

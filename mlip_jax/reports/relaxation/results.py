@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import collections
-import csv
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mlip_jax.datasets.identity import readable_name
+from mlip_jax.foreign_text import table_rows
+
+MAX_OUTSIDE = 20  # number of molecules outside the domain whose names are kept
 STATUSES = ("converged", "step limit", "diverged", "failed")
 _NUMBERS = {
     "steps": "steps",
@@ -21,6 +24,12 @@ _NUMBERS = {
     "fmax_start": "fmax_start_ev_per_ang",
     "fmax": "fmax_ev_per_ang",
     "n_atoms": "n_atoms",
+}
+# Columns of relaxations of cells; tables of molecules do not have them.
+_CELL_NUMBERS = {
+    "volume_start": "volume_start_ang3",
+    "volume": "volume_ang3",
+    "pressure": "pressure_gpa",
 }
 
 
@@ -39,7 +48,11 @@ class Relaxations:
       fmax: Largest force on an atom of the relaxed geometry in eV/Å.
       rmsd: Root mean square distance between start and relaxed geometry after alignment in Å.
       outside: 1 if the relaxed geometry is outside of the domain of the force field, otherwise 0.
+      outside_names: Name, index and status of the first MAX_OUTSIDE molecules outside the domain.
       reasons: {(status, kind of reason): (count, an example with the name of its molecule)}.
+      volume_start: Volume of the cell of the start geometry in Å³; NaN for molecules.
+      volume: Volume of the cell of the relaxed geometry in Å³.
+      pressure: Pressure of the relaxed geometry in GPa.
     """
 
     index: np.ndarray
@@ -53,6 +66,10 @@ class Relaxations:
     rmsd: np.ndarray
     outside: np.ndarray
     reasons: Mapping[tuple[str, str], tuple[int, str]]
+    outside_names: Sequence[tuple[str, int, str]] = ()
+    volume_start: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
+    volume: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
+    pressure: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
 
     def __len__(self) -> int:
         return len(self.status)
@@ -70,22 +87,35 @@ class Relaxations:
         """Energy at the start minus energy at the end in eV, (M,)."""
         return self.energy_start - self.energy
 
+    @property
+    def volume_change(self) -> np.ndarray:
+        """Relative change of the volume of the relaxed cells in %, those that are known."""
+        if not len(self.volume):
+            return self.volume
+        done = self.of("converged", "step limit") & np.isfinite(self.volume)
+        return 100 * (self.volume[done] / self.volume_start[done] - 1)
+
 
 def read_results(path: Path) -> Relaxations:
     """Read a results.csv; reasons of failures are counted by kind, with one example each."""
-    index, status, outside, numbers = [], [], [], {name: [] for name in _NUMBERS}
+    index, status, outside, outside_names = [], [], [], []
+    numbers = {name: [] for name in (*_NUMBERS, *_CELL_NUMBERS)}
     reasons: dict[tuple[str, str], tuple[int, str]] = collections.OrderedDict()
     with open(path, newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
+        for row in table_rows(file):
             index.append(int(row["index"]))
             status.append(STATUSES.index(row["status"]))
             for name, column in _NUMBERS.items():
                 numbers[name].append(float(row[column] or "nan"))
+            for name, column in _CELL_NUMBERS.items():
+                numbers[name].append(float(row.get(column) or "nan"))
             # tables of earlier versions do not have this column
             outside.append(float(row.get("outside_domain") or "nan"))
+            name = row["name"] or readable_name(row["smiles"]) or f"molecule {row['index']}"
+            if outside[-1] == 1 and len(outside_names) < MAX_OUTSIDE:
+                outside_names.append((name, index[-1], row["status"]))
             if row["reason"] or row["status"] != "converged":
                 key = row["status"], kind_of_reason(row["reason"])
-                name = row["name"] or row["smiles"] or f"molecule {row['index']}"
                 count, example = reasons.get(
                     key, (0, f"{name}: {row['reason']}" if row["reason"] else name)
                 )
@@ -96,6 +126,7 @@ def read_results(path: Path) -> Relaxations:
         outside=np.array(outside, np.float64),
         **{k: np.array(v, np.float64) for k, v in numbers.items()},
         reasons=reasons,
+        outside_names=tuple(outside_names),
     )
 
 
@@ -133,10 +164,21 @@ def metrics(results: Relaxations, seconds: float) -> dict[str, Any]:
         "steps_in_all": int(np.nansum(results.steps)),
         "outside_domain": int(results.outside[known].sum()) if known.any() else None,
         **{name: _quantiles(values[done]) for name, values in quantities.items()},
+        **_cell_metrics(results, done),
         "reasons": [
             {"status": s, "reason": kind, "count": count, "example": example}
             for (s, kind), (count, example) in reasons_by_count(results)
         ],
+    }
+
+
+def _cell_metrics(results: Relaxations, done: np.ndarray) -> dict[str, Any]:
+    """Return the metrics of relaxed cells; none if there are only molecules."""
+    if not len(results.volume_change):
+        return {}
+    return {
+        "volume_change_percent": _quantiles(results.volume_change),
+        "pressure_gpa": _quantiles(results.pressure[done]),
     }
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 
-from mlip_jax.importers import load_force_field, schnetpack, so3lr
+from mlip_jax.importers import load_force_field, published, schnetpack, so3lr
 from mlip_jax.potential import Potential, evaluate, hessian_columns
 from mlip_jax.simulation.calculators.packing import unpack
 from mlip_jax.simulation.calculators.padded import PaddedCalculator, centered
@@ -52,7 +52,8 @@ class MLIPCalculator(PaddedCalculator):
     stress and Hessian remain exact derivatives of its energy; otherwise it has neither.
 
     The total charge is read from `atoms.info["charge"]` and the number of unpaired electrons from
-    `atoms.info["num_unpaired_electrons"]`.
+    `atoms.info["num_unpaired_electrons"]`, or from their other usual names, such as "total_charge",
+    "spin" and "multiplicity".
 
     If the domain of the force field is known (domain.npz of a training run), three more properties
     are available through, for example, `calc.get_property("outside_domain", atoms)`. They cost a
@@ -94,7 +95,7 @@ class MLIPCalculator(PaddedCalculator):
 
         Args:
           potential: Force field in any form that `importers.load_force_field` accepts:
-            "runs/spice", "schnetpack:painn.safetensors", another calculator.
+            "runs/spice", "X.model", "sevennet-0", another calculator.
           dtype: "float32" or "float64".
           domain: Domain of the force field. By default that of its workdir or calculator, if any.
 
@@ -113,6 +114,45 @@ class MLIPCalculator(PaddedCalculator):
             ]
 
     @classmethod
+    def load(cls, force_field: str | Path, dtype: str = "float32", **options) -> MLIPCalculator:
+        """Create a calculator from a workdir, a file of another program, or a name.
+
+            MLIPCalculator.load("X.model", head="omol")
+            MLIPCalculator.load("checkpoint.pth", modality="PBE")
+
+        Args:
+          force_field: Path or name, see `importers.load_force_field`.
+          dtype: "float32" or "float64".
+          **options: Options of the importer, see the function `load` of its file in
+            mlip_jax/importers.
+
+        Raises:
+          CheckpointError, ValueError, FileNotFoundError: There is no readable force field, or it has
+            a part that is not supported.
+        """
+        if not options:
+            return cls(force_field, dtype)
+        return cls(load_force_field(force_field, **options), dtype)
+
+    @classmethod
+    def pretrained(cls, name: str, dtype: str = "float32", **options) -> MLIPCalculator:
+        """Create a calculator of a published force field.
+
+        The file is downloaded once into a cache, or taken from the Python package that contains it.
+        License and citation are logged.
+
+        Args:
+          name: Name in the list of `python -m mlip_jax.main --config=configs/published.py`.
+          dtype: "float32" or "float64".
+          **options: `modality` of SevenNet or `head` of MACE, for force fields with several.
+
+        Raises:
+          ValueError: Unknown name, or the file is not the published one.
+          DownloadError (an OSError): The file cannot be downloaded.
+        """
+        return cls(published.load(name, **options), dtype)
+
+    @classmethod
     def from_workdir(cls, path: str | Path, dtype: str = "float32") -> MLIPCalculator:
         """Create a calculator from the directory of a training run or of a checkpoint.
 
@@ -125,24 +165,19 @@ class MLIPCalculator(PaddedCalculator):
 
     @classmethod
     def from_schnetpack(cls, path: str | Path, dtype: str = "float32", **options) -> MLIPCalculator:
-        """Create a calculator from the saved weights of a PaiNN or SchNet of SchNetPack 2.
-
-        Save the weights in SchNetPack's environment with `safetensors.torch.save_file(
-        model.state_dict(), "weights.safetensors")` or `numpy.savez("weights.npz", **{k:
-        v.cpu().numpy() for k, v in model.state_dict().items()})`, where `model` is the result of
-        `torch.load("best_model", weights_only=False)`. The file best_model itself is not supported:
-        it is a pickle, and reading a pickle can run arbitrary code.
+        """Create a calculator from a file of SchNetPack 2 with a PaiNN or SchNet.
 
         Args:
-          path: Weights file, .npz or .safetensors.
+          path: File with the model (best_inference_model, .task, .ckpt), or its weights as .npz or
+            .safetensors.
           dtype: "float32" or "float64".
           **options: Settings that the weights do not contain, see importers/schnetpack.py:
             energy_unit, elements, activation, ...
 
         Raises:
           FileNotFoundError: If the file does not exist.
-          WeightsError (a ValueError): If the file is a pickle or corrupted, or if weights have no
-            counterpart here.
+          WeightsError (a ValueError): If the file is corrupted, or if weights have no counterpart
+            here.
         """
         return cls(schnetpack.load(path, **options), dtype)
 
@@ -156,8 +191,8 @@ class MLIPCalculator(PaddedCalculator):
         """Create a calculator of SO3LR, a pretrained force field for H, C, N, O, F, P, S and Cl.
 
         Args:
-          path: params.pkl of the SO3LR release. The file is a pickle; the unpickler accepts only
-            arrays.
+          path: params.pkl of the SO3LR release, or so3lr.model of so3krates-torch. No code in the
+            files is run.
           dtype: "float32" or "float64".
           long_range_cutoff: Cutoff of electrostatics and dispersion (Å). None includes all pairs;
             non-periodic systems only.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,8 @@ from mlip_jax.graphs.shapes import SizeBucket, SizeBuckets
 from mlip_jax.potential import Evaluation
 from mlip_jax.simulation.calculators.packing import pack, unpack
 from mlip_jax.structure import electronic_value
+
+log = logging.getLogger(__name__)
 
 # _COLUMN_EDGES: maximum number of Hessian columns times directed edges of a block; a column takes a
 # few kilobytes per edge.
@@ -127,6 +130,7 @@ class CompiledForceField:
     def _trace(self, structure, leaves, bucket, floats, ints, with_stress):
         """Evaluate the force fields, see `run`."""
         self.num_compiles += 1  # runs when JAX traces, which it does once for each program
+        log.info("compiling energies and forces of up to %d atoms", bucket.budget.n_node - 1)
         params, graph = jax.tree.unflatten(structure, leaves), unpack(bucket, floats, ints)
         out = self.evaluate(params, graph, with_stress)
         columns = [
@@ -140,6 +144,7 @@ class CompiledForceField:
     def _trace_hessian(self, structure, leaves, bucket, floats, ints, start):
         """Compute columns of the Hessian, see `run_hessian`."""
         self.num_compiles += 1
+        log.info("compiling the Hessian of up to %d atoms", bucket.budget.n_node - 1)
         params, graph = jax.tree.unflatten(structure, leaves), unpack(bucket, floats, ints)
         columns = start + jnp.arange(columns_at_once(bucket))
         # (columns, 3 nodes)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 from ase.calculators.calculator import PropertyNotImplementedError
 
 from mlip_jax.potential import NO_ENERGY_DERIVATIVES, Potential, has_energy_derivatives
+from mlip_jax.simulation.user_warnings import warn
 
 _MESSAGE = (
     "the forces of this force field are not the gradient of its energy (they are {}). With "
@@ -19,18 +19,11 @@ class NonConservativeWarning(UserWarning):
     """Warning that the forces of a force field are not the gradient of its energy."""
 
 
-def warn_if_not_conservative(potentials: Sequence[Potential], stacklevel: int) -> bool:
-    """Return whether all force fields are conservative; warn if one of them is not.
-
-    Args:
-      potentials: Force fields.
-      stacklevel: Stack level of the warning as seen from the caller; see `warnings.warn`.
-    """
+def warn_if_not_conservative(potentials: Sequence[Potential]) -> bool:
+    """Return whether all force fields are conservative; warn if one of them is not."""
     origins = {potential.origin_of_forces for potential in potentials if not potential.conservative}
     if origins:
-        warnings.warn(
-            _MESSAGE.format(" or ".join(sorted(origins))), NonConservativeWarning, stacklevel + 1
-        )
+        warn(_MESSAGE.format(" or ".join(sorted(origins))), NonConservativeWarning)
     return not origins
 
 

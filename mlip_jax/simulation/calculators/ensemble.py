@@ -17,6 +17,7 @@ import numpy as np
 from mlip_jax.importers import load_force_field
 from mlip_jax.potential import Evaluation, Potential, evaluate, hessian_columns
 from mlip_jax.simulation.calculators.padded import PaddedCalculator
+from mlip_jax.simulation.trust.coverage import unseen_states
 from mlip_jax.simulation.trust.ensemble_calibration import Calibration
 
 
@@ -55,7 +56,8 @@ class EnsembleCalculator(PaddedCalculator):
     A standard deviation over members is not the expected error, but it grows with the error. With a
     calibration (written by configs/ensemble.py) `results` also contains energy_expected_error (eV)
     and forces_expected_error (n_atoms,) in eV/Å, the latter per component of the force on an atom.
-    Both are standard deviations of the error of the mean, estimated on held-out structures.
+    Both are standard deviations of the error of the mean, estimated on held-out structures. They are
+    NaN for a charge, a number of unpaired electrons or periodicity that a member was not trained on.
 
     All members are evaluated in one program, which is compiled once per size. Members of one
     architecture are batched. Only elements known to all members are supported.
@@ -197,7 +199,12 @@ class EnsembleCalculator(PaddedCalculator):
             if name != "free_energy":
                 results[f"{name}_std"] = _plain(values.std(axis=0, ddof=1))
         if self.calibration is not None:
-            results |= self.calibration.results(results["energy_std"], results["forces_std"])
+            expected = self.calibration.results(results["energy_std"], results["forces_std"])
+            if unseen_states(atoms, self.potentials):  # nothing calibrates them
+                expected = {
+                    name: _plain(np.full(np.shape(v), np.nan)) for name, v in expected.items()
+                }
+            results |= expected
         return results
 
 

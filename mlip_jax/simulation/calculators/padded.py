@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +28,7 @@ from mlip_jax.potential import Evaluation, Potential, example_graph
 from mlip_jax.simulation.calculators import conservation, stationarity
 from mlip_jax.simulation.calculators.compiled import CompiledForceField, columns_at_once
 from mlip_jax.simulation.trust.coverage import unseen_states
+from mlip_jax.simulation.user_warnings import OutsideDomainWarning, warn
 from mlip_jax.structure import STATES, electronic_value
 
 
@@ -66,7 +66,7 @@ class PaddedCalculator(Calculator):
         self.predictions: dict[str, np.ndarray] = {}
         self._cutoff = self._members[0].cutoff
         self._long_range_cutoff = self._members[0].long_range_cutoff
-        self.conservative = conservation.warn_if_not_conservative(self._members, stacklevel=3)
+        self.conservative = conservation.warn_if_not_conservative(self._members)
         self.implemented_properties = conservation.properties(
             self._members, self.implemented_properties
         )
@@ -285,9 +285,7 @@ class PaddedCalculator(Calculator):
         for state in unseen_states(atoms, self._members):
             if state.name not in self._warned_of:
                 self._warned_of.add(state.name)
-                warnings.warn(
-                    f"{state.message}; its energies may be wrong", UserWarning, stacklevel=2
-                )
+                warn(f"{state.message}; its energies may be wrong", OutsideDomainWarning)
 
     def _with_stress(self, atoms) -> bool:
         """Return whether the stress of the structure is computed."""

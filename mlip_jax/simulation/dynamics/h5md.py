@@ -3,7 +3,7 @@
 de Buyl, Colberg, Höfling, Comput. Phys. Commun. 185, 1546, 2014.
 
     particles/all/position, velocity    value (K, n, 3) float32 in Å and Å/fs, step (K,), time (K,)
-                                        in fs
+                                        in fs; positions far from the origin are float64
     particles/all/box/edges             value (K, 3, 3) in Å, only for cells
     particles/all/species, mass         atomic numbers (n,), amu (n,)
     observables/all/potential_energy    value (K,) in eV
@@ -27,6 +27,9 @@ from ase import Atoms, units
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from mlip_jax import __version__
+from mlip_jax.datasets import hdf5
+from mlip_jax.datasets.near_origin import is_far
+from mlip_jax.files import open_in_place
 from mlip_jax.workdir import atomic_path
 
 _ATOMS = "particles/all"
@@ -50,6 +53,7 @@ def append(path: Path, frames: Sequence[Atoms]) -> None:
     if not path.exists():  # atomic: the first writes to a file are in no safe order
         with atomic_path(path) as temporary:
             _create(temporary, frames[0])
+    open_in_place(path, "r+b").close()  # HDF5 would follow a symbolic link
     with _appending(path) as file:
         count = _count(file)
         for name, values in _columns(frames).items():
@@ -61,7 +65,7 @@ def append(path: Path, frames: Sequence[Atoms]) -> None:
 def read(path: Path, frames: slice = slice(None)) -> list[Atoms]:
     """Read frames as they were appended, also from a file that is being written.
 
-    Positions and momenta are rounded to float32.
+    Positions near the origin and momenta are rounded to float32.
 
     Args:
       path: File to read.
@@ -176,8 +180,9 @@ def _create(path: Path, atoms: Atoms) -> None:
 
 def _columns(frames: Sequence[Atoms]) -> dict[str, np.ndarray]:
     """Return the values of the data sets by name, one row per frame."""
+    dtype = np.float64 if is_far(frames[0].positions) else np.float32
     values_by_name = {
-        f"{_POSITION}/value": np.array([a.positions for a in frames], np.float32),
+        f"{_POSITION}/value": np.array([a.positions for a in frames], dtype),
         f"{_VELOCITY}/value": np.array([a.get_velocities() * units.fs for a in frames], np.float32),
         f"{_ENERGY}/value": np.array([a.get_potential_energy() for a in frames], np.float64),
         f"{_POSITION}/time": np.array([a.info["time_fs"] for a in frames], np.float64),
@@ -188,7 +193,7 @@ def _columns(frames: Sequence[Atoms]) -> dict[str, np.ndarray]:
     return values_by_name
 
 
-def _names(file: h5py.File) -> list[str]:
+def _names(file: Mapping[str, object]) -> list[str]:
     """Return the names of the data sets with one row per frame."""
     values = [_POSITION, _VELOCITY, _ENERGY] + ([_EDGES] if _EDGES in file else [])
     return [*(f"{name}/value" for name in values), f"{_POSITION}/time", f"{_POSITION}/step"]
@@ -225,10 +230,7 @@ def _reading(path: Path) -> Iterator[h5py.File]:
         _report_corruption(path),
         h5py.File(path, "r", libver="latest", swmr=True, locking=False) as file,
     ):
-        if any(name not in file for name in (_POSITION, _VELOCITY, _ENERGY)):
-            raise ValueError(
-                f"{path}: not a trajectory; expected {_POSITION}, {_VELOCITY} and {_ENERGY}"
-            )
+        _check(file, path)
         yield file
 
 
@@ -247,7 +249,21 @@ def _appending(path: Path) -> Iterator[h5py.File]:
         _report_corruption(path),
         h5py.File(h5py.h5f.open(os.fsencode(path), flags, access)) as file,
     ):
+        _check(file, path)
         yield file
+
+
+def _check(file: h5py.File, path: Path) -> None:
+    """Raise ValueError unless all arrays of a trajectory are in the file itself."""
+    root = hdf5.Hdf5Group(file["/"].id, f"{path.name}:")
+    if any(name not in root for name in (_POSITION, _VELOCITY, _ENERGY)):
+        raise ValueError(
+            f"{path}: not a trajectory; expected {_POSITION}, {_VELOCITY} and {_ENERGY}"
+        )
+    arrays = [f"{_ATOMS}/{name}" for name in ("species", "mass")]
+    steps = [f"{name}/step" for name in (_POSITION, _VELOCITY, _ENERGY)]
+    for name in (f"{_ATOMS}/box", *_names(root), *steps, *arrays):
+        root[name]
 
 
 @contextlib.contextmanager

@@ -244,8 +244,10 @@ def rescaling_factors(key, kinetic: jax.Array, particles: Particles, steps) -> j
     )
     turns = first * jnp.sqrt(lost * share) + jnp.sqrt(kept) < 0
     sign = jnp.where(turns, -1.0, 1.0)
-    # without motion there is nothing to scale
-    return jnp.where(kinetic > 0, sign * jnp.sqrt(jnp.maximum(squared, 0.0)), 1.0)
+    # without motion there is nothing to scale, and without degrees of freedom only rounding errors
+    return jnp.where(
+        (kinetic > 0) & (particles.dof > 0), sign * jnp.sqrt(jnp.maximum(squared, 0.0)), 1.0
+    )
 
 
 def normal(key, particles: Particles, dtype) -> jax.Array:

@@ -13,6 +13,7 @@ from ase import Atoms, units
 
 from mlip_jax.datasets.molecules.arguments import molecule_list
 from mlip_jax.graphs.shapes import PaddingBudget
+from mlip_jax.matmul_precision import full_precision
 from mlip_jax.simulation.dynamics import neighbors, system
 from mlip_jax.simulation.dynamics.device.compiled import CompiledDynamics
 from mlip_jax.simulation.dynamics.device.loop import DynamicsLoop
@@ -29,7 +30,7 @@ from mlip_jax.simulation.dynamics.results import (
 )
 from mlip_jax.simulation.dynamics.settings import Settings
 from mlip_jax.simulation.dynamics.start import initial_state, initialize_momenta
-from mlip_jax.simulation.force_fields import TrustCheck, load_force_field
+from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field
 
 # _DISPATCH_SECONDS: duration of a dispatch in seconds, after which the host reads the results.
 _DISPATCH_SECONDS = 1.0
@@ -82,7 +83,7 @@ class MolecularDynamics:
         Args:
           molecules: Molecules or cells: ASE's Atoms, a SMILES, the path of a file, or a list of
             these.
-          force_field: Force field in any form that `simulation.force_fields.load_force_field`
+          force_field: Force field in any form that `simulation.force_fields.load_mean_force_field`
             accepts: a workdir, "IMPORTER:FILE", a `Potential` or a calculator; the mean of several.
           replicas: Copies of each molecule, which differ in momenta and noise.
           temperatures: Temperature of each molecule, including replicas (K); None uses that of the
@@ -98,7 +99,7 @@ class MolecularDynamics:
         self.settings = Settings(**settings)
         if int(replicas) != replicas or replicas < 1:
             raise ValueError(f"replicas must be an integer of at least 1, received {replicas}")
-        self.potential = load_force_field(force_field)
+        self.potential = load_mean_force_field(force_field)
         self.settings.check_forces(self.potential)
         given = molecule_list(molecules, seed=self.settings.seed)
         self._system = system.make([a for a in given for _ in range(replicas)], self.potential)
@@ -226,19 +227,28 @@ class MolecularDynamics:
         if not bool(self._state.stale):
             return
         if self._on_device:  # the cell has become too small for nearest images
-            self._on_device = False
-            self._compiled_before += self._program.num_compiles
-            self._program = self._make_program()
+            self._replace_program(on_device=False)
         now, step = jax.device_get((self._state.positions, self._state.cell)), int(self._state.step)
-        if step == self._step_of_list:
-            raise RuntimeError(
-                f"the step after step {step} moves atoms farther than its new neighbor list "
-                "covers. Use a larger skin or a shorter timestep."
-            )
+        if step == self._step_of_list:  # its new list does not cover the next step
+            if self._cutoffs.skin >= neighbors.LONG_STEP_SKIN:
+                raise RuntimeError(
+                    f"the step after step {step} moves atoms farther than its new neighbor list "
+                    "covers. Use a larger skin or a shorter timestep."
+                )
+            self._replace_program(skin=neighbors.LONG_STEP_SKIN)
         self._step_of_list = step
         self._state = self._state._replace(
             graph=self._list(*now), stale=np.bool_(False), lists=self._state.lists + 1
         )
+
+    def _replace_program(self, on_device: bool | None = None, skin: float | None = None) -> None:
+        """Compile another program, for lists of the host or with another skin (Å)."""
+        if on_device is not None:
+            self._on_device = on_device
+        if skin is not None:
+            self._cutoffs = self._cutoffs._replace(skin=skin)
+        self._compiled_before += self._program.num_compiles
+        self._program = self._make_program()
 
     def _list(self, positions, cell):
         """Return the neighbor list of positions; a list of the host may enlarge the capacity."""
@@ -269,7 +279,7 @@ class MolecularDynamics:
             self._cutoffs,
             integrator,
             self._on_device,
-            neighbors.max_displacement(self._on_device, self._cutoffs),
+            neighbors.MAX_DISPLACEMENT,
             tuple(s.bond_range),
             DynamicsRecorder(integrator, s.record_every, s.frame_every, _MAX_RECORDS, max_frames),
         )
@@ -323,9 +333,7 @@ class MolecularDynamics:
         """Return a context manager that sets the precision of the run."""
         stack = contextlib.ExitStack()
         stack.enter_context(jax.enable_x64(self._dtype == np.float64))
-        # by default some devices multiply float32 as bfloat16 or TF32, which does not conserve the
-        # energy
-        stack.enter_context(jax.default_matmul_precision("float32"))
+        stack.enter_context(full_precision())  # lower precision does not conserve the energy
         return stack
 
     def _convert(self, records: Records) -> tuple[Thermo, DispatchFrames]:
@@ -356,6 +364,8 @@ class MolecularDynamics:
             "near": np.array(self._capacity.near_edges),
             "on_device": np.array(self._on_device),
         }
+        if self._cutoffs.skin != self.settings.skin:
+            arrays["skin"] = np.array(self._cutoffs.skin)
         return arrays if cell is None else arrays | {"cell": state.cell, "listed_cell": cell}
 
     def restore(self, snapshot: Mapping[str, np.ndarray]) -> None:
@@ -376,9 +386,9 @@ class MolecularDynamics:
             PaddingBudget(*map(int, snapshot["budget"])), int(snapshot["near"])
         )
         with self._precision():
-            if bool(snapshot["on_device"]) != self._on_device:
-                self._on_device = bool(snapshot["on_device"])
-                self._program = self._make_program()
+            skin = float(snapshot.get("skin", self.settings.skin))
+            if bool(snapshot["on_device"]) != self._on_device or skin != self._cutoffs.skin:
+                self._replace_program(bool(snapshot["on_device"]), skin)
             graph = self._list(snapshot["listed_positions"], snapshot.get("listed_cell"))
             values = {name: snapshot[name] for name in DynamicsState._fields if name in snapshot}
             self._state = jax.device_put(

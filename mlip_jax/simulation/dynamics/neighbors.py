@@ -28,9 +28,12 @@ from mlip_jax.simulation.dynamics.system import Particles, System
 from mlip_jax.structure import Structure, electronic_value
 
 # _MAX_ENTRIES: total number of entries of the distance matrices above which the host's k-d tree is
-# faster. _MAX_DISPLACEMENT: maximum displacement of an atom in one step, Å.
+# faster. MAX_DISPLACEMENT: maximum displacement of an atom in one step (Å). A longer one is half a
+# bond of hydrogen and breaks the molecule anyway. LONG_STEP_SKIN: skin of lists that cover such a
+# step, Å.
 _MAX_ENTRIES = 1 << 25
-_MAX_DISPLACEMENT = 0.4
+MAX_DISPLACEMENT = 0.4
+LONG_STEP_SKIN = 2.25 * MAX_DISPLACEMENT
 # _SLACK: ratio of an enlarged capacity to the required one. Padding costs time, so the first
 # capacity has less slack. A list that outgrows it may grow further, and each enlargement costs a
 # compilation.
@@ -82,15 +85,6 @@ def suits_device(system: System, cutoffs: Cutoffs) -> bool:
     if len(sizes) * max(sizes) ** 2 > _MAX_ENTRIES:
         return False
     return not system.is_periodic or wide_enough(system.cell, system.periodic, cutoffs)
-
-
-def max_displacement(on_device: bool, cutoffs: Cutoffs) -> float:
-    """Return the maximum displacement of an atom in one step (Å), see `DynamicsLoop`.
-
-    A longer one is half a bond of hydrogen and breaks the molecule anyway. A step from a list that
-    the host has just built must not trigger another rebuild; otherwise rebuilding would never end.
-    """
-    return _MAX_DISPLACEMENT if on_device else min(_MAX_DISPLACEMENT, 0.45 * cutoffs.skin)
 
 
 def list_radius(cutoffs: Cutoffs) -> float:
@@ -157,7 +151,12 @@ def on_host(
     )
     far = None if cutoffs.long_range is None else cutoffs.long_range + cutoffs.skin
     graph = build_batch(
-        columns, budget, cutoffs.cutoff + cutoffs.skin, dtype=dtype, long_range_cutoff=far
+        columns,
+        budget,
+        cutoffs.cutoff + cutoffs.skin,
+        dtype=dtype,
+        long_range_cutoff=far,
+        near_origin=False,  # the lattice translations must be those of the given positions
     )
     spin = np.array(
         [electronic_value(a, "num_unpaired_electrons") for a in system.molecules] + [0.0], dtype

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 
+from mlip_jax.files import make_subfolder, open_in_place, write_text
 from mlip_jax.simulation.dynamics.results import DispatchFrames, Thermo
 from mlip_jax.simulation.dynamics.trajectories import EXTXYZ, FORMS, TrajectoryFormat
 from mlip_jax.structure import electronic_state
@@ -88,10 +89,10 @@ class DynamicsOutputs:
           OutputError: If the files cannot be written.
         """
         try:
-            (self._workdir / TRAJECTORIES).mkdir(parents=True, exist_ok=True)
+            make_subfolder(self._workdir / TRAJECTORIES)
             for path, _ in self._files:
                 path.unlink(missing_ok=True)
-            (self._workdir / THERMO).write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
+            write_text(self._workdir / THERMO, ",".join(COLUMNS) + "\n")
         except OSError as error:
             raise OutputError(f"{self._workdir}: cannot be written: {error}") from error
 
@@ -113,7 +114,7 @@ class DynamicsOutputs:
             atoms.info = info | electronic_state(atoms)
             by_molecule.setdefault(m, []).append(atoms)
         try:
-            with open(self._workdir / THERMO, "a", newline="", encoding="utf-8") as file:
+            with open_in_place(self._workdir / THERMO, "a", newline="") as file:
                 csv.writer(file, lineterminator="\n").writerows(_rows(thermo))
             for m, atoms_of_molecule in by_molecule.items():
                 self._form.append(self.trajectory(m), atoms_of_molecule)

@@ -49,7 +49,7 @@ class DynamicsProgressBar:
             progress.TimeElapsedColumn(),
             progress.TimeRemainingColumn(),
         )
-        self._task = self._bar.add_task("", total=total, completed=step, text="")
+        self._task = self._bar.add_task("", total=total, completed=step, text="compiling")
 
     def __enter__(self) -> DynamicsProgressBar:
         self._bar.start()

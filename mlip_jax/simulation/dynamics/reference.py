@@ -15,6 +15,7 @@ from ase.md.velocitydistribution import Stationary, ZeroRotation
 from rich.progress import track
 
 from mlip_jax import workers
+from mlip_jax.files import make_subfolder
 from mlip_jax.simulation.dynamics.analysis import SampledTrajectory
 from mlip_jax.simulation.dynamics.velocities import maxwell_boltzmann
 from mlip_jax.simulation.reference.oracle import Method
@@ -59,7 +60,7 @@ def reference_trajectories(
       folder: Folder for the trajectories.
       num_processes: Number of worker processes.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_subfolder(folder)
     files = [folder / f"{m}.npz" for m in range(len(molecules))]
     waiting = [m for m, file in enumerate(files) if not file.exists()]
     jobs = [(method, molecules[m], dataclasses.replace(plan, seed=plan.seed + m)) for m in waiting]

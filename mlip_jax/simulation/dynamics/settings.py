@@ -25,8 +25,9 @@ class Settings:
         cells that are periodic in all directions.
       timestep: Time step (fs); 0.5 if hydrogens move freely.
       temperature: Temperature of the thermostat and of the start (K).
-      initial_temperature: Temperature of the start (K), if different. Molecules with momenta keep
-        them.
+      initial_temperature: Temperature of the start (K), if different.
+      draw_momenta: Whether to draw the momenta of molecules that already have some. Otherwise these
+        continue with theirs, minus the motion of the center of mass if `fix_com`.
       friction: Friction coefficient of "langevin" (1/fs).
       thermostat_time: Relaxation time of the thermostat of "rescaling" and "npt" (fs).
       pressure: Target pressure of "npt" (bar).
@@ -54,6 +55,7 @@ class Settings:
     timestep: float = 0.5
     temperature: float = 300.0
     initial_temperature: float | None = None
+    draw_momenta: bool = False
     friction: float = 0.01
     thermostat_time: float = 100.0
     pressure: float = 1.01325

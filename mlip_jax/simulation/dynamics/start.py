@@ -17,7 +17,7 @@ from mlip_jax.simulation.dynamics.system import System
 def initialize_momenta(
     molecules: Sequence[Atoms], settings: Settings, temperatures: np.ndarray
 ) -> np.ndarray:
-    """Draw momenta for molecules without any and return the degrees of freedom, (M,).
+    """Draw momenta for molecules without any, or for all, and return the degrees of freedom, (M,).
 
     Args:
       molecules: Molecules, which receive the momenta.
@@ -26,7 +26,7 @@ def initialize_momenta(
     """
     s, dof = settings, []
     for m, atoms in enumerate(molecules):
-        has_momenta = atoms.has("momenta") and atoms.get_momenta().any()
+        has_momenta = not s.draw_momenta and atoms.has("momenta") and atoms.get_momenta().any()
         # a Langevin thermostat excites rotations again, and given momenta may contain them
         fix_rotation = s.fix_rotation and s.ensemble != "langevin" and not has_momenta
         dof.append(velocities.degrees_of_freedom(atoms, s.fix_com, fix_rotation))

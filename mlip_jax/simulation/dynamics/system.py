@@ -17,12 +17,13 @@ import numpy as np
 from ase import Atoms
 from ase.data import covalent_radii
 
+from mlip_jax.datasets.near_origin import is_far
 from mlip_jax.datasets.quality.geometry import bond_limit
 from mlip_jax.graphs.neighbors import neighbor_list
 from mlip_jax.graphs.shapes import NODE_MULTIPLE, round_up
 from mlip_jax.graphs.slots import Slots
 from mlip_jax.potential import Potential
-from mlip_jax.structure import STATES, electronic_value
+from mlip_jax.structure import STATES, electronic_value, hill_formula
 
 
 class Particles(NamedTuple):
@@ -66,8 +67,9 @@ class System:
     """Molecules of a simulation, on the host.
 
     Attributes:
-      molecules: Copies of the input with initial momenta; open ones are centered at the origin.
-      origin: Initial centers of mass (Å), (M, 3); zero for cells.
+      molecules: Copies of the input with initial momenta; open ones, and cells whose atoms are far
+        from it, are centered at the origin.
+      origin: Positions of the input minus those of `molecules` (Å), (M, 3).
     """
 
     molecules: tuple[Atoms, ...]
@@ -211,7 +213,7 @@ def make(molecules: Sequence[Atoms], potential: Potential) -> System:
         reason = _obstacle(atoms, potential)
         if reason:
             raise ValueError(
-                f"molecule {m} ({atoms.get_chemical_formula() or 'empty'}) cannot be simulated: "
+                f"molecule {m} ({hill_formula(atoms.numbers) or 'empty'}) cannot be simulated: "
                 f"{reason}"
             )
     kinds = [bool(a.pbc.any()) for a in molecules]
@@ -225,7 +227,9 @@ def make(molecules: Sequence[Atoms], potential: Potential) -> System:
     for m, copy in enumerate(copies):
         if not copy.pbc.any():
             origin[m] = copy.get_center_of_mass()
-            copy.positions -= origin[m]  # float32 has fewer digits far from the origin
+        elif is_far(copy.positions):
+            origin[m] = copy.positions.mean(0)
+        copy.positions -= origin[m]  # float32 has fewer digits far from the origin
     return System(tuple(copies), origin)
 
 

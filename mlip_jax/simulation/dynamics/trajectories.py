@@ -12,6 +12,7 @@ from ase import Atoms
 from ase.io import read
 from ase.io.extxyz import write_extxyz
 
+from mlip_jax.files import open_in_place
 from mlip_jax.simulation.dynamics import h5md
 
 
@@ -63,7 +64,7 @@ def read_trajectory(path: str | Path, frames: slice = slice(None)) -> list[Atoms
 
 def _append_text(path: Path, frames: Sequence[Atoms]) -> None:
     """Append frames to a file of extended XYZ."""
-    with open(path, "a", encoding="utf-8") as file:
+    with open_in_place(path, "a") as file:
         for atoms in frames:
             buffer = io.StringIO()
             write_extxyz(buffer, [atoms], write_results=True)
@@ -82,7 +83,8 @@ def _size_of_text(path: Path) -> int:
 def _truncate_text(path: Path, size: int) -> None:
     """Truncate a text file to `size` bytes."""
     if path.exists() and path.stat().st_size > size:
-        os.truncate(path, size)
+        with open_in_place(path, "r+b") as file:
+            file.truncate(size)
 
 
 def _read_text(path: Path, frames: slice) -> list[Atoms]:

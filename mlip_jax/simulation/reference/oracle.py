@@ -302,7 +302,7 @@ def _minimize(atoms, settings) -> dict[str, Any]:
 def _state(atoms) -> tuple[int, int]:
     """Return the charge and the number of unpaired electrons."""
     charge = round(electronic_value(atoms, "charge"))
-    unpaired = atoms.info.get("num_unpaired_electrons")
+    unpaired = electronic_state(atoms).get("num_unpaired_electrons")
     return charge, int((atoms.numbers.sum() - charge) % 2 if unpaired is None else unpaired)
 
 

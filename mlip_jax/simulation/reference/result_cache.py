@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
-from mlip_jax.structure import charge_names
+from mlip_jax.files import open_in_place
+from mlip_jax.structure import electronic_state
 
 log = logging.getLogger(__name__)
 
@@ -29,15 +30,19 @@ def key_of(settings: Mapping[str, Any], atoms: Atoms) -> str:
     """Return a hash of everything that a result can depend on.
 
     This is the settings (serializable as JSON), elements, exact positions, cell,
-    `atoms.info["charge"]` (also under its other usual names) and
-    `atoms.info["num_unpaired_electrons"]`.
+    `atoms.info["charge"]` and `atoms.info["num_unpaired_electrons"]` (both also under their other
+    usual names).
     """
-    # An invalid charge gets a key as well. Evaluating the molecule raises the error, for it only.
-    name = "charge" if "charge" in atoms.info else next(iter(charge_names(atoms.info)), "charge")
+    # Invalid states get a key as well. Evaluating the molecule raises the error, for it only.
+    try:
+        electronic = electronic_state(atoms)
+    except ValueError:
+        electronic = {name: str(value) for name, value in atoms.info.items()}
+    charge = electronic.get("charge", 0.0)
     state = [
         settings,
-        float(atoms.info.get(name, 0.0)),
-        atoms.info.get("num_unpaired_electrons"),
+        charge if isinstance(charge, str) else float(charge),
+        electronic.get("num_unpaired_electrons"),
         atoms.pbc.tolist(),
         atoms.cell.tolist() if atoms.pbc.any() else None,
     ]
@@ -61,7 +66,7 @@ class ResultCache:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._locations: dict[str, tuple[int, int]] = {}
-        self._file = open(self.path, "a+b")
+        self._file = open_in_place(self.path, "a+b")
         self._read()
 
     def __len__(self) -> int:

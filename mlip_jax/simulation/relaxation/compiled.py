@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+
 import jax
 import numpy as np
 
 from mlip_jax.graphs.shapes import PaddingBudget
+from mlip_jax.matmul_precision import full_precision
 from mlip_jax.simulation.relaxation.loop import RelaxationLoop
 from mlip_jax.simulation.relaxation.state import (
     FinishedMolecules,
@@ -13,6 +16,8 @@ from mlip_jax.simulation.relaxation.state import (
     Outcome,
     RelaxationState,
 )
+
+log = logging.getLogger(__name__)
 
 
 class CompiledRelaxation:
@@ -63,4 +68,10 @@ class CompiledRelaxation:
 
     def _trace(self, budget, capacity, params, state, queue, limits):
         self.num_compiles += 1  # runs when JAX traces, which it does once for each program
-        return self.loop.run(budget, capacity, params, state, queue, **limits)
+        log.info(
+            "compiling the relaxation of %d molecules of up to %d atoms in parallel",
+            self.loop.num,
+            self.loop.size,
+        )
+        with full_precision():
+            return self.loop.run(budget, capacity, params, state, queue, **limits)

@@ -26,6 +26,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mlip_jax.files import make_subfolder, open_descriptor
+from mlip_jax.foreign_text import one_line, to_cell
+
 FLUSH_SECONDS = 1.0
 FAILURES = ("failed", "diverged")  # statuses of molecules without a usable result
 _MAX_WAITING_BYTES = 16 * 2**20  # maximum number of bytes of results that wait to be written
@@ -258,9 +261,9 @@ class Journal:
     def _open(self) -> None:
         """Open and lock the files, and truncate them after the last valid line."""
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_subfolder(self.path.parent)
             for path in (self.path, *(piece_file(self.path, kind) for kind in self.layout.kinds)):
-                self._files.append(os.open(path, os.O_RDWR | os.O_CREAT, 0o644))
+                self._files.append(open_descriptor(path, os.O_RDWR | os.O_CREAT))
             fcntl.flock(self._files[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
             header = encode_line(self.layout.header)
             self._ends, self.count = [0] * len(self._files), 0
@@ -382,5 +385,4 @@ def _cell(value: Any) -> str:
         return ""
     if isinstance(value, float | np.floating):
         return repr(float(value))
-    text = str(value).encode("utf-8", "replace").decode()
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return to_cell(one_line(str(value).encode("utf-8", "replace").decode()))

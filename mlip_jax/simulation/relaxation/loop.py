@@ -70,6 +70,11 @@ class RelaxationLoop:
     num: int
     dtype: Any
 
+    @property
+    def num_rows(self) -> int:
+        """Return the number of vectors per slot that the minimizer moves."""
+        return self.size
+
     def init(self) -> RelaxationState:
         """Return the state without any molecule."""
         num, size = self.num, self.size
@@ -86,7 +91,7 @@ class RelaxationLoop:
             zeros,
             zeros,
             jnp.zeros(num, bool),
-            self.minimizer.init(num, 3 * size, self.dtype),
+            self.minimizer.init(num, 3 * self.num_rows, self.dtype),
             jnp.zeros(2, jnp.int32),
             jnp.int32(0),
             jnp.int32(0),
@@ -120,17 +125,15 @@ class RelaxationLoop:
           The state, the finished molecules, the number of molecules taken from the queue, and the
           last evaluation of all slots.
         """
-        done = FinishedMolecules(
-            empty_outcome(capacity + self.num, self.size, self.dtype), jnp.int32(0)
-        )
-        last = empty_outcome(self.num, self.size, self.dtype)
+        done = FinishedMolecules(self._empty_outcome(capacity + self.num), jnp.int32(0))
+        last = self._empty_outcome(self.num)
         start = state.iterations
 
         def should_continue(carry):
             state, _, taken, _ = carry
             num_active = (state.now.key != FREE).sum()
             starved = (taken >= queue_length) & (num_active <= min_active)
-            fits = (state.largest[0] <= budget.n_edge) & (state.largest[1] <= budget.n_pair)
+            fits = self.fits(budget, state.largest)
             return ~starved & fits & (state.iterations - start < max_iterations)
 
         def iterate(carry):
@@ -141,6 +144,13 @@ class RelaxationLoop:
             return state._replace(now=now), done, taken, outcome
 
         return jax.lax.while_loop(should_continue, iterate, (state, done, jnp.int32(0), last))
+
+    def _empty_outcome(self, num: int) -> Outcome:
+        return empty_outcome(num, self.size, self.dtype)
+
+    def fits(self, budget, largest):
+        """Return whether the largest slots fit into the budget, () bool."""
+        return (largest[0] <= budget.n_edge) & (largest[1] <= budget.n_pair)
 
     def _advance(self, budget, params, state) -> tuple[RelaxationState, Outcome]:
         """Evaluate all slots and move the molecules that are not done by one step."""
@@ -166,18 +176,9 @@ class RelaxationLoop:
             evaluated.takes_part,
         )
         moves = evaluated.takes_part & (code == RUNNING)
-        # The minimizers work on (M, 3 n). Fixed atoms have no force, so no minimizer moves them.
-        flat = (self.num, 3 * self.size)
-        forces = jnp.where(now.mobile[:, :, None], evaluated.forces, 0.0)
-        positions, minimizer = self.minimizer.step(
-            state.minimizer,
-            now.positions.reshape(flat),
-            forces.reshape(flat),
-            state.moved == 0,
-            moves,
-        )
+        moved, minimizer = self._move(state, evaluated, moves)
         return RelaxationState(
-            now._replace(positions=positions.reshape(now.positions.shape)),
+            moved,
             state.moved + moves,
             energy_start,
             fmax_start,
@@ -186,7 +187,27 @@ class RelaxationLoop:
             evaluated.largest,
             state.iterations + 1,
             state.evaluated + evaluated.takes_part.sum(dtype=jnp.int32),
-        ), outcome
+        ), self._complete(outcome, evaluated)
+
+    def _complete(self, outcome: Outcome, evaluated) -> Outcome:
+        """Return the outcome with the fields that only some loops have."""
+        return outcome
+
+    def _move(self, state, evaluated, moves) -> tuple[MoleculeBatch, Any]:
+        """Return the molecules after a step of the slots `moves`, and the minimizer's state."""
+        now = state.now
+        # The minimizers work on (M, 3 n). Fixed atoms have no force, so no minimizer moves them.
+        forces = jnp.where(now.mobile[:, :, None], evaluated.forces, 0.0)
+        positions, minimizer = self._step(state, now.positions, forces, moves)
+        return now._replace(positions=positions), minimizer
+
+    def _step(self, state, rows, forces, moves):
+        """Take a step of the minimizer along vectors (M, rows, 3)."""
+        flat = (self.num, 3 * self.num_rows)
+        moved, minimizer = self.minimizer.step(
+            state.minimizer, rows.reshape(flat), forces.reshape(flat), state.moved == 0, moves
+        )
+        return moved.reshape(rows.shape), minimizer
 
     def _evaluate(self, budget, params, state) -> _SlotEvaluation:
         """Evaluate the force field on all slots that fit the padding budget."""

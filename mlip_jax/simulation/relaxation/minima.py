@@ -9,8 +9,9 @@ All molecules are searched in batches:
 5. relax the minima tightly in float64 and merge those that have become equal.
 
 Two minima are the same if their energies agree and their heavy atoms agree over the symmetries of
-the molecule; mirror images are distinct unless an option merges them. A minimum with other bonds
-than the start is a reaction product and is rejected.
+the molecule; molecules with at most two heavy atoms are compared with their hydrogens. Mirror
+images are distinct unless an option merges them. A minimum with other bonds than the start is a
+reaction product and is rejected.
 """
 
 from __future__ import annotations
@@ -30,12 +31,15 @@ from mlip_jax.datasets.molecules.symmetry import SymmetryQuery, symmetries_of
 from mlip_jax.datasets.quality.geometry import bond_limit
 from mlip_jax.potential import Potential
 from mlip_jax.simulation.dynamics.md import MolecularDynamics
-from mlip_jax.simulation.force_fields import TrustCheck, load_force_field
+from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field
 from mlip_jax.simulation.relaxation.minima_result import MinimaResult, Minimum
-from mlip_jax.simulation.relaxation.relax import Relaxation, Relaxer
+from mlip_jax.simulation.relaxation.relax import Relaxer
+from mlip_jax.simulation.relaxation.result import Relaxation
 from mlip_jax.structure import electronic_state
 
 log = logging.getLogger(__name__)
+
+_APART = 1.1  # pairs beyond this times `bond_limit` are not bonded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +117,7 @@ def find_minima(
     Args:
       molecules: ASE's Atoms, a SMILES, the path of a file of molecules, or a list of these. In a
         list, a list of Atoms is one molecule with several geometries and one order of atoms.
-      force_field: Force field in any form that `simulation.force_fields.load_force_field` accepts:
+      force_field: Force field in any form that `simulation.force_fields.load_mean_force_field` accepts:
         a workdir, "IMPORTER:FILE", a `Potential` or a calculator; the mean of several.
       num_conformers: Number of geometries that are embedded per SMILES.
       **options: Fields of `SearchOptions`.
@@ -126,7 +130,7 @@ def find_minima(
       CheckpointError: If there is no force field at this location.
     """
     search = SearchOptions(**options)
-    potential = load_force_field(force_field)
+    potential = load_mean_force_field(force_field)
     starts = _starts(molecules, num_conformers, search.seed)
     relaxer = Relaxer(potential, fmax=search.fmax, max_steps=search.max_steps, dtype=search.dtype)
     pools = [
@@ -167,7 +171,7 @@ def _starts(molecules: Any, num_conformers: int, seed: int) -> list[list[Atoms]]
 
 
 def _symmetries(starts: Sequence[Sequence[Atoms]]) -> Iterator[np.ndarray | None]:
-    """Yield the equivalent orders of the heavy atoms of each molecule, (Q, n).
+    """Yield the equivalent orders of the compared atoms of each molecule, (Q, n).
 
     None if RDKit cannot interpret the molecule.
     """
@@ -175,7 +179,13 @@ def _symmetries(starts: Sequence[Sequence[Atoms]]) -> Iterator[np.ndarray | None
         if not geometries:
             raise ValueError("each molecule needs at least one geometry to start from")
     entries = (
-        SymmetryQuery(g[0].numbers, g[0].positions, g[0].info.get("smiles", "")) for g in starts
+        SymmetryQuery(
+            g[0].numbers,
+            g[0].positions,
+            g[0].info.get("smiles", ""),
+            hydrogens=len(_compared_atoms(g[0])) == len(g[0]),
+        )
+        for g in starts
     )
     return (
         None if symmetry is None else symmetry.permutations
@@ -255,11 +265,8 @@ class _MinimumPool:
     def __init__(
         self, geometries: Sequence[Atoms], search: SearchOptions, permutations: np.ndarray | None
     ):
-        first = geometries[0]
-        heavy = np.flatnonzero(first.numbers > 1)
-        self._atoms = heavy if len(heavy) > 2 else np.arange(len(first))
-        self._permutations = permutations if len(heavy) > 2 else None
-        self._search, self._bonds = search, _bond_matrix(first)
+        self._first, self._search = geometries[0], search
+        self._atoms, self._permutations = _compared_atoms(geometries[0]), permutations
         self.minima: list[Minimum] = []
         self.relaxed: list[int] = []
         self.new: list[int] = []
@@ -270,7 +277,7 @@ class _MinimumPool:
         self.relaxed[-1] += 1
         if not result.converged:
             self.left_out[result.reason or result.status] += 1
-        elif not np.array_equal(_bond_matrix(result.atoms), self._bonds):
+        elif _has_other_bonds(result.atoms, self._first):
             self.left_out["other bonds"] += 1
         else:
             count = len(self.minima)
@@ -319,7 +326,7 @@ class _MinimumPool:
         for minimum, result in relaxed:
             if result.status not in ("converged", "step limit"):
                 self.left_out[result.reason or result.status] += minimum.times
-            elif not np.array_equal(_bond_matrix(result.atoms), self._bonds):
+            elif _has_other_bonds(result.atoms, self._first):
                 self.left_out["other bonds"] += minimum.times
             else:
                 self._keep(dataclasses.replace(minimum, atoms=result.atoms, energy=result.energy))
@@ -346,16 +353,29 @@ class _MinimumPool:
         return [m for m in by_energy if m.energy <= by_energy[0].energy + self._search.window]
 
 
-def _bond_matrix(atoms: Atoms) -> np.ndarray:
-    """Return which atoms are bonded, (n, n) bool."""
-    numbers = atoms.numbers
-    return atoms.get_all_distances(mic=bool(atoms.pbc.any())) < bond_limit(
-        numbers[:, None], numbers[None]
-    )
+def _compared_atoms(atoms: Atoms) -> np.ndarray:
+    """Return the atoms that distinguish minima: the heavy ones, or all if there are at most two."""
+    heavy = np.flatnonzero(atoms.numbers > 1)
+    return heavy if len(heavy) > 2 else np.arange(len(atoms))
+
+
+def _has_other_bonds(atoms: Atoms, start: Atoms) -> bool:
+    """Return whether a bond of the start has broken or a new one has formed.
+
+    A distance between the two limits is neither: some bonds (H2, F2, N2O4) are about as long as
+    `bond_limit`.
+    """
+    numbers, periodic = start.numbers, bool(start.pbc.any())
+    limit = bond_limit(numbers[:, None], numbers[None])  # (n, n)
+    before, after = (a.get_all_distances(mic=periodic) for a in (start, atoms))
+    apart = _APART * limit
+    return bool((((before < limit) & (after > apart)) | ((before > apart) & (after < limit))).any())
 
 
 def _bare(atoms: Atoms) -> Atoms:
-    """Return the atoms without results and without momenta, from which dynamics would start."""
-    return Atoms(
-        atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, info=electronic_state(atoms)
-    )
+    """Return a copy without results, constraints and momenta, from which dynamics would start."""
+    bare = atoms.copy()
+    bare.info = electronic_state(atoms)
+    bare.set_constraint()
+    bare.arrays.pop("momenta", None)
+    return bare

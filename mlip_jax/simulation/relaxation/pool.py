@@ -47,6 +47,9 @@ class QueuedMolecule(NamedTuple):
       mobile: Whether an atom may move, (n,) bool.
       charge: Total charge (e).
       spin: Number of unpaired electrons.
+      cell: Lattice vectors of a periodic structure (Å), (3, 3), otherwise None; see `Cells`.
+      periodic: Periodicity along each lattice vector, (3,) bool, or None.
+      mask: Components of the strain that relax, (3, 3), or None.
     """
 
     number: int
@@ -55,11 +58,14 @@ class QueuedMolecule(NamedTuple):
     mobile: np.ndarray
     charge: float
     spin: float
+    cell: np.ndarray | None = None
+    periodic: np.ndarray | None = None
+    mask: np.ndarray | None = None
 
 
-def slot_size(num_atoms: int) -> int:
+def slot_size(num_atoms: int, smallest: int = _SMALLEST) -> int:
     """Return the number of atoms of the slots for a molecule: 16, 32, 64, ..."""
-    return max(_SMALLEST, 1 << (num_atoms - 1).bit_length())
+    return max(smallest, 1 << (num_atoms - 1).bit_length())
 
 
 class SlotPool:
@@ -195,41 +201,51 @@ class SlotPool:
 
     def _prepare(self) -> None:
         """Choose the number of slots and the budgets for the waiting molecules."""
-        p, sizes = self._potential, np.array([len(w.numbers) for w in self._waiting])
-        edges = np.array([count_edges(w.positions, p.cutoff) for w in self._waiting])
-        num = (
-            int(np.clip(np.ceil(self._batch_atoms / sizes.mean()), 1, len(sizes)))
-            if len(sizes)
-            else 1
-        )
+        sizes = np.array([len(w.numbers) for w in self._waiting])
+        edges, pairs = self._count_pairs(sizes)
+        num = self._num_slots(sizes)
         self._program = CompiledRelaxation(
-            RelaxationLoop(
-                p.model,
-                p.energy_scale,
-                float(p.cutoff),
-                p.long_range_cutoff,
-                size=self._size,
-                num=num + (num > 1),
-                dtype=self._dtype,
-                **self._options,
-            ),
-            self._params,
-            self._device,
+            self._make_loop(num + (num > 1)), self._params, self._device
         )
         self._state = self._program.init()
-        whole = self._padding_budget(num, sizes, edges)
-        tail = self._padding_budget(num / _TAIL, sizes, edges)
+        whole = self._padding_budget(num, sizes, edges, pairs)
+        tail = self._padding_budget(num / _TAIL, sizes, edges, pairs)
         # without refills all molecules start at once, and compiling takes as long as the tail saves
         refilled = len(sizes) > num
         self._budgets = [tail, whole] if refilled and tail.n_edge <= 0.6 * whole.n_edge else [whole]
 
-    def _padding_budget(self, num: float, sizes, edges) -> PaddingBudget:
+    def _num_slots(self, sizes) -> int:
+        """Return the number of slots whose molecules are evaluated together."""
+        if not len(sizes):
+            return 1
+        return int(np.clip(np.ceil(self._batch_atoms / sizes.mean()), 1, len(sizes)))
+
+    def _count_pairs(self, sizes) -> tuple[np.ndarray, np.ndarray]:
+        """Return the numbers of edges and of long-range pairs of the waiting molecules."""
+        edges = [count_edges(w.positions, self._potential.cutoff) for w in self._waiting]
+        return np.array(edges), sizes * (sizes - 1) / 2
+
+    def _make_loop(self, num: int, kind=RelaxationLoop, **options) -> RelaxationLoop:
+        """Return the program of `num` slots."""
+        p = self._potential
+        return kind(
+            p.model,
+            p.energy_scale,
+            float(p.cutoff),
+            p.long_range_cutoff,
+            size=self._size,
+            num=num,
+            dtype=self._dtype,
+            **self._options,
+            **options,
+        )
+
+    def _padding_budget(self, num: float, sizes, edges, all_pairs) -> PaddingBudget:
         """Return the padding budget of `num` average molecules; the largest one fits, too."""
         max_edges = max(_EDGE_SLACK * num * edges.mean(), _ONE_SLACK * edges.max(), 2)
         nodes = max(_SLACK * num * sizes.mean(), self._size) + 1
         pairs = 0
         if self._potential.long_range_cutoff is not None:
-            all_pairs = sizes * (sizes - 1) / 2
             pairs = round_up(
                 max(_SLACK * num * all_pairs.mean(), all_pairs.max(), 1), _EDGE_MULTIPLE
             )
@@ -262,7 +278,7 @@ class SlotPool:
 
     def _grow_budgets(self, budget: PaddingBudget, largest: np.ndarray) -> None:
         """Enlarge the budgets if a single molecule has more edges or pairs than `budget`."""
-        if largest[0] <= budget.n_edge and largest[1] <= budget.n_pair:
+        if self._program.loop.fits(budget, largest):
             return
         edges = max(budget.n_edge, round_up(_ONE_SLACK * largest[0], _EDGE_MULTIPLE))
         pairs = max(
@@ -277,11 +293,18 @@ class SlotPool:
     def _queue(self) -> MoleculeBatch:
         """Return the first waiting molecules, padded to a fixed number."""
         capacity = _QUEUED_PER_SLOT * self._slots
-        queue = empty_molecules(capacity, self._size, self._dtype)
+        queue = self._empty_queue(capacity)
         for k, w in zip(range(capacity), self._waiting):
             n = len(w.numbers)
             queue.key[k], queue.slots.count[k] = w.number, n
             queue.slots.charge[k], queue.slots.spin[k] = w.charge, w.spin
             queue.slots.numbers[k, :n], queue.positions[k, :n] = w.numbers, w.positions
             queue.mobile[k, :n] = w.mobile
+        self._fill_cells(queue)
         return queue
+
+    def _empty_queue(self, capacity: int) -> MoleculeBatch:
+        return empty_molecules(capacity, self._size, self._dtype)
+
+    def _fill_cells(self, queue: MoleculeBatch) -> None:
+        """Write the cells of the first waiting structures; molecules have none."""

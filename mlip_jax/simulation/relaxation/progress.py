@@ -62,7 +62,7 @@ class RelaxationProgressBar:
         share = (
             verb if distributed.count() == 1 else f"{verb} (one of {distributed.count()} processes)"
         )
-        self._task = self._bar.add_task(share, total=total, completed=done, text="")
+        self._task = self._bar.add_task(share, total=total, completed=done, text="compiling")
 
     def __enter__(self) -> RelaxationProgressBar:
         self._bar.start()

@@ -1,9 +1,8 @@
-"""Batched relaxation of lists (`relax`) and streams (`Relaxer`) of molecules."""
+"""Batched relaxation of lists (`relax`) and streams (`Relaxer`) of molecules and crystals."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import queue
 import threading
 from collections.abc import Hashable, Iterable, Iterator, Sequence
@@ -12,60 +11,22 @@ from typing import Any
 import jax
 import numpy as np
 from ase import Atoms
-from ase.calculators.singlepoint import SinglePointCalculator
 
 from mlip_jax.datasets.molecules.arguments import molecule_records
-from mlip_jax.simulation.force_fields import TrustCheck, load_force_field
+from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field
 from mlip_jax.simulation.relaxation import minimizers
-from mlip_jax.simulation.relaxation.inputs import find_obstacle, fixed_atoms, queued_molecule
+from mlip_jax.simulation.relaxation.cells.filters import CellFilter, create_filter
+from mlip_jax.simulation.relaxation.cells.pool import SMALLEST_CELL, CellPool
+from mlip_jax.simulation.relaxation.inputs import find_obstacle, queued_molecule
 from mlip_jax.simulation.relaxation.pool import SlotPool, slot_size
+from mlip_jax.simulation.relaxation.result import Relaxation, build_frame, build_result
 from mlip_jax.simulation.relaxation.shared_queue import SharedQueue
 from mlip_jax.simulation.relaxation.state import FREE, Outcome
-from mlip_jax.simulation.relaxation.status import RUNNING, RelaxationStatus
+from mlip_jax.simulation.relaxation.status import RUNNING
 
-# _RISE: maximum rise of the energy between start and end that rounding can explain, eV.
-_RISE = 1e-3
 # _BATCH_ATOMS: atoms per evaluation by platform, such that the data fit the caches of a core or the
 # work fills a GPU.
 _BATCH_ATOMS = {"cpu": 320, "gpu": 16_384, "tpu": 16_384}
-
-
-@dataclasses.dataclass(frozen=True)
-class Relaxation:
-    """Result of relaxing one molecule.
-
-    Attributes:
-      atoms: Relaxed molecule, with a calculator that holds energy and forces; the input if the
-        status is "failed".
-      status: "converged": the largest force is below fmax. "step limit": it was not after
-        max_steps. "diverged": a value is not finite, atoms overlap, an atom left the others, or the
-        energy rose although forces are its gradient. "failed": the relaxation could not be started;
-        see `reason`.
-      reason: Reason for "diverged" or "failed"; otherwise "".
-      steps: Number of minimizer steps.
-      energy_start: Energy of the first geometry (eV), including the reference energies; NaN if
-        unknown.
-      energy: Energy of the last geometry (eV), likewise.
-      fmax_start: Largest norm of the force on a mobile atom in the first geometry (eV/Å).
-      fmax: The same in the last geometry (eV/Å).
-      frames: With trajectory_every, every `trajectory_every`-th step and the last one, with
-        energies and forces; otherwise None.
-    """
-
-    atoms: Atoms
-    status: str
-    reason: str = ""
-    steps: int = 0
-    energy_start: float = np.nan
-    energy: float = np.nan
-    fmax_start: float = np.nan
-    fmax: float = np.nan
-    frames: list[Atoms] | None = None
-
-    @property
-    def converged(self) -> bool:
-        """Return whether the status is "converged"."""
-        return self.status == "converged"
 
 
 def relax(
@@ -78,22 +39,26 @@ def relax(
     maxstep: float = 0.2,
     dtype: str = "float32",
     trajectory_every: int = 0,
+    cell: str | CellFilter | None = None,
     progress: bool = False,
 ) -> list[Relaxation]:
     """Relax molecules in batches on the device and return one result per molecule, in order.
 
     A molecule that cannot be relaxed has a result that states the reason; the others are relaxed.
-    Warns if relaxed molecules are outside the domain of the force field.
+    Warns if relaxed molecules are outside the domain of the force field. Periodic structures keep
+    their cells unless `cell` is given.
 
     >>> (result,) = relax("CCO", "runs/spice")  # doctest: +SKIP
     >>> result.status, result.atoms.get_potential_energy()  # doctest: +SKIP
+    >>> (result,) = relax(bulk("Cu"), "runs/metals", cell="frechet")  # doctest: +SKIP
+    >>> result.atoms.cell, result.pressure  # doctest: +SKIP
 
     Args:
       molecules: ASE's Atoms, a SMILES, the path of a file of molecules, or a list of these.
-      force_field: Force field in any form that `simulation.force_fields.load_force_field` accepts:
+      force_field: Force field in any form that `simulation.force_fields.load_mean_force_field` accepts:
         a workdir, "IMPORTER:FILE", a `Potential` or a calculator; the mean of several.
       progress: Whether to show a progress bar.
-      optimizer, fmax, max_steps, maxstep, dtype, trajectory_every: See `Relaxer`.
+      optimizer, fmax, max_steps, maxstep, dtype, trajectory_every, cell: See `Relaxer`.
 
     Raises:
       ValueError: If an argument is invalid.
@@ -107,6 +72,7 @@ def relax(
         maxstep=maxstep,
         dtype=dtype,
         trajectory_every=trajectory_every,
+        cell=cell,
     )
     records = [record for group in molecule_records(molecules) for record in group]
     results = [Relaxation(Atoms(), "failed", record.failure) for record in records]
@@ -124,11 +90,12 @@ def relax(
 
 
 class Relaxer:
-    """Relaxation of many molecules in batches, each independent of the others.
+    """Relaxation of many molecules and crystals in batches, each independent of the others.
 
     Molecules of up to 16, 32, 64, ... atoms share a compiled program. Finished molecules are
     replaced by waiting ones on the device, without a round trip to the host. The neighbor list is
-    rebuilt at each step. Except for rounding, results do not depend on the other molecules of a
+    rebuilt at each step. Periodic structures have programs of their own, with all images within the
+    cutoff. Except for rounding, results do not depend on the other molecules of a
     batch.
 
     Attributes:
@@ -148,11 +115,12 @@ class Relaxer:
         batch_atoms: int | None = None,
         trajectory_every: int = 0,
         devices: Sequence[jax.Device] | None = None,
+        cell: str | CellFilter | None = None,
     ):
         """Create a relaxer.
 
         Args:
-          force_field: Force field in any form that `simulation.force_fields.load_force_field`
+          force_field: Force field in any form that `simulation.force_fields.load_mean_force_field`
             accepts.
           optimizer: "bfgs" (same steps as in ASE), "lbfgs" (for hundreds of atoms), or "fire".
           fmax: Largest force of a relaxed molecule (eV/Å): the norm per atom, as in ASE.
@@ -164,6 +132,9 @@ class Relaxer:
           trajectory_every: Steps between the frames that are kept; 0 keeps none. Keeping frames
             costs a round trip to the host at every step.
           devices: Devices to use; None uses all devices of this process.
+          cell: Relaxes the cells of periodic structures: "frechet" or "unitcell", with the same
+            steps as with ASE's filters of these names, or a `CellFilter` with further options. None
+            keeps the cells.
 
         Raises:
           ValueError: If an argument is invalid.
@@ -183,10 +154,11 @@ class Relaxer:
         if dtype not in ("float32", "float64"):
             raise ValueError(f'dtype must be "float32" or "float64", received {dtype!r}')
         minimizer = minimizers.create(optimizer, maxstep)
-        self.potential = load_force_field(force_field)
+        self.potential = load_mean_force_field(force_field)
         self._dtype = np.dtype(dtype)
         self._devices = list(jax.local_devices() if devices is None else devices)
         self._every = trajectory_every
+        self._filter = create_filter(cell)
         self._batch_atoms = batch_atoms or _BATCH_ATOMS.get(
             self._devices[0].platform, _BATCH_ATOMS["gpu"]
         )
@@ -194,7 +166,7 @@ class Relaxer:
         self._params = jax.tree.map(
             lambda leaf: np.asarray(leaf, self._dtype), self.potential.params
         )
-        self._pools: dict[tuple[int, int], SlotPool] = {}
+        self._pools: dict[tuple[int, int, bool], SlotPool] = {}
 
     @property
     def num_compiles(self) -> int:
@@ -263,7 +235,7 @@ class Relaxer:
 
     def _on_device(self, device: int, shared: SharedQueue) -> Iterator[tuple[Hashable, Relaxation]]:
         """Yield the results of the molecules that one device takes from `shared`."""
-        pools: dict[int, SlotPool] = {}
+        pools: dict[tuple[int, bool], SlotPool] = {}  # by size and periodicity
         numbers = iter(range(2**31 - 1))
         # molecules in queues and slots by number: (key, molecule, frames so far)
         in_progress: dict[int, tuple[Hashable, Atoms, list[Atoms]]] = {}
@@ -273,19 +245,20 @@ class Relaxer:
                 if item is None:
                     break
                 key, atoms = item
-                reason = find_obstacle(atoms, self.potential)
+                reason = find_obstacle(atoms, self.potential, self._filter)
                 if reason:
                     yield key, Relaxation(atoms, "failed", reason)
                     continue
                 number = next(numbers)
                 in_progress[number] = (key, atoms, [])
-                size = slot_size(len(atoms))
-                pool = pools.get(size)
-                if pool is None:
-                    pool = pools[size] = self._get_pool(device, size)
-                pool.add(queued_molecule(number, atoms, self._dtype))
+                periodic = bool(atoms.pbc.any())
+                kind = slot_size(len(atoms), *([SMALLEST_CELL] if periodic else [])), periodic
+                if kind not in pools:
+                    pools[kind] = self._get_pool(device, *kind)
+                pools[kind].add(queued_molecule(number, atoms, self._dtype, self._filter))
             if shared.is_empty:
-                self._merge_small_pools(pools)
+                for periodic in (False, True):
+                    self._merge_small_pools({k: p for k, p in pools.items() if k[1] == periodic})
             busy = [pool for pool in pools.values() if pool.num_left]
             if not busy:
                 return
@@ -294,21 +267,25 @@ class Relaxer:
                 key, atoms, frames = in_progress.pop(int(outcome.key))
                 yield key, self._result(atoms, outcome, frames if self._every else None)
 
-    def _get_pool(self, device: int, size: int) -> SlotPool:
+    def _get_pool(self, device: int, size: int, periodic: bool) -> SlotPool:
         """Return the pool for slots of `size` atoms on a device; create it if necessary."""
-        if (device, size) not in self._pools:
-            self._pools[device, size] = SlotPool(
-                self.potential,
-                self._params,
-                self._options,
-                size=size,
-                dtype=self._dtype,
-                batch_atoms=self._batch_atoms,
-                device=self._devices[device],
+        key = device, size, periodic
+        if key not in self._pools:
+            options = {
+                "size": size,
+                "dtype": self._dtype,
+                "batch_atoms": self._batch_atoms,
+                "device": self._devices[device],
+            }
+            shared = self.potential, self._params, self._options
+            self._pools[key] = (
+                CellPool(*shared, filter=self._filter, **options)
+                if periodic
+                else SlotPool(*shared, **options)
             )
-        return self._pools[device, size]
+        return self._pools[key]
 
-    def _merge_small_pools(self, pools: dict[int, SlotPool]) -> None:
+    def _merge_small_pools(self, pools: dict[tuple[int, bool], SlotPool]) -> None:
         """Merge waiting molecules into the largest slots if one evaluation fits them all.
 
         Compiling a program per size would take longer than relaxing these molecules.
@@ -327,45 +304,10 @@ class Relaxer:
             for m in np.flatnonzero(last.evaluated & (last.key != FREE)):
                 if last.steps[m] % self._every == 0 or last.code[m] != RUNNING:
                     _, atoms, frames = in_progress[int(last.key[m])]
-                    frames.append(self._frame(atoms, jax.tree.map(lambda x, m=m: x[m], last)))
+                    outcome = jax.tree.map(lambda x, m=m: x[m], last)
+                    frames.append(build_frame(self.potential, atoms, outcome))
         return done
 
     def _result(self, atoms: Atoms, outcome: Outcome, frames) -> Relaxation:
-        """Build the result of one molecule from its last evaluation."""
-        code = RelaxationStatus(int(outcome.code))
-        status, reason = code.label, code.message
-        reference = self.potential.reference_energies[atoms.numbers].sum()
-        start, end = (
-            float(reference + np.float64(e)) for e in (outcome.energy_start, outcome.energy)
-        )
-        # along forces that are not its gradient, the energy may rise
-        if self.potential.conservative and status != "diverged" and end - start > _RISE:
-            status, reason = "diverged", f"the energy rose by {end - start:.3g} eV"
-        return Relaxation(
-            self._frame(atoms, outcome),
-            status,
-            reason.format(nearest=float(outcome.nearest)),
-            int(outcome.steps),
-            start,
-            end,
-            float(outcome.fmax_start),
-            float(outcome.fmax),
-            frames,
-        )
-
-    def _frame(self, atoms: Atoms, outcome: Outcome) -> Atoms:
-        """Return the atoms with positions, energy and forces of an evaluation."""
-        n = len(atoms)
-        frame = atoms.copy()
-        frame.set_positions(
-            outcome.positions[:n].astype(np.float64) + atoms.positions.mean(0),
-            apply_constraint=False,
-        )
-        fixed = fixed_atoms(atoms)
-        # exactly, without the rounding to the dtype
-        frame.positions[fixed] = atoms.positions[fixed]
-        energy = self.potential.reference_energies[atoms.numbers].sum() + np.float64(outcome.energy)
-        frame.calc = SinglePointCalculator(
-            frame, energy=float(energy), forces=outcome.forces[:n].astype(np.float64)
-        )
-        return frame
+        pressure = self._filter.scalar_pressure if self._filter else 0.0
+        return build_result(self.potential, atoms, outcome, frames, pressure)

@@ -17,20 +17,40 @@ from mlip_jax.graphs.slots import Slots
 FREE = -1  # the key of a slot without a molecule
 
 
+class Cells(NamedTuple):
+    """Cells of periodic structures.
+
+    Attributes:
+      reference: Lattice vectors of the undeformed cells as rows (Å), (K, 3, 3). Directions
+        without periodicity have a vector that completes the basis.
+      strain: Deformation F of the cells, as F - 1 or log F, see relaxation/cells/filters.py,
+        (K, 3, 3).
+      periodic: Whether each direction is periodic, (K, 3) bool.
+      mask: 1 for components of the strain that relax, 0 for fixed ones, (K, 3, 3).
+    """
+
+    reference: jax.Array
+    strain: jax.Array
+    periodic: jax.Array
+    mask: jax.Array
+
+
 class MoleculeBatch(NamedTuple):
     """Molecules before their relaxation, K of them.
 
     Attributes:
       key: Number assigned by the caller, (K,) int32.
       slots: Atomic numbers, number of atoms, charge and spin of the molecules.
-      positions: Positions (Å), (K, n, 3).
+      positions: Positions (Å), (K, n, 3); of periodic structures those in the undeformed cell.
       mobile: Whether an atom may move, (K, n) bool.
+      cells: Cells of periodic structures, or None for molecules.
     """
 
     key: jax.Array
     slots: Slots
     positions: jax.Array
     mobile: jax.Array
+    cells: Cells | None = None
 
 
 class Outcome(NamedTuple):
@@ -48,6 +68,8 @@ class Outcome(NamedTuple):
       fmax_start: Largest force of the first evaluation (eV/Å), (K,).
       nearest: Distance of the closest two atoms (Å), (K,).
       evaluated: Whether the molecule fitted into the padding budget, (K,) bool.
+      cell: Lattice vectors as rows (Å), (K, 3, 3); None for molecules.
+      stress: Stress (eV/Å³), (K, 3, 3); None if the cells are fixed.
     """
 
     key: jax.Array
@@ -61,6 +83,8 @@ class Outcome(NamedTuple):
     fmax_start: jax.Array
     nearest: jax.Array
     evaluated: jax.Array
+    cell: jax.Array | None = None
+    stress: jax.Array | None = None
 
 
 class RelaxationState(NamedTuple):
@@ -73,8 +97,8 @@ class RelaxationState(NamedTuple):
       fmax_start: Largest force of the first evaluation (eV/Å), (M,).
       initially_bound: Whether each atom had another one within the cutoff at the start, (M,).
       minimizer: State of the minimizer.
-      largest: Edges and pairs of the largest slots, (2,) int32. The padding budget must be enlarged
-        if they exceed it.
+      largest: Edges and pairs of the largest slots, (2,) int32, and of periodic structures images,
+        (3,). The padding budget must be enlarged if they exceed it.
       iterations: Number of iterations since the start, () int32.
       evaluated: Number of molecules evaluated since the start, () int32.
     """

@@ -20,6 +20,7 @@ class RelaxationStatus(enum.IntEnum):
     NOT_FINITE = 3, "diverged", "energy or forces are not finite"
     ATOMS_OVERLAP = 4, "diverged", "two atoms came within {nearest:.2f} Å of each other"
     DISSOCIATED = 5, "diverged", "an atom moved beyond the cutoff from all others"
+    COLLAPSED = 6, "diverged", "the cell collapsed: its lattice planes are too close"
 
     label: str
     message: str

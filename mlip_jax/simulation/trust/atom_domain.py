@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.potential import Potential
+from mlip_jax.potential import BEST, Potential
 from mlip_jax.simulation.energies import atom_features
 from mlip_jax.simulation.trust.domain import FILE, Domain
 
@@ -99,12 +100,30 @@ def farthest(potential: Potential, domain: Domain, columns: Columns) -> np.ndarr
     )
 
 
+def farthest_of_members(
+    members: Sequence[Potential], domains: Sequence[Domain | None], columns: Columns
+) -> np.ndarray | None:
+    """Return the largest distance of `farthest` over the members of an ensemble, (S,).
+
+    A structure is outside the domain of an ensemble if it is outside that of a member. Members
+    whose domain is unknown are not judged; the result is None if no domain is known.
+    """
+    distances = [
+        farthest(member, domain, columns)
+        for member, domain in zip(members, domains)
+        if domain is not None
+    ]
+    return np.max(distances, axis=0) if distances else None
+
+
 def load_domain(path: str | Path) -> Domain | None:
     """Load the domain of the force field of a training run.
 
-    None if the run has not written one yet, or if `path` is not a workdir.
+    None if the run has not written one yet, or if `path` is neither a workdir nor its folder of
+    best checkpoints.
     """
-    file = Path(path) / FILE
+    path = Path(path)
+    file = (path.parent if path.name == BEST else path) / FILE
     return Domain.load(file) if file.is_file() else None
 
 

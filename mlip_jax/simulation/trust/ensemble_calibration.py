@@ -19,21 +19,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mlip_jax.datasets.reader import DatasetError
-from mlip_jax.datasets.selection.held_out import RunData
 from mlip_jax.datasets.store.store import Store
 from mlip_jax.potential import Potential
 from mlip_jax.simulation.energies import energies_and_forces
 from mlip_jax.workdir import write_json
-
-log = logging.getLogger(__name__)
 
 FILE = "ensemble.json"
 _FLOOR = 0.1  # quantile of the spreads that is the floor
@@ -271,88 +266,3 @@ def evaluate(potentials: Sequence[Potential], store: Store, indices: np.ndarray)
 def _over_components(forces_std: np.ndarray) -> np.ndarray:
     """Return the root mean square over the components, (A, 3) -> (A,)."""
     return np.sqrt(np.mean(forces_std**2, axis=1))
-
-
-def held_out(
-    workdirs: Sequence[str | Path],
-    potentials: Sequence[Potential],
-    part: str,
-    max_structures: int,
-    seed: int = 0,
-) -> tuple[Store, np.ndarray, list[str]]:
-    """Return structures of a split of the first member's data that no member was trained on.
-
-    Args:
-      workdirs: Workdirs of the members.
-      potentials: The members.
-      part: Split, "valid" or "test".
-      max_structures: Maximum number of structures; more are subsampled at random.
-      seed: Seed of the subsampling.
-
-    Returns:
-      The store, the indices of the structures in it, and notes for the user.
-
-    Raises:
-      DatasetError: If the data of the first member are missing, or if no structure is left.
-    """
-    first_run, notes = RunData.load(workdirs[0]), []
-    indices = _not_trained_on(first_run, part, workdirs[1:], notes)
-    common_elements = set.intersection(*(set(p.elements) for p in potentials))
-    supported = [
-        rows[[set(s.numbers.tolist()) <= common_elements for s in columns]]
-        for rows, columns in first_run.store.chunks(indices, labels_only=True)
-    ]
-    strange, indices = len(indices), np.concatenate([*supported, indices[:0]])
-    if strange > len(indices):
-        notes.append(
-            f"skipped {strange - len(indices)} structures of split {part!r}: a member was not "
-            "trained on their elements."
-        )
-    if not len(indices):
-        raise DatasetError(
-            f"{workdirs[0]}: split {part!r} contains no structure to calibrate the ensemble "
-            "with. " + " ".join(notes)
-        )
-    if len(indices) > max_structures:
-        indices = np.sort(
-            np.random.default_rng(seed).choice(indices, max_structures, replace=False)
-        )
-    return first_run.store, indices, notes
-
-
-def _not_trained_on(
-    first_run: RunData, part: str, others: Sequence[str | Path], notes: list[str]
-) -> np.ndarray:
-    """Return structures of a split of the first member that no other member was trained on."""
-    candidates = unseen = np.asarray(first_run.parts.get(part, []), np.int64)
-    # Exclude whole molecules, since training on other conformers counts as knowing a molecule. If
-    # the first member's own split is not by molecule (a random split), exclude structures.
-    unit = np.asarray(first_run.store.index("molecule"))
-    if np.isin(unit[unseen], unit[first_run.parts["train"]]).any():
-        unit = np.arange(len(first_run.store))
-    for workdir in others:
-        trained = _trained_on(workdir, first_run.store)
-        if trained is None:
-            notes.append(
-                f"{Path(workdir).name} has another data set than {first_run.workdir.name}, or one "
-                "that cannot be found: it may have been trained on structures of the "
-                "calibration."
-            )
-        else:
-            unseen = unseen[~np.isin(unit[unseen], unit[trained])]
-    if len(unseen) < len(candidates):
-        notes.append(
-            f"skipped {len(candidates) - len(unseen)} structures of split {part!r}: other members "
-            "were trained on them, or on other conformers of their molecules."
-        )
-    return unseen
-
-
-def _trained_on(workdir: str | Path, store: Store) -> np.ndarray | None:
-    """Return the structures of `store` that a run was trained on; None if they are unknown."""
-    try:
-        data = RunData.load(workdir)
-    except DatasetError as error:
-        log.warning("%s", error)
-        return None
-    return data.parts["train"] if data.store.digest() == store.digest() else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,13 @@ from ase.data import atomic_numbers
 from ase.io import write
 
 from mlip_jax.datasets.molecules.arguments import molecule_records
+from mlip_jax.files import atomic_open
 from mlip_jax.potential import Potential
 from mlip_jax.simulation.calculators import stationarity
 from mlip_jax.simulation.calculators.calculator import MLIPCalculator
-from mlip_jax.simulation.force_fields import TrustCheck, load_force_field
-from mlip_jax.simulation.relaxation.relax import Relaxation, Relaxer
+from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field
+from mlip_jax.simulation.relaxation.relax import Relaxer
+from mlip_jax.simulation.relaxation.result import Relaxation
 from mlip_jax.simulation.vibrations.normal_modes import normal_modes, rotational_symmetry_number
 from mlip_jax.simulation.vibrations.thermochemistry import (
     APPROXIMATIONS,
@@ -104,11 +107,16 @@ class VibrationalAnalysis:
         """Write the modes as extended XYZ: the minimum with array "mode" in one frame per mode."""
         frames = []
         for k, frequency in enumerate(self.frequencies.tolist()):
-            frame = Atoms(self.atoms.numbers, self.atoms.positions)
+            frame = self.atoms.copy()
+            frame.info.clear()
             frame.set_array("mode", self.displacements[k])
             frame.info |= info | {"mode": k, "frequency_per_cm": frequency}
             frames.append(frame)
-        write(path, frames, format="extxyz")
+        if isinstance(path, str | Path):
+            with atomic_open(Path(path), "w") as file:
+                write(file, frames, format="extxyz")
+        else:
+            write(path, frames, format="extxyz")
 
 
 def vibrations(
@@ -124,7 +132,7 @@ def vibrations(
     Args:
       molecules: ASE's Atoms, a SMILES, the path of a file of molecules, or a list of these. Masses
         that are set in Atoms are used.
-      force_field: Force field in any form that `simulation.force_fields.load_force_field` accepts:
+      force_field: Force field in any form that `simulation.force_fields.load_mean_force_field` accepts:
         a workdir, "IMPORTER:FILE", a `Potential` or a calculator; the mean of several.
       relaxed: Whether the molecules are at stationary points already, which may be transition
         states, and are not relaxed.
@@ -137,7 +145,7 @@ def vibrations(
       ValueError: If an option is invalid, or forces are not the gradient of the energy.
       CheckpointError: If there is no force field at this location.
     """
-    settings, potential = VibrationOptions(**options), load_force_field(force_field)
+    settings, potential = VibrationOptions(**options), load_mean_force_field(force_field)
     check_forces(potential)
     records = [record for group in molecule_records(molecules) for record in group]
     given = {k: record.atoms for k, record in enumerate(records) if record.atoms is not None}
@@ -196,7 +204,7 @@ def analyze(
     atoms = minimum.atoms
     masses = _masses(atoms, settings.isotopes)
     atoms.set_masses(masses)
-    stationarity.warn_if_not_stationary(atoms.get_forces(), stacklevel=4)
+    stationarity.warn_if_not_stationary(atoms.get_forces())
     modes = normal_modes(calculator.get_hessian(atoms), atoms.positions, masses)
     symmetry_number = settings.symmetry_number or rotational_symmetry_number(
         atoms.numbers, atoms.positions, masses

@@ -15,9 +15,11 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from mlip_jax import distributed
+from mlip_jax.datasets import unseen_elements
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.statistics import element_counts
+from mlip_jax.datasets.stress import stress_labels
 from mlip_jax.reports.errors import element_energies, energy_errors, force_errors
 from mlip_jax.reports.predictions import Predictions
 from mlip_jax.simulation.batch_prediction import BatchPredictor, StructurePredictions
@@ -68,6 +70,8 @@ class EvaluatedStructures:
             conformer=columns.conformer,
             subset=columns.subset,
             source=columns.source,
+            stress=stress_labels(columns),
+            stress_predicted=predictions.stress,
         )
         if not (self.align_energies and np.isfinite(labelled.energy).any()):
             return labelled
@@ -158,11 +162,9 @@ def _predict(
 def _skip_reasons(columns: Columns, predictor: BatchPredictor) -> np.ndarray:
     """Return the reason why a structure cannot be evaluated, "" if it can, (S,) str."""
     reasons = np.full(len(columns), "", object)
-    known = np.isin(columns.numbers, sorted(predictor.elements))
-    owner = np.repeat(np.arange(len(columns)), columns.n_atoms)
-    for s in np.unique(owner[~known]):
-        atoms = slice(columns.offsets[s], columns.offsets[s + 1])
-        unknown = np.unique(columns.numbers[atoms][~known[atoms]])
+    for s in np.flatnonzero(~unseen_elements.of_columns(columns, predictor.elements).known):
+        numbers = columns.numbers[columns.offsets[s] : columns.offsets[s + 1]]
+        unknown = sorted(set(numbers.tolist()) - set(predictor.elements))
         reasons[s] = f"unknown element {', '.join(chemical_symbols[z] for z in unknown)}"
     if columns.pbc is not None and any(
         np.isinf(m.potential.long_range_cutoff or 0) for m in predictor.members

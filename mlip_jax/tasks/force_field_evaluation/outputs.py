@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.stress import full_3x3_to_voigt_6_stress
 
+from mlip_jax.foreign_text import TableWriter, one_line
 from mlip_jax.simulation.batch_prediction import StructurePredictions
 from mlip_jax.structure import Structure
 from mlip_jax.tasks.force_field_evaluation.evaluation import EvaluatedStructures
@@ -42,9 +42,9 @@ def predicted_atoms(structure: Structure, predictions: StructurePredictions, s: 
         atoms.info["num_unpaired_electrons"] = int(structure.spin)
     for name in ("molecule", "smiles", "source"):
         if text := getattr(structure, name):
-            atoms.info[name] = text
+            atoms.info[name] = one_line(text)
     if structure.subset:
-        atoms.info["config_type"] = structure.subset
+        atoms.info["config_type"] = one_line(structure.subset)
     results = {"energy": float(predictions.energy[s]), "forces": predictions.forces[rows]}
     if predictions.stress is not None and np.isfinite(predictions.stress[s]).all():
         results["stress"] = full_3x3_to_voigt_6_stress(predictions.stress[s])
@@ -61,8 +61,9 @@ def predicted_atoms(structure: Structure, predictions: StructurePredictions, s: 
     for name in ("forces_std", "forces_expected_error", "domain_distance"):
         if (values := getattr(predictions, name)) is not None:
             atoms.arrays[name] = values[rows]
-    if predictions.outside_domain is not None:
-        atoms.info["outside_domain"] = bool(predictions.outside_domain[s])
+    outside = predictions.outside_domain
+    if outside is not None and (outside[s] or predictions.farthest is not None):
+        atoms.info["outside_domain"] = bool(outside[s])
     return atoms
 
 
@@ -84,7 +85,7 @@ def write_skipped(path: Path, evaluated: EvaluatedStructures) -> None:
     """Write a CSV file of the structures without predictions, with reasons."""
     data, skipped = evaluated.data, np.array(sorted(evaluated.skipped), np.int64)
     with atomic_open(path, "w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file, lineterminator="\n")
+        table = TableWriter(file, lineterminator="\n")
         table.writerow(["structure", "reason"])
         table.writerows(data.unusable)
         for start in range(0, len(skipped), _BLOCK):

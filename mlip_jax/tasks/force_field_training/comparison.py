@@ -6,8 +6,8 @@ import dataclasses
 import logging
 
 import numpy as np
-from ase.data import chemical_symbols
 
+from mlip_jax.datasets import unseen_elements
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.selection.held_out import RunData
@@ -59,14 +59,14 @@ def _before_and_after(
     """Return the errors of both force fields with the given reference energies as text."""
     # The initial force field has no parameters of its own for elements that only the new data have.
     elements = tuple(sorted({*initial.elements, *potential.elements}))
-    structure = np.repeat(np.arange(len(columns)), columns.n_atoms)  # of each atom
-    unknown = ~np.isin(columns.numbers, elements)
-    known = np.setdiff1d(np.arange(len(columns)), structure[unknown])
-    symbols = ", ".join(chemical_symbols[z] for z in np.unique(columns.numbers[unknown]))
-    skipped = f"{len(columns) - len(known)} of {len(columns)} structures" if symbols else ""
-    if not len(known):
-        return f"not available: all structures contain elements without training data ({symbols})"
-    columns = columns.take(known)
+    unseen = unseen_elements.of_columns(columns, elements)
+    skipped = f"{len(unseen)} of {len(columns)} structures" if len(unseen) else ""
+    if not unseen.known.any():
+        return (
+            "not available: all structures contain elements without training data "
+            f"({unseen.symbols})"
+        )
+    columns = columns.take(np.flatnonzero(unseen.known))
     text = " → ".join(
         _errors(
             columns,
@@ -75,7 +75,7 @@ def _before_and_after(
         for each in (initial, potential)
     )
     return text + (
-        f"; without {skipped} with {symbols}, not in the training data" if skipped else ""
+        f"; without {skipped} with {unseen.symbols}, not in the training data" if skipped else ""
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from mlip_jax import distributed
+from mlip_jax.config import ConfigError
 from mlip_jax.graphs import resident
 from mlip_jax.tasks.force_field_training.preparation import TrainingRun
 from mlip_jax.training import losses, optimizer
@@ -49,6 +50,7 @@ def build_loop(
         c.train.ema_decay,
         build=build,
         data=device_data,
+        matmul_precision=c.train.matmul_precision,
     )
     per_dispatch = c.train.steps_per_dispatch or (_STEPS_PER_DISPATCH if build else 1)
     batches = dataclasses.replace(
@@ -91,6 +93,7 @@ def _build_objective(run: TrainingRun, beta) -> ForceField:
             "energy_per_atom": c.energy_per_atom,
         },
         energy_only=run.energy_only,
+        stress_weight=c.stress,
     )
 
 
@@ -98,12 +101,16 @@ def _load_on_device(run: TrainingRun, batches: Batches):
     """Return (build, data) of `Trainer` for data that stay on the device, or else (None, ())."""
     train = run.splits["train"]
     resident_wanted = run.config.train.resident
+    if run.config.loss.stress:  # the data on the device have no stress
+        if resident_wanted:
+            raise ConfigError("train.resident cannot be combined with loss.stress. Unset one.")
+        resident_wanted = False
     if resident_wanted is None:
         memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0)
         resident_wanted = (
             jax.default_backend() != "cpu"
             and resident.indexable(train.sizes)
-            and resident.estimate_bytes(train.sizes, periodic=train.periodic)
+            and resident.estimate_bytes(train.sizes, periodic=train.periodic, spin=train.has_spin)
             < _MAX_MEMORY_FRACTION * memory
         )
     # All processes must run the same program, but the memory of their devices may differ.

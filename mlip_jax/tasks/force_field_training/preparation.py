@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,16 @@ import ml_collections
 import numpy as np
 
 from mlip_jax import distributed, fine_tuning, models, terms
+from mlip_jax.config import ConfigError
 from mlip_jax.datasets import source, statistics
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.selection import data_split
 from mlip_jax.datasets.selection import splits as splits_module
+from mlip_jax.datasets.stress import stress_labels
+from mlip_jax.datasets.unseen_elements import UnseenElements
 from mlip_jax.graphs.edge_counts import edge_counts, pair_counts
 from mlip_jax.graphs.shapes import Sizes
+from mlip_jax.models.layers.forces import NO_ENERGY_DERIVATIVES, has_energy_derivatives
 from mlip_jax.potential import (
     Potential,
     create_model,
@@ -29,7 +34,8 @@ from mlip_jax.potential import (
 from mlip_jax.simulation.trust import molecule_features
 from mlip_jax.training import optimizer
 from mlip_jax.training.data import Split
-from mlip_jax.training.prepare import describe, save_or_check_split
+from mlip_jax.training.options import set_average_neighbors
+from mlip_jax.training.prepare import describe, save_or_check_split, warn_of_unseen
 from mlip_jax.training.recorder import writing
 
 log = logging.getLogger(__name__)
@@ -45,7 +51,10 @@ class TrainingRun:
       initial: Force field that training is initialized from, or None for random parameters.
       model: Model of the energy.
       data: Data set.
-      splits: Splits of the data set: "train", "valid" and "test".
+      splits: Splits of the data set: "train", "valid" and "test", without the structures of
+        `unseen`.
+      unseen: Structures of the splits "valid" and "test" with elements that the training split
+        lacks, and their numbers; only of splits that have any.
       metadata: Metadata of all checkpoints: config, statistics and package versions.
     """
 
@@ -55,6 +64,7 @@ class TrainingRun:
     model: nn.Module
     data: source.LoadedData
     splits: dict[str, Split]
+    unseen: dict[str, tuple[Split, UnseenElements]]
     metadata: dict[str, Any]
 
     @classmethod
@@ -66,15 +76,16 @@ class TrainingRun:
         initial = fine_tuning.load_initial_force_field(config)
         model = create_model(config.model, config.potential)
         _log_terms(model)
-        if config.optimizer.freeze:  # report a wrong pattern before the data are read
-            optimizer.frozen(
-                jax.eval_shape(model.init, jax.random.key(0), example_graph()),
-                config.optimizer.freeze,
-            )
+        if config.optimizer.freeze or config.optimizer.lr_multipliers:
+            # report a wrong pattern before the data are read
+            shapes = jax.eval_shape(model.init, jax.random.key(0), example_graph())
+            optimizer.check_patterns(shapes, config.optimizer)
         embed = molecule_features.of(config.data)
         with distributed.leader_first("data"):  # the leader builds the store, others open it
             data = source.load(config.data)
             splits = _split(config, data, workdir, model, embed)
+        set_average_neighbors(config, splits["train"].sizes)
+        model = create_model(config.model, config.potential)
         train_statistics = distributed.broadcast(
             _compute_statistics(config, data, splits["train"], model, initial)
             if distributed.leader()
@@ -84,8 +95,9 @@ class TrainingRun:
             [name for name, _ in getattr(model, "terms", ())], train_statistics["elements"]
         )
         models.check_elements(model, train_statistics["elements"])
+        splits, unseen = separate_unseen(splits, train_statistics["train_elements"])
         metadata = describe(config, train_statistics)
-        return cls(config, workdir, initial, model, data, splits, metadata)
+        return cls(config, workdir, initial, model, data, splits, unseen, metadata)
 
     @property
     def statistics(self) -> dict[str, Any]:
@@ -159,15 +171,53 @@ def _split(config, data: source.LoadedData, workdir: Path, model, embed) -> dict
     return splits
 
 
+def separate_unseen(
+    splits: dict[str, Split], elements: Sequence[int]
+) -> tuple[dict[str, Split], dict[str, tuple[Split, UnseenElements]]]:
+    """Separate the structures with elements that the training split lacks, and log them.
+
+    Args:
+      splits: Splits by name.
+      elements: Atomic numbers that occur in the training split.
+
+    Returns:
+      The splits without these structures, and these structures with their numbers by split.
+    """
+    known, unseen = {"train": splits["train"]}, {}
+    for name in sorted(set(splits) - {"train"}):
+        known[name], others, numbers = splits[name].separate(elements)
+        if len(others):
+            unseen[name] = (others, numbers)
+            warn_of_unseen(name, numbers)
+    return {name: known[name] for name in splits}, unseen
+
+
 def _periodic(initial: Potential | None) -> bool:
     """Return whether the initial force field was trained on periodic structures."""
     return initial is not None and bool(initial.metadata.get("statistics", {}).get("periodic"))
+
+
+def _check_stress(data: source.LoadedData, train: Split, model) -> None:
+    """Raise an error unless the model has a stress and a training structure has a label of it."""
+    if not has_energy_derivatives(model):
+        raise ConfigError(f"loss.stress: {NO_ENERGY_DERIVATIVES.format(what='stress')}")
+    for _, columns in data.store.chunks(train.indices):
+        stress = stress_labels(columns)
+        if stress is not None and np.isfinite(stress).any():
+            return
+    raise DatasetError(
+        "loss.stress is set, but no structure of the training split is periodic in three "
+        "directions and has a stress. Give its name in the data set with the option stress_key of "
+        "the reader, or set loss.stress to 0."
+    )
 
 
 def _compute_statistics(
     config, data: source.LoadedData, train: Split, model, initial: Potential | None
 ) -> dict[str, Any]:
     """Return the statistics of the training data that a force field stores, ready for JSON."""
+    if config.loss.stress:
+        _check_stress(data, train, model)
     summary = statistics.Summary(
         columns for _, columns in data.store.chunks(train.indices, labels_only=True)
     )
@@ -189,7 +239,9 @@ def _compute_statistics(
         "cutoff": float(model.cutoff),
         "reference_energies": reference.tolist(),
         "energy_scale": float(scale) if np.isfinite(scale) and scale > 0 else 1.0,
+        "force_rms": summary.force_rms if np.isfinite(summary.force_rms) else None,
         "elements": sorted({*summary.elements.tolist(), *initial_elements}),
+        "train_elements": summary.elements.tolist(),
         "charges": sorted(summary.charges),
         "periodic": summary.periodic or _periodic(initial),
         "spins": sorted(summary.spins),

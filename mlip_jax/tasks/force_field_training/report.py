@@ -13,9 +13,11 @@ import numpy as np
 
 from mlip_jax import distributed
 from mlip_jax.checkpoint import from_arrays
+from mlip_jax.datasets.stress import stress_labels
 from mlip_jax.potential import Potential
 from mlip_jax.reports.predictions import Predictions
 from mlip_jax.reports.training import write_report
+from mlip_jax.reports.unseen import UnseenStructures
 from mlip_jax.simulation.trust import atom_domain
 from mlip_jax.simulation.trust.atom_domain import DomainEvaluation
 from mlip_jax.simulation.trust.domain import FILE as DOMAIN_FILE
@@ -29,6 +31,7 @@ from mlip_jax.training.recorder import writing
 
 log = logging.getLogger(__name__)
 
+_MAX_UNSEEN = 10_000  # maximum number of structures with unseen elements in their own errors
 _ENERGY_ONLY_NOTE = (
     "The training used only energies (loss.beta is 0): no forces were computed, and the report "
     "contains none."
@@ -53,12 +56,17 @@ def report_run(
     best = restore_best(run.workdir)
     best_params = loop.trainer.replicate(from_arrays(params, best.arrays, "params/"))
     splits = _sample(run)
-    predictions = {
-        name: _combine(
-            split, predict(loop.trainer, best_params, split, loop.batches), not run.energy_only
-        )
-        for name, split in splits.items()
-    }
+    unseen = {name: split.sample(_MAX_UNSEEN, 0) for name, (split, _) in run.unseen.items()}
+
+    def predict_all(splits: dict[str, Split]) -> dict[str, Predictions]:
+        return {
+            name: _combine(
+                split, predict(loop.trainer, best_params, split, loop.batches), not run.energy_only
+            )
+            for name, split in splits.items()
+        }
+
+    predictions, unseen_predictions = predict_all(splits), predict_all(unseen)
     if not distributed.leader():
         return run.workdir / "report.html"
     potential = Potential.from_checkpoint(best.arrays, best.metadata)
@@ -70,6 +78,8 @@ def report_run(
     with writing(workdir):
         for name, prediction in predictions.items():
             prediction.save(workdir / f"predictions_{name}.npz")
+        for name, prediction in unseen_predictions.items():
+            prediction.save(workdir / f"predictions_{name}_unseen_elements.npz")
         if domain is not None:
             domain.save(workdir / DOMAIN_FILE)
         report = write_report(
@@ -79,8 +89,13 @@ def report_run(
             metrics_csv=workdir / "metrics.csv",
             seconds=seconds,
             evaluation=evaluation,
+            sizes={name: len(split) for name, split in run.splits.items()},
             notes=[*run.data.notes, *([_ENERGY_ONLY_NOTE] if run.energy_only else [])],
             info=info,
+            unseen_structures={
+                name: UnseenStructures(numbers, unseen_predictions[name])
+                for name, (_, numbers) in run.unseen.items()
+            },
         )
     _log_scores(workdir)
     log.info("report: %s", report)
@@ -111,6 +126,8 @@ def _combine(split: Split, predicted, with_forces: bool) -> Predictions:
         conformer=c.conformer,
         subset=c.subset,
         source=c.source,
+        stress=stress_labels(c),
+        stress_predicted=predicted.stress,
     )
 
 
@@ -128,14 +145,7 @@ def _fit_domain(
     rng, errors = np.random.default_rng(run.config.seed), {}
     for name, split in splits.items():
         p = predictions[name]
-        # The force field cannot describe structures with elements that training lacks.
-        unknown = ~np.isin(p.numbers, potential.elements)  # (A,)
-        known = (
-            np.flatnonzero(~np.logical_or.reduceat(unknown, p.offsets[:-1]))
-            if len(split)
-            else np.zeros(0, int)
-        )
-        members = np.sort(rng.permutation(known)[: run.config.report.max_domain])
+        members = np.sort(rng.permutation(len(split))[: run.config.report.max_domain])
         if len(members):
             columns = split.columns(members, labels_only=True)
             atoms = np.concatenate([np.arange(p.offsets[s], p.offsets[s + 1]) for s in members])
@@ -176,7 +186,9 @@ def _provenance(
             },
             "training structures": statistics["num_structures"],
             "training molecules": statistics["num_molecules"],
-            "force RMS (eV/Å)": round(statistics["energy_scale"], 4),
+            "force RMS (eV/Å)": "no forces"
+            if statistics["force_rms"] is None
+            else round(statistics["force_rms"], 4),
             "mean neighbors": round(statistics["mean_neighbors"], 2),
             "reference energies": config.data.reference_energies,
         },

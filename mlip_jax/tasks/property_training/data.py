@@ -12,10 +12,12 @@ import numpy as np
 
 from mlip_jax import distributed
 from mlip_jax.config import ConfigError
-from mlip_jax.datasets import property_data, source
+from mlip_jax.datasets import property_data, source, unseen_elements
 from mlip_jax.datasets.property_data import Samples, Target
 from mlip_jax.datasets.selection import data_split
 from mlip_jax.datasets.selection import splits as splits_module
+from mlip_jax.datasets.store.store import Store
+from mlip_jax.datasets.unseen_elements import UnseenElements
 from mlip_jax.graphs.edge_counts import edge_counts
 from mlip_jax.graphs.padding import graph_sizes
 from mlip_jax.graphs.shapes import Sizes
@@ -25,7 +27,7 @@ from mlip_jax.simulation.trust import molecule_features
 from mlip_jax.training.data import Split
 from mlip_jax.training.dens import BatchNoise
 from mlip_jax.training.noise import AlternativeGeometries, CoordinateNoise, NoisedRows
-from mlip_jax.training.prepare import save_or_check_split
+from mlip_jax.training.prepare import save_or_check_split, warn_of_unseen
 from mlip_jax.training.recorder import writing
 from mlip_jax.workdir import write_json
 
@@ -42,7 +44,9 @@ class PropertyData:
       loaded: Data set.
       index: Indices of the structures in the store, (S,).
       values: Properties of these structures by name.
-      splits: Indices of the samples of the splits "train", "valid" and "test".
+      splits: Indices of the samples of the splits "train", "valid" and "test", without samples
+        with elements that the training split lacks.
+      unseen: Numbers of such samples of the splits that have any.
       sources: Sources of the geometries of the samples.
     """
 
@@ -50,6 +54,7 @@ class PropertyData:
     index: np.ndarray
     values: dict[str, np.ndarray]
     splits: dict[str, np.ndarray]
+    unseen: dict[str, UnseenElements]
     sources: Sources
 
     @classmethod
@@ -71,6 +76,8 @@ class PropertyData:
         splits = {name: np.searchsorted(index, indices) for name, indices in split_indices.items()}
         for name, samples in splits.items():
             log.info("%s: %d structures", name, len(samples))
+        unseen = _find_unseen(loaded.store, split_indices)
+        splits |= {name: splits[name][numbers.known] for name, numbers in unseen.items()}
         sources = Sources(
             loaded.store,
             index,
@@ -80,7 +87,7 @@ class PropertyData:
             if c.force_field
             else None,
         )
-        return cls(loaded, index, values, splits, sources)
+        return cls(loaded, index, values, splits, unseen, sources)
 
     def split(
         self, name: str, geometry: str, targets: tuple[Target, ...], cutoff: float
@@ -107,6 +114,23 @@ class PropertyData:
         else:
             sizes = graph_sizes(geometries.rows, cutoff)
         return sizes.take(geometries.index)
+
+
+def _find_unseen(
+    store: Store, split_indices: Mapping[str, np.ndarray]
+) -> dict[str, UnseenElements]:
+    """Find and log the structures of "valid" and "test" with elements that "train" lacks."""
+    elements: set[int] = set()
+    for _, columns in store.chunks(split_indices["train"], labels_only=True):
+        elements.update(np.unique(columns.numbers).tolist())
+    found = {
+        name: unseen_elements.of_rows(store, split_indices[name], elements)
+        for name in sorted(set(split_indices) - {"train"})
+    }
+    found = {name: unseen for name, unseen in found.items() if len(unseen)}
+    for name, unseen in found.items():
+        warn_of_unseen(name, unseen)
+    return found
 
 
 def _save_split(store, split_indices: Mapping[str, np.ndarray], c, workdir: Path) -> None:
@@ -139,12 +163,14 @@ class PropertyInputs:
       valid: Validation split.
       tests: Test split and its geometries per geometry source.
       displace: Function that displaces training inputs, see `Batches`, or None.
+      sizes: Sizes of the training structures before they are displaced.
     """
 
     train: Split
     valid: Split
     tests: dict[str, tuple[Split, Geometries]]
     displace: Callable | None
+    sizes: Sizes
 
     @property
     def splits(self) -> dict[str, Split]:
@@ -159,7 +185,7 @@ class PropertyInputs:
         """Load the splits with the geometries that `config` names, and create the noise."""
         c = config.data
         train, geometries = data.split("train", c.geometry, targets, cutoff)
-        noise = _create_noise(config, data, geometries, cutoff)
+        sizes, noise = train.sizes, _create_noise(config, data, geometries, cutoff)
         valid, _ = data.split("valid", c.valid_geometry or c.geometry, targets, cutoff)
         displace: CoordinateNoise | BatchNoise | None = noise
         if noise is not None:
@@ -178,7 +204,7 @@ class PropertyInputs:
         tests = {}
         if targets and len(data.splits["test"]):
             tests = {g: data.split("test", g, targets, cutoff) for g in c.test_geometries}
-        return cls(train, valid, _restrict_to_common(tests), displace)
+        return cls(train, valid, _restrict_to_common(tests), displace, sizes)
 
 
 def _create_noise(

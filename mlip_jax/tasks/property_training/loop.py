@@ -79,7 +79,12 @@ def build_loop(
       params: Parameters, for the count of FLOPs.
     """
     c, options, train, valid = config, optimizer_options(config), inputs.train, inputs.valid
-    trainer = Trainer(objective, optimizer.create(options, num_steps, per_epoch), c.train.ema_decay)
+    trainer = Trainer(
+        objective,
+        optimizer.create(options, num_steps, per_epoch),
+        c.train.ema_decay,
+        matmul_precision=c.train.matmul_precision,
+    )
     meter = ThroughputMeter(train.sizes, step_flops(trainer, batches, train, params))
     return TrainingLoop(
         trainer=trainer,

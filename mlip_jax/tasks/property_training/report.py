@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from mlip_jax import distributed
-from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.property_data import Target
 from mlip_jax.predictor import EMBEDDING, Predictor
 from mlip_jax.reports.property import PredictedProperties, write_property_report
+from mlip_jax.reports.unseen import UnseenStructures
 from mlip_jax.simulation.geometry_sources import Geometries
 from mlip_jax.simulation.trust.domain import FILE as DOMAIN_FILE
 from mlip_jax.simulation.trust.domain import Domain
@@ -79,6 +79,9 @@ def report_run(
             notes=data.loaded.notes,
             best_step=best.step,
             info=info,
+            unseen_structures={
+                name: UnseenStructures(numbers) for name, numbers in data.unseen.items()
+            },
         )
     _log_errors(outcomes, targets)
     log.info("report: %s", report)
@@ -137,7 +140,7 @@ def _evaluate(
 ) -> tuple[PredictedProperties, np.ndarray]:
     """Predict a split and return labels, predictions and the embeddings of its structures."""
     columns = split.rows.take(split.indices)
-    predicted = _predict(predictor, columns)
+    predicted = predictor.predict(columns, with_embedding=True)
     labels = {
         t.name: t.to_physical(
             columns.atom_properties[t.name] if t.kind == "atom" else columns.properties[t.name],
@@ -151,36 +154,3 @@ def _evaluate(
     return PredictedProperties(
         names, columns.n_atoms, labels, {t.name: predicted[t.name] for t in targets}
     ), predicted[EMBEDDING]
-
-
-def _predict(predictor: Predictor, columns: Columns) -> dict[str, np.ndarray]:
-    """Predict the properties; NaN for structures with an element absent from the training split."""
-    unknown = ~np.isin(columns.numbers, predictor.elements)  # (A,)
-    known = ~np.logical_or.reduceat(unknown, columns.offsets[:-1])  # (S,)
-    if known.all():
-        return predictor.predict(columns, with_embedding=True)
-    log.warning(
-        "%d of %d structures contain an element that is not in the training split; they are "
-        "excluded",
-        (~known).sum(),
-        len(columns),
-    )
-    rows = np.flatnonzero(known)
-    if not len(rows):
-        shapes = {
-            t.name: (len(columns.numbers),)
-            if t.kind == "atom"
-            else (len(columns), *[3] * (t.kind == "vector"))
-            for t in predictor.targets
-        }
-        return {name: np.full(shape, np.nan) for name, shape in shapes.items()} | {
-            EMBEDDING: np.full((len(columns), 1), np.nan)
-        }
-    atoms = columns.atoms_of(rows)
-    result = {}
-    for name, values in predictor.predict(columns.take(rows), with_embedding=True).items():
-        per_atom = len(values) == len(atoms) != len(rows)  # otherwise per structure
-        length = len(columns.numbers) if per_atom else len(columns)
-        result[name] = np.full((length, *values.shape[1:]), np.nan)
-        result[name][atoms if per_atom else rows] = values
-    return result

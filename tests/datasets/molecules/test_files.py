@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 from ase.db import connect
 from ase.io import write
@@ -208,7 +209,7 @@ def test_csv(tmp_path):
 def test_csv_line_of_a_row_after_one_of_several_lines(tmp_path):
     path = smi(tmp_path, 'smiles,name\nC,"a\nb"\nC1CC,c\n', "mols.csv")
     sound, broken = read(path)
-    assert sound.name == "a\nb" and "line 4" in broken.failure
+    assert sound.name == "a b" and "line 4" in broken.failure  # names are on one line
 
 
 def test_missing_csv_column_is_rejected(tmp_path):
@@ -280,6 +281,37 @@ def test_extended_xyz(tmp_path):
     assert b.atoms.pbc.all() and b.atoms.info == {"charge": 0.0}
     assert [c.todict() for c in b.atoms.constraints] == [FixAtoms([0]).todict()]
     np.testing.assert_allclose(b.atoms.cell.array, fixed.cell.array)
+
+
+@pytest.mark.parametrize("name", ["mols.xyz", "mols.db", "mols.traj"])
+def test_all_that_atoms_carry_is_kept_except_results(tmp_path, name):
+    """Detects velocities and isotopes that are lost, and forces of the file that are not."""
+    water = molecule("H2O")
+    water.set_masses([None, 2.0141, 3.0160])
+    water.set_momenta(np.arange(9.0).reshape(3, 3))
+    water.set_tags([1, 2, 3])
+    water.set_array("REF_forces", np.ones((3, 3)))
+    water.calc = SinglePointCalculator(water, energy=-1.0, forces=np.ones((3, 3)))
+    write(tmp_path / name, water)
+    (record,) = read(tmp_path / name)
+    np.testing.assert_allclose(record.atoms.get_masses(), water.get_masses(), rtol=1e-6)
+    np.testing.assert_allclose(record.atoms.get_momenta(), water.get_momenta(), atol=1e-7)
+    assert name.endswith("db") or record.atoms.get_tags().tolist() == [1, 2, 3]
+    assert record.atoms.calc is None and not record.atoms.has("REF_forces")
+
+
+def test_isotopes_of_smiles_and_mol_blocks(tmp_path):
+    """Detects normal masses of D and 13C, with frequencies that are wrong by up to 1.4."""
+    heavy = from_smiles("[2H]O[2H]")
+    assert np.sort(heavy.get_masses())[:2] == pytest.approx(2.0141, abs=1e-3)
+    assert from_smiles("[13CH4]").get_masses()[0] == pytest.approx(13.0034, abs=1e-3)
+    assert from_smiles("[13CH4]").get_masses()[1] == pytest.approx(1.008)
+    assert not from_smiles("C").has("masses")
+    from rdkit import Chem
+
+    block = Chem.MolToMolBlock(Chem.AddHs(Chem.MolFromSmiles("[2H]Cl")))
+    (record,) = read(smi(tmp_path, block, "dcl.mol"))
+    assert record.atoms.get_masses().min() == pytest.approx(2.0141, abs=1e-3)
 
 
 def test_charge_of_frames(tmp_path):

@@ -55,7 +55,7 @@ def test_equals_rdkits_best_rms(smiles):
     ) == Chem.MolToSmiles(Chem.MolFromSmiles(smiles), isomericSmiles=False)
     actual = symmetries(mol)
     assert actual.complete and len(actual.permutations) == MOLECULES[smiles]
-    heavy = positions[:, actual.heavy]
+    heavy = positions[:, actual.atoms]
     rmsd = cross_rmsd(Conformers(heavy[:2], heavy[2:], actual.permutations), dtype=np.float64)
     np.testing.assert_allclose(rmsd, best_rms(mol, positions[:2], positions[2:]), atol=1e-6)
 
@@ -72,7 +72,7 @@ def test_random_conformers_and_mirror_images(smiles, seed, mirrored):
     other = noisy[1:] * ([1, 1, -1] if mirrored else [1, 1, 1])
     actual = symmetries(mol)
     rmsd = cross_rmsd(
-        Conformers(noisy[:1][:, actual.heavy], other[:, actual.heavy], actual.permutations),
+        Conformers(noisy[:1][:, actual.atoms], other[:, actual.atoms], actual.permutations),
         dtype=np.float64,
     )
     np.testing.assert_allclose(rmsd, best_rms(mol, noisy[:1], other), atol=1e-6)
@@ -81,7 +81,7 @@ def test_random_conformers_and_mirror_images(smiles, seed, mirrored):
 def test_exchanging_equivalent_atoms_gives_zero_rmsd():
     mol, _, positions = embedded("c1ccccc1", 1)
     actual = symmetries(mol)
-    ring = positions[:, actual.heavy]
+    ring = positions[:, actual.atoms]
     turned = ring[:, [1, 2, 3, 4, 5, 0]] + 0.05 * np.random.default_rng(0).normal(size=ring.shape)
     assert cross_rmsd(Conformers(ring, turned, actual.permutations))[0, 0] < 0.15
     assert cross_rmsd(Conformers(ring, turned))[0, 0] == pytest.approx(
@@ -96,7 +96,7 @@ def test_too_many_symmetries_are_reported():
     some = symmetries(mol, 10)
     assert len(some.permutations) == 10 and not some.complete
     assert symmetries(mol, 144).complete and not symmetries(mol, 143).complete
-    assert (some.permutations[0] == np.arange(len(some.heavy))).all()
+    assert (some.permutations[0] == np.arange(len(some.atoms))).all()
     with pytest.raises(ValueError, match="received 0"):
         symmetries(mol, 0)
 

@@ -29,7 +29,7 @@ def test_padding_is_removed(sample, arrays):
     waters, hydrogen = read(sample("npz")[0])[:2], read(sample("npz")[0])[2]
     assert hydrogen.numbers.tolist() == [1, 1] and hydrogen.molecule == "H2"
     np.testing.assert_array_equal(hydrogen.forces, arrays["forces"][2, :2])
-    assert [s.energy for s in waters] == [-2078.25, -2078.5] and waters[0].molecule == "H2O1"
+    assert [s.energy for s in waters] == [-2078.25, -2078.5] and waters[0].molecule == "H2O"
 
 
 @pytest.mark.parametrize(
@@ -68,8 +68,11 @@ def test_units_and_gradients(tmp_path, arrays):
 
 def test_values_common_to_all_structures(tmp_path, arrays):
     arrays |= {"atomic_numbers": np.array([8, 1, 1]), "cell": 9 * np.eye(3), "charge": np.array(1)}
-    structures = read(save(tmp_path, **arrays))
+    structures = read(save(tmp_path, **arrays, multiplicity=np.array([2, 4, 2])))
     assert all(s.numbers.tolist() == [8, 1, 1] and s.charge == 1 for s in structures)
+    assert [s.spin for s in structures] == [1, 3, 1]  # spins used to be read as 0
+    with pytest.raises(DatasetError, match="does not fit 9 electrons"):
+        read(save(tmp_path, **arrays, spin_multiplicity=np.array([2, 1, 2])))
     assert structures[2].cell[0, 0] == 9 and structures[2].pbc.all()
 
 

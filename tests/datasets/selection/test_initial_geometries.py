@@ -116,7 +116,8 @@ def test_initial_geometry_round_trip_is_exact(stores):
 @pytest.mark.parametrize("smiles", [True, False])
 def test_excluded_molecules_have_a_reason(stores, smiles):
     store = stores[smiles]
-    choice = MoleculeSelection(10, elements=HCNO, seen=frozenset({skeleton(from_smiles("CCO"))}))
+    seen = frozenset(skeleton(from_smiles(s)) for s in ("CCO", "CS"))  # methanethiol has S
+    choice = MoleculeSelection(10, elements=HCNO, seen=seen)
     starts, left_out = choose(StorePool(store, everything(store)), choice)
     assert {s.name for s in starts} == {"methane", "amine", "water"}
     assert left_out == {"ethanol": SEEN, "thiol": "a force field does not support S"}

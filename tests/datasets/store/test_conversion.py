@@ -354,7 +354,7 @@ def test_corrupted_store_is_unfinished_until_rebuilt(copy, monkeypatch):
     Store(copy).verify()
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"sha256": 1}'])
+@pytest.mark.parametrize("content", ["", "[]", '{"shards": [{}]}', '{"sha256": 1}'])
 def test_corrupted_metadata_of_a_shard_are_rebuilt(reference_store, copy, content):
     (copy / "shards" / "00002.json").write_text(content)
     (copy / "manifest.json").write_text(content)
@@ -483,10 +483,13 @@ def test_problems_beyond_the_first_shard_are_rejected_at_the_end(tmp_path):
     assert len(shard_files(tmp_path / "store")) == 17 and not is_store(tmp_path / "store")
 
 
-def test_problems_are_logged(tmp_path, caplog):
+def test_problems_are_recorded_and_logged_by_the_user_of_the_store(tmp_path, caplog):
+    """Detects a warning that the conversion and the task both print."""
     source = edited(tmp_path / "wrong.hdf5", gradients_negated)
     convert(spec_of(source), tmp_path / "store", reject_invalid=False)
-    assert "look like gradients" in caplog.text
+    manifest = json.loads((tmp_path / "store/manifest.json").read_text())
+    assert any("look like gradients" in p["message"] for p in manifest["problems"])
+    assert "look like gradients" not in caplog.text
 
 
 def test_diagnosis_does_not_depend_on_interruptions(tmp_path):

@@ -481,3 +481,15 @@ def test_threads_share_a_store(stores, monkeypatch):
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(read, range(8)))
+
+
+@pytest.mark.parametrize("name", ["../elsewhere.safetensors", "/etc/passwd", "..", "", 3])
+def test_shards_are_only_files_of_the_store(tmp_path, name):
+    """Detects a store of other people that reads, or replaces, the user's files."""
+    shard = {"file": name, "bytes": 1, "structures": 0, "sha256": ""}
+    manifest = {"format": store.FORMAT, "version": 1, "structures": 0, "shards": [shard]}
+    manifest |= {"periodic": False, "filtered": False, "official_split": None}
+    manifest |= {"level_of_theory": "", "filters": {}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DatasetError, match="is not the plain name of a file"):
+        Store(tmp_path)

@@ -107,7 +107,7 @@ def test_findings_follow_from_the_numbers(tmp_path):
 def test_findings_of_single_seeds_are_undecided(tmp_path):
     study(tmp_path, seeds=(0,))
     points = report.points(report.read_results([tmp_path]), "energy_mae_mev")
-    assert points[0].metrics["iid_s"][1] is None
+    assert points[0].metrics["iid_s"][1] is None and points[0].counts["iid_s"] == 1
     result = findings(report.budgets(points), report.molecule_sets(points))
     assert {f.verdict for f in result if "balance" not in f.text} == {"undecided"}
 
@@ -221,3 +221,23 @@ def test_bins_of_distance():
     assert result["count"] == [2, 1, 1] and result["energy_mae_mev"] == [1500, 3000, 4000]
     assert result["relative_mae_mev"] == [None] * 3
     json.dumps(result, allow_nan=False)
+
+
+def test_standard_errors_are_those_of_the_runs_with_the_metric(tmp_path):
+    """Detects an error that is divided by the number of all runs, also those without the metric."""
+    for seed in range(18):
+        known = {"iid_s": 10.0 + seed % 2, "ood_s": 11.0 + seed % 2} if seed < 2 else {}
+        write_run(tmp_path, 100, 1, seed, known | {"iid_c": 1.0})
+    points = report.points(report.read_results([tmp_path]), "energy_mae_mev")
+    assert points[0].runs == 18 and points[0].counts["iid_s"] == 2
+    # the difference of 1 is 1.4 standard errors of two runs, and 4.2 of eighteen
+    (finding,) = [f for f in findings({}, {100: points}) if "beyond the training" in f.text][:1]
+    assert finding.verdict == "undecided"
+
+
+def test_different_runs_with_the_same_sizes_and_seed_are_not_merged_silently(tmp_path, caplog):
+    for sweep, digest in (("a", "x"), ("b", "x"), ("c", "y")):
+        write_run(tmp_path / sweep, 100, 1, 0, {"iid_s": 1.0}, force_field=digest)
+    assert len(report.read_results([tmp_path / "a", tmp_path / "b"])) == 1 and not caplog.text
+    report.read_results([tmp_path / "a", tmp_path / "c"])
+    assert "is another force field" in caplog.text

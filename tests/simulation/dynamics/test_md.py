@@ -11,6 +11,8 @@ from ase.md.verlet import VelocityVerlet
 
 from mlip_jax import MLIPCalculator, MolecularDynamics
 from mlip_jax.simulation.dynamics import md
+from mlip_jax.simulation.dynamics.settings import Settings
+from mlip_jax.simulation.dynamics.start import initialize_momenta
 from tests.simulation.analytic import pairwise
 from tests.simulation.calculators.test_long_range import potential as point_charges
 
@@ -111,14 +113,16 @@ def test_cells_agree_with_ase():
 
 
 def test_cells_smaller_than_the_cutoff_have_lists_from_the_host():
+    """Also with steps longer than the skin allows, which used to be reported as broken molecules."""
     potential = pairwise(cutoff=6.0)
     slab = crystal((1, 2, 2), 3)
     slab.pbc = (True, True, False)
     dynamics = every_step(
-        [crystal((1, 1, 1), 2), slab], potential, timestep=4.0, skin=0.3, temperature=150.0
+        [crystal((1, 1, 1), 2), slab], potential, timestep=10.0, skin=0.03, temperature=150.0
     )
     assert_agrees_with_ase(potential, dynamics, 25)
-    assert dynamics.lists_built_on == "host" and dynamics.num_lists_built > 2
+    assert dynamics.lists_built_on == "host" and dynamics.num_lists_built > 3
+    assert float(dynamics.snapshot()["skin"]) > 0.8  # with which a restored run continues
 
 
 def test_energy_is_conserved_to_second_order():
@@ -338,3 +342,14 @@ def test_long_range_pairs_charge_and_spin(cutoff):
         warnings.simplefilter("ignore", UserWarning)
         assert_agrees_with_ase(potential, dynamics, 15)  # the charges collide soon
     assert dynamics.num_lists_built > 2
+
+
+def test_given_momenta_are_kept_unless_new_ones_are_requested():
+    """Detects a continued simulation that starts from random velocities."""
+    given = np.array([[1.0, 0, 0], [0, 0.1, 0], [-1.0, -0.1, 0]])
+    for draw in (False, True):
+        water = Atoms("OHH", molecule("H2O").positions, momenta=given)
+        initialize_momenta([water], Settings(draw_momenta=draw), np.array([300.0]))
+        assert np.allclose(water.get_momenta(), given) != draw
+        if draw:
+            assert water.get_kinetic_energy() == pytest.approx(3 * units.kB * 300)

@@ -140,6 +140,7 @@ def test_keys_contain_everything_a_result_depends_on():
         changed(num_unpaired_electrons=2),
     }
     assert len(different) == 6 and changed(total_charge=1) == changed(charge=1)
+    assert changed(multiplicity=3) == changed(num_unpaired_electrons=2)
     assert changed(charge=0.0) == key == changed(name="anything")
     zero = water.copy()
     zero.positions[np.abs(zero.positions) == 0] = -0.0

@@ -116,22 +116,42 @@ class NoRelaxer:
             yield key, Relaxation(atoms, "converged", energy=0.0)
 
 
-def test_mirror_images(monkeypatch):
-    """A search that counted enantiomeric conformers twice."""
+def with_exchanged_hydrogens(name):
+    """Return a molecule, and copies with the hydrogens of its last heavy atom exchanged."""
+    atoms = molecule(name)
+    last = int(np.flatnonzero(atoms.numbers > 1)[-1])
+    bonded = [i for i in np.flatnonzero(atoms.numbers == 1) if atoms.get_distance(i, last) < 1.2]
+    cyclic, swapped = atoms.copy(), atoms.copy()
+    cyclic.positions[bonded] = atoms.positions[np.roll(bonded, 1)]
+    swapped.positions[bonded[:2]] = atoms.positions[bonded[1::-1]]
+    return [atoms, cyclic, swapped]
+
+
+def test_mirror_images_and_orders_of_hydrogens(monkeypatch):
+    """A search that counted enantiomeric conformers twice.
+
+    Also one that counted the minima of small molecules once per order of their hydrogens.
+    """
     monkeypatch.setattr(minima, "Relaxer", NoRelaxer)
-    potential = pairwise("none", elements=(1, 8))
-    starts = [[peroxide(100.0), peroxide(260.0)]]
+    potential = pairwise("none", elements=(1, 6, 7, 8))
+    starts = [
+        [peroxide(100.0), peroxide(260.0)],
+        *map(with_exchanged_hydrogens, ("C2H6", "H3CNH2", "CH4", "H2O")),
+    ]
     for merge, counts in ((False, [1, 1]), (True, [2])):
-        (result,) = find_minima(starts, potential, rounds=0, merge_mirror_images=merge)
+        result, *others = find_minima(starts, potential, rounds=0, merge_mirror_images=merge)
+        assert [[m.times for m in other.minima] for other in others] == [[3]] * 4
         assert [m.times for m in result.minima] == counts
         assert [m.mirror_images for m in result.minima] == ([2] if merge else [1, 1])
         np.testing.assert_allclose(result.populations(300.0), np.full(len(counts), 1 / len(counts)))
 
 
 def test_minima_end_with_a_tight_relaxation():
-    potential = pairwise("harmonic", length=0.74, stiffness=20.0, elements=(1, 8, 6))
-    start = Atoms("CO", [[0, 0, 0], [0, 0, 0.9]])
-    (result,) = find_minima([[start]], potential, rounds=0, fmax=5.0)
+    """Also a bond of H2 that was taken for broken, since H2 is as long as the limit of a bond."""
+    potential = pairwise("harmonic", length=0.79, stiffness=20.0, elements=(1, 8, 6))
+    starts = [[Atoms("CO", [[0, 0, 0], [0, 0, 0.9]])], [Atoms("H2", [[0, 0, 0], [0, 0, 0.74]])]]
+    result, hydrogen = find_minima(starts, potential, rounds=0, fmax=5.0)
+    assert len(hydrogen.minima) == 1 and not hydrogen.left_out
     forces = result.minima[0].atoms.get_forces()
     assert np.abs(forces).max() < 1e-3
 

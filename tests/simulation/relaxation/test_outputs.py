@@ -16,7 +16,15 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from mlip_jax.datasets.smiles.embedding import EmbeddingOptions, Entry, MoleculeRecord, embed_entry
-from mlip_jax.simulation.relaxation.outputs import COLUMNS, frame, pieces, result_cells, rmsd
+from mlip_jax.simulation.relaxation.outputs import (
+    CELL_LAYOUT,
+    COLUMNS,
+    failure_cells,
+    frame,
+    pieces,
+    result_cells,
+    rmsd,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +38,8 @@ class Result:
     fmax_start: float = 2.0
     fmax: float = 0.04
     frames: list | None = None
+    cell_start: np.ndarray | None = None
+    pressure: float = math.nan
 
 
 def record_of(smiles, name="name"):
@@ -102,6 +112,16 @@ def test_any_text_round_trips(text):
 
 def test_numbers_of_pubchem_stay_numbers():
     assert read_one(frame(molecule("H2O"), {"name": "2244"}, math.nan)).info["name"] == 2244
+
+
+def test_masses_are_written_and_momenta_are_not():
+    """Detects isotopes that a relaxation loses, and velocities of another geometry."""
+    water = molecule("H2O")
+    water.set_masses([None, 2.0141, 2.0141])
+    water.set_momenta(np.ones((3, 3)))
+    read_back = read_one(frame(water, {"index": 1}, -1.5))
+    np.testing.assert_allclose(read_back.get_masses(), water.get_masses(), rtol=1e-6)
+    assert not read_back.has("momenta") and read_back.get_potential_energy() == -1.5
 
 
 def test_frame_of_a_relaxation():
@@ -186,6 +206,25 @@ def test_cells():
         zip(COLUMNS, result_cells(record, Result(record.atoms, "failed", "why")), strict=True)
     )
     assert math.isnan(failed["rmsd_ang"]) and failed["reason"] == "why"
+
+
+def test_relaxed_cells():
+    """Volumes, pressure and stress; the RMSD does not count the change of the cell."""
+    start = Atoms("NaCl", [[0, 0, 0], [2.0, 2, 2]], cell=[4.0, 4, 4], pbc=True)
+    end = start.copy()
+    end.set_cell([5.0, 4, 4], scale_atoms=True)
+    stress = np.arange(6) / 10
+    end.calc = SinglePointCalculator(end, energy=-1.0, forces=np.zeros((2, 3)), stress=stress)
+    start.info["charge"] = 0.0
+    record = dataclasses.replace(record_of("C"), atoms=start, bonds=None)
+    result = Result(end, cell_start=start.cell.array, pressure=-3.0)
+    cells = dict(zip(CELL_LAYOUT.columns, result_cells(record, result, CELL_LAYOUT), strict=True))
+    assert cells["volume_start_ang3"] == pytest.approx(64) and cells["rmsd_ang"] < 1e-12
+    assert cells["volume_ang3"] == pytest.approx(80) and cells["pressure_gpa"] == -3.0
+    assert len(failure_cells(record, CELL_LAYOUT)) == len(CELL_LAYOUT.columns)
+    back = read_one(pieces(record, result, False)["xyz"])
+    np.testing.assert_allclose(back.get_stress(), stress, atol=1e-7)
+    assert back.cell.volume == pytest.approx(80)
 
 
 def test_rmsd():

@@ -160,7 +160,7 @@ def bad_molecules():
     overlapping, unknown, lost = molecule("CH3OH"), molecule("PH3"), molecule("CH3OH")
     overlapping.positions[3] = overlapping.positions[5] + 1e-3
     lost.positions[2] = np.nan
-    periodic = molecule("CH3OH", vacuum=4, pbc=True)
+    periodic = molecule("CH3OH", pbc=True)  # without a cell
     bonded = molecule("CH3OH")
     bonded.set_constraint(FixBondLength(0, 1))
     charged = molecule("CH3OH")
@@ -169,7 +169,7 @@ def bad_molecules():
         "overlap": (overlapping, "atoms 3 and 5 overlap"),
         "unknown": (unknown, "was not trained on P"),
         "nan": (lost, "atom 2 is at"),
-        "periodic": (periodic, "periodic"),
+        "periodic": (periodic, "lattice vector of length zero"),
         "empty": (Atoms(), "no atoms"),
         "constraint": (bonded, "FixBondLength"),
         "charge": (charged, "charge"),

@@ -15,10 +15,11 @@ from mlip_jax.models import create
 from mlip_jax.potential import Potential, example_graph
 from mlip_jax.simulation.calculators.calculator import MLIPCalculator
 from mlip_jax.simulation.energies import atom_features
-from mlip_jax.simulation.force_fields import OutsideDomainWarning, TrustCheck
+from mlip_jax.simulation.force_fields import TrustCheck
 from mlip_jax.simulation.trust import atom_domain
 from mlip_jax.simulation.trust.coverage import unseen_states
 from mlip_jax.simulation.trust.domain import FILE, Domain
+from mlip_jax.simulation.user_warnings import OutsideDomainWarning
 from mlip_jax.structure import Structure
 
 WATER = np.array([[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
@@ -169,8 +170,9 @@ def test_every_door_warns_of_an_ion(potential):
         lambda: find_minima(ion, known, rounds=0, fmax=100.0, final_fmax=100.0, **loose),
         lambda: vibrations(ion, known, fmax=100.0, **loose),
     ):
-        with pytest.warns(OutsideDomainWarning, match="charge.* is -1"):
+        with pytest.warns(OutsideDomainWarning, match="charge.* is -1") as warned:
             door()
+        assert {w.filename for w in warned} == {__file__}  # the user's line
 
 
 def test_molecules_outside_the_domain_are_named(potential, domain):

@@ -50,6 +50,8 @@ class Spec(NamedTuple):
       block: Number of edges of a block.
       compact: Whether to multiply by matrices with one operation for all paths. This compiles in
         less time, and runs up to twice as long.
+      stored: Whether to store the factors of sums over paths, and to write out the sums. This is
+        faster on a CPU.
     """
 
     groups: tuple[PathGroup, ...]
@@ -57,6 +59,7 @@ class Spec(NamedTuple):
     old_signs: bool
     block: int
     compact: bool = False
+    stored: bool = False
 
 
 def forward(spec: Spec, x, y, w, senders, receivers):
@@ -64,15 +67,17 @@ def forward(spec: Spec, x, y, w, senders, receivers):
 
     def block(total, part):
         y, w, senders, receivers = part
-        for k, group in enumerate(spec.groups):
-            matrices = _matrices(spec, group, y)
-            for sign, source, target in _directions(spec, senders, receivers):
-                coupled = _apply(spec, matrices, gather(x[k], source))
+        matrices = [_matrices(spec, group, y) for group in spec.groups]
+
+        def direction(total, way):
+            for k, group in enumerate(spec.groups):
+                coupled = _apply(spec, matrices[k], gather(x[k], way.source))
                 for p, (degree, _) in enumerate(group.paths):
-                    total[k][p] = _add(
-                        total[k][p], target, _wide(sign(degree) * w[k][p]) * coupled[p]
-                    )
-        return total, None
+                    messages = _wide(way.signs[degree] * w[k][p]) * coupled[p]
+                    total[k][p] = _add(total[k][p], way.target, messages)
+            return total
+
+        return _both_ways(spec, direction, total, senders, receivers), None
 
     num = len(x[0])
     total = [
@@ -92,20 +97,36 @@ def backward(spec: Spec, wanted, g, x, y, w, senders, receivers):
 
     def block(dx, part):
         y, w, senders, receivers = part
-        dy, dw = jnp.zeros_like(y), jax.tree.map(jnp.zeros_like, w)
-        for k, group in enumerate(spec.groups):
-            matrices = _matrices(spec, group, y)
-            for sign, source, target in _directions(spec, senders, receivers):
-                x_source, signs = gather(x[k], source), [sign(degree) for degree, _ in group.paths]
-                g_target = [s * gather(values, target) for s, values in zip(signs, g[k])]
+        matrices = [_matrices(spec, group, y) for group in spec.groups]
+
+        def direction(carry, way):
+            dx, dy, dw = carry
+            for k, group in enumerate(spec.groups):
+                x_source = gather(x[k], way.source)
+                g_target = [
+                    way.signs[degree] * gather(values, way.target)
+                    for (degree, _), values in zip(group.paths, g[k])
+                ]
                 if need_w:
-                    _accumulate(dw[k], g_target, _apply(spec, matrices, x_source))
+                    _accumulate(dw[k], g_target, _apply(spec, matrices[k], x_source))
                 weighted = [_wide(weight) * values for weight, values in zip(w[k], g_target)]
+                by_x, outer = _derivatives(
+                    spec,
+                    way,
+                    matrices[k] if need_x else None,
+                    weighted,
+                    x_source if need_y else None,
+                )
                 if need_x:
-                    dx[k] = _add(dx[k], source, _apply_transposed(matrices, weighted))
+                    dx[k] = _add(dx[k], way.source, by_x)
                 if need_y:
-                    dy += _contract(spec, group, _outer(weighted, x_source))
-        return dx, (dy if need_y else None, dw if need_w else None)
+                    dy += _contract(spec, group, outer)
+            return dx, dy, dw
+
+        dy = jnp.zeros_like(y) if need_y else None
+        dw = jax.tree.map(jnp.zeros_like, w) if need_w else None
+        dx, dy, dw = _both_ways(spec, direction, (dx, dy, dw), senders, receivers)
+        return dx, (dy, dw)
 
     dx = [jnp.zeros_like(values) for values in x] if need_x else None
     dx, (dy, dw) = _scan(spec, block, dx, (y, w, senders, receivers))
@@ -123,16 +144,16 @@ def second(spec: Spec, wanted, cotangents, g, x, y, w, senders, receivers):
     cx, cy, cw = cotangents
 
     def block(carry, part):
-        dg, dx = carry
         y, w, cy, cw, senders, receivers = part
-        dy, dw = jnp.zeros_like(y), jax.tree.map(jnp.zeros_like, w)
-        for k, group in enumerate(spec.groups):
-            matrices = _matrices(spec, group, y)
-            changes = None if cy is None else _matrices(spec, group, cy)
-            for sign, source, target in _directions(spec, senders, receivers):
-                x_source, signs = gather(x[k], source), [sign(degree) for degree, _ in group.paths]
-                g_target = [s * gather(values, target) for s, values in zip(signs, g[k])]
-                cx_source = None if cx is None else gather(cx[k], source)
+        matrices = [_matrices(spec, group, y) for group in spec.groups]
+        changes = None if cy is None else [_matrices(spec, group, cy) for group in spec.groups]
+
+        def direction(carry, way):
+            dg, dx, dy, dw = carry
+            for k, group in enumerate(spec.groups):
+                x_source, signs = gather(x[k], way.source), [way.signs[l] for l, _ in group.paths]
+                g_target = [s * gather(values, way.target) for s, values in zip(signs, g[k])]
+                cx_source = None if cx is None else gather(cx[k], way.source)
                 weighted = [_wide(weight) * values for weight, values in zip(w[k], g_target)]
                 changed = (
                     None
@@ -140,34 +161,38 @@ def second(spec: Spec, wanted, cotangents, g, x, y, w, senders, receivers):
                     else [_wide(c) * values for c, values in zip(cw[k], g_target)]
                 )
                 varied = _sum(
-                    None if cx is None else _apply(spec, matrices, cx_source),
-                    None if cy is None else _apply(spec, changes, x_source),
+                    None if cx is None else _apply(spec, matrices[k], cx_source),
+                    None if cy is None else _apply(spec, changes[k], x_source),
                 )
                 if need_g:
-                    plain = None if cw is None else _apply(spec, matrices, x_source)
+                    plain = None if cw is None else _apply(spec, matrices[k], x_source)
                     for p, s in enumerate(signs):
-                        dg[k][p] = _add(
-                            dg[k][p],
-                            target,
-                            _combine(
-                                None if varied is None else (s * w[k][p], varied[p]),
-                                None if cw is None else (s * cw[k][p], plain[p]),
-                            ),
+                        terms = (
+                            None if varied is None else (s * w[k][p], varied[p]),
+                            None if cw is None else (s * cw[k][p], plain[p]),
                         )
+                        dg[k][p] = _add(dg[k][p], way.target, _combine(*terms))
                 if need_w and varied is not None:
                     _accumulate(dw[k], g_target, varied)
-                if need_x:
-                    dx[k] = _add(
-                        dx[k], source, None if cy is None else _apply_transposed(changes, weighted)
-                    )
-                    dx[k] = _add(
-                        dx[k], source, None if cw is None else _apply_transposed(matrices, changed)
-                    )
-                if need_y and cx is not None:
-                    dy += _contract(spec, group, _outer(weighted, cx_source))
-                if need_y and cw is not None:
-                    dy += _contract(spec, group, _outer(changed, x_source))
-        return (dg, dx), (dy if need_y else None, dw if need_w else None)
+                of_changes = None if cy is None else changes[k]
+                for values, matrix, factor in (
+                    (weighted, of_changes, cx_source),
+                    (changed, matrices[k], x_source),
+                ):
+                    matrix, factor = matrix if need_x else None, factor if need_y else None
+                    if values is None or (matrix is None and factor is None):
+                        continue
+                    by_x, outer = _derivatives(spec, way, matrix, values, factor)
+                    if by_x is not None:
+                        dx[k] = _add(dx[k], way.source, by_x)
+                    if outer is not None:
+                        dy += _contract(spec, group, outer)
+            return dg, dx, dy, dw
+
+        dy = jnp.zeros_like(y) if need_y else None
+        dw = jax.tree.map(jnp.zeros_like, w) if need_w else None
+        *carry, dy, dw = _both_ways(spec, direction, (*carry, dy, dw), senders, receivers)
+        return tuple(carry), (dy, dw)
 
     dg = jax.tree.map(jnp.zeros_like, g) if need_g else None
     dx = jax.tree.map(jnp.zeros_like, x) if need_x else None
@@ -185,12 +210,33 @@ def _scan(spec, block, carry, parts):
     return carry, jax.tree.map(lambda a: a.reshape(num, *a.shape[2:]), results)
 
 
-def _directions(spec, senders, receivers):
-    """Return (sign by degree of the harmonics, source, target) of the messages of each edge."""
-    there = (lambda degree: 1.0, senders, receivers)
-    # the opposite vector has the opposite odd harmonics
-    back = (lambda degree: (-1.0) ** degree, receivers, senders)
-    return (there, back) if spec.undirected else (there,)
+class _Way(NamedTuple):
+    """Messages of a block of edges in one direction.
+
+    Attributes:
+      signs: Factors of the harmonics of each degree, those of the opposite vector or ones.
+      source: Senders of the messages.
+      target: Receivers of the messages.
+    """
+
+    signs: jax.Array
+    source: jax.Array
+    target: jax.Array
+
+
+def _both_ways(spec, direction, carry, senders, receivers):
+    """Call `direction` for the messages of each edge, one way or both; return the last carry."""
+    degrees = np.arange(max(degree for group in spec.groups for degree, _ in group.paths) + 1)
+    dtype = jax.tree.leaves(carry)[0].dtype
+    there = _Way(np.ones(len(degrees), dtype), senders, receivers)
+    if not spec.undirected:
+        return direction(carry, there)
+    # the opposite vector has the opposite odd harmonics; a loop compiles in half of the time
+    back = _Way((-1.0) ** degrees, receivers, senders)
+    ways = _Way(
+        *(jnp.stack([jnp.asarray(a), jnp.asarray(b, a.dtype)]) for a, b in zip(there, back))
+    )
+    return jax.lax.scan(lambda c, way: (direction(c, way), None), carry, ways)[0]
 
 
 def _tables(spec, group):
@@ -233,19 +279,45 @@ def _apply(spec, matrices, x):
     return [sum(m[:, :, a, None] * x[:, None, a] for a in range(x.shape[1])) for m in matrices]
 
 
-def _apply_transposed(matrices, values):
+def _derivatives(spec, way, matrices, values, x):
+    """Compute the derivatives of <values, matrices @ x> with respect to x and to the matrices.
+
+    Args:
+      spec: Structure of the convolution.
+      way: Messages.
+      matrices: Matrix of each path, shape (P, c, a); None if its derivative is not wanted.
+      values: Values of each path, shape (P, c, U).
+      x: Factors, shape (P, a, U); None if the derivative is not wanted.
+
+    Returns:
+      Sums over the paths and c, shape (P, a, U), and over the channels, shape (P, q, a); or None.
+    """
+
+    def compute(matrices, values, x):
+        joined = jnp.concatenate(values, axis=1)
+        by_x = None if matrices is None else _apply_transposed(spec, matrices, values)
+        outer = None if x is None else jnp.einsum("pqu,pau->pqa", joined, x, precision=_EXACT)
+        return by_x, outer
+
+    if not spec.stored or spec.compact:
+        return compute(matrices, values, x)
+    # The condition always holds. The arguments of a branch are stored; without it, XLA would
+    # repeat gathers and products with weights for each term of a sum.
+    shapes = jax.eval_shape(compute, matrices, values, x)
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+    return jax.lax.cond(way.source[0] >= 0, compute, lambda *_: zeros, matrices, values, x)
+
+
+def _apply_transposed(spec, matrices, values):
     """Multiply by the transposed matrices and sum: (P, c, a) each, (P, c, U) each -> (P, a, U)."""
-    return jnp.einsum(
-        "pqa,pqu->pau",
-        jnp.concatenate(matrices, axis=1),
-        jnp.concatenate(values, axis=1),
-        precision=_EXACT,
-    )
-
-
-def _outer(values, x):
-    """Sum products over the channels: (P, c, U) each, (P, a, U) -> (P, q, a)."""
-    return jnp.einsum("pqu,pau->pqa", jnp.concatenate(values, axis=1), x, precision=_EXACT)
+    if spec.stored and not spec.compact:
+        return sum(
+            m[:, c, :, None] * v[:, c, None]
+            for m, v in zip(matrices, values)
+            for c in range(v.shape[1])
+        )
+    joined = jnp.concatenate(matrices, axis=1), jnp.concatenate(values, axis=1)
+    return jnp.einsum("pqa,pqu->pau", *joined, precision=_EXACT)
 
 
 def _accumulate(total, a, b):

@@ -138,7 +138,14 @@ def sum_products(
       old_signs: Take the couplings of e3nn 0.4.4.
     """
     rows, num = _num_rows(edge), len(edge.senders)
-    spec = Spec(groups, edge.undirected, old_signs, _block(edge), compact=num <= _CPU_BLOCK)
+    spec = Spec(
+        groups,
+        edge.undirected,
+        old_signs,
+        _block(edge),
+        compact=num <= _CPU_BLOCK,
+        stored=jax.default_backend() == "cpu",
+    )
     max_degree = max(degree for group in groups for degree, _ in group.paths)
     y = _pad(jnp.concatenate(harmonics[: max_degree + 1], axis=-1), rows)
     w = [[_pad(values, rows) for values in group] for group in w]  # padding has no weight

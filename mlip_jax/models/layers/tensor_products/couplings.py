@@ -99,8 +99,13 @@ def e3nn_coupling(l1: int, l2: int, l3: int) -> np.ndarray:
 
     The components of e3nn are m = -l, ..., l about the y axis.
     """
-    order = [np.argsort(_orders(l)) for l in (l1, l2, l3)]
+    order = [e3nn_components(l) for l in (l1, l2, l3)]
     return coupling(l1, l2, l3)[np.ix_(*order)] / sqrt(2 * l3 + 1)
+
+
+def e3nn_components(l: int) -> np.ndarray:
+    """Return the index of each component of degree l of e3nn among ours."""
+    return np.argsort(_orders(l))
 
 
 def nonzero(values: np.ndarray) -> list[tuple[int, int, int, float]]:

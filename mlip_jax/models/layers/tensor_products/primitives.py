@@ -46,14 +46,27 @@ def _bind(primitive, spec, wanted, *args):
     """Call a primitive with pytrees. None marks arguments and results that are absent."""
     leaves, tree = jax.tree.flatten(args)
     call = _Call(spec, tree, wanted)
-    outputs = jax.tree.structure(
-        jax.eval_shape(lambda *a: _FUNCTIONS[primitive](call, *a), *map(_shape, leaves))
-    )
+    outputs = jax.tree.structure(_output_shapes(primitive, call, args))
     return jax.tree.unflatten(outputs, primitive.bind(*leaves, call=call))
 
 
-def _shape(a):
-    return jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a))
+def _output_shapes(primitive, call, args):
+    """Return the results of a primitive as shapes; tracing the function would take seconds."""
+    *_, g, x, y, w, _, _ = (None, *args)
+    if primitive in (_CONVOLVE, _CONVOLVE_TANGENT):
+        return [
+            [_shape((a.shape[0], 2 * c + 1, a.shape[-1]), a.dtype) for _, c in group.paths]
+            for a, group in zip(x, call.spec.groups)
+        ]
+    arguments = (g, x, y, w) if primitive is _SECOND else (x, y, w)
+    return tuple(
+        jax.tree.map(lambda a: _shape(a.shape, a.dtype), argument) if wanted else None
+        for argument, wanted in zip(arguments, call.wanted)
+    )
+
+
+def _shape(shape, dtype):
+    return jax.core.ShapedArray(shape, dtype)
 
 
 def _convolve(call, *leaves):
@@ -128,10 +141,9 @@ def _define(primitive, function):
     primitive.multiple_results = True
     primitive.def_impl(jax.jit(flat, static_argnames="call"))
     primitive.def_abstract_eval(
-        lambda *avals, call: [
-            jax.core.ShapedArray(o.shape, o.dtype)
-            for o in jax.eval_shape(functools.partial(flat, call=call), *map(_shape, avals))
-        ]
+        lambda *avals, call: jax.tree.leaves(
+            _output_shapes(primitive, call, jax.tree.unflatten(call.tree, avals))
+        )
     )
     mlir.register_lowering(primitive, mlir.lower_fun(flat, multiple_results=True))
     batching.primitive_batchers[primitive] = batch

@@ -95,7 +95,7 @@ def independent_paths(max_degree: int, order: int, target: int, old_signs: bool)
     paths = product_paths(max_degree, order, target)
     rng = np.random.default_rng(0)
     factors = [rng.standard_normal((40 + len(paths), 2 * l + 1)) for l in range(max_degree + 1)]
-    values = np.stack([_numeric(path, factors, old_signs).ravel() for path in paths])
+    values = np.stack([evaluate_path(path, factors, old_signs).ravel() for path in paths])
     scale = np.linalg.norm(values, axis=1).max()
     chosen, basis = [], np.zeros((0, values.shape[1]))
     for k in sorted(range(len(paths)), key=lambda k: (sum(paths[k].results), paths[k])):
@@ -111,7 +111,7 @@ def independent_paths(max_degree: int, order: int, target: int, old_signs: bool)
     return Basis(tuple(paths[k] for k in chosen), combination)
 
 
-def _numeric(path: ProductPath, factors: list[np.ndarray], old_signs: bool) -> np.ndarray:
+def evaluate_path(path: ProductPath, factors: list[np.ndarray], old_signs: bool) -> np.ndarray:
     """Evaluate a path for equal factors, shape (samples, 2l + 1) per degree."""
     value, degree = factors[path.degrees[0]], path.results[0]
     for l, result in zip(path.degrees[1:], path.results[1:]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from typing import Any
 
 import jax
@@ -15,6 +16,8 @@ from mlip_jax.simulation.dynamics.device.records import Records
 from mlip_jax.simulation.dynamics.device.state import DynamicsState
 from mlip_jax.simulation.dynamics.neighbors import NeighborCapacity
 from mlip_jax.simulation.dynamics.system import Particles
+
+log = logging.getLogger(__name__)
 
 
 class CompiledDynamics:
@@ -76,4 +79,5 @@ _list = jax.jit(neighbors.on_device, static_argnums=(3, 4))
 def _run(loop, capacity, inputs, state, until):
     """Run the loop as one compiled program and count its traces."""
     _traces.count += 1
+    log.info("compiling the dynamics of %d atoms", len(inputs.particles.masses))
     return loop.run(capacity, inputs, state, until)

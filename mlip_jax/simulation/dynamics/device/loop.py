@@ -74,8 +74,7 @@ class DynamicsLoop:
       integrator: Integrator, see integrators.py.
       lists_on_device: Whether the device builds the neighbor lists.
       max_displacement: Maximum displacement of an atom in one step (Å); a longer one breaks the
-        molecule. A list that the host builds before a step must cover the step, so at most half the
-        skin.
+        molecule.
       bond_range: Range of the bond length over the sum of the covalent radii; outside it a bond is
         broken.
       recorder: Recording of rows and frames.

@@ -30,12 +30,12 @@ def arguments(num=4, edges=6, channels=(2, 3)):
 
 
 @pytest.mark.parametrize(
-    ("undirected", "block", "compact"),
-    [(False, 6, True), pytest.param(True, 3, False, marks=pytest.mark.slow)],
+    ("undirected", "block", "compact", "stored"),
+    [(False, 6, True, False), pytest.param(True, 3, False, True, marks=pytest.mark.slow)],
 )
-def test_derivatives(undirected, block, compact):
+def test_derivatives(undirected, block, compact, stored):
     """First derivatives, their gradient (training on forces), tangents of both, and batches."""
-    spec = Spec(GROUPS, undirected, False, block, compact)
+    spec = Spec(GROUPS, undirected, False, block, compact, stored)
     (x, y, w), indices = arguments()
     directions = jax.tree.map(lambda a: jnp.asarray(RNG.normal(size=a.shape)), (x, y, w))
 
@@ -72,6 +72,22 @@ def test_derivatives(undirected, block, compact):
     found, expected = jax.jit(lambda: (results(convolve_blocks), results(chunks.forward)))()
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_shapes_need_no_tracing(monkeypatch):
+    """Tracing a training step does not trace the loops over blocks, which takes many seconds."""
+    for name in ("forward", "backward", "second"):
+        monkeypatch.setattr(chunks, name, None)
+    spec = Spec(GROUPS, True, False, 3)
+    (x, y, w), indices = arguments()
+
+    def energy(*args):
+        return sum(jnp.sum(a) for a in jax.tree.leaves(convolve_blocks(spec, *args, *indices)))
+
+    def loss(w):
+        return jnp.sum(jax.grad(energy, 1)(x, y, w) ** 2)
+
+    assert jax.eval_shape(jax.grad(loss), w)[1][0].shape == (6, 3)
 
 
 def test_blocks_do_not_change_the_result():

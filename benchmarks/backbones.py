@@ -1,0 +1,124 @@
+"""Train the nine models of Force2Geo's comparison (Table 2) on one data set with one budget.
+
+    python benchmarks/off_equilibrium.py trajectories.lmdb MORE.lmdb --frames=8 --keep_every=5
+    python benchmarks/backbones.py MORE.lmdb runs/backbones --updates=200 --minutes=6
+
+Each model is trained twice with `configs/pubchemqcr.py:small,MODEL`: for a number of updates that
+all models share, and for as many updates as take a number of CPU minutes, without compilation. Two
+short runs measure the CPU time of an update. Errors are those of the test split, which has other
+molecules than the training data. If interrupted, rerun the same command to resume. Pin the process
+to one core (`taskset -c 1`), so that CPU time is the time of a core.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+# Published: energy MAE (meV/atom), force RMSE (meV/Å), minutes per epoch (Force2Geo, Table 2).
+PUBLISHED = {
+    "schnet": (5.30, 56.55, 25),
+    "painn_oc": (5.13, 46.34, 26),
+    "nequip": (7.37, 54.78, 130),
+    "sevennet": (8.77, 47.63, 150),
+    "allegro": (10.86, 60.71, 85),
+    "faenet": (7.28, 60.24, 16),
+    "mace": (7.54, 51.46, 120),
+    "pace": (6.24, 50.54, 140),
+    "equiformer": (4.69, 34.67, 65),
+}
+PILOT = (20, 60)  # updates of the two runs that measure the CPU time of an update
+
+
+def train(model: str, steps: int, workdir: Path, a: argparse.Namespace) -> float:
+    """Train a model unless it has been trained, and return the CPU time of the process (s)."""
+    record = workdir / "cpu.json"
+    if record.exists():
+        return json.loads(record.read_text())["seconds"]
+    options = {
+        "data.path": a.data,
+        "data.reader_options": a.reader_options,
+        "train.num_steps": steps,
+        "train.batch_size": a.batch_size,
+        "train.valid_every": steps,
+        "train.checkpoint_every": steps,
+        "train.log_every": max(1, steps // 10),
+        "train.max_valid": 200,
+        "report.max_train": 100,
+        "report.max_test": a.max_test,
+        "optimizer.warmup_steps": max(1, steps // 20),
+    }
+    workdir.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "mlip_jax.main"]
+    command += [f"--config={ROOT}/configs/pubchemqcr.py:small,{model}", f"--workdir={workdir}"]
+    command += [f"--config.{key}={value}" for key, value in options.items()]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    with open(workdir.with_suffix(".log"), "a") as log:
+        subprocess.run(
+            command, cwd=ROOT, stdout=log, stderr=log, check=True, env=os.environ | {"NO_COLOR": ""}
+        )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    record.write_text(json.dumps({"seconds": seconds, "steps": steps}))
+    return seconds
+
+
+def seconds_per_update(model: str, folder: Path, a: argparse.Namespace) -> float:
+    """Measure the CPU time of an update (s): the difference of two runs, without compilation."""
+    train(model, 1, folder / f"{model}_compile", a)  # fills the compilation cache
+    few, many = (train(model, n, folder / f"{model}_pilot{n}", a) for n in PILOT)
+    return (many - few) / (PILOT[1] - PILOT[0])
+
+
+def errors(workdir: Path) -> tuple[float, float]:
+    """Return the test errors: energy MAE (meV/atom) and force RMSE (meV/Å)."""
+    test = json.loads((workdir / "metrics.json").read_text())["test"]
+    return test["energy_mae_mev_per_atom"], test["force_rmse_mev_per_ang"]
+
+
+def row(model: str, a: argparse.Namespace) -> str:
+    """Train a model with both budgets and return its row of the table."""
+    folder = Path(a.output).resolve()
+    cost = seconds_per_update(model, folder, a)
+    cells = [f"{1e3 * cost / a.batch_size:.1f}"]
+    for name, steps in (("updates", a.updates), ("minutes", max(20, int(60 * a.minutes / cost)))):
+        workdir = folder / f"{model}_{name}"
+        train(model, steps, workdir, a)
+        energy, force = errors(workdir)
+        cells += [f"{steps:,}", f"{energy:.1f}", f"{force:.0f}"]
+    cells += [f"{x:g}" for x in PUBLISHED[model]]
+    return f"| {model} | " + " | ".join(cells) + " |"
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", help="trajectories in PubChemQCR's layout")
+    parser.add_argument("output", help="folder of the runs")
+    parser.add_argument(
+        "--reader_options", default="stages=('DFT_1st','DFT_2nd'); level_of_theory=GFN2-xTB"
+    )
+    parser.add_argument("--models", default=",".join(PUBLISHED), help="names, separated by commas")
+    parser.add_argument("--updates", type=int, default=200, help="updates of the first budget")
+    parser.add_argument("--minutes", type=float, default=6.0, help="CPU minutes of the second one")
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--max_test", type=int, default=1_000, help="structures of the test split")
+    a = parser.parse_args()
+    a.data = str(Path(a.data).resolve())
+    print(
+        "| model | CPU ms per structure | updates | energy meV/atom | force RMSE meV/Å | updates in "
+        f"{a.minutes:g} min | energy | force | published energy | force | min per epoch |\n|"
+        + "---|"
+        * 11
+    )
+    for model in a.models.split(","):
+        print(row(model, a), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,20 @@
+"""List the published force fields that can be used by name, and download one of them.
+
+    python -m mlip_jax.main --config=configs/published.py
+    python -m mlip_jax.main --config=configs/published.py --config.download=mace-mp-0-small
+
+The table has elements, reference method, license, citation and source of each. It is printed, and
+written to published.md in the workdir. A download is stored in the folder MLIP_JAX_FORCE_FIELDS, by
+default ~/.cache/mlip_jax/force_fields. Its name can be used wherever a force field is given, as in
+--config.force_field=mace-mp-0-small; the download is then made on first use.
+
+Hardware: any. Takes a second, plus the download.
+"""
+
+import ml_collections
+
+from mlip_jax.defaults import published_defaults
+
+
+def get_config() -> ml_collections.ConfigDict:
+    return published_defaults()

@@ -1,0 +1,43 @@
+"""Positions far from the origin, which lose digits in single precision.
+
+At 1,000 Å, positions in float32 are 6e-5 Å apart, and forces change by some meV/Å. Conversions to
+float32 first move such structures; structures near the origin keep their positions bit by bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from ase.geometry import wrap_positions
+
+from mlip_jax.datasets.columns import Columns
+
+# Largest coordinate (Å) that keeps enough digits in float32, whose resolution is 4e-6 Å below it.
+LIMIT = 64.0
+
+
+def is_far(positions: np.ndarray) -> bool:
+    """Return whether a coordinate (Å) is beyond LIMIT. Values that are not finite are ignored."""
+    size = np.abs(positions)
+    return bool((size[np.isfinite(size)] > LIMIT).any())
+
+
+def move_near_origin(columns: Columns) -> Columns:
+    """Return the structures with those far from the origin moved to it.
+
+    Periodic structures are wrapped into their cell first. This changes no distance to the nearest
+    images, but neighbor lists must be built from the new positions.
+    """
+    if not is_far(columns.positions):
+        return columns
+    positions = columns.positions.copy()
+    for s in range(len(columns)):
+        atoms = slice(columns.offsets[s], columns.offsets[s + 1])
+        own = positions[atoms]
+        if not is_far(own) or not np.isfinite(own).all():
+            continue
+        if columns.pbc is not None and columns.pbc[s].any():
+            own = wrap_positions(own, columns.cell[s], columns.pbc[s], eps=0)
+        positions[atoms] = own - own.mean(0)
+    return dataclasses.replace(columns, positions=positions)

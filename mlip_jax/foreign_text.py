@@ -1,0 +1,82 @@
+"""Text from files of other people, in what the package writes for people and their programs.
+
+Names of molecules, SMILES and messages with them can contain line breaks, which begin new records
+in text files; escape sequences, which control a terminal; and formulas, which spreadsheets run.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterable, Iterator
+from typing import IO, Any
+
+# Cells that spreadsheets read as formulas. Those that begin with apostrophes are changed as well,
+# so that `from_cell` restores every text.
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+
+
+def one_line(text: str) -> str:
+    """Return the text on one line, with single spaces and without unprintable characters."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def printable(text: str) -> str:
+    r"""Return the text with escape codes for unprintable characters, except line breaks and tabs.
+
+    >>> printable("red: \x1b[31m")
+    'red: \\x1b[31m'
+    """
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text
+    )
+
+
+def to_cell(value: Any) -> Any:
+    """Return a value for a CSV file that spreadsheets do not run: "=C" becomes "'=C".
+
+    Numbers are unchanged, also as text.
+    """
+    if not isinstance(value, str) or not _FORMULA.match(value) or _is_number(value):
+        return value
+    return f"'{value}"
+
+
+def from_cell(text: str) -> str:
+    """Return the text that `to_cell` changed.
+
+    >>> [from_cell(to_cell(text)) for text in ("=C", "'=C", "-1.5", "'t Hooft")]
+    ['=C', "'=C", '-1.5', "'t Hooft"]
+    """
+    return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
+
+
+class TableWriter:
+    """Writer of CSV files like `csv.writer`, whose cells spreadsheets do not run."""
+
+    def __init__(self, file: IO[str], **options: Any):
+        self._writer = csv.writer(file, **options)
+
+    def writerow(self, row: Iterable[Any]) -> None:
+        """Write one row."""
+        self._writer.writerow([to_cell(value) for value in row])
+
+    def writerows(self, rows: Iterable[Iterable[Any]]) -> None:
+        """Write several rows."""
+        for row in rows:
+            self.writerow(row)
+
+
+def table_rows(file: Iterable[str]) -> Iterator[dict[str, str]]:
+    """Yield the rows of a CSV file of `TableWriter` by column, missing cells as ""."""
+    for row in csv.DictReader(file, restval=""):
+        yield {name: from_cell(cell) for name, cell in row.items() if isinstance(cell, str)}
+
+
+def _is_number(text: str) -> bool:
+    """Return whether `float` accepts the text, without spaces and underscores."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return text == text.strip() and "_" not in text

@@ -1,0 +1,1 @@
+"""Published force fields: the list of them, and downloads."""

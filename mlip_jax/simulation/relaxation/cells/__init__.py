@@ -1,0 +1,1 @@
+"""Relaxation of periodic structures, with their cells or in fixed ones."""

@@ -1,0 +1,89 @@
+"""Checks of periodic structures that are to be relaxed, and their entries in the queue."""
+
+from __future__ import annotations
+
+import numpy as np
+from ase import Atoms
+
+from mlip_jax.graphs.image_slots import MAX_IMAGES, count_images
+from mlip_jax.graphs.neighbors import neighbor_list
+from mlip_jax.models.layers.forces import has_energy_derivatives
+from mlip_jax.potential import Potential
+from mlip_jax.simulation.relaxation.cells.filters import CellFilter
+from mlip_jax.structure import cell_problem
+
+# _MAX_CANDIDATES: pairs of atoms and images that 32-bit integers can number.
+_MAX_CANDIDATES = 2**31
+
+
+def find_cell_obstacle(atoms: Atoms, potential: Potential, cell_filter: CellFilter | None) -> str:
+    """Return the reason why a periodic structure cannot be relaxed, or ""."""
+    if problem := cell_problem(atoms.cell.array, atoms.pbc):
+        return f"invalid cell: {problem}"
+    far = potential.long_range_cutoff
+    if far == np.inf:
+        return "it is periodic, and the long-range terms of the force field have no cutoff"
+    cell = atoms.cell.complete().array
+    if abs(np.linalg.det(cell)) < 1e-9:
+        return "the lattice vectors are coplanar"
+    images = count_images(cell, atoms.pbc, max(potential.cutoff, far or 0.0))
+    if images > MAX_IMAGES or images * len(atoms) ** 2 >= _MAX_CANDIDATES:
+        return (
+            f"{len(atoms)} atoms with {images} images are too many for batches. Use MLIPCalculator "
+            "with an optimizer of ASE."
+        )
+    if cell_filter is None:
+        return ""
+    if not (potential.conservative and has_energy_derivatives(potential.model)):
+        return (
+            "the cell cannot be relaxed: the forces of the force field are not the gradient of its "
+            "energy. Relax with fixed cells."
+        )
+    if atoms.pbc.all():
+        return ""
+    if cell_filter.scalar_pressure:
+        return "a pressure requires a cell that is periodic in all three directions"
+    if periodic_axes(cell, atoms.pbc) is None:
+        return (
+            "the cell cannot be relaxed: directions without periodicity must be along x, y or z and "
+            "perpendicular to the others"
+        )
+    if not cell_filter.mask_of(periodic_axes(cell, atoms.pbc)).any():
+        return "mask fixes all components of the strain along the periodic directions"
+    return ""
+
+
+def periodic_axes(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray | None:
+    """Return which of the axes x, y and z are periodic, (3,) bool.
+
+    None if a lattice vector without periodicity is not perpendicular to the others along an axis.
+    """
+    if np.all(pbc):
+        return np.ones(3, bool)
+    # The axes without periodicity are those perpendicular to all periodic lattice vectors.
+    axes = (np.abs(cell[pbc]) > 1e-6).any(axis=0)
+    inside = (np.abs(cell[~np.asarray(pbc)][:, axes]) < 1e-6).all()
+    return axes if inside and axes.sum() == np.sum(pbc) else None
+
+
+def overlap_in_cell(atoms: Atoms, shortest: float) -> str:
+    """Return a message about two atoms or images closer than `shortest` (Å), or ""."""
+    cell, pbc = atoms.cell.complete().array, atoms.pbc
+    close = neighbor_list(atoms.positions, shortest, cell, pbc)
+    if not len(close.senders):
+        return ""
+    vectors = (
+        atoms.positions[close.senders] - atoms.positions[close.receivers] + close.shifts @ cell
+    )
+    distances = np.linalg.norm(vectors, axis=1)
+    first = int(np.argmin(distances))
+    i, j = sorted((int(close.receivers[first]), int(close.senders[first])))
+    return f"atoms {i} and {j} overlap: their distance is {distances[first]:.3g} Å"
+
+
+def cell_fields(atoms: Atoms, cell_filter: CellFilter | None) -> tuple[np.ndarray, ...]:
+    """Return cell, periodicity and mask of an entry of the queue."""
+    cell, mask = atoms.cell.complete().array, np.ones((3, 3))
+    if cell_filter is not None:
+        mask = cell_filter.mask_of(periodic_axes(cell, atoms.pbc))
+    return cell, atoms.pbc, mask

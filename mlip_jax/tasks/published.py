@@ -1,0 +1,64 @@
+"""Task `published`: list the published force fields, and download one of them."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import ml_collections
+
+from mlip_jax import config as configs
+from mlip_jax import defaults
+from mlip_jax.config import ConfigError
+from mlip_jax.importers import published
+from mlip_jax.importers.catalog.downloads import DownloadError
+from mlip_jax.importers.catalog.published_list import FORCE_FIELDS, PublishedForceField, find
+from mlip_jax.workdir import claimed, write_text
+
+log = logging.getLogger(__name__)
+
+_COLUMNS = ("name", "elements", "reference method", "license", "citation", "source", "MB")
+
+
+def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
+    """Print the list, write it to published.md in `workdir`, and return the path of that file.
+
+    Raises:
+      ConfigError, WorkdirError, ValueError: The message explains how to fix the problem.
+    """
+    config = configs.complete(config, defaults.published_defaults())
+    entry = find(config.download) if config.download else None
+    with claimed(workdir, configs.identity(config)) as folder:
+        table = markdown(FORCE_FIELDS)
+        print(table)
+        write_text(folder / "published.md", table + "\n")
+        if entry is not None:
+            try:
+                path = published.locate(entry)
+            except DownloadError as error:
+                raise ConfigError(str(error)) from error
+            log.info("%s: %s", entry.name, published.terms_of_use(entry))
+            log.info("%s", path)
+    return folder / "published.md"
+
+
+def markdown(entries: tuple[PublishedForceField, ...]) -> str:
+    """Return a table of force fields in Markdown."""
+    rows = [_COLUMNS, tuple("---" for _ in _COLUMNS), *map(_row, entries)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _row(entry: PublishedForceField) -> tuple[str, ...]:
+    """Return the cells of a force field."""
+    unknown = "unknown"
+    license_ = ", ".join(text for text in (entry.license or unknown, entry.note) if text)
+    source = entry.address or (f"package {entry.package}" if entry.package else unknown)
+    return (
+        entry.name,
+        entry.elements,
+        entry.method,
+        license_,
+        entry.citation or unknown,
+        source,
+        f"{entry.size / 1e6:.1f}" if entry.size else unknown,
+    )

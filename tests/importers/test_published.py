@@ -1,0 +1,166 @@
+"""Tests for published force fields: the list, and downloads from a server on this machine."""
+
+import hashlib
+import http.server
+import threading
+from urllib.parse import urlparse
+
+import pytest
+
+from mlip_jax.defaults import published_defaults
+from mlip_jax.importers import published
+from mlip_jax.importers.catalog import downloads, published_list
+from mlip_jax.importers.catalog.downloads import DownloadError, download
+from mlip_jax.importers.formats.weights import WeightsError
+from mlip_jax.tasks import published as task
+
+CONTENT = bytes(range(256)) * 40
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Serves CONTENT; "/cut" ends the first connection early, "/no-ranges" ignores ranges."""
+
+    protocol_version = "HTTP/1.0"
+
+    def do_GET(self):
+        path = urlparse(self.path).path
+        given = self.headers.get("Range")
+        self.server.requests.append((path, given))
+        if path == "/absent":
+            return self.send_error(404)
+        start = int(given.removeprefix("bytes=").rstrip("-")) if given else 0
+        if start >= len(CONTENT):
+            return self.send_error(416)
+        is_range = given and path != "/no-ranges"
+        body = CONTENT[start:] if is_range else CONTENT
+        self.send_response(206 if is_range else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        is_cut = path == "/cut" and not given
+        self.wfile.write(body[:1000] if is_cut else body)
+
+    def log_message(self, *_):
+        """Print nothing."""
+
+
+@pytest.fixture(scope="module")
+def server():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        running.requests = []
+        thread = threading.Thread(target=running.serve_forever, args=(0.02,))
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def address(server):
+    server.requests.clear()
+    return f"http://127.0.0.1:{server.server_port}"
+
+
+def test_file_is_downloaded_once(tmp_path, address, server):
+    target = tmp_path / "cache" / "X.model"
+    for _ in range(2):
+        assert download(f"{address}/file", target, len(CONTENT), SHA256) == target
+    assert target.read_bytes() == CONTENT
+    assert server.requests == [("/file", None)]
+    assert [p.name for p in target.parent.iterdir()] == ["X.model"]
+
+
+@pytest.mark.parametrize("size", [len(CONTENT), None])
+def test_interrupted_download_is_resumed(tmp_path, address, server, size):
+    target = tmp_path / "X.model"
+    with pytest.raises(DownloadError, match="resumes after 1,000 bytes"):
+        download(f"{address}/cut", target, size, SHA256)
+    assert not target.exists()
+    download(f"{address}/cut", target, size, SHA256)
+    assert target.read_bytes() == CONTENT
+    assert server.requests == [("/cut", None), ("/cut", "bytes=1000-")]
+
+
+def test_server_without_ranges_and_part_that_is_too_long(tmp_path, address):
+    target, part = tmp_path / "X.model", tmp_path / "X.model.part"
+    part.write_bytes(b"x" * 100)
+    assert download(f"{address}/no-ranges", target).read_bytes() == CONTENT
+    target.unlink()
+    part.write_bytes(b"x" * (len(CONTENT) + 1))
+    assert download(f"{address}/file", target, len(CONTENT), SHA256).read_bytes() == CONTENT
+
+
+def test_wrong_files_are_deleted(tmp_path, address):
+    target = tmp_path / "X.model"
+    with pytest.raises(DownloadError, match="differs from the published one"):
+        download(f"{address}/file", target, len(CONTENT), "0" * 64)
+    with pytest.raises(DownloadError, match="has 10,240 bytes, expected 7"):
+        download(f"{address}/file", target, 7)
+    with pytest.raises(DownloadError, match="the server answers 404"):
+        download(f"{address}/absent", target)
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_network_and_full_disk(tmp_path, address, monkeypatch):
+    target = tmp_path / "X.model"
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as closed:
+        port = closed.server_port
+    with pytest.raises(DownloadError, match="cannot be downloaded.*copy the file to"):
+        download(f"http://127.0.0.1:{port}/file", target)
+    usage = type("Usage", (), {"free": 100})
+    monkeypatch.setattr(downloads.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(DownloadError, match="needs 10,240 bytes, 100 are free.*Free up disk space"):
+        download(f"{address}/file", target)
+    assert not target.exists()
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv(downloads.CACHE, str(tmp_path))
+    return tmp_path
+
+
+def test_files_of_the_cache_and_of_packages(cache, monkeypatch):
+    """A file of the cache is used without a network, and verified."""
+    entry = published_list.find("SevenNet-0")
+    file = cache / "sevennet-0" / "checkpoint_sevennet_0.pth"
+    monkeypatch.setattr(published, "_in_package", lambda _: None)
+    with pytest.raises(DownloadError, match="install the Python package sevenn"):
+        published.locate(entry)
+    file.parent.mkdir()
+    file.write_bytes(CONTENT)
+    with pytest.raises(WeightsError, match="not the published file of sevennet-0"):
+        published.locate(entry)
+    assert published.locate(entry._replace(sha256=SHA256)) == file
+    packaged = entry._replace(package="numpy", file="__init__.py", sha256=None)
+    monkeypatch.undo()
+    assert published._in_package(packaged).name == "__init__.py"
+    assert published._in_package(packaged._replace(package="absent_package")) is None
+
+
+def test_task(cache, tmp_path):
+    config = published_defaults()
+    config.download = "sevennet-0"
+    file = cache / "sevennet-0" / "checkpoint_sevennet_0.pth"
+    file.parent.mkdir()
+    file.write_bytes(CONTENT)
+    with pytest.raises(WeightsError, match="not the published file"):
+        task.run(config, tmp_path / "run")
+    config.download = ""
+    table = task.run(config, tmp_path / "list").read_text()
+    assert "| mace-off23-small |" in table and "unknown" in table
+
+
+def test_list():
+    names = [entry.name for entry in published_list.FORCE_FIELDS]
+    assert len(set(names)) == len(names) and all(name == name.lower() for name in names)
+    for entry in published_list.FORCE_FIELDS:
+        assert bool(entry.address) or bool(entry.package and entry.file)
+        assert entry.sha256 is None or len(entry.sha256) == 64
+        assert not published_list.is_known(f"{entry.name}.model")
+    off = published_list.find("mace-off23-small")
+    assert "not for commercial use" in published.terms_of_use(off)
+    with pytest.raises(ValueError, match="sevennet-0 has no option head"):
+        published.load("sevennet-0", head="a")
+    with pytest.raises(ValueError, match="expected the name of a published force field"):
+        published_list.find("sevennet-9")
