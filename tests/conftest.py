@@ -13,13 +13,19 @@ import hypothesis
 import jax
 import pytest
 
-from tests import compilation
+from tests import compilation, drawing
 
 compilation.configure()
 
 # Tracing creates many objects that live long. With the default thresholds, garbage collection takes
 # a sixth of the time of the tests.
 gc.set_threshold(50_000, 50, 100)
+
+
+def pytest_collection_finish():
+    """Simplify figures: tests and modules that draw have imported Matplotlib by now."""
+    drawing.simplify()
+
 
 # Tests start and interrupt programs, which inherit ignored signals. The background jobs of a shell
 # ignore signals, so restore their handlers.

@@ -66,7 +66,12 @@ def outputs(potential, arrays, dtype):
 
 @pytest.mark.parametrize(
     ("kind", "precision", "relative"),
-    [("parity", "float64", 1e-11), ("natural", "float64", 1e-11), ("natural", "float32", 1e-5)],
+    [
+        ("parity", "float64", 1e-11),
+        ("natural", "float64", 1e-11),
+        # seconds of compilation
+        pytest.param("natural", "float32", 1e-5, marks=pytest.mark.slow),
+    ],
 )
 def test_agrees_with_nequip_allegro(saved, kind, precision, relative):
     path, config, arrays = saved(kind)

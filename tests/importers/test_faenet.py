@@ -41,6 +41,7 @@ def test_agrees_with_the_reference(tmp_path, kind, frames, prefix):
     assert_agree(forces, np.concatenate(expected[f"{prefix}forces"]))
 
 
+@pytest.mark.slow
 def test_agrees_in_single_precision(tmp_path):
     path, structures, expected = save(tmp_path, "simple")
     potential = faenet.load(path)

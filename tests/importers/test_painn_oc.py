@@ -36,8 +36,17 @@ def weights(tmp_path):
 
 
 @pytest.mark.usefixtures("double_precision")
-@pytest.mark.parametrize("direct", [False, True])
-@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize(
+    ("kind", "direct"),
+    [
+        ("fairchem", False),
+        ("fairchem", True),
+        # The direct case compares the same energies, and tests/models/test_contract.py compares
+        # forces with differences of energies.
+        pytest.param("force2geo", False, marks=pytest.mark.slow),
+        ("force2geo", True),
+    ],
+)
 def test_agrees_with_the_reference(weights, kind, direct):
     path, structures, expected = weights(kind)
     potential = painn_oc.load(path, cutoff=CUTOFFS[kind], direct_forces=direct)
@@ -51,15 +60,20 @@ def test_agrees_with_the_reference(weights, kind, direct):
     assert_agree(forces, np.concatenate(expected[HEADS[kind] if direct else "forces"]))
 
 
+@pytest.mark.slow
 def test_agrees_in_single_precision(weights):
     path, structures, expected = weights("fairchem")
-    potential = painn_oc.load(path, cutoff=4.5, energy_unit=2.0)
+    potential = painn_oc.load(path, cutoff=4.5)
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), potential.params)
     energies, forces = energies_and_forces(potential.model, params, structures, np.float32)
     for values, name in ((energies, "energy"), (forces, "direct_forces")):
         reference = np.concatenate(expected[name])
         np.testing.assert_allclose(values, reference, rtol=0, atol=1e-5 * np.abs(reference).max())
-    assert potential.energy_scale == 2.0  # multiplies both
+
+
+def test_energy_unit_multiplies_energies_and_forces(weights):
+    path, _, _ = weights("fairchem")
+    assert painn_oc.load(path, cutoff=4.5, energy_unit=2.0).energy_scale == 2.0
 
 
 def test_the_vector_head_of_force2geo_is_dropped_unless_requested(weights):

@@ -73,8 +73,16 @@ def assert_agrees(calc, structures, relative):
         np.testing.assert_allclose(atoms.get_forces(), forces, rtol=0, atol=relative * largest)
 
 
-@pytest.mark.parametrize(("dtype", "relative"), [("float64", 1e-11), ("float32", 1e-5)])
-@pytest.mark.parametrize("kind", OPTIONS)
+@pytest.mark.parametrize(
+    ("kind", "dtype", "relative"),
+    [
+        *((kind, "float64", 1e-11) for kind in OPTIONS),
+        ("schnet", "float32", 1e-5),
+        # seconds of compilation each
+        pytest.param("painn", "float32", 1e-5, marks=pytest.mark.slow),
+        pytest.param("painn_shared", "float32", 1e-5, marks=pytest.mark.slow),
+    ],
+)
 def test_agrees_with_schnetpack(tmp_path, kind, dtype, relative):
     state, structures = golden(kind)
     suffix = ".npz" if dtype == "float64" else ".safetensors"

@@ -1,6 +1,5 @@
 """Tests for energies of many structures: equal to the calculator's, in order, for any batches."""
 
-import jax
 import numpy as np
 import pytest
 from ase import Atoms
@@ -11,16 +10,17 @@ from mlip_jax.potential import Potential, example_graph
 from mlip_jax.simulation.calculators.calculator import MLIPCalculator
 from mlip_jax.simulation.energies import energies, energies_and_forces
 from mlip_jax.structure import Structure
+from tests.models.parameters import quick_parameters
 
 
 @pytest.fixture(scope="module")
 def potential():
-    model = create("painn", num_features=8, num_layers=1, cutoff=4.0, num_radial=6)
+    model = create("schnet", num_features=8, num_layers=1, cutoff=4.0, num_radial=6)
     reference = np.zeros(119)
     reference[[1, 6, 8]] = -13.6, -1030.0, -2040.0
     return Potential(
         model=model,
-        params=model.init(jax.random.key(0), example_graph()),
+        params=quick_parameters(model, example_graph()),
         cutoff=4.0,
         reference_energies=reference,
         energy_scale=1.3,

@@ -20,7 +20,6 @@ from tests.forks import Forks
 REPOSITORY = Path(__file__).parents[2]
 DATA = REPOSITORY / "tests/data/gfn2_small.hdf5"
 OPTIONS = {  # model options: the smallest models that exercise a run
-    "so3krates": {"num_features": 12, "num_layers": 1, "num_heads": 2, "degrees": "(1,2)"},
     "schnet": {"num_features": 8, "num_layers": 1},
     "painn_oc": {"num_features": 8, "num_layers": 1, "num_radial": 8, "direct_forces": True},
 }
@@ -39,7 +38,7 @@ SMALL = {
 }
 
 
-def flags(workdir, model="so3krates", **changes):
+def flags(workdir, model="schnet", **changes):
     """Return the flags of a small run. `changes` are config fields with __ in place of dots."""
     fields = SMALL | {f"model.options.{k}": v for k, v in OPTIONS[model].items()}
     fields |= {k.replace("__", "."): v for k, v in changes.items()}
@@ -50,7 +49,7 @@ def flags(workdir, model="so3krates", **changes):
     ]
 
 
-def command(workdir, model="so3krates", **changes):
+def command(workdir, model="schnet", **changes):
     """Return the command line of a small run."""
     return [sys.executable, "-m", "mlip_jax.main", *flags(workdir, model, **changes)]
 
@@ -91,7 +90,13 @@ def start(workdir, cwd=None, env=None, **changes):
 @functools.cache
 def _forks():
     """Return the process that has imported the modules of a training run (3 CPU-seconds)."""
-    forks = Forks("mlip_jax.main", "mlip_jax.cli.flags", "mlip_jax.tasks.train", **environment())
+    modules = (
+        "mlip_jax.main",
+        "mlip_jax.cli.flags",
+        "mlip_jax.tasks.train",
+        "mlip_jax.tasks.relax",
+    )
+    forks = Forks(*modules, "tests.drawing", **environment())
     atexit.register(forks.__exit__)
     return forks
 
@@ -102,7 +107,8 @@ class ForkedRun:
     def __init__(self, cwd, arguments):
         self._log = tempfile.TemporaryFile("w+")
         self._fork = _forks().start(
-            "import os, sys; os.chdir(sys.argv.pop(1)); from mlip_jax.main import main; main()",
+            "import os, sys; os.chdir(sys.argv.pop(1)); from tests import drawing; "
+            "drawing.simplify(); from mlip_jax.main import main; main()",
             cwd,
             *arguments,
             stdout=self._log,
@@ -118,6 +124,11 @@ class ForkedRun:
         """Send a signal to the run if it has not ended."""
         if self.poll() is None:
             os.kill(self.pid, number)
+
+    def written(self):
+        """Return the output so far."""
+        # the run writes at the offset of the same open file, which must not be moved
+        return os.pread(self._log.fileno(), 1_000_000, 0).decode()
 
     def communicate(self, timeout=300):
         """Wait for the end of the run and return (output, None)."""

@@ -22,7 +22,8 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("predict")
     write_data(folder)
     for seed in (0, 1):
-        property_task.run(config(folder, seed=seed, train__num_steps=12), folder / f"gap-{seed}")
+        c = config(folder, seed=seed, model__name="schnet", train__num_steps=12)
+        property_task.run(c, folder / f"gap-{seed}")
     (folder / "molecules.smi").write_text("\n".join(SMILES) + "\n")
     write_force_field(folder / "ff")
     return folder

@@ -1,10 +1,9 @@
-"""Tests for runs of `relax` with a small PaiNN: killed, stopped, and in several processes."""
+"""Tests for runs of `relax` with a small force field: killed, stopped, and in several processes."""
 
 import csv
 import os
 import signal
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,8 +12,13 @@ from ase.io import read
 from mlip_jax.checkpoint import CheckpointStore
 from mlip_jax.simulation.relaxation import journal
 from mlip_jax.simulation.relaxation.outputs import LAYOUT
-from tests.simulation.conftest import ELEMENTS, OPTIONS, morse_potential  # noqa: F401 (a fixture)
-from tests.tasks.runs import REPOSITORY, environment, finish, wait_for
+from tests.simulation.conftest import (  # a fixture
+    ELEMENTS,
+    MODELS,
+    OPTIONS,
+    morse_potential,  # noqa: F401
+)
+from tests.tasks.runs import REPOSITORY, ForkedRun, environment, finish, wait_for
 from tests.tasks.test_train_processes import _process_one
 
 MOLECULES = 60
@@ -31,7 +35,7 @@ def force_field(tmp_path_factory, request):
         1,
         {"params": potential.params},
         {
-            "config": {"model": {"name": "painn", "options": options}},
+            "config": {"model": {"name": MODELS["tiny"], "options": options}},
             "statistics": {
                 "cutoff": potential.cutoff,
                 "reference_energies": potential.reference_energies.tolist(),
@@ -91,11 +95,9 @@ def arguments(workdir, force_field, molecules, **changes):
 
 
 def start(*inputs, processes=1, **changes):
-    command = (
-        [sys.executable, "-m", "mlip_jax.main"]
-        if processes == 1
-        else [str(REPOSITORY / "launch/local.sh"), "-n", str(processes), "--"]
-    )
+    if processes == 1:
+        return ForkedRun(inputs[0].parent, arguments(*inputs, **changes))
+    command = [str(REPOSITORY / "launch/local.sh"), "-n", str(processes), "--"]
     return subprocess.Popen(
         [*command, *arguments(*inputs, **changes)],
         stdout=subprocess.PIPE,
@@ -170,7 +172,7 @@ def test_whole_run(uninterrupted):
         f"{MOLECULES} molecules: {len(good)} converged" in output
         or found[9]["status"] == "converged"
     )
-    assert (workdir / "report.html").stat().st_size > 50_000
+    assert (workdir / "report.html").read_text().count("<img") > 1
 
 
 @pytest.mark.slow

@@ -77,21 +77,8 @@ def test_the_split_by_molecule_is_stored(finished):
     )
 
 
-def test_training_lowers_the_error(tmp_path):
-    code, output = run(
-        tmp_path / "run",
-        train__num_steps=150,
-        train__valid_every=50,
-        train__checkpoint_every=150,
-        optimizer__learning_rate=5e-3,
-    )
-    assert code == 0, output
-    rows = np.genfromtxt(tmp_path / "run/metrics.csv", delimiter=",", names=True)
-    force = rows["train_force_mae_mev_per_ang"][np.isfinite(rows["train_force_mae_mev_per_ang"])]
-    assert force[-3:].mean() < 0.7 * force[:3].mean()
-
-
-@pytest.mark.parametrize("after_steps", [6, pytest.param(13, marks=pytest.mark.slow)])
+@pytest.mark.slow  # tests/tasks/test_train_survival.py kills a run and damages its checkpoint
+@pytest.mark.parametrize("after_steps", [6, 13])
 def test_a_killed_run_ends_like_an_uninterrupted_one(finished, tmp_path, after_steps):
     uninterrupted, _ = finished
     workdir = tmp_path / "run"

@@ -39,6 +39,7 @@ LONG = {
     "train__log_every": 10,
     "train__valid_every": 60,
     "train__checkpoint_every": 20,
+    "optimizer__learning_rate": 5e-3,
 }
 
 
@@ -49,6 +50,12 @@ def uninterrupted(tmp_path_factory):
     code, output = run(workdir, **LONG)
     assert code == 0, output
     return workdir
+
+
+def test_training_lowers_the_error(uninterrupted):
+    force = metrics(uninterrupted)["train_force_mae_mev_per_ang"]
+    force = force[np.isfinite(force)]
+    assert force[-3:].mean() < 0.7 * force[:3].mean()
 
 
 def assert_same_parameters(workdir, expected):
@@ -113,20 +120,13 @@ def test_a_second_interrupt_ends_the_run_immediately(tmp_path):
 
 
 def test_an_interrupt_before_the_first_step_requests_a_restart(tmp_path):
-    log = tmp_path / "log"
-    with open(log, "w") as file:
-        process = subprocess.Popen(
-            command(tmp_path / "run", **LONG),
-            stdout=file,
-            stderr=file,
-            cwd=tmp_path,
-            env=environment(),
-        )
+    process = start(tmp_path / "run", **LONG)
     # the data are read, nothing is compiled
-    wait_for(lambda: "structures of" in log.read_text(), process)
+    wait_for(lambda: "structures of" in process.written(), process)
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=120) == EXIT_REQUEUE, log.read_text()
-    assert "Traceback" not in log.read_text() and newest(tmp_path / "run") is None
+    code, output = finish(process)
+    assert code == EXIT_REQUEUE, output
+    assert "Traceback" not in output and newest(tmp_path / "run") is None
 
 
 def test_a_corrupted_checkpoint_falls_back_to_the_previous_one(uninterrupted, tmp_path):

@@ -1,10 +1,6 @@
-"""Program that trains a small model for 20 steps of eight micro-batches and writes the results.
-
-python devices_program.py OUTPUT.npz RESIDENT UPDATES_PER_CALL
-"""
+"""Training of a small model for 20 steps of eight micro-batches, whose results are written."""
 
 import contextlib
-import sys
 from pathlib import Path
 
 import jax
@@ -21,6 +17,7 @@ from mlip_jax.potential import example_graph
 from mlip_jax.training.data import Batches, Split
 from mlip_jax.training.objectives import ForceField
 from mlip_jax.training.step import Trainer
+from tests.models.parameters import quick_parameters
 
 DATA = Path(__file__).parents[1] / "data/gfn2_small.hdf5"
 UPDATES, MICRO_BATCHES = 20, 8
@@ -33,10 +30,18 @@ def load():
     return columns.take(np.flatnonzero(filters.reasons(columns) == 0))
 
 
-def main(output: str, on_device: bool, per_call: int) -> None:
+def main(output: str, resident_text: str, per_call_text: str) -> None:
+    """Train, and write losses and parameters.
+
+    Args:
+      output: Path of the file, *.npz.
+      resident_text: "True" for data on the devices.
+      per_call_text: Number of updates per call.
+    """
+    on_device, per_call = resident_text == "True", int(per_call_text)
     jax.config.update("jax_disable_most_optimizations", True)
     columns = load()
-    model = models.create("painn", num_features=8, num_layers=1, num_radial=6, zero_init=False)
+    model = models.create("schnet", num_features=8, num_layers=1, num_radial=6, zero_init=False)
     split = Split(columns, np.arange(len(columns)), graph_sizes(columns, model.cutoff))
     reference = statistics.reference_energies(statistics.Summary([columns]), "least_squares")
     budgets = choose_budgets(split.sizes, 2, max_budgets=2)
@@ -62,7 +67,7 @@ def main(output: str, on_device: bool, per_call: int) -> None:
         build=build,
         data=data,
     )
-    state = trainer.init(jax.jit(model.init)(jax.random.key(0), example_graph()))
+    state = trainer.init(quick_parameters(model, example_graph()))
     results = []
     with contextlib.closing(batches.training(split, seed=0)) as stream:
         held = next(stream)
@@ -95,7 +100,3 @@ def main(output: str, on_device: bool, per_call: int) -> None:
         params=np.concatenate([np.ravel(x) for x in jax.tree.leaves(single.params)]),
         ema=np.concatenate([np.ravel(x) for x in jax.tree.leaves(single.ema)]),
     )
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2] == "True", int(sys.argv[3]))

@@ -73,7 +73,11 @@ def test_each_bucket_is_compiled_once(toy, uninterrupted, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("per_call", "step"), [(1, 1), (1, 6), (1, 7), (1, 17), (1, 20), (4, 1), (4, 13)]
+    ("per_call", "step"),
+    [
+        *((1, 1), (1, 6), (1, 7), (1, 20), (4, 13)),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((1, 17), (4, 1))),
+    ],
 )
 def test_a_stopped_run_resumes_bit_by_bit(toy, uninterrupted, stop_at, tmp_path, per_call, step):
     expected = uninterrupted(per_call)
@@ -106,7 +110,7 @@ def test_a_stop_between_two_size_buckets_loses_no_batch(toy, stop_at, tmp_path):
     assert len(ends) > 1 and STEPS not in ends
 
 
-@pytest.mark.parametrize("calls", [3, 9, 19])
+@pytest.mark.parametrize("calls", [3, pytest.param(9, marks=pytest.mark.slow), 19])
 def test_a_killed_run_resumes_bit_by_bit(toy, uninterrupted, monkeypatch, tmp_path, calls):
     """It resumes from its last checkpoint, although metrics and best checkpoint are newer."""
     expected, real, dispatched = uninterrupted(1), Trainer.train, []

@@ -23,6 +23,7 @@ from mlip_jax.training.data import Batches, Split
 from mlip_jax.training.evaluation import add, predict, validate
 from mlip_jax.training.objectives import ForceField
 from mlip_jax.training.step import Trainer
+from tests.models.parameters import quick_parameters
 
 DATA = Path(__file__).parents[1] / "data/gfn2_small.hdf5"
 OPTIONS = {"penalty": "mse", "energy_per_atom": True, "huber_delta": 0.05}
@@ -35,7 +36,7 @@ def setup():
         columns = Columns.from_structures(source)
     filters = Filters(elements=("H", "C", "N", "O", "S"), charge=0.0)
     columns = columns.take(np.flatnonzero(filters.reasons(columns) == 0))
-    model = models.create("painn", num_features=8, num_layers=1, num_radial=6, zero_init=False)
+    model = models.create("schnet", num_features=8, num_layers=1, num_radial=6, zero_init=False)
     split = Split(columns, np.arange(len(columns)), graph_sizes(columns, model.cutoff))
     reference = statistics.reference_energies(statistics.Summary([columns]), "least_squares")
     batches = Batches(
@@ -44,7 +45,7 @@ def setup():
     trainer = Trainer(
         ForceField(model, 1.3, lambda step: 0.7, 0.7, OPTIONS), optax.sgd(RATE), DECAY
     )
-    return model, split, batches, trainer, model.init(jax.random.key(0), example_graph())
+    return model, split, batches, trainer, quick_parameters(model, example_graph())
 
 
 def test_all_steps_of_an_epoch_share_one_compile(setup):

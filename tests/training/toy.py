@@ -25,6 +25,7 @@ from mlip_jax.training.objectives import ForceField
 from mlip_jax.training.outputs import restore
 from mlip_jax.training.step import Trainer
 from mlip_jax.training.throughput import ThroughputMeter
+from tests.models.parameters import quick_parameters
 
 DATA = Path(__file__).parents[1] / "data/gfn2_small.hdf5"
 MODEL = {"num_features": 4, "num_layers": 1, "num_radial": 4, "zero_init": False}
@@ -64,7 +65,7 @@ class ToyTraining:
         )
         self.budgets = (low, type(high)(*np.maximum(low, high).tolist()))
         self.streamed, self.on_device = make_trainer(self.model), self.with_resident(columns)
-        self.params = jax.jit(self.model.init)(jax.random.key(0), example_graph())
+        self.params = quick_parameters(self.model, example_graph())
 
     def with_resident(self, columns):
         return make_trainer(

@@ -1,5 +1,7 @@
 """Tests for the embeddings of charge and spin, against a plain implementation of the equations."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,15 +18,27 @@ NODE_GRAPH = np.array([0, 0, 0, 1, 1, 2, 2])  # the last atom is padding
 pytestmark = pytest.mark.usefixtures("double_precision")
 
 
+@functools.cache
+def compiled_embedding():
+    module = StateEmbedding(6)
+
+    @jax.jit
+    def init(key):
+        return module.init(key, jnp.ones(3), NUMBERS, NODE_GRAPH, np.float64)
+
+    @jax.jit
+    def apply(params, psi):
+        return module.apply({"params": params}, psi, NUMBERS, NODE_GRAPH, np.float64)
+
+    params = init(jax.random.key(0))["params"]
+    params = jax.tree.map(lambda p: np.asarray(p, np.float64), params)
+    return lambda psi: np.asarray(apply(params, np.array(psi))), params
+
+
 @pytest.fixture
 def embedding():
     """Pair (function of psi, its parameters)."""
-    module = StateEmbedding(6)
-    params = module.init(jax.random.key(0), jnp.ones(3), NUMBERS, NODE_GRAPH, np.float64)["params"]
-    params = jax.tree.map(lambda p: np.asarray(p, np.float64), params)
-    return lambda psi: np.asarray(
-        module.apply({"params": params}, jnp.asarray(psi), NUMBERS, NODE_GRAPH, np.float64)
-    ), params
+    return compiled_embedding()
 
 
 def plain(params, psi, numbers):

@@ -105,7 +105,7 @@ def test_float32_is_independent_of_the_global_flag(tiny32, make_potential):
         )
 
 
-@pytest.mark.parametrize("kind", ["so3krates", "painn"])
+@pytest.mark.parametrize("kind", [pytest.param("so3krates", marks=pytest.mark.slow), "painn"])
 def test_forces_are_the_gradient(shared, kind, capsys):
     atoms = random_molecule(7, seed=3)
     atoms.calc = shared(kind, "float64")

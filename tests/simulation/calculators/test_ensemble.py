@@ -29,7 +29,7 @@ def members(make_potential):
     Their energy scales and reference energies differ.
     """
     second = dataclasses.replace(make_potential("tiny", 2), energy_scale=0.6)
-    return make_potential("tiny", 1), make_potential("tiny_schnet"), second
+    return make_potential("tiny", 1), make_potential("painn"), second
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Tests for trajectories on disk: round trips in both formats, also after the writer was killed."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from mlip_jax.simulation.dynamics import h5md
 from mlip_jax.simulation.dynamics.trajectories import FORMS, read_trajectory
-from tests.tasks.runs import environment
+from tests.forks import Forks
 
 ABOUT = {"molecule": 7, "name": "water", "charge": -1.0}
 
@@ -113,33 +112,34 @@ def test_a_reader_does_not_block_the_writer(tmp_path):
     assert_same(read_trajectory(path), frames)
 
 
-def kill_while_writing(path, seconds):
+PROGRAM = "tests.simulation.dynamics.h5md_program"
+
+
+def kill_while_writing(forks, path, seconds):
     """Kill a process that appends frames, and return the last frame that it reported."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.simulation.dynamics.h5md_program", path],
-        cwd=h5md.__file__.rsplit("/", 4)[0],
-        env=environment(),
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    first = process.stdout.readline()
-    time.sleep(seconds)
-    os.kill(process.pid, signal.SIGKILL)
-    reported = [int(line) for line in [first, *process.stdout] if line.endswith("\n")]
+    read, write = os.pipe()
+    with open(read) as output:
+        with open(write, "w") as stdout:
+            process = forks.start(f"from {PROGRAM} import main; main()", path, stdout=stdout)
+        first = output.readline()
+        time.sleep(seconds)
+        process.kill()
+        reported = [int(line) for line in [first, *output] if line.endswith("\n")]
     process.wait()
     return reported[-1]
 
 
 def test_a_killed_writer_leaves_a_file_that_can_be_read_and_written(tmp_path):
     path, rng = tmp_path / "0.h5", np.random.default_rng(0)
-    for _ in range(4):
-        last = kill_while_writing(path, rng.uniform(0, 0.05))
-        count = h5md.size(path)
-        assert count >= last + 1
-        assert_same(read_trajectory(path), [frame(step) for step in range(count)])
-        h5md.truncate(path, last)
-        with h5py.File(path) as file:  # as any program opens it
-            assert len(file["particles/all/position/value"]) == last
+    with Forks(PROGRAM) as forks:
+        for _ in range(4):
+            last = kill_while_writing(forks, path, rng.uniform(0, 0.05))
+            count = h5md.size(path)
+            assert count >= last + 1
+            assert_same(read_trajectory(path), [frame(step) for step in range(count)])
+            h5md.truncate(path, last)
+            with h5py.File(path) as file:  # as any program opens it
+                assert len(file["particles/all/position/value"]) == last
     assert [p.name for p in tmp_path.iterdir()] == ["0.h5"]
 
 

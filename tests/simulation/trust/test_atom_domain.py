@@ -30,7 +30,7 @@ def potential():
     model = create("painn", num_features=8, num_layers=1, cutoff=4.0, num_radial=6)
     return Potential(
         model=model,
-        params=model.init(jax.random.key(0), example_graph()),
+        params=jax.jit(model.init)(jax.random.key(0), example_graph()),
         cutoff=4.0,
         reference_energies=np.zeros(119),
         energy_scale=1.0,

@@ -48,15 +48,17 @@ def test_table_of_element_pairs_gives_the_same_as_single_edges(module):
     numbers = jnp.array([1, 6, 6])
     indices = [jnp.asarray(np.random.default_rng(k).integers(0, 3, 7)) for k in (0, 1)]
 
+    @jax.jit
     def run(params, senders, receivers):
         way = direction(senders, receivers)
         if isinstance(module, PairEmbedding):
             return module.apply(params, way, numbers, jnp.float64)
-        return module.apply(params, way, numbers, jnp.float64, method="path_weights").values()
+        weights = module.apply(params, way, numbers, jnp.float64, method="path_weights")
+        return weights.values()
 
     args = (direction(*indices), numbers, jnp.float64)
     method = None if isinstance(module, PairEmbedding) else "path_weights"
-    params = module.init(jax.random.key(0), *args, method=method)
+    params = jax.jit(lambda key: module.init(key, *args, method=method))(jax.random.key(0))
     many = run(params, *indices)
     few = jnp.concatenate([run(params, *(i[k : k + 1] for i in indices)) for k in range(7)])
     np.testing.assert_allclose(many, few, rtol=1e-12)

@@ -102,7 +102,7 @@ def test_agrees_with_dense_matrices(max_degree, correlation, old_signs, equal):
     module = SymmetricContraction(max_degree, targets, correlation, (1, 6, 8), old_signs)
     shapes = jax.eval_shape(module.init, jax.random.key(0), factors, numbers)["params"]
     params = {name: rng.normal(size=leaf.shape) for name, leaf in shapes.items()}
-    found = module.apply({"params": params}, factors, numbers)
+    found = jax.jit(lambda p: module.apply({"params": p}, factors, numbers))(params)
     dense = dense * correlation if equal else dense
     for target in targets:
         weights = {n: params[f"weights_{target}_{n}"] for n in range(1, correlation + 1)}
