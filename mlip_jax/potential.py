@@ -234,12 +234,13 @@ class Potential:
           CheckpointError: There is no readable checkpoint, or it is not that of a force field.
         """
         restored = read_checkpoint(path)
-        if "reference_energies" not in restored.metadata["statistics"]:
-            raise CheckpointError(
-                f"{path}: contains a predictor of properties, not a force field. Open it with "
-                "mlip_jax.predictor.Predictor.load."
-            )
-        return cls.from_checkpoint(restored.arrays, restored.metadata)
+        try:
+            if "reference_energies" in restored.metadata["statistics"]:
+                return cls.from_checkpoint(restored.arrays, restored.metadata)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{path}: invalid metadata ({error})") from error
+        content = "contains a predictor of properties, not a force field"
+        raise CheckpointError(f"{path}: {content}. Open it with mlip_jax.predictor.Predictor.load.")
 
     @classmethod
     def from_checkpoint(cls, arrays: dict[str, np.ndarray], metadata: dict[str, Any]) -> Potential:

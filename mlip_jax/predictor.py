@@ -64,7 +64,10 @@ class Predictor:
                 f"{path}: contains a force field, not a predictor of properties. Train one "
                 f"from it: --config=configs/force2prop.py --config.init.workdir={path}"
             )
-        return cls.from_checkpoint(restored.arrays, restored.metadata)
+        try:
+            return cls.from_checkpoint(restored.arrays, restored.metadata)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{path}: invalid metadata ({error})") from error
 
     @classmethod
     def from_checkpoint(cls, arrays: dict[str, np.ndarray], metadata: dict[str, Any]) -> Predictor:

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from ase import Atoms
 
-from mlip_jax import limits, models
+from mlip_jax import limits, models, potential, predictor
+from mlip_jax.checkpoint import CheckpointError, Restored
 from mlip_jax.datasets import text_files
 from mlip_jax.datasets.formats import safe_pickle
 from mlip_jax.datasets.molecules.files import read_molecules
@@ -129,3 +130,18 @@ def test_a_limit_is_a_number(monkeypatch):
     monkeypatch.setenv("MLIP_JAX_MAX_LINE_BYTES", "1e9")
     with pytest.raises(ValueError, match="MAX_LINE_BYTES=1e9: expected a positive integer"):
         limits.limit("line_bytes")
+
+
+def test_invalid_metadata_of_checkpoints_are_checkpoint_errors(monkeypatch):
+    model = {"name": "painn", "options": {"num_layers": 10**9}}
+    for module, kind in ((potential, potential.Potential), (predictor, predictor.Predictor)):
+        for metadata in (
+            {"config": {"task": predictor.TASK, "model": model}, "statistics": {}},
+            {"config": {"task": predictor.TASK}, "statistics": {"reference_energies": []}},
+        ):
+            if kind is potential.Potential and not metadata["statistics"]:
+                metadata["statistics"] = {"reference_energies": [], "cutoff": "x"}
+            restored = Restored(1, {}, metadata)
+            monkeypatch.setattr(module, "read_checkpoint", lambda path, r=restored: r)
+            with pytest.raises(CheckpointError, match="run: invalid metadata"):
+                kind.load("run")
