@@ -52,8 +52,8 @@ class TorchWeights:
         """
         if name not in self._arrays:
             raise WeightsError(
-                f"weight {name!r} is missing: the state dict is not that of {self._architecture}, or "
-                f"incomplete; there are {_listed(self._arrays)}"
+                f"weight {name!r} is missing from the state dict; it is not that of "
+                f"{self._architecture}, or incomplete; there are {_listed(self._arrays)}"
             )
         self._taken.add(name)
         return self._arrays[name]
