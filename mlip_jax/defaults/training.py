@@ -281,7 +281,7 @@ TRAIN = task(
         only_with=["init.workdir"],
         workdir=Field(
             "",
-            'Force field to fine-tune: a workdir, or another value that task relax accepts, such as '
+            "Force field to fine-tune: a workdir, or another value that task relax accepts, such as "
             '"X.model"; if empty, training starts from random parameters.',
         ),
     ),
