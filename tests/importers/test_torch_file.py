@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mlip_jax.importers.formats import state_files, torch_file
@@ -198,6 +198,7 @@ def read_altered(folder, value, is_old, edits, cut):
     assert peak < 100e6
 
 
+@example("dict", True, [(0.5, 92)], 1.0)  # an invalid escape sequence
 @settings(max_examples=15, deadline=None)
 @given(st.sampled_from(sorted(VALUES)), st.booleans(), EDITS, st.floats(0.9, 1))
 def test_altered_files_raise_only_weights_errors(tmp_path_factory, name, is_old, edits, cut):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pickletools
 import re
+import warnings
+from collections.abc import Iterator
+from typing import Any
 
 from mlip_jax.datasets.reader import DatasetError
 
@@ -119,6 +122,13 @@ def check(data: bytes, source: str, allow_persistent: bool = False) -> None:
         )
 
 
+def read_opcodes(data: Any) -> Iterator[tuple]:
+    """Yield (opcode, argument, position) of a pickle, given as bytes or as an open file."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of invalid escape sequences in names
+        yield from pickletools.genops(data)
+
+
 def _malicious(source: str, content: str) -> str:
     """Return the message for a pickle that exceeds a limit."""
     return (
@@ -138,7 +148,7 @@ def _cells(data: bytes, source: str) -> int:
     memo: dict[int, int] = {}
     total = 0
     try:
-        for op, argument, _ in pickletools.genops(data):
+        for op, argument, _ in read_opcodes(data):
             name, pushed = op.name, 1
             if name in _NO_EFFECT:
                 continue

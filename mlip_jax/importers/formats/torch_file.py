@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import io
 import pickle
-import pickletools
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -22,6 +21,7 @@ import numpy as np
 
 from mlip_jax.datasets.formats import safe_pickle
 from mlip_jax.datasets.formats.pickle_arrays import Array
+from mlip_jax.datasets.formats.pickle_opcodes import read_opcodes
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.importers.formats.torch_records import Record, record_classes
 from mlip_jax.importers.formats.torch_tensors import (
@@ -251,7 +251,7 @@ def _end_of_pickle(data: bytes, start: int) -> int:
     """Return the position after the pickle that begins at `start`."""
     stream = io.BytesIO(data)
     stream.seek(start)
-    for count, _ in enumerate(pickletools.genops(stream)):
+    for count, _ in enumerate(read_opcodes(stream)):
         if count > _MAX_OPCODES:
             raise WeightsError(f"a pickle of more than {_MAX_OPCODES} values, not that of a model")
     return stream.tell()
