@@ -24,7 +24,7 @@ def rows(path):
 @pytest.mark.slow
 def test_crystals_of_a_file(tmp_path, monkeypatch):
     potential = pairwise(depth=0.1, length=2.4, cutoff=4.6)
-    monkeypatch.setattr(crystal, "load_force_field", lambda text: potential)
+    monkeypatch.setattr(crystal, "load_mean_force_field", lambda text: potential)
     write(tmp_path / "in.xyz", [bulk("Ar", "fcc", a=3.9), Atoms("Ar2", [[0, 0, 0], [0, 0, 2.7]])])
     config = crystal_defaults()
     config.input, config.force_field = str(tmp_path / "in.xyz"), "argon"

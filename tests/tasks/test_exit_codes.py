@@ -35,7 +35,9 @@ def test_stability(tmp_path, patch, broke_at):
     replicas = [Replica(0, 300.0, 0.2, "a bond broke"), Replica(0, 300.0, broke_at, "")]
     patch(
         stability,
-        load_force_field=SimpleNamespace(digest=lambda: "", origin_of_forces="", cutoff=5.0),
+        load_mean_force_field=SimpleNamespace(
+            digest=lambda: "", origin_of_forces="", cutoff=5.0, metadata={}
+        ),
         read_all=([[None]], ["water"]),
         fingerprint={},
         _relax_molecules=None,
@@ -44,6 +46,7 @@ def test_stability(tmp_path, patch, broke_at):
         _compare_with_reference=[],
         write_stability_report=tmp_path / "report.html",
     )
+    patch(stability.TrustCheck, load=SimpleNamespace(message=lambda *_: ""))
     config = defaults.stability_defaults()
     config.force_field, config.input = "runs/spice", "molecules.smi"
     if broke_at is None:

@@ -22,7 +22,7 @@ def rows(path):
 @pytest.mark.slow
 def test_paths_of_a_file(tmp_path, monkeypatch):
     potential = pairwise(depth=0.2, length=2.4, cutoff=5.5)
-    monkeypatch.setattr(neb, "load_force_field", lambda text: potential)
+    monkeypatch.setattr(neb, "load_mean_force_field", lambda text: potential)
     path = cluster(fixed=(0, 1, 2, 3))
     other = path[-1][[1, 0, 2, 3, 4]]
     other.numbers[0] = 1

@@ -501,7 +501,7 @@ def test_part_files_are_not_outputs(run_task, tmp_path):
 def test_cells_of_crystals_and_molecules_of_one_file(tmp_path, monkeypatch):
     """The command relaxes cells, writes them with their stress, and resumes."""
     potential = pairwise(depth=0.05, length=2.6, cutoff=5.0)
-    monkeypatch.setattr(relax, "load_force_field", lambda text: potential)
+    monkeypatch.setattr(relax, "load_mean_force_field", lambda text: potential)
     crystal = Atoms("Ar2", [[0, 0, 0], [1.9, 2.0, 2.1]], cell=[3.8, 4, 4.2], pbc=True)
     pair = Atoms("Ar2", [[0, 0, 0], [0, 0, 3.0]])
     path = tmp_path / "crystals.xyz"
