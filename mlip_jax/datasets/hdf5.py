@@ -181,6 +181,10 @@ class Hdf5File(Hdf5Group):
                 "truncated or not an HDF5 file; download it again or recreate it."
             ) from error
 
+    def __bool__(self) -> bool:
+        """Return whether the file is open, as h5py does; a closed one has no length."""
+        return bool(self._file)
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()
