@@ -87,6 +87,7 @@ MD = task(
         False,
         "Random initial momenta also for molecules whose file has momenta. Otherwise the dynamics "
         "of these molecules continue with their momenta.",
+        legacy_value=False,
     ),
     thermostat_time=Field(
         100.0,
