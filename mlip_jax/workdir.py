@@ -9,7 +9,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,8 @@ def _is_locked(path: Path) -> bool:
 
 def has_results(path: str | Path) -> bool:
     """Return whether a folder contains more than the preparations of a run."""
-    return any(not _is_preparation(file) for file in Path(path).rglob("*") if not file.is_dir())
+    files = (file for file in Path(path).rglob("*") if not file.is_dir())
+    return any(not _is_preparation(file) for file in files)
 
 
 def _is_preparation(file: Path) -> bool:
@@ -99,19 +100,30 @@ def _is_preparation(file: Path) -> bool:
     if any("orbax-checkpoint-tmp" in folder.name for folder in file.parents):  # not complete
         return True
     try:
-        if file.suffix == ".csv":  # a table without rows
+        if file.suffix == ".csv":  # a table without rows; one line without commas is a value
             with open(file, "rb") as lines:
-                return len(list(itertools.islice(lines, 2))) < 2
+                head = list(itertools.islice(lines, 2))
+            return not head or len(head) == 1 and b"," in head[0]
         return file.stat().st_size == 0
     except OSError:
         return False
 
 
-def _remove_preparations(path: Path) -> None:
-    """Remove what a run without results has written, except the lock and the input."""
-    for file in list(path.rglob("*")):
-        if not file.is_dir() and file.name not in _KEPT and not _is_log(file):
+def _remove_preparations(path: Path, kept: Collection[Path] = ()) -> None:
+    """Remove what a run without results has written, except the lock and the input.
+
+    Args:
+      path: Folder without results.
+      kept: Files that the run has not written.
+    """
+    for file in _files(path):
+        if file not in kept and file.name not in _KEPT and not _is_log(file):
             file.unlink(missing_ok=True)
+
+
+def _files(path: Path) -> list[Path]:
+    """Return all files in a folder and its subfolders."""
+    return [file for file in path.rglob("*") if not file.is_dir()]
 
 
 @contextlib.contextmanager
@@ -149,14 +161,17 @@ def claimed(
                 "Wait for it to finish, or choose another --workdir."
             ) from error
         replace_content(lock, str(os.getpid()))
+        # The folder may contain files of the user, which look like preparations.
+        had_results = has_results(workdir)
+        found = () if had_results else frozenset(_files(workdir))
         _check_config(workdir, config, extendable)
         try:
             yield workdir
         except Exception:
             # If the run failed before it wrote results (for example because of a mistyped path),
             # release the workdir for the corrected run. After a signal, `_check_config` does.
-            if not has_results(workdir):
-                _remove_preparations(workdir)
+            if not had_results and not has_results(workdir):
+                _remove_preparations(workdir, kept=found)
             raise
 
 

@@ -98,6 +98,26 @@ def test_a_run_that_ends_before_its_first_result_releases_the_workdir(tmp_path, 
         pass
 
 
+def test_files_of_the_user_survive_a_run_that_fails(tmp_path):
+    """Detects the removal of files that the run has not written, such as a copied split."""
+    for name, text in (("splits.npz", "1"), ("one.csv", "a,b\n"), ("__init__.py", "")):
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError), claimed(tmp_path, {"task": "relax"}):
+        (tmp_path / "results.csv").write_text("index,energy\n")
+        raise ValueError
+    assert {*os.listdir(tmp_path)} == {".lock", "splits.npz", "one.csv", "__init__.py"}
+
+
+def test_a_table_of_one_smiles_is_no_preparation(tmp_path):
+    """Detects a file of molecules without a header that an interrupted start gives away."""
+    (tmp_path / "smiles.csv").write_text("CCO\n")
+    with contextlib.suppress(KeyboardInterrupt), claimed(tmp_path, {"task": "relax", "input": "a"}):
+        raise KeyboardInterrupt
+    with contextlib.suppress(WorkdirError), claimed(tmp_path, {"task": "relax", "input": "b"}):
+        pass
+    assert (tmp_path / "smiles.csv").exists()
+
+
 def test_leftovers_of_killed_processes_are_removed(tmp_path):
     """Each killed process left one temporary file of a file that several processes write."""
     ended = subprocess.Popen(["true"])
