@@ -9,12 +9,10 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.stress import full_3x3_to_voigt_6_stress
 
 from mlip_jax.datasets.formats.ase_frames import FileFrames, MemoryFrames, has_labels
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.datasets.readers import ase
-from mlip_jax.datasets.stress import STRESS
 from mlip_jax.structure import Structure
 from mlip_jax.workdir import atomic_path
 
@@ -89,13 +87,11 @@ def write_trajectory(path: Path, structures: Sequence[Structure]) -> None:
             atoms.info |= {"num_unpaired_electrons": s.spin} if s.spin else {}
             atoms.info |= {"smiles": s.smiles} if s.smiles else {}
             atoms.info |= {"config_type": s.subset} if s.subset else {}
-            # trajectories store no arrays of other names
+            # Trajectories store no arrays of other names. The stress is one of these labels; as a
+            # result of the calculator, too, it would be ambiguous.
             labels = {**s.properties, **s.atom_properties}
             atoms.info |= {name: np.asarray(value).tolist() for name, value in labels.items()}
             labels = {} if math.isnan(s.energy) else {"energy": s.energy}
             labels |= {} if s.forces is None else {"forces": s.forces}
-            stress = s.properties.get(STRESS)
-            if stress is not None and np.isfinite(stress).all():
-                labels["stress"] = full_3x3_to_voigt_6_stress(stress)
             atoms.calc = SinglePointCalculator(atoms, **labels)
             file.write(atoms)

@@ -10,7 +10,7 @@ from ase.io import write
 from ase.stress import voigt_6_to_full_3x3_stress
 from ase.units import GPa
 
-from mlip_jax.datasets.atoms_list import write_trajectory
+from mlip_jax.datasets.atoms_list import from_atoms, write_trajectory
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.quality.checks import examine
 from mlip_jax.datasets.quality.stress_check import diagnose_stress
@@ -57,6 +57,31 @@ def test_stress_of_frames(tmp_path):
     found, _, _ = stresses(tmp_path / "b.traj")
     np.testing.assert_allclose(found[0], STRESS, atol=1e-8)
     assert np.isnan(found[1]).all()
+
+
+def test_stress_of_atoms_reaches_a_training_run(tmp_path):
+    """Detects a file of Atoms in memory whose stress occurs twice, which the reader rejects."""
+    structures, _ = from_atoms([crystal(), crystal(results=False)])
+    write_trajectory(tmp_path / "a.traj", structures)
+    found, _, _ = stresses(tmp_path / "a.traj")
+    np.testing.assert_allclose(found[0], STRESS, atol=1e-8)
+    assert np.isnan(found[1]).all()
+
+
+@pytest.mark.parametrize("name", ["a.xyz", "a.traj", "a.db"])
+def test_stress_after_many_frames_without(tmp_path, name):
+    """Detects stresses that are ignored because the first frames of the file are molecules."""
+    write(tmp_path / name, [*[crystal(pbc=False, results=False)] * 12, crystal()])
+    found, _, report = stresses(tmp_path / name)
+    assert np.isnan(found[0]).all() and not report.unread.get("stress")
+    np.testing.assert_allclose(found[12], STRESS, atol=1e-8)
+
+
+def test_stress_of_a_given_name_after_many_frames_without(tmp_path):
+    frames = [*[crystal(results=False)] * 12, crystal(results=False, outer_virial=STRESS)]
+    write(tmp_path / "a.xyz", frames)
+    found, _, _ = stresses(tmp_path / "a.xyz", stress_key="outer_virial")
+    np.testing.assert_allclose(found[12], STRESS, atol=1e-8)
 
 
 @pytest.mark.parametrize("name", ["virial", "REF_virials", "dft_stress"])

@@ -71,9 +71,11 @@ class FileFrames(abc.ABC):
 
     Attributes:
       sequential: Whether reading a frame requires reading all frames before it.
+      first: First frame with a label by its name, None if there is no such index.
     """
 
     sequential = False
+    first: dict[str, int] | None = None
 
     @abc.abstractmethod
     def __len__(self) -> int:
@@ -181,7 +183,7 @@ class _XyzFrames(FileFrames):
     def __init__(self, path: Path, format: str):
         self._path, self._format = path, format
         self.sequential = is_compressed(path)
-        self._first: dict[str, int] = {}  # first frame by name of a label
+        self.first = {}
         self._file = open_bytes(path)
         try:
             self._offsets = self._index()
@@ -215,9 +217,9 @@ class _XyzFrames(FileFrames):
             yield frame
 
     def first_with(self, key: str) -> Frame | None:
-        if key not in self._first:
+        if key not in self.first:
             return super().first_with(key)
-        return next(self.read(range(self._first[key], self._first[key] + 1)))
+        return next(self.read(range(self.first[key], self.first[key] + 1)))
 
     def _index(self) -> np.ndarray:
         """Return the offset of each frame and of the end of the file, shape (frames + 1,)."""
@@ -246,7 +248,7 @@ class _XyzFrames(FileFrames):
             )
             comment = next(lines, b"")
             for name in label_names(comment):
-                self._first.setdefault(name, len(offsets))
+                self.first.setdefault(name, len(offsets))
             # Skip the atoms of the frame.
             length = bool(comment) + sum(1 for _ in itertools.islice(lines, atoms))
             if length < atoms + 1:

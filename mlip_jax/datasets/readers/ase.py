@@ -57,6 +57,7 @@ from mlip_jax.state_labels import (
 from mlip_jax.structure import Structure, cell_problem, hill_formula
 
 _FIRST = 10  # number of frames whose labels an error lists
+_SAMPLED = 32  # number of further frames, at regular distances, that are searched for a stress
 
 
 class Reader(reader.Reader):
@@ -153,11 +154,7 @@ class Reader(reader.Reader):
                 raise DatasetError(f"{self.path}: the file contains no frames")
             # Report typos in options on opening.
             self._check_keys()
-            # Structures without a stress get NaN if any of the first frames has one.
-            self._reads_stress = STRESS not in property_keys and any(
-                self._stress_names(frame)
-                for frame in self._frames.read(range(min(_FIRST, len(self._frames))))
-            )
+            self._reads_stress = STRESS not in property_keys and self._has_stress()
             self._property_shapes = self._shapes(property_keys, "property_keys", False)
             self._atom_shapes = self._shapes(atom_property_keys, "atom_property_keys", True)
             self._read = {k for k in self._keys.values() if k} | {"config_type"}
@@ -253,6 +250,25 @@ class Reader(reader.Reader):
             )
             return frame.comment_energy * self._comment_energy
         return float(label_of(frame, key, (), False, source)) * self._units.energy
+
+    def _has_stress(self) -> bool:
+        """Return whether the file has stresses. Structures without one then get NaN.
+
+        A file may begin with molecules. So the index of an XYZ file is searched, or a sample of
+        another file. A name that the user gives has been found by `_check_keys`.
+        """
+        if self._keys["stress"] not in ("", STRESS):
+            return True
+        frames, chosen = self._frames, {*range(min(_FIRST, len(self._frames)))}
+        if frames.first is not None:
+            chosen |= {frames.first[name] for name in stress_names(frames.first)}
+        elif not frames.sequential:
+            chosen |= {*np.linspace(0, len(frames) - 1, _SAMPLED).astype(int).tolist()}
+        return any(
+            self._stress_names(frame)
+            for k in sorted(chosen)
+            for frame in frames.read(range(k, k + 1))
+        )
 
     def _stress_names(self, frame: Frame) -> list[str]:
         """Return the names of the labels of a frame that contain its stress, the first is read."""
