@@ -16,6 +16,7 @@ import numpy as np
 from ase import Atoms, units
 
 from mlip_jax.simulation.calculators.calculator import MLIPCalculator
+from mlip_jax.structure import STATES, electronic_value
 
 # _TO_THZ: frequency (THz) of a force constant of 1 eV/Å² and a mass of 1 amu.
 _TO_THZ = 1e3 * units.fs / (2 * np.pi)
@@ -84,11 +85,13 @@ def compute_force_constants(
     """
     n, cells = len(atoms), np.array(list(itertools.product(*map(range, repeats))))
     plain = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+    plain.wrap()  # the images below include the nearest ones only of atoms within the cell
     supercell = plain.repeat(repeats)  # cell by cell, in the order of `cells`
+    supercell.info = {name: electronic_value(atoms, name) * len(cells) for name in STATES}
     constants = calculator.get_hessian_columns(supercell, n).reshape(3 * n, len(cells), 3 * n)
     images = np.array(list(itertools.product(*((-1, 0, 1) if p else (0,) for p in atoms.pbc))))
     lattice = atoms.cell.complete().array
-    scaled = atoms.positions @ np.linalg.inv(lattice)
+    scaled = plain.positions @ np.linalg.inv(lattice)
     # candidates (R, images, 3) of the translation to each cell, in cells
     candidates = cells[:, None] + images * np.array(repeats)
     vectors, pair, weights = [], [], []

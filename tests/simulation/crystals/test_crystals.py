@@ -56,6 +56,25 @@ def test_phonons_of_springs_between_neighbors():
     assert zero_point_energy(np.array([1.0, -5.0])) == pytest.approx(0.5 * 4.135667e-3, rel=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:.*total charges")
+def test_phonons_do_not_depend_on_the_cells_of_the_atoms():
+    """Detects pairs at other images than the nearest ones, and a supercell with one cell's charge."""
+    potential = pairwise("harmonic", length=3.0, stiffness=20.0, cutoff=3.5)
+    atoms = Atoms("Ar2", [[0, 0, 0], [3.0, 0, 0]], cell=[6.0, 3.0, 3.0], pbc=True)
+    atoms.info["charge"] = 1
+    calculator, charges = MLIPCalculator(potential, dtype="float64"), []
+    columns = calculator.get_hessian_columns
+    calculator.get_hessian_columns = lambda a, n: charges.append(a.info["charge"]) or columns(a, n)
+    moved = atoms.copy()
+    moved.positions[1] += 4 * atoms.cell[0]
+    found = [
+        compute_force_constants(a, calculator, (2, 1, 1)).frequencies([[0.3, 0, 0]])
+        for a in (atoms, moved)
+    ]
+    np.testing.assert_allclose(found[1], found[0], atol=1e-6)
+    assert charges == [2, 2]
+
+
 @pytest.mark.slow
 def test_properties_of_a_crystal():
     """Argon-like fcc crystal: bulk modulus from pressures, stable phonons, reasons for others."""
