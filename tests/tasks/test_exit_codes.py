@@ -3,11 +3,15 @@
 from types import SimpleNamespace
 
 import pytest
+from ase import Atoms
+from ase.io import write
 
 from mlip_jax import defaults
 from mlip_jax.datasets.builtin import conformer_sets
 from mlip_jax.reports.simulations.stability import Replica
-from mlip_jax.tasks import force2geo_eval, generate_conformers, stability
+from mlip_jax.simulation.crystals.analysis import CrystalAnalysis
+from mlip_jax.simulation.reactions.neb import ReactionPath
+from mlip_jax.tasks import crystal, force2geo_eval, generate_conformers, neb, stability
 
 
 @pytest.fixture
@@ -55,6 +59,50 @@ def test_stability(tmp_path, patch, broke_at):
     with pytest.raises(RuntimeError, match="all 2 replicas broke"):
         stability.run(config, tmp_path)
     assert (tmp_path / "stability.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    ("task", "config", "search", "failure", "table"),
+    [
+        (
+            crystal,
+            defaults.crystal_defaults(),
+            "analyze_crystals",
+            CrystalAnalysis(Atoms("H"), "a reason"),
+            crystal.TABLE,
+        ),
+        (
+            neb,
+            defaults.neb_defaults(),
+            "find_paths",
+            ReactionPath([], "failed", "a reason"),
+            neb.TABLE,
+        ),
+    ],
+)
+def test_crystals_and_reactions(tmp_path, patch, task, config, search, failure, table):
+    """Also detects formulas in the tables, and folders of the workdir that are links."""
+    frames = [Atoms("H", info={"name": "=1+1"}), Atoms("H", info={"name": "=1+1"})]
+    write(tmp_path / "in.xyz", frames[: 2 if task is neb else 1])
+    patch(
+        task,
+        **{
+            search: [(0, failure)],
+            "load_mean_force_field": SimpleNamespace(
+                digest=lambda: "", origin_of_forces="", cutoff=5.0, metadata={}
+            ),
+        },
+    )
+    patch(task.TrustCheck, load=SimpleNamespace(message=lambda *_: ""))
+    config.force_field, config.input = "runs/spice", str(tmp_path / "in.xyz")
+    with pytest.raises(RuntimeError, match="all 1 .* failed"):
+        task.run(config, tmp_path / "run")
+    assert "'=1+1" in (tmp_path / "run" / table).read_text()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / task.PARTS).symlink_to(tmp_path / "other")
+    with pytest.raises(OSError, match="symbolic link"):
+        task.run(config, tmp_path / "linked")
 
 
 @pytest.mark.parametrize("status", ["diverged", "converged"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import io
 import json
@@ -21,6 +20,8 @@ from mlip_jax.config import ConfigError
 from mlip_jax.datasets.molecules.files import fingerprint, read_molecules
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.smiles.embedding import MoleculeRecord
+from mlip_jax.files import make_subfolder
+from mlip_jax.foreign_text import TableWriter
 from mlip_jax.potential import Potential
 from mlip_jax.reports.simulations.crystal import ReportedCrystal, write_crystal_report
 from mlip_jax.simulation.crystals.analysis import (
@@ -30,7 +31,8 @@ from mlip_jax.simulation.crystals.analysis import (
     analyze_crystals,
 )
 from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field
-from mlip_jax.workdir import check_origin, claimed, write_json, write_text
+from mlip_jax.structure import hill_formula
+from mlip_jax.workdir import atomic_open, check_origin, claimed, write_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     Raises:
       ConfigError, WorkdirError, DatasetError, CheckpointError, ValueError: The message explains how
         to fix the problem.
+      RuntimeError: No crystal has a result. Tables and report are written before.
     """
     config = configs.complete(config, defaults.crystal_defaults())
     options = _check(config)
@@ -73,6 +76,10 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
             imaginary=IMAGINARY,
         )
         log.info("report: %s", report)
+        if all(r.reason for r in results):
+            raise RuntimeError(
+                f"all {len(results)} crystals failed: see the reasons in {workdir / TABLE}"
+            )
         return report
 
 
@@ -97,8 +104,8 @@ def _part(workdir: Path, record: MoleculeRecord, suffix: str = "json") -> Path:
 
 def _analyze_all(config, workdir: Path, potential: Potential, options, records) -> None:
     """Analyze the crystals without a part, and write the part of each when it is done."""
-    (workdir / PARTS).mkdir(exist_ok=True)
-    (workdir / PHONONS).mkdir(exist_ok=True)
+    for folder in (PARTS, PHONONS):
+        make_subfolder(workdir / folder)
     missing = [record for record in records if not _part(workdir, record).exists()]
     if len(missing) < len(records):
         log.info("resuming: %d of %d crystals are done", len(records) - len(missing), len(records))
@@ -109,8 +116,8 @@ def _analyze_all(config, workdir: Path, potential: Potential, options, records) 
             _save(workdir, record, CrystalAnalysis(None, record.failure))
     trusted = TrustCheck.load(config.force_field, potential)
     for index, result in analyze_crystals(given, potential, options):
-        if not result.reason:
-            trusted.warn([result.atoms], "crystals")
+        if not result.reason and (message := trusted.message([result.atoms], "crystals")):
+            log.warning("%s: %s", _name(by_index[index]), message)
         _save(workdir, by_index[index], result)
         log.info(
             "%s: %s",
@@ -122,7 +129,7 @@ def _analyze_all(config, workdir: Path, potential: Potential, options, records) 
 
 
 def _name(record: MoleculeRecord) -> str:
-    formula = record.atoms.get_chemical_formula() if record.atoms is not None else ""
+    formula = hill_formula(record.atoms.numbers) if record.atoms is not None else ""
     return record.name or formula or f"crystal {record.index}"
 
 
@@ -150,13 +157,10 @@ def _save(workdir: Path, record: MoleculeRecord, result: CrystalAnalysis) -> Non
         if bands is not None:
             values |= {"distances": bands.distances.tolist(), "ticks": bands.ticks}
             values["bands"] = bands.frequencies.tolist()
-            np.savez(
-                workdir / PHONONS / f"{record.index:06d}.npz",
-                distances=bands.distances,
-                path=bands.frequencies,
-                mesh=bands.mesh,
-            )
-        write(_part(workdir, record, "xyz"), atoms, format="extxyz")
+            with atomic_open(workdir / PHONONS / f"{record.index:06d}.npz") as file:
+                np.savez(file, distances=bands.distances, path=bands.frequencies, mesh=bands.mesh)
+        with atomic_open(_part(workdir, record, "xyz"), "w") as file:
+            write(file, atoms, format="extxyz")
     write_json(_part(workdir, record), values)
 
 
@@ -195,7 +199,7 @@ def _write_tables(workdir: Path, results: Sequence[ReportedCrystal]) -> None:
 def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Return a CSV table; unknown numbers are empty."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = TableWriter(text, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(["" if x != x else x for x in row] for row in rows)
     return text.getvalue()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import io
 import itertools
@@ -21,11 +20,15 @@ from mlip_jax import defaults, distributed
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets.molecules.files import fingerprint, read_molecules
 from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.files import make_subfolder
+from mlip_jax.foreign_text import TableWriter
 from mlip_jax.potential import Potential
 from mlip_jax.reports.simulations.reactions import ReportedPath, write_reaction_report
 from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field
 from mlip_jax.simulation.reactions.neb import NEBOptions, ReactionPath, find_paths
-from mlip_jax.workdir import check_origin, claimed, write_json, write_text
+from mlip_jax.simulation.relaxation.journal import FAILURES
+from mlip_jax.structure import hill_formula
+from mlip_jax.workdir import atomic_open, check_origin, claimed, write_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +41,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     Raises:
       ConfigError, WorkdirError, DatasetError, CheckpointError, ValueError: The message explains how
         to fix the problem.
+      RuntimeError: All paths failed or diverged. Table and report are written before.
     """
     config = configs.complete(config, defaults.neb_defaults())
     options = _check(config)
@@ -66,6 +70,10 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
             files=[TABLE, IMAGES],
         )
         log.info("report: %s", report)
+        if all(r.status in FAILURES for r in results):
+            raise RuntimeError(
+                f"all {len(results)} paths failed or diverged: see the reasons in {workdir / TABLE}"
+            )
         return report
 
 
@@ -94,7 +102,7 @@ def read_paths(path: str | Path) -> list[tuple[str, list[Atoms]]]:
     else:
         pairs = zip(records[::2], records[1::2])
         groups = [
-            (f"{a.atoms.get_chemical_formula()} {k}", [a.atoms, b.atoms])
+            (f"{hill_formula(a.atoms.numbers)} {k}", [a.atoms, b.atoms])
             for k, (a, b) in enumerate(pairs)
         ]
     short = [name for name, images in groups if len(images) < 2]
@@ -124,7 +132,7 @@ def _part(workdir: Path, index: int, suffix: str = "json") -> Path:
 
 def _find_all(config, workdir: Path, potential: Potential, options, reactions) -> None:
     """Find the paths without a part, and write the part of each when it is done."""
-    (workdir / PARTS).mkdir(exist_ok=True)
+    make_subfolder(workdir / PARTS)
     missing = {
         k: images for k, (_, images) in enumerate(reactions) if not _part(workdir, k).exists()
     }
@@ -133,7 +141,8 @@ def _find_all(config, workdir: Path, potential: Potential, options, reactions) -
         log.info("resuming: %d of %d paths are done", done, len(reactions))
     trusted = TrustCheck.load(config.force_field, potential)
     for k, result in find_paths(missing, potential, options):
-        trusted.warn(result.images, "images")
+        if message := trusted.message(result.images, "images"):
+            log.warning("%s: %s", reactions[k][0], message)
         _save(workdir, k, reactions[k][0], result)
         log.info(
             "%s: %s",
@@ -164,7 +173,8 @@ def _save(workdir: Path, index: int, name: str, result: ReactionPath) -> None:
         }
         for number, image in enumerate(result.images):
             image.info |= {"name": name, "image": number}
-        write(_part(workdir, index, "xyz"), result.images, format="extxyz")
+        with atomic_open(_part(workdir, index, "xyz"), "w") as file:
+            write(file, result.images, format="extxyz")
     write_json(_part(workdir, index), values)
 
 
@@ -182,7 +192,7 @@ def _table(results: Sequence[ReportedPath]) -> str:
         "fmax_ev_per_ang": "fmax",
     }
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = TableWriter(text, lineterminator="\n")
     writer.writerow(columns)
     for result in results:
         row = [getattr(result, field) for field in columns.values()]
