@@ -109,9 +109,14 @@ def build_result(
 
 
 def build_frame(potential: Potential, atoms: Atoms, outcome: Outcome) -> Atoms:
-    """Return the atoms with positions, cell, energy, forces and stress of an evaluation."""
+    """Return the atoms with positions, cell, energy, forces and stress of an evaluation.
+
+    Momenta belong to the geometry before the relaxation and are omitted: dynamics would continue
+    with them.
+    """
     n = len(atoms)
     frame, fixed = atoms.copy(), fixed_atoms(atoms)
+    frame.arrays.pop("momenta", None)
     origin, start = atoms.positions.mean(0), atoms.positions[fixed]
     results = {"forces": outcome.forces[:n].astype(np.float64)}
     if outcome.stress is not None:

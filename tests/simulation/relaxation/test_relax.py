@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ from ase.optimize import BFGS
 from mlip_jax import MLIPCalculator, Relaxer, relax
 from mlip_jax.simulation.relaxation import pool
 from mlip_jax.simulation.relaxation.compiled import CompiledRelaxation
+from mlip_jax.simulation.relaxation.result import build_frame
 from tests.compilation import xla_flags
 from tests.simulation.analytic import pairwise
 
@@ -127,6 +129,15 @@ def test_fixed_atoms_stay_exactly(morse_potential):
     assert (
         np.abs(result.atoms.positions - start.positions).max() > 0.01 and result.atoms.constraints
     )
+
+
+def test_momenta_of_the_input_are_not_those_of_the_relaxed_geometry():
+    """Detects dynamics that would continue with momenta of another geometry."""
+    atoms = Atoms("Ar2", [[0, 0, 0], [0, 0, 3]], momenta=np.ones((2, 3)))
+    outcome = SimpleNamespace(
+        forces=np.zeros((2, 3)), positions=atoms.positions, energy=0.0, stress=None
+    )
+    assert not build_frame(pairwise(), atoms, outcome).has("momenta") and atoms.has("momenta")
 
 
 def test_one_step_with_a_charge_and_fixed_atoms(make_potential):
