@@ -28,7 +28,7 @@ class ReportedCrystal:
       index: Index of the crystal in its file.
       name: Name or formula.
       reason: Reason why there is no result, or "".
-      remark: Reason why a part is missing, or "".
+      remark: Reason why a part is missing or unreliable, or "".
       n_atoms: Number of atoms of the cell.
       energy: Energy (eV).
       cell: Lengths (Å) and angles (degrees) of the relaxed cell, six numbers.
@@ -188,5 +188,5 @@ def crystal_figure(crystal: ReportedCrystal) -> Figure:
 def _reasons(results: Sequence[ReportedCrystal]) -> Iterator[str]:
     rows = [(r.name, r.reason or r.remark) for r in results if r.reason or r.remark]
     if rows:
-        yield page.heading("Missing results")
+        yield page.heading("Missing and unreliable results")
         yield page.table(("crystal", "reason"), rows[:_MAX_ROWS])

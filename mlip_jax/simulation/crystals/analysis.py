@@ -90,7 +90,7 @@ class CrystalAnalysis:
       volumes: Volumes of the equation of state (Å³).
       energies: Energies at these volumes (eV); NaN if a relaxation failed.
       eos: Equation of state, or None; `remark` has the reason.
-      remark: Reason why a part is missing, or "".
+      remark: Reason why a part is missing or unreliable, or "".
       bands: Phonons, or None if they were not requested.
       zero_point_energy: Zero-point energy per cell (eV).
       heat_capacity: Heat capacity at constant volume per cell (k_B).
@@ -181,15 +181,20 @@ def _complete(
     relaxed: Relaxation, factors, points: list[Relaxation], calculator, settings: CrystalOptions
 ) -> CrystalAnalysis:
     """Return the properties of a relaxed crystal."""
-    atoms, remark, eos = relaxed.atoms, "", None
+    atoms, remarks, eos = relaxed.atoms, [], None
+    unconverged = sum(p.status not in _FAILED and not p.converged for p in points)
+    if not relaxed.converged:
+        remarks.append(f"the crystal is not relaxed: its largest force is {relaxed.fmax:.2g} eV/Å")
+    if unconverged:
+        remarks.append(f"the atoms are not relaxed at {unconverged} of the volumes")
     volumes = atoms.cell.volume * factors
     energies = np.array([np.nan if p.status in _FAILED else p.energy for p in points])
     if settings.num_volumes:
         try:
             eos = fit_equation_of_state(volumes, energies)
         except ValueError as error:
-            remark = str(error)
-    result = CrystalAnalysis(atoms, "", relaxed.energy, volumes, energies, eos, remark)
+            remarks.append(str(error))
+    result = CrystalAnalysis(atoms, "", relaxed.energy, volumes, energies, eos, "; ".join(remarks))
     if not settings.supercell_length:
         return result
     constants = compute_force_constants(

@@ -16,6 +16,7 @@ from mlip_jax.graphs.image_slots import ImageBudget, count_images
 from mlip_jax.graphs.neighbors import count_edges, long_range_list
 from mlip_jax.graphs.shapes import NODE_MULTIPLE, round_up
 from mlip_jax.graphs.slots import Slots
+from mlip_jax.matmul_precision import full_precision
 from mlip_jax.potential import Potential
 from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field
 from mlip_jax.simulation.reactions.band import Band, BandState, Paths, fits
@@ -224,7 +225,7 @@ def _optimize(
     )
     params = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), potential.params)
     origins = [path[0].positions.mean(0) for path in batch]
-    with jax.enable_x64(dtype == np.float64):
+    with jax.enable_x64(dtype == np.float64), full_precision():
         ends = _end_results(batch, potential, settings)
         paths, positions = _pack(batch, origins, size, dtype)
         reference = [potential.reference_energies[path[0].numbers].sum() for path in batch]

@@ -10,6 +10,7 @@ from ase import Atoms
 
 from mlip_jax.potential import Potential
 from mlip_jax.simulation.relaxation.inputs import find_obstacle
+from mlip_jax.structure import STATES, electronic_value
 
 INTERPOLATIONS = ("idpp", "linear")
 
@@ -41,6 +42,8 @@ def find_path_obstacle(path: Sequence[Atoms], potential: Potential) -> str:
             return f"image {number}: {reason}"
         if not np.array_equal(image.numbers, first.numbers):
             return f"image {number} has other atoms than the first one, or another order of them"
+        if any(electronic_value(image, name) != electronic_value(first, name) for name in STATES):
+            return f"image {number} has another charge or number of unpaired electrons"
         if not (
             np.array_equal(image.pbc, first.pbc)
             and np.allclose(image.cell.array, first.cell.array, atol=1e-6)

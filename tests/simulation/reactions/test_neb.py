@@ -99,6 +99,10 @@ def test_invalid_paths_are_reported():
     swapped.numbers[0] = 1
     (result,) = neb([path[0], swapped], POTENTIAL)
     assert result.status == "failed" and "other atoms" in result.reason and result.images == []
+    ion = path[-1].copy()
+    ion.info["charge"] = 1
+    (result,) = neb([path[0], ion], POTENTIAL)
+    assert result.status == "failed" and "another charge" in result.reason
     with pytest.raises(ValueError, match="at least two"):
         neb([[path[0]]], POTENTIAL)
     with pytest.raises(ValueError, match="interpolation must be"):
