@@ -37,7 +37,9 @@ def test_stability(tmp_path, patch, broke_at, monkeypatch):
     replicas = [Replica(0, 300.0, 0.2, "a bond broke"), Replica(0, 300.0, broke_at, "")]
     patch(
         stability,
-        load_mean_force_field=SimpleNamespace(digest=lambda: "", origin_of_forces="", cutoff=5.0),
+        load_mean_force_field=SimpleNamespace(
+            digest=lambda: "", origin_of_forces="", cutoff=5.0, metadata={}
+        ),
         read_all=([[None]], ["water"]),
         fingerprint={},
         _relax_molecules=None,
