@@ -45,6 +45,17 @@ def stress_labels(columns: Columns) -> np.ndarray | None:
     return stress if stress is not None and stress.shape[1:] == (3, 3) else None
 
 
+def complete_stress(columns: Columns) -> Columns:
+    """Return the structures with a stress, NaN if there is none.
+
+    No structures, or those of a shard without stresses, have no such property.
+    """
+    if STRESS in columns.properties:
+        return columns
+    unknown = {STRESS: np.full((len(columns), 3, 3), np.nan)}
+    return dataclasses.replace(columns, properties={**columns.properties, **unknown})
+
+
 def unknown_stress() -> np.ndarray:
     """Return the property of a structure without a stress, (3, 3)."""
     return np.full((3, 3), np.nan)

@@ -15,7 +15,7 @@ import numpy as np
 
 from mlip_jax.datasets import unseen_elements
 from mlip_jax.datasets.columns import Columns, Rows
-from mlip_jax.datasets.stress import STRESS
+from mlip_jax.datasets.stress import STRESS, complete_stress
 from mlip_jax.datasets.unseen_elements import UnseenElements
 from mlip_jax.graphs.batch import build_batch
 from mlip_jax.graphs.packing import plan_buckets
@@ -250,6 +250,8 @@ class Batches:
     def _batch(self, split: Split, members: np.ndarray, bucket: int, epoch: int | None = None):
         """Build the padded graph of a micro-batch, displaced if it is for training in `epoch`."""
         columns = split.columns(members, labels_only=STRESS not in self.properties)
+        if STRESS in self.properties:
+            columns = complete_stress(columns)
         budget = self.budgets[bucket]
         if epoch is not None and self.displace is not None and len(members):
             columns = self.displace(columns, split.indices[members], epoch, budget)

@@ -271,8 +271,11 @@ def test_more_devices_than_structures(split, reference):
             )
 
 
-def test_mixed_periodic_structures_have_batches_of_one_structure(tmp_path):
-    (tmp_path / "frames.xyz").write_text(FRAMES)
+@pytest.mark.parametrize("properties", [(), ("stress",)])
+def test_mixed_periodic_structures_have_batches_of_one_structure(tmp_path, properties):
+    """With stresses, batches without a crystal or without structures used to be different."""
+    frames = FRAMES.replace("energy=-1.0", 'energy=-1.0 stress="1 0 0 0 2 0 0 0 3"')
+    (tmp_path / "frames.xyz").write_text(frames)
     store = Store(
         convert(
             ConversionSpec(str(tmp_path / "frames.xyz"), atoms_per_shard=1),
@@ -285,9 +288,12 @@ def test_mixed_periodic_structures_have_batches_of_one_structure(tmp_path):
     assert len(store.manifest["shards"]) == 3
     sizes = graph_sizes(store.take(np.arange(3)), 2.5)
     split = Split(store, np.arange(3), sizes)
-    factory = Batches((choose_budget(sizes, 1),), 2.5, np.zeros(119), 2)
+    factory = Batches((choose_budget(sizes, 1),), 2.5, np.zeros(119), 2, properties=properties)
     with contextlib.closing(factory.in_order(split)) as stream:
         steps = list(stream)
+    if properties:
+        known = [np.isfinite(batch.globals["properties"]["stress"]) for _, batch in steps]
+        assert sum(k.all((2, 3)).sum() for k in known) >= 1
     forms = {jax.tree.structure(batch) for _, batch in steps}
     assert len(forms) == 1 and all(
         "shifts" in batch.edges and "cell" in batch.globals for _, batch in steps

@@ -153,11 +153,14 @@ class Store:
             if len(run):
                 start = int(physical[run[0]] - first[run[0]])
                 parts.append(self._shard(where[run[0]]).columns(start, start + len(run)))
-        if not parts:
-            return _NOTHING
-        joined = Columns.concatenate(parts) if len(parts) > 1 else parts[0]
+        joined = Columns.concatenate(parts) if len(parts) > 1 else [*parts, _NOTHING][0]
+        # Cells and spins do not depend on the shards, so that all batches have the same arrays.
+        num = len(joined)
+        if self.manifest["periodic"] and joined.cell is None:
+            cell, pbc = np.zeros((num, 3, 3)), np.zeros((num, 3), bool)
+            joined = dataclasses.replace(joined, cell=cell, pbc=pbc)
         if self._has_spin and joined.spin is None:
-            joined = dataclasses.replace(joined, spin=np.zeros(len(joined)))
+            joined = dataclasses.replace(joined, spin=np.zeros(num))
         return (
             joined
             if (order == np.arange(len(order))).all()

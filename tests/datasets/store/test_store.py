@@ -202,6 +202,17 @@ def test_labels_only_omits_texts_and_properties(case):
 
 
 @pytest.mark.parametrize("labels_only", [False, True])
+def test_arrays_do_not_depend_on_the_structures(case, labels_only):
+    """Detects batches without structures, or of shards without crystals, that lack cells."""
+    actual, _ = case
+    for indices in ([], *np.arange(len(actual))[:, None]):
+        columns = actual.take(np.array(indices, np.int64), labels_only=labels_only)
+        assert (
+            (columns.cell is not None) == (columns.pbc is not None) == actual.manifest["periodic"]
+        )
+
+
+@pytest.mark.parametrize("labels_only", [False, True])
 def test_indices_out_of_range_are_rejected(case, labels_only):
     actual, _ = case
     for wrong in ([-1], [0, len(actual)]):
