@@ -222,9 +222,10 @@ class Sources:
             return [None if k in lost else results[k].atoms for k in range(len(starts))]
 
         content = hashlib.sha256(columns.positions.tobytes() + columns.numbers.tobytes())
-        for values in (columns.charge, columns.spin):  # without ions and radicals: earlier keys
+        # without ions and radicals: earlier keys
+        for name, values in ((b"charge", columns.charge), (b"", columns.spin)):
             if values is not None and values.any():
-                content.update(values.tobytes())
+                content.update(name + values.tobytes())
         settings = [potential.digest(), self.fmax, self.max_steps, content.hexdigest()]
         return self._load_or_make(["relaxed", *settings], make, start.samples)
 
