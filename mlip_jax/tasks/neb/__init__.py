@@ -141,8 +141,11 @@ def _find_all(config, workdir: Path, potential: Potential, options, reactions) -
         log.info("resuming: %d of %d paths are done", done, len(reactions))
     trusted = TrustCheck.load(config.force_field, potential)
     for k, result in find_paths(missing, potential, options):
-        if message := trusted.message(result.images, "images"):
-            log.warning("%s: %s", reactions[k][0], message)
+        outside = trusted.message(result.images, f"images of {reactions[k][0]}")
+        if outside:
+            log.warning("%s", outside)
+        if result.remark:
+            log.warning("%s: %s", reactions[k][0], result.remark)
         _save(workdir, k, reactions[k][0], result)
         log.info(
             "%s: %s",
