@@ -19,8 +19,8 @@ _MAX_NAMES = 10_000  # number of classes; MACE has about 60
 _MAX_MODULES = 100_000
 _MAX_DEPTH = 100
 _MAX_NAME = 200
-# Names that a malicious pickle calls and no weights need. All other names are inert, too; these are
-# rejected so that the user learns of them.
+# Names that malicious pickles call and weights do not need. All other names are inert as well; files
+# with these names are rejected to warn the user.
 _MODULES_OF_PROGRAMS = frozenset(
     "asyncio code codeop commands ctypes ftplib http importlib marshal multiprocessing nt os pdb "
     "pickle pip platform popen2 posix profile pty runpy shutil signal smtplib socket subprocess sys "
@@ -180,7 +180,7 @@ def modules_of(root: Record) -> Iterator[tuple[str, Record]]:
 
 
 def _checked_name(name: Any) -> str:
-    """Return the name of a module or array. Raise WeightsError for one that is no model's."""
+    """Return the name of a module or array. Raise WeightsError unless it is a short text."""
     if not isinstance(name, str) or len(name) > _MAX_NAME:
         raise WeightsError("the name of a module is not a short text: the file is malicious")
     return name

@@ -157,8 +157,8 @@ def _cells(results: Relaxations) -> Iterator[str]:
     yield page.figure(
         cell_figure(results),
         (
-            "Volume of the relaxed cell relative to that of the start, and pressure of the relaxed "
-            "structure, minus a third of the trace of its stress."
+            "Relative change of the volume, and pressure of the relaxed structure: minus a third of "
+            "the trace of its stress."
         ),
         wide=True,
     )

@@ -1,4 +1,4 @@
-"""Nudged elastic bands of many paths in one compiled program. Pure.
+"""Nudged elastic bands of many paths in one compiled program. All functions are pure.
 
     B   paths        P   images per path between its ends        n   atoms per image
 

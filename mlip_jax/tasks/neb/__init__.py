@@ -72,7 +72,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
 def read_paths(path: str | Path) -> list[tuple[str, list[Atoms]]]:
     """Return names and structures of the paths of a file.
 
-    Structures of one name are a path; without names, each two consecutive ones are its ends.
+    Consecutive structures with the same name form a path; without names, structures 1 and 2, 3 and
+    4, ... are the ends of a path.
 
     Raises:
       DatasetError: A structure cannot be read, or a path has fewer than two structures.
@@ -123,7 +124,7 @@ def _part(workdir: Path, index: int, suffix: str = "json") -> Path:
 
 
 def _find_all(config, workdir: Path, potential: Potential, options, reactions) -> None:
-    """Find the paths without a part, and write the part of each when it is done."""
+    """Find the paths that have no result in the workdir, and write each when it is done."""
     (workdir / PARTS).mkdir(exist_ok=True)
     missing = {
         k: images for k, (_, images) in enumerate(reactions) if not _part(workdir, k).exists()
@@ -144,7 +145,7 @@ def _find_all(config, workdir: Path, potential: Potential, options, reactions) -
 
 
 def _save(workdir: Path, index: int, name: str, result: ReactionPath) -> None:
-    """Write the part of a path and its images."""
+    """Write the result of a path and its images."""
     values: dict[str, Any] = {
         "index": index,
         "name": name,

@@ -147,7 +147,7 @@ def test_mirror_images_and_orders_of_hydrogens(monkeypatch):
 
 
 def test_minima_end_with_a_tight_relaxation():
-    """Also a bond of H2 that was taken for broken, since H2 is as long as the limit of a bond."""
+    """Detects a bond of H2 that counts as broken, because it is as long as the limit of a bond."""
     potential = pairwise("harmonic", length=0.79, stiffness=20.0, elements=(1, 8, 6))
     starts = [[Atoms("CO", [[0, 0, 0], [0, 0, 0.9]])], [Atoms("H2", [[0, 0, 0], [0, 0, 0.74]])]]
     result, hydrogen = find_minima(starts, potential, rounds=0, fmax=5.0)
