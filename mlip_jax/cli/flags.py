@@ -145,6 +145,8 @@ def _error_text(error: Exception, args: Sequence[str]) -> str:
         if missing in flag.removeprefix("no").split(".")[1:]:
             field = flag.partition(".")[2]
             hint = f" {hint.rstrip('.')}." if hint else ""
+            if not hint and field.startswith("model."):
+                hint = " The options of a model are model.options.NAME."
             return f"unknown field of the config {field!r}.{hint} --help lists all fields."
     return text
 

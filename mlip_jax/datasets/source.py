@@ -201,11 +201,12 @@ def load(data: Any) -> LoadedData:
         "used": len(indices),
     }
     if not len(indices):
+        problems = " ".join(p["message"] for p in store.manifest["problems"])
         raise DatasetError(
             f"{name}: none of {len(store)} structures passes the filters (excluded: "
             f"{count_reasons(reasons)}; skipped when read: "
             f"{manifest_counts['skipped'] or 'none'}). Change data.elements, data.charge, "
-            "data.max_atoms or another filter of config.data."
+            f"data.max_atoms or another filter of config.data. {problems}".rstrip()
         )
     log.info(
         "%s: using %d of %d structures; excluded: %s",

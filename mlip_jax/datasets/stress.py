@@ -74,6 +74,12 @@ def stress_matrix(value: Any, name: str, source: str) -> np.ndarray:
     return 0.5 * (matrix + matrix.T)
 
 
+def same_stress(name: str, source: str, a: Any, b: Any) -> bool:
+    """Return whether two labels are one stress, in six or in nine numbers."""
+    a, b = (stress_matrix(value, name, source) for value in (a, b))
+    return np.allclose(a, b, rtol=1e-6, atol=1e-9)
+
+
 @dataclasses.dataclass(frozen=True)
 class StressConversion:
     """Conversion of the stresses and virials of a file to ASE's sign and eV/Å³.

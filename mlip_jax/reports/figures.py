@@ -117,9 +117,10 @@ def parity(
     error: np.ndarray,
     unit: str,
 ) -> None:
-    """Draw predicted against reference values on equal axes, whose limits the reference sets.
+    """Draw predicted against reference values on equal axes.
 
-    Few points are drawn as dots, many points as a density.
+    The axes show all references and the middle 80 % of the predictions. Few points are drawn as
+    dots, many points as a density.
 
     Args:
       ax: Axes to draw on.
@@ -136,8 +137,10 @@ def parity(
     if reference.size == 0:
         mark_empty(ax)
         return
-    # Use only the reference: one extreme prediction must not compress all others to a dot.
-    low, high = reference.min(), reference.max()
+    # A few extreme predictions must not compress all others to a dot, but predictions that are
+    # all shifted must not leave an empty panel.
+    middle = np.percentile(predicted, [10, 90])
+    low, high = min(reference.min(), middle[0]), max(reference.max(), middle[1])
     pad = 0.05 * (high - low) or 1.0
     low, high = low - pad, high + pad
     inside = (predicted >= low) & (predicted <= high)

@@ -65,6 +65,20 @@ def number(value: float | int | None) -> str:
     return sign + (f"{size:.{digits}f}" if size >= 0.01 else f"{size:.2g}")
 
 
+def scores_text(scores: dict[str, float | None]) -> str:
+    """Return the known errors and the slope of a split, for a line of the log."""
+    names = (
+        ("energy", "energy_mae_mev_per_atom", "meV/atom"),
+        ("force", "force_mae_mev_per_ang", "meV/Å"),
+        ("stress", "stress_mae_gpa", "GPa"),
+        ("slope", "energy_slope_mev_per_atom", "meV/atom"),
+    )
+    known = [
+        (label, scores[key], unit) for label, key, unit in names if scores.get(key) is not None
+    ]
+    return ", ".join(f"{label} {value:.4g} {unit}" for label, value, unit in known) or "no labels"
+
+
 def duration(seconds: float) -> str:
     """Format a time in its two largest units: 42 s, 12.5 min, 3 h 12 min, 2 d 3 h."""
     if not math.isfinite(seconds):

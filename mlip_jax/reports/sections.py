@@ -69,8 +69,6 @@ def error_cards(content: ReportData) -> list[tuple[str, str, str, str]]:
             f"RMSE {page.number(values.get(rmse))} {unit}",
         )
 
-    stderr = page.number(values.get("energy_slope_stderr_mev_per_atom"))
-    slope = _with_sign(values.get("energy_slope_mev_per_atom"))
     prefix = "" if shown == EVALUATED else f"{shown or 'test'} "
     return [
         card(
@@ -82,8 +80,17 @@ def error_cards(content: ReportData) -> list[tuple[str, str, str, str]]:
             if "stress_mae_gpa" in values
             else []
         ),
-        ("energy error against size", slope, "meV/atom", f"slope, ± {stderr}; should be zero"),
+        _slope_card(values),
     ]
+
+
+def _slope_card(values: dict) -> tuple[str, str, str, str]:
+    """Return a card with the slope of the energy error against size, if it is defined."""
+    name, slope = "energy error against size", _with_sign(values.get("energy_slope_mev_per_atom"))
+    stderr = page.number(values.get("energy_slope_stderr_mev_per_atom"))
+    if slope == page.number(None):
+        return name, slope, "", "slope undefined"
+    return name, slope, "meV/atom", f"slope, ± {stderr}; should be zero"
 
 
 def nonfinite(content: ReportData) -> Iterator[str]:

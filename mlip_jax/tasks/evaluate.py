@@ -23,6 +23,7 @@ from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.selection.held_out import RunData
 from mlip_jax.datasets.store.store import Store
 from mlip_jax.reports.evaluation import evaluation_metrics, write_evaluation_report
+from mlip_jax.reports.html_page import scores_text
 from mlip_jax.simulation.batch_prediction import BatchPredictor, ForceFieldMember, load_members
 from mlip_jax.simulation.trust.ensemble_calibration import Calibration
 from mlip_jax.tasks.force_field_evaluation import data as evaluation_data
@@ -225,12 +226,7 @@ def _log_scores(evaluated: EvaluatedStructures, metrics: dict[str, Any]) -> None
     if scores is None:
         log.info("%d structures predicted", len(evaluated.indices))
         return
-    names = ("energy_mae_mev_per_atom", "force_mae_mev_per_ang", "energy_slope_mev_per_atom")
-    log.info(
-        "%d structures: energy %s meV/atom, force %s meV/Å, slope %s meV/atom",
-        len(evaluated.indices),
-        *("-" if scores[name] is None else f"{scores[name]:.2f}" for name in names),
-    )
+    log.info("%d structures: %s", len(evaluated.indices), scores_text(scores))
 
 
 def _settings(

@@ -65,7 +65,7 @@ def test_the_command_prints_the_help_and_exits(arguments, capsys):
 
 
 def test_the_help_lists_every_importer():
-    text = help.help_text("relax", width=400)
+    text = help.help_text("relax", width=1000)
     line = next(line for line in text.splitlines() if line.startswith("  force_field = "))
     assert line.split("Importers: ")[1] == f"{', '.join(importers.names())}."
 

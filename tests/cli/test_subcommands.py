@@ -75,6 +75,8 @@ def test_an_unknown_field_is_named_with_its_path():
     text = flags._error_text(unknown.value, args)
     assert text.startswith("unknown field of the config 'train.num_stesp'. Did you mean")
     assert flags._error_text(KeyError("seed"), args) == "seed"
+    args = ["mlip-jax", "--config=spice", "--config.model.num_features=5"]
+    assert "model.options.NAME" in flags._error_text(KeyError("num_features"), args)
 
 
 def test_the_config_is_required_and_its_names_are_listed():

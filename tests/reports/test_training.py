@@ -235,6 +235,34 @@ def test_no_curves_is_none(columns):
     assert figures.learning_curves(columns) is None
 
 
+def test_parity_shows_predictions_that_are_all_shifted():
+    """Limits of the references alone left an empty panel for a constant error."""
+    _, ax = figures.figure("Energy")
+    reference = np.linspace(-1, 1, 20)
+    figures.parity(
+        ax, reference, reference + 5, color="red", axis="energy", error=np.full(20, 5.0), unit="eV"
+    )
+    low, high = ax.get_ylim()
+    assert np.mean((reference + 5 >= low) & (reference + 5 <= high)) >= 0.8
+
+
+def test_one_extreme_prediction_does_not_set_the_limits_of_parity():
+    _, ax = figures.figure("Energy")
+    reference = np.linspace(-1, 1, 20)
+    predicted = reference.copy()
+    predicted[0] = 1e6
+    error = predicted - reference
+    figures.parity(ax, reference, predicted, color="red", axis="energy", error=error, unit="eV")
+    assert ax.get_ylim()[1] < 2
+
+
+def test_an_undefined_slope_is_not_in_the_log():
+    scores = {"energy_mae_mev_per_atom": 1.5, "force_mae_mev_per_ang": 20.0}
+    text = page.scores_text({**scores, "energy_slope_mev_per_atom": None})
+    assert text == "energy 1.5 meV/atom, force 20 meV/Å"
+    assert page.scores_text({}) == "no labels"
+
+
 @pytest.mark.parametrize(
     ("seconds", "expected"),
     [

@@ -31,11 +31,15 @@ def test_conformers(tmp_path, patch):
 
 
 @pytest.mark.parametrize("broke_at", [0.1, None])
-def test_stability(tmp_path, patch, broke_at):
+def test_stability(tmp_path, patch, broke_at, monkeypatch):
+    trusted = SimpleNamespace(message=lambda *_: "")
+    monkeypatch.setattr(stability.TrustCheck, "load", lambda *_: trusted)
     replicas = [Replica(0, 300.0, 0.2, "a bond broke"), Replica(0, 300.0, broke_at, "")]
     patch(
         stability,
-        load_force_field=SimpleNamespace(digest=lambda: "", origin_of_forces="", cutoff=5.0),
+        load_mean_force_field=SimpleNamespace(
+            digest=lambda: "", origin_of_forces="", cutoff=5.0, metadata={}
+        ),
         read_all=([[None]], ["water"]),
         fingerprint={},
         _relax_molecules=None,

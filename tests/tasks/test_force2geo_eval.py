@@ -271,18 +271,18 @@ def test_several_force_fields_share_the_oracle(trained, tmp_path):
     report = evaluate(
         tmp_path / "run",
         names,
-        data__num_molecules=2,
+        data__num_molecules=3,
         data__first="urea",
         oracle__cache=str(tmp_path / "cache.jsonl"),
         oracle__method="GFN1-xTB",
     )
     numbers = json.loads((report.parent / "metrics.json").read_text())
-    assert list(numbers["force_fields"]) == ["first", "second"] and numbers["num_molecules"] == 2
+    assert list(numbers["force_fields"]) == ["first", "second"] and numbers["num_molecules"] == 3
     assert {n for f, n in rows(report.parent) if f == "second"} == {
         n for f, n in rows(report.parent) if f == "first"
     }
     assert ("first", "urea") in rows(report.parent)
-    assert len(Relaxer.asked) == 2  # the same parameters are the same force field
+    assert len(Relaxer.asked) == 3  # the same parameters are the same force field
     assert (
         not (report.parent / "oracle.jsonl").exists() and (tmp_path / "cache.jsonl").stat().st_size
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -43,14 +43,16 @@ def similar_to_forces(frame: Frame) -> list[str]:
     ]
 
 
-def value_of(frame: Frame, key: str, source: str) -> Any:
+def value_of(
+    frame: Frame, key: str, source: str, equal: Callable[[Any, Any], bool] = np.array_equal
+) -> Any:
     """Return the label with this name, or None. Values stored in two places must be equal."""
     values = [
         part[key]
         for part in (frame.labels, frame.arrays, frame.results)
         if part.get(key) is not None
     ]
-    if len(values) > 1 and not all(np.array_equal(values[0], v) for v in values[1:]):
+    if len(values) > 1 and not all(equal(values[0], v) for v in values[1:]):
         raise DatasetError(
             f"{source}: {key!r} occurs twice with different values, as a label of the file and as "
             "a calculator's result. Write the correct one under another name."

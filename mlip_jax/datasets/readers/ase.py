@@ -23,6 +23,7 @@ the first frame on (`sequential`).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,7 +47,13 @@ from mlip_jax.datasets.formats.frame_labels import (
 from mlip_jax.datasets.formats.xyz import is_xyz
 from mlip_jax.datasets.identity import molecule_identity
 from mlip_jax.datasets.reader import DatasetError, ReadReport
-from mlip_jax.datasets.stress import STRESS, StressConversion, stress_names, unknown_stress
+from mlip_jax.datasets.stress import (
+    STRESS,
+    StressConversion,
+    same_stress,
+    stress_names,
+    unknown_stress,
+)
 from mlip_jax.state_labels import (
     ElectronicStateError,
     charge_names,
@@ -264,7 +271,8 @@ class Reader(reader.Reader):
     def _stress_of(self, frame: Frame, source: str) -> np.ndarray:
         """Return the stress of a frame (eV/Å³), (3, 3); NaN if it is missing."""
         for name in self._stress_names(frame):
-            value, cell = value_of(frame, name, source), frame.cell * self._units.length
+            value = value_of(frame, name, source, functools.partial(same_stress, name, source))
+            cell = frame.cell * self._units.length
             return self._stress.convert(value, name, cell, source)
         return unknown_stress()
 

@@ -11,16 +11,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlip_jax.models.layers.tensor_products.couplings import spherical_harmonics
-
 
 def orthonormal_harmonics(unit: jax.Array, degrees: Sequence[int]) -> jax.Array:
     """Compute orthonormal real spherical harmonics of `degrees`, concatenated.
 
     The shape (P, 3) becomes (P, D). Those of zero vectors are zero, except that of degree 0.
     """
-    by_degree = spherical_harmonics(unit, max(degrees))
-    return jnp.concatenate([by_degree[l] for l in degrees], axis=-1) / float(np.sqrt(4 * np.pi))
+    # builds tables of couplings and of polynomials, which takes two seconds
+    import e3x
+
+    values = e3x.so3.spherical_harmonics(
+        unit, max(degrees), r_is_normalized=True, normalization="orthonormal"
+    )
+    values = values.astype(unit.dtype)  # with x64, e3x converts float32 to float64
+    return jnp.concatenate([values[:, l * l : (l + 1) ** 2] for l in degrees], axis=-1)
 
 
 def degree_invariants(x: jax.Array, degrees: tuple[int, ...]) -> jax.Array:

@@ -15,6 +15,7 @@ from mlip_jax import distributed
 from mlip_jax.checkpoint import from_arrays
 from mlip_jax.datasets.stress import stress_labels
 from mlip_jax.potential import Potential
+from mlip_jax.reports.html_page import scores_text
 from mlip_jax.reports.predictions import Predictions
 from mlip_jax.reports.training import write_report
 from mlip_jax.reports.unseen import UnseenStructures
@@ -225,8 +226,4 @@ def _provenance(
 def _log_scores(workdir: Path) -> None:
     """Log the most important test errors of metrics.json."""
     scores = json.loads((workdir / "metrics.json").read_text(encoding="utf-8"))["test"] or {}
-    names = ("energy_mae_mev_per_atom", "force_mae_mev_per_ang", "energy_slope_mev_per_atom")
-    log.info(
-        "test: energy %s meV/atom, force %s meV/Å, slope %s meV/atom",
-        *("-" if scores.get(name) is None else f"{scores[name]:.2f}" for name in names),
-    )
+    log.info("test: %s", scores_text(scores))

@@ -170,9 +170,9 @@ def test_different_atom_energies_are_rejected():
 
 def test_close_closes_all_files(folder):
     with readers.open_data(f"{folder}/*.hdf5") as source:
-        files = [reader._file for reader in source._readers]
-        assert len(files) == 3 and all(files)
-    assert not any(files)  # h5py's way to say closed
+        files = [reader._file.id for reader in source._readers]
+        assert len(files) == 3 and all(file.valid for file in files)
+    assert not any(file.valid for file in files)
 
 
 def test_several_files_in_one_store(folder, tmp_path):

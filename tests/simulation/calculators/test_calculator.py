@@ -397,7 +397,7 @@ def test_from_workdir(tmp_path, make_potential, tiny32):
         },
         "config": {
             "model": {
-                "name": "painn",
+                "name": "schnet",
                 "options": {
                     "num_features": 16,
                     "num_layers": 1,

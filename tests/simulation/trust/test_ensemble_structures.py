@@ -5,8 +5,10 @@ import types
 import numpy as np
 import pytest
 
+from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.simulation.trust import ensemble_structures
+from mlip_jax.structure import Structure
 
 MOLECULE = np.arange(100) // 2  # two conformers each
 STORE = types.SimpleNamespace(index=lambda name: MOLECULE, digest=lambda: "store")
@@ -22,11 +24,13 @@ def runs(monkeypatch, **parts):
 
     monkeypatch.setattr(ensemble_structures.RunData, "load", load)
 
-    def chunks(indices, labels_only):
-        return [(indices, [types.SimpleNamespace(numbers=np.zeros(1, int))] * len(indices))]
+    def take(indices, labels_only):
+        return Columns.from_structures(
+            [Structure(np.ones(1, int), np.zeros((1, 3)))] * len(indices)
+        )
 
-    monkeypatch.setattr(STORE, "chunks", chunks, raising=False)
-    member = types.SimpleNamespace(elements=(0,))
+    monkeypatch.setattr(STORE, "take", take, raising=False)
+    member = types.SimpleNamespace(elements=(1,))
     return list(parts), [member] * len(parts)
 
 
