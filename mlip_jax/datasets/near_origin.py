@@ -35,10 +35,10 @@ def move_near_origin(columns: Columns) -> Columns:
     positions = columns.positions.copy()
     for s in range(len(columns)):
         atoms = slice(columns.offsets[s], columns.offsets[s + 1])
-        own = positions[atoms]
-        if not is_far(own) or not np.isfinite(own).all():
+        coordinates = positions[atoms]
+        if not is_far(coordinates) or not np.isfinite(coordinates).all():
             continue
         if columns.pbc is not None and columns.pbc[s].any():
-            own = wrap_positions(own, columns.cell[s], columns.pbc[s], eps=0)
-        positions[atoms] = own - own.mean(0)
+            coordinates = wrap_positions(coordinates, columns.cell[s], columns.pbc[s], eps=0)
+        positions[atoms] = coordinates - coordinates.mean(0)
     return dataclasses.replace(columns, positions=positions)

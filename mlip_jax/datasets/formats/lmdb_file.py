@@ -147,8 +147,8 @@ class LmdbFile:
             if flags == _BRANCH:
                 number = _child(page, offsets[low - 1])
                 continue
-            found = low and _key_of(page, offsets[low - 1]) == key
-            return self._value(page, offsets[low - 1]) if found else None
+            exists = low and _key_of(page, offsets[low - 1]) == key
+            return self._value(page, offsets[low - 1]) if exists else None
         if self.length:
             raise CorruptedPageError("the tree has no leaves")
         return None
@@ -226,9 +226,9 @@ def _keys_of(page: bytes, offsets: tuple[int, ...]) -> np.ndarray:
     sizes = values[starts + 6] + values[starts + 7] * np.int64(256)
     if (starts + _NODE + sizes).max() > len(page):
         raise CorruptedPageError("a key beyond the end of its page")
-    places = starts[:, None] + _NODE + np.arange(_KEY_BYTES)
+    indices = starts[:, None] + _NODE + np.arange(_KEY_BYTES)
     inside = np.arange(_KEY_BYTES) < sizes[:, None]
-    keys = np.where(inside, values[np.minimum(places, len(page) - 1)], 0).astype(np.uint8)
+    keys = np.where(inside, values[np.minimum(indices, len(page) - 1)], 0).astype(np.uint8)
     return keys.view(f"S{_KEY_BYTES}").ravel()
 
 
