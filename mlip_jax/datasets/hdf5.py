@@ -97,7 +97,7 @@ class Hdf5Group(Mapping):
             names = list(self.id)
         except (RuntimeError, KeyError) as error:
             raise DatasetError(
-                f"{self.source} cannot list its members ({error}); the file is corrupted"
+                f"{self.source}: cannot list its members ({error}); the file is corrupted"
             ) from error
         # invalid UTF-8 is decoded with surrogates, and encoded in the same way
         return (name.decode("utf-8", "surrogateescape") for name in names)
@@ -242,6 +242,6 @@ def _encode(name: str) -> bytes:
 def _reference(source: str, kind: str) -> DatasetError:
     """Return the error of a member that refers to data elsewhere."""
     return DatasetError(
-        f"{source}: is {kind}, which may be a private file of yours, and is not read. If you trust "
-        "the file, copy the data into one file without links first: h5copy or h5py."
+        f"{source}: is {kind}, which may be a private file of yours, and was not read. If you "
+        "trust the file, first copy the data into one file without links, with h5copy or h5py."
     )

@@ -88,7 +88,9 @@ def load_force_field(given: Any, **options) -> Potential:
     if isinstance(items[0], str):
         return _load(items[0], options)
     if options:
-        raise ValueError(f"options {sorted(options)} are those of importers; received no file")
+        raise ValueError(
+            f"options {sorted(options)} apply only to files and names; received an object"
+        )
     return items[0] if isinstance(items[0], Potential) else items[0].potential
 
 
@@ -102,7 +104,7 @@ def _load(text: str, options: Mapping[str, Any]) -> Potential:
         importer, file = _importer_of(path), path
     if importer is None:
         if options:
-            raise ValueError(f"{path}: options {sorted(options)} are those of importers only")
+            raise ValueError(f"{path}: options {sorted(options)} apply only to importers")
         return Potential.load(path)
     load = importlib.import_module(f"mlip_jax.importers.{importer}").load
     known = list(inspect.signature(load).parameters)[1:]

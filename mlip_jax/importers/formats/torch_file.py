@@ -231,7 +231,7 @@ def _numbers_after(data: bytes, start: int, keys: Any, types: dict[str, str], pa
     storages: dict[str, Storage] = {}
     for key in keys if isinstance(keys, list) else ():
         if not isinstance(key, str) or key not in types:
-            raise WeightsError(f"{path}: numbers of a storage that nothing uses")
+            raise WeightsError(f"{path}: the file contains numbers of an unused storage")
         count = int.from_bytes(data[start : start + 8], "little")
         end = start + 8 + count * item_size(types[key])
         if end > len(data):
