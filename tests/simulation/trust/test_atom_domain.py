@@ -159,9 +159,9 @@ def test_unseen_charge_spin_and_periodicity_are_outside(
         assert calculator.get_property("outside_domain", atoms) is False
 
 
-def test_every_door_warns_of_an_ion(potential):
+def test_every_door_warns_of_an_ion(make_potential):
     """Relaxation, dynamics, minima and vibrations warn as the calculator does."""
-    known = dataclasses.replace(potential, metadata={"statistics": {"charges": [0.0]}})
+    known = dataclasses.replace(make_potential("tiny"), metadata={"statistics": {"charges": [0.0]}})
     ion = Atoms("OHH", WATER, info={"charge": -1})
     loose = {"max_steps": 1}
     for door in (
