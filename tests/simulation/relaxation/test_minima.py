@@ -128,9 +128,9 @@ def with_exchanged_hydrogens(name):
 
 
 def test_mirror_images_and_orders_of_hydrogens(monkeypatch):
-    """A search that counted enantiomeric conformers twice.
+    """Detects a search that counts enantiomeric conformers twice.
 
-    Also one that counted the minima of small molecules once per order of their hydrogens.
+    Also detects one that counts the minima of small molecules once per order of their hydrogens.
     """
     monkeypatch.setattr(minima, "Relaxer", NoRelaxer)
     potential = pairwise("none", elements=(1, 6, 7, 8))
