@@ -173,13 +173,13 @@ def modules_of(root: Record) -> Iterator[tuple[str, Record]]:
         yield prefix, module
         children = entries_of(attributes_of(module).get("_modules"))
         waiting += [
-            (f"{prefix}{_checked_name(name)}.", child, depth + 1)
+            (f"{prefix}{_check_name(name)}.", child, depth + 1)
             for name, child in reversed(children.items())
             if isinstance(child, Record)
         ]
 
 
-def _checked_name(name: Any) -> str:
+def _check_name(name: Any) -> str:
     """Return the name of a module or array. Raise WeightsError unless it is a short text."""
     if not isinstance(name, str) or len(name) > _MAX_NAME:
         raise WeightsError("the name of a module is not a short text: the file is malicious")
@@ -195,7 +195,7 @@ def state_dict(root: Record) -> dict[str, np.ndarray]:
         for group in _GROUPS[:2]:
             for name, value in entries_of(attributes.get(group)).items():
                 if isinstance(value, np.ndarray) and name not in left_out:
-                    arrays[prefix + _checked_name(name)] = value
+                    arrays[prefix + _check_name(name)] = value
     return arrays
 
 
