@@ -121,7 +121,7 @@ def _table(done: Sequence[ReportedCrystal]) -> Iterator[str]:
         "volume (Å³/atom)",
         "energy (eV/atom)",
         "bulk modulus (GPa)",
-        "its derivative",
+        "derivative of the bulk modulus",
         "lowest phonon (THz)",
         "zero-point energy (meV/atom)",
     )
@@ -142,7 +142,7 @@ def _table(done: Sequence[ReportedCrystal]) -> Iterator[str]:
     ]
     yield page.table(header, rows) if rows else page.paragraph("No crystal has a result.")
     yield page.paragraph(
-        "Bulk modulus: equation of state of Birch and Murnaghan with relaxed atoms. A negative "
+        "Bulk moduli are those of Birch-Murnaghan equations of state with relaxed atoms. A negative "
         "phonon frequency is imaginary: the crystal is not at a minimum, or the supercell is too "
         "small."
     )

@@ -140,7 +140,7 @@ class ReactionPath:
 
 
 def neb(paths: Any, force_field: Any, **options: Any) -> list[ReactionPath]:
-    """Find minimum-energy paths by nudged elastic bands; all images of all paths in one program.
+    """Find minimum-energy paths with nudged elastic bands; many paths are optimized in parallel.
 
     The steps are those of ase.mep.NEB with method="improvedtangent" and ASE's optimizers.
 
@@ -160,8 +160,8 @@ def neb(paths: Any, force_field: Any, **options: Any) -> list[ReactionPath]:
       max_steps: Maximum number of steps.
       maxstep: Longest step of an atom (FIRE: of all atoms together) (Å).
       dtype: "float32" or "float64".
-      batch_atoms: Number of atoms of all images that are evaluated together; None chooses by the
-        kind of device.
+      batch_atoms: Number of atoms, summed over the images that are evaluated together; None
+        chooses by the kind of device.
 
     Returns:
       One result per path.

@@ -138,7 +138,7 @@ def _name(record: MoleculeRecord) -> str:
 def _save(
     workdir: Path, record: MoleculeRecord, result: CrystalAnalysis, outside: str = ""
 ) -> None:
-    """Write the part of a crystal, its relaxed structure and its phonons."""
+    """Write the result of a crystal, its relaxed structure and its phonons."""
     values: dict[str, Any] = {"index": record.index, "name": _name(record), "reason": result.reason}
     if not result.reason:
         atoms, eos, bands = result.atoms, result.eos, result.bands
