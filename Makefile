@@ -11,7 +11,7 @@ help:
 	@echo "make spice      train So3krates on SPICE, or on generated data, into runs/spice, with a report"
 	@echo "make test       run the fast tests (test-slow: those that take minutes)"
 	@echo "make test-faults  check that the tests catch known faults (tests/faults)"
-	@echo "make fuzz       read damaged files of every format for SECONDS=600 each"
+	@echo "make fuzz       read corrupted files of every format for SECONDS=600 each"
 	@echo "make audit      compare the installed packages with known vulnerabilities"
 	@echo "make lint       check the style"
 	@echo "make prose      count words and names that make code hard to read"

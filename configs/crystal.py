@@ -4,8 +4,8 @@
         --config.input=crystals.xyz \\
         --workdir=runs/crystals
 
-Each crystal of the file is relaxed with its cell in float64 (ASE's FrechetCellFilter). Its energies
-at nine volumes, with relaxed atoms, are fitted to the equation of state of Birch and Murnaghan.
+Each crystal of the file is relaxed with its cell in float64 (steps of ASE's FrechetCellFilter). A
+Birch-Murnaghan equation of state is fitted to its energies at nine volumes, with relaxed atoms.
 Phonons are those of the exact Hessian of a supercell, along the special points of the lattice and
 on a mesh. All crystals and volumes are relaxed in batches.
 

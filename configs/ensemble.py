@@ -5,10 +5,10 @@
         --workdir=runs/ensemble
 
 The members are training runs that differ in their seed, data or model. ensemble.json in the
-workdir contains two factors, for energies and for forces, from the standard deviation over the
-members to that of the error of their mean. They are fitted to half of the first member's test
+workdir contains two factors, for energies and for forces, which convert the standard deviation over
+the members to that of the error of their mean. They are fitted to half of the first member's test
 split, without structures that another member was trained or validated on. If the test split is
-small, the validation split takes its place; since it chose a checkpoint, its errors are smaller.
+small, the validation split is used instead. It chose a checkpoint, so its errors are smaller.
 report.html shows, for the structures of the fit and for others of the test split, how well the
 spread detects large errors and how well the expected errors agree with the actual ones. Use the
 calibration in the calculator:

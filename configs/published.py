@@ -5,8 +5,8 @@
 
 The table has elements, reference method, license, citation and source of each. It is printed, and
 written to published.md in the workdir. A download is stored in the folder MLIP_JAX_FORCE_FIELDS, by
-default ~/.cache/mlip_jax/force_fields. Its name can be used wherever a force field is given, as in
---config.force_field=mace-mp-0-small; the download is then made on first use.
+default ~/.cache/mlip_jax/force_fields. You can use its name wherever a force field is expected, as in
+--config.force_field=mace-mp-0-small; the file is then downloaded at first use.
 
 Hardware: any. Takes a second, plus the download.
 """

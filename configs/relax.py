@@ -9,10 +9,10 @@
 
 The input is a file of SMILES (.smi, .csv; embedded by RDKit's ETKDG), SDF, extended XYZ, an ASE
 database, any other format ASE can read, or a store. The force field is the workdir of a
-training run, or IMPORTER:FILE, such as so3lr:params.pkl, for one that another program trained.
+training run, a file of another program, the name of a published force field, or IMPORTER:FILE.
 
-Periodic structures keep their cells. --config.cell=frechet relaxes the cells, too, with ASE's
-FrechetCellFilter; see --config.mask and --config.scalar_pressure.
+The cells of periodic structures are fixed. --config.cell=frechet relaxes them with the steps of
+ASE's FrechetCellFilter; see --config.mask and --config.scalar_pressure.
 
 The workdir contains relaxed.xyz and relaxed.sdf in the order of the input, results.csv with one
 line per molecule, and report.html. results.csv includes failed molecules with the reason, and,

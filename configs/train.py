@@ -4,7 +4,7 @@
     mlip-jax train:painn mine.xyz --train.num_steps=5000
 
 All elements and charges are used. The data are split by molecule if there are enough molecules,
-otherwise by structure; the log says which. Rerun the command with more steps to continue a run.
+otherwise by structure; the log states which. Rerun the command with more steps to continue a run.
 Fine-tune another force field on the data: --config.init.workdir=runs/spice --config.model.name=''.
 """
 

@@ -56,15 +56,15 @@ def _is_private(path: str) -> bool:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):
             folder.mkdir(mode=0o700)
-        own, parent = folder.stat(), folder.parent.stat()
+        status, parent = folder.stat(), folder.parent.stat()
         link = folder.lstat()
     except OSError as error:
         log.warning("%s: compiled programs are not kept: %s", folder, error)
         return False
     allowed = {os.geteuid(), 0}
-    if not {own.st_uid, link.st_uid} <= allowed:
+    if not {status.st_uid, link.st_uid} <= allowed:
         problem = "belongs to another user"
-    elif own.st_mode & _BY_OTHERS:
+    elif status.st_mode & _BY_OTHERS:
         problem = "is writable by others"
     # In a folder such as /tmp, only the owner of an entry can replace it.
     elif parent.st_mode & _BY_OTHERS and not parent.st_mode & stat.S_ISVTX:
@@ -72,8 +72,8 @@ def _is_private(path: str) -> bool:
     else:
         return True
     log.warning(
-        "%s: %s, so its compiled programs could run their code: not used. Remove it, or keep them "
-        "in a folder of your own: JAX_COMPILATION_CACHE_DIR=FOLDER",
+        "%s: %s; compiled programs in it are not used, because they could run code of others. Remove "
+        "the folder, or set JAX_COMPILATION_CACHE_DIR to a folder of your own",
         folder,
         problem,
     )

@@ -216,7 +216,7 @@ def warn_renamed(old: str, new: str) -> None:
 
 
 def replaced_fields(config: ml_collections.ConfigDict, given: Mapping[str, Any]) -> list[str]:
-    """Return the fields of a config that a command replaces by others, and that it has to unset.
+    """Return the fields of a config that a command has to unset, because it sets alternatives.
 
     train.num_epochs replaces train.num_steps, so a command that sets only the steps unsets the
     epochs of the config.

@@ -1,4 +1,4 @@
-"""Writing of files and folders, atomically and never through a symbolic link.
+"""Functions that write files and folders atomically, and never through a symbolic link.
 
 An output folder may come from an archive of other people, whose links would redirect what a run
 writes to any file of the user. Every file that the package writes is opened here:
@@ -166,7 +166,7 @@ def open_lock(path: Path) -> IO[str]:
 def replace_content(lock: IO[str], content: str) -> None:
     """Replace the content of an open lock file.
 
-    A file of another user, or one with a second name, may be more than a lock: it is left alone.
+    A file of another user, or one with a second name, may be more than a lock, so it is left unchanged.
     """
     status = os.fstat(lock.fileno())
     if status.st_uid == os.geteuid() and status.st_nlink == 1:

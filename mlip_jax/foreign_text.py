@@ -1,4 +1,4 @@
-"""Text from files of other people, in what the package writes for people and their programs.
+"""Safe output of text from files of other people in tables, logs and text files.
 
 Names of molecules, SMILES and messages with them can contain line breaks, which begin new records
 in text files; escape sequences, which control a terminal; and formulas, which spreadsheets run.

@@ -1,4 +1,4 @@
-"""Limits on what a file of other people may cost, checked before the work.
+"""Limits on the data in files of other people, checked before memory or time is spent.
 
 A small file can state any size: a line of gigabytes, an array without stored values, a million
 layers. Each limit is far above all known data sets. Set its environment variable to raise it:

@@ -1,7 +1,7 @@
 """Precision of matrix products in float32.
 
 GPUs and TPUs multiply float32 matrices as TF32 or bfloat16 unless another precision is requested.
-Energies of 53 atoms then change by several meV, and the error differs between programs. Therefore:
+TF32 rounds the factors to 10 bits, and the error differs between programs. Therefore:
 
     training steps     config.train.matmul_precision, by default that of the device
     everything else    float32: calculators, relaxation, dynamics, vibrations, evaluation,

@@ -332,8 +332,8 @@ def read_checkpoint(path: str | Path) -> Restored:
     if not averaged:
         return restored
     log.warning(
-        "%s: averaged parameters of step %d, the newest checkpoint. It is not the best one, which "
-        "the workdir of the run opens.",
+        "%s: loaded the averaged parameters of step %d, the newest checkpoint. For the best "
+        "checkpoint, give the workdir of the run.",
         path,
         restored.step,
     )

@@ -301,7 +301,7 @@ def test_types_have_no_conditional_imports():
 
 
 def test_files_are_written_by_one_module():
-    """Other functions follow symbolic links that strangers put into an output folder."""
+    """Other functions follow symbolic links in output folders of other people."""
     check(
         [
             f"mlip_jax/{module.replace('.', '/')}.py:{line}: opens a file for writing. Use "
@@ -314,11 +314,11 @@ def test_files_are_written_by_one_module():
 
 
 def test_hdf5_is_read_by_one_module():
-    """Files of other people can refer to private files of the user, which hdf5.py refuses."""
+    """Files of other people can refer to private files of the user, which hdf5.py rejects."""
     own = {"datasets.hdf5", "simulation.dynamics.h5md", "datasets.builtin.storage"}
     check(
         [
-            f"{module}: uses h5py. Use mlip_jax/datasets/hdf5.py, which refuses links."
+            f"{module}: uses h5py. Use mlip_jax/datasets/hdf5.py, which rejects links."
             for module in sources()
             if any(name.split(".")[0] == "h5py" for name in facts(module).imports)
             and module not in own

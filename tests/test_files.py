@@ -1,4 +1,4 @@
-"""Tests for writing: what others put into an output folder never redirects what a run writes."""
+"""Tests for files.py: links in an output folder never redirect what a run writes."""
 
 import os
 
@@ -60,7 +60,7 @@ WRITERS = {
 def test_no_writer_follows_a_link(tmp_path, writer, name):
     """Detects a file of the user that is truncated or written through a link of other people."""
     precious, folder = tmp_path / "precious.txt", tmp_path / "folder"
-    precious.write_text('{"seed": 0}')  # valid, so that only the link is a reason to refuse it
+    precious.write_text('{"seed": 0}')  # valid, so that only the link is a reason to reject it
     (folder / name).parent.mkdir(parents=True)
     (folder / name).symlink_to(precious)
     try:
@@ -70,7 +70,7 @@ def test_no_writer_follows_a_link(tmp_path, writer, name):
     assert precious.read_text() == '{"seed": 0}'
 
 
-def test_folders_within_an_output_folder_are_no_links(tmp_path):
+def test_folders_within_an_output_folder_are_not_links(tmp_path):
     """Detects the removal of the user's files through the link of a folder that a run cleans."""
     precious = tmp_path / "home" / "1" / "file"
     precious.parent.mkdir(parents=True)

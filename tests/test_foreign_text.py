@@ -36,7 +36,7 @@ HOSTILE = (
 
 @settings(max_examples=50)
 @given(st.text(st.sampled_from("'=+-@\t\r1.e aC"), max_size=6))
-def test_cells_round_trip_and_are_no_formulas(text):
+def test_cells_round_trip_and_are_not_formulas(text):
     cell = to_cell(text)
     assert from_cell(cell) == text
     if cell[:1] in ("=", "+", "-", "@", "\t", "\r"):

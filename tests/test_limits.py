@@ -1,4 +1,4 @@
-"""Tests for limits: a small file of other people cannot cost much time or memory.
+"""Tests for limits: a small file of other people cannot take much time or memory.
 
 Each case would otherwise read, allocate or loop over the size that the file states.
 """
@@ -39,7 +39,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_long_lines_are_refused(tmp_path, monkeypatch, name):
+def test_long_lines_are_rejected(tmp_path, monkeypatch, name):
     text, read = FILES[name]
     (tmp_path / name).write_text(text)
     monkeypatch.setenv("MLIP_JAX_MAX_LINE_BYTES", "100")
@@ -59,7 +59,7 @@ def test_compressed_files_do_not_expand_without_end(tmp_path, monkeypatch, name,
         read(tmp_path / name)
 
 
-def test_frames_of_too_many_atoms_are_refused(tmp_path):
+def test_frames_of_too_many_atoms_are_rejected(tmp_path):
     (tmp_path / "a.xyz").write_text("10000000\n\nH 0 0 0\n")
     for read in (molecules, ase_reader.Reader):
         with pytest.raises(DatasetError, match="atoms of one structure"):
@@ -86,7 +86,7 @@ def test_computed_values_of_databases_are_limited(tmp_path, monkeypatch):
         ase_reader.Reader(tmp_path / "a.db")
 
 
-def test_thin_cells_are_refused():
+def test_thin_cells_are_rejected():
     """Detects the enumeration of 10¹² periodic images."""
     cell = np.diag([0.001] * 3)
     assert cell_problem(cell, np.ones(3, bool)) == "lattice planes closer than 0.1 Å"
@@ -108,7 +108,7 @@ def test_options_of_checkpoints_are_limited(name, options):
         models.create(name, **options)
 
 
-def test_nested_sets_of_pickles_are_refused():
+def test_nested_sets_of_pickles_are_rejected():
     """Detects a pickle of 300 bytes whose value takes forever to print."""
     code = b"\x80\x04(\x91\x94"  # an empty frozenset, then sets of tuples of two references
     for level in range(40):

@@ -51,7 +51,7 @@ PROGRAMS = {
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_energies_are_computed_in_full_precision(name):
-    """On GPUs dynamics were at full precision, but calculators and relaxations at TF32."""
+    """Detects calculators and relaxations with TF32 while dynamics have full precision."""
     model, function = PROGRAMS[name]
     full = "(Precision.HIGHEST, Precision.HIGHEST)"
     assert precisions(function, params(model), example_graph()) == {full}

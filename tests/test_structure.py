@@ -33,7 +33,7 @@ def test_electronic_values_are_read_from_info():
     ],
 )
 def test_a_spin_under_another_name_is_not_ignored(info, unpaired):
-    """Calculators, dynamics and relaxations treated radicals with such labels as closed shells."""
+    """Detects radicals with such labels that are treated as closed shells."""
     atoms = Atoms("NO", info=info)
     assert electronic_value(atoms, "num_unpaired_electrons") == unpaired
     assert electronic_state(atoms).get("num_unpaired_electrons", 0) == unpaired

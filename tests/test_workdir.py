@@ -86,7 +86,7 @@ def test_a_run_can_be_continued_with_more_steps_and_nothing_else(tmp_path):
 
 @pytest.mark.parametrize("error", [ValueError, SystemExit, KeyboardInterrupt])
 def test_a_run_that_ends_before_its_first_result_releases_the_workdir(tmp_path, error):
-    """A signal in the first seconds left the config, so a corrected one was another run."""
+    """Detects a config that remains after a signal in the first seconds and rejects a corrected one."""
     mistyped, corrected = ({"task": "relax", "input": path} for path in ("a", "b"))
     with pytest.raises(error), claimed(tmp_path, mistyped):
         raise error
@@ -119,7 +119,7 @@ def test_a_table_of_one_smiles_is_no_preparation(tmp_path):
 
 
 def test_leftovers_of_killed_processes_are_removed(tmp_path):
-    """Each killed process left one temporary file of a file that several processes write."""
+    """Detects temporary files that accumulate if processes are killed while they write shared files."""
     ended = subprocess.Popen(["true"])
     ended.wait()
     names = [

@@ -26,9 +26,9 @@ def main(pairs):
                 pbc=f"{k}/cell" in arrays,
             )
             atoms.calc = calculator
-            found = [atoms.get_potential_energy(), atoms.get_forces()]
-            found += [atoms.get_stress(voigt=False)] if f"{k}/stress" in arrays else []
-            for n, (name, values) in enumerate(zip(("energy", "forces", "stress"), found)):
+            outputs = [atoms.get_potential_energy(), atoms.get_forces()]
+            outputs += [atoms.get_stress(voigt=False)] if f"{k}/stress" in arrays else []
+            for n, (name, values) in enumerate(zip(("energy", "forces", "stress"), outputs)):
                 largest[n] = max(largest[n], np.abs(values - arrays[f"{k}/{name}"]).max())
         print(f"{file}: energy {largest[0]:.1e}, forces {largest[1]:.1e}, stress {largest[2]:.1e}")
 

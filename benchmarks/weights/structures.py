@@ -1,7 +1,7 @@
 """Three structures, and the file with the results of a program for them.
 
-Every script of this folder runs in the environment of one program: it writes models as the program
-saves them, and beside each its energies (eV), forces (eV/Å) and stress (eV/Å³) as .npz.
+Each script in this folder runs in the environment of one program. It writes models as the program
+saves them, and the energies (eV), forces (eV/Å) and stress (eV/Å³) of each model as .npz.
 """
 
 from pathlib import Path

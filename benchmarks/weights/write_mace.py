@@ -98,13 +98,15 @@ def create(dtype, cls=ScaleShiftMACE, heads=None, **options):
 def results(path, head):
     """Return energy, forces and stress of each structure."""
     calculator = MACECalculator(str(path), device="cpu", default_dtype="float64", head=head)
-    found = []
+    outputs = []
     for atoms in structures():
         atoms.calc = calculator
         periodic = atoms.pbc.all()
         energy, forces = atoms.get_potential_energy(), atoms.get_forces()
-        found.append((atoms, (energy, forces, atoms.get_stress(voigt=False) if periodic else None)))
-    return found
+        outputs.append(
+            (atoms, (energy, forces, atoms.get_stress(voigt=False) if periodic else None))
+        )
+    return outputs
 
 
 def main(folder, names):

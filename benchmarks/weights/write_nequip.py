@@ -97,7 +97,7 @@ def results(path):
         ChemicalSpeciesToAtomTypeMapper(model_type_names=SYMBOLS),
         NeighborListTransform(r_max=R_MAX),
     ]
-    found = []
+    outputs = []
     for atoms in structures():
         data = from_ase(atoms)
         for transform in transforms:
@@ -105,8 +105,8 @@ def results(path):
         out = model(data)
         stress = out[AtomicDataDict.STRESS_KEY].detach().numpy()[0] if atoms.pbc.all() else None
         energy = out[AtomicDataDict.TOTAL_ENERGY_KEY].item()
-        found.append((atoms, (energy, out[AtomicDataDict.FORCE_KEY].detach().numpy(), stress)))
-    return found
+        outputs.append((atoms, (energy, out[AtomicDataDict.FORCE_KEY].detach().numpy(), stress)))
+    return outputs
 
 
 def main(folder):

@@ -54,7 +54,7 @@ def create(name):
 def results(model):
     """Return energy, forces and stress of each structure, in double precision."""
     model = model.double()
-    found = []
+    outputs = []
     for atoms in structures():
         converter = spk.interfaces.AtomsConverter(
             MatScipyNeighborList(cutoff=CUTOFF), dtype=torch.float64
@@ -65,8 +65,8 @@ def results(model):
         out = model(inputs)
         stress = out["stress"].detach().numpy()[0] if atoms.pbc.all() else None
         energy = out["energy"].detach().numpy()[0]
-        found.append((atoms, (energy, out["forces"].detach().numpy(), stress)))
-    return found
+        outputs.append((atoms, (energy, out["forces"].detach().numpy(), stress)))
+    return outputs
 
 
 def main(folder):

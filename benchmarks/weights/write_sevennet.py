@@ -68,7 +68,7 @@ def settings(changes):
 
 def results(model, modality):
     """Return energy, forces and stress of each structure."""
-    found = []
+    outputs = []
     for atoms in structures():
         graph = unlabeled_atoms_to_graph(atoms, CUTOFF)
         data = AtomGraphData.from_numpy_dict(dict(graph))
@@ -81,8 +81,8 @@ def results(model, modality):
         energy, forces = out[KEY.PRED_TOTAL_ENERGY].item(), out[KEY.PRED_FORCE].detach().numpy()
         xx, yy, zz, xy, yz, zx = (-out[KEY.PRED_STRESS].detach().numpy()).ravel()
         stress = [[xx, xy, zx], [xy, yy, yz], [zx, yz, zz]] if atoms.pbc.all() else None
-        found.append((atoms, (energy, forces, stress)))
-    return found
+        outputs.append((atoms, (energy, forces, stress)))
+    return outputs
 
 
 def main(folder):

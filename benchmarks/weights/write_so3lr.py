@@ -21,14 +21,14 @@ def main(folder):
         default_dtype="float64",
         compute_stress=True,
     )
-    found = []
+    outputs = []
     for atoms in structures():
         atoms.info["charge"] = 0.0
         atoms.info["total_spin"] = 0.0
         atoms.calc = calculator
         stress = atoms.get_stress(voigt=False) if atoms.pbc.all() else None
-        found.append((atoms, (atoms.get_potential_energy(), atoms.get_forces(), stress)))
-    write_results(folder / "so3lr.npz", found)
+        outputs.append((atoms, (atoms.get_potential_energy(), atoms.get_forces(), stress)))
+    write_results(folder / "so3lr.npz", outputs)
 
 
 if __name__ == "__main__":

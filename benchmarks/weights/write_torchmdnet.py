@@ -68,15 +68,15 @@ def main(folder):
         state = {f"model.{k}": v for k, v in model.state_dict().items()}
         torch.save({"state_dict": state, "hyper_parameters": hparams, "epoch": 3}, path)
         model = load_model(str(path), derivative=True).double()
-        found = []
+        outputs = []
         for atoms in structures():
             if atoms.pbc.any():
                 continue
             z = torch.as_tensor(atoms.numbers, dtype=torch.long)
             positions = torch.as_tensor(atoms.positions, dtype=torch.float64)
             energy, forces = model(z, positions)
-            found.append((atoms, (energy.item(), forces.detach().numpy(), None)))
-        write_results(folder / f"{name}.npz", found)
+            outputs.append((atoms, (energy.item(), forces.detach().numpy(), None)))
+        write_results(folder / f"{name}.npz", outputs)
         print(name)
 
 

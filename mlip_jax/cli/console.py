@@ -38,7 +38,7 @@ def log_to_console() -> None:
 
 
 class _PrintableFormatter(logging.Formatter):
-    """Formatter without escape sequences, with which names in files could control the terminal."""
+    """Formatter that removes escape sequences, since names in files could control the terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))

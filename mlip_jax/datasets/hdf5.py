@@ -1,11 +1,11 @@
-"""HDF5 files, of which only data within the file itself are read.
+"""Reader of HDF5 files, restricted to data within the file itself.
 
 An HDF5 file can refer to other files: by external links, by data sets in external storage, and by
-virtual data sets. A file of other people would thus copy private files of the user into a store,
-which is then shared. Such references are refused, and so are soft links, which may lead to them.
+virtual data sets. A malicious file could thus copy private files of the user into a store that is
+later shared. Such references are rejected, and so are soft links, which may lead to them.
 
-`Hdf5Group` and `Hdf5Array` use h5py's low-level interface, which takes half the time of its other
-one.
+`Hdf5Group` and `Hdf5Array` use h5py's low-level interface, which takes half the time of the
+high-level one.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Hdf5Array:
         return values
 
     def attribute(self, name: str) -> str:
-        """Return an attribute of one text, "" if it is missing."""
+        """Return an attribute that is one text, or "" if it is missing."""
         return _attribute(self.id, name)
 
 
@@ -97,7 +97,7 @@ class Hdf5Group(Mapping):
             names = list(self.id)
         except (RuntimeError, KeyError) as error:
             raise DatasetError(
-                f"{self.source} cannot list its members ({error}); the file is corrupted"
+                f"{self.source}: cannot list its members ({error}); the file is corrupted"
             ) from error
         # invalid UTF-8 is decoded with surrogates, and encoded in the same way
         return (name.decode("utf-8", "surrogateescape") for name in names)
@@ -133,18 +133,18 @@ class Hdf5Group(Mapping):
         return f"{self.source}{'' if self.source.endswith(':') else '/'}{name}"
 
     def array(self, name: str) -> Hdf5Array:
-        """Return a member that is an array, faster than by its name only.
+        """Return a member that is an array. This is faster than indexing.
 
         Raises:
           KeyError: There is no such member.
-          DatasetError: As for a member; or it is not an array.
+          DatasetError: See `__getitem__`; or the member is not an array.
         """
         source = self._source_of(name)
         member = _open(self.id, name, source, h5py.h5d.open)
         return Hdf5Array(member, source)
 
     def attribute(self, name: str) -> str:
-        """Return an attribute of one text, "" if it is missing."""
+        """Return an attribute that is one text, or "" if it is missing."""
         return _attribute(self.id, name)
 
     def groups(self) -> Iterator[str]:
@@ -224,7 +224,7 @@ def _is_elsewhere(id: h5py.h5d.DatasetID) -> bool:
 
 
 def _attribute(id: Any, name: str) -> str:
-    """Return an attribute of one text, "" if it is missing."""
+    """Return an attribute that is one text, or "" if it is missing."""
     encoded = name.encode()
     if not h5py.h5a.exists(id, encoded):
         return ""
@@ -246,6 +246,6 @@ def _encode(name: str) -> bytes:
 def _reference(source: str, kind: str) -> DatasetError:
     """Return the error of a member that refers to data elsewhere."""
     return DatasetError(
-        f"{source}: is {kind}, which may be a private file of yours, and is not read. If you trust "
-        "the file, copy the data into one file without links first: h5copy or h5py."
+        f"{source}: is {kind}, which may be a private file of yours, and was not read. If you "
+        "trust the file, first copy the data into one file without links, with h5copy or h5py."
     )

@@ -56,7 +56,7 @@ def molecule_identity(smiles: str) -> str:
 
 
 def readable_name(molecule: str) -> str:
-    """Return the name of a molecule for people.
+    """Return a readable name of a molecule.
 
     A SMILES with atom maps becomes the canonical SMILES without them and without explicit
     hydrogens. Other names are returned unchanged.

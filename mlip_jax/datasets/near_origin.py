@@ -1,7 +1,8 @@
 """Positions far from the origin, which lose digits in single precision.
 
-At 1,000 Å, positions in float32 are 6e-5 Å apart, and forces change by some meV/Å. Conversions to
-float32 first move such structures; structures near the origin keep their positions bit by bit.
+At 1,000 Å, positions in float32 are 6e-5 Å apart; rounding then changes the force along a bond with
+33 eV/Å² by up to 1 meV/Å. Structures far from the origin are therefore moved to it before the
+conversion to float32. Structures near the origin keep exactly the same positions.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def is_far(positions: np.ndarray) -> bool:
 
 
 def move_near_origin(columns: Columns) -> Columns:
-    """Return the structures with those far from the origin moved to it.
+    """Move structures that are far from the origin to it, and return all structures.
 
     Periodic structures are wrapped into their cell first. This changes no distance to the nearest
     images, but neighbor lists must be built from the new positions.
@@ -34,10 +35,10 @@ def move_near_origin(columns: Columns) -> Columns:
     positions = columns.positions.copy()
     for s in range(len(columns)):
         atoms = slice(columns.offsets[s], columns.offsets[s + 1])
-        own = positions[atoms]
-        if not is_far(own) or not np.isfinite(own).all():
+        coordinates = positions[atoms]
+        if not is_far(coordinates) or not np.isfinite(coordinates).all():
             continue
         if columns.pbc is not None and columns.pbc[s].any():
-            own = wrap_positions(own, columns.cell[s], columns.pbc[s], eps=0)
-        positions[atoms] = own - own.mean(0)
+            coordinates = wrap_positions(coordinates, columns.cell[s], columns.pbc[s], eps=0)
+        positions[atoms] = coordinates - coordinates.mean(0)
     return dataclasses.replace(columns, positions=positions)

@@ -1,7 +1,7 @@
 """Stress labels: ASE's sign and eV/Å³, from stresses and virials under their usual names.
 
-The stress is the derivative of the energy with respect to strain divided by the volume; it is
-positive if the cell wants to shrink. The virial is minus the stress times the volume.
+The stress is the derivative of the energy with respect to the strain divided by the volume; it
+is positive under tension. The virial is minus the stress times the volume.
 """
 
 from __future__ import annotations

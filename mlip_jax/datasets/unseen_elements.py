@@ -2,8 +2,8 @@
 
 A model cannot describe such elements: their parameters keep their initial values, and the reference
 energies are zero. A few such structures would dominate every average. So all tasks exclude them
-from validation, from the choice of the best checkpoint and from the headline errors, count them and
-name their elements.
+from validation, from the choice of the best checkpoint and from the headline errors, and report
+their number and elements.
 """
 
 from __future__ import annotations

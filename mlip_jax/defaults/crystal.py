@@ -15,7 +15,7 @@ CRYSTAL = task(
     input=Field("", "File of crystals: .xyz, .db, .cif or another format that ASE reads."),
     limit=optional(
         int,
-        "Number of crystals, taken from the start of the file.",
+        "Maximum number of crystals, taken from the start of the file.",
         bounds=AT_LEAST_ONE,
         unset="all crystals",
         changes_results=False,
@@ -32,8 +32,8 @@ CRYSTAL = task(
     ),
     supercell_length=Field(
         12.0,
-        "Distance of the lattice planes of the supercell of the phonons, at least twice the "
-        "distance at which atoms interact; 0 skips the phonons.",
+        "Minimum distance between lattice planes of the supercell for phonons; it must be at least "
+        "twice the distance up to which atoms interact. 0 skips the phonons.",
         unit="Å",
         bounds=NOT_NEGATIVE,
     ),

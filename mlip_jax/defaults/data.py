@@ -70,7 +70,7 @@ SOURCE = Part(
     confirm_units=Field(
         False,
         "Confirmation that energies are total energies in eV and forces in eV/Å, minus the "
-        "gradient. It answers the question of the checks where their evidence is unclear; data "
+        "gradient. It answers the question of the checks if their evidence is unclear; data "
         "that are clearly wrong are still rejected.",
         changes_results=False,
     ),

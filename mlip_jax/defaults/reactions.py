@@ -18,13 +18,13 @@ NEB = task(
         dtype=dataclasses.replace(dtype("the bands"), default="float64"),
         batch_atoms=dataclasses.replace(
             MINIMIZER.members["batch_atoms"],
-            description="Number of atoms of all images that are evaluated together.",
+            description="Number of atoms, summed over the images that are evaluated together.",
         ),
     ),
     input=Field(
         "",
-        "File of structures: .xyz, .db or another format that ASE reads. Structures of one name are "
-        "a path; without names, each two consecutive ones are the ends of a path.",
+        "File of structures: .xyz, .db or another format that ASE reads. Consecutive structures with "
+        "the same name form a path; without names, structures 1 and 2, 3 and 4, ... are its ends.",
     ),
     num_images=Field(
         7, "Number of images between the ends of a path with two structures.", bounds=AT_LEAST_ONE

@@ -58,7 +58,7 @@ FORCE_FIELD = Part(
         "",
         "Force field: the workdir of a training run; a file of MACE, SevenNet, NequIP, SchNetPack, "
         "TorchMD-Net or SO3LR, as in X.model or checkpoint.pth#modality=PBE; the name of a published "
-        "force field, as in sevennet-0; or IMPORTER:FILE for one that another program trained. "
+        "force field, as in sevennet-0; or IMPORTER:FILE for weights of another program. "
         f"Importers: {', '.join(IMPORTERS)}.",
     ),
 )

@@ -112,7 +112,7 @@ LOSS = Part(
     stress=Field(
         0.0,
         "Weight of the stress of structures that are periodic in three directions; 0 computes no "
-        "stress. Its penalty is loss.penalty, of errors in eV/Å³.",
+        "stress. The penalty is loss.penalty, applied to errors in eV/Å³.",
         bounds=NOT_NEGATIVE,
         legacy_value=0.0,
     ),

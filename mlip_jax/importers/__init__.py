@@ -2,8 +2,8 @@
 
 They read weights in open formats, and files of PyTorch without running the code in them. Each
 importer has functions that convert a flat dict of weights to the options and parameters of one of
-mlip_jax.models, and `load(path, ...)`, which returns a `Potential`. Its function `accepts(content)`,
-if there is one, tells from the content of a file of PyTorch whether it belongs to the program.
+mlip_jax.models, and `load(path, ...)`, which returns a `Potential`. Its optional function
+`accepts(content)` returns whether the content of a PyTorch file is that of the program.
 Constants that the program stores (usually in single precision) are copied unchanged, so that the
 predictions agree to rounding.
 """
@@ -69,7 +69,7 @@ def load_force_field(given: Any, **options) -> Potential:
 
     Args:
       given: Path of a workdir or checkpoint directory; file of another program, for example
-        "X.model", whose content tells the importer; "IMPORTER:FILE", for example
+        "X.model", whose content selects the importer; "IMPORTER:FILE", for example
         "schnetpack:painn.safetensors"; name of a published force field, for example "sevennet-0"
         (importers/published.py); a `Potential`, which is returned; or a calculator of one. Options
         of the importer may follow a file or name, as in "X.model#head=omol".
@@ -88,7 +88,9 @@ def load_force_field(given: Any, **options) -> Potential:
     if isinstance(items[0], str):
         return _load(items[0], options)
     if options:
-        raise ValueError(f"options {sorted(options)} are those of importers; received no file")
+        raise ValueError(
+            f"options {sorted(options)} apply only to files and names; received an object"
+        )
     return items[0] if isinstance(items[0], Potential) else items[0].potential
 
 
@@ -102,7 +104,7 @@ def _load(text: str, options: Mapping[str, Any]) -> Potential:
         importer, file = _importer_of(path), path
     if importer is None:
         if options:
-            raise ValueError(f"{path}: options {sorted(options)} are those of importers only")
+            raise ValueError(f"{path}: options {sorted(options)} apply only to importers")
         return Potential.load(path)
     load = importlib.import_module(f"mlip_jax.importers.{importer}").load
     known = list(inspect.signature(load).parameters)[1:]
@@ -131,11 +133,11 @@ def _importer_of(path: str) -> str | None:
     if published_list.is_known(path) and not Path(path).exists():
         return "published"
     if Path(path).suffix in _SUFFIXES and not Path(path).exists():
-        raise FileNotFoundError(f"{path}: no such file. Give a file of another program.")
+        raise FileNotFoundError(f"{path}: no such file. Give the path of a file.")
     if not torch_file.is_torch_file(path):
         if Path(path).suffix in (".npz", ".safetensors") and Path(path).is_file():
             raise WeightsError(
-                f"{path}: weights alone do not tell the program. State it, as in "
+                f"{path}: cannot infer the program from weights. State it, as in "
                 f"schnetpack:{path}; importers are {', '.join(names())}"
             )
         return None
@@ -146,7 +148,7 @@ def _importer_of(path: str) -> str | None:
             return name
     raise WeightsError(
         f"{path}: no importer for this file of PyTorch, {torch_file.describe(content)}. If it has "
-        "weights only, state the program, as in mace:FILE, and give its settings in Python: see "
+        "only weights, state the program, as in mace:FILE, and give its settings in Python: see "
         "mlip_jax.importers."
     )
 

@@ -80,7 +80,7 @@ def load(
             raise WeightsError(f"{path}: {error}") from error
     if config is None:
         raise ValueError(
-            f"{path}: the weights alone do not describe the model; give config, the arguments of the "
+            f"{path}: weights do not describe the model completely; give config, the arguments of the "
             "constructor, or the .model file"
         )
     config = weight_files.read_arguments(config)

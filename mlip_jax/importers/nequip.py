@@ -92,7 +92,7 @@ def load(
         state, config = nequip_files.read(path, config)
     elif config is None:
         raise ValueError(
-            f"{path}: the weights alone do not describe the model; give config, the arguments of the "
+            f"{path}: weights do not describe the model completely; give config, the arguments of the "
             "model builder, or the checkpoint"
         )
     else:

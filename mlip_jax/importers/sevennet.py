@@ -102,7 +102,7 @@ def load(
         settings = weight_files.read_arguments(config)
     if settings is None:
         raise ValueError(
-            f"{path}: the weights alone do not describe the model; give config, the settings of sevenn, "
+            f"{path}: weights do not describe the model completely; give config, the settings of sevenn, "
             "or the checkpoint (.pth)"
         )
     return potential(state, settings, modality, {"file": path.name})

@@ -92,7 +92,7 @@ def create(name: str, **options):
 
 
 def check_sizes(name: str, options: Mapping[str, Any]) -> None:
-    """Raise ValueError if an option would take very much memory or time, as a file may request.
+    """Raise ValueError if an option, which may come from a file, would take too much memory or time.
 
     Args:
       name: Name of the model or the energy term.

@@ -183,7 +183,7 @@ class Model(nn.Module):
             return Dense(width, use_bias, kernel_init=glorot_orthogonal, name=f"{name}_{n}")
 
         width, narrow = self.num_features, self.num_basis_features
-        own = _silu(dense(width, "own")(m))
+        direct = _silu(dense(width, "own")(m))
         filters = dense(width, "rbf_2", False)(dense(narrow, "rbf_1", False)(rbf))
         b = _silu(dense(width, "neighbors")(m)) * filters
         b = _silu(dense(self.num_triplet_features, "down", False)(b))
@@ -194,7 +194,7 @@ class Model(nn.Module):
         basis = jnp.einsum("pln,lnq->plq", bessel, inner.astype(bessel.dtype))
         angular = dense(self.num_triplet_features, "sbf_2", False)(basis)
         sums = self._sum_triplets(b, angular, harmonics, edge, num_atoms)
-        h = own + _silu(dense(width, "up", False)(sums))
+        h = direct + _silu(dense(width, "up", False)(sums))
         for k in range(self.num_before_skip):
             h = _residual(h, dense, f"before_{k}")
         h = _silu(dense(width, "skip")(h)) + m

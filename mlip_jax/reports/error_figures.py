@@ -113,6 +113,8 @@ def error_distributions(splits: dict[str, Predictions]) -> Figure:
             1.3 * float(np.median([np.percentile(np.abs(v), 99.5) for v in values.values()])) or 1.0
         )
         edges = np.linspace(-reach, reach, 82)
+        # Empty bins reach below the axis, so that single bars have sides.
+        floor = 0.5 / (max(v.size for v in values.values()) * (edges[1] - edges[0]))
         for name, v in values.items():
             counts, _ = np.histogram(v, edges)
             density = counts / (v.size * np.diff(edges))
@@ -121,7 +123,8 @@ def error_distributions(splits: dict[str, Predictions]) -> Figure:
                 "linewidth": 1.6,
                 "label": escape_label(name),
             }
-            ax.stairs(np.where(counts, density, np.nan), edges, baseline=None, **style)
+            ax.stairs(np.maximum(density, 0.5 * floor), edges, baseline=None, **style)
+        ax.set_ylim(bottom=floor)
         add_legend(ax)
         outside = sum(int(np.sum(np.abs(v) > reach)) for v in values.values())
         _annotate_outside(ax, outside, side="left")

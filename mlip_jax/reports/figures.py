@@ -31,6 +31,11 @@ PANELS = (
         "MAE (meV/Å)",
         {"train_force_mae_mev_per_ang": "train", "valid_force_mae_mev_per_ang": "valid"},
     ),
+    (
+        "Stress",
+        "MAE (meV/Å³)",
+        {"train_stress_mae_mev_per_ang3": "train", "valid_stress_mae_mev_per_ang3": "valid"},
+    ),
     ("Learning rate", "learning rate", {"learning_rate": "train"}),
 )
 

@@ -19,7 +19,7 @@ from mlip_jax.datasets.quality.geometry import bond_limit, superpose
 from mlip_jax.reports.figures import GREY, escape_label
 
 _BALL, _SMALLEST = 0.42, 0.17  # radius of a ball as a fraction of the covalent radius; minimum in Å
-_CLEARANCE = 0.4  # margin around the balls in Å
+_CLEARANCE = 0.15  # margin around the balls in Å
 _SIDE, _LEFT, _TOP, _BOTTOM = 1.95, 0.3, 0.3, 0.45  # square of a molecule, margins; inches
 
 
@@ -86,7 +86,8 @@ def molecule_figure(
     )
     for column, picture in enumerate(pictures):
         before, after = _views(picture.before.positions, picture.after.positions)
-        reach = max(np.abs(p[:, :2]).max() for p in (before, after)) + _CLEARANCE
+        edges = _ball_radii(picture.after.numbers)[:, None]
+        reach = max((np.abs(p[:, :2]) + edges).max() for p in (before, after)) + _CLEARANCE
         for ax, positions in zip(axes[:, column], (before, after)):
             draw(ax, picture.after.numbers, positions, reach)
         axes[0, column].set_title(escape_label(picture.title, 24), fontsize=9, fontweight="bold")
@@ -146,7 +147,7 @@ def draw(ax: Axes, numbers: np.ndarray, positions: np.ndarray, reach: float) -> 
     """
     ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
     ax.axis("off")
-    radii = np.maximum(_BALL * covalent_radii[numbers], _SMALLEST)
+    radii = _ball_radii(numbers)
     depth = positions[:, 2]
     fog = 0.45 * (depth.max() - depth) / max(np.ptp(depth), 2.0)  # distant atoms are lighter
     colors = _blend_with_white(jmol_colors[numbers], fog)
@@ -179,6 +180,11 @@ def draw(ax: Axes, numbers: np.ndarray, positions: np.ndarray, reach: float) -> 
             linewidths=[s.width for s in shapes],
         )
     )
+
+
+def _ball_radii(numbers: np.ndarray) -> np.ndarray:
+    """Return the radii of the balls of atoms in Å, (n,)."""
+    return np.maximum(_BALL * covalent_radii[numbers], _SMALLEST)
 
 
 def _stick(

@@ -182,7 +182,7 @@ def _outside(outside) -> Iterator[str]:
     order = np.argsort(-_column(outside, "domain_distance"), kind="stable")[:_MAX_ROWS]
     yield page.heading(OUTSIDE)
     yield page.paragraph(
-        "They have 1 in the column outside_domain of the table of results. The farthest ones:"
+        "In the table of results, outside_domain is 1 for these molecules. The farthest ones:"
     )
     yield page.table(
         ["molecule", "SMILES", "distance (1: boundary)"],

@@ -106,17 +106,13 @@ def nonfinite(content: ReportData) -> Iterator[str]:
 
 def error_table(content: ReportData) -> Iterator[str]:
     """Yield a table of the errors of all splits, and remarks on missing labels."""
-    header = ("split", "molecules", *_GROUP_HEADER, "energy MAE (eV)", "slope (meV/atom)")
-    keys = (
-        *(
-            "num_molecules",
-            "num_structures",
-            "num_atoms",
-            "energy_mae_mev_per_atom",
-            "energy_rmse_mev_per_atom",
-        ),
-        *("force_mae_mev_per_ang", "force_rmse_mev_per_ang", "energy_mae_ev"),
-    )
+    stress = any("stress_mae_gpa" in content.metrics[name] for name in content.splits)
+    header = ("split", "molecules", *_GROUP_HEADER, "energy MAE (eV)")
+    header += ("stress MAE (GPa)",) * stress + ("slope (meV/atom)",)
+    keys = ("num_molecules", "num_structures", "num_atoms")
+    keys += ("energy_mae_mev_per_atom", "energy_rmse_mev_per_atom")
+    keys += ("force_mae_mev_per_ang", "force_rmse_mev_per_ang", "energy_mae_ev")
+    keys += ("stress_mae_gpa",) * stress
     rows = []
     for name in content.splits:
         values = content.metrics[name]
@@ -127,7 +123,7 @@ def error_table(content: ReportData) -> Iterator[str]:
         text = (
             _with_sign(slope) if stderr is None else f"{_with_sign(slope)} ± {page.number(stderr)}"
         )
-        rows.append((name, *(values[key] for key in keys), text))
+        rows.append((name, *(values.get(key) for key in keys), text))
     yield page.heading("Errors")
     yield page.table(header, rows) if rows else page.paragraph("No predictions were given.")
     for name, size in content.metrics.get("split_sizes", {}).items():

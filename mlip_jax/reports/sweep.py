@@ -35,8 +35,8 @@ _SHOWN = {
     "test_energy_slope_mev_per_atom": "test slope (meV/atom)",
     "valid_energy_mae_mev_per_atom": "valid. energy MAE (meV/atom)",
     "valid_force_mae_mev_per_ang": "valid. force MAE (meV/Å)",
-    "test_unseen_structures": "test structures left out (unseen elements)",
-    "valid_unseen_structures": "valid. structures left out (unseen elements)",
+    "test_unseen_structures": "test structures excluded (unseen elements)",
+    "valid_unseen_structures": "valid. structures excluded (unseen elements)",
     "training_seconds": "training (s)",
     "best_step": "best step",
 }

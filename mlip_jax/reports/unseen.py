@@ -52,11 +52,11 @@ def section(values: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     yield page.heading("Elements that the training split lacks")
     yield page.callout(
         "Some structures contain elements that the training split lacks, so the model cannot "
-        "describe them. They are excluded from the validation loss, which decides the best "
-        "checkpoint, and from all other errors of this page. Calculators and predictors reject these elements. "
-        "Use another split, or add training structures with these elements."
+        "describe them. They are excluded from the validation loss, which selects the best "
+        "checkpoint, and from all other errors on this page. Calculators and predictors reject "
+        "these elements. Use another split, or add training structures with these elements."
     )
-    header = ("split", "structures", "of", "elements (structures)")
+    header = ("split", "structures", "structures of the split", "elements (structures)")
     has_errors = any(_ERRORS[0] in v for v in values.values())
     if has_errors:
         header += ("energy MAE (meV/atom)", "force MAE (meV/Å)")

@@ -10,7 +10,7 @@ batches while the devices compute. Results are those of the calculators:
 - with a domain: distances of the atoms from the training atoms, and expected force errors. The
   distances of an ensemble are the largest over the members whose domain is known.
 
-Expected errors are NaN for structures with a charge, spin or periodicity that training never saw.
+Expected errors are NaN for structures with a charge, spin or periodicity without training data.
 
 S is the number of structures and A the number of their atoms.
 """

@@ -221,7 +221,7 @@ def _num_trained(member: ForceFieldMember, evaluated: EvaluatedStructures) -> in
 def _log_scores(evaluated: EvaluatedStructures, metrics: dict[str, Any]) -> None:
     """Log skipped structures and the most important errors."""
     for reason, count in metrics["skipped"].items():
-        log.warning("%d structures are skipped, without errors: %s", count, reason)
+        log.warning("%d structures are skipped and not part of the errors: %s", count, reason)
     scores = metrics["evaluated"]
     if scores is None:
         log.info("%d structures predicted", len(evaluated.indices))

@@ -197,7 +197,8 @@ class Ensemble:
 def _relaxer(config, ensemble: Ensemble) -> Relaxer | None:
     """Return the relaxer, or None to predict at the given geometries.
 
-    The force field is only that of the config: a checkpoint of other people could name any file.
+    Only the config selects the force field, since a checkpoint of other people could contain any
+    path.
 
     Raises:
       ConfigError: The predictor was trained on relaxed geometries, and the config does not say

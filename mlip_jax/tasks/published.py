@@ -52,7 +52,7 @@ def _row(entry: PublishedForceField) -> tuple[str, ...]:
     """Return the cells of a force field."""
     unknown = "unknown"
     license_ = ", ".join(text for text in (entry.license or unknown, entry.note) if text)
-    source = entry.address or (f"package {entry.package}" if entry.package else unknown)
+    source = entry.url or (f"package {entry.package}" if entry.package else unknown)
     return (
         entry.name,
         entry.elements or unknown,

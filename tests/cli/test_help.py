@@ -80,7 +80,7 @@ def test_the_help_lists_every_importer():
     ],
 )
 def test_flags_of_sweeps_require_a_sweep(monkeypatch, arguments, valid):
-    """With --overrides, a number of a variant used to be ignored. Variants receive --nosweep."""
+    """Detects a --sweep_index that is ignored with --overrides. Variants receive --nosweep."""
     monkeypatch.setattr(flags.flags, "FLAGS", absl.flags.FlagValues())
     for define, name in (("string", "sweep_index"), ("bool", "sweep_list")):
         getattr(absl.flags, f"DEFINE_{define}")(name, None, "", flags.flags.FLAGS)

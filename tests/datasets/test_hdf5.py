@@ -1,4 +1,4 @@
-"""Tests for HDF5: only data in the file itself are read, so that private files are not copied."""
+"""Tests for hdf5.py: only data in the file itself are read, so private files are not copied."""
 
 import os
 
@@ -56,7 +56,7 @@ def private(tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", READERS)
 def test_readers_do_not_read_other_files(tmp_path, private, name, kind):
-    """Detects stores that contain the bytes of a private file, which the user then shares."""
+    """Detects stores that contain the bytes of a private file and may be shared."""
     reader, group, positions, arrays = READERS[name]
     with h5py.File(tmp_path / "a.hdf5", "w") as file:
         for key, values in arrays.items():
@@ -68,7 +68,7 @@ def test_readers_do_not_read_other_files(tmp_path, private, name, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_whole_groups_elsewhere_are_refused(tmp_path, private, kind):
+def test_whole_groups_elsewhere_are_rejected(tmp_path, private, kind):
     with h5py.File(tmp_path / "a.hdf5", "w") as file:
         refer(file, "x", kind, private)
     with hdf5.Hdf5File(tmp_path / "a.hdf5") as file:
@@ -79,7 +79,7 @@ def test_whole_groups_elsewhere_are_refused(tmp_path, private, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_trajectories_are_not_appended_to_other_files(tmp_path, private, kind):
-    """Detects a trajectory of other people through which a run writes into the user's files."""
+    """Detects a trajectory of other people that redirects writes into the user's files."""
     frame = Atoms("H", info={"step": 0, "time_fs": 0.0})
     frame.calc = SinglePointCalculator(frame, energy=0.0)
     h5md.append(tmp_path / "0.h5", [frame])
@@ -93,7 +93,7 @@ def test_trajectories_are_not_appended_to_other_files(tmp_path, private, kind):
     assert private.read_bytes() == before
 
 
-def test_a_pipe_is_no_data_file(tmp_path):
+def test_a_pipe_is_not_a_data_file(tmp_path):
     """Detects an endless wait for the writer of a named pipe."""
     os.mkfifo(tmp_path / "a.hdf5")
     with pytest.raises(DatasetError, match="a pipe or a device"):

@@ -1,4 +1,4 @@
-"""Tests for RDKit's parser in a process of its own: damaged molecules do not end this one."""
+"""Tests for RDKit's parser in a separate process: corrupted molecules do not crash this one."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def test_the_process_is_replaced_after_a_crash(parser, molecule):
     assert parser.parse(molecule)[2] == 1.0
 
 
-def test_damaged_molecules_are_errors(parser, molecule):
+def test_corrupted_molecules_are_errors(parser, molecule):
     rng = np.random.default_rng(0)
     for _ in range(100):
         damaged = bytearray(molecule)

@@ -468,7 +468,7 @@ def test_isolated_atoms_in_the_file_are_found(options, tmp_path):
     assert energies[1] == -13.5 and np.isnan(energies[6])
 
 
-def test_missing_energies_are_no_note_of_a_property_run(options, tmp_path):
+def test_property_runs_do_not_note_missing_energies(options, tmp_path):
     path = tmp_path / "gaps.csv"
     path.write_text("smiles,gap\nC,10.0\nCC,9.0\n")
     given = {"elements": None, "charge": None}

@@ -50,7 +50,7 @@ def commands(page: str, text: str) -> list[Command]:
     """Return the complete commands of a page: those in blocks, and those in spans of code.
 
     A span that begins with --config is a command without the name of the program. Commands with
-    variables of the shell and those without a config are left out.
+    shell variables and those without a config are skipped.
     """
     blocks = [b.text for b in markdown.blocks(text) if b.language in ("sh", "bash", "")]
     lines = [line for b in blocks for line in b.replace("\\\n", " ").split("\n")]

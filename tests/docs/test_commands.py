@@ -44,7 +44,7 @@ PARSED = sorted(
 
 
 def test_commands_are_found():
-    """Detects an extraction that overlooks the commands of a page."""
+    """Detects an extraction that misses the commands of a page."""
     assert {"README.md", "docs/getting-started.md", "docs/simulations.md", "docs/training.md"} <= {
         c.page for c in COMMANDS
     }

@@ -1,7 +1,7 @@
-"""Damages the sample of each reader for a while: `make fuzz SECONDS=600`.
+"""Read corrupted copies of the sample of each reader for some time: `make fuzz SECONDS=600`.
 
-Each reader has one process at a time (mutation.py), which is replaced after a file that ended it.
-The exit code is 1 if a file ended its process, exceeded a limit, acted outside of its folder, or
+Each reader has one process at a time (mutation.py), which is restarted after a file that crashed it.
+The exit code is 1 if a file crashed its process, exceeded a limit, acted outside of its folder, or
 raised another error than DatasetError. Each is reported with its seed.
 """
 
@@ -19,7 +19,7 @@ _FILES = 500  # files of one process
 
 
 def problems_of(name: str, seconds: float, seed: int = 0) -> list[str]:
-    """Damage the sample of a reader for some time and return the problems."""
+    """Read corrupted copies of the sample of a reader for some time and return the problems."""
     problems, deadline = [], time.monotonic() + seconds
     while (left := deadline - time.monotonic()) > 0:
         with tempfile.TemporaryDirectory() as folder:

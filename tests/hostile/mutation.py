@@ -1,8 +1,8 @@
-"""Program that opens many damaged files in one process, and reports each untidy end.
+"""Program that opens many corrupted files in one process and reports unexpected errors.
 
     python tests/hostile/mutation.py FOLDER NAME COUNT SEED
 
-It damages the sample of the reader NAME (tests/datasets/readers/samples) COUNT times, opens each
+It corrupts the sample of the reader NAME (tests/datasets/readers/samples) COUNT times, opens each
 copy under limits of memory and time, and prints a line of JSON per copy that does not end in
 structures or a DatasetError. An audit hook forbids the program to write to, or to connect to,
 anything outside of FOLDER. The last line is "done".
@@ -81,7 +81,7 @@ def sample(name: str, folder: Path):
 
 
 def copy_damaged(source: Path, target: Path, rng: np.random.Generator) -> Path:
-    """Copy a file or a folder, with one damaged file."""
+    """Copy a file or a folder, with one corrupted file."""
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
     path = target / source.name
@@ -110,7 +110,7 @@ def read(path: Path, name: str, options: dict) -> None:
 
 
 def main() -> None:
-    """Damage and read the sample COUNT times."""
+    """Corrupt and read the sample COUNT times."""
     folder, name, count, seed = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     sys.path.insert(0, str(ROOT))
     path, options = sample(name, folder)

@@ -1,6 +1,6 @@
-"""Tests that damaged files end in a DatasetError, and touch nothing outside of their folder.
+"""Tests that corrupted files raise DatasetError, and cause no access outside of their folder.
 
-`make fuzz` runs `fuzz.py`, which damages many more files. These tests use one process for all.
+`make fuzz` runs `fuzz.py`, which corrupts many more files. These tests use one process for all.
 """
 
 import os
@@ -16,8 +16,8 @@ QUICK = ("ani", "md17", "npz", "pubchemqcr", "spice")
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_damaged_files_are_data_errors(tmp_path, name):
-    """Detects an AttributeError, or the like, for a byte that a download changed."""
+def test_corrupted_files_are_data_errors(tmp_path, name):
+    """Detects an AttributeError or similar after a download that changed a byte."""
     path, options = mutation.sample(name, tmp_path)
     for seed in range(SEEDS):
         copy = mutation.copy_damaged(path, tmp_path / "copy", np.random.default_rng(seed))
@@ -26,13 +26,13 @@ def test_damaged_files_are_data_errors(tmp_path, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", fuzz.READERS)
-def test_damaged_files_do_not_end_the_process(name):
+def test_corrupted_files_do_not_end_the_process(name):
     assert fuzz.problems_of(name, seconds=60, seed=1000) == []
 
 
 @pytest.mark.slow
 def test_actions_outside_are_reported(tmp_path):
-    """The hook ends a process that writes elsewhere or connects."""
+    """The hook ends a process that writes elsewhere or opens a connection."""
     child = os.fork()
     if not child:
         mutation.forbid_outside(tmp_path)

@@ -122,7 +122,7 @@ def test_option_that_json_cannot_represent(tmp_path):
 
 @pytest.mark.parametrize("name", ["allegro", "equiformer", "mace", "nequip", "pace"])
 def test_arguments_may_be_in_a_yaml_file(tmp_path, name):
-    """Allegro and Equiformer took the path of a file for the arguments themselves."""
+    """Detects importers that treat the path of a file as the arguments themselves."""
     np.savez(tmp_path / "weights.npz", x=np.zeros(1))
     (tmp_path / "model.yaml").write_text("seed: 0")
     module = importlib.import_module(f"mlip_jax.importers.{name}")

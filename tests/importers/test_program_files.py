@@ -1,7 +1,7 @@
-"""Files of other programs, written by their own packages: see benchmarks/weights.
+"""Tests for files of other programs, which their own packages wrote: see benchmarks/weights.
 
-Each file in tests/importers/files is compressed. Beside it are the energies, forces and stress that
-the program gives for three structures.
+Each file in tests/importers/files is compressed. The .npz file of the same name contains the
+energies, forces and stress of the program for three structures.
 """
 
 import lzma
@@ -66,7 +66,7 @@ def results_of(potential, name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_files_are_told_by_their_content(unpack, name):
+def test_files_are_recognized_by_their_content(unpack, name):
     option, model = CASES[name]
     potential = importers.load_force_field(f"{unpack(name)}{option}")
     assert type(potential.model).__module__ == f"mlip_jax.models.{model}"
@@ -137,7 +137,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_refused_files(tmp_path, name):
+def test_rejected_files(tmp_path, name):
     value, message = REFUSED[name]
     path = write(tmp_path / "X.model", value)
     with pytest.raises(WeightsError, match=message):
@@ -159,7 +159,7 @@ def test_options_of_importers(tmp_path):
         importers.load_force_field(f"{path}#head=a")
     with pytest.raises(ValueError, match="expected an option NAME=VALUE after '#', received 'PBE'"):
         importers.load_force_field(f"{path}#PBE")
-    with pytest.raises(ValueError, match="are those of importers only"):
+    with pytest.raises(ValueError, match="apply only to importers"):
         importers.load_force_field(tmp_path, head="a")
     assert importers._split_options("a.pt#elements=H+C#energy_unit=0.5") == (
         "a.pt",

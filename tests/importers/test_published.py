@@ -56,52 +56,52 @@ def server():
 
 
 @pytest.fixture
-def address(server):
+def url(server):
     server.requests.clear()
     return f"http://127.0.0.1:{server.server_port}"
 
 
-def test_file_is_downloaded_once(tmp_path, address, server):
+def test_file_is_downloaded_once(tmp_path, url, server):
     target = tmp_path / "cache" / "X.model"
     for _ in range(2):
-        assert download(f"{address}/file", target, len(CONTENT), SHA256) == target
+        assert download(f"{url}/file", target, len(CONTENT), SHA256) == target
     assert target.read_bytes() == CONTENT
     assert server.requests == [("/file", None)]
     assert [p.name for p in target.parent.iterdir()] == ["X.model"]
 
 
 @pytest.mark.parametrize("size", [len(CONTENT), None])
-def test_interrupted_download_is_resumed(tmp_path, address, server, size):
+def test_interrupted_download_is_resumed(tmp_path, url, server, size):
     target = tmp_path / "X.model"
     with pytest.raises(DownloadError, match="resumes after 1,000 bytes"):
-        download(f"{address}/cut", target, size, SHA256)
+        download(f"{url}/cut", target, size, SHA256)
     assert not target.exists()
-    download(f"{address}/cut", target, size, SHA256)
+    download(f"{url}/cut", target, size, SHA256)
     assert target.read_bytes() == CONTENT
     assert server.requests == [("/cut", None), ("/cut", "bytes=1000-")]
 
 
-def test_server_without_ranges_and_part_that_is_too_long(tmp_path, address):
+def test_server_without_ranges_and_part_that_is_too_long(tmp_path, url):
     target, part = tmp_path / "X.model", tmp_path / "X.model.part"
     part.write_bytes(b"x" * 100)
-    assert download(f"{address}/no-ranges", target).read_bytes() == CONTENT
+    assert download(f"{url}/no-ranges", target).read_bytes() == CONTENT
     target.unlink()
     part.write_bytes(b"x" * (len(CONTENT) + 1))
-    assert download(f"{address}/file", target, len(CONTENT), SHA256).read_bytes() == CONTENT
+    assert download(f"{url}/file", target, len(CONTENT), SHA256).read_bytes() == CONTENT
 
 
-def test_wrong_files_are_deleted(tmp_path, address):
+def test_wrong_files_are_deleted(tmp_path, url):
     target = tmp_path / "X.model"
     with pytest.raises(DownloadError, match="differs from the published one"):
-        download(f"{address}/file", target, len(CONTENT), "0" * 64)
+        download(f"{url}/file", target, len(CONTENT), "0" * 64)
     with pytest.raises(DownloadError, match="has 10,240 bytes, expected 7"):
-        download(f"{address}/file", target, 7)
+        download(f"{url}/file", target, 7)
     with pytest.raises(DownloadError, match="the server answers 404"):
-        download(f"{address}/absent", target)
+        download(f"{url}/absent", target)
     assert not list(tmp_path.iterdir())
 
 
-def test_no_network_and_full_disk(tmp_path, address, monkeypatch):
+def test_no_network_and_full_disk(tmp_path, url, monkeypatch):
     target = tmp_path / "X.model"
     with http.server.HTTPServer(("127.0.0.1", 0), Handler) as closed:
         port = closed.server_port
@@ -110,7 +110,7 @@ def test_no_network_and_full_disk(tmp_path, address, monkeypatch):
     usage = type("Usage", (), {"free": 100})
     monkeypatch.setattr(downloads.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(DownloadError, match="needs 10,240 bytes, 100 are free.*Free up disk space"):
-        download(f"{address}/file", target)
+        download(f"{url}/file", target)
     assert not target.exists()
 
 
@@ -155,7 +155,7 @@ def test_list():
     names = [entry.name for entry in published_list.FORCE_FIELDS]
     assert len(set(names)) == len(names) and all(name == name.lower() for name in names)
     for entry in published_list.FORCE_FIELDS:
-        assert bool(entry.address) or bool(entry.package and entry.file)
+        assert bool(entry.url) or bool(entry.package and entry.file)
         assert entry.sha256 is None or len(entry.sha256) == 64
         assert not published_list.is_known(f"{entry.name}.model")
     off = published_list.find("mace-off23-small")

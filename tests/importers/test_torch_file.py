@@ -1,4 +1,4 @@
-"""Tests for the reader of files of PyTorch: what it reads, what it refuses, and that it runs nothing."""
+"""Tests for the reader of PyTorch files: supported and rejected content, and that no code runs."""
 
 import pickle
 import tracemalloc
@@ -110,7 +110,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 @pytest.mark.parametrize("write_file", [write, write_old])
-def test_refused_content(tmp_path, monkeypatch, name, write_file):
+def test_rejected_content(tmp_path, monkeypatch, name, write_file):
     monkeypatch.chdir(tmp_path)
     value, message = REFUSED[name]
     write_file(Path("file.pt"), {"a": value})
@@ -128,7 +128,7 @@ class Malicious:
 
 
 def test_nothing_is_executed(tmp_path, monkeypatch):
-    """Names that are not refused are inert: their calls and states only make records."""
+    """Names that are not rejected are inert: their calls and states only create records."""
     monkeypatch.chdir(tmp_path)
     for function, args in (
         (Path.touch, (Path("executed"),)),
@@ -140,7 +140,7 @@ def test_nothing_is_executed(tmp_path, monkeypatch):
     assert not list(Path().glob("executed*"))
 
 
-def test_other_files_are_refused(tmp_path):
+def test_other_files_are_rejected(tmp_path):
     path = tmp_path / "file.pt"
     with pytest.raises(FileNotFoundError):
         torch_file.read(path)

@@ -1,4 +1,4 @@
-"""Files as torch.save writes them, made without torch."""
+"""Writer of files in the formats of torch.save, without torch."""
 
 import io
 import pickle

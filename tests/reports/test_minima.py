@@ -62,7 +62,7 @@ def test_failures_of_the_reference_method_are_excluded():
 
 
 def test_minima_keep_masses():
-    """Detects isotopes that a search for minima loses."""
+    """Detects isotopes that are lost in a search for minima."""
     heavy = Atoms("OHH", np.eye(3), masses=[None, 2.0141, 2.0141], momenta=np.ones((3, 3)))
     bare = _bare(heavy)
     assert not bare.has("momenta") and bare.get_masses()[1] == 2.0141

@@ -43,7 +43,7 @@ def combined(make_potential, domains, distances):
 
 
 def test_one_member_outside_its_domain_is_sufficient(make_potential):
-    """Evaluation used the mean over the members, and relaxation the maximum."""
+    """Detects evaluations that use the mean over the members, unlike relaxations."""
     result = combined(make_potential, [domain(1.0), domain(2.0)], [0.5, 3.0])
     np.testing.assert_allclose(result.domain_distance, 1.5)
     assert result.outside_domain.tolist() == [True, True]
@@ -52,7 +52,7 @@ def test_one_member_outside_its_domain_is_sufficient(make_potential):
 
 
 def test_unseen_states_have_no_expected_error_also_without_a_domain(make_potential):
-    """Charges were flagged only with a domain; errors of ensembles stayed finite."""
+    """Detects charges that are flagged only with a domain, and finite expected errors of ensembles."""
     result = combined(make_potential, [None, None], [0, 0])
     assert result.outside_domain.tolist() == [False, True]
     assert np.isnan(result.energy_expected_error).tolist() == [False, True]

@@ -73,7 +73,7 @@ def test_forces_are_the_predicted_ones_times_the_energy_scale(calculator, caplog
         assert atoms.get_potential_energy() + 3 * 1234.5678 == pytest.approx(
             expected_energy(atoms.positions), abs=1e-9
         )
-    # what is compiled is logged, once per program
+    # each compiled program is logged once
     (message,) = [m for m in caplog.messages if "compiling" in m]
     assert message.startswith("compiling energies and forces of up to ")
 

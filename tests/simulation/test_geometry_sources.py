@@ -11,7 +11,7 @@ from mlip_jax.structure import from_ase
 def test_relaxed_geometries_of_ions_and_radicals_are_not_those_of_the_neutral_molecule(
     make_potential,
 ):
-    """The file of relaxed geometries was found again for another charge."""
+    """Detects relaxed geometries that are reused for another charge."""
     identities = []
 
     class Recording(Sources):

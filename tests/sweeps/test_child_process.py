@@ -136,7 +136,7 @@ def test_a_process_is_asked_to_stop_when_its_parent_is_killed(tmp_path, pipe):
 
 
 def test_the_mask_of_signals_is_restored_after_an_error():
-    """Signals stayed blocked if forwarding failed, and those blocked before were unblocked."""
+    """Detects signals that stay blocked if forwarding fails, or that lose an earlier block."""
 
     class Ended:
         def send_signal(self, number):

@@ -130,7 +130,7 @@ def test_from_python(folder):
 
 
 def test_a_checkpoint_does_not_choose_the_force_field():
-    """Detects a file that the checkpoint of other people loads without the user's command."""
+    """Detects a checkpoint of other people that loads a file without the user's command."""
     metadata = {"config": {"data": {"force_field": "/any/file"}}}
     ensemble = SimpleNamespace(members=[SimpleNamespace(metadata=metadata)])
     with pytest.raises(ConfigError, match="--config.force_field=/any/file .*force_field=none"):

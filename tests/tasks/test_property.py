@@ -78,7 +78,7 @@ def test_no_molecule_is_in_two_splits_and_the_split_is_reusable(scratch, folder)
         assert not set(records[other.splits[name]].tolist()) & set(parts["test"])
 
 
-def test_elements_without_training_data_are_left_out(folder, caplog):
+def test_elements_without_training_data_are_excluded(folder, caplog):
     """Detects molecules with such elements in the validation loss."""
     nitrogen = [k for k, name in enumerate(NAMES) if "N" in name]
     others = [k for k, name in enumerate(NAMES) if "N" not in name]

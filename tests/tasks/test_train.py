@@ -77,7 +77,7 @@ def test_the_split_by_molecule_is_stored(finished):
     )
 
 
-@pytest.mark.slow  # tests/tasks/test_train_survival.py kills a run and damages its checkpoint
+@pytest.mark.slow  # tests/tasks/test_train_survival.py kills a run and corrupts its checkpoint
 @pytest.mark.parametrize("after_steps", [6, 13])
 def test_a_killed_run_ends_like_an_uninterrupted_one(finished, tmp_path, after_steps):
     uninterrupted, _ = finished

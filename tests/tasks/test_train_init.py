@@ -63,7 +63,7 @@ def still(folder, **fields):
 
 
 def test_the_average_number_of_neighbors_is_that_of_the_training_split(first):
-    """Force fields load with the factor of the training, whatever later data have."""
+    """Force fields load with the factor of their training, regardless of later data."""
     c = complete(config(directory=first / "data", model__name="nequip"), train_defaults())
     (first / "prepared").mkdir()
     training = TrainingRun.prepare(c, first / "prepared")
@@ -96,7 +96,7 @@ def test_initial_parameters_are_those_of_the_force_field(first, caplog):
 
 
 def test_rare_elements_are_in_the_fit_of_reference_energies(monkeypatch):
-    """An element that 2,000 random structures lack kept a reference energy of another method."""
+    """Detects an element without random structures that keeps a reference energy of another method."""
     monkeypatch.setattr(fine_tuning, "_MAX_FIT_STRUCTURES", 3)
     monkeypatch.setattr(fine_tuning, "_CHUNK", 7)
     numbers = [[17 if s in (31, 38) else 6, 9 if s == 20 else 1] for s in range(40)]
@@ -111,7 +111,7 @@ def test_rare_elements_are_in_the_fit_of_reference_energies(monkeypatch):
 
 
 def test_the_force_rms_is_that_of_the_new_data(first, tmp_path, monkeypatch):
-    """Reports of fine-tuned runs stated the energy scale of the initial force field."""
+    """Detects reports that state the energy scale of the initial force field."""
     initial = dataclasses.replace(Potential.load(first / "first"), energy_scale=7.0)
     monkeypatch.setattr(fine_tuning, "load_initial_force_field", lambda config: initial)
     run = TrainingRun.prepare(

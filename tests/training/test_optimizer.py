@@ -313,7 +313,7 @@ def test_invalid_patterns_are_errors(patterns, message):
 
 
 def test_invalid_patterns_of_multipliers_are_found_before_training():
-    """A misspelled pattern was an error only after the conversion of the data."""
+    """Detects a misspelled pattern that is an error only after the conversion of the data."""
     with pytest.raises(ValueError, match=r"lr_multipliers: 'embeding/\*' matches none"):
         optimizer.check_patterns(PARAMS, BASE | {"freeze": (), "lr_multipliers": "embeding/*=2"})
 

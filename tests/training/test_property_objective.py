@@ -157,7 +157,7 @@ def test_inconsistent_configs_are_errors(changes, message):
 
 
 def test_a_direction_of_length_zero_does_not_decide_the_step():
-    """Its derivative was 1e9 times the displacement, which clipping turned into the whole step."""
+    """Detects a derivative of 1e9 times the displacement, which clipping turns into the whole step."""
     objective = Properties(Fixed, (), align_weight=1.0)
 
     def loss(output):

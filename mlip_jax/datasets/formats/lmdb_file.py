@@ -1,7 +1,7 @@
-"""LMDB database in one file, read by Python with every offset checked.
+"""Reader of LMDB databases in one file, which checks every offset.
 
-The library lmdb maps the file into memory and trusts its pointers: a damaged file ends the process
-by a signal, or leads to endless loops. Reading a file needs only a small part of the format
+The library lmdb maps the file into memory and trusts its pointers, so a corrupted file crashes
+the process or causes endless loops. Reading a file requires only a small part of the format
 (github.com/LMDB/lmdb, libraries/liblmdb/mdb.c; 64-bit machines, little-endian):
 
     page          number (8 bytes), unused (2), flags (2), end of the offsets (2), start of the
@@ -14,7 +14,7 @@ by a signal, or leads to endless loops. Reading a file needs only a small part o
                   counts of pages (8 each), number of entries (8), root page (8); then the number of
                   the last page (8) and the number of the transaction (8)
 
-The page 0 or 1 with the higher number of the transaction is valid.
+Of pages 0 and 1, the one with the higher transaction number is valid.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class LmdbFile:
 
     def __init__(self, path: Path):
         self.path = path
-        self._page_size = _checked_page_size(path)
+        self._page_size = _read_page_size(path)
         self._file: BinaryIO | None = open(path, "rb")
         self._size = path.stat().st_size
         self._pages: dict[int, bytes] = {}
@@ -147,8 +147,8 @@ class LmdbFile:
             if flags == _BRANCH:
                 number = _child(page, offsets[low - 1])
                 continue
-            found = low and _key_of(page, offsets[low - 1]) == key
-            return self._value(page, offsets[low - 1]) if found else None
+            exists = low and _key_of(page, offsets[low - 1]) == key
+            return self._value(page, offsets[low - 1]) if exists else None
         if self.length:
             raise CorruptedPageError("the tree has no leaves")
         return None
@@ -226,9 +226,9 @@ def _keys_of(page: bytes, offsets: tuple[int, ...]) -> np.ndarray:
     sizes = values[starts + 6] + values[starts + 7] * np.int64(256)
     if (starts + _NODE + sizes).max() > len(page):
         raise CorruptedPageError("a key beyond the end of its page")
-    places = starts[:, None] + _NODE + np.arange(_KEY_BYTES)
+    indices = starts[:, None] + _NODE + np.arange(_KEY_BYTES)
     inside = np.arange(_KEY_BYTES) < sizes[:, None]
-    keys = np.where(inside, values[np.minimum(places, len(page) - 1)], 0).astype(np.uint8)
+    keys = np.where(inside, values[np.minimum(indices, len(page) - 1)], 0).astype(np.uint8)
     return keys.view(f"S{_KEY_BYTES}").ravel()
 
 
@@ -244,8 +244,8 @@ def page_size(path: Path) -> int | None:
     return size if 256 <= size <= 65536 else None
 
 
-def _checked_page_size(path: Path) -> int:
-    """Return the page size. Raise DatasetError if a file is not LMDB or has no two pages."""
+def _read_page_size(path: Path) -> int:
+    """Return the page size. Raise DatasetError unless a file is LMDB and has two pages."""
     page = page_size(path)
     if page is None:
         content = "a folder" if path.is_dir() else f"{path.stat().st_size} bytes of something else"

@@ -70,7 +70,7 @@ def diagnose_without_pairs(findings: Findings, problems: list[Problem]) -> list[
 
 def _diagnose_forces(findings: Findings) -> tuple[list[Problem], bool]:
     """Return the problem of the forces, and whether they have been checked."""
-    if findings.distributions["bond stiffness"].count >= MIN_BONDS:  # judged by diagnose_scale
+    if findings.distributions["bond stiffness"].count >= MIN_BONDS:  # see diagnose_scale
         return [], True
     bonds, at_rest = (findings.distributions[k] for k in ("stretch stiffness", "bond force"))
     if bonds.count < _MIN_BONDS:

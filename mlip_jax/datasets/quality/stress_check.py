@@ -24,7 +24,7 @@ def stress_ratios(columns: Columns) -> np.ndarray:
     """Return (ΔE + F·u) / (V σ:ε) of pairs of crystals with the same atoms, (P,); 1 if correct.
 
     Forces F and virials V σ are means of the two; ε is the strain between the cells and u the
-    displacements apart from it. Pairs whose stress does little work are left out.
+    displacements apart from it. Pairs whose stress does little work are skipped.
     """
     stress = stress_labels(columns)
     if stress is None or columns.cell is None:
@@ -75,9 +75,8 @@ def diagnose_stress(findings) -> list[Problem]:
     )
     if _NEAR_ONE[0] <= -median <= _NEAR_ONE[1]:
         text = (
-            f"the stress has the wrong sign: {text}. It must be positive if the cell wants to "
-            "shrink, as in ASE; that of VASP has the other sign. Set the option "
-            "stress_sign_reversed=True of the reader"
+            f"the stress has the wrong sign: {text}. ASE's stress is positive under tension, "
+            "VASP's has the opposite sign. Set the reader option stress_sign_reversed=True"
         )
     else:
         likely = [name for name, unit in _UNITS.items() if 0.7 < abs(median) / unit < 1.4]

@@ -95,8 +95,8 @@ class Reader(reader.Reader):
       forces_are_gradients: Whether the file has the gradient, whose sign is then changed.
       stress_unit: Unit of the stress: GPa, kbar or e.g. "eV/Ang^3". "" means
         energy_unit/length_unit³. Virials are in energy_unit.
-      stress_sign_reversed: Whether the stress or virial has the other sign than in ASE, in which a
-        stress is positive if the cell wants to shrink.
+      stress_sign_reversed: Whether the stress or virial has the opposite sign of ASE's, whose stress is
+        positive under tension.
       format: ASE's name of the file format; "" detects it.
       level_of_theory: Description of the level of theory of the labels.
     """

@@ -1,7 +1,7 @@
-"""Parser of RDKit's binary molecules in a process of its own, which may die.
+"""Parser of RDKit's binary molecules in a separate process, which may crash.
 
-RDKit's parser is written in C++ and trusts its input: some corrupted molecules end the process by a
-signal. The process runs this file as a program. It receives molecules and returns arrays through
+RDKit's parser is written in C++ and trusts its input: some corrupted molecules crash the
+process. The process runs this file as a program. It receives molecules and returns arrays through
 pipes, each with its length (8 bytes), and ends when its parent closes the pipe.
 """
 
@@ -118,7 +118,7 @@ def _serve() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     source, target = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what libraries print is no reply
+    os.dup2(2, 1)  # keep output of libraries out of replies
     while len(size := source.read(8)) == 8:
         binary = source.read(struct.unpack("=Q", size)[0])
         try:

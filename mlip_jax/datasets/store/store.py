@@ -311,7 +311,7 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
     names = [shard["file"] for shard in manifest["shards"]]
     for name in (*names, *(manifest["official_split"] or ())):
         if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
-            raise ValueError(f"{name!r} is not the plain name of a file")
+            raise ValueError(f"{name!r} is not a plain file name")
     counts = [shard[key] for shard in manifest["shards"] for key in ("structures", "bytes")]
     for count in (manifest["structures"], *counts):
         if not isinstance(count, int) or not 0 <= count < 2**62:

@@ -38,16 +38,14 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def download(
-    address: str, target: Path, size: int | None = None, sha256: str | None = None
-) -> Path:
+def download(url: str, target: Path, size: int | None = None, sha256: str | None = None) -> Path:
     """Download a file once; return its path.
 
     An interrupted download is kept as a file ".part" and resumed by the next call. The file gets
     its name only after its size and its checksum, if known, have been verified.
 
     Args:
-      address: Address of the file.
+      url: URL of the file.
       target: Path of the file.
       size: Size (bytes), or None.
       sha256: Checksum, or None.
@@ -60,12 +58,12 @@ def download(
     part = target.with_name(f"{target.name}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        expected = _fetch(address, part, size)
+        expected = _fetch(url, part, size)
     except urllib.error.HTTPError as error:
-        raise DownloadError(f"{address}: the server answers {error.code} {error.reason}") from error
+        raise DownloadError(f"{url}: the server answers {error.code} {error.reason}") from error
     except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
         raise DownloadError(
-            f"{address}: cannot be downloaded ({error}). {_resume_note(part)}To work without a network, "
+            f"{url}: cannot be downloaded ({error}). {_resume_note(part)}To work without a network, "
             f"copy the file to {target} from another computer."
         ) from error
     except OSError as error:
@@ -73,7 +71,7 @@ def download(
             f"{target}: cannot be written ({error}). Free up disk space, or set {CACHE} to another "
             f"folder. {_resume_note(part)}"
         ) from error
-    _verify(address, part, expected, sha256)
+    _verify(url, part, expected, sha256)
     part.replace(target)
     return target
 
@@ -84,14 +82,14 @@ def _resume_note(part: Path) -> str:
     return f"The next attempt resumes after {kept:,} bytes. " if kept else ""
 
 
-def _fetch(address: str, part: Path, size: int | None) -> int | None:
+def _fetch(url: str, part: Path, size: int | None) -> int | None:
     """Append the rest of a file to its part; return the expected size, or None if unknown."""
     start = part.stat().st_size if part.is_file() else 0
     if size is not None and start == size:
         return size
-    if not address.startswith(("https://", "http://")):
-        raise urllib.error.URLError("expected an address that begins with https:// or http://")
-    request = urllib.request.Request(address, headers={"User-Agent": "mlip_jax"})  # noqa: S310
+    if not url.startswith(("https://", "http://")):
+        raise urllib.error.URLError("expected a URL that begins with https:// or http://")
+    request = urllib.request.Request(url, headers={"User-Agent": "mlip_jax"})  # noqa: S310
     if start:
         request.add_header("Range", f"bytes={start}-")
     try:
@@ -100,17 +98,17 @@ def _fetch(address: str, part: Path, size: int | None) -> int | None:
         if error.code != 416:  # the part is not shorter than the file
             raise
         part.unlink()
-        return _fetch(address, part, size)
+        return _fetch(url, part, size)
     with response:
         resumed = response.status == 206
         start = start if resumed else 0
         length = response.headers.get("Content-Length")
         total = start + int(length) if length and length.isdigit() else size
         if size is not None and total is not None and total != size:
-            raise DownloadError(f"{address}: has {total:,} bytes, expected {size:,}")
+            raise DownloadError(f"{url}: has {total:,} bytes, expected {size:,}")
         _check_space(part, (total or 0) - start)
         with part.open("ab" if resumed else "wb") as file:
-            _copy(response, file, start, total, address)
+            _copy(response, file, start, total, url)
     return total
 
 
@@ -121,10 +119,10 @@ def _check_space(part: Path, needed: int) -> None:
         raise OSError(f"needs {needed:,} bytes, {free:,} are free")
 
 
-def _copy(response, file, done: int, total: int | None, address: str) -> None:
+def _copy(response, file, done: int, total: int | None, url: str) -> None:
     """Copy a response to a file and report the progress."""
     reported = time.monotonic()
-    log.info("downloading %s%s", address, f" ({total / 1e6:.1f} MB)" if total else "")
+    log.info("downloading %s%s", url, f" ({total / 1e6:.1f} MB)" if total else "")
     while block := response.read(_BLOCK):
         file.write(block)
         done += len(block)
@@ -133,16 +131,16 @@ def _copy(response, file, done: int, total: int | None, address: str) -> None:
             log.info("%.1f MB%s", done / 1e6, f" of {total / 1e6:.1f} MB" if total else "")
 
 
-def _verify(address: str, part: Path, size: int | None, sha256: str | None) -> None:
+def _verify(url: str, part: Path, size: int | None, sha256: str | None) -> None:
     """Raise DownloadError if the file is incomplete or has another checksum."""
     received = part.stat().st_size
     if size is not None and received < size:
         raise DownloadError(
-            f"{address}: the connection ended after {received:,} of {size:,} bytes. {_resume_note(part)}"
+            f"{url}: the connection ended after {received:,} of {size:,} bytes. {_resume_note(part)}"
         )
     if (size is not None and received > size) or (sha256 and checksum(part) != sha256):
         part.unlink()
         raise DownloadError(
-            f"{address}: the file differs from the published one (size or SHA-256) and was deleted. "
+            f"{url}: the file differs from the published one (size or SHA-256) and was deleted. "
             "Try again later. If it happens again, the file was replaced or altered."
         )

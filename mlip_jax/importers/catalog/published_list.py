@@ -18,7 +18,7 @@ class PublishedForceField(NamedTuple):
       method: Reference method of its training data.
       license: License of the weights.
       citation: Paper.
-      address: Address of the file, or None.
+      url: URL of the file, or None.
       size: Size of the file (bytes), or None.
       sha256: Checksum of the file, or None.
       package: Python package that contains the file, "" if none does.
@@ -32,7 +32,7 @@ class PublishedForceField(NamedTuple):
     method: str | None
     license: str | None
     citation: str | None
-    address: str | None = None
+    url: str | None = None
     size: int | None = None
     sha256: str | None = None
     package: str = ""
@@ -47,14 +47,14 @@ _MACE_OFF = "https://raw.githubusercontent.com/ACEsuit/mace-off/main/mace_off23/
 _PARK = "Park et al., J. Chem. Theory Comput. 20, 4857 (2024)"
 _BATATIA = "Batatia et al., arXiv:2401.00096"
 _KOVACS = "Kovács et al., arXiv:2312.15211"
-_NINE_AND_EIGHTY = "89 elements"
+_ELEMENTS_89 = "89 elements"
 _PBE = "PBE, with +U for some compounds"
 _KIM = "Kim et al., J. Am. Chem. Soc. 147, 1042 (2025)"
 _ASL = "Academic Software License"
 _NOT_COMMERCIAL = "not for commercial use"
 _SPICE = "ωB97M-D3(BJ)/def2-TZVPPD (SPICE)"
 _OFF_ELEMENTS = "H C N O F P S Cl Br I"
-_MODALITIES = "needs modality="
+_MODALITIES = "requires modality="
 
 
 def _sevennet(name, folder, file, size, sha256, note="", method=_PBE, citation=_PARK):
@@ -62,7 +62,7 @@ def _sevennet(name, folder, file, size, sha256, note="", method=_PBE, citation=_
     return PublishedForceField(
         name=name,
         importer="sevennet",
-        elements=_NINE_AND_EIGHTY,
+        elements=_ELEMENTS_89,
         method=method,
         license="MIT",
         citation=citation,
@@ -75,18 +75,10 @@ def _sevennet(name, folder, file, size, sha256, note="", method=_PBE, citation=_
 
 
 def _mace(
-    name,
-    address,
-    elements=_NINE_AND_EIGHTY,
-    method=_PBE,
-    license_="MIT",
-    note="",
-    citation=_BATATIA,
+    name, url, elements=_ELEMENTS_89, method=_PBE, license_="MIT", note="", citation=_BATATIA
 ):
     """Return a force field of MACE for materials."""
-    return PublishedForceField(
-        name, "mace", elements, method, license_, citation, address, note=note
-    )
+    return PublishedForceField(name, "mace", elements, method, license_, citation, url, note=note)
 
 
 def _mace_off(size):
@@ -98,7 +90,7 @@ def _mace_off(size):
         method=_SPICE,
         license=_ASL,
         citation=_KOVACS,
-        address=f"{_MACE_OFF}MACE-OFF23_{size}.model",
+        url=f"{_MACE_OFF}MACE-OFF23_{size}.model",
         note=_NOT_COMMERCIAL,
     )
 
@@ -196,7 +188,7 @@ _BY_NAME = {entry.name: entry for entry in FORCE_FIELDS}
 
 
 def is_known(name: str) -> bool:
-    """Return whether this is the name of a published force field, in any case of letters."""
+    """Return whether this is the name of a published force field, ignoring case."""
     return name.lower() in _BY_NAME
 
 

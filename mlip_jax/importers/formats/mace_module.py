@@ -80,7 +80,7 @@ def read_module(model: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     }
     for block in blocks:
         if plain(block.get("edge_irreps")) not in (None, plain(block.get("node_feats_irreps"))):
-            raise WeightsError("edge_irreps of a layer that differ from its features")
+            raise WeightsError("edge_irreps of a layer must equal its node_feats_irreps")
         for name in ("cueq_config", "oeq_config"):
             if block.get(name) is not None:
                 raise WeightsError(

@@ -58,12 +58,12 @@ def _signs(tensor: np.ndarray, degree: int, order: int, name: str) -> np.ndarray
             "basis (use_reduced_cg), which is not supported"
         )
     factors, expected = _path_values(max_degree, order, degree)
-    found = tensor
+    values = tensor
     for _ in range(order):  # the last factor first
-        found = np.einsum("...ap,a->...p", found, factors)
+        values = np.einsum("...ap,a->...p", values, factors)
     # paths that are antisymmetric vanish for equal factors: their sign has no effect
-    signs = np.where((found * expected).sum(0) < 0, -1.0, 1.0)
-    if not np.allclose(found, signs * expected, rtol=0, atol=1e-4 * np.abs(expected).max()):
+    signs = np.where((values * expected).sum(0) < 0, -1.0, 1.0)
+    if not np.allclose(values, signs * expected, rtol=0, atol=1e-4 * np.abs(expected).max()):
         raise WeightsError(f"{name}: the couplings are not those of MACE, which is not supported")
     return signs
 

@@ -150,8 +150,8 @@ def _arguments(config: Any, path: Path) -> dict[str, Any]:
         config, builder = shared | preset | given, _BUILDERS[0]
     if builder not in _BUILDERS:
         raise WeightsError(
-            f"{path}: built by {builder}; supported are {' and '.join(_BUILDERS)}. A model that "
-            "continues another file needs config, the arguments of that model"
+            f"{path}: built by {builder}; supported builders are {' and '.join(_BUILDERS)}. For "
+            "a model that continues another file, give config, the arguments of that model"
         )
     unresolved = [k for k, v in config.items() if isinstance(v, str) and v.startswith("${")]
     if unresolved:

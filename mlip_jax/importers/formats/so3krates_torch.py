@@ -101,7 +101,7 @@ def read_model(model: Any, hyperparameters: Mapping[str, Any]) -> dict[str, np.n
     for name in _ZBL:
         take(f"observables_0/zbl_repulsion/{name}", f"zbl_repulsion.{name}_raw")
     if left:
-        raise WeightsError(f"arrays without a place in SO3LR: {', '.join(sorted(left)[:8])}")
+        raise WeightsError(f"arrays without a counterpart in SO3LR: {', '.join(sorted(left)[:8])}")
     return arrays
 
 

@@ -28,12 +28,12 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     if Path(path).suffix in (".npz", ".safetensors"):
         return weight_files.read(path)
     content = torch_file.read(path)
-    found = find(content)
-    if not found:
+    state = find(content)
+    if not state:
         raise WeightsError(
             f"{path}: no state dict in this file of PyTorch, {torch_file.describe(content)}"
         )
-    return found
+    return state
 
 
 def find(content: Any) -> dict[str, np.ndarray]:

@@ -4,7 +4,7 @@ Since torch 1.6 such a file is a zip archive with a pickle, data.pkl, and the nu
 in a member data/KEY. A package of torch.package is similar. Older files are a series of pickles
 followed by the numbers. Pickles are loaded with the restricted unpickler: tensors become arrays of
 NumPy, ordered dictionaries and arrays of NumPy are created, and every other object becomes an inert
-`Record` of its class, arguments and state. Programs in TorchScript inside a file stay bytes.
+`Record` of its class, arguments and state. TorchScript programs inside a file remain bytes.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class _StoredMembers:
             )
         self._left -= info.file_size
         if self._left < 0:
-            raise WeightsError(f"{self._path}: the members are larger than the archive; malicious")
+            raise WeightsError(f"{self._path}: the members are larger than the archive")
         return self._archive.read(info)
 
 
@@ -141,7 +141,7 @@ def _read_archive(archive: zipfile.ZipFile, path: Path) -> Any:
     folder = f"{root}/data/" if index[0].endswith("/data.pkl") else f"{root}/.data/"
     members = _StoredMembers(archive, path)
     if f"{root}/byteorder" in names and members.read(f"{root}/byteorder")[:6] == b"big":
-        raise WeightsError(f"{path}: numbers with the most significant byte first, not supported")
+        raise WeightsError(f"{path}: big-endian numbers are not supported")
     storages: dict[tuple[str, str], Storage] = {}
 
     def storage(kind: str, key: str) -> Storage:
@@ -197,9 +197,7 @@ def _read_series(path: Path) -> Any:
         start = end
     known = {n: safe_pickle.loads(parts[n], allowed={}, source=str(path)) for n in (0, 1, 2, 4)}
     if known[0] != _MAGIC or not isinstance(known[2], dict) or not known[2].get("little_endian"):
-        raise WeightsError(
-            f"{path}: not a file of torch.save with the least significant byte first"
-        )
+        raise WeightsError(f"{path}: not a little-endian file of torch.save")
     storages = _numbers_after(data, start, known[4], _types(parts[3], path), path)
 
     def storage(kind: str, key: str) -> Storage:
@@ -233,7 +231,7 @@ def _numbers_after(data: bytes, start: int, keys: Any, types: dict[str, str], pa
     storages: dict[str, Storage] = {}
     for key in keys if isinstance(keys, list) else ():
         if not isinstance(key, str) or key not in types:
-            raise WeightsError(f"{path}: numbers of a storage that nothing uses")
+            raise WeightsError(f"{path}: the file contains numbers of an unused storage")
         count = int.from_bytes(data[start : start + 8], "little")
         end = start + 8 + count * item_size(types[key])
         if end > len(data):

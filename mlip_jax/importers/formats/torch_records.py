@@ -19,8 +19,8 @@ _MAX_NAMES = 10_000  # number of classes; MACE has about 60
 _MAX_MODULES = 100_000
 _MAX_DEPTH = 100
 _MAX_NAME = 200
-# Names that a malicious pickle calls and no weights need. All other names are inert, too; these are
-# rejected so that the user learns of them.
+# Names that malicious pickles call and weights do not need. All other names are inert as well; files
+# with these names are rejected to warn the user.
 _MODULES_OF_PROGRAMS = frozenset(
     "asyncio code codeop commands ctypes ftplib http importlib marshal multiprocessing nt os pdb "
     "pickle pip platform popen2 posix profile pty runpy shutil signal smtplib socket subprocess sys "
@@ -173,14 +173,14 @@ def modules_of(root: Record) -> Iterator[tuple[str, Record]]:
         yield prefix, module
         children = entries_of(attributes_of(module).get("_modules"))
         waiting += [
-            (f"{prefix}{_checked_name(name)}.", child, depth + 1)
+            (f"{prefix}{_check_name(name)}.", child, depth + 1)
             for name, child in reversed(children.items())
             if isinstance(child, Record)
         ]
 
 
-def _checked_name(name: Any) -> str:
-    """Return the name of a module or array. Raise WeightsError for one that is no model's."""
+def _check_name(name: Any) -> str:
+    """Return the name of a module or array. Raise WeightsError unless it is a short text."""
     if not isinstance(name, str) or len(name) > _MAX_NAME:
         raise WeightsError("the name of a module is not a short text: the file is malicious")
     return name
@@ -195,7 +195,7 @@ def state_dict(root: Record) -> dict[str, np.ndarray]:
         for group in _GROUPS[:2]:
             for name, value in entries_of(attributes.get(group)).items():
                 if isinstance(value, np.ndarray) and name not in left_out:
-                    arrays[prefix + _checked_name(name)] = value
+                    arrays[prefix + _check_name(name)] = value
     return arrays
 
 

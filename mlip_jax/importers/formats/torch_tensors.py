@@ -156,8 +156,8 @@ class Tensors:
 
     def _view(self, numbers, offset, size, stride) -> np.ndarray:
         """Return a strided view that lies within the numbers."""
-        places = (offset, *size, *stride) if isinstance(stride, tuple) else (None,)
-        valid = all(type(n) is int and 0 <= n < 2**40 for n in places)
+        layout = (offset, *size, *stride) if isinstance(stride, tuple) else (None,)
+        valid = all(type(n) is int and 0 <= n < 2**40 for n in layout)
         if not valid or len(size) != len(stride) or len(size) > _MAX_DIMENSIONS:
             raise pickle.UnpicklingError(f"a tensor of shape {_short(size)}")
         total = math.prod(size)

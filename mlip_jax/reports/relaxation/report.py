@@ -157,8 +157,8 @@ def _cells(results: Relaxations) -> Iterator[str]:
     yield page.figure(
         cell_figure(results),
         (
-            "Volume of the relaxed cell relative to that of the start, and pressure of the relaxed "
-            "structure, minus a third of the trace of its stress."
+            "Relative change of the volume, and pressure of the relaxed structure: minus a third of "
+            "the trace of its stress."
         ),
         wide=True,
     )
@@ -208,7 +208,7 @@ def _outside(results: Relaxations) -> Iterator[str]:
     total = int((results.outside == 1).sum())
     yield page.paragraph(
         "The relaxed geometries of these molecules are unlike the training data, so their energies "
-        "may be wrong. They have 1 in the column outside_domain of results.csv."
+        "may be wrong. In results.csv, outside_domain is 1 for these molecules."
         + (f" The first {len(results.outside_names)} of {total:,}:" * (total > MAX_OUTSIDE))
     )
     yield page.table(("molecule", "index in results.csv", "status"), results.outside_names)

@@ -29,6 +29,7 @@ class ReportedCrystal:
       name: Name or formula.
       reason: Reason why there is no result, or "".
       remark: Reason why a part is missing or unreliable, or "".
+      outside_domain: Reason why the crystal is outside the domain of the force field, or "".
       n_atoms: Number of atoms of the cell.
       energy: Energy (eV).
       cell: Lengths (Å) and angles (degrees) of the relaxed cell, six numbers.
@@ -50,6 +51,7 @@ class ReportedCrystal:
     name: str
     reason: str = ""
     remark: str = ""
+    outside_domain: str = ""
     n_atoms: int = 0
     energy: float = math.nan
     cell: Sequence[float] = ()
@@ -94,6 +96,7 @@ def write_crystal_report(
         "crystals": len(results),
         "without_result": len(results) - len(done),
         "with_imaginary_modes": sum(r.lowest_frequency < imaginary for r in done),
+        "outside_domain": sum(bool(r.outside_domain) for r in done),
     }
     write_text(workdir / "metrics.json", json.dumps(content, indent=2) + "\n")
     body = [
@@ -118,7 +121,7 @@ def _table(done: Sequence[ReportedCrystal]) -> Iterator[str]:
         "volume (Å³/atom)",
         "energy (eV/atom)",
         "bulk modulus (GPa)",
-        "its derivative",
+        "derivative of the bulk modulus",
         "lowest phonon (THz)",
         "zero-point energy (meV/atom)",
     )
@@ -139,7 +142,7 @@ def _table(done: Sequence[ReportedCrystal]) -> Iterator[str]:
     ]
     yield page.table(header, rows) if rows else page.paragraph("No crystal has a result.")
     yield page.paragraph(
-        "Bulk modulus: equation of state of Birch and Murnaghan with relaxed atoms. A negative "
+        "Bulk moduli are those of Birch-Murnaghan equations of state with relaxed atoms. A negative "
         "phonon frequency is imaginary: the crystal is not at a minimum, or the supercell is too "
         "small."
     )

@@ -29,7 +29,7 @@ _COLUMNS = {
     "volume": "volume_ang3",
     "pressure": "pressure_bar",
 }
-_MAX_LINES, _MAX_ROWS, _MAX_POINTS = 12, 40, 2000
+_MAX_LINES, _MAX_NAMED, _MAX_ROWS, _MAX_POINTS = 12, 6, 40, 2000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,10 +264,13 @@ def curve_figure(about: Run, thermo: Mapping[int, Mapping[str, np.ndarray]]) -> 
         every = max(1, len(columns["time"]) // _MAX_POINTS)
         t = {k: v[::every] for k, v in columns.items()}
         x, style = t["time"] / 1000, {"linewidth": 0.9, "alpha": 0.8}
+        style["label"] = figures.escape_label(str(about.names[m]), 24)
         first = t["volume"] if at_pressure else 1000 * (t["conserved"] - t["conserved"][0]) / size
         axes[0].plot(x, first, **style)
         axes[1].plot(x, t["temperature"], **style)
         axes[2].plot(x, 1000 * (t["potential"] - t["potential"].mean()) / size, **style)
+    if 1 < len(thermo) <= _MAX_NAMED:
+        figures.add_legend(axes[1])
     axes[0].set(xlabel="time (ps)", ylabel="volume (Å³)" if at_pressure else "change (meV/atom)")
     axes[1].set(xlabel="time (ps)", ylabel="temperature (K)")
     axes[2].set(xlabel="time (ps)", ylabel="energy − mean (meV/atom)")

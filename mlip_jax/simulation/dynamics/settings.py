@@ -26,8 +26,8 @@ class Settings:
       timestep: Time step (fs); 0.5 if hydrogens move freely.
       temperature: Temperature of the thermostat and of the start (K).
       initial_temperature: Temperature of the start (K), if different.
-      draw_momenta: Whether to draw the momenta of molecules that already have some. Otherwise these
-        continue with theirs, minus the motion of the center of mass if `fix_com`.
+      draw_momenta: Whether to draw momenta also for molecules that already have some. Otherwise these
+        molecules start with their own, minus the motion of the center of mass if `fix_com`.
       friction: Friction coefficient of "langevin" (1/fs).
       thermostat_time: Relaxation time of the thermostat of "rescaling" and "npt" (fs).
       pressure: Target pressure of "npt" (bar).

@@ -1,4 +1,4 @@
-"""Nudged elastic bands of many paths in one compiled program. Pure.
+"""Nudged elastic bands of many paths in one compiled program. All functions are pure.
 
     B   paths        P   images per path between its ends        n   atoms per image
 
@@ -219,9 +219,9 @@ def _tangent_weights(e):
 
     The tangent points to the higher neighbor; at extrema both count.
     """
-    here, left, right = e[:, 1:-1], e[:, :-2], e[:, 2:]
-    up, down = (right > here) & (here > left), (right < here) & (here < left)
-    a, b = jnp.abs(right - here), jnp.abs(left - here)
+    center, left, right = e[:, 1:-1], e[:, :-2], e[:, 2:]
+    up, down = (right > center) & (center > left), (right < center) & (center < left)
+    a, b = jnp.abs(right - center), jnp.abs(left - center)
     large, small = jnp.maximum(a, b), jnp.minimum(a, b)
     after = jnp.where(right > left, large, small)
     before = jnp.where(right > left, small, large)

@@ -18,6 +18,7 @@ from mlip_jax.graphs.shapes import NODE_MULTIPLE, round_up
 from mlip_jax.graphs.slots import Slots
 from mlip_jax.matmul_precision import full_precision
 from mlip_jax.potential import Potential
+from mlip_jax.simulation import user_warnings
 from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field
 from mlip_jax.simulation.reactions.band import Band, BandState, Paths, fits
 from mlip_jax.simulation.reactions.paths import (
@@ -34,6 +35,8 @@ from mlip_jax.structure import STATES, electronic_value
 
 # _SLACK: ratio of the edges of a budget to those of the first images.
 _SLACK, _MULTIPLE = 1.2, 128
+# Ends closer than this are one structure (Å).
+_SAME_ENDS = 0.05
 _BATCH_ATOMS = {"cpu": 640, "gpu": 16_384, "tpu": 16_384}
 
 
@@ -112,6 +115,19 @@ class ReactionPath:
         return float(self.energies[-1] - self.energies[0]) if self.images else math.nan
 
     @property
+    def remark(self) -> str:
+        """Return that both ends are the same structure, so there is no barrier to find; else ""."""
+        from ase.geometry import find_mic
+
+        if not self.images:
+            return ""
+        first, last = self.images[0], self.images[-1]
+        vectors, _ = find_mic(last.positions - first.positions, first.cell, first.pbc)
+        if np.linalg.norm(vectors) > _SAME_ENDS:
+            return ""
+        return "the ends have relaxed to the same structure, so there is no barrier between them"
+
+    @property
     def distances(self) -> np.ndarray:
         """Length of the path from the first image to each image (Å), (images,)."""
         from ase.geometry import find_mic
@@ -124,7 +140,7 @@ class ReactionPath:
 
 
 def neb(paths: Any, force_field: Any, **options: Any) -> list[ReactionPath]:
-    """Find minimum-energy paths by nudged elastic bands; all images of all paths in one program.
+    """Find minimum-energy paths with nudged elastic bands; many paths are optimized in parallel.
 
     The steps are those of ase.mep.NEB with method="improvedtangent" and ASE's optimizers.
 
@@ -144,8 +160,8 @@ def neb(paths: Any, force_field: Any, **options: Any) -> list[ReactionPath]:
       max_steps: Maximum number of steps.
       maxstep: Longest step of an atom (FIRE: of all atoms together) (Å).
       dtype: "float32" or "float64".
-      batch_atoms: Number of atoms of all images that are evaluated together; None chooses by the
-        kind of device.
+      batch_atoms: Number of atoms, summed over the images that are evaluated together; None
+        chooses by the kind of device.
 
     Returns:
       One result per path.
@@ -160,6 +176,9 @@ def neb(paths: Any, force_field: Any, **options: Any) -> list[ReactionPath]:
     TrustCheck.load(force_field, potential).warn(
         [image for result in results.values() for image in result.images], "images"
     )
+    for k, result in sorted(results.items()):
+        if result.remark:
+            user_warnings.warn(f"path {k}: {result.remark}")
     return [results[k] for k in range(len(given))]
 
 

@@ -106,7 +106,7 @@ def domain_cells(
     Args:
       potential: The force field.
       domains: Domain of the force field, or of each member of an ensemble; None if it is unknown.
-        Without any, only charges, spins and periodicity that training never saw are known to be
+        Without any, only charges, spins and periodicity without training data are known to be
         outside.
       frames: The piece FRAME of each molecule, b"" if there is none.
     """

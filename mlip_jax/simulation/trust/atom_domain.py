@@ -106,7 +106,7 @@ def farthest_of_members(
     """Return the largest distance of `farthest` over the members of an ensemble, (S,).
 
     A structure is outside the domain of an ensemble if it is outside that of a member. Members
-    whose domain is unknown are not judged; the result is None if no domain is known.
+    whose domain is unknown are ignored; the result is None if no domain is known.
     """
     distances = [
         farthest(member, domain, columns)

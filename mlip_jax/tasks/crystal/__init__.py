@@ -116,12 +116,14 @@ def _analyze_all(config, workdir: Path, potential: Potential, options, records) 
             _save(workdir, record, CrystalAnalysis(None, record.failure))
     trusted = TrustCheck.load(config.force_field, potential)
     for index, result in analyze_crystals(given, potential, options):
-        if not result.reason and (message := trusted.message([result.atoms], "crystals")):
-            log.warning("%s: %s", _name(by_index[index]), message)
-        _save(workdir, by_index[index], result)
+        name = _name(by_index[index])
+        outside = "" if result.reason else trusted.reasons([result.atoms])[0]
+        if outside:
+            log.warning("%s is outside the domain of the force field: %s", name, outside)
+        _save(workdir, by_index[index], result, outside)
         log.info(
             "%s: %s",
-            _name(by_index[index]),
+            name,
             result.reason
             or f"bulk modulus {result.eos.bulk_modulus if result.eos else np.nan:.4g} GPa, lowest "
             f"phonon {result.lowest_frequency:.3g} THz",
@@ -133,13 +135,16 @@ def _name(record: MoleculeRecord) -> str:
     return record.name or formula or f"crystal {record.index}"
 
 
-def _save(workdir: Path, record: MoleculeRecord, result: CrystalAnalysis) -> None:
-    """Write the part of a crystal, its relaxed structure and its phonons."""
+def _save(
+    workdir: Path, record: MoleculeRecord, result: CrystalAnalysis, outside: str = ""
+) -> None:
+    """Write the result of a crystal, its relaxed structure and its phonons."""
     values: dict[str, Any] = {"index": record.index, "name": _name(record), "reason": result.reason}
     if not result.reason:
         atoms, eos, bands = result.atoms, result.eos, result.bands
         values |= {
             "remark": result.remark,
+            "outside_domain": outside,
             "n_atoms": len(atoms),
             "energy": result.energy,
             "cell": atoms.cell.cellpar().tolist(),
@@ -186,8 +191,11 @@ def _write_tables(workdir: Path, results: Sequence[ReportedCrystal]) -> None:
         "zero_point_energy_ev": "zero_point_energy",
         "heat_capacity_kb": "heat_capacity",
     }
-    rows = [[getattr(r, field) for field in columns.values()] for r in results]
-    write_text(workdir / TABLE, _table(list(columns), rows))
+    rows = [
+        [*(getattr(r, field) for field in columns.values()), int(bool(r.outside_domain))]
+        for r in results
+    ]
+    write_text(workdir / TABLE, _table([*columns, "outside_domain"], rows))
     points = [
         (r.index, r.name, volume, energy)
         for r in results

@@ -80,7 +80,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
 def read_paths(path: str | Path) -> list[tuple[str, list[Atoms]]]:
     """Return names and structures of the paths of a file.
 
-    Structures of one name are a path; without names, each two consecutive ones are its ends.
+    Consecutive structures with the same name form a path; without names, structures 1 and 2, 3 and
+    4, ... are the ends of a path.
 
     Raises:
       DatasetError: A structure cannot be read, or a path has fewer than two structures.
@@ -141,8 +142,11 @@ def _find_all(config, workdir: Path, potential: Potential, options, reactions) -
         log.info("resuming: %d of %d paths are done", done, len(reactions))
     trusted = TrustCheck.load(config.force_field, potential)
     for k, result in find_paths(missing, potential, options):
-        if message := trusted.message(result.images, "images"):
-            log.warning("%s: %s", reactions[k][0], message)
+        outside = trusted.message(result.images, f"images of {reactions[k][0]}")
+        if outside:
+            log.warning("%s", outside)
+        if result.remark:
+            log.warning("%s: %s", reactions[k][0], result.remark)
         _save(workdir, k, reactions[k][0], result)
         log.info(
             "%s: %s",
@@ -153,7 +157,7 @@ def _find_all(config, workdir: Path, potential: Potential, options, reactions) -
 
 
 def _save(workdir: Path, index: int, name: str, result: ReactionPath) -> None:
-    """Write the part of a path and its images."""
+    """Write the result of a path and its images."""
     values: dict[str, Any] = {
         "index": index,
         "name": name,

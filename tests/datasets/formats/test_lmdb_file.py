@@ -1,4 +1,4 @@
-"""Tests for LMDB files: equal to the library lmdb, and an error for each damaged page."""
+"""Tests for LMDB files: same content as with the library lmdb, and errors for corrupted pages."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def test_content_equals_that_of_lmdb(written):
 
 
 def test_damaged_pages_are_errors(written, tmp_path):
-    """Detects ends by a signal and endless loops, to which lmdb's own pointers lead."""
+    """Detects crashes and endless loops, which such pointers cause in the library lmdb."""
     path, content = written
     data, rng, errors = path.read_bytes(), np.random.default_rng(1), 0
     pages = [0, 1, LmdbFile(path)._root]

@@ -285,7 +285,7 @@ def test_extended_xyz(tmp_path):
 
 @pytest.mark.parametrize("name", ["mols.xyz", "mols.db", "mols.traj"])
 def test_all_that_atoms_carry_is_kept_except_results(tmp_path, name):
-    """Detects velocities and isotopes that are lost, and forces of the file that are not."""
+    """Detects lost velocities and isotopes, and forces of the file that are kept."""
     water = molecule("H2O")
     water.set_masses([None, 2.0141, 3.0160])
     water.set_momenta(np.arange(9.0).reshape(3, 3))
@@ -301,7 +301,7 @@ def test_all_that_atoms_carry_is_kept_except_results(tmp_path, name):
 
 
 def test_isotopes_of_smiles_and_mol_blocks(tmp_path):
-    """Detects normal masses of D and 13C, with frequencies that are wrong by up to 1.4."""
+    """Detects natural masses for D and 13C, whose frequencies are wrong by a factor of up to 1.4."""
     heavy = from_smiles("[2H]O[2H]")
     assert np.sort(heavy.get_masses())[:2] == pytest.approx(2.0141, abs=1e-3)
     assert from_smiles("[13CH4]").get_masses()[0] == pytest.approx(13.0034, abs=1e-3)

@@ -1,7 +1,7 @@
 """Tests for wrong units and signs in data with one structure per molecule.
 
 Each row of the table injects one error into correct labels: of density functionals (all-electron
-energies) and of GFN2-xTB. Every one must be an error or a question, and the correct labels neither.
+energies) and of GFN2-xTB. Each must be an error or a question; the correct labels must be neither.
 """
 
 import dataclasses
@@ -95,7 +95,7 @@ def test_correct_labels_have_no_problem_and_no_warning(method):
     ],
 )
 def test_injected_errors_are_found(method, factors, what, words):
-    """Detects a wrong unit or sign that passes, because there are no conformations to compare."""
+    """Detects a wrong unit or sign that is accepted, because there are no conformations to compare."""
     found = problems(one_per_molecule(method), **factors)
     assert list(found) == [what]
     assert words in " ".join(p.message for p in found[what])

@@ -502,5 +502,5 @@ def test_shards_are_only_files_of_the_store(tmp_path, name):
     manifest |= {"periodic": False, "filtered": False, "official_split": None}
     manifest |= {"level_of_theory": "", "filters": {}}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(DatasetError, match="is not the plain name of a file"):
+    with pytest.raises(DatasetError, match="is not a plain file name"):
         Store(tmp_path)

@@ -224,7 +224,7 @@ def test_bins_of_distance():
 
 
 def test_standard_errors_are_those_of_the_runs_with_the_metric(tmp_path):
-    """Detects an error that is divided by the number of all runs, also those without the metric."""
+    """Detects a standard error that also counts the runs without the metric."""
     for seed in range(18):
         known = {"iid_s": 10.0 + seed % 2, "ood_s": 11.0 + seed % 2} if seed < 2 else {}
         write_run(tmp_path, 100, 1, seed, known | {"iid_c": 1.0})

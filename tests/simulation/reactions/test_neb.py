@@ -8,6 +8,7 @@ from ase.mep import NEB
 from ase.optimize import BFGS, FIRE
 
 from mlip_jax import MLIPCalculator, neb
+from mlip_jax.simulation.reactions.neb import ReactionPath
 from tests.simulation.analytic import pairwise
 
 POTENTIAL = pairwise(depth=0.2, length=2.4, cutoff=5.5)
@@ -91,6 +92,14 @@ def test_barriers_of_relaxed_and_interpolated_paths():
     saddle.calc = MLIPCalculator(POTENTIAL, dtype="float64")
     assert np.linalg.norm(saddle.get_forces(), axis=1).max() < 0.02
     assert (np.diff(result.distances) > 0.1).all()
+
+
+def test_ends_that_coincide_are_remarked():
+    """A barrier of zero between equal structures looks like a result."""
+    path = cluster()
+    assert "same structure" in ReactionPath([path[0], path[0].copy()], "converged").remark
+    assert ReactionPath([path[0], path[-1]], "converged").remark == ""
+    assert ReactionPath([], "failed", "other atoms").remark == ""
 
 
 def test_invalid_paths_are_reported():

@@ -128,9 +128,9 @@ def with_exchanged_hydrogens(name):
 
 
 def test_mirror_images_and_orders_of_hydrogens(monkeypatch):
-    """A search that counted enantiomeric conformers twice.
+    """Detects a search that counts enantiomeric conformers twice.
 
-    Also one that counted the minima of small molecules once per order of their hydrogens.
+    Also detects one that counts the minima of small molecules once per order of their hydrogens.
     """
     monkeypatch.setattr(minima, "Relaxer", NoRelaxer)
     potential = pairwise("none", elements=(1, 6, 7, 8))
@@ -147,7 +147,7 @@ def test_mirror_images_and_orders_of_hydrogens(monkeypatch):
 
 
 def test_minima_end_with_a_tight_relaxation():
-    """Also a bond of H2 that was taken for broken, since H2 is as long as the limit of a bond."""
+    """Detects a bond of H2 that counts as broken, because it is as long as the limit of a bond."""
     potential = pairwise("harmonic", length=0.79, stiffness=20.0, elements=(1, 8, 6))
     starts = [[Atoms("CO", [[0, 0, 0], [0, 0, 0.9]])], [Atoms("H2", [[0, 0, 0], [0, 0, 0.74]])]]
     result, hydrogen = find_minima(starts, potential, rounds=0, fmax=5.0)

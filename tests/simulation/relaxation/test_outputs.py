@@ -115,7 +115,7 @@ def test_numbers_of_pubchem_stay_numbers():
 
 
 def test_masses_are_written_and_momenta_are_not():
-    """Detects isotopes that a relaxation loses, and velocities of another geometry."""
+    """Detects isotopes that are lost in a relaxation, and velocities of another geometry."""
     water = molecule("H2O")
     water.set_masses([None, 2.0141, 2.0141])
     water.set_momenta(np.ones((3, 3)))

@@ -35,7 +35,7 @@ def runs(monkeypatch, **parts):
 
 
 def test_the_split_that_chose_the_checkpoint_does_not_calibrate(monkeypatch):
-    """Validation errors of the first member were too small."""
+    """Detects a calibration to the validation errors of the first member, which are too small."""
     first = {"train": range(20), "valid": range(20, 30), "test": range(30, 100)}
     other = {"train": range(20), "valid": [98, 99], "test": []}
     chosen = ensemble_structures.choose(*runs(monkeypatch, a=first, b=other), 100)

@@ -37,8 +37,8 @@ class CellFilter:
 
     Attributes:
       name: "frechet" or "unitcell".
-      mask: Which components of the strain relax, in the order xx, yy, zz, yz, xz, xy; None for
-        all.
+      mask: Components of the strain that relax (1) or are fixed (0), in the order xx, yy, zz, yz,
+        xz, xy; None relaxes all.
       scalar_pressure: External pressure (eV/Å³); 1 GPa is 0.00624 eV/Å³.
       hydrostatic_strain: Whether the shape of the cell is fixed.
       constant_volume: Whether the volume is fixed (approximately).
@@ -83,8 +83,8 @@ class CellFilter:
         """Return F - 1, (M, 3, 3)."""
         return matrices.expm1(strain) if self.name == "frechet" else strain
 
-    def projected(self, cells: Cells, strain: jax.Array) -> jax.Array:
-        """Return a strain without the deformation along fixed components, (M, 3, 3)."""
+    def project(self, cells: Cells, strain: jax.Array) -> jax.Array:
+        """Project a strain onto the components that relax, (M, 3, 3)."""
         kept = transpose(transpose(self.deformation(strain)) * cells.mask)
         if self.name == "unitcell":
             return kept

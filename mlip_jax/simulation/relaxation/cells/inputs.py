@@ -1,4 +1,4 @@
-"""Checks of periodic structures that are to be relaxed, and their entries in the queue."""
+"""Checks of periodic structures before their relaxation, and their entries in the queue."""
 
 from __future__ import annotations
 

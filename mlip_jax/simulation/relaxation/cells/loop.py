@@ -119,7 +119,7 @@ class CellRelaxationLoop(RelaxationLoop):
         count = jnp.maximum(now.slots.count, 1).astype(cells.strain.dtype)[:, None, None]
         rows = jnp.concatenate([now.positions, count * cells.strain], axis=1)
         moved, minimizer = self._step(state, rows, evaluated.rows, moves)
-        strain = self.filter.projected(cells, moved[:, self.size :] / count)
+        strain = self.filter.project(cells, moved[:, self.size :] / count)
         strain = jnp.where(moves[:, None, None], strain, cells.strain)
         return now._replace(
             positions=moved[:, : self.size], cells=cells._replace(strain=strain)

@@ -15,7 +15,7 @@ from tests.simulation.analytic import pairwise
 
 @pytest.mark.parametrize(("dof", "code"), [(0, RUNNING), (3, TOO_HOT)])
 def test_an_atom_with_a_fixed_center_of_mass_has_no_temperature(dof, code):
-    """Rounding errors of its velocity were hotter than the limit of 5000 K."""
+    """Detects rounding errors of its velocity that exceed the limit of 5000 K."""
     atom = system.make([Atoms("Ar")], pairwise())
     limits = np.full(1, float(dof)), np.ones(1), np.full(1, 1e-30)
     particles = atom.particles(np.float64, *limits, stop_on_bond_break=False)
