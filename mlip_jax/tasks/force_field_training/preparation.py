@@ -208,7 +208,8 @@ def _check_stress(data: source.LoadedData, train: Split, model) -> None:
     raise DatasetError(
         "loss.stress is set, but no structure of the training split is periodic in three "
         "directions and has a stress. Give its name in the data set with the option stress_key of "
-        "the reader, or set loss.stress to 0."
+        "the reader; delete a store of an earlier version, which contains no stresses; or set "
+        "loss.stress to 0."
     )
 
 
