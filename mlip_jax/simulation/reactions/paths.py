@@ -57,6 +57,8 @@ def interpolate_path(
 ) -> list[Atoms]:
     """Return a path with `num_images` images between its ends. One with images is kept.
 
+    The images have no momenta, which would be those of other geometries.
+
     Args:
       path: Two ends, or a whole path.
       num_images: Number of images between the ends.
@@ -65,9 +67,12 @@ def interpolate_path(
     from ase.build import minimize_rotation_and_translation
     from ase.mep import NEB
 
+    path = [image.copy() for image in path]
+    for image in path:
+        image.arrays.pop("momenta", None)
     if len(path) > 2:
-        return [image.copy() for image in path]
-    first, last = path[0].copy(), path[1].copy()
+        return path
+    first, last = path
     if not first.pbc.any() and not first.constraints:
         minimize_rotation_and_translation(first, last)
     images = [first, *(first.copy() for _ in range(num_images)), last]

@@ -9,6 +9,7 @@ from ase.optimize import BFGS, FIRE
 
 from mlip_jax import MLIPCalculator, neb
 from mlip_jax.simulation.reactions.neb import ReactionPath
+from mlip_jax.simulation.reactions.paths import interpolate_path
 from tests.simulation.analytic import pairwise
 
 POTENTIAL = pairwise(depth=0.2, length=2.4, cutoff=5.5)
@@ -100,6 +101,17 @@ def test_ends_that_coincide_are_remarked():
     assert "same structure" in ReactionPath([path[0], path[0].copy()], "converged").remark
     assert ReactionPath([path[0], path[-1]], "converged").remark == ""
     assert ReactionPath([], "failed", "other atoms").remark == ""
+
+
+@pytest.mark.parametrize("given", [2, 3])
+def test_images_have_no_momenta(given):
+    """Detects momenta of the first image in all images, with which dynamics would continue."""
+    ends = [
+        Atoms("Ar2", [[0, 0, 0], [0, 0, z]], momenta=np.ones((2, 3))) for z in (3, 4, 5)[:given]
+    ]
+    images = interpolate_path(ends, 1, "linear")
+    assert len(images) == 3 and not any(image.has("momenta") for image in images)
+    assert all(end.has("momenta") for end in ends)
 
 
 def test_invalid_paths_are_reported():
