@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 
 import numpy as np
 from ase.data import chemical_symbols
@@ -23,12 +24,13 @@ _FIELD_OF_REASON = {
 }
 
 
-def warn_of_filters(store: Store, reasons: np.ndarray) -> None:
+def warn_of_filters(store: Store, reasons: np.ndarray, elements: Collection[str] = ()) -> None:
     """Warn of each filter that excludes structures: their share, and how to keep them.
 
     Args:
       store: Store with the structures.
       reasons: Result of `select`.
+      elements: Symbols of the elements that are kept; empty if all are.
     """
     for reason, count in count_reasons(reasons).items():
         field = _FIELD_OF_REASON.get(reason)
@@ -41,13 +43,13 @@ def warn_of_filters(store: Store, reasons: np.ndarray) -> None:
             100 * count / len(store),
             count,
             field,
-            _values_of(store, excluded, reason),
+            _values_of(store, excluded, reason, elements),
             field,
         )
 
 
-def _values_of(store: Store, excluded: np.ndarray, reason: str) -> str:
-    """Return the charges of excluded structures, or their elements, as text."""
+def _values_of(store: Store, excluded: np.ndarray, reason: str, elements: Collection[str]) -> str:
+    """Return the charges of excluded structures, or their elements that are not kept, as text."""
     if reason not in ("charge", "elements"):
         return ""
     values: set[float] = set()
@@ -55,4 +57,5 @@ def _values_of(store: Store, excluded: np.ndarray, reason: str) -> str:
         values.update(np.unique(columns.charge if reason == "charge" else columns.numbers).tolist())
     if reason == "charge":
         return f" (charges {', '.join(f'{q:+g}' for q in sorted(values)[:6])})"
-    return f" (with {', '.join(chemical_symbols[int(z)] for z in sorted(values))})"
+    symbols = (chemical_symbols[int(z)] for z in sorted(values))
+    return f" (with {', '.join(symbol for symbol in symbols if symbol not in elements)})"

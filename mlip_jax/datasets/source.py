@@ -216,7 +216,7 @@ def load(data: Any) -> LoadedData:
         count_reasons(reasons) or "none",
     )
     if data.path:
-        warn_of_filters(store, reasons)
+        warn_of_filters(store, reasons, data.elements or ())
     level = store.level_of_theory
     problems = [
         p

@@ -179,12 +179,9 @@ def _figures(calibrated: Mapping[str, _CalibratedErrors]) -> Iterator[str]:
         low, high = min(expected.min(), actual.min()), max(expected.max(), actual.max())
         ends = np.array([0.8 * low, 1.25 * high])
         axes[0].plot(ends, ends, color=figures.GREY, linewidth=1, linestyle=(0, (4, 3)))
-        axes[0].set(
-            xscale="log",
-            yscale="log",
-            xlabel=f"expected error ({errors.unit})",
-            ylabel=f"RMS error ({errors.unit})",
-        )
+        for which in "xy":
+            figures.set_log_scale(axes[0], ends, which)
+        axes[0].set(xlabel=f"expected error ({errors.unit})", ylabel=f"RMS error ({errors.unit})")
         false, true, area = roc(errors.expected, errors.error)
         axes[1].plot(false, true, color=figures.BLUE)
         axes[1].plot([0, 1], [0, 1], color=figures.GREY, linewidth=1, linestyle=(0, (4, 3)))

@@ -199,8 +199,8 @@ def _draw_curve(ax: Axes, steps: np.ndarray, values: np.ndarray, color: str, lab
     ax.plot(*medians.T, color=color, linewidth=1.6, label=label)
 
 
-def set_log_scale(ax: Axes, values: np.ndarray) -> None:
-    """Make the y axis logarithmic, with limits around the positive values.
+def set_log_scale(ax: Axes, values: np.ndarray, which: str = "y") -> None:
+    """Make the x or y axis logarithmic, with limits around the positive values.
 
     The limits span at least a factor of four, so that at least one tick is visible.
     """
@@ -209,13 +209,15 @@ def set_log_scale(ax: Axes, values: np.ndarray) -> None:
         return
     low, high = np.log(positive.min()), np.log(positive.max())
     reach = max(0.5 * (high - low) * 1.1, 0.5 * math.log(4))
-    ax.set_yscale("log", nonpositive="mask")
-    ax.set_ylim(*np.exp([0.5 * (low + high) - reach, 0.5 * (low + high) + reach]))
+    limits = np.exp([0.5 * (low + high) - reach, 0.5 * (low + high) + reach])
+    (ax.set_xscale if which == "x" else ax.set_yscale)("log", nonpositive="mask")
+    (ax.set_xlim if which == "x" else ax.set_ylim)(*limits)
+    axis = ax.xaxis if which == "x" else ax.yaxis
     decades = 2 * reach / math.log(10)
     subs = (1, 2, 5) if decades < 2.5 else (1, 3) if decades < 4 else (1,)
-    ax.yaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
-    ax.yaxis.set_major_formatter(FuncFormatter(format_tick))
-    ax.yaxis.set_minor_formatter(NullFormatter())
+    axis.set_major_locator(LogLocator(subs=subs, numticks=12))
+    axis.set_major_formatter(FuncFormatter(format_tick))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def format_tick(value: float, _position: int | None = None) -> str:

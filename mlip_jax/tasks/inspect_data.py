@@ -17,6 +17,7 @@ from mlip_jax.datasets.quality.histogram import Histogram
 from mlip_jax.datasets.selection import splits
 from mlip_jax.datasets.statistics import Summary, sum_reference
 from mlip_jax.datasets.store.store import Store
+from mlip_jax.datasets.stress import STRESS
 from mlip_jax.reports.dataset.report import write_dataset_report
 from mlip_jax.reports.dataset.summary import DatasetSummary, PropertySummary
 from mlip_jax.reports.dataset.tables import print_summary
@@ -173,6 +174,7 @@ def _properties(store: Store, indices: np.ndarray) -> dict[str, PropertySummary]
             low[n] if known[n] else float("nan"),
             high[n] if known[n] else float("nan"),
             known[n] / len(indices),
+            unit="eV/Å³" if n == STRESS else "",
             shape=tuple(names[n]),
         )
         for n in sorted(names)

@@ -28,7 +28,7 @@ from mlip_jax.datasets.smiles.embedding import MoleculeRecord
 from mlip_jax.potential import Potential
 from mlip_jax.reports.molecules import Picture
 from mlip_jax.reports.relaxation.report import write_relaxation_report
-from mlip_jax.reports.relaxation.results import Relaxations, choose, read_results
+from mlip_jax.reports.relaxation.results import Relaxations, choose, read_results, reasons_by_count
 from mlip_jax.simulation.ensemble_mean import level_of_theory
 from mlip_jax.simulation.force_fields import load_domains, load_mean_force_field
 from mlip_jax.simulation.relaxation import journal as relax_journal
@@ -44,6 +44,8 @@ from mlip_jax.structure import hill_formula
 from mlip_jax.workdir import check_origin, claimed
 
 log = logging.getLogger(__name__)
+
+_MAX_REASONS = 3  # reasons of failures in the log
 
 FORMATS = {FRAME: "relaxed.xyz", MOL_BLOCK: "relaxed.sdf"}
 TRAJECTORIES, RESULTS, PARTS, ORIGIN = "trajectories.xyz", "results.csv", "parts", "origin.json"
@@ -261,6 +263,8 @@ def _finish(
         total,
         *(results.count(s) for s in ("converged", "step limit", "diverged", "failed")),
     )
+    for (status, _), (count, example) in reasons_by_count(results)[:_MAX_REASONS]:
+        log.warning("%s: %d, for example %s", status, count, example)
     if outside := int((results.outside == 1).sum()):
         log.warning(
             "%d of %d molecules are outside the domain of the force field, so their energies may "

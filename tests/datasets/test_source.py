@@ -247,7 +247,10 @@ def test_filters_count_excluded_structures(options, shared_store, caplog):
     assert (
         "11.8 % of the structures (12) are not used because of data.charge (charges" in caplog.text
     )
-    assert "5.88 % of the structures (6) are not used because of data.elements (with" in caplog.text
+    assert (
+        "5.88 % of the structures (6) are not used because of data.elements (with Cl)"
+        in caplog.text
+    )
     assert "To keep them: --config.data.elements=None" in caplog.text
 
 

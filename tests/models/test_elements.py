@@ -1,11 +1,11 @@
-"""Tests for models with weights for some elements only."""
+"""Tests for models with weights for some elements only, and for models without the charge."""
 
 from pathlib import Path
 
 import pytest
 
 from mlip_jax import defaults, models
-from mlip_jax.tasks.force_field_training.preparation import TrainingRun
+from mlip_jax.tasks.force_field_training.preparation import TrainingRun, warn_of_charges
 from mlip_jax.terms import with_terms
 
 DATA = Path(__file__).parents[1] / "data/gfn2_small.hdf5"
@@ -28,3 +28,16 @@ def test_training_checks_the_elements(tmp_path):
     config.model.options.update({"elements": (1, 6), "cutoff": 4.0})
     with pytest.raises(ValueError, match="the data contain N, O.* for which the model has no"):
         TrainingRun.prepare(config, tmp_path)
+
+
+def test_charges_that_the_model_does_not_see_are_warned_of(caplog):
+    """Ions and neutral molecules of equal geometry would silently have equal energies."""
+    painn = models.create("painn")
+    warn_of_charges(painn, [0.0])
+    warn_of_charges(with_terms(painn, {"electrostatics": {}}), [0.0, 1.0])
+    embedded = models.create("so3krates", charge_embedding=True)
+    for model in (embedded, with_terms(embedded, {"zbl": {}})):
+        warn_of_charges(model, [0.0, 1.0])
+    assert not caplog.text
+    warn_of_charges(with_terms(painn, {"zbl": {}}), [1.0, 0.0, -1.0])
+    assert "total charges -1, 0, +1" in caplog.text

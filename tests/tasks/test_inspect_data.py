@@ -11,7 +11,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from ase.build import bulk
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.data import chemical_symbols
+from ase.io import write
 from matplotlib import image
 
 from mlip_jax import defaults
@@ -332,3 +335,13 @@ def test_ase_frames_including_a_crystal(tmp_path):
     assert summary.charges == {0.0: 3, 1.0: 1} and {"Na", "Cl"} < set(summary.elements)
     assert summary.total_energy_per_atom.known == 3 and summary.total_energy_per_atom.missing == 1
     check_report(tmp_path / "report", summary)
+
+
+def test_the_stress_of_crystals_has_a_unit(tmp_path):
+    """Its unit is that of the package; only other labels of a file have unknown units."""
+    atoms = bulk("NaCl", "rocksalt", a=5.7)
+    labels = {"energy": -1.0, "forces": np.zeros((2, 3)), "stress": np.full(6, 0.01)}
+    atoms.calc = SinglePointCalculator(atoms, **labels)
+    write(tmp_path / "a.xyz", [atoms])
+    summary = summary_of(tmp_path / "a.xyz", tmp_path / "data")
+    assert summary.properties["stress"].unit == "eV/Å³"

@@ -297,8 +297,9 @@ def test_a_file_without_usable_molecules(run_task, tmp_path):
     assert [r["status"] for r in rows(tmp_path / "run")] == ["failed"] * 2
 
 
-def test_invalid_molecules_among_valid_ones(run_task, tmp_path):
+def test_invalid_molecules_among_valid_ones(run_task, tmp_path, caplog):
     """Unreadable molecules fail with their index; the relaxation checks the others."""
+    caplog.set_level("WARNING", "mlip_jax")
     path = tmp_path / "mixed.xyz"
     path.write_text(
         "1\n\nHe 0 0 0\n2\n\nH 0 0 0\nH 0 0 nan\n2\n\nH 0 0 0\nH 0 0 0.01\n1\n\nQq 0 0 0\n"
@@ -316,6 +317,7 @@ def test_invalid_molecules_among_valid_ones(run_task, tmp_path):
     ]
     assert "mixed.xyz line 12" in found[3]["reason"] and found[4]["name"] == "water"
     assert len(read(tmp_path / "run/relaxed.xyz", ":")) == 2
+    assert "failed: 1, for example " in caplog.text and "a single atom" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -56,11 +56,12 @@ def _histogram(ax, values: np.ndarray, label: str, whole: bool = False) -> None:
     median = float(np.median(values))
     ax.axvline(median, color=figures.VERMILLION, linewidth=1.4)
     outside = len(values) - int(counts.sum())
-    note = f"median {page.number(int(median) if whole else median)}" + (
-        f" · {outside:,} outside" if outside else ""
-    )
+    text = f"{median:g}" if whole else page.number(median)
+    note = f"median {text}" + (f" · {outside:,} outside" if outside else "")
     ax.set_title(note, loc="right", fontsize=8.5, color=figures.VERMILLION)
     ax.set_xlim(edges[0], edges[-1])
+    if whole:
+        ax.xaxis.set_major_locator(figures.MaxNLocator(integer=True))
     _count_axis(ax)
 
 

@@ -203,12 +203,7 @@ def _headline(content: Mapping[str, Any]) -> Iterator[str]:
                 f"{page.number(content['nanoseconds_per_day'])} ns/day per molecule; "
                 f"{page.duration(content['seconds'])} in total, including compilation",
             ),
-            (
-                "largest drift",
-                page.number(content["largest_drift_mev_per_atom_per_ps"]),
-                "meV/atom/ps",
-                "slope of the conserved energy; molecules that did not break",
-            ),
+            *_drift_card(content["largest_drift_mev_per_atom_per_ps"]),
         ]
     )
 
@@ -224,6 +219,13 @@ def _broken_molecules(about: Run) -> Iterator[str]:
         [f"… and {len(lines) - _MAX_ROWS} more, see metrics.json"] if len(lines) > _MAX_ROWS else []
     )
     yield page.callout("\n".join(lines[:_MAX_ROWS] + more))
+
+
+def _drift_card(drift: float | None) -> Iterator[tuple[str, str, str, str]]:
+    """Yield a card of the largest drift, if there is one; constant pressure conserves no energy."""
+    if drift is not None and math.isfinite(drift):
+        text = "slope of the conserved energy; molecules that did not break"
+        yield "largest drift", page.number(drift), "meV/atom/ps", text
 
 
 def _curves(about: Run, thermo) -> Iterator[str]:

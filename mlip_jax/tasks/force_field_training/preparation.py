@@ -95,6 +95,7 @@ class TrainingRun:
             [name for name, _ in getattr(model, "terms", ())], train_statistics["elements"]
         )
         models.check_elements(model, train_statistics["elements"])
+        warn_of_charges(model, train_statistics["charges"])
         splits, unseen = separate_unseen(splits, train_statistics["train_elements"])
         metadata = describe(config, train_statistics)
         return cls(config, workdir, initial, model, data, splits, unseen, metadata)
@@ -131,6 +132,21 @@ def _log_terms(model) -> None:
     cutoff = long_range_cutoff(model)
     if cutoff is not None:
         log.info("long-range pairs: %s", "all" if np.isinf(cutoff) else f"within {cutoff:g} Å")
+
+
+def warn_of_charges(model, charges: Sequence[float]) -> None:
+    """Warn if the training split contains several total charges, on which the model does not depend."""
+    electrostatics = "electrostatics" in (name for name, _ in getattr(model, "terms", ()))
+    base = getattr(model, "model", model)
+    if len(charges) < 2 or electrostatics or getattr(base, "charge_embedding", False):
+        return
+    log.warning(
+        "the training split contains the total charges %s, but the energy of this model does not "
+        "depend on the charge: it learns ions from their geometries only. Set "
+        "potential.electrostatics=True (any model) or model.options.charge_embedding=True "
+        "(so3krates) if molecules of the same atoms have several charges",
+        ", ".join(f"{charge:+g}" if charge else "0" for charge in sorted(charges)),
+    )
 
 
 def _split(config, data: source.LoadedData, workdir: Path, model, embed) -> dict[str, Split]:
