@@ -24,6 +24,8 @@ def orthonormal_harmonics(unit: jax.Array, degrees: Sequence[int]) -> jax.Array:
         unit, max(degrees), r_is_normalized=True, normalization="orthonormal"
     )
     values = values.astype(unit.dtype)  # with x64, e3x converts float32 to float64
+    if tuple(degrees) == tuple(range(degrees[0], degrees[-1] + 1)):
+        return values[:, degrees[0] ** 2 :]  # without a copy
     return jnp.concatenate([values[:, l * l : (l + 1) ** 2] for l in degrees], axis=-1)
 
 
