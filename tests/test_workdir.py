@@ -108,8 +108,8 @@ def test_files_of_the_user_survive_a_run_that_fails(tmp_path):
     assert {*os.listdir(tmp_path)} == {".lock", "splits.npz", "one.csv", "__init__.py"}
 
 
-def test_a_table_of_one_smiles_is_no_preparation(tmp_path):
-    """Detects a file of molecules without a header that an interrupted start gives away."""
+def test_a_table_of_one_smiles_is_not_a_preparation(tmp_path):
+    """Detects a file of molecules without a header that counts as the rest of an interrupted start."""
     (tmp_path / "smiles.csv").write_text("CCO\n")
     with contextlib.suppress(KeyboardInterrupt), claimed(tmp_path, {"task": "relax", "input": "a"}):
         raise KeyboardInterrupt

@@ -87,8 +87,8 @@ def write_trajectory(path: Path, structures: Sequence[Structure]) -> None:
             atoms.info |= {"num_unpaired_electrons": s.spin} if s.spin else {}
             atoms.info |= {"smiles": s.smiles} if s.smiles else {}
             atoms.info |= {"config_type": s.subset} if s.subset else {}
-            # Trajectories store no arrays of other names. The stress is one of these labels; as a
-            # result of the calculator, too, it would be ambiguous.
+            # Trajectories do not store arrays with other names. The stress is one of these labels; as a
+            # result of the calculator as well, it would occur twice.
             labels = {**s.properties, **s.atom_properties}
             atoms.info |= {name: np.asarray(value).tolist() for name, value in labels.items()}
             labels = {} if math.isnan(s.energy) else {"energy": s.energy}

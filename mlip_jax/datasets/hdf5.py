@@ -182,7 +182,7 @@ class Hdf5File(Hdf5Group):
             ) from error
 
     def __bool__(self) -> bool:
-        """Return whether the file is open, as h5py does; a closed one has no length."""
+        """Return whether the file is open, as in h5py. A closed file has no length."""
         return bool(self._file)
 
     def close(self) -> None:

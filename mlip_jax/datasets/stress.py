@@ -46,9 +46,9 @@ def stress_labels(columns: Columns) -> np.ndarray | None:
 
 
 def complete_stress(columns: Columns) -> Columns:
-    """Return the structures with a stress, NaN if there is none.
+    """Return the structures with a stress, which is NaN where it is missing.
 
-    No structures, or those of a shard without stresses, have no such property.
+    Batches without structures, and shards without stresses, lack this property.
     """
     if STRESS in columns.properties:
         return columns

@@ -113,7 +113,7 @@ def error_distributions(splits: dict[str, Predictions]) -> Figure:
             1.3 * float(np.median([np.percentile(np.abs(v), 99.5) for v in values.values()])) or 1.0
         )
         edges = np.linspace(-reach, reach, 82)
-        # Empty bins reach below the axis, so that single bars have sides.
+        # Empty bins extend below the axis, so that single bars have sides.
         floor = 0.5 / (max(v.size for v in values.values()) * (edges[1] - edges[0]))
         for name, v in values.items():
             counts, _ = np.histogram(v, edges)

@@ -273,7 +273,7 @@ def test_more_devices_than_structures(split, reference):
 
 @pytest.mark.parametrize("properties", [(), ("stress",)])
 def test_mixed_periodic_structures_have_batches_of_one_structure(tmp_path, properties):
-    """With stresses, batches without a crystal or without structures used to be different."""
+    """Detects batches without crystals or structures that lack the arrays of stresses."""
     frames = FRAMES.replace("energy=-1.0", 'energy=-1.0 stress="1 0 0 0 2 0 0 0 3"')
     (tmp_path / "frames.xyz").write_text(frames)
     store = Store(

@@ -261,8 +261,8 @@ class Reader(reader.Reader):
     def _has_stress(self) -> bool:
         """Return whether the file has stresses. Structures without one then get NaN.
 
-        A file may begin with molecules. So the index of an XYZ file is searched, or a sample of
-        another file. A name that the user gives has been found by `_check_keys`.
+        A file may begin with molecules, so the index of an XYZ file, or a sample of another file,
+        is searched. `_check_keys` has found a name that the user gives.
         """
         if self._keys["stress"] not in ("", STRESS):
             return True

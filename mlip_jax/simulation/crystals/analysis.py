@@ -63,7 +63,7 @@ class CrystalOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class Bands:
+class PhononBands:
     """Phonons along a path of wave vectors and on a mesh.
 
     Attributes:
@@ -103,7 +103,7 @@ class CrystalAnalysis:
     energies: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
     eos: EquationOfState | None = None
     remark: str = ""
-    bands: Bands | None = None
+    bands: PhononBands | None = None
     zero_point_energy: float = np.nan
     heat_capacity: float = np.nan
 
@@ -204,7 +204,7 @@ def _complete(
     mesh = constants.frequencies(monkhorst_pack([settings.mesh] * 3))
     return dataclasses.replace(
         result,
-        bands=Bands(distances, ticks, constants.frequencies(path), mesh),
+        bands=PhononBands(distances, ticks, constants.frequencies(path), mesh),
         zero_point_energy=zero_point_energy(mesh) / len(mesh),
         heat_capacity=heat_capacity(mesh, settings.temperature) / len(mesh),
     )

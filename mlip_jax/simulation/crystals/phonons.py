@@ -85,7 +85,7 @@ def compute_force_constants(
     """
     n, cells = len(atoms), np.array(list(itertools.product(*map(range, repeats))))
     plain = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
-    plain.wrap()  # the images below include the nearest ones only of atoms within the cell
+    plain.wrap()  # the images below include the nearest ones only if atoms are within the cell
     supercell = plain.repeat(repeats)  # cell by cell, in the order of `cells`
     supercell.info = {name: electronic_value(atoms, name) * len(cells) for name in STATES}
     constants = calculator.get_hessian_columns(supercell, n).reshape(3 * n, len(cells), 3 * n)

@@ -35,7 +35,7 @@ from mlip_jax.structure import STATES, electronic_value
 
 # _SLACK: ratio of the edges of a budget to those of the first images.
 _SLACK, _MULTIPLE = 1.2, 128
-# Ends closer than this are one structure (Å).
+# Ends closer than this distance (Å) are the same structure.
 _SAME_ENDS = 0.05
 _BATCH_ATOMS = {"cpu": 640, "gpu": 16_384, "tpu": 16_384}
 
@@ -116,7 +116,7 @@ class ReactionPath:
 
     @property
     def remark(self) -> str:
-        """Return that both ends are the same structure, so there is no barrier to find; else ""."""
+        """Return a note if both ends are the same structure, which has no barrier, otherwise ""."""
         from ase.geometry import find_mic
 
         if not self.images:

@@ -103,7 +103,7 @@ def _part(workdir: Path, record: MoleculeRecord, suffix: str = "json") -> Path:
 
 
 def _analyze_all(config, workdir: Path, potential: Potential, options, records) -> None:
-    """Analyze the crystals without a part, and write the part of each when it is done."""
+    """Analyze the crystals that have no result in the workdir, and write each when it is done."""
     for folder in (PARTS, PHONONS):
         make_subfolder(workdir / folder)
     missing = [record for record in records if not _part(workdir, record).exists()]

@@ -132,7 +132,7 @@ def _part(workdir: Path, index: int, suffix: str = "json") -> Path:
 
 
 def _find_all(config, workdir: Path, potential: Potential, options, reactions) -> None:
-    """Find the paths without a part, and write the part of each when it is done."""
+    """Find the paths that have no result in the workdir, and write each when it is done."""
     make_subfolder(workdir / PARTS)
     missing = {
         k: images for k, (_, images) in enumerate(reactions) if not _part(workdir, k).exists()

@@ -75,8 +75,8 @@ def test_phonons_do_not_depend_on_the_cells_of_the_atoms():
     assert charges == [2, 2]
 
 
-def test_crystals_at_the_step_limit_are_named():
-    """Detects a bulk modulus of a crystal that is not at a minimum, without a word."""
+def test_crystals_at_the_step_limit_are_reported():
+    """Detects a bulk modulus of a crystal that is not at a minimum and has no remark."""
     potential = pairwise(depth=0.1, length=2.4, cutoff=4.6)
     (result,) = crystal_properties(
         bulk("Ar", "sc", a=2.9), potential, max_steps=1, num_volumes=0, supercell_length=0

@@ -95,8 +95,8 @@ def test_barriers_of_relaxed_and_interpolated_paths():
     assert (np.diff(result.distances) > 0.1).all()
 
 
-def test_ends_that_coincide_are_remarked():
-    """A barrier of zero between equal structures looks like a result."""
+def test_coinciding_ends_are_reported():
+    """Detects a barrier of zero between equal structures that is shown as a result."""
     path = cluster()
     assert "same structure" in ReactionPath([path[0], path[0].copy()], "converged").remark
     assert ReactionPath([path[0], path[-1]], "converged").remark == ""
