@@ -67,12 +67,13 @@ def collate(molecules):
 
 
 def train(job):
-    if job["options"].get("compiled"):
-        model = torch.compile(prepare(make_model)(job))
-    else:
-        model = make_model(job)
+    compiled = job["options"].get("compiled")
+    model = torch.compile(prepare(make_model)(job)) if compiled else make_model(job)
 
     def predict(batch):
+        if compiled:  # the compiled model does not request gradients itself
+            batch.positions.requires_grad_(True)
+            batch.node_attrs.requires_grad_(True)
         out = model(batch.to_dict(), training=True)
         return out["energy"], batch.energy, out["forces"], batch.forces
 
