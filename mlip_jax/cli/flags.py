@@ -169,9 +169,9 @@ def check(arguments: Sequence[str]) -> None:
 
 
 def workdir(config: ml_collections.ConfigDict) -> str:
-    """Return the workdir: that of --workdir, or otherwise one that is named after the config.
+    """Return the workdir: --workdir if it is given, else a folder named after the config.
 
-    That is the first of runs/NAME[-ARGUMENT], runs/NAME[-ARGUMENT]-2, ... without results of another
+    This is the first of runs/NAME[-ARGUMENT], runs/NAME[-ARGUMENT]-2, ... without results of another
     run, so the same command always has the same workdir, and another one does not need a name.
     """
     if flags.FLAGS.workdir is not None:

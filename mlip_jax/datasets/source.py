@@ -221,7 +221,7 @@ def load(data: Any) -> LoadedData:
     problems = [
         p
         for p in store.manifest["problems"]
-        # properties need neither energies nor forces
+        # missing energies and forces do not matter for properties
         if not (data.require == "none" and p["what"] == "no labels")
         and not (data.get("confirm_units", False) and p["what"] == UNCONFIRMED)
     ]

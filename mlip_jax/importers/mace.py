@@ -1,9 +1,8 @@
 """MACE models of mace-torch (checked against 0.3.16): .model files, and state dicts with arguments.
 
 A .model file is a pickled model. It is read without PyTorch and without running any code in it
-(formats/torch_file.py). A state dict does not contain the average number of neighbors, nor which
-blocks the layers have; the arguments of the constructor do. With a model of mace-torch they can be
-written by
+(formats/torch_file.py). A state dict lacks the average number of neighbors and the kinds of blocks.
+They are arguments of the constructor, which this code writes for a model of mace-torch:
 
     from mace.tools.scripts_utils import extract_config_mace_model
     yaml.safe_dump({k: str(v) for k, v in extract_config_mace_model(model).items()}, file)

@@ -45,8 +45,8 @@ def write_report(
       notes: Notes at the top of the page.
       evaluation: Errors of structures of the split shown in detail, with their distance from the
         training set; None if unknown.
-      sizes: Number of structures of each split, of which `predictions` may be a sample. None if
-        all are evaluated.
+      sizes: Number of structures of each split. None if `predictions` contains all of them rather
+        than a sample.
       unseen_structures: Structures with elements that training lacks, by split; `predictions` do
         not contain them.
 

@@ -100,8 +100,8 @@ def _bonds_of_size(columns, rows):
 def energy_ratios(columns: Columns, isolated: dict[int, float]) -> np.ndarray:
     """Return the total energy divided by that of the isolated atoms, one value per composition.
 
-    Compositions whose isolated atoms are unknown have no value, nor do those of hydrogen only,
-    whose bonds are not small against the energies of the atoms.
+    Compositions are skipped if the energy of an isolated atom is unknown, or if they contain only
+    hydrogen, whose bond energies are large compared with its atomic energy.
 
     Args:
       columns: Block of structures.

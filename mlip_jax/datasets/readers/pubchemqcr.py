@@ -111,7 +111,7 @@ class Reader(reader.Reader):
         )
         if not self._summary_path:
             self.notes.append(
-                f"{self.path.name} has neither charges nor SMILES: all molecules are treated as "
+                f"{self.path.name} contains no charges or SMILES: all molecules are treated as "
                 "neutral, and stereoisomers count as different molecules. Add the table of the release that has them, "
                 f"{options.as_flag('summary', 'FILE')}"
             )

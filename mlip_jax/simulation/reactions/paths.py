@@ -27,8 +27,8 @@ def path_list(paths: Any) -> list[list[Atoms]]:
     for item in items:
         if isinstance(item, Atoms) or not isinstance(item, Sequence) or len(item) < 2:
             raise ValueError(
-                f"paths: expected lists of at least two ase.Atoms, of which the first and the last "
-                f"are the ends; received {item!r}"
+                "paths: expected lists of at least two ase.Atoms, from the first end to the last; "
+                f"received {item!r}"
             )
     return [list(item) for item in items]
 

@@ -256,6 +256,6 @@ def _mol_block(record: MoleculeRecord, result: Relaxation) -> bytes:
 
 
 def _sdf_line(text: str) -> str:
-    """Return a text as one line of an SDF file, which neither ends an entry nor begins a field."""
+    """Escape a text as one line of an SDF file, so that it does not end an entry or begin a field."""
     text = one_line(text)
     return f" {text}" if text.startswith(("$$$$", ">")) else text

@@ -119,8 +119,8 @@ def farthest_of_members(
 def load_domain(path: str | Path) -> Domain | None:
     """Load the domain of the force field of a training run.
 
-    None if the run has not written one yet, or if `path` is neither a workdir nor its folder of
-    best checkpoints.
+    Return None if the run has not written one yet, or if `path` is another folder than a workdir or
+    its folder of best checkpoints.
     """
     path = Path(path)
     file = (path.parent if path.name == BEST else path) / FILE
