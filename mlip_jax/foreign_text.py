@@ -7,6 +7,7 @@ in text files; escape sequences, which control a terminal; and formulas, which s
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Iterable, Iterator
 from typing import IO, Any
@@ -65,6 +66,15 @@ class TableWriter:
         """Write several rows."""
         for row in rows:
             self.writerow(row)
+
+
+def table_text(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    """Return the text of a CSV file of `TableWriter`; cells with NaN are empty."""
+    text = io.StringIO()
+    table = TableWriter(text, lineterminator="\n")
+    table.writerow(header)
+    table.writerows(["" if cell != cell else cell for cell in row] for row in rows)
+    return text.getvalue()
 
 
 def table_rows(file: Iterable[str]) -> Iterator[dict[str, str]]:

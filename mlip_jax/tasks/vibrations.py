@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import logging
 import platform
@@ -21,7 +20,7 @@ from mlip_jax.datasets.molecules.files import CsvColumns, fingerprint, read_mole
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.smiles.embedding import MoleculeRecord
 from mlip_jax.files import make_subfolder
-from mlip_jax.foreign_text import TableWriter
+from mlip_jax.foreign_text import table_text
 from mlip_jax.potential import Potential
 from mlip_jax.reports.simulations.vibrations import ReportedVibrations, write_vibrations_report
 from mlip_jax.simulation.calculators.calculator import MLIPCalculator
@@ -204,7 +203,7 @@ def _save(
 def _frequency_table(results: Sequence[ReportedVibrations]) -> str:
     """Return the text of vibrations.csv."""
     header = ("molecule", "name", "mode", "frequency_per_cm", "reduced_mass_amu")
-    return _csv(
+    return table_text(
         header,
         [
             (r.index, r.name, k, frequency, mass)
@@ -235,7 +234,7 @@ def _thermochemistry_table(results: Sequence[ReportedVibrations]) -> str:
         "symmetry_number",
         "outside_domain",
     ]
-    return _csv(
+    return table_text(
         header,
         [
             (r.index, r.name, r.reason) + ("",) * (len(header) - 3)
@@ -254,14 +253,6 @@ def _thermochemistry_table(results: Sequence[ReportedVibrations]) -> str:
             for r in results
         ],
     )
-
-
-def _csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    table = TableWriter(text, lineterminator="\n")
-    table.writerow(header)
-    table.writerows(rows)
-    return text.getvalue()
 
 
 def _settings(config, potential: Potential) -> dict[str, dict[str, Any]]:

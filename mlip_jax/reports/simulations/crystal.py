@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,9 +12,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from mlip_jax.reports import figures, sections
+from mlip_jax.reports import figures
 from mlip_jax.reports import html_page as page
-from mlip_jax.workdir import write_text
+from mlip_jax.reports.simulations.summary import write_summary
 
 _MAX_ROWS, _MAX_FIGURES = 200, 12
 
@@ -91,24 +90,15 @@ def write_crystal_report(
     Returns:
       Path of `report.html`.
     """
-    workdir, done = Path(workdir), [r for r in results if not r.reason]
+    done = [r for r in results if not r.reason]
     content = {
         "crystals": len(results),
         "without_result": len(results) - len(done),
         "with_imaginary_modes": sum(r.lowest_frequency < imaginary for r in done),
         "outside_domain": sum(bool(r.outside_domain) for r in done),
     }
-    write_text(workdir / "metrics.json", json.dumps(content, indent=2) + "\n")
-    body = [
-        page.heading(title, 1),
-        page.cards([(name.replace("_", " "), str(n), "", "") for name, n in content.items()]),
-        *_table(done),
-        *_figures(done),
-        *_reasons(results),
-        *sections.provenance(info, files),
-    ]
-    write_text(workdir / "report.html", page.render(title, body))
-    return workdir / "report.html"
+    body = [*_table(done), *_figures(done), *_reasons(results)]
+    return write_summary(workdir, title, content, body, info, files)
 
 
 def _table(done: Sequence[ReportedCrystal]) -> Iterator[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,9 +12,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from mlip_jax.reports import figures, sections
+from mlip_jax.reports import figures
 from mlip_jax.reports import html_page as page
-from mlip_jax.workdir import write_text
+from mlip_jax.reports.simulations.summary import write_summary
 
 _MAX_ROWS, _MAX_PROFILES = 500, 24
 
@@ -73,22 +72,13 @@ def write_reaction_report(
     Returns:
       Path of `report.html`.
     """
-    workdir, done = Path(workdir), [p for p in paths if len(p.energies)]
+    done = [p for p in paths if len(p.energies)]
     statuses = ("converged", "step limit", "diverged", "failed")
     content = {"paths": len(paths)} | {
         s.replace(" ", "_"): sum(p.status == s for p in paths) for s in statuses
     }
-    write_text(workdir / "metrics.json", json.dumps(content, indent=2) + "\n")
-    body = [
-        page.heading(title, 1),
-        page.cards([(name.replace("_", " "), str(n), "", "") for name, n in content.items()]),
-        *_table(done),
-        *_profiles(done),
-        *_failures(paths),
-        *sections.provenance(info, files),
-    ]
-    write_text(workdir / "report.html", page.render(title, body))
-    return workdir / "report.html"
+    body = [*_table(done), *_profiles(done), *_failures(paths)]
+    return write_summary(workdir, title, content, body, info, files)
 
 
 def _table(done: Sequence[ReportedPath]) -> Iterator[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import logging
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from mlip_jax.datasets.molecules.files import fingerprint, read_molecules
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.smiles.embedding import MoleculeRecord
 from mlip_jax.files import make_subfolder
-from mlip_jax.foreign_text import TableWriter
+from mlip_jax.foreign_text import table_text
 from mlip_jax.potential import Potential
 from mlip_jax.reports.simulations.crystal import ReportedCrystal, write_crystal_report
 from mlip_jax.simulation.crystals.analysis import (
@@ -195,22 +194,13 @@ def _write_tables(workdir: Path, results: Sequence[ReportedCrystal]) -> None:
         [*(getattr(r, field) for field in columns.values()), int(bool(r.outside_domain))]
         for r in results
     ]
-    write_text(workdir / TABLE, _table([*columns, "outside_domain"], rows))
+    write_text(workdir / TABLE, table_text([*columns, "outside_domain"], rows))
     points = [
         (r.index, r.name, volume, energy)
         for r in results
         for volume, energy in zip(r.volumes, r.energies)
     ]
-    write_text(workdir / VOLUMES, _table(["index", "name", "volume_ang3", "energy_ev"], points))
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Return a CSV table; unknown numbers are empty."""
-    text = io.StringIO()
-    writer = TableWriter(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(["" if x != x else x for x in row] for row in rows)
-    return text.getvalue()
+    write_text(workdir / VOLUMES, table_text(["index", "name", "volume_ang3", "energy_ev"], points))
 
 
 def _settings(config, potential: Potential) -> dict[str, dict[str, Any]]:

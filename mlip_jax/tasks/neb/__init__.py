@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import itertools
 import json
 import logging
@@ -21,7 +20,7 @@ from mlip_jax.config import ConfigError
 from mlip_jax.datasets.molecules.files import fingerprint, read_molecules
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.files import make_subfolder
-from mlip_jax.foreign_text import TableWriter
+from mlip_jax.foreign_text import table_text
 from mlip_jax.potential import Potential
 from mlip_jax.reports.simulations.reactions import ReportedPath, write_reaction_report
 from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field
@@ -195,13 +194,7 @@ def _table(results: Sequence[ReportedPath]) -> str:
         "reaction_energy_ev": "reaction_energy",
         "fmax_ev_per_ang": "fmax",
     }
-    text = io.StringIO()
-    writer = TableWriter(text, lineterminator="\n")
-    writer.writerow(columns)
-    for result in results:
-        row = [getattr(result, field) for field in columns.values()]
-        writer.writerow(["" if x != x else x for x in row])
-    return text.getvalue()
+    return table_text(columns, ([getattr(r, field) for field in columns.values()] for r in results))
 
 
 def _settings(config, potential: Potential) -> dict[str, dict[str, Any]]:
