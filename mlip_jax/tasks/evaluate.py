@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import ml_collections
 import numpy as np
 from ase import Atoms
@@ -24,6 +22,7 @@ from mlip_jax.datasets.selection.held_out import RunData
 from mlip_jax.datasets.store.store import Store
 from mlip_jax.reports.evaluation import evaluation_metrics, write_evaluation_report
 from mlip_jax.reports.html_page import scores_text
+from mlip_jax.reports.simulations.run_settings import hardware
 from mlip_jax.simulation.batch_prediction import BatchPredictor, ForceFieldMember, load_members
 from mlip_jax.simulation.trust.ensemble_calibration import Calibration
 from mlip_jax.tasks.force_field_evaluation import data as evaluation_data
@@ -252,9 +251,5 @@ def _settings(
             for k, v in configs.to_dict(config).items()
             if k not in ("task", "force_field", "data")
         },
-        "Hardware": {
-            "devices": f"{jax.local_device_count()} × {jax.devices()[0].device_kind}",
-            "processes": distributed.count(),
-            "system": platform.platform(),
-        },
+        "Hardware": hardware(),
     }

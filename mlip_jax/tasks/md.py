@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import platform
 from pathlib import Path
-from typing import Any
 
-import jax
 import ml_collections
 from ase import Atoms
 
@@ -18,16 +15,15 @@ from mlip_jax.config import ConfigError
 from mlip_jax.datasets.identity import readable_name
 from mlip_jax.datasets.molecules.files import CsvColumns, fingerprint, read_molecules
 from mlip_jax.datasets.reader import DatasetError
-from mlip_jax.potential import Potential
 from mlip_jax.reports.molecules import Picture
 from mlip_jax.reports.simulations.md import Run, read_thermo, write_md_report
+from mlip_jax.reports.simulations.run_settings import run_settings
 from mlip_jax.simulation.dynamics.md import MolecularDynamics
 from mlip_jax.simulation.dynamics.outputs import RESTART, THERMO, TRAJECTORIES, DynamicsOutputs
 from mlip_jax.simulation.dynamics.progress import nanoseconds_per_day
 from mlip_jax.simulation.dynamics.run import run_md
 from mlip_jax.simulation.dynamics.settings import Settings
 from mlip_jax.simulation.dynamics.trajectories import read_trajectory
-from mlip_jax.simulation.ensemble_mean import level_of_theory
 from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field
 from mlip_jax.simulation.user_warnings import domain_in_log
 from mlip_jax.structure import hill_formula
@@ -165,7 +161,7 @@ def _report(
         workdir,
         about,
         read_thermo(workdir / THERMO),
-        info=_settings(config, dynamics.potential),
+        info=run_settings(config, dynamics.potential, units="fs, K, Å, bar"),
         title=f"Dynamics of {Path(config.input).name} with {Path(config.force_field).name}",
         pictures=_pictures(config, dynamics, outputs, names),
         files=[THERMO, *([f"{TRAJECTORIES}/"] if config.frame_every else []), RESTART],
@@ -184,28 +180,3 @@ def _pictures(config, dynamics, outputs, names) -> list[Picture]:
             (last,) = read_trajectory(path, slice(-1, None))
             pictures.append(Picture(names[m], atoms, last, f"{last.info['time_fs'] / 1000:.3g} ps"))
     return pictures
-
-
-def _settings(config, potential: Potential) -> dict[str, dict[str, Any]]:
-    """Return names and values of molecules, force field and settings for the report."""
-    settings = {
-        k: v
-        for k, v in configs.to_dict(config).items()
-        if k not in ("task", "force_field", "input")
-    }
-    return {
-        "Molecules": {"input": config.input, **fingerprint(config.input)},
-        "Force field": {
-            "from": config.force_field,
-            "digest": potential.digest(),
-            "forces": potential.origin_of_forces,
-            "level of theory": level_of_theory(potential),
-            "cutoff (Å)": potential.cutoff,
-        },
-        "Settings (fs, K, Å, bar)": {k: "" if v is None else str(v) for k, v in settings.items()},
-        "Hardware": {
-            "device": jax.devices()[0].device_kind,
-            "machine": platform.machine(),
-            "system": platform.platform(),
-        },
-    }

@@ -7,11 +7,9 @@ import io
 import itertools
 import json
 import logging
-import platform
 from pathlib import Path
 from typing import IO, Any
 
-import jax
 import ml_collections
 from ase.io import write
 
@@ -26,7 +24,7 @@ from mlip_jax.foreign_text import TableWriter
 from mlip_jax.potential import Potential
 from mlip_jax.reports.minima.report import write_minima_report
 from mlip_jax.reports.minima.results import MoleculeMinima, ReferenceMinimum
-from mlip_jax.simulation.ensemble_mean import level_of_theory
+from mlip_jax.reports.simulations.run_settings import run_settings
 from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field
 from mlip_jax.simulation.reference.oracle import Method, Oracle
 from mlip_jax.simulation.reference.result_cache import ResultCache
@@ -279,20 +277,8 @@ def _evaluate_lowest(
 
 def _settings(config, potential: Potential) -> dict[str, dict[str, Any]]:
     """Return names and values of molecules, force field and settings for the report."""
-    plain = configs.to_dict(config)
-    return {
-        "Molecules": {
-            "input": config.input,
-            **fingerprint(config.input),
-            "geometries per molecule": _geometries_per_molecule(config),
-        },
-        "Force field": {
-            "from": config.force_field,
-            "digest": potential.digest(),
-            "forces": potential.origin_of_forces,
-            "cutoff (Å)": potential.cutoff,
-            "level of theory": level_of_theory(potential),
-        },
-        "Search (eV, Å, K, ps)": {k: str(v) for k, v in plain["search"].items()},
-        "Hardware": {"device": jax.devices()[0].device_kind, "system": platform.platform()},
-    }
+    settings = run_settings(config, potential)
+    settings["Molecules"]["geometries per molecule"] = _geometries_per_molecule(config)
+    search = {k: str(v) for k, v in configs.to_dict(config)["search"].items()}
+    del settings["Settings"]
+    return settings | {"Search (eV, Å, K, ps)": search}

@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import platform
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import ml_collections
@@ -29,7 +27,7 @@ from mlip_jax.potential import Potential
 from mlip_jax.reports.molecules import Picture
 from mlip_jax.reports.relaxation.report import write_relaxation_report
 from mlip_jax.reports.relaxation.results import Relaxations, choose, read_results, reasons_by_count
-from mlip_jax.simulation.ensemble_mean import level_of_theory
+from mlip_jax.reports.simulations.run_settings import run_settings
 from mlip_jax.simulation.force_fields import load_domains, load_mean_force_field
 from mlip_jax.simulation.relaxation import journal as relax_journal
 from mlip_jax.simulation.relaxation import merge, outputs
@@ -254,7 +252,7 @@ def _finish(
         results,
         title=f"Relaxation of {Path(config.input).name} with {Path(config.force_field).name}",
         seconds=seconds,
-        info=_settings(config, potential),
+        info=run_settings(config, potential),
         pictures=_pictures(config, workdir / PARTS, results),
         files=[RESULTS, *(path.name for path in files.values())],
     )
@@ -332,29 +330,3 @@ class _AllExcept:
 
     def __contains__(self, index: int) -> bool:
         return index not in self._kept
-
-
-def _settings(config, potential: Potential) -> dict[str, dict[str, Any]]:
-    """Return names and values of molecules, force field and settings for the report."""
-    settings = {
-        k: v
-        for k, v in configs.to_dict(config).items()
-        if k not in ("task", "force_field", "input")
-    }
-    return {
-        "Molecules": {"input": config.input, **fingerprint(config.input)},
-        "Force field": {
-            "from": config.force_field,
-            "digest": potential.digest(),
-            "forces": potential.origin_of_forces,
-            "level of theory": level_of_theory(potential),
-            "cutoff (Å)": potential.cutoff,
-        },
-        "Settings": {k: "" if v is None else str(v) for k, v in settings.items()},
-        "Hardware": {
-            "devices": f"{jax.local_device_count()} × {jax.devices()[0].device_kind}",
-            "processes": distributed.count(),
-            "machine": platform.machine(),
-            "system": platform.platform(),
-        },
-    }

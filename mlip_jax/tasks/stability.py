@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import platform
 from pathlib import Path
-from typing import Any
 
-import jax
 import ml_collections
 import numpy as np
 from ase import Atoms
@@ -21,6 +18,7 @@ from mlip_jax.datasets.molecules.files import fingerprint
 from mlip_jax.foreign_text import TableWriter
 from mlip_jax.potential import Potential
 from mlip_jax.reports.simulations.md import drift, read_thermo
+from mlip_jax.reports.simulations.run_settings import run_settings
 from mlip_jax.reports.simulations.stability import (
     Comparison,
     Replica,
@@ -34,7 +32,6 @@ from mlip_jax.simulation.dynamics.md import MolecularDynamics
 from mlip_jax.simulation.dynamics.outputs import THERMO, DynamicsOutputs
 from mlip_jax.simulation.dynamics.run import run_md
 from mlip_jax.simulation.dynamics.trajectories import read_trajectory
-from mlip_jax.simulation.ensemble_mean import level_of_theory
 from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field
 from mlip_jax.simulation.reference.oracle import Method
 from mlip_jax.simulation.relaxation.relax import relax
@@ -101,7 +98,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
             workdir,
             stability,
             title=f"Stability of {Path(config.force_field).name}",
-            info=_settings(config, potential),
+            info=run_settings(config, potential, units="fs, K, Å"),
             files=[TABLE, f"{NVE}/{THERMO}", f"{LANGEVIN}/{THERMO}"],
         )
         log.info("report: %s", report)
@@ -291,24 +288,3 @@ def _write_table(path: Path, replicas: list[Replica], names: list[str]) -> None:
             ]
             for r in replicas
         )
-
-
-def _settings(config, potential: Potential) -> dict[str, dict[str, Any]]:
-    """Return names and values of molecules, force field and settings for the report."""
-    settings = {
-        k: v
-        for k, v in configs.to_dict(config).items()
-        if k not in ("task", "force_field", "input")
-    }
-    return {
-        "Molecules": {"input": config.input, **fingerprint(config.input)},
-        "Force field": {
-            "from": config.force_field,
-            "digest": potential.digest(),
-            "forces": potential.origin_of_forces,
-            "level of theory": level_of_theory(potential),
-            "cutoff (Å)": potential.cutoff,
-        },
-        "Settings (fs, K, Å)": {k: "" if v is None else str(v) for k, v in settings.items()},
-        "Hardware": {"device": jax.devices()[0].device_kind, "system": platform.platform()},
-    }

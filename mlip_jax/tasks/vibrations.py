@@ -5,12 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import ml_collections
 
 from mlip_jax import config as configs
@@ -22,9 +20,9 @@ from mlip_jax.datasets.smiles.embedding import MoleculeRecord
 from mlip_jax.files import make_subfolder
 from mlip_jax.foreign_text import table_text
 from mlip_jax.potential import Potential
+from mlip_jax.reports.simulations.run_settings import run_settings
 from mlip_jax.reports.simulations.vibrations import ReportedVibrations, write_vibrations_report
 from mlip_jax.simulation.calculators.calculator import MLIPCalculator
-from mlip_jax.simulation.ensemble_mean import level_of_theory
 from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field
 from mlip_jax.simulation.user_warnings import domain_in_log
 from mlip_jax.simulation.vibrations.analysis import (
@@ -79,7 +77,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
             workdir,
             results,
             title=f"Vibrations by {Path(config.force_field).name}",
-            info=_settings(config, potential),
+            info=run_settings(config, potential),
             files=[THERMOCHEMISTRY, FREQUENCIES, f"{MODES}/"],
         )
         failed = [result for result in results if result.reason]
@@ -253,22 +251,3 @@ def _thermochemistry_table(results: Sequence[ReportedVibrations]) -> str:
             for r in results
         ],
     )
-
-
-def _settings(config, potential: Potential) -> dict[str, dict[str, Any]]:
-    """Return names and values of molecules, force field and settings for the report."""
-    settings = {
-        k: "" if v is None else str(v)
-        for k, v in configs.to_dict(config).items()
-        if k not in ("task", "force_field", "input")
-    }
-    return {
-        "Molecules": {"input": config.input, **fingerprint(config.input)},
-        "Force field": {
-            "from": config.force_field,
-            "digest": potential.digest(),
-            "level of theory": level_of_theory(potential),
-        },
-        "Settings": settings,
-        "Hardware": {"device": jax.devices()[0].device_kind, "system": platform.platform()},
-    }

@@ -23,6 +23,7 @@ from mlip_jax.files import make_subfolder
 from mlip_jax.foreign_text import table_text
 from mlip_jax.potential import Potential
 from mlip_jax.reports.simulations.crystal import ReportedCrystal, write_crystal_report
+from mlip_jax.reports.simulations.run_settings import run_settings
 from mlip_jax.simulation.crystals.analysis import (
     IMAGINARY,
     CrystalAnalysis,
@@ -70,7 +71,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
             workdir,
             results,
             title=f"Crystals by {Path(config.force_field).name}",
-            info=_settings(config, potential),
+            info=run_settings(config, potential, "Crystals"),
             files=[TABLE, VOLUMES, RELAXED, f"{PHONONS}/"],
             imaginary=IMAGINARY,
         )
@@ -201,18 +202,3 @@ def _write_tables(workdir: Path, results: Sequence[ReportedCrystal]) -> None:
         for volume, energy in zip(r.volumes, r.energies)
     ]
     write_text(workdir / VOLUMES, table_text(["index", "name", "volume_ang3", "energy_ev"], points))
-
-
-def _settings(config, potential: Potential) -> dict[str, dict[str, Any]]:
-    """Return names and values of crystals, force field and settings for the report."""
-    settings = configs.to_dict(config)
-    names = ("task", "force_field", "input")
-    return {
-        "Crystals": {"input": config.input, **fingerprint(config.input)},
-        "Force field": {
-            "from": config.force_field,
-            "digest": potential.digest(),
-            "cutoff (Å)": potential.cutoff,
-        },
-        "Settings": {k: "" if v is None else str(v) for k, v in settings.items() if k not in names},
-    }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import platform
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from mlip_jax.datasets.stress import stress_labels
 from mlip_jax.potential import Potential
 from mlip_jax.reports.html_page import scores_text
 from mlip_jax.reports.predictions import Predictions
+from mlip_jax.reports.simulations.run_settings import hardware
 from mlip_jax.reports.training import write_report
 from mlip_jax.reports.unseen import UnseenStructures
 from mlip_jax.simulation.trust import atom_domain
@@ -214,11 +214,7 @@ def _provenance(
                 for b, v in config[a].items()
             },
         },
-        "Hardware": {
-            "devices": f"{jax.local_device_count()} × {jax.devices()[0].device_kind}",
-            "machine": platform.machine(),
-            "system": platform.platform(),
-        },
+        "Hardware": hardware(),
         "Versions": run.metadata["versions"],
     }
 

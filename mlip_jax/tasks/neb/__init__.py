@@ -23,6 +23,7 @@ from mlip_jax.files import make_subfolder
 from mlip_jax.foreign_text import table_text
 from mlip_jax.potential import Potential
 from mlip_jax.reports.simulations.reactions import ReportedPath, write_reaction_report
+from mlip_jax.reports.simulations.run_settings import run_settings
 from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field
 from mlip_jax.simulation.reactions.neb import NEBOptions, ReactionPath, find_paths
 from mlip_jax.simulation.relaxation.journal import FAILURES
@@ -65,7 +66,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
             workdir,
             results,
             title=f"Reaction paths by {Path(config.force_field).name}",
-            info=_settings(config, potential),
+            info=run_settings(config, potential, "Reactions"),
             files=[TABLE, IMAGES],
         )
         log.info("report: %s", report)
@@ -195,19 +196,3 @@ def _table(results: Sequence[ReportedPath]) -> str:
         "fmax_ev_per_ang": "fmax",
     }
     return table_text(columns, ([getattr(r, field) for field in columns.values()] for r in results))
-
-
-def _settings(config, potential: Potential) -> dict[str, dict[str, Any]]:
-    """Return names and values of reactions, force field and settings for the report."""
-    settings = configs.to_dict(config)
-    names = ("task", "force_field", "input")
-    return {
-        "Reactions": {"input": config.input, **fingerprint(config.input)},
-        "Force field": {
-            "from": config.force_field,
-            "digest": potential.digest(),
-            "forces": potential.origin_of_forces,
-            "cutoff (Å)": potential.cutoff,
-        },
-        "Settings": {k: "" if v is None else str(v) for k, v in settings.items() if k not in names},
-    }
