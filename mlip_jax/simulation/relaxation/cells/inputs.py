@@ -6,6 +6,7 @@ import numpy as np
 from ase import Atoms
 
 from mlip_jax.graphs.image_slots import MAX_IMAGES, count_images
+from mlip_jax.graphs.long_range import find_lattice_obstacle, in_cells
 from mlip_jax.graphs.neighbors import neighbor_list
 from mlip_jax.models.layers.forces import has_energy_derivatives
 from mlip_jax.potential import Potential
@@ -16,15 +17,20 @@ from mlip_jax.structure import cell_problem
 
 # _MAX_CANDIDATES: pairs of atoms and images that 32-bit integers can number.
 _MAX_CANDIDATES = 2**31
+# _GROWTH: factor by which the lattice vectors may grow in a relaxation with lattice sums.
+_GROWTH = 1.1
 
 
 def find_cell_obstacle(atoms: Atoms, potential: Potential, cell_filter: CellFilter | None) -> str:
     """Return the reason why a periodic structure cannot be relaxed, or ""."""
     if problem := cell_problem(atoms.cell.array, atoms.pbc):
         return f"invalid cell: {problem}"
-    far = potential.long_range_cutoff
-    if far == np.inf:
-        return "it is periodic, and the long-range terms of the force field have no cutoff"
+    far = in_cells(potential.long_range_cutoff)
+    growth = 1.0 if cell_filter is None else _GROWTH
+    if reason := find_lattice_obstacle(
+        potential.long_range_cutoff, atoms.cell.array, atoms.pbc, growth
+    ):
+        return reason
     cell = atoms.cell.complete().array
     if abs(np.linalg.det(cell)) < 1e-9:
         return "the lattice vectors are coplanar"

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from mlip_jax.graphs import slots as slot_graphs
 from mlip_jax.graphs.image_slots import MAX_IMAGES, build_with_images
+from mlip_jax.graphs.long_range import in_cells
 from mlip_jax.graphs.slots import Box
 from mlip_jax.potential import evaluate
 from mlip_jax.simulation.relaxation.cells.filters import CellFilter
@@ -72,7 +73,7 @@ class CellRelaxationLoop(RelaxationLoop):
             Box(cell, cells.periodic),
             budget,
             self.cutoff,
-            self.long_range_cutoff,
+            in_cells(self.long_range_cutoff),
         )
         # A cell that has collapsed would need ever larger budgets.
         collapsed = ~(images <= MAX_IMAGES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mlip_jax.graphs.image_slots import ImageBudget, count_images
+from mlip_jax.graphs.long_range import in_cells
 from mlip_jax.graphs.neighbors import count_edges, long_range_list
 from mlip_jax.simulation.relaxation.cells.filters import CellFilter
 from mlip_jax.simulation.relaxation.cells.loop import CellRelaxationLoop
@@ -34,7 +35,7 @@ class CellPool(SlotPool):
         self._filter, self._symmetric, self._n_image = filter, symmetric, 1
 
     def _num_slots(self, sizes) -> int:
-        reach = max(self._potential.cutoff, self._potential.long_range_cutoff or 0.0)
+        reach = max(self._potential.cutoff, in_cells(self._potential.long_range_cutoff) or 0.0)
         counts = [count_images(w.cell, w.periodic, reach) for w in self._waiting]
         self._n_image = max(counts, default=1)
         candidates = self._size**2 * self._n_image
