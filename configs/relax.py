@@ -12,7 +12,8 @@ database, any other format ASE can read, or a store. The force field is the work
 training run, a file of another program, the name of a published force field, or IMPORTER:FILE.
 
 The cells of periodic structures are fixed. --config.cell=frechet relaxes them with the steps of
-ASE's FrechetCellFilter; see --config.mask and --config.scalar_pressure.
+ASE's FrechetCellFilter; see --config.mask and --config.scalar_pressure. --config.symprec=0.01 keeps
+the space groups.
 
 The workdir contains relaxed.xyz and relaxed.sdf in the order of the input, results.csv with one
 line per molecule, and report.html. results.csv includes failed molecules with the reason, and,

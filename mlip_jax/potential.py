@@ -360,7 +360,8 @@ def active_terms(potential: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     Args:
       potential: Part "potential" of the config. For each term it has the fields `name`
         (whether the term is on) and `name_options`. Its field long_range_cutoff
-        (Å, inf for all pairs) is the cutoff of the long-range terms whose options give no other.
+        (Å, inf for all pairs) is the cutoff of the long-range terms whose options give no other,
+        except that of d3.
 
     Raises:
       ValueError: Unknown term, or a cutoff that is not positive.
@@ -376,7 +377,7 @@ def active_terms(potential: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     for name in sorted(switches):
         options = _options(potential.get(f"{name}_options", {}))
         term = terms.create(name, **options)
-        if term.long_range:
+        if term.long_range and not getattr(term, "own_cutoff", False):
             options.setdefault("cutoff", None if math.isinf(cutoff) else cutoff)
         if potential[name]:
             active[name] = options

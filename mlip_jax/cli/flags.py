@@ -147,6 +147,10 @@ def _error_text(error: Exception, args: Sequence[str]) -> str:
             hint = f" {hint.rstrip('.')}." if hint else ""
             if not hint and field.startswith("model."):
                 hint = " The options of a model are model.options.NAME."
+            if not hint and "_options." in field:
+                hint = (
+                    f" Set the options of energy terms with --overrides=\"{{'{field}': VALUE}}\"."
+                )
             return f"unknown field of the config {field!r}.{hint} --help lists all fields."
     return text
 

@@ -62,7 +62,7 @@ POTENTIAL = Part(
     long_range_cutoff=Field(
         12.0,
         "Cutoff radius of electrostatics and dispersion; inf includes all pairs, for "
-        "non-periodic structures only.",
+        "non-periodic structures only. The term d3 has a cutoff of its own.",
         unit="Å",
         bounds=POSITIVE_OR_INFINITE,
     ),

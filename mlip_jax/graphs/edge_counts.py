@@ -12,7 +12,8 @@ from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.near_origin import move_near_origin
 from mlip_jax.datasets.store.array_cache import load_or_compute
 from mlip_jax.datasets.store.store import Store
-from mlip_jax.graphs.neighbors import count_edges, infinite_pairs
+from mlip_jax.graphs.long_range import LatticeSumCutoff, find_lattice_obstacle, in_cells
+from mlip_jax.graphs.neighbors import count_edges
 
 # _PER_JOB: structures that one job of a process counts.
 _PER_JOB = 16_384
@@ -41,13 +42,27 @@ def count_all_pairs(columns: Columns, cutoff: float) -> np.ndarray:
     With an infinite cutoff they follow from the number of atoms; no positions are read.
 
     Raises:
-      ValueError: The cutoff is infinite and a structure is periodic.
+      ValueError: The cutoff does not suit a cell, for example since it is infinite.
     """
     if not np.isinf(cutoff):
         return count_all(columns, cutoff).astype(np.int64) // 2
-    if columns.pbc is not None and columns.pbc.any():
-        raise infinite_pairs(columns.pbc[columns.pbc.any(axis=1)][0])
-    return all_pairs_of(columns.n_atoms)
+    periodic = _periodic(columns, cutoff)
+    counts = all_pairs_of(columns.n_atoms)
+    if periodic.any():
+        inside = columns.take(np.flatnonzero(periodic))
+        counts[periodic] = count_all(inside, in_cells(cutoff)) // 2
+    return counts
+
+
+def _periodic(columns: Columns, cutoff: float) -> np.ndarray:
+    """Return which structures are periodic, (S,) bool, after checking the cutoff for their cells."""
+    if columns.pbc is None:
+        return np.zeros(len(columns), bool)
+    periodic = columns.pbc.any(axis=1)
+    for s in np.flatnonzero(periodic):
+        if reason := find_lattice_obstacle(cutoff, columns.cell[s], columns.pbc[s]):
+            raise ValueError(f"{columns.source[s] or f'structure {s}'}: {reason}")
+    return periodic
 
 
 def pair_counts(store: Store, cutoff: float, **options) -> np.ndarray:
@@ -59,13 +74,25 @@ def pair_counts(store: Store, cutoff: float, **options) -> np.ndarray:
       **options: See `edge_counts`, which also describes what is stored.
 
     Raises:
-      ValueError: The cutoff is infinite and the store has periodic structures.
+      ValueError: The cutoff does not suit a cell, for example since it is infinite.
     """
-    if np.isinf(cutoff):
-        if store.manifest["periodic"]:
-            raise ValueError(f"{store.path}: {infinite_pairs(np.ones(3, bool))}")
-        return all_pairs_of(store.index("n_atoms"))
-    return edge_counts(store, cutoff, **options).astype(np.int64) // 2
+    if not np.isinf(cutoff):
+        return edge_counts(store, cutoff, **options).astype(np.int64) // 2
+    counts = all_pairs_of(store.index("n_atoms"))
+    if not store.manifest["periodic"]:
+        return counts
+    if not isinstance(cutoff, LatticeSumCutoff):
+        raise ValueError(
+            f"{store.path}: {find_lattice_obstacle(cutoff, np.eye(3), np.ones(3, bool))}"
+        )
+    periodic = np.concatenate(
+        [
+            _periodic(columns, cutoff)
+            for _, columns in store.chunks(np.arange(len(store)), labels_only=True)
+        ]
+    )
+    inside = edge_counts(store, in_cells(cutoff), **options).astype(np.int64) // 2
+    return np.where(periodic, inside, counts)
 
 
 def all_pairs_of(n_atoms: np.ndarray) -> np.ndarray:

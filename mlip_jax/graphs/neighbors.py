@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mlip_jax import limits
+from mlip_jax.graphs.long_range import find_lattice_obstacle, in_cells
 
 # _DENSE_LIMIT: number of atoms above which a k-d tree is faster than the dense distance matrix.
 _DENSE_LIMIT = 160
@@ -93,7 +94,7 @@ def long_range_list(
 
     Args:
       positions, cell, pbc: See `neighbor_list`.
-      cutoff: Cutoff radius (Å); inf for all pairs of an open structure.
+      cutoff: Cutoff radius (Å); inf for all pairs of an open structure; or a `LatticeSumCutoff`.
 
     Returns:
       (receivers, senders, shifts). Receivers and senders have shape (n_pair,), int32, with
@@ -101,16 +102,17 @@ def long_range_list(
       in `Neighbors`. The arrays may be cached: callers must not modify them.
 
     Raises:
-      ValueError: See `neighbor_list`; or the cutoff is infinite and the structure is periodic.
+      ValueError: See `neighbor_list`; or the cutoff does not suit the cell, for example since it is
+        infinite and the structure is periodic.
     """
     positions = np.asarray(positions, np.float64)
     if not np.isfinite(positions).all():
         raise ValueError("positions contain NaN or infinite values: cannot build a long-range list")
     if pbc is not None and np.any(pbc):
-        if np.isinf(cutoff):
-            raise infinite_pairs(pbc)
+        if reason := find_lattice_obstacle(cutoff, cell, pbc):
+            raise ValueError(reason)
         return _periodic_half(
-            positions, cutoff, np.asarray(cell, np.float64), np.asarray(pbc, bool)
+            positions, in_cells(cutoff), np.asarray(cell, np.float64), np.asarray(pbc, bool)
         )
     if np.isinf(cutoff):
         return *_all_pairs(len(positions)), None
@@ -119,15 +121,6 @@ def long_range_list(
     if len(positions) <= _TREE_LIMIT:
         return *_dense_half(positions, cutoff), None
     return *_tree_half(positions, cutoff), None
-
-
-def infinite_pairs(pbc) -> ValueError:
-    """Return the error for an infinite long-range cutoff of a periodic structure."""
-    return ValueError(
-        f"a periodic structure (pbc={np.asarray(pbc).tolist()}) has infinitely many pairs: its "
-        "long-range cutoff must be finite, received inf. Set a cutoff for the long-range "
-        "terms."
-    )
 
 
 def _all_pairs(n: int) -> tuple[np.ndarray, np.ndarray]:

@@ -176,7 +176,7 @@ class SizeBuckets:
 
     def _pair_capacity(self, n_node: int, nodes: int, n_pair: int, periodic: bool) -> int:
         """Return the number of long-range pairs of a new bucket."""
-        if np.isinf(self._long_range_cutoff):
+        if np.isinf(self._long_range_cutoff) and not periodic:
             pairs = (
                 (nodes - 1) * (nodes - 2) // 2
             )  # all pairs of any structure with at most nodes - 1 atoms

@@ -19,6 +19,7 @@ from typing import Any
 
 from mlip_jax.compilation_cache import keep_compiled_programs
 from mlip_jax.importers.catalog import published_list
+from mlip_jax.importers.catalog.added_terms import add_terms, split_term_options
 from mlip_jax.importers.formats import torch_file
 from mlip_jax.importers.formats.weights import WeightsError
 from mlip_jax.potential import Potential
@@ -72,8 +73,10 @@ def load_force_field(given: Any, **options) -> Potential:
         "X.model", whose content selects the importer; "IMPORTER:FILE", for example
         "schnetpack:painn.safetensors"; name of a published force field, for example "sevennet-0"
         (importers/published.py); a `Potential`, which is returned; or a calculator of one. Options
-        of the importer may follow a file or name, as in "X.model#head=omol".
-      **options: Options of the importer, see its function `load`.
+        may follow a file or name, as in "X.model#head=omol#dispersion=pbe".
+      **options: Options of the importer, see its function `load`, and of any force field:
+        `dispersion` adds the D3(BJ) dispersion of a functional, `k_vectors` changes the number of
+        reciprocal vectors of Ewald sums, see catalog/added_terms.py.
 
     Raises:
       CheckpointError, ValueError, FileNotFoundError: There is no readable force field, there are
@@ -86,19 +89,21 @@ def load_force_field(given: Any, **options) -> Potential:
             "configs/evaluate.py and by EnsembleCalculator."
         )
     if isinstance(items[0], str):
-        return _load(items[0], options)
+        path, stated = split_options(items[0])
+        options, of_terms = split_term_options(stated | options)
+        return add_terms(_load(path, items[0], options), of_terms)
+    options, of_terms = split_term_options(options)
     if options:
         raise ValueError(
             f"options {sorted(options)} apply only to files and names; received an object"
         )
-    return items[0] if isinstance(items[0], Potential) else items[0].potential
+    found = items[0] if isinstance(items[0], Potential) else items[0].potential
+    return add_terms(found, of_terms)
 
 
-def _load(text: str, options: Mapping[str, Any]) -> Potential:
+def _load(path: str, text: str, options: Mapping[str, Any]) -> Potential:
     """Load the force field of a workdir, a file of another program, or a name."""
     keep_compiled_programs()
-    path, stated = (text, {}) if Path(text).exists() else _split_options(text)
-    options = stated | dict(options)
     importer, colon, file = path.partition(":")
     if not colon or importer not in names():
         importer, file = _importer_of(path), path
@@ -153,11 +158,14 @@ def _importer_of(path: str) -> str | None:
     )
 
 
-def _split_options(text: str) -> tuple[str, dict[str, Any]]:
+def split_options(text: str) -> tuple[str, dict[str, Any]]:
     """Split options from a path: "X.model#head=omol" gives "X.model" and {"head": "omol"}.
 
-    Numbers become numbers, and "elements" a list of what "+" separates.
+    Numbers become numbers, and "elements" a list of what "+" separates. A path that exists has no
+    options.
     """
+    if Path(text).exists():
+        return text, {}
     path, *parts = text.split("#")
     options: dict[str, Any] = {}
     for part in parts:

@@ -53,6 +53,7 @@ import numpy as np
 
 from mlip_jax import __version__
 from mlip_jax.files import atomic_open
+from mlip_jax.graphs.long_range import of_boundaries
 from mlip_jax.potential import Potential, evaluate
 from mlip_jax.workdir import write_json
 
@@ -98,7 +99,7 @@ def export_stablehlo(
         with an infinite long-range cutoff.
       OSError, WorkdirError: If the folder cannot be written.
     """
-    reach = potential.long_range_cutoff
+    reach = of_boundaries(potential.long_range_cutoff, periodic)
     limits = {
         "max_atoms": max_atoms,
         "max_pairs": max_pairs,

@@ -145,6 +145,7 @@ def _relaxer(config, potential: Potential) -> Relaxer:
         trajectory_every=config.trajectory_every,
         devices=jax.local_devices(),
         cell=_cell_filter(config),
+        symprec=config.symprec,
     )
 
 

@@ -3,7 +3,9 @@
 `mlip_jax/terms/<name>.py` contains one class `Term`, a flax.linen module:
 `Term(**options)(graph, features)` returns energies (N,) in eV and a dict of per-atom predictions,
 computed from the invariant features (N, F) of a model. Its class attribute `long_range` indicates
-whether it uses the graph's long-range pairs. If so it has a field `cutoff`, in Å or None.
+whether it uses the graph's long-range pairs. If so it has a field `cutoff`, in Å or None, whose
+default is that of configs if `own_cutoff` is set. A property
+`lattice_sum` describes its sum over the lattice of crystals, None if it has none.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import flax.linen as nn
 import jraph
 
 from mlip_jax.config import unknown_name
+from mlip_jax.graphs.long_range import LatticeSumCutoff
 from mlip_jax.models.layers.forces import has_direct_forces, is_conservative
 from mlip_jax.models.layers.heads import AtomOutputs
 
@@ -120,10 +123,11 @@ class WithTerms(nn.Module):
         return self.model.cutoff
 
     @property
-    def long_range_cutoff(self) -> float | None:
+    def long_range_cutoff(self) -> float | LatticeSumCutoff | None:
         """Distance up to which the terms need long-range pairs (Å).
 
-        It is inf if a term needs all pairs and None if no term needs any.
+        It is inf if a term needs all pairs and None if no term needs any. If a term sums over the
+        lattice of crystals, it is a `LatticeSumCutoff`.
         """
         terms = [create(name, **dict(options)) for name, options in self.terms]
         cutoffs = [
@@ -131,7 +135,8 @@ class WithTerms(nn.Module):
             for term in terms
             if term.long_range
         ]
-        return max(cutoffs, default=None)
+        sums = tuple(s for term in terms if (s := getattr(term, "lattice_sum", None)))
+        return LatticeSumCutoff(max(cutoffs), sums) if sums else max(cutoffs, default=None)
 
     @property
     def direct_forces(self) -> bool:

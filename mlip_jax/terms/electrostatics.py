@@ -1,4 +1,7 @@
-"""Coulomb interaction of predicted partial charges, damped at short distances."""
+"""Coulomb interaction of predicted partial charges, damped at short distances.
+
+It has a cutoff, or is summed over the lattice of crystals (Ewald).
+"""
 
 from __future__ import annotations
 
@@ -10,37 +13,85 @@ import jax.numpy as jnp
 import jraph
 from ase.units import Bohr, Hartree
 
+from mlip_jax.config import unknown_name
 from mlip_jax.graphs.graph import long_range_pairs, node_graph_index
+from mlip_jax.graphs.long_range import LatticeSum
 from mlip_jax.models.layers.basic import Dense, activation, gather, safe_norm, segment_sum
 from mlip_jax.models.layers.heads import MAX_ATOMIC_NUMBER
+from mlip_jax.terms.layers.ewald import Splitting, is_crystal, pair_potential, reciprocal_energies
 from mlip_jax.terms.layers.pairwise import positive, share_among_atoms, switch_off
 
 # _SWITCH_START: fraction of the cutoff from which V - V(cutoff) is gradually replaced by the form
 # whose force is zero at the cutoff as well.
 _SWITCH_START = 0.45
+METHODS = ("cutoff", "ewald")
 
 
 class Term(nn.Module):
     """Damped Coulomb energy of long-range pairs, with partial charges from the features.
 
-    The energy of a pair is q_i q_j erf(r / damping) / r, times the Coulomb constant. With a cutoff,
-    energy and force of a pair go to zero there. Without a cutoff the sum is over all pairs of the
-    list. The term predicts the property "partial_charges" (N,) in e. The difference to the total
-    charge (graph.globals["charge"]) is distributed evenly over the atoms of a structure.
+    The energy of a pair is q_i q_j erf(r / damping) / r, times the Coulomb constant. The term
+    predicts the property "partial_charges" (N,) in e. The difference to the total charge
+    (graph.globals["charge"]) is distributed evenly over the atoms of a structure.
+
+    With the method "cutoff", energy and force of a pair go to zero at the cutoff. Without a cutoff
+    the sum is over all pairs of the list. With the method "ewald", the sum is over all pairs of a
+    molecule, or over all pairs and images in a crystal. The charge of a crystal is compensated by a
+    uniform background. The energies of crystals that need more than `k_vectors` are NaN;
+    graphs.long_range finds these cells beforehand.
 
     Attributes:
-      cutoff: Cutoff radius (Å), or None.
-      damping: Damping length (Å).
+      cutoff: Cutoff radius (Å), or None. With "ewald" that of the pair sum in crystals; it changes
+        the cost, not the result.
+      damping: Damping length (Å). With "ewald" 0 gives point charges.
       width: Hidden width of the head of the charges; None: number of features.
       act: Activation of the head (layers.ACTIVATIONS).
+      method: "cutoff" or "ewald".
+      accuracy: Largest term that the Ewald sums neglect, relative to the first one.
+      k_vectors: Number of reciprocal vectors of the Ewald sums, one of k and -k.
     """
 
     cutoff: float | None = 12.0
     damping: float = 4.0
     width: int | None = None
     act: str = "silu"
+    method: str = "cutoff"
+    accuracy: float = 1e-5
+    k_vectors: int = 1000
 
     long_range = True
+
+    @property
+    def lattice_sum(self) -> LatticeSum | None:
+        """Sum over reciprocal vectors that the term needs in crystals, or None.
+
+        Raises:
+          ValueError: An option is invalid.
+        """
+        if self.method not in METHODS:
+            raise ValueError(unknown_name("method of term 'electrostatics'", self.method, METHODS))
+        least = "not be negative" if self.method == "ewald" else "be positive"
+        if not (self.damping > 0 or (self.damping == 0 and self.method == "ewald")):
+            raise ValueError(
+                f"the electrostatics term's damping must {least} (Å), received {self.damping}"
+            )
+        if self.method == "cutoff":
+            return None
+        if self.cutoff is None:
+            raise ValueError(
+                "the electrostatics term with method='ewald' needs a finite cutoff for the pair sum "
+                "in crystals, received None. Molecules have no cutoff."
+            )
+        if not (0 < self.accuracy < 0.1 and self.k_vectors >= 1):
+            raise ValueError(
+                "the electrostatics term's accuracy must be between 0 and 0.1 and its k_vectors "
+                f"at least 1, received {self.accuracy} and {self.k_vectors}"
+            )
+        return LatticeSum(self._splitting.k_max, int(self.k_vectors))
+
+    @property
+    def _splitting(self) -> Splitting:
+        return Splitting.of(self.cutoff, self.accuracy, self.damping)
 
     @nn.compact
     def __call__(
@@ -55,17 +106,31 @@ class Term(nn.Module):
         Returns:
           Energies (eV), shape (N,), and properties by name.
         """
-        if not self.damping > 0:
-            raise ValueError(
-                f"the electrostatics term's damping must be positive (Å), received {self.damping}"
-            )
+        lattice_sum = self.lattice_sum
         charges = self._charges(graph, features)
         edge = long_range_pairs(graph)
-        shape = self._shape(safe_norm(edge.displacements))
+        distances = safe_norm(edge.displacements)
+        if lattice_sum is None:
+            shape = self._shape(distances)
+        else:
+            shape = self._ewald_shape(graph, edge, distances)
         energies = (
             Hartree * Bohr * gather(charges, edge.receivers) * gather(charges, edge.senders) * shape
         )
-        return share_among_atoms(energies, edge, len(charges)), {"partial_charges": charges}
+        energies = share_among_atoms(energies, edge, len(charges))
+        if lattice_sum is not None:
+            smooth = reciprocal_energies(
+                graph, charges, self._splitting, lattice_sum.num_vectors, self.damping
+            )
+            energies = energies + Hartree * Bohr * smooth
+        return energies, {"partial_charges": charges}
+
+    def _ewald_shape(self, graph, edge, distances):
+        """Compute the pair part of the Ewald sums of unit charges (1/Å): (P,) -> (P,)."""
+        r, zero = positive(distances)
+        crystal = is_crystal(graph)[node_graph_index(graph)][edge.receivers]
+        values = pair_potential(r, crystal, self._splitting, self.cutoff, self.damping)
+        return jnp.where(zero, 0.0, values)
 
     def _charges(self, graph, features):
         """Return the partial charges (e), shape (N,), which add up to the total charges."""

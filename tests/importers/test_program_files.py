@@ -161,7 +161,7 @@ def test_options_of_importers(tmp_path):
         importers.load_force_field(f"{path}#PBE")
     with pytest.raises(ValueError, match="apply only to importers"):
         importers.load_force_field(tmp_path, head="a")
-    assert importers._split_options("a.pt#elements=H+C#energy_unit=0.5") == (
+    assert importers.split_options("a.pt#elements=H+C#energy_unit=0.5") == (
         "a.pt",
         {"elements": ["H", "C"], "energy_unit": 0.5},
     )

@@ -26,6 +26,7 @@ TERMS = {
     "zbl": {},
     "electrostatics": {"cutoff": 6.0, "damping": 1.7},
     "dispersion": {"cutoff": 6.0},
+    "d3": {"cutoff": 6.0, "coordination_cutoff": 6.0},
 }
 CUTOFF = 4.0
 
@@ -298,7 +299,12 @@ def test_float32_stays_float32(name):
     )
 
 
-BORDERS = {"zbl": (1.5,), "electrostatics": (0.45 * 6.0, 6.0), "dispersion": (4.0, 6.0)}
+BORDERS = {
+    "zbl": (1.5,),
+    "electrostatics": (0.45 * 6.0, 6.0),
+    "dispersion": (4.0, 6.0),
+    "d3": (4.0, 6.0),
+}
 
 
 @pytest.mark.parametrize("name", terms.names())
@@ -335,7 +341,7 @@ def test_trains_on_forces():
     )
     gradient = jax.tree.map(np.asarray, gradient_of(case.params))
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
-    for name in terms.names():
+    for name in case.params["params"].keys() - {"model"}:
         leaves, structure = jax.tree.flatten(case.params["params"][name])
         grads = jax.tree.leaves(gradient["params"][name])
         assert all(np.abs(g).max() > 0 for g in grads)
@@ -415,7 +421,7 @@ def test_every_model_supports_every_term(name):
     )
     unit_variance = name in UNIT_VARIANCE
     params = quick_parameters(model, example_graph(np.float64), unit_variance=unit_variance)
-    assert set(params["params"]) == {"model", *terms.names()}
+    assert set(params["params"]) == {"model", *terms.names()} - {"d3"}
     outputs = jax.jit(model.apply)(params, graph)
     assert list(outputs.terms) == terms.names()
     assert all(
@@ -485,7 +491,7 @@ def test_unknown_names_are_reported():
 
 
 def test_elements_without_free_atom_values_are_rejected():
-    terms.check_elements(terms.names(), [1, 6, 102])
+    terms.check_elements(set(terms.names()) - {"d3"}, [1, 6, 102])
     with pytest.raises(ValueError, match="Lr, Og, only for elements 1 to 102"):
         terms.check_elements(["dispersion"], [6, 118, 103])
     heavy = Structure(np.array([103, 1]), np.array([[0.0, 0, 0], [0, 0, 2.0]]))

@@ -22,6 +22,7 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 
 from mlip_jax.importers import load_force_field, published, schnetpack, so3lr
+from mlip_jax.importers.catalog.added_terms import add_terms, split_term_options
 from mlip_jax.potential import Potential, evaluate, hessian_columns
 from mlip_jax.simulation.calculators.packing import unpack
 from mlip_jax.simulation.calculators.padded import PaddedCalculator, centered
@@ -119,12 +120,14 @@ class MLIPCalculator(PaddedCalculator):
 
             MLIPCalculator.load("X.model", head="omol")
             MLIPCalculator.load("checkpoint.pth", modality="PBE")
+            MLIPCalculator.load("runs/oxides", dispersion="pbe")
 
         Args:
           force_field: Path or name, see `importers.load_force_field`.
           dtype: "float32" or "float64".
           **options: Options of the importer, see the function `load` of its file in
-            mlip_jax/importers.
+            mlip_jax/importers. `dispersion="pbe"` adds the D3(BJ) dispersion of a functional to any
+            force field.
 
         Raises:
           CheckpointError, ValueError, FileNotFoundError: There is no readable force field, or it has
@@ -132,7 +135,7 @@ class MLIPCalculator(PaddedCalculator):
         """
         if not options:
             return cls(force_field, dtype)
-        return cls(load_force_field(force_field, **options), dtype)
+        return cls(load_force_field(force_field, **options), dtype, atom_domain.of(force_field))
 
     @classmethod
     def pretrained(cls, name: str, dtype: str = "float32", **options) -> MLIPCalculator:
@@ -144,13 +147,15 @@ class MLIPCalculator(PaddedCalculator):
         Args:
           name: Name in the list of `python -m mlip_jax.main --config=configs/published.py`.
           dtype: "float32" or "float64".
-          **options: `modality` of SevenNet or `head` of MACE, for force fields with several.
+          **options: `modality` of SevenNet or `head` of MACE, for force fields with several;
+            `dispersion` as in `load`.
 
         Raises:
           ValueError: Unknown name, or the file is not the published one.
           DownloadError (an OSError): The file cannot be downloaded.
         """
-        return cls(published.load(name, **options), dtype)
+        options, of_terms = split_term_options(options)
+        return cls(add_terms(published.load(name, **options), of_terms), dtype)
 
     @classmethod
     def from_workdir(cls, path: str | Path, dtype: str = "float32") -> MLIPCalculator:

@@ -12,6 +12,7 @@ import numpy as np
 from ase import Atoms, units
 
 from mlip_jax.datasets.molecules.arguments import molecule_list
+from mlip_jax.graphs.long_range import of_boundaries
 from mlip_jax.graphs.shapes import PaddingBudget
 from mlip_jax.matmul_precision import full_precision
 from mlip_jax.simulation.dynamics import neighbors, system
@@ -108,9 +109,8 @@ class MolecularDynamics:
         self._temperatures = self._check_temperatures(temperatures)
         self._hottest = np.array([self.settings.broken_above(t) for t in self._temperatures])
         self._dof = initialize_momenta(self.molecules, self.settings, self._temperatures)
-        self._cutoffs = Cutoffs(
-            float(self.potential.cutoff), self.potential.long_range_cutoff, self.settings.skin
-        )
+        far = of_boundaries(self.potential.long_range_cutoff, self._system.is_periodic)
+        self._cutoffs = Cutoffs(float(self.potential.cutoff), far, self.settings.skin)
         self._check_cells()
         self._compiled_before, self._step_of_list = 0, None
         self._on_device = neighbors.suits_device(self._system, self._cutoffs)

@@ -19,6 +19,7 @@ from ase.data import covalent_radii
 
 from mlip_jax.datasets.near_origin import is_far
 from mlip_jax.datasets.quality.geometry import bond_limit
+from mlip_jax.graphs.long_range import find_lattice_obstacle
 from mlip_jax.graphs.neighbors import neighbor_list
 from mlip_jax.graphs.shapes import NODE_MULTIPLE, round_up
 from mlip_jax.graphs.slots import Slots
@@ -247,10 +248,10 @@ def _obstacle(atoms: Atoms, potential: Potential) -> str:
         return f"unsupported constraints: {', '.join(type(c).__name__ for c in atoms.constraints)}"
     if atoms.pbc.any() and not atoms.cell.array.any(axis=1)[atoms.pbc].all():
         return f"pbc is {atoms.pbc.tolist()}, but a periodic direction has no lattice vector"
-    if atoms.pbc.any() and potential.long_range_cutoff == np.inf:
-        return (
-            "the molecule is periodic, and the long-range terms of the force field have no cutoff"
-        )
+    if atoms.pbc.any():
+        far, growth = potential.long_range_cutoff, 1.1  # cells of NPT runs grow
+        if reason := find_lattice_obstacle(far, atoms.cell.array, atoms.pbc, growth):
+            return reason
     try:
         for name in STATES:
             electronic_value(atoms, name)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from mlip_jax.graphs import slots as slot_graphs
 from mlip_jax.graphs.image_slots import ImageBudget, build_with_images
+from mlip_jax.graphs.long_range import of_boundaries
 from mlip_jax.graphs.slots import Box, Slots
 from mlip_jax.potential import evaluate
 from mlip_jax.simulation.relaxation.minimizers import Minimizer
@@ -163,7 +164,8 @@ class Band:
     def _evaluate(self, budget, params, paths, positions):
         """Return energies (B, P), forces (B, P, n, 3) and the needed sizes (3,)."""
         num, images, size, _ = positions.shape
-        flat, cutoffs = positions.reshape(-1, size, 3), (self.cutoff, self.long_range_cutoff)
+        far = of_boundaries(self.long_range_cutoff, paths.cell is not None)
+        flat, cutoffs = positions.reshape(-1, size, 3), (self.cutoff, far)
         if paths.cell is None:
             batch = slot_graphs.build(paths.slots, flat, budget, *cutoffs)
             shells = jnp.zeros(())

@@ -13,6 +13,7 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from mlip_jax.graphs.image_slots import ImageBudget, count_images
+from mlip_jax.graphs.long_range import in_cells
 from mlip_jax.graphs.neighbors import count_edges, long_range_list
 from mlip_jax.graphs.shapes import NODE_MULTIPLE, round_up
 from mlip_jax.graphs.slots import Slots
@@ -307,7 +308,7 @@ def _budget(batch, size: int, potential: Potential) -> ImageBudget:
     for path in batch:
         box = (path[0].cell.complete().array, path[0].pbc) if path[0].pbc.any() else ()
         if box:
-            images = max(images, count_images(*box, max(potential.cutoff, far or 0.0)))
+            images = max(images, count_images(*box, max(potential.cutoff, in_cells(far) or 0.0)))
         for image in path[1:-1]:
             edges += count_edges(image.positions, potential.cutoff, *box)
             if far is not None:

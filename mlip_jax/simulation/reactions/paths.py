@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
+from ase.constraints import FixAtoms
 
 from mlip_jax.potential import Potential
 from mlip_jax.simulation.relaxation.inputs import find_obstacle
@@ -37,7 +38,7 @@ def find_path_obstacle(path: Sequence[Atoms], potential: Potential) -> str:
     """Return the reason why a path cannot be optimized, or ""."""
     first = path[0]
     for number, image in enumerate(path):
-        reason = find_obstacle(image, potential)
+        reason = find_obstacle(image, potential, constraints=(FixAtoms,))
         if reason:
             return f"image {number}: {reason}"
         if not np.array_equal(image.numbers, first.numbers):

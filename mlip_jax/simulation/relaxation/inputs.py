@@ -7,7 +7,7 @@ from collections.abc import Generator
 
 import numpy as np
 from ase import Atoms
-from ase.constraints import FixAtoms
+from ase.constraints import FixAtoms, FixSymmetry
 
 from mlip_jax.datasets.smiles.embedding import MoleculeRecord
 from mlip_jax.potential import Potential
@@ -16,7 +16,9 @@ from mlip_jax.simulation.relaxation.cells.inputs import (
     cell_fields,
     find_cell_obstacle,
     overlap_in_cell,
+    strain_mask,
 )
+from mlip_jax.simulation.relaxation.cells.symmetry import find_symmetry_obstacle, is_kept
 from mlip_jax.simulation.relaxation.loop import SHORTEST
 from mlip_jax.simulation.relaxation.pool import QueuedMolecule
 from mlip_jax.structure import STATES, electronic_value
@@ -27,8 +29,17 @@ def find_obstacle(
     potential: Potential,
     cell_filter: CellFilter | None = None,
     molecules_only: bool = False,
+    constraints: tuple[type, ...] = (FixAtoms, FixSymmetry),
 ) -> str:
-    """Return the reason why a molecule or a periodic structure cannot be relaxed, or ""."""
+    """Return the reason why a molecule or a periodic structure cannot be relaxed, or "".
+
+    Args:
+      atoms: The structure.
+      potential: The force field.
+      cell_filter: Filter that relaxes the cell, or None.
+      molecules_only: Whether periodic structures cannot be relaxed.
+      constraints: Supported constraints.
+    """
     if not isinstance(atoms, Atoms):
         return f"expected ASE's Atoms, received {atoms!r}"
     if len(atoms) == 0:
@@ -42,9 +53,14 @@ def find_obstacle(
         reason = find_cell_obstacle(atoms, potential, cell_filter)
         if reason:
             return reason
-    unsupported = [type(c).__name__ for c in atoms.constraints if not isinstance(c, FixAtoms)]
+    unsupported = [type(c).__name__ for c in atoms.constraints if not isinstance(c, constraints)]
     if unsupported:
-        return f"FixAtoms is the only supported ASE constraint, received {', '.join(unsupported)}"
+        supported = " and ".join(c.__name__ for c in constraints)
+        return f"the supported constraints are {supported}, received {', '.join(unsupported)}"
+    if is_kept(atoms):
+        mask = None if cell_filter is None else strain_mask(atoms, cell_filter)
+        if reason := find_symmetry_obstacle(atoms, mobile_atoms(atoms), mask):
+            return reason
     try:
         for name in STATES:
             electronic_value(atoms, name)
@@ -70,22 +86,27 @@ def _overlap(positions: np.ndarray) -> str:
 
 def fixed_atoms(atoms: Atoms) -> np.ndarray:
     """Return the sorted indices of the fixed atoms."""
-    indices = [constraint.get_indices() for constraint in atoms.constraints]
+    indices = [c.get_indices() for c in atoms.constraints if isinstance(c, FixAtoms)]
     return np.unique(np.concatenate(indices)).astype(int) if indices else np.zeros(0, int)
+
+
+def mobile_atoms(atoms: Atoms) -> np.ndarray:
+    """Return whether each atom may move, (n,) bool."""
+    mobile = np.ones(len(atoms), bool)
+    mobile[fixed_atoms(atoms)] = False
+    return mobile
 
 
 def queued_molecule(
     number: int, atoms: Atoms, dtype, cell_filter: CellFilter | None = None
 ) -> QueuedMolecule:
     """Convert a molecule to an entry of the queue."""
-    mobile = np.ones(len(atoms), bool)
-    mobile[fixed_atoms(atoms)] = False
     # centered at the origin: float32 has fewer digits far from it
     return QueuedMolecule(
         number,
         atoms.numbers,
         (atoms.positions - atoms.positions.mean(0)).astype(dtype),
-        mobile,
+        mobile_atoms(atoms),
         *(electronic_value(atoms, name) for name in STATES),
         *(cell_fields(atoms, cell_filter) if atoms.pbc.any() else ()),
     )

@@ -50,7 +50,8 @@ class RelaxationLoop:
       model: Model with the interface of mlip_jax.models.
       energy_scale: Energy per unit of the model's output (eV).
       cutoff: Cutoff radius (Å).
-      long_range_cutoff: Cutoff radius of the long-range pairs (Å), or None.
+      long_range_cutoff: Cutoff radius of the long-range pairs (Å), or None. That of periodic
+        structures is given by `graphs.long_range.in_cells`.
       minimizer: Minimizer, see minimizers/.
       fmax: Largest force of a converged molecule (eV/Å).
       max_steps: Maximum number of steps per molecule.

@@ -16,7 +16,13 @@ from mlip_jax.graphs.shapes import NODE_MULTIPLE, PaddingBudget, round_up
 from mlip_jax.potential import Potential
 from mlip_jax.simulation.relaxation.compiled import CompiledRelaxation
 from mlip_jax.simulation.relaxation.loop import RelaxationLoop
-from mlip_jax.simulation.relaxation.state import FREE, MoleculeBatch, Outcome, empty_molecules
+from mlip_jax.simulation.relaxation.state import (
+    FREE,
+    MoleculeBatch,
+    Outcome,
+    Symmetry,
+    empty_molecules,
+)
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +59,7 @@ class QueuedMolecule(NamedTuple):
       cell: Lattice vectors of a periodic structure (Å), (3, 3), otherwise None; see `Cells`.
       periodic: Periodicity along each lattice vector, (3,) bool, or None.
       mask: Components of the strain that relax, (3, 3), or None.
+      symmetry: Projections that keep the space group, or None.
     """
 
     number: int
@@ -64,6 +71,7 @@ class QueuedMolecule(NamedTuple):
     cell: np.ndarray | None = None
     periodic: np.ndarray | None = None
     mask: np.ndarray | None = None
+    symmetry: Symmetry | None = None
 
 
 def slot_size(num_atoms: int, smallest: int = _SMALLEST) -> int:

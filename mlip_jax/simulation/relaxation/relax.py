@@ -17,6 +17,7 @@ from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field
 from mlip_jax.simulation.relaxation import minimizers
 from mlip_jax.simulation.relaxation.cells.filters import CellFilter, create_filter
 from mlip_jax.simulation.relaxation.cells.pool import SMALLEST_CELL, CellPool
+from mlip_jax.simulation.relaxation.cells.symmetry import check_spglib, is_kept, keep_symmetry
 from mlip_jax.simulation.relaxation.inputs import find_obstacle, queued_molecule
 from mlip_jax.simulation.relaxation.pool import SlotPool, slot_size
 from mlip_jax.simulation.relaxation.result import Relaxation, build_frame, build_result
@@ -40,6 +41,7 @@ def relax(
     dtype: str = "float32",
     trajectory_every: int = 0,
     cell: str | CellFilter | None = None,
+    symprec: float | None = None,
     progress: bool = False,
 ) -> list[Relaxation]:
     """Relax molecules in batches on the device and return one result per molecule, in order.
@@ -58,7 +60,7 @@ def relax(
       force_field: Force field in any form that `simulation.force_fields.load_mean_force_field` accepts:
         a workdir, "IMPORTER:FILE", a `Potential` or a calculator; the mean of several.
       progress: Whether to show a progress bar.
-      optimizer, fmax, max_steps, maxstep, dtype, trajectory_every, cell: See `Relaxer`.
+      optimizer, fmax, max_steps, maxstep, dtype, trajectory_every, cell, symprec: See `Relaxer`.
 
     Raises:
       ValueError: If an argument is invalid.
@@ -73,6 +75,7 @@ def relax(
         dtype=dtype,
         trajectory_every=trajectory_every,
         cell=cell,
+        symprec=symprec,
     )
     records = [record for group in molecule_records(molecules) for record in group]
     results = [Relaxation(Atoms(), "failed", record.failure) for record in records]
@@ -116,6 +119,7 @@ class Relaxer:
         trajectory_every: int = 0,
         devices: Sequence[jax.Device] | None = None,
         cell: str | CellFilter | None = None,
+        symprec: float | None = None,
         molecules_only: bool = False,
     ):
         """Create a relaxer.
@@ -136,6 +140,9 @@ class Relaxer:
           cell: Relaxes the cells of periodic structures: "frechet" or "unitcell", with the same
             steps as with ASE's filters of these names, or a `CellFilter` with further options. None
             keeps the cells.
+          symprec: Tolerance (Å) of the space groups that periodic structures keep, as with ASE's
+            constraint FixSymmetry; requires spglib. None keeps only those of structures that have
+            the constraint.
           molecules_only: Whether periodic structures fail.
 
         Raises:
@@ -155,11 +162,15 @@ class Relaxer:
                 )
         if dtype not in ("float32", "float64"):
             raise ValueError(f'dtype must be "float32" or "float64", received {dtype!r}')
+        if symprec is not None and not (np.isfinite(symprec) and symprec > 0):
+            raise ValueError(f"symprec must be positive (Å), received {symprec}")
+        if symprec is not None:
+            check_spglib()
         minimizer = minimizers.create(optimizer, maxstep)
         self.potential = load_mean_force_field(force_field)
         self._dtype = np.dtype(dtype)
         self._devices = list(jax.local_devices() if devices is None else devices)
-        self._every = trajectory_every
+        self._every, self._symprec = trajectory_every, symprec
         self._filter, self._molecules_only = create_filter(cell), molecules_only
         self._batch_atoms = batch_atoms or _BATCH_ATOMS.get(
             self._devices[0].platform, _BATCH_ATOMS["gpu"]
@@ -168,7 +179,7 @@ class Relaxer:
         self._params = jax.tree.map(
             lambda leaf: np.asarray(leaf, self._dtype), self.potential.params
         )
-        self._pools: dict[tuple[int, int, bool], SlotPool] = {}
+        self._pools: dict[tuple[int, int, bool, bool], SlotPool] = {}
 
     @property
     def num_compiles(self) -> int:
@@ -237,7 +248,7 @@ class Relaxer:
 
     def _on_device(self, device: int, shared: SharedQueue) -> Iterator[tuple[Hashable, Relaxation]]:
         """Yield the results of the molecules that one device takes from `shared`."""
-        pools: dict[tuple[int, bool], SlotPool] = {}  # by size and periodicity
+        pools: dict[tuple[int, bool, bool], SlotPool] = {}  # by size, periodicity and symmetry
         numbers = iter(range(2**31 - 1))
         # molecules in queues and slots by number: (key, molecule, frames so far)
         in_progress: dict[int, tuple[Hashable, Atoms, list[Atoms]]] = {}
@@ -247,20 +258,23 @@ class Relaxer:
                 if item is None:
                     break
                 key, atoms = item
-                reason = find_obstacle(atoms, self.potential, self._filter, self._molecules_only)
+                atoms, reason = self._check(atoms)
                 if reason:
                     yield key, Relaxation(atoms, "failed", reason)
                     continue
                 number = next(numbers)
                 in_progress[number] = (key, atoms, [])
                 periodic = bool(atoms.pbc.any())
-                kind = slot_size(len(atoms), *([SMALLEST_CELL] if periodic else [])), periodic
+                size = slot_size(len(atoms), *([SMALLEST_CELL] if periodic else []))
+                kind = size, periodic, is_kept(atoms)
                 if kind not in pools:
                     pools[kind] = self._get_pool(device, *kind)
                 pools[kind].add(queued_molecule(number, atoms, self._dtype, self._filter))
             if shared.is_empty:
-                for periodic in (False, True):
-                    self._merge_small_pools({k: p for k, p in pools.items() if k[1] == periodic})
+                for shared_kind in {k[1:] for k in pools}:
+                    self._merge_small_pools(
+                        {k: p for k, p in pools.items() if k[1:] == shared_kind}
+                    )
             busy = [pool for pool in pools.values() if pool.num_left]
             if not busy:
                 return
@@ -269,9 +283,20 @@ class Relaxer:
                 key, atoms, frames = in_progress.pop(int(outcome.key))
                 yield key, self._result(atoms, outcome, frames if self._every else None)
 
-    def _get_pool(self, device: int, size: int, periodic: bool) -> SlotPool:
+    def _check(self, atoms: Atoms) -> tuple[Atoms, str]:
+        """Return a structure, with its symmetry if that is kept, and what prevents a relaxation."""
+        reason = find_obstacle(atoms, self.potential, self._filter, self._molecules_only)
+        if reason or self._symprec is None or is_kept(atoms) or not atoms.pbc.any():
+            return atoms, reason
+        try:
+            kept = keep_symmetry(atoms, self._symprec)
+        except Exception as error:  # of spglib and of ASE's functions that call it
+            return atoms, f"the space group cannot be determined: {error}"
+        return kept, find_obstacle(kept, self.potential, self._filter)
+
+    def _get_pool(self, device: int, size: int, periodic: bool, symmetric: bool) -> SlotPool:
         """Return the pool for slots of `size` atoms on a device; create it if necessary."""
-        key = device, size, periodic
+        key = device, size, periodic, symmetric
         if key not in self._pools:
             options = {
                 "size": size,
@@ -281,13 +306,13 @@ class Relaxer:
             }
             shared = self.potential, self._params, self._options
             self._pools[key] = (
-                CellPool(*shared, filter=self._filter, **options)
+                CellPool(*shared, filter=self._filter, symmetric=symmetric, **options)
                 if periodic
                 else SlotPool(*shared, **options)
             )
         return self._pools[key]
 
-    def _merge_small_pools(self, pools: dict[tuple[int, bool], SlotPool]) -> None:
+    def _merge_small_pools(self, pools: dict[tuple[int, bool, bool], SlotPool]) -> None:
         """Merge waiting molecules into the largest slots if one evaluation fits them all.
 
         Compiling a program per size would take longer than relaxing these molecules.

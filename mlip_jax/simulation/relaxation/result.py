@@ -121,7 +121,7 @@ def build_frame(potential: Potential, atoms: Atoms, outcome: Outcome) -> Atoms:
     results = {"forces": outcome.forces[:n].astype(np.float64)}
     if outcome.stress is not None:
         deformation = np.linalg.solve(atoms.cell.complete().array, outcome.cell.astype(np.float64))
-        frame.set_cell(atoms.cell.array @ deformation)
+        frame.set_cell(atoms.cell.array @ deformation, apply_constraint=False)
         origin, start = origin @ deformation, start @ deformation
         if atoms.pbc.all():
             results["stress"] = full_3x3_to_voigt_6_stress(outcome.stress.astype(np.float64))

@@ -17,6 +17,32 @@ from mlip_jax.graphs.slots import Slots
 FREE = -1  # the key of a slot without a molecule
 
 
+class Symmetry(NamedTuple):
+    """Projections onto forces and stresses with the symmetry of the space group.
+
+    Attributes:
+      forces: Projection P of the forces of all atoms, (..., 3 n, 3 n).
+      stress: Projection S of the stress, (..., 9, 9).
+    """
+
+    forces: jax.Array
+    stress: jax.Array
+
+    def of_forces(self, forces: jax.Array) -> jax.Array:
+        """Return symmetrized forces, (M, n, 3)."""
+        return _apply(self.forces, forces)
+
+    def of_stress(self, stress: jax.Array) -> jax.Array:
+        """Return the symmetrized stress, (M, 3, 3)."""
+        return _apply(self.stress, stress)
+
+
+def _apply(projection, values):
+    flat = values.reshape(len(values), -1)
+    exact = jax.lax.Precision.HIGHEST
+    return jnp.einsum("mij,mj->mi", projection, flat, precision=exact).reshape(values.shape)
+
+
 class Cells(NamedTuple):
     """Cells of periodic structures.
 
@@ -27,12 +53,14 @@ class Cells(NamedTuple):
         (K, 3, 3).
       periodic: Whether each direction is periodic, (K, 3) bool.
       mask: 1 for components of the strain that relax, 0 for fixed ones, (K, 3, 3).
+      symmetry: Projections that keep the space groups, or None if these are free.
     """
 
     reference: jax.Array
     strain: jax.Array
     periodic: jax.Array
     mask: jax.Array
+    symmetry: Symmetry | None = None
 
 
 class MoleculeBatch(NamedTuple):

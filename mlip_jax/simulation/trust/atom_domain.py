@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mlip_jax.datasets.columns import Columns
+from mlip_jax.importers import split_options
 from mlip_jax.potential import BEST, Potential
 from mlip_jax.simulation.energies import atom_features
 from mlip_jax.simulation.trust.domain import FILE, Domain
@@ -120,9 +121,9 @@ def load_domain(path: str | Path) -> Domain | None:
     """Load the domain of the force field of a training run.
 
     Return None if the run has not written one yet, or if `path` is another folder than a workdir or
-    its folder of best checkpoints.
+    its folder of best checkpoints. Options after "#" do not change the domain.
     """
-    path = Path(path)
+    path = Path(split_options(str(path))[0])
     file = (path.parent if path.name == BEST else path) / FILE
     return Domain.load(file) if file.is_file() else None
 

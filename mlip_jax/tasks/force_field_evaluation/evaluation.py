@@ -20,6 +20,7 @@ from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.statistics import element_counts
 from mlip_jax.datasets.stress import stress_labels
+from mlip_jax.graphs.long_range import find_lattice_obstacle
 from mlip_jax.reports.errors import element_energies, energy_errors, force_errors
 from mlip_jax.reports.predictions import Predictions
 from mlip_jax.simulation.batch_prediction import BatchPredictor, StructurePredictions
@@ -166,12 +167,12 @@ def _skip_reasons(columns: Columns, predictor: BatchPredictor) -> np.ndarray:
         numbers = columns.numbers[columns.offsets[s] : columns.offsets[s + 1]]
         unknown = sorted(set(numbers.tolist()) - set(predictor.elements))
         reasons[s] = f"unknown element {', '.join(chemical_symbols[z] for z in unknown)}"
-    if columns.pbc is not None and any(
-        np.isinf(m.potential.long_range_cutoff or 0) for m in predictor.members
-    ):
-        reasons[columns.pbc.any(axis=1) & (reasons == "")] = (
-            "periodic, but the force field has no long-range cutoff"
-        )
+    periodic = np.zeros(len(columns), bool) if columns.pbc is None else columns.pbc.any(axis=1)
+    for s in np.flatnonzero(periodic & (reasons == "")):
+        for m in predictor.members:
+            reasons[s] = reasons[s] or find_lattice_obstacle(
+                m.potential.long_range_cutoff, columns.cell[s], columns.pbc[s]
+            )
     reasons[~np.isfinite(columns.charge) & (reasons == "")] = "unknown charge"
     return reasons.astype(str)
 

@@ -22,6 +22,7 @@ from mlip_jax.datasets.selection import splits as splits_module
 from mlip_jax.datasets.stress import stress_labels
 from mlip_jax.datasets.unseen_elements import UnseenElements
 from mlip_jax.graphs.edge_counts import edge_counts, pair_counts
+from mlip_jax.graphs.long_range import LatticeSumCutoff
 from mlip_jax.graphs.shapes import Sizes
 from mlip_jax.models.layers.forces import NO_ENERGY_DERIVATIVES, has_energy_derivatives
 from mlip_jax.potential import (
@@ -131,7 +132,13 @@ def _log_terms(model) -> None:
         )
     cutoff = long_range_cutoff(model)
     if cutoff is not None:
-        log.info("long-range pairs: %s", "all" if np.isinf(cutoff) else f"within {cutoff:g} Å")
+        log.info(
+            "long-range pairs: %s%s",
+            "all" if np.isinf(cutoff) else f"within {cutoff:g} Å",
+            f", within {cutoff.periodic:g} Å in crystals"
+            if isinstance(cutoff, LatticeSumCutoff)
+            else "",
+        )
 
 
 def warn_of_charges(model, charges: Sequence[float]) -> None:

@@ -5,14 +5,17 @@ import numpy as np
 import pytest
 import scipy.linalg
 from ase import Atoms
-from ase.constraints import FixAtoms
+from ase.constraints import FixAtoms, FixSymmetry
 from ase.filters import FrechetCellFilter, UnitCellFilter
 from ase.optimize import BFGS, FIRE, LBFGS
+from ase.spacegroup.symmetrize import check_symmetry, symmetrize_rank1, symmetrize_rank2
 
 from mlip_jax import MLIPCalculator, relax
 from mlip_jax.simulation.relaxation.cells import matrices
 from mlip_jax.simulation.relaxation.cells.filters import CellFilter
 from mlip_jax.simulation.relaxation.cells.inputs import find_cell_obstacle
+from mlip_jax.simulation.relaxation.cells.symmetry import projections
+from mlip_jax.simulation.relaxation.inputs import find_obstacle
 from tests.simulation.analytic import pairwise, springs
 
 FILTERS = {"frechet": FrechetCellFilter, "unitcell": UnitCellFilter}
@@ -97,6 +100,91 @@ def test_steps_equal_those_of_ase(optimizer, name, options):
             if start.pbc.all():
                 np.testing.assert_allclose(ours.get_stress(), theirs.info["stress"], atol=1e-8)
         assert np.abs(result.atoms.cell - start.cell).max() > 0.01
+
+
+def rutile():
+    """Return a distorted rutile cell: tetragonal after it is refined with a tolerance of 0.05 Å."""
+    u, cell = 0.305, np.diag([3.9, 3.9, 2.7])
+    scaled = [[0, 0, 0], [0.5, 0.5, 0.5]]
+    scaled += [[u, u, 0], [-u, -u, 0], [0.5 + u, 0.5 - u, 0.5], [0.5 - u, 0.5 + u, 0.5]]
+    atoms = Atoms("Ar2H4", scaled_positions=scaled, cell=cell, pbc=True)
+    atoms.positions += np.random.default_rng(1).normal(0, 0.004, (6, 3))
+    return atoms
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["frechet", "unitcell"])
+def test_the_space_group_is_kept_as_in_ase(name):
+    """Each step equals that with ASE's FixSymmetry; without it, the noise of the start remains."""
+    pytest.importorskip("spglib", reason="spglib determines space groups (extra crystals)")
+    start = rutile()
+    start.set_constraint(FixSymmetry(start, symprec=0.05))
+    expected = frames_of_ase(start, "bfgs", name, 12)
+    options = {"fmax": 1e-4, "max_steps": 12, "dtype": "float64", "trajectory_every": 1}
+    ours, by_tolerance = relax([start, rutile()], POTENTIAL, cell=name, symprec=0.05, **options)
+    for result in (ours, by_tolerance):
+        assert len(result.frames) == len(expected) == 13
+        for frame, theirs in zip(result.frames, expected):
+            np.testing.assert_allclose(frame.cell, theirs.cell, rtol=0, atol=1e-8)
+            np.testing.assert_allclose(frame.positions, theirs.positions, rtol=0, atol=1e-8)
+            assert frame.get_potential_energy() == pytest.approx(theirs.info["energy"], abs=1e-8)
+            np.testing.assert_allclose(frame.get_stress(), theirs.info["stress"], atol=1e-8)
+    assert np.abs(ours.atoms.cell - start.cell).max() > 0.05
+    assert check_symmetry(ours.atoms, 1e-6).number == check_symmetry(start, 1e-6).number == 136
+    assert check_symmetry(rutile(), 1e-6).number == 1
+
+
+def test_projections_equal_those_of_ase():
+    """Forces and stress of a cell that is not orthogonal, with a glide plane."""
+    cell = np.array([[3.0, 0.4, 0.0], [3.0, -0.4, 0.0], [0.0, 0.0, 4.0]])
+    atoms = Atoms("Ar2", [[1.0, 0.1, 0.3], [1.0, -0.1, 2.3]], cell=cell, pbc=True)
+    swap = np.array([[0, 1, 0], [1, 0, 0], [0, 0, 1]])
+    given = [np.eye(3, dtype=int), swap], [[0, 1], [1, 0]]
+    rng, half = np.random.default_rng(0), np.zeros((2, 3))
+    forces, stress = rng.normal(size=(1, 2, 3)), rng.normal(size=(1, 3, 3))
+    inverse = np.linalg.inv(cell)
+    with jax.enable_x64(True):
+        projection = projections(symmetric(atoms, *given))
+        ours = projection._replace(forces=projection.forces[None], stress=projection.stress[None])
+        forces_kept, stress_kept = ours.of_forces(forces)[0], ours.of_stress(stress)[0]
+    expected = symmetrize_rank1(cell, inverse, forces[0], given[0], half, given[1])
+    np.testing.assert_allclose(forces_kept, expected, atol=1e-14)
+    np.testing.assert_allclose(
+        stress_kept, symmetrize_rank2(cell, inverse, stress[0], given[0]), atol=1e-14
+    )
+
+
+def symmetric(atoms, rotations, images):
+    """Return the structure with the constraint FixSymmetry, without spglib."""
+    constraint = FixSymmetry.__new__(FixSymmetry)
+    constraint.rotations, constraint.symm_map = np.array(rotations), images
+    atoms.set_constraint([constraint, *atoms.constraints])
+    return atoms
+
+
+def test_obstacles_of_symmetry():
+    one, swap = np.eye(3, dtype=int), np.array([[0, 1, 0], [1, 0, 0], [0, 0, 1]])
+    square = Atoms("Ar2", [[1.0, 0, 0], [0, 1.0, 0]], cell=(3, 3, 4), pbc=True)
+    mirror = [one, swap], [[0, 1], [1, 0]]
+    molecule, long, half = square.copy(), square.copy(), square.copy()
+    molecule.pbc = False
+    long.cell[0, 0] = 3.3
+    half.set_constraint(FixAtoms([0]))
+    for atoms, cell_filter, words in (
+        (square.copy(), CellFilter(), ""),
+        (molecule, None, "requires a periodic"),
+        (long, CellFilter(), "does not have the symmetry"),
+        (half, None, "FixAtoms must fix all or none"),
+        (square.copy(), CellFilter(mask=(1, 0, 1, 1, 1, 1)), "mask must treat components"),
+    ):
+        reason = find_obstacle(symmetric(atoms, *mirror), POTENTIAL, cell_filter)
+        assert words in reason and bool(words) == bool(reason), (words, reason)
+    other = symmetric(Atoms("Ar", cell=(3, 3, 4), pbc=True), *mirror)
+    assert "another number of atoms" in find_obstacle(other, POTENTIAL)
+    twice = symmetric(symmetric(square.copy(), *mirror), *mirror)
+    assert "several constraints" in find_obstacle(twice, POTENTIAL)
+    with pytest.raises(ValueError, match="symprec must be positive"):
+        relax(square, POTENTIAL, symprec=0.0)
 
 
 def test_exponential_and_logarithm():

@@ -6,23 +6,31 @@ import numpy as np
 from ase import Atoms
 
 from mlip_jax.graphs.image_slots import MAX_IMAGES, count_images
+from mlip_jax.graphs.long_range import find_lattice_obstacle, in_cells
 from mlip_jax.graphs.neighbors import neighbor_list
 from mlip_jax.models.layers.forces import has_energy_derivatives
 from mlip_jax.potential import Potential
 from mlip_jax.simulation.relaxation.cells.filters import CellFilter
+from mlip_jax.simulation.relaxation.cells.symmetry import is_kept, projections
+from mlip_jax.simulation.relaxation.state import Symmetry
 from mlip_jax.structure import cell_problem
 
 # _MAX_CANDIDATES: pairs of atoms and images that 32-bit integers can number.
 _MAX_CANDIDATES = 2**31
+# _GROWTH: factor by which the lattice vectors may grow in a relaxation with lattice sums.
+_GROWTH = 1.1
 
 
 def find_cell_obstacle(atoms: Atoms, potential: Potential, cell_filter: CellFilter | None) -> str:
     """Return the reason why a periodic structure cannot be relaxed, or ""."""
     if problem := cell_problem(atoms.cell.array, atoms.pbc):
         return f"invalid cell: {problem}"
-    far = potential.long_range_cutoff
-    if far == np.inf:
-        return "it is periodic, and the long-range terms of the force field have no cutoff"
+    far = in_cells(potential.long_range_cutoff)
+    growth = 1.0 if cell_filter is None else _GROWTH
+    if reason := find_lattice_obstacle(
+        potential.long_range_cutoff, atoms.cell.array, atoms.pbc, growth
+    ):
+        return reason
     cell = atoms.cell.complete().array
     if abs(np.linalg.det(cell)) < 1e-9:
         return "the lattice vectors are coplanar"
@@ -81,9 +89,15 @@ def overlap_in_cell(atoms: Atoms, shortest: float) -> str:
     return f"atoms {i} and {j} overlap: their distance is {distances[first]:.3g} Å"
 
 
-def cell_fields(atoms: Atoms, cell_filter: CellFilter | None) -> tuple[np.ndarray, ...]:
-    """Return cell, periodicity and mask of an entry of the queue."""
-    cell, mask = atoms.cell.complete().array, np.ones((3, 3))
-    if cell_filter is not None:
-        mask = cell_filter.mask_of(periodic_axes(cell, atoms.pbc))
-    return cell, atoms.pbc, mask
+def cell_fields(
+    atoms: Atoms, cell_filter: CellFilter | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, Symmetry | None]:
+    """Return cell, periodicity, mask and symmetry of an entry of the queue."""
+    mask = np.ones((3, 3)) if cell_filter is None else strain_mask(atoms, cell_filter)
+    symmetry = projections(atoms) if is_kept(atoms) else None
+    return atoms.cell.complete().array, atoms.pbc, mask, symmetry
+
+
+def strain_mask(atoms: Atoms, cell_filter: CellFilter) -> np.ndarray:
+    """Return the components of the strain of a structure that relax, (3, 3)."""
+    return cell_filter.mask_of(periodic_axes(atoms.cell.complete().array, atoms.pbc))

@@ -13,12 +13,13 @@ import jax.numpy as jnp
 
 from mlip_jax.graphs import slots as slot_graphs
 from mlip_jax.graphs.image_slots import MAX_IMAGES, build_with_images
+from mlip_jax.graphs.long_range import in_cells
 from mlip_jax.graphs.slots import Box
 from mlip_jax.potential import evaluate
 from mlip_jax.simulation.relaxation.cells.filters import CellFilter
 from mlip_jax.simulation.relaxation.cells.matrices import matmul, transpose
 from mlip_jax.simulation.relaxation.loop import RelaxationLoop
-from mlip_jax.simulation.relaxation.state import Cells, Outcome, RelaxationState
+from mlip_jax.simulation.relaxation.state import Cells, Outcome, RelaxationState, Symmetry
 from mlip_jax.simulation.relaxation.status import RelaxationStatus
 
 
@@ -28,9 +29,11 @@ class CellRelaxationLoop(RelaxationLoop):
 
     Attributes:
       filter: Filter that relaxes the cells; None for fixed cells.
+      symmetric: Whether the structures keep their space groups.
     """
 
     filter: CellFilter | None = None
+    symmetric: bool = False
 
     @property
     def num_rows(self) -> int:
@@ -41,7 +44,12 @@ class CellRelaxationLoop(RelaxationLoop):
         """Return the state without any structure."""
         state = super().init()
         one = jnp.broadcast_to(jnp.eye(3, dtype=self.dtype), (self.num, 3, 3))
-        cells = Cells(one, jnp.zeros_like(one), jnp.zeros((self.num, 3), bool), one)
+        symmetry = None
+        if self.symmetric:
+            symmetry = Symmetry(
+                *(jnp.zeros((self.num, d, d), self.dtype) for d in (3 * self.size, 9))
+            )
+        cells = Cells(one, jnp.zeros_like(one), jnp.zeros((self.num, 3), bool), one, symmetry)
         return state._replace(now=state.now._replace(cells=cells), largest=jnp.zeros(3, jnp.int32))
 
     def _empty_outcome(self, num: int) -> Outcome:
@@ -65,7 +73,7 @@ class CellRelaxationLoop(RelaxationLoop):
             Box(cell, cells.periodic),
             budget,
             self.cutoff,
-            self.long_range_cutoff,
+            in_cells(self.long_range_cutoff),
         )
         # A cell that has collapsed would need ever larger budgets.
         collapsed = ~(images <= MAX_IMAGES)
@@ -74,11 +82,14 @@ class CellRelaxationLoop(RelaxationLoop):
         )
         forces = slot_graphs.to_slots(batch, out.forces, self.size)
         rows = jnp.where(now.mobile[:, :, None], forces, 0.0)
+        if self.symmetric:
+            rows = cells.symmetry.of_forces(rows)
         stress = None
         if self.filter:
             stress = out.stress[:-1]
+            kept = cells.symmetry.of_stress(stress) if self.symmetric else stress
             volume = jnp.abs(jnp.linalg.det(cell))
-            rows = self.filter.generalized_forces(cells, now.slots.count, rows, stress, volume)
+            rows = self.filter.generalized_forces(cells, now.slots.count, rows, kept, volume)
         return _CellEvaluation(
             batch.takes_part | collapsed & (now.slots.count > 0),
             out.energy[:-1],
@@ -113,9 +124,10 @@ class CellRelaxationLoop(RelaxationLoop):
 
     def _move(self, state, evaluated, moves):
         """Return the structures after a step of the slots `moves`, and the minimizer's state."""
-        if not self.filter:
-            return super()._move(state, evaluated, moves)
         now, cells = state.now, state.now.cells
+        if not self.filter:
+            positions, minimizer = self._step(state, now.positions, evaluated.rows, moves)
+            return now._replace(positions=positions), minimizer
         count = jnp.maximum(now.slots.count, 1).astype(cells.strain.dtype)[:, None, None]
         rows = jnp.concatenate([now.positions, count * cells.strain], axis=1)
         moved, minimizer = self._step(state, rows, evaluated.rows, moves)

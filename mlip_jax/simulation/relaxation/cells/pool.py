@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from mlip_jax.graphs.image_slots import ImageBudget, count_images
+from mlip_jax.graphs.long_range import in_cells
 from mlip_jax.graphs.neighbors import count_edges, long_range_list
 from mlip_jax.simulation.relaxation.cells.filters import CellFilter
 from mlip_jax.simulation.relaxation.cells.loop import CellRelaxationLoop
 from mlip_jax.simulation.relaxation.pool import SlotPool
-from mlip_jax.simulation.relaxation.state import Cells, MoleculeBatch
+from mlip_jax.simulation.relaxation.state import Cells, MoleculeBatch, Symmetry
 
 # SMALLEST_CELL: atoms of the smallest slots. Primitive cells have few atoms and many images.
 SMALLEST_CELL = 4
@@ -22,18 +23,19 @@ _IMAGE_SLACK = 1.3
 class CellPool(SlotPool):
     """Periodic structures of one size class on one device, with the program that relaxes them."""
 
-    def __init__(self, *args, filter: CellFilter | None, **options):
+    def __init__(self, *args, filter: CellFilter | None, symmetric: bool = False, **options):
         """Create an empty pool.
 
         Args:
           filter: Filter that relaxes the cells; None for fixed cells.
+          symmetric: Whether the structures keep their space groups.
           args, options: See `SlotPool`.
         """
         super().__init__(*args, **options)
-        self._filter, self._n_image = filter, 1
+        self._filter, self._symmetric, self._n_image = filter, symmetric, 1
 
     def _num_slots(self, sizes) -> int:
-        reach = max(self._potential.cutoff, self._potential.long_range_cutoff or 0.0)
+        reach = max(self._potential.cutoff, in_cells(self._potential.long_range_cutoff) or 0.0)
         counts = [count_images(w.cell, w.periodic, reach) for w in self._waiting]
         self._n_image = max(counts, default=1)
         candidates = self._size**2 * self._n_image
@@ -51,7 +53,9 @@ class CellPool(SlotPool):
         return np.array(edges), np.array(pairs)
 
     def _make_loop(self, num: int) -> CellRelaxationLoop:
-        return super()._make_loop(num, CellRelaxationLoop, filter=self._filter)
+        return super()._make_loop(
+            num, CellRelaxationLoop, filter=self._filter, symmetric=self._symmetric
+        )
 
     def _padding_budget(self, num: float, sizes, edges, pairs) -> ImageBudget:
         budget = super()._padding_budget(num, sizes, edges, pairs)
@@ -66,10 +70,19 @@ class CellPool(SlotPool):
 
     def _empty_queue(self, capacity: int) -> MoleculeBatch:
         one = np.tile(np.eye(3, dtype=self._dtype), (capacity, 1, 1))
-        cells = Cells(one, np.zeros_like(one), np.zeros((capacity, 3), bool), one.copy())
+        symmetry = None
+        if self._symmetric:
+            symmetry = Symmetry(
+                *(np.zeros((capacity, d, d), self._dtype) for d in (3 * self._size, 9))
+            )
+        cells = Cells(one, np.zeros_like(one), np.zeros((capacity, 3), bool), one.copy(), symmetry)
         return super()._empty_queue(capacity)._replace(cells=cells)
 
     def _fill_cells(self, queue: MoleculeBatch) -> None:
         for k, w in zip(range(len(queue.key)), self._waiting):
             queue.cells.reference[k], queue.cells.periodic[k] = w.cell, w.periodic
             queue.cells.mask[k] = w.mask
+            if self._symmetric:
+                rows = 3 * len(w.numbers)
+                queue.cells.symmetry.forces[k, :rows, :rows] = w.symmetry.forces
+                queue.cells.symmetry.stress[k] = w.symmetry.stress

@@ -1,0 +1,118 @@
+"""Tests for the D3 term against the package dftd3, for all elements, molecules and crystals."""
+
+import jax
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.units import Bohr, Hartree
+
+from mlip_jax import MLIPCalculator, terms
+from mlip_jax.datasets.columns import Columns
+from mlip_jax.graphs.batch import build_batch
+from mlip_jax.graphs.shapes import PaddingBudget
+from mlip_jax.importers import load_force_field
+from mlip_jax.importers.catalog.added_terms import add_terms, split_term_options
+from mlip_jax.potential import active_terms, evaluate, example_graph
+from mlip_jax.structure import from_ase
+from mlip_jax.terms.layers.d3_functionals import FUNCTIONALS, parameters_of
+from tests.simulation.analytic import pairwise
+from tests.terms import d3_golden
+from tests.terms.test_terms import Neighbors
+
+pytestmark = pytest.mark.usefixtures("double_precision")
+
+CUTOFFS = {
+    "cutoff": d3_golden.CUTOFFS[0] * Bohr,
+    "coordination_cutoff": d3_golden.CUTOFFS[1] * Bohr,
+    "switch_width": 0.0,
+}
+
+
+def batch(model, structures, pairs):
+    columns = Columns.from_structures(map(from_ase, structures))
+    budget = PaddingBudget(len(columns.numbers) + 2, 1200, len(columns) + 1, pairs)
+    return build_batch(
+        columns, budget, 4.0, dtype=np.float64, long_range_cutoff=model.long_range_cutoff
+    )
+
+
+def test_energies_forces_and_stress_equal_those_of_dftd3():
+    model = terms.with_terms(Neighbors(), {"d3": {"functional": d3_golden.FUNCTIONAL, **CUTOFFS}})
+    params = jax.jit(model.init)(jax.random.key(0), example_graph(np.float64))
+    assert set(params["params"]) == {"model"}
+    structures, expected = d3_golden.structures(), np.load(d3_golden.FILE)
+    graph = batch(model, structures, 4096)
+    out = jax.jit(lambda p, g: evaluate(model, p, g, 1.0, True))(params, graph)
+    atoms = sum(map(len, structures))
+    scale = np.abs(expected["gradient"]).max() * Hartree / Bohr
+    np.testing.assert_allclose(out.energy[:-1], expected["energy"] * Hartree, rtol=1e-7)
+    np.testing.assert_allclose(
+        out.forces[:atoms], -expected["gradient"] * Hartree / Bohr, rtol=1e-6, atol=1e-7 * scale
+    )
+    for stress, virial, crystal in zip(out.stress[-3:-1], expected["virial"], structures[-2:]):
+        right = virial * Hartree / crystal.cell.volume
+        np.testing.assert_allclose(stress, right, rtol=1e-6, atol=1e-7 * np.abs(right).max())
+    assert not np.asarray(out.forces[atoms:]).any() and out.energy[-1] == 0
+
+
+def test_functionals_by_their_names():
+    assert parameters_of("PBE") == parameters_of("pbe-d3(bj)") == (1.0, 0.7875, 0.4289, 4.4407)
+    assert parameters_of("ωB97M-D3BJ") == FUNCTIONALS["wb97m"]
+    assert parameters_of("r2SCAN") == FUNCTIONALS["r2scan"]
+    with pytest.raises(ValueError, match="Did you mean 'pbesol'"):
+        parameters_of("pbesoll")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"functional": "pbf"}, "functional of D3"),
+        ({"switch_width": -1.0}, "must not be negative"),
+        ({"coordination_cutoff": 0.0}, "must be positive"),
+        ({"parameters": (1.0, 2.0)}, r"are \(s6, s8, a1, a2\)"),
+    ],
+)
+def test_invalid_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(
+            terms.with_terms(Neighbors(), {"d3": options}).init,
+            jax.random.key(0),
+            example_graph(np.float64),
+        )
+
+
+def test_elements_without_reference_systems():
+    terms.check_elements(["d3"], [1, 94])
+    with pytest.raises(ValueError, match="Am, only for elements 1 to 94"):
+        terms.check_elements(["d3"], [6, 95])
+
+
+def test_the_cutoff_of_a_config_is_not_that_of_d3():
+    chosen = active_terms({"d3": True, "electrostatics": True, "long_range_cutoff": 9.0})
+    assert chosen == {"d3": {}, "electrostatics": {"cutoff": 9.0}}
+    assert terms.with_terms(Neighbors(), chosen).long_range_cutoff == pytest.approx(31.75, abs=0.01)
+
+
+def test_dispersion_is_added_to_any_force_field():
+    """The energy is that of the force field plus D3; the long list has no effect on the model."""
+    plain = pairwise(depth=0.02, length=2.2, cutoff=5.0, elements=(1, 6, 8))
+    corrected = load_force_field(plain, dispersion="pbe")
+    assert corrected.long_range_cutoff == pytest.approx(60 * Bohr)
+    assert corrected.digest() != plain.digest() and corrected.cutoff == plain.cutoff
+    calculator = MLIPCalculator.load(plain, "float64", dispersion="pbe")
+    assert calculator.potential.digest() == corrected.digest()
+    graph = batch(corrected.model, [Atoms("CO2", [[0, 0, 0.1], [0, 0, 1.2], [0, 3.0, 0]])], 16)
+    ours, bare = (jax.jit(f.model.apply)(f.params, graph) for f in (corrected, plain))
+    np.testing.assert_allclose(ours.energies, bare.energies, atol=1e-12)
+    assert list(ours.terms) == ["d3"] and ours.terms["d3"].sum() < -1e-3
+    with pytest.raises(ValueError, match="already has the dispersion"):
+        add_terms(corrected, {"dispersion": "pbe"})
+    with pytest.raises(ValueError, match="functional of D3"):
+        add_terms(plain, {"dispersion": "pbf"})
+    with pytest.raises(ValueError, match="no Ewald sums"):
+        add_terms(plain, {"k_vectors": 100})
+
+
+def test_options_of_terms():
+    given = {"head": "a", "dispersion": "pbe", "k_vectors": 12.0}
+    assert split_term_options(given) == ({"head": "a"}, {"dispersion": "pbe", "k_vectors": 12.0})
