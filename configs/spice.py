@@ -47,6 +47,10 @@ MODELS = {
     ),
     # Gasteiger et al., arXiv:2011.14115
     "dimenetpp": dict(num_features=128, num_layers=4, cutoff=5.0, num_radial=6, max_degree=6),
+    # Liu et al., ICLR 2022; forces jump where neighbors pass each other about a bond
+    "spherenet": dict(num_features=128, num_layers=4, cutoff=5.0, num_radial=6, max_degree=6),
+    # Wang et al., NeurIPS 2022; forces jump where the order of the nearest neighbors changes
+    "comenet": dict(num_features=256, num_layers=4, cutoff=8.0, num_radial=3, max_degree=1),
     # Duval et al., ICML 2023, with simple messages; forces are not the gradient of the energy
     "faenet": dict(num_features=128, num_layers=4, cutoff=6.0, num_radial=50),
     # Musaelian et al., Nature Communications 14, 579 (2023)

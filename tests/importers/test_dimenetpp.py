@@ -11,13 +11,9 @@ import jax
 import numpy as np
 import pytest
 
-from mlip_jax.datasets.columns import Columns
-from mlip_jax.graphs.batch import build_batch
-from mlip_jax.graphs.graph import node_graph_index
-from mlip_jax.graphs.shapes import PaddingBudget
 from mlip_jax.importers import dimenetpp
 from mlip_jax.importers.formats.weights import WeightsError
-from tests.models.test_parity import assert_agree, energies_and_forces, read_parity
+from tests.models.test_parity import assert_agree, batch_energies, energies_and_forces, read_parity
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -47,14 +43,7 @@ def test_forces_agree_with_the_reference(tmp_path, kind):
 def test_energies_of_pytorch_geometric_agree(tmp_path):
     path, structures, energies, _ = save(tmp_path, "pyg")
     potential = dimenetpp.load(path, cutoff=4.0)
-    columns = Columns.from_structures(structures)
-    budget = PaddingBudget(len(columns.numbers) + 1, 800, len(structures) + 1)
-    batch = build_batch(columns, budget, potential.cutoff, dtype=np.float64)
-    outputs = jax.jit(potential.model.apply)(potential.params, batch)
-    actual = jax.ops.segment_sum(
-        outputs.energies, node_graph_index(batch), num_segments=len(structures) + 1
-    )
-    assert_agree(np.asarray(actual)[: len(structures)], energies)
+    assert_agree(batch_energies(potential.model, potential.params, structures), energies)
 
 
 @pytest.mark.slow

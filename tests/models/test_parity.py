@@ -18,6 +18,7 @@ import pytest
 from mlip_jax import models
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.graphs.batch import build_batch
+from mlip_jax.graphs.graph import node_graph_index
 from mlip_jax.graphs.padding import graph_sizes
 from mlip_jax.graphs.shapes import PaddingBudget
 from mlip_jax.importers import mlff
@@ -61,6 +62,17 @@ def energies_and_forces(model, params, structures, dtype=np.float64):
     return np.asarray(result.energy)[: len(structures)], np.asarray(result.forces)[
         : len(columns.numbers)
     ]
+
+
+def batch_energies(model, params, structures, dtype=np.float64):
+    """Return energies (S,) of one padded batch, without compiling forces."""
+    columns = Columns.from_structures(structures)
+    n_edge = int(graph_sizes(columns, model.cutoff).n_edge.sum())
+    budget = PaddingBudget(len(columns.numbers) + 1, n_edge + 6, len(structures) + 1)
+    batch = build_batch(columns, budget, model.cutoff, dtype=dtype)
+    atomic = jax.jit(model.apply)(params, batch).energies
+    energies = jax.ops.segment_sum(atomic, node_graph_index(batch), len(structures) + 1)
+    return np.asarray(energies)[: len(structures)]
 
 
 def assert_agree(actual, expected):

@@ -21,7 +21,11 @@ _TERMS = 56
 
 
 def spherical_bessel(
-    x: jax.Array, num_degrees: int, num_radial: int, rounded: bool = False
+    x: jax.Array,
+    num_degrees: int,
+    num_radial: int,
+    rounded: bool = False,
+    half_integer: bool = True,
 ) -> jax.Array:
     """Compute R_ln: (P,) -> (P, num_degrees, num_radial).
 
@@ -31,8 +35,12 @@ def spherical_bessel(
       num_radial: Number of zeros n of each degree.
       rounded: Whether zeros and normalization are rounded to single precision, as in the published
         implementations. This changes R_ln by about 1e-7.
+      half_integer: Whether rounded normalizations are computed from Bessel functions of half-integer
+        order, as in DimeNet++ and SphereNet, or from spherical ones, as in ComENet.
     """
-    coefficients = jnp.asarray(_coefficients(num_degrees, num_radial, rounded), x.dtype)
+    coefficients = jnp.asarray(
+        _coefficients(num_degrees, num_radial, rounded, half_integer), x.dtype
+    )
     t = 2.0 * jnp.minimum(x, 1.0) - 1.0
     polynomials = [jnp.ones_like(t), t]
     while len(polynomials) < len(coefficients):
@@ -44,7 +52,9 @@ def spherical_bessel(
 
 
 @functools.cache
-def _coefficients(num_degrees: int, num_radial: int, rounded: bool) -> np.ndarray:
+def _coefficients(
+    num_degrees: int, num_radial: int, rounded: bool, half_integer: bool
+) -> np.ndarray:
     """Return Chebyshev coefficients on [0, 1], (_TERMS, num_degrees * num_radial)."""
     from scipy.special import spherical_jn
 
@@ -52,7 +62,7 @@ def _coefficients(num_degrees: int, num_radial: int, rounded: bool) -> np.ndarra
     norms = np.sqrt(2.0) / np.abs(spherical_jn(np.arange(num_degrees)[:, None] + 1, zeros))
     if rounded:
         zeros = zeros.astype(np.float32)
-        norms, zeros = _rounded_norms(zeros), zeros.astype(np.float64)
+        norms, zeros = _rounded_norms(zeros, half_integer), zeros.astype(np.float64)
     # values at the Chebyshev nodes, then a discrete cosine transform
     angles = (np.arange(_TERMS) + 0.5) * np.pi / _TERMS
     x = 0.5 * (np.cos(angles) + 1.0)
@@ -80,10 +90,13 @@ def bessel_zeros(num_degrees: int, num_radial: int) -> np.ndarray:
     return np.stack([row[:num_radial] for row in rows])
 
 
-def _rounded_norms(zeros: np.ndarray) -> np.ndarray:
+def _rounded_norms(zeros: np.ndarray, half_integer: bool) -> np.ndarray:
     """Return normalizations computed in single precision, as PyTorch Geometric and DIG do."""
-    from scipy.special import jv
+    from scipy.special import jv, spherical_jn
 
-    order = np.arange(len(zeros), dtype=np.float32)[:, None] + np.float32(1.5)
-    values = np.sqrt(np.float32(np.pi) / (2 * zeros)) * jv(order, zeros)
-    return (1 / np.sqrt(np.float32(0.5) * values**2)).astype(np.float64)
+    if half_integer:
+        order = np.arange(len(zeros), dtype=np.float32)[:, None] + np.float32(1.5)
+        values = np.sqrt(np.float32(np.pi) / (2 * zeros)) * jv(order, zeros)
+        return (1 / np.sqrt(np.float32(0.5) * values**2)).astype(np.float64)
+    values = spherical_jn(np.arange(len(zeros))[:, None] + 1, zeros)
+    return 1 / np.sqrt(0.5 * values.astype(np.float64) ** 2)

@@ -1,0 +1,1 @@
+"""Layers of models whose messages belong to directed edges: DimeNet++ and SphereNet."""
