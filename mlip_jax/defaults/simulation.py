@@ -93,7 +93,8 @@ MINIMIZER = Part(
     dtype=dtype("the relaxation"),
     batch_atoms=optional(
         int,
-        "Number of atoms that are relaxed in parallel.",
+        "Number of atoms that are relaxed in parallel. Batches are smaller if the compiled program "
+        "needs more memory than the device has.",
         bounds=NOT_NEGATIVE,
         unset="chosen for the device",
         changes_results=False,
@@ -157,7 +158,8 @@ EVALUATE = task(
     dtype=dtype("the predictions"),
     batch_atoms=optional(
         int,
-        "Average number of atoms per batch.",
+        "Average number of atoms per batch. Batches are smaller if the compiled program needs more "
+        "memory than the device has.",
         bounds=AT_LEAST_ONE,
         unset="chosen for the device",
         changes_results=False,

@@ -100,7 +100,7 @@ def bucket_size(size: int, multiple: int) -> int:
 class GrowingBudget:
     """Padding budget for consecutive calls that share a compiled program.
 
-    It grows and never shrinks.
+    It grows and never shrinks, except that `clear` starts again.
 
     Args:
       slack: Ratio of a new budget to the required one.
@@ -123,6 +123,10 @@ class GrowingBudget:
                 else PaddingBudget(*map(max, zip(grown, self._budget)))
             )
         return self._budget
+
+    def clear(self) -> None:
+        """Forget the budget."""
+        self._budget = None
 
 
 class SizeBucket(NamedTuple):

@@ -19,7 +19,7 @@ from mlip_jax.reports import ensemble, errors, sections, training
 from mlip_jax.reports import html_page as page
 from mlip_jax.reports.predictions import Predictions
 from mlip_jax.reports.sections import EVALUATED
-from mlip_jax.simulation.batch_prediction import StructurePredictions
+from mlip_jax.simulation.structure_predictions import StructurePredictions
 from mlip_jax.simulation.trust.atom_domain import DomainEvaluation
 from mlip_jax.simulation.trust.ensemble_calibration import Calibration, EnsembleErrors
 from mlip_jax.workdir import write_text

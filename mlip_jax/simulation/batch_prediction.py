@@ -22,7 +22,6 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -36,17 +35,19 @@ from mlip_jax.graphs.padding import choose_budget, graph_sizes
 from mlip_jax.graphs.shapes import GrowingBudget
 from mlip_jax.importers import load_force_field, split_force_fields
 from mlip_jax.potential import Potential, evaluate, has_energy_derivatives
+from mlip_jax.simulation.device_memory import ProgramTooLarge, check_fits, largest_size
 from mlip_jax.simulation.energies import invariant_features
 from mlip_jax.simulation.ensemble_mean import level_of_theory
+from mlip_jax.simulation.structure_predictions import StructurePredictions
 from mlip_jax.simulation.trust import atom_domain
 from mlip_jax.simulation.trust.coverage import has_unseen_state
 from mlip_jax.simulation.trust.domain import Domain
 from mlip_jax.simulation.trust.ensemble_calibration import Calibration
-from mlip_jax.workdir import atomic_open
 
 log = logging.getLogger(__name__)
 
-# Average number of atoms of a batch by platform: it fits the caches of a core or fills a GPU.
+# Average number of atoms of a batch by platform: it fits the caches of a core or fills a GPU. A
+# batch is smaller if its program does not fit into the memory, see `device_memory`.
 _BATCH_ATOMS = {"cpu": 640, "gpu": 16_384, "tpu": 16_384}
 
 
@@ -94,99 +95,6 @@ def load_members(given: Any) -> tuple[ForceFieldMember, ...]:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class StructurePredictions:
-    """Predictions for S structures with A atoms. Fields that do not apply are None.
-
-    Attributes:
-      n_atoms: Number of atoms, (S,).
-      energy: Total energies including the reference energies (eV), (S,).
-      forces: Forces (eV/Å), (A, 3).
-      stress: Stress (eV/Å³), (S, 3, 3); NaN for structures that are not periodic in three
-        directions. None if no structure is, or a member has no stress.
-      charges: Partial charges (e), (A,), if all members predict them.
-      energy_std: Standard deviation of the energy over the members (eV), (S,).
-      forces_std: Standard deviations of the forces over the members (eV/Å), (A, 3).
-      energy_expected_error: Expected error of the energy (eV), (S,).
-      forces_expected_error: Expected error of the force components (eV/Å), (A,).
-      domain_distance: Distance of the atoms from the training atoms, (A,); 1 at the boundary of the
-        domain.
-      unseen: Whether charge, spin or periodicity of the structure never occurs in training, (S,).
-    """
-
-    n_atoms: np.ndarray
-    energy: np.ndarray
-    forces: np.ndarray
-    stress: np.ndarray | None = None
-    charges: np.ndarray | None = None
-    energy_std: np.ndarray | None = None
-    forces_std: np.ndarray | None = None
-    energy_expected_error: np.ndarray | None = None
-    forces_expected_error: np.ndarray | None = None
-    domain_distance: np.ndarray | None = None
-    unseen: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return len(self.energy)
-
-    @functools.cached_property
-    def offsets(self) -> np.ndarray:
-        """Index of the first atom of each structure, then A; (S + 1,)."""
-        return np.concatenate([[0], np.cumsum(self.n_atoms)]).astype(np.int64)
-
-    @functools.cached_property
-    def farthest(self) -> np.ndarray | None:
-        """Distance of the farthest atom of each structure from the training atoms, (S,), or None.
-
-        It is inf if a distance is not a number.
-        """
-        if self.domain_distance is None:
-            return None
-        distance = np.where(np.isnan(self.domain_distance), np.inf, self.domain_distance)
-        return np.maximum.reduceat(distance, self.offsets[:-1]) if len(self) else np.zeros(0)
-
-    @property
-    def outside_domain(self) -> np.ndarray | None:
-        """Whether an atom of each structure is outside the domain, or it is `unseen`; (S,) or None.
-
-        None without a domain, unless a structure is `unseen`.
-        """
-        if self.farthest is None:
-            return self.unseen if self.unseen is not None and self.unseen.any() else None
-        return self.farthest > 1 if self.unseen is None else (self.farthest > 1) | self.unseen
-
-    @classmethod
-    def concatenate(cls, parts: Sequence[StructurePredictions]) -> StructurePredictions:
-        """Concatenate predictions; a part without stress gets NaN if another has stress."""
-        fields = {}
-        for name in _FIELDS:
-            values = [getattr(part, name) for part in parts]
-            if name == "stress" and any(v is not None for v in values):
-                values = [
-                    np.full((len(part), 3, 3), np.nan) if v is None else v
-                    for part, v in zip(parts, values)
-                ]
-            fields[name] = None if any(v is None for v in values) else np.concatenate(values)
-        return cls(**fields)
-
-    def save(self, path: Path, **more: np.ndarray) -> None:
-        """Write an npz file, with further arrays."""
-        arrays = {name: getattr(self, name) for name in _FIELDS if getattr(self, name) is not None}
-        with atomic_open(path, shared=True) as file:
-            np.savez(file, **arrays, **more)
-
-    @classmethod
-    def load(cls, path: Path) -> tuple[StructurePredictions, dict[str, np.ndarray]]:
-        """Load a file that `save` wrote; also return the further arrays."""
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        own = {name: arrays.pop(name) for name in _FIELDS if name in arrays}
-        return cls(**own), arrays
-
-
-_FIELDS = tuple(field.name for field in dataclasses.fields(StructurePredictions))
-
-
 class BatchPredictor:
     """Evaluates force fields on structures. Its programs are compiled once per batch shape."""
 
@@ -204,6 +112,7 @@ class BatchPredictor:
           members: Force fields; several are an ensemble.
           dtype: "float32" or "float64".
           batch_atoms: Average number of atoms per batch; None or 0 chooses by the kind of device.
+            Batches are smaller if the compiled program needs more memory than the device has.
           calibration: Calibration of the ensemble.
 
         Raises:
@@ -217,6 +126,7 @@ class BatchPredictor:
         self._batch_atoms = batch_atoms or _BATCH_ATOMS.get(
             self._devices[0].platform, _BATCH_ATOMS["gpu"]
         )
+        self._checked: set[tuple] = set()  # programs whose memory has been compared
         # Members with the same cutoffs share their batches.
         cutoffs = [(m.potential.cutoff, m.potential.long_range_cutoff) for m in members]
         self._groups = {
@@ -262,8 +172,7 @@ class BatchPredictor:
             return
         columns = _centered(columns)
         sizes = graph_sizes(columns, cutoff, long_range)
-        batch_size = max(self._batch_atoms / float(sizes.n_node.mean()), 1)
-        budget = growing.fit(choose_budget(sizes, min(batch_size, len(columns))))
+        budget = self._fitting_budget(columns, sizes, cutoff, long_range, growing, group, arrays)
         pending: collections.deque = collections.deque()
 
         def collect():
@@ -282,21 +191,50 @@ class BatchPredictor:
             )
             place = number % len(self._devices)
             for k in group:
-                potential = self.members[k].potential
                 # Calls return before the device has finished, so the next batch is built meanwhile.
-                outputs = _apply(
-                    potential.model,
-                    potential.energy_scale,
-                    arrays[k].stress is not None,
-                    arrays[k].distance is not None,
-                    self._params[k][place],
-                    graph,
-                )
+                outputs = _apply(*self._options(k, arrays), self._params[k][place], graph)
                 pending.append((places, k, outputs))
             while len(pending) > 2 * len(self._devices) * len(group):
                 collect()
         while pending:
             collect()
+
+    def _options(self, k: int, arrays) -> tuple:
+        """Return the static arguments of the program of a member."""
+        potential = self.members[k].potential
+        return (
+            potential.model,
+            potential.energy_scale,
+            arrays[k].stress is not None,
+            arrays[k].distance is not None,
+        )
+
+    def _fitting_budget(self, columns, sizes, cutoff, long_range, growing, group, arrays):
+        """Return a budget whose programs fit into the memory of the device.
+
+        Later calls have smaller batches, too. A batch of one structure is tried in any case.
+        """
+        average, too_large = float(sizes.n_node.mean()), []
+        while True:
+            count = min(max(self._batch_atoms / average, 1), len(columns))
+            budget = growing.fit(choose_budget(sizes, count))
+            new = [k for k in group if (budget, self._options(k, arrays)) not in self._checked]
+            if not new or count <= 1:
+                return budget
+            first = next(iter(plan_batches(np.arange(len(columns)), sizes, budget)))
+            options = {"dtype": self._dtype, "long_range_cutoff": long_range}
+            graph = build_batch(columns.take(first), budget, cutoff, **options)
+            try:
+                for k in new:
+                    args = *self._options(k, arrays), self._params[k][0], graph
+                    check_fits(_apply, *args, device=self._devices[0])
+                    self._checked.add((budget, self._options(k, arrays)))
+                return budget
+            except ProgramTooLarge as error:
+                too_large.append((count * average, error.needed))
+                self._batch_atoms = largest_size(too_large, error.available)
+                growing.clear()
+                log.warning("%s; continuing with batches of %d atoms", error, self._batch_atoms)
 
     def _combine(self, columns: Columns, periodic: np.ndarray, arrays) -> StructurePredictions:
         """Return means, deviations and expected errors over the members."""

@@ -1,4 +1,4 @@
-"""Tests for the combination of the members of an ensemble. No program is compiled."""
+"""Tests for batches and the combination of the members of an ensemble. No program is compiled."""
 
 import dataclasses
 
@@ -7,7 +7,11 @@ import pytest
 from ase.build import molecule
 
 from mlip_jax.datasets.columns import Columns
+from mlip_jax.graphs.padding import graph_sizes
+from mlip_jax.graphs.shapes import GrowingBudget
+from mlip_jax.simulation import batch_prediction
 from mlip_jax.simulation.batch_prediction import BatchPredictor, ForceFieldMember, _MemberArrays
+from mlip_jax.simulation.device_memory import ProgramTooLarge
 from mlip_jax.simulation.ensemble_mean import level_of_theory, mean_potential
 from mlip_jax.simulation.trust.domain import Domain
 from mlip_jax.simulation.trust.ensemble_calibration import Calibration, Scale
@@ -74,3 +78,26 @@ def test_the_level_of_theory_of_an_ensemble_is_that_of_its_members(
         for k, level in enumerate(levels)
     ]
     assert level_of_theory(mean_potential(members)) == expected
+
+
+@pytest.mark.parametrize(("available", "largest"), [(300, 300), (60, 60), (1, 16)])
+def test_batches_are_chosen_for_the_memory_of_the_device(
+    make_potential, monkeypatch, available, largest
+):
+    """The program needs one byte per padded atom; a single structure is tried in any case."""
+    columns = Columns.from_structures([from_ase(molecule("H2O"))] * 64)
+    predictor = BatchPredictor([ForceFieldMember("a", make_potential("tiny", 0), None)])
+    compiled = []
+
+    def check_fits(program, *args, device):
+        compiled.append(len(args[-1].nodes["numbers"]))
+        if compiled[-1] > available:
+            raise ProgramTooLarge(compiled[-1], available)
+
+    monkeypatch.setattr(batch_prediction, "check_fits", check_fits)
+    sizes, growing = graph_sizes(columns, 5.0, None), GrowingBudget()
+    arrays = [_MemberArrays(predictor.members[0], columns, False)]
+    for _ in range(2):  # the second call compiles nothing
+        budget = predictor._fitting_budget(columns, sizes, 5.0, None, growing, [0], arrays)
+    assert largest / 3 < budget.n_node <= largest
+    assert len(compiled) <= (1 if available == 300 else 4)

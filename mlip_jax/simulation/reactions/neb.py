@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from mlip_jax.graphs.slots import Slots
 from mlip_jax.matmul_precision import full_precision
 from mlip_jax.potential import Potential
 from mlip_jax.simulation import user_warnings
+from mlip_jax.simulation.device_memory import ProgramTooLarge, check_fits, largest_size
 from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field
 from mlip_jax.simulation.reactions.band import Band, BandState, Paths, fits
 from mlip_jax.simulation.reactions.paths import (
@@ -33,6 +35,8 @@ from mlip_jax.simulation.relaxation.inputs import fixed_atoms
 from mlip_jax.simulation.relaxation.pool import slot_size
 from mlip_jax.simulation.relaxation.relax import Relaxer
 from mlip_jax.structure import STATES, electronic_value
+
+log = logging.getLogger(__name__)
 
 # _SLACK: ratio of the edges of a budget to those of the first images.
 _SLACK, _MULTIPLE = 1.2, 128
@@ -206,10 +210,20 @@ def find_paths(
     atoms = settings.batch_atoms or _BATCH_ATOMS.get(jax.local_devices()[0].platform, 16_384)
     for (size, length, _), members in groups.items():
         count = max(atoms // (size * (length - 2)), 1)
-        keys = list(members)
-        for start in range(0, len(keys), count):
-            batch = [members[key] for key in keys[start : start + count]]
-            yield from zip(keys[start : start + count], _optimize(batch, size, potential, settings))
+        left, too_large = list(members), []
+        while left:
+            keys = left[:count]
+            try:
+                found = _optimize([members[key] for key in keys], size, potential, settings)
+            except ProgramTooLarge as error:
+                too_large.append((len(keys), error.needed))
+                count = int(largest_size(too_large, error.available))
+                log.warning(
+                    "%s for %d paths in parallel; continuing with %d", error, len(keys), count
+                )
+                continue
+            yield from zip(keys, found)
+            left = left[len(keys) :]
 
 
 def _relax_ends(usable, potential, settings) -> Iterator[tuple[Any, str]]:
@@ -230,7 +244,12 @@ def _relax_ends(usable, potential, settings) -> Iterator[tuple[Any, str]]:
 def _optimize(
     batch: list[list[Atoms]], size: int, potential: Potential, settings: NEBOptions
 ) -> list[ReactionPath]:
-    """Optimize paths of equal length with at most `size` atoms in one program."""
+    """Optimize paths of equal length with at most `size` atoms in one program.
+
+    Raises:
+      ProgramTooLarge: There are several paths, and the program needs more memory than the device
+        has.
+    """
     dtype = np.dtype(settings.dtype)
     band = Band(
         potential.model,
@@ -253,8 +272,12 @@ def _optimize(
         budget = _budget(batch, size, potential)
         state = band.init(positions)
         run = jax.jit(band.run, static_argnums=0)
+        device = jax.local_devices()[0]
         while True:
-            state = run(budget, params, paths, state, np.int32(10_000_000))
+            args = budget, params, paths, state, np.int32(10_000_000)
+            if len(batch) > 1:
+                check_fits(run, *args, device=device)
+            state = run(*args)
             needed = np.asarray(state.needed)
             if bool(fits(budget, needed)):
                 break

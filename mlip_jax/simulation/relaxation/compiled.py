@@ -9,6 +9,7 @@ import numpy as np
 
 from mlip_jax.graphs.shapes import PaddingBudget
 from mlip_jax.matmul_precision import full_precision
+from mlip_jax.simulation.device_memory import ProgramTooLarge, check_fits
 from mlip_jax.simulation.relaxation.loop import RelaxationLoop
 from mlip_jax.simulation.relaxation.state import (
     FinishedMolecules,
@@ -25,10 +26,13 @@ class CompiledRelaxation:
 
     Attributes:
       num_compiles: Number of programs compiled so far.
+      needed: Memory of each program in addition to its arguments (bytes), or None if the compiler
+        does not report it, by padding budget.
     """
 
-    def __init__(self, loop: RelaxationLoop, params, device=None):
+    def __init__(self, loop: RelaxationLoop, params, device):
         self.loop, self.num_compiles = loop, 0
+        self.needed: dict[PaddingBudget, int | None] = {}
         self._device = device
         self._params = jax.device_put(params, device)
         self._run = jax.jit(self._trace, static_argnums=(0, 1), donate_argnums=(3,))
@@ -52,19 +56,30 @@ class CompiledRelaxation:
         max_iterations: int,
         min_active: int,
     ) -> tuple[RelaxationState, FinishedMolecules, jax.Array, Outcome]:
-        """Run `RelaxationLoop.run`. The buffers of `state` are donated."""
-        return self._run(
-            budget,
-            queue.key.shape[0],
-            self._params,
-            state,
-            queue,
-            {
-                "queue_length": np.int32(queue_length),
-                "max_iterations": np.int32(max_iterations),
-                "min_active": np.int32(min_active),
-            },
-        )
+        """Run `RelaxationLoop.run`. The buffers of `state` are donated.
+
+        Raises:
+          ProgramTooLarge: There are several slots, and the program needs more memory than the device
+            has. Nothing has been run.
+        """
+        limits = {
+            "queue_length": np.int32(queue_length),
+            "max_iterations": np.int32(max_iterations),
+            "min_active": np.int32(min_active),
+        }
+        args = (budget, queue.key.shape[0], self._params, state, queue, limits)
+        if budget not in self.needed:
+            self._check_memory(budget, args)
+        return self._run(*args)
+
+    def _check_memory(self, budget: PaddingBudget, args) -> None:
+        """Compile a program and compare its memory with that of the device."""
+        try:
+            self.needed[budget] = check_fits(self._run, *args, device=self._device)
+        except ProgramTooLarge as error:
+            if self.loop.num > 1:
+                raise
+            self.needed[budget] = error.needed  # a single molecule is tried in any case
 
     def _trace(self, budget, capacity, params, state, queue, limits):
         self.num_compiles += 1  # runs when JAX traces, which it does once for each program

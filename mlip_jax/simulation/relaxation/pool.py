@@ -14,6 +14,7 @@ import numpy as np
 from mlip_jax.graphs.neighbors import count_edges
 from mlip_jax.graphs.shapes import NODE_MULTIPLE, PaddingBudget, round_up
 from mlip_jax.potential import Potential
+from mlip_jax.simulation.device_memory import ProgramTooLarge, largest_size, predict_bytes
 from mlip_jax.simulation.relaxation.compiled import CompiledRelaxation
 from mlip_jax.simulation.relaxation.loop import RelaxationLoop
 from mlip_jax.simulation.relaxation.state import (
@@ -86,6 +87,7 @@ class SlotPool:
       iterations: Number of evaluations of a batch.
       evaluated: Number of molecules in these evaluations.
       num_compiles: Number of programs compiled so far.
+      predicted_bytes: Memory of the program according to larger ones that did not fit, or None.
     """
 
     def __init__(
@@ -119,6 +121,8 @@ class SlotPool:
         self._budgets: list[PaddingBudget] = []
         self._in_slots: dict[int, QueuedMolecule] = {}
         self._max_slots: int | None = None
+        self._too_large: list[tuple[float, int]] = []  # slots and bytes of programs
+        self.predicted_bytes: float | None = None
         self._earlier_compiles = 0
         self._per_iteration = 0.0
         self._before = np.zeros(2, int)  # counters of programs that ran out of memory
@@ -216,13 +220,15 @@ class SlotPool:
             del self._in_slots[int(molecule.key)]
         return finished, jax.device_get(last) if max_iterations else None
 
-    def shrink(self, error: Exception) -> list[int]:
-        """Halve the number of slots after the device ran out of memory.
+    def shrink(self, error: ProgramTooLarge | Exception) -> list[int]:
+        """Reduce the number of slots for the memory of the device.
 
-        The molecules in slots start again: their state was on the device.
+        It is halved after the device ran out of memory. If the compiler has reported the memory of
+        a program, the largest number that fits is predicted. The molecules in slots start again:
+        their state was on the device.
 
         Args:
-          error: Error of the device, raised again if there is only one slot.
+          error: Error of the device, raised again if there is only one slot; or ProgramTooLarge.
 
         Returns:
           Numbers of the molecules that start again.
@@ -230,11 +236,15 @@ class SlotPool:
         slots = self._slots
         if slots < 2:
             raise error
-        self._max_slots = slots // 2
+        if isinstance(error, ProgramTooLarge):
+            self._too_large.append((slots, error.needed))
+            self._max_slots = int(largest_size(self._too_large, error.available))
+            self.predicted_bytes = predict_bytes(self._too_large, self._max_slots)
+            reason = str(error)
+        else:
+            self._max_slots, reason = slots // 2, "out of memory on the device"
         log.warning(
-            "out of memory on the device with %d molecules in parallel; continuing with %d",
-            slots,
-            self._max_slots,
+            "%s with %d molecules in parallel; continuing with %d", reason, slots, self._max_slots
         )
         self._earlier_compiles, self._before = (
             self.num_compiles,

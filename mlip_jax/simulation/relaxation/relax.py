@@ -13,6 +13,7 @@ import numpy as np
 from ase import Atoms
 
 from mlip_jax.datasets.molecules.arguments import molecule_records
+from mlip_jax.simulation.device_memory import ProgramTooLarge
 from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field
 from mlip_jax.simulation.relaxation import minimizers
 from mlip_jax.simulation.relaxation.cells.filters import CellFilter, create_filter
@@ -26,7 +27,8 @@ from mlip_jax.simulation.relaxation.state import FREE, Outcome
 from mlip_jax.simulation.relaxation.status import RUNNING
 
 # _BATCH_ATOMS: atoms per evaluation by platform, such that the data fit the caches of a core or the
-# work fills a GPU.
+# work fills a GPU. A batch is smaller if its program does not fit into the memory, see
+# `device_memory`.
 _BATCH_ATOMS = {"cpu": 320, "gpu": 16_384, "tpu": 16_384}
 
 
@@ -133,7 +135,8 @@ class Relaxer:
           maxstep: Longest step of an atom (FIRE: of all atoms together) (Å).
           dtype: "float32" or "float64", for force field and minimizer. Independent of JAX's x64
             flag.
-          batch_atoms: Atoms per evaluation; None or 0 chooses by the kind of device.
+          batch_atoms: Atoms per evaluation; None or 0 chooses by the kind of device. Batches are
+            smaller if the compiled program needs more memory than the device has.
           trajectory_every: Steps between the frames that are kept; 0 keeps none. Keeping frames
             costs a round trip to the host at every step.
           devices: Devices to use; None uses all devices of this process.
@@ -328,8 +331,8 @@ class Relaxer:
         """Run a pool for about a second, or for one step if frames are kept."""
         try:
             done, last = pool.run(input_ended, 1 if self._every else None)
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+        except (jax.errors.JaxRuntimeError, ProgramTooLarge) as error:
+            if not isinstance(error, ProgramTooLarge) and "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             for number in pool.shrink(error):
                 in_progress[number][2].clear()  # frames of molecules that start again

@@ -23,8 +23,9 @@ from mlip_jax.datasets.stress import stress_labels
 from mlip_jax.graphs.long_range import find_lattice_obstacle
 from mlip_jax.reports.errors import element_energies, energy_errors, force_errors
 from mlip_jax.reports.predictions import Predictions
-from mlip_jax.simulation.batch_prediction import BatchPredictor, StructurePredictions
+from mlip_jax.simulation.batch_prediction import BatchPredictor
 from mlip_jax.simulation.relaxation.progress import RelaxationProgressBar
+from mlip_jax.simulation.structure_predictions import StructurePredictions
 from mlip_jax.simulation.trust.atom_domain import DomainEvaluation
 from mlip_jax.tasks.force_field_evaluation.data import EvaluationData
 

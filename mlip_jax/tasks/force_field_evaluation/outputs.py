@@ -10,7 +10,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from mlip_jax.foreign_text import TableWriter, one_line
-from mlip_jax.simulation.batch_prediction import StructurePredictions
+from mlip_jax.simulation.structure_predictions import StructurePredictions
 from mlip_jax.structure import Structure
 from mlip_jax.tasks.force_field_evaluation.evaluation import EvaluatedStructures
 from mlip_jax.workdir import atomic_open

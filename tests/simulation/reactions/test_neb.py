@@ -8,7 +8,9 @@ from ase.mep import NEB
 from ase.optimize import BFGS, FIRE
 
 from mlip_jax import MLIPCalculator, neb
-from mlip_jax.simulation.reactions.neb import ReactionPath
+from mlip_jax.simulation.device_memory import ProgramTooLarge
+from mlip_jax.simulation.reactions import neb as neb_module
+from mlip_jax.simulation.reactions.neb import NEBOptions, ReactionPath, find_paths
 from mlip_jax.simulation.reactions.paths import interpolate_path
 from tests.simulation.analytic import pairwise
 
@@ -128,3 +130,20 @@ def test_invalid_paths_are_reported():
         neb([[path[0]]], POTENTIAL)
     with pytest.raises(ValueError, match="interpolation must be"):
         neb([path], POTENTIAL, interpolation="spline")
+
+
+def test_paths_are_split_for_the_memory_of_the_device(monkeypatch):
+    """The program needs one byte per path, and there are three: batches of at most two."""
+    given, sizes = {k: cluster() for k in range(7)}, []
+
+    def optimize(batch, *args):
+        sizes.append(len(batch))
+        if len(batch) > 3:
+            raise ProgramTooLarge(len(batch), 3)
+        return [ReactionPath(path, "converged") for path in batch]
+
+    monkeypatch.setattr(neb_module, "_optimize", optimize)
+    found = dict(find_paths(given, POTENTIAL, NEBOptions(relax_ends=False)))
+    assert sizes == [7, 2, 2, 2, 1] and sorted(found) == list(range(7))
+    for key, path in found.items():
+        np.testing.assert_array_equal(path.images[2].positions, given[key][2].positions)

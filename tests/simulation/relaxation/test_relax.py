@@ -17,6 +17,7 @@ from ase.constraints import FixAtoms, FixBondLength
 from ase.optimize import BFGS
 
 from mlip_jax import MLIPCalculator, Relaxer, relax
+from mlip_jax.simulation import device_memory
 from mlip_jax.simulation.relaxation import pool
 from mlip_jax.simulation.relaxation.compiled import CompiledRelaxation
 from mlip_jax.simulation.relaxation.result import build_frame
@@ -404,3 +405,24 @@ def test_fewer_molecules_in_parallel_without_memory(monkeypatch, caplog):
     monkeypatch.setattr(CompiledRelaxation, "run", fail)
     with pytest.raises(jax.errors.JaxRuntimeError):
         dict(relaxer.stream(starts.items()))
+
+
+def test_batches_are_chosen_for_the_memory_of_the_device(monkeypatch, caplog):
+    """Three times the memory of the device is needed: fewer molecules, with the same results."""
+    starts = {k: Atoms("Ar2", [[0, 0, 0], [0, 0, 3.0 + 0.02 * k]]) for k in range(48)}
+
+    def relaxed():
+        relaxer = Relaxer(pairwise(), max_steps=3)
+        results = dict(relaxer.stream(starts.items()))
+        (used,) = relaxer._pools.values()
+        return used, [results[k].energy for k in starts]
+
+    large, expected = relaxed()
+    limit = max(large._program.needed.values()) // 3
+    monkeypatch.setattr(device_memory, "available_bytes", lambda device: limit)
+    small, energies = relaxed()
+    needed = max(small._program.needed.values())
+    assert needed <= limit and small._program.loop.num > large._program.loop.num / 6
+    assert small.predicted_bytes == pytest.approx(needed, rel=0.2)
+    assert "may be used with 49 molecules in parallel; continuing with" in caplog.text
+    np.testing.assert_allclose(energies, expected, rtol=1e-5)

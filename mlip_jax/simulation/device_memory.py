@@ -1,0 +1,117 @@
+"""Memory that compiled programs need, as the compiler reports it, and memory that devices have."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+log = logging.getLogger(__name__)
+
+# _USABLE: fraction of the free memory that a program may use.
+_USABLE = 0.9
+# _AIMED: fraction of the usable memory that a smaller batch is chosen for.
+_AIMED = 0.9
+_MEMINFO = Path("/proc/meminfo")
+
+
+class ProgramTooLarge(Exception):  # noqa: N818, a condition that callers handle
+    """A program needs more memory than its device has.
+
+    Attributes:
+      needed: Memory that the program needs in addition to its arguments (bytes).
+      available: Memory that it may use (bytes).
+    """
+
+    def __init__(self, needed: int, available: int):
+        super().__init__(
+            f"the program needs {needed / 2**30:.3g} GiB in addition to its arguments, but only "
+            f"{available / 2**30:.3g} GiB may be used"
+        )
+        self.needed, self.available = needed, available
+
+
+def available_bytes(device: jax.Device) -> int | None:
+    """Return the memory that a program may use in addition to its arguments, or None if unknown.
+
+    CPU devices of a process share the free memory of the computer.
+    """
+    statistics = device.memory_stats() or {}
+    if "bytes_limit" in statistics:
+        return int(_USABLE * (statistics["bytes_limit"] - statistics.get("bytes_in_use", 0)))
+    if device.platform != "cpu":
+        return None
+    free = _free_host_bytes()
+    return None if free is None else int(_USABLE * free / len(jax.local_devices(backend="cpu")))
+
+
+def _free_host_bytes() -> int | None:
+    """Return the free memory of the computer (Linux), or None if unknown."""
+    try:
+        lines = _MEMINFO.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    fields = [line.split() for line in lines if line.startswith("MemAvailable:")]
+    return 1024 * int(fields[0][1]) if fields else None
+
+
+def needed_bytes(program, *args) -> int | None:
+    """Compile a jitted function, as a call with these arguments would, and return its memory.
+
+    A later call uses this compiled program.
+
+    Args:
+      program: Function of `jax.jit`.
+      args: Its arguments.
+
+    Returns:
+      Memory in addition to the arguments (bytes), or None if the compiler does not report it.
+    """
+    compiled = program.lower(*args).compile()
+    try:
+        analysis = compiled.memory_analysis()
+    except (jax.errors.JaxRuntimeError, NotImplementedError):
+        return None
+    if analysis is None:
+        return None
+    new_outputs = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return analysis.temp_size_in_bytes + analysis.generated_code_size_in_bytes + new_outputs
+
+
+def check_fits(program, *args, device: jax.Device) -> int | None:
+    """Return `needed_bytes`; raise ProgramTooLarge if the device has less memory."""
+    needed, available = needed_bytes(program, *args), available_bytes(device)
+    if needed is not None and available is not None and needed > available:
+        raise ProgramTooLarge(needed, available)
+    return needed
+
+
+def predict_bytes(measured: Sequence[tuple[float, int]], size: float) -> float:
+    """Return the memory of a program for batches of `size`, from sizes and memory of others.
+
+    One program determines a proportionality, two or more a line through the last two.
+    """
+    (x, y), *others = reversed(measured)
+    if not others or others[0][0] == x:
+        return y * size / x
+    x0, y0 = others[0]
+    return y + (y - y0) / (x - x0) * (size - x)
+
+
+def largest_size(measured: Sequence[tuple[float, int]], available: int, multiple: int = 1) -> int:
+    """Return the largest batch size that is predicted to fit, below the last measured size.
+
+    Args:
+      measured: Sizes and memory (bytes) of programs, which did not fit.
+      available: Memory that the program may use (bytes).
+      multiple: Result is a multiple of this number; it is at least one of them.
+    """
+    last, target = measured[-1][0], _AIMED * available
+    slope = predict_bytes(measured, last) - predict_bytes(measured, last - 1)
+    size = last - (measured[-1][1] - target) / slope if slope > 0 else last / 2
+    # at most 15/16 of the last size, so that a bad prediction cannot cause many compilations
+    size = min(size, last * 15 / 16)
+    return max(multiple * math.floor(size / multiple), multiple)
