@@ -18,9 +18,18 @@ import os
 import secrets
 import socket
 import stat
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
+
+# Exceptions of `np.load` for missing and corrupted files. NumPy parses headers as Python literals.
+NUMPY_ERRORS = (
+    *(OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, RuntimeError),
+    *(MemoryError, OverflowError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+)
 
 
 def write_text(path: Path, content: str, *, shared: bool = False) -> None:
