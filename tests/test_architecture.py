@@ -316,6 +316,7 @@ def test_files_are_written_by_one_module():
 def test_hdf5_is_read_by_one_module():
     """Files of other people can refer to private files of the user, which hdf5.py rejects."""
     own = {"datasets.hdf5", "simulation.dynamics.h5md", "datasets.builtin.storage"}
+    own |= {"datasets.isolation.program"}
     check(
         [
             f"{module}: uses h5py. Use mlip_jax/datasets/hdf5.py, which rejects links."

@@ -4,6 +4,8 @@
 """
 
 import os
+import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -22,6 +24,27 @@ def test_corrupted_files_are_data_errors(tmp_path, name):
     for seed in range(SEEDS):
         copy = mutation.copy_damaged(path, tmp_path / "copy", np.random.default_rng(seed))
         mutation.read(copy, name, options)
+
+
+@pytest.mark.parametrize("name", ["geom", "molecule3d"])
+def test_pipes_in_folders_are_not_opened(tmp_path, name):
+    """Detects an endless wait for the writer of a named pipe in a folder of other people."""
+    folder, options = mutation.sample(name, tmp_path)
+    files = sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
+
+    def stop(*_):
+        raise mutation.ForbiddenAction("waits for a pipe")
+
+    signal.signal(signal.SIGALRM, stop)
+    for file in files:
+        copy = tmp_path / "copies" / file.name
+        shutil.copytree(folder, copy)
+        (copy / file).unlink()
+        os.mkfifo(copy / file)
+        signal.alarm(10)
+        mutation.read(copy, name, options)
+        signal.alarm(0)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
 
 
 @pytest.mark.slow
