@@ -44,7 +44,7 @@ PACKAGES = ("numpy", "h5py", "grain", "jax", "vesin", "matscipy", "ase")
 
 # Program of `compare`: checkout, reader, path, number of records, folder -> structures, seconds.
 CONVERSION = """
-import ctypes, glob, os, signal, sys
+import contextlib, ctypes, glob, os, signal, sys
 ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: children of workers become children
 checkout, reader, path, records, folder = sys.argv[1:]
 sys.path.insert(0, checkout)
@@ -61,10 +61,11 @@ else:
     with open_data(path, reader) as source:
         job = ShardJob(spec, __import__("pathlib").Path(folder), 0, 0, min(int(records), len(source)))
         convert_shard(job, source)
-for status in map(open, glob.glob("/proc/[0-9]*/stat")):
-    pid, _, rest = status.read().partition(" (")
-    if int(rest.rpartition(")")[2].split()[1]) == os.getpid():
-        os.kill(int(pid), signal.SIGKILL)
+for path in glob.glob("/proc/[0-9]*/stat"):
+    with contextlib.suppress(OSError):  # other processes end
+        pid, _, rest = open(path).read().partition(" (")
+        if int(rest.rpartition(")")[2].split()[1]) == os.getpid():
+            os.kill(int(pid), signal.SIGKILL)
 try:  # the times of children count when they have ended
     while True:
         os.wait()

@@ -196,6 +196,13 @@ def make_subfolder(path: Path) -> Path:
     return path
 
 
+def check_regular_files(folder: Path) -> None:
+    """Raise OSError if a folder contains a pipe or a device, whose opening may never end."""
+    for path in folder.rglob("*"):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise OSError(errno.EINVAL, "is a pipe or a device", str(path))
+
+
 def _refusal(path: str | Path, kind: str) -> OSError:
     """Return the error of a path that must not be written."""
     return OSError(errno.ELOOP, f"is {kind}, which is never written to. Remove it", str(path))

@@ -116,12 +116,13 @@ def stream(
     """Yield function(job) for each job, in order, computing a bounded number of jobs ahead.
 
     The worker processes are those of `run`. If the caller leaves the iterator, they end at once, in
-    the middle of a job. With one process, the jobs run in this process, one at a time.
+    the middle of a job. With `num_processes=1`, the jobs run in this process, one at a time.
 
     Args:
       function: Function of one job.
       jobs: Jobs. At most `ahead` of them are taken before their results.
-      num_processes: Number of workers. None: one per core.
+      num_processes: Number of workers. None: one per core. On a single core, the jobs run in this
+        process as well, unless `on_death` is set.
       ahead: Maximum number of jobs that are pending or running. None: 8 per process.
       on_death: Function that returns the result of a job that kills its worker. To identify that
         job, each suspect is run again in its own process. None: such a job is an error.
@@ -129,8 +130,9 @@ def stream(
     Raises:
       BrokenProcessPool (a RuntimeError): A worker process died, and `on_death` is None.
     """
+    may_die = num_processes is None and on_death is not None
     num_processes = available_cores() if num_processes is None else num_processes
-    if num_processes == 1:
+    if num_processes == 1 and not may_die:
         yield from map(function, jobs)
         return
     source, pending = iter(jobs), deque()

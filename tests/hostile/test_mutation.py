@@ -26,7 +26,7 @@ def test_corrupted_files_are_data_errors(tmp_path, name):
         mutation.read(copy, name, options)
 
 
-@pytest.mark.parametrize("name", ["geom", "molecule3d"])
+@pytest.mark.parametrize("name", ["checkpoint", "geom", "molecule3d", "store"])
 def test_pipes_in_folders_are_not_opened(tmp_path, name):
     """Detects an endless wait for the writer of a named pipe in a folder of other people."""
     folder, options = mutation.sample(name, tmp_path)
@@ -36,8 +36,8 @@ def test_pipes_in_folders_are_not_opened(tmp_path, name):
         raise mutation.ForbiddenAction("waits for a pipe")
 
     signal.signal(signal.SIGALRM, stop)
-    for file in files:
-        copy = tmp_path / "copies" / file.name
+    for number, file in enumerate(files):
+        copy = tmp_path / f"copy-{number}"
         shutil.copytree(folder, copy)
         (copy / file).unlink()
         os.mkfifo(copy / file)

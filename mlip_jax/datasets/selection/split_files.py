@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.datasets.reader import DatasetError, check_regular
 from mlip_jax.datasets.selection.splits import check_parts
 from mlip_jax.files import NUMPY_ERRORS
 from mlip_jax.workdir import atomic_open, write_json
@@ -278,6 +278,7 @@ def _numbers(path: Path) -> np.ndarray:
 
 def _read_bytes(path: Path, limit: int = -1) -> bytes:
     """Return the first `limit` bytes of a file, all by default."""
+    check_regular(path)
     try:
         with open(path, "rb") as file:
             return file.read(limit)

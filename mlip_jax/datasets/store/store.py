@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.datasets.reader import DatasetError, check_regular
 from mlip_jax.datasets.store.shards import Shard, checksum
 from mlip_jax.files import NUMPY_ERRORS
 from mlip_jax.structure import Structure
@@ -327,6 +327,7 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
 
 def _load_index(path: Path) -> np.ndarray:
     """Return a column of the index as a memory map. Raise DatasetError if it is corrupted."""
+    check_regular(path)
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except NUMPY_ERRORS as error:
