@@ -4,10 +4,15 @@
     taskset -c 0 python benchmarks/data.py neighbors  # 40 atoms; with vesin, matscipy and NumPy
     python benchmarks/data.py input                   # batches of a store, with and without a model
     python benchmarks/data.py memory                  # conversion and training, 20 million atoms
+    taskset -c 0 python benchmarks/data.py compare --old CHECKOUT --data spice=A.hdf5 pubchemqcr=B.lmdb
 
 The molecules are random clusters of H, C, N and O with distances of at least 1.1 Å, denser than
 drug-like molecules, in SPICE's layout with 50 conformations each. The speed of reading, checks and
 neighbor lists does not depend on the chemistry. vesin and matscipy are measured if installed.
+
+`compare` converts the first structures of data files with another checkout of mlip_jax and with this
+one in turn, each in a new process. The time is the CPU time of the conversion and of all its
+processes, without the imports of the first.
 """
 
 from __future__ import annotations
@@ -35,6 +40,41 @@ from mlip_jax.graphs.neighbors import neighbor_list
 CUTOFF = 5.0
 SPRING = 2.4  # hartree/Å²; as stiff as real bonds, which the checks of the data require
 PACKAGES = ("numpy", "h5py", "grain", "jax", "vesin", "matscipy", "ase")
+
+
+# Program of `compare`: checkout, reader, path, number of records, folder -> structures, seconds.
+CONVERSION = """
+import contextlib, ctypes, glob, os, signal, sys
+ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: children of workers become children
+checkout, reader, path, records, folder = sys.argv[1:]
+sys.path.insert(0, checkout)
+from mlip_jax.datasets.readers import open_data
+from mlip_jax.datasets.store.conversion import ConversionSpec, convert
+from mlip_jax.datasets.store.shard_conversion import ShardJob, convert_shard
+assert sys.modules["mlip_jax"].__file__.startswith(checkout)
+seconds = lambda: sum(os.times()[:4])
+spec, start = ConversionSpec(path, reader), seconds()
+if records == "all":
+    convert(spec, folder, num_processes=1, reject_invalid=False, progress=False)
+else:
+    os.makedirs(folder + "/shards")
+    with open_data(path, reader) as source:
+        job = ShardJob(spec, __import__("pathlib").Path(folder), 0, 0, min(int(records), len(source)))
+        convert_shard(job, source)
+for path in glob.glob("/proc/[0-9]*/stat"):
+    with contextlib.suppress(OSError):  # other processes end
+        pid, _, rest = open(path).read().partition(" (")
+        if int(rest.rpartition(")")[2].split()[1]) == os.getpid():
+            os.kill(int(pid), signal.SIGKILL)
+try:  # the times of children count when they have ended
+    while True:
+        os.wait()
+except ChildProcessError:
+    used = seconds() - start
+import json, pathlib
+shards = [json.loads(p.read_text()) for p in pathlib.Path(folder, "shards").glob("*.json")]
+print(sum(s["totals"]["structures"] for s in shards), used)
+"""
 
 
 def molecule(rng: np.random.Generator, n_atoms: int) -> np.ndarray:
@@ -99,6 +139,40 @@ def run_convert(folder: Path, repeats: int) -> None:
         f"conversion of {count} structures of 40 atoms, 50 per molecule, with checks: "
         f"{spread(rates)} structures/core-s"
     )
+
+
+def run_compare(folder: Path, repeats: int, old: Path, data: list[str], records: int) -> None:
+    """Compare the rates of conversion of another checkout with those of this one."""
+    checkouts = {"old": old.absolute(), "new": Path(__file__).absolute().parents[1]}
+    for reader, _, path in (each.partition("=") for each in data):
+        count, file = str(records), Path(path).absolute()
+        if file.suffix == ".hdf5":  # convert all of a smaller file, so that workers count
+            count, file = "all", _first_groups(file, folder / file.name, records)
+        rates = {name: [] for name in checkouts}
+        for k in range(repeats):
+            for name, checkout in checkouts.items():
+                store = folder / f"{reader}-{name}-{k}"
+                command = [sys.executable, "-P", "-c", CONVERSION, str(checkout), reader]
+                run = subprocess.run([*command, str(file), count, str(store)], capture_output=True)
+                if run.returncode:
+                    sys.exit(run.stderr.decode())
+                structures, seconds = run.stdout.split()
+                rates[name].append(int(structures) / float(seconds))
+        ratio = np.median(rates["new"]) / np.median(rates["old"])
+        print(
+            f"{reader}, {int(structures)} structures: old {spread(rates['old'])}, new "
+            f"{spread(rates['new'])} structures/CPU-s; ratio of medians {ratio:.2f}",
+            flush=True,
+        )
+
+
+def _first_groups(path: Path, target: Path, count: int) -> Path:
+    """Copy the first `count` groups of an HDF5 file."""
+    with h5py.File(path) as source, h5py.File(target, "w") as file:
+        file.attrs.update(source.attrs)
+        for name in list(source)[:count]:
+            source.copy(name, file)
+    return target
 
 
 def run_neighbors(folder: Path, repeats: int) -> None:
@@ -342,17 +416,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", choices=("convert", "neighbors", "input", "memory"))
+    parser.add_argument("part", choices=("convert", "neighbors", "input", "memory", "compare"))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument(
         "--atoms", type=int, default=20_000_000, help="number of atoms in the store of `memory`"
     )
     parser.add_argument("--folder", type=Path, help="folder of the files; default: temporary")
+    parser.add_argument("--old", type=Path, help="another checkout, for `compare`")
+    parser.add_argument("--data", nargs="+", default=[], help="READER=PATH, for `compare`")
+    parser.add_argument("--records", type=int, default=1000, help="records of each, for `compare`")
     arguments = parser.parse_args()
     print(describe(PACKAGES))
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         if arguments.part == "memory":
             run_memory(Path(folder), arguments.atoms)
+        elif arguments.part == "compare":
+            run_compare(
+                Path(folder), arguments.repeats, arguments.old, arguments.data, arguments.records
+            )
         else:
             {"convert": run_convert, "neighbors": run_neighbors, "input": run_input}[
                 arguments.part

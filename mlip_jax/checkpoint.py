@@ -20,7 +20,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from mlip_jax.files import make_subfolder
+from mlip_jax.files import check_regular_files, make_subfolder
 
 log = logging.getLogger(__name__)
 
@@ -313,6 +313,7 @@ class CheckpointStore:
         folder = self.directory / str(step)
         if not folder.exists():  # a run is replacing it, or ended while replacing it
             folder = self.directory / f"{step}{_REPLACED}"
+        check_regular_files(folder)
         restored = self._orbax.restore(
             folder,
             args=ocp.args.Composite(

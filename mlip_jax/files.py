@@ -18,9 +18,18 @@ import os
 import secrets
 import socket
 import stat
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
+
+# Exceptions of `np.load` for missing and corrupted files. NumPy parses headers as Python literals.
+NUMPY_ERRORS = (
+    *(OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, RuntimeError),
+    *(MemoryError, OverflowError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+)
 
 
 def write_text(path: Path, content: str, *, shared: bool = False) -> None:
@@ -185,6 +194,13 @@ def make_subfolder(path: Path) -> Path:
     if path.is_symlink():
         raise _refusal(path, "a symbolic link to a folder")
     return path
+
+
+def check_regular_files(folder: Path) -> None:
+    """Raise OSError if a folder contains a pipe or a device, whose opening may never end."""
+    for path in folder.rglob("*"):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise OSError(errno.EINVAL, "is a pipe or a device", str(path))
 
 
 def _refusal(path: str | Path, kind: str) -> OSError:

@@ -24,7 +24,35 @@ from typing import Any
 SINGLE_THREADED = {
     name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 }
+_isolated = False  # whether this process may die
 _JOBS_AHEAD = 8  # default maximum number of pending or running jobs per process
+
+
+def is_isolated() -> bool:
+    """Return whether this process is a worker, whose death its parent survives."""
+    return _isolated
+
+
+def set_isolated() -> None:
+    """Declare this process a worker."""
+    global _isolated
+    _isolated = True
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """End this process if the block takes longer, even in the middle of a call of native code.
+
+    Only workers end; other processes have no limit.
+    """
+    if not _isolated:
+        yield
+        return
+    signal.setitimer(signal.ITIMER_REAL, seconds)  # SIGALRM, which ends the process
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def available_cores() -> int:
@@ -39,6 +67,7 @@ def run(
     *,
     initializer: Callable[[], None] | None = None,
     single_inline: bool = True,
+    first_alone: bool = False,
 ) -> Iterator[tuple[int, Any]]:
     """Yield (index of the job, function(job)) in the order in which the jobs finish.
 
@@ -54,6 +83,7 @@ def run(
       initializer: Function that each worker (not this process) calls before its first job.
       single_inline: Whether to run the jobs in this process and in order instead of in a single
         worker.
+      first_alone: Whether to start the other jobs only when the caller requests the second result.
     """
     num_processes = min(available_cores() if num_processes is None else num_processes, len(jobs))
     if not jobs:
@@ -64,9 +94,11 @@ def run(
         return
     executor = _Executor(num_processes, initializer)
     try:
-        futures = {executor.submit(function, job): index for index, job in enumerate(jobs)}
-        for future in as_completed(futures):
-            yield futures.pop(future), future.result()
+        numbers = range(len(jobs))
+        for group in (numbers[:1], numbers[1:]) if first_alone else (numbers,):
+            futures = {executor.submit(function, jobs[index]): index for index in group}
+            for future in as_completed(futures):
+                yield futures.pop(future), future.result()
     except BaseException:
         executor.kill()
         raise
@@ -84,12 +116,13 @@ def stream(
     """Yield function(job) for each job, in order, computing a bounded number of jobs ahead.
 
     The worker processes are those of `run`. If the caller leaves the iterator, they end at once, in
-    the middle of a job. With one process, the jobs run in this process, one at a time.
+    the middle of a job. With `num_processes=1`, the jobs run in this process, one at a time.
 
     Args:
       function: Function of one job.
       jobs: Jobs. At most `ahead` of them are taken before their results.
-      num_processes: Number of workers. None: one per core.
+      num_processes: Number of workers. None: one per core. On a single core, the jobs run in this
+        process as well, unless `on_death` is set.
       ahead: Maximum number of jobs that are pending or running. None: 8 per process.
       on_death: Function that returns the result of a job that kills its worker. To identify that
         job, each suspect is run again in its own process. None: such a job is an error.
@@ -97,8 +130,9 @@ def stream(
     Raises:
       BrokenProcessPool (a RuntimeError): A worker process died, and `on_death` is None.
     """
+    may_die = num_processes is None and on_death is not None
     num_processes = available_cores() if num_processes is None else num_processes
-    if num_processes == 1:
+    if num_processes == 1 and not may_die:
         yield from map(function, jobs)
         return
     source, pending = iter(jobs), deque()
@@ -213,6 +247,7 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 def _initialize(initializer: Callable[[], None] | None) -> None:
     """Prepare a worker: ignore stop requests, which the parent handles, and end with the parent."""
+    set_isolated()
     for number in (signal.SIGINT, signal.SIGUSR1):  # not SIGTERM: the executor ends workers with it
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()

@@ -316,6 +316,7 @@ def test_files_are_written_by_one_module():
 def test_hdf5_is_read_by_one_module():
     """Files of other people can refer to private files of the user, which hdf5.py rejects."""
     own = {"datasets.hdf5", "simulation.dynamics.h5md", "datasets.builtin.storage"}
+    own |= {"datasets.isolation.program"}
     check(
         [
             f"{module}: uses h5py. Use mlip_jax/datasets/hdf5.py, which rejects links."
@@ -324,3 +325,19 @@ def test_hdf5_is_read_by_one_module():
             and module not in own
         ]
     )
+
+
+def test_native_parsers_run_in_isolation():
+    """A corrupted database or SMILES can crash its parser, or keep it busy without end."""
+    program = "datasets.isolation.program"
+    # SMILES that the package generates, or has checked when it read them
+    generated = {f"datasets.builtin.{name}" for name in ("conformations", "conformers", "generate")}
+    violations = []
+    for module, path in sources().items():
+        text = path.read_text(encoding="utf-8")
+        parses = re.search(r"MolFrom(Smiles|MolBlock)\(", text) and "is_safe_" not in text
+        if parses and module not in {program, *generated}:
+            violations.append(f"{module}: first call is_safe_smiles of datasets/isolation.")
+        if "sqlite3.connect(" in text and module != program:
+            violations.append(f"{module}: use connect of datasets/formats/ase_database.py.")
+    check(violations)

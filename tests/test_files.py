@@ -4,6 +4,7 @@ import os
 
 import pytest
 from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
 
 from mlip_jax import files, workdir
 from mlip_jax.checkpoint import CheckpointStore
@@ -40,6 +41,12 @@ def append_frames(folder):
     trajectories.FORMS["extxyz"].append(folder / "0.xyz", frames)
 
 
+def append_hdf5(folder):
+    frame = Atoms("H", info={"step": 0, "time_fs": 0.0})
+    frame.calc = SinglePointCalculator(frame, energy=0.0)
+    trajectories.FORMS["hdf5"].append(folder / "0.h5", [frame])
+
+
 # Writers, and the names in their folder that they use.
 WRITERS = {
     "workdir": (claim, ".lock", ".config.json.tmp", "config.json"),
@@ -50,6 +57,7 @@ WRITERS = {
     "journal": (lambda f: Journal(f, 0, Layout((), ("xyz",))), "part-0.csv", "part-0.xyz"),
     "results": (lambda f: ResultCache(f / "results"), "results"),
     "trajectory": (append_frames, "0.xyz"),
+    "hdf5": (append_hdf5, "0.h5"),
     "truncation": (lambda f: trajectories.FORMS["extxyz"].truncate(f / "0.xyz", 1), "0.xyz"),
 }
 

@@ -86,12 +86,18 @@ def test_computed_values_of_databases_are_limited(tmp_path, monkeypatch):
         ase_reader.Reader(tmp_path / "a.db")
 
 
-def test_thin_cells_are_rejected():
-    """Detects the enumeration of 10¹² periodic images."""
+def test_thin_cells_are_rejected(monkeypatch):
+    """Detects the enumeration of 10¹² periodic images, and a limit that cannot be raised."""
     cell = np.diag([0.001] * 3)
     assert cell_problem(cell, np.ones(3, bool)) == "lattice planes closer than 0.1 Å"
     with pytest.raises(ValueError, match="MLIP_JAX_MAX_IMAGE_ATOMS"):
         neighbor_list(np.zeros((1, 3)), 5.0, cell, np.ones(3, bool))
+    cubic = (np.zeros((1, 3)), 5.0, np.diag([4.0] * 3), np.ones(3, bool))
+    monkeypatch.setenv("MLIP_JAX_MAX_IMAGE_ATOMS", "10")
+    with pytest.raises(ValueError, match="limit of 10. .*MLIP_JAX_MAX_IMAGE_ATOMS to a larger"):
+        neighbor_list(*cubic)
+    monkeypatch.setenv("MLIP_JAX_MAX_IMAGE_ATOMS", "1000")
+    assert len(neighbor_list(*cubic).senders) == 6
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ import select
 import signal
 import time
 
+from mlip_jax import workers
+
 
 class JobError(Exception):
     pass
@@ -35,6 +37,10 @@ def fail_at_three(x):
 
 
 def die_at_negative(x):
+    """Die at negative numbers: by a time limit at -2, otherwise by a signal."""
+    if x == -2:
+        with workers.time_limit(0.1):
+            time.sleep(60)
     if x < 0:
         os.kill(os.getpid(), signal.SIGKILL)
     return x * x
@@ -49,3 +55,12 @@ def settings(names):
 
 def mark():
     os.environ["MARK"] = f"of {os.getpid()}"
+
+
+def crash_at_second_shard(job, source=None):
+    """Convert a shard, unless it is the second one."""
+    from mlip_jax.datasets.store.shard_conversion import convert_shard
+
+    if job.number == 1:
+        os.abort()
+    convert_shard(job, source)

@@ -19,6 +19,8 @@ import h5py
 import numpy as np
 
 from mlip_jax import limits
+from mlip_jax.datasets.isolation.files import check_hdf5
+from mlip_jax.datasets.isolation.program import MANY_CHUNKS
 from mlip_jax.datasets.reader import DatasetError, check_regular
 
 # Exceptions of h5py and NumPy when they read corrupted records.
@@ -34,6 +36,8 @@ HDF5_ERRORS = (
     OverflowError,
 )
 _HARD, _VIRTUAL, _CONTIGUOUS = h5py.h5l.TYPE_HARD, h5py.h5d.VIRTUAL, h5py.h5d.CONTIGUOUS
+
+_MANY_VALUES = 100_000  # larger arrays are checked for chunks without values
 
 
 class Hdf5Array:
@@ -56,6 +60,20 @@ class Hdf5Array:
         """Raise DatasetError if the array would need too much memory."""
         limits.check("array_bytes", math.prod(self.shape) * itemsize, self._source, DatasetError)
 
+    def _check_chunks(self) -> None:
+        """Raise DatasetError if the array has many chunks without stored values.
+
+        A small file can state millions of chunks, and HDF5 then looks for each of them.
+        """
+        properties = self.id.get_create_plist()
+        if properties.get_layout() == h5py.h5d.CHUNKED:
+            chunks = math.prod(-(-n // c) for n, c in zip(self.shape, properties.get_chunk()))
+            if chunks > max(self.id.get_storage_size(), MANY_CHUNKS):
+                raise DatasetError(
+                    f"{self._source}: an array of {chunks:,} chunks with "
+                    f"{self.id.get_storage_size():,} bytes of values; the file is corrupted"
+                )
+
     @property
     def dtype(self) -> np.dtype:
         """Data type of the array."""
@@ -71,6 +89,8 @@ class Hdf5Array:
         if dtype is None:
             dtype = self.dtype
             self._check_size(dtype.itemsize)
+        if math.prod(self.shape) > _MANY_VALUES:
+            self._check_chunks()
         values = np.empty(self.shape, dtype)
         if values.size:
             self.id.read(h5py.h5s.ALL, h5py.h5s.ALL, values)
@@ -164,7 +184,7 @@ class Hdf5File(Hdf5Group):
         """Open a file for reading.
 
         Raises:
-          DatasetError: The file is missing, truncated or not an HDF5 file.
+          DatasetError: The file is missing, truncated or not an HDF5 file, or crashes HDF5.
         """
         self.path = path
         if not path.exists():
@@ -172,6 +192,7 @@ class Hdf5File(Hdf5Group):
                 f"{path}: no such file. Give the path of an HDF5 file as config.data.path."
             )
         check_regular(path)
+        check_hdf5(path)
         try:
             self._file = h5py.File(path, "r")
             super().__init__(self._file["/"].id, f"{path.name}:")

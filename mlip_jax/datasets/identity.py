@@ -10,6 +10,7 @@ import re
 import numpy as np
 
 from mlip_jax import limits
+from mlip_jax.datasets.isolation import molecules
 from mlip_jax.datasets.reader import DatasetError
 
 _ATOM_MAP = re.compile(r":\d+(?=\])")
@@ -38,21 +39,8 @@ def molecule_identity(smiles: str) -> str:
     limits.check("smiles_characters", len(smiles), "SMILES", DatasetError)
     if not smiles or method() == AS_WRITTEN:
         return as_written
-    from rdkit import Chem, rdBase
-
-    with rdBase.BlockLogs():
-        try:
-            molecule = Chem.MolFromSmiles(as_written)
-            if molecule is None:
-                return as_written
-            labeled = [atom for atom in molecule.GetAtoms() if atom.GetIsotope()]
-            for atom in labeled:
-                atom.SetIsotope(0)
-            if labeled:  # isotopes of hydrogen have become ordinary hydrogens
-                molecule = Chem.RemoveHs(molecule)
-            return Chem.MolToSmiles(molecule, isomericSmiles=False)
-        except (ValueError, RuntimeError):  # RDKit raises both
-            return as_written
+    identity = molecules.identify_smiles(as_written)
+    return as_written if identity is None else identity
 
 
 def readable_name(molecule: str) -> str:
@@ -65,7 +53,7 @@ def readable_name(molecule: str) -> str:
     ('CO', 'aspirin')
     """
     as_written = _ATOM_MAP.sub("", molecule)
-    if as_written == molecule or method() == AS_WRITTEN:
+    if as_written == molecule or method() == AS_WRITTEN or not molecules.is_safe_smiles(as_written):
         return as_written
     from rdkit import Chem, rdBase
 

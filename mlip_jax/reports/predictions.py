@@ -3,11 +3,11 @@
 import dataclasses
 import functools
 import os
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
+from mlip_jax.files import NUMPY_ERRORS
 from mlip_jax.workdir import atomic_open
 
 
@@ -124,8 +124,10 @@ class Predictions:
                     )
                 names = [*_KINDS, *(name for name in _OPTIONAL if name in file.files)]
                 return cls(**{name: file[name] for name in names})
+        except FileNotFoundError:
+            raise
         # For a file with a single array, NumPy returns an array, which is not a context manager.
-        except (ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        except NUMPY_ERRORS as error:
             raise ValueError(f"{path}: not a valid file of predictions: {error}") from error
 
 

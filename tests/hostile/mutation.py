@@ -2,12 +2,14 @@
 
     python tests/hostile/mutation.py FOLDER NAME COUNT SEED
 
-It corrupts the sample of the reader NAME (tests/datasets/readers/samples) COUNT times, opens each
-copy under limits of memory and time, and prints a line of JSON per copy that does not end in
-structures or a DatasetError. An audit hook forbids the program to write to, or to connect to,
-anything outside of FOLDER. The last line is "done".
+It corrupts the sample of the reader NAME (tests/datasets/readers/samples), or of the target NAME
+(targets.py), COUNT times, and opens each copy under limits of memory and time. It prints a line of
+JSON per copy that ends in anything but content or an error of its kind, such as DatasetError. An
+audit hook forbids the program to write to, or to connect to, anything outside of FOLDER. The last
+line is "done".
 """
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -21,6 +23,10 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tests.hostile.targets import TARGETS
+
 SAMPLES = ROOT / "tests/datasets/readers/samples"
 SECONDS, MEMORY = 20, 4 * 2**30  # limits of one file
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -72,7 +78,10 @@ def damaged(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def sample(name: str, folder: Path):
-    """Return path and options of the sample of a reader."""
+    """Return path and options of the sample of a reader or target."""
+    if name in TARGETS:
+        (folder / "sample").mkdir()
+        return TARGETS[name].make(folder / "sample"), {}
     spec = importlib.util.spec_from_file_location(f"sample_{name}", SAMPLES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -97,6 +106,10 @@ def copy_damaged(source: Path, target: Path, rng: np.random.Generator) -> Path:
 
 def read(path: Path, name: str, options: dict) -> None:
     """Detect the format of a file and read it completely."""
+    if name in TARGETS:
+        with contextlib.suppress(*TARGETS[name].errors()):
+            TARGETS[name].read(path)
+        return
     from mlip_jax.datasets import readers
     from mlip_jax.datasets.reader import DatasetError
 
@@ -112,7 +125,6 @@ def read(path: Path, name: str, options: dict) -> None:
 def main() -> None:
     """Corrupt and read the sample COUNT times."""
     folder, name, count, seed = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-    sys.path.insert(0, str(ROOT))
     path, options = sample(name, folder)
     read(path, name, options)  # imports everything
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

@@ -29,6 +29,7 @@ from mlip_jax.datasets.builtin.molecule_tables import (
     SUBSTITUENTS,
     SUBSTITUENTS_PER_RING,
 )
+from mlip_jax.datasets.isolation.molecules import is_safe_smiles
 
 
 class Molecule(NamedTuple):
@@ -89,7 +90,7 @@ def read_smiles_file(
         words = text.split(maxsplit=1)
         if not words or words[0].startswith("#"):
             continue
-        mol = Chem.MolFromSmiles(words[0])
+        mol = Chem.MolFromSmiles(words[0]) if is_safe_smiles(words[0]) else None
         if mol is None or not mol.GetNumAtoms():
             problems.append(f"{path}, line {line}: {words[0]!r} is not a valid SMILES string")
             continue

@@ -33,7 +33,6 @@ import dataclasses
 import json
 import math
 import sqlite3
-import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -41,6 +40,8 @@ from typing import Any, Self
 import numpy as np
 
 from mlip_jax import limits
+from mlip_jax.datasets.isolation.files import check_sqlite
+from mlip_jax.datasets.isolation.program import connect_sqlite, has_journal, tables_of
 from mlip_jax.datasets.reader import DatasetError
 
 _MAGIC = b"SQLite format 3\0"
@@ -102,9 +103,7 @@ class AseDatabase:
         """
         self.path = Path(path)
         _check_header(self.path)
-        self._connection = sqlite3.connect(_uri(self.path), uri=True, check_same_thread=False)
-        longest = min(limits.limit("array_bytes"), 2**31 - 1)  # of computed values, too
-        self._connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, longest)
+        self._connection = connect(self.path)
         try:
             self.version, self.metadata = self._information()
             self._ids = self._row_ids()
@@ -165,12 +164,7 @@ class AseDatabase:
 
     def _information(self) -> tuple[int, dict[str, Any]]:
         """Return the version of the format and the metadata."""
-        tables = {
-            name
-            for (name,) in self._connection.execute(
-                "SELECT name FROM sqlite_master WHERE type = 'table'"
-            )
-        }
+        tables = tables_of(self._connection)
         if not {"systems", "information"} <= tables:
             raise DatasetError(
                 f"{self.path}: is an SQLite file without the tables of an ASE database; found "
@@ -246,6 +240,17 @@ class AseDatabase:
             ) from error
 
 
+def connect(path: Path) -> sqlite3.Connection:
+    """Open a database of other people for reading.
+
+    Raises:
+      DatasetError: SQLite crashes on the file, or takes too long.
+      sqlite3.Error: The file cannot be opened.
+    """
+    check_sqlite(path)
+    return connect_sqlite(path, min(limits.limit("array_bytes"), 2**31 - 1))
+
+
 def is_sqlite(path: Path) -> bool:
     """Return whether a file begins like an SQLite file, complete or not. Never raises."""
     try:
@@ -260,14 +265,9 @@ def is_ase_database(path: Path) -> bool:
     if not is_sqlite(path):
         return False
     try:
-        connection = sqlite3.connect(_uri(path), uri=True)
+        connection = connect(path)
         try:
-            tables = {
-                name
-                for (name,) in connection.execute(
-                    "SELECT name FROM sqlite_master WHERE type = 'table'"
-                )
-            }
+            tables = tables_of(connection)
         finally:
             connection.close()
         return {"systems", "information"} <= tables
@@ -378,21 +378,7 @@ def _check_header(path: Path) -> None:
     expected = (65536 if page == 1 else page) * int.from_bytes(head[28:32], "big")
     # The page count is valid if the two change counters agree. Old SQLite versions do not update
     # it.
-    if head[24:28] == head[92:96] and size < expected and not _has_journal(path):
+    if head[24:28] == head[92:96] and size < expected and not has_journal(path):
         raise DatasetError(
             f"{path}: is truncated: {size} bytes of {expected}. Download or copy it again."
         )
-
-
-def _has_journal(path: Path) -> bool:
-    """Return whether an interrupted writer left a write-ahead log or a journal next to the file."""
-    companions = (path.with_name(path.name + end) for end in ("-wal", "-journal"))
-    return any(p.exists() and p.stat().st_size for p in companions)
-
-
-def _uri(path: Path) -> str:
-    """Return the URI that opens a file read-only."""
-    # `immutable` needs no lock files, as on read-only media, but ignores a log next to the file.
-    return f"file:{urllib.parse.quote(str(path.absolute()))}?mode=ro" + (
-        "" if _has_journal(path) else "&immutable=1"
-    )

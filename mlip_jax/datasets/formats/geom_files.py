@@ -10,7 +10,7 @@ import gzip
 import json
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,8 +18,8 @@ import numpy as np
 
 from mlip_jax.datasets.formats import archives, safe_pickle
 from mlip_jax.datasets.formats.elements import validate_numbers
+from mlip_jax.datasets.isolation.molecules import read_binaries
 from mlip_jax.datasets.reader import DatasetError
-from mlip_jax.datasets.smiles.rdkit_process import RDKitParser
 
 _HEAD = 1 << 16  # first bytes of a file, which contain the key "conformers" of the first molecule
 MAX_MOLECULE = 1 << 26  # bytes in MessagePack; 7,000 conformers of 100 atoms take 25 MB
@@ -47,33 +47,46 @@ class GeomRecord(NamedTuple):
 class RDKitMolecule:
     """Replacement for rdkit.Chem.rdchem.Mol in a pickle. It keeps the bytes for RDKit's parser."""
 
-    __slots__ = ("_binary",)
+    __slots__ = ("_binary", "_result")
 
     def __init__(self, binary):
         if not isinstance(binary, bytes):
             raise TypeError(f"an RDKit molecule of {type(binary).__name__}, expected bytes")
-        self._binary = binary
+        self._binary, self._result = binary, None
 
     def __setstate__(self, _):
         """Ignore attributes that a program attached to the molecule."""
 
     def atoms(self, source: str) -> tuple[np.ndarray, np.ndarray, float]:
         """Return atomic numbers, positions (Å) and formal charge (e) of the molecule."""
-        try:
-            numbers, positions, charge = _PARSER.parse(self._binary)
-        except ImportError as error:
-            raise ImportError(
-                "GEOM's pickles require the package rdkit: pip install 'mlip-flax[data]'"
-            ) from error
-        except ValueError as error:
+        if self._result is None:
+            parse_molecules([self])
+        if isinstance(self._result, ValueError):
             raise DatasetError(
-                f"{source}: RDKit cannot read the molecule ({error}). The file is corrupted, or a "
-                "later version of RDKit wrote it."
-            ) from error
+                f"{source}: RDKit cannot read the molecule ({self._result}). The file is "
+                "corrupted, or a later version of RDKit wrote it."
+            ) from self._result
+        numbers, positions, charge = self._result
+        self._result = None  # the arrays belong to the structure
         return validate_numbers(numbers, source), positions, charge
 
 
-_PARSER = RDKitParser()
+def parse_molecules(molecules: Sequence[RDKitMolecule]) -> None:
+    """Parse several molecules at once, which is faster. Errors are raised by `RDKitMolecule.atoms`.
+
+    Raises:
+      ImportError: RDKit is missing.
+    """
+    try:
+        results = read_binaries([molecule._binary for molecule in molecules])  # noqa: SLF001
+    except ImportError as error:
+        raise ImportError(
+            "GEOM's pickles require the package rdkit: pip install 'mlip-flax[data]'"
+        ) from error
+    for molecule, result in zip(molecules, results):
+        molecule._result = result  # noqa: SLF001
+
+
 _ALLOWED = {**safe_pickle.NUMPY, ("rdkit.Chem.rdchem", "Mol"): RDKitMolecule}
 
 
@@ -150,7 +163,9 @@ class PickleFolder:
     def __init__(self, path: Path, subset: str):
         self._path = path
         self._summaries = {
-            p.stem.removeprefix("summary_"): p for p in sorted(path.glob("summary_*.json"))
+            p.stem.removeprefix("summary_"): p
+            for p in sorted(path.glob("summary_*.json"))
+            if p.is_file()
         }
         if self._summaries:
             known = self._summaries
@@ -208,9 +223,9 @@ class PickleFolder:
 
 
 def pickles_in(folder: Path) -> Iterator[Path]:
-    """Yield the pickles in a folder and in its immediate subfolders."""
-    yield from folder.glob("*.pickle")
-    yield from folder.glob("*/*.pickle")
+    """Yield the pickles in a folder and in its immediate subfolders, without pipes and devices."""
+    for pattern in ("*.pickle", "*/*.pickle"):
+        yield from (p for p in folder.glob(pattern) if p.is_file())
 
 
 def _subset_of(name: str) -> str:

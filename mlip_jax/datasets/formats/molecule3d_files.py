@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.datasets.reader import DatasetError, check_regular
 
 _FILE = re.compile(r"combined_mols_(\d+)_to_(\d+)\.sdf")
 _COLUMNS = ("dipole x", "dipole y", "dipole z", "homo", "lumo", "homolumogap", "scf energy")
@@ -91,6 +91,7 @@ class PropertyTable:
 
     def __init__(self, path: Path):
         self.path = path
+        check_regular(path)
         self._file = path.open("rb")
         header = self._file.readline().decode("utf-8", "replace")
         self._columns = {name.strip().lower(): i for i, name in enumerate(_cells(header))}
@@ -143,7 +144,9 @@ def sdf_files(folder: Path) -> dict[tuple[int, int], Path]:
     if not folder.is_dir():
         return {}
     matches = ((_FILE.fullmatch(p.name), p) for p in folder.glob("combined_mols_*.sdf"))
-    return {(int(m[1]), int(m[2])): p for m, p in matches if m and int(m[2]) > int(m[1])}
+    return {
+        (int(m[1]), int(m[2])): p for m, p in matches if m and int(m[2]) > int(m[1]) and p.is_file()
+    }
 
 
 def _cells(line: str) -> list[str]:

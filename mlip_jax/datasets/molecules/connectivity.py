@@ -17,6 +17,7 @@ from rich.progress import (
 )
 
 from mlip_jax import workers
+from mlip_jax.datasets.isolation.molecules import is_safe_smiles
 
 _CHUNK = 500  # molecules per job of a worker process
 _LONG = 5_000  # minimum number of molecules for several processes and a progress bar
@@ -102,7 +103,7 @@ def from_smiles(smiles: str) -> Any | None:
 
     with rdBase.BlockLogs():
         try:
-            mol = Chem.MolFromSmiles(smiles) if smiles else None
+            mol = Chem.MolFromSmiles(smiles) if smiles and is_safe_smiles(smiles) else None
             return mol if mol is not None and mol.GetNumAtoms() else None
         except (ValueError, RuntimeError):  # RDKit's violated invariants are RuntimeErrors
             return None

@@ -15,7 +15,7 @@ from ase import Atoms
 
 from mlip_jax import limits
 from mlip_jax.datasets.charges import total_charge
-from mlip_jax.datasets.formats.ase_database import AseDatabase, is_sqlite
+from mlip_jax.datasets.formats.ase_database import AseDatabase, connect, is_sqlite
 from mlip_jax.datasets.formats.ase_frames import remove_placeholder_cell
 from mlip_jax.datasets.formats.xyz import parse_frame
 from mlip_jax.datasets.reader import DatasetError
@@ -115,9 +115,7 @@ def read_database(path: Path, selected: IndexFilter, limit: int | None) -> Itera
 def _reject_constraints(path: Path) -> None:
     """Raise DatasetError if a database has constraints, which would silently be ignored."""
     try:
-        with contextlib.closing(
-            sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
-        ) as connection:
+        with contextlib.closing(connect(path)) as connection:
             row = connection.execute(
                 "SELECT id FROM systems WHERE constraints IS NOT NULL AND constraints "
                 "NOT IN ('', '[]') LIMIT 1"

@@ -10,6 +10,7 @@ import pkgutil
 from pathlib import Path
 
 from mlip_jax.config import ConfigError, unknown_name
+from mlip_jax.datasets.isolation import files as isolated_files
 from mlip_jax.datasets.reader import DatasetError, MultiFileReader, Reader, check_regular
 
 
@@ -42,6 +43,7 @@ def detect(path: str | Path) -> str:
             f"{path}: no such file or folder. Give the path of the data as config.data.path."
         )
     check_regular(path)
+    isolated_files.check(path)
     if (path / "manifest.json").is_file():
         raise DatasetError(f"{path}: is already a store. Use it directly.")
     matching = [name for name in names() if get(name).matches(path)]

@@ -29,9 +29,8 @@ of the SMILES.
 
 The pickles require the package rdkit. An RDKit molecule in them is a byte string, which the
 restricted unpickler of datasets/formats/safe_pickle.py extracts and RDKit's own parser reads. That
-parser runs no code of the file, but it is not designed for corrupted input: wrong bytes inside a
-molecule can end the process instead of raising an error. The MessagePack files contain no RDKit
-molecules.
+parser runs no code of the file, but wrong bytes inside a molecule can crash it. It therefore runs in
+a separate process (datasets/isolation/). The MessagePack files contain no RDKit molecules.
 """
 
 from __future__ import annotations
@@ -54,6 +53,7 @@ from mlip_jax.datasets.formats.geom_files import (
     PickleFolder,
     RDKitMolecule,
     kind_of,
+    parse_molecules,
     pickles_in,
 )
 from mlip_jax.datasets.formats.pickle_messages import short_keys
@@ -193,7 +193,9 @@ class Reader(reader.Reader):
             if isinstance(each, Mapping):
                 names |= {str(k) for k in each} - _KNOWN_OF_CONFORMER
         report.add_unread(names)
-        for c in _lowest(conformers, self._max_conformers, source):
+        chosen = _lowest(conformers, self._max_conformers, source)
+        _parse_ahead(conformers, chosen)
+        for c in chosen:
             where = f"{source}#{c}"
             numbers, positions, charge = _atoms(conformers[c], where)
             if not np.isfinite(positions).all():
@@ -218,6 +220,18 @@ class Reader(reader.Reader):
                 source=source,
                 properties={**_labels(conformers[c], _OF_CONFORMER, where), **shared},
             )
+
+
+def _parse_ahead(conformers: list, chosen: list[int]) -> None:
+    """Parse the RDKit molecules of the chosen conformers at once."""
+    binaries = [
+        conformers[c]["rd_mol"]
+        for c in chosen
+        if isinstance(conformers[c], Mapping)
+        and isinstance(conformers[c].get("rd_mol"), RDKitMolecule)
+    ]
+    if binaries:
+        parse_molecules(binaries)
 
 
 def _lowest(conformers: list, count: int | None, source: str) -> list[int]:

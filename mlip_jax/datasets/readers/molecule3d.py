@@ -36,6 +36,7 @@ from ase.data import atomic_numbers
 from mlip_jax.datasets import options, reader
 from mlip_jax.datasets.formats.molecule3d_files import PropertyTable, SdfFile, sdf_files
 from mlip_jax.datasets.identity import molecule_identity
+from mlip_jax.datasets.isolation.molecules import is_safe_mol_block
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.structure import Structure
 
@@ -306,5 +307,6 @@ def _smiles(block: bytes) -> str:
             "the option smiles requires RDKit: pip install 'mlip-flax[data]'"
         ) from error
     RDLogger.DisableLog("rdApp.*")
-    molecule = Chem.MolFromMolBlock(block.decode("utf-8", "replace"), removeHs=True)
+    text = block.decode("utf-8", "replace")
+    molecule = Chem.MolFromMolBlock(text, removeHs=True) if is_safe_mol_block(text) else None
     return "" if molecule is None else Chem.MolToSmiles(molecule)

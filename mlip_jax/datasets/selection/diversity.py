@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mlip_jax.datasets.identity import group, stable_ids
+from mlip_jax.datasets.isolation.molecules import is_safe_smiles
 from mlip_jax.datasets.molecules.fingerprints import morgan_fingerprint
 
 
@@ -72,7 +73,7 @@ def maxmin_rank(
     def pick(structures: np.ndarray, picks: int) -> np.ndarray:
         fingerprints = []
         for text in (smiles[k] for k in structures):
-            mol = Chem.MolFromSmiles(text) if text else None
+            mol = Chem.MolFromSmiles(text) if text and is_safe_smiles(text) else None
             if mol is None:
                 raise ValueError(
                     f"the selection of diverse molecules requires valid SMILES; received {text!r}"

@@ -22,6 +22,7 @@ from rich.progress import (
 
 from mlip_jax import workers
 from mlip_jax.datasets.identity import group
+from mlip_jax.datasets.isolation.molecules import is_safe_smiles
 from mlip_jax.datasets.reader import DatasetError
 
 log = logging.getLogger(__name__)
@@ -151,7 +152,7 @@ def _scaffold(smiles: str) -> str | None:
 
     with rdBase.BlockLogs():
         try:
-            molecule = Chem.MolFromSmiles(smiles)
+            molecule = Chem.MolFromSmiles(smiles) if is_safe_smiles(smiles) else None
             if molecule is None or not molecule.GetNumAtoms():
                 return None
             for atom in molecule.GetAtoms():

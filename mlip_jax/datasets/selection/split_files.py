@@ -13,16 +13,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.datasets.reader import DatasetError, check_regular
 from mlip_jax.datasets.selection.splits import check_parts
+from mlip_jax.files import NUMPY_ERRORS
 from mlip_jax.workdir import atomic_open, write_json
 
 _WORDS = {
@@ -238,7 +237,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise ValueError("one bare array")
             return {name: file[name] for name in file.files}
-    except (ValueError, EOFError, KeyError, OSError, zipfile.BadZipFile, zlib.error) as error:
+    except NUMPY_ERRORS as error:
         raise DatasetError(f"{path}: cannot be read as npz arrays of integers ({error})") from error
 
 
@@ -251,7 +250,7 @@ def _numbers(path: Path) -> np.ndarray:
             if not isinstance(numbers, np.ndarray):
                 raise ValueError("an archive of arrays, whose name must end in .npz")
             return numbers
-        except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+        except NUMPY_ERRORS as error:
             raise DatasetError(
                 f"{path}: cannot be read as an array of integers ({error})"
             ) from error
@@ -279,6 +278,7 @@ def _numbers(path: Path) -> np.ndarray:
 
 def _read_bytes(path: Path, limit: int = -1) -> bytes:
     """Return the first `limit` bytes of a file, all by default."""
+    check_regular(path)
     try:
         with open(path, "rb") as file:
             return file.read(limit)

@@ -9,11 +9,14 @@ from typing import NamedTuple
 import numpy as np
 from ase import Atoms
 
-from mlip_jax import limits
+from mlip_jax import limits, workers
+from mlip_jax.datasets.isolation.molecules import is_safe_mol_block, is_safe_smiles
 
 # Time limit (s) for embedding one molecule, for each of two attempts. Without it, large cages and
 # long chains could take days.
 _TIMEOUT = 300
+# Limits (s) of a worker process for parsing a molecule, and for all of its embedding.
+_PARSING, _EMBEDDING = 60.0, 2 * _TIMEOUT + 300.0
 _GAP = 3.0  # distance (Å) between the fragments of a salt or solvate; ETKDG lets them overlap
 
 
@@ -96,12 +99,14 @@ def embed_entry(job: tuple[Entry, EmbeddingOptions]) -> list[MoleculeRecord]:
     smiles, conformers = entry.smiles, []
     with rdBase.BlockLogs():
         try:
-            molecule = (
-                _from_block(entry.mol_block) if entry.mol_block else _from_smiles(entry.smiles)
-            )
-            smiles = smiles or _smiles_of(molecule)
-            molecule, geometry = _with_positions(molecule, smiles, options)
-            conformers = _conformers(molecule)
+            with workers.time_limit(_PARSING):
+                molecule = (
+                    _from_block(entry.mol_block) if entry.mol_block else _from_smiles(entry.smiles)
+                )
+                smiles = smiles or _smiles_of(molecule)
+            with workers.time_limit(_EMBEDDING):
+                molecule, geometry = _with_positions(molecule, smiles, options)
+                conformers = _conformers(molecule)
             failure = f"RDKit created {len(conformers)} of {options.num_conformers} conformers"
         except (ValueError, RuntimeError) as error:  # RDKit raises both
             failure = " ".join(str(error).split())
@@ -122,6 +127,8 @@ def _from_smiles(smiles: str):
     if not smiles:
         raise UnusableMoleculeError("no SMILES")
     limits.check("smiles_characters", len(smiles), "SMILES", UnusableMoleculeError)
+    if not is_safe_smiles(smiles):
+        raise UnusableMoleculeError(f"RDKit crashes on the SMILES {_short(smiles)}, or hangs")
     molecule = Chem.MolFromSmiles(smiles)
     if molecule is None:
         raise UnusableMoleculeError(
@@ -135,6 +142,8 @@ def _from_block(block: str):
     """Return the RDKit molecule of a mol block. Raise UnusableMoleculeError if it is invalid."""
     from rdkit import Chem
 
+    if not is_safe_mol_block(block):
+        raise UnusableMoleculeError("RDKit crashes on the mol block, or hangs")
     molecule = Chem.MolFromMolBlock(block, removeHs=False)
     if molecule is None:
         raise UnusableMoleculeError(
@@ -276,7 +285,7 @@ def _conformers(molecule) -> list[tuple[Atoms, bytes]]:
 def failed_records(job: tuple[Entry, EmbeddingOptions]) -> list[MoleculeRecord]:
     """Return the records of a molecule whose worker process died while embedding it."""
     entry, options = job
-    failure = f"{entry.where}: the process that embedded it died in RDKit (out of memory?)"
+    failure = f"{entry.where}: RDKit crashed on it, hung, or needed too much memory"
     return [
         MoleculeRecord(
             entry.number * options.num_conformers + c, entry.name, entry.smiles, None, failure

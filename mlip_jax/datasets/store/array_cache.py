@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mlip_jax.files import make_subfolder
+from mlip_jax.files import NUMPY_ERRORS, make_subfolder
 from mlip_jax.workdir import atomic_open
 
 log = logging.getLogger(__name__)
@@ -58,6 +58,6 @@ def _read(path: Path, dtype: type, rows: int, content: str) -> np.ndarray | None
                 f"{values.dtype} of shape {values.shape}, expected {np.dtype(dtype)} of {rows} rows"
             )
         return values
-    except (OSError, ValueError, EOFError) as error:
+    except NUMPY_ERRORS as error:
         log.warning("%s is corrupted (%s); recomputing the %s", path, error, content)
         return None

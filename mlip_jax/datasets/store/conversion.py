@@ -17,11 +17,13 @@ import fcntl
 import functools
 import logging
 from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from rich import progress as bars
 
 from mlip_jax import workers
+from mlip_jax.datasets.isolation.files import is_large_native
 from mlip_jax.datasets.quality import checks
 from mlip_jax.datasets.quality.diagnosis import diagnose
 from mlip_jax.datasets.quality.problems import EARLY
@@ -158,18 +160,60 @@ def _convert_missing(
     with bar:
         completed = num_records - sum(job.stop - job.start for job in jobs)
         task = bar.add_task("", total=num_records, completed=completed)
-        in_this_process = functools.partial(convert_shard, source=source)
-        for first in (True, False):
-            # Convert one shard first: most errors of a source already occur in its first records.
-            batch = jobs[:1] if first else jobs[1:]
-            for index, _ in workers.run(
-                in_this_process if first or num_processes == 1 else convert_shard,
-                batch,
-                1 if first else num_processes,
-            ):
-                bar.update(task, advance=batch[index].stop - batch[index].start)
-            if first:
+        # Convert one shard first: most errors of a source already occur in its first records.
+        for job in (
+            _convert_isolated(jobs, num_processes)
+            if _is_isolated(source)
+            else (_convert_here(jobs, num_processes, source))
+        ):
+            bar.update(task, advance=job.stop - job.start)
+            if job is jobs[0]:
                 after_first()
+
+
+def _is_isolated(source: Reader) -> bool:
+    """Return whether only worker processes read a source, because it might crash its parser."""
+    return any(file.is_file() and is_large_native(file) for file in source.files())
+
+
+def _convert_here(
+    jobs: list[ShardJob], num_processes: int | None, source: Reader
+) -> Iterator[ShardJob]:
+    """Convert shards, the first one in this process. Yield each finished one."""
+    in_this_process = functools.partial(convert_shard, source=source)
+    in_this_process(jobs[0])
+    yield jobs[0]
+    function = in_this_process if num_processes == 1 else convert_shard
+    for index, _ in workers.run(function, jobs[1:], num_processes):
+        yield jobs[1 + index]
+
+
+def _convert_isolated(jobs: list[ShardJob], num_processes: int | None) -> Iterator[ShardJob]:
+    """Convert shards in worker processes. Yield each finished one."""
+    try:
+        for index, _ in workers.run(
+            convert_shard, jobs, num_processes, single_inline=False, first_alone=True
+        ):
+            yield jobs[index]
+    except BrokenProcessPool as error:
+        raise _death(jobs) from error
+
+
+def _death(jobs: list[ShardJob]) -> DatasetError:
+    """Return the error of a worker process that died: the first shard that ends its process."""
+    for job in [job for job in jobs if not job.is_done()][: workers.available_cores()]:
+        try:
+            list(workers.run(convert_shard, [job], 1, single_inline=False))
+        except BrokenProcessPool:
+            return DatasetError(
+                f"{job.spec.path}: a process that read the records {job.start} to {job.stop - 1} "
+                "crashed, or took too long. The file is corrupted; download it again or recreate "
+                "it. Or the memory is too small; reduce the number of processes."
+            )
+    return DatasetError(
+        f"{jobs[0].spec.path}: a process that read the file ended. Is the memory too small? Rerun "
+        "to continue. Finished shards are kept."
+    )
 
 
 def _check_first_shard(jobs: list[ShardJob], source: Reader, confirm_units: bool) -> None:

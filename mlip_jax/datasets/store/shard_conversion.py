@@ -6,11 +6,13 @@ import collections
 import dataclasses
 import functools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mlip_jax import workers
 from mlip_jax.datasets import readers
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.identity import stable_ids
@@ -19,8 +21,10 @@ from mlip_jax.datasets.quality.filters import Filters, force_rms_per_structure, 
 from mlip_jax.datasets.reader import DatasetError, Reader, ReadReport
 from mlip_jax.datasets.store.conversion_plan import ConversionSpec
 from mlip_jax.datasets.store.shards import checksum, encode, write_shard
+from mlip_jax.structure import Structure
 from mlip_jax.workdir import write_json
 
+_SECONDS = 600.0  # limit for reading one structure, in worker processes
 _BLOCK = 2048  # maximum number of structures in memory as Python objects
 
 
@@ -83,7 +87,7 @@ def convert_shard(job: ShardJob, source: Reader | None = None) -> None:
         blocks.append(columns if not reasons.any() else columns.take(np.flatnonzero(reasons == 0)))
 
     try:
-        for structure in source.read(range(job.start, job.stop), report):
+        for structure in _with_time_limit(source.read(range(job.start, job.stop), report)):
             block.append(structure)
             if len(block) == _BLOCK:
                 flush()
@@ -121,6 +125,16 @@ def convert_shard(job: ShardJob, source: Reader | None = None) -> None:
             "atom_properties": {n: list(v.shape[1:]) for n, v in columns.atom_properties.items()},
         },
     )
+
+
+def _with_time_limit(structures: Iterator[Structure]) -> Iterator[Structure]:
+    """Yield structures. A worker process ends if one of them takes too long."""
+    while True:
+        with workers.time_limit(_SECONDS):
+            structure = next(structures, None)
+        if structure is None:
+            return
+        yield structure
 
 
 def _index_columns(columns: Columns, shortest: np.ndarray) -> dict[str, np.ndarray]:

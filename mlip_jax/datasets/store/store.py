@@ -26,8 +26,9 @@ from typing import Any
 import numpy as np
 
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.datasets.reader import DatasetError, check_regular
 from mlip_jax.datasets.store.shards import Shard, checksum
+from mlip_jax.files import NUMPY_ERRORS
 from mlip_jax.structure import Structure
 
 MANIFEST = "manifest.json"
@@ -326,9 +327,10 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
 
 def _load_index(path: Path) -> np.ndarray:
     """Return a column of the index as a memory map. Raise DatasetError if it is corrupted."""
+    check_regular(path)
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except NUMPY_ERRORS as error:
         raise DatasetError(
             f"{path}: the file is missing or corrupted ({error}). Delete {MANIFEST} and convert "
             "again; existing shards are kept."

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import jax
 import numpy as np
 import safetensors
 
+from mlip_jax.files import NUMPY_ERRORS
 from mlip_jax.potential import example_graph
 
 HOW_TO_SAVE = (
@@ -107,16 +106,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as data:
             for name in data.files:
                 arrays[name] = _numbers(path, name, data)
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        TypeError,
-        RuntimeError,
-        MemoryError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+    except NUMPY_ERRORS as error:
         if isinstance(error, WeightsError):
             raise
         raise WeightsError(

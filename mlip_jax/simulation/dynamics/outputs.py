@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import csv
 import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from ase import Atoms
 
-from mlip_jax.files import make_subfolder, open_in_place, write_text
+from mlip_jax.files import NUMPY_ERRORS, make_subfolder, open_in_place, write_text
 from mlip_jax.simulation.dynamics.results import DispatchFrames, Thermo
 from mlip_jax.simulation.dynamics.trajectories import EXTXYZ, FORMS, TrajectoryFormat
 from mlip_jax.structure import electronic_state
@@ -161,7 +160,7 @@ class DynamicsOutputs:
                 snapshot = {name: file[name] for name in file.files}
             metadata = json.loads(str(snapshot.pop(_METADATA)))
             sizes, seconds = [int(size) for size in metadata["sizes"]], float(metadata["seconds"])
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        except NUMPY_ERRORS as error:
             raise OutputError(
                 f"{path}: corrupted ({error}). Remove it to start over, or give another --workdir."
             ) from error

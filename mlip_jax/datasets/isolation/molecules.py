@@ -1,0 +1,98 @@
+"""RDKit's parsers in the process of native parsers: binary molecules, SMILES and mol blocks."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import struct
+from collections.abc import Sequence
+
+import numpy as np
+
+from mlip_jax import limits, workers
+from mlip_jax.datasets.isolation.process import PARSERS, ParserDeathError
+
+log = logging.getLogger(__name__)
+
+
+def read_binaries(
+    binaries: Sequence[bytes],
+) -> list[tuple[np.ndarray, np.ndarray, float] | ValueError]:
+    """Return atomic numbers (n,), positions (Å) (n, 3) and formal charge (e) of each molecule.
+
+    A molecule that RDKit cannot read, or that crashes it, results in an error.
+
+    Raises:
+      ImportError: RDKit is missing.
+    """
+    try:
+        reply = PARSERS.call("read_rdkit_binaries", *binaries)
+    except ParserDeathError as error:
+        if len(binaries) == 1:
+            return [error]
+        return [result for binary in binaries for result in read_binaries([binary])]
+    return [_result(*reply[k : k + 3]) for k in range(0, len(reply), 3)]
+
+
+def _result(
+    head: bytes, numbers: bytes, positions: bytes
+) -> tuple[np.ndarray, np.ndarray, float] | ValueError:
+    """Return the molecule, or the error, of one part of a reply."""
+    if len(head) > 8:
+        return ValueError(head[8:].decode("utf-8", "replace"))
+    return (
+        np.frombuffer(numbers, np.int32).copy(),
+        np.frombuffer(positions, np.float64).reshape(-1, 3).copy(),
+        float(struct.unpack("=q", head)[0]),
+    )
+
+
+def identify_smiles(smiles: str) -> str | None:
+    """Return the canonical SMILES without stereochemistry, isotopes and explicit hydrogens.
+
+    Returns None if RDKit cannot read the SMILES. If it crashes or hangs, this is logged.
+
+    Raises:
+      ImportError: RDKit is missing.
+    """
+    try:
+        reply = PARSERS.call("identify_smiles", smiles.encode("utf-8", "surrogatepass"))
+    except ParserDeathError as error:
+        _warn(smiles, error)
+        return None
+    except ValueError:
+        return None
+    return reply[0].decode() if reply else None
+
+
+def is_safe_smiles(smiles: str) -> bool:
+    """Return whether RDKit survives a SMILES. Invalid SMILES are safe. Log one that is not safe.
+
+    Worker processes, which may die, do not check it: True.
+    """
+    if len(smiles) > limits.limit("smiles_characters"):
+        return False
+    return workers.is_isolated() or _is_safe("check_smiles", smiles)
+
+
+def is_safe_mol_block(block: str) -> bool:
+    """Return whether RDKit survives a mol block; see `is_safe_smiles`."""
+    return workers.is_isolated() or _is_safe("check_mol_block", block)
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _is_safe(parser: str, text: str) -> bool:
+    """Return whether RDKit survives a text."""
+    try:
+        PARSERS.call(parser, text.encode("utf-8", "surrogatepass"))
+    except ParserDeathError as error:
+        _warn(text, error)
+        return False
+    except (ValueError, ImportError):
+        pass
+    return True
+
+
+def _warn(text: str, error: ParserDeathError) -> None:
+    """Log a text that RDKit does not survive."""
+    log.warning("RDKit cannot read %r (%s); it is skipped", text[:200], error)

@@ -1,0 +1,102 @@
+"""The process of native parsers, from the side of its parent.
+
+Requests and replies are lists of byte strings, sent through pipes with their lengths (8 bytes each).
+The process is started by the first request and ends when its parent closes the pipe. It is replaced
+after a crash, and if it needs too long.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import struct
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from mlip_jax.datasets.isolation.program import pack, unpack
+
+SECONDS = 60.0  # limit of one request
+_PROGRAM = Path(__file__).with_name("program.py")
+
+
+class ParserDeathError(ValueError):
+    """The process of native parsers crashed or took too long."""
+
+
+class ParserProcess:
+    """Process of native parsers. Threads may share it."""
+
+    def __init__(self):
+        self._process: subprocess.Popen | None = None
+        self._owner = 0  # process that started it
+        self._lock = threading.Lock()
+
+    def call(self, parser: str, *parts: bytes, seconds: float | None = None) -> list[bytes]:
+        """Return the reply to a request.
+
+        Args:
+          parser: Name of a function in program.PARSERS.
+          *parts: Arguments of the function.
+          seconds: Time limit (s); None for SECONDS.
+
+        Raises:
+          ParserDeathError: The process crashed or took too long.
+          ValueError: The parser raised an error.
+          ImportError: A package of the parser is missing.
+        """
+        with self._lock:
+            # a forked process must not share the pipe of its parent
+            if self._process is None or self._owner != os.getpid():
+                self._start()
+            try:
+                self._process.stdin.write(pack([parser.encode(), *parts]))
+                self._process.stdin.flush()
+                reply = self._receive(SECONDS if seconds is None else seconds)
+            except (OSError, EOFError) as error:
+                self._process.kill()
+                code = self._process.wait()
+                self._process = None
+                reason = str(error) if isinstance(error, TimeoutError) else f"ended with {code}"
+                raise ParserDeathError(f"the process of the parser: {reason}") from error
+            except BaseException:  # an interrupt: the reply would be taken for that of the next one
+                self._process.kill()
+                self._process.wait()
+                self._process = None
+                raise
+        status, *values = unpack(reply)
+        if status == b"missing":
+            raise ImportError(values[0].decode())
+        if status == b"error":
+            raise ValueError(values[0].decode())
+        return values
+
+    def _start(self) -> None:
+        """Start the process."""
+        self._owner = os.getpid()
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", str(_PROGRAM)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def _receive(self, seconds: float) -> bytes:
+        """Return a reply. Raise EOFError or TimeoutError if there is none."""
+        descriptor, deadline = self._process.stdout.fileno(), time.monotonic() + seconds
+        data, size = bytearray(), 8
+        while len(data) < size:
+            if not select.select([descriptor], [], [], max(deadline - time.monotonic(), 0))[0]:
+                raise TimeoutError(f"no result within {seconds:g} s")
+            part = os.read(descriptor, 1 << 20)
+            if not part:
+                raise EOFError("the process ended")
+            data += part
+            if len(data) >= 8:
+                size = 8 + struct.unpack_from("=Q", data)[0]
+        return bytes(data[8:])
+
+
+PARSERS = ParserProcess()  # shared by the package

@@ -1,0 +1,266 @@
+"""The program of the process of native parsers. It replies to the requests of process.py.
+
+It is run as a file and imports only the parsers that it needs, so that it starts quickly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import resource
+import struct
+import sys
+import urllib.parse
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+_MEMORY = 8 * 2**30  # limit of the process
+# Files up to this size are read completely. Of larger ones, the first members and rows are read.
+SMALL_HDF5, SMALL_SQLITE = 2**20, 2**28
+_FIRST_MEMBERS, _FIRST_ROWS = 50, 1000
+MANY_CHUNKS = 10_000  # of an HDF5 array; more must have stored values
+_MAX_BYTES = 2**30  # of an array that is read
+_ERRORS = (
+    *(OSError, KeyError, RuntimeError, TypeError, ValueError, IndexError),
+    *(MemoryError, AttributeError, OverflowError),
+)
+
+
+def read_rdkit_binaries(*binaries: bytes) -> list[bytes]:
+    """Return three parts for each molecule: charge and error, atomic numbers, positions (Å).
+
+    The error is empty if RDKit can read the molecule.
+    """
+    reply = []
+    for binary in binaries:
+        try:
+            charge, numbers, positions = _read_rdkit_binary(binary)
+            reply += [struct.pack("=q", charge), numbers.tobytes(), positions.tobytes()]
+        except (RuntimeError, ValueError, MemoryError) as error:
+            reply += [bytes(8) + (str(error) or type(error).__name__).encode(), b"", b""]
+    return reply
+
+
+def _read_rdkit_binary(binary: bytes) -> tuple[int, np.ndarray, np.ndarray]:
+    """Return formal charge (e), atomic numbers and positions (Å) of a molecule."""
+    from rdkit import Chem, rdBase
+
+    with rdBase.BlockLogs():
+        molecule = Chem.Mol(binary)
+    atoms, conformers = molecule.GetNumAtoms(), molecule.GetNumConformers()
+    if conformers != 1 or not atoms:
+        raise ValueError(
+            f"an RDKit molecule with {atoms} atoms and {conformers} conformers, expected positions "
+            "of one"
+        )
+    numbers = np.array([atom.GetAtomicNum() for atom in molecule.GetAtoms()], np.int32)
+    positions = np.array(molecule.GetConformer().GetPositions(), np.float64)
+    return Chem.GetFormalCharge(molecule), numbers, positions
+
+
+def check_smiles(smiles: bytes) -> list[bytes]:
+    """Parse a SMILES and write it again, as the other modules do. Invalid SMILES are no errors."""
+    from rdkit import Chem, rdBase
+
+    with rdBase.BlockLogs():
+        _write_and_expand(Chem.MolFromSmiles(smiles.decode("utf-8", "surrogatepass")))
+    return []
+
+
+def check_mol_block(block: bytes) -> list[bytes]:
+    """Parse a mol block and write its SMILES. Invalid blocks are no errors."""
+    from rdkit import Chem, rdBase
+
+    with rdBase.BlockLogs():
+        text = block.decode("utf-8", "surrogatepass")
+        _write_and_expand(Chem.MolFromMolBlock(text, removeHs=False))
+    return []
+
+
+def _write_and_expand(molecule) -> None:
+    """Write the SMILES of a molecule, and add hydrogens to it."""
+    from rdkit import Chem
+
+    if molecule is not None:
+        Chem.MolToSmiles(Chem.RemoveHs(molecule))
+        Chem.AddHs(molecule)
+
+
+def identify_smiles(smiles: bytes) -> list[bytes]:
+    """Return the canonical SMILES without stereochemistry, isotopes and explicit hydrogens.
+
+    The reply is empty if RDKit cannot read the SMILES.
+    """
+    from rdkit import Chem, rdBase
+
+    with rdBase.BlockLogs():
+        molecule = Chem.MolFromSmiles(smiles.decode("utf-8", "surrogatepass"))
+        if molecule is None:
+            return []
+        labeled = [atom for atom in molecule.GetAtoms() if atom.GetIsotope()]
+        for atom in labeled:
+            atom.SetIsotope(0)
+        if labeled:  # isotopes of hydrogen have become ordinary hydrogens
+            molecule = Chem.RemoveHs(molecule)
+        return [Chem.MolToSmiles(molecule, isomericSmiles=False).encode()]
+
+
+def read_hdf5(path: bytes) -> list[bytes]:
+    """Read an HDF5 file, or the beginning of a large one. Errors are left to the reader."""
+    import h5py
+
+    left = sys.maxsize if os.stat(path).st_size <= SMALL_HDF5 else _FIRST_MEMBERS
+    with contextlib.suppress(*_ERRORS), h5py.File(path, "r") as file:
+        groups, visited = [file["/"].id], set()
+        while groups and left:
+            group = groups.pop()
+            names: list[bytes] = []
+            with contextlib.suppress(*_ERRORS):
+                names = list(group)
+            for name in names[:left]:
+                left -= 1
+                with contextlib.suppress(*_ERRORS):
+                    # other links may lead to other files
+                    if group.links.get_info(name).type != h5py.h5l.TYPE_HARD:
+                        continue
+                    member = h5py.h5o.open(group, name)
+                    if isinstance(member, h5py.h5d.DatasetID):
+                        _read_hdf5_array(member)
+                    elif isinstance(member, h5py.h5g.GroupID):
+                        info = h5py.h5o.get_info(member)
+                        if (info.fileno, info.addr) not in visited:  # links can form circles
+                            groups.append(member)
+                        visited.add((info.fileno, info.addr))
+    return []
+
+
+def _read_hdf5_array(array) -> None:
+    """Read the attributes and values of an array, unless it is large or refers to other files."""
+    import h5py
+
+    for index in range(h5py.h5a.get_num_attrs(array)):
+        attribute = h5py.h5a.open(array, index=index)
+        if attribute.shape is not None and math.prod(attribute.shape) <= 1000:
+            attribute.read(np.empty(attribute.shape, attribute.dtype))
+    properties = array.get_create_plist()
+    layout = properties.get_layout()
+    elsewhere = layout == h5py.h5d.VIRTUAL or (
+        layout == h5py.h5d.CONTIGUOUS and properties.get_external_count()
+    )
+    shape, dtype = array.shape, array.dtype
+    if shape is None or elsewhere or math.prod(shape) * dtype.itemsize > _MAX_BYTES:
+        return
+    if layout == h5py.h5d.CHUNKED:
+        chunks = math.prod(-(-n // c) for n, c in zip(shape, properties.get_chunk()))
+        if chunks > max(array.get_storage_size(), MANY_CHUNKS):  # the reader rejects it
+            return
+    if math.prod(shape):
+        array.read(h5py.h5s.ALL, h5py.h5s.ALL, np.empty(shape, dtype))
+
+
+def read_sqlite(path: bytes) -> list[bytes]:
+    """Read an ASE database, or the first rows of a large one. Errors are left to the reader."""
+    import sqlite3
+
+    rows = sys.maxsize if os.stat(path).st_size <= SMALL_SQLITE else _FIRST_ROWS
+    with contextlib.suppress(sqlite3.Error, *_ERRORS):
+        with contextlib.closing(connect_sqlite(Path(os.fsdecode(path)), 2**30)) as connection:
+            for table in tables_of(connection) & {"information", "systems"}:
+                cursor = connection.execute(f"SELECT * FROM {table} LIMIT {rows}")
+                while cursor.fetchone() is not None:
+                    pass
+    return []
+
+
+def connect_sqlite(path: Path, longest: int):
+    """Open an SQLite file of other people for reading.
+
+    The settings are those that SQLite recommends for such files: computed values cannot use functions
+    with side effects, and the layout is checked.
+
+    Args:
+      path: Path of the file.
+      longest: Maximum number of bytes of a value, also of a computed one.
+    """
+    import sqlite3
+
+    # `immutable` needs no lock files, as on read-only media, but ignores a log next to the file.
+    options = "mode=ro" if has_journal(path) else "mode=ro&immutable=1"
+    uri = f"file:{urllib.parse.quote(str(path.absolute()))}?{options}"
+    connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, longest)
+    connection.execute("PRAGMA trusted_schema = OFF")
+    connection.execute("PRAGMA cell_size_check = ON")
+    return connection
+
+
+def has_journal(path: Path) -> bool:
+    """Return whether an interrupted writer left a write-ahead log or a journal next to the file."""
+    companions = (path.with_name(path.name + end) for end in ("-wal", "-journal"))
+    return any(p.exists() and p.stat().st_size for p in companions)
+
+
+def tables_of(connection) -> set[str]:
+    """Return the names of the tables, without virtual ones, which are code of extensions."""
+    query = "SELECT name FROM sqlite_master WHERE type = 'table' AND rootpage > 0"
+    return {name for (name,) in connection.execute(query)}
+
+
+PARSERS: dict[bytes, Callable[..., list[bytes]]] = {
+    function.__name__.encode(): function
+    for function in (
+        check_mol_block,
+        check_smiles,
+        identify_smiles,
+        read_hdf5,
+        read_rdkit_binaries,
+        read_sqlite,
+    )
+}
+
+
+def pack(parts: list[bytes]) -> bytes:
+    """Return byte strings as one message with its length."""
+    lengths = struct.pack(f"={len(parts) + 1}Q", len(parts), *map(len, parts))
+    content = b"".join([lengths, *parts])
+    return struct.pack("=Q", len(content)) + content
+
+
+def unpack(content: bytes) -> list[bytes]:
+    """Return the byte strings of a message without its length."""
+    (count,) = struct.unpack_from("=Q", content)
+    parts, start = [], 8 * (count + 1)
+    for length in struct.unpack_from(f"={count}Q", content, 8):
+        parts.append(content[start : start + length])
+        start += length
+    return parts
+
+
+def _reply_to(content: bytes) -> list[bytes]:
+    """Return the reply to a request."""
+    parser, *parts = unpack(content)
+    try:
+        return [b"ok", *PARSERS[parser](*parts)]
+    except ImportError as error:
+        return [b"missing", str(error).encode()]
+    except Exception as error:  # RDKit raises RuntimeError, ValueError and its own classes
+        return [b"error", (str(error) or type(error).__name__).encode("utf-8", "replace")]
+
+
+def _serve() -> None:
+    """Reply to requests until the pipe is closed."""
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    source, target = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # keep output of libraries out of replies
+    while len(size := source.read(8)) == 8:
+        content = source.read(struct.unpack("=Q", size)[0])
+        target.write(pack(_reply_to(content)))
+        target.flush()
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,133 @@
+"""Files without a reader, as further targets of the fuzzer: checkpoints, stores, weights, molecules.
+
+A target creates a sample in a folder and reads a file or folder. `errors` are the exceptions that a
+corrupted copy may cause.
+"""
+
+import lzma
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+TESTS = Path(__file__).parents[1]
+
+
+class Target(NamedTuple):
+    """Kind of file without a reader."""
+
+    make: Callable[[Path], Path]
+    read: Callable[[Path], Any]
+    errors: Callable[[], tuple[type[Exception], ...]]
+
+
+def _weights(name: str) -> Target:
+    """Return the target of a file in tests/importers/files."""
+
+    def make(folder: Path) -> Path:
+        content = (TESTS / f"importers/files/{name}.xz").read_bytes()
+        (folder / name).write_bytes(lzma.decompress(content))
+        return folder / name
+
+    def read(path: Path) -> None:
+        from mlip_jax.importers.formats import torch_file
+
+        if torch_file.is_torch_file(path):
+            torch_file.describe(torch_file.read(path))
+
+    def errors():
+        from mlip_jax.importers.formats.weights import WeightsError
+
+        return (WeightsError,)
+
+    return Target(make, read, errors)
+
+
+def _make_checkpoint(folder: Path) -> Path:
+    from mlip_jax.checkpoint import CheckpointStore
+
+    store = CheckpointStore(folder / "checkpoints")
+    store.save(3, {"params": {"w": np.arange(600.0).reshape(20, 30)}}, {"config": {"a": [1, "x"]}})
+    store.close()
+    return folder / "checkpoints"
+
+
+def _read_checkpoint(path: Path) -> None:
+    from mlip_jax.potential import read_checkpoint
+
+    read_checkpoint(path)
+
+
+def _checkpoint_errors():
+    from mlip_jax.checkpoint import CheckpointError
+
+    return (CheckpointError,)
+
+
+def _make_store(folder: Path) -> Path:
+    from mlip_jax.datasets.store.conversion import ConversionSpec, convert
+
+    path = TESTS / "data/spice_1.1.4_small.hdf5"
+    return convert(ConversionSpec(str(path)), folder / "store", num_processes=1, progress=False)
+
+
+def _read_store(path: Path) -> None:
+    from mlip_jax.datasets.store.store import INDEX, Store
+
+    store = Store(path)
+    for _, columns in store.chunks():
+        list(columns)
+    for name in INDEX:
+        np.array(store.index(name))
+    store.texts("smiles")
+
+
+def _dataset_errors():
+    from mlip_jax.datasets.reader import DatasetError
+
+    return (DatasetError,)
+
+
+def _molecules(name: str, text: str) -> Target:
+    """Return the target of a file of molecules."""
+
+    def make(folder: Path) -> Path:
+        (folder / name).write_text(text)
+        return folder / name
+
+    def read(path: Path) -> None:
+        from mlip_jax.datasets.molecules.files import read_molecules
+
+        list(read_molecules(path, num_processes=1))
+
+    def errors():
+        from mlip_jax.config import ConfigError
+
+        return (*_dataset_errors(), ConfigError)
+
+    return Target(make, read, errors)
+
+
+_MOL_BLOCK = """water
+     RDKit          3D
+
+  3  2  0  0  0  0  0  0  0  0999 V2000
+    0.0021    0.4041    0.0000 O   0  0  0  0  0  0  0  0  0  0  0  0
+   -0.7790   -0.1990    0.0000 H   0  0  0  0  0  0  0  0  0  0  0  0
+    0.7769   -0.2051    0.0000 H   0  0  0  0  0  0  0  0  0  0  0  0
+  1  2  1  0
+  1  3  1  0
+M  CHG  1   1   0
+M  END
+$$$$
+"""
+TARGETS = {
+    "checkpoint": Target(_make_checkpoint, _read_checkpoint, _checkpoint_errors),
+    "molecules_csv": _molecules("a.csv", "smiles,name\nCCO,ethanol\nc1cc[nH]c1,\nC/C=C/F,x\n"),
+    "molecules_sdf": _molecules("a.sdf", 2 * _MOL_BLOCK),
+    "molecules_smi": _molecules("a.smi", "C1CC1 a\n[O-][N+](=O)C b\nN[C@@H](F)O c\n"),
+    "store": Target(_make_store, _read_store, _dataset_errors),
+    "weights_nequip": _weights("nequip.ckpt"),
+    "weights_schnet": _weights("schnetpack_schnet.ckpt"),
+}
