@@ -12,14 +12,17 @@ The method is that of section 2.3.
 
 The argument selects the trained parameters: all of them ("all"), only the head on fixed
 features ("heads"; "random_heads" on features of an untrained model), or the same architecture from
-random parameters ("scratch", PaiNN; "scratch,schnet"). Adam starts at 5e-4, which is halved
+random parameters ("scratch", PaiNN). A name of configs/spice.py selects another architecture:
+"scratch,dimenetpp", "random_heads,comenet". Adam starts at 5e-4, which is halved
 every 40 epochs, with batches of 256 molecules, as published. The data must contain properties:
 Molecule3D, QM9, ∇²DFT, PubChemQCR with a summary.csv, or your own table of SMILES and numbers.
 --config.property.targets="('homo','lumo')" selects other properties than the gap. If a finished
 run is rerun with other config.data.test_geometries, it is tested on these.
 
 "small" after a comma is for about 2,000 molecules and two minutes on one CPU core: batches of
-16, 30 epochs.
+16, 30 epochs. Architectures other than PaiNN keep their size, and take longer. mace, pace, nequip
+and sevennet have weights for H, C, N, O and S; --config.model.options.elements=1,6,7,8,9,16,17
+adds others.
 """
 
 import ml_collections
@@ -39,13 +42,12 @@ PAINN = {
 
 def get_config(argument: str = "all") -> ml_collections.ConfigDict:
     words = [w.strip() for w in argument.split(",")]
-    models = ("painn", "schnet", "so3krates", "equivariant_transformer")
     for word in words:
-        if word not in (*MODES, *SIZES, *models):
-            raise ValueError(unknown_name("word of this config", word, [*MODES, *SIZES, *models]))
+        if word not in (known := (*MODES, *SIZES, *spice.MODELS)):
+            raise ValueError(unknown_name("word of this config", word, list(known)))
     mode = next((w for w in words if w in MODES), "all")
     size = next((w for w in words if w in SIZES), "published")
-    model = next((w for w in words if w in models), "painn")
+    model = next((w for w in words if w in spice.MODELS), "painn")
     c = property_defaults()
     c.property.targets = ("gap",)
     c.property.pooling = "mean"

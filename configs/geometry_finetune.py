@@ -15,6 +15,10 @@ both halves. Validation and tests use geometries that the force field relaxed fr
 snapshot of a cheap stage. --config.data.valid_geometry and test_geometries select others:
 "relaxed(etkdg)" starts from RDKit geometries.
 
+The vectors require features of degree 1, as those of painn, painn_oc, equivariant_transformer,
+allegro, equiformer, mace or pace. Other architectures (schnet, dimenetpp, spherenet, comenet, ...)
+can be trained on displaced geometries with --config.align.weight=0.
+
 "small" is for about 2,000 molecules on a CPU, see configs/force2prop.py.
 """
 

@@ -15,6 +15,9 @@ is runs/paper/report.html. Rerun the same command to resume; two at a time share
 the published size use configs/force2prop.py, configs/geometry_finetune.py and
 configs/denoise.py without "small".
 
+SchNet, ComENet, DimeNet++ and SphereNet are trained from scratch for comparison, the last three
+at a quarter to half of the published width.
+
 Hardware: with 2,400 training molecules about 3 minutes per variant on one CPU core, two hours
 on two cores.
 """
@@ -30,6 +33,22 @@ EPOCHS, FINE_TUNING_EPOCHS = 10.0, 4.0
 RELAXED = "relaxed(pm3:first)"
 GEOMETRIES = ("labels", "pm3", "pm3:first", "etkdg", RELAXED, "relaxed(etkdg)")
 MAIN = "force-field"
+# Architectures that are trained from scratch for comparison.
+_DIRECTIONAL = dict(
+    num_features=64,
+    num_layers=2,
+    cutoff=4.5,
+    num_radial=6,
+    max_degree=3,
+    num_triplet_features=32,
+    energy_width=128,
+)
+ARCHITECTURES = {
+    "schnet": {**spice.MODELS["schnet"], "cutoff": 4.5, "num_layers": 4},
+    "comenet": dict(num_features=64, num_layers=3, cutoff=4.5, num_radial=3, max_degree=1),
+    "dimenetpp": _DIRECTIONAL,
+    "spherenet": _DIRECTIONAL,
+}
 _PROPERTY, _FIELD = "configs/force2prop.py:{},small", "configs/pubchemqcr.py:small"
 _STAGES = "stages=('pm3','DFT_1st'); level_of_theory=GFN2-xTB"
 _TRAINING_STAGES = "stages=('DFT_1st','DFT_2nd'); level_of_theory=GFN2-xTB"
@@ -78,11 +97,15 @@ def sweep(argument: str = "data/trajectories.lmdb") -> list[dict]:
         runs.fine_tuning(f"finetune-weight-{weight:g}", SEEDS, weight=weight)
     for noise in (0.05, 0.3):
         runs.fine_tuning(f"finetune-noise-{noise:g}", SEEDS, noise=noise)
-    runs.field("force-field-schnet", schnet=True)
-    runs.property("schnet-scratch", "scratch", seeds=SEEDS, schnet=True)
+    runs.field("force-field-schnet", model="schnet")
     runs.property("schnet-force2prop", "all", "{sweep}/force-field-schnet", SEEDS)
     runs.dens("force-field-dens")
     runs.property("dens-force2prop", "all", "{sweep}/force-field-dens", SEEDS)
+    for model in ARCHITECTURES:
+        runs.property(f"{model}-scratch", "scratch", seeds=SEEDS, model=model)
+        runs.property(
+            f"scaffold-{model}-scratch", "scratch", seeds=SEEDS, split="scaffold", model=model
+        )
     return runs.variants
 
 
@@ -106,7 +129,7 @@ class _Runs:
         seeds=(0,),
         split="molecule",
         molecules=None,
-        schnet=False,
+        model="",
         geometry="labels",
     ):
         for seed in seeds:
@@ -126,8 +149,7 @@ class _Runs:
                 variant["init.workdir"] = init
             if molecules:
                 variant["data.num_molecules"] = molecules
-            if schnet:
-                variant |= {"model.name": "schnet", "model.options": _schnet()}
+            variant |= _architecture(model)
             self.variants.append(variant)
 
     def split(self, by):
@@ -163,7 +185,7 @@ class _Runs:
                 }
             )
 
-    def field(self, name, molecules=None, schnet=False):
+    def field(self, name, molecules=None, model=""):
         variant = {
             "name": name,
             "config": _FIELD,
@@ -178,12 +200,8 @@ class _Runs:
                 "data.num_conformers": 12,
                 "train.num_steps": 8_000,
             }
-        if schnet:
-            variant |= {
-                "model.name": "schnet",
-                "model.options": _schnet(),
-                "train.num_steps": 14_000,
-            }
+        if model:
+            variant |= {**_architecture(model), "train.num_steps": 14_000}
         self.variants.append(variant)
 
     def dens(self, name):
@@ -211,5 +229,6 @@ class _Runs:
         )
 
 
-def _schnet() -> dict:
-    return {**spice.MODELS["schnet"], "cutoff": 4.5, "num_layers": 4}
+def _architecture(model: str) -> dict:
+    """Return the fields of an architecture, none for the default."""
+    return {"model.name": model, "model.options": ARCHITECTURES[model]} if model else {}

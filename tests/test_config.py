@@ -1,8 +1,12 @@
-"""Tests for the identity of a config, to which a workdir belongs."""
+"""Tests for the identity of a config, to which a workdir belongs, and for the shipped configs."""
 
 import copy
 
-from mlip_jax import config, defaults
+import pytest
+
+from mlip_jax import config, defaults, models
+from mlip_jax.config import load_file
+from mlip_jax.configs import paper_force2geo
 from mlip_jax.workdir import claimed
 
 
@@ -52,3 +56,24 @@ def test_a_later_field_that_is_set_changes_the_identity():
         )
         == 3
     )
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_every_model_is_offered_for_force_fields_and_properties(name):
+    """Detects a new model that users of the configs cannot select."""
+    for shipped in (f"spice:{name}", f"force2prop:scratch,{name}"):
+        loaded = load_file(shipped)
+        assert loaded.model.name == name
+        models.create(name, **loaded.model.options)
+
+
+def test_the_study_trains_every_architecture_of_its_report():
+    """Detects rows of the report that no variant of the sweep fills."""
+    variants = paper_force2geo.sweep("data.lmdb")
+    names = [variant["name"] for variant in variants]
+    assert len(set(names)) == len(names)
+    for model in ("schnet", "comenet", "dimenetpp", "spherenet"):
+        for name in (f"{model}-scratch-0", f"scaffold-{model}-scratch-2"):
+            (variant,) = (v for v in variants if v["name"] == name)
+            assert variant["model.name"] == model
+            models.create(model, **variant["model.options"])

@@ -72,12 +72,16 @@ def test_forces_agree_with_the_reference(tmp_path, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", IMPORTERS)
 def test_agrees_in_single_precision(tmp_path, name):
+    """ComENet divides by the spread over three atoms of water, which magnifies rounding of forces."""
     path, structures, *expected = save(tmp_path, name)
     potential = IMPORTERS[name].load(path, cutoff=4.0)
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), potential.params)
     actual = energies_and_forces(potential.model, params, structures, np.float32)
-    for values, reference in zip(actual, expected):
-        np.testing.assert_allclose(values, reference, rtol=0, atol=1e-5 * np.abs(reference).max())
+    for values, reference, relative in zip(
+        actual, expected, (1e-5, 1e-4 if name == "comenet" else 1e-5)
+    ):
+        atol = relative * np.abs(reference).max()
+        np.testing.assert_allclose(values, reference, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,7 @@ def test_verdicts_of_the_paper(tmp_path):
     assert result["scratch"]["labels"].mean == pytest.approx(0.55) and "waiting" not in result
     html = paper.write_paper_report(tmp_path).read_text()
     assert "0.550 ± 0.071" in html and "not measured" in html
+    assert html.index("<td>SphereNet</td>") < html.index("Origin of the geometries")
     # the spread of a single seed was written as NaN, which is not JSON
     content = json.loads((tmp_path / "paper.json").read_text(), parse_constant=pytest.fail)
     assert content["force2prop"]["labels"]["std"] is None
