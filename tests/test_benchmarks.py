@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import environments, relax, tables
 from benchmarks.cases import CASES, chosen, is_ours
-from benchmarks.crystals import tables as crystal_tables
+from benchmarks.crystals import comparison
 from benchmarks.models import DRIVERS, Job, Runner, Work, environment, parse, prepare
 from benchmarks.models import QUICK as EFFORT
 from benchmarks.models import measure as run
@@ -464,7 +464,7 @@ def test_table_of_crystals_names_other_minima_and_failures(capsys):
         line = {"name": name, "kind": "any", "atoms": 4, "steps": 7, "cpu_s": 2.0}
         original[name] = line | {"energy": values[0], "converged": True}
         ours[name] = line | {"energy": values[1], "converged": name != "Ni", "status": "as given"}
-    crystal_tables.relax(original, ours)
+    comparison.relax(original, ours)
     text = capsys.readouterr().out
     assert "| any | 3 | 1 | 21, 21 |" in text and "at most 0.025 meV/atom" in text
     assert "NaCl: -5.00 meV/atom" in text and "Ni: +nan" in text and "not converged: Ni" in text
