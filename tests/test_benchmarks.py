@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks import environments, relax, tables
 from benchmarks.cases import CASES, chosen, is_ours
+from benchmarks.crystals import comparison
 from benchmarks.models import DRIVERS, Job, Runner, Work, environment, parse, prepare
 from benchmarks.models import QUICK as EFFORT
 from benchmarks.models import measure as run
@@ -453,3 +454,18 @@ def test_starts_contain_each_drug_before_any_is_repeated(tmp_path, monkeypatch):
     first = [a.get_chemical_formula() for a in relaxing.starts({"work": path, "batch": 4})]
     assert first == ["C2H6O", "C2H7N", "C3H8O", "C2H6O"] and len(np.load(path)["offsets"]) == 6
     assert relax.make_starts(tmp_path, 5) == path
+
+
+def test_table_of_crystals_names_other_minima_and_failures(capsys):
+    """An energy that is missing must not count as the same minimum."""
+    energies = {"Cu": (-8.0, -8.0001), "NaCl": (-12.0, -12.02), "Ni": (-20.0, float("nan"))}
+    original, ours = {}, {"all": {"cpu_s": 2.0, "first_cpu_s": 5.0}}
+    for name, values in energies.items():
+        line = {"name": name, "kind": "any", "atoms": 4, "steps": 7, "cpu_s": 2.0}
+        original[name] = line | {"energy": values[0], "converged": True}
+        ours[name] = line | {"energy": values[1], "converged": name != "Ni", "status": "as given"}
+    comparison.relax(original, ours)
+    text = capsys.readouterr().out
+    assert "| any | 3 | 1 | 21, 21 |" in text and "at most 0.025 meV/atom" in text
+    assert "NaCl: -5.00 meV/atom" in text and "Ni: +nan" in text and "not converged: Ni" in text
+    assert "ratio 3.00" in text

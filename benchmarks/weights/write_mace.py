@@ -50,6 +50,15 @@ CASES = {
         "num_bessel": 3,
         "radial_MLP": [4],
     },
+    "one_layer": {
+        "num_interactions": 1,
+        "interaction_cls_first": PLAIN,
+        "heads": ["first", "second"],
+        "max_ell": 1,
+        "num_bessel": 3,
+        "radial_MLP": [4],
+        "correlation": 2,
+    },
     "agnostic": {"use_agnostic_product": True, "correlation": 2},
     "float32": {"dtype": torch.float32, "interaction_cls_first": DENSITY_RESIDUAL},
 }

@@ -137,7 +137,7 @@ def model_options(weights: RecordedWeights, config: Mapping[str, Any]) -> dict[s
     else:
         average = float(config["avg_num_neighbors"])
     hidden = uniform_irreps(config, weights("node_embedding.linear.weight").size // len(elements))
-    last = weights(f"readouts.{num_layers - 1}.linear_2.weight")
+    last = f"readouts.{num_layers - 1}.linear_2.weight"  # a model of one layer lacks it
     return {
         "num_features": hidden[0][0],
         "num_layers": num_layers,
@@ -148,7 +148,7 @@ def model_options(weights: RecordedWeights, config: Mapping[str, Any]) -> dict[s
         "first_interaction": first,
         "interaction": other,
         "avg_num_neighbors": average,
-        "readout_width": last.size,
+        "readout_width": weights(last).size if last in weights else None,
         "elements": elements,
     } | _radial_options(weights)
 
@@ -210,7 +210,7 @@ def model_params(weights: RecordedWeights, model) -> dict[str, Any]:
         last = n == model.num_layers - 1
         params[f"layer_{n}"] = _layer(weights, model, n, 0 if last else model.feature_degree)
         name = f"readouts.{n}.linear"
-        if last:
+        if last and model.readout_width:
             shape = (width, model.readout_width)
             hidden = weights(f"{name}_1.weight", width * model.readout_width).reshape(shape)
             readout = {"hidden": hidden, "final": weights(f"{name}_2.weight").reshape(-1)}

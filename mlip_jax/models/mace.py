@@ -83,7 +83,8 @@ class Model(nn.Module):
         in units of the energy scale, too.
       zbl_constants: Constants of that repulsion: four coefficients, the exponent of the atomic numbers
         and the prefactor of the screening length.
-      readout_width: Width of the hidden layer of the last readout.
+      readout_width: Width of the hidden layer of the last readout; None for a linear readout, as in
+        models of one layer of mace-torch.
       elements: Atomic numbers that the model has weights for; None for all.
       zero_init: Whether the last kernels of the readouts start at zero.
       undirected: False computes filters for both directions of each pair; this plain form is for
@@ -108,7 +109,7 @@ class Model(nn.Module):
     covalent_radii: Sequence[float] | None = None
     zbl: bool = False
     zbl_constants: Sequence[float] = ZBL_CONSTANTS
-    readout_width: int = 16
+    readout_width: int | None = 16
     elements: Sequence[int] | None = None
     zero_init: bool = True
     undirected: bool = True

@@ -25,6 +25,7 @@ FILES = Path(__file__).with_name("files")
 # name of the file: option, model, elements
 CASES = {
     "mace.model": ("#head=first", "mace"),
+    "mace_one_layer.model": ("#head=second", "mace"),
     "sevennet.pth": ("#modality=R2SCAN", "sevennet"),
     "nequip.ckpt": ("", "nequip"),
     "nequip.nequip.zip": ("", "nequip"),

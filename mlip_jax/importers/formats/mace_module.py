@@ -63,11 +63,13 @@ def read_module(model: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         if (value := plain(attributes.get(name))) not in allowed:
             raise WeightsError(f"option {name} must be {allowed[0]}, received {value!r}")
     blocks = _children(model.get("interactions"))
-    if len(blocks) < 2:
-        raise WeightsError(f"num_interactions must be at least 2, received {len(blocks)}")
+    if not blocks:
+        raise WeightsError("the model has no interaction blocks")
     config = {
         "interaction_cls_first": blocks[0].name,
-        "interaction_cls": _same([block.name for block in blocks[1:]], "interaction blocks"),
+        "interaction_cls": _same(
+            [block.name for block in blocks[1:] or blocks], "interaction blocks"
+        ),
         "hidden_irreps": _irreps(blocks[0].get("hidden_irreps")),
         "max_ell": _max_ell(blocks[0].get("edge_attrs_irreps")),
         "avg_num_neighbors": _same(
@@ -128,6 +130,8 @@ def _pairs(irreps: Any) -> list[tuple[int, int, int]]:
 
 
 def _irreps(irreps: Any) -> str:
+    if isinstance(irreps, str):  # of models of one layer
+        return irreps
     return "+".join(f"{count}x{l}{'e' if p > 0 else 'o'}" for count, l, p in _pairs(irreps))
 
 
@@ -159,6 +163,8 @@ def select_head(
     h, num = heads.index(head) if head else 0, len(heads)
     layers = int(np.asarray(state.get("num_interactions", 0)))
     if config.get("use_last_readout_only"):
+        if layers < 2:
+            raise WeightsError("a model of one layer with use_last_readout_only has no readout")
         state = _add_readouts(state, layers)
     if config.get("use_agnostic_product"):
         state = _repeat_products(state)
