@@ -26,8 +26,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 spice: $(VENV)/.ready
 	$(BIN)/python -m mlip_jax.main --config=configs/spice.py --workdir=runs/spice
 
+# Both processes and their children import the same modules: bytecode is written also where the environment forbids it.
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/.ready
 	MLIP_JAX_TEST_COMPILATION=optimized $(BIN)/python -m pytest -m slow

@@ -27,6 +27,14 @@ def pytest_collection_finish():
     drawing.simplify()
 
 
+def pytest_unconfigure():
+    """Exempt all objects from garbage collection: pytest collects ten times at the end.
+
+    After thousands of tests, each of these collections takes seconds.
+    """
+    gc.freeze()
+
+
 # Tests start and interrupt programs, which inherit ignored signals. The background jobs of a shell
 # ignore signals, so restore their handlers.
 for number, handler in (
@@ -42,6 +50,14 @@ for number, handler in (
 hypothesis.settings.register_profile("repeatable", derandomize=True)
 if compilation.is_quick():
     hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="module")
+def blank_figures():
+    """Embed blank images in pages, for whole runs whose pages tests/reports covers."""
+    drawing.simplify(blank=True)
+    yield
+    drawing.simplify()
 
 
 @pytest.fixture

@@ -28,21 +28,23 @@ def save(tmp_path, kind, **changes):
 
 
 @pytest.mark.usefixtures("double_precision")
-@pytest.mark.parametrize("kind", [pytest.param("pyg", marks=pytest.mark.slow), "dig"])
+@pytest.mark.slow  # forces are minus the gradient of these energies: tests/models/test_contract.py
+@pytest.mark.parametrize("kind", ["pyg", "dig"])
 def test_forces_agree_with_the_reference(tmp_path, kind):
-    """Both conventions of the angle; a wrong sign of odd degrees or a kept k = i would show."""
     path, structures, energies, forces = save(tmp_path, kind)
     potential = dimenetpp.load(path, cutoff=4.0)
-    assert potential.model.angle == ("turning" if kind == "pyg" else "bond")
     actual = energies_and_forces(potential.model, potential.params, structures)
     assert_agree(actual[0], energies)
     assert_agree(actual[1], forces)
 
 
 @pytest.mark.usefixtures("double_precision")
-def test_energies_of_pytorch_geometric_agree(tmp_path):
-    path, structures, energies, _ = save(tmp_path, "pyg")
+@pytest.mark.parametrize("kind", ["pyg", "dig"])
+def test_energies_agree_with_the_reference(tmp_path, kind):
+    """Both conventions of the angle; a wrong sign of odd degrees or a kept k = i would show."""
+    path, structures, energies, _ = save(tmp_path, kind)
     potential = dimenetpp.load(path, cutoff=4.0)
+    assert potential.model.angle == ("turning" if kind == "pyg" else "bond")
     assert_agree(batch_energies(potential.model, potential.params, structures), energies)
 
 

@@ -108,7 +108,7 @@ class ForkedRun:
         self._log = tempfile.TemporaryFile("w+")
         self._fork = _forks().start(
             "import os, sys; os.chdir(sys.argv.pop(1)); from tests import drawing; "
-            "drawing.simplify(); from mlip_jax.main import main; main()",
+            "drawing.simplify(blank=True); from mlip_jax.main import main; main()",
             cwd,
             *arguments,
             stdout=self._log,

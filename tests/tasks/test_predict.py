@@ -14,6 +14,8 @@ from mlip_jax.tasks import property as property_task
 from mlip_jax.workdir import WorkdirError
 from tests.tasks.property_runs import config, write_data, write_force_field
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 SMILES = ["CCO ethanol", "C methane", "C1CC bad", "CCN", "[Xe]", "c1ccccc1 benzene", "CC(=O)O"]
 
 

@@ -17,6 +17,8 @@ from mlip_jax.tasks import property as task
 from mlip_jax.tasks.property_training.data import PropertyData
 from tests.tasks.property_runs import NAMES, config, write_data, write_force_field
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 GEOMETRIES = ("labels", "pm3:first", "etkdg")
 
 

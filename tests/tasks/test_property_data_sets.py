@@ -10,6 +10,8 @@ from mlip_jax.predictor import Predictor
 from mlip_jax.tasks import property as task
 from tests.tasks.property_runs import config
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 CASES = {
     "molecule3d-random": ("molecule3d", ("gap", "dipole"), {"data__split": "official"}, {}),
     "molecule3d-scaffold": (

@@ -26,6 +26,8 @@ from mlip_jax.tasks.force_field_training.preparation import TrainingRun
 from mlip_jax.training.data import Split
 from tests.tasks.runs import DATA
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 SHIFT = {6: 1.5, 1: -0.25, 8: 0.75}  # hartree of an atom: other zeros of energy
 
 

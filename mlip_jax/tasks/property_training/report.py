@@ -12,6 +12,7 @@ import numpy as np
 
 from mlip_jax import distributed
 from mlip_jax.datasets.property_data import Target
+from mlip_jax.graphs.shapes import GrowingBudget
 from mlip_jax.predictor import EMBEDDING, Predictor
 from mlip_jax.reports.property import PredictedProperties, write_property_report
 from mlip_jax.reports.unseen import UnseenStructures
@@ -55,6 +56,7 @@ def report_run(
         return workdir / "report.html"
     predictor = Predictor.from_checkpoint(best.arrays, best.metadata)
     outcomes, features = {}, {}
+    budget = GrowingBudget()  # the splits share a compiled program
     for name, split in inputs.splits.items() if targets else ():
         if not len(split):
             continue
@@ -62,7 +64,7 @@ def report_run(
         geometries = inputs.tests[name.removeprefix("test ")][1] if is_test else None
         max_size = config.report.max_domain if name == "train" else len(split)
         outcomes[name], features[name] = _evaluate(
-            predictor, split.sample(max_size, config.seed), targets, data, geometries
+            predictor, split.sample(max_size, config.seed), targets, data, geometries, budget
         )
     with writing(workdir):
         domain = _fit_domain(outcomes, features, targets)
@@ -137,10 +139,11 @@ def _evaluate(
     targets: Sequence[Target],
     data: PropertyData,
     geometries: Geometries | None,
+    budget: GrowingBudget,
 ) -> tuple[PredictedProperties, np.ndarray]:
     """Predict a split and return labels, predictions and the embeddings of its structures."""
     columns = split.rows.take(split.indices)
-    predicted = predictor.predict(columns, with_embedding=True)
+    predicted = predictor.predict(columns, budget=budget, with_embedding=True)
     labels = {
         t.name: t.to_physical(
             columns.atom_properties[t.name] if t.kind == "atom" else columns.properties[t.name],
