@@ -91,6 +91,9 @@ def test_heads_of_mace(unpack):
     second = MLIPCalculator.load(path, head="second").potential
     assert second.energy_scale == 0.9  # of the first head 1.3
     assert second.model.zbl and second.model.distance_transform == "agnesi"
+    corrected = importers.load_force_field(f"{path}#head=second#dispersion=r2scan")
+    assert corrected.model.model == second.model
+    assert dict(dict(corrected.model.terms)["d3"])["functional"] == "r2scan"
 
 
 def test_signs_of_couplings_are_those_of_the_file(unpack):

@@ -239,7 +239,7 @@ def test_invalid_options_of_the_sums(options, message):
 
 @pytest.mark.slow
 def test_relaxation_and_dynamics():
-    """Cells relax as with ASE's filter and optimizer, and dynamics conserve the energy."""
+    """Cells relax as with ASE's filter and optimizer; dynamics conserve the energy; Hessians exist."""
     from ase.filters import FrechetCellFilter
     from ase.optimize import BFGS
 
@@ -256,6 +256,9 @@ def test_relaxation_and_dynamics():
     BFGS(FrechetCellFilter(theirs), logfile=None).run(fmax=1e-4, steps=6)
     np.testing.assert_allclose(ours.atoms.cell, theirs.cell, atol=1e-7)
     np.testing.assert_allclose(ours.atoms.positions, theirs.positions, atol=1e-7)
+    hessian = theirs.calc.get_hessian(theirs)
+    np.testing.assert_allclose(hessian, hessian.T, atol=1e-9)
+    np.testing.assert_allclose(hessian.reshape(24, 8, 3).sum(1), 0, atol=1e-9)
     pair = Atoms("NaCl", [[0, 0, 0], [0, 0, 9.0]])  # longer than the cutoff of crystals
     (far,) = relax([pair], salt_ff, max_steps=0, dtype="float64")
     assert far.energy == pytest.approx(-COULOMB / 9.0 * erf(9.0), abs=1e-9)
