@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mlip_jax import limits, workers
+from mlip_jax import limits
 from mlip_jax.datasets.isolation.process import PARSERS, ParserDeathError
 
 log = logging.getLogger(__name__)
@@ -66,18 +66,13 @@ def identify_smiles(smiles: str) -> str | None:
 
 
 def is_safe_smiles(smiles: str) -> bool:
-    """Return whether RDKit survives a SMILES. Invalid SMILES are safe. Log one that is not safe.
-
-    Worker processes, which may die, do not check it: True.
-    """
-    if len(smiles) > limits.limit("smiles_characters"):
-        return False
-    return workers.is_isolated() or _is_safe("check_smiles", smiles)
+    """Return whether RDKit survives a SMILES. Invalid SMILES are safe. Log one that is not safe."""
+    return len(smiles) <= limits.limit("smiles_characters") and _is_safe("check_smiles", smiles)
 
 
 def is_safe_mol_block(block: str) -> bool:
     """Return whether RDKit survives a mol block; see `is_safe_smiles`."""
-    return workers.is_isolated() or _is_safe("check_mol_block", block)
+    return _is_safe("check_mol_block", block)
 
 
 @functools.lru_cache(maxsize=1 << 12)
