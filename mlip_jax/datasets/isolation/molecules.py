@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mlip_jax import limits
-from mlip_jax.datasets.isolation.process import PARSERS, ParserDeathError
+from mlip_jax import limits, workers
+from mlip_jax.datasets.isolation import program
+from mlip_jax.datasets.isolation.process import PARSERS, SECONDS, ParserDeathError
 
 log = logging.getLogger(__name__)
 
@@ -50,17 +51,23 @@ def _result(
 def identify_smiles(smiles: str) -> str | None:
     """Return the canonical SMILES without stereochemistry, isotopes and explicit hydrogens.
 
-    Returns None if RDKit cannot read the SMILES. If it crashes or hangs, this is logged.
+    Returns None if RDKit cannot read the SMILES. If it crashes or hangs, this is logged. A worker
+    process, which may die, calls RDKit itself, because conversions identify many molecules.
 
     Raises:
       ImportError: RDKit is missing.
     """
+    encoded = smiles.encode("utf-8", "surrogatepass")
     try:
-        reply = PARSERS.call("identify_smiles", smiles.encode("utf-8", "surrogatepass"))
+        if workers.is_isolated():
+            with workers.time_limit(SECONDS):
+                reply = program.identify_smiles(encoded)
+        else:
+            reply = PARSERS.call("identify_smiles", encoded)
     except ParserDeathError as error:
         _warn(smiles, error)
         return None
-    except ValueError:
+    except (ValueError, RuntimeError):  # RDKit raises both
         return None
     return reply[0].decode() if reply else None
 
