@@ -48,11 +48,12 @@ def time_limit(seconds: float) -> Iterator[None]:
     if not _isolated:
         yield
         return
-    signal.setitimer(signal.ITIMER_REAL, seconds)  # SIGALRM, which ends the process
+    # SIGALRM ends the process. An outer limit continues after the block.
+    outer, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_REAL, outer)
 
 
 def available_cores() -> int:

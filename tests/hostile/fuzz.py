@@ -63,6 +63,8 @@ def main() -> None:
     problems = []
     for name in arguments.targets:
         reports, count = problems_of(name, arguments.seconds, arguments.seed)
+        if not count and not reports:
+            reports = [f"{name}: the time is too short to read a file"]
         head = f"{name}: {count} files in {arguments.seconds:g} s, {len(reports)} problems"
         print(head, *reports, sep="\n  ", flush=True)
         problems += reports

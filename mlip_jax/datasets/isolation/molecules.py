@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from mlip_jax import limits, workers
-from mlip_jax.datasets.isolation.process import PARSERS, ParserDeathError
+from mlip_jax.datasets.isolation import program
+from mlip_jax.datasets.isolation.process import PARSERS, SECONDS, ParserDeathError
 
 log = logging.getLogger(__name__)
 
@@ -50,34 +51,35 @@ def _result(
 def identify_smiles(smiles: str) -> str | None:
     """Return the canonical SMILES without stereochemistry, isotopes and explicit hydrogens.
 
-    Returns None if RDKit cannot read the SMILES. If it crashes or hangs, this is logged.
+    Returns None if RDKit cannot read the SMILES. If it crashes or hangs, this is logged. A worker
+    process, which may die, calls RDKit itself, because conversions identify many molecules.
 
     Raises:
       ImportError: RDKit is missing.
     """
+    encoded = smiles.encode("utf-8", "surrogatepass")
     try:
-        reply = PARSERS.call("identify_smiles", smiles.encode("utf-8", "surrogatepass"))
+        if workers.is_isolated():
+            with workers.time_limit(SECONDS):
+                reply = program.identify_smiles(encoded)
+        else:
+            reply = PARSERS.call("identify_smiles", encoded)
     except ParserDeathError as error:
         _warn(smiles, error)
         return None
-    except ValueError:
+    except (ValueError, RuntimeError):  # RDKit raises both
         return None
     return reply[0].decode() if reply else None
 
 
 def is_safe_smiles(smiles: str) -> bool:
-    """Return whether RDKit survives a SMILES. Invalid SMILES are safe. Log one that is not safe.
-
-    Worker processes, which may die, do not check it: True.
-    """
-    if len(smiles) > limits.limit("smiles_characters"):
-        return False
-    return workers.is_isolated() or _is_safe("check_smiles", smiles)
+    """Return whether RDKit survives a SMILES. Invalid SMILES are safe. Log one that is not safe."""
+    return len(smiles) <= limits.limit("smiles_characters") and _is_safe("check_smiles", smiles)
 
 
 def is_safe_mol_block(block: str) -> bool:
     """Return whether RDKit survives a mol block; see `is_safe_smiles`."""
-    return workers.is_isolated() or _is_safe("check_mol_block", block)
+    return _is_safe("check_mol_block", block)
 
 
 @functools.lru_cache(maxsize=1 << 12)

@@ -15,8 +15,7 @@ from mlip_jax.datasets.isolation.molecules import is_safe_mol_block, is_safe_smi
 # Time limit (s) for embedding one molecule, for each of two attempts. Without it, large cages and
 # long chains could take days.
 _TIMEOUT = 300
-# Limits (s) of a worker process for parsing a molecule, and for all of its embedding.
-_PARSING, _EMBEDDING = 60.0, 2 * _TIMEOUT + 300.0
+_EMBEDDING = 2 * _TIMEOUT + 300.0  # limit (s) of a worker process for all steps
 _GAP = 3.0  # distance (Å) between the fragments of a salt or solvate; ETKDG lets them overlap
 
 
@@ -99,11 +98,10 @@ def embed_entry(job: tuple[Entry, EmbeddingOptions]) -> list[MoleculeRecord]:
     smiles, conformers = entry.smiles, []
     with rdBase.BlockLogs():
         try:
-            with workers.time_limit(_PARSING):
-                molecule = (
-                    _from_block(entry.mol_block) if entry.mol_block else _from_smiles(entry.smiles)
-                )
-                smiles = smiles or _smiles_of(molecule)
+            molecule = (
+                _from_block(entry.mol_block) if entry.mol_block else _from_smiles(entry.smiles)
+            )
+            smiles = smiles or _smiles_of(molecule)
             with workers.time_limit(_EMBEDDING):
                 molecule, geometry = _with_positions(molecule, smiles, options)
                 conformers = _conformers(molecule)

@@ -161,14 +161,14 @@ def _convert_missing(
         completed = num_records - sum(job.stop - job.start for job in jobs)
         task = bar.add_task("", total=num_records, completed=completed)
         # Convert one shard first: most errors of a source already occur in its first records.
-        for job in (
-            _convert_isolated(jobs, num_processes)
-            if _is_isolated(source)
-            else (_convert_here(jobs, num_processes, source))
-        ):
-            bar.update(task, advance=job.stop - job.start)
-            if job is jobs[0]:
-                after_first()
+        convert_shards = _convert_isolated if _is_isolated(source) else _convert_here
+        try:
+            for job in convert_shards(jobs, num_processes, source):
+                bar.update(task, advance=job.stop - job.start)
+                if job is jobs[0]:
+                    after_first()
+        except BrokenProcessPool as error:
+            raise _death(jobs) from error
 
 
 def _is_isolated(source: Reader) -> bool:
@@ -188,15 +188,14 @@ def _convert_here(
         yield jobs[1 + index]
 
 
-def _convert_isolated(jobs: list[ShardJob], num_processes: int | None) -> Iterator[ShardJob]:
-    """Convert shards in worker processes. Yield each finished one."""
-    try:
-        for index, _ in workers.run(
-            convert_shard, jobs, num_processes, single_inline=False, first_alone=True
-        ):
-            yield jobs[index]
-    except BrokenProcessPool as error:
-        raise _death(jobs) from error
+def _convert_isolated(
+    jobs: list[ShardJob], num_processes: int | None, source: Reader
+) -> Iterator[ShardJob]:
+    """Convert all shards in worker processes. Yield each finished one."""
+    for index, _ in workers.run(
+        convert_shard, jobs, num_processes, single_inline=False, first_alone=True
+    ):
+        yield jobs[index]
 
 
 def _death(jobs: list[ShardJob]) -> DatasetError:
