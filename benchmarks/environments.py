@@ -50,6 +50,7 @@ ENVIRONMENTS = {
     "mace": Environment("mace-torch", "0.3.16"),
     "nequip": Environment("nequip", "0.19.1", also=("nequip-allegro==0.8.3",)),
     "sevenn": Environment("sevenn", "0.13.0"),
+    "pyg": Environment("torch-geometric", "2.8.1", also=("sympy", "scipy")),
     "mlip": Environment("mlip", "0.2.5", torch=False),
 }
 

@@ -46,6 +46,7 @@ DRIVERS = {
             ("mlip", "mlip"),
             ("nequip", "nequip"),
             ("sevenn", "sevennet"),
+            ("pyg", "pyg"),
         )
     },
 }

@@ -20,7 +20,7 @@ from tests.models.test_parity import assert_agree, batch_energies, energies_and_
 
 DATA = Path(__file__).parents[1] / "data"
 IMPORTERS = {"spherenet": spherenet, "comenet": comenet}
-# exactly planar, with distances that are all different: N is at the center of H, O and C
+# formamide, exactly planar; the bonds of an atom all differ in length
 PLANAR = Structure(
     np.array([6, 8, 7, 1, 1, 1]),
     np.array(
