@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 _USABLE = 0.9
 # _AIMED: fraction of the usable memory that a smaller batch is chosen for.
 _AIMED = 0.9
-_MEMINFO = Path("/proc/meminfo")
+_MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
 class ProgramTooLarge(Exception):  # noqa: N818, a condition that callers handle
@@ -49,13 +49,34 @@ def available_bytes(device: jax.Device) -> int | None:
 
 
 def _free_host_bytes() -> int | None:
-    """Return the free memory of the computer (Linux), or None if unknown."""
+    """Return the free memory of the computer or of the container (Linux), or None if unknown."""
+    free = _read_table(_MEMINFO).get("MemAvailable:")
+    free = None if free is None else 1024 * free
+    limit, used = (_read_number(_CGROUP / name) for name in ("memory.max", "memory.current"))
+    if limit is None or used is None:
+        return free
+    # cached files are freed if necessary
+    left = limit - used + _read_table(_CGROUP / "memory.stat").get("inactive_file", 0)
+    return left if free is None else min(free, left)
+
+
+def _read_table(path: Path) -> dict[str, int]:
+    """Return the lines "NAME NUMBER ..." of a file of the kernel; none if there is no such file."""
     try:
-        lines = _MEMINFO.read_text(encoding="ascii").splitlines()
+        lines = path.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return {}
+    fields = [line.split() for line in lines]
+    return {f[0]: int(f[1]) for f in fields if len(f) > 1 and f[1].isdecimal()}
+
+
+def _read_number(path: Path) -> int | None:
+    """Return the number in a file of the kernel, or None ("max" means no limit)."""
+    try:
+        text = path.read_text(encoding="ascii").strip()
     except OSError:
         return None
-    fields = [line.split() for line in lines if line.startswith("MemAvailable:")]
-    return 1024 * int(fields[0][1]) if fields else None
+    return int(text) if text.isdecimal() else None
 
 
 def needed_bytes(program, *args) -> int | None:

@@ -29,7 +29,18 @@ def test_memory_of_devices(monkeypatch, tmp_path):
     info = tmp_path / "meminfo"
     info.write_text("MemTotal: 4000 kB\nMemAvailable:   2000 kB\n")
     monkeypatch.setattr(device_memory, "_MEMINFO", info)
+    monkeypatch.setattr(device_memory, "_CGROUP", tmp_path)
     shares = len(jax.local_devices(backend="cpu"))
+    assert available_bytes(device("cpu")) == int(0.9 * 2000 * 1024 / shares)
+    # a container with a limit; its cached files can be freed
+    for name, text in (
+        ("max", "900000"),
+        ("current", "800000"),
+        ("stat", "anon 1\ninactive_file 5"),
+    ):
+        (tmp_path / f"memory.{name}").write_text(f"{text}\n")
+    assert available_bytes(device("cpu")) == int(0.9 * 100_005 / shares)
+    (tmp_path / "memory.max").write_text("max\n")
     assert available_bytes(device("cpu")) == int(0.9 * 2000 * 1024 / shares)
     info.unlink()
     assert available_bytes(device("cpu")) is None
