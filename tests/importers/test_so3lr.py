@@ -355,19 +355,24 @@ MOLECULE = Atoms(
 )
 
 
-@pytest.fixture(scope="module")
-def calculators(files):
-    """Calculators of both precisions, with their relative tolerances."""
+TOLERANCES = {"float64": 1e-8, "float32": 1e-4}  # relative
+
+
+@pytest.fixture(scope="module", params=["float64", pytest.param("float32", marks=pytest.mark.slow)])
+def calculator(files, request):
+    """Calculator of each precision.
+
+    float32 is slow: tests/models/test_contract.py compares So3krates and tests/terms the terms in
+    both precisions.
+    """
     path, settings = files
-    return [
-        (MLIPCalculator(so3lr.load(path, LONG_RANGE, settings), dtype), tolerance)
-        for dtype, tolerance in (("float64", 1e-8), ("float32", 1e-4))
-    ]
+    return MLIPCalculator(so3lr.load(path, LONG_RANGE, settings), request.param)
 
 
 @pytest.mark.filterwarnings("ignore:.*unpaired")
 @pytest.mark.parametrize(("charge", "spin"), [(0, 0), (2, 1), (-1, 2)])
-def test_agrees_with_the_equations(weights, calculators, charge, spin):
+def test_agrees_with_the_equations(weights, calculator, charge, spin):
+    tolerance = TOLERANCES[calculator.dtype.name]
     atoms = MOLECULE.copy()
     atoms.info = {"charge": charge, "num_unpaired_electrons": spin}
     plain = Plain(weights, atoms.numbers, charge, spin)
@@ -376,18 +381,17 @@ def test_agrees_with_the_equations(weights, calculators, charge, spin):
         step = atoms.positions.astype(complex)
         step[n, axis] += 1e-30j  # a complex step: exact to rounding
         derivatives[n, axis] = plain.energy(step).imag / 1e-30
-    for calculator, tolerance in calculators:
-        atoms.calc = calculator
-        assert atoms.get_potential_energy() == pytest.approx(expected, rel=tolerance)
-        np.testing.assert_allclose(
-            atoms.get_forces(), -derivatives, atol=tolerance * np.abs(derivatives).max()
-        )
-        features = plain.features(atoms.positions)
-        np.testing.assert_allclose(atoms.get_charges(), plain.charges(features), atol=tolerance)
-        np.testing.assert_allclose(
-            calculator.predictions["hirshfeld_ratios"], plain.ratios(features), atol=tolerance
-        )
-        assert atoms.get_charges().sum() == pytest.approx(charge, abs=tolerance)
+    atoms.calc = calculator
+    assert atoms.get_potential_energy() == pytest.approx(expected, rel=tolerance)
+    np.testing.assert_allclose(
+        atoms.get_forces(), -derivatives, atol=tolerance * np.abs(derivatives).max()
+    )
+    features = plain.features(atoms.positions)
+    np.testing.assert_allclose(atoms.get_charges(), plain.charges(features), atol=tolerance)
+    np.testing.assert_allclose(
+        calculator.predictions["hirshfeld_ratios"], plain.ratios(features), atol=tolerance
+    )
+    assert atoms.get_charges().sum() == pytest.approx(charge, abs=tolerance)
 
 
 def test_the_layout_of_the_release(tmp_path):

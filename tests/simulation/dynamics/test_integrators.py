@@ -91,7 +91,7 @@ def test_kinetic_energies_are_canonical(double_precision, integrator, stiffness)
     """
     molecules, particles = system(2000, 3)
     motion = at_rest(molecules, particles)
-    kinetic, potential, _, heat = trajectory(integrator, particles, motion, 0.2, 300, stiffness)
+    kinetic, potential, _, heat = trajectory(integrator, particles, motion, 0.2, 150, stiffness)
     last = np.asarray(kinetic[-1]) / KT
     assert stats.kstest(last, stats.gamma(3.0).cdf).pvalue > 0.01
     if stiffness:  # BAOAB has no error in the positions of harmonic oscillators
@@ -138,7 +138,7 @@ def test_the_volume_of_an_ideal_gas(double_precision):
         time=0.3, pressure=target_pressure, barostat_time=1.0, compressibility=1 / target_pressure
     )
     motion = at_rest(molecules, particles, 0.005)
-    _, _, volumes, _ = trajectory(integrator, particles, motion, 0.02, 600, 0.0)
+    _, _, volumes, _ = trajectory(integrator, particles, motion, 0.02, 400, 0.0)
     last = np.asarray(volumes[-1]) * target_pressure / KT
     assert last.mean() == pytest.approx(size, abs=4 * np.sqrt(size / copies) + 0.05)
     assert stats.kstest(last, stats.gamma(size).cdf).pvalue > 0.01

@@ -127,14 +127,13 @@ def test_cells_smaller_than_the_cutoff_have_lists_from_the_host():
 
 def test_energy_is_conserved_to_second_order():
     errors = []
-    for timestep in (8.0, 4.0, 2.0):
+    for timestep in (8.0, 4.0):
         dynamics = every_step(
             cluster(0), pairwise(), timestep=timestep, temperature=30.0, frame_every=0
         )
         total = dynamics.run(int(2000 / timestep))[0].thermo.total
         errors.append(np.std(total))
-    ratios = np.array(errors[:-1]) / errors[1:]
-    assert (ratios > 3.5).all() and (ratios < 4.6).all(), ratios
+    assert 3.5 < errors[0] / errors[1] < 4.6, errors
 
 
 def test_float32_loses_no_energy_to_rounding():
