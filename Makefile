@@ -9,6 +9,7 @@ SECONDS ?= 600
 
 help:
 	@echo "make spice      train So3krates on SPICE, or on generated data, into runs/spice, with a report"
+	@echo "                (without training, use the force field of the package: docs/force_field.md)"
 	@echo "make test       run the fast tests (test-slow: those that take minutes)"
 	@echo "make test-faults  check that the tests catch known faults (tests/faults)"
 	@echo "make fuzz       read corrupted files of every format for SECONDS=600 each"

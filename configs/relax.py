@@ -9,7 +9,8 @@
 
 The input is a file of SMILES (.smi, .csv; embedded by RDKit's ETKDG), SDF, extended XYZ, an ASE
 database, any other format ASE can read, or a store. The force field is the workdir of a
-training run, a file of another program, the name of a published force field, or IMPORTER:FILE.
+training run, a file of another program, the name of a published force field, or IMPORTER:FILE;
+by default that of the package (docs/force_field.md).
 
 The cells of periodic structures are fixed. --config.cell=frechet relaxes them with the steps of
 ASE's FrechetCellFilter; see --config.mask and --config.scalar_pressure. --config.symprec=0.01 keeps

@@ -16,6 +16,7 @@ _EXPORTS = {
     "Potential": "mlip_jax.potential",
     "Predictor": "mlip_jax.predictor",
     "Structure": "mlip_jax.structure",
+    "audit": "mlip_jax.simulation.audit.audit",
     "crystal_properties": "mlip_jax.simulation.crystals.analysis",
     "evaluate": "mlip_jax.library",
     "find_minima": "mlip_jax.simulation.relaxation.minima",

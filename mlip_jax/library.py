@@ -33,6 +33,7 @@ from mlip_jax.config import ConfigError
 from mlip_jax.datasets import atoms_list, source
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.defaults import evaluate_defaults
+from mlip_jax.defaults.bundled import BUNDLED
 from mlip_jax.importers import load_force_field, split_force_fields
 from mlip_jax.potential import Potential, read_checkpoint
 from mlip_jax.predictor import TASK as PROPERTY
@@ -56,14 +57,16 @@ _TRAJECTORY = "structures.traj"
 
 
 def load(
-    model: Any, *, dtype: str = "float32", calibration: str | Path | None = None
+    model: Any = BUNDLED, *, dtype: str = "float32", calibration: str | Path | None = None
 ) -> MLIPCalculator | EnsembleCalculator | Predictor:
     """Load a trained model: a calculator for ASE, or a predictor of properties.
 
     >>> atoms.calc = load("runs/spice")  # doctest: +SKIP
+    >>> atoms.calc = load()  # doctest: +SKIP
 
     Args:
-      model: Workdir of a training run, "so3lr:params.pkl" or another importer with its file, a
+      model: The name of a published force field, by default that of the package; workdir of a
+        training run, "so3lr:params.pkl" or another importer with its file, a
         `Potential`, a calculator; several, as a sequence or as in "runs/a,runs/b", are an ensemble.
       dtype: "float32" or "float64", for calculators.
       calibration: Calibration of an ensemble, the workdir of a run of configs/ensemble.py.

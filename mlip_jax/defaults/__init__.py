@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ml_collections
 
+from mlip_jax.defaults.audit import AUDIT
 from mlip_jax.defaults.crystal import CRYSTAL
 from mlip_jax.defaults.data import CONVERT, GENERATE, GENERATE_CONFORMERS, INSPECT
 from mlip_jax.defaults.diversity import DIVERSITY, DIVERSITY_REPORT
@@ -44,6 +45,7 @@ TASKS: dict[str, Part] = {
         VIBRATIONS,
         CRYSTAL,
         NEB,
+        AUDIT,
     )
 }
 
@@ -151,3 +153,8 @@ def neb_defaults() -> ml_collections.ConfigDict:
 def vibrations_defaults() -> ml_collections.ConfigDict:
     """Return the config of task "vibrations" with the default of every field."""
     return VIBRATIONS.build()
+
+
+def audit_defaults() -> ml_collections.ConfigDict:
+    """Return the config of task "audit" with the default of every field."""
+    return AUDIT.build()

@@ -11,7 +11,7 @@ from mlip_jax.defaults.simulation import FMAX, FORCE_FIELD, MAX_STEPS
 CRYSTAL = task(
     "crystal",
     "Relaxed cells, equations of state and phonons of crystals.",
-    FORCE_FIELD,
+    FORCE_FIELD.replace(force_field=""),  # the force field of the package is for molecules
     input=Field("", "File of crystals: .xyz, .db, .cif or another format that ASE reads."),
     limit=optional(
         int,

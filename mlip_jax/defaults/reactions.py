@@ -12,7 +12,7 @@ from mlip_jax.defaults.simulation import FMAX, FORCE_FIELD, MINIMIZER
 NEB = task(
     "neb",
     "Minimum-energy paths of reactions by nudged elastic bands.",
-    FORCE_FIELD,
+    FORCE_FIELD.replace(force_field=""),  # the force field of the package is not for reactions
     MINIMIZER.replace(
         fmax=dataclasses.replace(FMAX, default=0.05),
         dtype=dataclasses.replace(dtype("the bands"), default="float64"),

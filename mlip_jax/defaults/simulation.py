@@ -7,6 +7,7 @@ import pkgutil
 from pathlib import Path
 
 from mlip_jax.defaults.bounds import AT_LEAST_ONE, FINITE, FRACTION, NOT_NEGATIVE, POSITIVE, Bounds
+from mlip_jax.defaults.bundled import BUNDLED
 from mlip_jax.defaults.data import DATA, dtype, num_processes, seed
 from mlip_jax.defaults.field import Field, Part, optional, task
 
@@ -55,10 +56,11 @@ SEPARATE_MOLECULES = MOLECULES.replace(
 FORCE_FIELD = Part(
     "Force field.",
     force_field=Field(
-        "",
-        "Force field: the workdir of a training run; a file of MACE, SevenNet, NequIP, SchNetPack, "
-        "TorchMD-Net or SO3LR, as in X.model or checkpoint.pth#modality=PBE; the name of a published "
-        "force field, as in sevennet-0; or IMPORTER:FILE for weights of another program. "
+        BUNDLED,
+        f"Force field: {BUNDLED}, which comes with the package, for molecules; the workdir of a "
+        "training run; a file of MACE, SevenNet, NequIP, SchNetPack, TorchMD-Net or SO3LR, as in "
+        "X.model or checkpoint.pth#modality=PBE; the name of a published force field, as in "
+        "sevennet-0; or IMPORTER:FILE for weights of another program. "
         f"Importers: {', '.join(IMPORTERS)}.",
     ),
 )
@@ -141,7 +143,7 @@ EVALUATE = task(
     "evaluate",
     "Evaluation of a force field on a data set, or its predictions for structures without labels.",
     force_field=Field(
-        "",
+        BUNDLED,
         "Force field, in any form that task relax accepts; several separated by commas are an "
         'ensemble, as in "runs/a,runs/b".',
     ),

@@ -14,6 +14,7 @@ from mlip_jax.defaults.bounds import (
     POSITIVE_OR_INFINITE,
     Bounds,
 )
+from mlip_jax.defaults.bundled import BUNDLED
 from mlip_jax.defaults.data import DATA, SPLIT, dtype, seed
 from mlip_jax.defaults.field import Field, Part, optional, task
 
@@ -360,7 +361,7 @@ ENSEMBLE = task(
 EXPORT = task(
     "export",
     "Export of a force field as a StableHLO program and a file of parameters.",
-    force_field=Field("", "Force field: a workdir, or another value that task relax accepts."),
+    force_field=Field(BUNDLED, "Force field: a workdir, or another value that task relax accepts."),
     max_atoms=Field(64, "Maximum number of atoms of a structure.", bounds=AT_LEAST_ONE),
     max_pairs=optional(
         int,

@@ -107,7 +107,7 @@ def describe(model: nn.Module) -> dict[str, Any]:
 
 
 def load(folder: str | Path) -> Potential:
-    """Load a force field from a folder that `save` wrote.
+    """Load a force field that `save` wrote, from the folder or the path of one of its files.
 
     Raises:
       FileNotFoundError: One of the files is missing.
@@ -115,6 +115,7 @@ def load(folder: str | Path) -> Potential:
         match the other one.
     """
     folder = Path(folder)
+    folder = folder.parent if folder.name in (WEIGHTS, DESCRIPTION) else folder
     description = _read_description(folder / DESCRIPTION)
     if not (folder / WEIGHTS).is_file():
         raise FileNotFoundError(

@@ -13,7 +13,7 @@ import logging
 from pathlib import Path
 
 from mlip_jax.importers.catalog.downloads import DownloadError, cache_folder, checksum, download
-from mlip_jax.importers.catalog.published_list import PublishedForceField, find
+from mlip_jax.importers.catalog.published_list import PublishedForceField, find, is_known
 from mlip_jax.importers.formats.weights import WeightsError
 from mlip_jax.potential import Potential
 
@@ -39,7 +39,8 @@ def load(name: str, modality: str | None = None, head: str | None = None) -> Pot
     if unknown := sorted(options.keys() - inspect.signature(read).parameters.keys()):
         raise ValueError(f"{entry.name} has no option {', '.join(unknown)}")
     path = locate(entry)
-    log.warning("%s: %s", entry.name, terms_of_use(entry))
+    method = f"{entry.method}; " if entry.method else ""
+    log.warning("force field %s: %s%s", entry.name, method, terms_of_use(entry))
     return read(path, **options)
 
 
@@ -67,6 +68,17 @@ def locate(entry: PublishedForceField) -> Path:
             f"file to {cached}"
         )
     return download(entry.url, cached, entry.size, entry.sha256)
+
+
+def own_folder(name: str) -> Path | None:
+    """Return the folder of a force field that comes with this package; None for other names.
+
+    A file or folder with that name comes first, as for `importers.load_force_field`.
+    """
+    if not is_known(name) or Path(name).exists():
+        return None
+    entry = find(name)
+    return locate(entry).parent if entry.package == __package__.partition(".")[0] else None
 
 
 def _in_package(entry: PublishedForceField) -> Path | None:

@@ -25,6 +25,7 @@ from mlip_jax.models.layers.basic import (
     segment_sum,
     unit_vectors,
 )
+from mlip_jax.models.layers.embeddings import embed_state
 from mlip_jax.models.layers.heads import AtomicEnergy, AtomOutputs, embed_elements
 
 _ENCODED = 0.1  # scale of encoded forces: about the size of the vectors after one layer
@@ -55,6 +56,8 @@ class Model(nn.Module):
       learned_shift: Whether the energy head learns a shift per element.
       undirected: False computes filters for both directions of each pair; this plain form is for
         tests.
+      charge_embedding: Whether the total charge, graph.globals["charge"], is embedded and added to
+        the initial scalars (embeddings.StateEmbedding).
       force_encoding: Whether vectors start from nodes["encoded_forces"] (N, 3), zero if a graph has
         none. A force of length l gets the length 0.1 ln(1 + l). DeNS uses this to encode the forces
         of structures that it displaces (training/dens.py).
@@ -77,6 +80,7 @@ class Model(nn.Module):
     learned_scale: bool = False
     learned_shift: bool = True
     undirected: bool = True
+    charge_embedding: bool = False
     force_encoding: bool = False
 
     @nn.compact
@@ -94,6 +98,8 @@ class Model(nn.Module):
         filters = LinearFilters(3 * self.num_layers, width, name="filters")(rbf, envelope)
         # message passing: s (N, F), v (N, 3, F), None for zero
         s = embed_elements(self, numbers, width, direction.dtype)
+        if self.charge_embedding:
+            s = s + embed_state(graph, "charge", width, direction.dtype)
         v = self._encoded_forces(graph)
         for n in range(self.num_layers):
             phi = Dense(width, name=f"message_{n}_layer_1")(s)

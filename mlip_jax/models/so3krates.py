@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import jraph
 import numpy as np
 
-from mlip_jax.graphs.graph import Pairs, node_graph_index, pairs
+from mlip_jax.graphs.graph import Pairs, pairs
 from mlip_jax.models.layers.basic import (
     Dense,
     ResidualMLP,
@@ -36,7 +36,7 @@ from mlip_jax.models.layers.basic import (
     segment_sum,
     unit_vectors,
 )
-from mlip_jax.models.layers.embeddings import StateEmbedding
+from mlip_jax.models.layers.embeddings import embed_state
 from mlip_jax.models.layers.euclidean_variables import (
     degree_invariants,
     orthonormal_harmonics,
@@ -172,12 +172,7 @@ class Model(nn.Module):
         parts = [embed_elements(self, numbers, self.num_features, dtype)]
         for name, wanted in (("charge", self.charge_embedding), ("spin", self.spin_embedding)):
             if wanted:
-                psi = graph.globals.get(name, jnp.zeros(graph.n_node.shape, dtype))
-                parts.append(
-                    StateEmbedding(self.num_features, name=f"{name}_embedding")(
-                        psi, numbers, node_graph_index(graph), dtype
-                    )
-                )
+                parts.append(embed_state(graph, name, self.num_features, dtype))
         return sum(parts) / float(np.sqrt(len(parts))) if len(parts) > 1 else parts[0]
 
     def _initial_ev(self, edge: Pairs, harmonics, envelope, num, degrees):

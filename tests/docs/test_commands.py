@@ -170,6 +170,7 @@ SMALL = {
         "temperatures": (300.0,),
     },
     "vibrations": {"max_steps": 5, "fmax": 1.0},
+    "audit": {"checks": ("bonds",)},
     "force2geo_eval": {"data.num_molecules": 2, "relax.max_steps": 5, "oracle.max_steps": 5},
     "generate": {"data.num_conformations": 20},
     "predict": {"max_steps": 3, "fmax": 1.0},

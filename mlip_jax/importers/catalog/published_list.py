@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from mlip_jax.defaults.bundled import BUNDLED
+
 
 class PublishedForceField(NamedTuple):
     """Facts about a published force field.
@@ -96,6 +98,20 @@ def _mace_off(size):
 
 
 FORCE_FIELDS = (
+    PublishedForceField(
+        BUNDLED,
+        "parameters",
+        "H C N O F P S Cl Br I",
+        "GFN2-xTB",
+        "Apache-2.0",
+        None,
+        size=1_489_336,
+        sha256="0df325e64c97f0f0ffea383bdc989fcb24cc970c5f81e2de56cd4b43fd332175",
+        package="mlip_jax",
+        file=f"force_fields/{BUNDLED}/parameters.safetensors",
+        note="for energies, geometries and dynamics of drug-like molecules, neutral or charged; "
+        "not for reactions, radicals and crystals",
+    ),
     _sevennet(
         "sevennet-0",
         "SevenNet_0__11Jul2024",

@@ -5,8 +5,10 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import jraph
 import numpy as np
 
+from mlip_jax.graphs.graph import node_graph_index
 from mlip_jax.models.layers.basic import ResidualMLP, segment_sum
 from mlip_jax.models.layers.heads import MAX_ATOMIC_NUMBER
 
@@ -49,3 +51,20 @@ class StateEmbedding(nn.Module):
         total = segment_sum(weights, node_graph, len(psi))[node_graph]
         shares = psi[node_graph] * weights / total
         return ResidualMLP(use_bias=False, name="residual")(shares[:, None] * values[sign])
+
+
+def embed_state(graph: jraph.GraphsTuple, name: str, width: int, dtype) -> jax.Array:
+    """Embed a number of each structure, 0 if the graph has none; shape (N, width).
+
+    Call it in a compact method; the parameters are those of the module "charge_embedding" or
+    "spin_embedding" of the caller.
+
+    Args:
+      graph: Padded batch.
+      name: "charge" or "spin", a key of graph.globals.
+      width: Number of features.
+      dtype: Floating-point type of the result.
+    """
+    psi = graph.globals.get(name, jnp.zeros(graph.n_node.shape, dtype))
+    embedding = StateEmbedding(width, name=f"{name}_embedding")
+    return embedding(psi, graph.nodes["numbers"], node_graph_index(graph), dtype)

@@ -21,6 +21,7 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 
+from mlip_jax.defaults.bundled import BUNDLED
 from mlip_jax.importers import load_force_field, published, schnetpack, so3lr
 from mlip_jax.importers.catalog.added_terms import add_terms, split_term_options
 from mlip_jax.potential import Potential, evaluate, hessian_columns
@@ -138,11 +139,14 @@ class MLIPCalculator(PaddedCalculator):
         return cls(load_force_field(force_field, **options), dtype, atom_domain.of(force_field))
 
     @classmethod
-    def pretrained(cls, name: str, dtype: str = "float32", **options) -> MLIPCalculator:
-        """Create a calculator of a published force field.
+    def pretrained(cls, name: str = BUNDLED, dtype: str = "float32", **options) -> MLIPCalculator:
+        """Create a calculator of a published force field, by default that of this package.
 
         The file is downloaded once into a cache, or taken from the Python package that contains it.
         License and citation are logged.
+
+            atoms = from_smiles("CC(=O)Oc1ccccc1C(=O)O")
+            atoms.calc = MLIPCalculator.pretrained()
 
         Args:
           name: Name in the list of `python -m mlip_jax.main --config=configs/published.py`.
@@ -155,7 +159,8 @@ class MLIPCalculator(PaddedCalculator):
           DownloadError (an OSError): The file cannot be downloaded.
         """
         options, of_terms = split_term_options(options)
-        return cls(add_terms(published.load(name, **options), of_terms), dtype)
+        potential = add_terms(published.load(name, **options), of_terms)
+        return cls(potential, dtype, atom_domain.load_domain(name))
 
     @classmethod
     def from_workdir(cls, path: str | Path, dtype: str = "float32") -> MLIPCalculator:

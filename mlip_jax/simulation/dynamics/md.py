@@ -12,6 +12,7 @@ import numpy as np
 from ase import Atoms, units
 
 from mlip_jax.datasets.molecules.arguments import molecule_list
+from mlip_jax.defaults.bundled import BUNDLED
 from mlip_jax.graphs.long_range import of_boundaries
 from mlip_jax.graphs.shapes import PaddingBudget
 from mlip_jax.matmul_precision import full_precision
@@ -72,7 +73,7 @@ class MolecularDynamics:
     def __init__(
         self,
         molecules: Any,
-        force_field: Any,
+        force_field: Any = BUNDLED,
         *,
         replicas: int = 1,
         temperatures: Sequence[float] | None = None,
@@ -86,6 +87,7 @@ class MolecularDynamics:
             these.
           force_field: Force field in any form that `simulation.force_fields.load_mean_force_field`
             accepts: a workdir, "IMPORTER:FILE", a `Potential` or a calculator; the mean of several.
+            By default that of the package.
           replicas: Copies of each molecule, which differ in momenta and noise.
           temperatures: Temperature of each molecule, including replicas (K); None uses that of the
             settings.

@@ -29,6 +29,7 @@ from mlip_jax.datasets.molecules.arguments import molecule_records, usable_atoms
 from mlip_jax.datasets.molecules.rmsd import Conformers, cross_rmsd
 from mlip_jax.datasets.molecules.symmetry import SymmetryQuery, symmetries_of
 from mlip_jax.datasets.quality.geometry import bond_limit
+from mlip_jax.defaults.bundled import BUNDLED
 from mlip_jax.potential import Potential
 from mlip_jax.simulation.dynamics.md import MolecularDynamics
 from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field
@@ -107,7 +108,7 @@ class SearchOptions:
 
 
 def find_minima(
-    molecules: Any, force_field: Any, *, num_conformers: int = 20, **options
+    molecules: Any, force_field: Any = BUNDLED, *, num_conformers: int = 20, **options
 ) -> list[MinimaResult]:
     """Find the minima of molecules from one or more geometries each.
 
@@ -118,7 +119,8 @@ def find_minima(
       molecules: ASE's Atoms, a SMILES, the path of a file of molecules, or a list of these. In a
         list, a list of Atoms is one molecule with several geometries and one order of atoms.
       force_field: Force field in any form that `simulation.force_fields.load_mean_force_field` accepts:
-        a workdir, "IMPORTER:FILE", a `Potential` or a calculator; the mean of several.
+        a workdir, "IMPORTER:FILE", a `Potential` or a calculator; the mean of several. By default
+        that of the package.
       num_conformers: Number of geometries that are embedded per SMILES.
       **options: Fields of `SearchOptions`.
 

@@ -13,6 +13,7 @@ import numpy as np
 from ase import Atoms
 
 from mlip_jax.datasets.molecules.arguments import molecule_records
+from mlip_jax.defaults.bundled import BUNDLED
 from mlip_jax.simulation.device_memory import ProgramTooLarge
 from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field
 from mlip_jax.simulation.relaxation import minimizers
@@ -34,7 +35,7 @@ _BATCH_ATOMS = {"cpu": 320, "gpu": 16_384, "tpu": 16_384}
 
 def relax(
     molecules: Any,
-    force_field: Any,
+    force_field: Any = BUNDLED,
     *,
     optimizer: str = "bfgs",
     fmax: float = 0.005,
@@ -52,6 +53,7 @@ def relax(
     Warns if relaxed molecules are outside the domain of the force field. Periodic structures keep
     their cells unless `cell` is given.
 
+    >>> (result,) = relax("CCO")  # doctest: +SKIP
     >>> (result,) = relax("CCO", "runs/spice")  # doctest: +SKIP
     >>> result.status, result.atoms.get_potential_energy()  # doctest: +SKIP
     >>> (result,) = relax(bulk("Cu"), "runs/metals", cell="frechet")  # doctest: +SKIP
@@ -60,7 +62,8 @@ def relax(
     Args:
       molecules: ASE's Atoms, a SMILES, the path of a file of molecules, or a list of these.
       force_field: Force field in any form that `simulation.force_fields.load_mean_force_field` accepts:
-        a workdir, "IMPORTER:FILE", a `Potential` or a calculator; the mean of several.
+        a workdir, "IMPORTER:FILE", a `Potential` or a calculator; the mean of several. By default
+        that of the package (docs/force_field.md).
       progress: Whether to show a progress bar.
       optimizer, fmax, max_steps, maxstep, dtype, trajectory_every, cell, symprec: See `Relaxer`.
 

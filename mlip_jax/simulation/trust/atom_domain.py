@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.importers import split_options
+from mlip_jax.importers import published, split_options
 from mlip_jax.potential import BEST, Potential
 from mlip_jax.simulation.energies import atom_features
 from mlip_jax.simulation.trust.domain import FILE, Domain
@@ -35,17 +35,23 @@ class DomainEvaluation:
 
 
 def fit(
-    potential: Potential, train: Columns, valid: Columns, force_errors: np.ndarray, seed: int = 0
+    potential: Potential,
+    train: Columns,
+    valid: Columns,
+    force_errors: np.ndarray,
+    seed: int = 0,
+    max_per_element: int = _MAX_PER_ELEMENT,
 ) -> Domain:
     """Fit the domain of a force field.
 
     Args:
       potential: The force field.
-      train: Training structures. At most about a thousand of their atoms per element are kept.
+      train: Training structures.
       valid: Validation structures with A atoms.
       force_errors: Predicted minus reference forces of the validation structures (eV/Å), (A, 3);
         NaN without a label.
       seed: Seed of the choice of training atoms.
+      max_per_element: Maximum number of training atoms kept per element.
 
     Raises:
       ValueError: If there are no structures, or elements that the force field was not trained on.
@@ -53,7 +59,7 @@ def fit(
     if not len(train) or not len(valid):
         raise ValueError("a domain needs training and validation structures")
     rows, errors = (
-        _sample_per_element(train.numbers, np.random.default_rng(seed)),
+        _sample_per_element(train.numbers, np.random.default_rng(seed), max_per_element),
         np.abs(force_errors).mean(1),
     )
     return Domain.fit(
@@ -121,9 +127,11 @@ def load_domain(path: str | Path) -> Domain | None:
     """Load the domain of the force field of a training run.
 
     Return None if the run has not written one yet, or if `path` is another folder than a workdir or
-    its folder of best checkpoints. Options after "#" do not change the domain.
+    its folder of best checkpoints. The name of a force field of the package is a path, too. Options
+    after "#" do not change the domain.
     """
-    path = Path(split_options(str(path))[0])
+    name = split_options(str(path))[0]
+    path = published.own_folder(name) or Path(name)
     file = (path.parent if path.name == BEST else path) / FILE
     return Domain.load(file) if file.is_file() else None
 
@@ -170,13 +178,15 @@ def results(domain: Domain, features: np.ndarray, *, unseen: bool = False) -> di
     return values
 
 
-def _sample_per_element(numbers: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return the rows of at most `_MAX_PER_ELEMENT` random atoms per element.
+def _sample_per_element(
+    numbers: np.ndarray, rng: np.random.Generator, max_count: int = _MAX_PER_ELEMENT
+) -> np.ndarray:
+    """Return the rows of at most `max_count` random atoms per element.
 
     Without the limit common elements would crowd out rare ones.
     """
     chosen = []
     for element in np.unique(numbers):
         rows = np.flatnonzero(numbers == element)
-        chosen.append(rng.choice(rows, min(len(rows), _MAX_PER_ELEMENT), replace=False))
+        chosen.append(rng.choice(rows, min(len(rows), max_count), replace=False))
     return np.sort(np.concatenate(chosen))

@@ -13,6 +13,7 @@ from ase.data import atomic_numbers
 from ase.io import write
 
 from mlip_jax.datasets.molecules.arguments import molecule_records
+from mlip_jax.defaults.bundled import BUNDLED
 from mlip_jax.files import atomic_open
 from mlip_jax.potential import Potential
 from mlip_jax.simulation.calculators import stationarity
@@ -120,7 +121,7 @@ class VibrationalAnalysis:
 
 
 def vibrations(
-    molecules: Any, force_field: Any, *, relaxed: bool = False, **options: Any
+    molecules: Any, force_field: Any = BUNDLED, *, relaxed: bool = False, **options: Any
 ) -> list[VibrationalAnalysis]:
     """Relax molecules tightly in float64 and compute their frequencies and thermochemistry.
 
@@ -133,7 +134,8 @@ def vibrations(
       molecules: ASE's Atoms, a SMILES, the path of a file of molecules, or a list of these. Masses
         that are set in Atoms are used.
       force_field: Force field in any form that `simulation.force_fields.load_mean_force_field` accepts:
-        a workdir, "IMPORTER:FILE", a `Potential` or a calculator; the mean of several.
+        a workdir, "IMPORTER:FILE", a `Potential` or a calculator; the mean of several. By default
+        that of the package.
       relaxed: Whether the molecules are at stationary points already, which may be transition
         states, and are not relaxed.
       **options: Fields of `VibrationOptions`.

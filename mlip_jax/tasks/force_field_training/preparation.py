@@ -151,7 +151,7 @@ def warn_of_charges(model, charges: Sequence[float]) -> None:
         "the training split contains the total charges %s, but the energy of this model does not "
         "depend on the charge: it learns ions from their geometries only. Set "
         "potential.electrostatics=True (any model) or model.options.charge_embedding=True "
-        "(so3krates) if molecules of the same atoms have several charges",
+        "(so3krates, painn) if molecules of the same atoms have several charges",
         ", ".join(f"{charge:+g}" if charge else "0" for charge in sorted(charges)),
     )
 

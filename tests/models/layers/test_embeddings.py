@@ -74,19 +74,17 @@ def test_zero_gives_zero(embedding):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("state", ["charge", "spin"])
-def test_so3krates_depends_on_charge_and_spin(state):
-    """A charge or spin changes the features; if zero or absent, they are the elements' over
-    sqrt(2).
+@pytest.mark.parametrize(
+    "name, state", [("so3krates", "charge"), ("so3krates", "spin"), ("painn", "charge")]
+)
+def test_models_depend_on_charge_and_spin(name, state):
+    """A charge or spin changes the features; if zero or absent, they are the elements', which
+    So3krates divides by sqrt(2).
     """
-    options = {
-        "num_features": 12,
-        "num_layers": 1,
-        "num_heads": 2,
-        "degrees": (1, 2),
-        "zero_init": False,
-    }
-    model = models.create("so3krates", **options, **{f"{state}_embedding": True})
+    options = {"num_features": 12, "num_layers": 1, "zero_init": False}
+    if name == "so3krates":
+        options |= {"num_heads": 2, "degrees": (1, 2)}
+    model = models.create(name, **options, **{f"{state}_embedding": True})
     graph = jax.tree.map(jnp.asarray, example_graph(np.float64))
     params = model.init(jax.random.key(0), graph)
 
@@ -98,8 +96,9 @@ def test_so3krates_depends_on_charge_and_spin(state):
     neutral = energies(0.0)
     assert np.abs(energies(1.0) - neutral).max() > 1e-3
     without = {k: v for k, v in params["params"].items() if k != f"{state}_embedding"}
-    without["embedding"] = without["embedding"] / np.sqrt(2)
-    expected = energies(0.0, {"params": without}, models.create("so3krates", **options))
+    if name == "so3krates":
+        without["embedding"] = without["embedding"] / np.sqrt(2)
+    expected = energies(0.0, {"params": without}, models.create(name, **options))
     np.testing.assert_allclose(neutral, expected, rtol=1e-6)
     if state == "spin":
         np.testing.assert_array_equal(energies(None), neutral)

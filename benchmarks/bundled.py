@@ -1,0 +1,163 @@
+"""The force field that comes with the package: its files, its errors, and its speed.
+
+    python benchmarks/bundled.py pack runs/drugs      # writes mlip_jax/force_fields/drugs-gfn2/
+    python benchmarks/bundled.py errors runs/drugs    # errors on the test split
+    taskset -c 0 python benchmarks/bundled.py speed   # beside GFN2-xTB itself
+
+runs/drugs is the workdir of configs/bundled.py. "errors" evaluates the packed files.
+"""
+
+import argparse
+import dataclasses
+import os
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+from ase.data import chemical_symbols
+
+from mlip_jax.datasets.molecules.files import from_smiles
+from mlip_jax.datasets.selection.held_out import RunData
+from mlip_jax.defaults.bundled import BUNDLED
+from mlip_jax.importers import parameters
+from mlip_jax.importers.catalog.downloads import checksum
+from mlip_jax.potential import Potential
+from mlip_jax.simulation.calculators.calculator import MLIPCalculator
+from mlip_jax.simulation.energies import energies_and_forces
+from mlip_jax.simulation.trust import atom_domain
+from mlip_jax.simulation.trust.domain import FILE
+
+FOLDER = Path(__file__).resolve().parents[1] / "mlip_jax" / "force_fields" / BUNDLED
+ATOMS_PER_ELEMENT = 256  # training atoms of the domain, so that the files stay small
+STRUCTURES = 1_500  # training and validation structures of the domain
+UNSEEN = 120  # molecules of the short table
+# known charges; the training data contain others, with too few molecules and too large errors
+CHARGES = (-1.0, 0.0, 1.0)
+SIZES = ((0, 15), (15, 25), (25, 35), (35, 50))
+MOLECULES = {
+    "aspirin": "CC(=O)Oc1ccccc1C(=O)O",
+    "sildenafil": "CCCc1nn(C)c2c1nc([nH]c2=O)-c1cc(ccc1OCC)S(=O)(=O)N1CCN(C)CC1",
+    "20 alanines": "N" + "C(C)C(=O)N" * 19 + "C(C)C(=O)O",
+}
+
+
+def pack(workdir: Path) -> None:
+    """Write parameters and domain of a training run to the folder of the package."""
+    potential, data = Potential.load(workdir), RunData.load(workdir)
+    rng = np.random.default_rng(0)
+    columns = {
+        name: data.store.take(np.sort(rng.permutation(data.parts[name])[:STRUCTURES]))
+        for name in ("train", "valid")
+    }
+    valid = columns["valid"]
+    _, forces = energies_and_forces(potential, valid, np.arange(len(valid)))
+    domain = atom_domain.fit(
+        potential, columns["train"], valid, forces - valid.forces, max_per_element=ATOMS_PER_ELEMENT
+    )
+    parameters.save(dataclasses.replace(potential, metadata=public(potential.metadata)), FOLDER)
+    half = dataclasses.replace(domain, points=domain.points.astype(np.float16))
+    half.save(FOLDER / FILE)
+    for path in sorted(FOLDER.iterdir()):
+        print(f"{path.name}: {path.stat().st_size:,} bytes, SHA-256 {checksum(path)}")
+
+
+def public(metadata: dict) -> dict:
+    """Return metadata without the paths of the machine that trained, and with CHARGES."""
+    config = dict(metadata["config"])
+    config["data"] = dict(config["data"]) | {
+        "path": Path(config["data"]["path"] or "").name,
+        "directory": "data",
+    }
+    return {k: v for k, v in metadata.items() if k == "versions"} | {
+        "config": config,
+        "statistics": dict(metadata["statistics"]) | {"charges": list(CHARGES)},
+    }
+
+
+def errors(workdir: Path) -> None:
+    """Print mean absolute errors on the test split in total, per size, element and charge."""
+    potential, data = parameters.load(FOLDER), RunData.load(workdir)
+    test = data.store.take(data.parts["test"])
+    energy, forces = energies_and_forces(potential, test, np.arange(len(test)))
+    energy_errors = 1e3 * np.abs(energy - test.energy) / test.n_atoms
+    atom_errors = 1e3 * np.abs(forces - test.forces).mean(1)
+    structure = np.repeat(np.arange(len(test)), test.n_atoms)
+    print("| structures | molecules | conformations | energy meV/atom | force meV/Å |")
+    print("|---|---|---|---|---|")
+
+    def row(name, chosen):
+        if not chosen.any():
+            return
+        count = len(np.unique(test.molecule[chosen].astype(str)))
+        print(
+            f"| {name} | {count} | {chosen.sum():,} | {energy_errors[chosen].mean():.1f} | "
+            f"{atom_errors[chosen[structure]].mean():.0f} |"
+        )
+
+    everything = np.ones(len(test), bool)
+    conformations = np.array(["relax" not in str(s) for s in test.subset])
+    row("all", everything)
+    row("conformations", conformations)
+    row(f"conformations of {UNSEEN} random molecules", _unseen(test, conformations))
+    row("snapshots of relaxations", ~conformations)
+    for low, high in SIZES:
+        row(f"{low} to {high - 1} atoms", (test.n_atoms >= low) & (test.n_atoms < high))
+    for charge in np.unique(test.charge):
+        row(f"charge {charge:+.0f}" if charge else "neutral", test.charge == charge)
+    for z in np.unique(test.numbers):
+        has = np.zeros(len(test), bool)
+        has[structure[test.numbers == z]] = True
+        own = atom_errors[test.numbers == z].mean()
+        row(f"with {chemical_symbols[z]} (force on it: {own:.0f} meV/Å)", has)
+    rms = np.sqrt(np.add.reduceat((test.forces**2).mean(1), test.offsets[:-1]) / test.n_atoms)
+    for low, high in ((0.0, 0.1), (0.1, 0.5), (0.5, 1.0), (1.0, np.inf)):
+        row(f"RMS force {low:g} to {high:g} eV/Å", (rms >= low) & (rms < high))
+    slope = np.polyfit(test.n_atoms, 1e3 * (energy - test.energy), 1)[0]
+    print(f"\nslope of the energy error with the number of atoms: {slope:+.1f} meV/atom")
+
+
+def _unseen(test, among: np.ndarray) -> np.ndarray:
+    names = np.unique(test.molecule[among].astype(str))
+    chosen = np.random.default_rng(0).permutation(names)[:UNSEEN]
+    return among & np.isin(test.molecule.astype(str), chosen)
+
+
+def speed(seconds: float) -> None:
+    """Print energies and forces of new geometries per second of processor time."""
+    from tblite.ase import TBLite
+
+    print("| molecule | atoms | mlip_jax, per CPU-second | GFN2-xTB, per CPU-second | ratio |")
+    print("|---|---|---|---|---|")
+    for name, smiles in MOLECULES.items():
+        atoms, rates = from_smiles(smiles), []
+        for calculator in (MLIPCalculator.pretrained(), TBLite(method="GFN2-xTB", verbosity=0)):
+            atoms.calc, rng = calculator, np.random.default_rng(0)
+            atoms.get_forces()  # compiles
+            start, count, original = time.process_time(), 0, atoms.positions.copy()
+            while time.process_time() - start < seconds or count < 2:
+                atoms.positions = original + 0.01 * rng.normal(size=original.shape)
+                atoms.get_forces()
+                count += 1
+            rates.append(count / (time.process_time() - start))
+        ours, reference = rates
+        print(f"| {name} | {len(atoms)} | {ours:.3g} | {reference:.3g} | {ours / reference:.0f} |")
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("pack", "errors", "speed"))
+    parser.add_argument("workdir", type=Path, nargs="?", default=Path("runs/drugs"))
+    parser.add_argument("--seconds", type=float, default=5.0, help="time per measurement")
+    a = parser.parse_args()
+    if a.what == "speed":
+        speed(a.seconds)
+    else:
+        {"pack": pack, "errors": errors}[a.what](a.workdir)
+
+
+if __name__ == "__main__":
+    main()

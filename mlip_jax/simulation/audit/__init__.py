@@ -1,0 +1,1 @@
+"""Audit of a force field: scans, conformers, dimers, geometries and dynamics of small molecules."""

@@ -1,0 +1,90 @@
+"""Tests for the force field that comes with the package: its file, its errors, its use by default."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mlip_jax import MLIPCalculator
+from mlip_jax.datasets.columns import Columns
+from mlip_jax.defaults import evaluate_defaults, md_defaults, relax_defaults
+from mlip_jax.defaults.bundled import BUNDLED
+from mlip_jax.importers import load_force_field, published
+from mlip_jax.importers.catalog.published_list import find
+from mlip_jax.simulation.energies import energies_and_forces
+from mlip_jax.simulation.trust.coverage import unseen_states
+from mlip_jax.structure import Structure
+
+DATA = Path(__file__).parents[1] / "data/bundled_gfn2.npz"
+MAX_BYTES = 2_000_000
+# bounds of mean errors on these molecules, a third above the measured ones: meV/atom, meV/Å
+MAX_ENERGY_ERROR, MAX_FORCE_ERROR = 8.0, 115.0
+
+
+def unseen_molecules() -> list[Structure]:
+    """Return conformations of 12 molecules of the test split with GFN2-xTB labels (tblite 0.8)."""
+    with np.load(DATA) as data:
+        ends = np.cumsum(data["n_atoms"])
+        return [
+            Structure(
+                numbers=data["numbers"][end - count : end].astype(np.int32),
+                positions=data["positions"][end - count : end].astype(np.float64),
+                forces=data["forces"][end - count : end].astype(np.float64),
+                energy=float(energy),
+                charge=float(charge),
+            )
+            for end, count, energy, charge in zip(
+                ends, data["n_atoms"], data["energy"], data["charge"]
+            )
+        ]
+
+
+def test_files_are_small_and_those_of_the_list():
+    """Detects a file that was replaced without its checksum, and paths of the training machine."""
+    entry, folder = find(BUNDLED), published.own_folder(BUNDLED)
+    path = published.locate(entry)
+    content = path.read_bytes()
+    assert (len(content), hashlib.sha256(content).hexdigest()) == (entry.size, entry.sha256)
+    assert sum(p.stat().st_size for p in folder.iterdir()) <= MAX_BYTES
+    assert "/" not in load_force_field(BUNDLED).metadata["config"]["data"]["path"]
+
+
+def test_errors_on_unseen_molecules():
+    """Guards the errors of docs/force_field.md: parameters, reference energies, charges."""
+    structures = unseen_molecules()
+    columns = Columns.from_structures(structures)
+    energies, forces = energies_and_forces(
+        load_force_field(BUNDLED), columns, np.arange(len(columns))
+    )
+    energy_errors = 1e3 * np.abs(energies - columns.energy) / columns.n_atoms
+    assert energy_errors.mean() < MAX_ENERGY_ERROR and energy_errors.max() < 5 * MAX_ENERGY_ERROR
+    assert 1e3 * np.abs(forces - columns.forces).mean() < MAX_FORCE_ERROR
+
+
+def test_it_is_used_by_default_with_its_domain():
+    for config in (relax_defaults(), md_defaults(), evaluate_defaults()):
+        assert config.force_field == BUNDLED
+    calculator = MLIPCalculator.pretrained()
+    assert calculator.potential.digest() == load_force_field(BUNDLED.upper()).digest()
+    assert "forces_expected_error" in calculator.implemented_properties
+    assert MLIPCalculator(BUNDLED).domain.border == calculator.domain.border
+
+
+@pytest.mark.parametrize("charge, known", [(-1, True), (1, True), (-2, False)])
+def test_charges_of_the_training_data_are_known(charge, known):
+    from ase.build import molecule
+
+    atoms = molecule("CH3OH")
+    atoms.info["charge"] = charge
+    assert (not unseen_states(atoms, [load_force_field(BUNDLED)])) == known
+
+
+def test_other_elements_are_rejected():
+    with pytest.raises(ValueError, match="not trained on Si"):
+        load_force_field(BUNDLED).check_elements(np.array([14]))
+
+
+def test_log_names_method_and_purpose(caplog):
+    load_force_field(BUNDLED)
+    assert f"force field {BUNDLED}: GFN2-xTB" in caplog.text and "drug-like" in caplog.text
