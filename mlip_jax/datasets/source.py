@@ -228,11 +228,8 @@ def load(data: Any) -> LoadedData:
     notes = list(store.manifest["notes"]) + [p["message"] for p in problems]
     if "xtb" in level.lower():
         note = f"The labels of this run are {level}: a fast semi-empirical method"
-        in_place_of_spice = not data.path or store.manifest["source"]["reader"] == "spice"
         notes.append(
-            f"{note}, not SPICE's {SPICE_LEVEL}. {HOW_TO_GET_SPICE}"
-            if in_place_of_spice
-            else f"{note}."
+            f"{note}." if data.path else f"{note}, not SPICE's {SPICE_LEVEL}. {HOW_TO_GET_SPICE}"
         )
     for note in notes:
         log.warning(note)

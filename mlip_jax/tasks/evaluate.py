@@ -84,11 +84,12 @@ def evaluate_config(
         folder = None if workdir is None else Path(workdir)
         if folder is not None and distributed.leader():
             _check_origin(folder / ORIGIN, data, predictor)
-        try:
+        with distributed.report_end(
+            "stopped; finished parts are saved. Rerun the same command to resume."
+            if folder is not None
+            else "stopped"
+        ):
             evaluated = evaluate(data, predictor, None if folder is None else folder / PARTS)
-        except (SystemExit, KeyboardInterrupt):
-            log.warning("stopped; finished parts are saved. Rerun the same command to resume.")
-            raise
         if evaluated is None:
             return None
         evaluated = dataclasses.replace(evaluated, align_energies=config.align_energies)

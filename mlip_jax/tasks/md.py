@@ -70,11 +70,10 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
             [name for name in names for _ in range(config.replicas)],
             config.trajectory_format,
         )
-        try:
+        with distributed.report_end(
+            "stopped; rerun the same command to resume from the last restart file"
+        ):
             seconds = run_md(dynamics, outputs, config.num_steps, config.restart_seconds)
-        except (SystemExit, KeyboardInterrupt):
-            log.warning("stopped; rerun the same command to resume from the last restart file")
-            raise
         report = _report(config, workdir, dynamics, outputs, seconds, [message] if message else [])
         if len(dynamics.broken) == len(dynamics.molecules):
             raise RuntimeError(f"all molecules broke: see the reasons in {report}")

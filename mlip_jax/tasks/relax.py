@@ -75,15 +75,14 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
             if distributed.leader():
                 _check_origin(workdir / ORIGIN, config, potential)
         relaxer = _relaxer(config, potential)
-        try:
+        with distributed.report_end(
+            "stopped; finished molecules are saved. Rerun the same command to resume."
+        ):
             _relax_share(config, workdir / PARTS, relaxer, total)
             distributed.barrier("relaxed")
             if not distributed.leader():
                 return workdir / "report.html"
             return _finish(config, workdir, total, potential, domains)
-        except (SystemExit, KeyboardInterrupt):
-            log.warning("stopped; finished molecules are saved. Rerun the same command to resume.")
-            raise
 
 
 def _check(c) -> None:

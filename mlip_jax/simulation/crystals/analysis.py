@@ -13,6 +13,7 @@ from ase.dft.kpoints import monkhorst_pack
 from mlip_jax.datasets.molecules.arguments import molecule_records
 from mlip_jax.potential import Potential
 from mlip_jax.simulation.calculators.calculator import MLIPCalculator
+from mlip_jax.simulation.calculators.conservation import already_warned
 from mlip_jax.simulation.crystals.equation_of_state import EquationOfState, fit_equation_of_state
 from mlip_jax.simulation.crystals.phonons import (
     compute_force_constants,
@@ -163,8 +164,10 @@ def analyze_crystals(
         for k, result in usable.items()
         for i, factor in enumerate(factors)
     }
-    at_volumes = dict(Relaxer(potential, **shared).stream(strained.items()))
-    calculator = MLIPCalculator(potential, dtype="float64")
+    with already_warned():
+        relaxer = Relaxer(potential, **shared)
+        calculator = MLIPCalculator(potential, dtype="float64")
+    at_volumes = dict(relaxer.stream(strained.items()))
     for k, result in usable.items():
         points = [at_volumes[k, i] for i in range(len(factors))]
         yield k, _complete(result, factors, points, calculator, settings)

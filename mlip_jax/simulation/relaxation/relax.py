@@ -13,6 +13,7 @@ import numpy as np
 from ase import Atoms
 
 from mlip_jax.datasets.molecules.arguments import molecule_records
+from mlip_jax.simulation.calculators.conservation import warn_if_not_conservative
 from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field
 from mlip_jax.simulation.relaxation import minimizers
 from mlip_jax.simulation.relaxation.cells.filters import CellFilter, create_filter
@@ -138,6 +139,8 @@ class Relaxer:
             keeps the cells.
           molecules_only: Whether periodic structures fail.
 
+        Warns with `NonConservativeWarning` if the forces are not the gradient of the energy.
+
         Raises:
           ValueError: If an argument is invalid.
           CheckpointError: If there is no force field at this location.
@@ -157,6 +160,7 @@ class Relaxer:
             raise ValueError(f'dtype must be "float32" or "float64", received {dtype!r}')
         minimizer = minimizers.create(optimizer, maxstep)
         self.potential = load_mean_force_field(force_field)
+        warn_if_not_conservative([self.potential])
         self._dtype = np.dtype(dtype)
         self._devices = list(jax.local_devices() if devices is None else devices)
         self._every = trajectory_every
