@@ -37,6 +37,7 @@ from mlip_jax.datasets.store.conversion_plan import ConversionSpec, identify
 from mlip_jax.datasets.store.finalize import reject_if_invalid
 from mlip_jax.datasets.store.store import Store, is_store
 from mlip_jax.foreign_text import TableWriter
+from mlip_jax.wording import count_of
 from mlip_jax.workdir import atomic_open
 
 log = logging.getLogger(__name__)
@@ -209,10 +210,10 @@ def load(data: Any) -> LoadedData:
             f"data.max_atoms or another filter of config.data. {problems}".rstrip()
         )
     log.info(
-        "%s: using %d of %d structures; excluded: %s",
+        "%s: using %d of %s; excluded: %s",
         name,
         len(indices),
-        len(store),
+        count_of(len(store), "structure"),
         count_reasons(reasons) or "none",
     )
     if data.path:

@@ -21,11 +21,7 @@ def lines(monkeypatch):
     root, stream = logging.getLogger(), io.StringIO()
     monkeypatch.setattr(root, "handlers", [])
     monkeypatch.setattr(root, "level", logging.INFO)
-    for module, name in (
-        (sys, "excepthook"),
-        (sys, "unraisablehook"),
-        (warnings, "showwarning"),
-    ):
+    for module, name in ((sys, "excepthook"), (sys, "unraisablehook"), (warnings, "showwarning")):
         monkeypatch.setattr(module, name, getattr(module, name))
     monkeypatch.setattr(sys, "stdout", stream)
     console.log_to_console()
@@ -44,7 +40,7 @@ def test_warnings_for_the_user_are_log_lines(lines):
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         console.log_warnings()  # pytest has replaced the function that prints warnings
-        warnings.warn("not the gradient", NonConservativeWarning)
+        warnings.warn("not the gradient", NonConservativeWarning, stacklevel=1)
     (line,) = lines()
     assert line.endswith("WARNING  not the gradient")
 

@@ -6,7 +6,7 @@ import numpy as np
 from ase.units import GPa
 
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.datasets.quality.problems import Problem
+from mlip_jax.datasets.quality.problems import WRONG_STRESS, Problem
 from mlip_jax.datasets.stress import stress_labels
 
 STRESS_RATIO = "stress ratio"
@@ -76,7 +76,10 @@ def _ratios(columns: Columns, stress, volume, pairs: np.ndarray, atoms: np.ndarr
 
 
 def diagnose_stress(findings) -> list[Problem]:
-    """Return the problem of stresses that do not fit the energy differences, if there is one."""
+    """Return the problem of stresses that do not fit the energy differences, if there is one.
+
+    It is a warning: only runs with loss.stress use the stress, and these refuse the data.
+    """
     ratio = findings.distributions[STRESS_RATIO]
     median = ratio.median
     agreement = ratio.share(*sorted((0.5 * median, 2 * median)))
@@ -89,10 +92,10 @@ def diagnose_stress(findings) -> list[Problem]:
     )
     if _NEAR_ONE[0] <= -median <= _NEAR_ONE[1]:
         text = (
-            f"the stress has the wrong sign: {text}. ASE's stress is positive under tension, "
+            f"has the wrong sign: {text}. ASE's stress is positive under tension, "
             "VASP's has the opposite sign. Set the reader option stress_sign_reversed=True"
         )
     else:
         likely = [name for name, unit in _UNITS.items() if 0.7 < abs(median) / unit < 1.4]
-        text = f"the stress is not in eV/Å³{f', but in {likely[0]}' * bool(likely)}: {text}"
-    return [Problem("error", "stress", text)]
+        text = f"is not in eV/Å³{f', but in {likely[0]}' * bool(likely)}: {text}"
+    return [Problem("warning", WRONG_STRESS, f"the stress, used only with loss.stress, {text}")]

@@ -17,6 +17,7 @@ from mlip_jax.potential import Potential
 from mlip_jax.simulation.relaxation.compiled import CompiledRelaxation
 from mlip_jax.simulation.relaxation.loop import RelaxationLoop
 from mlip_jax.simulation.relaxation.state import FREE, MoleculeBatch, Outcome, empty_molecules
+from mlip_jax.wording import count_of
 
 log = logging.getLogger(__name__)
 
@@ -224,8 +225,8 @@ class SlotPool:
             raise error
         self._max_slots = slots // 2
         log.warning(
-            "out of memory on the device with %d molecules in parallel; continuing with %d",
-            slots,
+            "out of memory on the device with %s in parallel; continuing with %d",
+            count_of(slots, "molecule"),
             self._max_slots,
         )
         self._earlier_compiles, self._before = (
