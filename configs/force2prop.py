@@ -71,6 +71,5 @@ def get_config(argument: str = "all") -> ml_collections.ConfigDict:
         c.optimizer.schedule, c.optimizer.warmup_steps = "cosine", 100
         c.optimizer.learning_rate_end = 1e-6
         c.train.num_epochs, c.train.batch_size = 30.0, 16
-        c.train.valid_every = c.train.checkpoint_every = 300
         c.train.ema_decay = 0.99
     return c

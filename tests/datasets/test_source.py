@@ -331,8 +331,8 @@ def test_notes_state_that_labels_are_not_those_of_spice(options, shared_store, c
         "semi-empirical method."
     ]
     data.path = ""
-    monkeypatch.setattr(source, "locate", lambda data: shared_store)
-    with caplog.at_level(logging.WARNING):
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+        patch.setattr(source, "locate", lambda data: shared_store)
         loaded = source.load(data)
     assert loaded.level_of_theory.startswith("GFN2-xTB")
     note = next(n for n in loaded.notes if "semi-empirical" in n)

@@ -50,7 +50,9 @@ def e3x_polynomials(max_degree: int) -> tuple[np.ndarray, np.ndarray]:
     (package,) = importlib.util.find_spec("e3x").submodule_search_locations
     path = Path(package) / "so3" / "_spherical_harmonics_lut.npz"
     if not path.exists():
-        raise ImportError(f"{path}: not found. Install e3x 1.0, for example: pip install e3x==1.0.2")
+        raise ImportError(
+            f"{path}: not found. Install e3x 1.0, for example: pip install e3x==1.0.2"
+        )
     with np.load(path) as table:
         if max_degree > int(table["max_degree"]):
             raise ValueError(

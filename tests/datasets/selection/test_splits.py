@@ -256,7 +256,7 @@ def test_molecule_with_two_scaffolds_is_rejected():
         ),
         (
             {"counts": (5, 1, 1), "by": "size", "n_atoms": np.ones(10)},
-            "10 structures of 1 sizes cannot be split by size .*--config.data.split=random",
+            "10 structures of 1 size cannot be split by size .*--config.data.split=random",
         ),
         (
             {"counts": (1, 1, 1), "by": "random", "molecule": np.zeros(2)},
