@@ -276,7 +276,7 @@ def test_auto_splits_by_molecule_if_there_are_enough(caplog):
     assert split_choice.choose(np.repeat(np.arange(10), 3)) == "molecule"
     assert "split by molecule: 10 molecules" in caplog.text
     assert split_choice.choose(np.zeros(200)) == "random"
-    assert "200 structures of 1 molecules" in caplog.text
+    assert "200 structures of 1 molecule are" in caplog.text
     assert (
         split_choice.choose(np.arange(9))
         == split_choice.choose(np.repeat([0, *range(1, 12)], [30] + [1] * 11))
