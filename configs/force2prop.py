@@ -67,13 +67,11 @@ def get_config(argument: str = "all") -> ml_collections.ConfigDict:
     c.optimizer.warmup_steps = 0
     c.train.num_epochs = 200.0
     c.train.batch_size = 256
-    c.train.log_every = 100
-    c.train.valid_every = 1_000
-    c.train.checkpoint_every = 1_000
+    # at most 100, 1,000 and 1,000 steps, less in short runs
+    c.train.log_every = c.train.valid_every = c.train.checkpoint_every = None
     if size == "small":
         c.optimizer.schedule, c.optimizer.warmup_steps = "cosine", 100
         c.optimizer.learning_rate_end = 1e-6
         c.train.num_epochs, c.train.batch_size = 30.0, 16
-        c.train.valid_every = c.train.checkpoint_every = 300
         c.train.ema_decay = 0.99
     return c

@@ -59,6 +59,8 @@ def _main(arguments: list[str]) -> None:
         _dispatch(arguments)
     except distributed.ForcedInterrupt:
         sys.exit("interrupted; rerun the same command to resume from the last checkpoint")
+    except distributed.ReportedInterrupt:
+        sys.exit(distributed.EXIT_REQUEUE)
     except KeyboardInterrupt:  # outside of the training loop, which handles interrupts itself
         log.warning("interrupted; rerun the same command to resume from the last saved state")
         sys.exit(distributed.EXIT_REQUEUE)
@@ -83,7 +85,8 @@ def _dispatch(arguments: list[str]) -> None:
     if FLAGS.show_workdir:
         print(workdir)
         return
-    if FLAGS.workdir is None and not FLAGS.sweep_list:
+    # the task "published" writes no files
+    if FLAGS.workdir is None and not FLAGS.sweep_list and config.get("task") != "published":
         log.info("workdir: %s (--workdir=FOLDER selects another one)", workdir)
         if workdir != flags.default_workdir():
             log.info("%s contains the results of another run", flags.default_workdir())

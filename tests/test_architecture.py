@@ -21,6 +21,7 @@ MAX_LINES, MAX_FILES = 400, 20
 ORDER = (
     "files",
     "foreign_text",
+    "wording",
     "limits",
     "state_labels",
     "structure",

@@ -53,7 +53,7 @@ def test_a_signal_during_the_start_requests_a_restart(tmp_path, number, program)
     # the import of JAX, which takes seconds, has not begun
     assert "jaxlib" not in Path(f"/proc/{started.pid}/maps").read_text()
     started.send_signal(number)
-    output, _ = started.communicate(timeout=60)
+    output, _ = started.communicate(timeout=600)
     assert started.returncode == distributed.EXIT_REQUEUE == process.EXIT_REQUEUE and not output
     assert not (tmp_path / "run").exists()
 
@@ -61,7 +61,7 @@ def test_a_signal_during_the_start_requests_a_restart(tmp_path, number, program)
 def test_profile_of_other_tasks_is_an_error(tmp_path):
     old = ("--config.data.refuse=False", "--config.data.path=x")  # with a former name
     started = start("--config=inspect_data", f"--workdir={tmp_path / 'run'}", "--profile=3", *old)
-    output, _ = started.communicate(timeout=120)
+    output, _ = started.communicate(timeout=600)
     assert started.returncode == 1 and "Traceback" not in output
     assert "--profile requires the task 'train', received 'inspect_data'" in output
     assert output.count("config field data.refuse is deprecated: use data.reject_invalid") == 1
@@ -156,6 +156,6 @@ def test_runs_in_any_folder(tmp_path):
         env=environment,
         text=True,
         capture_output=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 1 and "force_field" in done.stderr and "Traceback" not in done.stderr

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 
 from mlip_jax.foreign_text import printable
+
+log = logging.getLogger(__name__)
 
 
 def replace_unknown_characters() -> None:
@@ -22,19 +25,50 @@ def log_to_console() -> None:
     logs through.
     """
     from absl import logging as absl_logging
-    from rich.logging import RichHandler
 
     replace_unknown_characters()
     absl_logging.use_absl_handler()
     root = logging.getLogger()
-    handler = RichHandler(show_path=False, omit_repeated_times=False, log_time_format="%H:%M:%S")
-    handler.setFormatter(_PrintableFormatter("%(message)s"))
-    root.handlers = [handler]
+    root.handlers = [_handler()]
     root.setLevel(logging.INFO)
     logging.getLogger("jax").setLevel(logging.WARNING)
     # orbax logs every file that it opens, and the traceback of every error, which it raises anyway
     absl_logging.set_verbosity(absl_logging.FATAL)
     _hide_closed_loops()
+    log_warnings()
+
+
+def log_warnings() -> None:
+    """Log warnings for the user instead of printing them with a line of source code."""
+    show = warnings.showwarning
+
+    def log_warning(message, category, *place, **options):
+        if issubclass(category, UserWarning):
+            log.warning("%s", message)
+        else:
+            show(message, category, *place, **options)
+
+    warnings.showwarning = log_warning
+
+
+def _handler() -> logging.Handler:
+    """Return the handler of the log: colors in terminals; whole lines in files and pipes.
+
+    Programs that the sweeps start write to a pipe, whose text a terminal shows.
+    """
+    from rich.logging import RichHandler
+
+    if sys.stdout.isatty():
+        handler = RichHandler(
+            show_path=False, omit_repeated_times=False, log_time_format="%H:%M:%S"
+        )
+        handler.setFormatter(_PrintableFormatter("%(message)s"))
+        return handler
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(
+        _PrintableFormatter("%(asctime)s %(levelname)-8s %(message)s", datefmt="%H:%M:%S")
+    )
+    return handler
 
 
 class _PrintableFormatter(logging.Formatter):

@@ -8,6 +8,10 @@ from __future__ import annotations
 import math
 import re
 
+import numpy as np
+
+from mlip_jax.datasets.columns import Columns
+
 _BRACKET = re.compile(r"\[([^\]]*)\]")
 _CHARGE = re.compile(r"([+]+|-+)(\d*)(?::\d+)?$")
 _TOLERANCE = 1e-3  # maximum distance to a whole number (e)
@@ -30,6 +34,24 @@ def total_charge(label: float | None, smiles: str, initial: float) -> float:
     if smiles:
         return float(charge_from_smiles(smiles))
     return whole_charge(initial) or 0.0
+
+
+def has_odd_electrons(columns: Columns) -> np.ndarray:
+    """Return which molecules have an odd number of electrons, all of them paired by their labels.
+
+    Such labels contradict themselves: at least one electron is unpaired. Crystals are not counted,
+    because electrons of neighboring cells can pair.
+
+    Returns:
+      (S,) bool.
+    """
+    electrons = np.zeros(len(columns), np.int64)
+    np.add.at(electrons, np.repeat(np.arange(len(columns)), columns.n_atoms), columns.numbers)
+    charge = np.round(np.nan_to_num(columns.charge)).astype(np.int64)
+    odd = (electrons - charge) % 2 == 1
+    if columns.spin is not None:
+        odd &= columns.spin == 0
+    return odd if columns.pbc is None else odd & ~columns.pbc.any(axis=1)
 
 
 def whole_charge(charge: float) -> float | None:

@@ -12,6 +12,7 @@ import numpy as np
 from mlip_jax import limits
 from mlip_jax.datasets.isolation import molecules
 from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.structure import hill_formula
 
 _ATOM_MAP = re.compile(r":\d+(?=\])")
 CANONICAL = "canonical SMILES without stereochemistry and isotopes"
@@ -60,6 +61,22 @@ def readable_name(molecule: str) -> str:
     with rdBase.BlockLogs():
         parsed = Chem.MolFromSmiles(as_written)
     return as_written if parsed is None else Chem.MolToSmiles(parsed)
+
+
+def display_name(name: str, smiles: str, numbers: np.ndarray | None, fallback: str) -> str:
+    """Return the name of a molecule or crystal in logs, tables and reports.
+
+    >>> display_name("", "", np.array([11, 17]), "structure 3")
+    'ClNa'
+
+    Args:
+      name: Name in its file, or "".
+      smiles: SMILES, or "".
+      numbers: Atomic numbers, or None.
+      fallback: Name if all of these are unknown, such as the place in the file.
+    """
+    formula = "" if numbers is None else hill_formula(numbers)
+    return name or readable_name(smiles) or formula or fallback
 
 
 def group(labels: np.ndarray) -> tuple[np.ndarray, int]:

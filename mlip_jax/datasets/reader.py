@@ -11,6 +11,7 @@ from typing import Self
 import numpy as np
 
 from mlip_jax.structure import Structure
+from mlip_jax.wording import count_of
 
 
 class DatasetError(ValueError):
@@ -65,7 +66,10 @@ class ReadReport:
 
     def notes(self, reader: Reader) -> list[str]:
         """Return remarks for the user, with the labels that `reader` did not read."""
-        notes = [f"{text} ({count} structures)" for text, count in sorted(self.remarks.items())]
+        notes = [
+            f"{text} ({count_of(count, 'structure')})"
+            for text, count in sorted(self.remarks.items())
+        ]
         if self.unread:
             labels = ", ".join(f"{label} ({count})" for label, count in sorted(self.unread.items()))
             notes.append(

@@ -37,6 +37,7 @@ from mlip_jax.datasets.store.conversion_plan import ConversionSpec, identify
 from mlip_jax.datasets.store.finalize import reject_if_invalid
 from mlip_jax.datasets.store.store import Store, is_store
 from mlip_jax.foreign_text import TableWriter
+from mlip_jax.wording import count_of
 from mlip_jax.workdir import atomic_open
 
 log = logging.getLogger(__name__)
@@ -209,10 +210,10 @@ def load(data: Any) -> LoadedData:
             f"data.max_atoms or another filter of config.data. {problems}".rstrip()
         )
     log.info(
-        "%s: using %d of %d structures; excluded: %s",
+        "%s: using %d of %s; excluded: %s",
         name,
         len(indices),
-        len(store),
+        count_of(len(store), "structure"),
         count_reasons(reasons) or "none",
     )
     if data.path:
@@ -228,11 +229,8 @@ def load(data: Any) -> LoadedData:
     notes = list(store.manifest["notes"]) + [p["message"] for p in problems]
     if "xtb" in level.lower():
         note = f"The labels of this run are {level}: a fast semi-empirical method"
-        in_place_of_spice = not data.path or store.manifest["source"]["reader"] == "spice"
         notes.append(
-            f"{note}, not SPICE's {SPICE_LEVEL}. {HOW_TO_GET_SPICE}"
-            if in_place_of_spice
-            else f"{note}."
+            f"{note}." if data.path else f"{note}, not SPICE's {SPICE_LEVEL}. {HOW_TO_GET_SPICE}"
         )
     for note in notes:
         log.warning(note)

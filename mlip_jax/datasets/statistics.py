@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
 
+from mlip_jax.datasets.charges import has_odd_electrons
 from mlip_jax.datasets.columns import Columns
 
 log = logging.getLogger(__name__)
@@ -118,6 +119,8 @@ class Summary:
       charges: Total charges that occur (e).
       periodic: Whether a structure has a cell.
       spins: Numbers of unpaired electrons that occur.
+      odd_electrons: Whether a molecule has an odd number of electrons, but no unpaired ones in its
+        labels.
       fit: Least-squares fit of the total energies (eV) to the element counts.
     """
 
@@ -126,6 +129,7 @@ class Summary:
         self.charges: set[float] = set()
         self.periodic = False
         self.spins: set[float] = set()
+        self.odd_electrons = False
         self.fit = ElementFit()
         self._squares, self._components = 0.0, 0
         for columns in blocks:
@@ -137,6 +141,7 @@ class Summary:
         self.periodic |= columns.cell is not None and bool(columns.cell.any())
         self.charges.update(np.unique(columns.charge).tolist())
         self.spins.update([0.0] if columns.spin is None else np.unique(columns.spin).tolist())
+        self.odd_electrons |= bool(has_odd_electrons(columns).any())
         self.fit.add(columns, columns.energy)
         known = np.isfinite(columns.forces)
         self._squares += float((columns.forces[known] ** 2).sum())

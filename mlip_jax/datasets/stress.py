@@ -7,11 +7,12 @@ is positive under tension. The virial is minus the stress times the volume.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from mlip_jax.config import ConfigError
 from mlip_jax.datasets import file_units, options
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.reader import DatasetError
@@ -19,6 +20,8 @@ from mlip_jax.state_labels import plain_name
 
 # STRESS: name of the property of structures, (3, 3) in eV/Å³, NaN if unknown.
 STRESS = "stress"
+# NO_STRESS: value of the reader option stress_key that ignores the stress.
+NO_STRESS = "none"
 _VIRIALS = ("virial", "virials")
 # Rows and columns of the components xx, yy, zz, yz, xz, xy, in ASE's order.
 _ROWS, _COLUMNS = (0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1)
@@ -32,6 +35,50 @@ def stress_names(labels: Iterable[str]) -> list[str]:
     """
     usual = [name for name in labels if plain_name(name) in (STRESS, *_VIRIALS)]
     return sorted(usual, key=is_virial)
+
+
+def check_property_names(names: Iterable[str]) -> None:
+    """Raise ConfigError if a stress is requested as a property.
+
+    It would be read as it is in the file, without its unit and sign, and loss.stress would use it.
+    """
+    if STRESS in names:
+        raise ConfigError(
+            f"property_keys contains {STRESS!r}, which is the name of the stress that loss.stress "
+            f"uses, in eV/Å³ and with ASE's sign. Remove it: the option stress_key={STRESS} reads "
+            "it, with stress_unit and stress_sign_reversed"
+        )
+
+
+def chosen_stress(names: Sequence[str], source: str) -> str:
+    """Return the only name of a stress.
+
+    Raises:
+      DatasetError: There are several.
+    """
+    if len(names) > 1:
+        raise DatasetError(
+            f"{source}: contains several stresses: {', '.join(names)}. Choose one, "
+            f"{options.as_flag('stress_key', names[0])}, or none, "
+            f"{options.as_flag('stress_key', NO_STRESS)}."
+        )
+    return names[0]
+
+
+def common_stress(stresses: Mapping[str, np.ndarray], source: str) -> np.ndarray:
+    """Return the stress (eV/Å³), (3, 3), on which the labels of a structure agree, or NaN.
+
+    Args:
+      stresses: Stresses (eV/Å³), (3, 3), by the names of their labels.
+      source: File and record, for messages.
+
+    Raises:
+      DatasetError: The labels differ.
+    """
+    first, *others = stresses.values() or [unknown_stress()]
+    if any(not np.allclose(first, other, rtol=1e-3, atol=1e-6) for other in others):
+        chosen_stress(list(stresses), source)
+    return first
 
 
 def is_virial(name: str) -> bool:

@@ -32,8 +32,8 @@ CRYSTAL = task(
     ),
     supercell_length=Field(
         12.0,
-        "Minimum distance between lattice planes of the supercell for phonons; it must be at least "
-        "twice the distance up to which atoms interact. 0 skips the phonons.",
+        "Minimum distance between lattice planes of the supercell for phonons. Below twice the "
+        "distance up to which atoms interact, the report has a remark. 0 skips the phonons.",
         unit="Å",
         bounds=NOT_NEGATIVE,
     ),

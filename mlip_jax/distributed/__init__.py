@@ -34,9 +34,11 @@ from mlip_jax.distributed.meeting import meet
 from mlip_jax.distributed.signals import (
     EXIT_REQUEUE,
     ForcedInterrupt,
+    ReportedInterrupt,
     Stopped,
     StopSignal,
     ended_by_signals,
+    report_end,
 )
 from mlip_jax.distributed.values import decode, encode
 
@@ -45,6 +47,7 @@ __all__ = [
     "EXIT_REQUEUE",
     "Environment",
     "ForcedInterrupt",
+    "ReportedInterrupt",
     "StopSignal",
     "Stopped",
     "barrier",
@@ -58,6 +61,7 @@ __all__ = [
     "initialize",
     "leader",
     "leader_first",
+    "report_end",
     "session",
     "shutdown",
     "total",

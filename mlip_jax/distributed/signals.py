@@ -27,6 +27,31 @@ class ForcedInterrupt(KeyboardInterrupt):
     """A user has interrupted the run twice: it ends without saving and must not be requeued."""
 
 
+class ReportedInterrupt(KeyboardInterrupt):
+    """An interrupt after which the log already says how to resume the run."""
+
+
+@contextlib.contextmanager
+def report_end(message: str) -> Iterator[None]:
+    """Log a message if a signal or a user ends the body.
+
+    It replaces the general message of the command, so that one Ctrl-C prints one message.
+
+    Args:
+      message: What is saved, and how to resume.
+    """
+    try:
+        yield
+    except ForcedInterrupt:
+        raise
+    except KeyboardInterrupt as error:
+        log.warning("%s", message)
+        raise ReportedInterrupt from error
+    except SystemExit:
+        log.warning("%s", message)
+        raise
+
+
 class _End(SystemExit):
     """Exit because of a signal, with its number."""
 

@@ -108,6 +108,11 @@ class Model(nn.Module):
     learned_scale: bool = False
     learned_shift: bool = True
 
+    @property
+    def local(self) -> bool:
+        """Whether an atomic energy depends only on atoms within the cutoff, with any layers."""
+        return True
+
     @nn.compact
     def __call__(self, graph: jraph.GraphsTuple) -> AtomOutputs:
         self._check_options()

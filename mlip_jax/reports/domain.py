@@ -12,6 +12,7 @@ import numpy as np
 
 from mlip_jax.reports import figures
 from mlip_jax.reports import html_page as page
+from mlip_jax.wording import count_of
 
 LARGE = 0.1  # fraction of the errors that count as large, which the distance should identify
 
@@ -79,7 +80,7 @@ def section(
         yield page.figure(
             fig,
             f"{name}: mean |error| {inside} inside the domain, {outside} for the "
-            f"{int(beyond.sum())} structures outside. Area under the ROC curve {area:.2f} "
-            "(chance: 0.5).",
+            f"{count_of(int(beyond.sum()), 'structure')} outside. "
+            f"Area under the ROC curve {area:.2f} (chance: 0.5).",
             wide=True,
         )

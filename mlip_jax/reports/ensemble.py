@@ -12,6 +12,7 @@ from mlip_jax.reports import figures, sections
 from mlip_jax.reports import html_page as page
 from mlip_jax.reports.domain import LARGE, roc
 from mlip_jax.simulation.trust.ensemble_calibration import Calibration, EnsembleErrors
+from mlip_jax.wording import count_of
 from mlip_jax.workdir import write_text
 
 _MAX_BINS, _MIN_BIN_SIZE = 12, 5
@@ -103,7 +104,7 @@ def write_ensemble_report(
       info: Sections of names and values for `sections.provenance`.
     """
     scales = {"energy": calibration.energy, "forces": calibration.forces}
-    detail = f"fitted to {calibration.num_structures:,} structures"
+    detail = f"fitted to {count_of(calibration.num_structures, 'structure', ',')}"
     body = [
         page.heading("Expected errors of the ensemble", 1),
         page.cards(
@@ -154,7 +155,7 @@ def _table(scores: Mapping[str, Any]) -> str:
     ]
     return page.table(
         [
-            f"{scores['num_structures']:,} structures",
+            f"{count_of(scores['num_structures'], 'structure', ',')}",
             "unit",
             "RMS error",
             "RMS of error / expected error",

@@ -22,6 +22,7 @@ from mlip_jax.reports.sections import EVALUATED
 from mlip_jax.simulation.structure_predictions import StructurePredictions
 from mlip_jax.simulation.trust.atom_domain import DomainEvaluation
 from mlip_jax.simulation.trust.ensemble_calibration import Calibration, EnsembleErrors
+from mlip_jax.wording import count_of
 from mlip_jax.workdir import write_text
 
 _MAX_ROWS = 20
@@ -158,7 +159,7 @@ def _skipped(skipped: Mapping[str, int]) -> Iterator[str]:
         reasons = [f"{count:,} × {reason}" for reason, count in list(skipped.items())[:10]]
         reasons += [f"{len(skipped) - 10} other reasons"] if len(skipped) > 10 else []
         yield page.callout(
-            f"{sum(skipped.values()):,} structures are skipped: {'; '.join(reasons)}. "
+            f"Skipped: {count_of(sum(skipped.values()), 'structure', ',')}: {'; '.join(reasons)}. "
             "skipped.csv lists them."
         )
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mlip_jax.datasets.identity import readable_name
+from mlip_jax.datasets.identity import display_name, readable_name
 from mlip_jax.datasets.property_data import Target
 from mlip_jax.foreign_text import table_rows
 from mlip_jax.reports import figures, sections
@@ -143,7 +143,7 @@ def _extremes(done, targets) -> Iterator[str]:
             ],
             [
                 (
-                    done[i]["name"] or done[i]["index"],
+                    _name(done[i]),
                     readable_name(done[i]["smiles"]),
                     float(done[i][t.name]),
                     _known(done[i][f"{t.name}_expected_error"]),
@@ -152,6 +152,10 @@ def _extremes(done, targets) -> Iterator[str]:
                 for i in chosen
             ],
         )
+
+
+def _name(row) -> str:
+    return display_name(row["name"], row["smiles"], None, f"molecule {row['index']}")
 
 
 def _known(cell: str) -> float | str:
@@ -188,7 +192,7 @@ def _outside(outside) -> Iterator[str]:
         ["molecule", "SMILES", "distance (1: boundary)"],
         [
             (
-                outside[i]["name"] or outside[i]["index"],
+                _name(outside[i]),
                 readable_name(outside[i]["smiles"]),
                 float(outside[i]["domain_distance"] or "nan"),
             )

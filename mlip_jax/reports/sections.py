@@ -9,6 +9,7 @@ import numpy as np
 from mlip_jax.reports import error_figures, errors, figures
 from mlip_jax.reports import html_page as page
 from mlip_jax.reports.predictions import Predictions
+from mlip_jax.wording import count_of
 
 MAX_OUTLIERS = 50
 EVALUATED = "evaluated"  # key of the predictions of an evaluation, in place of a split
@@ -170,8 +171,8 @@ def parity(content: ReportData) -> Iterator[str]:
     if values["energy_mae_ev"] is not None:
         caption = (
             "Predicted against reference energies per atom "
-            f"({int(np.isfinite(p.energy).sum()):,} structures), minus per-element energies fitted "
-            "to the reference. A perfect model is on the dashed line."
+            f"({count_of(int(np.isfinite(p.energy).sum()), 'structure', ',')}), minus per-element "
+            "energies fitted to the reference. A perfect model is on the dashed line."
         )
         plots.append(page.figure(error_figures.energy_parity(p, color), caption))
     if values["force_mae_mev_per_ang"] is not None:
@@ -299,8 +300,8 @@ def per_group(content: ReportData) -> Iterator[str]:
         known = [g for g in elements if np.isfinite(g.force_mae_mev_per_ang)]
         worst = max(known, key=lambda g: g.force_mae_mev_per_ang)
         caption = (
-            f"Force error by element. {worst.label}, with {worst.num_atoms:,} atoms, has the "
-            "largest MAE."
+            f"Force error by element. {worst.label}, with {count_of(worst.num_atoms, 'atom', ',')}, "
+            "has the largest MAE."
         )
         yield page.figure(error_figures.element_errors(elements, color), caption, wide=True)
     rows = [

@@ -17,6 +17,7 @@ from mlip_jax.datasets.quality.problems import Problem
 from mlip_jax.datasets.source import locate, reader_options
 from mlip_jax.datasets.store.conversion import ConversionSpec, convert
 from mlip_jax.datasets.store.store import Store
+from mlip_jax.wording import count_of
 from mlip_jax.workdir import claimed, write_text
 
 log = logging.getLogger(__name__)
@@ -57,11 +58,10 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
             )
         counts = store.manifest["counts"]
         log.info(
-            "%s: %d structures of %d molecules (%s); skipped by the reader: %s; removed by "
-            "filters: %s",
+            "%s: %s of %s (%s); skipped by the reader: %s; removed by filters: %s",
             folder,
-            len(store),
-            store.manifest["molecules"],
+            count_of(len(store), "structure"),
+            count_of(store.manifest["molecules"], "molecule"),
             store.level_of_theory,
             counts["skipped"] or "none",
             counts["removed"] or "none",

@@ -28,6 +28,7 @@ from mlip_jax.reports.diversity.report import FINGERPRINTS, RESULT
 from mlip_jax.simulation.energies import energies, energies_and_forces
 from mlip_jax.tasks import train
 from mlip_jax.tasks.force_field_training.preparation import energy_only
+from mlip_jax.wording import count_of
 from mlip_jax.workdir import atomic_open, write_json
 
 log = logging.getLogger(__name__)
@@ -171,11 +172,11 @@ def evaluate(
                 for k in ("energy_mae_mev_per_atom", "force_mae_mev_per_ang")
             )
             log.info(
-                "%s: %s meV/atom, %s meV/Å over %d structures of %d molecules",
+                "%s: %s meV/atom, %s meV/Å over %s of %s",
                 NAMES[name],
                 *shown,
-                metrics["num_structures"],
-                metrics["num_molecules"],
+                count_of(metrics["num_structures"], "structure"),
+                count_of(metrics["num_molecules"], "molecule"),
             )
     return result
 

@@ -14,6 +14,7 @@ from mlip_jax.potential import Potential
 from mlip_jax.reports import ensemble as report
 from mlip_jax.simulation.trust import ensemble_calibration, ensemble_structures
 from mlip_jax.simulation.trust.ensemble_calibration import FILE, Calibration
+from mlip_jax.wording import count_of
 from mlip_jax.workdir import claimed
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ def _calibrate(config, workdir: Path, paths: list[str]) -> None:
     structures = ensemble_structures.choose(paths, potentials, config.max_structures, config.seed)
     errors, notes = {}, structures.notes
     for name, indices in structures.indices.items():
-        log.info("%s: %d structures by %d members", name, len(indices), len(potentials))
+        log.info("%s: %s by %d members", name, count_of(len(indices), "structure"), len(potentials))
         errors[name] = ensemble_calibration.evaluate(potentials, structures.store, indices)
     calibration = Calibration.fit(potentials, errors["calibration"])
     scores = {split: report.scores(calibration, e) for split, e in errors.items()}

@@ -30,6 +30,7 @@ from mlip_jax.tasks.force_field_evaluation import outputs
 from mlip_jax.tasks.force_field_evaluation.data import EvaluationData
 from mlip_jax.tasks.force_field_evaluation.evaluation import EvaluatedStructures, evaluate
 from mlip_jax.tasks.force_field_evaluation.result import EvaluationResult
+from mlip_jax.wording import count_of
 from mlip_jax.workdir import check_origin, claimed
 
 log = logging.getLogger(__name__)
@@ -83,11 +84,12 @@ def evaluate_config(
         folder = None if workdir is None else Path(workdir)
         if folder is not None and distributed.leader():
             _check_origin(folder / ORIGIN, data, predictor)
-        try:
+        with distributed.report_end(
+            "stopped; finished parts are saved. Rerun the same command to resume."
+            if folder is not None
+            else "stopped"
+        ):
             evaluated = evaluate(data, predictor, None if folder is None else folder / PARTS)
-        except (SystemExit, KeyboardInterrupt):
-            log.warning("stopped; finished parts are saved. Rerun the same command to resume.")
-            raise
         if evaluated is None:
             return None
         evaluated = dataclasses.replace(evaluated, align_energies=config.align_energies)
@@ -220,12 +222,14 @@ def _num_trained(member: ForceFieldMember, evaluated: EvaluatedStructures) -> in
 def _log_scores(evaluated: EvaluatedStructures, metrics: dict[str, Any]) -> None:
     """Log skipped structures and the most important errors."""
     for reason, count in metrics["skipped"].items():
-        log.warning("%d structures are skipped and not part of the errors: %s", count, reason)
+        log.warning(
+            "skipped and not part of the errors: %s (%s)", count_of(count, "structure"), reason
+        )
     scores = metrics["evaluated"]
     if scores is None:
-        log.info("%d structures predicted", len(evaluated.indices))
+        log.info("%s predicted", count_of(len(evaluated.indices), "structure"))
         return
-    log.info("%d structures: %s", len(evaluated.indices), scores_text(scores))
+    log.info("%s: %s", count_of(len(evaluated.indices), "structure"), scores_text(scores))
 
 
 def _settings(

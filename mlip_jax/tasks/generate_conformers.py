@@ -17,6 +17,7 @@ import ml_collections
 from mlip_jax import config as configs
 from mlip_jax import defaults
 from mlip_jax.config import ConfigError
+from mlip_jax.wording import count_of
 from mlip_jax.workdir import claimed, write_json
 
 log = logging.getLogger(__name__)
@@ -88,9 +89,9 @@ def _write_summary(path: Path, files: list[dict[str, Any]], cost: dict[str, floa
             dropped[reason] = dropped.get(reason, 0) + number
     write_json(path, total | {"dropped": dropped, "starts": [*starts, cost], "files": files})
     log.info(
-        "%d conformers of %d molecules; this start took %.0f s (processor time %.0f s)",
-        total["conformations"],
-        total["molecules"],
+        "%s of %s; this start took %.0f s (processor time %.0f s)",
+        count_of(total["conformations"], "conformer"),
+        count_of(total["molecules"], "molecule"),
         cost["wall seconds"],
         cost["processor seconds"],
     )

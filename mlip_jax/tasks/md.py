@@ -12,7 +12,6 @@ from ase import Atoms
 from mlip_jax import config as configs
 from mlip_jax import defaults, distributed
 from mlip_jax.config import ConfigError
-from mlip_jax.datasets.identity import readable_name
 from mlip_jax.datasets.molecules.files import CsvColumns, fingerprint, read_molecules
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.reports.molecules import Picture
@@ -26,7 +25,6 @@ from mlip_jax.simulation.dynamics.settings import Settings
 from mlip_jax.simulation.dynamics.trajectories import read_trajectory
 from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field
 from mlip_jax.simulation.user_warnings import domain_in_log
-from mlip_jax.structure import hill_formula
 from mlip_jax.workdir import check_origin, claimed
 
 log = logging.getLogger(__name__)
@@ -66,11 +64,10 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
             [name for name in names for _ in range(config.replicas)],
             config.trajectory_format,
         )
-        try:
+        with distributed.report_end(
+            "stopped; rerun the same command to resume from the last restart file"
+        ):
             seconds = run_md(dynamics, outputs, config.num_steps, config.restart_seconds)
-        except (SystemExit, KeyboardInterrupt):
-            log.warning("stopped; rerun the same command to resume from the last restart file")
-            raise
         report = _report(config, workdir, dynamics, outputs, seconds, [message] if message else [])
         if len(dynamics.broken) == len(dynamics.molecules):
             raise RuntimeError(f"all molecules broke: see the reasons in {report}")
@@ -128,7 +125,7 @@ def read_all(config) -> tuple[list[Atoms], list[str]]:
             raise DatasetError(
                 f"{config.input}: molecule {record.index} cannot be simulated: {record.failure}"
             )
-    return [r.atoms for r in records], [r.name or readable_name(r.smiles) for r in records]
+    return [r.atoms for r in records], [r.display_name for r in records]
 
 
 def _report(
@@ -140,9 +137,8 @@ def _report(
     notes: list[str],
 ) -> Path:
     names = [
-        f"{outputs.name(m) or hill_formula(atoms.numbers)}"
-        + (f" · {m % config.replicas}" if config.replicas > 1 else "")
-        for m, atoms in enumerate(dynamics.molecules)
+        outputs.name(m) + (f" · {m % config.replicas}" if config.replicas > 1 else "")
+        for m in range(len(dynamics.molecules))
     ]
     about = Run(
         names,

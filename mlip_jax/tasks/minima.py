@@ -30,6 +30,7 @@ from mlip_jax.simulation.reference.oracle import Method, Oracle
 from mlip_jax.simulation.reference.result_cache import ResultCache
 from mlip_jax.simulation.relaxation.minima import SearchOptions, find_minima
 from mlip_jax.simulation.user_warnings import domain_in_log
+from mlip_jax.wording import count_of
 from mlip_jax.workdir import atomic_open, check_origin, claimed, write_json, write_text
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,6 @@ _COLUMNS = (
     "found_in_round",
     "times_found",
 )
-from mlip_jax.datasets.identity import readable_name
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
@@ -132,7 +132,9 @@ def _search_all(
             MoleculeMinima.from_json(m) for m in json.loads(path.read_text(encoding="utf-8"))
         ]
         log.info(
-            "%d molecules done: %d minima", len(molecules), sum(len(m.minima) for m in molecules)
+            "%s done: %s",
+            count_of(len(molecules), "molecule"),
+            count_of(sum(len(m.minima) for m in molecules), "minimum"),
         )
     if not any(m.minima for m in molecules):
         reason = "the file contains no molecules"
@@ -172,17 +174,14 @@ def _search(batch, potential: Potential, search: SearchOptions) -> list[Molecule
             except ValueError as error:
                 failure = str(error)
         if failure:
-            log.warning("molecule %d skipped: %s", number, failure)
+            log.warning("%s skipped: %s", first.display_name, failure)
         else:
             starts.append([_with_smiles(atoms, first.smiles) for atoms in geometries])
         outcomes.append((number, first, failure))
     minima = iter(find_minima(starts, potential, **dataclasses.asdict(search)) if starts else [])
     return [
         MoleculeMinima.from_result(
-            number,
-            first.name or readable_name(first.smiles) or f"molecule {number}",
-            failure,
-            None if failure else next(minima),
+            number, first.display_name, failure, None if failure else next(minima)
         )
         for number, first, failure in outcomes
     ]

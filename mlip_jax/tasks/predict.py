@@ -267,7 +267,7 @@ def _predict_share(
                     journal.add(
                         [
                             record.index,
-                            record.name,
+                            record.table_name,
                             record.smiles,
                             FAILED,
                             reason,
@@ -340,7 +340,16 @@ def _predict_batch(
     numbers = ensemble.predict([atoms for _, atoms, _ in batch], batch_size)
     for (record, atoms, geometry), cells in zip(batch, numbers):
         journal.add(
-            [record.index, record.name, record.smiles, PREDICTED, "", len(atoms), geometry, *cells]
+            [
+                record.index,
+                record.table_name,
+                record.smiles,
+                PREDICTED,
+                "",
+                len(atoms),
+                geometry,
+                *cells,
+            ]
         )
         progress.add(PREDICTED)
 

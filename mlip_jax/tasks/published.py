@@ -13,33 +13,32 @@ from mlip_jax.config import ConfigError
 from mlip_jax.importers import published
 from mlip_jax.importers.catalog.downloads import DownloadError
 from mlip_jax.importers.catalog.published_list import FORCE_FIELDS, PublishedForceField, find
-from mlip_jax.workdir import claimed, write_text
 
 log = logging.getLogger(__name__)
 
 _COLUMNS = ("name", "elements", "reference method", "license", "citation", "source", "MB")
 
 
-def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
-    """Print the list, write it to published.md in `workdir`, and return the path of that file.
+def run(config: ml_collections.ConfigDict, workdir: str | Path | None = None) -> Path | None:
+    """Print the list, or download a force field and return the path of its file.
+
+    Nothing is written to `workdir`.
 
     Raises:
-      ConfigError, WorkdirError, ValueError: The message explains how to fix the problem.
+      ConfigError, ValueError: The message explains how to fix the problem.
     """
     config = configs.complete(config, defaults.published_defaults())
-    entry = find(config.download) if config.download else None
-    with claimed(workdir, configs.identity(config)) as folder:
-        table = markdown(FORCE_FIELDS)
-        print(table)
-        write_text(folder / "published.md", table + "\n")
-        if entry is not None:
-            try:
-                path = published.locate(entry)
-            except DownloadError as error:
-                raise ConfigError(str(error)) from error
-            log.info("%s: %s", entry.name, published.terms_of_use(entry))
-            log.info("%s", path)
-    return folder / "published.md"
+    if not config.download:
+        print(markdown(FORCE_FIELDS))
+        return None
+    entry = find(config.download)
+    try:
+        path = published.locate(entry)
+    except DownloadError as error:
+        raise ConfigError(str(error)) from error
+    log.info("%s: %s", entry.name, published.terms_of_use(entry))
+    log.info("%s", path)
+    return path
 
 
 def markdown(entries: tuple[PublishedForceField, ...]) -> str:

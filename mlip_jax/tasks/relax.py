@@ -38,7 +38,7 @@ from mlip_jax.simulation.relaxation.outputs import CELL_LAYOUT, FRAME, LAYOUT, M
 from mlip_jax.simulation.relaxation.progress import RelaxationProgressBar
 from mlip_jax.simulation.relaxation.relax import Relaxer
 from mlip_jax.simulation.trust.domain import Domain
-from mlip_jax.structure import hill_formula
+from mlip_jax.wording import count_of
 from mlip_jax.workdir import check_origin, claimed
 
 log = logging.getLogger(__name__)
@@ -73,15 +73,14 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
             if distributed.leader():
                 _check_origin(workdir / ORIGIN, config, potential)
         relaxer = _relaxer(config, potential)
-        try:
+        with distributed.report_end(
+            "stopped; finished molecules are saved. Rerun the same command to resume."
+        ):
             _relax_share(config, workdir / PARTS, relaxer, total)
             distributed.barrier("relaxed")
             if not distributed.leader():
                 return workdir / "report.html"
             return _finish(config, workdir, total, potential, domains)
-        except (SystemExit, KeyboardInterrupt):
-            log.warning("stopped; finished molecules are saved. Rerun the same command to resume.")
-            raise
 
 
 def _check(c) -> None:
@@ -219,7 +218,8 @@ def _stream(
             progress.add(result.status)
     if in_progress:
         raise RuntimeError(
-            f"{len(in_progress)} molecules have no result, the first has index {min(in_progress)}"
+            f"{count_of(len(in_progress), 'molecule')} without a result, the first has index "
+            f"{min(in_progress)}"
         )
 
 
@@ -258,8 +258,8 @@ def _finish(
         files=[RESULTS, *(path.name for path in files.values())],
     )
     log.info(
-        "%d molecules: %d converged, %d at the step limit, %d diverged, %d failed",
-        total,
+        "%s: %d converged, %d at the step limit, %d diverged, %d failed",
+        count_of(total, "molecule"),
         *(results.count(s) for s in ("converged", "step limit", "diverged", "failed")),
     )
     for (status, _), (count, example) in reasons_by_count(results)[:_MAX_REASONS]:
@@ -311,13 +311,11 @@ def _pictures(config, parts: Path, results: Relaxations) -> list[Picture]:
         row = int(np.flatnonzero(results.index == index)[0])
         pictures.append(
             Picture(
-                starts[index].name or hill_formula(after.numbers),
+                starts[index].display_name,
                 starts[index].atoms,
                 after,
-                f"{-results.gained[row]:+.3g} eV in {int(results.steps[row])} steps\n".replace(
-                    "-", "−"
-                )
-                + f"RMSD {results.rmsd[row]:.2f} Å",
+                f"{-results.gained[row]:+.3g} eV in ".replace("-", "−")
+                + f"{count_of(int(results.steps[row]), 'step')}\nRMSD {results.rmsd[row]:.2f} Å",
             )
         )
     return pictures

@@ -54,7 +54,6 @@ _COMMON = (
     "record_every",
     "allow_nonconservative",
 )
-from mlip_jax.structure import hill_formula
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
@@ -70,7 +69,6 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     with claimed(workdir, configs.identity(config)) as workdir:
         potential = load_mean_force_field(config.force_field)
         molecules, names = read_all(config)
-        names = [name or hill_formula(atoms.numbers) for name, atoms in zip(names, molecules)]
         check_origin(
             workdir / ORIGIN,
             {"input": fingerprint(config.input), "force_field": potential.digest()},

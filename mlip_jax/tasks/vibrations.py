@@ -32,6 +32,7 @@ from mlip_jax.simulation.vibrations.analysis import (
     check_forces,
     minimize,
 )
+from mlip_jax.wording import count_of
 from mlip_jax.workdir import check_origin, claimed, write_json, write_text
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,6 @@ MODES, FREQUENCIES, THERMOCHEMISTRY, PARTS = (
     "thermochemistry.csv",
     "parts",
 )
-from mlip_jax.datasets.identity import readable_name
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
@@ -160,18 +160,19 @@ def _analyze_all(
     trust = TrustCheck.load(config.force_field, potential)
     for index, minimum in minimize(given, potential, options, config.relaxed):
         analysis = analyze(minimum, calculator, options)
+        name = by_index[index].display_name
         outside = "" if analysis.reason else trust.reasons([analysis.atoms])[0]
         if outside:
-            log.warning("molecule %d is outside the domain: %s", index, outside)
+            log.warning("%s is outside the domain: %s", name, outside)
         _save(workdir, by_index[index], analysis, analysis.reason, outside)
-        log.info("molecule %d: %s", index, analysis.reason or _summary(analysis))
+        log.info("%s: %s", name, analysis.reason or _summary(analysis))
 
 
 def _summary(analysis: VibrationalAnalysis) -> str:
     thermo = analysis.thermochemistry
     return (
-        f"{len(analysis.frequencies)} modes, {analysis.num_imaginary} imaginary; zero-point energy "
-        f"{thermo.zero_point_energy:.4f} eV, free energy {thermo.free_energy:.4f} eV"
+        f"{count_of(len(analysis.frequencies), 'mode')}, {analysis.num_imaginary} imaginary; "
+        f"zero-point energy {thermo.zero_point_energy:.4f} eV, free energy {thermo.free_energy:.4f} eV"
     )
 
 
@@ -183,7 +184,7 @@ def _save(
     outside: str = "",
 ) -> None:
     """Write the result of one molecule, and its modes."""
-    name = record.name or readable_name(record.smiles) or f"molecule {record.index}"
+    name = record.display_name
     content: dict[str, Any] = {"index": record.index, "name": name, "reason": reason}
     if analysis is not None and not reason:
         analysis.write_modes(workdir / MODES / f"{record.index:06d}.xyz", name=name)

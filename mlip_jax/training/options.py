@@ -2,7 +2,7 @@
 
 The defaults of a model's class are the published values, which checkpoints without an entry for the
 option imply. New runs store their own values in each checkpoint. One of these options, the average
-number of neighbors, is a statistic of the training data.
+number of neighbors, is a statistic of the data.
 """
 
 from __future__ import annotations
@@ -73,9 +73,12 @@ def inherit_options(config: ml_collections.ConfigDict, stored: Mapping[str, Any]
 def set_average_neighbors(config: ml_collections.ConfigDict, sizes: Sizes) -> None:
     """Set the model's average number of neighbors, unless the config contains it, in place.
 
+    It is that of all splits, so runs with different data.split_seed have the same model, and an
+    ensemble of them is evaluated in one batch.
+
     Args:
       config: Complete config of task "train" or "property", after `set_model_options`.
-      sizes: Sizes of the training structures with the cutoff of the model.
+      sizes: Sizes of all selected structures with the cutoff of the model.
     """
     options = config.model.options
     if _AVERAGE in options or not models.uses_average_neighbors(config.model.name, options):
@@ -83,7 +86,7 @@ def set_average_neighbors(config: ml_collections.ConfigDict, sizes: Sizes) -> No
     edges = int(sizes.n_edge.sum())
     if edges:  # data of isolated atoms keep the default
         average = round(edges / int(sizes.n_node.sum()), 4)
-        log.info("model.options.%s: %g, from the training split", _AVERAGE, average)
+        log.info("model.options.%s: %g, from all selected structures", _AVERAGE, average)
         fill_options(config, {_AVERAGE: average})
 
 

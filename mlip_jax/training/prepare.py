@@ -23,6 +23,7 @@ from mlip_jax.graphs.padding import choose_budgets, grow_to_fit
 from mlip_jax.potential import long_range_cutoff
 from mlip_jax.training.data import Batches
 from mlip_jax.training.throughput import peak_flops
+from mlip_jax.wording import count_of
 
 log = logging.getLogger(__name__)
 
@@ -159,7 +160,10 @@ def count_steps(config: ml_collections.ConfigDict, per_epoch: float) -> int:
         else max(round(config.train.num_epochs * per_epoch), 1)
     )
     log.info(
-        "training: %d steps, %.4g epochs of %.4g steps", num_steps, num_steps / per_epoch, per_epoch
+        "training: %s, %.4g epochs of %.4g steps",
+        count_of(num_steps, "step"),
+        num_steps / per_epoch,
+        per_epoch,
     )
     warmup = config.optimizer.warmup_steps
     if warmup is not None and warmup >= num_steps:

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from ase import Atoms
 
 from mlip_jax.datasets import identity
 from mlip_jax.datasets.identity import molecule_identity, splitmix64, stable_ids
+from mlip_jax.datasets.smiles.embedding import MoleculeRecord
 
 
 def test_stable_ids_of_strings_are_blake2b():
@@ -86,3 +88,15 @@ def test_names_for_people_have_no_atom_maps():
     for name in ("aspirin", "[H]C([H])([H])[H]", ""):
         assert ":" not in identity.readable_name(name)
     assert identity.readable_name("m:7") == "m:7"
+
+
+def test_structures_without_a_name_are_called_by_their_formula():
+    """Crystals of a file used to be "molecule 1" in reports and had no name in tables."""
+    salt = Atoms("NaCl", [[0, 0, 0], [0, 0, 2.4]])
+    for record, shown, in_tables in (
+        (MoleculeRecord(3, "", "", salt), "ClNa", "ClNa"),
+        (MoleculeRecord(3, "rock salt", "", salt), "rock salt", "rock salt"),
+        (MoleculeRecord(3, "", "[Na+].[Cl-]", salt), "[Na+].[Cl-]", ""),
+        (MoleculeRecord(3, "", "", None, "line 4: no atoms"), "molecule 3", ""),
+    ):
+        assert (record.display_name, record.table_name) == (shown, in_tables)

@@ -322,9 +322,18 @@ def test_outliers_within_a_molecule_are_excluded(options, tmp_path):
     )
 
 
-def test_notes_state_that_labels_are_not_those_of_spice(options, shared_store, caplog):
-    with caplog.at_level(logging.WARNING):
-        loaded = source.load(options(shared_store))
+def test_notes_state_that_labels_are_not_those_of_spice(options, shared_store, caplog, monkeypatch):
+    """Of built-in molecules, and not of a file that the user has chosen."""
+    data = options(shared_store)
+    chosen = [note for note in source.load(data).notes if "semi-empirical" in note]
+    assert chosen == [
+        f"The labels of this run are {Store(shared_store).level_of_theory}: a fast "
+        "semi-empirical method."
+    ]
+    data.path = ""
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+        patch.setattr(source, "locate", lambda data: shared_store)
+        loaded = source.load(data)
     assert loaded.level_of_theory.startswith("GFN2-xTB")
     note = next(n for n in loaded.notes if "semi-empirical" in n)
     assert (

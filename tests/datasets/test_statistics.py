@@ -151,6 +151,19 @@ def test_fit_without_energies_is_rejected():
         ElementFit().solve()
 
 
+def test_odd_numbers_of_electrons_count_unless_labels_or_a_cell_explain_them():
+    """Detects radicals without labels; an ion, a labeled radical and a metal are none."""
+    for fields, expected in (
+        ({}, True),
+        ({"charge": -1.0}, False),
+        ({"spin": 1.0}, False),
+        ({"cell": np.eye(3), "pbc": np.ones(3, bool)}, False),
+    ):
+        columns = Columns.from_structures([Structure(np.array([6, 1]), np.eye(2, 3), **fields)])
+        assert Summary([columns]).odd_electrons == expected
+        assert not Summary([columns_of([[1, 1]])]).odd_electrons
+
+
 def test_force_rms_ignores_unknown_forces():
     forces = [np.full((1, 3), 2.0), np.full((1, 3), np.nan)]
     assert Summary([columns_of([[1], [6]], forces=forces)]).force_rms == pytest.approx(2.0)

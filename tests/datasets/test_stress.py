@@ -1,5 +1,7 @@
 """Tests for stress labels: sign, units, missing labels, and the check of both."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from ase import Atoms
@@ -10,13 +12,17 @@ from ase.io import write
 from ase.stress import voigt_6_to_full_3x3_stress
 from ase.units import GPa
 
+from mlip_jax.config import ConfigError
 from mlip_jax.datasets.atoms_list import from_atoms, write_trajectory
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.quality.checks import examine
+from mlip_jax.datasets.quality.problems import WRONG_STRESS
 from mlip_jax.datasets.quality.stress_check import diagnose_stress
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.datasets.readers import ase, npz
 from mlip_jax.structure import from_ase
+from mlip_jax.tasks.force_field_training import preparation
+from tests.simulation.analytic import Springs
 
 CELL = np.diag([4.0, 5.0, 6.0])
 VOIGT = np.array([0.01, 0.02, 0.03, -0.04, 0.05, 0.06])
@@ -113,6 +119,50 @@ def test_stress_of_arrays(tmp_path):
     assert found == [None, None] and report.unread == {"stress": 2}
 
 
+@pytest.mark.parametrize("name", ["a.xyz", "a.npz"])
+def test_one_of_several_stresses_is_chosen(tmp_path, name):
+    """The first of two different stresses used to be read without a word."""
+    reader = ase if name == "a.xyz" else npz
+    virial = -STRESS * np.linalg.det(CELL)
+    if reader is ase:
+        write(tmp_path / name, [crystal(results=False, REF_stress=STRESS, virial=2 * virial)])
+        write(tmp_path / "same.xyz", [crystal(results=False, REF_stress=STRESS, virial=virial)])
+        np.testing.assert_allclose(stresses(tmp_path / "same.xyz")[0][0], STRESS, atol=1e-8)
+    else:
+        arrays = {"numbers": np.array([11, 17]), "positions": np.eye(2, 3)[None], "cell": CELL}
+        np.savez(tmp_path / name, **arrays, stress=STRESS[None], virial=2 * virial[None])
+    with pytest.raises(DatasetError, match="several stresses: .*stress.*virial.*stress_key="):
+        stresses(tmp_path / name, reader)
+    (found,), _, _ = stresses(tmp_path / name, reader, stress_key="virial")
+    np.testing.assert_allclose(found, 2 * STRESS, atol=1e-8)
+    (found,), _, report = stresses(tmp_path / name, reader, stress_key="none")
+    assert found is None and report.unread["virial"] == 1
+    # as a property, it would be in the file's unit and sign
+    with pytest.raises(ConfigError, match="loss.stress.*stress_unit"):
+        stresses(tmp_path / name, reader, property_keys=("stress",))
+
+
+def test_runs_refuse_stores_without_usable_stresses():
+    """Detects stores of earlier versions, and stresses that do not fit the energies."""
+    springs = Springs()  # a model with derivatives of its energy
+
+    def check(reject_invalid=True, **manifest):
+        manifest = {"problems": [], "properties": {}, "source": {"path": "a.xyz"}} | manifest
+        store = SimpleNamespace(path="stores/a", manifest=manifest, chunks=lambda _: iter(()))
+        data, train = SimpleNamespace(store=store), SimpleNamespace(indices=np.arange(0))
+        preparation._check_stress(data, train, springs, reject_invalid)
+
+    with pytest.raises(DatasetError, match="earlier version.*convert a.xyz again"):
+        check()
+    with pytest.raises(DatasetError, match="no structure of the training split of stores/a"):
+        check(reads_stress=True)
+    wrong = {"what": WRONG_STRESS, "message": "the stress has the wrong sign"}
+    with pytest.raises(DatasetError, match="loss.stress is set, but the stress has the wrong"):
+        check(problems=[wrong])
+    with pytest.raises(DatasetError, match="no structure"):
+        check(problems=[wrong], reads_stress=True, reject_invalid=False)
+
+
 @pytest.mark.parametrize(
     ("factor", "words"), [(1, ""), (-1, "wrong sign"), (1 / GPa, "not in eV/Å³, but in GPa")]
 )
@@ -133,5 +183,7 @@ def test_energy_differences_show_sign_and_unit(factor, words):
     findings = examine(Columns.from_structures(structures))
     problems = diagnose_stress(findings)
     assert [words in p.message for p in problems] == [True] * bool(words)
+    # runs with loss.stress refuse it; others do not use the stress
+    assert {p.severity for p in problems} <= {"warning"}
     ratio = findings.distributions["stress ratio"]
     assert ratio.count > 12 and ratio.median == pytest.approx(1 / factor, rel=0.05)

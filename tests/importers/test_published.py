@@ -138,7 +138,7 @@ def test_files_of_the_cache_and_of_packages(cache, monkeypatch):
     assert published._in_package(packaged._replace(package="absent_package")) is None
 
 
-def test_task(cache, tmp_path):
+def test_task(cache, tmp_path, capsys):
     config = published_defaults()
     config.download = "sevennet-0"
     file = cache / "sevennet-0" / "checkpoint_sevennet_0.pth"
@@ -147,8 +147,11 @@ def test_task(cache, tmp_path):
     with pytest.raises(WeightsError, match="not the published file"):
         task.run(config, tmp_path / "run")
     config.download = ""
-    table = task.run(config, tmp_path / "list").read_text()
+    task.run(config, tmp_path / "list")
+    table = capsys.readouterr().out
     assert "| mace-off23-small |" in table and "unknown" in table
+    # a list used to leave a folder runs/published
+    assert not (tmp_path / "list").exists() and not (tmp_path / "run").exists()
 
 
 def test_list():

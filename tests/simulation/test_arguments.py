@@ -18,7 +18,7 @@ from mlip_jax.simulation.ensemble_mean import mean_potential, members_of
 from mlip_jax.simulation.force_fields import load_mean_force_field
 from mlip_jax.simulation.relaxation.outputs import domain_cells
 from mlip_jax.simulation.trust import atom_domain
-from mlip_jax.simulation.trust.coverage import unseen_states
+from mlip_jax.simulation.trust.coverage import has_unseen_state, unseen_states
 from mlip_jax.structure import from_ase
 from tests.simulation import analytic
 from tests.simulation.analytic import PartOfTheGradient, pairwise
@@ -135,6 +135,24 @@ def test_states_that_the_members_were_trained_on(make_potential):
     for charge, unseen in ((1, []), (2, ["charge"])):
         ion.info["charge"] = charge
         assert [state.name for state in unseen_states(ion, [mean_potential(members)])] == unseen
+
+
+def test_an_odd_number_of_electrons_without_a_spin_is_unseen(make_potential):
+    """A wrong charge, or a radical, used to count as inside the domain of closed-shell data."""
+    for trained, expected in ((False, True), (True, False), (None, False)):
+        statistics = {"charges": [0.0, 1.0], "spins": [0.0, 1.0], "odd_electrons": trained}
+        members = [dataclasses.replace(make_potential("tiny"), metadata={"statistics": statistics})]
+        for info, unseen in (
+            ({}, False),
+            ({"charge": 1}, expected),
+            ({"charge": 1, "num_unpaired_electrons": 1}, False),
+        ):
+            atoms = PAIR.copy()
+            atoms.info = info
+            names = [state.name for state in unseen_states(atoms, members)]
+            assert names == ["num_unpaired_electrons"] * unseen
+            columns = Columns.from_structures([from_ase(atoms)])
+            assert has_unseen_state(columns, members).tolist() == [unseen]
 
 
 def test_relaxed_molecules_of_an_ensemble_have_a_distance_from_training(make_potential):

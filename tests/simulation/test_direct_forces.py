@@ -10,7 +10,7 @@ import pytest
 from ase import Atoms
 from ase.calculators.calculator import PropertyNotImplementedError
 
-from mlip_jax import MLIPCalculator
+from mlip_jax import MLIPCalculator, crystal_properties, neb
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.defaults import md_defaults, stability_defaults
 from mlip_jax.graphs.batch import build_batch
@@ -23,7 +23,7 @@ from mlip_jax.simulation.calculators.ensemble import EnsembleCalculator
 from mlip_jax.simulation.dynamics.md import MolecularDynamics
 from mlip_jax.simulation.dynamics.settings import Settings
 from mlip_jax.simulation.export import DESCRIPTION, export_stablehlo
-from mlip_jax.simulation.relaxation.relax import relax
+from mlip_jax.simulation.relaxation.relax import Relaxer, relax
 from mlip_jax.simulation.user_warnings import domain_in_log
 from mlip_jax.structure import Structure
 from mlip_jax.terms import WithTerms
@@ -181,6 +181,22 @@ def test_relaxation_follows_direct_forces_until_they_vanish():
     assert result.converged and result.fmax < 1e-3
     assert result.atoms.get_distance(0, 1) == pytest.approx(1.2, abs=1e-3)
     assert result.energy > result.energy_start + 0.01
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda potential: Relaxer(potential),
+        lambda potential: neb([[TRIANGLE, TRIANGLE[:2]]], potential),
+        lambda potential: crystal_properties(TRIANGLE, potential),
+    ],
+    ids=["relaxation", "reaction paths", "crystals"],
+)
+def test_every_use_of_the_forces_warns_once(use):
+    """Relaxations and reaction paths used to say nothing."""
+    with pytest.warns(NonConservativeWarning, match="they are predicted directly") as warned:
+        use(springs())
+    assert len([w for w in warned if w.category is NonConservativeWarning]) == 1
 
 
 def test_dynamics_need_consent():

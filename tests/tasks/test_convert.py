@@ -38,7 +38,7 @@ def command(workdir, **changes):
         ],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         cwd=workdir.parent,
         env=dict(os.environ, GLIBC_TUNABLES="", PYTHONPATH=str(REPOSITORY), COLUMNS="200"),
     )

@@ -50,7 +50,7 @@ def inspected(tmp_path_factory):
         capture_output=True,
         text=True,
         env=dict(os.environ, PYTHONPATH=str(REPOSITORY), COLUMNS="120"),
-        timeout=120,
+        timeout=600,
     )
     assert process.returncode == 0, process.stdout + process.stderr
     return folder / "run", process.stdout + process.stderr

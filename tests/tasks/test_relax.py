@@ -408,7 +408,7 @@ def test_molecules_without_a_result_are_an_error(run_task):
         def stream(self, molecules):
             yield from itertools.islice(super().stream(molecules), 3)
 
-    with pytest.raises(RuntimeError, match="have no result"):
+    with pytest.raises(RuntimeError, match="molecules without a result"):
         run_task(Losing())
 
 

@@ -264,7 +264,7 @@ def test_full_disk_leaves_the_last_checkpoint(finished, tmp_path):
         capture_output=True,
         text=True,
         env=environment(),
-        timeout=120,
+        timeout=600,
     )
     assert process.returncode == 3 and "Free up disk space" in process.stdout, (
         process.stdout + process.stderr

@@ -14,15 +14,17 @@ from mlip_jax import fine_tuning
 from mlip_jax.config import ConfigError, complete
 from mlip_jax.configs import spice
 from mlip_jax.datasets.columns import Columns
+from mlip_jax.datasets.statistics import Summary
 from mlip_jax.defaults import train_defaults
 from mlip_jax.graphs.padding import graph_sizes
 from mlip_jax.importers import parameters
 from mlip_jax.potential import Potential
 from mlip_jax.reports.predictions import Predictions
+from mlip_jax.simulation.calculators.ensemble import _group_by_architecture
 from mlip_jax.structure import Structure
 from mlip_jax.tasks import train
 from mlip_jax.tasks.force_field_training import comparison
-from mlip_jax.tasks.force_field_training.preparation import TrainingRun
+from mlip_jax.tasks.force_field_training.preparation import TrainingRun, seen_states
 from mlip_jax.training.data import Split
 from tests.tasks.runs import DATA
 
@@ -64,17 +66,48 @@ def still(folder, **fields):
     return config(directory=folder / "data", **own | fields)
 
 
-def test_the_average_number_of_neighbors_is_that_of_the_training_split(first):
-    """Force fields load with the factor of their training, regardless of later data."""
-    c = config(directory=first / "data", model__name="nequip")
-    c.model.options.max_degree = 0
-    c = complete(c, train_defaults())
-    (first / "prepared").mkdir()
-    training = TrainingRun.prepare(c, first / "prepared")
-    average = training.statistics["mean_neighbors"]
-    assert 5 < average < 30 and training.model.avg_num_neighbors == round(average, 4)
-    stored = training.metadata["config"]["model"]["options"]
-    assert stored["avg_num_neighbors"] == round(average, 4)
+def test_the_average_number_of_neighbors_is_that_of_all_splits(first):
+    """Members of an ensemble with different splits used to be different models, in no batch.
+
+    Force fields load with the factor of their training, regardless of later data.
+    """
+    potentials, averages = [], []
+    for seed in (0, 1):
+        own = config(directory=first / "data", model__name="nequip", data__split_seed=seed)
+        own.model.options.max_degree = 0
+        folder = first / f"prepared-{seed}"
+        folder.mkdir()
+        training = TrainingRun.prepare(complete(own, train_defaults()), folder)
+        averages.append(training.statistics["mean_neighbors"])  # of the training split
+        stored = training.metadata["config"]["model"]["options"]
+        assert stored["avg_num_neighbors"] == training.model.avg_num_neighbors
+        potentials.append(Potential(training.model, {}, 5.0, np.zeros(119), 1.0, (1,)))
+    assert averages[0] != averages[1] and 5 < potentials[0].model.avg_num_neighbors < 30
+    assert len(_group_by_architecture(potentials)) == 1
+
+
+def test_a_fine_tuned_force_field_has_seen_the_states_of_the_initial_one():
+    """Detects crystals and ions that are unseen after fine-tuning on neutral molecules."""
+    molecule = Structure(np.array([1, 1]), np.eye(2, 3))
+    crystal = Structure(np.array([1, 1]), np.eye(2, 3), cell=np.eye(3), pbc=np.ones(3, bool))
+    summary, of_crystal = (Summary([Columns.from_structures([s])]) for s in (molecule, crystal))
+    initial = Potential(None, {}, 5.0, np.zeros(119), 1.0, (1,))
+
+    def seen(summary, **statistics):
+        before = dataclasses.replace(initial, metadata={"statistics": statistics})
+        return seen_states(summary, before)
+
+    before = seen(summary, periodic=True, charges=[-1.0], spins=[1.0], odd_electrons=True)
+    assert before == {
+        "charges": [-1.0, 0.0],
+        "spins": [0.0, 1.0],
+        "periodic": True,
+        "odd_electrons": True,
+    }
+    assert seen(of_crystal, periodic=False)["periodic"] is True
+    assert seen(summary, periodic=False)["periodic"] is False
+    assert seen(summary, charges=None)["periodic"] is seen(summary, charges=None)["charges"] is None
+    assert seen_states(summary, None)["periodic"] is False
 
 
 def predictions(workdir):

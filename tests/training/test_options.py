@@ -110,6 +110,13 @@ def test_unset_intervals_follow_the_number_of_steps():
         assert (o.log_every, o.valid_every, o.checkpoint_every) == expected
 
 
+@pytest.mark.parametrize("name", ["train", "force2prop", "force2prop:scratch,small"])
+def test_configs_for_own_data_leave_the_intervals_to_the_number_of_steps(name):
+    """Short runs of property predictors used to log nothing and to validate only at the end."""
+    options = load_file(name).train
+    assert options.log_every is options.valid_every is options.checkpoint_every is None
+
+
 def test_an_unset_warmup_is_a_tenth_of_the_steps():
     """Detects a short run that ends before its warmup."""
     c = load_file("train").optimizer

@@ -11,6 +11,7 @@ from pathlib import Path
 from mlip_jax.datasets.formats import archives
 from mlip_jax.datasets.formats.qm9_records import parse_member
 from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.wording import count_of
 
 MEMBER = re.compile(r"dsgdb9nsd_(\d{6})\.xyz$")
 _MAX_MEMBER = 1 << 20  # bytes; a molecule takes 2,000
@@ -73,7 +74,8 @@ class Archive:
             info = next(self._following, None)
             if info is None:
                 raise DatasetError(
-                    f"{self.path}: ends after {self._next} molecules, requested {records[-1]}"
+                    f"{self.path}: ends after {count_of(self._next, 'molecule')}, requested "
+                    f"{records[-1]}"
                 )
             record, self._next = self._next, self._next + 1
             if record in records:

@@ -23,6 +23,7 @@ from mlip_jax.datasets.smiles.embedding import MoleculeRecord
 from mlip_jax.datasets.store.store import Store
 from mlip_jax.datasets.text_files import open_text, suffix_of
 from mlip_jax.state_labels import find_charge, find_unpaired
+from mlip_jax.wording import count_of
 
 IndexFilter = Callable[[int], bool]
 
@@ -158,8 +159,9 @@ def ase_frames(path: Path) -> Iterator[Atoms]:
             yield atoms
     except Exception as error:
         raise DatasetError(
-            f"{path}: ASE failed after {count} structures ({type(error).__name__}: {error}). The "
-            "file is corrupted, or ASE does not recognize its format by its name"
+            f"{path}: ASE failed after {count_of(count, 'structure')} "
+            f"({type(error).__name__}: {error}). The file is corrupted, or ASE does not recognize its "
+            "format by its name"
         ) from error
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from mlip_jax.datasets.quality.checks import Findings
 from mlip_jax.datasets.quality.problems import Problem
+from mlip_jax.wording import count_of
 
 _ROWS: Mapping[str, tuple[str, str]] = {
     "energy per atom": ("energy per atom", "eV"),
@@ -67,6 +68,6 @@ def _counts(findings):
     """Format the number of structures, atoms and missing labels."""
     c = findings.counts
     return (
-        f"{c['structures']} structures, {c['atoms']} atoms; without energy {c['no energy']}, "
-        f"without forces {c['no forces']}"
+        f"{count_of(c['structures'], 'structure')}, {count_of(c['atoms'], 'atom')}; without "
+        f"energy {c['no energy']}, without forces {c['no forces']}"
     )

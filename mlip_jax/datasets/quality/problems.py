@@ -7,6 +7,7 @@ from typing import NamedTuple
 # Problem.what of units, signs and positions, which the first blocks of a data set reveal. Fractions
 # of bad structures, missing labels and duplicates need the whole data set.
 UNCONFIRMED = "unconfirmed units"  # a question, which data.confirm_units answers
+WRONG_STRESS = "stress"  # a warning, which is an error of runs that use the stress
 EARLY = frozenset(
     {
         "positions",
@@ -15,7 +16,6 @@ EARLY = frozenset(
         "gradients",
         "forces and energies",
         "net force",
-        "stress",
         UNCONFIRMED,
     }
 )

@@ -6,7 +6,7 @@ import numpy as np
 from ase.units import GPa
 
 from mlip_jax.datasets.columns import Columns
-from mlip_jax.datasets.quality.problems import Problem
+from mlip_jax.datasets.quality.problems import WRONG_STRESS, Problem
 from mlip_jax.datasets.stress import stress_labels
 
 STRESS_RATIO = "stress ratio"
@@ -29,40 +29,57 @@ def stress_ratios(columns: Columns) -> np.ndarray:
     stress = stress_labels(columns)
     if stress is None or columns.cell is None:
         return np.zeros(0)
+    volume = np.abs(np.linalg.det(columns.cell))
     known = np.isfinite(stress).all((1, 2)) & np.isfinite(columns.energy) & columns.pbc.all(1)
-    groups: dict[bytes, list[int]] = {}
-    for s in np.flatnonzero(known):
-        numbers = columns.numbers[columns.offsets[s] : columns.offsets[s + 1]]
-        groups.setdefault(numbers.tobytes(), []).append(s)
-    volume, ratios = np.abs(np.linalg.det(columns.cell)), []
-    for members in groups.values():
-        order = np.array(members)[np.argsort(volume[members])]
-        ratios += [_ratio(columns, stress, volume, a, b) for a, b in zip(order, order[1:])]
-    return np.array([r for r in ratios if np.isfinite(r)])
+    known &= volume > 0
+    ratios = [np.zeros(0)]
+    for n in np.unique(columns.n_atoms[known]):
+        members = np.flatnonzero(known & (columns.n_atoms == n))  # (S,)
+        atoms = columns.offsets[members][:, None] + np.arange(n)  # (S, n)
+        # crystals with the same atoms, by volume; each forms a pair with the next one
+        _, group = np.unique(columns.numbers[atoms], axis=0, return_inverse=True)
+        group = group.ravel()
+        order = np.lexsort((volume[members], group))
+        first = np.flatnonzero(group[order[1:]] == group[order[:-1]])
+        pairs = np.stack([order[first], order[first + 1]], axis=1)  # (P, 2)
+        ratios.append(_ratios(columns, stress, volume, members[pairs], atoms[pairs]))
+    ratios = np.concatenate(ratios)
+    return ratios[np.isfinite(ratios)]
 
 
-def _ratio(columns: Columns, stress, volume, a: int, b: int) -> float:
-    """Return the ratio of a pair, NaN if the strain is large or the work of the stress small."""
-    atoms = [slice(columns.offsets[s], columns.offsets[s + 1]) for s in (a, b)]
-    cells = columns.cell[[a, b]]
+def _ratios(columns: Columns, stress, volume, pairs: np.ndarray, atoms: np.ndarray) -> np.ndarray:
+    """Return the ratio of each pair, NaN if the strain is large or the work of the stress small.
+
+    Args:
+      columns: Structures.
+      stress: Stress of each structure (eV/Å³), (S, 3, 3).
+      volume: Volume of each structure (Å³), (S,).
+      pairs: Structures of each pair, (P, 2).
+      atoms: Their atoms, (P, 2, n).
+    """
+    cells = columns.cell[pairs]  # (P, 2, 3, 3)
     # relative to the mean cell, so that errors of second order cancel
-    change = np.linalg.solve(cells.mean(0), cells[1] - cells[0])
-    strain = 0.5 * (change + change.T)
-    if np.abs(strain).max() > _MAX_STRAIN:
-        return np.nan
-    scaled = [np.linalg.solve(cell.T, columns.positions[x].T).T for cell, x in zip(cells, atoms)]
-    change = scaled[1] - scaled[0]
-    moved = (change - np.round(change)) @ cells.mean(0)
-    of_forces = (0.5 * (columns.forces[atoms[0]] + columns.forces[atoms[1]]) * moved).sum()
-    of_stress = (0.5 * (volume[a] * stress[a] + volume[b] * stress[b]) * strain).sum()
-    change = columns.energy[b] - columns.energy[a] + of_forces
-    if not abs(change) > _MIN_WORK * max(abs(of_forces), 1e-6) or of_stress == 0:
-        return np.nan
-    return float(change / of_stress)
+    mean = cells.mean(1)
+    change = np.linalg.solve(mean, cells[:, 1] - cells[:, 0])
+    strain = 0.5 * (change + change.swapaxes(1, 2))
+    scaled = columns.positions[atoms] @ np.linalg.inv(cells)  # (P, 2, n, 3)
+    change = scaled[:, 1] - scaled[:, 0]
+    moved = (change - np.round(change)) @ mean  # (P, n, 3)
+    of_forces = (columns.forces[atoms].mean(1) * moved).sum((1, 2))
+    virial = volume[:, None, None] * stress
+    of_stress = (virial[pairs].mean(1) * strain).sum((1, 2))
+    change = columns.energy[pairs[:, 1]] - columns.energy[pairs[:, 0]] + of_forces
+    usable = np.abs(strain).max((1, 2)) <= _MAX_STRAIN
+    usable &= np.abs(change) > _MIN_WORK * np.maximum(np.abs(of_forces), 1e-6)
+    usable &= of_stress != 0
+    return np.where(usable, change / np.where(of_stress == 0, 1.0, of_stress), np.nan)
 
 
 def diagnose_stress(findings) -> list[Problem]:
-    """Return the problem of stresses that do not fit the energy differences, if there is one."""
+    """Return the problem of stresses that do not fit the energy differences, if there is one.
+
+    It is a warning: only runs with loss.stress use the stress, and these refuse the data.
+    """
     ratio = findings.distributions[STRESS_RATIO]
     median = ratio.median
     agreement = ratio.share(*sorted((0.5 * median, 2 * median)))
@@ -75,10 +92,10 @@ def diagnose_stress(findings) -> list[Problem]:
     )
     if _NEAR_ONE[0] <= -median <= _NEAR_ONE[1]:
         text = (
-            f"the stress has the wrong sign: {text}. ASE's stress is positive under tension, "
+            f"has the wrong sign: {text}. ASE's stress is positive under tension, "
             "VASP's has the opposite sign. Set the reader option stress_sign_reversed=True"
         )
     else:
         likely = [name for name, unit in _UNITS.items() if 0.7 < abs(median) / unit < 1.4]
-        text = f"the stress is not in eV/Å³{f', but in {likely[0]}' * bool(likely)}: {text}"
-    return [Problem("error", "stress", text)]
+        text = f"is not in eV/Å³{f', but in {likely[0]}' * bool(likely)}: {text}"
+    return [Problem("warning", WRONG_STRESS, f"the stress, used only with loss.stress, {text}")]

@@ -48,11 +48,13 @@ from mlip_jax.datasets.formats.xyz import is_xyz
 from mlip_jax.datasets.identity import molecule_identity
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.datasets.stress import (
+    NO_STRESS,
     STRESS,
     StressConversion,
+    check_property_names,
+    common_stress,
     same_stress,
     stress_names,
-    unknown_stress,
 )
 from mlip_jax.state_labels import (
     ElectronicStateError,
@@ -82,7 +84,8 @@ class Reader(reader.Reader):
       spin_key: Name of the number of unpaired electrons or of the multiplicity. "spin" includes
         other usual names, such as multiplicity and num_unpaired_electrons. "" reads none.
       stress_key: Name of the stress or virial of structures that are periodic in three directions.
-        "stress" includes other usual names, such as virial and REF_stress. "" reads none.
+        "stress" includes other usual names, such as virial and REF_stress. "none" or "" ignores
+        them.
       molecule_key: Name of the text or number that identifies the molecule. "" uses the SMILES if
         present (identity.py), otherwise the chemical formula; isomers then count as one molecule.
       smiles_key: Name of the SMILES. Frames may lack it.
@@ -105,8 +108,8 @@ class Reader(reader.Reader):
     UNITS = file_units.READER_UNITS
     GENERAL = True
     UNREAD_REMEDY = (
-        "To read one, give its name as energy_key, forces_key, charge_key, stress_key, property_keys or "
-        f"atom_property_keys, e.g. {options.as_flag('property_keys', 'NAME')}."
+        "To read one, give its name as energy_key, forces_key, charge_key, stress_key, "
+        f"property_keys or atom_property_keys, e.g. {options.as_flag('property_keys', 'NAME')}."
     )
     PROBLEM_OPTIONS = file_units.READER_PROBLEM_OPTIONS
 
@@ -141,11 +144,12 @@ class Reader(reader.Reader):
             forces=forces_key,
             charge=charge_key,
             spin=spin_key,
-            stress=stress_key,
+            stress="" if stress_key == NO_STRESS else stress_key,
             molecule=molecule_key,
             smiles=smiles_key,
         )
         property_keys = options.texts("property_keys", property_keys)
+        check_property_names(property_keys)
         atom_property_keys = options.texts("atom_property_keys", atom_property_keys)
         self._units = file_units.FileUnits.from_options(
             energy_unit or "eV", length_unit, forces_unit, forces_are_gradients
@@ -161,7 +165,7 @@ class Reader(reader.Reader):
                 raise DatasetError(f"{self.path}: the file contains no frames")
             # Report typos in options on opening.
             self._check_keys()
-            self._reads_stress = STRESS not in property_keys and self._has_stress()
+            self._reads_stress = self._has_stress()
             self._property_shapes = self._shapes(property_keys, "property_keys", False)
             self._atom_shapes = self._shapes(atom_property_keys, "atom_property_keys", True)
             self._read = {k for k in self._keys.values() if k} | {"config_type"}
@@ -278,7 +282,7 @@ class Reader(reader.Reader):
         )
 
     def _stress_names(self, frame: Frame) -> list[str]:
-        """Return the names of the labels of a frame that contain its stress, the first is read."""
+        """Return the names of the labels of a frame that contain its stress."""
         key, names = self._keys["stress"], (*frame.labels, *frame.results)
         if not np.all(frame.pbc):
             return []
@@ -286,11 +290,12 @@ class Reader(reader.Reader):
 
     def _stress_of(self, frame: Frame, source: str) -> np.ndarray:
         """Return the stress of a frame (eV/Å³), (3, 3); NaN if it is missing."""
+        cell = frame.cell * self._units.length
+        stresses = {}
         for name in self._stress_names(frame):
             value = value_of(frame, name, source, functools.partial(same_stress, name, source))
-            cell = frame.cell * self._units.length
-            return self._stress.convert(value, name, cell, source)
-        return unknown_stress()
+            stresses[name] = self._stress.convert(value, name, cell, source)
+        return common_stress(stresses, source)
 
     def _check_forces(self, frame: Frame, source: str) -> None:
         """Raise DatasetError if a frame has forces under another name than the requested one."""

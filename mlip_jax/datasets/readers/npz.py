@@ -28,7 +28,13 @@ from mlip_jax.datasets.formats import npz
 from mlip_jax.datasets.formats.elements import validate_numbers
 from mlip_jax.datasets.identity import molecule_identity
 from mlip_jax.datasets.reader import DatasetError, ReadReport
-from mlip_jax.datasets.stress import STRESS, StressConversion
+from mlip_jax.datasets.stress import (
+    NO_STRESS,
+    STRESS,
+    StressConversion,
+    check_property_names,
+    chosen_stress,
+)
 from mlip_jax.state_labels import (
     ElectronicStateError,
     charge_names,
@@ -65,7 +71,8 @@ class Reader(reader.Reader):
       charge_key: Name of the total charges. Without them, charges are those of the SMILES, or 0.
       spin_key: Name of the numbers of unpaired electrons, multiplicities or spins.
       cell_key: Name of the lattice vectors.
-      stress_key: Name of the stresses, or of virials if the name is virial or virials.
+      stress_key: Name of the stresses, or of virials if the name is virial or virials. "none"
+        ignores them.
       smiles_key: Name of the SMILES, texts of shape (m,).
       molecule_key: Name of texts or numbers of shape (m,) that identify the molecules. "" uses the
         SMILES if present, otherwise the formula; isomers then count as one molecule.
@@ -129,6 +136,7 @@ class Reader(reader.Reader):
             molecule=molecule_key,
         )
         self._properties = options.texts("property_keys", property_keys)
+        check_property_names(self._properties)
         self._units = file_units.FileUnits.from_options(
             energy_unit, length_unit, forces_unit, forces_are_gradients
         )
@@ -139,6 +147,8 @@ class Reader(reader.Reader):
         try:
             self._keys = _find_names(self._file.members, requested)
             self._check()
+            if STRESS in self._keys and not stress_key:
+                chosen_stress(_stress_names(self._file.members), str(self.path))
         except BaseException:
             self.close()
             raise
@@ -281,7 +291,9 @@ def _find_names(members: dict[str, npz.Member], requested: dict[str, str]) -> di
         if label not in keys and name is not None:
             keys[label] = name
     # Without a cell, an array of this name is another quantity.
-    if not requested.get(STRESS) and (
+    if requested.get(STRESS) == NO_STRESS:
+        del keys[STRESS]
+    elif not requested.get(STRESS) and (
         "cell" not in keys or STRESS in keys and not _is_stress(members, keys)
     ):
         keys.pop(STRESS, None)
@@ -289,6 +301,12 @@ def _find_names(members: dict[str, npz.Member], requested: dict[str, str]) -> di
         if label not in keys and names:
             keys[label] = names[0]
     return keys
+
+
+def _stress_names(members: dict[str, npz.Member]) -> list[str]:
+    """Return the names of the arrays that contain a stress or virial."""
+    names = (name for name in members if name.lower() in _USUAL[STRESS])
+    return [name for name in names if _is_stress(members, {STRESS: name})]
 
 
 def _electronic_state(

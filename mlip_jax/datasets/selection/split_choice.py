@@ -7,6 +7,7 @@ import logging
 import numpy as np
 
 from mlip_jax.datasets.identity import group
+from mlip_jax.wording import count_of
 
 log = logging.getLogger(__name__)
 
@@ -23,14 +24,16 @@ def choose(molecule: np.ndarray) -> str:
     unit_of, num_units = group(np.asarray(molecule))
     largest = np.bincount(unit_of).max(initial=0) / max(len(unit_of), 1)
     if num_units >= MIN_MOLECULES and largest <= MAX_SHARE:
-        log.info("split by molecule: %d molecules, none of them in two splits", num_units)
+        log.info(
+            "split by molecule: %s, none of them in two splits", count_of(num_units, "molecule")
+        )
         return "molecule"
     log.warning(
-        "split by structure: %d structures of %d molecules are too few molecules for a split by "
+        "split by structure: %s of %s are too few molecules for a split by "
         "molecule (data.split=molecule), so the test error is that of new geometries of known "
         "molecules. Neighboring frames of a trajectory are nearly equal, so their test error is "
         "too low.",
-        len(unit_of),
-        num_units,
+        count_of(len(unit_of), "structure"),
+        count_of(num_units, "molecule"),
     )
     return "random"

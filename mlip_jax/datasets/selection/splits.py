@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from mlip_jax.datasets.identity import group, index_type
+from mlip_jax.wording import count_of
 
 log = logging.getLogger(__name__)
 
@@ -197,7 +198,8 @@ def _bounds(sizes: np.ndarray, requested: np.ndarray, by: str, num_structures: i
             "--config.data.num_valid=0 or --config.data.num_test=0"
         )
         raise ValueError(
-            f"{num_structures} structures of {len(sizes)} {METHODS[by]} cannot be split by {by} "
+            f"{count_of(num_structures, 'structure')} of "
+            f"{count_of(len(sizes), METHODS[by].removesuffix('s'))} cannot be split by {by} "
             f"into {int((requested > 0).sum())} splits. {remedy}."
         )
     # Middle of each unit on the axis of all structures, (units,).

@@ -10,6 +10,7 @@ import numpy as np
 from ase import Atoms
 
 from mlip_jax import limits, workers
+from mlip_jax.datasets.identity import display_name
 from mlip_jax.datasets.isolation.molecules import is_safe_mol_block, is_safe_smiles
 
 # Time limit (s) for embedding one molecule, for each of two attempts. Without it, large cages and
@@ -45,6 +46,17 @@ class MoleculeRecord:
     failure: str = ""
     geometry: str = ""
     bonds: bytes | None = None
+
+    @property
+    def display_name(self) -> str:
+        """Name in logs and reports: the name in the file, the SMILES or the formula."""
+        numbers = None if self.atoms is None else self.atoms.numbers
+        return display_name(self.name, self.smiles, numbers, f"molecule {self.index}")
+
+    @property
+    def table_name(self) -> str:
+        """Name in tables that also contain the SMILES: the name in the file, or the formula."""
+        return self.name or ("" if self.smiles or self.atoms is None else self.display_name)
 
 
 class Entry(NamedTuple):

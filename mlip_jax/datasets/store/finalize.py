@@ -105,6 +105,7 @@ def finalize(
             "filtered": kept is not None,
             "periodic": any(s.metadata["periodic"] for s in shards),
             "spin": any(s.metadata.get("spin", False) for s in shards),
+            "reads_stress": True,  # earlier versions did not, and stores cannot show it
             "source": _source_metadata(source, settings, num_records),
             "dtype": settings["dtype"],
             "units": {"positions": "Å", "energy": "eV", "forces": "eV/Å", "charge": "e"},

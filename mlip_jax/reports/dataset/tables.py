@@ -41,7 +41,10 @@ def markdown(summary: DatasetSummary) -> str:
 
 def print_summary(summary: DatasetSummary, console: Console | None = None) -> None:
     """Print the tables of the report on the console."""
-    console = console or Console()
+    if console is None:
+        console = Console()
+        if not console.is_terminal:  # files have no width
+            console = Console(width=160)
     sections = {summary.title: _overview(summary), **_sections(summary, brief=True)}
     for title, (header, rows) in sections.items():
         # Use Text: names from data files must not be interpreted as markup.

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mlip_jax.datasets.identity import readable_name
+from mlip_jax.datasets.identity import display_name
 from mlip_jax.foreign_text import table_rows
 
 MAX_OUTSIDE = 20  # number of molecules outside the domain whose names are kept
@@ -111,7 +111,7 @@ def read_results(path: Path) -> Relaxations:
                 numbers[name].append(float(row.get(column) or "nan"))
             # tables of earlier versions do not have this column
             outside.append(float(row.get("outside_domain") or "nan"))
-            name = row["name"] or readable_name(row["smiles"]) or f"molecule {row['index']}"
+            name = display_name(row["name"], row["smiles"], None, f"molecule {row['index']}")
             if outside[-1] == 1 and len(outside_names) < MAX_OUTSIDE:
                 outside_names.append((name, index[-1], row["status"]))
             if row["reason"] or row["status"] != "converged":

@@ -41,6 +41,9 @@ class ReportedCrystal:
       lowest_frequency: Lowest phonon frequency (THz); negative if imaginary.
       zero_point_energy: Zero-point energy per cell (eV).
       heat_capacity: Heat capacity per cell (k_B).
+      supercell: Numbers of cells of the supercell of the phonons.
+      supercell_spacing: Smallest distance of its lattice planes (Å).
+      interaction_range: Distance up to which atoms interact (Å).
       distances: Positions of the wave vectors on the path.
       ticks: Positions and labels of the special points.
       bands: Frequencies on the path (THz).
@@ -63,6 +66,9 @@ class ReportedCrystal:
     lowest_frequency: float = math.nan
     zero_point_energy: float = math.nan
     heat_capacity: float = math.nan
+    supercell: Sequence[int] = ()
+    supercell_spacing: float = math.nan
+    interaction_range: float = math.nan
     distances: Sequence[float] = ()
     ticks: Sequence[Sequence[Any]] = ()
     bands: Sequence[Sequence[float]] = ()
@@ -113,6 +119,7 @@ def _table(done: Sequence[ReportedCrystal]) -> Iterator[str]:
         "bulk modulus (GPa)",
         "derivative of the bulk modulus",
         "lowest phonon (THz)",
+        "supercell",
         "zero-point energy (meV/atom)",
     )
     rows = [
@@ -126,6 +133,7 @@ def _table(done: Sequence[ReportedCrystal]) -> Iterator[str]:
             page.number(r.bulk_modulus),
             page.number(r.derivative),
             page.number(r.lowest_frequency),
+            "×".join(map(str, r.supercell)),
             page.number(1e3 * r.zero_point_energy / r.n_atoms),
         )
         for r in done[:_MAX_ROWS]

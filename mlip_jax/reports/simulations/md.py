@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from mlip_jax.reports import figures, sections
 from mlip_jax.reports import html_page as page
 from mlip_jax.reports.molecules import Picture, molecule_figure
+from mlip_jax.wording import count_of
 from mlip_jax.workdir import write_text
 
 _COLUMNS = {
@@ -188,7 +189,7 @@ def _headline(content: Mapping[str, Any]) -> Iterator[str]:
                 "time",
                 page.number(content["picoseconds"]),
                 "ps",
-                f"{page.number(content['steps'])} steps",
+                count_of(content["steps"], "step", ","),
             ),
             (
                 "broken",

@@ -1,8 +1,14 @@
-"""Calculators of force fields whose forces are not the gradient of their energy."""
+"""Warnings of force fields whose forces are not the gradient of their energy.
+
+Dynamics and vibrations refuse them. Calculators, relaxations and searches for minima or reaction
+paths warn; each issues one warning.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
 
 from ase.calculators.calculator import PropertyNotImplementedError
 
@@ -25,6 +31,14 @@ def warn_if_not_conservative(potentials: Sequence[Potential]) -> bool:
     if origins:
         warn(_MESSAGE.format(" or ".join(sorted(origins))), NonConservativeWarning)
     return not origins
+
+
+@contextlib.contextmanager
+def already_warned() -> Iterator[None]:
+    """Hide `NonConservativeWarning` in the body, for parts of a calculation that has warned."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NonConservativeWarning)
+        yield
 
 
 def properties(potentials: Sequence[Potential], names: Sequence[str]) -> list[str]:

@@ -13,11 +13,14 @@ from ase.dft.kpoints import monkhorst_pack
 from mlip_jax.datasets.molecules.arguments import molecule_records
 from mlip_jax.potential import Potential
 from mlip_jax.simulation.calculators.calculator import MLIPCalculator
+from mlip_jax.simulation.calculators.conservation import already_warned
 from mlip_jax.simulation.crystals.equation_of_state import EquationOfState, fit_equation_of_state
 from mlip_jax.simulation.crystals.phonons import (
     compute_force_constants,
     heat_capacity,
+    interaction_range,
     supercell_repeats,
+    supercell_spacing,
     zero_point_energy,
 )
 from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field
@@ -39,8 +42,9 @@ class CrystalOptions:
       max_steps: Maximum number of steps of a relaxation.
       volume_range: Largest relative change of the volume in the equation of state.
       num_volumes: Number of volumes; 0 skips the equation of state.
-      supercell_length: Distance of the lattice planes of the supercell of the phonons (Å), at least
-        twice the distance at which atoms interact; 0 skips the phonons.
+      supercell_length: Minimum distance of the lattice planes of the supercell of the phonons (Å).
+        Below twice the distance up to which atoms interact, the result has a remark. 0 skips the
+        phonons.
       mesh: Wave vectors along each lattice vector for the density of states.
       temperature: Temperature of the heat capacity (K).
     """
@@ -92,6 +96,10 @@ class CrystalAnalysis:
       eos: Equation of state, or None; `remark` has the reason.
       remark: Reason why a part is missing or unreliable, or "".
       bands: Phonons, or None if they were not requested.
+      supercell: Numbers of cells of the supercell of the phonons, () without phonons.
+      supercell_spacing: Smallest distance of its lattice planes (Å).
+      interaction_range: Distance up to which an atom influences the energy of another one (Å). If
+        the spacing is below twice this distance, `remark` says so.
       zero_point_energy: Zero-point energy per cell (eV).
       heat_capacity: Heat capacity at constant volume per cell (k_B).
     """
@@ -104,6 +112,9 @@ class CrystalAnalysis:
     eos: EquationOfState | None = None
     remark: str = ""
     bands: PhononBands | None = None
+    supercell: tuple[int, ...] = ()
+    supercell_spacing: float = np.nan
+    interaction_range: float = np.nan
     zero_point_energy: float = np.nan
     heat_capacity: float = np.nan
 
@@ -163,8 +174,10 @@ def analyze_crystals(
         for k, result in usable.items()
         for i, factor in enumerate(factors)
     }
-    at_volumes = dict(Relaxer(potential, **shared).stream(strained.items()))
-    calculator = MLIPCalculator(potential, dtype="float64")
+    with already_warned():
+        relaxer = Relaxer(potential, **shared)
+        calculator = MLIPCalculator(potential, dtype="float64")
+    at_volumes = dict(relaxer.stream(strained.items()))
     for k, result in usable.items():
         points = [at_volumes[k, i] for i in range(len(factors))]
         yield k, _complete(result, factors, points, calculator, settings)
@@ -197,13 +210,23 @@ def _complete(
     result = CrystalAnalysis(atoms, "", relaxed.energy, volumes, energies, eos, "; ".join(remarks))
     if not settings.supercell_length:
         return result
-    constants = compute_force_constants(
-        atoms, calculator, supercell_repeats(atoms, settings.supercell_length)
-    )
+    repeats = supercell_repeats(atoms, settings.supercell_length)
+    spacing, reach = supercell_spacing(atoms, repeats), interaction_range(calculator.potential)
+    if spacing < 2 * reach:
+        remarks.append(
+            f"the lattice planes of the supercell of the phonons are {spacing:.1f} Å apart, but "
+            f"atoms interact up to {reach:.1f} Å; check phonons with a larger supercell, up to "
+            f"supercell_length={2 * reach:.0f}"
+        )
+    constants = compute_force_constants(atoms, calculator, repeats)
     path, distances, ticks = _path(atoms)
     mesh = constants.frequencies(monkhorst_pack([settings.mesh] * 3))
     return dataclasses.replace(
         result,
+        remark="; ".join(remarks),
+        supercell=repeats,
+        supercell_spacing=spacing,
+        interaction_range=reach,
         bands=PhononBands(distances, ticks, constants.frequencies(path), mesh),
         zero_point_energy=zero_point_energy(mesh) / len(mesh),
         heat_capacity=heat_capacity(mesh, settings.temperature) / len(mesh),

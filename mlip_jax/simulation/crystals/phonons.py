@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 from ase import Atoms, units
 
+from mlip_jax.potential import Potential
 from mlip_jax.simulation.calculators.calculator import MLIPCalculator
 from mlip_jax.structure import STATES, electronic_value
 
@@ -71,6 +73,24 @@ def supercell_repeats(atoms: Atoms, length: float) -> tuple[int, int, int]:
     heights = 1 / np.linalg.norm(np.linalg.inv(atoms.cell.complete().array), axis=0)
     repeats = np.where(atoms.pbc, np.maximum(np.ceil(length / heights - 1e-6), 1), 1)
     return tuple(int(x) for x in repeats)
+
+
+def interaction_range(potential: Potential) -> float:
+    """Return the distance (Å) up to which an atom influences the energy of another one.
+
+    In a message-passing model this is the cutoff times the number of layers. Models without
+    message passing set `local`.
+    """
+    models = getattr(potential.model, "members", (potential.model,))
+    bases = [getattr(model, "model", model) for model in models]
+    layers = [1 if getattr(m, "local", False) else getattr(m, "num_layers", 1) for m in bases]
+    return max(potential.cutoff * max(layers), potential.long_range_cutoff or 0.0)
+
+
+def supercell_spacing(atoms: Atoms, repeats: Sequence[int]) -> float:
+    """Return the smallest distance (Å) of the lattice planes of a supercell."""
+    heights = 1 / np.linalg.norm(np.linalg.inv(atoms.cell.complete().array), axis=0)
+    return float((heights * np.array(repeats))[atoms.pbc].min())
 
 
 def compute_force_constants(

@@ -8,6 +8,7 @@ import time
 from mlip_jax.simulation.dynamics.md import MolecularDynamics
 from mlip_jax.simulation.dynamics.outputs import RESTART, DynamicsOutputs, OutputError
 from mlip_jax.simulation.dynamics.progress import DynamicsProgressBar
+from mlip_jax.wording import count_of
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ def run_md(
     before = _resume(dynamics, outputs)
     num_left = num_steps - dynamics.step
     if num_left < 0:
-        log.info("the run already has %d steps, more than requested", dynamics.step)
+        log.info("the run already has %s, more than requested", count_of(dynamics.step, "step"))
     timestep = dynamics.settings.timestep
     begin = saved = time.monotonic()
     known = dynamics.broken
@@ -41,7 +42,8 @@ def run_md(
             outputs.write(thermo, frames, timestep)
             broken = dynamics.broken
             for m in sorted(broken.keys() - known.keys()):
-                log.warning("molecule %d broke at step %d: %s", m, broken[m].step, broken[m].reason)
+                name = outputs.name(m) or f"molecule {m}"
+                log.warning("%s broke at step %d: %s", name, broken[m].step, broken[m].reason)
             known = broken
             progress.show(dynamics.step, thermo, len(broken))
             if time.monotonic() - saved >= restart_seconds:

@@ -21,6 +21,7 @@ from mlip_jax.graphs.slots import Slots
 from mlip_jax.matmul_precision import full_precision
 from mlip_jax.potential import Potential
 from mlip_jax.simulation import user_warnings
+from mlip_jax.simulation.calculators.conservation import already_warned, warn_if_not_conservative
 from mlip_jax.simulation.device_memory import ProgramTooLarge, check_fits, largest_size
 from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field
 from mlip_jax.simulation.reactions.band import Band, BandState, Paths, fits
@@ -190,7 +191,12 @@ def neb(paths: Any, force_field: Any, **options: Any) -> list[ReactionPath]:
 def find_paths(
     given: Mapping[Any, Sequence[Atoms]], potential: Potential, settings: NEBOptions
 ) -> Iterator[tuple[Any, ReactionPath]]:
-    """Yield (key, path) of paths, batch by batch."""
+    """Yield (key, path) of paths, batch by batch.
+
+    Warns with `NonConservativeWarning` if the forces are not the gradient of the energy: the
+    highest image is then not at a saddle point of the energy.
+    """
+    warn_if_not_conservative([potential])
     usable = {}
     for key, path in given.items():
         reason = find_path_obstacle(path, potential)
@@ -228,9 +234,10 @@ def find_paths(
 
 def _relax_ends(usable, potential, settings) -> Iterator[tuple[Any, str]]:
     """Relax the ends of paths in place; yield (key, reason) of those that fail."""
-    relaxer = Relaxer(
-        potential, fmax=settings.fmax, max_steps=settings.max_steps, dtype=settings.dtype
-    )
+    with already_warned():
+        relaxer = Relaxer(
+            potential, fmax=settings.fmax, max_steps=settings.max_steps, dtype=settings.dtype
+        )
     ends = {(key, end): path[end] for key, path in usable.items() for end in (0, -1)}
     results = dict(relaxer.stream(ends.items()))
     for key, path in list(usable.items()):
@@ -291,7 +298,8 @@ def _optimize(
 
 def _end_results(batch, potential, settings) -> np.ndarray:
     """Return the energies of both ends of each path (eV), (B, 2)."""
-    relaxer = Relaxer(potential, max_steps=0, dtype=settings.dtype)
+    with already_warned():
+        relaxer = Relaxer(potential, max_steps=0, dtype=settings.dtype)
     ends = {(k, e): path[e] for k, path in enumerate(batch) for e in (0, -1)}
     results = dict(relaxer.stream(ends.items()))
     return np.array([[results[k, 0].energy, results[k, -1].energy] for k in range(len(batch))])

@@ -17,6 +17,7 @@ from mlip_jax.simulation.relaxation.state import (
     Outcome,
     RelaxationState,
 )
+from mlip_jax.wording import count_of
 
 log = logging.getLogger(__name__)
 
@@ -84,8 +85,8 @@ class CompiledRelaxation:
     def _trace(self, budget, capacity, params, state, queue, limits):
         self.num_compiles += 1  # runs when JAX traces, which it does once for each program
         log.info(
-            "compiling the relaxation of %d molecules of up to %d atoms in parallel",
-            self.loop.num,
+            "compiling the relaxation of %s of up to %d atoms in parallel",
+            count_of(self.loop.num, "molecule"),
             self.loop.size,
         )
         with full_precision():

@@ -28,6 +28,7 @@ import numpy as np
 
 from mlip_jax.files import make_subfolder, open_descriptor
 from mlip_jax.foreign_text import one_line, to_cell
+from mlip_jax.wording import count_of
 
 FLUSH_SECONDS = 1.0
 FAILURES = ("failed", "diverged")  # statuses of molecules without a usable result
@@ -358,8 +359,8 @@ class Journal:
         except OSError as error:
             self._error = JournalError(
                 f"{self.path}: results cannot be written: {error}. "
-                f"{self.count - len(self._waiting)} molecules are recorded. Fix the cause and "
-                "rerun the same command to resume."
+                f"Recorded: {count_of(self.count - len(self._waiting), 'molecule')}. "
+                "Fix the cause and rerun the same command to resume."
             )
             raise self._error from error
         self._ends, self._waiting, self._waiting_bytes, self._error = ends, [], 0, None

@@ -31,6 +31,7 @@ from mlip_jax.datasets.molecules.symmetry import SymmetryQuery, symmetries_of
 from mlip_jax.datasets.quality.geometry import bond_limit
 from mlip_jax.defaults.bundled import BUNDLED
 from mlip_jax.potential import Potential
+from mlip_jax.simulation.calculators.conservation import already_warned
 from mlip_jax.simulation.dynamics.md import MolecularDynamics
 from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field
 from mlip_jax.simulation.relaxation.minima_result import MinimaResult, Minimum
@@ -216,9 +217,10 @@ def _relax(
 
 def _relax_tightly(potential: Potential, pools: list[_MinimumPool], search: SearchOptions) -> None:
     """Relax the minima within the window to `final_fmax` in float64, and merge equal ones."""
-    relaxer = Relaxer(
-        potential, fmax=search.final_fmax, max_steps=search.max_steps, dtype="float64"
-    )
+    with already_warned():
+        relaxer = Relaxer(
+            potential, fmax=search.final_fmax, max_steps=search.max_steps, dtype="float64"
+        )
     before = [minimum for pool in pools for minimum in pool.within()]
     done = dict(relaxer.stream((k, minimum.atoms) for k, minimum in enumerate(before)))
     results = iter(done[k] for k in range(len(before)))

@@ -63,7 +63,7 @@ _TRUTH = {"T", "F", "true", "false", "True", "False", "TRUE", "FALSE"}
 
 def failure_cells(record: MoleculeRecord, layout: Layout = LAYOUT) -> list[Any]:
     """Return the values of layout.columns for a molecule that could not be built."""
-    known = [record.index, record.name, record.smiles, FAILED, record.failure]
+    known = [record.index, record.table_name, record.smiles, FAILED, record.failure]
     return [*known, *[None] * (len(layout.columns) - len(known))]
 
 
@@ -73,7 +73,7 @@ def result_cells(record: MoleculeRecord, result: Relaxation, layout: Layout = LA
     distance = math.nan if result.status == FAILED else rmsd(atoms, result.atoms)
     return [
         record.index,
-        record.name,
+        record.table_name,
         record.smiles,
         result.status,
         result.reason,
@@ -158,7 +158,7 @@ def pieces(record: MoleculeRecord, result: Relaxation, mol_blocks: bool) -> dict
     """
     if result.status == FAILED or not np.isfinite(result.atoms.positions).all():
         return {}
-    info = {"index": record.index, "name": record.name, "smiles": record.smiles}
+    info = {"index": record.index, "name": record.table_name, "smiles": record.smiles}
     end = info | {"status": result.status, "steps": result.steps, "fmax": float(result.fmax)}
     stress = result.atoms.calc.results.get("stress") if result.atoms.calc else None
     state = electronic_state(record.atoms)
@@ -242,7 +242,7 @@ def _mol_block(record: MoleculeRecord, result: Relaxation) -> bytes:
     for i, position in enumerate(result.atoms.positions.tolist()):
         conformer.SetAtomPosition(i, Point3D(*position))
     molecule.AddConformer(conformer, assignId=True)
-    molecule.SetProp("_Name", _sdf_line(record.name or str(record.index)))
+    molecule.SetProp("_Name", _sdf_line(record.display_name))
     values = {
         "index": record.index,
         "smiles": record.smiles,

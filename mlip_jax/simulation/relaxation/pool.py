@@ -24,6 +24,7 @@ from mlip_jax.simulation.relaxation.state import (
     Symmetry,
     empty_molecules,
 )
+from mlip_jax.wording import count_of
 
 log = logging.getLogger(__name__)
 
@@ -244,7 +245,10 @@ class SlotPool:
         else:
             self._max_slots, reason = slots // 2, "out of memory on the device"
         log.warning(
-            "%s with %d molecules in parallel; continuing with %d", reason, slots, self._max_slots
+            "%s with %s in parallel; continuing with %d",
+            reason,
+            count_of(slots, "molecule"),
+            self._max_slots,
         )
         self._earlier_compiles, self._before = (
             self.num_compiles,

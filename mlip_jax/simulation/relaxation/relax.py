@@ -14,6 +14,7 @@ from ase import Atoms
 
 from mlip_jax.datasets.molecules.arguments import molecule_records
 from mlip_jax.defaults.bundled import BUNDLED
+from mlip_jax.simulation.calculators.conservation import warn_if_not_conservative
 from mlip_jax.simulation.device_memory import ProgramTooLarge
 from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field
 from mlip_jax.simulation.relaxation import minimizers
@@ -151,6 +152,8 @@ class Relaxer:
             the constraint.
           molecules_only: Whether periodic structures fail.
 
+        Warns with `NonConservativeWarning` if the forces are not the gradient of the energy.
+
         Raises:
           ValueError: If an argument is invalid.
           CheckpointError: If there is no force field at this location.
@@ -174,6 +177,7 @@ class Relaxer:
             check_spglib()
         minimizer = minimizers.create(optimizer, maxstep)
         self.potential = load_mean_force_field(force_field)
+        warn_if_not_conservative([self.potential])
         self._dtype = np.dtype(dtype)
         self._devices = list(jax.local_devices() if devices is None else devices)
         self._every, self._symprec = trajectory_every, symprec

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from ase import Atoms
 
+from mlip_jax.datasets.charges import has_odd_electrons
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.potential import Potential
-from mlip_jax.structure import electronic_value
+from mlip_jax.structure import electronic_value, from_ase
 
 _STATES = (
     ("charge", "charges", "total charges"),
@@ -33,8 +34,8 @@ class UnseenState(NamedTuple):
 def unseen_states(atoms: Atoms, members: Sequence[Potential]) -> list[UnseenState]:
     """Return the states of a structure that a force field, or a member of several, never saw.
 
-    Imported force fields whose training data are unknown, and the periodicity of force fields that
-    were trained before it was recorded, are not judged.
+    Imported force fields whose training data are unknown, and what was not yet recorded when a
+    force field was trained, are not judged.
 
     Args:
       atoms: Structure.
@@ -57,6 +58,19 @@ def unseen_states(atoms: Atoms, members: Sequence[Potential]) -> list[UnseenStat
                     f"{words} {', '.join(f'{c:g}' for c in other[0])}",
                 )
             )
+    if any(s.get("odd_electrons") is False for s in statistics):
+        columns = Columns.from_structures([from_ase(atoms)])
+        if has_odd_electrons(columns)[0]:
+            electrons = int(atoms.numbers.sum() - round(electronic_value(atoms, "charge")))
+            unseen.append(
+                UnseenState(
+                    "num_unpaired_electrons",
+                    f"the structure has {electrons} electrons, an odd number, and no label of its "
+                    "unpaired electrons, but all molecules that this force field was trained on "
+                    "have an even number or a label. Check the total charge, "
+                    "atoms.info['charge'], or set atoms.info['num_unpaired_electrons']",
+                )
+            )
     if atoms.pbc.any() and any(s.get("periodic") is False for s in statistics):
         unseen.append(
             UnseenState(
@@ -76,6 +90,8 @@ def has_unseen_state(columns: Columns, members: Sequence[Potential]) -> np.ndarr
             known = s.get(name, [0.0])
             if known is not None:
                 unseen |= (values != 0) & ~np.isin(values, known or [0.0])
+    if any(s.get("odd_electrons") is False for s in statistics):
+        unseen |= has_odd_electrons(columns)
     if columns.pbc is not None and any(s.get("periodic") is False for s in statistics):
         unseen |= columns.pbc.any(axis=1)
     return unseen

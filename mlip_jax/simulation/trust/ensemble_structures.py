@@ -19,6 +19,7 @@ from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.selection.held_out import RunData
 from mlip_jax.datasets.store.store import Store
 from mlip_jax.potential import Potential
+from mlip_jax.wording import count_of
 
 log = logging.getLogger(__name__)
 
@@ -71,8 +72,8 @@ def choose(
             return CalibrationStructures(store, "test", {"calibration": fit, "test": check}, notes)
     store, valid, more = held_out(workdirs, potentials, "valid", max_structures, seed)
     notes = [
-        f"The test split has only {len(test)} structures, so the calibration is fitted to the "
-        "validation split. That split chose the checkpoint of the first member, so expected errors "
+        f"The test split has only {count_of(len(test), 'structure')}, so the calibration is "
+        "fitted to the validation split. That split chose the checkpoint of the first member, so expected errors "
         "may be too small.",
         *more,
         *(note for note in notes if note not in more),
@@ -118,8 +119,8 @@ def held_out(
     indices = indices[unseen.known]
     if len(unseen):
         notes.append(
-            f"skipped {len(unseen)} structures of split {part!r}: a member was not trained on "
-            f"their elements ({unseen.symbols})."
+            f"skipped {count_of(len(unseen), 'structure')} of split {part!r}: a member was not "
+            f"trained on their elements ({unseen.symbols})."
         )
     if not len(indices):
         raise DatasetError(
@@ -159,8 +160,8 @@ def _not_trained_on(
             unseen = unseen[~np.isin(unit[unseen], unit[trained])]
     if len(unseen) < len(candidates):
         notes.append(
-            f"skipped {len(candidates) - len(unseen)} structures of split {part!r}: other members "
-            "were trained on them, or on other conformers of their molecules."
+            f"skipped {count_of(len(candidates) - len(unseen), 'structure')} of split {part!r}: "
+            "other members were trained on them, or on other conformers of their molecules."
         )
     return unseen
 

@@ -15,6 +15,7 @@ from mlip_jax.datasets.store.store import Store
 from mlip_jax.importers import load_force_field
 from mlip_jax.potential import Potential
 from mlip_jax.simulation.energies import mean_features
+from mlip_jax.wording import count_of
 
 log = logging.getLogger(__name__)
 
@@ -65,8 +66,8 @@ def features(potential: Potential, store: Store, indices: np.ndarray) -> np.ndar
 
     def make() -> np.ndarray:
         log.info(
-            "computing features of %d molecules with force field %s",
-            len(indices),
+            "computing features of %s with force field %s",
+            count_of(len(indices), "molecule"),
             potential.digest(),
         )
         return mean_features(potential, store, indices)

@@ -31,7 +31,6 @@ from mlip_jax.simulation.crystals.analysis import (
     analyze_crystals,
 )
 from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field
-from mlip_jax.structure import hill_formula
 from mlip_jax.workdir import atomic_open, check_origin, claimed, write_json, write_text
 
 log = logging.getLogger(__name__)
@@ -116,10 +115,12 @@ def _analyze_all(config, workdir: Path, potential: Potential, options, records) 
             _save(workdir, record, CrystalAnalysis(None, record.failure))
     trusted = TrustCheck.load(config.force_field, potential)
     for index, result in analyze_crystals(given, potential, options):
-        name = _name(by_index[index])
+        name = by_index[index].display_name
         outside = "" if result.reason else trusted.reasons([result.atoms])[0]
         if outside:
             log.warning("%s is outside the domain of the force field: %s", name, outside)
+        if result.remark:
+            log.warning("%s: %s", name, result.remark)
         _save(workdir, by_index[index], result, outside)
         log.info(
             "%s: %s",
@@ -130,16 +131,15 @@ def _analyze_all(config, workdir: Path, potential: Potential, options, records) 
         )
 
 
-def _name(record: MoleculeRecord) -> str:
-    formula = hill_formula(record.atoms.numbers) if record.atoms is not None else ""
-    return record.name or formula or f"crystal {record.index}"
-
-
 def _save(
     workdir: Path, record: MoleculeRecord, result: CrystalAnalysis, outside: str = ""
 ) -> None:
     """Write the result of a crystal, its relaxed structure and its phonons."""
-    values: dict[str, Any] = {"index": record.index, "name": _name(record), "reason": result.reason}
+    values: dict[str, Any] = {
+        "index": record.index,
+        "name": record.display_name,
+        "reason": result.reason,
+    }
     if not result.reason:
         atoms, eos, bands = result.atoms, result.eos, result.bands
         values |= {
@@ -153,6 +153,9 @@ def _save(
             "energies": result.energies.tolist(),
             "zero_point_energy": result.zero_point_energy,
             "heat_capacity": result.heat_capacity,
+            "supercell": list(result.supercell),
+            "supercell_spacing": result.supercell_spacing,
+            "interaction_range": result.interaction_range,
             "lowest_frequency": result.lowest_frequency,
         }
         if eos is not None:
@@ -190,6 +193,8 @@ def _write_tables(workdir: Path, results: Sequence[ReportedCrystal]) -> None:
         "lowest_frequency_thz": "lowest_frequency",
         "zero_point_energy_ev": "zero_point_energy",
         "heat_capacity_kb": "heat_capacity",
+        "supercell_spacing_ang": "supercell_spacing",
+        "interaction_range_ang": "interaction_range",
     }
     rows = [
         [*(getattr(r, field) for field in columns.values()), int(bool(r.outside_domain))]

@@ -16,14 +16,13 @@ from mlip_jax.config import ConfigError
 from mlip_jax.datasets import atoms_list, readers, source
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.formats.ase_frames import has_labels, open_frames
-from mlip_jax.datasets.identity import readable_name
 from mlip_jax.datasets.molecules.files import read_molecules
 from mlip_jax.datasets.quality.filters import count_reasons
 from mlip_jax.datasets.quality.problems import Problem
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.store.finalize import reject_if_invalid
 from mlip_jax.datasets.store.store import Store
-from mlip_jax.structure import from_ase, hill_formula
+from mlip_jax.structure import from_ase
 
 log = logging.getLogger(__name__)
 
@@ -157,7 +156,7 @@ def _from_molecules(data, seed: int) -> EvaluationData:
     columns = Columns.from_structures(
         from_ase(
             r.atoms,
-            molecule=r.name or readable_name(r.smiles) or hill_formula(r.atoms.numbers),
+            molecule=r.display_name,
             smiles=r.smiles,
             record=r.index,
             source=f"{Path(data.path).name}:{r.index}",

@@ -11,6 +11,7 @@ from ase import Atoms
 
 from mlip_jax.tasks.force_field_evaluation.evaluation import EvaluatedStructures
 from mlip_jax.tasks.force_field_evaluation.outputs import predicted_atoms
+from mlip_jax.wording import count_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,5 +81,5 @@ class EvaluationResult:
             )
             if scores.get(key) is not None
         )
-        counts = f"{len(self.indices)} structures, {len(self.skipped)} skipped"
+        counts = f"{count_of(len(self.indices), 'structure')}, {len(self.skipped)} skipped"
         return f"EvaluationResult({counts}{', ' + errors if errors else ', no labels'})"

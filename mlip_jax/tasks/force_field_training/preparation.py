@@ -16,10 +16,11 @@ import numpy as np
 from mlip_jax import distributed, fine_tuning, models, terms
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets import source, statistics
+from mlip_jax.datasets.quality.problems import WRONG_STRESS
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.selection import data_split
 from mlip_jax.datasets.selection import splits as splits_module
-from mlip_jax.datasets.stress import stress_labels
+from mlip_jax.datasets.stress import STRESS, stress_labels
 from mlip_jax.datasets.unseen_elements import UnseenElements
 from mlip_jax.graphs.edge_counts import edge_counts, pair_counts
 from mlip_jax.graphs.long_range import LatticeSumCutoff
@@ -38,6 +39,7 @@ from mlip_jax.training.data import Split
 from mlip_jax.training.options import set_average_neighbors
 from mlip_jax.training.prepare import describe, save_or_check_split, warn_of_unseen
 from mlip_jax.training.recorder import writing
+from mlip_jax.wording import count_of
 
 log = logging.getLogger(__name__)
 
@@ -84,8 +86,8 @@ class TrainingRun:
         embed = molecule_features.of(config.data)
         with distributed.leader_first("data"):  # the leader builds the store, others open it
             data = source.load(config.data)
-            splits = _split(config, data, workdir, model, embed)
-        set_average_neighbors(config, splits["train"].sizes)
+            splits, sizes = _split(config, data, workdir, model, embed)
+        set_average_neighbors(config, sizes.take(data.indices))
         model = create_model(config.model, config.potential)
         train_statistics = distributed.broadcast(
             _compute_statistics(config, data, splits["train"], model, initial)
@@ -96,7 +98,7 @@ class TrainingRun:
             [name for name, _ in getattr(model, "terms", ())], train_statistics["elements"]
         )
         models.check_elements(model, train_statistics["elements"])
-        warn_of_charges(model, train_statistics["charges"])
+        warn_of_charges(model, train_statistics["train_charges"])
         splits, unseen = separate_unseen(splits, train_statistics["train_elements"])
         metadata = describe(config, train_statistics)
         return cls(config, workdir, initial, model, data, splits, unseen, metadata)
@@ -156,8 +158,14 @@ def warn_of_charges(model, charges: Sequence[float]) -> None:
     )
 
 
-def _split(config, data: source.LoadedData, workdir: Path, model, embed) -> dict[str, Split]:
-    """Split the data and compute the sizes of all structures; write the split to splits.npz."""
+def _split(
+    config, data: source.LoadedData, workdir: Path, model, embed
+) -> tuple[dict[str, Split], Sizes]:
+    """Split the data and write the split to splits.npz.
+
+    Returns:
+      The splits, and the sizes of all structures of the store.
+    """
     c = config.data
     split_indices = data_split.split_data(data, c, embed)
     description = splits_module.describe(split_indices, data.store.index("molecule"))
@@ -185,13 +193,13 @@ def _split(config, data: source.LoadedData, workdir: Path, model, embed) -> dict
     for name, indices in split_indices.items():
         splits[name] = Split(data.store, indices, sizes.take(indices))
         log.info(
-            "%s: %d structures of %d molecules, %.1f atoms on average",
+            "%s: %s of %s, %.1f atoms on average",
             name,
-            len(indices),
-            description[name]["molecules"],
+            count_of(len(indices), "structure"),
+            count_of(description[name]["molecules"], "molecule"),
             splits[name].sizes.n_node.mean() if len(indices) else 0,
         )
-    return splits
+    return splits, sizes
 
 
 def separate_unseen(
@@ -215,24 +223,66 @@ def separate_unseen(
     return {name: known[name] for name in splits}, unseen
 
 
-def _periodic(initial: Potential | None) -> bool:
-    """Return whether the initial force field was trained on periodic structures."""
-    return initial is not None and bool(initial.metadata.get("statistics", {}).get("periodic"))
+def seen_states(summary: statistics.Summary, initial: Potential | None) -> dict[str, Any]:
+    """Return the charges, spins and periodicity of the training data, also of the initial force field.
+
+    Those of an imported initial force field may be unknown (None, or a missing field); so are those
+    of the result then, unless the training data have them.
+
+    Args:
+      summary: Statistics of the training split.
+      initial: Force field that training is initialized from, or None.
+    """
+    states = {
+        "charges": sorted(summary.charges),
+        "spins": sorted(summary.spins),
+        "periodic": summary.periodic,
+        "odd_electrons": summary.odd_electrons,
+    }
+    if initial is None:
+        return states
+    before = [m.get("statistics", {}) for m in initial.metadata.get("members", [initial.metadata])]
+    for name in ("charges", "spins"):
+        known = [b.get(name, [0.0]) for b in before]
+        states[name] = None if None in known else sorted({*states[name], *sum(known, [])})
+    for name in ("periodic", "odd_electrons"):
+        known = [b.get(name) for b in before]
+        states[name] = states[name] or any(known) or (None if None in known else False)
+    return states
 
 
-def _check_stress(data: source.LoadedData, train: Split, model) -> None:
-    """Raise an error unless the model has a stress and a training structure has a label of it."""
+def _check_stress(data: source.LoadedData, train: Split, model, reject_invalid: bool) -> None:
+    """Raise an error if the model has no stress, or the training split none that is usable.
+
+    Args:
+      data: Data set.
+      train: Training split.
+      model: Model of the energy.
+      reject_invalid: Whether stresses that do not fit the energies are an error.
+    """
     if not has_energy_derivatives(model):
         raise ConfigError(f"loss.stress: {NO_ENERGY_DERIVATIVES.format(what='stress')}")
+    wrong = [p["message"] for p in data.store.manifest["problems"] if p["what"] == WRONG_STRESS]
+    if wrong and reject_invalid:
+        raise DatasetError(
+            f"loss.stress is set, but {wrong[0]}. If the stress is correct, set "
+            "--config.data.reject_invalid=False."
+        )
     for _, columns in data.store.chunks(train.indices):
         stress = stress_labels(columns)
         if stress is not None and np.isfinite(stress).any():
             return
+    path, manifest = data.store.path, data.store.manifest
+    if not manifest.get("reads_stress") and STRESS not in manifest["properties"]:
+        raise DatasetError(
+            f"loss.stress is set, but the store {path} was written by an earlier version of "
+            f"mlip_jax, which did not read stresses. Delete it and convert "
+            f"{manifest['source']['path']} again, or set loss.stress to 0."
+        )
     raise DatasetError(
-        "loss.stress is set, but no structure of the training split is periodic in three "
-        "directions and has a stress. Give its name in the data set with the option stress_key of "
-        "the reader; delete a store of an earlier version, which contains no stresses; or set "
-        "loss.stress to 0."
+        f"loss.stress is set, but no structure of the training split of {path} is periodic in "
+        "three directions and has a stress. Give its name in the data set with the option "
+        "stress_key of the reader, or set loss.stress to 0."
     )
 
 
@@ -241,7 +291,7 @@ def _compute_statistics(
 ) -> dict[str, Any]:
     """Return the statistics of the training data that a force field stores, ready for JSON."""
     if config.loss.stress:
-        _check_stress(data, train, model)
+        _check_stress(data, train, model, config.data.reject_invalid)
     summary = statistics.Summary(
         columns for _, columns in data.store.chunks(train.indices, labels_only=True)
     )
@@ -266,9 +316,8 @@ def _compute_statistics(
         "force_rms": summary.force_rms if np.isfinite(summary.force_rms) else None,
         "elements": sorted({*summary.elements.tolist(), *initial_elements}),
         "train_elements": summary.elements.tolist(),
-        "charges": sorted(summary.charges),
-        "periodic": summary.periodic or _periodic(initial),
-        "spins": sorted(summary.spins),
+        "train_charges": sorted(summary.charges),
+        **seen_states(summary, initial),
         "num_structures": len(train),
         "num_molecules": splits_module.group(data.store.index("molecule")[train.indices])[1],
         "mean_neighbors": float(train.sizes.n_edge.sum() / train.sizes.n_node.sum()),

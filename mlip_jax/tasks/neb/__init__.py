@@ -28,6 +28,7 @@ from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field
 from mlip_jax.simulation.reactions.neb import NEBOptions, ReactionPath, find_paths
 from mlip_jax.simulation.relaxation.journal import FAILURES
 from mlip_jax.structure import hill_formula
+from mlip_jax.wording import count_of
 from mlip_jax.workdir import atomic_open, check_origin, claimed, write_json, write_text
 
 log = logging.getLogger(__name__)
@@ -92,8 +93,8 @@ def read_paths(path: str | Path) -> list[tuple[str, list[Atoms]]]:
             raise DatasetError(f"{path}: {record.failure}")
     if not records or len(records) % 2 and not all(record.name for record in records):
         raise DatasetError(
-            f"{path}: contains {len(records)} structures; expected two per reaction, or structures "
-            "with the name of their path"
+            f"{path}: contains {count_of(len(records), 'structure')}; expected two per reaction, "
+            "or structures with the name of their path"
         )
     if all(record.name for record in records):
         groups = [
@@ -152,7 +153,7 @@ def _find_all(config, workdir: Path, potential: Potential, options, reactions) -
             "%s: %s",
             reactions[k][0],
             result.reason
-            or f"{result.status} after {result.steps} steps, barrier {result.barrier:.4f} eV",
+            or f"{result.status} after {count_of(result.steps, 'step')}, barrier {result.barrier:.4f} eV",
         )
 
 

@@ -29,6 +29,7 @@ from mlip_jax.training.dens import BatchNoise
 from mlip_jax.training.noise import AlternativeGeometries, CoordinateNoise, NoisedRows
 from mlip_jax.training.prepare import save_or_check_split, warn_of_unseen
 from mlip_jax.training.recorder import writing
+from mlip_jax.wording import count_of
 from mlip_jax.workdir import write_json
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ class PropertyData:
                 _save_split(loaded.store, split_indices, c, workdir)
         splits = {name: np.searchsorted(index, indices) for name, indices in split_indices.items()}
         for name, samples in splits.items():
-            log.info("%s: %d structures", name, len(samples))
+            log.info("%s: %s", name, count_of(len(samples), "structure"))
         unseen = _find_unseen(loaded.store, split_indices)
         splits |= {name: splits[name][numbers.known] for name, numbers in unseen.items()}
         sources = Sources(

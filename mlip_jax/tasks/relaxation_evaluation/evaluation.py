@@ -21,6 +21,7 @@ from mlip_jax.potential import Potential
 from mlip_jax.reports.force2geo.comparison import EvaluatedForceField, StartMolecules
 from mlip_jax.simulation.reference.oracle import Oracle, ReferenceEvaluation
 from mlip_jax.simulation.reference.result_cache import ResultCache, key_of
+from mlip_jax.wording import count_of
 
 _RELAX = ("optimizer", "fmax", "max_steps", "maxstep", "dtype")
 _NO_GEOMETRY = ReferenceEvaluation(
@@ -76,8 +77,8 @@ def relax(
     missing = [s.name for s in starts if keys[s.name] not in cache]
     if missing:
         raise RuntimeError(
-            f"{name}: the relaxation returned no result for {len(missing)} molecules, the first is "
-            f"{missing[0]}"
+            f"{name}: the relaxation returned no result for {count_of(len(missing), 'molecule')}, "
+            f"the first is {missing[0]}"
         )
     return {s.name: cache[keys[s.name]] for s in starts}
 

@@ -454,7 +454,7 @@ def test_interrupted_run_resumes_with_the_same_result(tmp_path, signal_number):
         os.killpg(process.pid, signal.SIGINT)  # as the terminal does on Ctrl-C: to all processes
     else:
         process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=600)
     assert process.returncode != 0 and not path.exists()
     wait_until(lambda: group_is_empty(process.pid), 20)
     finished = {part: part.stat().st_mtime_ns for part in parts.glob("*.npz")}

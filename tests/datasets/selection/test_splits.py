@@ -256,7 +256,7 @@ def test_molecule_with_two_scaffolds_is_rejected():
         ),
         (
             {"counts": (5, 1, 1), "by": "size", "n_atoms": np.ones(10)},
-            "10 structures of 1 sizes cannot be split by size .*--config.data.split=random",
+            "10 structures of 1 size cannot be split by size .*--config.data.split=random",
         ),
         (
             {"counts": (1, 1, 1), "by": "random", "molecule": np.zeros(2)},
@@ -276,7 +276,7 @@ def test_auto_splits_by_molecule_if_there_are_enough(caplog):
     assert split_choice.choose(np.repeat(np.arange(10), 3)) == "molecule"
     assert "split by molecule: 10 molecules" in caplog.text
     assert split_choice.choose(np.zeros(200)) == "random"
-    assert "200 structures of 1 molecules" in caplog.text
+    assert "200 structures of 1 molecule are" in caplog.text
     assert (
         split_choice.choose(np.arange(9))
         == split_choice.choose(np.repeat([0, *range(1, 12)], [30] + [1] * 11))

@@ -235,7 +235,7 @@ def test_resumes_after_being_killed_at_any_point(tmp_path):
     expected = contents(convert(spec_of(atoms_per_shard=500), tmp_path / "reference"))
     (tmp_path / "killed").mkdir()
     process = script(tmp_path, MOLECULES, tmp_path / "killed", 1, *moments)
-    output, errors = process.communicate(timeout=120)
+    output, errors = process.communicate(timeout=600)
     status = [int(line.split()[1]) for line in output.splitlines()]
     assert len(status) == len(moments), errors
     kills = status.index(0)
@@ -310,7 +310,7 @@ def test_two_conversions_to_the_same_folder(tmp_path):
     source = repeated(tmp_path / "many.hdf5", 4)
     scripts = [script(tmp_path, source, tmp_path / "store", 1) for _ in range(2)]
     for process in scripts:
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=600)
         assert process.returncode == 0, errors
     assert contents(tmp_path / "store") == contents(
         convert(spec_of(source, 20), tmp_path / "reference")

@@ -1,5 +1,8 @@
 """Tests for equations of state and phonons against exact and independent results."""
 
+import dataclasses
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from ase import Atoms
@@ -8,14 +11,21 @@ from ase.eos import EquationOfState as AseEquationOfState
 from ase.units import GPa, _amu, _e
 
 from mlip_jax import MLIPCalculator
-from mlip_jax.simulation.crystals.analysis import crystal_properties
+from mlip_jax.models.allegro import Model as Allegro
+from mlip_jax.models.schnet import Model as Schnet
+from mlip_jax.potential import Potential
+from mlip_jax.simulation.crystals.analysis import CrystalOptions, _complete, crystal_properties
 from mlip_jax.simulation.crystals.equation_of_state import fit_equation_of_state
 from mlip_jax.simulation.crystals.phonons import (
     compute_force_constants,
     heat_capacity,
+    interaction_range,
     supercell_repeats,
+    supercell_spacing,
     zero_point_energy,
 )
+from mlip_jax.simulation.relaxation.result import Relaxation
+from mlip_jax.terms import WithTerms
 from tests.simulation.analytic import pairwise
 
 
@@ -73,6 +83,30 @@ def test_phonons_do_not_depend_on_the_cells_of_the_atoms():
     ]
     np.testing.assert_allclose(found[1], found[0], atol=1e-6)
     assert charges == [2, 2]
+
+
+def test_a_short_supercell_is_reported():
+    """Message passing reaches further than the default supercell, which used to be silent."""
+    model = Schnet(num_layers=3)
+    potential = Potential(model, {}, 5.0, np.zeros(119), 1.0, (18,))
+    assert interaction_range(potential) == 15.0
+    local = dataclasses.replace(potential, model=WithTerms(Allegro(num_layers=3), ()))
+    assert interaction_range(local) == 5.0
+    atoms = bulk("Ar", "sc", a=2.9)
+    assert supercell_spacing(atoms, supercell_repeats(atoms, 9.0)) == pytest.approx(4 * 2.9)
+    # a relaxed crystal with the Hessian of springs
+    spring = pairwise("harmonic", length=3.0, stiffness=20.0, cutoff=3.5)
+    atoms = Atoms("Ar", cell=[3.0, 3.0, 3.0], pbc=True)
+    relaxed, options = Relaxation(atoms, "converged"), CrystalOptions(num_volumes=0, mesh=1)
+    calculator = SimpleNamespace(
+        potential=spring, get_hessian_columns=lambda cell, n: np.zeros((3 * n, 3 * len(cell)))
+    )
+    for length, remark in ((7.5, ""), (6.0, "are 6.0 Å apart, but atoms interact up to 3.5 Å")):
+        settings = dataclasses.replace(options, supercell_length=length)
+        result = _complete(relaxed, np.ones(0), [], calculator, settings)
+        assert remark in result.remark and bool(remark) == bool(result.remark)
+        assert result.supercell == (int(length / 3 + 0.9),) * 3
+        assert result.supercell_spacing == 3 * result.supercell[0]
 
 
 def test_crystals_at_the_step_limit_are_reported():

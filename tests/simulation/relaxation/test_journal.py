@@ -229,7 +229,7 @@ def test_full_disk(tmp_path, monkeypatch):
     journal = Journal(tmp_path, 0, LAYOUT)
     monkeypatch.setattr(os, "pwrite", full)
     journal.add([0, "", 0], {"xyz": b"x" * 100})
-    with pytest.raises(JournalError, match="No space left on device. 1 molecules are recorded"):
+    with pytest.raises(JournalError, match="No space left on device. Recorded: 1 molecule. Fix"):
         journal.close()
     monkeypatch.undo()
     assert len(finished(tmp_path, LAYOUT)) == 1

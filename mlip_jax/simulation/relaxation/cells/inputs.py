@@ -14,6 +14,7 @@ from mlip_jax.simulation.relaxation.cells.filters import CellFilter
 from mlip_jax.simulation.relaxation.cells.symmetry import is_kept, projections
 from mlip_jax.simulation.relaxation.state import Symmetry
 from mlip_jax.structure import cell_problem
+from mlip_jax.wording import count_of
 
 # _MAX_CANDIDATES: pairs of atoms and images that 32-bit integers can number.
 _MAX_CANDIDATES = 2**31
@@ -37,8 +38,8 @@ def find_cell_obstacle(atoms: Atoms, potential: Potential, cell_filter: CellFilt
     images = count_images(cell, atoms.pbc, max(potential.cutoff, far or 0.0))
     if images > MAX_IMAGES or images * len(atoms) ** 2 >= _MAX_CANDIDATES:
         return (
-            f"{len(atoms)} atoms with {images} images are too many for batches. Use MLIPCalculator "
-            "with an optimizer of ASE."
+            f"{count_of(len(atoms), 'atom')} with {count_of(images, 'image')} are too many for "
+            "batches. Use MLIPCalculator with an optimizer of ASE."
         )
     if cell_filter is None:
         return ""
