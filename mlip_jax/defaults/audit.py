@@ -7,7 +7,7 @@ import dataclasses
 from mlip_jax.defaults.bounds import AT_LEAST_ONE, POSITIVE
 from mlip_jax.defaults.data import dtype
 from mlip_jax.defaults.field import Field, task
-from mlip_jax.defaults.simulation import FORCE_FIELD, ORACLE
+from mlip_jax.defaults.shared_parts import FORCE_FIELD, ORACLE
 
 CHECKS = ("bonds", "torsions", "conformers", "dimers", "rings", "dynamics")
 

@@ -6,7 +6,7 @@ import dataclasses
 
 from mlip_jax.defaults.bounds import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, Bounds
 from mlip_jax.defaults.field import Field, optional, task
-from mlip_jax.defaults.simulation import FMAX, FORCE_FIELD, MAX_STEPS
+from mlip_jax.defaults.shared_parts import FMAX, FORCE_FIELD, MAX_STEPS
 
 CRYSTAL = task(
     "crystal",

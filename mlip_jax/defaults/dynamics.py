@@ -7,7 +7,7 @@ import dataclasses
 from mlip_jax.defaults.bounds import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, Bounds
 from mlip_jax.defaults.data import dtype
 from mlip_jax.defaults.field import Field, Part, optional, task
-from mlip_jax.defaults.simulation import FORCE_FIELD, MOLECULES, ORACLE
+from mlip_jax.defaults.shared_parts import FORCE_FIELD, MOLECULES, ORACLE
 
 TRAJECTORY_FORMAT = Field(
     "extxyz", "Format of the frames.", choices=("extxyz", "hdf5"), legacy_value="extxyz"

@@ -7,7 +7,7 @@ import dataclasses
 from mlip_jax.defaults.bounds import AT_LEAST_ONE, POSITIVE
 from mlip_jax.defaults.data import dtype
 from mlip_jax.defaults.field import Field, task
-from mlip_jax.defaults.simulation import FMAX, FORCE_FIELD, MINIMIZER
+from mlip_jax.defaults.shared_parts import FMAX, FORCE_FIELD, MINIMIZER
 
 NEB = task(
     "neb",

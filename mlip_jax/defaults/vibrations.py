@@ -7,7 +7,7 @@ import dataclasses
 from mlip_jax.defaults.bounds import AT_LEAST_ONE, POSITIVE
 from mlip_jax.defaults.data import num_processes, seed
 from mlip_jax.defaults.field import Field, optional, task
-from mlip_jax.defaults.simulation import FMAX, FORCE_FIELD, MAX_STEPS, SEPARATE_MOLECULES
+from mlip_jax.defaults.shared_parts import FMAX, FORCE_FIELD, MAX_STEPS, SEPARATE_MOLECULES
 
 VIBRATIONS = task(
     "vibrations",
