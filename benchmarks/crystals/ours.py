@@ -27,11 +27,11 @@ from mlip_jax.simulation.force_fields import load_mean_force_field
 from mlip_jax.simulation.reactions.neb import neb
 
 
-def relax(structures, force_field, batch_atoms, rounds) -> tuple[list[dict], dict]:
+def relax(structures, force_field, batch_atoms, rounds, max_steps) -> tuple[list[dict], dict]:
     """Relax all structures; return a line for each, and one with the processor times."""
     relaxers = {
         cell: Relaxer(
-            force_field, fmax=FMAX, max_steps=MAX_STEPS, cell=cell, batch_atoms=batch_atoms
+            force_field, fmax=FMAX, max_steps=max_steps, cell=cell, batch_atoms=batch_atoms
         )
         for cell in ("frechet", None)
     }
@@ -103,6 +103,7 @@ def main() -> None:
     parser.add_argument("--program", help="optimize only the paths of this program")
     parser.add_argument("--batch_atoms", type=int)
     parser.add_argument("--kind", help="relax only structures of this kind")
+    parser.add_argument("--max_steps", type=int, default=MAX_STEPS)
     parser.add_argument("--rounds", type=int, default=2)
     arguments = parser.parse_args()
     structures = read(arguments.structures)
@@ -112,7 +113,9 @@ def main() -> None:
     if arguments.part == "relax":
         kind = arguments.kind
         chosen = [atoms for atoms in structures if kind in (None, atoms.info["kind"])]
-        lines, total = relax(chosen, potential, arguments.batch_atoms, arguments.rounds)
+        lines, total = relax(
+            chosen, potential, arguments.batch_atoms, arguments.rounds, arguments.max_steps
+        )
     else:
         program = arguments.program
         chosen = [atoms for atoms in structures if atoms.info["force_field"] == program]
