@@ -10,8 +10,7 @@ dimers and bond lengths are compared with GFN2-xTB if tblite is installed, or wi
 calculator as --config.oracle.method=package.module:Class. For a force field of another reference
 method, these differences are not errors. RDKit generates the geometries.
 
-The workdir contains report.html and metrics.json. Hardware: CPU. Time: about two minutes on one
-core.
+The workdir contains report.html and metrics.json. Hardware: CPU. Time: 3 CPU-minutes.
 """
 
 import ml_collections

@@ -110,7 +110,7 @@ FORCE_FIELDS = (
         package="mlip_jax",
         file=f"force_fields/{BUNDLED}/parameters.safetensors",
         note="for energies, geometries and dynamics of drug-like molecules, neutral or charged; "
-        "not for reactions, radicals and crystals",
+        "not for complexes, reactions, radicals and crystals",
     ),
     _sevennet(
         "sevennet-0",
