@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from ase.build import molecule
 from ase.io import read, write
 
 from mlip_jax.datasets.atoms_list import write_trajectory
@@ -136,7 +137,14 @@ _EXTERNAL = (
     *("lmdb", "pkl", "SPICE-", "rmd17", "paper_force2geo", "pubchemqcr", "dft_", "mine.npz"),
     *("diversity_", "geom_like", "--sweep"),
 )
-_VALUES = {"FILE": "mine.xyz", "DATA": "molecules.csv", "FILE.hdf5": "my_file.hdf5"}  # placeholders
+# Files in place of placeholders, and a trained force field in place of downloads.
+_VALUES = {
+    "FILE": "mine.xyz",
+    "DATA": "molecules.csv",
+    "FILE.hdf5": "my_file.hdf5",
+    "sevennet-0": "runs/spice",
+    "X.model": "runs/spice",
+}
 _FEATURES = 24  # divisible by the numbers of heads and degrees of all models
 # Small sizes by task.
 SMALL = {
@@ -171,6 +179,8 @@ SMALL = {
     },
     "vibrations": {"max_steps": 5, "fmax": 1.0},
     "audit": {"checks": ("bonds",)},
+    "crystal": {"fmax": 1.0, "max_steps": 3, "num_volumes": 5, "supercell_length": 4.0, "mesh": 2},
+    "neb": {"num_images": 1, "max_steps": 3, "fmax": 10.0},
     "force2geo_eval": {"data.num_molecules": 2, "relax.max_steps": 5, "oracle.max_steps": 5},
     "generate": {"data.num_conformations": 20},
     "predict": {"max_steps": 3, "fmax": 1.0},
@@ -201,20 +211,44 @@ def guide_folder(tmp_path_factory):
     frames = read(folder / "frames.traj", ":")
     for name, chosen in (("mine.xyz", frames), ("test.xyz", frames), ("mols.xyz", frames[:2])):
         write(folder / name, chosen, format="extxyz")
+    write(folder / "crystals.xyz", _methane_crystal(), format="extxyz")
+    write(folder / "reactions.xyz", _rotation_of_hydroxyl(), format="extxyz")
+    # The parameters of the package keep molecules intact in the simulations.
+    train = "--config=train --config.data.path=my_file.hdf5 --config.init.workdir=drugs-gfn2"
+    train += " --config.model.name= --config.optimizer.learning_rate=1e-6"
     prepare = {
-        "runs/spice": "--config=spice:painn",
+        "runs/spice": train,
+        "runs/b": f"{train} --config.seed=1",
+        "runs/c": f"{train} --config.seed=2",
         "runs/gap": "--config=force2prop:scratch --config.data.path=molecules.csv",
         "stores/mine": "--config=convert --config.data.path=mine.xyz",
     }
     for workdir, text in prepare.items():
         failure = _run(docs.Command("", tuple(text.split())), workdir, folder)
         assert not failure, failure
-    for copy in ("qcr", "a", "b", "spice-0", "spice-1", "spice-2"):
-        shutil.copytree(folder / "runs/spice", folder / "runs" / copy)
+    copies = {"spice": ("qcr", "a", "salts", "spice-0"), "b": ("spice-1",), "c": ("spice-2",)}
+    for name, others in copies.items():
+        for other in others:
+            shutil.copytree(folder / "runs" / name, folder / "runs" / other)
     return folder
 
 
-@pytest.mark.slow  # about 40 processes
+def _methane_crystal():
+    """Return a cubic cell with one molecule."""
+    crystal = molecule("CH4", cell=[4.2] * 3, pbc=True)
+    crystal.center()
+    return crystal
+
+
+def _rotation_of_hydroxyl():
+    """Return methanol with two positions of the hydrogen of the hydroxyl group."""
+    ends = [molecule("CH3OH") for _ in range(2)]
+    carbon, oxygen, hydrogen = 0, 1, 3
+    ends[1].rotate_dihedral(2, carbon, oxygen, hydrogen, 120, indices=[hydrogen])
+    return ends
+
+
+@pytest.mark.slow  # about 60 processes
 @pytest.mark.parametrize("page", GUIDES)
 def test_the_commands_of_the_guides_run(page, guide_folder):
     """Detects commands that are accepted and then fail."""
