@@ -215,7 +215,7 @@ def guide_folder(tmp_path_factory):
     write(folder / "reactions.xyz", _rotation_of_hydroxyl(), format="extxyz")
     # The parameters of the package keep molecules intact in the simulations.
     train = "--config=train --config.data.path=my_file.hdf5 --config.init.workdir=drugs-gfn2"
-    train += " --config.model.name= --config.optimizer.learning_rate=1e-6"
+    train += " --config.model.name= --config.optimizer.learning_rate_end=1e-6 --config.optimizer.learning_rate=1e-6"
     prepare = {
         "runs/spice": train,
         "runs/b": f"{train} --config.seed=1",

@@ -46,6 +46,7 @@ def test_stability(tmp_path, patch, broke_at, monkeypatch):
         ),
         read_all=([[None]], ["water"]),
         fingerprint={},
+        run_settings={},
         _relax_molecules=None,
         _run_nve=([0.0], 1.0),
         _run_langevin=(replicas, 1.0),
