@@ -2,7 +2,8 @@
 
 Requests and replies are lists of byte strings, sent through pipes with their lengths (8 bytes each).
 The process is started by the first request and ends when its parent closes the pipe. It is replaced
-after a crash, and if it needs too long.
+after a crash, if it needs too long, and if it has ended between two requests, which says nothing
+about the next one.
 """
 
 from __future__ import annotations
@@ -46,10 +47,10 @@ class ParserProcess:
           ParserDeathError: The process crashed or took too long.
           ValueError: The parser raised an error.
           ImportError: A package of the parser is missing.
+          OSError: The process cannot be started.
         """
         with self._lock:
-            # a forked process must not share the pipe of its parent
-            if self._process is None or self._owner != os.getpid():
+            if not self._is_ready():
                 self._start()
             try:
                 self._process.stdin.write(pack([parser.encode(), *parts]))
@@ -73,15 +74,30 @@ class ParserProcess:
             raise ValueError(values[0].decode())
         return values
 
+    def _is_ready(self) -> bool:
+        """Return whether the process waits for a request."""
+        # a forked process must not share the pipe of its parent
+        return (
+            self._process is not None
+            and self._owner == os.getpid()
+            and self._process.poll() is None
+        )
+
     def _start(self) -> None:
         """Start the process."""
+        self._process = None
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", str(_PROGRAM)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
+        except OSError as error:
+            raise OSError(
+                error.errno, f"the process that reads files cannot be started ({error.strerror})"
+            ) from error
         self._owner = os.getpid()
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", str(_PROGRAM)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
 
     def _receive(self, seconds: float) -> bytes:
         """Return a reply. Raise EOFError or TimeoutError if there is none."""

@@ -9,6 +9,7 @@ import contextlib
 import math
 import os
 import resource
+import signal
 import struct
 import sys
 import urllib.parse
@@ -252,6 +253,9 @@ def _reply_to(content: bytes) -> list[bytes]:
 
 def _serve() -> None:
     """Reply to requests until the pipe is closed."""
+    # The parent handles stop requests, which terminals and schedulers send to all processes.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     source, target = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")

@@ -1,6 +1,8 @@
 """Tests for the process of native parsers: corrupted input does not crash or stop this process."""
 
+import os
 import shutil
+import signal
 import sqlite3
 import time
 from pathlib import Path
@@ -92,6 +94,26 @@ def test_the_process_is_replaced_after_a_crash(parsers, molecule):
     with pytest.raises(process.ParserDeathError, match="ended with -9"):
         parsers.call("read_rdkit_binaries", molecule)
     assert len(parsers.call("read_rdkit_binaries", molecule)) == 3
+
+
+def test_stop_requests_do_not_condemn_the_next_molecule(parsers, molecule):
+    """A terminal sends Ctrl-C to all processes; the next molecule used to be "corrupted"."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        parsers.call("identify_smiles", b"C")
+        process_id = parsers._process.pid
+        os.kill(process_id, number)
+        assert parsers.call("identify_smiles", b"CCO") == [b"CCO"]
+        assert parsers._process.pid == process_id
+    parsers._process.kill()  # as if the memory of the computer were exhausted
+    parsers._process.wait()
+    assert parsers.call("identify_smiles", b"CCO") == [b"CCO"]
+
+
+def test_a_failed_start_is_no_fault_of_the_input(monkeypatch):
+    parsers = process.ParserProcess()
+    monkeypatch.setattr(process.sys, "executable", "/no/python")
+    with pytest.raises(OSError, match="process that reads files cannot be started"):
+        parsers.call("identify_smiles", b"C")
 
 
 def test_corrupted_molecules_are_errors(molecule):
