@@ -1,5 +1,7 @@
 """Tests for the D3 term against the package dftd3, for all elements, molecules and crystals."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -111,6 +113,25 @@ def test_dispersion_is_added_to_any_force_field():
         add_terms(plain, {"dispersion": "pbf"})
     with pytest.raises(ValueError, match="no Ewald sums"):
         add_terms(plain, {"k_vectors": 100})
+
+
+@pytest.mark.parametrize(
+    "level, twice",
+    [("ωB97M-D3(BJ)/def2-TZVPPD", True), ("GFN2-xTB", True), ("ωB97X-D/6-31G*", True)]
+    + [("PBE/def2-SVP", False), ("ωB97X/6-31G(d)", False), ("unknown", False), ("", False)],
+)
+def test_the_level_of_theory_includes_the_added_dispersion(level, twice, caplog):
+    """Evaluations used to compare with data without dispersion as if the levels were the same."""
+    plain = pairwise(depth=0.02, length=2.2, cutoff=5.0, elements=(1, 6, 8))
+    plain = dataclasses.replace(
+        plain,
+        metadata={"statistics": {"level_of_theory": level, "charges": [0.0]} if level else {}},
+    )
+    found = add_terms(plain, {"dispersion": "pbe"}).metadata["statistics"]
+    assert found.get("level_of_theory", "") == (f"{level} + D3(BJ)" if level else "")
+    assert found.get("charges", [0.0]) == [0.0]
+    assert ("counts it twice" in caplog.text) == twice
+    assert plain.metadata["statistics"].get("level_of_theory", "") == level
 
 
 def test_options_of_terms():
