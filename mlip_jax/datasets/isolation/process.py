@@ -8,6 +8,7 @@ about the next one.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import struct
@@ -20,6 +21,8 @@ from pathlib import Path
 from mlip_jax.datasets.isolation.program import pack, unpack
 
 SECONDS = 60.0  # limit of one request
+_START_SECONDS = 120.0  # limit of the start, which reads NumPy, perhaps from a network file system
+_NO_START = "the process that reads files and molecules cannot be started"
 _PROGRAM = Path(__file__).with_name("program.py")
 
 
@@ -87,17 +90,23 @@ class ParserProcess:
         """Start the process."""
         self._process = None
         try:
-            self._process = subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, "-P", str(_PROGRAM)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
             )
         except OSError as error:
-            raise OSError(
-                error.errno, f"the process that reads files cannot be started ({error.strerror})"
-            ) from error
-        self._owner = os.getpid()
+            raise OSError(error.errno, f"{_NO_START} ({error.strerror})") from error
+        self._process, self._owner = process, os.getpid()
+        try:
+            self._receive(_START_SECONDS)
+        except BaseException as error:
+            process.kill()
+            code, self._process = process.wait(), None
+            if not isinstance(error, OSError | EOFError):
+                raise
+            raise OSError(errno.ECHILD, f"{_NO_START} (it ended with {code})") from error
 
     def _receive(self, seconds: float) -> bytes:
         """Return a reply. Raise EOFError or TimeoutError if there is none."""

@@ -4,6 +4,8 @@ import os
 import shutil
 import signal
 import sqlite3
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -109,11 +111,25 @@ def test_stop_requests_do_not_condemn_the_next_molecule(parsers, molecule):
     assert parsers.call("identify_smiles", b"CCO") == [b"CCO"]
 
 
-def test_a_failed_start_is_no_fault_of_the_input(monkeypatch):
+def test_a_failed_start_is_no_fault_of_the_input(monkeypatch, tmp_path):
     parsers = process.ParserProcess()
-    monkeypatch.setattr(process.sys, "executable", "/no/python")
-    with pytest.raises(OSError, match="process that reads files cannot be started"):
+    monkeypatch.setattr(process, "_PROGRAM", tmp_path / "missing.py")
+    with pytest.raises(OSError, match=r"cannot be started \(it ended with"):
         parsers.call("identify_smiles", b"C")
+    monkeypatch.setattr(process.sys, "executable", "/no/python")
+    with pytest.raises(OSError, match=r"cannot be started \(No such file"):
+        parsers.call("identify_smiles", b"C")
+
+
+def test_a_lower_limit_of_the_memory_is_kept():
+    """With `ulimit -v`, each file was corrupted: its process could not raise its limit."""
+    limit = 2**32
+    code = (
+        f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({limit}, {limit}));"
+        "from mlip_jax.datasets.isolation.process import PARSERS;"
+        "assert PARSERS.call('identify_smiles', b'CCO') == [b'CCO']"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_corrupted_molecules_are_errors(molecule):
