@@ -13,6 +13,8 @@ In the workdir:
     parameters.safetensors, parameters.json    the same force field as arrays and a description,
                                                which can be used as the force field
                                                parameters:runs/exported
+    domain.npz                                 domain of the force field, if it is known, for
+                                               warnings about structures unlike the training data
 
 Hardware: any; the platforms of the program are not required. Takes seconds.
 """

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import SpawnContext, SpawnProcess
+from multiprocessing.synchronize import Event
 from typing import Any
 
 SINGLE_THREADED = {
@@ -26,6 +27,17 @@ SINGLE_THREADED = {
 }
 _isolated = False  # whether this process may die
 _JOBS_AHEAD = 8  # default maximum number of pending or running jobs per process
+
+
+class WorkerStartError(RuntimeError):
+    """Worker processes cannot be started."""
+
+    def __init__(self):
+        super().__init__(
+            "worker processes ended while they were started. A worker imports the script that "
+            'started it: put the calls of the script below `if __name__ == "__main__":`. If they '
+            "are, the memory or the number of processes is too small."
+        )
 
 
 def is_isolated() -> bool:
@@ -100,6 +112,10 @@ def run(
             futures = {executor.submit(function, jobs[index]): index for index in group}
             for future in as_completed(futures):
                 yield futures.pop(future), future.result()
+    except BrokenProcessPool as error:
+        executor.kill()
+        executor.check_started(error)
+        raise
     except BaseException:
         executor.kill()
         raise
@@ -130,6 +146,7 @@ def stream(
 
     Raises:
       BrokenProcessPool (a RuntimeError): A worker process died, and `on_death` is None.
+      WorkerStartError (a RuntimeError): No worker could be started.
     """
     may_die = num_processes is None and on_death is not None
     num_processes = available_cores() if num_processes is None else num_processes
@@ -149,12 +166,13 @@ def stream(
             job, future = pending.popleft()
             try:
                 result = future.result()
-            except BrokenProcessPool:
+            except BrokenProcessPool as error:
+                executor.kill()
+                executor.check_started(error)
                 if on_death is None:
                     raise
                 # Any running job may have killed the worker. Run this one in isolation and submit
                 # the unfinished ones again.
-                executor.kill()
                 result = _run_isolated(function, job, on_death)
                 executor = _Executor(num_processes)
                 pending = deque(
@@ -185,7 +203,8 @@ def _run_isolated(function: Callable[[Any], Any], job: Any, on_death: Callable[[
     executor = _Executor(1)
     try:
         return executor.submit(function, job).result()
-    except BrokenProcessPool:
+    except BrokenProcessPool as error:
+        executor.check_started(error)
         return on_death(job)
     finally:
         executor.kill()
@@ -200,7 +219,14 @@ class _Executor(ProcessPoolExecutor):
 
     def __init__(self, num_processes: int, initializer: Callable[[], None] | None = None):
         self.context = _RecordingContext()
-        super().__init__(num_processes, self.context, _initialize, (initializer,))
+        self._started = self.context.Event()
+        arguments = (initializer, self._started)
+        super().__init__(num_processes, self.context, _initialize, arguments)
+
+    def check_started(self, error: BrokenProcessPool) -> None:
+        """Raise WorkerStartError if no worker was ready for its first job: the jobs are innocent."""
+        if not self._started.is_set():
+            raise WorkerStartError from error
 
     def kill(self) -> None:
         """Kill the workers and wait until they have ended."""
@@ -246,8 +272,9 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _initialize(initializer: Callable[[], None] | None) -> None:
+def _initialize(initializer: Callable[[], None] | None, started: Event) -> None:
     """Prepare a worker: ignore stop requests, which the parent handles, and end with the parent."""
+    started.set()
     set_isolated()
     for number in (signal.SIGINT, signal.SIGUSR1):  # not SIGTERM: the executor ends workers with it
         signal.signal(number, signal.SIG_IGN)

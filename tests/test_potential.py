@@ -1,6 +1,7 @@
 """Tests for models with energy terms: creation from a config, and evaluation."""
 
 import contextlib
+import hashlib
 import json
 import math
 
@@ -190,3 +191,14 @@ def test_a_folder_of_checkpoints_has_the_averaged_parameters(tmp_path, caplog):
     loaded = Potential.load(tmp_path / "run/checkpoints")
     jax.tree.map(np.testing.assert_array_equal, loaded.params, averaged)
     assert "averaged parameters of step 7, the newest checkpoint" in caplog.text
+
+
+def test_later_fields_of_models_do_not_change_digests():
+    """Workdirs, calibrations and cached results of older runs used to belong to another force field.
+
+    The values are those before PaiNN had the field charge_embedding.
+    """
+    text = repr(models.create("painn"))
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "8d998c6258266d05"
+    charged = models.create("painn", charge_embedding=True)
+    assert charged.charge_embedding and charged != models.create("painn")

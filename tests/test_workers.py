@@ -41,6 +41,13 @@ if __name__ == "__main__":
 """
 
 
+UNGUARDED = """
+from mlip_jax import workers
+from tests.worker_jobs import square
+list(workers.CALL)
+"""
+
+
 @pytest.fixture(autouse=True)
 def light_main(monkeypatch):
     """Replace the main module, pytest, which every worker would import."""
@@ -167,6 +174,24 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path, number):
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(end, signal.SIGKILL)
             os.close(end)
+
+
+@pytest.mark.parametrize(
+    "call", ["stream(square, [1, 2], 2, on_death=str)", "run(square, [1], single_inline=False)"]
+)
+def test_scripts_without_a_main_guard_are_not_taken_for_jobs_that_kill(tmp_path, call):
+    """Data files were said to be corrupted, and RDKit to crash on each molecule."""
+    (tmp_path / "script.py").write_text(UNGUARDED.replace("CALL", call))
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "script.py")],
+        env=dict(os.environ, PYTHONPATH=str(REPOSITORY)),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode and 'put the calls of the script below `if __name__ == "__main__":`' in (
+        done.stderr
+    )
 
 
 @pytest.mark.parametrize("processes", [1, 2])

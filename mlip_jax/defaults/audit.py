@@ -6,7 +6,7 @@ import dataclasses
 
 from mlip_jax.defaults.bounds import AT_LEAST_ONE, POSITIVE
 from mlip_jax.defaults.data import dtype
-from mlip_jax.defaults.field import Field, task
+from mlip_jax.defaults.field import Field, Part, task
 from mlip_jax.defaults.shared_parts import FORCE_FIELD, ORACLE
 
 CHECKS = ("bonds", "torsions", "conformers", "dimers", "rings", "dynamics")
@@ -17,14 +17,16 @@ AUDIT = task(
     "molecules.",
     FORCE_FIELD,
     checks=Field(CHECKS, "Checks to run.", choices=CHECKS),
-    oracle=ORACLE.replace(
+    oracle=Part(
+        ORACLE.description,
         method=Field(
             "GFN2-xTB",
             'Name of the reference method, "package.module:Class" of an ASE calculator, whose module '
             "is imported and run, or none.",
             choices=("GFN2-xTB", "GFN1-xTB", "IPEA1-xTB", "none"),
             free_mark=":",
-        )
+        ),
+        options=ORACLE.members["options"],
     ),
     num_conformers=Field(8, "Number of conformers per molecule.", bounds=AT_LEAST_ONE),
     picoseconds=Field(2.0, "Length of each trajectory.", unit="ps", bounds=POSITIVE),

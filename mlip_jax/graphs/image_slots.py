@@ -28,8 +28,9 @@ from mlip_jax.graphs.slots import (
     with_rest,
 )
 
-# MAX_IMAGES: a cell that needs more images has collapsed or is extremely skewed.
-MAX_IMAGES = 20_000
+# _MAX_IMAGES: a cell that needs more images has collapsed or is extremely skewed. _MAX_IMAGES_FAR: the
+# same for cutoffs beyond _FAR (Å), such as that of D3, which primitive cells of two atoms need.
+_MAX_IMAGES, _MAX_IMAGES_FAR, _FAR = 20_000, 60_000, 20.0
 # _MARGIN: fraction of a lattice vector by which rounding can change the nearest image.
 _MARGIN = 1e-3
 
@@ -59,6 +60,15 @@ def count_images(cell: np.ndarray, periodic: np.ndarray, reach: float) -> int:
     """
     shells = np.floor(reach / heights(cell, periodic) + 0.5 + _MARGIN)
     return int(min(np.prod(2 * shells + 1), 2.0**30))
+
+
+def max_images(reach: float) -> int:
+    """Return the number of images of a cell beyond which it has collapsed or is extremely skewed.
+
+    Args:
+      reach: Longest cutoff (Å).
+    """
+    return _MAX_IMAGES if reach < _FAR else _MAX_IMAGES_FAR
 
 
 def build_with_images(

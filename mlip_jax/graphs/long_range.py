@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+_ROUNDING = 1e-6  # largest relative error of the lengths of lattice vectors in float32
+
 
 class LatticeSum(NamedTuple):
     """Sum over reciprocal lattice vectors.
@@ -75,11 +77,13 @@ def of_boundaries(cutoff: float | None, periodic: bool) -> float | None:
 def count_vectors(cell: np.ndarray, k_max: float) -> int:
     """Return the number of reciprocal vectors in the box around a sphere, one of k and -k.
 
+    Programs compute it in float32, so vectors on the surface of the sphere count.
+
     Args:
       cell: Lattice vectors as rows (Å), (3, 3).
       k_max: Radius of the sphere (1/Å).
     """
-    shells = np.floor(k_max * np.linalg.norm(cell, axis=-1) / (2 * np.pi))
+    shells = np.floor(k_max * np.linalg.norm(cell, axis=-1) / (2 * np.pi) * (1 + _ROUNDING))
     return int((np.prod(2 * shells + 1) - 1) // 2)
 
 

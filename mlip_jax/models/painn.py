@@ -8,6 +8,7 @@ concatenation of edges cost more than the messages.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
@@ -80,7 +81,8 @@ class Model(nn.Module):
     learned_scale: bool = False
     learned_shift: bool = True
     undirected: bool = True
-    charge_embedding: bool = False
+    # absent in digests of force fields (Potential.digest), which are older; its parameters are not
+    charge_embedding: bool = dataclasses.field(default=False, repr=False)
     force_encoding: bool = False
 
     @nn.compact

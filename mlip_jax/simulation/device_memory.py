@@ -16,6 +16,7 @@ _USABLE = 0.9
 # _AIMED: fraction of the usable memory that a smaller batch is chosen for.
 _AIMED = 0.9
 _MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+_GROUPS_OF_PROCESS = Path("/proc/self/cgroup")
 
 
 class ProgramTooLarge(Exception):  # noqa: N818, a condition that callers handle
@@ -49,15 +50,43 @@ def available_bytes(device: jax.Device) -> int | None:
 
 
 def _free_host_bytes() -> int | None:
-    """Return the free memory of the computer or of the container (Linux), or None if unknown."""
+    """Return the free memory of the computer or of the container or job (Linux), None if unknown."""
     free = _read_table(_MEMINFO).get("MemAvailable:")
-    free = None if free is None else 1024 * free
-    limit, used = (_read_number(_CGROUP / name) for name in ("memory.max", "memory.current"))
-    if limit is None or used is None:
-        return free
-    # cached files are freed if necessary
-    left = limit - used + _read_table(_CGROUP / "memory.stat").get("inactive_file", 0)
-    return left if free is None else min(free, left)
+    left = [] if free is None else [1024 * free]
+    for folder in _control_groups():
+        names = ("memory.max", "memory.current")  # those of version 2, then those of version 1
+        if not (folder / names[0]).exists():
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        limit, used = (_read_number(folder / name) for name in names)
+        if limit is not None and used is not None:
+            pages = _read_table(folder / "memory.stat")
+            # cached files are freed if necessary
+            cached = sum(
+                pages.get(f"total_{name}", pages.get(name, 0))
+                for name in ("active_file", "inactive_file")
+            )
+            left.append(max(limit - used + cached, 0))
+    return min(left, default=None)
+
+
+def _control_groups() -> list[Path]:
+    """Return the folders of the control groups that may limit the memory of this process.
+
+    A limit of a group, such as a job of Slurm, also applies to the groups below it. In a container,
+    the group of the container is the outermost one, and others may be invisible.
+    """
+    folders = {_CGROUP: None, _CGROUP / "memory": None}
+    try:
+        lines = _GROUPS_OF_PROCESS.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        root = _CGROUP / "memory" if "memory" in controllers.split(",") else _CGROUP
+        if root != _CGROUP or not controllers:
+            inner = path.strip("/").split("/")
+            folders |= {root.joinpath(*inner[:n]): None for n in range(1, len(inner) + 1)}
+    return list(folders)
 
 
 def _read_table(path: Path) -> dict[str, int]:

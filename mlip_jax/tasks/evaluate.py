@@ -208,7 +208,7 @@ def _notes(evaluated: EvaluatedStructures, predictor: BatchPredictor) -> list[st
 def _num_trained(member: ForceFieldMember, evaluated: EvaluatedStructures) -> int:
     """Return how many of the structures the force field was trained on, as far as is known."""
     rows = evaluated.data.rows
-    if not isinstance(rows, Store) or not (Path(member.name) / "splits.npz").is_file():
+    if not isinstance(rows, Store):
         return 0
     try:
         trained = RunData.load(member.name)

@@ -12,6 +12,7 @@ from mlip_jax import defaults, distributed
 from mlip_jax.config import ConfigError
 from mlip_jax.importers import load_force_field, parameters
 from mlip_jax.simulation.export import DESCRIPTION, PROGRAM, export_stablehlo
+from mlip_jax.simulation.trust import atom_domain, domain
 from mlip_jax.workdir import claimed
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,11 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
                 platforms=tuple(config.platforms),
             )
             parameters.save(potential, workdir)
-            for name in (PROGRAM, DESCRIPTION, parameters.WEIGHTS, parameters.DESCRIPTION):
+            names = [PROGRAM, DESCRIPTION, parameters.WEIGHTS, parameters.DESCRIPTION]
+            if (known := atom_domain.of(config.force_field)) is not None:
+                known.save(workdir / domain.FILE)
+                names.append(domain.FILE)
+            for name in names:
                 log.info("%s: %d bytes", workdir / name, (workdir / name).stat().st_size)
     distributed.barrier("exported")
     return workdir

@@ -209,6 +209,11 @@ def test_a_field_that_may_be_unset_keeps_its_type_and_is_not_shared():
         one.limit = "three"
 
 
+def test_an_audit_has_no_processes_of_the_reference_method():
+    """An audit calls the method itself; it used to accept a number of processes and ignore it."""
+    assert set(TASKS["audit"].build().oracle) == {"method", "options"}
+
+
 # Fields that are absent in config.json of existing workdirs. They must not make them another run.
 LEFT_OUT = {
     "train": "data.reject_invalid data.verify train.on_nonfinite train.resident "

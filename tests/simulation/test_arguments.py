@@ -155,6 +155,18 @@ def test_an_odd_number_of_electrons_without_a_spin_is_unseen(make_potential):
             assert has_unseen_state(columns, members).tolist() == [unseen]
 
 
+def test_relaxed_radicals_are_outside_without_a_domain(make_potential):
+    """Exported force fields have no domain, and their tables did not mention radicals."""
+    statistics = {"charges": [0.0], "spins": [0.0], "odd_electrons": False}
+    potential = dataclasses.replace(make_potential("tiny"), metadata={"statistics": statistics})
+    frames = []
+    for name in ("CH3", "CH4"):
+        frames.append(io.StringIO())
+        write(frames[-1], molecule(name, magmoms=None), format="extxyz")
+    cells = domain_cells(potential, [None], [f.getvalue().encode() for f in frames])
+    assert cells == [("", 1), ("", "")]
+
+
 def test_relaxed_molecules_of_an_ensemble_have_a_distance_from_training(make_potential):
     """Detects tables that are empty because the domain of several workdirs is not searched."""
     members = [make_potential("tiny"), make_potential("tiny", 1)]

@@ -30,13 +30,14 @@ def test_memory_of_devices(monkeypatch, tmp_path):
     info.write_text("MemTotal: 4000 kB\nMemAvailable:   2000 kB\n")
     monkeypatch.setattr(device_memory, "_MEMINFO", info)
     monkeypatch.setattr(device_memory, "_CGROUP", tmp_path)
+    monkeypatch.setattr(device_memory, "_GROUPS_OF_PROCESS", tmp_path / "groups")
     shares = len(jax.local_devices(backend="cpu"))
     assert available_bytes(device("cpu")) == int(0.9 * 2000 * 1024 / shares)
     # a container with a limit; its cached files can be freed
     for name, text in (
         ("max", "900000"),
         ("current", "800000"),
-        ("stat", "anon 1\ninactive_file 5"),
+        ("stat", "anon 1\ninactive_file 2\nactive_file 3"),
     ):
         (tmp_path / f"memory.{name}").write_text(f"{text}\n")
     assert available_bytes(device("cpu")) == int(0.9 * 100_005 / shares)
@@ -44,6 +45,31 @@ def test_memory_of_devices(monkeypatch, tmp_path):
     assert available_bytes(device("cpu")) == int(0.9 * 2000 * 1024 / shares)
     info.unlink()
     assert available_bytes(device("cpu")) is None
+
+
+@pytest.mark.parametrize(
+    "group, root, names",
+    [
+        ("0::", "", ("max", "current")),
+        ("4:memory:", "memory", ("limit_in_bytes", "usage_in_bytes")),
+    ],
+)
+def test_limits_of_jobs_are_those_of_any_group_above(monkeypatch, tmp_path, group, root, names):
+    """The memory of a job of Slurm used to be that of the whole computer."""
+    (tmp_path / "meminfo").write_text("MemAvailable: 1000 kB\n")
+    (tmp_path / "groups").write_text(f"1:name=systemd:/else\n{group}/slurm/job_1/step_0\n")
+    monkeypatch.setattr(device_memory, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(device_memory, "_CGROUP", tmp_path)
+    monkeypatch.setattr(device_memory, "_GROUPS_OF_PROCESS", tmp_path / "groups")
+    shares = len(jax.local_devices(backend="cpu"))
+    step = tmp_path / root / "slurm/job_1/step_0"
+    step.mkdir(parents=True)
+    for folder, limit in ((step, 10**15), (step.parent, 9000)):
+        for name, number in zip(names, (limit, 2000)):
+            (folder / f"memory.{name}").write_text(f"{number}\n")
+    assert available_bytes(device("cpu")) == int(0.9 * 7000 / shares)
+    (step.parent / f"memory.{names[0]}").write_text("1000\n")  # pages beyond a new limit
+    assert available_bytes(device("cpu")) == 0
 
 
 def test_memory_of_programs_is_compiled_once():

@@ -1,9 +1,12 @@
 """Tests for the D3 term against the package dftd3, for all elements, molecules and crystals."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.build import bulk
 from ase.units import Bohr, Hartree
 
 from mlip_jax import MLIPCalculator, terms
@@ -13,6 +16,8 @@ from mlip_jax.graphs.shapes import PaddingBudget
 from mlip_jax.importers import load_force_field
 from mlip_jax.importers.catalog.added_terms import add_terms, split_term_options
 from mlip_jax.potential import active_terms, evaluate, example_graph
+from mlip_jax.simulation.relaxation.cells.filters import CellFilter
+from mlip_jax.simulation.relaxation.cells.inputs import find_cell_obstacle
 from mlip_jax.structure import from_ase
 from mlip_jax.terms.layers.d3_functionals import FUNCTIONALS, parameters_of
 from tests.simulation.analytic import pairwise
@@ -111,6 +116,35 @@ def test_dispersion_is_added_to_any_force_field():
         add_terms(plain, {"dispersion": "pbf"})
     with pytest.raises(ValueError, match="no Ewald sums"):
         add_terms(plain, {"k_vectors": 100})
+
+
+def test_primitive_cells_can_be_relaxed_with_dispersion():
+    """The cutoff of 32 Å needs more images than a cell that has collapsed with other cutoffs."""
+    plain = pairwise(depth=0.02, length=2.2, cutoff=5.0, elements=(6, 26))
+    corrected = add_terms(plain, {"dispersion": "pbe"})
+    for atoms in (bulk("C"), bulk("Fe")):
+        assert find_cell_obstacle(atoms, corrected, CellFilter()) == ""
+    flat = Atoms("C", cell=[2.0, 2.0, 0.8], pbc=True)
+    assert "too many" in find_cell_obstacle(flat, corrected, None)
+
+
+@pytest.mark.parametrize(
+    "level, twice",
+    [("ωB97M-D3(BJ)/def2-TZVPPD", True), ("GFN2-xTB", True), ("ωB97X-D/6-31G*", True)]
+    + [("PBE/def2-SVP", False), ("ωB97X/6-31G(d)", False), ("unknown", False), ("", False)],
+)
+def test_the_level_of_theory_includes_the_added_dispersion(level, twice, caplog):
+    """Evaluations used to compare with data without dispersion as if the levels were the same."""
+    plain = pairwise(depth=0.02, length=2.2, cutoff=5.0, elements=(1, 6, 8))
+    plain = dataclasses.replace(
+        plain,
+        metadata={"statistics": {"level_of_theory": level, "charges": [0.0]} if level else {}},
+    )
+    found = add_terms(plain, {"dispersion": "pbe"}).metadata["statistics"]
+    assert found.get("level_of_theory", "") == (f"{level} + D3(BJ)" if level else "")
+    assert found.get("charges", [0.0]) == [0.0]
+    assert ("counts it twice" in caplog.text) == twice
+    assert plain.metadata["statistics"].get("level_of_theory", "") == level
 
 
 def test_options_of_terms():

@@ -1,9 +1,11 @@
 """Tests for Ewald sums of the electrostatics term, against constants and an independent sum."""
 
 import copy
+import itertools
 import pickle
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase import Atoms
@@ -16,11 +18,17 @@ from mlip_jax.datasets.columns import Columns
 from mlip_jax.graphs.batch import build_batch
 from mlip_jax.graphs.edge_counts import count_all_pairs
 from mlip_jax.graphs.graph import example_graph
-from mlip_jax.graphs.long_range import LatticeSum, LatticeSumCutoff, find_lattice_obstacle
+from mlip_jax.graphs.long_range import (
+    LatticeSum,
+    LatticeSumCutoff,
+    count_vectors,
+    find_lattice_obstacle,
+)
 from mlip_jax.graphs.shapes import PaddingBudget
 from mlip_jax.potential import Potential, evaluate
 from mlip_jax.simulation.relaxation.inputs import find_obstacle
 from mlip_jax.structure import Structure, from_ase
+from mlip_jax.terms.layers.ewald import _shells
 from tests.simulation.analytic import Pairwise
 from tests.terms.test_terms import Neighbors
 
@@ -268,3 +276,13 @@ def test_relaxation_and_dynamics():
     (run,) = dynamics.run(60)
     total = run.thermo.potential + run.thermo.kinetic
     assert not dynamics.broken and np.ptp(total) < 0.1 * np.ptp(run.thermo.kinetic)
+
+
+def test_vectors_at_the_limit_are_counted():
+    """In float32 a vector at the limit may be one more than the check allowed: NaN."""
+    rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
+    for k_max, shells, change in itertools.product((0.73, 1.1), (1, 5, 12), (-1e-7, -1e-9, 1e-9)):
+        cell = 2 * np.pi * shells / k_max * (1 + change) * rotation
+        number = count_vectors(cell, k_max)
+        needed = _shells(jnp.asarray(cell[None], jnp.float32), k_max, number)[1]
+        assert int(needed[0]) <= number == ((2 * shells + 1) ** 3 - 1) // 2

@@ -16,7 +16,9 @@ from mlip_jax.datasets.reader import DatasetError
 
 _SQLITE, _HDF5 = b"SQLite format 3\0", b"\x89HDF\r\n\x1a\n"
 _MAX_CHECKED = 1000
-_SECONDS, _BYTES_PER_SECOND = 15.0, 10e6  # limit of a check, and the lowest rate of reading
+# _SECONDS: limit of a check of a small file; it includes the import of the library, which is slow on
+# busy computers and network file systems. _BYTES_PER_SECOND: lowest rate of reading.
+_SECONDS, _BYTES_PER_SECOND = 60.0, 10e6
 # problem of each file that was checked, by device, inode, size and times of the last changes
 _checked: dict[tuple[int, ...], str] = {}
 

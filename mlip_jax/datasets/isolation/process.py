@@ -2,11 +2,13 @@
 
 Requests and replies are lists of byte strings, sent through pipes with their lengths (8 bytes each).
 The process is started by the first request and ends when its parent closes the pipe. It is replaced
-after a crash, and if it needs too long.
+after a crash, if it needs too long, and if it has ended between two requests, which says nothing
+about the next one.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import struct
@@ -19,6 +21,8 @@ from pathlib import Path
 from mlip_jax.datasets.isolation.program import pack, unpack
 
 SECONDS = 60.0  # limit of one request
+_START_SECONDS = 120.0  # limit of the start, which reads NumPy, perhaps from a network file system
+_NO_START = "the process that reads files and molecules cannot be started"
 _PROGRAM = Path(__file__).with_name("program.py")
 
 
@@ -46,10 +50,10 @@ class ParserProcess:
           ParserDeathError: The process crashed or took too long.
           ValueError: The parser raised an error.
           ImportError: A package of the parser is missing.
+          OSError: The process cannot be started.
         """
         with self._lock:
-            # a forked process must not share the pipe of its parent
-            if self._process is None or self._owner != os.getpid():
+            if not self._is_ready():
                 self._start()
             try:
                 self._process.stdin.write(pack([parser.encode(), *parts]))
@@ -73,15 +77,36 @@ class ParserProcess:
             raise ValueError(values[0].decode())
         return values
 
+    def _is_ready(self) -> bool:
+        """Return whether the process waits for a request."""
+        # a forked process must not share the pipe of its parent
+        return (
+            self._process is not None
+            and self._owner == os.getpid()
+            and self._process.poll() is None
+        )
+
     def _start(self) -> None:
         """Start the process."""
-        self._owner = os.getpid()
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", str(_PROGRAM)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
+        self._process = None
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-P", str(_PROGRAM)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
+        except OSError as error:
+            raise OSError(error.errno, f"{_NO_START} ({error.strerror})") from error
+        self._process, self._owner = process, os.getpid()
+        try:
+            self._receive(_START_SECONDS)
+        except BaseException as error:
+            process.kill()
+            code, self._process = process.wait(), None
+            if not isinstance(error, OSError | EOFError):
+                raise
+            raise OSError(errno.ECHILD, f"{_NO_START} (it ended with {code})") from error
 
     def _receive(self, seconds: float) -> bytes:
         """Return a reply. Raise EOFError or TimeoutError if there is none."""

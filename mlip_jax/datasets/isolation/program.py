@@ -9,6 +9,7 @@ import contextlib
 import math
 import os
 import resource
+import signal
 import struct
 import sys
 import urllib.parse
@@ -251,11 +252,18 @@ def _reply_to(content: bytes) -> list[bytes]:
 
 
 def _serve() -> None:
-    """Reply to requests until the pipe is closed."""
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    """Say that the process has started, and reply to requests until the pipe is closed."""
+    # The parent handles stop requests, which terminals and schedulers send to all processes.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    _, limit = resource.getrlimit(resource.RLIMIT_AS)  # that of the user may be lower
+    memory = _MEMORY if limit == resource.RLIM_INFINITY else min(_MEMORY, limit)
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     source, target = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # keep output of libraries out of replies
+    target.write(pack([b"started"]))
+    target.flush()
     while len(size := source.read(8)) == 8:
         content = source.read(struct.unpack("=Q", size)[0])
         target.write(pack(_reply_to(content)))

@@ -35,9 +35,13 @@ class RunData:
     def load(cls, workdir: str | Path) -> RunData:
         """Load the data of a run from splits.npz in its workdir.
 
+        Options of the force field may follow the workdir, as in "runs/a#dispersion=pbe".
+
         Raises:
           DatasetError: The workdir has no split, or the store does not exist anymore.
         """
+        if not Path(workdir).exists():
+            workdir = str(workdir).partition("#")[0]
         workdir = Path(workdir)
         parts, meta = load_split(workdir / "splits.npz")
         store = Path(meta.get("store", ""))

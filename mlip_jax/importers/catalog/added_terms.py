@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,8 @@ log = logging.getLogger(__name__)
 # OPTIONS: dispersion: functional of the D3(BJ) term. k_vectors: number of reciprocal vectors of the
 # Ewald sums, for larger cells than those of the training data.
 OPTIONS = ("dispersion", "k_vectors")
+# _DISPERSION: parts of the names of methods with a dispersion correction of their own.
+_DISPERSION = re.compile(r"D[234]\b|GFN|MBD|VV10|3c\b|[MX]-[DV]\b")
 
 
 def split_term_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -54,6 +57,14 @@ def _with_dispersion(potential: Potential, functional: str) -> Potential:
             f"the force field already has the dispersion term {present[0]!r}; remove "
             f"dispersion={functional}"
         )
+    level = potential.metadata.get("statistics", {}).get("level_of_theory", "")
+    if _DISPERSION.search(level):
+        log.warning(
+            "the force field was trained on %s, which includes dispersion; dispersion=%s counts it "
+            "twice",
+            level,
+            functional,
+        )
     without = sorted(z for z in potential.elements if z > LAST_ELEMENT)
     if without:
         log.warning("D3 has no parameters for elements %s; they are not available", without)
@@ -62,7 +73,15 @@ def _with_dispersion(potential: Potential, functional: str) -> Potential:
         model=terms.with_terms(model, chosen | {"d3": {"functional": functional}}),
         params={"params": params},
         elements=tuple(z for z in potential.elements if z <= LAST_ELEMENT),
+        metadata=_with_level(potential.metadata, f"{level} + D3(BJ)")
+        if level
+        else potential.metadata,
     )
+
+
+def _with_level(metadata: Mapping[str, Any], level: str) -> dict[str, Any]:
+    """Return metadata with another level of theory."""
+    return {**metadata, "statistics": {**metadata["statistics"], "level_of_theory": level}}
 
 
 def _with_k_vectors(potential: Potential, k_vectors: Any) -> Potential:

@@ -11,6 +11,7 @@ from ase import Atoms
 from ase.dft.kpoints import monkhorst_pack
 
 from mlip_jax.datasets.molecules.arguments import molecule_records
+from mlip_jax.graphs.long_range import find_lattice_obstacle
 from mlip_jax.potential import Potential
 from mlip_jax.simulation.calculators.calculator import MLIPCalculator
 from mlip_jax.simulation.calculators.conservation import already_warned
@@ -211,6 +212,11 @@ def _complete(
     if not settings.supercell_length:
         return result
     repeats = supercell_repeats(atoms, settings.supercell_length)
+    far, cell = calculator.potential.long_range_cutoff, np.diag(repeats) @ atoms.cell.array
+    if reason := find_lattice_obstacle(far, cell, atoms.pbc):
+        size = " × ".join(map(str, repeats))
+        remarks.append(f"no phonons in a supercell of {size} cells: {reason}")
+        return dataclasses.replace(result, remark="; ".join(remarks))
     spacing, reach = supercell_spacing(atoms, repeats), interaction_range(calculator.potential)
     if spacing < 2 * reach:
         remarks.append(

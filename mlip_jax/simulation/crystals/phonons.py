@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 from ase import Atoms, units
 
+from mlip_jax.graphs.long_range import in_cells
 from mlip_jax.potential import Potential
 from mlip_jax.simulation.calculators.calculator import MLIPCalculator
 from mlip_jax.structure import STATES, electronic_value
@@ -79,12 +80,13 @@ def interaction_range(potential: Potential) -> float:
     """Return the distance (Å) up to which an atom influences the energy of another one.
 
     In a message-passing model this is the cutoff times the number of layers. Models without
-    message passing set `local`.
+    message passing set `local`. The smooth part of Ewald sums, which has no such distance, is not
+    considered.
     """
     models = getattr(potential.model, "members", (potential.model,))
     bases = [getattr(model, "model", model) for model in models]
     layers = [1 if getattr(m, "local", False) else getattr(m, "num_layers", 1) for m in bases]
-    return max(potential.cutoff * max(layers), potential.long_range_cutoff or 0.0)
+    return max(potential.cutoff * max(layers), in_cells(potential.long_range_cutoff) or 0.0)
 
 
 def supercell_spacing(atoms: Atoms, repeats: Sequence[int]) -> float:

@@ -127,10 +127,10 @@ def load_domain(path: str | Path) -> Domain | None:
     """Load the domain of the force field of a training run.
 
     Return None if the run has not written one yet, or if `path` is another folder than a workdir or
-    its folder of best checkpoints. The name of a force field of the package is a path, too. Options
-    after "#" do not change the domain.
+    its folder of best checkpoints. The name of a force field of the package is a path, too, and so
+    is the exported force field "parameters:FOLDER". Options after "#" do not change the domain.
     """
-    name = split_options(str(path))[0]
+    name = split_options(str(path))[0].removeprefix("parameters:")
     path = published.own_folder(name) or Path(name)
     file = (path.parent if path.name == BEST else path) / FILE
     return Domain.load(file) if file.is_file() else None

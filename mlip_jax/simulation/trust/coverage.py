@@ -58,7 +58,7 @@ def unseen_states(atoms: Atoms, members: Sequence[Potential]) -> list[UnseenStat
                     f"{words} {', '.join(f'{c:g}' for c in other[0])}",
                 )
             )
-    if any(s.get("odd_electrons") is False for s in statistics):
+    if judges_odd_electrons(members):
         columns = Columns.from_structures([from_ase(atoms)])
         if has_odd_electrons(columns)[0]:
             electrons = int(atoms.numbers.sum() - round(electronic_value(atoms, "charge")))
@@ -90,11 +90,16 @@ def has_unseen_state(columns: Columns, members: Sequence[Potential]) -> np.ndarr
             known = s.get(name, [0.0])
             if known is not None:
                 unseen |= (values != 0) & ~np.isin(values, known or [0.0])
-    if any(s.get("odd_electrons") is False for s in statistics):
+    if judges_odd_electrons(members):
         unseen |= has_odd_electrons(columns)
     if columns.pbc is not None and any(s.get("periodic") is False for s in statistics):
         unseen |= columns.pbc.any(axis=1)
     return unseen
+
+
+def judges_odd_electrons(members: Sequence[Potential]) -> bool:
+    """Return whether a force field was trained only on even numbers of electrons, or labels."""
+    return any(s.get("odd_electrons") is False for s in _statistics(members))
 
 
 def _statistics(members: Sequence[Potential]) -> list[dict[str, Any]]:

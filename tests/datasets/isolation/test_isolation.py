@@ -1,7 +1,11 @@
 """Tests for the process of native parsers: corrupted input does not crash or stop this process."""
 
+import os
 import shutil
+import signal
 import sqlite3
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -92,6 +96,40 @@ def test_the_process_is_replaced_after_a_crash(parsers, molecule):
     with pytest.raises(process.ParserDeathError, match="ended with -9"):
         parsers.call("read_rdkit_binaries", molecule)
     assert len(parsers.call("read_rdkit_binaries", molecule)) == 3
+
+
+def test_stop_requests_do_not_condemn_the_next_molecule(parsers, molecule):
+    """A terminal sends Ctrl-C to all processes; the next molecule used to be "corrupted"."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        parsers.call("identify_smiles", b"C")
+        process_id = parsers._process.pid
+        os.kill(process_id, number)
+        assert parsers.call("identify_smiles", b"CCO") == [b"CCO"]
+        assert parsers._process.pid == process_id
+    parsers._process.kill()  # as if the memory of the computer were exhausted
+    parsers._process.wait()
+    assert parsers.call("identify_smiles", b"CCO") == [b"CCO"]
+
+
+def test_a_failed_start_is_no_fault_of_the_input(monkeypatch, tmp_path):
+    parsers = process.ParserProcess()
+    monkeypatch.setattr(process, "_PROGRAM", tmp_path / "missing.py")
+    with pytest.raises(OSError, match=r"cannot be started \(it ended with"):
+        parsers.call("identify_smiles", b"C")
+    monkeypatch.setattr(process.sys, "executable", "/no/python")
+    with pytest.raises(OSError, match=r"cannot be started \(No such file"):
+        parsers.call("identify_smiles", b"C")
+
+
+def test_a_lower_limit_of_the_memory_is_kept():
+    """With `ulimit -v`, each file was corrupted: its process could not raise its limit."""
+    limit = 2**32
+    code = (
+        f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({limit}, {limit}));"
+        "from mlip_jax.datasets.isolation.process import PARSERS;"
+        "assert PARSERS.call('identify_smiles', b'CCO') == [b'CCO']"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_corrupted_molecules_are_errors(molecule):

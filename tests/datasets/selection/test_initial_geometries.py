@@ -255,7 +255,8 @@ def test_molecules_only_in_the_test_split(stores, tmp_path):
         "test": np.sort(np.concatenate([where["water"][:2], where["methane"][2:], where["thiol"]])),
     }
     save_split(tmp_path / "splits.npz", parts, {"store": str(store.path)})
-    run = RunData.load(tmp_path)
+    run = RunData.load(f"{tmp_path}#dispersion=pbe#k_vectors=2000")
+    assert run.workdir == tmp_path  # the training molecules used to be unknown, and evaluated
     assert set(molecules[run.held_out()]) == {"water", "thiol"}
     assert set(where["water"]) <= set(
         run.held_out().tolist()

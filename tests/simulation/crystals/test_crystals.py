@@ -109,6 +109,19 @@ def test_a_short_supercell_is_reported():
         assert result.supercell_spacing == 3 * result.supercell[0]
 
 
+def test_supercells_of_ewald_sums():
+    """The range was infinite, and a supercell with too many vectors ended the whole run."""
+    options = (("cutoff", 6.0), ("k_vectors", 100), ("method", "ewald"))
+    model = WithTerms(Schnet(num_layers=1, cutoff=5.0), (("electrostatics", options),))
+    potential = Potential(model, {}, 5.0, np.zeros(119), 1.0, (18,))
+    assert interaction_range(potential) == 6.0
+    relaxed = Relaxation(Atoms("Ar", cell=[3.0, 3.0, 3.0], pbc=True), "converged")
+    settings = CrystalOptions(num_volumes=0, mesh=1, supercell_length=12.0)
+    result = _complete(relaxed, np.ones(0), [], SimpleNamespace(potential=potential), settings)
+    assert "no phonons in a supercell of 4 × 4 × 4 cells" in result.remark
+    assert "Increase k_vectors" in result.remark and result.bands is None and not result.reason
+
+
 def test_crystals_at_the_step_limit_are_reported():
     """Detects a bulk modulus of a crystal that is not at a minimum and has no remark."""
     potential = pairwise(depth=0.1, length=2.4, cutoff=4.6)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from ase import Atoms
 
-from mlip_jax.graphs.image_slots import MAX_IMAGES, count_images
+from mlip_jax.graphs.image_slots import count_images, max_images
 from mlip_jax.graphs.long_range import find_lattice_obstacle, in_cells
 from mlip_jax.graphs.neighbors import neighbor_list
 from mlip_jax.models.layers.forces import has_energy_derivatives
@@ -35,8 +35,9 @@ def find_cell_obstacle(atoms: Atoms, potential: Potential, cell_filter: CellFilt
     cell = atoms.cell.complete().array
     if abs(np.linalg.det(cell)) < 1e-9:
         return "the lattice vectors are coplanar"
-    images = count_images(cell, atoms.pbc, max(potential.cutoff, far or 0.0))
-    if images > MAX_IMAGES or images * len(atoms) ** 2 >= _MAX_CANDIDATES:
+    reach = max(potential.cutoff, far or 0.0)
+    images = count_images(cell, atoms.pbc, reach)
+    if images > max_images(reach) or images * len(atoms) ** 2 >= _MAX_CANDIDATES:
         return (
             f"{count_of(len(atoms), 'atom')} with {count_of(images, 'image')} are too many for "
             "batches. Use MLIPCalculator with an optimizer of ASE."

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from mlip_jax.graphs import slots as slot_graphs
-from mlip_jax.graphs.image_slots import MAX_IMAGES, build_with_images
+from mlip_jax.graphs.image_slots import build_with_images, max_images
 from mlip_jax.graphs.long_range import in_cells
 from mlip_jax.graphs.slots import Box
 from mlip_jax.potential import evaluate
@@ -67,16 +67,12 @@ class CellRelaxationLoop(RelaxationLoop):
             by_deformation = transpose(self.filter.deformation(cells.strain))  # F^T - 1
             positions = positions + matmul(positions, by_deformation)
             cell = cell + matmul(cell, by_deformation)
+        far = in_cells(self.long_range_cutoff)
         batch, images = build_with_images(
-            now.slots,
-            positions,
-            Box(cell, cells.periodic),
-            budget,
-            self.cutoff,
-            in_cells(self.long_range_cutoff),
+            now.slots, positions, Box(cell, cells.periodic), budget, self.cutoff, far
         )
         # A cell that has collapsed would need ever larger budgets.
-        collapsed = ~(images <= MAX_IMAGES)
+        collapsed = ~(images <= max_images(max(self.cutoff, far or 0.0)))
         out = evaluate(
             self.model, params, batch.graph, self.energy_scale, with_stress=bool(self.filter)
         )
