@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mlip_jax import MLIPCalculator
+from mlip_jax.checkpoint import CheckpointError
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.defaults import evaluate_defaults, md_defaults, relax_defaults
 from mlip_jax.defaults.bundled import BUNDLED
@@ -85,6 +86,16 @@ def test_other_elements_are_rejected():
         load_force_field(BUNDLED).check_elements(np.array([14]))
 
 
-def test_log_names_method_and_purpose(caplog):
+def test_log_names_method_and_purpose_once(caplog, monkeypatch):
+    monkeypatch.setattr(published, "_logged", set())
+    load_force_field(BUNDLED)
     load_force_field(BUNDLED)
     assert f"force field {BUNDLED}: GFN2-xTB" in caplog.text and "drug-like" in caplog.text
+    assert caplog.text.count("drug-like") == 1
+
+
+@pytest.mark.parametrize("name", ["drug-gfn2", "Drugs_GFN2"])
+def test_misspelled_name_gets_a_suggestion(name):
+    """The error used to ask for the workdir of a training run."""
+    with pytest.raises(CheckpointError, match="no such directory.*Did you mean 'drugs-gfn2'"):
+        load_force_field(name)
