@@ -28,8 +28,9 @@ from mlip_jax.graphs.slots import (
     with_rest,
 )
 
-# MAX_IMAGES: a cell that needs more images has collapsed or is extremely skewed.
-MAX_IMAGES = 20_000
+# MAX_IMAGES: a cell that needs more images has collapsed or is extremely skewed. Primitive cells of
+# metals need 36,000 within the cutoff of D3 (31.75 Å).
+MAX_IMAGES = 64_000
 # _MARGIN: fraction of a lattice vector by which rounding can change the nearest image.
 _MARGIN = 1e-3
 
