@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ase.build import molecule
 
 from mlip_jax import MLIPCalculator
 from mlip_jax.checkpoint import CheckpointError
@@ -74,11 +75,17 @@ def test_it_is_used_by_default_with_its_domain():
 
 @pytest.mark.parametrize("charge, known", [(-1, True), (1, True), (-2, False)])
 def test_charges_of_the_training_data_are_known(charge, known):
-    from ase.build import molecule
-
-    atoms = molecule("CH3OH")
+    atoms = molecule("CH3O")  # an even number of electrons with charges of -1 and +1
     atoms.info["charge"] = charge
     assert (not unseen_states(atoms, [load_force_field(BUNDLED)])) == known
+
+
+@pytest.mark.filterwarnings("ignore:.*odd number")
+def test_radicals_without_a_label_are_outside_the_domain():
+    """Structures of ASE have no label; the training data have no odd number of electrons."""
+    calculator = MLIPCalculator(BUNDLED)
+    for name, outside in (("CH3", True), ("CH3OH", False)):
+        assert calculator.get_property("outside_domain", molecule(name)) == outside
 
 
 def test_other_elements_are_rejected():
