@@ -151,7 +151,7 @@ def _error_text(error: Exception, args: Sequence[str]) -> str:
                 hint = (
                     f" Set the options of energy terms with --overrides=\"{{'{field}': VALUE}}\"."
                 )
-            return f"unknown field of the config {field!r}.{hint} --help lists all fields."
+            return f"unknown field {field!r} of the config.{hint} --help lists all fields."
     return text
 
 

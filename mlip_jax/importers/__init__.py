@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mlip_jax.checkpoint import CheckpointError
 from mlip_jax.compilation_cache import keep_compiled_programs
 from mlip_jax.importers.catalog import published_list
 from mlip_jax.importers.catalog.added_terms import add_terms, split_term_options
@@ -108,6 +109,11 @@ def _load(path: str, text: str, options: Mapping[str, Any]) -> Potential:
     if not colon or importer not in names():
         importer, file = _importer_of(path), path
     if importer is None:
+        if not Path(path).exists() and (near := published_list.nearest(path)):
+            raise CheckpointError(
+                f"{path}: no such directory, and not the name of a published force field. Did you "
+                f"mean {near!r}?"
+            )
         if options:
             raise ValueError(f"{path}: options {sorted(options)} apply only to importers")
         return Potential.load(path)

@@ -18,10 +18,11 @@ from mlip_jax.importers.formats.weights import WeightsError
 from mlip_jax.potential import Potential
 
 log = logging.getLogger(__name__)
+_logged: set[str] = set()  # names of the force fields whose terms this process has logged
 
 
 def load(name: str, modality: str | None = None, head: str | None = None) -> Potential:
-    """Load a published force field.
+    """Load a published force field. The first load of a process logs its terms of use.
 
     Args:
       name: Name in the list of published force fields, such as "sevennet-0".
@@ -39,8 +40,10 @@ def load(name: str, modality: str | None = None, head: str | None = None) -> Pot
     if unknown := sorted(options.keys() - inspect.signature(read).parameters.keys()):
         raise ValueError(f"{entry.name} has no option {', '.join(unknown)}")
     path = locate(entry)
-    method = f"{entry.method}; " if entry.method else ""
-    log.warning("force field %s: %s%s", entry.name, method, terms_of_use(entry))
+    if entry.name not in _logged:
+        method = f"{entry.method}; " if entry.method else ""
+        log.warning("force field %s: %s%s", entry.name, method, terms_of_use(entry))
+        _logged.add(entry.name)
     return read(path, **options)
 
 

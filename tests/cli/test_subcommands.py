@@ -73,7 +73,7 @@ def test_an_unknown_field_is_named_with_its_path():
         train.num_stesp  # noqa: B018
     args = ["mlip-jax", "--config=spice", "--config.train.num_stesp=5"]
     text = flags._error_text(unknown.value, args)
-    assert text.startswith("unknown field of the config 'train.num_stesp'. Did you mean")
+    assert text.startswith("unknown field 'train.num_stesp' of the config. Did you mean")
     assert flags._error_text(KeyError("seed"), args) == "seed"
     args = ["mlip-jax", "--config=spice", "--config.model.num_features=5"]
     assert "model.options.NAME" in flags._error_text(KeyError("num_features"), args)

@@ -2,8 +2,10 @@
 
 import jax
 import numpy as np
+import pytest
+from ase.build import bulk
 
-from mlip_jax.graphs.image_slots import ImageBudget, build_with_images, count_images
+from mlip_jax.graphs.image_slots import ImageBudget, build_with_images, count_images, max_images
 from mlip_jax.graphs.neighbors import long_range_list, neighbor_list
 from mlip_jax.graphs.slots import Box, Slots
 
@@ -58,3 +60,10 @@ def unordered(pair):
     """Return both directions of a pair."""
     r, s, shift = int(pair[0]), int(pair[1]), np.asarray(pair[2], int)
     return frozenset({(r, s, *shift.tolist()), (s, r, *(-shift).tolist())})
+
+
+@pytest.mark.parametrize("element", ["Be", "C", "Fe", "Ni", "Cu"])
+def test_primitive_cells_fit_within_the_cutoff_of_dispersion(element):
+    """Relaxations with D3 used to reject primitive cells as too large."""
+    crystal = bulk(element)
+    assert count_images(0.9 * crystal.cell.array, crystal.pbc, 31.8) < max_images(31.8)

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ase.build import molecule
 
 from mlip_jax import MLIPCalculator
+from mlip_jax.checkpoint import CheckpointError
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.defaults import evaluate_defaults, md_defaults, relax_defaults
 from mlip_jax.defaults.bundled import BUNDLED
@@ -73,11 +75,17 @@ def test_it_is_used_by_default_with_its_domain():
 
 @pytest.mark.parametrize("charge, known", [(-1, True), (1, True), (-2, False)])
 def test_charges_of_the_training_data_are_known(charge, known):
-    from ase.build import molecule
-
-    atoms = molecule("CH3OH")
+    atoms = molecule("CH3O")  # an even number of electrons with charges of -1 and +1
     atoms.info["charge"] = charge
     assert (not unseen_states(atoms, [load_force_field(BUNDLED)])) == known
+
+
+@pytest.mark.filterwarnings("ignore:.*odd number")
+def test_radicals_without_a_label_are_outside_the_domain():
+    """Structures of ASE have no label; the training data have no odd number of electrons."""
+    calculator = MLIPCalculator(BUNDLED)
+    for name, outside in (("CH3", True), ("CH3OH", False)):
+        assert calculator.get_property("outside_domain", molecule(name)) == outside
 
 
 def test_other_elements_are_rejected():
@@ -85,6 +93,16 @@ def test_other_elements_are_rejected():
         load_force_field(BUNDLED).check_elements(np.array([14]))
 
 
-def test_log_names_method_and_purpose(caplog):
+def test_log_names_method_and_purpose_once(caplog, monkeypatch):
+    monkeypatch.setattr(published, "_logged", set())
+    load_force_field(BUNDLED)
     load_force_field(BUNDLED)
     assert f"force field {BUNDLED}: GFN2-xTB" in caplog.text and "drug-like" in caplog.text
+    assert caplog.text.count("drug-like") == 1
+
+
+@pytest.mark.parametrize("name", ["drug-gfn2", "Drugs_GFN2"])
+def test_misspelled_name_gets_a_suggestion(name):
+    """The error used to ask for the workdir of a training run."""
+    with pytest.raises(CheckpointError, match="no such directory.*Did you mean 'drugs-gfn2'"):
+        load_force_field(name)

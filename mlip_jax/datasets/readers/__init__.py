@@ -53,7 +53,7 @@ def detect(path: str | Path) -> str:
         problem = (
             f"could be any of {', '.join(matching)}"
             if matching
-            else "does not have the layout of any known data set"
+            else "is corrupted or does not have the layout of any known data set"
         )
         raise DatasetError(
             f"{path}: {problem}. Set config.data.reader to one of {', '.join(names())}."

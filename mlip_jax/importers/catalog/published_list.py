@@ -5,6 +5,7 @@ Facts are those of the packages and papers of the authors. None means that a fac
 
 from __future__ import annotations
 
+import difflib
 from typing import NamedTuple
 
 from mlip_jax.defaults.bundled import BUNDLED
@@ -206,6 +207,16 @@ _BY_NAME = {entry.name: entry for entry in FORCE_FIELDS}
 def is_known(name: str) -> bool:
     """Return whether this is the name of a published force field, ignoring case."""
     return name.lower() in _BY_NAME
+
+
+def nearest(name: str) -> str | None:
+    """Return the most similar name of a published force field; None if none is similar.
+
+    >>> nearest("drug-gfn2"), nearest("runs/spice")
+    ('drugs-gfn2', None)
+    """
+    near = difflib.get_close_matches(name.lower(), _BY_NAME, n=1, cutoff=0.75)
+    return near[0] if near else None
 
 
 def find(name: str) -> PublishedForceField:

@@ -22,11 +22,14 @@ from mlip_jax.simulation.relaxation.cells.filters import CellFilter, create_filt
 from mlip_jax.simulation.relaxation.cells.pool import SMALLEST_CELL, CellPool
 from mlip_jax.simulation.relaxation.cells.symmetry import check_spglib, is_kept, keep_symmetry
 from mlip_jax.simulation.relaxation.inputs import find_obstacle, queued_molecule
+from mlip_jax.simulation.relaxation.journal import FAILURES
 from mlip_jax.simulation.relaxation.pool import SlotPool, slot_size
 from mlip_jax.simulation.relaxation.result import Relaxation, build_frame, build_result
 from mlip_jax.simulation.relaxation.shared_queue import SharedQueue
 from mlip_jax.simulation.relaxation.state import FREE, Outcome
 from mlip_jax.simulation.relaxation.status import RUNNING
+from mlip_jax.simulation.user_warnings import warn
+from mlip_jax.wording import count_of
 
 # _BATCH_ATOMS: atoms per evaluation by platform, such that the data fit the caches of a core or the
 # work fills a GPU. A batch is smaller if its program does not fit into the memory, see
@@ -51,8 +54,8 @@ def relax(
     """Relax molecules in batches on the device and return one result per molecule, in order.
 
     A molecule that cannot be relaxed has a result that states the reason; the others are relaxed.
-    Warns if relaxed molecules are outside the domain of the force field. Periodic structures keep
-    their cells unless `cell` is given.
+    Warns if molecules failed or diverged, or relaxed ones are outside the domain of the force
+    field. Periodic structures keep their cells unless `cell` is given.
 
     >>> (result,) = relax("CCO")  # doctest: +SKIP
     >>> (result,) = relax("CCO", "runs/spice")  # doctest: +SKIP
@@ -93,7 +96,13 @@ def relax(
         done = track(done, "relaxing", total=len(given))
     for index, result in done:
         results[index] = result
-    relaxed = [result.atoms for result in results if result.status in ("converged", "step limit")]
+    failures = [result for result in results if result.status in FAILURES]
+    if failures:
+        warn(
+            f"{len(failures)} of {count_of(len(results), 'molecule')} failed or diverged; the "
+            f"first: {failures[0].reason}"
+        )
+    relaxed = [result.atoms for result in results if result.status not in FAILURES]
     TrustCheck.load(force_field, relaxer.potential).warn(relaxed, "relaxed molecules")
     return results
 

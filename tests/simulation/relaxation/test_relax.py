@@ -218,6 +218,13 @@ def test_invalid_molecules_are_reported_and_the_others_relaxed(morse_potential):
     )
 
 
+def test_failures_cause_a_warning(morse_potential):
+    """A script that prints energies showed only NaN."""
+    with pytest.warns(UserWarning, match="1 of 1 molecule failed or diverged; the first: .*atoms"):
+        (result,) = relax(Atoms(), morse_potential)
+    assert result.status == "failed"
+
+
 @pytest.mark.slow
 def test_divergence_is_reported(make_potential, morse_potential):
     params = jax.tree.map(lambda x: np.full_like(x, np.nan), morse_potential.params)

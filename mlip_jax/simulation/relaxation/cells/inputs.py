@@ -39,8 +39,9 @@ def find_cell_obstacle(atoms: Atoms, potential: Potential, cell_filter: CellFilt
     images = count_images(cell, atoms.pbc, reach)
     if images > max_images(reach) or images * len(atoms) ** 2 >= _MAX_CANDIDATES:
         return (
-            f"{count_of(len(atoms), 'atom')} with {count_of(images, 'image')} are too many for "
-            "batches. Use MLIPCalculator with an optimizer of ASE."
+            f"the cell requires {count_of(images, 'image', ',')} of "
+            f"{count_of(len(atoms), 'atom')}, which are too many for batches. Use "
+            "MLIPCalculator with an optimizer of ASE."
         )
     if cell_filter is None:
         return ""
