@@ -75,7 +75,7 @@ def _set_field(
     if not equals and field.startswith("no") and names.get(field.removeprefix("no")) is bool:
         return f"--noconfig.{field.removeprefix('no')}"
     if part_with(config, field) is None and not _is_former(config, field):
-        raise ConfigError(unknown_name(f"field of the config {name!r}", field, names))
+        raise ConfigError(unknown_name(f"{name} field", field, names))
     if not equals and names.get(field) is bool:
         return f"--config.{field}"
     if not equals and not rest:
