@@ -78,7 +78,7 @@ def test_relaxation_of_every_form(springs, tmp_path):
 def test_dynamics_and_minima_of_every_form(springs):
     dynamics = MolecularDynamics("[H][H]", springs)
     assert [len(a) for a in dynamics.molecules] == [2]
-    for given, count in ((PAIR, 1), ("[H][H]", 2), ([PAIR], 1), ([[PAIR, PAIR]], 2)):
+    for given, count in (("[H][H]", 2), ([[PAIR, PAIR]], 2)):
         (result,) = find_minima(given, springs, rounds=0, num_conformers=2)
         assert result.relaxed == [count]
 

@@ -404,7 +404,14 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize(
+    "name",
+    [
+        # terms do not depend on the model; these two are meant for properties
+        pytest.param(name, marks=[pytest.mark.slow] * (name in ("spherenet", "comenet")))
+        for name in models.names()
+    ],
+)
 def test_every_model_supports_every_term(name):
     plain = models.create(name)
     plain = models.create(

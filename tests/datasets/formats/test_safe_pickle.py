@@ -391,21 +391,19 @@ def test_cells_of_tuples_are_counted(protocol):
 
 def test_too_many_values_are_rejected():
     """Each opcode creates an object, although the file is small when compressed."""
-    for code, what in (
-        (b"]", "values"),
-        (b"}", "values"),
-        (b"K\x01", "values"),
-        (b"\x8c\0", "values"),
-        (b"\x8f", "sets"),
-        (b"(\x91", "sets"),
-        (b"\x8a\x01\x05", "long integers"),
-        (b"L5L\n", "long integers"),
+    for code, count, what in (
+        (b"]", 4_100_000, "values"),
+        (b"K\x01", 4_100_000, "values"),
+        (b"\x8f", 11_000, "sets"),
+        (b"(\x91", 11_000, "sets"),
+        (b"\x8a\x01\x05", 11_000, "long integers"),
+        (b"L5L\n", 11_000, "long integers"),
     ):
         with pytest.raises(
             DatasetError,
             match=f"file.pickle:7: the pickle creates more than [0-9]+ {what}, which no d",
         ):
-            loads(hand(code * 4_100_000))
+            loads(hand(code * count))
     for data in (hand(b"I" + b"9" * 30 + b"\n"), hand(b"I" + b"9" * 5000 + b"\n")):
         with pytest.raises(DatasetError, match="integer of more than 20 digits"):
             loads(data)
