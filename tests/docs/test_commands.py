@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import inspect
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -209,8 +210,9 @@ def guide_folder(tmp_path_factory):
         structures = list(source.read(range(len(source)), ReadReport()))
     write_trajectory(folder / "frames.traj", structures)
     frames = read(folder / "frames.traj", ":")
-    for name, chosen in (("mine.xyz", frames), ("test.xyz", frames), ("mols.xyz", frames[:2])):
-        write(folder / name, chosen, format="extxyz")
+    for name in ("mine", "test", "salts", "oxides"):
+        write(folder / f"{name}.xyz", frames, format="extxyz")
+    write(folder / "mols.xyz", frames[:2], format="extxyz")
     write(folder / "crystals.xyz", _methane_crystal(), format="extxyz")
     write(folder / "reactions.xyz", _rotation_of_hydroxyl(), format="extxyz")
     # The parameters of the package keep molecules intact in the simulations.
@@ -226,7 +228,11 @@ def guide_folder(tmp_path_factory):
     for workdir, text in prepare.items():
         failure = _run(docs.Command("", tuple(text.split())), workdir, folder)
         assert not failure, failure
-    copies = {"spice": ("qcr", "a", "salts", "spice-0"), "b": ("spice-1",), "c": ("spice-2",)}
+    copies = {
+        "spice": ("qcr", "a", "salts", "metals", "oxides", "spice-0"),
+        "b": ("spice-1",),
+        "c": ("spice-2",),
+    }
     for name, others in copies.items():
         for other in others:
             shutil.copytree(folder / "runs" / name, folder / "runs" / other)
@@ -283,8 +289,9 @@ def _run(command, workdir: str, folder: Path) -> str:
 
 def _with_value(argument: str) -> str:
     """Return an argument with a file in place of a placeholder."""
-    name, equals, value = argument.rpartition("=")
-    return f"{name}{equals}{_VALUES.get(value, value)}"
+    flag = re.match("--[^=]*=|", argument)[0]
+    name, mark, rest = argument[len(flag) :].partition("#")  # a force field may have options
+    return f"{flag}{_VALUES.get(name, name)}{mark}{rest}"
 
 
 def _overrides(command) -> dict:
