@@ -17,7 +17,7 @@ def main():
         random_potential("tiny"), max_steps=15, fmax=1e-3, dtype="float64", batch_atoms=18
     )
     results = dict(relaxer.stream(enumerate(starts)))
-    used = {device for device, _ in relaxer._pools}
+    used = {key[0] for key in relaxer._pools}
     np.savez(
         sys.argv[1],
         devices=len(jax.devices()),
