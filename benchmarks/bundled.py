@@ -1,8 +1,8 @@
-"""The force field that comes with the package: its files, its errors, and its speed.
+"""The force field that comes with the package: files, errors and speed.
 
     python benchmarks/bundled.py pack runs/drugs      # writes mlip_jax/force_fields/drugs-gfn2/
     python benchmarks/bundled.py errors runs/drugs    # errors on the test split
-    taskset -c 0 python benchmarks/bundled.py speed   # beside GFN2-xTB itself
+    taskset -c 0 python benchmarks/bundled.py speed   # compared with GFN2-xTB
 
 runs/drugs is the workdir of configs/bundled.py. "errors" evaluates the packed files.
 """

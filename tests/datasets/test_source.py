@@ -323,7 +323,7 @@ def test_outliers_within_a_molecule_are_excluded(options, tmp_path):
 
 
 def test_notes_state_that_labels_are_not_those_of_spice(options, shared_store, caplog, monkeypatch):
-    """Of built-in molecules, and not of a file that the user has chosen."""
+    """The advice to download SPICE is for built-in molecules, not for a file that the user chose."""
     data = options(shared_store)
     chosen = [note for note in source.load(data).notes if "semi-empirical" in note]
     assert chosen == [

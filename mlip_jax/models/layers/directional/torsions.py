@@ -25,8 +25,8 @@ from mlip_jax.models.layers.directional.slot_sums import slot_sum
 
 BLOCK = 4
 _SEARCH_BLOCK = 8
-# _ON_AXIS: sine of the angle to the axis. _SAME_AZIMUTH: difference of diamond angles, of which a
-# full turn has _TURN.
+# _ON_AXIS: sine of the angle to the axis. _SAME_AZIMUTH: difference of diamond angles. _TURN: diamond
+# angle of a full turn.
 _ON_AXIS, _SAME_AZIMUTH = 3e-5, 1e-5
 _TURN = 4.0
 _EXACT = jax.lax.Precision.HIGHEST

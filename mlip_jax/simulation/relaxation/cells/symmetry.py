@@ -89,7 +89,9 @@ def find_symmetry_obstacle(atoms: Atoms, mobile: np.ndarray, mask: np.ndarray | 
     if not _commute(projection.forces, np.repeat(mobile, 3)):
         return "FixAtoms must fix all or none of the atoms that FixSymmetry makes equivalent"
     if mask is not None and not _commute(projection.stress, mask.ravel()):
-        return "mask must treat components of the strain alike that FixSymmetry makes equivalent"
+        return (
+            "mask must treat components of the strain equally if FixSymmetry makes them equivalent"
+        )
     return ""
 
 
