@@ -11,7 +11,7 @@ from mlip_jax.graphs.neighbors import neighbor_list
 from mlip_jax.models.layers.forces import has_energy_derivatives
 from mlip_jax.potential import Potential
 from mlip_jax.simulation.relaxation.cells.filters import CellFilter
-from mlip_jax.simulation.relaxation.cells.symmetry import is_kept, projections
+from mlip_jax.simulation.relaxation.cells.symmetry import is_kept, operations
 from mlip_jax.simulation.relaxation.state import Symmetry
 from mlip_jax.structure import cell_problem
 from mlip_jax.wording import count_of
@@ -97,7 +97,7 @@ def cell_fields(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, Symmetry | None]:
     """Return cell, periodicity, mask and symmetry of an entry of the queue."""
     mask = np.ones((3, 3)) if cell_filter is None else strain_mask(atoms, cell_filter)
-    symmetry = projections(atoms) if is_kept(atoms) else None
+    symmetry = operations(atoms) if is_kept(atoms) else None
     return atoms.cell.complete().array, atoms.pbc, mask, symmetry
 
 
