@@ -18,8 +18,6 @@ from mlip_jax.wording import count_of
 
 # _MAX_CANDIDATES: pairs of atoms and images that 32-bit integers can number.
 _MAX_CANDIDATES = 2**31
-# _GROWTH: factor by which the lattice vectors may grow in a relaxation with lattice sums.
-_GROWTH = 1.1
 
 
 def find_cell_obstacle(atoms: Atoms, potential: Potential, cell_filter: CellFilter | None) -> str:
@@ -27,10 +25,7 @@ def find_cell_obstacle(atoms: Atoms, potential: Potential, cell_filter: CellFilt
     if problem := cell_problem(atoms.cell.array, atoms.pbc):
         return f"invalid cell: {problem}"
     far = in_cells(potential.long_range_cutoff)
-    growth = 1.0 if cell_filter is None else _GROWTH
-    if reason := find_lattice_obstacle(
-        potential.long_range_cutoff, atoms.cell.array, atoms.pbc, growth
-    ):
+    if reason := find_lattice_obstacle(potential.long_range_cutoff, atoms.cell.array, atoms.pbc):
         return reason
     cell = atoms.cell.complete().array
     if abs(np.linalg.det(cell)) < 1e-9:
