@@ -113,7 +113,8 @@ def errors(workdir: Path) -> None:
         row(f"with {chemical_symbols[z]} (force on it: {own:.0f} meV/Å)", has)
     rms = np.sqrt(np.add.reduceat((test.forces**2).mean(1), test.offsets[:-1]) / test.n_atoms)
     for low, high in ((0.0, 0.1), (0.1, 0.5), (0.5, 1.0), (1.0, np.inf)):
-        row(f"RMS force {low:g} to {high:g} eV/Å", (rms >= low) & (rms < high))
+        span = f"{low:g} to {high:g} eV/Å" if high < np.inf else f"more than {low:g} eV/Å"
+        row(f"RMS force {span}", (rms >= low) & (rms < high))
     slope = np.polyfit(test.n_atoms, 1e3 * (energy - test.energy), 1)[0]
     print(f"\nslope of the energy error with the number of atoms: {slope:+.1f} meV/atom")
 
