@@ -81,7 +81,7 @@ class TrainingRun:
         _log_terms(model)
         if config.optimizer.freeze or config.optimizer.lr_multipliers:
             # report a wrong pattern before the data are read
-            shapes = jax.eval_shape(model.init, jax.random.key(0), example_graph())
+            _, shapes = models.outline(model)
             optimizer.check_patterns(shapes, config.optimizer)
         embed = molecule_features.of(config.data)
         with distributed.leader_first("data"):  # the leader builds the store, others open it
