@@ -1,13 +1,15 @@
 """The force field that comes with the package: files, errors and speed.
 
     python benchmarks/bundled.py pack runs/drugs      # writes mlip_jax/force_fields/drugs-gfn2/
-    python benchmarks/bundled.py errors runs/drugs    # errors on the test split
+    python benchmarks/bundled.py records runs/first   # writes runs/first/split_records.json
+    python benchmarks/bundled.py errors runs/first    # errors on the test split
     python benchmarks/bundled.py kinds held.hdf5      # errors by kind on generated molecules
     taskset -c 0 python benchmarks/bundled.py speed   # compared with GFN2-xTB
 
-runs/drugs is the workdir of configs/bundled.py. "errors" and "kinds" evaluate the packed files, or
-another force field (--force_field). held.hdf5 is a file of configs/generate.py whose molecules were
-not used for training.
+runs/first and runs/drugs are the workdirs of the two stages of configs/bundled.py. "records" writes
+the splits of the first one for data.held_out of the second one. "errors" and "kinds" evaluate the
+packed files, or another force field (--force_field). held.hdf5 is a file of configs/generate.py
+whose molecules were not used for training.
 """
 
 import argparse
@@ -33,6 +35,7 @@ from mlip_jax.simulation.calculators.calculator import MLIPCalculator
 from mlip_jax.simulation.energies import energies_and_forces
 from mlip_jax.simulation.trust import atom_domain
 from mlip_jax.simulation.trust.domain import FILE
+from mlip_jax.workdir import write_json
 
 FOLDER = Path(__file__).resolve().parents[1] / "mlip_jax" / "force_fields" / BUNDLED
 ATOMS_PER_ELEMENT = 256  # training atoms of the domain, so that the files stay small
@@ -61,24 +64,40 @@ def pack(workdir: Path) -> None:
     domain = atom_domain.fit(
         potential, columns["train"], valid, forces - valid.forces, max_per_element=ATOMS_PER_ELEMENT
     )
-    parameters.save(dataclasses.replace(potential, metadata=public(potential.metadata)), FOLDER)
+    sizes = np.asarray(data.store.index("n_atoms"))[data.parts["train"]]
+    metadata = public(potential.metadata, [int(sizes.min()), int(sizes.max())])
+    parameters.save(dataclasses.replace(potential, metadata=metadata), FOLDER)
     half = dataclasses.replace(domain, points=domain.points.astype(np.float16))
     half.save(FOLDER / FILE)
     for path in sorted(FOLDER.iterdir()):
         print(f"{path.name}: {path.stat().st_size:,} bytes, SHA-256 {checksum(path)}")
 
 
-def public(metadata: dict) -> dict:
-    """Return metadata without the paths of the machine that trained, and with CHARGES."""
+def public(metadata: dict, sizes: list[int]) -> dict:
+    """Return metadata without the paths of the machine that trained, with CHARGES and `sizes`.
+
+    Fine-tuning does not record the sizes if the initial force field lacks them.
+    """
     config = dict(metadata["config"])
     config["data"] = dict(config["data"]) | {
         "path": Path(config["data"]["path"] or "").name,
+        "split_files": Path(config["data"].get("split_files") or "").name,
         "directory": "data",
     }
+    if config.get("init", {}).get("workdir"):
+        config["init"] = dict(config["init"]) | {"workdir": Path(config["init"]["workdir"]).name}
     return {k: v for k, v in metadata.items() if k == "versions"} | {
         "config": config,
-        "statistics": dict(metadata["statistics"]) | {"charges": list(CHARGES)},
+        "statistics": dict(metadata["statistics"]) | {"charges": list(CHARGES), "sizes": sizes},
     }
+
+
+def records(workdir: Path) -> None:
+    """Write the record numbers of the splits of a run, for data.held_out of another run."""
+    data = RunData.load(workdir)
+    record = np.asarray(data.store.index("record"))
+    parts = {name: np.unique(record[rows]).tolist() for name, rows in data.parts.items()}
+    write_json(workdir / "split_records.json", parts)
 
 
 def errors(workdir: Path, force_field: str) -> None:
@@ -183,7 +202,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("pack", "errors", "kinds", "speed"))
+    parser.add_argument("what", choices=("pack", "records", "errors", "kinds", "speed"))
     parser.add_argument(
         "path", type=Path, nargs="?", default=Path("runs/drugs"), help="workdir, or file of kinds"
     )
@@ -192,8 +211,8 @@ def main():
     a = parser.parse_args()
     if a.what == "speed":
         speed(a.seconds)
-    elif a.what == "pack":
-        pack(a.path)
+    elif a.what in ("pack", "records"):
+        {"pack": pack, "records": records}[a.what](a.path)
     else:
         {"errors": errors, "kinds": kinds}[a.what](a.path, a.force_field)
 

@@ -20,7 +20,7 @@ from mlip_jax.datasets.builtin.kinds.torsions import turnable_bonds
 from mlip_jax.defaults import generate_defaults
 
 AMIDE, WATER = Molecule("amide", "CC(=O)NC", "User"), Molecule("water", "O", "User")
-LARGE = Molecule("large", "C" * 16, "User")
+SMALL, LARGE = Molecule("small", "N", "User"), Molecule("large", "C" * 16, "User")
 
 
 def frames(smiles, kind, count):
@@ -126,7 +126,7 @@ def test_file_has_all_kinds_and_is_made_again_with_others(tmp_path, monkeypatch,
     run = workers.run
     monkeypatch.setattr(workers, "run", lambda function, jobs, *_, **__: run(function, jobs, 1))
     path = tmp_path / "small.h5"
-    options = {"num_conformations": 8, "molecules": [WATER, AMIDE], "progress": False}
+    options = {"num_conformations": 4, "molecules": [WATER, SMALL], "progress": False}
     generate_embedded(path, kinds=("dimers", "stretches"), **options)
     with h5py.File(path) as file:
         subsets = {group["subset"].asstr()[0] for group in file.values()}
