@@ -44,6 +44,7 @@ ORDER = (
     "training",
     "simulation",
     "fine_tuning",
+    "label_budget",
     "reports",
     "sweeps",
     "tasks",
