@@ -60,8 +60,14 @@ def main() -> None:
     )
     total = {"name": "all", "cpu_s": time.process_time() - begin, "evaluations": len(calls)}
     lines = [
-        {"name": name, "energy": float(energy), "atoms": len(atoms)}
-        for name, energy, atoms in zip(names, final.energy, structures)
+        {
+            "name": name,
+            "energy": float(energy),
+            "atoms": len(atoms),
+            "volume": float(volume),
+            "volume_start": atoms.get_volume(),
+        }
+        for name, energy, volume, atoms in zip(names, final.energy, final.volume, structures)
     ]
     arguments.results.write_text("".join(json.dumps(line) + "\n" for line in [*lines, total]))
     for line in [*lines, total]:
