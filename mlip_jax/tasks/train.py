@@ -45,8 +45,9 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
 
 def _train(training: TrainingRun) -> Path:
     """Create the batches, train, and write the report."""
-    config, splits = training.config, training.splits
     restored = restore(training.workdir)
+    training = training.with_batch_size(restored)
+    config, splits = training.config, training.splits
     reference = np.array(training.statistics["reference_energies"])
     unseen = {f"{name} unseen": split for name, (split, _) in training.unseen.items()}
     batches, fill = make_batches(
