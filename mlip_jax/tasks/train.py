@@ -24,10 +24,18 @@ from mlip_jax.workdir import claimed
 log = logging.getLogger(__name__)
 
 
-def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
+def run(
+    config: ml_collections.ConfigDict, workdir: str | Path, with_report: bool = True
+) -> Path | None:
     """Train a force field by `config`, or resume a run in `workdir`; return the path of the report.
 
     All processes of a run call this function; only the leader writes files.
+
+    Args:
+      config: Config of task "train".
+      workdir: Directory of the run.
+      with_report: Whether to evaluate the force field, fit its domain and write the report.
+        Otherwise the result is None, and a later call with a report only evaluates.
 
     Raises:
       ConfigError, WorkdirError, DatasetError, TrainingError, Stopped: The message explains how to
@@ -40,10 +48,10 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
             if distributed.leader():
                 stack.enter_context(claimed(workdir, configs.identity(config), LENGTH))
         set_model_options(config, Path(workdir))
-        return _train(TrainingRun.prepare(config, Path(workdir)))
+        return _train(TrainingRun.prepare(config, Path(workdir)), with_report)
 
 
-def _train(training: TrainingRun) -> Path:
+def _train(training: TrainingRun, with_report: bool) -> Path | None:
     """Create the batches, train, and write the report."""
     config, splits = training.config, training.splits
     restored = restore(training.workdir)
@@ -67,4 +75,6 @@ def _train(training: TrainingRun) -> Path:
         "time breakdown: %s",
         ", ".join(f"{100 * share:.2f} % {name}" for name, share in loop.meter.summary().items()),
     )
+    if not with_report:
+        return None
     return report_run(training, loop, params, progress.seconds, fill)
