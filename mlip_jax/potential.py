@@ -22,7 +22,8 @@ from ase.data import chemical_symbols
 
 from mlip_jax import models, terms
 from mlip_jax.checkpoint import CheckpointError, CheckpointStore, Restored, from_arrays
-from mlip_jax.graphs.graph import example_graph, node_graph_index
+from mlip_jax.graphs.graph import example_graph as example_graph  # part of the interface
+from mlip_jax.graphs.graph import node_graph_index
 from mlip_jax.matmul_precision import at_full_precision
 from mlip_jax.models.layers.forces import (
     NO_ENERGY_DERIVATIVES,
@@ -252,7 +253,7 @@ class Potential:
         """
         statistics, config = metadata["statistics"], metadata["config"]
         model = create_model(config["model"], config.get("potential"))
-        template = jax.eval_shape(lambda: model.init(jax.random.key(0), example_graph()))
+        _, template = models.outline(model)
         return cls(
             model=model,
             params=from_arrays(template, arrays, "params/"),

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from ase.data import chemical_symbols
 
+from mlip_jax import models
 from mlip_jax.checkpoint import CheckpointError, from_arrays
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.molecules.arguments import molecule_list
@@ -24,7 +25,7 @@ from mlip_jax.graphs.padding import choose_budget, graph_sizes
 from mlip_jax.graphs.shapes import GrowingBudget
 from mlip_jax.matmul_precision import at_full_precision
 from mlip_jax.models.layers.readouts import BACKBONE, PropertyModel, with_heads
-from mlip_jax.potential import active_terms, create_model, example_graph, read_checkpoint
+from mlip_jax.potential import active_terms, create_model, read_checkpoint
 from mlip_jax.structure import from_ase
 
 TASK = "property"
@@ -80,7 +81,7 @@ class Predictor:
         statistics = metadata["statistics"]
         targets = tuple(Target.from_json(t) for t in statistics["targets"])
         model = with_heads(backbone_of(metadata["config"]), statistics["heads"])
-        template = jax.eval_shape(model.init, jax.random.key(0), example_graph())
+        _, template = models.outline(model)
         return cls(
             model,
             from_arrays(template, arrays, "params/"),

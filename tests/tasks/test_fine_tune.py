@@ -22,8 +22,7 @@ from mlip_jax.simulation.energies import energies_and_forces
 from mlip_jax.structure import Structure
 from mlip_jax.sweeps.overrides import override
 from mlip_jax.tasks import fine_tune as task
-from mlip_jax.tasks import train
-from mlip_jax.tasks.fine_tune import recipes
+from mlip_jax.tasks.fine_tune import recipes, search
 from mlip_jax.tasks.fine_tune.expected_error import _interval
 from mlip_jax.tasks.fine_tune.labels import TrainingFile, with_reference
 from mlip_jax.tasks.fine_tune.next_structures import farthest_first
@@ -114,7 +113,7 @@ def test_replayed_structures_have_labels_of_the_initial_force_field_at_new_zeros
 
 def test_a_finished_run_trains_nothing_again(result, monkeypatch):
     calls = []
-    monkeypatch.setattr(train, "run", lambda *args: calls.append(args))
+    monkeypatch.setattr(search, "fit", lambda *args: calls.append(args))
     again = run(result.workdir.parent)
     assert not calls and again.metrics == result.metrics
     # an interruption before the last training: only that one is repeated
@@ -124,7 +123,7 @@ def test_a_finished_run_trains_nothing_again(result, monkeypatch):
     removed = journal["runs"].pop(curve)
     path.write_text(json.dumps(journal))
     again = run(result.workdir.parent)
-    assert [str(folder) for _, folder, _ in calls] == [str(result.workdir / curve)]
+    assert [str(folder) for _, folder in calls] == [str(result.workdir / curve)]
     point = next(iter(removed.values()))
     assert again.metrics["curve"][1] == {"labels": 8, **point["test"]}
 
@@ -147,10 +146,10 @@ def test_labels_of_the_old_domain_that_are_missing_are_predictions():
 
 
 def test_a_recipe_that_fails_is_not_chosen(tmp_path, monkeypatch):
-    def fail(config, workdir, with_report=True):
+    def fail(config, workdir):
         raise TrainingError("the loss is not finite")
 
-    monkeypatch.setattr(train, "run", fail)
+    monkeypatch.setattr(search, "fit", fail)
     with pytest.raises(TrainingError, match="all candidates failed.*full_0.001.*not finite"):
         run(tmp_path, pool__path=None, curve=())
     journal = json.loads((tmp_path / "tuned/search.json").read_text())

@@ -249,8 +249,8 @@ def _obstacle(atoms: Atoms, potential: Potential) -> str:
     if atoms.pbc.any() and not atoms.cell.array.any(axis=1)[atoms.pbc].all():
         return f"pbc is {atoms.pbc.tolist()}, but a periodic direction has no lattice vector"
     if atoms.pbc.any():
-        far, growth = potential.long_range_cutoff, 1.1  # cells of NPT runs grow
-        if reason := find_lattice_obstacle(far, atoms.cell.array, atoms.pbc, growth):
+        far = potential.long_range_cutoff
+        if reason := find_lattice_obstacle(far, atoms.cell.array, atoms.pbc):
             return reason
     try:
         for name in STATES:

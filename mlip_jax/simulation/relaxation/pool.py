@@ -61,7 +61,7 @@ class QueuedMolecule(NamedTuple):
       cell: Lattice vectors of a periodic structure (Å), (3, 3), otherwise None; see `Cells`.
       periodic: Periodicity along each lattice vector, (3,) bool, or None.
       mask: Components of the strain that relax, (3, 3), or None.
-      symmetry: Projections that keep the space group, or None.
+      symmetry: Operations of the space group that is kept, or None.
     """
 
     number: int

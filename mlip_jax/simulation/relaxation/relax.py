@@ -20,7 +20,7 @@ from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field
 from mlip_jax.simulation.relaxation import minimizers
 from mlip_jax.simulation.relaxation.cells.filters import CellFilter, create_filter
 from mlip_jax.simulation.relaxation.cells.pool import SMALLEST_CELL, CellPool
-from mlip_jax.simulation.relaxation.cells.symmetry import check_spglib, is_kept, keep_symmetry
+from mlip_jax.simulation.relaxation.cells.symmetry import check_symprec, is_kept, keep_symmetry
 from mlip_jax.simulation.relaxation.inputs import find_obstacle, queued_molecule
 from mlip_jax.simulation.relaxation.journal import FAILURES
 from mlip_jax.simulation.relaxation.pool import SlotPool, slot_size
@@ -180,10 +180,7 @@ class Relaxer:
                 )
         if dtype not in ("float32", "float64"):
             raise ValueError(f'dtype must be "float32" or "float64", received {dtype!r}')
-        if symprec is not None and not (np.isfinite(symprec) and symprec > 0):
-            raise ValueError(f"symprec must be positive (Å), received {symprec}")
-        if symprec is not None:
-            check_spglib()
+        check_symprec(symprec)
         minimizer = minimizers.create(optimizer, maxstep)
         self.potential = load_mean_force_field(force_field)
         warn_if_not_conservative([self.potential])

@@ -183,7 +183,7 @@ class RecipeSearch:
         start = time.monotonic()
         result: dict[str, Any] = {"steps": steps}
         try:
-            train.run(self.train_config(candidate, num_labels, steps), self.workdir / name, False)
+            fit(self.train_config(candidate, num_labels, steps), self.workdir / name)
             potential = Potential.load(self.workdir / name)
         except (TrainingError, CheckpointError) as error:
             log.warning("%s failed: %s", name, error)
@@ -280,6 +280,12 @@ class RecipeSearch:
         log.info(
             "fine-tuning %s %.0f %%  %s up to step %d  %s", bar, 100 * share, name, steps, left
         )
+
+
+def fit(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    """Run or resume a training without its report."""
+    with train.prepared(config, workdir) as training:
+        train.fit(training)
 
 
 def forgetting(before: dict[str, float | None], after: dict[str, float | None]) -> float | None:

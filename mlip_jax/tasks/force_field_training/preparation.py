@@ -81,7 +81,7 @@ class TrainingRun:
         _log_terms(model)
         if config.optimizer.freeze or config.optimizer.lr_multipliers:
             # report a wrong pattern before the data are read
-            shapes = jax.eval_shape(model.init, jax.random.key(0), example_graph())
+            _, shapes = models.outline(model)
             optimizer.check_patterns(shapes, config.optimizer)
         embed = molecule_features.of(config.data)
         with distributed.leader_first("data"):  # the leader builds the store, others open it
@@ -224,7 +224,7 @@ def separate_unseen(
 
 
 def seen_states(summary: statistics.Summary, initial: Potential | None) -> dict[str, Any]:
-    """Return the charges, spins and periodicity of the training data, also of the initial force field.
+    """Return charges, spins, periodicity and sizes of the data of this and the initial training.
 
     Those of an imported initial force field may be unknown (None, or a missing field); so are those
     of the result then, unless the training data have them.
@@ -238,6 +238,7 @@ def seen_states(summary: statistics.Summary, initial: Potential | None) -> dict[
         "spins": sorted(summary.spins),
         "periodic": summary.periodic,
         "odd_electrons": summary.odd_electrons,
+        "sizes": summary.sizes,
     }
     if initial is None:
         return states
@@ -248,6 +249,8 @@ def seen_states(summary: statistics.Summary, initial: Potential | None) -> dict[
     for name in ("periodic", "odd_electrons"):
         known = [b.get(name) for b in before]
         states[name] = states[name] or any(known) or (None if None in known else False)
+    sizes = [b.get("sizes") for b in before]
+    states["sizes"] = None if None in sizes else statistics.merge_sizes([summary.sizes, *sizes])
     return states
 
 
