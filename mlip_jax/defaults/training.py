@@ -186,6 +186,13 @@ OPTIMIZER = Part(
         legacy_value="",
         former_name="rates",
     ),
+    low_rank=Field(
+        0,
+        "Rank of the updates of linear layers (LoRA); all other parameters keep their values. 0 "
+        "trains all parameters.",
+        bounds=NOT_NEGATIVE,
+        legacy_value=0,
+    ),
 )
 
 # Fields of the length of a run. A rerun with a larger value continues the run.
