@@ -21,6 +21,7 @@ _EXPORTS = {
     "crystal_properties": "mlip_jax.simulation.crystals.analysis",
     "evaluate": "mlip_jax.library",
     "find_minima": "mlip_jax.simulation.relaxation.minima",
+    "fine_tune": "mlip_jax.library",
     "from_smiles": "mlip_jax.datasets.molecules.files",
     "load": "mlip_jax.library",
     "load_force_field": "mlip_jax.importers",
@@ -28,6 +29,7 @@ _EXPORTS = {
     "read_trajectory": "mlip_jax.simulation.dynamics.trajectories",
     "relax": "mlip_jax.simulation.relaxation.relax",
     "train": "mlip_jax.library",
+    "use_executor": "mlip_jax.executors",
     "vibrations": "mlip_jax.simulation.vibrations.analysis",
 }
 __all__ = ["__version__", *_EXPORTS]

@@ -25,6 +25,7 @@ ORDER = (
     "limits",
     "state_labels",
     "structure",
+    "executors",
     "workers",
     "compilation_cache",
     "matmul_precision",

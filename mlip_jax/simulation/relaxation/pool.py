@@ -87,7 +87,7 @@ class SlotPool:
     Attributes:
       iterations: Number of evaluations of a batch.
       evaluated: Number of molecules in these evaluations.
-      num_compiles: Number of programs compiled so far.
+      num_compiles: Number of compiled programs used so far.
       predicted_bytes: Memory of the program according to larger ones that did not fit, or None.
     """
 
@@ -131,7 +131,7 @@ class SlotPool:
 
     @property
     def num_compiles(self) -> int:
-        """Return the number of programs compiled so far."""
+        """Return the number of programs used so far."""
         return self._earlier_compiles + (self._program.num_compiles if self._program else 0)
 
     @property

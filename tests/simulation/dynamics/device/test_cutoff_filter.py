@@ -1,5 +1,7 @@
 """Tests that the model receives the edges that a list without a skin would contain."""
 
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -141,6 +143,20 @@ def test_only_the_exceeded_capacity_is_enlarged(make_potential):
     all_of_it = neighbors.enlarge_capacity(first, system, np.array([2000, 0, 1990]))
     assert all_of_it.near_edges == 0, "the model then gets the list as it is"
     assert all_of_it.holds(np.array([2000, 0, 3000]))
+
+
+def test_a_device_with_memory_builds_the_lists_of_large_structures():
+    """Detects a GPU that stops for the lists of the host above 5,792 atoms."""
+
+    def device(platform, memory=None):
+        stats = {} if memory is None else {"bytes_limit": memory}
+        return types.SimpleNamespace(platform=platform, memory_stats=lambda: stats)
+
+    limits = [
+        int(neighbors._max_entries(d) ** 0.5)
+        for d in (device("cpu"), device("gpu"), device("gpu", 24 << 30), device("gpu", 141 << 30))
+    ]
+    assert limits == [5_792, 5_792, 19_036, 32_768]
 
 
 @pytest.mark.parametrize("by", ["device", pytest.param("host", marks=pytest.mark.slow)])
