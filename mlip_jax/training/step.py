@@ -298,6 +298,8 @@ def _make_update(objective, optimizer, ema_decay):
         params = optax.apply_updates(
             state.params, jax.tree.map(lambda u: u * state.rate_scale, updates)
         )
+        if hasattr(objective, "absorb"):
+            params, total = objective.absorb(params, state.params, total)
         # the average of the first steps must not be that of the initial values
         decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
         # in this form, the average of frozen parameters is exactly their value

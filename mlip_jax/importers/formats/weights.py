@@ -148,7 +148,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 def check_shapes(model, params) -> None:
     """Raise WeightsError if the shapes of the parameters are not those of the model."""
-    template = jax.eval_shape(lambda: model.init(jax.random.key(0), example_graph()))
+    template = jax.eval_shape(model.init, jax.random.key(0), example_graph())
     expected = {
         jax.tree_util.keystr(path): leaf.shape
         for path, leaf in jax.tree_util.tree_leaves_with_path(template)
