@@ -1,15 +1,23 @@
-"""Train the force field that comes with the package, "drugs-gfn2", on a file in SPICE's layout.
+"""Train the force field that comes with the package, "drugs-gfn2", in two stages.
 
     python -m mlip_jax.main --config=configs/generate.py --workdir=runs/gfn2 \\
         --config.data.molecules=spice.smi --config.data.num_conformations=78000 \\
-        --config.data.path=FILE.hdf5
-    python -m mlip_jax.main --config=configs/bundled.py --config.data.path=FILE.hdf5 \\
-        --workdir=runs/drugs
+        --config.data.path=first.hdf5
+    python -m mlip_jax.main --config=configs/bundled.py --config.data.path=first.hdf5 \\
+        --workdir=runs/first
+
+The second stage adds turned bonds, dimers, small molecules, and compounds of phosphorus and sulfur.
+The lists of molecules are in benchmarks/molecules; docs/force_field.md has the commands that
+generate the files.
+
+    python benchmarks/bundled.py records runs/first
+    python -m mlip_jax.main --config=configs/bundled.py:second --workdir=runs/drugs \\
+        --config.data.path=first.hdf5,small.hdf5,special.hdf5,torsions.hdf5,dimers.hdf5 \\
+        --config.data.held_out=runs/first/split_records.json --config.init.workdir=runs/first
     python benchmarks/bundled.py pack runs/drugs
 
-The first command labels conformations of a list of SMILES with GFN2-xTB in about half an hour on 2
-cores. The last one writes the files of the package. Data, time and errors are in
-docs/force_field.md. Charged molecules are included: the model embeds the total charge.
+Hardware and time: CPU, one core; about an hour per stage. Charged molecules are included: the model
+embeds the total charge. The last command writes the files of the package.
 """
 
 import ml_collections
@@ -19,7 +27,9 @@ from mlip_jax.configs import train
 ELEMENTS = ("H", "C", "N", "O", "F", "P", "S", "Cl", "Br", "I")
 
 
-def get_config() -> ml_collections.ConfigDict:
+def get_config(stage: str = "first") -> ml_collections.ConfigDict:
+    if stage not in ("first", "second"):
+        raise ValueError(f"expected 'first' or 'second', received {stage!r}")
     c = train.get_config("painn")
     c.data.elements = ELEMENTS
     c.data.split = "molecule"
@@ -31,6 +41,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.options.charge_embedding = True
 
     c.train.num_steps = 24_000
+    if stage == "second":
+        c.optimizer.learning_rate, c.train.num_steps = 1e-3, 20_000
     c.train.log_every = 100
     c.train.valid_every = c.train.checkpoint_every = 1_000
     c.train.max_valid = 500

@@ -7,7 +7,8 @@
 Each crystal of the file is relaxed with its cell in float64 (steps of ASE's FrechetCellFilter). A
 Birch-Murnaghan equation of state is fitted to its energies at nine volumes, with relaxed atoms.
 Phonons are those of the exact Hessian of a supercell, along the special points of the lattice and
-on a mesh. All crystals and volumes are relaxed in batches.
+on a mesh. All crystals and volumes are relaxed in batches. --config.symprec=0.01 refines the symmetry
+of each crystal and keeps its space group at all volumes (needs spglib).
 
 The workdir contains crystals.csv with one line per crystal, relaxed.xyz, equations_of_state.csv,
 phonons/ with the frequencies of each crystal, and report.html. Crystals without a result are listed

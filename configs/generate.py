@@ -6,6 +6,11 @@ The labels are GFN2-xTB energies and forces.
     python -m mlip_jax.main --config=configs/generate.py --workdir=runs/data
     python -m mlip_jax.main --config=configs/generate.py --workdir=runs/data \\
         --config.data.molecules=mine.smi
+    python -m mlip_jax.main --config=configs/generate.py --workdir=runs/pairs \\
+        --config.data.molecules=mine.smi --config.data.kinds="('dimers','torsions')"
+
+The kinds are conformations (thermal), torsions (bonds turned to any angle), dimers (pairs of
+molecules) and stretches (molecules of 2 to 12 atoms); see docs/training.md.
 
 Hardware: CPU only, all cores. Time: between 2 and 3 minutes on 2 cores; proportional to the
 number of conformations, and to the number of atoms to a power between 2 and 3. Rerun the same

@@ -16,6 +16,7 @@ _EXPORTS = {
     "Potential": "mlip_jax.potential",
     "Predictor": "mlip_jax.predictor",
     "Structure": "mlip_jax.structure",
+    "active_learning": "mlip_jax.tasks.active_learning.function",
     "audit": "mlip_jax.simulation.audit.audit",
     "crystal_properties": "mlip_jax.simulation.crystals.analysis",
     "evaluate": "mlip_jax.library",

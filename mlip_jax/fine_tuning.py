@@ -17,12 +17,13 @@ import ml_collections
 import numpy as np
 from ase.data import chemical_symbols
 
+from mlip_jax import models
 from mlip_jax.config import ConfigError, differences
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.statistics import ElementFit
 from mlip_jax.importers import load_force_field
 from mlip_jax.importers.parameters import describe
-from mlip_jax.potential import Potential, create_model, example_graph
+from mlip_jax.potential import Potential, create_model
 from mlip_jax.simulation.energies import energies
 from mlip_jax.training.data import Split
 from mlip_jax.training.options import inherit_options
@@ -70,7 +71,7 @@ def load_initial_force_field(config: ml_collections.ConfigDict) -> Potential | N
 
 def parameters(initial: Potential) -> Any:
     """Return the parameters of `initial`, cast to the dtypes of its model's initial parameters."""
-    shapes = jax.eval_shape(initial.model.init, jax.random.key(0), example_graph())
+    _, shapes = models.outline(initial.model)
     return jax.tree.map(lambda shape, leaf: np.asarray(leaf, shape.dtype), shapes, initial.params)
 
 

@@ -30,19 +30,21 @@ import numpy as np
 from ase import Atoms
 
 from mlip_jax import config as configs
+from mlip_jax.compilation_cache import keep_compiled_programs
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets import atoms_list, source
 from mlip_jax.datasets.molecules.arguments import molecule_records, usable_atoms
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.defaults import evaluate_defaults
 from mlip_jax.defaults.bundled import BUNDLED
-from mlip_jax.importers import load_force_field, split_force_fields
+from mlip_jax.importers import split_force_fields
 from mlip_jax.potential import Potential, read_checkpoint
 from mlip_jax.predictor import TASK as PROPERTY
 from mlip_jax.predictor import Predictor
 from mlip_jax.reports.training import read_metrics
 from mlip_jax.simulation.calculators.calculator import MLIPCalculator
 from mlip_jax.simulation.calculators.ensemble import EnsembleCalculator
+from mlip_jax.simulation.force_fields import load_each
 from mlip_jax.simulation.trust import atom_domain
 from mlip_jax.simulation.trust.domain import Domain
 from mlip_jax.simulation.trust.ensemble_calibration import Calibration
@@ -85,7 +87,7 @@ def load(
     items = split_force_fields(model)
     if len(items) > 1:
         known = None if calibration is None else Calibration.load(calibration)
-        return EnsembleCalculator([load_force_field(item) for item in items], dtype, known)
+        return EnsembleCalculator(load_each(items), dtype, known)
     if calibration is not None:
         raise ValueError("calibration is for an ensemble, but there is one force field")
     (item,) = items
@@ -240,6 +242,7 @@ def train(
       ConfigError, WorkdirError, DatasetError, TrainingError, CheckpointError: The message explains
         how to fix the problem.
     """
+    keep_compiled_programs()
     if isinstance(config, ml_collections.ConfigDict):
         config = copy.deepcopy(config)
     else:

@@ -22,7 +22,9 @@ from ase.data import chemical_symbols
 
 from mlip_jax import models, terms
 from mlip_jax.checkpoint import CheckpointError, CheckpointStore, Restored, from_arrays
-from mlip_jax.graphs.graph import example_graph, node_graph_index
+from mlip_jax.compilation_cache import keep_compiled_programs
+from mlip_jax.graphs.graph import example_graph as example_graph  # part of the interface
+from mlip_jax.graphs.graph import node_graph_index
 from mlip_jax.matmul_precision import at_full_precision
 from mlip_jax.models.layers.forces import (
     NO_ENERGY_DERIVATIVES,
@@ -233,6 +235,7 @@ class Potential:
         Raises:
           CheckpointError: There is no readable checkpoint, or it is not that of a force field.
         """
+        keep_compiled_programs()
         restored = read_checkpoint(path)
         try:
             if "reference_energies" in restored.metadata["statistics"]:
@@ -252,7 +255,7 @@ class Potential:
         """
         statistics, config = metadata["statistics"], metadata["config"]
         model = create_model(config["model"], config.get("potential"))
-        template = jax.eval_shape(lambda: model.init(jax.random.key(0), example_graph()))
+        _, template = models.outline(model)
         return cls(
             model=model,
             params=from_arrays(template, arrays, "params/"),

@@ -17,6 +17,7 @@ from ase.data import chemical_symbols
 
 from mlip_jax import models
 from mlip_jax.checkpoint import CheckpointError, from_arrays
+from mlip_jax.compilation_cache import keep_compiled_programs
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.molecules.arguments import molecule_records, usable_atoms
 from mlip_jax.datasets.property_data import Target
@@ -28,7 +29,7 @@ from mlip_jax.graphs.shapes import GrowingBudget, PaddingBudget, Sizes
 from mlip_jax.matmul_precision import at_full_precision
 from mlip_jax.models.layers.batch_norm import STATISTICS
 from mlip_jax.models.layers.readouts import BACKBONE, PropertyModel, with_heads
-from mlip_jax.potential import active_terms, create_model, example_graph, read_checkpoint
+from mlip_jax.potential import active_terms, create_model, read_checkpoint
 from mlip_jax.structure import from_ase
 
 TASK = "property"
@@ -62,6 +63,7 @@ class Predictor:
         Raises:
           CheckpointError: There is no readable checkpoint, or it is that of a force field.
         """
+        keep_compiled_programs()
         restored = read_checkpoint(path)
         if restored.metadata["config"].get("task") != TASK:
             raise CheckpointError(
@@ -84,7 +86,7 @@ class Predictor:
         statistics = metadata["statistics"]
         targets = tuple(Target.from_json(t) for t in statistics["targets"])
         model = with_heads(backbone_of(metadata["config"]), statistics["heads"])
-        template = jax.eval_shape(model.init, jax.random.key(0), example_graph())
+        _, template = models.outline(model)
         return cls(
             model,
             from_arrays(template, arrays, "params/"),
@@ -215,9 +217,10 @@ class Predictor:
         sizes = self._sizes(columns)
         budget = growing.fit(choose_budget(sizes, min(batch_size, len(columns))))
         parts, order = [], []
+        params = jax.device_put(self.params)  # once for all batches
         for indices in plan_batches(np.arange(len(columns)), sizes, budget):
             graph = self._batch(columns.take(indices), budget)
-            outputs = jax.device_get(_apply(self.model, self.params, graph))
+            outputs = jax.device_get(_apply(self.model, params, graph))
             rows = len(columns.atoms_of(indices))  # without padding
             parts.append(
                 {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,6 +15,8 @@ _CHARGE_NAMES = {"charge", "totalcharge", "netcharge", "totcharge", "molecularch
 _UNPAIRED_NAMES = {"numunpairedelectrons", "nunpaired", "unpairedelectrons", "unpaired", "uhf"}
 _MULTIPLICITY_NAMES = {"multiplicity", "spinmultiplicity", "mult"}
 _SPIN_NAMES = {"spin", "totalspin"}
+# _MOMENT_TOLERANCE: largest deviation of a sum of magnetic moments from an integer.
+_MOMENT_TOLERANCE = 0.01
 
 
 class ElectronicStateError(ValueError):
@@ -89,6 +92,37 @@ def find_unpaired(
         if value is not None:
             values[name] = _unpaired(name, value, electrons)
     return _common_value(values)
+
+
+def unpaired_of_moments(
+    moments: np.ndarray | None, numbers: np.ndarray, charge: float, pbc: np.ndarray
+) -> float | None:
+    """Return the number of unpaired electrons to which initial magnetic moments add up.
+
+    None without moments, and for periodic structures, whose moments are usually a guess. A sum that
+    does not fit the number of electrons is ignored with a warning.
+
+    >>> unpaired_of_moments([0.6, -1.6], [7, 8], 0.0, [False] * 3)
+    1.0
+
+    Args:
+      moments: Initial magnetic moments of ASE, (n,), or (n, 3) if they are not collinear.
+      numbers: Atomic numbers, (n,).
+      charge: Total charge (e).
+      pbc: Periodicity along each lattice vector, (3,).
+    """
+    if moments is None or np.any(pbc) or not np.any(moments) or not math.isfinite(charge):
+        return None
+    total = float(np.linalg.norm(np.sum(moments, axis=0)))
+    if abs(total - round(total)) < _MOMENT_TOLERANCE:
+        if (round(total) - round(float(np.sum(numbers)) - charge)) % 2 == 0:
+            return float(round(total))
+    warnings.warn(
+        f"initial magnetic moments that add up to {total:.4g} do not fit the number of electrons and "
+        "are ignored. Set atoms.info['num_unpaired_electrons'] or correct the total charge.",
+        stacklevel=2,
+    )
+    return None
 
 
 def _unpaired(name: str, value: float, electrons: int) -> float:

@@ -28,7 +28,7 @@ def hill_formula(numbers: np.ndarray) -> str:
     return "".join(s + (str(counts[s]) if counts[s] > 1 else "") for s in order)
 
 
-from mlip_jax.state_labels import charge_names, find_unpaired, spin_names
+from mlip_jax.state_labels import charge_names, find_unpaired, spin_names, unpaired_of_moments
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -117,13 +117,15 @@ def cell_problem(cell: np.ndarray | None, pbc: np.ndarray | None) -> str:
 
 
 STATES = ("charge", "num_unpaired_electrons")  # keys of `ase.Atoms.info`
+INITIAL_MOMENTS = "initial_magmoms"  # key of `ase.Atoms.arrays`
 
 
 def electronic_value(atoms, name: str) -> float:
     """Return the field `name` of `atoms.info` (one of STATES) as a number, 0 if it is missing.
 
     A missing field is searched under its other usual names, such as "total_charge", "spin" and
-    "multiplicity", see `state_labels`.
+    "multiplicity", see `state_labels`. Without any, initial magnetic moments of a molecule state its
+    unpaired electrons.
 
     Raises:
       ValueError: The value is not a finite number, or a spin does not fit the number of electrons.
@@ -145,8 +147,14 @@ def electronic_value(atoms, name: str) -> float:
 
 
 def _unpaired_electrons(atoms) -> float | None:
-    """Return the number of unpaired electrons that labels under other names state, or None."""
+    """Return the number of unpaired electrons by labels under other names, or None.
+
+    Without such labels it is that of the initial magnetic moments of a molecule.
+    """
     names = spin_names(atoms.info)
+    if not names and INITIAL_MOMENTS in atoms.arrays:
+        charge, moments = electronic_value(atoms, "charge"), atoms.arrays[INITIAL_MOMENTS]
+        return unpaired_of_moments(moments, atoms.numbers, charge, atoms.pbc)
     if not names:
         return None
     return find_unpaired(atoms.info, atoms.numbers, electronic_value(atoms, "charge"), names)

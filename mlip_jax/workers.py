@@ -9,6 +9,7 @@ license is the LGPL.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import itertools
 import multiprocessing
 import os
@@ -66,6 +67,35 @@ def time_limit(seconds: float) -> Iterator[None]:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, outer)
+
+
+@contextlib.contextmanager
+def deadline(seconds: float | None) -> Iterator[None]:
+    """Raise TimeoutError if the block takes longer than `seconds`; None is no limit.
+
+    The exception is raised by a signal, so only in the main thread and only when Python code runs.
+    A worker that is still in native code after twice the time ends, even in the middle of a call.
+    """
+    if seconds is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number, frame):
+        raise TimeoutError(f"took longer than {seconds:g} s")
+
+    handler = signal.signal(signal.SIGALRM, stop)
+    outer, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    if _isolated:
+        faulthandler.dump_traceback_later(2 * seconds, exit=True, file=nowhere)
+    try:
+        yield
+    finally:
+        if _isolated:
+            faulthandler.cancel_dump_traceback_later()
+        os.close(nowhere)
+        signal.setitimer(signal.ITIMER_REAL, outer)
+        signal.signal(signal.SIGALRM, handler)
 
 
 def available_cores() -> int:

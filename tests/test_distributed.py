@@ -186,6 +186,27 @@ def test_a_signal_during_garbage_collection_is_not_lost(number):
     assert sys.unraisablehook is hook
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_exception_that_replaces_the_one_of_a_signal_ends_the_run(number, caplog):
+    """NumPy did so in `np.unique`, and the exit code was that of an error."""
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit) as caught:
+        with distributed.ended_by_signals():
+            try:
+                os.kill(os.getpid(), number)
+                time.sleep(10)
+            except BaseException:
+                raise TypeError("Cannot compare structured arrays") from None
+    assert number == signal.SIGINT or caught.value.code == 75
+    assert "Cannot compare structured arrays" in caplog.text
+    assert signal.getsignal(number) is before
+
+
+def test_an_error_without_a_signal_is_raised():
+    with pytest.raises(TypeError), distributed.ended_by_signals():
+        raise TypeError
+
+
 # --- real processes
 
 

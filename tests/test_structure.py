@@ -2,7 +2,11 @@
 
 import pytest
 from ase import Atoms
+from ase.build import bulk, molecule
+from ase.io import write
 
+from mlip_jax.datasets.molecules.files import read_molecules
+from mlip_jax.datasets.readers import open_data
 from mlip_jax.structure import electronic_state, electronic_value
 
 
@@ -37,6 +41,34 @@ def test_a_spin_under_another_name_is_not_ignored(info, unpaired):
     atoms = Atoms("NO", info=info)
     assert electronic_value(atoms, "num_unpaired_electrons") == unpaired
     assert electronic_state(atoms).get("num_unpaired_electrons", 0) == unpaired
+
+
+@pytest.mark.parametrize("suffix", ["", ".xyz", ".db", ".traj"])
+def test_initial_magnetic_moments_state_the_unpaired_electrons(tmp_path, suffix):
+    """Radicals of ase.build.molecule were treated as closed shells, in Python and in files."""
+    radical, crystal = molecule("NO"), bulk("Fe")
+    crystal.set_initial_magnetic_moments([2.3])
+    structures = [radical, molecule("O2"), molecule("H2O"), crystal]
+    expected = [1, 2, 0, 0]
+    if suffix:
+        path = tmp_path / f"in{suffix}"
+        write(path, structures)
+        records = list(read_molecules(str(path), num_processes=1))
+        assert not any(record.failure for record in records)
+        with open_data(path, "ase", energy_key="", forces_key="") as reader:
+            assert [s.spin for s in reader] == expected
+        structures = [record.atoms for record in records]
+    assert [electronic_value(a, "num_unpaired_electrons") for a in structures] == expected
+    assert [electronic_state(a).get("num_unpaired_electrons", 0) for a in structures] == expected
+
+
+def test_moments_that_do_not_fit_are_ignored_with_a_warning():
+    atoms = molecule("NO")
+    atoms.info["charge"] = 1
+    with pytest.warns(UserWarning, match="add up to 1 do not fit the number of electrons"):
+        assert electronic_value(atoms, "num_unpaired_electrons") == 0
+    atoms.info["multiplicity"] = 3
+    assert electronic_value(atoms, "num_unpaired_electrons") == 2
 
 
 def test_a_spin_that_does_not_fit_is_an_error():

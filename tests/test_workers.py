@@ -240,7 +240,7 @@ def test_stream_raises_errors_of_jobs():
 
 
 def test_stream_continues_after_deaths():
-    jobs = [3, 4, -1, -2, 5, 6, 7]
+    jobs = [3, 4, -1, -2, 5, -3, 6, 7]
     results = list(stream(die_at_negative, jobs, 2, ahead=4, on_death=lambda job: f"died of {job}"))
     assert results == [f"died of {x}" if x < 0 else x * x for x in jobs]
     with pytest.raises(RuntimeError, match="terminated abruptly"):

@@ -121,6 +121,8 @@ class Summary:
       spins: Numbers of unpaired electrons that occur.
       odd_electrons: Whether a molecule has an odd number of electrons, but no unpaired ones in its
         labels.
+      sizes: Smallest and largest number of atoms of the structures without a cell; None if there
+        are none.
       fit: Least-squares fit of the total energies (eV) to the element counts.
     """
 
@@ -130,6 +132,7 @@ class Summary:
         self.periodic = False
         self.spins: set[float] = set()
         self.odd_electrons = False
+        self.sizes: tuple[int, int] | None = None
         self.fit = ElementFit()
         self._squares, self._components = 0.0, 0
         for columns in blocks:
@@ -142,6 +145,7 @@ class Summary:
         self.charges.update(np.unique(columns.charge).tolist())
         self.spins.update([0.0] if columns.spin is None else np.unique(columns.spin).tolist())
         self.odd_electrons |= bool(has_odd_electrons(columns).any())
+        self.sizes = merge_sizes([self.sizes, _sizes(columns)])
         self.fit.add(columns, columns.energy)
         known = np.isfinite(columns.forces)
         self._squares += float((columns.forces[known] ** 2).sum())
@@ -158,6 +162,24 @@ class Summary:
         return (
             float(np.sqrt(self._squares / self._components)) if self._components else float("nan")
         )
+
+
+def merge_sizes(ranges: Iterable[tuple[int, int] | None]) -> tuple[int, int] | None:
+    """Return the range that contains all ranges of sizes; None if all are None.
+
+    >>> merge_sizes([(3, 9), None, (2, 5)])
+    (2, 9)
+    """
+    known = [each for each in ranges if each is not None]
+    return (min(low for low, _ in known), max(high for _, high in known)) if known else None
+
+
+def _sizes(columns: Columns) -> tuple[int, int] | None:
+    """Return the smallest and largest number of atoms of structures without a cell, or None."""
+    sizes = columns.n_atoms
+    if columns.cell is not None:
+        sizes = sizes[~columns.cell.any(axis=(1, 2))]
+    return (int(sizes.min()), int(sizes.max())) if len(sizes) else None
 
 
 def reference_energies(

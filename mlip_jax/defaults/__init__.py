@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ml_collections
 
+from mlip_jax.defaults.active_learning import ACTIVE_LEARNING
 from mlip_jax.defaults.audit import AUDIT
 from mlip_jax.defaults.crystal import CRYSTAL
 from mlip_jax.defaults.data import CONVERT, GENERATE, GENERATE_CONFORMERS, INSPECT
@@ -46,6 +47,7 @@ TASKS: dict[str, Part] = {
         CRYSTAL,
         NEB,
         AUDIT,
+        ACTIVE_LEARNING,
     )
 }
 
@@ -158,3 +160,8 @@ def vibrations_defaults() -> ml_collections.ConfigDict:
 def audit_defaults() -> ml_collections.ConfigDict:
     """Return the config of task "audit" with the default of every field."""
     return AUDIT.build()
+
+
+def active_learning_defaults() -> ml_collections.ConfigDict:
+    """Return the config of task "active_learning" with the default of every field."""
+    return ACTIVE_LEARNING.build()

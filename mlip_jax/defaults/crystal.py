@@ -6,7 +6,7 @@ import dataclasses
 
 from mlip_jax.defaults.bounds import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, Bounds
 from mlip_jax.defaults.field import Field, optional, task
-from mlip_jax.defaults.shared_parts import FMAX, FORCE_FIELD, MAX_STEPS
+from mlip_jax.defaults.shared_parts import FMAX, FORCE_FIELD, MAX_STEPS, SYMPREC
 
 CRYSTAL = task(
     "crystal",
@@ -22,6 +22,7 @@ CRYSTAL = task(
     ),
     fmax=dataclasses.replace(FMAX, default=1e-3),
     max_steps=dataclasses.replace(MAX_STEPS, default=1_000),
+    symprec=SYMPREC,
     volume_range=Field(
         0.06,
         "Largest relative change of the volume in the equation of state.",

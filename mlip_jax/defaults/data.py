@@ -242,6 +242,13 @@ GENERATE = task(
         molecules=Field(
             "", 'File of molecules, one "SMILES name" per line; if empty, the built-in molecules.'
         ),
+        kinds=Field(
+            ("conformations",),
+            "Kinds of geometries: conformations (thermal), torsions (one to three bonds turned to "
+            "any angle, also those of amides), dimers (each molecule with a random one of the list "
+            "that has at most 20 atoms), stretches (normal modes and stretched bonds of molecules "
+            "of 2 to 12 atoms).",
+        ),
     ),
 )
 

@@ -103,6 +103,15 @@ MINIMIZER = Part(
     ),
 )
 
+SYMPREC = optional(
+    float,
+    "Tolerance of the space groups that the structures keep, as with ASE's constraint "
+    "FixSymmetry; requires spglib.",
+    unit="Å",
+    bounds=POSITIVE,
+    unset="symmetry is not enforced",
+    legacy_value=None,
+)
 CELL = Part(
     "Relaxation of the cells of periodic structures.",
     cell=optional(
@@ -128,13 +137,5 @@ CELL = Part(
     ),
     hydrostatic_strain=Field(False, "Fixed shape of the cells.", only_with=("cell",)),
     constant_volume=Field(False, "Fixed volume of the cells.", only_with=("cell",)),
-    symprec=optional(
-        float,
-        "Tolerance of the space groups that the structures keep, as with ASE's constraint "
-        "FixSymmetry; requires spglib.",
-        unit="Å",
-        bounds=POSITIVE,
-        unset="symmetry is not enforced",
-        legacy_value=None,
-    ),
+    symprec=SYMPREC,
 )

@@ -64,20 +64,33 @@ class _End(SystemExit):
 def ended_by_signals() -> Iterator[None]:
     """Raise SystemExit with EXIT_REQUEUE on SIGTERM and SIGUSR1 in the body.
 
-    A scheduler sends these signals to reclaim the machine. This is for parts of a program that have
-    nothing to save. It does nothing outside of the main thread.
+    A scheduler sends these signals to reclaim the machine. SIGINT raises KeyboardInterrupt, as
+    always. This is for parts of a program that have nothing to save. It does nothing outside of the
+    main thread.
+
+    Compiled code can replace the exception of a signal by another one: NumPy raises TypeError if a
+    signal arrives while it compares structured arrays. An exception that leaves the body after a
+    signal is therefore logged and counts as the end by this signal.
     """
+    ends: list[BaseException] = []
 
     def end(number, frame):
-        raise _End(number)
+        ends.append(KeyboardInterrupt() if number == signal.SIGINT else _End(number))
+        raise ends[-1]
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    before = {number: signal.signal(number, end) for number in numbers}
     try:
         with _resend_lost_signals():
             yield
+    except Exception as error:
+        if not ends:
+            raise
+        log.warning("while the run was being stopped: %s: %s", type(error).__name__, error)
+        raise ends[-1] from error
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

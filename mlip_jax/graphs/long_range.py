@@ -14,7 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-_ROUNDING = 1e-6  # largest relative error of the lengths of lattice vectors in float32
+# _ROUNDING: largest relative error of the lengths of lattice vectors in float32.
+_ROUNDING = 1e-6
+# _ROOM: ratio of the vectors that programs have room for to those of the largest accepted cell. A
+# cell of twice the length needs 8 times as many, and more for numbers that are rounded down.
+# _LEAST_ROOM: least number of vectors that programs have room for.
+_ROOM, _LEAST_ROOM = 16, 4096
 
 
 class LatticeSum(NamedTuple):
@@ -22,11 +27,20 @@ class LatticeSum(NamedTuple):
 
     Attributes:
       k_max: Length up to which the vectors are needed (1/Å).
-      num_vectors: Number of vectors that a program sums over, one of k and -k.
+      num_vectors: Largest number of vectors of a cell that is accepted, one of k and -k.
     """
 
     k_max: float
     num_vectors: int
+
+    @property
+    def room(self) -> int:
+        """Return the number of vectors that programs have room for.
+
+        Cells grow in relaxations and dynamics. This is sufficient for twice the lattice vectors of
+        the largest cell that is accepted.
+        """
+        return max(_ROOM * self.num_vectors, _LEAST_ROOM)
 
 
 class LatticeSumCutoff(float):
@@ -87,16 +101,13 @@ def count_vectors(cell: np.ndarray, k_max: float) -> int:
     return int((np.prod(2 * shells + 1) - 1) // 2)
 
 
-def find_lattice_obstacle(
-    cutoff: float | None, cell: np.ndarray, pbc: np.ndarray, growth: float = 1.0
-) -> str:
+def find_lattice_obstacle(cutoff: float | None, cell: np.ndarray, pbc: np.ndarray) -> str:
     """Return the reason why long-range terms cannot be computed in a cell, or "".
 
     Args:
       cutoff: Long-range cutoff of the force field.
       cell: Lattice vectors as rows (Å), (3, 3).
       pbc: Periodicity along each lattice vector, (3,).
-      growth: Factor of the lattice vectors that the lattice sums must have room for.
     """
     if cutoff is None:
         return ""
@@ -112,11 +123,11 @@ def find_lattice_obstacle(
                 f"pbc={np.asarray(pbc).tolist()}: Ewald sums require periodicity in all three "
                 "directions. Add vacuum and set pbc=True."
             )
-        needed = count_vectors(np.asarray(cell, np.float64) * growth, lattice.k_max)
+        needed = count_vectors(np.asarray(cell, np.float64), lattice.k_max)
         if needed > lattice.num_vectors:
             return (
                 f"the Ewald sum needs {needed} reciprocal vectors for this cell, but the force "
-                f"field sums over {lattice.num_vectors}. Increase k_vectors: set "
+                f"field accepts at most {lattice.num_vectors}. Increase k_vectors: set "
                 f'potential.electrostatics_options.k_vectors, or load "...#k_vectors={needed}".'
             )
     return ""

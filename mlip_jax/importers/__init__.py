@@ -42,10 +42,13 @@ def split_force_fields(given: Any) -> list[Any]:
 
     >>> split_force_fields("runs/a, runs/b")
     ['runs/a', 'runs/b']
+    >>> split_force_fields("runs/a,X.model#head=mp##dispersion=pbe")
+    ['runs/a#dispersion=pbe', 'X.model#head=mp#dispersion=pbe']
 
     Args:
       given: Force field, in any of the forms that `load_force_field` accepts, several of them
-        separated by commas, the calculator of an ensemble, or a sequence of force fields.
+        separated by commas, the calculator of an ensemble, or a sequence of force fields. Options
+        after "##" are those of all force fields of a text.
 
     Raises:
       ValueError: There is no force field, or an object of another kind.
@@ -56,11 +59,14 @@ def split_force_fields(given: Any) -> list[Any]:
         return list(given.potentials)
     if isinstance(given, str | Path):
         text = str(given)
-        whole = not text or "," not in text or Path(text).exists()
-        items = [text] if whole else [part.strip() for part in text.split(",")]
-        if not all(items):
+        if not text or Path(text).exists():
+            parts, shared = [text], ""
+        else:
+            each, mark, shared = text.partition("##")
+            parts, shared = [part.strip() for part in each.split(",")], mark[1:] + shared
+        if not all(parts):
             raise ValueError(f"force field: an empty name in {text!r}; {_EXPECTED}")
-        return items
+        return [part + shared for part in parts]
     if isinstance(given, Sequence) and given:
         return [item for part in given for item in split_force_fields(part)]
     raise ValueError(f"force field: received {given!r}; {_EXPECTED}")
@@ -74,7 +80,8 @@ def load_force_field(given: Any, **options) -> Potential:
         "X.model", whose content selects the importer; "IMPORTER:FILE", for example
         "schnetpack:painn.safetensors"; name of a published force field, for example "sevennet-0"
         (importers/published.py); a `Potential`, which is returned; or a calculator of one. Options
-        may follow a file or name, as in "X.model#head=omol#dispersion=pbe".
+        may follow a file or name, as in "X.model#head=omol#dispersion=pbe"; those of all members of
+        an ensemble follow "##".
       **options: Options of the importer, see its function `load`, and of any force field:
         `dispersion` adds the D3(BJ) dispersion of a functional, `k_vectors` changes the number of
         reciprocal vectors of Ewald sums, see catalog/added_terms.py.

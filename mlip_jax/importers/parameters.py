@@ -17,17 +17,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import safetensors.numpy
 from flax import linen as nn
 
-from mlip_jax import __version__, terms
+from mlip_jax import __version__, models, terms
 from mlip_jax.checkpoint import CheckpointError, from_arrays, to_arrays
 from mlip_jax.files import atomic_open
 from mlip_jax.importers.formats import weights
 from mlip_jax.importers.formats.weights import WeightsError
-from mlip_jax.potential import Potential, create_model, example_graph
+from mlip_jax.potential import Potential, create_model
 from mlip_jax.workdir import write_json
 
 WEIGHTS, DESCRIPTION = "parameters.safetensors", "parameters.json"
@@ -129,7 +128,7 @@ def load(folder: str | Path) -> Potential:
     arrays = weights.read(folder / WEIGHTS)
     reference = arrays.pop(_REFERENCE)
     model = terms.with_terms(create_model(description["model"]), description["terms"])
-    template = jax.eval_shape(lambda: model.init(jax.random.key(0), example_graph()))
+    _, template = models.outline(model)
     try:
         params = from_arrays(template, arrays, "params/")
     except CheckpointError as error:

@@ -67,8 +67,7 @@ def locate(entry: PublishedForceField) -> Path:
     if entry.url is None:
         raise DownloadError(
             f"{entry.name}: install the Python package {entry.package}, which contains the file "
-            f"{entry.file} (pip install --no-deps {entry.package.replace('_', '-')}), or copy the "
-            f"file to {cached}"
+            f"{entry.file} ({entry.source}), or copy the file to {cached}"
         )
     return download(entry.url, cached, entry.size, entry.sha256)
 

@@ -8,10 +8,14 @@ bonds in place of positions, and have no energies.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib
 import pkgutil
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from mlip_jax import limits
 from mlip_jax.models import bond_graphs
@@ -70,6 +74,40 @@ def new_run_options(name: str) -> dict[str, Any]:
     as `NEW_RUN_OPTIONS`.
     """
     return dict(getattr(find(name), "NEW_RUN_OPTIONS", {}))
+
+
+def outline(model, dtype: Any = np.float32) -> tuple[Any, Any]:
+    """Return the outputs and parameters of a model as `jax.ShapeDtypeStruct`s.
+
+    The model is traced for a small graph, but not compiled. Results are kept, because a calculator
+    needs them several times and tracing takes a large part of the time of a first energy.
+
+    Args:
+      model: Model, also with energy terms.
+      dtype: dtype of the positions.
+    """
+    dtype = np.dtype(dtype)
+    try:
+        hash(model)
+    except TypeError:  # an option is an array or a list
+        return _trace_outline(model, dtype)
+    return _cached_outline(model, dtype)
+
+
+def _trace_outline(model, dtype):
+    """Trace a model; see `outline`."""
+    import jax
+
+    from mlip_jax.graphs.graph import example_graph
+    from mlip_jax.matmul_precision import full_precision
+
+    x64 = jax.enable_x64(True) if dtype == np.float64 else contextlib.nullcontext()
+    # at the precision of the force evaluation, which then reuses the compiled constants
+    with x64, full_precision():
+        return jax.eval_shape(model.init_with_output, jax.random.key(0), example_graph(dtype))
+
+
+_cached_outline = functools.lru_cache(maxsize=32)(_trace_outline)
 
 
 def uses_average_neighbors(name: str, options: Mapping[str, Any]) -> bool:

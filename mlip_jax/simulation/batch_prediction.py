@@ -33,11 +33,12 @@ from mlip_jax.graphs.batch import build_batch
 from mlip_jax.graphs.packing import plan_batches
 from mlip_jax.graphs.padding import choose_budget, graph_sizes
 from mlip_jax.graphs.shapes import GrowingBudget
-from mlip_jax.importers import load_force_field, split_force_fields
+from mlip_jax.importers import split_force_fields
 from mlip_jax.potential import Potential, evaluate, has_energy_derivatives
 from mlip_jax.simulation.device_memory import ProgramTooLarge, check_fits, largest_size
 from mlip_jax.simulation.energies import invariant_features
 from mlip_jax.simulation.ensemble_mean import level_of_theory
+from mlip_jax.simulation.force_fields import load_each
 from mlip_jax.simulation.structure_predictions import StructurePredictions
 from mlip_jax.simulation.trust import atom_domain
 from mlip_jax.simulation.trust.coverage import has_unseen_state
@@ -82,7 +83,7 @@ def load_members(given: Any) -> tuple[ForceFieldMember, ...]:
         force field occurs twice.
     """
     items = split_force_fields(given)
-    potentials = [load_force_field(item) for item in items]
+    potentials = load_each(items)
     digests = [p.digest() for p in potentials]
     if len(set(digests)) < len(digests):
         raise ValueError(

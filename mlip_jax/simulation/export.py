@@ -36,6 +36,13 @@ Periodic files take "cell" (3, 3) and "shifts" (max_pairs, 3), where the vector 
 pair, too; include either shift or -shift. Force fields with long-range terms take
 "long_range_pairs", which are all pairs within `long_range_cutoff` (null: all pairs), padded in the
 same way.
+
+In periodic files, force fields with Ewald sums require periodicity in all three directions. The
+program has room for "max_vectors" reciprocal vectors of each of its "lattice_sums". In a cell that
+needs more, all results are NaN. With its "k_max" and the lengths of the lattice vectors, a cell
+needs
+
+    (np.prod(2 * np.floor(k_max * lengths / (2 * np.pi)) + 1) - 1) / 2
 """
 
 from __future__ import annotations
@@ -53,7 +60,7 @@ import numpy as np
 
 from mlip_jax import __version__
 from mlip_jax.files import atomic_open
-from mlip_jax.graphs.long_range import of_boundaries
+from mlip_jax.graphs.long_range import LatticeSumCutoff, of_boundaries
 from mlip_jax.potential import Potential, evaluate
 from mlip_jax.workdir import write_json
 
@@ -143,6 +150,7 @@ def export_stablehlo(
             "max_atoms": max_atoms,
             "cutoff": potential.cutoff,
             "long_range_cutoff": None if reach is None or math.isinf(reach) else reach,
+            "lattice_sums": describe_lattice_sums(potential.long_range_cutoff, periodic),
             "elements": [int(z) for z in potential.elements],
             "inputs": inputs,
             "outputs": outputs,
@@ -152,6 +160,17 @@ def export_stablehlo(
         },
     )
     return folder
+
+
+def describe_lattice_sums(cutoff: float | None, periodic: bool) -> list[dict[str, float]]:
+    """Return the limits of the Ewald sums of a program, [] if it has none.
+
+    Args:
+      cutoff: Long-range cutoff of the force field.
+      periodic: Whether the program takes a cell.
+    """
+    sums = cutoff.sums if periodic and isinstance(cutoff, LatticeSumCutoff) else ()
+    return [{"k_max": lattice.k_max, "max_vectors": lattice.room} for lattice in sums]
 
 
 def default_pairs(max_atoms: int, cutoff: float, periodic: bool) -> int:

@@ -36,9 +36,32 @@ def load_mean_force_field(given: Any) -> Potential:
       ValueError: Another object, or force fields that cannot be averaged.
       CheckpointError, FileNotFoundError: There is no readable force field at a location.
     """
-    items = split_force_fields(given)
-    members = [importers.load_force_field(item) for item in items]
+    members = load_each(split_force_fields(given))
     return members[0] if len(members) == 1 else mean_potential(members)
+
+
+def load_each(items: Sequence[Any]) -> list[Potential]:
+    """Load the members of an ensemble; warn if a term is added to only some of them.
+
+    Args:
+      items: Force fields, as from `importers.split_force_fields`.
+    """
+    names = [item for item in items if isinstance(item, str)]
+    if len(names) == len(items):
+        chosen = [importers.split_options(name)[1].get("dispersion") for name in names]
+        if len(set(chosen)) > 1:
+            name = next(name for name, functional in zip(names, chosen) if functional)
+            user_warnings.warn(
+                f"the members of the ensemble differ in their added dispersion: {name} has it. To "
+                f"add it to all members, write "
+                f"{','.join(map(_without_dispersion, names))}##dispersion={max(filter(None, chosen))}"
+            )
+    return [importers.load_force_field(item) for item in items]
+
+
+def _without_dispersion(name: str) -> str:
+    """Return a name without the option that adds a dispersion term."""
+    return "#".join(part for part in name.split("#") if not part.startswith("dispersion="))
 
 
 def load_domains(given: Any) -> tuple[Domain | None, ...]:

@@ -40,6 +40,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
         seed=data.seed,
         num_processes=data.num_processes or None,
         molecules=_read_molecules(data.molecules) if data.molecules else None,
+        kinds=data.kinds,
     )
     log.info("%s contains\n%s", path, json.dumps(summarize(path), indent=2))
     return path

@@ -16,7 +16,16 @@ from mlip_jax.importers.catalog.published_list import FORCE_FIELDS, PublishedFor
 
 log = logging.getLogger(__name__)
 
-_COLUMNS = ("name", "elements", "reference method", "license", "citation", "source", "MB")
+_COLUMNS = (
+    "name",
+    "elements",
+    "reference method",
+    "license",
+    "remarks",
+    "citation",
+    "source",
+    "MB",
+)
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path | None = None) -> Path | None:
@@ -50,13 +59,13 @@ def markdown(entries: tuple[PublishedForceField, ...]) -> str:
 def _row(entry: PublishedForceField) -> tuple[str, ...]:
     """Return the cells of a force field."""
     unknown = "unknown"
-    license_ = ", ".join(text for text in (entry.license or unknown, entry.note) if text)
     source = entry.url or (f"package {entry.package}" if entry.package else unknown)
     return (
         entry.name,
         entry.elements or unknown,
         entry.method or unknown,
-        license_,
+        entry.license or unknown,
+        entry.note,
         entry.citation or unknown,
         source,
         f"{entry.size / 1e6:.1f}" if entry.size else unknown,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 import numpy as np
@@ -16,6 +18,7 @@ from mlip_jax.defaults.training import LENGTH
 from mlip_jax.tasks.force_field_training.loop import build_loop
 from mlip_jax.tasks.force_field_training.preparation import TrainingRun
 from mlip_jax.tasks.force_field_training.report import report_run
+from mlip_jax.training.loop import TrainingLoop
 from mlip_jax.training.options import check, set_model_options
 from mlip_jax.training.outputs import restore
 from mlip_jax.training.prepare import count_steps, log_model, make_batches
@@ -33,6 +36,13 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
       ConfigError, WorkdirError, DatasetError, TrainingError, Stopped: The message explains how to
         fix the problem.
     """
+    with prepared(config, workdir) as training:
+        return report_run(training, *fit(training))
+
+
+@contextlib.contextmanager
+def prepared(config: ml_collections.ConfigDict, workdir: str | Path) -> Iterator[TrainingRun]:
+    """Claim the workdir and yield the inputs of the run. Raises as `run`."""
     config = configs.complete(config, defaults.train_defaults())
     check(config)
     with contextlib.ExitStack() as stack:
@@ -40,11 +50,17 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
             if distributed.leader():
                 stack.enter_context(claimed(workdir, configs.identity(config), LENGTH))
         set_model_options(config, Path(workdir))
-        return _train(TrainingRun.prepare(config, Path(workdir)))
+        training = TrainingRun.prepare(config, Path(workdir))
+        yield training.with_batch_size(restore(training.workdir))
 
 
-def _train(training: TrainingRun) -> Path:
-    """Create the batches, train, and write the report."""
+def fit(training: TrainingRun) -> tuple[TrainingLoop, Any, float, dict[str, float]]:
+    """Create the batches and train, or resume.
+
+    Returns:
+      The loop, which has ended; parameters of the same shapes as those of the checkpoints; the
+      training time (s); the fraction of each padded size that is filled.
+    """
     config, splits = training.config, training.splits
     restored = restore(training.workdir)
     reference = np.array(training.statistics["reference_energies"])
@@ -67,4 +83,4 @@ def _train(training: TrainingRun) -> Path:
         "time breakdown: %s",
         ", ".join(f"{100 * share:.2f} % {name}" for name, share in loop.meter.summary().items()),
     )
-    return report_run(training, loop, params, progress.seconds, fill)
+    return loop, params, progress.seconds, fill

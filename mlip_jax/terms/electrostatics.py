@@ -37,8 +37,8 @@ class Term(nn.Module):
     With the method "cutoff", energy and force of a pair go to zero at the cutoff. Without a cutoff
     the sum is over all pairs of the list. With the method "ewald", the sum is over all pairs of a
     molecule, or over all pairs and images in a crystal. The charge of a crystal is compensated by a
-    uniform background. The energies of crystals that need more than `k_vectors` are NaN;
-    graphs.long_range finds these cells beforehand.
+    uniform background. graphs.long_range rejects crystals that need more than `k_vectors`; a cell
+    may then grow to twice its lattice vectors, beyond which its energy is NaN.
 
     Attributes:
       cutoff: Cutoff radius (Å), or None. With "ewald" that of the pair sum in crystals; it changes
@@ -48,7 +48,7 @@ class Term(nn.Module):
       act: Activation of the head (layers.ACTIVATIONS).
       method: "cutoff" or "ewald".
       accuracy: Largest term that the Ewald sums neglect, relative to the first one.
-      k_vectors: Number of reciprocal vectors of the Ewald sums, one of k and -k.
+      k_vectors: Largest number of reciprocal vectors of a cell that is accepted, one of k and -k.
     """
 
     cutoff: float | None = 12.0
@@ -57,7 +57,7 @@ class Term(nn.Module):
     act: str = "silu"
     method: str = "cutoff"
     accuracy: float = 1e-5
-    k_vectors: int = 1000
+    k_vectors: int = 8192
 
     long_range = True
 
@@ -120,7 +120,7 @@ class Term(nn.Module):
         energies = share_among_atoms(energies, edge, len(charges))
         if lattice_sum is not None:
             smooth = reciprocal_energies(
-                graph, charges, self._splitting, lattice_sum.num_vectors, self.damping
+                graph, charges, self._splitting, lattice_sum.room, self.damping
             )
             energies = energies + Hartree * Bohr * smooth
         return energies, {"partial_charges": charges}

@@ -13,9 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-import optax.contrib
 
 from mlip_jax.config import unknown_name
+from mlip_jax.training.device import rules
 
 OPTIMIZERS = ("adam", "amsgrad", "adamw", "muon")
 SCHEDULES = ("cosine", "exponential", "step", "plateau", "constant")
@@ -139,18 +139,16 @@ def create(
     _check(config, _MOMENT_RULES)
     moments = {"b1": config["b1"], "b2": config["b2"], "eps": config["eps"]}
     if config["name"] == "adam":
-        rule = optax.adam(rate, **moments)
+        rule = rules.adam(rate, moments)
     elif config["name"] == "amsgrad":
-        rule = optax.amsgrad(rate, **moments)
-    elif config["name"] == "muon":
-        _check(config, {"weight_decay": _NOT_NEGATIVE})
-        rule = _muon(rate, config["weight_decay"], moments)
+        rule = rules.amsgrad(rate, moments)
     else:
         _check(config, {"weight_decay": _NOT_NEGATIVE})
-        rule = optax.adamw(rate, weight_decay=config["weight_decay"], mask=_matrices, **moments)
+        decaying = {"adamw": rules.adamw, "muon": rules.muon}[config["name"]]
+        rule = decaying(rate, config["weight_decay"], moments)
     if config["clip_norm"]:
         _check(config, {"clip_norm": _NOT_NEGATIVE})
-        rule = optax.chain(optax.clip_by_global_norm(config["clip_norm"]), rule)
+        rule = optax.chain(rules.clip(config["clip_norm"]), rule)
     factors = parse_multipliers(config.get("lr_multipliers", ""))
     if factors:
         rule = optax.chain(
@@ -168,33 +166,6 @@ def create(
             f"Write ({patterns!r},)."
         )
     return _freeze(rule, tuple(patterns)) if patterns else rule
-
-
-def _muon(rate, weight_decay: float, moments: Mapping[str, float]) -> optax.GradientTransformation:
-    """Create Muon for matrices and Adam for the other parameters."""
-    return optax.contrib.muon(
-        rate,
-        weight_decay=weight_decay,
-        adam_b1=moments["b1"],
-        adam_b2=moments["b2"],
-        eps=moments["eps"],
-        muon_weight_dimension_numbers=_matrix_axes,
-        consistent_rms=0.2,
-    )
-
-
-def _matrix_axes(params):
-    """Return the input and output axes of each kernel that is a matrix, None for other parameters.
-
-    Kernels with one input or output are not treated as matrices. Axes before the last two are
-    heads, each with its own matrix.
-    """
-
-    def axes(path, p):
-        is_matrix = parameter_path(path[-1:]) == "kernel" and p.ndim > 1 and min(p.shape[-2:]) > 1
-        return optax.contrib.MuonDimensionNumbers(-2, -1) if is_matrix else None
-
-    return jax.tree_util.tree_map_with_path(axes, params)
 
 
 def parse_multipliers(text: str) -> dict[str, float]:
@@ -245,11 +216,6 @@ def _check_matches(field: str, pattern: str, paths: Sequence[str]) -> None:
         f"{field}: {pattern!r} matches none of the {len(paths)} parameters; the nearest are "
         f"{', '.join(near)}. * matches any characters."
     )
-
-
-def _matrices(params):
-    """Return a tree like `params` with True for each parameter that decays in AdamW."""
-    return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
 def _freeze(

@@ -164,6 +164,16 @@ def test_odd_numbers_of_electrons_count_unless_labels_or_a_cell_explain_them():
         assert not Summary([columns_of([[1, 1]])]).odd_electrons
 
 
+def test_sizes_are_those_of_the_molecules():
+    """Detects sizes of one block instead of all, and unit cells that count as molecules."""
+    crystal = Columns.from_structures(
+        [Structure(np.array([6]), np.zeros((1, 3)), cell=np.eye(3), pbc=np.ones(3, bool))]
+    )
+    assert Summary([columns_of([[1, 1], [1] * 7]), columns_of([[1] * 3])]).sizes == (2, 7)
+    assert Summary([crystal, columns_of([[1] * 3])]).sizes == (3, 3)
+    assert Summary([crystal]).sizes is None
+
+
 def test_force_rms_ignores_unknown_forces():
     forces = [np.full((1, 3), 2.0), np.full((1, 3), np.nan)]
     assert Summary([columns_of([[1], [6]], forces=forces)]).force_rms == pytest.approx(2.0)

@@ -150,6 +150,8 @@ def test_task(cache, tmp_path, capsys):
     task.run(config, tmp_path / "list")
     table = capsys.readouterr().out
     assert "| mace-off23-small |" in table and "unknown" in table
+    (bundled,) = (line for line in table.splitlines() if "| drugs-gfn2 |" in line)
+    assert "| Apache-2.0 | for energies, geometries" in bundled  # the license used to have both
     # a list used to leave a folder runs/published
     assert not (tmp_path / "list").exists() and not (tmp_path / "run").exists()
 

@@ -23,13 +23,14 @@ def code_of(path):
     return [TransformerManager().transform_cell(c.source) for c in cells if c.cell_type == "code"]
 
 
-def test_there_are_five_notebooks():
+def test_there_are_six_notebooks():
     assert [path.stem for path in NOTEBOOKS] == [
         "01_train",
         "02_relax",
         "03_md_so3lr",
         "04_properties",
         "05_diversity",
+        "06_label_budget",
     ]
 
 

@@ -155,6 +155,26 @@ def test_an_odd_number_of_electrons_without_a_spin_is_unseen(make_potential):
             assert has_unseen_state(columns, members).tolist() == [unseen]
 
 
+def test_molecules_smaller_or_far_larger_than_those_of_training_are_unseen(make_potential):
+    """Atoms of diatomics look like training atoms, so H2 was inside the domain with large errors."""
+    for sizes, expected in (((3, 9), {2: True, 3: False, 45: False, 46: True}), (None, {2: False})):
+        statistics = {"charges": [0.0], "spins": [0.0], "sizes": sizes}
+        members = [dataclasses.replace(make_potential("tiny"), metadata={"statistics": statistics})]
+        for count, unseen in expected.items():
+            atoms = Atoms("H" * count, np.arange(3.0 * count).reshape(-1, 3))
+            states = unseen_states(atoms, members)
+            assert [state.name for state in states] == ["size"] * unseen
+            assert all("3 to 9 atoms" in state.message for state in states)
+            columns = Columns.from_structures([from_ase(atoms)])
+            assert has_unseen_state(columns, members).tolist() == [unseen]
+            frame = io.StringIO()
+            write(frame, atoms, format="extxyz")
+            (cells,) = domain_cells(members[0], [None], [frame.getvalue().encode()])
+            assert cells == ("", 1 if unseen else "")
+            atoms.pbc, atoms.cell = True, np.eye(3)  # the size of a cell is arbitrary
+            assert not unseen_states(atoms, members)
+
+
 def test_relaxed_radicals_are_outside_without_a_domain(make_potential):
     """Exported force fields have no domain, and their tables did not mention radicals."""
     statistics = {"charges": [0.0], "spins": [0.0], "odd_electrons": False}

@@ -46,6 +46,15 @@ def test_crystals_of_a_file(tmp_path, monkeypatch):
         crystal.run(config, tmp_path / "other")
 
 
+def test_a_missing_force_field_suggests_a_published_one(tmp_path):
+    config = crystal_defaults()
+    with pytest.raises(ConfigError, match=r"sevennet-0 \(pip install --no-deps sevenn\)"):
+        crystal.run(config, tmp_path / "run")
+    config.force_field = "argon"
+    with pytest.raises(ConfigError, match="input is required"):
+        crystal.run(config, tmp_path / "run")
+
+
 def test_report(tmp_path):
     """The report shows results and reasons."""
     volumes = [40.0, 41.0, 42.0]

@@ -6,6 +6,7 @@ import json
 import pytest
 from ase.io import read, write
 
+from mlip_jax.config import ConfigError
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.defaults import neb_defaults
 from mlip_jax.reports.simulations.reactions import ReportedPath, write_reaction_report
@@ -51,6 +52,11 @@ def test_structures_of_one_name_are_a_path(tmp_path):
     write(tmp_path / "c.xyz", frames)
     with pytest.raises(DatasetError, match="expected two per reaction"):
         neb.read_paths(tmp_path / "c.xyz")
+
+
+def test_a_missing_force_field_suggests_published_ones(tmp_path):
+    with pytest.raises(ConfigError, match="force_field=so3lr for molecules.*published.py"):
+        neb.run(neb_defaults(), tmp_path / "run")
 
 
 def test_report(tmp_path):

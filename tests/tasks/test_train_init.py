@@ -103,7 +103,9 @@ def test_a_fine_tuned_force_field_has_seen_the_states_of_the_initial_one():
         "spins": [0.0, 1.0],
         "periodic": True,
         "odd_electrons": True,
+        "sizes": None,  # not recorded by the initial force field
     }
+    assert seen(summary, sizes=[5, 9])["sizes"] == (2, 9)
     assert seen(of_crystal, periodic=False)["periodic"] is True
     assert seen(summary, periodic=False)["periodic"] is False
     assert seen(summary, charges=None)["periodic"] is seen(summary, charges=None)["charges"] is None

@@ -9,13 +9,14 @@ from ase import Atoms
 from ase.build import bulk
 from ase.units import Bohr, Hartree
 
-from mlip_jax import MLIPCalculator, terms
+from mlip_jax import MLIPCalculator, importers, terms
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.graphs.batch import build_batch
 from mlip_jax.graphs.shapes import PaddingBudget
-from mlip_jax.importers import load_force_field
+from mlip_jax.importers import load_force_field, split_force_fields
 from mlip_jax.importers.catalog.added_terms import add_terms, split_term_options
 from mlip_jax.potential import active_terms, evaluate, example_graph
+from mlip_jax.simulation.force_fields import load_each
 from mlip_jax.simulation.relaxation.cells.filters import CellFilter
 from mlip_jax.simulation.relaxation.cells.inputs import find_cell_obstacle
 from mlip_jax.structure import from_ase
@@ -150,3 +151,22 @@ def test_the_level_of_theory_includes_the_added_dispersion(level, twice, caplog)
 def test_options_of_terms():
     given = {"head": "a", "dispersion": "pbe", "k_vectors": 12.0}
     assert split_term_options(given) == ({"head": "a"}, {"dispersion": "pbe", "k_vectors": 12.0})
+
+
+def test_dispersion_of_ensembles(tmp_path, monkeypatch):
+    """Without a word, "a,b#dispersion=pbe" used to add D3 to the second member only."""
+    plain = pairwise(depth=0.02, length=2.2, cutoff=5.0, elements=(1, 6, 8))
+    monkeypatch.setattr(importers, "_load", lambda *_: plain)
+    assert split_force_fields("a, b#x=1##dispersion=pbe#k_vectors=9") == [
+        "a#dispersion=pbe#k_vectors=9",
+        "b#x=1#dispersion=pbe#k_vectors=9",
+    ]
+    (tmp_path / "c##d").mkdir()
+    assert split_force_fields(str(tmp_path / "c##d")) == [str(tmp_path / "c##d")]
+    potentials = load_each(split_force_fields("a,b##dispersion=pbe"))
+    assert all(p.long_range_cutoff == pytest.approx(60 * Bohr) for p in potentials)
+    with pytest.warns(UserWarning, match="b#dispersion=pbe has it.*write a,b##dispersion=pbe"):
+        potentials = load_each(split_force_fields("a,b#dispersion=pbe"))
+    assert [p.long_range_cutoff is None for p in potentials] == [True, False]
+    with pytest.raises(ValueError, match="expected an option NAME=VALUE"):
+        load_each(split_force_fields("a,b##"))

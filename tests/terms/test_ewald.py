@@ -18,17 +18,13 @@ from mlip_jax.datasets.columns import Columns
 from mlip_jax.graphs.batch import build_batch
 from mlip_jax.graphs.edge_counts import count_all_pairs
 from mlip_jax.graphs.graph import example_graph
-from mlip_jax.graphs.long_range import (
-    LatticeSum,
-    LatticeSumCutoff,
-    count_vectors,
-    find_lattice_obstacle,
-)
+from mlip_jax.graphs.long_range import LatticeSum, LatticeSumCutoff, count_vectors
 from mlip_jax.graphs.shapes import PaddingBudget
 from mlip_jax.potential import Potential, evaluate
+from mlip_jax.simulation import export
 from mlip_jax.simulation.relaxation.inputs import find_obstacle
 from mlip_jax.structure import Structure, from_ase
-from mlip_jax.terms.layers.ewald import _shells
+from mlip_jax.terms.layers.ewald import Splitting, _shells, reciprocal_energies
 from tests.simulation.analytic import Pairwise
 from tests.terms.test_terms import Neighbors
 
@@ -99,12 +95,21 @@ def ewald(positions, cell, q, alpha, damping=0.0):
     return COULOMB * (energy - np.pi / (2 * volume) * (alpha**-2 - damping**2) * q.sum() ** 2)
 
 
-def batch(force_field, *structures):
+def grown():
+    """Return a cell that needs more vectors than the force field accepts, as after a relaxation."""
+    atoms = triclinic()
+    atoms.set_cell(1.9 * atoms.cell.array, scale_atoms=True)
+    return atoms
+
+
+def batch(force_field, *structures, any_cell=False):
     columns = Columns.from_structures(
         s if isinstance(s, Structure) else from_ase(s) for s in structures
     )
     budget = PaddingBudget(len(columns.numbers) + 2, 700, len(columns) + 1, 900)
     far = force_field.long_range_cutoff
+    if any_cell:
+        far = LatticeSumCutoff(far.periodic, [s._replace(num_vectors=10**6) for s in far.sums])
     return build_batch(columns, budget, 4.0, dtype=np.float64, long_range_cutoff=far)
 
 
@@ -119,8 +124,9 @@ def mixture():
             molecule(),
             salt("cesiumchloride", 4.12),
             salt("zincblende", 5.41),
+            grown(),
         ]
-        graph = batch(ions, *structures)
+        graph = batch(ions, *structures, any_cell=True)
         result = jax.jit(lambda p, g: evaluate(ions.model, p, g, 1.0, True))(ions.params, graph)
         return structures, jax.tree.map(np.asarray, result)
 
@@ -158,8 +164,19 @@ def test_a_charged_triclinic_cell_and_a_molecule(mixture):
     single = structures[2]
     r, q = single.get_all_distances() + np.diag([np.inf] * 4), charges_of(single)
     assert result.energy[2] == pytest.approx(0.5 * COULOMB * (np.outer(q, q) / r).sum(), rel=1e-12)
-    assert not result.stress[2].any() or result.energy[5] == 0
-    assert result.energy[5] == 0 and not result.forces[-2:].any()
+    assert result.energy[6] == 0 and not result.forces[-2:].any()
+
+
+def test_a_cell_that_has_grown(mixture):
+    """Programs have room for cells of twice the length, so relaxations and dynamics continue."""
+    (atoms, result), q = (mixture[0][5], mixture[1]), charges_of(grown())
+    assert "k_vectors" in find_obstacle(atoms, potential())
+    expected = ewald(atoms.positions, atoms.cell.array, q, 0.4)
+    assert result.energy[5] == pytest.approx(expected, abs=1e-9)
+    for cell, accepted in ((np.eye(3) * 9.0, 62), (np.diag([3.0, 3.0, 40.0]), 12)):
+        lattice = LatticeSum(2.0, accepted)
+        assert count_vectors(cell, lattice.k_max) == accepted
+        assert count_vectors(2 * cell, lattice.k_max) <= lattice.room
 
 
 @pytest.mark.slow
@@ -194,11 +211,13 @@ def test_smeared_charges_train_on_forces():
         slopes.append(derivative({"params": {**parameters, "electrostatics": head}})[0][0])
     by_charge = gradient["params"]["electrostatics"]["bias"][11]
     assert float(by_charge) == pytest.approx(float(slopes[0] - slopes[1]) / (2 * h), rel=1e-7)
-    # too few vectors for the doubled cell: not a number on the device, an error on the host
+    # too many vectors for the doubled cell: not a number on the device, an error on the host
     few = potential(damping=1.5, accuracy=1e-9, k_vectors=300)
     with pytest.raises(ValueError, match="needs .* reciprocal vectors for this cell"):
         batch(few, double)
-    out = jax.jit(few.model.apply)(few.params, graph).terms["electrostatics"]
+    splitting = Splitting.of(OPTIONS["cutoff"], 1e-9, 1.5)
+    charges = jnp.ones(graph.nodes["numbers"].size)
+    out = reciprocal_energies(graph, charges, splitting, 300, 1.5)
     assert np.isnan(out[8:16]).all() and np.isfinite(out[:8]).all()
 
 
@@ -224,9 +243,6 @@ def test_cells_that_do_not_suit():
                 MLIPCalculator(ions).get_potential_energy(atoms)
             with pytest.raises(ValueError, match=words):
                 count_all_pairs(Columns.from_structures([from_ase(atoms)]), cutoff)
-    growing = LatticeSumCutoff(5.0, (LatticeSum(2.0, 13),))
-    assert not find_lattice_obstacle(growing, np.eye(3) * 6.0, np.ones(3), 1.0)
-    assert find_lattice_obstacle(growing, np.eye(3) * 6.0, np.ones(3), 1.1)
 
 
 @pytest.mark.parametrize(
@@ -286,3 +302,45 @@ def test_vectors_at_the_limit_are_counted():
         number = count_vectors(cell, k_max)
         needed = _shells(jnp.asarray(cell[None], jnp.float32), k_max, number)[1]
         assert int(needed[0]) <= number == ((2 * shells + 1) ** 3 - 1) // 2
+
+
+def test_exported_limits_of_the_sums():
+    """A program in another language can tell beforehand which cells have no energy."""
+    ions = potential(k_vectors=500)
+    (sums,) = export.describe_lattice_sums(ions.long_range_cutoff, periodic=True)
+    assert sums == {"k_max": pytest.approx(8.44, abs=0.01), "max_vectors": 8000}
+    assert export.describe_lattice_sums(ions.long_range_cutoff, periodic=False) == []
+    assert export.describe_lattice_sums(12.0, periodic=True) == []
+    formula = "(np.prod(2 * np.floor(k_max * lengths / (2 * np.pi)) + 1) - 1) / 2"
+    assert formula in export.__doc__
+    cell, k_max = triclinic().cell.array, sums["k_max"]
+    names = {"np": np, "k_max": k_max, "lengths": np.linalg.norm(cell, axis=1)}
+    assert eval(formula, names) == count_vectors(cell, k_max)  # noqa: S307
+
+
+@pytest.mark.slow
+def test_cells_that_expand():
+    """Relaxations and barostats continue with cells that need more vectors than those accepted."""
+    from mlip_jax import relax
+    from mlip_jax.simulation.dynamics.md import MolecularDynamics
+
+    model = Pairwise(depth=0.1, length=2.5, cutoff=5.0)
+    start = salt("rocksalt", 4.4)
+    options = {"damping": 1.0, "accuracy": 1e-7}
+    (lattice,) = potential(model, **options).long_range_cutoff.sums
+    few = potential(model, **options, k_vectors=count_vectors(start.cell.array, lattice.k_max))
+    many = potential(model, **options, k_vectors=4000)
+    results = [
+        relax([start], ions, cell="frechet", max_steps=40, dtype="float64")[0]
+        for ions in (few, many)
+    ]
+    assert results[0].converged and results[0].energy == pytest.approx(results[1].energy, abs=1e-12)
+    assert find_obstacle(results[0].atoms, few) and not find_obstacle(results[0].atoms, many)
+    start = salt("rocksalt", 4.9)
+    few = potential(model, **options, k_vectors=count_vectors(start.cell.array, lattice.k_max))
+    settings = {"ensemble": "npt", "temperature": 300, "barostat_time": 100.0, "frame_every": 50}
+    settings |= {"dtype": "float64", "stop_on_bond_break": False, "max_temperature": 1e6}
+    dynamics = MolecularDynamics(start, few, **settings)
+    (run,) = dynamics.run(300)
+    assert not dynamics.broken and np.isfinite(run.thermo.potential).all()
+    assert run.thermo.volume[-1] > 1.1 * start.cell.volume and find_obstacle(run.frames[-1], few)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ase.units import Bohr, Hartree
 
-from mlip_jax.datasets.builtin import labels, sampling
+from mlip_jax.datasets.builtin import kinds, labels, sampling
 from mlip_jax.datasets.builtin.molecules import Molecule
 from mlip_jax.datasets.smiles.embedding import charge_and_unpaired
 
@@ -28,11 +28,13 @@ class Task(NamedTuple):
       molecule: Molecule.
       count: Number of conformations.
       seed: Seed of the whole data set.
+      kind: Kind of the geometries, one of kinds.KINDS.
     """
 
     molecule: Molecule
     count: int
     seed: int
+    kind: str = kinds.CONFORMATIONS
 
 
 class Conformations(NamedTuple):
@@ -76,8 +78,9 @@ def make_conformations(task: Task) -> Conformations:
             atom.GetSymbol(): labels.isolated_atom_energy(atom.GetAtomicNum())
             for atom in mol.GetAtoms()
         }
-        force_field, frames = _geometries(mol, numbers, task.count, rng)
-    except ValueError as error:
+        sample = kinds.FRAMES.get(task.kind, _geometries)
+        force_field, frames = sample(mol, numbers, task.count, rng)
+    except (ValueError, RuntimeError) as error:  # RDKit raises both
         return empty_result(mol, numbers, f"molecule: {error}", task.count)
     dropped = Counter({"scf": task.count - len(frames)})  # relaxations without SCF convergence
     return label_frames(mol, numbers, frames, force_field, atom_energies, dropped)

@@ -21,6 +21,7 @@ import numpy as np
 from rich import progress as bars
 
 from mlip_jax import workers
+from mlip_jax.datasets.builtin import kinds as geometry_kinds
 from mlip_jax.datasets.builtin import molecules as embedded
 from mlip_jax.datasets.builtin.conformations import Conformations, Task, make_conformations
 
@@ -38,6 +39,7 @@ def generate_embedded(
     seed: int = 0,
     num_processes: int | None = None,
     molecules: Sequence[embedded.Molecule] | None = None,
+    kinds: Sequence[str] = (geometry_kinds.CONFORMATIONS,),
     progress: bool = True,
 ) -> Path:
     """Generate the built-in data set unless it exists.
@@ -55,6 +57,9 @@ def generate_embedded(
       seed: Seed of the sampling.
       num_processes: Number of worker processes; None for one per available core.
       molecules: Molecules as (name, SMILES, subset); None for the built-in ones.
+      kinds: Kinds of geometries: "conformations" (thermal), "torsions" (bonds turned to any angle),
+        "dimers" (pairs of molecules of the list) and "stretches" (normal modes and stretched bonds
+        of molecules of 2 to 12 atoms).
       progress: Whether to show a progress bar.
 
     Returns:
@@ -62,7 +67,8 @@ def generate_embedded(
 
     Raises:
       ImportError: RDKit or tblite is missing.
-      ValueError: A SMILES is invalid, a name is invalid or used twice, or a count is below one.
+      ValueError: A SMILES is invalid, a name is invalid or used twice, a count is below one, or a kind
+        is unknown or has no molecule.
       FileExistsError: A file that this function did not generate exists at `path`.
       OSError: The disk is full or the folder is not writable. No partial file remains.
     """
@@ -81,13 +87,17 @@ def generate_embedded(
             f"expected at least one conformation and process, got {num_conformations=}, "
             f"{num_processes=}"
         )
+    jobs = geometry_kinds.jobs(molecules, kinds, seed)
+    listed, molecules = molecules, [job.molecule for job in jobs]
     counts, costs = allocate_conformations(molecules, num_conformations)
     parameters = {
         "num_conformations": num_conformations,
         "seed": seed,
         "sampling_version": SAMPLING_VERSION,
-        "molecules": hashlib.sha256(json.dumps(molecules).encode()).hexdigest(),
+        "molecules": hashlib.sha256(json.dumps(listed).encode()).hexdigest(),
     }
+    if tuple(kinds) != (geometry_kinds.CONFORMATIONS,):
+        parameters["kinds"] = list(kinds)
     if is_cached(path, parameters):
         return path
     versions = {name: version(name) for name in ("rdkit", "tblite", "numpy")}
@@ -95,7 +105,7 @@ def generate_embedded(
         if is_cached(path, parameters):  # another process may have written it
             return path
         with progress_bar(progress, counts) as advance:
-            tasks = [Task(molecule, count, seed) for molecule, count in zip(molecules, counts)]
+            tasks = [Task(job.molecule, count, seed, job.kind) for job, count in zip(jobs, counts)]
             make_parts(parts, make_conformations, tasks, costs, num_processes, advance)
         parts.merge(molecules, counts, parameters | {"versions": versions})
     log.info("%s: %s", path, storage.summarize(path))

@@ -28,6 +28,7 @@ class Surface:
 
     Args:
       mol: RDKit molecule with explicit hydrogens and at least one conformer.
+      interfragment: Whether separate fragments of `mol` interact.
 
     Attributes:
       name: "MMFF94", or "UFF" if MMFF94 lacks parameters for some atom.
@@ -37,7 +38,7 @@ class Surface:
       ValueError: MMFF94 and UFF lack parameters for the molecule.
     """
 
-    def __init__(self, mol):
+    def __init__(self, mol, interfragment: bool = False):
         from rdkit.Chem import rdForceFieldHelpers as helpers
 
         # Older versions register its classes only on this import.
@@ -48,11 +49,13 @@ class Surface:
             self.name = "MMFF94"
             properties = helpers.MMFFGetMoleculeProperties(mol)
             self._build = lambda conf_id: helpers.MMFFGetMoleculeForceField(
-                mol, properties, confId=conf_id
+                mol, properties, confId=conf_id, ignoreInterfragInteractions=not interfragment
             )
         elif helpers.UFFHasAllMoleculeParams(mol):
             self.name = "UFF"
-            self._build = lambda conf_id: helpers.UFFGetMoleculeForceField(mol, confId=conf_id)
+            self._build = lambda conf_id: helpers.UFFGetMoleculeForceField(
+                mol, confId=conf_id, ignoreInterfragInteractions=not interfragment
+            )
         else:
             raise ValueError("neither MMFF94 nor UFF has parameters for this molecule")
         self._mol = mol
@@ -70,10 +73,30 @@ class Surface:
         self._field.Initialize()
         return np.array(self._field.CalcGrad(positions.ravel().tolist())).reshape(self.shape)
 
-    def minimum(self, conf_id: int, max_steps: int = 1000) -> np.ndarray:
-        """Relax a conformer by at most `max_steps` steps and return its positions (Å), (n, 3)."""
+    def minimum(
+        self,
+        conf_id: int,
+        max_steps: int = 1000,
+        held: Sequence[tuple[tuple[int, int, int, int], float]] = (),
+        stiffness: float = 0.0,
+    ) -> np.ndarray:
+        """Relax a conformer by at most `max_steps` steps and return its positions (Å), (n, 3).
+
+        Args:
+          conf_id: Conformer of the molecule, changed in place.
+          max_steps: Maximum number of steps.
+          held: Torsions that are held, as four atoms and the angle (degrees).
+          stiffness: Force constant that holds them, kcal/mol/rad^2.
+        """
         field = self._build(conf_id)
         field.Initialize()
+        hold = (
+            field.MMFFAddTorsionConstraint
+            if self.name == "MMFF94"
+            else (field.UFFAddTorsionConstraint)
+        )
+        for torsion, angle in held:
+            hold(*torsion, False, angle, angle, stiffness)
         field.Minimize(maxIts=max_steps)
         return self._mol.GetConformer(conf_id).GetPositions()
 
@@ -137,6 +160,8 @@ def langevin(
     temperature: float,
     num_frames: int,
     rng: np.random.Generator,
+    *,
+    steps: int = STEPS_PER_FRAME,
 ) -> np.ndarray:
     """Run Langevin dynamics (BAOAB) from a minimum and return frames (Å), (num_frames, n, 3).
 
@@ -144,8 +169,9 @@ def langevin(
       surface: Energy surface.
       positions: Positions of the minimum (Å), (n, 3).
       temperature: Temperature (K).
-      num_frames: Number of frames, one per STEPS_PER_FRAME steps.
+      num_frames: Number of frames.
       rng: NumPy random generator.
+      steps: Number of steps per frame.
     """
     thermal = np.sqrt(BOLTZMANN * temperature * ACCELERATION / MASS)
     keep = np.exp(-FRICTION * TIME_STEP)
@@ -156,9 +182,7 @@ def langevin(
     gradient = surface.gradient(positions)
     frames = []
     for _ in range(num_frames):
-        noise = (
-            np.sqrt(1 - keep**2) * thermal * rng.standard_normal((STEPS_PER_FRAME, *surface.shape))
-        )
+        noise = np.sqrt(1 - keep**2) * thermal * rng.standard_normal((steps, *surface.shape))
         for kick in noise:  # half kick, half drift, thermostat, half drift, half kick
             velocities = velocities + half_kick * gradient
             positions = positions + 0.5 * TIME_STEP * velocities

@@ -9,6 +9,7 @@ row per structure:
     cell             float64 blob (3, 3);  pbc  INTEGER, bits 1, 2, 4 for the three vectors
     energy, free_energy, magmom                 REAL
     forces, stress, dipole, charges, magmoms    float64 blobs
+    masses, momenta, initial_magmoms            float64 blobs
     charge           REAL, the sum of the initial charges
     key_value_pairs  TEXT, JSON
     data             BLOB (format 9): 8 bytes with the offset of a JSON text that refers to arrays
@@ -48,7 +49,7 @@ _MAGIC = b"SQLite format 3\0"
 _VERSIONS = range(5, 10)
 _SCALARS = ("energy", "free_energy", "magmom")
 _ARRAYS = {"forces": (-1, 3), "stress": (-1,), "dipole": (-1,), "charges": (-1,), "magmoms": (-1,)}
-_ATOMS = {"masses": (-1,), "momenta": (-1, 3)}
+_ATOMS = {"masses": (-1,), "momenta": (-1, 3), "initial_magmoms": (-1,)}
 _COLUMNS = (
     *("id", "numbers", "positions", "cell", "pbc", "natoms", "charge", "key_value_pairs", "data"),
     *_SCALARS,
@@ -71,7 +72,8 @@ class AseRow:
       results: Calculator results of the row ("energy", "forces", "dipole", ...).
       key_value_pairs: Numbers and texts by key.
       data: Numbers, texts, lists or NumPy arrays by key.
-      atoms: Masses (amu), shape (n,), and momenta in ASE's units, shape (n, 3), float64, if known.
+      atoms: Masses (amu), shape (n,), momenta in ASE's units, shape (n, 3), and collinear initial
+        magnetic moments ("magmoms"), shape (n,), float64, if known.
     """
 
     id: int
@@ -214,6 +216,8 @@ class AseDatabase:
                 if values[k] is not None
             }
             atoms = {k: arrays.pop(k) for k in _ATOMS if k in arrays}
+            moments = atoms.pop("initial_magmoms", np.zeros(0))
+            atoms |= {"magmoms": moments} if len(moments) == len(numbers) else {}
             results |= arrays
             return AseRow(
                 id=values["id"],

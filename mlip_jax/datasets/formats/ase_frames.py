@@ -30,6 +30,7 @@ from mlip_jax.datasets.text_files import (
     open_bytes,
     suffix_of,
 )
+from mlip_jax.structure import INITIAL_MOMENTS
 
 _TRAJECTORY_MAGIC = b"- of UlmASE-Trajectory"
 _PICKLES = {"bundletrajectory"}
@@ -49,6 +50,7 @@ class Frame:
       arrays: Labels of the atoms by name.
       results: Calculator results by name.
       comment_energy: Energy (hartree) that a program wrote without a name, or None; see xyz.py.
+      moments: ASE's initial magnetic moments, (n,) or (n, 3), or None.
     """
 
     numbers: np.ndarray
@@ -60,6 +62,7 @@ class Frame:
     arrays: dict[str, Any]
     results: dict[str, Any]
     comment_energy: float | None = None
+    moments: np.ndarray | None = None
 
     def has(self, key: str) -> bool:
         """Return whether the frame has a label."""
@@ -162,7 +165,6 @@ class MemoryFrames(FileFrames):
 
 def _from_atoms(atoms: Atoms, comment_energy: float | None = None) -> Frame:
     """Convert ASE's Atoms to a frame."""
-    results = getattr(atoms.calc, "results", {}) if atoms.calc is not None else {}
     arrays = {k: v for k, v in atoms.arrays.items() if k not in ("numbers", "positions")}
     return Frame(
         numbers=np.asarray(atoms.numbers, np.int32),
@@ -172,8 +174,9 @@ def _from_atoms(atoms: Atoms, comment_energy: float | None = None) -> Frame:
         charge=float(atoms.get_initial_charges().sum()),
         labels=dict(atoms.info),
         arrays=arrays,
-        results=dict(results),
+        results=dict(getattr(atoms.calc, "results", {})),
         comment_energy=comment_energy,
+        moments=atoms.arrays.get(INITIAL_MOMENTS),
     )
 
 
@@ -284,6 +287,7 @@ class _DatabaseFrames(FileFrames):
                 labels=row.key_value_pairs,
                 arrays=row.data,
                 results=row.results,
+                moments=row.atoms.get("magmoms"),
             )
 
 

@@ -22,7 +22,8 @@ from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.smiles.embedding import MoleculeRecord
 from mlip_jax.datasets.store.store import Store
 from mlip_jax.datasets.text_files import open_text, suffix_of
-from mlip_jax.state_labels import find_charge, find_unpaired
+from mlip_jax.state_labels import find_charge, find_unpaired, unpaired_of_moments
+from mlip_jax.structure import INITIAL_MOMENTS
 from mlip_jax.wording import count_of
 
 IndexFilter = Callable[[int], bool]
@@ -178,12 +179,17 @@ def count_frames(path: Path, kind: str) -> int:
 def _record(number: int, atoms: Atoms, labels: Any, initial_charge: float) -> MoleculeRecord:
     """Return the record of a structure, with charge and unpaired electrons from its labels.
 
+    Without labels of the unpaired electrons, they are those of the initial magnetic moments.
+
     Raises:
       ElectronicStateError: The labels are invalid or contradict each other.
     """
     smiles, name = (_text(labels.get(key)) for key in ("smiles", "name"))
     info = {"charge": total_charge(find_charge(labels), smiles, float(initial_charge))}
     unpaired = find_unpaired(labels, atoms.numbers, info["charge"])
+    if unpaired is None:
+        moments = atoms.arrays.get(INITIAL_MOMENTS)
+        unpaired = unpaired_of_moments(moments, atoms.numbers, info["charge"], atoms.pbc)
     info |= {"num_unpaired_electrons": int(unpaired)} if unpaired else {}
     clean = without_labels(atoms)
     clean.info = info

@@ -62,6 +62,7 @@ from mlip_jax.state_labels import (
     find_charge,
     find_unpaired,
     spin_names,
+    unpaired_of_moments,
 )
 from mlip_jax.structure import Structure, cell_problem, hill_formula
 
@@ -82,7 +83,7 @@ class Reader(reader.Reader):
       charge_key: Name of the total charge. "charge" includes other usual names, such as
         total_charge. "" takes it from the SMILES or the initial charges.
       spin_key: Name of the number of unpaired electrons or of the multiplicity. "spin" includes
-        other usual names, such as multiplicity and num_unpaired_electrons. "" reads none.
+        other usual names and the initial magnetic moments of molecules. "" reads none.
       stress_key: Name of the stress or virial of structures that are periodic in three directions.
         "stress" includes other usual names, such as virial and REF_stress. "none" or "" ignores
         them.
@@ -327,6 +328,8 @@ class Reader(reader.Reader):
             charge = total_charge(known, smiles, frame.charge)
             names = None if spin_key == "spin" else [spin_key]
             unpaired = find_unpaired(labels, frame.numbers, charge, names)
+            if unpaired is None and spin_key == "spin":
+                unpaired = unpaired_of_moments(frame.moments, frame.numbers, charge, frame.pbc)
         except ElectronicStateError as error:
             raise DatasetError(f"{source}: {error}") from error
         if known is None and not smiles and whole_charge(frame.charge) is None:

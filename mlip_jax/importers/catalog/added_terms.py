@@ -1,6 +1,7 @@
 """Energy terms that are added to a force field when it is loaded, and changes of its terms.
 
-They are options of any force field, as in "X.model#dispersion=pbe" and "runs/a#k_vectors=4000".
+They are options of any force field, as in "X.model#dispersion=pbe" and "runs/a#k_vectors=20000", and of
+all members of an ensemble, as in "runs/a,runs/b##dispersion=pbe".
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from mlip_jax.terms.layers.d3_reference import LAST_ELEMENT
 
 log = logging.getLogger(__name__)
 
-# OPTIONS: dispersion: functional of the D3(BJ) term. k_vectors: number of reciprocal vectors of the
-# Ewald sums, for larger cells than those of the training data.
+# OPTIONS: dispersion: functional of the D3(BJ) term. k_vectors: largest number of reciprocal
+# vectors of the Ewald sums.
 OPTIONS = ("dispersion", "k_vectors")
 # _DISPERSION: parts of the names of methods with a dispersion correction of their own.
 _DISPERSION = re.compile(r"D[234]\b|GFN|MBD|VV10|3c\b|[MX]-[DV]\b")
@@ -85,7 +86,7 @@ def _with_level(metadata: Mapping[str, Any], level: str) -> dict[str, Any]:
 
 
 def _with_k_vectors(potential: Potential, k_vectors: Any) -> Potential:
-    """Return a force field with another number of reciprocal vectors."""
+    """Return a force field that accepts another number of reciprocal vectors."""
     model, params, chosen = _separate(potential)
     if chosen.get("electrostatics", {}).get("method") != "ewald":
         raise ValueError(f"the force field has no Ewald sums: remove k_vectors={k_vectors}")

@@ -19,14 +19,14 @@ class PublishedForceField(NamedTuple):
       importer: Name of the importer.
       elements: Elements that it covers.
       method: Reference method of its training data.
-      license: License of the weights.
+      license: License of the weights, with its conditions.
       citation: Paper.
       url: URL of the file, or None.
       size: Size of the file (bytes), or None.
       sha256: Checksum of the file, or None.
       package: Python package that contains the file, "" if none does.
       file: File in that package.
-      note: Further conditions.
+      note: Intended use and required options.
     """
 
     name: str
@@ -42,6 +42,13 @@ class PublishedForceField(NamedTuple):
     file: str = ""
     note: str = ""
 
+    @property
+    def source(self) -> str:
+        """Where the file comes from, as in "pip install --no-deps sevenn"."""
+        if self.url:
+            return "downloaded once"
+        return f"pip install --no-deps {self.package.replace('_', '-')}"
+
 
 _SEVENNET = "https://github.com/MDIL-SNU/SevenNet/releases/download/"
 _MACE_MP = "https://github.com/ACEsuit/mace-mp/releases/download/"
@@ -53,8 +60,10 @@ _KOVACS = "Kovács et al., arXiv:2312.15211"
 _ELEMENTS_89 = "89 elements"
 _PBE = "PBE, with +U for some compounds"
 _KIM = "Kim et al., J. Am. Chem. Soc. 147, 1042 (2025)"
-_ASL = "Academic Software License"
-_NOT_COMMERCIAL = "not for commercial use"
+LIST_COMMAND = (
+    "The list of published force fields: python -m mlip_jax.main --config=configs/published.py"
+)
+_ASL = "Academic Software License (not for commercial use)"
 _SPICE = "ωB97M-D3(BJ)/def2-TZVPPD (SPICE)"
 _OFF_ELEMENTS = "H C N O F P S Cl Br I"
 _MODALITIES = "requires modality="
@@ -94,7 +103,6 @@ def _mace_off(size):
         license=_ASL,
         citation=_KOVACS,
         url=f"{_MACE_OFF}MACE-OFF23_{size}.model",
-        note=_NOT_COMMERCIAL,
     )
 
 
@@ -175,7 +183,6 @@ FORCE_FIELDS = (
         method=None,
         license_=_ASL,
         citation=None,
-        note=_NOT_COMMERCIAL,
     ),
     _mace(
         "mace-matpes-r2scan-0",
@@ -184,7 +191,6 @@ FORCE_FIELDS = (
         method="R2SCAN",
         license_=_ASL,
         citation=None,
-        note=_NOT_COMMERCIAL,
     ),
     _mace_off("small"),
     _mace_off("medium"),

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import safetensors
 
+from mlip_jax import models
 from mlip_jax.files import NUMPY_ERRORS
-from mlip_jax.potential import example_graph
 
 HOW_TO_SAVE = (
     "Save the weights in the environment in which the model was trained: "
@@ -148,7 +148,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 def check_shapes(model, params) -> None:
     """Raise WeightsError if the shapes of the parameters are not those of the model."""
-    template = jax.eval_shape(model.init, jax.random.key(0), example_graph())
+    _, template = models.outline(model)
     expected = {
         jax.tree_util.keystr(path): leaf.shape
         for path, leaf in jax.tree_util.tree_leaves_with_path(template)

@@ -15,13 +15,15 @@ import numpy as np
 def orthonormal_harmonics(unit: jax.Array, degrees: Sequence[int]) -> jax.Array:
     """Compute orthonormal real spherical harmonics of `degrees`, concatenated.
 
-    The shape (P, 3) becomes (P, D). Those of zero vectors are zero, except that of degree 0.
+    The shape (P, 3) becomes (P, D), with m = -l, ..., l for each degree. Those of zero vectors are
+    zero, except that of degree 0.
     """
     # builds tables of couplings and of polynomials, which takes two seconds
     import e3x
 
+    # e3x compiles a program per component to sort them in its Cartesian order
     values = e3x.so3.spherical_harmonics(
-        unit, max(degrees), r_is_normalized=True, normalization="orthonormal"
+        unit, max(degrees), r_is_normalized=True, cartesian_order=False, normalization="orthonormal"
     )
     values = values.astype(unit.dtype)  # with x64, e3x converts float32 to float64
     if tuple(degrees) == tuple(range(degrees[0], degrees[-1] + 1)):

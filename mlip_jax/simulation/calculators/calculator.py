@@ -55,7 +55,8 @@ class MLIPCalculator(PaddedCalculator):
 
     The total charge is read from `atoms.info["charge"]` and the number of unpaired electrons from
     `atoms.info["num_unpaired_electrons"]`, or from their other usual names, such as "total_charge",
-    "spin" and "multiplicity".
+    "spin" and "multiplicity". Without any, the initial magnetic moments of a molecule state its
+    unpaired electrons.
 
     If the domain of the force field is known (domain.npz of a training run), three more properties
     are available through, for example, `calc.get_property("outside_domain", atoms)`. They cost a

@@ -23,8 +23,9 @@ from ase.geometry import wrap_positions
 from ase.outputs import Properties, all_outputs
 from ase.stress import full_3x3_to_voigt_6_stress
 
+from mlip_jax import models
 from mlip_jax.compilation_cache import keep_compiled_programs
-from mlip_jax.potential import Evaluation, Potential, example_graph
+from mlip_jax.potential import Evaluation, Potential
 from mlip_jax.simulation.calculators import conservation, stationarity
 from mlip_jax.simulation.calculators.compiled import CompiledForceField, columns_at_once
 from mlip_jax.simulation.trust.coverage import unseen_states
@@ -78,13 +79,8 @@ class PaddedCalculator(Calculator):
         self._reset_compiled()
 
     def _predictions(self, potential: Potential) -> set[str]:
-        """Return the names of the per-atom predictions of a model other than energies.
-
-        The model is traced, but not compiled.
-        """
-        with jax.enable_x64(self.dtype == np.float64):
-            out = jax.eval_shape(potential.model.apply, potential.params, example_graph(self.dtype))
-        return set(out.properties)
+        """Return the names of the per-atom predictions of a model other than energies."""
+        return set(models.outline(potential.model, self.dtype)[0].properties)
 
     # --- Implemented by subclasses ---
 

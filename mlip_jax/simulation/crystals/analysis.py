@@ -26,6 +26,7 @@ from mlip_jax.simulation.crystals.phonons import (
 )
 from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field
 from mlip_jax.simulation.relaxation.cells.filters import CellFilter
+from mlip_jax.simulation.relaxation.cells.symmetry import check_symprec
 from mlip_jax.simulation.relaxation.relax import Relaxer
 from mlip_jax.simulation.relaxation.result import Relaxation
 
@@ -41,6 +42,8 @@ class CrystalOptions:
     Attributes:
       fmax: Largest force of a relaxed crystal, on atoms and cell (eV/Å).
       max_steps: Maximum number of steps of a relaxation.
+      symprec: Tolerance (Å) of the space groups that crystals keep, at all volumes; requires spglib.
+        None keeps only those of crystals with ASE's constraint FixSymmetry.
       volume_range: Largest relative change of the volume in the equation of state.
       num_volumes: Number of volumes; 0 skips the equation of state.
       supercell_length: Minimum distance of the lattice planes of the supercell of the phonons (Å).
@@ -52,6 +55,7 @@ class CrystalOptions:
 
     fmax: float = 1e-3
     max_steps: int = 1000
+    symprec: float | None = None
     volume_range: float = 0.06
     num_volumes: int = 9
     supercell_length: float = 12.0
@@ -65,6 +69,7 @@ class CrystalOptions:
             raise ValueError(
                 f"volume_range must be above 0 and below 0.5, received {self.volume_range}"
             )
+        check_symprec(self.symprec)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,13 +170,14 @@ def analyze_crystals(
     periodic = {k: atoms for k, atoms in given.items() if atoms.pbc.all()}
     for k in given.keys() - periodic.keys():
         yield k, CrystalAnalysis(given[k], "it is not periodic in three directions")
-    relaxed = dict(Relaxer(potential, cell=CellFilter(), **shared).stream(periodic.items()))
+    cells = Relaxer(potential, cell=CellFilter(), symprec=settings.symprec, **shared)
+    relaxed = dict(cells.stream(periodic.items()))
     usable = {k: r for k, r in relaxed.items() if r.status not in _FAILED}
     for k in relaxed.keys() - usable.keys():
         yield k, CrystalAnalysis(relaxed[k].atoms, relaxed[k].reason or relaxed[k].status)
     factors = 1 + np.linspace(-settings.volume_range, settings.volume_range, settings.num_volumes)
     strained = {
-        (k, i): _scale_volume(result.atoms, factor)
+        (k, i): scale_volume(result.atoms, factor)
         for k, result in usable.items()
         for i, factor in enumerate(factors)
     }
@@ -184,10 +190,11 @@ def analyze_crystals(
         yield k, _complete(result, factors, points, calculator, settings)
 
 
-def _scale_volume(atoms: Atoms, factor: float) -> Atoms:
-    """Return a crystal with a multiple of the volume."""
+def scale_volume(atoms: Atoms, factor: float) -> Atoms:
+    """Return a crystal with a multiple of the volume and with the constraints of the original."""
     scaled = atoms.copy()
-    scaled.set_cell(atoms.cell.array * factor ** (1 / 3), scale_atoms=True)
+    cell = atoms.cell.array * factor ** (1 / 3)
+    scaled.set_cell(cell, scale_atoms=True, apply_constraint=False)
     return scaled
 
 

@@ -12,6 +12,7 @@ import dataclasses
 import importlib
 import importlib.metadata
 import logging
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -119,11 +120,13 @@ class ReferenceEvaluation:
       energy: Energy (eV); NaN if the method failed.
       forces: Forces (eV/Å), (n_atoms, 3); None if the method failed.
       error: Error message if the method failed; otherwise "".
+      seconds: Duration of the calculation (s); NaN in caches of earlier versions.
     """
 
     energy: float
     forces: np.ndarray | None
     error: str = ""
+    seconds: float = dataclasses.field(default=np.nan, kw_only=True)
 
     @property
     def fmax(self) -> float:
@@ -155,6 +158,7 @@ class Oracle:
       num_processes: Number of worker processes, which are new interpreters with one thread each;
         None: one per core; 1: this process.
       progress: Whether to show a progress bar.
+      timeout: Time limit of a calculation (s), after which it counts as failed; None: no limit.
     """
 
     def __init__(
@@ -164,9 +168,11 @@ class Oracle:
         *,
         num_processes: int | None = None,
         progress: bool = True,
+        timeout: float | None = None,
     ):
         self.method, self._cache = method, cache
         self._num_processes, self._progress = num_processes, progress
+        self._timeout = timeout
 
     def evaluate(
         self, molecules: Mapping[str, Atoms], label: str = "energies"
@@ -182,7 +188,9 @@ class Oracle:
         """
         results = self._compute(molecules, {"job": "evaluate"}, label)
         return {
-            name: ReferenceEvaluation(r["energy"], _array(r["forces"]), r["error"])
+            name: ReferenceEvaluation(
+                r["energy"], _array(r["forces"]), r["error"], seconds=r.get("seconds", np.nan)
+            )
             for name, r in results.items()
         }
 
@@ -232,7 +240,7 @@ class Oracle:
         missing = sorted(
             (n for n in molecules if n not in results), key=lambda name: -len(molecules[name])
         )
-        jobs = ((self.method, settings, _bare(molecules[name])) for name in missing)
+        jobs = ((self.method, settings, _bare(molecules[name]), self._timeout) for name in missing)
         problems = []
         done = workers.stream(_work, jobs, self._num_processes, on_death=_death_result)
         with _bar(label, len(molecules), len(results), self._progress and missing) as advance:
@@ -263,26 +271,39 @@ def _work(job) -> tuple[dict[str, Any], bool]:
       The result, serializable as JSON, and whether it is a property of the molecule and not of the
       circumstances. Only the former is cached.
     """
-    method, settings, atoms = job
+    begin = time.perf_counter()
+    result, is_reproducible = _calculate(*job)
+    return result | {"seconds": time.perf_counter() - begin}, is_reproducible
+
+
+def _calculate(method, settings, atoms, timeout) -> tuple[dict[str, Any], bool]:
+    """Return the result of a job without its duration, see `_work`."""
     try:
-        if not np.isfinite(atoms.positions).all():
-            raise CalculationFailed("positions are not finite")
-        atoms.calc = method.calculator(atoms)
-        extra = _minimize(atoms, settings) if settings["job"] == "minimize" else {}
-        energy, forces = float(atoms.get_potential_energy()), atoms.get_forces()
-        if not (np.isfinite(energy) and np.isfinite(forces).all()):
-            raise CalculationFailed("energy or forces are not finite")
-        return {"error": "", "energy": energy, "forces": forces.tolist(), **extra}, True
+        with workers.deadline(timeout):
+            return _evaluate(method, settings, atoms), True
     except CalculationFailed as error:
         return _FAILURE | {"error": _one_line(error)}, True
     except Exception as error:  # calculators raise anything; one molecule must not stop the others
         return _FAILURE | {"error": f"{type(error).__name__}: {_one_line(error)}"}, False
 
 
+def _evaluate(method, settings, atoms) -> dict[str, Any]:
+    """Return energy and forces of a molecule, after its relaxation if that is the job."""
+    if not np.isfinite(atoms.positions).all():
+        raise CalculationFailed("positions are not finite")
+    atoms.calc = method.calculator(atoms)
+    extra = _minimize(atoms, settings) if settings["job"] == "minimize" else {}
+    energy, forces = float(atoms.get_potential_energy()), atoms.get_forces()
+    if not (np.isfinite(energy) and np.isfinite(forces).all()):
+        raise CalculationFailed("energy or forces are not finite")
+    return {"error": "", "energy": energy, "forces": forces.tolist(), **extra}
+
+
 def _death_result(job) -> tuple[dict[str, Any], bool]:
     """Return the result of a job whose worker died."""
     return _FAILURE | {
-        "error": "its worker process died (out of memory, or a crash of the method's library)"
+        "error": "its worker process died (out of memory, a crash of the method's library, or the "
+        "time limit)"
     }, False
 
 

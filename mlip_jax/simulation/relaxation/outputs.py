@@ -22,7 +22,7 @@ from mlip_jax.simulation.ensemble_mean import members_of
 from mlip_jax.simulation.relaxation.journal import Layout
 from mlip_jax.simulation.relaxation.result import Relaxation
 from mlip_jax.simulation.trust import atom_domain
-from mlip_jax.simulation.trust.coverage import judges_odd_electrons, unseen_states
+from mlip_jax.simulation.trust.coverage import judges_odd_electrons, judges_sizes, unseen_states
 from mlip_jax.simulation.trust.domain import Domain
 from mlip_jax.structure import electronic_state, from_ase
 
@@ -106,15 +106,15 @@ def domain_cells(
     Args:
       potential: The force field.
       domains: Domain of the force field, or of each member of an ensemble; None if it is unknown.
-        Without any, only charges, spins, periodicity and odd numbers of electrons without training
-        data are known to be outside.
+        Without any, only charges, spins, periodicity, sizes and odd numbers of electrons without
+        training data are known to be outside.
       frames: The piece FRAME of each molecule, b"" if there is none.
     """
     from ase.io import read
 
     cells: list[tuple[Any, Any]] = [("", "")] * len(frames)
     members, known = members_of(potential), any(domains)
-    every = known or judges_odd_electrons(members)
+    every = known or judges_odd_electrons(members) or judges_sizes(members)
     with_frame = [i for i, piece in enumerate(frames) if piece and (every or _STATE.search(piece))]
     if not with_frame:
         return cells

@@ -61,7 +61,7 @@ class QueuedMolecule(NamedTuple):
       cell: Lattice vectors of a periodic structure (Å), (3, 3), otherwise None; see `Cells`.
       periodic: Periodicity along each lattice vector, (3,) bool, or None.
       mask: Components of the strain that relax, (3, 3), or None.
-      symmetry: Projections that keep the space group, or None.
+      symmetry: Operations of the space group that is kept, or None.
     """
 
     number: int
@@ -226,7 +226,8 @@ class SlotPool:
 
         It is halved after the device ran out of memory. If the compiler has reported the memory of
         a program, the largest number that fits is predicted. The molecules in slots start again:
-        their state was on the device.
+        their state was on the device. The number stays reduced: a larger one would cost a
+        compilation, and all molecules in slots their steps if it failed again.
 
         Args:
           error: Error of the device, raised again if there is only one slot; or ProgramTooLarge.
@@ -245,7 +246,7 @@ class SlotPool:
         else:
             self._max_slots, reason = slots // 2, "out of memory on the device"
         log.warning(
-            "%s with %s in parallel; continuing with %d",
+            "%s with %s in parallel; continuing with %d until the end",
             reason,
             count_of(slots, "molecule"),
             self._max_slots,

@@ -20,7 +20,7 @@ from mlip_jax.simulation.force_fields import TrustCheck, load_mean_force_field
 from mlip_jax.simulation.relaxation import minimizers
 from mlip_jax.simulation.relaxation.cells.filters import CellFilter, create_filter
 from mlip_jax.simulation.relaxation.cells.pool import SMALLEST_CELL, CellPool
-from mlip_jax.simulation.relaxation.cells.symmetry import check_spglib, is_kept, keep_symmetry
+from mlip_jax.simulation.relaxation.cells.symmetry import check_symprec, is_kept, keep_symmetry
 from mlip_jax.simulation.relaxation.inputs import find_obstacle, queued_molecule
 from mlip_jax.simulation.relaxation.journal import FAILURES
 from mlip_jax.simulation.relaxation.pool import SlotPool, slot_size
@@ -180,15 +180,15 @@ class Relaxer:
                 )
         if dtype not in ("float32", "float64"):
             raise ValueError(f'dtype must be "float32" or "float64", received {dtype!r}')
-        if symprec is not None and not (np.isfinite(symprec) and symprec > 0):
-            raise ValueError(f"symprec must be positive (Å), received {symprec}")
-        if symprec is not None:
-            check_spglib()
+        check_symprec(symprec)
         minimizer = minimizers.create(optimizer, maxstep)
         self.potential = load_mean_force_field(force_field)
         warn_if_not_conservative([self.potential])
         self._dtype = np.dtype(dtype)
         self._devices = list(jax.local_devices() if devices is None else devices)
+        # A thread per device, so that none waits while the caller uses results. A single CPU has
+        # no time to gain: the caller computes on the same cores.
+        self._in_threads = len(self._devices) > 1 or self._devices[0].platform != "cpu"
         self._every, self._symprec = trajectory_every, symprec
         self._filter, self._molecules_only = create_filter(cell), molecules_only
         self._batch_atoms = batch_atoms or _BATCH_ATOMS.get(
@@ -226,7 +226,7 @@ class Relaxer:
         `molecules` is read as slots become free, so it may be arbitrarily long.
         """
         shared = SharedQueue(molecules)
-        if len(self._devices) == 1:
+        if not self._in_threads:
             yield from self._on_device(0, shared)
             return
         results: queue.Queue = queue.Queue(maxsize=10_000)

@@ -15,32 +15,51 @@ import numpy as np
 from mlip_jax.graphs.slots import Slots
 
 FREE = -1  # the key of a slot without a molecule
+MAX_ROTATIONS = 48  # those of the cube; no lattice has more
 
 
 class Symmetry(NamedTuple):
-    """Projections onto forces and stresses with the symmetry of the space group.
+    """Operations of the space group, whose averages symmetrize forces and stresses.
 
     Attributes:
-      forces: Projection P of the forces of all atoms, (..., 3 n, 3 n).
-      stress: Projection S of the stress, (..., 9, 9).
+      rotations: Cartesian rotations over their number, zero beyond it, (..., 48, 3, 3).
+      sources: Atom that the operation with each rotation moves to an atom, (..., 48, n) int32.
+      translated: First one of the atoms that translations make equivalent to an atom, (..., n)
+        int32.
+      stress: Projection of the stress, (..., 9, 9).
     """
 
-    forces: jax.Array
+    rotations: jax.Array
+    sources: jax.Array
+    translated: jax.Array
     stress: jax.Array
 
     def of_forces(self, forces: jax.Array) -> jax.Array:
         """Return symmetrized forces, (M, n, 3)."""
-        return _apply(self.forces, forces)
+        slot = jnp.arange(len(forces))[:, None]
+        values = jnp.concatenate([forces, jnp.ones_like(forces[..., :1])], axis=-1)
+        sums = jnp.zeros_like(values).at[slot, self.translated].add(values)[slot, self.translated]
+        mean = sums[..., :3] / sums[..., 3:]
+        moved = mean[slot[..., None], self.sources]  # (M, 48, n, 3)
+        exact = jax.lax.Precision.HIGHEST
+        return jnp.einsum("mrxy,mrny->mnx", self.rotations, moved, precision=exact)
 
     def of_stress(self, stress: jax.Array) -> jax.Array:
         """Return the symmetrized stress, (M, 3, 3)."""
-        return _apply(self.stress, stress)
+        flat, exact = stress.reshape(len(stress), 9), jax.lax.Precision.HIGHEST
+        kept = jnp.einsum("mij,mj->mi", self.stress, flat, precision=exact)
+        return kept.reshape(stress.shape)
 
 
-def _apply(projection, values):
-    flat = values.reshape(len(values), -1)
-    exact = jax.lax.Precision.HIGHEST
-    return jnp.einsum("mij,mj->mi", projection, flat, precision=exact).reshape(values.shape)
+def empty_symmetry(shape: tuple[int, ...], size: int, dtype) -> Symmetry:
+    """Return symmetries without operations of structures with `size` atoms, as NumPy arrays."""
+    atoms = np.arange(size, dtype=np.int32)
+    return Symmetry(
+        np.zeros((*shape, MAX_ROTATIONS, 3, 3), dtype),
+        np.broadcast_to(atoms, (*shape, MAX_ROTATIONS, size)).copy(),
+        np.broadcast_to(atoms, (*shape, size)).copy(),
+        np.zeros((*shape, 9, 9), dtype),
+    )
 
 
 class Cells(NamedTuple):
@@ -53,7 +72,7 @@ class Cells(NamedTuple):
         (K, 3, 3).
       periodic: Whether each direction is periodic, (K, 3) bool.
       mask: 1 for components of the strain that relax, 0 for fixed ones, (K, 3, 3).
-      symmetry: Projections that keep the space groups, or None if these are free.
+      symmetry: Operations of the space groups that are kept, or None if these are free.
     """
 
     reference: jax.Array

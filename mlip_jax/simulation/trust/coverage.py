@@ -1,4 +1,4 @@
-"""Charges, spins and periodicity that occur in the training data of a force field."""
+"""Charges, spins, periodicity and sizes that occur in the training data of a force field."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ _STATES = (
     ("charge", "charges", "total charges"),
     ("num_unpaired_electrons", "spins", "numbers of unpaired electrons"),
 )
+# A molecule is too large if it has more than this many times the atoms of the largest one of
+# training. Any molecule with fewer atoms than the smallest one is too small.
+LARGER = 5
 
 
 class UnseenState(NamedTuple):
     """State of a structure that the training data do not contain.
 
     Attributes:
-      name: "charge", "num_unpaired_electrons" or "pbc".
+      name: "charge", "num_unpaired_electrons", "pbc" or "size".
       message: Explanation for the user.
     """
 
@@ -78,6 +81,16 @@ def unseen_states(atoms: Atoms, members: Sequence[Potential]) -> list[UnseenStat
                 "the structure is periodic, but this force field was trained only on molecules",
             )
         )
+    for low, high in [] if atoms.pbc.any() else _sizes(statistics):
+        if not low <= len(atoms) <= LARGER * high:
+            unseen.append(
+                UnseenState(
+                    "size",
+                    f"the molecule has {len(atoms)} atoms, but this force field was trained only "
+                    f"on molecules of {low} to {high} atoms",
+                )
+            )
+            break
     return unseen
 
 
@@ -94,12 +107,25 @@ def has_unseen_state(columns: Columns, members: Sequence[Potential]) -> np.ndarr
         unseen |= has_odd_electrons(columns)
     if columns.pbc is not None and any(s.get("periodic") is False for s in statistics):
         unseen |= columns.pbc.any(axis=1)
+    molecule = True if columns.pbc is None else ~columns.pbc.any(axis=1)
+    for low, high in _sizes(statistics):
+        unseen |= molecule & ((columns.n_atoms < low) | (columns.n_atoms > LARGER * high))
     return unseen
+
+
+def judges_sizes(members: Sequence[Potential]) -> bool:
+    """Return whether the sizes of the training molecules of a force field are known."""
+    return bool(_sizes(_statistics(members)))
 
 
 def judges_odd_electrons(members: Sequence[Potential]) -> bool:
     """Return whether a force field was trained only on even numbers of electrons, or labels."""
     return any(s.get("odd_electrons") is False for s in _statistics(members))
+
+
+def _sizes(statistics: Sequence[dict[str, Any]]) -> list[tuple[int, int]]:
+    """Return the smallest and largest numbers of atoms of training molecules that are known."""
+    return [tuple(sizes) for s in statistics if (sizes := s.get("sizes"))]
 
 
 def _statistics(members: Sequence[Potential]) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.smiles.embedding import MoleculeRecord
 from mlip_jax.files import make_subfolder
 from mlip_jax.foreign_text import table_text
+from mlip_jax.importers.catalog.published_list import LIST_COMMAND, find
 from mlip_jax.potential import Potential
 from mlip_jax.reports.simulations.crystal import ReportedCrystal, write_crystal_report
 from mlip_jax.reports.simulations.run_settings import run_settings
@@ -84,9 +85,14 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
 
 def _check(c) -> CrystalOptions:
     """Check the config and return the options of the analysis."""
-    for name, example in (("force_field", "runs/salts"), ("input", "crystals.xyz")):
-        if not c[name]:
-            raise ConfigError(f"{name} is required, e.g. --config.{name}={example}")
+    if not c.force_field:
+        raise ConfigError(
+            "force_field is required; that of the package is for molecules. Examples: "
+            f"--config.force_field=sevennet-0 ({find('sevennet-0').source}), or the workdir of a "
+            f"training run, --config.force_field=runs/salts. {LIST_COMMAND}"
+        )
+    if not c.input:
+        raise ConfigError("input is required, e.g. --config.input=crystals.xyz")
     if distributed.count() > 1:
         raise ConfigError(
             f"crystals are analyzed in one process, but this run has {distributed.count()}"

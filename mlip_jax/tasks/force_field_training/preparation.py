@@ -14,7 +14,8 @@ import ml_collections
 import numpy as np
 
 from mlip_jax import distributed, fine_tuning, models, terms
-from mlip_jax.config import ConfigError
+from mlip_jax.checkpoint import Restored
+from mlip_jax.config import ConfigError, to_dict
 from mlip_jax.datasets import source, statistics
 from mlip_jax.datasets.quality.problems import WRONG_STRESS
 from mlip_jax.datasets.reader import DatasetError
@@ -36,6 +37,7 @@ from mlip_jax.potential import (
 from mlip_jax.simulation.trust import molecule_features
 from mlip_jax.training import optimizer
 from mlip_jax.training.data import Split
+from mlip_jax.training.device.batch_size import with_batch_size
 from mlip_jax.training.options import set_average_neighbors
 from mlip_jax.training.prepare import describe, save_or_check_split, warn_of_unseen
 from mlip_jax.training.recorder import writing
@@ -81,7 +83,7 @@ class TrainingRun:
         _log_terms(model)
         if config.optimizer.freeze or config.optimizer.lr_multipliers:
             # report a wrong pattern before the data are read
-            shapes = jax.eval_shape(model.init, jax.random.key(0), example_graph())
+            _, shapes = models.outline(model)
             optimizer.check_patterns(shapes, config.optimizer)
         embed = molecule_features.of(config.data)
         with distributed.leader_first("data"):  # the leader builds the store, others open it
@@ -102,6 +104,16 @@ class TrainingRun:
         splits, unseen = separate_unseen(splits, train_statistics["train_elements"])
         metadata = describe(config, train_statistics)
         return cls(config, workdir, initial, model, data, splits, unseen, metadata)
+
+    def with_batch_size(self, restored: Restored | None) -> TrainingRun:
+        """Return the run with a batch size for the device, if its config sets none."""
+        config = with_batch_size(
+            self.config,
+            float(self.splits["train"].sizes.n_edge.mean()),
+            restored and restored.metadata,
+        )
+        metadata = self.metadata | {"config": to_dict(config)}
+        return dataclasses.replace(self, config=config, metadata=metadata)
 
     @property
     def statistics(self) -> dict[str, Any]:
@@ -224,7 +236,7 @@ def separate_unseen(
 
 
 def seen_states(summary: statistics.Summary, initial: Potential | None) -> dict[str, Any]:
-    """Return the charges, spins and periodicity of the training data, also of the initial force field.
+    """Return charges, spins, periodicity and sizes of the data of this and the initial training.
 
     Those of an imported initial force field may be unknown (None, or a missing field); so are those
     of the result then, unless the training data have them.
@@ -238,6 +250,7 @@ def seen_states(summary: statistics.Summary, initial: Potential | None) -> dict[
         "spins": sorted(summary.spins),
         "periodic": summary.periodic,
         "odd_electrons": summary.odd_electrons,
+        "sizes": summary.sizes,
     }
     if initial is None:
         return states
@@ -248,6 +261,8 @@ def seen_states(summary: statistics.Summary, initial: Potential | None) -> dict[
     for name in ("periodic", "odd_electrons"):
         known = [b.get(name) for b in before]
         states[name] = states[name] or any(known) or (None if None in known else False)
+    sizes = [b.get("sizes") for b in before]
+    states["sizes"] = None if None in sizes else statistics.merge_sizes([summary.sizes, *sizes])
     return states
 
 

@@ -21,6 +21,7 @@ from mlip_jax.datasets.molecules.files import fingerprint, read_molecules
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.files import make_subfolder
 from mlip_jax.foreign_text import table_text
+from mlip_jax.importers.catalog.published_list import LIST_COMMAND, find
 from mlip_jax.potential import Potential
 from mlip_jax.reports.simulations.reactions import ReportedPath, write_reaction_report
 from mlip_jax.reports.simulations.run_settings import run_settings
@@ -115,9 +116,15 @@ def read_paths(path: str | Path) -> list[tuple[str, list[Atoms]]]:
 
 def _check(c) -> NEBOptions:
     """Check the config and return the options of the bands."""
-    for name, example in (("force_field", "runs/spice"), ("input", "reactions.xyz")):
-        if not c[name]:
-            raise ConfigError(f"{name} is required, e.g. --config.{name}={example}")
+    if not c.force_field:
+        raise ConfigError(
+            "force_field is required; that of the package is not for reactions. Examples: "
+            f"--config.force_field=sevennet-0 for surfaces and crystals ({find('sevennet-0').source}), "
+            f"--config.force_field=so3lr for molecules ({find('so3lr').source}), or the workdir of a "
+            f"training run, --config.force_field=runs/reactions. {LIST_COMMAND}"
+        )
+    if not c.input:
+        raise ConfigError("input is required, e.g. --config.input=reactions.xyz")
     if distributed.count() > 1:
         raise ConfigError(
             f"paths are optimized in one process, but this run has {distributed.count()}"

@@ -73,7 +73,8 @@ def reciprocal_energies(
       graph: Graph with cells.
       charges: Charges (e), (N,).
       splitting: Splitting of the interaction.
-      num_vectors: Number of reciprocal vectors of each cell, one of k and -k.
+      num_vectors: Largest number of reciprocal vectors of a cell, one of k and -k. The time follows
+        the number that is needed.
       damping: Damping length (Å); 0 for point charges.
     """
     crystal, node_graph = is_crystal(graph), node_graph_index(graph)
@@ -99,11 +100,11 @@ def reciprocal_energies(
             (weights * segment_sum(q * wave, node_graph, len(crystal)))[node_graph]
             for wave in (cosine, sine)
         )
-        return energies + charges * (cosine * total_cosine + sine * total_sine).sum(-1), None
+        return energies + charges * (cosine * total_cosine + sine * total_sine).sum(-1)
 
     size = min(num_vectors, _CHUNK)
-    starts = jnp.arange(0, num_vectors, size)
-    energies, _ = jax.lax.scan(jax.checkpoint(add_chunk), jnp.zeros_like(charges), starts)
+    most = jnp.where(crystal & (needed <= num_vectors), needed, 0).max(initial=0)
+    energies = _sum_needed(add_chunk, jnp.zeros_like(charges), size, num_vectors, most)
     itself = splitting.alpha / math.sqrt(math.pi) * charges * charges
     # The average of the pair sum, over the volume, is that of the missing k = 0.
     average = math.pi * (splitting.alpha**-2 - damping**2) / (2 * volume)
@@ -111,6 +112,30 @@ def reciprocal_energies(
     background = (average * total)[node_graph] * charges
     energies = jnp.where(crystal[node_graph], energies - itself - background, 0.0)
     return jnp.where((crystal & (needed > num_vectors))[node_graph], jnp.nan, energies)
+
+
+def _sum_needed(add_chunk, energies, size: int, num_vectors: int, most) -> jax.Array:
+    """Add the chunks that contain one of the first `most` of at most `num_vectors` vectors.
+
+    Loops of fixed length are differentiable. They skip chunks singly and in blocks, so that the time
+    follows `most`, and the memory is that of one chunk.
+    """
+    num_chunks = -(-num_vectors // size)
+    per_block = math.isqrt(num_chunks - 1) + 1
+    block = size * per_block
+
+    def skip_or_add(add):
+        def step(energies, start):
+            return jax.lax.cond(start < most, add, lambda e, _: e, energies, start), None
+
+        return jax.checkpoint(step)
+
+    def add_block(energies, start):
+        starts = start + size * jnp.arange(per_block)
+        return jax.lax.scan(skip_or_add(add_chunk), energies, starts)[0]
+
+    starts = jnp.arange(0, num_vectors, block)
+    return jax.lax.scan(skip_or_add(add_block), energies, starts)[0]
 
 
 def _shells(cell, k_max, num_vectors):

@@ -82,6 +82,11 @@ def test_orthonormal_harmonics_are_those_of_the_tensor_products(degrees):
     with jax.enable_x64(True):
         unit = jnp.asarray(np.concatenate([unit, np.eye(3), np.zeros((1, 3))]))
         by_degree = spherical_harmonics(unit, max(degrees))  # with squared norm 2l + 1
-        expected = np.concatenate([by_degree[l] for l in degrees], axis=1) / np.sqrt(4 * np.pi)
+        # in Cartesian order, m = l, -l, l - 1, ..., 0; ours is m = -l, ..., l
+        order = {
+            l: np.argsort([m for k in range(l, 0, -1) for m in (k, -k)] + [0]) for l in degrees
+        }
+        expected = np.concatenate([by_degree[l][:, order[l]] for l in degrees], axis=1)
+        expected = expected / np.sqrt(4 * np.pi)
         np.testing.assert_allclose(orthonormal_harmonics(unit, degrees), expected, atol=1e-12)
         assert orthonormal_harmonics(unit.astype(jnp.float32), degrees).dtype == jnp.float32

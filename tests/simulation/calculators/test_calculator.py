@@ -242,7 +242,7 @@ def test_calculates_only_when_something_changed(tiny32, monkeypatch):
     forces = atoms.get_forces()
     atoms.get_potential_energy()
     atoms.get_potential_energies()
-    atoms.set_initial_magnetic_moments(np.ones(11))
+    atoms.set_tags(np.ones(11))
     atoms.get_forces()
     assert len(calls) == 1
     forces[:] = 0.0

@@ -14,7 +14,12 @@ from mlip_jax import MLIPCalculator
 from mlip_jax.models.allegro import Model as Allegro
 from mlip_jax.models.schnet import Model as Schnet
 from mlip_jax.potential import Potential
-from mlip_jax.simulation.crystals.analysis import CrystalOptions, _complete, crystal_properties
+from mlip_jax.simulation.crystals.analysis import (
+    CrystalOptions,
+    _complete,
+    crystal_properties,
+    scale_volume,
+)
 from mlip_jax.simulation.crystals.equation_of_state import fit_equation_of_state
 from mlip_jax.simulation.crystals.phonons import (
     compute_force_constants,
@@ -123,12 +128,25 @@ def test_supercells_of_ewald_sums():
 
 
 def test_crystals_at_the_step_limit_are_reported():
-    """Detects a bulk modulus of a crystal that is not at a minimum and has no remark."""
+    """Detects a bulk modulus of a crystal that is not at a minimum and has no remark.
+
+    The disturbed crystal keeps its refined space group: all vectors between neighbors are equal.
+    """
+    pytest.importorskip("spglib", reason="spglib determines space groups (extra crystals)")
     potential = pairwise(depth=0.1, length=2.4, cutoff=4.6)
+    start = bulk("Ar", "sc", a=2.9).repeat((1, 1, 2))
+    start.positions[1, 2] += 0.01
     (result,) = crystal_properties(
-        bulk("Ar", "sc", a=2.9), potential, max_steps=1, num_volumes=0, supercell_length=0
+        start, potential, max_steps=1, num_volumes=0, supercell_length=0, symprec=0.05
     )
     assert "not relaxed" in result.remark and not result.reason
+    np.testing.assert_allclose(np.diff(result.atoms.positions, axis=0)[0], result.atoms.cell[2] / 2)
+    scaled = scale_volume(result.atoms, 1.3)
+    assert scaled.constraints and scaled.cell.volume == pytest.approx(
+        1.3 * result.atoms.cell.volume
+    )
+    with pytest.raises(ValueError, match="symprec must be positive"):
+        CrystalOptions(symprec=-0.1)
 
 
 @pytest.mark.slow

@@ -10,7 +10,8 @@ from ase.cluster import Icosahedron
 from ase.md.verlet import VelocityVerlet
 
 from mlip_jax import MLIPCalculator, MolecularDynamics
-from mlip_jax.simulation.dynamics import md
+from mlip_jax.simulation import device_memory
+from mlip_jax.simulation.dynamics import batch
 from mlip_jax.simulation.dynamics.settings import Settings
 from mlip_jax.simulation.dynamics.start import initialize_momenta
 from tests.simulation.analytic import pairwise
@@ -156,15 +157,55 @@ def test_float32_loses_no_energy_to_rounding():
     assert abs(drifts["float32"] - drifts["float64"]) < 1e-6, drifts  # eV/atom/ps
 
 
+def test_batches_are_chosen_for_the_memory_of_the_device(monkeypatch, caplog):
+    """Smaller batches take turns, with the same results, also if all molecules of one break."""
+    molecules = [Atoms("Ar2", [[0, 0, 0], [0, 0, 3.5 + 0.02 * k]]) for k in range(16)]
+    for atoms in molecules[:8]:
+        atoms.positions[1, 2] -= 2.5
+    options = {"timestep": 2.0, "dtype": "float64", "record_every": 2, "frame_every": 3}
+
+    def prepare():
+        return MolecularDynamics(molecules, pairwise(), **options, **QUIET)
+
+    whole = prepare()
+    expected = whole.run(8)
+    monkeypatch.setattr(device_memory, "available_bytes", lambda device: 1)
+    with pytest.raises(device_memory.ProgramTooLarge) as error:
+        whole._batches[0].check_memory()
+    limit = int(0.6 * error.value.needed)
+    monkeypatch.setattr(device_memory, "available_bytes", lambda device: limit)
+    small, resumed = prepare(), prepare()
+    first = small.run(4)
+    assert len(small._batches) > 1 and "may be used for 16 molecules; continuing" in caplog.text
+    resumed.restore(small.snapshot())
+    assert resumed.step == small.step == 4
+    rest = resumed.run(4)
+    assert resumed.broken == whole.broken and set(whole.broken) == set(range(8))
+    for a, b, both in zip(first, rest, expected):
+        assert a.steps + b.steps == both.steps
+        potential = np.concatenate([a.thermo.potential, b.thermo.potential])
+        np.testing.assert_allclose(potential, both.thermo.potential, rtol=1e-9)
+        for frame, other in zip(a.frames + b.frames, both.frames):
+            np.testing.assert_allclose(frame.positions, other.positions, atol=1e-9)
+    with pytest.raises(ValueError, match="belongs to other molecules"):
+        MolecularDynamics(molecules[:3], pairwise(), **options).restore(small.snapshot())
+
+
 def test_records_of_a_short_dispatch_are_small(monkeypatch):
     """On a busy machine a dispatch makes few steps, so there are many dispatches."""
-    monkeypatch.setattr(md, "_DISPATCH_SECONDS", 0.0)
+    monkeypatch.setattr(batch, "_DISPATCH_SECONDS", 0.0)
     dynamics = MolecularDynamics(
         cluster(0), pairwise(), replicas=4, ensemble="nve", temperature=5.0, frame_every=2
     )
     segments = list(dynamics.stream(30))
     assert len(segments) > 10
-    arrays = [x for _, frames in segments for x in frames._records if isinstance(x, np.ndarray)]
+    arrays = [
+        x
+        for _, frames in segments
+        for _, part in frames._parts
+        for x in part._records
+        if isinstance(x, np.ndarray)
+    ]
     assert sum(a.nbytes for a in arrays) < 200_000
 
 
@@ -199,10 +240,12 @@ def test_more_neighbors_than_the_capacity():
         * [1.0, 0, 0]
     )
     dynamics = every_step(both, pairwise(), timestep=8.0, frame_every=10)
-    before = dynamics._capacity.budget
+    before = dynamics._batches[0]._capacity.budget
     ours = dynamics.run(250)[0]
     positions, _, energies = under_ase(pairwise(), dynamics.molecules[0], 250, 8.0, every=10)
-    assert dynamics._capacity.budget.n_edge > before.n_edge and dynamics.num_compiles >= 2
+    assert (
+        dynamics._batches[0]._capacity.budget.n_edge > before.n_edge and dynamics.num_compiles >= 2
+    )
     assert ours.steps == list(range(0, 251, 10)), "no step is lost or made twice"
     np.testing.assert_array_equal(ours.thermo.step, np.arange(251))
     origin = dynamics._system.origin[0]

@@ -14,7 +14,7 @@ from mlip_jax import MLIPCalculator, relax
 from mlip_jax.simulation.relaxation.cells import matrices
 from mlip_jax.simulation.relaxation.cells.filters import CellFilter
 from mlip_jax.simulation.relaxation.cells.inputs import find_cell_obstacle
-from mlip_jax.simulation.relaxation.cells.symmetry import projections
+from mlip_jax.simulation.relaxation.cells.symmetry import operations
 from mlip_jax.simulation.relaxation.inputs import find_obstacle
 from tests.simulation.analytic import pairwise, springs
 
@@ -134,23 +134,32 @@ def test_the_space_group_is_kept_as_in_ase(name):
     assert check_symmetry(rutile(), 1e-6).number == 1
 
 
-def test_projections_equal_those_of_ase():
-    """Forces and stress of a cell that is not orthogonal, with a glide plane."""
+def test_symmetrized_forces_equal_those_of_ase():
+    """Forces and stress of a cell that is not orthogonal, with a glide plane and translations."""
     cell = np.array([[3.0, 0.4, 0.0], [3.0, -0.4, 0.0], [0.0, 0.0, 4.0]])
-    atoms = Atoms("Ar2", [[1.0, 0.1, 0.3], [1.0, -0.1, 2.3]], cell=cell, pbc=True)
+    single = Atoms("Ar2", [[1.0, 0.1, 0.3], [1.0, -0.1, 2.3]], cell=cell, pbc=True)
+    repeats, n = 9, 18
+    atoms = single.repeat((1, 1, repeats))
     swap = np.array([[0, 1, 0], [1, 0, 0], [0, 0, 1]])
-    given = [np.eye(3, dtype=int), swap], [[0, 1], [1, 0]]
-    rng, half = np.random.default_rng(0), np.zeros((2, 3))
-    forces, stress = rng.normal(size=(1, 2, 3)), rng.normal(size=(1, 3, 3))
-    inverse = np.linalg.inv(cell)
+    rotations = [turn for turn in (np.eye(3, dtype=int), swap) for _ in range(repeats)]
+    one = np.arange(n)
+    images = [
+        (image + 2 * move) % n
+        for image in (one, one + 1 - 2 * (one % 2))
+        for move in range(repeats)
+    ]
+    rng, zero = np.random.default_rng(0), np.zeros((2 * repeats, 3))
+    forces, stress = rng.normal(size=(1, n, 3)), rng.normal(size=(1, 3, 3))
+    inverse = np.linalg.inv(atoms.cell)
+    found = operations(symmetric(atoms, rotations, images))
+    assert sum(part.size for part in found) < 50 * n + 600  # not of the order n²
     with jax.enable_x64(True):
-        projection = projections(symmetric(atoms, *given))
-        ours = projection._replace(forces=projection.forces[None], stress=projection.stress[None])
+        ours = jax.tree.map(lambda part: part[None], found)
         forces_kept, stress_kept = ours.of_forces(forces)[0], ours.of_stress(stress)[0]
-    expected = symmetrize_rank1(cell, inverse, forces[0], given[0], half, given[1])
+    expected = symmetrize_rank1(atoms.cell, inverse, forces[0], rotations, zero, images)
     np.testing.assert_allclose(forces_kept, expected, atol=1e-14)
     np.testing.assert_allclose(
-        stress_kept, symmetrize_rank2(cell, inverse, stress[0], given[0]), atol=1e-14
+        stress_kept, symmetrize_rank2(atoms.cell, inverse, stress[0], rotations), atol=1e-14
     )
 
 

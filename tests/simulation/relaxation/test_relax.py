@@ -4,6 +4,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -311,6 +312,29 @@ def test_molecules_are_read_on_demand(morse_potential):
     keys = [next(stream)[0] for _ in range(10)]
     assert len(set(keys)) == 10 and len(taken) < 100
     stream.close()
+
+
+def test_an_accelerator_relaxes_while_its_results_are_written(in_float64, monkeypatch):
+    """Detects a GPU that waits while the caller writes; on a CPU, both would share the cores."""
+    starts, taken = displaced_methanol(12), []
+
+    def molecules():
+        for item in enumerate(starts):
+            taken.append(item[0])
+            yield item
+
+    expected = dict(in_float64.stream(enumerate(starts)))
+    monkeypatch.setattr(in_float64, "_in_threads", True)
+    stream = in_float64.stream(molecules())
+    results = dict([next(stream)])
+    for _ in range(600):  # the caller takes no further result
+        if len(taken) == len(starts):
+            break
+        time.sleep(0.1)
+    assert len(taken) == len(starts)
+    results |= dict(stream)
+    for n, result in expected.items():
+        np.testing.assert_array_equal(results[n].atoms.positions, result.atoms.positions)
 
 
 @pytest.mark.slow

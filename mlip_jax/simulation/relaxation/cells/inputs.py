@@ -11,15 +11,13 @@ from mlip_jax.graphs.neighbors import neighbor_list
 from mlip_jax.models.layers.forces import has_energy_derivatives
 from mlip_jax.potential import Potential
 from mlip_jax.simulation.relaxation.cells.filters import CellFilter
-from mlip_jax.simulation.relaxation.cells.symmetry import is_kept, projections
+from mlip_jax.simulation.relaxation.cells.symmetry import is_kept, operations
 from mlip_jax.simulation.relaxation.state import Symmetry
 from mlip_jax.structure import cell_problem
 from mlip_jax.wording import count_of
 
 # _MAX_CANDIDATES: pairs of atoms and images that 32-bit integers can number.
 _MAX_CANDIDATES = 2**31
-# _GROWTH: factor by which the lattice vectors may grow in a relaxation with lattice sums.
-_GROWTH = 1.1
 
 
 def find_cell_obstacle(atoms: Atoms, potential: Potential, cell_filter: CellFilter | None) -> str:
@@ -27,10 +25,7 @@ def find_cell_obstacle(atoms: Atoms, potential: Potential, cell_filter: CellFilt
     if problem := cell_problem(atoms.cell.array, atoms.pbc):
         return f"invalid cell: {problem}"
     far = in_cells(potential.long_range_cutoff)
-    growth = 1.0 if cell_filter is None else _GROWTH
-    if reason := find_lattice_obstacle(
-        potential.long_range_cutoff, atoms.cell.array, atoms.pbc, growth
-    ):
+    if reason := find_lattice_obstacle(potential.long_range_cutoff, atoms.cell.array, atoms.pbc):
         return reason
     cell = atoms.cell.complete().array
     if abs(np.linalg.det(cell)) < 1e-9:
@@ -97,7 +92,7 @@ def cell_fields(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, Symmetry | None]:
     """Return cell, periodicity, mask and symmetry of an entry of the queue."""
     mask = np.ones((3, 3)) if cell_filter is None else strain_mask(atoms, cell_filter)
-    symmetry = projections(atoms) if is_kept(atoms) else None
+    symmetry = operations(atoms) if is_kept(atoms) else None
     return atoms.cell.complete().array, atoms.pbc, mask, symmetry
 
 

@@ -19,7 +19,7 @@ from mlip_jax.potential import evaluate
 from mlip_jax.simulation.relaxation.cells.filters import CellFilter
 from mlip_jax.simulation.relaxation.cells.matrices import matmul, transpose
 from mlip_jax.simulation.relaxation.loop import RelaxationLoop
-from mlip_jax.simulation.relaxation.state import Cells, Outcome, RelaxationState, Symmetry
+from mlip_jax.simulation.relaxation.state import Cells, Outcome, RelaxationState, empty_symmetry
 from mlip_jax.simulation.relaxation.status import RelaxationStatus
 
 
@@ -46,9 +46,7 @@ class CellRelaxationLoop(RelaxationLoop):
         one = jnp.broadcast_to(jnp.eye(3, dtype=self.dtype), (self.num, 3, 3))
         symmetry = None
         if self.symmetric:
-            symmetry = Symmetry(
-                *(jnp.zeros((self.num, d, d), self.dtype) for d in (3 * self.size, 9))
-            )
+            symmetry = empty_symmetry((self.num,), self.size, self.dtype)
         cells = Cells(one, jnp.zeros_like(one), jnp.zeros((self.num, 3), bool), one, symmetry)
         return state._replace(now=state.now._replace(cells=cells), largest=jnp.zeros(3, jnp.int32))
 

@@ -10,7 +10,7 @@ from mlip_jax.graphs.neighbors import count_edges, long_range_list
 from mlip_jax.simulation.relaxation.cells.filters import CellFilter
 from mlip_jax.simulation.relaxation.cells.loop import CellRelaxationLoop
 from mlip_jax.simulation.relaxation.pool import SlotPool
-from mlip_jax.simulation.relaxation.state import Cells, MoleculeBatch, Symmetry
+from mlip_jax.simulation.relaxation.state import Cells, MoleculeBatch, empty_symmetry
 
 # SMALLEST_CELL: atoms of the smallest slots. Primitive cells have few atoms and many images.
 SMALLEST_CELL = 4
@@ -72,9 +72,7 @@ class CellPool(SlotPool):
         one = np.tile(np.eye(3, dtype=self._dtype), (capacity, 1, 1))
         symmetry = None
         if self._symmetric:
-            symmetry = Symmetry(
-                *(np.zeros((capacity, d, d), self._dtype) for d in (3 * self._size, 9))
-            )
+            symmetry = empty_symmetry((capacity,), self._size, self._dtype)
         cells = Cells(one, np.zeros_like(one), np.zeros((capacity, 3), bool), one.copy(), symmetry)
         return super()._empty_queue(capacity)._replace(cells=cells)
 
@@ -83,6 +81,7 @@ class CellPool(SlotPool):
             queue.cells.reference[k], queue.cells.periodic[k] = w.cell, w.periodic
             queue.cells.mask[k] = w.mask
             if self._symmetric:
-                rows = 3 * len(w.numbers)
-                queue.cells.symmetry.forces[k, :rows, :rows] = w.symmetry.forces
-                queue.cells.symmetry.stress[k] = w.symmetry.stress
+                n, symmetry = len(w.numbers), queue.cells.symmetry
+                symmetry.rotations[k], symmetry.stress[k] = w.symmetry.rotations, w.symmetry.stress
+                symmetry.sources[k, :, :n] = w.symmetry.sources
+                symmetry.translated[k, :n] = w.symmetry.translated

@@ -1,0 +1,1 @@
+"""Parts of active learning: candidates, their scores, the choice of a batch, and its labels."""

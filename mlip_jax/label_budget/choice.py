@@ -1,0 +1,119 @@
+"""Choice of the structures that are labeled next."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mlip_jax.datasets.columns import Columns
+
+BOTH, UNCERTAINTY, DIVERSITY, RANDOM = "both", "uncertainty", "diversity", "random"
+STRATEGIES = (BOTH, UNCERTAINTY, DIVERSITY, RANDOM)
+_BLOCK = 512  # labeled structures whose distances are computed at a time
+
+
+def choose(
+    strategy: str,
+    count: int,
+    uncertainty: np.ndarray,
+    features: np.ndarray,
+    labeled: np.ndarray,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Choose the candidates to label next and return their indices in the order of the choice.
+
+    "both" takes, one after another, the candidate with the largest product of its uncertainty and
+    its distance from all structures that are labeled or chosen. Neither molecules nor conformers
+    have a quota: a conformer of a known molecule is taken if it is farther away, or less certain,
+    than any new molecule.
+
+    Args:
+      strategy: "both", "uncertainty", "diversity" (largest distance) or "random".
+      count: Number of candidates to choose; all if there are fewer.
+      uncertainty: Uncertainty of the candidates, (S,).
+      features: Features of the candidates, (S, F).
+      labeled: Features of the labeled structures, (L, F).
+      rng: Random generator of "random".
+    """
+    count = min(count, len(features))
+    if strategy == RANDOM:
+        return rng.permutation(len(features))[:count]
+    if strategy == UNCERTAINTY:
+        return np.argsort(-uncertainty, kind="stable")[:count]
+    weight = uncertainty if strategy == BOTH else np.ones(len(features))
+    points, known = _standardize(features, labeled)
+    return _greedy(count, np.asarray(weight, np.float64), points, known)
+
+
+def _standardize(features: np.ndarray, labeled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return both sets of features in units of their common spread."""
+    together = np.concatenate([features, labeled]).astype(np.float64)
+    spread = np.maximum(together.std(axis=0), 1e-6 * max(float(np.abs(together).max()), 1e-12))
+    scaled = together / spread
+    return scaled[: len(features)], scaled[len(features) :]
+
+
+def _greedy(count: int, weight: np.ndarray, points: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Return the indices of `count` points by the largest weight times distance from the others."""
+    nearest = np.full(len(points), np.inf)
+    for start in range(0, len(known), _BLOCK):
+        block = known[start : start + _BLOCK]
+        squares = (points**2).sum(1)[:, None] + (block**2).sum(1) - 2 * points @ block.T
+        nearest = np.minimum(nearest, np.sqrt(np.maximum(squares, 0.0)).min(axis=1))
+    if not len(known):  # the first point is the least certain one
+        nearest = np.full(len(points), 1.0)
+    chosen: list[int] = []
+    for _ in range(count):
+        gain = weight * nearest
+        gain[chosen] = -np.inf
+        best = int(np.argmax(gain))
+        chosen.append(best)
+        nearest = np.minimum(nearest, np.linalg.norm(points - points[best], axis=1))
+    return np.array(chosen, np.int64)
+
+
+def choose_first(columns: Columns, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Choose random structures without a force field and return their indices.
+
+    Each element is covered first, the rarest one first, because a force field cannot predict
+    elements that it never saw. All further structures are random.
+
+    Args:
+      columns: Candidates.
+      count: Number of structures; all if there are fewer.
+      rng: Random generator.
+    """
+    order = rng.permutation(len(columns)).tolist()
+    elements = [
+        frozenset(columns.numbers[columns.offsets[k] : columns.offsets[k + 1]].tolist())
+        for k in range(len(columns))
+    ]
+    molecules_of: dict[int, set[str]] = {}
+    for k in order:
+        for z in elements[k]:
+            molecules_of.setdefault(z, set()).add(columns.molecule[k])
+    chosen: list[int] = []
+    covered: set[int] = set()
+    for z in sorted(molecules_of, key=lambda z: (len(molecules_of[z]), z)):
+        if z not in covered and len(chosen) < count:
+            first = next(k for k in order if z in elements[k])
+            chosen.append(first)
+            covered |= elements[first]
+    taken = set(chosen)
+    chosen += [k for k in order if k not in taken][: max(count - len(chosen), 0)]
+    return np.array(chosen, np.int64)
+
+
+def spread_over_molecules(columns: Columns, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Choose random structures evenly over the molecules and return their indices.
+
+    Args:
+      columns: Candidates.
+      count: Number of structures; all if there are fewer.
+      rng: Random generator.
+    """
+    order = rng.permutation(len(columns))
+    turn: dict[str, int] = {}
+    rank = np.empty(len(columns), np.int64)
+    for k in order.tolist():
+        rank[k] = turn[columns.molecule[k]] = turn.get(columns.molecule[k], -1) + 1
+    return order[np.argsort(rank[order], kind="stable")][:count]

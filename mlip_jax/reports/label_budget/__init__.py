@@ -1,0 +1,1 @@
+"""Report of active learning: how the labels were spent, and what the force field does not know."""

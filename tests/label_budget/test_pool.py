@@ -1,0 +1,81 @@
+"""Tests for the pool of molecules and for candidates that need no force field."""
+
+import numpy as np
+import pytest
+from ase.build import molecule
+
+from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.datasets.smiles.entries import CsvColumns
+from mlip_jax.label_budget.candidates import Displacements, propose
+from mlip_jax.label_budget.columns_file import load_columns, save_columns
+from mlip_jax.label_budget.geometry import environment, is_physical
+from mlip_jax.label_budget.pool import PoolMolecule, read_pool, split_pool
+
+pytest.importorskip("rdkit")
+KINDS = ("conformers", "modes", "random")
+
+
+def read(path, **options):
+    defaults = dict(columns=CsvColumns(), limit=None, mmff=True, seed=0, num_processes=1)
+    return read_pool(path, **defaults | dict(num_conformers=2) | options)
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory):
+    path = tmp_path_factory.mktemp("pool") / "molecules.smi"
+    path.write_text("CCO\nOCC\nCC(C)=O\nCO\nc1ccccc1X\nCS\nC\n")
+    return read(path)
+
+
+def test_molecules_are_grouped_and_unusable_ones_named(pool):
+    """Detects a molecule that is written twice and so could be in two splits."""
+    molecules, unusable = pool
+    assert [m.name for m in molecules] == ["CCO", "CC(C)=O", "CO", "CS", "C"]
+    assert all(len(m.geometries) == 2 for m in molecules)
+    assert list(unusable) == ["c1ccccc1X"]
+
+
+def test_candidates_are_physical_reproducible_and_of_all_kinds(pool, tmp_path):
+    molecules = pool[0][:2]
+    options = Displacements(KINDS, 8, (200.0, 800.0), 0.05, 0)
+    columns, again = propose(molecules, options, 1), propose(molecules, options, 1)
+    np.testing.assert_array_equal(columns.positions, again.positions)
+    for m in molecules:
+        rows = np.flatnonzero(columns.molecule == m.name)
+        assert sorted(set(columns.subset[rows])) == sorted(KINDS) and len(rows) == 8
+        for k in rows:
+            start = m.geometries[columns.conformer[k]]
+            assert is_physical(start, columns[k].positions)
+            moved = np.abs(columns[k].positions - start.positions).max()
+            assert (moved < 1e-9) == (columns.subset[k] == "conformers") and moved < 1.0
+    save_columns(tmp_path / "columns.npz", columns)
+    stored = load_columns(tmp_path / "columns.npz")
+    np.testing.assert_array_equal(stored.positions, columns.positions)
+    assert stored.molecule.tolist() == columns.molecule.tolist() and len(stored) == len(columns)
+
+
+def test_structures_without_smiles_are_displaced_at_random():
+    options = Displacements(("modes",), 5, (200.0, 800.0), 0.05, 0)
+    columns = propose([PoolMolecule("water", "", (molecule("H2O"),), False)], options, 1)
+    assert columns.subset.tolist() == ["given"] + 4 * ["random"]
+
+
+def test_rare_elements_stay_in_training(pool):
+    molecules = pool[0]
+    parts = split_pool(molecules, (0.2, 0.2), 0)
+    assert "CS" in [m.name for m in parts["train"]]
+    assert sorted(m.name for part in parts.values() for m in part) == sorted(
+        m.name for m in molecules
+    )
+    with pytest.raises(DatasetError, match="too few"):
+        split_pool(molecules, (0.5, 0.6), 0)
+
+
+def test_broken_molecules_are_unphysical():
+    start = molecule("CH3OH")
+    assert is_physical(start, start.positions)
+    for change in (np.nan, 1.5):
+        positions = start.positions.copy()
+        positions[-1] += change
+        assert not is_physical(start, positions)
+    assert environment(start, 0) == "C(H, H, H, O)"
