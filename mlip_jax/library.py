@@ -29,6 +29,7 @@ import numpy as np
 from ase import Atoms
 
 from mlip_jax import config as configs
+from mlip_jax.compilation_cache import keep_compiled_programs
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets import atoms_list, source
 from mlip_jax.datasets.reader import DatasetError
@@ -194,6 +195,7 @@ def train(
       ConfigError, WorkdirError, DatasetError, TrainingError, CheckpointError: The message explains
         how to fix the problem.
     """
+    keep_compiled_programs()
     if isinstance(config, ml_collections.ConfigDict):
         config = copy.deepcopy(config)
     else:

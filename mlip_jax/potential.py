@@ -22,6 +22,7 @@ from ase.data import chemical_symbols
 
 from mlip_jax import models, terms
 from mlip_jax.checkpoint import CheckpointError, CheckpointStore, Restored, from_arrays
+from mlip_jax.compilation_cache import keep_compiled_programs
 from mlip_jax.graphs.graph import example_graph as example_graph  # part of the interface
 from mlip_jax.graphs.graph import node_graph_index
 from mlip_jax.matmul_precision import at_full_precision
@@ -234,6 +235,7 @@ class Potential:
         Raises:
           CheckpointError: There is no readable checkpoint, or it is not that of a force field.
         """
+        keep_compiled_programs()
         restored = read_checkpoint(path)
         try:
             if "reference_energies" in restored.metadata["statistics"]:

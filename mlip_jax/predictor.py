@@ -16,6 +16,7 @@ from ase.data import chemical_symbols
 
 from mlip_jax import models
 from mlip_jax.checkpoint import CheckpointError, from_arrays
+from mlip_jax.compilation_cache import keep_compiled_programs
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.molecules.arguments import molecule_list
 from mlip_jax.datasets.property_data import Target
@@ -59,6 +60,7 @@ class Predictor:
         Raises:
           CheckpointError: There is no readable checkpoint, or it is that of a force field.
         """
+        keep_compiled_programs()
         restored = read_checkpoint(path)
         if restored.metadata["config"].get("task") != TASK:
             raise CheckpointError(
@@ -149,6 +151,7 @@ class Predictor:
         sizes = graph_sizes(columns, self.cutoff, self.model.long_range_cutoff)
         budget = growing.fit(choose_budget(sizes, min(batch_size, len(columns))))
         parts, order = [], []
+        params = jax.device_put(self.params)  # once for all batches
         for indices in plan_batches(np.arange(len(columns)), sizes, budget):
             graph = build_batch(
                 columns.take(indices),
@@ -156,7 +159,7 @@ class Predictor:
                 self.cutoff,
                 long_range_cutoff=self.model.long_range_cutoff,
             )
-            outputs = jax.device_get(_apply(self.model, self.params, graph))
+            outputs = jax.device_get(_apply(self.model, params, graph))
             rows = len(columns.atoms_of(indices))  # without padding
             parts.append(
                 {

@@ -55,6 +55,7 @@ class Field:
         workdirs still have it.
       type: Type of a field that may be unset on the command line; see `optional`.
       unset: Meaning of an unset field, if None is valid.
+      unset_field: Dotted name of the field whose value an unset field has in the identity of a run.
     """
 
     default: Any
@@ -70,6 +71,7 @@ class Field:
     former_name: str = ""
     type: type | None = None
     unset: str = ""
+    unset_field: str = ""
 
     @property
     def is_free(self) -> bool:
@@ -239,6 +241,8 @@ class Part:
                 and not any(_value(whole, n) for n in member.only_with)
             ):
                 continue
+            if isinstance(member, Field) and value is None and member.unset_field:
+                value = _value(whole, member.unset_field)
             if isinstance(member, Field) and not (
                 member.changes_results and value != member.legacy_value
             ):

@@ -27,6 +27,7 @@ from mlip_jax.tasks.property_training.loop import build_loop, build_objective, o
 from mlip_jax.tasks.property_training.report import report_run
 from mlip_jax.training import optimizer, property_objective
 from mlip_jax.training.dens import ENCODED
+from mlip_jax.training.device.batch_size import with_batch_size
 from mlip_jax.training.noise import DISPLACEMENT
 from mlip_jax.training.options import inherit_options, set_average_neighbors, set_model_options
 from mlip_jax.training.outputs import restore
@@ -103,6 +104,9 @@ def _train(config, workdir: Path, data: PropertyData, pretrained) -> Path:
     set_average_neighbors(config, inputs.sizes)
     model, heads = _create_model(config, targets)
     restored = restore(workdir)
+    config = with_batch_size(
+        config, float(inputs.train.sizes.n_edge.mean()), restored and restored.metadata
+    )
     energies = distributed.broadcast(
         _energy_statistics(config, data) if distributed.leader() else None
     )

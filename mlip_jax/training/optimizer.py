@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import optax
 
 from mlip_jax.config import unknown_name
+from mlip_jax.training.device import rules
 from mlip_jax.training.parameters.low_rank import low_rank
-from mlip_jax.training.parameters.muon import muon
 from mlip_jax.training.parameters.paths import parameter_path
 
 OPTIMIZERS = ("adam", "amsgrad", "adamw", "muon")
@@ -143,18 +143,16 @@ def create(
     _check(config, _MOMENT_RULES)
     moments = {"b1": config["b1"], "b2": config["b2"], "eps": config["eps"]}
     if config["name"] == "adam":
-        rule = optax.adam(rate, **moments)
+        rule = rules.adam(rate, moments)
     elif config["name"] == "amsgrad":
-        rule = optax.amsgrad(rate, **moments)
-    elif config["name"] == "muon":
-        _check(config, {"weight_decay": _NOT_NEGATIVE})
-        rule = muon(rate, config["weight_decay"], moments)
+        rule = rules.amsgrad(rate, moments)
     else:
         _check(config, {"weight_decay": _NOT_NEGATIVE})
-        rule = optax.adamw(rate, weight_decay=config["weight_decay"], mask=_matrices, **moments)
+        decaying = {"adamw": rules.adamw, "muon": rules.muon}[config["name"]]
+        rule = decaying(rate, config["weight_decay"], moments)
     if config["clip_norm"]:
         _check(config, {"clip_norm": _NOT_NEGATIVE})
-        rule = optax.chain(optax.clip_by_global_norm(config["clip_norm"]), rule)
+        rule = optax.chain(rules.clip(config["clip_norm"]), rule)
     factors = parse_multipliers(config.get("lr_multipliers", ""))
     if factors:
         rule = optax.chain(
@@ -229,11 +227,6 @@ def _check_matches(field: str, pattern: str, paths: Sequence[str]) -> None:
         f"{field}: {pattern!r} matches none of the {len(paths)} parameters; the nearest are "
         f"{', '.join(near)}. * matches any characters."
     )
-
-
-def _matrices(params):
-    """Return a tree like `params` with True for each parameter that decays in AdamW."""
-    return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
 def _freeze(

@@ -15,13 +15,14 @@ from mlip_jax.datasets.selection import initial_geometries, splits, subsets
 from mlip_jax.defaults import TASKS
 from mlip_jax.defaults.bounds import AT_LEAST_ONE
 from mlip_jax.defaults.field import Field, Part, optional
+from mlip_jax.label_budget import choice, uncertainty
 from mlip_jax.models.layers import readouts
 from mlip_jax.reports.diversity import report
 from mlip_jax.simulation import export
 from mlip_jax.simulation.dynamics import settings, trajectories
 from mlip_jax.simulation.reference import oracle
 from mlip_jax.simulation.relaxation import minimizers
-from mlip_jax.tasks import relax
+from mlip_jax.tasks import active_learning, relax
 from mlip_jax.training import losses, nonfinite, optimizer
 
 
@@ -100,6 +101,10 @@ def test_every_task_has_declared_fields():
         ("stability", "oracle.method", oracle.TBLITE),
         ("export", "platforms", export.PLATFORMS),
         ("force2geo_eval", "data.selection", initial_geometries.SELECTIONS),
+        ("active_learning", "propose.kinds", active_learning.KINDS),
+        ("active_learning", "choose.strategy", choice.STRATEGIES),
+        ("active_learning", "choose.uncertainty", uncertainty.KINDS),
+        ("active_learning", "control", active_learning.CONTROLS),
     ],
 )
 def test_choices_are_those_of_the_code(task, name, values):

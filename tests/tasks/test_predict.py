@@ -1,11 +1,13 @@
 """Tests for the task `predict`: one row per molecule, resumption and uncertainty."""
 
+import contextlib
 import csv
-from types import SimpleNamespace
+import shutil
 
 import numpy as np
 import pytest
 
+from mlip_jax.checkpoint import CheckpointStore
 from mlip_jax.config import ConfigError
 from mlip_jax.defaults import predict_defaults
 from mlip_jax.predictor import Predictor
@@ -23,12 +25,31 @@ SMILES = ["CCO ethanol", "C methane", "C1CC bad", "CCN", "[Xe]", "c1ccccc1 benze
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("predict")
     write_data(folder)
-    for seed in (0, 1):
-        c = config(folder, seed=seed, model__name="schnet", train__num_steps=12)
-        property_task.run(c, folder / f"gap-{seed}")
+    property_task.run(config(folder, model__name="schnet", train__num_steps=12), folder / "gap-0")
+    write_another_member(folder / "gap-0", folder / "gap-1")
     (folder / "molecules.smi").write_text("\n".join(SMILES) + "\n")
-    write_force_field(folder / "ff")
+    write_force_field(folder / "ff", energy_scale=100.0)
     return folder
+
+
+def write_another_member(workdir, target, **data):
+    """Copy a trained predictor with other parameters, which takes less time than training one.
+
+    Args:
+      workdir: Workdir of the predictor.
+      target: Workdir of the copy.
+      **data: Changes of `config.data` in its checkpoint.
+    """
+    shutil.copytree(workdir, target)
+    rng = np.random.default_rng(1)
+    with contextlib.closing(CheckpointStore(target / "best")) as store:
+        best = store.restore()
+        best.metadata["config"]["data"] |= data
+        arrays = {
+            name: values + rng.normal(0, 0.02, values.shape).astype(values.dtype)
+            for name, values in best.arrays.items()
+        }
+        store.save(best.step, arrays, best.metadata)
 
 
 def run(folder, name, **changes):
@@ -131,9 +152,8 @@ def test_from_python(folder):
     assert Predictor.load(folder / "gap-0").predict("CCO")["gap"].shape == (1,)
 
 
-def test_a_checkpoint_does_not_choose_the_force_field():
+def test_a_checkpoint_does_not_choose_the_force_field(folder):
     """Detects a checkpoint of other people that loads a file without the user's command."""
-    metadata = {"config": {"data": {"force_field": "/any/file"}}}
-    ensemble = SimpleNamespace(members=[SimpleNamespace(metadata=metadata)])
+    write_another_member(folder / "gap-0", folder / "foreign", force_field="/any/file")
     with pytest.raises(ConfigError, match="--config.force_field=/any/file .*force_field=none"):
-        predict._relaxer(SimpleNamespace(force_field=None), ensemble)
+        run(folder, "chosen", predictor=str(folder / "foreign"), force_field=None)

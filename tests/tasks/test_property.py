@@ -145,7 +145,7 @@ def test_a_finished_run_is_tested_at_other_geometries(folder):
 
 
 def test_training_from_a_force_field(folder):
-    params = write_force_field(folder / "ff")
+    params = write_force_field(folder / "ff", name="painn")
     c = config(
         folder,
         model__name="",
@@ -233,7 +233,7 @@ def test_dens_trains_a_force_field_that_initializes_predictors(folder):
 
 
 def test_a_checkpoint_that_does_not_fit_is_an_error_with_the_differences(folder, scratch):
-    write_force_field(folder / "wide", num_features=16)
+    write_force_field(folder / "wide", name="painn", num_features=16)
     with pytest.raises(
         CheckpointError,
         match=r"wide cannot initialize this model: in 'backbone'(.|\n)*embedding: stored "
