@@ -60,6 +60,8 @@ PLUGINS = {
     "models": "class Model",
     "terms": "class Term",
     "importers": "def load",
+    "importers/predictors": "def load",
+    "models/bond_graphs": "class BondModel",
     "datasets/readers": "class Reader",
     "tasks": "def run",
     "simulation/relaxation/minimizers": "class {NAME}",

@@ -17,10 +17,11 @@ from mlip_jax.defaults.diversity import DIVERSITY, DIVERSITY_REPORT
 from mlip_jax.defaults.dynamics import MD, STABILITY
 from mlip_jax.defaults.field import Part
 from mlip_jax.defaults.fine_tuning import FINE_TUNE
+from mlip_jax.defaults.force_field_tasks import ENSEMBLE, EXPORT, PUBLISHED
 from mlip_jax.defaults.property import PROPERTY
 from mlip_jax.defaults.reactions import NEB
 from mlip_jax.defaults.simulation import EVALUATE, FORCE2GEO, MINIMA, PREDICT, RELAX
-from mlip_jax.defaults.training import ENSEMBLE, EXPORT, PUBLISHED, TRAIN
+from mlip_jax.defaults.training import TRAIN
 from mlip_jax.defaults.vibrations import VIBRATIONS
 
 TASKS: dict[str, Part] = {
