@@ -16,6 +16,8 @@ import optax
 
 from mlip_jax.config import unknown_name
 from mlip_jax.training.device import rules
+from mlip_jax.training.parameters.low_rank import low_rank
+from mlip_jax.training.parameters.paths import parameter_path
 
 OPTIMIZERS = ("adam", "amsgrad", "adamw", "muon")
 SCHEDULES = ("cosine", "exponential", "step", "plateau", "constant")
@@ -123,6 +125,8 @@ def create(
                     no moments and are excluded from the norm that is clipped.
         lr_multipliers  Learning-rate factors by pattern: "params/backbone/*=0.1, params/head_*=1".
                     The first matching pattern applies. Without a match the factor is 1.
+        low_rank    Rank of the updates of linear layers; see parameters/low_rank.py. 0 trains all
+                    parameters that are not frozen.
 
     Args:
       config: Options of the optimizer, config.optimizer.
@@ -159,6 +163,13 @@ def create(
                 )
             ),
         )
+    if rank := config.get("low_rank", 0):
+        if config["schedule"] == "plateau":
+            raise ValueError(
+                "optimizer.low_rank cannot be combined with optimizer.schedule=plateau, which scales "
+                "the updates of the merged weights. Choose another schedule."
+            )
+        rule = low_rank(rule, rank)
     patterns = config["freeze"]
     if isinstance(patterns, str):
         raise ValueError(
@@ -230,11 +241,6 @@ def _freeze(
         optax.masked(rule, trained),
         optax.masked(optax.set_to_zero(), lambda params: frozen(params, patterns)),
     )
-
-
-def parameter_path(path: Sequence[Any]) -> str:
-    """Format a path of jax.tree_util as in checkpoints: "params/embedding/kernel"."""
-    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
 
 
 def frozen(params: Any, patterns: Sequence[str]) -> Any:

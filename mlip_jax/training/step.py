@@ -323,6 +323,9 @@ def _make_update(objective, optimizer, ema_decay):
         # from here on, the trees are packed
         updates = jax.tree.map(lambda u: u * state.rate_scale, Packed.of(updates))
         params = optax.apply_updates(state.params, updates)
+        if hasattr(objective, "absorb"):
+            tree, total = objective.absorb(params.tree(), state.params.tree(), total)
+            params = Packed.of(tree)
         # the average of the first steps must not be that of the initial values
         decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
         # in this form, the average of frozen parameters is exactly their value

@@ -75,7 +75,8 @@ def test_it_is_used_by_default_with_its_domain():
 
 @pytest.mark.parametrize("charge, known", [(-1, True), (1, True), (-2, False)])
 def test_charges_of_the_training_data_are_known(charge, known):
-    atoms = molecule("CH3O", magmoms=None)  # an even number of electrons with charges of -1 and +1
+    atoms = molecule("CH3O")  # an even number of electrons with charges of -1 and +1
+    atoms.set_initial_magnetic_moments(None)
     atoms.info["charge"] = charge
     assert (not unseen_states(atoms, [load_force_field(BUNDLED)])) == known
 
@@ -85,7 +86,8 @@ def test_radicals_without_a_label_are_outside_the_domain():
     """Without a label or magnetic moments; the training data have no odd number of electrons."""
     calculator = MLIPCalculator(BUNDLED)
     for name, outside in (("CH3", True), ("CH3OH", False)):
-        atoms = molecule(name, magmoms=None)
+        atoms = molecule(name)
+        atoms.set_initial_magnetic_moments(None)
         assert calculator.get_property("outside_domain", atoms) == outside
 
 

@@ -118,7 +118,7 @@ class Relaxer:
 
     Attributes:
       potential: The force field.
-      num_compiles: Number of programs compiled so far.
+      num_compiles: Number of compiled programs used so far.
     """
 
     def __init__(
@@ -202,7 +202,7 @@ class Relaxer:
 
     @property
     def num_compiles(self) -> int:
-        """Return the number of programs compiled so far."""
+        """Return the number of programs used so far."""
         return sum(pool.num_compiles for pool in self._pools.values())
 
     def statistics(self) -> dict[str, int]:

@@ -80,12 +80,10 @@ def build_loop(
       params: Parameters, for the count of FLOPs.
     """
     c, options, train, valid = config, optimizer_options(config), inputs.train, inputs.valid
-    build, device_data = residence.load(
-        train,
-        batches,
-        c.train.resident,
-        unsupported="" if inputs.displace is None else "align.noise or align.frames",
-    )
+    unsupported = "" if inputs.displace is None else "align.noise or align.frames"
+    if batches.bonds:
+        unsupported = f"model.name={c.model.name!r}, which reads bonds"
+    build, device_data = residence.load(train, batches, c.train.resident, unsupported=unsupported)
     trainer = Trainer(
         objective,
         optimizer.create(options, num_steps, per_epoch),

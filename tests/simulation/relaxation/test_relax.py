@@ -1,6 +1,7 @@
 """Tests for batched relaxation: each result equals that of ASE, independent of the batch."""
 
 import dataclasses
+import logging
 import os
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from ase.optimize import BFGS
 
 from mlip_jax import MLIPCalculator, Relaxer, relax
 from mlip_jax.simulation import device_memory
-from mlip_jax.simulation.relaxation import pool
+from mlip_jax.simulation.relaxation import compiled, pool
 from mlip_jax.simulation.relaxation.compiled import CompiledRelaxation
 from mlip_jax.simulation.relaxation.result import build_frame
 from tests.compilation import xla_flags
@@ -440,6 +441,7 @@ def test_fewer_molecules_in_parallel_without_memory(monkeypatch, caplog):
 
 def test_batches_are_chosen_for_the_memory_of_the_device(monkeypatch, caplog):
     """Three times the memory of the device is needed: fewer molecules, with the same results."""
+    caplog.set_level(logging.INFO, compiled.__name__)
     starts = {k: Atoms("Ar2", [[0, 0, 0], [0, 0, 3.0 + 0.02 * k]]) for k in range(48)}
 
     def relaxed():
@@ -449,6 +451,9 @@ def test_batches_are_chosen_for_the_memory_of_the_device(monkeypatch, caplog):
         return used, [results[k].energy for k in starts]
 
     large, expected = relaxed()
+    compiles = caplog.text.count("compiling the relaxation")
+    relaxed()  # the same programs serve another relaxer
+    assert caplog.text.count("compiling the relaxation") == compiles
     limit = max(large._program.needed.values()) // 3
     monkeypatch.setattr(device_memory, "available_bytes", lambda device: limit)
     small, energies = relaxed()

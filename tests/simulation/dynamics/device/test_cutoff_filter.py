@@ -186,17 +186,16 @@ def test_a_step_waits_for_a_larger_capacity(by, monkeypatch):
         )
 
     ours = dynamics()
-    assert (
-        ours.lists_built_on == by and 0 < ours._capacity.near_edges < ours._capacity.budget.n_edge
-    )
-    first = ours._capacity
+    first = ours._batches[0]._capacity
+    assert ours.lists_built_on == by and 0 < first.near_edges < first.budget.n_edge
     (trajectory,) = ours.run(30)
-    assert ours._capacity.near_edges > first.near_edges or not ours._capacity.near_edges
+    last = ours._batches[0]._capacity
+    assert last.near_edges > first.near_edges or not last.near_edges
     assert trajectory.steps == list(range(31)) and trajectory.broken is None
     monkeypatch.setattr(neighbors, "_WORTHWHILE", 0.0)
     plain = dynamics()
     (expected,) = plain.run(30)
-    assert not plain._capacity.near_edges
+    assert not plain._batches[0]._capacity.near_edges
     np.testing.assert_allclose(
         [f.positions for f in trajectory.frames], [f.positions for f in expected.frames], atol=1e-9
     )

@@ -1,0 +1,1 @@
+"""Rules of the optimizer for parts of the parameters: paths, Muon for matrices, low-rank updates."""
