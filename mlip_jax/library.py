@@ -267,7 +267,7 @@ def fine_tune(
     force_field: Any = BUNDLED,
     workdir: str | Path | None = None,
     *,
-    pool: str | Path | None = None,
+    pool: Sequence[Atoms] | str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> TrainingResult:
     """Fine-tune a force field on labeled structures by the best of several recipes, or resume.
@@ -280,7 +280,7 @@ def fine_tune(
       structures: Labeled structures, as for `train`.
       force_field: Force field to start from, as for `load`.
       workdir: Folder of the run. None fine-tunes in a temporary folder, which is removed at the end.
-      pool: File of unlabeled structures, of which the most useful ones to label are written to
+      pool: Unlabeled structures, or their file. The most useful ones to label are written to
         next_structures.xyz in the workdir.
       overrides: Config fields of configs/fine_tune.py by dotted name, such as {"num_steps": 500,
         "max_forgetting": 0.2}.
@@ -292,10 +292,10 @@ def fine_tune(
     config = override(fine_tune_defaults(), overrides or {})
     if isinstance(force_field, str | Path):
         config.force_field = str(force_field)
-    if pool is not None:
-        config.pool.path = str(pool)
     with _folder(workdir) as folder:
         _set_structures(config, structures, folder)
+        if pool is not None:
+            config.pool.path = _pool_file(pool, folder)
         report = fine_tune_config(config, folder, force_field)
         return TrainingResult(
             model=Potential.load(folder),
@@ -305,6 +305,16 @@ def fine_tune(
             workdir=None if workdir is None else folder,
             report=None if workdir is None else report,
         )
+
+
+def _pool_file(pool: Sequence[Atoms] | str | Path, folder: Path) -> str:
+    """Return the path of unlabeled structures; Atoms are written to a file next to the run."""
+    if isinstance(pool, str | Path):
+        return str(pool)
+    path = folder / "data" / "pool.traj"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atoms_list.write_trajectory(path, atoms_list.from_atoms(_list(pool))[0])
+    return str(path)
 
 
 def _read_result(task: str, folder: Path, report: Path | None) -> TrainingResult:
