@@ -134,7 +134,7 @@ def evaluate(
     if isinstance(structures, str | Path):
         config.data.path = str(structures)
     else:
-        atoms = _list(structures)
+        atoms = atoms_list.as_list(structures)
     result = evaluate_config(config, workdir, force_field, atoms)
     if result is None:
         raise RuntimeError("only the leader of several processes has the result")
@@ -313,7 +313,7 @@ def _pool_file(pool: Sequence[Atoms] | str | Path, folder: Path) -> str:
         return str(pool)
     path = folder / "data" / "pool.traj"
     path.parent.mkdir(parents=True, exist_ok=True)
-    atoms_list.write_trajectory(path, atoms_list.from_atoms(_list(pool))[0])
+    atoms_list.write_trajectory(path, atoms_list.from_atoms(atoms_list.as_list(pool))[0])
     return str(path)
 
 
@@ -344,7 +344,7 @@ def _set_structures(config, structures: Sequence[Atoms] | str | Path, folder: Pa
     if isinstance(structures, str | Path):
         config.data.path = str(structures)
         return
-    atoms, keys = _list(structures), {}
+    atoms, keys = atoms_list.as_list(structures), {}
     options = source.reader_options(config.data.reader_options)
     if config.task == PROPERTY:
         keys = _property_keys(atoms, config.property.targets)
@@ -392,18 +392,3 @@ def _property_keys(atoms: Sequence[Atoms], targets: Sequence[str]) -> dict[str, 
             )
         keys[_PROPERTY_KEYS[per_atom]] += (name,)
     return {key: names for key, names in keys.items() if names}
-
-
-def _list(structures: Sequence[Atoms] | Atoms) -> list[Atoms]:
-    """Return a list of Atoms.
-
-    Raises:
-      ValueError: An item is not Atoms.
-    """
-    items = [structures] if isinstance(structures, Atoms) else list(structures)
-    for k, item in enumerate(items):
-        if not isinstance(item, Atoms):
-            raise ValueError(
-                f"structures: expected ase.Atoms or the path of a file, received {item!r} at {k}"
-            )
-    return items
