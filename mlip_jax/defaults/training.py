@@ -140,14 +140,13 @@ LOOP = Part(
         "Average number of structures per training step, over all devices.",
         bounds=AT_LEAST_ONE,
         unset="schedule_batch_size on CPUs, up to 8 times as many on GPUs and TPUs",
-        unset_field="train.schedule_batch_size",
+        unset_field="schedule_batch_size",
     ),
     schedule_batch_size=Field(
         16,
         "Batch size that steps, intervals, decay and learning rates refer to if batch_size is "
         "unset; a larger batch has as many fewer steps.",
         bounds=AT_LEAST_ONE,
-        changes_results=False,
     ),
     micro_batches=optional(
         int,

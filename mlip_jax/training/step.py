@@ -20,8 +20,8 @@ A dispatch performs up to S training steps (`_perform_steps`).
 Parameters, averages and optimizer state are `Packed`: a call passes few arrays, and the operations
 on them are few. `Trainer.single` and `Trainer.snapshot` return them as trees.
 
-All calls use pmap, with one process or several. Between processes, JAX prepares every array of a
-call of pmap anew, which is why the state consists of few.
+All calls use pmap, with one process or several. With several, JAX prepares each array of a call on
+the host, which is another reason for few arrays.
 
     D   local devices      S   maximum number of steps of a dispatch
     K   micro-batches per device and step
