@@ -1,12 +1,11 @@
-"""Python functions that do what the command line does: `train`, `evaluate`, `predict` and `load`.
+"""Python functions that do what the command line does: `train`, `evaluate` and `load`.
 
-    from mlip_jax import evaluate, load, predict, train
+    from mlip_jax import evaluate, load, train
 
     result = train("spice:painn", list_of_atoms, overrides={"train.num_steps": 2000})
     result.metrics["test"]["force_mae_mev_per_ang"]
     atoms.calc = load("runs/spice")
     evaluate("runs/a,runs/b", "molecules.xyz").energies
-    predict("runs/gap", ["CCO", "CCN"])["gap_lower"]
 
 They run the same tasks in this process. Structures are a list of ASE's Atoms, or the path of a file
 or store. Without a workdir, no file is kept.
@@ -33,7 +32,6 @@ from mlip_jax import config as configs
 from mlip_jax.compilation_cache import keep_compiled_programs
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets import atoms_list, source
-from mlip_jax.datasets.molecules.arguments import molecule_records, usable_atoms
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.defaults import evaluate_defaults, fine_tune_defaults
 from mlip_jax.defaults.bundled import BUNDLED
@@ -48,12 +46,10 @@ from mlip_jax.simulation.force_fields import load_each
 from mlip_jax.simulation.trust import atom_domain
 from mlip_jax.simulation.trust.domain import Domain
 from mlip_jax.simulation.trust.ensemble_calibration import Calibration
-from mlip_jax.simulation.trust.intervals import COVERAGE
 from mlip_jax.sweeps.overrides import override
 from mlip_jax.tasks.evaluate import evaluate_config
 from mlip_jax.tasks.fine_tune import fine_tune_config
 from mlip_jax.tasks.force_field_evaluation.result import EvaluationResult
-from mlip_jax.tasks.property_prediction.ensemble import Ensemble
 
 log = logging.getLogger(__name__)
 
@@ -139,51 +135,6 @@ def evaluate(
     if result is None:
         raise RuntimeError("only the leader of several processes has the result")
     return result
-
-
-def predict(
-    predictor: str | Path | Sequence[str | Path],
-    molecules: Any,
-    *,
-    coverage: float = COVERAGE,
-    num_conformers: int = 1,
-    seed: int = 0,
-    batch_size: int = 64,
-) -> dict[str, np.ndarray]:
-    """Predict properties of molecules, with expected errors and prediction intervals.
-
-    >>> found = predict("runs/gap", ["CCO", "CCN"])  # doctest: +SKIP
-    >>> found["gap"], found["gap_lower"], found["gap_upper"]  # doctest: +SKIP
-
-    Args:
-      predictor: Workdir of a run of task "property"; several, as a sequence or as in
-        "runs/a,runs/b", are an ensemble.
-      molecules: ASE's Atoms, a SMILES, the path of a file of molecules, or a list of these.
-      coverage: Probability that an interval contains the property.
-      num_conformers: Number of geometries that are embedded per SMILES; predictions are their mean.
-      seed: Seed of the embedding.
-      batch_size: Number of geometries per batch.
-
-    Returns:
-      The columns of predictions.csv (configs/predict.py), (S,) each. NaN if unknown.
-
-    Raises:
-      ConfigError, CheckpointError: The predictors cannot be loaded together.
-      ValueError: A molecule cannot be read or predicted.
-    """
-    items = [predictor] if isinstance(predictor, str | Path) else list(predictor)
-    ensemble = Ensemble.load(",".join(map(str, items)))
-    groups = molecule_records(
-        molecules, num_conformers=num_conformers, seed=seed, embed=ensemble.reads_positions
-    )
-    conformers = [[usable_atoms(record) for record in group] for group in groups]
-    for group, geometries in zip(groups, conformers):
-        if problem := ensemble.problem(group[0]):
-            raise ValueError(f"{group[0].display_name}: {problem}")
-        for atoms in geometries:
-            atoms.info.setdefault("smiles", group[0].smiles)
-    weights = [np.full(len(group), 1.0 / len(group)) for group in conformers]
-    return ensemble.predict(conformers, weights, batch_size, coverage)
 
 
 @dataclasses.dataclass(frozen=True)
