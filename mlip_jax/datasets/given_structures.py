@@ -34,7 +34,7 @@ def set_structures(
     if isinstance(structures, str | Path):
         config.data.path = str(structures)
         return
-    atoms, keys = atoms_list.aslist_of_atoms(structures), {}
+    atoms, keys = atoms_list.as_list(structures), {}
     options = source.reader_options(config.data.reader_options)
     if config.task == _PROPERTY:
         keys = _property_keys(atoms, config.property.targets)
