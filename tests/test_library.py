@@ -17,12 +17,12 @@ from mlip_jax import (
     Potential,
     Relaxer,
     evaluate,
-    library,
     load,
     train,
 )
 from mlip_jax.config import ConfigError, load_file
 from mlip_jax.datasets import atoms_list, source
+from mlip_jax.datasets.given_structures import set_structures
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.datasets.readers import open_data
 from mlip_jax.tasks.force_field_evaluation import data as evaluation_data
@@ -131,7 +131,7 @@ def test_properties_of_atoms_reach_a_training_run(tmp_path):
     molecules[1].calc = SinglePointCalculator(molecules[1], dipole=np.array([0.0, 0.5, 1.0]))
     config = load_file("force2prop")
     config.property.targets = ("gap", "shift", "dipole")
-    library._set_structures(config, molecules, tmp_path)
+    set_structures(config, molecules, tmp_path)
     options = source.reader_options(config.data.reader_options)
     reader = open_data(config.data.path, "ase", **options)
     water, methane = reader.read(range(2), ReadReport())
@@ -141,7 +141,7 @@ def test_properties_of_atoms_reach_a_training_run(tmp_path):
     assert np.isnan(water.properties["dipole"]).all() and np.isnan(water.energy)
     config.property.targets = ("homo",)
     with pytest.raises(DatasetError, match=r"no property 'homo': set info\['homo'\]"):
-        library._set_structures(config, molecules, tmp_path)
+        set_structures(config, molecules, tmp_path)
 
 
 @pytest.fixture
