@@ -39,10 +39,17 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=150, help="test structures")
     parser.add_argument("--num_steps", type=int, default=200)
     parser.add_argument("--recipes", default="frozen,low_rank,full,full_replay")
+    parser.add_argument(
+        "--rates",
+        default="1e-3,3e-4",
+        help="learning rates; a single one is also that of all recipes",
+    )
     a = parser.parse_args()
     logging.basicConfig(level="INFO", format="%(asctime)s %(message)s")
     for noisy in ("absl", "orbax"):
         logging.getLogger(noisy).setLevel("WARNING")
+    rates = tuple(map(float, a.rates.split(",")))
+    fixed = FIXED if len(rates) > 1 else [Candidate(c.recipe, *rates) for c in FIXED]
     config = override(
         fine_tune_defaults(),
         {
@@ -53,6 +60,7 @@ def main() -> None:
             "data.num_test": a.test,
             "num_steps": a.num_steps,
             "recipes": tuple(a.recipes.split(",")),
+            "learning_rates": rates,
             "curve": (),
         },
     )
@@ -61,7 +69,7 @@ def main() -> None:
     search = fine_tune.prepare(configs.complete(config, fine_tune_defaults()), workdir)
     before = search.evaluate(search.refitted())
     rows = {"start": before}
-    for candidate in FIXED:
+    for candidate in fixed:
         rows[candidate.name] = search.train(candidate, max(search.files), a.num_steps)
     for candidate in search.candidates():
         if (result := search.journal.get(f"runs/{candidate.name}", a.num_steps)) is not None:

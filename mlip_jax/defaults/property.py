@@ -5,7 +5,8 @@ from __future__ import annotations
 from mlip_jax.defaults.bounds import FRACTION, NOT_NEGATIVE, PROBABILITY
 from mlip_jax.defaults.data import DATA, SPLIT, seed
 from mlip_jax.defaults.field import Field, Part, task
-from mlip_jax.defaults.training import LOOP, MODEL, OPTIMIZER, PENALTIES
+from mlip_jax.defaults.optimizer import OPTIMIZER
+from mlip_jax.defaults.training import LOOP, MODEL, PENALTIES
 
 GEOMETRIES = Part(
     "Geometries at which a property is learned and predicted; see simulation/geometry_sources.py.",

@@ -3,7 +3,6 @@
 import csv
 import json
 
-import jax
 import ml_collections
 import numpy as np
 import pytest
@@ -79,13 +78,13 @@ def test_predictions_of_a_file(folder, monkeypatch):
 
 def test_a_run_initialized_from_another_has_its_statistics(folder):
     c = bond_config(folder, init__workdir=str(folder / "run"), train__num_steps=1)
-    c.optimizer.learning_rate = 0.0
+    c.optimizer.learning_rate, c.optimizer.schedule = 1e-20, "constant"
     task.run(c, folder / "second")
     first, second = (Predictor.load(folder / name).params for name in ("run", "second"))
     of_first, of_second = (p["params"]["backbone"]["layer_1_0"]["kernel"] for p in (first, second))
-    np.testing.assert_array_equal(of_first, of_second)
-    changed = jax.tree.map(lambda a, b: np.abs(a - b).max(), first[STATISTICS], second[STATISTICS])
-    assert max(jax.tree.leaves(changed)) < 1.0
+    np.testing.assert_allclose(of_first, of_second, rtol=1e-5)
+    of_first, of_second = (p[STATISTICS]["backbone"]["norm_0"]["mean"] for p in (first, second))
+    assert np.abs(of_first - of_second).max() < 0.5 * np.abs(of_first).max()  # from zero: about 0.9
 
 
 def test_what_needs_positions_is_an_error(folder):

@@ -16,6 +16,7 @@ from mlip_jax.datasets import atoms_list
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.statistics import sum_reference
+from mlip_jax.datasets.store.store import Store
 from mlip_jax.defaults import fine_tune_defaults
 from mlip_jax.potential import Potential
 from mlip_jax.simulation.energies import energies_and_forces
@@ -24,7 +25,7 @@ from mlip_jax.sweeps.overrides import override
 from mlip_jax.tasks import fine_tune as task
 from mlip_jax.tasks.fine_tune import recipes, search
 from mlip_jax.tasks.fine_tune.expected_error import _interval
-from mlip_jax.tasks.fine_tune.labels import TrainingFile, with_reference
+from mlip_jax.tasks.fine_tune.labels import TrainingFile
 from mlip_jax.tasks.fine_tune.next_structures import farthest_first
 from mlip_jax.tasks.fine_tune.recipes import Candidate
 from mlip_jax.tasks.fine_tune.search import FORCE, choose, forgetting
@@ -49,22 +50,23 @@ FIELDS = {
     "old.path": str(DATA),
     "old.num_replay": 12,
     "old.num_probe": 5,
-    "pool.path": str(DATA),
     "pool.num_next": 5,
     "pool.max_structures": 30,
 }
 
+POOL = [molecule(name) for name in ("H2O", "CH4", "NH3", "CO2", "C2H6", "C6H6", "CH3OH")]
 
-def run(folder, **changes):
+
+def run(folder, pool=None, **changes):
     """Fine-tune a tiny SchNet, given as an object."""
     fields = FIELDS | {"data.directory": str(folder / "stores")}
     fields |= {k.replace("__", "."): v for k, v in changes.items()}
-    return fine_tune(DATA, random_potential("tiny"), folder / "tuned", overrides=fields)
+    return fine_tune(DATA, random_potential("tiny"), folder / "tuned", pool=pool, overrides=fields)
 
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
-    return run(tmp_path_factory.mktemp("fine_tune"))
+    return run(tmp_path_factory.mktemp("fine_tune"), POOL)
 
 
 def test_the_workdir_is_that_of_the_chosen_force_field(result):
@@ -86,6 +88,8 @@ def test_the_workdir_is_that_of_the_chosen_force_field(result):
 def test_the_next_structures_have_no_labels(result):
     frames = read(result.workdir / "next_structures.xyz", index=":")
     assert len(frames) == 5 and all(f.calc is None for f in frames)
+    formulas = {f.get_chemical_formula() for f in frames}
+    assert len(formulas) == 5 and formulas <= {f.get_chemical_formula() for f in POOL}
     assert all(f.info["domain_distance"] > 0 for f in frames)
 
 
@@ -100,21 +104,30 @@ def test_replayed_structures_have_labels_of_the_initial_force_field_at_new_zeros
     assert set(splits[""]["train"]) < set(splits["_replay"]["train"])
     assert len(splits["_replay"]["train"]) == 16 + 12
     initial, tuned = random_potential("tiny"), result.model
-    old = frames[splits["_replay"]["train"][-1]]
-    columns = Columns.from_structures(atoms_list.from_atoms([old], molecule_key="molecule")[0])
-    # the file of the old domain has labels, which are kept
-    fields = with_reference(columns, tuned.reference_energies, initial.reference_energies)
-    original = sum_reference(tuned.reference_energies, columns)
-    assert fields.energy - columns.energy == pytest.approx(
-        sum_reference(initial.reference_energies, columns) - original
-    )
-    assert columns.energy[0] - original[0] != pytest.approx(0.0, abs=1e-3)
+    store = Store(next((result.workdir.parent / "stores/stores").iterdir()))
+    originals = store.take(np.arange(len(store)))
+    for number in splits["_replay"]["train"][-12:]:
+        replayed = Columns.from_structures(
+            atoms_list.from_atoms([frames[number]], molecule_key="molecule")[0]
+        )
+        (original,) = (
+            originals.take(np.array([k]))
+            for k, s in enumerate(originals)
+            if len(s) == len(replayed.numbers)
+            and np.allclose(s.positions, replayed.positions, atol=1e-5)
+        )
+        # the file has labels, which are kept; what the model has to learn must not change
+        remainder = original.energy - sum_reference(initial.reference_energies, original)
+        assert replayed.energy - sum_reference(tuned.reference_energies, replayed) == pytest.approx(
+            remainder, abs=1e-6
+        )
+        np.testing.assert_allclose(replayed.forces, original.forces, atol=1e-6)
 
 
 def test_a_finished_run_trains_nothing_again(result, monkeypatch):
     calls = []
     monkeypatch.setattr(search, "fit", lambda *args: calls.append(args))
-    again = run(result.workdir.parent)
+    again = run(result.workdir.parent, POOL)
     assert not calls and again.metrics == result.metrics
     # an interruption before the last training: only that one is repeated
     path = result.workdir / "search.json"
@@ -122,7 +135,7 @@ def test_a_finished_run_trains_nothing_again(result, monkeypatch):
     (curve,) = (name for name in journal["runs"] if name.startswith("curve/"))
     removed = journal["runs"].pop(curve)
     path.write_text(json.dumps(journal))
-    again = run(result.workdir.parent)
+    again = run(result.workdir.parent, POOL)
     assert [str(folder) for _, folder in calls] == [str(result.workdir / curve)]
     point = next(iter(removed.values()))
     assert again.metrics["curve"][1] == {"labels": 8, **point["test"]}
@@ -151,9 +164,48 @@ def test_a_recipe_that_fails_is_not_chosen(tmp_path, monkeypatch):
 
     monkeypatch.setattr(search, "fit", fail)
     with pytest.raises(TrainingError, match="all candidates failed.*full_0.001.*not finite"):
-        run(tmp_path, pool__path=None, curve=())
+        run(tmp_path, curve=())
     journal = json.loads((tmp_path / "tuned/search.json").read_text())
     assert journal["runs"]["runs/full_0.001"]["4"]["failure"] == "the loss is not finite"
+
+
+class TimedSearch(search.RecipeSearch):
+    """Search whose trainings take no time, and which has time for some of them."""
+
+    def __init__(self, errors, max_trainings):
+        self.config = override(fine_tune_defaults(), {"num_steps": 100})
+        self.files, self.out_of_time = {16: None}, False
+        self.errors, self.left, self.results = errors, max_trainings, {}
+
+    metric = FORCE
+
+    def train(self, candidate, num_labels, steps):
+        if not self.left:
+            self.out_of_time = True
+            return None
+        self.left -= 1
+        error = self.errors[candidate.learning_rate, steps]
+        self.results[candidate] = result_with(error, 0.0) | {"steps": steps}
+        return self.results[candidate]
+
+    def latest(self, candidate, num_labels):
+        return self.results[candidate]
+
+
+@pytest.mark.parametrize(
+    ("max_trainings", "expected"),
+    [
+        (9, [(2.0, 100, 5.0), (3.0, 100, 6.0)]),
+        (4, [(3.0, 100, 6.0), (2.0, 25, 8.0), (1.0, 25, 9.0)]),
+    ],
+)
+def test_a_limit_of_the_time_ends_the_search_with_the_best_so_far(max_trainings, expected):
+    """Detects a choice by the order of an earlier round, or a result without its last training."""
+    errors = {(1.0, 25): 9.0, (2.0, 25): 8.0, (3.0, 25): 7.0, (2.0, 100): 5.0, (3.0, 100): 6.0}
+    candidates = [Candidate("full", rate) for rate in (1.0, 2.0, 3.0)]
+    ranked = TimedSearch(errors, max_trainings).run(candidates, 0)
+    found = [(c.learning_rate, r["steps"], r["valid"][FORCE]) for c, r in ranked]
+    assert found == expected
 
 
 def result_with(valid, probe):

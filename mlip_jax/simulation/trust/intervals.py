@@ -24,7 +24,7 @@ from mlip_jax.workdir import atomic_open
 FILE = "intervals.npz"  # in the workdir of a predictor
 COVERAGE = 0.9  # default probability that an interval contains the property
 # _BINS: maximum number of bins of the difficulty; _PER_BIN: minimum number of molecules in each.
-_BINS, _PER_BIN = 5, 40
+_BINS, _PER_BIN = 5, 75
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,15 +109,15 @@ class Intervals:
         """
         known = np.isfinite(absolute) & np.isfinite(measure)
         measure, absolute = measure[known], absolute[known]
-        edges, difficulty = _difficulty(measure, absolute)
+        edges = _edges(measure)
         # alternating in the order of the measure, so that both halves have the same distribution
         half = np.argsort(np.argsort(measure, kind="stable"), kind="stable") % 2
         scores = np.zeros(len(absolute))
         for part in (0, 1):
-            others = _difficulty(measure[half != part], absolute[half != part])
             chosen = half == part
-            scores[chosen] = absolute[chosen] / _look_up(measure[chosen], *others)
-        return cls(np.sort(scores), edges, difficulty)
+            difficulty = _difficulty(measure[~chosen], absolute[~chosen], edges)
+            scores[chosen] = absolute[chosen] / _look_up(measure[chosen], edges, difficulty)
+        return cls(np.sort(scores), edges, _difficulty(measure, absolute, edges))
 
     def half_width(self, measure: np.ndarray, coverage: float = COVERAGE) -> np.ndarray:
         """Return half the width of the intervals at distances or spreads, (S,).
@@ -190,18 +190,24 @@ class EnsembleIntervals:
         return np.mean(widths, axis=0)
 
 
-def _difficulty(measure: np.ndarray, absolute: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the inner edges of bins, and the mean |error| in each, positive and non-decreasing."""
+def _edges(measure: np.ndarray) -> np.ndarray:
+    """Return the inner edges of bins with equal numbers of molecules."""
     num = int(np.clip(len(measure) // _PER_BIN, 1, _BINS))
     if not len(measure):
-        return np.zeros(0), np.ones(1)
-    edges = np.unique(np.quantile(measure, np.linspace(0, 1, num + 1)[1:-1]))
+        return np.zeros(0)
+    return np.unique(np.quantile(measure, np.linspace(0, 1, num + 1)[1:-1]))
+
+
+def _difficulty(measure: np.ndarray, absolute: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Return the mean |error| in each bin, positive and non-decreasing, (B,)."""
+    if not len(measure):
+        return np.ones(len(edges) + 1)
     bins = np.digitize(measure, edges)
     means = [
         absolute[bins == b].mean() if (bins == b).any() else 0.0 for b in range(len(edges) + 1)
     ]
     smallest = max(float(absolute.mean()) * 1e-3, 1e-12)
-    return edges, np.maximum(np.maximum.accumulate(means), smallest)
+    return np.maximum(np.maximum.accumulate(means), smallest)
 
 
 def _look_up(measure: np.ndarray, edges: np.ndarray, difficulty: np.ndarray) -> np.ndarray:

@@ -43,7 +43,7 @@ def load(
     if unsupported:
         wanted = False
     # All processes must run the same program, but the memory of their devices may differ.
-    if not distributed.broadcast(_fit(train) if wanted is None else wanted):
+    if not distributed.broadcast(bool(_fit(train) if wanted is None else wanted)):
         return None, ()
     data = resident.collect(
         _pieces(train),

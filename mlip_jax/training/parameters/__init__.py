@@ -1,1 +1,1 @@
-"""Rules of the optimizer for parts of the parameters: paths, Muon for matrices, low-rank updates."""
+"""Paths of parameters, and low-rank updates of linear maps."""
