@@ -23,7 +23,8 @@ from ase.data import chemical_symbols
 from mlip_jax import models, terms
 from mlip_jax.checkpoint import CheckpointError, CheckpointStore, Restored, from_arrays
 from mlip_jax.graphs.graph import example_graph as example_graph  # part of the interface
-from mlip_jax.graphs.graph import node_graph_index
+from mlip_jax.graphs.graph import node_graph_index, sum_by_graph
+from mlip_jax.graphs.neighbor_slots import with_slots
 from mlip_jax.matmul_precision import at_full_precision
 from mlip_jax.models.layers.forces import (
     NO_ENERGY_DERIVATIVES,
@@ -87,6 +88,7 @@ def evaluate(
     """
     # a traced index fails on NumPy arrays
     params, graph = jax.tree.map(jnp.asarray, (params, graph))
+    graph = with_slots(model, graph)
     node_graph = node_graph_index(graph)
     node_mask = jraph.get_node_padding_mask(graph)
     num = graph.n_node.shape[0]
@@ -126,7 +128,7 @@ def evaluate(
         forces = -derivatives[0] if with_forces else jnp.zeros_like(positions)
     stress = _stress(derivatives[-1], graph) if with_stress else None
     forces = jnp.where(node_mask[:, None], forces, 0.0)
-    energy = jax.ops.segment_sum(energies, node_graph, num, indices_are_sorted=True)
+    energy = sum_by_graph(energies, node_graph, num)
     return Evaluation(energy, forces, energies, stress, properties)
 
 

@@ -28,6 +28,7 @@ ORDER = (
     "workers",
     "compilation_cache",
     "matmul_precision",
+    "target_device",
     "checkpoint",
     "configs",
     "defaults",

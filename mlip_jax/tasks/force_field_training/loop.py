@@ -11,6 +11,7 @@ import jax
 from mlip_jax import distributed
 from mlip_jax.config import ConfigError
 from mlip_jax.graphs import resident
+from mlip_jax.graphs.neighbor_slots import add_neighbor_slots, choose_capacity, max_neighbors
 from mlip_jax.tasks.force_field_training.preparation import TrainingRun
 from mlip_jax.training import losses, optimizer
 from mlip_jax.training.data import Batches
@@ -124,7 +125,16 @@ def _load_on_device(run: TrainingRun, batches: Batches):
     )
     log.info("training data on the device: %.1f MB", resident.nbytes(data) / 1e6)
 
+    capacity = choose_capacity(
+        run.model,
+        max_neighbors(data.receivers, data.first_edge),
+        len(data.receivers) / len(data.numbers),
+    )
+    if capacity:
+        log.info("training data on the device: %d neighbor slots per atom", capacity)
+
     def build(data, members, bucket):
-        return resident.gather(data, members, batches.budgets[bucket])
+        graph = resident.gather(data, members, batches.budgets[bucket])
+        return add_neighbor_slots(graph, capacity)
 
     return build, data
