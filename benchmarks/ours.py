@@ -148,7 +148,7 @@ def repeat(job: dict[str, Any]) -> dict[str, Any]:
     for n, graphs in enumerate(run.data):
         run.step(graphs)
         if n == 0:
-            hashes["gradients"] = _hash(run.state.optimizer[0].mu)
+            hashes["gradients"] = _hash(run.trainer.single(run.state.optimizer)[0].mu)
     hashes[f"state after {REPEATED_STEPS} steps"] = _hash(run.state)
     return {"hashes": hashes, "device": jax.devices()[0].platform}
 

@@ -13,16 +13,18 @@ The method is that of section 2.3.
 The argument selects the trained parameters: all of them ("all"), only the head on fixed
 features ("heads"; "random_heads" on features of an untrained model), or the same architecture from
 random parameters ("scratch", PaiNN). A name of configs/spice.py selects another architecture:
-"scratch,dimenetpp", "random_heads,comenet". Adam starts at 5e-4, which is halved
+"scratch,dimenetpp", "random_heads,comenet". "scratch,gin_virtual" is a model that reads only the
+bonds of the SMILES; a table of SMILES is not embedded for it. "scratch,unimol_plus" reads bonds and
+RDKit geometries of a table of SMILES. Adam starts at 5e-4, which is halved
 every 40 epochs, with batches of 256 molecules, as published. The data must contain properties:
 Molecule3D, QM9, ∇²DFT, PubChemQCR with a summary.csv, or your own table of SMILES and numbers.
 --config.property.targets="('homo','lumo')" selects other properties than the gap. If a finished
 run is rerun with other config.data.test_geometries, it is tested on these.
 
 "small" after a comma is for about 2,000 molecules and two minutes on one CPU core: batches of
-16, 30 epochs. Architectures other than PaiNN keep their size, and take longer. mace, pace, nequip
-and sevennet have weights for H, C, N, O and S; --config.model.options.elements=1,6,7,8,9,16,17
-adds others.
+16, 30 epochs. Architectures other than PaiNN, GIN-virtual and Uni-Mol+ keep their size, and take
+longer. mace, pace, nequip and sevennet have weights for H, C, N, O and S;
+--config.model.options.elements=1,6,7,8,9,16,17 adds others.
 """
 
 import ml_collections
@@ -40,21 +42,44 @@ PAINN = {
 }
 
 
+# Models of bonds: Hu et al., arXiv:2103.09430; Lu et al., arXiv:2303.16982
+BOND_MODELS = {
+    "gin_virtual": {
+        "published": dict(num_features=600, num_layers=5),
+        "small": dict(num_features=128, num_layers=3),
+    },
+    "unimol_plus": {
+        "published": dict(num_features=768, num_layers=12, num_tokens=64),
+        "small": dict(
+            num_features=64,
+            pair_features=32,
+            pair_width=8,
+            num_layers=3,
+            num_heads=8,
+            hidden_width=64,
+            num_radial=32,
+            num_tokens=32,
+        ),
+    },
+}
+
+
 def get_config(argument: str = "all") -> ml_collections.ConfigDict:
     words = [w.strip() for w in argument.split(",")]
     for word in words:
-        if word not in (known := (*MODES, *SIZES, *spice.MODELS)):
+        if word not in (known := (*MODES, *SIZES, *spice.MODELS, *BOND_MODELS)):
             raise ValueError(unknown_name("word of this config", word, list(known)))
     mode = next((w for w in words if w in MODES), "all")
     size = next((w for w in words if w in SIZES), "published")
-    model = next((w for w in words if w in spice.MODELS), "painn")
+    sizes_of = {"painn": PAINN, **BOND_MODELS}
+    model = next((w for w in words if w in spice.MODELS or w in BOND_MODELS), "painn")
     c = property_defaults()
     c.property.targets = ("gap",)
     c.property.pooling = "mean"
     if mode in ("scratch", "random_heads"):
         c.model.name = model
         c.model.options = ml_collections.ConfigDict(
-            PAINN[size] if model == "painn" else spice.MODELS[model]
+            sizes_of[model][size] if model in sizes_of else spice.MODELS[model]
         )
     c.init.train = "heads" if mode.endswith("heads") else "all"
 

@@ -14,10 +14,16 @@ each property are PREDICTION and
 
     PREDICTION_expected_error   mean |error| of validation molecules at this distance from the
                                 training molecules
+    PREDICTION_lower, _upper    interval that contains the property with probability `coverage`,
+                                by split conformal prediction on the validation molecules
     PREDICTION_std              standard deviation over the predictors, if there are several
     domain_distance             distance from the training molecules in the features of the model;
                                 1 is the border
     outside_domain              1 beyond the border: farther than 99 % of the validation molecules
+
+With --config.num_conformers=10, predictions of SMILES are means over 10 geometries, and with
+--config.conformer_weights=boltzmann weighted by the energies of force_field. Predictors that read
+bonds, such as GIN-virtual, need SMILES and no geometries.
 
 Rerun the same command to resume; finished molecules are not repeated.
 

@@ -139,7 +139,7 @@ def get_config(model: str = "so3krates") -> ml_collections.ConfigDict:
     c.optimizer.warmup_steps = 200
 
     c.train.num_steps = 9_000
-    c.train.batch_size = 8
+    c.train.schedule_batch_size = 8  # on CPUs; more on GPUs and TPUs, with fewer steps
     c.train.log_every = 100
     c.train.valid_every = 1_000
     c.train.checkpoint_every = 1_000

@@ -21,13 +21,16 @@ _EXPORTS = {
     "crystal_properties": "mlip_jax.simulation.crystals.analysis",
     "evaluate": "mlip_jax.library",
     "find_minima": "mlip_jax.simulation.relaxation.minima",
+    "fine_tune": "mlip_jax.library",
     "from_smiles": "mlip_jax.datasets.molecules.files",
     "load": "mlip_jax.library",
     "load_force_field": "mlip_jax.importers",
     "neb": "mlip_jax.simulation.reactions.neb",
+    "predict": "mlip_jax.library",
     "read_trajectory": "mlip_jax.simulation.dynamics.trajectories",
     "relax": "mlip_jax.simulation.relaxation.relax",
     "train": "mlip_jax.library",
+    "use_executor": "mlip_jax.executors",
     "vibrations": "mlip_jax.simulation.vibrations.analysis",
 }
 __all__ = ["__version__", *_EXPORTS]

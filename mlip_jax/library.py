@@ -1,11 +1,12 @@
-"""Python functions that do what the command line does: `train`, `evaluate` and `load`.
+"""Python functions that do what the command line does: `train`, `evaluate`, `predict` and `load`.
 
-    from mlip_jax import evaluate, load, train
+    from mlip_jax import evaluate, load, predict, train
 
     result = train("spice:painn", list_of_atoms, overrides={"train.num_steps": 2000})
     result.metrics["test"]["force_mae_mev_per_ang"]
     atoms.calc = load("runs/spice")
     evaluate("runs/a,runs/b", "molecules.xyz").energies
+    predict("runs/gap", ["CCO", "CCN"])["gap_lower"]
 
 They run the same tasks in this process. Structures are a list of ASE's Atoms, or the path of a file
 or store. Without a workdir, no file is kept.
@@ -29,10 +30,12 @@ import numpy as np
 from ase import Atoms
 
 from mlip_jax import config as configs
+from mlip_jax.compilation_cache import keep_compiled_programs
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets import atoms_list, source
+from mlip_jax.datasets.molecules.arguments import molecule_records, usable_atoms
 from mlip_jax.datasets.reader import DatasetError
-from mlip_jax.defaults import evaluate_defaults
+from mlip_jax.defaults import evaluate_defaults, fine_tune_defaults
 from mlip_jax.defaults.bundled import BUNDLED
 from mlip_jax.importers import split_force_fields
 from mlip_jax.potential import Potential, read_checkpoint
@@ -45,9 +48,12 @@ from mlip_jax.simulation.force_fields import load_each
 from mlip_jax.simulation.trust import atom_domain
 from mlip_jax.simulation.trust.domain import Domain
 from mlip_jax.simulation.trust.ensemble_calibration import Calibration
+from mlip_jax.simulation.trust.intervals import COVERAGE
 from mlip_jax.sweeps.overrides import override
 from mlip_jax.tasks.evaluate import evaluate_config
+from mlip_jax.tasks.fine_tune import fine_tune_config
 from mlip_jax.tasks.force_field_evaluation.result import EvaluationResult
+from mlip_jax.tasks.property_prediction.ensemble import Ensemble
 
 log = logging.getLogger(__name__)
 
@@ -135,6 +141,51 @@ def evaluate(
     return result
 
 
+def predict(
+    predictor: str | Path | Sequence[str | Path],
+    molecules: Any,
+    *,
+    coverage: float = COVERAGE,
+    num_conformers: int = 1,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> dict[str, np.ndarray]:
+    """Predict properties of molecules, with expected errors and prediction intervals.
+
+    >>> found = predict("runs/gap", ["CCO", "CCN"])  # doctest: +SKIP
+    >>> found["gap"], found["gap_lower"], found["gap_upper"]  # doctest: +SKIP
+
+    Args:
+      predictor: Workdir of a run of task "property"; several, as a sequence or as in
+        "runs/a,runs/b", are an ensemble.
+      molecules: ASE's Atoms, a SMILES, the path of a file of molecules, or a list of these.
+      coverage: Probability that an interval contains the property.
+      num_conformers: Number of geometries that are embedded per SMILES; predictions are their mean.
+      seed: Seed of the embedding.
+      batch_size: Number of geometries per batch.
+
+    Returns:
+      The columns of predictions.csv (configs/predict.py), (S,) each. NaN if unknown.
+
+    Raises:
+      ConfigError, CheckpointError: The predictors cannot be loaded together.
+      ValueError: A molecule cannot be read or predicted.
+    """
+    items = [predictor] if isinstance(predictor, str | Path) else list(predictor)
+    ensemble = Ensemble.load(",".join(map(str, items)))
+    groups = molecule_records(
+        molecules, num_conformers=num_conformers, seed=seed, embed=ensemble.reads_positions
+    )
+    conformers = [[usable_atoms(record) for record in group] for group in groups]
+    for group, geometries in zip(groups, conformers):
+        if problem := ensemble.problem(group[0]):
+            raise ValueError(f"{group[0].display_name}: {problem}")
+        for atoms in geometries:
+            atoms.info.setdefault("smiles", group[0].smiles)
+    weights = [np.full(len(group), 1.0 / len(group)) for group in conformers]
+    return ensemble.predict(conformers, weights, batch_size, coverage)
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainingResult:
     """Result of a training run.
@@ -142,7 +193,8 @@ class TrainingResult:
     Attributes:
       model: The trained force field, or the predictor of a run of task "property".
       metrics: Content of metrics.json: errors by split, in metrics["test"] and so on.
-      history: Columns of metrics.csv by name, (R,) each: losses and errors during training.
+      history: Columns of metrics.csv by name, (R,) each: losses and errors during training. Empty
+        after `fine_tune`.
       domain: Domain of the force field, or None.
       workdir: Folder of the run, or None if no folder was given.
       report: Path of report.html, or None if no folder was given.
@@ -192,6 +244,7 @@ def train(
       ConfigError, WorkdirError, DatasetError, TrainingError, CheckpointError: The message explains
         how to fix the problem.
     """
+    keep_compiled_programs()
     if isinstance(config, ml_collections.ConfigDict):
         config = copy.deepcopy(config)
     else:
@@ -207,6 +260,61 @@ def train(
             _set_structures(config, structures, folder)
         report = importlib.import_module(f"mlip_jax.tasks.{config.task}").run(config, folder)
         return _read_result(config.task, folder, None if workdir is None else report)
+
+
+def fine_tune(
+    structures: Sequence[Atoms] | str | Path,
+    force_field: Any = BUNDLED,
+    workdir: str | Path | None = None,
+    *,
+    pool: Sequence[Atoms] | str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> TrainingResult:
+    """Fine-tune a force field on labeled structures by the best of several recipes, or resume.
+
+    >>> result = fine_tune("own.xyz", "runs/spice", "runs/tuned")  # doctest: +SKIP
+    >>> atoms.calc = result.calculator()  # doctest: +SKIP
+    >>> result.metrics["expected_error"]["force"]["mean"]  # doctest: +SKIP
+
+    Args:
+      structures: Labeled structures, as for `train`.
+      force_field: Force field to start from, as for `load`.
+      workdir: Folder of the run. None fine-tunes in a temporary folder, which is removed at the end.
+      pool: Unlabeled structures, or their file. The most useful ones to label are written to
+        next_structures.xyz in the workdir.
+      overrides: Config fields of configs/fine_tune.py by dotted name, such as {"num_steps": 500,
+        "max_forgetting": 0.2}.
+
+    Raises:
+      ConfigError, WorkdirError, DatasetError, TrainingError, CheckpointError, ValueError: The
+        message explains how to fix the problem.
+    """
+    config = override(fine_tune_defaults(), overrides or {})
+    if isinstance(force_field, str | Path):
+        config.force_field = str(force_field)
+    with _folder(workdir) as folder:
+        _set_structures(config, structures, folder)
+        if pool is not None:
+            config.pool.path = _pool_file(pool, folder)
+        report = fine_tune_config(config, folder, force_field)
+        return TrainingResult(
+            model=Potential.load(folder),
+            metrics=json.loads((folder / "metrics.json").read_text(encoding="utf-8")),
+            history={},
+            domain=atom_domain.load_domain(folder),
+            workdir=None if workdir is None else folder,
+            report=None if workdir is None else report,
+        )
+
+
+def _pool_file(pool: Sequence[Atoms] | str | Path, folder: Path) -> str:
+    """Return the path of unlabeled structures; Atoms are written to a file next to the run."""
+    if isinstance(pool, str | Path):
+        return str(pool)
+    path = folder / "data" / "pool.traj"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atoms_list.write_trajectory(path, atoms_list.from_atoms(_list(pool))[0])
+    return str(path)
 
 
 def _read_result(task: str, folder: Path, report: Path | None) -> TrainingResult:

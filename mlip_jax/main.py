@@ -76,7 +76,7 @@ def _dispatch(arguments: list[str]) -> None:
     from absl.flags import FLAGS
     from ml_collections import config_flags
 
-    from mlip_jax import compilation_cache, distributed
+    from mlip_jax import compilation_cache, distributed, executors
     from mlip_jax.cli import flags
 
     flags.check(arguments[1:])
@@ -108,7 +108,8 @@ def _dispatch(arguments: list[str]) -> None:
     compilation_cache.keep_compiled_programs()
     with distributed.session(distributed.from_environment()), distributed.ended_by_signals():
         try:
-            run(config, workdir)
+            with executors.use_executor(FLAGS.scheduler):
+                run(config, workdir)
         except distributed.Stopped as stopped:
             log.warning("%s", stopped)
             sys.exit(distributed.EXIT_REQUEUE)

@@ -22,6 +22,7 @@ from ase.data import chemical_symbols
 
 from mlip_jax import models, terms
 from mlip_jax.checkpoint import CheckpointError, CheckpointStore, Restored, from_arrays
+from mlip_jax.compilation_cache import keep_compiled_programs
 from mlip_jax.graphs.graph import example_graph as example_graph  # part of the interface
 from mlip_jax.graphs.graph import node_graph_index, sum_by_graph
 from mlip_jax.graphs.neighbor_slots import with_slots
@@ -87,11 +88,9 @@ def evaluate(
         `has_energy_derivatives`), or a model returns forces although it has no direct forces.
     """
     # a traced index fails on NumPy arrays
-    params, graph = jax.tree.map(jnp.asarray, (params, graph))
-    graph = with_slots(model, graph)
-    node_graph = node_graph_index(graph)
+    params, graph = jax.tree.map(jnp.asarray, (params, with_slots(model, graph)))
+    node_graph, num = node_graph_index(graph), graph.n_node.shape[0]
     node_mask = jraph.get_node_padding_mask(graph)
-    num = graph.n_node.shape[0]
     direct, with_forces = has_direct_forces(model), with_forces or with_stress
     if with_stress and not has_energy_derivatives(model):
         raise ValueError(NO_ENERGY_DERIVATIVES.format(what="stress"))
@@ -236,6 +235,7 @@ class Potential:
         Raises:
           CheckpointError: There is no readable checkpoint, or it is not that of a force field.
         """
+        keep_compiled_programs()
         restored = read_checkpoint(path)
         try:
             if "reference_energies" in restored.metadata["statistics"]:

@@ -23,6 +23,8 @@ from multiprocessing.context import SpawnContext, SpawnProcess
 from multiprocessing.synchronize import Event
 from typing import Any
 
+from mlip_jax import executors
+
 SINGLE_THREADED = {
     name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 }
@@ -111,13 +113,15 @@ def run(
     initializer: Callable[[], None] | None = None,
     single_inline: bool = True,
     first_alone: bool = False,
+    local: bool = False,
 ) -> Iterator[tuple[int, Any]]:
     """Yield (index of the job, function(job)) in the order in which the jobs finish.
 
     Worker processes are fresh interpreters with single-threaded libraries. Therefore `function`,
     its argument and its result must be picklable, and a calling script needs the usual
     `if __name__ == "__main__":`. The workers end at once, in the middle of a job, if the caller
-    leaves the iterator, on an error, and on a signal.
+    leaves the iterator, on an error, and on a signal. Within `executors.use_executor`, its executor
+    takes the place of the worker processes.
 
     Args:
       function: Function of one job.
@@ -127,6 +131,7 @@ def run(
       single_inline: Whether to run the jobs in this process and in order instead of in a single
         worker.
       first_alone: Whether to start the other jobs only when the caller requests the second result.
+      local: Whether the jobs need files of this machine and therefore ignore `use_executor`.
     """
     num_processes = min(available_cores() if num_processes is None else num_processes, len(jobs))
     if not jobs:
@@ -134,6 +139,9 @@ def run(
     if num_processes == 1 and single_inline:
         for index, job in enumerate(jobs):
             yield index, function(job)
+        return
+    if not local and (other := executors.selected()) is not None:
+        yield from executors.run(other, function, jobs, initializer)
         return
     executor = _Executor(num_processes, initializer)
     try:
@@ -162,8 +170,9 @@ def stream(
 ) -> Iterator[Any]:
     """Yield function(job) for each job, in order, computing a bounded number of jobs ahead.
 
-    The worker processes are those of `run`. If the caller leaves the iterator, they end at once, in
-    the middle of a job. With `num_processes=1`, the jobs run in this process, one at a time.
+    The worker processes, or the executor in their place, are those of `run`. If the caller leaves
+    the iterator, they end at once, in the middle of a job. With `num_processes=1`, the jobs run in
+    this process, one at a time.
 
     Args:
       function: Function of one job.
@@ -178,6 +187,9 @@ def stream(
       BrokenProcessPool (a RuntimeError): A worker process died, and `on_death` is None.
       WorkerStartError (a RuntimeError): No worker could be started.
     """
+    if num_processes != 1 and (other := executors.selected()) is not None:
+        yield from executors.stream(other, function, jobs, ahead, on_death)
+        return
     may_die = num_processes is None and on_death is not None
     num_processes = available_cores() if num_processes is None else num_processes
     if num_processes == 1 and not may_die:

@@ -1,5 +1,7 @@
 """Configuration of the tests: threads, compilation, signals and precision."""
 
+import contextlib
+import fcntl
 import gc
 import os
 import signal
@@ -20,6 +22,27 @@ compilation.configure()
 # Tracing creates many objects that live long. With the default thresholds, garbage collection takes
 # a sixth of the time of the tests.
 gc.set_threshold(50_000, 50, 100)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collect_file():
+    """Collect no doctests from the tests, which have none: inspecting each function takes long."""
+    return [collector for collector in (yield) if isinstance(collector, pytest.Module)]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    """Import a test file in one process at a time.
+
+    The first process compiles it, which takes ten times as long as its import, and the others read
+    the result.
+    """
+    if not isinstance(collector, pytest.Module):
+        return (yield)
+    with open(collector.path) as file:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        return (yield)
 
 
 def pytest_collection_finish():

@@ -51,9 +51,9 @@ def communicate(folder, config):
     large = distributed.broadcast(np.frombuffer(LARGE, np.uint8) if distributed.leader() else None)
     if rank:
         time.sleep(0.5)
-    arrival = time.time()
+    arrival = time.monotonic()  # the same clock for all processes of a computer
     distributed.barrier("all processes")
-    after_barrier = time.time()
+    after_barrier = time.monotonic()
     with distributed.leader_first("write"):
         if distributed.leader():
             time.sleep(0.5)

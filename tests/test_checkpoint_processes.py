@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import socket
 import threading
 import time
 
@@ -12,6 +11,7 @@ import pytest
 
 from mlip_jax.checkpoint import CheckpointStore
 from tests.forks import Forks
+from tests.ports import free_port
 
 PRELUDE = """
 import os, resource, signal, sys, time
@@ -228,9 +228,7 @@ else:
 
 
 def test_only_one_of_two_processes_writes(tmp_path, start):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     writer, reader = (start(TWO, tmp_path, port, index) for index in range(2))
     assert [writer.stdout.readline() for _ in range(2)] == ["3 [2, 3]\n", "written\n"]
     for process in (reader, writer):

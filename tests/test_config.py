@@ -67,12 +67,20 @@ def test_every_model_is_offered_for_force_fields_and_properties(name):
         models.create(name, **loaded.model.options)
 
 
+@pytest.mark.parametrize("name", models.bond_graphs.names())
+def test_every_model_of_bonds_is_offered_for_properties(name):
+    for size in ("", ",small"):
+        loaded = load_file(f"force2prop:scratch,{name}{size}")
+        assert loaded.model.name == name
+        models.create(name, **loaded.model.options)
+
+
 def test_the_study_trains_every_architecture_of_its_report():
     """Detects rows of the report that no variant of the sweep fills."""
     variants = paper_force2geo.sweep("data.lmdb")
     names = [variant["name"] for variant in variants]
     assert len(set(names)) == len(names)
-    for model in ("schnet", "comenet", "dimenetpp", "spherenet"):
+    for model in ("schnet", "comenet", "dimenetpp", "spherenet", "gin_virtual"):
         for name in (f"{model}-scratch-0", f"scaffold-{model}-scratch-2"):
             (variant,) = (v for v in variants if v["name"] == name)
             assert variant["model.name"] == model

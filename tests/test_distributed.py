@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,14 +21,9 @@ from mlip_jax.distributed import StopSignal
 from mlip_jax.distributed.values import decode, encode
 from tests.distributed_program import LARGE
 from tests.forks import Forks
+from tests.ports import free_port
 
 REPOSITORY = Path(__file__).parents[1]
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
 
 
 # --- values
@@ -136,7 +130,7 @@ def test_first_signal_is_stored(caplog):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(5)
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)] == before
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while not caplog.messages:
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -149,7 +143,7 @@ def test_signals_in_another_thread():
             return signal.getsignal(signal.SIGTERM), stop.received
 
     with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(enter).result(5) == (signal.getsignal(signal.SIGTERM), None)
+        assert pool.submit(enter).result(60) == (signal.getsignal(signal.SIGTERM), None)
 
 
 def test_second_sigterm_ends_the_process_at_once():

@@ -10,7 +10,8 @@ from mlip_jax import models
 from mlip_jax.models.layers.readouts import with_heads
 from mlip_jax.potential import evaluate, example_graph, hessian_columns
 from mlip_jax.predictor import _apply
-from mlip_jax.simulation.energies import invariant_features
+from mlip_jax.simulation import batch_prediction
+from mlip_jax.simulation.energies import _energy, invariant_features
 from mlip_jax.training.objectives import ForceField
 from mlip_jax.training.step import Trainer
 
@@ -46,6 +47,8 @@ PROGRAMS = {
     "hessian": (MODEL, lambda p, g: hessian_columns(MODEL, p, g, 1.0, jnp.ones((1, 3, 3)))),
     "features": (MODEL, lambda p, g: invariant_features(MODEL, p, g)),
     "predictor": (PREDICTOR, lambda p, g: _apply(PREDICTOR, p, g)),
+    "energies": (MODEL, lambda p, g: _energy(MODEL, 1.0, p, g)),
+    "predictions": (MODEL, lambda p, g: batch_prediction._apply(MODEL, 1.0, False, True, p, g)),
 }
 
 

@@ -200,5 +200,6 @@ def test_later_fields_of_models_do_not_change_digests():
     """
     text = repr(models.create("painn"))
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == "8d998c6258266d05"
+    assert "irreps" not in repr(models.create("nequip"))
     charged = models.create("painn", charge_embedding=True)
     assert charged.charge_embedding and charged != models.create("painn")

@@ -23,6 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
 
 import numpy as np
+from ase import Atoms
 from ase.db import connect
 from ase.filters import FrechetCellFilter
 from ase.mep import NEB
@@ -31,12 +32,26 @@ from ase.optimize import BFGS
 FMAX, MAX_STEPS, NEB_FMAX, NUM_IMAGES = 0.02, 300, 0.02, 5
 
 
-def calculator(program: str, model: str | None):
-    """Return the calculator of a program, as its documentation recommends."""
+def calculator(program: str, model: str | None, precision: str):
+    """Return the calculator of a program, as its documentation recommends.
+
+    For SevenNet in float64, everything that the program rounds to float32 is kept in float64.
+    """
     if program == "sevennet":
+        import sevenn.util
+        import torch
         from sevenn.calculator import SevenNetCalculator
 
-        return SevenNetCalculator(model or "7net-0", device="cpu")
+        calc = SevenNetCalculator(model or "7net-0", device="cpu")
+        if precision == "float64":
+            calc.model = calc.model.double()
+            torch.set_default_dtype(torch.float64)
+            torch.Tensor.float = torch.Tensor.double
+            single = sevenn.util.dtype_correct
+            sevenn.util.dtype_correct = lambda value: single(value, torch.float64)
+        return calc
+    if precision != "float32":
+        raise SystemExit("only SevenNet has --precision")
     if program == "mace":
         from mace.calculators import MACECalculator
 
@@ -62,6 +77,23 @@ def read(path: Path) -> list:
         atoms.info = dict(row.data)
         structures.append(atoms)
     return structures
+
+
+def named(structures: list, names: str | None) -> list:
+    """Return the structures with these names, separated by commas; all by default."""
+    if names is None:
+        return structures
+    chosen = [atoms for atoms in structures if atoms.info["name"] in names.split(",")]
+    if len(chosen) != len(names.split(",")):
+        raise SystemExit(f"no structure for each of {names}")
+    return chosen
+
+
+def write(path: Path, structures: list) -> None:
+    """Append structures with their names and kinds to a file that `read` reads."""
+    with connect(path) as file:
+        for atoms in structures:
+            file.write(Atoms(atoms), data={k: atoms.info[k] for k in ("name", "kind")})
 
 
 def relax(atoms, calc) -> dict:
@@ -124,8 +156,12 @@ def main() -> None:
     parser.add_argument("structures", type=Path)
     parser.add_argument("results", type=Path)
     parser.add_argument("--model", help="file of the force field")
+    parser.add_argument("--precision", default="float32", choices=("float32", "float64"))
+    parser.add_argument("--names", help="relax only these structures, separated by commas")
+    parser.add_argument("--ends", type=Path, help="new file for the relaxed structures")
     arguments = parser.parse_args()
-    calc, structures = calculator(arguments.program, arguments.model), read(arguments.structures)
+    calc = calculator(arguments.program, arguments.model, arguments.precision)
+    structures = named(read(arguments.structures), arguments.names)
     done = set()
     if arguments.results.is_file():
         done = {json.loads(line)["name"] for line in arguments.results.read_text().splitlines()}
@@ -143,6 +179,8 @@ def main() -> None:
         with open(arguments.results, "a") as file:
             print(json.dumps({"name": name} | line), file=file)
         print(name, line, flush=True)
+        if arguments.ends:
+            write(arguments.ends, ends)
 
 
 if __name__ == "__main__":

@@ -21,20 +21,23 @@ os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT)]
 
-from benchmarks.crystals.original import FMAX, MAX_STEPS, NEB_FMAX, NUM_IMAGES, read
+from benchmarks.crystals.original import FMAX, MAX_STEPS, NEB_FMAX, NUM_IMAGES, named, read, write
 from mlip_jax import Relaxer
 from mlip_jax.simulation.force_fields import load_mean_force_field
 from mlip_jax.simulation.reactions.neb import neb
 
 
-def relax(structures, force_field, batch_atoms, rounds, max_steps) -> tuple[list[dict], dict]:
-    """Relax all structures; return a line for each, and one with the processor times."""
-    relaxers = {
-        cell: Relaxer(
-            force_field, fmax=FMAX, max_steps=max_steps, cell=cell, batch_atoms=batch_atoms
-        )
-        for cell in ("frechet", None)
-    }
+def relax(structures, force_field, rounds, ends, **options) -> tuple[list[dict], dict]:
+    """Relax all structures; return a line for each, and one with the processor times.
+
+    Args:
+      structures: The structures; `info` has their kinds.
+      force_field: The force field.
+      rounds: Number of times that everything is relaxed.
+      ends: New file for the relaxed structures, or None.
+      options: Options of `Relaxer`.
+    """
+    relaxers = {cell: Relaxer(force_field, cell=cell, **options) for cell in ("frechet", None)}
     seconds, results = [], {}
     for _ in range(rounds):
         seconds.append([])
@@ -62,6 +65,11 @@ def relax(structures, force_field, batch_atoms, rounds, max_steps) -> tuple[list
                 "status": f"{result.status} {result.reason}".strip(),
             }
         )
+    if ends:
+        relaxed = [results[k].atoms for k in range(len(structures))]
+        for atoms, start in zip(relaxed, structures):
+            atoms.info |= {name: start.info[name] for name in ("name", "kind")}
+        write(ends, relaxed)
     counters = [relaxer.statistics() for relaxer in relaxers.values()]
     return lines, {
         "name": "all",
@@ -105,17 +113,21 @@ def main() -> None:
     parser.add_argument("--kind", help="relax only structures of this kind")
     parser.add_argument("--max_steps", type=int, default=MAX_STEPS)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--fmax", type=float, default=FMAX)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "float64"))
+    parser.add_argument("--names", help="relax only these structures, separated by commas")
+    parser.add_argument("--ends", type=Path, help="new file for the relaxed structures")
     arguments = parser.parse_args()
-    structures = read(arguments.structures)
+    structures = named(read(arguments.structures), arguments.names)
     for atoms in structures:
         atoms.info.pop("total_spin", None)
     potential = load_mean_force_field(arguments.force_field)
     if arguments.part == "relax":
         kind = arguments.kind
         chosen = [atoms for atoms in structures if kind in (None, atoms.info["kind"])]
-        lines, total = relax(
-            chosen, potential, arguments.batch_atoms, arguments.rounds, arguments.max_steps
-        )
+        options = {name: getattr(arguments, name) for name in ("fmax", "max_steps", "dtype")}
+        options["batch_atoms"] = arguments.batch_atoms
+        lines, total = relax(chosen, potential, arguments.rounds, arguments.ends, **options)
     else:
         program = arguments.program
         chosen = [atoms for atoms in structures if atoms.info["force_field"] == program]

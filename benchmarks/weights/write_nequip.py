@@ -36,6 +36,16 @@ MODEL = {
     "per_type_energy_scales": dict(zip(SYMBOLS, (1.1, 0.9, 1.3))),
     "per_type_energy_shifts": dict(zip(SYMBOLS, (-1.0, -2.0, -3.0))),
 }
+# UNEVEN: other numbers of channels for each irrep and layer.
+_BUILT = ("num_layers", "l_max", "num_features")
+UNEVEN = {name: value for name, value in MODEL.items() if name not in _BUILT} | {
+    "_target_": "nequip.model.FullNequIPGNNModel",
+    "irreps_edge_sh": "1x0e+1x1o+1x2e",
+    "type_embed_num_features": 4,
+    "radial_mlp_depth": [1, 1, 1],
+    "radial_mlp_width": [8, 8, 8],
+    "feature_irreps_hidden": ["4x0e+2x0o+3x1o+1x1e", "5x0e+2x1o+3x2e", "4x0e"],
+}
 METRICS = {"_target_": "nequip.train.EnergyForceMetrics", "coeffs": {"total_energy_mae": 1.0}}
 
 
@@ -116,6 +126,7 @@ def main(folder):
             "NequIPLightningModule",
             MODEL | {"parity": False, "l_max": 2, "num_features": [4, 3, 2]},
         ),
+        "uneven": ("NequIPLightningModule", UNEVEN),
     }
     for name, (module, model) in cases.items():
         run = folder / name

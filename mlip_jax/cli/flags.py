@@ -55,6 +55,12 @@ def _define_common() -> None:
         "Folder of the run, for checkpoints, metrics and report. If unset, the first of runs/NAME of "
         "the config, runs/NAME-2, ... that has no results of another run.",
     )
+    flags.DEFINE_string(
+        "scheduler",
+        None,
+        "Address of a scheduler of dask, as in tcp://head:8786, whose workers compute labels, "
+        "embeddings and the reference method in place of processes of this machine.",
+    )
     flags.DEFINE_bool(
         "sweep",
         False,

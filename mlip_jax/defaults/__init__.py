@@ -16,10 +16,12 @@ from mlip_jax.defaults.data import CONVERT, GENERATE, GENERATE_CONFORMERS, INSPE
 from mlip_jax.defaults.diversity import DIVERSITY, DIVERSITY_REPORT
 from mlip_jax.defaults.dynamics import MD, STABILITY
 from mlip_jax.defaults.field import Part
+from mlip_jax.defaults.fine_tuning import FINE_TUNE
+from mlip_jax.defaults.force_field_tasks import ENSEMBLE, EXPORT, PUBLISHED
 from mlip_jax.defaults.property import PROPERTY
 from mlip_jax.defaults.reactions import NEB
 from mlip_jax.defaults.simulation import EVALUATE, FORCE2GEO, MINIMA, PREDICT, RELAX
-from mlip_jax.defaults.training import ENSEMBLE, EXPORT, PUBLISHED, TRAIN
+from mlip_jax.defaults.training import TRAIN
 from mlip_jax.defaults.vibrations import VIBRATIONS
 
 TASKS: dict[str, Part] = {
@@ -48,6 +50,7 @@ TASKS: dict[str, Part] = {
         NEB,
         AUDIT,
         ACTIVE_LEARNING,
+        FINE_TUNE,
     )
 }
 
@@ -165,3 +168,8 @@ def audit_defaults() -> ml_collections.ConfigDict:
 def active_learning_defaults() -> ml_collections.ConfigDict:
     """Return the config of task "active_learning" with the default of every field."""
     return ACTIVE_LEARNING.build()
+
+
+def fine_tune_defaults() -> ml_collections.ConfigDict:
+    """Return the config of task "fine_tune" with the default of every field."""
+    return FINE_TUNE.build()

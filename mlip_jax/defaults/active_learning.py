@@ -7,8 +7,9 @@ import dataclasses
 from mlip_jax.defaults.bounds import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, Bounds
 from mlip_jax.defaults.data import seed
 from mlip_jax.defaults.field import Field, Part, optional, task
+from mlip_jax.defaults.optimizer import OPTIMIZER
 from mlip_jax.defaults.shared_parts import MOLECULES, ORACLE
-from mlip_jax.defaults.training import LOOP, LOSS, MODEL, OPTIMIZER, POTENTIAL
+from mlip_jax.defaults.training import LOOP, LOSS, MODEL, POTENTIAL
 
 KINDS = {
     "conformers": "geometries that RDKit embeds",

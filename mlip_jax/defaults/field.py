@@ -55,6 +55,8 @@ class Field:
         workdirs still have it.
       type: Type of a field that may be unset on the command line; see `optional`.
       unset: Meaning of an unset field, if None is valid.
+      unset_field: Name of a field of the same part, whose value an unset field has in the identity
+        of a run. That field is not in the identity: it has no effect otherwise.
     """
 
     default: Any
@@ -70,6 +72,7 @@ class Field:
     former_name: str = ""
     type: type | None = None
     unset: str = ""
+    unset_field: str = ""
 
     @property
     def is_free(self) -> bool:
@@ -230,8 +233,11 @@ class Part:
           whole: Whole config, which `only_with` refers to. By default, `plain` itself.
         """
         whole = plain if whole is None else whole
+        stand_ins = {m.unset_field for m in self.members.values() if isinstance(m, Field)}
         kept = {}
         for name, value in plain.items():
+            if name in stand_ins:
+                continue
             member = self.members.get(name)
             if (
                 member is not None
@@ -239,6 +245,8 @@ class Part:
                 and not any(_value(whole, n) for n in member.only_with)
             ):
                 continue
+            if isinstance(member, Field) and value is None and member.unset_field:
+                value = plain.get(member.unset_field)
             if isinstance(member, Field) and not (
                 member.changes_results and value != member.legacy_value
             ):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from mlip_jax.defaults.bounds import FRACTION, NOT_NEGATIVE
+from mlip_jax.defaults.bounds import FRACTION, NOT_NEGATIVE, PROBABILITY
 from mlip_jax.defaults.data import DATA, SPLIT, seed
 from mlip_jax.defaults.field import Field, Part, task
-from mlip_jax.defaults.training import LOOP, MODEL, OPTIMIZER, PENALTIES
+from mlip_jax.defaults.optimizer import OPTIMIZER
+from mlip_jax.defaults.training import LOOP, MODEL, PENALTIES
 
 GEOMETRIES = Part(
     "Geometries at which a property is learned and predicted; see simulation/geometry_sources.py.",
@@ -17,7 +18,8 @@ GEOMETRIES = Part(
     valid_geometry=Field("", "Geometry of validation inputs; if empty, data.geometry."),
     test_geometries=Field(
         ("labels",),
-        "Geometries of test inputs, each of which is tested separately.",
+        "Geometries of test inputs, each of which is tested separately. Predictions for "
+        '"etkdg:10" are means over 10 conformers.',
         changes_results=False,
     ),
     force_field=Field("", 'Workdir of the force field that relaxes the geometries "relaxed(...)".'),
@@ -120,6 +122,12 @@ PROPERTY = task(
             "the training domain.",
             bounds=NOT_NEGATIVE,
             legacy_value=1_000,
+        ),
+        coverage=Field(
+            0.9,
+            "Probability that a prediction interval contains the property.",
+            bounds=PROBABILITY,
+            changes_results=False,
         ),
     ),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from mlip_jax.defaults.bounds import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, Bounds
+from mlip_jax.defaults.bounds import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, PROBABILITY, Bounds
 from mlip_jax.defaults.bundled import BUNDLED
 from mlip_jax.defaults.data import DATA, dtype, num_processes, seed
 from mlip_jax.defaults.field import Field, Part, optional, task
@@ -100,6 +100,23 @@ PREDICT = task(
         "accepts; "
         '"none" predicts at the given or embedded geometries.',
         unset="none; required for predictors of relaxed geometries",
+    ),
+    num_conformers=Field(
+        1,
+        "Number of geometries that are embedded per SMILES; predictions are their average.",
+        bounds=AT_LEAST_ONE,
+    ),
+    conformer_weights=Field(
+        "mean",
+        "Weights of the conformers in the average.",
+        choices={"mean": "equal", "boltzmann": "by the energy of force_field"},
+    ),
+    temperature=Field(298.15, "Temperature of the Boltzmann weights.", unit="K", bounds=POSITIVE),
+    coverage=Field(
+        0.9,
+        "Probability that the interval from PREDICTION_lower to PREDICTION_upper contains the "
+        "property.",
+        bounds=PROBABILITY,
     ),
     seed=seed("the embedding"),
     num_processes=num_processes("that embed SMILES, per process of the run"),

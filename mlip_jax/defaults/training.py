@@ -1,4 +1,4 @@
-"""Config fields of training, and the tasks that train, calibrate and export force fields."""
+"""Config fields of training a force field."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from mlip_jax.defaults.bounds import (
     POSITIVE_OR_INFINITE,
     Bounds,
 )
-from mlip_jax.defaults.bundled import BUNDLED
-from mlip_jax.defaults.data import DATA, SPLIT, dtype, seed
+from mlip_jax.defaults.data import DATA, SPLIT, seed
 from mlip_jax.defaults.field import Field, Part, optional, task
+from mlip_jax.defaults.optimizer import OPTIMIZER
 
 # Energy terms that can be added to a model: the files of mlip_jax/terms. The folder is listed
 # rather than imported, because an import takes seconds.
@@ -119,75 +119,6 @@ LOSS = Part(
     ),
 )
 
-OPTIMIZER = Part(
-    "Optimizer and learning-rate schedule.",
-    name=Field("adam", "Update rule.", choices=("adam", "amsgrad", "adamw", "muon")),
-    learning_rate=Field(1e-3, "Learning rate after the warmup.", bounds=POSITIVE),
-    learning_rate_end=Field(
-        1e-5, "Learning rate at the end of the schedule, and its lower limit.", bounds=NOT_NEGATIVE
-    ),
-    schedule=Field(
-        "cosine",
-        "Decay of the learning rate.",
-        choices={
-            "cosine": "",
-            "exponential": "",
-            "step": "by decay_factor every decay_epochs",
-            "plateau": "by decay_factor when validation stops improving",
-            "constant": "no decay",
-        },
-    ),
-    warmup_steps=optional(
-        int,
-        "Number of steps of linear warmup.",
-        bounds=NOT_NEGATIVE,
-        unset="a tenth of the steps, at most 200",
-        default=200,
-    ),
-    decay_factor=Field(
-        0.5,
-        'Factor to the learning rate at a decay of the schedules "step" and "plateau".',
-        bounds=FRACTION,
-    ),
-    decay_epochs=Field(
-        40.0,
-        'Number of epochs between two decays of the schedule "step".',
-        bounds=Bounds("[0, inf]"),
-    ),
-    plateau_patience=Field(
-        10,
-        "Number of epochs without a better validation loss after which the schedule "
-        '"plateau" decays.',
-        bounds=NOT_NEGATIVE,
-    ),
-    plateau_threshold=Field(
-        1e-4,
-        'Relative decrease of the validation loss that the schedule "plateau" counts as '
-        "an improvement.",
-        bounds=BELOW_ONE,
-    ),
-    b1=Field(0.9, "Decay rate of the first moment.", bounds=BELOW_ONE),
-    b2=Field(0.999, "Decay rate of the second moment.", bounds=BELOW_ONE),
-    eps=Field(1e-8, "Constant added to the root of the second moment.", bounds=POSITIVE),
-    weight_decay=Field(
-        0.01, 'Decoupled weight decay of matrices by "adamw" and "muon".', bounds=NOT_NEGATIVE
-    ),
-    clip_norm=optional(
-        float,
-        "Maximum global norm of the gradient; 0 turns clipping off.",
-        bounds=NOT_NEGATIVE,
-        unset="no clipping",
-        default=10.0,
-    ),
-    freeze=Field((), "Paths of parameters that are not trained, as in ('params/embedding/*',)."),
-    lr_multipliers=Field(
-        "",
-        'Factors to the learning rate by parameter path, as in "params/backbone/*=0.1".',
-        legacy_value="",
-        former_name="rates",
-    ),
-)
-
 # Fields of the length of a run. A rerun with a larger value continues the run.
 LENGTH = ("train.num_steps", "train.num_epochs")
 
@@ -204,8 +135,18 @@ LOOP = Part(
         bounds=POSITIVE,
         unset="num_steps",
     ),
-    batch_size=Field(
-        16, "Average number of structures per training step, over all devices.", bounds=AT_LEAST_ONE
+    batch_size=optional(
+        int,
+        "Average number of structures per training step, over all devices.",
+        bounds=AT_LEAST_ONE,
+        unset="schedule_batch_size on CPUs, up to 8 times as many on GPUs and TPUs",
+        unset_field="schedule_batch_size",
+    ),
+    schedule_batch_size=Field(
+        16,
+        "Batch size that steps, intervals, decay and learning rates refer to if batch_size is "
+        "unset; a larger batch has as many fewer steps.",
+        bounds=AT_LEAST_ONE,
     ),
     micro_batches=optional(
         int,
@@ -343,47 +284,4 @@ TRAIN = task(
             legacy_value=1_000,
         ),
     ),
-)
-
-ENSEMBLE = task(
-    "ensemble",
-    "Calibration of the uncertainty of an ensemble of force fields.",
-    members=Field(
-        "",
-        'Workdirs of training runs, as in "runs/a,runs/b,runs/c"; the data are those of the first.',
-    ),
-    max_structures=Field(
-        2_000, "Maximum number of structures of the fit, and of the check.", bounds=AT_LEAST_ONE
-    ),
-    seed=seed("the choice of the structures"),
-)
-
-EXPORT = task(
-    "export",
-    "Export of a force field as a StableHLO program and a file of parameters.",
-    force_field=Field(BUNDLED, "Force field: a workdir, or another value that task relax accepts."),
-    max_atoms=Field(64, "Maximum number of atoms of a structure.", bounds=AT_LEAST_ONE),
-    max_pairs=optional(
-        int,
-        "Maximum number of pairs within the cutoff, each counted once.",
-        bounds=AT_LEAST_ONE,
-        unset="all pairs of max_atoms atoms, or those of a dense solid",
-    ),
-    max_long_range_pairs=optional(
-        int,
-        "Maximum number of pairs within the long-range cutoff, each counted once.",
-        bounds=AT_LEAST_ONE,
-        unset="as for max_pairs",
-    ),
-    periodic=Field(False, "Support of periodic cells, with stress."),
-    dtype=dtype("the program"),
-    platforms=Field(
-        ("cpu", "cuda", "tpu"), "Platforms of the program.", choices=("cpu", "cuda", "rocm", "tpu")
-    ),
-)
-
-PUBLISHED = task(
-    "published",
-    "List of published force fields, and the download of one of them.",
-    download=Field("", "Name of a force field to download into the cache."),
 )

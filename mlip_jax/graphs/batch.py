@@ -80,26 +80,26 @@ def build_batch(
     }
     if long_range_cutoff is not None:
         edges["long_range"] = _long_range(columns, long_range_cutoff, budget)
-    cell = None if columns.cell is None else _pad(columns.cell.astype(dtype), budget.n_graph)
-    graph_labels, node_labels = _labels(columns, budget, properties, dtype)
+    cell = None if columns.cell is None else pad_rows(columns.cell.astype(dtype), budget.n_graph)
+    graph_labels, node_labels = batch_labels(columns, budget, properties, dtype)
     return jraph.GraphsTuple(
         nodes={
-            "positions": _pad(columns.positions.astype(dtype), budget.n_node),
-            "numbers": _pad(columns.numbers.astype(np.int32), budget.n_node),
-            "forces": _pad(columns.forces.astype(dtype), budget.n_node),
+            "positions": pad_rows(columns.positions.astype(dtype), budget.n_node),
+            "numbers": pad_rows(columns.numbers.astype(np.int32), budget.n_node),
+            "forces": pad_rows(columns.forces.astype(dtype), budget.n_node),
             **node_labels,
         },
         edges=edges,
         senders=columns_of_edges["senders"],
         receivers=columns_of_edges["receivers"],
         globals={
-            "energy": _pad(energy.astype(dtype), budget.n_graph),
-            "charge": _pad(columns.charge.astype(dtype), budget.n_graph),
+            "energy": pad_rows(energy.astype(dtype), budget.n_graph),
+            "charge": pad_rows(columns.charge.astype(dtype), budget.n_graph),
             **({} if cell is None else {"cell": cell}),
             **(
                 {}
                 if columns.spin is None
-                else {"spin": _pad(columns.spin.astype(dtype), budget.n_graph)}
+                else {"spin": pad_rows(columns.spin.astype(dtype), budget.n_graph)}
             ),
             **graph_labels,
         },
@@ -112,7 +112,7 @@ def build_batch(
     )
 
 
-def _labels(
+def batch_labels(
     columns: Columns, budget: PaddingBudget, names: Sequence[str], dtype
 ) -> tuple[dict, dict]:
     """Return {"properties": ...} of the graphs and of the nodes; {} if there are none."""
@@ -122,7 +122,9 @@ def _labels(
         (columns.atom_properties, budget.n_node),
     ):
         labels = {
-            name: _pad(available[name].astype(dtype), length) for name in names if name in available
+            name: pad_rows(available[name].astype(dtype), length)
+            for name in names
+            if name in available
         }
         by_size.append({"properties": labels} if labels else {})
     return by_size[0], by_size[1]
@@ -169,11 +171,11 @@ def _long_range(columns, cutoff, budget) -> dict[str, np.ndarray]:
             np.zeros((len(pairs[0]), 3), np.int32) if pairs[2] is None else pairs[2]
             for pairs in lists
         ]
-        out["shifts"] = _pad(np.concatenate([np.zeros((0, 3), np.int32), *rows]), budget.n_pair)
+        out["shifts"] = pad_rows(np.concatenate([np.zeros((0, 3), np.int32), *rows]), budget.n_pair)
     return out
 
 
-def _pad(array: np.ndarray, length: int) -> np.ndarray:
+def pad_rows(array: np.ndarray, length: int) -> np.ndarray:
     """Append zero rows up to `length`."""
     return np.concatenate([array, np.zeros((length - len(array), *array.shape[1:]), array.dtype)])
 
@@ -197,7 +199,7 @@ def _concatenate_edges(neighbors, n_node, n_edge, budget, periodic) -> dict[str,
             np.zeros((len(nb.senders), 3), np.int32) if nb.shifts is None else nb.shifts
             for nb in neighbors
         ]
-        shifts = _pad(np.concatenate([np.zeros((0, 3), np.int32), *rows]), budget.n_edge)
+        shifts = pad_rows(np.concatenate([np.zeros((0, 3), np.int32), *rows]), budget.n_edge)
     return {
         "senders": np.concatenate(joined("senders", first_atom) + [padding]),
         "receivers": np.concatenate(joined("receivers", first_atom) + [padding]),

@@ -146,7 +146,7 @@ def _count(store: Store, cutoff: float, num_processes, progress: bool) -> np.nda
     )
     with bar:
         task = bar.add_task("", total=len(store))
-        for index, part in workers.run(_count_part, jobs, num_processes):
+        for index, part in workers.run(_count_part, jobs, num_processes, local=True):
             counts[jobs[index][1] : jobs[index][2]] = part
             bar.update(task, advance=len(part))
     return counts

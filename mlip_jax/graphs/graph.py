@@ -220,12 +220,13 @@ def long_range_pairs(graph: jraph.GraphsTuple) -> Pairs:
 def example_graph(dtype=np.float32) -> jraph.GraphsTuple:
     """Return a small padded graph, a pair of atoms and padding.
 
-    It is sufficient to initialize any model with any terms.
+    It is sufficient to initialize any model with any terms, also models of bonds (graphs/bonds.py).
     """
     return jraph.GraphsTuple(
         nodes={
             "positions": np.array([[0, 0, 0], [0, 0, 1], [0, 0, 0]], dtype),
             "numbers": np.array([6, 1, 0], np.int32),
+            "atom_features": np.zeros((3, 9), np.int32),
         },
         edges={
             "pair_order": np.array([0, 2, 1, 3], np.int32),
@@ -233,6 +234,7 @@ def example_graph(dtype=np.float32) -> jraph.GraphsTuple:
                 "receivers": np.array([0, 2], np.int32),
                 "senders": np.array([1, 2], np.int32),
             },
+            "bond_features": np.zeros((4, 3), np.int32),
         },
         senders=np.array([1, 0, 2, 2], np.int32),
         receivers=np.array([0, 1, 2, 2], np.int32),

@@ -79,7 +79,7 @@ class NeighborSlots(NamedTuple):
         )
 
 
-def wants_slots(model: nn.Module) -> bool:
+def wants_slots(model: nn.Module | None) -> bool:
     """Return whether batches of a model should have slots on the device that programs are for.
 
     On a TPU, reading the rows of neighbors in slots would take many copies.
@@ -87,11 +87,11 @@ def wants_slots(model: nn.Module) -> bool:
     return bool(getattr(model, "neighbor_slots", False)) and target_platform() == "gpu"
 
 
-def choose_capacity(model: nn.Module, max_neighbors: int, mean_neighbors: float) -> int:
+def choose_capacity(model: nn.Module | None, max_neighbors: int, mean_neighbors: float) -> int:
     """Return the number of slots per atom (K), 0 if batches should have none.
 
     Args:
-      model: Model.
+      model: Model, or None for no slots.
       max_neighbors: Largest number of neighbors of an atom.
       mean_neighbors: Mean number of neighbors of an atom.
     """

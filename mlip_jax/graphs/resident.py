@@ -7,7 +7,7 @@ transfers a few integers to the device.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -55,6 +55,8 @@ class DeviceDataset(NamedTuple):
       pair_senders: Sending atoms of long-range pairs, shape (P,); None without such pairs.
       pair_shifts: Lattice translations of long-range pairs, shape (P, 3); None without such pairs
         or if no structure is periodic.
+      properties: Labels of structures by name, shape (S, ...); None if there are none.
+      atom_properties: Labels of atoms by name, shape (A, ...); None if there are none.
     """
 
     positions: np.ndarray | jax.Array
@@ -74,6 +76,8 @@ class DeviceDataset(NamedTuple):
     pair_receivers: np.ndarray | jax.Array | None = None
     pair_senders: np.ndarray | jax.Array | None = None
     pair_shifts: np.ndarray | jax.Array | None = None
+    properties: dict[str, np.ndarray | jax.Array] | None = None
+    atom_properties: dict[str, np.ndarray | jax.Array] | None = None
 
 
 def num_structures(resident: DeviceDataset) -> int:
@@ -91,7 +95,7 @@ def estimate_bytes(
 ) -> int:
     """Return the `nbytes` of the data set that `collect` would build from these sizes.
 
-    The result is exact if no shift exceeds 127 lattice vectors.
+    The result is exact if no shift exceeds 127 lattice vectors. It excludes labels of `properties`.
 
     Args:
       sizes: Sizes of the structures.
@@ -124,13 +128,14 @@ def collect(
     reference: np.ndarray | None = None,
     long_range_cutoff: float | None = None,
     dtype=np.float32,
+    properties: Sequence[str] = (),
 ) -> DeviceDataset:
     """Concatenate structures, in order, with their neighbors.
 
     Args:
       columns: All structures, or an iterable of pieces. Only one piece is kept in memory in
         addition to the result.
-      cutoff, reference, long_range_cutoff, dtype: See `build_batch`.
+      cutoff, reference, long_range_cutoff, dtype, properties: See `build_batch`.
 
     Returns:
       Data set of NumPy arrays, ready for jax.device_put.
@@ -139,9 +144,10 @@ def collect(
       ValueError: There are no structures, more atoms, edges or pairs than int32 can index,
         positions that are not finite, or an infinite long-range cutoff for a periodic structure.
     """
-    pieces, totals = [], np.zeros(3, np.int64)
+    pieces, labels, totals = [], [], np.zeros(3, np.int64)
     for piece in _pieces(columns):
         pieces.append(_collect_piece(piece, cutoff, reference, long_range_cutoff, np.dtype(dtype)))
+        labels.append(_labels(piece, properties, dtype))
         totals += [pieces[-1][name].sum(dtype=np.int64) for name in ("n_atom", "n_edge", "n_pair")]
         if (totals > _MAX_INDEX).any():
             raise ValueError(
@@ -153,7 +159,18 @@ def collect(
             )
     if not pieces:
         raise ValueError("cannot build a device data set: there are no structures")
-    return _concatenate(pieces)
+    joined = jax.tree.map(lambda *parts: np.concatenate(parts), *labels)
+    return _concatenate(pieces)._replace(**joined)
+
+
+def _labels(columns: Columns, names: Sequence[str], dtype) -> dict[str, dict[str, np.ndarray]]:
+    """Return the fields of labels, only those that the structures have."""
+    fields = {}
+    for field in ("properties", "atom_properties"):
+        available = getattr(columns, field)
+        labels = {name: available[name].astype(dtype) for name in names if name in available}
+        fields |= {field: labels} if labels else {}
+    return fields
 
 
 def _pieces(columns: Columns | Iterable[Columns]) -> Iterator[Columns]:
@@ -314,11 +331,17 @@ def gather(resident: DeviceDataset, indices: jax.Array, budget: PaddingBudget) -
     }
     nodes["numbers"] = nodes["numbers"].astype(jnp.int32)
     nodes["positions"] = jnp.where(fit, nodes["positions"], jnp.nan)
+    if resident.atom_properties is not None:
+        nodes["properties"] = {k: atoms.take(x) for k, x in resident.atom_properties.items()}
     globals_ = {
         name: _take_graphs(getattr(resident, name), structure, real)
         for name in ("energy", "charge", "spin", "cell")
         if getattr(resident, name) is not None
     }
+    if resident.properties is not None:
+        globals_["properties"] = {
+            k: _take_graphs(x, structure, real) for k, x in resident.properties.items()
+        }
     # n_node and n_edge assign all padding rows to the first padding graph
     return jraph.GraphsTuple(
         nodes=nodes,

@@ -20,6 +20,7 @@ from mlip_jax.importers.formats import weights as weight_files
 from mlip_jax.importers.formats.recorded import RecordedWeights, numbers_of, table_of
 from mlip_jax.importers.formats.weights import check_arguments, check_shapes
 from mlip_jax.models.layers.tensor_products.convolution import convolution_paths, output_irreps
+from mlip_jax.models.layers.tensor_products.couplings import e3nn_coupling
 from mlip_jax.models.layers.tensor_products.gates import gate_for
 from mlip_jax.models.layers.tensor_products.irreps import SCALAR, parse
 from mlip_jax.potential import Potential
@@ -168,41 +169,21 @@ def _feature_options(config) -> dict[str, Any]:
             "parity": "full" if config.get("parity", True) else "natural",
             "num_features": features if isinstance(features, int) else tuple(features),
         }
-    *hidden, last = [parse(text) for text in config["feature_irreps_hidden"]]
-    harmonics = parse(config["irreps_edge_sh"])
-    max_degree = len(harmonics) - 1
-    if not hidden:
-        raise ValueError("feature_irreps_hidden must have at least two layers, received one")
-    counts = tuple(
-        next((c for c, irrep in hidden[0] if irrep.degree == l), 0) for l in range(max_degree + 1)
-    )
-    for parity in ("even", "natural", "full"):
-        options = {
-            "max_degree": max_degree,
-            "num_layers": len(hidden) + 1,
-            "parity": parity,
-            "num_features": counts,
-        }
+    layers, harmonics = config["feature_irreps_hidden"], parse(config["irreps_edge_sh"])
+    for parity in ("natural", "even"):
+        options = {"max_degree": len(harmonics) - 1, "parity": parity}
         model = models.create("nequip", **options)
-        if (
-            all(layer == model.hidden_irreps() for layer in hidden)
-            and last == ((counts[0], SCALAR),)
-            and harmonics == tuple((1, irrep) for irrep in model.harmonic_irreps())
-        ):
-            return options
+        if harmonics == tuple((1, irrep) for irrep in model.harmonic_irreps()):
+            return options | {"num_layers": len(layers), "irreps": tuple(layers)}
     raise ValueError(
-        "feature_irreps_hidden must be the same irreps in all layers but the last, which has only "
-        f"scalars, received {config['feature_irreps_hidden']} with harmonics {config['irreps_edge_sh']}"
+        "irreps_edge_sh must be one irrep for each degree from 0 on, received "
+        f"{config['irreps_edge_sh']}"
     )
 
 
 def model_params(weights: RecordedWeights, model) -> dict[str, Any]:
     """Convert weights to parameters of models/nequip.py."""
-    width, hidden, harmonics = (
-        model.embedding_width,
-        model.hidden_irreps(),
-        list(model.harmonic_irreps()),
-    )
+    width, harmonics = model.embedding_width, list(model.harmonic_irreps())
     readout = weights.series(r"per_atom_energy_readout\.mlp_module\.mlp\.(\d+)\.weight")
     params: dict[str, Any] = {
         "embedding": weights("type_embed.embed_module.weight"),
@@ -210,12 +191,12 @@ def model_params(weights: RecordedWeights, model) -> dict[str, Any]:
         "scale": table_of(model.elements, weights("per_type_energy_scale_shift.scales")),
     }
     irreps = ((width, SCALAR),)
-    for n in range(model.num_layers):
-        wanted = hidden if n < model.num_layers - 1 else ((hidden[0][0], SCALAR),)
+    for n, wanted in enumerate(model.layer_irreps()):
         gate = gate_for(wanted, [irrep for _, irrep in irreps], harmonics)
         name = f"layer{n}_convnet.conv."
         paths = convolution_paths(irreps, harmonics, {irrep for _, irrep in gate.inputs})
         radial = weights.series(rf"layer{n}_convnet\.conv\.edge_mlp\.mlp\.(\d+)\.weight")
+        radial[-1] = _with_signs(weights, f"{name}tp_scatter.tp.", radial[-1], paths)
         layer = {
             "linear_1": weights.linear(f"{name}linear_1.weight", irreps, irreps),
             "radial": {f"kernel_{k}": kernel for k, kernel in enumerate(radial)},
@@ -228,3 +209,15 @@ def model_params(weights: RecordedWeights, model) -> dict[str, Any]:
         params[f"layer_{n}"] = layer
         irreps = gate.output
     return params
+
+
+def _with_signs(weights: RecordedWeights, name: str, kernel: np.ndarray, paths) -> np.ndarray:
+    """Return the weights of the paths, with the sign of the couplings that the file stores."""
+    kernel, degrees = kernel.copy(), {(p.source.degree, p.degree, p.target.degree) for p in paths}
+    for path in degrees:
+        stored = f"{name}_compiled_main_left_right._w3j_{'_'.join(map(str, path))}"
+        if stored in weights and (weights(stored) * e3nn_coupling(*path)).sum() < 0:
+            for p in paths:
+                if (p.source.degree, p.degree, p.target.degree) == path:
+                    kernel[:, p.start : p.start + p.channels] *= -1
+    return kernel

@@ -23,6 +23,7 @@ from mlip_jax.simulation.energies import atom_features, energies_and_forces
 from mlip_jax.simulation.trust.domain import Domain
 
 ENSEMBLE, DOMAIN, FEATURES = "ensemble", "domain", "features"
+KINDS = (ENSEMBLE, DOMAIN, FEATURES)
 _FLOOR = 0.1  # quantile of the uncertainties of validation that is the smallest one used
 # Ridge of the leverage, in units of the mean squared feature, and maximum number of atoms of a fit.
 _RIDGE, _MAX_ATOMS = 1e-3, 20_000

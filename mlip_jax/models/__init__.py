@@ -2,7 +2,8 @@
 
 `mlip_jax/models/<name>.py` contains one class `Model`, a flax.linen module:
 `Model(**options)(graph)` returns `AtomOutputs`. A model does not depend on data, losses or configs.
-Building blocks that several models share are in `layers/`.
+Building blocks that several models share are in `layers/`. `bond_graphs/` contains models that read
+bonds in place of positions, and have no energies.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from typing import Any
 import numpy as np
 
 from mlip_jax import limits
+from mlip_jax.models import bond_graphs
 
 
 def names() -> list[str]:
-    """Return the names of all architectures."""
+    """Return the names of all architectures that read positions."""
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.ispkg)
 
 
@@ -32,9 +34,37 @@ def find(name: str) -> type:
     """
     from mlip_jax.config import unknown_name
 
+    if name in bond_graphs.names():
+        return importlib.import_module(f"{bond_graphs.__name__}.{name}").BondModel
     if name not in names():
-        raise ValueError(unknown_name("model", name, names()))
+        raise ValueError(unknown_name("model", name, [*names(), *bond_graphs.names()]))
     return importlib.import_module(f"{__name__}.{name}").Model
+
+
+def reads_bonds(model: Any) -> bool:
+    """Return whether a model, or its backbone, reads molecular graphs of bonds (graphs/bonds.py)."""
+    return getattr(getattr(model, "backbone", model), "bonds_only", False)
+
+
+def reads_positions(model: Any) -> bool:
+    """Return whether a model, or its backbone, reads positions."""
+    return not reads_bonds(model) or getattr(
+        getattr(model, "backbone", model), "needs_positions", False
+    )
+
+
+def max_heavy_atoms(model: Any) -> int | None:
+    """Return the largest number of heavy atoms that a model, or its backbone, can read, or None."""
+    return getattr(getattr(model, "backbone", model), "max_atoms", None)
+
+
+def check_positions(name: str) -> None:
+    """Raise ValueError if the model `name` has no energies."""
+    if name in bond_graphs.names():
+        raise ValueError(
+            f"the model {name!r} reads the bonds of a SMILES: it predicts properties "
+            f"(configs/force2prop.py:scratch,{name}), not energies and forces"
+        )
 
 
 def new_run_options(name: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ same.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -23,7 +24,7 @@ from mlip_jax.models.layers.heads import AtomOutputs, scale_and_shift
 from mlip_jax.models.layers.tensor_products.couplings import spherical_harmonics
 from mlip_jax.models.layers.tensor_products.gates import layout
 from mlip_jax.models.layers.tensor_products.interaction import Interaction
-from mlip_jax.models.layers.tensor_products.irreps import EVEN, ODD, SCALAR, Irrep, Irreps
+from mlip_jax.models.layers.tensor_products.irreps import EVEN, ODD, SCALAR, Irrep, Irreps, parse
 from mlip_jax.models.layers.tensor_products.linear import ScalarNetwork, element_index, scalars
 
 PARITIES = ("full", "natural", "even")
@@ -39,6 +40,8 @@ class Model(nn.Module):
       parity: Irreps of the features: both parities of each degree ("full"), that of the harmonics
         ("natural"), or all even ("even"). With "even" also the harmonics count as even, so
         the energy of a mirror image differs.
+      irreps: Irreps of the features after each layer in place of those of `num_features` and
+        `parity`, as in ("32x0e+16x0o+16x1o", "32x0e"). The last layer has only even scalars.
       cutoff: Cutoff radius (Å).
       pair_cutoffs: Cutoff of each pair of elements (Å), row by row: elements of the receiver, then
         of the sender. Requires `elements`; None: `cutoff` for all.
@@ -81,13 +84,15 @@ class Model(nn.Module):
     learned_shift: bool = True
     remat: bool = False
     undirected: bool = True
+    # not in the digest: force fields from before this field keep theirs
+    irreps: Sequence[str] | None = dataclasses.field(default=None, repr=False)
 
     @nn.compact
     def __call__(self, graph: jraph.GraphsTuple) -> AtomOutputs:
         numbers = graph.nodes["numbers"]
         elements = None if self.elements is None else tuple(self.elements)
         rows, num_rows = element_index(numbers, elements)
-        hidden = self.hidden_irreps()
+        layers = self.layer_irreps()
         # edge geometry: distances (P,), harmonics (P, 2l + 1), radial functions (P, num_radial)
         edge = pairs(graph, self.undirected and self.pair_cutoffs is None)
         distances = safe_norm(edge.displacements)
@@ -96,15 +101,14 @@ class Model(nn.Module):
         )
         radial = self._radial(distances, edge, rows, num_rows)
         # the embedding of elements is both the first feature and the attribute of self-connections
-        width = self.embedding_width or hidden[0][0]
+        width = self.embedding_width or layers[-1][0][0]
         table = self.param("embedding", nn.initializers.normal(1.0), (num_rows, width)).astype(
             distances.dtype
         )
         features = {SCALAR: table[rows][:, None]}
         scale = self._scale(rows, num_rows, distances.dtype)
         block = nn.remat(Interaction) if self.remat else Interaction
-        for n in range(self.num_layers):
-            wanted = hidden if n < self.num_layers - 1 else ((hidden[0][0], SCALAR),)
+        for n, wanted in enumerate(layers):
             features = block(
                 wanted,
                 self.harmonic_irreps(),
@@ -121,8 +125,21 @@ class Model(nn.Module):
         energies = scale_and_shift(self, energies, numbers, self.learned_scale, self.learned_shift)
         return AtomOutputs(energies, layout(features, 0, False))
 
+    def layer_irreps(self) -> list[Irreps]:
+        """Return the irreps of the features after each layer, in the order of nequip."""
+        if self.irreps is None:
+            hidden = self.hidden_irreps()
+            return [hidden] * (self.num_layers - 1) + [((hidden[0][0], SCALAR),)]
+        layers = [parse(text) for text in self.irreps]
+        if len(layers) != self.num_layers or any(irrep != SCALAR for _, irrep in layers[-1]):
+            raise ValueError(
+                f"irreps must be those of {self.num_layers} layers, the last one with scalars (0e) "
+                f"only, received {list(self.irreps)}"
+            )
+        return layers
+
     def hidden_irreps(self) -> Irreps:
-        """Return the irreps of the features, in the order of nequip."""
+        """Return the irreps of the features of `num_features` and `parity`."""
         if self.parity not in PARITIES:
             raise ValueError(f"parity must be one of {PARITIES}, received {self.parity!r}")
         counts = self.num_features

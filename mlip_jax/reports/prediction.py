@@ -13,8 +13,9 @@ import numpy as np
 from mlip_jax.datasets.identity import display_name, readable_name
 from mlip_jax.datasets.property_data import Target
 from mlip_jax.foreign_text import table_rows
-from mlip_jax.reports import figures, sections
+from mlip_jax.reports import attributions, figures, sections
 from mlip_jax.reports import html_page as page
+from mlip_jax.reports.attributions import AttributedMolecule
 from mlip_jax.workdir import write_text
 
 OUTSIDE = "Molecules outside the domain"
@@ -29,6 +30,7 @@ def write_prediction_report(
     title: str,
     seconds: float,
     info: Mapping[str, Mapping[str, Any]],
+    attributed: Mapping[str, Sequence[AttributedMolecule]],
 ) -> Path:
     """Write report.html for a file of predictions (tasks/predict.py) to `workdir`; return its path.
 
@@ -39,6 +41,7 @@ def write_prediction_report(
       title: Headline of the page.
       seconds: Time that the predictions took.
       info: Sections of names and values.
+      attributed: Molecules with the attributions of their atoms, by scalar property.
     """
     with open(results, newline="", encoding="utf-8") as file:
         rows = list(table_rows(file))
@@ -69,6 +72,11 @@ def write_prediction_report(
     body += [
         *_figures(done, targets),
         *_extremes(done, targets),
+        *(
+            part
+            for t in targets
+            for part in attributions.section(t.name, t.unit, attributed.get(t.name, ()))
+        ),
         *_outside(outside),
         *_failures(rows),
         *sections.provenance(dict(info)),
@@ -139,6 +147,7 @@ def _extremes(done, targets) -> Iterator[str]:
                 "SMILES",
                 f"{t.name} ({t.unit})" if t.unit else t.name,
                 "expected |error|",
+                "interval",
                 "domain",
             ],
             [
@@ -147,6 +156,7 @@ def _extremes(done, targets) -> Iterator[str]:
                     readable_name(done[i]["smiles"]),
                     float(done[i][t.name]),
                     _known(done[i][f"{t.name}_expected_error"]),
+                    _interval(done[i], t.name),
                     page.mark("outside") if done[i]["outside_domain"] == "1" else "inside",
                 )
                 for i in chosen
@@ -161,6 +171,12 @@ def _name(row) -> str:
 def _known(cell: str) -> float | str:
     """Return the number of a cell, or "unknown" if it is empty: outside the domain."""
     return float(cell) if cell else "unknown"
+
+
+def _interval(row, name: str) -> str:
+    """Return the prediction interval of a molecule, or "unknown"."""
+    lower, upper = row.get(f"{name}_lower"), row.get(f"{name}_upper")
+    return f"{float(lower):.4g} to {float(upper):.4g}" if lower and upper else "unknown"
 
 
 def _failures(rows) -> Iterator[str]:

@@ -14,7 +14,7 @@ import numpy as np
 from mlip_jax.datasets.identity import readable_name
 from mlip_jax.datasets.property_data import Target
 from mlip_jax.foreign_text import TableWriter
-from mlip_jax.reports import domain, errors, figures, sections, unseen
+from mlip_jax.reports import domain, errors, figures, intervals, sections, unseen
 from mlip_jax.reports import html_page as page
 from mlip_jax.reports.training import read_metrics
 from mlip_jax.reports.unseen import UnseenStructures
@@ -35,6 +35,9 @@ class PredictedProperties:
       predicted: Predictions by property, of the same shapes and units.
       distance: Distance from the training molecules (domain.py) in units of the border of the
         domain, (S,); None if unknown.
+      half_width: Half the width of the prediction intervals of scalars by property, (S,); infinite
+        if there are too few validation structures. None without intervals.
+      coverage: Requested probability that an interval contains the label.
     """
 
     molecule: np.ndarray
@@ -42,6 +45,8 @@ class PredictedProperties:
     labels: Mapping[str, np.ndarray]
     predicted: Mapping[str, np.ndarray]
     distance: np.ndarray | None = None
+    half_width: Mapping[str, np.ndarray] | None = None
+    coverage: float = float("nan")
 
     def absolute(self, name: str) -> np.ndarray:
         """Return |error| per structure, averaged over components or atoms, (S,); NaN if unknown."""
@@ -104,6 +109,7 @@ def write_property_report(
         }
         if first and outcomes[first].distance is not None
         else None,
+        intervals.KEY: intervals.metrics(outcomes),
         unseen.KEY: unseen.metrics(unseen_structures or {}),
         "test": {f"{t.name}_mae": scores[first][t.name]["mae"] for t in targets} if first else None,
     }
@@ -114,6 +120,7 @@ def write_property_report(
         page.heading(title, 1),
         *(page.callout(note) for note in notes),
         *_table(scores, outcomes, targets),
+        *intervals.section(numbers[intervals.KEY], targets),
         *unseen.section(numbers[unseen.KEY]),
         *_figures(outcomes, targets, first, metrics_csv),
         *_domain(outcomes, targets, first),
@@ -157,6 +164,11 @@ def write_predictions(path: Path, outcome: PredictedProperties, targets: Sequenc
                     for t in targets
                     for end in (("", "_predicted") if t.kind == "scalar" else ("_absolute_error",))
                 ),
+                *(
+                    f"{name}_{end}"
+                    for name in outcome.half_width or ()
+                    for end in ("lower", "upper")
+                ),
             ]
         )
         columns = []
@@ -166,6 +178,8 @@ def write_predictions(path: Path, outcome: PredictedProperties, targets: Sequenc
                 if t.kind == "scalar"
                 else [outcome.absolute(t.name)]
             )
+        for name, width in (outcome.half_width or {}).items():
+            columns += [outcome.predicted[name] - width, outcome.predicted[name] + width]
         for s, (molecule, n) in enumerate(zip(outcome.molecule, outcome.n_atoms)):
             writer.writerow([molecule, n, *(f"{column[s]:.7g}" for column in columns)])
 

@@ -43,8 +43,9 @@ def energies(
       ValueError: If there are elements that the force field was not trained on.
     """
     p, totals = potential, np.empty(len(indices))
+    params = jax.device_put(p.params)  # once for all batches
     for batch_indices, columns, graph in _batches(p, rows, indices, batch_size):
-        remainder = np.asarray(_energy(p.model, p.energy_scale, p.params, graph), np.float64)
+        remainder = np.asarray(_energy(p.model, p.energy_scale, params, graph), np.float64)
         totals[batch_indices] = remainder[: len(batch_indices)] + sum_reference(
             p.reference_energies, columns
         )
@@ -60,12 +61,13 @@ def energies_and_forces(
       ValueError: As for `energies`.
     """
     p, totals = potential, np.empty(len(indices))
+    params = jax.device_put(p.params)
     offsets = np.concatenate([[0], np.cumsum(_n_atoms(rows)[indices], dtype=np.int64)])
     forces = np.empty((offsets[-1], 3))
     for batch_indices, columns, graph in _batches(p, rows, indices, batch_size):
         remainder, batch_forces = (
             np.asarray(x, np.float64)
-            for x in _energy_and_forces(p.model, p.energy_scale, p.params, graph)
+            for x in _energy_and_forces(p.model, p.energy_scale, params, graph)
         )
         totals[batch_indices] = remainder[: len(batch_indices)] + sum_reference(
             p.reference_energies, columns
@@ -89,9 +91,10 @@ def atom_features(potential: Potential, columns: Columns, *, batch_size: int = 6
       ValueError: As for `energies`.
     """
     p, all_features = potential, None
+    params = jax.device_put(p.params)
     for batch_indices, _, graph in _batches(p, columns, np.arange(len(columns)), batch_size):
         rows = columns.atoms_of(batch_indices)
-        features = np.asarray(invariant_features(p.model, p.params, graph))
+        features = np.asarray(invariant_features(p.model, params, graph))
         if all_features is None:
             all_features = np.empty((len(columns.numbers), features.shape[1]), np.float32)
         all_features[rows] = features[: len(rows)]
@@ -113,8 +116,9 @@ def mean_features(
       ValueError: As for `energies`.
     """
     p, all_means = potential, None
+    params = jax.device_put(p.params)
     for batch_indices, columns, graph in _batches(p, rows, indices, batch_size):
-        features = np.asarray(invariant_features(p.model, p.params, graph), np.float64)[
+        features = np.asarray(invariant_features(p.model, params, graph), np.float64)[
             : len(columns.numbers)
         ]
         means = np.add.reduceat(features, columns.offsets[:-1]) / columns.n_atoms[:, None]

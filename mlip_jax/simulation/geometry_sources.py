@@ -8,6 +8,7 @@ string:
                        same record
     etkdg              RDKit's ETKDGv3 from SMILES
     etkdg:mmff         the same, relaxed with MMFF94
+    etkdg:10           10 conformers of each molecule; also etkdg:mmff:10
     relaxed(SOURCE)    another source, relaxed with a force field in batches (relax.py)
 """
 
@@ -51,7 +52,7 @@ class Geometries:
       rows: Structures that contain the geometries.
       index: Indices of the geometries in `rows`, (K,) int64.
       samples: Samples of the geometries, (K,) int64, ascending. Samples without a geometry are
-        skipped.
+        skipped; those with several conformers are repeated.
     """
 
     rows: Rows
@@ -105,11 +106,12 @@ class Sources:
             geometries = self._snapshots(source, samples)
         if not len(geometries.samples):
             raise DatasetError(f"{source}: none of {len(samples)} samples has such a geometry")
-        if len(geometries.samples) < len(samples):
+        available = len(np.unique(geometries.samples))
+        if available < len(samples):
             log.warning(
                 "%s: skipping %d of %d samples without such a geometry",
                 source,
-                len(samples) - len(geometries.samples),
+                len(samples) - available,
                 len(samples),
             )
         return geometries
@@ -166,15 +168,14 @@ class Sources:
 
     def _embed(self, source: str, samples: np.ndarray) -> Geometries:
         """Return geometries that RDKit embeds."""
-        if source not in ("etkdg", "etkdg:mmff"):
-            raise ConfigError(f"geometry {source!r}: expected etkdg or etkdg:mmff")
+        mmff, num_conformers = _embedding(source)
         codes, texts = self.store.texts("smiles")
         smiles = [texts[code] for code in codes[self.index[samples]]]
         if not any(smiles):
             raise DatasetError(
                 f"{self.store.path}: etkdg embeds SMILES, and these data contain none"
             )
-        options = embedding.EmbeddingOptions(mmff=source.endswith("mmff"), seed=self.seed)
+        options = embedding.EmbeddingOptions(num_conformers, mmff, self.seed)
 
         def make():
             jobs = [
@@ -183,8 +184,13 @@ class Sources:
             records = workers.stream(
                 embedding.embed_entry, jobs, self.num_processes, on_death=embedding.failed_records
             )
-            return [record[0].atoms for record in track(records, source, total=len(jobs))]
+            return [
+                record.atoms
+                for conformers in track(records, source, total=len(jobs))
+                for record in conformers
+            ]
 
+        samples = np.repeat(samples, num_conformers)
         return self._load_or_make([source, self.seed, smiles], make, samples)
 
     def _relax(self, source: str, samples: np.ndarray) -> Geometries:
@@ -263,3 +269,27 @@ class Sources:
                 Structure(n.astype(np.int32), x, charge=q, spin=u) for n, x, q, u in parts if len(n)
             )
             return Geometries(columns, np.arange(len(columns)), samples[stored["present"]])
+
+
+def _embedding(source: str) -> tuple[bool, int]:
+    """Return whether a source "etkdg..." uses MMFF94, and its number of conformers."""
+    parts = source.split(":")[1:]
+    mmff = parts[:1] == ["mmff"]
+    rest = parts[mmff:]
+    if len(rest) > 1 or (rest and not (rest[0].isdecimal() and int(rest[0]) > 0)):
+        raise ConfigError(
+            f"geometry {source!r}: expected etkdg, etkdg:mmff, etkdg:10 or etkdg:mmff:10"
+        )
+    return mmff, int(rest[0]) if rest else 1
+
+
+def num_conformers(source: str) -> int:
+    """Return the number of geometries per sample of a source, 1 for most.
+
+    >>> num_conformers("relaxed(etkdg:mmff:10)"), num_conformers("pm3:first")
+    (10, 1)
+    """
+    relaxed = _RELAXED.fullmatch(source)
+    if relaxed:
+        return num_conformers(relaxed[1])
+    return _embedding(source)[1] if source.partition(":")[0] == "etkdg" else 1

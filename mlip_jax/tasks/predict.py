@@ -4,34 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import dataclasses
 import logging
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
-from ase import Atoms
-from ase.data import chemical_symbols
 
 from mlip_jax import config as configs
 from mlip_jax import defaults, distributed
 from mlip_jax.config import ConfigError
-from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.molecules.files import (
     CsvColumns,
     count_molecules,
     fingerprint,
     read_molecules,
 )
-from mlip_jax.datasets.property_data import Target
 from mlip_jax.datasets.reader import DatasetError
-from mlip_jax.datasets.smiles.embedding import MoleculeRecord
-from mlip_jax.graphs.shapes import GrowingBudget
-from mlip_jax.predictor import EMBEDDING, Predictor
+from mlip_jax.reports.attributions import AttributedMolecule
 from mlip_jax.reports.prediction import write_prediction_report
 from mlip_jax.simulation.force_fields import load_mean_force_field
 from mlip_jax.simulation.relaxation import journal as relax_journal
@@ -40,15 +32,16 @@ from mlip_jax.simulation.relaxation.inputs import close_records
 from mlip_jax.simulation.relaxation.journal import Journal, Layout, check_any_succeeded
 from mlip_jax.simulation.relaxation.progress import RelaxationProgressBar
 from mlip_jax.simulation.relaxation.relax import Relaxer
-from mlip_jax.simulation.trust.domain import FILE as DOMAIN_FILE
-from mlip_jax.simulation.trust.domain import Domain
-from mlip_jax.structure import from_ase
+from mlip_jax.tasks.property_prediction.attributions import attribute
+from mlip_jax.tasks.property_prediction.conformers import PredictionInput, prediction_inputs
+from mlip_jax.tasks.property_prediction.ensemble import Ensemble
 from mlip_jax.workdir import check_origin, claimed
 
 log = logging.getLogger(__name__)
 
 RESULTS, PARTS, ORIGIN = "predictions.csv", "parts", "origin.json"
 PREDICTED, FAILED = "predicted", "failed"
+_DESCRIPTION = ("index", "name", "smiles", "status", "reason", "n_atoms", "geometry")
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
@@ -95,6 +88,16 @@ def _check(c) -> None:
     for name, example in (("predictor", "runs/gap"), ("input", "molecules.csv")):
         if not c[name]:
             raise ConfigError(f"{name} is required, e.g. --config.{name}={example}")
+    if c.conformer_weights == "boltzmann" and c.force_field in (None, "", "none"):
+        raise ConfigError(
+            "conformer_weights='boltzmann' requires the energies of a force field: set force_field, "
+            "or --config.conformer_weights=mean"
+        )
+
+
+def _layout(ensemble: Ensemble) -> Layout:
+    """Return the layout of the table of results, which has one line per molecule."""
+    return Layout((*_DESCRIPTION, *ensemble.columns), ())
 
 
 def _columns(config) -> CsvColumns:
@@ -107,91 +110,6 @@ def _count(config) -> int:
     if not count:
         raise DatasetError(f"{config.input}: contains no molecules")
     return count if config.limit is None else min(count, config.limit)
-
-
-# --- Predictors ---
-
-
-@dataclasses.dataclass(frozen=True)
-class Ensemble:
-    """Predictors of the same properties, with a domain and a padding budget per predictor."""
-
-    members: tuple[Predictor, ...]
-    domains: tuple[Domain, ...]
-    budgets: tuple[GrowingBudget, ...]
-
-    @classmethod
-    def load(cls, text: str) -> Ensemble:
-        """Load the predictors of a comma-separated list of workdirs, e.g. "runs/gap-0,runs/gap-1".
-
-        Raises:
-          ConfigError: The members predict different properties.
-          CheckpointError: A workdir has no readable checkpoint.
-        """
-        paths = [p.strip() for p in text.split(",") if p.strip()]
-        members = tuple(Predictor.load(path) for path in paths)
-        names = [[(t.name, t.kind) for t in m.targets] for m in members]
-        if any(n != names[0] for n in names) or not names[0]:
-            raise ConfigError(
-                "predictor: members of an ensemble must predict the same properties, received "
-                + "; ".join(
-                    f"{path}: {', '.join(name for name, _ in member) or 'nothing'}"
-                    for path, member in zip(paths, names)
-                )
-            )
-        return cls(
-            members,
-            tuple(Domain.load(Path(p) / DOMAIN_FILE) for p in paths),
-            tuple(GrowingBudget() for _ in paths),
-        )
-
-    @property
-    def targets(self) -> tuple[Target, ...]:
-        """Properties that the ensemble predicts, except properties of atoms."""
-        return tuple(t for t in self.members[0].targets if t.kind != "atom")
-
-    @property
-    def elements(self) -> frozenset[int]:
-        """Elements that all ensemble members were trained on."""
-        return frozenset.intersection(*(frozenset(m.elements) for m in self.members))
-
-    @property
-    def layout(self) -> Layout:
-        """Layout of the table of results, which has one line per molecule."""
-        columns = ["index", "name", "smiles", "status", "reason", "n_atoms", "geometry"]
-        for t in self.targets:
-            columns += [t.name] if t.kind == "scalar" else [f"{t.name}_{x}" for x in "xyz"]
-            columns += [f"{t.name}_std"] if len(self.members) > 1 else []
-            columns += [f"{t.name}_expected_error"]
-        return Layout((*columns, "domain_distance", "outside_domain"), ())
-
-    def predict(self, molecules: Sequence[Atoms], batch_size: int) -> list[list[float]]:
-        """Return, per molecule, the columns of `layout` from the first property on."""
-        columns = Columns.from_structures(map(from_ase, molecules))
-        predictions = [
-            m.predict(columns, batch_size, budget, with_embedding=True)
-            for m, budget in zip(self.members, self.budgets)
-        ]
-        distances = [d.distance(p[EMBEDDING]) for d, p in zip(self.domains, predictions)]
-        # in units of the border of each domain, averaged over members: (S,)
-        relative = np.mean([x / d.border for d, x in zip(self.domains, distances)], axis=0)
-        cells = []
-        for t in self.targets:
-            values = np.array([p[t.name] for p in predictions])  # (members, S) or (members, S, 3)
-            mean = values.mean(0)  # (S,) or (S, 3)
-            cells += [mean] if t.kind == "scalar" else list(mean.T)
-            if len(predictions) > 1:
-                spread = values.std(0, ddof=1)  # of a vector, report the norm of its spread
-                cells.append(spread if t.kind == "scalar" else np.linalg.norm(spread, axis=1))
-            cells.append(
-                np.mean(
-                    [d.expected_error(t.name, x) for d, x in zip(self.domains, distances)], axis=0
-                )
-            )
-        return [
-            [float(c[s]) for c in cells] + [float(relative[s]), int(relative[s] > 1)]
-            for s in range(len(columns))
-        ]
 
 
 def _relaxer(config, ensemble: Ensemble) -> Relaxer | None:
@@ -218,6 +136,11 @@ def _relaxer(config, ensemble: Ensemble) -> Relaxer | None:
         log.info("predicting at the given geometries; set force_field to relax them first")
     if path in ("none", ""):
         return None
+    if not ensemble.reads_positions:
+        raise ConfigError(
+            f"force_field: received {path!r}, but the predictor reads bonds, not positions. Set "
+            "--config.force_field=none"
+        )
     return Relaxer(
         load_mean_force_field(path),
         fmax=config.fmax,
@@ -234,7 +157,7 @@ def _predict_share(
     config, folder: Path, ensemble: Ensemble, relaxer: Relaxer | None, total: int
 ) -> None:
     """Predict the molecules in the share of this process that no process has predicted yet."""
-    layout, share = ensemble.layout, (distributed.index(), distributed.count())
+    layout, share = _layout(ensemble), (distributed.index(), distributed.count())
     with Journal(folder, distributed.index(), layout) as journal:
         done = relax_journal.finished(folder, layout)
         mine = range(share[0], total, share[1])
@@ -242,121 +165,123 @@ def _predict_share(
         failed = relax_journal.count_failures(folder, layout, lambda index: index in mine)
         if before == len(mine):
             return
-        records = read_molecules(
-            config.input,
-            mmff=config.mmff,
-            seed=config.seed,
-            columns=_columns(config),
-            limit=config.limit,
-            skip=done,
-            share=share,
-            num_processes=config.num_processes or None,
-        )
+        records = _read(config, ensemble, _Finished(done, config.num_conformers), share)
         journal.start_clock()
         with contextlib.ExitStack() as stack:
             progress = stack.enter_context(
                 RelaxationProgressBar(len(mine), before, "predicting", failed=failed)
             )
             stack.callback(close_records, records)
-            geometries = stack.enter_context(
-                contextlib.closing(_geometries(records, relaxer, ensemble))
+            inputs = stack.enter_context(
+                contextlib.closing(_inputs(config, records, relaxer, ensemble))
             )
-            pending = []
-            for record, atoms, geometry, reason in geometries:
-                if reason:
-                    journal.add(
-                        [
-                            record.index,
-                            record.table_name,
-                            record.smiles,
-                            FAILED,
-                            reason,
-                            None if record.atoms is None else len(record.atoms),
-                            geometry,
-                            *[None] * (len(layout.columns) - 7),
-                        ]
-                    )
+            pending: list[PredictionInput] = []
+            for molecule in inputs:
+                if molecule.reason:
+                    cells = [None] * len(ensemble.columns)
+                    journal.add([*_description(molecule, FAILED), *cells])
                     progress.add(FAILED)
                     continue
-                pending.append((record, atoms, geometry))
-                if len(pending) == config.batch_size:
-                    _predict_batch(pending, ensemble, config.batch_size, journal, progress)
+                pending.append(molecule)
+                if sum(len(m.conformers) for m in pending) >= config.batch_size:
+                    _predict_batch(pending, config, ensemble, journal, progress)
                     pending = []
             if pending:
-                _predict_batch(pending, ensemble, config.batch_size, journal, progress)
+                _predict_batch(pending, config, ensemble, journal, progress)
 
 
-def _geometries(
-    records: Iterator[MoleculeRecord], relaxer: Relaxer | None, ensemble: Ensemble
-) -> Iterator[tuple[MoleculeRecord, Atoms | None, str, str]]:
-    """Yield (record, atoms, origin of the geometry, reason of a failure) for all records.
-
-    The reason is "" for molecules that can be predicted; the atoms are None for the others.
-    """
-    failed, by_index = [], {}
-
-    def usable():
-        for record in records:
-            reason = record.failure or _unknown_elements(record.atoms, ensemble.elements)
-            if reason:
-                failed.append((record, None, record.geometry, reason))
-                continue
-            by_index[record.index] = record
-            yield record.index, record.atoms
-
-    if relaxer is None:
-        done = ((index, atoms, "", "") for index, atoms in usable())
-    else:
-        done = ((index, r.atoms, r.status, r.reason) for index, r in relaxer.stream(usable()))
-    for index, atoms, status, reason in done:
-        yield from (failed.pop() for _ in range(len(failed)))
-        record = by_index.pop(index)
-        if status in ("failed", "diverged"):
-            yield record, None, record.geometry, f"relaxation {status}: {reason}"
-        else:
-            relaxed = {
-                "": "",
-                "converged": ", relaxed",
-                "step limit": ", relaxed up to the step limit",
-            }[status]
-            yield record, atoms, record.geometry + relaxed, ""
-    yield from failed
-
-
-def _unknown_elements(atoms: Atoms, elements) -> str:
-    """Return a message about elements that the ensemble was not trained on, or ""."""
-    unknown = sorted(set(atoms.numbers.tolist()) - elements)
-    return (
-        f"the predictor was not trained on {', '.join(chemical_symbols[z] for z in unknown)}"
-        if unknown
-        else ""
+def _read(config, ensemble: Ensemble, skip: Container[int], share=(0, 1)):
+    """Return the records of the conformers to predict; see `read_molecules`."""
+    return read_molecules(
+        config.input,
+        num_conformers=config.num_conformers,
+        mmff=config.mmff,
+        seed=config.seed,
+        columns=_columns(config),
+        limit=config.limit,
+        skip=skip,
+        share=share,
+        num_processes=config.num_processes or None,
+        embed=ensemble.reads_positions,
+        ahead=2 * config.batch_size,  # workers embed the next batch during a prediction
     )
 
 
+def _inputs(config, records, relaxer: Relaxer | None, ensemble: Ensemble):
+    """Return the molecules of records; see `prediction_inputs`."""
+    temperature = config.temperature if config.conformer_weights == "boltzmann" else None
+    return prediction_inputs(records, relaxer, ensemble, config.num_conformers, temperature)
+
+
+class _Finished:
+    """Indices of the conformers of finished molecules."""
+
+    def __init__(self, molecules: Container[int], num_conformers: int):
+        self._molecules, self._num = molecules, num_conformers
+
+    def __contains__(self, index: int) -> bool:
+        return index // self._num in self._molecules
+
+
+class _OtherMolecules:
+    """All indices of conformers except those of some molecules."""
+
+    def __init__(self, molecules: Container[int], num_conformers: int):
+        self._molecules, self._num = molecules, num_conformers
+
+    def __contains__(self, index: int) -> bool:
+        return index // self._num not in self._molecules
+
+
+def _attribute(
+    config, workdir: Path, ensemble: Ensemble, relaxer: Relaxer | None
+) -> dict[str, list[AttributedMolecule]]:
+    """Return the molecules whose attributions the report shows, by property."""
+
+    def inputs(wanted):
+        skip = _OtherMolecules(wanted, config.num_conformers)
+        records = _read(config, ensemble, skip)
+        with contextlib.ExitStack() as stack:
+            stack.callback(close_records, records)
+            yield from _inputs(config, records, relaxer, ensemble)
+
+    return attribute(ensemble, workdir / RESULTS, inputs)
+
+
 def _predict_batch(
-    batch, ensemble: Ensemble, batch_size: int, journal: Journal, progress: RelaxationProgressBar
+    batch: list[PredictionInput], config, ensemble: Ensemble, journal: Journal, progress
 ) -> None:
     """Predict a batch of molecules and write the results to the journal."""
-    numbers = ensemble.predict([atoms for _, atoms, _ in batch], batch_size)
-    for (record, atoms, geometry), cells in zip(batch, numbers):
-        journal.add(
-            [
-                record.index,
-                record.table_name,
-                record.smiles,
-                PREDICTED,
-                "",
-                len(atoms),
-                geometry,
-                *cells,
-            ]
-        )
+    columns = ensemble.predict(
+        [molecule.conformers for molecule in batch],
+        [molecule.weights for molecule in batch],
+        config.batch_size,
+        config.coverage,
+    )
+    for m, molecule in enumerate(batch):
+        cells = [columns[name][m].item() for name in ensemble.columns]
+        journal.add([*_description(molecule, PREDICTED), *cells])
         progress.add(PREDICTED)
+
+
+def _description(molecule: PredictionInput, status: str) -> list[Any]:
+    """Return the cells of a molecule before those of the properties."""
+    record = molecule.record
+    num_atoms = None if record.atoms is None else len(record.atoms)
+    return [
+        molecule.index,
+        record.table_name,
+        record.smiles,
+        status,
+        molecule.reason,
+        num_atoms,
+        molecule.geometry,
+    ]
 
 
 def _finish(config, workdir: Path, total: int, ensemble: Ensemble, relaxer: Relaxer | None) -> Path:
     """Merge the parts and write the report."""
-    seconds = merge.merge(workdir / PARTS, ensemble.layout, workdir / RESULTS, {}, total)
+    seconds = merge.merge(workdir / PARTS, _layout(ensemble), workdir / RESULTS, {}, total)
     with open(workdir / RESULTS, newline="", encoding="utf-8") as file:
         rows = sum(1 for _ in csv.reader(file)) - 1  # without the header
     if rows != total:
@@ -370,9 +295,10 @@ def _finish(config, workdir: Path, total: int, ensemble: Ensemble, relaxer: Rela
         seconds=seconds,
         title=f"{', '.join(t.name for t in ensemble.targets)} of {Path(config.input).name}",
         info=_settings(config, ensemble, relaxer),
+        attributed=_attribute(config, workdir, ensemble, relaxer),
     )
     log.info("%s; report: %s", workdir / RESULTS, report)
-    check_any_succeeded(workdir / PARTS, ensemble.layout, total, workdir / RESULTS)
+    check_any_succeeded(workdir / PARTS, _layout(ensemble), total, workdir / RESULTS)
     return report
 
 

@@ -15,18 +15,20 @@ import numpy as np
 from mlip_jax import config as configs
 from mlip_jax import defaults, distributed, models, predictor
 from mlip_jax.config import ConfigError
-from mlip_jax.datasets import property_data, statistics
+from mlip_jax.datasets import property_data, readers, source, statistics
 from mlip_jax.datasets.property_data import Target
 from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.datasets.store.store import is_store
 from mlip_jax.defaults.training import LENGTH
 from mlip_jax.models.layers.readouts import PropertyModel, with_heads
 from mlip_jax.potential import example_graph
-from mlip_jax.simulation.geometry_sources import LABELS
+from mlip_jax.simulation.geometry_sources import LABELS, num_conformers
 from mlip_jax.tasks.property_training.data import PropertyData, PropertyInputs
 from mlip_jax.tasks.property_training.loop import build_loop, build_objective, optimizer_options
 from mlip_jax.tasks.property_training.report import report_run
 from mlip_jax.training import optimizer, property_objective
 from mlip_jax.training.dens import ENCODED
+from mlip_jax.training.device.batch_size import with_batch_size
 from mlip_jax.training.noise import DISPLACEMENT
 from mlip_jax.training.options import inherit_options, set_average_neighbors, set_model_options
 from mlip_jax.training.outputs import restore
@@ -54,6 +56,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
         workdir = Path(workdir)
         set_model_options(config, Path(workdir))
         pretrained = _load_pretrained(config)
+        _set_embedding(config)
         with distributed.leader_first("data"):
             data = PropertyData.load(config, workdir)
         return _train(config, workdir, data, pretrained)
@@ -93,6 +96,27 @@ def _load_pretrained(config) -> dict[str, np.ndarray] | None:
     return arrays
 
 
+def _set_embedding(config) -> None:
+    """Switch off the embedding of a table of SMILES, in place, if the model only reads bonds.
+
+    Raises:
+      ConfigError: The model reads bonds and positions, and the data are not a table of SMILES.
+    """
+    c, model = config.data, models.find(config.model.name)
+    if not models.reads_bonds(model):
+        return
+    readable = c.path and not is_store(c.path)
+    is_table = readable and readers.format_of(c.path, c.reader) == "smiles_table"
+    if models.reads_positions(model):
+        if not is_table:
+            raise ConfigError(
+                f"{config.model.name} reads geometries that RDKit embeds: data.path must be a table "
+                f"of SMILES (.csv), received {c.path!r}"
+            )
+    elif is_table and "embed" not in source.reader_options(c.reader_options):
+        c.reader_options = "; ".join(filter(None, [c.reader_options, "embed=False"]))
+
+
 def _train(config, workdir: Path, data: PropertyData, pretrained) -> Path:
     """Create model and batches, train, and write the report."""
     targets = _fit_targets(config, data)
@@ -103,6 +127,9 @@ def _train(config, workdir: Path, data: PropertyData, pretrained) -> Path:
     set_average_neighbors(config, inputs.sizes)
     model, heads = _create_model(config, targets)
     restored = restore(workdir)
+    config = with_batch_size(
+        config, float(inputs.train.sizes.n_edge.mean()), restored and restored.metadata
+    )
     energies = distributed.broadcast(
         _energy_statistics(config, data) if distributed.leader() else None
     )
@@ -168,11 +195,28 @@ def _fit_targets(config, data: PropertyData) -> tuple[Target, ...]:
 def _check_geometries(config, targets: Sequence[Target]) -> None:
     """Raise ConfigError if vectors or atom properties are used with geometries of other sources."""
     names = [t.name for t in targets if t.kind != "scalar"]
+    bonds_only = models.reads_bonds(models.find(config.model.name))
+    if bonds_only and names:
+        raise ConfigError(
+            f"{', '.join(names)}: {config.model.name} reads the bonds of a SMILES and predicts only "
+            "scalars. Choose another model, or other property.targets."
+        )
     sources = {
         config.data.geometry,
         config.data.valid_geometry or LABELS,
         *config.data.test_geometries,
     } - {LABELS}
+    if bonds_only and (sources or config.align.noise or config.align.frames):
+        raise ConfigError(
+            f"{config.model.name} reads the bonds of a SMILES: data.geometry, valid_geometry and "
+            "test_geometries must be 'labels', and align.noise and align.frames unset"
+        )
+    inputs = (config.data.geometry, config.data.valid_geometry or LABELS)
+    if several := [source for source in inputs if num_conformers(source) > 1]:
+        raise ConfigError(
+            f"data.geometry, data.valid_geometry: {several[0]!r} has several conformers per molecule. "
+            "Only data.test_geometries averages over conformers."
+        )
     if names and (sources or config.align.frames):
         raise ConfigError(
             f"{', '.join(names)}: vectors and atom properties belong to the geometry of the "

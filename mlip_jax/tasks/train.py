@@ -50,7 +50,8 @@ def prepared(config: ml_collections.ConfigDict, workdir: str | Path) -> Iterator
             if distributed.leader():
                 stack.enter_context(claimed(workdir, configs.identity(config), LENGTH))
         set_model_options(config, Path(workdir))
-        yield TrainingRun.prepare(config, Path(workdir))
+        training = TrainingRun.prepare(config, Path(workdir))
+        yield training.with_batch_size(restore(training.workdir))
 
 
 def fit(training: TrainingRun) -> tuple[TrainingLoop, Any, float, dict[str, float]]:

@@ -18,6 +18,7 @@ from mlip_jax.datasets.columns import Columns, Rows
 from mlip_jax.datasets.stress import STRESS, complete_stress
 from mlip_jax.datasets.unseen_elements import UnseenElements
 from mlip_jax.graphs.batch import build_batch
+from mlip_jax.graphs.bonds import build_bond_batch
 from mlip_jax.graphs.packing import plan_buckets
 from mlip_jax.graphs.pipeline import Shuffle, Stream, stack
 from mlip_jax.graphs.shapes import PaddingBudget, Sizes
@@ -122,6 +123,7 @@ class Batches:
       properties: Names of the properties that batches contain as labels (see `build_batch`).
       displace: Function (structures, their row indices, epoch, budget) -> structures to train on in
         that epoch.
+      bonds: Whether batches are molecular graphs of bonds (graphs/bonds.py).
     """
 
     budgets: tuple[PaddingBudget, ...]
@@ -136,6 +138,7 @@ class Batches:
     put: Callable[[Any], Any] = lambda batch: batch
     properties: tuple[str, ...] = ()
     displace: Callable[[Columns, np.ndarray, int, PaddingBudget], Columns] | None = None
+    bonds: bool = False
 
     @property
     def per_device(self) -> int:
@@ -249,10 +252,12 @@ class Batches:
 
     def _batch(self, split: Split, members: np.ndarray, bucket: int, epoch: int | None = None):
         """Build the padded graph of a micro-batch, displaced if it is for training in `epoch`."""
-        columns = split.columns(members, labels_only=STRESS not in self.properties)
+        needs_texts = self.bonds or STRESS in self.properties
+        columns, budget = split.columns(members, labels_only=not needs_texts), self.budgets[bucket]
+        if self.bonds:
+            return build_bond_batch(columns, budget, properties=self.properties)
         if STRESS in self.properties:
             columns = complete_stress(columns)
-        budget = self.budgets[bucket]
         if epoch is not None and self.displace is not None and len(members):
             columns = self.displace(columns, split.indices[members], epoch, budget)
         return build_batch(

@@ -174,7 +174,7 @@ class TrainingLoop:
             return state, TrainingProgress(micro_batches=self.batches.micro_batches)
         progress = TrainingProgress(**restored.metadata["position"])
         log.info("resuming from the checkpoint at step %d", progress.step)
-        return self.trainer.replicate(
+        return self.trainer.put_state(
             from_arrays(self.trainer.single(state), restored.arrays)
         ), progress
 

@@ -22,7 +22,10 @@ from mlip_jax.training import losses
 class Objective(Protocol):
     """Interface of a model and its loss to the training step and the loop.
 
-    The sums are a pytree of scalars of any structure.
+    The sums are a pytree of scalars of any structure. An objective can have a further method,
+    absorb(params, old, total) -> (params, total). It takes from the sums of a training step what is
+    not a scalar, and updates the parameters that are not trained by gradients: the running
+    statistics of batch normalization. `old` are the parameters before the step.
 
     Attributes:
       columns: Names of the metrics of `averages`, without the prefix: columns of metrics.csv.

@@ -13,9 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-import optax.contrib
 
 from mlip_jax.config import unknown_name
+from mlip_jax.training.device import rules
+from mlip_jax.training.parameters.low_rank import low_rank
+from mlip_jax.training.parameters.paths import parameter_path
 
 OPTIMIZERS = ("adam", "amsgrad", "adamw", "muon")
 SCHEDULES = ("cosine", "exponential", "step", "plateau", "constant")
@@ -123,6 +125,8 @@ def create(
                     no moments and are excluded from the norm that is clipped.
         lr_multipliers  Learning-rate factors by pattern: "params/backbone/*=0.1, params/head_*=1".
                     The first matching pattern applies. Without a match the factor is 1.
+        low_rank    Rank of the updates of linear layers; see parameters/low_rank.py. 0 trains all
+                    parameters that are not frozen.
 
     Args:
       config: Options of the optimizer, config.optimizer.
@@ -139,18 +143,16 @@ def create(
     _check(config, _MOMENT_RULES)
     moments = {"b1": config["b1"], "b2": config["b2"], "eps": config["eps"]}
     if config["name"] == "adam":
-        rule = optax.adam(rate, **moments)
+        rule = rules.adam(rate, moments)
     elif config["name"] == "amsgrad":
-        rule = optax.amsgrad(rate, **moments)
-    elif config["name"] == "muon":
-        _check(config, {"weight_decay": _NOT_NEGATIVE})
-        rule = _muon(rate, config["weight_decay"], moments)
+        rule = rules.amsgrad(rate, moments)
     else:
         _check(config, {"weight_decay": _NOT_NEGATIVE})
-        rule = optax.adamw(rate, weight_decay=config["weight_decay"], mask=_matrices, **moments)
+        decaying = {"adamw": rules.adamw, "muon": rules.muon}[config["name"]]
+        rule = decaying(rate, config["weight_decay"], moments)
     if config["clip_norm"]:
         _check(config, {"clip_norm": _NOT_NEGATIVE})
-        rule = optax.chain(optax.clip_by_global_norm(config["clip_norm"]), rule)
+        rule = optax.chain(rules.clip(config["clip_norm"]), rule)
     factors = parse_multipliers(config.get("lr_multipliers", ""))
     if factors:
         rule = optax.chain(
@@ -161,6 +163,13 @@ def create(
                 )
             ),
         )
+    if rank := config.get("low_rank", 0):
+        if config["schedule"] == "plateau":
+            raise ValueError(
+                "optimizer.low_rank cannot be combined with optimizer.schedule=plateau, which scales "
+                "the updates of the merged weights. Choose another schedule."
+            )
+        rule = low_rank(rule, rank)
     patterns = config["freeze"]
     if isinstance(patterns, str):
         raise ValueError(
@@ -168,33 +177,6 @@ def create(
             f"Write ({patterns!r},)."
         )
     return _freeze(rule, tuple(patterns)) if patterns else rule
-
-
-def _muon(rate, weight_decay: float, moments: Mapping[str, float]) -> optax.GradientTransformation:
-    """Create Muon for matrices and Adam for the other parameters."""
-    return optax.contrib.muon(
-        rate,
-        weight_decay=weight_decay,
-        adam_b1=moments["b1"],
-        adam_b2=moments["b2"],
-        eps=moments["eps"],
-        muon_weight_dimension_numbers=_matrix_axes,
-        consistent_rms=0.2,
-    )
-
-
-def _matrix_axes(params):
-    """Return the input and output axes of each kernel that is a matrix, None for other parameters.
-
-    Kernels with one input or output are not treated as matrices. Axes before the last two are
-    heads, each with its own matrix.
-    """
-
-    def axes(path, p):
-        is_matrix = parameter_path(path[-1:]) == "kernel" and p.ndim > 1 and min(p.shape[-2:]) > 1
-        return optax.contrib.MuonDimensionNumbers(-2, -1) if is_matrix else None
-
-    return jax.tree_util.tree_map_with_path(axes, params)
 
 
 def parse_multipliers(text: str) -> dict[str, float]:
@@ -247,11 +229,6 @@ def _check_matches(field: str, pattern: str, paths: Sequence[str]) -> None:
     )
 
 
-def _matrices(params):
-    """Return a tree like `params` with True for each parameter that decays in AdamW."""
-    return jax.tree.map(lambda p: p.ndim > 1, params)
-
-
 def _freeze(
     rule: optax.GradientTransformation, patterns: tuple[str, ...]
 ) -> optax.GradientTransformation:
@@ -264,11 +241,6 @@ def _freeze(
         optax.masked(rule, trained),
         optax.masked(optax.set_to_zero(), lambda params: frozen(params, patterns)),
     )
-
-
-def parameter_path(path: Sequence[Any]) -> str:
-    """Format a path of jax.tree_util as in checkpoints: "params/embedding/kernel"."""
-    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
 
 
 def frozen(params: Any, patterns: Sequence[str]) -> Any:

@@ -28,6 +28,7 @@ def check(config: ml_collections.ConfigDict) -> None:
 
     The values of single fields are checked by their declarations (mlip_jax/defaults).
     """
+    models.check_positions(config.model.name)
     loss = config.loss
     losses.check_penalties(loss.penalty, loss.force_penalty, loss.huber_delta, loss.force_floor)
     losses.beta_schedule(

@@ -13,7 +13,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from mlip_jax import __version__, distributed
+from mlip_jax import __version__, distributed, models
 from mlip_jax import config as configs
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.selection.split_files import load_split, save_split
@@ -94,6 +94,7 @@ def make_batches(
         distributed.count(),
         distributed.index(),
         long_range_cutoff(model),
+        bonds=models.reads_bonds(model),
         **options,
     )
     # shuffled, because the store has the conformations of a molecule next to each other

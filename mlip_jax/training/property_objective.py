@@ -14,6 +14,7 @@ from mlip_jax.config import ConfigError
 from mlip_jax.datasets.property_data import Target
 from mlip_jax.matmul_precision import full_precision
 from mlip_jax.models.layers.basic import safe_norm
+from mlip_jax.models.layers.batch_norm import MOMENTUM, STATISTICS
 from mlip_jax.models.layers.readouts import PropertyModel
 from mlip_jax.training.losses import PENALTIES
 from mlip_jax.training.noise import DISPLACEMENT
@@ -35,6 +36,9 @@ class PropertySums(NamedTuple):
       count: Number of values in these sums.
       alignment: Sum of the alignment penalties.
       aligned: Number of atoms in this sum.
+      statistics: Sums over batches of the statistics of batch normalization; only in training, and
+        only for a model that has it.
+      batches: Number of batches in these sums.
     """
 
     penalty: dict[str, jax.Array]
@@ -42,6 +46,8 @@ class PropertySums(NamedTuple):
     count: dict[str, jax.Array]
     alignment: jax.Array
     aligned: jax.Array
+    statistics: Any = ()
+    batches: Any = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +89,15 @@ class Properties:
         )
 
     def sums(self, params: Any, graph: jraph.GraphsTuple) -> PropertySums:
-        """Compute the loss sums of a batch."""
-        return self.evaluate(params, graph)[1]
+        """Compute the loss sums of a batch, and the statistics of its batch normalization."""
+        if STATISTICS not in params or self.model.frozen:
+            return self.evaluate(params, graph)[1]
+        with full_precision():  # except in training steps
+            predicted, variables = self.model.apply(params, graph, mutable=[STATISTICS])
+        filled = jraph.get_graph_padding_mask(graph).any()
+        filled = filled.astype(graph.nodes["positions"].dtype)
+        statistics = jax.tree.map(lambda x: filled * x, variables[STATISTICS])
+        return self._sums(predicted, graph)._replace(statistics=statistics, batches=filled)
 
     def counts(self, graph: jraph.GraphsTuple) -> PropertySums:
         """Return sums with meaningful counts only, without evaluating the model."""
@@ -97,6 +110,18 @@ class Properties:
         with full_precision():  # except in training steps
             predicted = self.model.apply(params, graph)
         return predicted, self._sums(predicted, graph)
+
+    def absorb(self, params: Any, old: Any, total: PropertySums) -> tuple[Any, PropertySums]:
+        """Update the running statistics of batch normalization; see `Objective.absorb`."""
+        if not total.statistics:
+            return params, total
+        share = jnp.where(total.batches > 0, MOMENTUM / jnp.maximum(total.batches, 1.0), 0.0)
+        running = jax.tree.map(
+            lambda mean, batch: mean + share * (batch - total.batches * mean),
+            old[STATISTICS],
+            total.statistics,
+        )
+        return {**params, STATISTICS: running}, total._replace(statistics=(), batches=())
 
     def combine(self, local: PropertySums, total: PropertySums, step: Any) -> jax.Array:
         """Compute this device's share of the loss from its sums and the counts of all devices."""

@@ -17,6 +17,12 @@ One training step, on every device:
 
 A dispatch performs up to S training steps (`_perform_steps`).
 
+Parameters, averages and optimizer state are `Packed`: a call passes few arrays, and the operations
+on them are few. `Trainer.single` and `Trainer.snapshot` return them as trees.
+
+All calls use pmap, with one process or several. With several, JAX prepares each array of a call on
+the host, which is another reason for few arrays.
+
     D   local devices      S   maximum number of steps of a dispatch
     K   micro-batches per device and step
 """
@@ -35,6 +41,8 @@ import optax
 
 from mlip_jax.matmul_precision import training_precision
 from mlip_jax.potential import gradient
+from mlip_jax.training.device.packing import Packed, unpack
+from mlip_jax.training.device.rules import norm
 from mlip_jax.training.objectives import Objective
 from mlip_jax.workers import available_cores
 
@@ -48,9 +56,9 @@ class TrainState(NamedTuple):
 
     Attributes:
       step: Number of steps so far, including non-finite ones.
-      params: Parameters of the model.
-      ema: Exponential moving average of the parameters.
-      optimizer: State of the optimizer.
+      params: Parameters of the model, `Packed` on the devices.
+      ema: Exponential moving average of the parameters, `Packed` on the devices.
+      optimizer: State of the optimizer, `Packed` on the devices.
       rate_scale: Factor of the learning rate that validation sets (reduce on plateau).
     """
 
@@ -59,6 +67,20 @@ class TrainState(NamedTuple):
     ema: Any
     optimizer: Any
     rate_scale: Any
+
+
+def initial_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    """Return the packed state of a run before its first step."""
+    one = np.ones((), np.float32)
+    return pack_state(
+        TrainState(np.zeros((), np.int32), params, params, optimizer.init(params), one)
+    )
+
+
+def pack_state(state: TrainState) -> TrainState:
+    """Return a state whose trees are `Packed`."""
+    packed = {k: Packed.of(getattr(state, k)) for k in ("params", "ema", "optimizer")}
+    return state._replace(**packed)
 
 
 class DispatchResult(NamedTuple):
@@ -134,7 +156,7 @@ class Trainer:
 
         def evaluate_batch(params, graph):
             log.info("compiling the validation and evaluation step")
-            predicted, sums = objective.evaluate(params, graph)
+            predicted, sums = objective.evaluate(unpack(params), graph)
             return predicted, jax.lax.psum(sums, _AXIS)
 
         def compute_gradient(params, graph):
@@ -147,7 +169,7 @@ class Trainer:
         self._compute_gradient = jax.jit(compute_gradient)
         self._train = jax.pmap(train, _AXIS, donate_argnums=0, static_broadcasted_argnums=5)
         self._evaluate = jax.pmap(evaluate_batch, _AXIS)
-        self._copy = jax.jit(lambda tree: jax.tree.map(lambda x: x[0], tree))
+        self._copy = jax.jit(lambda tree: unpack(jax.tree.map(lambda x: x[0], tree)))
 
     @property
     def oversubscribed(self) -> bool:
@@ -165,20 +187,24 @@ class Trainer:
 
     def init(self, params: Any) -> TrainState:
         """Return the initial state, replicated over the devices."""
-        one = np.ones((), np.float32)
-        return self.replicate(
-            TrainState(np.zeros((), np.int32), params, params, self._optimizer.init(params), one)
-        )
+        return self.replicate(initial_state(params, self._optimizer))
+
+    def put_state(self, state: TrainState) -> TrainState:
+        """Copy a state whose fields are trees, as `single` returns it, to every device."""
+        return self.replicate(pack_state(state))
 
     def replicate(self, tree: Any) -> Any:
         """Copy a tree to every device, in the layout of the outputs of pmap.
 
         With another layout, pmap would compile a second time.
         """
-        return jax.tree.map(
-            lambda x: jax.device_put(np.stack([np.asarray(x)] * self.num_devices), self.layout),
-            tree,
-        )
+
+        def copy(x):
+            one = np.asarray(x)[None]  # a view, which all devices read
+            shape = (self.num_devices, *one.shape[1:])
+            return jax.make_array_from_callback(shape, self.layout, lambda index: one)
+
+        return jax.tree.map(copy, tree)
 
     def put(self, inputs: Any) -> Any:
         """Transfer arrays with a leading axis (D,) to the devices."""
@@ -187,7 +213,7 @@ class Trainer:
     @staticmethod
     def single(tree: Any) -> Any:
         """Fetch the arrays of the first device, of a tree that is identical on all. Blocks."""
-        return jax.tree.map(lambda x: np.array(x.addressable_shards[0].data)[0], tree)
+        return unpack(jax.tree.map(lambda x: np.array(x.addressable_shards[0].data)[0], tree))
 
     @staticmethod
     def local(tree: Any) -> Any:
@@ -289,20 +315,22 @@ def _make_update(objective, optimizer, ema_decay):
     """
 
     def update(state, micro_batch, num_micro_batches):
-        total, grads = _gradient(
-            objective, state.params, state.step, micro_batch, num_micro_batches
-        )
+        params = state.params.tree()
+        total, grads = _gradient(objective, params, state.step, micro_batch, num_micro_batches)
         loss = objective.combine(total, total, state.step)
-        finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
-        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
-        params = optax.apply_updates(
-            state.params, jax.tree.map(lambda u: u * state.rate_scale, updates)
-        )
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm(grads))
+        updates, optimizer_state = optimizer.update(grads, state.optimizer.tree(), params)
+        # from here on, the trees are packed
+        updates = jax.tree.map(lambda u: u * state.rate_scale, Packed.of(updates))
+        params = optax.apply_updates(state.params, updates)
+        if hasattr(objective, "absorb"):
+            tree, total = objective.absorb(params.tree(), state.params.tree(), total)
+            params = Packed.of(tree)
         # the average of the first steps must not be that of the initial values
         decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
         # in this form, the average of frozen parameters is exactly their value
         ema = jax.tree.map(lambda a, p: a + (1.0 - decay) * (p - a), state.ema, params)
-        new = state._replace(params=params, ema=ema, optimizer=optimizer_state)
+        new = state._replace(params=params, ema=ema, optimizer=Packed.of(optimizer_state))
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
         return new._replace(step=state.step + 1), (total, finite)
 
@@ -321,7 +349,7 @@ def _gradient(objective, params, step, micro_batch, num_micro_batches):
             return objective.combine(local, total, step), total
 
         _, total, grads = gradient(loss, params)
-        return total, jax.lax.psum(grads, _AXIS)
+        return total, jax.lax.psum(Packed.of(grads), _AXIS).tree()
 
     def add(tree, other):
         return jax.tree.map(jnp.add, tree, other)
@@ -340,10 +368,10 @@ def _gradient(objective, params, step, micro_batch, num_micro_batches):
             return objective.combine(local, total_counts, step), local
 
         _, local, grads = gradient(loss, params)
-        return add(carry, (local, grads)), None
+        return add(carry, (local, Packed.of(grads))), None
 
     zeros = jax.tree.map(
-        jnp.zeros_like, (jax.eval_shape(objective.sums, params, micro_batch(0)), params)
+        jnp.zeros_like, (jax.eval_shape(objective.sums, params, micro_batch(0)), Packed.of(params))
     )
     (local, grads), _ = jax.lax.scan(body, zeros, jnp.arange(num_micro_batches))
-    return jax.lax.psum((local, grads), _AXIS)
+    return unpack(jax.lax.psum((local, grads), _AXIS))

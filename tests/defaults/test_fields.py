@@ -15,13 +15,14 @@ from mlip_jax.datasets.selection import initial_geometries, splits, subsets
 from mlip_jax.defaults import TASKS
 from mlip_jax.defaults.bounds import AT_LEAST_ONE
 from mlip_jax.defaults.field import Field, Part, optional
+from mlip_jax.label_budget import choice, uncertainty
 from mlip_jax.models.layers import readouts
 from mlip_jax.reports.diversity import report
 from mlip_jax.simulation import export
 from mlip_jax.simulation.dynamics import settings, trajectories
 from mlip_jax.simulation.reference import oracle
 from mlip_jax.simulation.relaxation import minimizers
-from mlip_jax.tasks import relax
+from mlip_jax.tasks import active_learning, relax
 from mlip_jax.training import losses, nonfinite, optimizer
 
 
@@ -100,6 +101,10 @@ def test_every_task_has_declared_fields():
         ("stability", "oracle.method", oracle.TBLITE),
         ("export", "platforms", export.PLATFORMS),
         ("force2geo_eval", "data.selection", initial_geometries.SELECTIONS),
+        ("active_learning", "propose.kinds", active_learning.KINDS),
+        ("active_learning", "choose.strategy", choice.STRATEGIES),
+        ("active_learning", "choose.uncertainty", uncertainty.KINDS),
+        ("active_learning", "control", active_learning.CONTROLS),
     ],
 )
 def test_choices_are_those_of_the_code(task, name, values):
@@ -246,6 +251,8 @@ def test_workdirs_of_existing_runs_are_recognized(task):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_identity_has_the_fields_that_change_results(task):
+    # fields that replace an unset one, which is in the identity
+    replacing = {field.unset_field for _, field in TASKS[task].fields()}
     for name, field in TASKS[task].fields():
         # of parts that are off
         without_effect = name.startswith(("dens.", "potential.")) or field.only_with
@@ -255,4 +262,5 @@ def test_the_identity_has_the_fields_that_change_results(task):
             config.update_from_flattened_dict(
                 {name: not field.default if isinstance(field.default, bool) else field.default + 1}
             )
-            assert (configs.identity(config) != before) == field.changes_results, name
+            expected = field.changes_results or name in replacing
+            assert (configs.identity(config) != before) == expected, name

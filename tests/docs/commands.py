@@ -110,5 +110,5 @@ def _undefine() -> None:
 
 _OWN = frozenset(
     {"config", "workdir", "sweep", "sweep_index", "sweep_list", "sweep_collect"}
-    | {"overrides", "profile", "show_workdir", "debug"}
+    | {"overrides", "profile", "show_workdir", "debug", "scheduler"}
 )

@@ -180,6 +180,7 @@ SMALL = {
     },
     "vibrations": {"max_steps": 5, "fmax": 1.0},
     "audit": {"checks": ("bonds",)},
+    "fine_tune": {"num_steps": 4, "recipes": ("full",), "curve": (), "old.num_replay": 4},
     "crystal": {"fmax": 1.0, "max_steps": 3, "num_volumes": 5, "supercell_length": 4.0, "mesh": 2},
     "neb": {"num_images": 1, "max_steps": 3, "fmax": 10.0},
     "force2geo_eval": {"data.num_molecules": 2, "relax.max_steps": 5, "oracle.max_steps": 5},

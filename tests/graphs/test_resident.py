@@ -255,6 +255,22 @@ def test_no_structures_are_rejected():
             collect(nothing, CUTOFF)
 
 
+def test_labels_of_structures_and_atoms_reach_the_batches():
+    """Detects property training on the device with the labels of other structures."""
+    columns, rng = read(), np.random.default_rng(0)
+    columns = dataclasses.replace(
+        columns,
+        properties={"gap": rng.normal(size=len(columns)), "dipole": np.ones((len(columns), 3))},
+        atom_properties={"charge": rng.normal(size=len(columns.numbers))},
+    )
+    budget, names = PaddingBudget(120, 640, 14), ("gap", "dipole", "charge", "missing")
+    pieces = [columns.take(np.arange(3)), columns.take(np.arange(3, len(columns)))]
+    resident = collect(pieces, CUTOFF, REFERENCE, properties=names)
+    taken = columns.take(np.array([4, 1]))
+    expected = build_batch(taken, budget, CUTOFF, REFERENCE, properties=names)
+    assert_same(batch(resident, [4, 1], budget), expected)
+
+
 def test_spins_reach_the_batches_of_host_and_device():
     """Numbers of unpaired electrons used to be lost between the file and the model."""
     columns = Columns.from_structures(

@@ -29,6 +29,7 @@ CASES = {
     "sevennet.pth": ("#modality=R2SCAN", "sevennet"),
     "nequip.ckpt": ("", "nequip"),
     "nequip.nequip.zip": ("", "nequip"),
+    "nequip_uneven.ckpt": ("", "nequip"),
     "schnetpack_painn": ("", "painn"),
     "schnetpack_schnet.ckpt": ("", "schnet"),
     "torchmdnet.ckpt": ("", "equivariant_transformer"),

@@ -212,7 +212,11 @@ def test_arguments_of_nequip_that_are_not_supported(tmp_path):
         ({"pair_potential": "ZBL"}, "pair_potential must be None"),
         ({"future": 1}, "arguments future of the model are not supported"),
         ({"type_names": ["H", "Xx"]}, "expected chemical symbols, received 'Xx'"),
-        ({"feature_irreps_hidden": ["8x0e+8x1o", "8x0e"]}, "must be the same irreps in all"),
+        (
+            {"feature_irreps_hidden": ["8x0e+8x1o", "8x0o"]},
+            r"the last one with scalars \(0e\) only",
+        ),
+        ({"irreps_edge_sh": "1x0e+1x2e"}, "one irrep for each degree"),
     ):
         with pytest.raises(ValueError, match=message):
             nequip.potential(state, settings | change)

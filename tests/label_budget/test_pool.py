@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from ase.build import molecule
+from ase.io import write
 
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.smiles.entries import CsvColumns
@@ -10,6 +11,7 @@ from mlip_jax.label_budget.candidates import Displacements, propose
 from mlip_jax.label_budget.columns_file import load_columns, save_columns
 from mlip_jax.label_budget.geometry import environment, is_physical
 from mlip_jax.label_budget.pool import PoolMolecule, read_pool, split_pool
+from mlip_jax.tasks.active_learning.function import _molecule_file
 
 pytest.importorskip("rdkit")
 KINDS = ("conformers", "modes", "random")
@@ -52,6 +54,29 @@ def test_candidates_are_physical_reproducible_and_of_all_kinds(pool, tmp_path):
     stored = load_columns(tmp_path / "columns.npz")
     np.testing.assert_array_equal(stored.positions, columns.positions)
     assert stored.molecule.tolist() == columns.molecule.tolist() and len(stored) == len(columns)
+
+
+@pytest.mark.parametrize("form", ["xyz", "list"])
+def test_structures_of_one_molecule_are_its_geometries(tmp_path, form):
+    """Detects conformers of a molecule in two splits, with and without a file."""
+    frames = [molecule(name) for name in ("CH3OH", "H2O", "CH3OH", "CH4")]
+    frames[2].rattle(0.01)
+    for atoms, smiles in zip(frames, ("CO", "O", "CO", "C")):
+        atoms.info["smiles"] = smiles
+    path = tmp_path / "frames.xyz"
+    if form == "xyz":
+        write(path, frames)
+    else:
+        path = _molecule_file(frames, tmp_path / "run")
+    molecules, unusable = read(path)
+    assert [(m.name, len(m.geometries), m.embedded) for m in molecules] == [
+        ("CO", 2, False),
+        ("O", 1, False),
+        ("C", 1, False),
+    ]
+    assert not unusable
+    with pytest.raises(DatasetError, match="expected a path, a list of SMILES"):
+        _molecule_file([frames[0], "CO"], tmp_path / "run")
 
 
 def test_structures_without_smiles_are_displaced_at_random():

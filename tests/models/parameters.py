@@ -15,15 +15,16 @@ def quick_parameters(model, graph, seed=0, unit_variance=False):
     `unit_variance`.
     """
     rng = np.random.default_rng(seed)
-    key = jax.random.key(seed)
-    shapes = jax.eval_shape(model.init, key, graph)
+    shapes = []
 
     @jax.jit
     def initial(key, graph):
+        params = model.init(key, graph)
+        shapes.append(jax.tree.map(jax.typeof, params))  # by the same trace
         # XLA removes the random numbers, which take longest to compile
-        return [leaf for leaf in jax.tree.leaves(model.init(key, graph)) if leaf.ndim < 2]
+        return [leaf for leaf in jax.tree.leaves(params) if leaf.ndim < 2]
 
-    kept = iter(initial(key, graph))
+    kept = iter(initial(jax.random.key(seed), graph))
 
     def draw(leaf):
         if len(leaf.shape) < 2:
@@ -31,4 +32,4 @@ def quick_parameters(model, graph, seed=0, unit_variance=False):
         scale = 1.0 if unit_variance or leaf.shape[0] == 119 else leaf.shape[-2] ** -0.5
         return rng.normal(0.0, scale, leaf.shape).astype(leaf.dtype)
 
-    return jax.tree.map(draw, shapes)
+    return jax.tree.map(draw, shapes[0])

@@ -4,15 +4,13 @@ Nothing is compiled. Forces that are a gradient have the precision of the positi
 default options trace them.
 """
 
-import importlib
-
 import jax
 import numpy as np
 import pytest
 
 from mlip_jax import models
 from mlip_jax.potential import evaluate, example_graph, is_conservative
-from tests.models.test_contract import FURTHER_OPTIONS, SMALL
+from tests.models.test_contract import FURTHER_OPTIONS, small_options
 
 CASES = [
     (name, options) for name in models.names() for options in ({}, *FURTHER_OPTIONS.get(name, ()))
@@ -21,8 +19,7 @@ CASES = [
 
 @pytest.mark.parametrize(("name", "options"), CASES)
 def test_single_precision_is_kept_with_double_precision_weights(name, options):
-    fields = importlib.import_module(f"mlip_jax.models.{name}").Model.__dataclass_fields__
-    model = models.create(name, **{k: v for k, v in SMALL.items() if k in fields} | options)
+    model = models.create(name, **small_options(name) | options)
     with_forces = not options or not is_conservative(model)
     with jax.enable_x64(True):
         params = jax.eval_shape(model.init, jax.random.key(0), example_graph())

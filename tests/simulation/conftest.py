@@ -17,6 +17,7 @@ from mlip_jax.datasets.columns import Columns
 from mlip_jax.graphs.batch import build_batch
 from mlip_jax.graphs.shapes import PaddingBudget
 from mlip_jax.potential import Potential, evaluate, example_graph
+from mlip_jax.simulation.relaxation.relax import Relaxation, Relaxer
 from mlip_jax.structure import Structure
 
 CUTOFF = 4.0
@@ -68,6 +69,17 @@ def _random(rng, shape):
 def make_potential():
     """Function make_potential(kind, seed=0), with kind a key of OPTIONS."""
     return random_potential
+
+
+@pytest.fixture
+def zero_steps(monkeypatch):
+    """Relaxations of zero steps, which compile nothing, for tests of what precedes or follows them."""
+
+    def stream(relaxer, molecules):
+        for key, atoms in molecules:
+            yield key, Relaxation(atoms, "converged", energy=0.0)
+
+    monkeypatch.setattr(Relaxer, "stream", stream)
 
 
 @pytest.fixture(scope="session")

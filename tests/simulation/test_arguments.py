@@ -75,7 +75,7 @@ def test_relaxation_of_every_form(springs, tmp_path):
     assert "C(" in outcomes[2][1].reason
 
 
-def test_dynamics_and_minima_of_every_form(springs):
+def test_dynamics_and_minima_of_every_form(springs, zero_steps):
     dynamics = MolecularDynamics("[H][H]", springs)
     assert [len(a) for a in dynamics.molecules] == [2]
     for given, count in (("[H][H]", 2), ([[PAIR, PAIR]], 2)):

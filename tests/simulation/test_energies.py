@@ -1,5 +1,6 @@
 """Tests for energies of many structures: equal to the calculator's, in order, for any batches."""
 
+import jax
 import numpy as np
 import pytest
 from ase import Atoms
@@ -7,6 +8,7 @@ from ase import Atoms
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.models import create
 from mlip_jax.potential import Potential, example_graph
+from mlip_jax.simulation import energies as module
 from mlip_jax.simulation.calculators.calculator import MLIPCalculator
 from mlip_jax.simulation.energies import energies, energies_and_forces
 from mlip_jax.structure import Structure
@@ -48,6 +50,20 @@ def test_energies_equal_those_of_the_calculator(potential):
     for s, energy in zip(some, totals):
         atoms = Atoms(molecules[s].numbers, molecules[s].positions, calculator=calculator)
         assert energy == pytest.approx(atoms.get_potential_energy(), abs=2e-4)
+
+
+def test_parameters_are_sent_to_the_device_once(potential, monkeypatch):
+    calls = []
+
+    def without_model(model, scale, params, graph):
+        calls.append(jax.tree.leaves(params))
+        return np.zeros(len(graph.n_node))
+
+    monkeypatch.setattr(module, "_energy", without_model)
+    energies(potential, Columns.from_structures(structures(30)), np.arange(30), batch_size=4)
+    first, *others = calls
+    assert len(others) > 1 and all(isinstance(x, jax.Array) for x in first)
+    assert all(a is b for leaves in others for a, b in zip(leaves, first, strict=True))
 
 
 def test_energies_and_forces(potential):

@@ -6,7 +6,7 @@ python md_program.py INPUT WORKDIR STEPS FORMAT
 import sys
 
 from mlip_jax.defaults import md_defaults
-from mlip_jax.simulation.dynamics import md as dynamics
+from mlip_jax.simulation.dynamics import batch as dynamics
 from mlip_jax.tasks import md
 from tests.simulation.analytic import pairwise
 

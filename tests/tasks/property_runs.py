@@ -94,11 +94,14 @@ def config(folder, **changes):
     return c
 
 
-def write_force_field(workdir, seed=0, **options):
-    """Write the workdir of a PaiNN force field with random parameters for H, C, N and O."""
+def write_force_field(workdir, seed=0, name="schnet", energy_scale=1.0, **options):
+    """Write the workdir of a force field with random parameters for H, C, N and O.
+
+    SchNet compiles fastest.
+    """
     import jax
 
-    model = {"name": "painn", "options": {**MODEL, **options}}
+    model = {"name": name, "options": {**MODEL, **options}}
     from mlip_jax.potential import example_graph
 
     backbone = backbone_of({"model": model})
@@ -116,7 +119,7 @@ def write_force_field(workdir, seed=0, **options):
             "statistics": {
                 "cutoff": backbone.cutoff,
                 "reference_energies": [0.0] * 119,
-                "energy_scale": 1.0,
+                "energy_scale": energy_scale,
                 "elements": [1, 6, 7, 8],
             },
             "versions": {},

@@ -60,7 +60,6 @@ def untrained(monkeypatch):
         return members[: len(starts)]
 
     monkeypatch.setattr(training, "train_members", train_members)
-    monkeypatch.setattr(task, "write_label_report", lambda folder, *_: folder / "report.html")
 
 
 @pytest.fixture
@@ -90,6 +89,7 @@ def test_a_run_that_is_killed_at_any_moment_labels_nothing_twice(
     tmp_path, monkeypatch, untrained, calls
 ):
     """Detects a stage that a rerun repeats, and a result that depends on interruptions."""
+    monkeypatch.setattr(task, "write_label_report", lambda folder, *_: folder / "report.html")
     config = small(tmp_path, control="random")
     task.run(config, tmp_path / "undisturbed")
     expected, num_calls = metrics_of(tmp_path / "undisturbed"), len(calls)
@@ -161,7 +161,7 @@ def test_failures_of_the_oracle_are_named_and_a_full_disk_loses_nothing(
         task.run(config, tmp_path / "run")
     monkeypatch.setattr(ResultCache, "add", add)
     done = len(set(calls))
-    task.run(config, tmp_path / "run")
+    report = task.run(config, tmp_path / "run").read_text()
     stored = [c for c in calls if calls.count(c) == 1]
     assert len(calls) - len(stored) <= 2 * (len(set(calls)) - len(stored)) and done >= 9
     (last,) = metrics_of(tmp_path / "run")["rounds"]["both"][-1:]
@@ -171,6 +171,7 @@ def test_failures_of_the_oracle_are_named_and_a_full_disk_loses_nothing(
     rounds_ = metrics_of(tmp_path / "run")["rounds"]["both"]
     failures = {name: why for evaluation in rounds_ for name, why in evaluation["failures"].items()}
     assert failures and all("no convergence" in why for why in failures.values())
+    assert "no convergence" in report and report.count("<img") == 4
 
 
 @pytest.mark.parametrize(

@@ -30,12 +30,12 @@ from tests.tasks.property_runs import write_force_field
 NAMES = ["H2O", "CH4", "CH3OH", "CH3Cl", "NH3", "C2H2"]
 
 
-def labelled(names=NAMES):
+def labelled(names=NAMES, seed=0):
     """Molecules with artificial energies and forces."""
     frames, rng = [], np.random.default_rng(0)
     for k, name in enumerate(names):
         atoms = molecule(name)
-        atoms.rattle(0.05, seed=k)
+        atoms.rattle(0.05, seed=seed + k)
         atoms.info["config_type"] = "even" if k % 2 == 0 else "odd"
         forces = rng.normal(size=(len(atoms), 3))
         atoms.calc = SinglePointCalculator(atoms, energy=-10.0 * len(atoms), forces=forces)
@@ -49,9 +49,12 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluate")
     for seed in (0, 1):
         write_force_field(folder / f"ff{seed}", seed)
-    known = Columns.from_structures(from_ase(molecule(n)) for n in ("H2O", "CH4", "NH3"))
-    errors = np.full((len(known.numbers), 3), 0.1)
-    atom_domain.fit(Potential.load(folder / "ff0"), known, known, errors).save(
+    known, valid = (
+        Columns.from_structures(from_ase(atoms) for atoms in labelled(["H2O", "CH4", "NH3"], seed))
+        for seed in (10, 20)
+    )
+    errors = np.full((len(valid.numbers), 3), 0.1)
+    atom_domain.fit(Potential.load(folder / "ff0"), known, valid, errors).save(
         folder / "ff0" / FILE
     )
     write(folder / "data.xyz", labelled())

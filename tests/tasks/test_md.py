@@ -17,8 +17,8 @@ from ase.io import read, write
 from mlip_jax import MLIPCalculator
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.simulation.dynamics import batch as dynamics
 from mlip_jax.simulation.dynamics import h5md
-from mlip_jax.simulation.dynamics import md as dynamics
 from mlip_jax.simulation.dynamics.outputs import DynamicsOutputs, OutputError
 from mlip_jax.simulation.dynamics.trajectories import read_trajectory
 from mlip_jax.tasks import md

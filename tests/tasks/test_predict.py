@@ -1,16 +1,21 @@
 """Tests for the task `predict`: one row per molecule, resumption and uncertainty."""
 
+import contextlib
 import csv
-from types import SimpleNamespace
+import shutil
 
 import numpy as np
 import pytest
+from ase import units
 
+from mlip_jax.checkpoint import CheckpointStore
 from mlip_jax.config import ConfigError
 from mlip_jax.defaults import predict_defaults
+from mlip_jax.library import predict as predict_molecules
 from mlip_jax.predictor import Predictor
 from mlip_jax.tasks import predict
 from mlip_jax.tasks import property as property_task
+from mlip_jax.tasks.property_prediction.conformers import boltzmann_weights
 from mlip_jax.workdir import WorkdirError
 from tests.tasks.property_runs import config, write_data, write_force_field
 
@@ -23,12 +28,31 @@ SMILES = ["CCO ethanol", "C methane", "C1CC bad", "CCN", "[Xe]", "c1ccccc1 benze
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("predict")
     write_data(folder)
-    for seed in (0, 1):
-        c = config(folder, seed=seed, model__name="schnet", train__num_steps=12)
-        property_task.run(c, folder / f"gap-{seed}")
+    property_task.run(config(folder, model__name="schnet", train__num_steps=12), folder / "gap-0")
+    write_another_member(folder / "gap-0", folder / "gap-1")
     (folder / "molecules.smi").write_text("\n".join(SMILES) + "\n")
-    write_force_field(folder / "ff")
+    write_force_field(folder / "ff", energy_scale=100.0)
     return folder
+
+
+def write_another_member(workdir, target, **data):
+    """Copy a trained predictor with other parameters, which takes less time than training one.
+
+    Args:
+      workdir: Workdir of the predictor.
+      target: Workdir of the copy.
+      **data: Changes of `config.data` in its checkpoint.
+    """
+    shutil.copytree(workdir, target)
+    rng = np.random.default_rng(1)
+    with contextlib.closing(CheckpointStore(target / "best")) as store:
+        best = store.restore()
+        best.metadata["config"]["data"] |= data
+        arrays = {
+            name: values + rng.normal(0, 0.02, values.shape).astype(values.dtype)
+            for name, values in best.arrays.items()
+        }
+        store.save(best.step, arrays, best.metadata)
 
 
 def run(folder, name, **changes):
@@ -61,6 +85,12 @@ def test_one_row_per_molecule(folder):
     )
     report = (folder / "one/report.html").read_text()
     assert "cannot read the SMILES" in report and "benzene" in report
+    # six validation molecules are too few for 90 %, but not for 60 %
+    assert {row["gap_lower"] for row in rows} == {""}
+    row = run(folder, "interval", limit=1, coverage=0.6)[0]
+    low, gap, high = (float(row[name]) for name in ("gap_lower", "gap", "gap_upper"))
+    assert low < gap < high and high - gap == pytest.approx(gap - low, rel=1e-3)
+    assert "Attributions of atoms: gap" in report and "Gradient times input" in report
 
 
 def test_an_ensemble_has_a_mean_and_a_spread(folder):
@@ -81,7 +111,7 @@ def test_a_rerun_predicts_only_new_molecules(folder, monkeypatch):
     monkeypatch.setattr(
         predict.Ensemble,
         "predict",
-        lambda self, molecules, size: (counted.extend(molecules), real(self, molecules, size))[1],
+        lambda self, molecules, *args: (counted.extend(molecules), real(self, molecules, *args))[1],
     )
     assert len(run(folder, "more", limit=3)) == 3
     rows = run(folder, "more")
@@ -110,6 +140,38 @@ def test_molecules_are_relaxed_first(folder):
     assert plain[0]["gap"] != relaxed[0]["gap"]
 
 
+def test_predictions_are_averages_over_conformers(folder):
+    """By the energies of the force field, or plain; a molecule without conformers has failed."""
+    options = {"num_conformers": 3, "force_field": str(folder / "ff"), "max_steps": 1, "limit": 3}
+    plain = run(folder, "plain-mean", **options)
+    weighted = run(
+        folder, "weighted", conformer_weights="boltzmann", temperature=1e9, coverage=0.6, **options
+    )
+    assert [row["status"] for row in plain] == ["predicted", "predicted", "failed"]
+    assert plain[0]["geometry"].endswith("; 3 of 3 conformers")
+    # at an infinite temperature, all weights are equal
+    assert float(weighted[0]["gap"]) == pytest.approx(float(plain[0]["gap"]), rel=1e-5)
+    cold = run(folder, "cold", conformer_weights="boltzmann", temperature=1e-3, **options)
+    assert cold[0]["gap"] != plain[0]["gap"]
+    with pytest.raises(ConfigError, match="requires the energies of a force field"):
+        run(folder, "without", conformer_weights="boltzmann")
+
+
+def test_boltzmann_weights():
+    """Energies far below zero must not overflow."""
+    energies = np.array([-1e5, -1e5 + units.kB * 300 * np.log(3)])
+    np.testing.assert_allclose(boltzmann_weights(energies, 300.0), [0.75, 0.25], rtol=1e-4)
+
+
+def test_attributions_of_a_mean_add_up(folder):
+    """Detects attributions to padding or to the atoms of other molecules of a batch."""
+    predictor = Predictor.load(folder / "gap-0")
+    alone = predictor.attributions(["CCO"])[0]["gap"]
+    found = predictor.attributions(["C", "CCO", "c1ccccc1"])
+    assert [len(f["gap"]) for f in found] == [5, 9, 12]
+    np.testing.assert_allclose(found[1]["gap"], alone, rtol=1e-3, atol=1e-6)
+
+
 def test_invalid_configs_are_errors(folder):
     for changes, message in (
         ({"predictor": ""}, "predictor is required"),
@@ -129,11 +191,15 @@ def test_from_python(folder):
     # no arrays of features unless requested
     assert "embedding" not in found
     assert Predictor.load(folder / "gap-0").predict("CCO")["gap"].shape == (1,)
+    columns = predict_molecules([folder / "gap-0", folder / "gap-1"], ["CCO", "C"], coverage=0.6)
+    assert {"gap", "gap_std", "gap_lower", "gap_upper", "outside_domain"} <= set(columns)
+    assert (columns["gap_lower"] < columns["gap_upper"]).all()
+    with pytest.raises(ValueError, match="not trained on Xe"):
+        predict_molecules(folder / "gap-0", ["[Xe]"])
 
 
-def test_a_checkpoint_does_not_choose_the_force_field():
+def test_a_checkpoint_does_not_choose_the_force_field(folder):
     """Detects a checkpoint of other people that loads a file without the user's command."""
-    metadata = {"config": {"data": {"force_field": "/any/file"}}}
-    ensemble = SimpleNamespace(members=[SimpleNamespace(metadata=metadata)])
+    write_another_member(folder / "gap-0", folder / "foreign", force_field="/any/file")
     with pytest.raises(ConfigError, match="--config.force_field=/any/file .*force_field=none"):
-        predict._relaxer(SimpleNamespace(force_field=None), ensemble)
+        run(folder, "chosen", predictor=str(folder / "foreign"), force_field=None)

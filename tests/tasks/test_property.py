@@ -19,7 +19,7 @@ from tests.tasks.property_runs import NAMES, config, write_data, write_force_fie
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
-GEOMETRIES = ("labels", "pm3:first", "etkdg")
+GEOMETRIES = ("labels", "pm3:first", "etkdg", "etkdg:2")
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +49,15 @@ def table(path):
 
 def test_files_of_a_run(scratch):
     found = scores(scratch)
-    assert set(found) == {"train", "valid", "test labels", "test pm3:first", "test etkdg"}
+    names = {"train", "valid", *(f"test {source}" for source in GEOMETRIES)}
+    assert set(found) == names
     assert {part: of["gap"]["count"] for part, of in found.items()} == {
         "train": 12,
         "valid": 6,
         "test labels": 6,
         "test pm3:first": 6,
         "test etkdg": 6,
+        "test etkdg:2": 6,  # means over two conformers
     }
     rows = table(scratch / "predictions_test_labels.csv")
     errors = [abs(float(r["gap"]) - float(r["gap_predicted"])) for r in rows]
@@ -145,7 +147,7 @@ def test_a_finished_run_is_tested_at_other_geometries(folder):
 
 
 def test_training_from_a_force_field(folder):
-    params = write_force_field(folder / "ff")
+    params = write_force_field(folder / "ff", name="painn")
     c = config(
         folder,
         model__name="",
@@ -233,7 +235,7 @@ def test_dens_trains_a_force_field_that_initializes_predictors(folder):
 
 
 def test_a_checkpoint_that_does_not_fit_is_an_error_with_the_differences(folder, scratch):
-    write_force_field(folder / "wide", num_features=16)
+    write_force_field(folder / "wide", name="painn", num_features=16)
     with pytest.raises(
         CheckpointError,
         match=r"wide cannot initialize this model: in 'backbone'(.|\n)*embedding: stored "

@@ -19,7 +19,7 @@ from tests.simulation.conftest import (  # a fixture
     morse_potential,  # noqa: F401
 )
 from tests.tasks.runs import REPOSITORY, ForkedRun, environment, finish, wait_for
-from tests.tasks.test_train_processes import _process_one
+from tests.tasks.test_train_processes import process_one
 
 MOLECULES = 60
 
@@ -206,7 +206,7 @@ def test_two_processes_end_if_one_is_killed(tmp_path, force_field, molecules, un
     workdir = tmp_path / "run"
     process = start(workdir, force_field, molecules, processes=2)
     wait_for(lambda: len(recorded(workdir)) > 2, process)
-    os.kill(_process_one(workdir), signal.SIGKILL)
+    os.kill(process_one(workdir), signal.SIGKILL)
     code, output = finish(process, timeout=60)
     assert code not in (0, 75) and "process 1" in output, output
     assert 2 < len(recorded(workdir)) < MOLECULES

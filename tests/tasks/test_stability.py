@@ -10,7 +10,7 @@ from ase.io import write
 
 from mlip_jax.config import ConfigError
 from mlip_jax.defaults import stability_defaults
-from mlip_jax.simulation.dynamics import md as dynamics
+from mlip_jax.simulation.dynamics import batch as dynamics
 from mlip_jax.simulation.dynamics.outputs import DynamicsOutputs
 from mlip_jax.tasks import stability
 from tests.simulation.analytic import pairwise

@@ -98,7 +98,7 @@ def test_all_processes_end_if_one_ends(tmp_path):
     while not (newest(workdir) if (workdir / "checkpoints").is_dir() else None):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.2)
-    os.kill(_process_one(workdir), signal.SIGKILL)
+    os.kill(process_one(workdir), signal.SIGKILL)
     begin = time.monotonic()
     code, output = finish(process, timeout=60)
     assert time.monotonic() - begin < 15
@@ -114,7 +114,7 @@ def test_all_processes_end_if_one_ends(tmp_path):
     assert code == 75 and f"resuming from the checkpoint at step {step}" in output, output
 
 
-def _process_one(workdir):
+def process_one(workdir):
     """Return the process ID of the second process of a run."""
     for entry in os.listdir("/proc"):
         if entry.isdecimal():

@@ -30,13 +30,14 @@ def load():
     return columns.take(np.flatnonzero(filters.reasons(columns) == 0))
 
 
-def main(output: str, resident_text: str, per_call_text: str) -> None:
+def main(output: str, resident_text: str, per_call_text: str, num_buckets: str) -> None:
     """Train, and write losses and parameters.
 
     Args:
       output: Path of the file, *.npz.
       resident_text: "True" for data on the devices.
       per_call_text: Number of updates per call.
+      num_buckets: Maximum number of size buckets.
     """
     on_device, per_call = resident_text == "True", int(per_call_text)
     jax.config.update("jax_disable_most_optimizations", True)
@@ -44,7 +45,7 @@ def main(output: str, resident_text: str, per_call_text: str) -> None:
     model = models.create("schnet", num_features=8, num_layers=1, num_radial=6, zero_init=False)
     split = Split(columns, np.arange(len(columns)), graph_sizes(columns, model.cutoff))
     reference = statistics.reference_energies(statistics.Summary([columns]), "least_squares")
-    budgets = choose_budgets(split.sizes, 2, max_budgets=2)
+    budgets = choose_budgets(split.sizes, 2, max_budgets=int(num_buckets))
     batches = Batches(
         budgets,
         model.cutoff,

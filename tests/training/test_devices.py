@@ -1,5 +1,7 @@
 """Tests that a step is the same on any number of devices, with batches from host or device."""
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -15,7 +17,7 @@ def forks():
         yield started
 
 
-def train(forks, output, devices, resident=False, per_call=1):
+def train(forks, output, devices, num_buckets, resident=False, per_call=1):
     """Return losses and parameters after 20 steps on `devices` devices, in another process."""
     flags = xla_flags(f"--xla_force_host_platform_device_count={devices}")
     with open(output.with_suffix(".log"), "w+") as log:
@@ -24,6 +26,7 @@ def train(forks, output, devices, resident=False, per_call=1):
             output,
             resident,
             per_call,
+            num_buckets,
             stdout=log,
             XLA_FLAGS=flags,
         )
@@ -37,24 +40,34 @@ def train(forks, output, devices, resident=False, per_call=1):
 
 @pytest.fixture(scope="module")
 def on_one(forks, tmp_path_factory):
-    return train(forks, tmp_path_factory.mktemp("one") / "one.npz", 1)
+    """Results on one device, by the number of size buckets."""
+    folder = tmp_path_factory.mktemp("one")
+    return functools.cache(lambda buckets: train(forks, folder / f"{buckets}.npz", 1, buckets))
 
 
 @pytest.mark.parametrize(
-    ("devices", "resident", "per_call"),
+    ("devices", "resident", "per_call", "buckets"),
     [
-        pytest.param(2, False, 1, marks=pytest.mark.slow),
-        (8, False, 1),
-        pytest.param(3, False, 1, marks=pytest.mark.slow),  # the last device lacks a micro-batch
-        (2, True, 6),
-        pytest.param(1, True, 1, marks=pytest.mark.slow),
+        (8, False, 1, 1),
+        (2, True, 6, 1),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                (8, False, 1, 2),
+                (2, False, 1, 2),
+                (3, False, 1, 2),  # the last device lacks a micro-batch
+                (2, True, 6, 2),
+                (1, True, 1, 2),
+            )
+        ),
     ],
 )
 def test_any_number_of_devices_gives_the_same_parameters(
-    forks, on_one, tmp_path, devices, resident, per_call
+    forks, on_one, tmp_path, devices, resident, per_call, buckets
 ):
-    other = train(forks, tmp_path / "other.npz", devices, resident, per_call)
-    np.testing.assert_allclose(other["losses"], on_one["losses"], rtol=1e-6)
+    expected = on_one(buckets)
+    other = train(forks, tmp_path / "other.npz", devices, buckets, resident, per_call)
+    np.testing.assert_allclose(other["losses"], expected["losses"], rtol=1e-6)
     for name in ("params", "ema"):
-        np.testing.assert_allclose(other[name], on_one[name], rtol=0, atol=1e-6, err_msg=name)
-    assert np.ptp(on_one["losses"]) > 0.5 * np.mean(on_one["losses"])
+        np.testing.assert_allclose(other[name], expected[name], rtol=0, atol=1e-6, err_msg=name)
+    assert np.ptp(expected["losses"]) > 0.5 * np.mean(expected["losses"])

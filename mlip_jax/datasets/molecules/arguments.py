@@ -12,7 +12,11 @@ from ase import Atoms
 
 from mlip_jax.datasets.molecules.files import SUFFIXES, kind_of, read_molecules, require_rdkit
 from mlip_jax.datasets.smiles import embedding
-from mlip_jax.datasets.smiles.embedding import MoleculeRecord, UnusableMoleculeError
+from mlip_jax.datasets.smiles.embedding import (
+    EmbeddingOptions,
+    MoleculeRecord,
+    UnusableMoleculeError,
+)
 from mlip_jax.datasets.text_files import suffix_of
 
 _EXPECTED = "expected ASE's Atoms, a SMILES, the path of a file of molecules, or a list of these"
@@ -20,7 +24,7 @@ _WITHOUT_POSITIONS = ("smi", "csv")  # kinds of files whose molecules are embedd
 
 
 def molecule_records(
-    molecules: Any, *, num_conformers: int = 1, seed: int = 0
+    molecules: Any, *, num_conformers: int = 1, seed: int = 0, embed: bool = True
 ) -> list[list[MoleculeRecord]]:
     """Return the geometries of each molecule of an argument of a function.
 
@@ -36,14 +40,16 @@ def molecule_records(
       molecules: Atoms, a SMILES, the path of a file that `read_molecules` reads, or a list of them.
       num_conformers: Number of geometries that are embedded per SMILES.
       seed: Seed of the embedding.
+      embed: Whether to embed SMILES; see `EmbeddingOptions`.
 
     Raises:
       ValueError: Unsupported argument, or a text that is not a file or a SMILES.
       DatasetError: A file is missing, corrupted or of an unknown kind.
       ImportError: RDKit is needed and missing.
     """
+    options = EmbeddingOptions(num_conformers, False, seed, embed)
     if isinstance(molecules, str) and not _is_file(molecules):
-        records = _embed(molecules, num_conformers, seed)
+        records = _embed(molecules, options)
         if records[0].atoms is None:
             raise UnusableMoleculeError(
                 f"{molecules!r}: not a file, and not a SMILES that can be embedded "
@@ -59,9 +65,9 @@ def molecule_records(
         if isinstance(item, Atoms):
             groups.append([_record(item)])
         elif isinstance(item, Path) or (isinstance(item, str) and _is_file(item)):
-            groups += _read(Path(item), num_conformers, seed)
+            groups += _read(Path(item), options)
         elif isinstance(item, str):
-            groups.append(_embed(item, num_conformers, seed))
+            groups.append(_embed(item, options))
         elif isinstance(item, list | tuple) and all(isinstance(atoms, Atoms) for atoms in item):
             groups.append([_record(atoms) for atoms in item])
         else:
@@ -99,16 +105,17 @@ def _record(atoms: Atoms) -> MoleculeRecord:
     return MoleculeRecord(0, "", str(atoms.info.get("smiles", "")), atoms)
 
 
-def _embed(smiles: str, num_conformers: int, seed: int) -> list[MoleculeRecord]:
+def _embed(smiles: str, options: EmbeddingOptions) -> list[MoleculeRecord]:
     require_rdkit()
     entry = embedding.Entry(0, repr(smiles), "", smiles)
-    options = embedding.EmbeddingOptions(num_conformers, False, seed)
     return list(embedding.embed_entry((entry, options)))
 
 
-def _read(path: Path, num_conformers: int, seed: int) -> list[list[MoleculeRecord]]:
-    count = num_conformers if kind_of(path) in _WITHOUT_POSITIONS else 1
-    records = read_molecules(path, num_conformers=count, seed=seed, num_processes=1)
+def _read(path: Path, options: EmbeddingOptions) -> list[list[MoleculeRecord]]:
+    count = options.num_conformers if kind_of(path) in _WITHOUT_POSITIONS else 1
+    records = read_molecules(
+        path, num_conformers=count, seed=options.seed, num_processes=1, embed=options.embed
+    )
     by_molecule = itertools.groupby(records, key=lambda record: record.index // count)
     groups = [list(group) for _, group in by_molecule]
     if not groups:

@@ -70,6 +70,8 @@ def read_molecules(
     skip: Container[int] = (),
     share: tuple[int, int] = (0, 1),
     num_processes: int | None = None,
+    embed: bool = True,
+    ahead: int | None = None,
 ) -> Iterator[MoleculeRecord]:
     """Read the molecules of a file in order. Indices do not depend on `skip`, `share` or `limit`.
 
@@ -88,6 +90,8 @@ def read_molecules(
       share: (i, n) reads only the molecules i, i + n, i + 2 n, ...
       num_processes: Number of worker processes for the embedding. None is one per core, and 1 runs
         in this process.
+      embed: Whether to embed SMILES; see `EmbeddingOptions`.
+      ahead: Number of SMILES that are embedded ahead of the caller. None: 8 per process.
 
     Raises:
       DatasetError: The file is missing, corrupted or of an unknown kind.
@@ -105,12 +109,16 @@ def read_molecules(
 
     if kind in molecule_entries.KINDS:
         require_rdkit()
-        options = embedding.EmbeddingOptions(num_conformers, mmff, seed)
+        options = embedding.EmbeddingOptions(num_conformers, mmff, seed, embed)
         entries = itertools.islice(molecule_entries.read_entries(path, kind, columns), limit)
         jobs = ((entry, options) for entry in entries if selected(entry.number))
         records: Iterable[MoleculeRecord] = itertools.chain.from_iterable(
             workers.stream(
-                embedding.embed_entry, jobs, num_processes, on_death=embedding.failed_records
+                embedding.embed_entry,
+                jobs,
+                num_processes,
+                ahead=ahead,
+                on_death=embedding.failed_records,
             )
         )
     else:

@@ -75,13 +75,7 @@ def open_data(path: str | Path, name: str = "auto", **options) -> Reader:
       DatasetError: A file is missing, corrupted or of unknown format, or the formats differ.
     """
     paths = _expand(str(path))
-    formats = {detect(p) for p in paths} if name == "auto" else {name}
-    if len(formats) > 1:
-        raise DatasetError(
-            f"{path}: the files have different formats ({', '.join(sorted(formats))}). Convert "
-            "each to its own store."
-        )
-    name = formats.pop()
+    name = _format_of(path, paths, name)
     reader = get(name)
     options = {reader.RENAMED_OPTIONS.get(option, option): v for option, v in options.items()}
     known = [p for p in inspect.signature(reader).parameters if p != "path"]
@@ -94,6 +88,21 @@ def open_data(path: str | Path, name: str = "auto", **options) -> Reader:
             )
     readers = [reader(p, **options) for p in paths]
     return readers[0] if len(readers) == 1 else MultiFileReader(readers)
+
+
+def format_of(path: str | Path, name: str = "auto") -> str:
+    """Return the name of the reader of data; the arguments and errors are those of `open_data`."""
+    return _format_of(path, _expand(str(path)), name)
+
+
+def _format_of(path: str | Path, paths: list[str], name: str) -> str:
+    formats = {detect(p) for p in paths} if name == "auto" else {name}
+    if len(formats) > 1:
+        raise DatasetError(
+            f"{path}: the files have different formats ({', '.join(sorted(formats))}). Convert "
+            "each to its own store."
+        )
+    return formats.pop()
 
 
 def _expand(path: str) -> list[str]:

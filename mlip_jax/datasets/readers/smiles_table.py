@@ -42,6 +42,8 @@ class Reader(reader.Reader):
         isomeric_smiles, in any case.
       property_keys: Names of the columns that are properties; () takes all columns of numbers.
       mmff: Whether to relax the embedded geometries with MMFF94.
+      embed: Whether to embed the molecules. If not, positions are meaningless, which is sufficient
+        for models that only read bonds.
       seed: Seed of the embedding.
       level_of_theory: Description of the level of theory of the properties.
     """
@@ -60,6 +62,7 @@ class Reader(reader.Reader):
         smiles_key: str = "",
         property_keys: tuple[str, ...] = (),
         mmff: bool = False,
+        embed: bool = True,
         seed: int = 0,
         level_of_theory: str = "",
     ):
@@ -68,7 +71,9 @@ class Reader(reader.Reader):
             options.text("level_of_theory", level_of_theory) or self.LEVEL_OF_THEORY
         )
         columns = CsvColumns(options.text("smiles_key", smiles_key))
-        self._options = embedding.EmbeddingOptions(mmff=options.flag("mmff", mmff), seed=seed)
+        self._options = embedding.EmbeddingOptions(
+            mmff=options.flag("mmff", mmff), seed=seed, embed=options.flag("embed", embed)
+        )
         try:
             self._entries = list(read_entries(self.path, "csv", columns))
         except ConfigError as error:  # no column of SMILES: another format, or another name

@@ -17,6 +17,7 @@ from mlip_jax.datasets.isolation.molecules import is_safe_mol_block, is_safe_smi
 # long chains could take days.
 _TIMEOUT = 300
 _EMBEDDING = 2 * _TIMEOUT + 300.0  # limit (s) of a worker process for all steps
+_SPACING = 1.1  # distance (Å) between atoms on a line, as of a bond to hydrogen
 _GAP = 3.0  # distance (Å) between the fragments of a salt or solvate; ETKDG lets them overlap
 
 
@@ -34,7 +35,7 @@ class MoleculeRecord:
         is unusable.
       failure: Reason why the molecule is unusable, with file and line or number; "" otherwise.
       geometry: Origin of the positions: "as given", "hydrogens added", "embedded", "embedded,
-        MMFF94".
+        MMFF94", "not embedded".
       bonds: Molecule in RDKit's binary form with the atoms in the order of `atoms`; None if the
         bonds are unknown.
     """
@@ -84,11 +85,14 @@ class EmbeddingOptions(NamedTuple):
       num_conformers: Number of conformers per molecule.
       mmff: Whether to relax embedded conformers with MMFF94.
       seed: Seed of the embedding.
+      embed: Whether to embed the molecule. If not, the atoms are on a line, for models that do not
+        read positions.
     """
 
     num_conformers: int = 1
     mmff: bool = False
     seed: int = 0
+    embed: bool = True
 
 
 class UnusableMoleculeError(ValueError):
@@ -213,6 +217,13 @@ def _with_positions(molecule, smiles: str, options: EmbeddingOptions):
         same = complete.GetNumAtoms() == molecule.GetNumAtoms()
         return complete, "as given" if same else "hydrogens added"
     complete.RemoveAllConformers()
+    if not options.embed:
+        line = np.zeros((complete.GetNumAtoms(), 3))
+        line[:, 0] = _SPACING * np.arange(len(line))
+        conformer = Chem.Conformer(len(line))
+        conformer.SetPositions(line)
+        complete.AddConformer(conformer)
+        return complete, "not embedded"
     _embed_conformers(complete, options.num_conformers, stable_seed(options.seed, smiles))
     optimized = options.mmff and _optimize(complete)
     return complete, "embedded, MMFF94" if optimized else "embedded"

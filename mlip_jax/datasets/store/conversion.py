@@ -184,7 +184,7 @@ def _convert_here(
     in_this_process(jobs[0])
     yield jobs[0]
     function = in_this_process if num_processes == 1 else convert_shard
-    for index, _ in workers.run(function, jobs[1:], num_processes):
+    for index, _ in workers.run(function, jobs[1:], num_processes, local=True):
         yield jobs[1 + index]
 
 
@@ -193,7 +193,7 @@ def _convert_isolated(
 ) -> Iterator[ShardJob]:
     """Convert all shards in worker processes. Yield each finished one."""
     for index, _ in workers.run(
-        convert_shard, jobs, num_processes, single_inline=False, first_alone=True
+        convert_shard, jobs, num_processes, single_inline=False, first_alone=True, local=True
     ):
         yield jobs[index]
 
@@ -202,7 +202,7 @@ def _death(jobs: list[ShardJob]) -> DatasetError:
     """Return the error of a worker process that died: the first shard that ends its process."""
     for job in [job for job in jobs if not job.is_done()][: workers.available_cores()]:
         try:
-            list(workers.run(convert_shard, [job], 1, single_inline=False))
+            list(workers.run(convert_shard, [job], 1, single_inline=False, local=True))
         except BrokenProcessPool:
             return DatasetError(
                 f"{job.spec.path}: a process that read the records {job.start} to {job.stop - 1} "

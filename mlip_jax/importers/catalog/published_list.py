@@ -115,7 +115,7 @@ FORCE_FIELDS = (
         "Apache-2.0",
         None,
         size=1_489_336,
-        sha256="0df325e64c97f0f0ffea383bdc989fcb24cc970c5f81e2de56cd4b43fd332175",
+        sha256="11d2e605e5dc8f2cd2b2f1e8d96a86dd5d75eab4ff98ba47ccccba24055b2997",
         package="mlip_jax",
         file=f"force_fields/{BUNDLED}/parameters.safetensors",
         note="for energies, geometries and dynamics of drug-like molecules, neutral or charged; "

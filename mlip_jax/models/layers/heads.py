@@ -36,6 +36,19 @@ class AtomOutputs(NamedTuple):
     forces: jax.Array | None = None
 
 
+class BondOutputs(NamedTuple):
+    """Outputs of a model of bonds (mlip_jax/models/bond_graphs).
+
+    Attributes:
+      features: Features of the heavy atoms in e3x's layout, shape (N, 1, 1, F).
+      positions: Refined positions of the heavy atoms (Å), shape (N, 3), of a model that refines
+        them; None otherwise.
+    """
+
+    features: jax.Array
+    positions: jax.Array | None = None
+
+
 class AtomicEnergy(nn.Module):
     """Energy head: Dense -> activation -> Dense(1), times scale[Z] plus shift[Z].
 

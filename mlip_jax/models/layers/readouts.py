@@ -35,7 +35,7 @@ class Readout(nn.Module):
         "atom_vector" requires such features.
       pooling: Reduction of atoms to a "scalar": "mean" or "attention" for intensive properties
         (an orbital energy), "sum" for extensive ones.
-      width: Width of the hidden layer; None: half of the number of features.
+      width: Width of the hidden layer; None: half of the number of features; 0: no hidden layer.
       act: Activation of the hidden layer (layers.ACTIVATIONS).
     """
 
@@ -77,9 +77,10 @@ class Readout(nn.Module):
 
     def _per_atom(self, scalars):
         """Return one number per atom: (N, F) -> (N,)."""
-        hidden = activation(self.act)(
-            Dense(self.width or scalars.shape[-1] // 2, name="hidden")(scalars)
-        )
+        hidden = scalars
+        if self.width != 0:
+            width = self.width or scalars.shape[-1] // 2
+            hidden = activation(self.act)(Dense(width, name="hidden")(scalars))
         return Dense(1, kernel_init=nn.initializers.zeros, name="final")(hidden)[:, 0]
 
     def _pool(self, scalars, mask, graph):
@@ -191,6 +192,35 @@ class PropertyModel(nn.Module):
         """Return the backbone's outputs as a force field, with the properties of the heads."""
         outputs = self.backbone(graph)
         return outputs._replace(properties=self._predict(outputs.features, graph))
+
+    def attributions(self, graph: jraph.GraphsTuple) -> dict[str, jax.Array]:
+        """Compute the gradient times the input of each scalar readout, summed over features: (N,).
+
+        The input is the features of the nodes. The attributions of a linear readout with a sum or a
+        mean add up to the property of the structure minus that of features of zero.
+        """
+        features = jax.lax.stop_gradient(self.backbone(graph).features)
+        result = {}
+        for name, options in self.heads:
+            if dict(options).get("kind", "scalar") != "scalar":
+                continue
+            head = getattr(self, f"head_{name}")
+            # the property of a structure only depends on the features of its own atoms
+            _, pull_back = jax.vjp(lambda x, head=head: head(x, graph), features)
+            (gradient,) = pull_back(jnp.ones(graph.n_node.shape[0], features.dtype))
+            result[name] = (gradient * features).sum((1, 2, 3))
+        return result
+
+    def refine(self, graph: jraph.GraphsTuple) -> jax.Array:
+        """Compute the refined positions (Å) of a model of bonds that refines them, (N, 3).
+
+        Raises:
+          ValueError: The backbone does not refine positions.
+        """
+        positions = getattr(self.backbone(graph), "positions", None)
+        if positions is None:
+            raise ValueError("this model does not refine positions; unimol_plus does")
+        return positions
 
     def embed(self, graph: jraph.GraphsTuple) -> jax.Array:
         """Compute the mean over the atoms of the invariant features, shape (G, F).

@@ -184,6 +184,7 @@ def _architectures(at) -> Iterator[str]:
             (title, str(at(f"{name}scratch")), str(at(f"scaffold-{name}scratch")), published)
             for title, name, published in (
                 ("SchNet", "schnet-", "0.0731, 0.1837"),
+                ("GIN-virtual (bonds)", "gin_virtual-", "0.1272, 0.2421"),
                 ("ComENet", "comenet-", "0.0693, 0.1876"),
                 ("DimeNet++", "dimenetpp-", "0.0569, 0.1729"),
                 ("SphereNet", "spherenet-", "0.0819"),

@@ -24,15 +24,21 @@ def learning_curves(rounds: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure
       rounds: Evaluations of the rounds, by strategy.
     """
     fig, axes = figures.figure("Labels", "Time of the reference method", size=(9.2, 3.4))
+    shown = [[], [], []]  # labels, minutes and errors of all strategies
     for color, (strategy, evaluations) in zip(_COLORS, rounds.items()):
         split = "test" if evaluations[0]["test"] else "valid"
         errors = [1e3 * e[split]["force_mae"] for e in evaluations]
         labels = [e["num_labels"] for e in evaluations]
         minutes = [max(e["oracle_seconds"], 1e-3) / 60 for e in evaluations]
+        for values, more in zip(shown, (labels, minutes, errors)):
+            values += more
         for ax, x in zip(axes, (labels, minutes)):
             ax.plot(x, errors, "o-", color=color, label=strategy, markersize=4)
-    for ax, name in zip(axes, ("training labels", "time of the calculations (min)")):
-        ax.set(xlabel=name, ylabel="force MAE (meV/Å)", xscale="log", yscale="log")
+    names = ("training labels", "time of the calculations (min)")
+    for ax, name, values in zip(axes, names, shown):
+        ax.set(xlabel=name, ylabel="force MAE (meV/Å)")
+        figures.set_log_scale(ax, np.array(values, float), "x")
+        figures.set_log_scale(ax, np.array(shown[2]))
         figures.add_legend(ax)
     return fig
 
@@ -53,7 +59,9 @@ def calibration(structures: Mapping[str, Sequence[Any]]) -> Figure:
         ax.plot(expected[rows], error[rows], ".", color=color, label=kind, markersize=5)
     ends = [min(expected.min(), error.min()), max(expected.max(), error.max())]
     ax.plot(ends, ends, "--", color=figures.GREY, linewidth=1)
-    ax.set(xlabel="expected error (meV/Å)", ylabel="error (meV/Å)", xscale="log", yscale="log")
+    ax.set(xlabel="expected error (meV/Å)", ylabel="error (meV/Å)")
+    for which in ("x", "y"):
+        figures.set_log_scale(ax, np.concatenate([expected, error]), which)
     figures.add_legend(ax)
     return fig
 

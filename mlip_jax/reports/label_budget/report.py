@@ -15,6 +15,7 @@ from mlip_jax.reports import html_page as page
 from mlip_jax.reports import sections
 from mlip_jax.reports.label_budget import figures
 from mlip_jax.reports.simulations.run_settings import hardware
+from mlip_jax.structure import Structure, hill_formula
 from mlip_jax.wording import count_of
 from mlip_jax.workdir import write_text
 
@@ -175,9 +176,12 @@ def _worst_molecules(test: Mapping[str, Any], columns: Columns) -> Iterator[str]
     first = {name: int(np.flatnonzero(columns.molecule == name)[0]) for name in worst}
     yield page.figure(
         figures.pictures(
-            [(name, Atoms(columns[k].numbers, columns[k].positions)) for name, k in first.items()]
+            [
+                (f"{number}. {hill_formula(columns[k].numbers)}", _atoms(columns[k]))
+                for number, k in enumerate(first.values(), start=1)
+            ]
         ),
-        "Test molecules with the largest mean force errors.",
+        "Test molecules with the largest mean force errors, in the order of the table.",
         wide=True,
     )
     header = ("molecule", "structures", "force MAE (meV/Å)", "expected (meV/Å)", "worst atom")
@@ -195,6 +199,10 @@ def _worst_molecules(test: Mapping[str, Any], columns: Columns) -> Iterator[str]
             for name in worst
         ],
     )
+
+
+def _atoms(structure: Structure) -> Atoms:
+    return Atoms(structure.numbers, structure.positions)
 
 
 def _failures(rounds: Sequence[Mapping[str, Any]], pool: Mapping[str, Any]) -> Iterator[str]:

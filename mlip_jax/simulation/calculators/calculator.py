@@ -14,8 +14,10 @@ A calculation has these steps:
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import numpy as np
 from ase import Atoms
@@ -31,6 +33,20 @@ from mlip_jax.simulation.energies import invariant_features
 from mlip_jax.simulation.trust import atom_domain
 from mlip_jax.simulation.trust.coverage import unseen_states
 from mlip_jax.simulation.trust.domain import Domain
+
+
+@dataclasses.dataclass(frozen=True)
+class _OneForceField:
+    """`PureForceField` of one model."""
+
+    model: nn.Module
+    energy_scale: float
+
+    def evaluate(self, params, graph, with_stress):
+        return evaluate(self.model, params, graph, self.energy_scale, with_stress)
+
+    def hessian_columns(self, params, graph, directions):
+        return hessian_columns(self.model, params, graph, self.energy_scale, directions)
 
 
 class MLIPCalculator(PaddedCalculator):
@@ -82,7 +98,7 @@ class MLIPCalculator(PaddedCalculator):
       dtype: float32, or float64 for the whole calculation. Independent of JAX's x64 flag, which is
         left unchanged.
       conservative: Whether forces are minus the gradient of the energy.
-      num_compiles: Number of programs compiled so far.
+      num_compiles: Number of compiled programs used so far.
       implemented_properties: Names of the properties of this force field.
       predictions: Per-atom predictions other than energies for the last structure, (n_atoms,) each,
         by name: "partial_charges" (e), "hirshfeld_ratios"; empty if there are none.
@@ -251,15 +267,8 @@ class MLIPCalculator(PaddedCalculator):
     def _params(self):
         return self.potential.params
 
-    def _evaluate(self, params, graph, with_stress):
-        return evaluate(
-            self.potential.model, params, graph, self.potential.energy_scale, with_stress
-        )
-
-    def _hessian_columns(self, params, graph, directions):
-        return hessian_columns(
-            self.potential.model, params, graph, self.potential.energy_scale, directions
-        )
+    def _force_field(self):
+        return _OneForceField(self.potential.model, self.potential.energy_scale)
 
     def _results(self, atoms, positions, out, stress):
         results, self.predictions = self._results_of(self.potential, atoms, positions, out, stress)

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from mlip_jax.graphs.neighbors import Neighbors, long_range_list, neighbor_list
 from mlip_jax.graphs.shapes import SizeBucket, SizeBuckets
 from mlip_jax.potential import Evaluation
 from mlip_jax.simulation.calculators.packing import pack, unpack
+from mlip_jax.simulation.shared_programs import kept_for_equal_arguments
 from mlip_jax.structure import electronic_value
 
 log = logging.getLogger(__name__)
@@ -32,35 +33,52 @@ log = logging.getLogger(__name__)
 _COLUMN_EDGES = 1 << 16
 
 
+class PureForceField(Protocol):
+    """One or several force fields without their parameters, whose functions are pure.
+
+    It is hashable. Equal ones have the same compiled programs.
+    """
+
+    def evaluate(self, params: Any, graph: jraph.GraphsTuple, with_stress: bool) -> Evaluation:
+        """Evaluate the force fields. With several, the arrays have a leading axis."""
+
+    def hessian_columns(
+        self, params: Any, graph: jraph.GraphsTuple, directions: jax.Array
+    ) -> jax.Array:
+        """Compute columns of the Hessian as `potential.hessian_columns`."""
+
+
 @dataclasses.dataclass(eq=False, kw_only=True)
 class CompiledForceField:
     """One or several force fields, compiled once per size bucket.
 
-    The parameters are copied to the device before the first compilation.
+    Objects with equal `force_field` share the compiled programs. The parameters are copied to the
+    device before the first compilation.
 
     Attributes:
       params: Function that returns the parameters, a pytree of host arrays.
-      evaluate: Pure function (params, graph, with_stress) that returns an `Evaluation`, whose
-        arrays may have a leading axis for several force fields.
-      hessian_columns: Pure function (params, graph, directions) as `potential.hessian_columns`.
+      force_field: Function that returns the force fields without their parameters.
       predicted: Names of the per-atom predictions to return in addition to energies.
       dtype: Dtype of the calculation.
       cutoff: Cutoff radius (Å).
       long_range_cutoff: Cutoff radius of the long-range pairs (Å), or None.
-      num_compiles: Number of programs compiled so far.
     """
 
     params: Callable[[], Any]
-    evaluate: Callable[[Any, jraph.GraphsTuple, bool], Evaluation]
-    hessian_columns: Callable[[Any, jraph.GraphsTuple, jax.Array], jax.Array]
+    force_field: Callable[[], PureForceField]
     predicted: tuple[str, ...]
     dtype: np.dtype
     cutoff: float
     long_range_cutoff: float | None
-    num_compiles: int = dataclasses.field(default=0, init=False)
 
     def __post_init__(self):
         self._buckets = SizeBuckets(self.long_range_cutoff)
+        self._used: set[tuple] = set()
+
+    @property
+    def num_compiles(self) -> int:
+        """Return the number of programs that this object has used."""
+        return len(self._used)
 
     def pack(
         self, atoms: Atoms, positions: np.ndarray
@@ -100,6 +118,7 @@ class CompiledForceField:
           the stress or None.
         """
         evaluation, _, leaves = self._programs
+        self._used.add((bucket, with_stress))
         return evaluation(leaves, bucket, floats, ints, with_stress)
 
     def run_hessian(
@@ -111,45 +130,57 @@ class CompiledForceField:
           Columns, (columns, nodes, 3). Those of padding atoms are zero.
         """
         _, hessian, leaves = self._programs
-        return hessian(leaves, bucket, floats, ints, start)
+        columns = columns_at_once(bucket)
+        self._used.add((bucket, columns, "Hessian"))
+        return hessian(leaves, bucket, floats, ints, start, columns)
 
     @functools.cached_property
     def _programs(self):
         """Return the compiled evaluation, the compiled Hessian and the parameters on the device."""
         # Parameters are an argument: as fast as constants, but not copied into each program.
         leaves, structure = jax.tree.flatten(self.params())
-        evaluation, hessian = (
-            functools.partial(f, structure) for f in (self._trace, self._trace_hessian)
-        )
-        return (
-            jax.jit(evaluation, static_argnums=(1, 4)),
-            jax.jit(hessian, static_argnums=1),
-            jax.device_put(leaves),
-        )
+        evaluation, hessian = _shared_functions(self.force_field(), self.predicted, structure)
+        return evaluation, hessian, jax.device_put(leaves)
 
-    def _trace(self, structure, leaves, bucket, floats, ints, with_stress):
-        """Evaluate the force fields, see `run`."""
-        self.num_compiles += 1  # runs when JAX traces, which it does once for each program
-        log.info("compiling energies and forces of up to %d atoms", bucket.budget.n_node - 1)
-        params, graph = jax.tree.unflatten(structure, leaves), unpack(bucket, floats, ints)
-        out = self.evaluate(params, graph, with_stress)
-        columns = [
-            out.energies[..., None],
-            out.forces,
-            *(out.properties[name][..., None] for name in self.predicted),
-        ]
-        # the host sums the energies in float64
-        return jnp.concatenate(columns, axis=-1), out.stress
 
-    def _trace_hessian(self, structure, leaves, bucket, floats, ints, start):
-        """Compute columns of the Hessian, see `run_hessian`."""
-        self.num_compiles += 1
-        log.info("compiling the Hessian of up to %d atoms", bucket.budget.n_node - 1)
-        params, graph = jax.tree.unflatten(structure, leaves), unpack(bucket, floats, ints)
-        columns = start + jnp.arange(columns_at_once(bucket))
-        # (columns, 3 nodes)
-        directions = jax.nn.one_hot(columns, 3 * bucket.budget.n_node, dtype=floats.dtype)
-        return self.hessian_columns(params, graph, directions.reshape(-1, bucket.budget.n_node, 3))
+@kept_for_equal_arguments
+def _shared_functions(force_field: PureForceField, predicted: tuple[str, ...], structure):
+    """Return the functions of `_trace` and `_trace_hessian`, compiled once per shape.
+
+    A user may create a calculator per molecule. Those of equal models get the same functions.
+    """
+    return (
+        jax.jit(
+            functools.partial(_trace, force_field, predicted, structure), static_argnums=(1, 4)
+        ),
+        jax.jit(functools.partial(_trace_hessian, force_field, structure), static_argnums=(1, 5)),
+    )
+
+
+def _trace(force_field, predicted, structure, leaves, bucket, floats, ints, with_stress):
+    """Evaluate the force fields, see `CompiledForceField.run`."""
+    log.info("compiling energies and forces of up to %d atoms", bucket.budget.n_node - 1)
+    params, graph = jax.tree.unflatten(structure, leaves), unpack(bucket, floats, ints)
+    out = force_field.evaluate(params, graph, with_stress)
+    columns = [
+        out.energies[..., None],
+        out.forces,
+        *(out.properties[name][..., None] for name in predicted),
+    ]
+    # the host sums the energies in float64
+    return jnp.concatenate(columns, axis=-1), out.stress
+
+
+def _trace_hessian(force_field, structure, leaves, bucket, floats, ints, start, num_columns):
+    """Compute columns of the Hessian, see `CompiledForceField.run_hessian`."""
+    log.info("compiling the Hessian of up to %d atoms", bucket.budget.n_node - 1)
+    params, graph = jax.tree.unflatten(structure, leaves), unpack(bucket, floats, ints)
+    columns = start + jnp.arange(num_columns)
+    # (columns, 3 nodes)
+    directions = jax.nn.one_hot(columns, 3 * bucket.budget.n_node, dtype=floats.dtype)
+    return force_field.hessian_columns(
+        params, graph, directions.reshape(-1, bucket.budget.n_node, 3)
+    )
 
 
 def columns_at_once(bucket: SizeBucket) -> int:

@@ -5,6 +5,7 @@ The standard deviation over the members indicates how far the mean can be truste
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +32,48 @@ class _ArchitectureGroup(NamedTuple):
 
     model: nn.Module
     indices: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _GroupedForceFields:
+    """`PureForceField` of the members of an ensemble.
+
+    Attributes:
+      groups: Members by architecture.
+      predicted: Names of the per-atom predictions that all members share.
+    """
+
+    groups: tuple[_ArchitectureGroup, ...]
+    predicted: tuple[str, ...]
+
+    def evaluate(self, params, graph, with_stress):
+        def one(model, group_params, scale):
+            out = evaluate(model, group_params, graph, scale, with_stress)
+            # only predictions that all members share can be concatenated
+            return out._replace(properties={name: out.properties[name] for name in self.predicted})
+
+        per_group: list[Evaluation] = self._over_members(one, params)
+        # from the order of the groups to the order of the members
+        back = np.argsort([member for group in self.groups for member in group.indices])
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[back], *per_group)
+
+    def hessian_columns(self, params, graph, directions):
+        def one(model, group_params, scale):
+            return hessian_columns(model, group_params, graph, scale, directions)
+
+        num_members = sum(len(group.indices) for group in self.groups)
+        return sum(columns.sum(axis=0) for columns in self._over_members(one, params)) / num_members
+
+    def _over_members(self, function, params) -> list[Any]:
+        """Evaluate function(model, params, energy_scale) for all members of each group.
+
+        Returns:
+          One result per group. Axis 0 of each leaf indexes the members of the group.
+        """
+        return [
+            jax.vmap(lambda p, scale, model=group.model: function(model, p, scale))(*group_params)
+            for group, group_params in zip(self.groups, params)
+        ]
 
 
 class EnsembleCalculator(PaddedCalculator):
@@ -151,35 +194,8 @@ class EnsembleCalculator(PaddedCalculator):
             )
         return stacked
 
-    def _over_members(self, function, params) -> list[Any]:
-        """Evaluate function(model, params, energy_scale) for all members of each group.
-
-        Returns:
-          One result per group. Axis 0 of each leaf indexes the members of the group.
-        """
-        return [
-            jax.vmap(lambda p, scale, model=group.model: function(model, p, scale))(*group_params)
-            for group, group_params in zip(self._groups, params)
-        ]
-
-    def _evaluate(self, params, graph, with_stress):
-        def one(model, group_params, scale):
-            out = evaluate(model, group_params, graph, scale, with_stress)
-            # only predictions that all members share can be concatenated
-            return out._replace(properties={name: out.properties[name] for name in self._predicted})
-
-        per_group: list[Evaluation] = self._over_members(one, params)
-        # from the order of the groups to the order of the members
-        back = np.argsort([member for group in self._groups for member in group.indices])
-        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[back], *per_group)
-
-    def _hessian_columns(self, params, graph, directions):
-        def one(model, group_params, scale):
-            return hessian_columns(model, group_params, graph, scale, directions)
-
-        return sum(columns.sum(axis=0) for columns in self._over_members(one, params)) / len(
-            self.potentials
-        )
+    def _force_field(self):
+        return _GroupedForceFields(self._groups, self._predicted)
 
     def _results(self, atoms, positions, out, stress):
         stresses = [None] * len(out) if stress is None else stress

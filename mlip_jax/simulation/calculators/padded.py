@@ -9,7 +9,6 @@ from typing import Any
 
 import ase
 import jax
-import jraph
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import (
@@ -25,9 +24,13 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from mlip_jax import models
 from mlip_jax.compilation_cache import keep_compiled_programs
-from mlip_jax.potential import Evaluation, Potential
+from mlip_jax.potential import Potential
 from mlip_jax.simulation.calculators import conservation, stationarity
-from mlip_jax.simulation.calculators.compiled import CompiledForceField, columns_at_once
+from mlip_jax.simulation.calculators.compiled import (
+    CompiledForceField,
+    PureForceField,
+    columns_at_once,
+)
 from mlip_jax.simulation.trust.coverage import unseen_states
 from mlip_jax.simulation.user_warnings import OutsideDomainWarning, warn
 from mlip_jax.structure import STATES, electronic_value
@@ -36,8 +39,8 @@ from mlip_jax.structure import STATES, electronic_value
 class PaddedCalculator(Calculator):
     """Base class of the calculators of one and of several force fields.
 
-    A subclass implements `_params`, `_evaluate`, `_hessian_columns` and `_results`. The results of
-    several force fields may be stacked along a leading axis.
+    A subclass implements `_params`, `_force_field` and `_results`. The results of several force
+    fields may be stacked along a leading axis.
 
     Attributes:
       dtype: float32, or float64 for the whole calculation.
@@ -85,17 +88,11 @@ class PaddedCalculator(Calculator):
     # --- Implemented by subclasses ---
 
     def _params(self) -> Any:
-        """Return the `params` of `_evaluate` and `_hessian_columns`, a pytree of host arrays."""
+        """Return the parameters that `_force_field` expects, a pytree of host arrays."""
         raise NotImplementedError
 
-    def _evaluate(self, params: Any, graph: jraph.GraphsTuple, with_stress: bool) -> Evaluation:
-        """Evaluate the force fields. Must be pure."""
-        raise NotImplementedError
-
-    def _hessian_columns(
-        self, params: Any, graph: jraph.GraphsTuple, directions: jax.Array
-    ) -> jax.Array:
-        """Compute columns of the Hessian as `potential.hessian_columns`. Must be pure."""
+    def _force_field(self) -> PureForceField:
+        """Return the force fields without their parameters."""
         raise NotImplementedError
 
     def _results(
@@ -336,7 +333,10 @@ class PaddedCalculator(Calculator):
 
     @property
     def num_compiles(self) -> int:
-        """Return the number of programs compiled so far."""
+        """Return the number of programs used so far.
+
+        Calculators of equal models share their programs, each of which is compiled once.
+        """
         return self._compiled.num_compiles
 
     def _reset_compiled(self) -> None:
@@ -344,8 +344,7 @@ class PaddedCalculator(Calculator):
         self._lock = threading.RLock()
         self._compiled = CompiledForceField(
             params=self._params,
-            evaluate=self._evaluate,
-            hessian_columns=self._hessian_columns,
+            force_field=self._force_field,
             predicted=self._predicted,
             dtype=self.dtype,
             cutoff=self._cutoff,

@@ -6,7 +6,7 @@ contribute nothing, since the messages of a model vanish at its cutoff.
 
 The device examines all pairs of atoms of a molecule. In a cell it takes the nearest image of each
 pair, so the lattice planes must be more than twice the cutoff plus skin apart. The host builds the
-lists of smaller cells and of structures with very many atoms.
+lists of smaller cells, and of structures whose pairs do not fit into the memory of the device.
 """
 
 from __future__ import annotations
@@ -24,14 +24,16 @@ from mlip_jax.graphs.batch import build_batch
 from mlip_jax.graphs.neighbors import count_edges, long_range_list
 from mlip_jax.graphs.shapes import EDGE_MULTIPLE, PaddingBudget, round_up
 from mlip_jax.graphs.slots import Box
+from mlip_jax.simulation.device_memory import available_bytes
 from mlip_jax.simulation.dynamics.system import Particles, System
 from mlip_jax.structure import Structure, electronic_value
 
 # _MAX_ENTRIES: total number of entries of the distance matrices above which the host's k-d tree is
-# faster. MAX_DISPLACEMENT: maximum displacement of an atom in one step (Å). A longer one is half a
-# bond of hydrogen and breaks the molecule anyway. LONG_STEP_SKIN: skin of lists that cover such a
-# step, Å.
-_MAX_ENTRIES = 1 << 25
+# faster, if the device is a CPU. _ENTRY_BYTES: memory of the device per entry. _INDEXED: number of
+# entries that int32 can index. MAX_DISPLACEMENT: maximum displacement of an atom in one step (Å). A
+# longer one is half a bond of hydrogen and breaks the molecule anyway. LONG_STEP_SKIN: skin of lists
+# that cover such a step, Å.
+_MAX_ENTRIES, _ENTRY_BYTES, _INDEXED = 1 << 25, 64, 1 << 30
 MAX_DISPLACEMENT = 0.4
 LONG_STEP_SKIN = 2.25 * MAX_DISPLACEMENT
 # _SLACK: ratio of an enlarged capacity to the required one. Padding costs time, so the first
@@ -82,9 +84,18 @@ class NeighborCapacity(NamedTuple):
 def suits_device(system: System, cutoffs: Cutoffs) -> bool:
     """Return whether the device can build complete lists of the system."""
     sizes = [len(a) for a in system.molecules]
-    if len(sizes) * max(sizes) ** 2 > _MAX_ENTRIES:
+    if len(sizes) * max(sizes) ** 2 > _max_entries(jax.local_devices()[0]):
         return False
     return not system.is_periodic or wide_enough(system.cell, system.periodic, cutoffs)
+
+
+def _max_entries(device: jax.Device) -> int:
+    """Return the number of entries of distance matrices up to which the device builds lists.
+
+    On a GPU or TPU, its memory sets the limit: a list of the host stops the device.
+    """
+    free = None if device.platform == "cpu" else available_bytes(device)
+    return _MAX_ENTRIES if free is None else min(max(free // _ENTRY_BYTES, _MAX_ENTRIES), _INDEXED)
 
 
 def list_radius(cutoffs: Cutoffs) -> float:

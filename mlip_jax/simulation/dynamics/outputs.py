@@ -21,7 +21,7 @@ import numpy as np
 from ase import Atoms
 
 from mlip_jax.files import NUMPY_ERRORS, make_subfolder, open_in_place, write_text
-from mlip_jax.simulation.dynamics.results import DispatchFrames, Thermo
+from mlip_jax.simulation.dynamics.results import FramesOfBatches, Thermo
 from mlip_jax.simulation.dynamics.trajectories import EXTXYZ, FORMS, TrajectoryFormat
 from mlip_jax.structure import electronic_state
 from mlip_jax.workdir import atomic_open
@@ -95,7 +95,7 @@ class DynamicsOutputs:
         except OSError as error:
             raise OutputError(f"{self._workdir}: cannot be written: {error}") from error
 
-    def write(self, thermo: Thermo, frames: DispatchFrames, timestep: float) -> None:
+    def write(self, thermo: Thermo, frames: FramesOfBatches, timestep: float) -> None:
         """Append energies and frames.
 
         Args:

@@ -143,6 +143,26 @@ class Thermo:
             *(np.concatenate([getattr(p, f.name) for p in parts]) for f in dataclasses.fields(cls))
         )
 
+    @classmethod
+    def empty(cls, num: int) -> Thermo:
+        """Return no steps of `num` molecules."""
+        return cls(np.zeros(0, np.int64), np.zeros(0), *[np.zeros((0, num))] * 6)
+
+    @classmethod
+    def of_batches(cls, batches: Sequence[Thermo]) -> Thermo:
+        """Join the molecules of batches. A batch that broke may lack the last steps: they are NaN."""
+        longest = max(batches, key=lambda batch: len(batch.step))
+        num = len(longest.step)
+
+        def join(name):
+            columns = [getattr(batch, name) for batch in batches]
+            missing = [((0, num - len(column)), (0, 0)) for column in columns]
+            padded = [np.pad(c, m, constant_values=np.nan) for c, m in zip(columns, missing)]
+            return np.concatenate(padded, axis=1)
+
+        names = [f.name for f in dataclasses.fields(cls)][2:]
+        return cls(longest.step, longest.time, *map(join, names))
+
     def of_molecule(self, m: int) -> Thermo:
         """Return the columns of one molecule, (K,) each."""
         return Thermo(
@@ -192,6 +212,26 @@ class DispatchFrames:
                 yield step, m, atoms
 
 
+class FramesOfBatches:
+    """Frames of several batches, as an iterable of (step, molecule, Atoms)."""
+
+    def __init__(self, parts: Sequence[tuple[int, DispatchFrames]]):
+        """Join frames.
+
+        Args:
+          parts: Number of the first molecule of a batch, and frames of this batch.
+        """
+        self._parts = parts
+
+    def __len__(self) -> int:
+        return sum(len(frames) for _, frames in self._parts)
+
+    def __iter__(self) -> Iterator[tuple[int, int, Atoms]]:
+        for first, frames in self._parts:
+            for step, m, atoms in frames:
+                yield step, first + m, atoms
+
+
 @dataclasses.dataclass(frozen=True)
 class Trajectory:
     """Trajectory of one molecule.
@@ -210,14 +250,13 @@ class Trajectory:
 
 
 def join_dispatches(
-    segments: Sequence[tuple[Thermo, DispatchFrames]],
+    segments: Sequence[tuple[Thermo, FramesOfBatches]],
     system: System,
     broken: Mapping[int, Breakage],
 ) -> list[Trajectory]:
     """Return the trajectories of all molecules from the results of several dispatches."""
     num = len(system.molecules)
-    empty = Thermo(np.zeros(0, np.int64), np.zeros(0), *[np.zeros((0, num))] * 6)
-    thermo = Thermo.concatenate([empty, *(t for t, _ in segments)])
+    thermo = Thermo.concatenate([Thermo.empty(num), *(t for t, _ in segments)])
     frames: list[list[Atoms]] = [[] for _ in range(num)]
     steps: list[list[int]] = [[] for _ in range(num)]
     for _, dispatch_frames in segments:

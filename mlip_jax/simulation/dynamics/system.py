@@ -71,10 +71,16 @@ class System:
       molecules: Copies of the input with initial momenta; open ones, and cells whose atoms are far
         from it, are centered at the origin.
       origin: Positions of the input minus those of `molecules` (Å), (M, 3).
+      first: Number of the first molecule in its run.
     """
 
     molecules: tuple[Atoms, ...]
     origin: np.ndarray
+    first: int = 0
+
+    def part(self, begin: int, end: int) -> System:
+        """Return the molecules from number `begin` to `end`, exclusive, as a system."""
+        return System(self.molecules[begin:end], self.origin[begin:end], self.first + begin)
 
     @property
     def begin(self) -> np.ndarray:
@@ -132,7 +138,7 @@ class System:
     ) -> Particles:
         """Return the `Particles` of the system, as NumPy arrays.
 
-        The random stream of a molecule is its index.
+        The random stream of a molecule is its number in the run.
         """
         counts = np.array([len(a) for a in self.molecules], np.int32)
         num, size, begin = len(counts), int(counts.max()), self.begin
@@ -157,7 +163,7 @@ class System:
             number.astype(np.int32),
             dof.astype(dtype),
             target.astype(dtype),
-            np.arange(num, dtype=np.int32),
+            np.arange(self.first, self.first + num, dtype=np.int32),
             hottest.astype(dtype),
             bonds,
             lengths.astype(dtype),

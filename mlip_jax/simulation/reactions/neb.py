@@ -35,6 +35,7 @@ from mlip_jax.simulation.relaxation import minimizers
 from mlip_jax.simulation.relaxation.inputs import fixed_atoms
 from mlip_jax.simulation.relaxation.pool import slot_size
 from mlip_jax.simulation.relaxation.relax import Relaxer
+from mlip_jax.simulation.shared_programs import kept_for_equal_arguments
 from mlip_jax.structure import STATES, electronic_value
 
 log = logging.getLogger(__name__)
@@ -278,7 +279,7 @@ def _optimize(
         paths = paths._replace(end_energies=(ends - np.array(reference)[:, None]).astype(dtype))
         budget = _budget(batch, size, potential)
         state = band.init(positions)
-        run = jax.jit(band.run, static_argnums=0)
+        run = _shared_function(band)
         device = jax.local_devices()[0]
         while True:
             args = budget, params, paths, state, np.int32(10_000_000)
@@ -294,6 +295,12 @@ def _optimize(
         _result(path, k, state, ends[k], origins[k], reference[k], settings)
         for k, path in enumerate(batch)
     ]
+
+
+@kept_for_equal_arguments
+def _shared_function(band: Band):
+    """Return `band.run`, compiled once per budget for all batches and calls."""
+    return jax.jit(band.run, static_argnums=0)
 
 
 def _end_results(batch, potential, settings) -> np.ndarray:

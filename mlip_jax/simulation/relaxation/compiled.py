@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 
 import jax
@@ -17,6 +18,7 @@ from mlip_jax.simulation.relaxation.state import (
     Outcome,
     RelaxationState,
 )
+from mlip_jax.simulation.shared_programs import kept_for_equal_arguments
 from mlip_jax.wording import count_of
 
 log = logging.getLogger(__name__)
@@ -25,18 +27,24 @@ log = logging.getLogger(__name__)
 class CompiledRelaxation:
     """`RelaxationLoop.run`, compiled once per padding budget, with the parameters on the device.
 
+    Objects with equal `loop` share the compiled programs.
+
     Attributes:
-      num_compiles: Number of programs compiled so far.
       needed: Memory of each program in addition to its arguments (bytes), or None if the compiler
         does not report it, by padding budget.
     """
 
     def __init__(self, loop: RelaxationLoop, params, device):
-        self.loop, self.num_compiles = loop, 0
+        self.loop = loop
         self.needed: dict[PaddingBudget, int | None] = {}
         self._device = device
         self._params = jax.device_put(params, device)
-        self._run = jax.jit(self._trace, static_argnums=(0, 1), donate_argnums=(3,))
+        self._run, self._used = _shared_function(loop), set()
+
+    @property
+    def num_compiles(self) -> int:
+        """Return the number of programs that this object has used."""
+        return len(self._used)
 
     def init(self) -> RelaxationState:
         """Return the state without any molecule, on the device."""
@@ -69,6 +77,7 @@ class CompiledRelaxation:
             "min_active": np.int32(min_active),
         }
         args = (budget, queue.key.shape[0], self._params, state, queue, limits)
+        self._used.add(args[:2])
         if budget not in self.needed:
             self._check_memory(budget, args)
         return self._run(*args)
@@ -82,12 +91,18 @@ class CompiledRelaxation:
                 raise
             self.needed[budget] = error.needed  # a single molecule is tried in any case
 
-    def _trace(self, budget, capacity, params, state, queue, limits):
-        self.num_compiles += 1  # runs when JAX traces, which it does once for each program
-        log.info(
-            "compiling the relaxation of %s of up to %d atoms in parallel",
-            count_of(self.loop.num, "molecule"),
-            self.loop.size,
-        )
-        with full_precision():
-            return self.loop.run(budget, capacity, params, state, queue, **limits)
+
+@kept_for_equal_arguments
+def _shared_function(loop: RelaxationLoop):
+    """Return the function of `_trace`, compiled once per budget and capacity."""
+    return jax.jit(functools.partial(_trace, loop), static_argnums=(0, 1), donate_argnums=(3,))
+
+
+def _trace(loop, budget, capacity, params, state, queue, limits):
+    log.info(
+        "compiling the relaxation of %s of up to %d atoms in parallel",
+        count_of(loop.num, "molecule"),
+        loop.size,
+    )
+    with full_precision():
+        return loop.run(budget, capacity, params, state, queue, **limits)

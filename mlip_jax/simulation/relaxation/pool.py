@@ -87,7 +87,7 @@ class SlotPool:
     Attributes:
       iterations: Number of evaluations of a batch.
       evaluated: Number of molecules in these evaluations.
-      num_compiles: Number of programs compiled so far.
+      num_compiles: Number of compiled programs used so far.
       predicted_bytes: Memory of the program according to larger ones that did not fit, or None.
     """
 
@@ -131,7 +131,7 @@ class SlotPool:
 
     @property
     def num_compiles(self) -> int:
-        """Return the number of programs compiled so far."""
+        """Return the number of programs used so far."""
         return self._earlier_compiles + (self._program.num_compiles if self._program else 0)
 
     @property
@@ -226,7 +226,8 @@ class SlotPool:
 
         It is halved after the device ran out of memory. If the compiler has reported the memory of
         a program, the largest number that fits is predicted. The molecules in slots start again:
-        their state was on the device.
+        their state was on the device. The number stays reduced: a larger one would cost a
+        compilation, and all molecules in slots their steps if it failed again.
 
         Args:
           error: Error of the device, raised again if there is only one slot; or ProgramTooLarge.
@@ -245,7 +246,7 @@ class SlotPool:
         else:
             self._max_slots, reason = slots // 2, "out of memory on the device"
         log.warning(
-            "%s with %s in parallel; continuing with %d",
+            "%s with %s in parallel; continuing with %d until the end",
             reason,
             count_of(slots, "molecule"),
             self._max_slots,

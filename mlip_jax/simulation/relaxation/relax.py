@@ -118,7 +118,7 @@ class Relaxer:
 
     Attributes:
       potential: The force field.
-      num_compiles: Number of programs compiled so far.
+      num_compiles: Number of compiled programs used so far.
     """
 
     def __init__(
@@ -186,6 +186,9 @@ class Relaxer:
         warn_if_not_conservative([self.potential])
         self._dtype = np.dtype(dtype)
         self._devices = list(jax.local_devices() if devices is None else devices)
+        # A thread per device, so that none waits while the caller uses results. A single CPU has
+        # no time to gain: the caller computes on the same cores.
+        self._in_threads = len(self._devices) > 1 or self._devices[0].platform != "cpu"
         self._every, self._symprec = trajectory_every, symprec
         self._filter, self._molecules_only = create_filter(cell), molecules_only
         self._batch_atoms = batch_atoms or _BATCH_ATOMS.get(
@@ -199,7 +202,7 @@ class Relaxer:
 
     @property
     def num_compiles(self) -> int:
-        """Return the number of programs compiled so far."""
+        """Return the number of programs used so far."""
         return sum(pool.num_compiles for pool in self._pools.values())
 
     def statistics(self) -> dict[str, int]:
@@ -223,7 +226,7 @@ class Relaxer:
         `molecules` is read as slots become free, so it may be arbitrarily long.
         """
         shared = SharedQueue(molecules)
-        if len(self._devices) == 1:
+        if not self._in_threads:
             yield from self._on_device(0, shared)
             return
         results: queue.Queue = queue.Queue(maxsize=10_000)

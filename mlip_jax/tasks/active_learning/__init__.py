@@ -12,7 +12,10 @@ from mlip_jax import config as configs
 from mlip_jax import defaults, distributed
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets import source
+from mlip_jax.label_budget.candidates import CONFORMERS, MODES
+from mlip_jax.label_budget.candidates import RANDOM as RANDOM_DISPLACEMENTS
 from mlip_jax.label_budget.choice import DIVERSITY, RANDOM, UNCERTAINTY
+from mlip_jax.label_budget.exploration import DYNAMICS, RELAXATIONS
 from mlip_jax.label_budget.uncertainty import ENSEMBLE
 from mlip_jax.reports.label_budget.report import write_label_report
 from mlip_jax.simulation.reference.oracle import Method, Oracle
@@ -26,7 +29,8 @@ from mlip_jax.workdir import claimed, write_json
 log = logging.getLogger(__name__)
 
 CACHE = "oracle.jsonl"
-_CONTROLS = {"none": (), "random": (RANDOM,), "ablation": (RANDOM, UNCERTAINTY, DIVERSITY)}
+KINDS = (CONFORMERS, MODES, RANDOM_DISPLACEMENTS, DYNAMICS, RELAXATIONS)  # of candidates
+CONTROLS = {"none": (), "random": (RANDOM,), "ablation": (RANDOM, UNCERTAINTY, DIVERSITY)}
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
@@ -49,7 +53,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
         )
         inputs = prepare(config, folder, oracle)
         main = config.choose.strategy
-        strategies = [main, *(s for s in _CONTROLS[config.control] if s != main)]
+        strategies = [main, *(s for s in CONTROLS[config.control] if s != main)]
         evaluations = {strategy: run_strategy(inputs, strategy) for strategy in strategies}
         metrics = label_metrics(inputs, evaluations, main)
         write_json(folder / "metrics.json", metrics)

@@ -198,8 +198,14 @@ def _label(inputs, state, batch: Columns, number: int, folder: Path) -> dict[str
         "num_labels": len(state.labeled),
         "num_molecules": len(set(state.labeled.molecule)),
         "kinds": dict(Counter(new.subset.tolist())),
-        "per_molecule": dict(Counter(Counter(state.labeled.molecule.tolist()).values())),
+        "per_molecule": _labels_per_molecule(state.labeled),
     }
+
+
+def _labels_per_molecule(labeled: Columns) -> dict[str, int]:
+    """Return the number of molecules by their number of labels, with keys as in JSON."""
+    counts = Counter(Counter(labeled.molecule.tolist()).values())
+    return {str(number): molecules for number, molecules in sorted(counts.items())}
 
 
 def _starts(config: ml_collections.ConfigDict, state: StrategyState) -> list[str]:

@@ -14,7 +14,8 @@ import ml_collections
 import numpy as np
 
 from mlip_jax import distributed, fine_tuning, models, terms
-from mlip_jax.config import ConfigError
+from mlip_jax.checkpoint import Restored
+from mlip_jax.config import ConfigError, to_dict
 from mlip_jax.datasets import source, statistics
 from mlip_jax.datasets.quality.problems import WRONG_STRESS
 from mlip_jax.datasets.reader import DatasetError
@@ -36,6 +37,7 @@ from mlip_jax.potential import (
 from mlip_jax.simulation.trust import molecule_features
 from mlip_jax.training import optimizer
 from mlip_jax.training.data import Split
+from mlip_jax.training.device.batch_size import with_batch_size
 from mlip_jax.training.options import set_average_neighbors
 from mlip_jax.training.prepare import describe, save_or_check_split, warn_of_unseen
 from mlip_jax.training.recorder import writing
@@ -102,6 +104,16 @@ class TrainingRun:
         splits, unseen = separate_unseen(splits, train_statistics["train_elements"])
         metadata = describe(config, train_statistics)
         return cls(config, workdir, initial, model, data, splits, unseen, metadata)
+
+    def with_batch_size(self, restored: Restored | None) -> TrainingRun:
+        """Return the run with a batch size for the device, if its config sets none."""
+        config = with_batch_size(
+            self.config,
+            float(self.splits["train"].sizes.n_edge.mean()),
+            restored and restored.metadata,
+        )
+        metadata = self.metadata | {"config": to_dict(config)}
+        return dataclasses.replace(self, config=config, metadata=metadata)
 
     @property
     def statistics(self) -> dict[str, Any]:

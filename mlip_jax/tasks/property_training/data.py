@@ -10,14 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
-from mlip_jax import distributed
+from mlip_jax import distributed, models
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets import property_data, source, unseen_elements
 from mlip_jax.datasets.property_data import Samples, Target
+from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.selection import data_split
 from mlip_jax.datasets.selection import splits as splits_module
+from mlip_jax.datasets.smiles.bond_graph import bond_graph
 from mlip_jax.datasets.store.store import Store
 from mlip_jax.datasets.unseen_elements import UnseenElements
+from mlip_jax.graphs.bonds import bond_sizes
 from mlip_jax.graphs.edge_counts import edge_counts
 from mlip_jax.graphs.padding import graph_sizes
 from mlip_jax.graphs.shapes import Sizes
@@ -49,6 +52,7 @@ class PropertyData:
         with elements that the training split lacks.
       unseen: Numbers of such samples of the splits that have any.
       sources: Sources of the geometries of the samples.
+      bonds: Whether the model reads the bonds of the SMILES in place of positions.
     """
 
     loaded: source.LoadedData
@@ -57,6 +61,7 @@ class PropertyData:
     splits: dict[str, np.ndarray]
     unseen: dict[str, UnseenElements]
     sources: Sources
+    bonds: bool = False
 
     @classmethod
     def load(cls, config, workdir: Path) -> PropertyData:
@@ -68,6 +73,11 @@ class PropertyData:
             index, values = property_data.select_labeled(
                 loaded.store, loaded.indices, config.property.targets
             )
+        bonds = models.reads_bonds(models.find(config.model.name))
+        if bonds:
+            limit = models.max_heavy_atoms(models.create(config.model.name, **config.model.options))
+            readable = _has_bond_graph(loaded.store, index, limit)
+            index, values = index[readable], {k: v[readable] for k, v in values.items()}
         split_indices = data_split.split_data(
             dataclasses.replace(loaded, indices=index), c, molecule_features.of(c)
         )
@@ -88,7 +98,7 @@ class PropertyData:
             if c.force_field
             else None,
         )
-        return cls(loaded, index, values, splits, unseen, sources)
+        return cls(loaded, index, values, splits, unseen, sources, bonds)
 
     def split(
         self, name: str, geometry: str, targets: tuple[Target, ...], cutoff: float
@@ -110,11 +120,51 @@ class PropertyData:
     def _sizes(self, geometries: Geometries, cutoff: float) -> Sizes:
         """Return the sizes of the structures with these geometries."""
         store = self.loaded.store
+        if self.bonds:
+            return bond_sizes(_smiles(store, geometries.index))
         if geometries.rows is store:
             sizes = Sizes(store.index("n_atoms"), edge_counts(store, cutoff))
         else:
             sizes = graph_sizes(geometries.rows, cutoff)
         return sizes.take(geometries.index)
+
+
+def _smiles(store: Store, index: np.ndarray) -> list[str]:
+    """Return the SMILES of structures, "" if unknown."""
+    codes, texts = store.texts("smiles")
+    return [texts[code] for code in codes[index]]
+
+
+def _has_bond_graph(store: Store, index: np.ndarray, limit: int | None) -> np.ndarray:
+    """Return whether the model can read the SMILES of each structure, (S,); log the others.
+
+    `limit` is the largest number of heavy atoms; None for any number.
+
+    Raises:
+      DatasetError: There is no such structure.
+    """
+    smiles = _smiles(store, index)
+    log.info("reading the bonds of %s", count_of(len(set(smiles)), "molecule"))
+    graphs = (bond_graph(text) for text in smiles)
+    readable = np.array(
+        [g is not None and (limit is None or len(g.atoms) <= limit) for g in graphs], bool
+    )
+    what = "without a SMILES that RDKit can read"
+    what += "" if limit is None else f" with at most {limit} heavy atoms"
+    lost = np.flatnonzero(~readable)
+    if len(lost) == len(readable):
+        raise DatasetError(
+            f"{store.path}: the model reads bonds, but all {len(readable)} structures are {what}. "
+            "Use data with SMILES, or a model that only reads positions."
+        )
+    if len(lost):
+        log.warning(
+            "excluded: %s %s; the first is %r",
+            count_of(len(lost), "structure"),
+            what,
+            store.take(index[lost[:1]]).source[0] + " " + smiles[lost[0]][:80],
+        )
+    return readable
 
 
 def _find_unseen(

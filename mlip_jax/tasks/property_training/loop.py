@@ -13,6 +13,7 @@ from mlip_jax.tasks.property_training.data import PropertyInputs
 from mlip_jax.training import optimizer
 from mlip_jax.training.data import Batches
 from mlip_jax.training.dens import DeNS, ForceFieldAdapter
+from mlip_jax.training.device import residence
 from mlip_jax.training.loop import TrainingLoop
 from mlip_jax.training.objectives import ForceField
 from mlip_jax.training.prepare import step_flops, with_intervals
@@ -79,16 +80,27 @@ def build_loop(
       params: Parameters, for the count of FLOPs.
     """
     c, options, train, valid = config, optimizer_options(config), inputs.train, inputs.valid
+    unsupported = "" if inputs.displace is None else "align.noise or align.frames"
+    if batches.bonds:
+        unsupported = f"model.name={c.model.name!r}, which reads bonds"
+    build, device_data = residence.load(train, batches, c.train.resident, unsupported=unsupported)
     trainer = Trainer(
         objective,
         optimizer.create(options, num_steps, per_epoch),
         c.train.ema_decay,
+        build=build,
+        data=device_data,
         matmul_precision=c.train.matmul_precision,
     )
+    per_dispatch = c.train.steps_per_dispatch or (residence.STEPS_PER_DISPATCH if build else 1)
     meter = ThroughputMeter(train.sizes, step_flops(trainer, batches, train, params))
     return TrainingLoop(
         trainer=trainer,
-        batches=dataclasses.replace(batches, put=trainer.put),
+        batches=dataclasses.replace(
+            batches,
+            resident=build is not None,
+            put=trainer.put if per_dispatch == 1 else batches.put,
+        ),
         train=train,
         valid=valid.sample(c.train.max_valid, c.seed) if len(valid) else train,
         workdir=workdir,
@@ -99,4 +111,5 @@ def build_loop(
         seed=c.seed,
         meter=meter,
         plateau=optimizer.plateau_options(c.optimizer),
+        steps_per_dispatch=per_dispatch,
     )

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mlip_jax import distributed
+from mlip_jax.datasets.identity import stable_ids
 from mlip_jax.datasets.property_data import Target
 from mlip_jax.graphs.shapes import GrowingBudget
 from mlip_jax.predictor import EMBEDDING, Predictor
@@ -19,6 +20,8 @@ from mlip_jax.reports.unseen import UnseenStructures
 from mlip_jax.simulation.geometry_sources import Geometries
 from mlip_jax.simulation.trust.domain import FILE as DOMAIN_FILE
 from mlip_jax.simulation.trust.domain import Domain
+from mlip_jax.simulation.trust.intervals import FILE as INTERVALS_FILE
+from mlip_jax.simulation.trust.intervals import EnsembleIntervals, ValidationErrors
 from mlip_jax.tasks.property_training.data import PropertyData, PropertyInputs
 from mlip_jax.training.data import Split
 from mlip_jax.training.evaluation import restore_best
@@ -71,6 +74,7 @@ def report_run(
         if domain is not None:
             domain.save(workdir / DOMAIN_FILE)
             outcomes = _add_distances(outcomes, features, domain)
+            outcomes = _add_intervals(workdir, outcomes, targets, config.report.coverage)
         report = write_property_report(
             workdir,
             outcomes,
@@ -133,6 +137,37 @@ def _add_distances(
     }
 
 
+def _add_intervals(
+    workdir: Path,
+    outcomes: dict[str, PredictedProperties],
+    targets: Sequence[Target],
+    coverage: float,
+) -> dict[str, PredictedProperties]:
+    """Fit prediction intervals to the validation split, and return the test splits with them."""
+    names = [t.name for t in targets if t.kind == "scalar"]
+    valid = outcomes["valid"]
+    if not names or valid.distance is None:
+        return outcomes
+    errors = ValidationErrors(
+        stable_ids(valid.molecule),
+        valid.distance,
+        {n: valid.labels[n] for n in names},
+        {n: valid.predicted[n] for n in names},
+    )
+    errors.save(workdir / INTERVALS_FILE)
+    fitted = EnsembleIntervals.fit([errors], names)
+    return {
+        part: dataclasses.replace(
+            o,
+            half_width={n: fitted.half_width(n, o.distance[None], None, coverage) for n in names},
+            coverage=coverage,
+        )
+        if part.startswith("test ") and o.distance is not None
+        else o
+        for part, o in outcomes.items()
+    }
+
+
 def _evaluate(
     predictor: Predictor,
     split: Split,
@@ -154,6 +189,24 @@ def _evaluate(
     names = columns.molecule
     if geometries is not None:  # computed geometries have no names of their own
         names = data.loaded.store.take(data.index[geometries.samples]).molecule
-    return PredictedProperties(
+    outcome = PredictedProperties(
         names, columns.n_atoms, labels, {t.name: predicted[t.name] for t in targets}
-    ), predicted[EMBEDDING]
+    )
+    if geometries is None or (np.diff(geometries.samples) > 0).all():
+        return outcome, predicted[EMBEDDING]
+    return _average_conformers(outcome, predicted[EMBEDDING], geometries.samples)
+
+
+def _average_conformers(
+    outcome: PredictedProperties, features: np.ndarray, samples: np.ndarray
+) -> tuple[PredictedProperties, np.ndarray]:
+    """Average scalar predictions and features over the consecutive conformers of each sample."""
+    first = np.flatnonzero(np.diff(samples, prepend=-1))
+    counts = np.diff(np.append(first, len(samples)))
+    averaged = {k: np.add.reduceat(v, first) / counts for k, v in outcome.predicted.items()}
+    return PredictedProperties(
+        outcome.molecule[first],
+        outcome.n_atoms[first],
+        {name: values[first] for name, values in outcome.labels.items()},
+        averaged,
+    ), np.add.reduceat(features, first, axis=0) / counts[:, None]

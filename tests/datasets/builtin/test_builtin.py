@@ -456,7 +456,7 @@ def test_interrupted_run_resumes_with_the_same_result(tmp_path, signal_number):
         process.kill()
     process.communicate(timeout=600)
     assert process.returncode != 0 and not path.exists()
-    wait_until(lambda: group_is_empty(process.pid), 20)
+    wait_until(lambda: group_is_empty(process.pid))
     finished = {part: part.stat().st_mtime_ns for part in parts.glob("*.npz")}
     assert 4 <= len(finished) < 16
 

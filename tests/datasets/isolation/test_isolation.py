@@ -31,6 +31,8 @@ SPICE = ROOT / "tests/data/spice_1.1.4_small.hdf5"
 # The program of the process, whose parsers crash or hang on marked input.
 PROGRAM = f"""
 import os, sys, time
+import h5py  # the limit of a request does not include these imports, which are slow on busy computers
+from rdkit import Chem
 sys.path.insert(0, {str(ROOT)!r})
 from mlip_jax.datasets.isolation import program
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import logging
 import pickle
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from mlip_jax.graphs.batch import build_batch
 from mlip_jax.graphs.neighbors import neighbor_list
 from mlip_jax.graphs.shapes import PaddingBudget
 from mlip_jax.potential import evaluate
+from mlip_jax.simulation.calculators import compiled
 from mlip_jax.simulation.calculators.calculator import MLIPCalculator
 from mlip_jax.simulation.dynamics.velocities import maxwell_boltzmann
 from mlip_jax.structure import from_ase
@@ -354,6 +356,18 @@ def test_copies_and_pickles(make_potential):
         assert other.get_property("energy", atoms) == energy
         assert other.num_compiles == 1
     assert calculator.num_compiles == 1
+
+
+def test_calculators_of_equal_models_share_their_programs(make_potential, caplog):
+    """Detects a calculator per molecule that compiles the same program each time."""
+    atoms, compiles, energies = random_molecule(11), [], []
+    for seed in (0, 1):
+        with caplog.at_level(logging.INFO, compiled.__name__):
+            energies.append(
+                MLIPCalculator(make_potential("tiny", seed)).get_potential_energy(atoms)
+            )
+        compiles.append(caplog.text.count("compiling energies"))
+    assert compiles[0] == compiles[1] and abs(energies[0] - energies[1]) > 1
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

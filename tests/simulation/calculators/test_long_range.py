@@ -234,7 +234,8 @@ def test_only_a_force_field_with_charges_offers_them(calculators, make_potential
 
 
 def test_unpaired_electrons(calculators):
-    atoms = molecule("O2", magmoms=None)
+    atoms = molecule("O2")
+    atoms.set_initial_magnetic_moments(None)
     atoms.calc = calculators[np.inf]
     energy = atoms.get_potential_energy()
     atoms.info["num_unpaired_electrons"] = 2

@@ -10,13 +10,16 @@ from ase.cluster import Icosahedron
 from ase.md.verlet import VelocityVerlet
 
 from mlip_jax import MLIPCalculator, MolecularDynamics
-from mlip_jax.simulation.dynamics import md
+from mlip_jax.simulation import device_memory
+from mlip_jax.simulation.dynamics import batch
 from mlip_jax.simulation.dynamics.settings import Settings
 from mlip_jax.simulation.dynamics.start import initialize_momenta
 from tests.simulation.analytic import pairwise
 from tests.simulation.calculators.test_long_range import potential as point_charges
 
 QUIET = {"stop_on_bond_break": False, "max_temperature": 1e6}
+# options of tests of the energy, which share a compiled program
+SPARSE = {"temperature": 30.0, "frame_every": 0, "record_every": 10, "fix_com": True}
 
 
 def cluster(seed=0, shake=0.1, temperature=0.0):
@@ -38,12 +41,10 @@ def crystal(repeat, seed=0, shake=0.1):
     return atoms
 
 
-def under_ase(potential, atoms, steps, timestep, every=1):
-    """Return positions, forces and energies of ASE's velocity Verlet with our calculator, in
-    float64.
-    """
+def under_ase(calculator, atoms, steps, timestep, every=1):
+    """Return positions, forces and energies of ASE's velocity Verlet with our calculator."""
     atoms, recorded = atoms.copy(), []
-    atoms.calc = MLIPCalculator(potential, dtype="float64")
+    atoms.calc = calculator
     with VelocityVerlet(atoms, timestep * units.fs) as run:
         run.attach(
             lambda: recorded.append(
@@ -57,9 +58,12 @@ def under_ase(potential, atoms, steps, timestep, every=1):
 
 def assert_agrees_with_ase(potential, dynamics, steps=50):
     trajectories = dynamics.run(steps)
+    calculator = MLIPCalculator(potential, dtype="float64")
     for start, ours in zip(dynamics.molecules, trajectories):
         start = start.copy()
-        positions, forces, energies = under_ase(potential, start, steps, dynamics.settings.timestep)
+        positions, forces, energies = under_ase(
+            calculator, start, steps, dynamics.settings.timestep
+        )
         origin = ours.frames[0].positions - start.positions
         assert ours.steps == list(range(steps + 1)) and ours.broken is None
         np.testing.assert_allclose(
@@ -128,10 +132,8 @@ def test_cells_smaller_than_the_cutoff_have_lists_from_the_host():
 def test_energy_is_conserved_to_second_order():
     errors = []
     for timestep in (8.0, 4.0):
-        dynamics = every_step(
-            cluster(0), pairwise(), timestep=timestep, temperature=30.0, frame_every=0
-        )
-        total = dynamics.run(int(2000 / timestep))[0].thermo.total
+        dynamics = every_step(cluster(0), pairwise(), timestep=timestep, **SPARSE)
+        total = dynamics.run(int(8000 / timestep))[0].thermo.total
         errors.append(np.std(total))
     assert 3.5 < errors[0] / errors[1] < 4.6, errors
 
@@ -140,38 +142,70 @@ def test_float32_loses_no_energy_to_rounding():
     """Holds also far from the origin; energies keep the digits of the small changes."""
     drifts = {}
     for dtype in ("float32", "float64"):
-        dynamics = every_step(
-            cluster(0),
-            pairwise(),
-            timestep=2.0,
-            temperature=30.0,
-            frame_every=0,
-            dtype=dtype,
-            record_every=10,
-            fix_com=True,
-        )
+        dynamics = every_step(cluster(0), pairwise(), timestep=2.0, dtype=dtype, **SPARSE)
         thermo = dynamics.run(5000)[0].thermo
         drifts[dtype] = np.polyfit(thermo.time / 1000, thermo.total / 13, 1)[0]
         assert np.std(thermo.total) < 1e-3
     assert abs(drifts["float32"] - drifts["float64"]) < 1e-6, drifts  # eV/atom/ps
 
 
+def test_batches_are_chosen_for_the_memory_of_the_device(monkeypatch, caplog):
+    """Smaller batches take turns, with the same results, also if all molecules of one break."""
+    molecules = [Atoms("Ar2", [[0, 0, 0], [0, 0, 3.5 + 0.02 * k]]) for k in range(16)]
+    for atoms in molecules[:8]:
+        atoms.positions[1, 2] -= 2.5
+    options = {"timestep": 2.0, "dtype": "float64", "record_every": 2, "frame_every": 3}
+
+    def prepare():
+        return MolecularDynamics(molecules, pairwise(), **options, **QUIET)
+
+    whole = prepare()
+    expected = whole.run(8)
+    monkeypatch.setattr(device_memory, "available_bytes", lambda device: 1)
+    with pytest.raises(device_memory.ProgramTooLarge) as error:
+        whole._batches[0].check_memory()
+    limit = int(0.6 * error.value.needed)
+    monkeypatch.setattr(device_memory, "available_bytes", lambda device: limit)
+    small, resumed = prepare(), prepare()
+    first = small.run(4)
+    assert len(small._batches) > 1 and "may be used for 16 molecules; continuing" in caplog.text
+    resumed.restore(small.snapshot())
+    assert resumed.step == small.step == 4
+    rest = resumed.run(4)
+    assert resumed.broken == whole.broken and set(whole.broken) == set(range(8))
+    for a, b, both in zip(first, rest, expected):
+        assert a.steps + b.steps == both.steps
+        potential = np.concatenate([a.thermo.potential, b.thermo.potential])
+        np.testing.assert_allclose(potential, both.thermo.potential, rtol=1e-9)
+        for frame, other in zip(a.frames + b.frames, both.frames):
+            np.testing.assert_allclose(frame.positions, other.positions, atol=1e-9)
+    with pytest.raises(ValueError, match="belongs to other molecules"):
+        MolecularDynamics(molecules[:3], pairwise(), **options).restore(small.snapshot())
+
+
 def test_records_of_a_short_dispatch_are_small(monkeypatch):
     """On a busy machine a dispatch makes few steps, so there are many dispatches."""
-    monkeypatch.setattr(md, "_DISPATCH_SECONDS", 0.0)
+    monkeypatch.setattr(batch, "_DISPATCH_SECONDS", 0.0)
     dynamics = MolecularDynamics(
         cluster(0), pairwise(), replicas=4, ensemble="nve", temperature=5.0, frame_every=2
     )
     segments = list(dynamics.stream(30))
     assert len(segments) > 10
-    arrays = [x for _, frames in segments for x in frames._records if isinstance(x, np.ndarray)]
+    arrays = [
+        x
+        for _, frames in segments
+        for _, part in frames._parts
+        for x in part._records
+        if isinstance(x, np.ndarray)
+    ]
     assert sum(a.nbytes for a in arrays) < 200_000
 
 
 @pytest.mark.parametrize("kind", ["tiny", pytest.param("so3krates", marks=pytest.mark.slow)])
 def test_forces_equal_those_of_a_new_list(make_potential, kind):
     potential = make_potential(kind, 1)
-    start = [molecule("CH3CH2OH"), molecule("C6H6")]
+    # the larger molecule first, whose compiled calculator also holds the smaller one
+    start = [molecule("C6H6"), molecule("CH3CH2OH")]
     dynamics = every_step(
         start, potential, timestep=1.0, temperature=600.0, skin=1.0, frame_every=8
     )
@@ -199,10 +233,13 @@ def test_more_neighbors_than_the_capacity():
         * [1.0, 0, 0]
     )
     dynamics = every_step(both, pairwise(), timestep=8.0, frame_every=10)
-    before = dynamics._capacity.budget
+    before = dynamics._batches[0]._capacity.budget
     ours = dynamics.run(250)[0]
-    positions, _, energies = under_ase(pairwise(), dynamics.molecules[0], 250, 8.0, every=10)
-    assert dynamics._capacity.budget.n_edge > before.n_edge and dynamics.num_compiles >= 2
+    calculator = MLIPCalculator(pairwise(), dtype="float64")
+    positions, _, energies = under_ase(calculator, dynamics.molecules[0], 250, 8.0, every=10)
+    assert (
+        dynamics._batches[0]._capacity.budget.n_edge > before.n_edge and dynamics.num_compiles >= 2
+    )
     assert ours.steps == list(range(0, 251, 10)), "no step is lost or made twice"
     np.testing.assert_array_equal(ours.thermo.step, np.arange(251))
     origin = dynamics._system.origin[0]
@@ -287,13 +324,14 @@ def test_broken_molecules_are_marked_and_the_others_continue():
             np.isfinite(ours.thermo.total[: step + 1]).all()
             and np.isnan(ours.thermo.total[step + 1 :]).all()
         )
-    alone = every_step(
-        calm, potential, stop_on_bond_break=True, bond_range=(0.6, 1.5), timestep=0.1
+    # as many molecules, which share the compiled program
+    unbroken = every_step(
+        [calm] * 5, potential, stop_on_bond_break=True, bond_range=(0.6, 1.5), timestep=0.1
     ).run(200)[0]
     for ours in (runs[0], runs[4]):
         assert ours.broken is None and len(ours.frames) == 201
         np.testing.assert_allclose(
-            ours.frames[-1].positions, alone.frames[-1].positions, atol=1e-10
+            ours.frames[-1].positions, unbroken.frames[-1].positions, atol=1e-10
         )
     hot = MolecularDynamics(
         dimer(0.5), potential, ensemble="nve", max_temperature=100.0, stop_on_bond_break=False

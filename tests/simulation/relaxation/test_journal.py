@@ -238,22 +238,27 @@ def test_full_disk(tmp_path, monkeypatch):
 
 
 def test_temporarily_full_disk_loses_nothing(tmp_path, monkeypatch):
+    failed = []
+
+    def full(*_):
+        failed.append(1)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def wait_for(condition):
+        deadline = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
     monkeypatch.setattr(relax_journal, "FLUSH_SECONDS", 0.05)
     with Journal(tmp_path, 0, LAYOUT) as journal:
         with monkeypatch.context() as m:
-            m.setattr(
-                os,
-                "pwrite",
-                lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")),
-            )
+            m.setattr(os, "pwrite", full)
             journal.add(*result(0))
-            time.sleep(0.3)
+            wait_for(lambda: len(failed) > 1)  # the first error has been recorded
             with pytest.raises(JournalError, match="No space left"):
                 journal.add(*result(1))
-        deadline = time.monotonic() + 10
-        while 0 not in finished(tmp_path, LAYOUT):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_for(lambda: 0 in finished(tmp_path, LAYOUT))
         journal.add(*result(1))
     assert merged(tmp_path, tmp_path / "out") == expected(range(2))
 

@@ -1,9 +1,11 @@
 """Tests for batched relaxation: each result equals that of ASE, independent of the batch."""
 
 import dataclasses
+import logging
 import os
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +20,7 @@ from ase.optimize import BFGS
 
 from mlip_jax import MLIPCalculator, Relaxer, relax
 from mlip_jax.simulation import device_memory
-from mlip_jax.simulation.relaxation import pool
+from mlip_jax.simulation.relaxation import compiled, pool
 from mlip_jax.simulation.relaxation.compiled import CompiledRelaxation
 from mlip_jax.simulation.relaxation.result import build_frame
 from tests.compilation import xla_flags
@@ -313,6 +315,29 @@ def test_molecules_are_read_on_demand(morse_potential):
     stream.close()
 
 
+def test_an_accelerator_relaxes_while_its_results_are_written(in_float64, monkeypatch):
+    """Detects a GPU that waits while the caller writes; on a CPU, both would share the cores."""
+    starts, taken = displaced_methanol(12), []
+
+    def molecules():
+        for item in enumerate(starts):
+            taken.append(item[0])
+            yield item
+
+    expected = dict(in_float64.stream(enumerate(starts)))
+    monkeypatch.setattr(in_float64, "_in_threads", True)
+    stream = in_float64.stream(molecules())
+    results = dict([next(stream)])
+    for _ in range(600):  # the caller takes no further result
+        if len(taken) == len(starts):
+            break
+        time.sleep(0.1)
+    assert len(taken) == len(starts)
+    results |= dict(stream)
+    for n, result in expected.items():
+        np.testing.assert_array_equal(results[n].atoms.positions, result.atoms.positions)
+
+
 @pytest.mark.slow
 def test_charge_and_spin_reach_the_force_field(make_potential):
     base = make_potential("so3krates")
@@ -416,6 +441,7 @@ def test_fewer_molecules_in_parallel_without_memory(monkeypatch, caplog):
 
 def test_batches_are_chosen_for_the_memory_of_the_device(monkeypatch, caplog):
     """Three times the memory of the device is needed: fewer molecules, with the same results."""
+    caplog.set_level(logging.INFO, compiled.__name__)
     starts = {k: Atoms("Ar2", [[0, 0, 0], [0, 0, 3.0 + 0.02 * k]]) for k in range(48)}
 
     def relaxed():
@@ -425,6 +451,9 @@ def test_batches_are_chosen_for_the_memory_of_the_device(monkeypatch, caplog):
         return used, [results[k].energy for k in starts]
 
     large, expected = relaxed()
+    compiles = caplog.text.count("compiling the relaxation")
+    relaxed()  # the same programs serve another relaxer
+    assert caplog.text.count("compiling the relaxation") == compiles
     limit = max(large._program.needed.values()) // 3
     monkeypatch.setattr(device_memory, "available_bytes", lambda device: limit)
     small, energies = relaxed()

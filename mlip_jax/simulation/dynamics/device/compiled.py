@@ -10,6 +10,7 @@ import jax
 import jraph
 import numpy as np
 
+from mlip_jax.simulation.device_memory import check_fits
 from mlip_jax.simulation.dynamics import neighbors
 from mlip_jax.simulation.dynamics.device.loop import DynamicsLoop, StepInputs
 from mlip_jax.simulation.dynamics.device.records import Records
@@ -56,6 +57,20 @@ class CompiledDynamics:
         out = _run(self.loop, capacity, inputs, state, np.int32(until))
         self.num_compiles += _traces.count - before
         return out
+
+    def check_memory(self, capacity: NeighborCapacity, key, state: DynamicsState) -> None:
+        """Compile the program and compare its memory with that of the device.
+
+        Raises:
+          ProgramTooLarge: The device has less memory.
+        """
+        before = _traces.count
+        inputs = StepInputs(self._params, self._particles, key, self._timestep)
+        (device,) = self._timestep.devices()
+        try:
+            check_fits(_run, self.loop, capacity, inputs, state, np.int32(0), device=device)
+        finally:
+            self.num_compiles += _traces.count - before
 
     def list(self, capacity: NeighborCapacity, positions, cell) -> jraph.GraphsTuple:
         """Return the device's neighbor list for positions (N, 3); it must fit the capacity."""

@@ -1,5 +1,7 @@
 """Tests that the model receives the edges that a list without a skin would contain."""
 
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -143,6 +145,20 @@ def test_only_the_exceeded_capacity_is_enlarged(make_potential):
     assert all_of_it.holds(np.array([2000, 0, 3000]))
 
 
+def test_a_device_with_memory_builds_the_lists_of_large_structures():
+    """Detects a GPU that stops for the lists of the host above 5,792 atoms."""
+
+    def device(platform, memory=None):
+        stats = {} if memory is None else {"bytes_limit": memory}
+        return types.SimpleNamespace(platform=platform, memory_stats=lambda: stats)
+
+    limits = [
+        int(neighbors._max_entries(d) ** 0.5)
+        for d in (device("cpu"), device("gpu"), device("gpu", 24 << 30), device("gpu", 141 << 30))
+    ]
+    assert limits == [5_792, 5_792, 19_036, 32_768]
+
+
 @pytest.mark.parametrize("by", ["device", pytest.param("host", marks=pytest.mark.slow)])
 def test_a_step_waits_for_a_larger_capacity(by, monkeypatch):
     """A gas that collapses: edges exceed their capacity, and no step is lost."""
@@ -170,17 +186,16 @@ def test_a_step_waits_for_a_larger_capacity(by, monkeypatch):
         )
 
     ours = dynamics()
-    assert (
-        ours.lists_built_on == by and 0 < ours._capacity.near_edges < ours._capacity.budget.n_edge
-    )
-    first = ours._capacity
+    first = ours._batches[0]._capacity
+    assert ours.lists_built_on == by and 0 < first.near_edges < first.budget.n_edge
     (trajectory,) = ours.run(30)
-    assert ours._capacity.near_edges > first.near_edges or not ours._capacity.near_edges
+    last = ours._batches[0]._capacity
+    assert last.near_edges > first.near_edges or not last.near_edges
     assert trajectory.steps == list(range(31)) and trajectory.broken is None
     monkeypatch.setattr(neighbors, "_WORTHWHILE", 0.0)
     plain = dynamics()
     (expected,) = plain.run(30)
-    assert not plain._capacity.near_edges
+    assert not plain._batches[0]._capacity.near_edges
     np.testing.assert_allclose(
         [f.positions for f in trajectory.frames], [f.positions for f in expected.frames], atol=1e-9
     )

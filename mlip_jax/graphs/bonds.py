@@ -1,0 +1,108 @@
+"""Padded batches of molecular graphs: heavy atoms and bonds of SMILES.
+
+    nodes   {"atom_features": (N, 9) int32, "numbers": (N,) int32, "positions": (N, 3) Å}
+    edges   {"bond_features": (E, 3) int32}
+    globals {"charge": (G,) e, "properties": see build_batch, or absent}
+
+The features are those of datasets/smiles/bond_graph.py. Each bond is two edges. Padding is as in
+graphs/batch.py. The nodes are not the atoms of the structures, which include hydrogens. Positions
+are NaN in structures whose first atoms are not the heavy atoms in the order of the SMILES.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import jraph
+import numpy as np
+
+from mlip_jax.datasets.columns import Columns
+from mlip_jax.datasets.smiles.bond_graph import BondGraph, bond_graph
+from mlip_jax.graphs.batch import batch_labels, pad_rows
+from mlip_jax.graphs.shapes import PaddingBudget, Sizes
+
+
+def bond_sizes(smiles: Iterable[str]) -> Sizes:
+    """Count heavy atoms and edges of the molecular graph of each SMILES.
+
+    Raises:
+      ValueError: A SMILES cannot be read.
+    """
+    graphs = [_graph(text) for text in smiles]
+    return Sizes(
+        np.array([len(g.atoms) for g in graphs], np.int64),
+        np.array([len(g.senders) for g in graphs], np.int64),
+    )
+
+
+def build_bond_batch(
+    columns: Columns, budget: PaddingBudget, *, dtype=np.float32, properties: Sequence[str] = ()
+) -> jraph.GraphsTuple:
+    """Build one padded batch of the molecular graphs of all structures of `columns`.
+
+    Args:
+      columns: Structures of the batch. Only their SMILES and labels are used.
+      budget: Static shape of the batch.
+      dtype: Floating-point type of the labels; models compute in it.
+      properties: Names of the labels of structures, see `build_batch`.
+
+    Raises:
+      ValueError: A SMILES cannot be read, or the graphs do not fit into the budget.
+    """
+    graphs = [_graph(text) for text in columns.smiles]
+    n_node = np.array([len(g.atoms) for g in graphs], np.int64)
+    n_edge = np.array([len(g.senders) for g in graphs], np.int64)
+    if (
+        n_node.sum() > budget.n_node - 1
+        or n_edge.sum() > budget.n_edge
+        or len(graphs) > budget.n_graph - 1
+    ):
+        raise ValueError(
+            f"{len(graphs)} molecular graphs with {n_node.sum()} atoms and {n_edge.sum()} edges "
+            f"do not fit into {budget}"
+        )
+    first = np.concatenate([[0], np.cumsum(n_node)]).astype(np.int32)
+    padding = np.full(budget.n_edge - n_edge.sum(), first[-1], np.int32)
+    atoms = np.concatenate([np.zeros((0, 9), np.int32), *(g.atoms for g in graphs)])
+    bonds = np.concatenate([np.zeros((0, 3), np.int32), *(g.bonds for g in graphs)])
+    positions = np.concatenate(
+        [np.zeros((0, 3)), *(heavy_positions(columns, s, g) for s, g in enumerate(graphs))]
+    )
+    graph_labels, _ = batch_labels(columns, budget, properties, dtype)
+    empty = np.zeros(budget.n_graph - len(graphs) - 1)
+    return jraph.GraphsTuple(
+        nodes={
+            "atom_features": pad_rows(atoms.astype(np.int32), budget.n_node),
+            "numbers": pad_rows(atoms[:, 0].astype(np.int32) + 1, budget.n_node),
+            "positions": pad_rows(positions.astype(dtype), budget.n_node),
+        },
+        edges={"bond_features": pad_rows(bonds.astype(np.int32), budget.n_edge)},
+        senders=np.concatenate([*(g.senders + a for g, a in zip(graphs, first)), padding]),
+        receivers=np.concatenate([*(g.receivers + a for g, a in zip(graphs, first)), padding]),
+        globals={"charge": pad_rows(columns.charge.astype(dtype), budget.n_graph), **graph_labels},
+        n_node=np.concatenate([n_node, [budget.n_node - n_node.sum()], empty]).astype(np.int32),
+        n_edge=np.concatenate([n_edge, [budget.n_edge - n_edge.sum()], empty]).astype(np.int32),
+    )
+
+
+def heavy_positions(columns: Columns, s: int, graph: BondGraph) -> np.ndarray:
+    """Return the positions (Å) of the nodes of the molecular graph of structure s, (n, 3).
+
+    They are NaN if the first atoms of the structure are not those of the graph.
+    """
+    atoms = slice(columns.offsets[s], columns.offsets[s] + len(graph.atoms))
+    numbers = columns.numbers[columns.offsets[s] : columns.offsets[s + 1]][: len(graph.atoms)]
+    if np.array_equal(numbers, graph.atoms[:, 0].astype(int) + 1):
+        return columns.positions[atoms]
+    return np.full((len(graph.atoms), 3), np.nan)
+
+
+def _graph(smiles: str) -> BondGraph:
+    """Return the molecular graph of a SMILES. Raise ValueError if it cannot be read."""
+    graph = bond_graph(str(smiles))
+    if graph is None:
+        raise ValueError(
+            f"no molecular graph for the SMILES {str(smiles)[:80]!r}: models of bonds require a "
+            "SMILES that RDKit can read"
+        )
+    return graph

@@ -1,0 +1,1 @@
+"""Property predictors trained with other programs: one importer per file, with `def load`."""

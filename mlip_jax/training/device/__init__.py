@@ -1,0 +1,1 @@
+"""Training that suits its device: packed state, grouped updates, batch size."""

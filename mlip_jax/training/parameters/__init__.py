@@ -1,0 +1,1 @@
+"""Paths of parameters, and low-rank updates of linear maps."""

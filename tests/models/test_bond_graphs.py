@@ -1,0 +1,101 @@
+"""What every model of bonds must keep to, checked for each file of its folder, in float64."""
+
+import jax
+import numpy as np
+import pytest
+
+from mlip_jax import models
+from mlip_jax.datasets.columns import Columns
+from mlip_jax.datasets.smiles.bond_graph import bond_graph
+from mlip_jax.graphs.bonds import bond_sizes, build_bond_batch
+from mlip_jax.graphs.shapes import PaddingBudget
+from mlip_jax.models.bond_graphs import names
+from mlip_jax.models.layers.batch_norm import STATISTICS
+from mlip_jax.models.layers.readouts import with_heads
+from mlip_jax.potential import example_graph
+from mlip_jax.structure import Structure
+from tests.models.parameters import quick_parameters
+
+SMILES = ["CCO", "C", "c1ccccc1C(=O)N", "[Na+].[Cl-]", "OCC"]
+SMALL = {
+    "gin_virtual": {"num_features": 8, "num_layers": 2},
+    "unimol_plus": {
+        "num_features": 8,
+        "pair_features": 4,
+        "pair_width": 2,
+        "num_layers": 1,
+        "num_heads": 2,
+        "hidden_width": 8,
+        "num_radial": 4,
+        "num_tokens": 12,
+    },
+}
+
+
+def structure(smiles):
+    """Return heavy atoms at random positions; those of equal molecules are equal."""
+    numbers = bond_graph(smiles).atoms[:, 0].astype(int) + 1
+    positions = np.random.default_rng(len(smiles)).normal(0, 1, (len(numbers), 3))
+    if smiles == SMILES[-1]:  # the first molecule, in the opposite order
+        positions = positions[::-1]
+    return Structure(numbers, positions, smiles=smiles)
+
+
+def batch(smiles, budget=None, dtype=np.float64):
+    columns = Columns.from_structures(map(structure, smiles))
+    sizes = bond_sizes(smiles)
+    tight = PaddingBudget(int(sizes.n_node.sum()) + 1, int(sizes.n_edge.sum()), len(smiles) + 1)
+    return build_bond_batch(columns, budget or tight, dtype=dtype)
+
+
+@pytest.fixture(scope="module", params=names())
+def case(request):
+    """A model with a head, and its parameters, also of the last layer and the statistics."""
+    with jax.enable_x64(True):
+        backbone = models.create(request.param, **SMALL[request.param])
+        model = with_heads(backbone, {"gap": {"pooling": "sum"}})
+        params = quick_parameters(model, example_graph(np.float64))
+        rng = np.random.default_rng(0)
+        params = jax.tree.map(lambda x: np.asarray(x) + rng.uniform(0.1, 0.3, x.shape), params)
+        return model, params, jax.jit(model.apply)
+
+
+@pytest.mark.usefixtures("double_precision")
+def test_neighbors_in_the_batch_padding_and_the_order_of_atoms_do_not_matter(case):
+    """The first and the last molecule are the same."""
+    _, params, apply = case
+    together, padded = (
+        np.asarray(apply(params, graph)["gap"])
+        for graph in (batch(SMILES), batch(SMILES[:3], PaddingBudget(40, 60, 9)))
+    )
+    np.testing.assert_allclose(padded[:3], together[:3], rtol=1e-12)
+    assert together[0] == pytest.approx(together[4], rel=1e-12) and np.ptp(together[:4]) > 1e-3
+    assert not padded[3:].any() and np.isfinite(together).all()
+
+
+@pytest.mark.usefixtures("double_precision")
+def test_padding_is_not_in_the_statistics_of_a_training_batch(case):
+    """Detects that atoms of padding, which have the features of hydrogen, count in training."""
+    model, params, _ = case
+
+    @jax.jit
+    def train(params, graph):
+        return model.apply(params, graph, mutable=[STATISTICS])
+
+    tight, loose = (train(params, batch(SMILES[:3], b)) for b in (None, PaddingBudget(40, 60, 9)))
+    np.testing.assert_allclose(loose[0]["gap"][:3], tight[0]["gap"][:3], rtol=1e-10)
+    for a, b in zip(jax.tree.leaves(tight[1]), jax.tree.leaves(loose[1])):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
+    assert model.cutoff == 0 and models.reads_bonds(model)
+
+
+def test_unreadable_smiles_are_named():
+    assert bond_graph("C1CC") is None and bond_graph("") is None
+    with pytest.raises(ValueError, match="no molecular graph for the SMILES 'C1CC'"):
+        bond_sizes(["CC", "C1CC"])
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_force_field_of_bonds_is_an_error(name):
+    with pytest.raises(ValueError, match="reads the bonds of a SMILES"):
+        models.check_positions(name)
