@@ -27,6 +27,7 @@ from mlip_jax.datasets import readers
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.molecules.files import from_smiles
 from mlip_jax.datasets.selection.held_out import RunData
+from mlip_jax.datasets.statistics import Summary
 from mlip_jax.defaults.bundled import BUNDLED
 from mlip_jax.importers import load_force_field, parameters
 from mlip_jax.importers.catalog.downloads import checksum
@@ -35,6 +36,7 @@ from mlip_jax.simulation.calculators.calculator import MLIPCalculator
 from mlip_jax.simulation.energies import energies_and_forces
 from mlip_jax.simulation.trust import atom_domain
 from mlip_jax.simulation.trust.domain import FILE
+from mlip_jax.tasks.force_field_training.preparation import seen_states
 from mlip_jax.workdir import write_json
 
 FOLDER = Path(__file__).resolve().parents[1] / "mlip_jax" / "force_fields" / BUNDLED
@@ -43,6 +45,8 @@ STRUCTURES = 1_500  # training and validation structures of the domain
 UNSEEN = 120  # molecules of the short table
 # known charges; the training data contain others, with too few molecules and too large errors
 CHARGES = (-1.0, 0.0, 1.0)
+# fewest atoms of known molecules; the training data contain smaller ones, with too large errors
+MIN_ATOMS = 5
 SIZES = ((0, 15), (15, 25), (25, 35), (35, 50))
 MOLECULES = {
     "aspirin": "CC(=O)Oc1ccccc1C(=O)O",
@@ -64,8 +68,10 @@ def pack(workdir: Path) -> None:
     domain = atom_domain.fit(
         potential, columns["train"], valid, forces - valid.forces, max_per_element=ATOMS_PER_ELEMENT
     )
-    sizes = np.asarray(data.store.index("n_atoms"))[data.parts["train"]]
-    metadata = public(potential.metadata, [int(sizes.min()), int(sizes.max())])
+    summary = Summary(
+        columns for _, columns in data.store.chunks(data.parts["train"], labels_only=True)
+    )
+    metadata = public(potential.metadata, seen_states(summary, None))
     parameters.save(dataclasses.replace(potential, metadata=metadata), FOLDER)
     half = dataclasses.replace(domain, points=domain.points.astype(np.float16))
     half.save(FOLDER / FILE)
@@ -73,10 +79,13 @@ def pack(workdir: Path) -> None:
         print(f"{path.name}: {path.stat().st_size:,} bytes, SHA-256 {checksum(path)}")
 
 
-def public(metadata: dict, sizes: list[int]) -> dict:
-    """Return metadata without the paths of the machine that trained, with CHARGES and `sizes`.
+def public(metadata: dict, states: dict) -> dict:
+    """Return metadata without the paths of the machine that trained.
 
-    Fine-tuning does not record the sizes if the initial force field lacks them.
+    Args:
+      metadata: Metadata of the run. Fine-tuning does not record what the initial force field lacks.
+      states: Charges, sizes, and so on, of the training data; charges and sizes of large errors are
+        left out.
     """
     config = dict(metadata["config"])
     config["data"] = dict(config["data"]) | {
@@ -88,7 +97,9 @@ def public(metadata: dict, sizes: list[int]) -> dict:
         config["init"] = dict(config["init"]) | {"workdir": Path(config["init"]["workdir"]).name}
     return {k: v for k, v in metadata.items() if k == "versions"} | {
         "config": config,
-        "statistics": dict(metadata["statistics"]) | {"charges": list(CHARGES), "sizes": sizes},
+        "statistics": dict(metadata["statistics"])
+        | states
+        | {"charges": list(CHARGES), "sizes": [MIN_ATOMS, states["sizes"][1]]},
     }
 
 

@@ -26,7 +26,7 @@ _EXPORTS = {
     "load": "mlip_jax.library",
     "load_force_field": "mlip_jax.importers",
     "neb": "mlip_jax.simulation.reactions.neb",
-    "predict": "mlip_jax.library",
+    "predict": "mlip_jax.tasks.property_prediction.function",
     "read_trajectory": "mlip_jax.simulation.dynamics.trajectories",
     "relax": "mlip_jax.simulation.relaxation.relax",
     "train": "mlip_jax.library",

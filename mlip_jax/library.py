@@ -1,12 +1,11 @@
-"""Python functions that do what the command line does: `train`, `evaluate`, `predict` and `load`.
+"""Python functions that do what the command line does: `train`, `evaluate` and `load`.
 
-    from mlip_jax import evaluate, load, predict, train
+    from mlip_jax import evaluate, load, train
 
     result = train("spice:painn", list_of_atoms, overrides={"train.num_steps": 2000})
     result.metrics["test"]["force_mae_mev_per_ang"]
     atoms.calc = load("runs/spice")
     evaluate("runs/a,runs/b", "molecules.xyz").energies
-    predict("runs/gap", ["CCO", "CCN"])["gap_lower"]
 
 They run the same tasks in this process. Structures are a list of ASE's Atoms, or the path of a file
 or store. Without a workdir, no file is kept.
@@ -32,9 +31,8 @@ from ase import Atoms
 from mlip_jax import config as configs
 from mlip_jax.compilation_cache import keep_compiled_programs
 from mlip_jax.config import ConfigError
-from mlip_jax.datasets import atoms_list, source
-from mlip_jax.datasets.molecules.arguments import molecule_records, usable_atoms
-from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.datasets import atoms_list
+from mlip_jax.datasets.given_structures import set_structures
 from mlip_jax.defaults import evaluate_defaults, fine_tune_defaults
 from mlip_jax.defaults.bundled import BUNDLED
 from mlip_jax.importers import split_force_fields
@@ -48,19 +46,14 @@ from mlip_jax.simulation.force_fields import load_each
 from mlip_jax.simulation.trust import atom_domain
 from mlip_jax.simulation.trust.domain import Domain
 from mlip_jax.simulation.trust.ensemble_calibration import Calibration
-from mlip_jax.simulation.trust.intervals import COVERAGE
 from mlip_jax.sweeps.overrides import override
 from mlip_jax.tasks.evaluate import evaluate_config
 from mlip_jax.tasks.fine_tune import fine_tune_config
 from mlip_jax.tasks.force_field_evaluation.result import EvaluationResult
-from mlip_jax.tasks.property_prediction.ensemble import Ensemble
 
 log = logging.getLogger(__name__)
 
-# Options of the reader that name properties of structures, and of atoms.
-_PROPERTY_KEYS = ("property_keys", "atom_property_keys")
 _TRAINING_TASKS = ("train", PROPERTY)
-_TRAJECTORY = "structures.traj"
 
 
 def load(
@@ -134,56 +127,11 @@ def evaluate(
     if isinstance(structures, str | Path):
         config.data.path = str(structures)
     else:
-        atoms = _list(structures)
+        atoms = atoms_list.as_list(structures)
     result = evaluate_config(config, workdir, force_field, atoms)
     if result is None:
         raise RuntimeError("only the leader of several processes has the result")
     return result
-
-
-def predict(
-    predictor: str | Path | Sequence[str | Path],
-    molecules: Any,
-    *,
-    coverage: float = COVERAGE,
-    num_conformers: int = 1,
-    seed: int = 0,
-    batch_size: int = 64,
-) -> dict[str, np.ndarray]:
-    """Predict properties of molecules, with expected errors and prediction intervals.
-
-    >>> found = predict("runs/gap", ["CCO", "CCN"])  # doctest: +SKIP
-    >>> found["gap"], found["gap_lower"], found["gap_upper"]  # doctest: +SKIP
-
-    Args:
-      predictor: Workdir of a run of task "property"; several, as a sequence or as in
-        "runs/a,runs/b", are an ensemble.
-      molecules: ASE's Atoms, a SMILES, the path of a file of molecules, or a list of these.
-      coverage: Probability that an interval contains the property.
-      num_conformers: Number of geometries that are embedded per SMILES; predictions are their mean.
-      seed: Seed of the embedding.
-      batch_size: Number of geometries per batch.
-
-    Returns:
-      The columns of predictions.csv (configs/predict.py), (S,) each. NaN if unknown.
-
-    Raises:
-      ConfigError, CheckpointError: The predictors cannot be loaded together.
-      ValueError: A molecule cannot be read or predicted.
-    """
-    items = [predictor] if isinstance(predictor, str | Path) else list(predictor)
-    ensemble = Ensemble.load(",".join(map(str, items)))
-    groups = molecule_records(
-        molecules, num_conformers=num_conformers, seed=seed, embed=ensemble.reads_positions
-    )
-    conformers = [[usable_atoms(record) for record in group] for group in groups]
-    for group, geometries in zip(groups, conformers):
-        if problem := ensemble.problem(group[0]):
-            raise ValueError(f"{group[0].display_name}: {problem}")
-        for atoms in geometries:
-            atoms.info.setdefault("smiles", group[0].smiles)
-    weights = [np.full(len(group), 1.0 / len(group)) for group in conformers]
-    return ensemble.predict(conformers, weights, batch_size, coverage)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,7 +205,7 @@ def train(
         )
     with _folder(workdir) as folder:
         if structures is not None:
-            _set_structures(config, structures, folder)
+            set_structures(config, structures, folder)
         report = importlib.import_module(f"mlip_jax.tasks.{config.task}").run(config, folder)
         return _read_result(config.task, folder, None if workdir is None else report)
 
@@ -293,7 +241,7 @@ def fine_tune(
     if isinstance(force_field, str | Path):
         config.force_field = str(force_field)
     with _folder(workdir) as folder:
-        _set_structures(config, structures, folder)
+        set_structures(config, structures, folder)
         if pool is not None:
             config.pool.path = _pool_file(pool, folder)
         report = fine_tune_config(config, folder, force_field)
@@ -313,7 +261,7 @@ def _pool_file(pool: Sequence[Atoms] | str | Path, folder: Path) -> str:
         return str(pool)
     path = folder / "data" / "pool.traj"
     path.parent.mkdir(parents=True, exist_ok=True)
-    atoms_list.write_trajectory(path, atoms_list.from_atoms(_list(pool))[0])
+    atoms_list.write_trajectory(path, atoms_list.from_atoms(atoms_list.as_list(pool))[0])
     return str(path)
 
 
@@ -337,73 +285,3 @@ def _folder(workdir: str | Path | None) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="mlip_jax-") as folder:
         yield Path(folder) / "run"
-
-
-def _set_structures(config, structures: Sequence[Atoms] | str | Path, folder: Path) -> None:
-    """Set the data of a config: a path, or Atoms, which are written to a file next to the run."""
-    if isinstance(structures, str | Path):
-        config.data.path = str(structures)
-        return
-    atoms, keys = _list(structures), {}
-    options = source.reader_options(config.data.reader_options)
-    if config.task == PROPERTY:
-        keys = _property_keys(atoms, config.property.targets)
-        options = keys | options
-        keys = {key: options[key] for key in _PROPERTY_KEYS if key in options}
-    items, labelled = atoms_list.from_atoms(atoms, **options)
-    if not labelled and config.task != PROPERTY:
-        raise DatasetError(
-            "the structures have no energies or forces: set the results of a calculator, or "
-            'info["energy"] and arrays["forces"]'
-        )
-    data = folder / "data"
-    data.mkdir(parents=True, exist_ok=True)
-    atoms_list.write_trajectory(data / _TRAJECTORY, items)
-    config.data.path, config.data.directory = str(data / _TRAJECTORY), str(data)
-    level = str(options.get("level_of_theory", "unknown")).replace(";", ",")
-    config.data.reader, config.data.reader_options = (
-        "ase",
-        "; ".join(
-            [
-                atoms_list.TRAJECTORY_OPTIONS,
-                f"level_of_theory={level}",
-                *(f"{key}={names!r}" for key, names in keys.items()),
-                *([] if labelled else ["energy_key=", "forces_key="]),
-            ]
-        ),
-    )
-
-
-def _property_keys(atoms: Sequence[Atoms], targets: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Return the options of the reader that name the properties of structures and of atoms.
-
-    Raises:
-      DatasetError: A property occurs in no structure.
-    """
-    keys: dict[str, tuple[str, ...]] = {key: () for key in _PROPERTY_KEYS}
-    for name in targets:
-        per_atom = any(name in a.arrays for a in atoms)
-        if not per_atom and not any(
-            name in a.info or (a.calc is not None and name in a.calc.results) for a in atoms
-        ):
-            raise DatasetError(
-                f"the structures have no property {name!r}: set info[{name!r}], or arrays[{name!r}] "
-                "for a property of the atoms, or change property.targets"
-            )
-        keys[_PROPERTY_KEYS[per_atom]] += (name,)
-    return {key: names for key, names in keys.items() if names}
-
-
-def _list(structures: Sequence[Atoms] | Atoms) -> list[Atoms]:
-    """Return a list of Atoms.
-
-    Raises:
-      ValueError: An item is not Atoms.
-    """
-    items = [structures] if isinstance(structures, Atoms) else list(structures)
-    for k, item in enumerate(items):
-        if not isinstance(item, Atoms):
-            raise ValueError(
-                f"structures: expected ase.Atoms or the path of a file, received {item!r} at {k}"
-            )
-    return items

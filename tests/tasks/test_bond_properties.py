@@ -3,7 +3,6 @@
 import csv
 import json
 
-import jax
 import ml_collections
 import numpy as np
 import pytest
@@ -84,8 +83,8 @@ def test_a_run_initialized_from_another_has_its_statistics(folder):
     first, second = (Predictor.load(folder / name).params for name in ("run", "second"))
     of_first, of_second = (p["params"]["backbone"]["layer_1_0"]["kernel"] for p in (first, second))
     np.testing.assert_allclose(of_first, of_second, rtol=1e-5)
-    changed = jax.tree.map(lambda a, b: np.abs(a - b).max(), first[STATISTICS], second[STATISTICS])
-    assert max(jax.tree.leaves(changed)) < 1.0
+    of_first, of_second = (p[STATISTICS]["backbone"]["norm_0"]["mean"] for p in (first, second))
+    assert np.abs(of_first - of_second).max() < 0.5 * np.abs(of_first).max()  # from zero: about 0.9
 
 
 def test_what_needs_positions_is_an_error(folder):

@@ -11,11 +11,11 @@ from ase import units
 from mlip_jax.checkpoint import CheckpointStore
 from mlip_jax.config import ConfigError
 from mlip_jax.defaults import predict_defaults
-from mlip_jax.library import predict as predict_molecules
 from mlip_jax.predictor import Predictor
 from mlip_jax.tasks import predict
 from mlip_jax.tasks import property as property_task
 from mlip_jax.tasks.property_prediction.conformers import boltzmann_weights
+from mlip_jax.tasks.property_prediction.function import predict as predict_molecules
 from mlip_jax.workdir import WorkdirError
 from tests.tasks.property_runs import config, write_data, write_force_field
 
