@@ -31,8 +31,8 @@ from ase import Atoms
 from mlip_jax import config as configs
 from mlip_jax.compilation_cache import keep_compiled_programs
 from mlip_jax.config import ConfigError
-from mlip_jax.datasets import atoms_list, source
-from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.datasets import atoms_list
+from mlip_jax.datasets.given_structures import set_structures
 from mlip_jax.defaults import evaluate_defaults, fine_tune_defaults
 from mlip_jax.defaults.bundled import BUNDLED
 from mlip_jax.importers import split_force_fields
@@ -53,10 +53,7 @@ from mlip_jax.tasks.force_field_evaluation.result import EvaluationResult
 
 log = logging.getLogger(__name__)
 
-# Options of the reader that name properties of structures, and of atoms.
-_PROPERTY_KEYS = ("property_keys", "atom_property_keys")
 _TRAINING_TASKS = ("train", PROPERTY)
-_TRAJECTORY = "structures.traj"
 
 
 def load(
@@ -130,7 +127,7 @@ def evaluate(
     if isinstance(structures, str | Path):
         config.data.path = str(structures)
     else:
-        atoms = _list(structures)
+        atoms = atoms_list.as_list(structures)
     result = evaluate_config(config, workdir, force_field, atoms)
     if result is None:
         raise RuntimeError("only the leader of several processes has the result")
@@ -208,7 +205,7 @@ def train(
         )
     with _folder(workdir) as folder:
         if structures is not None:
-            _set_structures(config, structures, folder)
+            set_structures(config, structures, folder)
         report = importlib.import_module(f"mlip_jax.tasks.{config.task}").run(config, folder)
         return _read_result(config.task, folder, None if workdir is None else report)
 
@@ -244,7 +241,7 @@ def fine_tune(
     if isinstance(force_field, str | Path):
         config.force_field = str(force_field)
     with _folder(workdir) as folder:
-        _set_structures(config, structures, folder)
+        set_structures(config, structures, folder)
         if pool is not None:
             config.pool.path = _pool_file(pool, folder)
         report = fine_tune_config(config, folder, force_field)
@@ -264,7 +261,7 @@ def _pool_file(pool: Sequence[Atoms] | str | Path, folder: Path) -> str:
         return str(pool)
     path = folder / "data" / "pool.traj"
     path.parent.mkdir(parents=True, exist_ok=True)
-    atoms_list.write_trajectory(path, atoms_list.from_atoms(_list(pool))[0])
+    atoms_list.write_trajectory(path, atoms_list.from_atoms(atoms_list.as_list(pool))[0])
     return str(path)
 
 
@@ -288,73 +285,3 @@ def _folder(workdir: str | Path | None) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="mlip_jax-") as folder:
         yield Path(folder) / "run"
-
-
-def _set_structures(config, structures: Sequence[Atoms] | str | Path, folder: Path) -> None:
-    """Set the data of a config: a path, or Atoms, which are written to a file next to the run."""
-    if isinstance(structures, str | Path):
-        config.data.path = str(structures)
-        return
-    atoms, keys = _list(structures), {}
-    options = source.reader_options(config.data.reader_options)
-    if config.task == PROPERTY:
-        keys = _property_keys(atoms, config.property.targets)
-        options = keys | options
-        keys = {key: options[key] for key in _PROPERTY_KEYS if key in options}
-    items, labelled = atoms_list.from_atoms(atoms, **options)
-    if not labelled and config.task != PROPERTY:
-        raise DatasetError(
-            "the structures have no energies or forces: set the results of a calculator, or "
-            'info["energy"] and arrays["forces"]'
-        )
-    data = folder / "data"
-    data.mkdir(parents=True, exist_ok=True)
-    atoms_list.write_trajectory(data / _TRAJECTORY, items)
-    config.data.path, config.data.directory = str(data / _TRAJECTORY), str(data)
-    level = str(options.get("level_of_theory", "unknown")).replace(";", ",")
-    config.data.reader, config.data.reader_options = (
-        "ase",
-        "; ".join(
-            [
-                atoms_list.TRAJECTORY_OPTIONS,
-                f"level_of_theory={level}",
-                *(f"{key}={names!r}" for key, names in keys.items()),
-                *([] if labelled else ["energy_key=", "forces_key="]),
-            ]
-        ),
-    )
-
-
-def _property_keys(atoms: Sequence[Atoms], targets: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Return the options of the reader that name the properties of structures and of atoms.
-
-    Raises:
-      DatasetError: A property occurs in no structure.
-    """
-    keys: dict[str, tuple[str, ...]] = {key: () for key in _PROPERTY_KEYS}
-    for name in targets:
-        per_atom = any(name in a.arrays for a in atoms)
-        if not per_atom and not any(
-            name in a.info or (a.calc is not None and name in a.calc.results) for a in atoms
-        ):
-            raise DatasetError(
-                f"the structures have no property {name!r}: set info[{name!r}], or arrays[{name!r}] "
-                "for a property of the atoms, or change property.targets"
-            )
-        keys[_PROPERTY_KEYS[per_atom]] += (name,)
-    return {key: names for key, names in keys.items() if names}
-
-
-def _list(structures: Sequence[Atoms] | Atoms) -> list[Atoms]:
-    """Return a list of Atoms.
-
-    Raises:
-      ValueError: An item is not Atoms.
-    """
-    items = [structures] if isinstance(structures, Atoms) else list(structures)
-    for k, item in enumerate(items):
-        if not isinstance(item, Atoms):
-            raise ValueError(
-                f"structures: expected ase.Atoms or the path of a file, received {item!r} at {k}"
-            )
-    return items

@@ -29,6 +29,7 @@ ORDER = (
     "workers",
     "compilation_cache",
     "matmul_precision",
+    "target_device",
     "checkpoint",
     "configs",
     "defaults",

@@ -95,3 +95,18 @@ def write_trajectory(path: Path, structures: Sequence[Structure]) -> None:
             labels |= {} if s.forces is None else {"forces": s.forces}
             atoms.calc = SinglePointCalculator(atoms, **labels)
             file.write(atoms)
+
+
+def as_list(structures: Sequence[Atoms] | Atoms) -> list[Atoms]:
+    """Return a list of Atoms.
+
+    Raises:
+      ValueError: An item is not Atoms.
+    """
+    items = [structures] if isinstance(structures, Atoms) else list(structures)
+    for k, item in enumerate(items):
+        if not isinstance(item, Atoms):
+            raise ValueError(
+                f"structures: expected ase.Atoms or the path of a file, received {item!r} at {k}"
+            )
+    return items

@@ -17,8 +17,8 @@ One training step, on every device:
 
 A dispatch performs up to S training steps (`_perform_steps`).
 
-Parameters, averages and optimizer state are `Packed`: a call passes few arrays, and the operations
-on them are few. `Trainer.single` and `Trainer.snapshot` return them as trees.
+On GPUs and TPUs, parameters, averages and optimizer state are `Packed`: a call passes few arrays,
+and the operations on them are few. `Trainer.single` and `Trainer.snapshot` return trees.
 
 All calls use pmap, with one process or several. With several, JAX prepares each array of a call on
 the host, which is another reason for few arrays.
@@ -41,7 +41,7 @@ import optax
 
 from mlip_jax.matmul_precision import training_precision
 from mlip_jax.potential import gradient
-from mlip_jax.training.device.packing import Packed, unpack
+from mlip_jax.training.device.packing import Packed, pack, unpack
 from mlip_jax.training.device.rules import norm
 from mlip_jax.training.objectives import Objective
 from mlip_jax.workers import available_cores
@@ -56,9 +56,9 @@ class TrainState(NamedTuple):
 
     Attributes:
       step: Number of steps so far, including non-finite ones.
-      params: Parameters of the model, `Packed` on the devices.
-      ema: Exponential moving average of the parameters, `Packed` on the devices.
-      optimizer: State of the optimizer, `Packed` on the devices.
+      params: Parameters of the model, `Packed` on GPUs and TPUs.
+      ema: Exponential moving average of the parameters, likewise.
+      optimizer: State of the optimizer, likewise.
       rate_scale: Factor of the learning rate that validation sets (reduce on plateau).
     """
 
@@ -70,7 +70,7 @@ class TrainState(NamedTuple):
 
 
 def initial_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
-    """Return the packed state of a run before its first step."""
+    """Return the state of a run before its first step."""
     one = np.ones((), np.float32)
     return pack_state(
         TrainState(np.zeros((), np.int32), params, params, optimizer.init(params), one)
@@ -78,8 +78,8 @@ def initial_state(params: Any, optimizer: optax.GradientTransformation) -> Train
 
 
 def pack_state(state: TrainState) -> TrainState:
-    """Return a state whose trees are `Packed`."""
-    packed = {k: Packed.of(getattr(state, k)) for k in ("params", "ema", "optimizer")}
+    """Return a state whose trees are packed."""
+    packed = {k: pack(getattr(state, k)) for k in ("params", "ema", "optimizer")}
     return state._replace(**packed)
 
 
@@ -315,22 +315,22 @@ def _make_update(objective, optimizer, ema_decay):
     """
 
     def update(state, micro_batch, num_micro_batches):
-        params = state.params.tree()
+        like_state = Packed.of if isinstance(state.params, Packed) else lambda tree: tree
+        params = unpack(state.params)
         total, grads = _gradient(objective, params, state.step, micro_batch, num_micro_batches)
         loss = objective.combine(total, total, state.step)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm(grads))
-        updates, optimizer_state = optimizer.update(grads, state.optimizer.tree(), params)
-        # from here on, the trees are packed
-        updates = jax.tree.map(lambda u: u * state.rate_scale, Packed.of(updates))
+        updates, optimizer_state = optimizer.update(grads, unpack(state.optimizer), params)
+        updates = jax.tree.map(lambda u: u * state.rate_scale, like_state(updates))
         params = optax.apply_updates(state.params, updates)
         if hasattr(objective, "absorb"):
-            tree, total = objective.absorb(params.tree(), state.params.tree(), total)
-            params = Packed.of(tree)
+            tree, total = objective.absorb(unpack(params), unpack(state.params), total)
+            params = like_state(tree)
         # the average of the first steps must not be that of the initial values
         decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
         # in this form, the average of frozen parameters is exactly their value
         ema = jax.tree.map(lambda a, p: a + (1.0 - decay) * (p - a), state.ema, params)
-        new = state._replace(params=params, ema=ema, optimizer=Packed.of(optimizer_state))
+        new = state._replace(params=params, ema=ema, optimizer=like_state(optimizer_state))
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
         return new._replace(step=state.step + 1), (total, finite)
 
@@ -349,7 +349,7 @@ def _gradient(objective, params, step, micro_batch, num_micro_batches):
             return objective.combine(local, total, step), total
 
         _, total, grads = gradient(loss, params)
-        return total, jax.lax.psum(Packed.of(grads), _AXIS).tree()
+        return total, unpack(jax.lax.psum(pack(grads), _AXIS))
 
     def add(tree, other):
         return jax.tree.map(jnp.add, tree, other)
@@ -368,10 +368,10 @@ def _gradient(objective, params, step, micro_batch, num_micro_batches):
             return objective.combine(local, total_counts, step), local
 
         _, local, grads = gradient(loss, params)
-        return add(carry, (local, Packed.of(grads))), None
+        return add(carry, (local, pack(grads))), None
 
     zeros = jax.tree.map(
-        jnp.zeros_like, (jax.eval_shape(objective.sums, params, micro_batch(0)), Packed.of(params))
+        jnp.zeros_like, (jax.eval_shape(objective.sums, params, micro_batch(0)), pack(params))
     )
     (local, grads), _ = jax.lax.scan(body, zeros, jnp.arange(num_micro_batches))
     return unpack(jax.lax.psum((local, grads), _AXIS))

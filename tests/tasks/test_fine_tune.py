@@ -169,6 +169,45 @@ def test_a_recipe_that_fails_is_not_chosen(tmp_path, monkeypatch):
     assert journal["runs"]["runs/full_0.001"]["4"]["failure"] == "the loss is not finite"
 
 
+class TimedSearch(search.RecipeSearch):
+    """Search whose trainings take no time, and which has time for some of them."""
+
+    def __init__(self, errors, max_trainings):
+        self.config = override(fine_tune_defaults(), {"num_steps": 100})
+        self.files, self.out_of_time = {16: None}, False
+        self.errors, self.left, self.results = errors, max_trainings, {}
+
+    metric = FORCE
+
+    def train(self, candidate, num_labels, steps):
+        if not self.left:
+            self.out_of_time = True
+            return None
+        self.left -= 1
+        error = self.errors[candidate.learning_rate, steps]
+        self.results[candidate] = result_with(error, 0.0) | {"steps": steps}
+        return self.results[candidate]
+
+    def latest(self, candidate, num_labels):
+        return self.results[candidate]
+
+
+@pytest.mark.parametrize(
+    ("max_trainings", "expected"),
+    [
+        (9, [(2.0, 100, 5.0), (3.0, 100, 6.0)]),
+        (4, [(3.0, 100, 6.0), (2.0, 25, 8.0), (1.0, 25, 9.0)]),
+    ],
+)
+def test_a_limit_of_the_time_ends_the_search_with_the_best_so_far(max_trainings, expected):
+    """Detects a choice by the order of an earlier round, or a result without its last training."""
+    errors = {(1.0, 25): 9.0, (2.0, 25): 8.0, (3.0, 25): 7.0, (2.0, 100): 5.0, (3.0, 100): 6.0}
+    candidates = [Candidate("full", rate) for rate in (1.0, 2.0, 3.0)]
+    ranked = TimedSearch(errors, max_trainings).run(candidates, 0)
+    found = [(c.learning_rate, r["steps"], r["valid"][FORCE]) for c, r in ranked]
+    assert found == expected
+
+
 def result_with(valid, probe):
     return {"valid": {FORCE: valid}, "probe": {FORCE: probe}}
 

@@ -63,6 +63,7 @@ def test_the_report_has_its_figures(finished):
 def test_the_log_reports_labels_and_excluded_structures(finished):
     _, output = finished
     assert "GFN2-xTB" in output and "'charge': 12" in output and "'elements': 6" in output
+    assert output.count("compiling the validation and evaluation step") == 1
 
 
 def test_the_split_by_molecule_is_stored(finished):

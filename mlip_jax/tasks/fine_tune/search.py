@@ -162,8 +162,8 @@ class RecipeSearch:
             if self.out_of_time and ranked and len(finished) < len(left):
                 # the choice is among the candidates of the last complete round
                 latest = [(c, self.latest(c, num_labels)) for c, _ in ranked]
-                return [(c, r) for c, r in latest if "failure" not in r]
-            ranked = sorted(finished, key=lambda item: item[1]["valid"][self.metric])
+                return self._rank([(c, r) for c, r in latest if "failure" not in r])
+            ranked = self._rank(finished)
             left = [c for c, _ in ranked]
             for c, r in ranked:
                 log.info("%s, %d steps: %s", c.name, steps, errors_text(r["valid"]))
@@ -193,6 +193,10 @@ class RecipeSearch:
         result["seconds"] = time.monotonic() - start
         self.journal.add(name, steps, result)
         return result
+
+    def _rank(self, results: list[tuple[Candidate, dict]]) -> list[tuple[Candidate, dict]]:
+        """Return candidates and results with ascending validation errors."""
+        return sorted(results, key=lambda item: item[1]["valid"][self.metric])
 
     def latest(self, candidate: Candidate, num_labels: int) -> dict[str, Any]:
         """Return the result of a candidate after its last training."""

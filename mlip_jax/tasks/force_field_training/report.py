@@ -26,6 +26,7 @@ from mlip_jax.simulation.trust.domain import Domain
 from mlip_jax.tasks.force_field_training.comparison import compare
 from mlip_jax.tasks.force_field_training.preparation import TrainingRun
 from mlip_jax.training.data import Split
+from mlip_jax.training.device.packing import pack
 from mlip_jax.training.evaluation import predict, restore_best
 from mlip_jax.training.loop import TrainingLoop
 from mlip_jax.training.recorder import writing
@@ -55,7 +56,8 @@ def report_run(
       Path of the report. Only the leader writes it.
     """
     best = restore_best(run.workdir)
-    best_params = loop.trainer.replicate(from_arrays(params, best.arrays, "params/"))
+    # packed as in validation, for which the evaluation is compiled
+    best_params = loop.trainer.replicate(pack(from_arrays(params, best.arrays, "params/")))
     splits = _sample(run)
     unseen = {name: split.sample(_MAX_UNSEEN, 0) for name, (split, _) in run.unseen.items()}
 

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import optax
 
+from mlip_jax.target_device import target_platform
 from mlip_jax.training.device.packing import concatenate
 
 
@@ -94,7 +95,7 @@ def over_groups(
     grouped_rule: optax.GradientTransformation,
     groups_of: Callable[[Any], Groups],
 ) -> optax.GradientTransformation:
-    """Return a rule that computes the updates of all leaves of a group at once.
+    """Return a rule that computes the updates of all leaves of a group at once, except on CPUs.
 
     The state is that of `rule`, so checkpoints do not depend on the groups.
 
@@ -105,7 +106,8 @@ def over_groups(
     """
 
     def update(updates, state, params=None):
-        if jax.tree.structure(updates).num_nodes == 1:  # a single array
+        is_single = jax.tree.structure(updates).num_nodes == 1
+        if is_single or target_platform() == "cpu":
             return rule.update(updates, state, params)
         groups = groups_of(updates)
         packed = groups.pack(updates)

@@ -1,4 +1,4 @@
-"""Update rules that compute all parameters in few operations.
+"""Update rules that compute all parameters in few operations on GPUs and TPUs.
 
 The rules and their states are those of optax; only the arrays that optax sees are different. The
 matrices of one shape are a stack, and all other parameters of one type are a vector.
@@ -13,6 +13,7 @@ import jax
 import optax
 import optax.contrib
 
+from mlip_jax.target_device import target_platform
 from mlip_jax.training.device.groups import Groups, over_groups
 
 # Prefixes of the names of groups: stacks of matrices of Muon, and parameters that AdamW decays.
@@ -80,8 +81,8 @@ def clip(max_norm: float) -> optax.GradientTransformation:
 
 
 def norm(tree: Any) -> jax.Array:
-    """Return the global norm of a tree, in one operation per type."""
-    return optax.tree.norm(_by_type(tree).pack(tree))
+    """Return the global norm of a tree, in one operation per type except on CPUs."""
+    return optax.tree.norm(tree if target_platform() == "cpu" else _by_type(tree).pack(tree))
 
 
 def _by_type(tree: Any) -> Groups:

@@ -7,9 +7,18 @@ import optax
 import pytest
 
 from mlip_jax.checkpoint import to_arrays
+from mlip_jax.target_device import compiling_for
 from mlip_jax.training import optimizer
 from mlip_jax.training.device import rules
 from mlip_jax.training.device.packing import Packed, unpack
+
+
+@pytest.fixture(autouse=True)
+def gpu():
+    """Updates are grouped on GPUs and TPUs only."""
+    with compiling_for("gpu"):
+        yield
+
 
 MOMENTS = {"b1": 0.9, "b2": 0.99, "eps": 1e-8}
 SHAPES = {

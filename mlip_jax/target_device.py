@@ -1,0 +1,31 @@
+"""Kind of the device that programs are compiled for.
+
+Some sums and products have a fast form for CPUs and another one for GPUs and TPUs. Code that chooses
+between them asks `target_platform`, not JAX, because programs can also be compiled for a device that
+is absent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
+
+import jax
+
+_target: contextvars.ContextVar[str | None] = contextvars.ContextVar("target", default=None)
+
+
+def target_platform() -> str:
+    """Return "cpu", "gpu" or "tpu": the platform of JAX, or that of `compiling_for`."""
+    return _target.get() or jax.default_backend()
+
+
+@contextlib.contextmanager
+def compiling_for(platform: str) -> Iterator[None]:
+    """Return a context in which programs are traced for a platform: "cpu", "gpu" or "tpu"."""
+    token = _target.set(platform)
+    try:
+        yield
+    finally:
+        _target.reset(token)
