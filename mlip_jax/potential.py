@@ -24,7 +24,8 @@ from mlip_jax import models, terms
 from mlip_jax.checkpoint import CheckpointError, CheckpointStore, Restored, from_arrays
 from mlip_jax.compilation_cache import keep_compiled_programs
 from mlip_jax.graphs.graph import example_graph as example_graph  # part of the interface
-from mlip_jax.graphs.graph import node_graph_index
+from mlip_jax.graphs.graph import node_graph_index, sum_by_graph
+from mlip_jax.graphs.neighbor_slots import with_slots
 from mlip_jax.matmul_precision import at_full_precision
 from mlip_jax.models.layers.forces import (
     NO_ENERGY_DERIVATIVES,
@@ -87,10 +88,9 @@ def evaluate(
         `has_energy_derivatives`), or a model returns forces although it has no direct forces.
     """
     # a traced index fails on NumPy arrays
-    params, graph = jax.tree.map(jnp.asarray, (params, graph))
-    node_graph = node_graph_index(graph)
+    params, graph = jax.tree.map(jnp.asarray, (params, with_slots(model, graph)))
+    node_graph, num = node_graph_index(graph), graph.n_node.shape[0]
     node_mask = jraph.get_node_padding_mask(graph)
-    num = graph.n_node.shape[0]
     direct, with_forces = has_direct_forces(model), with_forces or with_stress
     if with_stress and not has_energy_derivatives(model):
         raise ValueError(NO_ENERGY_DERIVATIVES.format(what="stress"))
@@ -127,7 +127,7 @@ def evaluate(
         forces = -derivatives[0] if with_forces else jnp.zeros_like(positions)
     stress = _stress(derivatives[-1], graph) if with_stress else None
     forces = jnp.where(node_mask[:, None], forces, 0.0)
-    energy = jax.ops.segment_sum(energies, node_graph, num, indices_are_sorted=True)
+    energy = sum_by_graph(energies, node_graph, num)
     return Evaluation(energy, forces, energies, stress, properties)
 
 

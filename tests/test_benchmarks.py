@@ -6,10 +6,12 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from ase.build import molecule
 
-from benchmarks import environments, relax, tables
+from benchmarks import environments, gpu, relax, tables
 from benchmarks.cases import CASES, chosen, is_ours
 from benchmarks.crystals import comparison
 from benchmarks.models import DRIVERS, Job, Runner, Work, environment, parse, prepare
@@ -18,6 +20,8 @@ from benchmarks.models import measure as run
 from benchmarks.work import latency_systems, water_cluster
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.graphs.neighbors import neighbor_list
+from mlip_jax.models import create
+from mlip_jax.potential import Potential, example_graph
 from mlip_jax.structure import Structure
 
 PEERS = Path(environments.__file__).with_name("peers")
@@ -470,3 +474,40 @@ def test_table_of_crystals_names_other_minima_and_failures(capsys):
     assert "| any | 3 | 1 | 21, 21 |" in text and "at most 0.025 meV/atom" in text
     assert "NaCl: -5.00 meV/atom" in text and "Ni: +nan" in text and "not converged: Ni" in text
     assert "ratio 3.00" in text
+
+
+def test_a_failed_measurement_is_a_row():
+    def out_of_memory():
+        raise RuntimeError("RESOURCE_EXHAUSTED: 3 GiB\nmore")
+
+    assert gpu.row("a", out_of_memory) == "| a | failed: RESOURCE_EXHAUSTED: 3 GiB |"
+    assert gpu.row("a", lambda: {"steps/s": 1234.56, "s": 2.0}) == "| a | 1,235 steps/s, 2 s |"
+
+
+@pytest.mark.slow
+def test_page_of_a_device_has_a_row_for_each_measurement(monkeypatch, tmp_path, capsys):
+    options = {"num_features": 4, "num_layers": 1, "num_radial": 4}
+    monkeypatch.setattr(gpu, "OPTIONS", {"painn": options})
+    model = create("painn", cutoff=4.0, **options)
+    params = jax.jit(model.init)(jax.random.key(0), example_graph())
+    field = Potential(model, params, 4.0, np.zeros(119), 1.0, tuple(range(1, 93)))
+    monkeypatch.setattr(gpu, "load_force_field", lambda name: field)
+    monkeypatch.setattr(gpu, "MD", gpu.MD | {"temperature": 0.1})  # nothing holds it together
+    monkeypatch.setattr(gpu, "drugs", lambda count: [molecule("CH3OH")])
+
+    def out_of_memory(*args):
+        raise RuntimeError("RESOURCE_EXHAUSTED: 3 GiB\nmore")
+
+    monkeypatch.setattr(gpu, "relaxation", out_of_memory)
+    path = tmp_path / "page.md"
+    arguments = ["--models=painn", "--batches=2", "--relaxations=3", "--replicas=2", "--seconds=0"]
+    assert gpu.main([*arguments, f"--out={path}"]) == 0
+    rows = [line for line in path.read_text().splitlines() if line.startswith("| ")][1:]
+    assert path.read_text() in capsys.readouterr().out
+    assert [row.split(" | ")[0] for row in rows] == [
+        "| training painn, batch 2",
+        "| 3 relaxations",
+        "| dynamics of 2 x 6 atoms",
+    ]
+    assert "structures/s" in rows[0] and "steps/s" in rows[2]
+    assert rows[1] == "| 3 relaxations | failed: RESOURCE_EXHAUSTED: 3 GiB |"

@@ -2,7 +2,8 @@
 
     nodes   {"positions": (N, 3) Å, "numbers": (N,) int32, "forces": (N, 3) eV/Å or absent}
     edges   {"pair_order": (E,) int32, "shifts": (E, 3) or absent,
-             "long_range": see below, or absent}
+             "long_range": see below, or absent,
+             "slots": NeighborSlots (graphs/neighbor_slots.py), or absent}
     globals {"energy": (G,) eV or absent, "charge": (G,) e, "cell": (G, 3, 3) Å or absent,
              "spin": (G,) number of unpaired electrons, or absent for 0}
 
@@ -23,33 +24,90 @@ import jax.numpy as jnp
 import jraph
 import numpy as np
 
+from mlip_jax.graphs.slot_sums import SlotIndex, take
+from mlip_jax.target_device import target_platform
+
 # _FAR: distance (Å) beyond every cutoff; its square is finite in float32 and in bfloat16.
 _FAR = 1e4
+# _MAX_MASK: number of graphs times nodes up to which sums by graph are sums of masked values.
+_MAX_MASK = 2**28
 
 
 class Pairs(NamedTuple):
     """Edges that a model works on.
 
     Attributes:
-      receivers: Index of atom i of each edge, shape (P,).
-      senders: Index of atom j of each edge, shape (P,).
+      receivers: Index of atom i of each edge, shape (P,); a `SlotIndex` if slots were requested.
+      senders: Index of atom j of each edge, likewise.
       displacements: positions[senders] - positions[receivers] + shifts @ cell (Å), shape (P, 3).
         Padding edges, which connect an atom to itself, are longer than every cutoff.
       undirected: If True, each pair appears once and sends messages both ways (P = E / 2). If
         False, the list is directed and only the receivers get messages (P = E).
     """
 
-    receivers: jax.Array
-    senders: jax.Array
+    receivers: jax.Array | SlotIndex
+    senders: jax.Array | SlotIndex
     displacements: jax.Array
     undirected: bool
+
+
+class SlotGeometry(NamedTuple):
+    """Neighbors in slots with their displacements.
+
+    Attributes:
+      senders: `NeighborSlots.senders`, shape (N, K).
+      displacements: As in `Pairs` (Å), shape (N, K, 3).
+      directions: Unit vectors, shape (N, K, 3); see `with_directions`.
+    """
+
+    senders: jax.Array
+    displacements: jax.Array
+    directions: jax.Array | None = None
 
 
 def node_graph_index(graph: jraph.GraphsTuple) -> jax.Array:
     """Return the index of the graph of each node, shape (N,)."""
     n_graph = graph.n_node.shape[0]
     n = jax.tree.leaves(graph.nodes)[0].shape[0]
-    return jnp.repeat(jnp.arange(n_graph), graph.n_node, total_repeat_length=n)
+    if target_platform() == "cpu":
+        return jnp.repeat(jnp.arange(n_graph), graph.n_node, total_repeat_length=n)
+    # the form above has a scatter operation
+    end, node = jnp.cumsum(graph.n_node)[:-1], jnp.arange(n, dtype=jnp.int32)
+    return jnp.searchsorted(end, node, side="right", method="compare_all").astype(jnp.int32)
+
+
+def sum_by_graph(values: jax.Array, node_graph: jax.Array, num: int) -> jax.Array:
+    """Sum values of the nodes of each graph: (N, ...) -> (num, ...).
+
+    Args:
+      values: Values of the nodes.
+      node_graph: Graph of each node, ascending; nodes of other graphs do not count.
+      num: Number of graphs.
+    """
+    if target_platform() == "cpu" or num * values.size > _MAX_MASK:
+        return jax.ops.segment_sum(values, node_graph, num, indices_are_sorted=True)
+    # without atomic operations, so that the result is the same in every run
+    return _of_graph(values, node_graph, num, jnp.zeros((), values.dtype)).sum(1)
+
+
+def max_by_graph(values: jax.Array, node_graph: jax.Array, num: int, lowest: int) -> jax.Array:
+    """Return the largest integer of the nodes of each graph, `lowest` without any: (N,) -> (num,).
+
+    Args:
+      values: Values of the nodes, at least `lowest`.
+      node_graph: Graph of each node; nodes of other graphs do not count.
+      num: Number of graphs.
+      lowest: Smallest value.
+    """
+    if target_platform() == "cpu" or num * len(values) > _MAX_MASK:
+        return jnp.maximum(jax.ops.segment_max(values, node_graph, num), lowest)
+    return _of_graph(values, node_graph, num, lowest).max(1, initial=lowest)
+
+
+def _of_graph(values, node_graph, num, other):
+    """Return the values of the nodes of each graph, `other` for nodes of others, (num, N, ...)."""
+    mask = node_graph == jnp.arange(num, dtype=node_graph.dtype)[:, None]
+    return jnp.where(mask.reshape(*mask.shape, *[1] * (values.ndim - 1)), values, other)
 
 
 def displacements(graph: jraph.GraphsTuple, edges: jax.Array | None = None) -> jax.Array:
@@ -71,7 +129,10 @@ def displacements(graph: jraph.GraphsTuple, edges: jax.Array | None = None) -> j
 
 def _vectors(graph, receivers, senders, shifts):
     positions = graph.nodes["positions"]
-    vectors = positions[senders] - positions[receivers]
+    if isinstance(senders, SlotIndex):
+        vectors, receivers = take(positions, senders) - take(positions, receivers), receivers.atoms
+    else:
+        vectors = positions[senders] - positions[receivers]
     if shifts is not None:
         cell = graph.globals["cell"][node_graph_index(graph)[receivers]]  # (E, 3, 3)
         vectors = vectors + _translations(shifts, cell)
@@ -85,27 +146,57 @@ def _translations(shifts, cell):
     )
 
 
-def pairs(graph: jraph.GraphsTuple, undirected: bool = True) -> Pairs:
+def pairs(graph: jraph.GraphsTuple, undirected: bool = True, slots: bool = False) -> Pairs:
     """Return the edges of the graph as `Pairs`.
 
     Each pair appears once if `undirected` is True and the graph has a `pair_order`; otherwise the
     list is directed.
+
+    Args:
+      graph: Graph.
+      undirected: Whether to list each pair once.
+      slots: Whether the indices are `SlotIndex` if the graph has slots. `layers.basic.gather` and
+        `segment_sum` accept them.
     """
     order = graph.edges.get("pair_order") if undirected else None
-    if order is None:
-        receivers, senders, vectors = graph.receivers, graph.senders, displacements(graph)
-    else:
+    receivers, senders, shifts = graph.receivers, graph.senders, graph.edges.get("shifts")
+    if order is not None:
         forward = order[: order.shape[0] // 2]  # one edge of each pair, (E / 2,)
-        receivers, senders, vectors = (
-            graph.receivers[forward],
-            graph.senders[forward],
-            displacements(graph, forward),
-        )
+        receivers, senders = receivers[forward], senders[forward]
+        shifts = None if shifts is None else shifts[forward]
+    found = Pairs(receivers, senders, None, order is not None)
+    neighbor_slots = graph.edges.get("slots") if slots else None
+    if neighbor_slots is not None:
+        found = Pairs(*neighbor_slots.pair_indices(found), None, found.undirected)
+    vectors = _vectors(graph, found.receivers, found.senders, shifts)
     # Messages of thousands of padding edges to a single atom would add up to infinity after a few
     # layers, so padding edges get a length beyond the cutoff.
     padding = (receivers == senders) & (vectors == 0).all(axis=-1)
     vectors = jnp.where(padding[:, None], jnp.asarray([_FAR, 0.0, 0.0], vectors.dtype), vectors)
-    return Pairs(receivers, senders, vectors, order is not None)
+    return found._replace(displacements=vectors)
+
+
+def slot_geometry(graph: jraph.GraphsTuple) -> SlotGeometry | None:
+    """Return neighbors and displacements in slots, None if the graph has no slots.
+
+    In empty slots, displacements are longer than every cutoff.
+    """
+    slots = graph.edges.get("slots")
+    if slots is None:
+        return None
+    positions, shape = graph.nodes["positions"], slots.senders.shape
+    vectors = take(positions, slots.slot_senders()).reshape(*shape, 3) - positions[:, None]
+    shifts = graph.edges.get("shifts")
+    if shifts is not None:
+        cell = graph.globals["cell"][node_graph_index(graph)]  # (N, 3, 3)
+        vectors = vectors + jnp.einsum(
+            "nkc,ncx->nkx",
+            shifts[slots.edge].astype(cell.dtype),
+            cell,
+            precision=jax.lax.Precision.HIGHEST,
+        )
+    far = jnp.asarray([_FAR, 0.0, 0.0], vectors.dtype)
+    return SlotGeometry(slots.senders, jnp.where(slots.used[..., None], vectors, far))
 
 
 def long_range_pairs(graph: jraph.GraphsTuple) -> Pairs:

@@ -97,6 +97,8 @@ class Model(nn.Module):
 
     NEW_RUN_OPTIONS = {"epsilon": 1e-4}
 
+    neighbor_slots = True  # see graphs/neighbor_slots.py
+
     num_features: int = 128
     num_layers: int = 8
     num_heads: int = 8
@@ -145,7 +147,7 @@ class Model(nn.Module):
         self._check_options()
         width, numbers = self.num_features, graph.nodes["numbers"]
         # edge geometry: distances (P,), directions (P, 3)
-        edge = pairs(graph, self.undirected)
+        edge = pairs(graph, self.undirected, slots=True)
         distances = safe_norm(edge.displacements)
         direction = unit_vectors(edge.displacements, distances)
         basis = RadialBasis(

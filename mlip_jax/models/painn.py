@@ -9,6 +9,7 @@ concatenation of edges cost more than the messages.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
@@ -16,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import jraph
 
-from mlip_jax.graphs.graph import Pairs, pairs
+from mlip_jax.graphs.graph import Pairs, pairs, slot_geometry
+from mlip_jax.graphs.neighbor_slots import ALL_PAIRS
 from mlip_jax.models.layers.basic import (
     Dense,
     cutoff_function,
@@ -28,6 +30,7 @@ from mlip_jax.models.layers.basic import (
 )
 from mlip_jax.models.layers.embeddings import embed_state
 from mlip_jax.models.layers.heads import AtomicEnergy, AtomOutputs, embed_elements
+from mlip_jax.models.layers.slot_messages import SlotFilters, slot_messages
 
 _ENCODED = 0.1  # scale of encoded forces: about the size of the vectors after one layer
 
@@ -65,6 +68,7 @@ class Model(nn.Module):
     """
 
     NEW_RUN_OPTIONS = {"epsilon": 1e-4}
+    neighbor_slots = ALL_PAIRS
 
     num_features: int = 128
     num_layers: int = 3
@@ -88,25 +92,16 @@ class Model(nn.Module):
     @nn.compact
     def __call__(self, graph: jraph.GraphsTuple) -> AtomOutputs:
         width, numbers = self.num_features, graph.nodes["numbers"]
-        # edge geometry: distances (P,), directions (P, 3)
-        edge = pairs(graph, self.undirected)
-        distances = safe_norm(edge.displacements)
-        direction = unit_vectors(edge.displacements, distances)
-        # filters of all layers: 3 * num_layers arrays (P, F)
-        envelope = cutoff_function(self.cutoff_fn)(distances, self.cutoff)
-        rbf = radial_basis(self.radial_basis, self.radial_centers, self.radial_widths)(
-            distances, self.num_radial, self.cutoff
-        )
-        filters = LinearFilters(3 * self.num_layers, width, name="filters")(rbf, envelope)
+        send, dtype = self._message_passing(graph)
         # message passing: s (N, F), v (N, 3, F), None for zero
-        s = embed_elements(self, numbers, width, direction.dtype)
+        s = embed_elements(self, numbers, width, dtype)
         if self.charge_embedding:
-            s = s + embed_state(graph, "charge", width, direction.dtype)
+            s = s + embed_state(graph, "charge", width, dtype)
         v = self._encoded_forces(graph)
         for n in range(self.num_layers):
             phi = Dense(width, name=f"message_{n}_layer_1")(s)
             phi = Dense(3 * width, name=f"message_{n}_layer_2")(jax.nn.silu(phi))
-            ds, dv = messages(phi, v, filters[3 * n : 3 * n + 3], direction, edge)
+            ds, dv = send(n, phi, v)
             s, v = s + ds, dv if v is None else v + dv
             s, v = Update(self.epsilon, name=f"update_{n}")(s, v)
         # atomic energies (N,) and features (N, 1, 4, F), degrees 0 and 1
@@ -120,6 +115,37 @@ class Model(nn.Module):
         )(s, numbers)
         return AtomOutputs(energies, jnp.concatenate([s[:, None, None, :], v[:, None]], axis=2))
 
+    def _message_passing(self, graph):
+        """Return the function (layer, phi, v) -> (ds, dv), and the dtype of positions."""
+        rbf = radial_basis(self.radial_basis, self.radial_centers, self.radial_widths)
+
+        def basis(
+            distances,
+        ):  # with the constant function for the bias, (P,) -> (P, num_radial + 1)
+            values = rbf(distances, self.num_radial, self.cutoff)
+            envelope = cutoff_function(self.cutoff_fn)(distances, self.cutoff)
+            return append_one(values) * envelope[:, None]
+
+        tables = FilterTables(3 * self.num_layers, self.num_features, name="filters")
+        slots = slot_geometry(graph)
+        if slots is None:
+            # edge geometry: distances (P,), directions (P, 3)
+            edge = pairs(graph, self.undirected)
+            distances = safe_norm(edge.displacements)
+            direction = unit_vectors(edge.displacements, distances)
+            values = basis(distances)
+            # filters of all layers: 3 * num_layers arrays (P, F)
+            filters = [values @ table for table in tables(self.num_radial, values.dtype)]
+            sums = functools.partial(messages, direction=direction, edge=edge)
+        else:
+            # likewise with (N, K) in the place of (P,)
+            distances = safe_norm(slots.displacements)
+            slots = slots._replace(directions=slots.displacements / distances[..., None])
+            slot_filters = SlotFilters(basis, distances)
+            filters = [slot_filters(t) for t in tables(self.num_radial, distances.dtype)]
+            sums = functools.partial(slot_messages, geometry=slots)
+        return (lambda n, phi, v: sums(phi, v, filters[3 * n : 3 * n + 3]), distances.dtype)
+
     def _encoded_forces(self, graph):
         """Return the initial vectors, shape (N, 3, F), or None for zero."""
         if not self.force_encoding:
@@ -131,10 +157,10 @@ class Model(nn.Module):
         return Dense(self.num_features, use_bias=False, name="encode_forces")(forces[..., None])
 
 
-class LinearFilters(nn.Module):
-    """Linear filters of pairs: (rbf @ kernel + bias) * envelope.
+class FilterTables(nn.Module):
+    """Parameters of linear filters of pairs, `append_one(rbf) * envelope @ table` each.
 
-    The parameters are split into `num` filters before the product, so no array of edges is split.
+    The parameters are split into `num` tables before the product, so no array of edges is split.
 
     Attributes:
       num: Number of filters.
@@ -147,15 +173,21 @@ class LinearFilters(nn.Module):
     kernel_init: Callable = nn.initializers.lecun_normal()
 
     @nn.compact
-    def __call__(self, rbf, envelope):
-        """Compute the filters: (P, K), (P,) -> list of (P, width)."""
-        shape = (rbf.shape[-1], self.num * self.width)
+    def __call__(self, num_radial, dtype):
+        """Return the tables of the filters, (num_radial + 1, width) each."""
+        shape = (num_radial, self.num * self.width)
         kernel = self.param("kernel", self.kernel_init, shape)
         bias = self.param("bias", nn.initializers.zeros, shape[1:])
-        # the envelope multiplies the basis (P, K + 1), which is smaller than the filters (P, F)
-        table = jnp.concatenate([kernel, bias[None]]).astype(rbf.dtype)
-        enveloped = jnp.concatenate([rbf, jnp.ones_like(rbf[:, :1])], axis=-1) * envelope[:, None]
-        return [enveloped @ part for part in jnp.split(table, self.num, axis=-1)]
+        table = jnp.concatenate([kernel, bias[None]]).astype(dtype)
+        return jnp.split(table, self.num, axis=-1)
+
+
+def append_one(rbf):
+    """Append a constant function for the bias: (P, K) -> (P, K + 1).
+
+    The envelope multiplies these, which are smaller than the filters (P, F).
+    """
+    return jnp.concatenate([rbf, jnp.ones_like(rbf[:, :1])], axis=-1)
 
 
 def messages(phi, v, weights, direction, edge: Pairs):

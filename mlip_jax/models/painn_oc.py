@@ -27,7 +27,7 @@ from mlip_jax.models.layers.basic import (
 )
 from mlip_jax.models.layers.gated_energy import packed_xavier, xavier
 from mlip_jax.models.layers.heads import AtomicEnergy, AtomOutputs, embed_elements
-from mlip_jax.models.painn import LinearFilters, messages
+from mlip_jax.models.painn import FilterTables, append_one, messages
 
 _ROOT_2, _ROOT_3 = 2.0**0.5, 3.0**0.5
 
@@ -131,9 +131,10 @@ class Model(nn.Module):
         if self.envelope_exponent is not None:
             rbf = rbf * polynomial_cutoff(distances, self.cutoff, self.envelope_exponent)[:, None]
         init = packed_xavier((3 * self.num_layers * width, 3 * width))
-        return LinearFilters(3 * self.num_layers, width, init, name="filters")(
-            rbf, cutoff_function(self.cutoff_fn)(distances, self.cutoff)
-        )
+        tables = FilterTables(3 * self.num_layers, width, init, name="filters")
+        envelope = cutoff_function(self.cutoff_fn)(distances, self.cutoff)
+        enveloped = append_one(rbf) * envelope[:, None]
+        return [enveloped @ table for table in tables(self.num_radial, rbf.dtype)]
 
 
 class ScaledUpdate(nn.Module):

@@ -51,6 +51,8 @@ class Model(nn.Module):
         tests.
     """
 
+    neighbor_slots = True  # see graphs/neighbor_slots.py
+
     num_features: int = 128
     num_layers: int = 6
     num_filters: int | None = None
@@ -72,7 +74,7 @@ class Model(nn.Module):
     def __call__(self, graph: jraph.GraphsTuple) -> AtomOutputs:
         width, numbers = self.num_features, graph.nodes["numbers"]
         # edge geometry: distances (P,), radial basis (P, num_radial)
-        edge = pairs(graph, self.undirected)
+        edge = pairs(graph, self.undirected, slots=True)
         distances = safe_norm(edge.displacements)
         envelope = cutoff_function(self.cutoff_fn)(distances, self.cutoff)[:, None]
         rbf = radial_basis(self.radial_basis, self.radial_centers, self.radial_widths)(

@@ -94,6 +94,8 @@ class Model(nn.Module):
         tests.
     """
 
+    neighbor_slots = True  # see graphs/neighbor_slots.py
+
     num_features: int = 132
     num_layers: int = 3
     degrees: Sequence[int] = (1, 2, 3)
@@ -143,7 +145,7 @@ class Model(nn.Module):
         degrees = tuple(self.degrees)
         options = LayerOptions(**{name: getattr(self, name) for name in LayerOptions._fields})
         # edge geometry: distances (P,), harmonics (P, D), envelope (P,)
-        edge = pairs(graph, self.undirected)
+        edge = pairs(graph, self.undirected, slots=True)
         distances = safe_norm(edge.displacements)
         harmonics = orthonormal_harmonics(unit_vectors(edge.displacements, distances), degrees)
         envelope = cutoff_function(self.cutoff_fn)(distances, self.cutoff)

@@ -139,6 +139,11 @@ class WithTerms(nn.Module):
         return LatticeSumCutoff(max(cutoffs), sums) if sums else max(cutoffs, default=None)
 
     @property
+    def neighbor_slots(self) -> bool | str:
+        """Whether the model uses neighbors in slots, see graphs/neighbor_slots.py."""
+        return getattr(self.model, "neighbor_slots", False)
+
+    @property
     def direct_forces(self) -> bool:
         """Whether the model predicts forces; those of the terms are minus their gradient."""
         return has_direct_forces(self.model)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import jraph
 
 from mlip_jax.config import unknown_name
-from mlip_jax.graphs.graph import node_graph_index
+from mlip_jax.graphs.graph import node_graph_index, sum_by_graph
 from mlip_jax.potential import Evaluation
 
 # STRESS_COLUMN: metric of the stress in metrics.csv, without the prefix.
@@ -119,14 +119,9 @@ def _rmse(f: Forces):
 
     The mean is over the known components of a graph. A graph without any is not counted.
     """
-    sum_by_graph = functools.partial(
-        jax.ops.segment_sum,
-        segment_ids=node_graph_index(f.graph),
-        num_segments=f.graph.n_node.shape[0],
-        indices_are_sorted=True,
-    )
-    squares = sum_by_graph((f.error * f.error).sum(-1))  # (G,)
-    counts = sum_by_graph(f.known.sum(-1).astype(f.error.dtype))  # (G,)
+    node_graph, num = node_graph_index(f.graph), f.graph.n_node.shape[0]
+    squares = sum_by_graph((f.error * f.error).sum(-1), node_graph, num)  # (G,)
+    counts = sum_by_graph(f.known.sum(-1).astype(f.error.dtype), node_graph, num)  # (G,)
     return _root(squares / jnp.maximum(counts, 1.0)).sum(), (counts > 0).sum()
 
 

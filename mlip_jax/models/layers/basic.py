@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mlip_jax.graphs.slot_sums import SlotIndex, take, total
+
 
 def safe_norm(vectors: jax.Array) -> jax.Array:
     """Compute the length of vectors: (..., 3) -> (...).
@@ -222,16 +224,20 @@ def radial_basis(
     )
 
 
-def segment_sum(values: jax.Array, index: jax.Array, num: int) -> jax.Array:
+def segment_sum(values: jax.Array, index: jax.Array | SlotIndex, num: int) -> jax.Array:
     """Sum the rows of `values` by `index`: (E, ...) -> (num, ...)."""
+    if isinstance(index, SlotIndex):
+        return total(values, index)
     return jax.ops.segment_sum(values, index, num, mode="promise_in_bounds")
 
 
-def gather(values: jax.Array, index: jax.Array) -> jax.Array:
+def gather(values: jax.Array, index: jax.Array | SlotIndex) -> jax.Array:
     """Return the rows `index` of `values`.
 
     Bounds are not checked, unlike with the default mode of XLA.
     """
+    if isinstance(index, SlotIndex):
+        return take(jnp.asarray(values), index)
     # outside of jit, as when the shapes of parameters are computed, arrays can be NumPy's
     return jnp.asarray(values).at[index].get(mode="promise_in_bounds")
 

@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from mlip_jax.models.layers.basic import Dense, activation
+from mlip_jax.target_device import target_platform
 
+_EXACT = jax.lax.Precision.HIGHEST
 MAX_ATOMIC_NUMBER = 118
 
 
@@ -94,13 +96,11 @@ def scale_and_shift(
     """
     size = (MAX_ATOMIC_NUMBER + 1,)
     if learned_scale:
-        energies = energies * module.param("scale", nn.initializers.ones, size)[numbers].astype(
-            energies.dtype
-        )
+        scale = module.param("scale", nn.initializers.ones, size)
+        energies = energies * element_rows(scale, numbers, energies.dtype)
     if learned_shift:
-        energies = energies + module.param("shift", nn.initializers.zeros, size)[numbers].astype(
-            energies.dtype
-        )
+        shift = module.param("shift", nn.initializers.zeros, size)
+        energies = energies + element_rows(shift, numbers, energies.dtype)
     return energies
 
 
@@ -112,4 +112,13 @@ def embed_elements(module: nn.Module, numbers: jax.Array, features: int, dtype) 
     table = module.param(
         "embedding", nn.initializers.normal(1.0), (MAX_ATOMIC_NUMBER + 1, features)
     )
-    return jnp.asarray(table, dtype)[numbers]
+    return element_rows(table, numbers, dtype)
+
+
+def element_rows(table: jax.Array, numbers: jax.Array, dtype) -> jax.Array:
+    """Return the row of the element of each atom: (119, ...), (N,) -> (N, ...)."""
+    table = jnp.asarray(table, dtype)
+    if target_platform() == "cpu":
+        return table[numbers]
+    # its derivative is a product, too, and not a sum with atomic operations
+    return jnp.dot(jax.nn.one_hot(numbers, len(table), dtype=dtype), table, precision=_EXACT)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mlip_jax.graphs.graph import sum_by_graph
 from mlip_jax.simulation.dynamics.system import Particles
 
 
@@ -275,4 +276,4 @@ def molecule_normal(key, particles: Particles, dtype) -> jax.Array:
 def _per_molecule(values, particles: Particles) -> jax.Array:
     """Sum values of atoms (N, ...) over each molecule, (M, ...)."""
     num = particles.dof.shape[0]
-    return jax.ops.segment_sum(values, particles.molecule, num + 1, indices_are_sorted=True)[:num]
+    return sum_by_graph(values, particles.molecule, num)

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from mlip_jax.graphs import slots as slot_graphs
+from mlip_jax.graphs.neighbor_slots import add_neighbor_slots, choose_capacity
 from mlip_jax.graphs.shapes import PaddingBudget
 from mlip_jax.graphs.slots import Slots
 from mlip_jax.potential import evaluate
@@ -216,7 +217,10 @@ class RelaxationLoop:
         batch = slot_graphs.build(
             now.slots, now.positions, budget, self.cutoff, self.long_range_cutoff
         )
-        out = evaluate(self.model, params, batch.graph, self.energy_scale)
+        # no atom has more neighbors than its slot has other atoms
+        capacity = choose_capacity(self.model, self.size - 1, budget.n_edge / budget.n_node)
+        graph = add_neighbor_slots(batch.graph, capacity)
+        out = evaluate(self.model, params, graph, self.energy_scale)
         # (nodes, 3) -> (M, n, 3)
         forces = slot_graphs.to_slots(batch, out.forces, self.size)
         norms = jnp.where(now.mobile, jnp.sqrt((forces * forces).sum(-1)), 0.0)

@@ -37,6 +37,7 @@ def build_loop(
         batches,
         c.train.resident,
         unsupported="loss.stress" if c.loss.stress else "",  # the data have no stress
+        model=run.model,
     )
     trainer = Trainer(
         _build_objective(run, beta),

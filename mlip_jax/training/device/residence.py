@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 
@@ -13,6 +14,7 @@ from mlip_jax import distributed
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.graphs import resident
+from mlip_jax.graphs.neighbor_slots import add_neighbor_slots, choose_capacity, max_neighbors
 from mlip_jax.training.data import Batches, Split
 
 log = logging.getLogger(__name__)
@@ -25,7 +27,11 @@ _PIECE_SIZE = 4096  # structures that are read at a time
 
 
 def load(
-    train: Split, batches: Batches, wanted: bool | None, unsupported: str = ""
+    train: Split,
+    batches: Batches,
+    wanted: bool | None,
+    unsupported: str = "",
+    model: nn.Module | None = None,
 ) -> tuple[Callable[[Any, Any, int], Any] | None, Any]:
     """Return `build` and `data` of `Trainer` for data on the device, or (None, ()).
 
@@ -34,6 +40,7 @@ def load(
       batches: Factory of the batches.
       wanted: Whether the data should stay on the device; None decides by its memory.
       unsupported: Config field that requires batches of the host, or empty.
+      model: Model, which determines whether batches have neighbor slots; None for none.
 
     Raises:
       ConfigError: `wanted` is set, but not supported.
@@ -54,8 +61,17 @@ def load(
     )
     log.info("training data on the device: %.1f MB", resident.nbytes(data) / 1e6)
 
+    capacity = choose_capacity(
+        model,
+        max_neighbors(data.receivers, data.first_edge),
+        len(data.receivers) / len(data.numbers),
+    )
+    if capacity:
+        log.info("training data on the device: %d neighbor slots per atom", capacity)
+
     def build(data, members, bucket):
-        return resident.gather(data, members, batches.budgets[bucket])
+        graph = resident.gather(data, members, batches.budgets[bucket])
+        return add_neighbor_slots(graph, capacity)
 
     return build, data
 

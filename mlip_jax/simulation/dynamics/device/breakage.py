@@ -8,6 +8,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from mlip_jax.graphs.graph import max_by_graph
 from mlip_jax.simulation.dynamics.device import state as md_state
 from mlip_jax.simulation.dynamics.device.molecule_masks import any_of_molecule
 from mlip_jax.simulation.dynamics.device.state import RUNNING, DynamicsState
@@ -67,7 +68,7 @@ def mark_broken(
         ratio = jnp.sqrt((vectors * vectors).sum(-1)) / particles.bond_length
         bad = (ratio < bond_range[0]) | (ratio > bond_range[1])
         # last broken bond of each molecule, negative if there is none, (M,)
-        worst = jax.ops.segment_max(jnp.where(bad, jnp.arange(len(ratio)), -1), molecule, num)
+        worst = max_by_graph(jnp.where(bad, jnp.arange(len(ratio)), -1), molecule, num, -1)
         stretched = ratio[jnp.maximum(worst, 0)] > 1
         breakage = jnp.where(
             worst >= 0, jnp.where(stretched, md_state.STRETCHED, md_state.COLLAPSED), breakage

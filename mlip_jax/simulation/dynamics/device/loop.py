@@ -30,6 +30,8 @@ import jax
 import jax.numpy as jnp
 import jraph
 
+from mlip_jax.graphs.graph import sum_by_graph
+from mlip_jax.graphs.neighbor_slots import uses_all_pairs
 from mlip_jax.potential import evaluate
 from mlip_jax.simulation.dynamics import neighbors
 from mlip_jax.simulation.dynamics.device import state as md_state
@@ -192,18 +194,15 @@ class DynamicsLoop:
         def iterate(carry):
             state, pending, _ = carry
             # There is nothing to finish at the start of a dispatch. The program contains the first
-            # half of a step only once, so results do not depend on where a dispatch starts.
-            finished = jax.lax.cond(
-                pending.empty,
-                lambda: state,
-                lambda: self._finish_step(inputs, capacity, state, graph, pending),
-            )
-            enough = capacity.holds(finished.wanted)
+            # half of a step only once, so results do not depend on where a dispatch starts. The
+            # state is selected, not computed in a branch: a device would wait for the host there.
+            finished = self._finish_step(inputs, capacity, state, graph, pending)
+            wanted = jnp.where(pending.empty, state.wanted, finished.wanted)
             # a step with too many edges within the cutoff is undone, except for the number of edges
-            new = jax.tree.map(lambda a, b: jnp.where(enough, b, a), state, finished)._replace(
-                wanted=finished.wanted
-            )
-            due = self.recorder.is_due(new.step) & ~pending.empty & enough
+            done = capacity.holds(wanted) & ~pending.empty
+            new = jax.tree.map(lambda a, b: jnp.where(done, b, a), state, finished)
+            new = new._replace(wanted=wanted)
+            due = self.recorder.is_due(new.step) & done
             return new, self._begin_step(inputs, new, graph), due
 
         state, pending, due = jax.lax.while_loop(
@@ -279,11 +278,9 @@ class DynamicsLoop:
         # energies lose.
         energies = jnp.where(state.step == NEW, out.energies, state.energies)
         num = state.code.shape[0]
-        energy = jax.ops.segment_sum(
-            out.energies - energies, particles.molecule, num + 1, indices_are_sorted=True
-        )
+        energy = sum_by_graph(out.energies - energies, particles.molecule, num)
         ended = self.integrator.end(motion, out.forces, particles, dt, key)
-        finite = jnp.isfinite(energy[:num]) & ~any_of_molecule(
+        finite = jnp.isfinite(energy) & ~any_of_molecule(
             ~jnp.isfinite(out.forces).all(-1) | ~jnp.isfinite(ended.velocities).all(-1), particles
         )
         code = jnp.where((code == RUNNING) & ~finite, md_state.NOT_FINITE, code)
@@ -298,7 +295,7 @@ class DynamicsLoop:
             forces=out.forces,
             virial=virial,
             cell=ended.cell,
-            energy=energy[:num],
+            energy=energy,
             heat=heat,
             heat_low=heat_low,
         )
@@ -320,7 +317,7 @@ class DynamicsLoop:
         self, capacity: NeighborCapacity, state: DynamicsState, graph: jraph.GraphsTuple
     ) -> tuple[jraph.GraphsTuple, jax.Array]:
         """Return the graph for the model and the updated `wanted` of the state."""
-        if not capacity.near_edges:
+        if not capacity.near_edges or uses_all_pairs(self.model, graph):
             return graph, state.wanted
         # without the barrier XLA recomputes the edge indices for each gathered feature
         graph, count = jax.lax.optimization_barrier(

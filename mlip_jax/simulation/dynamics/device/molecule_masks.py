@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from mlip_jax.graphs.graph import max_by_graph
 from mlip_jax.simulation.dynamics.device.state import RUNNING
 from mlip_jax.simulation.dynamics.integrators import Motion
 from mlip_jax.simulation.dynamics.system import Particles
@@ -13,12 +14,7 @@ from mlip_jax.simulation.dynamics.system import Particles
 def any_of_molecule(values: jax.Array, particles: Particles) -> jax.Array:
     """Return whether any atom of each molecule has a true value, (N,) -> (M,)."""
     num = particles.dof.shape[0]
-    return (
-        jax.ops.segment_max(
-            values.astype(jnp.int32), particles.molecule, num + 1, indices_are_sorted=True
-        )[:num]
-        > 0
-    )
+    return max_by_graph(values.astype(jnp.int32), particles.molecule, num, 0) > 0
 
 
 def select(
