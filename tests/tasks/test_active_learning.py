@@ -174,6 +174,30 @@ def test_failures_of_the_oracle_are_named_and_a_full_disk_loses_nothing(
     assert "no convergence" in report and report.count("<img") == 4
 
 
+def test_without_further_candidates_the_report_is_that_of_the_last_round(
+    tmp_path, monkeypatch, untrained
+):
+    """Detects a training of the same labels again, in the folder of the round without candidates."""
+    monkeypatch.setattr(task, "write_label_report", lambda folder, *_: folder / "report.html")
+    train, reported = training.train_members, []
+
+    def train_members(config, folder, *args, report):
+        reported.extend([folder.name] if report else [])
+        return train(config, folder, *args, report=report)
+
+    monkeypatch.setattr(training, "train_members", train_members)
+    fields = {"propose.kinds": ("conformers",), "held_out.num_test": 0, "propose.per_molecule": 1}
+    task.run(small(tmp_path, **fields), tmp_path / "run")
+    (only,) = metrics_of(tmp_path / "run")["rounds"]["both"]
+    assert reported == ["round_1"] and only["calls"] < 30
+
+
+def test_a_budget_without_training_labels_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(inputs.labels, "check_oracle", lambda *_: 12)
+    with pytest.raises(ConfigError, match="check of the oracle took 12 calculations.*Increase"):
+        task.run(small(tmp_path, budget=12), tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
