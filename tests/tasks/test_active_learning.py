@@ -11,6 +11,7 @@ from ase.io import read
 
 from mlip_jax import active_learning
 from mlip_jax.config import ConfigError
+from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.defaults import active_learning_defaults
 from mlip_jax.simulation.reference import oracle as oracle_module
 from mlip_jax.simulation.reference.result_cache import ResultCache
@@ -190,6 +191,14 @@ def test_without_further_candidates_the_report_is_that_of_the_last_round(
     task.run(small(tmp_path, **fields), tmp_path / "run")
     (only,) = metrics_of(tmp_path / "run")["rounds"]["both"]
     assert reported == ["round_1"] and only["calls"] < 30
+
+
+def test_the_workdir_of_a_list_that_cannot_be_used_is_that_of_the_corrected_one(tmp_path):
+    """Detects a list of SMILES in the workdir that counts as a result of the run."""
+    for smiles in (["C"], ["C", "CC"]):
+        fields = {"oracle.num_processes": 1, "seed": len(smiles)}
+        with pytest.raises(DatasetError, match=rf"{len(smiles)} molecules? are too few"):
+            active_learning(smiles, 30, tmp_path / "run", overrides=fields)
 
 
 def test_a_budget_without_training_labels_is_an_error(tmp_path, monkeypatch):
