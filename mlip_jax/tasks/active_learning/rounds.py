@@ -169,7 +169,9 @@ def _label(inputs, state, batch: Columns, number: int, folder: Path) -> dict[str
     """Label a batch, add it to the state and return how it was spent."""
     path, summary_path = folder / "labels.npz", folder / "labels.json"
     if not summary_path.exists():
-        result = labels.label(inputs.oracle, batch, f"round {number + 1}")
+        # Without this, a later round of structures that all fail could never be finished.
+        required = not len(state.labeled)
+        result = labels.label(inputs.oracle, batch, f"round {number + 1}", required=required)
         usable, failures = result.columns, dict(result.failures)
         outliers = labels.energy_outliers(usable, state.labeled)
         for row in np.flatnonzero(outliers).tolist():
