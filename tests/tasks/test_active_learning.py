@@ -168,6 +168,7 @@ def test_failures_of_the_oracle_are_named_and_a_full_disk_loses_nothing(
     (last,) = metrics_of(tmp_path / "run")["rounds"]["both"][-1:]
     labels = read(tmp_path / "run" / "labels.xyz", ":")
     assert last["calls"] == 30 and len(labels) >= 20
+    assert metrics_of(tmp_path / "run")["num_test_calls"] == 6
     assert all(7 not in atoms.numbers and np.isfinite(atoms.get_forces()).all() for atoms in labels)
     rounds_ = metrics_of(tmp_path / "run")["rounds"]["both"]
     failures = {name: why for evaluation in rounds_ for name, why in evaluation["failures"].items()}
