@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,7 @@ from mlip_jax.config import ConfigError
 from mlip_jax.datasets import atoms_list
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.datasets.selection.held_out import RunData
 from mlip_jax.datasets.statistics import sum_reference
 from mlip_jax.datasets.store.store import Store
 from mlip_jax.defaults import fine_tune_defaults
@@ -168,6 +171,11 @@ def test_replayed_molecules_are_not_in_the_test_of_forgetting():
     assert not set(names[probe]) & set(names[replay])
     probe, replay = task.old_domain.separate_probe(names[:1].repeat(9), seed=0)
     assert len(probe) == 3 and sorted([*probe, *replay]) == list(range(9))
+    run = RunData(Path(), SimpleNamespace(index=lambda name: np.array([1, 1, 2, 3])), {})
+    run.parts.update(train=np.array([0]), test=np.array([1, 2]))
+    assert task.old_domain.test_rows(run).tolist() == [2]
+    run.parts.update(train=np.array([0, 3]), test=np.array([1]))
+    assert task.old_domain.test_rows(run).tolist() == [1]
 
 
 def test_predictions_that_are_not_finite_are_no_missing_labels():

@@ -154,14 +154,21 @@ def _from_run(config, run: RunData, initial: Potential) -> OldDomain:
     """Take training structures of the run of the initial force field, and test structures."""
     rng = np.random.default_rng(config.seed)
 
-    def some(split: str, count: int) -> Columns | None:
-        rows = np.asarray(run.parts.get(split, []), np.int64)
+    def some(rows: np.ndarray, count: int) -> Columns | None:
         rows = np.sort(rng.permutation(rows)[:count])
         return _of_known_elements(run.store.take(rows), initial) if len(rows) else None
 
-    replay, probe = some("train", config.old.num_replay), some("test", config.old.num_probe)
+    train = np.asarray(run.parts.get("train", []), np.int64)
+    replay, probe = some(train, config.old.num_replay), some(test_rows(run), config.old.num_probe)
     origin = f"training and test structures of {run.workdir}, with their labels"
     return OldDomain.create(replay, probe, origin, initial)
+
+
+def test_rows(run: RunData) -> np.ndarray:
+    """Return the test structures of a run: those of molecules that occur in no other split, if any."""
+    rows = np.asarray(run.parts.get("test", []), np.int64)
+    unseen = np.intersect1d(rows, run.held_out())
+    return unseen if len(unseen) else rows
 
 
 def _generate(config, initial: Potential, folder: Path) -> OldDomain:
