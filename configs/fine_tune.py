@@ -7,7 +7,7 @@
 The start is the force field of the package, a workdir, a file of another program or a published
 force field. Reference energies are refitted. Freezing, low-rank adapters and full training are
 tried with and without replay of the old domain, each with several learning rates. All candidates
-train for a quarter of config.num_steps, and the best one with and without replay go on to the end.
+train for a quarter of config.num_steps, and the best one with and without replay continue.
 The test structures are used only for the errors in the report.
 
 The workdir then is the workdir of the fine-tuned force field: mlip-jax relax molecules.smi
@@ -16,8 +16,8 @@ expected error, the learning curve and the errors in the old domain before and a
 next_structures.xyz contains the structures of config.pool.path whose labels would help most.
 Rerun the same command to resume.
 
-Hardware: CPU, GPU or TPU. Time: that of about 7 trainings of config.num_steps steps, see
-docs/results/fine_tuning.md.
+Hardware: CPU, GPU or TPU. Time: that of 4 trainings of config.num_steps steps, and of one more for
+each point of the learning curve; see docs/results/fine_tuning.md.
 """
 
 import ml_collections

@@ -114,7 +114,7 @@ def unpaired_of_moments(
     if moments is None or np.any(pbc) or not np.any(moments) or not math.isfinite(charge):
         return None
     total = float(np.linalg.norm(np.sum(moments, axis=0)))
-    if abs(total - round(total)) < _MOMENT_TOLERANCE:
+    if math.isfinite(total) and abs(total - round(total)) < _MOMENT_TOLERANCE:
         if (round(total) - round(float(np.sum(numbers)) - charge)) % 2 == 0:
             return float(round(total))
     warnings.warn(

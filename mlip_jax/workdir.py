@@ -33,7 +33,8 @@ log = logging.getLogger(__name__)
 _PREPARATIONS = frozenset(
     {"config.json", "origin.json", "splits.npz", "splits.json", "left_out.csv"}
 )
-_KEPT = frozenset({".lock", "structures.traj"})  # the lock, and the input of `mlip_jax.train`
+# The lock, and the inputs of `mlip_jax.train` and `mlip_jax.active_learning`.
+_KEPT = frozenset({".lock", "structures.traj", "molecules.smi"})
 
 
 class WorkdirError(RuntimeError):

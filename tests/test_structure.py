@@ -1,5 +1,6 @@
 """Tests for charge and unpaired electrons in the info of ASE atoms."""
 
+import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
@@ -69,6 +70,10 @@ def test_moments_that_do_not_fit_are_ignored_with_a_warning():
         assert electronic_value(atoms, "num_unpaired_electrons") == 0
     atoms.info["multiplicity"] = 3
     assert electronic_value(atoms, "num_unpaired_electrons") == 2
+    unknown = molecule("H2O")
+    unknown.set_initial_magnetic_moments([np.nan, 0.0, 0.0])
+    with pytest.warns(UserWarning, match="add up to nan do not fit"):
+        assert electronic_value(unknown, "num_unpaired_electrons") == 0
 
 
 def test_a_spin_that_does_not_fit_is_an_error():

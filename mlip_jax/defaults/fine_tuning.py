@@ -57,7 +57,7 @@ FINE_TUNE = task(
         "Maximum relative increase of the force error in the old domain, as in 0.2. Candidates "
         "beyond it are chosen only if no other is left.",
         bounds=NOT_NEGATIVE,
-        unset="the new domain alone decides",
+        unset="only the new domain decides",
     ),
     curve=Field(
         (25, 50, 100, 200),

@@ -45,7 +45,7 @@ class LabeledBatch:
     seconds: float
 
 
-def label(oracle: Oracle, columns: Columns, name: str) -> LabeledBatch:
+def label(oracle: Oracle, columns: Columns, name: str, *, required: bool = True) -> LabeledBatch:
     """Label structures. Structures without a usable label are named and left out.
 
     Each label is on disk as soon as it arrives, in the cache of the oracle.
@@ -54,9 +54,11 @@ def label(oracle: Oracle, columns: Columns, name: str) -> LabeledBatch:
       oracle: Reference method.
       columns: Structures to label.
       name: Name of the batch, for names of structures, the progress bar and the log.
+      required: Whether at least one usable label is required.
 
     Raises:
-      OracleError: The method failed for all structures.
+      OracleError: The method failed for all structures, for reasons other than the structures or
+        with `required`.
       OSError: The labels cannot be written.
     """
     names = [f"{name} {k}: {columns.molecule[k]}, {columns.subset[k]}" for k in range(len(columns))]
@@ -71,7 +73,7 @@ def label(oracle: Oracle, columns: Columns, name: str) -> LabeledBatch:
             failures[n] = reason
         else:
             usable.append((k, result.energy, result.forces))
-    if not usable:
+    if not usable and required:
         raise OracleError(
             f"{oracle.method.name} gave no usable label for {count_of(len(names), 'structure')}; "
             f"the first reason: {next(iter(failures.values()))}"
@@ -80,7 +82,7 @@ def label(oracle: Oracle, columns: Columns, name: str) -> LabeledBatch:
     labeled = dataclasses.replace(
         columns.take(rows),
         energy=np.array([energy for _, energy, _ in usable]),
-        forces=np.concatenate([forces for *_, forces in usable]),
+        forces=np.concatenate([np.zeros((0, 3)), *(forces for *_, forces in usable)]),
     )
     _report(failures, len(names), name)
     return LabeledBatch(labeled, rows, failures, seconds)

@@ -177,10 +177,31 @@ def split_pool(
             f"validation, {sizes[1]} for the test, and further ones for training. Molecules with an "
             f"element of fewer than {_RARE} molecules are only used for training"
         )
-    order = np.random.default_rng(seed).permutation(free).tolist()
+    order = _keep_elements(molecules, np.random.default_rng(seed).permutation(free).tolist(), count)
     valid, test = set(order[: sizes[0]]), set(order[sizes[0] : sum(sizes)])
     return {
         "train": [m for k, m in enumerate(molecules) if k not in valid | test],
         "valid": [molecules[k] for k in sorted(valid)],
         "test": [molecules[k] for k in sorted(test)],
     }
+
+
+def _keep_elements(
+    molecules: Sequence[PoolMolecule], order: Sequence[int], count: Counter
+) -> list[int]:
+    """Return the indices in order, those last whose removal would leave none with an element.
+
+    Args:
+      molecules: Molecules.
+      order: Indices of some of them.
+      count: Number of molecules with each element.
+    """
+    left, first, last = Counter(count), [], []
+    for k in order:
+        elements = set(molecules[k].geometries[0].numbers.tolist())
+        if min(left[z] for z in elements) > 1:
+            left.subtract(elements)
+            first.append(k)
+        else:
+            last.append(k)
+    return first + last

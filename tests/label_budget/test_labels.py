@@ -1,5 +1,6 @@
 """Tests for labels: failures are named, and an oracle with wrong signs is found before the budget."""
 
+import dataclasses
 import time
 
 import numpy as np
@@ -86,6 +87,14 @@ def test_every_failure_is_named_and_the_other_labels_are_kept(make_oracle):
 def test_an_oracle_without_any_label_is_an_error_with_the_reason(make_oracle):
     with pytest.raises(OracleError, match="no usable label for 2 structures.*SCF did not converge"):
         label(make_oracle(Faulty), dimers([1, 1]), "round 1")
+
+
+def test_a_later_round_without_any_label_has_the_reasons(make_oracle):
+    """Detects a run that stops, and stops again when it is resumed, at a batch that fails."""
+    result = label(make_oracle(Faulty), dimers([1, 1]), "round 2", required=False)
+    assert len(result.columns) == len(result.rows) == 0 and len(result.failures) == 2
+    known = dataclasses.replace(dimers([0, 0]), energy=np.array([-1.0, -1.1]))
+    assert not len(energy_outliers(result.columns, known))
 
 
 def pool():

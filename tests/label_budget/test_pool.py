@@ -96,6 +96,18 @@ def test_rare_elements_stay_in_training(pool):
         split_pool(molecules, (0.5, 0.6), 0)
 
 
+def test_each_element_of_held_out_molecules_stays_in_training():
+    """Detects an element whose molecules are all held out, so that none can be evaluated."""
+    names = ["CH3Cl", "HCl", "CCl4"] + ["CH4"] * 4
+    molecules = [
+        PoolMolecule(f"{name} {k}", "", (molecule(name),), False) for k, name in enumerate(names)
+    ]
+    for seed in range(40):
+        parts = split_pool(molecules, (0.3, 0.3), seed)
+        assert [len(parts[name]) for name in ("train", "valid", "test")] == [3, 2, 2]
+        assert any(17 in m.geometries[0].numbers for m in parts["train"])
+
+
 def test_broken_molecules_are_unphysical():
     start = molecule("CH3OH")
     assert is_physical(start, start.positions)

@@ -11,6 +11,7 @@ from ase.io import read
 
 from mlip_jax import active_learning
 from mlip_jax.config import ConfigError
+from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.defaults import active_learning_defaults
 from mlip_jax.simulation.reference import oracle as oracle_module
 from mlip_jax.simulation.reference.result_cache import ResultCache
@@ -167,11 +168,44 @@ def test_failures_of_the_oracle_are_named_and_a_full_disk_loses_nothing(
     (last,) = metrics_of(tmp_path / "run")["rounds"]["both"][-1:]
     labels = read(tmp_path / "run" / "labels.xyz", ":")
     assert last["calls"] == 30 and len(labels) >= 20
+    assert metrics_of(tmp_path / "run")["num_test_calls"] == 6
     assert all(7 not in atoms.numbers and np.isfinite(atoms.get_forces()).all() for atoms in labels)
     rounds_ = metrics_of(tmp_path / "run")["rounds"]["both"]
     failures = {name: why for evaluation in rounds_ for name, why in evaluation["failures"].items()}
     assert failures and all("no convergence" in why for why in failures.values())
     assert "no convergence" in report and report.count("<img") == 4
+
+
+def test_without_further_candidates_the_report_is_that_of_the_last_round(
+    tmp_path, monkeypatch, untrained
+):
+    """Detects a training of the same labels again, in the folder of the round without candidates."""
+    monkeypatch.setattr(task, "write_label_report", lambda folder, *_: folder / "report.html")
+    train, reported = training.train_members, []
+
+    def train_members(config, folder, *args, report):
+        reported.extend([folder.name] if report else [])
+        return train(config, folder, *args, report=report)
+
+    monkeypatch.setattr(training, "train_members", train_members)
+    fields = {"propose.kinds": ("conformers",), "held_out.num_test": 0, "propose.per_molecule": 1}
+    task.run(small(tmp_path, **fields), tmp_path / "run")
+    (only,) = metrics_of(tmp_path / "run")["rounds"]["both"]
+    assert reported == ["round_1"] and only["calls"] < 30
+
+
+def test_the_workdir_of_a_list_that_cannot_be_used_is_that_of_the_corrected_one(tmp_path):
+    """Detects a list of SMILES in the workdir that counts as a result of the run."""
+    for smiles in (["C"], ["C", "CC"]):
+        fields = {"oracle.num_processes": 1, "seed": len(smiles)}
+        with pytest.raises(DatasetError, match=rf"{len(smiles)} molecules? are too few"):
+            active_learning(smiles, 30, tmp_path / "run", overrides=fields)
+
+
+def test_a_budget_without_training_labels_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(inputs.labels, "check_oracle", lambda *_: 12)
+    with pytest.raises(ConfigError, match="check of the oracle took 12 calculations.*Increase"):
+        task.run(small(tmp_path, budget=12), tmp_path / "run")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
 """Tests for the search of fine-tuning recipes: files, choice, replay, resuming and errors."""
 
+import dataclasses
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +18,7 @@ from mlip_jax.config import ConfigError
 from mlip_jax.datasets import atoms_list
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.datasets.selection.held_out import RunData
 from mlip_jax.datasets.statistics import sum_reference
 from mlip_jax.datasets.store.store import Store
 from mlip_jax.defaults import fine_tune_defaults
@@ -30,6 +34,7 @@ from mlip_jax.tasks.fine_tune.next_structures import farthest_first
 from mlip_jax.tasks.fine_tune.recipes import Candidate
 from mlip_jax.tasks.fine_tune.search import FORCE, choose, forgetting
 from mlip_jax.training.nonfinite import TrainingError
+from mlip_jax.workdir import WorkdirError
 from tests.simulation.conftest import random_potential
 from tests.tasks.runs import DATA
 
@@ -108,7 +113,7 @@ def test_replayed_structures_have_labels_of_the_initial_force_field_at_new_zeros
     assert set(splits[""]["train"]) < set(splits["_replay"]["train"])
     assert len(splits["_replay"]["train"]) == 16 + 12
     initial, tuned = random_potential("tiny"), result.model
-    store = Store(next((result.workdir.parent / "stores/stores").glob("gfn2_small-*")))
+    store = Store(next((result.workdir.parent / "stores/stores").glob(f"{DATA.stem}-*")))
     originals = store.take(np.arange(len(store)))
     for number in splits["_replay"]["train"][-12:]:
         replayed = Columns.from_structures(
@@ -160,6 +165,37 @@ def test_labels_of_the_old_domain_that_are_missing_are_predictions():
     labelled = task.old_domain.OldDomain.create(water, truth, "a test", initial, replace=True)
     assert labelled.is_labelled and labelled.probe.energy[0] == 1.0
     np.testing.assert_allclose(labelled.replay.energy, energy)
+
+
+def test_replayed_molecules_are_not_in_the_test_of_forgetting():
+    """Detects an error in the old domain that is small because its molecules are replayed."""
+    names = np.array([f"molecule {k % 7}" for k in range(70)], object)
+    probe, replay = task.old_domain.separate_probe(names, seed=0)
+    assert len(probe) == 20 and sorted([*probe, *replay]) == list(range(70))
+    assert not set(names[probe]) & set(names[replay])
+    probe, replay = task.old_domain.separate_probe(names[:1].repeat(9), seed=0)
+    assert len(probe) == 3 and sorted([*probe, *replay]) == list(range(9))
+    run = RunData(Path(), SimpleNamespace(index=lambda name: np.array([1, 1, 2, 3])), {})
+    run.parts.update(train=np.array([0]), test=np.array([1, 2]))
+    assert task.old_domain.test_rows(run).tolist() == [2]
+    run.parts.update(train=np.array([0, 3]), test=np.array([1]))
+    assert task.old_domain.test_rows(run).tolist() == [1]
+
+
+def test_predictions_that_are_not_finite_are_no_missing_labels():
+    """Detects a diverged force field that is judged by the structures it can predict."""
+    water = Columns.from_structures(atoms_list.from_atoms([molecule("H2O")] * 2)[0])
+    assert set(search.errors(water, np.zeros(2), np.zeros((6, 3))).values()) == {None}
+    labelled = dataclasses.replace(water, energy=np.zeros(2), forces=np.zeros((6, 3)))
+    found = search.errors(labelled, np.array([0.0, np.nan]), np.zeros((6, 3)))
+    assert np.isnan(found[search.ENERGY]) and found[FORCE] == 0.0
+
+
+def test_other_data_in_the_same_workdir_are_an_error(result, monkeypatch):
+    """Detects results of earlier labels with the test structures of a changed file."""
+    monkeypatch.setattr(Store, "digest", lambda self: "another")
+    with pytest.raises(WorkdirError, match="another fine-tuning"):
+        run(result.workdir.parent, POOL)
 
 
 def test_a_recipe_that_fails_is_not_chosen(tmp_path, monkeypatch):

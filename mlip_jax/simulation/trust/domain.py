@@ -78,6 +78,8 @@ class Domain:
         edges = np.unique(
             np.quantile(distance, np.linspace(0, 1, min(_BINS, len(valid)) + 1)[1:-1])
         )
+        # Equal distances, such as those of training samples, would leave the first bin empty.
+        edges = edges[edges > distance.min()]
         bins = np.digitize(distance, edges)
         expected = {
             name: np.maximum.accumulate([_mean(e[bins == b]) for b in range(len(edges) + 1)])

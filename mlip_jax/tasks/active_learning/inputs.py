@@ -9,6 +9,7 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
+from mlip_jax.config import ConfigError
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.molecules.files import fingerprint
 from mlip_jax.datasets.reader import DatasetError
@@ -30,6 +31,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path, oracle: Oracle) ->
     """Read the molecules, propose their candidates and label the held-out ones, or resume.
 
     Raises:
+      ConfigError: The budget leaves no label for training.
       DatasetError: The file of molecules cannot be used.
       OracleError: The reference method fails, or its forces have the wrong sign or unit.
     """
@@ -41,6 +43,11 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path, oracle: Oracle) ->
     proposed = {name: load_columns(workdir / f"candidates_{name}.npz") for name in SPLITS}
     held_out, spent, seconds = {}, checked, 0.0
     num_valid = max(round(config.held_out.valid_labels * config.budget), 1)
+    if checked + num_valid >= config.budget:
+        raise ConfigError(
+            f"budget={config.budget} leaves no label for training: the check of the oracle took "
+            f"{count_of(checked, 'calculation')}, and validation requires {num_valid}. Increase it."
+        )
     for name, count in (("valid", num_valid), ("test", config.held_out.num_test)):
         held_out[name], summary = _label_held_out(
             config, workdir, oracle, proposed[name], name, count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,12 @@ def label_metrics(
       main: Strategy of the run; the others are for comparison.
     """
     last = evaluations[main][-1]
+    test = json.loads((inputs.workdir / "test.json").read_text(encoding="utf-8"))
     return {
         "strategy": main,
         "budget": inputs.config.budget,
         "force_field": last["force_field"],
-        "num_test_calls": len(inputs.test),
+        "num_test_calls": test["calls"],  # also of failed ones
         "rounds": evaluations,
         "comparison": {
             other: _comparison(evaluations[main], rounds)

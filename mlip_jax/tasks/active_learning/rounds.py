@@ -113,6 +113,7 @@ def run_strategy(inputs: LabelingInputs, strategy: str) -> list[dict[str, Any]]:
         if not len(batch):
             log.warning("%s: no candidates are left", strategy)
             break
+        trained = folder
         summary = _label(inputs, state, batch, number, folder)
         last = number + 1 == config.rounds.num_rounds or state.calls >= config.budget
         starts = _starts(config, state)
@@ -125,7 +126,7 @@ def run_strategy(inputs: LabelingInputs, strategy: str) -> list[dict[str, Any]]:
     if not evaluations:
         raise DatasetError("there are no candidates: no molecule has a physical geometry")
     if strategy == config.choose.strategy and not last:  # its report needs no further training
-        _train(inputs, state, starts, folder, report=True)
+        _train(inputs, state, starts, trained, report=True)
     return evaluations
 
 
@@ -168,11 +169,14 @@ def _label(inputs, state, batch: Columns, number: int, folder: Path) -> dict[str
     """Label a batch, add it to the state and return how it was spent."""
     path, summary_path = folder / "labels.npz", folder / "labels.json"
     if not summary_path.exists():
-        result = labels.label(inputs.oracle, batch, f"round {number + 1}")
+        # Without this, a later round of structures that all fail could never be finished.
+        required = not len(state.labeled)
+        result = labels.label(inputs.oracle, batch, f"round {number + 1}", required=required)
         usable, failures = result.columns, dict(result.failures)
         outliers = labels.energy_outliers(usable, state.labeled)
         for row in np.flatnonzero(outliers).tolist():
-            failures[f"round {number + 1}: {usable.molecule[row]}"] = "energy outlier"
+            name = f"round {number + 1} {result.rows[row]}: {usable.molecule[row]}"
+            failures[f"{name}, {usable.subset[row]}"] = "energy outlier"
         save_columns(path, usable.take(np.flatnonzero(~outliers)))
         failed = set(range(len(batch))) - set(result.rows[~outliers].tolist())
         write_json(

@@ -85,8 +85,9 @@ def prepare(
         problem.
     """
     name, initial = _initial_force_field(config, workdir, force_field)
-    check_origin(workdir / "origin.json", {"force_field": initial.digest()}, "another fine-tuning")
     new = NewDomain.load(config, initial)
+    origin = {"force_field": initial.digest(), "data": new.digest}
+    check_origin(workdir / "origin.json", origin, "another fine-tuning")
     old = old_domain.load(config, initial, workdir / "data")
     return _search(config, workdir, name, initial, new, old)
 

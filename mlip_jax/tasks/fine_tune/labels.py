@@ -46,6 +46,7 @@ class NewDomain:
       level_of_theory: Level of theory of the labels.
       new_elements: Symbols of the elements that the initial force field was not trained on.
       notes: Remarks for the reader of the report.
+      digest: Digest of the data.
     """
 
     splits: dict[str, Columns]
@@ -53,6 +54,7 @@ class NewDomain:
     level_of_theory: str
     new_elements: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    digest: str = ""
 
     @property
     def has_forces(self) -> bool:
@@ -92,7 +94,8 @@ class NewDomain:
         new = [chemical_symbols[z] for z in elements if z not in initial.elements]
         for name, columns in splits.items():
             log.info("%s: %s", name, count_of(len(columns), "structure"))
-        return cls(splits, data.name, data.level_of_theory, tuple(new), tuple(notes))
+        level, digest = data.level_of_theory, data.store.digest()
+        return cls(splits, data.name, level, tuple(new), tuple(notes), digest)
 
 
 def refit_reference(initial: Potential, train: Columns, seed: int) -> np.ndarray:

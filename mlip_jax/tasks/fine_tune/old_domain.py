@@ -122,29 +122,53 @@ def _from_file(config, initial: Potential) -> OldDomain:
     data.elements = data.charge = None
     loaded = evaluation_data.from_config(data, config.seed)
     columns = _of_known_elements(loaded.rows.take(loaded.indices), initial)
-    rows = np.random.default_rng(config.seed).permutation(len(columns))
-    num_probe = min(config.old.num_probe, len(rows) // 3)
-    probe, replay = (rows[:num_probe], rows[num_probe : num_probe + config.old.num_replay])
+    probe, replay = separate_probe(columns.molecule, config.seed)
     return OldDomain.create(
-        columns.take(replay),
-        columns.take(probe),
+        columns.take(replay[: config.old.num_replay]),
+        columns.take(probe[: config.old.num_probe]),
         f"structures of {Path(config.old.path).name}",
         initial,
     )
+
+
+def separate_probe(molecule: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices of the probe and of the structures for replay, in random order.
+
+    The probe is a third of the molecules, because errors of replayed molecules would show too little
+    forgetting. It is a third of the structures if there are fewer than three molecules.
+
+    Args:
+      molecule: Identity of the molecule of each structure, (S,).
+      seed: Seed of the choice.
+    """
+    rng = np.random.default_rng(seed)
+    rows = rng.permutation(len(molecule))
+    names, group = np.unique(molecule.astype(str), return_inverse=True)
+    if len(names) < 3:
+        return rows[: len(rows) // 3], rows[len(rows) // 3 :]
+    in_probe = np.isin(group[rows], rng.permutation(len(names))[: len(names) // 3])
+    return rows[in_probe], rows[~in_probe]
 
 
 def _from_run(config, run: RunData, initial: Potential) -> OldDomain:
     """Take training structures of the run of the initial force field, and test structures."""
     rng = np.random.default_rng(config.seed)
 
-    def some(split: str, count: int) -> Columns | None:
-        rows = np.asarray(run.parts.get(split, []), np.int64)
+    def some(rows: np.ndarray, count: int) -> Columns | None:
         rows = np.sort(rng.permutation(rows)[:count])
         return _of_known_elements(run.store.take(rows), initial) if len(rows) else None
 
-    replay, probe = some("train", config.old.num_replay), some("test", config.old.num_probe)
+    train = np.asarray(run.parts.get("train", []), np.int64)
+    replay, probe = some(train, config.old.num_replay), some(test_rows(run), config.old.num_probe)
     origin = f"training and test structures of {run.workdir}, with their labels"
     return OldDomain.create(replay, probe, origin, initial)
+
+
+def test_rows(run: RunData) -> np.ndarray:
+    """Return the test structures of a run: those of molecules that occur in no other split, if any."""
+    rows = np.asarray(run.parts.get("test", []), np.int64)
+    unseen = np.intersect1d(rows, run.held_out())
+    return unseen if len(unseen) else rows
 
 
 def _generate(config, initial: Potential, folder: Path) -> OldDomain:

@@ -38,7 +38,7 @@ ENERGY, FORCE = "energy_mae_mev_per_atom", "force_mae_mev_per_ang"
 
 
 def errors(columns: Columns, energy: np.ndarray, forces: np.ndarray) -> dict[str, float | None]:
-    """Return the mean absolute errors of predictions; None without labels.
+    """Return the mean absolute errors of predictions: None without labels, NaN if one is not finite.
 
     Args:
       columns: S structures with A atoms and their labels.
@@ -49,12 +49,12 @@ def errors(columns: Columns, energy: np.ndarray, forces: np.ndarray) -> dict[str
       energy_mae_mev_per_atom and force_mae_mev_per_ang.
     """
     found = {
-        ENERGY: np.abs(energy - columns.energy) / columns.n_atoms,
-        FORCE: np.abs(forces - columns.forces),
+        ENERGY: (np.abs(energy - columns.energy) / columns.n_atoms, np.isfinite(columns.energy)),
+        FORCE: (np.abs(forces - columns.forces), np.isfinite(columns.forces)),
     }
     return {
-        name: 1e3 * float(e[known].mean()) if (known := np.isfinite(e)).any() else None
-        for name, e in found.items()
+        name: 1e3 * float(e[known].mean()) if known.any() else None
+        for name, (e, known) in found.items()
     }
 
 
@@ -189,7 +189,12 @@ class RecipeSearch:
             log.warning("%s failed: %s", name, error)
             result["failure"] = str(error)
         else:
-            result |= self.evaluate(potential)
+            errors_of = self.evaluate(potential)
+            if np.isfinite(errors_of["valid"][self.metric]):
+                result |= errors_of
+            else:
+                result["failure"] = "its predictions of validation structures are not finite"
+                log.warning("%s failed: %s", name, result["failure"])
         result["seconds"] = time.monotonic() - start
         self.journal.add(name, steps, result)
         return result

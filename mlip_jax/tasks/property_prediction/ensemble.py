@@ -180,7 +180,9 @@ class Ensemble:
 
 
 def _load_intervals(paths: Sequence[str], names: Sequence[str]) -> EnsembleIntervals | None:
-    """Return the prediction intervals of predictors, or None if one of them has none."""
+    """Return the intervals of scalar properties, or None if a predictor has none."""
+    if not names:
+        return None
     files = [Path(p) / interval_files.FILE for p in paths]
     missing = [str(path.parent) for path in files if not path.is_file()]
     if missing:

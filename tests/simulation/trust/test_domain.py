@@ -38,6 +38,15 @@ def test_far_molecules_are_outside_and_have_no_expected_error():
     assert (np.isnan(expected) == outside).all()
 
 
+def test_samples_nearer_than_all_of_validation_have_an_expected_error():
+    # All smallest distances are equal, so the first edge of the bins is one of them.
+    valid = np.concatenate([np.full((20, 1), 0.5), np.linspace(2, 3, 20)[:, None]])
+    domain = Domain.fit(np.array([[-1.0], [1.0]] * 5), valid, {"gap": np.full(40, 0.1)})
+    near = domain.distance(np.array([[1.0]]))
+    assert near < domain.distance(valid).min()
+    assert domain.expected_error("gap", near) == pytest.approx(0.1)
+
+
 def test_round_trip(tmp_path):
     domain, _, valid, _ = fitted_domain()
     domain.save(tmp_path / "domain.npz")
