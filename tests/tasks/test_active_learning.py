@@ -16,6 +16,7 @@ from mlip_jax.simulation.reference import oracle as oracle_module
 from mlip_jax.simulation.reference.result_cache import ResultCache
 from mlip_jax.tasks import active_learning as task
 from mlip_jax.tasks.active_learning import inputs, rounds, training
+from mlip_jax.training.options import set_model_options
 from tests.simulation.analytic import pairwise
 
 pytest.importorskip("rdkit")
@@ -186,6 +187,15 @@ def test_failures_of_the_oracle_are_named_and_a_full_disk_loses_nothing(
 def test_contradicting_fields_are_errors(tmp_path, fields, message):
     with pytest.raises(ConfigError, match=message):
         task.run(small(tmp_path, **fields), tmp_path / "run")
+
+
+def test_a_training_does_not_change_the_config_of_the_run(tmp_path):
+    """Detects options of a new model in the config of later rounds, which a resumed run lacks."""
+    config = active_learning_defaults()
+    config.model.name = "painn"
+    c = training.training_config(config, tmp_path, 0, "")
+    set_model_options(c, tmp_path)
+    assert c.model.options and not config.model.options
 
 
 @pytest.mark.slow
