@@ -177,6 +177,8 @@ def _run(recipe_search: RecipeSearch) -> Path:
         out_of_time=recipe_search.out_of_time,
     )
     write_json(workdir / "metrics.json", metrics)
+    if text := report.without_gain(metrics):
+        log.warning("%s", text)
     path = report.write_report(
         workdir, metrics, notes=new.notes, info=_settings(recipe_search, potential)
     )
