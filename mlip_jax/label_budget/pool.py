@@ -173,7 +173,7 @@ def split_pool(
     sizes = [max(round(f * len(molecules)), 1) if f else 0 for f in fractions]
     if sum(sizes) > len(free) or sum(sizes) >= len(molecules):
         raise DatasetError(
-            f"{count_of(len(molecules), 'usable molecule')} are too few: validation takes {sizes[0]}, "
+            f"too few molecules, {len(molecules)} usable ones: validation takes {sizes[0]}, "
             f"the test {sizes[1]}, and training needs further ones. Molecules with an "
             f"element of fewer than {_RARE} molecules are only used for training"
         )
