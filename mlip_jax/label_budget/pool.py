@@ -173,8 +173,8 @@ def split_pool(
     sizes = [max(round(f * len(molecules)), 1) if f else 0 for f in fractions]
     if sum(sizes) > len(free) or sum(sizes) >= len(molecules):
         raise DatasetError(
-            f"{count_of(len(molecules), 'molecule')} are too few: {sizes[0]} are needed for "
-            f"validation, {sizes[1]} for the test, and further ones for training. Molecules with an "
+            f"too few molecules, {len(molecules)} usable ones: validation takes {sizes[0]}, "
+            f"the test {sizes[1]}, and training needs further ones. Molecules with an "
             f"element of fewer than {_RARE} molecules are only used for training"
         )
     order = _keep_elements(molecules, np.random.default_rng(seed).permutation(free).tolist(), count)

@@ -113,6 +113,8 @@ def write_report(
         body.append(
             page.callout("max_minutes ended the search before all candidates were trained.")
         )
+    if text := without_gain(metrics):
+        body.append(page.callout(text))
     body.append(
         page.paragraph(
             f"Chosen: recipe {chosen['recipe']} with learning rate {chosen['rate']:g}, by the "
@@ -124,6 +126,20 @@ def write_report(
     body += sections.provenance(dict(info), ("metrics.json", "search.json"))
     write_text(workdir / "report.html", page.render("Fine-tuning", body))
     return workdir / "report.html"
+
+
+def without_gain(metrics: Mapping[str, Any]) -> str:
+    """Return a warning if no candidate has a smaller validation error than the start, or ""."""
+    name = metrics["metric"]
+    before, after = (metrics[key]["valid"][name] for key in ("before", "after"))
+    if before is None or after is None or after < before:
+        return ""
+    return (
+        "Training has not reduced the validation error of the initial force field with refitted "
+        f"reference energies, {page.number(before)} {_UNITS[name]}: after it, the error is "
+        f"{page.number(after)} {_UNITS[name]}. Use the initial force field, or try more steps, lower "
+        "learning rates or more labels."
+    )
 
 
 def _cards(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:

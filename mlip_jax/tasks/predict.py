@@ -133,7 +133,8 @@ def _relaxer(config, ensemble: Ensemble) -> Relaxer | None:
                 "geometries"
             )
         path = "none"
-        log.info("predicting at the given geometries; set force_field to relax them first")
+        if ensemble.reads_positions:
+            log.info("predicting at the given geometries; set force_field to relax them first")
     if path in ("none", ""):
         return None
     if not ensemble.reads_positions:

@@ -17,6 +17,7 @@ from mlip_jax.simulation.reference import oracle as oracle_module
 from mlip_jax.simulation.reference.result_cache import ResultCache
 from mlip_jax.tasks import active_learning as task
 from mlip_jax.tasks.active_learning import inputs, rounds, training
+from mlip_jax.training.options import set_model_options
 from tests.simulation.analytic import pairwise
 
 pytest.importorskip("rdkit")
@@ -220,6 +221,15 @@ def test_a_budget_without_training_labels_is_an_error(tmp_path, monkeypatch):
 def test_contradicting_fields_are_errors(tmp_path, fields, message):
     with pytest.raises(ConfigError, match=message):
         task.run(small(tmp_path, **fields), tmp_path / "run")
+
+
+def test_a_training_does_not_change_the_config_of_the_run(tmp_path):
+    """Detects options of a new model in the config of later rounds, which a resumed run lacks."""
+    config = active_learning_defaults()
+    config.model.name = "painn"
+    c = training.training_config(config, tmp_path, 0, "")
+    set_model_options(c, tmp_path)
+    assert c.model.options and not config.model.options
 
 
 @pytest.mark.slow

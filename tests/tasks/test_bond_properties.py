@@ -58,8 +58,9 @@ def test_a_run_on_a_table_of_smiles(folder):
     assert again[0] == pytest.approx(again[1], rel=1e-5) and np.isfinite(again).all()
 
 
-def test_predictions_of_a_file(folder, monkeypatch):
+def test_predictions_of_a_file(folder, monkeypatch, caplog):
     """A molecule that cannot be predicted is named, and the others are predicted."""
+    caplog.set_level("INFO")
     monkeypatch.setattr(embedding, "_embed_conformers", not_called)
     (folder / "new.smi").write_text("CCO ethanol\nC1CC bad\n[Xe]\nCC(=O)[O-].[NH4+] salt\n")
     c = predict_defaults()
@@ -69,6 +70,9 @@ def test_predictions_of_a_file(folder, monkeypatch):
         rows = list(csv.DictReader(file))
     assert [r["status"] for r in rows] == ["predicted", "failed", "failed", "predicted"]
     assert rows[0]["geometry"] == "not embedded" and "not trained on Xe" in rows[2]["reason"]
+    report = (folder / "predicted/report.html").read_text()
+    assert "1 × RDKit cannot read the SMILES<" in report
+    assert "given geometries" not in caplog.text
     expected = Predictor.load(folder / "run").predict("CCO")["gap"][0]
     assert float(rows[0]["gap"]) == pytest.approx(expected, rel=1e-4)
     c.force_field = str(folder / "run")

@@ -23,6 +23,7 @@ from mlip_jax.datasets.statistics import sum_reference
 from mlip_jax.datasets.store.store import Store
 from mlip_jax.defaults import fine_tune_defaults
 from mlip_jax.potential import Potential
+from mlip_jax.reports.fine_tuning import without_gain
 from mlip_jax.simulation.energies import energies_and_forces
 from mlip_jax.structure import Structure
 from mlip_jax.sweeps.overrides import override
@@ -334,3 +335,12 @@ def test_reference_energies_are_those_of_all_known_elements(tmp_path):
     fields = file.fields(True, "GFN2-xTB; tblite")
     assert fields["reference_energies"] == "H=-0.1,S=-7.25"
     assert fields["split_files"].endswith("labels_3_replay.json")
+
+
+def test_a_search_without_gain_is_reported():
+    """Detects a fine-tuned force field that is worse than its start, without a word about it."""
+    metrics = {"metric": FORCE, "before": {"valid": {FORCE: 42.5}}}
+    metrics["after"] = {"valid": {FORCE: 44.4}}
+    assert "42.5" in (text := without_gain(metrics)) and "44.4" in text and "meV/Å" in text
+    assert not without_gain(metrics | {"after": {"valid": {FORCE: 30.0}}})
+    assert not without_gain(metrics | {"before": {"valid": {FORCE: None}}})

@@ -108,7 +108,6 @@ def generate_embedded(
             tasks = [Task(job.molecule, count, seed, job.kind) for job, count in zip(jobs, counts)]
             make_parts(parts, make_conformations, tasks, costs, num_processes, advance)
         parts.merge(molecules, counts, parameters | {"versions": versions})
-    log.info("%s: %s", path, storage.summarize(path))
     return path
 
 

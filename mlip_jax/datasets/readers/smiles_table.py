@@ -150,7 +150,16 @@ class Reader(reader.Reader):
             known = [_is_number(row[i]) if i < len(row) else False for row in table]
             if any(known) and name not in read and name.lower() not in identifiers:
                 self._unread[name] = known
+                if 2 * sum(known) > len(known):  # a column of numbers with a few texts
+                    self._explain_unread(name, [row[i] if i < len(row) else "" for row in table])
         return read
+
+    def _explain_unread(self, name: str, cells: list[str]) -> None:
+        """Add the first cell of a column that is not a number to the remedy."""
+        for cell, entry in zip(cells, self._entries):
+            if cell.strip() and not _is_number(cell):
+                self.UNREAD_REMEDY += f" In {entry.where}, {name} is {cell.strip()!r}."
+                return
 
 
 def _rows(path: Path) -> Iterator[list[str]]:

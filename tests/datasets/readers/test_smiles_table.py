@@ -6,6 +6,7 @@ import pytest
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets import readers
 from mlip_jax.datasets.reader import DatasetError, ReadReport
+from mlip_jax.datasets.store.conversion import ConversionSpec, convert
 
 
 def test_columns_of_numbers_are_properties(sample):
@@ -41,3 +42,21 @@ def test_errors_name_the_option(sample, tmp_path):
         readers.open_data(other, "smiles_table")
     with readers.open_data(other, "smiles_table", smiles_key="molecule") as source:
         assert next(iter(source)).properties == {"gap": 1.0}
+
+
+def test_isomers_that_are_not_embedded_are_no_copies(tmp_path):
+    """Detects positions on a line that are the same for all isomers."""
+    (tmp_path / "isomers.csv").write_text("smiles,gap\nCCO,1\nCOC,2\nCCO,3\n")
+    with readers.open_data(tmp_path / "isomers.csv", embed=False) as source:
+        ethanol, ether, again = (s.positions for s in source)
+    assert not np.array_equal(ethanol, ether) and np.array_equal(ethanol, again)
+    assert np.linalg.norm(np.diff(ether, axis=0), axis=1).min() > 1
+
+
+def test_the_cell_that_is_no_number_is_named(tmp_path):
+    """Detects a message that blames energies for a table whose column contains a text."""
+    path = tmp_path / "bad.csv"
+    path.write_text("smiles,gap\nCCO,1\n\nCC,none\nC,2\n")
+    spec = ConversionSpec(str(path), options={"embed": False})
+    with pytest.raises(DatasetError, match="(?s)nothing can be.*In bad.csv line 4, gap is 'none'"):
+        convert(spec, tmp_path / "store", num_processes=1, progress=False)
