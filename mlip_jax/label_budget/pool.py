@@ -173,9 +173,9 @@ def split_pool(
     sizes = [max(round(f * len(molecules)), 1) if f else 0 for f in fractions]
     if sum(sizes) > len(free) or sum(sizes) >= len(molecules):
         raise DatasetError(
-            f"too few molecules, {len(molecules)} usable ones: validation takes {sizes[0]}, "
-            f"the test {sizes[1]}, and training needs further ones. Molecules with an "
-            f"element of fewer than {_RARE} molecules are only used for training"
+            f"too few molecules: {len(molecules)}. Validation takes {sizes[0]}, the test "
+            f"{sizes[1]}, and training needs others. Molecules with an element that occurs in fewer "
+            f"than {_RARE} molecules are used only for training"
         )
     order = _keep_elements(molecules, np.random.default_rng(seed).permutation(free).tolist(), count)
     valid, test = set(order[: sizes[0]]), set(order[sizes[0] : sum(sizes)])
