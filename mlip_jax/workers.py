@@ -133,15 +133,17 @@ def run(
       first_alone: Whether to start the other jobs only when the caller requests the second result.
       local: Whether the jobs need files of this machine and therefore ignore `use_executor`.
     """
-    num_processes = min(available_cores() if num_processes is None else num_processes, len(jobs))
     if not jobs:
         return
+    # the cores of this machine say nothing about those of an executor
+    inline = single_inline and 1 in (num_processes, len(jobs))
+    if not local and not inline and (other := executors.selected()) is not None:
+        yield from executors.run(other, function, jobs, initializer)
+        return
+    num_processes = min(available_cores() if num_processes is None else num_processes, len(jobs))
     if num_processes == 1 and single_inline:
         for index, job in enumerate(jobs):
             yield index, function(job)
-        return
-    if not local and (other := executors.selected()) is not None:
-        yield from executors.run(other, function, jobs, initializer)
         return
     executor = _Executor(num_processes, initializer)
     try:

@@ -54,6 +54,16 @@ def test_lost_jobs_run_again(error):
     assert executors.selected() is None
 
 
+def test_a_single_core_leaves_its_jobs_to_the_executor(monkeypatch):
+    """Detects a head node with one core that computes all labels itself."""
+    monkeypatch.setattr(workers, "available_cores", lambda: 1)
+    with LosingExecutor({}) as executor, use_executor(executor):
+        list(workers.run(square, [1, 2]))
+        list(workers.stream(square, [3, 4]))
+        list(workers.run(square, [5, 6], 1))  # in this process, as its caller wants
+    assert executor.submitted == [1, 2, 3, 4]
+
+
 def test_a_job_that_is_lost_again_and_again_is_reported():
     with LosingExecutor({3: 9}) as executor, use_executor(executor):
         with pytest.raises(JobLostError, match="lost 3 times.*Check the memory"):

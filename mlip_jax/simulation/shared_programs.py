@@ -9,7 +9,7 @@ from typing import TypeVar
 F = TypeVar("F", bound=Callable)
 
 # MAX_KEPT: number of configurations whose programs are kept.
-MAX_KEPT = 64
+MAX_KEPT = 16
 
 
 def kept_for_equal_arguments(function: F) -> F:

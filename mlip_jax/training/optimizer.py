@@ -16,7 +16,7 @@ import optax
 
 from mlip_jax.config import unknown_name
 from mlip_jax.training.device import rules
-from mlip_jax.training.parameters.low_rank import low_rank
+from mlip_jax.training.parameters.low_rank import low_rank, weight_path
 from mlip_jax.training.parameters.paths import parameter_path
 
 OPTIMIZERS = ("adam", "amsgrad", "adamw", "muon")
@@ -135,7 +135,7 @@ def create(
 
     Raises:
       ValueError: The optimizer or schedule is unknown, or a value is out of range. Its `init`
-        raises ValueError if a pattern of `freeze` matches no parameter, or if all are frozen.
+        raises ValueError if a pattern matches no parameter, or if all are frozen.
     """
     rate = learning_rate(config, num_steps, steps_per_epoch)
     if config["name"] not in OPTIMIZERS:
@@ -176,7 +176,13 @@ def create(
             f"optimizer.freeze must be a list of patterns, received the text {patterns!r}. "
             f"Write ({patterns!r},)."
         )
-    return _freeze(rule, tuple(patterns)) if patterns else rule
+    rule = _freeze(rule, tuple(patterns)) if patterns else rule
+
+    def init(params):
+        _check_multipliers(params, factors)
+        return rule.init(params)
+
+    return optax.GradientTransformation(init, rule.update)
 
 
 def parse_multipliers(text: str) -> dict[str, float]:
@@ -203,12 +209,13 @@ def parse_multipliers(text: str) -> dict[str, float]:
     return factors
 
 
-def _multiplier_tree(params, factors: Mapping[str, float]):
-    """Return a tree like `params` with the factor of each leaf."""
-    leaves, structure = jax.tree_util.tree_flatten_with_path(params)
-    paths = [parameter_path(path) for path, _ in leaves]
-    for pattern in factors:
-        _check_matches("optimizer.lr_multipliers", pattern, paths)
+def _multiplier_tree(updates, factors: Mapping[str, float]):
+    """Return a tree like `updates` with the factor of each leaf.
+
+    Frozen parameters have no updates, so a pattern need not match one of them.
+    """
+    leaves, structure = jax.tree_util.tree_flatten_with_path(updates)
+    paths = [parameter_path(weight_path(path, leaf)) for path, leaf in leaves]
     return jax.tree.unflatten(
         structure,
         [
@@ -216,6 +223,14 @@ def _multiplier_tree(params, factors: Mapping[str, float]):
             for path in paths
         ],
     )
+
+
+def _check_multipliers(params, factors: Mapping[str, float]) -> None:
+    """Raise ValueError if a pattern of `factors` matches no parameter."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    paths = [parameter_path(path) for path, _ in leaves]
+    for pattern in factors:
+        _check_matches("optimizer.lr_multipliers", pattern, paths)
 
 
 def _check_matches(field: str, pattern: str, paths: Sequence[str]) -> None:
@@ -276,7 +291,7 @@ def check_patterns(params: Any, config: Mapping[str, Any]) -> None:
     """
     if config["freeze"]:
         frozen(params, config["freeze"])
-    _multiplier_tree(params, parse_multipliers(config.get("lr_multipliers", "")))
+    _check_multipliers(params, parse_multipliers(config.get("lr_multipliers", "")))
 
 
 def plateau_options(config: Mapping[str, Any]) -> dict[str, float] | None:

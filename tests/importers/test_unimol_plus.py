@@ -73,6 +73,7 @@ def test_outputs_and_positions_agree_with_the_reference(tmp_path):
     np.testing.assert_allclose(positions, expected, rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("double_precision")
 def test_the_number_of_tokens_is_that_of_the_model(tmp_path):
     predictor, data = load(tmp_path, num_tokens=12)

@@ -128,7 +128,7 @@ def test_fields_that_refer_to_others_follow():
         ({"seed.value": 3}, "'seed' contains no further fields"),
         ({"seed": "three"}, "'seed'.*str"),
         ({"train": 3}, "'train' contains further fields"),
-        ({"train.batch_size": None}, "'train.batch_size' must have a value, received None"),
+        ({"train.num_steps": None}, "'train.num_steps' must have a value, received None"),
     ],
 )
 def test_invalid_fields_are_errors(overrides, message):

@@ -85,6 +85,10 @@ def test_the_workdir_is_that_of_the_chosen_force_field(result):
     assert rows[f"runs/{name}"]["valid"][FORCE] == min(r["valid"][FORCE] for r in rows.values())
     assert [p["labels"] for p in result.metrics["curve"]] == [0, 8, 16]
     assert (folder / "report.html").is_file() and result.domain is not None
+    before, after = (result.metrics[k]["valid"][FORCE] for k in ("before", "after"))
+    assert result.metrics["improves_validation"] == (after < before)
+    text = (folder / "report.html").read_text()
+    assert ("No recipe has a lower validation error" in text) == (after >= before)
     expected = result.metrics["expected_error"]
     assert expected["force"]["mean"] == pytest.approx(result.metrics["after"]["test"][FORCE], 1e-6)
     assert expected["force"]["low"] <= expected["force"]["mean"] <= expected["force"]["high"]
@@ -109,7 +113,7 @@ def test_replayed_structures_have_labels_of_the_initial_force_field_at_new_zeros
     assert set(splits[""]["train"]) < set(splits["_replay"]["train"])
     assert len(splits["_replay"]["train"]) == 16 + 12
     initial, tuned = random_potential("tiny"), result.model
-    store = Store(next((result.workdir.parent / "stores/stores").glob(f"{DATA.stem}-*")))
+    store = Store(next((result.workdir.parent / "stores/stores").glob("gfn2_small-*")))
     originals = store.take(np.arange(len(store)))
     for number in splits["_replay"]["train"][-12:]:
         replayed = Columns.from_structures(

@@ -318,6 +318,23 @@ def test_invalid_patterns_of_multipliers_are_found_before_training():
         optimizer.check_patterns(PARAMS, BASE | {"freeze": (), "lr_multipliers": "embeding/*=2"})
 
 
+@pytest.mark.parametrize("restriction", [{"freeze": ("params/embedding/*",)}, {"low_rank": 1}])
+def test_multipliers_may_name_parameters_that_are_not_trained(restriction):
+    """Detects a first step that fails, and factors of a weight without its multiplier."""
+    text = "params/embedding/*=0.5, params/layers/0/*kernel=0.1, params/layers/1/bias=3"
+    gradients = jax.tree.map(jnp.ones_like, PARAMS)
+
+    def updates(**changes):
+        rule = optimizer.create(BASE | restriction | changes, 100)
+        return to_arrays(rule.update(gradients, rule.init(PARAMS), PARAMS)[0])
+
+    plain, scaled = updates(), updates(lr_multipliers=text)
+    kernel = "params/layers/0/kernel"
+    np.testing.assert_allclose(scaled[kernel], 0.1 * plain[kernel], rtol=1e-3)
+    with pytest.raises(ValueError, match="'zzz' matches none of the 4 parameters"):
+        updates(lr_multipliers="zzz=2")
+
+
 def test_a_text_instead_of_a_list_of_patterns_is_an_error():
     with pytest.raises(ValueError, match=r"received the text 'params/\*'. Write \('params/\*',\)"):
         optimizer.create(BASE | {"freeze": "params/*"}, 100)

@@ -31,6 +31,7 @@ from mlip_jax.simulation.calculators.compiled import (
     PureForceField,
     columns_at_once,
 )
+from mlip_jax.simulation.ensemble_mean import members_of
 from mlip_jax.simulation.trust.coverage import unseen_states
 from mlip_jax.simulation.user_warnings import OutsideDomainWarning, warn
 from mlip_jax.structure import STATES, electronic_value
@@ -83,7 +84,9 @@ class PaddedCalculator(Calculator):
 
     def _predictions(self, potential: Potential) -> set[str]:
         """Return the names of the per-atom predictions of a model other than energies."""
-        return set(models.outline(potential.model, self.dtype)[0].properties)
+        # an ensemble mean predicts what all of its members predict
+        outputs = (models.outline(p.model, self.dtype)[0] for p in members_of(potential))
+        return set.intersection(*(set(out.properties) for out in outputs))
 
     # --- Implemented by subclasses ---
 

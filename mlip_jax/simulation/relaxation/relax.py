@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import queue
 import threading
 from collections.abc import Hashable, Iterable, Iterator, Sequence
@@ -232,7 +233,12 @@ class Relaxer:
         results: queue.Queue = queue.Queue(maxsize=10_000)
         stop = threading.Event()
         threads = [
-            threading.Thread(target=self._feed, args=(d, shared, results, stop), daemon=True)
+            # in a copy of the context: `molecules` may compute with the selected executor
+            threading.Thread(
+                target=contextvars.copy_context().run,
+                args=(self._feed, d, shared, results, stop),
+                daemon=True,
+            )
             for d in range(len(self._devices))
         ]
         for thread in threads:

@@ -177,6 +177,8 @@ def _run(recipe_search: RecipeSearch) -> Path:
         },
         out_of_time=recipe_search.out_of_time,
     )
+    if not metrics["improves_validation"]:
+        log.warning("%s", report.NO_IMPROVEMENT)
     write_json(workdir / "metrics.json", metrics)
     path = report.write_report(
         workdir, metrics, notes=new.notes, info=_settings(recipe_search, potential)

@@ -14,6 +14,7 @@ matrices.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -90,6 +91,17 @@ def low_rank(rule: optax.GradientTransformation, rank: int) -> optax.GradientTra
         return jax.tree.unflatten(structure, merged), LowRankState(factors, rule_state)
 
     return optax.GradientTransformation(init, update)
+
+
+def weight_path(path: Sequence[Any], leaf: Any) -> Sequence[Any]:
+    """Return the path of the weight of a factor, or the path of another parameter as it is.
+
+    Args:
+      path: Path of jax.tree_util in the parameters, or in `LowRankState.factors`.
+      leaf: Array at this path.
+    """
+    is_factor = parameter_path(path[-1:]) in ("a", "b") and is_linear_map(path[:-1], leaf)
+    return path[:-1] if is_factor else path
 
 
 def _factor_gradient(gradient, factors):

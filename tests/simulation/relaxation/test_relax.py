@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ from ase.build import molecule
 from ase.constraints import FixAtoms, FixBondLength
 from ase.optimize import BFGS
 
-from mlip_jax import MLIPCalculator, Relaxer, relax
+from mlip_jax import MLIPCalculator, Relaxer, executors, relax
 from mlip_jax.simulation import device_memory
 from mlip_jax.simulation.relaxation import compiled, pool
 from mlip_jax.simulation.relaxation.compiled import CompiledRelaxation
@@ -336,6 +337,20 @@ def test_an_accelerator_relaxes_while_its_results_are_written(in_float64, monkey
     results |= dict(stream)
     for n, result in expected.items():
         np.testing.assert_array_equal(results[n].atoms.positions, result.atoms.positions)
+
+
+def test_molecules_are_computed_by_the_selected_executor(in_float64, monkeypatch):
+    """Detects a GPU, whose thread reads the molecules, that embeds them on this machine."""
+    monkeypatch.setattr(in_float64, "_in_threads", True)
+    found = []
+
+    def molecules():
+        found.append(executors.selected())
+        yield "empty", Atoms()
+
+    with ThreadPoolExecutor(1) as executor, executors.use_executor(executor):
+        ((_, result),) = in_float64.stream(molecules())
+    assert found == [executor] and result.status == "failed"
 
 
 @pytest.mark.slow
