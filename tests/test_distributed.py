@@ -196,6 +196,17 @@ def test_an_exception_that_replaces_the_one_of_a_signal_ends_the_run(number, cap
     assert signal.getsignal(number) is before
 
 
+def test_an_ignored_interrupt_remains_ignored():
+    """Detects that Ctrl-C in a terminal ends a run in the background of a script."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with distributed.ended_by_signals():
+            os.kill(os.getpid(), signal.SIGINT)
+            assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_an_error_without_a_signal_is_raised():
     with pytest.raises(TypeError), distributed.ended_by_signals():
         raise TypeError

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import shutil
 
 import numpy as np
@@ -10,10 +11,12 @@ from ase import units
 
 from mlip_jax.checkpoint import CheckpointStore
 from mlip_jax.config import ConfigError
+from mlip_jax.datasets.molecules.arguments import molecule_records
 from mlip_jax.defaults import predict_defaults
 from mlip_jax.predictor import Predictor
 from mlip_jax.tasks import predict
 from mlip_jax.tasks import property as property_task
+from mlip_jax.tasks.property_prediction.attributions import has_order_of_smiles
 from mlip_jax.tasks.property_prediction.conformers import boltzmann_weights
 from mlip_jax.tasks.property_prediction.function import predict as predict_molecules
 from mlip_jax.workdir import WorkdirError
@@ -170,6 +173,19 @@ def test_attributions_of_a_mean_add_up(folder):
     found = predictor.attributions(["C", "CCO", "c1ccccc1"])
     assert [len(f["gap"]) for f in found] == [5, 9, 12]
     np.testing.assert_allclose(found[1]["gap"], alone, rtol=1e-3, atol=1e-6)
+
+
+def test_attributions_are_drawn_only_for_atoms_in_the_order_of_the_smiles():
+    """Detects pictures of a SMILES with the values of a file whose atoms have another order."""
+    from rdkit import Chem
+
+    [[record]] = molecule_records("CCO")
+    assert has_order_of_smiles(record)
+    molecule = Chem.Mol(record.bonds)
+    for order in ([2, 1, 0, 3, 4, 5, 6, 7, 8], [0, 1, 2, 8, 3, 4, 5, 6, 7]):
+        bonds = Chem.RenumberAtoms(molecule, order).ToBinary()
+        assert not has_order_of_smiles(dataclasses.replace(record, bonds=bonds))
+    assert not has_order_of_smiles(dataclasses.replace(record, bonds=None))
 
 
 def test_invalid_configs_are_errors(folder):

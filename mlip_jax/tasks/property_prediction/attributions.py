@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mlip_jax.datasets.columns import Columns
+from mlip_jax.datasets.isolation.molecules import is_safe_smiles
 from mlip_jax.datasets.smiles.embedding import MoleculeRecord
 from mlip_jax.foreign_text import table_rows
 from mlip_jax.reports.attributions import MAX_PICTURES, AttributedMolecule
@@ -33,6 +34,8 @@ def attribute(
     chosen = {name: _extremes(rows, name) for name in names}
     wanted = {index for indices in chosen.values() for index in indices}
     molecules = {m.index: m for m in inputs(wanted) if not m.reason} if wanted else {}
+    if not all(member.reads_bonds for member in ensemble.members):
+        molecules = {k: m for k, m in molecules.items() if has_order_of_smiles(m.record)}
     values = _attributions(ensemble, list(molecules.values())) if molecules else {}
     return {
         name: [
@@ -46,6 +49,25 @@ def attribute(
         ]
         for name, indices in chosen.items()
     }
+
+
+def has_order_of_smiles(record: MoleculeRecord) -> bool:
+    """Return whether the atoms are in RDKit's order of the SMILES: heavy atoms, then hydrogens.
+
+    Otherwise a picture of the SMILES would show the attributions at wrong atoms.
+    """
+    from rdkit import Chem
+
+    if record.bonds is None or not record.smiles or not is_safe_smiles(record.smiles):
+        return False
+    given, expected = Chem.Mol(record.bonds), Chem.MolFromSmiles(record.smiles)
+    return expected is not None and _numbered_bonds(given) == _numbered_bonds(Chem.AddHs(expected))
+
+
+def _numbered_bonds(molecule) -> tuple[list[int], set[frozenset[int]]]:
+    """Return the atomic numbers, and the bonds as pairs of indices."""
+    pairs = {frozenset((b.GetBeginAtomIdx(), b.GetEndAtomIdx())) for b in molecule.GetBonds()}
+    return [atom.GetAtomicNum() for atom in molecule.GetAtoms()], pairs
 
 
 def _extremes(rows: dict[int, dict[str, str]], name: str) -> list[int]:
