@@ -225,6 +225,8 @@ def load(data: Any) -> LoadedData:
         # missing energies and forces do not matter for properties
         if not (data.require == "none" and p["what"] == "no labels")
         and not (data.get("confirm_units", False) and p["what"] == UNCONFIRMED)
+        # copies matter for splits that are drawn
+        and not (data.get("split_files") and p["what"] == "duplicates")
     ]
     notes = list(store.manifest["notes"]) + [p["message"] for p in problems]
     if "xtb" in level.lower():

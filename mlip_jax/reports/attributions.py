@@ -85,7 +85,9 @@ def _figure(drawn, name: str, unit: str) -> Figure:
         ax.axis("off")
     for ax, (molecule, positions, symbols, bonds, values) in zip(axes, drawn):
         for i, j in bonds:
-            ax.plot(*positions[[i, j]].T, color=figures.GREY, linewidth=1.2, zorder=1)
+            # not clipped: the axes of a chain are as flat as the chain
+            line = {"color": figures.GREY, "linewidth": 1.2, "zorder": 1, "clip_on": False}
+            ax.plot(*positions[[i, j]].T, **line)
         points = ax.scatter(
             *positions.T,
             c=values,
@@ -96,11 +98,12 @@ def _figure(drawn, name: str, unit: str) -> Figure:
             edgecolors=figures.GREY,
             linewidths=0.6,
             zorder=2,
+            clip_on=False,
         )
         for (x, y), symbol in zip(positions, symbols):
             if symbol != "C":
                 ax.text(x, y, symbol, ha="center", va="center", fontsize=7, zorder=3)
-        ax.set_title(escape_label(molecule.title, 30), fontsize=9)
+        ax.set_title(escape_label(molecule.title, 30), fontsize=9, pad=10)
         ax.set_aspect("equal")
         ax.margins(0.1)
     label = f"{name} ({unit})" if unit else name

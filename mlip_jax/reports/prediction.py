@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from mlip_jax.foreign_text import table_rows
 from mlip_jax.reports import attributions, figures, sections
 from mlip_jax.reports import html_page as page
 from mlip_jax.reports.attributions import AttributedMolecule
+from mlip_jax.reports.relaxation.results import kind_of_reason
 from mlip_jax.workdir import write_text
 
 OUTSIDE = "Molecules outside the domain"
@@ -186,23 +186,13 @@ def _failures(rows) -> Iterator[str]:
     if not failed:
         return
     yield page.heading("Failed molecules")
-    kinds = collections.Counter(_kind_of_failure(row["reason"]) for row in failed)
+    kinds = collections.Counter(kind_of_reason(row["reason"]) for row in failed)
     for reason, count in kinds.most_common(5):
         yield page.paragraph(f"{count:,} × {reason}")
     yield page.table(
         ["molecule", "SMILES", "reason"],
         [(row["name"] or row["index"], row["smiles"], row["reason"]) for row in failed[:_MAX_ROWS]],
     )
-
-
-def _kind_of_failure(reason: str) -> str:
-    """Return a reason without its line of the file, the molecule and details.
-
-    >>> _kind_of_failure("a.csv line 4: RDKit cannot read the SMILES 'C1CC'")
-    'RDKit cannot read the SMILES'
-    """
-    reason = re.sub(r"^.*? line \d+: ", "", reason).partition(": ")[0]
-    return re.sub(r" '.*'$", "", reason)
 
 
 def _outside(outside) -> Iterator[str]:

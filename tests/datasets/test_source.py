@@ -367,6 +367,16 @@ def test_notes_of_other_xtb_data_do_not_mention_spice(options, tmp_path):
     assert note == "The labels of this run are GFN1-xTB: a fast semi-empirical method."
 
 
+def test_copies_in_given_splits_are_no_warning(options, tmp_path):
+    """Detects advice on the split of structures that a task repeats on purpose."""
+    lines = "3\nProperties=species:S:1:pos:R:3 energy=-138.0\nO 0 0 0\nH 0 0 0.96\nH 0 0.93 -0.24\n"
+    (tmp_path / "twice.xyz").write_text(10 * lines)
+    data = options(tmp_path / "twice.xyz", reject_invalid=False)
+    assert any("exact copies" in note for note in source.load(data).notes)
+    data.split_files = "split.json"
+    assert not any("exact copies" in note for note in source.load(data).notes)
+
+
 def test_isolated_atoms_implied_by_formation_energies(options, shared_store):
     with h5py.File(DATA) as file:
         expected = {

@@ -71,7 +71,7 @@ def test_predictions_of_a_file(folder, monkeypatch, caplog):
     assert [r["status"] for r in rows] == ["predicted", "failed", "failed", "predicted"]
     assert rows[0]["geometry"] == "not embedded" and "not trained on Xe" in rows[2]["reason"]
     report = (folder / "predicted/report.html").read_text()
-    assert "1 × RDKit cannot read the SMILES<" in report
+    assert "1 × RDKit cannot read the SMILES …<" in report
     assert "given geometries" not in caplog.text
     expected = Predictor.load(folder / "run").predict("CCO")["gap"][0]
     assert float(rows[0]["gap"]) == pytest.approx(expected, rel=1e-4)

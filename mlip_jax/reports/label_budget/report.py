@@ -60,7 +60,12 @@ def _cards(metrics: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]]) -> s
     last, test = rounds[-1], rounds[-1]["test"]
     cards = [
         ("labels", page.number(last["num_labels"]), "", f"{last['calls']} calculations in all"),
-        ("expected force error", page.number(1e3 * last["expected_error"]), "meV/Å", ""),
+        (
+            "expected force error",
+            page.number(1e3 * last["expected_error"]),
+            "meV/Å",
+            "of validation molecules",
+        ),
     ]
     if test:
         cards.append(

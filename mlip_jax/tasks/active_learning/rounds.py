@@ -247,7 +247,7 @@ def _progress(evaluation: dict[str, Any], state: StrategyState, config) -> str:
     test = evaluation["test"]
     text = (
         f"{count_of(len(state.labeled), 'label')}, {state.calls} of {config.budget} calculations, "
-        f"expected force error {1e3 * evaluation['expected_error']:.1f} meV/Å"
+        f"expected force error {1e3 * evaluation['expected_error']:.1f} meV/Å (validation)"
     )
     return text + (f", test {1e3 * test['force_mae']:.1f} meV/Å" if test else "")
 
