@@ -15,10 +15,6 @@ from mlip_jax.workdir import write_text
 
 _ENERGY, _FORCE = "energy_mae_mev_per_atom", "force_mae_mev_per_ang"
 _UNITS = {_ENERGY: "meV/atom", _FORCE: "meV/Å"}
-NO_IMPROVEMENT = (
-    "No recipe has a lower validation error than the initial force field with refitted reference "
-    "energies. Use more labels or more steps, or keep the initial force field."
-)
 _MIN_FIT = 3  # points of a fitted power law
 
 
@@ -56,7 +52,6 @@ def summarize(
         "metric": metric,
         "before": dict(before),
         "after": {name: result[name] for name in ("valid", "test", "probe")},
-        "improves_validation": result["valid"][metric] < before["valid"][metric],
         "forgetting": forgetting,
         "expected_error": expected,
         "curve": [{"labels": n, **point["test"]} for n, point in sorted(curve.items())],
@@ -107,8 +102,6 @@ def write_report(
     chosen = metrics["chosen"]
     body = [page.heading("Fine-tuning", 1), page.cards(_cards(metrics))]
     body += [page.callout(note) for note in notes]
-    if not metrics["improves_validation"]:
-        body.append(page.callout(NO_IMPROVEMENT))
     if metrics["out_of_time"]:
         body.append(
             page.callout("max_minutes ended the search before all candidates were trained.")

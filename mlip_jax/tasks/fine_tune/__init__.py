@@ -177,8 +177,6 @@ def _run(recipe_search: RecipeSearch) -> Path:
         },
         out_of_time=recipe_search.out_of_time,
     )
-    if not metrics["improves_validation"]:
-        log.warning("%s", report.NO_IMPROVEMENT)
     write_json(workdir / "metrics.json", metrics)
     if text := report.without_gain(metrics):
         log.warning("%s", text)
