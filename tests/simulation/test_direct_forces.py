@@ -68,7 +68,7 @@ def test_forces_are_the_predicted_ones_times_the_energy_scale(calculator, caplog
     atoms.calc = calculator
     assert not calculator.conservative
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # the warning is issued once
+        warnings.simplefilter("error", UserWarning)  # the warning is issued once
         np.testing.assert_allclose(atoms.get_forces(), expected_forces(atoms.positions), atol=1e-12)
         assert atoms.get_potential_energy() + 3 * 1234.5678 == pytest.approx(
             expected_energy(atoms.positions), abs=1e-9
