@@ -92,11 +92,14 @@ def test_molecules_are_parsed(molecule):
     assert len(errors) == 3 and all(isinstance(error, ValueError) for error in errors)
 
 
-def test_the_process_is_replaced_after_a_crash(parsers, molecule):
+def test_the_process_is_replaced_after_a_crash(parsers, molecule, monkeypatch):
     parsers.call("read_rdkit_binaries", molecule)
     parsers._process.kill()
-    with pytest.raises(process.ParserDeathError, match="ended with -9"):
-        parsers.call("read_rdkit_binaries", molecule)
+    parsers._process.wait()
+    with monkeypatch.context() as patch:
+        patch.setattr(parsers, "_is_ready", lambda: True)  # it ends after this check
+        with pytest.raises(process.ParserDeathError, match="ended with -9"):
+            parsers.call("read_rdkit_binaries", molecule)
     assert len(parsers.call("read_rdkit_binaries", molecule)) == 3
 
 
