@@ -222,7 +222,7 @@ def fine_tune(
 
     >>> result = fine_tune("own.xyz", "runs/spice", "runs/tuned")  # doctest: +SKIP
     >>> atoms.calc = result.calculator()  # doctest: +SKIP
-    >>> result.metrics["expected_error"]["force"]["mean"]  # doctest: +SKIP
+    >>> expected_errors = result.metrics["expected_error"]  # doctest: +SKIP
 
     Args:
       structures: Labeled structures, as for `train`.

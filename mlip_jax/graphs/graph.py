@@ -168,7 +168,11 @@ def pairs(graph: jraph.GraphsTuple, undirected: bool = True, slots: bool = False
     neighbor_slots = graph.edges.get("slots") if slots else None
     if neighbor_slots is not None:
         found = Pairs(*neighbor_slots.pair_indices(found), None, found.undirected)
-    vectors = _vectors(graph, found.receivers, found.senders, shifts)
+    if neighbor_slots is None:
+        # indices of its own: So3krates is a fifth slower on CPUs if XLA shares them with the sums
+        vectors = displacements(graph, None if order is None else forward)
+    else:
+        vectors = _vectors(graph, found.receivers, found.senders, shifts)
     # Messages of thousands of padding edges to a single atom would add up to infinity after a few
     # layers, so padding edges get a length beyond the cutoff.
     padding = (receivers == senders) & (vectors == 0).all(axis=-1)

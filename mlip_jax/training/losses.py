@@ -168,8 +168,8 @@ def sums(
 
     Args:
       evaluation: Predicted energies (G,), forces (N, 3) and stress (G, 3, 3) or None.
-      graph: Batch with the labels globals["energy"], nodes["forces"] and, for the stress,
-        globals["properties"]["stress"].
+      graph: Batch with the labels globals["energy"], nodes["forces"] and, for the stress, the
+        property "stress" of its globals.
       penalty: Penalty of the energies.
       force_penalty: Penalty of the forces. None: the same as that of the energies.
       energy_per_atom: Whether to divide the energy error by the number of atoms before the penalty.

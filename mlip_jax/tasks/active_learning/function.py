@@ -71,7 +71,7 @@ def active_learning(
     """Train a force field within a budget of labels, or resume a run in `workdir`.
 
     >>> result = active_learning(list_of_smiles, 300, "runs/budget")  # doctest: +SKIP
-    >>> result.metrics["rounds"]["both"][-1]["expected_error"]  # doctest: +SKIP
+    >>> atoms.calc = result.calculator()  # doctest: +SKIP
 
     Args:
       molecules: List of SMILES or of ASE's Atoms (labels are not used), or the path of a file of
