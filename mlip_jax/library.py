@@ -13,14 +13,12 @@ or store. Without a workdir, no file is kept.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import importlib
 import json
 import logging
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +48,7 @@ from mlip_jax.sweeps.overrides import override
 from mlip_jax.tasks.evaluate import evaluate_config
 from mlip_jax.tasks.fine_tune import fine_tune_config
 from mlip_jax.tasks.force_field_evaluation.result import EvaluationResult
+from mlip_jax.workdir import workdir_or_temporary
 
 log = logging.getLogger(__name__)
 
@@ -203,7 +202,7 @@ def train(
             f"train runs configs of the tasks {', '.join(_TRAINING_TASKS)}; this config has the "
             f"task {config.get('task')!r}"
         )
-    with _folder(workdir) as folder:
+    with workdir_or_temporary(workdir) as folder:
         if structures is not None:
             set_structures(config, structures, folder)
         report = importlib.import_module(f"mlip_jax.tasks.{config.task}").run(config, folder)
@@ -240,7 +239,7 @@ def fine_tune(
     config = override(fine_tune_defaults(), overrides or {})
     if isinstance(force_field, str | Path):
         config.force_field = str(force_field)
-    with _folder(workdir) as folder:
+    with workdir_or_temporary(workdir) as folder:
         set_structures(config, structures, folder)
         if pool is not None:
             config.pool.path = _pool_file(pool, folder)
@@ -275,13 +274,3 @@ def _read_result(task: str, folder: Path, report: Path | None) -> TrainingResult
         workdir=None if report is None else folder,
         report=report,
     )
-
-
-@contextlib.contextmanager
-def _folder(workdir: str | Path | None) -> Iterator[Path]:
-    """Yield the workdir, or a temporary folder that is removed at the end."""
-    if workdir is not None:
-        yield Path(workdir)
-        return
-    with tempfile.TemporaryDirectory(prefix="mlip_jax-") as folder:
-        yield Path(folder) / "run"

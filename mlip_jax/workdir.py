@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import os
+import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ __all__ = [
     "atomic_path",
     "check_origin",
     "claimed",
+    "workdir_or_temporary",
     "write_json",
     "write_text",
 ]
@@ -39,6 +41,16 @@ _KEPT = frozenset({".lock", "structures.traj", "molecules.smi"})
 
 class WorkdirError(RuntimeError):
     """The workdir belongs to another run, or cannot be used."""
+
+
+@contextlib.contextmanager
+def workdir_or_temporary(workdir: str | Path | None) -> Iterator[Path]:
+    """Yield the workdir, or a temporary folder that is removed at the end."""
+    if workdir is not None:
+        yield Path(workdir)
+        return
+    with tempfile.TemporaryDirectory(prefix="mlip_jax-") as folder:
+        yield Path(folder) / "run"
 
 
 def unused_workdir(

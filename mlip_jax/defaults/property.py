@@ -18,7 +18,7 @@ GEOMETRIES = Part(
     valid_geometry=Field("", "Geometry of validation inputs; if empty, data.geometry."),
     test_geometries=Field(
         ("labels",),
-        "Geometries of test inputs, each of which is tested separately. Predictions for "
+        "Geometries of test inputs. Each one is tested separately. Predictions for "
         '"etkdg:10" are means over 10 conformers.',
         changes_results=False,
     ),

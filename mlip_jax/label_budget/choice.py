@@ -22,9 +22,9 @@ def choose(
     """Choose the candidates to label next and return their indices in the order of the choice.
 
     "both" takes, one after another, the candidate with the largest product of its uncertainty and
-    its distance from all structures that are labeled or chosen. Neither molecules nor conformers
-    have a quota: a conformer of a known molecule is taken if it is farther away, or less certain,
-    than any new molecule.
+    its distance from all structures that are labeled or chosen. There is no quota for molecules or
+    conformers: a conformer of a known molecule is chosen if this product is larger than for any new
+    molecule.
 
     Args:
       strategy: "both", "uncertainty", "diversity" (largest distance) or "random".

@@ -95,7 +95,7 @@ def _dynamics(
     """Return snapshots (Å), (n, 3), of hot dynamics from each structure, without the start."""
     every = max(options.md_steps // max(options.md_frames, 1), 1)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # unseen states are named when candidates are scored
+        warnings.simplefilter("ignore")  # the scoring of candidates reports unseen states
         dynamics = MolecularDynamics(
             list(starts),
             potential,

@@ -46,7 +46,7 @@ class LabeledBatch:
 
 
 def label(oracle: Oracle, columns: Columns, name: str, *, required: bool = True) -> LabeledBatch:
-    """Label structures. Structures without a usable label are named and left out.
+    """Label structures. Structures without a usable label are reported and skipped.
 
     Each label is on disk as soon as it arrives, in the cache of the oracle.
 

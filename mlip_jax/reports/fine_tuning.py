@@ -210,7 +210,7 @@ def _recipes(metrics: Mapping[str, Any]) -> Iterator[str]:
         rows,
     )
     for recipe, reason in metrics["rejected"].items():
-        yield page.callout(f"Recipe {recipe} was left out: {reason}.")
+        yield page.callout(f"Recipe {recipe} was skipped: {reason}.")
 
 
 def _curve(metrics: Mapping[str, Any]) -> Iterator[str]:
@@ -303,7 +303,7 @@ def _proposal(metrics: Mapping[str, Any]) -> Iterator[str]:
     yield page.heading("Structures to label next")
     yield page.paragraph(
         f"{proposal['file']} contains {count_of(proposal['num_structures'], 'structure')} of a pool of "
-        f"{proposal['num_pool']:,}, of which {proposal['num_outside']:,} are outside the domain of the "
-        "fine-tuned force field. They are far from the training data and different from each other; "
-        "the first one is the most useful."
+        f"{proposal['num_pool']:,}. {proposal['num_outside']:,} of the pool are outside the domain of the "
+        "fine-tuned force field. The structures in the file are far from the training data and "
+        "different from each other; the first one is the most useful."
     )

@@ -8,12 +8,10 @@ atoms.calc = result.calculator()
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import json
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +29,7 @@ from mlip_jax.simulation.calculators.calculator import MLIPCalculator
 from mlip_jax.simulation.calculators.ensemble import EnsembleCalculator
 from mlip_jax.sweeps.overrides import override
 from mlip_jax.tasks.active_learning import run
-from mlip_jax.workdir import write_text
+from mlip_jax.workdir import workdir_or_temporary, write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +93,7 @@ def active_learning(
         raise ConfigError(
             f"active_learning runs configs of that task; this one has {config.get('task')!r}"
         )
-    with _folder(workdir) as folder:
+    with workdir_or_temporary(workdir) as folder:
         config.input = str(_molecule_file(molecules, folder))
         report = run(config, folder)
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
@@ -106,16 +104,6 @@ def active_learning(
             None if workdir is None else folder,
             None if workdir is None else report,
         )
-
-
-@contextlib.contextmanager
-def _folder(workdir: str | Path | None) -> Iterator[Path]:
-    """Yield the workdir, or a temporary folder that is removed at the end."""
-    if workdir is not None:
-        yield Path(workdir)
-        return
-    with tempfile.TemporaryDirectory(prefix="mlip_jax-") as folder:
-        yield Path(folder) / "run"
 
 
 def _molecule_file(molecules: Any, folder: Path) -> Path:
