@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import filecmp
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -74,27 +76,32 @@ def from_atoms(atoms: Sequence[Atoms], **options) -> tuple[list[Structure], bool
 def write_trajectory(path: Path, structures: Sequence[Structure]) -> None:
     """Write structures with their labels as an ASE trajectory, atomically.
 
-    Read it with the reader options `TRAJECTORY_OPTIONS`.
+    Read it with the reader options `TRAJECTORY_OPTIONS`. A file with the same content keeps its
+    modification time, so its store remains valid.
     """
     from ase.io.trajectory import Trajectory
 
-    with atomic_path(path) as temporary, Trajectory(str(temporary), "w") as file:
-        for s in structures:
-            atoms = Atoms(
-                s.numbers, s.positions, cell=s.cell, pbc=False if s.pbc is None else s.pbc
-            )
-            atoms.info = {"charge": s.charge, "molecule": s.molecule}
-            atoms.info |= {"num_unpaired_electrons": s.spin} if s.spin else {}
-            atoms.info |= {"smiles": s.smiles} if s.smiles else {}
-            atoms.info |= {"config_type": s.subset} if s.subset else {}
-            # Trajectories do not store arrays with other names. The stress is one of these labels; as a
-            # result of the calculator as well, it would occur twice.
-            labels = {**s.properties, **s.atom_properties}
-            atoms.info |= {name: np.asarray(value).tolist() for name, value in labels.items()}
-            labels = {} if math.isnan(s.energy) else {"energy": s.energy}
-            labels |= {} if s.forces is None else {"forces": s.forces}
-            atoms.calc = SinglePointCalculator(atoms, **labels)
-            file.write(atoms)
+    with atomic_path(path) as temporary:
+        with Trajectory(str(temporary), "w") as file:
+            for s in structures:
+                atoms = Atoms(
+                    s.numbers, s.positions, cell=s.cell, pbc=False if s.pbc is None else s.pbc
+                )
+                atoms.info = {"charge": s.charge, "molecule": s.molecule}
+                atoms.info |= {"num_unpaired_electrons": s.spin} if s.spin else {}
+                atoms.info |= {"smiles": s.smiles} if s.smiles else {}
+                atoms.info |= {"config_type": s.subset} if s.subset else {}
+                # Trajectories do not store arrays with other names. The stress is one of these labels; as a
+                # result of the calculator as well, it would occur twice.
+                labels = {**s.properties, **s.atom_properties}
+                atoms.info |= {name: np.asarray(value).tolist() for name, value in labels.items()}
+                labels = {} if math.isnan(s.energy) else {"energy": s.energy}
+                labels |= {} if s.forces is None else {"forces": s.forces}
+                atoms.calc = SinglePointCalculator(atoms, **labels)
+                file.write(atoms)
+        if path.exists() and filecmp.cmp(path, temporary, shallow=False):
+            status = path.stat()
+            os.utime(temporary, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def as_list(structures: Sequence[Atoms] | Atoms) -> list[Atoms]:

@@ -136,8 +136,11 @@ def test_replayed_structures_have_labels_of_the_initial_force_field_at_new_zeros
 def test_a_finished_run_trains_nothing_again(result, monkeypatch):
     calls = []
     monkeypatch.setattr(search, "fit", lambda *args: calls.append(args))
+    pool = result.workdir / "data" / "pool.traj"
+    written = pool.stat().st_mtime_ns  # a later time would convert the pool into another store
     again = run(result.workdir.parent, POOL)
     assert not calls and again.metrics == result.metrics
+    assert pool.stat().st_mtime_ns == written
     # an interruption before the last training: only that one is repeated
     path = result.workdir / "search.json"
     journal = json.loads(path.read_text())
@@ -291,9 +294,23 @@ def test_freezing_covers_embeddings_and_the_first_half_of_the_layers():
 def test_intervals_are_of_molecules():
     """Detects an interval of correlated conformations, which would be far too narrow."""
     values, groups = np.repeat(np.arange(10.0), 50), np.repeat(np.arange(10), 50)
-    wide, narrow = (_interval(values, g, None, 0) for g in (groups, np.arange(500)))
+    wide, narrow = (
+        _interval(values, g, None, 0, known=np.full(500, True)) for g in (groups, np.arange(500))
+    )
     assert wide["mean"] == narrow["mean"] == 4.5
     assert wide["high"] - wide["low"] > 4 * (narrow["high"] - narrow["low"])
+
+
+def test_a_prediction_that_is_not_finite_leaves_no_expected_error(caplog):
+    """Detects an expected error of only those structures that the force field can predict."""
+    labels = np.array([0.0, 0.0, np.nan])
+    predicted = {"nan": np.array([1.0, np.nan, 1.0]), "finite": np.array([1.0, 3.0, np.nan])}
+    found = {
+        name: _interval(values, np.arange(3), None, 0, known=np.isfinite(labels))
+        for name, values in predicted.items()
+    }
+    assert found["nan"] is None and "1 of 2 test structures" in caplog.text
+    assert found["finite"]["mean"] == 2.0
 
 
 def test_farthest_structures_come_first():

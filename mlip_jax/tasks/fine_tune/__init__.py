@@ -184,6 +184,10 @@ def _run(recipe_search: RecipeSearch) -> Path:
         workdir, metrics, notes=new.notes, info=_settings(recipe_search, potential)
     )
     log.info("report: %s", path)
+    log.info(
+        "test errors: %s before, %s after fine-tuning",
+        *(search.errors_text(errors["test"]) or "unknown" for errors in (before, result)),
+    )
     return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from mlip_jax.potential import Potential
 from mlip_jax.simulation.energies import atom_features, energies_and_forces
 from mlip_jax.simulation.trust.atom_domain import FORCES
 from mlip_jax.simulation.trust.domain import Domain
+
+log = logging.getLogger(__name__)
 
 _RESAMPLES = 1_000
 
@@ -33,7 +36,7 @@ def expected_error(
       num_structures and num_molecules; energy and force with "mean", "low" and "high", the ends of
       the 95 % interval (meV/atom, meV/Å); outside, the fraction of test structures outside the
       domain; and calibrated_force, the mean of the error that the domain predicts inside (meV/Å).
-      Values without labels are None. None if there are no test structures.
+      Values are None without labels, or if predictions are not finite. None if there are no test structures.
     """
     if not len(test):
         return None
@@ -43,13 +46,18 @@ def expected_error(
         "energy": 1e3 * np.abs(energy - test.energy) / test.n_atoms,
         "force": 1e3 * np.add.reduceat(np.abs(forces - test.forces).mean(1), starts) / test.n_atoms,
     }
+    labeled = {
+        "energy": np.isfinite(test.energy),
+        "force": np.isfinite(np.add.reduceat(test.forces.sum(1), starts)),
+    }
+    weights = {"energy": None, "force": test.n_atoms}
     names, molecule = np.unique(test.molecule.astype(str), return_inverse=True)
     groups = molecule if len(names) >= 10 else np.arange(len(test))
     result: dict[str, Any] = {
         "num_structures": len(test),
         "num_molecules": len(names),
         **{
-            name: _interval(values, groups, test.n_atoms if name == "force" else None, seed)
+            name: _interval(values, groups, weights[name], seed, known=labeled[name])
             for name, values in per_structure.items()
         },
         "outside": None,
@@ -66,11 +74,31 @@ def expected_error(
 
 
 def _interval(
-    values: np.ndarray, groups: np.ndarray, weights: np.ndarray | None, seed: int
+    values: np.ndarray,
+    groups: np.ndarray,
+    weights: np.ndarray | None,
+    seed: int,
+    *,
+    known: np.ndarray,
 ) -> dict[str, float] | None:
-    """Return the mean of values and its 95 % interval over resampled groups; None if unknown."""
-    known = np.isfinite(values)
+    """Return the mean of values and its 95 % interval over resampled groups; None if unknown.
+
+    Args:
+      values: Error of each structure, (S,).
+      groups: Number of the group of each structure, (S,).
+      weights: Weight of each structure, (S,); None for equal weights.
+      seed: Seed of the resampling.
+      known: Whether each structure has a label, (S,).
+    """
     if not known.any():
+        return None
+    broken = int((~np.isfinite(values[known])).sum())
+    if broken:
+        log.warning(
+            "expected error: predictions of %d of %d test structures are not finite",
+            broken,
+            known.sum(),
+        )
         return None
     weights = (np.ones(len(values)) if weights is None else weights.astype(float))[known]
     _, groups = np.unique(groups[known], return_inverse=True)

@@ -136,7 +136,7 @@ class RecipeSearch:
             else:
                 usable.append(candidate)
         for recipe, reason in self.rejected.items():
-            log.warning("recipe %s is left out: %s", recipe, reason)
+            log.warning("recipe %s is skipped: %s", recipe, reason)
         return usable
 
     def run(self, candidates: list[Candidate], num_curve: int) -> list[tuple[Candidate, dict]]:
