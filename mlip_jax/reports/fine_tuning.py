@@ -302,8 +302,8 @@ def _proposal(metrics: Mapping[str, Any]) -> Iterator[str]:
         return
     yield page.heading("Structures to label next")
     yield page.paragraph(
-        f"{proposal['file']} contains {count_of(proposal['num_structures'], 'structure')} of a pool of "
-        f"{proposal['num_pool']:,}. {proposal['num_outside']:,} of the pool are outside the domain of the "
-        "fine-tuned force field. The structures in the file are far from the training data and "
-        "different from each other; the first one is the most useful."
+        f"The pool has {count_of(proposal['num_pool'], 'structure')}, and "
+        f"{proposal['num_outside']:,} of them are outside the domain of the fine-tuned force field. "
+        f"{proposal['file']} contains {proposal['num_structures']:,} of the pool that are far from the "
+        "training data and different from each other. The first one is the most useful."
     )

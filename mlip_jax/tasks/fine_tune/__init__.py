@@ -185,7 +185,7 @@ def _run(recipe_search: RecipeSearch) -> Path:
     )
     log.info("report: %s", path)
     log.info(
-        "test errors: %s before, %s after fine-tuning",
+        "test errors before fine-tuning: %s; after: %s",
         *(search.errors_text(errors["test"]) or "unknown" for errors in (before, result)),
     )
     return path
@@ -241,8 +241,9 @@ def _settings(recipe_search: RecipeSearch, potential: Potential) -> dict[str, di
             "structures of the test": len(recipe_search.old.probe or ()),
         },
         "Settings": {
-            name: str(value)
-            for name, value in configs.to_dict(config).items()
+            f"{name}.{key}" if key else name: str(value)
+            for name, part in configs.to_dict(config).items()
             if name not in ("task", "force_field", "data")
+            for key, value in (part.items() if isinstance(part, dict) else [("", part)])
         },
     }
