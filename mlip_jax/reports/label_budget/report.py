@@ -97,7 +97,7 @@ def _learning_curve(metrics: Mapping[str, Any]) -> Iterator[str]:
         *("test force MAE (meV/Å)", "95 % quantile (meV/Å)", "test energy MAE (meV/atom)"),
         "validation force MAE (meV/Å)",
     )
-    yield page.table(header, (row for row in _curve_rows(metrics["rounds"])))
+    yield page.table(header, _curve_rows(metrics["rounds"]))
 
 
 def _curve_rows(strategies: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[list[object]]:
@@ -119,10 +119,8 @@ def _curve_rows(strategies: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterat
 def _budget(metrics: Mapping[str, Any]) -> Iterator[str]:
     """Yield how the budget was spent over molecules, conformers and kinds of candidates."""
     yield page.heading("How the budget was spent")
-    rows, kinds = (
-        [],
-        sorted({k for rs in metrics["rounds"].values() for r in rs for k in r["kinds"]}),
-    )
+    kinds = sorted({k for rs in metrics["rounds"].values() for r in rs for k in r["kinds"]})
+    rows = []
     for strategy, rounds in metrics["rounds"].items():
         for r in rounds:
             rows.append(

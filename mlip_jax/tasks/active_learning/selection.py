@@ -67,7 +67,7 @@ def known_rows(potential: Potential, columns: Columns) -> Columns:
     known = unseen_elements.of_columns(columns, potential.elements).known
     if not known.all():
         log.warning(
-            "%d of %d structures contain elements without labels and are left out",
+            "skipping %d of %d structures: they contain elements without labels",
             int((~known).sum()),
             len(columns),
         )
