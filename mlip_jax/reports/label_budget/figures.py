@@ -84,6 +84,8 @@ def labels_per_molecule(counts: Mapping[str, Mapping[str, int]]) -> Figure:
             label=strategy,
         )
     ax.set(xlabel="labels of a molecule", ylabel="molecules")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.get_major_locator().set_params(integer=True)
     figures.add_legend(ax)
     return fig
 
