@@ -134,7 +134,7 @@ def forces(name: str, molecules: int = 256, slots: int = 32) -> Program:
 
 
 def relax(name: str, molecules: int = 548) -> Program:
-    """Return the loop of a batched relaxation with BFGS, of which an iteration counts."""
+    """Return the loop of a batched relaxation with BFGS; the counts are those of an iteration."""
     from mlip_jax.simulation.relaxation import minimizers
     from mlip_jax.simulation.relaxation.loop import RelaxationLoop
     from mlip_jax.simulation.relaxation.state import empty_molecules
@@ -173,7 +173,7 @@ def relax(name: str, molecules: int = 548) -> Program:
 
 
 def md(name: str, atoms: int = 60, molecules: int = 1) -> Program:
-    """Return the loop of molecular dynamics with Langevin thermostat, of which a step counts."""
+    """Return the loop of Langevin dynamics; the counts are those of a step."""
     from mlip_jax.simulation.dynamics.device.loop import StepInputs
     from mlip_jax.simulation.dynamics.md import MolecularDynamics
 

@@ -12,7 +12,8 @@ from ase import Atoms
 from mlip_jax import config as configs
 from mlip_jax import defaults, distributed
 from mlip_jax.config import ConfigError
-from mlip_jax.datasets.molecules.files import CsvColumns, fingerprint, read_molecules
+from mlip_jax.datasets.molecules.config_input import read_input
+from mlip_jax.datasets.molecules.files import fingerprint
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.reports.molecules import Picture
 from mlip_jax.reports.simulations.md import Run, read_thermo, write_md_report
@@ -108,16 +109,7 @@ def read_all(config) -> tuple[list[Atoms], list[str]]:
     Raises:
       DatasetError: The file contains no molecules, or one of them cannot be read.
     """
-    records = list(
-        read_molecules(
-            config.input,
-            mmff=config.mmff,
-            seed=config.seed,
-            limit=config.limit,
-            columns=CsvColumns(config.smiles_column, config.name_column),
-            num_processes=1,
-        )
-    )
+    records = list(read_input(config, num_processes=1))
     if not records:
         raise DatasetError(f"{config.input}: contains no molecules")
     for record in records:

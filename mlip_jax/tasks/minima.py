@@ -17,7 +17,8 @@ from mlip_jax import config as configs
 from mlip_jax import defaults, distributed
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets import source
-from mlip_jax.datasets.molecules.files import CsvColumns, fingerprint, kind_of, read_molecules
+from mlip_jax.datasets.molecules.config_input import read_input
+from mlip_jax.datasets.molecules.files import fingerprint, kind_of
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.files import make_subfolder
 from mlip_jax.foreign_text import TableWriter
@@ -151,13 +152,8 @@ def _geometries_per_molecule(config) -> int:
 
 
 def _records(config):
-    return read_molecules(
-        config.input,
-        num_conformers=_geometries_per_molecule(config),
-        mmff=config.mmff,
-        seed=config.search.seed,
-        limit=config.limit,
-        columns=CsvColumns(config.smiles_column, config.name_column),
+    return read_input(
+        config, num_conformers=_geometries_per_molecule(config), seed=config.search.seed
     )
 
 

@@ -16,13 +16,8 @@ import ml_collections
 from mlip_jax import config as configs
 from mlip_jax import defaults, distributed
 from mlip_jax.config import ConfigError
-from mlip_jax.datasets.molecules.files import (
-    CsvColumns,
-    count_molecules,
-    fingerprint,
-    read_molecules,
-)
-from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.datasets.molecules.config_input import count_input, read_input
+from mlip_jax.datasets.molecules.files import fingerprint
 from mlip_jax.reports.attributions import AttributedMolecule
 from mlip_jax.reports.prediction import write_prediction_report
 from mlip_jax.simulation.force_fields import load_mean_force_field
@@ -62,7 +57,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
             if distributed.leader():
                 stack.enter_context(claimed(workdir, configs.identity(config)))
             workdir = Path(workdir)
-            total = _count(config)
+            total = count_input(config)
             ensemble = Ensemble.load(config.predictor)
             relaxer = _relaxer(config, ensemble)
             if distributed.leader():
@@ -98,18 +93,6 @@ def _check(c) -> None:
 def _layout(ensemble: Ensemble) -> Layout:
     """Return the layout of the table of results, which has one line per molecule."""
     return Layout((*_DESCRIPTION, *ensemble.columns), ())
-
-
-def _columns(config) -> CsvColumns:
-    return CsvColumns(config.smiles_column, config.name_column)
-
-
-def _count(config) -> int:
-    """Return the number of molecules to predict."""
-    count = count_molecules(config.input, _columns(config))
-    if not count:
-        raise DatasetError(f"{config.input}: contains no molecules")
-    return count if config.limit is None else min(count, config.limit)
 
 
 def _relaxer(config, ensemble: Ensemble) -> Relaxer | None:
@@ -192,14 +175,10 @@ def _predict_share(
 
 
 def _read(config, ensemble: Ensemble, skip: Container[int], share=(0, 1)):
-    """Return the records of the conformers to predict; see `read_molecules`."""
-    return read_molecules(
-        config.input,
+    """Return the records of the conformers to predict; see `read_input`."""
+    return read_input(
+        config,
         num_conformers=config.num_conformers,
-        mmff=config.mmff,
-        seed=config.seed,
-        columns=_columns(config),
-        limit=config.limit,
         skip=skip,
         share=share,
         num_processes=config.num_processes or None,

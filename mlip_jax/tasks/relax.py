@@ -15,13 +15,8 @@ import numpy as np
 from mlip_jax import config as configs
 from mlip_jax import defaults, distributed
 from mlip_jax.config import ConfigError
-from mlip_jax.datasets.molecules.files import (
-    CsvColumns,
-    count_molecules,
-    fingerprint,
-    read_molecules,
-)
-from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.datasets.molecules.config_input import count_input, read_input
+from mlip_jax.datasets.molecules.files import fingerprint
 from mlip_jax.datasets.smiles.embedding import MoleculeRecord
 from mlip_jax.potential import Potential
 from mlip_jax.reports.molecules import Picture
@@ -67,7 +62,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
             if distributed.leader():
                 stack.enter_context(claimed(workdir, configs.identity(config)))
             workdir = Path(workdir)
-            total = _count(config)
+            total = count_input(config) * config.num_conformers  # geometries
             potential = load_mean_force_field(config.force_field)
             domains = load_domains(config.force_field)
             if distributed.leader():
@@ -109,18 +104,6 @@ def _cell_filter(c) -> CellFilter | None:
 def _layout(config) -> Layout:
     """Return the layout of the journal, which has further columns if cells are relaxed."""
     return LAYOUT if config.cell is None else CELL_LAYOUT
-
-
-def _columns(config) -> CsvColumns:
-    return CsvColumns(config.smiles_column, config.name_column)
-
-
-def _count(config) -> int:
-    """Return the number of geometries to relax: molecules times conformers."""
-    count = count_molecules(config.input, _columns(config))
-    if not count:
-        raise DatasetError(f"{config.input}: contains no molecules")
-    return (count if config.limit is None else min(count, config.limit)) * config.num_conformers
 
 
 def _check_origin(path: Path, config, potential: Potential) -> None:
@@ -165,13 +148,9 @@ def _relax_share(config, folder: Path, relaxer, total: int) -> None:
             log.info("resuming: %d of %d molecules are done", min(len(done), total), total)
         if before == mine:
             return
-        records = read_molecules(
-            config.input,
+        records = read_input(
+            config,
             num_conformers=config.num_conformers,
-            mmff=config.mmff,
-            seed=config.seed,
-            columns=_columns(config),
-            limit=config.limit,
             skip=done,
             share=share,
             num_processes=config.num_processes or None,
@@ -294,15 +273,8 @@ def _pictures(config, parts: Path, results: Relaxations) -> list[Picture]:
 
     chosen = choose(results, config.num_conformers)
     frames = merge.read_pieces(parts, _layout(config), FRAME, chosen)
-    starts = read_molecules(
-        config.input,
-        num_conformers=config.num_conformers,
-        mmff=config.mmff,
-        seed=config.seed,
-        columns=_columns(config),
-        limit=config.limit,
-        skip=_AllExcept(chosen),
-        num_processes=1,
+    starts = read_input(
+        config, num_conformers=config.num_conformers, skip=_AllExcept(chosen), num_processes=1
     )
     starts = {record.index: record for record in starts if record.atoms is not None}
     pictures = []

@@ -14,7 +14,8 @@ import ml_collections
 from mlip_jax import config as configs
 from mlip_jax import defaults, distributed
 from mlip_jax.config import ConfigError
-from mlip_jax.datasets.molecules.files import CsvColumns, fingerprint, read_molecules
+from mlip_jax.datasets.molecules.config_input import read_input
+from mlip_jax.datasets.molecules.files import fingerprint
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.smiles.embedding import MoleculeRecord
 from mlip_jax.files import make_subfolder
@@ -125,16 +126,7 @@ def _check(c) -> VibrationOptions:
 
 def _records(config) -> list[MoleculeRecord]:
     """Return the molecules of the file."""
-    records = list(
-        read_molecules(
-            config.input,
-            mmff=config.mmff,
-            seed=config.seed,
-            limit=config.limit,
-            columns=CsvColumns(config.smiles_column, config.name_column),
-            num_processes=config.num_processes or None,
-        )
-    )
+    records = list(read_input(config, num_processes=config.num_processes or None))
     if not records:
         raise DatasetError(f"{config.input}: contains no molecules")
     return records

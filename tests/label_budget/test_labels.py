@@ -1,4 +1,4 @@
-"""Tests for labels: failures are named, and an oracle with wrong signs is found before the budget."""
+"""Tests for labels: failures are reported, and wrong signs are detected before the budget is spent."""
 
 import dataclasses
 import time

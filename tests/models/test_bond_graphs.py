@@ -1,4 +1,4 @@
-"""What every model of bonds must keep to, checked for each file of its folder, in float64."""
+"""Tests for every model of bonds, in float64. Each file of the folder is tested."""
 
 import jax
 import numpy as np

@@ -31,7 +31,7 @@ def bond_config(folder, **changes):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A table of molecules, of which one is no molecule, and the workdir of a run on it."""
+    """A table of molecules with an invalid SMILES, and the workdir of a run on it."""
     folder = tmp_path_factory.mktemp("bonds")
     lines = [f"{smiles},{len(smiles) / 3:.3f}" for smiles in [*NAMES.values(), "C1CC"]]
     (folder / "molecules.csv").write_text("\n".join(["smiles,gap", *lines]) + "\n")
@@ -59,7 +59,7 @@ def test_a_run_on_a_table_of_smiles(folder):
 
 
 def test_predictions_of_a_file(folder, monkeypatch, caplog):
-    """A molecule that cannot be predicted is named, and the others are predicted."""
+    """Molecules that fail are reported; the rest are predicted."""
     caplog.set_level("INFO")
     monkeypatch.setattr(embedding, "_embed_conformers", not_called)
     (folder / "new.smi").write_text("CCO ethanol\nC1CC bad\n[Xe]\nCC(=O)[O-].[NH4+] salt\n")

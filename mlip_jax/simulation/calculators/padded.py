@@ -338,7 +338,7 @@ class PaddedCalculator(Calculator):
     def num_compiles(self) -> int:
         """Return the number of programs used so far.
 
-        Calculators of equal models share their programs, each of which is compiled once.
+        Calculators of equal models share their programs and compile each program once.
         """
         return self._compiled.num_compiles
 

@@ -24,7 +24,7 @@ def _is_masked(x: Any) -> bool:
 
 
 class Groups:
-    """Leaves of a pytree in groups, of which each is one array.
+    """Leaves of a pytree in groups. Each group is one array.
 
     Args:
       tree: Pytree, whose leaves are grouped. Masked nodes are in no group.
