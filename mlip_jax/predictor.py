@@ -187,10 +187,11 @@ class Predictor:
         self.check_elements(columns.numbers)
         sizes = self._sizes(columns)
         budget = choose_budget(sizes, min(batch_size, len(columns)))
+        params = jax.device_put(self.params)  # once for all batches
         result: dict[int, dict[str, np.ndarray]] = {}
         for indices in plan_batches(np.arange(len(columns)), sizes, budget):
             graph = self._batch(columns.take(indices), budget)
-            outputs = jax.device_get(_apply_method(self.model, method, self.params, graph))
+            outputs = jax.device_get(_apply_method(self.model, method, params, graph))
             outputs = outputs if isinstance(outputs, dict) else {method: outputs}
             ends = np.cumsum(sizes.n_node[indices])
             parts = {name: np.split(values, ends)[:-1] for name, values in outputs.items()}
