@@ -93,7 +93,7 @@ class Surface:
         hold = (
             field.MMFFAddTorsionConstraint
             if self.name == "MMFF94"
-            else (field.UFFAddTorsionConstraint)
+            else field.UFFAddTorsionConstraint
         )
         for torsion, angle in held:
             hold(*torsion, False, angle, angle, stiffness)

@@ -1,1 +1,1 @@
-"""Parts of the task `predict`: ensembles of predictors."""
+"""Parts of the task `predict`: ensembles, conformers, attributions of atoms."""

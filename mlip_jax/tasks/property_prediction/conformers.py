@@ -91,7 +91,7 @@ def boltzmann_weights(energies: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def _molecule(index: int, group: list[Conformer], temperature: float | None) -> PredictionInput:
-    """Combine the conformers of a molecule; those that are unusable are left out."""
+    """Combine the conformers of a molecule; unusable ones are skipped."""
     group.sort(key=lambda conformer: conformer.record.index)
     usable = [conformer for conformer in group if conformer.atoms is not None]
     if not usable:

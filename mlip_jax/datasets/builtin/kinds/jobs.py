@@ -34,7 +34,7 @@ class _Size(NamedTuple):
 
 
 def jobs(molecules: Sequence[Molecule], kinds: Sequence[str], seed: int) -> list[Job]:
-    """Return the jobs of the kinds in order. Molecules without a geometry of a kind are left out.
+    """Return the jobs of the kinds in order. Molecules without a geometry of a kind are skipped.
 
     "conformations" takes all molecules, "torsions" those with an acyclic single bond, "stretches"
     those with 2 to 12 atoms. "dimers" pairs each molecule with a random one of the list that has at

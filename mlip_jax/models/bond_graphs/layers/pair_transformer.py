@@ -24,11 +24,10 @@ def layer_norm(name: str) -> nn.LayerNorm:
 
 
 class PairAttention(nn.Module):
-    """Attention of tokens with a bias from pairs; also returns weights and values per head.
+    """Weights and values of the attention of tokens, per head, with a bias from pairs.
 
     Attributes:
       num_heads: Number of heads, H.
-      names: Names of the layers of queries, keys, values and the bias.
     """
 
     num_heads: int
