@@ -102,6 +102,7 @@ def _figures(done, targets) -> Iterator[str]:
         fig, axes = figures.figure(t.name, "Expected error", size=(9.2, 3.6))
         axes[0].hist(values, bins=min(40, max(5, len(values) // 5)), color=figures.BLUE)
         axes[0].set(xlabel=f"{t.name} ({t.unit})" if t.unit else t.name, ylabel="molecules")
+        axes[0].yaxis.get_major_locator().set_params(integer=True)
         distance, inside = (
             _column(done, "domain_distance"),
             np.array([r["outside_domain"] == "0" for r in done]),
@@ -142,6 +143,11 @@ def _extremes(done, targets) -> Iterator[str]:
         half = _MAX_ROWS // 2
         chosen = order if len(order) <= _MAX_ROWS else np.concatenate([order[:half], order[-half:]])
         yield page.heading(f"Lowest and highest {t.name}")
+        if any(row.get(f"{t.name}_upper") for row in done):
+            yield page.paragraph(
+                "The requested coverage of intervals is expected for molecules that are drawn like "
+                "those of validation, not for molecules outside the domain."
+            )
         yield page.table(
             [
                 "molecule",
@@ -191,7 +197,7 @@ def _failures(rows) -> Iterator[str]:
         yield page.paragraph(f"{count:,} × {reason}")
     yield page.table(
         ["molecule", "SMILES", "reason"],
-        [(row["name"] or row["index"], row["smiles"], row["reason"]) for row in failed[:_MAX_ROWS]],
+        [(_name(row), row["smiles"], row["reason"]) for row in failed[:_MAX_ROWS]],
     )
 
 

@@ -94,6 +94,10 @@ def test_one_row_per_molecule(folder):
     low, gap, high = (float(row[name]) for name in ("gap_lower", "gap", "gap_upper"))
     assert low < gap < high and high - gap == pytest.approx(gap - low, rel=1e-3)
     assert "Attributions of atoms: gap" in report and "Gradient times input" in report
+    # the condition of intervals is with intervals only, and failed molecules have their usual names
+    condition = "not for molecules outside the domain"
+    assert condition not in report and "<td>[Xe]</td><td>[Xe]</td>" in report
+    assert condition in (folder / "interval/report.html").read_text()
 
 
 def test_an_ensemble_has_a_mean_and_a_spread(folder):
