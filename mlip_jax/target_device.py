@@ -2,7 +2,8 @@
 
 Some sums and products have a fast form for CPUs and another one for GPUs and TPUs. Code that chooses
 between them asks `target_platform`, not JAX, because programs can also be compiled for a device that
-is absent.
+is absent. Kernels that are compiled outside of XLA ask `is_portable`, because they work only in the
+process that compiled them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 import jax
 
 _target: contextvars.ContextVar[str | None] = contextvars.ContextVar("target", default=None)
+_portable: contextvars.ContextVar[bool] = contextvars.ContextVar("portable", default=False)
 
 
 def target_platform() -> str:
@@ -29,3 +31,18 @@ def compiling_for(platform: str) -> Iterator[None]:
         yield
     finally:
         _target.reset(token)
+
+
+def is_portable() -> bool:
+    """Return whether the program that is traced must also run in other processes."""
+    return _portable.get()
+
+
+@contextlib.contextmanager
+def portable_programs() -> Iterator[None]:
+    """Return a context in which programs are traced for other processes, as in exports."""
+    token = _portable.set(True)
+    try:
+        yield
+    finally:
+        _portable.reset(token)
