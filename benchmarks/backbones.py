@@ -55,6 +55,8 @@ def train(model: str, steps: int, workdir: Path, a: argparse.Namespace) -> float
         "report.max_test": a.max_test,
         "optimizer.warmup_steps": max(1, steps // 20),
     }
+    if a.learning_rate:
+        options["optimizer.learning_rate"] = a.learning_rate
     workdir.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "mlip_jax.main"]
     command += [f"--config={ROOT}/configs/pubchemqcr.py:small,{model}", f"--workdir={workdir}"]
@@ -126,6 +128,7 @@ def main():
     parser.add_argument("--updates", type=int, default=200, help="updates of the first budget")
     parser.add_argument("--minutes", type=float, default=6.0, help="CPU minutes of the second one")
     parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--learning_rate", type=float, help="default: that of the config")
     parser.add_argument("--max_test", type=int, default=1_000, help="structures of the test split")
     a = parser.parse_args()
     a.data = str(Path(a.data).resolve())

@@ -13,6 +13,7 @@ Source: https://docs.nvidia.com/cuda/cuequivariance (cuequivariance_jax.segmente
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import importlib.util
 import os
 
@@ -35,7 +36,7 @@ def is_chosen() -> bool:
 
     Raises:
       ValueError: The environment variable has another value than those of BACKENDS.
-      ImportError: cuEquivariance is chosen but not installed.
+      ImportError: cuEquivariance is chosen, but not installed or not compatible with JAX.
     """
     name = os.environ.get(EXTERNAL_KERNELS) or "jax"
     if name not in BACKENDS:
@@ -44,16 +45,27 @@ def is_chosen() -> bool:
         )
     if name == "jax" or is_portable():
         return False
+    _check_packages()
+    return True
+
+
+def _check_packages() -> None:
+    """Raise ImportError if a package is missing or not compatible with JAX."""
     on_gpu = target_platform() == "gpu"
+    extra = "cuequivariance-cuda13" if on_gpu else "cuequivariance"
+    remedy = f"pip install 'mlip-flax[{extra}]', or unset {EXTERNAL_KERNELS}"
     needed = (*PACKAGES, GPU_PACKAGE) if on_gpu else PACKAGES
     missing = [package for package in needed if importlib.util.find_spec(package) is None]
     if missing:
-        extra = "cuequivariance-cuda13" if on_gpu else "cuequivariance"
         raise ImportError(
-            f"{EXTERNAL_KERNELS}=cuequivariance requires {', '.join(missing)}. Install them with "
-            f"pip install 'mlip-flax[{extra}]', or unset the variable."
+            f"{EXTERNAL_KERNELS}=cuequivariance requires {', '.join(missing)}: {remedy}"
         )
-    return True
+    version = importlib.metadata.version("cuequivariance-jax")
+    if version.startswith("0.13.") and jax.__version_info__ >= (0, 12):
+        raise ImportError(
+            f"cuequivariance-jax {version} does not work with JAX {jax.__version__}, but with JAX "
+            f"0.10 and 0.11: {remedy}"
+        )
 
 
 def sum_products(groups: tuple[PathGroup, ...], x, y, w, senders, receivers, undirected, old_signs):

@@ -1,5 +1,6 @@
 """Tests for the convolution with cuEquivariance: the same results as without it."""
 
+import importlib.metadata
 import importlib.util
 
 import jax
@@ -86,10 +87,24 @@ def test_missing_package_is_an_error(monkeypatch, platform, missing, extra):
         is_chosen()
 
 
-def test_programs_for_other_processes_do_not_use_it(monkeypatch):
-    """Its kernels on a GPU exist only in the process that compiled them."""
+def pretend_installed(monkeypatch):
     monkeypatch.setenv(EXTERNAL_KERNELS, "cuequivariance")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.13.0")
+
+
+def test_incompatible_versions_are_an_error(monkeypatch):
+    """Otherwise the training step fails with an error about the number of arguments."""
+    pretend_installed(monkeypatch)
+    monkeypatch.setattr(jax, "__version_info__", (0, 12, 0))
+    with pytest.raises(ImportError, match="0.13.0 does not work with JAX"):
+        is_chosen()
+
+
+def test_programs_for_other_processes_do_not_use_it(monkeypatch):
+    """Its kernels on a GPU exist only in the process that compiled them."""
+    pretend_installed(monkeypatch)
+    monkeypatch.setattr(jax, "__version_info__", (0, 11, 0))
     assert is_chosen()
     with portable_programs():
         assert not is_chosen()
