@@ -5,7 +5,9 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import itertools
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from mlip_jax.structure import Structure
 from mlip_jax.workdir import write_json
 
 _SECONDS = 600.0  # limit for reading one structure, in worker processes
+_TIMED, _TIMED_SECONDS = 256, 1.0  # structures, or time (s), between two starts of the timer
 _BLOCK = 2048  # maximum number of structures in memory as Python objects
 
 
@@ -131,10 +134,18 @@ def _with_time_limit(structures: Iterator[Structure]) -> Iterator[Structure]:
     """Yield structures. A worker process ends if one of them takes too long."""
     while True:
         with workers.time_limit(_SECONDS):
-            structure = next(structures, None)
-        if structure is None:
+            block = list(_until(time.monotonic() + _TIMED_SECONDS, structures))
+        if not block:
             return
+        yield from block
+
+
+def _until(end: float, structures: Iterator[Structure]) -> Iterator[Structure]:
+    """Yield structures until a time of the monotonic clock, at least one and at most _TIMED."""
+    for structure in itertools.islice(structures, _TIMED):
         yield structure
+        if time.monotonic() > end:
+            return
 
 
 def _index_columns(columns: Columns, shortest: np.ndarray) -> dict[str, np.ndarray]:

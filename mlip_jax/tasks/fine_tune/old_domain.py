@@ -247,7 +247,7 @@ def _read(path: Path) -> Columns | None:
 
     if not path.exists():
         return None
-    frames = read(path, index=":")
+    frames = read(path, index=":", format="traj")
     structures, _ = atoms_list.from_atoms(frames, molecule_key="molecule")
     return Columns.from_structures(structures)
 
