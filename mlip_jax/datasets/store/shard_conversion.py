@@ -6,7 +6,6 @@ import collections
 import dataclasses
 import functools
 import itertools
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from mlip_jax.datasets.quality.filters import Filters, force_rms_per_structure, 
 from mlip_jax.datasets.reader import DatasetError, Reader, ReadReport
 from mlip_jax.datasets.store.conversion_plan import ConversionSpec
 from mlip_jax.datasets.store.shards import checksum, encode, write_shard
+from mlip_jax.foreign_files.texts import parse_json, read_bytes
 from mlip_jax.structure import Structure
 from mlip_jax.workdir import write_json
 
@@ -60,7 +60,7 @@ class ShardJob:
 
     def read_metadata(self) -> dict[str, Any]:
         """Return the metadata of the finished shard."""
-        return json.loads(self.metadata_path.read_text(encoding="utf-8"))
+        return parse_json(read_bytes(self.metadata_path))
 
 
 @functools.lru_cache(maxsize=1)
