@@ -121,7 +121,10 @@ def facts(module: str) -> Facts:
 def opens_for_writing(call: ast.Call) -> bool:
     """Return whether a call opens a file for writing other than by the functions of files.py."""
     name = getattr(call.func, "attr", getattr(call.func, "id", ""))
-    modes = [a.value for a in call.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+    parts = [
+        part for argument in call.args for part in ast.walk(argument)
+    ]  # also of "a if b else c"
+    modes = [p.value for p in parts if isinstance(p, ast.Constant) and isinstance(p.value, str)]
     modes += [k.value.value for k in call.keywords if k.arg == "mode" and hasattr(k.value, "value")]
     is_method = isinstance(call.func, ast.Attribute)
     return (
