@@ -259,7 +259,7 @@ def _edge(sizes, read, outs, grid):
     block, tables = pl.program_id(0), _load_tables(sizes, read["tables"])
     transposed = [table.T for table in tables]
 
-    def store(part, _):
+    def store(part, nothing):
         tile = _Tile(sizes, read, block, part)
         scalar, along, vector = _pairs(tile)
         products = [_dot(sizes, scalar, transposed[0])]
@@ -271,9 +271,9 @@ def _edge(sizes, read, outs, grid):
             for q in range(5):
                 value = sums[q] if q < len(sums) else jnp.zeros_like(sums[0])
                 triton.store(out.at[q, tile.row], value, mask=tile.valid)
-        return 0
+        return nothing
 
-    _loop(pl.cdiv(sizes.slots, _SLOTS), store, 0)
+    _loop(pl.cdiv(sizes.slots, _SLOTS), store, ())
 
 
 def _table(sizes, read, outs, grid):

@@ -66,6 +66,28 @@ def test_each_kernel_is_a_derivative_of_the_form():
                 np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("face", ["send", "back", "edge", "table"])
+def test_kernels_are_translated_for_gpus(face):
+    """Catches operations that the interpreter knows but the compiler for GPUs does not."""
+    sizes = Sizes(ATOMS, SLOTS, BASIS, FEATURES, True, True, False)
+
+    def shape(*dimensions):
+        return jax.ShapeDtypeStruct(dimensions, jnp.float32)
+
+    arrays = {
+        "x": shape(ATOMS, 5 * FEATURES),
+        "y": shape(ATOMS, 4 * FEATURES),
+        "tables": shape(BASIS, 3 * FEATURES),
+        "coefficients": [shape(5, ATOMS, SLOTS)] * 2,
+    }
+    del arrays[{"send": "y", "back": "x", "edge": "coefficients", "table": "tables"}[face]]
+    bases = [shape(ATOMS, SLOTS, BASIS)] * 2
+    senders = jax.ShapeDtypeStruct((ATOMS, SLOTS), jnp.int32)
+    function = jax.jit(lambda *args: evaluate(face, sizes, *args))
+    text = function.trace(arrays, bases, senders).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("xla.gpu.triton") == 1
+
+
 def test_kernels_are_used_only_on_request_and_for_sizes_that_they_support(monkeypatch):
     monkeypatch.delenv("MLIP_JAX_FUSED_KERNELS", raising=False)
     with compiling_for("gpu"):
