@@ -38,8 +38,8 @@ _PROGRAMS = 264
 _FACES = ("send", "back", "edge", "table")
 
 
-class Sizes(NamedTuple):
-    """Sizes of the arrays of a form, and how to evaluate it.
+class FormSizes(NamedTuple):
+    """FormSizes of the arrays of a form, and how to evaluate it.
 
     Attributes:
       atoms, slots, basis, features: N, K, B, F.
@@ -67,12 +67,12 @@ class Sizes(NamedTuple):
         return pl.cdiv(self.atoms, _ATOMS)
 
 
-def evaluate(face: str, sizes: Sizes, arrays: dict, bases, senders):
+def evaluate(face: str, sizes: FormSizes, arrays: dict, bases, senders):
     """Evaluate a derivative of the form.
 
     Args:
       face: "send", "back", "edge" or "table".
-      sizes: Sizes of the arrays.
+      sizes: FormSizes of the arrays.
       arrays: "x", "y", "tables" and "coefficients" except the one that `face` differentiates by.
         Coefficients are a list, one for each of the bases.
       bases: Arrays h.
@@ -119,7 +119,7 @@ def evaluate(face: str, sizes: Sizes, arrays: dict, bases, senders):
 class _Tile:
     """Rows of a block of atoms with some of their slots, in a kernel."""
 
-    def __init__(self, sizes: Sizes, read: dict, block, part):
+    def __init__(self, sizes: FormSizes, read: dict, block, part):
         self.sizes, self.read = sizes, read
         row = jax.lax.iota(jnp.int32, _ROWS)
         atom = block * _ATOMS + jax.lax.div(row, jnp.int32(_SLOTS))

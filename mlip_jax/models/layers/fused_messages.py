@@ -18,7 +18,7 @@ from jax.interpreters import ad
 from mlip_jax.graphs.graph import SlotGeometry
 from mlip_jax.graphs.slot_sums import define_primitive, is_zero
 from mlip_jax.matmul_precision import products_are_exact
-from mlip_jax.models.layers.fused_kernels import Sizes, evaluate
+from mlip_jax.models.layers.fused_kernels import FormSizes, evaluate
 from mlip_jax.target_device import target_platform, uses_fused_kernels
 
 # _ORDER: highest derivative of the basis.
@@ -69,7 +69,7 @@ def fused_messages(phi, v, tables, bases, distances, geometry: SlotGeometry):
     else:
         vectors = [phi[:, 2 * width :] * v[:, d] for d in range(3)]
         x = jnp.concatenate([phi[:, : 2 * width], *vectors], axis=-1)
-    sizes = Sizes(
+    sizes = FormSizes(
         *distances.shape,
         bases[0].shape[-1],
         width,
@@ -87,7 +87,7 @@ def _bind(face, sizes, orders, arrays, geometry):
 
     Args:
       face: Name of the face.
-      sizes: Sizes.
+      sizes: FormSizes.
       orders: Orders of the derivatives of the basis, one for each of the coefficients.
       arrays: Arguments of the face by name.
       geometry: Distances, bases and senders.

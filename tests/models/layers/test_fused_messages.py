@@ -9,7 +9,7 @@ from mlip_jax.graphs.batch import build_batch
 from mlip_jax.graphs.neighbor_slots import add_neighbor_slots
 from mlip_jax.graphs.shapes import PaddingBudget
 from mlip_jax.models import create
-from mlip_jax.models.layers.fused_kernels import Sizes, evaluate
+from mlip_jax.models.layers.fused_kernels import FormSizes, evaluate
 from mlip_jax.models.layers.fused_messages import wants_fused
 from mlip_jax.potential import evaluate as evaluate_model
 from mlip_jax.potential import example_graph, hessian_columns
@@ -52,7 +52,7 @@ def test_each_kernel_is_a_derivative_of_the_form():
         "tables": rng.normal(size=(BASIS, 3 * FEATURES)),
         "coefficients": coefficients,
     }
-    sizes = Sizes(ATOMS, SLOTS, BASIS, FEATURES, True, True, True)
+    sizes = FormSizes(ATOMS, SLOTS, BASIS, FEATURES, True, True, True)
     with jax.enable_x64(True):
         arrays, bases, senders = jax.tree.map(jnp.asarray, (arrays, bases, senders))
         expected = jax.jit(jax.grad(plain_form))(arrays, bases, senders)
@@ -69,7 +69,7 @@ def test_each_kernel_is_a_derivative_of_the_form():
 @pytest.mark.parametrize("face", ["send", "back", "edge", "table"])
 def test_kernels_are_translated_for_gpus(face):
     """Catches operations that the interpreter knows but the compiler for GPUs does not."""
-    sizes = Sizes(ATOMS, SLOTS, BASIS, FEATURES, True, True, False)
+    sizes = FormSizes(ATOMS, SLOTS, BASIS, FEATURES, True, True, False)
 
     def shape(*dimensions):
         return jax.ShapeDtypeStruct(dimensions, jnp.float32)
