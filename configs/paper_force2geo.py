@@ -21,7 +21,7 @@ fine-tuning, and Force2Prop, on the random and the scaffold split. The default h
 too. Words after the path select the size:
 
     molecules=800   training molecules of each predictor; 0 for all
-    subset=250      training molecules in Table 6; Table 9 has all
+    subset=250      training molecules in Table 6; Table 9 has all; 0 leaves out Table 6
     epochs=10       epochs of each predictor; fine-tuning takes half of them
     width=128       features of all models
     steps=31000     training steps of the force field, with 8 structures each
@@ -46,6 +46,7 @@ from mlip_jax.configs import force2prop, spice
 
 RELAXED = "relaxed(pm3:first)"
 GEOMETRIES = ("labels", "pm3", "pm3:first", "etkdg", RELAXED, "relaxed(etkdg)")
+TABLE_GEOMETRIES = ("labels", "pm3:first", "etkdg", RELAXED)
 MAIN = "force-field"
 # Architectures that are trained from scratch for comparison. GIN-virtual and Uni-Mol+ read bonds.
 SPATIAL = ("schnet", "comenet", "dimenetpp", "spherenet", "equivariant_transformer")
@@ -123,30 +124,29 @@ def _size(argument: str) -> Size:
 def _comparison(runs, field, size):
     """Add the rows of Tables 1, 4, 5, 6 and 9, all of one seed before those of the next one.
 
-    A sweep that is interrupted has then complete rows of fewer seeds.
+    An interrupted sweep then has complete tables with fewer seeds.
     """
     for seed in range(size.seeds):
         for prefix, split in SPLITS.items():
+            for model in (*BONDS, *SPATIAL):
+                name, only = f"{prefix}{model}-scratch", ("labels",) if size.tables else ()
+                runs.property(name, "scratch", (seed,), split, model=model, geometries=only)
             runs.property(prefix + "scratch", "scratch", (seed,), split)
             runs.property(prefix + "force2prop", "all", (seed,), split, init=field)
-            runs.fine_tuning(prefix + "finetune", (seed,), split=split)
-            for model in (*BONDS, *SPATIAL):
-                runs.property(f"{prefix}{model}-scratch", "scratch", (seed,), split, model=model)
+            runs.fine_tuning(prefix + "finetune", (seed,), split)
+    for seed in range(size.seeds if size.subset else 0):
         for prefix, split in SPLITS.items():  # Table 6, the same with fewer molecules
             few = dict(molecules=size.subset, geometries=("labels",))
-            runs.property(f"subset-{prefix}scratch", "scratch", (seed,), split, **few)
-            runs.property(f"subset-{prefix}force2prop", "all", (seed,), split, init=field, **few)
             for model in (*BONDS, *SPATIAL):
                 name = f"subset-{prefix}{model}-scratch"
-                start = UNIMOL_STARTS.get(model, "labels")
-                runs.property(
-                    name, "scratch", (seed,), split, size.subset, model, geometries=(start,)
-                )
-        if size.second:
-            for model in ("", *SPATIAL):
-                name = f"second-{model}-scratch" if model else "second-scratch"
-                runs.property(name, "scratch", (seed,), data=size.second, model=model)
-            runs.property("second-force2prop", "all", (seed,), data=size.second, init=field)
+                runs.property(name, "scratch", (seed,), split, model=model, **few)
+            runs.property(f"subset-{prefix}scratch", "scratch", (seed,), split, **few)
+            runs.property(f"subset-{prefix}force2prop", "all", (seed,), split, init=field, **few)
+    for seed in range(size.seeds if size.second else 0):
+        for model in ("", *SPATIAL):
+            name = f"second-{model}-scratch" if model else "second-scratch"
+            runs.property(name, "scratch", (seed,), data=size.second, model=model)
+        runs.property("second-force2prop", "all", (seed,), data=size.second, init=field)
 
 
 def _ablations(runs, field, size):
@@ -212,6 +212,7 @@ class _Runs:
     def __init__(self, data: str, field: str, size: Size):
         self.variants, self._data, self._field, self._size = [], data, field, size
         self._word = "published" if size.published else "small"
+        self._geometries = TABLE_GEOMETRIES if size.tables else GEOMETRIES
 
     def property(
         self,
@@ -223,9 +224,12 @@ class _Runs:
         model="",
         init="",
         geometry="labels",
-        geometries=GEOMETRIES,
+        geometries=(),
         data="",
     ):
+        geometries = geometries or self._geometries
+        if data or model == "gin_virtual":
+            geometries = ("labels",)
         for seed in seeds:
             variant = {
                 "name": f"{name}-{seed}",
@@ -234,9 +238,10 @@ class _Runs:
                 "data.path": data or self._data,
                 "data.split": split,
                 "data.geometry": geometry,
-                "data.test_geometries": ("labels",) if data else geometries,
-                "data.force_field": self._field,
+                "data.test_geometries": geometries,
             }
+            if any(source.startswith("relaxed") for source in geometries):
+                variant["data.force_field"] = self._field
             if not data:
                 variant["data.reader_options"] = _STAGES
             if not self._size.published:
@@ -247,11 +252,9 @@ class _Runs:
                 variant["data.num_molecules"] = molecules or self._size.molecules
             if not init:
                 variant |= self._architecture(model or "painn")
-            if model == "gin_virtual":  # no geometries, and no force field for them
-                variant["data.test_geometries"] = ("labels",)
-                del variant["data.force_field"]
             if model in UNIMOL_STARTS:
                 variant |= _refinement(UNIMOL_STARTS[model])
+                variant.pop("data.force_field", None)
             self.variants.append(variant)
 
     def split(self, by):
@@ -285,7 +288,7 @@ class _Runs:
                 "align.frames": frames,
                 "align.weight": weight,
                 "align.noise": noise,
-                "data.test_geometries": GEOMETRIES,
+                "data.test_geometries": self._geometries,
             }
             if not self._size.published:
                 variant["train.num_epochs"] = self._size.epochs / 2

@@ -12,6 +12,7 @@ are NaN in structures whose first atoms are not the heavy atoms in the order of 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 
 import jraph
@@ -72,7 +73,8 @@ def build_bond_batch(
     atoms = np.concatenate([np.zeros((0, 9), np.int32), *(g.atoms for g in graphs)])
     bonds = np.concatenate([np.zeros((0, 3), np.int32), *(g.bonds for g in graphs)])
     positions = _of_nodes(columns, graphs, columns.positions)
-    graph_labels, _ = batch_labels(columns, budget, properties, dtype)
+    of_graphs = dataclasses.replace(columns, atom_properties={})
+    graph_labels, _ = batch_labels(of_graphs, budget, properties, dtype)
     node_labels = {
         name: pad_rows(_of_nodes(columns, graphs, values).astype(dtype), budget.n_node)
         for name, values in columns.atom_properties.items()

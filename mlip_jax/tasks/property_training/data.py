@@ -73,16 +73,21 @@ class PropertyData:
             index, values = property_data.select_labeled(
                 loaded.store, loaded.indices, config.property.targets
             )
-        bonds = models.reads_bonds(models.find(config.model.name))
-        if bonds:
-            model = models.create(config.model.name, **config.model.options)
-            readable = _has_bond_graph(
-                loaded.store, index, models.max_heavy_atoms(model), models.reads_positions(model)
-            )
-            index, values = index[readable], {k: v[readable] for k, v in values.items()}
         split_indices = data_split.split_data(
             dataclasses.replace(loaded, indices=index), c, molecule_features.of(c)
         )
+        bonds = models.reads_bonds(models.find(config.model.name))
+        if bonds:  # after the split, which is then that of other models
+            model = models.create(config.model.name, **config.model.options)
+            readable = index[
+                _has_bond_graph(
+                    loaded.store,
+                    index,
+                    models.max_heavy_atoms(model),
+                    models.reads_positions(model),
+                )
+            ]
+            split_indices = {k: np.intersect1d(v, readable) for k, v in split_indices.items()}
         if distributed.leader():
             with writing(workdir):
                 _save_split(loaded.store, split_indices, c, workdir)
