@@ -181,10 +181,12 @@ def options_of(model: str, size: Size) -> dict:
     model = "unimol_plus" if model == "unimol_plus_cheap" else model
     if model in force2prop.BOND_MODELS:
         kind = "published" if size.published else "small"
-        return dict(force2prop.BOND_MODELS[model][kind])
+        narrow = {"num_features": size.width} if kind == "small" else {}
+        narrow |= {"num_layers": 2} if narrow and model == "unimol_plus" else {}
+        return dict(force2prop.BOND_MODELS[model][kind]) | narrow
     if size.published:
         return force2prop.PAINN["published"] if model == "painn" else dict(spice.MODELS[model])
-    half = size.width // 2
+    half = max(size.width // 2, 32)
     directional = dict(
         num_features=half,
         num_layers=2,
@@ -246,6 +248,7 @@ class _Runs:
                 variant["data.reader_options"] = _STAGES
             if not self._size.published:
                 variant["train.num_epochs"] = self._size.epochs
+                variant["optimizer.warmup_steps"] = 30
             if init:
                 variant["init.workdir"] = init
             if molecules or self._size.molecules:
@@ -292,6 +295,7 @@ class _Runs:
             }
             if not self._size.published:
                 variant["train.num_epochs"] = self._size.epochs / 2
+                variant["optimizer.warmup_steps"] = 30
             if self._size.molecules:
                 variant["data.num_molecules"] = self._size.molecules
             self.variants.append(variant)

@@ -111,11 +111,10 @@ class Properties:
         self, params: Any, graph: jraph.GraphsTuple
     ) -> tuple[dict[str, jax.Array], PropertySums]:
         """Predict the properties of a batch and compute its loss sums."""
-        method = (
-            "with_refinement" if self.align_weight and self.alignment == REFINEMENT else "__call__"
-        )
+        refines = self.align_weight and self.alignment == REFINEMENT
+        options = {"method": "with_refinement"} if refines else {}
         with full_precision():  # except in training steps
-            predicted = self.model.apply(params, graph, method=method)
+            predicted = self.model.apply(params, graph, **options)
         return predicted, self._sums(predicted, graph)
 
     def absorb(self, params: Any, old: Any, total: PropertySums) -> tuple[Any, PropertySums]:
