@@ -28,7 +28,7 @@ from mlip_jax.simulation.energies import energies_and_forces
 from mlip_jax.structure import Structure
 from mlip_jax.sweeps.overrides import override
 from mlip_jax.tasks import fine_tune as task
-from mlip_jax.tasks.fine_tune import recipes, search
+from mlip_jax.tasks.fine_tune import labels, recipes, search
 from mlip_jax.tasks.fine_tune.expected_error import _interval
 from mlip_jax.tasks.fine_tune.labels import TrainingFile
 from mlip_jax.tasks.fine_tune.next_structures import farthest_first
@@ -151,6 +151,40 @@ def test_a_finished_run_trains_nothing_again(result, monkeypatch):
     assert [str(folder) for _, folder in calls] == [str(result.workdir / curve)]
     point = next(iter(removed.values()))
     assert again.metrics["curve"][1] == {"labels": 8, **point["test"]}
+
+
+def of_formulas(*formulas):
+    """Return structures of these molecules without labels."""
+    return Columns.from_structures(atoms_list.from_atoms([molecule(f) for f in formulas])[0])
+
+
+def load_domain(monkeypatch, columns, num_train):
+    """Return the NewDomain of structures; the validation and test structures are the last four."""
+    parts = {"train": np.arange(num_train), "valid": np.arange(num_train, num_train + 2)}
+    parts["test"] = np.arange(num_train + 2, len(columns))
+    store = SimpleNamespace(take=columns.take, digest=lambda: "")
+    data = SimpleNamespace(store=store, notes=(), name="mine", level_of_theory="DFT")
+    monkeypatch.setattr(labels.source, "load", lambda config: data)
+    monkeypatch.setattr(labels.data_split, "split_data", lambda *_: parts)
+    return labels.NewDomain.load(fine_tune_defaults(), random_potential("tiny"))
+
+
+def test_few_labels_contain_every_element(monkeypatch):
+    """Detects a learning curve whose energies have the old zero for an element without a label."""
+    columns = of_formulas(*["H2O"] * 30, "CH4", "NH3", *["H2O"] * 4)
+    new = load_domain(monkeypatch, columns, 32)
+    assert set(new.splits["train"].take(np.arange(3)).numbers) == {1, 6, 7, 8}
+    assert new.covers_elements(3) and not new.covers_elements(2)
+
+
+def test_elements_without_training_labels_are_not_evaluated(monkeypatch, caplog):
+    """Detects energy errors of thousands of eV: the reference energy of N is that of the start."""
+    columns = of_formulas(*["H2O"] * 6, "H2O", "H2O", "NH3", "H2O")
+    new = load_domain(monkeypatch, columns, 6)
+    assert [len(new.splits[name]) for name in ("train", "valid", "test")] == [6, 2, 1]
+    assert "1 of 2 test structures with elements" in new.notes[0] and "N: 1" in caplog.text
+    with pytest.raises(DatasetError, match="requires at least 2 valid structures, received 1"):
+        load_domain(monkeypatch, of_formulas(*["H2O"] * 6, "NH3", "H2O", "H2O", "H2O"), 6)
 
 
 def test_labels_of_the_old_domain_that_are_missing_are_predictions():

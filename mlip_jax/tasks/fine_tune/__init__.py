@@ -31,6 +31,7 @@ from mlip_jax.tasks.fine_tune.expected_error import expected_error
 from mlip_jax.tasks.fine_tune.labels import NewDomain, training_file
 from mlip_jax.tasks.fine_tune.recipes import Candidate
 from mlip_jax.tasks.fine_tune.search import RecipeSearch
+from mlip_jax.tasks.force_field_training.repeated_warnings import repeated_warnings_once
 from mlip_jax.training.nonfinite import TrainingError
 from mlip_jax.workdir import atomic_path, check_origin, claimed, write_json
 
@@ -66,7 +67,7 @@ def fine_tune_config(
     """
     config = configs.complete(config, defaults.fine_tune_defaults())
     _check(config, force_field)
-    with claimed(workdir, configs.identity(config)) as workdir:
+    with repeated_warnings_once(), claimed(workdir, configs.identity(config)) as workdir:
         return _run(prepare(config, workdir, force_field))
 
 
@@ -121,7 +122,13 @@ def _initial_force_field(config, workdir: Path, given: Any) -> tuple[str, Potent
 def _search(config, workdir: Path, name: str, initial, new, old) -> RecipeSearch:
     """Prepare the training runs: the data of all numbers of labels."""
     num_labels = len(new.splits["train"])
-    numbers = [*sorted(n for n in set(config.curve) if n < num_labels), num_labels]
+    numbers = []
+    for n in sorted(n for n in set(config.curve) if n < num_labels):
+        if new.covers_elements(n):
+            numbers.append(n)
+        else:
+            log.warning("learning curve: %d labels do not contain all elements; left out", n)
+    numbers.append(num_labels)
     files = {n: training_file(workdir / "data", new, n, initial, config.seed) for n in numbers}
     for file in files.values():
         file.write(new, old.replay, initial)
