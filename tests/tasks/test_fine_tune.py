@@ -23,7 +23,7 @@ from mlip_jax.datasets.statistics import sum_reference
 from mlip_jax.datasets.store.store import Store
 from mlip_jax.defaults import fine_tune_defaults
 from mlip_jax.potential import Potential
-from mlip_jax.reports.fine_tuning import without_gain
+from mlip_jax.reports.fine_tuning import outcome, without_gain
 from mlip_jax.simulation.energies import energies_and_forces
 from mlip_jax.structure import Structure
 from mlip_jax.sweeps.overrides import override
@@ -33,7 +33,7 @@ from mlip_jax.tasks.fine_tune.expected_error import _interval
 from mlip_jax.tasks.fine_tune.labels import TrainingFile
 from mlip_jax.tasks.fine_tune.next_structures import farthest_first
 from mlip_jax.tasks.fine_tune.recipes import Candidate
-from mlip_jax.tasks.fine_tune.search import FORCE, choose, forgetting
+from mlip_jax.tasks.fine_tune.search import ENERGY, FORCE, choose, forgetting
 from mlip_jax.training.nonfinite import TrainingError
 from mlip_jax.workdir import WorkdirError
 from tests.simulation.conftest import random_potential
@@ -286,7 +286,7 @@ def test_a_limit_of_the_time_ends_the_search_with_the_best_so_far(max_trainings,
 
 
 def result_with(valid, probe):
-    return {"valid": {FORCE: valid}, "probe": {FORCE: probe}}
+    return {"valid": {FORCE: valid}, "probe_choice": {FORCE: probe}}
 
 
 def test_forgetting_limits_the_choice():
@@ -298,6 +298,38 @@ def test_forgetting_limits_the_choice():
     assert choose(ranked, before, 0.2)[0] == replay
     assert choose(ranked, before, 0.01)[0] == replay  # forgets least
     assert choose(ranked, {}, 0.2)[0] == full  # no labels
+
+
+def test_reported_forgetting_is_of_molecules_that_have_not_chosen(tmp_path):
+    """Detects a forgetting below max_forgetting only because the same structures chose."""
+    probe = of_formulas("H2O", "H2O", "CH4", "CH4", "NH3", "CO2")
+    old = task.old_domain.OldDomain(None, probe, "a test", True)
+    for limit, num_choice in ((None, 0), (0.2, 2)):
+        config = override(fine_tune_defaults(), {"max_forgetting": limit})
+        found = search.RecipeSearch(config, tmp_path, "", None, None, old, {})
+        choice = () if found.probe_choice is None else found.probe_choice.molecule
+        assert len(set(choice)) == num_choice and len(choice) + len(found.probe) == 6
+        assert not set(choice) & set(found.probe.molecule)
+
+
+def test_the_log_ends_with_the_outcome():
+    """Detects a log that ends without the recipe, the errors, or a command to continue with."""
+    metrics = {
+        "chosen": {"recipe": "full_replay", "rate": 3e-4},
+        "before": {"test": {FORCE: 346.8, ENERGY: None}, "probe": {FORCE: 59.7}},
+        "after": {"test": {FORCE: 42.6, ENERGY: None}, "probe": {FORCE: 68.7}},
+        "forgetting": 0.15,
+        "candidates": [{"run": "runs/a"}, {"run": "runs/b"}, {"run": "curve/a"}],
+    }
+    lines = outcome(metrics, Path("runs/tuned"))
+    assert lines[:3] == [
+        "chosen of 2 candidates: recipe full_replay, learning rate 0.0003",
+        "new domain, test: 347 → 42.6 meV/Å",
+        "old domain: 59.7 → 68.7 meV/Å (+15 %)",
+    ]
+    assert lines[3].endswith("mlip-jax relax molecules.smi --force_field=runs/tuned")
+    metrics["after"]["probe"][FORCE] = None
+    assert len(outcome(metrics, Path("runs/tuned"))) == 3
 
 
 def test_the_last_round_has_a_candidate_with_and_one_without_replay():

@@ -151,7 +151,7 @@ def _run(recipe_search: RecipeSearch) -> Path:
         )
     has_labels = recipe_search.old.is_labelled
     chosen, result = search.choose(
-        ranked, before["probe"] if has_labels else {}, config.max_forgetting
+        ranked, before["probe_choice"] if has_labels else {}, config.max_forgetting
     )
     log.info("chosen: %s, test errors %s", chosen.name, search.errors_text(result["test"]))
     _make_result(recipe_search, chosen, result["steps"])
@@ -191,10 +191,8 @@ def _run(recipe_search: RecipeSearch) -> Path:
         workdir, metrics, notes=new.notes, info=_settings(recipe_search, potential)
     )
     log.info("report: %s", path)
-    log.info(
-        "test errors before fine-tuning: %s; after: %s",
-        *(search.errors_text(errors["test"]) or "unknown" for errors in (before, result)),
-    )
+    for line in report.outcome(metrics, workdir):
+        log.info("%s", line)
     return path
 
 
