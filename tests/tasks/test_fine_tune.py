@@ -187,6 +187,20 @@ def test_elements_without_training_labels_are_not_evaluated(monkeypatch, caplog)
         load_domain(monkeypatch, of_formulas(*["H2O"] * 6, "NH3", "H2O", "H2O", "H2O"), 6)
 
 
+@pytest.mark.parametrize(("share", "num_new"), [(0.5, 12), (0.75, 4), (0.9, 4)])
+def test_the_share_of_old_structures_in_replay(tmp_path, share, num_new):
+    """Detects a share of new structures, and a training split without them."""
+    new = labels.NewDomain(
+        {n: of_formulas(*["H2O"] * 4) for n in ("train", "valid", "test")}, *"abc"
+    )
+    file = TrainingFile(tmp_path / "labels_4.traj", 4, np.zeros(119), (1, 8))
+    file.write(new, of_formulas(*["CH4"] * 12), random_potential("tiny"), share)
+    frames = read(file.path, ":")
+    train = json.loads((tmp_path / "labels_4_replay.json").read_text())["train"]
+    formulas = [frames[k].get_chemical_formula() for k in train]
+    assert formulas.count("CH4") == 12 and formulas.count("H2O") == num_new
+
+
 def test_labels_of_the_old_domain_that_are_missing_are_predictions():
     initial = random_potential("tiny")
     water = Columns.from_structures(atoms_list.from_atoms([molecule("H2O")])[0])

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import ml_collections
+import numpy as np
+from ase.data import chemical_symbols
 
 from mlip_jax import config as configs
 from mlip_jax import defaults, distributed
@@ -131,7 +133,7 @@ def _search(config, workdir: Path, name: str, initial, new, old) -> RecipeSearch
     numbers.append(num_labels)
     files = {n: training_file(workdir / "data", new, n, initial, config.seed) for n in numbers}
     for file in files.values():
-        file.write(new, old.replay, initial)
+        file.write(new, old.replay, initial, config.old.share)
     return RecipeSearch(config, workdir, name, initial, new, old, files)
 
 
@@ -228,6 +230,7 @@ def _write_xyz(path: Path, atoms: list) -> None:
 def _settings(recipe_search: RecipeSearch, potential: Potential) -> dict[str, dict[str, Any]]:
     """Return names and values for the report."""
     config, new = recipe_search.config, recipe_search.new
+    labeled = np.unique(new.splits["train"].numbers)
     return {
         "Force field": {
             "start": recipe_search.force_field,
@@ -239,6 +242,10 @@ def _settings(recipe_search: RecipeSearch, potential: Potential) -> dict[str, di
             "level of theory": new.level_of_theory,
             **{f"{name} structures": len(columns) for name, columns in new.splits.items()},
             "new elements": ", ".join(new.new_elements) or "none",
+            "elements without labels, whose reference energies are those of the start": ", ".join(
+                chemical_symbols[z] for z in recipe_search.initial.elements if z not in labeled
+            )
+            or "none",
         },
         "Old domain": {
             "origin": recipe_search.old.origin,

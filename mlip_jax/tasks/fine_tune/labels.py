@@ -173,23 +173,27 @@ class TrainingFile:
     def _split(self, replays: bool) -> Path:
         return self.path.with_name(f"{self.path.stem}{'_replay' if replays else ''}.json")
 
-    def write(self, new: NewDomain, replay: Columns | None, initial: Potential) -> None:
+    def write(
+        self, new: NewDomain, replay: Columns | None, initial: Potential, share: float = 0.5
+    ) -> None:
         """Write the trajectory and the splits with and without replay, unless they exist.
 
-        With replay, the training structures of the new domain are repeated, so that about half of
-        each batch consists of them.
+        With replay, the training structures of the new domain are repeated, so that about a
+        fraction `share` of each batch consists of old structures.
 
         Args:
           new: Structures of the new domain.
           replay: Structures of the old domain with labels, or None.
           initial: Initial force field, whose reference energies the labels of `replay` contain.
+          share: Fraction of old structures.
         """
         if self._split(True).exists():
             return
         train = new.splits["train"].take(np.arange(self.num_labels))
         old = [] if replay is None else [with_reference(replay, *self._references(initial))]
         num_old = sum(map(len, old))
-        copies = [train] * (max(round(num_old / len(train)), 1) if num_old else 1)
+        repeats = round(num_old * (1 - share) / share / len(train))
+        copies = [train] * max(repeats, 1)
         structures: list[Structure] = []
         numbers: dict[str, list[int]] = {}
         for name, parts in (
