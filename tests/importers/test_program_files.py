@@ -30,6 +30,8 @@ CASES = {
     "nequip.ckpt": ("", "nequip"),
     "nequip.nequip.zip": ("", "nequip"),
     "nequip_uneven.ckpt": ("", "nequip"),
+    "nequix.nqx": ("", "nequix"),
+    "nequix_indexed.nqx": ("", "nequix"),
     "schnetpack_painn": ("", "painn"),
     "schnetpack_schnet.ckpt": ("", "schnet"),
     "torchmdnet.ckpt": ("", "equivariant_transformer"),
