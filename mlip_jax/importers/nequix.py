@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mlip_jax import models
+from mlip_jax import limits, models
 from mlip_jax.importers.formats import nequix_files
 from mlip_jax.importers.formats.recorded import table_of
 from mlip_jax.importers.formats.weights import WeightsError, check_shapes
@@ -88,6 +88,11 @@ def model_options(settings: Mapping[str, Any]) -> dict[str, Any]:
             "hidden_irreps must be one irrep for each degree, as in 128x0e + 64x1o, received "
             f"{settings['hidden_irreps']!r}"
         )
+    elements = sorted(int(number) for number in settings["atomic_numbers"])
+    if len(set(elements)) < len(elements) or not set(elements) <= set(range(1, 119)):
+        raise ValueError(f"atomic_numbers must differ and be 1 to 118, received {elements[:9]} ...")
+    num_hidden = int(settings["radial_mlp_layers"])
+    limits.check("model_layers", num_hidden, "radial_mlp_layers", ValueError)
     power = float(settings["radial_polynomial_p"])
     if not power.is_integer():
         raise ValueError(f"radial_polynomial_p must be an integer, received {power}")
@@ -99,10 +104,10 @@ def model_options(settings: Mapping[str, Any]) -> dict[str, Any]:
         "cutoff": float(settings["cutoff"]),
         "cutoff_power": int(power),
         "num_radial": int(settings["radial_basis_size"]),
-        "radial_widths": (int(settings["radial_mlp_size"]),) * int(settings["radial_mlp_layers"]),
+        "radial_widths": (int(settings["radial_mlp_size"]),) * num_hidden,
         "self_connection": "elements" if settings["index_weights"] else "linear",
         "rms_norm": bool(settings["layer_norm"]),
-        "elements": tuple(sorted(int(number) for number in settings["atomic_numbers"])),
+        "elements": tuple(elements),
         "avg_num_neighbors": float(settings["avg_n_neighbors"]),
         "learned_shift": False,
     }

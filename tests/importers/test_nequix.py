@@ -46,6 +46,9 @@ BAD = {
     "missing setting": (with_settings(cutoff=None), "the settings lack cutoff"),
     "text": (with_settings(n_layers=[2]), "invalid settings"),
     "many layers": (with_settings(n_layers=10**9), "layers"),
+    "many hidden layers": (with_settings(radial_mlp_layers=10**10), "radial_mlp_layers"),
+    "unknown element": (with_settings(atomic_numbers=[1, 6, 500]), "must differ and be 1 to 118"),
+    "element twice": (with_settings(atomic_numbers=[1, 6, 6]), "must differ and be 1 to 118"),
     "repulsion": (with_settings(add_repulsion=True), "add_repulsion is not supported"),
     "form of PyTorch": (LINE + b"\nPK\x03\x04" + ARRAYS, "writes X.nqx"),
 }
