@@ -31,10 +31,13 @@ def _weights(name: str) -> Target:
         return folder / name
 
     def read(path: Path) -> None:
+        from mlip_jax.importers import nequix
         from mlip_jax.importers.formats import torch_file
 
         if torch_file.is_torch_file(path):
             torch_file.describe(torch_file.read(path))
+        elif nequix.accepts_file(path):
+            nequix.load(path)
 
     def errors():
         from mlip_jax.importers.formats.weights import WeightsError
@@ -129,5 +132,6 @@ TARGETS = {
     "molecules_smi": _molecules("a.smi", "C1CC1 a\n[O-][N+](=O)C b\nN[C@@H](F)O c\n"),
     "store": Target(_make_store, _read_store, _dataset_errors),
     "weights_nequip": _weights("nequip.ckpt"),
+    "weights_nequix": _weights("nequix_indexed.nqx"),
     "weights_schnet": _weights("schnetpack_schnet.ckpt"),
 }

@@ -14,8 +14,8 @@ import pytest
 from mlip_jax import MLIPCalculator, importers
 from mlip_jax.importers import mace
 from mlip_jax.importers.formats import torch_file
-from mlip_jax.importers.formats.mace_module import read_module
-from mlip_jax.importers.formats.mace_products import align_products
+from mlip_jax.importers.formats.mace.module import read_module
+from mlip_jax.importers.formats.mace.products import align_products
 from mlip_jax.importers.formats.weights import WeightsError
 from mlip_jax.structure import Structure
 from tests.importers import e3nn_fixtures, test_sevennet
@@ -30,6 +30,8 @@ CASES = {
     "nequip.ckpt": ("", "nequip"),
     "nequip.nequip.zip": ("", "nequip"),
     "nequip_uneven.ckpt": ("", "nequip"),
+    "nequix.nqx": ("", "nequix"),
+    "nequix_indexed.nqx": ("", "nequix"),
     "schnetpack_painn": ("", "painn"),
     "schnetpack_schnet.ckpt": ("", "schnet"),
     "torchmdnet.ckpt": ("", "equivariant_transformer"),
