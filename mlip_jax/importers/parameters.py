@@ -24,6 +24,7 @@ from flax import linen as nn
 from mlip_jax import __version__, models, terms
 from mlip_jax.checkpoint import CheckpointError, from_arrays, to_arrays
 from mlip_jax.files import atomic_open
+from mlip_jax.foreign_files.texts import parse_json, read_bytes
 from mlip_jax.importers.formats import weights
 from mlip_jax.importers.formats.weights import WeightsError
 from mlip_jax.potential import Potential, create_model
@@ -151,7 +152,7 @@ def _read_description(path: Path) -> dict[str, Any]:
             f"{path}: no such file. Give a folder written by mlip_jax.importers.parameters.save."
         )
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
+        description = parse_json(read_bytes(path))
     except ValueError as error:
         raise WeightsError(f"{path}: invalid JSON: {error}") from error
     if not isinstance(description, dict) or description.get("format") != _FORMAT:

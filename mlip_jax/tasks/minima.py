@@ -21,7 +21,7 @@ from mlip_jax.datasets.molecules.config_input import read_input
 from mlip_jax.datasets.molecules.files import fingerprint, kind_of
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.files import make_subfolder
-from mlip_jax.foreign_text import TableWriter
+from mlip_jax.foreign_text import TableWriter, one_line
 from mlip_jax.potential import Potential
 from mlip_jax.reports.minima.report import write_minima_report
 from mlip_jax.reports.minima.results import MoleculeMinima, ReferenceMinimum
@@ -224,7 +224,7 @@ def _write_frames(file: IO[str], molecules: list[MoleculeMinima]) -> None:
             atoms = minimum.to_atoms(m)
             atoms.info |= {
                 "molecule": m.number,
-                "name": m.name,
+                "name": one_line(m.name),
                 "rank": rank,
                 "relative_energy_ev": minimum.energy - m.minima[0].energy,
             }

@@ -90,6 +90,17 @@ def test_server_without_ranges_and_part_that_is_too_long(tmp_path, url):
     assert download(f"{url}/file", target, len(CONTENT), SHA256).read_bytes() == CONTENT
 
 
+def test_downloads_do_not_follow_links(tmp_path, url):
+    """A link in a shared cache folder used to overwrite the file of the user that it leads to."""
+    private, folder = tmp_path / "private", tmp_path / "cache"
+    private.write_text("x")
+    folder.mkdir()
+    (folder / "weights.part").symlink_to(private)
+    with pytest.raises(downloads.DownloadError, match="symbolic link"):
+        downloads.download(url, folder / "weights")
+    assert private.read_text() == "x"
+
+
 def test_wrong_files_are_deleted(tmp_path, url):
     target = tmp_path / "X.model"
     with pytest.raises(DownloadError, match="differs from the published one"):

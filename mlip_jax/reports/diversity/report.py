@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mlip_jax.foreign_files.archives import open_npz
 from mlip_jax.foreign_text import TableWriter
 from mlip_jax.reports import html_page as page
 from mlip_jax.reports.diversity import figures, fingerprint_map
@@ -326,7 +327,7 @@ def _map(results: Sequence[DiversityRun]) -> list[str]:
     for result in sorted(results, key=lambda r: -r.num_molecules):
         path = result.folder / FINGERPRINTS
         if path.exists():
-            with np.load(path, allow_pickle=False) as file:
+            with open_npz(path) as file:
                 sets = {
                     _SETS[name]: np.unpackbits(file[name], axis=1)
                     for name in _SETS

@@ -20,7 +20,7 @@ from mlip_jax.config import ConfigError
 from mlip_jax.datasets.molecules.files import fingerprint, read_molecules
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.files import make_subfolder
-from mlip_jax.foreign_text import table_text
+from mlip_jax.foreign_text import one_line, one_line_values, table_text
 from mlip_jax.importers.catalog.published_list import LIST_COMMAND, find
 from mlip_jax.potential import Potential
 from mlip_jax.reports.simulations.reactions import ReportedPath, write_reaction_report
@@ -184,7 +184,7 @@ def _save(workdir: Path, index: int, name: str, result: ReactionPath) -> None:
             "energies": result.energies.tolist(),
         }
         for number, image in enumerate(result.images):
-            image.info |= {"name": name, "image": number}
+            image.info = one_line_values(image.info) | {"name": one_line(name), "image": number}
         with atomic_open(_part(workdir, index, "xyz"), "w") as file:
             write(file, result.images, format="extxyz")
     write_json(_part(workdir, index), values)
