@@ -123,6 +123,12 @@ def test_no_network_and_full_disk(tmp_path, url, monkeypatch):
     with pytest.raises(DownloadError, match="needs 10,240 bytes, 100 are free.*Free up disk space"):
         download(f"{url}/file", target)
     assert not target.exists()
+    monkeypatch.undo()
+    # a disk that fills up during the download, as other programs write to it
+    (tmp_path / "X.model.part").symlink_to("/dev/full")
+    with pytest.raises(DownloadError, match="cannot be written.*No space left.*Free up disk space"):
+        download(f"{url}/file", target)
+    assert not target.exists()
 
 
 @pytest.fixture

@@ -251,10 +251,15 @@ def bond_limit(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return BOND_STRETCH * (covalent_radii[a] + covalent_radii[b])
 
 
-def superpose(points: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Rotate and translate points (n, 3) to the least-squares fit to `target` (n, 3)."""
-    center, to = points.mean(0), target.mean(0)
-    return (points - center) @ kabsch_align(target[None], points[None])[0] + to
+def superpose(
+    points: np.ndarray, target: np.ndarray, fitted: np.ndarray | None = None
+) -> np.ndarray:
+    """Rotate and translate points (n, 3) to the least-squares fit to `target` (n, 3).
+
+    `fitted` is a mask of the atoms that are fitted, (n,); None for all.
+    """
+    a, b = (points, target) if fitted is None else (points[fitted], target[fitted])
+    return (points - a.mean(0)) @ kabsch_align(b[None], a[None])[0] + b.mean(0)
 
 
 def fingerprints(columns: Columns) -> np.ndarray:

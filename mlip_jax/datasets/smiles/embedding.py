@@ -130,8 +130,11 @@ def embed_entry(job: tuple[Entry, EmbeddingOptions]) -> list[MoleculeRecord]:
         MoleculeRecord(first + i, entry.name, smiles, atoms, "", geometry, bonds)
         for i, (atoms, bonds) in enumerate(conformers)
     ]
+    # An argument of a function has no place in a file other than its SMILES.
+    is_stated = entry.where in (smiles, repr(smiles)) and _short(smiles) in failure
+    where = "" if is_stated else f"{entry.where}: "
     return records + [
-        MoleculeRecord(first + i, entry.name, smiles, None, f"{entry.where}: {failure}")
+        MoleculeRecord(first + i, entry.name, smiles, None, where + failure)
         for i in range(len(records), options.num_conformers)
     ]
 

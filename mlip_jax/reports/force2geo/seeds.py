@@ -12,6 +12,7 @@ import numpy as np
 from mlip_jax.foreign_files.texts import parse_json, read_bytes
 
 PROPERTY = "gap"
+VALID = "valid"  # key of the validation split among the geometries of tests
 
 
 class Spread(NamedTuple):
@@ -38,6 +39,7 @@ class Spread(NamedTuple):
 def read(folder: Path) -> dict[str, dict[str, Spread]]:
     """Read the MAE in eV of the completed seeds, by variant and source of the test geometries.
 
+    The validation split has the key VALID.
     The names of variants do not contain the seed.
     """
     errors: dict[str, dict[str, dict[str, float]]] = {}  # variant, geometry, seed
@@ -49,7 +51,7 @@ def read(folder: Path) -> dict[str, dict[str, Spread]]:
         name = before if seed.isdigit() else path.parent.name
         for split, score in scores.items():
             mae = score.get(PROPERTY, {}).get("mae")
-            if split.startswith("test ") and mae is not None:
+            if (split == VALID or split.startswith("test ")) and mae is not None:
                 geometry = split.removeprefix("test ")
                 errors.setdefault(name, {}).setdefault(geometry, {})[seed] = mae
     return {name: {g: spread(v) for g, v in by.items()} for name, by in errors.items()}

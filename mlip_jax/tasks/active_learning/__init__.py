@@ -23,6 +23,7 @@ from mlip_jax.simulation.reference.result_cache import ResultCache
 from mlip_jax.tasks.active_learning.inputs import prepare
 from mlip_jax.tasks.active_learning.outputs import label_metrics, write_labels
 from mlip_jax.tasks.active_learning.rounds import final_force_field, run_strategy
+from mlip_jax.tasks.force_field_training.repeated_warnings import repeated_warnings_once
 from mlip_jax.training.options import check
 from mlip_jax.workdir import claimed, write_json
 
@@ -44,7 +45,11 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     config = configs.complete(config, defaults.active_learning_defaults())
     _check(config)
     method = Method(config.oracle.method, source.reader_options(config.oracle.options))
-    with claimed(workdir, configs.identity(config)) as folder, ResultCache(folder / CACHE) as cache:
+    with (
+        repeated_warnings_once(),
+        claimed(workdir, configs.identity(config)) as folder,
+        ResultCache(folder / CACHE) as cache,
+    ):
         oracle = Oracle(
             method,
             cache,

@@ -117,8 +117,9 @@ def _molecule_file(molecules: Any, folder: Path) -> Path:
     items = list(molecules)
     folder.mkdir(parents=True, exist_ok=True)
     if items and all(isinstance(item, str) for item in items):
-        path = folder / "molecules.smi"
-        write_text(path, "".join(f"{one_line(smiles)}\n" for smiles in items))
+        path, text = folder / "molecules.smi", "".join(f"{one_line(s)}\n" for s in items)
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            write_text(path, text)
         return path
     if items and all(isinstance(item, Atoms) for item in items):
         path = folder / "structures.traj"

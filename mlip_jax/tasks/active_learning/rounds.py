@@ -24,6 +24,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
+from mlip_jax.datasets import unseen_elements
 from mlip_jax.datasets.builtin.conformations import stable_hash
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.reader import DatasetError
@@ -115,6 +116,7 @@ def run_strategy(inputs: LabelingInputs, strategy: str) -> list[dict[str, Any]]:
             break
         trained = folder
         summary = _label(inputs, state, batch, number, folder)
+        _check_validation(inputs, state)
         last = number + 1 == config.rounds.num_rounds or state.calls >= config.budget
         starts = _starts(config, state)
         _train(inputs, state, starts, folder, report=last and strategy == config.choose.strategy)
@@ -204,6 +206,17 @@ def _label(inputs, state, batch: Columns, number: int, folder: Path) -> dict[str
         "kinds": dict(Counter(new.subset.tolist())),
         "per_molecule": _labels_per_molecule(state.labeled),
     }
+
+
+def _check_validation(inputs, state) -> None:
+    """Raise DatasetError if no validation structure consists of labeled elements."""
+    unseen = unseen_elements.of_columns(inputs.valid, np.unique(state.labeled.numbers).tolist())
+    if not unseen.known.any():
+        raise DatasetError(
+            "the expected error needs validation structures of elements with labels, received "
+            f"{unseen.describe('validation structures')}. All labels are kept. Increase the budget, "
+            "rounds.first_fraction or held_out.valid_fraction in a new workdir."
+        )
 
 
 def _labels_per_molecule(labeled: Columns) -> dict[str, int]:
