@@ -60,7 +60,7 @@ class ParserProcess:
                 self._process.stdin.write(pack([parser.encode(), *parts]))
                 self._process.stdin.flush()
                 reply = self._receive(SECONDS if seconds is None else seconds)
-                status, *values = _checked(unpack(reply))
+                status, *values = _validate(unpack(reply))
             except (OSError, EOFError, ValueError, struct.error) as error:
                 self._process.kill()
                 code = self._process.wait()
@@ -127,8 +127,8 @@ class ParserProcess:
         return bytes(data[8:])
 
 
-def _checked(parts: list[bytes]) -> list[bytes]:
-    """Return the parts of a reply. Raise ValueError if a corrupted process has sent it."""
+def _validate(parts: list[bytes]) -> list[bytes]:
+    """Return the parts of a reply. Raise ValueError if a corrupted process sent it."""
     if not parts or parts[0] not in (b"ok", b"error", b"missing") or parts == parts[:1] != [b"ok"]:
         raise ValueError("an invalid reply")
     return parts
