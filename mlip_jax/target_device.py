@@ -2,7 +2,8 @@
 
 Some sums and products have a fast form for CPUs and another one for GPUs and TPUs. Code that chooses
 between them asks `target_platform`, not JAX, because programs can also be compiled for a device that
-is absent.
+is absent. Kernels that are compiled outside of XLA ask `is_portable`, because they work only in the
+process that compiled them.
 
 MLIP_JAX_FUSED_KERNELS=1 in the environment switches on Pallas kernels for GPUs where a model has them
 (PaiNN). They were compiled for GPUs, but not run on one, so they are off by default.
@@ -19,6 +20,7 @@ import jax
 
 _target: contextvars.ContextVar[str | None] = contextvars.ContextVar("target", default=None)
 _fused: contextvars.ContextVar[bool | None] = contextvars.ContextVar("fused", default=None)
+_portable: contextvars.ContextVar[bool] = contextvars.ContextVar("portable", default=False)
 
 
 def target_platform() -> str:
@@ -55,3 +57,18 @@ def fused_kernels(use: bool) -> Iterator[None]:
         yield
     finally:
         _fused.reset(token)
+
+
+def is_portable() -> bool:
+    """Return whether the program that is traced must also run in other processes."""
+    return _portable.get()
+
+
+@contextlib.contextmanager
+def portable_programs() -> Iterator[None]:
+    """Return a context in which programs are traced for other processes, as in exports."""
+    token = _portable.set(True)
+    try:
+        yield
+    finally:
+        _portable.reset(token)

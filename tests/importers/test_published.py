@@ -90,6 +90,17 @@ def test_server_without_ranges_and_part_that_is_too_long(tmp_path, url):
     assert download(f"{url}/file", target, len(CONTENT), SHA256).read_bytes() == CONTENT
 
 
+def test_downloads_do_not_follow_links(tmp_path, url):
+    """A link in a shared cache folder used to overwrite the file of the user that it leads to."""
+    private, folder = tmp_path / "private", tmp_path / "cache"
+    private.write_text("x")
+    folder.mkdir()
+    (folder / "weights.part").symlink_to(private)
+    with pytest.raises(downloads.DownloadError, match="symbolic link"):
+        downloads.download(url, folder / "weights")
+    assert private.read_text() == "x"
+
+
 def test_wrong_files_are_deleted(tmp_path, url):
     target = tmp_path / "X.model"
     with pytest.raises(DownloadError, match="differs from the published one"):
@@ -110,6 +121,12 @@ def test_no_network_and_full_disk(tmp_path, url, monkeypatch):
     usage = type("Usage", (), {"free": 100})
     monkeypatch.setattr(downloads.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(DownloadError, match="needs 10,240 bytes, 100 are free.*Free up disk space"):
+        download(f"{url}/file", target)
+    assert not target.exists()
+    monkeypatch.undo()
+    # a disk that fills up during the download, as other programs write to it
+    monkeypatch.setattr(downloads, "open_in_place", lambda _, mode: open("/dev/full", mode))
+    with pytest.raises(DownloadError, match="cannot be written.*No space left.*Free up disk space"):
         download(f"{url}/file", target)
     assert not target.exists()
 
