@@ -147,7 +147,7 @@ def _importer_of(path: str) -> str | None:
     """Return the importer for a file by its content, or for a name; None for a workdir.
 
     Raises:
-      WeightsError: A file of PyTorch that no importer accepts, or with weights only.
+      WeightsError: A file that no importer accepts, or with weights only.
     """
     if published_list.is_known(path) and not Path(path).exists():
         return "published"
@@ -165,7 +165,7 @@ def _importer_of(path: str) -> str | None:
                 f"{path}: cannot infer the program from weights. State it, as in "
                 f"schnetpack:{path}; importers are {', '.join(names())}"
             )
-        return None
+        raise WeightsError(f"{path}: a file without a force field; {_EXPECTED}")
     content = torch_file.read(path)
     for name, module in modules.items():
         if hasattr(module, "accepts") and module.accepts(content):

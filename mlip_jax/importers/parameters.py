@@ -121,7 +121,20 @@ def load(folder: str | Path) -> Potential:
         raise FileNotFoundError(
             f"{folder / WEIGHTS}: no such file; {DESCRIPTION} requires it in the same folder"
         )
-    if hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest() != description["sha256"]:
+    try:
+        return _load(folder, description)
+    except WeightsError:
+        raise
+    except Exception as error:  # invalid options make models raise nearly any exception
+        raise WeightsError(
+            f"{folder / DESCRIPTION}: invalid ({type(error).__name__}: {error}). Save the force "
+            "field again."
+        ) from error
+
+
+def _load(folder: Path, description: dict[str, Any]) -> Potential:
+    """Load the weights and create the force field of a description."""
+    if hashlib.sha256(read_bytes(folder / WEIGHTS)).hexdigest() != description["sha256"]:
         raise WeightsError(
             f"{folder / WEIGHTS}: corrupted, or belongs to another {DESCRIPTION}: its SHA-256 "
             "differs from the recorded one. Save the force field again."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from mlip_jax import config as configs
 from mlip_jax import defaults, distributed
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets import source
+from mlip_jax.foreign_files.texts import parse_json, read_bytes
 from mlip_jax.label_budget.candidates import CONFORMERS, MODES
 from mlip_jax.label_budget.candidates import RANDOM as RANDOM_DISPLACEMENTS
 from mlip_jax.label_budget.choice import DIVERSITY, RANDOM, UNCERTAINTY
@@ -63,7 +63,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
         metrics = label_metrics(inputs, evaluations, main)
         write_json(folder / "metrics.json", metrics)
         write_labels(folder / "labels.xyz", folder, main, len(evaluations[main]))
-        pool = json.loads((folder / "pool.json").read_text(encoding="utf-8"))
+        pool = parse_json(read_bytes(folder / "pool.json"))
         report = write_label_report(folder, metrics, inputs.test, pool, _settings(config))
     log.info("force field: %s", final_force_field(evaluations[main]))
     log.info("report: %s", report)

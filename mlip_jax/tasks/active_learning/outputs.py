@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io.extxyz import write_extxyz
 
+from mlip_jax.foreign_files.texts import parse_json, read_bytes
 from mlip_jax.foreign_text import one_line_values
 from mlip_jax.label_budget.columns_file import load_columns
 from mlip_jax.label_budget.geometry import to_atoms
@@ -28,7 +28,7 @@ def label_metrics(
       main: Strategy of the run; the others are for comparison.
     """
     last = evaluations[main][-1]
-    test = json.loads((inputs.workdir / "test.json").read_text(encoding="utf-8"))
+    test = parse_json(read_bytes(inputs.workdir / "test.json"))
     return {
         "strategy": main,
         "budget": inputs.config.budget,

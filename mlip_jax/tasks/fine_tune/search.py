@@ -7,7 +7,6 @@ has the validation errors of all finished rounds, so a stopped search resumes wh
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 from mlip_jax import defaults
 from mlip_jax.checkpoint import CheckpointError
 from mlip_jax.datasets.columns import Columns
+from mlip_jax.foreign_files.texts import parse_json, read_bytes
 from mlip_jax.importers.parameters import describe
 from mlip_jax.potential import Potential
 from mlip_jax.reports.html_page import duration
@@ -70,7 +70,7 @@ class SearchJournal:
         self._path = path
         self.content: dict[str, Any] = {"seconds": 0.0, "runs": {}}
         if path.exists():
-            self.content = json.loads(path.read_text(encoding="utf-8"))
+            self.content = parse_json(read_bytes(path))
 
     def get(self, name: str, steps: int) -> dict[str, Any] | None:
         """Return the result of a run after a number of steps, or None."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from mlip_jax.config import ConfigError
 from mlip_jax.datasets.molecules.files import fingerprint, read_molecules
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.files import make_subfolder
+from mlip_jax.foreign_files.texts import parse_json, read_bytes
 from mlip_jax.foreign_text import one_line, one_line_values, table_text
 from mlip_jax.importers.catalog.published_list import LIST_COMMAND, find
 from mlip_jax.potential import Potential
@@ -57,8 +57,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
         reactions = read_paths(config.input)
         _find_all(config, workdir, potential, options, reactions)
         results = [
-            ReportedPath(**json.loads(_part(workdir, k).read_text(encoding="utf-8")))
-            for k in range(len(reactions))
+            ReportedPath(**parse_json(read_bytes(_part(workdir, k)))) for k in range(len(reactions))
         ]
         write_text(workdir / TABLE, _table(results))
         pieces = (_part(workdir, k, "xyz") for k in range(len(reactions)))

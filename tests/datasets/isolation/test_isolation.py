@@ -21,7 +21,7 @@ from mlip_jax.datasets import identity, readers
 from mlip_jax.datasets.formats import geom_files
 from mlip_jax.datasets.formats.ase_database import AseDatabase
 from mlip_jax.datasets.hdf5 import Hdf5File
-from mlip_jax.datasets.isolation import files, molecules, process
+from mlip_jax.datasets.isolation import files, molecules, process, program
 from mlip_jax.datasets.molecules.files import read_molecules
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.smiles import embedding
@@ -130,6 +130,25 @@ def test_a_failed_start_is_no_fault_of_the_input(monkeypatch, tmp_path):
     monkeypatch.setattr(process.sys, "executable", "/no/python")
     with pytest.raises(OSError, match=r"cannot be started \(No such file"):
         parsers.call("identify_smiles", b"C")
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [b"", b"\xff" * 8, b"\xff" * 16, bytes(8), program.pack([b"x"]), program.pack([b"error"])],
+)
+def test_replies_of_a_corrupted_process_are_errors(monkeypatch, tmp_path, reply):
+    """Detects a reply without end, or another error than that of a process that died."""
+    (tmp_path / "program.py").write_text(
+        f"import os, sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from mlip_jax.datasets.isolation.program import pack\n"
+        "os.write(1, pack([b'started'])); os.read(0, 9)\n"
+        f"while True: os.write(1, {reply!r} or sys.exit())"
+    )
+    monkeypatch.setattr(process, "_PROGRAM", tmp_path / "program.py")
+    parsers = process.ParserProcess()
+    with pytest.raises(process.ParserDeathError):
+        parsers.call("identify_smiles", b"C")
+    assert parsers._process is None
 
 
 def test_a_lower_limit_of_the_memory_is_kept():
