@@ -60,7 +60,10 @@ _TRAINING_STAGES = "stages=('DFT_1st','DFT_2nd'); level_of_theory=GFN2-xTB"
 _HELD_OUT = "{sweep}/split/split_records.json,{sweep}/scaffold-split/split_records.json"
 
 
-# More accurate than Adam with batches of 4 in the same time; see configs/pubchemqcr.py.
+# _SHORT: schedule of a predictor with a few hundred steps.
+# _FAST: optimizer of a force field, more accurate than Adam with batches of 4 in the same time; see
+# configs/pubchemqcr.py.
+_SHORT = {"optimizer.warmup_steps": 30, "optimizer.learning_rate": 1e-3}
 _FAST = {"optimizer.name": "muon", "optimizer.learning_rate": 2e-3, "train.batch_size": 8}
 
 
@@ -247,8 +250,7 @@ class _Runs:
             if not data:
                 variant["data.reader_options"] = _STAGES
             if not self._size.published:
-                variant["train.num_epochs"] = self._size.epochs
-                variant["optimizer.warmup_steps"] = 30
+                variant |= {"train.num_epochs": self._size.epochs, **_SHORT}
             if init:
                 variant["init.workdir"] = init
             if molecules or self._size.molecules:
@@ -294,8 +296,7 @@ class _Runs:
                 "data.test_geometries": self._geometries,
             }
             if not self._size.published:
-                variant["train.num_epochs"] = self._size.epochs / 2
-                variant["optimizer.warmup_steps"] = 30
+                variant |= {"train.num_epochs": self._size.epochs / 2, **_SHORT}
             if self._size.molecules:
                 variant["data.num_molecules"] = self._size.molecules
             self.variants.append(variant)

@@ -31,10 +31,13 @@ def _weights(name: str) -> Target:
         return folder / name
 
     def read(path: Path) -> None:
+        from mlip_jax.importers import nequix
         from mlip_jax.importers.formats import torch_file
 
         if torch_file.is_torch_file(path):
             torch_file.describe(torch_file.read(path))
+        elif nequix.accepts_file(path):
+            nequix.load(path)
 
     def errors():
         from mlip_jax.importers.formats.weights import WeightsError
@@ -234,5 +237,6 @@ TARGETS = {
         "a.h5", _save_trajectory, _load_trajectory, lambda: (OSError, ValueError)
     ),
     "weights_nequip": _weights("nequip.ckpt"),
+    "weights_nequix": _weights("nequix_indexed.nqx"),
     "weights_schnet": _weights("schnetpack_schnet.ckpt"),
 }

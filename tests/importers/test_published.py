@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import resource
 import threading
 from urllib.parse import urlparse
 
@@ -124,11 +125,18 @@ def test_no_network_and_full_disk(tmp_path, url, monkeypatch):
         download(f"{url}/file", target)
     assert not target.exists()
     monkeypatch.undo()
-    # a disk that fills up during the download, as other programs write to it
-    monkeypatch.setattr(downloads, "open_in_place", lambda _, mode: open("/dev/full", mode))
-    with pytest.raises(DownloadError, match="cannot be written.*No space left.*Free up disk space"):
-        download(f"{url}/file", target)
+    # space that ends during the download, as other programs use it
+    previous = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, previous[1]))
+    try:
+        with pytest.raises(
+            DownloadError, match="cannot be written.*Free up disk space.*after 1,000"
+        ):
+            download(f"{url}/file", target)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, previous)
     assert not target.exists()
+    assert download(f"{url}/file", target, len(CONTENT), SHA256) == target
 
 
 @pytest.fixture

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from mlip_jax.graphs.batch import build_batch
+from mlip_jax.graphs.graph import SlotGeometry
 from mlip_jax.graphs.neighbor_slots import add_neighbor_slots
 from mlip_jax.graphs.shapes import PaddingBudget
 from mlip_jax.models import create
 from mlip_jax.models.layers.fused_kernels import FormSizes, evaluate
-from mlip_jax.models.layers.fused_messages import wants_fused
+from mlip_jax.models.layers.fused_messages import fused_messages, wants_fused
+from mlip_jax.models.layers.slot_messages import SlotFilters, slot_messages
 from mlip_jax.potential import evaluate as evaluate_model
 from mlip_jax.potential import example_graph, hessian_columns
 from mlip_jax.structure import Structure
@@ -64,6 +66,27 @@ def test_each_kernel_is_a_derivative_of_the_form():
             for a, b in zip(found, exact, strict=True):
                 # rows of the basis are zero in empty slots
                 np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("has_vectors", [False, True])
+def test_messages_equal_those_of_the_usual_sums(has_vectors):
+    """Catches arrays that are packed in another order than the kernels read them."""
+    rng = np.random.default_rng(1)
+    with jax.enable_x64(True):
+        tables = [jnp.asarray(rng.normal(size=(BASIS, FEATURES))) for _ in range(3)]
+        phi = jnp.asarray(rng.normal(size=(ATOMS, 3 * FEATURES)))
+        v = jnp.asarray(rng.normal(size=(ATOMS, 3, FEATURES))) if has_vectors else None
+        distances = jnp.asarray(rng.uniform(0.5, 1.5, (ATOMS, SLOTS)))
+        geometry = SlotGeometry(
+            jnp.asarray(rng.integers(0, ATOMS, (ATOMS, SLOTS)), jnp.int32),
+            None,
+            jnp.asarray(rng.normal(size=(ATOMS, SLOTS, 3))),
+        )
+        filters = SlotFilters(lambda d: jnp.stack([d, d**2, d**3], axis=-1), distances)
+        expected = slot_messages(phi, v, [filters(table) for table in tables], geometry)
+        found = fused_messages(phi, v, tables, filters.bases, distances, geometry)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("face", ["send", "back", "edge", "table"])
