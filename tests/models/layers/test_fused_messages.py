@@ -16,7 +16,7 @@ from mlip_jax.models.layers.slot_messages import SlotFilters, slot_messages
 from mlip_jax.potential import evaluate as evaluate_model
 from mlip_jax.potential import example_graph, hessian_columns
 from mlip_jax.structure import Structure
-from mlip_jax.target_device import compiling_for, fused_kernels
+from mlip_jax.target_device import compiling_for, fused_kernels, portable_programs
 
 # more atoms and slots than a block of a program has, and not multiples of them
 ATOMS, SLOTS, BASIS, FEATURES = 5, 9, 3, 16
@@ -118,6 +118,8 @@ def test_kernels_are_used_only_on_request_and_for_sizes_that_they_support(monkey
         monkeypatch.setenv("MLIP_JAX_FUSED_KERNELS", "1")
         assert wants_fused(128, jnp.float32)
         assert not wants_fused(132, jnp.float32) and not wants_fused(128, jnp.float64)
+        with portable_programs():  # other platforms read them, too
+            assert not wants_fused(128, jnp.float32)
     for platform in ("cpu", "tpu"):
         with compiling_for(platform):
             assert not wants_fused(128, jnp.float32)
