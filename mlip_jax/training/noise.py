@@ -122,7 +122,7 @@ class CoordinateNoise:
                 if frame is None
                 else frame
             )
-            fitted = self._fitted(columns.numbers[atoms])
+            fitted = self._heavy_mask(columns.numbers[atoms])
             if self.heavy:
                 rotation = Rotation.random(random_state=rng).as_matrix()
                 positions[atoms] = positions[atoms] @ rotation
@@ -133,7 +133,7 @@ class CoordinateNoise:
             atom_properties={**columns.atom_properties, DISPLACEMENT: displacement},
         )
 
-    def _fitted(self, numbers) -> np.ndarray | None:
+    def _heavy_mask(self, numbers) -> np.ndarray | None:
         """Return a mask of the atoms that are superposed, None for all."""
         mask = numbers > 1
         return mask if self.heavy and mask.any() else None
