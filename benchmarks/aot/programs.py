@@ -197,7 +197,7 @@ def calc(name: str, atoms: int = 30) -> Program:
     from mlip_jax.simulation.calculators.calculator import MLIPCalculator
     from mlip_jax.simulation.calculators.padded import centered
 
-    field = MLIPCalculator(_potential(name))._compiled
+    field = MLIPCalculator(_potential(name)).compiled
     structure = _molecules(1, atoms)[0]
     bucket, (floats, ints) = field.pack(structure, centered(structure))
     leaves, tree = jax.tree.flatten(field.params())
