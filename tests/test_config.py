@@ -7,6 +7,7 @@ import pytest
 from mlip_jax import config, defaults, models
 from mlip_jax.config import load_file
 from mlip_jax.configs import paper_force2geo
+from mlip_jax.reports.force2geo import predictors
 from mlip_jax.workdir import claimed
 
 
@@ -77,11 +78,36 @@ def test_every_model_of_bonds_is_offered_for_properties(name):
 
 def test_the_study_trains_every_architecture_of_its_report():
     """Detects rows of the report that no variant of the sweep fills."""
-    variants = paper_force2geo.sweep("data.lmdb")
+    variants = paper_force2geo.sweep("data.lmdb,width=32,second=other.db")
     names = [variant["name"] for variant in variants]
     assert len(set(names)) == len(names)
-    for model in ("schnet", "comenet", "dimenetpp", "spherenet", "gin_virtual"):
-        for name in (f"{model}-scratch-0", f"scaffold-{model}-scratch-2"):
-            (variant,) = (v for v in variants if v["name"] == name)
-            assert variant["model.name"] == model
-            models.create(model, **variant["model.options"])
+    by_name = {variant["name"]: variant for variant in variants}
+    for _, row, *_, second in predictors.MODELS:
+        prefixes = (
+            "",
+            "scaffold-",
+            "subset-",
+            "subset-scaffold-",
+            *(["second-"] if second else []),
+        )
+        for prefix in prefixes:
+            if prefix == "second-" and row in predictors.STARTS:
+                continue
+            variant = by_name[f"{prefix}{row}-2"]
+            if "init.workdir" not in variant:
+                models.create(variant["model.name"], **variant["model.options"])
+    for prefix in ("", "scaffold-"):
+        for _, row, geometry, _ in predictors.GEOMETRIES:
+            assert geometry in by_name[f"{prefix}{row}-2"]["data.test_geometries"]
+
+
+def test_words_of_the_study_select_its_size():
+    """Detects a word that is ignored, and an unknown one that is taken for a path."""
+    argument = "data.lmdb,tables,molecules=40,epochs=2,seeds=1,steps=100"
+    by_name = {variant["name"]: variant for variant in paper_force2geo.sweep(argument)}
+    assert by_name["scratch-0"]["data.num_molecules"] == 40
+    assert by_name["scratch-0"]["train.num_epochs"] == 2.0
+    assert by_name["force-field"]["train.num_steps"] == 100
+    assert "scratch-1" not in by_name and "heads-0" not in by_name
+    with pytest.raises(ValueError, match="epoch"):
+        paper_force2geo.get_config("data.lmdb,epoch=3")

@@ -91,12 +91,14 @@ class Samples:
       index: Index of each sample in `rows`, (S,) int64.
       properties: Normalized properties of structures by name, (S, ...); NaN if unknown.
       atom_properties: Targets per atom, whose values are read together with the geometries.
+      smiles: SMILES of the samples, (S,); None takes those of `rows`.
     """
 
     rows: Rows
     index: np.ndarray
     properties: Mapping[str, np.ndarray]
     atom_properties: tuple[Target, ...] = ()
+    smiles: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -110,6 +112,8 @@ class Samples:
             t.name: t.to_training(columns.atom_properties[t.name], columns)
             for t in self.atom_properties
         }
+        if self.smiles is not None:
+            columns = dataclasses.replace(columns, smiles=self.smiles[indices])
         return dataclasses.replace(
             columns,
             atom_properties=atoms,

@@ -80,6 +80,7 @@ PROPERTY = task(
             choices={
                 "cosine": "direction to the geometry of the labels",
                 "mse": "denoising of coordinates",
+                "mae": "positions that unimol_plus refines",
             },
         ),
         noise=Field(
@@ -89,7 +90,9 @@ PROPERTY = task(
             bounds=NOT_NEGATIVE,
         ),
         frames=Field(
-            "", 'Stages whose snapshots are training inputs as well, as in "pm3,DFT_1st".'
+            "",
+            'Stages whose snapshots are training inputs as well, as in "pm3,DFT_1st". For '
+            "unimol_plus, one geometry as in data.geometry.",
         ),
         frames_share=Field(0.5, "Fraction of training inputs that are snapshots.", bounds=FRACTION),
     ),

@@ -23,13 +23,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mlip_jax.models.layers.basic import gather, segment_sum, unit_vectors
+from mlip_jax.models.layers.basic import gather, unit_vectors
 from mlip_jax.models.layers.directional.blocks import (
     DirectionalMessages,
     dense_of_block,
     glorot_orthogonal,
 )
-from mlip_jax.models.layers.directional.edges import DirectedEdges
+from mlip_jax.models.layers.directional.edges import DirectedEdges, EdgesOfAtoms
+from mlip_jax.models.layers.directional.moments import AtomEdges, moments, project
 from mlip_jax.models.layers.spherical_bessel import spherical_bessel
 from mlip_jax.models.layers.tensor_products.couplings import spherical_harmonics
 
@@ -38,14 +39,16 @@ class _MomentBases(NamedTuple):
     """Bases of the sums over triplets.
 
     Attributes:
-      bessel: R_ln times the envelope, (E, L, num_radial).
+      bessel: R_ln times the envelope of each undirected pair, (P, L, num_radial).
       harmonics: 4 pi Y_l of each degree, (E, 2 l + 1).
-      num_atoms: Number of atoms.
+      into: Edges into each atom.
+      out_of: Edges out of each atom.
     """
 
     bessel: jax.Array
     harmonics: list[jax.Array]
-    num_atoms: int
+    into: AtomEdges
+    out_of: AtomEdges
 
 
 class Model(DirectionalMessages):
@@ -86,8 +89,17 @@ class Model(DirectionalMessages):
         bessel = envelope[..., None] * spherical_bessel(
             distances / self.cutoff, self.max_degree + 1, self.num_radial, self.rounded_bessel
         )
+        distances = edge.directed(distances)
         units = unit_vectors(edge.vectors, distances)
-        return _MomentBases(bessel, spherical_harmonics(units, self.max_degree), num_atoms)
+        within = distances < self.cutoff
+        # zero for edges that are in no sum
+        harmonics = [
+            jnp.where(within[:, None], y, 0.0) for y in spherical_harmonics(units, self.max_degree)
+        ]
+        edges = EdgesOfAtoms.of(edge, within, num_atoms)
+        into = AtomEdges(edge.receivers, edges.order, edges.first, edges.count)
+        out_of = AtomEdges(edge.senders, gather(edges.reverse, edges.order), *into[2:])
+        return _MomentBases(bessel, harmonics, into, out_of)
 
     def sum_triplets(
         self, n: int, b: jax.Array, bases: _MomentBases, edge: DirectedEdges
@@ -98,16 +110,15 @@ class Model(DirectionalMessages):
         inner = self.param(
             f"sbf_1_{n}", glorot_orthogonal, ((self.max_degree + 1) * self.num_radial, narrow)
         ).reshape(self.max_degree + 1, self.num_radial, narrow)
-        basis = jnp.einsum("pln,lnq->plq", bases.bessel, inner.astype(b.dtype))
+        basis = jnp.einsum("pln,lnq->lpq", bases.bessel, inner.astype(b.dtype))
         angular = dense_of_block(n)(self.num_triplet_features, "sbf_2", False)(basis)
-        total = jnp.zeros_like(b)
+        total, of_reversed = jnp.zeros_like(b), jnp.zeros_like(angular[0])
         for l, y in enumerate(bases.harmonics):
-            a = b * angular[:, l]
-            moments = segment_sum(y[:, :, None] * a[:, None, :], edge.receivers, bases.num_atoms)
-            product = jnp.sum(y[:, :, None] * gather(moments, edge.senders), axis=1)
-            # Y_l . Y_l of opposite unit vectors, with squared norm 2 l + 1
-            product = product - (2 * l + 1) * (-1) ** l * edge.reversed(a)
             # P_l changes its sign between the angle and its supplement for odd l
             sign = (-1) ** l if self.angle == "bond" else 1
-            total = total + sign / sqrt(4.0 * pi * (2 * l + 1)) * product
-        return total
+            scale = sign / sqrt(4.0 * pi * (2 * l + 1))
+            sums = moments(y, edge.times(b, angular[l]), bases.into)
+            total = total + project(scale * y, sums, bases.out_of)
+            # Y_l . Y_l of opposite unit vectors, with squared norm 2 l + 1
+            of_reversed = of_reversed + scale * (2 * l + 1) * (-1) ** l * angular[l]
+        return total - edge.times(edge.reversed(b), of_reversed)

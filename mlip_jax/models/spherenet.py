@@ -78,6 +78,7 @@ class Model(DirectionalMessages):
 
     def bases(self, edge: DirectedEdges, distances, envelope, num_atoms: int) -> _TorsionBases:
         """Compute the bases of the edges; only the radial functions have an envelope."""
+        distances = edge.directed(distances)
         lengths = distances / self.cutoff
         bessel = spherical_bessel(
             lengths, self.max_degree + 1, self.num_radial, self.rounded_bessel

@@ -11,6 +11,7 @@ from mlip_jax.datasets.property_data import Target
 from mlip_jax.reports import html_page as page
 
 KEY = "intervals"  # in metrics.json
+_CONFIDENCE = 0.95  # of the interval of the empirical coverage
 
 
 def metrics(outcomes: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
@@ -30,14 +31,29 @@ def _metrics(outcome: Any, name: str, width: np.ndarray) -> dict[str, float]:
     absolute = outcome.absolute(name)
     known = np.isfinite(absolute) & np.isfinite(width)
     count = int(known.sum())
-    covered = float((absolute[known] <= width[known]).mean()) if count else float("nan")
+    covered = int((absolute[known] <= width[known]).sum())
+    low, high = _proportion_interval(covered, count)
     return {
         "requested": outcome.coverage,
-        "coverage": covered,
-        "stderr": float(np.sqrt(covered * (1 - covered) / count)) if count else float("nan"),
+        "coverage": covered / count if count else float("nan"),
+        "coverage_low": low,
+        "coverage_high": high,
         "mean_width": float(2 * width[known].mean()) if count else float("nan"),
         "count": count,
     }
+
+
+def _proportion_interval(successes: int, count: int) -> tuple[float, float]:
+    """Return the Wilson interval of a probability; NaN without trials.
+
+    Unlike the standard error, it has a width above zero if all or no trials are successes.
+    """
+    if not count:
+        return float("nan"), float("nan")
+    from scipy.stats import binomtest  # slow to import
+
+    interval = binomtest(successes, count).proportion_ci(_CONFIDENCE, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def section(
@@ -55,7 +71,7 @@ def section(
             split,
             f"{name} ({units[name]})" if units[name] else name,
             f"{100 * m['requested']:.4g} %",
-            f"{100 * m['coverage']:.1f} ± {100 * m['stderr']:.1f} %" if m["count"] else "unknown",
+            _percentages(m) if m["count"] else "unknown",
             m["mean_width"],
             m["count"],
         )
@@ -67,8 +83,16 @@ def section(
     yield page.heading("Prediction intervals")
     yield page.paragraph(
         "Split conformal prediction, calibrated on the validation structures. The requested coverage "
-        "is expected for structures that are drawn like those of validation."
+        "is expected for structures that are drawn like those of validation. In parentheses: 95 % "
+        "confidence interval of the measured coverage (Wilson), without the variation of the "
+        "calibration."
     )
     yield page.table(
         ["", "property", "requested", "label in the interval", "mean width", "structures"], rows
     )
+
+
+def _percentages(m: Mapping[str, float]) -> str:
+    """Return the measured coverage with its confidence interval."""
+    low, high = 100 * m["coverage_low"], 100 * m["coverage_high"]
+    return f"{100 * m['coverage']:.1f} % ({low:.1f} to {high:.1f} %)"

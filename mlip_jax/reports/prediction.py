@@ -103,29 +103,15 @@ def _figures(done, targets) -> Iterator[str]:
         axes[0].hist(values, bins=min(40, max(5, len(values) // 5)), color=figures.BLUE)
         axes[0].set(xlabel=f"{t.name} ({t.unit})" if t.unit else t.name, ylabel="molecules")
         axes[0].yaxis.get_major_locator().set_params(integer=True)
-        distance, inside = (
-            _column(done, "domain_distance"),
-            np.array([r["outside_domain"] == "0" for r in done]),
+        distance, expected = (
+            _column(done, name) for name in ("domain_distance", f"{t.name}_expected_error")
         )
-        for chosen, color, label in (
-            (inside, figures.BLUE, "inside"),
-            (~inside, figures.VERMILLION, "outside"),
-        ):
-            axes[1].scatter(
-                distance[chosen],
-                _column(done, f"{t.name}_expected_error")[chosen],
-                s=9,
-                color=color,
-                alpha=0.5,
-                linewidths=0,
-                label=label,
-            )
+        axes[1].scatter(distance, expected, s=9, color=figures.BLUE, alpha=0.5, linewidths=0)
         axes[1].axvline(1, color=figures.GREY, linewidth=1, linestyle=(0, (4, 3)))
         axes[1].set(
             xlabel="distance from the training molecules (1: boundary)",
             ylabel=f"expected |error| ({t.unit})" if t.unit else "expected |error|",
         )
-        axes[1].legend(frameon=False, fontsize=9)
         yield page.figure(
             fig,
             f"Predictions of {t.name}, and their expected errors: those of validation molecules at "

@@ -33,6 +33,7 @@ from mlip_jax.training.noise import DISPLACEMENT
 from mlip_jax.training.options import inherit_options, set_average_neighbors, set_model_options
 from mlip_jax.training.outputs import restore
 from mlip_jax.training.prepare import count_steps, describe, log_model, make_batches
+from mlip_jax.training.property_objective import REFINEMENT
 from mlip_jax.workdir import claimed
 
 log = logging.getLogger(__name__)
@@ -97,23 +98,13 @@ def _load_pretrained(config) -> dict[str, np.ndarray] | None:
 
 
 def _set_embedding(config) -> None:
-    """Switch off the embedding of a table of SMILES, in place, if the model only reads bonds.
-
-    Raises:
-      ConfigError: The model reads bonds and positions, and the data are not a table of SMILES.
-    """
+    """Switch off the embedding of a table of SMILES, in place, if the model only reads bonds."""
     c, model = config.data, models.find(config.model.name)
-    if not models.reads_bonds(model):
+    if not models.reads_bonds(model) or models.reads_positions(model):
         return
     readable = c.path and not is_store(c.path)
     is_table = readable and readers.format_of(c.path, c.reader) == "smiles_table"
-    if models.reads_positions(model):
-        if not is_table:
-            raise ConfigError(
-                f"{config.model.name} reads geometries that RDKit embeds: data.path must be a table "
-                f"of SMILES (.csv), received {c.path!r}"
-            )
-    elif is_table and "embed" not in source.reader_options(c.reader_options):
+    if is_table and "embed" not in source.reader_options(c.reader_options):
         c.reader_options = "; ".join(filter(None, [c.reader_options, "embed=False"]))
 
 
@@ -127,9 +118,7 @@ def _train(config, workdir: Path, data: PropertyData, pretrained) -> Path:
     set_average_neighbors(config, inputs.sizes)
     model, heads = _create_model(config, targets)
     restored = restore(workdir)
-    config = with_batch_size(
-        config, float(inputs.train.sizes.n_edge.mean()), restored and restored.metadata
-    )
+    config = with_batch_size(config, inputs.train.sizes.n_edge, restored and restored.metadata)
     energies = distributed.broadcast(
         _energy_statistics(config, data) if distributed.leader() else None
     )
@@ -195,8 +184,9 @@ def _fit_targets(config, data: PropertyData) -> tuple[Target, ...]:
 def _check_geometries(config, targets: Sequence[Target]) -> None:
     """Raise ConfigError if vectors or atom properties are used with geometries of other sources."""
     names = [t.name for t in targets if t.kind != "scalar"]
-    bonds_only = models.reads_bonds(models.find(config.model.name))
-    if bonds_only and names:
+    model = models.find(config.model.name)
+    reads_bonds, reads_positions = models.reads_bonds(model), models.reads_positions(model)
+    if reads_bonds and names:
         raise ConfigError(
             f"{', '.join(names)}: {config.model.name} reads the bonds of a SMILES and predicts only "
             "scalars. Choose another model, or other property.targets."
@@ -206,10 +196,15 @@ def _check_geometries(config, targets: Sequence[Target]) -> None:
         config.data.valid_geometry or LABELS,
         *config.data.test_geometries,
     } - {LABELS}
-    if bonds_only and (sources or config.align.noise or config.align.frames):
+    if not reads_positions and (sources or config.align.noise or config.align.frames):
         raise ConfigError(
             f"{config.model.name} reads the bonds of a SMILES: data.geometry, valid_geometry and "
             "test_geometries must be 'labels', and align.noise and align.frames unset"
+        )
+    if config.align.weight and (reads_bonds != (config.align.loss == REFINEMENT)):
+        raise ConfigError(
+            f"align.loss={config.align.loss!r}: a model of bonds that refines positions requires "
+            f"{REFINEMENT!r}, and others 'cosine' or 'mse'; model.name is {config.model.name!r}"
         )
     inputs = (config.data.geometry, config.data.valid_geometry or LABELS)
     if several := [source for source in inputs if num_conformers(source) > 1]:
@@ -228,7 +223,7 @@ def _check_geometries(config, targets: Sequence[Target]) -> None:
 def _create_model(config, targets: Sequence[Target]) -> tuple[PropertyModel, dict[str, Any]]:
     """Return the model, and the options of its heads by name."""
     heads = {t.name: {"kind": t.kind, "pooling": t.pooling} for t in targets}
-    if config.align.weight or config.dens.weight:
+    if (config.align.weight and config.align.loss != REFINEMENT) or config.dens.weight:
         heads[DISPLACEMENT] = {"kind": "atom_vector"}
     backbone = predictor.backbone_of(config)
     return with_heads(backbone, heads, frozen=config.init.train == "heads"), heads

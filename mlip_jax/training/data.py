@@ -254,12 +254,13 @@ class Batches:
         """Build the padded graph of a micro-batch, displaced if it is for training in `epoch`."""
         needs_texts = self.bonds or STRESS in self.properties
         columns, budget = split.columns(members, labels_only=not needs_texts), self.budgets[bucket]
-        if self.bonds:
-            return build_bond_batch(columns, budget, properties=self.properties)
         if STRESS in self.properties:
             columns = complete_stress(columns)
         if epoch is not None and self.displace is not None and len(members):
-            columns = self.displace(columns, split.indices[members], epoch, budget)
+            limit = None if self.bonds else budget  # bonds do not depend on positions
+            columns = self.displace(columns, split.indices[members], epoch, limit)
+        if self.bonds:
+            return build_bond_batch(columns, budget, properties=self.properties)
         return build_batch(
             columns,
             budget,

@@ -21,8 +21,8 @@ from mlip_jax.datasets.quality.geometry import superpose
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.graphs.edge_counts import count_all
 from mlip_jax.graphs.shapes import PaddingBudget, Sizes
+from mlip_jax.models.layers.readouts import DISPLACEMENT
 
-DISPLACEMENT = "displacement"
 # Noise can add edges to a structure. Batches are planned for a factor _EDGE_FACTOR of the edges and
 # for at least _MIN_EXTRA_EDGES additional ones. If a batch is too small, its noise is drawn again,
 # at most _MAX_TRIES times.
@@ -50,6 +50,8 @@ class CoordinateNoise:
       seed: Seed of all random choices.
       share: Fraction of the inputs that are frames, for samples that have frames.
       frames: Frames of the samples. None: only noise.
+      heavy: Whether only heavy atoms are superposed, and inputs are rotated at random, as for a
+        model of bonds that depends on the orientation.
     """
 
     noise: float
@@ -57,6 +59,7 @@ class CoordinateNoise:
     seed: int
     share: float = 0.0
     frames: AlternativeGeometries | None = None
+    heavy: bool = False
 
     def __call__(
         self, columns: Columns, samples: np.ndarray, epoch: int, budget: PaddingBudget | None = None
@@ -105,6 +108,8 @@ class CoordinateNoise:
 
     def _draw(self, columns, samples, epoch, attempt):
         """Return one draw of the displaced samples."""
+        from scipy.spatial.transform import Rotation  # slow to import
+
         positions, displacement = np.array(columns.positions), np.zeros_like(columns.positions)
         for s, sample in enumerate(samples.tolist()):
             # epoch + 1, because the seed must not be negative and validations use the epoch -1
@@ -117,12 +122,21 @@ class CoordinateNoise:
                 if frame is None
                 else frame
             )
-            displacement[atoms] = superpose(reference, positions[atoms]) - positions[atoms]
+            mask = self._superposition_mask(columns.numbers[atoms])
+            if self.heavy:
+                rotation = Rotation.random(random_state=rng).as_matrix()
+                positions[atoms] = positions[atoms] @ rotation
+            displacement[atoms] = superpose(reference, positions[atoms], mask) - positions[atoms]
         return dataclasses.replace(
             columns,
             positions=positions,
             atom_properties={**columns.atom_properties, DISPLACEMENT: displacement},
         )
+
+    def _superposition_mask(self, numbers) -> np.ndarray | None:
+        """Return a mask of the atoms that are superposed, None for all."""
+        mask = numbers > 1
+        return mask if self.heavy and mask.any() else None
 
     def _frame(self, sample, numbers, rng):
         """Return the positions of a random frame of the sample, or None if it gets noise."""

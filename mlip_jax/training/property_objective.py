@@ -20,6 +20,8 @@ from mlip_jax.training.losses import PENALTIES
 from mlip_jax.training.noise import DISPLACEMENT
 from mlip_jax.training.objectives import figure
 
+# Value of align.loss for the positions that a model of bonds refines.
+REFINEMENT = "mae"
 # Displacement (Å) at or below which an atom is at its reference position and has no direction.
 _NO_DISPLACEMENT = 1e-4
 # Length of a predicted direction below which its penalty is linear. The derivative of the cosine is
@@ -60,6 +62,8 @@ class Properties:
         cosine   1 - cos(predicted, displacement)
         mse      |predicted - displacement / noise|² / 3: denoising of coordinates
                  (Zaidi et al., arXiv:2206.00133)
+        mae      |predicted - displacement|_1 of the positions that a model of bonds refines
+                 (Lu et al., arXiv:2303.16982), without its loss of distances
 
     Attributes:
       model: Property predictor.
@@ -67,7 +71,7 @@ class Properties:
       penalty: Name of a penalty in losses.PENALTIES.
       huber_delta: Error at which "huber" becomes linear, in training units.
       align_weight: Weight of the mean alignment penalty; 0 for no alignment.
-      alignment: "cosine" or "mse".
+      alignment: "cosine", "mse" or "mae".
       noise: Standard deviation of the noise (Å), for "mse".
     """
 
@@ -107,8 +111,10 @@ class Properties:
         self, params: Any, graph: jraph.GraphsTuple
     ) -> tuple[dict[str, jax.Array], PropertySums]:
         """Predict the properties of a batch and compute its loss sums."""
+        refines = self.align_weight and self.alignment == REFINEMENT
+        options = {"method": "with_refinement"} if refines else {}
         with full_precision():  # except in training steps
-            predicted = self.model.apply(params, graph)
+            predicted = self.model.apply(params, graph, **options)
         return predicted, self._sums(predicted, graph)
 
     def absorb(self, params: Any, old: Any, total: PropertySums) -> tuple[Any, PropertySums]:
@@ -192,6 +198,8 @@ class Properties:
         )
         if self.alignment == "mse":
             penalty = jnp.square(output - labels / self.noise).sum(-1) / 3.0
+        elif self.alignment == REFINEMENT:
+            penalty = jnp.abs(output - labels).sum(-1)
         else:
             length = safe_norm(labels)
             known = known & (length > _NO_DISPLACEMENT)

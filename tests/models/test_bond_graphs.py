@@ -7,7 +7,7 @@ import pytest
 from mlip_jax import models
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.smiles.bond_graph import bond_graph
-from mlip_jax.graphs.bonds import bond_sizes, build_bond_batch
+from mlip_jax.graphs.bonds import bond_sizes, build_bond_batch, is_in_order
 from mlip_jax.graphs.shapes import PaddingBudget
 from mlip_jax.models.bond_graphs import names
 from mlip_jax.models.layers.batch_norm import STATISTICS
@@ -89,6 +89,35 @@ def test_padding_is_not_in_the_statistics_of_a_training_batch(case):
     np.testing.assert_allclose(loose[0]["gap"][:3], tight[0]["gap"][:3], rtol=1e-10)
     for a, b in zip(jax.tree.leaves(tight[1]), jax.tree.leaves(loose[1])):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.usefixtures("double_precision")
+def test_displacements_of_a_model_that_refines_positions(case):
+    """Detects displacements that include the center of the input, or those of padding."""
+    model, params, _ = case
+    if not models.reads_positions(model):
+        pytest.skip("this model does not read positions")
+    graph = batch(SMILES[:3], PaddingBudget(40, 60, 9))
+    moved = graph._replace(nodes={**graph.nodes, "positions": graph.nodes["positions"] + 3.0})
+    refine = jax.jit(lambda p, g: model.apply(p, g, method="with_refinement"))
+    first, second = (np.asarray(refine(params, g)["displacement"]) for g in (graph, moved))
+    np.testing.assert_allclose(first, second, atol=1e-9)
+    count = int(graph.n_node[:3].sum())
+    assert np.abs(first[:count]).max() > 1e-3 and not first[count:].any()
+
+
+def test_labels_of_atoms_are_those_of_the_heavy_atoms():
+    """Detects labels of hydrogens at the nodes of a graph, and bonds between distant atoms."""
+    numbers, values = np.array([6, 8, 1, 1, 1, 1]), np.arange(6.0)
+    positions = np.array([[0, 0, 0], [1.4, 0, 0], *[[9, 9, k] for k in range(4)]], float)
+    molecule = Structure(numbers, positions, smiles="CO", atom_properties={"label": values})
+    columns = Columns.from_structures([molecule])
+    graph = build_bond_batch(columns, PaddingBudget(4, 4, 2), properties=("label",))
+    assert graph.nodes["properties"]["label"].tolist() == [0, 1, 0, 0]
+    assert is_in_order(columns, 0, bond_graph("CO"))
+    assert not is_in_order(columns, 0, bond_graph("OC"))
+    columns.positions[1, 0] = 2.5
+    assert not is_in_order(columns, 0, bond_graph("CO"))
 
 
 def test_unreadable_smiles_are_named():

@@ -1,6 +1,7 @@
 """Tests for the report of a predictor: errors, domain, and kinds of properties."""
 
 import csv
+import dataclasses
 import json
 import os
 
@@ -9,6 +10,7 @@ import pytest
 
 from mlip_jax.datasets.property_data import Target
 from mlip_jax.datasets.unseen_elements import UnseenElements
+from mlip_jax.reports import intervals
 from mlip_jax.reports.domain import roc
 from mlip_jax.reports.force2geo import paper, seeds
 from mlip_jax.reports.property import PredictedProperties, score, write_property_report
@@ -34,6 +36,17 @@ def outcome(count=40, seed=0, distance=True):
         predicted,
         rng.random(count) if distance else None,
     )
+
+
+def test_the_coverage_of_intervals_is_uncertain_if_all_labels_are_covered():
+    """Detects a margin of 0 % for 39 of 39 labels."""
+    wide = dataclasses.replace(outcome(), half_width={"gap": np.full(40, 9.0)}, coverage=0.9)
+    numbers = intervals.metrics({"test labels": wide})
+    measured = numbers["test labels"]["gap"]
+    assert measured["coverage"] == 1.0 and measured["coverage_high"] == 1.0
+    assert measured["coverage_low"] == pytest.approx(0.910, abs=1e-3)
+    (_, _, table) = intervals.section(numbers, TARGETS)
+    assert "100.0 % (91.0 to 100.0 %)" in str(table)
 
 
 def test_absolute_errors_are_means_per_structure():

@@ -7,7 +7,8 @@ import shutil
 
 import numpy as np
 import pytest
-from ase import units
+from ase import Atoms, units
+from ase.build import molecule
 
 from mlip_jax.checkpoint import CheckpointStore
 from mlip_jax.config import ConfigError
@@ -204,8 +205,6 @@ def test_invalid_configs_are_errors(folder):
 
 
 def test_from_python(folder):
-    from ase.build import molecule
-
     found = Predictor.load(folder / "gap-0").predict([molecule("CH3CH2OH"), molecule("CH4")])
     assert found["gap"].shape == (2,) and np.isfinite(found["gap"]).all()
     # no arrays of features unless requested
@@ -216,6 +215,20 @@ def test_from_python(folder):
     assert (columns["gap_lower"] < columns["gap_upper"]).all()
     with pytest.raises(ValueError, match="not trained on Xe"):
         predict_molecules(folder / "gap-0", ["[Xe]"])
+
+
+def test_a_failed_molecule_or_conformer_does_not_stop_predictions_from_python(folder, caplog):
+    groups = ["C1CC", "CCO", "[Xe]", "C"]
+    found = predict_molecules(folder / "gap-0", groups)
+    assert np.isnan(found["gap"]).tolist() == [True, False, True, False]
+    assert "cannot read the SMILES 'C1CC'" in found["failure"][0]
+    assert "not trained on Xe" in found["failure"][2] and found["failure"][1] == ""
+    alone = predict_molecules(folder / "gap-0", ["CCO"])
+    assert found["gap"][1] == pytest.approx(alone["gap"][0], rel=1e-4)
+    ethanol, xenon = molecule("CH3CH2OH"), Atoms("Xe")
+    mixed = predict_molecules(folder / "gap-0", [[ethanol, xenon, ethanol]])
+    assert mixed["failure"][0] == "" and np.isfinite(mixed["gap"]).all()
+    assert "predicted from 2 of 3 conformers" in caplog.text
 
 
 def test_a_checkpoint_does_not_choose_the_force_field(folder):

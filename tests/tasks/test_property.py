@@ -299,6 +299,11 @@ def test_relaxed_geometries_are_computed_once(folder):
         ),
         ({"init__train": "head"}, ConfigError, "Did you mean 'heads'"),
         (
+            {"align__weight": 0.1, "align__noise": 0.1, "align__loss": "mae"},
+            ConfigError,
+            "a model of bonds that refines positions requires 'mae'",
+        ),
+        (
             {"optimizer__lr_multipliers": "params/backbone"},
             ValueError,
             "optimizer.lr_multipliers must be",

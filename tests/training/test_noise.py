@@ -44,6 +44,17 @@ def test_displacements_point_to_the_reference(frames):
     assert displaced.numbers is REFERENCE.numbers
 
 
+def test_inputs_of_a_model_of_bonds_are_turned_and_only_heavy_atoms_are_fitted():
+    """Detects displacements that contain the turn of the input, or a fit to hydrogens."""
+    displaced = CoordinateNoise(0.0, CUTOFF, 3, 1.0, FRAMES, heavy=True)(REFERENCE, np.arange(2), 2)
+    moved = displaced.atom_properties[DISPLACEMENT]
+    first, second = slice(0, 6), slice(6, 12)
+    assert np.abs(moved[second]).max() < 1e-9  # without frames: only turned
+    assert np.abs(displaced.positions[second] - REFERENCE.positions[second]).max() > 0.1
+    np.testing.assert_allclose(moved[first][:3].mean(0), 0, atol=1e-9)
+    assert np.abs(moved[first].mean(0)).max() > 1e-3
+
+
 def test_noise_has_the_given_size_and_displacements_contain_no_rigid_motion():
     many = columns(400)
     displaced = CoordinateNoise(0.1, CUTOFF, 0)(many, np.arange(400), 0)

@@ -106,6 +106,22 @@ def test_denoising_errors_are_in_units_of_the_noise():
     assert o.averages(jax.tree.map(float, sums), "valid")["valid_loss"] == pytest.approx(1 / 9)
 
 
+class Refining:
+    """Model whose predictions are its parameters, if it is asked for refined positions."""
+
+    @staticmethod
+    def apply(params, graph, method):
+        assert method == "with_refinement"
+        return params
+
+
+def test_refined_positions_have_absolute_errors_in_angstrom():
+    o = Properties(Refining, (), align_weight=1.0, alignment="mae", noise=0.1)
+    labels = graph().nodes["properties"][DISPLACEMENT]
+    sums = o.sums({DISPLACEMENT: labels + jnp.array([0.1, -0.2, 0.0])}, graph())
+    assert float(sums.aligned) == 3 and float(sums.alignment) == pytest.approx(3 * 0.3)
+
+
 @pytest.mark.parametrize("alignment", ["cosine", "mse"])
 @pytest.mark.parametrize("penalty", ["mse", "mae", "huber"])
 def test_gradients_are_finite_without_labels(penalty, alignment):

@@ -52,8 +52,7 @@ def molecule_records(
         records = _embed(molecules, options)
         if records[0].atoms is None:
             raise UnusableMoleculeError(
-                f"{molecules!r}: not a file, and not a SMILES that can be embedded "
-                f"({records[0].failure})"
+                f"not a file, and not a SMILES that can be embedded: {records[0].failure}"
             )
         return [records]
     if isinstance(molecules, Atoms | str | Path):

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import numpy as np
 from ase.data import covalent_radii
-from scipy.spatial import cKDTree
 
 from mlip_jax import limits
 from mlip_jax.datasets.columns import Columns
@@ -147,6 +146,8 @@ def _shortest_dense(columns, n, indices):
 
 def _shortest_tree(positions):
     """Return the shortest distance in one structure with a k-d tree; NaN if not finite."""
+    from scipy.spatial import cKDTree  # here, because it takes half the start of a worker process
+
     if not np.isfinite(positions).all():
         return np.nan
     return float(cKDTree(positions).query(positions, k=2)[0][:, 1].min())
@@ -250,10 +251,15 @@ def bond_limit(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return BOND_STRETCH * (covalent_radii[a] + covalent_radii[b])
 
 
-def superpose(points: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Rotate and translate points (n, 3) to the least-squares fit to `target` (n, 3)."""
-    center, to = points.mean(0), target.mean(0)
-    return (points - center) @ kabsch_align(target[None], points[None])[0] + to
+def superpose(
+    points: np.ndarray, target: np.ndarray, fitted: np.ndarray | None = None
+) -> np.ndarray:
+    """Rotate and translate points (n, 3) to the least-squares fit to `target` (n, 3).
+
+    `fitted` is a mask of the atoms that are fitted, (n,); None for all.
+    """
+    a, b = (points, target) if fitted is None else (points[fitted], target[fitted])
+    return (points - a.mean(0)) @ kabsch_align(b[None], a[None])[0] + b.mean(0)
 
 
 def fingerprints(columns: Columns) -> np.ndarray:

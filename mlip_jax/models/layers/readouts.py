@@ -24,6 +24,7 @@ from mlip_jax.models.layers.heads import AtomOutputs
 KINDS = ("scalar", "vector", "atom", "atom_vector")
 POOLINGS = ("mean", "sum", "attention")
 BACKBONE = "backbone"
+DISPLACEMENT = "displacement"
 
 
 class Readout(nn.Module):
@@ -221,6 +222,19 @@ class PropertyModel(nn.Module):
         if positions is None:
             raise ValueError("this model does not refine positions; unimol_plus does")
         return positions
+
+    def with_refinement(self, graph: jraph.GraphsTuple) -> dict[str, jax.Array]:
+        """Compute each property, and "displacement", refined minus input positions (Å), (N, 3).
+
+        Both are relative to the center of the heavy atoms. Only a model of bonds that refines
+        positions has them.
+        """
+        outputs = self.backbone(graph)
+        mask = jraph.get_node_padding_mask(graph)[:, None]
+        start = jnp.where(mask, graph.nodes["positions"], 0.0)
+        center = _sum(start, graph, mean=True)[node_graph_index(graph)]
+        displacement = jnp.where(mask, outputs.positions - (start - center), 0.0)
+        return {**self._predict(outputs.features, graph), DISPLACEMENT: displacement}
 
     def embed(self, graph: jraph.GraphsTuple) -> jax.Array:
         """Compute the mean over the atoms of the invariant features, shape (G, F).

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
+from mlip_jax.foreign_files.texts import parse_json, read_bytes
 from mlip_jax.reports import figures
 from mlip_jax.reports import html_page as page
 from mlip_jax.reports.errors import json_safe
+from mlip_jax.reports.force2geo import predictors
 from mlip_jax.reports.force2geo.seeds import PROPERTY, Spread, gain, read, verdict
 from mlip_jax.workdir import write_text
 
-RELAXED = "relaxed(pm3:first)"
+RELAXED = predictors.RELAXED
 _GEOMETRIES = {
     "etkdg": "RDKit",
     "relaxed(etkdg)": "RDKit, relaxed by the force field",
@@ -42,6 +44,7 @@ def write_paper_report(folder: Path) -> Path:
     def at(name: str, geometry: str = "labels") -> Spread:
         return scores.get(name, {}).get(geometry, missing)
 
+    num_train = _num_train(Path(folder))
     body = [
         page.heading("Force2Prop and geometry fine-tuning", 1),
         page.paragraph(
@@ -51,9 +54,9 @@ def write_paper_report(folder: Path) -> Path:
         ),
         *_claims(at),
         *_training(at),
-        *_architectures(at),
+        *predictors.tables(at, num_train),
         *_geometries(at),
-        *_sizes(at, _num_train(Path(folder))),
+        *_sizes(at, num_train),
         *_sweeps(at),
     ]
     # Use `shared`, because each process of a sweep writes the report at its end.
@@ -80,17 +83,8 @@ def write_paper_report(folder: Path) -> Path:
 def _claims(at) -> Iterator[str]:
     """Yield one sentence per ordering that the paper claims."""
     yield page.heading("Claims of the paper")
+    yield from predictors.orderings(at)
     for line in (
-        verdict(
-            "Force2Prop is better than training from scratch (random split)",
-            at("force2prop"),
-            at("scratch"),
-        ),
-        verdict(
-            "Force2Prop is better than training from scratch (scaffold split)",
-            at("scaffold-force2prop"),
-            at("scaffold-scratch"),
-        ),
         verdict(
             "Frozen features of the force field are better than random ones",
             at("heads"),
@@ -124,12 +118,6 @@ def _claims(at) -> Iterator[str]:
             "On relaxed geometries, geometry fine-tuning is better than as many further steps",
             at("finetune", RELAXED),
             at("continued", RELAXED),
-            paired=True,
-        ),
-        verdict(
-            "Ground-truth geometries are better than relaxed ones after fine-tuning",
-            at("scratch"),
-            at("finetune", RELAXED),
             paired=True,
         ),
         verdict(
@@ -169,29 +157,6 @@ def _training(at) -> Iterator[str]:
             )
         )
     yield page.table(["training", "MAE (eV)", "seeds", "gain (%)", "published"], lines)
-
-
-def _architectures(at) -> Iterator[str]:
-    """Yield a table of errors by architecture, all trained from scratch."""
-    yield page.heading("Architectures, trained from scratch (Tables 1 and 5)")
-    yield page.paragraph(
-        "Published errors are those on the test split of Molecule3D with 600,000 molecules, for "
-        "SphereNet on that of ∇²DFT (large). Sizes here are smaller than the published ones."
-    )
-    yield page.table(
-        ["architecture", "random split (eV)", "scaffold split (eV)", "published (eV)"],
-        [
-            (title, str(at(f"{name}scratch")), str(at(f"scaffold-{name}scratch")), published)
-            for title, name, published in (
-                ("SchNet", "schnet-", "0.0731, 0.1837"),
-                ("GIN-virtual (bonds)", "gin_virtual-", "0.1272, 0.2421"),
-                ("ComENet", "comenet-", "0.0693, 0.1876"),
-                ("DimeNet++", "dimenetpp-", "0.0569, 0.1729"),
-                ("SphereNet", "spherenet-", "0.0819"),
-                ("PaiNN", "", "0.0575, 0.1548"),
-            )
-        ],
-    )
 
 
 def _geometries(at) -> Iterator[str]:
@@ -239,7 +204,7 @@ def _num_train(folder: Path) -> int:
     """Return the number of training molecules of runs without a limit, 0 if none is complete."""
     for path in sorted(folder.glob("scratch-?/metrics.json")):
         return (
-            json.loads(path.read_text(encoding="utf-8"))["scores"]
+            parse_json(read_bytes(path))["scores"]
             .get("train", {})
             .get(PROPERTY, {})
             .get("count", 0)

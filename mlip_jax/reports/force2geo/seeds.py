@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mlip_jax.foreign_files.texts import parse_json, read_bytes
+
 PROPERTY = "gap"
+VALID = "valid"  # key of the validation split among the geometries of tests
 
 
 class Spread(NamedTuple):
@@ -37,18 +39,19 @@ class Spread(NamedTuple):
 def read(folder: Path) -> dict[str, dict[str, Spread]]:
     """Read the MAE in eV of the completed seeds, by variant and source of the test geometries.
 
+    The validation split has the key VALID.
     The names of variants do not contain the seed.
     """
     errors: dict[str, dict[str, dict[str, float]]] = {}  # variant, geometry, seed
     for path in sorted(folder.glob("*/metrics.json")):
         if not (path.parent / "done.json").exists():
             continue
-        scores = json.loads(path.read_text(encoding="utf-8")).get("scores") or {}
+        scores = parse_json(read_bytes(path)).get("scores") or {}
         before, _, seed = path.parent.name.rpartition("-")
         name = before if seed.isdigit() else path.parent.name
         for split, score in scores.items():
             mae = score.get(PROPERTY, {}).get("mae")
-            if split.startswith("test ") and mae is not None:
+            if (split == VALID or split.startswith("test ")) and mae is not None:
                 geometry = split.removeprefix("test ")
                 errors.setdefault(name, {}).setdefault(geometry, {})[seed] = mae
     return {name: {g: spread(v) for g, v in by.items()} for name, by in errors.items()}

@@ -14,8 +14,8 @@ from mlip_jax.potential import Potential
 from mlip_jax.structure import electronic_value, from_ase
 
 _STATES = (
-    ("charge", "charges", "total charges"),
-    ("num_unpaired_electrons", "spins", "numbers of unpaired electrons"),
+    ("charge", "charges", "total charge is"),
+    ("num_unpaired_electrons", "spins", "number of unpaired electrons is"),
 )
 # A molecule is too large if it has more than this many times the atoms of the largest one of
 # training. Any molecule with fewer atoms than the smallest one is too small.
@@ -58,7 +58,7 @@ def unseen_states(atoms: Atoms, members: Sequence[Potential]) -> list[UnseenStat
                 UnseenState(
                     key,
                     f"atoms.info['{key}'] is {value:g}, but this force field was trained only on "
-                    f"{words} {', '.join(f'{c:g}' for c in other[0])}",
+                    f"molecules whose {words} {', '.join(f'{c:g}' for c in other[0])}",
                 )
             )
     if judges_odd_electrons(members):

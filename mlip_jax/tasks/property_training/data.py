@@ -20,7 +20,7 @@ from mlip_jax.datasets.selection import splits as splits_module
 from mlip_jax.datasets.smiles.bond_graph import bond_graph
 from mlip_jax.datasets.store.store import Store
 from mlip_jax.datasets.unseen_elements import UnseenElements
-from mlip_jax.graphs.bonds import bond_sizes
+from mlip_jax.graphs.bonds import bond_sizes, is_in_order
 from mlip_jax.graphs.edge_counts import edge_counts
 from mlip_jax.graphs.padding import graph_sizes
 from mlip_jax.graphs.shapes import Sizes
@@ -73,14 +73,21 @@ class PropertyData:
             index, values = property_data.select_labeled(
                 loaded.store, loaded.indices, config.property.targets
             )
-        bonds = models.reads_bonds(models.find(config.model.name))
-        if bonds:
-            limit = models.max_heavy_atoms(models.create(config.model.name, **config.model.options))
-            readable = _has_bond_graph(loaded.store, index, limit)
-            index, values = index[readable], {k: v[readable] for k, v in values.items()}
         split_indices = data_split.split_data(
             dataclasses.replace(loaded, indices=index), c, molecule_features.of(c)
         )
+        bonds = models.reads_bonds(models.find(config.model.name))
+        if bonds:  # after the split, which is then that of other models
+            model = models.create(config.model.name, **config.model.options)
+            readable = index[
+                _has_bond_graph(
+                    loaded.store,
+                    index,
+                    models.max_heavy_atoms(model),
+                    models.reads_positions(model),
+                )
+            ]
+            split_indices = {k: np.intersect1d(v, readable) for k, v in split_indices.items()}
         if distributed.leader():
             with writing(workdir):
                 _save_split(loaded.store, split_indices, c, workdir)
@@ -113,7 +120,10 @@ class PropertyData:
             if t.kind != "atom"
         }
         atom_targets = tuple(t for t in targets if t.kind == "atom")
-        rows = Samples(geometries.rows, geometries.index, properties, atom_targets)
+        smiles = None
+        if self.bonds:  # computed geometries have no SMILES of their own
+            smiles = np.array(_smiles(self.loaded.store, self.index[geometries.samples]), object)
+        rows = Samples(geometries.rows, geometries.index, properties, atom_targets, smiles)
         sizes = self._sizes(geometries, cutoff)
         return Split(rows, np.arange(len(rows)), sizes), geometries
 
@@ -121,7 +131,7 @@ class PropertyData:
         """Return the sizes of the structures with these geometries."""
         store = self.loaded.store
         if self.bonds:
-            return bond_sizes(_smiles(store, geometries.index))
+            return bond_sizes(_smiles(store, self.index[geometries.samples]))
         if geometries.rows is store:
             sizes = Sizes(store.index("n_atoms"), edge_counts(store, cutoff))
         else:
@@ -135,22 +145,30 @@ def _smiles(store: Store, index: np.ndarray) -> list[str]:
     return [texts[code] for code in codes[index]]
 
 
-def _has_bond_graph(store: Store, index: np.ndarray, limit: int | None) -> np.ndarray:
+def _has_bond_graph(
+    store: Store, index: np.ndarray, limit: int | None, with_positions: bool
+) -> np.ndarray:
     """Return whether the model can read the SMILES of each structure, (S,); log the others.
 
-    `limit` is the largest number of heavy atoms; None for any number.
+    `limit` is the largest number of heavy atoms; None for any number. If `with_positions`, the
+    first atoms of a structure must be those of the SMILES, in its order.
 
     Raises:
       DatasetError: There is no such structure.
     """
     smiles = _smiles(store, index)
     log.info("reading the bonds of %s", count_of(len(set(smiles)), "molecule"))
-    graphs = (bond_graph(text) for text in smiles)
+    graphs = [bond_graph(text) for text in smiles]
     readable = np.array(
         [g is not None and (limit is None or len(g.atoms) <= limit) for g in graphs], bool
     )
+    if with_positions:
+        rows = np.flatnonzero(readable)
+        columns = store.take(index[rows], labels_only=True)
+        readable[rows] = [is_in_order(columns, s, graphs[row]) for s, row in enumerate(rows)]
     what = "without a SMILES that RDKit can read"
     what += "" if limit is None else f" with at most {limit} heavy atoms"
+    what += " in the order of the SMILES, followed by the hydrogens" if with_positions else ""
     lost = np.flatnonzero(~readable)
     if len(lost) == len(readable):
         raise DatasetError(
@@ -239,7 +257,7 @@ class PropertyInputs:
         sizes, noise = train.sizes, _create_noise(config, data, geometries, cutoff)
         valid, _ = data.split("valid", c.valid_geometry or c.geometry, targets, cutoff)
         displace: CoordinateNoise | BatchNoise | None = noise
-        if noise is not None:
+        if noise is not None and not data.bonds:
             edges = edge_counts(data.loaded.store, cutoff)
             frame_edges = None if noise.frames is None else edges[noise.frames.index]
             train = dataclasses.replace(train, sizes=noise.bounds(train.sizes, frame_edges))
@@ -271,7 +289,11 @@ def _create_noise(
             "labels. Set data.geometry='labels'."
         )
     frames = None
-    if a.frames:
+    if a.frames and data.bonds:
+        others = data.sources.get(a.frames, geometries.samples)
+        first = np.searchsorted(others.samples, np.append(geometries.samples, len(data.index)))
+        frames = AlternativeGeometries(others.rows, others.index, first)
+    elif a.frames:
         first, indices = data.sources.frames(a.frames, geometries.samples)
         log.info(
             "%d frames of %d of %d training molecules",
@@ -281,7 +303,7 @@ def _create_noise(
         )
         frames = AlternativeGeometries(data.loaded.store, indices, first)
     share = a.frames_share if a.frames else 0.0
-    return CoordinateNoise(a.noise, cutoff, config.seed, share, frames)
+    return CoordinateNoise(a.noise, cutoff, config.seed, share, frames, heavy=data.bonds)
 
 
 def _restrict_to_common(

@@ -469,8 +469,8 @@ def test_from_smiles_equals_reading_a_file(tmp_path):
     atoms = from_smiles("CC[NH3+]", seed=3)
     assert atoms.info["charge"] == 1 and np.array_equal(atoms.positions, record.atoms.positions)
     assert not np.allclose(atoms.positions, from_smiles("CC[NH3+]", seed=3, mmff=True).positions)
-    with pytest.raises(UnusableMoleculeError, match="cannot read the SMILES 'C1CC'"):
-        from_smiles("C1CC")
+    with pytest.raises(UnusableMoleculeError, match="^RDKit cannot read the SMILES 'C1CC'"):
+        from_smiles("C1CC")  # and not "C1CC: RDKit cannot read the SMILES 'C1CC'"
 
 
 ATROPISOMER = "Cc1cccc(O)c1-c1c(C)cccc1N"  # the bond between the rings is atom 7 to atom 8

@@ -139,5 +139,5 @@ def test_charges_that_a_member_was_not_trained_on(members):
     ]
     ion = molecule("H2O")
     ion.info["charge"] = -1
-    with pytest.warns(UserWarning, match="trained only on total charges 0"):
+    with pytest.warns(UserWarning, match="whose total charge is 0"):
         EnsembleCalculator(known).get_property("energy", ion)

@@ -71,7 +71,7 @@ def test_phonons_of_springs_between_neighbors():
     assert zero_point_energy(np.array([1.0, -5.0])) == pytest.approx(0.5 * 4.135667e-3, rel=1e-6)
 
 
-@pytest.mark.filterwarnings("ignore:.*total charges")
+@pytest.mark.filterwarnings("ignore:.*total charge")
 def test_phonons_do_not_depend_on_the_cells_of_the_atoms():
     """Detects pairs at other images than the nearest ones, and a supercell with one cell's charge."""
     potential = pairwise("harmonic", length=3.0, stiffness=20.0, cutoff=3.5)

@@ -153,7 +153,7 @@ def test_one_step_with_a_charge_and_fixed_atoms(make_potential):
     assert (result.status, result.steps) == ("step limit", 1)
     np.testing.assert_array_equal(result.atoms.positions[[0, 3]], start.positions[[0, 3]])
     assert np.abs(result.atoms.positions - start.positions).max() > 0.01
-    with pytest.warns(UserWarning, match="trained only on total charges"):
+    with pytest.warns(UserWarning, match="whose total charge is"):
         expected = MLIPCalculator(potential).get_potential_energy(result.atoms)
     assert result.energy == pytest.approx(expected, abs=1e-4)
 

@@ -50,6 +50,26 @@ def _residual(x, dense, name):
     return x + _silu(dense(width, f"{name}_layer_2")(hidden))
 
 
+class _EdgeEmbedding(nn.Module):
+    """Dense layer on features of both atoms and of the distance, without concatenating them.
+
+    Attributes:
+      width: Width of the layer.
+    """
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, distance: jax.Array, edge: DirectedEdges) -> jax.Array:
+        """Compute features of edges: atoms (N, F), pairs (P, F) -> (E, width)."""
+        shape = (2 * x.shape[-1] + distance.shape[-1], self.width)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape).astype(x.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.width,)).astype(x.dtype)
+        receivers, senders, pairs = jnp.split(kernel, (x.shape[-1], 2 * x.shape[-1]))
+        of_atoms = gather(x @ receivers + bias, edge.receivers) + gather(x @ senders, edge.senders)
+        return edge.plus(of_atoms, distance @ pairs)
+
+
 class DirectionalMessages(nn.Module):
     """Model with features of directed edges; subclasses define the sums over triplets.
 
@@ -95,8 +115,8 @@ class DirectionalMessages(nn.Module):
 
         Args:
           edge: Edges.
-          distances: Lengths of the edges (Å), (E,).
-          envelope: Envelope of each edge, (E, 1).
+          distances: Lengths of the undirected pairs (Å), (P,); see `DirectedEdges.undirected`.
+          envelope: Envelope of each pair, (P, 1).
           num_atoms: Number of atoms.
         """
         raise NotImplementedError
@@ -116,14 +136,15 @@ class DirectionalMessages(nn.Module):
     def __call__(self, graph: jraph.GraphsTuple) -> AtomOutputs:
         numbers = graph.nodes["numbers"]
         edge = directed_edges(graph)
-        distances = safe_norm(edge.vectors)
-        rbf, envelope = self._radial_functions(distances)
+        distances = safe_norm(edge.undirected(edge.vectors))
+        rbf, envelope = self._radial_functions(distances)  # of undirected pairs, as all filters
         bases = self.bases(edge, distances, envelope, len(numbers))
         # features of edges, (E, F)
         x = embed_elements(self, numbers, self.num_features, edge.vectors.dtype)
         distance_features = _silu(Dense(self.num_features, name="embedding_rbf")(rbf))
-        atoms = (gather(x, edge.receivers), gather(x, edge.senders), distance_features)
-        m = _silu(Dense(self.num_features, name="embedding_edges")(jnp.concatenate(atoms, axis=-1)))
+        m = _silu(
+            _EdgeEmbedding(self.num_features, name="embedding_edges")(x, distance_features, edge)
+        )
         total, features = self._energies(0, m, rbf, edge, len(numbers))
         for n in range(self.num_layers):
             m = self._interaction(n, m, rbf, bases, edge)
@@ -133,7 +154,7 @@ class DirectionalMessages(nn.Module):
         return AtomOutputs(total, features[:, None, None, :])
 
     def _radial_functions(self, distances):
-        """Compute radial functions (E, num_radial) and the envelope (E, 1)."""
+        """Compute radial functions (P, num_radial) and the envelope (P, 1)."""
         x = distances / self.cutoff
         power = self.envelope_exponent + 1
         inverse = jnp.where(x > 0, 1.0 / jnp.where(x > 0, x, 1.0), 0.0)
@@ -149,7 +170,7 @@ class DirectionalMessages(nn.Module):
         width, narrow = self.num_features, self.num_basis_features
         direct = _silu(dense(width, "own")(m))
         filters = dense(width, "rbf_2", False)(dense(narrow, "rbf_1", False)(rbf))
-        b = _silu(dense(width, "neighbors")(m)) * filters
+        b = edge.times(_silu(dense(width, "neighbors")(m)), filters)
         b = _silu(dense(self.num_triplet_features, "down", False)(b))
         sums = self.sum_triplets(n, b, bases, edge)
         h = direct + _silu(dense(width, "up", False)(sums))
@@ -166,7 +187,7 @@ class DirectionalMessages(nn.Module):
         filters = Dense(
             self.num_features, False, kernel_init=glorot_orthogonal, name=f"{name}_rbf"
         )(rbf)
-        y = segment_sum(filters * m, edge.receivers, num_atoms)
+        y = segment_sum(edge.times(m, filters), edge.receivers, num_atoms)
         y = Dense(width, self.energy_bias, kernel_init=glorot_orthogonal, name=f"{name}_up")(y)
         for k in range(self.num_energy_layers):
             y = _silu(Dense(width, kernel_init=glorot_orthogonal, name=f"{name}_layer_{k}")(y))

@@ -33,6 +33,26 @@ class DirectedEdges(NamedTuple):
             return jnp.roll(values, len(values) // 2, axis=0)
         return gather(values, self.reverse)
 
+    def undirected(self, values: jax.Array) -> jax.Array:
+        """Return the values of the undirected pairs, (P, ...), of values equal in both directions.
+
+        P is E / 2 if the second half reverses the first, and E otherwise.
+        """
+        return values[: len(values) // 2] if self.reverse is None else values
+
+    def directed(self, values: jax.Array) -> jax.Array:
+        """Return values of undirected pairs, (P, ...), for all edges, (E, ...)."""
+        return jnp.concatenate([values, values]) if self.reverse is None else values
+
+    def times(self, values: jax.Array, factors: jax.Array) -> jax.Array:
+        """Multiply values of edges, (E, F), with factors of their undirected pairs, (P, F)."""
+        halves = values.reshape(-1, *factors.shape)  # a product without copies of the factors
+        return (halves * factors).reshape(values.shape)
+
+    def plus(self, values: jax.Array, terms: jax.Array) -> jax.Array:
+        """Add terms of undirected pairs, (P, F), to values of edges, (E, F)."""
+        return (values.reshape(-1, *terms.shape) + terms).reshape(values.shape)
+
 
 def directed_edges(graph: jraph.GraphsTuple) -> DirectedEdges:
     """Return both directions of all pairs."""
