@@ -52,8 +52,9 @@ def configure() -> None:
     )
     # Locations in compiled programs serve error messages of XLA; without them, lowering a program
     # takes three quarters of the time.
-    os.environ[_LOCATIONS.upper()] = "0"
-    jax.config.update(_LOCATIONS, 0)
+    if hasattr(jax.config, _LOCATIONS):
+        os.environ[_LOCATIONS.upper()] = "0"
+        jax.config.update(_LOCATIONS, 0)
     if not is_quick():
         return
     os.environ["XLA_FLAGS"] = " ".join(filter(None, [os.environ.get("XLA_FLAGS", ""), xla_flags()]))
