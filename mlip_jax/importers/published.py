@@ -66,7 +66,7 @@ def locate(entry: PublishedForceField) -> Path:
     """
     name = Path(entry.url or entry.file).name
     cached = cache_folder() / entry.name / name
-    path = cached if cached.is_file() else _in_package(entry)
+    path = cached if cached.is_file() else in_package(entry)
     if path is not None:
         if entry.sha256 and checksum(path) != entry.sha256:
             raise WeightsError(
@@ -93,7 +93,7 @@ def own_folder(name: str) -> Path | None:
     return locate(entry).parent if entry.package == __package__.partition(".")[0] else None
 
 
-def _in_package(entry: PublishedForceField) -> Path | None:
+def in_package(entry: PublishedForceField) -> Path | None:
     """Return the file in an installed package, without importing the package; None if not there."""
     spec = importlib.util.find_spec(entry.package) if entry.package else None
     folders = spec.submodule_search_locations if spec else None

@@ -151,7 +151,7 @@ def test_files_of_the_cache_and_of_packages(cache, monkeypatch):
     """A file of the cache is used without a network, and verified."""
     entry = published_list.find("SevenNet-0")
     file = cache / "sevennet-0" / "checkpoint_sevennet_0.pth"
-    monkeypatch.setattr(published, "_in_package", lambda _: None)
+    monkeypatch.setattr(published, "in_package", lambda _: None)
     with pytest.raises(DownloadError, match="install the Python package sevenn"):
         published.locate(entry)
     file.parent.mkdir()
@@ -161,8 +161,8 @@ def test_files_of_the_cache_and_of_packages(cache, monkeypatch):
     assert published.locate(entry._replace(sha256=SHA256)) == file
     packaged = entry._replace(package="numpy", file="__init__.py", sha256=None)
     monkeypatch.undo()
-    assert published._in_package(packaged).name == "__init__.py"
-    assert published._in_package(packaged._replace(package="absent_package")) is None
+    assert published.in_package(packaged).name == "__init__.py"
+    assert published.in_package(packaged._replace(package="absent_package")) is None
 
 
 def test_reference_method_of_published_files(cache, caplog, monkeypatch):
