@@ -4,18 +4,21 @@
     python benchmarks/backbones.py MORE.lmdb runs/backbones --updates=200 --minutes=6
 
 Each model is trained twice with `configs/pubchemqcr.py:small,MODEL`: for a number of updates that
-all models share, and for as many updates as take a number of CPU minutes, without compilation. Two
-short runs measure the CPU time of an update. Errors are those of the test split, which has other
-molecules than the training data. If interrupted, rerun the same command to resume. Pin the process
-to one core (`taskset -c 1`), so that CPU time is the time of a core.
+all models share, and for as many updates as take a number of CPU minutes, without compilation. The
+CPU time of an update is the median over the log lines of the first training. Errors are those of
+the test split, which has other molecules than the training data. If interrupted, rerun the same
+command to resume. Pin the process to one core (`taskset -c 1`), so that CPU time is the time of a
+core. Linux only.
 """
 
 import argparse
 import json
 import os
-import resource
+import re
+import statistics
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,14 +34,14 @@ PUBLISHED = {
     "pace": (6.24, 50.54, 140),
     "equiformer": (4.69, 34.67, 65),
 }
-PILOT = (20, 60)  # updates of the two runs that measure the CPU time of an update
+LOG_LINES = 10  # of a training
 
 
 def train(model: str, steps: int, workdir: Path, a: argparse.Namespace) -> float:
-    """Train a model unless it has been trained, and return the CPU time of the process (s)."""
+    """Train a model unless it has been trained, and return the CPU time of an update (s)."""
     record = workdir / "cpu.json"
     if record.exists():
-        return json.loads(record.read_text())["seconds"]
+        return json.loads(record.read_text())["seconds_per_update"]
     options = {
         "data.path": a.data,
         "data.reader_options": a.reader_options,
@@ -46,32 +49,49 @@ def train(model: str, steps: int, workdir: Path, a: argparse.Namespace) -> float
         "train.batch_size": a.batch_size,
         "train.valid_every": steps,
         "train.checkpoint_every": steps,
-        "train.log_every": max(1, steps // 10),
-        "train.max_valid": 200,
-        "report.max_train": 100,
+        "train.log_every": max(1, steps // LOG_LINES),
+        "train.max_valid": 50,
+        "report.max_train": 20,
         "report.max_test": a.max_test,
         "optimizer.warmup_steps": max(1, steps // 20),
     }
+    if a.learning_rate:
+        options["optimizer.learning_rate"] = a.learning_rate
     workdir.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "mlip_jax.main"]
     command += [f"--config={ROOT}/configs/pubchemqcr.py:small,{model}", f"--workdir={workdir}"]
     command += [f"--config.{key}={value}" for key, value in options.items()]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with open(workdir.with_suffix(".log"), "a") as log:
-        subprocess.run(
-            command, cwd=ROOT, stdout=log, stderr=log, check=True, env=os.environ | {"NO_COLOR": ""}
-        )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    record.write_text(json.dumps({"seconds": seconds, "steps": steps}))
+        seconds = run_timed(command, log)
+    record.write_text(json.dumps({"seconds_per_update": seconds, "steps": steps}))
     return seconds
 
 
-def seconds_per_update(model: str, folder: Path, a: argparse.Namespace) -> float:
-    """Measure the CPU time of an update (s): the difference of two runs, without compilation."""
-    train(model, 1, folder / f"{model}_compile", a)  # fills the compilation cache
-    few, many = (train(model, n, folder / f"{model}_pilot{n}", a) for n in PILOT)
-    return (many - few) / (PILOT[1] - PILOT[0])
+def run_timed(command: list[str], log) -> float:
+    """Run a training, copy its output to `log` and return the CPU time of an update (s)."""
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"NO_COLOR": ""},
+    )
+    logged = []  # (update, CPU time so far)
+    for line in process.stdout:
+        log.write(line)
+        log.flush()
+        if update := re.search(r"INFO +step (\d+)/", line):
+            logged.append((int(update[1]), cpu_seconds(process.pid)))
+    if process.wait():
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return statistics.median((t2 - t1) / (k2 - k1) for (k1, t1), (k2, t2) in pairwise(logged))
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU time of a process so far (s)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def errors(workdir: Path) -> tuple[float, float]:
@@ -83,9 +103,10 @@ def errors(workdir: Path) -> tuple[float, float]:
 def row(model: str, a: argparse.Namespace) -> str:
     """Train a model with both budgets and return its row of the table."""
     folder = Path(a.output).resolve()
-    cost = seconds_per_update(model, folder, a)
+    cost = train(model, a.updates, folder / f"{model}_updates", a)
     cells = [f"{1e3 * cost / a.batch_size:.1f}"]
-    for name, steps in (("updates", a.updates), ("minutes", max(20, int(60 * a.minutes / cost)))):
+    budgets = (("updates", a.updates), ("minutes", max(LOG_LINES, int(60 * a.minutes / cost))))
+    for name, steps in budgets:
         workdir = folder / f"{model}_{name}"
         train(model, steps, workdir, a)
         energy, force = errors(workdir)
@@ -107,6 +128,7 @@ def main():
     parser.add_argument("--updates", type=int, default=200, help="updates of the first budget")
     parser.add_argument("--minutes", type=float, default=6.0, help="CPU minutes of the second one")
     parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--learning_rate", type=float, help="default: that of the config")
     parser.add_argument("--max_test", type=int, default=1_000, help="structures of the test split")
     a = parser.parse_args()
     a.data = str(Path(a.data).resolve())

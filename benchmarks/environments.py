@@ -51,6 +51,8 @@ ENVIRONMENTS = {
     "nequip": Environment("nequip", "0.19.1", also=("nequip-allegro==0.8.3",)),
     "sevenn": Environment("sevenn", "0.13.0"),
     "pyg": Environment("torch-geometric", "2.8.1", also=("sympy", "scipy")),
+    # FAENet needs torch-scatter, which has no wheels: peers/run_faenet.py replaces its only function
+    "faenet": Environment("faenet", "0.1.3", also=("torch-geometric==2.8.1", "pandas", "scipy")),
     "mlip": Environment("mlip", "0.2.5", torch=False),
 }
 

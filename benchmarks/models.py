@@ -47,6 +47,7 @@ DRIVERS = {
             ("nequip", "nequip"),
             ("sevenn", "sevennet"),
             ("pyg", "pyg"),
+            ("faenet", "faenet"),
         )
     },
 }

@@ -23,7 +23,7 @@ run is rerun with other config.data.test_geometries, it is tested on these.
 
 "small" after a comma is for about 2,000 molecules and two minutes on one CPU core: batches of
 16, 30 epochs. Architectures other than PaiNN, GIN-virtual and Uni-Mol+ keep their size, and take
-longer. mace, pace, nequip and sevennet have weights for H, C, N, O and S;
+longer. mace, pace, nequip, sevennet and nequix have weights for H, C, N, O and S;
 --config.model.options.elements=1,6,7,8,9,16,17 adds others.
 """
 

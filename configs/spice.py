@@ -110,6 +110,15 @@ MODELS = {
         elements=(1, 6, 7, 8, 16),
         avg_num_neighbors=16.0,
     ),
+    # Koker et al., arXiv:2508.16067 (2025), with fewer features and degrees
+    "nequix": dict(
+        num_features=(64, 32, 16),
+        num_layers=4,
+        max_degree=2,
+        cutoff=5.0,
+        elements=(1, 6, 7, 8, 16),
+        avg_num_neighbors=16.0,
+    ),
 }
 
 

@@ -16,6 +16,9 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
+# Environment variable that chooses kernels compiled outside of XLA. Programs refer to them by numbers
+# that are valid only in one process.
+EXTERNAL_KERNELS = "MLIP_JAX_TENSOR_PRODUCTS"
 _MIN_COMPILE_SECONDS = 0.1  # JAX's default of 1 s leaves out half of the time of a first energy
 _BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
@@ -29,7 +32,14 @@ def keep_compiled_programs() -> None:
 
     Compiled programs are code that JAX runs unchecked. A folder that others can write to is
     therefore not used, with a warning, and new folders are accessible only to the user.
+
+    With EXTERNAL_KERNELS, nothing is kept.
     """
+    if os.environ.get(EXTERNAL_KERNELS, "jax") not in ("", "jax"):
+        import jax
+
+        _turn_off(jax.config.jax_compilation_cache_dir)
+        return
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         chosen = os.environ["JAX_COMPILATION_CACHE_DIR"]
         if chosen and "://" not in chosen and not _is_private(chosen):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any
 
 # Cells that spreadsheets read as formulas. Those that begin with apostrophes are changed as well,
@@ -20,6 +20,15 @@ _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 def one_line(text: str) -> str:
     """Return the text on one line, with single spaces and without unprintable characters."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def one_line_values(labels: Mapping[str, Any]) -> dict[str, Any]:
+    r"""Return labels whose texts are on one line, because ASE writes line breaks into the header.
+
+    >>> one_line_values({"smiles": "C\n2\n", "charge": 0.0})
+    {'smiles': 'C 2', 'charge': 0.0}
+    """
+    return {k: one_line(v) if isinstance(v, str) else v for k, v in labels.items()}
 
 
 def printable(text: str) -> str:

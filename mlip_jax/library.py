@@ -16,7 +16,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,6 +32,7 @@ from mlip_jax.datasets import atoms_list
 from mlip_jax.datasets.given_structures import set_structures
 from mlip_jax.defaults import evaluate_defaults, fine_tune_defaults
 from mlip_jax.defaults.bundled import BUNDLED
+from mlip_jax.foreign_files.texts import parse_json, read_bytes
 from mlip_jax.importers import split_force_fields
 from mlip_jax.potential import Potential, read_checkpoint
 from mlip_jax.predictor import TASK as PROPERTY
@@ -246,7 +246,7 @@ def fine_tune(
         report = fine_tune_config(config, folder, force_field)
         return TrainingResult(
             model=Potential.load(folder),
-            metrics=json.loads((folder / "metrics.json").read_text(encoding="utf-8")),
+            metrics=parse_json(read_bytes(folder / "metrics.json")),
             history={},
             domain=atom_domain.load_domain(folder),
             workdir=None if workdir is None else folder,
@@ -268,7 +268,7 @@ def _read_result(task: str, folder: Path, report: Path | None) -> TrainingResult
     """Read the results of a finished run into memory."""
     return TrainingResult(
         model=Predictor.load(folder) if task == PROPERTY else Potential.load(folder),
-        metrics=json.loads((folder / "metrics.json").read_text(encoding="utf-8")),
+        metrics=parse_json(read_bytes(folder / "metrics.json")),
         history=read_metrics(folder / "metrics.csv"),
         domain=None if task == PROPERTY else atom_domain.load_domain(folder),
         workdir=None if report is None else folder,

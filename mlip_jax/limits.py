@@ -27,7 +27,7 @@ class Limit(NamedTuple):
 LIMITS = {
     "array_bytes": Limit(2**30, "bytes of one array"),
     "line_bytes": Limit(2**24, "bytes of one line"),
-    "expansion": Limit(200, "bytes of text per compressed byte"),
+    "expansion": Limit(200, "bytes per compressed byte"),
     "structure_atoms": Limit(1_000_000, "atoms of one structure"),
     "image_atoms": Limit(10_000_000, "atoms in the periodic images within the cutoff"),
     "smiles_characters": Limit(10_000, "characters of one SMILES"),

@@ -54,3 +54,8 @@ def training_precision(name: str | None) -> AbstractContextManager:
     return jax.default_matmul_precision(
         name or jax.config.jax_default_matmul_precision or OF_DEVICE
     )
+
+
+def products_are_exact() -> bool:
+    """Return whether products of float32 matrices are traced in full precision."""
+    return jax.config.jax_default_matmul_precision in (FULL, "highest", "F32_F32_F32")

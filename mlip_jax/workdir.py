@@ -16,6 +16,7 @@ from typing import Any
 
 from mlip_jax.config import differences, with_current_names
 from mlip_jax.files import atomic_open, atomic_path, open_lock, replace_content, write_text
+from mlip_jax.foreign_files.texts import parse_json, read_bytes
 
 __all__ = [
     "WorkdirError",
@@ -80,7 +81,7 @@ def _belongs_to_another_run(
 ) -> bool:
     """Return whether a folder contains another run of the same task, or one that is starting."""
     try:
-        old = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        old = parse_json(read_bytes(path / "config.json"))
     except (OSError, ValueError):
         return False  # no run, or one that `claimed` rejects with a message
     if old.get("task") != config.get("task") or not _changes(old, config, extendable):
@@ -203,7 +204,7 @@ def _check_config(workdir: Path, config: Mapping[str, Any], extendable: Sequence
         write_json(path, config)
         return
     try:
-        old = json.loads(path.read_text(encoding="utf-8"))
+        old = parse_json(read_bytes(path))
     except json.JSONDecodeError as error:
         raise WorkdirError(
             f"{path}: not valid JSON ({error}). Choose another --workdir."
@@ -270,7 +271,7 @@ def check_origin(path: Path, origin: Mapping[str, Any], content: str) -> None:
         write_json(path, origin)
         return
     try:
-        changed = differences(json.loads(path.read_text(encoding="utf-8")), origin)
+        changed = differences(parse_json(read_bytes(path)), origin)
     except (ValueError, AttributeError) as error:
         raise WorkdirError(f"{path}: corrupted ({error}). Choose another --workdir.") from error
     if changed:

@@ -23,6 +23,7 @@ ORDER = (
     "foreign_text",
     "wording",
     "limits",
+    "foreign_files",
     "state_labels",
     "structure",
     "executors",
@@ -120,7 +121,10 @@ def facts(module: str) -> Facts:
 def opens_for_writing(call: ast.Call) -> bool:
     """Return whether a call opens a file for writing other than by the functions of files.py."""
     name = getattr(call.func, "attr", getattr(call.func, "id", ""))
-    modes = [a.value for a in call.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+    parts = [
+        part for argument in call.args for part in ast.walk(argument)
+    ]  # also of "a if b else c"
+    modes = [p.value for p in parts if isinstance(p, ast.Constant) and isinstance(p.value, str)]
     modes += [k.value.value for k in call.keywords if k.arg == "mode" and hasattr(k.value, "value")]
     is_method = isinstance(call.func, ast.Attribute)
     return (
@@ -331,6 +335,22 @@ def test_hdf5_is_read_by_one_module():
             and module not in own
         ]
     )
+
+
+_SMALL_FILES = r"yaml\.\w*load|np\.load\((?!.*mmap_mode)|json\.loads?\(.*(read_text|read_bytes)\("
+
+
+def test_small_files_are_read_by_one_module():
+    """Nested JSON, references in YAML and compressed zeros cost far more than the size of a file."""
+    violations = []
+    for module, path in sources().items():
+        text = path.read_text(encoding="utf-8")
+        if not module.startswith("foreign_files") and re.search(
+            r"yaml\.\w*load|np\.load\((?!.*mmap_mode)", text
+        ):
+            violations.append(f"{module}: use mlip_jax/foreign_files/.")
+    allowed = {"datasets.selection.split_files", "terms.layers.d3_reference"}  # npy; our own file
+    check([v for v in violations if v.split(":")[0] not in allowed])
 
 
 def test_native_parsers_run_in_isolation():

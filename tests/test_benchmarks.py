@@ -246,6 +246,7 @@ def test_jobs_for_large_batches_and_cases_of_later_rounds():
         "nequip/allegro",
         "sevenn/sevennet",
         "pyg/dimenetpp",
+        "faenet/faenet",
     }
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from mlip_jax.compilation_cache import keep_compiled_programs
+from mlip_jax.compilation_cache import EXTERNAL_KERNELS, keep_compiled_programs
 
 OPTIONS = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
 
@@ -59,3 +59,11 @@ def test_a_new_folder_is_private(no_cache):
     keep_compiled_programs()
     folder = Path(jax.config.jax_compilation_cache_dir)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_programs_with_external_kernels_are_not_kept(no_cache, monkeypatch):
+    """Detects programs of another process whose kernels do not exist in this one."""
+    monkeypatch.setenv(EXTERNAL_KERNELS, "cuequivariance")
+    jax.config.update("jax_compilation_cache_dir", "/mine")
+    keep_compiled_programs()
+    assert jax.config.jax_compilation_cache_dir is None

@@ -55,7 +55,7 @@ def test_compressed_files_do_not_expand_without_end(tmp_path, monkeypatch, name,
     monkeypatch.setattr(text_files, "_SMALL", 1000)
     with gzip.open(tmp_path / name, "wt") as file:
         file.write("\n" * 100_000)
-    with pytest.raises(DatasetError, match="bytes of text per compressed byte"):
+    with pytest.raises(DatasetError, match="bytes per compressed byte"):
         read(tmp_path / name)
 
 

@@ -150,6 +150,10 @@ class Module:
         if operation.kind in ("gather", "dynamic-slice"):
             self._add_fetched(kernel, operation.bytes, sizes[0])
             kernel.read += sum(sizes[1:]) - sum(sizes)
+        elif fused := re.search(
+            r'custom_call_target="__gpu\$xla.gpu.triton".*slots_(\w+)', operation.rest
+        ):
+            self._add_slots(kernel, fused.group(1), operation, operations)
         elif operation.kind == "dynamic-update-slice":
             kernel.read = kernel.written = sizes[1]
         elif operation.kind == "scatter":
@@ -161,6 +165,23 @@ class Module:
         kernel.read += fetched
         if array <= _CACHED * self._cache:
             kernel.cached += max(fetched - array, 0)
+
+    @staticmethod
+    def _add_slots(kernel: Kernel, face: str, operation: Operation, operations) -> None:
+        """Add the gathered rows and the products of a kernel of layers/fused_kernels.py.
+
+        Its programs read the atoms in their order, and neighbors are in the same molecule, so the
+        first cache delivers rows after the first time.
+        """
+        gathered, index = operations[operation.operands[0]], operations[operation.operands[-1]]
+        fetched = index.elements * gathered.bytes / gathered.dimensions[0]
+        kernel.read += fetched - gathered.bytes
+        kernel.cached += fetched - gathered.bytes
+        basis = operations[operation.operands[-2]].dimensions[-1]
+        scalars = {"send": operation, "back": gathered}.get(face)
+        scalars = scalars or operations[operation.operands[1]]  # one of the arrays y
+        width = scalars.dimensions[-1] / 4
+        kernel.matrix += 5 * 2.0 * index.elements * basis * width
 
     def _add_fused(self, kernel: Kernel, operation: Operation) -> None:
         inner = self._computations[operation.called("calls")[0]]

@@ -178,7 +178,8 @@ def md(name: str, atoms: int = 60, molecules: int = 1) -> Program:
     from mlip_jax.simulation.dynamics.md import MolecularDynamics
 
     md = MolecularDynamics(_molecules(molecules, atoms), _potential(name), ensemble="langevin")
-    loop, capacity, compiled = md._program.loop, md._capacity, md._program
+    [batch] = md._batches
+    loop, capacity, compiled = batch._program.loop, batch._capacity, batch._program
     key = jax.eval_shape(lambda: jax.random.key(0))
     inputs = StepInputs(
         shapes(compiled._params), shapes(compiled._particles), key, shapes(compiled._timestep)
@@ -188,7 +189,7 @@ def md(name: str, atoms: int = 60, molecules: int = 1) -> Program:
         with full_precision():
             return loop.run(capacity, inputs, state, until)
 
-    args = inputs, shapes(md._state), jax.ShapeDtypeStruct((), jnp.int32)
+    args = inputs, shapes(batch._state), jax.ShapeDtypeStruct((), jnp.int32)
     return Program("", run, args, structures=molecules)
 
 

@@ -19,6 +19,7 @@ CANONICAL = "canonical SMILES without stereochemistry and isotopes"
 AS_WRITTEN = "SMILES as written in the file"
 
 
+@functools.cache  # a search of the file system, which would take as long as a short SMILES
 def method() -> str:
     """Return how `molecule_identity` identifies molecules: CANONICAL, AS_WRITTEN without RDKit."""
     return CANONICAL if importlib.util.find_spec("rdkit") else AS_WRITTEN

@@ -253,6 +253,11 @@ def symbols_to_numbers(symbols: Iterable[str], source: str) -> np.ndarray:
     """
     from ase.data import atomic_numbers
 
+    symbols = list(symbols)
+    try:
+        return np.array(list(map(atomic_numbers.__getitem__, symbols)), np.int32)  # the usual case
+    except (KeyError, TypeError):
+        pass
     try:
         return np.array([atomic_numbers[s.capitalize()] for s in symbols], np.int32)
     except (KeyError, AttributeError) as error:

@@ -9,7 +9,7 @@ from mlip_jax.defaults.data import seed
 from mlip_jax.defaults.field import Field, Part, optional, task
 from mlip_jax.defaults.optimizer import OPTIMIZER
 from mlip_jax.defaults.shared_parts import MOLECULES, ORACLE
-from mlip_jax.defaults.training import LOOP, LOSS, MODEL, POTENTIAL
+from mlip_jax.defaults.training import LOOP, LOSS, MODEL, POTENTIAL, REFERENCE_ENERGIES
 
 KINDS = {
     "conformers": "geometries that RDKit embeds",
@@ -162,6 +162,14 @@ ACTIVE_LEARNING = task(
             unit="s",
             bounds=POSITIVE,
             changes_results=False,
+        ),
+    ),
+    data=Part(
+        "Reference energies of the trainings.",
+        reference_energies=dataclasses.replace(
+            REFERENCE_ENERGIES,
+            choices={"least_squares": "fitted to the labels", "none": "zero"},
+            legacy_value="least_squares",
         ),
     ),
     init=Part(

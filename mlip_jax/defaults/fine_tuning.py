@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mlip_jax.defaults.bounds import AT_LEAST_ONE, BELOW_ONE, NOT_NEGATIVE, POSITIVE
+from mlip_jax.defaults.bounds import AT_LEAST_ONE, BELOW_ONE, NOT_NEGATIVE, POSITIVE, Bounds
 from mlip_jax.defaults.data import DATA, SPLIT, num_processes, seed
 from mlip_jax.defaults.field import Field, Part, optional, task
 from mlip_jax.defaults.shared_parts import FORCE_FIELD
@@ -13,8 +13,8 @@ RECIPES = {
     "frozen": "embeddings and the first half of the layers keep their values",
     "low_rank": "low-rank updates of linear layers (LoRA)",
     "full": "all parameters",
-    "low_rank_replay": "low-rank updates, half of each batch is old data",
-    "full_replay": "all parameters, half of each batch is old data",
+    "low_rank_replay": "low-rank updates, with old structures in each batch",
+    "full_replay": "all parameters, with old structures in each batch",
 }
 
 FINE_TUNE = task(
@@ -74,6 +74,13 @@ FINE_TUNE = task(
             "conformations of built-in molecules inside its domain",
         ),
         num_replay=Field(300, "Maximum number of structures for replay.", bounds=AT_LEAST_ONE),
+        share=Field(
+            0.5,
+            "Fraction of old structures in each batch with replay. A larger one forgets less and "
+            "learns less; it is limited by the number of old structures per label.",
+            bounds=Bounds("(0, 1)"),
+            legacy_value=0.5,
+        ),
         num_probe=Field(
             100, "Maximum number of structures for the test of forgetting.", bounds=AT_LEAST_ONE
         ),

@@ -227,6 +227,20 @@ LOOP = Part(
     ),
 )
 
+REFERENCE_ENERGIES = Field(
+    "least_squares",
+    "Reference energies of the elements, which are subtracted before training, or their "
+    'values in eV as in "H=-13.6,C=-1029.4". With init.workdir, "least_squares" fits the '
+    "difference to its force field.",
+    choices={
+        "least_squares": "fitted to the training energies, or isolated atoms if the "
+        "compositions do not determine the fit",
+        "isolated_atoms": "those that the data set states or contains",
+        "none": "zero",
+    },
+    free_mark="=",
+)
+
 TRAIN = task(
     "train",
     "Training of a force field.",
@@ -235,19 +249,7 @@ TRAIN = task(
         "Training, validation and test structures.",
         DATA.replace(elements=("H", "C", "N", "O", "S")),
         SPLIT,
-        reference_energies=Field(
-            "least_squares",
-            "Reference energies of the elements, which are subtracted before training, or their "
-            'values in eV as in "H=-13.6,C=-1029.4". With init.workdir, "least_squares" fits the '
-            "difference to its force field.",
-            choices={
-                "least_squares": "fitted to the training energies, or isolated atoms if the "
-                "compositions do not determine the fit",
-                "isolated_atoms": "those that the data set states or contains",
-                "none": "zero",
-            },
-            free_mark="=",
-        ),
+        reference_energies=REFERENCE_ENERGIES,
     ),
     init=Part(
         "Start of the parameters.",

@@ -3,7 +3,8 @@
 They read weights in open formats, and files of PyTorch without running the code in them. Each
 importer has functions that convert a flat dict of weights to the options and parameters of one of
 mlip_jax.models, and `load(path, ...)`, which returns a `Potential`. Its optional function
-`accepts(content)` returns whether the content of a PyTorch file is that of the program.
+`accepts(content)` returns whether the content of a PyTorch file is that of the program, and
+`accepts_file(path)` whether another file is one of the program.
 Constants that the program stores (usually in single precision) are copied unchanged, so that the
 predictions agree to rounding.
 """
@@ -25,7 +26,7 @@ from mlip_jax.importers.formats import torch_file
 from mlip_jax.importers.formats.weights import WeightsError
 from mlip_jax.potential import Potential
 
-_SUFFIXES = (".model", ".pt", ".pth", ".ckpt", ".zip", ".npz", ".safetensors")
+_SUFFIXES = (".model", ".pt", ".pth", ".ckpt", ".nqx", ".zip", ".npz", ".safetensors")
 _EXPECTED = (
     "expected the workdir of a training run, a file of another program, IMPORTER:FILE, the name of a "
     'published force field, a Potential or a calculator, or several of them, as in "runs/a,runs/b"'
@@ -146,22 +147,27 @@ def _importer_of(path: str) -> str | None:
     """Return the importer for a file by its content, or for a name; None for a workdir.
 
     Raises:
-      WeightsError: A file of PyTorch that no importer accepts, or with weights only.
+      WeightsError: A file that no importer accepts, or with weights only.
     """
     if published_list.is_known(path) and not Path(path).exists():
         return "published"
     if Path(path).suffix in _SUFFIXES and not Path(path).exists():
         raise FileNotFoundError(f"{path}: no such file. Give the path of a file.")
+    if not Path(path).is_file():
+        return None
+    modules = {name: importlib.import_module(f"{__name__}.{name}") for name in names()}
     if not torch_file.is_torch_file(path):
-        if Path(path).suffix in (".npz", ".safetensors") and Path(path).is_file():
+        for name, module in modules.items():
+            if hasattr(module, "accepts_file") and module.accepts_file(path):
+                return name
+        if Path(path).suffix in (".npz", ".safetensors"):
             raise WeightsError(
                 f"{path}: cannot infer the program from weights. State it, as in "
                 f"schnetpack:{path}; importers are {', '.join(names())}"
             )
-        return None
+        raise WeightsError(f"{path}: a file without a force field; {_EXPECTED}")
     content = torch_file.read(path)
-    for name in names():
-        module = importlib.import_module(f"mlip_jax.importers.{name}")
+    for name, module in modules.items():
         if hasattr(module, "accepts") and module.accepts(content):
             return name
     raise WeightsError(

@@ -24,9 +24,9 @@ from ase.data import covalent_radii
 from mlip_jax import models
 from mlip_jax.importers.formats import state_files, torch_file
 from mlip_jax.importers.formats import weights as weight_files
-from mlip_jax.importers.formats.mace_blocks import contraction_params, number_of, uniform_irreps
-from mlip_jax.importers.formats.mace_module import is_mace, read_module, select_head
-from mlip_jax.importers.formats.mace_products import align_products
+from mlip_jax.importers.formats.mace.blocks import contraction_params, number_of, uniform_irreps
+from mlip_jax.importers.formats.mace.module import is_mace, read_module, select_head
+from mlip_jax.importers.formats.mace.products import align_products
 from mlip_jax.importers.formats.recorded import RecordedWeights, table_of
 from mlip_jax.importers.formats.weights import WeightsError, check_shapes
 from mlip_jax.models.layers.heads import MAX_ATOMIC_NUMBER

@@ -16,7 +16,7 @@ from scipy.special import gammaln
 from mlip_jax import models
 from mlip_jax.importers.formats import state_files
 from mlip_jax.importers.formats import weights as weight_files
-from mlip_jax.importers.formats.mace_blocks import contraction_params, uniform_irreps
+from mlip_jax.importers.formats.mace.blocks import contraction_params, uniform_irreps
 from mlip_jax.importers.formats.recorded import RecordedWeights, table_of
 from mlip_jax.importers.formats.weights import WeightsError, check_shapes
 from mlip_jax.models.layers.tensor_products.irreps import SCALAR, natural

@@ -24,6 +24,7 @@ from flax import linen as nn
 from mlip_jax import __version__, models, terms
 from mlip_jax.checkpoint import CheckpointError, from_arrays, to_arrays
 from mlip_jax.files import atomic_open
+from mlip_jax.foreign_files.texts import parse_json, read_bytes
 from mlip_jax.importers.formats import weights
 from mlip_jax.importers.formats.weights import WeightsError
 from mlip_jax.potential import Potential, create_model
@@ -120,7 +121,20 @@ def load(folder: str | Path) -> Potential:
         raise FileNotFoundError(
             f"{folder / WEIGHTS}: no such file; {DESCRIPTION} requires it in the same folder"
         )
-    if hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest() != description["sha256"]:
+    try:
+        return _load(folder, description)
+    except WeightsError:
+        raise
+    except Exception as error:  # invalid options make models raise nearly any exception
+        raise WeightsError(
+            f"{folder / DESCRIPTION}: invalid ({type(error).__name__}: {error}). Save the force "
+            "field again."
+        ) from error
+
+
+def _load(folder: Path, description: dict[str, Any]) -> Potential:
+    """Load the weights and create the force field of a description."""
+    if hashlib.sha256(read_bytes(folder / WEIGHTS)).hexdigest() != description["sha256"]:
         raise WeightsError(
             f"{folder / WEIGHTS}: corrupted, or belongs to another {DESCRIPTION}: its SHA-256 "
             "differs from the recorded one. Save the force field again."
@@ -151,7 +165,7 @@ def _read_description(path: Path) -> dict[str, Any]:
             f"{path}: no such file. Give a folder written by mlip_jax.importers.parameters.save."
         )
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
+        description = parse_json(read_bytes(path))
     except ValueError as error:
         raise WeightsError(f"{path}: invalid JSON: {error}") from error
     if not isinstance(description, dict) or description.get("format") != _FORMAT:

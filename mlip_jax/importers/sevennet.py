@@ -184,7 +184,8 @@ def _modality(config, modality) -> int | None:
     known = config.get("_modal_map") or {}
     if (modality is None) == bool(known) or (known and modality not in known):
         raise ValueError(
-            f"modality must be one of {sorted(known)} for this force field, received {modality!r}"
+            f"modality must be one of {sorted(known)} for this force field, received {modality!r}. "
+            f"State it as in X.pth#modality={sorted(known)[0]}"
             if known
             else f"this force field has no modalities, received {modality!r}"
         )

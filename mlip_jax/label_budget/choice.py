@@ -21,13 +21,13 @@ def choose(
 ) -> np.ndarray:
     """Choose the candidates to label next and return their indices in the order of the choice.
 
-    "both" takes, one after another, the candidate with the largest product of its uncertainty and
-    its distance from all structures that are labeled or chosen. There is no quota for molecules or
-    conformers: a conformer of a known molecule is chosen if this product is larger than for any new
-    molecule.
+    "both" assigns each candidate to the nearest structure that is labeled or chosen. One after
+    another, it takes a candidate of the cluster with the largest sum of squares of uncertainty times
+    distance: the one with the largest product. There is no quota for molecules or conformers.
+    "diversity" does the same with distances only.
 
     Args:
-      strategy: "both", "uncertainty", "diversity" (largest distance) or "random".
+      strategy: "both", "uncertainty" (largest), "diversity" or "random".
       count: Number of candidates to choose; all if there are fewer.
       uncertainty: Uncertainty of the candidates, (S,).
       features: Features of the candidates, (S, F).
@@ -41,7 +41,7 @@ def choose(
         return np.argsort(-uncertainty, kind="stable")[:count]
     weight = uncertainty if strategy == BOTH else np.ones(len(features))
     points, known = _standardize(features, labeled)
-    return _greedy(count, np.asarray(weight, np.float64), points, known)
+    return _from_largest_clusters(count, np.asarray(weight, np.float64), points, known)
 
 
 def _standardize(features: np.ndarray, labeled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -52,23 +52,47 @@ def _standardize(features: np.ndarray, labeled: np.ndarray) -> tuple[np.ndarray,
     return scaled[: len(features)], scaled[len(features) :]
 
 
-def _greedy(count: int, weight: np.ndarray, points: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Return the indices of `count` points by the largest weight times distance from the others."""
-    nearest = np.full(len(points), np.inf)
+def _from_largest_clusters(
+    count: int, weight: np.ndarray, points: np.ndarray, known: np.ndarray
+) -> np.ndarray:
+    """Return the indices of `count` points, each the farthest one of the largest cluster.
+
+    A point belongs to the cluster of the nearest known or chosen point, and the size of a cluster is
+    the sum of the squares of its weighted distances. Outliers are small clusters, so a batch
+    represents all points (Holzmüller et al., arXiv:2203.09410, method LCMD).
+    """
+    nearest, center = _nearest_of(points, known)
+    chosen: list[int] = []
+    free = np.full(len(points), True)
+    for number in range(len(known), len(known) + count):
+        distance = np.where(free, weight * nearest, 0.0)
+        sizes = np.bincount(center, distance**2, minlength=number)
+        in_largest = free & (center == int(np.argmax(sizes)))
+        if not in_largest.any():  # copies only are left
+            in_largest = free
+        best = int(np.argmax(np.where(in_largest, distance, -np.inf)))
+        chosen.append(best)
+        free[best] = False
+        to_best = np.linalg.norm(points - points[best], axis=1)
+        closer = to_best < nearest
+        nearest, center = np.where(closer, to_best, nearest), np.where(closer, number, center)
+    return np.array(chosen, np.int64)
+
+
+def _nearest_of(points: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distance to the nearest known point and its index; (1, 0) if there are none."""
+    if not len(known):  # one cluster, whose first point is the least certain one
+        return np.ones(len(points)), np.zeros(len(points), np.int64)
+    nearest, center = np.full(len(points), np.inf), np.zeros(len(points), np.int64)
     for start in range(0, len(known), _BLOCK):
         block = known[start : start + _BLOCK]
         squares = (points**2).sum(1)[:, None] + (block**2).sum(1) - 2 * points @ block.T
-        nearest = np.minimum(nearest, np.sqrt(np.maximum(squares, 0.0)).min(axis=1))
-    if not len(known):  # the first point is the least certain one
-        nearest = np.full(len(points), 1.0)
-    chosen: list[int] = []
-    for _ in range(count):
-        gain = weight * nearest
-        gain[chosen] = -np.inf
-        best = int(np.argmax(gain))
-        chosen.append(best)
-        nearest = np.minimum(nearest, np.linalg.norm(points - points[best], axis=1))
-    return np.array(chosen, np.int64)
+        best = squares.argmin(axis=1)
+        distance = np.sqrt(np.maximum(squares[np.arange(len(points)), best], 0.0))
+        closer = distance < nearest
+        nearest = np.where(closer, distance, nearest)
+        center = np.where(closer, start + best, center)
+    return nearest, center
 
 
 def choose_first(columns: Columns, count: int, rng: np.random.Generator) -> np.ndarray:

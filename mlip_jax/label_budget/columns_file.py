@@ -10,6 +10,7 @@ import numpy as np
 from mlip_jax.checkpoint import CheckpointError
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.files import NUMPY_ERRORS, atomic_open
+from mlip_jax.foreign_files.archives import open_npz
 
 _TEXTS = ("molecule", "smiles", "subset", "source")
 _NUMBERS = ("numbers", "positions", "forces", "offsets", "energy", "charge", "conformer", "record")
@@ -32,7 +33,7 @@ def load_columns(path: Path) -> Columns:
       CheckpointError: The file is corrupted.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with open_npz(path) as stored:
             return Columns(
                 **{name: stored[name] for name in _NUMBERS},
                 **{name: stored[name].astype(object) for name in _TEXTS},

@@ -138,7 +138,7 @@ def check_oracle(oracle: Oracle, molecules: Sequence[PoolMolecule], seed: int) -
       seed: Seed of the displacements.
 
     Returns:
-      Number of calculations.
+      Number of calculations; 0 if all molecules are single atoms, which have no forces.
 
     Raises:
       OracleError: The forces have the wrong sign or unit, or the method fails.
@@ -146,6 +146,12 @@ def check_oracle(oracle: Oracle, molecules: Sequence[PoolMolecule], seed: int) -
     if oracle.method.name in TBLITE:
         return 0
     structures = list(_pilot_structures(molecules, seed))
+    if not structures:
+        log.warning(
+            "%s: signs and units are not checked, because all molecules are single atoms",
+            oracle.method.name,
+        )
+        return 0
     batch = label(oracle, Columns.from_structures(structures), "the check of the oracle")
     problems = [
         p

@@ -31,6 +31,7 @@ import jraph
 import numpy as np
 
 from mlip_jax.graphs.graph import Pairs, pairs
+from mlip_jax.graphs.slot_sums import SlotIndex
 from mlip_jax.models.layers.allegro_paths import layer_irreps, product_tensor
 from mlip_jax.models.layers.basic import (
     gather,
@@ -40,7 +41,7 @@ from mlip_jax.models.layers.basic import (
     unit_vectors,
 )
 from mlip_jax.models.layers.factored import Factored, FactoredMLP, uniform
-from mlip_jax.models.layers.heads import MAX_ATOMIC_NUMBER, AtomOutputs
+from mlip_jax.models.layers.heads import MAX_ATOMIC_NUMBER, AtomOutputs, element_rows
 from mlip_jax.models.layers.tensor_products.couplings import spherical_harmonics
 from mlip_jax.models.layers.tensor_products.linear import element_index
 
@@ -83,6 +84,8 @@ class Model(nn.Module):
       learned_shift: Whether the energy has a trainable shift per element, initially 0.
     """
 
+    neighbor_slots = True  # see graphs/neighbor_slots.py
+
     num_features: int = 64
     num_tensor_features: int = 16
     num_layers: int = 2
@@ -117,7 +120,7 @@ class Model(nn.Module):
     def __call__(self, graph: jraph.GraphsTuple) -> AtomOutputs:
         self._check_options()
         # edge geometry: distances (E,), harmonics (E, 2l + 1) of each degree
-        edge = pairs(graph, undirected=False)
+        edge = pairs(graph, undirected=False, slots=True)
         distances = safe_norm(edge.displacements)
         unit = unit_vectors(edge.displacements, distances)
         harmonics = spherical_harmonics(unit, self.max_degree)
@@ -175,10 +178,10 @@ class Model(nn.Module):
         size = (MAX_ATOMIC_NUMBER + 1,)
         if self.learned_scale:
             scale = self.param("scale", nn.initializers.ones, size)
-            energies = energies * scale.astype(energies.dtype)[numbers]
+            energies = energies * element_rows(scale, numbers, energies.dtype)
         if self.learned_shift:
             shift = self.param("shift", nn.initializers.zeros, size)
-            energies = energies + shift.astype(energies.dtype)[numbers]
+            energies = energies + element_rows(shift, numbers, energies.dtype)
         return energies
 
     def _norm(self, types, num_types, dtype):
@@ -197,8 +200,10 @@ class Model(nn.Module):
         else:
             radial = self._bessel_functions(distances, cutoff)
             parts = [
-                self._times_element("center", radial, of_center, num_types),
-                self._times_element("neighbor", radial, of_neighbor, num_types),
+                self._times_element("center", radial, of_center, types, edge.receivers, num_types),
+                self._times_element(
+                    "neighbor", radial, of_neighbor, types, edge.senders, num_types
+                ),
             ]
         widths = tuple(self.embedding_widths)
         return FactoredMLP(widths, self.num_features, name="embedding")(parts)
@@ -220,13 +225,17 @@ class Model(nn.Module):
         envelope = polynomial_cutoff(distances, cutoff, self.cutoff_power)
         return roots * jnp.sinc(roots * (distances / cutoff)[:, None]) * envelope[:, None]
 
-    def _times_element(self, name, radial, index, num_types) -> Factored:
+    def _times_element(self, name, radial, index, types, atoms, num_types) -> Factored:
         """Return functions of the distance times those of one element, shape (E, half the width)."""
         width = (self.embedding_width or self.num_features) // 2
         kernel = self.param(f"{name}_radial", uniform, (self.num_radial, width))
         table = self.param(name, nn.initializers.normal(1.0), (num_types, width))
         kernel = kernel.astype(radial.dtype) * float(self.num_radial**-0.5)
-        return Factored(gather(table.astype(radial.dtype), index) * (radial @ kernel))
+        if isinstance(atoms, SlotIndex):  # without scatter operations in derivatives
+            of_element = gather(element_rows(table, types, radial.dtype), atoms)
+        else:
+            of_element = gather(table.astype(radial.dtype), index)
+        return Factored(of_element * (radial @ kernel))
 
     def _splines(self, x, pair, num_types):
         """Compute a spline for each pair of elements and channel, shape (E, num_features).

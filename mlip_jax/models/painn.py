@@ -29,6 +29,7 @@ from mlip_jax.models.layers.basic import (
     unit_vectors,
 )
 from mlip_jax.models.layers.embeddings import embed_state
+from mlip_jax.models.layers.fused_messages import fused_messages, wants_fused
 from mlip_jax.models.layers.heads import AtomicEnergy, AtomOutputs, embed_elements
 from mlip_jax.models.layers.slot_messages import SlotFilters, slot_messages
 
@@ -142,6 +143,12 @@ class Model(nn.Module):
             distances = safe_norm(slots.displacements)
             slots = slots._replace(directions=slots.displacements / distances[..., None])
             slot_filters = SlotFilters(basis, distances)
+            if wants_fused(self.num_features, distances.dtype):
+                split = tables(self.num_radial, distances.dtype)
+                fused = functools.partial(
+                    fused_messages, bases=slot_filters.bases, distances=distances, geometry=slots
+                )
+                return (lambda n, phi, v: fused(phi, v, split[3 * n : 3 * n + 3]), distances.dtype)
             filters = [slot_filters(t) for t in tables(self.num_radial, distances.dtype)]
             sums = functools.partial(slot_messages, geometry=slots)
         return (lambda n, phi, v: sums(phi, v, filters[3 * n : 3 * n + 3]), distances.dtype)

@@ -135,6 +135,41 @@ def without_gain(metrics: Mapping[str, Any]) -> str:
     )
 
 
+def outcome(metrics: Mapping[str, Any], workdir: Path) -> list[str]:
+    """Return the outcome as the last lines of the log.
+
+    Args:
+      metrics: Result of `summarize`.
+      workdir: Workdir of the fine-tuned force field.
+    """
+    chosen, before, after = metrics["chosen"], metrics["before"], metrics["after"]
+    num = sum(row["run"].startswith("runs/") for row in metrics["candidates"])
+    lines = [
+        f"chosen of {count_of(num, 'candidate')}: recipe {chosen['recipe']}, learning rate "
+        f"{chosen['rate']:g}"
+    ]
+    lines += [
+        f"new domain, test: {text}"
+        for text in [_before_and_after(before["test"], after["test"])]
+        if text
+    ]
+    if text := _before_and_after(before["probe"], after["probe"]):
+        lost = metrics["forgetting"]
+        note = "changes, no labels" if lost is None else f"{100 * lost:+.0f} %"
+        lines.append(f"old domain: {text} ({note})")
+    use = f"mlip-jax relax molecules.smi --force_field={workdir}"
+    return [*lines, f"force field: {workdir}. Use it, for instance: {use}"]
+
+
+def _before_and_after(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """Return the errors before and after fine-tuning, "7.4 → 2.0 meV/atom, 347 → 42.6 meV/Å"."""
+    return ", ".join(
+        f"{before[name]:.3g} → {after[name]:.3g} {unit}"
+        for name, unit in _UNITS.items()
+        if before.get(name) is not None and after.get(name) is not None
+    )
+
+
 def _cards(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
     """Yield the most important results."""
     before, after = metrics["before"], metrics["after"]

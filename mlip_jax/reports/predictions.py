@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mlip_jax.files import NUMPY_ERRORS
+from mlip_jax.foreign_files.archives import open_npz
 from mlip_jax.workdir import atomic_open
 
 
@@ -115,8 +116,7 @@ class Predictions:
           ValueError: The file is not an npz file, contains pickled objects, or lacks an array.
         """
         try:
-            # Open the file here, because NumPy does not close a corrupted file.
-            with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+            with open_npz(path) as file:
                 missing = sorted(set(_KINDS) - set(file.files))
                 if missing:
                     raise ValueError(
@@ -126,7 +126,6 @@ class Predictions:
                 return cls(**{name: file[name] for name in names})
         except FileNotFoundError:
             raise
-        # For a file with a single array, NumPy returns an array, which is not a context manager.
         except NUMPY_ERRORS as error:
             raise ValueError(f"{path}: not a valid file of predictions: {error}") from error
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
 import os
 import statistics
@@ -11,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mlip_jax.foreign_files.texts import parse_json, read_bytes
 from mlip_jax.foreign_text import TableWriter
 from mlip_jax.workdir import atomic_open, write_text
 
@@ -95,7 +95,7 @@ def read_scores(workdir: str | os.PathLike, best: str = "best") -> dict[str, flo
     """
     path = Path(workdir) / "metrics.json"
     try:
-        metrics = json.loads(path.read_text(encoding="utf-8"))
+        metrics = parse_json(read_bytes(path))
     except FileNotFoundError:
         return {}
     except ValueError as error:

@@ -62,6 +62,7 @@ from mlip_jax import __version__
 from mlip_jax.files import atomic_open
 from mlip_jax.graphs.long_range import LatticeSumCutoff, of_boundaries
 from mlip_jax.potential import Potential, evaluate
+from mlip_jax.target_device import portable_programs
 from mlip_jax.workdir import write_json
 
 PROGRAM, DESCRIPTION = "force_field.stablehlo", "force_field.json"
@@ -122,7 +123,7 @@ def export_stablehlo(
             max_atoms, reach, periodic
         )
     inputs = _inputs(sizes, periodic, dtype)
-    with jax.enable_x64(dtype == "float64"):
+    with jax.enable_x64(dtype == "float64"), portable_programs():
         params = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), potential.params)
         exported = jax.export.export(
             jax.jit(_function(potential, params, periodic)), platforms=list(platforms)

@@ -33,6 +33,7 @@ from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.smiles import embedding
 from mlip_jax.datasets.store.store import Store
 from mlip_jax.files import make_subfolder
+from mlip_jax.foreign_files.archives import open_npz
 from mlip_jax.potential import Potential
 from mlip_jax.simulation.relaxation.relax import Relaxer
 from mlip_jax.structure import Structure
@@ -256,7 +257,7 @@ class Sources:
                     numbers=np.concatenate([a.numbers for a in atoms] or [np.zeros(0, int)]),
                     positions=np.concatenate([a.positions for a in atoms] or [np.zeros((0, 3))]),
                 )
-        with np.load(path, allow_pickle=False) as stored:
+        with open_npz(path) as stored:
             ends = np.cumsum(stored["count"])[:-1]
             parts = zip(
                 np.split(stored["numbers"], ends),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mlip_jax.foreign_files.archives import open_npz
 from mlip_jax.workdir import atomic_open
 
 
@@ -96,7 +97,7 @@ class StructurePredictions:
     @classmethod
     def load(cls, path: Path) -> tuple[StructurePredictions, dict[str, np.ndarray]]:
         """Load a file that `save` wrote; also return the further arrays."""
-        with np.load(path, allow_pickle=False) as file:
+        with open_npz(path) as file:
             arrays = {name: file[name] for name in file.files}
         own = {name: arrays.pop(name) for name in _FIELDS if name in arrays}
         return cls(**own), arrays

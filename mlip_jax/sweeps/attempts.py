@@ -25,6 +25,7 @@ from typing import Any
 
 from mlip_jax import config as configs
 from mlip_jax.files import open_lock
+from mlip_jax.foreign_files.texts import parse_json, read_bytes
 from mlip_jax.sweeps.child_process import COMMAND_PREFIX
 from mlip_jax.sweeps.overrides import to_text
 from mlip_jax.sweeps.variants import Variant
@@ -185,7 +186,7 @@ def _sorted_json(content: Any) -> str:
 def _read_json(path: Path) -> dict[str, Any] | None:
     """Return the content of a JSON file, None if there is no such file."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(read_bytes(path))
     except FileNotFoundError:
         return None
     except ValueError as error:

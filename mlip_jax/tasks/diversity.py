@@ -21,6 +21,7 @@ from mlip_jax.datasets.molecules.connectivity import describe
 from mlip_jax.datasets.selection import data_split, generalization, splits, subsets
 from mlip_jax.datasets.selection.held_out import RunData, entries, first_per_molecule
 from mlip_jax.datasets.store.store import Store
+from mlip_jax.foreign_files.texts import parse_json, read_bytes
 from mlip_jax.potential import Potential
 from mlip_jax.reports.diversity.fingerprint_map import unpack
 from mlip_jax.reports.diversity.generalization import NAMES, Errors, by_distance, summary
@@ -61,7 +62,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     path = workdir / RESULT
     if distributed.leader():
         relevant = _relevant_options(options)
-        if path.exists() and json.loads(path.read_text(encoding="utf-8"))["asked"] == relevant:
+        if path.exists() and parse_json(read_bytes(path))["asked"] == relevant:
             log.info("%s: already evaluated", workdir)
         else:
             write_json(path, {"asked": relevant} | evaluate(workdir, training, options))
@@ -86,8 +87,8 @@ def _check(config) -> None:
 def _is_trained(workdir: Path, training) -> bool:
     """Return whether `workdir` contains a completed run of this config."""
     try:
-        identity = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
-        json.loads((workdir / "metrics.json").read_text(encoding="utf-8"))
+        identity = parse_json(read_bytes(workdir / "config.json"))
+        parse_json(read_bytes(workdir / "metrics.json"))
     except (FileNotFoundError, ValueError):
         return False
     identity = configs.with_current_names(identity)

@@ -5,7 +5,6 @@ The conformers have GFN2-xTB energies and forces.
 
 from __future__ import annotations
 
-import json
 import logging
 import resource
 import time
@@ -17,6 +16,7 @@ import ml_collections
 from mlip_jax import config as configs
 from mlip_jax import defaults
 from mlip_jax.config import ConfigError
+from mlip_jax.foreign_files.texts import parse_json, read_bytes
 from mlip_jax.wording import count_of
 from mlip_jax.workdir import claimed, write_json
 
@@ -81,7 +81,7 @@ def _processor_seconds() -> float:
 
 def _write_summary(path: Path, files: list[dict[str, Any]], cost: dict[str, float]) -> None:
     """Write summary.json, to which each start appends its cost, and log the totals."""
-    starts = json.loads(path.read_text(encoding="utf-8"))["starts"] if path.exists() else []
+    starts = parse_json(read_bytes(path))["starts"] if path.exists() else []
     total = {name: sum(f[name] for f in files) for name in ("molecules", "conformations")}
     dropped: dict[str, int] = {}
     for file in files:

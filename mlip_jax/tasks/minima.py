@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import itertools
-import json
 import logging
 from pathlib import Path
 from typing import IO, Any
@@ -21,7 +20,8 @@ from mlip_jax.datasets.molecules.config_input import read_input
 from mlip_jax.datasets.molecules.files import fingerprint, kind_of
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.files import make_subfolder
-from mlip_jax.foreign_text import TableWriter
+from mlip_jax.foreign_files.texts import parse_json, read_bytes
+from mlip_jax.foreign_text import TableWriter, one_line
 from mlip_jax.potential import Potential
 from mlip_jax.reports.minima.report import write_minima_report
 from mlip_jax.reports.minima.results import MoleculeMinima, ReferenceMinimum
@@ -129,9 +129,7 @@ def _search_all(
         path = folder / f"{number:06d}.json"
         if not path.exists():
             write_json(path, [m.to_json() for m in _search(batch, potential, search)])
-        molecules += [
-            MoleculeMinima.from_json(m) for m in json.loads(path.read_text(encoding="utf-8"))
-        ]
+        molecules += [MoleculeMinima.from_json(m) for m in parse_json(read_bytes(path))]
         log.info(
             "%s done: %s",
             count_of(len(molecules), "molecule"),
@@ -224,7 +222,7 @@ def _write_frames(file: IO[str], molecules: list[MoleculeMinima]) -> None:
             atoms = minimum.to_atoms(m)
             atoms.info |= {
                 "molecule": m.number,
-                "name": m.name,
+                "name": one_line(m.name),
                 "rank": rank,
                 "relative_energy_ev": minimum.energy - m.minima[0].energy,
             }

@@ -118,9 +118,7 @@ def _train(config, workdir: Path, data: PropertyData, pretrained) -> Path:
     set_average_neighbors(config, inputs.sizes)
     model, heads = _create_model(config, targets)
     restored = restore(workdir)
-    config = with_batch_size(
-        config, float(inputs.train.sizes.n_edge.mean()), restored and restored.metadata
-    )
+    config = with_batch_size(config, inputs.train.sizes.n_edge, restored and restored.metadata)
     energies = distributed.broadcast(
         _energy_statistics(config, data) if distributed.leader() else None
     )

@@ -15,6 +15,7 @@ from mlip_jax import defaults, distributed
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets import source
 from mlip_jax.datasets.molecules.files import fingerprint
+from mlip_jax.foreign_files.archives import open_npz
 from mlip_jax.foreign_text import TableWriter
 from mlip_jax.potential import Potential
 from mlip_jax.reports.simulations.md import drift, read_thermo
@@ -136,7 +137,7 @@ def _relax_molecules(
         with atomic_open(path) as file:
             np.savez(file, positions=positions)
     # Positions of all molecules are stored as one array (A, 3).
-    with np.load(path, allow_pickle=False) as file:
+    with open_npz(path) as file:
         parts = np.split(file["positions"], np.cumsum([len(a) for a in molecules])[:-1])
     for atoms, positions in zip(molecules, parts):
         atoms.positions = positions

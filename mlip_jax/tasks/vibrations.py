@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from mlip_jax.datasets.molecules.files import fingerprint
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.smiles.embedding import MoleculeRecord
 from mlip_jax.files import make_subfolder
+from mlip_jax.foreign_files.texts import parse_json, read_bytes
 from mlip_jax.foreign_text import table_text
 from mlip_jax.potential import Potential
 from mlip_jax.reports.simulations.run_settings import run_settings
@@ -69,7 +69,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
         records = _records(config)
         _analyze_all(config, workdir, potential, options, records)
         results = [
-            ReportedVibrations(**json.loads(_part(workdir, record).read_text(encoding="utf-8")))
+            ReportedVibrations(**parse_json(read_bytes(_part(workdir, record))))
             for record in records
         ]
         write_text(workdir / FREQUENCIES, _frequency_table(results))

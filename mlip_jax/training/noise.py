@@ -122,18 +122,18 @@ class CoordinateNoise:
                 if frame is None
                 else frame
             )
-            fitted = self._heavy_mask(columns.numbers[atoms])
+            mask = self._superposition_mask(columns.numbers[atoms])
             if self.heavy:
                 rotation = Rotation.random(random_state=rng).as_matrix()
                 positions[atoms] = positions[atoms] @ rotation
-            displacement[atoms] = superpose(reference, positions[atoms], fitted) - positions[atoms]
+            displacement[atoms] = superpose(reference, positions[atoms], mask) - positions[atoms]
         return dataclasses.replace(
             columns,
             positions=positions,
             atom_properties={**columns.atom_properties, DISPLACEMENT: displacement},
         )
 
-    def _heavy_mask(self, numbers) -> np.ndarray | None:
+    def _superposition_mask(self, numbers) -> np.ndarray | None:
         """Return a mask of the atoms that are superposed, None for all."""
         mask = numbers > 1
         return mask if self.heavy and mask.any() else None

@@ -16,6 +16,7 @@ import optax
 
 from mlip_jax.config import unknown_name
 from mlip_jax.training.device import rules
+from mlip_jax.training.device.intervals import default_warmup
 from mlip_jax.training.parameters.low_rank import low_rank, weight_path
 from mlip_jax.training.parameters.paths import parameter_path
 
@@ -76,7 +77,7 @@ def learning_rate(
     peak, end = float(config["learning_rate"]), float(config["learning_rate_end"])
     warmup = config["warmup_steps"]
     if warmup is None:
-        warmup = min(num_steps // 10, 200)
+        warmup = default_warmup(num_steps)
     warmup = min(int(warmup), max(num_steps - 1, 0))
     rest = max(num_steps - warmup, 1)
     if schedule == "cosine":

@@ -22,6 +22,7 @@ from mlip_jax.graphs.packing import fill_fraction, plan_buckets
 from mlip_jax.graphs.padding import choose_budgets, grow_to_fit
 from mlip_jax.potential import long_range_cutoff
 from mlip_jax.training.data import Batches
+from mlip_jax.training.device.intervals import default_intervals
 from mlip_jax.training.throughput import peak_flops
 from mlip_jax.wording import count_of
 
@@ -180,13 +181,8 @@ def count_steps(config: ml_collections.ConfigDict, per_epoch: float) -> int:
 def with_intervals(options: ml_collections.ConfigDict, num_steps: int) -> ml_collections.ConfigDict:
     """Return config.train with the intervals that are unset, computed from the number of steps."""
     options = options.copy_and_resolve_references()
-    for name, parts, most in (
-        ("log_every", 100, 100),
-        ("valid_every", 20, 1_000),
-        ("checkpoint_every", 20, 1_000),
-    ):
-        if options[name] is None:
-            options[name] = min(max(num_steps // parts, 1), most)
+    for name, value in default_intervals(num_steps).items():
+        options[name] = value if options[name] is None else options[name]
     return options
 
 

@@ -23,6 +23,17 @@ SMALL = {
     "so3krates": dict(
         num_features=4, num_layers=2, num_radial=3, num_heads=2, degrees=(1, 2), zero_init=False
     ),
+    "allegro": dict(
+        num_features=4,
+        num_tensor_features=2,
+        num_layers=2,
+        max_degree=1,
+        num_radial=3,
+        embedding_widths=(4,),
+        latent_widths=(4,),
+        energy_widths=(4,),
+        zero_init=False,
+    ),
     "schnet": dict(num_features=4, num_layers=1, num_radial=5, zero_init=False),
     "equivariant_transformer": dict(
         num_features=8, num_layers=1, num_radial=5, num_heads=2, zero_init=False
@@ -103,6 +114,7 @@ def test_the_number_of_slots_is_that_of_the_atom_with_most_neighbors():
         ("painn", False),
         ("schnet", True),
         pytest.param("painn", True, marks=pytest.mark.slow),
+        pytest.param("allegro", False, marks=pytest.mark.slow),
         pytest.param("so3krates", False, marks=pytest.mark.slow),
         pytest.param("equivariant_transformer", True, marks=pytest.mark.slow),
     ],

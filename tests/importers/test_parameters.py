@@ -100,6 +100,8 @@ def test_corruption_is_reported(tmp_path):
         ({"version": 2}, "version 2.*reads version 1"),
         ({"format": "?"}, "not a description"),
         ({"model": {"name": "schnet", "options": SMALL}}, "does not fit the model"),
+        ({"model": 3}, "parameters.json: invalid"),
+        ({"elements": 1}, "parameters.json: invalid"),
     ):
         (folder / "parameters.json").write_text(json.dumps(json.loads(text) | changed))
         with pytest.raises(WeightsError, match=message):

@@ -14,8 +14,8 @@ import pytest
 from mlip_jax import MLIPCalculator, importers
 from mlip_jax.importers import mace
 from mlip_jax.importers.formats import torch_file
-from mlip_jax.importers.formats.mace_module import read_module
-from mlip_jax.importers.formats.mace_products import align_products
+from mlip_jax.importers.formats.mace.module import read_module
+from mlip_jax.importers.formats.mace.products import align_products
 from mlip_jax.importers.formats.weights import WeightsError
 from mlip_jax.structure import Structure
 from tests.importers import e3nn_fixtures, test_sevennet
@@ -30,6 +30,8 @@ CASES = {
     "nequip.ckpt": ("", "nequip"),
     "nequip.nequip.zip": ("", "nequip"),
     "nequip_uneven.ckpt": ("", "nequip"),
+    "nequix.nqx": ("", "nequix"),
+    "nequix_indexed.nqx": ("", "nequix"),
     "schnetpack_painn": ("", "painn"),
     "schnetpack_schnet.ckpt": ("", "schnet"),
     "torchmdnet.ckpt": ("", "equivariant_transformer"),
@@ -87,7 +89,7 @@ def test_files_give_the_results_of_their_program(unpack, name, double_precision)
 
 def test_heads_of_mace(unpack):
     path = unpack("mace.model")
-    with pytest.raises(ValueError, match="head must be one of 'first', 'second'.*received None"):
+    with pytest.raises(ValueError, match="'first', 'second'.*received None. .*X.model#head=first"):
         mace.load(path)
     second = MLIPCalculator.load(path, head="second").potential
     assert second.energy_scale == 0.9  # of the first head 1.3
@@ -152,6 +154,9 @@ def test_rejected_files(tmp_path, name):
 def test_options_of_importers(tmp_path):
     with pytest.raises(FileNotFoundError, match="absent.model: no such file"):
         importers.load_force_field(tmp_path / "absent.model")
+    (tmp_path / "notes.model").write_text("notes")
+    with pytest.raises(WeightsError, match="notes.model: a file without a force field; expected"):
+        importers.load_force_field(tmp_path / "notes.model")  # used to be "no such directory"
     state, settings = test_sevennet.content("sevennet_linear")
     tensors = {k: Tensor(v, n) for n, (k, v) in enumerate(state.items())}
     content = {"model_state_dict": tensors, "config": settings}

@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import resource
 import threading
 from urllib.parse import urlparse
 
@@ -90,6 +91,17 @@ def test_server_without_ranges_and_part_that_is_too_long(tmp_path, url):
     assert download(f"{url}/file", target, len(CONTENT), SHA256).read_bytes() == CONTENT
 
 
+def test_downloads_do_not_follow_links(tmp_path, url):
+    """A link in a shared cache folder used to overwrite the file of the user that it leads to."""
+    private, folder = tmp_path / "private", tmp_path / "cache"
+    private.write_text("x")
+    folder.mkdir()
+    (folder / "weights.part").symlink_to(private)
+    with pytest.raises(downloads.DownloadError, match="symbolic link"):
+        downloads.download(url, folder / "weights")
+    assert private.read_text() == "x"
+
+
 def test_wrong_files_are_deleted(tmp_path, url):
     target = tmp_path / "X.model"
     with pytest.raises(DownloadError, match="differs from the published one"):
@@ -112,6 +124,19 @@ def test_no_network_and_full_disk(tmp_path, url, monkeypatch):
     with pytest.raises(DownloadError, match="needs 10,240 bytes, 100 are free.*Free up disk space"):
         download(f"{url}/file", target)
     assert not target.exists()
+    monkeypatch.undo()
+    # space that ends during the download, as other programs use it
+    previous = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, previous[1]))
+    try:
+        with pytest.raises(
+            DownloadError, match="cannot be written.*Free up disk space.*after 1,000"
+        ):
+            download(f"{url}/file", target)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, previous)
+    assert not target.exists()
+    assert download(f"{url}/file", target, len(CONTENT), SHA256) == target
 
 
 @pytest.fixture

@@ -27,6 +27,15 @@ def test_both_leaves_out_copies_and_neighbors_of_labeled_structures():
     assert chosen("diversity", 3)[:1] == [0] and set(chosen("diversity", 3)) == {0, 2, 3}
 
 
+def test_a_batch_represents_many_candidates_before_an_outlier():
+    """Detects a choice of the farthest structure, which no other candidate resembles."""
+    rng = np.random.default_rng(0)
+    crowd, outlier, labeled = rng.normal(size=(200, 2)), [[20.0, 6.0]], np.array([[0, 0], [20, 0]])
+    points = np.concatenate([crowd, outlier])
+    rows = choice.choose("diversity", 3, np.ones(len(points)), points, labeled, rng)
+    assert (rows < len(crowd)).all()
+
+
 @pytest.mark.parametrize("strategy", choice.STRATEGIES)
 def test_every_strategy_chooses_distinct_structures_and_at_most_all(strategy):
     assert sorted(chosen(strategy, 99)) == [0, 1, 2, 3, 4]

@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.build import molecule
 from ase.calculators.calculator import CalculationFailed
 from ase.calculators.lj import LennardJones
@@ -126,6 +127,13 @@ def test_wrong_signs_and_units_are_found_before_the_budget_is_spent(make_oracle,
     with pytest.raises(OracleError, match=message) as raised:
         check_oracle(oracle, pool(), 0)
     assert "12 calculations checked the method" in str(raised.value)
+
+
+def test_single_atoms_have_no_forces_to_check(make_oracle, caplog):
+    """Detects a check of nothing that ends the run with an error of NumPy."""
+    atoms = [PoolMolecule(name, "", (Atoms(name),), False) for name in ("He", "Ne")]
+    assert check_oracle(make_oracle(Faulty), atoms, 0) == 0
+    assert "all molecules are single atoms" in caplog.text
 
 
 def test_energy_outliers_are_found_among_molecules_of_several_elements():

@@ -1,17 +1,23 @@
 """Tests for the pool of molecules and for candidates that need no force field."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from ase.build import molecule
-from ase.io import write
+from ase.io import iread, write
 
+from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.smiles.entries import CsvColumns
 from mlip_jax.label_budget.candidates import Displacements, propose
 from mlip_jax.label_budget.columns_file import load_columns, save_columns
 from mlip_jax.label_budget.geometry import environment, is_physical
 from mlip_jax.label_budget.pool import PoolMolecule, read_pool, split_pool
+from mlip_jax.structure import Structure
 from mlip_jax.tasks.active_learning.function import _molecule_file
+from mlip_jax.tasks.active_learning.outputs import write_labels
+from mlip_jax.tasks.fine_tune import next_structures
 
 pytest.importorskip("rdkit")
 KINDS = ("conformers", "modes", "random")
@@ -116,3 +122,20 @@ def test_broken_molecules_are_unphysical():
         positions[-1] += change
         assert not is_physical(start, positions)
     assert environment(start, 0) == "C(H, H, H, O)"
+
+
+def test_labels_are_written_on_one_line_per_atom(tmp_path):
+    """A line break in a SMILES of a foreign store used to begin a new frame."""
+    hostile = "C\n1\nenergy=0"
+    structure = Structure(
+        np.array([1], np.int32), np.zeros((1, 3)), energy=0.0, forces=np.zeros((1, 3)), charge=0.0
+    )
+    structure = dataclasses.replace(structure, smiles=hostile, molecule=hostile, subset=hostile)
+    columns = Columns.from_structures([structure])
+    save_columns(tmp_path / "valid.npz", columns)
+    write_labels(tmp_path / "labels.xyz", tmp_path, "random", 0)
+    with (tmp_path / "unseen.xyz").open("w") as file:
+        write(file, next_structures._to_ase(columns, 0, 1.0), format="extxyz")
+    for name in ("labels.xyz", "unseen.xyz"):
+        (atoms,) = iread(tmp_path / name, ":", format="extxyz")
+        assert atoms.info["smiles"] == "C 1 energy=0"

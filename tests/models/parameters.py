@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 # Their layers divide by the root of the number of inputs, and their weights have unit variance.
-UNIT_VARIANCE = ("allegro", "mace", "nequip", "pace", "sevennet")
+UNIT_VARIANCE = ("allegro", "mace", "nequip", "nequix", "pace", "sevennet")
 
 
 def quick_parameters(model, graph, seed=0, unit_variance=False):

@@ -75,6 +75,7 @@ SMALLER = {
     },
     "equiformer": {"num_layers": 1, "max_degree": 1},
     "mace": {"num_features": 8},
+    "nequix": {"num_features": 8, "elements": (1, 6, 7, 8, 16)},
     "pace": {"num_features": 8},
     "painn_oc": {"cutoff": 6.0},
 }
@@ -135,6 +136,17 @@ FURTHER_OPTIONS = {
             "avg_num_neighbors": (4.0, 5.0, 6.0, 7.0, 8.0),
             "learned_roots": True,
             "energy_widths": (8,),
+            "learned_scale": True,
+            "remat": True,
+        }
+    ],
+    "nequix": [
+        {
+            "num_features": (8, 4),
+            "harmonics_degree": 2,
+            "self_connection": "elements",
+            "rms_norm": False,
+            "elements": (1, 6, 7, 8, 16),
             "learned_scale": True,
             "remat": True,
         }
@@ -666,7 +678,8 @@ CHECKS = [value for name, value in list(globals().items()) if name.startswith("c
 CASES = [(name, n) for name in models.names() for n in range(-1, len(further_options(name)))]
 
 
-# Checks with programs of their own, which are slow tests for models that are meant for properties.
+# Checks with programs of their own, which are slow tests for models that are meant for properties,
+# and for one whose layers are those of NequIP.
 COSTLY = (check_trains_on_forces, check_float32, check_undirected, check_padding_atoms_stay_small)
 
 
@@ -676,7 +689,7 @@ def is_slow(name, check):
     `check_float32` detects faults of the list of pairs as well, so `check_undirected` is slow where
     it has to compile a program.
     """
-    if name in ("spherenet", "comenet") and check in COSTLY:
+    if name in ("spherenet", "comenet", "nequix") and check in COSTLY:
         return True
     return check is check_undirected and "undirected" in models.find(name).__dataclass_fields__
 

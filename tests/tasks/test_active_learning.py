@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import logging
 import random
 
 import numpy as np
@@ -16,7 +17,9 @@ from mlip_jax.defaults import active_learning_defaults
 from mlip_jax.simulation.reference import oracle as oracle_module
 from mlip_jax.simulation.reference.result_cache import ResultCache
 from mlip_jax.tasks import active_learning as task
-from mlip_jax.tasks.active_learning import inputs, rounds, training
+from mlip_jax.tasks.active_learning import evaluation, inputs, rounds, training
+from mlip_jax.tasks.force_field_training.repeated_warnings import repeated_warnings_once
+from mlip_jax.training.nonfinite import TrainingError
 from mlip_jax.training.options import set_model_options
 from tests.simulation.analytic import pairwise
 
@@ -82,8 +85,8 @@ def metrics_of(folder):
     text = (folder / "metrics.json").read_text().replace(str(folder), "")
     metrics = json.loads(text)
     for evaluations in metrics["rounds"].values():
-        for evaluation in evaluations:
-            evaluation["oracle_seconds"] = 0.0
+        for each in evaluations:
+            each["oracle_seconds"] = 0.0
     return metrics
 
 
@@ -230,6 +233,65 @@ def test_a_training_does_not_change_the_config_of_the_run(tmp_path):
     c = training.training_config(config, tmp_path, 0, "")
     set_model_options(c, tmp_path)
     assert c.model.options and not config.model.options
+
+
+def test_reference_energies_can_be_given(tmp_path):
+    """Detects an advice of the training, --config.data.reference_energies, without effect here."""
+    config = active_learning_defaults()
+    config.data.reference_energies = "H=-13.6,C=-1029.4"
+    c = training.training_config(config, tmp_path, 0, "")
+    assert c.data.reference_energies == "H=-13.6,C=-1029.4"
+
+
+def test_validation_without_any_labeled_element_is_an_error(tmp_path, monkeypatch, untrained):
+    """Detects an error of the fit of the expected error after the training, without a remedy."""
+    first = np.zeros(0, np.int64)
+    monkeypatch.setattr(
+        rounds.choice,
+        "choose_first",
+        lambda columns, count, rng: np.append(first, _rows_of(columns, {1, 6})[:2]),
+    )
+    config = small(tmp_path)
+    monkeypatch.setattr(inputs, "spread_over_molecules", lambda c, n, rng: _with_others(c)[:n])
+    with pytest.raises(DatasetError, match="elements with labels.*Increase the budget"):
+        task.run(config, tmp_path / "run")
+
+
+def test_a_diverged_force_field_is_an_error(tmp_path, monkeypatch, untrained):
+    """Detects an error of the fit of the expected error, without the reason."""
+    predict = evaluation.predict
+
+    def diverged(members, columns):
+        p = predict(members, columns)
+        return dataclasses.replace(p, forces=np.full_like(p.forces, np.nan))
+
+    monkeypatch.setattr(evaluation, "predict", diverged)
+    with pytest.raises(TrainingError, match="no finite forces.*Lower optimizer.learning_rate"):
+        task.run(small(tmp_path), tmp_path / "run")
+
+
+def _rows_of(columns, elements):
+    """Return the structures that consist of these elements."""
+    return np.flatnonzero([set(s.numbers) <= elements for s in columns])
+
+
+def _with_others(columns):
+    """Return the structures with other elements than H and C."""
+    return np.setdiff1d(np.arange(len(columns)), _rows_of(columns, {1, 6}))
+
+
+def test_a_warning_that_several_trainings_repeat_appears_once(caplog):
+    """Detects the remark on the labels in the log of each round."""
+    log = logging.getLogger("mlip_jax.datasets.source")
+    with repeated_warnings_once():
+        for number in (1, 2):
+            log.warning("labels of this run")
+            log.warning("round %d", number)
+            logging.getLogger("another").warning("of another package")
+    assert [r.getMessage() for r in caplog.records].count("labels of this run") == 1
+    assert len(caplog.records) == 5
+    log.warning("labels of this run")
+    assert len(caplog.records) == 6
 
 
 @pytest.mark.slow

@@ -23,17 +23,17 @@ from mlip_jax.datasets.statistics import sum_reference
 from mlip_jax.datasets.store.store import Store
 from mlip_jax.defaults import fine_tune_defaults
 from mlip_jax.potential import Potential
-from mlip_jax.reports.fine_tuning import without_gain
+from mlip_jax.reports.fine_tuning import outcome, without_gain
 from mlip_jax.simulation.energies import energies_and_forces
 from mlip_jax.structure import Structure
 from mlip_jax.sweeps.overrides import override
 from mlip_jax.tasks import fine_tune as task
-from mlip_jax.tasks.fine_tune import recipes, search
+from mlip_jax.tasks.fine_tune import labels, recipes, search
 from mlip_jax.tasks.fine_tune.expected_error import _interval
 from mlip_jax.tasks.fine_tune.labels import TrainingFile
 from mlip_jax.tasks.fine_tune.next_structures import farthest_first
 from mlip_jax.tasks.fine_tune.recipes import Candidate
-from mlip_jax.tasks.fine_tune.search import FORCE, choose, forgetting
+from mlip_jax.tasks.fine_tune.search import ENERGY, FORCE, choose, forgetting
 from mlip_jax.training.nonfinite import TrainingError
 from mlip_jax.workdir import WorkdirError
 from tests.simulation.conftest import random_potential
@@ -153,6 +153,54 @@ def test_a_finished_run_trains_nothing_again(result, monkeypatch):
     assert again.metrics["curve"][1] == {"labels": 8, **point["test"]}
 
 
+def of_formulas(*formulas):
+    """Return structures of these molecules without labels."""
+    return Columns.from_structures(atoms_list.from_atoms([molecule(f) for f in formulas])[0])
+
+
+def load_domain(monkeypatch, columns, num_train):
+    """Return the NewDomain of structures; the validation and test structures are the last four."""
+    parts = {"train": np.arange(num_train), "valid": np.arange(num_train, num_train + 2)}
+    parts["test"] = np.arange(num_train + 2, len(columns))
+    store = SimpleNamespace(take=columns.take, digest=lambda: "")
+    data = SimpleNamespace(store=store, notes=(), name="mine", level_of_theory="DFT")
+    monkeypatch.setattr(labels.source, "load", lambda config: data)
+    monkeypatch.setattr(labels.data_split, "split_data", lambda *_: parts)
+    return labels.NewDomain.load(fine_tune_defaults(), random_potential("tiny"))
+
+
+def test_few_labels_contain_every_element(monkeypatch):
+    """Detects a learning curve whose energies have the old zero for an element without a label."""
+    columns = of_formulas(*["H2O"] * 30, "CH4", "NH3", *["H2O"] * 4)
+    new = load_domain(monkeypatch, columns, 32)
+    assert set(new.splits["train"].take(np.arange(3)).numbers) == {1, 6, 7, 8}
+    assert new.covers_elements(3) and not new.covers_elements(2)
+
+
+def test_elements_without_training_labels_are_not_evaluated(monkeypatch, caplog):
+    """Detects energy errors of thousands of eV: the reference energy of N is that of the start."""
+    columns = of_formulas(*["H2O"] * 6, "H2O", "H2O", "NH3", "H2O")
+    new = load_domain(monkeypatch, columns, 6)
+    assert [len(new.splits[name]) for name in ("train", "valid", "test")] == [6, 2, 1]
+    assert "1 of 2 test structures with elements" in new.notes[0] and "N: 1" in caplog.text
+    with pytest.raises(DatasetError, match="requires at least 2 valid structures, received 1"):
+        load_domain(monkeypatch, of_formulas(*["H2O"] * 6, "NH3", "H2O", "H2O", "H2O"), 6)
+
+
+@pytest.mark.parametrize(("share", "num_new"), [(0.5, 12), (0.75, 4), (0.9, 4)])
+def test_the_share_of_old_structures_in_replay(tmp_path, share, num_new):
+    """Detects a share of new structures, and a training split without them."""
+    new = labels.NewDomain(
+        {n: of_formulas(*["H2O"] * 4) for n in ("train", "valid", "test")}, *"abc"
+    )
+    file = TrainingFile(tmp_path / "labels_4.traj", 4, np.zeros(119), (1, 8))
+    file.write(new, of_formulas(*["CH4"] * 12), random_potential("tiny"), share)
+    frames = read(file.path, ":")
+    train = json.loads((tmp_path / "labels_4_replay.json").read_text())["train"]
+    formulas = [frames[k].get_chemical_formula() for k in train]
+    assert formulas.count("CH4") == 12 and formulas.count("H2O") == num_new
+
+
 def test_labels_of_the_old_domain_that_are_missing_are_predictions():
     initial = random_potential("tiny")
     water = Columns.from_structures(atoms_list.from_atoms([molecule("H2O")])[0])
@@ -252,7 +300,7 @@ def test_a_limit_of_the_time_ends_the_search_with_the_best_so_far(max_trainings,
 
 
 def result_with(valid, probe):
-    return {"valid": {FORCE: valid}, "probe": {FORCE: probe}}
+    return {"valid": {FORCE: valid}, "probe_choice": {FORCE: probe}}
 
 
 def test_forgetting_limits_the_choice():
@@ -264,6 +312,38 @@ def test_forgetting_limits_the_choice():
     assert choose(ranked, before, 0.2)[0] == replay
     assert choose(ranked, before, 0.01)[0] == replay  # forgets least
     assert choose(ranked, {}, 0.2)[0] == full  # no labels
+
+
+def test_reported_forgetting_is_of_molecules_that_have_not_chosen(tmp_path):
+    """Detects a forgetting below max_forgetting only because the same structures chose."""
+    probe = of_formulas("H2O", "H2O", "CH4", "CH4", "NH3", "CO2")
+    old = task.old_domain.OldDomain(None, probe, "a test", True)
+    for limit, num_choice in ((None, 0), (0.2, 2)):
+        config = override(fine_tune_defaults(), {"max_forgetting": limit})
+        found = search.RecipeSearch(config, tmp_path, "", None, None, old, {})
+        choice = () if found.probe_choice is None else found.probe_choice.molecule
+        assert len(set(choice)) == num_choice and len(choice) + len(found.probe) == 6
+        assert not set(choice) & set(found.probe.molecule)
+
+
+def test_the_log_ends_with_the_outcome():
+    """Detects a log that ends without the recipe, the errors, or a command to continue with."""
+    metrics = {
+        "chosen": {"recipe": "full_replay", "rate": 3e-4},
+        "before": {"test": {FORCE: 346.8, ENERGY: None}, "probe": {FORCE: 59.7}},
+        "after": {"test": {FORCE: 42.6, ENERGY: None}, "probe": {FORCE: 68.7}},
+        "forgetting": 0.15,
+        "candidates": [{"run": "runs/a"}, {"run": "runs/b"}, {"run": "curve/a"}],
+    }
+    lines = outcome(metrics, Path("runs/tuned"))
+    assert lines[:3] == [
+        "chosen of 2 candidates: recipe full_replay, learning rate 0.0003",
+        "new domain, test: 347 → 42.6 meV/Å",
+        "old domain: 59.7 → 68.7 meV/Å (+15 %)",
+    ]
+    assert lines[3].endswith("mlip-jax relax molecules.smi --force_field=runs/tuned")
+    metrics["after"]["probe"][FORCE] = None
+    assert len(outcome(metrics, Path("runs/tuned"))) == 3
 
 
 def test_the_last_round_has_a_candidate_with_and_one_without_replay():

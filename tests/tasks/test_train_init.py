@@ -14,6 +14,8 @@ from mlip_jax import fine_tuning
 from mlip_jax.config import ConfigError, complete
 from mlip_jax.configs import spice
 from mlip_jax.datasets.columns import Columns
+from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.datasets.selection.held_out import RunData
 from mlip_jax.datasets.statistics import Summary
 from mlip_jax.defaults import train_defaults
 from mlip_jax.graphs.padding import graph_sizes
@@ -230,3 +232,10 @@ def test_runs_without_initialization_keep_their_identity():
 
     assert "init" not in configs.identity(config())
     assert "init" in configs.identity(config(init__workdir="runs/a"))
+
+
+def test_a_force_field_without_a_training_run_has_no_advice_on_splits(tmp_path):
+    """Detects "Give the file of a split" for an initial force field that is given as an object."""
+    with pytest.raises(DatasetError, match="is not the workdir of a training run") as raised:
+        RunData.load(f"parameters:{tmp_path}")
+    assert "data.split_files" not in str(raised.value)

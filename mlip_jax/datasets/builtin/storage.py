@@ -29,6 +29,8 @@ from mlip_jax.datasets.builtin.conformations import Conformations
 from mlip_jax.datasets.builtin.labels import METHOD
 from mlip_jax.datasets.builtin.molecules import Molecule
 from mlip_jax.files import make_subfolder, open_lock
+from mlip_jax.foreign_files.archives import open_npz
+from mlip_jax.foreign_files.texts import parse_json
 from mlip_jax.workdir import atomic_open
 
 log = logging.getLogger(__name__)
@@ -155,7 +157,7 @@ class Parts:
     def load(self, index: int) -> Conformations | None:
         """Load the conformations of molecule number `index`; None if missing or corrupted."""
         try:
-            with np.load(self._file(index), allow_pickle=False) as archive:
+            with open_npz(self._file(index)) as archive:
                 fields = {name: archive[name] for name in Conformations._fields}
         except FileNotFoundError:
             return None
@@ -163,7 +165,7 @@ class Parts:
             log.warning("%s is corrupted (%s); regenerating it", self._file(index), error)
             return None
         fields |= {name: str(fields[name]) for name in ("smiles", "force_field")}
-        fields |= {name: json.loads(str(fields[name])) for name in ("atom_energies", "dropped")}
+        fields |= {name: parse_json(str(fields[name])) for name in ("atom_energies", "dropped")}
         return Conformations(**fields)
 
     def merge(self, molecules: Sequence[Molecule], counts: Sequence[int], parameters: dict) -> None:
@@ -232,7 +234,7 @@ def stored_parameters(path: str | Path) -> dict | None:
         return None
     try:
         with hdf5.Hdf5File(path) as file:
-            return json.loads(file.attribute("generator_parameters"))
+            return parse_json(file.attribute("generator_parameters"))
     except ValueError as error:
         raise FileExistsError(
             f"{path} exists and was not created by generate_embedded ({error}). Move it or choose "
@@ -279,6 +281,6 @@ def summarize(path: str | Path) -> dict:
         "force_rms": quantiles,
         "elements": dict(elements.most_common()),
         "subsets": dict(subsets.most_common()),
-        "dropped": json.loads(dropped or "{}"),
+        "dropped": parse_json(dropped or "{}"),
         "level_of_theory": level,
     }

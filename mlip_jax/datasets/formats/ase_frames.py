@@ -21,6 +21,7 @@ from mlip_jax.config import ConfigError, unknown_name
 from mlip_jax.datasets import options
 from mlip_jax.datasets.formats.ase_database import AseDatabase, is_sqlite
 from mlip_jax.datasets.formats.xyz import is_xyz, label_names, parse_frame
+from mlip_jax.datasets.isolation.other_files import read_frames
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.text_files import (
     BOM,
@@ -357,10 +358,8 @@ class _StreamedFrames(FileFrames):
 
     def _atoms(self) -> Iterator[Atoms]:
         """Yield ASE's Atoms from the first frame on."""
-        from ase.io import iread
-
         try:
-            yield from iread(self._path, index=":", format=self._format)
+            yield from read_frames(self._path, self._format)
         except Exception as error:
             raise DatasetError(
                 f"{self._path}: cannot be read as {self._format!r} ({type(error).__name__}: "

@@ -34,9 +34,14 @@ def check(path: Path) -> None:
             check_sqlite(path)
 
 
-def check_hdf5(path: Path) -> None:
-    """Raise DatasetError if HDF5 crashes on a file, or takes too long."""
-    _check(path, "read_hdf5", "HDF5")
+def check_hdf5(path: Path, *, growing: bool = False) -> None:
+    """Raise DatasetError if HDF5 crashes on a file, or takes too long.
+
+    Args:
+      path: File to check.
+      growing: Whether another process may append to the file.
+    """
+    _check(path, "read_hdf5", "HDF5", growing)
 
 
 def check_sqlite(path: Path) -> None:
@@ -54,7 +59,7 @@ def is_large_native(path: Path) -> bool:
     return head.startswith(_HDF5) or (head == _SQLITE and size > SMALL_SQLITE)
 
 
-def _check(path: Path, parser: str, library: str) -> None:
+def _check(path: Path, parser: str, library: str, growing: bool = False) -> None:
     """Read a file in the process of native parsers, unless this process may die itself."""
     if workers.is_isolated():
         return
@@ -70,7 +75,7 @@ def _check(path: Path, parser: str, library: str) -> None:
             problem = str(error)
         except ValueError:
             pass  # the reader raises a better message
-        if _key(path) != key:
+        if not growing and _key(path) != key:
             raise DatasetError(f"{path}: the file was changed while it was read")
         if len(_checked) >= _MAX_CHECKED:
             _checked.pop(next(iter(_checked)))

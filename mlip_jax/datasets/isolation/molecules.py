@@ -5,15 +5,17 @@ from __future__ import annotations
 import functools
 import logging
 import struct
+import threading
 from collections.abc import Sequence
 
 import numpy as np
 
 from mlip_jax import limits, workers
 from mlip_jax.datasets.isolation import program
-from mlip_jax.datasets.isolation.process import PARSERS, SECONDS, ParserDeathError
+from mlip_jax.datasets.isolation.process import PARSERS, SECONDS, ParserDeathError, ParserProcess
 
 log = logging.getLogger(__name__)
+_of_thread = threading.local()
 
 
 def read_binaries(
@@ -70,6 +72,43 @@ def identify_smiles(smiles: str) -> str | None:
     except (ValueError, RuntimeError):  # RDKit raises both
         return None
     return reply[0].decode() if reply else None
+
+
+def embed(
+    binary: bytes, count: int, seed: int, *, mmff: bool, timeout: int, seconds: float
+) -> tuple[list[np.ndarray], bool]:
+    """Embed conformers of a molecule, in a process that may die.
+
+    Args:
+      binary: Molecule with all hydrogens in RDKit's binary form.
+      count: Number of conformers.
+      seed: Seed.
+      mmff: Whether to relax the conformers with MMFF94 if it has parameters for the molecule.
+      timeout: Time limit of each of two attempts (s).
+      seconds: Time limit of all (s).
+
+    Returns:
+      The positions (Å) of each conformer, (n, 3), and whether they were relaxed.
+
+    Raises:
+      ParserDeathError (a ValueError): RDKit crashed, hung, or needed too much memory.
+      ValueError, RuntimeError: RDKit raised an error.
+    """
+    numbers = (str(int(number)).encode() for number in (count, seed, timeout, mmff))
+    if workers.is_isolated():
+        relaxed, *positions = program.embed(binary, *numbers)
+    else:
+        relaxed, *positions = _embedder().call("embed", binary, *numbers, seconds=seconds)
+    return [np.frombuffer(p).reshape(-1, 3).copy() for p in positions], bool(relaxed)
+
+
+def _embedder() -> ParserProcess:
+    """Return the process that embeds molecules for this thread, so that threads do not wait."""
+    if threading.current_thread() is threading.main_thread():
+        return PARSERS
+    if not hasattr(_of_thread, "process"):
+        _of_thread.process = ParserProcess()
+    return _of_thread.process
 
 
 def is_safe_smiles(smiles: str) -> bool:

@@ -23,6 +23,7 @@ from mlip_jax.datasets.isolation.program import pack, unpack
 SECONDS = 60.0  # limit of one request
 _START_SECONDS = 120.0  # limit of the start, which reads NumPy, perhaps from a network file system
 _NO_START = "the process that reads files and molecules cannot be started"
+_MAX_REPLY = 2**30  # bytes; a corrupted process can reply anything
 _PROGRAM = Path(__file__).with_name("program.py")
 
 
@@ -59,7 +60,8 @@ class ParserProcess:
                 self._process.stdin.write(pack([parser.encode(), *parts]))
                 self._process.stdin.flush()
                 reply = self._receive(SECONDS if seconds is None else seconds)
-            except (OSError, EOFError) as error:
+                status, *values = _validate(unpack(reply))
+            except (OSError, EOFError, ValueError, struct.error) as error:
                 self._process.kill()
                 code = self._process.wait()
                 self._process = None
@@ -70,7 +72,6 @@ class ParserProcess:
                 self._process.wait()
                 self._process = None
                 raise
-        status, *values = unpack(reply)
         if status == b"missing":
             raise ImportError(values[0].decode())
         if status == b"error":
@@ -121,7 +122,16 @@ class ParserProcess:
             data += part
             if len(data) >= 8:
                 size = 8 + struct.unpack_from("=Q", data)[0]
+            if size > _MAX_REPLY:
+                raise EOFError(f"a reply of {size} bytes")
         return bytes(data[8:])
+
+
+def _validate(parts: list[bytes]) -> list[bytes]:
+    """Return the parts of a reply. Raise ValueError if a corrupted process sent it."""
+    if not parts or parts[0] not in (b"ok", b"error", b"missing") or parts == parts[:1] != [b"ok"]:
+        raise ValueError("an invalid reply")
+    return parts
 
 
 PARSERS = ParserProcess()  # shared by the package

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import resource
 import signal
 import struct
@@ -24,6 +25,7 @@ SMALL_HDF5, SMALL_SQLITE = 2**20, 2**28
 _FIRST_MEMBERS, _FIRST_ROWS = 50, 1000
 MANY_CHUNKS = 10_000  # of an HDF5 array; more must have stored values
 _MAX_BYTES = 2**30  # of an array that is read
+_GAP = 3.0  # distance (Å) between the fragments of a salt or solvate; ETKDG lets them overlap
 _ERRORS = (
     *(OSError, KeyError, RuntimeError, TypeError, ValueError, IndexError),
     *(MemoryError, AttributeError, OverflowError),
@@ -101,7 +103,8 @@ def identify_smiles(smiles: bytes) -> list[bytes]:
         molecule = Chem.MolFromSmiles(smiles.decode("utf-8", "surrogatepass"))
         if molecule is None:
             return []
-        labeled = [atom for atom in molecule.GetAtoms() if atom.GetIsotope()]
+        may_have = re.search(rb"\[[\dDT]", smiles)  # the loop takes a tenth of the time
+        labeled = [a for a in molecule.GetAtoms() if a.GetIsotope()] if may_have else []
         for atom in labeled:
             atom.SetIsotope(0)
         if labeled:  # isotopes of hydrogen have become ordinary hydrogens
@@ -109,12 +112,65 @@ def identify_smiles(smiles: bytes) -> list[bytes]:
         return [Chem.MolToSmiles(molecule, isomericSmiles=False).encode()]
 
 
+def embed(binary: bytes, count: bytes, seed: bytes, timeout: bytes, mmff: bytes) -> list[bytes]:
+    """Embed conformers of a molecule by ETKDGv3, from random coordinates if the default ones fail.
+
+    Args:
+      binary: Molecule with all hydrogens in RDKit's binary form.
+      count: Number of conformers; this and the following are decimal numbers.
+      seed: Seed.
+      timeout: Time limit of each of the two attempts (s).
+      mmff: 1 to relax the conformers with MMFF94 if it has parameters for the molecule.
+
+    Returns:
+      b"1" if the conformers were relaxed, and the positions (Å) of each conformer, float64.
+    """
+    from rdkit import Chem, rdBase
+    from rdkit.Chem import rdDistGeom
+
+    with rdBase.BlockLogs():
+        molecule, options = Chem.Mol(binary), rdDistGeom.ETKDGv3()
+        options.randomSeed, options.numThreads, options.timeout = int(seed), 1, int(timeout)
+        if not len(rdDistGeom.EmbedMultipleConfs(molecule, int(count), options)):
+            options.useRandomCoords = True
+            rdDistGeom.EmbedMultipleConfs(molecule, int(count), options)
+        fragments = Chem.GetMolFrags(molecule)
+        for conformer in molecule.GetConformers() if len(fragments) > 1 else ():
+            conformer.SetPositions(_side_by_side(conformer.GetPositions(), fragments))
+        relaxed = molecule.GetNumConformers() > 0 and int(mmff) and _relax(molecule)
+        positions = [conformer.GetPositions() for conformer in molecule.GetConformers()]
+    return [b"1" if relaxed else b"", *(np.asarray(p, np.float64).tobytes() for p in positions)]
+
+
+def _side_by_side(positions: np.ndarray, fragments) -> np.ndarray:
+    """Return positions (Å), (n, 3), with the fragments in a row along x, separated by a gap."""
+    positions, edge = positions.copy(), 0.0
+    for atoms in map(list, fragments):
+        positions[atoms] -= positions[atoms].mean(0)
+        positions[atoms, 0] += edge - positions[atoms, 0].min()
+        edge = positions[atoms, 0].max() + _GAP
+    return positions
+
+
+def _relax(molecule) -> bool:
+    """Relax all conformers with MMFF94. Return False if it lacks parameters for the molecule."""
+    from rdkit.Chem import rdForceFieldHelpers as helpers
+
+    # Older versions register its classes only on this import.
+    from rdkit.ForceField import rdForceField  # noqa: F401
+
+    if not helpers.MMFFHasAllMoleculeParams(molecule):
+        return False
+    helpers.MMFFOptimizeMoleculeConfs(molecule, numThreads=1, maxIters=1000)
+    return True
+
+
 def read_hdf5(path: bytes) -> list[bytes]:
     """Read an HDF5 file, or the beginning of a large one. Errors are left to the reader."""
     import h5py
 
     left = sys.maxsize if os.stat(path).st_size <= SMALL_HDF5 else _FIRST_MEMBERS
-    with contextlib.suppress(*_ERRORS), h5py.File(path, "r") as file:
+    with contextlib.suppress(*_ERRORS), _open_hdf5(path) as file:
         groups, visited = [file["/"].id], set()
         while groups and left:
             group = groups.pop()
@@ -136,6 +192,16 @@ def read_hdf5(path: bytes) -> list[bytes]:
                             groups.append(member)
                         visited.add((info.fileno, info.addr))
     return []
+
+
+def _open_hdf5(path: bytes):
+    """Open a file, also one that is marked as open for writing, which trajectories ignore."""
+    import h5py
+
+    try:
+        return h5py.File(path, "r")
+    except OSError:
+        return h5py.File(path, "r", libver="latest", swmr=True, locking=False)
 
 
 def _read_hdf5_array(array) -> None:
@@ -215,6 +281,7 @@ PARSERS: dict[bytes, Callable[..., list[bytes]]] = {
     for function in (
         check_mol_block,
         check_smiles,
+        embed,
         identify_smiles,
         read_hdf5,
         read_rdkit_binaries,

@@ -18,6 +18,7 @@ from mlip_jax.datasets.charges import total_charge
 from mlip_jax.datasets.formats.ase_database import AseDatabase, connect, is_sqlite
 from mlip_jax.datasets.formats.ase_frames import remove_placeholder_cell
 from mlip_jax.datasets.formats.xyz import parse_frame
+from mlip_jax.datasets.isolation.other_files import read_frames
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.smiles.embedding import MoleculeRecord
 from mlip_jax.datasets.store.store import Store
@@ -149,11 +150,9 @@ def ase_frames(path: Path) -> Iterator[Atoms]:
       DatasetError: ASE does not know the format or fails at a structure, which makes the later
         structures inaccessible.
     """
-    from ase.io import iread
-
     count = 0
     try:
-        for atoms in iread(path, index=":"):
+        for atoms in read_frames(path):
             count += 1
             if suffix_of(path) in (".pdb", ".ent"):
                 remove_placeholder_cell(atoms)

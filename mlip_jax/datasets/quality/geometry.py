@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import numpy as np
 from ase.data import covalent_radii
-from scipy.spatial import cKDTree
 
 from mlip_jax import limits
 from mlip_jax.datasets.columns import Columns
@@ -147,6 +146,8 @@ def _shortest_dense(columns, n, indices):
 
 def _shortest_tree(positions):
     """Return the shortest distance in one structure with a k-d tree; NaN if not finite."""
+    from scipy.spatial import cKDTree  # here, because it takes half the start of a worker process
+
     if not np.isfinite(positions).all():
         return np.nan
     return float(cKDTree(positions).query(positions, k=2)[0][:, 1].min())

@@ -23,7 +23,6 @@ are no forces, because each geometry is a minimum.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -38,6 +37,7 @@ from mlip_jax.datasets.formats.molecule3d_files import PropertyTable, SdfFile, s
 from mlip_jax.datasets.identity import molecule_identity
 from mlip_jax.datasets.isolation.molecules import is_safe_mol_block
 from mlip_jax.datasets.reader import DatasetError, ReadReport
+from mlip_jax.foreign_files.texts import parse_json, read_bytes
 from mlip_jax.structure import Structure
 
 _ENERGY_UNITS = {"eV": 1.0, "hartree": units.Hartree}
@@ -161,7 +161,7 @@ class Reader(reader.Reader):
             return None
         path = self._table.path.with_name(f"{self._split}_split_inds.json")
         try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
+            stored = parse_json(read_bytes(path))
             parts = {name: np.array(stored[name], np.int64) for name in ("train", "valid", "test")}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DatasetError(

@@ -28,6 +28,8 @@ others.
 from __future__ import annotations
 
 import csv
+import itertools
+import operator
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -54,6 +56,7 @@ _COLUMNS = {
 }
 _SUMMARY_STAGE = "DFT_1st"
 _SNAPSHOT = {"coordinates", "energy", "gradient"}
+_SYMBOL = operator.itemgetter("atom")
 _MAX_RECORD = 2**26  # bytes after decompression; the longest of 3,000 trajectories takes 260 kB
 
 
@@ -177,6 +180,7 @@ class Reader(reader.Reader):
         smiles, *final = self._summary.get(cid, ("", *(np.nan for _ in self._names)))
         unknown = dict.fromkeys(self._names, float("nan"))
         unread = set(self._unread)
+        molecule, charge = molecule_identity(smiles) or str(cid), float(charge_from_smiles(smiles))
         begin = 0
         for stage in self._stages:
             snapshots = stages.get(stage)
@@ -194,7 +198,7 @@ class Reader(reader.Reader):
                 if not np.isfinite(positions).all():
                     report.skip("positions not finite", where)
                     continue
-                unread |= {str(k) for k in snapshots[step]} - _SNAPSHOT
+                unread.update(map(str, snapshots[step].keys() - _SNAPSHOT))
                 # The table describes the end of one stage only.
                 is_final = stage == _SUMMARY_STAGE and step == len(snapshots) - 1
                 report.structures += 1
@@ -203,8 +207,8 @@ class Reader(reader.Reader):
                     positions=positions,
                     energy=energy,
                     forces=forces,
-                    molecule=molecule_identity(smiles) or str(cid),
-                    charge=float(charge_from_smiles(smiles)),
+                    molecule=molecule,
+                    charge=charge,
                     smiles=smiles,
                     conformer=begin + step,
                     record=record,
@@ -294,12 +298,11 @@ def _read_snapshot(snapshot, source) -> tuple[np.ndarray, np.ndarray, float, np.
 
 def _columns(atoms, *names, source) -> tuple[np.ndarray, np.ndarray]:
     """Return atomic numbers, shape (n,), and named values per atom, shape (n, len(names))."""
-    numbers = reader.symbols_to_numbers((a["atom"] for a in atoms), source)
+    numbers = reader.symbols_to_numbers(map(_SYMBOL, atoms), source)
     # fromiter accepts only single numbers. numpy.array would walk through a list in place of a
     # number, which can be endless.
-    values = np.fromiter((a[name] for a in atoms for name in names), np.float64).reshape(
-        -1, len(names)
-    )
+    rows = map(operator.itemgetter(*names), atoms)
+    values = np.fromiter(itertools.chain.from_iterable(rows), np.float64).reshape(-1, len(names))
     if not len(numbers) or not numbers.all():
         raise DatasetError(
             f"{source}: a snapshot has {len(numbers)} atoms, {int((numbers == 0).sum())} of them "

@@ -160,9 +160,10 @@ def _floats(group, name, shape, source) -> np.ndarray | None:
 
     Raise DatasetError if the file states another unit than that of SPICE.
     """
-    if name not in group:
+    try:
+        data = group.array(name)
+    except KeyError:
         return None
-    data = group.array(name)
     if shape is not None and data.shape != shape:
         raise DatasetError(f"{source}: {name} has shape {data.shape}, expected {shape}")
     values = data.read(np.float64)
@@ -174,9 +175,10 @@ def _floats(group, name, shape, source) -> np.ndarray | None:
 
 def _text(group, name, source) -> str:
     """Return a text, "" if it is missing."""
-    if name not in group:
+    try:
+        data = group.array(name)
+    except KeyError:
         return ""
-    data = group.array(name)
     if math.prod(data.shape) != 1:
         raise DatasetError(f"{source}: {name} has shape {data.shape}, expected one text")
     value = data.read().ravel()[0]

@@ -16,6 +16,8 @@ from mlip_jax.datasets.store.store import Store, is_store
 
 log = logging.getLogger(__name__)
 
+SPLITS = "splits.npz"  # file in the workdir of a training run
+
 
 @dataclasses.dataclass(frozen=True)
 class RunData:
@@ -43,7 +45,12 @@ class RunData:
         if not Path(workdir).exists():
             workdir = str(workdir).partition("#")[0]
         workdir = Path(workdir)
-        parts, meta = load_split(workdir / "splits.npz")
+        if not (workdir / SPLITS).exists():
+            raise DatasetError(
+                f"{workdir}: is not the workdir of a training run ({SPLITS} is missing), so its "
+                "training data are unknown."
+            )
+        parts, meta = load_split(workdir / SPLITS)
         store = Path(meta.get("store", ""))
         if not is_store(store):
             raise DatasetError(

@@ -11,7 +11,6 @@ Official splits are lists of record numbers from 0 in one of these formats:
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +21,8 @@ import numpy as np
 from mlip_jax.datasets.reader import DatasetError, check_regular
 from mlip_jax.datasets.selection.splits import check_parts
 from mlip_jax.files import NUMPY_ERRORS
+from mlip_jax.foreign_files.archives import open_npz
+from mlip_jax.foreign_files.texts import parse_json
 from mlip_jax.workdir import atomic_open, write_json
 
 _WORDS = {
@@ -210,8 +211,8 @@ def _by_name(members: Mapping[str, Any], path: Path) -> dict[str, Any]:
 def _read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object of a file, after checking that the splits are lists of integers."""
     try:
-        content = json.loads(_read_bytes(path))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        content = parse_json(_read_bytes(path))
+    except ValueError as error:
         raise DatasetError(f"{path}: is not valid JSON ({error})") from error
     if not isinstance(content, dict):
         raise DatasetError(
@@ -233,9 +234,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     """Return the arrays of an .npz file."""
     _read_bytes(path, 0)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ValueError("one bare array")
+        with open_npz(path) as file:
             return {name: file[name] for name in file.files}
     except NUMPY_ERRORS as error:
         raise DatasetError(f"{path}: cannot be read as npz arrays of integers ({error})") from error

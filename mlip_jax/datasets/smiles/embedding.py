@@ -11,7 +11,8 @@ from ase import Atoms
 
 from mlip_jax import limits, workers
 from mlip_jax.datasets.identity import display_name
-from mlip_jax.datasets.isolation.molecules import is_safe_mol_block, is_safe_smiles
+from mlip_jax.datasets.isolation.molecules import embed, is_safe_mol_block, is_safe_smiles
+from mlip_jax.datasets.isolation.process import ParserDeathError
 
 # Time limit (s) for embedding one molecule, for each of two attempts. Without it, large cages and
 # long chains could take days.
@@ -19,7 +20,7 @@ _TIMEOUT = 300
 _EMBEDDING = 2 * _TIMEOUT + 300.0  # limit (s) of a worker process for all steps
 _SPACING = 1.1  # distance (Å) between atoms on a line, as of a bond to hydrogen
 _WIDTH = 0.1  # width of that line (Å)
-_GAP = 3.0  # distance (Å) between the fragments of a salt or solvate; ETKDG lets them overlap
+_CRASH = "RDKit crashed on it, hung, or needed too much memory"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,9 +232,8 @@ def _with_positions(molecule, smiles: str, options: EmbeddingOptions):
         conformer.SetPositions(line)
         complete.AddConformer(conformer)
         return complete, "not embedded"
-    _embed_conformers(complete, options.num_conformers, stable_seed(options.seed, smiles))
-    optimized = options.mmff and _optimize(complete)
-    return complete, "embedded, MMFF94" if optimized else "embedded"
+    relaxed = _embed_conformers(complete, options, stable_seed(options.seed, smiles))
+    return complete, "embedded, MMFF94" if relaxed else "embedded"
 
 
 def stable_seed(seed: int, smiles: str) -> int:
@@ -244,45 +244,28 @@ def stable_seed(seed: int, smiles: str) -> int:
     )
 
 
-def _embed_conformers(molecule, num_conformers: int, seed: int) -> None:
-    """Add conformers by ETKDGv3, with random initial coordinates if the default ones fail."""
+def _embed_conformers(molecule, options: EmbeddingOptions, seed: int) -> bool:
+    """Add conformers by ETKDGv3. Return whether they were relaxed."""
     from rdkit import Chem
-    from rdkit.Chem import rdDistGeom
 
-    options = rdDistGeom.ETKDGv3()
-    options.randomSeed, options.numThreads, options.timeout = seed, 1, _TIMEOUT
-    ids = rdDistGeom.EmbedMultipleConfs(molecule, num_conformers, options)
-    if not len(ids):
-        options.useRandomCoords = True
-        ids = rdDistGeom.EmbedMultipleConfs(molecule, num_conformers, options)
-    if not len(ids):
+    try:
+        positions, relaxed = embed(
+            molecule.ToBinary(),
+            options.num_conformers,
+            seed,
+            mmff=options.mmff,
+            timeout=_TIMEOUT,
+            seconds=_EMBEDDING,
+        )
+    except ParserDeathError as error:
+        raise UnusableMoleculeError(_CRASH) from error
+    if not positions:
         raise UnusableMoleculeError("RDKit found no three-dimensional geometry (ETKDGv3)")
-    fragments = Chem.GetMolFrags(molecule)
-    for conformer in molecule.GetConformers() if len(fragments) > 1 else ():
-        conformer.SetPositions(_side_by_side(conformer.GetPositions(), fragments))
-
-
-def _side_by_side(positions: np.ndarray, fragments) -> np.ndarray:
-    """Return positions (Å), (n, 3), with the fragments in a row along x, separated by a gap."""
-    positions, edge = positions.copy(), 0.0
-    for atoms in map(list, fragments):
-        positions[atoms] -= positions[atoms].mean(0)
-        positions[atoms, 0] += edge - positions[atoms, 0].min()
-        edge = positions[atoms, 0].max() + _GAP
-    return positions
-
-
-def _optimize(molecule) -> bool:
-    """Relax all conformers with MMFF94. Return False if it lacks parameters for the molecule."""
-    from rdkit.Chem import rdForceFieldHelpers as helpers
-
-    # Older versions register its classes only on this import.
-    from rdkit.ForceField import rdForceField  # noqa: F401
-
-    if not helpers.MMFFHasAllMoleculeParams(molecule):
-        return False
-    helpers.MMFFOptimizeMoleculeConfs(molecule, numThreads=1, maxIters=1000)
-    return True
+    for each in positions:
+        conformer = Chem.Conformer(len(each))
+        conformer.SetPositions(each)
+        molecule.AddConformer(conformer, assignId=True)
+    return relaxed
 
 
 def charge_and_unpaired(molecule) -> tuple[int, int]:
@@ -313,7 +296,7 @@ def _conformers(molecule) -> list[tuple[Atoms, bytes]]:
 def failed_records(job: tuple[Entry, EmbeddingOptions]) -> list[MoleculeRecord]:
     """Return the records of a molecule whose worker process died while embedding it."""
     entry, options = job
-    failure = f"{entry.where}: RDKit crashed on it, hung, or needed too much memory"
+    failure = f"{entry.where}: {_CRASH}"
     return [
         MoleculeRecord(
             entry.number * options.num_conformers + c, entry.name, entry.smiles, None, failure

@@ -21,6 +21,7 @@ from mlip_jax.datasets.reader import DatasetError, Reader, ReadReport
 from mlip_jax.datasets.store.shards import checksum
 from mlip_jax.datasets.store.store import VERSION, Store, is_store
 from mlip_jax.files import make_subfolder
+from mlip_jax.foreign_files.texts import parse_json, read_bytes
 from mlip_jax.workdir import write_json
 
 _SAMPLE = 32  # number of records that are read to estimate the record size of a source
@@ -65,7 +66,7 @@ def make_plan(spec: ConversionSpec, source: Reader, folder: Path) -> dict[str, A
     path = folder / "conversion.json"
     if path.exists():
         try:
-            plan = dict(json.loads(path.read_text(encoding="utf-8")))
+            plan = dict(parse_json(read_bytes(path)))
         except (ValueError, TypeError) as error:
             raise DatasetError(
                 f"{path}: is corrupted ({error}). Choose another folder, or delete this one."

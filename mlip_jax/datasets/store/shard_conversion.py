@@ -5,7 +5,8 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-import json
+import itertools
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,12 @@ from mlip_jax.datasets.quality.filters import Filters, force_rms_per_structure, 
 from mlip_jax.datasets.reader import DatasetError, Reader, ReadReport
 from mlip_jax.datasets.store.conversion_plan import ConversionSpec
 from mlip_jax.datasets.store.shards import checksum, encode, write_shard
+from mlip_jax.foreign_files.texts import parse_json, read_bytes
 from mlip_jax.structure import Structure
 from mlip_jax.workdir import write_json
 
 _SECONDS = 600.0  # limit for reading one structure, in worker processes
+_TIMED, _TIMED_SECONDS = 256, 1.0  # structures, or time (s), between two starts of the timer
 _BLOCK = 2048  # maximum number of structures in memory as Python objects
 
 
@@ -57,7 +60,7 @@ class ShardJob:
 
     def read_metadata(self) -> dict[str, Any]:
         """Return the metadata of the finished shard."""
-        return json.loads(self.metadata_path.read_text(encoding="utf-8"))
+        return parse_json(read_bytes(self.metadata_path))
 
 
 @functools.lru_cache(maxsize=1)
@@ -131,10 +134,18 @@ def _with_time_limit(structures: Iterator[Structure]) -> Iterator[Structure]:
     """Yield structures. A worker process ends if one of them takes too long."""
     while True:
         with workers.time_limit(_SECONDS):
-            structure = next(structures, None)
-        if structure is None:
+            block = list(_until(time.monotonic() + _TIMED_SECONDS, structures))
+        if not block:
             return
+        yield from block
+
+
+def _until(end: float, structures: Iterator[Structure]) -> Iterator[Structure]:
+    """Yield structures until a time of the monotonic clock, at least one and at most _TIMED."""
+    for structure in itertools.islice(structures, _TIMED):
         yield structure
+        if time.monotonic() > end:
+            return
 
 
 def _index_columns(columns: Columns, shortest: np.ndarray) -> dict[str, np.ndarray]:

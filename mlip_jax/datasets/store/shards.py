@@ -8,7 +8,6 @@ bytes of the table, and `text.NAME.ends` the end of each text in the bytes.
 from __future__ import annotations
 
 import hashlib
-import json
 import mmap
 import os
 from pathlib import Path
@@ -19,6 +18,7 @@ from safetensors.numpy import save
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.near_origin import is_far
 from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.foreign_files.texts import parse_json
 from mlip_jax.workdir import atomic_open
 
 TEXTS = ("molecule", "smiles", "subset", "source")
@@ -119,7 +119,7 @@ class Shard:
             self._file = open(path, "rb")
             self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
             length = int.from_bytes(self._file.read(8), "little")
-            header = json.loads(self._file.read(min(length, len(self._map))))
+            header = parse_json(self._file.read(min(length, len(self._map))))
             header.pop("__metadata__", None)
             self._offsets: dict[str, int] = {}
             self.arrays = {

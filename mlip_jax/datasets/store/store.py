@@ -29,6 +29,7 @@ from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.reader import DatasetError, check_regular
 from mlip_jax.datasets.store.shards import Shard, checksum
 from mlip_jax.files import NUMPY_ERRORS
+from mlip_jax.foreign_files.texts import parse_json, read_bytes
 from mlip_jax.structure import Structure
 
 MANIFEST = "manifest.json"
@@ -287,7 +288,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
             "conversion again to resume it."
         )
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
+        manifest = parse_json(read_bytes(file))
         if manifest["format"] != FORMAT or manifest["version"] > VERSION:
             raise DatasetError(
                 f"{file}: format {manifest['format']!r} version {manifest['version']}, expected "

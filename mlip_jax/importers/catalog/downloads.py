@@ -12,6 +12,8 @@ import urllib.request
 from http.client import HTTPException
 from pathlib import Path
 
+from mlip_jax.files import open_in_place
+
 log = logging.getLogger(__name__)
 
 CACHE = "MLIP_JAX_FORCE_FIELDS"  # environment variable with the cache folder
@@ -107,7 +109,7 @@ def _fetch(url: str, part: Path, size: int | None) -> int | None:
         if size is not None and total is not None and total != size:
             raise DownloadError(f"{url}: has {total:,} bytes, expected {size:,}")
         _check_space(part, (total or 0) - start)
-        with part.open("ab" if resumed else "wb") as file:
+        with open_in_place(part, "ab" if resumed else "wb") as file:
             _copy(response, file, start, total, url)
     return total
 

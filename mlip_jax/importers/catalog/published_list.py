@@ -54,9 +54,12 @@ _SEVENNET = "https://github.com/MDIL-SNU/SevenNet/releases/download/"
 _MACE_MP = "https://github.com/ACEsuit/mace-mp/releases/download/"
 _MACE = "https://github.com/ACEsuit/mace-foundations/releases/download/"
 _MACE_OFF = "https://raw.githubusercontent.com/ACEsuit/mace-off/main/mace_off23/"
+_NEQUIX = "https://github.com/atomicarchitects/nequix/raw/"
 _PARK = "Park et al., J. Chem. Theory Comput. 20, 4857 (2024)"
 _BATATIA = "Batatia et al., arXiv:2401.00096"
 _KOVACS = "Kovács et al., arXiv:2312.15211"
+_KOKER = "Koker et al., arXiv:2508.16067"
+_KOKER_PHONONS = "Koker et al., arXiv:2601.07742"
 _ELEMENTS_89 = "89 elements"
 _PBE = "PBE, with +U for some compounds"
 _KIM = "Kim et al., J. Am. Chem. Soc. 147, 1042 (2025)"
@@ -105,6 +108,18 @@ def _mace_off(size):
         url=f"{_MACE_OFF}MACE-OFF23_{size}.model",
     )
 
+
+def _nequix(name, commit, citation=_KOKER_PHONONS, method=_PBE, note=""):
+    """Return a force field of Nequix; its repository has the weights under the license of the code."""
+    url = f"{_NEQUIX}{commit}/models/{name}.nqx"
+    return PublishedForceField(
+        name, "nequix", _ELEMENTS_89, method, "MIT", citation, url, note=note
+    )
+
+
+_NEQUIX_MP = "7c2854de8e754b1a60274c7d9d2e014989ed632e"
+_NEQUIX_OMAT = "9c852a9c4cce69ae5e75bc5a2cf670be21ff8c28"
+_PHONONS = "fine-tuned on phonons"
 
 FORCE_FIELDS = (
     PublishedForceField(
@@ -195,6 +210,12 @@ FORCE_FIELDS = (
     _mace_off("small"),
     _mace_off("medium"),
     _mace_off("large"),
+    _nequix("nequix-mp-1", _NEQUIX_MP, _KOKER),
+    _nequix("nequix-mp-1-pft", _NEQUIX_MP, note=_PHONONS),
+    _nequix("nequix-mp-1-pft-no-cotrain", _NEQUIX_MP, note=f"{_PHONONS}, without other data"),
+    _nequix("nequix-omat-1", _NEQUIX_OMAT, method=f"{_PBE}; pseudopotentials 54 of VASP"),
+    _nequix("nequix-oam-1", _NEQUIX_OMAT),
+    _nequix("nequix-oam-1-pft", _NEQUIX_OMAT, note=_PHONONS),
     PublishedForceField(
         "so3lr",
         "so3lr",

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mlip_jax.foreign_files.texts import read_yaml
 from mlip_jax.importers.formats.weights import WeightsError
 
 
@@ -21,11 +22,9 @@ def read_hyperparameters(path: str | Path) -> dict[str, Any]:
     Raises:
       WeightsError: The file is not valid YAML or has no entry "model".
     """
-    import yaml
-
     try:
-        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        settings = read_yaml(path)
+    except ValueError as error:
         raise WeightsError(f"{path}: invalid YAML ({error})") from error
     if not isinstance(settings, dict) or not isinstance(settings.get("model"), dict):
         raise WeightsError(f"{path}: expected hyperparameters of mlff with the entry 'model'")

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from mlip_jax.foreign_files.texts import parse_yaml
 from mlip_jax.importers.formats import torch_file
 from mlip_jax.importers.formats.torch_records import (
     entries_of,
@@ -119,8 +120,6 @@ def _average(arrays: dict[str, np.ndarray], config: Mapping[str, Any]) -> dict[s
 
 def _config_of_package(path: Path) -> Any:
     """Return the settings of the model in the text file of a package."""
-    import yaml
-
     with zipfile.ZipFile(path) as archive:
         names = [name for name in archive.namelist() if name.endswith("/model/config.yaml")]
         if len(names) != 1:
@@ -129,8 +128,8 @@ def _config_of_package(path: Path) -> Any:
         if info.file_size > 1 << 20:
             raise WeightsError(f"{path}: config.yaml has {info.file_size} bytes, not a config")
         try:
-            config = yaml.safe_load(archive.read(info).decode("utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+            config = parse_yaml(archive.read(info))
+        except ValueError as error:
             raise WeightsError(f"{path}: config.yaml is not plain YAML: {error}") from error
     module = config.get("training_module") if isinstance(config, dict) else None
     return module.get("model") if isinstance(module, dict) else None

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mlip_jax.foreign_files.texts import read_yaml
 from mlip_jax.importers.formats.torchmdnet_state import MODEL, StateDict
 from mlip_jax.importers.formats.weights import WeightsError
 
@@ -40,11 +41,9 @@ def read_hparams(path: str | Path) -> dict[str, Any]:
     Raises:
       ValueError: The file is not a plain mapping.
     """
-    import yaml
-
     try:
-        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+        settings = read_yaml(path)
+    except ValueError as error:
         raise ValueError(f"{path}: invalid or unsafe YAML ({error})") from error
     if not isinstance(settings, dict):
         raise ValueError(

@@ -12,6 +12,8 @@ import safetensors
 
 from mlip_jax import models
 from mlip_jax.files import NUMPY_ERRORS
+from mlip_jax.foreign_files.archives import open_npz
+from mlip_jax.foreign_files.texts import read_yaml as read_plain_yaml
 
 HOW_TO_SAVE = (
     "Save the weights in the environment in which the model was trained: "
@@ -55,12 +57,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
       FileNotFoundError: No such file.
       WeightsError: The file is not a plain mapping.
     """
-    import yaml
-
     try:
-        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise WeightsError(f"{path}: not plain YAML: {error}") from error
+        settings = read_plain_yaml(path)
+    except ValueError as error:
+        raise WeightsError(f"{path}: {error}") from error
     if not isinstance(settings, dict):
         raise WeightsError(f"{path}: expected settings by name, received {type(settings).__name__}")
     return settings
@@ -103,7 +103,7 @@ def check_arguments(
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     arrays = {}
     try:
-        with np.load(path, allow_pickle=False) as data:
+        with open_npz(path) as data:
             for name in data.files:
                 arrays[name] = _numbers(path, name, data)
     except NUMPY_ERRORS as error:

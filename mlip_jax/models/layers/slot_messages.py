@@ -60,6 +60,8 @@ class SlotFilters:
         Args:
           basis: Function of distances, (P,) -> (P, B); zero beyond the cutoff.
           distances: Distances of the slots (Å), shape (N, K).
+
+        The attribute `bases` has the values and their first two derivatives, shape (N, K, B) each.
         """
         self._distances = distances
         flat = jax.lax.stop_gradient(distances.ravel())
@@ -68,11 +70,11 @@ class SlotFilters:
             derivative = _derivative(basis, order)
             values.append(derivative(flat).reshape(*distances.shape, -1))
         # stored: the kernels of the filters would evaluate the basis again for each feature
-        self._bases = [jax.lax.optimization_barrier(jax.lax.stop_gradient(x)) for x in values]
+        self.bases = [jax.lax.optimization_barrier(jax.lax.stop_gradient(x)) for x in values]
 
     def __call__(self, table: jax.Array) -> Filter:
         """Return the filter of a table (B, F)."""
-        return Filter(*_filter(0, self._distances, table, tuple(self._bases)))
+        return Filter(*_filter(0, self._distances, table, tuple(self.bases)))
 
 
 def _derivative(function, order):

@@ -7,7 +7,6 @@ differ only in their seed.
 from __future__ import annotations
 
 import io
-import json
 import logging
 import math
 import statistics
@@ -17,6 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mlip_jax.foreign_files.archives import open_npz
+from mlip_jax.foreign_files.texts import parse_json, read_bytes
 from mlip_jax.foreign_text import TableWriter
 from mlip_jax.reports import html_page as page
 from mlip_jax.reports.diversity import figures, fingerprint_map
@@ -96,7 +97,7 @@ def read_results(sweeps: Sequence[str | Path]) -> list[DiversityRun]:
     for sweep in map(Path, sweeps):
         for path in sorted([*sweep.glob(f"*/{RESULT}"), *sweep.glob(RESULT)]):
             try:
-                content = json.loads(path.read_text(encoding="utf-8"))
+                content = parse_json(read_bytes(path))
                 t = content["train"]
                 result = DiversityRun(
                     t["num_molecules"],
@@ -326,7 +327,7 @@ def _map(results: Sequence[DiversityRun]) -> list[str]:
     for result in sorted(results, key=lambda r: -r.num_molecules):
         path = result.folder / FINGERPRINTS
         if path.exists():
-            with np.load(path, allow_pickle=False) as file:
+            with open_npz(path) as file:
                 sets = {
                     _SETS[name]: np.unpackbits(file[name], axis=1)
                     for name in _SETS

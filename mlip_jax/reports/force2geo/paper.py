@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mlip_jax.foreign_files.texts import parse_json, read_bytes
 from mlip_jax.reports import figures
 from mlip_jax.reports import html_page as page
 from mlip_jax.reports.errors import json_safe
@@ -203,7 +204,7 @@ def _num_train(folder: Path) -> int:
     """Return the number of training molecules of runs without a limit, 0 if none is complete."""
     for path in sorted(folder.glob("scratch-?/metrics.json")):
         return (
-            json.loads(path.read_text(encoding="utf-8"))["scores"]
+            parse_json(read_bytes(path))["scores"]
             .get("train", {})
             .get(PROPERTY, {})
             .get("count", 0)

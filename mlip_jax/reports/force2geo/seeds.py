@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from mlip_jax.foreign_files.texts import parse_json, read_bytes
 
 PROPERTY = "gap"
 VALID = "valid"  # key of the validation split among the geometries of tests
@@ -45,7 +46,7 @@ def read(folder: Path) -> dict[str, dict[str, Spread]]:
     for path in sorted(folder.glob("*/metrics.json")):
         if not (path.parent / "done.json").exists():
             continue
-        scores = json.loads(path.read_text(encoding="utf-8")).get("scores") or {}
+        scores = parse_json(read_bytes(path)).get("scores") or {}
         before, _, seed = path.parent.name.rpartition("-")
         name = before if seed.isdigit() else path.parent.name
         for split, score in scores.items():

@@ -28,7 +28,9 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from mlip_jax import __version__
 from mlip_jax.datasets import hdf5
+from mlip_jax.datasets.isolation.files import check_hdf5
 from mlip_jax.datasets.near_origin import is_far
+from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.files import open_in_place
 from mlip_jax.workdir import atomic_path
 
@@ -39,6 +41,7 @@ _UNITS = {_POSITION: "Angstrom", _VELOCITY: "Angstrom fs-1", _EDGES: "Angstrom",
 _LIBRARY = "v110"  # HDF5 1.10 is the first version with SWMR, and all later ones read its files
 _CHUNK_BYTES = 1 << 14  # approximate size of a chunk
 _BLOCK = 256  # frames that are copied at a time
+_harmless: set[tuple[int, int]] = set()  # devices and inodes of files that are known to be valid
 
 
 def append(path: Path, frames: Sequence[Atoms]) -> None:
@@ -53,6 +56,8 @@ def append(path: Path, frames: Sequence[Atoms]) -> None:
     if not path.exists():  # atomic: the first writes to a file are in no safe order
         with atomic_path(path) as temporary:
             _create(temporary, frames[0])
+        _harmless.add(_inode(path))
+    _check_once(path)
     open_in_place(path, "r+b").close()  # HDF5 would follow a symbolic link
     with _appending(path) as file:
         count = _count(file)
@@ -75,6 +80,7 @@ def read(path: Path, frames: slice = slice(None)) -> list[Atoms]:
       OSError: If the file is missing or corrupted.
       ValueError: If the file contains something else.
     """
+    _check_once(path)
     with _reading(path) as file:
         indices = range(_count(file))[frames]
         if not len(indices):
@@ -106,6 +112,7 @@ def size(path: Path) -> int:
     if not path.exists():
         return 0
     _sync(path)
+    _check_once(path)
     with _reading(path) as file:
         return _count(file)
 
@@ -124,6 +131,22 @@ def truncate(path: Path, count: int) -> None:
             _create(temporary, *read(path, slice(0, 1)))
             for start in range(0, count, _BLOCK):
                 append(temporary, read(path, slice(start, min(start + _BLOCK, count))))
+
+
+def _check_once(path: Path) -> None:
+    """Raise OSError if HDF5 crashes on a file that this process has not created or checked."""
+    if path.is_file() and _inode(path) not in _harmless:
+        try:
+            check_hdf5(path, growing=True)
+        except DatasetError as error:
+            raise OSError(str(error)) from error
+        _harmless.add(_inode(path))
+
+
+def _inode(path: Path) -> tuple[int, int]:
+    """Return the device and the inode of a file."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
 
 
 def _sync(path: Path) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 from ase import Atoms
 
 from mlip_jax.files import NUMPY_ERRORS, make_subfolder, open_in_place, write_text
+from mlip_jax.foreign_files.archives import open_npz
 from mlip_jax.simulation.dynamics.results import FramesOfBatches, Thermo
 from mlip_jax.simulation.dynamics.trajectories import EXTXYZ, FORMS, TrajectoryFormat
 from mlip_jax.structure import electronic_state
@@ -156,7 +157,7 @@ class DynamicsOutputs:
         if not path.exists():
             return None
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with open_npz(path) as file:
                 snapshot = {name: file[name] for name in file.files}
             metadata = json.loads(str(snapshot.pop(_METADATA)))
             sizes, seconds = [int(size) for size in metadata["sizes"]], float(metadata["seconds"])

@@ -16,6 +16,7 @@ from rich.progress import track
 
 from mlip_jax import workers
 from mlip_jax.files import make_subfolder
+from mlip_jax.foreign_files.archives import open_npz
 from mlip_jax.simulation.dynamics.analysis import SampledTrajectory
 from mlip_jax.simulation.dynamics.velocities import maxwell_boltzmann
 from mlip_jax.simulation.reference.oracle import Method
@@ -124,7 +125,7 @@ def _simulate(job) -> tuple[np.ndarray, np.ndarray, str]:
 
 def _load(path: Path, atoms: Atoms, plan: Plan) -> SampledTrajectory:
     """Load a trajectory from an npz file."""
-    with np.load(path, allow_pickle=False) as file:
+    with open_npz(path) as file:
         return SampledTrajectory(
             file["positions"].astype(np.float64),
             file["velocities"].astype(np.float64),

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from mlip_jax.checkpoint import CheckpointError
+from mlip_jax.foreign_files.archives import open_npz
 from mlip_jax.workdir import atomic_open
 
 FILE = "domain.npz"  # in the workdir of a predictor or a force field
@@ -147,7 +148,7 @@ class Domain:
                 "their end."
             )
         try:
-            with np.load(path, allow_pickle=False) as stored:
+            with open_npz(path) as stored:
                 errors = {
                     k.removeprefix("error_"): stored[k]
                     for k in stored.files

@@ -18,7 +18,6 @@ the mean, so each spread counts at least as the 10 % quantile of the spreads.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from mlip_jax.datasets.store.store import Store
+from mlip_jax.foreign_files.texts import parse_json, read_bytes
 from mlip_jax.potential import Potential
 from mlip_jax.simulation.energies import energies_and_forces
 from mlip_jax.workdir import write_json
@@ -161,7 +161,7 @@ class Calibration:
                 f"{path}: no calibration of an ensemble. Create one with configs/ensemble.py."
             )
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = parse_json(read_bytes(path))
             scales = {
                 name: None
                 if content[name] is None

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from mlip_jax.checkpoint import CheckpointError
+from mlip_jax.foreign_files.archives import open_npz
 from mlip_jax.workdir import atomic_open
 
 FILE = "intervals.npz"  # in the workdir of a predictor
@@ -64,7 +65,7 @@ class ValidationErrors:
         if not path.is_file():
             raise CheckpointError(f"{path}: no such file. Runs of the task 'property' write it.")
         try:
-            with np.load(path, allow_pickle=False) as stored:
+            with open_npz(path) as stored:
                 parts = {
                     kind: {
                         k.removeprefix(f"{kind}_"): stored[k]

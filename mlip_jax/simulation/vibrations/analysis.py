@@ -15,6 +15,7 @@ from ase.io import write
 from mlip_jax.datasets.molecules.arguments import molecule_records
 from mlip_jax.defaults.bundled import BUNDLED
 from mlip_jax.files import atomic_open
+from mlip_jax.foreign_text import one_line_values
 from mlip_jax.potential import Potential
 from mlip_jax.simulation.calculators import stationarity
 from mlip_jax.simulation.calculators.calculator import MLIPCalculator
@@ -111,7 +112,7 @@ class VibrationalAnalysis:
             frame = self.atoms.copy()
             frame.info.clear()
             frame.set_array("mode", self.displacements[k])
-            frame.info |= info | {"mode": k, "frequency_per_cm": frequency}
+            frame.info |= one_line_values(info) | {"mode": k, "frequency_per_cm": frequency}
             frames.append(frame)
         if isinstance(path, str | Path):
             with atomic_open(Path(path), "w") as file:

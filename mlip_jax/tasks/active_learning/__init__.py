@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from mlip_jax import config as configs
 from mlip_jax import defaults, distributed
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets import source
+from mlip_jax.foreign_files.texts import parse_json, read_bytes
 from mlip_jax.label_budget.candidates import CONFORMERS, MODES
 from mlip_jax.label_budget.candidates import RANDOM as RANDOM_DISPLACEMENTS
 from mlip_jax.label_budget.choice import DIVERSITY, RANDOM, UNCERTAINTY
@@ -23,6 +23,7 @@ from mlip_jax.simulation.reference.result_cache import ResultCache
 from mlip_jax.tasks.active_learning.inputs import prepare
 from mlip_jax.tasks.active_learning.outputs import label_metrics, write_labels
 from mlip_jax.tasks.active_learning.rounds import final_force_field, run_strategy
+from mlip_jax.tasks.force_field_training.repeated_warnings import repeated_warnings_once
 from mlip_jax.training.options import check
 from mlip_jax.workdir import claimed, write_json
 
@@ -44,7 +45,11 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     config = configs.complete(config, defaults.active_learning_defaults())
     _check(config)
     method = Method(config.oracle.method, source.reader_options(config.oracle.options))
-    with claimed(workdir, configs.identity(config)) as folder, ResultCache(folder / CACHE) as cache:
+    with (
+        repeated_warnings_once(),
+        claimed(workdir, configs.identity(config)) as folder,
+        ResultCache(folder / CACHE) as cache,
+    ):
         oracle = Oracle(
             method,
             cache,
@@ -58,7 +63,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
         metrics = label_metrics(inputs, evaluations, main)
         write_json(folder / "metrics.json", metrics)
         write_labels(folder / "labels.xyz", folder, main, len(evaluations[main]))
-        pool = json.loads((folder / "pool.json").read_text(encoding="utf-8"))
+        pool = parse_json(read_bytes(folder / "pool.json"))
         report = write_label_report(folder, metrics, inputs.test, pool, _settings(config))
     log.info("force field: %s", final_force_field(evaluations[main]))
     log.info("report: %s", report)

@@ -10,6 +10,7 @@ from mlip_jax.datasets.columns import Columns
 from mlip_jax.label_budget.geometry import environment, to_atoms
 from mlip_jax.label_budget.uncertainty import ErrorScale, Uncertainty, force_errors, predict
 from mlip_jax.tasks.active_learning.selection import known_rows
+from mlip_jax.training.nonfinite import TrainingError
 
 
 def evaluate(inputs: Any, state: Any) -> dict[str, Any]:
@@ -21,11 +22,19 @@ def evaluate(inputs: Any, state: Any) -> dict[str, Any]:
     Args:
       inputs: LabelingInputs of the run.
       state: StrategyState of the round.
+
+    Raises:
+      TrainingError: No prediction of validation structures is finite.
     """
     uncertainty = Uncertainty(
         inputs.config.choose.uncertainty, state.members, state.labeled, inputs.config.seed
     )
     valid, valid_values = _predict(state, uncertainty, inputs.valid)
+    if not np.isfinite(valid_values["errors"]).any():
+        raise TrainingError(
+            "the force fields of this round predict no finite forces for the validation structures. "
+            "Lower optimizer.learning_rate in a new workdir."
+        )
     scale = ErrorScale.fit(valid_values["errors"], valid_values["uncertainty"], valid.n_atoms)
     result = {
         "expected_error": _mean(scale.expected(valid_values["uncertainty"]), valid.n_atoms),

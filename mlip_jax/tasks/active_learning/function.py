@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from mlip_jax import config as configs
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets import atoms_list
 from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.foreign_files.texts import parse_json, read_bytes
 from mlip_jax.foreign_text import one_line
 from mlip_jax.potential import Potential
 from mlip_jax.simulation.calculators.calculator import MLIPCalculator
@@ -96,7 +96,7 @@ def active_learning(
     with workdir_or_temporary(workdir) as folder:
         config.input = str(_molecule_file(molecules, folder))
         report = run(config, folder)
-        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        metrics = parse_json(read_bytes(folder / "metrics.json"))
         return ActiveLearningResult(
             tuple(Potential.load(path) for path in metrics["force_field"]),
             read(folder / "labels.xyz", ":"),
@@ -117,8 +117,9 @@ def _molecule_file(molecules: Any, folder: Path) -> Path:
     items = list(molecules)
     folder.mkdir(parents=True, exist_ok=True)
     if items and all(isinstance(item, str) for item in items):
-        path = folder / "molecules.smi"
-        write_text(path, "".join(f"{one_line(smiles)}\n" for smiles in items))
+        path, text = folder / "molecules.smi", "".join(f"{one_line(s)}\n" for s in items)
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            write_text(path, text)
         return path
     if items and all(isinstance(item, Atoms) for item in items):
         path = folder / "structures.traj"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.molecules.files import fingerprint
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.smiles.entries import CsvColumns
+from mlip_jax.foreign_files.texts import parse_json, read_bytes
 from mlip_jax.label_budget import candidates, labels
 from mlip_jax.label_budget.candidates import Displacements
 from mlip_jax.label_budget.choice import spread_over_molecules
@@ -39,7 +39,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path, oracle: Oracle) ->
     pool = workdir / "pool.json"
     if not pool.exists():
         _propose(config, workdir, oracle, pool)
-    checked = json.loads(pool.read_text(encoding="utf-8"))["calls"]
+    checked = parse_json(read_bytes(pool))["calls"]
     proposed = {name: load_columns(workdir / f"candidates_{name}.npz") for name in SPLITS}
     held_out, spent, seconds = {}, checked, 0.0
     num_valid = max(round(config.held_out.valid_labels * config.budget), 1)
@@ -129,4 +129,4 @@ def _label_held_out(
             save_columns(path, chosen)
             content = {"seconds": 0.0, "failures": {}}
         write_json(summary, {"calls": len(chosen)} | content)
-    return load_columns(path), json.loads(summary.read_text(encoding="utf-8"))
+    return load_columns(path), parse_json(read_bytes(summary))

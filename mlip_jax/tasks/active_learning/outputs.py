@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io.extxyz import write_extxyz
 
+from mlip_jax.foreign_files.texts import parse_json, read_bytes
+from mlip_jax.foreign_text import one_line_values
 from mlip_jax.label_budget.columns_file import load_columns
 from mlip_jax.label_budget.geometry import to_atoms
 from mlip_jax.label_budget.learning_curve import labels_to_reach
@@ -27,7 +28,7 @@ def label_metrics(
       main: Strategy of the run; the others are for comparison.
     """
     last = evaluations[main][-1]
-    test = json.loads((inputs.workdir / "test.json").read_text(encoding="utf-8"))
+    test = parse_json(read_bytes(inputs.workdir / "test.json"))
     return {
         "strategy": main,
         "budget": inputs.config.budget,
@@ -76,6 +77,7 @@ def write_labels(path: Path, workdir: Path, strategy: str, num_rounds: int) -> N
             atoms.info |= {"molecule": structure.molecule, "kind": structure.subset}
             atoms.info |= {"smiles": structure.smiles} if structure.smiles else {}
             atoms.info |= {"split": "train", "round": number} if number else {"split": "valid"}
+            atoms.info = one_line_values(atoms.info)
             atoms.calc = SinglePointCalculator(
                 atoms, energy=structure.energy, forces=structure.forces
             )

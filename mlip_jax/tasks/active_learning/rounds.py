@@ -15,7 +15,6 @@ arrive, so no structure is labeled twice.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -25,10 +24,12 @@ from typing import Any
 import ml_collections
 import numpy as np
 
+from mlip_jax.datasets import unseen_elements
 from mlip_jax.datasets.builtin.conformations import stable_hash
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.files import make_subfolder
+from mlip_jax.foreign_files.texts import parse_json, read_bytes
 from mlip_jax.label_budget import choice, labels
 from mlip_jax.label_budget.columns_file import load_columns, save_columns
 from mlip_jax.potential import Potential
@@ -115,6 +116,7 @@ def run_strategy(inputs: LabelingInputs, strategy: str) -> list[dict[str, Any]]:
             break
         trained = folder
         summary = _label(inputs, state, batch, number, folder)
+        _check_validation(inputs, state)
         last = number + 1 == config.rounds.num_rounds or state.calls >= config.budget
         starts = _starts(config, state)
         _train(inputs, state, starts, folder, report=last and strategy == config.choose.strategy)
@@ -188,7 +190,7 @@ def _label(inputs, state, batch: Columns, number: int, folder: Path) -> dict[str
                 "failed_molecules": [str(batch.molecule[k]) for k in sorted(failed)],
             },
         )
-    summary = json.loads(summary_path.read_text(encoding="utf-8"))
+    summary = parse_json(read_bytes(summary_path))
     new = load_columns(path)
     state.labeled = Columns.concatenate([state.labeled, new]) if len(state.labeled) else new
     state.failed.update(summary["failed_molecules"])
@@ -204,6 +206,17 @@ def _label(inputs, state, batch: Columns, number: int, folder: Path) -> dict[str
         "kinds": dict(Counter(new.subset.tolist())),
         "per_molecule": _labels_per_molecule(state.labeled),
     }
+
+
+def _check_validation(inputs, state) -> None:
+    """Raise DatasetError if no validation structure consists of labeled elements."""
+    unseen = unseen_elements.of_columns(inputs.valid, np.unique(state.labeled.numbers).tolist())
+    if not unseen.known.any():
+        raise DatasetError(
+            "the expected error needs validation structures of elements with labels, received "
+            f"{unseen.describe('validation structures')}. All labels are kept. Increase the budget, "
+            "rounds.first_fraction or held_out.valid_fraction in a new workdir."
+        )
 
 
 def _labels_per_molecule(labeled: Columns) -> dict[str, int]:
@@ -232,9 +245,7 @@ def _evaluate(inputs, state, folder: Path) -> dict[str, Any]:
     path = folder / "evaluation.json"
     if not path.exists():
         write_json(path, evaluate(inputs, state))
-    return json.loads(path.read_text(encoding="utf-8")) | {
-        "force_field": [str(path) for path in state.folders]
-    }
+    return parse_json(read_bytes(path)) | {"force_field": [str(path) for path in state.folders]}
 
 
 def _reaches(evaluation: dict[str, Any], target: float | None) -> bool:

@@ -92,6 +92,7 @@ def training_config(
     level = config.oracle.method.replace(";", ",")
     c.data.reader = "ase"
     c.data.reader_options = f"{atoms_list.TRAJECTORY_OPTIONS}; level_of_theory={level}"
+    c.data.reference_energies = config.data.reference_energies
     c.data.elements, c.data.confirm_units = None, True  # `labels.check_oracle` has checked them
     c.data.split_files = str(folder / "split.json")
     return c

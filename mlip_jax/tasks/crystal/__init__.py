@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from mlip_jax.datasets.molecules.files import fingerprint, read_molecules
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.smiles.embedding import MoleculeRecord
 from mlip_jax.files import make_subfolder
+from mlip_jax.foreign_files.texts import parse_json, read_bytes
 from mlip_jax.foreign_text import table_text
 from mlip_jax.importers.catalog.published_list import LIST_COMMAND, find
 from mlip_jax.potential import Potential
@@ -62,8 +62,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
             raise DatasetError(f"{config.input}: contains no crystals")
         _analyze_all(config, workdir, potential, options, records)
         results = [
-            ReportedCrystal(**json.loads(_part(workdir, record).read_text(encoding="utf-8")))
-            for record in records
+            ReportedCrystal(**parse_json(read_bytes(_part(workdir, record)))) for record in records
         ]
         _write_tables(workdir, results)
         _write_structures(workdir, records)

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import ml_collections
+import numpy as np
+from ase.data import chemical_symbols
 
 from mlip_jax import config as configs
 from mlip_jax import defaults, distributed
@@ -31,6 +33,7 @@ from mlip_jax.tasks.fine_tune.expected_error import expected_error
 from mlip_jax.tasks.fine_tune.labels import NewDomain, training_file
 from mlip_jax.tasks.fine_tune.recipes import Candidate
 from mlip_jax.tasks.fine_tune.search import RecipeSearch
+from mlip_jax.tasks.force_field_training.repeated_warnings import repeated_warnings_once
 from mlip_jax.training.nonfinite import TrainingError
 from mlip_jax.workdir import atomic_path, check_origin, claimed, write_json
 
@@ -66,7 +69,7 @@ def fine_tune_config(
     """
     config = configs.complete(config, defaults.fine_tune_defaults())
     _check(config, force_field)
-    with claimed(workdir, configs.identity(config)) as workdir:
+    with repeated_warnings_once(), claimed(workdir, configs.identity(config)) as workdir:
         return _run(prepare(config, workdir, force_field))
 
 
@@ -121,10 +124,16 @@ def _initial_force_field(config, workdir: Path, given: Any) -> tuple[str, Potent
 def _search(config, workdir: Path, name: str, initial, new, old) -> RecipeSearch:
     """Prepare the training runs: the data of all numbers of labels."""
     num_labels = len(new.splits["train"])
-    numbers = [*sorted(n for n in set(config.curve) if n < num_labels), num_labels]
+    numbers = []
+    for n in sorted(n for n in set(config.curve) if n < num_labels):
+        if new.covers_elements(n):
+            numbers.append(n)
+        else:
+            log.warning("learning curve: %d labels do not contain all elements; left out", n)
+    numbers.append(num_labels)
     files = {n: training_file(workdir / "data", new, n, initial, config.seed) for n in numbers}
     for file in files.values():
-        file.write(new, old.replay, initial)
+        file.write(new, old.replay, initial, config.old.share)
     return RecipeSearch(config, workdir, name, initial, new, old, files)
 
 
@@ -144,7 +153,7 @@ def _run(recipe_search: RecipeSearch) -> Path:
         )
     has_labels = recipe_search.old.is_labelled
     chosen, result = search.choose(
-        ranked, before["probe"] if has_labels else {}, config.max_forgetting
+        ranked, before["probe_choice"] if has_labels else {}, config.max_forgetting
     )
     log.info("chosen: %s, test errors %s", chosen.name, search.errors_text(result["test"]))
     _make_result(recipe_search, chosen, result["steps"])
@@ -184,10 +193,8 @@ def _run(recipe_search: RecipeSearch) -> Path:
         workdir, metrics, notes=new.notes, info=_settings(recipe_search, potential)
     )
     log.info("report: %s", path)
-    log.info(
-        "test errors before fine-tuning: %s; after: %s",
-        *(search.errors_text(errors["test"]) or "unknown" for errors in (before, result)),
-    )
+    for line in report.outcome(metrics, workdir):
+        log.info("%s", line)
     return path
 
 
@@ -223,6 +230,7 @@ def _write_xyz(path: Path, atoms: list) -> None:
 def _settings(recipe_search: RecipeSearch, potential: Potential) -> dict[str, dict[str, Any]]:
     """Return names and values for the report."""
     config, new = recipe_search.config, recipe_search.new
+    labeled = np.unique(new.splits["train"].numbers)
     return {
         "Force field": {
             "start": recipe_search.force_field,
@@ -234,6 +242,10 @@ def _settings(recipe_search: RecipeSearch, potential: Potential) -> dict[str, di
             "level of theory": new.level_of_theory,
             **{f"{name} structures": len(columns) for name, columns in new.splits.items()},
             "new elements": ", ".join(new.new_elements) or "none",
+            "elements without labels, whose reference energies are those of the start": ", ".join(
+                chemical_symbols[z] for z in recipe_search.initial.elements if z not in labeled
+            )
+            or "none",
         },
         "Old domain": {
             "origin": recipe_search.old.origin,

@@ -24,6 +24,7 @@ from mlip_jax.datasets.selection import data_split
 from mlip_jax.datasets.statistics import sum_reference
 from mlip_jax.datasets.unseen_elements import of_columns
 from mlip_jax.graphs.padding import graph_sizes
+from mlip_jax.label_budget.choice import choose_first
 from mlip_jax.potential import Potential
 from mlip_jax.structure import Structure
 from mlip_jax.training.data import Split
@@ -41,7 +42,7 @@ class NewDomain:
 
     Attributes:
       splits: Structures of the splits "train", "valid" and "test". Those of "train" are in random
-        order.
+        order, except that the first ones contain all elements. The others contain no further ones.
       name: Name of the data.
       level_of_theory: Level of theory of the labels.
       new_elements: Symbols of the elements that the initial force field was not trained on.
@@ -61,6 +62,16 @@ class NewDomain:
         """Whether forces decide between the recipes; otherwise energies do."""
         return bool(np.isfinite(self.splits["valid"].forces).any())
 
+    def covers_elements(self, num_labels: int) -> bool:
+        """Return whether the first training structures contain all elements of the training split.
+
+        Otherwise the reference energies of the missing elements would be those of the initial force
+        field, at another zero of energy than the labels.
+        """
+        train = self.splits["train"]
+        first = train.numbers[: train.offsets[num_labels]]
+        return np.isin(train.numbers, first).all()
+
     @classmethod
     def load(cls, config: ml_collections.ConfigDict, initial: Potential) -> NewDomain:
         """Load and split the labeled structures of config.data.
@@ -72,26 +83,29 @@ class NewDomain:
         data = source.load(config.data)
         indices = data_split.split_data(data, config.data)
         rng = np.random.default_rng(config.seed)
-        splits = {
-            name: data.store.take(rng.permutation(rows) if name == "train" else rows)
-            for name, rows in indices.items()
-        }
+        splits = {name: data.store.take(rows) for name, rows in indices.items()}
+        train = splits["train"]
+        splits["train"] = train.take(choose_first(train, len(train), rng))
+        elements = np.unique(train.numbers)
+        notes = list(data.notes)
+        for name in ("valid", "test"):
+            unseen = of_columns(splits[name], elements.tolist())
+            if len(unseen):
+                notes.append(
+                    f"Excluded: {unseen.describe(f'{name} structures')}. Their reference energies "
+                    "cannot be fitted to the labels."
+                )
+                splits[name] = splits[name].take(np.flatnonzero(unseen.known))
         for name, least in (("train", _MIN_TRAIN), ("valid", _MIN_VALID)):
             if len(splits[name]) < least:
                 raise DatasetError(
                     f"{data.name}: fine-tuning requires at least {least} {name} structures, received "
                     f"{len(splits[name])}. Add labeled structures, or change data.num_{name}."
                 )
-        elements = np.unique(splits["train"].numbers)
         models.check_elements(initial.model, elements.tolist())
-        known = sorted({*elements.tolist(), *initial.elements})
-        notes = list(data.notes)
-        for name in ("valid", "test"):
-            unseen = of_columns(splits[name], known)
-            if len(unseen):
-                notes.append(f"Excluded: {unseen.describe(f'{name} structures')}.")
-                splits[name] = splits[name].take(np.flatnonzero(unseen.known))
         new = [chemical_symbols[z] for z in elements if z not in initial.elements]
+        for note in notes[len(data.notes) :]:
+            log.warning("%s", note)
         for name, columns in splits.items():
             log.info("%s: %s", name, count_of(len(columns), "structure"))
         level, digest = data.level_of_theory, data.store.digest()
@@ -159,23 +173,27 @@ class TrainingFile:
     def _split(self, replays: bool) -> Path:
         return self.path.with_name(f"{self.path.stem}{'_replay' if replays else ''}.json")
 
-    def write(self, new: NewDomain, replay: Columns | None, initial: Potential) -> None:
+    def write(
+        self, new: NewDomain, replay: Columns | None, initial: Potential, share: float = 0.5
+    ) -> None:
         """Write the trajectory and the splits with and without replay, unless they exist.
 
-        With replay, the training structures of the new domain are repeated, so that about half of
-        each batch consists of them.
+        With replay, the training structures of the new domain are repeated, so that about a
+        fraction `share` of each batch consists of old structures.
 
         Args:
           new: Structures of the new domain.
           replay: Structures of the old domain with labels, or None.
           initial: Initial force field, whose reference energies the labels of `replay` contain.
+          share: Fraction of old structures.
         """
         if self._split(True).exists():
             return
         train = new.splits["train"].take(np.arange(self.num_labels))
         old = [] if replay is None else [with_reference(replay, *self._references(initial))]
         num_old = sum(map(len, old))
-        copies = [train] * (max(round(num_old / len(train)), 1) if num_old else 1)
+        repeats = round(num_old * (1 - share) / share / len(train))
+        copies = [train] * max(repeats, 1)
         structures: list[Structure] = []
         numbers: dict[str, list[int]] = {}
         for name, parts in (

@@ -11,6 +11,7 @@ from ase import Atoms
 
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.unseen_elements import of_columns
+from mlip_jax.foreign_text import one_line
 from mlip_jax.potential import Potential
 from mlip_jax.simulation.energies import mean_features
 from mlip_jax.simulation.trust import atom_domain
@@ -115,5 +116,5 @@ def _to_ase(columns: Columns, k: int, distance: float) -> Atoms:
     atoms = Atoms(s.numbers, s.positions, cell=s.cell, pbc=False if s.pbc is None else s.pbc)
     atoms.info = {"charge": s.charge, "domain_distance": round(distance, 4)}
     atoms.info |= {"num_unpaired_electrons": s.spin} if s.spin else {}
-    atoms.info |= {"smiles": s.smiles} if s.smiles else {}
+    atoms.info |= {"smiles": one_line(s.smiles)} if s.smiles else {}
     return atoms

@@ -131,8 +131,10 @@ def _from_file(config, initial: Potential) -> OldDomain:
     )
 
 
-def separate_probe(molecule: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the indices of the probe and of the structures for replay, in random order.
+def separate_probe(
+    molecule: np.ndarray, seed: int, parts: int = 3
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices of the probe and of the other structures, in random order.
 
     The probe is a third of the molecules, because errors of replayed molecules would show too little
     forgetting. It is a third of the structures if there are fewer than three molecules.
@@ -140,13 +142,14 @@ def separate_probe(molecule: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndar
     Args:
       molecule: Identity of the molecule of each structure, (S,).
       seed: Seed of the choice.
+      parts: Divisor; 2 for halves in place of a third.
     """
     rng = np.random.default_rng(seed)
     rows = rng.permutation(len(molecule))
     names, group = np.unique(molecule.astype(str), return_inverse=True)
-    if len(names) < 3:
-        return rows[: len(rows) // 3], rows[len(rows) // 3 :]
-    in_probe = np.isin(group[rows], rng.permutation(len(names))[: len(names) // 3])
+    if len(names) < parts:
+        return rows[: len(rows) // parts], rows[len(rows) // parts :]
+    in_probe = np.isin(group[rows], rng.permutation(len(names))[: len(names) // parts])
     return rows[in_probe], rows[~in_probe]
 
 
@@ -247,7 +250,7 @@ def _read(path: Path) -> Columns | None:
 
     if not path.exists():
         return None
-    frames = read(path, index=":")
+    frames = read(path, index=":", format="traj")
     structures, _ = atoms_list.from_atoms(frames, molecule_key="molecule")
     return Columns.from_structures(structures)
 

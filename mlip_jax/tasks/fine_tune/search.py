@@ -7,7 +7,6 @@ has the validation errors of all finished rounds, so a stopped search resumes wh
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 from mlip_jax import defaults
 from mlip_jax.checkpoint import CheckpointError
 from mlip_jax.datasets.columns import Columns
+from mlip_jax.foreign_files.texts import parse_json, read_bytes
 from mlip_jax.importers.parameters import describe
 from mlip_jax.potential import Potential
 from mlip_jax.reports.html_page import duration
@@ -26,7 +26,7 @@ from mlip_jax.simulation.energies import energies_and_forces
 from mlip_jax.tasks import train
 from mlip_jax.tasks.fine_tune import recipes
 from mlip_jax.tasks.fine_tune.labels import NewDomain, TrainingFile, with_reference
-from mlip_jax.tasks.fine_tune.old_domain import OldDomain
+from mlip_jax.tasks.fine_tune.old_domain import OldDomain, separate_probe
 from mlip_jax.tasks.fine_tune.recipes import Candidate
 from mlip_jax.training.nonfinite import TrainingError
 from mlip_jax.workdir import write_json
@@ -70,7 +70,7 @@ class SearchJournal:
         self._path = path
         self.content: dict[str, Any] = {"seconds": 0.0, "runs": {}}
         if path.exists():
-            self.content = json.loads(path.read_text(encoding="utf-8"))
+            self.content = parse_json(read_bytes(path))
 
     def get(self, name: str, steps: int) -> dict[str, Any] | None:
         """Return the result of a run after a number of steps, or None."""
@@ -100,6 +100,10 @@ class RecipeSearch:
       new: Structures of the new domain.
       old: Structures of the old domain.
       files: Data of the runs by number of labels.
+      probe: Structures of the old domain for the report, or None. Their labels may be those of the
+        initial force field.
+      probe_choice: Structures of the old domain by which `max_forgetting` chooses, of other
+        molecules; None without this limit.
     """
 
     config: ml_collections.ConfigDict
@@ -115,6 +119,10 @@ class RecipeSearch:
         self.rejected: dict[str, str] = {}
         self.total_steps = 0
         self.out_of_time = False
+        self.probe, self.probe_choice = self.old.probe, None
+        if self.probe is not None and self.config.max_forgetting is not None:
+            rows = separate_probe(self.probe.molecule, self.config.seed, parts=2)
+            self.probe_choice, self.probe = (self.probe.take(np.sort(r)) for r in rows)
 
     @property
     def metric(self) -> str:
@@ -209,23 +217,26 @@ class RecipeSearch:
         return rounds[max(rounds, key=int)]
 
     def evaluate(self, potential: Potential) -> dict[str, dict[str, float | None]]:
-        """Return the errors in the new domain ("valid", "test") and in the old one ("probe").
+        """Return the errors in the new domain ("valid", "test") and in the old one.
+
+        Those of the old domain are "probe", and "probe_choice" if `max_forgetting` is set.
 
         In the old domain, the force field has the reference energies of the initial one.
         """
         parts = {"valid": self.new.splits["valid"], "test": self.new.splits["test"]}
-        parts |= {} if self.probe is None else {"probe": self.probe}
+        old = {"probe": self.probe, "probe_choice": self.probe_choice}
+        parts |= {name: part for name, part in old.items() if part is not None and len(part)}
         # all structures together, so that one program is compiled for one batch shape
         columns = Columns.concatenate(list(parts.values()))
         energy, forces = energies_and_forces(potential, columns, np.arange(len(columns)))
-        found = {name: {ENERGY: None, FORCE: None} for name in ("valid", "test", "probe")}
+        found = {name: {ENERGY: None, FORCE: None} for name in ("valid", "test", *old)}
         first, first_atom = 0, 0
         for name, part in parts.items():
             rows = slice(first, first + len(part))
             atoms = slice(first_atom, first_atom + len(part.numbers))
             first, first_atom = rows.stop, atoms.stop
             expected = part
-            if name == "probe":
+            if name in old:
                 expected = with_reference(
                     part, self.initial.reference_energies, potential.reference_energies
                 )
@@ -240,11 +251,6 @@ class RecipeSearch:
             elements=tuple(sorted(elements)),
             reference_energies=self.files[max(self.files)].reference,
         )
-
-    @property
-    def probe(self) -> Columns | None:
-        """Structures of the old domain with labels, which may be those of the initial force field."""
-        return self.old.probe
 
     def folder(self, candidate: Candidate, num_labels: int) -> str:
         """Return the path of the run of a candidate within the workdir."""
@@ -315,19 +321,20 @@ def choose(
 ) -> tuple[Candidate, dict]:
     """Return the best candidate that forgets at most `max_forgetting`.
 
-    If none does, return the one that forgets least.
+    If none does, return the one that forgets least. The structures of "probe_choice" decide, so that
+    those of "probe" show the forgetting of a force field that they have not chosen.
 
     Args:
       ranked: Candidates and results with ascending validation errors.
-      before: Errors of the initial force field in the old domain.
+      before: Errors of the initial force field for the structures of "probe_choice".
       max_forgetting: Maximum relative increase of the error; None for no limit.
     """
     if max_forgetting is None:
         return ranked[0]
-    lost = [forgetting(before, result["probe"]) for _, result in ranked]
+    lost = [forgetting(before, result["probe_choice"]) for _, result in ranked]
     known = [(f, item) for f, item in zip(lost, ranked) if f is not None]
     if not known:
-        log.warning("max_forgetting has no effect: the structures of the old domain have no labels")
+        log.warning("max_forgetting has no effect: no structures of the old domain have labels")
         return ranked[0]
     for value, item in known:
         if value <= max_forgetting:

@@ -108,9 +108,7 @@ class TrainingRun:
     def with_batch_size(self, restored: Restored | None) -> TrainingRun:
         """Return the run with a batch size for the device, if its config sets none."""
         config = with_batch_size(
-            self.config,
-            float(self.splits["train"].sizes.n_edge.mean()),
-            restored and restored.metadata,
+            self.config, self.splits["train"].sizes.n_edge, restored and restored.metadata
         )
         metadata = self.metadata | {"config": to_dict(config)}
         return dataclasses.replace(self, config=config, metadata=metadata)

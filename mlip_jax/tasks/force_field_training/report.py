@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 from mlip_jax import distributed
 from mlip_jax.checkpoint import from_arrays
 from mlip_jax.datasets.stress import stress_labels
+from mlip_jax.foreign_files.texts import parse_json, read_bytes
 from mlip_jax.potential import Potential
 from mlip_jax.reports.html_page import scores_text
 from mlip_jax.reports.predictions import Predictions
@@ -223,5 +223,5 @@ def _provenance(
 
 def _log_scores(workdir: Path) -> None:
     """Log the most important test errors of metrics.json."""
-    scores = json.loads((workdir / "metrics.json").read_text(encoding="utf-8"))["test"] or {}
+    scores = parse_json(read_bytes(workdir / "metrics.json"))["test"] or {}
     log.info("test: %s", scores_text(scores))

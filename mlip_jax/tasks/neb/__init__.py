@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,8 @@ from mlip_jax.config import ConfigError
 from mlip_jax.datasets.molecules.files import fingerprint, read_molecules
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.files import make_subfolder
-from mlip_jax.foreign_text import table_text
+from mlip_jax.foreign_files.texts import parse_json, read_bytes
+from mlip_jax.foreign_text import one_line, one_line_values, table_text
 from mlip_jax.importers.catalog.published_list import LIST_COMMAND, find
 from mlip_jax.potential import Potential
 from mlip_jax.reports.simulations.reactions import ReportedPath, write_reaction_report
@@ -57,8 +57,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
         reactions = read_paths(config.input)
         _find_all(config, workdir, potential, options, reactions)
         results = [
-            ReportedPath(**json.loads(_part(workdir, k).read_text(encoding="utf-8")))
-            for k in range(len(reactions))
+            ReportedPath(**parse_json(read_bytes(_part(workdir, k)))) for k in range(len(reactions))
         ]
         write_text(workdir / TABLE, _table(results))
         pieces = (_part(workdir, k, "xyz") for k in range(len(reactions)))
@@ -184,7 +183,7 @@ def _save(workdir: Path, index: int, name: str, result: ReactionPath) -> None:
             "energies": result.energies.tolist(),
         }
         for number, image in enumerate(result.images):
-            image.info |= {"name": name, "image": number}
+            image.info = one_line_values(image.info) | {"name": one_line(name), "image": number}
         with atomic_open(_part(workdir, index, "xyz"), "w") as file:
             write(file, result.images, format="extxyz")
     write_json(_part(workdir, index), values)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from mlip_jax.datasets.selection.geometry_pools import (
     StorePool,
 )
 from mlip_jax.datasets.selection.held_out import RunData
+from mlip_jax.foreign_files.texts import parse_json, read_bytes
 from mlip_jax.potential import Potential
 from mlip_jax.workdir import write_json
 
@@ -46,7 +46,7 @@ def choose_starts(
     """
     path = folder / "starts.json"
     if path.exists():
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(read_bytes(path))
         return [InitialGeometry.from_json(v) for v in values["molecules"]], values["notes"]
     notes: list[str] = []
     processes = config.oracle.num_processes or None

@@ -3,7 +3,8 @@
 A GPU takes about as long for a step of 8 molecules as for one of 64, because the time is that of
 starting kernels. The batch is therefore enlarged until a device has enough edges per step, and the
 schedule is converted so that the run sees the same number of structures: `num_steps`,
-`warmup_steps` and the intervals are divided by the factor of the batch size, decay rates per step
+`warmup_steps` and the intervals, also those that are unset, are divided by the factor of the batch
+size, decay rates per step
 are raised to its power, and learning rates are multiplied by its square root, which keeps the size
 of the noise of Adam's updates (Malladi et al., arXiv:2205.10287).
 
@@ -18,8 +19,10 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 
 from mlip_jax.config import ConfigError
+from mlip_jax.training.device.intervals import default_intervals, default_warmup
 from mlip_jax.wording import count_of
 
 log = logging.getLogger(__name__)
@@ -34,7 +37,7 @@ _MAX_FACTOR = 8
 
 
 def with_batch_size(
-    config: ml_collections.ConfigDict, mean_edges: float, restored: dict[str, Any] | None
+    config: ml_collections.ConfigDict, edges: np.ndarray, restored: dict[str, Any] | None
 ) -> ml_collections.ConfigDict:
     """Return the config with a batch size, and with a schedule for it.
 
@@ -43,7 +46,7 @@ def with_batch_size(
 
     Args:
       config: Config of a training task.
-      mean_edges: Mean number of edges of a training structure.
+      edges: Number of edges of each training structure, shape (S,).
       restored: Metadata of the checkpoint to resume from, or None.
 
     Raises:
@@ -60,10 +63,10 @@ def with_batch_size(
             )
         return config
     base = config.train.schedule_batch_size
-    factor = first / base if first else choose_factor(base, mean_edges, jax.devices())
+    factor = first / base if first else choose_factor(base, edges.mean(), jax.devices())
     config = config.copy_and_resolve_references()
     config.train.batch_size = round(base * factor)
-    return config if factor == 1 else _convert(config, factor)
+    return config if factor == 1 else _convert(config, factor, len(edges))
 
 
 def choose_factor(base: int, mean_edges: float, devices: list[Any]) -> int:
@@ -85,10 +88,19 @@ def choose_factor(base: int, mean_edges: float, devices: list[Any]) -> int:
     return min(2 ** max(round(math.log2(wanted)), 0), _MAX_FACTOR)
 
 
-def _convert(config: ml_collections.ConfigDict, factor: float) -> ml_collections.ConfigDict:
+def _convert(
+    config: ml_collections.ConfigDict, factor: float, num_structures: int
+) -> ml_collections.ConfigDict:
     """Convert the schedule of a config to batches that are larger by a factor, in place."""
     train, rates = config.train, config.optimizer
     before = train.num_steps
+    if train.num_epochs is not None:
+        before = max(round(train.num_epochs * num_structures / train.schedule_batch_size), 1)
+    # the limits of values that are unset count steps of the smaller batch
+    for name, value in default_intervals(before).items():
+        train[name] = value if train[name] is None else train[name]
+    if rates.warmup_steps is None:
+        rates.warmup_steps = default_warmup(before)
     for part, name in (
         (train, "num_steps"),
         (train, "log_every"),
@@ -106,7 +118,7 @@ def _convert(config: ml_collections.ConfigDict, factor: float) -> ml_collections
         "train.batch_size to choose it",
         train.batch_size,
         train.schedule_batch_size,
-        count_of(train.num_steps, "step"),
+        count_of(max(math.ceil(before / factor), 1), "step"),
         before,
         rates.learning_rate,
     )

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import ase.db
@@ -14,15 +15,18 @@ import h5py
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
 
 from mlip_jax.datasets import identity, readers
 from mlip_jax.datasets.formats import geom_files
 from mlip_jax.datasets.formats.ase_database import AseDatabase
 from mlip_jax.datasets.hdf5 import Hdf5File
-from mlip_jax.datasets.isolation import files, molecules, process
+from mlip_jax.datasets.isolation import files, molecules, process, program
 from mlip_jax.datasets.molecules.files import read_molecules
 from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.datasets.smiles import embedding
 from mlip_jax.datasets.store import conversion
+from mlip_jax.simulation.dynamics import h5md
 from tests import worker_jobs
 
 Chem = pytest.importorskip("rdkit.Chem")
@@ -40,6 +44,8 @@ def with_faults(parser):
     def parse(*parts):
         for part in parts:
             if b"crash" in part or b"[Cr]" in part:
+                os.abort()
+            if part == b"13":  # conformers
                 os.abort()
             if b"hang" in part or b"[Hg]" in part:
                 time.sleep(60)
@@ -126,6 +132,25 @@ def test_a_failed_start_is_no_fault_of_the_input(monkeypatch, tmp_path):
         parsers.call("identify_smiles", b"C")
 
 
+@pytest.mark.parametrize(
+    "reply",
+    [b"", b"\xff" * 8, b"\xff" * 16, bytes(8), program.pack([b"x"]), program.pack([b"error"])],
+)
+def test_replies_of_a_corrupted_process_are_errors(monkeypatch, tmp_path, reply):
+    """Detects a reply without end, or another error than that of a process that died."""
+    (tmp_path / "program.py").write_text(
+        f"import os, sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from mlip_jax.datasets.isolation.program import pack\n"
+        "os.write(1, pack([b'started'])); os.read(0, 9)\n"
+        f"while True: os.write(1, {reply!r} or sys.exit())"
+    )
+    monkeypatch.setattr(process, "_PROGRAM", tmp_path / "program.py")
+    parsers = process.ParserProcess()
+    with pytest.raises(process.ParserDeathError):
+        parsers.call("identify_smiles", b"C")
+    assert parsers._process is None
+
+
 def test_a_lower_limit_of_the_memory_is_kept():
     """With `ulimit -v`, each file was corrupted: its process could not raise its limit."""
     limit = 2**32
@@ -168,6 +193,19 @@ def test_a_smiles_that_crashes_or_hangs_is_skipped(faulty, tmp_path, caplog):
     assert identity.molecule_identity("OC") == "CO"
 
 
+def test_a_molecule_that_crashes_the_embedding_is_reported(faulty):
+    """Without worker processes, RDKit's embedding used to run in this process."""
+    entry = embedding.Entry(0, "a.smi line 1", "", "CC")
+    jobs = [(entry, embedding.EmbeddingOptions(count)) for count in (13, 1)]
+    with ThreadPoolExecutor(1) as threads:
+        for run in (map, threads.map):
+            records, (record,) = run(embedding.embed_entry, jobs)
+            assert {r.failure for r in records} == {
+                "a.smi line 1: RDKit crashed on it, hung, or needed too much memory"
+            }
+            assert len(records) == 13 and record.geometry == "embedded" and len(record.atoms) == 8
+
+
 @pytest.mark.parametrize(
     "fault, reason", [("crash", "ended with -6"), ("hang", "no result within")]
 )
@@ -185,6 +223,19 @@ def test_a_file_that_kills_its_parser_is_rejected(faulty, tmp_path, fault, reaso
     shutil.copy(SPICE, tmp_path / "good.hdf5")
     with Hdf5File(tmp_path / "good.hdf5") as opened:
         assert len(opened)
+
+
+def test_a_trajectory_that_kills_its_parser_is_rejected(faulty, tmp_path, monkeypatch):
+    """A trajectory of other people used to be opened in this process, one of this process still is."""
+    atoms = Atoms("H", info={"step": 0, "time_fs": 0.0})
+    atoms.calc = SinglePointCalculator(atoms, energy=0.0)
+    path = tmp_path / "crash.h5"
+    h5md.append(path, [atoms])
+    assert len(h5md.read(path)) == h5md.size(path) == 1
+    monkeypatch.setattr(h5md, "_harmless", set())
+    for use in (h5md.read, h5md.size, lambda path: h5md.append(path, [atoms])):
+        with pytest.raises(OSError, match="cannot read the file .*ended with -6"):
+            use(path)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import types
 
+import numpy as np
 import pytest
 
 from mlip_jax import config as configs
@@ -36,7 +37,7 @@ def test_large_batches_are_for_devices_that_need_them(kind, count, edges, factor
 
 def on(monkeypatch, kind, config, restored=None):
     monkeypatch.setattr(batch_size.jax, "devices", lambda: devices(kind))
-    return with_batch_size(config, SPICE_EDGES, restored)
+    return with_batch_size(config, np.full(4000, SPICE_EDGES), restored)
 
 
 def test_the_schedule_counts_structures(monkeypatch):
@@ -51,6 +52,24 @@ def test_the_schedule_counts_structures(monkeypatch):
     assert on_gpu.optimizer.learning_rate == pytest.approx(2e-3 * 8**0.5)
     config.train.num_steps = 7
     assert on(monkeypatch, "NVIDIA H200", config) is config  # as it is set
+
+
+@pytest.mark.parametrize("length", ["num_steps", "num_epochs"])
+def test_limits_of_unset_values_count_steps_of_the_smaller_batch(monkeypatch, caplog, length):
+    """Detects a warm-up that sees eight times the structures, and a log line without a number."""
+    config = spice.get_config()
+    for name in ("log_every", "valid_every", "checkpoint_every"):
+        config.train[name] = None
+    config.optimizer.warmup_steps = None
+    config.train.num_steps = 40_000
+    if length == "num_epochs":  # 4,000 structures in batches of 8
+        config.train.num_epochs = 80.0
+    with caplog.at_level("INFO"):
+        found = on(monkeypatch, "NVIDIA H200", config)
+    assert found.optimizer.warmup_steps == 200 / 8
+    assert (found.train.valid_every, found.train.log_every) == (125, 13)
+    assert found.train.num_epochs == config.train.num_epochs
+    assert "5000 steps instead of 40000" in caplog.text
 
 
 def test_a_run_keeps_the_batch_size_of_its_first_start(monkeypatch):

@@ -17,10 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlip_jax.graphs.graph import Pairs
+from mlip_jax.models.layers.tensor_products import cuequivariance_products
 from mlip_jax.models.layers.tensor_products.chunks import PathGroup, Spec
 from mlip_jax.models.layers.tensor_products.irreps import Features, Irrep, Irreps, product
 from mlip_jax.models.layers.tensor_products.linear import PathWeights
 from mlip_jax.models.layers.tensor_products.primitives import convolve_blocks
+from mlip_jax.target_device import target_platform
 
 # Edges per block: on a CPU, their intermediate values fit into the cache of a core; elsewhere, large
 # blocks keep the device busy, and bound the memory.
@@ -137,17 +139,23 @@ def sum_products(
       edge: Pairs.
       old_signs: Take the couplings of e3nn 0.4.4.
     """
+    max_degree = max(degree for group in groups for degree, _ in group.paths)
+    y = jnp.concatenate(harmonics[: max_degree + 1], axis=-1)
     rows, num = _num_rows(edge), len(edge.senders)
+    if cuequivariance_products.is_chosen():
+        w = [[values[:num] for values in group] for group in w]
+        return cuequivariance_products.sum_products(
+            groups, x, y, w, edge.senders, edge.receivers, edge.undirected, old_signs
+        )
     spec = Spec(
         groups,
         edge.undirected,
         old_signs,
         _block(edge),
         compact=num <= _CPU_BLOCK,
-        stored=jax.default_backend() == "cpu",
+        stored=target_platform() == "cpu",
     )
-    max_degree = max(degree for group in groups for degree, _ in group.paths)
-    y = _pad(jnp.concatenate(harmonics[: max_degree + 1], axis=-1), rows)
+    y = _pad(y, rows)
     w = [[_pad(values, rows) for values in group] for group in w]  # padding has no weight
     return convolve_blocks(spec, x, y, w, _pad(edge.senders, rows), _pad(edge.receivers, rows))
 
@@ -159,7 +167,7 @@ def _num_rows(edge: Pairs) -> int:
 
 def _block(edge: Pairs) -> int:
     """Return the number of edges of a block."""
-    return min(_CPU_BLOCK if jax.default_backend() == "cpu" else _BLOCK, len(edge.senders))
+    return min(_CPU_BLOCK if target_platform() == "cpu" else _BLOCK, len(edge.senders))
 
 
 class _Group(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from mlip_jax.models.layers.tensor_products.irreps import (
     merge,
     reachable,
 )
-from mlip_jax.models.layers.tensor_products.linear import normalized_activation
+from mlip_jax.models.layers.tensor_products.linear import NORMALIZATION, normalized_activation
 
 
 class Gate(NamedTuple):
@@ -27,16 +27,18 @@ class Gate(NamedTuple):
       inputs: Irreps of the input, sorted. The block of the gates' parity has the scalars first, then
         a scalar for each channel of the gated irreps, in the order of the output.
       parity: Parity of the gates.
+      factors: Normalization constants of the activations.
     """
 
     output: Irreps
     inputs: Irreps
     parity: int
+    factors: Mapping[str, float] = NORMALIZATION
 
     def __call__(self, features: Features) -> Features:
         """Apply the gate: silu to even scalars, tanh to odd ones, normalized as in e3nn."""
         act = {
-            parity: normalized_activation("silu" if parity == EVEN else "tanh")
+            parity: normalized_activation("silu" if parity == EVEN else "tanh", self.factors)
             for parity in (1, -1)
         }
         out, gates = {}, None
@@ -54,7 +56,12 @@ class Gate(NamedTuple):
         return out
 
 
-def gate_for(wanted: Irreps, sources: Iterable[Irrep], filters: Iterable[Irrep]) -> Gate:
+def gate_for(
+    wanted: Irreps,
+    sources: Iterable[Irrep],
+    filters: Iterable[Irrep],
+    factors: Mapping[str, float] = NORMALIZATION,
+) -> Gate:
     """Return the gate with the irreps of `wanted` that products of sources and filters reach.
 
     Gates are even scalars if these are reached, and odd ones otherwise.
@@ -64,7 +71,8 @@ def gate_for(wanted: Irreps, sources: Iterable[Irrep], filters: Iterable[Irrep])
     output = merge([b for b in kept if b[1].degree == 0] + [b for b in kept if b[1].degree > 0])
     parity = EVEN if SCALAR in reached else -EVEN
     gates = [(channels, Irrep(0, parity)) for channels, irrep in output if irrep.degree > 0]
-    return Gate(output, tuple(sorted(merge([*output, *gates]), key=lambda block: block[1])), parity)
+    inputs = tuple(sorted(merge([*output, *gates]), key=lambda block: block[1]))
+    return Gate(output, inputs, parity, factors)
 
 
 def layout(features: Features, max_degree: int, has_parity: bool):

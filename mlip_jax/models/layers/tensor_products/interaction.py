@@ -1,4 +1,4 @@
-"""Interaction block of NequIP and SevenNet: convolution, self-connection, gate."""
+"""Interaction block of NequIP, SevenNet and Nequix: convolution, self-connection, gate."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ from mlip_jax.models.layers.tensor_products.convolution import (
 )
 from mlip_jax.models.layers.tensor_products.gates import gate_for
 from mlip_jax.models.layers.tensor_products.irreps import Features, Irrep, Irreps, irreps_of
-from mlip_jax.models.layers.tensor_products.linear import ElementLinear, IrrepsLinear, ScalarNetwork
+from mlip_jax.models.layers.tensor_products.linear import (
+    NORMALIZATION,
+    QUANTILE_NORMALIZATION,
+    ElementLinear,
+    IrrepsLinear,
+    ScalarNetwork,
+)
+from mlip_jax.models.layers.tensor_products.rms_norm import RMSNorm
 
 SELF_CONNECTIONS = ("none", "linear", "elements")
 
@@ -26,13 +33,14 @@ class Interaction(nn.Module):
         left out.
       harmonics: Irreps of the harmonics, one for each degree from 0 on.
       radial_widths: Widths of the hidden layers of the radial network.
-      form: Normalization of the radial network (linear.ScalarNetwork).
+      form: Normalization of the radial network (linear.ScalarNetwork) and of the gate.
       self_connection: Map of the atom's own features: "none", "linear", or "elements" for weights
         that depend on the element.
       elements: Atomic numbers with weights; None for all.
       element_scale: Factor of the self-connection "elements".
       use_bias: Whether linear layers after the embedding have a bias on even scalars.
       undirected: Whether pairs send messages both ways (graph.Pairs).
+      rms_norm: Whether features are normalized before the gate.
     """
 
     hidden: Irreps
@@ -44,6 +52,7 @@ class Interaction(nn.Module):
     element_scale: float = 1.0
     use_bias: bool = False
     undirected: bool = False
+    rms_norm: bool = False
 
     @nn.compact
     def __call__(
@@ -70,7 +79,8 @@ class Interaction(nn.Module):
           scale: Factor of the neighbors' features, a number or shape (N, 1, 1).
         """
         sources = irreps_of(features)
-        gate = gate_for(self.hidden, features, self.harmonics)
+        factors = QUANTILE_NORMALIZATION if self.form == "nequix" else NORMALIZATION
+        gate = gate_for(self.hidden, features, self.harmonics, factors)
         paths = convolution_paths(
             sources, list(self.harmonics), {irrep for _, irrep in gate.inputs}
         )
@@ -83,12 +93,10 @@ class Interaction(nn.Module):
         summed = convolve(mixed, harmonics, weights, edge, paths)
         out = IrrepsLinear(gate.inputs, self.use_bias, name="linear_2")(summed)
         own = self._self_connection(gate.inputs, features, numbers, attributes)
-        return gate(
-            {
-                irrep: values + own[irrep] if irrep in own else values
-                for irrep, values in out.items()
-            }
-        )
+        out = {
+            irrep: values + own[irrep] if irrep in own else values for irrep, values in out.items()
+        }
+        return gate(RMSNorm(name="norm")(out) if self.rms_norm else out)
 
     def _self_connection(self, irreps, features, numbers, attributes):
         if self.self_connection not in SELF_CONNECTIONS:

@@ -15,6 +15,7 @@ from mlip_jax.models.layers.tensor_products.convolution import (
 from mlip_jax.models.layers.tensor_products.couplings import coupling, spherical_harmonics
 from mlip_jax.models.layers.tensor_products.irreps import natural, parse, to_text
 from mlip_jax.models.layers.tensor_products.linear import PathWeights
+from mlip_jax.target_device import compiling_for
 
 pytestmark = pytest.mark.usefixtures("double_precision")
 SOURCES = parse("3x0e+2x1o+1x2e")
@@ -89,3 +90,22 @@ def test_convolution_is_its_definition(undirected, old_signs):
     assert list(found) == list(expected)
     for irrep, values in expected.items():
         np.testing.assert_allclose(found[irrep], values, atol=1e-12)
+
+
+def test_programs_for_an_absent_gpu_are_those_of_a_gpu():
+    """Detects a form chosen by the device that is present: many small blocks, slow on a GPU."""
+    paths = convolution_paths(parse("2x0e"), natural(0), natural(0))
+    indices = jnp.zeros(2000, jnp.int32)
+    edge = Pairs(indices, indices, None, False)
+    filters = PathWeights(jnp.ones((2000, 3)), jnp.ones((3, num_weights(paths))))
+    x = {irrep: jnp.ones((4, irrep.size, channels)) for channels, irrep in parse("2x0e")}
+
+    def blocks(platform):
+        with compiling_for(platform):
+            jaxpr = jax.make_jaxpr(
+                lambda x: convolve(x, [jnp.ones((2000, 1))], filters, edge, paths)
+            )(x)
+        (call,) = [e.params["call"] for e in jaxpr.eqns if "call" in e.params]
+        return call.spec.block, call.spec.stored
+
+    assert blocks("cpu") == (512, True) and blocks("gpu") == (2000, False)

@@ -158,7 +158,8 @@ def select_head(
     state, heads = dict(state), list(config.get("heads") or ["Default"])
     if (head is None and len(heads) > 1) or (head is not None and head not in heads):
         raise ValueError(
-            f"head must be one of {', '.join(map(repr, heads))} for this model, received {head!r}"
+            f"head must be one of {', '.join(map(repr, heads))} for this model, received {head!r}. "
+            f"State it as in X.model#head={heads[0]}"
         )
     h, num = heads.index(head) if head else 0, len(heads)
     layers = int(np.asarray(state.get("num_interactions", 0)))

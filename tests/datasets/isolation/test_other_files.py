@@ -1,0 +1,69 @@
+"""Tests that parsers of ASE open no other files of the user."""
+
+import os
+
+import pytest
+from ase import Atoms
+from ase.io import write
+
+from mlip_jax.datasets import readers
+from mlip_jax.datasets.isolation import other_files
+from mlip_jax.datasets.molecules.files import read_molecules
+from mlip_jax.datasets.reader import DatasetError
+
+OCTOPUS = "Dimensions = 3\nPeriodicDimensions = 0\nBoxShape = minimum\nXYZCoordinates = '{}'\n"
+ONETEP = "include_file : {}\n"
+ACE = "%% BasicInformation\n GeometryFilename {}\n GeometryFormat xyz\n%% End\n"
+
+
+@pytest.fixture
+def private(tmp_path):
+    """Return a file of the user, outside of the folder of the foreign file."""
+    path = tmp_path / "private.xyz"
+    write(path, Atoms("CO", [[0, 0, 0], [0, 0, 1.1]]), plain=True)
+    return path
+
+
+@pytest.mark.parametrize("through_link", [False, True], ids=["path", "link"])
+@pytest.mark.parametrize(
+    ("format", "text"), [("octopus-in", OCTOPUS), ("onetep-in", ONETEP), ("acemolecule-input", ACE)]
+)
+def test_included_files_are_not_read(tmp_path, private, format, text, through_link):
+    """Detects private files of the user in a store that is then shared."""
+    folder = tmp_path / "foreign"
+    folder.mkdir()
+    target = private
+    if through_link:
+        target = folder / "link.xyz"
+        target.symlink_to(private)
+    path = folder / "inp"
+    path.write_text(text.format(target))
+    with pytest.raises(DatasetError, match=r"another file, .*(private|link).xyz"):
+        list(readers.open_data(path, "ase", format=format))
+
+
+def test_files_of_the_same_folder_are_read(tmp_path, private):
+    (tmp_path / "inp").write_text(OCTOPUS.format(private))
+    (record,) = read_molecules(tmp_path / "inp")
+    assert list(record.atoms.symbols) == ["C", "O"]
+
+
+def test_pipes_of_the_same_folder_are_not_opened(tmp_path):
+    """Detects an endless wait for the writer of a pipe."""
+    os.mkfifo(tmp_path / "pipe.xyz")
+    (tmp_path / "inp").write_text(OCTOPUS.format(tmp_path / "pipe.xyz"))
+    with pytest.raises(DatasetError, match="another file"):
+        list(read_molecules(tmp_path / "inp"))
+
+
+def test_other_code_may_open_files(tmp_path, private):
+    """The restriction ends with the block, also after an error, and can be nested."""
+    with pytest.raises(KeyError), other_files.only(tmp_path / "a" / "b"):
+        with pytest.raises(DatasetError), other_files.only(tmp_path / "c" / "d"):
+            private.read_bytes()
+        with pytest.raises(DatasetError, match="os.system"):
+            os.system("true")
+        with pytest.raises(DatasetError):
+            open(tmp_path / "a" / "b", "w")  # noqa: SIM115
+        raise KeyError
+    assert private.read_bytes()
