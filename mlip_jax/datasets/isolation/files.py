@@ -64,18 +64,19 @@ def _check(path: Path, parser: str, library: str, growing: bool = False) -> None
     if workers.is_isolated():
         return
     path = path.absolute()
-    key = _key(path)
+    key = (*_key(path), growing)
     if key not in _checked:
         problem = ""
         try:
             read = min(key[2], SMALL_SQLITE)  # bytes, at most
             seconds = _SECONDS + read / _BYTES_PER_SECOND
-            PARSERS.call(parser, os.fsencode(path), seconds=seconds)
+            options = [b"growing"] if growing else []
+            PARSERS.call(parser, os.fsencode(path), *options, seconds=seconds)
         except ParserDeathError as error:
             problem = str(error)
         except ValueError:
             pass  # the reader raises a better message
-        if not growing and _key(path) != key:
+        if not growing and _key(path) != key[:-1]:
             raise DatasetError(f"{path}: the file was changed while it was read")
         if len(_checked) >= _MAX_CHECKED:
             _checked.pop(next(iter(_checked)))
