@@ -19,7 +19,6 @@ from mlip_jax.files import NUMPY_ERRORS
 from mlip_jax.importers.formats.weights import WeightsError
 
 _MAX_LINE = 1 << 20
-_MAGIC = npy.MAGIC_PREFIX
 _SETTINGS = {"atomic_numbers", "hidden_irreps", "radial_basis_size"}
 
 

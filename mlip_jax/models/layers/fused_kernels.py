@@ -130,7 +130,7 @@ class _Tile:
         self.sender = triton.load(read["senders"].at[self.row])
         self.bases = [self._basis(h) for h in read["bases"]]
         self.coefficients = [
-            [triton.load(c.at[q, self.row])[:, None] for q in range(5)]
+            [triton.load(c.at[q, self.row], mask=self.valid, other=0.0)[:, None] for q in range(5)]
             for c in read["coefficients"]
         ]
 
@@ -158,11 +158,11 @@ class _Tile:
 
     def sent(self, name: str, part: int):
         """Return a part of "x" or "y" of the senders, (rows, F)."""
-        return _rows(self.sizes, self.read[name], self.sender, part)
+        return _rows(self.sizes, self.read[name], self.sender, part, self.valid)
 
     def own(self, name: str, part: int):
         """Return a part of "x" or "y" of the atoms of the slots, (rows, F)."""
-        return _rows(self.sizes, self.read[name], self.atom, part)
+        return _rows(self.sizes, self.read[name], self.atom, part, self.valid)
 
 
 def _dot(sizes, a, b):
@@ -174,11 +174,15 @@ def _dot(sizes, a, b):
     return jax.lax.dot(a, b, precision=preset, preferred_element_type=a.dtype)
 
 
-def _rows(sizes, ref, index, part):
-    """Load a part of rows of an array, (len(index), F)."""
+def _rows(sizes, ref, index, part, valid):
+    """Load a part of rows of an array, (len(index), F); zero if not valid.
+
+    Zero coefficients are not enough: a molecule with NaN would change the others of its batch.
+    """
     shape = (index.shape[0], sizes.features)
     column = jax.lax.broadcasted_iota(jnp.int32, shape, 1) + part * sizes.features
-    return triton.load(ref.at[jnp.broadcast_to(index[:, None], shape), column])
+    row, mask = (jnp.broadcast_to(values[:, None], shape) for values in (index, valid))
+    return triton.load(ref.at[row, column], mask=mask, other=0.0)
 
 
 def _load_tables(sizes, ref):

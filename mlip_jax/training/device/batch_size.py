@@ -4,9 +4,8 @@ A GPU takes about as long for a step of 8 molecules as for one of 64, because th
 starting kernels. The batch is therefore enlarged until a device has enough edges per step, and the
 schedule is converted so that the run sees the same number of structures: `num_steps`,
 `warmup_steps` and the intervals, also those that are unset, are divided by the factor of the batch
-size, decay rates per step
-are raised to its power, and learning rates are multiplied by its square root, which keeps the size
-of the noise of Adam's updates (Malladi et al., arXiv:2205.10287).
+size, decay rates per step are raised to its power, and learning rates are multiplied by its square
+root, which keeps the size of the noise of Adam's updates (Malladi et al., arXiv:2205.10287).
 
 On CPUs, the time of a step is proportional to its structures. The factor is 1 and nothing changes.
 """

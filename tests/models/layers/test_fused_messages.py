@@ -69,6 +69,19 @@ def test_each_kernel_is_a_derivative_of_the_form():
                 np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
 
 
+def test_nan_of_an_atom_stays_in_its_rows():
+    """Catches padding of the kernels that reads the first atom, whose molecule may be broken."""
+    senders = jnp.tile(jnp.arange(ATOMS, dtype=jnp.int32)[:, None], SLOTS)
+    sizes = FormSizes(ATOMS, SLOTS, BASIS, FEATURES, False, True, True)
+    arrays = {
+        "x": jnp.ones((ATOMS, 2 * FEATURES)).at[0].set(jnp.nan),
+        "tables": jnp.ones((BASIS, 2 * FEATURES)),
+        "coefficients": [jnp.ones((5, ATOMS, SLOTS)).at[:, 0].set(jnp.nan)],
+    }
+    (found,) = evaluate("send", sizes, arrays, [jnp.ones((ATOMS, SLOTS, BASIS))], senders)
+    np.testing.assert_array_equal(np.isnan(found).any(1), [True] + [False] * (ATOMS - 1))
+
+
 @pytest.mark.parametrize("has_vectors", [False, True])
 def test_messages_equal_those_of_the_usual_sums(has_vectors):
     """Catches arrays that are packed in another order than the kernels read them."""

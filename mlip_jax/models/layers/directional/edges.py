@@ -46,12 +46,14 @@ class DirectedEdges(NamedTuple):
 
     def times(self, values: jax.Array, factors: jax.Array) -> jax.Array:
         """Multiply values of edges, (E, F), with factors of their undirected pairs, (P, F)."""
-        halves = values.reshape(-1, *factors.shape)  # a product without copies of the factors
+        # a product without copies of the factors
+        halves = values.reshape(1 + (self.reverse is None), *factors.shape)
         return (halves * factors).reshape(values.shape)
 
     def plus(self, values: jax.Array, terms: jax.Array) -> jax.Array:
         """Add terms of undirected pairs, (P, F), to values of edges, (E, F)."""
-        return (values.reshape(-1, *terms.shape) + terms).reshape(values.shape)
+        halves = values.reshape(1 + (self.reverse is None), *terms.shape)
+        return (halves + terms).reshape(values.shape)
 
 
 def directed_edges(graph: jraph.GraphsTuple) -> DirectedEdges:

@@ -59,21 +59,26 @@ def _overlap(a, x, edges):
 
 
 def _compute_moments(y, a, atoms, order, first, count):
+    zeros = jnp.zeros((len(first), y.shape[1], a.shape[1]), y.dtype)
+    if not len(order):
+        return zeros
     num_steps = (jnp.max(count, initial=0) + _BLOCK - 1) // _BLOCK
+    last = jnp.maximum(count - 1, 0)
 
     def step(state):
         n, total = state
         for slot in range(_BLOCK):
             slot = n * _BLOCK + slot
-            edge = _rows(order, jnp.minimum(first + slot, len(order) - 1))
+            # beyond the last edge: that edge, because values of other atoms may be NaN
+            place = first + jnp.minimum(slot, last)
+            edge = _rows(order, jnp.minimum(place, len(order) - 1))
             factor = jnp.where((slot < count)[:, None], _rows(y, edge), 0.0)
             total = total + factor[:, :, None] * _rows(a, edge)[:, None, :]
         return n + 1, total
 
-    zeros = jnp.zeros((len(first), y.shape[1], a.shape[1]), y.dtype)
-    return jax.lax.while_loop(lambda s: s[0] < num_steps, step, (jnp.zeros_like(num_steps), zeros))[
-        1
-    ]
+    start = (jnp.zeros_like(num_steps), zeros)
+    _, total = jax.lax.while_loop(lambda s: s[0] < num_steps, step, start)
+    return jnp.where((count > 0)[:, None, None], total, 0.0)
 
 
 def _compute_project(y, x, atoms, order, first, count):

@@ -52,3 +52,19 @@ def test_derivatives_equal_those_of_dense_sums():
     actual, expected = (jax.jit(results, static_argnums=0)(f) for f in (looped, dense))
     for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected)):
         np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-12)
+
+
+def test_nan_of_an_atom_stays_in_its_sums():
+    """Catches loops that read edges of other atoms: a broken molecule would break its batch."""
+    y, a = jnp.ones((len(ATOMS), 2)), jnp.ones((len(ATOMS), 3))
+    broken = jnp.where(ATOMS[:, None] == 1, jnp.nan, a)
+    found = np.asarray(moments(y, broken, EDGES))
+    np.testing.assert_array_equal(np.isnan(found).any((1, 2)), [False, True, False, False])
+
+
+def test_moments_without_edges_are_zero():
+    """Catches reads from empty arrays."""
+    none = jnp.zeros(0, jnp.int32)
+    edges = AtomEdges(none, none, jnp.zeros(2, jnp.int32), jnp.zeros(2, jnp.int32))
+    found = moments(jnp.zeros((0, 3)), jnp.zeros((0, 4)), edges)
+    np.testing.assert_array_equal(found, np.zeros((2, 3, 4)))
