@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
 import inspect
@@ -44,7 +45,16 @@ def load(name: str, modality: str | None = None, head: str | None = None) -> Pot
         method = f"{entry.method}; " if entry.method else ""
         log.warning("force field %s: %s%s", entry.name, method, terms_of_use(entry))
         _logged.add(entry.name)
-    return read(path, **options)
+    return _with_method(read(path, **options), modality or entry.method)
+
+
+def _with_method(potential: Potential, method: str | None) -> Potential:
+    """Return the force field with its reference method, which reports state."""
+    statistics = potential.metadata.get("statistics", {})
+    if not method or statistics.get("level_of_theory"):
+        return potential
+    statistics = {**statistics, "level_of_theory": method}
+    return dataclasses.replace(potential, metadata={**potential.metadata, "statistics": statistics})
 
 
 def locate(entry: PublishedForceField) -> Path:

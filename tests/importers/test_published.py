@@ -2,14 +2,16 @@
 
 import hashlib
 import http.server
+import lzma
 import resource
 import threading
+from pathlib import Path
 from urllib.parse import urlparse
 
 import pytest
 
 from mlip_jax.defaults import published_defaults
-from mlip_jax.importers import published
+from mlip_jax.importers import load_force_field, published
 from mlip_jax.importers.catalog import downloads, published_list
 from mlip_jax.importers.catalog.downloads import DownloadError, download
 from mlip_jax.importers.formats.weights import WeightsError
@@ -161,6 +163,19 @@ def test_files_of_the_cache_and_of_packages(cache, monkeypatch):
     monkeypatch.undo()
     assert published.in_package(packaged).name == "__init__.py"
     assert published.in_package(packaged._replace(package="absent_package")) is None
+
+
+def test_reference_method_of_published_files(cache, caplog, monkeypatch):
+    """Reports used to state an unknown level of theory."""
+    packed = Path(__file__).with_name("files") / "nequix_indexed.nqx.xz"
+    file = cache / "nequix-mp-1" / "nequix-mp-1.nqx"
+    file.parent.mkdir()
+    file.write_bytes(lzma.decompress(packed.read_bytes()))
+    monkeypatch.setattr(published, "_logged", set())
+    statistics = load_force_field("nequix-mp-1").metadata["statistics"]
+    method = published_list.find("nequix-mp-1").method
+    assert statistics == {"elements": [1, 6, 8], "level_of_theory": method}
+    assert "license MIT; cite Koker et al." in caplog.text
 
 
 def test_task(cache, tmp_path, capsys):

@@ -69,7 +69,7 @@ def faulty(tmp_path, monkeypatch):
     (tmp_path / "program.py").write_text(PROGRAM)
     monkeypatch.setattr(process, "_PROGRAM", tmp_path / "program.py")
     monkeypatch.setattr(process, "SECONDS", 1.0)
-    monkeypatch.setattr(files, "_SECONDS", 1.0)
+    monkeypatch.setattr(files, "SECONDS", 1.0)
     parsers = process.ParserProcess()
     monkeypatch.setattr(files, "PARSERS", parsers)
     monkeypatch.setattr(molecules, "PARSERS", parsers)
