@@ -63,7 +63,6 @@ ALLEGRO = {
 PACE = {"num_features": 32, "num_layers": 2, "num_radial": 8, "feature_degree": 2}
 EQUIFORMER = {"num_features": 128, "num_layers": 4, "num_radial": 32, "num_heads": 4}
 FAENET = {"num_features": 128, "num_layers": 4, "num_radial": 50}
-TABLE = {"element_features": "table"}  # as in peers/run_faenet.py
 DIMENETPP = {"num_features": 128, "num_layers": 4, "num_radial": 6, "max_degree": 6}
 COMENET = {"num_features": 256, "num_layers": 4, "num_radial": 3, "max_degree": 1}
 COMPILED = {"compiled": True}  # torch.compile, in the mode of the package
@@ -114,7 +113,7 @@ CASES = (
     Case("pyg/dimenetpp", "pyg", "dimenetpp", DIMENETPP),
     Case("ours/dimenetpp", OURS, "dimenetpp", DIMENETPP, "pyg/dimenetpp"),
     Case("faenet/faenet", "faenet", "faenet", FAENET),
-    Case("ours/faenet", OURS, "faenet", FAENET | TABLE, "faenet/faenet"),
+    Case("ours/faenet", OURS, "faenet", FAENET, "faenet/faenet"),
     # the authors' code of these models is not on a package registry
     Case("ours/pace", OURS, "pace", PACE | NEIGHBORS),
     Case("ours/equiformer", OURS, "equiformer", EQUIFORMER),

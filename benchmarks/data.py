@@ -12,7 +12,8 @@ neighbor lists does not depend on the chemistry. vesin and matscipy are measured
 
 `compare` converts the first structures of data files with another checkout of mlip_jax and with this
 one in turn, each in a new process. The time is the CPU time of the conversion and of all its
-processes, without the imports of the first.
+processes, without the imports of the first. With --in_worker it is that of a worker process which has
+started, as for most records of a large data set.
 """
 
 from __future__ import annotations
@@ -54,13 +55,21 @@ from mlip_jax.datasets.store.shard_conversion import ShardJob, convert_shard
 assert sys.modules["mlip_jax"].__file__.startswith(checkout)
 seconds = lambda: sum(os.times()[:4])
 spec, start = ConversionSpec(path, reader), seconds()
+in_worker, records = records.startswith("worker"), records.removeprefix("worker")
+if in_worker:
+    from mlip_jax import workers
+    getattr(workers, "set_isolated", lambda: None)()
 if records == "all":
     convert(spec, folder, num_processes=1, reject_invalid=False, progress=False)
 else:
     os.makedirs(folder + "/shards")
     with open_data(path, reader) as source:
-        job = ShardJob(spec, __import__("pathlib").Path(folder), 0, 0, min(int(records), len(source)))
-        convert_shard(job, source)
+        target = __import__("pathlib").Path(folder)
+        if in_worker:  # the imports of a worker do not count
+            convert_shard(ShardJob(spec, target, 0, 0, 2), source)
+            os.remove(folder + "/shards/00000.json")
+            start = seconds()
+        convert_shard(ShardJob(spec, target, 1, 0, min(int(records), len(source))), source)
 for path in glob.glob("/proc/[0-9]*/stat"):
     with contextlib.suppress(OSError):  # other processes end
         pid, _, rest = open(path).read().partition(" (")
@@ -141,12 +150,16 @@ def run_convert(folder: Path, repeats: int) -> None:
     )
 
 
-def run_compare(folder: Path, repeats: int, old: Path, data: list[str], records: int) -> None:
+def run_compare(
+    folder: Path, repeats: int, old: Path, data: list[str], records: int, in_worker: bool
+) -> None:
     """Compare the rates of conversion of another checkout with those of this one."""
     checkouts = {"old": old.absolute(), "new": Path(__file__).absolute().parents[1]}
     for reader, _, path in (each.partition("=") for each in data):
-        count, file = str(records), Path(path).absolute()
-        if file.suffix == ".hdf5":  # convert all of a smaller file, so that workers count
+        count, file = f"{'worker' * in_worker}{records}", Path(path).absolute()
+        if (
+            file.suffix == ".hdf5" and not in_worker
+        ):  # convert all of a smaller file, so that workers count
             count, file = "all", _first_groups(file, folder / file.name, records)
         rates = {name: [] for name in checkouts}
         for k in range(repeats):
@@ -425,6 +438,9 @@ def main() -> None:
     parser.add_argument("--old", type=Path, help="another checkout, for `compare`")
     parser.add_argument("--data", nargs="+", default=[], help="READER=PATH, for `compare`")
     parser.add_argument("--records", type=int, default=1000, help="records of each, for `compare`")
+    parser.add_argument(
+        "--in_worker", action="store_true", help="time of a worker without its start, for `compare`"
+    )
     arguments = parser.parse_args()
     print(describe(PACKAGES))
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
@@ -432,7 +448,12 @@ def main() -> None:
             run_memory(Path(folder), arguments.atoms)
         elif arguments.part == "compare":
             run_compare(
-                Path(folder), arguments.repeats, arguments.old, arguments.data, arguments.records
+                Path(folder),
+                arguments.repeats,
+                arguments.old,
+                arguments.data,
+                arguments.records,
+                arguments.in_worker,
             )
         else:
             {"convert": run_convert, "neighbors": run_neighbors, "input": run_input}[

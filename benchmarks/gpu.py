@@ -7,7 +7,9 @@
 The molecules are 60 drugs with 20 to 59 atoms (drugs.smi), embedded by RDKit. Training steps are
 those of a run, with forces and Adam, of untrained models; every batch size is a separate
 compilation, which is not part of the rate. Relaxations and dynamics are those of the force field
-of the package. A row ends with what failed, such as the memory of the device, and the next follows.
+of the package. On a GPU, rows "fused kernels" are PaiNN with its Pallas kernels
+(MLIP_JAX_FUSED_KERNELS), whose forces are compared with the usual ones. A row ends with what
+failed, such as the memory of the device, and the next follows.
 
 SchNetPack trains its PaiNN of the same size on the same molecules in the same batches. torch-sim
 relaxes the same molecules with an untrained PaiNN of SchNetPack, so only the rates of steps can be
@@ -43,8 +45,9 @@ from mlip_jax.graphs.batch import build_batch
 from mlip_jax.graphs.neighbor_slots import add_neighbor_slots, choose_capacity
 from mlip_jax.graphs.padding import choose_budget, graph_sizes
 from mlip_jax.importers import load_force_field
-from mlip_jax.potential import example_graph
+from mlip_jax.potential import evaluate, example_graph
 from mlip_jax.structure import Structure
+from mlip_jax.target_device import fused_kernels, target_platform
 from mlip_jax.training import optimizer
 from mlip_jax.training.objectives import ForceField
 from mlip_jax.training.step import Trainer
@@ -168,6 +171,45 @@ def dynamics(force_field, atoms: Atoms, replicas: int, seconds: float) -> dict[s
     }
 
 
+def with_fused_kernels(measure: Callable):
+    """Return a measurement of programs that are traced with the Pallas kernels of PaiNN."""
+    jax.clear_caches()
+    with fused_kernels(True):
+        found = measure()
+    jax.clear_caches()
+    return found
+
+
+def fused_rows(molecules, batches, seconds) -> Iterator[tuple[str, Callable]]:
+    """Yield name and measurement of the rows of PaiNN with Pallas kernels."""
+    yield "fused kernels: forces of painn", lambda: fused_error(molecules)
+    for batch in batches:
+        name = f"fused kernels: training painn, batch {batch}"
+        yield (
+            name,
+            lambda b=batch: with_fused_kernels(lambda: training("painn", molecules, b, seconds)),
+        )
+
+
+def fused_error(molecules: Sequence[Atoms]) -> dict[str, float]:
+    """Compare forces with and without the kernels, of an untrained model and a batch."""
+    model = models.create("painn", zero_init=False, **OPTIONS["painn"])
+    columns = columns_of(copies(molecules, 16))
+    sizes = graph_sizes(columns, model.cutoff)
+    graph = build_batch(columns, choose_budget(sizes, 16), model.cutoff)
+    capacity = int(np.bincount(graph.receivers[: int(sizes.n_edge.sum())]).max())
+    params = jax.jit(model.init)(jax.random.key(0), example_graph())
+
+    def forces(params, graph):
+        return evaluate(model, params, add_neighbor_slots(graph, capacity), 1.0).forces
+
+    plain = np.asarray(jax.jit(forces)(params, graph))
+    fused = with_fused_kernels(lambda: np.asarray(jax.jit(forces)(params, graph)))
+    return {
+        "largest error / largest force": float(np.abs(fused - plain).max() / np.abs(plain).max())
+    }
+
+
 def write_work(path: Path, molecules: Sequence[Atoms]) -> None:
     """Write the molecules in the format of benchmarks/peers/measure.py."""
     lengths = [len(atoms) for atoms in molecules]
@@ -276,6 +318,8 @@ def main(argv: list[str] | None = None) -> int:
                     lambda n=name, b=batch: training(n, molecules, b, seconds),
                 )
             )
+    if target_platform() == "gpu" and "painn" in options.models.split(","):
+        rows += fused_rows(molecules, batches, seconds)
     field = load_force_field(options.force_field) if options.relaxations or replicas else None
     if count := options.relaxations:
         rows.append((f"{count} relaxations", lambda: relaxation(field, molecules, count)))

@@ -123,7 +123,7 @@ class FullBatch:
     """Parts of an iteration on a full batch of molecules of one size, compiled separately."""
 
     def __init__(self, relaxer: Relaxer, force_field: Potential, molecules: list, size: int):
-        (pool,) = (p for key, p in relaxer._pools.items() if key[1] == size)
+        (pool,) = (p for key, p in relaxer.pools.items() if key[1] == size)
         self._budget, self._potential, self._pool = pool._budgets[-1], force_field, pool
         chosen = [atoms for atoms in molecules if slot_size(len(atoms)) == size][: pool._slots]
         self._slots = slot_graphs.Slots(

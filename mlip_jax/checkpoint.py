@@ -291,7 +291,7 @@ class CheckpointStore:
         steps = self.steps()
         for step in reversed(steps):
             try:
-                return self._read(step)
+                return self.read_step(step)
             except Exception as error:  # orbax raises various types for a corrupted file
                 self._corrupted.add(step)
                 log.warning(
@@ -308,7 +308,7 @@ class CheckpointStore:
             )
         return None
 
-    def _read(self, step: int) -> Restored:
+    def read_step(self, step: int) -> Restored:
         """Read a checkpoint and verify its checksum."""
         folder = self.directory / str(step)
         if not folder.exists():  # a run is replacing it, or ended while replacing it

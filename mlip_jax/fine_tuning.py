@@ -100,7 +100,7 @@ def reference_energies(
             "the initial force field was not trained on %s",
             ", ".join(chemical_symbols[z] for z in unknown),
         )
-    columns = _fit_sample(train, elements, seed)
+    columns = fit_sample(train, elements, seed)
     # `initial` must accept the new elements; the fit corrects their energies
     extended = dataclasses.replace(
         initial, elements=tuple(sorted({*initial.elements, *elements.tolist()}))
@@ -110,7 +110,7 @@ def reference_energies(
     return initial.reference_energies + fit.solve()
 
 
-def _fit_sample(train: Split, elements: np.ndarray, seed: int) -> Columns:
+def fit_sample(train: Split, elements: np.ndarray, seed: int) -> Columns:
     """Return random structures with known energies that together contain all elements."""
     columns = train.sample(_MAX_FIT_STRUCTURES, seed).columns(labels_only=True)
     labelled = np.isfinite(columns.energy)

@@ -43,10 +43,10 @@ def main() -> None:
     from mlip_jax.cli import flags
 
     sys.argv[:] = flags.define(sys.argv)  # a sweep passes sys.argv to its variants
-    app.run(_main, flags_parser=lambda args: flags.parse(args, __doc__))
+    app.run(run_command, flags_parser=lambda args: flags.parse(args, __doc__))
 
 
-def _main(arguments: list[str]) -> None:
+def run_command(arguments: list[str]) -> None:
     """Run the task and convert its errors to messages and exit codes."""
     from absl.flags import FLAGS
 

@@ -43,7 +43,8 @@ def uses_fused_kernels() -> bool:
     chosen = _fused.get()
     if chosen is not None:
         return chosen
-    return target_platform() == "gpu" and os.environ.get("MLIP_JAX_FUSED_KERNELS", "0") == "1"
+    wanted = os.environ.get("MLIP_JAX_FUSED_KERNELS", "0") == "1"
+    return wanted and target_platform() == "gpu" and not is_portable()
 
 
 @contextlib.contextmanager

@@ -379,7 +379,7 @@ def test_background_saves_do_not_block_the_caller(store, monkeypatch):
     )
     assert_is_of_step(store.restore(), 2)
     with contextlib.closing(CheckpointStore(store.directory, read_only=True)) as reader:
-        assert reader._read(1).metadata["nested"] == {"value": 1}
+        assert reader.read_step(1).metadata["nested"] == {"value": 1}
 
 
 def test_reading_waits_for_the_running_save(store, monkeypatch):

@@ -22,7 +22,7 @@ def claim(folder):
 
 
 def lock_conversion(folder):
-    with conversion._lock_folder(folder):
+    with conversion.lock_folder(folder):
         pass
 
 

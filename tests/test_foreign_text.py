@@ -57,7 +57,7 @@ def test_a_table_returns_its_smiles(tmp_path, smiles):
 @pytest.mark.parametrize("text", HOSTILE)
 def test_names_stay_within_their_records(text):
     """Detects names that begin new rows, frames, entries or fields, or are run."""
-    line = journal.encode_line([journal._cell(text)]).decode()
+    line = journal.encode_line([journal.encode_cell(text)]).decode()
     ((cell,),) = csv.reader(io.StringIO(line))
     assert cell == to_cell(one_line(text)) and cell[:1] not in "=+-@\t\r"
     frame = outputs.frame(Atoms("H"), {"name": text}, 1.0).decode()
@@ -76,7 +76,7 @@ def test_entries_of_sdf_files_contain_their_names(text):
     record = MoleculeRecord(0, text, text, record.atoms, bonds=record.bonds)
     result = Relaxation(record.atoms, "converged")
     entries = Chem.SDMolSupplier()
-    entries.SetData(outputs._mol_block(record, result).decode() * 2)
+    entries.SetData(outputs.mol_block(record, result).decode() * 2)
     assert len(entries) == 2
     assert entries[1].GetProp("status") == "converged"
     assert entries[0].GetProp("index") == "0"

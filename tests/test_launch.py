@@ -176,7 +176,7 @@ def test_local_reports_the_failed_process_and_ends_the_others(workplace, monkeyp
     script, text = workplace / "local.sh", (LAUNCH / "local.sh").read_text()
     grace = re.search(r"GRACE_FAILED=(\d+)", text)
     # otherwise the other processes end before they report which process has died
-    assert int(grace[1]) > distributed._CAUSE_SECONDS
+    assert int(grace[1]) > distributed.CAUSE_SECONDS
     script.write_text(text.replace(grace[0], "GRACE_FAILED=1"))
     begin = time.monotonic()
     done = subprocess.run(

@@ -178,8 +178,8 @@ def md(name: str, atoms: int = 60, molecules: int = 1) -> Program:
     from mlip_jax.simulation.dynamics.md import MolecularDynamics
 
     md = MolecularDynamics(_molecules(molecules, atoms), _potential(name), ensemble="langevin")
-    [batch] = md._batches
-    loop, capacity, compiled = batch._program.loop, batch._capacity, batch._program
+    [batch] = md.batches
+    loop, capacity, compiled = batch._program.loop, batch.capacity, batch._program
     key = jax.eval_shape(lambda: jax.random.key(0))
     inputs = StepInputs(
         shapes(compiled._params), shapes(compiled._particles), key, shapes(compiled._timestep)
@@ -198,7 +198,7 @@ def calc(name: str, atoms: int = 30) -> Program:
     from mlip_jax.simulation.calculators.calculator import MLIPCalculator
     from mlip_jax.simulation.calculators.padded import centered
 
-    field = MLIPCalculator(_potential(name))._compiled
+    field = MLIPCalculator(_potential(name)).compiled
     structure = _molecules(1, atoms)[0]
     bucket, (floats, ints) = field.pack(structure, centered(structure))
     leaves, tree = jax.tree.flatten(field.params())

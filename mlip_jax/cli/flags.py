@@ -31,7 +31,7 @@ def define(args: Sequence[str]) -> list[str]:
     Returns:
       The command line in its long form; see `subcommands.expand`.
     """
-    _define_common()
+    define_common_flags()
     try:
         args = expand(args)
     except (TypeError, ValueError) as error:
@@ -47,7 +47,7 @@ def define(args: Sequence[str]) -> list[str]:
     return args
 
 
-def _define_common() -> None:
+def define_common_flags() -> None:
     """Define the flags except --config."""
     flags.DEFINE_string(
         "workdir",
@@ -104,7 +104,7 @@ def parse(args: Sequence[str], about: str) -> list[str]:
       The program and the arguments that are not flags.
     """
     try:
-        _show_help(args[1:], about)
+        show_help(args[1:], about)
         if not any(a.lstrip("-").partition("=")[0] == "config" for a in args[1:]):
             raise ConfigError(
                 "no config is given. Give its name first, as in `mlip-jax spice`. Known: "
@@ -134,12 +134,12 @@ def parse(args: Sequence[str], about: str) -> list[str]:
                 "error: the options of a reader are one field. Write "
                 '--config.data.reader_options="NAME=VALUE; NAME=VALUE".'
             )
-        sys.exit(f"error: {_error_text(error, args)}")
+        sys.exit(f"error: {error_text(error, args)}")
     except flags.Error as error:
         sys.exit(f"error: {error}\nRun with --help for the flags.")
 
 
-def _error_text(error: Exception, args: Sequence[str]) -> str:
+def error_text(error: Exception, args: Sequence[str]) -> str:
     """Return the text of an error. If a flag names an unknown field, state the whole field."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     # the text of a KeyError is the repr of its argument, with ml_collections even twice
@@ -300,7 +300,7 @@ def _find_existing(config_file: str) -> str:
     return path
 
 
-def _show_help(args: Sequence[str], about: str) -> None:
+def show_help(args: Sequence[str], about: str) -> None:
     """Print the help and exit, if --help is among the arguments.
 
     With --config this is the help of that config, otherwise that of the command.

@@ -37,6 +37,7 @@ HDF5_ERRORS = (
 )
 _HARD, _VIRTUAL, _CONTIGUOUS = h5py.h5l.TYPE_HARD, h5py.h5d.VIRTUAL, h5py.h5d.CONTIGUOUS
 
+_TEXT = h5py.string_dtype()
 _MANY_VALUES = 100_000  # larger arrays are checked for chunks without values
 
 
@@ -250,6 +251,12 @@ def _attribute(id: Any, name: str) -> str:
     if not h5py.h5a.exists(id, encoded):
         return ""
     attribute = h5py.h5a.open(id, encoded)
+    try:  # the usual case; shape and type take as long as the rest
+        value = np.empty((), _TEXT)
+        attribute.read(value)
+        return value.item().decode("utf-8", "replace")
+    except (TypeError, OSError, AttributeError):
+        pass
     shape = attribute.shape
     if shape is None or math.prod(shape) != 1:
         return ""

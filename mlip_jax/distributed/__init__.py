@@ -76,7 +76,7 @@ EXIT_PEER_FAILED = 76
 # a checkpoint.
 _STOP_SECONDS = 60
 # Maximum time after a failed collective until it is known which process has ended. JAX takes 11 s.
-_CAUSE_SECONDS = 13.0
+CAUSE_SECONDS = 13.0
 # Maximum size of a message in the key-value store, which takes seconds for megabytes.
 _SMALL_BYTES = 65_536
 _RERUN = "Rerun the same command to resume from the last checkpoint."
@@ -295,7 +295,7 @@ def _abandon(error: BaseException) -> None:
     if _coordination is None:
         return
     if failed_peer_message(error):
-        time.sleep(_CAUSE_SECONDS)  # until `_end_process` ends this process with the cause
+        time.sleep(CAUSE_SECONDS)  # until `_end_process` ends this process with the cause
     _coordination.fail(_describe(error))
     _leave_at_exit(error)
 

@@ -17,12 +17,12 @@ import numpy as np
 from mlip_jax import limits
 from mlip_jax.graphs.long_range import find_lattice_obstacle, in_cells
 
-# _DENSE_LIMIT: number of atoms above which a k-d tree is faster than the dense distance matrix.
-_DENSE_LIMIT = 160
-# _TREE_LIMIT: the same for long-range lists, in which most pairs are close.
-_TREE_LIMIT = 4000
-# _BLOCK: size (rows times columns) of the blocks of the distance matrix for long-range lists.
-_BLOCK = 1 << 18
+# DENSE_LIMIT: number of atoms above which a k-d tree is faster than the dense distance matrix.
+DENSE_LIMIT = 160
+# TREE_LIMIT: the same for long-range lists, in which most pairs are close.
+TREE_LIMIT = 4000
+# BLOCK: size (rows times columns) of the blocks of the distance matrix for long-range lists.
+BLOCK = 1 << 18
 
 
 class Neighbors(NamedTuple):
@@ -67,9 +67,9 @@ def neighbor_list(
         raise ValueError("positions contain NaN or infinite values: cannot build a neighbor list")
     if pbc is not None and np.any(pbc):
         return _periodic(positions, cutoff, np.asarray(cell, np.float64), np.asarray(pbc, bool))
-    if len(positions) <= _DENSE_LIMIT:
-        return _dense(positions, cutoff)
-    return _tree(positions, cutoff)
+    if len(positions) <= DENSE_LIMIT:
+        return dense_list(positions, cutoff)
+    return tree_list(positions, cutoff)
 
 
 def count_edges(positions: np.ndarray, cutoff: float, cell=None, pbc=None) -> int:
@@ -77,7 +77,7 @@ def count_edges(positions: np.ndarray, cutoff: float, cell=None, pbc=None) -> in
 
     For small open structures this is faster than building the list.
     """
-    if (pbc is not None and np.any(pbc)) or len(positions) > _DENSE_LIMIT:
+    if (pbc is not None and np.any(pbc)) or len(positions) > DENSE_LIMIT:
         return len(neighbor_list(positions, cutoff, cell, pbc).senders)
     return int(
         (_squared_distances(np.asarray(positions, np.float64)) < cutoff * cutoff).sum()
@@ -116,16 +116,16 @@ def long_range_list(
         )
     if np.isinf(cutoff):
         return *_all_pairs(len(positions)), None
-    if len(positions) <= _DENSE_LIMIT:
-        return *_select_close(positions, cutoff), None
-    if len(positions) <= _TREE_LIMIT:
-        return *_dense_half(positions, cutoff), None
-    return *_tree_half(positions, cutoff), None
+    if len(positions) <= DENSE_LIMIT:
+        return *select_close_pairs(positions, cutoff), None
+    if len(positions) <= TREE_LIMIT:
+        return *dense_pairs(positions, cutoff), None
+    return *tree_pairs(positions, cutoff), None
 
 
 def _all_pairs(n: int) -> tuple[np.ndarray, np.ndarray]:
     """Return receivers and senders of all pairs i < j, int32."""
-    return _cached_pairs(n) if n <= _DENSE_LIMIT else _build_pairs(n)
+    return _cached_pairs(n) if n <= DENSE_LIMIT else _build_pairs(n)
 
 
 def _build_pairs(n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -146,7 +146,7 @@ def _cached_pairs(n: int) -> tuple[np.ndarray, np.ndarray]:
     return pairs
 
 
-def _select_close(positions: np.ndarray, cutoff: float) -> tuple[np.ndarray, np.ndarray]:
+def select_close_pairs(positions: np.ndarray, cutoff: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the close pairs of a small open structure."""
     i, j = _cached_pairs(len(positions))
     x = np.ascontiguousarray(positions.T)
@@ -154,12 +154,12 @@ def _select_close(positions: np.ndarray, cutoff: float) -> tuple[np.ndarray, np.
     return (i, j) if close.all() else (i[close], j[close])
 
 
-def _dense_half(positions: np.ndarray, cutoff: float) -> tuple[np.ndarray, np.ndarray]:
+def dense_pairs(positions: np.ndarray, cutoff: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the close pairs of an open structure by distance matrices in blocks of rows."""
     n, x = len(positions), np.ascontiguousarray(positions.T)
     receivers, senders, start = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)], 0
     while start < n - 1:
-        stop = min(n - 1, start + max(1, _BLOCK // (n - start)))
+        stop = min(n - 1, start + max(1, BLOCK // (n - start)))
         d = x[:, start:stop, None] - x[:, None, start + 1 :]
         row, column = np.divmod(
             np.flatnonzero(_squares(d) < cutoff * cutoff).astype(np.int32), n - start - 1
@@ -197,7 +197,7 @@ def _pairs_of(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return row, column, column * np.int32(n) + row
 
 
-def _dense(positions: np.ndarray, cutoff: float) -> Neighbors:
+def dense_list(positions: np.ndarray, cutoff: float) -> Neighbors:
     n = len(positions)
     close = _squared_distances(positions) < cutoff * cutoff
     close.ravel()[:: n + 1] = False  # an atom is not its own neighbor
@@ -211,7 +211,7 @@ def _dense(positions: np.ndarray, cutoff: float) -> Neighbors:
     return Neighbors(receivers, senders, None, np.concatenate([forward.astype(np.int32), reverse]))
 
 
-def _tree(positions: np.ndarray, cutoff: float) -> Neighbors:
+def tree_list(positions: np.ndarray, cutoff: float) -> Neighbors:
     n = len(positions)
     i, j = (a.astype(np.int64) for a in _close_pairs(positions, cutoff))
     receivers, senders = (
@@ -220,7 +220,7 @@ def _tree(positions: np.ndarray, cutoff: float) -> Neighbors:
     return Neighbors(receivers, senders, None, _pair_order_open(receivers, senders, n))
 
 
-def _tree_half(positions: np.ndarray, cutoff: float) -> tuple[np.ndarray, np.ndarray]:
+def tree_pairs(positions: np.ndarray, cutoff: float) -> tuple[np.ndarray, np.ndarray]:
     i, j = _close_pairs(positions, cutoff)
     return tuple(
         a.astype(np.int32) for a in np.divmod(np.sort(i * len(positions) + j), len(positions))
@@ -268,7 +268,7 @@ def _periodic_half(positions, cutoff, cell, pbc) -> tuple[np.ndarray, np.ndarray
         raise ValueError(
             f"pbc is {pbc.tolist()} but a periodic direction has no lattice vector: {cell.tolist()}"
         )
-    full = _completed_cell(cell, pbc)
+    full = completed_cell(cell, pbc)
     if abs(np.linalg.det(full)) < 1e-9:
         raise ValueError(f"the lattice vectors are coplanar and span no cell: {cell.tolist()}")
     inverse = np.linalg.inv(full)
@@ -315,7 +315,7 @@ def _image_pairs(wrapped, images, full, cutoff):
     return receivers[keep], senders[keep], images[image[keep]]
 
 
-def _completed_cell(cell, pbc):
+def completed_cell(cell, pbc):
     """Return the cell with orthonormal vectors in the directions that are not periodic."""
     full = np.array(cell)
     if not pbc.all():

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
 import inspect
@@ -44,7 +45,16 @@ def load(name: str, modality: str | None = None, head: str | None = None) -> Pot
         method = f"{entry.method}; " if entry.method else ""
         log.warning("force field %s: %s%s", entry.name, method, terms_of_use(entry))
         _logged.add(entry.name)
-    return read(path, **options)
+    return _with_method(read(path, **options), modality or entry.method)
+
+
+def _with_method(potential: Potential, method: str | None) -> Potential:
+    """Return the force field with its reference method, which reports state."""
+    statistics = potential.metadata.get("statistics", {})
+    if not method or statistics.get("level_of_theory"):
+        return potential
+    statistics = {**statistics, "level_of_theory": method}
+    return dataclasses.replace(potential, metadata={**potential.metadata, "statistics": statistics})
 
 
 def locate(entry: PublishedForceField) -> Path:
@@ -56,7 +66,7 @@ def locate(entry: PublishedForceField) -> Path:
     """
     name = Path(entry.url or entry.file).name
     cached = cache_folder() / entry.name / name
-    path = cached if cached.is_file() else _in_package(entry)
+    path = cached if cached.is_file() else in_package(entry)
     if path is not None:
         if entry.sha256 and checksum(path) != entry.sha256:
             raise WeightsError(
@@ -83,7 +93,7 @@ def own_folder(name: str) -> Path | None:
     return locate(entry).parent if entry.package == __package__.partition(".")[0] else None
 
 
-def _in_package(entry: PublishedForceField) -> Path | None:
+def in_package(entry: PublishedForceField) -> Path | None:
     """Return the file in an installed package, without importing the package; None if not there."""
     spec = importlib.util.find_spec(entry.package) if entry.package else None
     folders = spec.submodule_search_locations if spec else None

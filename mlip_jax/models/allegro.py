@@ -151,7 +151,7 @@ class Model(nn.Module):
         readout = FactoredMLP(tuple(self.energy_widths), 1, self.zero_init, name="readout")
         energies = segment_sum(readout(latents).value()[:, 0], edge.receivers, len(types))
         energies = energies * norm * float(np.sqrt(0.5))
-        energies = self._scaled(energies, numbers)
+        energies = self._apply_scale(energies, numbers)
         every_degree = [latents[-1].value()] * (self.max_degree + 1)
         features = environments(every_degree, harmonics, edge, len(types)) * norm[:, None, None]
         return AtomOutputs(energies, features[:, None])
@@ -173,7 +173,7 @@ class Model(nn.Module):
                     f"{len(value)}"
                 )
 
-    def _scaled(self, energies, numbers):
+    def _apply_scale(self, energies, numbers):
         """Apply scale and shift of the elements."""
         size = (MAX_ATOMIC_NUMBER + 1,)
         if self.learned_scale:

@@ -173,7 +173,7 @@ class BatchPredictor:
             return
         columns = _centered(columns)
         sizes = graph_sizes(columns, cutoff, long_range)
-        budget = self._fitting_budget(columns, sizes, cutoff, long_range, growing, group, arrays)
+        budget = self.fitting_budget(columns, sizes, cutoff, long_range, growing, group, arrays)
         pending: collections.deque = collections.deque()
 
         def collect():
@@ -210,7 +210,7 @@ class BatchPredictor:
             arrays[k].distance is not None,
         )
 
-    def _fitting_budget(self, columns, sizes, cutoff, long_range, growing, group, arrays):
+    def fitting_budget(self, columns, sizes, cutoff, long_range, growing, group, arrays):
         """Return a budget whose programs fit into the memory of the device.
 
         Later calls have smaller batches, too. A batch of one structure is tried in any case.

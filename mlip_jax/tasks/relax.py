@@ -71,7 +71,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
         with distributed.report_end(
             "stopped; finished molecules are saved. Rerun the same command to resume."
         ):
-            _relax_share(config, workdir / PARTS, relaxer, total)
+            relax_share(config, workdir / PARTS, relaxer, total)
             distributed.barrier("relaxed")
             if not distributed.leader():
                 return workdir / "report.html"
@@ -131,7 +131,7 @@ def _relaxer(config, potential: Potential) -> Relaxer:
     )
 
 
-def _relax_share(config, folder: Path, relaxer, total: int) -> None:
+def relax_share(config, folder: Path, relaxer, total: int) -> None:
     """Relax the molecules in the share of this process that no process has relaxed yet."""
     layout = _layout(config)
     with Journal(folder, distributed.index(), layout) as journal:

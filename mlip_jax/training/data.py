@@ -143,7 +143,7 @@ class Batches:
     @property
     def per_device(self) -> int:
         """Number of micro-batches per device and step, K. The last ones may be empty."""
-        return -(-self._num_micro_batches // self._total_devices)
+        return -(-self.num_micro_batches // self._total_devices)
 
     @property
     def _total_devices(self) -> int:
@@ -151,7 +151,7 @@ class Batches:
         return self.num_devices * self.num_hosts
 
     @property
-    def _num_micro_batches(self) -> int:
+    def num_micro_batches(self) -> int:
         """Number of micro-batches per step over all devices."""
         return self.micro_batches or self._total_devices
 
@@ -166,14 +166,14 @@ class Batches:
           seed: Seed of the order.
           state: State of an earlier stream to resume from.
         """
-        size = self._window_size(split, self._num_micro_batches)
+        size = self.window_size(split, self.num_micro_batches)
         per_epoch = -(-len(split) // size)
         shuffle = Shuffle(len(split), seed * 1_000_003)
 
         def window(number):
             epoch, w = divmod(number, per_epoch)
             members = shuffle.window(epoch, w * size, (w + 1) * size)
-            plans = self._plan(split, members, self._num_micro_batches)
+            plans = self._plan(split, members, self.num_micro_batches)
             return [
                 plan._replace(epoch=epoch, progress=(w + (i + 1) / len(plans)) / per_epoch)
                 for i, plan in enumerate(plans)
@@ -183,7 +183,7 @@ class Batches:
 
     def in_order(self, split: Split) -> Stream:
         """Return a stream of (plan, batch with leading axis (D,)) with every structure once."""
-        size = self._window_size(split, self._total_devices)
+        size = self.window_size(split, self._total_devices)
 
         def window(number):
             members = np.arange(number * size, min((number + 1) * size, len(split)))
@@ -214,8 +214,8 @@ class Batches:
 
     def steps_per_epoch(self, split: Split, max_structures: int = 20_000) -> float:
         """Estimate the number of steps per epoch from a plan of at most `max_structures`."""
-        per_step = self._num_micro_batches
-        size = self._window_size(split, per_step)
+        per_step = self.num_micro_batches
+        size = self.window_size(split, per_step)
         whole = len(split) <= max_structures or size <= max_structures
         count = min(len(split), max_structures)
         if count < len(split) and whole:
@@ -230,7 +230,7 @@ class Batches:
             steps = len(plan_buckets(order, split.sizes, self.budgets)) / per_step
         return steps * len(split) / max(count, 1)
 
-    def _window_size(self, split: Split, per_step: int) -> int:
+    def window_size(self, split: Split, per_step: int) -> int:
         """Return the number of structures that are planned together."""
         return max(_WINDOW, _WINDOW_STEPS * per_step * (self.budgets[0].n_graph - 1))
 

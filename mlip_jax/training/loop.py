@@ -6,7 +6,7 @@ One iteration of the loop (`TrainingLoop._steps`):
    bucket and end at the next step that logs, validates or saves.
 2. Dispatch these steps to the devices (`Trainer.train`). This returns before they are done.
 3. Read the results of earlier dispatches (`_process_results`): log a line, note a stop request, or
-   handle a non-finite loss. At most `_AHEAD` results stay unread, none before a validation or a
+   handle a non-finite loss. At most `AHEAD` results stay unread, none before a validation or a
    checkpoint.
 4. Validate every `valid_every` steps (`_validate`): save the best parameters, and reduce the
    learning rate on a plateau.
@@ -46,7 +46,7 @@ from mlip_jax.training.trace import Trace
 log = logging.getLogger(__name__)
 
 # Maximum number of dispatches whose results have not been read.
-_AHEAD = 2
+AHEAD = 2
 
 
 @dataclasses.dataclass
@@ -141,7 +141,7 @@ class TrainingLoop:
         self._stop_requested = False
         state, progress = self._start(restored)
         # must be identical on all processes; otherwise they would stop at different steps
-        self._ahead = distributed.broadcast(0 if self.trainer.oversubscribed else _AHEAD)
+        self._ahead = distributed.broadcast(0 if self.trainer.oversubscribed else AHEAD)
         self._start_time = time.monotonic() - progress.seconds
         self._nonfinite = NonFinite(self.options.on_nonfinite, self.train, self.workdir)
         with contextlib.ExitStack() as stack:

@@ -58,7 +58,7 @@ def test_one_interrupt_prints_one_message(lines, monkeypatch, message):
     monkeypatch.setattr(main, "_dispatch", interrupted)
     monkeypatch.setattr(console, "log_to_console", lambda: None)
     with pytest.raises(SystemExit) as ended:
-        main._main([])
+        main.run_command([])
     assert ended.value.code == distributed.EXIT_REQUEUE
     (line,) = lines()
     assert (message or "interrupted; rerun") in line

@@ -57,10 +57,10 @@ def test_errors_contain_the_config():
 )
 def test_the_command_prints_the_help_and_exits(arguments, capsys):
     with pytest.raises(SystemExit) as end:
-        flags._show_help(arguments, "")
+        flags.show_help(arguments, "")
     assert end.value.code == 0 and "  timestep = " in capsys.readouterr().out
     # without a request nothing is printed, and the run begins
-    flags._show_help(["--config=configs/md.py"], "")
+    flags.show_help(["--config=configs/md.py"], "")
     assert not capsys.readouterr().out
 
 

@@ -13,7 +13,7 @@ from mlip_jax.sweeps.overrides import override
 @pytest.fixture(scope="module", autouse=True)
 def defined():
     if "workdir" not in absl_flags.FLAGS:
-        flags._define_common()
+        flags.define_common_flags()
 
 
 def short(text):
@@ -72,11 +72,11 @@ def test_an_unknown_field_is_named_with_its_path():
     with pytest.raises(AttributeError) as unknown:
         train.num_stesp  # noqa: B018
     args = ["mlip-jax", "--config=spice", "--config.train.num_stesp=5"]
-    text = flags._error_text(unknown.value, args)
+    text = flags.error_text(unknown.value, args)
     assert text.startswith("unknown field 'train.num_stesp' of the config. Did you mean")
-    assert flags._error_text(KeyError("seed"), args) == "seed"
+    assert flags.error_text(KeyError("seed"), args) == "seed"
     args = ["mlip-jax", "--config=spice", "--config.model.num_features=5"]
-    assert "model.options.NAME" in flags._error_text(KeyError("num_features"), args)
+    assert "model.options.NAME" in flags.error_text(KeyError("num_features"), args)
 
 
 def test_the_config_is_required_and_its_names_are_listed():

@@ -150,7 +150,7 @@ def test_runs_refuse_stores_without_usable_stresses():
         manifest = {"problems": [], "properties": {}, "source": {"path": "a.xyz"}} | manifest
         store = SimpleNamespace(path="stores/a", manifest=manifest, chunks=lambda _: iter(()))
         data, train = SimpleNamespace(store=store), SimpleNamespace(indices=np.arange(0))
-        preparation._check_stress(data, train, springs, reject_invalid)
+        preparation.check_stress(data, train, springs, reject_invalid)
 
     with pytest.raises(DatasetError, match="earlier version.*convert a.xyz again"):
         check()

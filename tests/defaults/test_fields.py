@@ -96,7 +96,7 @@ def test_every_task_has_declared_fields():
         ("diversity_report", "metric", report.METRICS),
         ("relax", "optimizer", minimizers.names()),
         ("relax", "formats", relax.FORMATS),
-        ("md", "ensemble", settings._INTEGRATORS),
+        ("md", "ensemble", settings.INTEGRATORS),
         ("md", "trajectory_format", trajectories.FORMS),
         ("stability", "oracle.method", oracle.TBLITE),
         ("export", "platforms", export.PLATFORMS),

@@ -23,7 +23,7 @@ def brute_force(positions, cutoff, cell=None, pbc=None):
         return []
     reach = np.zeros(3, int)
     if pbc.any():
-        full = neighbors._completed_cell(cell, pbc)
+        full = neighbors.completed_cell(cell, pbc)
         spread = np.ptp(positions @ np.linalg.inv(full), axis=0)
         reach = np.where(
             pbc, np.ceil(cutoff * np.linalg.norm(np.linalg.inv(full), axis=0) + spread) + 1, 0
@@ -87,15 +87,17 @@ def test_open_against_brute_force(n, seed, size):
 @given(n=st.integers(2, 60), seed=st.integers(0, 10_000))
 def test_dense_and_tree_agree(n, seed):
     positions = np.random.default_rng(seed).uniform(0, 6.0, (n, 3))
-    for a, b in zip(neighbors._dense(positions, CUTOFF), neighbors._tree(positions, CUTOFF)):
+    for a, b in zip(
+        neighbors.dense_list(positions, CUTOFF), neighbors.tree_list(positions, CUTOFF)
+    ):
         np.testing.assert_array_equal(a, b)
 
 
 def test_many_atoms_use_the_tree_and_count_the_same():
-    n = neighbors._DENSE_LIMIT
+    n = neighbors.DENSE_LIMIT
     positions = np.random.default_rng(0).uniform(0, 14.0, (n + 1, 3))
     nb = neighbor_list(positions, CUTOFF)
-    dense = neighbors._dense(positions, CUTOFF)
+    dense = neighbors.dense_list(positions, CUTOFF)
     for a, b in zip(nb, dense):
         np.testing.assert_array_equal(a, b)
     assert count_edges(positions, CUTOFF) == len(nb.senders)
@@ -115,7 +117,7 @@ def test_few_atoms(n):
         check_contract(nb, positions, CUTOFF)
 
 
-@pytest.mark.parametrize("path", [neighbors._dense, neighbors._tree])
+@pytest.mark.parametrize("path", [neighbors.dense_list, neighbors.tree_list])
 def test_two_atoms_at_one_position_are_neighbors(path):
     positions = np.array([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0], [9.0, 0.0, 0.0]])
     nb = path(positions, CUTOFF)
@@ -128,17 +130,17 @@ def test_two_atoms_at_one_position_are_neighbors(path):
 @pytest.mark.parametrize("extra", [0, 1])
 def test_both_sides_of_the_limit_of_the_dense_path(extra, monkeypatch):
     """The last size of the matrix and the first of the k-d tree, each by its own path."""
-    n = neighbors._DENSE_LIMIT + extra
+    n = neighbors.DENSE_LIMIT + extra
     positions = np.random.default_rng(n).uniform(0, 12.0, (n, 3))
     positions[-1] = positions[0]
     used = []
-    for name in ("_dense", "_tree"):
+    for name in ("dense_list", "tree_list"):
         path = getattr(neighbors, name)
         monkeypatch.setattr(
             neighbors, name, lambda *a, name=name, path=path: (used.append(name), path(*a))[1]
         )
     nb = neighbor_list(positions, CUTOFF)
-    assert used == ["_tree" if extra else "_dense"]
+    assert used == ["tree_list" if extra else "dense_list"]
     assert edges_of(nb) == brute_force(positions, CUTOFF)
     assert count_edges(positions, CUTOFF) == len(nb.senders)
     check_contract(nb, positions, CUTOFF)
@@ -156,7 +158,7 @@ def test_alternating_sizes_are_independent():
 
 def test_a_grid_exactly_at_the_cutoff_is_excluded_on_both_paths():
     grid = np.array(list(itertools.product(range(4), repeat=3)), float)
-    for path in (neighbors._dense, neighbors._tree):
+    for path in (neighbors.dense_list, neighbors.tree_list):
         nb = path(grid, 1.0)
         assert not len(nb.senders)
         assert len(path(grid, 1.0 + 1e-9).senders) == 2 * 3 * 4 * 4 * 3
@@ -309,7 +311,7 @@ def test_distances_exactly_at_the_cutoff_keep_both_directions():
         )
 
 
-@pytest.mark.parametrize("n", [0, 1, 2, 7, neighbors._DENSE_LIMIT, neighbors._DENSE_LIMIT + 1])
+@pytest.mark.parametrize("n", [0, 1, 2, 7, neighbors.DENSE_LIMIT, neighbors.DENSE_LIMIT + 1])
 def test_without_a_cutoff_all_pairs_are_listed(n):
     receivers, senders, shifts = long_range_list(np.zeros((n, 3)), np.inf)
     expected = np.triu_indices(n, 1)
@@ -320,13 +322,13 @@ def test_without_a_cutoff_all_pairs_are_listed(n):
 
 def test_blocks_of_the_matrix_and_the_tree_agree(monkeypatch):
     positions = np.random.default_rng(1).uniform(0, 8.0, (97, 3))
-    tree = neighbors._tree_half(positions, CUTOFF)
+    tree = neighbors.tree_pairs(positions, CUTOFF)
     for block in (1, 200, 97 * 96, 1 << 18):
-        monkeypatch.setattr(neighbors, "_BLOCK", block)
-        for path in (neighbors._dense_half, neighbors._select_close):
+        monkeypatch.setattr(neighbors, "BLOCK", block)
+        for path in (neighbors.dense_pairs, neighbors.select_close_pairs):
             for a, b in zip(path(positions, CUTOFF), tree):
                 np.testing.assert_array_equal(a, b)
-    for name in ("_DENSE_LIMIT", "_TREE_LIMIT"):
+    for name in ("DENSE_LIMIT", "TREE_LIMIT"):
         monkeypatch.setattr(neighbors, name, 50)
         check_long_range(positions, CUTOFF)
 

@@ -2,14 +2,16 @@
 
 import hashlib
 import http.server
+import lzma
 import resource
 import threading
+from pathlib import Path
 from urllib.parse import urlparse
 
 import pytest
 
 from mlip_jax.defaults import published_defaults
-from mlip_jax.importers import published
+from mlip_jax.importers import load_force_field, published
 from mlip_jax.importers.catalog import downloads, published_list
 from mlip_jax.importers.catalog.downloads import DownloadError, download
 from mlip_jax.importers.formats.weights import WeightsError
@@ -149,7 +151,7 @@ def test_files_of_the_cache_and_of_packages(cache, monkeypatch):
     """A file of the cache is used without a network, and verified."""
     entry = published_list.find("SevenNet-0")
     file = cache / "sevennet-0" / "checkpoint_sevennet_0.pth"
-    monkeypatch.setattr(published, "_in_package", lambda _: None)
+    monkeypatch.setattr(published, "in_package", lambda _: None)
     with pytest.raises(DownloadError, match="install the Python package sevenn"):
         published.locate(entry)
     file.parent.mkdir()
@@ -159,8 +161,21 @@ def test_files_of_the_cache_and_of_packages(cache, monkeypatch):
     assert published.locate(entry._replace(sha256=SHA256)) == file
     packaged = entry._replace(package="numpy", file="__init__.py", sha256=None)
     monkeypatch.undo()
-    assert published._in_package(packaged).name == "__init__.py"
-    assert published._in_package(packaged._replace(package="absent_package")) is None
+    assert published.in_package(packaged).name == "__init__.py"
+    assert published.in_package(packaged._replace(package="absent_package")) is None
+
+
+def test_reference_method_of_published_files(cache, caplog, monkeypatch):
+    """Reports used to state an unknown level of theory."""
+    packed = Path(__file__).with_name("files") / "nequix_indexed.nqx.xz"
+    file = cache / "nequix-mp-1" / "nequix-mp-1.nqx"
+    file.parent.mkdir()
+    file.write_bytes(lzma.decompress(packed.read_bytes()))
+    monkeypatch.setattr(published, "_logged", set())
+    statistics = load_force_field("nequix-mp-1").metadata["statistics"]
+    method = published_list.find("nequix-mp-1").method
+    assert statistics == {"elements": [1, 6, 8], "level_of_theory": method}
+    assert "license MIT; cite Koker et al." in caplog.text
 
 
 def test_task(cache, tmp_path, capsys):

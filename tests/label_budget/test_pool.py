@@ -135,7 +135,7 @@ def test_labels_are_written_on_one_line_per_atom(tmp_path):
     save_columns(tmp_path / "valid.npz", columns)
     write_labels(tmp_path / "labels.xyz", tmp_path, "random", 0)
     with (tmp_path / "unseen.xyz").open("w") as file:
-        write(file, next_structures._to_ase(columns, 0, 1.0), format="extxyz")
+        write(file, next_structures.to_ase(columns, 0, 1.0), format="extxyz")
     for name in ("labels.xyz", "unseen.xyz"):
         (atoms,) = iread(tmp_path / name, ":", format="extxyz")
         assert atoms.info["smiles"] == "C 1 energy=0"

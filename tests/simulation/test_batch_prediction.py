@@ -98,6 +98,6 @@ def test_batches_are_chosen_for_the_memory_of_the_device(
     sizes, growing = graph_sizes(columns, 5.0, None), GrowingBudget()
     arrays = [_MemberArrays(predictor.members[0], columns, False)]
     for _ in range(2):  # the second call compiles nothing
-        budget = predictor._fitting_budget(columns, sizes, 5.0, None, growing, [0], arrays)
+        budget = predictor.fitting_budget(columns, sizes, 5.0, None, growing, [0], arrays)
     assert largest / 3 < budget.n_node <= largest
     assert len(compiled) <= (1 if available == 300 else 4)

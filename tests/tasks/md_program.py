@@ -34,7 +34,7 @@ def options(input, **changes):
 
 if __name__ == "__main__":
     md.load_mean_force_field = lambda text: pairwise()
-    dynamics._DISPATCH_SECONDS = 0.01
+    dynamics.DISPATCH_SECONDS = 0.01
     md.run(
         options(sys.argv[1], num_steps=int(sys.argv[3]), trajectory_format=sys.argv[4]), sys.argv[2]
     )

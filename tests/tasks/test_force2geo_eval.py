@@ -128,7 +128,7 @@ class Relaxer:
         status, reason = "converged", ""
         if name in ("formamide", "methyl-amine"):  # as the oracle would
             atoms.calc = oracle.Method().calculator(atoms)
-            oracle._minimize(atoms, {"fmax": 0.01, "max_steps": 200, "maxstep": 0.2})
+            oracle.minimize_atoms(atoms, {"fmax": 0.01, "max_steps": 200, "maxstep": 0.2})
             atoms.calc = None
         elif name == "oxirane":
             status, reason = "diverged", "atoms 0 and 1 fused"

@@ -39,7 +39,7 @@ def run_task(tmp_path, monkeypatch):
         "load_mean_force_field",
         lambda text: pairwise(depth=0.02 if text == "other" else 0.0104),
     )
-    monkeypatch.setattr(dynamics, "_DISPATCH_SECONDS", 0.003)
+    monkeypatch.setattr(dynamics, "DISPATCH_SECONDS", 0.003)
 
     def run(workdir="run", input=path, drawn=False, **changes):
         if not drawn:
@@ -61,7 +61,7 @@ def outputs(workdir):
 def arrays(path):
     """Return the arrays of an HDF5 file as bytes, independent of its layout."""
     with h5py.File(path) as file:
-        return {name: file[name][:].tobytes() for name in h5md._names(file)}
+        return {name: file[name][:].tobytes() for name in h5md.dataset_names(file)}
 
 
 def test_results(run_task, tmp_path):

@@ -237,7 +237,7 @@ def test_processes_share_the_work_and_any_number_resumes(run_task, tmp_path, mon
             m.setattr(distributed, "leader", lambda: index == 0)
             m.setattr(relax, "_finish", lambda *_: None)
             config = options(tmp_path / "mols.smi")
-            relax._relax_share(config, tmp_path / "run/parts", relaxer, 12)
+            relax.relax_share(config, tmp_path / "run/parts", relaxer, 12)
         seen.extend(relaxer.seen)
         return relaxer.seen
 

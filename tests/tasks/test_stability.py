@@ -39,7 +39,7 @@ def test_hot_molecules_break_and_a_stopped_run_resumes(tmp_path, monkeypatch, ca
         "load_mean_force_field",
         lambda text: pairwise("harmonic", length=0.74, stiffness=20.0),
     )
-    monkeypatch.setattr(dynamics, "_DISPATCH_SECONDS", 0.01)
+    monkeypatch.setattr(dynamics, "DISPATCH_SECONDS", 0.01)
     outside = types.SimpleNamespace(message=lambda all_, name: f"{len(all_)} are outside")
     monkeypatch.setattr(stability, "TrustCheck", types.SimpleNamespace(load=lambda *given: outside))
     write_files, calls = DynamicsOutputs.write, []

@@ -146,7 +146,7 @@ def test_rare_elements_are_in_the_fit_of_reference_energies(monkeypatch):
         for s, z in enumerate(numbers)
     )
     train = Split(columns, np.arange(40), graph_sizes(columns, 3.0))
-    sample = fine_tuning._fit_sample(train, np.array([1, 6, 9, 17]), seed=0)
+    sample = fine_tuning.fit_sample(train, np.array([1, 6, 9, 17]), seed=0)
     assert set(sample.numbers.tolist()) == {1, 6, 9, 17} and 38.0 in sample.energy
     assert np.isfinite(sample.energy).all()
 
@@ -168,10 +168,10 @@ def test_fine_tuning_errors_leave_out_unknown_elements(first):
     columns = Columns.from_structures(
         [Structure(np.array(z), x, energy=0.0) for z, x in zip(([6, 8], [6, 17]), atoms)]
     )
-    text = comparison._before_and_after(columns, potential, potential, potential.reference_energies)
+    text = comparison.before_and_after(columns, potential, potential, potential.reference_energies)
     before, after = text.split(" → ")
     assert after == f"{before}; without 1 of 2 structures with Cl, not in the training data"
-    text = comparison._before_and_after(
+    text = comparison.before_and_after(
         columns.take(np.array([1])), potential, potential, potential.reference_energies
     )
     assert text.startswith("not available: all structures contain elements") and "(Cl)" in text

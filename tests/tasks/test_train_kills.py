@@ -84,7 +84,7 @@ def _sound(workdir):
     store = CheckpointStore(workdir / "checkpoints", read_only=True)
     try:
         for step in steps:
-            assert store._read(step).step == step
+            assert store.read_step(step).step == step
         return steps[-1]
     finally:
         store.close()

@@ -126,7 +126,7 @@ def test_every_epoch_contains_every_structure_once_in_a_new_order(
     split, reference, small_windows, num_devices
 ):
     factory = batches(split, reference, num_devices)
-    assert len(split) / factory._window_size(split, factory._num_micro_batches) > 3
+    assert len(split) / factory.window_size(split, factory.num_micro_batches) > 3
     epochs = epochs_of(factory.training(split, seed=3), 3)
     for steps in epochs:
         np.testing.assert_array_equal(
@@ -146,7 +146,7 @@ def test_every_epoch_contains_every_structure_once_in_a_new_order(
 
 def test_small_data_have_a_single_window(split, reference):
     factory = batches(split, reference, 1)
-    assert factory._window_size(split, factory._num_micro_batches) >= 4096
+    assert factory.window_size(split, factory.num_micro_batches) >= 4096
     (steps,) = epochs_of(factory.training(split, seed=0), 1)
     np.testing.assert_array_equal(np.sort(np.concatenate(members_of(steps))), np.arange(len(split)))
     assert len(steps) < 1.3 * len(split) / 3
@@ -237,7 +237,7 @@ def test_in_order_yields_every_structure_once_in_order_except_for_gaps(
     with contextlib.closing(factory.in_order(split)) as stream:
         steps = list(stream)
     unseen = set(range(len(split)))
-    size = factory._window_size(split, factory._num_micro_batches)
+    size = factory.window_size(split, factory.num_micro_batches)
     windows = []
     for members in members_of(steps):
         if len(members):

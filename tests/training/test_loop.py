@@ -173,7 +173,7 @@ def test_the_loop_does_not_wait_for_the_newest_dispatches(toy, monkeypatch, tmp_
     toy.run(tmp_path / "run", log_every=1)
     due = {step for step in range(1, STEPS + 1) if step % 7 == 0 or step % 6 == 0 or step == STEPS}
     assert [step for step, _ in seen] == list(range(1, STEPS + 1))
-    assert all(at - step == module._AHEAD for step, at in seen if at not in due)
+    assert all(at - step == module.AHEAD for step, at in seen if at not in due)
     assert sum(at not in due for _, at in seen) >= 5
 
 
@@ -429,7 +429,7 @@ def test_a_nonfinite_step_rolls_the_run_back(toy, stop_at, tmp_path, stop):
     position = loop.run(toy.params)
     assert position.step == STEPS and position.rollbacks == len(seen) >= 1
     ahead, back, kept = seen[0]
-    assert first <= ahead <= first + module._AHEAD and back == 8
+    assert first <= ahead <= first + module.AHEAD and back == 8
     assert kept["step"] == 8 and kept["rollbacks"] == 1
     steps = [int(row["step"]) for row in rows(tmp_path / "uninterrupted") if row["train_loss"]]
     assert steps == list(range(1, STEPS + 1))
@@ -448,7 +448,7 @@ def test_a_nonfinite_step_rolls_the_run_back(toy, stop_at, tmp_path, stop):
     stop_at.step = None
     toy.run(tmp_path / "run", train=bad, **options)
     # otherwise, the dispatches ahead of the rollback differ, and so do the discarded batches
-    if stop < first - module._AHEAD - 1:
+    if stop < first - module.AHEAD - 1:
         assert_same_run(tmp_path / "run", tmp_path / "uninterrupted", 0)
     assert saved(tmp_path / "run").step == STEPS
 

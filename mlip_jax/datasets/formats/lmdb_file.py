@@ -50,6 +50,8 @@ class LmdbFile:
     Attributes:
       path: Path of the file.
       length: Number of entries.
+      root: Number of the root page.
+      depth: Depth of the tree.
 
     Raises:
       DatasetError: The file is truncated, corrupted, of another version, or not an LMDB file.
@@ -69,13 +71,13 @@ class LmdbFile:
                     f"magic numbers {magic}, versions {versions}, expected version {_VERSION}"
                 )
             head = max(heads, key=lambda head: struct.unpack_from("=Q", head, 144))
-            flags, self._depth = struct.unpack_from("=HH", head, 92)
-            self.length, self._root, last = struct.unpack_from("=QQQ", head, 120)
+            flags, self.depth = struct.unpack_from("=HH", head, 92)
+            self.length, self.root, last = struct.unpack_from("=QQQ", head, 120)
             if flags:
                 raise CorruptedPageError(f"keys of another kind (flags {flags})")
             if (last + 1) * self._page_size > self._size:
                 raise _truncation_error(path, (last + 1) * self._page_size)
-            if self.length * _NODE > self._size or (self.length and self._root == _NO_PAGE):
+            if self.length * _NODE > self._size or (self.length and self.root == _NO_PAGE):
                 raise CorruptedPageError(f"{self.length} entries in {self._size} bytes")
         except BaseException as error:
             self.close()
@@ -133,7 +135,7 @@ class LmdbFile:
 
     def _find(self, key: bytes) -> bytes | None:
         """Return the value of a key, None if there is none."""
-        number = self._root
+        number = self.root
         for _ in range(_MAX_DEPTH if self.length else 0):
             page, flags, offsets = self._page(number)
             # the first key of a branch is smaller than all others and not stored
@@ -172,7 +174,7 @@ class LmdbFile:
 
     def _leaves(self) -> Iterator[np.ndarray]:
         """Yield the keys of each leaf, in order."""
-        waiting, left = [self._root] if self.length else [], self._size // self._page_size
+        waiting, left = [self.root] if self.length else [], self._size // self._page_size
         try:
             while waiting:
                 page, flags, offsets = self._page(waiting.pop(), keep=False)

@@ -116,7 +116,7 @@ def check(data: bytes, source: str, allow_persistent: bool = False) -> None:
             f"{source}: {len(data) - position - 1} bytes follow the end of the pickle; expected "
             "one pickle and nothing else. The file is corrupted; download it again or recreate it."
         )
-    if (tuples or sets) and _cells(data, source) > _MAX_CELLS:
+    if (tuples or sets) and count_cells(data, source) > _MAX_CELLS:
         raise DatasetError(
             _malicious(source, f"tuples of tuples with more than {_MAX_CELLS} cells")
         )
@@ -137,7 +137,7 @@ def _malicious(source: str, content: str) -> str:
     )
 
 
-def _cells(data: bytes, source: str) -> int:
+def count_cells(data: bytes, source: str) -> int:
     """Return the number of cells of all tuples that the code pushes, including nested tuples.
 
     The stack is simulated with the number of cells instead of each value. Counting stops above

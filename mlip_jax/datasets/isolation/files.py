@@ -16,9 +16,9 @@ from mlip_jax.datasets.reader import DatasetError
 
 _SQLITE, _HDF5 = b"SQLite format 3\0", b"\x89HDF\r\n\x1a\n"
 _MAX_CHECKED = 1000
-# _SECONDS: limit of a check of a small file; it includes the import of the library, which is slow on
+# SECONDS: limit of a check of a small file; it includes the import of the library, which is slow on
 # busy computers and network file systems. _BYTES_PER_SECOND: lowest rate of reading.
-_SECONDS, _BYTES_PER_SECOND = 60.0, 10e6
+SECONDS, _BYTES_PER_SECOND = 60.0, 10e6
 # problem of each file that was checked, by device, inode, size and times of the last changes
 _checked: dict[tuple[int, ...], str] = {}
 
@@ -64,18 +64,19 @@ def _check(path: Path, parser: str, library: str, growing: bool = False) -> None
     if workers.is_isolated():
         return
     path = path.absolute()
-    key = _key(path)
+    key = (*_key(path), growing)
     if key not in _checked:
         problem = ""
         try:
             read = min(key[2], SMALL_SQLITE)  # bytes, at most
-            seconds = _SECONDS + read / _BYTES_PER_SECOND
-            PARSERS.call(parser, os.fsencode(path), seconds=seconds)
+            seconds = SECONDS + read / _BYTES_PER_SECOND
+            options = [b"growing"] if growing else []
+            PARSERS.call(parser, os.fsencode(path), *options, seconds=seconds)
         except ParserDeathError as error:
             problem = str(error)
         except ValueError:
             pass  # the reader raises a better message
-        if not growing and _key(path) != key:
+        if not growing and _key(path) != key[:-1]:
             raise DatasetError(f"{path}: the file was changed while it was read")
         if len(_checked) >= _MAX_CHECKED:
             _checked.pop(next(iter(_checked)))

@@ -113,16 +113,16 @@ def _embedder() -> ParserProcess:
 
 def is_safe_smiles(smiles: str) -> bool:
     """Return whether RDKit survives a SMILES. Invalid SMILES are safe. Log one that is not safe."""
-    return len(smiles) <= limits.limit("smiles_characters") and _is_safe("check_smiles", smiles)
+    return len(smiles) <= limits.limit("smiles_characters") and is_safe("check_smiles", smiles)
 
 
 def is_safe_mol_block(block: str) -> bool:
     """Return whether RDKit survives a mol block; see `is_safe_smiles`."""
-    return _is_safe("check_mol_block", block)
+    return is_safe("check_mol_block", block)
 
 
 @functools.lru_cache(maxsize=1 << 12)
-def _is_safe(parser: str, text: str) -> bool:
+def is_safe(parser: str, text: str) -> bool:
     """Return whether RDKit survives a text."""
     try:
         PARSERS.call(parser, text.encode("utf-8", "surrogatepass"))

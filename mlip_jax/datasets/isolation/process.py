@@ -32,10 +32,14 @@ class ParserDeathError(ValueError):
 
 
 class ParserProcess:
-    """Process of native parsers. Threads may share it."""
+    """Process of native parsers. Threads may share it.
+
+    Attributes:
+      process: The running process, or None.
+    """
 
     def __init__(self):
-        self._process: subprocess.Popen | None = None
+        self.process: subprocess.Popen | None = None
         self._owner = 0  # process that started it
         self._lock = threading.Lock()
 
@@ -57,20 +61,20 @@ class ParserProcess:
             if not self._is_ready():
                 self._start()
             try:
-                self._process.stdin.write(pack([parser.encode(), *parts]))
-                self._process.stdin.flush()
+                self.process.stdin.write(pack([parser.encode(), *parts]))
+                self.process.stdin.flush()
                 reply = self._receive(SECONDS if seconds is None else seconds)
                 status, *values = _validate(unpack(reply))
             except (OSError, EOFError, ValueError, struct.error) as error:
-                self._process.kill()
-                code = self._process.wait()
-                self._process = None
+                self.process.kill()
+                code = self.process.wait()
+                self.process = None
                 reason = str(error) if isinstance(error, TimeoutError) else f"ended with {code}"
                 raise ParserDeathError(f"the process of the parser: {reason}") from error
             except BaseException:  # an interrupt: the reply would be taken for that of the next one
-                self._process.kill()
-                self._process.wait()
-                self._process = None
+                self.process.kill()
+                self.process.wait()
+                self.process = None
                 raise
         if status == b"missing":
             raise ImportError(values[0].decode())
@@ -82,14 +86,12 @@ class ParserProcess:
         """Return whether the process waits for a request."""
         # a forked process must not share the pipe of its parent
         return (
-            self._process is not None
-            and self._owner == os.getpid()
-            and self._process.poll() is None
+            self.process is not None and self._owner == os.getpid() and self.process.poll() is None
         )
 
     def _start(self) -> None:
         """Start the process."""
-        self._process = None
+        self.process = None
         try:
             process = subprocess.Popen(
                 [sys.executable, "-P", str(_PROGRAM)],
@@ -99,19 +101,19 @@ class ParserProcess:
             )
         except OSError as error:
             raise OSError(error.errno, f"{_NO_START} ({error.strerror})") from error
-        self._process, self._owner = process, os.getpid()
+        self.process, self._owner = process, os.getpid()
         try:
             self._receive(_START_SECONDS)
         except BaseException as error:
             process.kill()
-            code, self._process = process.wait(), None
+            code, self.process = process.wait(), None
             if not isinstance(error, OSError | EOFError):
                 raise
             raise OSError(errno.ECHILD, f"{_NO_START} (it ended with {code})") from error
 
     def _receive(self, seconds: float) -> bytes:
         """Return a reply. Raise EOFError or TimeoutError if there is none."""
-        descriptor, deadline = self._process.stdout.fileno(), time.monotonic() + seconds
+        descriptor, deadline = self.process.stdout.fileno(), time.monotonic() + seconds
         data, size = bytearray(), 8
         while len(data) < size:
             if not select.select([descriptor], [], [], max(deadline - time.monotonic(), 0))[0]:

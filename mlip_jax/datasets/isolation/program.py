@@ -165,12 +165,16 @@ def _relax(molecule) -> bool:
     return True
 
 
-def read_hdf5(path: bytes) -> list[bytes]:
-    """Read an HDF5 file, or the beginning of a large one. Errors are left to the reader."""
+def read_hdf5(path: bytes, growing: bytes = b"") -> list[bytes]:
+    """Read an HDF5 file, or the beginning of a large one. Errors are left to the reader.
+
+    Files that another process may append to are opened as by the reader of trajectories. HDF5 then
+    reads corrupted parts again and again, which can take hours.
+    """
     import h5py
 
     left = sys.maxsize if os.stat(path).st_size <= SMALL_HDF5 else _FIRST_MEMBERS
-    with contextlib.suppress(*_ERRORS), _open_hdf5(path) as file:
+    with contextlib.suppress(*_ERRORS), _open_hdf5(path, bool(growing)) as file:
         groups, visited = [file["/"].id], set()
         while groups and left:
             group = groups.pop()
@@ -194,14 +198,12 @@ def read_hdf5(path: bytes) -> list[bytes]:
     return []
 
 
-def _open_hdf5(path: bytes):
-    """Open a file, also one that is marked as open for writing, which trajectories ignore."""
+def _open_hdf5(path: bytes, growing: bool):
+    """Open a file for reading."""
     import h5py
 
-    try:
-        return h5py.File(path, "r")
-    except OSError:
-        return h5py.File(path, "r", libver="latest", swmr=True, locking=False)
+    options = dict(libver="latest", swmr=True, locking=False) if growing else {}
+    return h5py.File(path, "r", **options)
 
 
 def _read_hdf5_array(array) -> None:

@@ -30,13 +30,13 @@ from mlip_jax.datasets.identity import molecule_identity
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.structure import Structure
 
-_UNITS = {
+UNITS = {
     "conformations": "bohr",
     "dft_total_energy": "hartree",
     "dft_total_gradient": "hartree/bohr",
     "formation_energy": "hartree",
 }
-_READ = frozenset((*_UNITS, "atomic_numbers", "smiles", "subset"))
+_READ = frozenset((*UNITS, "atomic_numbers", "smiles", "subset"))
 
 
 class Reader(reader.Reader):
@@ -167,9 +167,9 @@ def _floats(group, name, shape, source) -> np.ndarray | None:
     if shape is not None and data.shape != shape:
         raise DatasetError(f"{source}: {name} has shape {data.shape}, expected {shape}")
     values = data.read(np.float64)
-    stored = data.attribute("units") if name in _UNITS else ""
-    if stored and stored != _UNITS[name]:
-        raise DatasetError(f"{source}: {name} is in {stored!r}, expected {_UNITS[name]!r}")
+    stored = data.attribute("units") if name in UNITS else ""
+    if stored and stored != UNITS[name]:
+        raise DatasetError(f"{source}: {name} is in {stored!r}, expected {UNITS[name]!r}")
     return values
 
 

@@ -76,7 +76,7 @@ def convert(
     with spec.open() as source:
         spec = dataclasses.replace(spec, reader=source.format)
         try:
-            with _lock_folder(folder):
+            with lock_folder(folder):
                 plan = make_plan(spec, source, folder)
                 if is_store(folder) and not _is_corrupted(folder):
                     return folder
@@ -124,7 +124,7 @@ def convert(
 
 
 @contextlib.contextmanager
-def _lock_folder(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Lock a folder against other conversions. The lock ends with the process, even on a crash."""
     folder.mkdir(parents=True, exist_ok=True)
     with open_lock(folder / ".conversion.lock") as lock:

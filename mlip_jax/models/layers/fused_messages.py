@@ -61,16 +61,14 @@ def fused_messages(phi, v, tables, bases, distances, geometry: SlotGeometry):
     Returns:
       Changes of s, shape (N, F), and of v, shape (N, 3, F).
     """
-    width, one = phi.shape[-1] // 3, jnp.ones_like(distances)[None]
-    directions = jnp.moveaxis(geometry.directions, -1, 0)
-    coefficients = jnp.concatenate([one, directions, one])  # (5, N, K)
+    width, one = phi.shape[-1] // 3, jnp.ones_like(distances)
+    directions = [geometry.directions[..., d] for d in range(3)]
+    coefficients = jnp.stack([one, *directions, one])
     if v is None:
         x, tables = phi[:, : 2 * width], tables[:2]
     else:
-        # split, whose derivative is a concatenation, instead of slices, whose derivatives are added
-        to_atoms, to_vectors = jnp.split(phi, [2 * width], axis=-1)
-        vectors = (to_vectors[:, None] * v).reshape(len(phi), 3 * width)
-        x = jnp.concatenate([to_atoms, vectors], axis=-1)
+        vectors = [phi[:, 2 * width :] * v[:, d] for d in range(3)]
+        x = jnp.concatenate([phi[:, : 2 * width], *vectors], axis=-1)
     sizes = FormSizes(
         *distances.shape,
         bases[0].shape[-1],
@@ -81,8 +79,7 @@ def fused_messages(phi, v, tables, bases, distances, geometry: SlotGeometry):
     )
     arrays = {"x": x, "tables": jnp.concatenate(tables, -1), "coefficients": [coefficients]}
     y = _bind("send", sizes, (0,), arrays, (distances, *bases, geometry.senders))[0]
-    ds, dv = jnp.split(y, [width], axis=-1)
-    return ds, dv.reshape(len(phi), 3, width)
+    return y[:, :width], y[:, width:].reshape(-1, 3, width)
 
 
 def _bind(face, sizes, orders, arrays, geometry):

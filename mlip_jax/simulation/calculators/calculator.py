@@ -99,6 +99,7 @@ class MLIPCalculator(PaddedCalculator):
         left unchanged.
       conservative: Whether forces are minus the gradient of the energy.
       num_compiles: Number of compiled programs used so far.
+      compiled: Compiled programs, shared by calculators with equal settings.
       implemented_properties: Names of the properties of this force field.
       predictions: Per-atom predictions other than energies for the last structure, (n_atoms,) each,
         by name: "partial_charges" (e), "hirshfeld_ratios"; empty if there are none.
@@ -256,7 +257,7 @@ class MLIPCalculator(PaddedCalculator):
 
     def _features(self, atoms: Atoms) -> np.ndarray:
         """Compute the invariant features of the atoms, (n_atoms, F)."""
-        bucket, packed = self._compiled.pack(atoms, centered(atoms))
+        bucket, packed = self.compiled.pack(atoms, centered(atoms))
         with jax.enable_x64(self.dtype == np.float64):
             features = invariant_features(
                 self.potential.model, self.potential.params, unpack(bucket, *packed)

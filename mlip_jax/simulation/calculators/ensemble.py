@@ -107,6 +107,7 @@ class EnsembleCalculator(PaddedCalculator):
 
     Attributes:
       potentials: The members, with their parameters on the host.
+      groups: Members by architecture.
       calibration: Calibration of the members, or None.
       conservative: Whether the forces of all members are minus the gradient of their energies.
       dtype, num_compiles, implemented_properties, predictions: As for `MLIPCalculator`; predictions
@@ -148,7 +149,7 @@ class EnsembleCalculator(PaddedCalculator):
         super().__init__(potentials, dtype)
         self.calibration = calibration
         self.potentials = self._members
-        self._groups = _group_by_architecture(self.potentials)
+        self.groups = _group_by_architecture(self.potentials)
         with_deviation = [name for name in self.implemented_properties if name != "free_energy"]
         self.implemented_properties = [
             *self.implemented_properties,
@@ -183,7 +184,7 @@ class EnsembleCalculator(PaddedCalculator):
     def _params(self):
         """Return parameters and energy scales (M,) of each group, stacked along a leading axis."""
         stacked = []
-        for group in self._groups:
+        for group in self.groups:
             members = [self.potentials[member_index] for member_index in group.indices]
             scales = np.array([m.energy_scale for m in members], self.dtype)
             stacked.append(
@@ -195,7 +196,7 @@ class EnsembleCalculator(PaddedCalculator):
         return stacked
 
     def _force_field(self):
-        return _GroupedForceFields(self._groups, self._predicted)
+        return _GroupedForceFields(self.groups, self._predicted)
 
     def _results(self, atoms, positions, out, stress):
         stresses = [None] * len(out) if stress is None else stress

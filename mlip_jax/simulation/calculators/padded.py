@@ -154,9 +154,9 @@ class PaddedCalculator(Calculator):
         atoms = self.atoms
         self._check(atoms, properties)
         positions = centered(atoms)
-        bucket, packed = self._compiled.pack(atoms, positions)
+        bucket, packed = self.compiled.pack(atoms, positions)
         with jax.enable_x64(self.dtype == np.float64):
-            out, stress = self._compiled.run(bucket, *packed, self._with_stress(atoms))
+            out, stress = self.compiled.run(bucket, *packed, self._with_stress(atoms))
         self.results = self._results(
             atoms, positions, np.asarray(out)[..., : len(atoms), :].astype(np.float64), stress
         )
@@ -195,11 +195,11 @@ class PaddedCalculator(Calculator):
         conservation.check_hessian(self._members)
         with self._lock:
             self._check(atoms, ())
-            bucket, packed = self._compiled.pack(atoms, centered(atoms))
+            bucket, packed = self.compiled.pack(atoms, centered(atoms))
             size, blocks = 3 * len(atoms), []
             with jax.enable_x64(self.dtype == np.float64):
                 for start in range(0, 3 * num_atoms, columns_at_once(bucket)):
-                    block = np.asarray(self._compiled.run_hessian(bucket, *packed, np.int32(start)))
+                    block = np.asarray(self.compiled.run_hessian(bucket, *packed, np.int32(start)))
                     # (columns, nodes, 3) -> (columns, 3 n_atoms), without padding
                     blocks.append(block.reshape(len(block), -1)[:, :size])
         hessian = np.concatenate(blocks)[: 3 * num_atoms].astype(np.float64)
@@ -340,12 +340,12 @@ class PaddedCalculator(Calculator):
 
         Calculators of equal models share their programs and compile each program once.
         """
-        return self._compiled.num_compiles
+        return self.compiled.num_compiles
 
     def _reset_compiled(self) -> None:
         """Reset the state that a copy does not share with the original."""
         self._lock = threading.RLock()
-        self._compiled = CompiledForceField(
+        self.compiled = CompiledForceField(
             params=self._params,
             force_field=self._force_field,
             predicted=self._predicted,
@@ -355,7 +355,7 @@ class PaddedCalculator(Calculator):
         )
 
     def __getstate__(self):
-        not_shared = ("_lock", "_compiled")
+        not_shared = ("_lock", "compiled")
         return {name: value for name, value in self.__dict__.items() if name not in not_shared}
 
     def __setstate__(self, state):

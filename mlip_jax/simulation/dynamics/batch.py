@@ -25,8 +25,8 @@ from mlip_jax.simulation.dynamics.settings import Settings
 from mlip_jax.simulation.dynamics.start import initial_state
 from mlip_jax.simulation.dynamics.system import System
 
-# _DISPATCH_SECONDS: duration of a dispatch in seconds, after which the host reads the results.
-_DISPATCH_SECONDS = 1.0
+# DISPATCH_SECONDS: duration of a dispatch in seconds, after which the host reads the results.
+DISPATCH_SECONDS = 1.0
 # _MAX_RECORDS, _MAX_FRAMES: maximum number of rows and frames of a dispatch. _MAX_FRAME_VALUES:
 # maximum number of values in its frames.
 _MAX_RECORDS, _MAX_FRAME_VALUES, _MAX_FRAMES = 1024, 1 << 22, 256
@@ -41,6 +41,7 @@ class DynamicsBatch:
       potential: The force field.
       settings: Settings of the run.
       num_compiles: Number of programs compiled so far.
+      capacity: Sizes of the neighbor list.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class DynamicsBatch:
         with self._precision():
             self._key = jax.random.key(settings.seed)
             self._program = self._make_program()
-            self._capacity = neighbors.enlarge_capacity(
+            self.capacity = neighbors.enlarge_capacity(
                 NeighborCapacity(PaddingBudget(system.nodes, 0, len(system.molecules) + 1)),
                 system,
                 neighbors.count_required(system, self._positions(), system.cell, self._cutoffs),
@@ -129,7 +130,7 @@ class DynamicsBatch:
           ProgramTooLarge: The device has less memory.
         """
         with self._precision():
-            self._program.check_memory(self._capacity, self._key, self._state)
+            self._program.check_memory(self.capacity, self._key, self._state)
 
     def advance(self, until: int) -> tuple[Thermo, DispatchFrames]:
         """Make steps for about a second, at most up to step `until`; return energies and frames."""
@@ -140,10 +141,10 @@ class DynamicsBatch:
         before, compiles, begin = int(self._state.step), self.num_compiles, time.perf_counter()
         num_steps = 8  # until the speed is known
         if self._seconds_of_step:
-            num_steps = int(np.clip(_DISPATCH_SECONDS / self._seconds_of_step, 1, 10**6))
+            num_steps = int(np.clip(DISPATCH_SECONDS / self._seconds_of_step, 1, 10**6))
         with self._precision():
             self._state, records = self._program.run(
-                self._capacity, self._key, self._state, min(until, max(before, 0) + num_steps)
+                self.capacity, self._key, self._state, min(until, max(before, 0) + num_steps)
             )
             records = trim(jax.device_get(records))
             num_done = int(self._state.step) - before
@@ -159,8 +160,8 @@ class DynamicsBatch:
     def _serve_request(self) -> None:
         """Enlarge the capacity, or build the list, that the next step requires."""
         wanted = np.asarray(self._state.wanted)
-        if not self._capacity.holds(wanted):
-            self._capacity = neighbors.enlarge_capacity(self._capacity, self._system, wanted)
+        if not self.capacity.holds(wanted):
+            self.capacity = neighbors.enlarge_capacity(self.capacity, self._system, wanted)
             self._state = self._state._replace(graph=self._list(*self._geometry_of_list()))
         if not bool(self._state.stale):
             return
@@ -191,12 +192,12 @@ class DynamicsBatch:
     def _list(self, positions, cell):
         """Return the neighbor list of positions; a list of the host may enlarge the capacity."""
         if self._on_device:
-            return self._program.list(self._capacity, positions, cell)
+            return self._program.list(self.capacity, positions, cell)
         wanted = neighbors.count_required(self._system, positions, cell, self._cutoffs)
-        if not self._capacity.holds(wanted):
-            self._capacity = neighbors.enlarge_capacity(self._capacity, self._system, wanted)
+        if not self.capacity.holds(wanted):
+            self.capacity = neighbors.enlarge_capacity(self.capacity, self._system, wanted)
         graph = neighbors.on_host(
-            self._system, positions, cell, self._capacity.budget, self._cutoffs
+            self._system, positions, cell, self.capacity.budget, self._cutoffs
         )
         return jax.device_put(graph, self._device)
 
@@ -272,8 +273,8 @@ class DynamicsBatch:
         }
         arrays |= {
             "listed_positions": positions,
-            "budget": np.array(self._capacity.budget),
-            "near": np.array(self._capacity.near_edges),
+            "budget": np.array(self.capacity.budget),
+            "near": np.array(self.capacity.near_edges),
             "on_device": np.array(self._on_device),
         }
         if self._cutoffs.skin != self.settings.skin:
@@ -294,7 +295,7 @@ class DynamicsBatch:
                     f"{value.dtype}{value.shape}, received "
                     + ("nothing" if stored is None else f"{stored.dtype}{stored.shape}")
                 )
-        self._capacity = NeighborCapacity(
+        self.capacity = NeighborCapacity(
             PaddingBudget(*map(int, snapshot["budget"])), int(snapshot["near"])
         )
         with self._precision():

@@ -86,7 +86,7 @@ def read(path: Path, frames: slice = slice(None)) -> list[Atoms]:
         if not len(indices):
             return []
         first, last = min(indices), max(indices) + 1
-        columns = {name: file[name][first:last] for name in _names(file)}
+        columns = {name: file[name][first:last] for name in dataset_names(file)}
         info, pbc = (
             dict(file[_ATOMS].attrs),
             np.asarray(file[f"{_ATOMS}/box"].attrs["boundary"]) == b"periodic",
@@ -216,7 +216,7 @@ def _columns(frames: Sequence[Atoms]) -> dict[str, np.ndarray]:
     return values_by_name
 
 
-def _names(file: Mapping[str, object]) -> list[str]:
+def dataset_names(file: Mapping[str, object]) -> list[str]:
     """Return the names of the data sets with one row per frame."""
     values = [_POSITION, _VELOCITY, _ENERGY] + ([_EDGES] if _EDGES in file else [])
     return [*(f"{name}/value" for name in values), f"{_POSITION}/time", f"{_POSITION}/step"]
@@ -227,7 +227,7 @@ def _count(file: h5py.File) -> int:
 
     A writer that was killed may have left some data sets longer than others.
     """
-    return min(len(file[name]) for name in _names(file))
+    return min(len(file[name]) for name in dataset_names(file))
 
 
 def _atoms(atoms: Atoms, info: Mapping[str, object], row: Mapping[str, np.ndarray]) -> Atoms:
@@ -285,7 +285,7 @@ def _check(file: h5py.File, path: Path) -> None:
         )
     arrays = [f"{_ATOMS}/{name}" for name in ("species", "mass")]
     steps = [f"{name}/step" for name in (_POSITION, _VELOCITY, _ENERGY)]
-    for name in (f"{_ATOMS}/box", *_names(root), *steps, *arrays):
+    for name in (f"{_ATOMS}/box", *dataset_names(root), *steps, *arrays):
         root[name]
 
 

@@ -62,6 +62,7 @@ class MolecularDynamics:
       settings: Settings of the run, see `Settings`.
       num_compiles: Number of programs compiled so far.
       molecules: Initial molecules, with momenta; replicas of a molecule are adjacent.
+      batches: Batches of the molecules, which take turns.
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class MolecularDynamics:
         self._temperatures = self._check_temperatures(temperatures)
         self._check_cells()
         self._dof = initialize_momenta(self.molecules, self.settings, self._temperatures)
-        self._batches = self._divide([len(self.molecules)])
+        self.batches = self._divide([len(self.molecules)])
 
     @property
     def molecules(self) -> tuple[Atoms, ...]:
@@ -115,34 +116,34 @@ class MolecularDynamics:
     @property
     def num_compiles(self) -> int:
         """Return the number of programs compiled so far."""
-        return self._compiled_before + sum(batch.num_compiles for batch in self._batches)
+        return self._compiled_before + sum(batch.num_compiles for batch in self.batches)
 
     @property
     def step(self) -> int:
         """Return the number of steps made."""
-        return max(0, *(batch.step for batch in self._batches))
+        return max(0, *(batch.step for batch in self.batches))
 
     @property
     def steps_per_second(self) -> float:
         """Return the speed over all dispatches that did not compile; NaN if there was none."""
-        return 1 / sum(batch.seconds_per_step for batch in self._batches)
+        return 1 / sum(batch.seconds_per_step for batch in self.batches)
 
     @property
     def num_lists_built(self) -> int:
         """Return the number of neighbor lists built since the start."""
-        return sum(batch.num_lists_built for batch in self._batches)
+        return sum(batch.num_lists_built for batch in self.batches)
 
     @property
     def lists_built_on(self) -> str:
         """Return where neighbor lists are built: "device" or "host", or both."""
-        return " and ".join(sorted({batch.lists_built_on for batch in self._batches}))
+        return " and ".join(sorted({batch.lists_built_on for batch in self.batches}))
 
     @property
     def broken(self) -> dict[int, Breakage]:
         """Return when and why molecules broke, by their numbers."""
         return {
             first + m: breakage
-            for first, batch in zip(self._first, self._batches)
+            for first, batch in zip(self._first, self.batches)
             for m, breakage in batch.broken.items()
         }
 
@@ -172,9 +173,9 @@ class MolecularDynamics:
         if int(steps) != steps or steps < 0:
             raise ValueError(f"steps must be an integer of at least 0, received {steps}")
         until = self.step + int(steps)
-        if all(batch.step == NEW for batch in self._batches):
+        if all(batch.step == NEW for batch in self.batches):
             self._fit_memory()
-        while running := [b for b in self._batches if b.is_running and b.step < max(until, 0)]:
+        while running := [b for b in self.batches if b.is_running and b.step < max(until, 0)]:
             segments = {id(running[0]): [running[0].advance(until)]}
             for batch in running[1:]:
                 segments[id(batch)] = []
@@ -185,7 +186,7 @@ class MolecularDynamics:
     def _join(self, segments) -> tuple[Thermo, FramesOfBatches]:
         """Join the energies and frames of batches, which have the same steps unless they broke."""
         thermos, frames = [], []
-        for first, batch in zip(self._first, self._batches):
+        for first, batch in zip(self._first, self.batches):
             parts = segments.get(id(batch), [])
             nothing = Thermo.empty(len(batch.molecules))
             thermos.append(Thermo.concatenate([nothing, *(thermo for thermo, _ in parts)]))
@@ -214,9 +215,9 @@ class MolecularDynamics:
         A single molecule is tried in any case.
         """
         num, too_large = len(self.molecules), []
-        while (count := max(len(batch.molecules) for batch in self._batches)) > 1:
+        while (count := max(len(batch.molecules) for batch in self.batches)) > 1:
             try:
-                for batch in self._batches:
+                for batch in self.batches:
                     batch.check_memory()
                 return
             except ProgramTooLarge as error:
@@ -231,7 +232,7 @@ class MolecularDynamics:
                     counts[0],
                 )
             self._compiled_before = self.num_compiles
-            self._batches = self._divide(counts)
+            self.batches = self._divide(counts)
 
     def _check_temperatures(self, given) -> np.ndarray:
         """Return the temperature of each molecule (K), (M,). Raise ValueError if one is invalid."""
@@ -261,10 +262,10 @@ class MolecularDynamics:
 
     def snapshot(self) -> dict[str, np.ndarray]:
         """Return everything that the same run needs to resume bit-exactly with `restore`."""
-        if len(self._batches) == 1:
-            return self._batches[0].snapshot()
-        arrays = {_BATCHES: np.array([len(batch.molecules) for batch in self._batches])}
-        for k, batch in enumerate(self._batches):
+        if len(self.batches) == 1:
+            return self.batches[0].snapshot()
+        arrays = {_BATCHES: np.array([len(batch.molecules) for batch in self.batches])}
+        for k, batch in enumerate(self.batches):
             arrays |= {f"{k}_{name}": value for name, value in batch.snapshot().items()}
         return arrays
 
@@ -280,9 +281,9 @@ class MolecularDynamics:
                 f"the snapshot belongs to other molecules: it has {sum(counts)}, this run "
                 f"{len(self.molecules)}"
             )
-        if counts != [len(batch.molecules) for batch in self._batches]:
-            self._batches = self._divide(counts)
-        for k, batch in enumerate(self._batches):
+        if counts != [len(batch.molecules) for batch in self.batches]:
+            self.batches = self._divide(counts)
+        for k, batch in enumerate(self.batches):
             start = f"{k}_" if _BATCHES in snapshot else ""
             batch.restore(
                 {n.removeprefix(start): v for n, v in snapshot.items() if n.startswith(start)}

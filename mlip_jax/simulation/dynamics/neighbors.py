@@ -84,12 +84,12 @@ class NeighborCapacity(NamedTuple):
 def suits_device(system: System, cutoffs: Cutoffs) -> bool:
     """Return whether the device can build complete lists of the system."""
     sizes = [len(a) for a in system.molecules]
-    if len(sizes) * max(sizes) ** 2 > _max_entries(jax.local_devices()[0]):
+    if len(sizes) * max(sizes) ** 2 > max_entries(jax.local_devices()[0]):
         return False
     return not system.is_periodic or wide_enough(system.cell, system.periodic, cutoffs)
 
 
-def _max_entries(device: jax.Device) -> int:
+def max_entries(device: jax.Device) -> int:
     """Return the number of entries of distance matrices up to which the device builds lists.
 
     On a GPU or TPU, its memory sets the limit: a list of the host stops the device.

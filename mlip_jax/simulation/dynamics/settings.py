@@ -79,9 +79,9 @@ class Settings:
         Raises:
           ValueError: If a value is invalid.
         """
-        if self.ensemble not in _INTEGRATORS:
+        if self.ensemble not in INTEGRATORS:
             raise ValueError(
-                f"ensemble must be one of {', '.join(_INTEGRATORS)}, received {self.ensemble!r}"
+                f"ensemble must be one of {', '.join(INTEGRATORS)}, received {self.ensemble!r}"
             )
         if self.dtype not in ("float32", "float64"):
             raise ValueError(f'dtype must be "float32" or "float64", received {self.dtype!r}')
@@ -128,7 +128,7 @@ class Settings:
 
     def integrator(self) -> integrators.Verlet:
         """Return the integrator of the ensemble, in ASE's units."""
-        return _INTEGRATORS[self.ensemble](self)
+        return INTEGRATORS[self.ensemble](self)
 
     def broken_above(self, temperature: float) -> float:
         """Return the temperature above which a molecule counts as broken (K).
@@ -140,7 +140,7 @@ class Settings:
         return max(10 * warmest, 5000.0) if self.max_temperature is None else self.max_temperature
 
 
-_INTEGRATORS: dict[str, Callable[[Settings], integrators.Verlet]] = {
+INTEGRATORS: dict[str, Callable[[Settings], integrators.Verlet]] = {
     "nve": lambda s: integrators.Verlet(s.fix_com),
     "langevin": lambda s: integrators.Langevin(s.fix_com, s.friction / units.fs),
     "rescaling": lambda s: integrators.Rescaling(s.fix_com, s.thermostat_time * units.fs),

@@ -292,7 +292,7 @@ def _evaluate(method, settings, atoms) -> dict[str, Any]:
     if not np.isfinite(atoms.positions).all():
         raise CalculationFailed("positions are not finite")
     atoms.calc = method.calculator(atoms)
-    extra = _minimize(atoms, settings) if settings["job"] == "minimize" else {}
+    extra = minimize_atoms(atoms, settings) if settings["job"] == "minimize" else {}
     energy, forces = float(atoms.get_potential_energy()), atoms.get_forces()
     if not (np.isfinite(energy) and np.isfinite(forces).all()):
         raise CalculationFailed("energy or forces are not finite")
@@ -307,7 +307,7 @@ def _death_result(job) -> tuple[dict[str, Any], bool]:
     }, False
 
 
-def _minimize(atoms, settings) -> dict[str, Any]:
+def minimize_atoms(atoms, settings) -> dict[str, Any]:
     """Relax the atoms in place, and return the fields that `ReferenceRelaxation` adds."""
     from ase.optimize import BFGS
 

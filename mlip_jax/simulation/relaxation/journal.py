@@ -299,7 +299,7 @@ class Journal:
                 raise self._error
             now = time.monotonic()
             content = [pieces.get(kind, b"") for kind in self.layout.kinds]
-            self._waiting.append(([*map(_cell, cells), f"{now - self._last:.3f}"], content))
+            self._waiting.append(([*map(encode_cell, cells), f"{now - self._last:.3f}"], content))
             self._waiting_bytes += sum(map(len, content))
             self._last = now
             self.count += 1
@@ -380,7 +380,7 @@ def _write(file: int, data: bytes, offset: int) -> int:
     return len(data)
 
 
-def _cell(value: Any) -> str:
+def encode_cell(value: Any) -> str:
     """Return a value as text on one line: numbers with all digits, empty if unknown."""
     if value is None or isinstance(value, float) and value != value:
         return ""

@@ -169,7 +169,7 @@ def pieces(record: MoleculeRecord, result: Relaxation, mol_blocks: bool) -> dict
         and record.bonds is not None
         and np.abs(result.atoms.positions).max() < _MOL_BLOCK_REACH
     ):
-        encoded[MOL_BLOCK] = _mol_block(record, result)
+        encoded[MOL_BLOCK] = mol_block(record, result)
     if result.frames:
         info |= state
         encoded[TRAJECTORY] = b"".join(
@@ -232,7 +232,7 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _mol_block(record: MoleculeRecord, result: Relaxation) -> bytes:
+def mol_block(record: MoleculeRecord, result: Relaxation) -> bytes:
     """Return an entry of an SDF file."""
     from rdkit import Chem
     from rdkit.Geometry import Point3D

@@ -88,6 +88,7 @@ class SlotPool:
       iterations: Number of evaluations of a batch.
       evaluated: Number of molecules in these evaluations.
       num_compiles: Number of compiled programs used so far.
+      program: Compiled program, or None before the first molecule.
       predicted_bytes: Memory of the program according to larger ones that did not fit, or None.
     """
 
@@ -117,7 +118,7 @@ class SlotPool:
         self._options, self._device = options, device
         self._size, self._dtype, self._batch_atoms = size, dtype, batch_atoms
         self._waiting: collections.deque[QueuedMolecule] = collections.deque()
-        self._program: CompiledRelaxation | None = None
+        self.program: CompiledRelaxation | None = None
         self._state = None
         self._budgets: list[PaddingBudget] = []
         self._in_slots: dict[int, QueuedMolecule] = {}
@@ -132,7 +133,7 @@ class SlotPool:
     @property
     def num_compiles(self) -> int:
         """Return the number of programs used so far."""
-        return self._earlier_compiles + (self._program.num_compiles if self._program else 0)
+        return self._earlier_compiles + (self.program.num_compiles if self.program else 0)
 
     @property
     def num_waiting(self) -> int:
@@ -152,7 +153,7 @@ class SlotPool:
     def is_full(self) -> bool:
         """Return whether enough molecules wait."""
         slots = (
-            self._program.loop.num if self._program else self._batch_atoms // (self._size // 2) + 1
+            self.program.loop.num if self.program else self._batch_atoms // (self._size // 2) + 1
         )
         return len(self._waiting) >= _QUEUED_PER_SLOT * slots
 
@@ -180,15 +181,15 @@ class SlotPool:
           evaluation of all slots, otherwise None; on the host.
         """
         with jax.enable_x64(self._dtype == np.float64):
-            if self._program is None:
+            if self.program is None:
                 self._prepare()
             queue = self._queue()
             budget, min_active = self._choose_budget(input_ended)
             compiles, begin = self.num_compiles, time.perf_counter()
-            self._state, done, taken, last = self._program.run(
+            self._state, done, taken, last = self.program.run(
                 budget,
                 self._state,
-                self._program.put(queue),
+                self.program.put(queue),
                 queue_length=int((queue.key != FREE).sum()),
                 max_iterations=max_iterations or self._iterations_per_dispatch(),
                 min_active=min_active,
@@ -255,7 +256,7 @@ class SlotPool:
             self.num_compiles,
             np.array([self.iterations, self.evaluated]),
         )
-        self._program, self._state, self._per_iteration = None, None, 0.0
+        self.program, self._state, self._per_iteration = None, None, 0.0
         restarted, self._in_slots = self._in_slots, {}
         self._waiting.extendleft(reversed(restarted.values()))
         return list(restarted)
@@ -268,8 +269,8 @@ class SlotPool:
         slots = num + (num > 1)
         if self._max_slots is not None:
             num = slots = min(num, self._max_slots)
-        self._program = CompiledRelaxation(self._make_loop(slots), self._params, self._device)
-        self._state = self._program.init()
+        self.program = CompiledRelaxation(self._make_loop(slots), self._params, self._device)
+        self._state = self.program.init()
         whole = self._padding_budget(num, sizes, edges, pairs)
         tail = self._padding_budget(num / _TAIL, sizes, edges, pairs)
         # without refills all molecules start at once, and compiling takes as long as the tail saves
@@ -321,7 +322,7 @@ class SlotPool:
     @property
     def _slots(self) -> int:
         """Return the number of slots."""
-        return self._program.loop.num
+        return self.program.loop.num
 
     def _choose_budget(self, input_ended: bool) -> tuple[PaddingBudget, int]:
         """Return the padding budget and the argument `min_active` of `RelaxationLoop.run`."""
@@ -340,7 +341,7 @@ class SlotPool:
 
     def _grow_budgets(self, budget: PaddingBudget, largest: np.ndarray) -> None:
         """Enlarge the budgets if a single molecule has more edges or pairs than `budget`."""
-        if self._program.loop.fits(budget, largest):
+        if self.program.loop.fits(budget, largest):
             return
         edges = max(budget.n_edge, round_up(_ONE_SLACK * largest[0], _EDGE_MULTIPLE))
         pairs = max(

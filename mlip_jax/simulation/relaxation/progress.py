@@ -88,13 +88,13 @@ class RelaxationProgressBar:
             self._show()
         if now - self._logged >= _LOG_SECONDS and not self._bar.console.is_terminal:
             self._logged = now
-            log.info("%d of %d %s: %s", self.done, self._total, self._noun, self._text())
+            log.info("%d of %d %s: %s", self.done, self._total, self._noun, self.text())
 
     def _show(self) -> None:
         """Redraw the bar."""
-        self._bar.update(self._task, completed=self.done, text=self._text())
+        self._bar.update(self._task, completed=self.done, text=self.text())
 
-    def _text(self) -> str:
+    def text(self) -> str:
         """Return speed and number of failures as text."""
         speed = (self.done - self._before) / max(time.monotonic() - self._begin, 1e-9)
         return f"{speed:.3g} {self._noun}/s  {self._failed} {self._failed_label}"

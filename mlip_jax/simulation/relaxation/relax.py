@@ -120,6 +120,7 @@ class Relaxer:
     Attributes:
       potential: The force field.
       num_compiles: Number of compiled programs used so far.
+      pools: Pools of slots used so far, by device, number of atoms, periodicity and symmetry.
     """
 
     def __init__(
@@ -199,12 +200,12 @@ class Relaxer:
         self._params = jax.tree.map(
             lambda leaf: np.asarray(leaf, self._dtype), self.potential.params
         )
-        self._pools: dict[tuple[int, int, bool, bool], SlotPool] = {}
+        self.pools: dict[tuple[int, int, bool, bool], SlotPool] = {}
 
     @property
     def num_compiles(self) -> int:
         """Return the number of programs used so far."""
-        return sum(pool.num_compiles for pool in self._pools.values())
+        return sum(pool.num_compiles for pool in self.pools.values())
 
     def statistics(self) -> dict[str, int]:
         """Return counters of the work so far.
@@ -212,7 +213,7 @@ class Relaxer:
         The counters are "iterations" (evaluations of a batch), "evaluated" (molecules in them) and
         "compiles".
         """
-        pools = list(self._pools.values())
+        pools = list(self.pools.values())
         return {
             "iterations": sum(p.iterations for p in pools),
             "evaluated": sum(p.evaluated for p in pools),
@@ -322,7 +323,7 @@ class Relaxer:
     def _get_pool(self, device: int, size: int, periodic: bool, symmetric: bool) -> SlotPool:
         """Return the pool for slots of `size` atoms on a device; create it if necessary."""
         key = device, size, periodic, symmetric
-        if key not in self._pools:
+        if key not in self.pools:
             options = {
                 "size": size,
                 "dtype": self._dtype,
@@ -330,12 +331,12 @@ class Relaxer:
                 "device": self._devices[device],
             }
             shared = self.potential, self._params, self._options
-            self._pools[key] = (
+            self.pools[key] = (
                 CellPool(*shared, filter=self._filter, symmetric=symmetric, **options)
                 if periodic
                 else SlotPool(*shared, **options)
             )
-        return self._pools[key]
+        return self.pools[key]
 
     def _merge_small_pools(self, pools: dict[tuple[int, bool, bool], SlotPool]) -> None:
         """Merge waiting molecules into the largest slots if one evaluation fits them all.

@@ -59,7 +59,7 @@ def fit(
     if not len(train) or not len(valid):
         raise ValueError("a domain needs training and validation structures")
     rows, errors = (
-        _sample_per_element(train.numbers, np.random.default_rng(seed), max_per_element),
+        sample_per_element(train.numbers, np.random.default_rng(seed), max_per_element),
         np.abs(force_errors).mean(1),
     )
     return Domain.fit(
@@ -178,7 +178,7 @@ def results(domain: Domain, features: np.ndarray, *, unseen: bool = False) -> di
     return values
 
 
-def _sample_per_element(
+def sample_per_element(
     numbers: np.ndarray, rng: np.random.Generator, max_count: int = _MAX_PER_ELEMENT
 ) -> np.ndarray:
     """Return the rows of at most `max_count` random atoms per element.

@@ -71,7 +71,7 @@ def propose(
         rows[: len(train)] / spread, rows[len(train) :] / spread, config.pool.num_next
     )
     return Proposal(
-        [_to_ase(columns, int(k), float(distance[k])) for k in shortlist[chosen]],
+        [to_ase(columns, int(k), float(distance[k])) for k in shortlist[chosen]],
         len(columns),
         int((distance > 1).sum()),
     )
@@ -110,7 +110,7 @@ def _read_pool(config: Any, potential: Potential) -> Columns:
     return columns.take(np.flatnonzero(unseen.known)) if len(unseen) else columns
 
 
-def _to_ase(columns: Columns, k: int, distance: float) -> Atoms:
+def to_ase(columns: Columns, k: int, distance: float) -> Atoms:
     """Return a structure without labels."""
     s = columns[k]
     atoms = Atoms(s.numbers, s.positions, cell=s.cell, pbc=False if s.pbc is None else s.pbc)

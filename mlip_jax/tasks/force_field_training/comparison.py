@@ -34,7 +34,7 @@ def compare(run: TrainingRun, potential: Potential) -> dict[str, str]:
     errors = {}
     new = run.splits["test"].sample(_MAX_STRUCTURES, run.config.seed)
     if len(new):
-        errors["new data"] = _before_and_after(
+        errors["new data"] = before_and_after(
             new.columns(), run.initial, potential, potential.reference_energies
         )
     try:
@@ -43,7 +43,7 @@ def compare(run: TrainingRun, potential: Potential) -> dict[str, str]:
         rng = np.random.default_rng(run.config.seed)
         old = np.sort(rng.permutation(old)[:_MAX_STRUCTURES])
         if len(old):
-            errors["old data"] = _before_and_after(
+            errors["old data"] = before_and_after(
                 data.store.take(old), run.initial, potential, run.initial.reference_energies
             )
     except (DatasetError, OSError) as error:
@@ -53,7 +53,7 @@ def compare(run: TrainingRun, potential: Potential) -> dict[str, str]:
     return errors
 
 
-def _before_and_after(
+def before_and_after(
     columns: Columns, initial: Potential, potential: Potential, reference: np.ndarray
 ) -> str:
     """Return the errors of both force fields with the given reference energies as text."""

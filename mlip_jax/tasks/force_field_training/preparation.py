@@ -264,7 +264,7 @@ def seen_states(summary: statistics.Summary, initial: Potential | None) -> dict[
     return states
 
 
-def _check_stress(data: source.LoadedData, train: Split, model, reject_invalid: bool) -> None:
+def check_stress(data: source.LoadedData, train: Split, model, reject_invalid: bool) -> None:
     """Raise an error if the model has no stress, or the training split none that is usable.
 
     Args:
@@ -304,7 +304,7 @@ def _compute_statistics(
 ) -> dict[str, Any]:
     """Return the statistics of the training data that a force field stores, ready for JSON."""
     if config.loss.stress:
-        _check_stress(data, train, model, config.data.reject_invalid)
+        check_stress(data, train, model, config.data.reject_invalid)
     summary = statistics.Summary(
         columns for _, columns in data.store.chunks(train.indices, labels_only=True)
     )

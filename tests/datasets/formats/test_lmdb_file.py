@@ -31,7 +31,7 @@ def written(tmp_path_factory):
 def test_content_equals_that_of_lmdb(written):
     path, content = written
     file = LmdbFile(path)
-    assert file._depth > 1 and file.length == len(content)
+    assert file.depth > 1 and file.length == len(content)
     assert file.keys().tolist() == sorted(content)
     assert file.first() == min(content.items())
     assert all(file.get(key, "a") == value for key, value in content.items())
@@ -44,7 +44,7 @@ def test_damaged_pages_are_errors(written, tmp_path):
     """Detects crashes and endless loops, which such pointers cause in the library lmdb."""
     path, content = written
     data, rng, errors = path.read_bytes(), np.random.default_rng(1), 0
-    pages = [0, 1, LmdbFile(path)._root]
+    pages = [0, 1, LmdbFile(path).root]
     for _ in range(8):
         damaged = bytearray(data)
         for place in rng.integers(0, 4096, 200):
@@ -63,7 +63,7 @@ def test_damaged_pages_are_errors(written, tmp_path):
 
 def test_a_circle_of_pages_ends(written, tmp_path):
     path, _ = written
-    root = LmdbFile(path)._root
+    root = LmdbFile(path).root
     damaged = bytearray(path.read_bytes())
     page = root * 4096
     first = int.from_bytes(damaged[page + 16 : page + 18], "little")

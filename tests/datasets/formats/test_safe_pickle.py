@@ -381,10 +381,10 @@ def test_cells_of_tuples_are_counted(protocol):
     expected = sum(
         cells(t) for t in ((1, 2.5), ("a",), (1, 2, 3), (1, 2, 3, 4, 5), inner, middle, outer)
     )
-    assert pickle_opcodes._cells(data, "x") == expected and loads(data) == flat
+    assert pickle_opcodes.count_cells(data, "x") == expected and loads(data) == flat
     shared = [inner, inner, (inner, inner)]
     assert (
-        pickle_opcodes._cells(pickle.dumps(shared, protocol), "x") == 4 * 3 + 7
+        pickle_opcodes.count_cells(pickle.dumps(shared, protocol), "x") == 4 * 3 + 7
         and loads(pickle.dumps(shared, protocol)) == shared
     )
 

@@ -69,15 +69,15 @@ def faulty(tmp_path, monkeypatch):
     (tmp_path / "program.py").write_text(PROGRAM)
     monkeypatch.setattr(process, "_PROGRAM", tmp_path / "program.py")
     monkeypatch.setattr(process, "SECONDS", 1.0)
-    monkeypatch.setattr(files, "_SECONDS", 1.0)
+    monkeypatch.setattr(files, "SECONDS", 1.0)
     parsers = process.ParserProcess()
     monkeypatch.setattr(files, "PARSERS", parsers)
     monkeypatch.setattr(molecules, "PARSERS", parsers)
-    molecules._is_safe.cache_clear()
+    molecules.is_safe.cache_clear()
     yield
-    molecules._is_safe.cache_clear()
-    if parsers._process is not None:
-        parsers._process.kill()
+    molecules.is_safe.cache_clear()
+    if parsers.process is not None:
+        parsers.process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +100,8 @@ def test_molecules_are_parsed(molecule):
 
 def test_the_process_is_replaced_after_a_crash(parsers, molecule, monkeypatch):
     parsers.call("read_rdkit_binaries", molecule)
-    parsers._process.kill()
-    parsers._process.wait()
+    parsers.process.kill()
+    parsers.process.wait()
     with monkeypatch.context() as patch:
         patch.setattr(parsers, "_is_ready", lambda: True)  # it ends after this check
         with pytest.raises(process.ParserDeathError, match="ended with -9"):
@@ -113,12 +113,12 @@ def test_stop_requests_do_not_condemn_the_next_molecule(parsers, molecule):
     """A terminal sends Ctrl-C to all processes; the next molecule used to be "corrupted"."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         parsers.call("identify_smiles", b"C")
-        process_id = parsers._process.pid
+        process_id = parsers.process.pid
         os.kill(process_id, number)
         assert parsers.call("identify_smiles", b"CCO") == [b"CCO"]
-        assert parsers._process.pid == process_id
-    parsers._process.kill()  # as if the memory of the computer were exhausted
-    parsers._process.wait()
+        assert parsers.process.pid == process_id
+    parsers.process.kill()  # as if the memory of the computer were exhausted
+    parsers.process.wait()
     assert parsers.call("identify_smiles", b"CCO") == [b"CCO"]
 
 
@@ -148,7 +148,7 @@ def test_replies_of_a_corrupted_process_are_errors(monkeypatch, tmp_path, reply)
     parsers = process.ParserProcess()
     with pytest.raises(process.ParserDeathError):
         parsers.call("identify_smiles", b"C")
-    assert parsers._process is None
+    assert parsers.process is None
 
 
 def test_a_lower_limit_of_the_memory_is_kept():

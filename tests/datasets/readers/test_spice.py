@@ -46,7 +46,7 @@ def write(
         "smiles": smiles and [smiles],
         "subset": ["made up"],
     } | changes
-    units = spice._UNITS | (units or {})
+    units = spice.UNITS | (units or {})
     with h5py.File(path, "a") as file:
         group = file.create_group(name)
         for field, value in fields.items():

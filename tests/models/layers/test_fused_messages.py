@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mlip_jax.datasets.columns import Columns
 from mlip_jax.graphs.batch import build_batch
 from mlip_jax.graphs.graph import SlotGeometry
 from mlip_jax.graphs.neighbor_slots import add_neighbor_slots
@@ -16,7 +17,7 @@ from mlip_jax.models.layers.slot_messages import SlotFilters, slot_messages
 from mlip_jax.potential import evaluate as evaluate_model
 from mlip_jax.potential import example_graph, hessian_columns
 from mlip_jax.structure import Structure
-from mlip_jax.target_device import compiling_for, fused_kernels
+from mlip_jax.target_device import compiling_for, fused_kernels, portable_programs
 
 # more atoms and slots than a block of a program has, and not multiples of them
 ATOMS, SLOTS, BASIS, FEATURES = 5, 9, 3, 16
@@ -118,6 +119,8 @@ def test_kernels_are_used_only_on_request_and_for_sizes_that_they_support(monkey
         monkeypatch.setenv("MLIP_JAX_FUSED_KERNELS", "1")
         assert wants_fused(128, jnp.float32)
         assert not wants_fused(132, jnp.float32) and not wants_fused(128, jnp.float64)
+        with portable_programs():  # other platforms read them, too
+            assert not wants_fused(128, jnp.float32)
     for platform in ("cpu", "tpu"):
         with compiling_for(platform):
             assert not wants_fused(128, jnp.float32)
@@ -136,10 +139,11 @@ def test_kernels_change_no_energy_force_gradient_or_hessian(dtype, tolerance):
         for n in (5, 1, 7)
     ]
     with jax.enable_x64(dtype == np.float64):
-        graph = build_batch(molecules, PaddingBudget(16, 160, 5), 2.2, dtype=dtype)
+        columns = Columns.from_structures(molecules)
+        graph = build_batch(columns, PaddingBudget(16, 160, 5), 2.2, dtype=dtype)
         outline = jax.eval_shape(model.init, jax.random.key(0), example_graph())
         params = jax.tree.map(lambda x: rng.normal(0, 0.5, x.shape).astype(dtype), outline)
-        directions = rng.normal(size=(2, 16, 3)).astype(dtype)
+        directions = rng.normal(size=(1, 16, 3)).astype(dtype)
 
         def loss(params, graph):
             out = evaluate_model(model, params, graph, 1.0)

@@ -237,8 +237,8 @@ def test_compiles_once_while_the_number_of_edges_changes(make_potential):
 
 def test_calculates_only_when_something_changed(tiny32, monkeypatch):
     calls = []
-    run = tiny32._compiled.run
-    monkeypatch.setattr(tiny32._compiled, "run", lambda *args: calls.append(1) or run(*args))
+    run = tiny32.compiled.run
+    monkeypatch.setattr(tiny32.compiled, "run", lambda *args: calls.append(1) or run(*args))
     atoms = random_molecule(11, seed=5)
     atoms.calc = tiny32
     forces = atoms.get_forces()
@@ -330,7 +330,7 @@ def test_charge_that_was_not_trained_on(make_potential, tiny32, statistics, warn
         dataclasses.replace(make_potential("tiny"), metadata={"statistics": statistics})
     )
     # nothing is compiled for a warning
-    calculator._compiled.run = tiny32._compiled.run
+    calculator.compiled.run = tiny32.compiled.run
     ion = molecule("CH3OH")
     ion.info["charge"] = -1
     with warnings.catch_warnings(record=True) as caught:

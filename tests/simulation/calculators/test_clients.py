@@ -131,7 +131,7 @@ def test_files_keep_the_results(make_potential, periodic, tmp_path, name, kind):
         atoms, known = random_molecule(5), ("energy", "forces")
         atoms.calc = EnsembleCalculator([make_potential("tiny"), make_potential("tiny", 1)])
         # only the fields matter here, not the numbers
-        atoms.calc._compiled.run = lambda bucket, *_: (
+        atoms.calc.compiled.run = lambda bucket, *_: (
             np.random.default_rng(0).normal(size=(2, bucket.budget.n_node, 4)),
             None,
         )

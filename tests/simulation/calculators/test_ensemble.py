@@ -69,7 +69,7 @@ def test_one_program_for_all_members(members):
     for seed in range(3):
         ensemble.get_property("forces", random_molecule(6, seed))
     assert ensemble.num_compiles == 1
-    assert [group.indices for group in ensemble._groups] == [(0, 2), (1,)]
+    assert [group.indices for group in ensemble.groups] == [(0, 2), (1,)]
 
 
 def test_stress(ensemble):

@@ -60,9 +60,9 @@ def test_agrees_with_differences_of_forces(shared, kind, atoms):
 
 def test_is_symmetric_before_symmetrization(shared):
     calculator, atoms = shared("tiny", "float64"), random_molecule(6, seed=3)
-    shape, packed = calculator._compiled.pack(atoms, atoms.positions)
+    shape, packed = calculator.compiled.pack(atoms, atoms.positions)
     with jax.enable_x64(True):
-        columns = np.asarray(calculator._compiled.run_hessian(shape, *packed, np.int32(0)))
+        columns = np.asarray(calculator.compiled.run_hessian(shape, *packed, np.int32(0)))
     assert (columns[:, len(atoms) :] == 0).all() and (columns[3 * len(atoms) :] == 0).all()
     raw = columns[: 3 * len(atoms), : len(atoms)].reshape(3 * len(atoms), -1)
     np.testing.assert_allclose(raw, raw.T, rtol=0, atol=1e-10)
@@ -74,9 +74,9 @@ def test_columns_in_blocks_are_the_same(shared, make_potential, monkeypatch):
     expected = shared("tiny", "float64").get_hessian(atoms)
     monkeypatch.setattr(compiled, "_COLUMN_EDGES", 5 * 64)
     calculator = MLIPCalculator(make_potential("tiny"), "float64")
-    calls, run = [], calculator._compiled.run_hessian
+    calls, run = [], calculator.compiled.run_hessian
     monkeypatch.setattr(
-        calculator._compiled, "run_hessian", lambda *args: calls.append(1) or run(*args)
+        calculator.compiled, "run_hessian", lambda *args: calls.append(1) or run(*args)
     )
     np.testing.assert_allclose(calculator.get_hessian(atoms), expected, rtol=0, atol=1e-11)
     assert len(calls) == 4 and calculator.num_compiles == 1

@@ -163,12 +163,12 @@ def test_batches_are_chosen_for_the_memory_of_the_device(monkeypatch, caplog):
     expected = whole.run(8)
     monkeypatch.setattr(device_memory, "available_bytes", lambda device: 1)
     with pytest.raises(device_memory.ProgramTooLarge) as error:
-        whole._batches[0].check_memory()
+        whole.batches[0].check_memory()
     limit = int(0.6 * error.value.needed)
     monkeypatch.setattr(device_memory, "available_bytes", lambda device: limit)
     small, resumed = prepare(), prepare()
     first = small.run(4)
-    assert len(small._batches) > 1 and "may be used for 16 molecules; continuing" in caplog.text
+    assert len(small.batches) > 1 and "may be used for 16 molecules; continuing" in caplog.text
     resumed.restore(small.snapshot())
     assert resumed.step == small.step == 4
     rest = resumed.run(4)
@@ -185,7 +185,7 @@ def test_batches_are_chosen_for_the_memory_of_the_device(monkeypatch, caplog):
 
 def test_records_of_a_short_dispatch_are_small(monkeypatch):
     """On a busy machine a dispatch makes few steps, so there are many dispatches."""
-    monkeypatch.setattr(batch, "_DISPATCH_SECONDS", 0.0)
+    monkeypatch.setattr(batch, "DISPATCH_SECONDS", 0.0)
     dynamics = MolecularDynamics(
         cluster(0), pairwise(), replicas=4, ensemble="nve", temperature=5.0, frame_every=2
     )
@@ -233,13 +233,11 @@ def test_more_neighbors_than_the_capacity():
         * [1.0, 0, 0]
     )
     dynamics = every_step(both, pairwise(), timestep=8.0, frame_every=10)
-    before = dynamics._batches[0]._capacity.budget
+    before = dynamics.batches[0].capacity.budget
     ours = dynamics.run(250)[0]
     calculator = MLIPCalculator(pairwise(), dtype="float64")
     positions, _, energies = under_ase(calculator, dynamics.molecules[0], 250, 8.0, every=10)
-    assert (
-        dynamics._batches[0]._capacity.budget.n_edge > before.n_edge and dynamics.num_compiles >= 2
-    )
+    assert dynamics.batches[0].capacity.budget.n_edge > before.n_edge and dynamics.num_compiles >= 2
     assert ours.steps == list(range(0, 251, 10)), "no step is lost or made twice"
     np.testing.assert_array_equal(ours.thermo.step, np.arange(251))
     origin = dynamics._system.origin[0]

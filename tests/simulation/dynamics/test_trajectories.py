@@ -95,7 +95,7 @@ def test_truncation_keeps_frames_bit_for_bit(tmp_path):
     h5md.append(whole, frames[:560])
     h5md.truncate(path, 560)
     with h5py.File(path) as a, h5py.File(whole) as b:
-        for name in h5md._names(a):
+        for name in h5md.dataset_names(a):
             np.testing.assert_array_equal(a[name][:], b[name][:])
 
 

@@ -17,7 +17,7 @@ def main():
         random_potential("tiny"), max_steps=15, fmax=1e-3, dtype="float64", batch_atoms=18
     )
     results = dict(relaxer.stream(enumerate(starts)))
-    used = {key[0] for key in relaxer._pools}
+    used = {key[0] for key in relaxer.pools}
     np.savez(
         sys.argv[1],
         devices=len(jax.devices()),

@@ -385,7 +385,7 @@ def test_failures_of_earlier_starts_are_counted_once(tmp_path):
     assert relax_journal.count_failures(tmp_path, layout, lambda index: index > 0) == 1
     progress = RelaxationProgressBar(9, 4, failed=2)
     progress.add("failed")
-    assert "3 failed or diverged" in progress._text()
+    assert "3 failed or diverged" in progress.text()
     relax_journal.check_any_succeeded(tmp_path, layout, 4, tmp_path / "results.csv")
     with pytest.raises(RuntimeError, match="all 2 molecules .*results.csv"):
         relax_journal.check_any_succeeded(tmp_path, layout, 2, tmp_path / "results.csv")

@@ -462,18 +462,18 @@ def test_batches_are_chosen_for_the_memory_of_the_device(monkeypatch, caplog):
     def relaxed():
         relaxer = Relaxer(pairwise(), max_steps=3)
         results = dict(relaxer.stream(starts.items()))
-        (used,) = relaxer._pools.values()
+        (used,) = relaxer.pools.values()
         return used, [results[k].energy for k in starts]
 
     large, expected = relaxed()
     compiles = caplog.text.count("compiling the relaxation")
     relaxed()  # the same programs serve another relaxer
     assert caplog.text.count("compiling the relaxation") == compiles
-    limit = max(large._program.needed.values()) // 3
+    limit = max(large.program.needed.values()) // 3
     monkeypatch.setattr(device_memory, "available_bytes", lambda device: limit)
     small, energies = relaxed()
-    needed = max(small._program.needed.values())
-    assert needed <= limit and small._program.loop.num > large._program.loop.num / 6
+    needed = max(small.program.needed.values())
+    assert needed <= limit and small.program.loop.num > large.program.loop.num / 6
     assert small.predicted_bytes == pytest.approx(needed, rel=0.2)
     assert "may be used with 49 molecules in parallel; continuing with" in caplog.text
     np.testing.assert_allclose(energies, expected, rtol=1e-5)

@@ -79,7 +79,7 @@ def test_border_refers_to_the_farthest_atom(potential, domain):
 
 def test_rare_elements_are_kept(potential):
     numbers = np.array([1] * 5000 + [8] * 3)
-    kept = atom_domain._sample_per_element(numbers, np.random.default_rng(0))
+    kept = atom_domain.sample_per_element(numbers, np.random.default_rng(0))
     assert (numbers[kept] == 8).sum() == 3 and (numbers[kept] == 1).sum() == 1024
 
 

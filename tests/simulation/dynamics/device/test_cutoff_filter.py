@@ -153,7 +153,7 @@ def test_a_device_with_memory_builds_the_lists_of_large_structures():
         return types.SimpleNamespace(platform=platform, memory_stats=lambda: stats)
 
     limits = [
-        int(neighbors._max_entries(d) ** 0.5)
+        int(neighbors.max_entries(d) ** 0.5)
         for d in (device("cpu"), device("gpu"), device("gpu", 24 << 30), device("gpu", 141 << 30))
     ]
     assert limits == [5_792, 5_792, 19_036, 32_768]
@@ -186,16 +186,16 @@ def test_a_step_waits_for_a_larger_capacity(by, monkeypatch):
         )
 
     ours = dynamics()
-    first = ours._batches[0]._capacity
+    first = ours.batches[0].capacity
     assert ours.lists_built_on == by and 0 < first.near_edges < first.budget.n_edge
     (trajectory,) = ours.run(30)
-    last = ours._batches[0]._capacity
+    last = ours.batches[0].capacity
     assert last.near_edges > first.near_edges or not last.near_edges
     assert trajectory.steps == list(range(31)) and trajectory.broken is None
     monkeypatch.setattr(neighbors, "_WORTHWHILE", 0.0)
     plain = dynamics()
     (expected,) = plain.run(30)
-    assert not plain._batches[0]._capacity.near_edges
+    assert not plain.batches[0].capacity.near_edges
     np.testing.assert_allclose(
         [f.positions for f in trajectory.frames], [f.positions for f in expected.frames], atol=1e-9
     )
