@@ -69,6 +69,8 @@ def parse_yaml(text: bytes) -> Any:
         raise ValueError("the YAML is nested too deeply, or refers to itself") from None
     except yaml.YAMLError as error:
         raise ValueError(f"not plain YAML: {error}") from error
+    except (AttributeError, LookupError) as error:  # tagged values of another form, "!!bool x"
+        raise ValueError(f"YAML with a value of another type than its tag ({error!r})") from error
 
 
 def _size(node: Any, sizes: dict[int, int]) -> int:

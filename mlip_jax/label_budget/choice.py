@@ -74,7 +74,8 @@ def _from_largest_clusters(
         chosen.append(best)
         free[best] = False
         to_best = np.linalg.norm(points - points[best], axis=1)
-        closer = to_best < nearest
+        # the first point replaces the cluster of no center, whose distances of one are no distances
+        closer = (to_best < nearest) | (number == 0)
         nearest, center = np.where(closer, to_best, nearest), np.where(closer, number, center)
     return np.array(chosen, np.int64)
 

@@ -31,6 +31,13 @@ def bomb(path, monkeypatch):
     return path
 
 
+@pytest.mark.parametrize("text", ["!!bool x", "!!int ''", "!!float ''", "!!timestamp x"])
+def test_values_in_yaml_that_contradict_their_tags_are_errors(text):
+    """Detects errors of PyYAML that readers do not expect, such as KeyError: 'x'."""
+    with pytest.raises(ValueError, match="another type"):
+        texts.parse_yaml(text.encode())
+
+
 def test_plain_files_are_read(tmp_path):
     text = b"\xef\xbb\xbfa: &a [1, 2]\nb: *a\nc: {<<: {d: 2.5}}\n"
     assert texts.parse_yaml(text) == {"a": [1, 2], "b": [1, 2], "c": {"d": 2.5}}

@@ -27,6 +27,15 @@ def test_both_leaves_out_copies_and_neighbors_of_labeled_structures():
     assert chosen("diversity", 3)[:1] == [0] and set(chosen("diversity", 3)) == {0, 2, 3}
 
 
+def test_without_labels_the_chosen_points_determine_the_distances():
+    """Detects that distances count only below one standard deviation, as if the first were one."""
+    points = np.random.default_rng(0).normal(size=(40, 32))
+    points[20:] += 6.0
+    slightly = np.where(np.arange(40) < 20, 1.05, 1.0)
+    found = choice.choose("both", 4, slightly, points, np.zeros((0, 32)), np.random.default_rng(0))
+    assert (found >= 20).any()
+
+
 def test_a_batch_represents_many_candidates_before_an_outlier():
     """Detects a choice of the farthest structure, which no other candidate resembles."""
     rng = np.random.default_rng(0)

@@ -35,7 +35,7 @@ from mlip_jax.tasks.fine_tune.next_structures import farthest_first
 from mlip_jax.tasks.fine_tune.recipes import Candidate
 from mlip_jax.tasks.fine_tune.search import ENERGY, FORCE, choose, forgetting
 from mlip_jax.training.nonfinite import TrainingError
-from mlip_jax.workdir import WorkdirError
+from mlip_jax.workdir import WorkdirError, write_json
 from tests.simulation.conftest import random_potential
 from tests.tasks.runs import DATA
 
@@ -324,6 +324,20 @@ def test_reported_forgetting_is_of_molecules_that_have_not_chosen(tmp_path):
         choice = () if found.probe_choice is None else found.probe_choice.molecule
         assert len(set(choice)) == num_choice and len(choice) + len(found.probe) == 6
         assert not set(choice) & set(found.probe.molecule)
+
+
+def test_a_search_of_an_older_version_resumes_with_its_whole_probe(tmp_path):
+    """Detects a KeyError, or forgetting that compares two sets of structures."""
+    results = {"10": {"valid": {FORCE: 9.0}, "probe": {FORCE: 63.0}, "seconds": 1.0}}
+    write_json(tmp_path / search.JOURNAL, {"seconds": 1.0, "runs": {"runs/a": results}})
+    probe = of_formulas("H2O", "CH4")
+    old = task.old_domain.OldDomain(None, probe, "a test", True)
+    config = override(fine_tune_defaults(), {"max_forgetting": 0.2})
+    found = search.RecipeSearch(config, tmp_path, "", None, None, old, {})
+    assert found.probe_choice is None and len(found.probe) == 2
+    before = search.decisive_errors({"probe": {FORCE: 60.0}, "probe_choice": {FORCE: None}})
+    ranked = [(Candidate("full", rate), r) for rate, r in ((1e-3, results["10"]),)]
+    assert choose(ranked, before, 0.2)[1] == results["10"]
 
 
 def test_the_log_ends_with_the_outcome():

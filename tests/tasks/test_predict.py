@@ -4,6 +4,7 @@ import contextlib
 import csv
 import dataclasses
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from mlip_jax.tasks import predict
 from mlip_jax.tasks import property as property_task
 from mlip_jax.tasks.property_prediction.attributions import has_order_of_smiles
 from mlip_jax.tasks.property_prediction.conformers import boltzmann_weights
+from mlip_jax.tasks.property_prediction.ensemble import Ensemble
 from mlip_jax.tasks.property_prediction.function import predict as predict_molecules
 from mlip_jax.workdir import WorkdirError
 from tests.tasks.property_runs import config, write_data, write_force_field
@@ -215,6 +217,14 @@ def test_from_python(folder):
     assert (columns["gap_lower"] < columns["gap_upper"]).all()
     with pytest.raises(ValueError, match="not trained on Xe"):
         predict_molecules(folder / "gap-0", ["[Xe]"])
+
+
+@pytest.mark.parametrize("molecules", [[], [[]]])
+def test_no_molecules_are_an_error_from_python(molecules, monkeypatch):
+    """Detects a message about values to unpack."""
+    monkeypatch.setattr(Ensemble, "load", lambda paths: types.SimpleNamespace(reads_positions=True))
+    with pytest.raises(ValueError, match="received no molecule"):
+        predict_molecules("gap", molecules)
 
 
 def test_a_failed_molecule_or_conformer_does_not_stop_predictions_from_python(folder, caplog):

@@ -29,6 +29,9 @@ _FORBIDDEN = {
 }
 _CODE = (".py", ".pyc", ".so", ".pyd")  # suffixes of modules that a parser imports
 _BYTECODE = re.compile(r"\.pyc\.\d+$")  # temporary names of compiled modules
+# Options of parsers that would otherwise open other files. The reader of CASTEP's cells would start
+# CASTEP for a list of its keywords.
+_OPTIONS = {"castep-cell": {"calculator_args": {"keyword_tolerance": 3}}}
 _guarded = threading.local()
 _installation = threading.Lock()
 _installed = False
@@ -46,8 +49,11 @@ def read_frames(path: Path, format: str | None = None) -> Iterator[Atoms]:
       Exception: ASE's parsers raise exceptions of any type.
     """
     from ase.io import iread
+    from ase.io.formats import filetype
 
-    frames = iread(path, index=":", format=format)
+    with only(path):
+        format = format or filetype(str(path))
+    frames = iread(path, index=":", format=format, **_OPTIONS.get(format, {}))
     while True:
         with only(path):
             atoms = next(frames, None)

@@ -153,7 +153,7 @@ def _run(recipe_search: RecipeSearch) -> Path:
         )
     has_labels = recipe_search.old.is_labelled
     chosen, result = search.choose(
-        ranked, before["probe_choice"] if has_labels else {}, config.max_forgetting
+        ranked, search.decisive_errors(before) if has_labels else {}, config.max_forgetting
     )
     log.info("chosen: %s, test errors %s", chosen.name, search.errors_text(result["test"]))
     _make_result(recipe_search, chosen, result["steps"])

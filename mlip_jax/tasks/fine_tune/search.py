@@ -72,6 +72,12 @@ class SearchJournal:
         if path.exists():
             self.content = parse_json(read_bytes(path))
 
+    @property
+    def has_whole_probe(self) -> bool:
+        """Whether results are of a version that chose by all structures of the probe."""
+        rounds = (result for run in self.content["runs"].values() for result in run.values())
+        return any("probe" in result and "probe_choice" not in result for result in rounds)
+
     def get(self, name: str, steps: int) -> dict[str, Any] | None:
         """Return the result of a run after a number of steps, or None."""
         return self.content["runs"].get(name, {}).get(str(steps))
@@ -120,7 +126,8 @@ class RecipeSearch:
         self.total_steps = 0
         self.out_of_time = False
         self.probe, self.probe_choice = self.old.probe, None
-        if self.probe is not None and self.config.max_forgetting is not None:
+        limited = self.config.max_forgetting is not None and not self.journal.has_whole_probe
+        if self.probe is not None and limited:
             rows = separate_probe(self.probe.molecule, self.config.seed, parts=2)
             self.probe_choice, self.probe = (self.probe.take(np.sort(r)) for r in rows)
 
@@ -314,6 +321,12 @@ def forgetting(before: dict[str, float | None], after: dict[str, float | None]) 
     return None
 
 
+def decisive_errors(errors: dict[str, Any]) -> dict[str, float | None]:
+    """Return the errors in the old domain by which `max_forgetting` chooses."""
+    separate = errors.get("probe_choice", {})
+    return separate if any(v is not None for v in separate.values()) else errors["probe"]
+
+
 def choose(
     ranked: list[tuple[Candidate, dict]],
     before: dict[str, float | None],
@@ -322,7 +335,8 @@ def choose(
     """Return the best candidate that forgets at most `max_forgetting`.
 
     If none does, return the one that forgets least. The structures of "probe_choice" decide, so that
-    those of "probe" show the forgetting of a force field that they have not chosen.
+    those of "probe" show the forgetting of a force field that they have not chosen; those of "probe"
+    only decide if older results have no others.
 
     Args:
       ranked: Candidates and results with ascending validation errors.
@@ -331,7 +345,7 @@ def choose(
     """
     if max_forgetting is None:
         return ranked[0]
-    lost = [forgetting(before, result["probe_choice"]) for _, result in ranked]
+    lost = [forgetting(before, decisive_errors(result)) for _, result in ranked]
     known = [(f, item) for f, item in zip(lost, ranked) if f is not None]
     if not known:
         log.warning("max_forgetting has no effect: no structures of the old domain have labels")

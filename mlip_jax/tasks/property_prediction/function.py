@@ -55,6 +55,8 @@ def predict(
     groups = molecule_records(
         molecules, num_conformers=num_conformers, seed=seed, embed=ensemble.reads_positions
     )
+    if not groups or not all(groups):
+        raise ValueError("molecules: received no molecule, or a list without a geometry")
     conformers, failures = zip(*(_usable(group, ensemble) for group in groups))
     done = [s for s, reason in enumerate(failures) if not reason]
     if not done:

@@ -48,6 +48,15 @@ def test_files_of_the_same_folder_are_read(tmp_path, private):
     assert list(record.atoms.symbols) == ["C", "O"]
 
 
+def test_cells_of_castep_are_read_without_castep(tmp_path):
+    """Detects that ASE starts CASTEP for a list of its keywords, which is refused."""
+    text = "%BLOCK LATTICE_CART\n9 0 0\n0 9 0\n0 0 9\n%ENDBLOCK LATTICE_CART\n"
+    text += "%BLOCK POSITIONS_ABS\nC 0 0 0\nO 0 0 1.1\n%ENDBLOCK POSITIONS_ABS\n"
+    (tmp_path / "a.cell").write_text(text)
+    (record,) = read_molecules(tmp_path / "a.cell")
+    assert list(record.atoms.symbols) == ["C", "O"]
+
+
 def test_pipes_of_the_same_folder_are_not_opened(tmp_path):
     """Detects an endless wait for the writer of a pipe."""
     os.mkfifo(tmp_path / "pipe.xyz")
