@@ -58,7 +58,7 @@ def test_the_short_form_becomes_the_long_form():
         ("relax a.smi b.smi", "input is given twice"),
         ("relax --force_field", "--force_field requires a value"),
         ("diversity_report a.smi", "has no input file"),
-        ("spice:nequix", "unknown model of this config 'nequix'"),
+        ("spice:painnn", "unknown model of this config 'painnn'"),
     ],
 )
 def test_errors_of_the_short_form(text, message):
