@@ -356,7 +356,7 @@ class _Runs:
 
 
 def _refinement(start: str) -> dict:
-    """Return the fields that train Uni-Mol+ to refine a geometry, nearly as published.
+    """Return the fields that train Uni-Mol+ to refine a geometry, without its loss of distances.
 
     Inputs are the geometry of the labels with noise (80 %), or the start geometry (20 %).
     """
