@@ -155,7 +155,7 @@ def test_kernels_change_no_energy_force_gradient_or_hessian(dtype, tolerance):
         columns = Columns.from_structures(molecules)
         graph = build_batch(columns, PaddingBudget(16, 160, 5), 2.2, dtype=dtype)
         outline = jax.eval_shape(model.init, jax.random.key(0), example_graph())
-        params = jax.tree.map(lambda x: rng.normal(0, 0.5, x.shape).astype(dtype), outline)
+        params = jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype(dtype), outline)
         directions = rng.normal(size=(1, 16, 3)).astype(dtype)
 
         def loss(params, graph):
