@@ -1,8 +1,9 @@
 """PaiNN's messages on neighbor slots by the kernels of fused_kernels.py, with all derivatives.
 
 The four derivatives of the form in fused_kernels.py are one primitive with a parameter `face`. The
-derivatives of a face are other faces, so derivatives of any order and in both modes need no further
-kernel. A derivative by the distance replaces the basis by its derivative, of which there are two.
+derivatives of a face are other faces, so no further kernel is needed, in forward and reverse mode. A
+derivative with respect to the distance replaces the basis by its derivative. The first two
+derivatives of the basis are available.
 
 Distances of both directions of a pair are equal and their directions opposite. As in
 graphs/slot_sums.py, derivatives by coefficients are correct for the sum over both directions.

@@ -1,4 +1,4 @@
-"""Contractions of edges with moments of atoms, for CPUs, with derivatives of any order.
+"""Contractions of edges with moments of atoms, with derivatives of any order.
 
     E   edges      N   atoms      M   components of harmonics      C   features
 
@@ -8,9 +8,10 @@ All three are derivatives of one trilinear form, sum over e, m and c of y[e, m] 
     project   (E, C)      sum over m of y[e, m] x[i(e), m, c]
     overlap   (E, M)      sum over c of a[e, c] x[i(e), m, c]
 
-XLA would store products (E, M, C), which exceed the caches. Here, sums over m and over the edges of
-an atom are computed in one loop, so only arrays of the sizes above are written. Derivatives of each
-contraction are the other two, in both modes.
+XLA would store products (E, M, C), which exceed the caches of CPUs. There, sums over m and over the
+edges of an atom are computed in one loop, so only arrays of the sizes above are written. On other
+devices, whose loops wait for the host, moments are sums over edges. Derivatives of each contraction
+are the other two, in both modes.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+
+from mlip_jax.target_device import target_platform
 
 _BLOCK = 8  # edges of an atom that are added in one step of the loop
 _EXACT = jax.lax.Precision.HIGHEST
@@ -59,6 +62,8 @@ def _overlap(a, x, edges):
 
 
 def _compute_moments(y, a, atoms, order, first, count):
+    if target_platform() != "cpu":
+        return jax.ops.segment_sum(y[:, :, None] * a[:, None, :], atoms, len(first))
     zeros = jnp.zeros((len(first), y.shape[1], a.shape[1]), y.dtype)
     if not len(order):
         return zeros

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mlip_jax.models.layers.directional.moments import AtomEdges, moments, project
+from mlip_jax.target_device import compiling_for
 
 ATOMS = np.array(
     [2, 0, 2, 2, 0, 1] + [2] * 9, np.int32
@@ -30,7 +31,8 @@ def looped(y, a, z):
 
 
 @pytest.mark.usefixtures("double_precision")
-def test_derivatives_equal_those_of_dense_sums():
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_derivatives_equal_those_of_dense_sums(platform):
     """Detects a wrong rule: forces, training on forces, Hessians by both modes, and batches."""
     rng = np.random.default_rng(0)
     known = np.append(np.ones(len(ATOMS) - 1), 0.0)[:, None]  # harmonics of other edges are zero
@@ -49,7 +51,8 @@ def test_derivatives_equal_those_of_dense_sums():
         first = jax.grad(energy, (0, 1, 2))(y, a, z)
         return first, jax.grad(force_loss)(a), hessian(jnp.ones(2)), batch
 
-    actual, expected = (jax.jit(results, static_argnums=0)(f) for f in (looped, dense))
+    with compiling_for(platform):
+        actual, expected = (jax.jit(results, static_argnums=0)(f) for f in (looped, dense))
     for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected)):
         np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-12)
 
@@ -68,3 +71,12 @@ def test_moments_without_edges_are_zero():
     edges = AtomEdges(none, none, jnp.zeros(2, jnp.int32), jnp.zeros(2, jnp.int32))
     found = moments(jnp.zeros((0, 3)), jnp.zeros((0, 4)), edges)
     np.testing.assert_array_equal(found, np.zeros((2, 3, 4)))
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_only_cpus_loop_over_edges(platform):
+    """Catches loops on GPUs, each step of which waits for the host."""
+    y, a = jnp.ones((len(ATOMS), 2)), jnp.ones((len(ATOMS), 3))
+    with compiling_for(platform):
+        text = jax.jit(lambda y, a: moments(y, a, EDGES)).lower(y, a).as_text()
+    assert ("stablehlo.while" in text) == (platform == "cpu")
