@@ -28,6 +28,9 @@ from mlip_jax import executors
 SINGLE_THREADED = {
     name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 }
+# A new interpreter would otherwise import modules of the current folder, such as a file pickle.py in a
+# folder of other people, in place of those of Python.
+_SAFE_PATH = "PYTHONSAFEPATH"
 _isolated = False  # whether this process may die
 _JOBS_AHEAD = 8  # default maximum number of pending or running jobs per process
 
@@ -263,9 +266,11 @@ class _Executor(ProcessPoolExecutor):
 
     def __init__(self, num_processes: int, initializer: Callable[[], None] | None = None):
         self.context = _RecordingContext()
-        self._started = self.context.Event()
-        arguments = (initializer, self._started)
-        super().__init__(num_processes, self.context, _initialize, arguments)
+        inherits_safe_path = _SAFE_PATH in os.environ
+        with _environment({_SAFE_PATH: "1"}):  # the first event starts the resource tracker
+            self._started = self.context.Event()
+            arguments = (initializer, inherits_safe_path, self._started)
+            super().__init__(num_processes, self.context, _initialize, arguments)
 
     def check_started(self, error: BrokenProcessPool) -> None:
         """Raise WorkerStartError if no worker was ready for its first job: the jobs are innocent."""
@@ -297,7 +302,7 @@ class _SingleThreadedProcess(SpawnProcess):
     def start(self) -> None:
         # Set the variables before the start: libraries read them when they are loaded, which
         # happens before any code of this package runs.
-        with _environment(SINGLE_THREADED):
+        with _environment({**SINGLE_THREADED, _SAFE_PATH: "1"}):
             super().start()
 
 
@@ -316,8 +321,12 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _initialize(initializer: Callable[[], None] | None, started: Event) -> None:
+def _initialize(
+    initializer: Callable[[], None] | None, keeps_safe_path: bool, started: Event
+) -> None:
     """Prepare a worker: ignore stop requests, which the parent handles, and end with the parent."""
+    if not keeps_safe_path:  # calculators can be scripts that import files next to them
+        os.environ.pop(_SAFE_PATH, None)
     started.set()
     set_isolated()
     for number in (signal.SIGINT, signal.SIGUSR1):  # not SIGTERM: the executor ends workers with it

@@ -41,6 +41,14 @@ if __name__ == "__main__":
 """
 
 
+TWO_JOBS = """
+from mlip_jax import workers
+from tests.worker_jobs import square
+
+if __name__ == "__main__":
+    print(len(list(workers.run(square, [1, 2], 2))))
+"""
+
 UNGUARDED = """
 from mlip_jax import workers
 from tests.worker_jobs import square
@@ -61,6 +69,24 @@ def test_each_job_runs_once():
     assert [results[i][0] for i in range(6)] == [x * x for x in jobs]
     assert os.getpid() not in {pid for _, pid in results.values()}
     assert not multiprocessing.active_children()
+
+
+def test_workers_import_nothing_from_the_current_folder(tmp_path):
+    """A folder of other people can contain a file pickle.py, which a new interpreter would run."""
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/script.py").write_text(TWO_JOBS)
+    for name in ("pickle", "struct", "signal"):
+        (tmp_path / f"{name}.py").write_text(f"open('ran_{name}', 'w').close()\n")
+    done = subprocess.run(
+        [sys.executable, tmp_path / "own/script.py"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert not list(tmp_path.glob("ran_*"))
+    assert done.stdout == "2\n", done.stderr
 
 
 def test_finished_jobs_come_first(tmp_path):
