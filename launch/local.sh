@@ -73,9 +73,12 @@ if [ -z "$python" ]; then
 fi
 command -v "$python" > /dev/null || fail "$python: no such program; set PYTHON"
 export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
+# Without -P, Python would import modules of the current folder in place of installed ones.
+program=("$python" -P -m "$module")
+[ "$module" = mlip_jax.main ] || program=("$python" -m "$module") # may be in the current folder
 
 if [ -z "$workdir" ]; then # the program chooses one, and all processes use it
-  workdir=$("$python" -m "$module" "$@" --show_workdir) || exit 2
+  workdir=$("${program[@]}" "$@" --show_workdir) || exit 2
   workdir=${workdir##*$'\n'}
   set -- "$@" "--workdir=$workdir"
 fi
@@ -108,7 +111,7 @@ log_of() { printf '%s/process_%s.log' "$logs" "$1"; }
 # Sets `port` to a free port, which another process holds until this script ends, so that a run
 # started at the same time cannot choose it as well. It does not listen: process 0 shares the port.
 hold_port() {
-  coproc HOLDER { exec "$python" -c '
+  coproc HOLDER { exec "$python" -P -c '
 import socket, sys
 held = socket.socket()
 for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
@@ -131,10 +134,10 @@ start_process() { # number, port, flags of the program
   elif [ -n "$devices" ]; then
     export XLA_FLAGS="${XLA_FLAGS:+$XLA_FLAGS }--xla_force_host_platform_device_count=$devices"
   fi
-  if [ "$number" = 0 ]; then exec "$python" -m "$module" "$@"; fi
+  if [ "$number" = 0 ]; then exec "${program[@]}" "$@"; fi
   if [ -L "$(log_of "$number")" ]; then fail "$(log_of "$number") is a symbolic link; remove it"; fi
   printf -- '--- %s\n' "$(date '+%F %T')" >> "$(log_of "$number")"
-  exec "$python" -m "$module" "$@" >> "$(log_of "$number")" 2>&1 < /dev/null
+  exec "${program[@]}" "$@" >> "$(log_of "$number")" 2>&1 < /dev/null
 }
 
 pass_on() { # signal

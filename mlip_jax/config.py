@@ -57,8 +57,8 @@ def shipped_names() -> list[str]:
 def find_file(path: str) -> str:
     """Find a config file: an existing file, or otherwise a shipped config.
 
-    In any folder, "spice" and "configs/spice.py" refer to the shipped config of that name, unless a
-    file with the given path exists.
+    In any folder, "spice" refers to the shipped config of that name, and so does "configs/spice.py",
+    unless that file exists.
 
     Args:
       path: "FILE" or "NAME", each with ":ARGUMENT" if the config takes an argument.
@@ -72,9 +72,9 @@ def find_file(path: str) -> str:
     """
     file, colon, argument = path.partition(":")
     given = Path(file)
-    if given.is_file():
+    if given.is_file() and given.suffix == ".py":
         return path
-    if given.name == file and given.suffix != ".py":
+    if given.name == file and given.suffix != ".py":  # a file "spice" is no config
         if file not in shipped_names():
             hint = (
                 f" For your own file, use --config={file}.py."

@@ -27,9 +27,6 @@ def command() -> None:
     """Entry point of the command. It may first restart the process with a tuned allocator."""
     process.exit_on_signals()
     process.tune_allocator()
-    # as with `python -m`, so that a config can import the user's modules in the current folder
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
     main()
 
 
@@ -42,8 +39,19 @@ def main() -> None:
 
     from mlip_jax.cli import flags
 
+    if flags.is_own_config(sys.argv):
+        _import_from_current_folder()
     sys.argv[:] = flags.define(sys.argv)  # a sweep passes sys.argv to its variants
     app.run(run_command, flags_parser=lambda args: flags.parse(args, __doc__))
+
+
+def _import_from_current_folder() -> None:
+    """Let the user's config, or the module of a reference method, be in the current folder.
+
+    Otherwise, this folder may be one of other people, whose modules must not run.
+    """
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
 
 
 def run_command(arguments: list[str]) -> None:
@@ -81,6 +89,8 @@ def _dispatch(arguments: list[str]) -> None:
 
     flags.check(arguments[1:])
     config = flags.apply_overrides(FLAGS.config)
+    if ":" in str((config.get("oracle") or {}).get("method")):
+        _import_from_current_folder()
     workdir = flags.workdir(config)
     if FLAGS.show_workdir:
         print(workdir)

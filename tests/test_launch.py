@@ -84,6 +84,20 @@ def local(*arguments, **kwargs):
     )
 
 
+def test_the_launcher_imports_nothing_from_the_current_folder(workplace, monkeypatch):
+    """A folder of other people can contain a file socket.py, which `python -c` would import."""
+    monkeypatch.delenv("PYTHONPATH")
+    (workplace / "socket.py").write_text("open('ran', 'w').close()\n")
+    done = local("-n", "1", "-m", "program", "--", "--workdir=out")
+    assert done.returncode == 0, done.stderr
+    assert not (workplace / "ran").exists()
+    python = workplace / "bin/python"
+    fake(workplace, "python", f'echo "$@" >> {workplace}/commands; exit 2')
+    monkeypatch.setenv("PYTHON", str(python))
+    local("-n", "1", "--", "relax")
+    assert (workplace / "commands").read_text() == "-P -m mlip_jax.main relax --show_workdir\n"
+
+
 def notes(workplace, rank, start=0):
     return json.loads((workplace / f"note_{rank}_{start}").read_text())
 
@@ -312,6 +326,7 @@ def test_slurm_requeues_stopped_runs(cluster, code):
     done = sbatch(*flags)
     assert done.returncode == (0 if code == 75 else code), done.stderr
     assert (cluster / "python_arguments").read_text().splitlines() == [
+        "-P",
         "-u",
         "-m",
         "mlip_jax.main",

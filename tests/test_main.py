@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from absl import app
 
 from mlip_jax import config, distributed, main
 from mlip_jax.cli import flags, process
@@ -134,15 +135,39 @@ def test_a_config_that_imports_from_configs_is_an_error_with_the_new_path(tmp_pa
         flags.parse(["mlip-jax", f"--config={tmp_path / 'mine.py'}", "--help"], "")
 
 
-def test_the_installed_command_finds_modules_of_the_current_folder(tmp_path, monkeypatch):
-    """`python -m` finds them as well, so both run the same configs."""
+@pytest.mark.parametrize(
+    ("command", "is_own"),
+    [
+        ("mine.py --seed=1", True),
+        ("--config=mine.py:a --seed=1", True),
+        ("--workdir=x --config mine.py", True),
+        ("relax mine.py", False),
+        ("--config=spice:painn", False),
+        ("missing.py", False),
+        ("relax", False),  # a file without suffix is no config
+    ],
+)
+def test_only_own_configs_import_modules_of_the_current_folder(
+    command, is_own, tmp_path, monkeypatch
+):
+    """Other people can put netCDF4.py into a folder: an optional package, which ASE would import."""
     monkeypatch.chdir(tmp_path)
-    for owner, name in ((process, "exit_on_signals"), (process, "tune_allocator"), (main, "main")):
-        monkeypatch.setattr(owner, name, lambda: None)
+    for name in ("mine.py", "relax"):
+        Path(name).write_text("")
+    monkeypatch.setattr(sys, "argv", ["mlip-jax", *command.split()])
     monkeypatch.setattr(sys, "path", ["/bin"])
+    monkeypatch.setattr(flags, "define", lambda args: args)
+    monkeypatch.setattr(app, "run", lambda *args, **options: None)
     for _ in range(2):
-        main.command()
-    assert sys.path == ["/bin", str(tmp_path)]
+        main.main()
+    assert sys.path == (["/bin", str(tmp_path)] if is_own else ["/bin"])
+
+
+def test_a_file_without_suffix_is_no_config(tmp_path, monkeypatch):
+    """A file "relax" in the current folder was taken for the config in place of the shipped one."""
+    monkeypatch.chdir(tmp_path)
+    Path("relax").write_text("")
+    assert config.find_file("relax") == str(REPOSITORY / "configs/relax.py")
 
 
 def test_runs_in_any_folder(tmp_path):

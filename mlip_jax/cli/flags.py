@@ -228,6 +228,15 @@ def set_profile(config: ml_collections.ConfigDict) -> None:
     config.train.profile_steps = flags.FLAGS.profile
 
 
+def is_own_config(args: Sequence[str]) -> bool:
+    """Return whether a command line names a config file instead of a shipped config."""
+    given = [a for a in args[1:2] if not a.startswith("-")]
+    given += [value for name, value in zip(args, args[1:]) if name in ("--config", "-config")]
+    given += [a.partition("=")[2] for a in args if a.startswith(("--config=", "-config="))]
+    files = (Path(value.partition(":")[0]) for value in given)
+    return any(file.suffix == ".py" and file.is_file() for file in files)
+
+
 def with_config_path(args: Sequence[str]) -> list[str]:
     """Return the arguments with the value of --config replaced by the path of the config file.
 

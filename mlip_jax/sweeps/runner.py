@@ -288,10 +288,10 @@ class Sweep:
         if variant.config_file:
             arguments = _without_config(arguments) + [f"--config={variant.config_file}"]
         overrides = to_text(_insert_folder(variant.overrides, str(self._folder.absolute())))
+        # Without -P, Python would import modules of the current folder in place of installed ones.
+        safe = [] if os.path.samefile(Path(__file__).parents[2], ".") else ["-P"]
         return [
-            sys.executable,
-            "-m",
-            "mlip_jax.main",
+            *(sys.executable, *safe, "-m", "mlip_jax.main"),
             *arguments,
             "--nosweep",
             f"--workdir={self._folder / variant.name}",

@@ -334,6 +334,13 @@ def test_another_config_file_in_the_command(start, tmp_path):
     )
 
 
+def test_variants_import_nothing_from_the_current_folder(start, tmp_path, monkeypatch):
+    """With `python -m`, a file numpy.py there would run in place of NumPy."""
+    monkeypatch.chdir(tmp_path)
+    assert start() == 0
+    assert (tmp_path / "run/a/starts").read_text().startswith("-P -m mlip_jax.main ")
+
+
 def command(config, workdir, *flags):
     cache = cache_directory()
     return subprocess.run(
