@@ -1,13 +1,11 @@
-"""Checkpoints of arrays and JSON metadata, written atomically by orbax.
-
-If a checkpoint is corrupted, the previous one is restored.
-"""
+"""Checkpoints of arrays and JSON metadata, written atomically by orbax."""
 
 from __future__ import annotations
 
 import atexit
 import json
 import logging
+import math
 import os
 import shutil
 import threading
@@ -20,6 +18,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from mlip_jax import limits
 from mlip_jax.files import check_regular_files, make_subfolder
 
 log = logging.getLogger(__name__)
@@ -129,7 +128,8 @@ class CheckpointStore:
 
     def steps(self) -> list[int]:
         """Return the steps of the complete checkpoints, ascending. Waits for a save in progress."""
-        self._wait_quietly()
+        if self._pending is not None:
+            wait([self._pending])  # its error is left for a later call to raise
         return self._steps()
 
     def _steps(self) -> list[int]:
@@ -155,7 +155,7 @@ class CheckpointStore:
             are unchanged. Or an earlier save in the background failed, and this one is not started.
         """
         self._before_saving()
-        self._write(int(step), tree, _as_json(metadata))
+        self._write(int(step), tree, json.loads(json.dumps(metadata)))
 
     def save_in_background(self, step: int, tree: Any, metadata: dict[str, Any]) -> None:
         """Write a checkpoint like `save`, but in the background.
@@ -175,7 +175,9 @@ class CheckpointStore:
             `wait` or `close`.
         """
         self._before_saving()
-        self._pending = self._worker.submit(self._write, int(step), tree, _as_json(metadata))
+        self._pending = self._worker.submit(
+            self._write, int(step), tree, json.loads(json.dumps(metadata))
+        )
         _unfinished_stores.add(self)
 
     def _before_saving(self) -> None:
@@ -200,11 +202,6 @@ class CheckpointStore:
         if error is not None:
             raise error
 
-    def _wait_quietly(self) -> None:
-        """Wait for the save in the background. Its error is left for a later call to raise."""
-        if self._pending is not None:
-            wait([self._pending])
-
     def _write(self, step: int, tree: Any, metadata: dict[str, Any]) -> None:
         """Write a checkpoint to disk and remove old ones. On an error, restore the replaced one."""
         aside, written = None, False
@@ -224,10 +221,10 @@ class CheckpointStore:
             _sync(self.directory / str(step))
             written = True
         except Exception as error:  # a full disk raises various types, and devices may fail as well
+            reason = str(error).partition(" [tensorstore_spec")[0]  # without a page of settings
             raise CheckpointError(
-                f"{self.directory}: checkpoint of step {step} cannot be written: "
-                f"{_shorten(error)}. Older checkpoints are unchanged. Free up disk space or fix "
-                "the problem above, then rerun."
+                f"{self.directory}: checkpoint of step {step} cannot be written: {reason}. Older "
+                "checkpoints are unchanged. Free up disk space or fix the problem, then rerun."
             ) from error
         finally:
             if not written:
@@ -314,6 +311,7 @@ class CheckpointStore:
         if not folder.exists():  # a run is replacing it, or ended while replacing it
             folder = self.directory / f"{step}{_REPLACED}"
         check_regular_files(folder)
+        _check_expansion(folder, self._orbax)
         restored = self._orbax.restore(
             folder,
             args=ocp.args.Composite(
@@ -356,6 +354,16 @@ def _checkpointer() -> ocp.Checkpointer:
     return ocp.Checkpointer(handler, multiprocessing_options=this_process)
 
 
+def _check_expansion(folder: Path, checkpointer: ocp.Checkpointer) -> None:
+    """Raise CheckpointError if arrays, such as zeros, are far larger than the files of a checkpoint."""
+    described = checkpointer.metadata(folder)
+    arrays = getattr(described, "item_metadata", described)["arrays"]
+    leaves = jax.tree.leaves(getattr(arrays, "tree", arrays))
+    size = sum(math.prod(each.shape) * np.dtype(each.dtype).itemsize for each in leaves)
+    stored = sum(path.stat().st_size for path in folder.rglob("*"))
+    limits.check_expansion(size, stored, folder, CheckpointError)
+
+
 def _sync(folder: Path) -> None:
     """Flush a folder, its content and its name to disk (fsync). Orbax flushes only the arrays."""
     for path in [*folder.rglob("*"), folder, folder.parent]:
@@ -364,16 +372,6 @@ def _sync(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def _as_json(metadata: dict[str, Any]) -> dict[str, Any]:
-    """Return a copy as it will be read back, with lists for tuples."""
-    return json.loads(json.dumps(metadata))
-
-
-def _shorten(error: BaseException) -> str:
-    """Return the message of an error of tensorstore, without the page of its settings."""
-    return str(error).partition(" [tensorstore_spec")[0]
 
 
 def _checksum(arrays: dict[str, np.ndarray], metadata: dict[str, Any]) -> int:

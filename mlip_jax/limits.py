@@ -24,6 +24,7 @@ class Limit(NamedTuple):
     quantity: str
 
 
+SMALL = 2**26  # decompressed bytes up to which any expansion is allowed
 LIMITS = {
     "array_bytes": Limit(2**30, "bytes of one array"),
     "line_bytes": Limit(2**24, "bytes of one line"),
@@ -78,3 +79,18 @@ def check(
             f"{limit(name):,}. The file is corrupted or malicious. If it is neither, set the "
             f"environment variable {variable(name)} to a larger number."
         )
+
+
+def check_expansion(
+    size: int, stored: int, source: object, error: type[ValueError | RuntimeError]
+) -> None:
+    """Raise an error if data are far larger than the compressed file that contains them.
+
+    Args:
+      size: Bytes of the data. Up to SMALL, any expansion is allowed.
+      stored: Bytes of the file.
+      source: File, for the message.
+      error: Type of the error.
+    """
+    if size > SMALL:
+        check("expansion", size // max(stored, 1), source, error)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlip_jax import checkpoint
+from mlip_jax import checkpoint, limits
 from mlip_jax.checkpoint import CheckpointError, CheckpointStore, from_arrays, to_arrays
 
 TREE = {
@@ -192,6 +192,15 @@ def test_all_corrupted(two_checkpoints, tmp_path):
     with pytest.raises(CheckpointError, match=r"all checkpoints are corrupted, steps \[1, 2\]"):
         reader.restore()
     reader.close()
+
+
+def test_a_small_checkpoint_of_large_arrays_is_rejected(store, monkeypatch):
+    """Compressed zeros: 100 kB on disk would take 4 GB of memory."""
+    store.save(1, {"a": np.zeros(2**21)}, {})
+    assert store.read_step(1).arrays["a"].shape == (2**21,)
+    monkeypatch.setattr(limits, "SMALL", 2**20)
+    with pytest.raises(CheckpointError, match="bytes per compressed byte"):
+        store.read_step(1)
 
 
 def test_saving_after_a_fallback(two_checkpoints, tmp_path):

@@ -14,7 +14,6 @@ from ase import Atoms
 
 from mlip_jax import limits, models, potential, predictor
 from mlip_jax.checkpoint import CheckpointError, Restored
-from mlip_jax.datasets import text_files
 from mlip_jax.datasets.formats import safe_pickle
 from mlip_jax.datasets.molecules.files import read_molecules
 from mlip_jax.datasets.reader import DatasetError
@@ -52,7 +51,7 @@ def test_long_lines_are_rejected(tmp_path, monkeypatch, name):
     [("a.xyz.gz", molecules), ("a.xyz.gz", ase_reader.Reader), ("a.smi.gz", molecules)],
 )
 def test_compressed_files_do_not_expand_without_end(tmp_path, monkeypatch, name, read):
-    monkeypatch.setattr(text_files, "_SMALL", 1000)
+    monkeypatch.setattr(limits, "SMALL", 1000)
     with gzip.open(tmp_path / name, "wt") as file:
         file.write("\n" * 100_000)
     with pytest.raises(DatasetError, match="bytes per compressed byte"):

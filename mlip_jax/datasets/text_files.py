@@ -18,7 +18,6 @@ from mlip_jax.datasets.reader import DatasetError, check_regular
 
 COMPRESSED: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 BOM = codecs.BOM_UTF8
-_SMALL = 2**26  # decompressed bytes up to which any expansion is allowed
 # Exceptions of truncated and corrupted compressed files.
 READ_ERRORS = (EOFError, OSError, zlib.error, lzma.LZMAError)
 
@@ -51,7 +50,7 @@ def open_bytes(path: Path) -> IO[bytes]:
 
 
 class _Decompressed(io.RawIOBase):
-    """Decompressed bytes of a file, at most a multiple of its size or _SMALL."""
+    """Decompressed bytes of a file, at most a multiple of its size or limits.SMALL."""
 
     def __init__(self, path: Path):
         self._path, self._file = path, COMPRESSED[path.suffix.lower()](path, "rb")
@@ -73,8 +72,7 @@ class _Decompressed(io.RawIOBase):
         data = self._file.read(len(buffer))
         buffer[: len(data)] = data
         count = self._file.tell()
-        if count > _SMALL:
-            limits.check("expansion", count // self._size, self._path, DatasetError)
+        limits.check_expansion(count, self._size, self._path, DatasetError)
         return len(data)
 
     def close(self) -> None:

@@ -12,8 +12,6 @@ import numpy as np
 from mlip_jax import limits
 from mlip_jax.foreign_files.texts import open_regular
 
-_SMALL = 2**26  # decompressed bytes up to which any expansion is allowed
-
 
 @contextlib.contextmanager
 def open_npz(path: str | Path) -> Iterator[np.lib.npyio.NpzFile]:
@@ -30,7 +28,5 @@ def open_npz(path: str | Path) -> Iterator[np.lib.npyio.NpzFile]:
             raise ValueError("expected an npz file, found one array")
         with archive:
             size = sum(member.file_size for member in archive.zip.infolist())
-            if size > _SMALL:
-                compressed = max(os.fstat(file.fileno()).st_size, 1)
-                limits.check("expansion", size // compressed, path, ValueError)
+            limits.check_expansion(size, os.fstat(file.fileno()).st_size, path, ValueError)
             yield archive

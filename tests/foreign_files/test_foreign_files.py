@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 
+from mlip_jax import limits
 from mlip_jax.checkpoint import CheckpointError
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.selection import split_files
@@ -25,7 +26,7 @@ MERGES = "a0: &a0 {x: 1}\n" + "".join(
 
 def bomb(path, monkeypatch):
     """Write an npz file that expands by a factor of several hundred."""
-    monkeypatch.setattr(archives, "_SMALL", 1000)
+    monkeypatch.setattr(limits, "SMALL", 1000)
     np.savez_compressed(path, train=np.zeros(200_000), points=np.zeros(200_000))
     assert path.stat().st_size < 5000
     return path

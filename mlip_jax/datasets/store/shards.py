@@ -165,6 +165,11 @@ class Shard:
         Random access through the memory map would read ahead about a megabyte for each structure.
         """
         array = self.arrays[name]
+        if not 0 <= start <= stop <= len(array):  # numbers of rows come from other columns
+            raise DatasetError(
+                f"{self.path}: the shard is corrupted (rows {start} to {stop} of the {len(array)} of "
+                f"{name}). Delete it and its .json file, and convert again."
+            )
         values = np.empty((stop - start, *array.shape[1:]), array.dtype)
         if values.nbytes:
             width = values.nbytes // (stop - start)

@@ -261,6 +261,27 @@ def test_corrupted_file_is_reported(tmp_path, change):
         Shard(path)
 
 
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("offsets", [0, 3, 2**62, 9, 12]),
+        ("offsets", [0, 3, 1, 9, 12]),
+        ("offsets", [-3, 3, 6, 9, 12]),
+        ("text.molecule.code", [-5, 0, 0, 0]),
+        ("text.molecule.ends", [2**40]),
+    ],
+)
+def test_rows_outside_of_a_column_are_reported(tmp_path, column, values):
+    """Such numbers led to errors of NumPy, or to arrays of any size."""
+    arrays = encode(water())
+    arrays[column] = np.array(values, arrays[column].dtype)
+    write_shard(tmp_path / "00007.safetensors", arrays)
+    shard = Shard(tmp_path / "00007.safetensors")
+    with pytest.raises(DatasetError, match="00007.safetensors: the shard is corrupted.*rows"):
+        for k in range(len(shard)):
+            shard.columns(k, k + 1)
+
+
 def test_flipped_header_bytes_give_an_error_or_no_harm(tmp_path):
     path = corrupted(tmp_path, lambda c: c)
     content = path.read_bytes()
