@@ -241,7 +241,8 @@ def replaced_fields(config: ml_collections.ConfigDict, given: Mapping[str, Any])
 
 def with_current_names(plain: Mapping[str, Any]) -> dict[str, Any]:
     """Return a plain config that an older version wrote, with the current names of its fields."""
-    task = TASKS.get(plain.get("task"))
+    name = plain.get("task")
+    task = TASKS.get(name) if isinstance(name, str) else None
     return dict(plain) if task is None else task.with_current_names(plain)
 
 

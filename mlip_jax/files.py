@@ -198,9 +198,14 @@ def make_subfolder(path: Path) -> Path:
 
 def check_regular_files(folder: Path) -> None:
     """Raise OSError if a folder contains a pipe or a device, whose opening may never end."""
-    for path in folder.rglob("*"):
-        if path.exists() and not (path.is_file() or path.is_dir()):
-            raise OSError(errno.EINVAL, "is a pipe or a device", str(path))
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                check_regular_files(Path(entry.path))
+            elif not entry.is_file(follow_symlinks=False):
+                path = Path(entry.path)
+                if path.exists() and not (path.is_file() or path.is_dir()):
+                    raise OSError(errno.EINVAL, "is a pipe or a device", entry.path)
 
 
 def _refusal(path: str | Path, kind: str) -> OSError:

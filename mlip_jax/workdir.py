@@ -15,8 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from mlip_jax.config import differences, with_current_names
-from mlip_jax.files import atomic_open, atomic_path, open_lock, replace_content, write_text
-from mlip_jax.foreign_files.texts import parse_json, read_bytes
+from mlip_jax.files import (
+    atomic_open,
+    atomic_path,
+    check_regular_files,
+    open_lock,
+    replace_content,
+    write_text,
+)
+from mlip_jax.foreign_files.texts import open_regular, read_object
 
 __all__ = [
     "WorkdirError",
@@ -38,6 +45,7 @@ _PREPARATIONS = frozenset(
 )
 # The lock, and the inputs of `mlip_jax.train` and `mlip_jax.active_learning`.
 _KEPT = frozenset({".lock", "structures.traj", "molecules.smi"})
+_LONGEST_HEADER = 2**20  # bytes of the first line of a table
 
 
 class WorkdirError(RuntimeError):
@@ -81,7 +89,7 @@ def _belongs_to_another_run(
 ) -> bool:
     """Return whether a folder contains another run of the same task, or one that is starting."""
     try:
-        old = parse_json(read_bytes(path / "config.json"))
+        old = read_object(path / "config.json")
     except (OSError, ValueError):
         return False  # no run, or one that `claimed` rejects with a message
     if old.get("task") != config.get("task") or not _changes(old, config, extendable):
@@ -115,9 +123,9 @@ def _is_preparation(file: Path) -> bool:
         return True
     try:
         if file.suffix == ".csv":  # a table without rows; one line without commas is a value
-            with open(file, "rb") as lines:
-                head = list(itertools.islice(lines, 2))
-            return not head or len(head) == 1 and b"," in head[0]
+            with open_regular(file) as lines:
+                head, more = lines.readline(_LONGEST_HEADER), lines.read(1)
+            return not head or not more and b"," in head
         return file.stat().st_size == 0
     except OSError:
         return False
@@ -162,9 +170,10 @@ def claimed(
     workdir = Path(workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        check_regular_files(workdir)
         lock = open_lock(workdir / ".lock")
     except OSError as error:
-        raise WorkdirError(f"{workdir}: cannot be written: {error}") from error
+        raise WorkdirError(f"{workdir}: cannot be used: {error}") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -204,8 +213,8 @@ def _check_config(workdir: Path, config: Mapping[str, Any], extendable: Sequence
         write_json(path, config)
         return
     try:
-        old = parse_json(read_bytes(path))
-    except json.JSONDecodeError as error:
+        old = read_object(path)
+    except (OSError, ValueError) as error:
         raise WorkdirError(
             f"{path}: not valid JSON ({error}). Choose another --workdir."
         ) from error
@@ -271,8 +280,8 @@ def check_origin(path: Path, origin: Mapping[str, Any], content: str) -> None:
         write_json(path, origin)
         return
     try:
-        changed = differences(parse_json(read_bytes(path)), origin)
-    except (ValueError, AttributeError) as error:
+        changed = differences(read_object(path), origin)
+    except (OSError, ValueError) as error:
         raise WorkdirError(f"{path}: corrupted ({error}). Choose another --workdir.") from error
     if changed:
         raise WorkdirError(

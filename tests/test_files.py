@@ -93,7 +93,7 @@ def test_folders_within_an_output_folder_are_not_links(tmp_path):
 
 def test_a_pipe_does_not_block(tmp_path):
     os.mkfifo(tmp_path / ".lock")
-    with pytest.raises(workdir.WorkdirError, match="not a regular file"):
+    with pytest.raises(workdir.WorkdirError, match="is a pipe or a device"):
         claim(tmp_path)
 
 

@@ -12,7 +12,9 @@ from mlip_jax.workdir import (
     WorkdirError,
     atomic_open,
     atomic_path,
+    check_origin,
     claimed,
+    has_results,
     unused_workdir,
     write_json,
     write_text,
@@ -166,6 +168,34 @@ def test_a_config_that_is_not_of_a_run_is_kept(tmp_path):
     with pytest.raises(WorkdirError, match="another config"), claimed(tmp_path, {"task": "train"}):
         pass
     assert "another program" in (tmp_path / "config.json").read_text()
+
+
+@pytest.mark.parametrize("text", ["[]", "7", "null", '{"task": []}', "[" * 5000, "9" * 5000])
+def test_another_kind_of_json_is_an_error(tmp_path, text):
+    """A folder of other people can contain any config.json; errors such as KeyError had no remedy."""
+    config = {"task": "train"}
+    (tmp_path / "config.json").write_text(text)
+    (tmp_path / "results.csv").write_text("index\n1\n")
+    with pytest.raises(WorkdirError, match="Choose another"), claimed(tmp_path, config):
+        pass
+    unused_workdir(tmp_path, config)
+    with pytest.raises(WorkdirError, match="Choose another --workdir"):
+        check_origin(tmp_path / "config.json", config, "results")
+
+
+@pytest.mark.parametrize("name", ["table.csv", "part/metrics.csv", "log.txt"])
+def test_pipes_in_a_workdir_are_rejected(tmp_path, name):
+    """The opening of a pipe never ends, and reading of a link to /dev/zero takes all memory."""
+    (tmp_path / "part").mkdir()
+    os.mkfifo(tmp_path / name)
+    has_results(tmp_path)
+    with pytest.raises(WorkdirError, match="a pipe or a device"), claimed(tmp_path, {"task": "md"}):
+        pass
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to("/dev/zero")
+    has_results(tmp_path)
+    with pytest.raises(WorkdirError, match="a pipe or a device"), claimed(tmp_path, {"task": "md"}):
+        pass
 
 
 def test_the_default_workdir_is_the_first_without_another_run(tmp_path):

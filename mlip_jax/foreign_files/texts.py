@@ -33,6 +33,19 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("the JSON is nested too deeply") from None
 
 
+def read_object(path: str | Path) -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    Raises:
+      ValueError: The file contains something else.
+      OSError: As for `read_bytes`.
+    """
+    content = parse_json(read_bytes(path))
+    if not isinstance(content, dict):
+        raise ValueError(f"expected a JSON object, found {type(content).__name__}")
+    return content
+
+
 def read_yaml(path: str | Path) -> Any:
     """Return the value of a YAML file; see `parse_yaml`.
 

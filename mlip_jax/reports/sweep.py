@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mlip_jax.foreign_files.texts import parse_json, read_bytes
+from mlip_jax.foreign_files.texts import read_object
 from mlip_jax.foreign_text import TableWriter
 from mlip_jax.workdir import atomic_open, write_text
 
@@ -95,22 +95,29 @@ def read_scores(workdir: str | os.PathLike, best: str = "best") -> dict[str, flo
     """
     path = Path(workdir) / "metrics.json"
     try:
-        metrics = parse_json(read_bytes(path))
+        metrics = read_object(path)
     except FileNotFoundError:
         return {}
     except ValueError as error:
         log.warning("%s: not valid JSON (%s); its scores are missing in the table", path, error)
         return {}
-    scores = {column: (metrics.get(part) or {}).get(key) for column, (part, key) in SCORES.items()}
-    unseen = metrics.get("unseen_elements") or {}
+    scores = {column: _number(metrics, *keys) for column, keys in SCORES.items()}
     scores |= {
-        column: unseen.get(part, {}).get("num_structures") for column, part in _UNSEEN.items()
+        column: _number(metrics, "unseen_elements", part, "num_structures")
+        for column, part in _UNSEEN.items()
     }
     steps = [int(p.name) for p in (Path(workdir) / best).glob("*") if p.name.isdigit()]
     return scores | {
-        "training_seconds": metrics.get("seconds"),
+        "training_seconds": _number(metrics, "seconds"),
         "best_step": max(steps, default=None),
     }
+
+
+def _number(values: Any, *keys: str) -> float | None:
+    """Return a number of nested objects of a JSON file, or None if there is none."""
+    for key in keys:
+        values = values.get(key) if isinstance(values, dict) else None
+    return values if isinstance(values, int | float) else None
 
 
 def over_seeds(rows: Sequence[Row]) -> list[SeedAverage]:

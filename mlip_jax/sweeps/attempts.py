@@ -25,7 +25,7 @@ from typing import Any
 
 from mlip_jax import config as configs
 from mlip_jax.files import open_lock
-from mlip_jax.foreign_files.texts import parse_json, read_bytes
+from mlip_jax.foreign_files.texts import open_regular, read_object
 from mlip_jax.sweeps.child_process import COMMAND_PREFIX
 from mlip_jax.sweeps.overrides import to_text
 from mlip_jax.sweeps.variants import Variant
@@ -34,6 +34,7 @@ from mlip_jax.workdir import WorkdirError, write_json
 LOCK = ".sweep.lock"
 _TAIL_LINES = 15  # shown of the log of a failed variant
 _TAIL_BYTES = 20_000
+_ATTEMPT = {"state": str, "host": str, "process": int, "seconds": float | int}
 _OWN_FILES = ("log.txt", "attempt.json", "done.json", LOCK)
 
 
@@ -55,7 +56,7 @@ class VariantFolder:
 
     def state(self) -> str:
         """Return the state of the variant as listed in the module docstring."""
-        attempt = _read_json(self.path / "attempt.json") or {"state": "waiting"}
+        attempt = self._attempt() or {"state": "waiting"}
         running = attempt["state"] == "running"
         if running and (_is_alive(attempt) or self._is_locked(attempt)):
             return "running"
@@ -65,6 +66,16 @@ class VariantFolder:
             return "waiting"
         return "stopped" if running else attempt["state"]
 
+    def _attempt(self) -> dict[str, Any]:
+        """Return the content of attempt.json, {} if there is no such file."""
+        path = self.path / "attempt.json"
+        attempt = _read_json(path)
+        if attempt is None:
+            return {}
+        if any(not isinstance(attempt.get(name), kind) for name, kind in _ATTEMPT.items()):
+            raise WorkdirError(f"{path}: not of an attempt. Delete it to rerun the variant.")
+        return attempt
+
     def _is_locked(self, attempt: dict[str, Any]) -> bool:
         """Return whether a process of another machine, which runs the variant, holds its lock.
 
@@ -73,7 +84,7 @@ class VariantFolder:
         if attempt["host"] == socket.gethostname():
             return False
         try:
-            with open(self.path / LOCK, encoding="utf-8") as file:
+            with open_regular(self.path / LOCK) as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except FileNotFoundError:
             return False
@@ -84,15 +95,15 @@ class VariantFolder:
     def is_done(self) -> bool:
         """Return whether the variant is complete with its current config."""
         done = _read_json(self.path / "done.json")
-        if done is None:
+        if done is None or not isinstance(done.get("config"), dict):
             return False
-        config = configs.with_current_names(done.get("config") or {})
+        config = configs.with_current_names(done["config"])
         # compare as text, in which nan equals nan
         return _sorted_json(config) == _sorted_json(self._identity())
 
     def seconds(self) -> float:
         """Return the wall time of all attempts that have ended, in seconds."""
-        return (_read_json(self.path / "attempt.json") or {}).get("seconds") or 0.0
+        return self._attempt().get("seconds") or 0.0
 
     def record_attempt(self, state: str, seconds: float, code: int | None = None) -> None:
         """Write attempt.json for the attempt of this process; if "done", write done.json first."""
@@ -131,7 +142,7 @@ class VariantFolder:
         """Return the last lines that the last attempt logged."""
         if not self.log.exists():
             return "(no log)"
-        with open(self.log, "rb") as file:
+        with open_regular(self.log) as file:
             file.seek(max(file.seek(0, os.SEEK_END) - _TAIL_BYTES, 0))
             lines = file.read().decode("utf-8", "replace").splitlines()
         start = (
@@ -172,7 +183,7 @@ def _is_alive(attempt: dict[str, Any]) -> bool:
         return False
     try:
         os.kill(attempt["process"], 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True
@@ -186,7 +197,7 @@ def _sorted_json(content: Any) -> str:
 def _read_json(path: Path) -> dict[str, Any] | None:
     """Return the content of a JSON file, None if there is no such file."""
     try:
-        return parse_json(read_bytes(path))
+        return read_object(path)
     except FileNotFoundError:
         return None
     except ValueError as error:

@@ -73,6 +73,8 @@ def test_scores_are_those_of_the_run(tmp_path):
 def test_unreadable_scores_are_reported(tmp_path, caplog):
     (tmp_path / "metrics.json").write_text('{"test": ')
     assert read_scores(tmp_path) == {} and "not valid JSON" in caplog.text
+    (tmp_path / "metrics.json").write_text('{"test": 7, "unseen_elements": [1], "seconds": "<b>"}')
+    assert not any(read_scores(tmp_path).values())
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=6))

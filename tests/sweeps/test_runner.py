@@ -1,5 +1,6 @@
 """Tests for the runner: a sweep runs its incomplete variants and writes their table."""
 
+import contextlib
 import csv
 import json
 import os
@@ -270,6 +271,26 @@ def test_a_sweep_that_was_killed_is_not_running(start, tmp_path):
     assert start(collect_only=True) == 0 and states(tmp_path / "run")[1] == "stopped"
     with lock_folder(tmp_path / "run/b", wait=False):
         assert start(collect_only=True) == 0 and states(tmp_path / "run")[1] == "running"
+
+
+@pytest.mark.parametrize("name", ["attempt.json", "done.json"])
+@pytest.mark.parametrize("text", ["[]", "7", '"x"', '{"state": 1}'])
+def test_another_kind_of_json_in_the_folder_of_a_variant(start, tmp_path, name, text):
+    """Files of other people, whose KeyErrors had no remedy."""
+    (tmp_path / "run/a").mkdir(parents=True)
+    (tmp_path / f"run/a/{name}").write_text(text)
+    with contextlib.suppress(WorkdirError):
+        assert start(collect_only=True) == 0
+
+
+def test_pipes_in_the_folder_of_a_variant_are_not_opened(start, tmp_path):
+    """Their opening would never end."""
+    (tmp_path / "run/a").mkdir(parents=True)
+    attempt = {"state": "running", "host": "switched-off", "process": 1, "seconds": 5.0}
+    (tmp_path / "run/a/attempt.json").write_text(json.dumps(attempt))
+    os.mkfifo(tmp_path / "run/a/.sweep.lock")
+    with pytest.raises(WorkdirError, match="a pipe"):
+        start(collect_only=True)
 
 
 def test_the_workdir_of_a_run_is_an_error(start, tmp_path):
