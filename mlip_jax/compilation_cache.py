@@ -7,6 +7,7 @@ within milliseconds of its start.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import logging
 import os
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 EXTERNAL_KERNELS = "MLIP_JAX_TENSOR_PRODUCTS"
 _MIN_COMPILE_SECONDS = 0.1  # JAX's default of 1 s leaves out half of the time of a first energy
 _BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+_MAX_PARTS = 1000  # folders and links on the way to a folder, to end loops of links
 
 
 def keep_compiled_programs() -> None:
@@ -61,25 +63,17 @@ def keep_compiled_programs() -> None:
 @functools.cache
 def _is_private(path: str) -> bool:
     """Return whether only the user can write to a folder, which is created if it is missing."""
-    folder = Path(path)
+    folder = Path(path).absolute()
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir(mode=0o700)
-        status, parent = folder.stat(), folder.parent.stat()
-        link = folder.lstat()
+        for each in reversed([folder, *folder.parents]):
+            if not each.exists():
+                with contextlib.suppress(FileExistsError):
+                    each.mkdir(mode=0o700)
+        problem = next(filter(None, map(_problem, *_passed(folder))), None)
     except OSError as error:
         log.warning("%s: compiled programs are not kept: %s", folder, error)
         return False
-    allowed = {os.geteuid(), 0}
-    if not {status.st_uid, link.st_uid} <= allowed:
-        problem = "belongs to another user"
-    elif status.st_mode & _BY_OTHERS:
-        problem = "is writable by others"
-    # In a folder such as /tmp, only the owner of an entry can replace it.
-    elif parent.st_mode & _BY_OTHERS and not parent.st_mode & stat.S_ISVTX:
-        problem = f"can be replaced by others, who can write to {folder.parent}"
-    else:
+    if problem is None:
         return True
     log.warning(
         "%s: %s; compiled programs in it are not used, because they could run code of others. Remove "
@@ -88,6 +82,58 @@ def _is_private(path: str) -> bool:
         problem,
     )
     return False
+
+
+def _passed(folder: Path) -> tuple[list[Path], list[bool]]:
+    """Return the folders and symbolic links on the way to a folder, and which one is the folder.
+
+    Whoever can rename one of them can replace the folder.
+    """
+    passed, left = [], list(reversed(folder.parts))
+    while left:
+        part = left.pop()  # an absolute target of a link begins at the root
+        passed.append(passed[-1] / part if passed and part != folder.anchor else Path(part))
+        if passed[-1].is_symlink():
+            if len(passed) > _MAX_PARTS:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(folder))
+            left += reversed(passed[-1].readlink().parts)
+            passed.append(passed[-1].parent)
+    return passed, [False] * (len(passed) - 1) + [True]
+
+
+def _problem(path: Path, is_cache: bool) -> str | None:
+    """Return how others could replace a folder, a folder above it, or a link to one."""
+    status = path.lstat()
+    # Root belongs to a number without a name in containers without privileges.
+    if status.st_uid not in (os.geteuid(), 0) and (
+        is_cache or status.st_uid != os.stat("/").st_uid
+    ):
+        return f"{path} belongs to another user"
+    others = 0 if stat.S_ISLNK(status.st_mode) else status.st_mode & _BY_OTHERS
+    if others & stat.S_IWGRP and _is_own_group(status.st_gid):
+        others &= ~stat.S_IWGRP
+    if not others:
+        return None
+    if is_cache:
+        return "is writable by others"
+    # In a folder such as /tmp, only the owner of an entry can replace it.
+    return (
+        None
+        if status.st_mode & stat.S_ISVTX
+        else f"can be replaced by others who can write to {path}"
+    )
+
+
+def _is_own_group(number: int) -> bool:
+    """Return whether a group is that of the user only, which many systems create for each user."""
+    import grp
+    import pwd
+
+    try:
+        group, name = grp.getgrgid(number), pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return False
+    return group.gr_name == name and {name}.issuperset(group.gr_mem)
 
 
 def _turn_off(folder: str) -> None:
