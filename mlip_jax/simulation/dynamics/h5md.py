@@ -41,7 +41,9 @@ _UNITS = {_POSITION: "Angstrom", _VELOCITY: "Angstrom fs-1", _EDGES: "Angstrom",
 _LIBRARY = "v110"  # HDF5 1.10 is the first version with SWMR, and all later ones read its files
 _CHUNK_BYTES = 1 << 14  # approximate size of a chunk
 _BLOCK = 256  # frames that are copied at a time
-_harmless: set[tuple[int, int]] = set()  # devices and inodes of files that are known to be valid
+# Size and times of the files that this process has written or checked, by device and inode. A new file
+# often gets the inode of a removed one.
+_harmless: dict[tuple[int, int], tuple[int, int, int]] = {}
 
 
 def append(path: Path, frames: Sequence[Atoms]) -> None:
@@ -56,7 +58,7 @@ def append(path: Path, frames: Sequence[Atoms]) -> None:
     if not path.exists():  # atomic: the first writes to a file are in no safe order
         with atomic_path(path) as temporary:
             _create(temporary, frames[0])
-        _harmless.add(_inode(path))
+        _remember(path)
     _check_once(path)
     open_in_place(path, "r+b").close()  # HDF5 would follow a symbolic link
     with _appending(path) as file:
@@ -65,6 +67,7 @@ def append(path: Path, frames: Sequence[Atoms]) -> None:
             data = file[name]
             data.resize(count + len(values), axis=0)
             data[count:] = values
+    _remember(path)
 
 
 def read(path: Path, frames: slice = slice(None)) -> list[Atoms]:
@@ -134,19 +137,30 @@ def truncate(path: Path, count: int) -> None:
 
 
 def _check_once(path: Path) -> None:
-    """Raise OSError if HDF5 crashes on a file that this process has not created or checked."""
-    if path.is_file() and _inode(path) not in _harmless:
-        try:
-            check_hdf5(path, growing=True)
-        except DatasetError as error:
-            raise OSError(str(error)) from error
-        _harmless.add(_inode(path))
+    """Raise OSError if HDF5 crashes on a file that this process has not written or checked."""
+    if not path.is_file():
+        return
+    file, state = _identity(path)
+    if _harmless.get(file) == state:
+        return
+    try:
+        check_hdf5(path, growing=True)
+    except DatasetError as error:
+        raise OSError(str(error)) from error
+    _harmless[file] = state
 
 
-def _inode(path: Path) -> tuple[int, int]:
-    """Return the device and the inode of a file."""
+def _remember(path: Path) -> None:
+    """Remember that this process has written the content of a file."""
+    file, state = _identity(path)
+    _harmless[file] = state
+
+
+def _identity(path: Path) -> tuple[tuple[int, int], tuple[int, int, int]]:
+    """Return device and inode of a file, and size and times that change with its content."""
     status = os.stat(path)
-    return status.st_dev, status.st_ino
+    state = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    return (status.st_dev, status.st_ino), state
 
 
 def _sync(path: Path) -> None:
