@@ -26,6 +26,7 @@ from mlip_jax.importers.formats import torch_file
 from mlip_jax.importers.formats.weights import WeightsError
 from mlip_jax.potential import Potential
 
+_OF_CORRUPTED_FILES = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError)
 _SUFFIXES = (".model", ".pt", ".pth", ".ckpt", ".nqx", ".zip", ".npz", ".safetensors")
 _EXPECTED = (
     "expected the workdir of a training run, a file of another program, IMPORTER:FILE, the name of a "
@@ -140,7 +141,15 @@ def _load(path: str, text: str, options: Mapping[str, Any]) -> Potential:
             f"in Python with mlip_jax.importers.{importer}.load and save it with "
             "mlip_jax.importers.parameters.save."
         ) from error
-    return load(file, **options)
+    try:
+        return load(file, **options)
+    except (
+        _OF_CORRUPTED_FILES
+    ) as error:  # settings or weights of other types than those of a program
+        raise WeightsError(
+            f"{text}: the file is corrupted, or not that of a force field that {importer} loads "
+            f"({type(error).__name__}: {error})"
+        ) from error
 
 
 def _importer_of(path: str) -> str | None:

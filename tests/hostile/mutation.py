@@ -11,6 +11,7 @@ line is "done".
 
 import contextlib
 import importlib.util
+import io
 import json
 import os
 import resource
@@ -18,6 +19,7 @@ import shutil
 import signal
 import sys
 import traceback
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -100,8 +102,28 @@ def copy_damaged(source: Path, target: Path, rng: np.random.Generator) -> Path:
     else:
         shutil.copy(source, path)
         chosen = str(path)
-    Path(chosen).write_bytes(damaged(Path(chosen).read_bytes(), rng))
+    content = Path(chosen).read_bytes()
+    if zipfile.is_zipfile(chosen) and rng.random() < 0.7:
+        Path(chosen).write_bytes(_damaged_member(content, rng))
+    else:
+        Path(chosen).write_bytes(damaged(content, rng))
     return path
+
+
+def _damaged_member(content: bytes, rng: np.random.Generator) -> bytes:
+    """Return an archive with one corrupted member, whose checksum is that of its new content."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = [(info, archive.read(info)) for info in archive.infolist()]
+    programs = [
+        k for k, (info, _) in enumerate(members) if info.filename.endswith((".pkl", ".yaml"))
+    ]
+    chosen = int(rng.choice(programs if programs and rng.random() < 0.7 else len(members)))
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for k, (info, data) in enumerate(members):
+            data = damaged(data, rng) if k == chosen else data
+            archive.writestr(info.filename, data, info.compress_type)
+    return buffer.getvalue()
 
 
 def read(path: Path, name: str, options: dict) -> None:
@@ -125,6 +147,7 @@ def read(path: Path, name: str, options: dict) -> None:
 def main() -> None:
     """Corrupt and read the sample COUNT times."""
     folder, name, count, seed = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = ""  # a folder outside of FOLDER
     path, options = sample(name, folder)
     read(path, name, options)  # imports everything
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

@@ -23,7 +23,7 @@ class Target(NamedTuple):
 
 
 def _weights(name: str) -> Target:
-    """Return the target of a file in tests/importers/files."""
+    """Return the target of a file in tests/importers/files, which is loaded as a force field."""
 
     def make(folder: Path) -> Path:
         content = (TESTS / f"importers/files/{name}.xz").read_bytes()
@@ -31,18 +31,14 @@ def _weights(name: str) -> Target:
         return folder / name
 
     def read(path: Path) -> None:
-        from mlip_jax.importers import nequix
-        from mlip_jax.importers.formats import torch_file
+        from mlip_jax.importers import load_force_field
 
-        if torch_file.is_torch_file(path):
-            torch_file.describe(torch_file.read(path))
-        elif nequix.accepts_file(path):
-            nequix.load(path)
+        load_force_field(path)
 
     def errors():
-        from mlip_jax.importers.formats.weights import WeightsError
+        from mlip_jax.checkpoint import CheckpointError
 
-        return (WeightsError,)
+        return (CheckpointError, ValueError, FileNotFoundError)
 
     return Target(make, read, errors)
 

@@ -151,6 +151,16 @@ def test_rejected_files(tmp_path, name):
         importers.load_force_field(path)
 
 
+def test_settings_of_another_type_are_an_error_with_the_file(unpack, monkeypatch):
+    """A corrupted torchmdnet.ckpt had a dict as its activation; the TypeError named no file."""
+    path = unpack("torchmdnet.ckpt")
+    content = torch_file.read(path)
+    content["hyper_parameters"]["activation"] = {}
+    monkeypatch.setattr(torch_file, "read", lambda path: content)
+    with pytest.raises(WeightsError, match=r"torchmdnet.ckpt: the file is corrupted.*unhashable"):
+        importers.load_force_field(path)
+
+
 def test_options_of_importers(tmp_path):
     with pytest.raises(FileNotFoundError, match="absent.model: no such file"):
         importers.load_force_field(tmp_path / "absent.model")

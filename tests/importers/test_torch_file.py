@@ -1,6 +1,7 @@
 """Tests for the reader of PyTorch files: supported and rejected content, and that no code runs."""
 
 import pickle
+import struct
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -212,3 +213,36 @@ def test_many_altered_files(tmp_path_factory, name, is_old, edits, cut):
     folder = tmp_path_factory.getbasetemp() / "altered"
     folder.mkdir(exist_ok=True)
     read_altered(folder, VALUES[name], is_old, edits, cut)
+
+
+def test_modules_that_occur_many_times_are_rejected(tmp_path):
+    """Two children that are the same module, 14 levels deep: 20 kB gave 8 million weights."""
+    weights = {f"p{k}": Tensor(ARRAY, 0) for k in range(200)}
+    inner = module("a.M", weights)
+    for _ in range(14):
+        inner = module("a.M", children={"a": inner, "b": inner})
+    path = write(tmp_path / "weights.pt", inner)
+    with pytest.raises(WeightsError, match="more weights than in any model"):
+        state_files.read(path)
+
+
+def test_long_names_of_nested_modules_are_rejected(tmp_path):
+    """Each weight of a module has the names of all modules around it."""
+    inner = module("a.M", {"p": Tensor(ARRAY, 0)})
+    for _ in range(60):
+        inner = module("a.M", children={"m" * 190: inner})
+    with pytest.raises(WeightsError, match="malicious"):
+        state_files.read(write(tmp_path / "weights.pt", inner))
+
+
+def test_a_member_beyond_the_end_of_the_archive(tmp_path):
+    """zipfile raises EOFError for a header at the end of the file, which is not followed by data."""
+    path = write(tmp_path / "weights.pt", {"a": 1})
+    data = bytearray(path.read_bytes())
+    header = data[: 30 + len("archive/data.pkl")]
+    entry, end = data.index(b"PK\x01\x02"), data.index(b"PK\x05\x06")
+    data[entry + 42 : entry + 46] = struct.pack("<I", len(data))
+    data[end + 20 : end + 22] = struct.pack("<H", len(header))  # length of the comment
+    path.write_bytes(data + header)
+    with pytest.raises(WeightsError, match="EOFError"):
+        torch_file.read(path)

@@ -129,8 +129,8 @@ def _config_of_package(path: Path) -> Any:
             raise WeightsError(f"{path}: config.yaml has {info.file_size} bytes, not a config")
         try:
             config = parse_yaml(archive.read(info))
-        except ValueError as error:
-            raise WeightsError(f"{path}: config.yaml is not plain YAML: {error}") from error
+        except (ValueError, *torch_file.ARCHIVE_ERRORS) as error:
+            raise WeightsError(f"{path}: config.yaml is not plain YAML: {error!r}") from error
     module = config.get("training_module") if isinstance(config, dict) else None
     return module.get("model") if isinstance(module, dict) else None
 

@@ -10,7 +10,9 @@ NumPy, ordered dictionaries and arrays of NumPy are created, and every other obj
 from __future__ import annotations
 
 import io
+import lzma
 import pickle
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -37,6 +39,11 @@ _MAGIC = 0x1950A86A20F9469CFC6C
 _MAGIC_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # its pickle
 _MAX_OPCODES = 4_000_000
 _MAX_MEMBERS = 100_000
+# Exceptions of `zipfile` for corrupted archives.
+ARCHIVE_ERRORS = (
+    *(OSError, EOFError, ValueError, RuntimeError, MemoryError, IndexError),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+)
 _CONTAINERS = (dict, list, tuple, Record)
 
 
@@ -56,20 +63,11 @@ def read(path: str | Path) -> Any:
             with zipfile.ZipFile(path) as archive:
                 return _read_archive(archive, path)
         return _read_series(path)
-    except (
-        DatasetError,
-        zipfile.BadZipFile,
-        zlib.error,
-        OSError,
-        KeyError,
-        ValueError,
-        OverflowError,
-        NotImplementedError,
-        RuntimeError,
-    ) as error:
+    except (DatasetError, KeyError, OverflowError, *ARCHIVE_ERRORS) as error:
         if isinstance(error, WeightsError | FileNotFoundError):
             raise
-        raise WeightsError(f"{path}: cannot be read as a file of torch.save: {error}") from error
+        reason = str(error) or repr(error)
+        raise WeightsError(f"{path}: cannot be read as a file of torch.save: {reason}") from error
 
 
 def is_torch_file(path: str | Path) -> bool:
@@ -85,7 +83,7 @@ def is_torch_file(path: str | Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return bool(_indices(archive.namelist()))
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+    except ARCHIVE_ERRORS:
         return False
 
 
@@ -126,8 +124,7 @@ class _StoredMembers:
 
 def _read_archive(archive: zipfile.ZipFile, path: Path) -> Any:
     """Return the content of a zip archive."""
-    names = archive.namelist()
-    index = _indices(names)
+    index, names = _indices(archive.namelist()), frozenset(archive.namelist())
     if len(index) != 1:
         raise WeightsError(
             f"{path}: not an archive of torch.save: expected one data.pkl, found {len(index)}"

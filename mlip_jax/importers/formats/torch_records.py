@@ -17,8 +17,11 @@ from mlip_jax.importers.formats.weights import WeightsError
 
 _MAX_NAMES = 10_000  # number of classes; MACE has about 60
 _MAX_MODULES = 100_000
+_MAX_ARRAYS = 100_000
+_MAX_VALUES = 1_000_000  # attributes and arrays of all modules, each counted as often as it occurs
 _MAX_DEPTH = 100
-_MAX_NAME = 200
+_MAX_NAME = 200  # characters of the name of a module
+_MAX_PREFIX = 2000  # characters of the names of all modules around a module
 # Names that malicious pickles call and weights do not need. All other names are inert as well; files
 # with these names are rejected to warn the user.
 _MODULES_OF_PROGRAMS = frozenset(
@@ -168,7 +171,7 @@ def modules_of(root: Record) -> Iterator[tuple[str, Record]]:
     while waiting:
         prefix, module, depth = waiting.pop()
         count += 1
-        if count > _MAX_MODULES or depth > _MAX_DEPTH:
+        if count > _MAX_MODULES or depth > _MAX_DEPTH or len(prefix) > _MAX_PREFIX:
             raise WeightsError("the modules contain each other: the file is corrupted or malicious")
         yield prefix, module
         children = entries_of(attributes_of(module).get("_modules"))
@@ -188,22 +191,28 @@ def _check_name(name: Any) -> str:
 
 def state_dict(root: Record) -> dict[str, np.ndarray]:
     """Return the parameters and persistent buffers of a module by the names of its state dict."""
-    arrays = {}
+    arrays, count = {}, 0
     for prefix, module in modules_of(root):
         attributes = attributes_of(module)
-        left_out = _items(attributes.get("_non_persistent_buffers_set"))
-        for group in _GROUPS[:2]:
-            for name, value in entries_of(attributes.get(group)).items():
+        left_out = frozenset(_items(attributes.get("_non_persistent_buffers_set")))
+        groups = [entries_of(attributes.get(group)) for group in _GROUPS[:2]]
+        # A module can occur many times, as a part of others.
+        count += len(attributes) + len(left_out) + sum(map(len, groups))
+        if count > _MAX_VALUES or len(arrays) > _MAX_ARRAYS:
+            raise WeightsError("more weights than in any model: the file is malicious")
+        for entries in groups:
+            for name, value in entries.items():
                 if isinstance(value, np.ndarray) and name not in left_out:
                     arrays[prefix + _check_name(name)] = value
     return arrays
 
 
-def _items(value: Any) -> list:
-    """Return the items of a set, which old pickles create from a list."""
+def _items(value: Any) -> list[str]:
+    """Return the texts in a set, which old pickles create from a list."""
     if isinstance(value, Record):
         value = value.arguments[0] if value.arguments else value.values
-    return list(value) if isinstance(value, set | frozenset | list | tuple) else []
+    items = value if isinstance(value, set | frozenset | list | tuple) else ()
+    return [item for item in items if isinstance(item, str)]
 
 
 def plain(value: Any) -> Any:
