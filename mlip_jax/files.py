@@ -14,10 +14,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
+import lzma
 import os
 import secrets
 import socket
 import stat
+import struct
 import tokenize
 import zipfile
 import zlib
@@ -27,8 +29,9 @@ from typing import IO, Any
 
 # Exceptions of `np.load` for missing and corrupted files. NumPy parses headers as Python literals.
 NUMPY_ERRORS = (
-    *(OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, RuntimeError),
-    *(MemoryError, OverflowError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+    *(OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, RuntimeError),
+    *(MemoryError, OverflowError, SyntaxError, tokenize.TokenError),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
 )
 
 

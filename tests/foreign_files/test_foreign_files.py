@@ -91,3 +91,28 @@ def test_pipes_are_not_opened(tmp_path, read):
     os.mkfifo(tmp_path / "a.npz")
     with pytest.raises((OSError, ValueError, CheckpointError), match="expected a file"):
         read(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [("points", np.full((9, 4), "a")), ("center", np.zeros(3)), ("edges", np.zeros((2, 2)))],
+)
+def test_arrays_of_another_kind_are_corrupted(tmp_path, name, values):
+    """The first distance raised an error of NumPy's arithmetic without the name of the file."""
+    rng = np.random.default_rng(0)
+    fit = Domain.fit(rng.normal(size=(9, 4)), rng.normal(size=(9, 4)), {"a": np.ones(9)})
+    fit.save(tmp_path / "domain.npz")
+    assert Domain.load(tmp_path / "domain.npz").border == fit.border
+    with np.load(tmp_path / "domain.npz") as stored:
+        np.savez(tmp_path / "domain.npz", **{**stored, name: values})
+    with pytest.raises(CheckpointError, match=f"{name}: expected an array of shape"):
+        Domain.load(tmp_path / "domain.npz")
+
+
+def test_predictions_of_other_properties_are_corrupted(tmp_path):
+    labels = {"gap": np.zeros(3)}
+    ValidationErrors(np.arange(3), np.zeros(3), labels, labels).save(tmp_path / "a.npz")
+    assert ValidationErrors.load(tmp_path / "a.npz").labels.keys() == {"gap"}
+    ValidationErrors(np.arange(3), np.zeros(3), labels, {}).save(tmp_path / "a.npz")
+    with pytest.raises(CheckpointError, match="different properties"):
+        ValidationErrors.load(tmp_path / "a.npz")

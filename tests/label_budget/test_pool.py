@@ -7,6 +7,7 @@ import pytest
 from ase.build import molecule
 from ase.io import iread, write
 
+from mlip_jax.checkpoint import CheckpointError
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.smiles.entries import CsvColumns
@@ -60,6 +61,43 @@ def test_candidates_are_physical_reproducible_and_of_all_kinds(pool, tmp_path):
     stored = load_columns(tmp_path / "columns.npz")
     np.testing.assert_array_equal(stored.positions, columns.positions)
     assert stored.molecule.tolist() == columns.molecule.tolist() and len(stored) == len(columns)
+
+
+def test_long_names_are_stored_and_read(pool, tmp_path):
+    """NumPy's arrays of text have 40 kB per name here, so the file was rejected as a bomb."""
+    columns = propose(pool[0][:1], Displacements(("conformers",), 4, (200.0, 800.0), 0.05, 0), 1)
+    columns = columns.take(np.arange(len(columns)).repeat(1000))
+    names = np.array([f"{k}{'a' * 10_000}\ud800" for k in range(len(columns))], object)
+    columns = dataclasses.replace(columns, molecule=names)
+    save_columns(tmp_path / "columns.npz", columns)
+    stored = load_columns(tmp_path / "columns.npz")
+    assert stored.molecule.tolist() == names.tolist()
+    assert stored.smiles.tolist() == columns.smiles.tolist()
+    np.testing.assert_array_equal(stored.positions, columns.positions)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("offsets", [0, 9, 3]),
+        ("energy", ["a"] * 2),
+        ("energy", [1.0]),
+        ("molecule_code", [-1] * 2),
+        ("molecule_code", [7] * 2),
+        ("molecule_ends", [2.5]),
+        ("positions", np.zeros((5, 2))),
+    ],
+)
+def test_columns_of_another_form_are_corrupted(pool, tmp_path, name, values):
+    """A resumed folder of other people; the errors of NumPy came later and named no file."""
+    path = tmp_path / "columns.npz"
+    options = Displacements(("conformers",), 4, (200.0, 800.0), 0.05, 0)
+    save_columns(path, propose(pool[0][:1], options, 1))
+    assert len(load_columns(path)) == 2
+    with np.load(path) as stored:
+        np.savez(path, **{**stored, name: np.array(values)})
+    with pytest.raises(CheckpointError, match=rf"columns.npz: corrupted .*{name.split('_')[0]}"):
+        load_columns(path)
 
 
 @pytest.mark.parametrize("form", ["xyz", "list"])

@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import shutil
-import zipfile
 from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -28,7 +27,7 @@ from mlip_jax.datasets import hdf5
 from mlip_jax.datasets.builtin.conformations import Conformations
 from mlip_jax.datasets.builtin.labels import METHOD
 from mlip_jax.datasets.builtin.molecules import Molecule
-from mlip_jax.files import make_subfolder, open_lock
+from mlip_jax.files import NUMPY_ERRORS, make_subfolder, open_lock
 from mlip_jax.foreign_files.archives import open_npz
 from mlip_jax.foreign_files.texts import parse_json
 from mlip_jax.workdir import atomic_open
@@ -159,14 +158,14 @@ class Parts:
         try:
             with open_npz(self._file(index)) as archive:
                 fields = {name: archive[name] for name in Conformations._fields}
+            texts = {name: str(fields[name]) for name in ("smiles", "force_field")}
+            texts |= {name: parse_json(str(fields[name])) for name in ("atom_energies", "dropped")}
         except FileNotFoundError:
             return None
-        except (zipfile.BadZipFile, KeyError, ValueError, EOFError) as error:
+        except NUMPY_ERRORS as error:
             log.warning("%s is corrupted (%s); regenerating it", self._file(index), error)
             return None
-        fields |= {name: str(fields[name]) for name in ("smiles", "force_field")}
-        fields |= {name: parse_json(str(fields[name])) for name in ("atom_energies", "dropped")}
-        return Conformations(**fields)
+        return Conformations(**fields | texts)
 
     def merge(self, molecules: Sequence[Molecule], counts: Sequence[int], parameters: dict) -> None:
         """Merge all parts to the HDF5 file and remove the folder of parts."""

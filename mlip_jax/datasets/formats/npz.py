@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Self
 
@@ -19,20 +18,12 @@ from numpy.lib import format as npy
 
 from mlip_jax import limits
 from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.files import NUMPY_ERRORS
 
 # Size in bytes up to which a compressed member is loaded completely, so that rows can be read in
 # any order.
 LOAD = 256 << 20
 _LOCAL_HEADER = 30
-_DAMAGE = (
-    OSError,
-    EOFError,
-    ValueError,
-    zlib.error,
-    zipfile.BadZipFile,
-    NotImplementedError,
-    RuntimeError,
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +79,7 @@ class NpzFile:
             self.members = {
                 m.name: m for m in map(self._member, self._archive.infolist()) if m is not None
             }
-        except _DAMAGE as error:
+        except NUMPY_ERRORS as error:
             self.close()
             raise DatasetError(
                 f"{self.path}: cannot be opened as .npz ({self.path.stat().st_size} bytes; "
@@ -126,7 +117,7 @@ class NpzFile:
             if name not in self._loaded:
                 self._loaded[name] = self._load(member)
             return self._loaded[name][start:stop].copy()
-        except _DAMAGE as error:
+        except NUMPY_ERRORS as error:
             raise DatasetError(
                 f"{self.path}: {name} cannot be read ({error}); the file is corrupted. Download it "
                 "again or recreate it."
@@ -149,7 +140,7 @@ class NpzFile:
         limits.check("array_bytes", member.nbytes, f"{self.path}: {name}", DatasetError)
         try:
             return self._load(member)
-        except _DAMAGE as error:
+        except NUMPY_ERRORS as error:
             raise DatasetError(
                 f"{self.path}: {name} cannot be read ({error}); the file is corrupted. Download it "
                 "again or recreate it."

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from mlip_jax.files import NUMPY_ERRORS
 from mlip_jax.foreign_files.texts import parse_yaml
 from mlip_jax.importers.formats import torch_file
 from mlip_jax.importers.formats.torch_records import (
@@ -129,7 +130,7 @@ def _config_of_package(path: Path) -> Any:
             raise WeightsError(f"{path}: config.yaml has {info.file_size} bytes, not a config")
         try:
             config = parse_yaml(archive.read(info))
-        except (ValueError, *torch_file.ARCHIVE_ERRORS) as error:
+        except NUMPY_ERRORS as error:
             raise WeightsError(f"{path}: config.yaml is not plain YAML: {error!r}") from error
     module = config.get("training_module") if isinstance(config, dict) else None
     return module.get("model") if isinstance(module, dict) else None

@@ -10,11 +10,8 @@ NumPy, ordered dictionaries and arrays of NumPy are created, and every other obj
 from __future__ import annotations
 
 import io
-import lzma
 import pickle
-import struct
 import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +22,7 @@ from mlip_jax.datasets.formats import safe_pickle
 from mlip_jax.datasets.formats.pickle_arrays import Array
 from mlip_jax.datasets.formats.pickle_opcodes import read_opcodes
 from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.files import NUMPY_ERRORS
 from mlip_jax.importers.formats.torch_records import Record, record_classes
 from mlip_jax.importers.formats.torch_tensors import (
     Storage,
@@ -39,11 +37,6 @@ _MAGIC = 0x1950A86A20F9469CFC6C
 _MAGIC_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # its pickle
 _MAX_OPCODES = 4_000_000
 _MAX_MEMBERS = 100_000
-# Exceptions of `zipfile` for corrupted archives.
-ARCHIVE_ERRORS = (
-    *(OSError, EOFError, ValueError, RuntimeError, MemoryError, IndexError),
-    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
-)
 _CONTAINERS = (dict, list, tuple, Record)
 
 
@@ -63,7 +56,7 @@ def read(path: str | Path) -> Any:
             with zipfile.ZipFile(path) as archive:
                 return _read_archive(archive, path)
         return _read_series(path)
-    except (DatasetError, KeyError, OverflowError, *ARCHIVE_ERRORS) as error:
+    except (DatasetError, *NUMPY_ERRORS) as error:
         if isinstance(error, WeightsError | FileNotFoundError):
             raise
         reason = str(error) or repr(error)
@@ -83,7 +76,7 @@ def is_torch_file(path: str | Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return bool(_indices(archive.namelist()))
-    except ARCHIVE_ERRORS:
+    except NUMPY_ERRORS:
         return False
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from mlip_jax.checkpoint import CheckpointError
-from mlip_jax.foreign_files.archives import open_npz
+from mlip_jax.foreign_files.archives import open_npz, read_array
 from mlip_jax.workdir import atomic_open
 
 FILE = "domain.npz"  # in the workdir of a predictor or a force field
@@ -149,18 +149,21 @@ class Domain:
             )
         try:
             with open_npz(path) as stored:
-                errors = {
-                    k.removeprefix("error_"): stored[k]
-                    for k in stored.files
-                    if k.startswith("error_")
-                }
+                points = read_array(stored, "points", "f", None, None)
+                edges = read_array(stored, "edges", "f", None)
+                if not len(points):
+                    raise ValueError("no points")
                 return cls(
-                    stored["points"],
-                    stored["center"],
-                    stored["spread"],
-                    float(stored["border"]),
-                    stored["edges"],
-                    errors,
+                    points,
+                    read_array(stored, "center", "f", points.shape[1]),
+                    read_array(stored, "spread", "f", points.shape[1]),
+                    float(read_array(stored, "border", "f")),
+                    edges,
+                    {
+                        name.removeprefix("error_"): read_array(stored, name, "f", len(edges) + 1)
+                        for name in stored.files
+                        if name.startswith("error_")
+                    },
                 )
         except Exception as error:  # corrupted bytes make NumPy raise nearly any exception
             raise CheckpointError(

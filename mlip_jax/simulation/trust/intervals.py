@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from mlip_jax.checkpoint import CheckpointError
-from mlip_jax.foreign_files.archives import open_npz
+from mlip_jax.foreign_files.archives import open_npz, read_array
 from mlip_jax.workdir import atomic_open
 
 FILE = "intervals.npz"  # in the workdir of a predictor
@@ -66,17 +66,20 @@ class ValidationErrors:
             raise CheckpointError(f"{path}: no such file. Runs of the task 'property' write it.")
         try:
             with open_npz(path) as stored:
+                molecule = read_array(stored, "molecule", "iu", None)
+                count = len(molecule)
                 parts = {
                     kind: {
-                        k.removeprefix(f"{kind}_"): stored[k]
-                        for k in stored.files
-                        if k.startswith(f"{kind}_")
+                        name.removeprefix(f"{kind}_"): read_array(stored, name, "f", count)
+                        for name in stored.files
+                        if name.startswith(f"{kind}_")
                     }
                     for kind in ("label", "predicted")
                 }
-                return cls(
-                    stored["molecule"], stored["distance"], parts["label"], parts["predicted"]
-                )
+                if parts["label"].keys() != parts["predicted"].keys():
+                    raise ValueError("labels and predictions are of different properties")
+                distance = read_array(stored, "distance", "f", count)
+                return cls(molecule, distance, parts["label"], parts["predicted"])
         except Exception as error:  # corrupted bytes make NumPy raise nearly any exception
             raise CheckpointError(
                 f"{path}: corrupted ({error}). Rerun the command of the training to write it again."

@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import logging
 import time
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.statistics import element_counts
 from mlip_jax.datasets.stress import stress_labels
+from mlip_jax.files import NUMPY_ERRORS
 from mlip_jax.graphs.long_range import find_lattice_obstacle
 from mlip_jax.reports.errors import element_energies, energy_errors, force_errors
 from mlip_jax.reports.predictions import Predictions
@@ -201,7 +201,7 @@ def _finished(
             predictions, arrays = StructurePredictions.load(path)
             valid = np.array_equal(arrays["block"], data.indices[start : start + _PART])
             reasons = arrays["reasons"]
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        except NUMPY_ERRORS as error:
             log.warning("%s: corrupted (%s); recomputing it", path, error)
             continue
         if valid:
