@@ -71,7 +71,7 @@ def only(path: Path) -> Iterator[None]:
             sys.addaudithook(_audit)
             _installed = True
     outer = getattr(_guarded, "path", None)
-    _guarded.path = Path(os.path.realpath(path))
+    _guarded.path = Path(os.path.abspath(path))
     try:
         yield
     finally:
@@ -86,11 +86,7 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
     if event == "open":
         name, _, flags = arguments
         if isinstance(name, str | bytes | os.PathLike) and not _may_open(name, flags, path):
-            raise DatasetError(
-                f"{path}: refers to another file, {os.fsdecode(name)!r}, which may be a private "
-                "file of yours and was not opened. If you trust both, convert the file: ase "
-                "convert FILE FILE.extxyz"
-            )
+            raise DatasetError(_refusal(os.fsdecode(name), path))
     elif event in _FORBIDDEN:
         raise DatasetError(f"{path}: its parser requires {event}, which is not allowed")
 
@@ -101,11 +97,34 @@ def _may_open(name: str | bytes | os.PathLike, flags: Any, path: Path) -> bool:
     if isinstance(flags, int) and flags & _WRITING:
         return name == os.devnull or _BYTECODE.search(name) is not None
     target = os.path.realpath(name)
-    if target == str(path):
+    if target == os.path.realpath(path):
         return True
-    if os.path.dirname(target) == str(path.parent):
+    # the file that the user names can be a link
+    if os.path.dirname(target) in _folders(path):
         return os.path.isfile(target) or not os.path.exists(target)
     return target.endswith(_CODE) or target.startswith(_code_folders())
+
+
+def _folders(path: Path) -> tuple[str, str]:
+    """Return the folder of a file and, if the file is a link, that of its target."""
+    return os.path.realpath(path.parent), os.path.dirname(os.path.realpath(path))
+
+
+def _refusal(name: str, path: Path) -> str:
+    """Return the message about a file that a parser of `path` may not open."""
+    target = os.path.realpath(name)
+    if os.path.realpath(os.path.dirname(os.path.abspath(name))) in _folders(path):
+        kind = "not a regular file"
+        if os.path.islink(name):
+            kind = f"a link out of its folder, to {target!r}"
+        return (
+            f"{path}: its parser reads {name!r}, {kind}, which was not opened, because it may lead to "
+            "a private file of yours. If you trust it, replace it by a copy of the file."
+        )
+    return (
+        f"{path}: refers to another file, {name!r}, which may be a private file of yours and was not "
+        "opened. If you trust both, convert the file: ase convert FILE FILE.extxyz"
+    )
 
 
 def _code_folders() -> tuple[str, ...]:

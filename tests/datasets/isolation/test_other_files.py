@@ -38,13 +38,26 @@ def test_included_files_are_not_read(tmp_path, private, format, text, through_li
         target.symlink_to(private)
     path = folder / "inp"
     path.write_text(text.format(target))
-    with pytest.raises(DatasetError, match=r"another file, .*(private|link).xyz"):
+    message = r"link.xyz', a link out of its folder, to .*private.xyz.* replace it by a copy"
+    message = message if through_link else r"refers to another file, .*private.xyz"
+    with pytest.raises(DatasetError, match=message):
         list(readers.open_data(path, "ase", format=format))
 
 
 def test_files_of_the_same_folder_are_read(tmp_path, private):
     (tmp_path / "inp").write_text(OCTOPUS.format(private))
     (record,) = read_molecules(tmp_path / "inp")
+    assert list(record.atoms.symbols) == ["C", "O"]
+
+
+def test_files_next_to_a_link_are_read(tmp_path, private):
+    """Detects that only the folder of the target was allowed, if a user names a link."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store/inp").write_text(OCTOPUS.format(tmp_path / "run/atoms.xyz"))
+    (tmp_path / "run/inp").symlink_to("../store/inp")
+    (tmp_path / "run/atoms.xyz").write_bytes(private.read_bytes())
+    (record,) = read_molecules(tmp_path / "run/inp")
     assert list(record.atoms.symbols) == ["C", "O"]
 
 
@@ -61,7 +74,7 @@ def test_pipes_of_the_same_folder_are_not_opened(tmp_path):
     """Detects an endless wait for the writer of a pipe."""
     os.mkfifo(tmp_path / "pipe.xyz")
     (tmp_path / "inp").write_text(OCTOPUS.format(tmp_path / "pipe.xyz"))
-    with pytest.raises(DatasetError, match="another file"):
+    with pytest.raises(DatasetError, match="pipe.xyz', not a regular file, which was not opened"):
         list(read_molecules(tmp_path / "inp"))
 
 
