@@ -9,6 +9,7 @@ license is the LGPL.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import faulthandler
 import itertools
 import multiprocessing
@@ -78,11 +79,15 @@ def time_limit(seconds: float) -> Iterator[None]:
 def deadline(seconds: float | None) -> Iterator[None]:
     """Raise TimeoutError if the block takes longer than `seconds`; None is no limit.
 
-    The exception is raised by a signal, so only in the main thread and only when Python code runs.
-    A worker that is still in native code after twice the time ends, even in the middle of a call.
+    The exception is raised when Python code runs. A worker that is still in native code after twice
+    the time ends, even in the middle of a call.
     """
-    if seconds is None or threading.current_thread() is not threading.main_thread():
+    if seconds is None:
         yield
+        return
+    if threading.current_thread() is not threading.main_thread():  # as in a worker of dask
+        with _deadline_of_thread(seconds):
+            yield
         return
 
     def stop(number, frame):
@@ -101,6 +106,36 @@ def deadline(seconds: float | None) -> Iterator[None]:
         os.close(nowhere)
         signal.setitimer(signal.ITIMER_REAL, outer)
         signal.signal(signal.SIGALRM, handler)
+
+
+@contextlib.contextmanager
+def _deadline_of_thread(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in this thread if the block takes longer; only the main thread has signals."""
+    number, lock = ctypes.c_ulong(threading.get_ident()), threading.Lock()
+    raise_in_thread, state = ctypes.pythonapi.PyThreadState_SetAsyncExc, "running"
+
+    def stop():
+        nonlocal state
+        with lock:
+            if state == "running":
+                state = "late"
+                raise_in_thread(number, ctypes.py_object(TimeoutError))
+
+    timer = threading.Timer(seconds, stop)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except TimeoutError as error:
+        if state == "late":  # Python creates this exception without a message
+            raise TimeoutError(f"took longer than {seconds:g} s") from error
+        raise
+    finally:
+        timer.cancel()
+        with lock:
+            if state == "late":
+                raise_in_thread(number, None)  # in case that it has not been raised yet
+            state = "ended"
 
 
 def available_cores() -> int:

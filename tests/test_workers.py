@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -277,3 +278,27 @@ def test_stream_continues_after_deaths():
 def test_workers_of_a_stream_are_single_threaded():
     variables, ignores = next(stream(settings, [["OMP_NUM_THREADS"]], 2))
     assert variables == {"OMP_NUM_THREADS": "1"} and ignores
+
+
+def test_a_deadline_in_a_thread():
+    """Workers of dask run jobs in threads, where the time limit of a calculation had no effect."""
+
+    def spin():
+        start = time.monotonic()
+        with workers.deadline(0.1):
+            while time.monotonic() < start + 60:
+                pass
+
+    def finish():
+        with workers.deadline(0.3):
+            time.sleep(0.01)
+        time.sleep(0.4)
+        with workers.deadline(60), pytest.raises(TimeoutError, match="of the block"):
+            raise TimeoutError("of the block")
+        return "finished"
+
+    with ThreadPoolExecutor(2) as executor:
+        late, early = executor.submit(spin), executor.submit(finish)
+        with pytest.raises(TimeoutError, match="took longer than 0.1 s"):
+            late.result()
+        assert early.result() == "finished"
