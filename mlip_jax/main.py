@@ -63,6 +63,7 @@ def run_command(arguments: list[str]) -> None:
     from mlip_jax.foreign_text import printable
 
     console.log_to_console()
+    process.ignore_settings_of_matplotlib()
     try:
         _dispatch(arguments)
     except distributed.ForcedInterrupt:

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import matplotlib
 import pytest
 from absl import app
 
@@ -161,6 +162,17 @@ def test_only_own_configs_import_modules_of_the_current_folder(
     for _ in range(2):
         main.main()
     assert sys.path == (["/bin", str(tmp_path)] if is_own else ["/bin"])
+
+
+def test_settings_of_matplotlib_in_the_current_folder_are_ignored(tmp_path, monkeypatch):
+    """Such a file of other people can make each figure run LaTeX with commands of that file."""
+    monkeypatch.chdir(tmp_path)
+    with matplotlib.rc_context({"text.usetex": True}):
+        process.ignore_settings_of_matplotlib()
+        assert matplotlib.rcParams["text.usetex"]
+        Path("matplotlibrc").touch()
+        process.ignore_settings_of_matplotlib()
+        assert not matplotlib.rcParams["text.usetex"]
 
 
 def test_a_file_without_suffix_is_no_config(tmp_path, monkeypatch):

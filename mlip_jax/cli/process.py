@@ -1,4 +1,4 @@
-"""Process of the command: signals before the run and memory allocator.
+"""Process of the command: signals before the run, memory allocator, settings of libraries.
 
 The module imports only the standard library, so that the first two functions run within
 milliseconds of the start.
@@ -38,3 +38,11 @@ def tune_allocator() -> None:
     if platform.libc_ver()[0] == "glibc" and "GLIBC_TUNABLES" not in os.environ:
         os.environ["GLIBC_TUNABLES"] = ALLOCATOR
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def ignore_settings_of_matplotlib() -> None:
+    """Ignore a file matplotlibrc of the current folder, which can make figures run LaTeX."""
+    if os.path.lexists("matplotlibrc"):
+        import matplotlib
+
+        matplotlib.rcdefaults()

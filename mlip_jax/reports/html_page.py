@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
+from matplotlib.mathtext import MathTextParser
+from matplotlib.text import Text
 
 
 def _printable(value: object) -> object:
@@ -44,6 +46,7 @@ _TEMPLATES.globals["anchor"] = _anchor
 _PARTS = _TEMPLATES.get_template("parts.html").module
 # Largest size at which a figure is shown, in pixels of the page per inch: 300 for a molecule.
 _SHOWN_PER_INCH = 130
+_FORMULAS, _LONGEST_FORMULA = MathTextParser("agg"), 500  # characters
 
 
 def render(title: str, body: Iterable[Markup]) -> str:
@@ -134,9 +137,26 @@ def section(name: str, values: Mapping[str, object]) -> Markup:
     return _PARTS.section(name, values.items())
 
 
+def _show_invalid_formulas_as_text(fig: Figure) -> None:
+    """Turn off formulas in labels that are none, such as "$x" and "US$ (1$)", which raise errors.
+
+    Names and units of properties come from files of other people.
+    """
+    for label in fig.findobj(Text):
+        content = label.get_text()
+        if content.count("$") > 1:
+            try:
+                if len(content) > _LONGEST_FORMULA:
+                    raise ValueError("too long to parse")
+                _FORMULAS.parse(content)
+            except (ValueError, RecursionError):
+                label.set_parse_math(False)
+
+
 def figure(fig: Figure, caption: str, *, wide: bool = False) -> Markup:
     """Return the figure as an embedded PNG with a caption, which is also its alternative text."""
     buffer = io.BytesIO()
+    _show_invalid_formulas_as_text(fig)
     fig.savefig(buffer, format="png", dpi=150)
     width, height = (round(150 * side) for side in fig.get_size_inches())
     return _PARTS.figure(

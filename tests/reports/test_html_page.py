@@ -50,6 +50,14 @@ def test_a_figure_is_not_enlarged():
     assert int(width) > 1080
 
 
+@pytest.mark.parametrize("unit", [r"$\frac{$", "$x_$", "$" + "{" * 5000 + "$", r"$x^2$"])
+def test_labels_that_are_no_formulas_are_drawn(unit):
+    """The unit of a property is text from a predictor of other people; it ended the report."""
+    fig = Figure(figsize=(2, 2))
+    fig.subplots().set(xlabel=unit, title=unit)
+    page.figure(fig, "x")
+
+
 def test_links_lead_to_headings():
     heading = 'Outside the "domain" (1 %)'
     (target,) = re.findall('href="#(.*?)"', page.link(heading, "below"))
