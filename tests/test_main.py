@@ -109,7 +109,7 @@ def test_shipped_configs_are_found_in_any_folder(tmp_path, monkeypatch):
         f"{shipped}/md.py",
     ]
     (tmp_path / "configs").mkdir()
-    for name in ("configs/md.py", "spice"):
+    for name in ("configs/md.py", "spice.py"):
         (tmp_path / name).write_text("")
         assert config.find_file(name) == name
     assert load("spice_sweep", call_config_file("configs/spice_sweep.py", "get_config", ""))
