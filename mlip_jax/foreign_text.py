@@ -15,6 +15,7 @@ from typing import IO, Any
 # Cells that spreadsheets read as formulas. Those that begin with apostrophes are changed as well,
 # so that `from_cell` restores every text.
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
+LONGEST_CELL = 32_000  # characters
 
 
 def one_line(text: str) -> str:
@@ -45,8 +46,11 @@ def printable(text: str) -> str:
 def to_cell(value: Any) -> Any:
     """Return a value for a CSV file that spreadsheets do not run: "=C" becomes "'=C".
 
-    Numbers are unchanged, also as text.
+    Numbers are unchanged, also as text. Texts are cut to the length that spreadsheets accept, which
+    is also below that of Python's reader of CSV files.
     """
+    if isinstance(value, str) and len(value) > LONGEST_CELL:
+        value = f"{value[: LONGEST_CELL - 1]}…"
     if not isinstance(value, str) or not _FORMULA.match(value) or _is_number(value):
         return value
     return f"'{value}"
@@ -87,9 +91,16 @@ def table_text(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
 
 
 def table_rows(file: Iterable[str]) -> Iterator[dict[str, str]]:
-    """Yield the rows of a CSV file of `TableWriter` by column, missing cells as ""."""
-    for row in csv.DictReader(file, restval=""):
-        yield {name: from_cell(cell) for name, cell in row.items() if isinstance(cell, str)}
+    """Yield the rows of a CSV file of `TableWriter` by column, missing cells as "".
+
+    Raises:
+      ValueError: The file is not such a table.
+    """
+    try:
+        for row in csv.DictReader(file, restval=""):
+            yield {name: from_cell(cell) for name, cell in row.items() if isinstance(cell, str)}
+    except csv.Error as error:
+        raise ValueError(f"not a table in CSV: {error}") from error
 
 
 def _is_number(text: str) -> bool:

@@ -106,7 +106,7 @@ def read_scores(workdir: str | os.PathLike, best: str = "best") -> dict[str, flo
         column: _number(metrics, "unseen_elements", part, "num_structures")
         for column, part in _UNSEEN.items()
     }
-    steps = [int(p.name) for p in (Path(workdir) / best).glob("*") if p.name.isdigit()]
+    steps = [int(p.name) for p in (Path(workdir) / best).glob("*") if p.name.isdecimal()]
     return scores | {
         "training_seconds": _number(metrics, "seconds"),
         "best_step": max(steps, default=None),

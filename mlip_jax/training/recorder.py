@@ -79,7 +79,7 @@ class Recorder:
             return [
                 row
                 for row in csv.DictReader(file)
-                if row.get("step", "").isdigit() and None not in row.values()
+                if row.get("step", "").isdecimal() and None not in row.values()
             ]
 
     def write(self, row: dict[str, float]) -> None:

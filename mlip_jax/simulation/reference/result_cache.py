@@ -21,6 +21,7 @@ import numpy as np
 from ase import Atoms
 
 from mlip_jax.files import open_in_place
+from mlip_jax.foreign_files.texts import parse_json
 from mlip_jax.structure import electronic_state
 
 log = logging.getLogger(__name__)
@@ -132,5 +133,9 @@ def _parse(line: bytes) -> tuple[str, dict[str, Any]] | None:
     checksum, _, text = line.rstrip(b"\n").partition(b" ")
     if not line.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(text):
         return None
-    key, result = json.loads(text)
-    return key, result
+    try:
+        entry = parse_json(text)
+    except ValueError:
+        return None
+    is_result = isinstance(entry, list) and list(map(type, entry)) == [str, dict]
+    return (entry[0], entry[1]) if is_result else None

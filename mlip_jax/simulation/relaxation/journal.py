@@ -32,6 +32,7 @@ from mlip_jax.wording import count_of
 
 FLUSH_SECONDS = 1.0
 FAILURES = ("failed", "diverged")  # statuses of molecules without a usable result
+_SPARSE = 64  # bytes per entry up to which `Indices` is an array
 _MAX_WAITING_BYTES = 16 * 2**20  # maximum number of bytes of results that wait to be written
 
 
@@ -82,22 +83,31 @@ class JournalLine(NamedTuple):
 
 
 class Indices:
-    """Set of non-negative integers that uses one byte per integer up to the largest."""
+    """Set of non-negative integers that uses one byte per integer up to the largest.
+
+    Integers far beyond the number of entries, as in a file of other people, take more.
+    """
 
     def __init__(self) -> None:
-        self._there, self._count = bytearray(), 0
+        self._there, self._far, self._count = bytearray(), set(), 0
 
     def add(self, index: int) -> None:
         """Add an integer."""
+        if index in self:
+            return
+        self._count += 1
+        if index >= _SPARSE * (self._count + 2**14):
+            self._far.add(index)
+            return
         if index >= len(self._there):
             self._there.extend(
                 bytes(max(index + 1 - len(self._there), len(self._there) // 4, 1024))
             )
-        self._count += not self._there[index]
         self._there[index] = 1
 
     def __contains__(self, index: int) -> bool:
-        return 0 <= index < len(self._there) and bool(self._there[index])
+        near = 0 <= index < len(self._there) and bool(self._there[index])
+        return near or index in self._far
 
     def __len__(self) -> int:
         return self._count
@@ -183,7 +193,7 @@ def _parse(
     try:
         (cells,) = csv.reader([text.decode()], strict=True)
         numbers = [int(cell) for cell in cells[width - 2 * len(ends) :]]
-        if len(cells) != width or int(cells[0]) < 0:
+        if len(cells) != width or not 0 <= int(cells[0]) < 2**63:
             return None
     except (ValueError, csv.Error):  # UnicodeDecodeError is a ValueError
         return None

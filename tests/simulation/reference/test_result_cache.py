@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,15 @@ def test_concurrent_writers_do_not_mix_lines(tmp_path):
         assert a["a"] == {"x": 1} and a["c"] == {"x": 3} and b["b"] == {"x": 2}
     with ResultCache(tmp_path / "c") as cache:
         assert [cache[k]["x"] for k in "abc"] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("text", [b"7", b'{"a": 1}', b'["key", 1]', b"[[], {}]", b"[" * 5000])
+def test_lines_of_another_form_are_skipped(tmp_path, text):
+    """A cache of other people, with a valid checksum; the TypeError named no file."""
+    path = tmp_path / "cache.jsonl"
+    path.write_bytes(b"%08x %s\n" % (zlib.crc32(text), text))
+    with ResultCache(path) as cache:
+        assert len(cache) == 0
 
 
 def test_corruption_is_reported(tmp_path, caplog):

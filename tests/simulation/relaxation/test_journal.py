@@ -375,6 +375,29 @@ def test_indices():
     )
 
 
+def test_an_index_of_any_size_takes_little_memory(tmp_path):
+    """A line of other people with the index 10¹¹ took 100 GB."""
+    indices = Indices()
+    indices.add(10**18)
+    indices.add(10**18)
+    assert 10**18 in indices and len(indices) == 1 and 5 not in indices
+    fill(tmp_path / "parts", 0, [3, 10**11])
+    assert len(finished(tmp_path / "parts", LAYOUT)) == 2
+    text = (tmp_path / "parts/part-0.csv").read_text()
+    (tmp_path / "parts/part-0.csv").write_text(text.replace(f"{10**11}", f"{10**19}"))
+    assert len(finished(tmp_path / "parts", LAYOUT)) == 1
+
+
+def test_a_long_name_is_cut(tmp_path):
+    """Python reads no cells of more than 131,072 characters: the results after it were lost."""
+    with Journal(tmp_path / "parts", 0, LAYOUT) as journal:
+        journal.add([0, "n" * 200_000, 0.5], {"xyz": b"", "sdf": b""})
+        journal.add(*result(1))
+    assert len(finished(tmp_path / "parts", LAYOUT)) == 2
+    rows, *_ = merged(tmp_path / "parts", tmp_path / "out")
+    assert len(rows) == 3 and rows[1][1].startswith("nnn") and rows[1][1].endswith("…")
+
+
 def test_failures_of_earlier_starts_are_counted_once(tmp_path):
     layout = Layout(("index", "status"), ())
     for part in (0, 1):
