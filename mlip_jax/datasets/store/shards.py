@@ -166,10 +166,7 @@ class Shard:
         """
         array = self.arrays[name]
         if not 0 <= start <= stop <= len(array):  # numbers of rows come from other columns
-            raise DatasetError(
-                f"{self.path}: the shard is corrupted (rows {start} to {stop} of the {len(array)} of "
-                f"{name}). Delete it and its .json file, and convert again."
-            )
+            raise self._corruption(f"rows {start} to {stop} of the {len(array)} of {name}")
         values = np.empty((stop - start, *array.shape[1:]), array.dtype)
         if values.nbytes:
             width = values.nbytes // (stop - start)
@@ -188,12 +185,19 @@ class Shard:
         texts = []
         for c in distinct.tolist():
             ends = self.rows(f"text.{name}.ends", max(c - 1, 0), c + 1)
-            texts.append(
-                self.rows(f"text.{name}.bytes", int(ends[0]) if c else 0, int(ends[-1]))
-                .tobytes()
-                .decode()
-            )
+            content = self.rows(f"text.{name}.bytes", int(ends[0]) if c else 0, int(ends[-1]))
+            try:
+                texts.append(content.tobytes().decode())
+            except UnicodeDecodeError as error:
+                raise self._corruption(f"a text of {name}: {error}") from error
         return np.array(texts, object)[inverse]
+
+    def _corruption(self, problem: str) -> DatasetError:
+        """Return the error of a corrupted shard."""
+        return DatasetError(
+            f"{self.path}: the shard is corrupted ({problem}). Delete it and its .json file, and "
+            "convert again."
+        )
 
     def columns(self, start: int, stop: int) -> Columns:
         """Read the structures start:stop."""
