@@ -4,6 +4,7 @@ An output folder may come from an archive of other people, whose links would red
 writes to any file of the user. Every file that the package writes is opened here:
 
     atomic_open, atomic_path, write_text    replace a whole file
+    write_joined                            join files of an output folder
     open_in_place                           append to a file, or change it
     open_lock, replace_content              lock files
     make_subfolder                          folders within an output folder
@@ -14,16 +15,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
+import itertools
 import lzma
 import os
 import secrets
+import shutil
 import socket
 import stat
 import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -39,6 +42,20 @@ def write_text(path: Path, content: str, *, shared: bool = False) -> None:
     """Write text as UTF-8, atomically; see `atomic_path`."""
     with atomic_open(path, "w", shared=shared, encoding="utf-8") as file:
         file.write(content)
+
+
+def write_joined(path: Path, parts: Sequence[Path]) -> None:
+    """Write the content of those of several files that exist into one file, atomically.
+
+    Raises:
+      OSError: A file cannot be read or written. A part that is a symbolic link is not read: it
+        would copy any file of the user to the output.
+    """
+    with atomic_open(path) as file:
+        for part in parts:
+            if part.exists():
+                with open_in_place(part, "rb") as source:
+                    shutil.copyfileobj(source, file)
 
 
 @contextlib.contextmanager
@@ -187,15 +204,21 @@ def replace_content(lock: IO[str], content: str) -> None:
         lock.flush()
 
 
-def make_subfolder(path: Path) -> Path:
+def make_subfolder(path: Path, top: Path | None = None) -> Path:
     """Create a folder within an output folder, if it is missing, and return its path.
 
+    Args:
+      path: Folder to create.
+      top: Output folder, if there are further folders between it and `path`.
+
     Raises:
-      OSError: It cannot be created, or is a symbolic link.
+      OSError: It cannot be created; or it, or a folder between it and `top`, is a symbolic link.
     """
     path.mkdir(parents=True, exist_ok=True)
-    if path.is_symlink():
-        raise _refusal(path, "a symbolic link to a folder")
+    between = itertools.takewhile(lambda folder: folder != top, path.parents) if top else ()
+    for folder in (path, *between):
+        if folder.is_symlink():
+            raise _refusal(folder, "a symbolic link to a folder")
     return path
 
 

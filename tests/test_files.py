@@ -12,7 +12,8 @@ from mlip_jax.datasets.builtin.storage import Parts
 from mlip_jax.datasets.store import conversion
 from mlip_jax.simulation.dynamics import trajectories
 from mlip_jax.simulation.reference.result_cache import ResultCache
-from mlip_jax.simulation.relaxation.journal import Journal, Layout
+from mlip_jax.simulation.relaxation.journal import Journal, JournalError, Layout
+from mlip_jax.simulation.relaxation.merge import merge
 from mlip_jax.sweeps import attempts, child_process
 
 
@@ -89,6 +90,43 @@ def test_folders_within_an_output_folder_are_not_links(tmp_path):
         with pytest.raises(OSError, match="symbolic link"):
             write(tmp_path)
     assert precious.exists()
+
+
+def test_folders_below_an_output_folder_are_not_links(tmp_path):
+    """Detects a run in the folder of a link, one level below: workdir/runs/name."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/runs").symlink_to(tmp_path / "home")
+    with pytest.raises(OSError, match="runs.*symbolic link|symbolic link.*runs"):
+        files.make_subfolder(tmp_path / "run/runs/name", tmp_path / "run")
+    (tmp_path / "link").symlink_to("run")  # the user's own link to the output folder
+    assert files.make_subfolder(tmp_path / "link/a/b", tmp_path / "link").is_dir()
+    with pytest.raises(OSError, match="symbolic link"):
+        child_process.run_logged([], tmp_path / "run/runs/log.txt", None)
+
+
+def test_content_is_not_copied_through_links(tmp_path):
+    """A run that is resumed copied private files of the user to results, which are then shared."""
+    (tmp_path / "private").write_text("secret")
+    (tmp_path / "1.xyz").symlink_to("private")
+    (tmp_path / "0.xyz").write_text("own")
+    files.write_joined(tmp_path / "all.xyz", [tmp_path / "0.xyz", tmp_path / "missing.xyz"])
+    assert (tmp_path / "all.xyz").read_text() == "own"
+    with pytest.raises(OSError, match="symbolic link"):
+        files.write_joined(tmp_path / "all.xyz", [tmp_path / "0.xyz", tmp_path / "1.xyz"])
+    assert (tmp_path / "all.xyz").read_text() == "own"
+
+
+@pytest.mark.parametrize("name", ["part-0.csv", "part-0.xyz"])
+def test_parts_of_a_journal_are_not_read_through_links(tmp_path, name):
+    layout = Layout(("index",), ("xyz",))
+    with Journal(tmp_path / "parts", 0, layout) as journal:
+        journal.add([0], {"xyz": b"frame"})
+    (tmp_path / "parts" / name).rename(tmp_path / "elsewhere")
+    (tmp_path / "parts" / name).symlink_to("../elsewhere")
+    with pytest.raises(JournalError, match="symbolic link"):
+        merge(tmp_path / "parts", layout, tmp_path / "results.csv", {"xyz": tmp_path / "all.xyz"})
+    assert not (tmp_path / "all.xyz").exists()
 
 
 def test_a_pipe_does_not_block(tmp_path):

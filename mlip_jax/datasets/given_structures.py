@@ -10,6 +10,7 @@ from ase import Atoms
 
 from mlip_jax.datasets import atoms_list, source
 from mlip_jax.datasets.reader import DatasetError
+from mlip_jax.files import make_subfolder
 
 # Options of the reader that name properties of structures, and of atoms.
 _PROPERTY_KEYS = ("property_keys", "atom_property_keys")
@@ -46,8 +47,7 @@ def set_structures(
             "the structures have no energies or forces: set the results of a calculator, or "
             'info["energy"] and arrays["forces"]'
         )
-    data = folder / "data"
-    data.mkdir(parents=True, exist_ok=True)
+    data = make_subfolder(folder / "data")
     atoms_list.write_trajectory(data / _TRAJECTORY, items)
     config.data.path, config.data.directory = str(data / _TRAJECTORY), str(data)
     level = str(options.get("level_of_theory", "unknown")).replace(";", ",")

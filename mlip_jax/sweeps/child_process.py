@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlip_jax.files import open_in_place
+from mlip_jax.files import make_subfolder, open_in_place
 
 COMMAND_PREFIX = "$ "  # marks the line of a log that holds the command
 _PR_SET_PDEATHSIG = 1  # option of prctl(2): signal to receive when the parent dies
@@ -96,7 +96,7 @@ def run_logged(command: Sequence[str], log_file: Path, signals: SignalForwarder)
     Returns:
       Exit code of the command, or -N if signal N ended it.
     """
-    log_file.parent.mkdir(parents=True, exist_ok=True)
+    make_subfolder(log_file.parent)
     with open_in_place(log_file, "ab", buffering=0) as file:
         file.write(f"{COMMAND_PREFIX}{shlex.join(command)}\n".encode())
         # A terminal sends Ctrl-C to all processes of its session. The child gets its own session;

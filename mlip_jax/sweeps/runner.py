@@ -32,6 +32,7 @@ from rich.table import Table
 
 from mlip_jax import distributed
 from mlip_jax.config import ConfigError
+from mlip_jax.files import make_subfolder
 from mlip_jax.reports.sweep import Row, cell, duration, read_scores, write_table
 from mlip_jax.sweeps.attempts import VariantFolder, lock_folder
 from mlip_jax.sweeps.child_process import SignalForwarder, run_logged
@@ -255,7 +256,7 @@ class Sweep:
                 return "done"
             code = run_logged(self._command(variant), folder.log_of_process(os.getpid()), signals)
             return _state_after(code, signals)
-        folder.path.mkdir(exist_ok=True)
+        make_subfolder(folder.path)
         with lock_folder(folder.path, wait=False) as free:
             if not free:
                 log.info("%s: another process is running it", label)

@@ -11,6 +11,7 @@ import numpy as np
 from ase import Atoms
 from ase.io import write as write_atoms
 
+from mlip_jax.files import make_subfolder
 from mlip_jax.foreign_text import TableWriter
 from mlip_jax.reports.force2geo.comparison import EvaluatedForceField, ForceFieldComparison
 from mlip_jax.simulation.relaxation import metrics
@@ -132,7 +133,6 @@ def write_geometries(folder: Path, content: ForceFieldComparison) -> None:
             for s, positions in zip(m.starts, geometries)
             if positions is not None
         ]
-        target = folder / "geometries" / f"{name}.xyz"
-        target.parent.mkdir(exist_ok=True)
+        target = make_subfolder(folder / "geometries") / f"{name}.xyz"
         with atomic_path(target) as path:
             write_atoms(path, frames, format="extxyz")

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mlip_jax.files import make_subfolder, open_descriptor
+from mlip_jax.files import make_subfolder, open_descriptor, open_in_place
 from mlip_jax.foreign_text import one_line, to_cell
 from mlip_jax.wording import count_of
 
@@ -161,7 +161,7 @@ def read_part(path: Path, layout: Layout) -> Iterator[JournalLine]:
     """
     try:
         sizes = [_size(piece_file(path, kind)) for kind in layout.kinds]
-        with open(path, "rb") as file:
+        with open_in_place(path, "rb") as file:
             header = file.readline()
             expected = encode_line(layout.header)
             # a process stopped while writing the header

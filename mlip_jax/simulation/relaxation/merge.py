@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mlip_jax.files import open_in_place
 from mlip_jax.simulation.relaxation.journal import (
     JournalError,
     Layout,
@@ -73,7 +74,7 @@ def merge(
             sources = {
                 kind: [
                     stack.enter_context(
-                        open(path if kind == "csv" else piece_file(path, kind), "rb")
+                        open_in_place(path if kind == "csv" else piece_file(path, kind), "rb")
                     )
                     for path in paths
                 ]
@@ -144,6 +145,6 @@ def read_pieces(
         for line in read_part(path, layout):
             offset, length = line.pieces[kind_index]
             if length and line.index in missing and line.index not in pieces:
-                with open(piece_file(path, kind), "rb") as file:
+                with open_in_place(piece_file(path, kind), "rb") as file:
                     pieces[line.index] = os.pread(file.fileno(), length, offset)
     return pieces

@@ -18,7 +18,7 @@ from mlip_jax.config import ConfigError
 from mlip_jax.datasets.molecules.files import fingerprint, read_molecules
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.smiles.embedding import MoleculeRecord
-from mlip_jax.files import make_subfolder
+from mlip_jax.files import make_subfolder, write_joined
 from mlip_jax.foreign_files.texts import parse_json, read_bytes
 from mlip_jax.foreign_text import table_text
 from mlip_jax.importers.catalog.published_list import LIST_COMMAND, find
@@ -179,9 +179,7 @@ def _save(
 
 def _write_structures(workdir: Path, records: Sequence[MoleculeRecord]) -> None:
     """Write the relaxed crystals into one file, in the order of the input."""
-    paths = (_part(workdir, record, "xyz") for record in records)
-    text = "".join(path.read_text(encoding="utf-8") for path in paths if path.exists())
-    write_text(workdir / RELAXED, text)
+    write_joined(workdir / RELAXED, [_part(workdir, record, "xyz") for record in records])
 
 
 def _write_tables(workdir: Path, results: Sequence[ReportedCrystal]) -> None:

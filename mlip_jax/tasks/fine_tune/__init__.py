@@ -22,6 +22,7 @@ from ase.data import chemical_symbols
 from mlip_jax import config as configs
 from mlip_jax import defaults, distributed
 from mlip_jax.config import ConfigError
+from mlip_jax.files import make_subfolder, write_joined
 from mlip_jax.importers import load_force_field, parameters, split_force_fields
 from mlip_jax.potential import BEST, Potential
 from mlip_jax.reports import fine_tuning as report
@@ -201,20 +202,22 @@ def _run(recipe_search: RecipeSearch) -> Path:
 def _make_result(recipe_search: RecipeSearch, chosen: Candidate, steps: int) -> None:
     """Write the report of the chosen run, and copy its force field to the workdir."""
     num_labels, workdir = max(recipe_search.files), recipe_search.workdir
-    folder = workdir / recipe_search.folder(chosen, num_labels)
+    folder = make_subfolder(workdir / recipe_search.folder(chosen, num_labels), workdir)
     if not (folder / "report.html").exists():
         train.run(recipe_search.train_config(chosen, num_labels, steps), folder)
-    _replace_folder(folder / BEST, workdir / BEST)
+    _replace_folder(make_subfolder(folder / BEST), workdir / BEST)
     if (folder / DOMAIN_FILE).exists():
-        with atomic_path(workdir / DOMAIN_FILE) as temporary:
-            shutil.copyfile(folder / DOMAIN_FILE, temporary)
+        write_joined(workdir / DOMAIN_FILE, [folder / DOMAIN_FILE])
 
 
 def _replace_folder(source: Path, target: Path) -> None:
-    """Replace a folder by a copy of another one. A killed process leaves a complete copy or none."""
+    """Replace a folder by a copy of another one. A killed process leaves a complete copy or none.
+
+    Symbolic links are copied as links, because they could lead to any file of the user.
+    """
     temporary = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(source, temporary)
+    shutil.copytree(source, temporary, symlinks=True)
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)
 

@@ -23,6 +23,7 @@ from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.selection import data_split
 from mlip_jax.datasets.statistics import sum_reference
 from mlip_jax.datasets.unseen_elements import of_columns
+from mlip_jax.files import make_subfolder
 from mlip_jax.graphs.padding import graph_sizes
 from mlip_jax.label_budget.choice import choose_first
 from mlip_jax.potential import Potential
@@ -206,7 +207,7 @@ class TrainingFile:
             before = len(structures)
             structures += [s for part in parts for s in part]
             numbers[name] = list(range(before, len(structures)))
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_subfolder(self.path.parent)
         atoms_list.write_trajectory(self.path, structures)
         rest = {"valid": numbers["valid"], "test": numbers["test"]}
         write_json(self._split(False), {"train": numbers["train"], **rest})

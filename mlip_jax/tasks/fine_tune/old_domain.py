@@ -17,6 +17,7 @@ from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.selection.held_out import RunData
 from mlip_jax.datasets.unseen_elements import of_columns
+from mlip_jax.files import make_subfolder
 from mlip_jax.potential import Potential
 from mlip_jax.simulation.energies import energies_and_forces
 from mlip_jax.simulation.ensemble_mean import level_of_theory
@@ -204,7 +205,7 @@ def _generate(config, initial: Potential, folder: Path) -> OldDomain:
                 config,
             )
             if structures:
-                folder.mkdir(parents=True, exist_ok=True)
+                make_subfolder(folder)
                 atoms_list.write_trajectory(files[name], structures)
         parts[name] = _read(files[name])
     origin = "generated conformations of built-in molecules"

@@ -19,7 +19,7 @@ from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.statistics import element_counts
 from mlip_jax.datasets.stress import stress_labels
-from mlip_jax.files import NUMPY_ERRORS
+from mlip_jax.files import NUMPY_ERRORS, make_subfolder
 from mlip_jax.graphs.long_range import find_lattice_obstacle
 from mlip_jax.reports.errors import element_energies, energy_errors, force_errors
 from mlip_jax.reports.predictions import Predictions
@@ -185,7 +185,7 @@ def _file(folder: Path, start: int) -> Path:
 def _save(
     path: Path, block: np.ndarray, predictions: StructurePredictions, reasons: np.ndarray
 ) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_subfolder(path.parent)
     predictions.save(path, block=block, reasons=reasons)
 
 

@@ -18,7 +18,7 @@ from mlip_jax import defaults, distributed
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets.molecules.files import fingerprint, read_molecules
 from mlip_jax.datasets.reader import DatasetError
-from mlip_jax.files import make_subfolder
+from mlip_jax.files import make_subfolder, write_joined
 from mlip_jax.foreign_files.texts import parse_json, read_bytes
 from mlip_jax.foreign_text import one_line, one_line_values, table_text
 from mlip_jax.importers.catalog.published_list import LIST_COMMAND, find
@@ -60,9 +60,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
             ReportedPath(**parse_json(read_bytes(_part(workdir, k)))) for k in range(len(reactions))
         ]
         write_text(workdir / TABLE, _table(results))
-        pieces = (_part(workdir, k, "xyz") for k in range(len(reactions)))
-        text = "".join(piece.read_text(encoding="utf-8") for piece in pieces if piece.exists())
-        write_text(workdir / IMAGES, text)
+        write_joined(workdir / IMAGES, [_part(workdir, k, "xyz") for k in range(len(reactions))])
         report = write_reaction_report(
             workdir,
             results,
