@@ -36,6 +36,8 @@ NUMPY_ERRORS = (
     *(MemoryError, OverflowError, SyntaxError, tokenize.TokenError),
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
 )
+# Exceptions of code that receives values of other types or sizes than those that were written.
+VALUE_ERRORS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
 def write_text(path: Path, content: str, *, shared: bool = False) -> None:

@@ -87,7 +87,7 @@ def load(
     if isinstance(item, str) and Path(item).is_dir():
         restored = read_checkpoint(item)
         if restored.metadata["config"].get("task") == PROPERTY:
-            return Predictor.from_checkpoint(restored.arrays, restored.metadata)
+            return Predictor.load(item)
     return MLIPCalculator(item, dtype)
 
 

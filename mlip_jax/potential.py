@@ -23,6 +23,7 @@ from ase.data import chemical_symbols
 from mlip_jax import models, terms
 from mlip_jax.checkpoint import CheckpointError, CheckpointStore, Restored, from_arrays
 from mlip_jax.compilation_cache import keep_compiled_programs
+from mlip_jax.files import VALUE_ERRORS
 from mlip_jax.graphs.graph import example_graph as example_graph  # part of the interface
 from mlip_jax.graphs.graph import node_graph_index, sum_by_graph
 from mlip_jax.graphs.neighbor_slots import with_slots
@@ -240,7 +241,7 @@ class Potential:
         try:
             if "reference_energies" in restored.metadata["statistics"]:
                 return cls.from_checkpoint(restored.arrays, restored.metadata)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except VALUE_ERRORS as error:
             raise CheckpointError(f"{path}: invalid metadata ({error})") from error
         content = "contains a predictor of properties, not a force field"
         raise CheckpointError(f"{path}: {content}. Open it with mlip_jax.predictor.Predictor.load.")
@@ -311,14 +312,12 @@ class Potential:
 def read_checkpoint(path: str | Path) -> Restored:
     """Read the best checkpoint of a workdir, or the newest one of a checkpoint directory.
 
-    The parameters are the averaged ones in both cases. The checkpoints that a run resumes from also
-    contain the parameters before the average; these are dropped, like the state of the optimizer.
+    The parameters are the averaged ones; those before the average are dropped.
 
     Raises:
       CheckpointError: There is no readable checkpoint.
     """
-    path = Path(path)
-    if not path.is_dir():
+    if not (path := Path(path)).is_dir():
         raise CheckpointError(f"{path}: no such directory. Give the workdir of a training run.")
     store = CheckpointStore(path / BEST if (path / BEST).is_dir() else path, read_only=True)
     restored = store.restore()
@@ -327,6 +326,8 @@ def read_checkpoint(path: str | Path) -> Restored:
         raise CheckpointError(
             f"{path}: no complete checkpoint. The first one is written by the first validation."
         )
+    if not all(isinstance(restored.metadata.get(k), dict) for k in ("config", "statistics")):
+        raise CheckpointError(f"{path}: invalid metadata: expected a config and statistics")
     averaged = {
         f"params/{name.removeprefix(_AVERAGED)}": values
         for name, values in restored.arrays.items()
@@ -337,8 +338,7 @@ def read_checkpoint(path: str | Path) -> Restored:
     log.warning(
         "%s: loaded the averaged parameters of step %d, the newest checkpoint. For the best "
         "checkpoint, give the workdir of the run.",
-        path,
-        restored.step,
+        *(path, restored.step),
     )
     return restored._replace(arrays=averaged)
 
@@ -390,7 +390,7 @@ def active_terms(potential: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def long_range_cutoff(model: nn.Module) -> float | None:
     """Return the distance (Å) up to which a model needs long-range pairs.
 
-    It is inf if the model needs all pairs and None if it needs none.
+    It is inf for all pairs, and None if the model needs none.
     """
     return getattr(model, "long_range_cutoff", None)
 

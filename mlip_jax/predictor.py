@@ -21,6 +21,7 @@ from mlip_jax.compilation_cache import keep_compiled_programs
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.datasets.molecules.arguments import molecule_records, usable_atoms
 from mlip_jax.datasets.property_data import Target
+from mlip_jax.files import VALUE_ERRORS
 from mlip_jax.graphs.batch import build_batch
 from mlip_jax.graphs.bonds import bond_sizes, build_bond_batch
 from mlip_jax.graphs.packing import plan_batches
@@ -72,7 +73,7 @@ class Predictor:
             )
         try:
             return cls.from_checkpoint(restored.arrays, restored.metadata)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except VALUE_ERRORS as error:
             raise CheckpointError(f"{path}: invalid metadata ({error})") from error
 
     @classmethod

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import math
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -13,7 +14,7 @@ import pytest
 
 from mlip_jax import config as configs
 from mlip_jax import defaults, models, terms
-from mlip_jax.checkpoint import CheckpointStore
+from mlip_jax.checkpoint import CheckpointError, CheckpointStore, Restored
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.graphs.batch import build_batch
 from mlip_jax.graphs.shapes import PaddingBudget
@@ -203,3 +204,25 @@ def test_later_fields_of_models_do_not_change_digests():
     assert "irreps" not in repr(models.create("nequip"))
     charged = models.create("painn", charge_embedding=True)
     assert charged.charge_embedding and charged != models.create("painn")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("config", []), ("statistics", None), ("elements", 7), ("options", {"num_features": {}})],
+)
+def test_metadata_of_other_types_are_an_error_with_the_path(monkeypatch, name, value):
+    """A checkpoint of other people; an AttributeError or RecursionError named no file."""
+    config = {"model": {"name": "schnet", "options": {"num_features": 4}}}
+    statistics = {
+        "reference_energies": [0.0] * 119,
+        "cutoff": 5.0,
+        "energy_scale": 1.0,
+        "elements": [1],
+    }
+    metadata = {"config": config, "statistics": statistics}
+    part = next(p for p in (metadata, statistics, config["model"]) if name in p)
+    part[name] = value
+    restored = Restored(0, {}, metadata)
+    monkeypatch.setattr(CheckpointStore, "restore", lambda store: restored)
+    with pytest.raises(CheckpointError, match="invalid metadata|does not fit"):
+        Potential.load(Path(__file__).parent)

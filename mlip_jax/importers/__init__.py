@@ -20,13 +20,13 @@ from typing import Any
 
 from mlip_jax.checkpoint import CheckpointError
 from mlip_jax.compilation_cache import keep_compiled_programs
+from mlip_jax.files import VALUE_ERRORS
 from mlip_jax.importers.catalog import published_list
 from mlip_jax.importers.catalog.added_terms import add_terms, split_term_options
 from mlip_jax.importers.formats import torch_file
 from mlip_jax.importers.formats.weights import WeightsError
 from mlip_jax.potential import Potential
 
-_OF_CORRUPTED_FILES = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError)
 _SUFFIXES = (".model", ".pt", ".pth", ".ckpt", ".nqx", ".zip", ".npz", ".safetensors")
 _EXPECTED = (
     "expected the workdir of a training run, a file of another program, IMPORTER:FILE, the name of a "
@@ -143,9 +143,9 @@ def _load(path: str, text: str, options: Mapping[str, Any]) -> Potential:
         ) from error
     try:
         return load(file, **options)
-    except (
-        _OF_CORRUPTED_FILES
-    ) as error:  # settings or weights of other types than those of a program
+    except ValueError:
+        raise
+    except VALUE_ERRORS as error:
         raise WeightsError(
             f"{text}: the file is corrupted, or not that of a force field that {importer} loads "
             f"({type(error).__name__}: {error})"
