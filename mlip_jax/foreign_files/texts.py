@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 MAX_YAML = 2**20  # bytes, and values after the expansion of references
+_LONGEST_NUMBER = 1000  # characters; the time of "1:59:59:..." is quadratic in the length
 
 
 def read_bytes(path: str | Path) -> bytes:
@@ -89,6 +90,8 @@ def parse_yaml(text: bytes) -> Any:
 def _size(node: Any, sizes: dict[int, int]) -> int:
     """Return the number of values of a node of YAML after the expansion of references."""
     if id(node) not in sizes:
+        if node.tag.endswith((":int", ":float")) and len(node.value) > _LONGEST_NUMBER:
+            raise ValueError(f"a number of {len(node.value):,} characters")
         children = node.value if isinstance(node.value, list) else ()
         parts = (p for child in children for p in (child if isinstance(child, tuple) else (child,)))
         sizes[id(node)] = 1 + sum(_size(part, sizes) for part in parts)

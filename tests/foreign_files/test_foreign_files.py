@@ -61,6 +61,12 @@ def test_references_in_yaml_are_no_bombs(tmp_path, text, read):
         read(path)
 
 
+def test_long_numbers_in_yaml_are_rejected():
+    """A number with 500,000 digits to base 60 took 45 s."""
+    with pytest.raises(ValueError, match="a number of 40,001 characters"):
+        texts.parse_yaml(b"a: 1" + b":1" * 20_000)
+
+
 @pytest.mark.parametrize(
     ("read", "error"),
     [
