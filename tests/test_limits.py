@@ -6,6 +6,7 @@ Each case would otherwise read, allocate or loop over the size that the file sta
 import gzip
 import pickle
 import sqlite3
+import time
 
 import ase.db
 import numpy as np
@@ -14,7 +15,7 @@ from ase import Atoms
 
 from mlip_jax import limits, models, potential, predictor
 from mlip_jax.checkpoint import CheckpointError, Restored
-from mlip_jax.datasets.formats import safe_pickle
+from mlip_jax.datasets.formats import qm9_records, safe_pickle, xyz
 from mlip_jax.datasets.molecules.files import read_molecules
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.datasets.readers import ase as ase_reader
@@ -150,3 +151,30 @@ def test_invalid_metadata_of_checkpoints_are_checkpoint_errors(monkeypatch):
             monkeypatch.setattr(module, "read_checkpoint", lambda path, r=restored: r)
             with pytest.raises(CheckpointError, match="run: invalid metadata"):
                 kind.load("run")
+
+
+@pytest.mark.parametrize(
+    "comment",
+    ["a=" + "[" * 100_000, "a" * 100_000, " " * 100_000, '"' * 100_000, "energy=" + "9" * 99_999],
+)
+def test_the_time_for_a_comment_line_is_linear(comment):
+    """A line of 80 kB took 45 s, and one of 16 MB would have taken 20 days."""
+    start = time.process_time()
+    xyz.label_names(comment.encode())
+    qm9_records.comment_fields(comment)
+    xyz.comment_energy("ORCA E " * 5000 + comment)
+    assert time.process_time() - start < 1
+
+
+def test_names_of_labels_in_a_comment_line():
+    comment = b'Lattice="1 0 0" a = 1 "b c"=2 d energy=-1.5 Properties=species:S:1:pos:R:3'
+    assert xyz.label_names(comment) == [
+        "Lattice",
+        "a",
+        "b c",
+        "energy",
+        "Properties",
+        "species",
+        "pos",
+    ]
+    assert qm9_records.comment_fields('a=1 b="2 3" c d=e=f') == {"a": "1", "b": "2 3", "d": "e=f"}

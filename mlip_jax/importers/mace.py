@@ -161,7 +161,7 @@ def _block(config: Mapping[str, Any], name: str) -> str:
     for option, allowed in (("use_reduced_cg", "False"), ("gate", "silu")):
         if allowed.lower() not in str(config.get(option, allowed)).lower():
             raise ValueError(f"argument {option} must be {allowed}, received {config[option]!r}")
-    found = re.search(r"(\w+)'?>?$", str(config[name]))
+    found = re.search(r"(?<!\w)(\w++)'?>?$", str(config[name]))
     if not found or found[1] not in _BLOCKS:
         raise ValueError(
             f"argument {name} must be one of {', '.join(_BLOCKS)}, received {config[name]!r}"

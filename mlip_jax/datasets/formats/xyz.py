@@ -25,8 +25,10 @@ from mlip_jax.datasets.text_files import BOM, READ_ERRORS, open_bytes
 # Symbols of the isotopes of hydrogen, and their masses (amu).
 _ISOTOPES = {"D": 2.01410178, "T": 3.01604928}
 _NUMBERED = re.compile(r"([A-Za-z]{1,2})\d+")
-_KEY = re.compile(rb'([^\s="]+|"[^"]+")\s*=')
+# Possessive (++), and only from the start of a word, so that the time is linear.
+_KEY = re.compile(rb'((?<![^\s="])[^\s="]++|"[^"]++")\s*+=')
 _NUMBER = r"(-?\d+\.\d+(?:[eE][+-]?\d+)?)"
+_LONGEST_ENERGY = 1000  # characters of a comment that states an energy
 _ENERGIES = (
     re.compile(rf"\s*(?=-){_NUMBER}(?:\s+!\S+)?\s*"),
     re.compile(rf"\s*energy:\s*{_NUMBER}\b.*"),
@@ -76,6 +78,8 @@ def comment_energy(comment: str) -> float | None:
     >>> comment_energy("   -12.25 !CONF3"), comment_energy("frame 2, 0.5 ps")
     (-12.25, None)
     """
+    if len(comment) > _LONGEST_ENERGY:
+        return None
     match = next(filter(None, (pattern.fullmatch(comment) for pattern in _ENERGIES)), None)
     return float(match[1]) if match else None
 
