@@ -173,7 +173,7 @@ def claimed(
         check_regular_files(workdir)
         lock = open_lock(workdir / ".lock")
     except OSError as error:
-        raise WorkdirError(f"{workdir}: cannot be used: {error}") from error
+        raise WorkdirError(f"{workdir}: cannot be written: {error}") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
