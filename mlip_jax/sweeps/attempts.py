@@ -34,7 +34,7 @@ from mlip_jax.workdir import WorkdirError, write_json
 LOCK = ".sweep.lock"
 _TAIL_LINES = 15  # shown of the log of a failed variant
 _TAIL_BYTES = 20_000
-_ATTEMPT = {"state": str, "host": str, "process": int, "seconds": float | int}
+_ATTEMPT = {"state": str, "host": str, "process": int}
 _OWN_FILES = ("log.txt", "attempt.json", "done.json", LOCK)
 
 
@@ -103,7 +103,8 @@ class VariantFolder:
 
     def seconds(self) -> float:
         """Return the wall time of all attempts that have ended, in seconds."""
-        return self._attempt().get("seconds") or 0.0
+        seconds = self._attempt().get("seconds")
+        return seconds if isinstance(seconds, float | int) else 0.0
 
     def record_attempt(self, state: str, seconds: float, code: int | None = None) -> None:
         """Write attempt.json for the attempt of this process; if "done", write done.json first."""
