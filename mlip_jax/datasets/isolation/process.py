@@ -21,6 +21,7 @@ from pathlib import Path
 from mlip_jax.datasets.isolation.program import pack, unpack
 
 SECONDS = 60.0  # limit of one request
+_GRACE = 10.0  # further time (s) after which the process of a killed parent ends
 _START_SECONDS = 120.0  # limit of the start, which reads NumPy, perhaps from a network file system
 _NO_START = "the process that reads files and molecules cannot be started"
 _MAX_REPLY = 2**30  # bytes; a corrupted process can reply anything
@@ -57,13 +58,15 @@ class ParserProcess:
           ImportError: A package of the parser is missing.
           OSError: The process cannot be started.
         """
+        seconds = SECONDS if seconds is None else seconds
+        limit = str(seconds + _GRACE).encode()
         with self._lock:
             if not self._is_ready():
                 self._start()
             try:
-                self.process.stdin.write(pack([parser.encode(), *parts]))
+                self.process.stdin.write(pack([parser.encode(), limit, *parts]))
                 self.process.stdin.flush()
-                reply = self._receive(SECONDS if seconds is None else seconds)
+                reply = self._receive(seconds)
                 status, *values = _validate(unpack(reply))
             except (OSError, EOFError, ValueError, struct.error) as error:
                 self.process.kill()

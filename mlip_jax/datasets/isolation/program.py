@@ -310,14 +310,18 @@ def unpack(content: bytes) -> list[bytes]:
 
 
 def _reply_to(content: bytes) -> list[bytes]:
-    """Return the reply to a request."""
-    parser, *parts = unpack(content)
+    """Return the reply to a request, which begins with the parser and a time limit (s)."""
+    parser, seconds, *parts = unpack(content)
+    # Ends the process also in native code, in case its parent was killed and cannot do so.
+    signal.setitimer(signal.ITIMER_REAL, float(seconds))
     try:
         return [b"ok", *PARSERS[parser](*parts)]
     except ImportError as error:
         return [b"missing", str(error).encode()]
     except Exception as error:  # RDKit raises RuntimeError, ValueError and its own classes
         return [b"error", (str(error) or type(error).__name__).encode("utf-8", "replace")]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _serve() -> None:
@@ -325,6 +329,8 @@ def _serve() -> None:
     # The parent handles stop requests, which terminals and schedulers send to all processes.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
     _, limit = resource.getrlimit(resource.RLIMIT_AS)  # that of the user may be lower
     memory = _MEMORY if limit == resource.RLIM_INFINITY else min(_MEMORY, limit)
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))

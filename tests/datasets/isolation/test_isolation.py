@@ -122,6 +122,15 @@ def test_stop_requests_do_not_condemn_the_next_molecule(parsers, molecule):
     assert parsers.call("identify_smiles", b"CCO") == [b"CCO"]
 
 
+def test_the_process_of_a_killed_parent_ends(faulty):
+    """A file that a parser reads forever used to occupy a core until the next restart."""
+    parsers = files.PARSERS
+    parsers.call("identify_smiles", b"C")
+    parsers.process.stdin.write(process.pack([b"identify_smiles", b"0.2", b"[Hg]"]))
+    parsers.process.stdin.flush()
+    assert parsers.process.wait(timeout=30) == -signal.SIGALRM
+
+
 def test_a_failed_start_is_no_fault_of_the_input(monkeypatch, tmp_path):
     parsers = process.ParserProcess()
     monkeypatch.setattr(process, "_PROGRAM", tmp_path / "missing.py")
