@@ -120,9 +120,8 @@ class Model(nn.Module):
         """Return the function (layer, phi, v) -> (ds, dv), and the dtype of positions."""
         rbf = radial_basis(self.radial_basis, self.radial_centers, self.radial_widths)
 
-        def basis(
-            distances,
-        ):  # with the constant function for the bias, (P,) -> (P, num_radial + 1)
+        def basis(distances):
+            # (P,) -> (P, num_radial + 1), with a constant function for the bias
             values = rbf(distances, self.num_radial, self.cutoff)
             envelope = cutoff_function(self.cutoff_fn)(distances, self.cutoff)
             return append_one(values) * envelope[:, None]
