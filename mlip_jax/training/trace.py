@@ -15,6 +15,17 @@ log = logging.getLogger(__name__)
 _WARM_UP = 3
 
 
+def _options() -> jax.profiler.ProfileOptions:
+    """Return options without the tracer of Python functions.
+
+    It makes short steps several times as slow, and with Python 3.11 the interpreter sometimes loops
+    forever at the first function that is called after the start of the trace.
+    """
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0
+    return options
+
+
 class Trace:
     """Context manager that writes a trace of `steps` dispatches to a directory; none for 0."""
 
@@ -31,7 +42,7 @@ class Trace:
         self._dispatches += 1
         if self._dispatches == _WARM_UP:
             jax.block_until_ready(result)
-            jax.profiler.start_trace(str(self._directory))
+            jax.profiler.start_trace(str(self._directory), profiler_options=_options())
         elif self._dispatches == _WARM_UP + self._steps:
             jax.block_until_ready(result)
             self._stop()
