@@ -6,6 +6,10 @@ import logging
 from pathlib import Path
 
 import ml_collections
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from mlip_jax import config as configs
 from mlip_jax import defaults
@@ -26,19 +30,20 @@ _COLUMNS = (
     "source",
     "MB",
 )
+_FITTING = 5  # columns that fit on a terminal
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path | None = None) -> Path | None:
     """Print the list, or download a force field and return the path of its file.
 
-    Nothing is written to `workdir`.
+    Terminals show the columns that fit; files and pipes get all columns as Markdown. Nothing is written to `workdir`.
 
     Raises:
       ConfigError, ValueError: The message explains how to fix the problem.
     """
     config = configs.complete(config, defaults.published_defaults())
     if not config.download:
-        print(markdown(FORCE_FIELDS))
+        print_list(FORCE_FIELDS, Console())
         return None
     entry = find(config.download)
     try:
@@ -48,6 +53,23 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path | None = None) ->
     log.info("%s: %s", entry.name, published.terms_of_use(entry))
     log.info("%s", path)
     return path
+
+
+def print_list(entries: tuple[PublishedForceField, ...], console: Console) -> None:
+    """Print a table of force fields, without citations, sources and sizes on a terminal."""
+    if not console.is_terminal:
+        print(markdown(entries), file=console.file)
+        return
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        caption="For citations, sources and sizes, append: | cat",
+    )
+    for column in _COLUMNS[:_FITTING]:
+        table.add_column(column, no_wrap=column == "name")
+    for entry in entries:
+        table.add_row(*map(Text, _row(entry)[:_FITTING]))
+    console.print(table)
 
 
 def markdown(entries: tuple[PublishedForceField, ...]) -> str:

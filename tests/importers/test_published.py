@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import io
 import lzma
 import resource
 import threading
@@ -9,6 +10,8 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 import pytest
+from rich.console import Console
+from rich.text import Text
 
 from mlip_jax.defaults import published_defaults
 from mlip_jax.importers import load_force_field, published
@@ -194,6 +197,15 @@ def test_task(cache, tmp_path, capsys):
     assert "| Apache-2.0 | for energies, geometries" in bundled  # the license used to have both
     # a list used to leave a folder runs/published
     assert not (tmp_path / "list").exists() and not (tmp_path / "run").exists()
+
+
+def test_the_list_fits_on_a_terminal():
+    """Lines of 300 characters used to be wrapped by the terminal, across all columns."""
+    file = io.StringIO()
+    task.print_list(published_list.FORCE_FIELDS, Console(file=file, force_terminal=True, width=100))
+    lines = Text.from_ansi(file.getvalue()).plain.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert all(any(entry.name in x for x in lines) for entry in published_list.FORCE_FIELDS)
 
 
 def test_list():

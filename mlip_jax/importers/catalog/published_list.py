@@ -128,7 +128,7 @@ FORCE_FIELDS = (
         "H C N O F P S Cl Br I",
         "GFN2-xTB",
         "Apache-2.0",
-        None,
+        "mlip_jax (CITATION.cff)",
         size=1_489_336,
         sha256="11d2e605e5dc8f2cd2b2f1e8d96a86dd5d75eab4ff98ba47ccccba24055b2997",
         package="mlip_jax",
