@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -41,6 +42,8 @@ _UNITS = {_POSITION: "Angstrom", _VELOCITY: "Angstrom fs-1", _EDGES: "Angstrom",
 _LIBRARY = "v110"  # HDF5 1.10 is the first version with SWMR, and all later ones read its files
 _CHUNK_BYTES = 1 << 14  # approximate size of a chunk
 _BLOCK = 256  # frames that are copied at a time
+_SIGNATURE = b"\x89HDF\r\n\x1a\n\x03"  # with the version of the header
+_HEADER = struct.Struct("<9s19xQ")  # signature and length of the file
 # Size and times of the files that this process has written or checked, by device and inode. A new file
 # often gets the inode of a removed one.
 _harmless: dict[tuple[int, int], tuple[int, int, int]] = {}
@@ -115,6 +118,7 @@ def size(path: Path) -> int:
     if not path.exists():
         return 0
     _sync(path)
+    _check_length(path)
     _check_once(path)
     with _reading(path) as file:
         return _count(file)
@@ -134,6 +138,20 @@ def truncate(path: Path, count: int) -> None:
             _create(temporary, *read(path, slice(0, 1)))
             for start in range(0, count, _BLOCK):
                 append(temporary, read(path, slice(start, min(start + _BLOCK, count))))
+
+
+def _check_length(path: Path) -> None:
+    """Raise OSError if a file without a writer is shorter than its header states.
+
+    HDF5 would wait for the rest, for minutes or more, because it could still be written.
+    """
+    with open(path, "rb") as file:
+        header = file.read(_HEADER.size)
+        length = os.fstat(file.fileno()).st_size
+    if len(header) == _HEADER.size:
+        signature, end = _HEADER.unpack(header)
+        if signature == _SIGNATURE and length < end:
+            raise OSError(f"{path}: truncated to {length} of {end} bytes")
 
 
 def _check_once(path: Path) -> None:
