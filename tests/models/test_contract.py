@@ -516,7 +516,7 @@ def check_trains_on_forces(case):
         length = np.sqrt(sum((d * d).sum() for d in direction))
         direction = [d / length for d in direction]
         numeric = central_difference(
-            lambda h, along=direction: loss_of([p + h * d for p, d in zip(leaves, along)]), 2e-3
+            lambda h, along=direction: loss_of([p + h * d for p, d in zip(leaves, along)]), 2e-4
         )
         analytic = sum(float((g * d).sum()) for g, d in zip(grads, direction))
         assert analytic == pytest.approx(numeric, rel=2e-5, abs=1e-7 * loss_of(leaves))
