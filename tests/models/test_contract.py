@@ -462,7 +462,7 @@ def check_forces_are_minus_the_gradient(case):
             unit = np.zeros_like(forces)
             unit[n, x] = 1.0
             numeric[n, x] = -central_difference(
-                lambda h, s=structure, u=unit: case(at(s, s.positions + h * u))[0][0], 2e-4
+                lambda h, s=structure, u=unit: case(at(s, s.positions + h * u))[0][0], 1e-4
             )
         assert_same(forces, numeric, np.abs(forces).max(), 1e-6)
 
