@@ -136,7 +136,7 @@ GUIDES = (
 # Words of commands that need data or weights from elsewhere, or that run for hours.
 _EXTERNAL = (
     *("lmdb", "pkl", "SPICE-", "rmd17", "paper_force2geo", "pubchemqcr", "dft_", "mine.npz"),
-    *("diversity_", "geom_like", "--sweep"),
+    *("diversity_", "geom_like", "--sweep", "scheduler="),
 )
 # Files in place of placeholders, and a trained force field in place of downloads.
 _VALUES = {
