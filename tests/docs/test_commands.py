@@ -180,6 +180,14 @@ SMALL = {
     },
     "vibrations": {"max_steps": 5, "fmax": 1.0},
     "audit": {"checks": ("bonds",)},
+    "active_learning": {
+        "budget": 20,
+        "held_out.num_test": 2,
+        "rounds.num_rounds": 2,
+        "propose.kinds": ("conformers", "modes"),
+        "propose.num_conformers": 1,
+        "train.num_steps": 4,
+    },
     "fine_tune": {"num_steps": 4, "recipes": ("full",), "curve": (), "old.num_replay": 4},
     "crystal": {"fmax": 1.0, "max_steps": 3, "num_volumes": 5, "supercell_length": 4.0, "mesh": 2},
     "neb": {"num_images": 1, "max_steps": 3, "fmax": 10.0},
@@ -203,10 +211,13 @@ def guide_folder(tmp_path_factory):
     (folder / "data").mkdir()
     shutil.copy(data, folder / "my_file.hdf5")
     shutil.copy(data, folder / "data/SPICE-small.hdf5")  # where the program looks for data
-    (folder / "molecules.smi").write_text("CCO ethanol\nCO methanol\nCN methylamine\n")
+    # active learning holds molecules out, so that three are too few
+    smiles = ("C", "CC", "CO", "CN", "CCO", "C=O", "CC=O", "COC")
+    (folder / "molecules.smi").write_text("".join(f"{s}\n" for s in smiles))
     (folder / "mine.smi").write_text("CCO\nCO\n")
     rows = [f"{'C' * n}{end},{5 + n / 10}" for n in range(1, 9) for end in ("", "O", "N", "=O")]
     (folder / "molecules.csv").write_text("smiles,gap\n" + "\n".join(rows) + "\n")
+    (folder / "new.csv").write_text("smiles\nCCO\nCCN\n")
     with open_data(data) as source:
         structures = list(source.read(range(len(source)), ReadReport()))
     write_trajectory(folder / "frames.traj", structures)
@@ -224,6 +235,7 @@ def guide_folder(tmp_path_factory):
         "runs/b": f"{train} --config.seed=1",
         "runs/c": f"{train} --config.seed=2",
         "runs/gap": "--config=force2prop:scratch --config.data.path=molecules.csv",
+        "runs/gap_2d": "--config=force2prop:scratch,gin_virtual,small --config.data.path=molecules.csv",
         "stores/mine": "--config=convert --config.data.path=mine.xyz",
     }
     for workdir, text in prepare.items():
