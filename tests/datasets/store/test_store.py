@@ -1,5 +1,6 @@
 """Tests for the store: equal to its source, in any order, from any number of shards."""
 
+import collections
 import gc
 import json
 import os
@@ -487,8 +488,9 @@ def test_threads_share_a_store(stores, monkeypatch):
     """With few open shards, one thread closes a shard that another is about to use."""
     monkeypatch.setattr(store, "_OPEN_SHARDS", 2)
     path, expected = stores["molecules"]
-    actual = Store(path)
-    actual._open = Hesitant()
+    with monkeypatch.context() as patch:
+        patch.setattr(collections, "OrderedDict", Hesitant)
+        actual = Store(path)
 
     def read(seed):
         for s in np.random.default_rng(seed).permutation(len(expected)):
