@@ -157,9 +157,8 @@ def run_compare(
     checkouts = {"old": old.absolute(), "new": Path(__file__).absolute().parents[1]}
     for reader, _, path in (each.partition("=") for each in data):
         count, file = f"{'worker' * in_worker}{records}", Path(path).absolute()
-        if (
-            file.suffix == ".hdf5" and not in_worker
-        ):  # convert all of a smaller file, so that workers count
+        if file.suffix == ".hdf5" and not in_worker:
+            # convert all of a smaller file, so that workers count
             count, file = "all", _first_groups(file, folder / file.name, records)
         rates = {name: [] for name in checkouts}
         for k in range(repeats):

@@ -222,7 +222,7 @@ class Predictor:
         params = jax.device_put(self.params)  # once for all batches
         for indices in plan_batches(np.arange(len(columns)), sizes, budget):
             graph = self._batch(columns.take(indices), budget)
-            outputs = jax.device_get(_apply(self.model, params, graph))
+            outputs = jax.device_get(batch_outputs(self.model, params, graph))
             rows = len(columns.atoms_of(indices))  # without padding
             parts.append(
                 {
@@ -282,7 +282,8 @@ class Predictor:
 
 @functools.partial(jax.jit, static_argnums=0)
 @at_full_precision
-def _apply(model, params, graph):
+def batch_outputs(model, params, graph):
+    """Return the outputs of the heads and the embeddings of a padded batch, by name."""
     params, graph = jax.tree.map(jnp.asarray, (params, graph))
     return {**model.apply(params, graph), EMBEDDING: model.apply(params, graph, method="embed")}
 

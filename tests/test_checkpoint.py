@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -268,7 +269,7 @@ def test_full_disk_leaves_older_ones_readable(store, monkeypatch):
     store.save(1, tree_of(1), {})
     store.save(2, tree_of(2), {})
     with monkeypatch.context() as patch:
-        patch.setattr(store._orbax, "save", fail_with_full_disk)
+        patch.setattr(ocp.Checkpointer, "save", fail_with_full_disk)
         with pytest.raises(
             CheckpointError, match="step 3 cannot be written.*No space left.*Free up disk space"
         ):
@@ -283,7 +284,7 @@ def test_full_disk_while_replacing_keeps_the_checkpoint(store, monkeypatch):
     """The only checkpoint must not be deleted before its successor is written."""
     store.save(5, tree_of(5), {})
     with monkeypatch.context() as patch:
-        patch.setattr(store._orbax, "save", fail_with_full_disk)
+        patch.setattr(ocp.Checkpointer, "save", fail_with_full_disk)
         with pytest.raises(CheckpointError):
             store.save(5, tree_of(5), {"note": "again"})
     assert_is_of_step(store.restore(), 5)
@@ -347,13 +348,13 @@ def fail_with_full_disk(*args, **kwargs):
 
 
 class Gate:
-    """Block the writing of a store until the gate is opened, and record the writing threads."""
+    """Block the writing of stores until the gate is opened, and record the writing threads."""
 
-    def __init__(self, store, monkeypatch):
+    def __init__(self, monkeypatch):
         self.open, self.threads = threading.Event(), []
         for name in ("to_arrays", "_checksum"):
             monkeypatch.setattr(checkpoint, name, self._record_thread(getattr(checkpoint, name)))
-        monkeypatch.setattr(store._orbax, "save", self._block(store._orbax.save))
+        monkeypatch.setattr(ocp.Checkpointer, "save", self._block(ocp.Checkpointer.save))
 
     def _record_thread(self, function):
         def recorded(*args):
@@ -371,7 +372,7 @@ class Gate:
 
 
 def test_background_saves_do_not_block_the_caller(store, monkeypatch):
-    gate, metadata = Gate(store, monkeypatch), {"nested": {"value": 1}}
+    gate, metadata = Gate(monkeypatch), {"nested": {"value": 1}}
     assert not store.busy
     store.save_in_background(1, {k: jnp.asarray(v) for k, v in tree_of(1).items()}, metadata)
     assert store.busy and not (store.directory / "1").exists()
@@ -392,7 +393,7 @@ def test_background_saves_do_not_block_the_caller(store, monkeypatch):
 
 
 def test_reading_waits_for_the_running_save(store, monkeypatch):
-    gate = Gate(store, monkeypatch)
+    gate = Gate(monkeypatch)
     store.save_in_background(1, tree_of(1), {})
     threading.Timer(0.1, gate.open.set).start()
     assert_is_of_step(store.restore(), 1)
@@ -411,7 +412,7 @@ def test_error_in_the_background_is_raised_once(tmp_path, monkeypatch, call):
     store = CheckpointStore(tmp_path)
     store.save(1, tree_of(1), {})
     with monkeypatch.context() as patch:
-        patch.setattr(store._orbax, "save", fail_with_full_disk)
+        patch.setattr(ocp.Checkpointer, "save", fail_with_full_disk)
         store.save_in_background(1, tree_of(2), {})
         assert_is_of_step(store.restore(), 1)  # reading does not clear the error
     with pytest.raises(CheckpointError, match="step 1 cannot be written.*No space left"):

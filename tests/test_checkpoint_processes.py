@@ -7,6 +7,7 @@ import threading
 import time
 
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from mlip_jax.checkpoint import CheckpointStore
@@ -15,7 +16,7 @@ from tests.ports import free_port
 
 PRELUDE = """
 import os, resource, signal, sys, time
-import jax, numpy as np
+import jax, numpy as np, orbax.checkpoint as ocp
 from mlip_jax.checkpoint import CheckpointError, CheckpointStore
 directory, arguments = sys.argv[1], sys.argv[2:]
 
@@ -78,8 +79,12 @@ def newest(directory):
 @pytest.mark.parametrize("end", [SystemExit(3), ValueError("the end"), KeyboardInterrupt()])
 def test_a_store_that_is_closed_finishes_the_save(tmp_path, monkeypatch, end):
     with pytest.raises(type(end)), contextlib.closing(CheckpointStore(tmp_path)) as store:
-        write = store._write
-        monkeypatch.setattr(store, "_write", lambda *args: (time.sleep(0.1), write(*args)))
+        save = ocp.Checkpointer.save
+        monkeypatch.setattr(
+            ocp.Checkpointer,
+            "save",
+            lambda *args, **kwargs: (time.sleep(0.1), save(*args, **kwargs)),
+        )
         store.save_in_background(2, {"w": np.full((4, 3), 2, np.float32), "b": np.arange(2.0)}, {})
         raise end
     assert newest(tmp_path).step == 2
@@ -91,8 +96,8 @@ def test_a_save_interrupted_by_the_end_of_the_interpreter_is_reported(tmp_path, 
             """
 store = CheckpointStore(directory)
 store.save(1, tree_of(1), {})
-save = store._orbax.save
-store._orbax.save = lambda *args, **kwargs: (time.sleep(0.3), save(*args, **kwargs))
+save = ocp.Checkpointer.save
+ocp.Checkpointer.save = lambda *args, **kwargs: (time.sleep(0.3), save(*args, **kwargs))
 store.save_in_background(2, tree_of(2), {})""",
             tmp_path,
         )

@@ -84,4 +84,4 @@ def test_entries_of_sdf_files_contain_their_names(text):
 
 def test_names_do_not_control_the_terminal():
     record = logging.LogRecord("a", logging.INFO, "", 0, "%s\nfailed", ("\x1b[2J",), None)
-    assert console._PrintableFormatter("%(message)s").format(record) == "\\x1b[2J\nfailed"
+    assert console.PrintableFormatter("%(message)s").format(record) == "\\x1b[2J\nfailed"

@@ -9,9 +9,9 @@ import pytest
 from mlip_jax import models
 from mlip_jax.models.layers.readouts import with_heads
 from mlip_jax.potential import evaluate, example_graph, hessian_columns
-from mlip_jax.predictor import _apply
-from mlip_jax.simulation import batch_prediction
-from mlip_jax.simulation.energies import _energy, invariant_features
+from mlip_jax.predictor import batch_outputs
+from mlip_jax.simulation.batch_prediction import evaluate_batch
+from mlip_jax.simulation.energies import batch_energies, invariant_features
 from mlip_jax.training.objectives import ForceField
 from mlip_jax.training.step import Trainer
 
@@ -46,9 +46,9 @@ PROGRAMS = {
     "evaluate": (MODEL, lambda p, g: evaluate(MODEL, p, g, 1.0).forces),
     "hessian": (MODEL, lambda p, g: hessian_columns(MODEL, p, g, 1.0, jnp.ones((1, 3, 3)))),
     "features": (MODEL, lambda p, g: invariant_features(MODEL, p, g)),
-    "predictor": (PREDICTOR, lambda p, g: _apply(PREDICTOR, p, g)),
-    "energies": (MODEL, lambda p, g: _energy(MODEL, 1.0, p, g)),
-    "predictions": (MODEL, lambda p, g: batch_prediction._apply(MODEL, 1.0, False, True, p, g)),
+    "predictor": (PREDICTOR, lambda p, g: batch_outputs(PREDICTOR, p, g)),
+    "energies": (MODEL, lambda p, g: batch_energies(MODEL, 1.0, p, g)),
+    "predictions": (MODEL, lambda p, g: evaluate_batch(MODEL, 1.0, False, True, p, g)),
 }
 
 

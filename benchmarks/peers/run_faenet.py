@@ -42,31 +42,18 @@ def make_model(job) -> torch.nn.Module:
 
 
 def collate(molecules):
-    receivers, senders, frames, axes, offset = [], [], [], [], 0
+    frames, axes = [], []
     for molecule in molecules:
-        i, j = measure.edges(molecule.positions)
-        receivers.append(i + offset)
-        senders.append(j + offset)
-        offset += len(molecule.numbers)
         positions = torch.as_tensor(molecule.positions, dtype=torch.float32)
         rotated, _, rotations = frame_averaging_3D(positions, fa_method="all")
         frames.append(torch.stack(rotated))
         axes.append(torch.cat(rotations).expand(len(positions), -1, -1, -1))
-    sizes = [len(m.numbers) for m in molecules]
-    edges = np.stack([np.concatenate(senders), np.concatenate(receivers)])
-    return {
-        "numbers": _tensor(np.concatenate([m.numbers for m in molecules]), torch.long),
+    receivers, senders = torch_step.join_edges(molecules)
+    return torch_step.join(molecules) | {
         "positions": torch.cat(frames, dim=1).to(torch_step.DEVICE),  # (8, N, 3)
         "axes": torch.cat(axes).transpose(0, 1).to(torch_step.DEVICE),  # (8, N, 3, 3)
-        "graph": _tensor(np.repeat(np.arange(len(sizes)), sizes), torch.long),
-        "edges": _tensor(edges, torch.long),
-        "energy": _tensor(np.array([m.energy for m in molecules]), torch.float32),
-        "forces": _tensor(np.concatenate([m.forces for m in molecules]), torch.float32),
+        "edges": torch_step.tensor(np.stack([senders, receivers]), torch.long),
     }
-
-
-def _tensor(array, dtype):
-    return torch.as_tensor(array, dtype=dtype, device=torch_step.DEVICE)
 
 
 def train(job):

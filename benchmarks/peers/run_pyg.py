@@ -48,29 +48,13 @@ def triplets(receivers, senders):
 
 
 def collate(molecules):
-    receivers, senders, offset = [], [], 0
-    for molecule in molecules:
-        i, j = measure.edges(molecule.positions)
-        receivers.append(i + offset)
-        senders.append(j + offset)
-        offset += len(molecule.numbers)
-    i, j = np.concatenate(receivers), np.concatenate(senders)
+    i, j = torch_step.join_edges(molecules)
     kj, ji = triplets(i, j)
-    sizes = [len(m.numbers) for m in molecules]
     indices = [i, j, i[ji], j[ji], j[kj], kj, ji]
-    return {
-        "numbers": _tensor(np.concatenate([m.numbers for m in molecules]), torch.long),
-        "positions": _tensor(np.concatenate([m.positions for m in molecules]), torch.float32),
-        "graph": _tensor(np.repeat(np.arange(len(sizes)), sizes), torch.long),
-        "edges": _tensor(np.stack([j, i]), torch.long),
-        "triplets": tuple(_tensor(index, torch.long) for index in indices),
-        "energy": _tensor(np.array([m.energy for m in molecules]), torch.float32),
-        "forces": _tensor(np.concatenate([m.forces for m in molecules]), torch.float32),
+    return torch_step.join(molecules) | {
+        "edges": torch_step.tensor(np.stack([j, i]), torch.long),
+        "triplets": tuple(torch_step.tensor(index, torch.long) for index in indices),
     }
-
-
-def _tensor(array, dtype):
-    return torch.as_tensor(array, dtype=dtype, device=torch_step.DEVICE)
 
 
 def train(job):

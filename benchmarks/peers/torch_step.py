@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import measure
+import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -18,6 +19,34 @@ def wait() -> None:
     """Wait until the device has finished all work."""
     if DEVICE == "cuda":
         torch.cuda.synchronize()
+
+
+def tensor(array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+    """Copy an array to DEVICE."""
+    return torch.as_tensor(array, dtype=dtype, device=DEVICE)
+
+
+def join(molecules: Sequence[measure.Molecule]) -> dict[str, torch.Tensor]:
+    """Concatenate molecules on DEVICE. "graph" is the index of the molecule of each atom, (N,)."""
+    sizes = [len(m.numbers) for m in molecules]
+    return {
+        "numbers": tensor(np.concatenate([m.numbers for m in molecules]), torch.long),
+        "positions": tensor(np.concatenate([m.positions for m in molecules]), torch.float32),
+        "graph": tensor(np.repeat(np.arange(len(sizes)), sizes), torch.long),
+        "energy": tensor(np.array([m.energy for m in molecules]), torch.float32),
+        "forces": tensor(np.concatenate([m.forces for m in molecules]), torch.float32),
+    }
+
+
+def join_edges(molecules: Sequence[measure.Molecule]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the receivers and senders of the edges of all molecules, (E,) each."""
+    receivers, senders, offset = [], [], 0
+    for molecule in molecules:
+        i, j = measure.edges(molecule.positions)
+        receivers.append(i + offset)
+        senders.append(j + offset)
+        offset += len(molecule.numbers)
+    return np.concatenate(receivers), np.concatenate(senders)
 
 
 def train(

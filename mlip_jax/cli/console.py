@@ -62,16 +62,16 @@ def _handler() -> logging.Handler:
         handler = RichHandler(
             show_path=False, omit_repeated_times=False, log_time_format="%H:%M:%S"
         )
-        handler.setFormatter(_PrintableFormatter("%(message)s"))
+        handler.setFormatter(PrintableFormatter("%(message)s"))
         return handler
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(
-        _PrintableFormatter("%(asctime)s %(levelname)-8s %(message)s", datefmt="%H:%M:%S")
+        PrintableFormatter("%(asctime)s %(levelname)-8s %(message)s", datefmt="%H:%M:%S")
     )
     return handler
 
 
-class _PrintableFormatter(logging.Formatter):
+class PrintableFormatter(logging.Formatter):
     """Formatter that removes escape sequences, since names in files could control the terminal."""
 
     def format(self, record: logging.LogRecord) -> str:

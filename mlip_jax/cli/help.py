@@ -7,7 +7,6 @@ import inspect
 import shutil
 import textwrap
 from collections.abc import Iterator
-from types import ModuleType
 
 import ml_collections
 
@@ -32,7 +31,7 @@ def help_text(path: str, width: int | None = None) -> str:
     """
     width = max(width or shutil.get_terminal_size((120, 40)).columns, 80)
     file, colon, argument = find_file(path).partition(":")
-    module = _load(file)
+    module = import_file(file)
     parts = [inspect.cleandoc(module.__doc__ or f"{file} has no docstring.")]
     given = (argument,) if colon else ()
     try:
@@ -62,11 +61,6 @@ def fields(config: ml_collections.ConfigDict, path: str = "") -> Iterator[tuple[
             yield from fields(value, f"{path}{name}.")
         else:
             yield f"{path}{name}", value
-
-
-def _load(file: str) -> ModuleType:
-    """Import a config file as a module."""
-    return import_file(file)
 
 
 def _lines(config: ml_collections.ConfigDict, width: int) -> list[str]:

@@ -158,14 +158,14 @@ class BatchPredictor:
         periodic = _fully_periodic(columns)  # (S,)
         if not all(has_energy_derivatives(m.potential.model) for m in self.members):
             periodic[:] = False  # no stress
-        arrays = [_MemberArrays(m, columns, periodic.any()) for m in self.members]
+        arrays = [MemberArrays(m, columns, periodic.any()) for m in self.members]
         with jax.enable_x64(self._dtype == np.float64):
             for (cutoff, long_range), (growing, group) in self._groups.items():
                 last = group[-1] == len(self.members) - 1
                 self._predict_group(
                     columns, cutoff, long_range, growing, group, arrays, on_batch if last else None
                 )
-        return self._combine(columns, periodic, arrays)
+        return self.combine(columns, periodic, arrays)
 
     def _predict_group(self, columns, cutoff, long_range, growing, group, arrays, on_batch):
         """Fill the arrays of members that share their batches."""
@@ -193,7 +193,7 @@ class BatchPredictor:
             place = number % len(self._devices)
             for k in group:
                 # Calls return before the device has finished, so the next batch is built meanwhile.
-                outputs = _apply(*self._options(k, arrays), self._params[k][place], graph)
+                outputs = evaluate_batch(*self._options(k, arrays), self._params[k][place], graph)
                 pending.append((places, k, outputs))
             while len(pending) > 2 * len(self._devices) * len(group):
                 collect()
@@ -228,7 +228,7 @@ class BatchPredictor:
             try:
                 for k in new:
                     args = *self._options(k, arrays), self._params[k][0], graph
-                    check_fits(_apply, *args, device=self._devices[0])
+                    check_fits(evaluate_batch, *args, device=self._devices[0])
                     self._checked.add((budget, self._options(k, arrays)))
                 return budget
             except ProgramTooLarge as error:
@@ -237,8 +237,16 @@ class BatchPredictor:
                 growing.clear()
                 log.warning("%s; continuing with batches of %d atoms", error, self._batch_atoms)
 
-    def _combine(self, columns: Columns, periodic: np.ndarray, arrays) -> StructurePredictions:
-        """Return means, deviations and expected errors over the members."""
+    def combine(
+        self, columns: Columns, periodic: np.ndarray, arrays: Sequence[MemberArrays]
+    ) -> StructurePredictions:
+        """Return means, deviations and expected errors over the members.
+
+        Args:
+          columns: Structures.
+          periodic: Whether structures have a stress, (S,) bool.
+          arrays: Predictions of each member.
+        """
         energies, forces = (np.array([getattr(a, n) for a in arrays]) for n in ("energy", "forces"))
         result: dict[str, Any] = {"energy": energies.mean(0), "forces": forces.mean(0)}
         if periodic.any():
@@ -267,7 +275,7 @@ class BatchPredictor:
         return StructurePredictions(np.asarray(columns.n_atoms, np.int64), **result)
 
 
-class _MemberArrays:
+class MemberArrays:
     """Predictions of one member, which are filled batch by batch, in float64."""
 
     def __init__(self, member: ForceFieldMember, columns: Columns, with_stress: bool):
@@ -327,7 +335,7 @@ def _cast(params, dtype):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _apply(model, energy_scale, with_stress, with_features, params, graph):
+def evaluate_batch(model, energy_scale, with_stress, with_features, params, graph):
     """Return energies (G,), forces (N, 3), stress (G, 3, 3), charges (N,), features (N, F)."""
     log.info("compiling the predictions for batches of %d atoms", len(graph.nodes["positions"]))
     out = evaluate(model, params, graph, energy_scale, with_stress)

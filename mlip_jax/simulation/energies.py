@@ -45,7 +45,7 @@ def energies(
     p, totals = potential, np.empty(len(indices))
     params = jax.device_put(p.params)  # once for all batches
     for batch_indices, columns, graph in _batches(p, rows, indices, batch_size):
-        remainder = np.asarray(_energy(p.model, p.energy_scale, params, graph), np.float64)
+        remainder = np.asarray(batch_energies(p.model, p.energy_scale, params, graph), np.float64)
         totals[batch_indices] = remainder[: len(batch_indices)] + sum_reference(
             p.reference_energies, columns
         )
@@ -162,7 +162,7 @@ def _batches(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _energy(model, energy_scale, params, graph):
+def batch_energies(model, energy_scale, params, graph):
     """Return the energies of a padded batch, (G,)."""
     # XLA removes the forces, which are not used
     return evaluate(model, params, graph, energy_scale).energy

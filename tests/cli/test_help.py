@@ -7,7 +7,7 @@ import pytest
 
 from mlip_jax import importers
 from mlip_jax.cli import flags, help
-from mlip_jax.config import ConfigError
+from mlip_jax.config import ConfigError, import_file
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = sorted(p.name for p in (REPOSITORY / "configs").glob("*.py") if p.stem != "__init__")
@@ -16,7 +16,7 @@ CONFIGS = sorted(p.name for p in (REPOSITORY / "configs").glob("*.py") if p.stem
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_help_of_every_config_has_its_docstring_and_fields(name):
     text = help.help_text(f"configs/{name}")
-    module = help._load(str(REPOSITORY / "configs" / name))
+    module = import_file(str(REPOSITORY / "configs" / name))
     assert text.startswith(module.__doc__.splitlines()[0])
     try:
         config = module.get_config()

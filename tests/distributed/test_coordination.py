@@ -81,8 +81,6 @@ def create_group():
     groups = []
     yield lambda count: groups.append(ProcessGroup(count)) or groups[-1]
     for each in groups:  # ends their threads
-        for process in each.processes:
-            process._parting.set()
         each.store.closed = True
         each.store.end(0)
         each.port.close()

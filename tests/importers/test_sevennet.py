@@ -9,6 +9,7 @@ import os
 import pickle
 import zipfile
 from pathlib import Path
+from pickle import _Pickler as PythonPickler  # its methods can be replaced
 
 import jax
 import numpy as np
@@ -80,7 +81,7 @@ def write_torch_file(path, value, other=b""):
     """Write `value` as torch.save does; FakeTensors become tensors."""
     tensors = []
 
-    class Pickler(pickle._Pickler):
+    class Pickler(PythonPickler):
         def save_global(self, obj, name=None):
             modules = {
                 FloatStorage: ("torch", "FloatStorage"),
@@ -92,7 +93,7 @@ def write_torch_file(path, value, other=b""):
             self.memoize(obj)
 
         dispatch = {
-            **pickle._Pickler.dispatch,
+            **PythonPickler.dispatch,
             type: save_global,
             type(_rebuild_tensor_v2): save_global,
         }

@@ -4,6 +4,7 @@ import io
 import pickle
 import struct
 import zipfile
+from pickle import _Pickler as PythonPickler  # its methods can be replaced
 
 import numpy as np
 
@@ -49,7 +50,7 @@ class _Storage:
         self.tensor = tensor
 
 
-class _Pickler(pickle._Pickler):
+class _Pickler(PythonPickler):
     """Writes the pickle of a file; `storages` collects the tensors by key."""
 
     is_old = False

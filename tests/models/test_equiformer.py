@@ -1,9 +1,11 @@
 """Tests for Equiformer beyond the contract; tests/importers/test_equiformer.py compares numbers."""
 
+import jax
 import numpy as np
 import pytest
 
 from mlip_jax import models
+from mlip_jax.potential import example_graph
 from mlip_jax.structure import Structure
 from tests.models.test_contract import case_of
 
@@ -29,4 +31,8 @@ def test_properties_state_what_the_published_form_does():
     assert not models.create("equiformer", cutoff_fn="step").smooth
     assert not models.create("equiformer").mirror_symmetric
     with pytest.raises(ValueError, match="at most 2 numbers of channels"):
-        models.create("equiformer")._widths((4, 2, 1))
+        jax.eval_shape(
+            models.create("equiformer", num_features=(4, 2, 1)).init,
+            jax.random.key(0),
+            example_graph(),
+        )

@@ -10,7 +10,7 @@ from mlip_jax.datasets.columns import Columns
 from mlip_jax.graphs.padding import graph_sizes
 from mlip_jax.graphs.shapes import GrowingBudget
 from mlip_jax.simulation import batch_prediction
-from mlip_jax.simulation.batch_prediction import BatchPredictor, ForceFieldMember, _MemberArrays
+from mlip_jax.simulation.batch_prediction import BatchPredictor, ForceFieldMember, MemberArrays
 from mlip_jax.simulation.device_memory import ProgramTooLarge
 from mlip_jax.simulation.ensemble_mean import level_of_theory, mean_potential
 from mlip_jax.simulation.trust.domain import Domain
@@ -38,12 +38,12 @@ def combined(make_potential, domains, distances):
         tuple(m.potential.digest() for m in members), Scale(1.0, 1.0), Scale(1.0, 1.0), 1
     )
     predictor = BatchPredictor(members, calibration=calibration)
-    arrays = [_MemberArrays(m, columns, False) for m in members]
+    arrays = [MemberArrays(m, columns, False) for m in members]
     for k, (a, distance) in enumerate(zip(arrays, distances)):
         a.energy[:], a.forces[:] = k, k
         if a.distance is not None:
             a.distance[:] = distance
-    return predictor._combine(columns, np.zeros(2, bool), arrays)
+    return predictor.combine(columns, np.zeros(2, bool), arrays)
 
 
 def test_one_member_outside_its_domain_is_sufficient(make_potential):
@@ -96,7 +96,7 @@ def test_batches_are_chosen_for_the_memory_of_the_device(
 
     monkeypatch.setattr(batch_prediction, "check_fits", check_fits)
     sizes, growing = graph_sizes(columns, 5.0, None), GrowingBudget()
-    arrays = [_MemberArrays(predictor.members[0], columns, False)]
+    arrays = [MemberArrays(predictor.members[0], columns, False)]
     for _ in range(2):  # the second call compiles nothing
         budget = predictor.fitting_budget(columns, sizes, 5.0, None, growing, [0], arrays)
     assert largest / 3 < budget.n_node <= largest

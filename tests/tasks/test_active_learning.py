@@ -14,7 +14,7 @@ from mlip_jax import active_learning
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets.reader import DatasetError
 from mlip_jax.defaults import active_learning_defaults
-from mlip_jax.simulation.reference import oracle as oracle_module
+from mlip_jax.simulation.reference.oracle import Method
 from mlip_jax.simulation.reference.result_cache import ResultCache
 from mlip_jax.tasks import active_learning as task
 from mlip_jax.tasks.active_learning import evaluation, inputs, rounds, training
@@ -70,13 +70,13 @@ def untrained(monkeypatch):
 @pytest.fixture
 def calls(monkeypatch):
     """Return the list of the geometries that the oracle calculated."""
-    done, calculate = [], oracle_module._calculate
+    done, calculator = [], Method.calculator
 
-    def counted(method, settings, atoms, timeout):
+    def counted(method, atoms):
         done.append(atoms.positions.tobytes())
-        return calculate(method, settings, atoms, timeout)
+        return calculator(method, atoms)
 
-    monkeypatch.setattr(oracle_module, "_calculate", counted)
+    monkeypatch.setattr(Method, "calculator", counted)
     return done
 
 
@@ -146,14 +146,15 @@ def test_failures_of_the_oracle_are_named_and_a_full_disk_loses_nothing(
     tmp_path, monkeypatch, untrained, calls
 ):
     """Detects a run that stops at a failed molecule, spends its budget on it, or loses labels."""
-    evaluate = oracle_module._evaluate
+    create = Method.calculator
 
-    def faulty(method, settings, atoms):
+    def faulty(method, atoms):
+        calculator = create(method, atoms)
         if 7 in atoms.numbers:
             raise RuntimeError("no convergence")
-        return evaluate(method, settings, atoms)
+        return calculator
 
-    monkeypatch.setattr(oracle_module, "_evaluate", faulty)
+    monkeypatch.setattr(Method, "calculator", faulty)
     add, config = ResultCache.add, small(tmp_path)
 
     def full(self, key, result):

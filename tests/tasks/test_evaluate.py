@@ -138,13 +138,19 @@ def test_a_rerun_repeats_only_unfinished_parts(folder, monkeypatch):
     data = from_atoms(labelled(), {})
     predictor = BatchPredictor(load_members(folder / "ff0"))
     before = evaluation.evaluate(data, predictor, folder / "parts")
-    calls, real = [], evaluation._predict
-    monkeypatch.setattr(
-        evaluation, "_predict", lambda *args: (calls.append(len(args[1])), real(*args))[1]
-    )
+    evaluated, real = [], BatchPredictor.predict
+
+    def recorded(self, columns, *args):
+        evaluated.append([s.numbers.tolist() for s in columns])
+        return real(self, columns, *args)
+
+    monkeypatch.setattr(BatchPredictor, "predict", recorded)
     sorted((folder / "parts").iterdir())[1].write_bytes(b"half a file")
     after = evaluation.evaluate(data, predictor, folder / "parts")
-    assert calls == [2] and after.skipped == before.skipped == {3: "unknown element Cl"}
+    assert evaluated == [[molecule("CH3OH").numbers.tolist()]], (
+        "the other structure of the second part is CH3Cl"
+    )
+    assert after.skipped == before.skipped == {3: "unknown element Cl"}
     np.testing.assert_array_equal(after.predictions.energy, before.predictions.energy)
     np.testing.assert_array_equal(after.predictions.forces, before.predictions.forces)
 

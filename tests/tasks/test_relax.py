@@ -395,7 +395,7 @@ def test_a_full_disk_is_an_error(run_task, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as m:
-        m.setattr(journal, "_MAX_WAITING_BYTES", 0)
+        m.setattr(journal, "MAX_WAITING_BYTES", 0)
         m.setattr(os, "pwrite", full)
         with pytest.raises(JournalError, match="No space left on device"):
             run_task(Counting())

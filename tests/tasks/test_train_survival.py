@@ -202,9 +202,8 @@ def test_data_that_disappear_during_a_run(uninterrupted, tmp_path):
     kept.mkdir()
     for shard in shards:
         shutil.copy(shard, kept)
-        with open(
-            shard, "r+b"
-        ) as file:  # those that are open would not miss a file that is unlinked
+        # not unlinked, because a process that has a file open would not miss it
+        with open(shard, "r+b") as file:
             file.truncate(1000)
     code, output = finish(process)
     assert code not in (0, 75) and shards[0].name in output and "Traceback" not in output, output

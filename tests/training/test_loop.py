@@ -4,7 +4,6 @@ They are in one file, because a process compiles their programs once. Non-finite
 by forces whose squares overflow.
 """
 
-import copy
 import csv
 
 import jax
@@ -15,7 +14,7 @@ from mlip_jax import distributed
 from mlip_jax.training import loop as module
 from mlip_jax.training import nonfinite, optimizer
 from mlip_jax.training.nonfinite import TrainingError
-from mlip_jax.training.outputs import restore
+from mlip_jax.training.outputs import TrainingOutputs, restore
 from mlip_jax.training.step import DispatchResult, Trainer
 from tests.training.toy import (
     BAD,
@@ -149,8 +148,9 @@ def test_a_finished_run_does_nothing(toy, uninterrupted, monkeypatch):
     assert position.step == STEPS and without_times(workdir) == before
 
 
-def test_the_loop_does_not_wait_for_the_newest_dispatches(toy, monkeypatch, tmp_path):
-    """Results are read immediately only if a validation or a checkpoint is due."""
+@pytest.fixture
+def reads(monkeypatch):
+    """Return the list of (step of a result, newest step) when the loop reads results."""
     newest, seen = [0], []
     train, single = Trainer.train, Trainer.single
 
@@ -167,27 +167,25 @@ def test_the_loop_does_not_wait_for_the_newest_dispatches(toy, monkeypatch, tmp_
         return single(tree)
 
     order = {}
-    monkeypatch.setattr(Trainer, "oversubscribed", False)
     monkeypatch.setattr(Trainer, "train", counted)
     monkeypatch.setattr(Trainer, "single", staticmethod(looked_at))
+    return seen
+
+
+def test_the_loop_does_not_wait_for_the_newest_dispatches(toy, reads, monkeypatch, tmp_path):
+    """Results are read immediately only if a validation or a checkpoint is due."""
+    monkeypatch.setattr(Trainer, "oversubscribed", False)
     toy.run(tmp_path / "run", log_every=1)
     due = {step for step in range(1, STEPS + 1) if step % 7 == 0 or step % 6 == 0 or step == STEPS}
-    assert [step for step, _ in seen] == list(range(1, STEPS + 1))
-    assert all(at - step == module.AHEAD for step, at in seen if at not in due)
-    assert sum(at not in due for _, at in seen) >= 5
+    assert [step for step, _ in reads] == list(range(1, STEPS + 1))
+    assert all(at - step == module.AHEAD for step, at in reads if at not in due)
+    assert sum(at not in due for _, at in reads) >= 5
 
 
-def test_the_loop_waits_for_oversubscribed_devices(toy, monkeypatch, tmp_path):
+def test_the_loop_waits_for_oversubscribed_devices(toy, reads, monkeypatch, tmp_path):
     monkeypatch.setattr(Trainer, "oversubscribed", True)
-    loop = toy.loop(tmp_path / "run", num_steps=3)
-    left = []
-    monkeypatch.setattr(
-        module.TrainingLoop,
-        "_due",
-        lambda self, step, every: left.append(len(self._unread)) or False,
-    )
-    loop.run(toy.params)
-    assert loop._ahead == 0 and not loop._unread
+    toy.run(tmp_path / "run", num_steps=4)
+    assert reads == [(step, step) for step in (1, 2, 3, 4)]
 
 
 @pytest.mark.parametrize("per_call", [1, 4])
@@ -306,10 +304,9 @@ def test_the_learning_rate_is_reduced_on_a_plateau(toy, stop_at, monkeypatch, tm
 
     def validate(trainer, params, split, batches):
         real(trainer, params, split.subset(np.arange(1)), batches)
-        return as_sums(losses[int(current.step) - 1])
+        return as_sums(losses[len(used) - 1])  # `used` has one entry per step
 
     def run():
-        nonlocal current
         loop = toy.loop(
             tmp_path / "run",
             train=few,
@@ -319,21 +316,13 @@ def test_the_learning_rate_is_reduced_on_a_plateau(toy, stop_at, monkeypatch, tm
             log_every=1,
             checkpoint_every=5,
         )
-        start, restored = loop._start, restore(tmp_path / "run")
-
-        def begin(found):
-            nonlocal current
-            state, current = start(found)
-            return state, current
-
-        loop._start = begin
-        return loop.run(toy.params, restored)
+        return loop.run(toy.params, restore(tmp_path / "run"))
 
     def train(self, state, *arguments, **options):
         used.append(float(self.single(state.rate_scale)))
         return trained(self, state, *arguments, **options)
 
-    current, used, trained = None, [], Trainer.train
+    used, trained = [], Trainer.train
     monkeypatch.setattr(module, "validate", validate)
     monkeypatch.setattr(Trainer, "train", train)
     stop_at.step = stop
@@ -363,9 +352,8 @@ def test_a_nonfinite_loss_stops_the_run(toy, tmp_path, per_call):
     columns = toy.columns.take(toy.train.indices[[BAD]])
     name = f"{columns.source[0]}#{columns.conformer[0]}"
     trainer = toy.streamed
-    if per_call > 1:  # compiled already
-        trainer = copy.copy(toy.on_device)
-        trainer._data = trainer.replicate(toy.collect(bad.rows))
+    if per_call > 1:
+        trainer = toy.with_resident(bad.rows)
     with pytest.raises(TrainingError, match=f"step {first}.*") as raised:
         toy.run(tmp_path / "run", train=bad, per_call=per_call, trainer=trainer, checkpoint_every=1)
     assert name in str(raised.value) and "on_nonfinite" in str(raised.value)
@@ -403,7 +391,7 @@ def test_too_many_nonfinite_steps_end_the_run(toy, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("stop", [None, 7])
-def test_a_nonfinite_step_rolls_the_run_back(toy, stop_at, tmp_path, stop):
+def test_a_nonfinite_step_rolls_the_run_back(toy, stop_at, monkeypatch, tmp_path, stop):
     """The run returns to the last checkpoint with later batches, also at the next occurrence."""
     members, first = (), 0
     for place in range(30):  # one that comes after some checkpoints
@@ -414,19 +402,31 @@ def test_a_nonfinite_step_rolls_the_run_back(toy, stop_at, tmp_path, stop):
         toy.bad(members),
         {"on_nonfinite": "rollback", "log_every": 1, "checkpoint_every": 4, "valid_every": 4},
     )
-    seen = []
-    loop = toy.loop(tmp_path / "uninterrupted", train=bad, **options)
-    roll_back = loop._roll_back
+    seen, begun, dispatched, train = [], [], 0, Trainer.train
 
-    def noted(position, stream):
-        ahead = position.step
-        state = roll_back(position, stream)
-        loop._outputs.wait()
-        seen.append((ahead, position.step, saved(tmp_path / "uninterrupted").metadata["position"]))
-        return state
+    class Outputs(TrainingOutputs):
+        def begin(self, step):
+            nonlocal dispatched
+            super().begin(step)
+            begun.append((dispatched, step))
+            dispatched = step
 
-    loop._roll_back = noted
-    position = loop.run(toy.params)
+        def save(self, step, tree, metadata):
+            super().save(step, tree, metadata)
+            if len(seen) < len(begun) - 1:  # the first checkpoint after a rollback
+                self.wait()
+                position = saved(tmp_path / "uninterrupted").metadata["position"]
+                seen.append((*begun[-1], position))
+
+    def train_and_count(self, *arguments, **keywords):
+        nonlocal dispatched
+        dispatched += 1
+        return train(self, *arguments, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "TrainingOutputs", Outputs)
+        patch.setattr(Trainer, "train", train_and_count)
+        position = toy.run(tmp_path / "uninterrupted", train=bad, **options)
     assert position.step == STEPS and position.rollbacks == len(seen) >= 1
     ahead, back, kept = seen[0]
     assert first <= ahead <= first + module.AHEAD and back == 8

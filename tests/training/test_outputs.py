@@ -4,13 +4,14 @@ import csv
 import time
 
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from mlip_jax.checkpoint import CheckpointError, CheckpointStore
 from mlip_jax.training import outputs as module
 from mlip_jax.training.objectives import ForceField
 from mlip_jax.training.outputs import LATEST, TrainingOutputs, restore
-from mlip_jax.training.recorder import columns
+from mlip_jax.training.recorder import Recorder, columns
 
 COLUMNS = columns(ForceField(None, 1.0, None, 0.0, {}).columns)
 
@@ -68,13 +69,13 @@ def test_metrics_resume_after_a_step(outputs, tmp_path):
 def test_a_checkpoint_is_written_after_the_best_one_that_it_refers_to(
     outputs, tmp_path, monkeypatch
 ):
-    seen, write = [], CheckpointStore._write
+    seen, save = [], ocp.Checkpointer.save
 
-    def noted(self, step, tree, metadata):
-        write(self, step, tree, metadata)
-        seen.append((self.directory.name, step))
+    def noted(self, folder, *args, **kwargs):
+        save(self, folder, *args, **kwargs)
+        seen.append((folder.parent.name, int(folder.name)))
 
-    monkeypatch.setattr(CheckpointStore, "_write", noted)
+    monkeypatch.setattr(ocp.Checkpointer, "save", noted)
     for step in (1, 2, 3):
         outputs.save_best(step, TREE, {})
         outputs.save(step, TREE, {})
@@ -106,13 +107,14 @@ def test_a_best_checkpoint_of_an_earlier_step_replaces_later_ones(tmp_path, agai
 
 @pytest.mark.parametrize("save", ["save", "save_best"])
 def test_an_error_in_the_background_is_raised(tmp_path, monkeypatch, save):
-    outputs = TrainingOutputs(tmp_path, True, COLUMNS)
+    outputs, closed, close = TrainingOutputs(tmp_path, True, COLUMNS), [], Recorder.close
     outputs.begin(0)
 
-    def full(*_):
-        raise CheckpointError("no space left")
+    def full(*_, **__):
+        raise OSError("no space left")
 
-    monkeypatch.setattr(CheckpointStore, "_write", full)
+    monkeypatch.setattr(ocp.Checkpointer, "save", full)
+    monkeypatch.setattr(Recorder, "close", lambda self: (closed.append(self), close(self)))
     getattr(outputs, save)(1, TREE, {})
     with pytest.raises(CheckpointError, match="no space left"):
         for _ in range(5_000):  # it looks, and does not wait
@@ -122,7 +124,7 @@ def test_an_error_in_the_background_is_raised(tmp_path, monkeypatch, save):
     getattr(outputs, save)(2, TREE, {})
     with pytest.raises(CheckpointError, match="no space left"):
         outputs.close()
-    assert outputs._recorder is None, "what cannot be written keeps nothing open"
+    assert len(closed) == 1, "what cannot be written keeps nothing open"
 
 
 def test_all_processes_resume_from_the_checkpoint_of_the_leader(outputs, tmp_path, monkeypatch):

@@ -33,7 +33,7 @@ from mlip_jax.wording import count_of
 FLUSH_SECONDS = 1.0
 FAILURES = ("failed", "diverged")  # statuses of molecules without a usable result
 _SPARSE = 64  # bytes per entry up to which `Indices` is an array
-_MAX_WAITING_BYTES = 16 * 2**20  # maximum number of bytes of results that wait to be written
+MAX_WAITING_BYTES = 16 * 2**20  # maximum number of bytes of results that wait to be written
 
 
 class JournalError(RuntimeError):
@@ -313,7 +313,7 @@ class Journal:
             self._waiting_bytes += sum(map(len, content))
             self._last = now
             self.count += 1
-            if self._waiting_bytes > _MAX_WAITING_BYTES:
+            if self._waiting_bytes > MAX_WAITING_BYTES:
                 self._flush()
 
     def start_clock(self) -> None:

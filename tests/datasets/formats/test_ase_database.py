@@ -188,7 +188,20 @@ def test_other_versions_are_rejected(tmp_path):
         AseDatabase(path)
 
 
-def test_nothing_is_written(tmp_path):
+@pytest.fixture
+def connections(monkeypatch):
+    """Return a list that receives each new connection of SQLite."""
+    opened, connect = [], sqlite3.connect
+
+    def recorded(*args, **kwargs):
+        opened.append(connect(*args, **kwargs))
+        return opened[-1]
+
+    monkeypatch.setattr(sqlite3, "connect", recorded)
+    return opened
+
+
+def test_nothing_is_written(tmp_path, connections):
     """A file on a read-only medium gets no lock, no journal and no change."""
     path = tmp_path / "a.db"
     shutil.copyfile(GENUINE, path)
@@ -198,15 +211,16 @@ def test_nothing_is_written(tmp_path):
     try:
         with AseDatabase(path) as database:
             list(database.rows(range(4)))
+            (connection,) = connections
             with pytest.raises(sqlite3.OperationalError, match="readonly"):
-                database._connection.execute("DELETE FROM systems")
+                connection.execute("DELETE FROM systems")
             assert [p.name for p in tmp_path.iterdir()] == ["a.db"]
     finally:
         tmp_path.chmod(0o755)
     assert path.read_bytes() == before
 
 
-def test_rows_in_a_write_ahead_log_are_read(tmp_path):
+def test_rows_in_a_write_ahead_log_are_read(tmp_path, connections):
     path = tmp_path / "a.db"
     shutil.copyfile(GENUINE, path)
     writer = sqlite3.connect(path, isolation_level=None)
@@ -216,7 +230,8 @@ def test_rows_in_a_write_ahead_log_are_read(tmp_path):
         assert (tmp_path / "a.db-wal").stat().st_size
         with AseDatabase(path) as database:
             assert [r.id for r in database.rows(range(len(database)))] == [27, 56, 72]
+            _, connection = connections
             with pytest.raises(sqlite3.OperationalError, match="readonly"):
-                database._connection.execute("DELETE FROM systems")
+                connection.execute("DELETE FROM systems")
     finally:
         writer.close()

@@ -10,6 +10,7 @@ from ase.io.trajectory import Trajectory
 
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets import readers
+from mlip_jax.datasets.formats import ase_frames
 from mlip_jax.datasets.reader import DatasetError, ReadReport
 from mlip_jax.datasets.readers import ase as ase_reader
 from mlip_jax.datasets.store.conversion import ConversionSpec, convert
@@ -197,8 +198,10 @@ def test_sequential_reading_continues(tmp_path, monkeypatch):
     path = store("json", tmp_path)
     opened = []
     with ase_reader.Reader(path) as source:
-        original = source._frames._atoms
-        monkeypatch.setattr(source._frames, "_atoms", lambda: opened.append(1) or original())
+        original = ase_frames.read_frames
+        monkeypatch.setattr(
+            ase_frames, "read_frames", lambda *args: opened.append(1) or original(*args)
+        )
         parts = [
             s.record
             for r in (range(0, 2), range(2, 3), range(4, 5))

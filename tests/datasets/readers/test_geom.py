@@ -1,5 +1,6 @@
 """Tests for the GEOM reader: units, the three kinds of files, and invalid files."""
 
+import builtins
 import gzip
 import importlib.util
 import io
@@ -322,12 +323,13 @@ def test_stream_is_read_once_over_all_ranges(tmp_path, packed, monkeypatch):
         path = archive(tmp_path / "a.msgpack.tar.gz", path.read_bytes())
     whole = [(s.record, s.molecule, s.positions.tolist()) for s in read(path)]
     opened = []
-    original = geom_files.MessagePackStream._open
-    monkeypatch.setattr(
-        geom_files.MessagePackStream,
-        "_open",
-        lambda self, skip: opened.append(1) or original(self, skip),
-    )
+    original = builtins.open
+
+    def counted(file, *args, **kwargs):
+        opened.extend([file] if file in (path, str(path)) else [])
+        return original(file, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "open", counted)
     for parts in (
         [range(0, 2), range(2, 2), range(2, 7), range(7, 9)],
         [range(0, 1), range(4, 5), range(8, 9)],

@@ -177,11 +177,15 @@ def test_only_what_is_needed_is_scanned(raw, monkeypatch):
     rows = (raw / "properties.csv").read_text().splitlines()
     (folder / "properties.csv").write_text("\n".join([rows[0], *rows[1:] * 10]))
     path = folder / "combined_mols_0_to_80.sdf"
-    path.write_text("".join(blocks(raw) * 10))
+    text = "".join(blocks(raw) * 10)
+    path.write_text(
+        text[: len(text) // 2]
+    )  # whoever scans the second half notices that it is missing
     monkeypatch.setattr(molecule3d_files, "_BLOCK", 400)
     with molecule3d.Reader(folder) as source:
         assert [s.molecule for s in source.read(range(20, 22), ReadReport())] == ["750", "283"]
-        assert source._parts[0]._scanned < path.stat().st_size / 2
+        with pytest.raises(DatasetError, match="truncated"):
+            list(source.read(range(79, 80), ReadReport()))
 
 
 def test_official_splits(raw):

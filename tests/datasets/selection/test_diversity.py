@@ -30,9 +30,8 @@ def greedy(first, count):
 def test_picks_equal_the_greedy_algorithm(first):
     picks = diversity.maxmin(PRINTS, 25, first=first)
     assert picks[0] == first and len(set(picks.tolist())) == 25
-    for n in range(
-        1, 25
-    ):  # each pick is one of the farthest from those before it, whichever of equals they are
+    # each pick is one of the farthest from those before it, whichever of equals they are
+    for n in range(1, 25):
         nearest = DISTANCES[picks[:n]].min(0)
         nearest[picks[:n]] = -1
         assert nearest[picks[n]] == pytest.approx(nearest.max())

@@ -1,10 +1,13 @@
 """Tests for the store: equal to its source, in any order, from any number of shards."""
 
+import collections
+import gc
 import json
 import os
 import pickle
 import shutil
 import time
+import weakref
 from collections import Counter, OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -302,14 +305,19 @@ def test_number_of_open_shards_is_limited(stores, monkeypatch, labels_only):
     monkeypatch.setattr(store, "_OPEN_SHARDS", 3)
     path, expected = stores["molecules"]
     actual = Store(path)
-    opened = Counter()
+    opened, kept = Counter(), weakref.WeakSet()
     original = shards.Shard.__init__
-    monkeypatch.setattr(
-        store.Shard, "__init__", lambda self, p: (opened.update([p.name]), original(self, p))[1]
-    )
+
+    def counted(self, path):
+        opened.update([path.name])
+        kept.add(self)
+        original(self, path)
+
+    monkeypatch.setattr(store.Shard, "__init__", counted)
     order = np.random.default_rng(1).permutation(len(actual))
     assert_same(actual.take(order, labels_only=labels_only), expected.take(order), LABELS)
-    assert len(actual._open) == 3
+    gc.collect()
+    assert len(kept) == 3
     opened.clear()
     for record in (0, 1, 0, 2, 0, 3, 0, 4, 0):
         actual.take([np.argmax(expected.record == record)], labels_only=labels_only)
@@ -340,9 +348,8 @@ def test_reading_does_not_accumulate_memory(stores, labels_only):
     for order in (np.arange(len(expected)), np.random.default_rng(0).permutation(len(expected))):
         assert_same(actual.take(order, labels_only=labels_only), expected.take(order), LABELS)
         assert in_memory(path) == 0
-    assert actual._shard(0).arrays["positions"].sum() and in_memory(path) > 0, (
-        "a column as a whole is mapped"
-    )
+    shard = shards.Shard(path / "shards" / "00000.safetensors")
+    assert shard.arrays["positions"].sum() and in_memory(path) > 0, "a column as a whole is mapped"
 
 
 def flip(path, place=-5):
@@ -481,8 +488,9 @@ def test_threads_share_a_store(stores, monkeypatch):
     """With few open shards, one thread closes a shard that another is about to use."""
     monkeypatch.setattr(store, "_OPEN_SHARDS", 2)
     path, expected = stores["molecules"]
-    actual = Store(path)
-    actual._open = Hesitant()
+    with monkeypatch.context() as patch:
+        patch.setattr(collections, "OrderedDict", Hesitant)
+        actual = Store(path)
 
     def read(seed):
         for s in np.random.default_rng(seed).permutation(len(expected)):

@@ -206,7 +206,7 @@ def test_results_are_on_the_disk_within_seconds(tmp_path):
 
 def test_large_results_do_not_wait(tmp_path, monkeypatch):
     monkeypatch.setattr(relax_journal, "FLUSH_SECONDS", 1000)
-    monkeypatch.setattr(relax_journal, "_MAX_WAITING_BYTES", 1000)
+    monkeypatch.setattr(relax_journal, "MAX_WAITING_BYTES", 1000)
     with Journal(tmp_path, 0, LAYOUT) as journal:
         journal.add([0, "", 0], {"xyz": b"x" * 999})
         assert 0 not in finished(tmp_path, LAYOUT)
@@ -302,12 +302,13 @@ def test_signal_within_a_write(tmp_path, monkeypatch):
 
         with pytest.raises(SystemExit):
             with Journal(folder, 0, LAYOUT) as journal:
-                for index in range(3):
+                for index in range(2):
                     journal.add(*result(index))
                 with monkeypatch.context() as m:
                     for name in calls:
                         m.setattr(os, name, interrupted(name))
-                    journal._flush()
+                    m.setattr(relax_journal, "MAX_WAITING_BYTES", 0)
+                    journal.add(*result(2))
         assert merged(folder, folder / "out") == expected(range(3)), stop
 
 

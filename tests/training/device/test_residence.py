@@ -9,6 +9,7 @@ from ase.build import molecule
 
 from mlip_jax.config import ConfigError
 from mlip_jax.datasets.columns import Columns
+from mlip_jax.graphs.batch import build_batch
 from mlip_jax.graphs.padding import choose_budget, graph_sizes
 from mlip_jax.structure import from_ase
 from mlip_jax.training.data import Batches, Split
@@ -26,7 +27,9 @@ def test_labels_of_properties_are_on_the_device():
     members = np.full(budget.n_graph - 1, -1, np.int32)
     members[:2] = 2, 0
     graph = jax.jit(lambda data, members: build(data, members, 0))(data, members)
-    expected = batches._batch(split, members[:2], 0)
+    expected = build_batch(
+        columns.take(np.array([1, 3])), budget, 4.0, np.zeros(119), properties=("gap", "absent")
+    )
     assert jax.tree.structure(graph) == jax.tree.structure(expected)
     jax.tree.map(np.testing.assert_array_equal, graph, expected)
     assert graph.globals["properties"]["gap"][1] == 4.0
