@@ -121,4 +121,6 @@ def element_rows(table: jax.Array, numbers: jax.Array, dtype) -> jax.Array:
     if target_platform() == "cpu":
         return table[numbers]
     # its derivative is a product, too, and not a sum with atomic operations
-    return jnp.dot(jax.nn.one_hot(numbers, len(table), dtype=dtype), table, precision=_EXACT)
+    return jnp.tensordot(
+        jax.nn.one_hot(numbers, len(table), dtype=dtype), table, 1, precision=_EXACT
+    )

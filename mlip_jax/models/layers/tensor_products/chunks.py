@@ -10,8 +10,9 @@ blocks of edges and recomputes what it needs, so nothing of the size of all edge
 times channels is stored, and on a CPU a block stays in the cache.
 
 Shapes: x[k] (N, a, U) per group k; w[k][p] (P, U) and g[k][p] (N, c, U) per path p of a group;
-Y (P, B) of all degrees; senders and receivers (P,). If P exceeds the size of a block, it is a
-multiple of it. q counts the components c of all paths of a group.
+Y (P, B) of all degrees; senders and receivers (P,), or SlotIndex. If P exceeds the size of a block,
+it is a multiple of it; with a SlotIndex, all edges are one block. q counts the components c of all
+paths of a group.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mlip_jax.graphs.slot_sums import SlotIndex, total
 from mlip_jax.models.layers.basic import gather
 from mlip_jax.models.layers.tensor_products.couplings import coupling
 
@@ -65,26 +67,26 @@ class Spec(NamedTuple):
 def forward(spec: Spec, x, y, w, senders, receivers):
     """Compute the convolution, an array (N, c, U) per group and path."""
 
-    def block(total, part):
+    def block(sums, part):
         y, w, senders, receivers = part
         matrices = [_matrices(spec, group, y) for group in spec.groups]
 
-        def direction(total, way):
+        def direction(sums, way):
             for k, group in enumerate(spec.groups):
                 coupled = _apply(spec, matrices[k], gather(x[k], way.source))
                 for p, (degree, _) in enumerate(group.paths):
                     messages = _wide(way.signs[degree] * w[k][p]) * coupled[p]
-                    total[k][p] = _add(total[k][p], way.target, messages)
-            return total
+                    sums[k][p] = _add(sums[k][p], way.target, messages)
+            return sums
 
-        return _both_ways(spec, direction, total, senders, receivers), None
+        return _both_ways(spec, direction, sums, senders, receivers), None
 
     num = len(x[0])
-    total = [
+    sums = [
         [jnp.zeros((num, 2 * c + 1, x[k].shape[-1]), x[k].dtype) for _, c in group.paths]
         for k, group in enumerate(spec.groups)
     ]
-    return _scan(spec, block, total, (y, w, senders, receivers))[0]
+    return _scan(spec, block, sums, (y, w, senders, receivers))[0]
 
 
 def backward(spec: Spec, wanted, g, x, y, w, senders, receivers):
@@ -202,7 +204,7 @@ def second(spec: Spec, wanted, cotangents, g, x, y, w, senders, receivers):
 
 def _scan(spec, block, carry, parts):
     """Loop over blocks of edges; the results of blocks are joined."""
-    num = len(parts[-1])
+    num = len(parts[0])
     if num <= spec.block:
         return block(carry, parts)
     split = jax.tree.map(lambda a: a.reshape(num // spec.block, spec.block, *a.shape[1:]), parts)
@@ -220,8 +222,8 @@ class _Way(NamedTuple):
     """
 
     signs: jax.Array
-    source: jax.Array
-    target: jax.Array
+    source: jax.Array | SlotIndex
+    target: jax.Array | SlotIndex
 
 
 def _both_ways(spec, direction, carry, senders, receivers):
@@ -233,8 +235,8 @@ def _both_ways(spec, direction, carry, senders, receivers):
         return direction(carry, there)
     # the opposite vector has the opposite odd harmonics; a loop compiles in half of the time
     back = _Way((-1.0) ** degrees, receivers, senders)
-    ways = _Way(
-        *(jnp.stack([jnp.asarray(a), jnp.asarray(b, a.dtype)]) for a, b in zip(there, back))
+    ways = jax.tree.map(
+        lambda a, b: jnp.stack([jnp.asarray(a), jnp.asarray(b, a.dtype)]), there, back
     )
     return jax.lax.scan(lambda c, way: (direction(c, way), None), carry, ways)[0]
 
@@ -320,10 +322,10 @@ def _apply_transposed(spec, matrices, values):
     return jnp.einsum("pqa,pqu->pau", *joined, precision=_EXACT)
 
 
-def _accumulate(total, a, b):
+def _accumulate(sums, a, b):
     """Add sums of products over the components: (P, c, U) each -> (P, U) each."""
     for p, (left, right) in enumerate(zip(a, b)):
-        total[p] += sum(left[:, c] * right[:, c] for c in range(left.shape[1]))
+        sums[p] += sum(left[:, c] * right[:, c] for c in range(left.shape[1]))
 
 
 def _wide(weight):
@@ -342,6 +344,10 @@ def _sum(a, b):
     return b if a is None else a if b is None else [x + y for x, y in zip(a, b)]
 
 
-def _add(total, index, values):
-    """Add rows to `total`; None is zero."""
-    return total if values is None else total.at[index].add(values, mode="promise_in_bounds")
+def _add(sums, index, values):
+    """Add the rows of edges to those of their atoms; None is zero."""
+    if values is None:
+        return sums
+    if isinstance(index, SlotIndex):
+        return sums + total(values, index)
+    return sums.at[index].add(values, mode="promise_in_bounds")
