@@ -10,9 +10,8 @@ blocks of edges and recomputes what it needs, so nothing of the size of all edge
 times channels is stored, and on a CPU a block stays in the cache.
 
 Shapes: x[k] (N, a, U) per group k; w[k][p] (P, U) and g[k][p] (N, c, U) per path p of a group;
-Y (P, B) of all degrees; senders and receivers (P,), or SlotIndex. If P exceeds the size of a block,
-it is a multiple of it; with a SlotIndex, all edges are one block. q counts the components c of all
-paths of a group.
+Y (P, B) of all degrees; senders and receivers (P,). If P exceeds the size of a block, it is a
+multiple of it. q counts the components c of all paths of a group.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlip_jax.graphs.slot_sums import SlotIndex, total
 from mlip_jax.models.layers.basic import gather
 from mlip_jax.models.layers.tensor_products.couplings import coupling
 
@@ -67,26 +65,26 @@ class Spec(NamedTuple):
 def forward(spec: Spec, x, y, w, senders, receivers):
     """Compute the convolution, an array (N, c, U) per group and path."""
 
-    def block(sums, part):
+    def block(total, part):
         y, w, senders, receivers = part
-        matrices = [_matrices(spec, group, y) for group in spec.groups]
+        matrices = [couple(spec, group, y) for group in spec.groups]
 
-        def direction(sums, way):
+        def direction(total, way):
             for k, group in enumerate(spec.groups):
                 coupled = _apply(spec, matrices[k], gather(x[k], way.source))
                 for p, (degree, _) in enumerate(group.paths):
                     messages = _wide(way.signs[degree] * w[k][p]) * coupled[p]
-                    sums[k][p] = _add(sums[k][p], way.target, messages)
-            return sums
+                    total[k][p] = _add(total[k][p], way.target, messages)
+            return total
 
-        return _both_ways(spec, direction, sums, senders, receivers), None
+        return _both_ways(spec, direction, total, senders, receivers), None
 
     num = len(x[0])
-    sums = [
+    total = [
         [jnp.zeros((num, 2 * c + 1, x[k].shape[-1]), x[k].dtype) for _, c in group.paths]
         for k, group in enumerate(spec.groups)
     ]
-    return _scan(spec, block, sums, (y, w, senders, receivers))[0]
+    return _scan(spec, block, total, (y, w, senders, receivers))[0]
 
 
 def backward(spec: Spec, wanted, g, x, y, w, senders, receivers):
@@ -99,7 +97,7 @@ def backward(spec: Spec, wanted, g, x, y, w, senders, receivers):
 
     def block(dx, part):
         y, w, senders, receivers = part
-        matrices = [_matrices(spec, group, y) for group in spec.groups]
+        matrices = [couple(spec, group, y) for group in spec.groups]
 
         def direction(carry, way):
             dx, dy, dw = carry
@@ -122,7 +120,7 @@ def backward(spec: Spec, wanted, g, x, y, w, senders, receivers):
                 if need_x:
                     dx[k] = _add(dx[k], way.source, by_x)
                 if need_y:
-                    dy += _contract(spec, group, outer)
+                    dy += contract(spec, group, outer)
             return dx, dy, dw
 
         dy = jnp.zeros_like(y) if need_y else None
@@ -147,8 +145,8 @@ def second(spec: Spec, wanted, cotangents, g, x, y, w, senders, receivers):
 
     def block(carry, part):
         y, w, cy, cw, senders, receivers = part
-        matrices = [_matrices(spec, group, y) for group in spec.groups]
-        changes = None if cy is None else [_matrices(spec, group, cy) for group in spec.groups]
+        matrices = [couple(spec, group, y) for group in spec.groups]
+        changes = None if cy is None else [couple(spec, group, cy) for group in spec.groups]
 
         def direction(carry, way):
             dg, dx, dy, dw = carry
@@ -188,7 +186,7 @@ def second(spec: Spec, wanted, cotangents, g, x, y, w, senders, receivers):
                     if by_x is not None:
                         dx[k] = _add(dx[k], way.source, by_x)
                     if outer is not None:
-                        dy += _contract(spec, group, outer)
+                        dy += contract(spec, group, outer)
             return dg, dx, dy, dw
 
         dy = jnp.zeros_like(y) if need_y else None
@@ -204,7 +202,7 @@ def second(spec: Spec, wanted, cotangents, g, x, y, w, senders, receivers):
 
 def _scan(spec, block, carry, parts):
     """Loop over blocks of edges; the results of blocks are joined."""
-    num = len(parts[0])
+    num = len(parts[-1])
     if num <= spec.block:
         return block(carry, parts)
     split = jax.tree.map(lambda a: a.reshape(num // spec.block, spec.block, *a.shape[1:]), parts)
@@ -222,8 +220,8 @@ class _Way(NamedTuple):
     """
 
     signs: jax.Array
-    source: jax.Array | SlotIndex
-    target: jax.Array | SlotIndex
+    source: jax.Array
+    target: jax.Array
 
 
 def _both_ways(spec, direction, carry, senders, receivers):
@@ -235,8 +233,8 @@ def _both_ways(spec, direction, carry, senders, receivers):
         return direction(carry, there)
     # the opposite vector has the opposite odd harmonics; a loop compiles in half of the time
     back = _Way((-1.0) ** degrees, receivers, senders)
-    ways = jax.tree.map(
-        lambda a, b: jnp.stack([jnp.asarray(a), jnp.asarray(b, a.dtype)]), there, back
+    ways = _Way(
+        *(jnp.stack([jnp.asarray(a), jnp.asarray(b, a.dtype)]) for a, b in zip(there, back))
     )
     return jax.lax.scan(lambda c, way: (direction(c, way), None), carry, ways)[0]
 
@@ -253,7 +251,7 @@ def _tables(spec, group):
     return tables
 
 
-def _matrices(spec, group, y):
+def couple(spec, group, y):
     """Couple the harmonics: (P, B) -> matrices (P, c, a) of each path."""
     tables = _tables(spec, group)
     joined = _multiply(y, np.concatenate(tables, axis=1))
@@ -264,7 +262,7 @@ def _matrices(spec, group, y):
     ]
 
 
-def _contract(spec, group, outer):
+def contract(spec, group, outer):
     """Contract derivatives with respect to the matrices of all paths: (P, q, a) -> (P, B)."""
     return _multiply(outer.reshape(len(outer), -1), np.concatenate(_tables(spec, group), axis=1).T)
 
@@ -322,10 +320,10 @@ def _apply_transposed(spec, matrices, values):
     return jnp.einsum("pqa,pqu->pau", *joined, precision=_EXACT)
 
 
-def _accumulate(sums, a, b):
+def _accumulate(total, a, b):
     """Add sums of products over the components: (P, c, U) each -> (P, U) each."""
     for p, (left, right) in enumerate(zip(a, b)):
-        sums[p] += sum(left[:, c] * right[:, c] for c in range(left.shape[1]))
+        total[p] += sum(left[:, c] * right[:, c] for c in range(left.shape[1]))
 
 
 def _wide(weight):
@@ -344,10 +342,6 @@ def _sum(a, b):
     return b if a is None else a if b is None else [x + y for x, y in zip(a, b)]
 
 
-def _add(sums, index, values):
-    """Add the rows of edges to those of their atoms; None is zero."""
-    if values is None:
-        return sums
-    if isinstance(index, SlotIndex):
-        return sums + total(values, index)
-    return sums.at[index].add(values, mode="promise_in_bounds")
+def _add(total, index, values):
+    """Add rows to `total`; None is zero."""
+    return total if values is None else total.at[index].add(values, mode="promise_in_bounds")

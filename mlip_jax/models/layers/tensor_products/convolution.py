@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import jraph
 import numpy as np
 
-from mlip_jax.graphs.graph import Pairs, pairs
+from mlip_jax.graphs.graph import Pairs, pairs, slot_geometry
 from mlip_jax.graphs.slot_sums import SlotIndex
 from mlip_jax.models.layers.tensor_products import cuequivariance_products
 from mlip_jax.models.layers.tensor_products.chunks import PathGroup, Spec
@@ -29,9 +29,9 @@ from mlip_jax.target_device import target_platform
 # Edges per block: on a CPU, their intermediate values fit into the cache of a core; elsewhere, large
 # blocks keep the device busy, and bound the memory.
 _CPU_BLOCK, _BLOCK = 512, 2**16
-# _MAX_IN_SLOTS: number of edges of a graph up to which sums are over neighbor slots, where there are
-# slots. They are in one block, since the edges of an atom are in many places of the list.
-_MAX_IN_SLOTS = 2**18
+# _MAX_IN_SLOTS: number of slots up to which edges are in slots, where graphs have slots. They are in
+# one block, so that more of them need much memory.
+_MAX_IN_SLOTS = 2**19
 
 
 class Path(NamedTuple):
@@ -85,14 +85,21 @@ def convolution_paths(
 def convolution_pairs(graph: jraph.GraphsTuple, undirected: bool) -> Pairs:
     """Return the edges of a graph for convolutions.
 
-    If the graph has slots (graphs/neighbor_slots.py) and is not large, the indices are `SlotIndex`.
-    Then no sum has atomic additions.
+    If the graph has slots (graphs/neighbor_slots.py) and is not large, the edges are its slots, both
+    indices are `SlotIndex`, and no sum has atomic additions.
 
     Args:
       graph: Graph.
-      undirected: Whether to list each pair once.
+      undirected: Whether to list each pair once, if the edges are not slots.
     """
-    return pairs(graph, undirected, slots=len(graph.senders) <= _MAX_IN_SLOTS)
+    slots = graph.edges.get("slots")
+    if slots is None or slots.senders.size > _MAX_IN_SLOTS:
+        return pairs(graph, undirected)
+    num, capacity = slots.senders.shape
+    places = jnp.arange(num * capacity, dtype=jnp.int32).reshape(num, capacity)
+    receivers = SlotIndex(places.ravel() // capacity, places, slots.used)
+    vectors = slot_geometry(graph).displacements.reshape(-1, 3)
+    return Pairs(receivers, slots.slot_senders(), vectors, False)
 
 
 def num_weights(paths: tuple[Path, ...]) -> int:
@@ -174,6 +181,8 @@ def sum_products(
         compact=num <= _CPU_BLOCK,
         stored=target_platform() == "cpu",
     )
+    if isinstance(edge.senders, SlotIndex):
+        return convolve_blocks(spec, x, y, w, edge.senders, None)
     y = _pad(y, rows)
     w = [[_pad(values, rows) for values in group] for group in w]  # padding has no weight
     return convolve_blocks(spec, x, y, w, _pad(edge.senders, rows), _pad(edge.receivers, rows))
@@ -186,11 +195,12 @@ def _atoms(index: jax.Array | SlotIndex) -> jax.Array:
 
 def _num_rows(edge: Pairs) -> int:
     """Return the number of edges in whole blocks."""
-    return -(-len(_atoms(edge.senders)) // _block(edge)) * _block(edge)
+    num = len(_atoms(edge.senders))
+    return -(-num // _block(edge)) * _block(edge)
 
 
 def _block(edge: Pairs) -> int:
-    """Return the number of edges of a block."""
+    """Return the number of edges of a block; slots are in one."""
     num = len(_atoms(edge.senders))
     if isinstance(edge.senders, SlotIndex):
         return num
@@ -252,8 +262,6 @@ def _by_irrep(paths: tuple[Path, ...], groups: list[_Group], summed) -> Features
     return {irrep: jnp.concatenate(parts, axis=-1) for irrep, parts in out.items()}
 
 
-def _pad(values: jax.Array | SlotIndex, size: int) -> jax.Array | SlotIndex:
-    """Append rows of zeros, up to `size` rows. Edges in slots need none."""
-    if isinstance(values, SlotIndex):
-        return values
+def _pad(values: jax.Array, size: int) -> jax.Array:
+    """Append rows of zeros, up to `size` rows."""
     return jnp.pad(values, ((0, size - len(values)), *[(0, 0)] * (values.ndim - 1)))
