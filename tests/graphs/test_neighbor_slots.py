@@ -50,6 +50,9 @@ SMALL = {
     "sevennet": dict(num_features=2, num_layers=2, max_degree=1, num_radial=3),
     "nequix": dict(num_features=(2, 2), num_layers=2, max_degree=1, num_radial=3),
     "pace": dict(num_features=2, num_layers=2, feature_degree=1, correlation=2),
+    "painn_oc": dict(num_features=4, num_layers=2, num_radial=4),
+    "faenet": dict(num_features=4, num_layers=1, num_radial=4),
+    "equiformer": dict(num_features=4, num_layers=1, num_heads=2, num_radial=4),
     "schnet": dict(num_features=4, num_layers=1, num_radial=5, zero_init=False),
     "equivariant_transformer": dict(
         num_features=8, num_layers=1, num_radial=5, num_heads=2, zero_init=False
@@ -137,6 +140,9 @@ def test_the_number_of_slots_is_that_of_the_atom_with_most_neighbors():
         pytest.param("sevennet", False, marks=pytest.mark.slow),
         pytest.param("nequix", False, marks=pytest.mark.slow),
         pytest.param("pace", False, marks=pytest.mark.slow),
+        pytest.param("painn_oc", False, marks=pytest.mark.slow),
+        pytest.param("faenet", False, marks=pytest.mark.slow),
+        pytest.param("equiformer", False, marks=pytest.mark.slow),
         pytest.param("equivariant_transformer", True, marks=pytest.mark.slow),
     ],
 )

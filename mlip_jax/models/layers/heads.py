@@ -116,7 +116,13 @@ def embed_elements(module: nn.Module, numbers: jax.Array, features: int, dtype) 
 
 
 def element_rows(table: jax.Array, numbers: jax.Array, dtype) -> jax.Array:
-    """Return the row of the element of each atom: (119, ...), (N,) -> (N, ...)."""
+    """Return the row of the element of each atom: (Z, ...), (N,) -> (N, ...).
+
+    Args:
+      table: Finite numbers.
+      numbers: Atomic numbers, or other indices of rows.
+      dtype: Floating-point type of the result.
+    """
     table = jnp.asarray(table, dtype)
     if target_platform() == "cpu":
         return table[numbers]
