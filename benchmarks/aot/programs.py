@@ -203,10 +203,10 @@ def calc(name: str, atoms: int = 30) -> Program:
     field = MLIPCalculator(_potential(name)).compiled
     structure = _molecules(1, atoms)[0]
     bucket, (floats, ints) = field.pack(structure, centered(structure))
-    leaves, tree = jax.tree.flatten(field.params())
+    evaluation, _, leaves = field._programs
 
     def calculate(leaves, floats, ints):
-        return field._trace(tree, leaves, bucket, floats, ints, False)
+        return evaluation(leaves, bucket, floats, ints, False)
 
     return Program("", calculate, (shapes(leaves), shapes(floats), shapes(ints)))
 

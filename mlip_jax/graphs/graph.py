@@ -116,7 +116,8 @@ def spread_by_graph(values: jax.Array, node_graph: jax.Array) -> jax.Array:
     # not a product with zeros, which would spread NaN to other graphs
     mask = node_graph == jnp.arange(len(values), dtype=node_graph.dtype)[:, None]
     mask = mask.reshape(*mask.shape, *[1] * (values.ndim - 1))
-    return jnp.where(mask, values[:, None], jnp.zeros((), values.dtype)).sum(0)
+    found = jnp.where(mask, values[:, None], jnp.zeros((), values.dtype)).sum(0)
+    return found.astype(values.dtype)
 
 
 def _of_graph(values, node_graph, num, other):

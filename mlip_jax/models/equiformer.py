@@ -26,6 +26,7 @@ import numpy as np
 
 from mlip_jax.graphs.graph import pairs
 from mlip_jax.models.layers.basic import STEP, cutoff_function, safe_norm, unit_vectors
+from mlip_jax.models.layers.element_rows import element_rows
 from mlip_jax.models.layers.graph_attention import (
     DegreeEmbedding,
     DegreeNorm,
@@ -33,7 +34,7 @@ from mlip_jax.models.layers.graph_attention import (
     EquiformerBlock,
     GraphAttention,
 )
-from mlip_jax.models.layers.heads import AtomicEnergy, AtomOutputs, element_rows, embed_elements
+from mlip_jax.models.layers.heads import AtomicEnergy, AtomOutputs, embed_elements
 from mlip_jax.models.layers.tensor_products.couplings import spherical_harmonics
 from mlip_jax.models.layers.tensor_products.gates import layout
 from mlip_jax.models.layers.tensor_products.irreps import EVEN, Irrep

@@ -35,14 +35,10 @@ from mlip_jax.models.layers.basic import (
     segment_sum,
 )
 from mlip_jax.models.layers.element_properties import GROUPS, PERIODS, PROPERTIES
+from mlip_jax.models.layers.element_rows import element_rows
 from mlip_jax.models.layers.frames import FRAMES, GraphNorm, principal_axes
 from mlip_jax.models.layers.gated_energy import xavier
-from mlip_jax.models.layers.heads import (
-    MAX_ATOMIC_NUMBER,
-    AtomOutputs,
-    element_rows,
-    embed_elements,
-)
+from mlip_jax.models.layers.heads import MAX_ATOMIC_NUMBER, AtomOutputs, embed_elements
 
 SKIPS = ("concat", "add", "none")
 
