@@ -7,7 +7,7 @@ import pytest
 
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.graphs.batch import build_batch
-from mlip_jax.graphs.graph import max_by_graph, sum_by_graph
+from mlip_jax.graphs.graph import max_by_graph, spread_by_graph, sum_by_graph
 from mlip_jax.graphs.neighbor_slots import add_neighbor_slots, choose_capacity, max_neighbors
 from mlip_jax.graphs.resident import collect
 from mlip_jax.graphs.shapes import PaddingBudget
@@ -186,6 +186,18 @@ def test_all_pairs_of_a_single_structure_change_no_hessian():
         assert "stablehlo.scatter" not in lowered.as_text()
         found = lowered.compile()(params)
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9 * np.abs(expected).max())
+
+
+def test_values_of_graphs_are_spread_as_on_a_cpu():
+    """Detects values of another graph, also NaN, and a type that changes."""
+    graphs = np.array([0, 0, 2, 3], np.int32)  # graph 1 is empty
+    for values in (np.array([[1.0], [2.0], [np.nan], [4.0]]), np.array([True, False, False, True])):
+        found = {}
+        for platform in ("cpu", "gpu"):
+            with compiling_for(platform):
+                found[platform] = spread_by_graph(jnp.asarray(values), graphs)
+        np.testing.assert_array_equal(found["gpu"], found["cpu"])
+        assert found["gpu"].dtype == found["cpu"].dtype
 
 
 def test_sums_and_maxima_by_graph_are_those_of_a_cpu():
