@@ -69,6 +69,44 @@ def test_bytes_operations_and_lines_of_kernels():
     assert sum(k.atomics for k in Module(unique).kernels) == 0
 
 
+LOOP = """HloModule jit_g, is_scheduled=true
+
+%step (t: (s32[], f32[100,4])) -> (s32[], f32[100,4]) {
+  %t = (s32[], f32[100,4]{1,0}) parameter(0)
+  %n = s32[] get-tuple-element(%t), index=0
+  %v = f32[100,4]{1,0} get-tuple-element(%t), index=1
+  %e = f32[100,4]{1,0} exponential(%v)
+  ROOT %o = (s32[], f32[100,4]{1,0}) tuple(%n, %e)
+}
+
+%cond (c: (s32[], f32[100,4])) -> pred[] {
+  %c = (s32[], f32[100,4]{1,0}) parameter(0)
+  ROOT %always = pred[] constant(true)
+}
+
+ENTRY %main (x: f32[100,4]) -> (s32[], f32[100,4]) {
+  %x = f32[100,4]{1,0} parameter(0)
+  %big = f32[900,4]{1,0} iota(), iota_dimension=0
+  %first = f32[900,4]{1,0} exponential(%big)
+  %zero = s32[] constant(0)
+  %start = (s32[], f32[100,4]{1,0}) tuple(%zero, %x)
+  ROOT %l = (s32[], f32[100,4]{1,0}) while(%start), condition=%cond, body=%step, \
+backend_config={"known_trip_count":{"n":"6"}}
+}
+"""
+
+
+def test_loops_within_a_program_count_with_their_iterations():
+    """Detects sums over blocks of edges that are counted for one block only."""
+    _, kernels = aot.analyze("h200", LOOP)
+    repeated = next(k for k in kernels if k.name == "e")
+    assert (repeated.repeats, repeated.bytes) == (6, 6 * 2 * 100 * 4 * 4)
+    assert all(k.repeats == 1 for k in kernels if k.name != "e")
+    # a loop that moves most of the bytes is the program's, such as that of dynamics: one iteration
+    _, kernels = aot.analyze("h200", LOOP.replace("900", "9"))
+    assert [(k.name, k.repeats) for k in kernels] == [("e", 1)]
+
+
 def test_lines_are_sorted_by_bytes():
     first, second, _ = aot.by_line(Module(TEXT, 1e6).kernels, 3)
     assert first.startswith("| fusion Input | 1 |") and second.startswith("| models/painn.py:7 |")

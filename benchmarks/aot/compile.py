@@ -72,13 +72,14 @@ def analyze(target: str, text: str) -> tuple[Module, list[Kernel]]:
     """Return the module of a compiled program and the kernels that count.
 
     Of a program with loops these are the kernels of the innermost loop that moves most of the bytes:
-    an iteration of a relaxation or a step of dynamics.
+    an iteration of a relaxation or a step of dynamics. Loops within it count with all their
+    iterations, if their number is known.
     """
     module = Module(text, targets.RATES[target].cache)
     total = sum(k.bytes for k in module.kernels)
-    bodies = [module.within(body) for _, body in module.loops]
-    bodies = [kernels for kernels in bodies if 2 * sum(k.bytes for k in kernels) > total]
-    return module, min(bodies, key=len, default=module.kernels)
+    bodies = {body: module.within(body) for _, body in module.loops}
+    bodies = {b: k for b, k in bodies.items() if 2 * sum(x.bytes for x in k) > total}
+    return module, module.repeated(min(bodies, key=lambda b: len(bodies[b]), default=None))
 
 
 def row(target: str, spec: str, compiled, seconds: float) -> tuple[dict, list[Kernel]]:
@@ -94,14 +95,14 @@ def row(target: str, spec: str, compiled, seconds: float) -> tuple[dict, list[Ke
     )
     return {
         "program": spec,
-        "kernels": len(kernels),
+        "kernels": sum(k.repeats for k in kernels),
         "GB": round(sum(k.bytes for k in kernels) / 1e9, 3),
         "GB_memory": round(moved / 1e9, 3),
         "GFLOP": round(sum(k.matrix + k.vector for k in kernels) / 1e9, 2),
         "ms_memory": round(1e3 * bound, 3),
-        "ms_launch": round(1e3 * _LAUNCH * len(kernels), 2),
+        "ms_launch": round(1e3 * _LAUNCH * sum(k.repeats for k in kernels), 2),
         "atomics": sum(k.atomics for k in kernels),
-        "copies": sum("copy" in k.kind or "copy" in k.name for k in kernels),
+        "copies": sum(k.repeats for k in kernels if "copy" in k.kind or "copy" in k.name),
         "conditionals": module.conditionals,
         "callbacks": module.count(r'custom_call_target="[^"]*callback'),
         "f64": module.count(r"\bf64\["),
@@ -117,7 +118,7 @@ def by_line(kernels: list[Kernel], count: int) -> list[str]:
         groups[kernel.source or kernel.kind].append(kernel)
     ordered = sorted(groups.items(), key=lambda item: -sum(k.bytes for k in item[1]))
     return [
-        f"| {source} | {len(group)} | {sum(k.bytes for k in group) / 1e6:.1f} "
+        f"| {source} | {sum(k.repeats for k in group)} | {sum(k.bytes for k in group) / 1e6:.1f} "
         f"| {sum(k.from_memory for k in group) / 1e6:.1f} | {sum(k.atomics for k in group)} |"
         for source, group in ordered[:count]
     ]

@@ -2,7 +2,7 @@
 
 A kernel reads each operand once. A gather reads the rows that it fetches; of an array that fits into
 a quarter of the last cache, memory delivers it at most once (`Kernel.from_memory`). A scatter reads and
-writes the rows that it adds. The body of a loop counts once.
+writes the rows that it adds. The body of a loop counts as often as the loop runs, if that is known.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ _MOVES = {
     "convert", "compare", "select", "and", "or", "not", "fusion", "custom-call", *_FREE, *_CONTROL,
 }  # fmt: skip
 _CACHED = 0.25  # fraction of the last cache for one array
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')  # in the configuration of a loop
+_SUMS = ("read", "written", "cached", "matrix", "vector", "atomics", "gathers", "repeats")
 
 
 @dataclasses.dataclass
@@ -43,6 +45,7 @@ class Kernel:
       atomics: Number of scatter operations that add with atomic operations.
       gathers: Number of gather operations.
       source: Line of code of the package.
+      repeats: Number of launches; the other numbers are sums over them.
     """
 
     name: str
@@ -56,6 +59,7 @@ class Kernel:
     atomics: int = 0
     gathers: int = 0
     source: str = ""
+    repeats: int = 1
 
     @property
     def bytes(self) -> float:
@@ -66,6 +70,11 @@ class Kernel:
     def from_memory(self) -> float:
         """Bytes without those that the last cache delivers."""
         return self.bytes - self.cached
+
+
+def _times(kernel: Kernel, count: int) -> Kernel:
+    """Return the sums over several launches of a kernel."""
+    return dataclasses.replace(kernel, **{name: count * getattr(kernel, name) for name in _SUMS})
 
 
 class Module:
@@ -86,29 +95,46 @@ class Module:
           cache: Size of the last cache of the device (B).
         """
         self.text, self._cache = text, cache
-        self._computations, entry = parse(text)
+        self._computations, self._entry = parse(text)
         self._sources = SourceLines(text)
         self.kernels: list[Kernel] = []
         self.loops: list[tuple[str, str]] = []
         self.conditionals = 0
         self._seen: set[str] = set()
-        self._walk(entry)
+        self._walk(self._entry)
 
     def count(self, pattern: str) -> int:
         """Return the number of matches of a pattern in the text."""
         return len(re.findall(pattern, self.text))
 
     def within(self, computation: str) -> list[Kernel]:
-        """Return the kernels of a computation and of those that it calls."""
-        names, left = set(), [computation]
+        """Return the kernels of a computation and of those that it calls, each once."""
+        repeats = self._repeats(computation)
+        return [k for k in self.kernels if k.where in repeats]
+
+    def repeated(self, computation: str | None = None) -> list[Kernel]:
+        """Return the same kernels, with the sums over the iterations of loops of known length.
+
+        Args:
+          computation: Name of a computation; None for the whole program.
+        """
+        repeats = self._repeats(computation or self._entry)
+        return [_times(k, repeats[k.where]) for k in self.kernels if k.where in repeats]
+
+    def _repeats(self, computation: str) -> dict[str, int]:
+        """Return how often a computation and those that it calls are evaluated per call."""
+        counts: dict[str, int] = collections.defaultdict(int)
+        left = [(computation, 1)]
         while left:
-            name = left.pop()
-            if name in names or name not in self._computations:
+            name, times = left.pop()
+            if name not in self._computations:
                 continue
-            names.add(name)
+            counts[name] += times
             for operation in self._computations[name].values():
-                left += self._callees(operation)
-        return [k for k in self.kernels if k.where in names]
+                known = _TRIPS.search(operation.rest) if operation.kind == "while" else None
+                factor = int(known.group(1)) if known else 1
+                left += [(callee, times * factor) for callee in self._callees(operation)]
+        return dict(counts)
 
     @staticmethod
     def _callees(operation: Operation) -> list[str]:

@@ -30,7 +30,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "so3krates": dict(num_features=132, num_layers=3, num_heads=4, num_radial=32),
     "equivariant_transformer": dict(num_features=128, num_layers=8, num_heads=8, num_radial=64),
     "schnet": dict(num_features=128, num_layers=6, num_radial=20),
-    "nequip": dict(num_features=32, num_layers=3, max_degree=2),
+    "nequip": dict(num_features=32, num_layers=3, max_degree=2, elements=(1, 6, 7, 8, 16)),
+    "mace": dict(num_features=64, elements=(1, 6, 7, 8, 16)),
+    "sevennet": dict(num_features=32, elements=(1, 6, 7, 8, 16)),
 }
 
 
@@ -201,10 +203,10 @@ def calc(name: str, atoms: int = 30) -> Program:
     field = MLIPCalculator(_potential(name)).compiled
     structure = _molecules(1, atoms)[0]
     bucket, (floats, ints) = field.pack(structure, centered(structure))
-    leaves, tree = jax.tree.flatten(field.params())
+    evaluation, _, leaves = field._programs
 
     def calculate(leaves, floats, ints):
-        return field._trace(tree, leaves, bucket, floats, ints, False)
+        return evaluation(leaves, bucket, floats, ints, False)
 
     return Program("", calculate, (shapes(leaves), shapes(floats), shapes(ints)))
 

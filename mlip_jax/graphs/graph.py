@@ -104,6 +104,22 @@ def max_by_graph(values: jax.Array, node_graph: jax.Array, num: int, lowest: int
     return _of_graph(values, node_graph, num, lowest).max(1, initial=lowest)
 
 
+def spread_by_graph(values: jax.Array, node_graph: jax.Array) -> jax.Array:
+    """Return the value of the graph of each node: (G, ...) -> (N, ...), the transpose of sum_by_graph.
+
+    Args:
+      values: Values of the graphs.
+      node_graph: Graph of each node.
+    """
+    if target_platform() == "cpu" or len(node_graph) * values.size > _MAX_MASK:
+        return values[node_graph]
+    # not a product with zeros, which would spread NaN to other graphs
+    mask = node_graph == jnp.arange(len(values), dtype=node_graph.dtype)[:, None]
+    mask = mask.reshape(*mask.shape, *[1] * (values.ndim - 1))
+    found = jnp.where(mask, values[:, None], jnp.zeros((), values.dtype)).sum(0)
+    return found.astype(values.dtype)
+
+
 def _of_graph(values, node_graph, num, other):
     """Return the values of the nodes of each graph, `other` for nodes of others, (num, N, ...)."""
     mask = node_graph == jnp.arange(num, dtype=node_graph.dtype)[:, None]

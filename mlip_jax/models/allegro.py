@@ -40,8 +40,9 @@ from mlip_jax.models.layers.basic import (
     segment_sum,
     unit_vectors,
 )
+from mlip_jax.models.layers.element_rows import element_rows
 from mlip_jax.models.layers.factored import Factored, FactoredMLP, uniform
-from mlip_jax.models.layers.heads import MAX_ATOMIC_NUMBER, AtomOutputs, element_rows
+from mlip_jax.models.layers.heads import MAX_ATOMIC_NUMBER, AtomOutputs
 from mlip_jax.models.layers.tensor_products.couplings import spherical_harmonics
 from mlip_jax.models.layers.tensor_products.linear import element_index
 

@@ -26,6 +26,7 @@ import numpy as np
 
 from mlip_jax.graphs.graph import pairs
 from mlip_jax.models.layers.basic import STEP, cutoff_function, safe_norm, unit_vectors
+from mlip_jax.models.layers.element_rows import element_rows
 from mlip_jax.models.layers.graph_attention import (
     DegreeEmbedding,
     DegreeNorm,
@@ -74,6 +75,8 @@ class Model(nn.Module):
       remat: Whether to recompute blocks in the backward pass, to save memory.
     """
 
+    neighbor_slots = True  # see graphs/neighbor_slots.py
+
     num_features: int | Sequence[int] = 256
     num_layers: int = 6
     max_degree: int = 1
@@ -120,8 +123,8 @@ class Model(nn.Module):
         x = embed_elements(self, numbers, widths[0], edge.radial.dtype)
         if self.num_tags:
             init = nn.initializers.normal(1.0)
-            table = self.param("tags", init, (self.num_tags, widths[0])).astype(x.dtype)
-            x = x + table[graph.nodes.get("tags", jnp.zeros_like(numbers))]
+            table = self.param("tags", init, (self.num_tags, widths[0]))
+            x = x + element_rows(table, graph.nodes.get("tags", jnp.zeros_like(numbers)), x.dtype)
         features[0] = features[0] + x[:, None]
         # blocks
         head = self.head_features or [width // self.num_heads for width in widths]
@@ -165,7 +168,7 @@ class Model(nn.Module):
             raise ValueError(
                 f"radial_basis must be one of {RADIAL_BASES}, received {self.radial_basis!r}"
             )
-        edge = pairs(graph, undirected=False)
+        edge = pairs(graph, undirected=False, slots=True)
         distances = safe_norm(edge.displacements)
         unit = unit_vectors(edge.displacements, distances)
         harmonics = jnp.concatenate(spherical_harmonics(unit, self.max_degree), axis=1)

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import jraph
 
 from mlip_jax.config import unknown_name
-from mlip_jax.graphs.graph import Pairs, node_graph_index, pairs
+from mlip_jax.graphs.graph import Pairs, node_graph_index, pairs, spread_by_graph
 from mlip_jax.models.layers.basic import (
     STEP,
     Dense,
@@ -35,6 +35,7 @@ from mlip_jax.models.layers.basic import (
     segment_sum,
 )
 from mlip_jax.models.layers.element_properties import GROUPS, PERIODS, PROPERTIES
+from mlip_jax.models.layers.element_rows import element_rows
 from mlip_jax.models.layers.frames import FRAMES, GraphNorm, principal_axes
 from mlip_jax.models.layers.gated_energy import xavier
 from mlip_jax.models.layers.heads import MAX_ATOMIC_NUMBER, AtomOutputs, embed_elements
@@ -73,6 +74,8 @@ class Model(nn.Module):
       undirected: False computes filters for both directions of each pair; this plain form is for
         tests. The frames "proper" always use it.
     """
+
+    neighbor_slots = True  # see graphs/neighbor_slots.py
 
     num_features: int = 128
     num_layers: int = 4
@@ -116,7 +119,7 @@ class Model(nn.Module):
                 raise ValueError(unknown_name(option, value, known))
         width, numbers = self.num_features, graph.nodes["numbers"]
         # axis 1 are the frames: filters (P, K, F), features h (N, K, F), at first equal in all
-        edge = pairs(graph, self.undirected and self.frames == "all")
+        edge = pairs(graph, self.undirected and self.frames == "all", slots=True)
         filters = self._filters(edge, graph)
         h = self._embed(numbers, filters.dtype)[:, None, :]
         head = FrameEnergy(self.weighted, self.zero_init, name="energy")
@@ -134,15 +137,15 @@ class Model(nn.Module):
         # averages over the frames: atomic energies (N,), features (N, 1, 1, F)
         atomic = self._combine([e.mean(1) for e in energies], graph)
         if self.learned_shift:
-            atomic = atomic + self.param("shift", nn.initializers.zeros, (MAX_ATOMIC_NUMBER + 1,))[
-                numbers
-            ].astype(atomic.dtype)
+            shift = self.param("shift", nn.initializers.zeros, (MAX_ATOMIC_NUMBER + 1,))
+            atomic = atomic + element_rows(shift, numbers, atomic.dtype)
         return AtomOutputs(atomic, h.mean(1)[:, None, None, :])
 
     def _filters(self, edge: Pairs, graph):
         """Return the filters of the pairs in each frame, shape (P, K, F)."""
         width, distances = self.num_features, safe_norm(edge.displacements)
-        axes = principal_axes(graph)[node_graph_index(graph)[edge.receivers]]  # (P, 3, 3)
+        axes = spread_by_graph(principal_axes(graph), node_graph_index(graph))
+        axes = gather(axes, edge.receivers)  # (P, 3, 3)
         exact = jax.lax.Precision.HIGHEST
         local = jnp.einsum("px,pxy->py", edge.displacements, axes, precision=exact)
         local = local[:, None, :] * FRAMES[self.frames].astype(local.dtype)  # (P, K, 3)
@@ -173,7 +176,7 @@ class Model(nn.Module):
             for name, table in (("period", PERIODS), ("group", GROUPS)):
                 shape = (int(table.max()) + 1, self.num_period_features)
                 vectors = self.param(name, nn.initializers.normal(1.0), shape)
-                parts.append(vectors.astype(dtype)[jnp.asarray(table)[numbers]])
+                parts.append(element_rows(vectors, jnp.asarray(table)[numbers], dtype))
         h = jnp.concatenate(parts, axis=-1)
         for layer in range(1 + self.two_layers):
             h = jax.nn.silu(Dense(width, kernel_init=xavier, name=f"embed_layer_{layer + 1}")(h))
@@ -192,7 +195,7 @@ class Model(nn.Module):
             share = self.param("graph_bias", nn.initializers.zeros, ()).astype(
                 atomic.dtype
             ) / jnp.maximum(graph.n_node, 1)
-            atomic = atomic + share[node_graph_index(graph)]
+            atomic = atomic + spread_by_graph(share, node_graph_index(graph))
         return atomic
 
 

@@ -17,7 +17,7 @@ import jraph
 import numpy as np
 from ase.data import covalent_radii
 
-from mlip_jax.graphs.graph import Pairs, pairs
+from mlip_jax.graphs.graph import Pairs
 from mlip_jax.models.layers.basic import (
     gather,
     polynomial_cutoff,
@@ -28,6 +28,7 @@ from mlip_jax.models.layers.basic import (
 )
 from mlip_jax.models.layers.heads import MAX_ATOMIC_NUMBER, AtomOutputs
 from mlip_jax.models.layers.tensor_products.convolution import (
+    convolution_pairs,
     convolution_paths,
     convolve,
     num_weights,
@@ -91,6 +92,8 @@ class Model(nn.Module):
         tests.
     """
 
+    neighbor_slots = True  # see graphs/neighbor_slots.py
+
     num_features: int = 128
     num_layers: int = 2
     max_degree: int = 3
@@ -136,7 +139,7 @@ class Model(nn.Module):
         numbers = graph.nodes["numbers"]
         elements = None if self.elements is None else tuple(self.elements)
         # edge geometry: distances (P,), harmonics (P, 2l + 1) of the vectors to the receivers
-        edge = pairs(graph, self.undirected)
+        edge = convolution_pairs(graph, self.undirected)
         distances = safe_norm(edge.displacements)
         unit = unit_vectors(edge.displacements, distances)
         harmonics = opposite(spherical_harmonics(unit, self.max_degree))

@@ -18,14 +18,20 @@ import jax.numpy as jnp
 import jraph
 import numpy as np
 
-from mlip_jax.graphs.graph import Pairs, pairs
+from mlip_jax.graphs.graph import Pairs
 from mlip_jax.models.layers.basic import gather, polynomial_cutoff, safe_norm, unit_vectors
 from mlip_jax.models.layers.heads import AtomOutputs, scale_and_shift
+from mlip_jax.models.layers.tensor_products.convolution import convolution_pairs
 from mlip_jax.models.layers.tensor_products.couplings import spherical_harmonics
 from mlip_jax.models.layers.tensor_products.gates import layout
 from mlip_jax.models.layers.tensor_products.interaction import Interaction
 from mlip_jax.models.layers.tensor_products.irreps import EVEN, ODD, SCALAR, Irrep, Irreps, parse
-from mlip_jax.models.layers.tensor_products.linear import ScalarNetwork, element_index, scalars
+from mlip_jax.models.layers.tensor_products.linear import (
+    ScalarNetwork,
+    element_index,
+    scalars,
+    table_rows,
+)
 
 PARITIES = ("full", "natural", "even")
 
@@ -64,6 +70,8 @@ class Model(nn.Module):
         requires; this plain form is otherwise for tests.
     """
 
+    neighbor_slots = True  # see graphs/neighbor_slots.py
+
     num_features: int | Sequence[int] = 32
     num_layers: int = 4
     max_degree: int = 1
@@ -94,7 +102,7 @@ class Model(nn.Module):
         rows, num_rows = element_index(numbers, elements)
         layers = self.layer_irreps()
         # edge geometry: distances (P,), harmonics (P, 2l + 1), radial functions (P, num_radial)
-        edge = pairs(graph, self.undirected and self.pair_cutoffs is None)
+        edge = convolution_pairs(graph, self.undirected and self.pair_cutoffs is None)
         distances = safe_norm(edge.displacements)
         harmonics = spherical_harmonics(
             unit_vectors(edge.displacements, distances), self.max_degree
@@ -105,7 +113,7 @@ class Model(nn.Module):
         table = self.param("embedding", nn.initializers.normal(1.0), (num_rows, width)).astype(
             distances.dtype
         )
-        features = {SCALAR: table[rows][:, None]}
+        features = {SCALAR: table_rows(table, rows)[:, None]}
         scale = self._scale(rows, num_rows, distances.dtype)
         block = nn.remat(Interaction) if self.remat else Interaction
         for n, wanted in enumerate(layers):

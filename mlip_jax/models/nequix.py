@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import jraph
 import numpy as np
 
-from mlip_jax.graphs.graph import pairs
 from mlip_jax.models.layers.basic import polynomial_cutoff, safe_norm, unit_vectors
 from mlip_jax.models.layers.heads import AtomOutputs, scale_and_shift
+from mlip_jax.models.layers.tensor_products.convolution import convolution_pairs
 from mlip_jax.models.layers.tensor_products.couplings import spherical_harmonics
 from mlip_jax.models.layers.tensor_products.gates import layout
 from mlip_jax.models.layers.tensor_products.interaction import Interaction
@@ -54,6 +54,8 @@ class Model(nn.Module):
         tests.
     """
 
+    neighbor_slots = True  # see graphs/neighbor_slots.py
+
     num_features: int | Sequence[int] = (128, 64, 32, 32)
     num_layers: int = 4
     max_degree: int = 3
@@ -79,7 +81,7 @@ class Model(nn.Module):
         rows, num_rows = element_index(numbers, elements)
         hidden = self.hidden_irreps()
         # edge geometry: distances (P,), harmonics (P, 2l + 1), radial functions (P, num_radial)
-        edge = pairs(graph, self.undirected)
+        edge = convolution_pairs(graph, self.undirected)
         distances = safe_norm(edge.displacements)
         directions = unit_vectors(edge.displacements, distances)
         harmonics = spherical_harmonics(directions, self.num_harmonics() - 1)

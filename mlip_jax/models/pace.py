@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import jraph
 import numpy as np
 
-from mlip_jax.graphs.graph import pairs
 from mlip_jax.models.layers.basic import (
     bernstein_basis,
     exponential_cutoff,
@@ -26,6 +25,7 @@ from mlip_jax.models.layers.basic import (
     unit_vectors,
 )
 from mlip_jax.models.layers.heads import AtomOutputs
+from mlip_jax.models.layers.tensor_products.convolution import convolution_pairs
 from mlip_jax.models.layers.tensor_products.couplings import spherical_harmonics
 from mlip_jax.models.layers.tensor_products.edge_booster import (
     EdgeBooster,
@@ -83,6 +83,8 @@ class Model(nn.Module):
         is for tests.
     """
 
+    neighbor_slots = True  # see graphs/neighbor_slots.py
+
     num_features: int = 256
     num_layers: int = 2
     max_degree: int = 3
@@ -121,7 +123,7 @@ class Model(nn.Module):
         numbers = graph.nodes["numbers"]
         elements = None if self.elements is None else tuple(self.elements)
         # edge geometry: distances (P,), harmonics (P, 2l + 1) in both directions
-        edge = pairs(graph, self.undirected)
+        edge = convolution_pairs(graph, self.undirected)
         distances = safe_norm(edge.displacements)
         unit = unit_vectors(edge.displacements, distances)
         ways = directions(edge, spherical_harmonics(unit, self.max_degree))

@@ -148,7 +148,10 @@ class Model(nn.Module):
                     fused_messages, bases=slot_filters.bases, distances=distances, geometry=slots
                 )
                 return (lambda n, phi, v: fused(phi, v, split[3 * n : 3 * n + 3]), distances.dtype)
-            filters = [slot_filters(t) for t in tables(self.num_radial, distances.dtype)]
+            split = tables(self.num_radial, distances.dtype)
+            filters = []
+            for n in range(self.num_layers):
+                filters += slot_filters.of_layer(split[3 * n : 3 * n + 3])
             sums = functools.partial(slot_messages, geometry=slots)
         return (lambda n, phi, v: sums(phi, v, filters[3 * n : 3 * n + 3]), distances.dtype)
 

@@ -60,6 +60,7 @@ class Model(nn.Module):
     """
 
     NEW_RUN_OPTIONS = {"epsilon": 1e-4}
+    neighbor_slots = True  # see graphs/neighbor_slots.py
 
     num_features: int = 512
     num_layers: int = 6
@@ -85,7 +86,7 @@ class Model(nn.Module):
     def __call__(self, graph: jraph.GraphsTuple) -> AtomOutputs:
         width, numbers = self.num_features, graph.nodes["numbers"]
         # edge geometry: distances (P,), directions (P, 3), filters: 3 * num_layers arrays (P, F)
-        edge = pairs(graph, self.undirected)
+        edge = pairs(graph, self.undirected, slots=True)
         distances = safe_norm(edge.displacements)
         directions = (
             unit_vectors(edge.displacements, distances)

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import jraph
 import numpy as np
 
-from mlip_jax.graphs.graph import pairs
 from mlip_jax.models.layers.basic import polynomial_cutoff, safe_norm, unit_vectors, xplor_cutoff
 from mlip_jax.models.layers.heads import AtomOutputs, scale_and_shift
+from mlip_jax.models.layers.tensor_products.convolution import convolution_pairs
 from mlip_jax.models.layers.tensor_products.couplings import spherical_harmonics
 from mlip_jax.models.layers.tensor_products.gates import layout
 from mlip_jax.models.layers.tensor_products.interaction import Interaction
@@ -28,6 +28,7 @@ from mlip_jax.models.layers.tensor_products.linear import (
     ScalarNetwork,
     element_index,
     scalars,
+    table_rows,
 )
 
 PARITIES = ("full", "even")
@@ -71,6 +72,8 @@ class Model(nn.Module):
         tests.
     """
 
+    neighbor_slots = True  # see graphs/neighbor_slots.py
+
     num_features: int | Sequence[int] = 32
     num_layers: int = 3
     max_degree: int = 1
@@ -102,7 +105,7 @@ class Model(nn.Module):
         rows, num_rows = element_index(numbers, elements)
         hidden = self.hidden_irreps()
         # edge geometry: distances (P,), harmonics (P, 2l + 1), radial functions (P, num_radial)
-        edge = pairs(graph, self.undirected)
+        edge = convolution_pairs(graph, self.undirected)
         distances = safe_norm(edge.displacements)
         vectors = (
             unit_vectors(edge.displacements, distances)
@@ -113,7 +116,8 @@ class Model(nn.Module):
         radial = self._radial(distances)
         one_hot = 1.0 if elements is None else 1 / sqrt(num_rows)
         table = self.param("embedding", nn.initializers.normal(1.0), (num_rows, self.num_scalars()))
-        features = {SCALAR: (table * one_hot).astype(distances.dtype)[rows][:, None]}
+        table = (table * one_hot).astype(distances.dtype)
+        features = {SCALAR: table_rows(table, rows)[:, None]}
         block = nn.remat(Interaction) if self.remat else Interaction
         for n in range(self.num_layers):
             wanted = hidden if n < self.num_layers - 1 else ((self.num_scalars(), SCALAR),)

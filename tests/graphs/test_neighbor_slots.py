@@ -7,7 +7,7 @@ import pytest
 
 from mlip_jax.datasets.columns import Columns
 from mlip_jax.graphs.batch import build_batch
-from mlip_jax.graphs.graph import max_by_graph, sum_by_graph
+from mlip_jax.graphs.graph import max_by_graph, spread_by_graph, sum_by_graph
 from mlip_jax.graphs.neighbor_slots import add_neighbor_slots, choose_capacity, max_neighbors
 from mlip_jax.graphs.resident import collect
 from mlip_jax.graphs.shapes import PaddingBudget
@@ -34,6 +34,25 @@ SMALL = {
         energy_widths=(4,),
         zero_init=False,
     ),
+    "mace": dict(
+        num_features=2,
+        num_layers=2,
+        max_degree=1,
+        correlation=2,
+        num_radial=3,
+        radial_network=(4,),
+        first_interaction="residual_density",
+        interaction="agnostic",
+        zbl=True,
+        zero_init=False,
+    ),
+    "nequip": dict(num_features=2, num_layers=2, max_degree=1, num_radial=3),
+    "sevennet": dict(num_features=2, num_layers=2, max_degree=1, num_radial=3),
+    "nequix": dict(num_features=(2, 2), num_layers=2, max_degree=1, num_radial=3),
+    "pace": dict(num_features=2, num_layers=2, feature_degree=1, correlation=2),
+    "painn_oc": dict(num_features=4, num_layers=2, num_radial=4),
+    "faenet": dict(num_features=4, num_layers=1, num_radial=4),
+    "equiformer": dict(num_features=4, num_layers=1, num_heads=2, num_radial=4),
     "schnet": dict(num_features=4, num_layers=1, num_radial=5, zero_init=False),
     "equivariant_transformer": dict(
         num_features=8, num_layers=1, num_radial=5, num_heads=2, zero_init=False
@@ -116,6 +135,14 @@ def test_the_number_of_slots_is_that_of_the_atom_with_most_neighbors():
         pytest.param("painn", True, marks=pytest.mark.slow),
         pytest.param("allegro", False, marks=pytest.mark.slow),
         pytest.param("so3krates", False, marks=pytest.mark.slow),
+        pytest.param("mace", False, marks=pytest.mark.slow),
+        pytest.param("nequip", True, marks=pytest.mark.slow),
+        pytest.param("sevennet", False, marks=pytest.mark.slow),
+        pytest.param("nequix", False, marks=pytest.mark.slow),
+        pytest.param("pace", False, marks=pytest.mark.slow),
+        pytest.param("painn_oc", False, marks=pytest.mark.slow),
+        pytest.param("faenet", False, marks=pytest.mark.slow),
+        pytest.param("equiformer", False, marks=pytest.mark.slow),
         pytest.param("equivariant_transformer", True, marks=pytest.mark.slow),
     ],
 )
@@ -159,6 +186,18 @@ def test_all_pairs_of_a_single_structure_change_no_hessian():
         assert "stablehlo.scatter" not in lowered.as_text()
         found = lowered.compile()(params)
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9 * np.abs(expected).max())
+
+
+def test_values_of_graphs_are_spread_as_on_a_cpu():
+    """Detects values of another graph, also NaN, and a type that changes."""
+    graphs = np.array([0, 0, 2, 3], np.int32)  # graph 1 is empty
+    for values in (np.array([[1.0], [2.0], [np.nan], [4.0]]), np.array([True, False, False, True])):
+        found = {}
+        for platform in ("cpu", "gpu"):
+            with compiling_for(platform):
+                found[platform] = spread_by_graph(jnp.asarray(values), graphs)
+        np.testing.assert_array_equal(found["gpu"], found["cpu"])
+        assert found["gpu"].dtype == found["cpu"].dtype
 
 
 def test_sums_and_maxima_by_graph_are_those_of_a_cpu():

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlip_jax.graphs.slot_sums import SlotIndex, take, total
+from mlip_jax.graphs.slot_sums import SlotIndex, rows, take, total
 
 
 def safe_norm(vectors: jax.Array) -> jax.Array:
@@ -229,6 +229,17 @@ def segment_sum(values: jax.Array, index: jax.Array | SlotIndex, num: int) -> ja
     if isinstance(index, SlotIndex):
         return total(values, index)
     return jax.ops.segment_sum(values, index, num, mode="promise_in_bounds")
+
+
+def segment_max(values: jax.Array, index: jax.Array | SlotIndex, num: int) -> jax.Array:
+    """Return the largest of the rows of each index: (E, F) -> (num, F).
+
+    Without any rows it is the lowest finite number if the index is a `SlotIndex`, else -inf.
+    """
+    if isinstance(index, SlotIndex):
+        lowest = jnp.finfo(values.dtype).min
+        return jnp.where(index.used[..., None], rows(values, index.rows), lowest).max(1)
+    return jax.ops.segment_max(values, index, num)
 
 
 def gather(values: jax.Array, index: jax.Array | SlotIndex) -> jax.Array:

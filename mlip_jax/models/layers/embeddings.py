@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import jraph
 import numpy as np
 
-from mlip_jax.graphs.graph import node_graph_index
-from mlip_jax.models.layers.basic import ResidualMLP, segment_sum
+from mlip_jax.graphs.graph import node_graph_index, spread_by_graph, sum_by_graph
+from mlip_jax.models.layers.basic import ResidualMLP
+from mlip_jax.models.layers.element_rows import element_rows
 from mlip_jax.models.layers.heads import MAX_ATOMIC_NUMBER
 
 
@@ -40,17 +41,18 @@ class StateEmbedding(nn.Module):
           dtype: Floating-point type of the result.
         """
         normal = nn.initializers.normal(1.0)
-        queries = self.param("queries", normal, (MAX_ATOMIC_NUMBER + 1, self.width)).astype(dtype)[
-            numbers
-        ]
-        keys = self.param("keys", normal, (2, self.width)).astype(dtype)
-        values = self.param("values", normal, (2, self.width)).astype(dtype)
+        queries = self.param("queries", normal, (MAX_ATOMIC_NUMBER + 1, self.width))
+        queries = element_rows(queries, numbers, dtype)
         psi = jnp.asarray(psi, dtype)
-        sign = (psi < 0).astype(jnp.int32)[node_graph]
-        weights = jax.nn.softplus((queries * keys[sign]).sum(-1) / float(np.sqrt(self.width)))
-        total = segment_sum(weights, node_graph, len(psi))[node_graph]
-        shares = psi[node_graph] * weights / total
-        return ResidualMLP(use_bias=False, name="residual")(shares[:, None] * values[sign])
+        sign = (psi < 0).astype(jnp.int32)[node_graph]  # row of the tables of two rows
+        keys, values = (
+            element_rows(self.param(name, normal, (2, self.width)), sign, dtype)
+            for name in ("keys", "values")
+        )
+        weights = jax.nn.softplus((queries * keys).sum(-1) / float(np.sqrt(self.width)))
+        total = spread_by_graph(sum_by_graph(weights, node_graph, len(psi)), node_graph)
+        shares = spread_by_graph(psi, node_graph) * weights / total
+        return ResidualMLP(use_bias=False, name="residual")(shares[:, None] * values)
 
 
 def embed_state(graph: jraph.GraphsTuple, name: str, width: int, dtype) -> jax.Array:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import jraph
 import numpy as np
 
-from mlip_jax.graphs.graph import node_graph_index
+from mlip_jax.graphs.graph import node_graph_index, spread_by_graph, sum_by_graph
 
 # FRAMES: signs of the axes, shape (K, 3). "all" includes reflections, "proper" only rotations. The
 # order of "all" is such that frame 7 - k is the inverse of frame k.
@@ -34,13 +34,9 @@ def principal_axes(graph: jraph.GraphsTuple) -> jax.Array:
     constants for all derivatives.
     """
     positions, of = jax.lax.stop_gradient(graph.nodes["positions"]), node_graph_index(graph)
-    centered = positions - mean_over_atoms(positions, graph)[of]
-    covariance = jax.ops.segment_sum(
-        centered[:, :, None] * centered[:, None, :],
-        of,
-        graph.n_node.shape[0],
-        indices_are_sorted=True,
-    )
+    centered = positions - spread_by_graph(mean_over_atoms(positions, graph), of)
+    products = centered[:, :, None] * centered[:, None, :]
+    covariance = sum_by_graph(products, of, graph.n_node.shape[0])
     axes = jnp.linalg.eigh(covariance)[1][:, :, ::-1]
     # the signs of eigenvectors are arbitrary
     return axes * jnp.sign(jnp.linalg.det(axes))[:, None, None]
@@ -49,7 +45,7 @@ def principal_axes(graph: jraph.GraphsTuple) -> jax.Array:
 def mean_over_atoms(values: jax.Array, graph: jraph.GraphsTuple) -> jax.Array:
     """Return the mean over the atoms of each graph: (N, ...) -> (G, ...)."""
     num = graph.n_node.shape[0]
-    total = jax.ops.segment_sum(values, node_graph_index(graph), num, indices_are_sorted=True)
+    total = sum_by_graph(values, node_graph_index(graph), num)
     return total / jnp.maximum(graph.n_node, 1).astype(values.dtype).reshape(
         num, *[1] * (values.ndim - 1)
     )
@@ -76,5 +72,6 @@ class GraphNorm(nn.Module):
                 ("bias", nn.initializers.zeros),
             )
         )
-        x = x - mean_scale * mean_over_atoms(x, graph)[of]
-        return scale * x / jnp.sqrt(mean_over_atoms(x * x, graph)[of] + self.epsilon) + bias
+        x = x - mean_scale * spread_by_graph(mean_over_atoms(x, graph), of)
+        square = spread_by_graph(mean_over_atoms(x * x, graph), of)
+        return scale * x / jnp.sqrt(square + self.epsilon) + bias

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlip_jax.graphs.graph import Pairs
-from mlip_jax.models.layers.basic import Dense, gather, segment_sum
+from mlip_jax.models.layers.basic import Dense, gather, segment_max, segment_sum
 from mlip_jax.models.layers.tensor_products.couplings import coupling
 from mlip_jax.models.layers.tensor_products.linear import normalized_activation
 
@@ -267,7 +267,7 @@ class GraphAttention(nn.Module):
         # edges beyond the cutoff must not determine the largest logit
         logits = jnp.where(envelope > 0, logits, jnp.finfo(logits.dtype).min)
         receivers = edge.pairs.receivers
-        largest = jax.lax.stop_gradient(jax.ops.segment_max(logits, receivers, num))
+        largest = jax.lax.stop_gradient(segment_max(logits, receivers, num))
         shares = envelope * jnp.exp(logits - gather(largest, receivers))
         total = gather(segment_sum(shares, receivers, num), receivers)
         return shares / (total + 1e-16) * envelope

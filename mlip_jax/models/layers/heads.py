@@ -6,12 +6,10 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from mlip_jax.models.layers.basic import Dense, activation
-from mlip_jax.target_device import target_platform
+from mlip_jax.models.layers.element_rows import element_rows
 
-_EXACT = jax.lax.Precision.HIGHEST
 MAX_ATOMIC_NUMBER = 118
 
 
@@ -113,12 +111,3 @@ def embed_elements(module: nn.Module, numbers: jax.Array, features: int, dtype) 
         "embedding", nn.initializers.normal(1.0), (MAX_ATOMIC_NUMBER + 1, features)
     )
     return element_rows(table, numbers, dtype)
-
-
-def element_rows(table: jax.Array, numbers: jax.Array, dtype) -> jax.Array:
-    """Return the row of the element of each atom: (119, ...), (N,) -> (N, ...)."""
-    table = jnp.asarray(table, dtype)
-    if target_platform() == "cpu":
-        return table[numbers]
-    # its derivative is a product, too, and not a sum with atomic operations
-    return jnp.dot(jax.nn.one_hot(numbers, len(table), dtype=dtype), table, precision=_EXACT)

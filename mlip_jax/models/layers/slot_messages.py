@@ -76,6 +76,16 @@ class SlotFilters:
         """Return the filter of a table (B, F)."""
         return Filter(*_filter(0, self._distances, table, tuple(self.bases)))
 
+    def of_layer(self, tables: list[jax.Array]) -> list[Filter]:
+        """Return the filters of several tables of equal shapes.
+
+        For few slots, their derivatives by the distances are summed in one kernel.
+        """
+        if self._distances.size >= _MANY or len(tables[0]) > _MAX_TERMS:
+            return [self(table) for table in tables]
+        fields = _filters(0, self._distances, tuple(tables), tuple(self.bases))
+        return [Filter(*fields[k : k + 3]) for k in range(0, len(fields), 3)]
+
 
 def _derivative(function, order):
     """Return the derivative of a function of distances, (P,) -> (P, B)."""
@@ -88,29 +98,69 @@ def _tangent(function, d):
     return jax.jvp(function, (d,), (jnp.ones_like(d),))[1]
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _filter(order: int, distances, table, bases):
     """Return the fields of a `Filter`, or their derivative of an order by the distance."""
-    basis = bases[order]
-    if len(table) > _MAX_TERMS:
-        return (basis @ table,) * 3
-    return tuple(_combine(basis, table, scale) for scale in _SCALES)
+    return _filters(order, distances, (table,), bases)
 
 
-@_filter.defjvp
-def _filter_jvp(order, primals, tangents):
-    distances, table, bases = primals
-    by_distance, by_table, _ = tangents
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _filters(order: int, distances, tables, bases):
+    """Return the fields of several filters, or their derivatives of an order by the distance."""
+    basis, fields = bases[order], []
+    for table in tables:
+        if len(table) > _MAX_TERMS:
+            fields += [basis @ table] * 3
+        else:
+            fields += [_combine(basis, table, scale) for scale in _SCALES]
+    return tuple(fields)
+
+
+@_filters.defjvp
+def _filters_jvp(order, primals, tangents):
+    distances, tables, bases = primals
+    by_distance, by_tables, _ = tangents
     if order + 1 == len(bases):
         raise NotImplementedError(
             f"filters on neighbor slots have {order} derivatives by the distance. Use graphs without "
             "slots for higher ones."
         )
-    change = bases[order] @ by_table  # whose transpose is a product of matrices, not many sums
-    slopes = _filter(order + 1, *primals)
-    return _filter(order, *primals), tuple(
-        slope * by_distance[..., None] + change for slope in slopes
-    )
+    # products of matrices, whose transpose is one, too, and not many sums
+    changes = [change for t in by_tables for change in [bases[order] @ t] * 3]
+    slopes = _filters(order + 1, *primals)
+    if len(tables) == 1:
+        turned = [slope * by_distance[..., None] for slope in slopes]
+    else:
+        turned = _SCALED.bind(by_distance, *slopes)
+    return _filters(order, *primals), tuple(a + b for a, b in zip(turned, changes))
+
+
+def _scaled(factor, *arrays):
+    return [factor[..., None] * array for array in arrays]
+
+
+# _SCALED: (N, K), several (N, K, F) -> products. The derivative by the factor is one sum.
+_SCALED = define_primitive("scaled_arrays", _scaled, several=True)
+
+
+def _scaled_jvp(primals, tangents):
+    out, tangent = _SCALED.bind(*primals), None
+    factor, *arrays = tangents
+    if not is_zero(factor):
+        tangent = _SCALED.bind(factor, *primals[1:])
+    if not all(map(is_zero, arrays)):
+        part = _SCALED.bind(primals[0], *map(ad.instantiate_zeros, arrays))
+        tangent = part if tangent is None else [a + b for a, b in zip(tangent, part)]
+    return out, [ad.Zero.from_primal_value(x) for x in out] if tangent is None else tangent
+
+
+def _scaled_transpose(cotangents, factor, *arrays):
+    if ad.is_undefined_primal(factor):
+        products = [c * x for c, x in zip(cotangents, arrays) if not is_zero(c)]
+        return [sum(products).sum(-1) if products else None, *[None] * len(arrays)]
+    return [None, *(None if is_zero(c) else c * factor[..., None] for c in cotangents)]
+
+
+ad.primitive_jvps[_SCALED], ad.primitive_transposes[_SCALED] = _scaled_jvp, _scaled_transpose
 
 
 def _combine(basis, table, scale):

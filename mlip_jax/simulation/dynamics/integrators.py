@@ -81,7 +81,7 @@ class Langevin(Verlet):
         motion = drift(kick(motion, forces, particles, 0.5 * dt), 0.5 * dt)
         before = kinetic_energies(motion.velocities, particles)
         kept, lost = jnp.exp(-self.friction * dt), -jnp.expm1(-2 * self.friction * dt)
-        target = jnp.append(particles.target, 0.0)[particles.molecule]
+        target = particles.of_atoms(particles.target, 0.0)
         noise = jnp.sqrt(lost * target / particles.masses)[:, None] * normal(
             key, particles, motion.positions.dtype
         )
@@ -109,9 +109,8 @@ class Rescaling(Verlet):
         motion = super().end(motion, forces, particles, dt, key)
         before = kinetic_energies(motion.velocities, particles)
         factors = rescaling_factors(key, before, particles, dt / self.time)
-        motion = motion._replace(
-            velocities=motion.velocities * jnp.append(factors, 1.0)[particles.molecule, None]
-        )
+        scale = particles.of_atoms(factors, 1.0)[:, None]
+        motion = motion._replace(velocities=motion.velocities * scale)
         return motion._replace(heat=motion.heat + (factors * factors - 1) * before)
 
 
@@ -151,7 +150,7 @@ class CellRescaling(Rescaling):
         )
         # scale of a length, (M,)
         scale = jnp.exp(strain / 3)
-        of_atoms = jnp.append(scale, 1.0)[particles.molecule, None]
+        of_atoms = particles.of_atoms(scale, 1.0)[:, None]
         return drift(
             motion._replace(
                 positions=motion.positions * of_atoms,
@@ -192,10 +191,8 @@ def drift(motion: Motion, dt) -> Motion:
 
 def remove_com(motion: Motion, particles: Particles) -> Motion:
     """Return the motion without the velocity of the center of mass of each molecule."""
-    momenta = _per_molecule(particles.masses[:, None] * motion.velocities, particles)
-    masses = _per_molecule(particles.masses, particles)
-    mean = jnp.append(momenta / masses[:, None], jnp.zeros((1, 3), momenta.dtype), axis=0)
-    return motion._replace(velocities=motion.velocities - mean[particles.molecule])
+    mean = _per_molecule(particles.mass_fractions[:, None] * motion.velocities, particles)
+    return motion._replace(velocities=motion.velocities - particles.of_atoms(mean, 0.0))
 
 
 def kinetic_energies(velocities: jax.Array, particles: Particles) -> jax.Array:
@@ -256,7 +253,7 @@ def normal(key, particles: Particles, dtype) -> jax.Array:
 
     They depend only on key, molecule and the number of the atom in its molecule.
     """
-    streams = jnp.append(particles.stream, -1)[particles.molecule]
+    streams = particles.of_atoms(particles.stream, -1)
 
     def of_atom(stream, number):
         return jax.random.normal(

@@ -247,7 +247,7 @@ def has_moved(
     else:
         old = graph.globals["cell"][:-1]
         ratio = jnp.cbrt(jnp.abs(jnp.linalg.det(cell) / jnp.linalg.det(old)))
-        ratio = jnp.append(ratio, 1.0)[particles.molecule]
+        ratio = particles.of_atoms(ratio, 1.0)
         # the short cutoff is stricter if the cell has grown, the long one if it has shrunk
         limits = [
             cutoff + cutoffs.skin - cutoff / ratio

@@ -13,18 +13,21 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ase import Atoms
 from ase.data import covalent_radii
 
 from mlip_jax.datasets.near_origin import is_far
 from mlip_jax.datasets.quality.geometry import bond_limit
+from mlip_jax.graphs.graph import spread_by_graph
 from mlip_jax.graphs.long_range import find_lattice_obstacle
 from mlip_jax.graphs.neighbors import neighbor_list
 from mlip_jax.graphs.shapes import NODE_MULTIPLE, round_up
 from mlip_jax.graphs.slots import Slots
 from mlip_jax.potential import Potential
 from mlip_jax.structure import STATES, electronic_value, hill_formula
+from mlip_jax.target_device import target_platform
 
 
 class Particles(NamedTuple):
@@ -36,6 +39,7 @@ class Particles(NamedTuple):
       slots: Atomic numbers, number of atoms, charge and spin; one molecule per slot.
       slot_atoms: Atom of each place of a slot, (M, n) int32; arbitrary for unused slot_atoms.
       masses: Masses (amu), (N,).
+      mass_fractions: Masses over the mass of the molecule, (N,).
       molecule: Molecule of each atom, (N,) int32.
       number: Number of the atom within its molecule, (N,) int32.
       dof: Degrees of freedom with kinetic energy, (M,).
@@ -51,6 +55,7 @@ class Particles(NamedTuple):
     slots: Slots
     slot_atoms: jax.Array
     masses: jax.Array
+    mass_fractions: jax.Array
     molecule: jax.Array
     number: jax.Array
     dof: jax.Array
@@ -61,6 +66,15 @@ class Particles(NamedTuple):
     bond_length: jax.Array
     bond_shifts: jax.Array | None
     periodic: jax.Array | None
+
+    def of_atoms(self, values: jax.Array, padding: float | bool) -> jax.Array:
+        """Return the value of each atom's molecule, `padding` for padding atoms: (M, ...) -> (N, ...)."""
+        if target_platform() == "cpu":
+            end = jnp.full((1, *values.shape[1:]), padding, values.dtype)
+            return jnp.append(values, end, axis=0)[self.molecule]
+        found = spread_by_graph(values, self.molecule)
+        real = (self.molecule < len(values)).reshape(-1, *[1] * (values.ndim - 1))
+        return jnp.where(real, found, jnp.asarray(padding, values.dtype))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +164,10 @@ class System:
         number = np.arange(self.nodes) - np.append(begin[:-1], begin[-1])[molecule]
         masses = np.ones(self.nodes, dtype)
         masses[: begin[-1]] = np.concatenate([a.get_masses() for a in self.molecules])
+        fractions = np.zeros(self.nodes, dtype)
+        fractions[: begin[-1]] = np.concatenate(
+            [a.get_masses() / a.get_masses().sum() for a in self.molecules]
+        )
         bonds, lengths, shifts = self.bonds() if stop_on_bond_break else _no_bonds()
 
         states = (
@@ -159,6 +177,7 @@ class System:
             Slots(rows, counts, *states),
             np.where(local < counts[:, None], begin[:-1, None] + local, 0).astype(np.int32),
             masses,
+            fractions,
             molecule,
             number.astype(np.int32),
             dof.astype(dtype),

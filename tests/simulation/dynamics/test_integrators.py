@@ -17,7 +17,8 @@ from mlip_jax.simulation.dynamics.integrators import (
     Rescaling,
     kinetic_energies,
 )
-from mlip_jax.simulation.dynamics.system import System
+from mlip_jax.simulation.dynamics.system import Particles, System
+from mlip_jax.target_device import compiling_for
 
 KT = units.kB * 300.0
 STIFFNESS = 2.0  # eV/Å²
@@ -212,3 +213,17 @@ def test_velocities_at_the_start(atoms, dof):
     np.testing.assert_allclose(momenta.sum(0), 0, atol=1e-12)
     np.testing.assert_allclose(np.cross(arms, momenta).sum(0), 0, atol=1e-10)
     assert atoms.get_kinetic_energy() == pytest.approx(0.5 * dof * KT, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "values, padding", [([0.5, 2.0], 1.0), ([True, False], False), ([7, 8], -1)]
+)
+def test_atoms_get_the_values_of_their_molecules_as_on_a_cpu(values, padding):
+    """Detects values of another molecule, and padding atoms that get those of a molecule."""
+    empty = Particles(*[None] * len(Particles._fields))
+    particles = empty._replace(molecule=jnp.asarray([0, 0, 1, 2], jnp.int32))
+    for platform in ("cpu", "gpu"):
+        with compiling_for(platform):
+            found = particles.of_atoms(jnp.asarray(values), padding)
+        np.testing.assert_array_equal(found, [values[0], values[0], values[1], padding])
+        assert found.dtype == jnp.asarray(values).dtype

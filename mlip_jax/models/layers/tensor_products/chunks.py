@@ -67,7 +67,7 @@ def forward(spec: Spec, x, y, w, senders, receivers):
 
     def block(total, part):
         y, w, senders, receivers = part
-        matrices = [_matrices(spec, group, y) for group in spec.groups]
+        matrices = [couple(spec, group, y) for group in spec.groups]
 
         def direction(total, way):
             for k, group in enumerate(spec.groups):
@@ -97,7 +97,7 @@ def backward(spec: Spec, wanted, g, x, y, w, senders, receivers):
 
     def block(dx, part):
         y, w, senders, receivers = part
-        matrices = [_matrices(spec, group, y) for group in spec.groups]
+        matrices = [couple(spec, group, y) for group in spec.groups]
 
         def direction(carry, way):
             dx, dy, dw = carry
@@ -120,7 +120,7 @@ def backward(spec: Spec, wanted, g, x, y, w, senders, receivers):
                 if need_x:
                     dx[k] = _add(dx[k], way.source, by_x)
                 if need_y:
-                    dy += _contract(spec, group, outer)
+                    dy += contract(spec, group, outer)
             return dx, dy, dw
 
         dy = jnp.zeros_like(y) if need_y else None
@@ -145,8 +145,8 @@ def second(spec: Spec, wanted, cotangents, g, x, y, w, senders, receivers):
 
     def block(carry, part):
         y, w, cy, cw, senders, receivers = part
-        matrices = [_matrices(spec, group, y) for group in spec.groups]
-        changes = None if cy is None else [_matrices(spec, group, cy) for group in spec.groups]
+        matrices = [couple(spec, group, y) for group in spec.groups]
+        changes = None if cy is None else [couple(spec, group, cy) for group in spec.groups]
 
         def direction(carry, way):
             dg, dx, dy, dw = carry
@@ -186,7 +186,7 @@ def second(spec: Spec, wanted, cotangents, g, x, y, w, senders, receivers):
                     if by_x is not None:
                         dx[k] = _add(dx[k], way.source, by_x)
                     if outer is not None:
-                        dy += _contract(spec, group, outer)
+                        dy += contract(spec, group, outer)
             return dg, dx, dy, dw
 
         dy = jnp.zeros_like(y) if need_y else None
@@ -251,7 +251,7 @@ def _tables(spec, group):
     return tables
 
 
-def _matrices(spec, group, y):
+def couple(spec, group, y):
     """Couple the harmonics: (P, B) -> matrices (P, c, a) of each path."""
     tables = _tables(spec, group)
     joined = _multiply(y, np.concatenate(tables, axis=1))
@@ -262,7 +262,7 @@ def _matrices(spec, group, y):
     ]
 
 
-def _contract(spec, group, outer):
+def contract(spec, group, outer):
     """Contract derivatives with respect to the matrices of all paths: (P, q, a) -> (P, B)."""
     return _multiply(outer.reshape(len(outer), -1), np.concatenate(_tables(spec, group), axis=1).T)
 

@@ -14,9 +14,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import jraph
 import numpy as np
 
-from mlip_jax.graphs.graph import Pairs
+from mlip_jax.graphs.graph import Pairs, pairs, slot_geometry
+from mlip_jax.graphs.slot_sums import SlotIndex
 from mlip_jax.models.layers.tensor_products import cuequivariance_products
 from mlip_jax.models.layers.tensor_products.chunks import PathGroup, Spec
 from mlip_jax.models.layers.tensor_products.irreps import Features, Irrep, Irreps, product
@@ -27,6 +29,9 @@ from mlip_jax.target_device import target_platform
 # Edges per block: on a CPU, their intermediate values fit into the cache of a core; elsewhere, large
 # blocks keep the device busy, and bound the memory.
 _CPU_BLOCK, _BLOCK = 512, 2**16
+# _MAX_IN_SLOTS: number of slots up to which edges are in slots, where graphs have slots. They are in
+# one block, so that more of them need much memory.
+_MAX_IN_SLOTS = 2**19
 
 
 class Path(NamedTuple):
@@ -77,6 +82,26 @@ def convolution_paths(
     return tuple(Path(*loops[k], starts[k]) for k in order)
 
 
+def convolution_pairs(graph: jraph.GraphsTuple, undirected: bool) -> Pairs:
+    """Return the edges of a graph for convolutions.
+
+    If the graph has slots (graphs/neighbor_slots.py) and is not large, the edges are its slots, both
+    indices are `SlotIndex`, and no sum has atomic additions.
+
+    Args:
+      graph: Graph.
+      undirected: Whether to list each pair once, if the edges are not slots.
+    """
+    slots = graph.edges.get("slots")
+    if slots is None or slots.senders.size > _MAX_IN_SLOTS:
+        return pairs(graph, undirected)
+    num, capacity = slots.senders.shape
+    places = jnp.arange(num * capacity, dtype=jnp.int32).reshape(num, capacity)
+    receivers = SlotIndex(places.ravel() // capacity, places, slots.used)
+    vectors = slot_geometry(graph).displacements.reshape(-1, 3)
+    return Pairs(receivers, slots.slot_senders(), vectors, False)
+
+
 def num_weights(paths: tuple[Path, ...]) -> int:
     """Return the number of weights per edge."""
     return sum(path.channels for path in paths)
@@ -116,7 +141,7 @@ def convolve(
     x = [
         jnp.concatenate([features[source] for source in group.sources], axis=-1) for group in groups
     ]
-    w = [[hidden @ weights.kernel[:, columns] for columns in group.columns] for group in groups]
+    w = [[hidden @ _columns(weights.kernel, paths) for paths in group.paths] for group in groups]
     parts = tuple(PathGroup(group.degree, group.triples) for group in groups)
     return _by_irrep(paths, groups, sum_products(parts, x, harmonics, w, edge, old_signs))
 
@@ -141,11 +166,12 @@ def sum_products(
     """
     max_degree = max(degree for group in groups for degree, _ in group.paths)
     y = jnp.concatenate(harmonics[: max_degree + 1], axis=-1)
-    rows, num = _num_rows(edge), len(edge.senders)
+    num, rows = len(y), _num_rows(edge)
     if cuequivariance_products.is_chosen():
         w = [[values[:num] for values in group] for group in w]
+        senders, receivers = _atoms(edge.senders), _atoms(edge.receivers)
         return cuequivariance_products.sum_products(
-            groups, x, y, w, edge.senders, edge.receivers, edge.undirected, old_signs
+            groups, x, y, w, senders, receivers, edge.undirected, old_signs
         )
     spec = Spec(
         groups,
@@ -155,19 +181,30 @@ def sum_products(
         compact=num <= _CPU_BLOCK,
         stored=target_platform() == "cpu",
     )
+    if isinstance(edge.senders, SlotIndex):
+        return convolve_blocks(spec, x, y, w, edge.senders, None)
     y = _pad(y, rows)
     w = [[_pad(values, rows) for values in group] for group in w]  # padding has no weight
     return convolve_blocks(spec, x, y, w, _pad(edge.senders, rows), _pad(edge.receivers, rows))
 
 
+def _atoms(index: jax.Array | SlotIndex) -> jax.Array:
+    """Return the atom of each edge."""
+    return index.atoms if isinstance(index, SlotIndex) else index
+
+
 def _num_rows(edge: Pairs) -> int:
     """Return the number of edges in whole blocks."""
-    return -(-len(edge.senders) // _block(edge)) * _block(edge)
+    num = len(_atoms(edge.senders))
+    return -(-num // _block(edge)) * _block(edge)
 
 
 def _block(edge: Pairs) -> int:
-    """Return the number of edges of a block."""
-    return min(_CPU_BLOCK if target_platform() == "cpu" else _BLOCK, len(edge.senders))
+    """Return the number of edges of a block; slots are in one."""
+    num = len(_atoms(edge.senders))
+    if isinstance(edge.senders, SlotIndex):
+        return num
+    return min(_CPU_BLOCK if target_platform() == "cpu" else _BLOCK, num)
 
 
 class _Group(NamedTuple):
@@ -177,13 +214,13 @@ class _Group(NamedTuple):
       degree: Degree of the sources.
       sources: Irreps of the sources.
       triples: Degrees of the harmonics and of the output of each path.
-      columns: Columns of the weights of each path, for the channels of all sources.
+      paths: Path of each source, for each triple.
     """
 
     degree: int
     sources: list[Irrep]
     triples: tuple[tuple[int, int], ...]
-    columns: list[np.ndarray]
+    paths: list[list[Path]]
 
 
 def _groups(paths: tuple[Path, ...]) -> list[_Group]:
@@ -199,17 +236,16 @@ def _groups(paths: tuple[Path, ...]) -> list[_Group]:
             degree,
             sources,
             triples,
-            [
-                np.concatenate([_columns(of_source[source][triple]) for source in sources])
-                for triple in triples
-            ],
+            [[of_source[source][triple] for source in sources] for triple in triples],
         )
         for (degree, triples), sources in joined.items()
     ]
 
 
-def _columns(path: Path) -> np.ndarray:
-    return np.arange(path.start, path.start + path.channels)
+def _columns(kernel: jax.Array, paths: list[Path]) -> jax.Array:
+    """Return the columns of paths in slices, whose transpose has no scatter operation."""
+    parts = [kernel[:, path.start : path.start + path.channels] for path in paths]
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
 
 
 def _by_irrep(paths: tuple[Path, ...], groups: list[_Group], summed) -> Features:

@@ -27,6 +27,7 @@ from mlip_jax.models.layers.tensor_products.linear import (
     ScalarNetwork,
     element_index,
     normalized_activation,
+    table_rows,
 )
 
 
@@ -118,11 +119,17 @@ class ElementPairNetwork(nn.Module):
         first, second = (gather(index, atoms) for atoms in (way.edge.senders, way.edge.receivers))
         act = normalized_activation("silu")
         if num * num > len(first):
-            return self.network.path_weights(act(gather(sender, first) + gather(receiver, second)))
+            return self.network.path_weights(act(_of_both(sender, receiver, index, way.edge)))
         # fewer pairs of elements than edges
         pairs = (sender[:, None] + receiver[None]).reshape(num * num, -1)
         hidden, kernel = self.network.path_weights(act(pairs))
-        return PathWeights(gather(hidden, first * num + second), kernel)
+        return PathWeights(table_rows(hidden, first * num + second), kernel)
+
+
+def _of_both(sender, receiver, index, edge: Pairs):
+    """Add the rows of the elements of both atoms of each edge: (Z, W) each -> (P, W)."""
+    of_senders, of_receivers = table_rows(sender, index), table_rows(receiver, index)
+    return gather(of_senders, edge.senders) + gather(of_receivers, edge.receivers)
 
 
 class EdgeBooster(nn.Module):
@@ -227,9 +234,9 @@ class PairEmbedding(nn.Module):
         sender, receiver = (table.astype(dtype) for table in self.tables)
         first, second = (gather(index, atoms) for atoms in (way.edge.senders, way.edge.receivers))
         if num * num > len(first):
-            return self._features(gather(sender, first) + gather(receiver, second))
+            return self._features(_of_both(sender, receiver, index, way.edge))
         pairs = (sender[:, None] + receiver[None]).reshape(num * num, -1)
-        return gather(self._features(pairs), first * num + second)
+        return table_rows(self._features(pairs), first * num + second)
 
     def _features(self, x):
         x = x - x.mean(-1, keepdims=True)

@@ -6,10 +6,13 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from mlip_jax.models.layers.basic import gather
 from mlip_jax.models.layers.tensor_products.gates import layout
 from mlip_jax.models.layers.tensor_products.irreps import SCALAR, Features
-from mlip_jax.models.layers.tensor_products.linear import element_index, normalized_activation
+from mlip_jax.models.layers.tensor_products.linear import (
+    element_index,
+    normalized_activation,
+    table_rows,
+)
 
 
 def embed(module: nn.Module, numbers, elements, width, dtype) -> Features:
@@ -19,7 +22,7 @@ def embed(module: nn.Module, numbers, elements, width, dtype) -> Features:
     """
     index, num = element_index(numbers, elements)
     table = module.param("embedding", nn.initializers.normal(1.0), (num, width))
-    return {SCALAR: gather(table.astype(dtype), index)[:, None]}
+    return {SCALAR: table_rows(table.astype(dtype), index)[:, None]}
 
 
 class ScalarReadout(nn.Module):

@@ -16,9 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlip_jax.models.layers.basic import ACTIVATIONS, gather
+from mlip_jax.models.layers.element_rows import element_rows
 from mlip_jax.models.layers.heads import MAX_ATOMIC_NUMBER
 from mlip_jax.models.layers.tensor_products.irreps import SCALAR, Features, Irreps
+from mlip_jax.target_device import target_platform
 
+# _MAX_PRODUCTS: number of elements up to which a device multiplies by the matrices of all of them.
+_MAX_PRODUCTS = 16
 FORMS = ("e3nn", "nequip", "nequix")  # normalizations of networks and gates
 
 # Factors that give activations a unit second moment for normally distributed inputs. They are
@@ -111,7 +115,7 @@ class ElementLinear(nn.Module):
         """
         index, num = element_index(numbers, self.elements)
         if attributes is not None and len(numbers) < num:  # few atoms: weights of each atom
-            attributes, index = gather(attributes, index), None
+            attributes, index = table_rows(attributes, index), None
         out = {}
         for channels, irrep in self.irreps:
             if irrep not in features:
@@ -124,10 +128,27 @@ class ElementLinear(nn.Module):
             table = table * (self.scale / sqrt(x.shape[-1]))
             if attributes is not None:
                 table = jnp.tensordot(attributes.astype(x.dtype) / sqrt(rows), table, 1)
-            out[irrep] = jnp.einsum(
-                "ncu,nuw->ncw", x, table if index is None else gather(table, index)
-            )
+            if index is None:
+                out[irrep] = jnp.einsum("ncu,nuw->ncw", x, table)
+            else:
+                out[irrep] = _apply_rows(table, index, x)
         return out
+
+
+def _apply_rows(table, index, x):
+    """Multiply by the matrix of each atom's element: (Z, U, W), (N,), (N, c, U) -> (N, c, W)."""
+    if target_platform() == "cpu" or len(table) > _MAX_PRODUCTS:
+        return jnp.einsum("ncu,nuw->ncw", x, table_rows(table, index))
+    # the matrices of all elements: less memory traffic than a matrix per atom
+    products = jnp.einsum("ncu,zuw->nczw", x, table)
+    return (products * jax.nn.one_hot(index, len(table), dtype=x.dtype)[:, None, :, None]).sum(2)
+
+
+def table_rows(table: jax.Array, index: jax.Array) -> jax.Array:
+    """Return rows of a table of elements: (Z, ...), (N,) -> (N, ...)."""
+    if target_platform() == "cpu":
+        return gather(table, index)
+    return element_rows(table, index, table.dtype)
 
 
 def element_index(numbers: jax.Array, elements: Sequence[int] | None) -> tuple[jax.Array, int]:

@@ -1,5 +1,7 @@
 """Differentiation rules of the convolution: JAX primitives around the functions of chunks.py.
 
+For edges in neighbor slots, those of slot_products.py replace them.
+
 Automatic differentiation of a loop over blocks would store the intermediate values of all blocks.
 The primitives define derivatives in terms of each other instead:
 
@@ -25,7 +27,8 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from mlip_jax.models.layers.tensor_products import chunks
+from mlip_jax.graphs.slot_sums import SlotIndex
+from mlip_jax.models.layers.tensor_products import chunks, slot_products
 from mlip_jax.models.layers.tensor_products.chunks import Spec
 
 
@@ -38,7 +41,10 @@ class _Call(NamedTuple):
 
 
 def convolve_blocks(spec: Spec, x, y, w, senders, receivers):
-    """Compute chunks.forward, with efficient first and second derivatives."""
+    """Compute chunks.forward, with efficient first and second derivatives.
+
+    If all edges are in slots, `senders` is their `SlotIndex` and `receivers` is None.
+    """
     return _bind(_CONVOLVE, spec, (), x, y, w, senders, receivers)
 
 
@@ -69,28 +75,40 @@ def _shape(shape, dtype):
     return jax.core.ShapedArray(shape, dtype)
 
 
+def _product(name, *static):
+    """Return a function of chunks.py or, for edges in slots, the same one of slot_products.py."""
+
+    def function(*arguments):
+        *arrays, senders, receivers = arguments
+        if isinstance(senders, SlotIndex):
+            return getattr(slot_products, name)(*static, *arrays, senders)
+        return getattr(chunks, name)(*static, *arrays, senders, receivers)
+
+    return function
+
+
 def _convolve(call, *leaves):
-    return chunks.forward(call.spec, *jax.tree.unflatten(call.tree, leaves))
+    return _product("forward", call.spec)(*jax.tree.unflatten(call.tree, leaves))
 
 
 def _convolve_tangent(call, *leaves):
     """Arguments: tangents of x, y and w, then x, y, w, senders, receivers."""
     tangents, arguments = _two(call, leaves)
-    return _tangent(functools.partial(chunks.forward, call.spec), tangents, arguments)
+    return _tangent(_product("forward", call.spec), tangents, arguments)
 
 
 def _backward(call, *leaves):
-    return chunks.backward(call.spec, call.wanted, *jax.tree.unflatten(call.tree, leaves))
+    return _product("backward", call.spec, call.wanted)(*jax.tree.unflatten(call.tree, leaves))
 
 
 def _backward_tangent(call, *leaves):
     """Arguments: tangents of g, x, y and w, then g, x, y, w, senders, receivers."""
     tangents, arguments = _two(call, leaves)
-    return _tangent(functools.partial(chunks.backward, call.spec, call.wanted), tangents, arguments)
+    return _tangent(_product("backward", call.spec, call.wanted), tangents, arguments)
 
 
 def _second(call, *leaves):
-    return chunks.second(call.spec, call.wanted, *jax.tree.unflatten(call.tree, leaves))
+    return _product("second", call.spec, call.wanted)(*jax.tree.unflatten(call.tree, leaves))
 
 
 def _two(call, leaves):

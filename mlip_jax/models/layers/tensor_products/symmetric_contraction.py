@@ -21,10 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlip_jax.models.layers.basic import gather
 from mlip_jax.models.layers.tensor_products.couplings import coupling
 from mlip_jax.models.layers.tensor_products.irreps import Features, natural
-from mlip_jax.models.layers.tensor_products.linear import element_index
+from mlip_jax.models.layers.tensor_products.linear import element_index, table_rows
 from mlip_jax.models.layers.tensor_products.product_algebras import (
     Algebra,
     MatrixProducts,
@@ -168,7 +167,7 @@ class SymmetricContraction(nn.Module):
                 tables.append(table)
         # weights of each atom, (N, all paths, C), as a list of (N, C)
         index = element_index(numbers, self.elements)[0]
-        weights = unstack(gather(jnp.concatenate(tables, axis=1), index))
+        weights = unstack(table_rows(jnp.concatenate(tables, axis=1), index))
         # few products of equal factors are written out, the many of different factors are not
         algebra = (WrittenOut if equal else MatrixProducts)(self.old_signs)
         factors = [factors] * self.correlation if equal else factors

@@ -127,9 +127,9 @@ class DynamicsLoop:
             state, pending, due = self._repeat_steps(inputs, capacity, state, pending, ready, until)
             return state, pending, self.recorder.append(records, particles, timestep, state, due)
 
-        no_step = HalfStep(
-            _motion(state), state.code, jnp.asarray(True), jnp.asarray(False), jnp.asarray(False)
-        )
+        no = jnp.asarray(False)
+        narrow = no if self._can_be_narrow(state.cell) else None
+        no_step = HalfStep(_motion(state), state.code, jnp.asarray(True), no, narrow)
         state, _, records = jax.lax.while_loop(should_continue, iterate, (state, no_step, records))
         return state, records
 
@@ -154,10 +154,10 @@ class DynamicsLoop:
             lambda: (state.graph, state.wanted[:2]),
         )
         wanted = jnp.append(wanted, 0)
-        ready = capacity.holds(wanted) & ~pending.narrow
+        ready = capacity.holds(wanted) & ~pending.is_narrow()
         updated = state._replace(graph=graph, lists=state.lists + (pending.moved & ready))
         state = jax.lax.cond(ready, lambda: updated, lambda: state)
-        return state._replace(wanted=wanted, stale=pending.narrow), ready
+        return state._replace(wanted=wanted, stale=pending.is_narrow()), ready
 
     def _repeat_steps(
         self,
@@ -184,7 +184,7 @@ class DynamicsLoop:
             return (
                 ready
                 & ~pending.moved
-                & ~pending.narrow
+                & ~pending.is_narrow()
                 & ~due
                 & capacity.holds(state.wanted)
                 & (state.step < until)
@@ -230,16 +230,20 @@ class DynamicsLoop:
         code = mark_far_moves(particles, state, motion, self.max_displacement)
         motion = where_running(code, particles, motion, start)
         moved = neighbors.has_moved(graph, particles, motion.positions, motion.cell, self.cutoffs)
-        narrow = ~self._is_wide(particles, motion) if self.lists_on_device else jnp.asarray(False)
+        narrow = None
+        if self._can_be_narrow(motion.cell):
+            narrow = ~self._is_wide(particles, motion)
         return HalfStep(motion, code, jnp.asarray(False), moved, narrow)
+
+    def _can_be_narrow(self, cell: jax.Array | None) -> bool:
+        """Return whether the device makes lists of a cell, which may shrink."""
+        return self.lists_on_device and cell is not None
 
     def _is_wide(self, particles: Particles, motion: Motion) -> jax.Array:
         """Return whether the cell is large enough for lists of nearest images, () bool.
 
         A cell that shrinks may become too small.
         """
-        if motion.cell is None:
-            return jnp.asarray(True)
         planes = 1 / jnp.linalg.norm(jnp.linalg.inv(motion.cell), axis=-2)
         return (
             jnp.where(particles.periodic, planes, jnp.inf) > 2 * neighbors.list_radius(self.cutoffs)

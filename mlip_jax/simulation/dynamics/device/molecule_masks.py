@@ -25,7 +25,7 @@ def select(
         return None
     # an array of atoms: there are more of them than molecules, since one is padding
     if new.shape[0] == particles.molecule.shape[0]:
-        condition = jnp.append(condition, False)[particles.molecule]
+        condition = particles.of_atoms(condition, False)
     return jnp.where(condition.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import jraph
 
 from mlip_jax.simulation.dynamics.integrators import Motion
@@ -70,11 +71,16 @@ class HalfStep(NamedTuple):
       code: Status codes after the half step, (M,) int32.
       empty: Whether no step has been started, () bool.
       moved: Whether the list may lack pairs at the new positions, () bool.
-      narrow: Whether the cell has become too small for lists of the device, () bool.
+      narrow: Whether the cell has become too small for lists of the device, () bool; None if it
+        cannot.
     """
 
     motion: Motion
     code: jax.Array
     empty: jax.Array
     moved: jax.Array
-    narrow: jax.Array
+    narrow: jax.Array | None
+
+    def is_narrow(self) -> jax.Array:
+        """Return `narrow` as an array."""
+        return jnp.asarray(False) if self.narrow is None else self.narrow
