@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from configs import spice
 from mlip_jax import defaults
 from mlip_jax.graphs.neighbor_slots import add_neighbor_slots, wants_slots
 from mlip_jax.graphs.shapes import PaddingBudget
@@ -60,6 +61,8 @@ class Program:
 def build(spec: str) -> Program:
     """Return the program of a text such as "train:painn:256", "md:painn:60" or "calc:schnet:30".
 
+    The model "default" is that of `configs/spice.py`, trained with the optimizer of that config.
+
     Args:
       spec: Kind, model and size; then options such as "slots=0". The sizes are those of `train`,
         `forces`, `relax` (molecules) and of `md`, `calc` (atoms).
@@ -79,7 +82,7 @@ def build(spec: str) -> Program:
 
 
 def train(name: str, molecules: int = 256, slots: int = 32) -> Program:
-    """Return a training step with Adam.
+    """Return a training step, with Adam unless the model is "default".
 
     Args:
       name: Model.
@@ -94,8 +97,11 @@ def train(name: str, molecules: int = 256, slots: int = 32) -> Program:
         0.8,
         {"penalty": "mae", "energy_per_atom": False},
     )
-    config = defaults.train_defaults()
-    config.optimizer.name = "adam"
+    if name == "default":
+        config = spice.get_config()
+    else:
+        config = defaults.train_defaults()
+        config.optimizer.name = "adam"
 
     def in_slots(data, graph, bucket):
         return add_neighbor_slots(graph, slots if wants_slots(model) else 0)
@@ -220,6 +226,9 @@ def shapes(tree: Any) -> Any:
 
 
 def _model(name: str):
+    if name == "default":
+        config = spice.get_config().model
+        return create_model({"name": config.name, "options": dict(config.options)})
     return create_model({"name": name, "options": OPTIONS.get(name, {})})
 
 
