@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs import spice
 from mlip_jax import defaults
+from mlip_jax.configs import spice
 from mlip_jax.graphs.neighbor_slots import add_neighbor_slots, wants_slots
 from mlip_jax.graphs.shapes import PaddingBudget
 from mlip_jax.matmul_precision import full_precision
