@@ -30,6 +30,7 @@ import jax.numpy as jnp
 import jraph
 import numpy as np
 
+from mlip_jax.graphs.element_rows import element_rows
 from mlip_jax.graphs.graph import Pairs, pairs
 from mlip_jax.graphs.slot_sums import SlotIndex
 from mlip_jax.models.layers.allegro_paths import layer_irreps, product_tensor
@@ -40,7 +41,6 @@ from mlip_jax.models.layers.basic import (
     segment_sum,
     unit_vectors,
 )
-from mlip_jax.models.layers.element_rows import element_rows
 from mlip_jax.models.layers.factored import Factored, FactoredMLP, uniform
 from mlip_jax.models.layers.heads import MAX_ATOMIC_NUMBER, AtomOutputs
 from mlip_jax.models.layers.tensor_products.couplings import spherical_harmonics

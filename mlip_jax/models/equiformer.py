@@ -24,9 +24,9 @@ import jax.numpy as jnp
 import jraph
 import numpy as np
 
+from mlip_jax.graphs.element_rows import element_rows
 from mlip_jax.graphs.graph import pairs
 from mlip_jax.models.layers.basic import STEP, cutoff_function, safe_norm, unit_vectors
-from mlip_jax.models.layers.element_rows import element_rows
 from mlip_jax.models.layers.graph_attention import (
     DegreeEmbedding,
     DegreeNorm,

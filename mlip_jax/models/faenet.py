@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import jraph
 
 from mlip_jax.config import unknown_name
+from mlip_jax.graphs.element_rows import element_rows
 from mlip_jax.graphs.graph import Pairs, node_graph_index, pairs, spread_by_graph
 from mlip_jax.models.layers.basic import (
     STEP,
@@ -35,7 +36,6 @@ from mlip_jax.models.layers.basic import (
     segment_sum,
 )
 from mlip_jax.models.layers.element_properties import GROUPS, PERIODS, PROPERTIES
-from mlip_jax.models.layers.element_rows import element_rows
 from mlip_jax.models.layers.frames import FRAMES, GraphNorm, principal_axes
 from mlip_jax.models.layers.gated_energy import xavier
 from mlip_jax.models.layers.heads import MAX_ATOMIC_NUMBER, AtomOutputs, embed_elements

@@ -69,7 +69,7 @@ def test_parameters_are_sent_to_the_device_once(potential, monkeypatch):
         calls.append(jax.tree.leaves(params))
         return np.zeros(len(graph.n_node))
 
-    monkeypatch.setattr(module, "_energy", without_model)
+    monkeypatch.setattr(module, "batch_energies", without_model)
     energies(potential, Columns.from_structures(structures(30)), np.arange(30), batch_size=4)
     first, *others = calls
     assert len(others) > 1 and all(isinstance(x, jax.Array) for x in first)

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import jraph
 import numpy as np
 
+from mlip_jax.graphs.element_rows import element_rows
 from mlip_jax.graphs.graph import node_graph_index, spread_by_graph, sum_by_graph
 from mlip_jax.models.layers.basic import ResidualMLP
-from mlip_jax.models.layers.element_rows import element_rows
 from mlip_jax.models.layers.heads import MAX_ATOMIC_NUMBER
 
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 
+from mlip_jax.graphs.element_rows import element_rows
 from mlip_jax.models.layers.basic import Dense, activation
-from mlip_jax.models.layers.element_rows import element_rows
 
 MAX_ATOMIC_NUMBER = 118
 

@@ -134,15 +134,15 @@ def _filters_jvp(order, primals, tangents):
     return _filters(order, *primals), tuple(a + b for a, b in zip(turned, changes))
 
 
-def _scaled(factor, *arrays):
+def _scale_arrays(factor, *arrays):
     return [factor[..., None] * array for array in arrays]
 
 
 # _SCALED: (N, K), several (N, K, F) -> products. The derivative by the factor is one sum.
-_SCALED = define_primitive("scaled_arrays", _scaled, several=True)
+_SCALED = define_primitive("scaled_arrays", _scale_arrays, several=True)
 
 
-def _scaled_jvp(primals, tangents):
+def _scale_arrays_jvp(primals, tangents):
     out, tangent = _SCALED.bind(*primals), None
     factor, *arrays = tangents
     if not is_zero(factor):
@@ -153,14 +153,17 @@ def _scaled_jvp(primals, tangents):
     return out, [ad.Zero.from_primal_value(x) for x in out] if tangent is None else tangent
 
 
-def _scaled_transpose(cotangents, factor, *arrays):
+def _scale_arrays_transpose(cotangents, factor, *arrays):
     if ad.is_undefined_primal(factor):
         products = [c * x for c, x in zip(cotangents, arrays) if not is_zero(c)]
         return [sum(products).sum(-1) if products else None, *[None] * len(arrays)]
     return [None, *(None if is_zero(c) else c * factor[..., None] for c in cotangents)]
 
 
-ad.primitive_jvps[_SCALED], ad.primitive_transposes[_SCALED] = _scaled_jvp, _scaled_transpose
+ad.primitive_jvps[_SCALED], ad.primitive_transposes[_SCALED] = (
+    _scale_arrays_jvp,
+    _scale_arrays_transpose,
+)
 
 
 def _combine(basis, table, scale):

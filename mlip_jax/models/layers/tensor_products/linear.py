@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mlip_jax.graphs.element_rows import element_rows
 from mlip_jax.models.layers.basic import ACTIVATIONS, gather
-from mlip_jax.models.layers.element_rows import element_rows
 from mlip_jax.models.layers.heads import MAX_ATOMIC_NUMBER
 from mlip_jax.models.layers.tensor_products.irreps import SCALAR, Features, Irreps
 from mlip_jax.target_device import target_platform

@@ -24,7 +24,7 @@ from mlip_jax.models.layers.tensor_products.chunks import PathGroup, Spec, contr
 def forward(spec: Spec, x, y, w, index: SlotIndex):
     """Compute the convolution, an array (N, c, U) per group and path."""
     return [
-        _by_g(index, x[k], couple(spec, group, y), _masked(w[k], index))
+        _by_g(index, x[k], couple(spec, group, y), _mask_empty(w[k], index))
         for k, group in enumerate(spec.groups)
     ]
 
@@ -42,7 +42,7 @@ def backward(spec: Spec, wanted, g, x, y, w, index: SlotIndex):
     need_x, need_y, need_w = wanted
     dx, dy, dw = [], None, []
     for k, group in enumerate(spec.groups):
-        weights = _masked(w[k], index)
+        weights = _mask_empty(w[k], index)
         if need_x:
             dx.append(_by_x(index, spec, group, g[k], y, weights))
         if need_y:
@@ -68,8 +68,8 @@ def second(spec: Spec, wanted, cotangents, g, x, y, w, index: SlotIndex):
     cx, cy, cw = cotangents
     dg, dx, dy, dw = [], [], None, []
     for k, group in enumerate(spec.groups):
-        weights = _masked(w[k], index)
-        c_weights = None if cw is None else _masked(cw[k], index)
+        weights = _mask_empty(w[k], index)
+        c_weights = None if cw is None else _mask_empty(cw[k], index)
         c_x = None if cx is None else cx[k]
         m = couple(spec, group, y)
         c_m = None if cy is None else couple(spec, group, cy)
@@ -136,7 +136,7 @@ def _by_w(index, g, x, m):
     """Differentiate by the weights, (P, U) each."""
     coupled = _apply(m, rows(x, index.atoms))
     products = [(a * b).sum(1) for a, b in zip(_of_receivers(g, index), coupled)]
-    return _masked(products, index)
+    return _mask_empty(products, index)
 
 
 def _apply(m, x):
@@ -147,7 +147,7 @@ def _apply(m, x):
     ]
 
 
-def _masked(w, index):
+def _mask_empty(w, index):
     """Set the rows of empty slots to zero."""
     used = index.used.reshape(-1, 1)
     return [jnp.where(used, weight, jnp.zeros((), weight.dtype)) for weight in w]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlip_jax.models.layers.element_rows import element_rows
+from mlip_jax.graphs.element_rows import element_rows
 from mlip_jax.target_device import compiling_for
 
 INDEX = np.array([2, 0, 2, 2, 3])  # row 1 is not used, row 2 several times
